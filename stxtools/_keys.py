@@ -1,0 +1,72 @@
+"""Every AnnData key that the package reads or writes by default, in one place.
+
+``key_added`` replaces the base name of a call's outputs; the functions below derive the rest from it.
+"""
+
+from __future__ import annotations
+
+# read
+SPATIAL = "spatial"
+X_PCA = "X_pca"
+COUNTS = "counts"
+ARRAY_ROW = "array_row"
+ARRAY_COL = "array_col"
+
+# pp
+RASTER = "raster"
+SPATIAL_ALIGNED = "spatial_aligned"
+ALIGN = "align"
+NOISE = "noise"
+
+# tl.segment
+SEGMENT = "segment"
+X_UNET = "X_unet"
+IMAGES = "images"
+SCALEFACTORS = "scalefactors"
+MASK_IMAGE = "segmentation"
+MASK_SCALEF = "tissue_segmentation_scalef"
+SPOT_DIAMETER = "spot_diameter_fullres"
+
+# tl.region_graph, tl.embed
+REGION = "region"
+REGIONS = "regions"
+CONNECTIVITIES = "spatial_connectivities"
+DISTANCES = "spatial_distances"
+CONTACT = "contact_length"
+X_GNN = "X_gnn"
+ATTENTION = "attention"
+EMBED = "embed"
+
+# tl.multitask, tl.biomarkers, tl.targets
+MULTITASK = "multitask"
+BIOMARKERS = "biomarkers"
+BIOMARKER_SCORE = "biomarker_score"
+TARGETS = "targets"
+
+# one section without library_key is called this in ``uns``, unless ``uns["spatial"]`` names it
+LIBRARY = "section"
+
+
+def proba(key: str) -> str:
+    """``obsm`` key of class probabilities."""
+    return f"{key}_proba"
+
+
+def confidence(key: str) -> str:
+    """``obs`` key of the probability of the called class."""
+    return f"{key}_confidence"
+
+
+def mask_id(key: str) -> str:
+    """``obs`` key of the value that the observation's class has in the mask image."""
+    return f"{key}_id"
+
+
+def pred(key: str) -> str:
+    """``obs`` key of a predicted class."""
+    return f"{key}_pred"
+
+
+def colors(key: str) -> str:
+    """``uns`` key of scanpy's palette for a categorical ``obs`` column."""
+    return f"{key}_colors"

@@ -1,0 +1,1 @@
+"""Geometry of sections: lattices, rasters, neighbour graphs and masks. Arrays in, arrays out."""

@@ -1,0 +1,188 @@
+"""Argument and slot checks: each error says what was found, what is allowed, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from . import _keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+def _listing(names: Iterable[Any], limit: int = 12) -> str:
+    shown = [repr(str(n)) for n in names]
+    if not shown:
+        return "none"
+    return ", ".join(shown[:limit]) + (f", ... ({len(shown)} in all)" if len(shown) > limit else "")
+
+
+def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True) -> None:
+    """Check that ``adata`` is a non-empty AnnData with unique names."""
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"`adata` must be an anndata.AnnData, not {type(adata).__name__}.")
+    if adata.n_vars == 0:
+        raise ValueError("`adata` has no variables (0 genes); nothing can be computed.")
+    if adata.n_obs < min_obs:
+        raise ValueError(f"`adata` has {adata.n_obs} observation(s); this call needs at least {min_obs}.")
+    if not adata.obs_names.is_unique:
+        raise ValueError("`adata.obs_names` are not unique; call `adata.obs_names_make_unique()` first.")
+    if unique_vars and not adata.var_names.is_unique:
+        raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
+
+
+def check_in(adata: AnnData, slot: str, key: str, param: str, hint: str = "") -> None:
+    """Check that ``key`` is in a slot (``"obs"``, ``"obsm"``, ``"layers"`` ...)."""
+    if not isinstance(key, str):
+        raise TypeError(f"`{param}` must be a string, a key of `adata.{slot}`; got {key!r}.")
+    container = getattr(adata, slot)
+    if key not in container:
+        names = container.columns if isinstance(container, pd.DataFrame) else container.keys()
+        tail = f" {hint}" if hint else ""
+        raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {_listing(names)}.{tail}")
+
+
+def check_choice(param: str, value: Any, allowed: Collection[Any]) -> None:
+    """Check that ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"`{param}={value!r}` is not understood; choose one of {_listing(allowed)}.")
+
+
+def check_int(param: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Check an integer within bounds and return it as a Python int."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{param}` must be an integer, not {value!r}.")
+    _check_bounds(param, value, minimum, maximum)
+    return int(value)
+
+
+def check_number(param: str, value: Any, *, minimum: float | None = None, maximum: float | None = None) -> float:
+    """Check a finite number within bounds and return it as a Python float."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+        raise TypeError(f"`{param}` must be a finite number, not {value!r}.")
+    _check_bounds(param, value, minimum, maximum)
+    return float(value)
+
+
+def _check_bounds(param: str, value: Any, minimum: float | None, maximum: float | None) -> None:
+    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+        low = "" if minimum is None else f"at least {minimum}"
+        high = "" if maximum is None else f"at most {maximum}"
+        raise ValueError(f"`{param}={value}` is out of range: it must be {' and '.join(p for p in (low, high) if p)}.")
+
+
+def check_bool(param: str, value: Any) -> bool:
+    """Check a boolean."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{param}` must be True or False, not {value!r}.")
+    return bool(value)
+
+
+def check_key_added(value: Any, default: str) -> str:
+    """Check an output name: a string that h5ad and zarr can store."""
+    if value is None:
+        return default
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"`key_added` must be a non-empty string, not {value!r}.")
+    if "/" in value:
+        raise ValueError(f"`key_added={value!r}` contains '/', which h5ad and zarr cannot store in a key.")
+    return value
+
+
+def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL) -> NDArray[np.float64]:
+    """Return the first two columns of ``obsm[spatial_key]`` as float64, checked to be finite."""
+    check_in(
+        adata,
+        "obsm",
+        spatial_key,
+        "spatial_key",
+        "Put the x, y position of every observation there (n_obs x 2), or name the key that holds them.",
+    )
+    try:
+        xy = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"`adata.obsm[{spatial_key!r}]` holds no numbers: {err}") from err
+    if xy.ndim != 2 or xy.shape[1] < 2:
+        raise ValueError(f"`adata.obsm[{spatial_key!r}]` has shape {xy.shape}; expected (n_obs, 2).")
+    bad = ~np.isfinite(xy[:, :2]).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{int(bad.sum())} of {len(bad)} observations have NaN or infinite coordinates in "
+            f"`adata.obsm[{spatial_key!r}]` (first: {adata.obs_names[int(np.argmax(bad))]!r}); "
+            f"drop them, e.g. `adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()`."
+        )
+    return np.ascontiguousarray(xy[:, :2])
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """The sections of an AnnData: their names and, per observation, the index of its section."""
+
+    names: list[str]
+    codes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, index: int) -> NDArray[np.int64]:
+        """Positions of the observations of section ``index``."""
+        return np.flatnonzero(self.codes == index)
+
+
+def libraries(adata: AnnData, library_key: str | None) -> Libraries:
+    """Return the sections named by ``obs[library_key]``, or one section without a key."""
+    if library_key is None:
+        spatial = adata.uns.get(_keys.SPATIAL)
+        names = list(spatial) if hasattr(spatial, "keys") else []
+        if len(names) > 1:
+            raise ValueError(
+                f"`adata.uns['spatial']` names several sections ({_listing(names)}) but `library_key` is None; "
+                "pass `library_key=`, the obs column that says which section an observation belongs to."
+            )
+        return Libraries([str(names[0]) if names else _keys.LIBRARY], np.zeros(adata.n_obs, dtype=np.int64))
+    check_in(adata, "obs", library_key, "library_key")
+    column = adata.obs[library_key]
+    if column.isna().any():
+        raise ValueError(f"`adata.obs[{library_key!r}]` has {int(column.isna().sum())} missing values; every "
+                         "observation must belong to a section.")  # fmt: skip
+    codes, names = pd.factorize(column.astype(str), sort=True)
+    slashed = [n for n in names if "/" in n]
+    if slashed:
+        raise ValueError(
+            f"Section names in `adata.obs[{library_key!r}]` contain '/', which h5ad and zarr cannot store in a key: "
+            f"{_listing(slashed)}. Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
+        )
+    return Libraries([str(n) for n in names], codes.astype(np.int64))
+
+
+def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) -> tuple[NDArray[np.int64], list[str]]:
+    """Return codes (-1 where missing) and class names of a categorical, string, boolean or integer column."""
+    check_in(adata, "obs", key, param)
+    column = adata.obs[key]
+    if pd.api.types.is_float_dtype(column.dtype):
+        raise TypeError(
+            f"`adata.obs[{key!r}]` holds floating-point numbers; `{param}` needs classes. Convert it, e.g. "
+            f"`adata.obs[{key!r}] = pd.cut(adata.obs[{key!r}], 2).astype(str)`."
+        )
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.cat.remove_unused_categories()
+        codes = np.asarray(column.cat.codes, dtype=np.int64)
+        names: Sequence[Any] = list(column.cat.categories)
+    else:
+        codes_, uniques = pd.factorize(column, sort=True)
+        codes, names = np.asarray(codes_, dtype=np.int64), list(uniques)
+    labels = [str(n) for n in names]
+    if len(labels) < min_classes:
+        raise ValueError(
+            f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({_listing(labels)}); `{param}` needs {min_classes}."
+        )
+    return codes, labels

@@ -1,0 +1,1 @@
+"""Torch modules, losses and augmentation: tensors in, tensors out."""

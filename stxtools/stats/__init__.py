@@ -1,0 +1,1 @@
+"""Calibrated tests on sparse matrices: numpy and scipy only."""
