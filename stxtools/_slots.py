@@ -42,7 +42,7 @@ class Slots:
             for name in ("obs", "var", "obsm", "varm", "obsp", "layers", "uns"):
                 container = getattr(adata, name)
                 for key, value in getattr(self, name).items():
-                    undo.append((container, key, container[key] if key in container else _MISSING))
+                    undo.append((container, key, container.get(key, _MISSING)))
                     container[key] = value
             if self.X is not None:
                 adata.X = self.X
