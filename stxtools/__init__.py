@@ -14,11 +14,11 @@ from ._settings import settings
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import datasets, get, io, models, pl, pp, tl
+    from . import datasets, get, models, pl, pp, tl
 
-__all__ = ["__version__", "datasets", "get", "io", "models", "pl", "pp", "settings", "tl"]
+__all__ = ["__version__", "datasets", "get", "models", "pl", "pp", "settings", "tl"]
 
-_LAZY = frozenset({"datasets", "get", "io", "models", "nn", "pl", "pp", "stats", "tl"})
+_LAZY = frozenset({"datasets", "get", "models", "nn", "pl", "pp", "stats", "tl"})
 
 
 def __getattr__(name: str) -> Any:

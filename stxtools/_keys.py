@@ -62,6 +62,11 @@ def mask_id(key: str) -> str:
     return f"{key}_id"
 
 
+def mask_image(key: str) -> str:
+    """Name of the mask in ``uns["spatial"][library]["images"]``."""
+    return MASK_IMAGE if key == SEGMENT else f"{MASK_IMAGE}_{key}"
+
+
 def pred(key: str) -> str:
     """``obs`` key of a predicted class."""
     return f"{key}_pred"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Slots:
 
 def categorical(codes: NDArray[np.int64], names: Sequence[str]) -> pd.Categorical:
     """Return an obs column from codes (-1 = missing) and class names that h5ad gives back equal."""
-    return pd.Categorical.from_codes(np.asarray(codes), categories=pd.Index(list(names), dtype=object))
+    return pd.Categorical.from_codes(np.asarray(codes), categories=pd.Index(list(names)))
 
 
 def proba_frame(proba: NDArray[Any], names: Sequence[str], index: pd.Index) -> pd.DataFrame:
@@ -69,15 +70,8 @@ def proba_frame(proba: NDArray[Any], names: Sequence[str], index: pd.Index) -> p
 
 def provenance(**params: Any) -> dict[str, Any]:
     """Parameters, seed and versions as h5ad can store them: no None, tuple, set or path."""
-    import anndata
-    import scanpy
-
     clean = {k: _storable(v) for k, v in params.items() if v is not None}
-    clean["versions"] = {
-        "stxtools": __version__,
-        "anndata": anndata.__version__,
-        "scanpy": scanpy.__version__,
-    }
+    clean["versions"] = {"stxtools": __version__} | {name: version(name) for name in ("anndata", "scanpy")}
     return clean
 
 

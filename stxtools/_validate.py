@@ -116,7 +116,7 @@ def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL) -> NDArray[np.
     bad = ~np.isfinite(xy[:, :2]).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"{int(bad.sum())} of {len(bad)} observations have NaN or infinite coordinates in "
+            f"{int(bad.sum())} of {len(xy)} observations have NaN or infinite coordinates in "
             f"`adata.obsm[{spatial_key!r}]` (first: {adata.obs_names[int(np.argmax(bad))]!r}); "
             f"drop them, e.g. `adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()`."
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata as ad
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -37,6 +38,35 @@ def _lattice(kind: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
     return np.c_[c * 100.0, r * 100.0], np.c_[r, c]
 
 
+def _make(kind: str, rows: int, cols: int, n_vars: int, seed: int, libraries: int) -> ad.AnnData:
+    rng = np.random.default_rng(seed)
+    parts = []
+    for library in range(libraries):
+        if kind == "scattered":
+            xy = rng.uniform(0, [cols * 100.0, rows * 100.0], size=(rows * cols, 2))
+            array = None
+        else:
+            xy, array = _lattice(kind, rows, cols)
+        band = np.minimum((3 * xy[:, 1] / (xy[:, 1].max() + 1)).astype(int), 2)
+        rate = np.full((3, n_vars), 1.0)
+        for k in range(3):
+            rate[k, k * n_vars // 3 : (k + 1) * n_vars // 3] = 5.0
+        counts = rng.poisson(rate[band] * rng.gamma(8, 1 / 8, size=(len(xy), 1)))
+        part = ad.AnnData(sparse.csr_matrix(counts.astype(np.float32)))
+        part.obs_names = [f"l{library}_o{i}" for i in range(part.n_obs)]
+        part.var_names = [f"gene{i}" for i in range(n_vars)]
+        part.obs["band"] = np.array(["a", "b", "c"], dtype=object)[band]
+        part.obs["library"] = f"lib{library}"
+        part.obsm["spatial"] = xy
+        if array is not None:
+            part.obs["array_row"], part.obs["array_col"] = array[:, 0], array[:, 1]
+        parts.append(part)
+    out = ad.concat(parts)
+    for key in ("band", "library"):
+        out.obs[key] = out.obs[key].astype("category")
+    return out
+
+
 @pytest.fixture
 def make_section() -> Callable[..., ad.AnnData]:
     """Return a maker of small sections: counts of three bands of tissue, on a lattice or scattered."""
@@ -44,31 +74,66 @@ def make_section() -> Callable[..., ad.AnnData]:
     def make(
         kind: str = "hex", rows: int = 16, cols: int = 14, n_vars: int = 30, seed: int = 0, libraries: int = 1
     ) -> ad.AnnData:
-        rng = np.random.default_rng(seed)
-        parts = []
-        for library in range(libraries):
-            if kind == "scattered":
-                xy = rng.uniform(0, [cols * 100.0, rows * 100.0], size=(rows * cols, 2))
-                array = None
-            else:
-                xy, array = _lattice(kind, rows, cols)
-            band = np.minimum((3 * xy[:, 1] / (xy[:, 1].max() + 1)).astype(int), 2)
-            rate = np.full((3, n_vars), 1.0)
-            for k in range(3):
-                rate[k, k * n_vars // 3 : (k + 1) * n_vars // 3] = 5.0
-            counts = rng.poisson(rate[band] * rng.gamma(8, 1 / 8, size=(len(xy), 1)))
-            part = ad.AnnData(sparse.csr_matrix(counts.astype(np.float32)))
-            part.obs_names = [f"l{library}_o{i}" for i in range(part.n_obs)]
-            part.var_names = [f"gene{i}" for i in range(n_vars)]
-            part.obs["band"] = np.array(["a", "b", "c"], dtype=object)[band]
-            part.obs["library"] = f"lib{library}"
-            part.obsm["spatial"] = xy
-            if array is not None:
-                part.obs["array_row"], part.obs["array_col"] = array[:, 0], array[:, 1]
-            parts.append(part)
-        out = ad.concat(parts)
-        for key in ("band", "library"):
-            out.obs[key] = out.obs[key].astype("category")
-        return out
+        return _make(kind, rows, cols, n_vars, seed, libraries)
 
     return make
+
+
+QUICK_UNET = {"width": 8, "epochs": 6, "pretrain_epochs": 1, "steps_per_epoch": 4, "sigmas": (0.0, 1.0)}
+QUICK_NET = {"hidden": 8, "out_channels": 8, "heads": 2, "epochs": 3, "unet_width": 4}
+
+
+@pytest.fixture
+def quick_unet() -> dict[str, object]:
+    """Parameters of a U-Net that trains in a second."""
+    return dict(QUICK_UNET)
+
+
+@pytest.fixture
+def quick_net() -> dict[str, object]:
+    """Parameters of a TissueNet that trains in a second."""
+    return dict(QUICK_NET)
+
+
+@pytest.fixture(scope="session")
+def _line() -> ad.AnnData:
+    """Two small sections that went through segment, region_graph and embed."""
+    import stxtools as st
+
+    adata = _make("hex", 16, 14, 30, 0, 2)
+    how = {"show_progress": False, "accelerator": "cpu"}
+    st.tl.segment(adata, n_segments=3, library_key="library", params=QUICK_UNET, **how)
+    st.tl.region_graph(adata, max_size=20)
+    st.tl.embed(adata, params=QUICK_NET, **how)
+    return adata
+
+
+@pytest.fixture
+def line(_line: ad.AnnData) -> ad.AnnData:
+    """Return a copy of two small sections with segments, regions and embeddings."""
+    return _line.copy()
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Check that two slots hold the same, whatever they are made of."""
+    if isinstance(a, ad.AnnData):
+        assert isinstance(b, ad.AnnData), where
+        assert_same(a.X, b.X, f"{where}.X")
+        for slot in ("obs", "var"):
+            assert_same(getattr(a, slot), getattr(b, slot), f"{where}.{slot}")
+        for slot in ("obsm", "varm", "obsp", "layers", "uns"):
+            assert_same(dict(getattr(a, slot)), dict(getattr(b, slot)), f"{where}.{slot}")
+    elif hasattr(a, "keys") and not isinstance(a, pd.DataFrame):
+        assert set(a) == set(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, pd.DataFrame):
+        pd.testing.assert_frame_equal(a, b, obj=where)
+    elif sparse.issparse(a):
+        assert a.shape == b.shape, where
+        assert a.dtype == b.dtype, where
+        assert (a != b).nnz == 0, where
+    elif isinstance(a, np.ndarray):
+        np.testing.assert_array_equal(a, np.asarray(b), err_msg=where)
+    else:
+        assert a == b, where

@@ -1,0 +1,197 @@
+"""What each call writes into AnnData: the one table behind the documentation's page and its test.
+
+Keys are those of a call with its default ``key_added``. A part in braces stands for the value of a
+parameter (``{biomarker_key}``) or for a section's name (``{library}``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import _keys as k
+
+
+@dataclass(frozen=True)
+class SlotRow:
+    """One slot that a call writes.
+
+    ``where`` is an attribute of AnnData (``"obs"``), or of the regions' AnnData (``"regions.obs"``). ``key`` is a
+    path of keys with ``/`` between them for what lies deeper in ``uns``, and empty for ``X``.
+    ``always`` is false for a slot that depends on the input; ``meaning`` then says on what.
+    """
+
+    call: str
+    where: str
+    key: str
+    type: str
+    shape: str
+    meaning: str
+    always: bool = True
+
+    @property
+    def code(self) -> str:
+        """The slot as a user would type it."""
+        root, _, attribute = self.where.rpartition(".")
+        owner = f'uns["{k.REGIONS}"].{attribute}' if root else self.where
+        return owner + "".join(f'["{part}"]' for part in self.key.split("/") if part)
+
+
+_PARAMS = "parameters, seed and versions of the call"
+
+
+def _network_rows(call: str) -> tuple[SlotRow, ...]:
+    """Return what both graph-network calls write."""
+    return (
+        SlotRow(call, "regions.obsm", k.X_GNN, "float32", "n_regions x n_dims", "region embeddings"),
+        SlotRow(
+            call,
+            "regions.obsp",
+            k.ATTENTION,
+            "csr float32",
+            "n_regions x n_regions",
+            "attention that a row's region pays to a column's, itself included; rows sum to 1",
+        ),
+        SlotRow(
+            call,
+            "regions.obs",
+            k.ATTENTION,
+            "float32",
+            "n_regions",
+            "mean attention that the region gets from those around it",
+        ),
+        SlotRow(call, "obsm", k.X_GNN, "float32", "n_obs x n_dims", "embedding of the observation's region"),
+        SlotRow(call, "obs", k.ATTENTION, "float32", "n_obs", "attention of the observation's region"),
+    )
+
+
+SLOTS: tuple[SlotRow, ...] = (
+    # pp.normalize
+    SlotRow("pp.normalize", "layers", k.COUNTS, "as X was", "n_obs x n_vars", "expression before normalisation"),
+    SlotRow("pp.normalize", "X", "", "csr float32", "n_obs x n_vars", "log1p of depth-normalised expression"),
+    SlotRow("pp.normalize", "var", "highly_variable", "bool", "n_vars", "gene was used for the PCA"),
+    SlotRow("pp.normalize", "obsm", k.X_PCA, "float32", "n_obs x n_comps", "principal components"),
+    SlotRow("pp.normalize", "varm", "PCs", "float32", "n_vars x n_comps", "loadings, 0 for genes that were not used"),
+    SlotRow("pp.normalize", "uns", "pca", "dict", "-", "variances of the components, as scanpy writes them"),
+    SlotRow("pp.normalize", "uns", "log1p", "dict", "-", "scanpy's mark of logarithmic values"),
+    SlotRow("pp.normalize", "uns", "normalize/params", "dict", "-", _PARAMS),
+    # pp.rasterize
+    SlotRow("pp.rasterize", "obsm", k.RASTER, "int32", "n_obs x 2", "row and column of the observation's pixel"),
+    SlotRow(
+        "pp.rasterize",
+        "uns",
+        f"{k.RASTER}/{{library}}",
+        "dict",
+        "-",
+        "per section: shape, pixel size (units of the coordinates), origin, lattice (hex, square, scattered)",
+    ),
+    SlotRow("pp.rasterize", "uns", f"{k.RASTER}/params", "dict", "-", _PARAMS),
+    # pp.align
+    SlotRow("pp.align", "obsm", k.SPATIAL_ALIGNED, "float64", "n_obs x 2", "coordinates in the reference's frame"),
+    SlotRow("pp.align", "uns", f"{k.ALIGN}/matrices/{{library}}", "float64", "2 x 3", "affine map M of the section"),
+    SlotRow("pp.align", "uns", f"{k.ALIGN}/score/{{library}}", "dict", "-", "correlation and overlap, or rmse"),
+    SlotRow("pp.align", "uns", f"{k.ALIGN}/reference", "str", "-", "name of the reference section"),
+    SlotRow("pp.align", "uns", f"{k.ALIGN}/params", "dict", "-", _PARAMS),
+    # pp.add_noise
+    SlotRow(
+        "pp.add_noise", "layers", k.NOISE, "as X was", "n_obs x n_vars", "noised expression; not with `use_rep`", False
+    ),
+    SlotRow(
+        "pp.add_noise", "obsm", k.NOISE, "float32", "n_obs x n_features", "noised representation, with `use_rep`", False
+    ),
+    SlotRow("pp.add_noise", "uns", f"{k.NOISE}/params", "dict", "-", _PARAMS),
+    # tl.segment
+    SlotRow("tl.segment", "obs", k.SEGMENT, "category", "n_obs", "segment (compartment) of the observation"),
+    SlotRow(
+        "tl.segment", "obs", k.confidence(k.SEGMENT), "float32", "n_obs", "probability of the called segment, 0 to 1"
+    ),
+    SlotRow(
+        "tl.segment", "obs", k.mask_id(k.SEGMENT), "int32", "n_obs", "value of the observation's segment in the mask"
+    ),
+    SlotRow("tl.segment", "obsm", k.proba(k.SEGMENT), "DataFrame", "n_obs x n_segments", "segment probabilities"),
+    SlotRow("tl.segment", "obsm", k.X_UNET, "float32", "n_obs x n_features", "the U-Net's last features"),
+    SlotRow(
+        "tl.segment",
+        "uns",
+        f"{k.SPATIAL}/{{library}}/{k.IMAGES}/{k.MASK_IMAGE}",
+        "uint32",
+        "height x width",
+        "the mask S, one value per segment, 0 = background; squidpy draws it",
+    ),
+    SlotRow(
+        "tl.segment",
+        "uns",
+        f"{k.SPATIAL}/{{library}}/{k.SCALEFACTORS}/{k.MASK_SCALEF}",
+        "float",
+        "-",
+        "mask pixels per unit of the coordinates",
+    ),
+    SlotRow("tl.segment", "uns", f"{k.SEGMENT}/params", "dict", "-", _PARAMS),
+    SlotRow("tl.segment", "uns", f"{k.SEGMENT}/history", "DataFrame", "n_epochs x n_losses", "losses of the training"),
+    SlotRow(
+        "tl.segment",
+        "uns",
+        f"{k.SEGMENT}/stability",
+        "DataFrame",
+        "n_tried x n_columns",
+        "stability by number of segments; only where that number was chosen by the call",
+        always=False,
+    ),
+    # tl.region_graph
+    SlotRow("tl.region_graph", "obs", k.REGION, "category", "n_obs", "connected region of the observation"),
+    SlotRow(
+        "tl.region_graph", "uns", k.REGIONS, "AnnData", "n_regions x n_vars", "the regions; its slots are the next rows"
+    ),
+    SlotRow("tl.region_graph", "regions.X", "", "csr float32", "n_regions x n_vars", "mean log-normalised expression"),
+    SlotRow("tl.region_graph", "regions.obs", "segment", "category", "n_regions", "segment of the region"),
+    SlotRow("tl.region_graph", "regions.obs", "library", "category", "n_regions", "section of the region"),
+    SlotRow("tl.region_graph", "regions.obs", "n_obs", "int", "n_regions", "number of observations"),
+    SlotRow("tl.region_graph", "regions.obs", "area", "float", "n_regions", "area in squared units of the coordinates"),
+    SlotRow("tl.region_graph", "regions.obsm", k.SPATIAL, "float64", "n_regions x 2", "centroid"),
+    SlotRow(
+        "tl.region_graph", "regions.obsp", k.CONNECTIVITIES, "csr", "n_regions x n_regions", "1 where regions touch"
+    ),
+    SlotRow(
+        "tl.region_graph",
+        "regions.obsp",
+        k.DISTANCES,
+        "csr",
+        "n_regions x n_regions",
+        "distance between centroids of regions that touch",
+    ),
+    SlotRow(
+        "tl.region_graph", "regions.obsp", k.CONTACT, "csr", "n_regions x n_regions", "length of the common border"
+    ),
+    SlotRow("tl.region_graph", "regions.uns", "params", "dict", "-", _PARAMS),
+    # tl.embed
+    *_network_rows("tl.embed"),
+    SlotRow("tl.embed", "uns", f"{k.EMBED}/params", "dict", "-", _PARAMS),
+    SlotRow("tl.embed", "uns", f"{k.EMBED}/history", "DataFrame", "n_epochs x n_losses", "losses of the training"),
+    SlotRow("tl.embed", "uns", f"{k.EMBED}/Z", "DataFrame", "n_libraries x n_dims", "embedding Z of each section"),
+    # tl.multitask
+    SlotRow("tl.multitask", "obs", k.pred("{biomarker_key}"), "category", "n_obs", "predicted class, biomarker branch"),
+    SlotRow("tl.multitask", "obs", k.pred("{region_key}"), "category", "n_obs", "predicted class, region branch"),
+    SlotRow(
+        "tl.multitask", "obsm", k.proba("{biomarker_key}"), "DataFrame", "n_obs x n_classes", "class probabilities"
+    ),
+    SlotRow("tl.multitask", "obsm", k.proba("{region_key}"), "DataFrame", "n_obs x n_classes", "class probabilities"),
+    *_network_rows("tl.multitask"),
+    SlotRow("tl.multitask", "uns", f"{k.MULTITASK}/params", "dict", "-", _PARAMS),
+    SlotRow("tl.multitask", "uns", f"{k.MULTITASK}/history", "DataFrame", "n_epochs x n_losses", "losses of training"),
+    SlotRow(
+        "tl.multitask", "uns", f"{k.MULTITASK}/task_weights", "dict", "-", "alpha (biomarker), beta (classification)"
+    ),
+    SlotRow(
+        "tl.multitask", "uns", f"{k.MULTITASK}/Z", "DataFrame", "n_libraries x n_dims", "embedding Z of each section"
+    ),
+    # tl.biomarkers
+    SlotRow(
+        "tl.biomarkers", "uns", k.BIOMARKERS, "DataFrame", "n_groups * n_vars x n_columns", "one row per group and gene"
+    ),
+    SlotRow("tl.biomarkers", "uns", f"{k.BIOMARKERS}_params", "dict", "-", _PARAMS),
+    SlotRow("tl.biomarkers", "var", k.BIOMARKER_SCORE, "float", "n_vars", "largest score of the gene over the groups"),
+    # tl.targets
+    SlotRow(
+        "tl.targets", "uns", k.BIOMARKERS, "DataFrame", "n_groups * n_vars x n_columns", "the table, with more columns"
+    ),
+    SlotRow("tl.targets", "uns", f"{k.TARGETS}_params", "dict", "-", f"{_PARAMS}; genes that were not matched"),
+)

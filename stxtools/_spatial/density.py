@@ -1,0 +1,41 @@
+"""How densely observations lie: the length scales that the other modules measure in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+N_NEIGHBOURS = 6  # a planar tiling has six neighbours on average
+
+
+def unique_points(xy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return distinct points, the row that stands for each, and for every row its distinct point."""
+    points, first, inverse = np.unique(xy, axis=0, return_index=True, return_inverse=True)
+    return points, first.astype(np.int64), inverse.reshape(-1).astype(np.int64)
+
+
+def neighbour_radius(points: NDArray[np.float64], k: int = N_NEIGHBOURS) -> NDArray[np.float64]:
+    """Return the distance of each distinct point to its ``k``-th neighbour (to the farthest if there are fewer)."""
+    k = min(k, len(points) - 1)
+    if k < 1:
+        return np.ones(len(points))
+    distance, _ = cKDTree(points).query(points, k=[k + 1])
+    return distance[:, 0]
+
+
+def local_area(points: NDArray[np.float64], k: int = N_NEIGHBOURS) -> NDArray[np.float64]:
+    """Return the area that each distinct point has to itself, ``pi r_k**2 / k`` (1 for a lone point)."""
+    if len(points) < 2:
+        return np.ones(len(points))
+    return np.pi * neighbour_radius(points, k) ** 2 / min(k, len(points) - 1)
+
+
+def typical_spacing(xy: NDArray[np.float64]) -> float:
+    """Return the square root of the median area per observation (1.0 for a lone position)."""
+    points, _, _ = unique_points(xy)
+    return float(np.sqrt(np.median(local_area(points)))) if len(points) > 1 else 1.0

@@ -1,0 +1,176 @@
+"""Who is next to whom: neighbour graphs within sections, and what is measured along them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from .raster import RasterGrid, split_rows
+from .triangulation import Mesh, triangulate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_TWIN = 1e-3  # distance between observations at one place, in units of the local spacing
+
+
+def spatial_graph(
+    xy: NDArray[np.float64], codes: NDArray[np.int64], index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid]
+) -> sparse.csr_matrix:
+    """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections).
+
+    Hexagonal lattices: the six pixels around; square ones: the four that share a side; both read from the
+    pixel index, so a missing spot leaves a gap. Scattered cells: the trimmed Delaunay triangulation of
+    :func:`~stxtools._spatial.triangulation.triangulate`. Observations at one place are joined to each other
+    (to the first of them, at a thousandth of the local spacing) and share its neighbours. An observation far
+    from all others has no edge.
+    """
+    i, j, distance, _ = _edges(xy, codes, index, grids)
+    return _symmetric(i, j, distance, len(xy))
+
+
+def contact_lengths(
+    graph: sparse.csr_matrix,
+    xy: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    grids: Sequence[RasterGrid],
+) -> sparse.csr_matrix:
+    """Return the length of the border that neighbours share, on the pattern of ``graph``.
+
+    Hexagonal: ``s / sqrt(3)``; square: ``s``; scattered: the Voronoi border, at most twice the local spacing
+    (the edge length over ``sqrt(3)`` where the border is open, at the rim of the tissue). Observations at one
+    place share the border of that place, and have none (a stored 0) with each other.
+    """
+    n = len(xy)
+    out = sparse.csr_matrix((np.zeros(graph.nnz), graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
+    per_library = np.array([_lattice_contact(grid) for grid in grids])
+    out.data[:] = np.repeat(per_library[codes], np.diff(graph.indptr))
+    if not any(grid.lattice == "scattered" for grid in grids):
+        return out
+    scattered = [grid if grid.lattice == "scattered" else None for grid in grids]
+    i, j, _, contact = _edges(xy, codes, np.zeros((n, 2), dtype=np.int64), scattered)
+    key = np.r_[i * n + j, j * n + i]
+    order = np.argsort(key, kind="stable")
+    row = np.repeat(np.arange(n, dtype=np.int64), np.diff(graph.indptr))
+    pick = np.flatnonzero(np.isnan(out.data))
+    if len(pick):
+        wanted = row[pick] * n + graph.indices[pick]
+        place = order[np.minimum(np.searchsorted(key[order], wanted), len(key) - 1)]
+        out.data[pick] = np.where(key[place] == wanted, np.r_[contact, contact][place], 0.0)
+    return out
+
+
+def observation_area(
+    xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid]
+) -> NDArray[np.float64]:
+    """Return the area of tissue that each observation stands for, in squared units of the coordinates.
+
+    Hexagonal: ``s**2 sqrt(3) / 2``; square: ``s**2``; scattered: a third of the triangles around it, or
+    ``pi r**2 / 6`` with the distance ``r`` to the sixth neighbour where there is none. Observations at one
+    place share its area.
+    """
+    area = np.ones(len(xy))
+    for rows, grid in zip(split_rows(codes, len(grids)), grids, strict=True):
+        if grid.lattice == "scattered" and len(rows):
+            mesh = triangulate(xy[rows])
+            area[rows] = (mesh.area / np.bincount(mesh.member))[mesh.member]
+        else:
+            area[rows] = grid.pixel_size**2 * (np.sqrt(3) / 2 if grid.lattice == "hex" else 1.0)
+    return area
+
+
+def neighbour_mean(
+    graph: sparse.csr_matrix, values: NDArray[Any], rounds: int = 1, include_self: bool = True
+) -> NDArray[Any]:
+    """Average ``values`` (n x d) over neighbours, ``rounds`` times; float32 stays float32.
+
+    An observation without neighbours keeps its own values.
+    """
+    out = np.asarray(values)
+    dtype = np.float32 if out.dtype == np.float32 else np.float64
+    n = graph.shape[0]
+    weight = sparse.csr_matrix((np.ones(graph.nnz, dtype=dtype), graph.indices, graph.indptr), shape=graph.shape)
+    own = np.ones(n) if include_self else (np.diff(graph.indptr) == 0).astype(np.float64)
+    weight = (weight + sparse.diags(own, format="csr", dtype=dtype)).tocsr()
+    weight.data /= np.repeat(np.asarray(weight.sum(axis=1)).ravel(), np.diff(weight.indptr)).astype(dtype)
+    for _ in range(rounds):
+        out = weight @ out
+    return np.asarray(out, dtype=dtype)
+
+
+def _lattice_contact(grid: RasterGrid) -> float:
+    if grid.lattice == "scattered":
+        return float("nan")
+    return grid.pixel_size / np.sqrt(3) if grid.lattice == "hex" else grid.pixel_size
+
+
+def _edges(
+    xy: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    index: NDArray[np.integer[Any]],
+    grids: Sequence[RasterGrid | None],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return each edge once: its ends, length and contact; sections whose grid is None are left out."""
+    parts = []
+    for rows, grid in zip(split_rows(codes, len(grids)), grids, strict=True):
+        if grid is None or len(rows) < 2:
+            continue
+        if grid.lattice == "scattered":
+            i, j, length, contact = _scattered_edges(triangulate(xy[rows]))
+        else:
+            i, j = _lattice_edges(index[rows], hexagonal=grid.lattice == "hex")
+            length = np.linalg.norm(xy[rows[i]] - xy[rows[j]], axis=1)
+            length = np.where(length > 0, length, _TWIN * grid.pixel_size)
+            contact = np.full(len(i), _lattice_contact(grid))
+        parts.append((rows[i], rows[j], length, contact))
+    if not parts:
+        none = np.zeros(0, dtype=np.int64)
+        return none, none, np.zeros(0), np.zeros(0)
+    i, j, length, contact = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return i, j, length, contact
+
+
+def _lattice_edges(index: NDArray[np.integer[Any]], *, hexagonal: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Look up the pixels to the right and below: each pair of neighbours is found once."""
+    row, col = index[:, 0].astype(np.int64), index[:, 1].astype(np.int64) + 1
+    width = int(col.max()) + 2
+    key = row * width + col
+    order = np.argsort(key, kind="stable")
+    ordered = key[order]
+    below = [col - 1 + (row & 1), col + (row & 1)] if hexagonal else [col]  # odd rows lie half a pixel further
+    i, j = [], []
+    for target in [key + 1, *[(row + 1) * width + c for c in below]]:
+        place = np.minimum(np.searchsorted(ordered, target), len(ordered) - 1)
+        hit = ordered[place] == target
+        i.append(np.flatnonzero(hit))
+        j.append(order[place[hit]])
+    return np.concatenate(i), np.concatenate(j)
+
+
+def _scattered_edges(
+    mesh: Mesh,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Turn edges of distinct points into edges of observations."""
+    a, b = mesh.edges[:, 0], mesh.edges[:, 1]
+    i, j = mesh.first[a], mesh.first[b]
+    size = np.bincount(mesh.member)
+    contact = mesh.contact / (size[a] + size[b] - 1)  # over the edges that one edge of places becomes
+    parts = [(i, j, mesh.length, contact)]
+    twins = np.flatnonzero(mesh.first[mesh.member] != np.arange(len(mesh.member)))
+    if len(twins):
+        place = mesh.member[twins]
+        parts.append((twins, mesh.first[place], _TWIN * mesh.spacing[place], np.zeros(len(twins))))
+        both = _symmetric(a, b, np.arange(1, len(a) + 1, dtype=np.float64), len(size))[place].tocoo()
+        edge = both.data.astype(np.int64) - 1
+        parts.append((twins[both.row], mesh.first[both.col], mesh.length[edge], contact[edge]))
+    i, j, length, shared = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return i, j, length, shared
+
+
+def _symmetric(i: NDArray[np.int64], j: NDArray[np.int64], values: NDArray[np.float64], n: int) -> sparse.csr_matrix:
+    out = sparse.coo_matrix((np.r_[values, values], (np.r_[i, j], np.r_[j, i])), shape=(n, n)).tocsr()
+    out.sort_indices()
+    return out

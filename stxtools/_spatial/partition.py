@@ -1,0 +1,114 @@
+"""Cut connected sets of observations into connected parts of bounded size."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components, dijkstra
+
+
+def bounded_parts(
+    graph: sparse.csr_matrix,
+    part: NDArray[np.int64],
+    xy: NDArray[np.float64],
+    max_size: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Cut the parts that have more than ``max_size`` members into connected ones that have not.
+
+    Seeds are spread over each large part, every member goes to its nearest seed along the graph (a
+    Voronoi partition, whose cells are connected); cells that are still too large are cut again, finally
+    into pieces of a walk along the cell, so the bound always holds.
+
+    Parameters
+    ----------
+    graph
+        Edge lengths between members of the same part, (n, n) symmetric; edges between parts are ignored.
+    part
+        Part of each of the n observations; each part is connected.
+    xy
+        Coordinates, (n, 2).
+    max_size
+        Most members of a part.
+    rng
+        Source of randomness for the seeds.
+
+    Returns
+    -------
+    Part of each observation, 0 .. n_parts - 1.
+    """
+    part = np.unique(part, return_inverse=True)[1].astype(np.int64)
+    for _ in range(12):
+        size = np.bincount(part)
+        large = np.flatnonzero(size[part] > max_size)
+        if len(large) == 0:
+            return part
+        part[large] = part.max() + 1 + _voronoi(graph, part, large, size, max_size, rng)
+        part = np.unique(_connected(graph, part), return_inverse=True)[1].astype(np.int64)
+    return _chop(part, xy, max_size, graph)
+
+
+def _voronoi(
+    graph: sparse.csr_matrix,
+    part: NDArray[np.int64],
+    members: NDArray[np.int64],
+    size: NDArray[np.int64],
+    max_size: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Nearest seed along the graph for each of ``members``; two seeds at least in every part."""
+    sub = _within(graph, part)[members][:, members].tocsr()
+    own = part[members]
+    order = np.lexsort((rng.random(len(members)), own))
+    first = np.r_[0, np.flatnonzero(np.diff(own[order])) + 1]
+    place = np.arange(len(members)) - np.repeat(first, np.diff(np.r_[first, len(members)]))
+    wanted = np.maximum(np.ceil(size[own[order]] / (0.7 * max_size)), 2)  # some room: cells vary in size
+    seeds = order[place < wanted]
+    nearest = _nearest_seed(sub, seeds)
+    for _ in range(2):  # Lloyd's steps even the cells out
+        seeds = _medoids(sub, nearest, seeds)
+        nearest = _nearest_seed(sub, seeds)
+    return np.unique(nearest, return_inverse=True)[1].astype(np.int64)
+
+
+def _nearest_seed(graph: sparse.csr_matrix, seeds: NDArray[np.int64]) -> NDArray[np.int64]:
+    _, _, source = dijkstra(graph, directed=False, indices=seeds, min_only=True, return_predecessors=True)
+    return source.astype(np.int64)
+
+
+def _medoids(graph: sparse.csr_matrix, nearest: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Member of each cell that lies deepest in it, counted in steps from the cell's rim."""
+    coo = graph.tocoo()
+    crossing = nearest[coo.row] != nearest[coo.col]
+    rim = np.unique(coo.row[crossing])
+    if len(rim) == 0:
+        return seeds
+    depth = dijkstra(graph, directed=False, indices=rim, min_only=True, unweighted=True)
+    order = np.lexsort((-depth, nearest))
+    first = np.r_[0, np.flatnonzero(np.diff(nearest[order])) + 1]
+    return order[first].astype(np.int64)
+
+
+def _within(graph: sparse.csr_matrix, part: NDArray[np.int64]) -> sparse.csr_matrix:
+    coo = graph.tocoo()
+    same = part[coo.row] == part[coo.col]
+    return sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)
+
+
+def _connected(graph: sparse.csr_matrix, part: NDArray[np.int64]) -> NDArray[np.int64]:
+    return connected_components(_within(graph, part), directed=False)[1].astype(np.int64)
+
+
+def _chop(
+    part: NDArray[np.int64], xy: NDArray[np.float64], max_size: int, graph: sparse.csr_matrix
+) -> NDArray[np.int64]:
+    """Last resort: slices of at most ``max_size`` members across the longer side, then connected pieces of them."""
+    size = np.bincount(part)
+    out, next_free = part.copy(), int(part.max()) + 1
+    for p in np.flatnonzero(size > max_size):
+        rows = np.flatnonzero(part == p)
+        axis = int(np.argmax(np.ptp(xy[rows], axis=0)))
+        out[rows[np.argsort(xy[rows, axis], kind="stable")]] = next_free + np.arange(len(rows)) // max_size
+        next_free = int(out.max()) + 1
+    return np.unique(_connected(graph, out), return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,158 @@
+"""From coordinates to pixels: lattices keep theirs, scattered cells are binned by their density."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .density import typical_spacing
+from .lattice import Kind, fit_lattice
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LATTICES = ("auto", "hex", "square", "scattered")
+
+
+@dataclass(frozen=True)
+class RasterGrid:
+    """The raster of one section.
+
+    Attributes
+    ----------
+    shape
+        Rows and columns.
+    pixel_size
+        Distance between the centres of neighbouring pixels, in units of the coordinates.
+    origin
+        x, y of the centre of pixel (0, 0).
+    lattice
+        ``"hex"`` (odd rows lie half a pixel further along the column direction), ``"square"`` or ``"scattered"``
+        (bins of a square grid, which may hold several observations).
+    """
+
+    shape: tuple[int, int]
+    pixel_size: float
+    origin: tuple[float, float]
+    lattice: str
+
+    def to_uns(self) -> dict[str, Any]:
+        """Return what ``uns`` can hold."""
+        return {
+            "shape": np.array(self.shape, dtype=np.int64),
+            "pixel_size": float(self.pixel_size),
+            "origin": np.array(self.origin, dtype=np.float64),
+            "lattice": self.lattice,
+        }
+
+    @classmethod
+    def from_uns(cls, stored: Mapping[str, Any]) -> RasterGrid:
+        """Return the grid that :meth:`to_uns` stored."""
+        rows, cols = (int(v) for v in stored["shape"])
+        x, y = (float(v) for v in stored["origin"])
+        return cls((rows, cols), float(stored["pixel_size"]), (x, y), str(stored["lattice"]))
+
+
+def rasterize(
+    xy: NDArray[np.float64],
+    *,
+    array: NDArray[Any] | None = None,
+    lattice: Kind = "auto",
+    pixel_size: float | None = None,
+    occupancy: float = 2.0,
+) -> tuple[NDArray[np.int32], RasterGrid]:
+    """Return the pixel (row, col) of every observation of one section, and the grid.
+
+    Scattered cells get a pixel that holds ``occupancy`` of them on average: ``sqrt(occupancy)`` times the
+    square root of the median area per cell, which is ``pi r**2 / 6`` with the distance ``r`` to the sixth
+    neighbour. A lone observation (or several at one place) is pixel (0, 0) of a 1 x 1 scattered raster whose
+    pixel size is 1 unless given. Observations on a line make a raster of few rows or columns. ``pixel_size``
+    with ``lattice="auto"`` asks for bins of that size and so for ``"scattered"``.
+
+    Raises
+    ------
+    ValueError
+        If ``lattice`` names one that the observations do not form, or the raster would be too large.
+    """
+    if lattice not in LATTICES:
+        raise ValueError(f"`lattice={lattice!r}` is not understood; choose one of {', '.join(map(repr, LATTICES))}.")
+    if pixel_size is not None and lattice in ("hex", "square"):
+        raise ValueError(
+            f"`pixel_size={pixel_size}` and `lattice={lattice!r}` exclude each other: a lattice has its own spacing. "
+            "Leave one of them out."
+        )
+    if pixel_size is not None and not (np.isfinite(pixel_size) and pixel_size > 0):
+        raise ValueError(f"`pixel_size={pixel_size}` must be a positive number, in units of the coordinates.")
+    if len(xy) == 0:
+        raise ValueError("A raster needs at least one observation; found none.")
+    if pixel_size is None and lattice != "scattered":
+        found = fit_lattice(xy, array, lattice)
+        if found is not None:
+            rows, cols = (int(v) + 1 for v in found.index.max(axis=0))
+            return found.index.astype(np.int32), RasterGrid((rows, cols), found.spacing, found.origin, found.kind)
+        if lattice != "auto":
+            raise ValueError(
+                f"The {len(xy)} observations do not form a {lattice} lattice (by their coordinates"
+                f"{'' if array is None else ' or array rows and columns'}); use `lattice='auto'` or 'scattered'."
+            )
+    size = typical_spacing(xy) * np.sqrt(occupancy) if pixel_size is None else float(pixel_size)
+    if pixel_size is None and len(np.unique(xy, axis=0)) == 1:
+        size = 1.0
+    return _bin(xy, size)
+
+
+def _bin(xy: NDArray[np.float64], size: float) -> tuple[NDArray[np.int32], RasterGrid]:
+    low = xy.min(axis=0)
+    extent = np.floor((xy.max(axis=0) - low) / size) + 1
+    if extent.prod() > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"Pixels of {size:g} would make a raster of {extent[1]:.0f} x {extent[0]:.0f}; choose a larger "
+            "`pixel_size`, or drop observations that lie far from all others."
+        )
+    index = np.floor((xy - low) / size).astype(np.int32)[:, ::-1]
+    x, y = low + size / 2
+    grid = RasterGrid((int(extent[1]), int(extent[0])), float(size), (float(x), float(y)), "scattered")
+    return np.ascontiguousarray(index), grid
+
+
+def rasterize_libraries(
+    xy: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    n_libraries: int,
+    array: NDArray[Any] | None = None,
+    *,
+    lattice: Kind = "auto",
+    pixel_size: float | None = None,
+    occupancy: float = 2.0,
+) -> tuple[NDArray[np.int32], list[RasterGrid]]:
+    """Rasterise every section by itself; scattered ones share the median of their pixel sizes.
+
+    A pixel then means the same area of tissue in every scattered section.
+    """
+    index = np.zeros((len(xy), 2), dtype=np.int32)
+    grids: list[RasterGrid] = []
+    sections = split_rows(codes, n_libraries)
+    for rows in sections:
+        part = None if array is None else array[rows]
+        index[rows], grid = rasterize(xy[rows], array=part, lattice=lattice, pixel_size=pixel_size, occupancy=occupancy)
+        grids.append(grid)
+    if pixel_size is None:
+        binned = [i for i, grid in enumerate(grids) if grid.lattice == "scattered"]
+        # a lone observation has no density of its own: it takes the pixel of the others
+        sizes = [grids[i].pixel_size for i in binned if np.ptp(xy[sections[i]], axis=0).any()]
+        if not sizes:
+            sizes = [g.pixel_size for g in grids if g.lattice != "scattered"]
+        if sizes and (len(binned) > 1 or len(sizes) != len(binned)):
+            for i in binned:
+                index[sections[i]], grids[i] = _bin(xy[sections[i]], float(np.median(sizes)))
+    return index, grids
+
+
+def split_rows(codes: NDArray[np.int64], n_libraries: int) -> list[NDArray[np.int64]]:
+    """Return the positions of the observations of every section, in order; linear in observations."""
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=n_libraries))[:-1]
+    return np.split(order, ends)

@@ -1,0 +1,119 @@
+"""Delaunay triangulation of one scattered section, trimmed of the edges that span gaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.spatial import Delaunay, QhullError
+
+from .density import local_area, neighbour_radius, unique_points
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TRIM = 2.0
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Edges between the distinct points of a section, and the area and the border that each has."""
+
+    first: NDArray[np.int64]  # row of the observation that stands for each distinct point
+    member: NDArray[np.int64]  # distinct point of every observation
+    edges: NDArray[np.int64]  # (m, 2) distinct points
+    length: NDArray[np.float64]
+    contact: NDArray[np.float64]  # length of the shared Voronoi border of every edge
+    area: NDArray[np.float64]  # of every distinct point
+    spacing: NDArray[np.float64]  # root of the local area of every distinct point
+
+
+def triangulate(xy: NDArray[np.float64]) -> Mesh:
+    """Triangulate; drop edges longer than ``TRIM`` times the local sixth-neighbour distance.
+
+    The local distance of an edge is the geometric mean of its ends', so that an edge between a sparse and a
+    dense part stays and one from a lone observation far off does not. Fewer than four distinct points, or
+    points on a line, are joined to a chain along their main direction.
+    """
+    points, first, member = unique_points(xy - xy.mean(axis=0))
+    spacing = np.sqrt(local_area(points))
+    radius = neighbour_radius(points)
+    simplices, edges, contact = _mesh(points)
+    length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
+    keep = length <= TRIM * np.sqrt(radius[edges[:, 0]] * radius[edges[:, 1]])
+    area = _areas(points, simplices, edges[keep], spacing**2)
+    # a border at the rim of the tissue may run to infinity: as long as between hexagonal cells, then
+    contact = np.where(np.isfinite(contact), contact, length / np.sqrt(3))
+    contact = np.minimum(contact, 2 * np.sqrt(spacing[edges[:, 0]] * spacing[edges[:, 1]]))
+    return Mesh(first, member, edges[keep], length[keep], contact[keep], area, spacing)
+
+
+def _mesh(
+    points: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    n = len(points)
+    none = np.zeros((0, 3), dtype=np.int64)
+    if n < 4 or np.linalg.matrix_rank(points - points.mean(axis=0), tol=1e-9 * np.abs(points).max() * n) < 2:
+        return none, *_chain(points)
+    try:
+        mesh = Delaunay(points)
+    except QhullError:  # on a line but for rounding
+        return none, *_chain(points)
+    simplices = mesh.simplices.astype(np.int64)
+    neighbours = mesh.neighbors
+    centre = _circumcentres(points[simplices])
+    edges, borders = [], []
+    for k in range(3):  # the edge opposite to corner k
+        ends = np.sort(simplices[:, [(k + 1) % 3, (k + 2) % 3]], axis=1)
+        other = neighbours[:, k]
+        border = np.linalg.norm(centre - centre[other], axis=1)
+        border[other < 0] = np.inf
+        once = (other < 0) | (np.arange(len(simplices)) < other)
+        edges.append(ends[once])
+        borders.append(border[once])
+    if len(mesh.coplanar):  # points that Qhull took for one with another
+        edges.append(np.sort(mesh.coplanar[:, [0, 2]].astype(np.int64), axis=1))
+        borders.append(np.full(len(mesh.coplanar), np.inf))
+    return simplices, np.concatenate(edges), np.concatenate(borders)
+
+
+def _chain(points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    centred = points - points.mean(axis=0)
+    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+    order = np.argsort(centred @ axis, kind="stable").astype(np.int64)
+    return np.sort(np.c_[order[:-1], order[1:]], axis=1), np.full(max(len(points) - 1, 0), np.inf)
+
+
+def _circumcentres(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    a = corners[:, 0]
+    b, c = corners[:, 1] - a, corners[:, 2] - a
+    d = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
+    bb, cc = (b**2).sum(axis=1), (c**2).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a flat triangle has its centre at infinity
+        u = np.c_[c[:, 1] * bb - b[:, 1] * cc, b[:, 0] * cc - c[:, 0] * bb] / d[:, None]
+    return a + np.where(np.isfinite(u), u, 1e150)
+
+
+def _areas(
+    points: NDArray[np.float64],
+    simplices: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    fallback: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return a third of the area of every whole triangle around a point; its local density where there is none."""
+    n = len(points)
+    if len(simplices) == 0:
+        return fallback
+    known = np.sort(kept[:, 0] * n + kept[:, 1])
+    whole = np.ones(len(simplices), dtype=bool)
+    for k in range(3):
+        ends = np.sort(simplices[:, [(k + 1) % 3, (k + 2) % 3]], axis=1)
+        key = ends[:, 0] * n + ends[:, 1]
+        place = np.minimum(np.searchsorted(known, key), max(len(known) - 1, 0))
+        whole &= known[place] == key if len(known) else False
+    used = simplices[whole]
+    b, c = points[used[:, 1]] - points[used[:, 0]], points[used[:, 2]] - points[used[:, 0]]
+    third = np.abs(b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]) / 6
+    area = np.bincount(used.ravel(), weights=np.repeat(third, 3), minlength=n)
+    return np.where(area > 0, area, fallback)

@@ -1,0 +1,166 @@
+"""Where things are: lattices, the tissue's outline, compartments and lesions, all as functions of position.
+
+Positions are in the tissue's own frame: centre at 0, the edge at about 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._fields import SmoothField, gaussian_field
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_ISLAND_SHARE = 0.15  # of the tissue's area, for each kind of island
+_LESION_SHARE = 0.3
+_BORDER_LENGTH = 0.35  # length scale of the wobble of borders
+
+
+def n_islands(n_compartments: int) -> int:
+    """Every third compartment is a kind of island, the others are layers: 5 -> 4 layers and 1 island."""
+    return n_compartments // 3
+
+
+def compartment_names(n_compartments: int) -> list[str]:
+    """Names of the compartments: layers from the surface inwards, then islands."""
+    islands = n_islands(n_compartments)
+    layers = [f"layer_{k + 1}" for k in range(n_compartments - islands)]
+    return layers + [f"island_{k + 1}" for k in range(islands)]
+
+
+def lattice(
+    n_obs: int, kind: str, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, float]:
+    """Place exactly ``n_obs`` observations inside a rounded outline without holes.
+
+    Returns the positions with neighbours one unit apart (hexagonal lattice) or one observation per unit square
+    (scattered), the array rows and columns of a hexagonal lattice (Visium's way: columns count in steps
+    of two, odd rows shifted by one), and the half width, which maps the positions to the tissue's frame.
+    """
+    area_per_obs = np.sqrt(3) / 2 if kind == "hex" else 1.0
+    half = np.sqrt(n_obs * area_per_obs) / 2
+    reach = half * 1.25 + 3
+    if kind == "hex":
+        rows = 2 * int(np.ceil(reach / (np.sqrt(3) / 2))) + 1
+        cols = 2 * int(np.ceil(reach)) + 1
+    else:
+        rows = cols = 2 * int(np.ceil(reach)) + 1
+    r, c = (a.ravel() for a in np.mgrid[:rows, :cols])
+    array = None
+    if kind == "hex":
+        array = np.column_stack([r, 2 * c + r % 2])
+        xy = np.column_stack([array[:, 1] / 2.0, r * np.sqrt(3) / 2])
+        centre = np.array([(cols - 1) / 2, (rows - 1) * np.sqrt(3) / 4])
+    else:
+        # one cell at a random place of each square: irregular, but as evenly spread as packed cells are
+        xy = np.column_stack([c, r]) + rng.random((len(r), 2))
+        centre = np.array([cols / 2, rows / 2])
+    unit = (xy - centre) / half
+    inside = np.argpartition(_outline(unit, rng), n_obs - 1)[:n_obs]
+    inside.sort()  # reading order
+    if array is not None:
+        array = array[inside] - [array[inside, 0].min() // 2 * 2, array[inside, 1].min() // 2 * 2]
+    return unit[inside], array, float(half)
+
+
+def _outline(unit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Size of the similar outline that passes through each position (a wavy, rounded square)."""
+    angle = np.arctan2(unit[:, 1], unit[:, 0])
+    radius = (np.abs(unit) ** 3).sum(axis=1) ** (1 / 3)
+    wave = np.zeros(len(unit))
+    for k in (2, 3, 4):
+        wave += rng.normal(0, 0.04) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+    return radius / (1 + wave)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The borders of one patient's tissue; sections near each other share most of it."""
+
+    tilt: float
+    curvature: float
+    wobble: SmoothField
+    islands: tuple[SmoothField, ...]
+    lesion: SmoothField
+
+
+def draw_anatomy(rng: np.random.Generator, n_compartments: int) -> Anatomy:
+    """Draw curved layers, islands and a lesion with smooth random borders."""
+    return Anatomy(
+        tilt=float(rng.uniform(-0.3, 0.3)),
+        curvature=float(rng.uniform(0.25, 0.5)),
+        wobble=gaussian_field(rng, _BORDER_LENGTH),
+        islands=tuple(gaussian_field(rng, _BORDER_LENGTH) for _ in range(n_islands(n_compartments))),
+        lesion=gaussian_field(rng, 0.5),
+    )
+
+
+def neighbouring(anatomy: Anatomy, rng: np.random.Generator, change: float = 0.3) -> Anatomy:
+    """Return the anatomy a little further into the block: the same shapes, slightly moved borders."""
+    keep = float(np.sqrt(1 - change**2))
+
+    def moved(field: SmoothField, length: float) -> SmoothField:
+        return field * keep + gaussian_field(rng, length) * change
+
+    return Anatomy(
+        tilt=anatomy.tilt,
+        curvature=anatomy.curvature,
+        wobble=moved(anatomy.wobble, _BORDER_LENGTH),
+        islands=tuple(moved(field, _BORDER_LENGTH) for field in anatomy.islands),
+        lesion=moved(anatomy.lesion, 0.5),
+    )
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * (1 + np.tanh(x / 2))
+
+
+def _share(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rank of each value, from 0 to 1: thresholds then cut off shares of the tissue's area."""
+    rank = np.empty(len(values))
+    rank[np.argsort(values, kind="stable")] = (np.arange(len(values)) + 0.5) / len(values)
+    return rank
+
+
+def _inward(field: SmoothField, unit: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values of a field, lowered towards the edge: what is cut out of it lies mostly inside the tissue."""
+    return field(unit) - 0.8 * (unit**2).sum(axis=1)
+
+
+def compartments(
+    unit: NDArray[np.float64], anatomy: Anatomy, n_compartments: int, border: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the compartment of each observation and its mixture of compartments (n_obs, n_compartments).
+
+    The mixture changes over ``border`` (in layer thicknesses); between the first two layers over three times
+    that, a gradient. The compartment is the one on whose side of the border an observation lies.
+    """
+    islands = len(anatomy.islands)
+    layers = n_compartments - islands
+    height = unit[:, 1] + anatomy.tilt * unit[:, 0] - anatomy.curvature * unit[:, 0] ** 2
+    depth = layers * _share(height + 0.12 * anatomy.wobble(unit))
+    code = np.minimum(depth.astype(np.int64), layers - 1)
+    mixture = np.zeros((len(unit), n_compartments))
+    above = np.ones(len(unit))
+    for k in range(layers - 1):
+        width = border * (3 if k == 0 and layers > 2 else 1)
+        below = np.minimum(_sigmoid((depth - (k + 1)) / width), above)
+        mixture[:, k] = above - below
+        above = below
+    mixture[:, layers - 1] = above
+    for k, field in enumerate(anatomy.islands):
+        rank = _share(_inward(field, unit))
+        inside = _sigmoid((rank - (1 - _ISLAND_SHARE)) / (0.2 * border))
+        mixture *= (1 - inside)[:, None]
+        mixture[:, layers + k] = inside
+        code[rank > 1 - _ISLAND_SHARE] = layers + k
+    return code, mixture
+
+
+def lesion(unit: NDArray[np.float64], anatomy: Anatomy) -> NDArray[np.bool_]:
+    """Say which observations lie in the lesion: connected, smooth patches that heed no compartment."""
+    return _share(_inward(anatomy.lesion, unit)) > 1 - _LESION_SHARE

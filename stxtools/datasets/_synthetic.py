@@ -1,0 +1,361 @@
+"""Synthetic tissue of which everything is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from .. import _keys
+from .._slots import categorical, provenance
+from .._validate import check_choice, check_int, check_number
+from ._counts import log_rates, sample_counts
+from ._fields import gaussian_field
+from ._shapes import Anatomy, compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
+from ._truth import N_PROGRAMS, PLATFORMS, Genes, Hardness, Platform, draw_genes, fold_changes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_DISEASE = ("healthy", "diseased")
+_PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths of the tissue
+_DEPTH_SAMPLE = 2_000  # observations on which the mean depth is set
+
+
+def synthetic_tissue(
+    n_obs: int | None = None,
+    n_vars: int | None = None,
+    *,
+    platform: Literal["visium", "merfish"] = "visium",
+    n_compartments: int = 5,
+    n_patients: int = 1,
+    sections_per_patient: int = 1,
+    disease: Literal["auto", "lesion", "patient"] = "auto",
+    n_biomarkers: int | None = None,
+    logfc: float | Sequence[float] = 1.0,
+    difficulty: float = 0.5,
+    mean_depth: float | None = None,
+    random_state: int = 0,
+    show_progress: bool | None = None,
+) -> AnnData:
+    r"""Generate spatial transcriptomics data of which everything is known.
+
+    Tissue sections with curved layers and islands, a diseased state, and genes that respond to one or the other.
+    The count of gene :math:`g` in observation :math:`i` is negative binomial with mean
+
+    .. math:: \mu_{ig} = d_i \exp\left(b_g + m_i^\top M_g + n_i^\top N_g + \delta_i \beta_g \ln 2 + e_{s(i) g}\right)
+
+    and variance :math:`\mu + \mu^2/\theta_g`; afterwards a share of the counts is lost (dropout).
+    :math:`d_i` is the depth (log-normal), :math:`m_i` the mixture of compartments, :math:`n_i` nuisance programs,
+    :math:`\delta_i` the disease, :math:`\beta_g` the log2 fold change, :math:`e_{sg}` the batch effect of section
+    :math:`s`. The nuisance programs are smooth Gaussian random fields, drawn for each section independently of all
+    labels: genes that only *look* spatial. In MERFISH-like tissue two more programs vary from cell to cell.
+
+    Parameters
+    ----------
+    n_obs
+        Observations, over all sections together. By default 10,000 (Visium-like) or 5,000 (MERFISH-like).
+    n_vars
+        Genes. By default 50 (Visium-like) or 30 (MERFISH-like).
+    platform
+        ``"visium"``: spots 100 µm apart on a hexagonal lattice. ``"merfish"``: scattered cells, about one per
+        12 x 12 µm, sharper borders, and differences between neighbouring cells.
+    n_compartments
+        Tissue compartments: every third one is a kind of island, the others are layers. The border between the
+        first two of three or more layers is a gradient.
+    n_patients
+        Patients. Their tissues have other borders.
+    sections_per_patient
+        Sections of each patient: nearly the same tissue. Each but the first section of all is rotated (up to 30
+        degrees), scaled (up to 10 %) and, like the first, given a batch effect of its own if there are several.
+    disease
+        What is diseased: a ``"lesion"``, 30 % of every section in smooth patches that heed no compartment, or whole
+        ``"patient"`` s, every second one. ``"auto"`` is a lesion for one patient and patients for several.
+    n_biomarkers
+        Genes that respond to the disease. By default a tenth of all, at least one.
+    logfc
+        Their log2 fold change in diseased observations: one number, which every third biomarker takes with the
+        opposite sign, or one number per biomarker. It does not depend on ``difficulty``.
+    difficulty
+        From 0 (the compartments are trivially separable) to 1 (no gene marks them). It lowers the markers' strength
+        and raises nuisance, batch effect, dropout, overdispersion, spread of depth and width of the borders.
+    mean_depth
+        Mean counts per observation, after dropout. By default two per gene, at most 5,000 (Visium-like) or 120
+        (MERFISH-like; of 500 genes about one entry in seven is then non-zero).
+    random_state
+        Seed. The same seed gives the same data to the bit.
+    show_progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    AnnData with
+
+    ``X`` : scipy.sparse.csr_matrix (float32)
+        Counts.
+    ``obs["compartment"]``, ``obs["disease"]``, ``obs["patient"]``, ``obs["section"]`` : category
+        The truth; disease is ``healthy`` or ``diseased``.
+    ``obs["array_row"]``, ``obs["array_col"]`` : int64
+        Position on the Visium lattice (Visium-like only).
+    ``obsm["spatial"]`` : float64 array (n_obs, 2)
+        x and y in µm, none negative; every section has its own origin.
+    ``obsm["spatial_tissue"]`` : float64 array (n_obs, 2)
+        x and y in µm before rotation and scaling: sections of one patient overlie here.
+    ``obsm["compartment_mixture"]`` : DataFrame (n_obs, n_compartments)
+        Share of each compartment in the expression.
+    ``var["is_biomarker"]`` : bool
+        Whether the gene responds to the disease.
+    ``var["true_logfc"]`` : float64
+        Its log2 fold change, diseased against healthy; 0 elsewhere.
+    ``var["marker_of"]`` : category
+        Compartment in which the gene is raised, or ``none``.
+    ``uns["synthetic"]`` : dict
+        ``params``, the strength of each effect in ``effects``, and under ``sections`` the ``affine`` (2, 3) that
+        carries ``spatial_tissue`` to ``spatial``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a number is out of range or of the wrong type, or there are too few observations for the sections.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(600, 20, random_state=1)
+    >>> adata.shape
+    (600, 20)
+    >>> adata.var_names[adata.var["is_biomarker"]].tolist() == adata.var_names[adata.var["true_logfc"] != 0].tolist()
+    True
+    """
+    check_choice("platform", platform, tuple(PLATFORMS))
+    check_choice("disease", disease, ("auto", "lesion", "patient"))
+    preset = PLATFORMS[platform]
+    n_compartments = check_int("n_compartments", n_compartments, minimum=2, maximum=20)
+    n_patients = check_int("n_patients", n_patients, minimum=1)
+    n_sections = n_patients * check_int("sections_per_patient", sections_per_patient, minimum=1)
+    n_obs = check_int("n_obs", preset.n_obs if n_obs is None else n_obs, minimum=1)
+    n_vars = check_int("n_vars", preset.n_vars if n_vars is None else n_vars, minimum=2)
+    if n_obs < 4 * n_compartments * n_sections:
+        raise ValueError(
+            f"`n_obs={n_obs}` is too few for {n_sections} section(s) of {n_compartments} compartments; "
+            f"ask for at least {4 * n_compartments * n_sections} (it is the number over all sections)."
+        )
+    if n_biomarkers is None:
+        n_biomarkers = max(1, round(0.1 * n_vars))
+    n_biomarkers = check_int("n_biomarkers", n_biomarkers, minimum=0, maximum=n_vars - 1)
+    difficulty = check_number("difficulty", difficulty, minimum=0, maximum=1)
+    if mean_depth is None:
+        mean_depth = min(preset.counts_per_gene * n_vars, preset.max_depth)
+    mean_depth = check_number("mean_depth", mean_depth, minimum=1e-3)
+    random_state = check_int("random_state", random_state, minimum=0)
+    if disease == "auto":
+        disease = "lesion" if n_patients == 1 else "patient"
+    elif disease == "patient" and n_patients == 1:
+        raise ValueError("`disease='patient'` needs `n_patients` of 2 or more, or no observation would be healthy.")
+
+    gene_rng, tissue_rng, count_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(random_state).spawn(3))
+    hardness = Hardness.at(difficulty, preset)
+    log2fc = fold_changes(logfc, n_biomarkers)
+    genes = draw_genes(gene_rng, n_vars, n_compartments, N_PROGRAMS + preset.n_states, log2fc, hardness)
+    batch = hardness.batch * gene_rng.standard_normal((n_sections, n_vars)) if n_sections > 1 else np.zeros((1, n_vars))
+
+    sections = _draw_sections(tissue_rng, preset, hardness, n_obs, n_compartments, n_patients, n_sections, disease)
+    design, effects = _model(sections, genes, batch, hardness)
+    log_depth = (hardness.depth_sd * count_rng.standard_normal(n_obs)).astype(np.float32)
+    baseline = genes.baseline.astype(np.float32)
+    sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)
+    rates = np.exp(log_rates(design[sample], effects, baseline) + log_depth[sample, None])
+    log_depth += np.float32(np.log(mean_depth / ((1 - hardness.dropout) * rates.sum(axis=1, dtype=np.float64).mean())))
+    counts = sample_counts(
+        count_rng,
+        design,
+        effects,
+        baseline,
+        log_depth,
+        genes.inverse_dispersion.astype(np.float32),
+        hardness.dropout,
+        show_progress=show_progress,
+    )
+    params = provenance(
+        n_obs=n_obs,
+        n_vars=n_vars,
+        platform=platform,
+        n_compartments=n_compartments,
+        n_patients=n_patients,
+        sections_per_patient=n_sections // n_patients,
+        disease=disease,
+        n_biomarkers=n_biomarkers,
+        logfc=log2fc,
+        difficulty=difficulty,
+        mean_depth=mean_depth,
+        random_state=random_state,
+    )
+    return _assemble(counts, sections, genes, hardness, params, n_compartments)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One section: where its observations are and what they are."""
+
+    patient: str
+    name: str
+    spatial: NDArray[np.float64]
+    tissue: NDArray[np.float64]
+    affine: NDArray[np.float64]
+    array: NDArray[np.int64] | None
+    compartment: NDArray[np.int64]
+    mixture: NDArray[np.float64]
+    programs: NDArray[np.float64]
+    diseased: NDArray[np.bool_]
+
+
+def _draw_sections(
+    rng: np.random.Generator,
+    preset: Platform,
+    hardness: Hardness,
+    n_obs: int,
+    n_compartments: int,
+    n_patients: int,
+    n_sections: int,
+    disease: str,
+) -> list[_Section]:
+    sizes = np.full(n_sections, n_obs // n_sections)
+    sizes[: n_obs % n_sections] += 1
+    per_patient = n_sections // n_patients
+    # every second patient in a random order: both states occur from two patients on
+    ill = rng.permutation(np.arange(n_patients) % 2 == 1)
+    out: list[_Section] = []
+    for p in range(n_patients):
+        anatomy = draw_anatomy(rng, n_compartments)
+        for s in range(per_patient):
+            out.append(
+                _draw_section(
+                    rng,
+                    preset,
+                    hardness,
+                    int(sizes[len(out)]),
+                    n_compartments,
+                    anatomy if s == 0 else neighbouring(anatomy, rng),
+                    names=(f"P{p + 1}", f"P{p + 1}_S{s + 1}"),
+                    state=None if disease == "lesion" else bool(ill[p]),
+                    moved=bool(out),
+                )
+            )
+    return out
+
+
+def _draw_section(
+    rng: np.random.Generator,
+    preset: Platform,
+    hardness: Hardness,
+    n_obs: int,
+    n_compartments: int,
+    anatomy: Anatomy,
+    *,
+    names: tuple[str, str],
+    state: bool | None,
+    moved: bool,
+) -> _Section:
+    unit, array, half = lattice(n_obs, preset.kind, rng)
+    code, mixture = compartments(unit, anatomy, n_compartments, hardness.border)
+    diseased = lesion(unit, anatomy) if state is None else np.full(n_obs, state)
+    smooth = [gaussian_field(rng, float(rng.uniform(*_PROGRAM_LENGTHS)))(unit) for _ in range(N_PROGRAMS)]
+    states = [rng.standard_normal(n_obs) for _ in range(preset.n_states)]
+    # the frame's centre goes to 1.5 half widths, so that tissue coordinates are positive too
+    tissue = (unit + 1.5) * (half * preset.spacing)
+    angle = np.deg2rad(rng.uniform(-30, 30)) if moved else 0.0
+    scale = rng.uniform(0.9, 1.1) if moved else 1.0
+    linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turned = tissue @ linear.T
+    shift = preset.spacing - turned.min(axis=0)
+    return _Section(
+        patient=names[0],
+        name=names[1],
+        spatial=turned + shift,
+        tissue=tissue,
+        affine=np.column_stack([linear, shift]),
+        array=array,
+        compartment=code,
+        mixture=mixture,
+        programs=np.column_stack([*smooth, *states]),
+        diseased=diseased,
+    )
+
+
+def _model(
+    sections: list[_Section], genes: Genes, batch: NDArray[np.float64], hardness: Hardness
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What holds at each observation, and what it does to each gene (natural logarithms)."""
+    strength = np.full(len(genes.programs), hardness.nuisance)
+    strength[N_PROGRAMS:] = hardness.state
+    effects = np.vstack([genes.markers, strength[:, None] * genes.programs, np.log(2) * genes.log2fc, batch])
+    which = np.repeat(np.arange(len(sections)), [len(s.compartment) for s in sections])
+    design = np.zeros((len(which), len(effects)), dtype=np.float32)
+    start = 0
+    for columns in ("mixture", "programs", "diseased"):
+        block = np.concatenate([getattr(s, columns) for s in sections])
+        block = block[:, None] if block.ndim == 1 else block
+        design[:, start : start + block.shape[1]] = block
+        start += block.shape[1]
+    design[np.arange(len(which)), start + which] = 1
+    return design, effects.astype(np.float32)
+
+
+def _assemble(
+    counts: Any,
+    sections: list[_Section],
+    genes: Genes,
+    hardness: Hardness,
+    params: dict[str, Any],
+    n_compartments: int,
+) -> AnnData:
+    from anndata import AnnData
+
+    names = compartment_names(n_compartments)
+    sizes = [len(s.compartment) for s in sections]
+    which = np.repeat(np.arange(len(sections)), sizes)
+    patients = list(dict.fromkeys(s.patient for s in sections))
+    patient_of = np.array([patients.index(s.patient) for s in sections])
+    obs = pd.DataFrame(
+        {
+            "compartment": categorical(np.concatenate([s.compartment for s in sections]), names),
+            "disease": categorical(np.concatenate([s.diseased for s in sections]).astype(np.int64), _DISEASE),
+            "patient": categorical(patient_of[which], patients),
+            "section": categorical(which, [s.name for s in sections]),
+        },
+        index=pd.Index([f"{s.name}_{i}" for s, n in zip(sections, sizes, strict=True) for i in range(n)]),
+    )
+    if sections[0].array is not None:
+        array = np.concatenate([s.array for s in sections if s.array is not None])
+        obs[_keys.ARRAY_ROW], obs[_keys.ARRAY_COL] = array[:, 0], array[:, 1]
+    digits = len(str(len(genes.baseline)))
+    var = pd.DataFrame(
+        {
+            "is_biomarker": genes.log2fc != 0,
+            "true_logfc": genes.log2fc,
+            "marker_of": categorical(genes.marker_of + 1, ["none", *names]),
+        },
+        index=pd.Index([f"gene{j + 1:0{digits}d}" for j in range(len(genes.baseline))]),
+    )
+    mixture = np.concatenate([s.mixture for s in sections]).astype(np.float32)
+    return AnnData(
+        counts,
+        obs=obs,
+        var=var,
+        obsm={
+            _keys.SPATIAL: np.concatenate([s.spatial for s in sections]),
+            "spatial_tissue": np.concatenate([s.tissue for s in sections]),
+            "compartment_mixture": pd.DataFrame(mixture, index=obs.index, columns=names),
+        },
+        uns={
+            "synthetic": {
+                "params": params,
+                "effects": hardness.as_dict(),
+                "sections": {s.name: {"affine": s.affine} for s in sections},
+            }
+        },
+    )

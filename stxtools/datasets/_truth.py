@@ -1,0 +1,130 @@
+"""What is planted: how hard the tissue is, and what every gene responds to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+N_PROGRAMS = 16  # autocorrelated programs without a label
+_MARKER_SHARE = 0.6  # of the genes that are not biomarkers
+_LOADING_SHARE = 0.5  # of the genes that a program drives
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a technology's data look like."""
+
+    kind: str
+    n_obs: int
+    n_vars: int
+    spacing: float  # micrometres between neighbours
+    counts_per_gene: float
+    max_depth: float
+    border: float  # width of a border, in layer thicknesses, at difficulty 0.5
+    marker: float  # strength of a marker (natural logarithm) at difficulty 0
+    n_states: int  # programs that vary from one observation to the next, as cell types do
+
+
+PLATFORMS = {
+    # 55 um spots on a hexagonal lattice with a pitch of 100 um; a spot averages over several cells
+    "visium": Platform("hex", 10_000, 50, 100.0, 2.0, 5_000.0, 0.06, 2.9, 0),
+    "merfish": Platform("scattered", 5_000, 30, 12.0, 2.0, 120.0, 0.03, 3.2, 2),
+}
+
+
+@dataclass(frozen=True)
+class Hardness:
+    """How strong the signal and each disturbance is; effects are natural logarithms."""
+
+    marker: float
+    nuisance: float
+    state: float
+    batch: float
+    dropout: float
+    depth_sd: float
+    inverse_dispersion: float
+    border: float
+
+    @classmethod
+    def at(cls, difficulty: float, platform: Platform) -> Hardness:
+        """Scale everything by one number: 0 is trivial to separate, 1 holds no marker at all."""
+        d = difficulty
+        return cls(
+            marker=platform.marker * (1 - d),
+            nuisance=0.1 + 1.2 * d,
+            state=0.6 * d if platform.n_states else 0.0,
+            batch=0.5 * d,
+            dropout=0.5 * d,
+            depth_sd=0.2 + 0.4 * d,
+            inverse_dispersion=float(10.0 ** (1 - d)),
+            border=platform.border * (0.2 + 1.6 * d),
+        )
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the numbers under their names."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Genes:
+    """The effect of everything on every gene (natural logarithms), and what a user may know of it."""
+
+    baseline: NDArray[np.float64]  # (n_vars,), proportions before any effect
+    markers: NDArray[np.float64]  # (n_compartments, n_vars)
+    programs: NDArray[np.float64]  # (n_programs, n_vars)
+    log2fc: NDArray[np.float64]  # (n_vars,)
+    marker_of: NDArray[np.int64]  # (n_vars,), -1 for none
+    inverse_dispersion: NDArray[np.float64]  # (n_vars,)
+
+
+def fold_changes(logfc: float | Sequence[float], n_biomarkers: int) -> NDArray[np.float64]:
+    """One fold change per biomarker; of a single number every third one is turned into its inverse."""
+    values = np.atleast_1d(np.asarray(logfc, dtype=np.float64))
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError(f"`logfc={logfc!r}` must be a finite number, or one per biomarker.")
+    if np.ndim(logfc) == 0:
+        return values[0] * np.where(np.arange(n_biomarkers) % 3 == 2, -1.0, 1.0)
+    if len(values) != n_biomarkers:
+        raise ValueError(f"`logfc` has {len(values)} values for {n_biomarkers} biomarkers; give one number or as many.")
+    return values
+
+
+def draw_genes(
+    rng: np.random.Generator,
+    n_vars: int,
+    n_compartments: int,
+    n_programs: int,
+    log2fc: NDArray[np.float64],
+    hardness: Hardness,
+) -> Genes:
+    """Give every gene its part: biomarker, marker of a compartment, or neither; programs may drive any."""
+    order = rng.permutation(n_vars)
+    n_biomarkers = len(log2fc)
+    rest = order[n_biomarkers:]
+    n_markers = int(np.ceil(_MARKER_SHARE * len(rest)))
+    marker_of = np.full(n_vars, -1, dtype=np.int64)
+    marker_of[rest[:n_markers]] = np.arange(n_markers) % n_compartments
+    markers = np.zeros((n_compartments, n_vars))
+    genes = rest[:n_markers]
+    markers[marker_of[genes], genes] = hardness.marker * rng.uniform(0.6, 1.4, size=n_markers)
+    planted = np.zeros(n_vars)
+    planted[order[:n_biomarkers]] = log2fc
+    driven = rng.random((n_programs, n_vars)) < _LOADING_SHARE
+    # all programs of a kind together then have a standard deviation of 1 on the average gene
+    alike = np.where(np.arange(n_programs) < N_PROGRAMS, N_PROGRAMS, n_programs - N_PROGRAMS)
+    size = 1 / np.sqrt(alike * _LOADING_SHARE)
+    proportion = rng.lognormal(0, 0.6, size=n_vars)
+    return Genes(
+        baseline=np.log(proportion / proportion.sum()),
+        markers=markers,
+        programs=driven * size[:, None] * rng.standard_normal(driven.shape),
+        log2fc=planted,
+        marker_of=marker_of,
+        inverse_dispersion=hardness.inverse_dispersion * rng.uniform(0.7, 1.3, size=n_vars),
+    )

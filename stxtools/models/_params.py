@@ -1,0 +1,120 @@
+"""Parameter sets: frozen, documented, given as an instance, a mapping or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class SegmenterParams:
+    """Architecture and training of the U-Net.
+
+    Attributes
+    ----------
+    width, depth, kernel_size, dropout
+        Channels of the first level, number of halvings, side of the filters (odd; larger for coarser
+        grids), share of feature maps dropped in training.
+    sigmas
+        Smoothing scales of the input in pixels; 0 is the raster itself.
+    pretrain
+        Self-supervised pretraining on the sections at hand: ``"masked"`` reconstruction,
+        ``"contrastive"`` (SimCLR-style) or ``"none"``.
+    pretrain_epochs, epochs
+        Most epochs of each stage; training stops early when the validation loss no longer falls.
+    steps_per_epoch, batch_size
+        Random views a step and steps an epoch.
+    view_size
+        Largest side of a training view in pixels.
+    lr, weight_decay, patience
+        Adam's learning rate and decoupled decay, epochs without gain before stopping. The method's
+        description names 1e-4, which is far from converged after the few hundred steps that a
+        section needs here.
+    rotation, scaling, drop
+        Augmentation: largest rotation in degrees, largest relative change of size, share of pixels hidden.
+    """
+
+    width: int = 24
+    depth: int = 2
+    kernel_size: int = 3
+    dropout: float = 0.1
+    sigmas: tuple[float, ...] = (0.0, 1.0, 2.0)
+    pretrain: Literal["masked", "contrastive", "none"] = "masked"
+    pretrain_epochs: int = 4
+    epochs: int = 20
+    steps_per_epoch: int = 8
+    batch_size: int = 1
+    view_size: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 1e-4
+    patience: int = 8
+    rotation: float = 180.0
+    scaling: float = 0.25
+    drop: float = 0.1
+
+
+def resolve(params: P | Mapping[str, Any] | None, kind: type[P]) -> P:
+    """Return an instance of ``kind`` from an instance, a mapping of some of its fields, or None."""
+    if params is None:
+        return kind()
+    if isinstance(params, kind):
+        return params
+    if not isinstance(params, Mapping):
+        raise TypeError(f"`params` must be a {kind.__name__}, a mapping of its fields or None, not {params!r}.")
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(params) - known)
+    if unknown:
+        raise ValueError(
+            f"Unknown field(s) of {kind.__name__}: {', '.join(unknown)}; it has {', '.join(sorted(known))}."
+        )
+    tupled = {k: tuple(v) if isinstance(v, list) else v for k, v in params.items()}
+    return replace(kind(), **tupled)  # type: ignore[type-var]
+
+
+def as_dict(params: Any) -> dict[str, Any]:
+    """Fields as plain values that JSON and h5ad can hold."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(params).items()}
+
+
+@dataclass(frozen=True)
+class TissueNetParams:
+    """Architecture and training of the framework on the region graph.
+
+    Attributes
+    ----------
+    conv
+        ``"gatv2"`` (attention) or ``"sum"`` (plain sum over the neighbours).
+    hidden, out_channels, layers, heads, dropout
+        Node state lengths, message-passing steps, attention heads, share of states dropped.
+    unet
+        Whether a U-Net on the raster is trained along (multi-task) and pooled by region.
+    unet_width, unet_depth, kernel_size
+        Its architecture, as in :class:`SegmenterParams`.
+    alpha, beta
+        Weights of the biomarker and the tissue-class loss.
+    hide
+        Share of regions hidden in masked reconstruction.
+    epochs, patience, lr, weight_decay
+        Most epochs, epochs without gain before stopping, Adam's learning rate and decay.
+    """
+
+    conv: Literal["gatv2", "sum"] = "gatv2"
+    hidden: int = 64
+    out_channels: int = 32
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.1
+    unet: bool = True
+    unet_width: int = 16
+    unet_depth: int = 2
+    kernel_size: int = 3
+    alpha: float = 1.0
+    beta: float = 1.0
+    hide: float = 0.3
+    epochs: int = 60
+    patience: int = 15
+    lr: float = 3e-3
+    weight_decay: float = 1e-4

@@ -1,0 +1,68 @@
+"""What a model reads of a section: arrays only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+
+@dataclass
+class Section:
+    """One section (library) as arrays.
+
+    Attributes
+    ----------
+    name
+        Library name.
+    features
+        Representation of the observations, (n, C).
+    pixels
+        Row and column of every observation on the raster, (n, 2).
+    shape
+        Rows and columns of the raster.
+    graph
+        Spatial neighbours, (n, n) sparse, symmetric.
+    xy
+        Coordinates, (n, 2).
+    """
+
+    name: str
+    features: NDArray[np.float32]
+    pixels: NDArray[np.int32]
+    shape: tuple[int, int]
+    graph: sparse.csr_matrix
+    xy: NDArray[np.float64]
+
+    @property
+    def n_obs(self) -> int:
+        """Number of observations."""
+        return len(self.features)
+
+    @property
+    def flat_pixels(self) -> NDArray[np.int64]:
+        """Index of every observation's pixel in the flattened raster."""
+        return self.pixels[:, 0].astype(np.int64) * self.shape[1] + self.pixels[:, 1]
+
+    def to_raster(
+        self, values: NDArray[np.floating], weights: NDArray[np.floating] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the (weighted) mean of ``values`` (n, C) in each pixel as (C, H, W); zero where there is none."""
+        n_pixels = self.shape[0] * self.shape[1]
+        weight = np.ones(self.n_obs) if weights is None else np.asarray(weights, dtype=np.float64)
+        total = np.bincount(self.flat_pixels, weight, minlength=n_pixels)
+        pool = sparse.csr_matrix((weight, (self.flat_pixels, np.arange(self.n_obs))), shape=(n_pixels, self.n_obs))
+        summed = np.asarray(pool @ np.asarray(values, dtype=np.float64))
+        mean = np.divide(summed, total[:, None], out=np.zeros_like(summed), where=total[:, None] > 0)
+        return np.ascontiguousarray(mean.T.reshape(-1, *self.shape), dtype=np.float32)
+
+    def occupied(self) -> NDArray[np.float32]:
+        """1 where a pixel holds observations, (1, H, W)."""
+        count = np.bincount(self.flat_pixels, minlength=self.shape[0] * self.shape[1])
+        return (count > 0).astype(np.float32).reshape(1, *self.shape)
+
+    def from_raster(self, raster: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return the value of every observation's pixel, (C, H, W) -> (n, C)."""
+        return np.ascontiguousarray(raster.reshape(raster.shape[0], -1)[:, self.flat_pixels].T, dtype=np.float32)

@@ -1,0 +1,124 @@
+"""Message passing on the region graph: the plain sum, and GATv2 attention."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import GATv2Conv, MessagePassing
+
+
+class SumConv(MessagePassing):
+    r"""Plain sum aggregation.
+
+    :math:`h_v^{(l+1)} = \sigma\big(\sum_{u \in N(v)} W^{(l)} h_u^{(l)} + b^{(l)}\big)` with Xavier
+    initialisation; the non-linearity is applied by the caller. ``N(v)`` are the neighbours without
+    ``v`` itself.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(aggr="add")
+        self.weight = nn.Linear(in_channels, out_channels, bias=False)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.xavier_uniform_(self.weight.weight)
+
+    def forward(self, h: Tensor, edge_index: Tensor) -> Tensor:
+        """(R, in) and (2, E) with rows source, target -> (R, out)."""
+        return self.propagate(edge_index, x=self.weight(h), size=(len(h), len(h))) + self.bias
+
+    def message(self, x_j: Tensor) -> Tensor:
+        """The neighbour's transformed state."""
+        return x_j
+
+
+class RegionGNN(nn.Module):
+    """Layers of message passing over regions.
+
+    Parameters
+    ----------
+    in_channels, hidden, out_channels
+        Lengths of the node states.
+    layers
+        Number of message-passing steps.
+    conv
+        ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"`` (as in :class:`SumConv`).
+    heads
+        Attention heads; ``hidden`` and ``out_channels`` must be multiples of it.
+    dropout
+        Share of states dropped in training.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        hidden: int = 64,
+        out_channels: int = 32,
+        layers: int = 2,
+        conv: Literal["gatv2", "sum"] = "gatv2",
+        heads: int = 4,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"`layers` must be at least 1, not {layers}.")
+        if conv == "gatv2" and (hidden % heads or out_channels % heads):
+            raise ValueError(
+                f"`hidden={hidden}` and `out_channels={out_channels}` must be multiples of `heads={heads}`."
+            )
+        self.kind, self.dropout = conv, dropout
+        widths = [in_channels] + [hidden] * (layers - 1) + [out_channels]
+        self.convs, self.skips, self.norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for a, b in pairwise(widths):
+            if conv == "sum":
+                self.convs.append(SumConv(a, b))
+            else:
+                layer = GATv2Conv(a, b // heads, heads=heads, add_self_loops=True)
+                for linear in (layer.lin_l, layer.lin_r):
+                    nn.init.xavier_uniform_(linear.weight)
+                self.convs.append(layer)
+                self.skips.append(nn.Linear(a, b))
+                self.norms.append(nn.LayerNorm(b))
+
+    def forward(self, h: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',).
+
+        The edges contain a self loop for each region. For ``"sum"`` every neighbour counts alike, and
+        the weights are one over the number of neighbours.
+        """
+        edges, weights = edge_index, h.new_zeros(edge_index.shape[1])
+        last = len(self.convs) - 1
+        for i, conv in enumerate(self.convs):
+            h = F.dropout(h, self.dropout, self.training)
+            if self.kind == "sum":
+                h = conv(h, edge_index)
+                h = F.relu(h) if i < last else h
+            else:
+                out, (edges, alpha) = conv(h, edge_index, return_attention_weights=True)
+                weights = alpha.mean(dim=1)
+                h = self.norms[i](out + self.skips[i](h))
+                h = F.elu(h) if i < last else h
+        if self.kind == "sum":
+            edges, weights = edge_index, _uniform_weights(edge_index, len(h)).to(h)
+        return h, edges, weights
+
+
+def _uniform_weights(edge_index: Tensor, n: int) -> Tensor:
+    degree = torch.bincount(edge_index[1], minlength=n).clamp_min(1)
+    return 1.0 / degree[edge_index[1]].float()
+
+
+class Readout(nn.Module):
+    """Gated sum of the node states: one embedding Z for a section (Li et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(channels, 1)
+        self.value = nn.Linear(channels, channels)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(R, d) -> (d,)."""
+        return (self.gate(h).softmax(dim=0) * self.value(h)).sum(dim=0)

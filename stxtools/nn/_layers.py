@@ -1,0 +1,92 @@
+"""Building blocks whose output at a pixel depends on a bounded window only, so that tiles give the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel.
+
+    Unlike batch, instance or group normalisation it uses no statistic of the whole raster: a tile
+    is normalised exactly as the same pixels of the full raster are.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class GaussianPyramid(nn.Module):
+    """The raster at several smoothing scales, averaged over occupied pixels only.
+
+    A blurred value is a weighted mean over occupied pixels (normalised convolution; Knutsson and
+    Westin 1993), so holes and the tissue's border do not pull it to zero.
+
+    Parameters
+    ----------
+    sigmas
+        Standard deviations of the Gaussians in pixels; 0 keeps the raster as it is.
+    """
+
+    def __init__(self, sigmas: Sequence[float]) -> None:
+        super().__init__()
+        self.sigmas = tuple(float(s) for s in sigmas)
+        for i, sigma in enumerate(self.sigmas):
+            self.register_buffer(f"kernel{i}", _gaussian(sigma), persistent=False)
+
+    @property
+    def radius(self) -> int:
+        """Largest distance in pixels from which a value can come."""
+        return max((int(getattr(self, f"kernel{i}").numel()) // 2 for i in range(len(self.sigmas))), default=0)
+
+    def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, 1, H, W) -> (B, C * n_scales, H, W)."""
+        x = x * occupied
+        out = []
+        for i, sigma in enumerate(self.sigmas):
+            if sigma == 0:
+                out.append(x)
+                continue
+            kernel: Tensor = getattr(self, f"kernel{i}")
+            weight = _blur(occupied, kernel)
+            out.append(_blur(x, kernel) / weight.clamp_min(1e-6) * (weight > 1e-6))
+        return torch.cat(out, dim=1)
+
+
+def _gaussian(sigma: float) -> Tensor:
+    radius = max(1, round(2.5 * sigma)) if sigma > 0 else 0
+    at = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (at / max(sigma, 1e-6)) ** 2)
+    return kernel / kernel.sum()
+
+
+def _blur(x: Tensor, kernel: Tensor) -> Tensor:
+    """Separable depthwise blur with zero padding."""
+    b, c, h, w = x.shape
+    radius = kernel.numel() // 2
+    kernel = kernel.to(x.dtype)
+    flat = x.reshape(b * c, 1, h, w)
+    flat = F.conv2d(flat, kernel[None, None, :, None], padding=(radius, 0))
+    flat = F.conv2d(flat, kernel[None, None, None, :], padding=(0, radius))
+    return flat.reshape(b, c, h, w)
+
+
+def he_init(module: nn.Module) -> None:
+    """He initialisation of convolutions (He et al. 2015), biases at zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

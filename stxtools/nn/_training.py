@@ -1,0 +1,192 @@
+"""One training loop for every module: Lightning, early stopping, the best weights kept, quiet."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from .._progress import is_shown
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a module is trained.
+
+    Attributes
+    ----------
+    max_epochs
+        Most epochs; early stopping may end sooner.
+    patience
+        Epochs without a better validation loss before training stops.
+    min_delta
+        What counts as better.
+    lr
+        Learning rate of Adam.
+    weight_decay
+        Decoupled weight decay.
+    """
+
+    max_epochs: int = 30
+    patience: int = 6
+    min_delta: float = 1e-4
+    lr: float = 3e-3
+    weight_decay: float = 1e-4
+
+
+class Task(pl.LightningModule):
+    """A Lightning module whose losses end up in :attr:`history`."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self.training_params = training
+        self.history: list[dict[str, float]] = []
+        self.train_loss_sum = 0.0
+        self.train_steps = 0
+
+    def configure_optimizers(self) -> Any:
+        """Adam (AdamW where decay is asked for) with a cosine schedule over the longest run."""
+        how = self.training_params
+        params = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(params, lr=how.lr, weight_decay=how.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.max_epochs, eta_min=how.lr * 0.05)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def record(self, loss: torch.Tensor) -> torch.Tensor:
+        """Note a training step's loss and hand it back."""
+        self.train_loss_sum += float(loss.detach())
+        self.train_steps += 1
+        return loss
+
+
+class _Keeper(Callback):
+    """Writes the history, keeps the best weights, stops early, and moves the progress bar."""
+
+    def __init__(self, training: Training, bar: Any, stage: str) -> None:
+        self.how, self.bar, self.stage = training, bar, stage
+        self.best, self.waited = float("inf"), 0
+        self.best_state: dict[str, torch.Tensor] | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Task) -> None:
+        pl_module.train_loss_sum, pl_module.train_steps = 0.0, 0
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        if dataset is not None and hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
+        loss = pl_module.train_loss_sum / max(pl_module.train_steps, 1)
+        value = trainer.callback_metrics.get("val_loss")
+        val = float(value) if value is not None else float("nan")
+        row: dict[str, Any] = {"stage": self.stage, "epoch": trainer.current_epoch, "loss": loss, "val_loss": val}
+        row.update(getattr(pl_module, "extra_metrics", dict)())
+        pl_module.history.append(row)
+        self.bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
+        self.bar.update(1)
+        judged = val if val == val else loss
+        if judged < self.best - self.how.min_delta:
+            self.best, self.waited = judged, 0
+            self.best_state = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+        else:
+            self.waited += 1
+            trainer.should_stop = trainer.should_stop or self.waited >= self.how.patience
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's own messages off the user's screen, for the length of one training."""
+    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=r".*(does not have many workers|GPU available but not used).*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Lightning's exit upon Ctrl-C back into a KeyboardInterrupt, with the handler as it was."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as err:
+        if isinstance(err.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from err
+        raise
+    finally:
+        if main and signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch within the block and give the user's generator state back afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def run_training(
+    task: Task,
+    train: DataLoader[Any],
+    val: DataLoader[Any] | None,
+    *,
+    seed: int,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    stage: str = "train",
+    desc: str = "training",
+    show_progress: bool | None = None,
+) -> list[dict[str, Any]]:
+    """Train ``task``, leave it with its best weights on the CPU in eval mode, and return the history.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If interrupted; nothing outside ``task`` has changed then.
+    """
+    from tqdm.auto import tqdm
+
+    how = task.training_params
+    with (
+        tqdm(total=how.max_epochs, desc=desc, unit="epoch", leave=False, disable=not is_shown(show_progress)) as bar,
+        _quiet_lightning(),
+        _interruptible(),
+        seeded(seed),
+    ):
+        keeper = _Keeper(how, bar, stage)
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            max_epochs=how.max_epochs,
+            callbacks=[keeper],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            gradient_clip_val=5.0,
+            inference_mode=False,
+        )
+        trainer.fit(task, train, val)
+    if keeper.best_state is not None:
+        task.load_state_dict(keeper.best_state)
+    task.to("cpu").eval()
+    return task.history

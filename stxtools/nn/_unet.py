@@ -1,0 +1,141 @@
+"""The U-Net (Ronneberger et al. 2015) that reads an expression raster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._layers import ChannelNorm, GaussianPyramid, he_init
+
+
+class ConvBlock(nn.Module):
+    """Two convolutions, each followed by channel normalisation and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dropout: float) -> None:
+        super().__init__()
+        pad = kernel_size // 2
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=pad),
+            ChannelNorm(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(out_channels, out_channels, kernel_size, padding=pad),
+            ChannelNorm(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        return self.body(x)
+
+
+class UNet(nn.Module):
+    """U-Net over a multi-scale view of the raster; one feature vector per pixel.
+
+    Parameters
+    ----------
+    in_channels
+        Channels of the raster.
+    width
+        Channels of the first level; each level below has twice as many.
+    depth
+        Number of halvings of the resolution.
+    kernel_size
+        Side of the square filters, odd; larger ones suit coarser grids.
+    dropout
+        Share of feature maps dropped during training.
+    sigmas
+        Smoothing scales of the input in pixels, see :class:`GaussianPyramid`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        width: int = 32,
+        depth: int = 2,
+        kernel_size: int = 3,
+        dropout: float = 0.1,
+        sigmas: Sequence[float] = (0.0, 1.0, 2.0),
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd, not {kernel_size}.")
+        if depth < 0 or width < 1 or in_channels < 1:
+            raise ValueError(
+                f"UNet needs depth >= 0, width >= 1, in_channels >= 1; got {depth}, {width}, {in_channels}."
+            )
+        self.depth, self.width, self.kernel_size = depth, width, kernel_size
+        self.pyramid = GaussianPyramid(sigmas)
+        widths = [width * 2**i for i in range(depth + 1)]
+        self.stem = nn.Conv2d(in_channels * len(self.pyramid.sigmas) + 1, width, 1)
+        self.down = nn.ModuleList(
+            ConvBlock(widths[max(i - 1, 0)], widths[i], kernel_size, dropout) for i in range(depth + 1)
+        )
+        self.up = nn.ModuleList(
+            ConvBlock(widths[i + 1] + widths[i], widths[i], kernel_size, dropout) for i in range(depth - 1, -1, -1)
+        )
+        he_init(self)
+
+    @property
+    def stride(self) -> int:
+        """Rasters are padded to multiples of this many pixels."""
+        return 2**self.depth
+
+    @property
+    def receptive_field(self) -> int:
+        """Largest distance in pixels from which an output pixel can be influenced (an upper bound)."""
+        reach = self.kernel_size // 2 * 2  # two convolutions a block
+        total = self.pyramid.radius
+        for level in range(self.depth + 1):
+            total += reach * 2**level * (1 if level == self.depth else 2)
+        return total + 2 * self.stride
+
+    def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
+        """Return features.
+
+        Parameters
+        ----------
+        x
+            Raster, (B, C, H, W).
+        occupied
+            1 where a pixel holds observations, else 0, (B, 1, H, W).
+
+        Returns
+        -------
+        Features, (B, width, H, W).
+        """
+        height, width = x.shape[-2:]
+        pad = (0, -width % self.stride, 0, -height % self.stride)
+        x, occupied = F.pad(x, pad), F.pad(occupied, pad)
+        h = torch.cat([self.pyramid(x, occupied), occupied], dim=1)
+        h = self.stem(h.contiguous(memory_format=torch.channels_last))
+        skips = []
+        for i, block in enumerate(self.down):
+            h = block(h if i == 0 else F.avg_pool2d(h, 2))
+            skips.append(h)
+        skips.pop()
+        for block in self.up:
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+            h = block(torch.cat([h, skips.pop()], dim=1))
+        return h[..., :height, :width]
+
+
+class SegmentationNet(nn.Module):
+    """U-Net with a pixel classifier: logits of the compartments."""
+
+    def __init__(self, unet: UNet, n_classes: int) -> None:
+        super().__init__()
+        self.unet = unet
+        self.head = nn.Conv2d(unet.width, n_classes, 1)
+        nn.init.xavier_uniform_(self.head.weight)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K, H, W) and features (B, width, H, W)."""
+        features = self.unet(x, occupied)
+        return self.head(features), features

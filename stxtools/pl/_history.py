@@ -1,0 +1,118 @@
+"""Training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._validate import _listing, check_adata
+
+from . import _base
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_CALLS = {_keys.SEGMENT: "st.tl.segment(adata)", _keys.EMBED: "st.tl.embed(adata)",
+          _keys.MULTITASK: "st.tl.multitask(adata, ...)"}  # fmt: skip
+_TRAIN, _VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
+
+
+def history(
+    adata: AnnData,
+    *,
+    key: str = _keys.SEGMENT,
+    stage: str | None = None,
+    log: bool = False,
+    title: str | None = None,
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes | list[Axes]:
+    """Draw the loss of every training stage over the epochs, with the best epoch marked.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with ``uns[key]["history"]``.
+    key
+        Which training: ``"segment"``, ``"embed"``, ``"multitask"`` or the ``key_added`` of the call.
+    stage
+        The stage to draw; all by default, one panel each, as their losses have different scales.
+    log
+        Whether the loss is drawn on a logarithmic axis; only where all losses are positive.
+    title
+        Title; stages carry their names where there are several.
+    legend
+        Whether a legend is drawn.
+    ax
+        Axes to draw into; only for one stage.
+
+    Returns
+    -------
+    The Axes, or a list of one Axes per stage. ``adata`` does not change.
+
+    Raises
+    ------
+    KeyError
+        There is no history in ``uns[key]``.
+    ValueError
+        ``stage`` is not in it, or ``ax`` is given and there are several stages.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> st.tl.segment(adata)
+    >>> ax = st.pl.history(adata)
+    """
+    check_adata(adata, unique_vars=False)
+    slot = adata.uns.get(key)
+    table = slot.get("history") if isinstance(slot, Mapping) else None
+    if not isinstance(table, pd.DataFrame):
+        raise KeyError(f"`adata.uns[{key!r}]['history']` is missing; run `{_CALLS.get(key, 'st.tl.segment(adata)')}` "
+                       f"first, or name another `key`.")  # fmt: skip
+    if table.empty:
+        raise ValueError(f"`adata.uns[{key!r}]['history']` is empty: nothing was trained in that call.")
+    names = table["stage"].astype(str) if "stage" in table else pd.Series("", index=table.index)
+    stages = list(dict.fromkeys(names))
+    if stage is not None and stage not in stages:
+        raise ValueError(f"`stage={stage!r}` is not in the history; it has {_listing(stages)}.")
+    wanted = stages if stage is None else [stage]
+    if ax is not None and len(wanted) > 1:
+        raise ValueError(f"`ax` takes one stage, but there are {len(wanted)} ({_listing(wanted)}); "
+                         f"choose one with `stage={wanted[0]!r}`, or leave `ax` out.")  # fmt: skip
+    axes = [ax] if ax is not None else _base.grid(len(wanted), 3.6, 2.8)
+    for axis, name in zip(axes, wanted, strict=True):
+        _draw(axis, table[(names == name).to_numpy()], log=log)
+        text = name if title is None else title if len(wanted) == 1 else f"{title}: {name}"
+        axis.set_title(text, fontsize="medium")
+    if legend:
+        axes[-1].legend(frameon=False, fontsize="small")
+    return _base.one_or_all(axes)
+
+
+def _draw(ax: Axes, table: pd.DataFrame, *, log: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    epoch = table["epoch"].to_numpy(dtype=float)
+    for column, label, color in (("loss", "training", _TRAIN), ("val_loss", "validation", _VALIDATION)):
+        loss = table[column].to_numpy(dtype=float) if column in table else np.full(len(table), np.nan)
+        seen = np.isfinite(loss)
+        if not seen.any():
+            continue
+        # a stage of a single epoch is a point, which a line alone would not show
+        ax.plot(epoch[seen], loss[seen], color=color, label=label, marker="o" if seen.sum() == 1 else None)
+        if column == "val_loss":
+            best = int(np.nanargmin(loss))
+            ax.plot(epoch[best], loss[best], "o", color=color, markersize=6, label=f"best (epoch {epoch[best]:g})")
+    if log:
+        ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.set_xlabel("epoch", fontsize="small")
+    ax.set_ylabel("loss", fontsize="small")
+    ax.tick_params(labelsize="small")
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,136 @@
+"""Colours of categories: scanpy's palettes, stored where scanpy and squidpy look for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+MISSING = "#d3d3d3"  # scanpy's "lightgray"
+MISSING_LABEL = "NA"
+
+
+def category_codes(adata: AnnData, key: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Codes (-1 where missing) and the names of *all* categories, present in the data or not."""
+    column = adata.obs[key]
+    if pd.api.types.is_float_dtype(column.dtype):
+        raise TypeError(
+            f"`adata.obs[{key!r}]` holds floating-point numbers, not categories; for numbers use "
+            f"`sc.pl.spatial` or `sq.pl.spatial_scatter(adata, color={key!r})`."
+        )
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype("category")
+    return np.asarray(column.cat.codes, dtype=np.int64), [str(c) for c in column.cat.categories]
+
+
+def colors_of(
+    adata: AnnData, key: str, palette: str | Sequence[str] | Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Colour of every category of ``obs[key]``; new colours are stored in ``uns["{key}_colors"]``.
+
+    Existing colours are kept unless ``palette`` is given. A class that is absent from a subset still has its place
+    in the palette as long as ``obsm["{key}_proba"]`` names all classes. Views are read, never written.
+    """
+    _, names = category_codes(adata, key)
+    slot = _keys.colors(key)
+    stored = adata.uns.get(slot)
+    if palette is None and stored is not None and np.ndim(stored) == 1 and len(stored) >= len(names):
+        return dict(zip(names, (str(c) for c in stored), strict=False))
+    if palette is None:
+        known = _colors_of_truth(adata, key)
+        order = _all_classes(adata, key, names)
+        colors = known | {n: c for n, c in zip(order, default_colors(len(order)), strict=True) if n not in known}
+    else:
+        colors = _from_palette(palette, names)
+    chosen = {name: colors[name] for name in names}
+    if not adata.is_view:
+        adata.uns[slot] = np.array(list(chosen.values()), dtype=object)
+    return chosen
+
+
+def default_colors(n: int) -> list[str]:
+    """Return scanpy's default colours for ``n`` categories."""
+    from matplotlib.colors import to_hex
+    from scanpy.plotting import palettes
+
+    for colors in (palettes.default_20, palettes.default_28, palettes.default_102):
+        if n <= len(colors):
+            return [to_hex(c) for c in colors[:n]]
+    from matplotlib import colormaps
+
+    # beyond 102 no palette tells categories apart: steps of the golden ratio keep neighbours in the list distinct
+    return [to_hex(colormaps["turbo"](i * 0.618034 % 1.0)) for i in range(n)]
+
+
+def share_colors(regions: AnnData, colors: Mapping[str, str], key: str = _keys.SEGMENT) -> dict[str, str]:
+    """Give the region AnnData the colours that the observations have."""
+    _, names = category_codes(regions, key)
+    if not set(names) <= set(colors):
+        return colors_of(regions, key)
+    chosen = {name: colors[name] for name in names}
+    if not regions.is_view:
+        regions.uns[_keys.colors(key)] = np.array(list(chosen.values()), dtype=object)
+    return chosen
+
+
+def rgba(codes: NDArray[np.int64], names: Sequence[str], colors: Mapping[str, str]) -> NDArray[np.float64]:
+    """RGBA of every code; a missing one is light grey."""
+    from matplotlib.colors import to_rgba_array
+
+    table = to_rgba_array([*(colors[n] for n in names), MISSING])
+    return np.asarray(table[codes])  # code -1 is the last row
+
+
+def _colors_of_truth(adata: AnnData, key: str) -> dict[str, str]:
+    """``layer_pred`` takes the colours of ``layer``, so that truth and prediction can be compared."""
+    base = key.removesuffix("_pred")
+    stored = adata.uns.get(_keys.colors(base))
+    if base == key or base not in adata.obs or stored is None:
+        return {}
+    _, names = category_codes(adata, base)
+    return dict(zip(names, (str(c) for c in stored), strict=False)) if len(stored) >= len(names) else {}
+
+
+def _all_classes(adata: AnnData, key: str, names: list[str]) -> list[str]:
+    for base in (key, key.removesuffix("_pred")):
+        frame = adata.obsm.get(_keys.proba(base))
+        if isinstance(frame, pd.DataFrame):
+            classes = [str(c) for c in frame.columns]
+            if set(names) <= set(classes):
+                return classes
+    return names
+
+
+def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, is_color_like, to_hex
+
+    if isinstance(palette, Mapping):
+        absent = [n for n in names if n not in palette]
+        if absent:
+            raise ValueError(f"`palette` has no colour for {absent}; it has colours for {[str(k) for k in palette]}.")
+        chosen = [palette[n] for n in names]
+    elif isinstance(palette, str):
+        if palette not in colormaps:
+            raise ValueError(f"`palette={palette!r}` is no colour map of matplotlib; give a name such as 'tab20'.")
+        cmap = colormaps[palette]
+        if isinstance(cmap, ListedColormap) and cmap.N <= 64:
+            chosen = [cmap(i % cmap.N) for i in range(len(names))]
+        else:
+            chosen = [cmap(x) for x in np.linspace(0, 1, max(len(names), 2))][: len(names)]
+    else:
+        chosen = list(palette)
+        if len(chosen) < len(names):
+            raise ValueError(f"`palette` has {len(chosen)} colours for {len(names)} categories ({names}).")
+    for color in chosen:
+        if not is_color_like(color):
+            raise ValueError(f"`palette` has {color!r}, which matplotlib does not know as a colour.")
+    return dict(zip(names, (to_hex(c) for c in chosen), strict=False))

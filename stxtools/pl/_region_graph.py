@@ -1,0 +1,119 @@
+"""Regions and their neighbours over the tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from scipy import sparse
+
+from stxtools import _keys
+from stxtools._validate import check_adata, check_bool, check_in
+
+from . import _base, _graph
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def region_graph(
+    adata: AnnData,
+    *,
+    key: str = _keys.REGIONS,
+    library: str | Sequence[str] | None = None,
+    library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    spots: bool = True,
+    labels: bool = False,
+    img: bool | str | None = False,
+    palette: str | Sequence[str] | Mapping[str, str] | None = None,
+    title: str | None = None,
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes | list[Axes]:
+    """Draw the region graph over the tissue: a node per region, an edge per shared border.
+
+    Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges
+    grow wider with the length of the border that two regions share.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with the regions in ``uns[key]``.
+    key
+        Key of the region AnnData in ``uns``.
+    library
+        Section or sections to draw; all by default, one panel each.
+    library_key
+        ``obs`` column that names the section of each observation; by default the one the regions were made with.
+    spatial_key
+        Key of the coordinates in ``obsm``; ``"spatial"`` stands for those that the regions were made with.
+    spots
+        Whether the observations are drawn faintly beneath.
+    labels
+        Whether the regions' names are written beside the nodes.
+    img
+        Whether the picture of the tissue is drawn beneath, or its name; ``None`` draws it where there is one.
+    palette
+        Colours of the segments, as in :func:`stxtools.pl.segment`.
+    title
+        Title; sections carry their names where there are several.
+    legend
+        Whether a legend is drawn.
+    ax
+        Axes to draw into; only for one section.
+
+    Returns
+    -------
+    The Axes, or a list of one Axes per section. The colours of the segments are stored in ``adata.uns`` and in the
+    region AnnData; nothing else changes.
+
+    Raises
+    ------
+    KeyError
+        The regions are missing.
+    ValueError
+        ``ax`` is given and there are several sections, or ``library`` or ``palette`` does not fit the data.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
+    >>> ax = st.pl.region_graph(adata)
+    """
+    check_adata(adata, unique_vars=False)
+    regions = _base.regions_of(adata, key)
+    check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", "Run `st.tl.region_graph(adata)` again.")
+    weights = sparse.csr_matrix(regions.obsp.get(_keys.CONTACT, regions.obsp[_keys.CONNECTIVITIES]))
+    labels = check_bool("labels", labels)
+    view = _graph.view_of(
+        adata, regions, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette
+    )
+    top = float(weights.data.max()) if weights.nnz else 1.0
+    n_max = float(regions.obs["n_obs"].max())
+
+    axes = _base.axes_for(view.panels, ax)
+    for axis, panel, text in zip(axes, view.panels, _base.titles_for(view.panels, title), strict=True):
+        _base.draw_image(axis, adata, panel.library, img, fits=view.fits)
+        if check_bool("spots", spots):
+            _base.draw_spots(axis, panel.xy, _graph.faint(view, panel), label="observations")
+        rows, columns, weight = _graph.edges_of(weights, view, panel)
+        _graph.draw_edges(axis, view, rows, columns, view.widths(weight, top), colors="#333333", label="edges")
+        _graph.draw_nodes(axis, regions, view, panel, n_max=n_max, labels=labels)
+        _base.frame(axis, panel, text)
+    if legend:
+        handles = _graph.class_and_size_handles(view, regions, n_max)
+        _base.add_legend(axes, [*handles, *_contact_handles(view, weights, top)], own=ax is None)
+    return _base.one_or_all(axes)
+
+
+def _contact_handles(view: _graph.GraphView, weights: sparse.csr_matrix, top: float) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    if weights.nnz == 0:
+        return []
+    steps = _graph.nice_steps(float(weights.data.min()), top)
+    lines = [Line2D([], [], color="#333333", linewidth=float(view.widths(s, top)), label=f"{s:g}") for s in steps]
+    return [_base.heading("contact length"), *lines]

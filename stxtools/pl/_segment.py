@@ -1,0 +1,189 @@
+"""Segments over the tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._validate import check_adata, check_bool, check_in, check_number
+
+from . import _base
+from ._palette import MISSING, category_codes, colors_of, rgba
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+_FAINTEST = 0.12
+
+
+def segment(
+    adata: AnnData,
+    *,
+    key: str = _keys.SEGMENT,
+    library: str | Sequence[str] | None = None,
+    library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    show_confidence: bool = False,
+    mask: bool = False,
+    img: bool | str | None = None,
+    size: float = 1.0,
+    palette: str | Sequence[str] | Mapping[str, str] | None = None,
+    title: str | None = None,
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes | list[Axes]:
+    """Draw the segments of every section over the tissue.
+
+    Any categorical column can be drawn in the same way, for instance a pathologist's annotation or the prediction
+    of :func:`stxtools.tl.multitask`; a column ``"{name}_pred"`` takes the colours of ``name``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with ``obs[key]``.
+    key
+        Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
+    library
+        Section or sections to draw; all by default, one panel each.
+    library_key
+        ``obs`` column that names the section of each observation; by default the one ``key`` was made with.
+    spatial_key
+        Key of the coordinates in ``obsm``; a mask is drawn in those it was made with.
+    show_confidence
+        Fade observations by ``obs["{key}_confidence"]``: full colour at 1, nearly transparent at chance (1 / number
+        of categories).
+    mask
+        Draw the mask image of :func:`stxtools.tl.segment` instead of the observations.
+    img
+        Whether the picture of the tissue in ``uns["spatial"]`` is drawn beneath, or its name, such as ``"lowres"``.
+        By default it is drawn where there is one and the coordinates are ``obsm["spatial"]``.
+    size
+        Diameter of an observation relative to the spacing of the observations; 1 makes neighbours touch.
+    palette
+        Colours: the name of a colour map, a sequence in the order of the categories, or a mapping from category to
+        colour. By default those in ``uns["{key}_colors"]``, else scanpy's.
+    title
+        Title; sections carry their names where there are several.
+    legend
+        Whether a legend is drawn.
+    ax
+        Axes to draw into; only for one section.
+
+    Returns
+    -------
+    The Axes, or a list of one Axes per section. Colours are stored in ``adata.uns["{key}_colors"]`` in the order of
+    all categories; nothing else in ``adata`` changes.
+
+    Raises
+    ------
+    KeyError
+        ``obs[key]``, the confidence or the mask is missing.
+    ValueError
+        ``ax`` is given and there are several sections, or ``library`` or ``palette`` does not fit the data.
+    TypeError
+        ``obs[key]`` holds floating-point numbers.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> ax = st.pl.segment(adata, key="compartment", library_key="section")
+    """
+    check_adata(adata, unique_vars=False)
+    check_in(adata, "obs", key, "key", _hint(key))
+    size = check_number("size", size, minimum=0)
+    mask = check_bool("mask", mask)
+    params = _base.params_of(adata.uns.get(key))
+    if mask:
+        spatial_key = str(params.get("spatial_key", spatial_key))
+    panels = _base.panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
+    codes, names = category_codes(adata, key)
+    alpha = _alpha(adata, key, len(names)) if check_bool("show_confidence", show_confidence) else None
+    masks = [_mask(adata, panel.library, key) for panel in panels] if mask else []
+    fits = spatial_key == _keys.SPATIAL
+    colors = colors_of(adata, key, palette)
+    face = rgba(codes, names, colors)
+    if alpha is not None:
+        face[:, 3] = alpha
+
+    axes = _base.axes_for(panels, ax)
+    for i, (axis, panel, text) in enumerate(zip(axes, panels, _base.titles_for(panels, title), strict=True)):
+        over = _base.draw_image(axis, adata, panel.library, img, fits=fits)
+        if mask:
+            image, scale = masks[i]
+            _base.show_image(axis, _paint(image, adata, key, colors), scale,
+                             interpolation="nearest", alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
+        else:
+            _base.draw_spots(axis, panel.xy, face[panel.rows], size=size * (0.8 if over else 1.0), label=key)
+        _base.frame(axis, panel, text)
+    if legend:
+        drawn = np.concatenate([codes[p.rows] for p in panels])
+        present = [n for i, n in enumerate(names) if (drawn == i).any()]
+        handles = _base.class_handles(present, colors, missing=bool((drawn < 0).any()))
+        if alpha is not None:
+            handles += [_base.heading("confidence"), *_confidence_handles(len(names))]
+        _base.add_legend(axes, handles, own=ax is None, title=key)
+    return _base.one_or_all(axes)
+
+
+def _hint(key: str) -> str:
+    if key.endswith("_pred"):
+        return "Run `st.tl.multitask(adata, ...)` first, or name another column."
+    return "Run `st.tl.segment(adata)` first, or name another column."
+
+
+def _alpha(adata: AnnData, key: str, n: int) -> NDArray[np.float64]:
+    name = _keys.confidence(key)
+    check_in(adata, "obs", name, "show_confidence=True reads", "Run `st.tl.segment(adata)` first.")
+    return _fade(np.nan_to_num(adata.obs[name].to_numpy(dtype=float)), n)
+
+
+def _fade(confidence: Any, n: int) -> NDArray[np.float64]:
+    chance = 1.0 / max(n, 2)
+    return _FAINTEST + (1 - _FAINTEST) * np.clip((np.asarray(confidence) - chance) / (1 - chance), 0, 1)
+
+
+def _confidence_handles(n: int) -> list[Any]:
+    chance = 1.0 / max(n, 2)
+    steps = [chance, (1 + chance) / 2, 1.0]
+    return [_base.dot(f"{step:.2f}", "#444444", alpha=float(_fade(step, n))) for step in steps]
+
+
+def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float]:
+    entry = adata.uns.get(_keys.SPATIAL, {})
+    entry = entry.get(library, {}) if isinstance(entry, Mapping) else {}
+    name = _keys.mask_image(key)
+    image = entry.get(_keys.IMAGES, {}).get(name)
+    scale = entry.get(_keys.SCALEFACTORS, {}).get(f"tissue_{name}_scalef")
+    if image is None or scale is None:
+        raise KeyError(
+            f"There is no mask of {key!r} in `adata.uns['spatial'][{library!r}]['images'][{name!r}]` with its scale "
+            f"factor 'tissue_{name}_scalef'; run `st.tl.segment(adata)` first."
+        )
+    return np.asarray(image), float(scale)
+
+
+def _paint(image: NDArray[Any], adata: AnnData, key: str, colors: Mapping[str, str]) -> NDArray[np.float32]:
+    """Colour the mask: 0 is transparent, a value is the class that the observations with that id have."""
+    from matplotlib.colors import to_rgba
+
+    table = np.tile(np.asarray(to_rgba(MISSING)), (int(image.max()) + 1, 1))
+    table[0] = 0.0
+    frame = adata.obsm.get(_keys.proba(key))
+    codes, names = category_codes(adata, key)
+    classes = [str(c) for c in frame.columns] if isinstance(frame, pd.DataFrame) else names
+    value_of = {i + 1: name for i, name in enumerate(classes)}
+    ids = _keys.mask_id(key)
+    if ids in adata.obs:  # a subset may have lost categories, and with them the codes; the ids stay
+        seen = pd.DataFrame({"id": adata.obs[ids].to_numpy(), "code": codes}).drop_duplicates()
+        value_of |= {int(i): names[c] for i, c in zip(seen["id"], seen["code"], strict=True) if c >= 0}
+    for value, name in value_of.items():
+        if value < len(table) and name in colors:
+            table[value] = to_rgba(colors[name])
+    return table[image].astype(np.float32)

@@ -1,0 +1,290 @@
+"""Map sections onto one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _keys
+from .._representation import compute_representation, stored_representation
+from .._slots import Slots, provenance
+from .._validate import (
+    Libraries,
+    check_adata,
+    check_bool,
+    check_choice,
+    check_int,
+    check_key_added,
+    coordinates,
+    libraries,
+)
+from ._register import Section, register
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from ._register import Method
+
+METHODS = ("rigid", "similarity", "affine")
+_LEAST = {"rigid": 2, "similarity": 2, "affine": 3}
+_MIN_OBS = 10
+_N_COMPS = 10
+_N_TOP_GENES = 500  # enough for a position; and faster than the 2000 of an analysis
+_IDENTITY = np.eye(2, 3)
+
+
+def align(
+    adata: AnnData,
+    reference: str | None = None,
+    *,
+    library_key: str | None = None,
+    landmarks: Mapping[str, ArrayLike] | None = None,
+    method: Method = "similarity",
+    allow_reflection: bool = False,
+    use_rep: str | None = None,
+    layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    key_added: str | None = None,
+    random_state: int = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Bring sections into one frame by an affine map of each onto a reference section.
+
+    With ``landmarks`` the map is their least-squares fit (:mod:`skimage.transform`). Without, it is found from
+    the sections: each becomes an image of its tissue and of its smoothed expression (leading principal
+    components computed over all sections together, centred within each); rotations around the clock, shifts
+    and scales are tried, and the best ones improved (Nelder-Mead), first on images smoothed over 6 % of the
+    section's extent, then over one spacing. The objective is the correlation of the two expression images
+    plus the overlap of the tissues (the harmonic mean of the
+    shares that they cover of each other).
+
+    The sections must show about the same tissue: a part of a section is not found in a whole one, nor is the
+    map of tissue without structure (a round piece of one cell type) determined. Look at
+    ``uns["align"]["score"]`` and at a plot. Images and masks in ``uns["spatial"]`` are not warped.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with several sections and coordinates in ``obsm[spatial_key]``.
+    reference
+        Name of the section that stays; the first in order of their names if None.
+    library_key
+        ``obs`` column that names the section of each observation. Without it there is one section, which maps
+        onto itself.
+    landmarks
+        Section name -> coordinates of the same landmarks (m x 2), in the same order and in the units of
+        ``obsm[spatial_key]``, for the reference and every other section.
+    method
+        ``"rigid"`` (rotation, shift), ``"similarity"`` (and one scale) or ``"affine"`` (and shear). Two
+        landmarks at least, three for ``"affine"``.
+    allow_reflection
+        Whether a section may be turned over (mounted upside down).
+    use_rep
+        ``obsm`` key of features that are comparable across sections, instead of the joint principal components.
+    layer
+        Layer from which these are computed; if None, ``layers["counts"]`` where there is one, else ``X``.
+    spatial_key
+        ``obsm`` key of the coordinates.
+    key_added
+        Name of the outputs in ``obsm`` and ``uns``; ``"spatial_aligned"`` and ``"align"`` if None.
+    random_state
+        Seed: of the observations that are looked at in sections of more than 3000.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets:
+
+    ``obsm["spatial_aligned"]`` : float64 (n_obs, 2)
+        Coordinates in the frame and the units of the reference.
+    ``uns["align"]["matrices"][library]`` : float64 (2, 3)
+        ``xy_aligned = M[:, :2] @ xy + M[:, 2]``.
+    ``uns["align"]["score"][library]`` : dict
+        ``correlation`` and ``overlap`` reached (at most 1); with landmarks ``rmse``, in units of the coordinates.
+    ``uns["align"]["reference"]`` : str, ``uns["align"]["params"]`` : dict
+        The reference; parameters and versions.
+
+    Raises
+    ------
+    KeyError
+        If a key, the reference or a section's landmarks are missing.
+    ValueError
+        If landmarks do not determine the map, or a section has fewer than 10 observations and no landmarks.
+
+    Examples
+    --------
+    >>> import numpy as np, stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> adata.obs["slide"] = np.repeat(["a", "b"], 250)
+    >>> corners = {"a": [[0, 0], [0, 9], [9, 0]], "b": [[5, 5], [5, 14], [14, 5]]}
+    >>> st.pp.align(adata, "a", library_key="slide", landmarks=corners)
+    >>> adata.uns["align"]["matrices"]["b"].round(6)[:, 2]
+    array([-5., -5.])
+    """
+    check_adata(adata)
+    check_choice("method", method, METHODS)
+    allow_reflection, copy = check_bool("allow_reflection", allow_reflection), check_bool("copy", copy)
+    random_state = check_int("random_state", random_state, minimum=0)
+    obsm_key, uns_key = check_key_added(key_added, _keys.SPATIAL_ALIGNED), check_key_added(key_added, _keys.ALIGN)
+    xy = coordinates(adata, spatial_key)
+    sections = libraries(adata, library_key)
+    if reference is None:
+        reference = sections.names[0]
+    elif reference not in sections.names:
+        raise KeyError(f"`reference={reference!r}` is not a section; there are {', '.join(map(repr, sections.names))}.")
+    if landmarks is not None:
+        matrices, score = _from_landmarks(landmarks, sections.names, reference, method, allow_reflection)
+    elif len(sections) == 1:
+        matrices, score = {reference: _IDENTITY.copy()}, {}
+    else:
+        _check_sizes(sections, xy)
+        if use_rep is None:
+            features = _joint_components(adata, layer, random_state)
+        else:
+            features = stored_representation(adata, use_rep).values
+        matrices, score = _from_sections(
+            xy, features, sections, reference, method, allow_reflection, np.random.default_rng(random_state)
+        )
+    aligned = np.empty_like(xy)
+    for code, name in enumerate(sections.names):
+        rows, matrix = sections.rows(code), matrices[name]
+        aligned[rows] = xy[rows] if name == reference else xy[rows] @ matrix[:, :2].T + matrix[:, 2]
+    stored = {
+        "matrices": matrices,
+        "score": score,
+        "reference": reference,
+        "params": provenance(
+            library_key=library_key,
+            landmarks=landmarks is not None,
+            method=method,
+            allow_reflection=allow_reflection,
+            use_rep=use_rep,
+            layer=layer,
+            spatial_key=spatial_key,
+            random_state=random_state,
+        ),
+    }
+    target = adata.copy() if copy else adata
+    Slots(obsm={obsm_key: aligned}, uns={uns_key: stored}).write(target)
+    return target if copy else None
+
+
+def _joint_components(adata: AnnData, layer: str | None, random_state: int) -> NDArray[np.float32]:
+    found = compute_representation(adata, layer, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES, random_state=random_state)
+    return found.values
+
+
+def _check_sizes(sections: Libraries, xy: NDArray[np.float64]) -> None:
+    for code, name in enumerate(sections.names):
+        part = xy[sections.rows(code)]
+        if len(np.unique(part, axis=0)) < _MIN_OBS or np.linalg.matrix_rank(part - part.mean(axis=0)) < 2:
+            raise ValueError(
+                f"Section {name!r} has {len(part)} observation(s), too few (or on a line) to be aligned by itself: "
+                f"{_MIN_OBS} places are needed. Pass `landmarks`, or drop the section."
+            )
+
+
+def _from_sections(
+    xy: NDArray[np.float64],
+    features: NDArray[np.float32],
+    sections: Libraries,
+    reference: str,
+    method: Method,
+    allow_reflection: bool,
+    rng: np.random.Generator,
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, float]]]:
+    parts = {name: Section.make(xy[rows], features[rows])
+             for code, name in enumerate(sections.names) for rows in [sections.rows(code)]}  # fmt: skip
+    matrices, score = {}, {}
+    for name in sections.names:
+        if name == reference:
+            matrices[name] = _IDENTITY.copy()
+            continue
+        matrices[name], correlation, overlap = register(
+            parts[name], parts[reference], method=method, allow_reflection=allow_reflection, rng=rng
+        )
+        score[name] = {"correlation": correlation, "overlap": overlap}
+    return matrices, score
+
+
+# --- landmarks ----------------------------------------------------------------------------------
+
+
+def _from_landmarks(
+    landmarks: Mapping[str, ArrayLike], names: list[str], reference: str, method: Method, allow_reflection: bool
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, float]]]:
+    if not isinstance(landmarks, Mapping):
+        raise TypeError(f"`landmarks` must map section names to (m, 2) arrays, not {type(landmarks).__name__}.")
+    absent = [n for n in names if n not in landmarks]
+    if absent:
+        raise KeyError(
+            f"`landmarks` has none for section(s) {', '.join(map(repr, absent))}; it has "
+            f"{', '.join(repr(str(n)) for n in landmarks) or 'none'}. The reference ({reference!r}) needs its own, too."
+        )
+    points = {name: _points(name, landmarks[name], method) for name in names}
+    matrices, score = {}, {}
+    for name in names:
+        if len(points[name]) != len(points[reference]):
+            raise ValueError(
+                f"Section {name!r} has {len(points[name])} landmarks and the reference {reference!r} "
+                f"{len(points[reference])}; they must be the same ones, in the same order."
+            )
+        if name == reference:
+            matrices[name] = _IDENTITY.copy()
+            continue
+        matrix = _fit(points[name], points[reference], method, name)
+        if method == "affine":
+            if np.linalg.det(matrix[:, :2]) < 0 and not allow_reflection:
+                raise ValueError(
+                    f"The landmarks of section {name!r} turn it over; check their order, or pass "
+                    "`allow_reflection=True` if it was mounted upside down."
+                )
+        elif allow_reflection:
+            mirror = _fit(points[name] * [-1, 1], points[reference], method, name) * [[-1, 1, 1]]
+            candidates = (matrix, mirror)
+            matrix = min(candidates, key=lambda m: _rmse(m, points[name], points[reference]))
+        matrices[name] = matrix
+        score[name] = {"rmse": _rmse(matrix, points[name], points[reference])}
+    return matrices, score
+
+
+def _points(name: str, value: Any, method: str) -> NDArray[np.float64]:
+    try:
+        points = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"The landmarks of section {name!r} are no numbers: {err}") from err
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        raise ValueError(f"The landmarks of section {name!r} have shape {points.shape}; expected finite (m, 2).")
+    rank = np.linalg.matrix_rank(points - points.mean(axis=0)) if len(points) else 0
+    if len(points) < _LEAST[method] or rank < (2 if method == "affine" else 1):
+        raise ValueError(
+            f"Section {name!r} has {len(points)} landmark(s)"
+            f"{' on one line or at one place' if len(points) >= _LEAST[method] else ''}; `method={method!r}` needs at "
+            f"least {_LEAST[method]} different ones{', not on a line' if method == 'affine' else ''}."
+        )
+    return points
+
+
+def _fit(source: NDArray[np.float64], target: NDArray[np.float64], method: str, name: str) -> NDArray[np.float64]:
+    from skimage import transform
+
+    kind = {"rigid": "EuclideanTransform", "similarity": "SimilarityTransform", "affine": "AffineTransform"}[method]
+    model = getattr(transform, kind)
+    if hasattr(model, "from_estimate"):  # scikit-image 0.26; `estimate` is going
+        fitted = model.from_estimate(source, target)
+        done = bool(fitted)
+    else:
+        fitted = model()
+        done = fitted.estimate(source, target)
+    if not done or not np.isfinite(np.asarray(fitted.params)).all():
+        raise ValueError(f"The landmarks of section {name!r} do not determine a {method} map.")
+    return np.asarray(fitted.params, dtype=np.float64)[:2]
+
+
+def _rmse(matrix: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]) -> float:
+    moved = source @ matrix[:, :2].T + matrix[:, 2]
+    return float(np.sqrt(((moved - target) ** 2).sum(axis=1).mean()))

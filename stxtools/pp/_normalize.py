@@ -1,0 +1,252 @@
+"""Normalise, select genes and reduce dimensions, in scanpy's usual order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .. import _keys
+from .._representation import (
+    N_COMPS,
+    N_TOP_GENES,
+    expression_scale,
+    log_normalize,
+    select_genes,
+    stored_matrix,
+    to_csr,
+)
+from .._slots import Slots, provenance
+from .._validate import check_adata, check_bool, check_in, check_int, check_number, libraries
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_MIN_BATCH = 20  # fewer observations give no loess of variance on mean
+
+
+def normalize(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    target_sum: float | None = None,
+    n_top_genes: int = N_TOP_GENES,
+    n_comps: int = N_COMPS,
+    scale: bool = False,
+    size_key: str | None = None,
+    library_key: str | None = None,
+    random_state: int = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Normalise depth, take logarithms, select variable genes and compute principal components.
+
+    scanpy's own functions in the usual order: :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`,
+    :func:`scanpy.pp.highly_variable_genes` (``seurat_v3`` on counts; ``seurat`` on log values where the data
+    are not integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with raw counts (or volume-normalised, not logarithmic, expression).
+    layer
+        Layer to start from; if None, ``layers["counts"]`` where there is one, else ``X``. So a second call
+        starts from the counts again.
+    target_sum
+        Depth of every observation after normalisation; the median depth if None.
+    n_top_genes
+        Number of variable genes. All genes of a smaller panel are taken. Genes seen in fewer than three
+        observations are never taken.
+    n_comps
+        Number of principal components; as many as there can be where that is fewer.
+    scale
+        Divide the selected genes by their standard deviation before the PCA, which centres them: z-scores
+        without a dense copy. ``X`` is not scaled.
+    size_key
+        ``obs`` column with the depth (library size or size factor) to divide by, for data that hold only
+        some of the genes that were measured.
+    library_key
+        ``obs`` column that names the section of each observation: genes are then ranked within sections of at
+        least 20 observations (the ``batch_key`` of scanpy).
+    random_state
+        Seed of the PCA solver's start vector.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets:
+
+    ``X`` : float32 (n_obs, n_vars)
+        log1p of normalised expression; CSR unless the input was dense. All-zero observations stay zero.
+    ``layers["counts"]`` : as the input (n_obs, n_vars)
+        The values that were started from; left as it is where there is one.
+    ``var["highly_variable"]`` : bool
+        The selected genes.
+    ``obsm["X_pca"]`` : float32 (n_obs, n_comps), ``varm["PCs"]`` : (n_vars, n_comps)
+        Scores, and loadings (0 for genes that were not selected).
+    ``uns["pca"]`` : dict
+        ``variance``, ``variance_ratio``, ``params``.
+    ``uns["log1p"]`` : dict, ``uns["normalize"]["params"]`` : dict
+        scanpy's mark of logarithmic values; parameters and versions.
+
+    Raises
+    ------
+    KeyError
+        If ``layer``, ``size_key`` or ``library_key`` is missing.
+    ValueError
+        If the values are logarithmic or negative, no gene is expressed, or sizes are not positive.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.pp.normalize(adata, n_comps=10)
+    >>> adata.obsm["X_pca"].shape
+    (500, 10)
+    """
+    check_adata(adata, min_obs=2)
+    scale, copy = check_bool("scale", scale), check_bool("copy", copy)
+    n_top_genes = check_int("n_top_genes", n_top_genes, minimum=1)
+    n_comps = check_int("n_comps", n_comps, minimum=1)
+    random_state = check_int("random_state", random_state, minimum=0)
+    if target_sum is not None and check_number("target_sum", target_sum) <= 0:
+        raise ValueError(f"`target_sum={target_sum}` must be positive.")
+    if adata.isbacked:
+        raise ValueError("`adata` is backed by a file; load it first with `adata = adata.to_memory()`.")
+    source, counts, kind = _source(adata, layer)
+    size = None if size_key is None else _sizes(adata, size_key, counts)
+    sections = None if library_key is None else libraries(adata, library_key)
+    logged = _log_values(counts, size, target_sum)
+    if sections is not None:
+        genes = _select_within(adata, counts, kind, n_top_genes, sections.codes)
+    else:
+        genes = select_genes(adata, counts, kind, n_top_genes)
+    scores, loadings, pca = _pca(logged[:, genes], n_comps, scale, random_state)
+
+    selected = np.zeros(adata.n_vars, dtype=bool)
+    selected[genes] = True
+    all_loadings = np.zeros((adata.n_vars, loadings.shape[1]), dtype=loadings.dtype)
+    all_loadings[genes] = loadings
+    pca["params"] = {
+        "zero_center": True,
+        "use_highly_variable": True,
+        "mask_var": "highly_variable",
+        "scale": scale,
+        "random_state": random_state,
+    }
+    params = provenance(
+        layer=layer,
+        target_sum=target_sum,
+        n_top_genes=n_top_genes,
+        n_comps=n_comps,
+        scale=scale,
+        size_key=size_key,
+        library_key=library_key,
+        random_state=random_state,
+        input_scale=kind,
+    )
+    slots = Slots(
+        X=logged if sparse.issparse(source) else logged.toarray(),
+        var={"highly_variable": selected},
+        obsm={_keys.X_PCA: scores},
+        varm={"PCs": all_loadings},
+        uns={"pca": pca, "log1p": {}, "normalize": {"params": params}},
+    )
+    if _keys.COUNTS not in adata.layers:
+        slots.layers[_keys.COUNTS] = source.copy()
+    target = adata.copy() if copy else adata
+    slots.write(target)
+    return target if copy else None
+
+
+def _source(adata: AnnData, layer: str | None) -> tuple[Any, sparse.csr_matrix, str]:
+    source = stored_matrix(adata, layer)
+    counts = to_csr(source)
+    from_x = layer is None and _keys.COUNTS not in adata.layers
+    kind = expression_scale(counts, logged=from_x and "log1p" in adata.uns)
+    if kind == "log":
+        where = f"`adata.layers[{layer!r}]`" if layer is not None else "`adata.X`" if from_x else "`layers['counts']`"
+        raise ValueError(
+            f"{where} is not raw: its values go from {counts.data.min():g} to {counts.data.max():g}"
+            f"{' and `adata.uns` has a log1p entry' if 'log1p' in adata.uns else ' and are no counts'}, so it has "
+            "been log-normalised or scaled already. Put raw counts into `adata.layers['counts']` or name their "
+            "`layer`; without counts, skip this call: `stxtools.tl` takes log values as they are."
+        )
+    if counts.nnz == 0 or counts.data.max() == 0:
+        raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
+    return source, counts, kind
+
+
+def _sizes(adata: AnnData, size_key: str, counts: sparse.csr_matrix) -> NDArray[np.float64]:
+    check_in(adata, "obs", size_key, "size_key")
+    if not pd.api.types.is_numeric_dtype(adata.obs[size_key].dtype):
+        raise TypeError(f"`adata.obs[{size_key!r}]` holds {adata.obs[size_key].dtype}; `size_key` needs numbers.")
+    size = adata.obs[size_key].to_numpy(dtype=np.float64, na_value=np.nan)
+    filled = np.asarray(counts.sum(axis=1)).ravel() > 0
+    bad = filled & ~(np.isfinite(size) & (size > 0))
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(
+            f"`adata.obs[{size_key!r}]` is missing, zero or negative for {int(bad.sum())} observation(s) with counts "
+            f"(first: {adata.obs_names[first]!r} has {size[first]:g}); sizes must be positive."
+        )
+    return np.where(np.isfinite(size) & (size > 0), size, 0.0)
+
+
+def _log_values(
+    counts: sparse.csr_matrix, size: NDArray[np.float64] | None, target_sum: float | None
+) -> sparse.csr_matrix:
+    import scanpy as sc
+    from anndata import AnnData as _AnnData
+
+    box = _AnnData(counts.astype(np.float32, copy=True))
+    if size is None:
+        sc.pp.normalize_total(box, target_sum=target_sum)
+    else:  # scanpy's function takes no sizes
+        target = float(np.median(size[size > 0])) if target_sum is None else target_sum
+        factor = np.divide(target, size, out=np.zeros_like(size), where=size > 0)
+        box.X.data *= np.repeat(factor, np.diff(box.X.indptr)).astype(np.float32)
+    sc.pp.log1p(box)
+    return sparse.csr_matrix(box.X)
+
+
+def _select_within(
+    adata: AnnData, counts: sparse.csr_matrix, kind: str, n_top_genes: int, codes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Rank genes within sections, by scanpy; sections too small for it have no say."""
+    import scanpy as sc
+    from anndata import AnnData as _AnnData
+
+    large = np.bincount(codes)[codes] >= _MIN_BATCH
+    seen = np.flatnonzero(np.bincount(counts.indices, minlength=counts.shape[1]) >= min(3, counts.shape[0]))
+    if len(np.unique(codes[large])) < 2 or len(seen) <= n_top_genes:
+        return select_genes(adata, counts, kind, n_top_genes)
+    values = counts[large][:, seen]
+    box = _AnnData(values if kind == "counts" else log_normalize(values, kind))
+    box.obs["batch"] = pd.Categorical(codes[large].astype(str))
+    flavor = "seurat_v3" if kind == "counts" else "seurat"
+    sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor=flavor, batch_key="batch")
+    return seen[np.asarray(box.var["highly_variable"], dtype=bool)]
+
+
+def _pca(
+    logged: sparse.csr_matrix, n_comps: int, scale: bool, random_state: int
+) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any]]:
+    import scanpy as sc
+    from anndata import AnnData as _AnnData
+
+    n_comps = min(n_comps, min(logged.shape) - 1)
+    if n_comps < 1:
+        raise ValueError(
+            f"A PCA needs at least 2 observations and 2 genes seen in three or more of them; found {logged.shape[0]} "
+            f"and {logged.shape[1]}."
+        )
+    box = _AnnData(logged.copy())
+    if scale:
+        sc.pp.scale(box, zero_center=False)  # the PCA centres: together the z-score, and sparse
+    sc.pp.pca(box, n_comps=n_comps, svd_solver="arpack", random_state=random_state)
+    found = {name: np.asarray(box.uns["pca"][name]) for name in ("variance", "variance_ratio")}
+    return np.asarray(box.obsm["X_pca"], dtype=np.float32), np.asarray(box.varm["PCs"]), found

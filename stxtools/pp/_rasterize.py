@@ -1,0 +1,123 @@
+"""Put observations on a raster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .. import _keys
+from .._slots import Slots, provenance
+from .._spatial.raster import LATTICES, rasterize_libraries
+from .._validate import (
+    check_adata,
+    check_bool,
+    check_choice,
+    check_key_added,
+    check_number,
+    coordinates,
+    libraries,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from .._spatial.lattice import Kind
+
+
+def rasterize(
+    adata: AnnData,
+    *,
+    pixel_size: float | None = None,
+    lattice: Kind = "auto",
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Give every observation its pixel on the raster of its section.
+
+    Spots on a lattice keep it: the hexagonal lattice of Visium becomes a raster without holes or doubled
+    pixels (odd rows lie half a pixel further along the columns), a square lattice stays square. The lattice is
+    read from ``obs["array_row"]`` and ``obs["array_col"]`` where they agree with the coordinates, else found
+    from the coordinates alone, whatever their rotation. Scattered cells are binned: a pixel holds two cells on
+    average, from the median distance to the sixth neighbour, and has the same size in every section.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with coordinates in ``obsm[spatial_key]``.
+    pixel_size
+        Width of the bins in units of the coordinates; with ``lattice="auto"`` all sections are then binned.
+    lattice
+        ``"auto"``, ``"hex"``, ``"square"`` or ``"scattered"`` (bins, whatever the observations form).
+    spatial_key
+        ``obsm`` key of the coordinates.
+    library_key
+        ``obs`` column that names the section of each observation; each section has a raster of its own.
+    key_added
+        Name of the output, ``"raster"`` if None.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets:
+
+    ``obsm["raster"]`` : int32 (n_obs, 2)
+        Row and column of the pixel. Scattered cells may share one.
+    ``uns["raster"][library]`` : dict
+        ``shape`` (rows, columns), ``pixel_size`` (between pixel centres, in units of the coordinates),
+        ``origin`` (x, y of the centre of pixel (0, 0)), ``lattice``. A section with one position only is a
+        1 x 1 scattered raster.
+    ``uns["raster"]["params"]`` : dict
+        Parameters and versions.
+
+    Raises
+    ------
+    KeyError
+        If ``spatial_key`` or ``library_key`` is missing.
+    ValueError
+        If coordinates are not finite, ``lattice`` is named but not there, or the raster would be too large.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.pp.rasterize(adata)
+    >>> adata.obsm["raster"].shape
+    (500, 2)
+    """
+    check_adata(adata, unique_vars=False)
+    copy = check_bool("copy", copy)
+    check_choice("lattice", lattice, LATTICES)
+    if pixel_size is not None:
+        pixel_size = check_number("pixel_size", pixel_size)
+    key = check_key_added(key_added, _keys.RASTER)
+    xy = coordinates(adata, spatial_key)
+    sections = libraries(adata, library_key)
+    if "params" in sections.names:
+        raise ValueError("A section is called 'params', the name under which parameters are stored; rename it.")
+    index, grids = rasterize_libraries(
+        xy, sections.codes, len(sections), array_positions(adata), lattice=lattice, pixel_size=pixel_size
+    )
+    stored: dict[str, Any] = {name: grid.to_uns() for name, grid in zip(sections.names, grids, strict=True)}
+    stored["params"] = provenance(
+        pixel_size=pixel_size, lattice=lattice, spatial_key=spatial_key, library_key=library_key
+    )
+    target = adata.copy() if copy else adata
+    Slots(obsm={key: index}, uns={key: stored}).write(target)
+    return target if copy else None
+
+
+def array_positions(adata: AnnData) -> NDArray[np.float64] | None:
+    """Return array row and column as numbers (NaN where they are none), or None without them."""
+    if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:
+        return None
+    columns = [
+        pd.to_numeric(adata.obs[key].astype(object), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        for key in (_keys.ARRAY_ROW, _keys.ARRAY_COL)
+    ]
+    return np.stack(columns, axis=1)

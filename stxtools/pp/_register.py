@@ -1,0 +1,231 @@
+"""Register one section onto another: arrays in, a 2 x 3 matrix out.
+
+A section is a *field*: an image of tissue (0 to 1) and of smoothed expression features on a fine grid. The
+fit looks for the map under which the moving section's features agree with those of the reference at the
+same place, and the two tissues cover each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy import ndimage, optimize
+from scipy.spatial import cKDTree
+
+from .._spatial.density import typical_spacing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Method = Literal["rigid", "similarity", "affine"]
+
+_MAX_SIDE = 192  # pixels of a field
+_POINTS = (600, 3000)  # observations that the coarse and the fine fit look at
+_ANGLES = 24
+_REFINED = 5  # starts that are followed to their optimum
+_COARSE, _FINE = 0.06, 1.0  # smoothing: share of the section's extent; spacings
+_TURNS = np.deg2rad(10.0)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Coordinates and features of one section, and its typical spacing."""
+
+    xy: NDArray[np.float64]
+    features: NDArray[np.float64]
+    spacing: float
+
+    @classmethod
+    def make(cls, xy: NDArray[np.float64], features: NDArray[np.float32]) -> Section:
+        """Centre the features: what a whole section has more than another is no clue to its position."""
+        values = np.asarray(features, dtype=np.float64)
+        values = values - values.mean(axis=0)
+        size = float(np.sqrt((values**2).sum(axis=1).mean())) or 1.0
+        return cls(xy, values / size, typical_spacing(xy))
+
+    @property
+    def extent(self) -> float:
+        """Root of the tissue's area."""
+        return self.spacing * np.sqrt(len(self.xy))
+
+
+@dataclass(frozen=True)
+class Field:
+    """Image of tissue (channel 0) and features (the others), and where it lies."""
+
+    image: NDArray[np.float64]
+    low: NDArray[np.float64]
+    pixel: float
+
+    def at(self, xy: NDArray[np.float64], channels: slice = slice(None)) -> NDArray[np.float64]:
+        """Return channels at ``xy`` by bilinear interpolation, 0 outside."""
+        height, width = self.image.shape[:2]
+        place = (xy - self.low) / self.pixel
+        inside = np.all((place >= 0) & (place < np.array([width - 1, height - 1])), axis=1)
+        place = np.where(inside[:, None], place, 0.0)
+        corner = place.astype(np.int64)
+        u, v = (place - corner).T[:, :, None]
+        image = self.image[..., channels].reshape(height * width, -1)
+        first = corner[:, 1] * width + corner[:, 0]
+        top = image.take(first, axis=0) * (1 - u) + image.take(first + 1, axis=0) * u
+        bottom = image.take(first + width, axis=0) * (1 - u) + image.take(first + width + 1, axis=0) * u
+        return (top * (1 - v) + bottom * v) * inside[:, None]
+
+
+def field(section: Section, sigma: float) -> Field:
+    """Smooth a section into a field with a Gaussian of ``sigma`` (units of the coordinates)."""
+    margin = 3 * sigma + 2 * section.spacing
+    low, high = section.xy.min(axis=0) - margin, section.xy.max(axis=0) + margin
+    pixel = max(float((high - low).max()) / _MAX_SIDE, 0.5 * section.spacing)
+    width, height = (int(v) for v in np.ceil((high - low) / pixel) + 2)
+    x, y = low[0] + pixel * np.arange(width), low[1] + pixel * np.arange(height)
+    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    distance, nearest = cKDTree(section.xy).query(grid, distance_upper_bound=max(1.2 * section.spacing, pixel))
+    tissue: NDArray[np.bool_] = np.asarray(distance) < np.inf
+    image: NDArray[np.float64] = np.zeros((len(grid), 1 + section.features.shape[1]))
+    image[tissue, 0] = 1.0
+    image[tissue, 1:] = section.features[nearest[tissue]]
+    image = image.reshape(height, width, -1)
+    image = ndimage.gaussian_filter(image, (sigma / pixel, sigma / pixel, 0), mode="constant")
+    # the mean of the features over tissue only, so that they do not fade towards the rim
+    image[..., 1:] /= np.maximum(image[..., :1], 1e-3)
+    return Field(image, low, pixel)
+
+
+class Objective:
+    """Agreement of a moved section with the reference: correlation of features + overlap of tissues.
+
+    Both are at most 1, and 1 for a section on itself.
+    """
+
+    def __init__(
+        self, moving: Section, reference: Section, share: float, max_points: int, rng: np.random.Generator
+    ) -> None:
+        self.fields = [field(s, max(share * s.extent, _FINE * s.spacing)) for s in (moving, reference)]
+        self.points = [_sample(s.xy, max_points, rng) for s in (moving, reference)]
+        own = [f.at(p) for f, p in zip(self.fields, self.points, strict=True)]
+        self.features = own[0][:, 1:]
+        self.tissue = [np.maximum(values[:, 0], 1e-9) for values in own]
+
+    def parts(self, matrix: NDArray[np.float64]) -> tuple[float, float]:
+        """Return the correlation (-1 to 1) and the overlap (0 to 1: harmonic mean of the shares covered)."""
+        linear, shift = matrix[:, :2], matrix[:, 2]
+        there = self.fields[1].at(self.points[0] @ linear.T + shift)
+        back = self.fields[0].at((self.points[1] - shift) @ np.linalg.inv(linear).T, slice(0, 1))
+        weight, values = there[:, :1], there[:, 1:]
+        norm = np.sqrt((weight * self.features**2).sum() * (weight * values**2).sum())
+        correlation = float((weight * self.features * values).sum() / norm) if norm > 0 else 0.0
+        covered = float(np.minimum(weight[:, 0] / self.tissue[0], 1).mean())
+        covers = float(np.minimum(back[:, 0] / self.tissue[1], 1).mean())
+        overlap = 2 * covered * covers / (covered + covers) if covered + covers > 0 else 0.0
+        return correlation, overlap
+
+    def __call__(self, matrix: NDArray[np.float64]) -> float:
+        """Return a cost to minimise."""
+        correlation, overlap = self.parts(matrix)
+        return -correlation - overlap
+
+
+def _sample(xy: NDArray[np.float64], size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    return xy[np.sort(rng.choice(len(xy), size, replace=False))] if len(xy) > size else xy
+
+
+def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64], flip: bool) -> NDArray[np.float64]:
+    """Build the map from (angle, log scale, shift x, shift y[, log stretch, its angle]) about ``centre``."""
+    angle, log_scale, *shift = parameters[:4]
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = np.exp(log_scale) * turn
+    if len(parameters) == 6:  # a symmetric stretch: with the rotation, any linear map
+        a, b = parameters[4:]
+        linear = linear @ (np.eye(2) + np.array([[a, b], [b, -a]]))
+    if flip:
+        linear = linear @ np.diag([-1.0, 1.0])
+    return np.c_[linear, np.asarray(shift) - linear @ centre]
+
+
+def register(
+    moving: Section,
+    reference: Section,
+    *,
+    method: Method = "similarity",
+    allow_reflection: bool = False,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], float, float]:
+    """Return the matrix that maps ``moving`` onto ``reference``, and the correlation and overlap reached.
+
+    Starts at 24 rotations (and, if allowed, their mirror images) with the scale from the areas and from the
+    spacings, and at shifts around the centroid; the best few are followed with Nelder-Mead on smooth
+    fields, the best of those on fine ones.
+    """
+    coarse = Objective(moving, reference, _COARSE, _POINTS[0], rng)
+    centre, target = moving.xy.mean(axis=0), reference.xy.mean(axis=0)
+    step = 0.12 * reference.extent
+    logs = {0.0} if method == "rigid" else {0.0, *(np.log(r) for r in _ratios(moving, reference))}
+    starts = []
+    for flip in (False, True) if allow_reflection else (False,):
+        for angle in np.arange(_ANGLES) * 2 * np.pi / _ANGLES:
+            for log_scale in sorted(logs):
+                for dx in (-step, 0.0, step):
+                    for dy in (-step, 0.0, step):
+                        p = np.array([angle, log_scale, target[0] + dx, target[1] + dy])
+                        starts.append((coarse(_matrix(p, centre, flip)), flip, p))
+    starts.sort(key=lambda s: s[0])
+    chosen: list[tuple[float, bool, NDArray[np.float64]]] = []
+    for start in starts:  # the best of each neighbourhood of angles
+        if all(start[1] != c[1] or abs(np.angle(np.exp(1j * (start[2][0] - c[2][0])))) > _TURNS for c in chosen):
+            chosen.append(start)
+        if len(chosen) == _REFINED:
+            break
+    size = np.array([np.deg2rad(8.0), 0.05, step / 2, step / 2, 0.03, 0.03])
+    free = np.array([True, method != "rigid", True, True])
+    found = [(*_descend(coarse, p, size, free, centre, flip), flip) for _, flip, p in chosen]
+    found.sort(key=lambda f: f[0])
+    fine = Objective(moving, reference, 0.0, _POINTS[1], rng)
+    finished = []
+    for _, p, flip in found[:2]:
+        scaled = size * 0.25
+        cost, p = _descend(fine, p, scaled, free, centre, flip)
+        if method == "affine":
+            cost, p = _descend(fine, np.r_[p, 0.0, 0.0], scaled, np.ones(6, dtype=bool), centre, flip)
+        cost, p = _descend(fine, p, scaled * 0.2, free if len(p) == 4 else np.ones(6, dtype=bool), centre, flip)
+        finished.append((cost, _matrix(p, centre, flip)))
+    matrix = min(finished, key=lambda f: f[0])[1]
+    correlation, overlap = fine.parts(matrix)
+    return matrix, correlation, overlap
+
+
+def _ratios(moving: Section, reference: Section) -> tuple[float, float]:
+    """Return the scales that the tissue areas and the spacings suggest."""
+    spread = [float(np.sqrt(np.linalg.det(np.cov(s.xy.T)))) for s in (moving, reference)]
+    by_area = np.sqrt(spread[1] / spread[0]) if min(spread) > 0 else 1.0
+    return float(by_area), reference.spacing / moving.spacing
+
+
+def _descend(
+    objective: Objective,
+    start: NDArray[np.float64],
+    size: NDArray[np.float64],
+    free: NDArray[np.bool_],
+    centre: NDArray[np.float64],
+    flip: bool,
+) -> tuple[float, NDArray[np.float64]]:
+    size = size[: len(start)]
+
+    def cost(z: NDArray[np.float64]) -> float:
+        p = start.copy()
+        p[free] += z * size[free]
+        return objective(_matrix(p, centre, flip))
+
+    n = int(free.sum())
+    simplex = np.vstack([np.zeros(n), np.eye(n)])
+    result = optimize.minimize(
+        cost,
+        np.zeros(n),
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-5, "maxfev": 50 * n},
+    )
+    best = start.copy()
+    best[free] += result.x * size[free]
+    return float(result.fun), best

@@ -1,0 +1,151 @@
+"""From sections to a population: libraries are the replicates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import polygamma
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Per gene: effect over libraries, t statistic with its degrees of freedom, p, and how libraries agree."""
+
+    effect: Floats
+    statistic: Floats
+    df: Floats
+    pvals: Floats
+    n_libraries: NDArray[np.int64]
+    agreement: Floats  # share of the libraries with the sign of the combined effect
+
+
+def two_sided(statistic: Floats, df: Floats) -> Floats:
+    """Two-sided p-values of t statistics; 1 where the statistic is 0."""
+    return np.clip(2.0 * stats.t.sf(np.abs(statistic), df), np.finfo(float).tiny, 1.0)
+
+
+def signed_z(statistic: Floats, df: Floats) -> Floats:
+    """Normal quantile that is as far out as each t statistic: comparable over different degrees of freedom."""
+    half = np.maximum(stats.t.logsf(np.abs(statistic), df), np.log(np.finfo(float).tiny))
+    return np.sign(statistic) * np.maximum(-stats.norm.ppf(np.exp(half)), 0.0)
+
+
+def adjust_bh(pvals: Floats) -> Floats:
+    """Adjusted p-values of Benjamini & Hochberg (1995)."""
+    return stats.false_discovery_control(pvals, method="bh") if len(pvals) else pvals
+
+
+def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:
+    """Prior of a scaled inverse chi-square for gene variances: (scale, degrees of freedom).
+
+    Moment estimator of Smyth (2004), section 6.2, on log variances; degrees of freedom are infinite where the
+    variances differ no more than chance makes them.
+    """
+    use = (variance > 0) & (df > 0)
+    if use.sum() < 3:
+        return (float(variance[use].mean()) if use.any() else 1.0), 0.0
+    s2, d = variance[use], df[use] / 2.0
+    e = np.log(s2) - polygamma(0, d) + np.log(d)
+    spread = float(e.var(ddof=1) - polygamma(1, d).mean())
+    if spread <= 0:
+        return float(np.exp(e.mean())), np.inf
+    half = _trigamma_inverse(spread)
+    return float(np.exp(e.mean() + polygamma(0, half) - np.log(half))), 2.0 * half
+
+
+def _trigamma_inverse(value: float) -> float:
+    if value > 1e7:
+        return 1.0 / np.sqrt(value)
+    if value < 1e-6:
+        return 1.0 / value
+    y = 0.5 + 1.0 / value
+    for _ in range(60):
+        tri = float(polygamma(1, y))
+        step = tri * (1.0 - tri / value) / float(polygamma(2, y))
+        y += step
+        if -step / y < 1e-10:
+            break
+    return y
+
+
+def _moderate(variance: Floats, df: Floats, floor: float = 0.0) -> tuple[Floats, Floats]:
+    scale, prior = squeeze_variance(variance, df)
+    scale = max(scale, floor)
+    if np.isinf(prior):
+        return np.full_like(variance, scale), np.full_like(df, 1e6)
+    out = (prior * scale + df * variance) / np.maximum(prior + df, 1e-12)
+    return np.maximum(out, floor), prior + df
+
+
+def combine_sections(effects: Floats, variances: Floats, dfs: Floats) -> Combined:
+    """Combine the effects that libraries show each within themselves (libraries x genes).
+
+    Inverse-variance weights with an additive between-library part; the standard error is scaled by the
+    effects' own spread over libraries (Hartung & Knapp 2001), never below the within-library one (Rover et al.
+    2015), and that scale is shared between genes by empirical Bayes (Smyth 2004): a handful of libraries
+    then leaves more than a handful of degrees of freedom. Variance 0 marks what a library cannot estimate.
+    """
+    known = variances > 0
+    k = known.sum(axis=0)
+    v = np.where(known, variances, 1.0)
+    typical = np.where(known, v, 0.0).sum(axis=0) / np.maximum(k, 1)
+    plain = np.where(known, 1.0 / v, 0.0)
+    q, _ = _heterogeneity(effects, plain)
+    several = k >= 2
+    spread = 0.0
+    if several.any():
+        total = plain.sum(axis=0)
+        scale = total - np.divide((plain**2).sum(axis=0), total, out=np.zeros_like(total), where=total > 0)
+        tau2 = (q - (k - 1))[several] / scale[several]  # DerSimonian & Laird (1986), not truncated
+        spread = max(0.0, float(np.median(tau2 / typical[several])))
+    weight = np.where(known, 1.0 / (v + spread * typical), 0.0)
+    q, mean = _heterogeneity(effects, weight)
+    df = (k - 1).astype(float)
+    ratio = np.divide(q, df, out=np.ones_like(q), where=several)
+    factor, shared = np.ones_like(q), np.where(known, dfs, 0.0).sum(axis=0)
+    if several.any():
+        factor[several], moderated = _moderate(ratio[several], df[several], floor=1.0)
+        shared[several] = np.minimum(moderated, shared[several])
+    total = weight.sum(axis=0)
+    se = np.sqrt(np.divide(factor, total, out=np.ones_like(total), where=total > 0))
+    statistic = np.where(k > 0, mean / se, 0.0)
+    shared = np.maximum(shared, 1.0)
+    same = (np.sign(effects) == np.sign(mean)) & known & (mean != 0)
+    agreement = same.sum(axis=0) / np.maximum(k, 1)
+    pvals = np.where(k > 0, two_sided(statistic, shared), 1.0)
+    return Combined(mean, statistic, shared, pvals, k.astype(np.int64), agreement)
+
+
+def _heterogeneity(effects: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    total = weight.sum(axis=0)
+    mean = np.divide((weight * effects).sum(axis=0), total, out=np.zeros_like(total), where=total > 0)
+    return (weight * (effects - mean) ** 2).sum(axis=0), mean
+
+
+def compare_libraries(group: Floats, reference: Floats) -> Combined:
+    """Compare library means of two sets of libraries (libraries x genes) by a moderated t-test (Smyth 2004)."""
+    k1, k0 = len(group), len(reference)
+    effect = group.mean(axis=0) - reference.mean(axis=0)
+    rest = ((group - group.mean(axis=0)) ** 2).sum(axis=0) + ((reference - reference.mean(axis=0)) ** 2).sum(axis=0)
+    df = np.full(effect.shape, float(k1 + k0 - 2))
+    known = (np.abs(group).max(axis=0) > 0) | (np.abs(reference).max(axis=0) > 0)
+    known &= (rest > 0) | (effect != 0)
+    variance, moderated = rest / df, df.copy()
+    if known.any():
+        variance[known], moderated[known] = _moderate(variance[known], df[known])
+    known &= variance > 0
+    se = np.sqrt(np.where(known, variance, 1.0) * (1.0 / k1 + 1.0 / k0))
+    statistic = np.where(known, effect / se, 0.0)
+    sign = np.sign(effect)
+    same = (np.sign(group - reference.mean(axis=0)) == sign).sum(axis=0)
+    same = same + (np.sign(group.mean(axis=0) - reference) == sign).sum(axis=0)
+    pvals = np.where(known, two_sided(statistic, moderated), 1.0)
+    return Combined(
+        np.where(known, effect, 0.0), statistic, moderated, pvals,
+        np.where(known, k1 + k0, 0).astype(np.int64), np.where(known, same / (k1 + k0), 0.0),
+    )  # fmt: skip

@@ -1,0 +1,134 @@
+"""Region embeddings and attention by a graph network, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._representation import representation
+from stxtools._slots import Slots, provenance
+from stxtools._validate import check_adata, check_int, check_key_added
+
+from ._regions import gather, node_features, read_regions, region_sections, with_graph_result
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stxtools.models import TissueNetParams
+
+
+def embed(
+    adata: AnnData,
+    *,
+    use_rep: str | None = None,
+    layer: str | None = None,
+    regions_key: str = _keys.REGIONS,
+    spatial_key: str = _keys.SPATIAL,
+    params: TissueNetParams | Mapping[str, Any] | None = None,
+    random_state: int = 0,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    show_progress: bool | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed regions with a graph network that learns to fill in hidden regions from their surroundings.
+
+    Nodes are the regions of :func:`region_graph` with the mean representation of their observations (and
+    the U-Net's features where :func:`segment` wrote them). Part of the nodes is hidden and reconstructed
+    through message passing :cite:p:`Brody2022` and the section's embedding Z. No labels are used.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a region graph.
+    use_rep
+        Key of ``obsm`` whose means describe the regions; by default as in :func:`segment`.
+    layer
+        Layer to take expression from where the representation is computed.
+    regions_key
+        Key of ``uns`` with the region graph.
+    spatial_key
+        Key of ``obsm`` with x, y positions.
+    params
+        :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields; ``conv="sum"`` is the
+        plain sum over the neighbours, which has no attention (every neighbour counts alike).
+    random_state
+        Seed. The same seed gives the same result, to the bit on a CPU.
+    accelerator, devices
+        Where to train, as in Lightning.
+    show_progress
+        Whether to show progress; by default in terminals and notebooks.
+    key_added
+        Name of the entry in ``uns`` instead of ``"embed"``.
+    copy
+        Whether to return a changed copy.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets these slots:
+
+    ``uns["regions"].obsm["X_gnn"]`` : float32, (n_regions, d)
+        Embeddings of the regions.
+    ``uns["regions"].obsp["attention"]`` : sparse float32, (n_regions, n_regions)
+        Row: the region that receives; column: the region attended to. Rows sum to 1, the region itself
+        (diagonal) included; mean over the heads of the last layer.
+    ``uns["regions"].obs["attention"]`` : float32, (n_regions,)
+        Mean share of attention that a region gets from the regions around it.
+    ``obsm["X_gnn"]``, ``obs["attention"]`` : float32, (n_obs, d), (n_obs,)
+        The same at the observations; NaN outside any region.
+    ``uns["embed"]`` : dict
+        ``params``, ``history`` and ``Z`` (sections x d).
+
+    Raises
+    ------
+    KeyError
+        If there is no region graph: call :func:`region_graph` first.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=600)
+    >>> st.tl.region_graph(adata, "compartment", max_size=20)
+    >>> st.tl.embed(adata)
+    >>> adata.uns["regions"].obsm["X_gnn"].shape[1]
+    32
+    """
+    from stxtools.models import TissueNet
+
+    check_adata(adata)
+    key = check_key_added(key_added, _keys.EMBED)
+    random_state = check_int("random_state", random_state, minimum=0)
+    model = TissueNet(params)
+    inp = read_regions(adata, regions_key, spatial_key)
+    adata = adata.copy() if copy else adata
+
+    values = representation(adata, use_rep, layer, random_state=random_state).values
+    if use_rep is None and _keys.X_UNET in adata.obsm:
+        described = np.concatenate([values, np.asarray(adata.obsm[_keys.X_UNET], dtype=np.float32)], axis=1)
+    else:
+        described = values
+    sections = region_sections(values, node_features(described, inp), inp, {})
+    model.fit(
+        sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
+    )
+    result = gather(model.predict(sections, accelerator=accelerator), inp)
+
+    slots = Slots()
+    slots.obsm[_keys.X_GNN] = result.to_obs(result.states)
+    slots.obs[_keys.ATTENTION] = result.to_obs(result.received)
+    slots.uns[regions_key] = with_graph_result(inp, result)
+    slots.uns[key] = {
+        "params": provenance(
+            use_rep=use_rep, layer=layer, regions_key=regions_key, spatial_key=spatial_key,
+            random_state=random_state, tissuenet=model.params_dict(),
+        ),
+        "history": pd.DataFrame(model.history),
+        "Z": result.z,
+    }  # fmt: skip
+    slots.write(adata)
+    return adata if copy else None

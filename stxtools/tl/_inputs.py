@@ -1,0 +1,89 @@
+"""From AnnData to what the models read: sections with features, raster and neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stxtools import _keys
+from stxtools._spatial.graph import spatial_graph
+from stxtools._spatial.raster import RasterGrid, rasterize_libraries
+from stxtools._validate import Libraries, coordinates, libraries
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from scipy import sparse
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the observations lie: coordinates, sections, raster index and spatial neighbours."""
+
+    xy: NDArray[np.float64]
+    libs: Libraries
+    pixels: NDArray[np.int32]
+    grids: list[RasterGrid]
+    graph: sparse.csr_matrix
+
+    @property
+    def parts(self) -> list[NDArray[np.int64]]:
+        """Per section, the positions of its observations."""
+        return [self.libs.rows(i) for i in range(len(self.libs))]
+
+
+def geometry(adata: AnnData, spatial_key: str, library_key: str | None) -> Geometry:
+    """Read coordinates and sections; take the raster of :func:`stxtools.pp.rasterize` if it fits, else make one."""
+    xy = coordinates(adata, spatial_key)
+    libs = libraries(adata, library_key)
+    stored = _stored_raster(adata, libs)
+    if stored is not None:
+        pixels, grids = stored
+    else:
+        pixels, grids = rasterize_libraries(xy, libs.codes, len(libs), array_positions(adata))
+    return Geometry(xy, libs, pixels, grids, spatial_graph(xy, libs.codes, pixels, grids))
+
+
+def array_positions(adata: AnnData) -> NDArray[Any] | None:
+    """``obs["array_row"], obs["array_col"]`` of lattice platforms as (n, 2), if there."""
+    keys = [_keys.ARRAY_ROW, _keys.ARRAY_COL]
+    return adata.obs[keys].to_numpy() if all(k in adata.obs for k in keys) else None
+
+
+def _stored_raster(adata: AnnData, libs: Libraries) -> tuple[NDArray[np.int32], list[RasterGrid]] | None:
+    described = adata.uns.get(_keys.RASTER)
+    if _keys.RASTER not in adata.obsm or not isinstance(described, Mapping):
+        return None
+    if any(name not in described for name in libs.names):
+        return None
+    pixels = np.asarray(adata.obsm[_keys.RASTER], dtype=np.int32)
+    grids = [RasterGrid.from_uns(described[name]) for name in libs.names]
+    for i, grid in enumerate(grids):
+        rows = libs.rows(i)
+        if (pixels[rows] < 0).any() or (pixels[rows] >= np.array(grid.shape)).any():
+            return None
+    return pixels, grids
+
+
+def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Any]:
+    """Split features by section into :class:`stxtools.models.Section`."""
+    from stxtools.models import Section
+
+    out = []
+    for i, rows in enumerate(where.parts):
+        graph = where.graph if len(where.libs) == 1 else where.graph[rows][:, rows].tocsr()
+        out.append(
+            Section(where.libs.names[i], values[rows], where.pixels[rows], where.grids[i].shape, graph, where.xy[rows])
+        )
+    return out
+
+
+def join(parts: Sequence[NDArray[Any]], where: Geometry) -> NDArray[Any]:
+    """Put per-section arrays back into the order of the observations."""
+    out = np.empty((where.libs.codes.size, *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for rows, part in zip(where.parts, parts, strict=True):
+        out[rows] = part
+    return out

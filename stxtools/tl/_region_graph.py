@@ -1,0 +1,223 @@
+"""Connected regions of the compartments, and the graph of which regions touch."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from stxtools import _keys
+from stxtools._representation import log_expression
+from stxtools._slots import Slots, categorical, provenance
+from stxtools._spatial.graph import contact_lengths, observation_area
+from stxtools._spatial.partition import bounded_parts
+from stxtools._validate import categories, check_adata, check_in, check_int, check_key_added
+
+from ._inputs import Geometry, geometry
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+def region_graph(
+    adata: AnnData,
+    segment_key: str = _keys.SEGMENT,
+    *,
+    max_size: int | None = 50,
+    connectivity_key: str | None = None,
+    layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | None = None,
+    random_state: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Split compartments into connected regions and join the regions that touch into a graph.
+
+    A region is a set of observations of one compartment and one section that are connected through
+    spatial neighbours. Regions larger than ``max_size`` are cut into connected parts of similar size, so
+    that a large compartment becomes many nodes. The result is an AnnData with a row for each region,
+    on which scanpy and squidpy work unchanged.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with compartments.
+    segment_key
+        Column of ``obs`` with the compartments, or any other classes; observations without one belong to
+        no region.
+    max_size
+        Most observations of a region; None leaves connected components whole.
+    connectivity_key
+        Key of ``obsp`` with spatial neighbours to use, such as squidpy's ``"spatial_connectivities"``.
+        By default lattice neighbours, or a trimmed Delaunay triangulation for scattered cells.
+    layer
+        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+    spatial_key
+        Key of ``obsm`` with x, y positions.
+    library_key
+        Column of ``obs`` that says which section an observation belongs to; by default the one that
+        :func:`segment` was given. Neither a region nor an edge crosses sections.
+    random_state
+        Seed of the cutting of large regions.
+    key_added
+        Name of the AnnData in ``uns`` instead of ``"regions"``.
+    copy
+        Whether to return a changed copy.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets these slots:
+
+    ``obs["region"]`` : :class:`pandas.Categorical`, (n_obs,)
+        Region of the observation; a name of ``uns["regions"].obs_names``.
+        An ``obs["region"]`` that something else wrote is kept as ``obs["region_annotation"]``.
+    ``uns["regions"]`` : :class:`anndata.AnnData`, (n_regions, n_vars)
+        ``X``: mean log-normalised expression; ``obs``: ``segment``, ``library``, ``n_obs``, ``area`` (in
+        squared units of the coordinates); ``obsm["spatial"]``: centroids; ``obsp``:
+        ``spatial_connectivities`` (1 where regions touch), ``spatial_distances`` (between centroids),
+        ``contact_length`` (length of the shared border); ``uns["params"]``.
+
+    Raises
+    ------
+    KeyError
+        If ``segment_key`` is not there: call :func:`segment` first.
+    ValueError
+        If no observation has a class.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.tl.region_graph(adata, "compartment")
+    >>> adata.uns["regions"].obs["n_obs"].max() <= 50
+    True
+    """
+    check_adata(adata)
+    key = check_key_added(key_added, _keys.REGIONS)
+    obs_key = _keys.REGION if key == _keys.REGIONS else f"{key}_region"
+    hint = "Run `st.tl.segment(adata)` first, or name a column with classes."
+    check_in(adata, "obs", segment_key, "segment_key", hint)
+    max_size = None if max_size is None else check_int("max_size", max_size, minimum=1)
+    library_key = library_key if library_key is not None else inherited_library_key(adata, segment_key)
+    codes, names = categories(adata, segment_key, "segment_key", min_classes=1)
+    adata = adata.copy() if copy else adata
+
+    where = geometry(adata, spatial_key, library_key)
+    graph = where.graph if connectivity_key is None else _given_graph(adata, connectivity_key, where)
+    region = _regions(graph, codes, where, max_size, random_state)
+    regions, labels = _region_adata(adata, region, codes, names, graph, where, layer)
+    regions.uns["params"] = provenance(
+        segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,
+        spatial_key=spatial_key, library_key=library_key, random_state=random_state,
+    )  # fmt: skip
+    colors = adata.uns.get(_keys.colors(segment_key))
+    if colors is not None and len(colors) == len(names):
+        regions.uns[_keys.colors("segment")] = np.asarray(colors)
+    slots = Slots(obs={obs_key: categorical(region, labels)}, uns={key: regions})
+    _keep_foreign_column(adata, obs_key, key, slots)
+    slots.write(adata)
+    return adata if copy else None
+
+
+def _keep_foreign_column(adata: AnnData, obs_key: str, key: str, slots: Slots) -> None:
+    """Annotations often live in a column of this very name: keep them under another one, and say so."""
+    if obs_key in adata.obs and key not in adata.uns:
+        kept = f"{obs_key}_annotation"
+        slots.obs[kept] = adata.obs[obs_key].copy()
+        warnings.warn(
+            f"`adata.obs[{obs_key!r}]` was there before and is kept as `adata.obs[{kept!r}]`; "
+            "`key_added=` would leave it in place.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def inherited_library_key(adata: AnnData, key: str) -> str | None:
+    """``library_key`` that the call which wrote ``uns[key]`` was given."""
+    written = adata.uns.get(key)
+    params = written.get("params", {}) if hasattr(written, "get") else {}
+    return str(params["library_key"]) if "library_key" in params else None
+
+
+def _given_graph(adata: AnnData, connectivity_key: str, where: Geometry) -> sparse.csr_matrix:
+    """Distances along the edges of ``obsp[connectivity_key]``, without those between sections."""
+    check_in(adata, "obsp", connectivity_key, "connectivity_key", "See squidpy's `gr.spatial_neighbors_*`.")
+    coo = sparse.coo_matrix(adata.obsp[connectivity_key])
+    keep = (where.libs.codes[coo.row] == where.libs.codes[coo.col]) & (coo.row != coo.col) & (coo.data != 0)
+    i, j = coo.row[keep], coo.col[keep]
+    length = np.maximum(np.linalg.norm(where.xy[i] - where.xy[j], axis=1), 1e-12)
+    graph = sparse.csr_matrix((length, (i, j)), shape=coo.shape)
+    return graph.maximum(graph.T).tocsr()
+
+
+def _regions(
+    graph: sparse.csr_matrix, codes: NDArray[np.int64], where: Geometry, max_size: int | None, seed: int
+) -> NDArray[np.int64]:
+    """Region of every observation (-1: none), numbered section by section from large compartments to small ones."""
+    coo = graph.tocoo()
+    same = (codes[coo.row] == codes[coo.col]) & (codes[coo.row] >= 0)
+    inside = sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)
+    component = connected_components(inside, directed=False)[1].astype(np.int64)
+    if max_size is not None:
+        component = bounded_parts(inside, component, where.xy, max_size, np.random.default_rng(seed))
+    known = codes >= 0
+    if not known.any():
+        raise ValueError("No observation has a class, so there are no regions.")
+    region = np.full(len(codes), -1, dtype=np.int64)
+    found, first = np.unique(component[known], return_index=True)
+    rows = np.flatnonzero(known)[first]
+    order = np.lexsort((rows, codes[rows], where.libs.codes[rows]))
+    rank = np.empty(len(found), dtype=np.int64)
+    rank[order] = np.arange(len(found))
+    region[known] = rank[np.searchsorted(found, component[known])]
+    return region
+
+
+def _region_adata(
+    adata: AnnData,
+    region: NDArray[np.int64],
+    codes: NDArray[np.int64],
+    names: list[str],
+    graph: sparse.csr_matrix,
+    where: Geometry,
+    layer: str | None,
+) -> tuple[AnnData, list[str]]:
+    from anndata import AnnData as _AnnData
+
+    known = np.flatnonzero(region >= 0)
+    n_regions = int(region.max()) + 1
+    member = sparse.csr_matrix((np.ones(len(known)), (region[known], known)), shape=(n_regions, len(region)))
+    size = np.asarray(member.sum(axis=1)).ravel()
+    mean = sparse.diags(1 / size) @ member
+    first = known[np.unique(region[known], return_index=True)[1]]
+    library = where.libs.codes[first]
+    labels = [f"r{i}" for i in range(n_regions)]
+
+    out = _AnnData(
+        sparse.csr_matrix(mean @ log_expression(adata, layer)).astype(np.float32),
+        obs=pd.DataFrame(index=pd.Index(labels)),
+        var=pd.DataFrame(index=adata.var_names.copy()),
+    )
+    out.obs["segment"] = categorical(codes[first], names)
+    out.obs["library"] = categorical(library, where.libs.names)
+    out.obs["n_obs"] = size.astype(np.int64)
+    out.obs["area"] = member @ observation_area(where.xy, where.libs.codes, where.grids)
+    out.obsm[_keys.SPATIAL] = mean @ where.xy
+    contact = member @ contact_lengths(graph, where.xy, where.libs.codes, where.grids) @ member.T
+    touch = member @ (graph != 0).astype(np.float64) @ member.T
+    for matrix in (contact, touch):
+        matrix.setdiag(0)
+        matrix.eliminate_zeros()
+    coo = touch.tocoo()
+    distance = np.linalg.norm(out.obsm[_keys.SPATIAL][coo.row] - out.obsm[_keys.SPATIAL][coo.col], axis=1)
+    shape = (n_regions, n_regions)
+    out.obsp[_keys.CONNECTIVITIES] = sparse.csr_matrix((np.ones(coo.nnz), (coo.row, coo.col)), shape=shape)
+    out.obsp[_keys.DISTANCES] = sparse.csr_matrix((distance, (coo.row, coo.col)), shape=shape)
+    out.obsp[_keys.CONTACT] = sparse.csr_matrix(contact)
+    return out, labels

@@ -1,0 +1,153 @@
+"""Region graph in, graph results out: what embed and multitask share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stxtools import _keys
+from stxtools._validate import categories, check_in
+
+from ._inputs import Geometry, geometry, make_sections
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RegionInput:
+    """Regions of an AnnData, checked: where the observations lie, and the region of each (-1: none)."""
+
+    where: Geometry
+    regions: AnnData
+    region: NDArray[np.int64]
+    library: NDArray[np.int64]
+
+    def rows(self, index: int) -> NDArray[np.int64]:
+        """Regions of section ``index``."""
+        return np.flatnonzero(self.library == index)
+
+
+def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionInput:
+    """Read ``obs["region"]`` and ``uns["regions"]`` and check that they belong together.
+
+    Raises
+    ------
+    KeyError
+        If there is no region graph yet.
+    ValueError
+        If the AnnData was subset after the graph was made.
+    """
+    obs_key = _keys.REGION if regions_key == _keys.REGIONS else f"{regions_key}_region"
+    hint = "Run `st.tl.region_graph(adata)` first."
+    check_in(adata, "uns", regions_key, "regions_key", hint)
+    check_in(adata, "obs", obs_key, "regions_key", hint)
+    regions = adata.uns[regions_key]
+    params = regions.uns.get("params", {})
+    library_key = str(params["library_key"]) if "library_key" in params else None
+    where = geometry(adata, spatial_key, library_key)
+    names = pd.Index(regions.obs_names.astype(str))
+    column = adata.obs[obs_key]
+    region = names.get_indexer(column.astype(object).where(column.notna(), "")).astype(np.int64)
+    size = np.bincount(region[region >= 0], minlength=len(names))
+    if not np.array_equal(size, np.asarray(regions.obs["n_obs"])):
+        raise ValueError(
+            f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was `adata` subset "
+            "since?); run `st.tl.region_graph(adata)` again."
+        )
+    library = pd.Index(where.libs.names).get_indexer(regions.obs["library"].astype(str)).astype(np.int64)
+    return RegionInput(where, regions, region, library)
+
+
+def node_features(values: NDArray[np.float32], inp: RegionInput) -> NDArray[np.float32]:
+    """Mean of ``values`` (n_obs, C) in every region, (R, C)."""
+    known = np.flatnonzero(inp.region >= 0)
+    n = inp.regions.n_obs
+    member = sparse.csr_matrix((np.ones(len(known)), (inp.region[known], known)), shape=(n, len(inp.region)))
+    total = np.asarray(member @ values.astype(np.float64))
+    return (total / np.asarray(member.sum(axis=1))).astype(np.float32)
+
+
+def region_sections(
+    values: NDArray[np.float32], nodes: NDArray[np.float32], inp: RegionInput, labels: dict[str, NDArray[np.int64]]
+) -> list[Any]:
+    """Split features, regions and labels by section into :class:`stxtools.models.RegionSection`."""
+    from stxtools.models import RegionSection
+
+    adjacency = sparse.csr_matrix(inp.regions.obsp[_keys.CONNECTIVITIES])
+    out = []
+    for i, section in enumerate(make_sections(values, inp.where)):
+        obs, rows = inp.where.parts[i], inp.rows(i)
+        local = np.full(inp.regions.n_obs + 1, -1, dtype=np.int64)
+        local[rows] = np.arange(len(rows))
+        own = {task: codes[obs] for task, codes in labels.items()}
+        out.append(RegionSection(section, local[inp.region[obs]], nodes[rows], adjacency[rows][:, rows].tocsr(), own))
+    return out
+
+
+def classes_of(adata: AnnData, key: str, param: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Codes and names of a label column with two classes at least."""
+    return categories(adata, key, param, min_classes=2)
+
+
+@dataclass(frozen=True)
+class GraphResult:
+    """Results of all sections in the order of ``uns["regions"]``, and carried to the observations."""
+
+    states: NDArray[np.float32]
+    attention: sparse.csr_matrix
+    received: NDArray[np.float32]
+    z: pd.DataFrame
+    region: NDArray[np.int64]
+
+    def to_obs(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of the regions at their observations; NaN outside any region."""
+        out = np.full((len(self.region), *values.shape[1:]), np.nan, dtype=np.float32)
+        known = self.region >= 0
+        out[known] = values[self.region[known]]
+        return out
+
+
+def gather(predictions: Sequence[Any], inp: RegionInput) -> GraphResult:
+    """Put predictions section by section back together."""
+    n = inp.regions.n_obs
+    states = np.zeros((n, predictions[0].states.shape[1]), dtype=np.float32)
+    rows_, cols_, data_ = [], [], []
+    for i, prediction in enumerate(predictions):
+        rows = inp.rows(i)
+        states[rows] = prediction.states
+        coo = prediction.attention.tocoo()
+        rows_.append(rows[coo.row])
+        cols_.append(rows[coo.col])
+        data_.append(coo.data)
+    attention = sparse.csr_matrix(
+        (np.concatenate(data_), (np.concatenate(rows_), np.concatenate(cols_))), shape=(n, n), dtype=np.float32
+    )
+    z = pd.DataFrame(np.stack([p.z for p in predictions]), index=pd.Index(inp.where.libs.names))
+    z.columns = [f"Z{i}" for i in range(z.shape[1])]
+    return GraphResult(states, attention, received_attention(attention), z, inp.region)
+
+
+def received_attention(attention: sparse.csr_matrix) -> NDArray[np.float32]:
+    """Mean share of attention that a region gets from the regions around it; 0 without any."""
+    coo = attention.tocoo()
+    other = coo.row != coo.col
+    total = np.bincount(coo.col[other], coo.data[other], minlength=attention.shape[0])
+    count = np.bincount(coo.col[other], minlength=attention.shape[0])
+    return (total / np.maximum(count, 1)).astype(np.float32)
+
+
+def with_graph_result(inp: RegionInput, result: GraphResult) -> AnnData:
+    """Copy of ``uns["regions"]`` with ``obsm["X_gnn"]``, ``obsp["attention"]`` and ``obs["attention"]``."""
+    regions = inp.regions.copy()
+    regions.obsm[_keys.X_GNN] = result.states
+    regions.obsp[_keys.ATTENTION] = result.attention
+    regions.obs[_keys.ATTENTION] = result.received
+    return regions

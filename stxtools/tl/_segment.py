@@ -1,0 +1,257 @@
+"""Tissue compartments by a U-Net on the expression raster."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._representation import Representation
+from stxtools._slots import Slots, categorical, proba_frame, provenance
+from stxtools._spatial.density import typical_spacing
+from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask
+from stxtools._validate import categories, check_adata, check_int, check_key_added
+
+from ._inputs import Geometry, geometry, join, make_sections
+from ._transfer import model_features, remember_input, training_representation
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stxtools.models import Segmenter, SegmenterParams
+
+MIN_OBS = 10
+
+
+def segment(
+    adata: AnnData,
+    n_segments: int | None = None,
+    *,
+    labels_key: str | None = None,
+    model: str | os.PathLike[str] | Segmenter | None = None,
+    save_model: str | os.PathLike[str] | None = None,
+    use_rep: str | None = None,
+    layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | None = None,
+    params: SegmenterParams | Mapping[str, Any] | None = None,
+    random_state: int = 0,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    show_progress: bool | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Segment tissue into compartments with a U-Net on the expression raster.
+
+    The representation of the observations is laid out on the spatial grid, a U-Net
+    :cite:p:`Ronneberger2015` is pretrained on it without labels (masked reconstruction) and then taught
+    either by a consensus of Gaussian mixtures on spatially averaged features (no labels), or by a few
+    labels and a shrinkage linear discriminant that spreads them (``labels_key``). The compartments
+    written are the U-Net's. Works on raw counts; ``X`` is not changed.
+
+    Parameters
+    ----------
+    adata
+        One or several sections: expression and ``obsm[spatial_key]``.
+    n_segments
+        Number of compartments, honoured exactly. Without it (and without labels) 2 to 10 are tried and
+        the number whose partitions agree best between random halves of the observations is taken.
+    labels_key
+        Column of ``obs`` with class names where known and missing values elsewhere.
+    model
+        A saved model (path) or a fitted :class:`stxtools.models.Segmenter`, applied without training.
+    save_model
+        Where to write the trained model (``"brain.stx"``). The representation is then computed from
+        expression even if ``X_pca`` exists, so that the model can read other sections.
+    use_rep
+        Key of ``obsm`` to segment, or ``"X"``. By default ``X_pca`` if there, else a PCA of the
+        log-normalised variable genes.
+    layer
+        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+    spatial_key
+        Key of ``obsm`` with x, y positions.
+    library_key
+        Column of ``obs`` that says which section an observation belongs to. No window crosses sections.
+    params
+        :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields.
+    random_state
+        Seed. The same seed gives the same result, to the bit on a CPU.
+    accelerator, devices
+        Where to train, as in Lightning.
+    show_progress
+        Whether to show progress; by default in terminals and notebooks.
+    key_added
+        Name of the outputs instead of ``"segment"``.
+    copy
+        Whether to return a changed copy.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets these slots:
+
+    ``obs["segment"]`` : :class:`pandas.Categorical`, (n_obs,)
+        Compartments: ``"0"``, ``"1"``, ... from large to small, or the names of the labels.
+    ``obs["segment_id"]`` : int32, (n_obs,)
+        Value of the observation's compartment in the mask, from 1.
+    ``obs["segment_confidence"]`` : float32, (n_obs,)
+        Probability of that compartment.
+    ``obsm["segment_proba"]`` : :class:`pandas.DataFrame`, (n_obs, n_segments)
+        Probabilities of all compartments.
+    ``obsm["X_unet"]`` : float32, (n_obs, width)
+        Features of the U-Net.
+    ``uns["spatial"][library]["images"]["segmentation"]`` : uint32, (height, width)
+        The mask, 0 is background; pixel = coordinate times
+        ``uns["spatial"][library]["scalefactors"]["tissue_segmentation_scalef"]``.
+    ``uns["segment"]`` : dict
+        ``params``, ``history`` (losses by stage and epoch) and, where the number was chosen,
+        ``stability`` (number of segments, mean adjusted Rand index between halves).
+
+    Raises
+    ------
+    KeyError
+        If a key does not exist; the message lists those that do.
+    ValueError
+        If there are fewer than 10 observations, coordinates are missing, ``n_segments`` cannot be
+        reached, or a model knows too few of the genes. ``adata`` is unchanged then.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.tl.segment(adata, n_segments=4)
+    >>> adata.obs["segment"].cat.categories.tolist()
+    ['0', '1', '2', '3']
+    """
+    check_adata(adata, min_obs=MIN_OBS)
+    key = check_key_added(key_added, _keys.SEGMENT)
+    random_state = check_int("random_state", random_state, minimum=0)
+    _check_mode(adata, n_segments, labels_key, model, save_model, use_rep)
+    adata = adata.copy() if copy else adata
+
+    where = geometry(adata, spatial_key, library_key)
+    if model is not None:
+        fitted = _load(model)
+        values, found = model_features(adata, fitted, layer)
+    else:
+        rep = training_representation(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
+        values, found = rep.values, None
+        fitted = _fit(
+            adata, rep, where, n_segments, labels_key, params,
+            random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
+        )  # fmt: skip
+
+    results = fitted.predict(make_sections(values, where), accelerator=accelerator)
+    if save_model is not None:
+        fitted.save(save_model)
+    slots = _slots(adata, fitted, join([r.proba for r in results], where), where, key)
+    slots.obsm[_keys.X_UNET if key == _keys.SEGMENT else f"{key}_unet"] = join([r.features for r in results], where)
+    slots.uns[key] = {
+        "params": provenance(
+            n_segments=len(fitted.classes), labels_key=labels_key, use_rep=use_rep, layer=layer,
+            spatial_key=spatial_key, library_key=library_key, random_state=random_state, genes_found=found,
+            model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
+        )
+    }  # fmt: skip
+    if model is None:
+        slots.uns[key]["history"] = pd.DataFrame(fitted.history)
+        if fitted.stability:
+            curve = pd.DataFrame(list(fitted.stability.items()), columns=["n_segments", "stability"])
+            slots.uns[key]["stability"] = curve
+    slots.write(adata)
+    return adata if copy else None
+
+
+def _check_mode(
+    adata: AnnData, n_segments: int | None, labels_key: str | None, model: Any, save_model: Any, use_rep: str | None
+) -> None:
+    if n_segments is not None:
+        n_segments = check_int("n_segments", n_segments, minimum=1)
+        if n_segments > adata.n_obs:
+            raise ValueError(f"`n_segments={n_segments}` is more than the {adata.n_obs} observations there are.")
+    if model is not None:
+        given = {"n_segments": n_segments, "labels_key": labels_key, "save_model": save_model, "use_rep": use_rep}
+        clash = [name for name, value in given.items() if value is not None]
+        if clash:
+            raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(f'`{c}=`' for c in clash)}.")
+    if labels_key is not None:
+        _, names = categories(adata, labels_key, "labels_key", min_classes=2)
+        if n_segments is not None and n_segments != len(names):
+            raise ValueError(
+                f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(names)} classes; drop one of them."
+            )
+
+
+def _load(model: str | os.PathLike[str] | Segmenter) -> Segmenter:
+    from stxtools.models import Segmenter
+
+    if isinstance(model, Segmenter):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"`model` must be a path or a stxtools.models.Segmenter, not {type(model).__name__}.")
+    return Segmenter.load(model)
+
+
+def _fit(
+    adata: AnnData,
+    rep: Representation,
+    where: Geometry,
+    n_segments: int | None,
+    labels_key: str | None,
+    params: Any,
+    **how: Any,
+) -> Segmenter:
+    from stxtools.models import Segmenter
+
+    fitted = Segmenter(params)
+    remember_input(fitted, rep)
+    fitted.pixel_size = float(where.grids[0].pixel_size)
+    sections = make_sections(rep.values, where)
+    if labels_key is None:
+        return fitted.fit(sections, n_segments=n_segments, **how)
+    codes, names = categories(adata, labels_key, "labels_key")
+    return fitted.fit(sections, labels=[codes[rows] for rows in where.parts], classes=names, **how)
+
+
+def _slots(adata: AnnData, fitted: Segmenter, proba: NDArray[np.float32], where: Geometry, key: str) -> Slots:
+    codes = proba.argmax(axis=1)
+    slots = Slots()
+    slots.obs[key] = categorical(codes, fitted.classes)
+    slots.obs[_keys.mask_id(key)] = (codes + 1).astype(np.int32)
+    slots.obs[_keys.confidence(key)] = proba.max(axis=1)
+    slots.obsm[_keys.proba(key)] = proba_frame(proba, fitted.classes, adata.obs_names)
+    slots.uns[_keys.SPATIAL] = _with_masks(adata.uns.get(_keys.SPATIAL, {}), codes + 1, where, key)
+    return slots
+
+
+def _with_masks(spatial: Mapping[str, Any], values: NDArray[Any], where: Geometry, key: str) -> dict[str, Any]:
+    """Copy ``uns["spatial"]`` down to the dicts that change and put the masks in."""
+    image = _keys.MASK_IMAGE if key == _keys.SEGMENT else f"{_keys.MASK_IMAGE}_{key}"
+    out = dict(spatial)
+    for name, grid, rows in zip(where.libs.names, where.grids, where.parts, strict=True):
+        scattered = grid.lattice == "scattered"
+        spacing = typical_spacing(where.xy[rows]) if scattered else grid.pixel_size
+        if (where.xy[rows] < 0).any():
+            warnings.warn(
+                f"Section {name!r} has negative coordinates, which an image cannot hold: no mask is written for it. "
+                "Shift the coordinates, e.g. `adata.obsm['spatial'] -= adata.obsm['spatial'].min(0)`.",
+                UserWarning,
+                stacklevel=4,
+            )
+            continue
+        mask, scale = render_mask(where.xy[rows], values[rows], spacing, reach=REACH_SCATTERED if scattered else REACH)
+        entry = dict(out.get(name, {}))
+        entry[_keys.IMAGES] = {**entry.get(_keys.IMAGES, {}), image: mask}
+        entry[_keys.SCALEFACTORS] = {
+            _keys.SPOT_DIAMETER: float(spacing),
+            **entry.get(_keys.SCALEFACTORS, {}),
+            f"tissue_{image}_scalef": float(scale),
+        }
+        out[name] = entry
+    return out

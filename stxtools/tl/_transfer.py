@@ -1,0 +1,92 @@
+"""What a model reads of expression: in training, and again on another section."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Protocol
+
+from stxtools._representation import (
+    Representation,
+    compute_representation,
+    log_expression,
+    representation,
+    stored_representation,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stxtools.models import GeneProjection
+
+_WARN_SHARE, _MIN_SHARE = 0.5, 0.1
+
+
+class ReadsGenes(Protocol):
+    """A model that knows its input."""
+
+    projection: GeneProjection | None
+    use_rep: str | None
+
+    @property
+    def n_features(self) -> int:
+        """Length of the feature vectors."""
+
+
+def training_representation(
+    adata: AnnData, use_rep: str | None, layer: str | None, *, portable: bool, random_state: int
+) -> Representation:
+    """Choose the representation; a model that is saved gets one that other sections can be brought to."""
+    if portable and use_rep is None:
+        return compute_representation(adata, layer, random_state=random_state)
+    return representation(adata, use_rep, layer, random_state=random_state)
+
+
+def remember_input(model: ReadsGenes, rep: Representation) -> None:
+    """Tell the model where its features came from."""
+    from stxtools.models import GeneProjection
+
+    model.use_rep = rep.name
+    if rep.genes is not None and rep.mean is not None and rep.components is not None:
+        model.projection = GeneProjection(rep.genes, rep.mean, rep.components)
+
+
+def model_features(adata: AnnData, model: ReadsGenes, layer: str | None) -> tuple[NDArray[np.float32], float | None]:
+    """Return the features that a trained model reads of ``adata``, and the share of its genes that were found.
+
+    Raises
+    ------
+    ValueError
+        If less than a tenth of its genes are there; below a half it warns.
+    KeyError
+        If it reads a key of ``obsm`` that is not there.
+    """
+    if model.projection is None:
+        rep = stored_representation(adata, str(model.use_rep))
+        if rep.values.shape[1] != model.n_features:
+            raise ValueError(
+                f"The model reads {model.n_features} columns of `adata.obsm[{model.use_rep!r}]`; "
+                f"there are {rep.values.shape[1]}."
+            )
+        return rep.values, None
+    share = _gene_share(adata, model.projection)
+    return model.projection.transform(log_expression(adata, layer), list(adata.var_names)), share
+
+
+def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
+    found, total = len(projection.match(list(adata.var_names))[0]), len(projection.genes)
+    share = found / total
+    if share < _MIN_SHARE:
+        raise ValueError(
+            f"`adata` has {found} of the model's {total} genes ({share:.0%}); at least {_MIN_SHARE:.0%} are needed. "
+            f"The model expects names like {projection.genes[:3]}; `adata.var_names` begins with "
+            f"{[str(v) for v in adata.var_names[:3]]}."
+        )
+    if share < _WARN_SHARE:
+        warnings.warn(
+            f"`adata` has {found} of the model's {total} genes ({share:.0%}); missing ones count as average.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return share

@@ -1,0 +1,356 @@
+"""Loaders: formats written here, a server on this machine, and every way in which a download goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import image as mpl_image
+from scipy import sparse
+
+import stxtools as st
+from stxtools.datasets import _download, _public, _sections
+
+H5 = "V1_Adult_Mouse_Brain_filtered_feature_bc_matrix.h5"
+TAR = "V1_Adult_Mouse_Brain_spatial.tar.gz"
+
+
+class Server:
+    """Files by name; ``cut`` are announced in full length but sent in half."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.cut: set[str] = set()
+        self.requests: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = self.path.rsplit("/", 1)[-1]
+                outer.requests.append(name)
+                if name not in outer.files:
+                    self.send_error(404)
+                    return
+                body = outer.files[name]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2] if name in outer.cut else body)
+
+            def log_message(self, *args: object) -> None:
+                """Keep the test output quiet."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/set"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.fixture
+def datasetdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "data"
+    monkeypatch.setattr(st.settings, "_datasetdir", folder)
+    return folder
+
+
+def _tenx_h5(path: Path, counts: np.ndarray) -> bytes:
+    """Cell Ranger's HDF5 (version 3): a CSC matrix of features x barcodes."""
+    matrix = sparse.csc_matrix(counts.T.astype(np.int32))
+    n_spots, n_genes = counts.shape
+    with h5py.File(path, "w") as f:
+        group = f.create_group("matrix")
+        group["barcodes"] = np.array([f"AAAC{i:04d}-1" for i in range(n_spots)], dtype="S")
+        group["data"], group["indices"], group["indptr"] = matrix.data, matrix.indices, matrix.indptr
+        group["shape"] = np.array(matrix.shape, dtype=np.int32)
+        features = group.create_group("features")
+        features["id"] = np.array([f"ENSMUSG{j:011d}" for j in range(n_genes)], dtype="S")
+        # as in the real file, two genes share a symbol
+        features["name"] = np.array(["Twin", "Twin", *(f"Gene{j}" for j in range(2, n_genes))], dtype="S")
+        features["feature_type"] = np.array(["Gene Expression"] * n_genes, dtype="S")
+        features["genome"] = np.array(["mm10"] * n_genes, dtype="S")
+        f.attrs["library_ids"] = np.array(["V1_Adult_Mouse_Brain"], dtype="S")
+    return path.read_bytes()
+
+
+def _spatial_tar(n_spots: int, folder: str = "spatial") -> bytes:
+    """Space Ranger 1's spatial folder: positions without a header, all spots of the slide in another order."""
+    rows = [f"AAAC{i:04d}-1,1,{i},{i % 2},{100 * i},{10 * i}" for i in reversed(range(n_spots))]
+    rows.append("TTTT0000-1,0,77,1,5,5")
+    buffer = io.BytesIO()
+    mpl_image.imsave(buffer, np.zeros((4, 5, 3), dtype=np.uint8), format="png")
+    scales = {"spot_diameter_fullres": 8.9, "tissue_hires_scalef": 0.5, "tissue_lowres_scalef": 0.05}
+    members = {
+        "tissue_positions_list.csv": "\n".join(rows).encode(),
+        "scalefactors_json.json": json.dumps(scales).encode(),
+        "tissue_hires_image.png": buffer.getvalue(),
+        "tissue_lowres_image.png": buffer.getvalue(),
+    }
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, body in members.items():
+            info = tarfile.TarInfo(f"{folder}/{name}")
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    return out.getvalue()
+
+
+@pytest.fixture
+def counts() -> np.ndarray:
+    return np.random.default_rng(0).poisson(1.0, size=(6, 5))
+
+
+@pytest.fixture
+def tenx(server: Server, datasetdir: Path, tmp_path: Path, counts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Serve a small section in place of 10x Genomics'; return the folder in which it lands."""
+    server.files = {H5: _tenx_h5(tmp_path / "made.h5", counts), TAR: _spatial_tar(len(counts))}
+    monkeypatch.setattr(_public, "_TENX_URL", server.url)
+    monkeypatch.setattr(_public, "_TENX_HASHES", {name: _sha(body) for name, body in server.files.items()})
+    return datasetdir / "visium_mouse_brain"
+
+
+@pytest.fixture
+def vizgen(server: Server, datasetdir: Path, counts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Serve a small section in place of Vizgen's; return the folder in which it lands."""
+    cells = [str(110883424764611924400221639916314253469 + i) for i in range(len(counts))]
+    genes = ["PDK4", "CX3CR1", "CD4", "Blank-1", "Blank-2"]
+    meta = pd.DataFrame(
+        {"fov": 0, "volume": 500.0, "center_x": np.arange(6) * 10.5, "center_y": 7.0 - np.arange(6)}, index=cells
+    )
+    server.files = {
+        "cell_by_gene.csv": pd.DataFrame(counts, index=pd.Index(cells, name="cell"), columns=genes).to_csv().encode(),
+        "cell_metadata.csv": meta.iloc[::-1].to_csv().encode(),
+    }
+    monkeypatch.setattr(_public, "_VIZGEN_URL", server.url)
+    return datasetdir / "merfish_breast_cancer"
+
+
+def _sha(body: bytes) -> str:
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def test_visium_mouse_brain(tenx: Path, server: Server, counts: np.ndarray) -> None:
+    adata = st.datasets.visium_mouse_brain()
+    np.testing.assert_array_equal(adata.X.toarray(), counts)
+    assert adata.X.dtype == np.float32
+    assert adata.var_names.is_unique
+    assert adata.obsm["spatial"].dtype == np.float64
+    # x is the column and y the row of the image, whatever the order of the file
+    np.testing.assert_array_equal(adata.obsm["spatial"], np.column_stack([10 * np.arange(6), 100 * np.arange(6)]))
+    np.testing.assert_array_equal(adata.obs["array_row"], np.arange(6))
+    library = adata.uns["spatial"]["V1_Adult_Mouse_Brain"]
+    assert set(library["images"]) == {"hires", "lowres"}
+    assert library["scalefactors"]["spot_diameter_fullres"] == 8.9
+    assert sorted(p.name for p in tenx.iterdir()) == sorted([H5, TAR, "spatial"])
+    again = st.datasets.visium_mouse_brain()
+    np.testing.assert_array_equal(again.X.toarray(), counts)
+    assert server.requests == [H5, TAR]  # the second call used the first one's files
+
+
+def test_the_real_checksums_are_sha256() -> None:
+    assert set(_public._TENX_HASHES) == {H5, TAR}
+    for value in _public._TENX_HASHES.values():
+        assert value.startswith("sha256:")
+        assert len(bytes.fromhex(value.removeprefix("sha256:"))) == 32
+
+
+def test_missing_file_on_the_server(tenx: Path, server: Server, datasetdir: Path) -> None:
+    del server.files[H5]
+    with pytest.raises(ConnectionError, match=r"404.*Nothing was kept.*10xgenomics.*save the file as .*matrix\.h5"):
+        st.datasets.visium_mouse_brain()
+    assert not datasetdir.exists()
+
+
+def test_broken_off_download(tenx: Path, server: Server, counts: np.ndarray) -> None:
+    server.cut = {TAR}
+    with pytest.raises(ConnectionError, match="Nothing was kept"):
+        st.datasets.visium_mouse_brain()
+    assert [p.name for p in tenx.iterdir()] == [H5]  # complete, checked: kept
+    server.cut = set()
+    np.testing.assert_array_equal(st.datasets.visium_mouse_brain().X.toarray(), counts)
+
+
+def test_wrong_content_from_the_server(tenx: Path, server: Server, datasetdir: Path) -> None:
+    server.files[H5] = b"another file"
+    with pytest.raises(ValueError, match="hash"):
+        st.datasets.visium_mouse_brain()
+    assert not datasetdir.exists()
+
+
+def test_file_that_changed_on_disk(tenx: Path) -> None:
+    st.datasets.visium_mouse_brain()
+    (tenx / H5).write_bytes((tenx / H5).read_bytes()[:-7])
+    with pytest.raises(ValueError, match="Delete it"):
+        st.datasets.visium_mouse_brain()
+
+
+def test_archives_that_cannot_be_used(tenx: Path, server: Server) -> None:
+    for body, match in ((_spatial_tar(3, folder="other"), "no folder"), (_spatial_tar(6)[:-200], "cannot be unpacked")):
+        server.files[TAR] = body
+        with pytest.raises(ValueError, match=match):
+            st.datasets.visium_mouse_brain(known_hash={TAR: _sha(body)})
+        assert sorted(p.name for p in tenx.iterdir()) == sorted([H5, TAR])
+        (tenx / TAR).unlink()
+
+
+def test_no_server_at_all(tenx: Path, monkeypatch: pytest.MonkeyPatch, datasetdir: Path) -> None:
+    monkeypatch.setattr(_public, "_TENX_URL", "http://127.0.0.1:9/set")
+    with pytest.raises(ConnectionError, match="by hand"):
+        st.datasets.visium_mouse_brain()
+    assert not datasetdir.exists()
+
+
+def test_known_hash_of_the_user(tenx: Path, server: Server) -> None:
+    with pytest.raises(ValueError, match=r"typo\.h5"):
+        st.datasets.visium_mouse_brain(known_hash={"typo.h5": "sha256:00"})
+    md5 = f"md5:{hashlib.md5(server.files[H5]).hexdigest()}"
+    assert st.datasets.visium_mouse_brain(known_hash={H5: md5}).n_obs == 6
+    with pytest.raises(ValueError, match="checksum"):
+        st.datasets.visium_mouse_brain(known_hash={H5: "sha256:" + "0" * 64})
+
+
+def test_merfish_breast_cancer(vizgen: Path, server: Server, counts: np.ndarray) -> None:
+    adata = st.datasets.merfish_breast_cancer()
+    assert sparse.issparse(adata.X)
+    np.testing.assert_array_equal(adata.X.toarray(), counts[:, :3])
+    assert list(adata.var_names) == ["PDK4", "CX3CR1", "CD4"]
+    np.testing.assert_array_equal(adata.obsm["blank_genes"].to_numpy(), counts[:, 3:])
+    np.testing.assert_allclose(adata.obsm["spatial"], np.column_stack([np.arange(6) * 10.5, 7.0 - np.arange(6)]))
+    assert (adata.obs["volume"] == 500).all()
+    for name, body in server.files.items():
+        assert (vizgen / f"{name}.sha256").read_text() == f"{hashlib.sha256(body).hexdigest()}  {name}\n"
+    st.datasets.merfish_breast_cancer()
+    assert len(server.requests) == 2
+
+
+def test_recorded_checksum_is_checked_later(vizgen: Path) -> None:
+    st.datasets.merfish_breast_cancer()
+    with (vizgen / "cell_metadata.csv").open("a") as f:
+        f.write("1,0,1,1,1\n")
+    with pytest.raises(ValueError, match=r"cell_metadata\.csv\.sha256"):
+        st.datasets.merfish_breast_cancer()
+
+
+def test_file_put_there_by_hand(vizgen: Path, server: Server) -> None:
+    vizgen.mkdir(parents=True)
+    for name, body in server.files.items():
+        (vizgen / name).write_bytes(body)
+    assert st.datasets.merfish_breast_cancer().n_obs == 6
+    assert server.requests == []
+    assert (vizgen / "cell_by_gene.csv.sha256").exists()
+
+
+def test_refused_download_says_where_to_register(vizgen: Path, server: Server, datasetdir: Path) -> None:
+    server.files.clear()
+    with pytest.raises(ConnectionError, match=r"register at https://info\.vizgen\.com.*cell_by_gene\.csv and call"):
+        st.datasets.merfish_breast_cancer()
+    assert not datasetdir.exists()
+
+
+def test_stale_record_of_a_deleted_file_is_not_held_against_the_next(vizgen: Path, server: Server) -> None:
+    st.datasets.merfish_breast_cancer()
+    (vizgen / "cell_metadata.csv").unlink()
+    server.files["cell_metadata.csv"] += b"7,0,1.0,1.0,1.0\n"
+    st.datasets.merfish_breast_cancer()
+    recorded = (vizgen / "cell_metadata.csv.sha256").read_text().split()[0]
+    assert f"sha256:{recorded}" == _sha(server.files["cell_metadata.csv"])
+
+
+def test_interrupted_download_leaves_nothing(vizgen: Path, datasetdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pooch
+
+    def interrupted(self: object, url: str, output_file: str, *args: object, **kwargs: object) -> None:
+        Path(output_file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        st.datasets.merfish_breast_cancer()
+    assert not datasetdir.exists()
+
+
+def test_a_checksum_without_algorithm_is_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"content")
+    _download._check(path, hashlib.sha256(b"content").hexdigest())
+    with pytest.raises(ValueError, match="checksum"):
+        _download._check(path, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("call", "file"),
+    [
+        (lambda: st.datasets.dlpfc(), "dlpfc_151673.h5ad"),
+        (lambda: st.datasets.dlpfc("151508"), "dlpfc_151508_pcs.h5ad"),
+        (lambda: st.datasets.her2st("C1"), "her2st_C1.h5ad"),
+        (lambda: st.datasets.xenium_breast_idc(), "xenium_breast_idc.h5ad"),
+        (lambda: st.datasets.starmap_mpfc(), "starmap_mpfc_BZ5.h5ad"),
+        (lambda: st.datasets.osmfish_sscortex(), "osmfish_mouse_sscortex.h5ad"),
+        (lambda: st.datasets.merfish_hypothalamus(), "merfish_hypothalamus.h5ad"),
+        (lambda: st.datasets.xenium_mouse_brain(), "xenium_mouse_brain_subset.h5ad"),
+        (lambda: st.datasets.mouse_olfactory_bulb("MOB2"), "st_mouse_olfactory_bulb_MOB2.h5ad"),
+    ],
+)
+def test_sections_are_read_from_the_data_folder(call: Callable[[], ad.AnnData], file: str, datasetdir: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="STXTOOLS_DATASETDIR") as caught:
+        call()
+    assert str(datasetdir) in str(caught.value)
+    assert file in str(caught.value)
+    assert "GitHub" in str(caught.value)
+    datasetdir.mkdir()
+    made = ad.AnnData(
+        sparse.csr_matrix(np.eye(3, dtype=np.float32)),
+        obs=pd.DataFrame({"is_duplicate": [False, False, True]}, index=list("abc")),
+    )
+    made.write_h5ad(datasetdir / file)
+    assert call().n_obs == (2 if "osmfish" in file else 3)
+
+
+def test_sample_of_a_section(datasetdir: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="151508, 151670, 151673, 151675"):
+        st.datasets.dlpfc("999")
+    with pytest.raises(TypeError, match="'151508'"):
+        st.datasets.dlpfc(151673)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not a path"):
+        st.datasets.her2st("../secret")
+    # a section of the same kind that is not listed is read under its name
+    datasetdir.mkdir()
+    ad.AnnData(np.ones((2, 2), dtype=np.float32)).write_h5ad(datasetdir / "dlpfc_151674.h5ad")
+    assert st.datasets.dlpfc("151674").n_obs == 2
+
+
+def test_registry_names_functions_and_sources() -> None:
+    assert set(_sections._REGISTRY) <= set(st.datasets.__all__)
+    assert all(entry.source and entry.publication for entry in _sections._REGISTRY.values())
+
+
+def test_duplicates_of_osmfish(real_section: Callable[[str], ad.AnnData], monkeypatch: pytest.MonkeyPatch) -> None:
+    full = real_section("osmfish_mouse_sscortex")
+    from conftest import _DATA
+
+    monkeypatch.setattr(st.settings, "_datasetdir", _DATA)
+    adata = st.datasets.osmfish_sscortex()
+    assert adata.n_obs == full.n_obs - int(full.obs["is_duplicate"].sum())
+    assert not adata.is_view
+    everything = np.column_stack([adata.X.toarray(), adata.obsm["spatial"]])
+    assert len(np.unique(everything, axis=0)) == adata.n_obs
+    assert st.datasets.osmfish_sscortex(drop_duplicates=False).n_obs == full.n_obs

@@ -1,0 +1,396 @@
+"""Synthetic tissue: what is planted is there, in the amount that the truth columns say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+from scipy.spatial import cKDTree
+from sklearn.ensemble import RandomForestClassifier
+
+import stxtools as st
+from stxtools.datasets._counts import negative_binomial, sample_counts
+from stxtools.datasets._fields import gaussian_field
+from stxtools.datasets._shapes import compartment_names, compartments, draw_anatomy, lattice
+from stxtools.datasets._truth import PLATFORMS, Hardness
+
+PLATFORM_NAMES = ["visium", "merfish"]
+
+
+@pytest.fixture(scope="module")
+def cohort() -> ad.AnnData:
+    return st.datasets.synthetic_tissue(3001, 40, n_patients=3, sections_per_patient=2, random_state=4)
+
+
+def _dense(adata: ad.AnnData) -> np.ndarray:
+    return adata.X.toarray().astype(np.float64)
+
+
+def _morans_i(values: np.ndarray, xy: np.ndarray, k: int = 6) -> float:
+    """Moran's I with k-nearest-neighbour weights, from its definition."""
+    neighbours = cKDTree(xy).query(xy, k + 1)[1][:, 1:]
+    z = values - values.mean()
+    return float((z[:, None] * z[neighbours]).mean() / (z**2).mean())
+
+
+@pytest.mark.parametrize(("platform", "shape"), [("visium", (10_000, 50)), ("merfish", (5_000, 30))])
+def test_defaults_of_a_platform(platform: str, shape: tuple[int, int]) -> None:
+    adata = st.datasets.synthetic_tissue(platform=platform)
+    assert adata.shape == shape
+    assert sparse.isspmatrix_csr(adata.X)
+    assert adata.X.dtype == np.float32
+    assert adata.X.has_canonical_format
+    assert (adata.X.data > 0).all()
+    np.testing.assert_array_equal(adata.X.data, np.rint(adata.X.data))
+    assert adata.obs_names.is_unique
+    assert adata.var_names.is_unique
+    xy = adata.obsm["spatial"]
+    assert xy.dtype == np.float64
+    assert xy.shape == (shape[0], 2)
+    assert (xy >= 0).all()
+    assert list(adata.obs["compartment"].cat.categories) == ["layer_1", "layer_2", "layer_3", "layer_4", "island_1"]
+    assert adata.obs["compartment"].value_counts().min() > 0.05 * shape[0]
+    assert list(adata.obs["disease"].cat.categories) == ["healthy", "diseased"]
+    # the lesion is 30 % of the section, by construction to the observation
+    assert (adata.obs["disease"] == "diseased").mean() == pytest.approx(0.3, abs=1e-3)
+    assert adata.var["is_biomarker"].sum() == round(0.1 * shape[1])
+    assert adata.X.sum() / shape[0] == pytest.approx(2 * shape[1], rel=0.05)
+    assert ("array_row" in adata.obs) == (platform == "visium")
+
+
+def test_hexagonal_lattice() -> None:
+    adata = st.datasets.synthetic_tissue(900, 5)
+    xy = adata.obsm["spatial"]
+    row, col = adata.obs["array_row"].to_numpy(), adata.obs["array_col"].to_numpy()
+    assert ((row + col) % 2 == 0).all()
+    assert min(row.min(), col.min()) in (0, 1)
+    assert not pd.DataFrame({"r": row, "c": col}).duplicated().any()
+    # Visium's geometry: a step of two columns is 100 um, a row is 100 * sqrt(3) / 2
+    np.testing.assert_allclose(xy[:, 0] - xy[0, 0], (col - col[0]) * 50.0, atol=1e-6)
+    np.testing.assert_allclose(xy[:, 1] - xy[0, 1], (row - row[0]) * 50.0 * np.sqrt(3), atol=1e-6)
+    distance = cKDTree(xy).query(xy, 7)[0][:, 1:]
+    np.testing.assert_allclose(distance[:, 0], 100.0)
+    # no holes: all spots but those at the outline have six neighbours at 100 um
+    assert (distance[:, 5] < 101).mean() > 0.85
+
+
+def test_scattered_cells_fill_the_tissue_but_lie_on_no_lattice() -> None:
+    xy, array, _ = lattice(2_000, "scattered", np.random.default_rng(0))
+    assert array is None
+    distance = cKDTree(xy).query(xy, 2)[0][:, 1]
+    assert len(np.unique(np.round(distance, 9))) > 900
+    # complete spatial randomness has a coefficient of variation of 0.52; packed cells are more even
+    assert distance.std() / distance.mean() < 0.5
+
+
+@pytest.mark.parametrize("n_obs", [1, 2, 7, 50, 1234])
+@pytest.mark.parametrize("kind", ["hex", "scattered"])
+def test_lattice_has_exactly_the_observations_asked_for(n_obs: int, kind: str) -> None:
+    xy, _, _ = lattice(n_obs, kind, np.random.default_rng(n_obs))
+    assert len(np.unique(xy, axis=0)) == n_obs
+
+
+def test_negative_binomial_moments() -> None:
+    rng = np.random.default_rng(0)
+    mean = np.repeat(np.array([[0.3, 2.0, 9.0]], dtype=np.float32), 200_000, axis=0)
+    theta = np.array([5.0, 2.0, 0.8], dtype=np.float32)
+    counts = negative_binomial(rng, mean, theta, 0.0)
+    mu = mean[0].astype(float)
+    np.testing.assert_allclose(counts.mean(axis=0), mu, rtol=0.02)
+    np.testing.assert_allclose(counts.var(axis=0), mu + mu**2 / theta, rtol=0.03)
+    expected_zero = stats.nbinom.pmf(0, theta, theta / (theta + mu))
+    np.testing.assert_allclose((counts == 0).mean(axis=0), expected_zero, rtol=0.01)
+    dropped = negative_binomial(rng, mean, theta, 0.4)
+    np.testing.assert_allclose(dropped.mean(axis=0), 0.6 * mu, rtol=0.02)
+    np.testing.assert_allclose((dropped == 0).mean(axis=0), 0.4 + 0.6 * expected_zero, rtol=0.01)
+
+
+def test_counts_of_chunks_equal_the_dense_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows cut into chunks keep their order and expectation."""
+    monkeypatch.setattr("stxtools.datasets._counts._CHUNK_ENTRIES", 70)
+    design = np.linspace(-2, 4, 1_000, dtype=np.float32)[:, None]
+    effects = np.array([[1.0, -1.0, 0.0]], dtype=np.float32)
+    out = sample_counts(
+        np.random.default_rng(0),
+        design,
+        effects,
+        np.zeros(3, np.float32),
+        np.full(1_000, 1.0, np.float32),
+        np.full(3, 1e4, np.float32),
+        0.0,
+    )
+    mu = np.exp(design * effects + 1)
+    z = (out.toarray() - mu) / np.sqrt(mu)
+    assert out.shape == (1_000, 3)
+    assert np.abs(z.mean(axis=0)).max() < 4 / np.sqrt(1_000)
+    assert z.std() == pytest.approx(1, abs=0.1)
+
+
+def test_mean_depth_and_dropout_of_a_gene_without_structure() -> None:
+    adata = st.datasets.synthetic_tissue(4_000, 20, difficulty=0.0, mean_depth=200, random_state=3)
+    assert adata.X.sum() / adata.n_obs == pytest.approx(200, rel=0.05)
+
+
+def test_planted_fold_change_is_recovered() -> None:
+    """Nuisance shifts a gene in any one lesion; over independent sections it averages out."""
+    adata = st.datasets.synthetic_tissue(
+        24_000,
+        20,
+        n_patients=12,
+        disease="lesion",
+        n_biomarkers=4,
+        logfc=[1.0, -1.5, 0.5, 2.0],
+        difficulty=0.2,
+        mean_depth=200,
+        random_state=2,
+    )
+    counts = _dense(adata)
+    ill = (adata.obs["disease"] == "diseased").to_numpy()
+    ratios = []
+    for rows in adata.obs.groupby("section", observed=True).indices.values():
+        inside, outside = counts[rows][ill[rows]], counts[rows][~ill[rows]]
+        ratios.append(np.log2(inside.mean(axis=0) / outside.mean(axis=0)))
+    planted = adata.var["is_biomarker"].to_numpy()
+    assert sorted(adata.var.loc[planted, "true_logfc"]) == [-1.5, 0.5, 1.0, 2.0]
+    assert (adata.var.loc[~planted, "true_logfc"] == 0).all()
+    assert (adata.var.loc[planted, "marker_of"] == "none").all()
+    found, error = np.mean(ratios, axis=0), np.std(ratios, axis=0, ddof=1) / np.sqrt(12)
+    assert error[planted].max() < 0.15
+    assert (np.abs(found - adata.var["true_logfc"].to_numpy())[planted] < 3.5 * error[planted]).all()
+
+
+def test_a_single_fold_change_is_turned_for_every_third_gene() -> None:
+    adata = st.datasets.synthetic_tissue(400, 30, n_biomarkers=6, logfc=2.0)
+    assert sorted(adata.var["true_logfc"][adata.var["is_biomarker"]]) == [-2, -2, 2, 2, 2, 2]
+    assert st.datasets.synthetic_tissue(400, 30, n_biomarkers=0).var["is_biomarker"].sum() == 0
+
+
+def test_markers_are_raised_in_their_compartment() -> None:
+    adata = st.datasets.synthetic_tissue(6_000, 40, difficulty=0.1, random_state=1)
+    counts = pd.DataFrame(_dense(adata), columns=adata.var_names, index=adata.obs["compartment"])
+    highest = counts.groupby(level=0, observed=True).mean().idxmax()
+    marker = adata.var["marker_of"] != "none"
+    assert (highest[marker.to_numpy()] == adata.var.loc[marker, "marker_of"].astype(str)).all()
+    assert set(adata.var.loc[marker, "marker_of"]) == set(adata.obs["compartment"].cat.categories)
+
+
+def test_field_is_standard_normal_with_the_stated_correlation() -> None:
+    rng = np.random.default_rng(0)
+    at = np.array([[0.0, 0.0], [0.3, 0.0], [0.0, 0.6]])
+    values = np.array([gaussian_field(rng, 0.3)(at) for _ in range(600)])
+    assert np.abs(values.mean(axis=0)).max() < 0.15
+    np.testing.assert_allclose(values.std(axis=0), 1, atol=0.1)
+    correlation = np.corrcoef(values.T)[0]
+    np.testing.assert_allclose(correlation[1:], [np.exp(-0.5), np.exp(-2)], atol=0.12)
+
+
+def test_nuisance_is_autocorrelated_and_carries_no_label() -> None:
+    """Genes without a role look spatial, yet over seeds they know nothing of compartments or disease."""
+    morans, shifts = [], []
+    for seed in range(12):
+        adata = st.datasets.synthetic_tissue(1_000, 14, difficulty=0.4, mean_depth=300, random_state=seed)
+        roleless = ((adata.var["marker_of"] == "none") & ~adata.var["is_biomarker"]).to_numpy()
+        values = np.log1p(_dense(adata)[:, roleless])
+        morans.append([_morans_i(v, adata.obsm["spatial"]) for v in values.T])
+        for column, label in (("compartment", "layer_1"), ("disease", "diseased")):
+            inside = (adata.obs[column] == label).to_numpy()
+            shifts.append((values[inside].mean(axis=0) - values[~inside].mean(axis=0)) / values.std(axis=0))
+    # noise has an expected value of -1 / (n - 1) with a standard deviation of about 0.02
+    assert np.median(morans) > 0.05
+    # genes of one tissue share programs: the seeds are the sample
+    per_seed = np.array([shift.mean() for shift in shifts]).reshape(12, 2)
+    assert (np.abs(per_seed.mean(axis=0)) < 3 * per_seed.std(axis=0, ddof=1) / np.sqrt(12)).all()
+    # a test that takes spots as independent would be fooled: its z is about 0.4 * sqrt(1000) * shift
+    assert max(np.abs(shift).max() for shift in shifts) > 0.3
+
+
+def test_border_is_a_gradient_between_the_first_layers() -> None:
+    unit, _, _ = lattice(5_000, "hex", np.random.default_rng(0))
+    code, mixture = compartments(unit, draw_anatomy(np.random.default_rng(1), 5), 5, 0.06)
+    np.testing.assert_allclose(mixture.sum(axis=1), 1, atol=1e-9)
+    assert (mixture >= 0).all()
+    own = mixture[np.arange(len(code)), code]
+    assert (own > 0.9).mean() > 0.6
+    mixed = [((mixture[:, k] > 0.2) & (mixture[:, k + 1] > 0.2)).sum() for k in range(3)]
+    assert mixed[0] > 1.5 * max(mixed[1:])
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_compartments_are_all_there(n: int) -> None:
+    adata = st.datasets.synthetic_tissue(3_000, 12, n_compartments=n, random_state=n)
+    names = compartment_names(n)
+    assert len(set(names)) == n
+    assert list(adata.obs["compartment"].cat.categories) == names
+    assert set(adata.obs["compartment"]) == set(names)
+    assert adata.obsm["compartment_mixture"].shape == (3_000, n)
+
+
+def test_patients_and_sections(cohort: ad.AnnData) -> None:
+    obs = cohort.obs
+    assert cohort.n_obs == 3_001
+    assert list(obs["section"].cat.categories) == ["P1_S1", "P1_S2", "P2_S1", "P2_S2", "P3_S1", "P3_S2"]
+    assert obs["section"].value_counts().max() - obs["section"].value_counts().min() <= 1
+    assert (obs.groupby("section", observed=True)["patient"].nunique() == 1).all()
+    assert (obs.groupby("patient", observed=True)["disease"].nunique() == 1).all()
+    assert set(obs["disease"]) == {"healthy", "diseased"}
+    assert cohort.obs_names.is_unique
+    assert not any("/" in s for s in obs["section"].cat.categories)
+
+
+def test_affine_of_a_section_carries_the_tissue_to_its_place(cohort: ad.AnnData) -> None:
+    scales = []
+    for name, rows in cohort.obs.groupby("section", observed=True).indices.items():
+        affine = cohort.uns["synthetic"]["sections"][name]["affine"]
+        tissue, placed = cohort.obsm["spatial_tissue"][rows], cohort.obsm["spatial"][rows]
+        np.testing.assert_allclose(tissue @ affine[:, :2].T + affine[:, 2], placed, atol=1e-6)
+        assert placed.min() >= 0
+        scales.append(np.sqrt(np.linalg.det(affine[:, :2])))
+    assert scales[0] == pytest.approx(1)
+    assert np.std(scales) > 0.01
+    assert 0.9 <= min(scales) <= max(scales) <= 1.1
+
+
+def test_sections_of_a_patient_overlie_in_the_tissue_frame() -> None:
+    adata = st.datasets.synthetic_tissue(4_000, 10, n_patients=2, sections_per_patient=2, random_state=3)
+
+    def agreement(a: str, b: str) -> float:
+        one, two = (adata[adata.obs["section"] == s] for s in (a, b))
+        nearest = cKDTree(one.obsm["spatial_tissue"]).query(two.obsm["spatial_tissue"])[1]
+        return float(np.mean(one.obs["compartment"].to_numpy()[nearest] == two.obs["compartment"].to_numpy()))
+
+    assert agreement("P1_S1", "P1_S2") > 0.7
+    assert agreement("P1_S1", "P1_S2") > agreement("P1_S1", "P2_S1")
+
+
+def test_batch_effect_is_multiplicative_per_gene_and_section() -> None:
+    adata = st.datasets.synthetic_tissue(
+        8_000, 30, sections_per_patient=2, difficulty=1.0, n_biomarkers=0, mean_depth=600, random_state=1
+    )
+    first = (adata.obs["section"] == "P1_S1").to_numpy()
+    counts = _dense(adata)
+    ratio = np.log(counts[first].mean(axis=0) / counts[~first].mean(axis=0))
+    # two effects of standard deviation 0.5 each, and what is left of the nuisance
+    assert 0.4 < ratio.std() < 1.2
+
+
+def test_lesion_mode_for_several_patients() -> None:
+    adata = st.datasets.synthetic_tissue(1_200, 10, n_patients=3, disease="lesion")
+    share = (adata.obs["disease"] == "diseased").groupby(adata.obs["section"], observed=True).mean()
+    np.testing.assert_allclose(share, 0.3, atol=0.01)
+
+
+@pytest.mark.parametrize("platform", PLATFORM_NAMES)
+def test_same_seed_same_bits(platform: str) -> None:
+    kwargs = {"n_obs": 500, "n_vars": 12, "platform": platform, "n_patients": 2}
+    one, two = (st.datasets.synthetic_tissue(**kwargs, random_state=7) for _ in range(2))
+    np.testing.assert_array_equal(one.X.toarray(), two.X.toarray())
+    np.testing.assert_array_equal(one.obsm["spatial"], two.obsm["spatial"])
+    pd.testing.assert_frame_equal(one.obs, two.obs)
+    pd.testing.assert_frame_equal(one.var, two.var)
+    other = st.datasets.synthetic_tissue(**kwargs, random_state=8)
+    assert (one.X != other.X).nnz > 0
+    assert not np.array_equal(one.obs["compartment"], other.obs["compartment"])
+
+
+@pytest.mark.parametrize("store", ["h5ad", "zarr"])
+def test_round_trip(cohort: ad.AnnData, tmp_path: Path, store: str) -> None:
+    path = tmp_path / f"cohort.{store}"
+    getattr(cohort, f"write_{store}")(path)
+    back = getattr(ad, f"read_{store}")(path)
+    np.testing.assert_array_equal(back.X.toarray(), cohort.X.toarray())
+    for found, written in ((back.obs, cohort.obs), (back.var, cohort.var)):
+        pd.testing.assert_frame_equal(
+            found, written, check_index_type=False, check_column_type=False, check_categorical=False
+        )
+        for column in written.select_dtypes("category"):
+            assert list(found[column].cat.categories) == list(written[column].cat.categories)
+    for key in ("spatial", "spatial_tissue"):
+        np.testing.assert_array_equal(back.obsm[key], cohort.obsm[key])
+    pd.testing.assert_frame_equal(
+        back.obsm["compartment_mixture"],
+        cohort.obsm["compartment_mixture"],
+        check_index_type=False,
+        check_column_type=False,
+    )
+    truth, stored = cohort.uns["synthetic"], back.uns["synthetic"]
+    assert stored["effects"] == truth["effects"]
+    assert stored["params"]["disease"] == "patient"
+    np.testing.assert_array_equal(stored["params"]["logfc"], truth["params"]["logfc"])
+    assert set(stored["sections"]) == set(cohort.obs["section"].cat.categories)
+
+
+def _block_accuracy(adata: ad.AnnData) -> float:
+    xy = adata.obsm["spatial"]
+    blocks = [np.minimum(4 * stats.rankdata(v, method="ordinal") // (len(v) + 1), 3).astype(int) for v in xy.T]
+    fold = (blocks[0] + blocks[1]) % 2
+    values, truth = np.log1p(_dense(adata)), adata.obs["compartment"].astype(str).to_numpy()
+    hits = []
+    for k in (0, 1):
+        forest = RandomForestClassifier(40, random_state=0).fit(values[fold != k], truth[fold != k])
+        hits.append(forest.predict(values[fold == k]) == truth[fold == k])
+    return float(np.concatenate(hits).mean())
+
+
+@pytest.mark.parametrize("platform", PLATFORM_NAMES)
+def test_difficulty_is_monotone_from_trivial_to_hopeless(platform: str) -> None:
+    accuracy = [
+        np.mean(
+            [
+                _block_accuracy(
+                    st.datasets.synthetic_tissue(900, 30, platform=platform, difficulty=d, random_state=seed)
+                )
+                for seed in (0, 1)
+            ]
+        )
+        for d in (0.0, 0.3, 0.6, 1.0)
+    ]
+    assert (np.diff(accuracy) < -0.05).all(), accuracy
+    assert accuracy[0] > 0.93
+    assert accuracy[-1] < 0.4  # five compartments: 0.2 by chance, 0.25 for the largest
+
+
+@pytest.mark.parametrize("platform", PLATFORM_NAMES)
+def test_every_effect_moves_one_way_with_difficulty(platform: str) -> None:
+    steps = [Hardness.at(d, PLATFORMS[platform]).as_dict() for d in np.linspace(0, 1, 11)]
+    frame = pd.DataFrame(steps)
+    for name, column in frame.items():
+        change = np.diff(column)
+        assert (change < 0).all() if name in {"marker", "inverse_dispersion"} else (change >= 0).all(), name
+    assert frame["marker"].iloc[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"platform": "slideseq"}, ValueError, "visium"),
+        ({"n_obs": 10}, ValueError, "at least 20"),
+        ({"n_obs": 50, "n_patients": 4}, ValueError, "at least 80"),
+        ({"n_obs": 1e4}, TypeError, "integer"),
+        ({"n_vars": 1}, ValueError, "n_vars"),
+        ({"n_compartments": 1}, ValueError, "n_compartments"),
+        ({"n_patients": 0}, ValueError, "n_patients"),
+        ({"sections_per_patient": 0}, ValueError, "sections_per_patient"),
+        ({"difficulty": 1.5}, ValueError, "difficulty"),
+        ({"difficulty": float("nan")}, TypeError, "finite"),
+        ({"n_biomarkers": 50}, ValueError, "n_biomarkers"),
+        ({"logfc": [1.0, 2.0]}, ValueError, "2 values for 5"),
+        ({"logfc": float("inf")}, ValueError, "finite"),
+        ({"mean_depth": 0}, ValueError, "mean_depth"),
+        ({"disease": "patient"}, ValueError, "n_patients"),
+        ({"disease": "tumour"}, ValueError, "lesion"),
+        ({"random_state": -1}, ValueError, "random_state"),
+    ],
+)
+def test_errors(kwargs: dict[str, object], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        st.datasets.synthetic_tissue(**kwargs)
+
+
+def test_unknown_data_set_is_named() -> None:
+    with pytest.raises(AttributeError, match="synthetic_tissue"):
+        st.datasets.tissue  # noqa: B018
+    assert "dlpfc" in dir(st.datasets)

@@ -1,0 +1,97 @@
+"""Tidy tables out of the slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import stxtools as st
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    adata = ad.AnnData(sparse.csr_matrix(rng.poisson(1.0, (10, 4)).astype(np.float32)))
+    adata.obs["segment"] = pd.Categorical(["a"] * 4 + ["b"] * 5 + [None], categories=["a", "b", "never"])
+    adata.obs["segment_confidence"] = np.linspace(0.1, 1.0, 10, dtype=np.float32)
+    adata.obs["sample"] = pd.Categorical(["s1"] * 6 + ["s2"] * 4)
+    regions = ad.AnnData(np.zeros((3, 4), dtype=np.float32))
+    regions.obs_names = ["r0", "r1", "r2"]
+    regions.obs["segment"] = pd.Categorical(["a", "b", "b"])
+    regions.obs["library"] = pd.Categorical(["s1", "s1", "s2"])
+    regions.obs["n_obs"] = [4, 2, 3]
+    regions.obs["area"] = [40.0, 20.0, 30.0]
+    regions.obsm["spatial"] = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    contact = sparse.csr_matrix(np.array([[0, 2.5, 0], [2.5, 0, 0], [0, 0, 0]]))
+    regions.obsp["contact_length"] = contact
+    regions.obsp["spatial_connectivities"] = (contact > 0).astype(float)
+    adata.uns["regions"] = regions
+    return adata
+
+
+def test_regions(adata: ad.AnnData) -> None:
+    table = st.get.regions(adata)
+    assert list(table.columns) == ["segment", "library", "n_obs", "area", "x", "y", "degree", "contact_length"]
+    assert list(table.index) == ["r0", "r1", "r2"]
+    assert table.index.name == "region"
+    assert table["degree"].tolist() == [1, 1, 0]
+    assert table["contact_length"].tolist() == [2.5, 2.5, 0.0]
+    assert table.loc["r2", ["x", "y"]].tolist() == [5.0, 6.0]
+    table["area"] = 0.0
+    assert adata.uns["regions"].obs["area"].tolist() == [40.0, 20.0, 30.0]
+
+
+def test_regions_with_attention_and_self_loops(adata: ad.AnnData) -> None:
+    regions = adata.uns["regions"]
+    regions.obs["attention"] = [0.1, 0.2, 0.0]
+    regions.obsp["spatial_connectivities"] = regions.obsp["spatial_connectivities"] + sparse.eye(3, format="csr")
+    table = st.get.regions(adata)
+    assert table["attention"].tolist() == [0.1, 0.2, 0.0]
+    assert table["degree"].tolist() == [1, 1, 0]  # a region is not its own neighbour
+
+
+def test_regions_survive_a_file(adata: ad.AnnData, tmp_path) -> None:
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    pd.testing.assert_frame_equal(
+        st.get.regions(ad.read_h5ad(tmp_path / "a.h5ad")), st.get.regions(adata), check_index_type=False
+    )
+
+
+def test_regions_errors(adata: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match=r"st\.tl\.region_graph"):
+        st.get.regions(adata, key="nothing")
+    adata.uns["table"] = pd.DataFrame({"a": [1]})
+    with pytest.raises(TypeError, match="DataFrame"):
+        st.get.regions(adata, key="table")
+
+
+def test_segments(adata: ad.AnnData) -> None:
+    table = st.get.segments(adata)
+    assert table["segment"].tolist() == ["a", "b", "never"]
+    assert table["n_obs"].tolist() == [4, 5, 0]
+    np.testing.assert_allclose(table["share"], [4 / 9, 5 / 9, 0])
+    confidence = adata.obs["segment_confidence"].to_numpy()
+    np.testing.assert_allclose(table["confidence"][:2], [confidence[:4].mean(), confidence[4:9].mean()], rtol=1e-6)
+    assert np.isnan(table["confidence"][2])
+
+
+def test_segments_per_section(adata: ad.AnnData) -> None:
+    table = st.get.segments(adata, library_key="sample").set_index(["library", "segment"])
+    assert table.loc[("s1", "a"), "n_obs"] == 4
+    assert table.loc[("s1", "b"), "n_obs"] == 2
+    assert table.loc[("s2", "a"), "n_obs"] == 0
+    assert table["share"].groupby(level="library").sum().tolist() == [1.0, 1.0]
+
+
+def test_segments_of_any_column(make_section: Callable[..., ad.AnnData]) -> None:
+    section = make_section()
+    table = st.get.segments(section, key="band")
+    assert table["n_obs"].sum() == section.n_obs
+    assert "confidence" not in table
+    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
+        st.get.segments(section)

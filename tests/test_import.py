@@ -1,0 +1,78 @@
+"""What importing the package costs, and who may import whom."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+import stxtools as st
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {
+    "lightning",
+    "matplotlib",
+    "numba",
+    "scanpy",
+    "seaborn",
+    "skimage",
+    "sklearn",
+    "spatialdata",
+    "squidpy",
+    "torch",
+    "torch_geometric",
+}
+
+
+def _packages_after(statement: str) -> set[str]:
+    code = f"{statement}; import json, sys; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def with_anndata() -> set[str]:
+    """Return what ``import anndata`` alone brings: that is not ours to answer for."""
+    return _packages_after("import anndata")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import stxtools",
+        "import stxtools as st; dir(st), st.settings, st.__version__",
+        "from stxtools import datasets, get, pl, pp, tl; dir(pp), dir(tl), dir(pl), dir(get), dir(datasets)",
+    ],
+)
+def test_import_is_cheap(statement: str, with_anndata: set[str]) -> None:
+    assert (_packages_after(statement) - with_anndata) & HEAVY == set()
+
+
+def test_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = st.nonsense
+
+
+def test_version_is_the_installed_one() -> None:
+    try:
+        installed = version("stxtools")
+    except PackageNotFoundError:
+        pytest.skip("stxtools runs from its source tree and is not installed")
+    assert st.__version__ == installed
+
+
+def test_types_are_shipped() -> None:
+    assert (Path(st.__file__).parent / "py.typed").is_file()
+
+
+def test_import_contracts_hold() -> None:
+    lint_imports = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
+    if lint_imports is None:
+        pytest.skip("import-linter is not installed (dependency group 'lint'); `make contracts` runs it")
+    done = subprocess.run([lint_imports, "--no-cache"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,264 @@
+"""Teachers, segmenter and tissue net on arrays."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK_NET, QUICK_UNET
+from scipy import sparse
+from sklearn.datasets import make_blobs
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+
+from stxtools._spatial.graph import spatial_graph
+from stxtools._spatial.raster import rasterize_libraries
+from stxtools.models import GeneProjection, RegionSection, Section, Segmenter, SegmenterParams, TissueNet
+from stxtools.models._params import resolve
+from stxtools.models._storage import load_model, save_model
+from stxtools.models._teachers import ShrinkageLDA, TiedMixture, consensus, neighbour_features, stability_curve
+from stxtools.models._tissuenet import label_shares
+
+
+def section(adata) -> Section:
+    xy = adata.obsm["spatial"]
+    codes = np.zeros(adata.n_obs, dtype=np.int64)
+    pixels, grids = rasterize_libraries(xy, codes, 1)
+    features = np.log1p(adata.X.toarray()).astype(np.float32)
+    return Section("s", features, pixels, grids[0].shape, spatial_graph(xy, codes, pixels, grids), xy)
+
+
+def quick(model, sections, **kwargs):
+    return model.fit(sections, accelerator="cpu", show_progress=False, **kwargs)
+
+
+# ---------------------------------------------------------------- teachers
+
+
+def test_tied_mixture_finds_what_scikit_learn_finds():
+    z, y = make_blobs(900, 5, centers=4, cluster_std=1.0, random_state=0)
+    ours = TiedMixture(4).fit(z, np.random.default_rng(0)).predict_proba(z).argmax(1)
+    theirs = GaussianMixture(4, covariance_type="tied", random_state=0, n_init=5).fit_predict(z)
+    assert adjusted_rand_score(y, ours) > 0.99
+    assert adjusted_rand_score(theirs, ours) > 0.99
+
+
+def test_consensus_is_exactly_k_and_knows_where_it_is_sure():
+    z, y = make_blobs(600, 4, centers=[[0] * 4, [6] * 4, [9] * 4], cluster_std=1.3, random_state=0)
+    target, agreement = consensus([z, z[:, :3]], 3, np.random.default_rng(0))
+    assert target.shape == (600, 3)
+    np.testing.assert_allclose(target.sum(1), 1)
+    assert adjusted_rand_score(y, target.argmax(1)) > 0.9
+    wrong = np.array([np.bincount(y[target.argmax(1) == c]).argmax() for c in range(3)])[target.argmax(1)] != y
+    assert wrong.any()
+    assert agreement[wrong].mean() < agreement[~wrong].mean()
+
+
+def test_a_mixture_that_cannot_have_k_classes_says_so():
+    z = np.repeat(np.eye(3), 20, axis=0)
+    with pytest.raises(ValueError, match="n_segments=5"):
+        TiedMixture(5).fit(z, np.random.default_rng(0))
+
+
+def test_stability_peaks_at_the_true_number_of_groups():
+    z, _ = make_blobs(900, 4, centers=4, cluster_std=0.6, center_box=(-8, 8), random_state=3)
+    curve = stability_curve(z, [2, 3, 4, 5, 6], np.random.default_rng(0))
+    assert curve[2] > 0.99
+    assert curve[3:].max() < 0.95
+
+
+def test_shrinkage_lda_against_scikit_learn():
+    z, y = make_blobs(400, 6, centers=3, cluster_std=4.0, random_state=1)
+    ours = ShrinkageLDA().fit(z, y, 3).predict_proba(z)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(z, y).predict_proba(z)
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.99
+    assert np.abs(ours - theirs).max() < 0.1
+
+
+def test_shrinkage_lda_with_one_example_of_a_class():
+    z, y = make_blobs(60, 4, centers=3, cluster_std=0.5, random_state=2)
+    rows = np.r_[np.flatnonzero(y == 0), np.flatnonzero(y == 1), np.flatnonzero(y == 2)[:1]]
+    found = ShrinkageLDA().fit(z[rows], y[rows], 3).predict_proba(z).argmax(1)
+    assert (found == y).mean() > 0.95
+
+
+def test_neighbour_features_by_brute_force():
+    rng = np.random.default_rng(0)
+    xy, x = rng.uniform(size=(50, 2)), rng.normal(size=(50, 3)).astype(np.float32)
+    near = np.argsort(((xy[:, None] - xy[None]) ** 2).sum(-1), axis=1)
+    expected = np.concatenate([x[near[:, :k]].mean(1) for k in (5, 9)], axis=1)
+    np.testing.assert_allclose(neighbour_features(x, xy, (5, 9)), expected, atol=1e-6)
+
+
+# ---------------------------------------------------------------- sections, parameters, files
+
+
+def test_raster_holds_the_mean_of_a_pixel_and_gives_it_back():
+    s = Section(
+        "s", np.array([[1.0], [3.0], [7.0]], dtype=np.float32), np.array([[0, 0], [0, 0], [1, 2]], dtype=np.int32),
+        (2, 3), sparse.csr_matrix((3, 3)), np.zeros((3, 2)),
+    )  # fmt: skip
+    raster = s.to_raster(s.features)
+    assert raster.shape == (1, 2, 3)
+    assert raster[0].tolist() == [[2, 0, 0], [0, 0, 7]]
+    assert s.occupied()[0].tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert s.from_raster(raster).ravel().tolist() == [2, 2, 7]
+
+
+def test_parameters_from_mapping_instance_or_nothing():
+    assert resolve(None, SegmenterParams) == SegmenterParams()
+    assert resolve({"width": 8, "sigmas": [0.0]}, SegmenterParams) == SegmenterParams(width=8, sigmas=(0.0,))
+    with pytest.raises(ValueError, match="widht"):
+        resolve({"widht": 8}, SegmenterParams)
+    with pytest.raises(TypeError, match="mapping"):
+        resolve(8, SegmenterParams)
+
+
+def test_projection_matches_genes_by_name():
+    rng = np.random.default_rng(0)
+    projection = GeneProjection(["a", "b", "c"], rng.normal(size=3), rng.normal(size=(3, 2)))
+    x = sparse.csr_matrix(rng.normal(size=(4, 3)))
+    full = projection.transform(x, ["a", "b", "c"])
+    np.testing.assert_allclose(full, (x.toarray() - projection.mean) @ projection.components, atol=1e-6)
+    order = [2, 0, 1]
+    np.testing.assert_allclose(projection.transform(x[:, order], ["c", "a", "b"]), full, atol=1e-6)
+    missing = projection.transform(x[:, [0, 2]], ["a", "c"])
+    at_mean = x.toarray()
+    at_mean[:, 1] = projection.mean[1]
+    np.testing.assert_allclose(missing, (at_mean - projection.mean) @ projection.components, atol=1e-6)
+
+
+def test_model_files(tmp_path):
+    path = tmp_path / "m.stx"
+    save_model(path, "Thing", {"a": [1, 2]}, {"w": np.arange(3.0)})
+    config, arrays = load_model(path, "Thing")
+    assert config == {"a": [1, 2]}
+    np.testing.assert_array_equal(arrays["w"], np.arange(3.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.stx"]
+    with pytest.raises(ValueError, match="holds a Thing"):
+        load_model(path, "Other")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        load_model(tmp_path / "nothing.stx", "Thing")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        save_model(tmp_path / "no" / "m.stx", "Thing", {}, {"w": np.zeros(1)})
+    (tmp_path / "text.stx").write_text(json.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="not a model file"):
+        load_model(tmp_path / "text.stx", "Thing")
+
+
+# ---------------------------------------------------------------- segmenter
+
+
+@pytest.mark.parametrize("pretrain", ["masked", "contrastive", "none"])
+def test_segmenter_learns_bands_without_labels(make_section, pretrain):
+    adata = make_section()
+    model = quick(Segmenter(QUICK_UNET | {"pretrain": pretrain, "epochs": 15}), [section(adata)], n_segments=3)
+    result = model.predict([section(adata)], accelerator="cpu")[0]
+    assert result.proba.shape == (adata.n_obs, 3)
+    assert result.features.shape == (adata.n_obs, 8)
+    np.testing.assert_allclose(result.proba.sum(1), 1, atol=1e-5)
+    found = result.proba.argmax(1)
+    assert adjusted_rand_score(adata.obs["band"], found) > 0.8
+    sizes = np.bincount(found, minlength=3)
+    assert (np.diff(sizes) <= 0).all()
+    stages = {row["stage"] for row in model.history}
+    assert stages == ({"segment"} if pretrain == "none" else {"segment", f"pretrain_{pretrain}"})
+
+
+def test_segmenter_spreads_a_few_labels(make_section):
+    adata = make_section("scattered")
+    band = adata.obs["band"].cat.codes.to_numpy().astype(np.int64)
+    labels = np.full(adata.n_obs, -1)
+    for k, few in enumerate((1, 4, 6)):
+        labels[np.flatnonzero(band == k)[:few]] = k
+    model = quick(Segmenter(QUICK_UNET | {"epochs": 15}), [section(adata)], labels=[labels], classes=["x", "y", "z"])
+    found = model.predict([section(adata)])[0].proba.argmax(1)
+    assert (found == band).mean() > 0.8
+    assert model.classes == ["x", "y", "z"]
+
+
+def test_segmenter_is_the_same_to_the_bit_and_after_a_file(make_section, tmp_path):
+    s = section(make_section())
+    first = quick(Segmenter(QUICK_UNET), [s], n_segments=3, random_state=4)
+    second = quick(Segmenter(QUICK_UNET), [s], n_segments=3, random_state=4)
+    other = quick(Segmenter(QUICK_UNET), [s], n_segments=3, random_state=5)
+    expected = first.predict([s])[0].proba
+    assert np.array_equal(expected, second.predict([s])[0].proba)
+    assert not np.array_equal(expected, other.predict([s])[0].proba)
+    first.save(tmp_path / "m.stx")
+    again = Segmenter.load(tmp_path / "m.stx")
+    assert np.array_equal(expected, again.predict([s])[0].proba)
+    assert again.params == first.params
+
+
+def test_untrained_models_say_so(tmp_path):
+    for model in (Segmenter(), TissueNet()):
+        with pytest.raises(ValueError, match="not trained"):
+            model.predict([])
+        with pytest.raises(ValueError, match="not trained"):
+            model.save(tmp_path / "m.stx")
+
+
+def test_an_accelerator_that_is_not_there_is_an_error(make_section):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    model = quick(Segmenter(QUICK_UNET), [section(make_section())], n_segments=2)
+    with pytest.raises(ValueError, match="not available"):
+        model.predict([section(make_section())], accelerator="cuda")
+
+
+# ---------------------------------------------------------------- tissue net
+
+
+def region_section(adata, labelled: bool) -> RegionSection:
+    s = section(adata)
+    blocks = (adata.obs["array_row"] // 4 * 4 + adata.obs["array_col"] // 8).to_numpy()
+    region = np.unique(blocks, return_inverse=True)[1].astype(np.int64)
+    n = region.max() + 1
+    member = sparse.csr_matrix((np.ones(len(region)), (region, np.arange(len(region)))), shape=(n, len(region)))
+    nodes = np.asarray(sparse.diags(1 / member.sum(1).A1) @ (member @ s.features)).astype(np.float32)
+    touch = member @ (s.graph != 0).astype(float) @ member.T
+    touch.setdiag(0)
+    touch.eliminate_zeros()
+    band = adata.obs["band"].cat.codes.to_numpy().astype(np.int64)
+    labels = {"biomarker": (band == 2).astype(np.int64), "classification": band} if labelled else {}
+    return RegionSection(s, region, nodes, touch.tocsr(), labels)
+
+
+CLASSES = {"biomarker": ["no", "yes"], "classification": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize("conv", ["gatv2", "sum"])
+def test_tissue_net_learns_two_tasks(make_section, conv, tmp_path):
+    s = region_section(make_section(rows=24, cols=20), labelled=True)
+    params = QUICK_NET | {"conv": conv, "epochs": 40, "lr": 0.01}
+    model = quick(TissueNet(params), [s], classes=CLASSES)
+    out = model.predict([s], accelerator="cpu")[0]
+    share, _ = label_shares(s.region, s.labels["classification"], len(s.nodes), 3)
+    assert (out.proba["classification"].argmax(1) == share.argmax(1)).mean() > 0.85
+    assert out.states.shape == (len(s.nodes), 8)
+    assert out.z.shape == (8,)
+    np.testing.assert_allclose(np.asarray(out.attention.sum(1)).ravel(), 1, atol=1e-5)
+    model.save(tmp_path / "t.stx")
+    again = TissueNet.load(tmp_path / "t.stx").predict([s], accelerator="cpu")[0]
+    assert np.array_equal(out.states, again.states)
+    assert np.array_equal(out.proba["biomarker"], again.proba["biomarker"])
+
+
+def test_tissue_net_without_labels_learns_to_fill_in(make_section):
+    s = region_section(make_section(rows=24, cols=20), labelled=False)
+    model = quick(TissueNet(QUICK_NET | {"epochs": 40}), [s])
+    losses = [row["loss"] for row in model.history]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert model.predict([s])[0].proba == {}
+    again = quick(TissueNet(QUICK_NET | {"epochs": 40}), [s])
+    assert np.array_equal(model.predict([s])[0].states, again.predict([s])[0].states)
+
+
+def test_label_shares_by_hand():
+    share, weight = label_shares(np.array([0, 0, 0, 1, 1, -1]), np.array([0, 1, -1, -1, -1, 1]), 3, 2)
+    assert share.tolist() == [[0.5, 0.5], [0, 0], [0, 0]]
+    assert weight.tolist() == pytest.approx([2 / 3, 0, 0])

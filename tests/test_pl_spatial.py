@@ -1,0 +1,406 @@
+"""Segments, region graph and attention over the tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import EllipseCollection, LineCollection
+from matplotlib.colors import to_hex, to_rgba
+from scipy import sparse
+
+import stxtools as st
+from stxtools.pl._base import spacing
+
+OVERLAP = [(0, 1, 10.0), (1, 2, 40.0)]  # the bands a, b, c of a section, one below the other
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def _annotate(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
+    """Write the slots of tl.segment, tl.region_graph and tl.embed by hand: a region per band and section."""
+    adata.obs["segment"] = adata.obs["band"].copy()
+    codes = adata.obs["segment"].cat.codes.to_numpy().astype(np.int32)
+    adata.obs["segment_id"] = codes + 1
+    adata.obs["segment_confidence"] = np.linspace(0.2, 1.0, adata.n_obs, dtype=np.float32)
+    adata.obsm["segment_proba"] = pd.DataFrame(
+        np.eye(3, dtype=np.float32)[codes], index=adata.obs_names, columns=["a", "b", "c"]
+    )
+    params = {} if library_key is None else {"library_key": library_key}
+    adata.uns["segment"] = {"params": params}
+    names = ["section"] if library_key is None else sorted(adata.obs[library_key].unique())
+    section = np.zeros(adata.n_obs, int) if library_key is None else adata.obs[library_key].cat.codes.to_numpy()
+    adata.uns["spatial"] = {
+        name: {
+            "images": {"segmentation": np.repeat(np.arange(4, dtype=np.uint32), 5)[:, None].repeat(20, axis=1)},
+            "scalefactors": {"tissue_segmentation_scalef": 0.01},
+        }
+        for name in names
+    }
+    region = section * 3 + codes
+    n = 3 * len(names)
+    contact = np.zeros((n, n))
+    attention = np.eye(n) * 0.5
+    for s in range(len(names)):
+        for i, j, length in OVERLAP:
+            contact[3 * s + i, 3 * s + j] = contact[3 * s + j, 3 * s + i] = length
+            attention[3 * s + i, 3 * s + j] = 0.1 * (i + 1)
+            attention[3 * s + j, 3 * s + i] = 0.2 * (i + 1)
+    regions = ad.AnnData(np.zeros((n, 2), dtype=np.float32))
+    regions.obs_names = [f"r{i}" for i in range(n)]
+    regions.obs["segment"] = pd.Categorical([["a", "b", "c"][i % 3] for i in range(n)])
+    regions.obs["library"] = pd.Categorical([names[i // 3] for i in range(n)])
+    regions.obs["n_obs"] = np.bincount(region, minlength=n)
+    regions.obsm["spatial"] = np.array([adata.obsm["spatial"][region == i].mean(axis=0) for i in range(n)])
+    regions.obsp["contact_length"] = sparse.csr_matrix(contact)
+    regions.obsp["spatial_connectivities"] = sparse.csr_matrix((contact > 0).astype(float))
+    regions.obsp["attention"] = sparse.csr_matrix(attention)
+    regions.uns["params"] = params
+    adata.uns["regions"] = regions
+    adata.obs["attention"] = np.linspace(0, 0.3, adata.n_obs)
+    return adata
+
+
+@pytest.fixture
+def adata(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
+    return _annotate(make_section())
+
+
+@pytest.fixture
+def several(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
+    return _annotate(make_section(libraries=3), "library")
+
+
+def _one(ax: plt.Axes, kind: type, label: str) -> EllipseCollection | LineCollection:
+    found = [c for c in ax.collections if isinstance(c, kind) and c.get_label() == label]
+    assert len(found) == 1
+    return found[0]
+
+
+def _legend_texts(ax: plt.Axes) -> list[str]:
+    legend = ax.get_legend() or ax.figure.legends[0]
+    return [t.get_text() for t in legend.get_texts()]
+
+
+PLOTS = [st.pl.segment, st.pl.region_graph, st.pl.attention]
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_axes_are_a_picture_of_the_section(adata: ad.AnnData, plot: Callable) -> None:
+    ax = plot(adata)
+    assert isinstance(ax, plt.Axes)
+    bottom, top = ax.get_ylim()
+    left, right = ax.get_xlim()
+    assert bottom > top, "y points down"
+    assert left < right
+    assert ax.get_aspect() == 1.0
+    assert len(ax.get_xticks()) == 0
+    assert len(ax.get_yticks()) == 0
+    low, high = adata.obsm["spatial"].min(axis=0), adata.obsm["spatial"].max(axis=0)
+    assert left < low[0]
+    assert right > high[0]
+    assert top < low[1]
+    assert bottom > high[1]
+    ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_one_panel_per_section(several: ad.AnnData, plot: Callable) -> None:
+    axes = plot(several)
+    assert [ax.get_title() for ax in axes] == ["lib0", "lib1", "lib2"]
+    assert len(axes[0].figure.legends) == 1, "one legend for all"
+    single = plot(several, library="lib1")
+    assert isinstance(single, plt.Axes)
+    assert [ax.get_title() for ax in plot(several, library=["lib2", "lib0"])] == ["lib2", "lib0"]
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="library='lib0'"):
+        plot(several, ax=ax)
+    assert plot(several, library="lib1", ax=ax) is ax
+    with pytest.raises(ValueError, match="lib0"):
+        plot(several, library="lib9")
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_only_colors_are_written(adata: ad.AnnData, plot: Callable) -> None:
+    before = adata.copy()
+    plot(adata)
+    assert set(adata.uns) - set(before.uns) == {"segment_colors"}
+    for name in ("obs", "obsm"):
+        assert list(getattr(adata, name)) == list(getattr(before, name))
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    after, was = adata.uns["regions"], before.uns["regions"]
+    assert set(after.uns) - set(was.uns) <= {"segment_colors"}
+    pd.testing.assert_frame_equal(after.obs, was.obs)
+    assert (after.obsp["attention"] != was.obsp["attention"]).nnz == 0
+
+
+def test_segment_colors_are_those_of_scanpy(adata: ad.AnnData) -> None:
+    import scanpy as sc
+
+    ax = st.pl.segment(adata)
+    face = _one(ax, EllipseCollection, "segment").get_facecolors()
+    colors = list(adata.uns["segment_colors"])
+    np.testing.assert_allclose(face, [to_rgba(colors[c]) for c in adata.obs["segment"].cat.codes])
+    assert colors == [to_hex(c) for c in sc.pl.palettes.default_20[:3]]
+    drawn = sc.pl.embedding(adata, "spatial", color="segment", show=False, return_fig=True).axes[0].collections[0]
+    assert list(adata.uns["segment_colors"]) == colors
+    assert {to_hex(c) for c in drawn.get_facecolors()} == set(colors)
+    assert _legend_texts(ax) == ["a", "b", "c"]
+
+
+def test_existing_colors_and_palette(adata: ad.AnnData) -> None:
+    adata.uns["segment_colors"] = ["#112233", "#445566", "#778899"]
+    st.pl.segment(adata)
+    assert list(adata.uns["segment_colors"]) == ["#112233", "#445566", "#778899"]
+    st.pl.region_graph(adata)
+    assert list(adata.uns["regions"].uns["segment_colors"]) == ["#112233", "#445566", "#778899"]
+    st.pl.segment(adata, palette={"a": "red", "b": "lime", "c": "blue"})
+    assert list(adata.uns["segment_colors"]) == ["#ff0000", "#00ff00", "#0000ff"]
+    for bad in (["red"], {"a": "red"}, "no_such_map", ["red", "lime", "no_such_color"]):
+        with pytest.raises(ValueError, match="palette"):
+            st.pl.segment(adata, palette=bad)
+    assert list(adata.uns["segment_colors"]) == ["#ff0000", "#00ff00", "#0000ff"]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_colors_stay_when_a_category_is_absent(adata: ad.AnnData, stored: bool) -> None:
+    whole = adata.copy()
+    st.pl.segment(whole)
+    color_of_c = whole.uns["segment_colors"][2]
+    source = whole if stored else adata
+    view = source[(source.obs["segment"] != "a").to_numpy()]
+    face = _one(st.pl.segment(view), EllipseCollection, "segment").get_facecolors()
+    assert view.is_view, "drawing does not turn the user's view into a copy"
+    c = (view.obs["segment"] == "c").to_numpy()
+    np.testing.assert_allclose(face[c], np.tile(to_rgba(color_of_c), (c.sum(), 1)))
+    mask = st.pl.segment(view.copy(), mask=True).images[0].get_array()
+    np.testing.assert_allclose(mask[-1, 0], to_rgba(color_of_c), atol=1e-6)
+
+
+def test_colors_survive_a_file(adata: ad.AnnData, tmp_path) -> None:
+    st.pl.region_graph(adata)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    back = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert list(back.uns["segment_colors"]) == list(adata.uns["segment_colors"])
+    assert list(back.uns["regions"].uns["segment_colors"]) == list(adata.uns["segment_colors"])
+    st.pl.attention(back)
+
+
+def test_missing_is_grey_and_in_the_legend(adata: ad.AnnData) -> None:
+    adata.obs.loc[adata.obs_names[:5], "segment"] = np.nan
+    ax = st.pl.segment(adata)
+    face = _one(ax, EllipseCollection, "segment").get_facecolors()
+    np.testing.assert_allclose(face[:5], np.tile(to_rgba("#d3d3d3"), (5, 1)))
+    assert _legend_texts(ax) == ["a", "b", "c", "NA"]
+
+
+def test_spots_tile_the_lattice(adata: ad.AnnData) -> None:
+    assert spacing(adata.obsm["spatial"]) == pytest.approx(100.0)
+    spots = _one(st.pl.segment(adata, size=0.5), EllipseCollection, "segment")
+    np.testing.assert_allclose(spots.get_widths(), 50.0)
+    np.testing.assert_allclose(spots.get_offsets(), adata.obsm["spatial"])
+
+
+def test_spacing_of_scattered_and_repeated_cells() -> None:
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 1000, (10_000, 2))
+    assert 7 < spacing(xy) < 11  # one cell per 10 x 10
+    assert spacing(np.repeat(xy, 2, axis=0)) == pytest.approx(spacing(xy), rel=0.3)
+    assert spacing(np.zeros((1, 2))) == spacing(np.zeros((4, 2))) == 1.0
+
+
+def test_confidence_fades(adata: ad.AnnData) -> None:
+    ax = st.pl.segment(adata, show_confidence=True)
+    alpha = _one(ax, EllipseCollection, "segment").get_facecolors()[:, 3]
+    assert (np.diff(alpha) >= 0).all()
+    assert alpha[0] == pytest.approx(0.12)  # below chance
+    assert alpha[-1] == pytest.approx(1.0)
+    assert "confidence" in _legend_texts(ax)
+    del adata.obs["segment_confidence"]
+    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
+        st.pl.segment(adata, show_confidence=True)
+
+
+def test_mask_has_the_colors_of_the_spots(adata: ad.AnnData) -> None:
+    ax = st.pl.segment(adata, mask=True)
+    image = ax.images[0]
+    picture = image.get_array()
+    assert picture[0, 0, 3] == 0, "background is transparent"
+    for row, color in zip((5, 10, 15), adata.uns["segment_colors"], strict=True):
+        np.testing.assert_allclose(picture[row, 0], to_rgba(color), atol=1e-6)
+    # pixel centres are integers: column 0 lies at x = 0, 100 units a pixel
+    assert image.get_extent() == pytest.approx((-50, 1950, 1950, -50))
+    with pytest.raises(KeyError, match="no mask of 'band'"):
+        st.pl.segment(adata, key="band", mask=True)
+    del adata.uns["spatial"]
+    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
+        st.pl.segment(adata, mask=True)
+
+
+def test_picture_of_the_tissue(adata: ad.AnnData) -> None:
+    assert not st.pl.segment(adata).images
+    entry = adata.uns["spatial"]["section"]
+    entry["images"]["lowres"] = np.ones((30, 40, 3), dtype=np.float32)
+    entry["scalefactors"]["tissue_lowres_scalef"] = 0.02
+    ax = st.pl.segment(adata)
+    assert ax.images[0].get_extent() == pytest.approx((-25, 1975, 1475, -25))
+    assert not st.pl.segment(adata, img=False).images
+    assert len(st.pl.segment(adata, img="lowres").images) == 1
+    with pytest.raises(KeyError, match="lowres"):
+        st.pl.segment(adata, img="hires")
+    adata.obsm["moved"] = adata.obsm["spatial"] + 1e4
+    assert not st.pl.segment(adata, spatial_key="moved").images, "the picture does not fit other coordinates"
+
+
+def test_prediction_has_the_colors_of_the_truth(adata: ad.AnnData) -> None:
+    adata.obs["band_pred"] = adata.obs["band"].cat.set_categories(["c", "a", "b"])
+    adata.uns["band_colors"] = ["#000011", "#000022", "#000033"]
+    st.pl.segment(adata, key="band_pred")
+    assert list(adata.uns["band_pred_colors"]) == ["#000033", "#000011", "#000022"]
+
+
+def test_string_column_and_float_column(adata: ad.AnnData) -> None:
+    adata.obs["text"] = adata.obs["band"].astype(str)
+    st.pl.segment(adata, key="text")
+    assert not isinstance(adata.obs["text"].dtype, pd.CategoricalDtype)
+    with pytest.raises(TypeError, match="floating"):
+        st.pl.segment(adata, key="attention")
+
+
+@pytest.mark.parametrize("n", [20, 28, 102, 130])
+def test_default_colors_are_enough_and_distinct(n: int) -> None:
+    from stxtools.pl._palette import default_colors
+
+    assert len(set(default_colors(n))) == n
+
+
+def test_region_graph_widths_follow_contact_and_areas_follow_size(adata: ad.AnnData) -> None:
+    ax = st.pl.region_graph(adata, labels=True)
+    edges = _one(ax, LineCollection, "edges")
+    assert len(edges.get_segments()) == 2
+    thin, wide = edges.get_linewidths()
+    assert thin < wide
+    centroid = adata.uns["regions"].obsm["spatial"]
+    np.testing.assert_allclose(edges.get_segments()[1], centroid[[1, 2]])  # the longer border is drawn last
+    nodes = next(c for c in ax.collections if c.get_label() == "regions")
+    size = np.sort(adata.uns["regions"].obs["n_obs"])[::-1]
+    assert (np.diff(nodes.get_sizes()) <= 0).all()
+    np.testing.assert_allclose(nodes.get_sizes() / nodes.get_sizes()[0], size / size[0])
+    assert {t.get_text() for t in ax.texts} == {"r0", "r1", "r2"}
+    assert {"segment", "observations", "contact length"} <= set(_legend_texts(ax))
+
+
+def test_no_edge_crosses_sections(several: ad.AnnData) -> None:
+    for i, ax in enumerate(st.pl.region_graph(several)):
+        segments = np.array(_one(ax, LineCollection, "edges").get_segments()).reshape(-1, 2)
+        here = several.uns["regions"].obsm["spatial"][3 * i : 3 * i + 3]
+        assert {tuple(p) for p in segments} == {tuple(p) for p in here}
+    alone = several[(several.obs["library"] == "lib1").to_numpy()].copy()
+    del alone.uns["spatial"]
+    assert len(_one(st.pl.region_graph(alone), LineCollection, "edges").get_segments()) == 2
+
+
+def test_attention_is_the_mean_of_both_directions(adata: ad.AnnData) -> None:
+    ax = st.pl.attention(adata)
+    edges = _one(ax, LineCollection, "attention")
+    np.testing.assert_allclose(edges.get_array(), [0.15, 0.30])  # (0.1 + 0.2) / 2 and twice that; no self loops
+    widths = edges.get_linewidths()
+    assert widths[0] < widths[1]
+    ax.figure.canvas.draw()
+    luminance = edges.get_colors()[:, :3] @ [0.2126, 0.7152, 0.0722]
+    assert luminance[0] > luminance[1], "stronger is darker"
+    assert [a.get_xlabel() for a in ax.figure.axes if a is not ax] == ["attention between regions"]
+    clipped = _one(st.pl.attention(adata, vmax=0.1), LineCollection, "attention")
+    assert clipped.get_linewidths()[0] == clipped.get_linewidths()[1]
+
+
+def test_attention_of_the_observations(adata: ad.AnnData) -> None:
+    adata.obs.loc[adata.obs_names[0], "attention"] = np.nan
+    ax = st.pl.attention(adata, color="attention")
+    spots = _one(ax, EllipseCollection, "observations")
+    values = spots.get_array()
+    assert values.mask.sum() == 1
+    np.testing.assert_allclose(values[1:], np.sort(adata.obs["attention"].to_numpy()[1:]))
+    np.testing.assert_allclose(spots.get_offsets()[0], adata.obsm["spatial"][0])
+    assert len(ax.figure.axes) == 3  # two colour bars
+    assert not st.pl.attention(adata, color=None, legend=False).figure.legends
+
+
+def test_a_graph_without_edges(adata: ad.AnnData) -> None:
+    regions = adata.uns["regions"]
+    for key in ("attention", "contact_length", "spatial_connectivities"):
+        regions.obsp[key] = sparse.csr_matrix((3, 3))
+    st.pl.region_graph(adata).figure.canvas.draw()
+    st.pl.attention(adata).figure.canvas.draw()
+
+
+def test_regions_made_with_other_coordinates(adata: ad.AnnData) -> None:
+    adata.obsm["aligned"] = adata.obsm["spatial"] + 5000
+    adata.uns["regions"].uns["params"] = {"spatial_key": "aligned"}
+    ax = st.pl.region_graph(adata)
+    assert ax.get_xlim()[0] > 4000
+    with pytest.raises(ValueError, match="spatial_key='other'"):
+        st.pl.region_graph(adata, spatial_key="other")
+
+
+def test_missing_slots_name_the_call(make_section: Callable[..., ad.AnnData]) -> None:
+    bare = make_section()
+    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
+        st.pl.segment(bare)
+    with pytest.raises(KeyError, match=r"st\.tl\.multitask"):
+        st.pl.segment(bare, key="disease_pred")
+    for plot in (st.pl.region_graph, st.pl.attention):
+        with pytest.raises(KeyError, match=r"st\.tl\.region_graph"):
+            plot(bare)
+    full = _annotate(bare)
+    del full.uns["regions"].obsp["attention"]
+    with pytest.raises(KeyError, match=r"st\.tl\.embed"):
+        st.pl.attention(full)
+    full.uns["regions"] = {"a": 1}
+    with pytest.raises(TypeError, match="dict"):
+        st.pl.region_graph(full)
+    with pytest.raises(ValueError, match="color"):
+        st.pl.attention(full, color="banana")
+
+
+def test_several_sections_without_a_key(several: ad.AnnData) -> None:
+    several.uns["segment"] = {"params": {}}
+    with pytest.raises(ValueError, match="library_key"):
+        st.pl.segment(several)
+    assert len(st.pl.segment(several, library_key="library")) == 3
+
+
+def test_many_observations_are_rasterised(make_section: Callable[..., ad.AnnData], monkeypatch) -> None:
+    adata = _annotate(make_section())
+    assert not _one(st.pl.segment(adata), EllipseCollection, "segment").get_rasterized()
+    monkeypatch.setattr("stxtools.pl._base.RASTERIZE_ABOVE", 100)
+    assert _one(st.pl.segment(adata), EllipseCollection, "segment").get_rasterized()
+
+
+def test_squidpy_draws_the_same_colors(adata: ad.AnnData) -> None:
+    import squidpy as sq
+
+    adata.uns["spatial"]["section"]["scalefactors"] |= {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 90.0}
+    st.pl.segment(adata)
+    colors = list(adata.uns["segment_colors"])
+    ax = sq.pl.spatial_scatter(adata, color="segment", shape=None, library_id="section", img=False, return_ax=True)
+    assert list(adata.uns["segment_colors"]) == colors
+    drawn = {to_hex(c) for c in ax.collections[0].get_facecolors()}
+    assert drawn == set(colors)
+
+
+def test_real_section(real_section: Callable[[str], ad.AnnData]) -> None:
+    adata = real_section("dlpfc_151673")
+    ax = st.pl.segment(adata, key="layer")
+    assert len(ax.images) == 1
+    assert _legend_texts(ax) == [*adata.obs["layer"].cat.categories, "NA"]
+    spots = _one(ax, EllipseCollection, "layer")
+    assert spots.get_widths()[0] / 0.8 == pytest.approx(137.5, rel=0.02)  # 100 um at 96.4 px per 70 um of this scan

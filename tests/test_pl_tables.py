@@ -1,0 +1,203 @@
+"""Biomarkers and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import EllipseCollection
+
+import stxtools as st
+
+FDR = 0.05
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def adata(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
+    adata = make_section()
+    rng = np.random.default_rng(1)
+    parts = []
+    for group in ("tumour", "normal"):
+        p = np.sort(10.0 ** -rng.uniform(0, 20, adata.n_vars))
+        change = rng.normal(0, 2, adata.n_vars)
+        columns = {
+            "group": group,
+            "names": rng.permutation(adata.var_names.to_numpy()),
+            "scores": np.sort(-np.log10(p) * np.sign(change))[::-1],
+            "logfoldchanges": change,
+            "auroc": 1 / (1 + np.exp(-change)),
+            "pvals": p,
+            "pvals_adj": p,
+            "attribution": rng.uniform(0, 1, adata.n_vars),
+            "n_libraries": 1,
+            "pct_nz_group": rng.uniform(0, 1, adata.n_vars),
+            "pct_nz_reference": 0.1,
+            "direction_consistent": True,
+        }
+        parts.append(pd.DataFrame(columns))
+    parts[1].loc[3:, "pvals_adj"] = 0.9
+    table = pd.concat(parts, ignore_index=True)
+    table["group"] = table["group"].astype("category")
+    adata.uns["biomarkers"] = table
+    adata.uns["biomarkers_params"] = {"groupby": "disease"}
+    adata.uns["segment"] = {
+        "params": {},
+        "history": pd.DataFrame({
+            "stage": ["masked"] * 3 + ["fit"] * 4,
+            "epoch": [0, 1, 2, 0, 1, 2, 3],
+            "loss": [3.0, 2.0, 1.0, 9.0, 5.0, 4.0, 3.0],
+            "val_loss": [np.nan] * 3 + [9.0, 6.0, 5.0, 7.0],
+        }),
+    }  # fmt: skip
+    return adata
+
+
+def _dots(ax: plt.Axes):
+    return next(c for c in ax.collections if c.get_label() == "genes")
+
+
+def test_ranked_one_panel_per_group(adata: ad.AnnData) -> None:
+    before = adata.copy()
+    axes = st.pl.biomarkers(adata, n_genes=6)
+    assert [ax.get_title() for ax in axes] == ["tumour", "normal"]
+    table = before.uns["biomarkers"]
+    for ax in axes:
+        part = table[table["group"] == ax.get_title()].iloc[:6]
+        assert [t.get_text() for t in ax.get_yticklabels()] == list(part["names"])
+        np.testing.assert_allclose(_dots(ax).get_offsets()[:, 0], part["auroc"])
+        sizes = _dots(ax).get_sizes()
+        assert (np.argsort(sizes) == np.argsort(part["pct_nz_group"].to_numpy())).all()
+        bottom, top = ax.get_ylim()
+        assert bottom > top, "the first gene is at the top"
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    axes[0].figure.canvas.draw()
+    assert list(adata.uns) == list(before.uns)
+    pd.testing.assert_frame_equal(adata.uns["biomarkers"], table)
+
+
+def test_ranked_hollow_where_not_significant(adata: ad.AnnData) -> None:
+    ax = st.pl.biomarkers(adata, group="normal", n_genes=6)
+    white = (_dots(ax).get_facecolors()[:, :3] == 1).all(axis=1)
+    assert white.tolist() == [False] * 3 + [True] * 3
+    texts = [t.get_text() for t in ax.figure.legends[0].get_texts()]
+    assert "not significant" in texts
+    assert f"FDR ≤ {FDR}" in texts
+    everything = st.pl.biomarkers(adata, group="normal", n_genes=6, fdr=1)
+    assert not (_dots(everything).get_facecolors()[:, :3] == 1).all(axis=1).any()
+
+
+def test_ranked_colour_is_the_sign_of_the_change(adata: ad.AnnData) -> None:
+    ax = st.pl.biomarkers(adata, group="tumour", n_genes=8, fdr=1)
+    change = adata.uns["biomarkers"]["logfoldchanges"].to_numpy()[:8]
+    face = _dots(ax).get_facecolors()
+    assert ((face[:, 0] > face[:, 2]) == (change > 0)).all(), "red is higher, blue is lower"
+
+
+def test_effect(adata: ad.AnnData) -> None:
+    ax = st.pl.biomarkers(adata, group="tumour", effect="scores", n_genes=3)
+    np.testing.assert_allclose(_dots(ax).get_offsets()[:, 0], adata.uns["biomarkers"]["scores"][:3])
+    del adata.uns["biomarkers"]["attribution"]
+    with pytest.raises(KeyError, match="attribution"):
+        st.pl.biomarkers(adata, effect="attribution")
+    with pytest.raises(ValueError, match="effect"):
+        st.pl.biomarkers(adata, effect="names")
+
+
+def test_volcano(adata: ad.AnnData) -> None:
+    table = adata.uns["biomarkers"]
+    table.loc[0, "pvals_adj"] = 0.0
+    _, ax = plt.subplots()
+    assert st.pl.biomarkers(adata, group="tumour", kind="volcano", n_genes=5, ax=ax) is ax
+    part = table[table["group"] == "tumour"]
+    drawn = {c.get_label(): c.get_offsets() for c in ax.collections}
+    passed = part["pvals_adj"] <= FDR
+    assert len(drawn["not significant"]) == (~passed).sum()
+    assert len(drawn["higher"]) == (passed & (part["logfoldchanges"] >= 0)).sum()
+    assert len(drawn["lower"]) == (passed & (part["logfoldchanges"] < 0)).sum()
+    heights = np.concatenate([o[:, 1] for o in drawn.values()])
+    assert np.isfinite(heights).all()
+    assert heights.max() == pytest.approx(-np.log10(part["pvals_adj"][part["pvals_adj"] > 0].min()))
+    named = {t.get_text() for t in ax.texts} - {"FDR 0.05"}
+    largest = part[passed].sort_values("scores", key=np.abs, ascending=False)
+    assert named == set(largest["names"][:5])
+
+
+@pytest.mark.parametrize("n_genes", [3, 12, 25])
+def test_names_in_a_volcano_do_not_overlap(adata: ad.AnnData, n_genes: int) -> None:
+    ax = st.pl.biomarkers(adata, group="tumour", kind="volcano", n_genes=n_genes)
+    ax.figure.canvas.draw()
+    boxes = [super(type(t), t).get_window_extent() for t in ax.texts if not t.get_text().startswith("FDR")]
+    assert len(boxes) >= 3
+    for i, a in enumerate(boxes):
+        assert ax.get_window_extent().contains(*a.get_points().mean(axis=0))
+        assert sum(a.shrunk(0.9, 0.7).overlaps(b.shrunk(0.9, 0.7)) for b in boxes[:i]) == 0
+
+
+def test_spatial(adata: ad.AnnData) -> None:
+    axes = st.pl.biomarkers(adata, kind="spatial", group="tumour", n_genes=2)
+    genes = list(adata.uns["biomarkers"]["names"][:2])
+    assert [ax.get_title() for ax in axes] == genes
+    spots = next(c for c in axes[0].collections if isinstance(c, EllipseCollection))
+    np.testing.assert_allclose(spots.get_array(), np.sort(adata[:, genes[0]].X.toarray().ravel()))
+    adata.layers["ten"] = adata.X * 10
+    ax = st.pl.biomarkers(adata, kind="spatial", group="tumour", n_genes=1, layer="ten")
+    spots = next(c for c in ax.collections if isinstance(c, EllipseCollection))
+    np.testing.assert_allclose(spots.get_array(), 10 * np.sort(adata[:, genes[0]].X.toarray().ravel()))
+    with pytest.raises(ValueError, match="group='tumour'"):
+        st.pl.biomarkers(adata, kind="spatial")
+    several = ad.concat([adata, adata], label="library", keys=["lib0", "lib1"], index_unique="-")
+    several.uns.update(adata.uns)
+    with pytest.raises(ValueError, match="library='lib0'"):
+        st.pl.biomarkers(several, kind="spatial", group="tumour", library_key="library")
+
+
+def test_biomarker_errors(adata: ad.AnnData) -> None:
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="group='tumour'"):
+        st.pl.biomarkers(adata, ax=ax)
+    with pytest.raises(ValueError, match="tumour"):
+        st.pl.biomarkers(adata, group="unknown")
+    with pytest.raises(ValueError, match="kind"):
+        st.pl.biomarkers(adata, kind="pie")
+    with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
+        st.pl.biomarkers(adata, key="nothing")
+    with pytest.raises(TypeError, match=r"st\.tl\.biomarkers"):
+        st.pl.biomarkers(adata, key="segment")
+    with pytest.raises(ValueError, match="n_genes"):
+        st.pl.biomarkers(adata, n_genes=0)
+
+
+def test_history(adata: ad.AnnData) -> None:
+    axes = st.pl.history(adata)
+    assert [ax.get_title() for ax in axes] == ["masked", "fit"]
+    assert [line.get_label() for line in axes[0].lines] == ["training"]
+    training, validation, best = axes[1].lines
+    assert training.get_ydata().tolist() == [9.0, 5.0, 4.0, 3.0]
+    assert validation.get_ydata().tolist() == [9.0, 6.0, 5.0, 7.0]
+    assert (best.get_xdata()[0], best.get_ydata()[0]) == (2, 5.0)
+    _, ax = plt.subplots()
+    assert st.pl.history(adata, stage="fit", ax=ax, log=True) is ax
+    assert ax.get_yscale() == "log"
+
+
+def test_history_errors(adata: ad.AnnData) -> None:
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="stage='masked'"):
+        st.pl.history(adata, ax=ax)
+    with pytest.raises(ValueError, match="masked"):
+        st.pl.history(adata, stage="unknown")
+    with pytest.raises(KeyError, match=r"st\.tl\.embed"):
+        st.pl.history(adata, key="embed")
+    adata.uns["segment"]["history"] = adata.uns["segment"]["history"].iloc[:0]
+    with pytest.raises(ValueError, match="empty"):
+        st.pl.history(adata)

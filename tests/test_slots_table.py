@@ -1,0 +1,171 @@
+"""The documented slots are the written slots: each call is run, and what it added is compared with the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import stxtools as st
+from stxtools import _keys
+from stxtools._slots_table import SLOTS, SlotRow
+
+LIBRARIES = ("section_1", "section_2")
+NAMES = {"library": "{library}", "biomarker_key": "disease", "region_key": "band"}
+DICTS = {row.key for row in SLOTS if row.where.endswith("uns")}  # not looked into any deeper
+
+# in the order in which a user calls them; each works on what the calls before it left
+CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
+    "pp.rasterize": lambda a: st.pp.rasterize(a),
+    "pp.normalize": lambda a: st.pp.normalize(a, n_comps=5),
+    "pp.align": lambda a: st.pp.align(a, library_key="library"),
+    "pp.add_noise": lambda a: st.pp.add_noise(a, 0.1),
+    "tl.segment": lambda a: st.tl.segment(a, n_segments=3, params={"pretrain_epochs": 1, "epochs": 2}),
+    "tl.region_graph": lambda a: st.tl.region_graph(a),
+    "tl.embed": lambda a: st.tl.embed(a, params={"epochs": 2}),
+    "tl.biomarkers": lambda a: st.tl.biomarkers(a, "disease"),
+    "tl.targets": lambda a: st.tl.targets(a, pd.DataFrame({"gene_name": ["gene1"], "drug_name": ["A"]})),
+    "tl.multitask": lambda a: st.tl.multitask(a, "disease", "band", params={"epochs": 2}),
+}
+# palettes may be stored beside any categorical, as scanpy does
+IGNORED = "_colors"
+
+
+def _section(library: int = 0) -> ad.AnnData:
+    rng = np.random.default_rng(library)
+    row, col = (a.ravel() for a in np.mgrid[:18, :16])
+    band = np.minimum(row // 6, 2)
+    disease = (col >= 8).astype(int)
+    rate = np.ones((len(row), 24))
+    for k in range(3):
+        rate[:, k * 6 : (k + 1) * 6] += 5.0 * (band == k)[:, None]
+    rate[:, 18:20] += 4.0 * disease[:, None]
+    adata = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    adata.var_names = [f"gene{i}" for i in range(adata.n_vars)]
+    adata.obs_names = [f"{LIBRARIES[library]}_spot{i}" for i in range(adata.n_obs)]
+    adata.obs["band"] = pd.Categorical(np.array(["a", "b", "c"], dtype=object)[band])
+    adata.obs["disease"] = pd.Categorical(np.array(["healthy", "tumour"], dtype=object)[disease])
+    adata.obs["array_row"], adata.obs["array_col"] = row, 2 * col + row % 2
+    adata.obsm["spatial"] = np.c_[(2 * col + row % 2) * 50.0, row * 50.0 * np.sqrt(3)]
+    adata.uns["spatial"] = {LIBRARIES[library]: {"images": {}, "scalefactors": {"spot_diameter_fullres": 55.0}}}
+    return adata
+
+
+def _two_sections() -> ad.AnnData:
+    return ad.concat([_section(0), _section(1)], label="library", keys=LIBRARIES)
+
+
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and path not in DICTS:
+        for key, inner in value.items():
+            yield from _walk(inner, f"{path}/{'{library}' if key in LIBRARIES else key}")
+    else:
+        yield path, value
+
+
+def _slots(adata: ad.AnnData, prefix: str = "") -> dict[tuple[str, str], Any]:
+    """Return every slot of an AnnData, and of the regions inside it, by (where, key)."""
+    found: dict[tuple[str, str], Any] = {(f"{prefix}X", ""): adata.X}
+    for name in ("obs", "var", "obsm", "varm", "obsp", "layers"):
+        for key in getattr(adata, name):
+            found[f"{prefix}{name}", key] = getattr(adata, name)[key]
+    for key, value in adata.uns.items():
+        if isinstance(value, ad.AnnData):
+            found[f"{prefix}uns", key] = value
+            found.update(_slots(value, "regions."))
+        else:
+            found.update({(f"{prefix}uns", path): inner for path, inner in _walk(value, key)})
+    return {slot: value for slot, value in found.items() if not slot[1].endswith(IGNORED)}
+
+
+def _same(a: Any, b: Any) -> bool:
+    if sparse.issparse(a) and sparse.issparse(b):
+        return a.shape == b.shape and a.dtype == b.dtype and (a != b).nnz == 0
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, pd.DataFrame | pd.Series):
+        return a.equals(b)
+    return type(a) is type(b)
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, tuple[ad.AnnData, set[tuple[str, str]]]]:
+    """Return, per call, the AnnData after it and the slots that it added or replaced."""
+    section = _section()
+    steps = {}
+    for call, run in CALLS.items():
+        adata = _two_sections() if call == "pp.align" else section
+        before = _slots(adata.copy())
+        run(adata)
+        after = _slots(adata)
+        fresh = {slot for slot in after if slot not in before or not _same(before[slot], after[slot])}
+        steps[call] = (adata.copy(), fresh)
+    return steps
+
+
+def _rows(call: str) -> list[SlotRow]:
+    return [row for row in SLOTS if row.call == call]
+
+
+def test_every_row_belongs_to_a_call_that_is_run_here() -> None:
+    assert {row.call for row in SLOTS} == set(CALLS)
+    assert len({(row.call, row.where, row.key) for row in SLOTS}) == len(SLOTS)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_call_writes_what_the_table_says(call: str, written: dict[str, Any]) -> None:
+    _, fresh = written[call]
+    may = {(row.where, row.key.format(**NAMES)) for row in _rows(call)}
+    must = {(row.where, row.key.format(**NAMES)) for row in _rows(call) if row.always}
+    assert fresh - may == set(), "written but not in the table"
+    assert must - fresh == set(), "in the table but not written"
+
+
+def _has_type(value: Any, name: str) -> bool:
+    kind, _, dtype = name.partition(" ")
+    if kind == "category":
+        return isinstance(value.dtype, pd.CategoricalDtype)
+    if kind == "DataFrame":
+        return isinstance(value, pd.DataFrame)
+    if kind == "AnnData":
+        return isinstance(value, ad.AnnData)
+    if kind == "dict":
+        return isinstance(value, Mapping)
+    if kind == "csr":
+        return sparse.issparse(value) and value.format == "csr" and (not dtype or value.dtype == dtype)
+    if kind == "str":
+        return isinstance(value, str)
+    if kind in {"int", "float"}:
+        return np.asarray(value).dtype.kind == kind[0]
+    return np.asarray(value).dtype == np.dtype(kind)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_types_and_shapes_are_those_of_the_table(call: str, written: dict[str, Any]) -> None:
+    adata, _ = written[call]
+    slots = _slots(adata)
+    lengths = {"n_obs": adata.n_obs, "n_vars": adata.n_vars, "n_segments": 3}
+    if _keys.REGIONS in adata.uns:
+        lengths["n_regions"] = adata.uns[_keys.REGIONS].n_obs
+    for row in _rows(call):
+        value = slots.get((row.where, row.key.format(**NAMES)))
+        if value is None and not row.always:
+            continue
+        assert row.type == "as X was" or _has_type(value, row.type), f"{row.code} is {type(value)}, not {row.type}"
+        if row.shape != "-":
+            names = row.shape.split(" x ")
+            assert len(np.shape(value)) == len(names), f"{row.code} has shape {np.shape(value)}, not {row.shape}"
+            for name, length in zip(names, np.shape(value), strict=True):
+                assert lengths.get(name, length) == length, f"{row.code} has shape {np.shape(value)}, not {row.shape}"
+
+
+def test_code_is_what_a_user_types() -> None:
+    assert SlotRow("tl.segment", "obs", "segment", "", "", "").code == 'obs["segment"]'
+    assert SlotRow("tl.segment", "uns", "a/b", "", "", "").code == 'uns["a"]["b"]'
+    assert SlotRow("tl.embed", "regions.obsp", "attention", "", "", "").code == 'uns["regions"].obsp["attention"]'
+    assert SlotRow("tl.region_graph", "regions.X", "", "", "", "").code == 'uns["regions"].X'

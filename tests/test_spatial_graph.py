@@ -1,0 +1,200 @@
+"""Neighbour graphs and what is measured along them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anndata as ad
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from scipy.spatial import ConvexHull, Delaunay, Voronoi
+
+from stxtools._spatial.graph import contact_lengths, neighbour_mean, observation_area, spatial_graph
+from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries
+
+
+def _one(xy: np.ndarray, **kwargs) -> tuple[sparse.csr_matrix, list[RasterGrid], np.ndarray]:
+    codes = np.zeros(len(xy), dtype=np.int64)
+    index, grid = rasterize(xy, **kwargs)
+    return spatial_graph(xy, codes, index, [grid]), [grid], codes
+
+
+def _check(graph: sparse.csr_matrix) -> None:
+    assert (graph != graph.T).nnz == 0
+    assert (graph.data > 0).all()
+    assert (graph.diagonal() == 0).all()
+
+
+def _hex(rows: int, cols: int, s: float = 1.0) -> np.ndarray:
+    r, c = (a.ravel() for a in np.mgrid[:rows, :cols])
+    return np.c_[(c + 0.5 * (r % 2)) * s, r * s * np.sqrt(3) / 2]
+
+
+def test_hexagon_has_six_neighbours() -> None:
+    graph, _, _ = _one(_hex(9, 9, 100.0))
+    degree = np.diff(graph.indptr).reshape(9, 9)
+    assert (degree[1:-1, 1:-1] == 6).all()
+    np.testing.assert_allclose(graph.data, 100.0)
+    _check(graph)
+
+
+def test_square_has_four_neighbours() -> None:
+    r, c = (a.ravel() for a in np.mgrid[:6, :5])
+    graph, grids, codes = _one(np.c_[c, r] * 8.0)
+    assert np.diff(graph.indptr).reshape(6, 5)[1:-1, 1:-1].tolist() == [[4] * 3] * 4
+    np.testing.assert_allclose(observation_area(np.c_[c, r] * 8.0, codes, grids), 64.0)
+    np.testing.assert_allclose(contact_lengths(graph, np.c_[c, r] * 8.0, codes, grids).data, 8.0)
+
+
+def test_hexagonal_cells_close() -> None:
+    """Area and perimeter of the regular hexagon whose neighbours are 10 apart."""
+    xy = _hex(9, 9, 10.0)
+    graph, grids, codes = _one(xy)
+    area = observation_area(xy, codes, grids)
+    np.testing.assert_allclose(area, 50 * np.sqrt(3), rtol=1e-6)
+    border = np.asarray(contact_lengths(graph, xy, codes, grids).sum(axis=1)).ravel()
+    side = 10 / np.sqrt(3)
+    np.testing.assert_allclose(border[40], 6 * side, rtol=1e-6)
+    np.testing.assert_allclose(area[40], 1.5 * np.sqrt(3) * side**2, rtol=1e-6)
+
+
+def test_edges_of_uniform_cells_are_delaunays() -> None:
+    xy = np.random.default_rng(0).uniform(0, 100, (1500, 2))
+    graph, _, _ = _one(xy)
+    _check(graph)
+    indptr, indices = Delaunay(xy).vertex_neighbor_vertices
+    full = sparse.csr_matrix((np.ones(len(indices)), indices, indptr), shape=graph.shape)
+    pattern = sparse.csr_matrix((np.ones(graph.nnz), graph.indices, graph.indptr), shape=graph.shape)
+    assert (pattern - full.multiply(pattern)).nnz == 0
+    inner = ((xy > 10) & (xy < 90)).all(axis=1)
+    dropped = np.asarray((full - pattern).sum(axis=1)).ravel()
+    assert dropped[inner].mean() < 0.02 * 6
+    coo = graph.tocoo()
+    np.testing.assert_allclose(coo.data, np.linalg.norm(xy[coo.row] - xy[coo.col], axis=1))
+
+
+def test_no_edge_spans_a_gap() -> None:
+    rng = np.random.default_rng(1)
+    left, right = rng.uniform(0, 100, (800, 2)), rng.uniform(0, 100, (800, 2)) + np.array([180, 0])
+    xy = np.concatenate([left, right, [[1000.0, 1000.0]]])
+    graph, grids, codes = _one(xy)
+    assert graph[:800, 800:].nnz == 0
+    assert graph[1600].nnz == 0
+    area = observation_area(xy, codes, grids)
+    hulls = ConvexHull(left).volume + ConvexHull(right).volume
+    assert area[:1600].sum() == pytest.approx(hulls, rel=0.1)
+
+
+def test_contact_is_the_voronoi_ridge() -> None:
+    xy = np.random.default_rng(2).uniform(0, 100, (600, 2))
+    graph, grids, codes = _one(xy)
+    contact = contact_lengths(graph, xy, codes, grids)
+    voronoi = Voronoi(xy)
+    checked = 0
+    for (i, j), ridge in zip(voronoi.ridge_points, voronoi.ridge_vertices, strict=True):
+        inside = (xy[[i, j]] > 15).all() and (xy[[i, j]] < 85).all()
+        if -1 in ridge or not inside or graph[i, j] == 0:
+            continue
+        length = np.linalg.norm(np.diff(voronoi.vertices[ridge], axis=0))
+        assert contact[i, j] == pytest.approx(length, rel=1e-6, abs=1e-9)
+        checked += 1
+    assert checked > 500
+    np.testing.assert_array_equal(contact.indices, graph.indices)
+
+
+def test_duplicates_join_their_twin() -> None:
+    xy = np.random.default_rng(3).uniform(0, 100, (300, 2))
+    plain, grids, codes = _one(xy)
+    twice = np.concatenate([xy, xy[:40], xy[:5]])
+    graph, twice_grids, twice_codes = _one(twice)
+    _check(graph)
+    for i in range(40):
+        assert 0 < graph[i, 300 + i] < 0.1
+        others = set(graph[300 + i].indices) - {i, *range(300, 345)}
+        assert others <= set(graph[i].indices)
+        assert len(others) >= len(set(graph[i].indices) & set(range(300))) > 0
+    np.testing.assert_allclose((graph[:300, :300] != 0).sum(), (plain != 0).sum(), rtol=0.01)
+    total = observation_area(twice, twice_codes, twice_grids).sum()
+    assert total == pytest.approx(observation_area(xy, codes, grids).sum(), rel=0.02)
+    before = contact_lengths(plain, xy, codes, grids).sum()
+    after = contact_lengths(graph, twice, twice_codes, twice_grids)
+    assert after.sum() == pytest.approx(before, rel=0.02)
+    assert after.nnz == graph.nnz
+    assert after[0, 300] == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 30])
+def test_few_and_collinear(n: int) -> None:
+    xy = np.c_[np.linspace(0, 3, n) ** 2, 2 * np.linspace(0, 3, n) ** 2]
+    graph, grids, codes = _one(xy, lattice="scattered")
+    _check(graph)
+    coo = sparse.triu(graph).tocoo()
+    assert set(zip(coo.row.tolist(), coo.col.tolist(), strict=True)) == {(i, i + 1) for i in range(n - 1)}
+    assert (observation_area(xy, codes, grids) > 0).all()
+    assert np.isfinite(contact_lengths(graph, xy, codes, grids).data).all()
+
+
+def test_all_at_one_place() -> None:
+    graph, grids, codes = _one(np.full((4, 2), 3.0))
+    _check(graph)
+    assert graph[0].nnz == 3
+    np.testing.assert_allclose(observation_area(np.full((4, 2), 3.0), codes, grids).sum(), 1.0)
+
+
+def test_no_edge_between_libraries() -> None:
+    rng = np.random.default_rng(4)
+    xy = np.concatenate([_hex(8, 8), rng.uniform(0, 8, (200, 2)), [[3.0, 3.0]], _hex(8, 8)])
+    codes = np.repeat([0, 1, 2, 3], [64, 200, 1, 64])
+    order = rng.permutation(len(xy))
+    xy, codes = xy[order], codes[order]
+    index, grids = rasterize_libraries(xy, codes, 4)
+    assert [g.lattice for g in grids] == ["hex", "scattered", "scattered", "hex"]
+    graph = spatial_graph(xy, codes, index, grids).tocoo()
+    assert (codes[graph.row] == codes[graph.col]).all()
+    contact = contact_lengths(graph.tocsr(), xy, codes, grids).tocoo()
+    np.testing.assert_allclose(contact.data[codes[contact.row] == 0], 1 / np.sqrt(3))
+    area = observation_area(xy, codes, grids)
+    np.testing.assert_allclose(area[codes == 3], np.sqrt(3) / 2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60))
+def test_any_points_give_a_valid_graph(points: list[tuple[int, int]]) -> None:
+    xy = np.array(points, dtype=float)
+    graph, grids, codes = _one(xy, lattice="scattered")
+    _check(graph)
+    area = observation_area(xy, codes, grids)
+    assert np.isfinite(area).all()
+    assert (area > 0).all()
+    contact = contact_lengths(graph, xy, codes, grids)
+    assert np.isfinite(contact.data).all()
+    assert (contact.data >= 0).all()
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_neighbour_mean(include_self: bool) -> None:
+    graph = sparse.csr_matrix(np.array([[0, 2.0, 0, 0], [2, 0, 3, 0], [0, 3, 0, 0], [0, 0, 0, 0]]))
+    values = np.array([[1.0, 0], [2, 0], [6, 3], [5, 5]], dtype=np.float32)
+    out = neighbour_mean(graph, values, include_self=include_self)
+    own = [[1.5, 0], [3, 1], [4, 1.5], [5, 5]]
+    without = [[2, 0], [3.5, 1.5], [2, 0], [5, 5]]
+    np.testing.assert_allclose(out, own if include_self else without, rtol=1e-6)
+    assert out.dtype == np.float32
+    twice = neighbour_mean(graph, values, rounds=2, include_self=include_self)
+    np.testing.assert_allclose(twice, neighbour_mean(graph, out, include_self=include_self))
+    np.testing.assert_array_equal(neighbour_mean(graph, values, rounds=0), values)
+
+
+def test_real_duplicates(real_section: Callable[[str], ad.AnnData]) -> None:
+    adata = real_section("osmfish_mouse_sscortex")
+    xy = np.asarray(adata.obsm["spatial"], dtype=np.float64)
+    graph, grids, codes = _one(xy)
+    _check(graph)
+    assert (np.diff(graph.indptr) > 0).all()
+    _, inverse, count = np.unique(xy, axis=0, return_inverse=True, return_counts=True)
+    for i in np.flatnonzero(count[inverse.ravel()] > 1)[:50]:
+        assert (inverse.ravel()[graph[i].indices] == inverse.ravel()[i]).any()
+    assert observation_area(xy, codes, grids).sum() == pytest.approx(ConvexHull(xy).volume, rel=0.3)

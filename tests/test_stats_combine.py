@@ -1,0 +1,139 @@
+"""Combining libraries: against formulas, scipy and simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stxtools.stats._combine import (
+    adjust_bh,
+    combine_sections,
+    compare_libraries,
+    signed_z,
+    squeeze_variance,
+    two_sided,
+)
+from stxtools.stats._probe import contrast, linear_attribution
+
+
+def test_two_sided_and_signed_z():
+    t, df = np.array([0.0, 2.0, -3.0, 50.0]), np.array([5.0, 5.0, 20.0, 1000.0])
+    np.testing.assert_allclose(two_sided(t, df)[:3], 2 * stats.t.sf(np.abs(t[:3]), df[:3]))
+    z = signed_z(t, df)
+    np.testing.assert_allclose(2 * stats.norm.sf(np.abs(z)), two_sided(t, df), rtol=1e-6)
+    assert (np.sign(z) == np.sign(t)).all()
+    assert np.isfinite(signed_z(np.array([1e6]), np.array([1e6]))).all()
+
+
+def test_bh_equals_scipy():
+    p = np.random.default_rng(0).random(100) ** 2
+    np.testing.assert_allclose(adjust_bh(p), stats.false_discovery_control(p))
+
+
+@pytest.mark.parametrize("prior_df", [4.0, 20.0])
+def test_squeeze_variance_recovers_the_prior(prior_df):
+    rng = np.random.default_rng(0)
+    truth = 0.5 * prior_df / rng.chisquare(prior_df, 20_000)
+    observed = truth * rng.chisquare(3, 20_000) / 3
+    scale, df = squeeze_variance(observed, np.full(20_000, 3.0))
+    assert scale == pytest.approx(0.5, rel=0.05)
+    assert df == pytest.approx(prior_df, rel=0.2)
+
+
+def test_squeeze_variance_of_equal_variances_shares_everything():
+    rng = np.random.default_rng(0)
+    scale, df = squeeze_variance(2.0 * rng.chisquare(3, 5000) / 3, np.full(5000, 3.0))
+    assert scale == pytest.approx(2.0, rel=0.05)
+    assert df > 100
+
+
+def test_homogeneous_libraries_give_the_inverse_variance_mean():
+    rng = np.random.default_rng(0)
+    v = np.repeat(np.array([[0.01], [0.04], [0.09]]), 800, axis=1)
+    effects = rng.normal(0.0, np.sqrt(v))
+    out = combine_sections(effects, v, np.full(v.shape, 500.0))
+    w = 1 / v
+    np.testing.assert_allclose(out.effect, (w * effects).sum(0) / w.sum(0), atol=0.02)
+    assert (out.n_libraries == 3).all()
+    assert stats.kstest(out.pvals, "uniform").statistic < 0.06
+
+
+@pytest.mark.parametrize("n_libraries", [3, 6])
+def test_null_is_calibrated_when_libraries_disagree(n_libraries):
+    """Library effects that differ far more than each library's own variance says: the library is the replicate."""
+    rng = np.random.default_rng(1)
+    v = np.full((n_libraries, 4000), 1e-4)
+    effects = rng.normal(0, 0.3, size=v.shape)
+    out = combine_sections(effects, v, np.full(v.shape, 1000.0))
+    assert np.mean(out.pvals < 0.05) < 0.065
+    assert np.mean(out.pvals < 0.001) < 0.003
+
+
+def test_one_precise_library_does_not_pass_for_many():
+    rng = np.random.default_rng(2)
+    v = np.repeat(np.array([[1e-6], [1e-2], [1e-2]]), 3000, axis=1)
+    heterogeneity = rng.normal(0, 0.3, size=v.shape)
+    out = combine_sections(heterogeneity + rng.normal(0, np.sqrt(v)), v, np.full(v.shape, 1000.0))
+    assert np.mean(out.pvals < 0.05) < 0.09
+
+
+def test_agreement_and_missing_libraries():
+    effects = np.array([[1.0, 1.0, 0.0], [1.0, -0.5, 0.0], [1.0, 1.0, 0.0]])
+    variances = np.array([[0.1, 0.1, 0.0], [0.1, 0.1, 0.0], [0.0, 0.1, 0.0]])
+    out = combine_sections(effects, variances, np.full((3, 3), 50.0))
+    np.testing.assert_array_equal(out.n_libraries, [2, 3, 0])
+    np.testing.assert_allclose(out.agreement, [1.0, 2 / 3, 0.0])
+    assert out.pvals[2] == 1.0
+    assert out.statistic[2] == 0.0
+
+
+def test_between_libraries_is_calibrated_and_finds_effects():
+    rng = np.random.default_rng(3)
+    sd = np.sqrt(0.05 * 6 / rng.chisquare(6, 5000))
+    group, reference = rng.normal(0, sd, size=(4, 5000)), rng.normal(0, sd, size=(5, 5000))
+    group[:, :50] += 3.0
+    out = compare_libraries(group, reference)
+    assert stats.kstest(out.pvals[50:], "uniform").statistic < 0.03
+    assert (adjust_bh(out.pvals)[:50] < 0.05).mean() > 0.9
+    plain = stats.ttest_ind(group, reference)
+    assert np.corrcoef(out.statistic, plain.statistic)[0, 1] > 0.9
+    assert (out.n_libraries == 9).all()
+
+
+def test_attribution_is_the_path_integral_of_the_probe():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 12))
+    label = rng.random(300) < 0.4
+    x[label, 3] += 2.0
+    mean = x.mean(axis=0)
+    _, _, vt = np.linalg.svd(x - mean, full_matrices=False)
+    components = vt[:6].T
+    values = (x - mean) @ components
+    difference = contrast(label) @ x
+    np.testing.assert_allclose(difference, x[label].mean(0) - x[~label].mean(0))
+    found = linear_attribution(values, components, difference, label, shrinkage=0.0)
+    # scikit-learn's discriminant, integrated numerically from the reference's mean to the group's
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    w = LinearDiscriminantAnalysis(solver="lsqr").fit(values, label).coef_[0]
+    start, end = x[~label].mean(0), x[label].mean(0)
+    expected = np.zeros(12)
+    for step in (np.arange(50) + 0.5) / 50:
+        point, eps = start + step * (end - start), 1e-4
+        for j in range(12):
+            up = point.copy()
+            up[j] += eps
+            expected[j] += (
+                ((up - mean) @ components @ w - (point - mean) @ components @ w) / eps * (end - start)[j] / 50
+            )
+    np.testing.assert_allclose(found, expected / np.abs(expected).sum(), atol=1e-6)
+    assert np.argmax(np.abs(found)) == 3
+
+
+def test_contrast_takes_blocks_out():
+    label = np.array([1, 1, 0, 1, 0, 0, 0, 0], dtype=bool)
+    blocks = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    weight = contrast(label, blocks)
+    np.testing.assert_allclose([weight[blocks == b].sum() for b in (0, 1)], 0, atol=1e-12)
+    assert linear_attribution(np.zeros((8, 2)), np.eye(3)[:, :2], np.zeros(3), label).tolist() == [0, 0, 0]

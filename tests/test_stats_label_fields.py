@@ -1,0 +1,148 @@
+"""Random regions: the law they are drawn from, its fit, and the null variance that follows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse, stats
+
+from stxtools.stats._label_fields import (
+    LabelModel,
+    LabelSampler,
+    _binary_correlation,
+    fit_label_model,
+    geometry,
+)
+from stxtools.stats._section import Section
+
+
+def _field(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
+    """Squared-exponential field exp(-(h / length)^2) by random Fourier features: not the sampler under test."""
+    frequency = rng.standard_normal((150, 2)) * np.sqrt(2) / length
+    return np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 150)).sum(axis=1) / np.sqrt(75)
+
+
+@pytest.fixture(scope="module")
+def xy() -> np.ndarray:
+    return np.random.default_rng(3).uniform(0, 40, size=(1600, 2))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.9, 1.0])
+def test_binary_correlation_equals_the_bivariate_normal(fraction, rho):
+    cut = stats.norm.ppf(1 - fraction)
+    if rho < 1:
+        both = stats.multivariate_normal([0, 0], [[1, rho], [rho, 1]]).cdf([-cut, -cut])
+    else:
+        both = fraction
+    expected = (both - fraction**2) / (fraction * (1 - fraction))
+    assert _binary_correlation(np.array([rho]), fraction)[0] == pytest.approx(expected, abs=2e-4)
+
+
+def test_binary_correlation_at_the_median_is_the_arcsine_law():
+    rho = np.linspace(0, 1, 21)
+    np.testing.assert_allclose(_binary_correlation(rho, 0.5), 2 / np.pi * np.arcsin(rho), atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [4.0, 9.0])
+def test_fit_recovers_the_length(xy, length):
+    rng = np.random.default_rng(0)
+    geo = geometry(xy, rng)
+    found = []
+    for _ in range(12):
+        value = _field(xy, length, rng)
+        model = fit_label_model(geo, value > np.quantile(value, 0.7))
+        assert model.fraction == pytest.approx(0.3, abs=0.01)
+        # where the correlation of the field falls to one half, whatever the smoothness found
+        found.append(model.length * np.log(2) ** (1 / model.power))
+    assert np.median(found) == pytest.approx(length * np.sqrt(np.log(2)), rel=0.2)
+
+
+def test_fit_of_a_label_without_structure(xy):
+    rng = np.random.default_rng(1)
+    geo = geometry(xy, rng)
+    model = fit_label_model(geo, rng.random(len(xy)) < 0.3)
+    at_twice_the_spacing = (1 - model.nugget) * np.exp(-((2 * geo.spacing / model.length) ** model.power))
+    assert at_twice_the_spacing < 0.25
+
+
+@pytest.mark.parametrize(
+    "model", [LabelModel(0.3, 8.0, 2.0, 0.0), LabelModel(0.6, 5.0, 1.0, 0.2), LabelModel(0.2, 7.0, 1.5, 0.0)]
+)
+def test_sampled_labels_have_size_and_correlation_of_the_model(xy, model):
+    rng = np.random.default_rng(2)
+    spacing = geometry(xy, rng).spacing
+    labels = np.concatenate(list(LabelSampler(xy, model, spacing).draw(1000, rng)), axis=1)
+    n_in = round(model.fraction * len(xy))
+    assert (labels.sum(axis=0) == n_in).all()
+    first = 700
+    h = np.hypot(*(xy - xy[first]).T)
+    p = n_in / len(xy)
+    near = np.flatnonzero((h > 2.0) & (h < 10.0))
+    covariance = ((labels[near].astype(float) - p) @ (labels[first] - p)) / labels.shape[1]
+    # every label has the same size, which takes the mean correlation over the section away
+    rho = (1 - model.nugget) * np.exp(-((h / model.length) ** model.power))
+    expected = _binary_correlation(rho, model.fraction)
+    d = np.hypot(*(xy[:, None, :] - xy[None, ::20, :]).transpose(2, 0, 1)).ravel()
+    mean = _binary_correlation((1 - model.nugget) * np.exp(-((d / model.length) ** model.power)), model.fraction).mean()
+    expected = (expected[near] - mean) / (1 - mean)
+    error = covariance / (p * (1 - p)) - expected
+    assert abs(error.mean()) < 0.06
+    assert np.corrcoef(covariance, expected)[0, 1] > 0.9
+
+
+def test_draws_depend_on_the_generator_alone(xy):
+    model = LabelModel(0.3, 8.0, 2.0, 0.1)
+    draws = [
+        np.concatenate(list(LabelSampler(xy, model, 0.5).draw(70, np.random.default_rng(seed))), axis=1)
+        for seed in (5, 5, 6)
+    ]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+
+
+def test_null_variance_of_a_gene_without_structure_is_the_textbook_one(xy):
+    rng = np.random.default_rng(0)
+    gene = rng.standard_normal((len(xy), 4)).astype(np.float32)
+    value = _field(xy, 8.0, rng)
+    label = value > np.quantile(value, 0.7)
+    found = Section(sparse.csr_matrix(gene), xy).region_effect(label, 600, np.random.default_rng(1))
+    n1, n0 = label.sum(), (~label).sum()
+    np.testing.assert_allclose(found.effect, gene[label].mean(axis=0) - gene[~label].mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found.variance, gene.var(axis=0) * (1 / n1 + 1 / n0), rtol=0.6)
+    assert np.median(found.variance / (gene.var(axis=0) * (1 / n1 + 1 / n0))) == pytest.approx(1, rel=0.3)
+
+
+def test_null_variance_of_a_smooth_gene_equals_that_over_true_regions(xy):
+    rng = np.random.default_rng(4)
+    gene = np.stack([_field(xy, 8.0, rng) for _ in range(5)], axis=1).astype(np.float32)
+    regions = np.stack([_field(xy, 8.0, rng) for _ in range(250)], axis=1)
+    regions = regions > np.quantile(regions, 0.7, axis=0)
+    weights = regions / regions.sum(axis=0) - ~regions / (~regions).sum(axis=0)
+    truth = ((gene.T @ weights) ** 2).mean(axis=1)
+    section = Section(sparse.csr_matrix(gene), xy)
+    found = np.mean(
+        [section.region_effect(regions[:, i], 100, np.random.default_rng(i)).variance for i in range(10)], 0
+    )
+    np.testing.assert_allclose(np.median(found / truth), 1.0, rtol=0.2)
+    naive = gene.var(axis=0) * (1 / regions[:, 0].sum() + 1 / (~regions[:, 0]).sum())
+    assert (found > 20 * naive).all()
+
+
+def test_degenerate_positions_are_an_error():
+    with pytest.raises(ValueError, match="position"):
+        geometry(np.zeros((10, 2)), np.random.default_rng(0))
+    geo = geometry(np.random.default_rng(0).uniform(size=(50, 2)), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="both sides"):
+        fit_label_model(geo, np.ones(50, dtype=bool))
+
+
+def test_duplicate_positions_and_a_line_are_fine():
+    rng = np.random.default_rng(0)
+    for points in (np.repeat(rng.uniform(0, 9, size=(60, 2)), 2, axis=0), np.c_[np.arange(120.0), np.zeros(120)]):
+        label = points[:, 0] > np.median(points[:, 0])
+        found = Section(sparse.csr_matrix(rng.poisson(2.0, (120, 5)).astype(np.float32)), points).region_effect(
+            label, 100, rng
+        )
+        assert np.isfinite(found.statistic).all()
+        assert (found.variance > 0).all()

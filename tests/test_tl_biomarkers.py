@@ -1,0 +1,328 @@
+"""tl.biomarkers and get.biomarkers: numbers, calibration, designs, round trips, errors."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+
+import stxtools as st
+
+COLUMNS = [
+    "group", "names", "scores", "logfoldchanges", "auroc", "pvals", "pvals_adj", "attribution", "n_libraries",
+    "direction_consistent", "pct_nz_group", "pct_nz_reference",
+]  # fmt: skip
+
+
+def _smooth(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
+    frequency = rng.standard_normal((200, 2)) / length
+    return np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 200)).sum(axis=1) / 10
+
+
+def _section(seed: int, n_markers: int = 0, n_vars: int = 60, side: int = 26, fold: float = 3.0) -> ad.AnnData:
+    """Smooth genes; a smooth region that ``n_markers`` of them know of."""
+    rng = np.random.default_rng(seed)
+    xy = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2).astype(float)
+    rate = np.exp(0.5 * np.stack([_smooth(xy, 5.0, rng) for _ in range(n_vars)], axis=1)) * 2
+    region = _smooth(xy, 5.0, rng)
+    region = region > np.quantile(region, 0.7)
+    rate[:, :n_markers] *= np.where(region, fold, 1.0)[:, None]
+    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    out.var_names = [f"g{i}" for i in range(n_vars)]
+    out.obs_names = [f"s{seed}_{i}" for i in range(len(xy))]
+    out.obsm["spatial"] = xy * 100
+    out.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
+    out.obs["library"] = f"lib{seed}"
+    return out
+
+
+@pytest.fixture(scope="module")
+def tested() -> ad.AnnData:
+    adata = _section(0, n_markers=6)
+    st.tl.biomarkers(adata, "region", n_null=150)
+    return adata
+
+
+def test_table_has_the_documented_columns_and_order(tested):
+    table = tested.uns["biomarkers"]
+    assert list(table.columns) == COLUMNS
+    assert len(table) == 2 * tested.n_vars
+    assert list(pd.unique(table["group"])) == ["in", "out"]
+    for _, part in table.groupby("group"):
+        assert part["scores"].is_monotonic_decreasing
+        assert set(part["names"]) == set(tested.var_names)
+    assert table["pvals"].between(0, 1).all()
+    assert (table["pvals_adj"] >= table["pvals"] - 1e-12).all()
+    assert not table.isna().any().any()
+    params = tested.uns["biomarkers_params"]
+    assert params["method"] == "random_regions"
+    assert params["versions"]["stxtools"] == st.__version__
+    assert list(params["design"]) == ["within", "within"]
+
+
+def test_markers_are_found_and_others_are_not(tested):
+    up = st.get.biomarkers(tested, "in", fdr=0.05, sign="up")
+    markers = {f"g{i}" for i in range(6)}
+    assert len(markers & set(up["names"])) >= 4
+    assert len(set(up["names"]) - markers) <= 1
+    truth = tested.var_names.isin(markers)
+    assert roc_auc_score(truth, tested.var["biomarker_score"]) > 0.95
+    part = st.get.biomarkers(tested, "in").set_index("names").loc[tested.var_names]
+    assert roc_auc_score(truth, part["attribution"].abs()) >= 0.9
+    assert part["attribution"].abs().sum() == pytest.approx(1)
+
+
+def test_numbers_equal_independent_ones(tested):
+    inside = (tested.obs["region"] == "in").to_numpy()
+    depth = np.asarray(tested.X.sum(axis=1))
+    linear = tested.X.toarray() / depth * np.median(depth)
+    part = st.get.biomarkers(tested, "in").set_index("names").loc[tested.var_names]
+    expected = [roc_auc_score(inside, linear[:, j].astype(np.float32)) for j in range(tested.n_vars)]
+    np.testing.assert_allclose(part["auroc"], expected, atol=1e-3)
+    ratio = np.log2((linear[inside].mean(0) + 1e-3) / (linear[~inside].mean(0) + 1e-3))
+    np.testing.assert_allclose(part["logfoldchanges"], ratio, atol=1e-4)
+    np.testing.assert_allclose(part["pct_nz_group"], (linear[inside] > 0).mean(0), atol=1e-6)
+    np.testing.assert_allclose(part["pct_nz_reference"], (linear[~inside] > 0).mean(0), atol=1e-6)
+    score = part.assign(a=1.0)
+    formula = (2 * score["auroc"] - 1).abs() * (1 - score["pvals_adj"])
+    assert (tested.var["biomarker_score"] >= formula - 1e-9).all()
+
+
+def test_two_groups_mirror_each_other(tested):
+    a = st.get.biomarkers(tested, "in").set_index("names").loc[tested.var_names]
+    b = st.get.biomarkers(tested, "out").set_index("names").loc[tested.var_names]
+    np.testing.assert_allclose(a["logfoldchanges"], -b["logfoldchanges"], atol=1e-6)
+    np.testing.assert_allclose(a["auroc"], 1 - b["auroc"], atol=1e-9)
+    assert np.corrcoef(a["scores"], -b["scores"])[0, 1] > 0.95
+
+
+def test_regions_that_mean_nothing_have_no_markers():
+    pvals, called = [], 0
+    for seed in range(12):
+        adata = _section(100 + seed, n_vars=40, side=20)
+        st.tl.biomarkers(adata, "region", groups=["in"], n_null=80)
+        pvals.append(adata.uns["biomarkers"]["pvals"].to_numpy())
+        called += int((adata.uns["biomarkers"]["pvals_adj"] < 0.05).any())
+    pooled = np.concatenate(pvals)
+    assert called <= 2
+    assert np.mean(pooled < 0.05) < 0.09
+    assert 0.3 < np.median(pooled) < 0.7
+
+
+def test_real_section_null_regions(real_section):
+    adata = real_section("xenium_breast_idc")
+    adata.uns = {}
+    rng = np.random.default_rng(0)
+    xy = np.asarray(adata.obsm["spatial"], dtype=float)
+    called = []
+    for _ in range(4):
+        value = _smooth(xy, 0.3 * xy.std(axis=0).mean(), rng)
+        adata.obs["null"] = pd.Categorical(np.where(value > np.quantile(value, 0.7), "in", "out"))
+        st.tl.biomarkers(adata, "null", groups=["in"], n_null=100)
+        called.append((adata.uns["biomarkers"]["pvals_adj"] < 0.05).mean())
+    assert np.mean(called) <= 0.02
+
+
+def test_same_seed_same_bits_and_input_untouched():
+    tables = []
+    for seed in (0, 0, 1):
+        adata = _section(1, 3)
+        before = adata.X.copy()
+        st.tl.biomarkers(adata, "region", n_null=60, random_state=seed)
+        assert (before != adata.X).nnz == 0
+        tables.append(adata.uns["biomarkers"])
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
+    assert not np.array_equal(tables[0]["pvals"], tables[2]["pvals"])
+
+
+def test_a_group_alone_gives_the_same_numbers_as_among_others():
+    adata = _section(1, 3)
+    both = st.tl.biomarkers(adata, "region", n_null=60, copy=True)
+    one = st.tl.biomarkers(adata, "region", groups=["out"], n_null=60, copy=True)
+    assert "biomarkers" not in adata.uns
+    pd.testing.assert_frame_equal(st.get.biomarkers(both, "out"), st.get.biomarkers(one))
+
+
+@pytest.mark.parametrize("fmt", ["h5ad", "zarr"])
+def test_round_trip(tested, fmt, tmp_path):
+    path = tmp_path / f"a.{fmt}"
+    getattr(tested, f"write_{fmt}")(path)
+    back = getattr(ad, f"read_{fmt}")(path)
+    pd.testing.assert_frame_equal(back.uns["biomarkers"], tested.uns["biomarkers"])
+    np.testing.assert_array_equal(back.var["biomarker_score"], tested.var["biomarker_score"])
+    assert list(back.uns["biomarkers_params"]["groups"]) == ["in", "out"]
+    pd.testing.assert_frame_equal(st.get.biomarkers(back, "in", n_top=3), st.get.biomarkers(tested, "in", n_top=3))
+
+
+def test_scale_of_expression_does_not_matter():
+    counts = _section(2, 3)
+    logged = counts.copy()
+    st_depth = np.asarray(counts.X.sum(axis=1)).ravel()
+    logged.X = sparse.diags(np.median(st_depth) / st_depth) @ logged.X
+    logged.X = logged.X.log1p().tocsr().astype(np.float32)
+    a = st.tl.biomarkers(counts, "region", groups=["in"], n_null=60, copy=True).uns["biomarkers"].set_index("names")
+    b = st.tl.biomarkers(logged, "region", groups=["in"], n_null=60, copy=True).uns["biomarkers"].set_index("names")
+    np.testing.assert_allclose(a["scores"], b.loc[a.index, "scores"], atol=1e-3)
+
+
+def test_reference_group_missing_values_and_other_dtypes():
+    adata = _section(3, 4)
+    kind = np.where(adata.obs["region"] == "in", "a", np.where(adata.obsm["spatial"][:, 0] > 1300, "b", "c"))
+    adata.obs["kind"] = pd.Series(kind, index=adata.obs_names).where(np.arange(adata.n_obs) % 7 > 0)
+    st.tl.biomarkers(adata, "kind", groups=["a"], reference="b", n_null=60)
+    use = adata[adata.obs["kind"].isin(["a", "b"])].copy()
+    depth = np.asarray(adata.X.sum(axis=1)).ravel()
+    share = (use.X.toarray()[(use.obs["kind"] == "a").to_numpy()] > 0).mean(0)
+    part = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
+    np.testing.assert_allclose(part["pct_nz_group"], share, atol=1e-6)
+    assert depth.min() > 0
+    adata.obs["flag"] = (adata.obs["region"] == "in").to_numpy()
+    st.tl.biomarkers(adata, "flag", groups=["True"], key_added="flagged", n_null=60)
+    assert {"flagged", "flagged_params"} <= set(adata.uns)
+    assert "flagged_score" in adata.var
+    assert list(pd.unique(adata.uns["biomarkers"]["group"])) == ["a"]
+
+
+def test_genes_without_variance_are_reported_as_unknown():
+    adata = _section(4, 2, n_vars=20)
+    dense = adata.X.toarray()
+    dense[:, 5] = 0
+    dense[3:, 6] = 0
+    adata.X = sparse.csr_matrix(dense)
+    st.tl.biomarkers(adata, "region", n_null=60)
+    row = st.get.biomarkers(adata, "in").set_index("names").loc["g5"]
+    assert (row["scores"], row["pvals"], row["auroc"], row["n_libraries"]) == (0, 1, 0.5, 0)
+    assert row["logfoldchanges"] == 0
+    assert not row["direction_consistent"]
+
+
+def _libraries(n: int, n_markers: int, shift: float = 0.0, **kwargs) -> ad.AnnData:
+    parts = [_section(s, n_markers, side=18, **kwargs) for s in range(n)]
+    rng = np.random.default_rng(9)
+    for part in parts:  # a batch effect of every library
+        part.X = sparse.csr_matrix(rng.poisson(part.X.toarray() * np.exp(shift * rng.standard_normal(part.n_vars))))
+        part.X = part.X.astype(np.float32)
+    return ad.concat(parts, merge="same")
+
+
+def test_libraries_are_blocks_where_each_has_both_sides():
+    adata = _libraries(4, 5, shift=0.5)
+    st.tl.biomarkers(adata, "region", groups=["in"], library_key="library", n_null=80)
+    table = st.get.biomarkers(adata, "in", fdr=0.05, sign="up", min_libraries=4)
+    assert len({f"g{i}" for i in range(5)} & set(table["names"])) >= 4
+    assert table["direction_consistent"].all()
+    assert list(adata.uns["biomarkers_params"]["design"]) == ["within"]
+    alone = adata[adata.obs["library"] == "lib0"].copy()
+    st.tl.biomarkers(alone, "region", groups=["in"], n_null=80)
+    few = st.get.biomarkers(alone).set_index("names").loc[[f"g{i}" for i in range(5)], "pvals"].median()
+    assert st.get.biomarkers(adata).set_index("names").loc[[f"g{i}" for i in range(5)], "pvals"].median() < few
+
+
+def test_libraries_are_replicates_where_the_condition_varies_between_them():
+    adata = _libraries(8, 0, shift=0.1, n_vars=40)
+    adata.obs["condition"] = np.where(adata.obs["library"].isin([f"lib{i}" for i in range(4)]), "sick", "well")
+    dense = adata.X.toarray()
+    sick = (adata.obs["condition"] == "sick").to_numpy()
+    dense[np.ix_(sick, range(4))] = np.random.default_rng(0).poisson(dense[np.ix_(sick, range(4))] * 8.0)
+    adata.X = sparse.csr_matrix(dense.astype(np.float32))
+    st.tl.biomarkers(adata, "condition", groups=["sick"], library_key="library")
+    assert list(adata.uns["biomarkers_params"]["design"]) == ["between"]
+    found = st.get.biomarkers(adata, fdr=0.05, sign="up")
+    assert {f"g{i}" for i in range(4)} <= set(found["names"])
+    assert len(found) <= 6
+    assert (adata.uns["biomarkers"]["n_libraries"] == 8).all()
+
+
+def test_too_few_libraries_are_an_error_and_one_library_a_warning():
+    adata = _libraries(3, 0)
+    adata.obs["condition"] = np.where(adata.obs["library"] == "lib0", "sick", "well")
+    before = adata.uns.copy()
+    with pytest.raises(ValueError, match="at least two on each side"):
+        st.tl.biomarkers(adata, "condition", library_key="library")
+    assert dict(adata.uns) == dict(before)
+    adata.obs["island"] = np.where((adata.obs["library"] == "lib1") & (adata.obs["region"] == "in"), "yes", "no")
+    with pytest.warns(UserWarning, match="one library only"):
+        st.tl.biomarkers(adata, "island", groups=["yes"], library_key="library", n_null=60)
+    assert (adata.uns["biomarkers"]["n_libraries"] <= 1).all()
+
+
+def test_double_dipping_is_said():
+    adata = _section(5, 2, side=16)
+    adata.uns["region"] = {"params": {"versions": {"stxtools": "0.1.0"}}}
+    with pytest.warns(UserWarning, match="optimistic"):
+        st.tl.biomarkers(adata, "region", n_null=60)
+    del adata.uns["region"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        st.tl.biomarkers(adata, "region", n_null=60)
+
+
+def test_tiny_groups():
+    adata = _section(6, side=16)
+    kind = np.where(adata.obs["region"] == "in", "a", "b").astype(object)
+    kind[0] = "single"
+    adata.obs["kind"] = kind
+    with pytest.warns(UserWarning, match="left out"):
+        st.tl.biomarkers(adata, "kind", n_null=60)
+    assert list(pd.unique(adata.uns["biomarkers"]["group"])) == ["a", "b"]
+    with pytest.raises(ValueError, match="fewer than 3 observations"):
+        st.tl.biomarkers(adata, "kind", groups=["single"])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"groupby": "nope"}, KeyError, "nope"),
+        ({"groups": ["nope"]}, ValueError, "nope"),
+        ({"groups": "in"}, TypeError, "list of group names"),
+        ({"groups": ["in"], "reference": "in"}, ValueError, "itself"),
+        ({"reference": "nope"}, ValueError, "reference"),
+        ({"method": "wilcoxon"}, ValueError, "random_regions"),
+        ({"n_null": 3}, ValueError, "n_null"),
+        ({"layer": "nope"}, KeyError, "nope"),
+        ({"spatial_key": "nope"}, KeyError, "nope"),
+        ({"library_key": "nope"}, KeyError, "nope"),
+        ({"key_added": "a/b"}, ValueError, "/"),
+        ({"groupby": "one"}, ValueError, "1 class"),
+        ({"groupby": "float"}, TypeError, "floating"),
+    ],
+)
+def test_bad_input_leaves_everything_as_it_was(kwargs, error, match):
+    adata = _section(7, side=8)
+    adata.obs["one"] = "x"
+    adata.obs["float"] = 1.5
+    groupby = kwargs.pop("groupby", "region")
+    with pytest.raises(error, match=match):
+        st.tl.biomarkers(adata, groupby, **kwargs)
+    assert not adata.uns
+    assert list(adata.var.columns) == []
+
+
+def test_get_filters_and_names_the_call_to_run(tested):
+    with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
+        st.get.biomarkers(_section(8, side=8))
+    with pytest.raises(ValueError, match="nope"):
+        st.get.biomarkers(tested, "nope")
+    down = st.get.biomarkers(tested, "in", sign="down", n_top=4)
+    assert (down["scores"] < 0).all()
+    assert down["scores"].iloc[-1] == tested.uns["biomarkers"].query("group == 'in'")["scores"].min()
+    assert len(st.get.biomarkers(tested, n_top=2)) == 4
+    assert (st.get.biomarkers(tested, fdr=0.01)["pvals_adj"] <= 0.01).all()
+    before = tested.uns["biomarkers"].copy()
+    st.get.biomarkers(tested)["scores"] = 0.0
+    pd.testing.assert_frame_equal(before, tested.uns["biomarkers"])
+
+
+def test_negative_values_and_views():
+    adata = _section(9, 3, side=16)
+    adata.layers["z"] = adata.X.toarray() - 2.0
+    st.tl.biomarkers(adata, "region", layer="z", n_null=60)
+    assert np.isfinite(adata.uns["biomarkers"].select_dtypes("number")).all().all()
+    view = adata[adata.obsm["spatial"][:, 0] < 1200]
+    st.tl.biomarkers(view, "region", n_null=60)
+    assert "biomarkers" in view.uns

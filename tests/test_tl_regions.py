@@ -1,0 +1,189 @@
+"""Region graph, embeddings and multi-task predictions on AnnData."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_same
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import Delaunay
+from sklearn.neighbors import kneighbors_graph
+
+import stxtools as st
+from stxtools._spatial.partition import bounded_parts
+
+HOW = {"show_progress": False, "accelerator": "cpu"}
+
+
+def test_regions_are_connected_bounded_and_of_one_compartment_and_section(line):
+    regions = line.uns["regions"]
+    region = line.obs["region"]
+    assert list(region.cat.categories) == list(regions.obs_names)
+    for name, rows in line.obs.groupby("region", observed=True).groups.items():
+        part = line[rows]
+        assert part.n_obs <= 20
+        assert part.obs["segment"].nunique() == 1
+        assert part.obs["library"].nunique() == 1
+        assert str(part.obs["segment"].iloc[0]) == str(regions.obs.loc[name, "segment"])
+        near = np.linalg.norm(part.obsm["spatial"][:, None] - part.obsm["spatial"][None], axis=-1) < 110
+        assert connected_components(sparse.csr_matrix(near))[0] == 1
+        np.testing.assert_allclose(regions[name].obsm["spatial"][0], part.obsm["spatial"].mean(0))
+        assert regions.obs.loc[name, "n_obs"] == part.n_obs
+
+
+def test_region_slots_by_hand(make_section):
+    adata = make_section("square", rows=6, cols=6)
+    adata.obs["half"] = np.where(adata.obs["array_col"] < 3, "left", "right")
+    st.tl.region_graph(adata, "half", max_size=None)
+    regions = adata.uns["regions"]
+    assert regions.n_obs == 2
+    assert regions.obs["segment"].tolist() == ["left", "right"]
+    assert regions.obs["area"].tolist() == pytest.approx([18 * 100.0**2] * 2)
+    assert regions.obsp["contact_length"].toarray() == pytest.approx(np.array([[0, 600.0], [600.0, 0]]))
+    assert regions.obsp["spatial_connectivities"].toarray().tolist() == [[0, 1], [1, 0]]
+    assert regions.obsp["spatial_distances"].toarray() == pytest.approx(np.array([[0, 300.0], [300.0, 0]]))
+    depth = np.asarray(adata.X.sum(1)).ravel()
+    logged = np.log1p(adata.X.toarray() / depth[:, None] * np.median(depth))
+    expected = logged[(adata.obs["half"] == "left").to_numpy()].mean(0)
+    np.testing.assert_allclose(regions.X.toarray()[0], expected, rtol=1e-4)
+    assert sparse.issparse(regions.X)
+
+
+def test_no_edge_crosses_sections(line):
+    regions = line.uns["regions"]
+    coo = regions.obsp["spatial_connectivities"].tocoo()
+    library = regions.obs["library"].astype(str).to_numpy()
+    assert coo.nnz > 0
+    assert (library[coo.row] == library[coo.col]).all()
+    assert (coo != coo.T).nnz == 0
+    attention = regions.obsp["attention"].tocoo()
+    assert (library[attention.row] == library[attention.col]).all()
+
+
+def test_neighbours_of_the_user_can_be_used(make_section):
+    adata = make_section(libraries=2)
+    xy = adata.obsm["spatial"]  # the sections lie on top of each other: edges across them would be easy to make
+    adata.obsp["mine"] = kneighbors_graph(xy, 6)
+    st.tl.region_graph(adata, "band", connectivity_key="mine", library_key="library", max_size=None)
+    library = adata.obs.groupby("region", observed=True)["library"].nunique()
+    assert (library == 1).all()
+
+
+def test_missing_classes_belong_to_no_region(make_section):
+    adata = make_section()
+    adata.obs["part"] = adata.obs["band"].where(adata.obs["band"] != "b")
+    st.tl.region_graph(adata, "part")
+    assert adata.obs["region"].isna().equals(adata.obs["part"].isna())
+    st.tl.embed(adata, params={"epochs": 2}, **HOW)
+    assert np.isnan(adata.obsm["X_gnn"][adata.obs["region"].isna()]).all()
+    assert np.isfinite(adata.obsm["X_gnn"][adata.obs["region"].notna()]).all()
+
+
+def test_a_region_column_of_the_user_is_kept(make_section):
+    adata = make_section()
+    adata.obs["region"] = adata.obs["band"]
+    with pytest.warns(UserWarning, match="region_annotation"):
+        st.tl.region_graph(adata, "region")
+    assert (adata.obs["region_annotation"] == adata.obs["band"]).all()
+    st.tl.region_graph(adata, "band")
+    assert (adata.obs["region_annotation"] == adata.obs["band"]).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=some.integers(5, 300), max_size=some.integers(1, 60), seed=some.integers(0, 999))
+def test_parts_are_connected_and_bounded(n, max_size, seed):
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(size=(n, 2))
+    edges = np.concatenate([Delaunay(xy).simplices[:, [a, b]] for a, b in ((0, 1), (1, 2), (2, 0))])
+    length = np.linalg.norm(xy[edges[:, 0]] - xy[edges[:, 1]], axis=1)
+    graph = sparse.csr_matrix((length, edges.T), shape=(n, n))
+    graph = graph.maximum(graph.T).tocsr()
+    part = bounded_parts(graph, np.zeros(n, dtype=np.int64), xy, max_size, rng)
+    assert np.bincount(part).max() <= max_size
+    assert set(part) == set(range(part.max() + 1))
+    for p in range(part.max() + 1):
+        rows = np.flatnonzero(part == p)
+        assert connected_components(graph[rows][:, rows], directed=False)[0] == 1
+
+
+def test_embed_slots(line):
+    regions = line.uns["regions"]
+    region = regions.obs_names.get_indexer(line.obs["region"].astype(str))
+    np.testing.assert_array_equal(line.obsm["X_gnn"], regions.obsm["X_gnn"][region])
+    np.testing.assert_array_equal(line.obs["attention"], regions.obs["attention"].to_numpy()[region])
+    attention = regions.obsp["attention"].toarray()
+    np.testing.assert_allclose(attention.sum(1), 1, atol=1e-5)
+    others = attention.copy()
+    np.fill_diagonal(others, 0)
+    pairs = regions.obsp["spatial_connectivities"].toarray() > 0
+    assert (others[~pairs] == 0).all()
+    expected = others.sum(0) / np.maximum(pairs.sum(0), 1)
+    np.testing.assert_allclose(regions.obs["attention"], expected, atol=1e-5)
+    z = line.uns["embed"]["Z"]
+    assert list(z.index) == ["lib0", "lib1"]
+    assert z.shape[1] == regions.obsm["X_gnn"].shape[1]
+
+
+def test_embed_again_gives_the_same_bits(line, quick_net):
+    one = st.tl.embed(line, params=quick_net, copy=True, **HOW)
+    two = st.tl.embed(line, params=quick_net, copy=True, **HOW)
+    assert_same(one, two)
+
+
+def test_multitask_slots_files_and_new_sections(line, quick_net, tmp_path):
+    line.obs["state"] = np.where(line.obs["band"] == "c", "ill", "well")
+    line.obs.loc[line.obs_names[::3], "state"] = np.nan
+    path = tmp_path / "t.stx"
+    st.tl.multitask(line, "state", "band", params=quick_net | {"epochs": 30}, save_model=path, **HOW)
+    for key, names in (("state", ["ill", "well"]), ("band", ["a", "b", "c"])):
+        proba = line.obsm[f"{key}_proba"]
+        assert list(proba.columns) == names
+        np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-5)
+        assert (proba.idxmax(axis=1) == line.obs[f"{key}_pred"].astype(str)).all()
+        assert line.obs.groupby("region", observed=True)[f"{key}_pred"].nunique().max() == 1
+    assert (line.obs["band_pred"].astype(str) == line.obs["band"].astype(str)).mean() > 0.7
+    assert line.uns["multitask"]["task_weights"] == {"biomarker": 1.0, "classification": 1.0}
+    assert {"loss", "val_loss"} <= set(line.uns["multitask"]["history"].columns)
+    line.write_h5ad(tmp_path / "a.h5ad")
+    new = line.copy()
+    del new.obs["state"], new.obs["band"]
+    st.tl.multitask(new, "state", "band", model=path, **HOW)
+    pd.testing.assert_frame_equal(new.obsm["state_proba"], line.obsm["state_proba"], atol=1e-5)
+
+
+def test_calls_in_the_wrong_order_say_what_to_run(make_section):
+    adata = make_section()
+    before = adata.copy()
+    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
+        st.tl.region_graph(adata)
+    with pytest.raises(KeyError, match=r"st\.tl\.region_graph"):
+        st.tl.embed(adata)
+    with pytest.raises(KeyError, match=r"st\.tl\.region_graph"):
+        st.tl.multitask(adata, "band", "library")
+    assert_same(before, adata)
+
+
+def test_a_subset_needs_a_new_region_graph(line):
+    part = line[: line.n_obs // 2].copy()
+    with pytest.raises(ValueError, match="do not belong together"):
+        st.tl.embed(part, **HOW)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"biomarker_key": "nope", "region_key": "band"}, KeyError, "nope"),
+        ({"biomarker_key": "one", "region_key": "band"}, ValueError, "1 class"),
+        ({"biomarker_key": "band", "region_key": "band"}, ValueError, "both"),
+    ],
+)
+def test_multitask_wrong_arguments(line, kwargs, error, match):
+    line.obs["one"] = "x"
+    before = line.copy()
+    with pytest.raises(error, match=match):
+        st.tl.multitask(line, **kwargs, **HOW)
+    assert_same(before, line)

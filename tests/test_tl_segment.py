@@ -1,0 +1,265 @@
+"""st.tl.segment: slots, modes, errors, files, what squidpy draws of it."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_same
+from sklearn.metrics import adjusted_rand_score
+
+import stxtools as st
+
+HOW = {"show_progress": False, "accelerator": "cpu"}
+
+
+def run(adata, quick_unet, *args, **kwargs):
+    return st.tl.segment(adata, *args, params=quick_unet, **(HOW | kwargs))
+
+
+@pytest.mark.parametrize("kind", ["hex", "square", "scattered"])
+def test_slots(make_section, quick_unet, kind):
+    adata = make_section(kind)
+    x = adata.X.copy()
+    assert run(adata, quick_unet, 3) is None
+    assert (x != adata.X).nnz == 0
+    segment = adata.obs["segment"]
+    assert isinstance(segment.dtype, pd.CategoricalDtype)
+    assert list(segment.cat.categories) == ["0", "1", "2"]
+    proba = adata.obsm["segment_proba"]
+    assert list(proba.columns) == ["0", "1", "2"]
+    np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-5)
+    assert (proba.idxmax(axis=1) == segment.astype(str)).all()
+    np.testing.assert_array_equal(adata.obs["segment_confidence"], proba.max(axis=1))
+    np.testing.assert_array_equal(adata.obs["segment_id"], segment.cat.codes + 1)
+    assert adata.obsm["X_unet"].shape == (adata.n_obs, 8)
+    entry = adata.uns["spatial"]["section"]
+    mask, scale = entry["images"]["segmentation"], entry["scalefactors"]["tissue_segmentation_scalef"]
+    assert mask.dtype == np.uint32
+    col, row = (np.clip((adata.obsm["spatial"] * scale).astype(int), 0, np.array(mask.shape)[::-1] - 1)).T
+    assert (mask[row, col] == adata.obs["segment_id"]).mean() > 0.95
+    assert set(np.unique(mask)) <= {0, 1, 2, 3}
+    assert adjusted_rand_score(adata.obs["band"], segment) > 0.5
+
+
+def test_round_trip(line, tmp_path):
+    line.write_h5ad(tmp_path / "a.h5ad")
+    assert_same(line, ad.read_h5ad(tmp_path / "a.h5ad"))
+    line.write_zarr(tmp_path / "a.zarr")
+    assert_same(line, ad.read_zarr(tmp_path / "a.zarr"))
+
+
+def test_same_seed_same_bits_and_copy(make_section, quick_unet):
+    adata = make_section()
+    one = run(adata, quick_unet, 3, copy=True)
+    two = run(adata, quick_unet, 3, copy=True)
+    assert "segment" not in adata.obs
+    assert "spatial" not in adata.uns
+    assert_same(one, two)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 6])
+def test_number_of_segments_is_honoured(make_section, quick_unet, k):
+    adata = make_section()
+    run(adata, quick_unet, k)
+    assert adata.obs["segment"].nunique() == k
+
+
+def test_number_of_segments_is_chosen_and_its_stability_recorded(make_section, quick_unet):
+    adata = make_section(rows=24, cols=20)
+    run(adata, quick_unet)
+    curve = adata.uns["segment"]["stability"]
+    assert list(curve.columns) == ["n_segments", "stability"]
+    best = curve["n_segments"][curve["stability"] >= curve["stability"].max() - 0.01].max()
+    assert adata.obs["segment"].nunique() == best
+    assert adata.uns["segment"]["params"]["n_segments"] == adata.obs["segment"].nunique()
+
+
+def test_a_few_labels(make_section, quick_unet):
+    adata = make_section()
+    adata.obs["scribble"] = adata.obs["band"].where(np.arange(adata.n_obs) % 9 == 0)
+    run(adata, quick_unet | {"epochs": 15}, labels_key="scribble")
+    assert list(adata.obs["segment"].cat.categories) == ["a", "b", "c"]
+    assert (adata.obs["segment"].astype(str) == adata.obs["band"].astype(str)).mean() > 0.85
+
+
+def test_sections_do_not_mix(make_section, quick_unet):
+    both = make_section(libraries=2)
+    run(both, quick_unet, 3, library_key="library")
+    assert set(both.uns["spatial"]) == {"lib0", "lib1"}
+    assert both.uns["segment"]["params"]["library_key"] == "library"
+    with pytest.raises(ValueError, match="library_key"):
+        run(both, quick_unet, 3)
+
+
+def test_model_on_a_new_section(make_section, quick_unet, tmp_path):
+    adata, other = make_section(libraries=2), make_section(seed=0)
+    path = tmp_path / "m.stx"
+    run(adata, quick_unet, 3, library_key="library", save_model=path)
+    part = adata[adata.obs["library"] == "lib0"].copy()
+    for key in list(part.uns):
+        del part.uns[key]
+    expected = part.obsm["segment_proba"].to_numpy()
+    shuffled = part[:, np.random.default_rng(0).permutation(part.n_vars)].copy()
+    st.tl.segment(shuffled, model=path, **HOW)
+    np.testing.assert_allclose(shuffled.obsm["segment_proba"], expected, atol=1e-4)
+    assert shuffled.uns["segment"]["params"]["genes_found"] == 1.0
+    with pytest.warns(UserWarning, match="12 of the model's 30 genes"):
+        st.tl.segment(few := other[:, :12].copy(), model=st.models.Segmenter.load(path), **HOW)
+    assert few.obs["segment"].notna().all()
+    stranger = other.copy()
+    stranger.var_names = [f"other{i}" for i in range(30)]
+    with pytest.raises(ValueError, match="0 of the model's 30 genes"):
+        st.tl.segment(stranger, model=path, **HOW)
+    assert "segment" not in stranger.obs
+    with pytest.raises(ValueError, match="n_segments"):
+        st.tl.segment(other, 3, model=path, **HOW)
+
+
+def test_model_of_another_representation(make_section, quick_unet, tmp_path):
+    adata = make_section()
+    adata.obsm["X_mine"] = np.log1p(adata.X.toarray()[:, :6])
+    run(adata, quick_unet, 3, use_rep="X_mine", save_model=tmp_path / "m.stx")
+    other = make_section(seed=1)
+    with pytest.raises(KeyError, match="X_mine"):
+        st.tl.segment(other, model=tmp_path / "m.stx", **HOW)
+    other.obsm["X_mine"] = np.ones((other.n_obs, 4))
+    with pytest.raises(ValueError, match="6 columns"):
+        st.tl.segment(other, model=tmp_path / "m.stx", **HOW)
+
+
+def test_key_added_keeps_earlier_results(make_section, quick_unet):
+    adata = make_section()
+    run(adata, quick_unet, 3)
+    before = adata.obs["segment"].copy()
+    run(adata, quick_unet, 2, key_added="coarse")
+    pd.testing.assert_series_equal(before, adata.obs["segment"])
+    assert adata.obs["coarse"].nunique() == 2
+    assert {"segmentation", "segmentation_coarse"} <= set(adata.uns["spatial"]["section"]["images"])
+    assert "coarse_unet" in adata.obsm
+
+
+def test_a_library_of_one_spot_and_empty_cells(make_section, quick_unet):
+    adata = make_section()
+    adata.obs["library"] = np.where(np.arange(adata.n_obs) == 0, "lonely", "rest")
+    adata.X[5] = 0
+    adata.X.eliminate_zeros()
+    run(adata, quick_unet, 3, library_key="library")
+    assert adata.obs["segment"].notna().all()
+
+
+def test_negative_coordinates_get_segments_but_no_mask(make_section, quick_unet):
+    adata = make_section()
+    adata.obsm["spatial"] = adata.obsm["spatial"] - 500
+    with pytest.warns(UserWarning, match="negative"):
+        run(adata, quick_unet, 3)
+    assert adata.obs["segment"].nunique() == 3
+
+
+def _broken(adata, how):
+    if how == "no spatial":
+        del adata.obsm["spatial"]
+    elif how == "nan":
+        adata.obsm["spatial"][3, 0] = np.nan
+    elif how == "duplicate vars":
+        adata.var_names = ["g"] * adata.n_vars
+    elif how == "duplicate obs":
+        adata.obs_names = ["o"] * adata.n_obs
+    elif how == "nan expression":
+        adata.X.data[0] = np.nan
+    elif how == "nothing expressed":
+        adata.X = adata.X * 0
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "match"),
+    [
+        ("no spatial", KeyError, "spatial"),
+        ("nan", ValueError, "NaN"),
+        ("duplicate vars", ValueError, "var_names_make_unique"),
+        ("duplicate obs", ValueError, "obs_names_make_unique"),
+        ("nan expression", ValueError, "NaN"),
+        ("nothing expressed", ValueError, "No gene"),
+    ],
+)
+def test_broken_input(make_section, quick_unet, how, error, match):
+    adata = _broken(make_section(), how)
+    before = list(adata.obs.columns), list(adata.obsm), list(adata.uns)
+    with pytest.raises(error, match=match):
+        run(adata, quick_unet, 3)
+    assert before == (list(adata.obs.columns), list(adata.obsm), list(adata.uns))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"n_segments": 0}, ValueError, "n_segments"),
+        ({"n_segments": 2.5}, TypeError, "n_segments"),
+        ({"n_segments": 10_000}, ValueError, "224 observations"),
+        ({"labels_key": "nope"}, KeyError, "'band'"),
+        ({"labels_key": "one"}, ValueError, "1 class"),
+        ({"labels_key": "number"}, TypeError, "floating"),
+        ({"labels_key": "band", "n_segments": 7}, ValueError, "3 classes"),
+        ({"use_rep": "X_nope"}, KeyError, "X_nope"),
+        ({"layer": "nope"}, KeyError, "nope"),
+        ({"library_key": "nope"}, KeyError, "nope"),
+        ({"random_state": -1}, ValueError, "random_state"),
+        ({"key_added": "a/b"}, ValueError, "'/'"),
+        ({"params": {"nope": 1}}, ValueError, "nope"),
+        ({"model": "nope.stx"}, FileNotFoundError, "nope.stx"),
+        ({"model": 7}, TypeError, "Segmenter"),
+    ],
+)
+def test_wrong_arguments_leave_everything_as_it_was(make_section, kwargs, error, match):
+    adata = make_section()
+    adata.obs["one"], adata.obs["number"] = "x", 0.5
+    before = adata.copy()
+    with pytest.raises(error, match=match):
+        st.tl.segment(adata, **(HOW | kwargs))
+    assert_same(before, adata)
+
+
+def test_too_little_tissue(make_section):
+    adata = make_section()
+    with pytest.raises(ValueError, match="1 observation"):
+        st.tl.segment(adata[:1].copy())
+    with pytest.raises(ValueError, match="0 observation"):
+        st.tl.segment(adata[:0].copy())
+    with pytest.raises(TypeError, match="AnnData"):
+        st.tl.segment(adata.to_df())
+
+
+def test_interrupted_training_changes_nothing(make_section, quick_unet, monkeypatch):
+    from stxtools.nn._segmentation import SegmentationTask
+
+    def stop(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SegmentationTask, "training_step", stop)
+    adata = make_section()
+    before = adata.copy()
+    with pytest.raises(KeyboardInterrupt):
+        run(adata, quick_unet, 3)
+    assert_same(before, adata)
+
+
+def test_squidpy_and_scanpy_draw_the_slots(line):
+    import matplotlib.pyplot as plt
+    import scanpy as sc
+    import squidpy as sq
+
+    sq.pl.spatial_segment(
+        line, color="segment", seg_cell_id="segment_id", library_key="library", img=False, img_res_key="segmentation"
+    )
+    sq.pl.spatial_scatter(line, color="segment", library_key="library", shape=None, img=False)
+    regions = line.uns["regions"]
+    sc.pp.neighbors(regions, use_rep="X_gnn", n_neighbors=5)
+    sc.tl.umap(regions)
+    sc.pl.umap(regions, color=["segment", "gene0"], show=False)
+    sq.pl.spatial_scatter(
+        regions, color="segment", shape=None, connectivity_key="spatial_connectivities", library_key="library"
+    )
+    assert len(plt.get_fignums()) >= 3
+    plt.close("all")
