@@ -31,8 +31,8 @@ _LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
 class Representation:
     """A dense representation of the observations and where it came from.
 
-    ``genes``, ``mean`` and ``components`` (n_genes x n_comps) are there when it was computed from
-    expression: then it can be computed again on another section with the same genes.
+    ``genes``, ``mean``, ``components`` (n_genes x n_comps) and ``target_sum`` are there when it was computed
+    from expression: then it can be computed again on another section with the same genes.
     """
 
     values: NDArray[np.float32]
@@ -40,6 +40,7 @@ class Representation:
     genes: list[str] | None = None
     mean: NDArray[np.float64] | None = None
     components: NDArray[np.float64] | None = None
+    target_sum: float | None = None
 
 
 def stored_matrix(adata: AnnData, layer: str | None) -> Any:
@@ -85,17 +86,20 @@ def expression(adata: AnnData, layer: str | None = None) -> tuple[sparse.csr_mat
 
 
 def log_normalize(
-    matrix: sparse.csr_matrix, scale: str, *, library_size: NDArray[Any] | None = None
+    matrix: sparse.csr_matrix,
+    scale: str,
+    *,
+    library_size: NDArray[Any] | None = None,
+    target_sum: float | None = None,
 ) -> sparse.csr_matrix:
-    """Return log1p of depth-normalised expression (float32 CSR), scaled to the median depth.
+    """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth.
 
     Observations without any count stay zero. ``scale="log"`` comes back as float32 only.
     """
     if scale == "log":
         return matrix.astype(np.float32)
     depth = np.asarray(matrix.sum(axis=1)).ravel() if library_size is None else np.asarray(library_size, dtype=float)
-    positive = depth[depth > 0]
-    target = float(np.median(positive)) if positive.size else 1.0
+    target = median_depth(depth) if target_sum is None else target_sum
     factor = np.divide(target, depth, out=np.zeros_like(depth, dtype=np.float64), where=depth > 0)
     out = matrix.astype(np.float32, copy=True)
     out.data *= np.repeat(factor, np.diff(out.indptr)).astype(np.float32)
@@ -103,9 +107,15 @@ def log_normalize(
     return out
 
 
-def log_expression(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
+def median_depth(depth: NDArray[Any]) -> float:
+    """Median of the positive depths, the scale to which expression is normalised."""
+    positive = depth[depth > 0]
+    return float(np.median(positive)) if positive.size else 1.0
+
+
+def log_expression(adata: AnnData, layer: str | None = None, *, target_sum: float | None = None) -> sparse.csr_matrix:
     """Return log-normalised expression of ``adata`` as float32 CSR, whatever scale it is stored on."""
-    return log_normalize(*expression(adata, layer))
+    return log_normalize(*expression(adata, layer), target_sum=target_sum)
 
 
 def select_genes(
@@ -119,7 +129,9 @@ def select_genes(
     import scanpy as sc
     from anndata import AnnData as _AnnData
 
-    seen = np.flatnonzero(np.bincount(matrix.indices, minlength=matrix.shape[1]) >= min(3, matrix.shape[0]))
+    seen = np.flatnonzero(
+        np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1]) >= min(3, matrix.shape[0])
+    )
     if len(seen) == 0:
         raise ValueError("No gene is expressed in three or more observations; there is nothing to segment.")
     if len(seen) <= n_top_genes:
@@ -148,7 +160,8 @@ def compute_representation(
 
     counts, scale = expression(adata, layer)
     genes = select_genes(adata, counts, scale, n_top_genes)
-    logged = log_normalize(counts, scale)[:, genes]
+    target = median_depth(np.asarray(counts.sum(axis=1)).ravel())
+    logged = log_normalize(counts, scale, target_sum=target)[:, genes]
     n_comps = min(n_comps, len(genes), adata.n_obs - 1)
     if n_comps < 1:
         raise ValueError(f"`adata` has {adata.n_obs} observation(s); a representation needs at least 2.")
@@ -167,6 +180,7 @@ def compute_representation(
         [str(g) for g in adata.var_names[genes]],
         mean,
         components,
+        target,
     )
 
 

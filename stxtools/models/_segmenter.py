@@ -317,11 +317,10 @@ class Segmenter:
             "classes": self.classes,
             "use_rep": self.use_rep,
             "pixel_size": self.pixel_size,
-            "genes": None,
         }
         if self.projection is not None:
-            config["genes"] = self.projection.genes
-            arrays |= {"projection.mean": self.projection.mean, "projection.components": self.projection.components}
+            described, projection = self.projection.to_file()
+            config, arrays = config | described, arrays | projection
         save_model(path, type(self).__name__, config, arrays)
 
     @classmethod
@@ -338,10 +337,7 @@ class Segmenter:
         self.classes, self.use_rep = list(config["classes"]), config["use_rep"]
         self.pixel_size = config["pixel_size"]
         self.centre, self.scale = arrays["centre"], arrays["scale"]
-        if config["genes"] is not None:
-            self.projection = GeneProjection(
-                list(config["genes"]), arrays["projection.mean"], arrays["projection.components"]
-            )
+        self.projection = GeneProjection.from_file(config, arrays)
         self.net = self._new_net()
         weights = {
             k.removeprefix("net."): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith("net.")

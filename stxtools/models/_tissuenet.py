@@ -24,6 +24,7 @@ from ._segmenter import best_device
 from ._storage import load_model, save_model
 
 BIOMARKER, CLASSES = "biomarker", "classification"
+MANY = 5000  # regions from which on several CPU threads pay
 
 
 @dataclass
@@ -167,6 +168,7 @@ class TissueNet:
         self.history = run_training(
             task, train, val, seed=random_state, accelerator=accelerator, devices=devices,
             stage="multitask" if self.classes else "embed", desc="GNN", show_progress=show_progress,
+            threads=1 if len(nodes) < MANY and self.module.unet is None else None,
         )  # fmt: skip
         return self
 
@@ -235,11 +237,11 @@ class TissueNet:
         arrays = {f"module.{k}": v.detach().cpu().numpy() for k, v in self.module.state_dict().items()}
         arrays |= self.scaling
         config: dict[str, Any] = {
-            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep, "genes": None
+            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep
         }  # fmt: skip
         if self.projection is not None:
-            config["genes"] = self.projection.genes
-            arrays |= {"projection.mean": self.projection.mean, "projection.components": self.projection.components}
+            described, projection = self.projection.to_file()
+            config, arrays = config | described, arrays | projection
         save_model(path, type(self).__name__, config, arrays)
 
     @classmethod
@@ -255,10 +257,7 @@ class TissueNet:
         self = cls(config["params"])
         self.classes, self.use_rep = {t: list(c) for t, c in config["classes"].items()}, config["use_rep"]
         self.scaling = {k: arrays[k] for k in ("centre", "scale", "node_centre", "node_scale")}
-        if config["genes"] is not None:
-            self.projection = GeneProjection(
-                list(config["genes"]), arrays["projection.mean"], arrays["projection.components"]
-            )
+        self.projection = GeneProjection.from_file(config, arrays)
         self.module = self._new_module()
         prefix = "module."
         weights = {

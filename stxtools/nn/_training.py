@@ -143,6 +143,19 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use ``count`` CPU threads within the block; None changes nothing."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
+
+
 def run_training(
     task: Task,
     train: DataLoader[Any],
@@ -154,8 +167,11 @@ def run_training(
     stage: str = "train",
     desc: str = "training",
     show_progress: bool | None = None,
+    threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``task``, leave it with its best weights on the CPU in eval mode, and return the history.
+
+    ``threads`` limits the CPU threads: on small graphs more of them cost time, a lot of it on a busy machine.
 
     Raises
     ------
@@ -169,6 +185,7 @@ def run_training(
         tqdm(total=how.max_epochs, desc=desc, unit="epoch", leave=False, disable=not is_shown(show_progress)) as bar,
         _quiet_lightning(),
         _interruptible(),
+        _threads(threads),
         seeded(seed),
     ):
         keeper = _Keeper(how, bar, stage)

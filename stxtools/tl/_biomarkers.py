@@ -77,8 +77,8 @@ def biomarkers(
     *random regions* of the section that are as large, as smooth and as patchy as the group. Their law is a
     Gaussian random field cut at a quantile, fitted to the group's own correlogram; the gene stays as it is. The
     null variance gives an effective sample size (Clifford, Richardson & Hemon 1989; Dutilleul 1993), and with it the
-    t-test of the correlation between gene and region. Random surrogates of one of two
-    autocorrelated maps: Viladomat et al. (2014).
+    t-test of the correlation between gene and region; where the null is skewed, its long tail is allowed for. Random
+    surrogates of one of two autocorrelated maps: Viladomat et al. (2014).
 
     The question answered is the *total* effect: which genes differ between the group and the reference,
     whatever the reason. Tumour against stroma, every epithelial gene does.
@@ -234,7 +234,7 @@ def biomarkers(
             bar.update(1)
     slots = Slots()
     table = pd.concat(tables, ignore_index=True)
-    slots.uns[key] = table.astype({"group": object, "names": object})
+    slots.uns[key] = table.astype({"group": str, "names": str})  # object, or pandas 3's str: as read back
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
     slots.var[score_key] = gene_score
     slots.uns[f"{key}_params"] = provenance(

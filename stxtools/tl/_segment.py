@@ -51,7 +51,7 @@ def segment(
     """Segment tissue into compartments with a U-Net on the expression raster.
 
     The representation of the observations is laid out on the spatial grid, a U-Net
-    :cite:p:`Ronneberger2015` is pretrained on it without labels (masked reconstruction) and then taught
+    (Ronneberger et al. 2015) is pretrained on it without labels (masked reconstruction) and then taught
     either by a consensus of Gaussian mixtures on spatially averaged features (no labels), or by a few
     labels and a shrinkage linear discriminant that spreads them (``labels_key``). The compartments
     written are the U-Net's. Works on raw counts; ``X`` is not changed.
@@ -108,7 +108,8 @@ def segment(
         Features of the U-Net.
     ``uns["spatial"][library]["images"]["segmentation"]`` : uint32, (height, width)
         The mask, 0 is background; pixel = coordinate times
-        ``uns["spatial"][library]["scalefactors"]["tissue_segmentation_scalef"]``.
+        ``uns["spatial"][library]["scalefactors"]["tissue_segmentation_scalef"]``. A section without any
+        picture also gets a silhouette of its tissue as ``"hires"``, which scanpy and squidpy ask for.
     ``uns["segment"]`` : dict
         ``params``, ``history`` (losses by stage and epoch) and, where the number was chosen,
         ``stability`` (number of segments, mean adjusted Rand index between halves).
@@ -246,7 +247,7 @@ def _with_masks(spatial: Mapping[str, Any], values: NDArray[Any], where: Geometr
             )
             continue
         mask, scale = render_mask(where.xy[rows], values[rows], spacing, reach=REACH_SCATTERED if scattered else REACH)
-        entry = dict(out.get(name, {}))
+        entry = _with_footprint(dict(out.get(name, {})), mask, float(scale))
         entry[_keys.IMAGES] = {**entry.get(_keys.IMAGES, {}), image: mask}
         entry[_keys.SCALEFACTORS] = {
             _keys.SPOT_DIAMETER: float(spacing),
@@ -255,3 +256,18 @@ def _with_masks(spatial: Mapping[str, Any], values: NDArray[Any], where: Geometr
         }
         out[name] = entry
     return out
+
+
+def _with_footprint(entry: dict[str, Any], mask: NDArray[np.uint32], scale: float) -> dict[str, Any]:
+    """Give a section without any picture a grey silhouette of its tissue.
+
+    Once a section has an entry in ``uns["spatial"]``, scanpy and squidpy insist on a background picture.
+    """
+    images = entry.get(_keys.IMAGES, {})
+    if any(name in images for name in ("hires", "lowres")):
+        return entry
+    picture = np.where(mask[..., None] > 0, np.uint8(235), np.uint8(255)).repeat(3, axis=2)
+    entry[_keys.IMAGES] = {**images, "hires": picture}
+    entry[_keys.SCALEFACTORS] = {**entry.get(_keys.SCALEFACTORS, {}), "tissue_hires_scalef": scale}
+    entry["metadata"] = {**entry.get("metadata", {}), "hires": "silhouette of the tissue, drawn by stxtools"}
+    return entry

@@ -138,7 +138,8 @@ def targets(
     row = position[names.get_indexer(joined["names"].astype(str))]
     joined[f"in_{parsed.format}"] = row >= 0
     for column in parsed.columns.columns:
-        joined[column] = _take(parsed.columns[column], row)
+        values = _take(parsed.columns[column], row)
+        joined[column] = pd.Series(values, index=joined.index).astype(str) if values.dtype == object else values
     params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
     earlier = adata.uns.get(params_key)
     record = dict(earlier) if isinstance(earlier, Mapping) else {}

@@ -48,8 +48,8 @@ def remember_input(model: ReadsGenes, rep: Representation) -> None:
     from stxtools.models import GeneProjection
 
     model.use_rep = rep.name
-    if rep.genes is not None and rep.mean is not None and rep.components is not None:
-        model.projection = GeneProjection(rep.genes, rep.mean, rep.components)
+    if rep.genes is not None and rep.mean is not None and rep.components is not None and rep.target_sum is not None:
+        model.projection = GeneProjection(rep.genes, rep.mean, rep.components, rep.target_sum)
 
 
 def model_features(adata: AnnData, model: ReadsGenes, layer: str | None) -> tuple[NDArray[np.float32], float | None]:
@@ -71,7 +71,8 @@ def model_features(adata: AnnData, model: ReadsGenes, layer: str | None) -> tupl
             )
         return rep.values, None
     share = _gene_share(adata, model.projection)
-    return model.projection.transform(log_expression(adata, layer), list(adata.var_names)), share
+    logged = log_expression(adata, layer, target_sum=model.projection.target_sum)
+    return model.projection.transform(logged, list(adata.var_names)), share
 
 
 def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
