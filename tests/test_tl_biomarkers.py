@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 import stxtools as st
 
 COLUMNS = [
-    "group", "names", "scores", "logfoldchanges", "auroc", "pvals", "pvals_adj", "attribution", "n_libraries",
+    "group", "names", "scores", "zscores", "logfoldchanges", "auroc", "pvals", "pvals_adj", "attribution",
+    "n_libraries",
     "direction_consistent", "pct_nz_group", "pct_nz_reference",
 ]  # fmt: skip
 
@@ -46,6 +47,14 @@ def tested() -> ad.AnnData:
     adata = _section(0, n_markers=6)
     st.tl.biomarkers(adata, "region", n_null=150)
     return adata
+
+
+def test_score_is_effect_times_evidence_times_agreement(tested):
+    table = tested.uns["biomarkers"]
+    expected = np.sign(table["zscores"]) * np.abs(2 * table["auroc"] - 1) * (1 - table["pvals"])
+    np.testing.assert_allclose(table["scores"], expected, atol=1e-12)
+    best = table.assign(size=table["scores"].abs()).groupby("names")["size"].max()
+    np.testing.assert_allclose(tested.var["biomarker_score"], best[tested.var_names])
 
 
 def test_table_has_the_documented_columns_and_order(tested):

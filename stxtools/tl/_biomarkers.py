@@ -41,6 +41,7 @@ COLUMNS = (
     "group",
     "names",
     "scores",
+    "zscores",
     "logfoldchanges",
     "auroc",
     "pvals",
@@ -129,7 +130,10 @@ def biomarkers(
         One row per group and gene, sorted by group and falling ``scores``, with the columns
 
         - ``group``, ``names``: the group and the gene;
-        - ``scores``: the test statistic as a signed normal quantile (positive: higher in the group);
+        - ``scores``: ``+-|2 auroc - 1| (1 - pvals) agreement``, positive where the gene is higher in the group:
+          effect, evidence and replication (the share of libraries with the common direction), -1 to 1. Evidence
+          alone would put faint genes of low variance before the ones a biologist can use;
+        - ``zscores``: the test statistic as a signed normal quantile;
         - ``logfoldchanges``: log2 ratio of mean depth-normalised expression, with 0.001 added to both;
         - ``auroc``: chance that an observation of the group exceeds one of the reference (ties count half);
         - ``pvals``, ``pvals_adj``: two-sided p-value, and Benjamini-Hochberg within the group;
@@ -141,9 +145,7 @@ def biomarkers(
 
         Fold change, AUROC and shares are averages over libraries. A gene that does not vary has score 0 and p 1.
     ``var["biomarker_score"]`` : float64, shape ``(n_vars,)``
-        Largest value over groups of ``|2 auroc - 1| (1 - pvals_adj) agreement``: effect, evidence and replication
-        (the share of libraries with the common direction), from 0 to 1. With ``key_added`` the column is
-        ``"{key_added}_score"``.
+        Largest ``|scores|`` of the gene over the groups. With ``key_added`` the column is ``"{key_added}_score"``.
     ``uns["biomarkers_params"]`` : dict
         Parameters, versions, the design used for each group, and the groups' fitted correlation lengths (unit of
         the coordinates).
@@ -213,10 +215,13 @@ def biomarkers(
                 tested, length = compare_between(parts), np.nan
             found = describe(parts, design.kind)
             adjusted = adjust_bh(tested.pvals)
+            z = signed_z(tested.statistic, tested.df)
+            score = np.sign(z) * np.abs(2 * found.auroc - 1) * (1 - tested.pvals) * tested.agreement
             columns = (
                 np.full(adata.n_vars, design.name, dtype=object),
                 gene_names,
-                signed_z(tested.statistic, tested.df),
+                score,
+                z,
                 np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO)),
                 found.auroc,
                 tested.pvals,
@@ -230,7 +235,7 @@ def biomarkers(
             table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
             tables.append(table.iloc[np.argsort(-table["scores"].to_numpy(), kind="stable")])
             lengths.append(length)
-            gene_score = np.maximum(gene_score, np.abs(2 * found.auroc - 1) * (1 - adjusted) * tested.agreement)
+            gene_score = np.maximum(gene_score, np.abs(score))
             bar.update(1)
     slots = Slots()
     table = pd.concat(tables, ignore_index=True)

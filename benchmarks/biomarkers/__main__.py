@@ -1,6 +1,6 @@
 """Calibration and power of `st.tl.biomarkers` on real sections; writes a markdown table.
 
-    python benchmarks/biomarkers/run.py --data FOLDER --sections dlpfc_151673 xenium_breast_idc --out table.md
+    python benchmarks/biomarkers --data FOLDER --sections dlpfc_151673 xenium_breast_idc --out table.md
 
 Null regions are Gaussian random fields (squared exponential, made from random Fourier features: not the generator
 that the test itself draws from), cut at the 70 % quantile; the length scale is a multiple of the tissue's standard

@@ -1,0 +1,30 @@
+"""Draw the README's picture: ``python docs/make_overview.py`` (needs the section dlpfc_151673)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+import stxtools as st
+
+
+def main() -> None:
+    adata = st.datasets.dlpfc("151673")
+    st.tl.segment(adata)
+    st.tl.region_graph(adata)
+    st.tl.embed(adata)
+    st.tl.biomarkers(adata, "layer")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=[1, 1, 0.7], layout="constrained")
+    st.pl.segment(adata, ax=axes[0], title="st.pl.segment")
+    st.pl.attention(adata, ax=axes[1], title="st.pl.attention", legend=False)
+    st.pl.biomarkers(adata, group="WM", ax=axes[2], n_genes=12)
+    axes[2].set_title("st.pl.biomarkers (white matter)")
+    figure.savefig(Path(__file__).parent / "_static" / "overview.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main()
