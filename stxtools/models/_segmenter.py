@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from ._storage import load_model, save_model
 from ._teachers import ShrinkageLDA, consensus, neighbour_features, smoothed_views, stability_curve
 
 CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
+PRIOR_OBS = 20
 TIE = 0.01  # of numbers as stable as this, the larger one is taken: it tells more
 
 
@@ -136,9 +137,9 @@ class Segmenter:
         """
         rng = np.random.default_rng(random_state)
         self.net, self.history, self.stability = None, [], {}
-        pooled = np.concatenate([s.features for s in sections])
-        self.centre = pooled.mean(axis=0)
-        self.scale = pooled.std(axis=0) + 1e-6
+        self.centre = np.concatenate([s.features for s in sections]).mean(axis=0)
+        sections = [self._centred(s) for s in sections]
+        self.scale = np.concatenate([s.features for s in sections]).std(axis=0) + 1e-6
         if labels is None:
             targets, weights = self._unsupervised_targets(sections, n_segments, rng, show_progress)
         else:
@@ -150,34 +151,45 @@ class Segmenter:
         }  # fmt: skip
         self._train(tensors, how)
         if labels is None:
-            self._keep_exactly(sections, tensors, how)
+            self._keep_exactly(tensors, how)
         return self
 
-    def _keep_exactly(self, sections: Sequence[Section], tensors: list[RasterTensors], how: dict[str, Any]) -> None:
+    def _keep_exactly(self, tensors: list[RasterTensors], how: dict[str, Any]) -> None:
         """Order classes by size, and train again with equal weight for all should one have been lost."""
-        sizes = self._sizes(sections, how["accelerator"])
-        if (sizes == 0).any():
+        sizes = self._sizes(tensors, how["accelerator"])
+        for _ in range(2):
+            if (sizes > 0).all():
+                break
             share = torch.stack([class_mass(t) for t in tensors]).sum(dim=0)
             balance = share.mean() / share.clamp_min(1e-6)
             for t in tensors:
                 if t.target is not None and t.weight is not None:
                     t.weight = t.weight * balance[t.target.argmax(dim=0)]
             self._train(tensors, how, pretrain=False)
-            sizes = self._sizes(sections, how["accelerator"])
+            sizes = self._sizes(tensors, how["accelerator"])
         if (sizes == 0).any():
             raise ValueError(
                 f"Only {int((sizes > 0).sum())} of the {len(sizes)} segments asked for could be told apart on "
                 "this tissue; choose a smaller `n_segments`."
             )
         order = torch.from_numpy(np.argsort(-sizes, kind="stable"))
-        head = self.net.head  # type: ignore[union-attr]
+        head = self._trained().head
         with torch.no_grad():
             head.weight.copy_(head.weight[order])
             head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
 
-    def _sizes(self, sections: Sequence[Section], accelerator: str) -> NDArray[np.int64]:
-        found = [r.proba.argmax(axis=1) for r in self.predict(sections, accelerator=accelerator)]
-        return np.bincount(np.concatenate(found), minlength=len(self.classes))
+    def _sizes(self, tensors: list[RasterTensors], accelerator: str) -> NDArray[np.int64]:
+        """Occupied pixels of every class."""
+        device, sizes = best_device(accelerator), np.zeros(len(self.classes), dtype=np.int64)
+        for t in tensors:
+            proba, _ = predict_section(self._trained(), t, device)
+            sizes += np.bincount(proba.argmax(dim=0)[t.occupied[0] > 0].numpy(), minlength=len(sizes))
+        return sizes
+
+    def _trained(self) -> SegmentationNet:
+        if self.net is None:
+            raise ValueError("This Segmenter is not trained; call `fit` or load a saved one.")
+        return self.net
 
     def _unsupervised_targets(
         self, sections: Sequence[Section], k: int | None, rng: np.random.Generator, show_progress: bool | None
@@ -244,8 +256,18 @@ class Segmenter:
             out.append(tensors)
         return out
 
+    def _centred(self, section: Section) -> Section:
+        """Take the section's own mean out: the simplest account of depth, staining and donor.
+
+        The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
+        observations lay there.
+        """
+        n = section.n_obs
+        mean = (n * section.features.mean(axis=0) + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
+        return replace(section, features=(section.features - mean).astype(np.float32))
+
     def _inputs(self, section: Section) -> RasterTensors:
-        z = (section.features - self.centre) / self.scale
+        z = section.features / self.scale
         return RasterTensors(torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied()))
 
     def _new_net(self) -> SegmentationNet:
@@ -296,21 +318,16 @@ class Segmenter:
 
     def predict(self, sections: Sequence[Section], *, accelerator: str = "auto") -> list[Segmentation]:
         """Segment ``sections`` with the trained U-Net."""
-        if self.net is None:
-            raise ValueError("This Segmenter is not trained; call `fit` or load a saved one.")
-        device = best_device(accelerator)
-        out = []
+        net, device, out = self._trained(), best_device(accelerator), []
         for section in sections:
-            proba, features = predict_section(self.net, self._inputs(section), device)
+            proba, features = predict_section(net, self._inputs(self._centred(section)), device)
             out.append(Segmentation(section.from_raster(proba.numpy()), section.from_raster(features.numpy())))
-        self.net.to("cpu")
+        net.to("cpu")
         return out
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights (safetensors) and description (JSON) to one file."""
-        if self.net is None:
-            raise ValueError("This Segmenter is not trained; there is nothing to save.")
-        arrays = {f"net.{k}": v.detach().cpu().numpy() for k, v in self.net.state_dict().items()}
+        arrays = {f"net.{k}": v.detach().cpu().numpy() for k, v in self._trained().state_dict().items()}
         arrays |= {"centre": self.centre, "scale": self.scale}
         config: dict[str, Any] = {
             "params": as_dict(self.params),
