@@ -163,8 +163,9 @@ class Segmenter:
             share = torch.stack([class_mass(t) for t in tensors]).sum(dim=0)
             balance = share.mean() / share.clamp_min(1e-6)
             for t in tensors:
-                if t.target is not None and t.weight is not None:
-                    t.weight = t.weight * balance[t.target.argmax(dim=0)]
+                if t.target is not None and t.weight is not None and t.val_weight is not None:
+                    rare = balance[t.target.argmax(dim=0)]
+                    t.weight, t.val_weight = t.weight * rare, t.val_weight * rare
             self._train(tensors, how, pretrain=False)
             sizes = self._sizes(tensors, how["accelerator"])
         if (sizes == 0).any():
