@@ -21,8 +21,8 @@ def main() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=[1, 1, 0.7], layout="constrained")
     st.pl.segment(adata, ax=axes[0], title="st.pl.segment")
     st.pl.attention(adata, ax=axes[1], title="st.pl.attention", legend=False)
-    st.pl.biomarkers(adata, group="WM", ax=axes[2], n_genes=12)
-    axes[2].set_title("st.pl.biomarkers (white matter)")
+    st.pl.biomarkers(adata, group="Layer5", ax=axes[2], n_genes=12)
+    axes[2].set_title("st.pl.biomarkers (layer 5)")
     figure.savefig(Path(__file__).parent / "_static" / "overview.png", dpi=90)
 
 

@@ -137,7 +137,11 @@ def markdown(table: pd.DataFrame) -> str:
     cells = stats["mean"].map("{:.3f}".format) + stats["std"].map(lambda s: "" if np.isnan(s) else f" ± {s:.3f}")
     wide = cells.unstack(["task", "method"]).sort_index(axis=1)
     head = ["section", *(f"{task}: {method}" for task, method in wide.columns)]
-    lines = [head, ["---"] * len(head), *([name, *map(str, row)] for name, row in zip(wide.index, wide.to_numpy()))]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([name, *map(str, row)] for name, row in zip(wide.index, wide.to_numpy(), strict=True)),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
