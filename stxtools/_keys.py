@@ -21,6 +21,7 @@ NOISE = "noise"
 # tl.segment
 SEGMENT = "segment"
 X_UNET = "X_unet"
+SUGGESTED = "suggested"
 IMAGES = "images"
 SCALEFACTORS = "scalefactors"
 MASK_IMAGE = "segmentation"

@@ -172,6 +172,9 @@ SLOTS: tuple[SlotRow, ...] = (
         "stability by number of segments; only where that number was chosen by the call",
         always=False,
     ),
+    # tl.suggest_labels
+    SlotRow("tl.suggest_labels", "obs", k.SUGGESTED, "float64", "n_obs", "1 for the first to label, ...; else NaN"),
+    SlotRow("tl.suggest_labels", "uns", f"{k.SUGGESTED}/params", "dict", "-", _PARAMS),
     # tl.region_graph
     SlotRow("tl.region_graph", "obs", k.REGION, "category", "n_obs", "connected region of the observation"),
     SlotRow(

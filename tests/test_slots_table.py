@@ -26,6 +26,7 @@ CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     "pp.align": lambda a: st.pp.align(a, library_key="library"),
     "pp.add_noise": lambda a: st.pp.add_noise(a, 0.1),
     "tl.segment": lambda a: st.tl.segment(a, n_segments=3, params={"pretrain_epochs": 1, "epochs": 2}),
+    "tl.suggest_labels": lambda a: st.tl.suggest_labels(a, 3),
     "tl.region_graph": lambda a: st.tl.region_graph(a),
     "tl.embed": lambda a: st.tl.embed(a, params={"epochs": 2}),
     "tl.biomarkers": lambda a: st.tl.biomarkers(a, "disease"),

@@ -69,7 +69,7 @@ def test_covers_the_full_image() -> None:
     ("xy", "values", "spacing", "message"),
     [
         ([[-1.0, 0]], [1], 1.0, "Shift"),
-        ([[1.0, 0]], [0], 1.0, "1 or more"),
+        ([[1.0, 0]], [-1], 1.0, "negative"),
         ([[1.0, 0]], [1, 2], 1.0, "one value"),
         ([[1.0, 0]], [1], 0.0, "positive"),
     ],

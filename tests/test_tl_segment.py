@@ -82,6 +82,45 @@ def test_a_few_labels(make_section, quick_unet):
     assert (adata.obs["segment"].astype(str) == adata.obs["band"].astype(str)).mean() > 0.85
 
 
+def test_labels_can_be_kept_and_doubtful_observations_left_out(make_section, quick_unet):
+    adata = make_section()
+    wrong = adata.obs["band"].cat.rename_categories({"a": "c", "c": "a"})
+    adata.obs["scribble"] = wrong.where(np.arange(adata.n_obs) % 9 == 0)
+    known = adata.obs["scribble"].notna()
+    run(adata, quick_unet, labels_key="scribble", keep_labels=True, abstain_below=0.6)
+    assert (adata.obs["segment"].astype(object)[known] == adata.obs["scribble"].astype(object)[known]).all()
+    unsure = adata.obs["segment_confidence"] < 0.6
+    assert unsure.any()
+    assert (adata.obs["segment"].isna() == unsure).all()
+    assert (adata.obs["segment_id"][unsure] == 0).all()
+    st.tl.region_graph(adata)
+    assert (adata.obs["region"].isna() == unsure).all()
+    with pytest.raises(ValueError, match="labels_key"):
+        run(adata, quick_unet, 3, keep_labels=True)
+    with pytest.raises(ValueError, match="abstain_below"):
+        run(adata, quick_unet, 3, abstain_below=1.5)
+
+
+def test_suggested_labels_are_doubtful_unlabelled_and_apart(make_section, quick_unet):
+    adata = make_section(rows=30, cols=20)
+    adata.obs["scribble"] = adata.obs["band"].where(np.arange(adata.n_obs) % 40 == 0)
+    run(adata, quick_unet | {"epochs": 15}, labels_key="scribble")
+    st.tl.suggest_labels(adata, 6)
+    order = adata.obs["suggested"].dropna()
+    assert sorted(order) == [1, 2, 3, 4, 5, 6]
+    assert adata.obs.loc[order.index, "scribble"].isna().all()
+    proba = np.sort(adata.obsm["segment_proba"].to_numpy(), axis=1)
+    margin = pd.Series(proba[:, -1] - proba[:, -2], adata.obs_names)
+    assert margin[order.index].mean() < margin.mean()
+    xy = adata[order.index].obsm["spatial"]
+    apart = np.linalg.norm(xy[:, None] - xy[None], axis=-1)[np.triu_indices(6, 1)]
+    assert apart.min() > 150
+    with pytest.raises(ValueError, match="without a label"):
+        st.tl.suggest_labels(adata, adata.n_obs)
+    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
+        st.tl.suggest_labels(make_section())
+
+
 def test_sections_do_not_mix(make_section, quick_unet):
     both = make_section(libraries=2)
     run(both, quick_unet, 3, library_key="library")

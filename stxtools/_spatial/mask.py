@@ -35,7 +35,7 @@ def render_mask(
     xy
         Coordinates (n x 2), none of them negative.
     values
-        One positive integer per observation.
+        One integer per observation; 0 stands for background.
     spacing
         Distance between neighbouring observations.
     pixels_per_spot
@@ -50,7 +50,7 @@ def render_mask(
     Raises
     ------
     ValueError
-        If a coordinate is negative (an image has no such pixel) or a value is below 1.
+        If a coordinate is negative (an image has no such pixel) or a value is.
     """
     if len(xy) == 0 or len(xy) != len(values):
         raise ValueError(f"A mask needs one value per observation; got {len(values)} for {len(xy)}.")
@@ -60,8 +60,8 @@ def render_mask(
             f"The coordinates begin at x = {low[0]:g}, y = {low[1]:g}; an image has no negative pixels. "
             "Shift them first, e.g. `xy - xy.min(axis=0)`."
         )
-    if np.min(values) < 1:
-        raise ValueError(f"Mask values must be 1 or more (0 is the background); found {np.min(values)}.")
+    if np.min(values) < 0:
+        raise ValueError(f"Mask values must not be negative (0 is the background); found {np.min(values)}.")
     if not spacing > 0:
         raise ValueError(f"`spacing={spacing}` must be positive.")
     if full_shape_px is None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ._history import history as history
     from ._region_graph import region_graph as region_graph
     from ._segment import segment as segment
+    from ._stability import stability as stability
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -21,5 +22,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "history": "_history",
         "region_graph": "_region_graph",
         "segment": "_segment",
+        "stability": "_stability",
     },
 )

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ._multitask import multitask
     from ._region_graph import region_graph
     from ._segment import segment
+    from ._suggest import suggest_labels
     from ._targets import targets
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "multitask": "_multitask",
         "region_graph": "_region_graph",
         "segment": "_segment",
+        "suggest_labels": "_suggest",
         "targets": "_targets",
     },
 )

@@ -15,7 +15,7 @@ from stxtools._representation import Representation
 from stxtools._slots import Slots, categorical, proba_frame, provenance
 from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask
-from stxtools._validate import categories, check_adata, check_int, check_key_added
+from stxtools._validate import categories, check_adata, check_bool, check_int, check_key_added, check_number
 
 from ._inputs import Geometry, geometry, join, make_sections
 from ._transfer import model_features, remember_input, training_representation
@@ -34,6 +34,8 @@ def segment(
     n_segments: int | None = None,
     *,
     labels_key: str | None = None,
+    keep_labels: bool = False,
+    abstain_below: float | None = None,
     model: str | os.PathLike[str] | Segmenter | None = None,
     save_model: str | os.PathLike[str] | None = None,
     use_rep: str | None = None,
@@ -65,6 +67,11 @@ def segment(
         the number whose partitions agree best between random halves of the observations is taken.
     labels_key
         Column of ``obs`` with class names where known and missing values elsewhere.
+    keep_labels
+        Whether labelled observations keep their label whatever the U-Net says of them.
+    abstain_below
+        Confidence, from 0 to 1, below which an observation gets no compartment (missing, background in the
+        mask).
     model
         A saved model (path) or a fitted :class:`stxtools.models.Segmenter`, applied without training.
     save_model
@@ -134,6 +141,10 @@ def segment(
     key = check_key_added(key_added, _keys.SEGMENT)
     random_state = check_int("random_state", random_state, minimum=0)
     _check_mode(adata, n_segments, labels_key, model, save_model, use_rep)
+    if abstain_below is not None:
+        check_number("abstain_below", abstain_below, minimum=0, maximum=1)
+    if check_bool("keep_labels", keep_labels) and labels_key is None:
+        raise ValueError("`keep_labels=True` needs `labels_key=`, the column with the labels to keep.")
     adata = adata.copy() if copy else adata
 
     where = geometry(adata, spatial_key, library_key)
@@ -151,11 +162,16 @@ def segment(
     results = fitted.predict(make_sections(values, where), accelerator=accelerator)
     if save_model is not None:
         fitted.save(save_model)
-    slots = _slots(adata, fitted, join([r.proba for r in results], where), where, key)
+    proba = join([r.proba for r in results], where)
+    if keep_labels and labels_key is not None:
+        labelled, _ = categories(adata, labels_key, "labels_key")
+        proba[labelled >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[labelled[labelled >= 0]]
+    slots = _slots(adata, fitted, proba, where, key, abstain_below)
     slots.obsm[_keys.X_UNET if key == _keys.SEGMENT else f"{key}_unet"] = join([r.features for r in results], where)
     slots.uns[key] = {
         "params": provenance(
-            n_segments=len(fitted.classes), labels_key=labels_key, use_rep=use_rep, layer=layer,
+            n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
+            abstain_below=abstain_below, use_rep=use_rep, layer=layer,
             spatial_key=spatial_key, library_key=library_key, random_state=random_state, genes_found=found,
             model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
         )
@@ -220,8 +236,17 @@ def _fit(
     return fitted.fit(sections, labels=[codes[rows] for rows in where.parts], classes=names, **how)
 
 
-def _slots(adata: AnnData, fitted: Segmenter, proba: NDArray[np.float32], where: Geometry, key: str) -> Slots:
+def _slots(
+    adata: AnnData,
+    fitted: Segmenter,
+    proba: NDArray[np.float32],
+    where: Geometry,
+    key: str,
+    abstain_below: float | None,
+) -> Slots:
     codes = proba.argmax(axis=1)
+    if abstain_below is not None:
+        codes = np.where(proba.max(axis=1) < abstain_below, -1, codes)
     slots = Slots()
     slots.obs[key] = categorical(codes, fitted.classes)
     slots.obs[_keys.mask_id(key)] = (codes + 1).astype(np.int32)

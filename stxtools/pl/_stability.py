@@ -1,0 +1,71 @@
+"""How the number of segments was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._validate import check_adata
+
+from . import _base
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def stability(adata: AnnData, *, key: str = _keys.SEGMENT, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draw how well partitions of random halves agree, for each number of segments tried.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with ``uns[key]["stability"]``.
+    key
+        ``"segment"``, or the ``key_added`` of the call.
+    title
+        Title.
+    ax
+        Axes to draw into.
+
+    Returns
+    -------
+    The Axes; the number that was taken is marked. ``adata`` does not change.
+
+    Raises
+    ------
+    KeyError
+        The number was not chosen by :func:`stxtools.tl.segment`: it was given, or there were labels.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> st.tl.segment(adata)
+    >>> ax = st.pl.stability(adata)
+    """
+    check_adata(adata, unique_vars=False)
+    slot = adata.uns.get(key)
+    curve = slot.get("stability") if isinstance(slot, Mapping) else None
+    if not isinstance(slot, Mapping) or not isinstance(curve, pd.DataFrame):
+        raise KeyError(
+            f"`adata.uns[{key!r}]['stability']` is missing; it is written by `st.tl.segment(adata)` without "
+            "`n_segments` and `labels_key`."
+        )
+    axes = _base.grid(1, 4.2, 3.2)[0] if ax is None else ax
+    x, y = curve["n_segments"].to_numpy(), curve["stability"].to_numpy()
+    axes.plot(x, y, color="0.5", marker="o", markersize=4)
+    taken = int(slot["params"]["n_segments"])
+    axes.plot(taken, y[x == taken], "o", markersize=9, color="#d55e00", label=f"taken: {taken}")
+    axes.set_xticks(x)
+    axes.set_xlabel("number of segments")
+    axes.set_ylabel("adjusted Rand index between halves")
+    axes.set_ylim(top=1.02)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    if title is not None:
+        axes.set_title(title)
+    return axes
