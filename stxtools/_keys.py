@@ -48,6 +48,12 @@ TARGETS = "targets"
 LIBRARY = "section"
 
 
+# names that ``key_added`` must not take, except where they are a call's own default
+RESERVED = frozenset(
+    {SPATIAL, RASTER, ALIGN, SEGMENT, REGIONS, EMBED, MULTITASK, BIOMARKERS, X_PCA, X_UNET, X_GNN, "log1p", "pca"}
+)
+
+
 def proba(key: str) -> str:
     """``obsm`` key of class probabilities."""
     return f"{key}_proba"

@@ -133,7 +133,7 @@ def select_genes(
         np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1]) >= min(3, matrix.shape[0])
     )
     if len(seen) == 0:
-        raise ValueError("No gene is expressed in three or more observations; there is nothing to segment.")
+        raise ValueError("No gene is expressed in three or more observations; there is nothing to compute.")
     if len(seen) <= n_top_genes:
         return seen
     if scale == "counts":

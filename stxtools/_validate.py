@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +50,7 @@ def check_in(adata: AnnData, slot: str, key: str, param: str, hint: str = "") ->
     container = getattr(adata, slot)
     if key not in container:
         names = container.columns if isinstance(container, pd.DataFrame) else container.keys()
+        names = [n for n in names if n is not None]  # anndata 0.13 lists X among the layers, as None
         tail = f" {hint}" if hint else ""
         raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {_listing(names)}.{tail}")
 
@@ -95,7 +99,20 @@ def check_key_added(value: Any, default: str) -> str:
         raise TypeError(f"`key_added` must be a non-empty string, not {value!r}.")
     if "/" in value:
         raise ValueError(f"`key_added={value!r}` contains '/', which h5ad and zarr cannot store in a key.")
+    if value in _keys.RESERVED and value != default:
+        raise ValueError(f"`key_added={value!r}` would overwrite what another call keeps there; choose another name.")
     return value
+
+
+def check_class_names(names: Sequence[str], key: str) -> None:
+    """Check that class names can be the columns of a stored DataFrame."""
+    bad = [n for n in names if "/" in n or not n]
+    if bad:
+        raise ValueError(
+            f"Classes of `adata.obs[{key!r}]` are empty or contain '/', which h5ad and zarr cannot store as a column "
+            f"name: {_listing(bad)}. Rename them, e.g. `adata.obs[{key!r}] = adata.obs[{key!r}].astype('category')"
+            ".cat.rename_categories(lambda c: c.replace('/', '_') or 'unnamed')`."
+        )
 
 
 def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL) -> NDArray[np.float64]:
@@ -155,13 +172,30 @@ def libraries(adata: AnnData, library_key: str | None) -> Libraries:
         raise ValueError(f"`adata.obs[{library_key!r}]` has {int(column.isna().sum())} missing values; every "
                          "observation must belong to a section.")  # fmt: skip
     codes, names = pd.factorize(column.astype(str), sort=True)
-    slashed = [n for n in names if "/" in n]
+    slashed = [n for n in names if "/" in n or not n]
     if slashed:
         raise ValueError(
-            f"Section names in `adata.obs[{library_key!r}]` contain '/', which h5ad and zarr cannot store in a key: "
+            f"Section names in `adata.obs[{library_key!r}]` are empty or contain '/', which h5ad and zarr cannot store "
+            "in a key: "
             f"{_listing(slashed)}. Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
         )
     return Libraries([str(n) for n in names], codes.astype(np.int64))
+
+
+def array_positions(adata: AnnData) -> NDArray[np.float64] | None:
+    """Return array row and column as numbers (NaN where they are none), or None without them."""
+    if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:
+        return None
+    columns = [
+        pd.to_numeric(adata.obs[key].astype(object), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        for key in (_keys.ARRAY_ROW, _keys.ARRAY_COL)
+    ]
+    return np.stack(columns, axis=1)
+
+
+def fingerprint(xy: NDArray[np.float64]) -> int:
+    """Checksum of coordinates, by which a raster knows whether it still belongs to them."""
+    return zlib.crc32(np.ascontiguousarray(xy, dtype=np.float64).tobytes())
 
 
 def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) -> tuple[NDArray[np.int64], list[str]]:
@@ -169,9 +203,14 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
     check_in(adata, "obs", key, param)
     column = adata.obs[key]
     if pd.api.types.is_float_dtype(column.dtype):
+        finite = column.dropna()
+        if len(finite) and (finite == np.rint(finite)).all():
+            how = f"adata.obs[{key!r}].astype('Int64').astype('category')"
+        else:
+            how = f"pd.cut(adata.obs[{key!r}], 2)"
         raise TypeError(
             f"`adata.obs[{key!r}]` holds floating-point numbers; `{param}` needs classes. Convert it, e.g. "
-            f"`adata.obs[{key!r}] = pd.cut(adata.obs[{key!r}], 2).astype(str)`."
+            f"`adata.obs[{key!r}] = {how}`."
         )
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.cat.remove_unused_categories()
@@ -186,3 +225,14 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
             f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({_listing(labels)}); `{param}` needs {min_classes}."
         )
     return codes, labels
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check, before any work is done, that a file can be written there."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"A path is needed to save the model, not {path!r}.")
+    target = Path(path).expanduser()
+    if target.is_dir():
+        raise IsADirectoryError(f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'model.stx')!r}.")
+    if not target.parent.exists():
+        raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist; create it first.")

@@ -90,7 +90,7 @@ def test_data_that_cannot_be_used(data: str, call: str, section: ad.AnnData) -> 
         ({"labels_key": "library"}, ValueError, "needs 2"),
         ({"n_segments": 4, "labels_key": "band"}, ValueError, "has 3 classes"),
         ({"use_rep": "nowhere"}, KeyError, "'spatial'"),
-        ({"layer": "nowhere"}, KeyError, "none"),
+        ({"layer": "nowhere"}, KeyError, "is not in `adata.layers`"),
         ({"library_key": 5}, TypeError, "string"),
         ({"params": {"widht": 8}}, ValueError, "Unknown field"),
         ({"random_state": -1}, ValueError, "at least 0"),

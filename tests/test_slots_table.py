@@ -73,7 +73,7 @@ def _slots(adata: ad.AnnData, prefix: str = "") -> dict[tuple[str, str], Any]:
     """Return every slot of an AnnData, and of the regions inside it, by (where, key)."""
     found: dict[tuple[str, str], Any] = {(f"{prefix}X", ""): adata.X}
     for name in ("obs", "var", "obsm", "varm", "obsp", "layers"):
-        for key in getattr(adata, name):
+        for key in (k for k in getattr(adata, name) if k is not None):  # anndata 0.13 lists X as a layer
             found[f"{prefix}{name}", key] = getattr(adata, name)[key]
     for key, value in adata.uns.items():
         if isinstance(value, ad.AnnData):

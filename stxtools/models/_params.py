@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
+from stxtools._validate import check_bool, check_choice, check_int, check_number
+
 P = TypeVar("P")
 
 
@@ -54,6 +56,23 @@ class SegmenterParams:
     rotation: float = 180.0
     scaling: float = 0.25
     drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choice("pretrain", self.pretrain, ("masked", "contrastive", "none"))
+        for name in ("width", "kernel_size", "pretrain_epochs", "epochs", "steps_per_epoch", "batch_size", "patience"):
+            check_int(name, getattr(self, name), minimum=1)
+        check_int("depth", self.depth, minimum=0, maximum=6)
+        check_int("view_size", self.view_size, minimum=8)
+        for name in ("dropout", "drop"):
+            check_number(name, getattr(self, name), minimum=0, maximum=0.95)
+        for name in ("lr", "weight_decay", "rotation", "scaling"):
+            check_number(name, getattr(self, name), minimum=0)
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size={self.kernel_size}` must be odd.")
+        if not self.sigmas:
+            raise ValueError("`sigmas` is empty; name one smoothing scale at least, such as (0.0,).")
+        for sigma in self.sigmas:
+            check_number("sigmas", sigma, minimum=0)
 
 
 def resolve(params: P | Mapping[str, Any] | None, kind: type[P]) -> P:
@@ -118,3 +137,25 @@ class TissueNetParams:
     patience: int = 15
     lr: float = 3e-3
     weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_choice("conv", self.conv, ("gatv2", "sum"))
+        check_bool("unet", self.unet)
+        for name in (
+            "hidden", "out_channels", "layers", "heads", "unet_width", "kernel_size", "epochs", "patience"
+        ):  # fmt: skip
+            check_int(name, getattr(self, name), minimum=1)
+        check_int("unet_depth", self.unet_depth, minimum=0, maximum=6)
+        for name in ("dropout", "hide"):
+            check_number(name, getattr(self, name), minimum=0, maximum=0.95)
+        for name in ("alpha", "beta", "lr", "weight_decay"):
+            check_number(name, getattr(self, name), minimum=0)
+        if self.alpha == self.beta == 0:
+            raise ValueError("`alpha` and `beta` are both 0: nothing would be learned.")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size={self.kernel_size}` must be odd.")
+        if self.conv == "gatv2" and (self.hidden % self.heads or self.out_channels % self.heads):
+            raise ValueError(
+                f"`hidden={self.hidden}` and `out_channels={self.out_channels}` must be multiples of "
+                f"`heads={self.heads}`."
+            )

@@ -171,7 +171,7 @@ class Segmenter:
         if (sizes == 0).any():
             raise ValueError(
                 f"Only {int((sizes > 0).sum())} of the {len(sizes)} segments asked for could be told apart on "
-                "this tissue; choose a smaller `n_segments`."
+                "this tissue; choose a smaller `n_segments`, or train longer, e.g. `params={'epochs': 40}`."
             )
         order = torch.from_numpy(np.argsort(-sizes, kind="stable"))
         head = self._trained().head

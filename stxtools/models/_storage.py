@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools._validate import check_writable
+
 FORMAT = "stxtools-model"
 FORMAT_VERSION = 1
 
@@ -32,11 +34,8 @@ def save_model(
     """
     from safetensors.numpy import save_file
 
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'model.stx')!r}.")
-    if not target.parent.exists():
-        raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist; create it first.")
+    check_writable(path)
+    target = Path(path).expanduser()
     header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, "config": config}
     part = target.with_name(target.name + ".part")
     try:
@@ -57,7 +56,7 @@ def load_model(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any],
     """
     from safetensors import SafetensorError, safe_open
 
-    source = Path(path)
+    source = Path(path).expanduser()
     if not source.is_file():
         raise FileNotFoundError(f"There is no model file {str(source)!r}.")
     try:

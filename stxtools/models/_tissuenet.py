@@ -92,7 +92,7 @@ class TissueNet:
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.multitask(adata, "disease", "compartment", save_model="net.stx", params={"epochs": 2})
     >>> st.models.TissueNet.load("net.stx").classes["biomarker"]
-    ['diseased', 'healthy']
+    ['healthy', 'diseased']
     """
 
     def __init__(self, params: TissueNetParams | Mapping[str, Any] | None = None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from .._progress import is_shown
@@ -156,6 +157,28 @@ def _threads(count: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def _trainer(how: Training, keeper: Callback, accelerator: str, devices: int | str) -> pl.Trainer:
+    try:
+        return pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            max_epochs=how.max_epochs,
+            callbacks=[keeper],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            gradient_clip_val=5.0,
+            inference_mode=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as err:
+        raise ValueError(
+            f"`accelerator={accelerator!r}` and `devices={devices!r}` cannot be used on this machine: {err} "
+            "Use accelerator='auto' or 'cpu' and devices=1."
+        ) from err
+
+
 def run_training(
     task: Task,
     train: DataLoader[Any],
@@ -189,19 +212,7 @@ def run_training(
         seeded(seed),
     ):
         keeper = _Keeper(how, bar, stage)
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            max_epochs=how.max_epochs,
-            callbacks=[keeper],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            gradient_clip_val=5.0,
-            inference_mode=False,
-        )
+        trainer = _trainer(how, keeper, accelerator, devices)
         trainer.fit(task, train, val)
     if keeper.best_state is not None:
         task.load_state_dict(keeper.best_state)

@@ -42,7 +42,7 @@ def colors_of(
     _, names = category_codes(adata, key)
     slot = _keys.colors(key)
     stored = adata.uns.get(slot)
-    if palette is None and stored is not None and np.ndim(stored) == 1 and len(stored) >= len(names):
+    if palette is None and stored is not None and np.ndim(stored) == 1 and _fits(adata, key, len(stored), len(names)):
         return dict(zip(names, (str(c) for c in stored), strict=False))
     if palette is None:
         known = _colors_of_truth(adata, key)
@@ -54,6 +54,12 @@ def colors_of(
     if not adata.is_view:
         adata.uns[slot] = np.array(list(chosen.values()), dtype=object)
     return chosen
+
+
+def _fits(adata: AnnData, key: str, n_stored: int, n_names: int) -> bool:
+    """Whether stored colours belong to these classes: plain strings forget the ones that are absent."""
+    categorical = isinstance(adata.obs[key].dtype, pd.CategoricalDtype)
+    return n_stored >= n_names if categorical else n_stored == n_names
 
 
 def default_colors(n: int) -> list[str]:

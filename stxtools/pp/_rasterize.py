@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
 from .. import _keys
 from .._slots import Slots, provenance
 from .._spatial.raster import LATTICES, rasterize_libraries
 from .._validate import (
+    array_positions,
     check_adata,
     check_bool,
     check_choice,
     check_key_added,
     check_number,
     coordinates,
+    fingerprint,
     libraries,
 )
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
 
     from .._spatial.lattice import Kind
 
@@ -105,19 +103,12 @@ def rasterize(
     )
     stored: dict[str, Any] = {name: grid.to_uns() for name, grid in zip(sections.names, grids, strict=True)}
     stored["params"] = provenance(
-        pixel_size=pixel_size, lattice=lattice, spatial_key=spatial_key, library_key=library_key
+        pixel_size=pixel_size,
+        lattice=lattice,
+        spatial_key=spatial_key,
+        library_key=library_key,
+        coordinates=fingerprint(xy),
     )
     target = adata.copy() if copy else adata
     Slots(obsm={key: index}, uns={key: stored}).write(target)
     return target if copy else None
-
-
-def array_positions(adata: AnnData) -> NDArray[np.float64] | None:
-    """Return array row and column as numbers (NaN where they are none), or None without them."""
-    if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:
-        return None
-    columns = [
-        pd.to_numeric(adata.obs[key].astype(object), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        for key in (_keys.ARRAY_ROW, _keys.ARRAY_COL)
-    ]
-    return np.stack(columns, axis=1)

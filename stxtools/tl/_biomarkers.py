@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -270,6 +270,8 @@ def _chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) 
         raise TypeError(
             f"`groups` must be 'all' or a list of group names, not the string {groups!r}; use [{groups!r}]."
         )
+    if not isinstance(groups, Iterable):
+        raise TypeError(f"`groups` must be 'all' or a list of group names, not {groups!r}.")
     chosen = list(dict.fromkeys(str(g) for g in groups))
     unknown = [g for g in chosen if g not in names]
     if unknown or not chosen:

@@ -11,7 +11,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._representation import representation
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_int, check_key_added
+from stxtools._validate import check_adata, check_bool, check_int, check_key_added
 
 from ._regions import gather, node_features, read_regions, region_sections, with_graph_result
 
@@ -105,7 +105,7 @@ def embed(
     random_state = check_int("random_state", random_state, minimum=0)
     model = TissueNet(params)
     inp = read_regions(adata, regions_key, spatial_key)
-    adata = adata.copy() if copy else adata
+    adata = adata.copy() if check_bool("copy", copy) else adata
 
     values = representation(adata, use_rep, layer, random_state=random_state).values
     if use_rep is None and _keys.X_UNET in adata.obsm:

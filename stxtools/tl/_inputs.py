@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ import numpy as np
 from stxtools import _keys
 from stxtools._spatial.graph import spatial_graph
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries
-from stxtools._validate import Libraries, coordinates, libraries
+from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from scipy import sparse
+
+    from stxtools._slots import Slots
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def geometry(adata: AnnData, spatial_key: str, library_key: str | None) -> Geome
     """Read coordinates and sections; take the raster of :func:`stxtools.pp.rasterize` if it fits, else make one."""
     xy = coordinates(adata, spatial_key)
     libs = libraries(adata, library_key)
-    stored = _stored_raster(adata, libs)
+    stored = _stored_raster(adata, libs, fingerprint(xy))
     if stored is not None:
         pixels, grids = stored
     else:
@@ -47,15 +50,14 @@ def geometry(adata: AnnData, spatial_key: str, library_key: str | None) -> Geome
     return Geometry(xy, libs, pixels, grids, spatial_graph(xy, libs.codes, pixels, grids))
 
 
-def array_positions(adata: AnnData) -> NDArray[Any] | None:
-    """``obs["array_row"], obs["array_col"]`` of lattice platforms as (n, 2), if there."""
-    keys = [_keys.ARRAY_ROW, _keys.ARRAY_COL]
-    return adata.obs[keys].to_numpy() if all(k in adata.obs for k in keys) else None
-
-
-def _stored_raster(adata: AnnData, libs: Libraries) -> tuple[NDArray[np.int32], list[RasterGrid]] | None:
+def _stored_raster(
+    adata: AnnData, libs: Libraries, coordinates_now: int
+) -> tuple[NDArray[np.int32], list[RasterGrid]] | None:
+    """Return the raster that :func:`stxtools.pp.rasterize` wrote, if it was made from these very coordinates."""
     described = adata.uns.get(_keys.RASTER)
     if _keys.RASTER not in adata.obsm or not isinstance(described, Mapping):
+        return None
+    if int(described.get("params", {}).get("coordinates", -1)) != coordinates_now:
         return None
     if any(name not in described for name in libs.names):
         return None
@@ -87,3 +89,16 @@ def join(parts: Sequence[NDArray[Any]], where: Geometry) -> NDArray[Any]:
     for rows, part in zip(where.parts, parts, strict=True):
         out[rows] = part
     return out
+
+
+def keep_foreign_column(adata: AnnData, obs_key: str, key: str, slots: Slots) -> None:
+    """Annotations often live in a column of this very name: keep them under another one, and say so."""
+    if obs_key in adata.obs and key not in adata.uns:
+        kept = f"{obs_key}_annotation"
+        slots.obs[kept] = adata.obs[obs_key].copy()
+        warnings.warn(
+            f"`adata.obs[{obs_key!r}]` was there before and is kept as `adata.obs[{kept!r}]`; "
+            "`key_added=` would leave it in place.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._slots import Slots, categorical, proba_frame, provenance
-from stxtools._validate import check_adata, check_int, check_key_added
+from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
 
 from ._regions import RegionInput, classes_of, gather, node_features, read_regions, region_sections, with_graph_result
 from ._transfer import model_features, remember_input, training_representation
@@ -113,7 +113,7 @@ def multitask(
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.multitask(adata, "disease", "compartment", params={"epochs": 5})
     >>> adata.obsm["disease_proba"].columns.tolist()
-    ['diseased', 'healthy']
+    ['healthy', 'diseased']
     """
     from stxtools.models import TissueNet
 
@@ -124,11 +124,15 @@ def multitask(
     columns = {"biomarker": biomarker_key, "classification": region_key}
     if biomarker_key == region_key:
         raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
-    adata = adata.copy() if copy else adata
+    if save_model is not None:
+        check_writable(save_model)
+    if model is not None and any(given is not None for given in (save_model, use_rep, params)):
+        raise ValueError("`model=` applies a trained model as it is; drop `save_model=`, `use_rep=` and `params=`.")
+    if model is not None and not isinstance(model, (str, os.PathLike, TissueNet)):
+        raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {type(model).__name__}.")
+    adata = adata.copy() if check_bool("copy", copy) else adata
 
     if model is not None:
-        if save_model is not None or use_rep is not None:
-            raise ValueError("`model=` applies a trained model as it is; drop `save_model=` and `use_rep=`.")
         fitted = model if isinstance(model, TissueNet) else TissueNet.load(model)
         values, found = model_features(adata, fitted, layer)
         sections = region_sections(values, node_features(values, inp), inp, {})

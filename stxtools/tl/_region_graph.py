@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +14,9 @@ from stxtools._representation import log_expression
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.partition import bounded_parts
-from stxtools._validate import categories, check_adata, check_in, check_int, check_key_added
+from stxtools._validate import categories, check_adata, check_bool, check_in, check_int, check_key_added
 
-from ._inputs import Geometry, geometry
+from ._inputs import Geometry, geometry, keep_foreign_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,7 +94,7 @@ def region_graph(
     >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.region_graph(adata, "compartment")
-    >>> adata.uns["regions"].obs["n_obs"].max() <= 50
+    >>> bool(adata.uns["regions"].obs["n_obs"].max() <= 50)
     True
     """
     check_adata(adata)
@@ -103,6 +102,7 @@ def region_graph(
     obs_key = _keys.REGION if key == _keys.REGIONS else f"{key}_region"
     hint = "Run `st.tl.segment(adata)` first, or name a column with classes."
     check_in(adata, "obs", segment_key, "segment_key", hint)
+    random_state, copy = check_int("random_state", random_state, minimum=0), check_bool("copy", copy)
     max_size = None if max_size is None else check_int("max_size", max_size, minimum=1)
     library_key = library_key if library_key is not None else inherited_library_key(adata, segment_key)
     codes, names = categories(adata, segment_key, "segment_key", min_classes=1)
@@ -120,22 +120,9 @@ def region_graph(
     if colors is not None and len(colors) == len(names):
         regions.uns[_keys.colors("segment")] = np.asarray(colors)
     slots = Slots(obs={obs_key: categorical(region, labels)}, uns={key: regions})
-    _keep_foreign_column(adata, obs_key, key, slots)
+    keep_foreign_column(adata, obs_key, key, slots)
     slots.write(adata)
     return adata if copy else None
-
-
-def _keep_foreign_column(adata: AnnData, obs_key: str, key: str, slots: Slots) -> None:
-    """Annotations often live in a column of this very name: keep them under another one, and say so."""
-    if obs_key in adata.obs and key not in adata.uns:
-        kept = f"{obs_key}_annotation"
-        slots.obs[kept] = adata.obs[obs_key].copy()
-        warnings.warn(
-            f"`adata.obs[{obs_key!r}]` was there before and is kept as `adata.obs[{kept!r}]`; "
-            "`key_added=` would leave it in place.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def inherited_library_key(adata: AnnData, key: str) -> str | None:

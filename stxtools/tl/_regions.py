@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._validate import categories, check_in
+from stxtools._validate import categories, check_class_names, check_in
 
 from ._inputs import Geometry, geometry, make_sections
 
@@ -62,8 +62,23 @@ def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionIn
             f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was `adata` subset "
             "since?); run `st.tl.region_graph(adata)` again."
         )
+    _check_segments(adata, regions, region, str(params.get("segment_key", "")))
     library = pd.Index(where.libs.names).get_indexer(regions.obs["library"].astype(str)).astype(np.int64)
     return RegionInput(where, regions, region, library)
+
+
+def _check_segments(adata: AnnData, regions: AnnData, region: NDArray[np.int64], segment_key: str) -> None:
+    """Check that the compartments are still those that the regions were cut from."""
+    if segment_key not in adata.obs:
+        return
+    known = region >= 0
+    now = adata.obs[segment_key].astype(object).to_numpy()[known].astype(str)
+    then = regions.obs["segment"].astype(object).to_numpy()[region[known]].astype(str)
+    if not np.array_equal(now, then):
+        raise ValueError(
+            f"`adata.obs[{segment_key!r}]` has changed since the region graph was made; run "
+            "`st.tl.region_graph(adata)` again."
+        )
 
 
 def node_features(values: NDArray[np.float32], inp: RegionInput) -> NDArray[np.float32]:
@@ -94,7 +109,9 @@ def region_sections(
 
 def classes_of(adata: AnnData, key: str, param: str) -> tuple[NDArray[np.int64], list[str]]:
     """Codes and names of a label column with two classes at least."""
-    return categories(adata, key, param, min_classes=2)
+    codes, names = categories(adata, key, param, min_classes=2)
+    check_class_names(names, key)
+    return codes, names
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,18 @@ from stxtools._representation import Representation
 from stxtools._slots import Slots, categorical, proba_frame, provenance
 from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask
-from stxtools._validate import categories, check_adata, check_bool, check_int, check_key_added, check_number
+from stxtools._validate import (
+    categories,
+    check_adata,
+    check_bool,
+    check_class_names,
+    check_int,
+    check_key_added,
+    check_number,
+    check_writable,
+)
 
-from ._inputs import Geometry, geometry, join, make_sections
+from ._inputs import Geometry, geometry, join, keep_foreign_column, make_sections
 from ._transfer import model_features, remember_input, training_representation
 
 if TYPE_CHECKING:
@@ -104,7 +113,8 @@ def segment(
     None, or the changed copy with ``copy=True``. Sets these slots:
 
     ``obs["segment"]`` : :class:`pandas.Categorical`, (n_obs,)
-        Compartments: ``"0"``, ``"1"``, ... from large to small, or the names of the labels.
+        Compartments: ``"0"``, ``"1"``, ... from large to small, or the names of the labels. A column of this
+        name that something else wrote is kept as ``obs["segment_annotation"]``.
     ``obs["segment_id"]`` : int32, (n_obs,)
         Value of the observation's compartment in the mask, from 1.
     ``obs["segment_confidence"]`` : float32, (n_obs,)
@@ -140,7 +150,8 @@ def segment(
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.SEGMENT)
     random_state = check_int("random_state", random_state, minimum=0)
-    _check_mode(adata, n_segments, labels_key, model, save_model, use_rep)
+    _check_mode(adata, key, n_segments, labels_key, model, save_model, use_rep, params)
+    copy = check_bool("copy", copy)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
     if check_bool("keep_labels", keep_labels) and labels_key is None:
@@ -181,24 +192,38 @@ def segment(
         if fitted.stability:
             curve = pd.DataFrame(list(fitted.stability.items()), columns=["n_segments", "stability"])
             slots.uns[key]["stability"] = curve
+    keep_foreign_column(adata, key, key, slots)
     slots.write(adata)
     return adata if copy else None
 
 
 def _check_mode(
-    adata: AnnData, n_segments: int | None, labels_key: str | None, model: Any, save_model: Any, use_rep: str | None
+    adata: AnnData,
+    key: str,
+    n_segments: int | None,
+    labels_key: str | None,
+    model: Any,
+    save_model: Any,
+    use_rep: str | None,
+    params: Any,
 ) -> None:
+    if save_model is not None:
+        check_writable(save_model)
     if n_segments is not None:
         n_segments = check_int("n_segments", n_segments, minimum=1)
         if n_segments > adata.n_obs:
             raise ValueError(f"`n_segments={n_segments}` is more than the {adata.n_obs} observations there are.")
     if model is not None:
-        given = {"n_segments": n_segments, "labels_key": labels_key, "save_model": save_model, "use_rep": use_rep}
+        given = {"n_segments": n_segments, "labels_key": labels_key, "save_model": save_model,
+                 "use_rep": use_rep, "params": params}  # fmt: skip
         clash = [name for name, value in given.items() if value is not None]
         if clash:
             raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(f'`{c}=`' for c in clash)}.")
     if labels_key is not None:
         _, names = categories(adata, labels_key, "labels_key", min_classes=2)
+        check_class_names(names, labels_key)
+        if labels_key == key:
+            raise ValueError(f"The result would overwrite the labels in `adata.obs[{key!r}]`; pass `key_added=`.")
         if n_segments is not None and n_segments != len(names):
             raise ValueError(
                 f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(names)} classes; drop one of them."
