@@ -2,8 +2,8 @@
 
     python benchmarks/labels --data FOLDER --out labels.md
 
-Each start knows two random observations of every class. A shrinkage LDA on neighbourhood means, the teacher of
-`st.tl.segment` with labels, is fitted again after each round; accuracy is that of the unlabelled observations.
+Each start knows two random observations of every class. The self-trained LDA on neighbourhood means that teaches
+`st.tl.segment` is fitted again after each round; accuracy is that of the unlabelled observations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import stxtools as st
 from stxtools._representation import representation
 from stxtools._spatial.graph import neighbour_mean
-from stxtools.models._teachers import ShrinkageLDA, neighbour_features
+from stxtools.models._teachers import neighbour_features, spread_labels
 from stxtools.tl._inputs import geometry
 from stxtools.tl._suggest import _doubtful_and_far
 
@@ -42,7 +42,7 @@ def accuracies(adata: ad.AnnData, truth: str) -> dict[str, list[float]]:
         for how in ("suggested", "random"):
             draw, labelled = np.random.default_rng(seed + 100), np.isin(np.arange(len(codes)), first)
             for turn in range(ROUNDS + 1):
-                proba = ShrinkageLDA().fit(z[labelled], codes[labelled], k).predict_proba(z)
+                proba = spread_labels(z, np.where(labelled, codes, -1), k)
                 accuracy = float((proba.argmax(1) == codes)[~labelled].mean())
                 if turn == 0 and how == "suggested":
                     out["start"].append(accuracy)

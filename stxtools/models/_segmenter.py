@@ -30,7 +30,7 @@ from ._params import SegmenterParams, as_dict, resolve
 from ._projection import GeneProjection
 from ._section import Section
 from ._storage import load_model, save_model
-from ._teachers import ShrinkageLDA, consensus, neighbour_features, smoothed_views, stability_curve
+from ._teachers import consensus, neighbour_features, smoothed_views, spread_labels, stability_curve
 
 CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
 PRIOR_OBS = 20
@@ -221,18 +221,13 @@ class Segmenter:
     ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
         self.classes = classes
         views = [neighbour_features(s.features, s.xy) for s in sections]
-        known = [codes >= 0 for codes in labels]
-        z = np.concatenate([v[m] for v, m in zip(views, known, strict=True)])
-        y = np.concatenate([c[m] for c, m in zip(labels, known, strict=True)])
-        lda = ShrinkageLDA().fit(z, y, len(classes))
-        eye = np.eye(len(classes))
-        targets, weights = [], []
-        for view, codes, mask in zip(views, labels, known, strict=True):
-            proba = lda.predict_proba(view)
-            confidence = (proba.max(axis=1) - 1 / len(classes)) / (1 - 1 / len(classes))
-            proba[mask] = eye[codes[mask]]
-            targets.append(proba)
-            weights.append(np.where(mask, 2.0, confidence))
+        codes = np.concatenate(list(labels))
+        proba = spread_labels(np.concatenate(views), codes, len(classes))
+        confidence = (proba.max(axis=1) - 1 / len(classes)) / (1 - 1 / len(classes))
+        known = codes >= 0
+        proba[known] = np.eye(len(classes))[codes[known]]
+        cuts = np.cumsum([s.n_obs for s in sections])[:-1]
+        targets, weights = np.split(proba, cuts), np.split(np.where(known, 2.0, confidence), cuts)
         return targets, weights
 
     def _tensors(

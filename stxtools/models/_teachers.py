@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.spatial import cKDTree
+from scipy.special import softmax
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
@@ -156,27 +157,76 @@ def neighbour_features(features: NDArray[np.float32], xy: FloatArray, sizes: Seq
 
 
 class ShrinkageLDA:
-    """Linear discriminant analysis with a Ledoit-Wolf pooled covariance.
+    """Linear discriminant analysis with weights, whose pooled covariance is drawn to its own diagonal.
 
-    The covariance is pooled over the classes before it is shrunk, so that classes with one or two
-    labelled observations are allowed.
+    How far is the mean, over classes, of what Ledoit and Wolf (2004) find for each class: correlations shrink,
+    variances do not. Classes with one or two observations are allowed.
     """
 
-    def fit(self, z: FloatArray, labels: NDArray[np.int64], n_classes: int) -> ShrinkageLDA:
-        """Fit to observations (n, d) with labels 0 .. n_classes - 1, all present."""
-        self.centre_, self.scale_ = z.mean(axis=0), z.std(axis=0) + 1e-9
-        z = (z - self.centre_) / self.scale_
-        means = np.stack([z[labels == c].mean(axis=0) for c in range(n_classes)])
-        covariance = ledoit_wolf(z - means[labels], assume_centered=True)[0]
-        ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-6)
-        self.coef_ = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), means.T)
-        share = np.bincount(labels, minlength=n_classes) / len(labels)
-        self.intercept_ = -0.5 * np.einsum("kd,dk->k", means, self.coef_) + np.log(share)
+    def fit(
+        self,
+        z: FloatArray,
+        share: FloatArray,
+        weight: FloatArray,
+        shrinkage: float,
+    ) -> ShrinkageLDA:
+        """Fit to observations (n, d) with class shares (n, K) and weights (n,)."""
+        mass = share * weight[:, None]
+        count = mass.sum(axis=0)
+        means = (mass.T @ z) / (count[:, None] + 1e-12)
+        total = (z * weight[:, None]).T @ z / count.sum()
+        within = total - (means.T * (count / count.sum())) @ means
+        within = (1 - shrinkage) * within + shrinkage * np.diag(np.diag(within))
+        within += 1e-6 * max(float(np.trace(within)) / len(within), 1e-9) * np.eye(len(within))
+        self.coef_ = np.linalg.solve(within, means.T)
+        prior = (count + 1) / (count + 1).sum()
+        self.intercept_ = -0.5 * np.einsum("kd,dk->k", means, self.coef_) + np.log(prior)
         return self
 
     def predict_proba(self, z: FloatArray) -> FloatArray:
-        """Class probabilities, (n, n_classes)."""
-        logits = (z - self.centre_) / self.scale_ @ self.coef_ + self.intercept_
-        logits -= logits.max(axis=1, keepdims=True)
-        proba = np.exp(logits)
-        return proba / proba.sum(axis=1, keepdims=True)
+        """Class probabilities, (n, K)."""
+        return softmax(z @ self.coef_ + self.intercept_, axis=1)
+
+
+def class_shrinkage(z: FloatArray, labels: NDArray[np.int64], n_classes: int) -> float:
+    """Mean Ledoit-Wolf shrinkage of the classes' correlation matrices, weighted by their size."""
+    found, sizes = [], []
+    for c in range(n_classes):
+        part = z[labels == c]
+        sizes.append(len(part))
+        scaled = (part - part.mean(axis=0)) / (part.std(axis=0) + 1e-9)
+        found.append(ledoit_wolf(scaled)[1] if len(part) > 2 else 1.0)
+    return float(np.average(found, weights=sizes))
+
+
+def spread_labels(z: FloatArray, labels: NDArray[np.int64], n_classes: int, *, rounds: int = 3) -> FloatArray:
+    """Class probabilities of all observations from a few labels, by a self-trained discriminant analysis.
+
+    The first fit sees the labels. In each further round the unlabelled observations join with their
+    probabilities, weighted by how far the larger one exceeds a half; together they weigh as much as the
+    labels, and the covariance, now better known, is shrunk half as much.
+
+    Parameters
+    ----------
+    z
+        Features, (n, d).
+    labels
+        Class codes, -1 where unlabelled; every class occurs.
+    n_classes
+        Number of classes.
+    rounds
+        Rounds of self-training.
+    """
+    z = (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)
+    known = labels >= 0
+    shrinkage = class_shrinkage(z[known], labels[known], n_classes)
+    given = np.eye(n_classes)[labels[known]]
+    share = np.zeros((len(z), n_classes))
+    share[known] = given
+    share = ShrinkageLDA().fit(z, share, known.astype(float), shrinkage).predict_proba(z)
+    for _ in range(rounds):
+        share[known] = given
+        sure = np.clip(2 * share.max(axis=1) - 1, 0, 1)
+        weight = np.where(known, 1.0, sure * known.sum() / max(float(sure[~known].sum()), 1e-9))
+        share = ShrinkageLDA().fit(z, share, weight, shrinkage / 2).predict_proba(z)
+    return share
