@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from . import _keys
+from ._checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_number,
+    check_writable,
+    listing,
+)
+
+__all__ = [
+    "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice", "check_class_names",
+    "check_in", "check_int", "check_key_added", "check_number", "check_writable", "coordinates", "fingerprint",
+    "libraries", "listing",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
-
-
-def _listing(names: Iterable[Any], limit: int = 12) -> str:
-    shown = [repr(str(n)) for n in names]
-    if not shown:
-        return "none"
-    return ", ".join(shown[:limit]) + (f", ... ({len(shown)} in all)" if len(shown) > limit else "")
 
 
 def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True) -> None:
@@ -52,43 +56,7 @@ def check_in(adata: AnnData, slot: str, key: str, param: str, hint: str = "") ->
         names = container.columns if isinstance(container, pd.DataFrame) else container.keys()
         names = [n for n in names if n is not None]  # anndata 0.13 lists X among the layers, as None
         tail = f" {hint}" if hint else ""
-        raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {_listing(names)}.{tail}")
-
-
-def check_choice(param: str, value: Any, allowed: Collection[Any]) -> None:
-    """Check that ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise ValueError(f"`{param}={value!r}` is not understood; choose one of {_listing(allowed)}.")
-
-
-def check_int(param: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
-    """Check an integer within bounds and return it as a Python int."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{param}` must be an integer, not {value!r}.")
-    _check_bounds(param, value, minimum, maximum)
-    return int(value)
-
-
-def check_number(param: str, value: Any, *, minimum: float | None = None, maximum: float | None = None) -> float:
-    """Check a finite number within bounds and return it as a Python float."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
-        raise TypeError(f"`{param}` must be a finite number, not {value!r}.")
-    _check_bounds(param, value, minimum, maximum)
-    return float(value)
-
-
-def _check_bounds(param: str, value: Any, minimum: float | None, maximum: float | None) -> None:
-    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-        low = "" if minimum is None else f"at least {minimum}"
-        high = "" if maximum is None else f"at most {maximum}"
-        raise ValueError(f"`{param}={value}` is out of range: it must be {' and '.join(p for p in (low, high) if p)}.")
-
-
-def check_bool(param: str, value: Any) -> bool:
-    """Check a boolean."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{param}` must be True or False, not {value!r}.")
-    return bool(value)
+        raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {listing(names)}.{tail}")
 
 
 def check_key_added(value: Any, default: str) -> str:
@@ -110,7 +78,7 @@ def check_class_names(names: Sequence[str], key: str) -> None:
     if bad:
         raise ValueError(
             f"Classes of `adata.obs[{key!r}]` are empty or contain '/', which h5ad and zarr cannot store as a column "
-            f"name: {_listing(bad)}. Rename them, e.g. `adata.obs[{key!r}] = adata.obs[{key!r}].astype('category')"
+            f"name: {listing(bad)}. Rename them, e.g. `adata.obs[{key!r}] = adata.obs[{key!r}].astype('category')"
             ".cat.rename_categories(lambda c: c.replace('/', '_') or 'unnamed')`."
         )
 
@@ -162,7 +130,7 @@ def libraries(adata: AnnData, library_key: str | None) -> Libraries:
         names = list(spatial) if hasattr(spatial, "keys") else []
         if len(names) > 1:
             raise ValueError(
-                f"`adata.uns['spatial']` names several sections ({_listing(names)}) but `library_key` is None; "
+                f"`adata.uns['spatial']` names several sections ({listing(names)}) but `library_key` is None; "
                 "pass `library_key=`, the obs column that says which section an observation belongs to."
             )
         return Libraries([str(names[0]) if names else _keys.LIBRARY], np.zeros(adata.n_obs, dtype=np.int64))
@@ -177,7 +145,7 @@ def libraries(adata: AnnData, library_key: str | None) -> Libraries:
         raise ValueError(
             f"Section names in `adata.obs[{library_key!r}]` are empty or contain '/', which h5ad and zarr cannot store "
             "in a key: "
-            f"{_listing(slashed)}. Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
+            f"{listing(slashed)}. Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
         )
     return Libraries([str(n) for n in names], codes.astype(np.int64))
 
@@ -222,17 +190,6 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
     labels = [str(n) for n in names]
     if len(labels) < min_classes:
         raise ValueError(
-            f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({_listing(labels)}); `{param}` needs {min_classes}."
+            f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({listing(labels)}); `{param}` needs {min_classes}."
         )
     return codes, labels
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check, before any work is done, that a file can be written there."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"A path is needed to save the model, not {path!r}.")
-    target = Path(path).expanduser()
-    if target.is_dir():
-        raise IsADirectoryError(f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'model.stx')!r}.")
-    if not target.parent.exists():
-        raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist; create it first.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
-from stxtools._validate import check_bool, check_choice, check_int, check_number
+from stxtools._checks import check_bool, check_choice, check_int, check_number
 
 P = TypeVar("P")
 

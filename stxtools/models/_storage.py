@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stxtools._validate import check_writable
+from stxtools._checks import check_writable
 
 FORMAT = "stxtools-model"
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools import _keys
-from stxtools._validate import _listing, coordinates, libraries
+from stxtools._validate import coordinates, libraries, listing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,10 +77,10 @@ def panels_of(
     wanted = libs.names if library is None else [library] if isinstance(library, str) else [str(x) for x in library]
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:
-        raise ValueError(f"`library={library!r}` is not there; the sections are {_listing(libs.names)}.")
+        raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
     if len(wanted) > 1 and not several:
         raise ValueError(
-            f"`adata` has {len(wanted)} sections ({_listing(wanted)}) and only one can be drawn here; "
+            f"`adata` has {len(wanted)} sections ({listing(wanted)}) and only one can be drawn here; "
             f"choose it with `library={wanted[0]!r}`."
         )
     found = [(name, libs.rows(libs.names.index(name))) for name in wanted]
@@ -96,7 +96,7 @@ def axes_for(panels: Sequence[Panel], ax: Axes | None, *, bottom: float = 0.0) -
         if len(panels) > 1:
             names = [p.library for p in panels]
             raise ValueError(
-                f"`ax` takes one section, but there are {len(panels)} ({_listing(names)}); "
+                f"`ax` takes one section, but there are {len(panels)} ({listing(names)}); "
                 f"choose one with `library={names[0]!r}`, or leave `ax` out."
             )
         return [ax]
@@ -221,8 +221,8 @@ def draw_image(ax: Axes, adata: AnnData, library: str, img: bool | str | None, *
     if img is None or (img is True and not pictures):
         return False
     raise KeyError(
-        f"`img={img!r}`: section {library!r} has the pictures {_listing(pictures)} and the scale factors "
-        f"{_listing(scalefactors)} in `adata.uns['spatial']`; a picture NAME needs `tissue_NAME_scalef`."
+        f"`img={img!r}`: section {library!r} has the pictures {listing(pictures)} and the scale factors "
+        f"{listing(scalefactors)} in `adata.uns['spatial']`; a picture NAME needs `tissue_NAME_scalef`."
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import _listing, check_adata, check_choice, check_in, check_int, check_number
+from stxtools._validate import check_adata, check_choice, check_in, check_int, check_number, listing
 
 from . import _base, _volcano
 
@@ -114,7 +114,7 @@ def biomarkers(
         )[0]  # fmt: skip
         return _spatial(adata, panel, genes, layer, ax)
     if ax is not None and len(groups) > 1:
-        raise ValueError(f"`ax` takes one group, but there are {len(groups)} ({_listing(groups)}); "
+        raise ValueError(f"`ax` takes one group, but there are {len(groups)} ({listing(groups)}); "
                          f"choose one with `group={groups[0]!r}`, or leave `ax` out.")  # fmt: skip
     if kind == "volcano":
         axes = [ax] if ax is not None else _base.grid(len(groups), 4.4, 3.8, ncols=3)
@@ -123,7 +123,7 @@ def biomarkers(
         return _base.one_or_all(axes)
     check_choice("effect", effect, tuple(_EFFECTS))
     if effect not in table:
-        raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {_listing(table.columns)}.")
+        raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
     return _ranked(table, groups, n_genes, fdr, effect, legend, ax)
 
 
@@ -146,14 +146,14 @@ def _groups(table: pd.DataFrame, group: str | Sequence[str] | None) -> list[str]
     wanted = [group] if isinstance(group, str) else [str(g) for g in group]
     absent = [g for g in wanted if g not in there]
     if absent or not wanted:
-        raise ValueError(f"`group={group!r}` is not in the table; the groups are {_listing(there)}.")
+        raise ValueError(f"`group={group!r}` is not in the table; the groups are {listing(there)}.")
     return wanted
 
 
 def _genes_of_one(table: pd.DataFrame, groups: list[str], n_genes: int) -> list[str]:
     if len(groups) > 1:
         raise ValueError(f"`kind='spatial'` draws the genes of one group, but there are {len(groups)} "
-                         f"({_listing(groups)}); choose one with `group={groups[0]!r}`.")  # fmt: skip
+                         f"({listing(groups)}); choose one with `group={groups[0]!r}`.")  # fmt: skip
     return list(table.loc[table["group"].astype(str) == groups[0], "names"].astype(str)[:n_genes])
 
 
@@ -241,7 +241,7 @@ def _spatial(
                          "out.")  # fmt: skip
     absent = [g for g in genes if g not in adata.var_names]
     if absent:
-        raise KeyError(f"The table names genes that are not in `adata.var_names`: {_listing(absent)}; "
+        raise KeyError(f"The table names genes that are not in `adata.var_names`: {listing(absent)}; "
                        f"run `{_CALL}` again.")  # fmt: skip
     left, right, top, bottom = panel.limits
     ratio = (bottom - top) / (right - left)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import _listing, check_adata
+from stxtools._validate import check_adata, listing
 
 from . import _base
 
@@ -80,10 +80,10 @@ def history(
     names = table["stage"].astype(str) if "stage" in table else pd.Series("", index=table.index)
     stages = list(dict.fromkeys(names))
     if stage is not None and stage not in stages:
-        raise ValueError(f"`stage={stage!r}` is not in the history; it has {_listing(stages)}.")
+        raise ValueError(f"`stage={stage!r}` is not in the history; it has {listing(stages)}.")
     wanted = stages if stage is None else [stage]
     if ax is not None and len(wanted) > 1:
-        raise ValueError(f"`ax` takes one stage, but there are {len(wanted)} ({_listing(wanted)}); "
+        raise ValueError(f"`ax` takes one stage, but there are {len(wanted)} ({listing(wanted)}); "
                          f"choose one with `stage={wanted[0]!r}`, or leave `ax` out.")  # fmt: skip
     axes = [ax] if ax is not None else _base.grid(len(wanted), 3.6, 2.8)
     for axis, name in zip(axes, wanted, strict=True):

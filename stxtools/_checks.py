@@ -1,0 +1,65 @@
+"""Checks of plain arguments: each error says what was found and what is allowed. No AnnData here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def listing(names: Iterable[Any], limit: int = 12) -> str:
+    shown = [repr(str(n)) for n in names]
+    if not shown:
+        return "none"
+    return ", ".join(shown[:limit]) + (f", ... ({len(shown)} in all)" if len(shown) > limit else "")
+
+
+def check_choice(param: str, value: Any, allowed: Collection[Any]) -> None:
+    """Check that ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"`{param}={value!r}` is not understood; choose one of {listing(allowed)}.")
+
+
+def check_int(param: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Check an integer within bounds and return it as a Python int."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{param}` must be an integer, not {value!r}.")
+    _check_bounds(param, value, minimum, maximum)
+    return int(value)
+
+
+def check_number(param: str, value: Any, *, minimum: float | None = None, maximum: float | None = None) -> float:
+    """Check a finite number within bounds and return it as a Python float."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+        raise TypeError(f"`{param}` must be a finite number, not {value!r}.")
+    _check_bounds(param, value, minimum, maximum)
+    return float(value)
+
+
+def _check_bounds(param: str, value: Any, minimum: float | None, maximum: float | None) -> None:
+    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+        low = "" if minimum is None else f"at least {minimum}"
+        high = "" if maximum is None else f"at most {maximum}"
+        raise ValueError(f"`{param}={value}` is out of range: it must be {' and '.join(p for p in (low, high) if p)}.")
+
+
+def check_bool(param: str, value: Any) -> bool:
+    """Check a boolean."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{param}` must be True or False, not {value!r}.")
+    return bool(value)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check, before any work is done, that a file can be written there."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"A path is needed to save the model, not {path!r}.")
+    target = Path(path).expanduser()
+    if target.is_dir():
+        raise IsADirectoryError(f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'model.stx')!r}.")
+    if not target.parent.exists():
+        raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist; create it first.")
