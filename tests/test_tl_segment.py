@@ -60,7 +60,7 @@ def test_same_seed_same_bits_and_copy(make_section, quick_unet):
 @pytest.mark.parametrize("k", [1, 2, 4, 6])
 def test_number_of_segments_is_honoured(make_section, quick_unet, k):
     adata = make_section()
-    run(adata, quick_unet, k)
+    run(adata, quick_unet | {"epochs": 20, "steps_per_epoch": 8}, k)
     assert adata.obs["segment"].nunique() == k
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import stxtools as st
 from stxtools._representation import representation
 from stxtools._spatial.graph import neighbour_mean
-from stxtools.models._teachers import neighbour_features, spread_labels
+from stxtools.models._spreading import neighbour_features, spread_labels
 from stxtools.tl._inputs import geometry
 from stxtools.tl._suggest import _doubtful_and_far
 

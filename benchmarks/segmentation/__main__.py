@@ -26,7 +26,7 @@ from sklearn.mixture import GaussianMixture
 import stxtools as st
 from stxtools._representation import representation
 from stxtools._spatial.graph import neighbour_mean
-from stxtools.models._teachers import consensus, smoothed_views
+from stxtools.models._mixtures import consensus, multiscale_views
 from stxtools.tl._inputs import geometry, make_sections
 
 
@@ -90,7 +90,7 @@ def floors_without_labels(adata: ad.AnnData, x: np.ndarray, k: int, seed: int) -
     z = neighbour_mean(where.graph, x.astype(np.float64), rounds=2)
     mixture = GaussianMixture(k, covariance_type="tied", random_state=seed, n_init=3).fit_predict(z)
     section = make_sections(x, where)[0]
-    target, _ = consensus(smoothed_views(section.features, section.graph), k, np.random.default_rng(seed))
+    target, _ = consensus(multiscale_views(section.features, section.graph), k, np.random.default_rng(seed))
     return {"mean + mixture": mixture, "teacher (consensus)": target.argmax(1)}
 
 

@@ -26,14 +26,16 @@ from stxtools.nn._segmentation import (
 from stxtools.nn._training import Training, run_training, seeded
 from stxtools.nn._unet import SegmentationNet, UNet
 
+from ._mixtures import consensus, most_rounds, multiscale_views, stability_curve, steady_view
 from ._params import SegmenterParams, as_dict, resolve
 from ._projection import GeneProjection
 from ._section import Section
+from ._spreading import spread_over_scales
 from ._storage import load_model, save_model
-from ._teachers import consensus, neighbour_features, smoothed_views, spread_labels, stability_curve
 
 CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
 PRIOR_OBS = 20
+SHARPEN = 3  # averaged memberships are soft; taught as they are, the U-Net loses small classes
 TIE = 0.01  # of numbers as stable as this, the larger one is taken: it tells more
 
 
@@ -195,20 +197,22 @@ class Segmenter:
     def _unsupervised_targets(
         self, sections: Sequence[Section], k: int | None, rng: np.random.Generator, show_progress: bool | None
     ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-        per_section = [smoothed_views(s.features, s.graph) for s in sections]
+        rounds = most_rounds(sum(s.n_obs for s in sections) // len(sections))
+        per_section = [multiscale_views(s.features, s.graph, rounds) for s in sections]
         views = [np.concatenate(parts) for parts in zip(*per_section, strict=True)]
         n = len(views[0])
         if k is None:
             candidates = [c for c in CANDIDATES if c <= max(2, n // 20)]
-            middle = views[len(views) // 2]
-            curve = stability_curve(middle, candidates, rng) if len(candidates) > 1 else np.ones(1)
+            steady = np.concatenate([steady_view(s.features, s.graph) for s in sections])
+            curve = stability_curve(steady, candidates, rng) if len(candidates) > 1 else np.ones(1)
             self.stability = dict(zip(candidates, curve.tolist(), strict=True))
             k = max(c for c, s in zip(candidates, curve, strict=True) if s >= curve.max() - TIE)
         if k == 1:
             target, agreement = np.ones((n, 1)), np.ones(n)
         else:
-            with progress(2 * len(views), "teachers", show_progress) as bar:
+            with progress(len(views), "teachers", show_progress) as bar:
                 target, agreement = consensus(views, k, rng, lambda: bar.update(1))
+        target = target**SHARPEN / (target**SHARPEN).sum(axis=1, keepdims=True)
         self.classes = [str(i) for i in range(k)]
         share = target.mean(axis=0)
         balance = (share.mean() / share.clip(1e-6)) ** 0.5  # small compartments are not to be lost
@@ -220,9 +224,8 @@ class Segmenter:
         self, sections: Sequence[Section], labels: Sequence[NDArray[np.int64]], classes: list[str]
     ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
         self.classes = classes
-        views = [neighbour_features(s.features, s.xy) for s in sections]
         codes = np.concatenate(list(labels))
-        proba = spread_labels(np.concatenate(views), codes, len(classes))
+        proba = spread_over_scales([(s.features, s.xy) for s in sections], codes, len(classes))
         confidence = (proba.max(axis=1) - 1 / len(classes)) / (1 - 1 / len(classes))
         known = codes >= 0
         proba[known] = np.eye(len(classes))[codes[known]]
