@@ -159,7 +159,7 @@ class Segmenter:
     def _keep_exactly(self, tensors: list[RasterTensors], how: dict[str, Any]) -> None:
         """Order classes by size, and train again with equal weight for all should one have been lost."""
         sizes = self._sizes(tensors, how["accelerator"])
-        for _ in range(2):
+        for _ in range(3):
             if (sizes > 0).all():
                 break
             share = torch.stack([class_mass(t) for t in tensors]).sum(dim=0)
@@ -168,7 +168,7 @@ class Segmenter:
                 if t.target is not None and t.weight is not None and t.val_weight is not None:
                     rare = balance[t.target.argmax(dim=0)]
                     t.weight, t.val_weight = t.weight * rare, t.val_weight * rare
-            self._train(tensors, how, pretrain=False)
+            self._train(tensors, how, again=True)
             sizes = self._sizes(tensors, how["accelerator"])
         if (sizes == 0).any():
             raise ValueError(
@@ -275,14 +275,14 @@ class Segmenter:
                     dropout=p.dropout, sigmas=p.sigmas)  # fmt: skip
         return SegmentationNet(unet, len(self.classes))
 
-    def _train(self, tensors: list[RasterTensors], how: dict[str, Any], *, pretrain: bool = True) -> None:
+    def _train(self, tensors: list[RasterTensors], how: dict[str, Any], *, again: bool = False) -> None:
         p = self.params
         augmentation = Augmentation(p.rotation, p.scaling, True, p.drop)
         with seeded(how["seed"]):
             net = self._new_net() if self.net is None else self.net
         unet = net.unet
         size = view_size(tensors, unet.stride, p.view_size)
-        if pretrain and p.pretrain != "none":
+        if not again and p.pretrain != "none":
             self._pretrain(unet, tensors, augmentation, size, how)
         task = SegmentationTask(net, Training(p.epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
         views = view_loader(
