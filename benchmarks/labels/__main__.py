@@ -17,8 +17,8 @@ import numpy as np
 import stxtools as st
 from stxtools._representation import representation
 from stxtools._spatial.graph import neighbour_mean
-from stxtools.models._spreading import neighbour_features, spread_labels
-from stxtools.tl._inputs import geometry
+from stxtools.models._spreading import label_views, spread_labels
+from stxtools.tl._inputs import geometry, make_sections
 from stxtools.tl._suggest import _doubtful_and_far
 
 SECTIONS = {
@@ -34,7 +34,8 @@ def accuracies(adata: ad.AnnData, truth: str) -> dict[str, list[float]]:
     k = codes.max() + 1
     where = geometry(adata, "spatial", None)
     use_rep = "X_pca" if "X_pca" in adata.obsm else None
-    z = neighbour_features(representation(adata, use_rep).values, where.xy)
+    section = make_sections(representation(adata, use_rep).values, where)[0]
+    views = label_views([section], [np.arange(section.n_obs)])
     out: dict[str, list[float]] = {"start": [], "suggested": [], "random": []}
     for seed in range(STARTS):
         rng = np.random.default_rng(seed)
@@ -42,7 +43,7 @@ def accuracies(adata: ad.AnnData, truth: str) -> dict[str, list[float]]:
         for how in ("suggested", "random"):
             draw, labelled = np.random.default_rng(seed + 100), np.isin(np.arange(len(codes)), first)
             for turn in range(ROUNDS + 1):
-                proba = spread_labels(z, np.where(labelled, codes, -1), k)
+                proba = spread_labels(views, np.where(labelled, codes, -1), k)
                 accuracy = float((proba.argmax(1) == codes)[~labelled].mean())
                 if turn == 0 and how == "suggested":
                     out["start"].append(accuracy)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+POOLED = 7  # observations: a spot and the ring around it
+
 
 @dataclass(frozen=True)
 class GeneProjection:
@@ -26,12 +28,18 @@ class GeneProjection:
     target_sum
         Depth to which expression was normalised before the logarithm: that of the training data, so that
         a shallower section is brought to the same scale.
+    variance
+        Variance of the features in training, (n_features,).
+    noise
+        Mean variance of a gene that the features leave.
     """
 
     genes: list[str]
     mean: NDArray[np.float64]
     components: NDArray[np.float64]
     target_sum: float = 1e4
+    variance: NDArray[np.float64] | None = None
+    noise: float = 0.0
 
     def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the shared genes in this projection and in ``names``."""
@@ -43,17 +51,24 @@ class GeneProjection:
     def transform(self, logged: sparse.csr_matrix, names: Sequence[str]) -> NDArray[np.float32]:
         """Project log expression (n, len(names)), normalised to ``target_sum``.
 
-        A missing gene counts as if it stood at its training mean.
+        Where genes are missing, the features are the posterior mean given those that are there, under the normal
+        model of probabilistic PCA (Tipping and Bishop 1999); the noise is that of a mean over ``POOLED``
+        observations, because features are averaged in space before they are used.
         """
         ours, theirs = self.match(names)
         components = self.components[ours]
-        out = np.asarray(logged[:, theirs] @ components) - self.mean[ours] @ components
+        out: NDArray[np.floating] = np.asarray(logged[:, theirs] @ components) - self.mean[ours] @ components
+        if len(ours) < len(self.genes) and self.variance is not None:
+            precision = np.diag(max(self.noise, 1e-9) / POOLED / np.maximum(self.variance, 1e-12))
+            out = np.linalg.solve(components.T @ components + precision, out.T).T
         return np.ascontiguousarray(out, dtype=np.float32)
 
     def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
         """Return what a model file keeps: plain values and arrays."""
         arrays = {"projection.mean": self.mean, "projection.components": self.components}
-        return {"genes": self.genes, "target_sum": self.target_sum}, arrays
+        if self.variance is not None:
+            arrays["projection.variance"] = self.variance
+        return {"genes": self.genes, "target_sum": self.target_sum, "noise": self.noise}, arrays
 
     @classmethod
     def from_file(cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GeneProjection | None:
@@ -61,4 +76,5 @@ class GeneProjection:
         if config.get("genes") is None:
             return None
         mean, components = arrays["projection.mean"], arrays["projection.components"]
-        return cls(list(config["genes"]), mean, components, float(config["target_sum"]))
+        variance, noise = arrays.get("projection.variance"), float(config.get("noise", 0.0))
+        return cls(list(config["genes"]), mean, components, float(config["target_sum"]), variance, noise)

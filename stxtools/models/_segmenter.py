@@ -11,32 +11,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stxtools._progress import progress
-from stxtools.nn._augment import Augmentation, block_mask
+from stxtools.nn._augment import Augmentation
 from stxtools.nn._segmentation import (
     ContrastivePretraining,
     MaskedPretraining,
-    RasterTensors,
     SegmentationTask,
-    predict_section,
     view_loader,
     view_size,
     whole_loader,
 )
+from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._training import Training, run_training, seeded
 from stxtools.nn._unet import SegmentationNet, UNet
 
-from ._mixtures import consensus, most_rounds, multiscale_views, stability_curve, steady_view
+from ._calibration import matching_temperature, tempered
 from ._params import SegmenterParams, as_dict, resolve
 from ._projection import GeneProjection
+from ._rasters import lesson_rasters, section_raster
 from ._section import Section
-from ._spreading import spread_over_scales
 from ._storage import load_model, save_model
+from ._teaching import Lesson, lesson_from_labels, lesson_without_labels
 
-CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
 PRIOR_OBS = 20
-SHARPEN = 3  # averaged memberships are soft; taught as they are, the U-Net loses small classes
-TIE = 0.01  # of numbers as stable as this, the larger one is taken: it tells more
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,10 @@ class Segmenter:
     """U-Net that assigns the observations of spatial sections to compartments.
 
     It is trained on the sections it is fitted to: pretrained without labels (masked reconstruction or
-    SimCLR), then taught by soft targets. Without labels the targets are a consensus of Gaussian
-    mixtures on spatially averaged features; with labels, a shrinkage LDA on neighbourhood means for the
-    unlabelled observations and the labels themselves for the labelled ones.
+    SimCLR) or starts from a U-Net pretrained on others, then taught by soft targets. Without labels the
+    targets are a consensus of Gaussian mixtures on spatially averaged features; with labels, discriminant
+    analyses on neighbourhood means for the unlabelled observations and the labels themselves for the labelled
+    ones. A temperature brings its confidence to the teachers' agreement.
 
     Parameters
     ----------
@@ -85,7 +82,9 @@ class Segmenter:
         self.stability: dict[int, float] = {}
         self.projection: GeneProjection | None = None
         self.use_rep: str | None = None
-        self.pixel_size: float | None = None
+        self.image_key: str | None = None
+        self.temperature = 1.0
+        self.start: dict[str, torch.Tensor] | None = None
         self.net: SegmentationNet | None = None
         self.centre: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         self.scale: NDArray[np.float32] = np.ones(0, dtype=np.float32)
@@ -138,122 +137,102 @@ class Segmenter:
             If the data do not hold ``n_segments`` distinct compartments.
         """
         rng = np.random.default_rng(random_state)
-        self.net, self.history, self.stability = None, [], {}
-        self.centre = np.concatenate([s.features for s in sections]).mean(axis=0)
-        sections = [self._centred(s) for s in sections]
-        self.scale = np.concatenate([s.features for s in sections]).std(axis=0) + 1e-6
+        self.net, self.history = None, []
+        sections = self._standards(sections)
         if labels is None:
-            targets, weights = self._unsupervised_targets(sections, n_segments, rng, show_progress)
+            lesson = lesson_without_labels(sections, n_segments, rng, show_progress)
         else:
-            targets, weights = self._label_targets(sections, labels, list(classes or []))
-        hold = None if labels is None else [codes >= 0 for codes in labels]
-        tensors = self._tensors(sections, targets, weights, hold, random_state)
+            lesson = lesson_from_labels(sections, labels, list(classes or []), rng)
+        self.classes, self.stability = lesson.classes, lesson.stability
+        tensors, members = lesson_rasters(sections, lesson, self.scale, random_state)
         how: dict[str, Any] = {
             "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
         }  # fmt: skip
         self._train(tensors, how)
+        proba = self._answers(tensors, accelerator)
         if labels is None:
-            self._keep_exactly(tensors, how)
+            proba = self._keep_exactly(tensors, proba, how)
+        self.temperature = _temperature([p[m] for p, m in zip(proba, members, strict=True)], lesson)
+        if labels is None:
+            self._order_by_size(proba)
         return self
 
-    def _keep_exactly(self, tensors: list[RasterTensors], how: dict[str, Any]) -> None:
-        """Order classes by size, and train again with equal weight for all should one have been lost."""
-        sizes = self._sizes(tensors, how["accelerator"])
+    def pretrain(
+        self,
+        sections: Sequence[Section],
+        *,
+        random_state: int = 0,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        show_progress: bool | None = None,
+    ) -> Segmenter:
+        """Train the U-Net without labels or classes; :meth:`fit` then starts from it.
+
+        Parameters
+        ----------
+        sections
+            What to learn from; the more tissue, the better.
+        random_state, accelerator, devices, show_progress
+            As in :meth:`fit`.
+        """
+        if self.params.pretrain == "none":
+            raise ValueError("`params` name no pretraining; choose `pretrain='masked'` or 'contrastive'.")
+        self.net, self.start, self.history = None, None, []
+        rasters = [section_raster(s, self.scale)[0] for s in self._standards(sections)]
+        with seeded(random_state):
+            unet = self._new_unet()
+        self._pretrain(unet, rasters, {
+            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
+        })  # fmt: skip
+        self.start = {k: v.detach().cpu().clone() for k, v in unet.state_dict().items()}
+        return self
+
+    def _standards(self, sections: Sequence[Section]) -> list[Section]:
+        """Centre the sections; remember mean and scale, unless pretraining has set them."""
+        if self.start is None:
+            self.centre = np.concatenate([s.features for s in sections]).mean(axis=0)
+        centred = [self._centred(s) for s in sections]
+        if self.start is None:
+            self.scale = np.concatenate([s.features for s in centred]).std(axis=0) + 1e-6
+        return centred
+
+    def _keep_exactly(
+        self, tensors: list[PixelRaster], proba: list[NDArray[np.float32]], how: dict[str, Any]
+    ) -> list[NDArray[np.float32]]:
+        """Train again with equal weight for all classes should one have been lost; return the answers."""
         for _ in range(3):
-            if (sizes > 0).all():
-                break
-            share = torch.stack([class_mass(t) for t in tensors]).sum(dim=0)
+            if (_class_sizes(proba) > 0).all():
+                return proba
+            share = torch.stack([t.class_mass for t in tensors]).sum(dim=0)
             balance = share.mean() / share.clamp_min(1e-6)
             for t in tensors:
-                if t.target is not None and t.weight is not None and t.val_weight is not None:
-                    rare = balance[t.target.argmax(dim=0)]
-                    t.weight, t.val_weight = t.weight * rare, t.val_weight * rare
+                t.reweight(balance)
             self._train(tensors, how, again=True)
-            sizes = self._sizes(tensors, how["accelerator"])
-        if (sizes == 0).any():
+            proba = self._answers(tensors, how["accelerator"])
+        if (_class_sizes(proba) == 0).any():
             raise ValueError(
-                f"Only {int((sizes > 0).sum())} of the {len(sizes)} segments asked for could be told apart on "
-                "this tissue; choose a smaller `n_segments`, or train longer, e.g. `params={'epochs': 40}`."
+                f"Only {int((_class_sizes(proba) > 0).sum())} of the {len(self.classes)} segments asked for could be "
+                "told apart on this tissue; choose a smaller `n_segments`, or train longer, e.g. "
+                "`params={'epochs': 40}`."
             )
-        order = torch.from_numpy(np.argsort(-sizes, kind="stable"))
+        return proba
+
+    def _order_by_size(self, proba: list[NDArray[np.float32]]) -> None:
+        order = torch.from_numpy(np.argsort(-_class_sizes(proba), kind="stable"))
         head = self._trained().head
         with torch.no_grad():
             head.weight.copy_(head.weight[order])
             head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
 
-    def _sizes(self, tensors: list[RasterTensors], accelerator: str) -> NDArray[np.int64]:
-        """Occupied pixels of every class."""
-        device, sizes = best_device(accelerator), np.zeros(len(self.classes), dtype=np.int64)
-        for t in tensors:
-            proba, _ = predict_section(self._trained(), t, device)
-            sizes += np.bincount(proba.argmax(dim=0)[t.occupied[0] > 0].numpy(), minlength=len(sizes))
-        return sizes
+    def _answers(self, tensors: list[PixelRaster], accelerator: str) -> list[NDArray[np.float32]]:
+        """Class probabilities of the occupied pixels of every section."""
+        device = best_device(accelerator)
+        return [predict_pixels(self._trained(), t, device)[0].numpy() for t in tensors]
 
     def _trained(self) -> SegmentationNet:
         if self.net is None:
             raise ValueError("This Segmenter is not trained; call `fit` or load a saved one.")
         return self.net
-
-    def _unsupervised_targets(
-        self, sections: Sequence[Section], k: int | None, rng: np.random.Generator, show_progress: bool | None
-    ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-        rounds = most_rounds(sum(s.n_obs for s in sections) // len(sections))
-        per_section = [multiscale_views(s.features, s.graph, rounds) for s in sections]
-        views = [np.concatenate(parts) for parts in zip(*per_section, strict=True)]
-        n = len(views[0])
-        if k is None:
-            candidates = [c for c in CANDIDATES if c <= max(2, n // 20)]
-            steady = np.concatenate([steady_view(s.features, s.graph) for s in sections])
-            curve = stability_curve(steady, candidates, rng) if len(candidates) > 1 else np.ones(1)
-            self.stability = dict(zip(candidates, curve.tolist(), strict=True))
-            k = max(c for c, s in zip(candidates, curve, strict=True) if s >= curve.max() - TIE)
-        if k == 1:
-            target, agreement = np.ones((n, 1)), np.ones(n)
-        else:
-            with progress(len(views), "teachers", show_progress) as bar:
-                target, agreement = consensus(views, k, rng, lambda: bar.update(1))
-        target = target**SHARPEN / (target**SHARPEN).sum(axis=1, keepdims=True)
-        self.classes = [str(i) for i in range(k)]
-        share = target.mean(axis=0)
-        balance = (share.mean() / share.clip(1e-6)) ** 0.5  # small compartments are not to be lost
-        weight = agreement * balance[target.argmax(axis=1)]
-        cuts = np.cumsum([s.n_obs for s in sections])[:-1]
-        return np.split(target, cuts), np.split(weight, cuts)
-
-    def _label_targets(
-        self, sections: Sequence[Section], labels: Sequence[NDArray[np.int64]], classes: list[str]
-    ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-        self.classes = classes
-        codes = np.concatenate(list(labels))
-        proba = spread_over_scales([(s.features, s.xy) for s in sections], codes, len(classes))
-        confidence = (proba.max(axis=1) - 1 / len(classes)) / (1 - 1 / len(classes))
-        known = codes >= 0
-        proba[known] = np.eye(len(classes))[codes[known]]
-        cuts = np.cumsum([s.n_obs for s in sections])[:-1]
-        targets, weights = np.split(proba, cuts), np.split(np.where(known, 2.0, confidence), cuts)
-        return targets, weights
-
-    def _tensors(
-        self,
-        sections: Sequence[Section],
-        targets: Sequence[NDArray[np.float64]],
-        weights: Sequence[NDArray[np.float64]],
-        labelled: Sequence[NDArray[np.bool_]] | None,
-        seed: int,
-    ) -> list[RasterTensors]:
-        """Rasters with targets; one block in ten is held out for early stopping, labelled pixels never are."""
-        out = []
-        for i, section in enumerate(sections):
-            tensors = self._inputs(section)
-            weight = torch.from_numpy(section.to_raster(weights[i][:, None])) * tensors.occupied
-            generator = torch.Generator().manual_seed(seed + i)
-            held = block_mask(section.shape, 0.1, 4, generator)[None]
-            if labelled is not None:
-                held &= torch.from_numpy(section.to_raster(labelled[i][:, None].astype(np.float64))) == 0
-            tensors.target = torch.from_numpy(section.to_raster(targets[i], weights[i] + 1e-9))
-            tensors.weight, tensors.val_weight = weight * ~held, weight * held
-            out.append(tensors)
-        return out
 
     def _centred(self, section: Section) -> Section:
         """Take the section's own mean out: the simplest account of depth, staining and donor.
@@ -265,36 +244,37 @@ class Segmenter:
         mean = (n * section.features.mean(axis=0) + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
         return replace(section, features=(section.features - mean).astype(np.float32))
 
-    def _inputs(self, section: Section) -> RasterTensors:
-        z = section.features / self.scale
-        return RasterTensors(torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied()))
+    def _new_unet(self) -> UNet:
+        p = self.params
+        return UNet(self.n_features, width=p.width, depth=p.depth, kernel_size=p.kernel_size,
+                    dropout=p.dropout, sigmas=p.sigmas)  # fmt: skip
 
     def _new_net(self) -> SegmentationNet:
-        p = self.params
-        unet = UNet(self.n_features, width=p.width, depth=p.depth, kernel_size=p.kernel_size,
-                    dropout=p.dropout, sigmas=p.sigmas)  # fmt: skip
+        unet = self._new_unet()
+        if self.start is not None:
+            unet.load_state_dict(self.start)
         return SegmentationNet(unet, len(self.classes))
 
-    def _train(self, tensors: list[RasterTensors], how: dict[str, Any], *, again: bool = False) -> None:
+    def _train(self, tensors: list[PixelRaster], how: dict[str, Any], *, again: bool = False) -> None:
         p = self.params
-        augmentation = Augmentation(p.rotation, p.scaling, True, p.drop)
         with seeded(how["seed"]):
             net = self._new_net() if self.net is None else self.net
-        unet = net.unet
-        size = view_size(tensors, unet.stride, p.view_size)
-        if not again and p.pretrain != "none":
-            self._pretrain(unet, tensors, augmentation, size, how)
+        if not again and p.pretrain != "none" and self.start is None:
+            self._pretrain(net.unet, tensors, how)
         task = SegmentationTask(net, Training(p.epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
         views = view_loader(
-            tensors, size=size, steps=p.steps_per_epoch, batch_size=p.batch_size, how=augmentation, seed=how["seed"]
-        )
+            tensors, size=view_size(tensors, net.unet.stride, p.view_size), steps=p.steps_per_epoch,
+            batch_size=p.batch_size, how=self._augmentation, seed=how["seed"],
+        )  # fmt: skip
         self.history += run_training(task, views, whole_loader(tensors), stage="segment", desc="U-Net", **how)
         self.net = net
 
-    def _pretrain(
-        self, unet: UNet, tensors: list[RasterTensors], augmentation: Augmentation, size: int, how: dict[str, Any]
-    ) -> None:
-        p = self.params
+    @property
+    def _augmentation(self) -> Augmentation:
+        return Augmentation(self.params.rotation, self.params.scaling, True, self.params.drop)
+
+    def _pretrain(self, unet: UNet, tensors: list[PixelRaster], how: dict[str, Any]) -> None:
+        p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
         training = Training(p.pretrain_epochs, p.pretrain_epochs, lr=p.lr, weight_decay=p.weight_decay)
         with seeded(how["seed"] + 1):
             if p.pretrain == "masked":
@@ -307,7 +287,7 @@ class Segmenter:
             size=min(size, 32) if twins else size,
             steps=p.steps_per_epoch,
             batch_size=16 if twins else p.batch_size,
-            how=augmentation,
+            how=self._augmentation,
             seed=how["seed"] + 1,
             twins=twins,
         )
@@ -319,20 +299,26 @@ class Segmenter:
         """Segment ``sections`` with the trained U-Net."""
         net, device, out = self._trained(), best_device(accelerator), []
         for section in sections:
-            proba, features = predict_section(net, self._inputs(self._centred(section)), device)
-            out.append(Segmentation(section.from_raster(proba.numpy()), section.from_raster(features.numpy())))
+            raster, member = section_raster(self._centred(section), self.scale)
+            proba, features = predict_pixels(net, raster, device)
+            out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
         net.to("cpu")
         return out
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights (safetensors) and description (JSON) to one file."""
-        arrays = {f"net.{k}": v.detach().cpu().numpy() for k, v in self._trained().state_dict().items()}
+        if self.net is None and self.start is not None:  # pretrained only
+            weights = {f"net.unet.{k}": v for k, v in self.start.items()}
+        else:
+            weights = {f"net.{k}": v for k, v in self._trained().state_dict().items()}
+        arrays = {k: v.detach().cpu().numpy() for k, v in weights.items()}
         arrays |= {"centre": self.centre, "scale": self.scale}
         config: dict[str, Any] = {
             "params": as_dict(self.params),
             "classes": self.classes,
             "use_rep": self.use_rep,
-            "pixel_size": self.pixel_size,
+            "temperature": self.temperature,
+            "image_key": self.image_key,
         }
         if self.projection is not None:
             described, projection = self.projection.to_file()
@@ -351,23 +337,44 @@ class Segmenter:
         config, arrays = load_model(path, cls.__name__)
         self = cls(config["params"])
         self.classes, self.use_rep = list(config["classes"]), config["use_rep"]
-        self.pixel_size = config["pixel_size"]
+        self.temperature, self.image_key = config.get("temperature", 1.0), config.get("image_key")
         self.centre, self.scale = arrays["centre"], arrays["scale"]
         self.projection = GeneProjection.from_file(config, arrays)
-        self.net = self._new_net()
         weights = {
             k.removeprefix("net."): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith("net.")
         }
+        if not self.classes:
+            self.start = {k.removeprefix("unet."): v for k, v in weights.items()}
+            return self
+        self.net = self._new_net()
         self.net.load_state_dict(weights)
         self.net.eval()
         return self
 
+    def starting_point(self) -> Segmenter:
+        """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""
+        out = type(self)(self.params)
+        out.projection, out.use_rep, out.image_key = self.projection, self.use_rep, self.image_key
+        out.centre, out.scale = self.centre, self.scale
+        out.start = self.start
+        if self.net is not None:
+            out.start = {k: v.detach().cpu().clone() for k, v in self.net.unet.state_dict().items()}
+        if out.start is None:
+            raise ValueError("This Segmenter is not trained; call `fit` or `pretrain`, or load a saved one.")
+        return out
 
-def class_mass(t: RasterTensors) -> torch.Tensor:
-    """Weight of every class among the targets of a section, (K,)."""
-    if t.target is None or t.weight is None:
-        return torch.zeros(0)
-    return (t.target * t.weight).sum(dim=(1, 2))
+
+def _class_sizes(proba: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
+    """Number of pixels of each class, (K,)."""
+    return np.bincount(np.concatenate([p.argmax(axis=1) for p in proba]), minlength=proba[0].shape[1])
+
+
+def _temperature(proba: Sequence[NDArray[np.float32]], lesson: Lesson) -> float:
+    """Temperature that brings the confidence to what the teachers' agreement says of the U-Net's classes."""
+    answer = np.concatenate(list(proba))
+    told = ~np.isnan(lesson.sure[:, 0]) & ~lesson.labelled
+    chosen = lesson.sure[told, answer[told].argmax(axis=1)]
+    return matching_temperature(answer[told], float(chosen.mean())) if told.any() else 1.0
 
 
 def best_device(accelerator: str) -> torch.device:

@@ -3,54 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.spatial import cKDTree
 from scipy.special import softmax
 from sklearn.covariance import ledoit_wolf
 
+from stxtools._spatial.graph import neighbour_mean
+from stxtools._spatial.smoothing import Neighbourhoods
+
+if TYPE_CHECKING:
+    from ._section import Section
+
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 SCALES = ((7, 19), (19, 61), (37, 127))  # nearest observations whose means are read side by side
+EDGES = (((19,), 1.5), ((19, 61), 1.0))  # plain means, and the tolerance of the edge-preserving one beside them
+ROUNDS = 8  # of co-training
+MEMBERS = 24  # classifiers that vote on how sure the teacher may be
+SHARE = 0.6  # of the components that each of them sees
+
+
+def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[FloatArray]:
+    """Neighbourhood features of the chosen rows of all sections: a matrix (n, d) for each kind, standardised.
+
+    The first three hold plain means at two scales each, the others an edge-preserving mean as well.
+    """
+    parts: list[list[NDArray[np.float32]]] = []
+    for section, chosen in zip(sections, rows, strict=True):
+        near = Neighbourhoods(section.features, section.xy, chosen)
+        guide = neighbour_mean(section.graph, section.features, rounds=2)
+        sizes = sorted({size for pair in (*SCALES, *(plain for plain, _ in EDGES)) for size in pair})
+        mean = {size: near.mean(size) for size in sizes}
+        views = [np.concatenate([mean[size] for size in pair], axis=1) for pair in SCALES]
+        views += [
+            np.concatenate([*(mean[size] for size in plain), near.edge_preserving_mean(guide, tolerance)], axis=1)
+            for plain, tolerance in EDGES
+        ]
+        parts.append(views)
+    return [_standardised(np.concatenate(views).astype(np.float64)) for views in zip(*parts, strict=True)]
 
 
 def neighbour_features(features: NDArray[np.float32], xy: FloatArray, sizes: Sequence[int] = (19, 61)) -> FloatArray:
     """Means over the nearest 19 and 61 observations (itself included): two rings and four of a hex lattice."""
-    n = len(features)
-    sizes = [min(s, n) for s in sizes]
-    near = cKDTree(xy).query(xy, k=max(sizes))[1].reshape(n, -1)
-    out = []
-    for size in sizes:
-        pool = sparse.csr_matrix(
-            (np.full(n * size, 1 / size), near[:, :size].ravel(), np.arange(0, n * size + 1, size)), shape=(n, n)
-        )
-        out.append(np.asarray(pool @ features.astype(np.float64)))
-    return np.concatenate(out, axis=1)
+    near = Neighbourhoods(features, xy)
+    return np.concatenate([near.mean(size) for size in sizes], axis=1).astype(np.float64)
 
 
-def spread_over_scales(
-    sections: Sequence[tuple[NDArray[np.float32], FloatArray]], labels: NDArray[np.int64], n_classes: int
-) -> FloatArray:
-    """Class probabilities by :func:`spread_labels` at three pairs of scales, their geometric mean.
+def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int, *, rounds: int = ROUNDS) -> FloatArray:
+    """Class probabilities of all observations from a few labels, by discriminant analyses that teach each other.
 
-    No one scale suits all tissue; the mean of three stood at or above a single one on all eleven sections tried.
+    Every view has its own discriminant analysis. The first fit sees the labels. In each further round the
+    unlabelled observations join with the probabilities on which the views agree (their geometric mean), weighted
+    by how far the larger one exceeds a half; together they weigh as much as the labels, and the covariance, now
+    better known, is shrunk half as much (co-training; Blum and Mitchell 1998).
 
     Parameters
     ----------
-    sections
-        Features and coordinates of each section.
+    views
+        Standardised features, (n, d) each.
     labels
-        Class codes of the observations of all sections, -1 where unlabelled.
+        Class codes, -1 where unlabelled; every class occurs.
     n_classes
         Number of classes.
+    rounds
+        Rounds of co-training.
     """
-    logs = np.zeros((len(labels), n_classes))
-    for sizes in SCALES:
-        z = np.concatenate([neighbour_features(features, xy, sizes) for features, xy in sections])
-        logs += np.log(spread_labels(z, labels, n_classes).clip(1e-4)) / len(SCALES)
-    return softmax(logs, axis=1)
+    known = labels >= 0
+    shrinkage = [class_shrinkage(z[known], labels[known], n_classes) for z in views]
+    given = np.eye(n_classes)[labels[known]]
+    share, weight = np.zeros((len(labels), n_classes)), known.astype(float)
+    share[known] = given
+    share = _agreed(views, share, weight, shrinkage)
+    for _ in range(rounds):
+        share[known] = given
+        sure = np.clip(2 * share.max(axis=1) - 1, 0, 1)
+        weight = np.where(known, 1.0, sure * known.sum() / max(float(sure[~known].sum()), 1e-9))
+        share = _agreed(views, share, weight, [s / 2 for s in shrinkage])
+    return share
+
+
+def voted_confidence(
+    views: Sequence[FloatArray], labels: IntArray, n_classes: int, rng: np.random.Generator
+) -> FloatArray:
+    """Mean class probabilities of classifiers that see random components each: how sure one may be.
+
+    Random subspaces (Ho 1998). Where the labels settle a class, whichever components are read, all agree. The mean
+    probability is close to the share that is right, where the probabilities of a single discriminant analysis, whose
+    labels lie in few places, are far too high.
+    """
+    out = np.zeros((len(labels), n_classes))
+    plain = views[: len(SCALES)]
+    for i in range(MEMBERS):
+        z = plain[i % len(plain)]
+        d = z.shape[1] // 2
+        columns = np.sort(rng.choice(d, max(min(2, d), round(SHARE * d)), replace=False))
+        out += spread_labels([z[:, np.r_[columns, columns + d]]], labels, n_classes, rounds=1) / MEMBERS
+    return out
 
 
 class ShrinkageLDA:
@@ -60,13 +111,7 @@ class ShrinkageLDA:
     variances do not. Classes with one or two observations are allowed.
     """
 
-    def fit(
-        self,
-        z: FloatArray,
-        share: FloatArray,
-        weight: FloatArray,
-        shrinkage: float,
-    ) -> ShrinkageLDA:
+    def fit(self, z: FloatArray, share: FloatArray, weight: FloatArray, shrinkage: float) -> ShrinkageLDA:
         """Fit to observations (n, d) with class shares (n, K) and weights (n,)."""
         mass = share * weight[:, None]
         count = mass.sum(axis=0)
@@ -85,7 +130,7 @@ class ShrinkageLDA:
         return softmax(z @ self.coef_ + self.intercept_, axis=1)
 
 
-def class_shrinkage(z: FloatArray, labels: NDArray[np.int64], n_classes: int) -> float:
+def class_shrinkage(z: FloatArray, labels: IntArray, n_classes: int) -> float:
     """Mean Ledoit-Wolf shrinkage of the classes' correlation matrices, weighted by their size."""
     found, sizes = [], []
     for c in range(n_classes):
@@ -96,34 +141,15 @@ def class_shrinkage(z: FloatArray, labels: NDArray[np.int64], n_classes: int) ->
     return float(np.average(found, weights=sizes))
 
 
-def spread_labels(z: FloatArray, labels: NDArray[np.int64], n_classes: int, *, rounds: int = 3) -> FloatArray:
-    """Class probabilities of all observations from a few labels, by a self-trained discriminant analysis.
+def _agreed(
+    views: Sequence[FloatArray], share: FloatArray, weight: FloatArray, shrinkage: Sequence[float]
+) -> FloatArray:
+    """Fit one discriminant analysis a view; return the geometric mean of their probabilities."""
+    logs = np.zeros_like(share)
+    for z, s in zip(views, shrinkage, strict=True):
+        logs += np.log(ShrinkageLDA().fit(z, share, weight, s).predict_proba(z).clip(1e-4)) / len(views)
+    return softmax(logs, axis=1)
 
-    The first fit sees the labels. In each further round the unlabelled observations join with their
-    probabilities, weighted by how far the larger one exceeds a half; together they weigh as much as the
-    labels, and the covariance, now better known, is shrunk half as much.
 
-    Parameters
-    ----------
-    z
-        Features, (n, d).
-    labels
-        Class codes, -1 where unlabelled; every class occurs.
-    n_classes
-        Number of classes.
-    rounds
-        Rounds of self-training.
-    """
-    z = (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)
-    known = labels >= 0
-    shrinkage = class_shrinkage(z[known], labels[known], n_classes)
-    given = np.eye(n_classes)[labels[known]]
-    share = np.zeros((len(z), n_classes))
-    share[known] = given
-    share = ShrinkageLDA().fit(z, share, known.astype(float), shrinkage).predict_proba(z)
-    for _ in range(rounds):
-        share[known] = given
-        sure = np.clip(2 * share.max(axis=1) - 1, 0, 1)
-        weight = np.where(known, 1.0, sure * known.sum() / max(float(sure[~known].sum()), 1e-9))
-        share = ShrinkageLDA().fit(z, share, weight, shrinkage / 2).predict_proba(z)
-    return share
+def _standardised(z: FloatArray) -> FloatArray:
+    return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._representation import Representation
 from stxtools._slots import Slots, categorical, proba_frame, provenance
 from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask
@@ -26,8 +25,16 @@ from stxtools._validate import (
     check_writable,
 )
 
+from ._image import with_image
 from ._inputs import Geometry, geometry, join, keep_foreign_column, make_sections
-from ._transfer import model_features, remember_input, training_representation
+from ._segmenters import (
+    agreed_image,
+    new_segmenter,
+    number_of_image_features,
+    started_segmenter,
+    trained_segmenter,
+)
+from ._transfer import model_features, training_representation
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,8 +54,10 @@ def segment(
     abstain_below: float | None = None,
     model: str | os.PathLike[str] | Segmenter | None = None,
     save_model: str | os.PathLike[str] | None = None,
+    pretrained: str | os.PathLike[str] | Segmenter | None = None,
     use_rep: str | None = None,
     layer: str | None = None,
+    image_key: str | None = None,
     spatial_key: str = _keys.SPATIAL,
     library_key: str | None = None,
     params: SegmenterParams | Mapping[str, Any] | None = None,
@@ -64,8 +73,8 @@ def segment(
     The representation of the observations is laid out on the spatial grid, a U-Net
     (Ronneberger et al. 2015) is pretrained on it without labels (masked reconstruction) and then taught
     either by a consensus of Gaussian mixtures on spatially averaged features (no labels), or by a few
-    labels and a shrinkage linear discriminant that spreads them (``labels_key``). The compartments
-    written are the U-Net's. Works on raw counts; ``X`` is not changed.
+    labels and discriminant analyses that spread them and teach each other (``labels_key``). The
+    compartments written are the U-Net's. Works on raw counts; ``X`` is not changed.
 
     Parameters
     ----------
@@ -86,11 +95,17 @@ def segment(
     save_model
         Where to write the trained model (``"brain.stx"``). The representation is then computed from
         expression even if ``X_pca`` exists, so that the model can read other sections.
+    pretrained
+        A model of :func:`pretrain` (path), or any fitted one, whose U-Net training starts from; it brings its
+        genes and components along.
     use_rep
         Key of ``obsm`` to segment, or ``"X"``. By default ``X_pca`` if there, else a PCA of the
         log-normalised variable genes.
     layer
         Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+    image_key
+        Picture in ``uns["spatial"][library]["images"]`` (``"lowres"``, ``"hires"``) whose colour at the
+        observations (mean and standard deviation of red, green and blue) is read as six more channels.
     spatial_key
         Key of ``obsm`` with x, y positions.
     library_key
@@ -118,7 +133,8 @@ def segment(
     ``obs["segment_id"]`` : int32, (n_obs,)
         Value of the observation's compartment in the mask, from 1.
     ``obs["segment_confidence"]`` : float32, (n_obs,)
-        Probability of that compartment.
+        Probability of that compartment, brought by one temperature to what may be expected: with labels, the
+        agreement of classifiers that see random components; without, the share of the mixtures that agree.
     ``obsm["segment_proba"]`` : :class:`pandas.DataFrame`, (n_obs, n_segments)
         Probabilities of all compartments.
     ``obsm["X_unet"]`` : float32, (n_obs, width)
@@ -150,7 +166,10 @@ def segment(
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.SEGMENT)
     random_state = check_int("random_state", random_state, minimum=0)
-    _check_mode(adata, key, n_segments, labels_key, model, save_model, use_rep, params)
+    _check_mode(
+        adata, key, n_segments, labels_key,
+        {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep, "params": params},
+    )  # fmt: skip
     copy = check_bool("copy", copy)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
@@ -159,14 +178,21 @@ def segment(
     adata = adata.copy() if copy else adata
 
     where = geometry(adata, spatial_key, library_key)
+    found = None
     if model is not None:
-        fitted = _load(model)
-        values, found = model_features(adata, fitted, layer)
+        fitted: Segmenter | None = trained_segmenter(model)
+    else:
+        fitted = None if pretrained is None else started_segmenter(pretrained, params)
+    if fitted is not None:
+        fitted.image_key = agreed_image(fitted, image_key)
+        values, found = model_features(adata, fitted, layer, n_others=number_of_image_features(fitted))
     else:
         rep = training_representation(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
-        values, found = rep.values, None
-        fitted = _fit(
-            adata, rep, where, n_segments, labels_key, params,
+        values, fitted = rep.values, new_segmenter(params, rep, image_key)
+    values = with_image(values, adata, where, fitted.image_key)
+    if model is None:
+        _fit(
+            fitted, adata, values, where, n_segments, labels_key,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
 
@@ -182,7 +208,8 @@ def segment(
     slots.uns[key] = {
         "params": provenance(
             n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
-            abstain_below=abstain_below, use_rep=use_rep, layer=layer,
+            abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
+            pretrained=pretrained is not None, temperature=fitted.temperature,
             spatial_key=spatial_key, library_key=library_key, random_state=random_state, genes_found=found,
             model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
         )
@@ -198,27 +225,21 @@ def segment(
 
 
 def _check_mode(
-    adata: AnnData,
-    key: str,
-    n_segments: int | None,
-    labels_key: str | None,
-    model: Any,
-    save_model: Any,
-    use_rep: str | None,
-    params: Any,
+    adata: AnnData, key: str, n_segments: int | None, labels_key: str | None, given: Mapping[str, Any]
 ) -> None:
-    if save_model is not None:
-        check_writable(save_model)
+    if given["save_model"] is not None:
+        check_writable(given["save_model"])
     if n_segments is not None:
         n_segments = check_int("n_segments", n_segments, minimum=1)
         if n_segments > adata.n_obs:
             raise ValueError(f"`n_segments={n_segments}` is more than the {adata.n_obs} observations there are.")
-    if model is not None:
-        given = {"n_segments": n_segments, "labels_key": labels_key, "save_model": save_model,
-                 "use_rep": use_rep, "params": params}  # fmt: skip
-        clash = [name for name, value in given.items() if value is not None]
+    if given["model"] is not None:
+        others = {"n_segments": n_segments, "labels_key": labels_key, **given, "model": None}
+        clash = [name for name, value in others.items() if value is not None]
         if clash:
             raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(f'`{c}=`' for c in clash)}.")
+    if given["pretrained"] is not None and given["use_rep"] is not None:
+        raise ValueError("`pretrained=` brings its own representation; drop `use_rep=`.")
     if labels_key is not None:
         _, names = categories(adata, labels_key, "labels_key", min_classes=2)
         check_class_names(names, labels_key)
@@ -230,35 +251,21 @@ def _check_mode(
             )
 
 
-def _load(model: str | os.PathLike[str] | Segmenter) -> Segmenter:
-    from stxtools.models import Segmenter
-
-    if isinstance(model, Segmenter):
-        return model
-    if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(f"`model` must be a path or a stxtools.models.Segmenter, not {type(model).__name__}.")
-    return Segmenter.load(model)
-
-
 def _fit(
+    fitted: Segmenter,
     adata: AnnData,
-    rep: Representation,
+    values: NDArray[np.float32],
     where: Geometry,
     n_segments: int | None,
     labels_key: str | None,
-    params: Any,
     **how: Any,
-) -> Segmenter:
-    from stxtools.models import Segmenter
-
-    fitted = Segmenter(params)
-    remember_input(fitted, rep)
-    fitted.pixel_size = float(where.grids[0].pixel_size)
-    sections = make_sections(rep.values, where)
+) -> None:
+    sections = make_sections(values, where)
     if labels_key is None:
-        return fitted.fit(sections, n_segments=n_segments, **how)
+        fitted.fit(sections, n_segments=n_segments, **how)
+        return
     codes, names = categories(adata, labels_key, "labels_key")
-    return fitted.fit(sections, labels=[codes[rows] for rows in where.parts], classes=names, **how)
+    fitted.fit(sections, labels=[codes[rows] for rows in where.parts], classes=names, **how)
 
 
 def _slots(

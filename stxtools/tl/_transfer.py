@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from stxtools._representation import (
     Representation,
     compute_representation,
-    log_expression,
     representation,
     stored_representation,
 )
 
+from ._chunks import LogExpression
+
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from stxtools.models import GeneProjection
 
@@ -49,11 +53,16 @@ def remember_input(model: ReadsGenes, rep: Representation) -> None:
 
     model.use_rep = rep.name
     if rep.genes is not None and rep.mean is not None and rep.components is not None and rep.target_sum is not None:
-        model.projection = GeneProjection(rep.genes, rep.mean, rep.components, rep.target_sum)
+        model.projection = GeneProjection(rep.genes, rep.mean, rep.components, rep.target_sum, rep.variance, rep.noise)
 
 
-def model_features(adata: AnnData, model: ReadsGenes, layer: str | None) -> tuple[NDArray[np.float32], float | None]:
+def model_features(
+    adata: AnnData, model: ReadsGenes, layer: str | None, *, n_others: int = 0
+) -> tuple[NDArray[np.float32], float | None]:
     """Return the features that a trained model reads of ``adata``, and the share of its genes that were found.
+
+    ``n_others`` of its features come from elsewhere (a picture). Expression is read in chunks of rows and may lie
+    in a file or in a dask array.
 
     Raises
     ------
@@ -64,15 +73,22 @@ def model_features(adata: AnnData, model: ReadsGenes, layer: str | None) -> tupl
     """
     if model.projection is None:
         rep = stored_representation(adata, str(model.use_rep))
-        if rep.values.shape[1] != model.n_features:
+        if rep.values.shape[1] != model.n_features - n_others:
             raise ValueError(
-                f"The model reads {model.n_features} columns of `adata.obsm[{model.use_rep!r}]`; "
+                f"The model reads {model.n_features - n_others} columns of `adata.obsm[{model.use_rep!r}]`; "
                 f"there are {rep.values.shape[1]}."
             )
         return rep.values, None
     share = _gene_share(adata, model.projection)
-    logged = log_expression(adata, layer, target_sum=model.projection.target_sum)
-    return model.projection.transform(logged, list(adata.var_names)), share
+    logged = LogExpression(adata, layer, target_sum=model.projection.target_sum)
+    names = [str(name) for name in adata.var_names]
+    return np.concatenate(logged.map(partial(_projected, model.projection, names))), share
+
+
+def _projected(
+    projection: GeneProjection, names: list[str], logged: sparse.csr_matrix, rows: slice
+) -> NDArray[np.float32]:
+    return projection.transform(logged, names)
 
 
 def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
@@ -86,7 +102,7 @@ def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
         )
     if share < _WARN_SHARE:
         warnings.warn(
-            f"`adata` has {found} of the model's {total} genes ({share:.0%}); missing ones count as average.",
+            f"`adata` has {found} of the model's {total} genes ({share:.0%}); the rest is inferred from them.",
             UserWarning,
             stacklevel=4,
         )

@@ -1,0 +1,85 @@
+"""Means over the nearest observations: plain ones, and ones that stop at edges of the tissue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+REACH = 127  # observations in the largest neighbourhood: six rings of a hexagonal lattice
+_GUIDE = 6  # components in which edges are looked for: later ones are mostly noise
+_CLOSE = 7  # an observation and the ring around it
+_CHUNK = 8192
+
+
+class Neighbourhoods:
+    """The nearest observations of some, and means of features over them.
+
+    Parameters
+    ----------
+    features
+        Features of all observations of a section, (n, d).
+    xy
+        Coordinates, (n, 2).
+    rows
+        Observations whose neighbourhoods are wanted, all by default.
+    """
+
+    def __init__(
+        self, features: NDArray[np.float32], xy: NDArray[np.float64], rows: NDArray[np.int64] | None = None
+    ) -> None:
+        self.features = features
+        self.rows = np.arange(len(xy)) if rows is None else rows
+        size = min(REACH, len(xy))
+        self.near = cKDTree(xy).query(xy[self.rows], k=size, workers=-1)[1].reshape(len(self.rows), size)
+        self.near = self.near.astype(np.int32)
+
+    def mean(self, size: int) -> NDArray[np.float32]:
+        """Mean over the nearest ``size`` observations, itself included, (m, d)."""
+        m, size = len(self.rows), min(size, self.near.shape[1])
+        pool = sparse.csr_matrix(
+            (np.full(m * size, 1 / size, np.float32), self.near[:, :size].ravel(), np.arange(0, m * size + 1, size)),
+            shape=(m, len(self.features)),
+        )
+        return np.asarray(pool @ self.features)
+
+    def edge_preserving_mean(self, guide: NDArray[np.float32], tolerance: float) -> NDArray[np.float32]:
+        r"""Mean over those of the near observations whose guide is alike, (m, d).
+
+        A joint bilateral filter with a flat spatial kernel (Tomasi and Manduchi 1998; Petschnigg et al. 2004):
+        observation :math:`j` counts :math:`\exp(-d_{ij}^2 / 2 \tau^2)`, where :math:`d_{ij}^2` is the mean over
+        components of the squared difference of the guide, in units of its median between touching observations.
+        Thin layers keep their borders, wide ones are averaged over many observations. The neighbourhood is at most
+        a third of the section.
+
+        Parameters
+        ----------
+        guide
+            Smoothed features of all observations, (n, d).
+        tolerance
+            :math:`\tau`.
+        """
+        guide = np.asarray(guide[:, :_GUIDE], dtype=np.float32)
+        near = self.near[:, : max(min(REACH, len(self.features) // 3), 1)]
+        some = slice(None, None, max(1, len(near) // 5000))
+        close = guide[near[some, 1:_CLOSE]] - guide[self.rows[some]][:, None]
+        noise = np.median(close**2, axis=(0, 1)) + 1e-12 if close.size else np.ones(guide.shape[1])
+        guide = guide / np.sqrt(noise).astype(np.float32)
+        out = np.empty((len(self.rows), self.features.shape[1]), dtype=np.float32)
+        for start in range(0, len(near), _CHUNK):
+            block = near[start : start + _CHUNK]
+            centre = guide[self.rows[start : start + _CHUNK]]
+            distance = ((guide[block] - centre[:, None]) ** 2).mean(axis=2)
+            weight = np.exp(-distance / (2 * tolerance**2))
+            weight /= weight.sum(axis=1, keepdims=True)
+            pool = sparse.csr_matrix(
+                (weight.ravel(), block.ravel(), np.arange(0, block.size + 1, block.shape[1])),
+                shape=(len(block), len(self.features)),
+            )
+            out[start : start + _CHUNK] = pool @ self.features
+        return out

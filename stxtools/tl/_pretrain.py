@@ -1,0 +1,147 @@
+"""Self-supervised pretraining of the segmentation U-Net across sections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._joint import joint_representation
+from stxtools._representation import Representation, stored_representation
+from stxtools._slots import Slots, provenance
+from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
+
+from ._inputs import geometry, make_sections
+from ._transfer import remember_input
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stxtools.models import SegmenterParams
+
+
+def pretrain(
+    adata: AnnData | Sequence[AnnData],
+    *,
+    save_model: str | os.PathLike[str],
+    use_rep: str | None = None,
+    layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | None = None,
+    params: SegmenterParams | Mapping[str, Any] | None = None,
+    random_state: int = 0,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    show_progress: bool | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | list[AnnData] | None:
+    """Pretrain the U-Net of :func:`segment` on many sections, without labels.
+
+    The genes that all data share are reduced to common principal components, from which each data set's own
+    mean is taken out; the U-Net then learns to reconstruct hidden parts of the rasters from what surrounds
+    them (masked reconstruction; He et al. 2022), or to recognise two views of one place (SimCLR;
+    Chen et al. 2020). ``segment(new, pretrained="brain.stx")`` starts from it, with or without labels.
+
+    Parameters
+    ----------
+    adata
+        One AnnData or several: other donors, depths and platforms are welcome.
+    save_model
+        Where to write the pretrained model (``"brain.stx"``).
+    use_rep
+        Key of ``obsm`` that all data have, of equal width, instead of expression.
+    layer
+        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+    spatial_key
+        Key of ``obsm`` with x, y positions.
+    library_key
+        Column of ``obs`` that says which section an observation belongs to. No window crosses sections.
+    params
+        :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields: ``pretrain`` names the
+        objective, ``pretrain_epochs`` how long.
+    random_state
+        Seed. The same seed gives the same result, to the bit on a CPU.
+    accelerator, devices
+        Where to train, as in Lightning.
+    show_progress
+        Whether to show progress; by default in terminals and notebooks.
+    key_added
+        Name of the entry in ``uns`` instead of ``"pretrain"``.
+    copy
+        Whether to return changed copies.
+
+    Returns
+    -------
+    None, or the changed copy (a list of copies for several AnnData) with ``copy=True``. Writes the model file
+    and sets in every AnnData:
+
+    ``uns["pretrain"]`` : dict
+        ``params`` and ``history`` (loss by epoch).
+
+    Raises
+    ------
+    ValueError
+        If the data share fewer than 20 genes, or the representations differ in width.
+    TypeError
+        If something else than AnnData is given.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> sections = [st.datasets.synthetic_tissue(n_obs=400, random_state=i) for i in range(2)]
+    >>> st.tl.pretrain(sections, save_model="tissue.stx")
+    >>> st.tl.segment(sections[0], n_segments=4, pretrained="tissue.stx")
+    """
+    from stxtools.models import Segmenter
+
+    alone = not isinstance(adata, Sequence)
+    adatas: list[Any] = [adata] if alone else list(adata)
+    if not adatas:
+        raise ValueError("`adata` is an empty list; give one AnnData at least.")
+    for one in adatas:
+        check_adata(one, min_obs=10)
+    key = check_key_added(key_added, _keys.PRETRAIN)
+    random_state = check_int("random_state", random_state, minimum=0)
+    check_writable(save_model)
+    adatas = [one.copy() for one in adatas] if check_bool("copy", copy) else adatas
+
+    where = [geometry(one, spatial_key, library_key) for one in adatas]
+    values, rep = _values(adatas, use_rep, layer)
+    model = Segmenter(params)
+    remember_input(model, rep)
+    sections = [s for v, place in zip(values, where, strict=True) for s in make_sections(v, place)]
+    model.pretrain(
+        sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
+    )
+    model.save(save_model)
+    for one in adatas:
+        slots = Slots()
+        slots.uns[key] = {
+            "params": provenance(
+                n_sections=len(sections), use_rep=use_rep, layer=layer, spatial_key=spatial_key,
+                library_key=library_key, random_state=random_state, segmenter=model.params_dict(),
+            ),
+            "history": pd.DataFrame(model.history),
+        }  # fmt: skip
+        slots.write(one)
+    if not copy:
+        return None
+    return adatas[0] if alone else adatas
+
+
+def _values(
+    adatas: Sequence[AnnData], use_rep: str | None, layer: str | None
+) -> tuple[list[NDArray[np.float32]], Representation]:
+    if use_rep is None:
+        return joint_representation(adatas, layer)
+    reps = [stored_representation(one, use_rep) for one in adatas]
+    widths = [r.values.shape[1] for r in reps]
+    if len(set(widths)) > 1:
+        raise ValueError(f"`adata.obsm[{use_rep!r}]` has different widths: {widths}; give one common basis.")
+    return [r.values for r in reps], reps[0]

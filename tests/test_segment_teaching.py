@@ -1,0 +1,121 @@
+"""What the U-Net is taught: smoothing that keeps edges, label views, co-training, confidence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
+
+from stxtools._spatial.smoothing import Neighbourhoods
+from stxtools.models._calibration import matching_temperature, tempered
+from stxtools.models._mixtures import consensus, cotrain
+from stxtools.models._spreading import spread_labels, voted_confidence
+
+
+def _grid(side: int) -> np.ndarray:
+    return np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2).astype(float)
+
+
+def test_means_over_the_nearest_by_brute_force():
+    rng = np.random.default_rng(0)
+    xy, x = rng.uniform(size=(50, 2)), rng.normal(size=(50, 3)).astype(np.float32)
+    near = np.argsort(((xy[:, None] - xy[None]) ** 2).sum(-1), axis=1)
+    rows = np.array([3, 17, 40])
+    found = Neighbourhoods(x, xy, rows)
+    for size in (1, 5, 50, 500):
+        np.testing.assert_allclose(found.mean(size), x[near[rows, :size]].mean(1), atol=1e-6)
+
+
+def test_edge_preserving_mean_keeps_the_border_that_a_plain_mean_blurs():
+    xy = _grid(24)
+    truth = (xy[:, 0] >= 12).astype(np.float32)[:, None] * 4
+    x = truth + np.random.default_rng(0).normal(size=truth.shape).astype(np.float32)
+    near = Neighbourhoods(x, xy)
+    plain, kept = near.mean(61), near.edge_preserving_mean(near.mean(9), 1.0)
+    border = np.abs(xy[:, 0] - 11.5) < 2
+    assert np.abs(kept - truth)[border].mean() < 0.6 * np.abs(plain - truth)[border].mean()
+    inside = np.abs(xy[:, 0] - 11.5) > 6
+    assert np.abs(kept - truth)[inside].mean() < 0.4 * np.abs(x - truth)[inside].mean()
+
+
+def test_edge_preserving_mean_with_a_flat_guide_is_the_plain_mean():
+    xy = _grid(20)
+    x = np.random.default_rng(1).normal(size=(400, 2)).astype(np.float32)
+    near = Neighbourhoods(x, xy)
+    flat = np.zeros((400, 2), dtype=np.float32)
+    np.testing.assert_allclose(near.edge_preserving_mean(flat, 1.0), near.mean(127), atol=1e-5)
+
+
+def _views(y: np.ndarray, n_views: int, rng: np.random.Generator, noise: float) -> list[np.ndarray]:
+    centres = rng.normal(size=(n_views, y.max() + 1, 6))
+    views = [c[y] + rng.normal(scale=noise, size=(len(y), 6)) for c in centres]
+    return [(v - v.mean(0)) / v.std(0) for v in views]
+
+
+def test_views_that_teach_each_other_beat_each_alone():
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=900)
+    views = _views(y, 4, rng, 1.6)
+    labels = np.full(900, -1)
+    for c in range(3):
+        labels[np.flatnonzero(y == c)[:6]] = c
+    rest = labels < 0
+    together = (spread_labels(views, labels, 3).argmax(1) == y)[rest].mean()
+    alone = [(spread_labels([v], labels, 3).argmax(1) == y)[rest].mean() for v in views]
+    assert together > max(alone) + 0.03
+
+
+def test_cotraining_goes_on_from_a_consensus_and_keeps_its_classes():
+    z, y = make_blobs(600, 5, centers=4, cluster_std=2.2, random_state=5)
+    views = [z + np.random.default_rng(i).normal(scale=1.5, size=z.shape) for i in range(4)]
+    rng = np.random.default_rng(0)
+    start, _ = consensus(views, 4, rng)
+    end = cotrain(views, start, rng)
+    np.testing.assert_allclose(end.sum(1), 1)
+    assert adjusted_rand_score(y, end.argmax(1)) >= adjusted_rand_score(y, start.argmax(1)) - 0.01
+    assert set(end.argmax(1)) == set(range(4))
+
+
+def test_cotraining_gives_the_start_back_when_a_class_is_lost():
+    z = np.random.default_rng(0).normal(size=(300, 4))
+    start = np.tile([0.6, 0.4], (300, 1))
+    start[0] = [0.0, 1.0]  # one observation alone cannot hold a class
+    assert cotrain([z], start, np.random.default_rng(0)) is start
+
+
+def test_votes_of_random_subspaces_tell_of_labels_that_lie_in_one_place():
+    """Labels from one of four kinds of each class: a single classifier does not know that there are others."""
+    rng = np.random.default_rng(3)
+    y, kind = rng.integers(3, size=1500), rng.integers(4, size=1500)
+    centres = rng.normal(size=(3, 1, 20)) + 1.2 * rng.normal(size=(3, 4, 20))
+    clouds = [centres[y, kind] + rng.normal(scale=0.8, size=(1500, 20)) for _ in range(6)]
+    views = [np.concatenate(clouds[2 * i : 2 * i + 2], axis=1) for i in range(3)]
+    labels = np.full(1500, -1)
+    for c in range(3):
+        labels[np.flatnonzero((y == c) & (kind == 0))[:30]] = c
+    rest = labels < 0
+    single, voted = spread_labels(views[:1], labels, 3), voted_confidence(views, labels, 3, rng)
+    accuracy = (single.argmax(1) == y)[rest].mean()
+    claimed = single.max(1)[rest].mean()
+    estimated = voted[np.arange(1500), single.argmax(1)][rest].mean()
+    assert claimed - accuracy > 0.1
+    assert abs(estimated - accuracy) < 0.5 * abs(claimed - accuracy)
+
+
+@pytest.mark.parametrize("accuracy", [0.5, 0.75, 0.9])
+def test_temperature_brings_the_mean_confidence_to_the_accuracy(accuracy: float):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=3, size=(400, 4))
+    proba = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    after = tempered(proba, matching_temperature(proba, accuracy))
+    assert after.max(1).mean() == pytest.approx(accuracy, abs=1e-3)
+    assert (after.argmax(1) == proba.argmax(1)).all()
+    np.testing.assert_allclose(after.sum(1), 1, atol=1e-6)
+
+
+def test_temperature_of_one_class_or_none_is_one():
+    assert matching_temperature(np.ones((5, 1)), 1.0) == 1.0
+    assert matching_temperature(np.empty((0, 3)), 0.5) == 1.0
+    proba = np.array([[0.2, 0.8]], dtype=np.float32)
+    np.testing.assert_array_equal(tempered(proba, 1.0), proba)
