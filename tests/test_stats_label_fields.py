@@ -106,7 +106,7 @@ def test_null_variance_of_a_gene_without_structure_is_the_textbook_one(xy):
     gene = rng.standard_normal((len(xy), 4)).astype(np.float32)
     value = _field(xy, 8.0, rng)
     label = value > np.quantile(value, 0.7)
-    found = Section(sparse.csr_matrix(gene), xy).region_effect(label, 600, np.random.default_rng(1))
+    found = Section(sparse.csr_matrix(gene), xy).region_effect(label, 600, (1,))
     n1, n0 = label.sum(), (~label).sum()
     np.testing.assert_allclose(found.effect, gene[label].mean(axis=0) - gene[~label].mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(found.variance, gene.var(axis=0) * (1 / n1 + 1 / n0), rtol=0.6)
@@ -121,9 +121,7 @@ def test_null_variance_of_a_smooth_gene_equals_that_over_true_regions(xy):
     weights = regions / regions.sum(axis=0) - ~regions / (~regions).sum(axis=0)
     truth = ((gene.T @ weights) ** 2).mean(axis=1)
     section = Section(sparse.csr_matrix(gene), xy)
-    found = np.mean(
-        [section.region_effect(regions[:, i], 100, np.random.default_rng(i)).variance for i in range(10)], 0
-    )
+    found = np.mean([section.region_effect(regions[:, i], 100, (i,)).variance for i in range(10)], 0)
     np.testing.assert_allclose(np.median(found / truth), 1.0, rtol=0.2)
     naive = gene.var(axis=0) * (1 / regions[:, 0].sum() + 1 / (~regions[:, 0]).sum())
     assert (found > 20 * naive).all()
@@ -142,7 +140,7 @@ def test_duplicate_positions_and_a_line_are_fine():
     for points in (np.repeat(rng.uniform(0, 9, size=(60, 2)), 2, axis=0), np.c_[np.arange(120.0), np.zeros(120)]):
         label = points[:, 0] > np.median(points[:, 0])
         found = Section(sparse.csr_matrix(rng.poisson(2.0, (120, 5)).astype(np.float32)), points).region_effect(
-            label, 100, rng
+            label, 100
         )
         assert np.isfinite(found.statistic).all()
         assert (found.variance > 0).all()

@@ -14,9 +14,8 @@ from sklearn.metrics import roc_auc_score
 import stxtools as st
 
 COLUMNS = [
-    "group", "names", "scores", "zscores", "logfoldchanges", "auroc", "pvals", "pvals_adj", "attribution",
-    "n_libraries",
-    "direction_consistent", "pct_nz_group", "pct_nz_reference",
+    "group", "names", "scores", "zscores", "logfoldchanges", "auroc", "effect", "effect_se", "pvals", "pvals_adj",
+    "attribution", "attribution_rank", "n_libraries", "direction_consistent", "pct_nz_group", "pct_nz_reference",
 ]  # fmt: skip
 
 
@@ -49,12 +48,20 @@ def tested() -> ad.AnnData:
     return adata
 
 
-def test_score_is_effect_times_evidence_times_agreement(tested):
+def _score(table):
+    error = table["effect_se"].fillna(0)
+    shrunk = table["effect"] * table["effect"] ** 2 / (table["effect"] ** 2 + error**2)
+    score = shrunk * (1 - table["pvals"] / 2) * (0.9 + 0.1 * table["attribution_rank"])
+    return np.where(table["effect"] * table["zscores"] > 0, score, 0.0)
+
+
+def test_score_is_effect_replication_evidence_and_attribution(tested):
     table = tested.uns["biomarkers"]
-    expected = np.sign(table["zscores"]) * np.abs(2 * table["auroc"] - 1) * (1 - table["pvals"])
-    np.testing.assert_allclose(table["scores"], expected, atol=1e-12)
+    np.testing.assert_allclose(table["scores"], _score(table), atol=1e-12)
     best = table.assign(size=table["scores"].abs()).groupby("names")["size"].max()
     np.testing.assert_allclose(tested.var["biomarker_score"], best[tested.var_names])
+    assert table["effect_se"].isna().all()
+    assert table["attribution_rank"].between(0, 1).all()
 
 
 def test_table_has_the_documented_columns_and_order(tested):
@@ -67,7 +74,7 @@ def test_table_has_the_documented_columns_and_order(tested):
         assert set(part["names"]) == set(tested.var_names)
     assert table["pvals"].between(0, 1).all()
     assert (table["pvals_adj"] >= table["pvals"] - 1e-12).all()
-    assert not table.isna().any().any()
+    assert not table.drop(columns="effect_se").isna().any().any()
     params = tested.uns["biomarkers_params"]
     assert params["method"] == "random_regions"
     assert params["versions"]["stxtools"] == st.__version__
@@ -97,9 +104,9 @@ def test_numbers_equal_independent_ones(tested):
     np.testing.assert_allclose(part["logfoldchanges"], ratio, atol=1e-4)
     np.testing.assert_allclose(part["pct_nz_group"], (linear[inside] > 0).mean(0), atol=1e-6)
     np.testing.assert_allclose(part["pct_nz_reference"], (linear[~inside] > 0).mean(0), atol=1e-6)
-    score = part.assign(a=1.0)
-    formula = (2 * score["auroc"] - 1).abs() * (1 - score["pvals_adj"])
-    assert (tested.var["biomarker_score"] >= formula - 1e-9).all()
+    pooled = [np.sqrt(tested.X.toarray()[side].sum(0) / depth[side].sum() * np.median(depth) + 1)
+              for side in (inside, ~inside)]  # fmt: skip
+    np.testing.assert_allclose(part["effect"], pooled[0] - pooled[1], atol=1e-4)
 
 
 def test_two_groups_mirror_each_other(tested):
@@ -107,7 +114,9 @@ def test_two_groups_mirror_each_other(tested):
     b = st.get.biomarkers(tested, "out").set_index("names").loc[tested.var_names]
     np.testing.assert_allclose(a["logfoldchanges"], -b["logfoldchanges"], atol=1e-6)
     np.testing.assert_allclose(a["auroc"], 1 - b["auroc"], atol=1e-9)
-    assert np.corrcoef(a["scores"], -b["scores"])[0, 1] > 0.95
+    np.testing.assert_array_equal(a["pvals"], b["pvals"])
+    np.testing.assert_array_equal(a["zscores"], -b["zscores"])
+    np.testing.assert_allclose(a["scores"], -b["scores"], rtol=0.05, atol=1e-3)
 
 
 def test_regions_that_mean_nothing_have_no_markers():
@@ -168,7 +177,7 @@ def test_round_trip(tested, fmt, tmp_path):
     pd.testing.assert_frame_equal(st.get.biomarkers(back, "in", n_top=3), st.get.biomarkers(tested, "in", n_top=3))
 
 
-def test_scale_of_expression_does_not_matter():
+def test_counts_and_their_logarithm_tell_the_same():
     counts = _section(2, 3)
     logged = counts.copy()
     st_depth = np.asarray(counts.X.sum(axis=1)).ravel()
@@ -176,7 +185,10 @@ def test_scale_of_expression_does_not_matter():
     logged.X = logged.X.log1p().tocsr().astype(np.float32)
     a = st.tl.biomarkers(counts, "region", groups=["in"], n_null=60, copy=True).uns["biomarkers"].set_index("names")
     b = st.tl.biomarkers(logged, "region", groups=["in"], n_null=60, copy=True).uns["biomarkers"].set_index("names")
-    np.testing.assert_allclose(a["scores"], b.loc[a.index, "scores"], atol=1e-3)
+    b = b.loc[a.index]
+    np.testing.assert_allclose(a["auroc"], b["auroc"], atol=1e-6)
+    np.testing.assert_allclose(a["effect"], b["effect"], atol=0.1)  # logarithms do not tell the depth
+    np.testing.assert_allclose(a["zscores"], b["zscores"], atol=1e-3)
 
 
 def test_reference_group_missing_values_and_other_dtypes():
@@ -332,7 +344,7 @@ def test_negative_values_and_views():
     adata = _section(9, 3, side=16)
     adata.layers["z"] = adata.X.toarray() - 2.0
     st.tl.biomarkers(adata, "region", layer="z", n_null=60)
-    assert np.isfinite(adata.uns["biomarkers"].select_dtypes("number")).all().all()
+    assert np.isfinite(adata.uns["biomarkers"].drop(columns="effect_se").select_dtypes("number")).all().all()
     view = adata[adata.obsm["spatial"][:, 0] < 1200]
     st.tl.biomarkers(view, "region", n_null=60)
     assert "biomarkers" in view.uns

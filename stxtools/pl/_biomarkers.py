@@ -103,8 +103,8 @@ def biomarkers(
     check_choice("kind", kind, ("ranked", "volcano", "spatial"))
     n_genes = check_int("n_genes", n_genes, minimum=1)
     fdr = check_number("fdr", fdr, minimum=0, maximum=1)
-    table = _table(adata, key)
-    groups = _groups(table, group)
+    table = biomarker_table(adata, key)
+    groups = biomarker_groups(table, group)
     if kind == "spatial":
         params = adata.uns.get(f"{key}_params")
         genes = _genes_of_one(table, groups, n_genes)
@@ -127,7 +127,8 @@ def biomarkers(
     return _ranked(table, groups, n_genes, fdr, effect, legend, ax)
 
 
-def _table(adata: AnnData, key: str) -> pd.DataFrame:
+def biomarker_table(adata: AnnData, key: str) -> pd.DataFrame:
+    """Return the table, or say which call makes it."""
     table = adata.uns.get(key)
     if table is None:
         raise KeyError(f"`adata.uns[{key!r}]` is missing; run `{_CALL}` first.")
@@ -139,7 +140,8 @@ def _table(adata: AnnData, key: str) -> pd.DataFrame:
     return table
 
 
-def _groups(table: pd.DataFrame, group: str | Sequence[str] | None) -> list[str]:
+def biomarker_groups(table: pd.DataFrame, group: str | Sequence[str] | None) -> list[str]:
+    """Return the groups asked for, all by default."""
     there = list(dict.fromkeys(table["group"].astype(str)))
     if group is None:
         return there

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from scipy import sparse
 
 from ._combine import Combined, combine_sections, compare_libraries, two_sided
 from ._section import MIN_OBS, Description, Section
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,25 +72,46 @@ def plan(
     return Design(name, code, reference, kind, [])
 
 
-def compare_within(parts: list[Part], n_null: int, seed: int, code: int) -> tuple[Combined, float]:
-    """Test a group in every library by random regions, and combine; also the group's median correlation length."""
+def compare_within(parts: list[Part], n_null: int, seed: int) -> tuple[Combined, Floats, float]:
+    """Test a group in every library by random regions, and combine.
+
+    Returns
+    -------
+    The test, the standard error over libraries of its effect (NaN with one library), and the group's median
+    correlation length.
+    """
     found = []
     for part in parts:
         section, label = part.contrast()
-        found.append(section.region_effect(label, n_null, np.random.default_rng([seed, code, part.index])))
+        found.append(section.region_effect(label, n_null, (seed, part.index)))
     length = float(np.median([f.model.length for f in found]))
+    effects = np.stack([f.effect for f in found])
     if len(found) > 1:
-        combined = combine_sections(
-            np.stack([f.effect for f in found]),
-            np.stack([f.variance for f in found]),
-            np.stack([f.df for f in found]),
-        )
-        return combined, length
+        combined = combine_sections(effects, np.stack([f.variance for f in found]), np.stack([f.df for f in found]))
+        return combined, over_libraries(effects), length
     one = found[0]
     known = one.variance > 0
     pvals = np.where(known, two_sided(one.statistic, one.df), 1.0)
     agreement = (known & (one.effect != 0)).astype(np.float64)
-    return Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement), length
+    combined = Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
+    return combined, over_libraries(effects), length
+
+
+def over_libraries(effects: Floats) -> Floats:
+    """Return the standard error of the mean over libraries (rows); NaN where there is one only."""
+    if len(effects) < 2:
+        return np.full(effects.shape[1], np.nan)
+    return effects.std(axis=0, ddof=1) / np.sqrt(len(effects))
+
+
+def shrink(effect: Floats, error: Floats) -> Floats:
+    """Draw effects towards zero by what libraries disagree: by the share of signal in ``effect ** 2 + error ** 2``.
+
+    An error that is not known (NaN) takes nothing off.
+    """
+    square = effect**2
+    total = square + np.nan_to_num(error) ** 2
+    return np.divide(effect * square, total, out=np.zeros_like(effect), where=total > 0)
 
 
 def compare_between(parts: list[Part]) -> Combined:
@@ -98,20 +121,32 @@ def compare_between(parts: list[Part]) -> Combined:
     return compare_libraries(np.stack(group), np.stack(reference))
 
 
-def describe(parts: list[Part], kind: str) -> Description:
-    """Describe the two sides: averages over libraries, or over one pool where no library has both sides."""
+def describe(parts: list[Part], kind: str) -> tuple[Description, Floats]:
+    """Describe the two sides, and the standard error over libraries of the effect to rank by.
+
+    The description is an average over libraries, or that of one pool where no library has both sides. The error is NaN
+    where there is one library only: how far an effect replicates is then not known.
+    """
     if kind == "between":
-        matrix = sparse.vstack([p.section.matrix for p in parts], format="csr")
-        xy = np.concatenate([p.section.xy for p in parts])
-        inside, outside = (np.concatenate([getattr(p, side) for p in parts]) for side in ("inside", "outside"))
-        parts = [Part(Section(matrix, xy), inside, outside, -1)]
+        return _describe_pool(parts)
     found = []
     for part in parts:
         section, label = part.contrast()
         found.append(section.describe(label))
-    return Description(
-        *(
-            np.mean([getattr(f, name) for f in found], axis=0)
-            for name in ("mean_group", "mean_reference", "nonzero_group", "nonzero_reference", "auroc")
-        )
-    )
+    means = [np.mean([getattr(f, field.name) for f in found], axis=0) for field in fields(Description)]
+    effects = np.stack([f.effect for f in found])
+    return Description(*means), over_libraries(effects)
+
+
+def _describe_pool(parts: list[Part]) -> tuple[Description, Floats]:
+    matrix = sparse.vstack([p.section.matrix for p in parts], format="csr")
+    xy = np.concatenate([p.section.xy for p in parts])
+    inside, outside = (np.concatenate([getattr(p, side) for p in parts]) for side in ("inside", "outside"))
+    section, label = Part(Section(matrix, xy), inside, outside, -1).contrast()
+    sides = [
+        np.stack([p.section.root_mean(getattr(p, side)) for p in parts if getattr(p, side).sum() >= MIN_OBS])
+        for side in ("inside", "outside")
+    ]
+    effect = sides[0].mean(axis=0) - sides[1].mean(axis=0)
+    error = np.sqrt(sum(side.var(axis=0, ddof=1) / len(side) for side in sides))
+    return replace(section.describe(label), effect=effect), error

@@ -179,7 +179,7 @@ class LabelSampler:
                 values *= np.float32(np.sqrt(1 - self.model.nugget))
                 white = rng.standard_normal((n, size), dtype=np.float32)
                 values += np.float32(np.sqrt(self.model.nugget)) * white
-            top = np.argpartition(values, n - self.n_in, axis=0)[n - self.n_in :]
-            label = np.zeros((n, size), dtype=bool)
-            np.put_along_axis(label, top, True, axis=0)
-            yield label
+            label = np.zeros((size, n), dtype=bool)
+            for one, field_at in zip(label, np.ascontiguousarray(values.T), strict=True):
+                one[np.argpartition(field_at, n - self.n_in)[n - self.n_in :]] = True
+            yield np.ascontiguousarray(label.T)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from scipy.stats import rankdata
 
 from .. import _keys
 from .._progress import progress
-from .._representation import compute_representation, log_expression
+from .._representation import expression, log_normalize
 from .._slots import Slots, provenance
 from .._validate import (
-    Libraries,
     categories,
     check_adata,
     check_bool,
@@ -27,16 +26,22 @@ from .._validate import (
     libraries,
 )
 from ..stats._combine import adjust_bh, signed_z
-from ..stats._contrast import Design, Part, compare_between, compare_within, describe, plan
-from ..stats._probe import contrast, linear_attribution
+from ..stats._contrast import Design, Part, compare_between, compare_within, describe, plan, shrink
 from ..stats._section import MIN_OBS, PSEUDO, Section
+from ._attribution import ModelAttribution, load_models
+from ._comparisons import chosen_groups, usable, warn_single
+from ._covariates import covariate_names, read_covariates
+from ._probe import LinearProbe
+from ._protect import METHODS as PROTECTIONS
+from ._protect import guard
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from stxtools.models import Segmenter
+
 _METHODS = ("random_regions",)
-_PROBE_COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
 COLUMNS = (
     "group",
     "names",
@@ -44,9 +49,12 @@ COLUMNS = (
     "zscores",
     "logfoldchanges",
     "auroc",
+    "effect",
+    "effect_se",
     "pvals",
     "pvals_adj",
     "attribution",
+    "attribution_rank",
     "n_libraries",
     "direction_consistent",
     "pct_nz_group",
@@ -60,6 +68,9 @@ def biomarkers(
     *,
     groups: Literal["all"] | Sequence[str] = "all",
     reference: str = "rest",
+    covariates: str | Sequence[str] | None = None,
+    protect: Literal["thinning"] | None = "thinning",
+    attribution_model: str | os.PathLike[str] | Segmenter | Sequence[str | os.PathLike[str] | Segmenter] | None = None,
     layer: str | None = None,
     spatial_key: str = _keys.SPATIAL,
     library_key: str | None = None,
@@ -73,16 +84,21 @@ def biomarkers(
     """Rank the genes that mark each group, with a false discovery rate that holds on tissue.
 
     Neighbouring spots are alike, so a smooth region differs from the rest in many genes by chance, and tests that
-    take spots as independent call those genes markers. Here a gene's mean difference (log-normalised expression,
-    group minus reference, within a section) is measured against its own null: the same difference between
-    *random regions* of the section that are as large, as smooth and as patchy as the group. Their law is a
-    Gaussian random field cut at a quantile, fitted to the group's own correlogram; the gene stays as it is. The
-    null variance gives an effective sample size (Clifford, Richardson & Hemon 1989; Dutilleul 1993), and with it the
-    t-test of the correlation between gene and region; where the null is skewed, its long tail is allowed for. Random
-    surrogates of one of two autocorrelated maps: Viladomat et al. (2014).
+    take spots as independent call those genes markers. Here a gene's mean difference (log(1 + x / 20) of
+    depth-normalised expression x, group minus reference, within a section) is measured against its own null: the same
+    difference between *random regions* of the section that are as large, as smooth and as patchy as the group. Their
+    law is a Gaussian random field cut at a quantile, fitted to the group's own correlogram; the gene stays as it is.
+    The null variance gives an effective sample size (Clifford, Richardson & Hemon 1989; Dutilleul 1993), and with it
+    the t-test of the correlation between gene and region; where the null is skewed, its long tail is allowed for.
+    Random surrogates of one of two autocorrelated maps: Viladomat et al. (2014).
 
-    The question answered is the *total* effect: which genes differ between the group and the reference,
-    whatever the reason. Tumour against stroma, every epithelial gene does.
+    Two questions, two answers. The default is the *total* effect: which genes differ between the group and the
+    reference, whatever the reason. Tumour against stroma, every epithelial gene does. ``covariates="composition"``
+    asks for the effect *given the tissue's composition*: which genes differ more than the kinds of cells there say.
+    The section's leading expression components (20, fewer in a small section) are taken out of gene and region. They
+    are made without the tested gene, so that no gene explains itself, and made again without the genes that a first
+    test calls. It is far more powerful where composition makes most of the noise, and it removes what *is*
+    composition: of tumour against stroma, ``ERBB2`` with all of the epithelium.
 
     With ``library_key`` the library (patient, section) is the unit of replication, however many observations it
     has. Where group and reference occur in the same libraries (tumour against stroma), each library is tested
@@ -90,6 +106,13 @@ def biomarkers(
     al. 2015) whose between-library spread is moderated over genes (Smyth 2004). Where they occur in different
     libraries (patients against healthy donors), library means are compared by a moderated t-test; that needs two
     libraries on each side.
+
+    Groups that were found in the expression they are tested on differ by construction (double dipping). Where
+    ``groupby`` is a result of :func:`stxtools.tl.segment`, counts are therefore divided at random (Neufeld et al.
+    2024): the tissue is segmented again from one half with the same parameters, each class takes the name of the
+    user's class it overlaps most, and the other half is tested on these. Of a column that other software wrote, a
+    clustering say, nothing is known and nothing is done: divide its counts with :func:`stxtools.pp.split_counts`,
+    find groups in one part and test on the other.
 
     Parameters
     ----------
@@ -102,6 +125,16 @@ def biomarkers(
         The groups to test, or ``"all"``.
     reference
         ``"rest"`` (all other observations with a group), or the name of a group.
+    covariates
+        What effects are adjusted for: ``"composition"``, keys of ``adata.obs`` (numbers, or classes) or
+        ``adata.obsm``, or a list of those. A representation in ``obsm`` that was made from the tested genes lets each
+        explain itself.
+    protect
+        ``"thinning"`` protects groups found by :func:`stxtools.tl.segment` as told above; ``None`` does not. Without
+        protection, or where it is not possible, a warning says so.
+    attribution_model
+        A :class:`stxtools.models.Segmenter`, the path of a saved one, or several (other seeds, say) that tell the
+        groups apart. Without one, ``attribution`` is that of a linear probe.
     layer
         Layer with expression; by default ``layers["counts"]`` where there is one, else ``X``.
     spatial_key
@@ -130,14 +163,20 @@ def biomarkers(
         One row per group and gene, sorted by group and falling ``scores``, with the columns
 
         - ``group``, ``names``: the group and the gene;
-        - ``scores``: ``+-|2 auroc - 1| (1 - pvals) agreement``, positive where the gene is higher in the group:
-          effect, evidence and replication (the share of libraries with the common direction), -1 to 1. Evidence
-          alone would put faint genes of low variance before the ones a biologist can use;
+        - ``scores``: ``effect * effect**2 / (effect**2 + effect_se**2) * (1 - pvals / 2) * (0.9 + 0.1 *
+          attribution_rank)``: effect, drawn to zero where libraries disagree, and evidence and attribution, which take
+          off a half and a tenth at most. Positive where the gene is higher in the group, 0 where effect and test
+          point in different directions. Evidence alone would put faint genes of low variance first; more weight
+          to attribution makes lists of different patients agree less;
         - ``zscores``: the test statistic as a signed normal quantile;
         - ``logfoldchanges``: log2 ratio of mean depth-normalised expression, with 0.001 added to both;
         - ``auroc``: chance that an observation of the group exceeds one of the reference (ties count half);
+        - ``effect``: difference of the square roots of pooled expression plus one, in counts per observation of
+          median depth: of all scales tried, the one on which patients agreed most. Mean over libraries. With
+          ``covariates`` the adjusted difference of log expression;
+        - ``effect_se``: its standard error over libraries, NaN with one library;
         - ``pvals``, ``pvals_adj``: two-sided p-value, and Benjamini-Hochberg within the group;
-        - ``attribution``: see below;
+        - ``attribution``, ``attribution_rank``: see below; the rank is 1 for the largest absolute value, 0 for none;
         - ``n_libraries``: libraries in which the gene's effect could be estimated;
         - ``direction_consistent``: whether all of these show the same direction (between-library design: whether
           every library lies on its side of the other side's mean);
@@ -147,29 +186,34 @@ def biomarkers(
     ``var["biomarker_score"]`` : float64, shape ``(n_vars,)``
         Largest ``|scores|`` of the gene over the groups. With ``key_added`` the column is ``"{key_added}_score"``.
     ``uns["biomarkers_params"]`` : dict
-        Parameters, versions, the design used for each group, and the groups' fitted correlation lengths (unit of
-        the coordinates).
+        Parameters, versions, the design used for each group, the groups' fitted correlation lengths (unit of the
+        coordinates), ``attribution_agreement`` (per group, Spearman correlation of absolute ``attribution`` and
+        ``zscores``), ``protected`` and, where groups were found again, ``protect_agreement`` (adjusted Rand index
+        with the user's groups).
 
     Raises
     ------
     KeyError
-        ``groupby``, ``library_key``, ``layer`` or ``spatial_key`` is missing.
+        ``groupby``, ``library_key``, ``layer``, ``spatial_key`` or a covariate is missing.
     ValueError
         An unknown group; a group or its reference with fewer than three observations in every section; too few
-        libraries for a comparison between libraries.
+        libraries for a comparison between libraries, or covariates in one; a model that does not know the groups.
 
     Warns
     -----
     UserWarning
-        ``groupby`` was found from the same expression by :func:`stxtools.tl.segment`: the p-values are then
-        optimistic. Also when groups are left out, and when a comparison rests on a single library.
+        ``groupby`` was found from the same expression and is not protected: the p-values are then optimistic. Also
+        when groups are left out, and when a comparison rests on a single library.
 
     Notes
     -----
-    ``attribution`` is what a *linear probe* sees, no more: a shrinkage discriminant of group against reference on
-    expression PCs, explained by integrated gradients (exact for a linear score) and mapped to genes. It shows how
-    genes share the credit for telling the group apart; absolute values sum to 1 in each group, genes outside the
-    PCA's gene set have 0. It is no test.
+    With ``attribution_model``, ``attribution`` is what the U-Net looks at: integrated gradients
+    (Sundararajan et al. 2017, by Captum) of the log odds of the group, averaged over the group's observations minus
+    over the reference's, along the path from the section's mean expression to the measured one. Features are linear
+    in genes, so that the genes' parts follow exactly; they are averaged over the models given. Without a model it is
+    what a *linear probe* sees: a shrinkage discriminant of group against reference on expression PCs, explained in
+    the same way (exact for a linear score). In either case positive values speak for the group, absolute values sum
+    to 1 in each group, and genes outside the gene set of the model or PCA have 0. It is no test.
 
     See Also
     --------
@@ -185,6 +229,7 @@ def biomarkers(
     """
     check_adata(adata, min_obs=2 * MIN_OBS)
     check_choice("method", method, _METHODS)
+    check_choice("protect", protect, PROTECTIONS)
     n_null = check_int("n_null", n_null, minimum=50)
     seed = check_int("random_state", random_state, minimum=0)
     key = check_key_added(key_added, _keys.BIOMARKERS)
@@ -194,29 +239,67 @@ def biomarkers(
     libs = libraries(adata, library_key)
     if layer is not None:
         check_in(adata, "layers", layer, "layer")
-    chosen = _chosen_groups(groups, reference, names, groupby)
+    adjusted_for = covariate_names(covariates)
+    given = read_covariates(adata, adjusted_for, groupby)
+    chosen = chosen_groups(groups, reference, names, groupby)
+    models = load_models(attribution_model)
+
+    guarded = guard(adata, groupby, layer, protect, seed, show_progress)
+    tested_adata, tested_layer = (adata, layer) if guarded is None else (guarded.adata, None)
+    codes = codes if guarded is None else guarded.codes
     ref = None if reference == "rest" else names.index(reference)
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs)) for name in chosen]
-    designs = _usable(planned, reference, groupby, explicit=not isinstance(groups, str))
-    _warn(adata, groupby, designs, library_key)
+    designs = usable(planned, reference, groupby, explicit=not isinstance(groups, str))
+    warn_single(designs, groupby, library_key)
+    _check_adjustable(designs, adjusted_for)
 
-    logged = log_expression(adata, layer)
-    probe = _Probe(adata, layer, logged, codes, libs, seed)
+    matrix, scale = expression(tested_adata, tested_layer)
+    logged = log_normalize(matrix, scale)
+    depth = None if scale == "log" else np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
+    explain = None
+    if models:
+        tested_groups = [d.name for d in designs]
+        explain = ModelAttribution(
+            tested_adata, models, tested_groups, reference, tested_layer, spatial_key, library_key
+        )
+    probe = LinearProbe(tested_adata, tested_layer, logged, codes, libs, seed, unused=explain is not None)
     rows = {i: np.flatnonzero((libs.codes == i) & (codes >= 0)) for i in range(len(libs))}
-    sections = {i: Section(logged[r], xy[r], seed) for i, r in rows.items() if len(r) > 0}
+    sections = {
+        i: Section(
+            logged[r],
+            xy[r],
+            seed,
+            None if depth is None else depth[r],
+            None if given is None else given.subset(np.isin(np.arange(adata.n_obs), r)),
+        )
+        for i, r in rows.items()
+        if len(r) > 0
+    }
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
-    tables, lengths, gene_score = [], [], np.zeros(adata.n_vars)
+    tables, lengths, agreement, gene_score = [], [], [], np.zeros(adata.n_vars)
     with progress(len(designs), "biomarkers", show_progress) as bar:
         for design in designs:
             parts = [Part(sections[i], *design.sides(codes[rows[i]]), i) for i in design.libraries]
+            found, error = describe(parts, design.kind)
+            effect, length = found.effect, np.nan
             if design.kind == "within":
-                tested, length = compare_within(parts, n_null, seed, design.code)
+                tested, tested_error, length = compare_within(parts, n_null, seed)
+                if given is not None:
+                    effect, error = tested.effect, tested_error
             else:
-                tested, length = compare_between(parts), np.nan
-            found = describe(parts, design.kind)
-            adjusted = adjust_bh(tested.pvals)
+                tested = compare_between(parts)
             z = signed_z(tested.statistic, tested.df)
-            score = np.sign(z) * np.abs(2 * found.auroc - 1) * (1 - tested.pvals) * tested.agreement
+            if explain is None:
+                attribution = probe(design)
+            else:
+                inside, outside = design.sides(codes)
+                used = np.isin(libs.codes, design.libraries)
+                attribution = explain(design.name, reference, inside & used, outside & used)
+            size = np.abs(attribution)
+            rank = np.where(size > 0, rankdata(size) / len(size), 0.0)
+            agreement.append(_spearman(size, np.abs(z)))
+            score = shrink(effect, error) * (1 - tested.pvals / 2) * (0.9 + 0.1 * rank)
+            score = np.where((tested.n_libraries > 0) & (effect * z > 0), score, 0.0)
             columns = (
                 np.full(adata.n_vars, design.name, dtype=object),
                 gene_names,
@@ -224,9 +307,12 @@ def biomarkers(
                 z,
                 np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO)),
                 found.auroc,
+                effect,
+                error,
                 tested.pvals,
-                adjusted,
-                probe(design),
+                adjust_bh(tested.pvals),
+                attribution,
+                rank,
                 tested.n_libraries,
                 (tested.agreement == 1) & (tested.n_libraries > 0),
                 found.nonzero_group,
@@ -246,6 +332,12 @@ def biomarkers(
         groupby=groupby,
         groups=[d.name for d in designs],
         reference=reference,
+        covariates=adjusted_for or None,
+        protect=protect,
+        protected=guarded is not None,
+        protect_agreement=None if guarded is None else guarded.agreement,
+        attribution="linear probe" if explain is None else f"{len(models)} model(s)",
+        attribution_agreement=np.array(agreement, dtype=np.float64),
         layer=layer,
         spatial_key=spatial_key,
         library_key=library_key,
@@ -261,106 +353,17 @@ def biomarkers(
     return target if copy else None
 
 
-def _chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -> list[str]:
-    if not isinstance(reference, str) or (reference != "rest" and reference not in names):
-        raise ValueError(f"`reference={reference!r}` is neither 'rest' nor a group of `{groupby}`; it has {names}.")
-    if isinstance(groups, str) and groups == "all":
-        return [n for n in names if n != reference]
-    if isinstance(groups, str):
-        raise TypeError(
-            f"`groups` must be 'all' or a list of group names, not the string {groups!r}; use [{groups!r}]."
-        )
-    if not isinstance(groups, Iterable):
-        raise TypeError(f"`groups` must be 'all' or a list of group names, not {groups!r}.")
-    chosen = list(dict.fromkeys(str(g) for g in groups))
-    unknown = [g for g in chosen if g not in names]
-    if unknown or not chosen:
-        raise ValueError(f"`groups` names {unknown or 'no group'}; `{groupby}` has {names}.")
-    if reference in chosen:
-        raise ValueError(f"`reference={reference!r}` is also in `groups`; a group cannot be compared with itself.")
-    return chosen
-
-
-def _usable(planned: list[Design], reference: str, groupby: str, *, explicit: bool) -> list[Design]:
-    alone = [d.name for d in planned if d.kind == "unreplicated"]
-    if alone:
+def _check_adjustable(designs: Sequence[Design], covariates: Sequence[str]) -> None:
+    between = [d.name for d in designs if d.kind == "between"]
+    if covariates and between:
         raise ValueError(
-            f"Group(s) {alone} of `{groupby}` and their reference {reference!r} occur in different libraries, with "
-            "fewer than two libraries on one side. The library is the replicate, so a comparison between libraries "
-            "needs at least two on each side: add libraries, or compare groups that occur in the same library."
-        )
-    out = [d for d in planned if d.kind != "small"]
-    small = [d.name for d in planned if d.kind == "small"]
-    if small and (explicit or not out):
-        raise ValueError(
-            f"Group(s) {small} of `{groupby}` or their reference {reference!r} have fewer than {MIN_OBS} observations "
-            "in every section; leave them out with `groups=[...]`, or merge them with others."
-        )
-    if small:
-        warnings.warn(
-            f"Group(s) {small} of `{groupby}` are left out: fewer than {MIN_OBS} observations in every section.",
-            UserWarning,
-            stacklevel=3,
-        )
-    return out
-
-
-def _warn(adata: AnnData, groupby: str, designs: list[Design], library_key: str | None) -> None:
-    single = [d.name for d in designs if d.kind == "within" and len(d.libraries) == 1]
-    if library_key is not None and single:
-        warnings.warn(
-            f"Group(s) {single} of `{groupby}` can be compared within one library only: their p-values speak of that "
-            "section and not of others (`n_libraries` is 1).",
-            UserWarning,
-            stacklevel=3,
-        )
-    record: Any = adata.uns.get(groupby)
-    params: Any = record.get("params") if isinstance(record, Mapping) else None
-    versions: Any = params.get("versions") if isinstance(params, Mapping) else None
-    if isinstance(versions, Mapping) and "stxtools" in versions:
-        warnings.warn(
-            f"The groups of `{groupby}` were found from this expression, and the same genes are tested on them: the "
-            "p-values are optimistic. Rank by effect (`auroc`, `logfoldchanges`) rather than by p, or find the groups "
-            "on some libraries and test them on others, or test groups drawn without these genes (histology).",
-            UserWarning,
-            stacklevel=3,
+            f"Group(s) {between} and their reference lie in different libraries: means of libraries are compared "
+            "there, and `covariates` of observations cannot be taken out. Leave `covariates` out, or compare groups "
+            "within libraries."
         )
 
 
-class _Probe:
-    """Expression PCs of the tested observations, and each design's attribution on them."""
-
-    def __init__(
-        self,
-        adata: AnnData,
-        layer: str | None,
-        logged: sparse.csr_matrix,
-        codes: NDArray[np.int64],
-        libs: Libraries,
-        seed: int,
-    ) -> None:
-        self._logged, self._libraries, self._codes = logged, libs.codes, codes
-        self._values: NDArray[np.float32] | None = None
-        seen = np.bincount(logged.indices, minlength=adata.n_vars)
-        if (seen >= min(3, adata.n_obs)).any():
-            n_comps = int(np.clip(adata.n_obs // 10, 2, _PROBE_COMPS))
-            rep = compute_representation(adata, layer, n_comps=n_comps, random_state=seed)
-            if rep.genes is not None and rep.components is not None:
-                self._values = rep.values
-                self._components = rep.components
-                self._at = adata.var_names.astype(str).get_indexer(rep.genes)
-
-    def __call__(self, design: Design) -> NDArray[np.float64]:
-        out = np.zeros(self._logged.shape[1])
-        if self._values is None:
-            return out
-        inside, outside = design.sides(self._codes)
-        used = (inside | outside) & np.isin(self._libraries, design.libraries)
-        blocks = self._libraries[used] if design.kind == "within" else None
-        weight = np.zeros(len(used))
-        weight[used] = contrast(inside[used], blocks)
-        difference = np.asarray(weight @ self._logged).ravel()
-        out[self._at] = linear_attribution(
-            self._values[used], self._components, difference[self._at], inside[used], blocks
-        )
-        return out
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])

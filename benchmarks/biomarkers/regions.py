@@ -1,0 +1,117 @@
+"""Regions that mean nothing, and genes planted in them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse, stats
+
+import stxtools as st
+
+FEATURES = 600
+SHARE = 0.3
+PLANTED = 30
+MIN_SHARE_SEEN = 0.1  # planted genes are drawn from those seen in at least this share of observations
+
+
+def random_region(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
+    """Cut a Gaussian field (squared exponential, from random Fourier features) at the 70 % quantile.
+
+    Not the generator that the test itself draws from. ``length`` is a multiple of the tissue's standard deviation.
+    """
+    frequency = rng.standard_normal((FEATURES, 2)) / (length * xy.std(axis=0).mean())
+    value = np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, FEATURES)).sum(axis=1)
+    return value > np.quantile(value, 1 - SHARE)
+
+
+def test(adata: ad.AnnData, region: np.ndarray, seed: int, covariates: str | None) -> pd.DataFrame:
+    adata.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        st.tl.biomarkers(adata, "region", groups=["in"], random_state=seed, covariates=covariates, show_progress=False)
+    return adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
+
+
+def wilcoxon(adata: ad.AnnData, region: np.ndarray) -> float:
+    import scanpy as sc
+
+    logged = adata.copy()
+    sc.pp.normalize_total(logged)
+    sc.pp.log1p(logged)
+    logged.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sc.tl.rank_genes_groups(logged, "region", groups=["in"], method="wilcoxon")
+    return float((sc.get.rank_genes_groups_df(logged, "in")["pvals_adj"] < 0.05).mean())
+
+
+@dataclass
+class Calibration:
+    called: list[float] = field(default_factory=list)
+    pvals: list[np.ndarray] = field(default_factory=list)
+    wilcoxon: list[float] = field(default_factory=list)
+
+    def row(self) -> dict[str, str]:
+        pooled = np.concatenate(self.pvals)
+        out = {
+            "genes called": f"{np.mean(self.called):.4f}",
+            "regions with a call": f"{np.mean(np.array(self.called) > 0):.2f}",
+            "Kolmogorov distance": f"{stats.kstest(pooled, 'uniform').statistic:.3f}",
+            "p < 0.01, times nominal": f"{np.mean(pooled < 0.01) / 0.01:.2f}",
+        }
+        return out | ({"Wilcoxon: genes called": f"{np.mean(self.wilcoxon):.2f}"} if self.wilcoxon else {})
+
+
+def calibration(adata: ad.AnnData, length: float, n: int, seed: int, covariates: str | None) -> dict[str, str]:
+    rng = np.random.default_rng([seed, round(100 * length)])
+    out = Calibration()
+    for i in range(n):
+        region = random_region(adata.obsm["spatial"], length, rng)
+        table = test(adata, region, i, covariates)
+        out.called.append(float((table["pvals_adj"] < 0.05).mean()))
+        out.pvals.append(table.loc[table["n_libraries"] > 0, "pvals"].to_numpy())
+        if i < 3 and covariates is None:
+            out.wilcoxon.append(wilcoxon(adata, region))
+    return out.row()
+
+
+def plant(
+    counts: sparse.csr_matrix, genes: np.ndarray, region: np.ndarray, fold: float, rng: np.random.Generator
+) -> sparse.csr_matrix:
+    """Thin the counts of ``genes`` outside ``region`` binomially to one part in ``fold``."""
+    out = sparse.csc_matrix(counts, copy=True)
+    for g in genes:
+        part = slice(out.indptr[g], out.indptr[g + 1])
+        outside = ~region[out.indices[part]]
+        values = out.data[part].copy()
+        values[outside] = rng.binomial(values[outside].astype(int), 1 / fold)
+        out.data[part] = values
+    out.eliminate_zeros()
+    return sparse.csr_matrix(out)
+
+
+def power(adata: ad.AnnData, fold: float, n: int, seed: int, min_share: float) -> dict[str, str]:
+    rng = np.random.default_rng([seed, round(100 * fold), 1])
+    counts = sparse.csr_matrix(adata.X)
+    share_seen = np.bincount(counts.indices, minlength=adata.n_vars) / adata.n_obs
+    candidates = np.flatnonzero(share_seen >= min_share)
+    found: dict[str | None, list[float]] = {None: [], "composition": []}
+    false: dict[str | None, list[float]] = {None: [], "composition": []}
+    for i in range(n):
+        region = random_region(adata.obsm["spatial"], 0.5, rng)
+        genes = rng.choice(candidates, PLANTED, replace=False)
+        planted = ad.AnnData(plant(counts, genes, region, fold, rng), var=adata.var[[]])
+        planted.obsm["spatial"] = adata.obsm["spatial"]
+        for covariates in found:
+            called = (test(planted, region, i, covariates)["pvals_adj"] < 0.05).to_numpy()
+            found[covariates].append(called[genes].mean())
+            false[covariates].append((called.sum() - called[genes].sum()) / max(called.sum(), 1))
+    return {
+        f"{what}, {'total' if covariates is None else covariates}": f"{np.mean(values[covariates]):.3f}"
+        for covariates in found
+        for what, values in (("power", found), ("false share", false))
+    }

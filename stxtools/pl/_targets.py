@@ -1,0 +1,173 @@
+"""Biomarkers as drug targets: what is known of each, in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._validate import check_adata, check_int, check_number, listing
+
+from . import _base
+from ._biomarkers import biomarker_groups, biomarker_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+# of the columns that st.tl.targets joins, those that decide whether a gene can be a target
+KNOWN = {
+    "n_approved_drugs": "approved drugs",
+    "n_drugs": "drugs",
+    "maxClinicalTrialPhase": "clinical phase",
+    "tractability_ab": "antibody",
+    "tractability_sm": "small molecule",
+    "tractability_pr": "degrader",
+    "isInMembrane": "membrane protein",
+    "isSecreted": "secreted protein",
+    "hasLigand": "ligand",
+    "hasPocket": "pocket",
+    "hasSafetyEvent": "safety",
+    "tissueSpecificity": "tissue specificity",
+}
+_CALL = "st.tl.targets(adata, table=...)"
+_COLORS = "RdBu"
+_CELL = 0.26
+
+
+def targets(
+    adata: AnnData,
+    *,
+    group: str | Sequence[str] | None = None,
+    n_genes: int = 20,
+    fdr: float = 0.05,
+    columns: Sequence[str] | None = None,
+    key: str = _keys.BIOMARKERS,
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes | list[Axes]:
+    """Draw what :func:`stxtools.tl.targets` joined to the first biomarkers, one panel per group.
+
+    A row is a gene, in the order of the table; one that does not pass ``fdr`` is written in grey. A column is a kind of
+    evidence. Blue speaks for the target and red against it, on Open Targets' own scale from -1 to 1; numbers of drugs
+    and tractability are blue where there is any. A dot says that nothing is known: the file does not list the gene.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a biomarker table that knows targets.
+    group
+        Group or groups; all by default.
+    n_genes
+        Number of genes per group.
+    fdr
+        False discovery rate up to which ``pvals_adj`` counts as significant.
+    columns
+        Columns of the table to show; by default those it has of drugs, clinical phase, tractability, place in the cell
+        and safety.
+    key
+        Key of the table in ``uns``.
+    legend
+        Whether a colour bar is drawn.
+    ax
+        Axes to draw into; only for one group.
+
+    Returns
+    -------
+    The Axes, or a list of one Axes per group. ``adata`` does not change.
+
+    Raises
+    ------
+    KeyError
+        There is no biomarker table, it knows nothing of targets, or a column is missing.
+    ValueError
+        ``group`` is not in the table, or ``ax`` is given and there are several groups.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> st.tl.biomarkers(adata, groupby="disease")
+    >>> drugs = pd.DataFrame({"gene_name": adata.var_names[:2], "drug_name": ["A", "B"], "approved": [True, False]})
+    >>> st.tl.targets(adata, drugs)
+    >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
+    """
+    check_adata(adata, unique_vars=False)
+    n_genes = check_int("n_genes", n_genes, minimum=1)
+    fdr = check_number("fdr", fdr, minimum=0, maximum=1)
+    table = biomarker_table(adata, key)
+    groups = biomarker_groups(table, group)
+    shown = _columns(table, columns, key)
+    if ax is not None and len(groups) > 1:
+        raise ValueError(f"`ax` takes one group, but there are {len(groups)} ({listing(groups)}); "
+                         f"choose one with `group={groups[0]!r}`, or leave `ax` out.")  # fmt: skip
+    parts = [table[table["group"].astype(str) == g].iloc[:n_genes] for g in groups]
+    width, height = _CELL * len(shown) + 1.5, _CELL * max(len(p) for p in parts) + 1.5
+    axes = [ax] if ax is not None else _base.grid(len(groups), width, height, bottom=0.5 * legend)
+    for axis, name, part in zip(axes, groups, parts, strict=True):
+        _panel(axis, part, shown, fdr, name)
+    if legend:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        _base.color_bar(axes, ScalarMappable(Normalize(-1, 1), _COLORS), "against the target - for it")
+    return _base.one_or_all(axes)
+
+
+def _columns(table: pd.DataFrame, columns: Sequence[str] | None, key: str) -> list[str]:
+    if columns is None:
+        found = [c for c in KNOWN if c in table]
+        if not found:
+            raise KeyError(f"`adata.uns[{key!r}]` knows nothing of targets; run `{_CALL}` first, or name `columns`.")
+        return found
+    wanted = [columns] if isinstance(columns, str) else [str(c) for c in columns]
+    absent = [c for c in wanted if c not in table]
+    if absent or not wanted:
+        raise KeyError(f"`columns` names {listing(absent)}; `adata.uns[{key!r}]` has {listing(table.columns)}.")
+    return wanted
+
+
+def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: str) -> None:
+    from matplotlib import colormaps
+
+    value = np.column_stack([favour(part[c]) for c in columns])
+    rows, cols = np.divmod(np.arange(value.size).reshape(value.shape), len(columns))
+    known = np.isfinite(value)
+    paint = colormaps[_COLORS]((np.clip(value[known], -1, 1) + 1) / 2)
+    ax.scatter(
+        cols[known], rows[known], s=150, marker="s", c=paint, edgecolors="#999999", linewidths=0.5, label="cells"
+    )
+    ax.scatter(cols[~known], rows[~known], s=3, c="#999999", label="unknown")
+    for j, column in enumerate(columns):
+        if column.startswith("n_"):
+            for i, n in enumerate(part[column].to_numpy(dtype=float)):
+                if n > 0:
+                    ax.text(j, i, f"{n:.0f}", ha="center", va="center", fontsize="x-small", color="white")
+    ax.set_xticks(range(len(columns)), [KNOWN.get(c, c) for c in columns], rotation=60, ha="left",
+                  rotation_mode="anchor", fontsize="small")  # fmt: skip
+    ax.xaxis.tick_top()
+    ax.set_yticks(range(len(part)), part["names"].astype(str), fontsize="small", style="italic")
+    for label, p in zip(ax.get_yticklabels(), part["pvals_adj"].to_numpy(dtype=float), strict=True):
+        label.set_color("black" if p <= fdr else "#999999")
+    ax.set_xlim(-0.6, len(columns) - 0.4)
+    ax.set_ylim(len(part) - 0.4, -0.6)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.set_title(title, fontsize="medium")
+
+
+def favour(column: pd.Series) -> NDArray[np.float64]:
+    """Return -1 (against) to 1 (for) for every gene; NaN where nothing is known."""
+    name = str(column.name)
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return column.to_numpy(dtype=float)
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        value = column.to_numpy(dtype=float)
+        return np.where(value > 0, 1.0, np.nan) if name.startswith("n_") else value
+    return np.where(column.astype(str).str.len() > 0, 1.0, np.nan)

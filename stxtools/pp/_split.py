@@ -1,0 +1,104 @@
+"""Two independent parts of the same counts, one to find groups in and one to test on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from .. import _keys
+from .._representation import stored_matrix, to_csr
+from .._slots import Slots, provenance
+from .._validate import check_adata, check_bool, check_int, check_key_added, check_number
+from ..stats._thinning import thin_counts
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def split_counts(
+    adata: AnnData,
+    fraction: float = 0.5,
+    *,
+    layer: str | None = None,
+    key_added: str | None = None,
+    random_state: int = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Split counts into two parts that add up to them: find groups in one, test on the other.
+
+    Clusters always differ in the genes they were found from, in tissue without any structure too; a test on the same
+    counts calls those genes markers. Binomial thinning (count splitting, Neufeld et al. 2024, *Biostatistics*)
+    sends every molecule to one part or the other at random: of Poisson counts the parts are independent given
+    the true expression, so that noise that made a cluster in one is not there in the other. Counts more variable
+    than Poisson around the same expression leave some dependence: a cell's bursts are in both parts.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with integer counts.
+    fraction
+        Share of the molecules in the part to find groups in, between 0 and 1.
+    layer
+        Layer with counts; by default ``layers["counts"]`` where there is one, else ``X``.
+    key_added
+        Beginning of the layers' names instead of ``"split"``.
+    random_state
+        Seed.
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or the changed copy with ``copy=True``. Sets
+
+    ``layers["split_train"]``, ``layers["split_test"]`` : as the counts, (n_obs, n_vars)
+        The two parts.
+    ``uns["split"]["params"]`` : dict
+        Parameters, seed and versions, and the layers' names; by these :func:`stxtools.tl.biomarkers` knows that groups
+        of :func:`stxtools.tl.segment` were found in the other part.
+
+    Raises
+    ------
+    KeyError
+        There is no such layer.
+    ValueError
+        The values are not counts, or ``fraction`` leaves one part empty.
+
+    See Also
+    --------
+    stxtools.tl.biomarkers : with groups of :func:`stxtools.tl.segment` it splits counts itself.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.pp.split_counts(adata)
+    >>> st.tl.segment(adata, n_segments=4, layer="split_train")
+    >>> st.tl.biomarkers(adata, groupby="segment", layer="split_test", n_null=100)
+    """
+    check_adata(adata)
+    fraction = check_number("fraction", fraction, minimum=0, maximum=1)
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction={fraction:g}` leaves one part empty; choose a number between 0 and 1.")
+    key = check_key_added(key_added, _keys.SPLIT)
+    seed = check_int("random_state", random_state, minimum=0)
+    check_bool("copy", copy)
+    source = stored_matrix(adata, layer)
+    counts = to_csr(source)
+    if counts.nnz and (counts.data.min() < 0 or not np.array_equal(counts.data, np.rint(counts.data))):
+        raise ValueError(
+            "The expression is not integer counts, and only counts can be split. Name the `layer` that holds them."
+        )
+    names = [f"{key}_train", f"{key}_test"]
+    parts = thin_counts(counts, fraction, np.random.default_rng(seed))
+    slots = Slots()
+    for name, part in zip(names, parts, strict=True):
+        slots.layers[name] = part if sparse.issparse(source) else part.toarray()
+    slots.uns[key] = {
+        "params": provenance(fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1])
+    }
+    target = adata.copy() if copy else adata
+    slots.write(target)
+    return target if copy else None

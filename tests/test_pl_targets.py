@@ -1,0 +1,90 @@
+"""pl.targets: what is drawn is what the table holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import stxtools as st
+from stxtools.pl._targets import favour
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    out = ad.AnnData(sparse.csr_matrix(np.ones((4, 5), dtype=np.float32)))
+    out.var_names = list("abcde")
+    parts = [
+        pd.DataFrame(
+            {"group": g, "names": list("abcde"), "scores": np.arange(5.0)[::-1], "logfoldchanges": 1.0,
+             "pvals_adj": [0.01, 0.01, 0.9, 0.9, 0.9]}
+        )
+        for g in ("tumour", "rest")
+    ]  # fmt: skip
+    out.uns["biomarkers"] = pd.concat(parts, ignore_index=True).astype({"group": str, "names": str})
+    drugs = pd.DataFrame({"gene_name": ["a", "a", "b"], "drug_name": ["X", "Y", "Z"], "approved": [True, True, False]})
+    ranks = pd.DataFrame(
+        {"targetId": ["a", "c"], "isInMembrane": [1.0, 0.0], "hasSafetyEvent": [-1.0, np.nan], "symbol": ["a", "c"]}
+    )
+    with pytest.warns(UserWarning, match="not in it"):
+        st.tl.targets(out, drugs)
+    with pytest.warns(UserWarning, match="not in it"):
+        st.tl.targets(out, ranks.drop(columns="targetId"), symbol_col="symbol")
+    return out
+
+
+def test_cells_are_those_of_the_table(adata):
+    ax = st.pl.targets(adata, group="tumour", n_genes=3)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["approved drugs", "drugs", "membrane protein", "safety"]
+    assert [t.get_color() for t in ax.get_yticklabels()] == ["black", "black", "#999999"]
+    cells = next(c for c in ax.collections if c.get_label() == "cells")
+    at = dict(zip(map(tuple, cells.get_offsets().astype(int).tolist()), cells.get_facecolors(), strict=True))
+    assert set(at) == {(0, 0), (1, 0), (2, 0), (3, 0), (1, 1), (2, 2)}
+    assert at[2, 0][2] > at[2, 0][0]  # blue: for
+    assert at[3, 0][0] > at[3, 0][2]  # red: against
+    assert {t.get_text() for t in ax.texts} == {"2", "1"}
+
+
+def test_panels_axes_and_columns(adata):
+    axes = st.pl.targets(adata, legend=False)
+    assert [a.get_title() for a in axes] == ["tumour", "rest"]
+    _, own = plt.subplots()
+    assert st.pl.targets(adata, group="rest", columns=["n_drugs", "drugs"], ax=own) is own
+    assert [t.get_text() for t in own.get_xticklabels()] == ["drugs", "drugs"]
+    before = adata.uns["biomarkers"].copy()
+    pd.testing.assert_frame_equal(before, adata.uns["biomarkers"])
+
+
+def test_what_speaks_for_a_target():
+    np.testing.assert_array_equal(favour(pd.Series([0, 3], name="n_drugs")), [np.nan, 1])
+    np.testing.assert_array_equal(favour(pd.Series([True, False], name="in_x")), [1, 0])
+    np.testing.assert_array_equal(favour(pd.Series(["", "Approved Drug"], name="tractability_sm")), [np.nan, 1])
+    np.testing.assert_array_equal(favour(pd.Series([-1.0, np.nan], name="hasSafetyEvent")), [-1, np.nan])
+
+
+def test_errors(adata):
+    bare = ad.AnnData(np.ones((3, 2), dtype=np.float32))
+    with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
+        st.pl.targets(bare)
+    with pytest.raises(KeyError, match="nope"):
+        st.pl.targets(adata, columns=["nope"])
+    with pytest.raises(ValueError, match="nope"):
+        st.pl.targets(adata, group="nope")
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="`ax` takes one group"):
+        st.pl.targets(adata, ax=ax)
+    adata.uns["biomarkers"] = adata.uns["biomarkers"][["group", "names", "scores", "logfoldchanges", "pvals_adj"]]
+    with pytest.raises(KeyError, match=r"st\.tl\.targets"):
+        st.pl.targets(adata)

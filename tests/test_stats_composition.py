@@ -1,0 +1,144 @@
+"""Tests given composition: rank-one updates, components and depth against direct computation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.decomposition import PCA
+
+from stxtools.stats._composition import (
+    ExpressionSpace,
+    Nuisance,
+    PartialCorrelation,
+    design_matrix,
+    join_nuisance,
+    n_components,
+    without_depth_of,
+)
+from stxtools.stats._section import Given, Section
+
+
+def _expression(n: int = 120, genes: int = 25, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    latent = rng.standard_normal((n, 3))
+    rate = np.exp(0.6 * latent @ rng.standard_normal((3, genes)))
+    return np.log1p(rng.poisson(rate)).astype(np.float32)
+
+
+def _partial(y: np.ndarray, label: np.ndarray, z: np.ndarray) -> tuple[float, float]:
+    """Correlation of the residuals of ``y`` and ``label`` on ``z`` (and a constant), by least squares."""
+    design = np.c_[np.ones(len(y)), z]
+    left = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (y, label)]
+    return float(left[0] @ left[1] / np.sqrt((left[0] ** 2).sum() * (left[1] ** 2).sum())), float((left[1] ** 2).sum())
+
+
+def test_partial_correlations_equal_least_squares_gene_by_gene():
+    y = _expression()
+    space = ExpressionSpace(sparse.csr_matrix(y), y.var(axis=0))
+    nuisance = space.components(4)
+    fixed = design_matrix(np.random.default_rng(1).standard_normal((len(y), 2)))
+    nuisance = join_nuisance([nuisance, fixed], y.shape[1])
+    labels = (np.random.default_rng(2).random((len(y), 3)) < 0.4).astype(float)
+    labels -= labels.mean(axis=0)
+    r, left = PartialCorrelation(sparse.csr_matrix(y.T), nuisance)(labels)
+    centred = y.astype(float) - y.mean(axis=0)
+    for j in range(y.shape[1]):
+        others = nuisance.scores - centred[:, [j]] * nuisance.loadings[[j]]
+        for b in range(3):
+            expected, spread = _partial(centred[:, j], labels[:, b], others)
+            assert r[j, b] == pytest.approx(expected, abs=2e-4)
+            assert left[j, b] == pytest.approx(spread, rel=1e-3)
+
+
+def test_common_covariates_take_the_short_way_to_the_same():
+    y = _expression(seed=3)
+    z = design_matrix(np.random.default_rng(0).standard_normal((len(y), 3)))
+    labels = np.random.default_rng(5).standard_normal((len(y), 2))
+    labels -= labels.mean(axis=0)
+    r, _ = PartialCorrelation(sparse.csr_matrix(y.T), join_nuisance([z], y.shape[1]))(labels)
+    expected = [[_partial(y[:, j].astype(float), labels[:, b], z.scores)[0] for b in range(2)] for j in range(25)]
+    np.testing.assert_allclose(r, expected, atol=2e-4)
+
+
+def test_components_are_those_of_a_pca_and_leave_genes_out():
+    y = _expression(n=300, genes=40)
+    space = ExpressionSpace(sparse.csr_matrix(y), y.var(axis=0))
+    found = space.components(3)
+    expected = PCA(3, svd_solver="full").fit_transform(y.astype(float))
+    for k in range(3):
+        assert abs(np.corrcoef(found.scores[:, k], expected[:, k])[0, 1]) == pytest.approx(1, abs=1e-5)
+    without = space.components(3, without=np.array([0, 5]))
+    assert (without.loadings[[0, 5]] == 0).all()
+    rest = np.delete(y, [0, 5], axis=1)
+    expected = PCA(3, svd_solver="full").fit_transform(rest.astype(float))
+    assert abs(np.corrcoef(without.scores[:, 0], expected[:, 0])[0, 1]) == pytest.approx(1, abs=1e-5)
+
+
+def test_only_the_most_variable_genes_count():
+    y = _expression(n=80, genes=30)
+    space = ExpressionSpace(sparse.csr_matrix(y), y.var(axis=0), max_genes=10)
+    assert (np.abs(space.components(2).loadings).sum(axis=1) > 0).sum() == 10
+
+
+def test_depth_without_some_genes():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3.0, (60, 20)).astype(float)
+    counts[:20, :5] *= 6  # genes that make a difference in depth move all others the other way
+    depth = counts.sum(axis=1)
+    logged = np.log1p(counts / depth[:, None] * np.median(depth))
+    out = without_depth_of(sparse.csr_matrix(logged), np.arange(5)).toarray()
+    kept = counts[:, 5:].sum(axis=1)
+    linear = counts / kept[:, None]
+    np.testing.assert_allclose(np.expm1(out) / np.expm1(out)[0, 6], linear / linear[0, 6], rtol=1e-4)
+    assert abs(np.expm1(logged[:20, 5:]).mean() / np.expm1(logged[20:, 5:]).mean() - 1) > 0.3
+    assert abs(np.expm1(out[:20, 5:]).mean() / np.expm1(out[20:, 5:]).mean() - 1) < 0.01
+    raw = sparse.csr_matrix(np.log1p(counts))
+    assert (without_depth_of(raw, np.arange(5)) != raw).nnz == 0  # was never normalised by depth
+
+
+def test_designs():
+    assert design_matrix(np.ones((10, 2))) is None
+    twice = np.random.default_rng(0).standard_normal((30, 1)).repeat(2, axis=1)
+    assert design_matrix(twice).scores.shape == (30, 1)
+    assert [n_components(n) for n in (60, 500, 10**6)] == [2, 10, 20]
+
+
+def test_a_gene_does_not_explain_itself():
+    """With its own share left in, a gene of large variance would be its own component and have no residual."""
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(25.0), np.arange(25.0)), -1).reshape(-1, 2)
+    y = rng.poisson(1.0, (625, 30)).astype(np.float32)
+    label = (xy[:, 0] > 8) & (xy[:, 0] < 15)
+    y[:, 0] = rng.poisson(np.where(label, 40.0, 20.0))
+    logged = np.log1p(y)
+    logged[:, 0] *= 5
+    section = Section(sparse.csr_matrix(logged), xy, given=Given(composition=True))
+    found = section.region_effect(label, 100)
+    assert found.statistic[0] > 8
+    assert np.abs(found.statistic[1:]).max() < 8
+    space = ExpressionSpace(section.matrix, section.total_variance)
+    own = space.components(3)
+    blind = Nuisance(own.scores, np.zeros_like(own.loadings))
+    centred = (label - label.mean())[:, None]
+    with_itself = PartialCorrelation(section.by_gene, blind)
+    without = PartialCorrelation(section.by_gene, own)
+    assert with_itself.residual[0] < 0.1 * without.residual[0]
+    assert abs(without(centred)[0][0, 0]) > 0.5
+
+
+def test_effect_given_covariates_equals_regression():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 10, (300, 2))
+    label = xy[:, 0] > 6
+    covariate = rng.standard_normal(300) + label
+    y = np.outer(label, np.linspace(0, 1, 6)) + covariate[:, None] + rng.normal(0, 0.3, (300, 6)) - 5
+    y = y.astype(np.float32)
+    section = Section(sparse.csr_matrix(y), xy, given=Given(columns=covariate[:, None]))
+    found = section.region_effect(label, 100)
+    design = np.c_[np.ones(300), label, covariate]
+    expected = np.linalg.lstsq(design, y.astype(float), rcond=None)[0][1]
+    np.testing.assert_allclose(found.effect, expected, atol=2e-3)
+    mirror = section.region_effect(~label, 100)
+    np.testing.assert_array_equal(found.statistic, -mirror.statistic)
+    np.testing.assert_array_equal(found.variance, mirror.variance)

@@ -1,0 +1,147 @@
+"""Attribution by the segmentation model: planted genes come first, parts add up, bad models are refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+
+import stxtools as st
+from stxtools._representation import log_expression
+from stxtools.tl._attribution import section_gradient
+from stxtools.tl._inputs import geometry, make_sections
+from stxtools.tl._transfer import model_features
+
+QUICK = {"width": 8, "epochs": 10, "pretrain_epochs": 1, "steps_per_epoch": 6, "sigmas": (0.0, 1.0)}
+N_PLANTED = 8
+
+
+@pytest.fixture(scope="module")
+def section() -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(22), np.arange(22)), -1).reshape(-1, 2).astype(float)
+    region = np.hypot(*(xy - 11).T) < 7
+    rate = np.tile(rng.gamma(2.0, 0.8, 50), (len(xy), 1))
+    rate[:, :N_PLANTED] *= np.where(region, 4.0, 1.0)[:, None]
+    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    out.obs_names, out.var_names = [f"o{i}" for i in range(len(xy))], [f"g{i}" for i in range(50)]
+    out.obsm["spatial"] = xy
+    out.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def models(section, tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("models")
+    paths = []
+    for seed in (0, 1):
+        work = section.copy()
+        work.obs["known"] = work.obs["region"].where(np.arange(work.n_obs) % 4 == 0)
+        paths.append(str(folder / f"{seed}.stx"))
+        st.tl.segment(
+            work, labels_key="known", params=QUICK, save_model=paths[-1], random_state=seed, show_progress=False
+        )
+    return paths
+
+
+def _table(adata: ad.AnnData) -> pd.DataFrame:
+    return adata.uns["biomarkers"].query("group == 'in'").set_index("names").loc[adata.var_names]
+
+
+def test_planted_genes_come_first(section, models):
+    truth = np.arange(50) < N_PLANTED
+    single = []
+    for model in [*models, models]:
+        adata = section.copy()
+        st.tl.biomarkers(adata, "region", attribution_model=model, n_null=60)
+        table = _table(adata)
+        assert table["attribution"].abs().sum() == pytest.approx(1)
+        assert table.loc[truth, "attribution"].sum() > 0.3
+        single.append(table["attribution"].to_numpy())
+    assert roc_auc_score(truth, np.abs(single[2])) >= 0.9
+    mean = single[0] + single[1]
+    np.testing.assert_allclose(single[2], mean / np.abs(mean).sum(), atol=1e-9)
+    params = adata.uns["biomarkers_params"]
+    assert params["attribution"] == "2 model(s)"
+    assert params["attribution_agreement"].min() > 0.2
+
+
+def test_parts_of_genes_add_up_to_the_change_of_the_models_evidence(section, models):
+    """Completeness: the genes' parts sum to F(x) - F(baseline), computed by the network itself."""
+    import torch
+
+    model = st.models.Segmenter.load(models[0])
+    inside = (section.obs["region"] == "in").to_numpy()
+    side = inside / inside.sum() - ~inside / (~inside).sum()
+    features, _ = model_features(section, model, None)
+    one = make_sections(features, geometry(section, "spatial", None))[0]
+    gradient = section_gradient(model, one, "in", "rest", side)
+    logged = log_expression(section, target_sum=model.projection.target_sum)
+    ours, theirs = model.projection.match(list(section.var_names))
+    centred = logged[:, theirs].toarray() - logged[:, theirs].toarray().mean(axis=0)
+    total = ((centred.T @ gradient) * model.projection.components[ours]).sum()
+
+    def evidence(z):
+        x = torch.from_numpy(one.to_raster(z))[None]
+        with torch.no_grad():
+            logits = model.net(x, torch.from_numpy(one.occupied())[None])[0][0].flatten(1)[:, one.flat_pixels].numpy()
+        at = model.classes.index("in")
+        return float((logits[at] - logits[1 - at]) @ side)
+
+    z = (features - features.mean(axis=0)) / model.scale
+    assert total == pytest.approx(evidence(z) - evidence(np.zeros_like(z)), rel=0.05)
+
+
+def test_same_model_same_bits_and_a_fitted_one_will_do(section, models):
+    tables = []
+    for model in (models[0], st.models.Segmenter.load(models[0])):
+        adata = section.copy()
+        st.tl.biomarkers(adata, "region", attribution_model=model, n_null=60)
+        tables.append(adata.uns["biomarkers"])
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def test_without_a_model_a_linear_probe_answers(section):
+    adata = section.copy()
+    st.tl.biomarkers(adata, "region", n_null=60)
+    assert adata.uns["biomarkers_params"]["attribution"] == "linear probe"
+    assert roc_auc_score(np.arange(50) < N_PLANTED, _table(adata)["attribution"].abs()) >= 0.9
+
+
+def test_genes_the_model_does_not_know_have_none(section, models):
+    adata = section[:, 4:].copy()
+    adata.var_names = ["new", *adata.var_names[1:]]
+    st.tl.biomarkers(adata, "region", attribution_model=models[0], n_null=60)
+    row = _table(adata).loc["new"]
+    assert (row["attribution"], row["attribution_rank"]) == (0, 0)
+
+
+def test_models_that_cannot_answer_are_refused(section, models, tmp_path):
+    adata = section.copy()
+    adata.obs["other"] = pd.Categorical(np.where(adata.obsm["spatial"][:, 0] < 9, "left", "right"))
+    for kwargs, error, match in (
+        ({"groupby": "other", "attribution_model": models[0]}, ValueError, "tells 'in', 'out' apart"),
+        ({"groupby": "region", "attribution_model": 3}, TypeError, "attribution_model"),
+        ({"groupby": "region", "attribution_model": [3]}, TypeError, "attribution_model"),
+        ({"groupby": "region", "attribution_model": []}, ValueError, "empty"),
+        ({"groupby": "region", "attribution_model": tmp_path / "no.stx"}, FileNotFoundError, "no.stx"),
+    ):
+        with pytest.raises(error, match=match):
+            st.tl.biomarkers(adata, n_null=60, **kwargs)
+    blind = st.models.Segmenter(QUICK)
+    blind.use_rep = "X_pca"
+    with pytest.raises(ValueError, match="save_model"):
+        st.tl.biomarkers(adata, "region", attribution_model=blind)
+    assert not adata.uns
+
+
+def test_attribution_is_quiet(section, models):
+    adata = section.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        st.tl.biomarkers(adata, "region", groups=["in"], reference="out", attribution_model=models[0], n_null=60)

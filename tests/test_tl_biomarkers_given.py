@@ -1,0 +1,155 @@
+"""tl.biomarkers with covariates: composition and columns; calibration and power on generated and real tissue."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import stxtools as st
+
+
+def _tissue(seed: int, planted: int = 0, fold: float = 2.0, side: int = 40, n_vars: int = 120) -> ad.AnnData:
+    """Cell types in smooth patches make most of the variance; a region of its own changes ``planted`` genes."""
+    rng = np.random.default_rng(seed)
+    xy = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2).astype(float)
+
+    def smooth(length: float) -> np.ndarray:
+        frequency = rng.standard_normal((200, 2)) / length
+        return np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 200)).sum(axis=1) / 10
+
+    share = np.exp(2 * np.stack([smooth(6.0) for _ in range(3)], axis=1))
+    share /= share.sum(axis=1, keepdims=True)
+    rate = share @ (np.exp(rng.normal(0, 1, (3, n_vars))) * rng.gamma(2, 1, n_vars))
+    region = smooth(12.0)
+    region = region > np.quantile(region, 0.7)
+    rate[:, :planted] *= np.where(region, 1.0, 1 / fold)[:, None]
+    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    out.var_names = [f"g{i}" for i in range(n_vars)]
+    out.obs_names = [f"o{i}" for i in range(len(xy))]
+    out.obsm["spatial"] = xy
+    out.obsm["share"] = share[:, :2]
+    out.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
+    out.obs["type"] = pd.Categorical(np.array(list("abc"))[share.argmax(axis=1)])
+    out.obs["x"] = xy[:, 0]
+    return out
+
+
+def _called(adata: ad.AnnData, planted: int, **kwargs) -> tuple[float, int]:
+    st.tl.biomarkers(adata, "region", groups=["in"], n_null=120, **kwargs)
+    called = adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "pvals_adj"].to_numpy() < 0.05
+    return float(called[:planted].mean()) if planted else 0.0, int(called[planted:].sum())
+
+
+def test_composition_finds_what_types_of_cells_hide():
+    total, given, false = [], [], []
+    for seed in range(4):
+        adata = _tissue(seed, planted=8)
+        total.append(_called(adata, 8)[0])
+        power, wrong = _called(adata, 8, covariates="composition")
+        given.append(power)
+        false.append(wrong)
+    assert np.mean(given) > 0.7
+    assert np.mean(given) > np.mean(total) + 0.2
+    assert np.mean(false) <= 2.0  # of 112
+
+
+def test_regions_that_mean_nothing_have_no_markers_given_composition():
+    pvals, regions = [], 0
+    for seed in range(10):
+        adata = _tissue(50 + seed, side=26, n_vars=60)
+        regions += _called(adata, 0, covariates="composition")[1] > 0
+        pvals.append(adata.uns["biomarkers"]["pvals"].to_numpy())
+    pooled = np.concatenate(pvals)
+    assert regions <= 2
+    assert np.mean(pooled < 0.05) < 0.08
+    assert np.mean(pooled < 0.01) < 0.02
+    assert 0.35 < np.median(pooled) < 0.65
+
+
+def test_composition_is_taken_out():
+    """Cell types against each other: everything differs in all, little given their composition."""
+    adata = _tissue(3)
+    table = {}
+    for covariates in (None, "composition"):
+        st.tl.biomarkers(adata, "type", groups=["a"], covariates=covariates, n_null=100)
+        table[covariates] = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
+    assert table["composition"]["zscores"].abs().mean() < 0.6 * table[None]["zscores"].abs().mean()
+    np.testing.assert_array_equal(table["composition"]["auroc"], table[None]["auroc"])  # descriptions stay as they are
+
+
+def test_columns_of_obs_and_obsm():
+    adata = _tissue(1, planted=8)
+    shares = _called(adata, 8, covariates="share")
+    given = adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "zscores"].to_numpy()
+    both = _called(adata, 8, covariates=["type", "x"])
+    total = _called(adata, 8)
+    plain = adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "zscores"].to_numpy()
+    assert np.abs(given[:8]).mean() > np.abs(plain[:8]).mean()
+    assert shares[0] >= total[0]
+    assert both[1] <= 1
+    _called(adata, 8, covariates=["composition", "x"])
+    assert list(adata.uns["biomarkers_params"]["covariates"]) == ["composition", "x"]
+
+
+def test_two_groups_mirror_each_other_to_the_bit():
+    adata = _tissue(2, planted=8, side=24)
+    for covariates in (None, "composition"):
+        st.tl.biomarkers(adata, "region", covariates=covariates, n_null=60)
+        a, b = (st.get.biomarkers(adata, g).set_index("names").loc[adata.var_names] for g in ("in", "out"))
+        np.testing.assert_array_equal(a["pvals"], b["pvals"])
+        np.testing.assert_array_equal(a["zscores"], -b["zscores"])
+
+
+def test_libraries_with_covariates():
+    parts = [_tissue(s, planted=8, side=22) for s in range(3)]
+    adata = ad.concat(parts, label="library", index_unique="-")
+    st.tl.biomarkers(adata, "region", groups=["in"], covariates="composition", library_key="library", n_null=80)
+    table = st.get.biomarkers(adata)
+    assert set(table["names"][:5]) <= {f"g{i}" for i in range(8)}
+    assert (table["n_libraries"] == 3).all()
+    assert np.isfinite(table["effect_se"]).all()
+
+
+@pytest.mark.parametrize(
+    ("covariates", "error", "match"),
+    [
+        ("nope", KeyError, "neither 'composition' nor in"),
+        (3, TypeError, "covariates"),
+        ([3], TypeError, "covariates"),
+        ("region", ValueError, "nothing would be left"),
+        ("gap", ValueError, "missing values"),
+        ("bad", ValueError, "NaN"),
+    ],
+)
+def test_bad_covariates(covariates, error, match):
+    adata = _tissue(0, side=10)
+    adata.obs["gap"] = pd.Categorical([None, *["a"] * (adata.n_obs - 1)])
+    adata.obsm["bad"] = np.full((adata.n_obs, 2), np.nan)
+    with pytest.raises(error, match=match):
+        st.tl.biomarkers(adata, "region", covariates=covariates)
+    assert not adata.uns
+
+
+def test_covariates_between_libraries_are_refused():
+    adata = ad.concat([_tissue(s, side=12) for s in range(4)], label="library", index_unique="-")
+    adata.obs["sick"] = np.where(adata.obs["library"].isin(["0", "1"]), "yes", "no")
+    with pytest.raises(ValueError, match="different libraries"):
+        st.tl.biomarkers(adata, "sick", library_key="library", covariates="composition")
+
+
+def test_real_section_null_regions_given_composition(real_section):
+    adata = real_section("xenium_breast_idc")
+    adata.uns = {}
+    rng = np.random.default_rng(0)
+    xy = np.asarray(adata.obsm["spatial"], dtype=float)
+    called = []
+    for _ in range(3):
+        frequency = rng.standard_normal((200, 2)) / (0.3 * xy.std(axis=0).mean())
+        value = np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 200)).sum(axis=1)
+        adata.obs["null"] = pd.Categorical(np.where(value > np.quantile(value, 0.7), "in", "out"))
+        st.tl.biomarkers(adata, "null", groups=["in"], n_null=100, covariates="composition")
+        called.append((adata.uns["biomarkers"]["pvals_adj"] < 0.05).mean())
+    assert np.mean(called) <= 0.02

@@ -1,0 +1,142 @@
+"""Double dipping: groups found in the expression they are tested on."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import stxtools as st
+
+HOW = {"show_progress": False}
+
+
+def _homogeneous(n: int = 700, n_vars: int = 80, seed: int = 0) -> ad.AnnData:
+    rng = np.random.default_rng(seed)
+    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rng.gamma(1, 1, n_vars), (n, n_vars)).astype(np.float32)))
+    out.obs_names, out.var_names = [f"o{i}" for i in range(n)], [f"g{i}" for i in range(n_vars)]
+    out.obsm["spatial"] = rng.uniform(0, 100, (n, 2))
+    return out
+
+
+@pytest.fixture(scope="module")
+def banded(quick_params) -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(24), np.arange(24)), -1).reshape(-1, 2).astype(float)
+    band = (xy[:, 0] // 8).astype(int)
+    rate = np.full((3, 60), 1.0)
+    for k in range(3):
+        rate[k, 10 * k : 10 * k + 10] = 8.0
+    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate[band]).astype(np.float32)))
+    out.obs_names, out.var_names = [f"o{i}" for i in range(len(xy))], [f"g{i}" for i in range(60)]
+    out.obsm["spatial"] = xy
+    out.obs["band"] = pd.Categorical(np.array(list("abc"))[band])
+    st.tl.segment(out, n_segments=3, params=quick_params, **HOW)
+    return out
+
+
+@pytest.fixture(scope="module")
+def quick_params() -> dict[str, object]:
+    return {"width": 8, "epochs": 8, "pretrain_epochs": 1, "steps_per_epoch": 4, "sigmas": (0.0, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def tested(banded) -> ad.AnnData:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return st.tl.biomarkers(banded, "segment", n_null=60, copy=True, **HOW)
+
+
+def test_segments_are_found_again_and_tested_on_the_other_half(tested, banded):
+    adata = tested
+    params = adata.uns["biomarkers_params"]
+    assert bool(params["protected"])
+    assert params["protect_agreement"] > 0.3
+    names = set(adata.obs["segment"].cat.categories)
+    assert set(adata.uns["biomarkers"]["group"]) == names
+    for name in names:  # classes keep their names: the top genes are those of the band under the segment
+        band = adata.obs.loc[adata.obs["segment"] == name, "band"].mode()[0]
+        top = {int(g[1:]) // 10 for g in st.get.biomarkers(adata, name, n_top=5)["names"]}
+        assert top == {"abc".index(band)}
+    pd.testing.assert_series_equal(adata.obs["segment"], banded.obs["segment"])
+    assert set(adata.layers) - {None} == set()
+
+
+def test_protection_survives_the_disk_and_new_names(banded, tested, tmp_path):
+    banded.write_h5ad(tmp_path / "a.h5ad")
+    adata = ad.read_h5ad(tmp_path / "a.h5ad")
+    names = dict(zip("012", ("core", "rim", "stroma"), strict=True))
+    adata.obs["segment"] = adata.obs["segment"].cat.rename_categories(names)
+    st.tl.biomarkers(adata, "segment", n_null=60, **HOW)
+    assert adata.uns["biomarkers_params"]["protect_agreement"] == tested.uns["biomarkers_params"]["protect_agreement"]
+    for old, new in names.items():
+        pd.testing.assert_frame_equal(
+            st.get.biomarkers(adata, new).drop(columns="group"), st.get.biomarkers(tested, old).drop(columns="group")
+        )
+
+
+def test_no_protection_is_said(banded):
+    adata = banded.copy()
+    with pytest.warns(UserWarning, match="optimistic.*protect='thinning'"):
+        st.tl.biomarkers(adata, "segment", protect=None, n_null=60, **HOW)
+    assert not adata.uns["biomarkers_params"]["protected"]
+    adata.X = adata.X.log1p()
+    with pytest.warns(UserWarning, match="name a `layer`"):
+        st.tl.biomarkers(adata, "segment", n_null=60, **HOW)
+    adata.layers["raw"] = banded.X
+    adata.obsm["X_other"] = np.random.default_rng(0).normal(size=(adata.n_obs, 4)).astype(np.float32)
+    adata.uns["segment"]["params"]["use_rep"] = "X_other"
+    with pytest.warns(UserWarning, match="X_other"):
+        st.tl.biomarkers(adata, "segment", layer="raw", n_null=60, **HOW)
+    with pytest.raises(ValueError, match="protect"):
+        st.tl.biomarkers(adata, "segment", protect="hope", n_null=60)
+
+
+def test_the_other_part_of_a_split_needs_no_second_protection(quick_params):
+    adata = _homogeneous()
+    st.pp.split_counts(adata)
+    st.tl.segment(adata, n_segments=2, layer="split_train", params=quick_params, **HOW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        st.tl.biomarkers(adata, "segment", layer="split_test", n_null=60, **HOW)
+    assert not adata.uns["biomarkers_params"]["protected"]
+    with pytest.warns(UserWarning, match="optimistic"):
+        st.tl.biomarkers(adata, "segment", layer="split_train", protect=None, n_null=60, **HOW)
+
+
+def test_regions_and_predictions_are_known_too(line):
+    line.uns.pop("multitask", None)
+    with pytest.warns(UserWarning, match="only groups of `st.tl.segment` can be found again"):
+        st.tl.biomarkers(line, "region", n_null=60, library_key="library", groups=[line.obs["region"].mode()[0]], **HOW)
+
+
+def test_labels_are_spread_again(banded, quick_params):
+    adata = banded.copy()
+    adata.obs["few"] = adata.obs["band"].where(np.arange(adata.n_obs) % 15 == 0)
+    st.tl.segment(adata, labels_key="few", params=quick_params, **HOW)
+    st.tl.biomarkers(adata, "segment", n_null=60, **HOW)
+    assert adata.uns["biomarkers_params"]["protect_agreement"] > 0.5
+    assert list(pd.unique(adata.uns["biomarkers"]["group"])) == ["a", "b", "c"]
+
+
+def test_clusters_of_homogeneous_tissue_are_not_marked():
+    """Groups found in one half and tested on the other have no markers; on the same counts many."""
+    from sklearn.mixture import GaussianMixture
+
+    same, split = [], []
+    for seed in range(3):
+        adata = _homogeneous(1500, seed=seed)
+        st.pp.split_counts(adata, random_state=seed)
+        for layer, tested, out in (("split_train", "split_test", split), ("split_train", "split_train", same)):
+            work = ad.AnnData(adata.layers[layer].copy())
+            st.pp.normalize(work)
+            found = GaussianMixture(3, random_state=0).fit_predict(work.obsm["X_pca"][:, :8])
+            adata.obs["cluster"] = pd.Categorical(found.astype(str))
+            st.tl.biomarkers(adata, "cluster", layer=tested, n_null=60, **HOW)
+            out.append((adata.uns["biomarkers"]["pvals_adj"] < 0.05).mean())
+    assert np.mean(split) <= 0.005
+    assert np.mean(same) > 0.01
