@@ -21,7 +21,7 @@ DATA = $(or $(STXTOOLS_DATASETDIR),../shared/data)
 
 export INPUT LIBRARY_KEY GROUPBY LABELS_KEY OUT DATA
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format contracts types docs tutorials bench clean
+.PHONY: help env demo test lint format contracts types docs tutorials bench paper clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -98,6 +98,9 @@ bench: $(VENV)/.stamp-run ## run the benchmarks, or one: [BENCH=name]
 	  [ -f "$$main" ] || continue; found=1; echo "== $$main"; $(BIN)/python "$${main%/__main__.py}" $(ARGS); \
 	done; \
 	[ -n "$$found" ] || { echo "There is no benchmark benchmarks/$(BENCH)/__main__.py." >&2; exit 1; }
+
+paper: $(VENV)/.stamp-run ## run the method's experiments into docs/paper: [QUICK=1] [DATA=folder of the real sections]
+	$(BIN)/python benchmarks/paper --data "$$DATA" $(if $(QUICK),--quick) $(ARGS)
 
 clean: ## remove the environment and everything built or cached
 	rm -rf $(VENV) build dist docs/_build docs/generated htmlcov .coverage .coverage.* coverage.xml

@@ -17,11 +17,14 @@ RASTER = "raster"
 SPATIAL_ALIGNED = "spatial_aligned"
 ALIGN = "align"
 NOISE = "noise"
+SPLIT = "split"
 
 # tl.segment
 SEGMENT = "segment"
 X_UNET = "X_unet"
+DISTILL = "distill"
 SUGGESTED = "suggested"
+PRETRAIN = "pretrain"
 IMAGES = "images"
 SCALEFACTORS = "scalefactors"
 MASK_IMAGE = "segmentation"
@@ -36,13 +39,21 @@ DISTANCES = "spatial_distances"
 CONTACT = "contact_length"
 X_GNN = "X_gnn"
 ATTENTION = "attention"
+ATTENTION_CORRECTED = "attention_corrected"
+FIDELITY = "attention_fidelity"
+SALIENCY = "attention_saliency"
 EMBED = "embed"
 
 # tl.multitask, tl.biomarkers, tl.targets
 MULTITASK = "multitask"
+EXPRESSION_PRED = "expression_pred"
 BIOMARKERS = "biomarkers"
 BIOMARKER_SCORE = "biomarker_score"
 TARGETS = "targets"
+
+# tl.evaluate, tl.tune
+EVALUATION = "evaluation"
+TUNE = "tune"
 
 # one section without library_key is called this in ``uns``, unless ``uns["spatial"]`` names it
 LIBRARY = "section"
@@ -50,7 +61,25 @@ LIBRARY = "section"
 
 # names that ``key_added`` must not take, except where they are a call's own default
 RESERVED = frozenset(
-    {SPATIAL, RASTER, ALIGN, SEGMENT, REGIONS, EMBED, MULTITASK, BIOMARKERS, X_PCA, X_UNET, X_GNN, "log1p", "pca"}
+    {
+        SPATIAL,
+        RASTER,
+        ALIGN,
+        SEGMENT,
+        SPLIT,
+        PRETRAIN,
+        REGIONS,
+        EMBED,
+        MULTITASK,
+        BIOMARKERS,
+        X_PCA,
+        X_UNET,
+        X_GNN,
+        EVALUATION,
+        TUNE,
+        "log1p",
+        "pca",
+    }
 )
 
 

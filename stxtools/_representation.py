@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 N_TOP_GENES = 2000
 N_COMPS = 20
+_GRAM_ROWS = 4096  # observations that are dense at a time
+_DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
+_SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
 _LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
 
 
@@ -32,7 +35,8 @@ class Representation:
     """A dense representation of the observations and where it came from.
 
     ``genes``, ``mean``, ``components`` (n_genes x n_comps) and ``target_sum`` are there when it was computed
-    from expression: then it can be computed again on another section with the same genes.
+    from expression: then it can be computed again on another section with the same genes. ``variance`` is that of
+    the values (n_comps,), ``noise`` the mean variance of a gene that the components leave.
     """
 
     values: NDArray[np.float32]
@@ -41,6 +45,8 @@ class Representation:
     mean: NDArray[np.float64] | None = None
     components: NDArray[np.float64] | None = None
     target_sum: float | None = None
+    variance: NDArray[np.float64] | None = None
+    noise: float = 0.0
 
 
 def stored_matrix(adata: AnnData, layer: str | None) -> Any:
@@ -56,9 +62,13 @@ def stored_matrix(adata: AnnData, layer: str | None) -> Any:
 
 
 def to_csr(matrix: Any) -> sparse.csr_matrix:
-    """Return ``matrix`` as CSR (a new wrapper; data are shared where they can be)."""
+    """Return ``matrix`` as CSR, read into memory if it is not (a new wrapper; data are shared where they can be)."""
     if hasattr(matrix, "to_memory"):  # backed
         matrix = matrix.to_memory()
+    elif hasattr(matrix, "dask") and hasattr(matrix, "compute"):  # a dask array
+        matrix = matrix.compute()
+    elif not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray) and hasattr(matrix, "__getitem__"):
+        matrix = np.asarray(matrix[()] if hasattr(matrix, "shape") else matrix)  # a dataset of h5py or zarr
     out = sparse.csr_matrix(matrix)
     if not np.isfinite(out.data).all():
         raise ValueError("The expression matrix holds NaN or infinite values; fill or drop them first.")
@@ -140,8 +150,27 @@ def select_genes(
         box, flavor = _AnnData(matrix[:, seen]), "seurat_v3"
     else:
         box, flavor = _AnnData(log_normalize(matrix[:, seen], scale)), "seurat"
-    sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor=flavor)
+    if flavor == "seurat_v3":
+        _rank_by_loess(box, n_top_genes)
+    else:
+        sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor=flavor)
     return seen[np.asarray(box.var["highly_variable"], dtype=bool)]
+
+
+def _rank_by_loess(box: AnnData, n_top_genes: int) -> None:
+    """Run ``seurat_v3``; its local fit is singular where many genes have one mean: widen it then."""
+    import scanpy as sc
+
+    for span in _SPANS:
+        try:
+            sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor="seurat_v3", span=span)
+        except ValueError as err:
+            if span == _SPANS[-1]:
+                raise ValueError(
+                    f"The variable genes of these counts cannot be found ({err}); name a `use_rep`."
+                ) from err
+        else:
+            return
 
 
 def compute_representation(
@@ -156,8 +185,6 @@ def compute_representation(
 
     The PCA is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
     """
-    from sklearn.decomposition import PCA
-
     counts, scale = expression(adata, layer)
     genes = select_genes(adata, counts, scale, n_top_genes)
     target = median_depth(np.asarray(counts.sum(axis=1)).ravel())
@@ -165,14 +192,7 @@ def compute_representation(
     n_comps = min(n_comps, len(genes), adata.n_obs - 1)
     if n_comps < 1:
         raise ValueError(f"`adata` has {adata.n_obs} observation(s); a representation needs at least 2.")
-    if n_comps >= len(genes) - 1 or len(genes) < 2 * n_comps:
-        dense = logged.toarray().astype(np.float64)  # a small panel: fewer than 2 x n_comps columns
-        pca = PCA(n_components=n_comps, svd_solver="full").fit(dense)
-    else:
-        solver = "covariance_eigh" if len(genes) <= N_TOP_GENES else "arpack"
-        pca = PCA(n_components=n_comps, svd_solver=solver, random_state=random_state).fit(logged.astype(np.float64))
-    components = np.ascontiguousarray(pca.components_.T, dtype=np.float64)
-    mean = np.asarray(pca.mean_, dtype=np.float64).ravel()
+    mean, components = principal_axes(logged, n_comps, random_state=random_state)
     values = np.asarray(logged @ components) - mean @ components
     return Representation(
         np.ascontiguousarray(values, dtype=np.float32),
@@ -181,7 +201,50 @@ def compute_representation(
         mean,
         components,
         target,
+        values.var(axis=0),
+        residual_variance(logged, mean, values),
     )
+
+
+def residual_variance(logged: sparse.csr_matrix, mean: NDArray[np.float64], values: NDArray[np.floating]) -> float:
+    """Mean variance of a gene that the components leave."""
+    total = float(logged.data @ logged.data) / logged.shape[0] - float(mean @ mean)
+    return max(total - float(np.square(values).mean(axis=0).sum()), 0.0) / logged.shape[1]
+
+
+def principal_axes(
+    matrix: sparse.csr_matrix, n_comps: int, *, random_state: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix.
+
+    From the covariance, or by Lanczos steps on the sparse matrix, whichever takes fewer operations: both are linear
+    in observations and agree to rounding. Signs are scikit-learn's: the largest loading is positive.
+    """
+    n_obs, n_vars = matrix.shape
+    dense_work = (n_obs * n_vars**2 + 10 * n_vars**3) / _DENSE_SPEED
+    lanczos_work = 8 * n_comps * matrix.nnz / _SPARSE_SPEED
+    if lanczos_work < dense_work and n_comps < min(n_obs, n_vars) - 1:
+        from sklearn.decomposition import PCA
+
+        pca = PCA(n_components=n_comps, svd_solver="arpack", random_state=random_state).fit(matrix.astype(np.float64))
+        return np.asarray(pca.mean_, dtype=np.float64).ravel(), np.ascontiguousarray(pca.components_.T)
+    total, products = np.zeros(n_vars), np.zeros((n_vars, n_vars))
+    for start in range(0, n_obs, _GRAM_ROWS):
+        rows = matrix[start : start + _GRAM_ROWS].toarray().astype(np.float64)
+        total += rows.sum(axis=0)
+        products += rows.T @ rows
+    return axes_of_products(total, products, n_obs, n_comps)
+
+
+def axes_of_products(
+    total: NDArray[np.float64], products: NDArray[np.float64], n_obs: int, n_comps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and principal axes from the sum (n_vars,) and the sum of products (n_vars, n_vars) of the observations."""
+    mean = total / n_obs
+    covariance = (products - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
+    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps]
+    sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_comps)])
+    return mean, np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))
 
 
 def stored_representation(adata: AnnData, use_rep: str) -> Representation:

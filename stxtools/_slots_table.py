@@ -99,10 +99,22 @@ SLOTS: tuple[SlotRow, ...] = (
         "pp.add_noise", "obsm", k.NOISE, "float32", "n_obs x n_features", "noised representation, with `use_rep`", False
     ),
     SlotRow("pp.add_noise", "uns", f"{k.NOISE}/params", "dict", "-", _PARAMS),
+    # pp.split_counts
+    SlotRow("pp.split_counts", "layers", f"{k.SPLIT}_train", "as X was", "n_obs x n_vars", "part to find groups in"),
+    SlotRow("pp.split_counts", "layers", f"{k.SPLIT}_test", "as X was", "n_obs x n_vars", "part to test on"),
+    SlotRow("pp.split_counts", "uns", f"{k.SPLIT}/params", "dict", "-", _PARAMS),
+    # tl.pretrain
+    SlotRow("tl.pretrain", "uns", f"{k.PRETRAIN}/params", "dict", "-", _PARAMS),
+    SlotRow("tl.pretrain", "uns", f"{k.PRETRAIN}/history", "DataFrame", "n_epochs x n_losses", "losses by epoch"),
     # tl.segment
     SlotRow("tl.segment", "obs", k.SEGMENT, "category", "n_obs", "segment (compartment) of the observation"),
     SlotRow(
-        "tl.segment", "obs", k.confidence(k.SEGMENT), "float32", "n_obs", "probability of the called segment, 0 to 1"
+        "tl.segment",
+        "obs",
+        k.confidence(k.SEGMENT),
+        "float32",
+        "n_obs",
+        "probability of the called segment, calibrated",
     ),
     SlotRow(
         "tl.segment", "obs", k.mask_id(k.SEGMENT), "int32", "n_obs", "value of the observation's segment in the mask"
@@ -175,6 +187,17 @@ SLOTS: tuple[SlotRow, ...] = (
     # tl.suggest_labels
     SlotRow("tl.suggest_labels", "obs", k.SUGGESTED, "float64", "n_obs", "1 for the first to label, ...; else NaN"),
     SlotRow("tl.suggest_labels", "uns", f"{k.SUGGESTED}/params", "dict", "-", _PARAMS),
+    # tl.distill
+    SlotRow("tl.distill", "uns", f"{k.DISTILL}/params", "dict", "-", _PARAMS),
+    SlotRow("tl.distill", "uns", f"{k.DISTILL}/history", "DataFrame", "n_epochs x 5", "losses by epoch"),
+    SlotRow(
+        "tl.distill",
+        "uns",
+        f"{k.DISTILL}/agreement",
+        "float",
+        "-",
+        "share of held-out pixels classed as the teacher does",
+    ),
     # tl.region_graph
     SlotRow("tl.region_graph", "obs", k.REGION, "category", "n_obs", "connected region of the observation"),
     SlotRow(
@@ -222,12 +245,42 @@ SLOTS: tuple[SlotRow, ...] = (
         "tl.multitask", "obsm", k.proba("{biomarker_key}"), "DataFrame", "n_obs x n_classes", "class probabilities"
     ),
     SlotRow("tl.multitask", "obsm", k.proba("{region_key}"), "DataFrame", "n_obs x n_classes", "class probabilities"),
+    *(
+        SlotRow("tl.multitask", "regions.obsm", k.proba(f"{{{key}}}"), "DataFrame", "n_regions x n_classes", meaning)
+        for key, meaning in (
+            ("biomarker_key", "expected share of each state in the region"),
+            ("region_key", "expected share of each class in the region"),
+        )
+    ),
+    *(
+        SlotRow("tl.multitask", "regions.obs", k.pred(f"{{{key}}}"), "category", "n_regions", "the largest of them")
+        for key in ("biomarker_key", "region_key")
+    ),
+    SlotRow(
+        "tl.multitask",
+        "obsm",
+        k.EXPRESSION_PRED,
+        "DataFrame",
+        "n_obs x n_genes",
+        "predicted log expression of the genes of `expression=`",
+        False,
+    ),
+    SlotRow(
+        "tl.multitask",
+        "regions.obsm",
+        k.EXPRESSION_PRED,
+        "DataFrame",
+        "n_regions x n_genes",
+        "its means in the regions",
+        False,
+    ),
     *_network_rows("tl.multitask"),
     SlotRow("tl.multitask", "uns", f"{k.MULTITASK}/params", "dict", "-", _PARAMS),
     SlotRow("tl.multitask", "uns", f"{k.MULTITASK}/history", "DataFrame", "n_epochs x n_losses", "losses of training"),
     SlotRow(
-        "tl.multitask", "uns", f"{k.MULTITASK}/task_weights", "dict", "-", "alpha (biomarker), beta (classification)"
+        "tl.multitask", "uns", f"{k.MULTITASK}/task_weights", "dict", "-", "last weight of each task's loss, factors in"
     ),
+    SlotRow("tl.multitask", "uns", f"{k.MULTITASK}/mix", "dict", "-", "share of the linear classifiers in each task"),
     SlotRow(
         "tl.multitask", "uns", f"{k.MULTITASK}/Z", "DataFrame", "n_libraries x n_dims", "embedding Z of each section"
     ),
@@ -242,4 +295,44 @@ SLOTS: tuple[SlotRow, ...] = (
         "tl.targets", "uns", k.BIOMARKERS, "DataFrame", "n_groups * n_vars x n_columns", "the table, with more columns"
     ),
     SlotRow("tl.targets", "uns", f"{k.TARGETS}_params", "dict", "-", f"{_PARAMS}; genes that were not matched"),
+    # tl.attention_fidelity
+    SlotRow(
+        "tl.attention_fidelity",
+        "uns",
+        f"{k.FIDELITY}/table",
+        "DataFrame",
+        "n_rows x n_columns",
+        "change of the prediction without, or with only, the first edges or regions of each order",
+    ),
+    SlotRow(
+        "tl.attention_fidelity",
+        "obs",
+        k.SALIENCY,
+        "float32",
+        "n_obs",
+        "gradient of the called logits in what the U-Net reads at the observation",
+    ),
+    SlotRow("tl.attention_fidelity", "uns", f"{k.FIDELITY}/params", "dict", "-", _PARAMS),
+    SlotRow(
+        "tl.attention_fidelity",
+        "regions.obsp",
+        k.ATTENTION_CORRECTED,
+        "csr float32",
+        "n_regions x n_regions",
+        "what a row's region depends on a column's; rows sum to 1 or are empty",
+    ),
+    # tl.evaluate, tl.tune
+    SlotRow(
+        "tl.evaluate",
+        "uns",
+        k.EVALUATION,
+        "DataFrame",
+        "n_rows x n_columns",
+        "one row per model, target, split and fold",
+    ),
+    SlotRow("tl.evaluate", "uns", f"{k.EVALUATION}_params", "dict", "-", _PARAMS),
+    SlotRow("tl.tune", "uns", f"{k.TUNE}/best_params", "dict", "-", "the best fields, for `params=`"),
+    SlotRow("tl.tune", "uns", f"{k.TUNE}/best_value", "float", "-", "mean metric of the best trial"),
+    SlotRow("tl.tune", "uns", f"{k.TUNE}/trials", "DataFrame", "n_trials x n_columns", "one row per trial"),
+    SlotRow("tl.tune", "uns", f"{k.TUNE}/params", "dict", "-", _PARAMS),
 )

@@ -37,6 +37,11 @@ def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True) -> No
 
     if not isinstance(adata, AnnData):
         raise TypeError(f"`adata` must be an anndata.AnnData, not {type(adata).__name__}.")
+    if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):
+        raise TypeError(
+            "`adata.obs` or `adata.var` is not in memory (`anndata.experimental.read_lazy`); read them first: "
+            "`adata.obs = adata.obs.to_memory(); adata.var = adata.var.to_memory()`. `adata.X` may stay where it is."
+        )
     if adata.n_vars == 0:
         raise ValueError("`adata` has no variables (0 genes); nothing can be computed.")
     if adata.n_obs < min_obs:

@@ -21,7 +21,7 @@ from stxtools.models._mixtures import consensus, stability_curve, tied_membershi
 from stxtools.models._params import resolve
 from stxtools.models._spreading import ShrinkageLDA, neighbour_features, spread_labels
 from stxtools.models._storage import load_model, save_model
-from stxtools.models._tissuenet import label_shares
+from stxtools.models._tissue_inputs import label_shares
 
 
 def section(adata) -> Section:
@@ -78,12 +78,16 @@ def test_shrinkage_lda_without_shrinkage_is_scikit_learn_s():
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+def _standard(z):
+    return (z - z.mean(0)) / z.std(0)
+
+
 def test_labels_spread_and_unlabelled_observations_help():
     z, y = make_blobs(900, 12, centers=3, cluster_std=5.0, center_box=(-4, 4), random_state=4)
     labels = np.full(900, -1)
     for c in range(3):
         labels[np.flatnonzero(y == c)[:8]] = c
-    alone, helped = (spread_labels(z, labels, 3, rounds=r).argmax(1) for r in (0, 3))
+    alone, helped = (spread_labels([_standard(z)], labels, 3, rounds=r).argmax(1) for r in (0, 3))
     rest = labels < 0
     assert (helped == y)[rest].mean() > (alone == y)[rest].mean()
     assert (helped == y)[rest].mean() > 0.8
@@ -93,7 +97,7 @@ def test_spreading_from_one_example_of_a_class():
     z, y = make_blobs(60, 4, centers=3, cluster_std=0.5, random_state=2)
     labels = np.where(y < 2, y, -1)
     labels[np.flatnonzero(y == 2)[0]] = 2
-    assert (spread_labels(z, labels, 3).argmax(1) == y).mean() > 0.95
+    assert (spread_labels([_standard(z)], labels, 3).argmax(1) == y).mean() > 0.95
 
 
 def test_neighbour_features_by_brute_force():

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from stxtools.nn._augment import Augmentation, affine_grid, block_mask, resample
 from stxtools.nn._gnn import RegionGNN, SumConv
 from stxtools.nn._layers import ChannelNorm, GaussianPyramid
-from stxtools.nn._segmentation import RandomViews, RasterTensors, nt_xent, soft_cross_entropy
-from stxtools.nn._tissue import GraphTensors, TissueModule, TissueTask, _turn, _turn_back, share_cross_entropy
+from stxtools.nn._segmentation import RandomViews, nt_xent, soft_cross_entropy
+from stxtools.nn._tiles import PixelRaster
+from stxtools.nn._tissue import share_cross_entropy
 from stxtools.nn._training import Task, Training, run_training, seeded
 from stxtools.nn._unet import SegmentationNet, UNet
 
@@ -123,7 +124,7 @@ def test_block_mask_hides_the_share_asked_for():
 
 
 def test_views_depend_on_seed_epoch_and_index_alone():
-    section = RasterTensors(torch.randn(2, 12, 12), torch.ones(1, 12, 12))
+    section = PixelRaster((12, 12), torch.arange(144), torch.randn(144, 2))
     a, b = (RandomViews([section], 12, 4, Augmentation(), seed=5) for _ in range(2))
     assert torch.equal(a[2]["x"], b[2]["x"])
     b.set_epoch(1)
@@ -185,39 +186,6 @@ def test_message_passing_reaches_as_far_as_there_are_layers():
     h[3] += 5
     moved = (gnn(h, edges)[0] - before).abs().sum(dim=1) > 1e-6
     assert moved.tolist() == [False, True, True, True]
-
-
-@pytest.mark.parametrize("turn", range(8))
-def test_turning_back_undoes_turning(turn):
-    x = torch.randn(1, 2, 3, 5)
-    assert torch.equal(_turn_back(_turn(x, turn), turn), x)
-
-
-def tissue(tasks: dict[str, int]) -> tuple[TissueModule, GraphTensors]:
-    with seeded(1):
-        module = TissueModule(4, RegionGNN(4 + 8, hidden=8, out_channels=8, heads=2), 8, unet(), tasks)
-        graph = GraphTensors(
-            torch.randn(5, 4), torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]]),
-            torch.randn(3, 6, 6), torch.ones(1, 6, 6), torch.arange(36), torch.arange(36) % 5,
-        )  # fmt: skip
-    for name, k in tasks.items():
-        graph.targets[name] = F.one_hot(torch.arange(5) % k, k).float()
-        graph.weight[name], graph.val_weight[name] = torch.ones(5), torch.zeros(5)
-    return module, graph
-
-
-@pytest.mark.parametrize(("alpha", "beta", "silent"), [(1.0, 0.0, "classification"), (0.0, 1.0, "biomarker")])
-def test_each_head_alone_trains_the_unet_and_not_the_other_head(alpha, beta, silent):
-    module, graph = tissue({"biomarker": 2, "classification": 3})
-    weights = {"biomarker": alpha, "classification": beta}
-    task = TissueTask(module, [graph], Training(), weights, 0.3)
-    task._loss(graph, torch.Generator().manual_seed(0), "weight", turn=True).backward()
-    gradient = module.unet.stem.weight.grad
-    assert gradient is not None
-    assert float(gradient.abs().sum()) > 0
-    for name, head in module.heads.items():
-        silent_gradient = 0.0 if head.weight.grad is None else float(head.weight.grad.abs().sum())
-        assert (silent_gradient == 0) == (name == silent)
 
 
 class _Quadratic(Task):

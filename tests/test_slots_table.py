@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,19 +20,48 @@ LIBRARIES = ("section_1", "section_2")
 NAMES = {"library": "{library}", "biomarker_key": "disease", "region_key": "band"}
 DICTS = {row.key for row in SLOTS if row.where.endswith("uns")}  # not looked into any deeper
 
+
+def _looked_into(adata: ad.AnnData) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        taught, path = adata.copy(), f"{folder}/net.stx"
+        st.tl.multitask(taught, None, "band", params={"epochs": 2}, save_model=path)
+        st.tl.attention_fidelity(adata, path, max_regions=4)
+
+
+def _distilled(adata: ad.AnnData) -> None:
+    quick = {"width": 4, "epochs": 1, "pretrain_epochs": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = adata.copy()
+        st.tl.segment(teacher, labels_key="band", params=quick, key_added="taught", save_model=f"{folder}/teacher.stx")
+        st.tl.distill(adata, f"{folder}/teacher.stx", save_model=f"{folder}/student.stx", params={"epochs": 2})
+
+
+def _pretrained(adata: ad.AnnData) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        st.tl.pretrain(adata, save_model=f"{folder}/start.stx", params={"width": 4, "pretrain_epochs": 1})
+
+
 # in the order in which a user calls them; each works on what the calls before it left
 CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     "pp.rasterize": lambda a: st.pp.rasterize(a),
     "pp.normalize": lambda a: st.pp.normalize(a, n_comps=5),
     "pp.align": lambda a: st.pp.align(a, library_key="library"),
     "pp.add_noise": lambda a: st.pp.add_noise(a, 0.1),
+    "pp.split_counts": lambda a: st.pp.split_counts(a),
+    "tl.pretrain": _pretrained,
     "tl.segment": lambda a: st.tl.segment(a, n_segments=3, params={"pretrain_epochs": 1, "epochs": 2}),
     "tl.suggest_labels": lambda a: st.tl.suggest_labels(a, 3),
+    "tl.distill": _distilled,
     "tl.region_graph": lambda a: st.tl.region_graph(a),
     "tl.embed": lambda a: st.tl.embed(a, params={"epochs": 2}),
     "tl.biomarkers": lambda a: st.tl.biomarkers(a, "disease"),
     "tl.targets": lambda a: st.tl.targets(a, pd.DataFrame({"gene_name": ["gene1"], "drug_name": ["A"]})),
     "tl.multitask": lambda a: st.tl.multitask(a, "disease", "band", params={"epochs": 2}),
+    "tl.attention_fidelity": _looked_into,
+    "tl.evaluate": lambda a: st.tl.evaluate(a, ["lda"], region_key="band", n_seeds=1, max_folds=2),
+    "tl.tune": lambda a: st.tl.tune(
+        a, "unet", region_key="band", n_folds=2, max_folds=1, space={"width": [4]}, search="grid", params={"epochs": 1}
+    ),
 }
 # palettes may be stored beside any categorical, as scanpy does
 IGNORED = "_colors"

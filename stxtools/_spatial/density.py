@@ -28,11 +28,17 @@ def neighbour_radius(points: NDArray[np.float64], k: int = N_NEIGHBOURS) -> NDAr
     return distance[:, 0]
 
 
-def local_area(points: NDArray[np.float64], k: int = N_NEIGHBOURS) -> NDArray[np.float64]:
-    """Return the area that each distinct point has to itself, ``pi r_k**2 / k`` (1 for a lone point)."""
+def local_area(
+    points: NDArray[np.float64], k: int = N_NEIGHBOURS, radius: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Return the area that each distinct point has to itself, ``pi r_k**2 / k`` (1 for a lone point).
+
+    ``radius`` is what :func:`neighbour_radius` returns for the same ``k``, where it is known.
+    """
     if len(points) < 2:
         return np.ones(len(points))
-    return np.pi * neighbour_radius(points, k) ** 2 / min(k, len(points) - 1)
+    radius = neighbour_radius(points, k) if radius is None else radius
+    return np.pi * radius**2 / min(k, len(points) - 1)
 
 
 def typical_spacing(xy: NDArray[np.float64]) -> float:

@@ -11,14 +11,30 @@ from scipy import sparse
 from .raster import RasterGrid, split_rows
 from .triangulation import Mesh, triangulate
 
+Meshes = Sequence[Mesh | None]
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TWIN = 1e-3  # distance between observations at one place, in units of the local spacing
 
 
+def section_meshes(
+    xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid | None]
+) -> list[Mesh | None]:
+    """Triangulate every scattered section: what graph, contacts and areas share, so that it is done once."""
+    return [
+        triangulate(xy[rows]) if grid is not None and grid.lattice == "scattered" and len(rows) else None
+        for rows, grid in zip(split_rows(codes, len(grids)), grids, strict=True)
+    ]
+
+
 def spatial_graph(
-    xy: NDArray[np.float64], codes: NDArray[np.int64], index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid]
+    xy: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    index: NDArray[np.integer[Any]],
+    grids: Sequence[RasterGrid],
+    meshes: Meshes | None = None,
 ) -> sparse.csr_matrix:
     """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections).
 
@@ -26,9 +42,9 @@ def spatial_graph(
     pixel index, so a missing spot leaves a gap. Scattered cells: the trimmed Delaunay triangulation of
     :func:`~stxtools._spatial.triangulation.triangulate`. Observations at one place are joined to each other
     (to the first of them, at a thousandth of the local spacing) and share its neighbours. An observation far
-    from all others has no edge.
+    from all others has no edge. ``meshes`` are those of :func:`section_meshes`, where they are at hand.
     """
-    i, j, distance, _ = _edges(xy, codes, index, grids)
+    i, j, distance, _ = _edges(xy, codes, index, grids, meshes)
     return _symmetric(i, j, distance, len(xy))
 
 
@@ -37,6 +53,7 @@ def contact_lengths(
     xy: NDArray[np.float64],
     codes: NDArray[np.int64],
     grids: Sequence[RasterGrid],
+    meshes: Meshes | None = None,
 ) -> sparse.csr_matrix:
     """Return the length of the border that neighbours share, on the pattern of ``graph``.
 
@@ -51,7 +68,7 @@ def contact_lengths(
     if not any(grid.lattice == "scattered" for grid in grids):
         return out
     scattered = [grid if grid.lattice == "scattered" else None for grid in grids]
-    i, j, _, contact = _edges(xy, codes, np.zeros((n, 2), dtype=np.int64), scattered)
+    i, j, _, contact = _edges(xy, codes, np.zeros((n, 2), dtype=np.int64), scattered, meshes)
     key = np.r_[i * n + j, j * n + i]
     order = np.argsort(key, kind="stable")
     row = np.repeat(np.arange(n, dtype=np.int64), np.diff(graph.indptr))
@@ -64,7 +81,10 @@ def contact_lengths(
 
 
 def observation_area(
-    xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid]
+    xy: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    grids: Sequence[RasterGrid],
+    meshes: Meshes | None = None,
 ) -> NDArray[np.float64]:
     """Return the area of tissue that each observation stands for, in squared units of the coordinates.
 
@@ -73,9 +93,9 @@ def observation_area(
     place share its area.
     """
     area = np.ones(len(xy))
-    for rows, grid in zip(split_rows(codes, len(grids)), grids, strict=True):
-        if grid.lattice == "scattered" and len(rows):
-            mesh = triangulate(xy[rows])
+    meshes = section_meshes(xy, codes, grids) if meshes is None else meshes
+    for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
+        if mesh is not None:
             area[rows] = (mesh.area / np.bincount(mesh.member))[mesh.member]
         else:
             area[rows] = grid.pixel_size**2 * (np.sqrt(3) / 2 if grid.lattice == "hex" else 1.0)
@@ -90,15 +110,21 @@ def neighbour_mean(
     An observation without neighbours keeps its own values.
     """
     out = np.asarray(values)
-    dtype = np.float32 if out.dtype == np.float32 else np.float64
+    weight = averaging(graph, out.dtype, include_self)
+    for _ in range(rounds):
+        out = weight @ out
+    return np.asarray(out, dtype=weight.dtype)
+
+
+def averaging(graph: sparse.csr_matrix, dtype: Any = np.float64, include_self: bool = True) -> sparse.csr_matrix:
+    """Return the matrix that averages over neighbours: float32 for ``dtype`` float32, else float64."""
+    dtype = np.float32 if dtype == np.float32 else np.float64
     n = graph.shape[0]
     weight = sparse.csr_matrix((np.ones(graph.nnz, dtype=dtype), graph.indices, graph.indptr), shape=graph.shape)
     own = np.ones(n) if include_self else (np.diff(graph.indptr) == 0).astype(np.float64)
     weight = (weight + sparse.diags(own, format="csr", dtype=dtype)).tocsr()
     weight.data /= np.repeat(np.asarray(weight.sum(axis=1)).ravel(), np.diff(weight.indptr)).astype(dtype)
-    for _ in range(rounds):
-        out = weight @ out
-    return np.asarray(out, dtype=dtype)
+    return weight
 
 
 def _lattice_contact(grid: RasterGrid) -> float:
@@ -112,14 +138,16 @@ def _edges(
     codes: NDArray[np.int64],
     index: NDArray[np.integer[Any]],
     grids: Sequence[RasterGrid | None],
+    meshes: Meshes | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Return each edge once: its ends, length and contact; sections whose grid is None are left out."""
     parts = []
-    for rows, grid in zip(split_rows(codes, len(grids)), grids, strict=True):
+    meshes = section_meshes(xy, codes, grids) if meshes is None else meshes
+    for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
         if grid is None or len(rows) < 2:
             continue
-        if grid.lattice == "scattered":
-            i, j, length, contact = _scattered_edges(triangulate(xy[rows]))
+        if mesh is not None:
+            i, j, length, contact = _scattered_edges(mesh)
         else:
             i, j = _lattice_edges(index[rows], hexagonal=grid.lattice == "hex")
             length = np.linalg.norm(xy[rows[i]] - xy[rows[j]], axis=1)

@@ -37,8 +37,8 @@ def triangulate(xy: NDArray[np.float64]) -> Mesh:
     points on a line, are joined to a chain along their main direction.
     """
     points, first, member = unique_points(xy - xy.mean(axis=0))
-    spacing = np.sqrt(local_area(points))
     radius = neighbour_radius(points)
+    spacing = np.sqrt(local_area(points, radius=radius))
     simplices, edges, contact = _mesh(points)
     length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
     keep = length <= TRIM * np.sqrt(radius[edges[:, 0]] * radius[edges[:, 1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,8 @@ class Section:
         Row and column of every observation on the raster, (n, 2).
     shape
         Rows and columns of the raster.
-    graph
-        Spatial neighbours, (n, n) sparse, symmetric.
+    neighbours
+        Spatial neighbours, (n, n) sparse, symmetric; or a function that makes them when they are asked for.
     xy
         Coordinates, (n, 2).
     """
@@ -33,8 +34,13 @@ class Section:
     features: NDArray[np.float32]
     pixels: NDArray[np.int32]
     shape: tuple[int, int]
-    graph: sparse.csr_matrix
+    neighbours: sparse.csr_matrix | Callable[[], sparse.csr_matrix]
     xy: NDArray[np.float64]
+
+    @property
+    def graph(self) -> sparse.csr_matrix:
+        """Spatial neighbours, (n, n): applying a trained model needs none, so they may be made late."""
+        return self.neighbours() if callable(self.neighbours) else self.neighbours
 
     @property
     def n_obs(self) -> int:
@@ -45,6 +51,25 @@ class Section:
     def flat_pixels(self) -> NDArray[np.int64]:
         """Index of every observation's pixel in the flattened raster."""
         return self.pixels[:, 0].astype(np.int64) * self.shape[1] + self.pixels[:, 1]
+
+    def occupied_pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the flat indices of the occupied pixels, ascending, (P,), and each observation's among them, (n,)."""
+        flat, member = np.unique(self.flat_pixels, return_inverse=True)
+        return flat, member.reshape(-1).astype(np.int64)
+
+    def pooled(
+        self,
+        values: NDArray[np.floating],
+        member: NDArray[np.int64],
+        weights: NDArray[np.floating] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the (weighted) mean of ``values`` (n, C) in each occupied pixel, (P, C); ``member`` as above."""
+        weight = np.ones(self.n_obs) if weights is None else np.asarray(weights, dtype=np.float64)
+        total = np.bincount(member, weight)
+        pool = sparse.csr_matrix((weight, (member, np.arange(self.n_obs))), shape=(len(total), self.n_obs))
+        summed = np.asarray(pool @ np.asarray(values, dtype=np.float64))
+        mean = np.divide(summed, total[:, None], out=np.zeros_like(summed), where=total[:, None] > 0)
+        return mean.astype(np.float32)
 
     def to_raster(
         self, values: NDArray[np.floating], weights: NDArray[np.floating] | None = None

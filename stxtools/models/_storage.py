@@ -47,6 +47,20 @@ def save_model(
     return target
 
 
+def model_kind(path: str | os.PathLike[str]) -> str:
+    """Return the class that a model file was saved from, "" where that cannot be told."""
+    from safetensors import SafetensorError, safe_open
+
+    source = Path(path).expanduser()
+    if not source.is_file():
+        return ""
+    try:
+        with safe_open(str(source), framework="numpy") as file:
+            return str(json.loads((file.metadata() or {}).get(FORMAT, "{}")).get("kind", ""))
+    except SafetensorError:
+        return ""
+
+
 def load_model(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Read a model file and check that it is one, of the kind asked for.
 

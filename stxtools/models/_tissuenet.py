@@ -11,45 +11,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.special import softmax
 
 from stxtools.nn._gnn import RegionGNN
-from stxtools.nn._tissue import GraphTensors, TissueModule, TissueTask
+from stxtools.nn._tissue import GraphTensors, TissueModule
+from stxtools.nn._tissue_task import EmbeddingTask, TissueTask, UNetPretraining
 from stxtools.nn._training import Training, run_training, seeded
 from stxtools.nn._unet import UNet
+from stxtools.nn._weighting import task_weighting
 
-from ._params import TissueNetParams, as_dict, resolve
+from ._anchor import Linear
+from ._params import as_dict, resolve
 from ._projection import GeneProjection
-from ._section import Section
 from ._segmenter import best_device
 from ._storage import load_model, save_model
+from ._tissue_inputs import RegionSection
+from ._tissue_params import TissueNetParams
+from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, Lessons, Reading
+from ._weights import load_module, module_arrays
 
-BIOMARKER, CLASSES = "biomarker", "classification"
 MANY = 5000  # regions from which on several CPU threads pay
-
-
-@dataclass
-class RegionSection:
-    """A section with its regions.
-
-    Attributes
-    ----------
-    section
-        Observations, raster and features.
-    region
-        Region of each observation, 0 .. R - 1 within the section; -1 for none.
-    nodes
-        Features of the regions, (R, F).
-    adjacency
-        Which regions touch, (R, R) sparse and symmetric.
-    labels
-        Task -> class codes of the observations, -1 where unlabelled.
-    """
-
-    section: Section
-    region: NDArray[np.int64]
-    nodes: NDArray[np.float32]
-    adjacency: sparse.csr_matrix
-    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,21 +45,28 @@ class TissuePrediction:
         Embedding of the section, (d,).
     proba
         Task -> class probabilities of the regions, (R, K).
+    obs_proba
+        Task -> class probabilities of the observations, (n, K); NaN outside any region.
     attention
         Row: the region that receives, column: the region it attends to; rows sum to 1, (R, R) sparse.
+    expression, obs_expression
+        Predicted log expression of the regions (R, T) and of the observations (n, T), or None.
     """
 
     states: NDArray[np.float32]
     z: NDArray[np.float32]
     proba: dict[str, NDArray[np.float32]]
     attention: sparse.csr_matrix
+    obs_proba: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    expression: NDArray[np.float32] | None = None
+    obs_expression: NDArray[np.float32] | None = None
 
 
 class TissueNet:
     """Graph network on tissue regions, with or without labels.
 
-    Fitted without labels it embeds regions by reconstructing hidden ones from their surroundings. Fitted
-    with labels for one or two tasks it trains U-Net, GNN and heads together.
+    Fitted without labels it embeds regions. Fitted with labels for one or two tasks, or with genes to predict, it
+    trains U-Net, GNN and heads together.
 
     Parameters
     ----------
@@ -98,32 +86,39 @@ class TissueNet:
     def __init__(self, params: TissueNetParams | Mapping[str, Any] | None = None) -> None:
         self.params = resolve(params, TissueNetParams)
         self.classes: dict[str, list[str]] = {}
+        self.expression: list[str] = []
+        self.genes: list[str] | None = None
+        self.target_sum: float | None = None
         self.history: list[dict[str, Any]] = []
         self.projection: GeneProjection | None = None
         self.use_rep: str | None = None
         self.module: TissueModule | None = None
-        self.scaling: dict[str, NDArray[np.float32]] = {}
+        self.reading = Reading(self.params)
+        self.anchors: dict[str, Linear] = {}
+        self.mix: dict[str, float] = {}
+        self.task_weights: dict[str, float] = {}
 
     @property
     def n_features(self) -> int:
         """Length of the feature vectors of the observations."""
-        return len(self.scaling["centre"])
-
-    @property
-    def task_weights(self) -> dict[str, float]:
-        """Weight of each task's loss."""
-        weights = {BIOMARKER: self.params.alpha, CLASSES: self.params.beta}
-        return {task: weights[task] for task in self.classes}
+        return len(self.reading.scaling["centre"])
 
     def params_dict(self) -> dict[str, Any]:
         """Parameters as plain values."""
         return as_dict(self.params)
+
+    @property
+    def tasks(self) -> dict[str, int]:
+        """Task -> number of classes or genes."""
+        sizes = {task: len(names) for task, names in self.classes.items()}
+        return sizes | ({EXPRESSION: len(self.expression)} if self.expression else {})
 
     def fit(
         self,
         sections: Sequence[RegionSection],
         *,
         classes: Mapping[str, Sequence[str]] | None = None,
+        expression: Sequence[str] | None = None,
         random_state: int = 0,
         accelerator: str = "auto",
         devices: int | str = 1,
@@ -136,108 +131,173 @@ class TissueNet:
         sections
             Sections with regions; with ``labels`` for every task named in ``classes``.
         classes
-            Task (``"biomarker"``, ``"classification"``) -> class names; None trains without labels.
+            Task (``"biomarker"``, ``"classification"``) -> class names.
+        expression
+            Names of the genes that the sections' ``expression`` holds, to be predicted. Without ``classes`` and
+            ``expression`` it trains without labels.
         random_state
             Seed.
         accelerator, devices
             As in Lightning.
         show_progress
             Whether a bar is shown.
+
+        Raises
+        ------
+        ValueError
+            If the factors of all tasks are 0.
         """
         self.classes = {task: list(names) for task, names in (classes or {}).items()}
-        self.history = []
-        features = np.concatenate([s.section.features for s in sections])
-        nodes = np.concatenate([s.nodes for s in sections])
-        self.scaling = {
-            "centre": features.mean(axis=0), "scale": features.std(axis=0) + 1e-6,
-            "node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6,
-        }  # fmt: skip
+        self.expression = list(expression or [])
+        self.history, self.module, self.anchors, self.mix = [], None, {}, {}
+        factors = self._factors()
         rng = np.random.default_rng(random_state)
-        graphs = [self._tensors(s, rng) for s in sections]
+        self.reading = Reading(self.params).fit(sections, rng, labelled=bool(self.tasks))
+        how = {
+            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
+        }  # fmt: skip
         with seeded(random_state):
             self.module = self._new_module()
-        p = self.params
-        task = TissueTask(
-            self.module,
-            graphs,
-            Training(p.epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay),
-            self.task_weights,
-            p.hide,
-        )
-        train, val = task.loaders(random_state)
-        self.history = run_training(
-            task, train, val, seed=random_state, accelerator=accelerator, devices=devices,
-            stage="multitask" if self.classes else "embed", desc="GNN", show_progress=show_progress,
-            threads=1 if len(nodes) < MANY and self.module.unet is None else None,
-        )  # fmt: skip
+        if self.tasks:
+            self._fit_tasks(sections, factors, rng, how)
+        else:
+            self._fit_embedding(sections, how)
         return self
 
-    def _new_module(self) -> TissueModule:
+    def _factors(self) -> dict[str, float]:
+        """Task -> factor of its loss, for the tasks that are trained."""
         p = self.params
-        n_nodes = len(self.scaling["node_centre"])
+        given = {BIOMARKER: p.alpha, CLASSES: p.beta, EXPRESSION: p.gamma}
+        factors = {task: given[task] for task in self.tasks if given[task] > 0}
+        if self.tasks and not factors:
+            raise ValueError(f"The factors of {' and '.join(self.tasks)} are 0: nothing would be learned.")
+        return factors
+
+    def _fit_embedding(self, sections: Sequence[RegionSection], how: dict[str, Any]) -> None:
+        p, module = self.params, self._trained()
+        graphs = [self.reading.tensors(s) for s in sections]
+        with seeded(how["seed"]):
+            task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.objective, p.hide)
+        few = sum(len(s.nodes) for s in sections) < MANY
+        loaders = task.loaders(how["seed"])
+        self.history += run_training(task, *loaders, stage="embed", desc="GNN", threads=1 if few else None, **how)
+
+    def _fit_tasks(
+        self,
+        sections: Sequence[RegionSection],
+        factors: dict[str, float],
+        rng: np.random.Generator,
+        how: dict[str, Any],
+    ) -> None:
+        p, module = self.params, self._trained()
+        lessons = Lessons(self.reading, sections, self.tasks, rng)
+        graphs = lessons.graphs
+        if module.unet is not None and p.pretrain != "none":
+            with seeded(how["seed"] + 1):
+                before = UNetPretraining(
+                    module.unet, self.n_features, graphs, self._training(p.pretrain_epochs, p.pretrain_epochs)
+                )
+            loaders = before.loaders(how["seed"] + 1)
+            self.history += run_training(before, *loaders, stage=f"pretrain_{p.pretrain}", desc="pretraining", **how)
+        if module.unet is not None:
+            module.unet.requires_grad_(not p.freeze_unet)
+        squared = [task for task in factors if task == EXPRESSION]
+        weighting = task_weighting(p.weighting, factors, squared)
+        task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
+        self.history += run_training(task, *task.loaders(how["seed"]), stage="multitask", desc="GNN", **how)
+        last = self.history[-1]
+        self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
+        if p.anchor:
+            self.anchors = {name: lessons.anchor(name) for name in factors}
+            outputs = self._forward(graphs, how["accelerator"]) if lessons.whole else []
+            self.mix = {name: lessons.mix(name, outputs) for name in factors}
+
+    def _training(self, epochs: int, patience: int) -> Training:
+        return Training(epochs, patience, lr=self.params.lr, weight_decay=self.params.weight_decay)
+
+    def _trained(self) -> TissueModule:
+        if self.module is None:
+            raise ValueError("This TissueNet is not trained; call `fit` or load a saved one.")
+        return self.module
+
+    def _new_module(self) -> TissueModule:
+        p, labelled = self.params, bool(self.tasks)
+        n_nodes = len(self.reading.scaling["node_centre"])
         unet = None
-        if p.unet and self.classes:
-            unet = UNet(
-                self.n_features, width=p.unet_width, depth=p.unet_depth, kernel_size=p.kernel_size, dropout=p.dropout
-            )
+        if p.unet and labelled:
+            unet = UNet(self.n_features, width=p.unet_width, depth=p.unet_depth, kernel_size=p.kernel_size, dropout=0.1)
+        own = self.reading.n_own if labelled else 0
         gnn = RegionGNN(
-            n_nodes + (p.unet_width if unet is not None else 0),
+            n_nodes + (p.unet_width if unet is not None else 0) + (p.spot_width if own else 0),
             hidden=p.hidden,
             out_channels=p.out_channels,
             layers=p.layers,
             conv=p.conv,
             heads=p.heads,
-            dropout=p.dropout,
+            dropout=p.dropout if labelled else p.embed_dropout,
         )
-        return TissueModule(n_nodes, gnn, p.out_channels, unet, {t: len(c) for t, c in self.classes.items()})
+        return TissueModule(
+            n_nodes, gnn, p.out_channels, unet, self.tasks,
+            own=own, width=p.spot_width, dropout=p.dropout, input_dropout=p.input_dropout,
+        )  # fmt: skip
 
-    def _tensors(self, s: RegionSection, rng: np.random.Generator | None) -> GraphTensors:
-        nodes = (s.nodes - self.scaling["node_centre"]) / self.scaling["node_scale"]
-        coo = sparse.coo_matrix(s.adjacency)
-        out = GraphTensors(torch.from_numpy(nodes), torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64)))
-        if self.params.unet and self.classes:
-            section, known = s.section, s.region >= 0
-            z = (section.features - self.scaling["centre"]) / self.scaling["scale"]
-            out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
-            out.pixel = torch.from_numpy(section.flat_pixels[known])
-            out.region = torch.from_numpy(s.region[known])
-        if rng is not None:
-            for task, names in self.classes.items():
-                share, weight = label_shares(s.region, s.labels[task], len(s.nodes), len(names))
-                held = _held_out(share, weight, rng)
-                out.targets[task] = torch.from_numpy(share)
-                out.weight[task], out.val_weight[task] = (
-                    torch.from_numpy(weight * ~held),
-                    torch.from_numpy(weight * held),
-                )
-        return out
-
-    def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
-        """Embed ``sections`` and predict the classes of their regions."""
-        if self.module is None:
-            raise ValueError("This TissueNet is not trained; call `fit` or load a saved one.")
+    def _forward(self, graphs: Sequence[GraphTensors], accelerator: str) -> list[Any]:
         device = best_device(accelerator)
-        module = self.module.to(device).eval()
-        found = []
+        module = self._trained().to(device).eval()
         with torch.no_grad():
-            for s in sections:
-                out = module(self._tensors(s, None).to(device))
-                n = len(s.nodes)
-                source, target = out.edges.cpu().numpy()
-                attention = sparse.csr_matrix((out.attention.cpu().numpy(), (target, source)), shape=(n, n))
-                proba = {task: logits.softmax(dim=1).cpu().numpy() for task, logits in out.logits.items()}
-                found.append(TissuePrediction(out.states.cpu().numpy(), out.z.cpu().numpy(), proba, attention))
+            found = [module(g.to(device)) for g in graphs]
         module.to("cpu")
         return found
 
+    def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
+        """Embed ``sections`` and predict their observations and regions."""
+        self._trained()
+        found = []
+        for s in sections:
+            g = self.reading.tensors(s)
+            out = self._forward([g], accelerator)[0]
+            n = len(s.nodes)
+            source, target = out.edges.cpu().numpy()
+            attention = sparse.csr_matrix((out.attention.cpu().numpy(), (target, source)), shape=(n, n))
+            regions, observations = {}, {}
+            for task in self.tasks:
+                at_regions, at_obs = self._mixed(task, out, g)
+                regions[task] = at_regions
+                observations[task] = np.full((len(s.region), at_obs.shape[1]), np.nan, dtype=np.float32)
+                observations[task][s.region >= 0] = at_obs
+            found.append(
+                TissuePrediction(
+                    out.states.cpu().numpy(), out.z.cpu().numpy(), {t: regions[t] for t in self.classes}, attention,
+                    {t: observations[t] for t in self.classes}, regions.get(EXPRESSION), observations.get(EXPRESSION),
+                )
+            )  # fmt: skip
+        return found
+
+    def _mixed(self, task: str, out: Any, g: GraphTensors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Outputs of regions and observations: network and linear classifier together."""
+        at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
+        if task in self.anchors and g.own is not None and g.region is not None:
+            told = self.anchors[task](g.own.numpy())
+            share, region = self.mix[task], g.region.numpy()
+            count = np.bincount(region, minlength=len(at_regions))[:, None]
+            mean = np.zeros(at_regions.shape)
+            np.add.at(mean, region, told)
+            at_obs = (1 - share) * at_obs + share * told
+            at_regions = (1 - share) * at_regions + share * mean / np.maximum(count, 1)
+        if task != EXPRESSION:
+            return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
+        scale, centre = self.reading.scaling["expression_scale"], self.reading.scaling["expression_centre"]
+        return (at_regions * scale + centre).astype(np.float32), (at_obs * scale + centre).astype(np.float32)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights (safetensors) and description (JSON) to one file."""
-        if self.module is None:
-            raise ValueError("This TissueNet is not trained; there is nothing to save.")
-        arrays = {f"module.{k}": v.detach().cpu().numpy() for k, v in self.module.state_dict().items()}
-        arrays |= self.scaling
+        arrays = module_arrays(self._trained(), "module.") | self.reading.to_file()
+        for task, linear in self.anchors.items():
+            arrays |= {f"anchor.{task}.coef": linear.coef, f"anchor.{task}.intercept": linear.intercept}
         config: dict[str, Any] = {
-            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep
+            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
+            "expression": self.expression, "read_genes": self.genes,
+            "read_target_sum": self.target_sum, "mix": self.mix, "task_weights": self.task_weights,
         }  # fmt: skip
         if self.projection is not None:
             described, projection = self.projection.to_file()
@@ -254,38 +314,16 @@ class TissueNet:
             If there is no such file, or it is not a saved TissueNet.
         """
         config, arrays = load_model(path, cls.__name__)
+        if "read_genes" not in config:
+            raise ValueError(f"{str(path)!r} was written by an older stxtools whose TissueNet differs; train it again.")
         self = cls(config["params"])
         self.classes, self.use_rep = {t: list(c) for t, c in config["classes"].items()}, config["use_rep"]
-        self.scaling = {k: arrays[k] for k in ("centre", "scale", "node_centre", "node_scale")}
+        self.expression, self.genes = list(config["expression"]), config["read_genes"]
+        self.target_sum = config["read_target_sum"]
+        self.mix, self.task_weights = dict(config["mix"]), dict(config["task_weights"])
+        self.reading = Reading.from_file(self.params, arrays)
+        self.anchors = {t: Linear(arrays[f"anchor.{t}.coef"], arrays[f"anchor.{t}.intercept"]) for t in self.mix}
         self.projection = GeneProjection.from_file(config, arrays)
         self.module = self._new_module()
-        prefix = "module."
-        weights = {
-            k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)
-        }
-        self.module.load_state_dict(weights)
-        self.module.eval()
+        load_module(self.module, arrays, "module.")
         return self
-
-
-def label_shares(
-    region: NDArray[np.int64], codes: NDArray[np.int64], n_regions: int, n_classes: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Share of each class among the labelled observations of each region, and the share of them that is labelled."""
-    known = (region >= 0) & (codes >= 0)
-    count = np.zeros((n_regions, n_classes))
-    np.add.at(count, (region[known], codes[known]), 1.0)
-    labelled = count.sum(axis=1)
-    size = np.bincount(region[region >= 0], minlength=n_regions)
-    share = np.divide(count, labelled[:, None], out=np.zeros_like(count), where=labelled[:, None] > 0)
-    return share.astype(np.float32), (labelled / np.maximum(size, 1)).astype(np.float32)
-
-
-def _held_out(share: NDArray[np.float32], weight: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """One labelled region in six, but none of a class with fewer than six: they are needed to learn from."""
-    held = np.zeros(len(weight), dtype=bool)
-    top = share.argmax(axis=1)
-    for c in range(share.shape[1]):
-        rows = np.flatnonzero((weight > 0) & (top == c))
-        held[rng.permutation(rows)[: len(rows) // 6]] = True
-    return held

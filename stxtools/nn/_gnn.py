@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,25 @@ class SumConv(MessagePassing):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.xavier_uniform_(self.weight.weight)
 
-    def forward(self, h: Tensor, edge_index: Tensor) -> Tensor:
-        """(R, in) and (2, E) with rows source, target -> (R, out)."""
-        return self.propagate(edge_index, x=self.weight(h), size=(len(h), len(h))) + self.bias
+    def forward(self, h: Tensor, edge_index: Tensor, gate: Tensor | None = None) -> Tensor:
+        """(R, in) and (2, E) with rows source, target -> (R, out); ``gate`` (E,) multiplies the messages."""
+        gate = h.new_ones(edge_index.shape[1]) if gate is None else gate
+        return self.propagate(edge_index, x=self.weight(h), gate=gate, size=(len(h), len(h))) + self.bias
 
-    def message(self, x_j: Tensor) -> Tensor:
+    def message(self, x_j: Tensor, gate: Tensor) -> Tensor:
         """The neighbour's transformed state."""
-        return x_j
+        return x_j * gate[:, None]
+
+
+class GatedGATv2(GATv2Conv):
+    """GATv2 (Brody et al. 2022) whose messages can be gated: closing an edge's gate shows what it is worth."""
+
+    gate: Tensor | None = None
+
+    def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
+        """The neighbour's state times attention, times the gate where there is one."""
+        out = x_j * alpha.unsqueeze(-1)
+        return out if self.gate is None else out * self.gate[:, None, None]
 
 
 class RegionGNN(nn.Module):
@@ -76,28 +88,34 @@ class RegionGNN(nn.Module):
             if conv == "sum":
                 self.convs.append(SumConv(a, b))
             else:
-                layer = GATv2Conv(a, b // heads, heads=heads, add_self_loops=True)
+                layer = GatedGATv2(a, b // heads, heads=heads, add_self_loops=True)
                 for linear in (layer.lin_l, layer.lin_r):
                     nn.init.xavier_uniform_(linear.weight)
                 self.convs.append(layer)
                 self.skips.append(nn.Linear(a, b))
                 self.norms.append(nn.LayerNorm(b))
 
-    def forward(self, h: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, h: Tensor, edge_index: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',).
+
+        ``gate`` (E,) multiplies what travels along each edge, in all layers.
 
         The edges contain a self loop for each region. For ``"sum"`` every neighbour counts alike, and
         the weights are one over the number of neighbours.
         """
         edges, weights = edge_index, h.new_zeros(edge_index.shape[1])
         last = len(self.convs) - 1
+        conv: Any
         for i, conv in enumerate(self.convs):
             h = F.dropout(h, self.dropout, self.training)
             if self.kind == "sum":
-                h = conv(h, edge_index)
+                h = conv(h, edge_index, gate)
                 h = F.relu(h) if i < last else h
             else:
+                # the layer appends a self loop for each region
+                conv.gate = None if gate is None else torch.cat([gate, gate.new_ones(len(h))])
                 out, (edges, alpha) = conv(h, edge_index, return_attention_weights=True)
+                conv.gate = None
                 weights = alpha.mean(dim=1)
                 h = self.norms[i](out + self.skips[i](h))
                 h = F.elu(h) if i < last else h

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,31 +12,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ._augment import Augmentation, affine_grid, block_mask, resample
+from ._tiles import PixelRaster, RasterTensors
 from ._training import Task, Training
 from ._unet import SegmentationNet, UNet
 
-
-@dataclass
-class RasterTensors:
-    """One section as tensors.
-
-    Attributes
-    ----------
-    x
-        Standardised features, (C, H, W); zero where no observation lies.
-    occupied
-        1 where observations lie, (1, H, W).
-    target
-        Class probabilities to learn, (K, H, W), or None for pretraining.
-    weight, val_weight
-        How much a pixel counts in training and in validation, (1, H, W).
-    """
-
-    x: Tensor
-    occupied: Tensor
-    target: Tensor | None = None
-    weight: Tensor | None = None
-    val_weight: Tensor | None = None
+WHOLE = 65_536  # pixels up to which a section is validated as a whole, and that its windows have together beyond
+_WINDOW = 128
 
 
 class RandomViews(Dataset[dict[str, Tensor]]):
@@ -44,7 +25,7 @@ class RandomViews(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        sections: Sequence[RasterTensors],
+        sections: Sequence[PixelRaster],
         size: int,
         length: int,
         how: Augmentation,
@@ -53,9 +34,10 @@ class RandomViews(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.sections, self.size, self.length, self.how = list(sections), size, length, how
         self.seed, self.twins, self.epoch = seed, twins, 0
-        counts = torch.stack([s.occupied.sum() for s in self.sections]).double()
+        counts = torch.tensor([len(s.flat) for s in self.sections], dtype=torch.float64)
         self.share = (counts / counts.sum()).cumsum(0)
-        self.pixels = [torch.nonzero(s.occupied[0]) for s in self.sections]
+        # a view reaches this far from its middle: half its diagonal, shrunk to the largest, and a pixel to interpolate
+        self.reach = math.ceil(size / 2 * math.sqrt(2) * (1 + how.scaling)) + 2
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose views are drawn."""
@@ -77,14 +59,22 @@ class RandomViews(Dataset[dict[str, Tensor]]):
 
     def _centre(self, which: int, generator: torch.Generator) -> tuple[float, float]:
         """Middle of a section that fits into a view, else an occupied pixel at random."""
-        height, width = self.sections[which].occupied.shape[-2:]
+        section = self.sections[which]
+        height, width = section.shape
         if max(height, width) <= self.size and not self.twins:
             return (height - 1) / 2, (width - 1) / 2
-        pixels = self.pixels[which]
-        row, col = pixels[int(torch.randint(len(pixels), (), generator=generator))].tolist()
-        return float(row), float(col)
+        pixel = int(section.flat[int(torch.randint(len(section.flat), (), generator=generator))])
+        return float(pixel // width), float(pixel % width)
 
-    def _view(self, s: RasterTensors, centre: tuple[float, float], generator: torch.Generator) -> dict[str, Tensor]:
+    def _around(self, section: PixelRaster, centre: tuple[float, float]) -> tuple[RasterTensors, tuple[float, float]]:
+        """Return the window that a view can reach, all of a small section, and the view's middle in it."""
+        top, left = (max(int(c) - self.reach, 0) for c in centre)
+        end = [min(math.ceil(c) + self.reach + 1, length) for c, length in zip(centre, section.shape, strict=True)]
+        window = section.window(top, left, end[0] - top, end[1] - left)
+        return window, (centre[0] - top, centre[1] - left)
+
+    def _view(self, section: PixelRaster, centre: tuple[float, float], generator: torch.Generator) -> dict[str, Tensor]:
+        s, centre = self._around(section, centre)
         grid = affine_grid(s.occupied.shape[-2:], self.size, centre, generator, self.how)  # type: ignore[arg-type]
         x, occupied = resample(s.x, s.occupied, grid)
         hidden = torch.rand(occupied.shape, generator=generator) < self.how.drop
@@ -98,9 +88,9 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         return view
 
 
-def view_size(sections: Sequence[RasterTensors], stride: int, largest: int) -> int:
+def view_size(sections: Sequence[PixelRaster], stride: int, largest: int) -> int:
     """Side of the training views: the longest side of the sections, at most ``largest``, a multiple of ``stride``."""
-    side = min(max(max(s.occupied.shape[-2:]) for s in sections), largest)
+    side = min(max(max(s.shape) for s in sections), largest)
     return -(-side // stride) * stride
 
 
@@ -178,21 +168,41 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor
 
 
 class _Whole(Dataset[list[Tensor]]):
-    """Whole sections with their held-out pixels."""
+    """Whole sections with their held-out pixels; windows of those that are large."""
 
-    def __init__(self, sections: Sequence[RasterTensors]) -> None:
-        self.sections = [s for s in sections if s.val_weight is not None and bool(s.val_weight.sum() > 0)]
+    def __init__(self, sections: Sequence[PixelRaster]) -> None:
+        self.windows = [
+            (s, where)
+            for s in sections
+            if s.val_weight is not None and bool(s.val_weight.sum() > 0)
+            for where in _judged_windows(s)
+        ]
 
     def __len__(self) -> int:
-        return len(self.sections)
+        return len(self.windows)
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        s = self.sections[index]
+        section, where = self.windows[index]
+        s = section.window(*where)
         return [s.x, s.occupied, s.target, s.val_weight]  # type: ignore[list-item]
 
 
+def _judged_windows(s: PixelRaster) -> list[tuple[int, int, int, int]]:
+    """All of a small section, or some windows spread evenly over those of a large one that are well occupied."""
+    height, width = s.shape
+    if height * width <= WHOLE or s.val_weight is None:
+        return [(0, 0, height, width)]
+    across = -(-width // _WINDOW)
+    number = s.flat // width // _WINDOW * across + s.flat % width // _WINDOW
+    held = torch.bincount(number, weights=s.val_weight)
+    full = torch.nonzero(held >= held[held > 0].median())[:, 0]
+    count = min(WHOLE // _WINDOW**2, len(full))
+    chosen = full[((torch.arange(count) + 0.5) * len(full) / count).long()].tolist()
+    return [(n // across * _WINDOW, n % across * _WINDOW, _WINDOW, _WINDOW) for n in chosen]
+
+
 def view_loader(
-    sections: Sequence[RasterTensors],
+    sections: Sequence[PixelRaster],
     *,
     size: int,
     steps: int,
@@ -205,15 +215,7 @@ def view_loader(
     return DataLoader(RandomViews(sections, size, steps * batch_size, how, seed, twins), batch_size=batch_size)
 
 
-def whole_loader(sections: Sequence[RasterTensors]) -> DataLoader[list[Tensor]] | None:
+def whole_loader(sections: Sequence[PixelRaster]) -> DataLoader[list[Tensor]] | None:
     """Whole sections one by one, or None if nothing is held out."""
     dataset = _Whole(sections)
     return DataLoader(dataset, batch_size=1) if len(dataset) else None
-
-
-@torch.no_grad()
-def predict_section(net: SegmentationNet, section: RasterTensors, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return class probabilities (K, H, W) and features (width, H, W) of a whole section, on the CPU."""
-    net = net.to(device).eval()
-    logits, features = net(section.x[None].to(device), section.occupied[None].to(device))
-    return logits.softmax(dim=1)[0].cpu(), features[0].cpu()

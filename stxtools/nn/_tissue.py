@@ -1,24 +1,21 @@
-"""The joint framework: U-Net features pooled by region, message passing, readout, heads."""
+"""The joint framework: U-Net features at observations and pooled by region, message passing, readout, heads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from ._gnn import Readout, RegionGNN
-from ._training import Task, Training
 from ._unet import UNet
 
 
 @dataclass
 class GraphTensors:
-    """One section as a graph of regions.
+    """One section as a graph of regions, with the observations in them.
 
     Attributes
     ----------
@@ -30,10 +27,13 @@ class GraphTensors:
         Raster (C, H, W) and where it is known (1, H, W), or None without a U-Net.
     pixel, region
         Flat pixel and region of each observation that belongs to a region, (n,).
-    targets
-        Per task, label shares of the regions (R, K); rows of zeros where unlabelled.
-    weight, val_weight
-        Per task, how much a region counts in training and in validation, (R,).
+    own
+        What each of them reads of its neighbourhoods, (n, d), or None.
+    targets, weight, val_weight
+        Per task, what the regions should be (label shares or values, (R, K)), and how much each counts in training
+        and in validation, (R,).
+    obs_targets, obs_weight, obs_val_weight
+        The same for the observations, (n, K) and (n,).
     """
 
     nodes: Tensor
@@ -42,9 +42,13 @@ class GraphTensors:
     occupied: Tensor | None = None
     pixel: Tensor | None = None
     region: Tensor | None = None
+    own: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     weight: dict[str, Tensor] = field(default_factory=dict)
     val_weight: dict[str, Tensor] = field(default_factory=dict)
+    obs_targets: dict[str, Tensor] = field(default_factory=dict)
+    obs_weight: dict[str, Tensor] = field(default_factory=dict)
+    obs_val_weight: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> GraphTensors:
         """Return a copy on ``device``."""
@@ -59,35 +63,60 @@ class GraphTensors:
 
 @dataclass
 class TissueOutput:
-    """What the framework says of a section: states, Z, logits per task, attention edges and weights."""
+    """What the framework says of a section.
+
+    States and Z, outputs per task of the regions (R, K) and of the observations (n, K), the reconstruction of the
+    regions' features, attention as edges (2, E') and weights (E',), and what the graph network read, (R, F').
+    """
 
     states: Tensor
     z: Tensor
     logits: dict[str, Tensor]
+    obs_logits: dict[str, Tensor]
     reconstruction: Tensor
     edges: Tensor
     attention: Tensor
+    inputs: Tensor
 
 
 class TissueModule(nn.Module):
-    """U-Net (optional), GNN, readout, decoder and one classifier a task.
+    """U-Net (optional), reader of neighbourhoods (optional), GNN, readout, decoder and two heads a task.
+
+    An observation's output is that of its region plus what its own features add. The heads' loss thus reaches
+    the U-Net on two ways: at the observation, and pooled through the graph.
 
     Parameters
     ----------
     node_features
         Length of the region features.
     gnn
-        Message passing; it reads region features and pooled U-Net features side by side.
-    unet
-        U-Net whose feature map is averaged inside each region, or None.
-    tasks
-        Task name -> number of classes.
+        Message passing; it reads region features beside pooled U-Net features and pooled observations.
     channels
         Length of the states that ``gnn`` returns.
+    unet
+        U-Net whose feature map is read at the observations and averaged inside each region, or None.
+    tasks
+        Task -> number of classes or values.
+    own
+        Length of what each observation reads of its neighbourhoods; 0 for nothing.
+    width
+        Length that it is brought to.
+    dropout, input_dropout
+        Share of these states, and of what is read, dropped in training.
     """
 
     def __init__(
-        self, node_features: int, gnn: RegionGNN, channels: int, unet: UNet | None, tasks: dict[str, int]
+        self,
+        node_features: int,
+        gnn: RegionGNN,
+        channels: int,
+        unet: UNet | None,
+        tasks: dict[str, int],
+        *,
+        own: int = 0,
+        width: int = 64,
+        dropout: float = 0.3,
+        input_dropout: float = 0.3,
     ) -> None:
         super().__init__()
         self.unet, self.gnn = unet, gnn
@@ -96,11 +125,20 @@ class TissueModule(nn.Module):
             nn.Linear(2 * channels, 2 * channels), nn.ELU(), nn.Linear(2 * channels, node_features)
         )
         self.mask_token = nn.Parameter(torch.zeros(node_features))
+        self.reader: nn.Module | None = None
+        if own:
+            self.reader = nn.Sequential(
+                nn.Dropout(input_dropout), nn.Linear(own, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)
+            )
+        at_obs = (width if own else 0) + (unet.width if unet is not None else 0)
         self.heads = nn.ModuleDict({name: nn.Linear(2 * channels, k) for name, k in tasks.items()})
-        for head in self.heads.values():
+        self.obs_heads = nn.ModuleDict({name: nn.Linear(at_obs, k) for name, k in tasks.items() if at_obs})
+        for head in (*self.heads.values(), *self.obs_heads.values()):
             nn.init.xavier_uniform_(head.get_parameter("weight"))
 
-    def forward(self, g: GraphTensors, hidden: Tensor | None = None, turn: int = 0) -> TissueOutput:
+    def forward(
+        self, g: GraphTensors, hidden: Tensor | None = None, turn: int = 0, gate: Tensor | None = None
+    ) -> TissueOutput:
         """Run the framework on one section.
 
         Parameters
@@ -111,24 +149,47 @@ class TissueModule(nn.Module):
             Regions whose features are replaced by a learned token, boolean (R,).
         turn
             Quarter turns (0-3) and reflection (+4) of the raster before the U-Net; features are turned back.
+        gate
+            Factors of the messages along the edges, (E,).
         """
         nodes = g.nodes if hidden is None else torch.where(hidden[:, None], self.mask_token, g.nodes)
-        if self.unet is not None:
-            nodes = torch.cat([nodes, self._pooled(g, turn)], dim=1)
-        states, edges, attention = self.gnn(nodes, g.edges)
+        at_obs = self.observe(g, turn)
+        if at_obs is not None:
+            nodes = torch.cat([nodes, pooled(at_obs, g)], dim=1)
+        states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, gate)
+        obs_logits = {}
+        for name, region_logits in logits.items():
+            if g.region is not None:
+                own = self.obs_heads[name](at_obs) if at_obs is not None else 0.0
+                obs_logits[name] = region_logits[g.region] + own
+        reconstruction = self.decoder(torch.cat([states, z.expand_as(states)], dim=1))
+        return TissueOutput(states, z, logits, obs_logits, reconstruction, edges, attention, nodes)
+
+    def pass_messages(
+        self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """From node features to states, Z, outputs of the regions, and attention."""
+        states, at, attention = self.gnn(nodes, edges, gate)
         z = self.readout(states)
         both = torch.cat([states, z.expand_as(states)], dim=1)
-        logits = {name: head(both) for name, head in self.heads.items()}
-        return TissueOutput(states, z, logits, self.decoder(both), edges, attention)
+        return states, z, {name: head(both) for name, head in self.heads.items()}, at, attention
 
-    def _pooled(self, g: GraphTensors, turn: int) -> Tensor:
-        """Mean of the U-Net's features over the observations of each region: gradients reach the U-Net."""
-        x, occupied = _turn(g.x[None], turn), _turn(g.occupied[None], turn)  # type: ignore[index]
-        features = _turn_back(self.unet(x, occupied), turn)[0].flatten(1)  # type: ignore[misc]
-        at = features[:, g.pixel].T
-        total = at.new_zeros(len(g.nodes), at.shape[1]).index_add(0, g.region, at)  # type: ignore[arg-type]
-        count = torch.bincount(g.region, minlength=len(g.nodes)).clamp_min(1)  # type: ignore[arg-type]
-        return total / count[:, None]
+    def observe(self, g: GraphTensors, turn: int = 0) -> Tensor | None:
+        """Features of the observations by reader and U-Net, (n, d); None without either."""
+        parts = []
+        if self.reader is not None and g.own is not None:
+            parts.append(self.reader(g.own))
+        if self.unet is not None and g.x is not None and g.occupied is not None:
+            x, occupied = _turn(g.x[None], turn), _turn(g.occupied[None], turn)
+            parts.append(_turn_back(self.unet(x, occupied), turn)[0].flatten(1)[:, g.pixel].T)
+        return torch.cat(parts, dim=1) if parts else None
+
+
+def pooled(at_obs: Tensor, g: GraphTensors) -> Tensor:
+    """Mean over the observations of each region, (R, d): gradients reach whatever made the features."""
+    region = g.region if g.region is not None else torch.zeros(0, dtype=torch.long)
+    total = at_obs.new_zeros(len(g.nodes), at_obs.shape[1]).index_add(0, region, at_obs)
+    return total / torch.bincount(region, minlength=len(g.nodes)).clamp_min(1)[:, None]
 
 
 def _turn(x: Tensor, turn: int) -> Tensor:
@@ -141,79 +202,12 @@ def _turn_back(x: Tensor, turn: int) -> Tensor:
     return x.flip(-1) if turn >= 4 else x
 
 
-class _Graphs(Dataset[tuple[int, int]]):
-    """Indices of sections with a seed for the random choices of a step."""
-
-    def __init__(self, n: int, steps: int, seed: int) -> None:
-        self.n, self.steps, self.seed, self.epoch = n, steps, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        step = self.epoch * self.steps + index
-        return step % self.n, self.seed * 1_000_003 + step
-
-
-class TissueTask(Task):
-    r"""Training of :class:`TissueModule`.
-
-    With tasks, the loss is :math:`L = \alpha L_{biomarker} + \beta L_{classification}`, both
-    cross-entropy. Without, features of hidden regions are reconstructed from the others (masked
-    node reconstruction) through the states and Z.
-    """
-
-    def __init__(
-        self,
-        module: TissueModule,
-        graphs: Sequence[GraphTensors],
-        training: Training,
-        weights: dict[str, float],
-        hide: float,
-    ) -> None:
-        super().__init__(training)
-        self.module, self.graphs, self.weights, self.hide = module, list(graphs), weights, hide
-
-    def setup(self, stage: str) -> None:
-        """Move the sections to the device once."""
-        self.graphs = [g.to(self.device) for g in self.graphs]
-
-    def loaders(self, seed: int) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
-        """Training and validation loaders; the batch is a section's index and a seed."""
-        n = len(self.graphs)
-        train = DataLoader(_Graphs(n, max(n, 4), seed), batch_size=None)
-        judged = not self.weights or any(bool(w.sum() > 0) for g in self.graphs for w in g.val_weight.values())
-        return train, DataLoader(_Graphs(n, n, seed + 1), batch_size=None) if judged else None
-
-    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
-        """Loss of one section."""
-        index, seed = batch
-        generator = torch.Generator().manual_seed(seed)
-        return self.record(self._loss(self.graphs[index], generator, "weight", turn=True))
-
-    def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
-        """Loss on the regions held out."""
-        index, seed = batch
-        generator = torch.Generator().manual_seed(seed)
-        self.log("val_loss", self._loss(self.graphs[index], generator, "val_weight", turn=False), batch_size=1)
-
-    def _loss(self, g: GraphTensors, generator: torch.Generator, which: str, *, turn: bool) -> Tensor:
-        if not self.weights:
-            hidden = (torch.rand(len(g.nodes), generator=generator) < self.hide).to(g.nodes.device)
-            hidden[int(torch.randint(len(hidden), (), generator=generator))] = True
-            out = self.module(g, hidden)
-            return (out.reconstruction - g.nodes)[hidden].square().mean()
-        out = self.module(g, turn=int(torch.randint(8, (), generator=generator)) if turn else 0)
-        total = out.z.sum() * 0.0  # a section without labels contributes nothing
-        for name, factor in self.weights.items():
-            total = total + factor * share_cross_entropy(out.logits[name], g.targets[name], getattr(g, which)[name])
-        return total
-
-
 def share_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over regions of the cross-entropy with label shares; (R, K), (R, K), (R,)."""
+    """Weighted mean over rows of the cross-entropy with label shares; (R, K), (R, K), (R,)."""
     loss = -(target * F.log_softmax(logits, dim=1)).sum(dim=1)
     return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def weighted_mse(values: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over rows of the mean squared error; (R, K), (R, K), (R,)."""
+    return ((values - target).square().mean(dim=1) * weight).sum() / weight.sum().clamp_min(1e-6)

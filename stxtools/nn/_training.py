@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from .._progress import is_shown
+from .._settings import settings
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,13 @@ class Task(pl.LightningModule):
 
 
 class _Keeper(Callback):
-    """Writes the history, keeps the best weights, stops early, and moves the progress bar."""
+    """Writes the history, keeps the best weights, stops early, and moves the progress bar.
 
-    def __init__(self, training: Training, bar: Any, stage: str) -> None:
-        self.how, self.bar, self.stage = training, bar, stage
+    Where the training runs in processes of its own, the first of them leaves the history in the file ``report``.
+    """
+
+    def __init__(self, training: Training, bar: Any, stage: str, report: Path) -> None:
+        self.how, self.bar, self.stage, self.report = training, bar, stage, report
         self.best, self.waited = float("inf"), 0
         self.best_state: dict[str, torch.Tensor] | None = None
 
@@ -91,15 +98,27 @@ class _Keeper(Callback):
         row: dict[str, Any] = {"stage": self.stage, "epoch": trainer.current_epoch, "loss": loss, "val_loss": val}
         row.update(getattr(pl_module, "extra_metrics", dict)())
         pl_module.history.append(row)
-        self.bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
-        self.bar.update(1)
+        if self.bar is not None:
+            self.bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
+            self.bar.update(1)
         judged = val if val == val else loss
+        if trainer.world_size > 1:  # all processes must judge alike, or some would stop and others wait for them
+            judged = float(trainer.strategy.reduce(torch.tensor(judged, device=pl_module.device), reduce_op="mean"))
         if judged < self.best - self.how.min_delta:
             self.best, self.waited = judged, 0
             self.best_state = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
         else:
             self.waited += 1
             trainer.should_stop = trainer.should_stop or self.waited >= self.how.patience
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
+        if self.best_state is not None:
+            pl_module.load_state_dict(self.best_state)
+        if trainer.world_size > 1 and trainer.global_rank == 0:
+            self.report.write_text(json.dumps(pl_module.history))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "bar": None}  # a bar belongs to the process that draws it
 
 
 @contextmanager
@@ -171,10 +190,12 @@ def _trainer(how: Training, keeper: Callback, accelerator: str, devices: int | s
             num_sanity_val_steps=0,
             gradient_clip_val=5.0,
             inference_mode=False,
+            **settings.trainer,
         )
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as err:
         raise ValueError(
-            f"`accelerator={accelerator!r}` and `devices={devices!r}` cannot be used on this machine: {err} "
+            f"`accelerator={accelerator!r}` and `devices={devices!r}` cannot be used on this machine"
+            f"{f' with settings.trainer={settings.trainer}' if settings.trainer else ''}: {err} "
             "Use accelerator='auto' or 'cpu' and devices=1."
         ) from err
 
@@ -210,11 +231,12 @@ def run_training(
         _interruptible(),
         _threads(threads),
         seeded(seed),
+        tempfile.TemporaryDirectory() as folder,
     ):
-        keeper = _Keeper(how, bar, stage)
+        keeper = _Keeper(how, bar, stage, Path(folder) / "history.json")
         trainer = _trainer(how, keeper, accelerator, devices)
         trainer.fit(task, train, val)
-    if keeper.best_state is not None:
-        task.load_state_dict(keeper.best_state)
+        if not task.history and keeper.report.exists():  # trained in other processes
+            task.history = json.loads(keeper.report.read_text())
     task.to("cpu").eval()
     return task.history

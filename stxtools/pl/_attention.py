@@ -23,7 +23,7 @@ _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 def attention(
     adata: AnnData,
     *,
-    key: str = _keys.ATTENTION,
+    key: str | Sequence[str] = _keys.ATTENTION,
     regions_key: str = _keys.REGIONS,
     color: Literal["segment", "attention"] | None = "segment",
     library: str | Sequence[str] | None = None,
@@ -48,7 +48,9 @@ def attention(
     adata
         Annotated data after :func:`stxtools.tl.embed` or :func:`stxtools.tl.multitask`.
     key
-        Key of the attention in the regions' ``obsp`` and in ``obs``.
+        Key of the attention in the regions' ``obsp`` and in ``obs``. Several keys are drawn side by side, for one
+        section, each on its own scale: ``["attention", "attention_corrected", "attention_saliency"]``, say, or those
+        under which other models' attention was put. A key that only ``obs`` has colours the observations.
     regions_key
         Key of the region AnnData in ``uns``.
     color
@@ -99,6 +101,11 @@ def attention(
     check_adata(adata, unique_vars=False)
     check_choice("color", color, ("segment", "attention", None))
     regions = _base.regions_of(adata, regions_key)
+    if not isinstance(key, str):
+        if ax is not None:
+            raise ValueError("`ax` takes one key; several are drawn side by side in a figure of their own.")
+        how = {"library_key": library_key, "spatial_key": spatial_key, "img": img, "cmap": cmap, "vmax": vmax}
+        return _side_by_side(adata, list(key), regions, regions_key, color, library, how)
     check_in(regions, "obsp", key, "key", _EMBED)
     if color == "attention":
         check_in(adata, "obs", key, "key", _EMBED)
@@ -155,3 +162,39 @@ def attention(
         if spots is not None:
             _base.color_bar(axes, spots, "attention from other regions")
     return _base.one_or_all(axes)
+
+
+def _side_by_side(
+    adata: AnnData,
+    keys: list[str],
+    regions: AnnData,
+    regions_key: str,
+    color: Literal["segment", "attention"] | None,
+    library: str | Sequence[str] | None,
+    how: dict[str, Any],
+) -> list[Axes]:
+    """One panel a key: edges where the regions hold it, else observations coloured by ``obs[key]``."""
+    view = _graph.view_of(
+        adata, regions, spatial_key=how["spatial_key"], library_key=how["library_key"], library=library
+    )
+    panel = view.panels[0]
+    if len(view.panels) > 1:
+        raise ValueError(
+            f"Several keys are drawn for one section, but there are {len(view.panels)}; "
+            f"choose one with `library={panel.library!r}`."
+        )
+    axes = _base.axes_for([panel] * len(keys), None, bottom=0.0)
+    for axis, key in zip(axes, keys, strict=True):
+        name = key.replace("_", " ")
+        if key in regions.obsp:
+            attention(
+                adata, key=key, regions_key=regions_key, color=color, library=library, title=name, legend=False,
+                ax=axis, **how,
+            )  # fmt: skip
+            continue
+        check_in(adata, "obs", key, "key", "Run `st.tl.attention_fidelity(adata, model)` first.")
+        _base.draw_image(axis, adata, panel.library, how["img"], fits=view.fits)
+        values = adata.obs[key].to_numpy(dtype=float)[panel.rows]
+        _base.draw_spots(axis, panel.xy, values, cmap=_base.color_map(how["cmap"]), label="observations")
+        _base.frame(axis, panel, name)
+    return axes

@@ -40,7 +40,9 @@ def embed(
 
     Nodes are the regions of :func:`region_graph` with the mean representation of their observations (and
     the U-Net's features where :func:`segment` wrote them). Part of the nodes is hidden and reconstructed
-    through message passing (GATv2, Brody et al. 2022) and the section's embedding Z. No labels are used.
+    through message passing (GATv2, Brody et al. 2022) and the section's embedding Z; or, with
+    ``params={"objective": "contrastive"}``, two views of the graph should agree (GRACE, Zhu et al. 2020). No labels
+    are used.
 
     Parameters
     ----------

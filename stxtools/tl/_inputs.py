@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stxtools import _keys
-from stxtools._spatial.graph import spatial_graph
+from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries
 
@@ -20,17 +21,27 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from stxtools._slots import Slots
+    from stxtools._spatial.triangulation import Mesh
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the observations lie: coordinates, sections, raster index and spatial neighbours."""
+    """Where the observations lie: coordinates, sections, raster index and, made when asked for, neighbours."""
 
     xy: NDArray[np.float64]
     libs: Libraries
     pixels: NDArray[np.int32]
     grids: list[RasterGrid]
-    graph: sparse.csr_matrix
+
+    @cached_property
+    def meshes(self) -> list[Mesh | None]:
+        """Triangulation of every scattered section."""
+        return section_meshes(self.xy, self.libs.codes, self.grids)
+
+    @cached_property
+    def graph(self) -> sparse.csr_matrix:
+        """Distances between spatial neighbours, (n, n)."""
+        return spatial_graph(self.xy, self.libs.codes, self.pixels, self.grids, self.meshes)
 
     @property
     def parts(self) -> list[NDArray[np.int64]]:
@@ -47,7 +58,7 @@ def geometry(adata: AnnData, spatial_key: str, library_key: str | None) -> Geome
         pixels, grids = stored
     else:
         pixels, grids = rasterize_libraries(xy, libs.codes, len(libs), array_positions(adata))
-    return Geometry(xy, libs, pixels, grids, spatial_graph(xy, libs.codes, pixels, grids))
+    return Geometry(xy, libs, pixels, grids)
 
 
 def _stored_raster(
@@ -74,13 +85,23 @@ def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Any]:
     """Split features by section into :class:`stxtools.models.Section`."""
     from stxtools.models import Section
 
-    out = []
-    for i, rows in enumerate(where.parts):
-        graph = where.graph if len(where.libs) == 1 else where.graph[rows][:, rows].tocsr()
-        out.append(
-            Section(where.libs.names[i], values[rows], where.pixels[rows], where.grids[i].shape, graph, where.xy[rows])
+    if len(where.libs) == 1:  # no copies: features are the largest dense array there is
+        return [Section(where.libs.names[0], values, where.pixels, where.grids[0].shape, lambda: where.graph, where.xy)]
+    return [
+        Section(
+            where.libs.names[i],
+            values[rows],
+            where.pixels[rows],
+            where.grids[i].shape,
+            cache(partial(_within, where, rows)),
+            where.xy[rows],
         )
-    return out
+        for i, rows in enumerate(where.parts)
+    ]
+
+
+def _within(where: Geometry, rows: NDArray[np.int64]) -> sparse.csr_matrix:
+    return where.graph[rows][:, rows].tocsr()
 
 
 def join(parts: Sequence[NDArray[Any]], where: Geometry) -> NDArray[Any]:

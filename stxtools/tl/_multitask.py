@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from stxtools import _keys
 from stxtools._slots import Slots, categorical, proba_frame, provenance
 from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
 
-from ._regions import RegionInput, classes_of, gather, node_features, read_regions, region_sections, with_graph_result
-from ._transfer import model_features, remember_input, training_representation
+from ._framework_input import expression_targets, genes_to_predict, known_sections, training_sections
+from ._inputs import join
+from ._regions import RegionInput, classes_of, gather, read_regions, with_graph_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 
     from stxtools.models import TissueNet, TissueNetParams
 
+_PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
+
 
 def multitask(
     adata: AnnData,
-    biomarker_key: str,
-    region_key: str,
+    biomarker_key: str | None = None,
+    region_key: str | None = None,
     *,
+    expression: Sequence[str] | None = None,
+    expression_key: str | None = None,
     model: str | os.PathLike[str] | TissueNet | None = None,
     save_model: str | os.PathLike[str] | None = None,
     use_rep: str | None = None,
@@ -42,23 +47,30 @@ def multitask(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Predict biomarker state and tissue class of regions with one jointly trained network.
+    r"""Predict biomarker state, tissue class and held-out genes with one jointly trained network.
 
-    A U-Net reads the expression raster; its features are averaged inside each region of
-    :func:`region_graph` and go, beside the region's mean representation, through the graph network; two
-    heads read the region's state and the section's embedding Z. All parts are trained together on
-    :math:`L = \alpha L_{biomarker} + \beta L_{classification}`, both cross-entropy. One labelled region in
-    six is held out for early stopping: the predictions on labelled observations are *not* an estimate of
-    accuracy on new tissue.
+    A U-Net reads the expression raster. Its features, beside what each observation reads of its neighbourhoods
+    (means of the representation and of the variable genes at several sizes), are averaged inside each region of
+    :func:`region_graph` and go through the graph network; the output of an observation is that of its region, given
+    the section's embedding Z, plus what its own features add. All parts are trained together on
+    :math:`L = \alpha L_{biomarker} + \beta L_{classification} + \gamma L_{expression}`: cross-entropies, and the
+    squared error of the genes. Linear classifiers of the same neighbourhood means steady the result: logits are
+    averaged, in a proportion that held-out blocks decide. One labelled block in seven is held out for early
+    stopping: the predictions on labelled observations are *not* an estimate of accuracy on new tissue.
 
     Parameters
     ----------
     adata
         Annotated data with a region graph.
     biomarker_key
-        Column of ``obs`` with the biomarker state (disease, say); missing where unknown.
+        Column of ``obs`` with the biomarker state (disease, say); missing where unknown. None leaves the task out.
     region_key
-        Column of ``obs`` with the tissue class; missing where unknown.
+        Column of ``obs`` with the tissue class; missing where unknown. None leaves the task out.
+    expression
+        Genes to predict, in a third task. They are kept out of the input: of the genes that are read, and of the
+        representation where it is computed here (a ``use_rep`` must not hold them).
+    expression_key
+        Boolean column of ``obs``: where the genes of ``expression`` may be learned from. Everywhere by default.
     model
         A saved model (path) or a fitted :class:`stxtools.models.TissueNet`, applied without training; the
         two columns need not exist then and only name the outputs.
@@ -67,14 +79,14 @@ def multitask(
     use_rep
         Key of ``obsm`` to read; by default as in :func:`segment`.
     layer
-        Layer to take expression from where the representation is computed.
+        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
     regions_key
         Key of ``uns`` with the region graph.
     spatial_key
         Key of ``obsm`` with x, y positions.
     params
-        :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields, such as ``alpha``
-        and ``beta``.
+        :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields, such as ``alpha``,
+        ``beta`` and ``weighting``.
     random_state
         Seed. The same seed gives the same result, to the bit on a CPU.
     accelerator, devices
@@ -88,23 +100,28 @@ def multitask(
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots, the first two for both keys:
+    None, or the changed copy with ``copy=True``. Sets these slots, the first three for both keys:
 
     ``obs["{key}_pred"]`` : :class:`pandas.Categorical`, (n_obs,)
-        Predicted class of the observation's region.
+        Predicted class of the observation.
     ``obsm["{key}_proba"]`` : :class:`pandas.DataFrame`, (n_obs, n_classes)
         Class probabilities; NaN outside any region.
+    ``uns["regions"].obsm["{key}_proba"]`` : :class:`pandas.DataFrame`, (n_regions, n_classes)
+        Expected share of each class in the region; ``uns["regions"].obs["{key}_pred"]`` is the largest.
+    ``obsm["expression_pred"]`` : :class:`pandas.DataFrame`, (n_obs, n_genes)
+        Predicted log-normalised expression, with ``expression``; in ``uns["regions"].obsm`` the regions' means.
     ``obsm["X_gnn"]``, ``obs["attention"]``, and in ``uns["regions"]``
         Embeddings and attention as :func:`embed` writes them.
     ``uns["multitask"]`` : dict
-        ``params``, ``history``, ``task_weights`` and ``Z`` (sections x d).
+        ``params``, ``history`` (loss and weight of each task in each epoch), ``task_weights`` (the last ones), ``mix``
+        (share of the linear classifiers) and ``Z`` (sections x d).
 
     Raises
     ------
     KeyError
-        If a column or the region graph is not there.
+        If a column, a gene or the region graph is not there.
     ValueError
-        If a column has fewer than two classes.
+        If a column has fewer than two classes, or no task is named.
 
     Examples
     --------
@@ -121,53 +138,65 @@ def multitask(
     key = check_key_added(key_added, _keys.MULTITASK)
     random_state = check_int("random_state", random_state, minimum=0)
     inp = read_regions(adata, regions_key, spatial_key)
-    columns = {"biomarker": biomarker_key, "classification": region_key}
-    if biomarker_key == region_key:
-        raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
     if save_model is not None:
         check_writable(save_model)
-    if model is not None and any(given is not None for given in (save_model, use_rep, params)):
-        raise ValueError("`model=` applies a trained model as it is; drop `save_model=`, `use_rep=` and `params=`.")
+    if model is not None and any(given is not None for given in (save_model, use_rep, params, expression)):
+        raise ValueError(
+            "`model=` applies a trained model as it is; drop `save_model=`, `use_rep=`, `params=` and `expression=`."
+        )
     if model is not None and not isinstance(model, (str, os.PathLike, TissueNet)):
         raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {type(model).__name__}.")
+    wanted = genes_to_predict(adata, expression)
+    columns = _columns(biomarker_key, region_key, needed=model is None and not wanted)
     adata = adata.copy() if check_bool("copy", copy) else adata
 
     if model is not None:
         fitted = model if isinstance(model, TissueNet) else TissueNet.load(model)
-        values, found = model_features(adata, fitted, layer)
-        sections = region_sections(values, node_features(values, inp), inp, {})
+        _check_tasks(fitted, columns)
+        sections, found = known_sections(adata, fitted, layer, inp)
     else:
-        labels = {task: classes_of(adata, column, f"{param}_key") for (task, column), param in
-                  zip(columns.items(), ("biomarker", "region"), strict=True)}  # fmt: skip
-        rep = training_representation(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
-        values, found = rep.values, None
-        fitted = TissueNet(params)
-        remember_input(fitted, rep)
-        codes = {task: c for task, (c, _) in labels.items()}
-        sections = region_sections(values, node_features(values, inp), inp, codes)
+        labels = {task: classes_of(adata, column, _PARAMS[task]) for task, column in columns.items()}
+        targets = expression_targets(adata, wanted, expression_key, layer)
+        fitted, found = TissueNet(params), None
+        sections = training_sections(
+            adata, fitted, inp, {task: codes for task, (codes, _) in labels.items()}, targets, wanted,
+            use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
+        )  # fmt: skip
         fitted.fit(
-            sections, classes={task: names for task, (_, names) in labels.items()}, random_state=random_state,
-            accelerator=accelerator, devices=devices, show_progress=show_progress,
+            sections, classes={task: names for task, (_, names) in labels.items()}, expression=wanted,
+            random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
     predictions = fitted.predict(sections, accelerator=accelerator)
     if save_model is not None:
         fitted.save(save_model)
 
     result = gather(predictions, inp)
-    slots = Slots()
+    slots, regions = Slots(), with_graph_result(inp, result)
     for task, column in columns.items():
-        proba = _stack([p.proba[task] for p in predictions], inp)
-        _add_prediction(slots, column, proba, fitted.classes[task], inp, adata.obs_names)
+        at_obs = join([p.obs_proba[task] for p in predictions], inp.where)
+        at_regions = _stack([p.proba[task] for p in predictions], inp)
+        names = fitted.classes[task]
+        slots.obs[_keys.pred(column)] = _called(at_obs, names)
+        slots.obsm[_keys.proba(column)] = proba_frame(at_obs, names, adata.obs_names)
+        regions.obs[_keys.pred(column)] = _called(at_regions, names)
+        regions.obsm[_keys.proba(column)] = proba_frame(at_regions, names, regions.obs_names)
+    if fitted.expression:
+        at_obs = join([p.obs_expression for p in predictions if p.obs_expression is not None], inp.where)
+        at_regions = _stack([p.expression for p in predictions], inp)
+        slots.obsm[_keys.EXPRESSION_PRED] = proba_frame(at_obs, fitted.expression, adata.obs_names)
+        regions.obsm[_keys.EXPRESSION_PRED] = proba_frame(at_regions, fitted.expression, regions.obs_names)
     slots.obsm[_keys.X_GNN] = result.to_obs(result.states)
     slots.obs[_keys.ATTENTION] = result.to_obs(result.received)
-    slots.uns[regions_key] = with_graph_result(inp, result)
+    slots.uns[regions_key] = regions
     slots.uns[key] = {
         "params": provenance(
-            biomarker_key=biomarker_key, region_key=region_key, use_rep=use_rep, layer=layer, genes_found=found,
+            biomarker_key=biomarker_key, region_key=region_key, expression=wanted or None,
+            expression_key=expression_key, use_rep=use_rep, layer=layer, genes_found=found,
             regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
             model="given" if model is not None else "trained", tissuenet=fitted.params_dict(),
         ),
         "task_weights": fitted.task_weights,
+        "mix": dict(fitted.mix),
         "Z": result.z,
     }  # fmt: skip
     if model is None:
@@ -176,21 +205,36 @@ def multitask(
     return adata if copy else None
 
 
-def _stack(parts: list[NDArray[np.float32]], inp: RegionInput) -> NDArray[np.float32]:
+def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool) -> dict[str, str]:
+    """Task -> label column, for the tasks that were named."""
+    given = {"biomarker": biomarker_key, "classification": region_key}
+    columns = {task: key for task, key in given.items() if key is not None}
+    if not columns and needed:
+        raise ValueError("Name `biomarker_key`, `region_key` or both: without a label column there is no task.")
+    if columns and biomarker_key == region_key:
+        raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
+    return columns
+
+
+def _check_tasks(model: TissueNet, columns: dict[str, str]) -> None:
+    """Check that the model was trained for the tasks asked for."""
+    missing = [_PARAMS[task] for task in columns if task not in model.classes]
+    if missing:
+        raise ValueError(
+            f"The model was trained for {', '.join(model.tasks) or 'no task'}; drop {' and '.join(missing)}."
+        )
+
+
+def _stack(parts: Sequence[Any], inp: RegionInput) -> NDArray[np.float32]:
     out = np.empty((inp.regions.n_obs, parts[0].shape[1]), dtype=np.float32)
     for i, part in enumerate(parts):
         out[inp.rows(i)] = part
     return out
 
 
-def _add_prediction(
-    slots: Slots, column: str, proba: NDArray[np.float32], names: list[str], inp: RegionInput, index: pd.Index
-) -> None:
-    """Carry the regions' predictions to their observations."""
-    known = inp.region >= 0
-    at_obs = np.full((len(known), proba.shape[1]), np.nan, dtype=np.float32)
-    at_obs[known] = proba[inp.region[known]]
-    codes = np.full(len(known), -1, dtype=np.int64)
-    codes[known] = proba.argmax(axis=1)[inp.region[known]]
-    slots.obs[_keys.pred(column)] = categorical(codes, names)
-    slots.obsm[_keys.proba(column)] = proba_frame(at_obs, names, index)
+def _called(proba: NDArray[np.float32], names: list[str]) -> pd.Categorical:
+    """Class with the largest probability; missing where there is none."""
+    known = np.isfinite(proba).all(axis=1)
+    codes = np.full(len(proba), -1, dtype=np.int64)
+    codes[known] = proba[known].argmax(axis=1)
+    return categorical(codes, names)

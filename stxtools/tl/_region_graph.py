@@ -194,9 +194,9 @@ def _region_adata(
     out.obs["segment"] = categorical(codes[first], names)
     out.obs["library"] = categorical(library, where.libs.names)
     out.obs["n_obs"] = size.astype(np.int64)
-    out.obs["area"] = member @ observation_area(where.xy, where.libs.codes, where.grids)
+    out.obs["area"] = member @ observation_area(where.xy, where.libs.codes, where.grids, where.meshes)
     out.obsm[_keys.SPATIAL] = mean @ where.xy
-    contact = member @ contact_lengths(graph, where.xy, where.libs.codes, where.grids) @ member.T
+    contact = member @ contact_lengths(graph, where.xy, where.libs.codes, where.grids, where.meshes) @ member.T
     touch = member @ (graph != 0).astype(np.float64) @ member.T
     for matrix in (contact, touch):
         matrix.setdiag(0)

@@ -91,9 +91,15 @@ def node_features(values: NDArray[np.float32], inp: RegionInput) -> NDArray[np.f
 
 
 def region_sections(
-    values: NDArray[np.float32], nodes: NDArray[np.float32], inp: RegionInput, labels: dict[str, NDArray[np.int64]]
+    values: NDArray[np.float32],
+    nodes: NDArray[np.float32],
+    inp: RegionInput,
+    labels: dict[str, NDArray[np.int64]],
+    *,
+    genes: sparse.csr_matrix | None = None,
+    expression: NDArray[np.float32] | None = None,
 ) -> list[Any]:
-    """Split features, regions and labels by section into :class:`stxtools.models.RegionSection`."""
+    """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`."""
     from stxtools.models import RegionSection
 
     adjacency = sparse.csr_matrix(inp.regions.obsp[_keys.CONNECTIVITIES])
@@ -103,7 +109,10 @@ def region_sections(
         local = np.full(inp.regions.n_obs + 1, -1, dtype=np.int64)
         local[rows] = np.arange(len(rows))
         own = {task: codes[obs] for task, codes in labels.items()}
-        out.append(RegionSection(section, local[inp.region[obs]], nodes[rows], adjacency[rows][:, rows].tocsr(), own))
+        near = adjacency[rows][:, rows].tocsr()
+        read = None if genes is None else genes[obs]
+        learned = None if expression is None else expression[obs]
+        out.append(RegionSection(section, local[inp.region[obs]], nodes[rows], near, own, read, learned))
     return out
 
 

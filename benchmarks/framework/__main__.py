@@ -1,0 +1,226 @@
+"""The joint framework against its floors, its parts taken out one by one, embeddings without labels, planted attention.
+
+    python benchmarks/framework --data FOLDER --out framework.md [--parts floors,donors,ablation,embed] [--seeds 3]
+
+Labels of test blocks are hidden before training: five folds of spatial blocks within a section, or one donor left out.
+Segments and regions are made without labels. The floors read the same principal components.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import stxtools as st
+from stxtools._representation import compute_representation
+from stxtools._spatial.blocks import deal, spatial_blocks
+from stxtools._validate import libraries
+from stxtools.models._spreading import neighbour_features
+from stxtools.tl._splits import folds_of
+
+SECTIONS = {
+    "dlpfc_151673": "layer", "dlpfc_151675": "layer", "xenium_breast_idc": "region",
+    "osmfish_mouse_sscortex": "region", "starmap_mpfc_BZ5": "region",
+}  # fmt: skip
+DONORS = ("A1", "B1", "C1", "D1")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "joint (default)": {}, "single task": {}, "frozen U-Net": {"freeze_unet": True},
+    "no pretraining": {"pretrain": "none"},
+    "no U-Net": {"unet": False}, "no linear classifiers": {"anchor": False}, "no genes": {"genes": False},
+    "sum instead of GATv2": {"conv": "sum"}, "GradNorm": {"weighting": "gradnorm"},
+    "uncertainty": {"weighting": "uncertainty"}, "FAMO": {"weighting": "famo"},
+}  # fmt: skip
+FLOORS: dict[str, Callable[[], Any]] = {
+    "LDA, 19 and 61 neighbours": lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    "random forest, 19 and 61 neighbours": lambda: RandomForestClassifier(200, random_state=0),
+}
+
+
+def prepared(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
+    adata.obs["truth"] = adata.obs.pop("truth").astype("category")
+    adata.obsm["X_pca"] = compute_representation(adata).values
+    st.tl.segment(adata, library_key=library_key, show_progress=False)
+    st.tl.region_graph(adata, library_key=library_key)
+    return adata
+
+
+def generated(platform: str, difficulty: float, n_obs: int, n_vars: int) -> ad.AnnData:
+    adata = st.datasets.synthetic_tissue(
+        n_obs, n_vars, platform=platform, difficulty=difficulty, random_state=0, show_progress=False
+    )
+    adata.obs["truth"] = adata.obs["compartment"]
+    return prepared(adata)
+
+
+def sections(data: Path) -> Iterator[tuple[str, ad.AnnData]]:
+    for name, key in SECTIONS.items():
+        path = data / f"{name}.h5ad"
+        if path.exists():
+            adata = ad.read_h5ad(path)
+            if "is_duplicate" in adata.obs:
+                adata = adata[~adata.obs["is_duplicate"].to_numpy(bool)].copy()
+            adata.obs["truth"] = adata.obs.pop(key)
+            yield name, prepared(adata)
+
+
+def scores(truth: np.ndarray, proba: np.ndarray) -> tuple[float, float]:
+    present = [c for c in range(proba.shape[1]) if 0 < (truth == c).sum() < len(truth)]
+    aurocs = [roc_auc_score(truth == c, proba[:, c]) for c in present]
+    return float((proba.argmax(axis=1) == truth).mean()), float(np.mean(aurocs))
+
+
+def folds(adata: ad.AnnData, seed: int, most: int, library_key: str | None) -> Iterator[tuple[str, np.ndarray]]:
+    scheme = "library" if library_key else "block"
+    fold, names = folds_of(scheme, adata.obsm["spatial"], libraries(adata, library_key), 5, seed)
+    for i, name in enumerate(names[:most]):
+        yield name, fold == i
+
+
+def floor(adata: ad.AnnData, test: np.ndarray, model: Any, library_key: str | None) -> tuple[float, float]:
+    codes = adata.obs["truth"].cat.codes.to_numpy()
+    x, libs = adata.obsm["X_pca"], libraries(adata, library_key)
+    z = np.empty((adata.n_obs, 2 * x.shape[1]))
+    for i in range(len(libs)):
+        rows = libs.rows(i)
+        centre = x[rows].mean(axis=0) if library_key else 0.0
+        z[rows] = neighbour_features(x[rows] - centre, adata.obsm["spatial"][rows])
+    z = (z - z.mean(axis=0)) / z.std(axis=0)
+    seen, judged = (codes >= 0) & ~test, (codes >= 0) & test
+    model.fit(z[seen], codes[seen])
+    proba = np.zeros((judged.sum(), len(adata.obs["truth"].cat.categories)))
+    proba[:, model.classes_] = model.predict_proba(z[judged])
+    return scores(codes[judged], proba)
+
+
+def framework(
+    adata: ad.AnnData, test: np.ndarray, seed: int, params: dict[str, Any], state: str | None = None
+) -> tuple[float, float]:
+    truth = adata.obs["truth"]
+    adata.obs["shown"] = truth.where(~test).cat.remove_unused_categories()
+    if state is not None:
+        adata.obs["shown_state"] = adata.obs[state].where(~test)
+    st.tl.multitask(
+        adata, "shown_state" if state else None, "shown", use_rep="X_pca", params=params, random_state=seed,
+        show_progress=False,
+    )  # fmt: skip
+    names = [str(c) for c in truth.cat.categories]
+    proba = adata.obsm["shown_proba"].reindex(columns=names).fillna(0.0).to_numpy()
+    judged = test & truth.notna().to_numpy()
+    return scores(truth.cat.codes.to_numpy()[judged], proba[judged])
+
+
+def row(
+    name: str, what: str, found: list[tuple[float, float]], against: list[tuple[float, float]] | None = None
+) -> str:
+    a = np.array(found)
+    cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(a.mean(axis=0), a.std(axis=0, ddof=1) / len(a) ** 0.5, strict=True)]
+    gain = ""
+    if against is not None:
+        d = a[:, 0] - np.array(against)[:, 0]
+        gain = f"{d.mean():+.3f} ± {d.std(ddof=1) / len(d) ** 0.5:.3f}"
+    line = f"| {name} | {what} | {' | '.join(cells)} | {gain} |"
+    print(line, flush=True)
+    return line
+
+
+HEAD = ["| section | model | accuracy | AUROC | accuracy against LDA |", "| --- | --- | --- | --- | --- |"]
+
+
+def table(name: str, adata: ad.AnnData, seeds: int, most: int, library_key: str | None = None) -> list[str]:
+    splits = [(s, test) for s in range(seeds) for _, test in folds(adata, 0 if library_key else s, most, library_key)]
+    found = {label: [floor(adata, test, make(), library_key) for _, test in splits] for label, make in FLOORS.items()}
+    found["framework"] = [framework(adata, test, s, {}) for s, test in splits]
+    lda = found[next(iter(FLOORS))]
+    return [row(name, label, values, None if values is lda else lda) for label, values in found.items()]
+
+
+def donors(data: Path) -> ad.AnnData:
+    parts = {d: ad.read_h5ad(data / f"her2st_{d}.h5ad") for d in DONORS}
+    adata = ad.concat(parts, join="inner", index_unique="-", label="donor")
+    values = adata.obs["is_tumour"].astype(str)
+    adata.obs["truth"] = values.where(values != "nan")
+    return prepared(adata, "donor")
+
+
+def ablation(adata: ad.AnnData, name: str, state: str, seeds: int, most: int) -> list[str]:
+    splits = [(s, test) for s in range(seeds) for _, test in folds(adata, s, most, None)]
+    lda = [floor(adata, test, FLOORS["LDA, 19 and 61 neighbours"](), None) for _, test in splits]
+    lines = [row(name, "LDA, 19 and 61 neighbours", lda)]
+    for label, params in VARIANTS.items():
+        single = None if label == "single task" else state
+        lines.append(row(name, label, [framework(adata, test, s, params, single) for s, test in splits], lda))
+    return lines
+
+
+def embedding(name: str, adata: ad.AnnData, seeds: int) -> str:
+    regions = adata.uns["regions"]
+    at = regions.obs_names.get_indexer(adata.obs["region"].astype(str))
+    count = pd.crosstab(at, adata.obs["truth"]).reindex(range(regions.n_obs), fill_value=0)
+    truth = count.to_numpy().argmax(axis=1)
+    known = count.sum(axis=1).to_numpy() > 0
+    mean = np.stack([adata.obsm["X_pca"][at == i].mean(axis=0) for i in range(regions.n_obs)])
+    cells = [nearest(mean, truth, known, regions.obsm["spatial"])]
+    for objective in ("masked", "contrastive"):
+        accuracies = []
+        for seed in range(seeds):
+            st.tl.embed(adata, params={"objective": objective}, random_state=seed, show_progress=False)
+            accuracies.append(nearest(adata.uns["regions"].obsm["X_gnn"], truth, known, regions.obsm["spatial"]))
+        cells.append(float(np.mean(accuracies)))
+    line = f"| {name} | {regions.n_obs} | {' | '.join(f'{c:.3f}' for c in cells)} |"
+    print(line, flush=True)
+    return line
+
+
+def nearest(x: np.ndarray, truth: np.ndarray, known: np.ndarray, xy: np.ndarray) -> float:
+    """Accuracy of the five nearest regions of other blocks, mean over three dealings of 25 blocks into five folds."""
+    x, truth, xy = x[known], truth[known], xy[known]
+    right = []
+    for seed in range(3):
+        fold = deal(spatial_blocks(xy, 25), 5, np.random.default_rng(seed))
+        for k in np.unique(fold):
+            model = KNeighborsClassifier(5).fit(x[fold != k], truth[fold != k])
+            right.append(model.predict(x[fold == k]) == truth[fold == k])
+    return float(np.concatenate(right).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=st.settings.datasetdir)
+    parser.add_argument("--out", type=Path, default=Path("framework.md"))
+    parser.add_argument("--parts", default="floors,donors,ablation,embed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--difficulty", type=float, default=0.51)
+    parser.add_argument("--n-obs", type=int, default=5000)
+    args = parser.parse_args()
+    parts, lines = args.parts.split(","), list(HEAD)
+    if "floors" in parts:
+        for name, adata in sections(args.data):
+            lines += table(name, adata, args.seeds, args.folds)
+    if "donors" in parts:
+        lines += table("HER2ST tumour, a donor left out", donors(args.data), args.seeds, len(DONORS), "donor")
+    if "ablation" in parts:
+        tissue = generated("merfish", args.difficulty, args.n_obs, 30)
+        lines += ablation(tissue, "MERFISH-like", "disease", args.seeds, args.folds)
+    if "embed" in parts:
+        lines += [
+            "",
+            "| section | regions | mean of components | masked | contrastive |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [embedding(name, adata, args.seeds) for name, adata in sections(args.data)]
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

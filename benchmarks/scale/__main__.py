@@ -1,0 +1,193 @@
+"""Time and peak memory of each step on generated cells, with the exponent of time in the number of cells.
+
+    python benchmarks/scale --sizes 10000 100000 1000000 --folder FOLDER --out table.md
+
+Cells are MERFISH-like tissue of ``st.datasets.synthetic_tissue`` with 500 genes, about one entry in ten filled; they
+are kept in FOLDER as h5ad and read again. Every size runs in a process of its own, all steps one after the other, as a
+user would call them. The peak of a step is the resident memory of the whole process (Linux: the kernel's high-water
+mark is reset before each step), data and libraries included. Wall time means little on a busy machine, so the
+processor's time stands beside it, and the exponent is that of the processor's time. ``--rows`` keeps what was measured
+in a file and adds to it, so that sizes may be run one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+GENES = 500
+DEPTH = 85.0  # counts per cell at which about a tenth of the entries of 500 genes is filled
+STEPS = ("normalize", "segment", "region_graph", "embed", "biomarkers", "apply")
+
+
+class PeakMemory:
+    """Peak resident memory of this process since the last reset, in GB."""
+
+    def __init__(self) -> None:
+        self._linux = Path("/proc/self/clear_refs").exists()
+
+    def reset(self) -> None:
+        if self._linux:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> float:
+        if self._linux:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    return int(line.split()[1]) / 2**20
+        import resource
+
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def generated(n_obs: int, folder: Path) -> Path:
+    """Generate and keep a section of ``n_obs`` cells."""
+    import stxtools as st
+
+    path = folder / f"cells_{n_obs}.h5ad"
+    if not path.exists():
+        adata = st.datasets.synthetic_tissue(
+            n_obs, GENES, platform="merfish", mean_depth=DEPTH, random_state=0, show_progress=False
+        )
+        adata.write_h5ad(path)
+    return path
+
+
+def steps(st: Any, n_segments: int, model: Path) -> dict[str, Callable[[Any], object]]:
+    quiet: dict[str, Any] = {"show_progress": False}
+    return {
+        "normalize": lambda a: st.pp.normalize(a),
+        "segment": lambda a: st.tl.segment(a, n_segments, save_model=model, **quiet),
+        "region_graph": lambda a: st.tl.region_graph(a),
+        "embed": lambda a: st.tl.embed(a, **quiet),
+        "biomarkers": lambda a: st.tl.biomarkers(a, "disease", **quiet),
+        "apply": lambda a: st.tl.segment(a, model=model, key_added="applied", **quiet),
+    }
+
+
+def run_size(path: Path, wanted: list[str], n_segments: int) -> None:
+    """Run all steps on one file and write a JSON line for each to the standard output."""
+    import anndata as ad
+
+    import stxtools as st
+
+    adata, peak = ad.read_h5ad(path), PeakMemory()
+    for name, call in steps(st, n_segments, path.with_suffix(".stx")).items():
+        if name not in wanted:
+            continue
+        peak.reset()
+        start, cpu = time.perf_counter(), time.process_time()
+        call(adata)
+        row = {
+            "step": name,
+            "n_obs": adata.n_obs,
+            "seconds": time.perf_counter() - start,
+            "cpu": time.process_time() - cpu,
+            "peak_gb": peak.read(),
+        }
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+    from sklearn.metrics import adjusted_rand_score
+
+    if "segment" in adata.obs:
+        ari = adjusted_rand_score(adata.obs["compartment"], adata.obs["segment"])
+        row = {"step": "ARI", "n_obs": adata.n_obs, "seconds": ari, "cpu": 0.0, "peak_gb": 0.0}
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+def measured(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    command = [sys.executable, __file__, "--one", str(path), "--steps", *args.steps, "--segments", str(args.segments)]
+    rows: list[dict[str, Any]] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        timer = threading.Timer(args.limit, child.kill)
+        timer.start()
+        for line in child.stdout or ():
+            row = json.loads(line)
+            rows.append(row)
+            sys.stderr.write(f"{row['n_obs']:>9,} {row['step']:<13} {shown(row)}\n")
+        timer.cancel()
+    if child.returncode != 0:
+        sys.stderr.write(f"{path.name}: ended with {child.returncode} after {len(rows)} steps\n")
+    return rows
+
+
+def exponent(n: np.ndarray, seconds: np.ndarray) -> float:
+    """Slope of log time over log size, least squares."""
+    return float(np.polyfit(np.log(n), np.log(seconds), 1)[0]) if len(n) > 1 else float("nan")
+
+
+def shown(row: Any) -> str:
+    return f"{row['seconds']:.1f} s ({row['cpu']:.1f}), {row['peak_gb']:.2f} GB"
+
+
+def table(rows: pd.DataFrame, fit_from: int) -> str:
+    rows = rows.drop_duplicates(["step", "n_obs"], keep="last")
+    sizes = sorted(rows["n_obs"].unique())
+    lines = [
+        "| step | " + " | ".join(f"{n:,}" for n in sizes) + f" | exponent from {fit_from:,} |",
+        "| --- |" + " --- |" * (len(sizes) + 1),
+    ]
+
+    def line(name: str, part: pd.DataFrame, last: str) -> str:
+        return (
+            f"| {name} | " + " | ".join(shown(part.loc[n]) if n in part.index else "-" for n in sizes) + f" | {last} |"
+        )
+
+    timed = rows[rows["step"] != "ARI"]
+    for name in (s for s in STEPS if s in set(timed["step"])):
+        part = timed[timed["step"] == name].set_index("n_obs")
+        large = part[part.index >= fit_from]
+        slope = exponent(large.index.to_numpy(dtype=float), large["cpu"].to_numpy())
+        lines.append(line(name, part, f"{slope:.2f}"))
+    whole = timed[timed["step"] != "apply"].groupby("n_obs").agg({"seconds": "sum", "cpu": "sum", "peak_gb": "max"})
+    lines.append(line("all but apply", whole, ""))
+    ari = rows[rows["step"] == "ARI"].set_index("n_obs")["seconds"]
+    if len(ari):
+        lines.append(
+            "| ARI with the truth | " + " | ".join(f"{ari[n]:.3f}" if n in ari else "-" for n in sizes) + " | |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000])
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
+    parser.add_argument("--segments", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("scale_data"))
+    parser.add_argument("--fit-from", type=int, default=100_000)
+    parser.add_argument("--limit", type=float, default=3600.0, help="most seconds for one size")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=Path, help="JSON lines of what was measured, read and added to")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one is not None:
+        run_size(args.one, args.steps, args.segments)
+        return
+    args.folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for n in args.sizes for row in measured(generated(n, args.folder), args)]
+    if args.rows is not None:
+        with args.rows.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        rows = [json.loads(line) for line in args.rows.read_text().splitlines()]
+    text = f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}\n\n"
+    text += table(pd.DataFrame(rows), args.fit_from) + "\n"
+    if args.out is not None:
+        args.out.write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

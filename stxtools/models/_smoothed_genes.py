@@ -1,0 +1,107 @@
+"""Expression of many genes, averaged over neighbourhoods, in a few hundred numbers an observation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.spatial import cKDTree
+from sklearn.utils.extmath import randomized_svd
+
+FloatArray = NDArray[np.float64]
+
+GENE_SIZES = (7, 19, 61, 127)
+N_AXES = 200
+_LEARN_ROWS = 4000  # observations from which the axes are learned
+_CHUNK = 2000  # observations whose smoothed genes are dense at a time
+_FLOOR = 0.01  # least standard deviation of a gene: rarely seen ones are not blown up
+
+
+def pooling(xy: FloatArray, size: int) -> sparse.csr_matrix:
+    """Mean over the nearest ``size`` observations, itself included, as a sparse (n, n) matrix."""
+    n = len(xy)
+    size = min(size, n)
+    near = cKDTree(xy).query(xy, k=size)[1].reshape(n, -1)
+    weight = np.full(n * size, 1 / size, dtype=np.float32)
+    return sparse.csr_matrix((weight, near.ravel(), np.arange(0, n * size + 1, size)), shape=(n, n))
+
+
+class SmoothedGenes:
+    """Principal axes of genes that were centred by section, scaled, and averaged over several neighbourhoods.
+
+    The scores keep their variances: a ridge penalty on them is a ridge penalty on the genes themselves.
+    Sections are centred on their own means, so a gene that a section lacks counts as average there.
+
+    Parameters
+    ----------
+    sizes
+        Neighbourhood sizes.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = [int(s) for s in sizes]
+        self.gene_scale: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
+        self.scale: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
+        self.axes: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
+
+    def fit(self, sections: Sequence[tuple[sparse.csr_matrix, FloatArray]], rng: np.random.Generator) -> SmoothedGenes:
+        """Learn scales and axes from log expression (n, G) and coordinates of the sections."""
+        n = np.array([logged.shape[0] for logged, _ in sections])
+        spread = sum(_variance(logged) * len_ for (logged, _), len_ in zip(sections, n, strict=True)) / n.sum()
+        self.gene_scale = (np.sqrt(spread) + _FLOOR).astype(np.float32)
+        take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
+        self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
+        parts = [
+            np.concatenate([rows for _, rows in self._rows(logged, xy, np.sort(rng.permutation(len(xy))[:count]))])
+            for (logged, xy), count in zip(sections, take, strict=True)
+        ]
+        sample = np.concatenate(parts)
+        self.scale = (sample.std(axis=0) + 1e-3).astype(np.float32)
+        sample /= self.scale
+        k = min(N_AXES, *sample.shape)
+        _, _, right = randomized_svd(sample, k, n_iter=3, random_state=int(rng.integers(2**31)))
+        self.axes = np.ascontiguousarray(right.T, dtype=np.float32)
+        return self
+
+    def transform(self, logged: sparse.csr_matrix, xy: FloatArray) -> NDArray[np.float32]:
+        """Scores of a section, (n, k)."""
+        out = np.empty((len(xy), self.axes.shape[1]), dtype=np.float32)
+        for at, rows in self._rows(logged, xy, np.arange(len(xy))):
+            out[at] = rows @ self.axes
+        return out
+
+    def _rows(
+        self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]] | Any:
+        """Smoothed and scaled genes of ``rows``, a chunk at a time."""
+        mean = np.asarray(logged.mean(axis=0)).ravel().astype(np.float32)
+        pools = [pooling(xy, size) for size in self.sizes]
+        for start in range(0, len(rows), _CHUNK):
+            at = rows[start : start + _CHUNK]
+            dense = [((pool[at] @ logged).toarray() - mean) / self.gene_scale for pool in pools]
+            yield at, (np.concatenate(dense, axis=1) / self.scale).astype(np.float32)
+
+    def to_file(self) -> dict[str, NDArray[Any]]:
+        """Arrays that a model file keeps."""
+        return {
+            "smoothed.sizes": np.array(self.sizes, dtype=np.int64), "smoothed.gene_scale": self.gene_scale,
+            "smoothed.scale": self.scale, "smoothed.axes": self.axes,
+        }  # fmt: skip
+
+    @classmethod
+    def from_file(cls, arrays: Mapping[str, NDArray[Any]]) -> SmoothedGenes | None:
+        """Return what :meth:`to_file` wrote, or None."""
+        if "smoothed.axes" not in arrays:
+            return None
+        self = cls(arrays["smoothed.sizes"].tolist())
+        self.gene_scale, self.scale = arrays["smoothed.gene_scale"], arrays["smoothed.scale"]
+        self.axes = arrays["smoothed.axes"]
+        return self
+
+
+def _variance(logged: sparse.csr_matrix) -> FloatArray:
+    mean = np.asarray(logged.mean(axis=0)).ravel().astype(np.float64)
+    return np.maximum(np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2, 0)

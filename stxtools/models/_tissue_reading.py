@@ -1,0 +1,218 @@
+"""From sections to tensors: scaling, neighbourhood means, gene scores, and the labels to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import log_softmax
+
+from stxtools.nn._tissue import GraphTensors, TissueOutput
+
+from ._anchor import AnchorInput, Linear, class_anchor, value_anchor
+from ._smoothed_genes import GENE_SIZES, SmoothedGenes, pooling
+from ._tissue_inputs import (
+    RegionSection,
+    centred,
+    groups_of,
+    held_out,
+    holds_out_sections,
+    label_shares,
+    region_means,
+)
+from ._tissue_params import TissueNetParams
+
+BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
+MIX = 2 / 3  # share of the linear classifiers in the logits: discriminant analysis, ridge and network count alike
+MIXES = (MIX, 0.85, 1.0)
+_UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
+
+
+class Reading:
+    """What a model does to a section before a network sees it; learned from the training sections."""
+
+    def __init__(self, params: TissueNetParams) -> None:
+        self.params = params
+        self.scaling: dict[str, NDArray[Any]] = {}
+        self.smoothed: SmoothedGenes | None = None
+        self._read: list[tuple[RegionSection, NDArray[np.float32]]] = []  # those of the training sections
+
+    @property
+    def n_own(self) -> int:
+        """Length of what each observation reads of its neighbourhoods."""
+        scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
+        return len(self.scaling["centre"]) * len(self.params.neighbours) + scores
+
+    def fit(self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool) -> Reading:
+        """Learn means, scales and gene axes."""
+        centre = np.concatenate([s.section.features for s in sections]).mean(axis=0)
+        features = [centred(s.section.features, centre) for s in sections]
+        nodes = np.concatenate([s.nodes for s in sections])
+        self.scaling = {
+            "centre": centre, "scale": np.concatenate(features).std(axis=0) + 1e-6,
+            "node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6,
+        }  # fmt: skip
+        if not labelled:
+            return self
+        if self.params.genes and all(s.genes is not None and s.genes.shape[1] > 0 for s in sections):
+            parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
+            # a neighbourhood of half a small section says little about a place in it
+            largest = max(float(np.median([s.section.n_obs for s in sections])) / 4, GENE_SIZES[0])
+            self.smoothed = SmoothedGenes([size for size in GENE_SIZES if size <= largest]).fit(parts, rng)
+        read = [(self._means(s), self._scores(s)) for s in sections]
+        means, scores = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        unit = np.sqrt(scores.var(axis=0)[:_UNIT_AXES].mean()) + 1e-6 if scores.size else 1.0
+        self.scaling |= {
+            "own_centre": means.mean(axis=0), "own_scale": means.std(axis=0) + 1e-6,
+            "unit": np.array([unit], dtype=np.float32),
+        }  # fmt: skip
+        self._read = [(s, self._scaled(*parts)) for s, parts in zip(sections, read, strict=True)]
+        expression = [s.expression for s in sections if s.expression is not None]
+        if expression:
+            values = np.concatenate(expression)
+            self.scaling["expression_centre"] = np.nanmean(values, axis=0)
+            self.scaling["expression_scale"] = np.nanstd(values, axis=0) + 1e-6
+        return self
+
+    def _means(self, s: RegionSection) -> NDArray[np.float32]:
+        z = centred(s.section.features, self.scaling["centre"]) / self.scaling["scale"]
+        return np.concatenate([pooling(s.section.xy, size) @ z for size in self.params.neighbours], axis=1)
+
+    def _scores(self, s: RegionSection) -> NDArray[np.float32]:
+        if self.smoothed is None or s.genes is None:
+            return np.zeros((s.section.n_obs, 0), dtype=np.float32)
+        return self.smoothed.transform(s.genes, s.section.xy)
+
+    def own(self, s: RegionSection) -> NDArray[np.float32]:
+        """What the observations read of their neighbourhoods, (n, d)."""
+        for section, own in self._read:
+            if section is s:
+                return own
+        return self._scaled(self._means(s), self._scores(s))
+
+    def _scaled(self, means: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        means = (means - self.scaling["own_centre"]) / self.scaling["own_scale"]
+        return np.concatenate([means, scores / self.scaling["unit"]], axis=1).astype(np.float32)
+
+    def tensors(self, s: RegionSection) -> GraphTensors:
+        """One section for the network, without labels."""
+        nodes = (s.nodes - self.scaling["node_centre"]) / self.scaling["node_scale"]
+        coo = sparse.coo_matrix(s.adjacency)
+        edges = np.stack([coo.row, coo.col]).astype(np.int64)
+        out = GraphTensors(torch.from_numpy(nodes.astype(np.float32)), torch.from_numpy(edges))
+        if "own_centre" not in self.scaling:
+            return out
+        section, known = s.section, s.region >= 0
+        out.pixel = torch.from_numpy(section.flat_pixels[known])
+        out.region = torch.from_numpy(s.region[known])
+        out.own = torch.from_numpy(self.own(s)[known])
+        if self.params.unet:
+            z = centred(section.features, self.scaling["centre"]) / self.scaling["scale"]
+            out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
+        return out
+
+    def to_file(self) -> dict[str, NDArray[Any]]:
+        """Arrays that a model file keeps."""
+        arrays = {f"scaling.{k}": v for k, v in self.scaling.items()}
+        return arrays | (self.smoothed.to_file() if self.smoothed is not None else {})
+
+    @classmethod
+    def from_file(cls, params: TissueNetParams, arrays: Mapping[str, NDArray[Any]]) -> Reading:
+        """Return what :meth:`to_file` wrote."""
+        self = cls(params)
+        prefix = "scaling."
+        self.scaling = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        self.smoothed = SmoothedGenes.from_file(arrays)
+        return self
+
+
+class Lessons:
+    """Training sections as tensors with targets, and what the linear classifiers make of them."""
+
+    def __init__(
+        self, reading: Reading, sections: Sequence[RegionSection], tasks: Mapping[str, int], rng: np.random.Generator
+    ) -> None:
+        self.reading, self.sections, self.tasks, self.rng = reading, list(sections), dict(tasks), rng
+        how = reading.params.holdout
+        self.whole = holds_out_sections(sections) if how == "auto" else how == "section"
+        self.groups = groups_of(sections, whole=self.whole)
+        self.held = held_out(sections, self.groups, rng)
+        self.graphs = [self._with_targets(s, held) for s, held in zip(sections, self.held, strict=True)]
+        self.in_region = np.concatenate([s.region >= 0 for s in sections])
+
+    def _with_targets(self, s: RegionSection, held: NDArray[np.bool_]) -> GraphTensors:
+        out, inside, n = self.reading.tensors(s), s.region >= 0, len(s.nodes)
+        for task, size in self.tasks.items():
+            if task == EXPRESSION:
+                values, known = self._values(s)
+                seen = region_means(s.region, values, known & ~held, n)
+                judged = region_means(s.region, values, known & held, n)
+                at_obs = np.nan_to_num(values)
+            else:
+                codes = s.labels[task]
+                known = codes >= 0
+                seen = label_shares(s.region, np.where(held, -1, codes), n, size)
+                judged = label_shares(s.region, np.where(held, codes, -1), n, size)
+                at_obs = np.where(known[:, None], np.eye(size, dtype=np.float32)[codes], 0)
+            # a region that lies across the border of a block would be learned and judged at once
+            apart = judged[1] * (seen[1] == 0)
+            target = np.where(apart[:, None] > 0, judged[0], seen[0])
+            out.targets[task] = torch.from_numpy(target.astype(np.float32))
+            out.weight[task], out.val_weight[task] = torch.from_numpy(seen[1]), torch.from_numpy(apart)
+            out.obs_targets[task] = torch.from_numpy(at_obs[inside].astype(np.float32))
+            for store, rows in ((out.obs_weight, known & ~held), (out.obs_val_weight, known & held)):
+                store[task] = torch.from_numpy(rows[inside].astype(np.float32))
+        return out
+
+    def _values(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        scaling = self.reading.scaling
+        if s.expression is None:
+            return np.zeros((s.section.n_obs, self.tasks[EXPRESSION]), np.float32), np.zeros(s.section.n_obs, bool)
+        values = (s.expression - scaling["expression_centre"]) / scaling["expression_scale"]
+        return values.astype(np.float32), np.isfinite(values).all(axis=1)
+
+    def _known(self, task: str) -> NDArray[np.bool_]:
+        """Observations in a region with a label for ``task``, over all sections."""
+        if task == EXPRESSION:
+            known = np.concatenate([self._values(s)[1] for s in self.sections])
+        else:
+            known = np.concatenate([s.labels[task] for s in self.sections]) >= 0
+        return known & self.in_region
+
+    def anchor(self, task: str, *, seen_only: bool = False) -> Linear:
+        """Linear classifier (or regression) of ``task``, from all its labels or from those that are not held out."""
+        z = np.zeros((len(self.in_region), self.reading.n_own), dtype=np.float32)
+        z[self.in_region] = np.concatenate([g.own.numpy() for g in self.graphs if g.own is not None])
+        width, unit = len(self.reading.scaling["centre"]), float(self.reading.scaling["unit"][0])
+        group = np.concatenate(self.groups)
+        inp = AnchorInput(z, self.reading.params.neighbours, width, unit, group, self.whole)
+        known = self._known(task) & ~(np.concatenate(self.held) & seen_only)
+        if task == EXPRESSION:
+            return value_anchor(inp, np.concatenate([self._values(s)[0] for s in self.sections]), known, self.rng)
+        codes = np.where(known, np.concatenate([s.labels[task] for s in self.sections]), -1)
+        return class_anchor(inp, codes, self.tasks[task], self.rng)
+
+    def mix(self, task: str, outputs: Sequence[TissueOutput]) -> float:
+        """Share of the linear classifier in the logits.
+
+        Fixed within sections. Across sections it is the one with the lowest cross-entropy on the sections held out: a
+        network that took the training donors for the tissue is then left out.
+        """
+        known = self._known(task)
+        held = known & np.concatenate(self.held)
+        if not self.whole or task == EXPRESSION or not held.any():
+            return MIX
+        linear = self.anchor(task, seen_only=True)
+        inside = held[self.in_region]
+        own = np.concatenate([g.own.numpy() for g in self.graphs if g.own is not None])[inside]
+        deep = np.concatenate([out.obs_logits[task].cpu().numpy() for out in outputs])[inside]
+        truth = np.concatenate([s.labels[task] for s in self.sections])[held]
+        told = linear(own)
+        losses = [
+            -float(log_softmax(m * told + (1 - m) * deep, axis=1)[np.arange(len(truth)), truth].mean()) for m in MIXES
+        ]
+        return MIXES[int(np.argmin(losses))]

@@ -1,0 +1,103 @@
+"""A network small enough for very large sections: one perceptron on spatial means, applied pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._layers import GaussianPyramid, he_init
+from ._training import Task, Training
+from ._unet import SegmentationNet
+
+SQUEEZED = 8  # channels that are smoothed: smoothing is what the student's time goes into
+
+
+class PyramidMLP(nn.Module):
+    """Two-layer perceptron on the raster at several smoothing scales; stands in for a :class:`UNet`.
+
+    Means over neighbourhoods followed by a perceptron are what a trained graph or convolution network can often be
+    reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to eight first:
+    it commutes with the means, so that training can read means that are made once.
+
+    Parameters
+    ----------
+    in_channels
+        Channels of the raster.
+    width
+        Length of the hidden layers and of the feature vector.
+    sigmas
+        Smoothing scales in pixels.
+    """
+
+    stride = 1
+
+    def __init__(self, in_channels: int, *, width: int = 32, sigmas: Sequence[float] = (0.0, 1.0, 2.0, 4.0)) -> None:
+        super().__init__()
+        self.width = width
+        self.pyramid = GaussianPyramid(sigmas)
+        self.n_scales = len(self.pyramid.sigmas)
+        self.squeeze = nn.Conv2d(in_channels, min(SQUEEZED, in_channels), 1, bias=False)
+        self.body = nn.Sequential(
+            nn.Conv2d(self.squeeze.out_channels * self.n_scales + 1, width, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 1),
+            nn.ReLU(inplace=True),
+        )
+        he_init(self)
+        nn.init.orthogonal_(self.squeeze.weight)
+
+    @property
+    def receptive_field(self) -> int:
+        """Distance in pixels from which an output pixel can be influenced."""
+        return self.pyramid.radius
+
+    def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
+        """Return features, (B, width, H, W)."""
+        x = self.squeeze(x.contiguous(memory_format=torch.channels_last))
+        return self.body(torch.cat([self.pyramid(x, occupied), occupied], dim=1))
+
+    def from_means(self, means: Tensor) -> Tensor:
+        """Return features (B, width) of pixels from the means of all channels (B, n_scales * C) at them."""
+        n = len(means)
+        scales = means.reshape(n * self.n_scales, -1)[:, :, None, None]
+        squeezed = self.squeeze(scales).reshape(n, -1, 1, 1)
+        return self.body(torch.cat([squeezed, torch.ones_like(squeezed[:, :1])], dim=1))[:, :, 0, 0]
+
+
+class Means(nn.Module):
+    """The means alone in the form of a segmentation network, to be read at the pixels of a raster."""
+
+    def __init__(self, student: PyramidMLP) -> None:
+        super().__init__()
+        self.unet = student
+
+    def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mask in place of logits, and the means."""
+        return occupied, self.unet.pyramid(x, occupied)
+
+
+class Imitation(Task):
+    """Cross-entropy of the student's classes with the teacher's probabilities (Hinton et al. 2015)."""
+
+    def __init__(self, net: SegmentationNet, training: Training) -> None:
+        super().__init__(training)
+        self.net = net
+
+    def logits(self, means: Tensor) -> Tensor:
+        """(B, F) -> (B, K)."""
+        student: PyramidMLP = self.net.unet  # type: ignore[assignment]
+        return self.net.head(student.from_means(means)[:, :, None, None])[:, :, 0, 0]
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch of pixels."""
+        means, target = batch
+        return self.record(-(target * F.log_softmax(self.logits(means), dim=1)).sum(dim=1).mean())
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """The same on pixels held out."""
+        means, target = batch
+        loss = -(target * F.log_softmax(self.logits(means), dim=1)).sum(dim=1).mean()
+        self.log("val_loss", loss, batch_size=len(means))

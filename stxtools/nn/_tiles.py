@@ -1,0 +1,218 @@
+"""Rasters kept as their occupied pixels, cut into windows for training and into tiles for prediction.
+
+No raster need be dense as a whole: a section of ten million pixels costs what its observations cost. Every layer
+of the U-Net has a bounded reach, so a tile that carries as much context gives the same numbers as the whole raster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .._settings import settings
+
+if TYPE_CHECKING:
+    from ._unet import SegmentationNet, UNet
+
+LARGEST_TILE = 512  # pixels; larger ones save little: the context of a tile is some 40 pixels wide
+SMALLEST_TILE = 64
+
+
+@dataclass
+class RasterTensors:
+    """A section, or a window of it, as dense tensors.
+
+    Attributes
+    ----------
+    x
+        Standardised features, (C, H, W); zero where no observation lies.
+    occupied
+        1 where observations lie, (1, H, W).
+    target
+        Class probabilities to learn, (K, H, W), or None for pretraining.
+    weight, val_weight
+        How much a pixel counts in training and in validation, (1, H, W).
+    """
+
+    x: Tensor
+    occupied: Tensor
+    target: Tensor | None = None
+    weight: Tensor | None = None
+    val_weight: Tensor | None = None
+
+
+@dataclass
+class PixelRaster:
+    """A section as a list of its P occupied pixels.
+
+    Attributes
+    ----------
+    shape
+        Rows and columns of the raster.
+    flat
+        Index of every occupied pixel in the flattened raster, ascending, (P,).
+    x
+        Standardised features, (P, C).
+    target
+        Class probabilities to learn, (P, K), or None for pretraining and prediction.
+    weight, val_weight
+        How much a pixel counts in training and in validation, (P,).
+    """
+
+    shape: tuple[int, int]
+    flat: Tensor
+    x: Tensor
+    target: Tensor | None = None
+    weight: Tensor | None = None
+    val_weight: Tensor | None = None
+
+    @property
+    def pixels(self) -> Tensor:
+        """Row and column of every occupied pixel, (P, 2)."""
+        return torch.stack([self.flat // self.shape[1], self.flat % self.shape[1]], dim=1)
+
+    @property
+    def class_mass(self) -> Tensor:
+        """Weight of every class among the targets, (K,)."""
+        if self.target is None or self.weight is None:
+            return torch.zeros(0)
+        return (self.target * self.weight[:, None]).sum(dim=0)
+
+    def reweight(self, factor: Tensor) -> None:
+        """Multiply the weights of every pixel by the factor (K,) of its most probable class."""
+        if self.target is None or self.weight is None or self.val_weight is None:
+            return
+        of_pixel = factor[self.target.argmax(dim=1)]
+        self.weight, self.val_weight = self.weight * of_pixel, self.val_weight * of_pixel
+
+    def window(self, top: int, left: int, height: int, width: int) -> RasterTensors:
+        """Return the dense window whose first pixel is (``top``, ``left``); nothing lies outside the raster."""
+        first_row = min(max(top, 0), self.shape[0])
+        rows = torch.arange(first_row, max(min(top + height, self.shape[0]), first_row)) * self.shape[1]
+        first = torch.searchsorted(self.flat, rows + max(left, 0))
+        count = torch.searchsorted(self.flat, rows + min(left + width, self.shape[1])) - first
+        count = count.clamp_min(0)
+        skipped = first - (count.cumsum(0) - count)
+        index = torch.arange(int(count.sum())) + torch.repeat_interleave(skipped, count)
+        row, col = self.flat[index] // self.shape[1], self.flat[index] % self.shape[1]
+        at = (row - top) * width + (col - left)
+
+        def dense(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            values = values[index] if values.ndim == 2 else values[index, None]
+            out = values.new_zeros((values.shape[1], height * width))
+            out[:, at] = values.T
+            return out.reshape(-1, height, width)
+
+        x, occupied = dense(self.x), dense(torch.ones_like(self.flat, dtype=self.x.dtype))
+        return RasterTensors(x, occupied, dense(self.target), dense(self.weight), dense(self.val_weight))  # type: ignore[arg-type]
+
+    def whole(self) -> RasterTensors:
+        """Return the dense raster."""
+        return self.window(0, 0, *self.shape)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of the raster that is predicted at once: the core that is kept, within the window that is read."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def tile_window(shape: tuple[int, int], top: int, left: int, side: int, margin: int) -> Tile:
+    """Return the core at (``top``, ``left``) widened by ``margin`` on all sides, within the raster."""
+    first_row, first_col = max(top - margin, 0), max(left - margin, 0)
+    end_row, end_col = min(top + side + margin, shape[0]), min(left + side + margin, shape[1])
+    return Tile(first_row, first_col, end_row - first_row, end_col - first_col)
+
+
+def tile_margin(unet: UNet) -> int:
+    """Context of a tile in pixels: the receptive field, rounded up so that tiles begin on the U-Net's stride."""
+    return -(-unet.receptive_field // unet.stride) * unet.stride
+
+
+def tile_side(unet: UNet, channels: int) -> int:
+    """Return the largest core of a tile whose prediction fits into ``settings.max_memory``.
+
+    The estimate of 4 bytes for each input value at each scale and for 20 feature maps of the first level is a little
+    above what was measured.
+    """
+    per_pixel = 4 * (channels * (3 + 2 * len(unet.pyramid.sigmas)) + 20 * unet.width)
+    fits = math.isqrt(int(settings.max_memory * 2**30 / per_pixel)) - 2 * tile_margin(unet)
+    side = min(max(fits, SMALLEST_TILE), LARGEST_TILE)
+    return max(side // unet.stride, 1) * unet.stride
+
+
+@torch.no_grad()
+def predict_pixels(
+    net: SegmentationNet,
+    raster: PixelRaster,
+    device: torch.device,
+    *,
+    side: int | None = None,
+    only: Tensor | None = None,
+    tick: Callable[[int], object] = lambda done: None,
+) -> tuple[Tensor, Tensor]:
+    """Return class probabilities (P, K) and features (P, width) of the occupied pixels, on the CPU.
+
+    Parameters
+    ----------
+    net
+        The trained network.
+    raster
+        The section.
+    device
+        Where to compute.
+    side
+        Side of the cores of the tiles in pixels, a multiple of the U-Net's stride; by default what fits into
+        ``settings.max_memory``, at most 512. A raster that fits into one tile is predicted whole.
+    only
+        Positions of the occupied pixels that are wanted, ascending; tiles without any are left out.
+    tick
+        Called with the number of pixels that have been done since the last call.
+    """
+    net = net.to(device).eval()
+    side = tile_side(net.unet, raster.x.shape[1]) if side is None else side
+    if side % net.unet.stride:
+        raise ValueError(f"`side={side}` must be a multiple of the U-Net's stride, {net.unet.stride}.")
+    flat, width = raster.flat if only is None else raster.flat[only], raster.shape[1]
+    proba: Tensor | None = None
+    features: Tensor | None = None
+    for members, tile in _tiles(flat, raster.shape, side, tile_margin(net.unet)):
+        view = raster.window(tile.top, tile.left, tile.height, tile.width)
+        logits, found = net(view.x[None].to(device), view.occupied[None].to(device))
+        row, col = flat[members] // width - tile.top, flat[members] % width - tile.left
+        at = (row * tile.width + col).to(device)
+        part = logits[0].flatten(1)[:, at].softmax(dim=0).T.cpu()
+        part_features = found[0].flatten(1)[:, at].T.cpu()
+        if proba is None or features is None:
+            n = len(flat)
+            proba, features = part.new_empty((n, part.shape[1])), part_features.new_empty((n, part_features.shape[1]))
+        proba[members], features[members] = part, part_features
+        tick(len(members))
+    if proba is None or features is None:
+        raise ValueError("The raster has no occupied pixel; there is nothing to predict.")
+    return proba, features
+
+
+def _tiles(flat: Tensor, shape: tuple[int, int], side: int, margin: int) -> Iterator[tuple[Tensor, Tile]]:
+    """Positions of the pixels in the core of every tile that has any, and the tile; the whole raster if it is small."""
+    height, width = shape
+    if height * width <= side * side and len(flat):
+        yield torch.arange(len(flat)), Tile(0, 0, height, width)
+        return
+    across = -(-width // side)
+    number = (flat // width // side) * across + flat % width // side
+    order = torch.argsort(number, stable=True)
+    found, count = torch.unique_consecutive(number[order], return_counts=True)
+    for tile, members in zip(found.tolist(), order.split(count.tolist()), strict=True):
+        yield members, tile_window(shape, tile // across * side, tile % across * side, side, margin)

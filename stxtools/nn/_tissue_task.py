@@ -1,0 +1,225 @@
+"""Training of the framework: several tasks at once, without labels, and the U-Net's pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from ._augment import block_mask
+from ._tissue import GraphTensors, TissueModule, TissueOutput, share_cross_entropy, weighted_mse
+from ._training import Task, Training
+from ._unet import UNet
+from ._weighting import TaskWeighting
+
+STEPS = 6  # an epoch, at least
+_TEMPERATURE = 0.5
+
+
+class _Graphs(Dataset[tuple[int, int]]):
+    """Indices of sections with a seed for the random choices of a step."""
+
+    def __init__(self, indices: Sequence[int], steps: int, seed: int) -> None:
+        self.indices, self.steps, self.seed, self.epoch = list(indices), steps, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        step = self.epoch * self.steps + index
+        return self.indices[step % len(self.indices)], self.seed * 1_000_003 + step
+
+
+class _GraphTask(Task):
+    """A task over whole sections, one a step."""
+
+    def __init__(self, graphs: Sequence[GraphTensors], training: Training) -> None:
+        super().__init__(training)
+        self.graphs = list(graphs)
+
+    def setup(self, stage: str) -> None:
+        """Move the sections to the device once."""
+        self.graphs = [g.to(self.device) for g in self.graphs]
+
+    def loaders(self, seed: int) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+        """Training and validation loaders; the batch is a section's index and a seed."""
+        learned, judged = self._learned(), self._judged()
+        train = DataLoader(_Graphs(learned, max(len(learned), STEPS), seed), batch_size=None)
+        val = DataLoader(_Graphs(judged, len(judged), seed + 1), batch_size=None) if judged else None
+        return train, val
+
+    def _learned(self) -> list[int]:
+        return list(range(len(self.graphs)))
+
+    def _judged(self) -> list[int]:
+        return list(range(len(self.graphs)))
+
+
+class TissueTask(_GraphTask):
+    r"""Training of :class:`TissueModule` on labels.
+
+    The loss is :math:`L = \alpha L_{biomarker} + \beta L_{classification}` (and :math:`\gamma L_{expression}`), with
+    further weights by ``weighting``. Each :math:`L` is the cross-entropy (expression: the mean squared error) of the
+    observations plus ``region_loss`` times that of the regions.
+    """
+
+    def __init__(
+        self,
+        module: TissueModule,
+        graphs: Sequence[GraphTensors],
+        training: Training,
+        weighting: TaskWeighting,
+        region_loss: float = 0.5,
+    ) -> None:
+        super().__init__(graphs, training)
+        self.module, self.weighting, self.region_loss = module, weighting, region_loss
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self._last: tuple[GraphTensors, int, dict[str, Tensor]] | None = None
+
+    def _learned(self) -> list[int]:
+        found = [i for i, g in enumerate(self.graphs) if any(bool((w > 0).any()) for w in _weights(g, "weight"))]
+        return found or super()._learned()
+
+    def _judged(self) -> list[int]:
+        return [i for i, g in enumerate(self.graphs) if any(bool((w > 0).any()) for w in _weights(g, "val_weight"))]
+
+    def losses(self, g: GraphTensors, out: TissueOutput, which: str) -> dict[str, Tensor]:
+        """Task -> loss, for the tasks of which this section has labels."""
+        found = {}
+        for task in self.weighting.tasks:
+            measure = weighted_mse if task in self.weighting.squared else share_cross_entropy
+            weight, obs_weight = getattr(g, which)[task], getattr(g, f"obs_{which}").get(task)
+            loss = self.region_loss * measure(out.logits[task], g.targets[task], weight)
+            judged = weight.sum()
+            if obs_weight is not None and task in out.obs_logits:
+                loss = loss + measure(out.obs_logits[task], g.obs_targets[task], obs_weight)
+                judged = judged + obs_weight.sum()
+            if float(judged) > 0:
+                found[task] = loss
+        return found
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor | None:
+        """Weighted loss of one section."""
+        index, seed = batch
+        g = self.graphs[index]
+        turn = int(torch.randint(8, (), generator=torch.Generator().manual_seed(seed)))
+        out = self.module(g, turn=turn)
+        losses = self.losses(g, out, "weight")
+        if not losses:
+            return None
+        for task, loss in losses.items():
+            self.sums[task] = self.sums.get(task, 0.0) + float(loss.detach())
+            self.counts[task] = self.counts.get(task, 0) + 1
+        self._last = (g, turn, {task: loss.detach() for task, loss in losses.items()})
+        return self.record(self.weighting.combine(losses, out.states))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let the weighting see what the step did."""
+        if self._last is not None:
+            g, turn, before = self._last
+            self.weighting.after_step(before, lambda: self.losses(g, self.module(g, turn=turn), "weight"))
+            self._last = None
+
+    def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
+        """Loss on what is held out, with the user's factors alone: learned weights would change the yardstick."""
+        g = self.graphs[batch[0]]
+        losses = self.losses(g, self.module(g), "val_weight")
+        factors = dict(zip(self.weighting.tasks, self.weighting.get_buffer("factors"), strict=True))
+        total = torch.stack([factors[task] * loss for task, loss in losses.items()]).sum()
+        self.log("val_loss", total, batch_size=1)
+
+    def extra_metrics(self) -> dict[str, float]:
+        """Loss and weight of each task in the epoch that ends."""
+        row = {f"loss_{task}": self.sums[task] / self.counts[task] for task in self.sums}
+        self.sums, self.counts = {}, {}
+        return row | {f"weight_{task}": weight for task, weight in self.weighting.current().items()}
+
+
+def _weights(g: GraphTensors, which: str) -> list[Tensor]:
+    return [*getattr(g, which).values(), *getattr(g, f"obs_{which}").values()]
+
+
+class EmbeddingTask(_GraphTask):
+    """Training of :class:`TissueModule` without labels.
+
+    ``"masked"``: features of hidden regions are reconstructed from the others through the states and Z.
+    ``"contrastive"``: in two views of the graph, with features and edges hidden at random, a region's two states
+    should be nearer to each other than to any other state (GRACE; Zhu et al. 2020).
+    """
+
+    def __init__(
+        self, module: TissueModule, graphs: Sequence[GraphTensors], training: Training, objective: str, hide: float
+    ) -> None:
+        super().__init__(graphs, training)
+        self.module, self.objective, self.hide = module, objective, hide
+        channels = module.readout.gate.in_features
+        self.projector = nn.Sequential(nn.Linear(channels, channels), nn.ELU(), nn.Linear(channels, channels))
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        """Loss of one section."""
+        return self.record(self._loss(batch))
+
+    def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
+        """The same with other regions hidden, and without dropout."""
+        self.log("val_loss", self._loss(batch), batch_size=1)
+
+    def _loss(self, batch: tuple[int, int]) -> Tensor:
+        g, generator = self.graphs[batch[0]], torch.Generator().manual_seed(batch[1])
+        return self._masked(g, generator) if self.objective == "masked" else self._contrastive(g, generator)
+
+    def _masked(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
+        hidden = (torch.rand(len(g.nodes), generator=generator) < self.hide).to(g.nodes.device)
+        hidden[int(torch.randint(len(hidden), (), generator=generator))] = True
+        out = self.module(g, hidden)
+        return (out.reconstruction - g.nodes)[hidden].square().mean()
+
+    def _contrastive(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
+        a, b = (self.projector(self._view(g, generator)) for _ in range(2))
+        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+        rows = torch.randperm(len(a), generator=generator)[:2048].to(a.device)  # of a large section, a sample
+        a, b = a[rows], b[rows]
+        return (_nearest(a, b) + _nearest(b, a)) / 2
+
+    def _view(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
+        keep = (torch.rand(g.nodes.shape[1], generator=generator) >= self.hide).to(g.nodes)
+        kept = (torch.rand(g.edges.shape[1], generator=generator) >= self.hide).to(g.edges.device)
+        return self.module.gnn(g.nodes * keep, g.edges[:, kept])[0]
+
+
+def _nearest(a: Tensor, b: Tensor) -> Tensor:
+    """Cross-entropy of finding row i of ``b`` among all rows of ``b`` and the other rows of ``a``."""
+    across, within = a @ b.T / _TEMPERATURE, a @ a.T / _TEMPERATURE
+    within = within.masked_fill(torch.eye(len(a), dtype=torch.bool, device=a.device), float("-inf"))
+    return F.cross_entropy(torch.cat([across, within], dim=1), torch.arange(len(a), device=a.device))
+
+
+class UNetPretraining(_GraphTask):
+    """Blocks of each raster are hidden from the U-Net and predicted from what surrounds them."""
+
+    def __init__(self, unet: UNet, channels: int, graphs: Sequence[GraphTensors], training: Training) -> None:
+        super().__init__(graphs, training)
+        self.unet = unet
+        self.decoder = nn.Conv2d(unet.width, channels, 1)
+
+    def _judged(self) -> list[int]:
+        return []
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        """Mean squared error at the hidden pixels that hold observations."""
+        g, generator = self.graphs[batch[0]], torch.Generator().manual_seed(batch[1])
+        if g.x is None or g.occupied is None:
+            raise ValueError("Pretraining the U-Net takes sections with a raster.")
+        hidden = block_mask(tuple(g.occupied.shape[-2:]), 0.3, 4, generator).to(g.x)[None]  # type: ignore[arg-type]
+        keep = g.occupied * (1 - hidden)
+        out = self.decoder(self.unet((g.x * keep)[None], keep[None]))[0]
+        judged = g.occupied * hidden
+        error = (out - g.x).square().mean(dim=0, keepdim=True)
+        return self.record((error * judged).sum() / judged.sum().clamp_min(1))

@@ -1,0 +1,191 @@
+"""How the losses of several tasks are weighted against each other while they are trained together.
+
+Each scheme multiplies the user's factors (alpha, beta) by weights of its own. A task whose factor is 0 never gets here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+SCHEMES = ("fixed", "gradnorm", "uncertainty", "famo")
+
+
+class TaskWeighting(nn.Module):
+    """Fixed factors: L = sum_i c_i L_i. The other schemes derive from it.
+
+    Parameters
+    ----------
+    factors
+        Task -> factor of its loss, positive.
+    squared
+        Tasks whose loss is a squared error; the others are cross-entropies.
+    """
+
+    def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.tasks = list(factors)
+        self.squared = frozenset(squared)
+        self.register_buffer("factors", torch.tensor([float(f) for f in factors.values()]))
+
+    @property
+    def own(self) -> Tensor:
+        """Weights beside the factors, one a task; 1 where nothing is learned."""
+        return torch.ones_like(self.get_buffer("factors"))
+
+    def current(self) -> dict[str, float]:
+        """Task -> weight of its loss now, factor included."""
+        weights = (self.get_buffer("factors") * self.own).detach()
+        return dict(zip(self.tasks, weights.tolist(), strict=True))
+
+    def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
+        """Return the loss to descend.
+
+        Parameters
+        ----------
+        losses
+            Task -> loss; tasks without labels in this batch are absent.
+        shared
+            A tensor that all tasks depend on, such as the common states: GradNorm looks at gradients there.
+        """
+        at = self._positions(losses)
+        weights = (self.get_buffer("factors") * self.own)[at]
+        return (weights * torch.stack(list(losses.values()))).sum()
+
+    def after_step(self, before: Mapping[str, Tensor], again: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Learn from the step that was just taken; ``again`` evaluates the same batch with the new parameters."""
+
+    def _positions(self, losses: Mapping[str, Tensor]) -> list[int]:
+        return [self.tasks.index(task) for task in losses]
+
+
+class Uncertainty(TaskWeighting):
+    r"""Homoscedastic uncertainty (Kendall, Gal and Cipolla 2018).
+
+    :math:`L = \sum_i c_i (e^{-s_i} L_i + s_i / 2)` with :math:`s_i = \log \sigma_i^2` learned; a squared error
+    enters with :math:`e^{-s_i} / 2`.
+    """
+
+    def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
+        super().__init__(factors, squared)
+        self.log_variance = nn.Parameter(torch.zeros(len(self.tasks)))
+
+    @property
+    def own(self) -> Tensor:
+        """The precision of each task, halved for squared errors."""
+        half = torch.tensor([0.5 if t in self.squared else 1.0 for t in self.tasks], device=self.log_variance.device)
+        return half * torch.exp(-self.log_variance)
+
+    def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
+        """Weighted losses and the price of a large variance."""
+        at = self._positions(losses)
+        price = self.get_buffer("factors")[at] * self.log_variance[at] / 2
+        return super().combine(losses, shared) + price.sum()
+
+
+class _Learned(TaskWeighting):
+    """Weights that an Adam of their own moves, by a slope that is computed rather than traced."""
+
+    RATE, DECAY = 0.025, 0.0
+
+    def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
+        super().__init__(factors, squared)
+        self.register_buffer("weights", torch.ones(len(self.tasks)))
+        self.register_buffer("state", torch.ones(len(self.tasks)))
+        self._adam: torch.optim.Adam | None = None
+
+    @property
+    def own(self) -> Tensor:
+        """Weights with a mean of 1."""
+        return self.get_buffer("weights")
+
+    def _move(self, at: Sequence[int], slope: Tensor) -> None:
+        state = self.get_buffer("state")
+        if self._adam is None:  # made late: the module may have moved to another device
+            self._adam = torch.optim.Adam([state], lr=self.RATE, weight_decay=self.DECAY)
+        state.grad = torch.zeros_like(state)
+        state.grad[list(at)] = slope
+        self._adam.step()
+        state.grad = None
+
+
+class GradNorm(_Learned):
+    r"""Gradient normalisation (Chen et al. 2018).
+
+    Weights are moved so that the norm of each task's gradient at the shared states nears the mean norm times
+    the task's relative pace to the power of :data:`RESTORING`, by descent on the sum of absolute differences;
+    afterwards they are brought back to a mean of 1. A task's pace is its loss over its first loss.
+    """
+
+    RESTORING = 1.5
+
+    def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
+        super().__init__(factors, squared)
+        self.register_buffer("first", torch.zeros(len(self.tasks)))
+
+    def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
+        """Weighted losses; the weights then move for the next step."""
+        total = super().combine(losses, shared)
+        if len(losses) > 1 and torch.is_grad_enabled() and shared.requires_grad:
+            at = self._positions(losses)
+            norms = torch.stack([_gradient_norm(loss, shared) for loss in losses.values()])
+            with torch.no_grad():
+                self._balance(at, norms, torch.stack([loss.detach() for loss in losses.values()]).clamp_min(1e-8))
+        return total
+
+    def _balance(self, at: list[int], norms: Tensor, now: Tensor) -> None:
+        first = self.get_buffer("first")
+        first[at] = torch.where(first[at] == 0, now, first[at])
+        pace = now / first[at]
+        scaled = self.get_buffer("factors")[at] * norms
+        own = self.get_buffer("weights")[at] * scaled
+        target = own.mean() * (pace / pace.mean()) ** self.RESTORING
+        self._move(at, torch.sign(own - target) * scaled)
+        state = self.get_buffer("state")
+        state.clamp_(min=1e-3)
+        state.mul_(len(state) / state.sum())
+        self.get_buffer("weights").copy_(state)
+
+
+class Famo(_Learned):
+    r"""Fast adaptive multitask optimisation (Liu et al. 2023).
+
+    A step descends :math:`\sum_i c\, z_i \log L_i` with :math:`z = \mathrm{softmax}(\xi)` and
+    :math:`1/c = \sum_i z_i / L_i`; :math:`\xi` then follows how much each log loss fell, so that all fall at
+    the same pace, without a gradient for each task.
+    """
+
+    DECAY = 1e-3
+
+    def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
+        """Losses weighted by :math:`c z_i / L_i`: that has the gradient of the weighted log losses."""
+        at = self._positions(losses)
+        with torch.no_grad():
+            now = torch.stack([loss.detach() for loss in losses.values()]).clamp_min(1e-8)
+            share = torch.softmax(self.get_buffer("state")[at], dim=0) / now
+            self.get_buffer("weights")[at] = share * len(at) / share.sum()
+        return super().combine(losses, shared)
+
+    @torch.no_grad()
+    def after_step(self, before: Mapping[str, Tensor], again: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Move the logits against the fall of the log losses."""
+        if len(before) < 2:
+            return
+        after = again()
+        at = self._positions(before)
+        fell = torch.stack([torch.log(before[t].clamp_min(1e-8) / after[t].clamp_min(1e-8)) for t in before])
+        share = torch.softmax(self.get_buffer("state")[at], dim=0)
+        self._move(at, share * (fell - (share * fell).sum()))
+
+
+def task_weighting(scheme: str, factors: Mapping[str, float], squared: Sequence[str] = ()) -> TaskWeighting:
+    """Return the weighting called ``scheme``, one of :data:`SCHEMES`."""
+    kinds = {"fixed": TaskWeighting, "uncertainty": Uncertainty, "gradnorm": GradNorm, "famo": Famo}
+    return kinds[scheme](factors, squared)
+
+
+def _gradient_norm(loss: Tensor, shared: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+    return shared.new_zeros(()) if gradient is None else gradient.norm()

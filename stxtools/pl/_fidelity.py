@@ -1,0 +1,108 @@
+"""Whether attention points at what a prediction depends on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stxtools import _keys
+from stxtools._validate import check_adata, check_choice, check_in
+
+from . import _base
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_LABELS = {
+    "attention": "attention", "attention_gradient": "attention x gradient", "occlusion": "occlusion",
+    "gradient": "gradient", "random": "random",
+}  # fmt: skip
+_COLORS = {
+    "attention": "#0072B2", "attention_gradient": "#D55E00", "occlusion": "#009E73", "gradient": "#CC79A7",
+    "random": "#7f7f7f",
+}  # fmt: skip
+
+
+def attention_fidelity(
+    adata: AnnData,
+    unit: str | None = None,
+    *,
+    value: str = "change",
+    key: str = _keys.FIDELITY,
+    title: str | None = None,
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes | list[Axes]:
+    """Draw how a prediction changes when the first edges or regions of each order are removed, or kept alone.
+
+    Removed, a true order lies above the random one; kept, below it. Sections are averaged.
+
+    Parameters
+    ----------
+    adata
+        Annotated data after :func:`stxtools.tl.attention_fidelity`.
+    unit
+        ``"edges"`` or ``"regions"``; both by default.
+    value
+        ``"change"`` (of the probabilities) or ``"flipped"`` (share of regions whose class changed).
+    key
+        Name under which the results were written.
+    title
+        Title; otherwise each panel says what was done.
+    legend
+        Whether a legend is drawn.
+    ax
+        Axes to draw removal into; only with one ``unit``.
+
+    Returns
+    -------
+    The Axes, or a list: for each unit one panel for removing and one for keeping. ``adata`` does not change.
+
+    Raises
+    ------
+    KeyError
+        There is no such result.
+    ValueError
+        ``unit`` or ``value`` is not known, or ``ax`` is given without ``unit``.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=600)
+    >>> st.tl.region_graph(adata, "compartment", max_size=20)
+    >>> st.tl.multitask(adata, None, "compartment", save_model="net.stx", params={"epochs": 2})
+    >>> st.tl.attention_fidelity(adata, "net.stx", max_regions=5)
+    >>> axes = st.pl.attention_fidelity(adata, "edges")
+    """
+    check_adata(adata, unique_vars=False)
+    check_in(adata, "uns", key, "key", "Run `st.tl.attention_fidelity(adata, model)` first.")
+    check_choice("value", value, ("change", "flipped"))
+    check_choice("unit", unit, ("edges", "regions", None))
+    if ax is not None and unit is None:
+        raise ValueError("`ax` takes one panel; choose `unit='edges'` or `unit='regions'`, or leave `ax` out.")
+    table = adata.uns[key]["table"]
+    wanted = [(u, m) for u in ("edges", "regions") if unit in (None, u) for m in ("remove", "keep")]
+    if ax is not None:
+        wanted, axes = wanted[:1], [ax]
+    else:
+        axes = _base.grid(len(wanted), 3.0, 2.6)
+    for axis, (name, mode) in zip(axes, wanted, strict=True):
+        part = table[(table["unit"] == name) & (table["mode"] == mode)]
+        for method in _LABELS:
+            mean = part[part["method"] == method].groupby("share")[value].mean().dropna()
+            if len(mean):
+                style: dict[str, Any] = {"color": _COLORS[method], "ls": "--" if method == "random" else "-"}
+                axis.plot(
+                    100 * mean.index.to_numpy(), mean.to_numpy(), marker="o", ms=4, label=_LABELS[method], **style
+                )
+        verb = "removed" if mode == "remove" else "kept"
+        axis.set_title(title if title is not None else f"{name} {verb}")
+        axis.set_xlabel(f"first {name} {verb} (%)")
+        if axis is axes[0]:
+            axis.set_ylabel("change of the probabilities" if value == "change" else "regions with another class")
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    if legend:
+        handles = axes[0].get_legend_handles_labels()[0]
+        _base.add_legend(axes, handles, own=ax is None, title="order")
+    return _base.one_or_all(axes)

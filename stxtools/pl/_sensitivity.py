@@ -1,0 +1,100 @@
+"""How much the weights of the two losses matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._validate import check_adata, listing
+
+from . import _base
+from ._evaluation import LABELS, finish
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def sensitivity(
+    adata: AnnData,
+    x: str = "alpha",
+    y: str = "beta",
+    *,
+    target: str | None = None,
+    key: str = _keys.TUNE,
+    cmap: str = "viridis",
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the tuning metric over two parameters as a heat map, by default AUROC over alpha and beta.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with ``uns[key]`` of :func:`stxtools.tl.tune`.
+    x, y
+        Parameters on the axes. Where several trials share a cell, the best of them is shown.
+    target
+        ``"biomarker"`` or ``"region"``; by default the mean of the targets, by which trials are judged.
+    key
+        Name under which the results were written.
+    cmap
+        Colour map.
+    title
+        Title.
+    ax
+        Axes to draw into.
+
+    Returns
+    -------
+    The Axes; the best cell has a frame. ``adata`` does not change.
+
+    Raises
+    ------
+    KeyError
+        Nothing was tuned, or not these parameters.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> st.tl.tune(
+    ...     adata, "weights", biomarker_key="disease", region_key="compartment", n_folds=2,
+    ...     space={"alpha": [0.5, 1.0], "beta": [0.5, 1.0]}, params={"epochs": 3},
+    ... )
+    >>> ax = st.pl.sensitivity(adata)
+    """
+    import seaborn as sns
+    from matplotlib.patches import Rectangle
+
+    check_adata(adata, unique_vars=False)
+    slot = adata.uns.get(key)
+    trials = slot.get("trials") if isinstance(slot, Mapping) else None
+    if not isinstance(trials, pd.DataFrame):
+        raise KeyError(f"`adata.uns[{key!r}]['trials']` is missing; run `st.tl.tune(adata, 'weights', ...)` first.")
+    value = "value" if target is None else f"value_{target}"
+    absent = [c for c in (x, y, value) if c not in trials]
+    if absent:
+        raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")
+    done = trials[(trials["state"] == "COMPLETE") & trials[value].notna()]
+    if done.empty:
+        raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed.")
+    cells = done.pivot_table(values=value, index=y, columns=x, aggfunc="max", sort=True).sort_index(ascending=False)
+    axis = ax if ax is not None else _base.grid(1, 0.75 * cells.shape[1] + 2.2, 0.6 * cells.shape[0] + 1.4)[0]
+    metric = str(slot["params"].get("metric", "value"))  # type: ignore[union-attr, index]
+    sns.heatmap(cells, annot=True, fmt=".3f", cmap=cmap, ax=axis, linewidths=1, annot_kws={"size": "small"},
+                cbar_kws={"label": LABELS.get(metric, metric)})  # fmt: skip
+    row, column = divmod(int(np.nanargmax(cells.to_numpy())), cells.shape[1])
+    axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
+    finish(axis, title if title is not None else target or "")
+    axis.set(xlabel=_greek(x), ylabel=_greek(y))
+    axis.tick_params(axis="y", rotation=0)
+    return axis
+
+
+def _greek(name: str) -> str:
+    return {"alpha": "α (biomarker)", "beta": "β (classification)"}.get(name, name)

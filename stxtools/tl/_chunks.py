@@ -1,0 +1,259 @@
+"""Expression by chunks of rows, wherever it lies: in memory, in a file (backed), or in a dask array.
+
+Chunks of a dask array are worked on by the :class:`dask.distributed.Client` that the user has started, else by dask's
+own scheduler in this process; so are chunks of a backed matrix where there is a client. What is done to a chunk returns
+something small (features, sums); chunks themselves are never all in memory at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from scipy import sparse
+
+from .. import _keys
+from .._representation import expression_scale, log_normalize, median_depth, stored_matrix, to_csr
+from .._settings import settings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    Block = Callable[[sparse.csr_matrix, slice], Any]
+
+T = TypeVar("T")
+
+_LOG_MAX = 30.0  # as in _representation
+
+
+def is_dask(matrix: Any) -> bool:
+    """Whether ``matrix`` is a dask array; dask is not imported to find out."""
+    return "dask" in sys.modules and isinstance(matrix, sys.modules["dask.array"].Array)
+
+
+def is_backed(matrix: Any) -> bool:
+    """Whether ``matrix`` lies in a file: a backed sparse matrix of anndata, an HDF5 dataset, a zarr array."""
+    return not is_dask(matrix) and type(matrix).__module__.partition(".")[0] in {"anndata", "h5py", "zarr"}
+
+
+def is_out_of_core(matrix: Any) -> bool:
+    """Whether ``matrix`` is not in memory."""
+    return is_dask(matrix) or is_backed(matrix)
+
+
+def rows_per_chunk(n_vars: int) -> int:
+    """Rows that, were they dense, would fill a quarter of ``settings.max_memory`` in float64."""
+    return max(256, int(settings.max_memory * 2**30 / 4 / (8 * n_vars)))
+
+
+def map_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], n_rows: int | None = None) -> list[T]:
+    """Apply ``work(chunk, rows)`` to every chunk of rows (CSR) and return the results in order.
+
+    Parameters
+    ----------
+    matrix
+        Observations x variables: scipy sparse, numpy, backed, or a dask array. A backed matrix that is stored by
+        column is read as a whole.
+    work
+        Picklable for work on a cluster: a function of a module, or a :func:`functools.partial` of one.
+    n_rows
+        Rows of a chunk where the matrix has no chunks of its own; by default :func:`rows_per_chunk`.
+    """
+    if is_backed(matrix) and _by_column(matrix):
+        matrix = to_csr(matrix)
+    if is_backed(matrix) and _client() is not None:
+        lazy = _as_dask(matrix)
+        matrix = matrix if lazy is None else lazy
+    if is_dask(matrix):
+        return _map_dask(matrix, work)
+    if not is_backed(matrix) and not isinstance(matrix, np.ndarray):
+        matrix = to_csr(matrix)
+    return [work(chunk, rows) for rows, chunk in _local_chunks(matrix, n_rows)]
+
+
+def _local_chunks(matrix: Any, n_rows: int | None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    n, n_vars = matrix.shape
+    step = rows_per_chunk(n_vars) if n_rows is None else n_rows
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        yield rows, to_csr(matrix[rows])
+
+
+def _map_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T]) -> list[T]:
+    import dask
+
+    if len(matrix.chunks[1]) > 1:
+        matrix = matrix.rechunk({1: -1})
+    # the work may carry arrays (loadings): one node of the graph, not a copy in each task
+    shared = dask.delayed(_Work(work), traverse=False)
+    ends = np.cumsum(matrix.chunks[0]).tolist()
+    tasks = [
+        dask.delayed(_run)(shared, block, slice(end - size, end))
+        for block, size, end in zip(matrix.to_delayed().ravel(), matrix.chunks[0], ends, strict=True)
+    ]
+    return list(dask.compute(*tasks))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A function that dask takes for data."""
+
+    function: Callable[[sparse.csr_matrix, slice], Any]
+
+
+def _run(shared: _Work, block: Any, rows: slice) -> Any:
+    return shared.function(to_csr(block), rows)
+
+
+def _client() -> Any:
+    """Return the user's dask client, if there is one."""
+    if "distributed" not in sys.modules:
+        return None
+    try:
+        return sys.modules["distributed"].get_client()
+    except ValueError:
+        return None
+
+
+def _by_column(matrix: Any) -> bool:
+    return getattr(matrix, "format", "csr") == "csc"
+
+
+def _as_dask(matrix: Any) -> Any:
+    """Return a backed matrix as a dask array whose chunks the workers read from the file themselves."""
+    from anndata.experimental import read_elem_lazy
+
+    group = getattr(matrix, "group", matrix)
+    try:
+        return read_elem_lazy(group)
+    except (TypeError, ValueError, KeyError, NotImplementedError):  # no file that a worker could open
+        return None
+
+
+@dataclass(frozen=True)
+class ChunkFacts:
+    """What a chunk says about the scale of the values."""
+
+    lowest: float
+    highest: float
+    whole: bool
+
+    @classmethod
+    def of(cls, chunk: sparse.csr_matrix) -> ChunkFacts:
+        """Look at a chunk."""
+        data = chunk.data
+        if data.size == 0:
+            return cls(0.0, 0.0, True)
+        return cls(float(data.min()), float(data.max()), bool(np.array_equal(data, np.rint(data))))
+
+
+def scale_of(facts: list[ChunkFacts], *, logged: bool) -> str:
+    """Return ``"counts"``, ``"linear"`` or ``"log"``, by the rules of :mod:`stxtools._representation`."""
+    if logged or any(f.lowest < 0 for f in facts):
+        return "log"
+    if all(f.whole for f in facts):
+        return "counts"
+    return "linear" if max(f.highest for f in facts) > _LOG_MAX else "log"
+
+
+class LogExpression:
+    """Log-normalised expression that is computed chunk by chunk when it is asked for, equal to that in memory.
+
+    Parameters
+    ----------
+    adata
+        Annotated data; expression may be out of core.
+    layer
+        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+    target_sum
+        Depth after normalisation; the median depth if None.
+    """
+
+    def __init__(self, adata: AnnData, layer: str | None = None, *, target_sum: float | None = None) -> None:
+        self.matrix = stored_matrix(adata, layer)
+        from_x = layer is None and _keys.COUNTS not in adata.layers
+        self._logged = from_x and "log1p" in adata.uns
+        self._target_sum = target_sum
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Observations and genes."""
+        return (int(self.matrix.shape[0]), int(self.matrix.shape[1]))
+
+    @cached_property
+    def _survey(self) -> tuple[str, NDArray[np.float64], NDArray[np.int64]]:
+        """Scale, depth of every observation, and in how many observations each gene is stored: one pass."""
+        found = map_rows(self.matrix, _survey_chunk)
+        depth = np.concatenate([d for _, d, _ in found]).astype(np.float64)
+        scale = scale_of([f for f, _, _ in found], logged=self._logged)
+        if not is_out_of_core(self.matrix):  # in memory the rule looks at a sample of the values
+            scale = expression_scale(to_csr(self.matrix), logged=self._logged)
+        return scale, depth, np.sum([seen for _, _, seen in found], axis=0)
+
+    @property
+    def scale(self) -> str:
+        """``"counts"``, ``"linear"`` or ``"log"``."""
+        return self._survey[0]
+
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """In how many observations each gene is not 0, (n_vars,)."""
+        return self._survey[2]
+
+    @property
+    def target_sum(self) -> float:
+        """Depth after normalisation."""
+        return median_depth(self._survey[1]) if self._target_sum is None else self._target_sum
+
+    def map(self, work: Callable[[sparse.csr_matrix, slice], T]) -> list[T]:
+        """Apply ``work(logged_chunk, rows)`` to every chunk and return the results in order."""
+        return map_rows(self.matrix, partial(_normalized, self.scale, self.target_sum, work))
+
+    def columns(self, genes: NDArray[np.int64]) -> sparse.csr_matrix:
+        """Return log expression of some genes for all observations, in memory (float32 CSR)."""
+        return sparse.csr_matrix(sparse.vstack(self.map(partial(_columns_of, genes)), format="csr"))
+
+    def weighted_sums(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return the sums over observations of log expression times ``weights`` (n_obs, m), (n_vars, m)."""
+        total = np.zeros((self.shape[1], weights.shape[1]))
+        for part in self.map(partial(_weighted_sum, weights)):
+            total += part
+        return total
+
+    def products(self, genes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return sum (g,) and sum of products (g, g) of some genes: what a PCA needs of the observations."""
+        parts = self.map(partial(_products_of, genes))
+        return np.sum([p[0] for p in parts], axis=0), np.sum([p[1] for p in parts], axis=0)
+
+
+def _survey_chunk(
+    chunk: sparse.csr_matrix, rows: slice
+) -> tuple[ChunkFacts, NDArray[np.floating[Any]], NDArray[np.int64]]:
+    seen = np.bincount(chunk.indices[chunk.data != 0], minlength=chunk.shape[1])
+    return ChunkFacts.of(chunk), np.asarray(chunk.sum(axis=1)).ravel(), seen
+
+
+def _normalized(
+    scale: str, target_sum: float, work: Callable[[sparse.csr_matrix, slice], T], chunk: sparse.csr_matrix, rows: slice
+) -> T:
+    return work(log_normalize(chunk, scale, target_sum=target_sum), rows)
+
+
+def _columns_of(genes: NDArray[np.int64], logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+    return logged[:, genes]
+
+
+def _weighted_sum(weights: NDArray[np.floating[Any]], logged: sparse.csr_matrix, rows: slice) -> NDArray[np.float64]:
+    return np.asarray(logged.T @ weights[rows], dtype=np.float64)
+
+
+def _products_of(
+    genes: NDArray[np.int64], logged: sparse.csr_matrix, rows: slice
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    dense = logged[:, genes].toarray().astype(np.float64)
+    return dense.sum(axis=0), dense.T @ dense

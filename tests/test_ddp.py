@@ -1,0 +1,66 @@
+"""Two processes (Lightning DDP, gloo) learn what one process learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stxtools import settings
+from stxtools.nn._augment import Augmentation
+from stxtools.nn._segmentation import SegmentationTask, view_loader, whole_loader
+from stxtools.nn._tiles import PixelRaster, predict_pixels
+from stxtools.nn._training import Training, run_training
+from stxtools.nn._unet import SegmentationNet, UNet
+
+
+def _raster() -> PixelRaster:
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.arange(48 * 40)
+    classes = (flat // 40 >= 24).long()
+    raster = PixelRaster((48, 40), flat, torch.randn((len(flat), 3), generator=generator) + 2 * F.one_hot(classes, 3))
+    held = torch.rand(len(flat), generator=generator) < 0.1
+    raster.target = F.one_hot(classes, 2).float()
+    raster.weight, raster.val_weight = (~held).float(), held.float()
+    return raster
+
+
+def _trained(devices: int) -> tuple[list[float], SegmentationNet]:
+    """Every step sees four views, whether one process draws them or two draw two each."""
+    torch.manual_seed(0)
+    net = SegmentationNet(UNet(3, width=8, depth=1, sigmas=(0.0, 1.0), dropout=0.0), 2)
+    task = SegmentationTask(net, Training(14, 14, lr=5e-3))
+    views = view_loader([_raster()], size=24, steps=8 * devices, batch_size=4 // devices, how=Augmentation(), seed=0)
+    history = run_training(task, views, whole_loader([_raster()]), seed=0, devices=devices, accelerator="cpu")
+    return [row["val_loss"] for row in history], net
+
+
+@pytest.mark.slow
+def test_two_processes_reach_the_loss_of_one() -> None:
+    before = settings.trainer
+    alone, net_alone = _trained(1)
+    try:
+        settings.trainer = {"strategy": "ddp_spawn"}
+        together, net = _trained(2)
+    finally:
+        settings.trainer = before
+    assert len(together) == len(alone) == 14
+    assert max(alone[-1], together[-1]) < 0.15 < 0.5 < min(alone[0], together[0])
+    assert together[-1] == pytest.approx(alone[-1], abs=0.08)
+    raster = _raster()  # the children's weights came back
+    answers = [predict_pixels(n, raster, torch.device("cpu"))[0].argmax(dim=1) for n in (net_alone, net)]
+    assert (answers[0] == answers[1]).float().mean() > 0.95
+
+
+def test_trainer_setting_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"\['devices'\]: the calls set them"):
+        settings.trainer = {"devices": 2}
+    with pytest.raises(TypeError, match="mapping"):
+        settings.trainer = "ddp"  # type: ignore[assignment]
+    assert settings.trainer == {}
+    try:
+        settings.trainer = {"strategy": "no such strategy"}
+        with pytest.raises(ValueError, match="no such strategy"):
+            _trained(1)
+    finally:
+        settings.trainer = {}

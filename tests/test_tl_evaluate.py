@@ -1,0 +1,447 @@
+"""Evaluation: splits that do not leak, metrics against scikit-learn, resuming, models behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_same
+from hypothesis import given, settings
+from hypothesis import strategies as hs
+from scipy import sparse
+from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
+
+import stxtools as st
+from stxtools._validate import Libraries
+from stxtools.models._baselines import BASELINES, EvaluationSection, baseline
+from stxtools.tl._metrics import scores
+from stxtools.tl._splits import folds_of
+
+FAST = ["lda", "nearest_label"]
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def tissue() -> ad.AnnData:
+    return st.datasets.synthetic_tissue(400, 20, difficulty=0.3, random_state=1, show_progress=False)
+
+
+@pytest.fixture
+def adata(tissue: ad.AnnData) -> ad.AnnData:
+    return tissue.copy()
+
+
+def _without_time(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns="seconds")
+
+
+# ------------------------------------------------------------------------------------------------- splits
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=hs.integers(20, 400),
+    n_folds=hs.integers(2, 6),
+    seed=hs.integers(0, 99),
+    scheme=hs.sampled_from(["block", "random"]),
+)
+def test_folds_cover_every_observation_evenly(n: int, n_folds: int, seed: int, scheme: str) -> None:
+    xy = np.random.default_rng(seed).uniform(size=(n, 2))
+    fold, names = folds_of(scheme, xy, Libraries(["a"], np.zeros(n, dtype=np.int64)), n_folds, seed)
+    sizes = np.bincount(fold, minlength=n_folds)
+    assert len(names) == n_folds
+    assert sizes.sum() == n
+    assert sizes.min() > 0
+    assert sizes.max() <= 3 * sizes.min() + 16
+
+
+def test_blocks_keep_neighbours_together_and_random_splits_do_not() -> None:
+    xy = np.stack(np.meshgrid(np.arange(40.0), np.arange(40.0)), axis=-1).reshape(-1, 2)
+    libs = Libraries(["a"], np.zeros(len(xy), dtype=np.int64))
+    same = {}
+    for scheme in ("block", "random"):
+        fold = folds_of(scheme, xy, libs, 5, 0)[0].reshape(40, 40)
+        same[scheme] = float((fold[:, 1:] == fold[:, :-1]).mean())
+    assert same["block"] > 0.85
+    assert same["random"] == pytest.approx(0.2, abs=0.05)
+
+
+def test_seeds_draw_other_blocks_and_libraries_are_whole_folds() -> None:
+    xy = np.random.default_rng(0).uniform(size=(200, 2))
+    libs = Libraries(["a", "b"], np.arange(200) % 2)
+    assert not np.array_equal(folds_of("block", xy, libs, 5, 0)[0], folds_of("block", xy, libs, 5, 1)[0])
+    fold, names = folds_of("library", xy, libs, 5, 0)
+    np.testing.assert_array_equal(fold, libs.codes)
+    assert names == ["a", "b"]
+
+
+# ------------------------------------------------------------------------------------------------- metrics
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=hs.integers(0, 10_000), n=hs.integers(6, 60), k=hs.integers(2, 5))
+def test_scores_are_those_of_scikit_learn(seed: int, n: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = np.r_[np.arange(k), rng.integers(k, size=n)]
+    proba = rng.integers(1, 5, size=(len(truth), k)) / 10  # with ties
+    found, called = scores(proba, truth), proba.argmax(axis=1)
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, called))
+    how: dict[str, Any] = {"average": "macro", "zero_division": 0}
+    assert found["precision"] == pytest.approx(precision_score(truth, called, **how))
+    assert found["recall"] == pytest.approx(recall_score(truth, called, **how))
+    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(truth == c, proba[:, c]) for c in range(k)]))
+
+
+def test_scores_of_a_single_class() -> None:
+    found = scores(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]))
+    assert found["accuracy"] == 0.5
+    assert np.isnan(found["auroc"])
+
+
+# ------------------------------------------------------------------------------------------------- no leak
+
+
+def test_models_never_see_a_test_label(adata: ad.AnnData) -> None:
+    truth = adata.obs["compartment"].cat.codes.to_numpy()
+    seen = []
+
+    def spy(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        seen.append(labels[0].copy())
+        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
+
+    st.tl.evaluate(adata, {"spy": spy}, region_key="compartment", n_seeds=1)
+    table = adata.uns["evaluation"]
+    assert len(seen) == len(table) == 5
+    for labels, n_test in zip(seen, table["n_test"], strict=True):
+        assert (labels < 0).sum() == n_test
+        np.testing.assert_array_equal(labels[labels >= 0], truth[labels >= 0])
+    hidden = np.stack([labels < 0 for labels in seen])
+    np.testing.assert_array_equal(hidden.sum(axis=0), 1)  # each observation is predicted once
+
+
+def test_genes_and_components_of_library_splits_come_from_training_sections(
+    make_section: Callable[..., ad.AnnData],
+) -> None:
+    adata = make_section(libraries=2, rows=12, cols=12)
+    other = adata.copy()
+    rows = np.flatnonzero(other.obs["library"] == "lib1")
+    counts = other.X.toarray()
+    counts[rows] = np.random.default_rng(0).poisson(3, size=counts[rows].shape)
+    other.X = sparse.csr_matrix(counts.astype(np.float32))
+    read: dict[int, list[np.ndarray]] = {}
+
+    def spy(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        test = int((labels[1] < 0).all())
+        read.setdefault(test, []).append(sections[1 - test].features)
+        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
+
+    for data in (adata, other):
+        st.tl.evaluate(data, {"spy": spy}, region_key="band", scheme="library", library_key="library", n_seeds=1)
+    np.testing.assert_array_equal(read[1][0], read[1][1])  # lib1 left out: what lib1 holds cannot move lib0's features
+    assert not np.array_equal(read[0][0], read[0][1])
+
+
+def test_labels_that_are_missing_are_neither_learned_nor_judged(adata: ad.AnnData) -> None:
+    adata.obs.loc[adata.obs_names[::2], "compartment"] = np.nan
+    st.tl.evaluate(adata, FAST, region_key="compartment", n_seeds=1)
+    table = adata.uns["evaluation"].query("model == 'lda'")
+    assert table["n_test"].sum() == 200
+    assert (table["n_train"] + table["n_test"] == 200).all()
+
+
+def test_random_splits_are_marked_as_leaky() -> None:
+    adata = st.datasets.synthetic_tissue(2_000, 8, random_state=0, show_progress=False)
+    st.tl.evaluate(adata, "nearest_label", region_key="compartment", scheme=["block", "random"], n_seeds=2)
+    table = st.get.evaluation(adata, "accuracy")
+    assert dict(zip(table["scheme"], table["leaky"], strict=True)) == {"block": False, "random": True}
+    by = table.set_index("scheme")["mean"]
+    assert by["random"] > by["block"] + 0.02  # the reason for the mark
+
+
+# ------------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("name", [b for b in BASELINES if b != "nearest_label"])
+def test_baselines_learn_what_is_easy(name: str) -> None:
+    params = {
+        "unet": {"width": 8, "epochs": 8, "pretrain": "none", "sigmas": (0.0, 1.0), "lr": 0.01},
+        "gnn": {"hidden": 16, "out_channels": 8, "heads": 2, "epochs": 30, "lr": 0.01},
+        "random_forest": {"n_estimators": 20},
+        "random_forest_means": {"n_estimators": 20},
+    }.get(name)
+    adata = st.datasets.synthetic_tissue(250, 20, difficulty=0.0, random_state=0, show_progress=False)
+    st.tl.evaluate(
+        adata,
+        [name],
+        region_key="compartment",
+        biomarker_key="disease",
+        n_seeds=1,
+        max_folds=1,
+        params={name: params} if params else None,
+        accelerator="cpu",
+    )
+    by = adata.uns["evaluation"].set_index("target")
+    assert by.loc["region", "auroc"] > 0.8
+    assert by.loc["biomarker", "accuracy"] > 0.5
+
+
+def _section(n: int = 30, name: str = "a", seed: int = 0) -> EvaluationSection:
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(size=(n, 2))
+    return EvaluationSection(
+        name,
+        rng.normal(size=(n, 4)).astype(np.float32),
+        np.zeros((n, 2), dtype=np.int32),
+        (1, 1),
+        sparse.csr_matrix((n, n)),
+        xy,
+    )
+
+
+def test_nearest_label_is_the_nearest_and_a_section_without_labels_gets_the_shares() -> None:
+    first, second = _section(), _section(20, "b", 1)
+    labels = np.where(np.arange(30) < 12, np.arange(30) % 3, -1)
+    model = baseline("nearest_label").fit([first, second], {"t": [labels, np.full(20, -1)]}, {"t": 4})
+    near, far = model.predict_proba([first, second])["t"]
+    distance = np.linalg.norm(first.xy[:, None] - first.xy[None, :12], axis=2)
+    np.testing.assert_array_equal(near.argmax(axis=1), labels[:12][distance.argmin(axis=1)])
+    np.testing.assert_allclose(near.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(far, np.tile([1 / 3, 1 / 3, 1 / 3, 0], (20, 1)), rtol=1e-6)
+
+
+def test_classes_that_training_lacks_have_probability_zero() -> None:
+    section = _section(60)
+    labels = np.arange(60) % 2 * 2
+    for name in ("lda", "random_forest"):
+        proba = baseline(name).fit([section], {"t": [labels]}, {"t": 3}).predict_proba([section])["t"][0]
+        assert proba.shape == (60, 3)
+        assert (proba[:, 1] == 0).all()
+        np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_framework_runs_by_the_public_calls(
+    adata: ad.AnnData, quick_unet: dict[str, Any], quick_net: dict[str, Any]
+) -> None:
+    params = {"framework": {"segment": {"params": quick_unet}, "multitask": {"params": quick_net | {"epochs": 30}}}}
+    st.tl.evaluate(
+        adata,
+        ["framework"],
+        region_key="compartment",
+        biomarker_key="disease",
+        n_seeds=1,
+        max_folds=1,
+        params=params,
+        genes=2,
+        accelerator="cpu",
+    )
+    table = adata.uns["evaluation"].set_index("target")
+    assert list(table.index) == ["biomarker", "region", "expression"]
+    assert table.loc["region", "auroc"] > 0.6
+    assert 0.2 < table.loc["expression", "mse"] < 3
+    with pytest.raises(ValueError, match="Unknown stage"):
+        st.tl.evaluate(adata, ["framework"], region_key="compartment", params={"framework": {"train": {}}})
+
+
+def test_hidden_genes_are_predicted_from_the_others() -> None:
+    adata = st.datasets.synthetic_tissue(500, 30, difficulty=0.0, random_state=0, show_progress=False)
+    markers = adata.var_names[(adata.var["marker_of"] == "island_1").to_numpy()][:2].tolist()
+    st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", genes=markers, n_seeds=1)
+    mse = st.get.evaluation(adata, "mse").set_index("model")["mean"]
+    assert mse["lda"] < 0.6  # predicting the mean stands at 1
+    assert mse["lda"] < mse["nearest_label"]
+
+
+# ------------------------------------------------------------------------------------------------- table
+
+
+def test_same_seed_same_table_and_storable(adata: ad.AnnData, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"region_key": "compartment", "biomarker_key": "disease", "n_seeds": 2, "noise": [0.0, 0.2]}
+    st.tl.evaluate(adata, FAST, **how)
+    again = st.tl.evaluate(adata, FAST, copy=True, key_added="again", **how)
+    assert again is not None
+    assert "again" not in adata.uns
+    pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), _without_time(again.uns["again"]))
+    assert len(adata.uns["evaluation"]) == 2 * 2 * 2 * 5 * 2
+    for path, write, read in (
+        (tmp_path / "a.h5ad", "write_h5ad", ad.read_h5ad), (tmp_path / "a.zarr", "write_zarr", ad.read_zarr)
+    ):  # fmt: skip
+        getattr(adata, write)(path)
+        assert_same(dict(adata.uns["evaluation_params"]), dict(read(path).uns["evaluation_params"]))
+        pd.testing.assert_frame_equal(adata.uns["evaluation"], read(path).uns["evaluation"])
+
+
+def test_noise_costs_a_forest_accuracy(adata: ad.AnnData) -> None:
+    st.tl.evaluate(
+        adata, ["random_forest"], region_key="compartment", n_seeds=2, max_folds=2, noise=[0.0, 1.0],
+        params={"random_forest": {"n_estimators": 20}},
+    )  # fmt: skip
+    by = st.get.evaluation(adata, "auroc").set_index("noise")["mean"]
+    assert by[1.0] < by[0.0]
+
+
+def test_interrupted_run_goes_on_where_it_stopped(adata: ad.AnnData, tmp_path: Path) -> None:
+    path, calls = tmp_path / "run.csv", []
+
+    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        calls.append(random_state)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        rng = np.random.default_rng(random_state + len(calls) * 0)
+        return [rng.dirichlet(np.ones(n_classes), size=s.n_obs) for s in sections]
+
+    how: dict[str, Any] = {"region_key": "compartment", "n_seeds": 2, "max_folds": 3}
+    with pytest.raises(KeyboardInterrupt):
+        st.tl.evaluate(adata, {"m": model}, checkpoint=path, **how)
+    assert "evaluation" not in adata.uns
+    path.write_text(path.read_text() + "m,region,compar")  # killed while writing
+    st.tl.evaluate(adata, {"m": model}, checkpoint=path, **how)
+    assert len(calls) == 4 + 3  # three were done, one broke off
+    whole = st.tl.evaluate(adata, {"m": model}, copy=True, **how)
+    assert whole is not None
+    pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), _without_time(whole.uns["evaluation"]))
+    before = len(calls)
+    st.tl.evaluate(adata, {"m": model, "l": "nearest_label"}, checkpoint=path, **how)  # another model joins
+    assert len(calls) == before
+    assert len(adata.uns["evaluation"]) == 12
+
+
+@pytest.mark.parametrize("change", ["labels", "expression", "folds", "params"])
+def test_stale_checkpoint_is_refused(adata: ad.AnnData, tmp_path: Path, change: str) -> None:
+    path = tmp_path / "run.csv"
+    how: dict[str, Any] = {"region_key": "compartment", "n_seeds": 1, "checkpoint": path}
+    st.tl.evaluate(adata, ["logistic"], **how)
+    if change == "labels":
+        adata.obs["compartment"] = adata.obs["compartment"].to_numpy()[::-1]
+    elif change == "expression":
+        adata.X[0, 0] += 1
+    elif change == "folds":
+        how["n_folds"] = 4
+    else:
+        how["params"] = {"logistic": {"C": 2.0}}
+    with pytest.raises(ValueError, match="other data or settings"):
+        st.tl.evaluate(adata, ["logistic"], **how)
+    path.write_text("something else\n")
+    with pytest.raises(ValueError, match="is not a table of"):
+        st.tl.evaluate(adata, ["logistic"], **how)
+
+
+def test_summary_averages_folds_before_seeds(adata: ad.AnnData) -> None:
+    st.tl.evaluate(adata, FAST, region_key="compartment", n_seeds=3)
+    table = adata.uns["evaluation"]
+    by_seed = table[table["model"] == "lda"].groupby("seed")["accuracy"].mean()
+    other = table[table["model"] == "nearest_label"].groupby("seed")["accuracy"].mean()
+    row = st.get.evaluation(adata, "accuracy", versus="nearest_label").set_index("model").loc["lda"]
+    assert row["mean"] == pytest.approx(by_seed.mean())
+    assert row["sd"] == pytest.approx(by_seed.std(ddof=1))
+    assert row["n"] == 3
+    assert row["difference"] == pytest.approx((by_seed - other).mean())
+    assert row["se"] == pytest.approx((by_seed - other).std(ddof=1) / np.sqrt(3))
+    seeds = st.get.evaluation(adata, "accuracy", per_seed=True).query("model == 'lda'")
+    np.testing.assert_allclose(seeds["value"], by_seed)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ({}, ValueError, "Name what is to be predicted"),
+        ({"region_key": "tissue"}, KeyError, "tissue"),
+        ({"region_key": "compartment", "models": ["svm"]}, ValueError, "no model 'svm'"),
+        ({"region_key": "compartment", "models": []}, ValueError, "empty"),
+        ({"region_key": "compartment", "scheme": "spots"}, ValueError, "scheme"),
+        ({"region_key": "compartment", "scheme": "library"}, ValueError, "library_key"),
+        ({"region_key": "compartment", "noise": 2.0}, ValueError, "noise"),
+        ({"region_key": "compartment", "genes": 19}, ValueError, "two genes must be left"),
+        ({"region_key": "compartment", "genes": ["none"]}, KeyError, "none"),
+        ({"region_key": "compartment", "params": {"gnn": {}}}, ValueError, "params"),
+        ({"region_key": "compartment", "checkpoint": "/no/such/folder/x.csv"}, ValueError, "folder that exists"),
+        ({"region_key": "disease", "biomarker_key": "disease"}, ValueError, "both"),
+        ({"region_key": "compartment", "key_added": "segment"}, ValueError, "overwrite"),
+    ],
+)
+def test_bad_input_leaves_the_data_alone(
+    adata: ad.AnnData, how: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    before = adata.copy()
+    with pytest.raises(error, match=words):
+        st.tl.evaluate(adata, how.pop("models", FAST), **how)
+    assert_same(before, adata)
+
+
+def test_function_that_returns_the_wrong_shape_is_told_so(adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="expected one array"):
+        st.tl.evaluate(adata, {"m": lambda s, y, k, r: [np.zeros((3, k))]}, region_key="compartment")
+
+
+def test_training_part_without_two_classes_is_an_error(make_section: Callable[..., ad.AnnData]) -> None:
+    adata = make_section(libraries=2)
+    adata.obs["state"] = np.where(adata.obs["library"] == "lib0", "a", "b")
+    with pytest.raises(ValueError, match="two classes are needed"):
+        st.tl.evaluate(adata, FAST, region_key="state", scheme="library", library_key="library")
+
+
+# ------------------------------------------------------------------------------------------------- plots
+
+
+@pytest.fixture(scope="module")
+def evaluated(tissue: ad.AnnData) -> ad.AnnData:
+    out = st.tl.evaluate(
+        tissue, FAST, region_key="compartment", biomarker_key="disease", n_seeds=2, noise=[0.0, 0.2],
+        scheme=["block", "random"], max_folds=2, copy=True,
+    )  # fmt: skip
+    assert out is not None
+    return out
+
+
+def test_bars_are_the_means(evaluated: ad.AnnData) -> None:
+    axes = st.pl.evaluation(evaluated, "accuracy")
+    assert isinstance(axes, list)
+    assert [ax.get_title() for ax in axes] == ["biomarker", "region"]
+    table = st.get.evaluation(evaluated, "accuracy", target="region").query("noise == 0")
+    heights = sorted(p.get_height() for p in axes[1].patches if p.get_height() > 0)
+    np.testing.assert_allclose(heights, sorted(table["mean"]), rtol=1e-6)
+    assert "random (leaky)" in [t.get_text() for t in axes[-1].get_legend().get_texts()]
+
+
+def test_lines_go_through_the_means_of_each_level(evaluated: ad.AnnData) -> None:
+    ax = st.pl.robustness(evaluated, target="region")
+    table = st.get.evaluation(evaluated, "accuracy", target="region")
+    drawn = {
+        tuple(np.round(np.asarray(line.get_ydata(), dtype=float), 6)) for line in ax.lines if len(line.get_ydata()) == 2
+    }
+    for _, part in table.groupby(["model", "scheme"]):
+        assert tuple(np.round(part.sort_values("noise")["mean"], 6)) in drawn
+    _, own = plt.subplots()
+    assert st.pl.robustness(evaluated, target="biomarker", ax=own, title="x") is own
+    assert own.get_title() == "x"
+
+
+def test_plots_say_what_is_missing(evaluated: ad.AnnData, adata: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match=r"st\.tl\.evaluate"):
+        st.pl.evaluation(adata)
+    with pytest.raises(KeyError, match=r"st\.tl\.tune"):
+        st.pl.sensitivity(adata)
+    with pytest.raises(ValueError, match="not measured"):
+        st.pl.evaluation(evaluated, "mse")
+    with pytest.raises(ValueError, match="was not measured"):
+        st.pl.evaluation(evaluated, noise=0.1)
+    with pytest.raises(ValueError, match="takes one target"):
+        st.pl.evaluation(evaluated, ax=plt.subplots()[1])
+    with pytest.raises(ValueError, match="not in the evaluation"):
+        st.get.evaluation(evaluated, target="expression")
+    with pytest.raises(ValueError, match="not among the models"):
+        st.get.evaluation(evaluated, versus="unet")
+    one = evaluated.copy()
+    one.uns["evaluation"] = one.uns["evaluation"].query("noise == 0")
+    with pytest.raises(ValueError, match="Only the noise level 0"):
+        st.pl.robustness(one)

@@ -1,0 +1,125 @@
+"""Attention against what was planted: tissue in which a region's class depends on one neighbour's expression."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_same
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+
+import stxtools as st
+from stxtools.models import TissueNet
+from stxtools.models._attribution import METHODS, RegionAttribution
+from stxtools.tl._framework_input import known_sections
+from stxtools.tl._regions import read_regions
+
+HOW = {"show_progress": False, "accelerator": "cpu"}
+ALONE = {
+    "unet": False, "genes": False, "anchor": False, "neighbours": (1,), "layers": 1, "hidden": 16, "out_channels": 16,
+    "dropout": 0.0, "input_dropout": 0.0, "region_loss": 1.0, "epochs": 120, "patience": 40, "lr": 0.01,
+}  # fmt: skip
+
+
+def planted(side: int = 16, seed: int = 0) -> tuple[ad.AnnData, np.ndarray]:
+    """Regions of 3 x 3 spots. A region is ``told`` where a neighbour expresses gene 0; gene 1 means nothing."""
+    rng = np.random.default_rng(seed)
+    row, col = (a.ravel() for a in np.mgrid[: 3 * side, : 3 * side])
+    block = row // 3 * side + col // 3
+    sends, decoy = (rng.random(side**2) < 0.12 for _ in range(2))
+    rate = np.ones((side**2, 12))
+    rate[sends, 0], rate[decoy, 1] = 12.0, 12.0
+    grid = np.pad(sends.reshape(side, side), 1)
+    told = (grid[:-2, 1:-1] | grid[2:, 1:-1] | grid[1:-1, :-2] | grid[1:-1, 2:]).ravel()
+    adata = ad.AnnData(sparse.csr_matrix(rng.poisson(rate[block]).astype(np.float32)))
+    adata.obs_names = [f"o{i}" for i in range(adata.n_obs)]
+    adata.var_names = [f"gene{i}" for i in range(12)]
+    adata.obs["array_row"], adata.obs["array_col"] = row, col
+    adata.obsm["spatial"] = np.c_[col, row] * 100.0
+    adata.obs["block"] = pd.Categorical([f"b{b}" for b in block])
+    adata.obs["class"] = pd.Categorical(np.where(told, "told", "not")[block])
+    st.tl.region_graph(adata, "block", max_size=None)
+    first = adata.obs.groupby("region", observed=True)["block"].first().astype(str)
+    return adata, sends[[int(name[1:]) for name in first[adata.uns["regions"].obs_names]]]
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> tuple[ad.AnnData, np.ndarray, str]:
+    adata, sends = planted()
+    path = str(tmp_path_factory.mktemp("net") / "net.stx")
+    st.tl.multitask(adata, None, "class", params=ALONE, save_model=path, **HOW)
+    return adata, sends, path
+
+
+def test_corrected_attention_finds_the_planted_edges(taught):
+    adata, sends, path = taught
+    assert (adata.obs["class_pred"].astype(str) == adata.obs["class"].astype(str)).mean() > 0.9
+    found = {}
+    net, inp = TissueNet.load(path), read_regions(adata, "regions", "spatial")
+    sections, _ = known_sections(adata, net, None, inp)
+    look = RegionAttribution(net, sections[0], "classification")
+    assert look.proba == pytest.approx(adata.uns["regions"].obsm["class_proba"].to_numpy(), abs=1e-5)
+    told = np.flatnonzero(look.called == list(net.classes["classification"]).index("told"))
+    leads = np.isin(look.target, told)
+    for method in METHODS:
+        scores = look.edge_scores(method, told, np.random.default_rng(0))
+        assert np.isfinite(scores[leads]).all()
+        assert np.isnan(scores[~leads]).all()
+        found[method] = roc_auc_score(sends[look.source[leads]], scores[leads])
+    assert found["attention_gradient"] >= 0.85
+    assert found["occlusion"] >= 0.85
+    assert abs(found["random"] - 0.5) < 0.15
+
+
+def test_slots_say_that_true_orders_change_more(taught, tmp_path):
+    adata, _, path = taught
+    one = st.tl.attention_fidelity(adata, path, max_regions=60, show_progress=False, copy=True)
+    assert "attention_fidelity" not in adata.uns
+    table = one.uns["attention_fidelity"]["table"]
+    assert set(table["method"]) == set(METHODS)
+    edges = table[table["unit"] == "edges"].groupby(["mode", "method"])["change"].mean()
+    assert edges["remove", "attention_gradient"] > 1.5 * edges["remove", "random"]
+    assert edges["keep", "attention_gradient"] < edges["keep", "random"]
+    assert table["change"].dropna().between(0, 1).all()
+    corrected = one.uns["regions"].obsp["attention_corrected"]
+    total = np.asarray(corrected.sum(axis=1)).ravel()
+    assert np.all(np.isclose(total, 1, atol=1e-5) | (total == 0))
+    assert (
+        (corrected != 0).astype(int) - (one.uns["regions"].obsp["spatial_connectivities"] != 0).astype(int)
+    ).max() <= 0
+    two = st.tl.attention_fidelity(adata, path, max_regions=60, show_progress=False, copy=True)
+    assert_same(one, two)
+    one.write_h5ad(tmp_path / "a.h5ad")
+    assert_same(one, ad.read_h5ad(tmp_path / "a.h5ad"))
+
+
+def test_removing_all_edges_is_what_no_graph_gives(taught):
+    adata, _, path = taught
+    net, inp = TissueNet.load(path), read_regions(adata, "regions", "spatial")
+    look = RegionAttribution(net, known_sections(adata, net, None, inp)[0][0], "classification")
+    regions = np.arange(look.n)
+    everything = look.top_edges(np.zeros(len(look.source)), regions, 1.0)
+    assert everything.all()
+    half = look.top_edges(np.arange(len(look.source), dtype=float), regions[:1], 0.5)
+    incoming = np.flatnonzero(look.target == 0)
+    assert np.flatnonzero(half).tolist() == incoming[-int(np.ceil(len(incoming) / 2)) :].tolist()
+    assert look.change(look.proba, regions) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"methods": ["nope"]}, "attention_gradient"),
+        ({"task": "biomarker"}, "classification"),
+        ({"shares": [2.0]}, "shares"),
+        ({"methods": []}, "at least"),
+    ],
+)
+def test_wrong_arguments(taught, kwargs, match):
+    adata, _, path = taught
+    before = adata.copy()
+    with pytest.raises(ValueError, match=match):
+        st.tl.attention_fidelity(adata, path, **kwargs)
+    assert_same(before, adata)

@@ -1,0 +1,208 @@
+"""Single tasks, predicted genes, predictions of each observation, and what a saved framework remembers."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_same
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+import stxtools as st
+from stxtools.models import TissueNet
+from stxtools.models._anchor import AnchorInput, Linear, class_anchor, value_anchor
+from stxtools.models._smoothed_genes import SmoothedGenes, pooling
+from stxtools.models._tissue_inputs import RegionSection, groups_of, held_out, holds_out_sections, region_means
+
+HOW = {"show_progress": False, "accelerator": "cpu"}
+
+
+@pytest.mark.parametrize(("keys", "column"), [({"biomarker_key": "band"}, "band"), ({"region_key": "band"}, "band")])
+def test_a_single_task(line, quick_net, keys, column):
+    st.tl.multitask(line, **keys, params=quick_net, **HOW)
+    assert [k for k in line.obs if k.endswith("_pred")] == [f"{column}_pred"]
+    assert list(line.uns["multitask"]["task_weights"].values()) == [1.0]
+
+
+def test_without_a_task_and_with_one_the_model_does_not_know(line, quick_net, tmp_path):
+    before = line.copy()
+    with pytest.raises(ValueError, match="biomarker_key"):
+        st.tl.multitask(line, **HOW)
+    with pytest.raises(ValueError, match="nothing would be learned"):
+        st.tl.multitask(line, "band", params=quick_net | {"alpha": 0.0}, **HOW)
+    assert_same(before, line)
+    st.tl.multitask(line, "band", params=quick_net, save_model=tmp_path / "n.stx", **HOW)
+    with pytest.raises(ValueError, match="drop region_key"):
+        st.tl.multitask(line, "band", "library", model=tmp_path / "n.stx", **HOW)
+
+
+def test_observations_of_one_region_get_predictions_of_their_own(make_section, quick_net):
+    adata = make_section(rows=24)
+    adata.obs["all"] = pd.Categorical(["x"] * adata.n_obs)
+    st.tl.region_graph(adata, "all", max_size=60)  # regions that heed no band
+    adata.obs["seen"] = adata.obs["band"].where(adata.obs["array_col"] % 8 < 4)
+    st.tl.multitask(adata, None, "seen", params=quick_net | {"epochs": 10}, **HOW)
+    unseen = adata.obs["seen"].isna()
+    right = adata.obs["seen_pred"].astype(str) == adata.obs["band"].astype(str)
+    purity = adata.obs.groupby("region", observed=True)["band"].agg(lambda x: x.value_counts().iloc[0]).sum()
+    assert right[unseen].mean() > 0.9 > purity / adata.n_obs
+    assert adata.obs.groupby("region", observed=True)["seen_pred"].nunique().max() > 1
+
+
+@pytest.mark.parametrize("weighting", ["gradnorm", "uncertainty", "famo"])
+def test_genes_are_predicted_and_weights_written(line, quick_net, tmp_path, weighting):
+    line.obs["learn"] = np.arange(line.n_obs) % 2 == 0
+    genes = ["gene3", "gene20"]
+    how = {"params": quick_net | {"epochs": 4, "weighting": weighting}, **HOW}
+    st.tl.multitask(line, "library", "band", expression=genes, expression_key="learn", save_model=tmp_path / "n", **how)
+    history = line.uns["multitask"]["history"]
+    for task in ("biomarker", "classification", "expression"):
+        assert history[f"weight_{task}"].notna().sum() == history[f"loss_{task}"].notna().sum() > 0
+        assert line.uns["multitask"]["task_weights"][task] == pytest.approx(history[f"weight_{task}"].iloc[-1])
+    found = line.obsm["expression_pred"]
+    assert list(found.columns) == genes
+    depth = np.asarray(line.X.sum(1)).ravel()
+    logged = np.log1p(line.X.toarray() / depth[:, None] * np.median(depth))[:, [3, 20]]
+    rows = ~line.obs["learn"].to_numpy()
+    error = np.square(found.to_numpy() - logged)[rows].mean(axis=0)
+    assert (error < 0.9 * logged[rows].var(axis=0)).all()
+    assert line.uns["regions"].obsm["expression_pred"].shape == (line.uns["regions"].n_obs, 2)
+    net = TissueNet.load(tmp_path / "n")
+    assert set(genes).isdisjoint(net.genes)
+    assert set(genes).isdisjoint(net.projection.genes)
+    new = line[:, ~line.var_names.isin(genes)].copy()
+    st.tl.multitask(new, "library", "band", model=net, **HOW)
+    pd.testing.assert_frame_equal(new.obsm["expression_pred"], found, atol=1e-4)
+    line.write_h5ad(tmp_path / "a.h5ad")
+    assert_same(line, ad.read_h5ad(tmp_path / "a.h5ad"))
+    line.write_zarr(tmp_path / "a.zarr")
+    assert_same(line.obsm["expression_pred"], ad.read_zarr(tmp_path / "a.zarr").obsm["expression_pred"])
+
+
+def test_the_same_seed_gives_the_same_bits(line, quick_net):
+    how = {"params": quick_net, "copy": True, **HOW}
+    one, two = (st.tl.multitask(line, "library", "band", expression=["gene0"], **how) for _ in range(2))
+    assert_same(one, two)
+    other = st.tl.multitask(line, "library", "band", expression=["gene0"], random_state=1, **how)
+    assert not other.obsm["band_proba"].equals(one.obsm["band_proba"])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"expression": ["nope"]}, KeyError, "nope"),
+        ({"expression": "gene0"}, TypeError, "list"),
+        ({"expression": ["gene0", "gene0"]}, ValueError, "once"),
+        ({"expression": []}, ValueError, "0 gene"),
+        ({"expression_key": "band"}, ValueError, "name the genes"),
+        ({"expression": ["gene0"], "expression_key": "band"}, TypeError, "boolean"),
+    ],
+)
+def test_wrong_genes(line, kwargs, error, match):
+    before = line.copy()
+    with pytest.raises(error, match=match):
+        st.tl.multitask(line, None, "band", **kwargs, **HOW)
+    assert_same(before, line)
+
+
+# ---------------------------------------------------------------- what the framework reads
+
+
+def _grid(side: int = 20, seed: int = 0) -> tuple[np.ndarray, np.random.Generator]:
+    return np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2).astype(
+        float
+    ), np.random.default_rng(seed)
+
+
+def test_pooling_is_the_mean_over_the_nearest():
+    xy, rng = _grid(7)
+    values = rng.normal(size=(49, 2))
+    inner = 24  # the middle: itself and four neighbours
+    expected = values[[24, 17, 31, 23, 25]].mean(axis=0)
+    np.testing.assert_allclose((pooling(xy, 5) @ values)[inner], expected, rtol=1e-6)
+    np.testing.assert_allclose(pooling(xy, 99) @ values, np.tile(values.mean(0), (49, 1)), rtol=1e-5)
+
+
+def test_gene_scores_keep_what_smoothed_genes_hold():
+    xy, rng = _grid()
+    logged = sparse.csr_matrix(np.log1p(rng.poisson(2 + 3 * (xy[:, :1] > 9) * (np.arange(8) < 4), (400, 8)))).astype(
+        "f4"
+    )
+    genes = SmoothedGenes((5, 13)).fit([(logged, xy)], np.random.default_rng(0))
+    scores = genes.transform(logged, xy)
+    dense = (logged.toarray() - logged.toarray().mean(0)) / genes.gene_scale
+    full = np.concatenate([pooling(xy, s) @ dense for s in (5, 13)], axis=1) / genes.scale
+    np.testing.assert_allclose(scores @ scores.T, full @ full.T, atol=1e-2)  # all 16 axes: nothing is lost
+    again = SmoothedGenes.from_file(genes.to_file())
+    np.testing.assert_array_equal(again.transform(logged, xy), scores)
+    lacking = logged.toarray()
+    lacking[:, 7] = 0.0
+    assert np.isfinite(again.transform(sparse.csr_matrix(lacking), xy)).all()
+
+
+def _anchor_input(whole: bool = False) -> tuple[AnchorInput, np.ndarray]:
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 60)
+    z = (rng.normal(size=(180, 10)) + np.eye(3, 10)[y] * 3).astype(np.float32)
+    return AnchorInput(z, (7, 19), 2, 1.0, np.arange(180) % 6, whole), y
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_linear_classifier(whole):
+    inp, y = _anchor_input(whole)
+    codes = np.where(np.arange(180) % 3 == 0, y, -1)
+    linear = class_anchor(inp, codes, 4, np.random.default_rng(0))
+    called = linear(inp.z).argmax(axis=1)
+    direct = LogisticRegression().fit(inp.z[codes >= 0], y[codes >= 0]).predict(inp.z)
+    assert (called == y)[codes < 0].mean() >= (direct == y)[codes < 0].mean() - 0.05
+    assert (called != 3).all()  # a class without labels
+
+
+def test_linear_regression_and_mixture():
+    inp, _ = _anchor_input()
+    values = inp.z @ np.arange(20.0).reshape(10, 2) + 3
+    found = value_anchor(inp, values, np.arange(180) < 150, np.random.default_rng(0))
+    np.testing.assert_allclose(found(inp.z)[150:], values[150:], rtol=0.1, atol=2.0)
+    one, two = Linear(np.ones((2, 1)), np.zeros(1)), Linear(np.zeros((2, 1)), np.ones(1))
+    np.testing.assert_allclose(one.mixed(two, 0.25)(np.ones((1, 2))), [[1.75]])
+
+
+def _sections(n: int, labelled: int) -> list[RegionSection]:
+    from stxtools.models import Section
+
+    out = []
+    for i in range(n):
+        xy, _ = _grid()
+        section = Section(f"s{i}", np.zeros((400, 2), "f4"), xy.astype(np.int32), (20, 20), sparse.eye(400).tocsr(), xy)
+        codes = (xy[:, 0] > 9).astype(np.int64) if i < labelled else np.full(400, -1)
+        region = np.zeros(400, dtype=np.int64)
+        out.append(RegionSection(section, region, np.zeros((1, 2), "f4"), sparse.csr_matrix((1, 1)), {"t": codes}))
+    return out
+
+
+def test_what_early_stopping_holds_out():
+    assert not holds_out_sections(_sections(4, 4))
+    assert not holds_out_sections(_sections(3, 2))
+    assert holds_out_sections(_sections(4, 3))
+    sections = _sections(1, 1)
+    groups = groups_of(sections, whole=False)
+    held = held_out(sections, groups, np.random.default_rng(0))[0]
+    assert 0.05 < held.mean() < 0.25
+    for g in np.unique(groups[0]):
+        assert held[groups[0] == g].all() or not held[groups[0] == g].any()  # whole blocks
+    several = _sections(4, 3)
+    whole = held_out(several, groups_of(several, whole=True), np.random.default_rng(0))
+    assert sorted(h.mean() for h in whole) == [0, 0, 0, 1]
+    rare = _sections(1, 1)
+    rare[0].labels["t"] = np.where(groups[0] == groups[0][held][0], 1, 0)  # a class that lives in one block
+    assert not held_out(rare, groups, np.random.default_rng(0))[0][rare[0].labels["t"] == 1].any()
+
+
+def test_region_means_by_hand():
+    mean, share = region_means(
+        np.array([0, 0, 1, -1]), np.array([[1.0], [3.0], [5.0], [7.0]]), np.array([1, 1, 0, 1], bool), 2
+    )
+    assert mean.tolist() == [[2.0], [0.0]]
+    assert share.tolist() == [1.0, 0.0]

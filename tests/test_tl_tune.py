@@ -1,0 +1,174 @@
+"""Tuning: what is searched, what comes back, studies that several processes share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from conftest import QUICK_NET, QUICK_UNET, assert_same
+
+import stxtools as st
+
+FIXED = {k: v for k, v in QUICK_UNET.items() if k not in ("width", "sigmas")} | {"epochs": 2, "pretrain": "none"}
+NET = QUICK_NET | {"epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def tissue() -> ad.AnnData:
+    return st.datasets.synthetic_tissue(150, 12, difficulty=0.2, random_state=1, show_progress=False)
+
+
+@pytest.fixture
+def adata(tissue: ad.AnnData) -> ad.AnnData:
+    return tissue.copy()
+
+
+def _unet(adata: ad.AnnData, **how: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "region_key": "compartment",
+        "n_folds": 2,
+        "max_folds": 1,
+        "params": FIXED,
+        "accelerator": "cpu",
+    }
+    st.tl.tune(adata, "unet", **settings | {"space": {"width": [4, 8]}} | how)
+    return adata.uns["tune"]
+
+
+def test_best_is_the_best_trial_and_goes_into_params(adata: ad.AnnData, tmp_path: Path) -> None:
+    level = optuna.logging.get_verbosity()
+    found = _unet(adata, search="grid")
+    assert optuna.logging.get_verbosity() == level
+    trials = found["trials"]
+    assert sorted(trials["width"]) == [4, 8]
+    best = trials.loc[trials["value"].idxmax()]
+    assert found["best_value"] == best["value"]
+    assert found["best_params"]["width"] == best["width"]
+    np.testing.assert_allclose(trials["value"], trials["value_region"])
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.write_zarr(tmp_path / "a.zarr")
+    back = ad.read_h5ad(tmp_path / "a.h5ad").uns["tune"]
+    pd.testing.assert_frame_equal(back["trials"], trials)
+    assert_same(dict(ad.read_zarr(tmp_path / "a.zarr").uns["tune"]["params"]), dict(found["params"]))
+    assert st.models.Segmenter(back["best_params"]).params.width == best["width"]
+
+
+def test_same_seed_same_trials(adata: ad.AnnData) -> None:
+    space = {"width": [4, 8], "lr": [1e-3, 3e-3, 1e-2]}
+    first = _unet(adata, space=space, n_trials=2)["trials"].drop(columns="seconds")
+    again = _unet(adata, space=space, n_trials=2)["trials"].drop(columns="seconds")
+    pd.testing.assert_frame_equal(first, again)
+
+
+def test_weights_by_grid_with_a_heat_map(adata: ad.AnnData) -> None:
+    st.tl.tune(
+        adata, "weights", region_key="compartment", biomarker_key="disease", n_folds=2, max_folds=1,
+        space={"alpha": [0.5, 1.0], "beta": [0.5, 2.0]}, params=NET, stages={"segment": {"params": QUICK_UNET}},
+        prune=False, accelerator="cpu",
+    )  # fmt: skip
+    found = adata.uns["tune"]
+    assert set(zip(found["trials"]["alpha"], found["trials"]["beta"], strict=True)) == {
+        (0.5, 0.5), (0.5, 2.0), (1.0, 0.5), (1.0, 2.0)
+    }  # fmt: skip
+    np.testing.assert_allclose(
+        found["trials"]["value"], found["trials"][["value_biomarker", "value_region"]].mean(axis=1)
+    )
+    assert st.models.TissueNet(found["best_params"]).params.alpha in (0.5, 1.0)
+    ax = st.pl.sensitivity(adata)
+    shown = sorted(float(t.get_text()) for t in ax.texts)
+    np.testing.assert_allclose(shown, sorted(found["trials"]["value"].round(3)), atol=1e-9)
+    frame = ax.patches[0]
+    best = found["trials"].loc[found["trials"]["value"].idxmax()]
+    assert frame.get_x() == [0.5, 1.0].index(best["alpha"])
+    assert frame.get_y() == [2.0, 0.5].index(best["beta"])
+    with pytest.raises(KeyError, match="lr"):
+        st.pl.sensitivity(adata, "lr")
+
+
+def test_stops_when_nothing_gets_better_and_goes_on_from_storage(adata: ad.AnnData, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'tune.db'}"
+    space = {"weight_decay": [0.0]}  # every trial is the same: none gets better
+    found = _unet(
+        adata, space=space, params=FIXED | {"width": 4}, n_trials=5, search="random", patience=1, storage=storage
+    )
+    assert len(found["trials"]) == 2
+    found = _unet(adata, space=space, params=FIXED | {"width": 4}, n_trials=3, search="random", storage=storage)
+    assert len(found["trials"]) == 3
+    with pytest.raises(ValueError, match="other data or settings"):
+        _unet(adata, space={"weight_decay": [0.1]}, params=FIXED | {"width": 4}, storage=storage)
+
+
+def test_hopeless_trials_are_given_up(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stxtools.tl._tuning import _Objective
+
+    values = iter([0.9, 0.9] * 4 + [0.1])
+    monkeypatch.setattr(_Objective, "_fold", lambda self, name, test, fields: [next(values)])
+    found = _unet(adata, n_trials=5, search="random", max_folds=None)["trials"]
+    assert found["state"].tolist() == ["COMPLETE"] * 4 + ["PRUNED"]
+    assert found["n_folds"].tolist() == [2] * 4 + [1]
+
+
+SCRIPT = """
+import sys
+import stxtools as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+adata = st.datasets.synthetic_tissue(150, 12, difficulty=0.2, random_state=1, show_progress=False)
+st.tl.tune(
+    adata, "unet", region_key="compartment", n_folds=2, max_folds=1, n_trials=4, search="random",
+    space={"lr": [1e-3, 3e-3, 1e-2]},
+    params={"width": 4, "epochs": 2, "pretrain": "none"}, storage=JournalStorage(JournalFileBackend(sys.argv[1])),
+    accelerator="cpu",
+)
+sys.stdout.write(str(len(adata.uns["tune"]["trials"])))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(tmp_path: Path) -> None:
+    journal = str(tmp_path / "tune.log")
+    both = [subprocess.Popen([sys.executable, "-c", SCRIPT, journal], stdout=subprocess.PIPE) for _ in range(2)]
+    counts = [int(process.communicate(timeout=300)[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal))
+    trials = optuna.load_study(study_name="stxtools_unet", storage=storage).trials
+    assert [t.number for t in trials] == list(range(len(trials)))
+    assert 4 <= len(trials) <= 5  # the last two may have begun at the same time
+    assert max(counts) == len(trials)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ({"space": {"wide": [1]}}, ValueError, "wide"),
+        ({"space": {"width": [0]}}, ValueError, "width"),
+        ({"space": {"width": []}}, ValueError, "no value"),
+        ({"space": {"sigmas": [(0.0,)]}}, TypeError, "sigmas"),
+        ({"space": {"epochs": [2]}}, ValueError, "either searched"),
+        ({"search": "bayes"}, ValueError, "search"),
+        ({"metric": "f1"}, ValueError, "metric"),
+        ({"scheme": "random"}, ValueError, "scheme"),
+        ({"stages": {"segment": {}}}, ValueError, "stages"),
+        ({"region_key": "none"}, KeyError, "none"),
+    ],
+)
+def test_bad_input_leaves_the_data_alone(
+    adata: ad.AnnData, how: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    before = adata.copy()
+    with pytest.raises(error, match=words):
+        _unet(adata, **how)
+    assert_same(before, adata)
+
+
+def test_weights_need_two_targets(adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="balances two losses"):
+        st.tl.tune(adata, "weights", region_key="compartment")
