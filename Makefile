@@ -100,7 +100,7 @@ bench: $(VENV)/.stamp-run ## run the benchmarks, or one: [BENCH=name]
 	[ -n "$$found" ] || { echo "There is no benchmark benchmarks/$(BENCH)/__main__.py." >&2; exit 1; }
 
 paper: $(VENV)/.stamp-run ## run the method's experiments into docs/paper: [QUICK=1] [DATA=folder of the real sections]
-	$(BIN)/python benchmarks/paper --data "$$DATA" $(if $(QUICK),--quick) $(ARGS)
+	STXTOOLS_DATASETDIR="$$(cd "$$DATA" 2> /dev/null && pwd || echo "$$DATA")" $(BIN)/python benchmarks/paper $(if $(QUICK),--quick) $(ARGS)
 
 clean: ## remove the environment and everything built or cached
 	rm -rf $(VENV) build dist docs/_build docs/generated htmlcov .coverage .coverage.* coverage.xml

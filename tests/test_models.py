@@ -189,7 +189,7 @@ def test_segmenter_spreads_a_few_labels(make_section):
     labels = np.full(adata.n_obs, -1)
     for k, few in enumerate((1, 4, 6)):
         labels[np.flatnonzero(band == k)[:few]] = k
-    model = quick(Segmenter(QUICK_UNET | {"epochs": 15}), [section(adata)], labels=[labels], classes=["x", "y", "z"])
+    model = quick(Segmenter(QUICK_UNET | {"epochs": 40}), [section(adata)], labels=[labels], classes=["x", "y", "z"])
     found = model.predict([section(adata)])[0].proba.argmax(1)
     assert (found == band).mean() > 0.8
     assert model.classes == ["x", "y", "z"]

@@ -71,7 +71,8 @@ def thinned(adata: ad.AnnData, share: float, seed: int) -> ad.AnnData:
     return out
 
 
-def shared_panel(adata: ad.AnnData, n_genes: int, seed: int) -> ad.AnnData:
-    """A random part of the genes, as another platform might share."""
-    kept = np.random.default_rng(seed).choice(adata.n_vars, n_genes, replace=False)
+def shared_panel(adata: ad.AnnData, known: list[str], n_genes: int, seed: int) -> ad.AnnData:
+    """A random part of the genes that a model knows, as another platform might share."""
+    there = np.flatnonzero(adata.var_names.isin(known))
+    kept = np.random.default_rng(seed).choice(there, n_genes, replace=False)
     return adata[:, np.sort(kept)].copy()

@@ -148,10 +148,10 @@ def transfer(pair: tuple[Case, Case], data: Path, seed: int) -> Iterator[Row]:
         model = st.models.Segmenter.load(path)
     names = [str(c) for c in sorted(train.obs[truth].dropna().unique())]
     codes = pd.Categorical(train.obs[truth].astype(object), categories=names).codes.astype(np.int64)
-    for panel, other in (("", new), (", 316 genes", shared_panel(new, 316, seed))):
-        projection = model.projection
-        assert projection is not None
-        ours = section_of(train, None)
+    projection = model.projection
+    assert projection is not None
+    ours = section_of(train, None)
+    for panel, other in (("", new), (", 316 genes", shared_panel(new, projection.genes, 316, seed))):
         logged = log_expression(other, target_sum=projection.target_sum)
         theirs = make_sections(projection.transform(logged, list(other.var_names)), geometry(other, "spatial", None))[0]
         for method, found in floors.transferred(ours, codes, theirs, seed).items():

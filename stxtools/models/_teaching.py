@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +29,8 @@ IntArray = NDArray[np.int64]
 
 CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
 SHARPEN = 3  # averaged memberships are soft; taught as they are, the U-Net loses small classes
-TIE = 0.01  # of numbers as stable as this, the larger one is taken: it tells more
+COARSE = 3  # up to this many classes are stable wherever there is one sharp border, and tell little
+STEADY = 0.5  # stability that a larger number must reach to be preferred to them
 TAUGHT = 60_000  # observations that get a target, at most
 
 
@@ -78,7 +79,7 @@ def lesson_without_labels(
         candidates = [c for c in CANDIDATES if c <= max(2, n // 20)]
         curve = stability_curve(steady_view(features, graph), candidates, rng) if len(candidates) > 1 else np.ones(1)
         stability = dict(zip(candidates, curve.tolist(), strict=True))
-        k = max(c for c, s in zip(candidates, curve, strict=True) if s >= curve.max() - TIE)
+        k = most_telling(stability)
     names = [str(i) for i in range(k)]
     if k == 1:
         one = np.ones((n, 1))
@@ -94,6 +95,13 @@ def lesson_without_labels(
     balance = (target.mean() / target.mean(axis=0).clip(1e-6)) ** 0.5  # small compartments are not to be lost
     weight = agreement * balance[target.argmax(axis=1)]
     return _lesson(names, n, rows, target, weight, voted, np.zeros(n, dtype=bool), stability)
+
+
+def most_telling(stability: Mapping[int, float]) -> int:
+    """Choose the most stable number of classes above ``COARSE`` that reaches ``STEADY``, else the most stable of all."""
+    fine = {k: s for k, s in stability.items() if k > COARSE and s >= STEADY}
+    chosen = fine or dict(stability)
+    return max(chosen, key=lambda k: (chosen[k], k))
 
 
 def lesson_from_labels(

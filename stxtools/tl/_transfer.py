@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from stxtools.models import GeneProjection
 
-_WARN_SHARE, _MIN_SHARE = 0.5, 0.1
+_WARN_SHARE = 0.5  # of the genes: fewer, and the user is told
+_MIN_SHARE, _MIN_GENES = 0.02, 20  # fewer cannot tell the components apart
 
 
 class ReadsGenes(Protocol):
@@ -67,7 +68,7 @@ def model_features(
     Raises
     ------
     ValueError
-        If less than a tenth of its genes are there; below a half it warns.
+        If fewer than 20 of its genes, or than one in fifty, are there; below a half it warns.
     KeyError
         If it reads a key of ``obsm`` that is not there.
     """
@@ -94,9 +95,10 @@ def _projected(
 def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
     found, total = len(projection.match(list(adata.var_names))[0]), len(projection.genes)
     share = found / total
-    if share < _MIN_SHARE:
+    needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total))), total // 2 + 1)
+    if found < needed:
         raise ValueError(
-            f"`adata` has {found} of the model's {total} genes ({share:.0%}); at least {_MIN_SHARE:.0%} are needed. "
+            f"`adata` has {found} of the model's {total} genes ({share:.0%}); at least {needed} are needed. "
             f"The model expects names like {projection.genes[:3]}; `adata.var_names` begins with "
             f"{[str(v) for v in adata.var_names[:3]]}."
         )
