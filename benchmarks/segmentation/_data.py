@@ -21,9 +21,13 @@ class Case:
     image_key: str | None = None
 
     def read(self, folder: Path) -> ad.AnnData:
-        """Read the section, without cells that stand in it twice."""
+        """Read the section, without cells that stand in it twice; class names become column names, so without '/'."""
         adata = ad.read_h5ad(folder / f"{self.name}.h5ad")
-        return adata[~adata.obs["is_duplicate"]].copy() if "is_duplicate" in adata.obs else adata
+        adata = adata[~adata.obs["is_duplicate"]].copy() if "is_duplicate" in adata.obs else adata
+        adata.obs[self.truth] = (
+            adata.obs[self.truth].astype("category").cat.rename_categories(lambda name: str(name).replace("/", "_"))
+        )
+        return adata
 
     def few_labels(self, adata: ad.AnnData, seed: int) -> pd.Series:
         """An expert's scribbles, or one patch of 5 % of each class."""

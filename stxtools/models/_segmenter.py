@@ -370,9 +370,14 @@ def _class_sizes(proba: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
 
 
 def _temperature(proba: Sequence[NDArray[np.float32]], lesson: Lesson) -> float:
-    """Temperature that brings the confidence to what the teachers' agreement says of the U-Net's classes."""
+    """Temperature that brings the confidence to what the teachers' agreement says of the U-Net's classes.
+
+    The few observations left without a label where most have one are no sample of the tissue: all count then.
+    """
     answer = np.concatenate(list(proba))
-    told = ~np.isnan(lesson.sure[:, 0]) & ~lesson.labelled
+    told = ~np.isnan(lesson.sure[:, 0])
+    if lesson.labelled.mean() < 0.5:
+        told &= ~lesson.labelled
     chosen = lesson.sure[told, answer[told].argmax(axis=1)]
     return matching_temperature(answer[told], float(chosen.mean())) if told.any() else 1.0
 
