@@ -98,7 +98,7 @@ def lesson_without_labels(
 
 
 def most_telling(stability: Mapping[int, float]) -> int:
-    """Choose the most stable number of classes above ``COARSE`` that reaches ``STEADY``, else the most stable of all."""
+    """Choose the most stable number of classes above ``COARSE`` that reaches ``STEADY``, else of all."""
     fine = {k: s for k, s in stability.items() if k > COARSE and s >= STEADY}
     chosen = fine or dict(stability)
     return max(chosen, key=lambda k: (chosen[k], k))
