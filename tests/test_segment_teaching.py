@@ -11,6 +11,7 @@ from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models._calibration import matching_temperature, tempered
 from stxtools.models._mixtures import consensus, cotrain
 from stxtools.models._spreading import spread_labels, voted_confidence
+from stxtools.models._teaching import most_telling
 
 
 def _grid(side: int) -> np.ndarray:
@@ -119,3 +120,16 @@ def test_temperature_of_one_class_or_none_is_one():
     assert matching_temperature(np.empty((0, 3)), 0.5) == 1.0
     proba = np.array([[0.2, 0.8]], dtype=np.float32)
     np.testing.assert_array_equal(tempered(proba, 1.0), proba)
+
+
+@pytest.mark.parametrize(
+    ("curve", "chosen"),
+    [
+        ({2: 0.98, 3: 0.93, 4: 0.65, 5: 0.69, 6: 0.82, 7: 0.76}, 6),  # two are trivially stable
+        ({2: 0.65, 3: 0.44, 4: 0.39, 5: 0.37}, 2),  # nothing finer is stable at all
+        ({2: 0.9, 3: 0.95}, 3),  # a small section: nothing finer was tried
+        ({4: 0.7, 5: 0.7}, 5),  # the larger of two tells more
+    ],
+)
+def test_number_of_classes_is_the_most_stable_one_that_tells_something(curve: dict[int, float], chosen: int):
+    assert most_telling(curve) == chosen

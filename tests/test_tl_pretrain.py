@@ -211,3 +211,16 @@ def test_picture_errors_leave_the_data_alone(make_section):
         st.tl.segment(adata, 3, image_key="hires")
     adata.uns["spatial"]["s1"]["scalefactors"]["tissue_hires_scalef"] = 0.5
     assert_same(adata, before)
+
+
+def test_too_few_of_a_model_s_genes_are_an_error_and_few_a_warning(make_section, tmp_path):
+    adata = make_section(n_vars=120)
+    st.tl.segment(adata, 3, save_model=tmp_path / "m.stx", params=QUICK_UNET, **QUIET)
+    few = make_section(n_vars=120)[:, ::4].copy()
+    with pytest.warns(UserWarning, match=r"30 of the model's 120 genes \(25%\)"):
+        st.tl.segment(few, model=tmp_path / "m.stx")
+    fewer = make_section(n_vars=120)[:, :15].copy()
+    before = fewer.copy()
+    with pytest.raises(ValueError, match="at least 20 are needed"):
+        st.tl.segment(fewer, model=tmp_path / "m.stx")
+    assert_same(fewer, before)
