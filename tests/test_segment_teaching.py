@@ -127,6 +127,7 @@ def test_temperature_of_one_class_or_none_is_one():
     [
         ({2: 0.98, 3: 0.93, 4: 0.65, 5: 0.69, 6: 0.82, 7: 0.76}, 6),  # two are trivially stable
         ({2: 0.65, 3: 0.44, 4: 0.39, 5: 0.37}, 2),  # nothing finer is stable at all
+        ({2: 0.46, 3: 1.0, 4: 0.82, 5: 0.68}, 3),  # three, and finer ones only fall off from there
         ({2: 0.9, 3: 0.95}, 3),  # a small section: nothing finer was tried
         ({4: 0.7, 5: 0.7}, 5),  # the larger of two tells more
     ],

@@ -30,7 +30,7 @@ IntArray = NDArray[np.int64]
 CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
 SHARPEN = 3  # averaged memberships are soft; taught as they are, the U-Net loses small classes
 COARSE = 3  # up to this many classes are stable wherever there is one sharp border, and tell little
-STEADY = 0.5  # stability that a larger number must reach to be preferred to them
+STEADY = 0.8  # part of their stability that a larger number must reach to be preferred
 TAUGHT = 60_000  # observations that get a target, at most
 
 
@@ -98,8 +98,9 @@ def lesson_without_labels(
 
 
 def most_telling(stability: Mapping[int, float]) -> int:
-    """Choose the most stable number of classes above ``COARSE`` that reaches ``STEADY``, else of all."""
-    fine = {k: s for k, s in stability.items() if k > COARSE and s >= STEADY}
+    """Choose the most stable number of classes above ``COARSE`` where the curve rises, else of all."""
+    best = max(stability.values())
+    fine = {k: s for k, s in stability.items() if k > COARSE and s >= STEADY * best and s >= stability.get(k - 1, s)}
     chosen = fine or dict(stability)
     return max(chosen, key=lambda k: (chosen[k], k))
 

@@ -68,7 +68,8 @@ def model_features(
     Raises
     ------
     ValueError
-        If fewer than 20 of its genes, or than one in fifty, are there; below a half it warns.
+        If fewer than 20 of its genes (a quarter of a small panel), or than one in fifty, are there; below a half it
+        warns.
     KeyError
         If it reads a key of ``obsm`` that is not there.
     """
@@ -95,7 +96,7 @@ def _projected(
 def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
     found, total = len(projection.match(list(adata.var_names))[0]), len(projection.genes)
     share = found / total
-    needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total))), total // 2 + 1)
+    needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total))), int(np.ceil(total / 4)))
     if found < needed:
         raise ValueError(
             f"`adata` has {found} of the model's {total} genes ({share:.0%}); at least {needed} are needed. "
