@@ -150,7 +150,7 @@ def consensus(
         tick()
     if not any(complete):
         raise ValueError(f"No mixture kept {k} groups apart; `n_segments={k}` cannot be reached on these data.")
-    rows = _some(len(views[0]), _JUDGE, rng)
+    rows = some_rows(len(views[0]), _JUDGE, rng)
     judged = np.concatenate([f.memberships(v[rows]) for f, v in zip(fitted, views, strict=True)], axis=1)
     judged = np.ascontiguousarray(judged.transpose(1, 0, 2), dtype=np.float64)
     standing = pairwise_rand_index(list(judged.argmax(axis=2))).mean(axis=1).clip(1e-3)
@@ -195,7 +195,7 @@ def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.rand
     common memberships, and the mean of what they answer is the next (co-EM; Nigam and Ghani 2000). Returns
     memberships (n, k); those given if a class is lost on the way.
     """
-    rows = _some(len(target), _FIT, rng)
+    rows = some_rows(len(target), _FIT, rng)
     whitened, share = [], target[rows]
     for view in views:
         part = view[rows]
@@ -244,12 +244,12 @@ def fit_mixtures(
     z: View | FloatArray, k: int, rng: np.random.Generator, *, starts: int = STARTS
 ) -> tuple[Mixtures, list[bool]]:
     """Fit ``starts`` tied mixtures to a sample; also whether each keeps its ``k`` classes apart on it."""
-    part = z[_some(len(z), _FIT, rng)]
+    part = z[some_rows(len(z), _FIT, rng)]
     centre, white = _whitening(part)
     part = (part - centre) @ white
     coefs, intercepts, complete = [], [], []
     for _ in range(starts):
-        sample = part[_some(len(part), max(_TREE, 10 * k), rng)]
+        sample = part[some_rows(len(part), max(_TREE, 10 * k), rng)]
         labels = fcluster(linkage(sample, "ward"), k, "maxclust") - 1
         if labels.max() + 1 < k:
             raise ValueError(
@@ -286,10 +286,10 @@ def stability_curve(
     Each half is clustered by a tree and a tied mixture; all are compared on the same observations
     (stability of clustering; Ben-Hur, Elisseeff and Guyon 2002).
     """
-    judged = z[_some(len(z), _JUDGE, rng)]
+    judged = z[some_rows(len(z), _JUDGE, rng)]
     found: list[list[IntArray]] = [[] for _ in ks]
     for _ in range(resamples):
-        half = z[_some(len(z), min(size, max(len(z) // 2, max(ks) + 1)), rng)]
+        half = z[some_rows(len(z), min(size, max(len(z) // 2, max(ks) + 1)), rng)]
         centre, white = _whitening(half)
         half, seen = (half - centre) @ white, (judged - centre) @ white
         cuts = cut_tree(linkage(half, "ward"), list(ks))
@@ -300,7 +300,8 @@ def stability_curve(
     return np.array([pairwise_rand_index(f)[below].mean() for f in found])
 
 
-def _some(n: int, size: int, rng: np.random.Generator) -> IntArray:
+def some_rows(n: int, size: int, rng: np.random.Generator) -> IntArray:
+    """Return ``size`` of ``n`` rows at random, ascending; all if there are no more."""
     return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
 
 

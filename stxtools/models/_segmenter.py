@@ -31,6 +31,7 @@ from ._rasters import lesson_rasters, section_raster
 from ._section import Section
 from ._storage import load_model, save_model
 from ._teaching import Lesson, lesson_from_labels, lesson_without_labels
+from ._weights import load_module, module_arrays
 
 PRIOR_OBS = 20
 
@@ -308,10 +309,9 @@ class Segmenter:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights (safetensors) and description (JSON) to one file."""
         if self.net is None and self.start is not None:  # pretrained only
-            weights = {f"net.unet.{k}": v for k, v in self.start.items()}
+            arrays = {f"net.unet.{k}": v.numpy() for k, v in self.start.items()}
         else:
-            weights = {f"net.{k}": v for k, v in self._trained().state_dict().items()}
-        arrays = {k: v.detach().cpu().numpy() for k, v in weights.items()}
+            arrays = module_arrays(self._trained(), "net.")
         arrays |= {"centre": self.centre, "scale": self.scale}
         config: dict[str, Any] = {
             "params": as_dict(self.params),
@@ -340,15 +340,14 @@ class Segmenter:
         self.temperature, self.image_key = config.get("temperature", 1.0), config.get("image_key")
         self.centre, self.scale = arrays["centre"], arrays["scale"]
         self.projection = GeneProjection.from_file(config, arrays)
-        weights = {
-            k.removeprefix("net."): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith("net.")
-        }
         if not self.classes:
-            self.start = {k.removeprefix("unet."): v for k, v in weights.items()}
+            prefix = "net.unet."
+            self.start = {
+                k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)
+            }
             return self
         self.net = self._new_net()
-        self.net.load_state_dict(weights)
-        self.net.eval()
+        load_module(self.net, arrays, "net.")
         return self
 
     def starting_point(self) -> Segmenter:

@@ -17,6 +17,7 @@ from ._mixtures import (
     edge_views,
     most_rounds,
     multiscale_views,
+    some_rows,
     stability_curve,
     stacked,
     steady_view,
@@ -72,7 +73,7 @@ def lesson_without_labels(
     """
     sizes = [s.n_obs for s in sections]
     n, rounds = sum(sizes), most_rounds(sum(sizes) // len(sections))
-    rows = _sample(n, TAUGHT, rng)
+    rows = some_rows(n, TAUGHT, rng)
     features, graph = _joint(sections)
     stability: dict[int, float] = {}
     if k is None:
@@ -113,7 +114,9 @@ def lesson_from_labels(
     sizes = [s.n_obs for s in sections]
     known = codes >= 0
     rows = np.flatnonzero(known)
-    rows = np.sort(np.concatenate([rows, _some_of(np.flatnonzero(~known), max(TAUGHT - len(rows), 1), rng)]))
+    free = np.flatnonzero(~known)
+    free = free[some_rows(len(free), max(TAUGHT - len(rows), 1), rng)]
+    rows = np.sort(np.concatenate([rows, free]))
     local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
     views = label_views(sections, local)
     target = spread_labels(views, codes[rows], k)
@@ -151,11 +154,3 @@ def _joint(sections: Sequence[Section]) -> tuple[NDArray[np.float32], sparse.csr
 def _split(rows: IntArray, sizes: Sequence[int]) -> list[IntArray]:
     """Split ascending rows of all sections by section."""
     return np.split(rows, np.searchsorted(rows, np.cumsum(sizes)[:-1]))
-
-
-def _sample(n: int, size: int, rng: np.random.Generator) -> IntArray:
-    return _some_of(np.arange(n), size, rng)
-
-
-def _some_of(rows: IntArray, size: int, rng: np.random.Generator) -> IntArray:
-    return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))
