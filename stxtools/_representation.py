@@ -221,9 +221,7 @@ def principal_axes(
     in observations and agree to rounding. Signs are scikit-learn's: the largest loading is positive.
     """
     n_obs, n_vars = matrix.shape
-    dense_work = (n_obs * n_vars**2 + 10 * n_vars**3) / _DENSE_SPEED
-    lanczos_work = 8 * n_comps * matrix.nnz / _SPARSE_SPEED
-    if lanczos_work < dense_work and n_comps < min(n_obs, n_vars) - 1:
+    if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
         from sklearn.decomposition import PCA
 
         pca = PCA(n_components=n_comps, svd_solver="arpack", random_state=random_state).fit(matrix.astype(np.float64))
@@ -234,6 +232,14 @@ def principal_axes(
         total += rows.sum(axis=0)
         products += rows.T @ rows
     return axes_of_products(total, products, n_obs, n_comps)
+
+
+def lanczos_pays(shape: tuple[int, int], n_values: int, n_comps: int) -> bool:
+    """Whether Lanczos steps on a sparse matrix take fewer operations than its covariance."""
+    n_obs, n_vars = shape
+    dense_work = (n_obs * n_vars**2 + 10 * n_vars**3) / _DENSE_SPEED
+    lanczos_work = 8 * n_comps * n_values / _SPARSE_SPEED
+    return lanczos_work < dense_work and n_comps < min(n_obs, n_vars) - 1
 
 
 def axes_of_products(

@@ -13,7 +13,7 @@ from stxtools.stats._label_fields import (
     fit_label_model,
     geometry,
 )
-from stxtools.stats._section import Section, _lengthen_tail
+from stxtools.stats._section import Section
 
 
 def _field(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
@@ -144,20 +144,3 @@ def test_duplicate_positions_and_a_line_are_fine():
         )
         assert np.isfinite(found.statistic).all()
         assert (found.variance > 0).all()
-
-
-def test_long_tail_of_a_skewed_null_is_allowed_for():
-    t, df = np.array([4.0, -4.0, 4.0, 0.5, 4.0]), np.full(5, 1e5)
-    skew = np.array([0.8, 0.8, 0.0, 0.8, 0.1])
-    out = _lengthen_tail(t, df, skew, noise=0.02)
-    np.testing.assert_array_equal(out[[1, 2, 4]], t[[1, 2, 4]])  # short tail; no skew; no more skew than noise makes
-    used = 0.8 * (1 - 0.02 / 0.64)
-    shape = 4 / used**2
-    assert stats.norm.sf(out[0]) == pytest.approx(stats.gamma.sf(shape + 4 * np.sqrt(shape), shape), rel=1e-3)
-    assert (np.abs(out) <= np.abs(t)).all()
-    rng = np.random.default_rng(0)
-    null = (rng.gamma(6.0, size=200_000) - 6.0) / np.sqrt(6.0)  # skewness 2 / sqrt(6)
-    long = _lengthen_tail(null, np.full(len(null), 1e5), np.full(len(null), 2 / np.sqrt(6)), 0.0)
-    p = 2 * stats.norm.sf(np.abs(long))
-    assert np.mean(2 * stats.norm.sf(np.abs(null)) < 0.001) > 0.003
-    assert np.mean(p < 0.001) < 0.001

@@ -16,7 +16,7 @@ import anndata as ad
 import numpy as np
 from cost import cost
 from homogeneous import double_dipping
-from regions import MIN_SHARE_SEEN, calibration, power
+from regions import MIN_SHARE_SEEN, calibration, known_variance, power
 from replication import replication
 
 import stxtools as st
@@ -44,7 +44,12 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", default=["xenium_breast_idc", "dlpfc_151673"])
     parser.add_argument("--lengths", nargs="+", type=float, default=[0.1, 0.3, 0.6])
     parser.add_argument("--folds", nargs="+", type=float, default=[1.25, 1.5, 2.0, 4.0])
-    parser.add_argument("--min-share", type=float, default=MIN_SHARE_SEEN, help="planted genes are seen in this share")
+    parser.add_argument(
+        "--min-share", nargs="+", type=float, default=[MIN_SHARE_SEEN], help="planted genes are seen in these shares"
+    )
+    parser.add_argument("--known", type=int, default=0, help="random regions of the test with known variance; 0: none")
+    parser.add_argument("--depths", nargs="+", type=float, default=[0.0, 0.3, 0.6], help="spread of log depth")
+    parser.add_argument("--tissues", type=int, default=3)
     parser.add_argument("--covariates", nargs="+", choices=["none", "composition"], default=["none", "composition"])
     parser.add_argument("--regions", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -56,28 +61,27 @@ def main() -> None:
         tables.setdefault(title, []).extend(rows)
         args.out.write_text("".join(markdown(t, r) for t, r in tables.items()))
 
+    questions = [None if c == "none" else c for c in args.covariates]
     for part in args.parts:
         if part in ("calibration", "power"):
             for name in args.sections:
                 adata = read(args.data, name)
+                oracle = known_variance(adata, args.known if part == "power" else 0, args.seed)
                 for value in args.lengths if part == "calibration" else args.folds:
                     if part == "power":
-                        row = power(adata, value, args.regions, args.seed, args.min_share)
-                        add(
-                            f"Power ({args.regions} regions each)",
-                            [{"section": name, "fold change": f"{value:g}", **row}],
-                        )
+                        for share in args.min_share:
+                            row = power(adata, value, args.regions, args.seed, share, oracle, questions)
+                            where = {"section": name, "fold change": f"{value:g}", "seen in": f"{share:g}"}
+                            add("Power", [{**where, **row}])
                         continue
-                    for covariates in args.covariates:
-                        given = None if covariates == "none" else covariates
-                        row = calibration(adata, value, args.regions, args.seed, given)
-                        add(
-                            f"Null regions ({args.regions} each)",
-                            [{"section": name, "length scale": f"{value:g}", "covariates": covariates, **row}],
-                        )
+                    for question in questions:
+                        row = calibration(adata, value, args.regions, args.seed, question)
+                        where = {"section": name, "length scale": f"{value:g}", "covariates": question or "-"}
+                        add("Null regions", [{**where, **row}])
         elif part == "homogeneous":
-            for depth in (0.0, 0.3, 0.6):
-                add("Four groups found in homogeneous tissue", double_dipping(depth, 3, segment=True))
+            for depth in args.depths:
+                found = double_dipping(depth, args.tissues, segment=True)
+                add("Four groups found in homogeneous tissue", found)
         elif part == "replication":
             add("Replication", replication(args.data))
         else:

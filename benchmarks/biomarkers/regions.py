@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from oracle import KnownVariance
 from scipy import sparse, stats
 
 import stxtools as st
@@ -15,7 +17,10 @@ import stxtools as st
 FEATURES = 600
 SHARE = 0.3
 PLANTED = 30
+LENGTH = 0.5  # of regions that genes are planted in
 MIN_SHARE_SEEN = 0.1  # planted genes are drawn from those seen in at least this share of observations
+Covariates = Sequence[str | None]
+BOTH: Covariates = (None, "composition")
 
 
 def random_region(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
@@ -58,6 +63,7 @@ class Calibration:
     def row(self) -> dict[str, str]:
         pooled = np.concatenate(self.pvals)
         out = {
+            "regions": str(len(self.called)),
             "genes called": f"{np.mean(self.called):.4f}",
             "regions with a call": f"{np.mean(np.array(self.called) > 0):.2f}",
             "Kolmogorov distance": f"{stats.kstest(pooled, 'uniform').statistic:.3f}",
@@ -94,24 +100,46 @@ def plant(
     return sparse.csr_matrix(out)
 
 
-def power(adata: ad.AnnData, fold: float, n: int, seed: int, min_share: float) -> dict[str, str]:
+def known_variance(adata: ad.AnnData, n: int, seed: int) -> KnownVariance | None:
+    """Return the test with known variance for regions that genes are planted in; ``n`` 0: none."""
+    rng = np.random.default_rng([seed, 99])
+    return KnownVariance(lambda: random_region(adata.obsm["spatial"], LENGTH, rng), n) if n else None
+
+
+def power(
+    adata: ad.AnnData,
+    fold: float,
+    n: int,
+    seed: int,
+    min_share: float,
+    oracle: KnownVariance | None = None,
+    covariates: Covariates = BOTH,
+) -> dict[str, str]:
+    """Plant genes that are seen in a share ``min_share`` of the observations, or more, in ``n`` regions."""
     rng = np.random.default_rng([seed, round(100 * fold), 1])
     counts = sparse.csr_matrix(adata.X)
     share_seen = np.bincount(counts.indices, minlength=adata.n_vars) / adata.n_obs
     candidates = np.flatnonzero(share_seen >= min_share)
-    found: dict[str | None, list[float]] = {None: [], "composition": []}
-    false: dict[str | None, list[float]] = {None: [], "composition": []}
+    xy = adata.obsm["spatial"]
+    found: dict[str, list[tuple[float, float]]] = {}
+
+    def add(test_name: str, question: str | None, called: np.ndarray, genes: np.ndarray) -> None:
+        hits = called[genes].sum()
+        key = f"{test_name}{question or 'total'}"
+        found.setdefault(key, []).append((hits / len(genes), (called.sum() - hits) / max(called.sum(), 1)))
+
     for i in range(n):
-        region = random_region(adata.obsm["spatial"], 0.5, rng)
+        region = random_region(xy, LENGTH, rng)
         genes = rng.choice(candidates, PLANTED, replace=False)
         planted = ad.AnnData(plant(counts, genes, region, fold, rng), var=adata.var[[]])
-        planted.obsm["spatial"] = adata.obsm["spatial"]
-        for covariates in found:
-            called = (test(planted, region, i, covariates)["pvals_adj"] < 0.05).to_numpy()
-            found[covariates].append(called[genes].mean())
-            false[covariates].append((called.sum() - called[genes].sum()) / max(called.sum(), 1))
-    return {
-        f"{what}, {'total' if covariates is None else covariates}": f"{np.mean(values[covariates]):.3f}"
-        for covariates in found
-        for what, values in (("power", found), ("false share", false))
-    }
+        planted.obsm["spatial"] = xy
+        for question in covariates:
+            add("", question, (test(planted, region, i, question)["pvals_adj"] < 0.05).to_numpy(), genes)
+        if oracle is not None:
+            for question, called in oracle(planted.X, region).items():
+                add("known variance, ", question, called, genes)
+    out = {"regions": str(n), "genes to choose from": str(len(candidates))}
+    for key, values in found.items():
+        hit, false = np.mean(values, axis=0)
+        out |= {f"{key}: power": f"{hit:.3f}", f"{key}: false share": f"{false:.3f}"}
+    return out

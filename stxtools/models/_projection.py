@@ -56,12 +56,26 @@ class GeneProjection:
         observations, because features are averaged in space before they are used.
         """
         ours, theirs = self.match(names)
-        components = self.components[ours]
-        out: NDArray[np.floating] = np.asarray(logged[:, theirs] @ components) - self.mean[ours] @ components
-        if len(ours) < len(self.genes) and self.variance is not None:
-            precision = np.diag(max(self.noise, 1e-9) / POOLED / np.maximum(self.variance, 1e-12))
-            out = np.linalg.solve(components.T @ components + precision, out.T).T
+        out: NDArray[np.floating] = np.asarray(logged[:, theirs] @ self.components[ours])
+        out = out - self.mean[ours] @ self.components[ours]
+        precision = self._precision(ours)
+        if precision is not None:
+            out = np.linalg.solve(precision, out.T).T
         return np.ascontiguousarray(out, dtype=np.float32)
+
+    def loadings(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return which of ``names`` are read, and what each adds to the features, (n_found, n_features)."""
+        ours, theirs = self.match(names)
+        precision = self._precision(ours)
+        components = self.components[ours]
+        return theirs, components if precision is None else np.asarray(np.linalg.solve(precision, components.T).T)
+
+    def _precision(self, ours: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Precision of the posterior where genes are missing."""
+        if len(ours) == len(self.genes) or self.variance is None:
+            return None
+        components = self.components[ours]
+        return components.T @ components + np.diag(max(self.noise, 1e-9) / POOLED / np.maximum(self.variance, 1e-12))
 
     def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
         """Return what a model file keeps: plain values and arrays."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ._blocks import Contrast, Ground, joined
 from ._combine import Combined, combine_sections, compare_libraries, two_sided
 from ._section import MIN_OBS, Description, Section
 
@@ -36,17 +38,11 @@ class Design:
 
 @dataclass(frozen=True)
 class Part:
-    """A design within one library."""
+    """Group and reference in one library."""
 
     section: Section
     inside: NDArray[np.bool_]
     outside: NDArray[np.bool_]
-    index: int
-
-    def contrast(self) -> tuple[Section, NDArray[np.bool_]]:
-        """Return the section of the two sides' observations, and the group's among them."""
-        used = self.inside | self.outside
-        return self.section.subset(used), self.inside[used]
 
 
 def _sides(codes: NDArray[np.int64], code: int, reference: int | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -72,29 +68,52 @@ def plan(
     return Design(name, code, reference, kind, [])
 
 
-def compare_within(parts: list[Part], n_null: int, seed: int) -> tuple[Combined, Floats, float]:
-    """Test a group in every library by random regions, and combine.
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found: description with its error over libraries, test with that of its effect.
 
-    Returns
-    -------
-    The test, the standard error over libraries of its effect (NaN with one library), and the group's median
-    correlation length.
+    Errors are NaN where there is one library; ``length`` is the group's median correlation length, NaN between
+    libraries.
     """
-    found = []
-    for part in parts:
-        section, label = part.contrast()
-        found.append(section.region_effect(label, n_null, (seed, part.index)))
+
+    described: Description
+    error: Floats
+    tested: Combined
+    tested_error: Floats
+    length: float
+
+
+def are_mirrored(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> bool:
+    """Whether contrasts are the other side of others, library by library."""
+    return len(contrasts) == len(others) and all(
+        c.ground is o.ground and np.array_equal(c.label, ~o.label) for c, o in zip(contrasts, others, strict=True)
+    )
+
+
+def take_over(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> None:
+    """Take from the other side what was found: region and complement meet the same random regions."""
+    for contrast, other in zip(contrasts, others, strict=True):
+        if other.description is None or other.effect is None:
+            raise RuntimeError("The other side was not tested yet.")
+        contrast.description = other.description.mirrored(int(other.label.sum()), int((~other.label).sum()))
+        contrast.effect = other.effect.mirrored()
+
+
+def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
+    """Combine what random regions say of a group in every library."""
+    found = [c.effect for c in contrasts if c.effect is not None]
+    described, error = _mean_description([c.description for c in contrasts if c.description is not None])
     length = float(np.median([f.model.length for f in found]))
     effects = np.stack([f.effect for f in found])
     if len(found) > 1:
         combined = combine_sections(effects, np.stack([f.variance for f in found]), np.stack([f.df for f in found]))
-        return combined, over_libraries(effects), length
+        return Outcome(described, error, combined, over_libraries(effects), length)
     one = found[0]
     known = one.variance > 0
     pvals = np.where(known, two_sided(one.statistic, one.df), 1.0)
     agreement = (known & (one.effect != 0)).astype(np.float64)
     combined = Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
-    return combined, over_libraries(effects), length
+    return Outcome(described, error, combined, over_libraries(effects), length)
 
 
 def over_libraries(effects: Floats) -> Floats:
@@ -114,35 +133,39 @@ def shrink(effect: Floats, error: Floats) -> Floats:
     return np.divide(effect * square, total, out=np.zeros_like(effect), where=total > 0)
 
 
-def compare_between(parts: list[Part]) -> Combined:
-    """Test library means of a group's libraries against those of the reference's libraries."""
-    group = [p.section.mean_log(p.inside) for p in parts if p.inside.sum() >= MIN_OBS]
-    reference = [p.section.mean_log(p.outside) for p in parts if p.outside.sum() >= MIN_OBS]
-    return compare_libraries(np.stack(group), np.stack(reference))
+def compare_between(grounds: Sequence[Ground], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> Outcome:
+    """Test library means of a group's libraries against those of the reference's libraries, block of genes by block.
 
-
-def describe(parts: list[Part], kind: str) -> tuple[Description, Floats]:
-    """Describe the two sides, and the standard error over libraries of the effect to rank by.
-
-    The description is an average over libraries, or that of one pool where no library has both sides. The error is NaN
-    where there is one library only: how far an effect replicates is then not known.
+    The description is that of one pool of all libraries.
     """
-    if kind == "between":
-        return _describe_pool(parts)
-    found = []
-    for part in parts:
-        section, label = part.contrast()
-        found.append(section.describe(label))
+    expression = grounds[0].expression
+    described, errors, group, reference = [], [], [], []
+    for genes in expression.slices:
+        block = expression.block(genes)
+        parts = [Part(g.section(genes, block), *side) for g, side in zip(grounds, sides, strict=True)]
+        description, error = _describe_pool(parts)
+        described.append(description)
+        errors.append(error)
+        group.append(np.stack([p.section.mean_log(p.inside) for p in parts if p.inside.sum() >= MIN_OBS]))
+        reference.append(np.stack([p.section.mean_log(p.outside) for p in parts if p.outside.sum() >= MIN_OBS]))
+        for ground in grounds:
+            ground.forget()
+    tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1))
+    error = np.concatenate(errors)
+    return Outcome(joined(described), error, tested, error, float("nan"))
+
+
+def _mean_description(found: Sequence[Description]) -> tuple[Description, Floats]:
+    """Average descriptions over libraries; the error of the effect to rank by is NaN where there is one."""
     means = [np.mean([getattr(f, field.name) for f in found], axis=0) for field in fields(Description)]
-    effects = np.stack([f.effect for f in found])
-    return Description(*means), over_libraries(effects)
+    return Description(*means), over_libraries(np.stack([f.effect for f in found]))
 
 
 def _describe_pool(parts: list[Part]) -> tuple[Description, Floats]:
-    matrix = sparse.vstack([p.section.matrix for p in parts], format="csr")
-    xy = np.concatenate([p.section.xy for p in parts])
-    inside, outside = (np.concatenate([getattr(p, side) for p in parts]) for side in ("inside", "outside"))
-    section, label = Part(Section(matrix, xy), inside, outside, -1).contrast()
+    used = [p.inside | p.outside for p in parts]
+    matrix = sparse.vstack([p.section.matrix[u] for p, u in zip(parts, used, strict=True)], format="csr")
+    section = Section(matrix, np.concatenate([p.section.xy[u] for p, u in zip(parts, used, strict=True)]))
+    label = np.concatenate([p.inside[u] for p, u in zip(parts, used, strict=True)])
     sides = [
         np.stack([p.section.root_mean(getattr(p, side)) for p in parts if getattr(p, side).sum() >= MIN_OBS])
         for side in ("inside", "outside")

@@ -167,9 +167,14 @@ class LabelSampler:
             shape=(len(xy), shape[0] * shape[1]),
         )
 
+    @property
+    def n_obs(self) -> int:
+        """Number of observations."""
+        return int(self._read.shape[0])
+
     def draw(self, n_labels: int, rng: np.random.Generator, batch: int = 64) -> Iterator[NDArray[np.bool_]]:
         """Yield labels, observations x ``batch`` at a time, ``n_labels`` in all."""
-        n = self._read.shape[0]
+        n = self.n_obs
         for start in range(0, n_labels, batch):
             size = min(batch, n_labels - start)
             noise = rng.standard_normal((size, *self._shape), dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,11 @@ def linear_attribution(
     if blocks is not None:
         x = _centre(x, blocks)
     centred = np.where(label[:, None], x - x[label].mean(axis=0), x - x[~label].mean(axis=0))
-    pooled = centred.T @ centred / max(len(x) - 2, 1)
+    return explain_discriminant(centred.T @ centred / max(len(x) - 2, 1), components, difference, shrinkage)
+
+
+def explain_discriminant(pooled: Floats, components: Floats, difference: Floats, shrinkage: float = 0.1) -> Floats:
+    """Return what :func:`linear_attribution` does, from the pooled covariance of the components."""
     ridge = float(np.trace(pooled)) / len(pooled)
     if ridge <= 0:
         return np.zeros(len(components))
@@ -75,6 +80,57 @@ def linear_attribution(
     out = (components @ weight) * difference
     norm = float(np.abs(out).sum())
     return out / norm if norm > 0 else np.zeros(len(components))
+
+
+class Moments:
+    """Sums and products of components by group and section, from which every pooled covariance follows.
+
+    Parameters
+    ----------
+    codes, blocks
+        Group and section of every observation; those of group -1 are left out.
+    n_comps
+        Number of components.
+    """
+
+    def __init__(self, codes: NDArray[np.int64], blocks: NDArray[np.int64], n_comps: int) -> None:
+        used = codes >= 0
+        self._cells, cell = np.unique(np.stack([blocks[used], codes[used]]), axis=1, return_inverse=True)
+        self._cell = np.full(len(codes), -1)
+        self._cell[used] = cell.reshape(-1)
+        n = self._cells.shape[1]
+        self._count = np.bincount(self._cell[used], minlength=n).astype(np.float64)
+        self._sum, self._products = np.zeros((n, n_comps)), np.zeros((n, n_comps, n_comps))
+
+    def add(self, rows: slice, values: NDArray[Any]) -> None:
+        """Read the components of consecutive observations."""
+        cell, x = self._cell[rows], np.asarray(values, dtype=np.float64)
+        for i in np.unique(cell[cell >= 0]):
+            part = x[cell == i]
+            self._sum[i] += part.sum(axis=0)
+            self._products[i] += part.T @ part
+
+    def pooled(self, group: int, reference: int | None, blocks: Sequence[int], *, centred: bool) -> Floats:
+        """Pooled covariance within group and reference (None: the rest), in some sections.
+
+        ``centred`` takes sections' means out first.
+        """
+        block, code = self._cells
+        inside, outside = code == group, (code != group) if reference is None else (code == reference)
+        among = np.isin(block, list(blocks))
+        sides, used = (inside & among, outside & among), (inside | outside) & among
+        shift = np.zeros_like(self._sum)
+        for b in np.unique(block[used]) if centred else ():
+            here = used & (block == b)
+            shift[here] = self._sum[here].sum(axis=0) / self._count[here].sum()
+        n, total = self._count[:, None], self._sum - self._count[:, None] * shift
+        cross = self._sum[:, :, None] * shift[:, None, :]
+        products = self._products - cross - cross.transpose(0, 2, 1) + (n * shift)[:, :, None] * shift[:, None, :]
+        scatter = products[used].sum(axis=0)
+        for side in sides:
+            mean = total[side].sum(axis=0)
+            scatter -= np.outer(mean, mean) / max(self._count[side].sum(), 1.0)
+        return scatter / max(self._count[used].sum() - 2, 1)
 
 
 def _centre(x: Floats, blocks: NDArray[np.int64]) -> Floats:

@@ -1,4 +1,4 @@
-"""What a segmentation model looks at to tell a group apart: integrated gradients, carried to genes."""
+"""What models look at to tell a group apart: integrated gradients, carried to genes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
-from .._representation import log_expression
 from .._validate import listing
+from ..stats._contrast import Design
+from ._attribution_genes import carried_to_genes
+from ._attribution_tissue import TissueSource
 from ._inputs import Geometry, geometry, make_sections
 from ._transfer import model_features
 
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stxtools.models import Section, Segmenter
+    from stxtools.models import Section, Segmenter, TissueNet
 
 _STEPS = 16  # Gauss-Legendre points on the path; the sum over genes is then within 1 % of the logits' difference
 _WINDOW = 256  # pixels; a longer raster is explained window by window
 
 
-def load_models(models: Any) -> list[Segmenter]:
-    """Return fitted Segmenters from a path, a Segmenter, or several of them; none for None.
+def load_models(models: Any) -> list[Segmenter | TissueNet]:
+    """Return fitted models from a path, a Segmenter or TissueNet, or several of them; none for None.
 
     Raises
     ------
@@ -34,86 +35,120 @@ def load_models(models: Any) -> list[Segmenter]:
     """
     if models is None:
         return []
-    from stxtools.models import Segmenter
+    from stxtools.models import Segmenter, TissueNet
+    from stxtools.models._storage import model_kind
 
-    several = not isinstance(models, (str, os.PathLike, Segmenter)) and isinstance(models, Iterable)
+    kinds = (str, os.PathLike, Segmenter, TissueNet)
+    several = not isinstance(models, kinds) and isinstance(models, Iterable)
     items = list(models) if several else [models]
     if not items:
-        raise ValueError("`attribution_model` is empty; name a saved Segmenter, or leave it out.")
-    out = []
+        raise ValueError("`attribution_model` is empty; name a saved Segmenter or TissueNet, or leave it out.")
+    out: list[Segmenter | TissueNet] = []
     for item in items:
-        if not isinstance(item, (str, os.PathLike, Segmenter)):
+        if isinstance(item, (Segmenter, TissueNet)):
+            model: Segmenter | TissueNet = item
+        elif isinstance(item, (str, os.PathLike)):
+            model = TissueNet.load(item) if model_kind(item) == "TissueNet" else Segmenter.load(item)
+        else:
             raise TypeError(
-                "`attribution_model` must be a path, a stxtools.models.Segmenter, or a list of those, not "
+                "`attribution_model` must be a path, a stxtools.models.Segmenter or TissueNet, or a list of those, not "
                 f"{type(item).__name__}."
             )
-        model = item if isinstance(item, Segmenter) else Segmenter.load(item)
         if model.projection is None:
+            call = "segment" if isinstance(model, Segmenter) else "multitask"
             raise ValueError(
                 f"The model reads `obsm[{str(model.use_rep)!r}]` and does not know how genes make it. Train one that "
-                "does: `st.tl.segment(adata, save_model='model.stx')`."
+                f"does: `st.tl.{call}(adata, ..., save_model='model.stx')`."
             )
         out.append(model)
     return out
 
 
 class ModelAttribution:
-    """Attribution of groups by segmenters, averaged; what groups share (features, sections) is made once."""
+    """Attribution of groups by models, averaged; what groups share (features, sections) is made once.
+
+    Parameters
+    ----------
+    adata
+        Expression.
+    models
+        From :func:`load_models`.
+    groups
+        The groups.
+    reference
+        ``"rest"`` or a group.
+    layer, spatial_key, library_key
+        As in :func:`stxtools.tl.biomarkers`.
+    regions
+        Where the region graph is, if not in ``adata``.
+    """
 
     def __init__(
         self,
         adata: AnnData,
-        models: Sequence[Segmenter],
+        models: Sequence[Segmenter | TissueNet],
         groups: Sequence[str],
         reference: str,
         layer: str | None,
         spatial_key: str,
         library_key: str | None,
+        regions: AnnData | None = None,
     ) -> None:
+        from stxtools.models import TissueNet
+
         wanted = [*groups, *([] if reference == "rest" else [reference])]
+        self._adata, self._layer, self._reference = adata, layer, reference
+        self._sources: list[TissueSource | SegmenterSource] = []
+        where: Geometry | None = None
         for model in models:
+            if isinstance(model, TissueNet):
+                at = adata if regions is None else regions
+                self._sources.append(TissueSource(adata, model, wanted, layer, spatial_key, at))
+                continue
             unknown = [g for g in wanted if g not in model.classes]
             if unknown:
                 raise ValueError(
                     f"The model in `attribution_model` tells {listing(model.classes)} apart, not {listing(unknown)}; "
                     "group by what it was trained on, or name its classes in `groups`."
                 )
-        self._adata, self._models, self._layer = adata, models, layer
-        self._where: Geometry = geometry(adata, spatial_key, library_key)
+            where = geometry(adata, spatial_key, library_key) if where is None else where
+            self._sources.append(SegmenterSource(adata, model, layer, where))
 
-    def __call__(self, group: str, reference: str, inside: NDArray[np.bool_], outside: NDArray[np.bool_]) -> NDArray:
-        """Return one number per gene, absolute values summing to 1."""
+    def of(self, design: Design, codes: NDArray[np.int64], library: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return one number per gene for a design, absolute values summing to 1."""
+        inside, outside = design.sides(codes)
+        used = np.isin(library, design.libraries)
         total = np.zeros(self._adata.n_vars)
-        for model in self._models:
-            values = self._explain(model, group, reference, inside, outside)
+        for source in self._sources:
+            values = source.explain(design.name, self._reference, inside & used, outside & used)
             norm = float(np.abs(values).sum())
             total += values / norm if norm > 0 else values
         norm = float(np.abs(total).sum())
         return total / norm if norm > 0 else total
 
-    def _explain(
-        self, model: Segmenter, group: str, reference: str, inside: NDArray[np.bool_], outside: NDArray[np.bool_]
+
+class SegmenterSource:
+    """A segmenter on the sections of an AnnData."""
+
+    def __init__(self, adata: AnnData, model: Segmenter, layer: str | None, where: Geometry) -> None:
+        self._adata, self._model, self._layer, self._where = adata, model, layer, where
+        self._sections: list[Section] | None = None
+
+    def explain(
+        self, group: str, reference: str, inside: NDArray[np.bool_], outside: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
-        projection = model.projection
+        """Return every gene's part of the evidence for a group."""
+        model, projection = self._model, self._model.projection
         if projection is None:
             return np.zeros(self._adata.n_vars)
-        features, _ = model_features(self._adata, model, self._layer)
-        logged = log_expression(self._adata, self._layer, target_sum=projection.target_sum)
-        ours, theirs = projection.match(list(self._adata.var_names))
+        if self._sections is None:
+            self._sections = make_sections(model_features(self._adata, model, self._layer)[0], self._where)
         side = inside / max(int(inside.sum()), 1) - outside / max(int(outside.sum()), 1)
-        at = np.zeros(len(theirs))
-        for section, rows in zip(make_sections(features, self._where), self._where.parts, strict=True):
-            if not np.any(side[rows]):
-                continue
-            gradient = section_gradient(model, section, group, reference, side[rows])
-            part = sparse.csr_matrix(logged[rows][:, theirs])
-            mean = np.asarray(part.mean(axis=0)).ravel()
-            # genes -> features is linear: a gene's part of the features times the features' gradient, summed
-            moved = np.asarray(part.T @ gradient) - mean[:, None] * gradient.sum(axis=0)
-            at += (moved * projection.components[ours]).sum(axis=1)
-        out = np.zeros(self._adata.n_vars)
-        out[theirs] = at
-        return out
+        gradient = np.zeros((self._adata.n_obs, model.n_features))
+        for section, rows in zip(self._sections, self._where.parts, strict=True):
+            if np.any(side[rows]):
+                gradient[rows] = section_gradient(model, section, group, reference, side[rows])
+        return carried_to_genes(self._adata, self._layer, projection, gradient, self._where.parts)
 
 
 def section_gradient(

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from .. import _keys
-from .._progress import progress
-from .._representation import expression, log_normalize
 from .._slots import Slots, provenance
 from .._validate import (
     categories,
@@ -25,41 +22,24 @@ from .._validate import (
     coordinates,
     libraries,
 )
-from ..stats._combine import adjust_bh, signed_z
-from ..stats._contrast import Design, Part, compare_between, compare_within, describe, plan, shrink
-from ..stats._section import MIN_OBS, PSEUDO, Section
+from ..stats._contrast import Design, plan
+from ..stats._section import MIN_OBS
 from ._attribution import ModelAttribution, load_models
+from ._biomarker_table import design_table
+from ._compared import compare
 from ._comparisons import chosen_groups, usable, warn_single
 from ._covariates import covariate_names, read_covariates
+from ._gene_blocks import GeneBlocks
 from ._probe import LinearProbe
 from ._protect import METHODS as PROTECTIONS
 from ._protect import guard
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
 
-    from stxtools.models import Segmenter
+    from stxtools.models import Segmenter, TissueNet
 
 _METHODS = ("random_regions",)
-COLUMNS = (
-    "group",
-    "names",
-    "scores",
-    "zscores",
-    "logfoldchanges",
-    "auroc",
-    "effect",
-    "effect_se",
-    "pvals",
-    "pvals_adj",
-    "attribution",
-    "attribution_rank",
-    "n_libraries",
-    "direction_consistent",
-    "pct_nz_group",
-    "pct_nz_reference",
-)
 
 
 def biomarkers(
@@ -70,7 +50,12 @@ def biomarkers(
     reference: str = "rest",
     covariates: str | Sequence[str] | None = None,
     protect: Literal["thinning"] | None = "thinning",
-    attribution_model: str | os.PathLike[str] | Segmenter | Sequence[str | os.PathLike[str] | Segmenter] | None = None,
+    attribution_model: str
+    | os.PathLike[str]
+    | Segmenter
+    | TissueNet
+    | Sequence[str | os.PathLike[str] | Segmenter | TissueNet]
+    | None = None,
     layer: str | None = None,
     spatial_key: str = _keys.SPATIAL,
     library_key: str | None = None,
@@ -89,8 +74,8 @@ def biomarkers(
     difference between *random regions* of the section that are as large, as smooth and as patchy as the group. Their
     law is a Gaussian random field cut at a quantile, fitted to the group's own correlogram; the gene stays as it is.
     The null variance gives an effective sample size (Clifford, Richardson & Hemon 1989; Dutilleul 1993), and with it
-    the t-test of the correlation between gene and region; where the null is skewed, its long tail is allowed for.
-    Random surrogates of one of two autocorrelated maps: Viladomat et al. (2014).
+    the test of the correlation between gene and region; its tails follow the null's skewness and kurtosis (beta law,
+    Pitman 1937). Random surrogates of one of two autocorrelated maps: Viladomat et al. (2014).
 
     Two questions, two answers. The default is the *total* effect: which genes differ between the group and the
     reference, whatever the reason. Tumour against stroma, every epithelial gene does. ``covariates="composition"``
@@ -118,6 +103,7 @@ def biomarkers(
     ----------
     adata
         Counts, linear or log expression; see :func:`stxtools.pp.normalize`. Not changed but for the slots below.
+        Expression may lie in a file or be a dask array, see Notes.
     groupby
         Column of ``adata.obs`` with the groups (categorical, strings, booleans or integers). Observations where
         it is missing are left out.
@@ -131,10 +117,11 @@ def biomarkers(
         explain itself.
     protect
         ``"thinning"`` protects groups found by :func:`stxtools.tl.segment` as told above; ``None`` does not. Without
-        protection, or where it is not possible, a warning says so.
+        protection, or where it is not possible, a warning says so. Thinning needs expression in memory.
     attribution_model
-        A :class:`stxtools.models.Segmenter`, the path of a saved one, or several (other seeds, say) that tell the
-        groups apart. Without one, ``attribution`` is that of a linear probe.
+        A :class:`stxtools.models.Segmenter` or :class:`stxtools.models.TissueNet`, the path of a saved one, or several
+        (other seeds, say) that tell the groups apart. A TissueNet reads the region graph of
+        :func:`stxtools.tl.region_graph`. Without a model, ``attribution`` is that of a linear probe.
     layer
         Layer with expression; by default ``layers["counts"]`` where there is one, else ``X``.
     spatial_key
@@ -194,10 +181,12 @@ def biomarkers(
     Raises
     ------
     KeyError
-        ``groupby``, ``library_key``, ``layer``, ``spatial_key`` or a covariate is missing.
+        ``groupby``, ``library_key``, ``layer``, ``spatial_key`` or a covariate is missing, or the region graph that a
+        TissueNet reads.
     ValueError
         An unknown group; a group or its reference with fewer than three observations in every section; too few
-        libraries for a comparison between libraries, or covariates in one; a model that does not know the groups.
+        libraries for a comparison between libraries, or covariates in one; a model that does not know the groups;
+        groups that were found in expression which is out of core and to be thinned.
 
     Warns
     -----
@@ -207,13 +196,19 @@ def biomarkers(
 
     Notes
     -----
-    With ``attribution_model``, ``attribution`` is what the U-Net looks at: integrated gradients
-    (Sundararajan et al. 2017, by Captum) of the log odds of the group, averaged over the group's observations minus
-    over the reference's, along the path from the section's mean expression to the measured one. Features are linear
-    in genes, so that the genes' parts follow exactly; they are averaged over the models given. Without a model it is
-    what a *linear probe* sees: a shrinkage discriminant of group against reference on expression PCs, explained in
-    the same way (exact for a linear score). In either case positive values speak for the group, absolute values sum
-    to 1 in each group, and genes outside the gene set of the model or PCA have 0. It is no test.
+    Genes are read in blocks that fit into ``settings.max_memory``, from memory, a file (backed) or a dask array (by the
+    user's :class:`dask.distributed.Client`, if there is one). Random regions are the same for all blocks: the table
+    does not depend on how genes are divided or where they lie. A group and its complement are computed once.
+
+    With ``attribution_model``, ``attribution`` is what the model looks at: integrated gradients (Sundararajan et al.
+    2017, by Captum) of the log odds of the group, averaged over the group's observations minus over the reference's,
+    along the path from the section's mean expression to the measured one. What a Segmenter's U-Net reads is linear in
+    genes, so that the genes' parts follow exactly. A TissueNet answers by the task that knows the groups, its region
+    graph held fixed; the genes that it reads beside the features add their own parts. Parts are averaged over the
+    models given. Without a model it is what a *linear probe* sees: a shrinkage discriminant of group against reference
+    on expression PCs, explained in the same way (exact for a linear score). In either case positive values speak for
+    the group, absolute values sum to 1 in each group, and genes outside the gene set of the model or PCA have 0. It is
+    no test.
 
     See Also
     --------
@@ -253,76 +248,24 @@ def biomarkers(
     warn_single(designs, groupby, library_key)
     _check_adjustable(designs, adjusted_for)
 
-    matrix, scale = expression(tested_adata, tested_layer)
-    logged = log_normalize(matrix, scale)
-    depth = None if scale == "log" else np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
-    explain = None
+    blocks = GeneBlocks(tested_adata, tested_layer)
     if models:
         tested_groups = [d.name for d in designs]
         explain = ModelAttribution(
-            tested_adata, models, tested_groups, reference, tested_layer, spatial_key, library_key
+            tested_adata, models, tested_groups, reference, tested_layer, spatial_key, library_key, adata
         )
-    probe = LinearProbe(tested_adata, tested_layer, logged, codes, libs, seed, unused=explain is not None)
-    rows = {i: np.flatnonzero((libs.codes == i) & (codes >= 0)) for i in range(len(libs))}
-    sections = {
-        i: Section(
-            logged[r],
-            xy[r],
-            seed,
-            None if depth is None else depth[r],
-            None if given is None else given.subset(np.isin(np.arange(adata.n_obs), r)),
-        )
-        for i, r in rows.items()
-        if len(r) > 0
-    }
+        attributions = [explain.of(d, codes, libs.codes) for d in designs]
+    else:
+        attributions = LinearProbe(tested_adata, blocks, codes, libs, seed)(designs)
+    outcomes = compare(blocks, designs, codes, libs, xy, given, n_null=n_null, seed=seed, show_progress=show_progress)
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
-    tables, lengths, agreement, gene_score = [], [], [], np.zeros(adata.n_vars)
-    with progress(len(designs), "biomarkers", show_progress) as bar:
-        for design in designs:
-            parts = [Part(sections[i], *design.sides(codes[rows[i]]), i) for i in design.libraries]
-            found, error = describe(parts, design.kind)
-            effect, length = found.effect, np.nan
-            if design.kind == "within":
-                tested, tested_error, length = compare_within(parts, n_null, seed)
-                if given is not None:
-                    effect, error = tested.effect, tested_error
-            else:
-                tested = compare_between(parts)
-            z = signed_z(tested.statistic, tested.df)
-            if explain is None:
-                attribution = probe(design)
-            else:
-                inside, outside = design.sides(codes)
-                used = np.isin(libs.codes, design.libraries)
-                attribution = explain(design.name, reference, inside & used, outside & used)
-            size = np.abs(attribution)
-            rank = np.where(size > 0, rankdata(size) / len(size), 0.0)
-            agreement.append(_spearman(size, np.abs(z)))
-            score = shrink(effect, error) * (1 - tested.pvals / 2) * (0.9 + 0.1 * rank)
-            score = np.where((tested.n_libraries > 0) & (effect * z > 0), score, 0.0)
-            columns = (
-                np.full(adata.n_vars, design.name, dtype=object),
-                gene_names,
-                score,
-                z,
-                np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO)),
-                found.auroc,
-                effect,
-                error,
-                tested.pvals,
-                adjust_bh(tested.pvals),
-                attribution,
-                rank,
-                tested.n_libraries,
-                (tested.agreement == 1) & (tested.n_libraries > 0),
-                found.nonzero_group,
-                found.nonzero_reference,
-            )
-            table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
-            tables.append(table.iloc[np.argsort(-table["scores"].to_numpy(), kind="stable")])
-            lengths.append(length)
-            gene_score = np.maximum(gene_score, np.abs(score))
-            bar.update(1)
+    tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)
+    for design, outcome, attribution in zip(designs, outcomes, attributions, strict=True):
+        table, agrees = design_table(design, outcome, attribution, gene_names, adjusted=given is not None)
+        score = table["scores"].to_numpy()
+        tables.append(table.iloc[np.argsort(-score, kind="stable")])
+        agreement.append(agrees)
+        gene_score = np.maximum(gene_score, np.abs(score))
     slots = Slots()
     table = pd.concat(tables, ignore_index=True)
     slots.uns[key] = table.astype({"group": str, "names": str})  # object, or pandas 3's str: as read back
@@ -336,7 +279,7 @@ def biomarkers(
         protect=protect,
         protected=guarded is not None,
         protect_agreement=None if guarded is None else guarded.agreement,
-        attribution="linear probe" if explain is None else f"{len(models)} model(s)",
+        attribution=f"{len(models)} model(s)" if models else "linear probe",
         attribution_agreement=np.array(agreement, dtype=np.float64),
         layer=layer,
         spatial_key=spatial_key,
@@ -345,7 +288,7 @@ def biomarkers(
         n_null=n_null,
         random_state=seed,
         design=np.array([d.kind for d in designs], dtype=object),
-        correlation_length=np.array(lengths, dtype=np.float64),
+        correlation_length=np.array([o.length for o in outcomes], dtype=np.float64),
         libraries=libs.names,
     )
     target = adata.copy() if copy else adata
@@ -361,9 +304,3 @@ def _check_adjustable(designs: Sequence[Design], covariates: Sequence[str]) -> N
             "there, and `covariates` of observations cannot be taken out. Leave `covariates` out, or compare groups "
             "within libraries."
         )
-
-
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOG_MAX = 30.0  # as in _representation
+_AT_ONCE = 8  # chunks of a dask array whose results are held at a time
 
 
 def is_dask(matrix: Any) -> bool:
@@ -64,16 +65,29 @@ def map_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], n_rows:
     n_rows
         Rows of a chunk where the matrix has no chunks of its own; by default :func:`rows_per_chunk`.
     """
+    return list(iter_rows(matrix, work, n_rows, at_once=None))
+
+
+def iter_rows(
+    matrix: Any,
+    work: Callable[[sparse.csr_matrix, slice], T],
+    n_rows: int | None = None,
+    *,
+    at_once: int | None = _AT_ONCE,
+) -> Iterator[T]:
+    """Yield what :func:`map_rows` returns, chunk by chunk; ``at_once`` chunks of a dask array are under way."""
     if is_backed(matrix) and _by_column(matrix):
         matrix = to_csr(matrix)
     if is_backed(matrix) and _client() is not None:
         lazy = _as_dask(matrix)
         matrix = matrix if lazy is None else lazy
     if is_dask(matrix):
-        return _map_dask(matrix, work)
+        yield from _iter_dask(matrix, work, at_once)
+        return
     if not is_backed(matrix) and not isinstance(matrix, np.ndarray):
         matrix = to_csr(matrix)
-    return [work(chunk, rows) for rows, chunk in _local_chunks(matrix, n_rows)]
+    for rows, chunk in _local_chunks(matrix, n_rows):
+        yield work(chunk, rows)
 
 
 def _local_chunks(matrix: Any, n_rows: int | None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
@@ -84,7 +98,7 @@ def _local_chunks(matrix: Any, n_rows: int | None) -> Iterator[tuple[slice, spar
         yield rows, to_csr(matrix[rows])
 
 
-def _map_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T]) -> list[T]:
+def _iter_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], at_once: int | None) -> Iterator[T]:
     import dask
 
     if len(matrix.chunks[1]) > 1:
@@ -96,7 +110,9 @@ def _map_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T]) -> lis
         dask.delayed(_run)(shared, block, slice(end - size, end))
         for block, size, end in zip(matrix.to_delayed().ravel(), matrix.chunks[0], ends, strict=True)
     ]
-    return list(dask.compute(*tasks))
+    step = len(tasks) if at_once is None else at_once
+    for start in range(0, len(tasks), max(step, 1)):
+        yield from dask.compute(*tasks[start : start + step])
 
 
 @dataclass(frozen=True)
@@ -206,6 +222,11 @@ class LogExpression:
         return self._survey[2]
 
     @property
+    def depth(self) -> NDArray[np.float64]:
+        """Sum of every observation as stored, (n_obs,)."""
+        return self._survey[1]
+
+    @property
     def target_sum(self) -> float:
         """Depth after normalisation."""
         return median_depth(self._survey[1]) if self._target_sum is None else self._target_sum
@@ -213,6 +234,10 @@ class LogExpression:
     def map(self, work: Callable[[sparse.csr_matrix, slice], T]) -> list[T]:
         """Apply ``work(logged_chunk, rows)`` to every chunk and return the results in order."""
         return map_rows(self.matrix, partial(_normalized, self.scale, self.target_sum, work))
+
+    def stream(self, work: Callable[[sparse.csr_matrix, slice], T]) -> Iterator[T]:
+        """Yield what :meth:`map` returns, chunk by chunk: for results that are not small."""
+        return iter_rows(self.matrix, partial(_normalized, self.scale, self.target_sum, work))
 
     def columns(self, genes: NDArray[np.int64]) -> sparse.csr_matrix:
         """Return log expression of some genes for all observations, in memory (float32 CSR)."""

@@ -7,54 +7,136 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from .._representation import compute_representation
+from .._representation import (
+    N_TOP_GENES,
+    axes_of_products,
+    lanczos_pays,
+    principal_axes,
+    select_genes,
+)
 from .._validate import Libraries
+from ..stats._blocks import equal_blocks
 from ..stats._contrast import Design
-from ..stats._probe import contrast, linear_attribution
+from ..stats._probe import Moments, contrast, explain_discriminant
+from ._chunks import iter_rows
+from ._gene_blocks import GeneBlocks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
 _COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
+_ROWS = 4096  # observations that are dense at a time, as for every PCA here
+_AT_HAND = 60_000_000  # stored values that may be read together to choose genes or for Lanczos steps
+_FEW = 3  # observations in which a gene must be seen
 
 
 class LinearProbe:
-    """Expression PCs of the tested observations, and each design's attribution on them."""
+    """Expression PCs of the tested observations, and each design's attribution on them.
+
+    Parameters
+    ----------
+    adata
+        What is tested.
+    expression
+        Its expression.
+    codes, libs
+        Group and section of every observation.
+    seed
+        Seed of the PCA.
+    """
 
     def __init__(
-        self,
-        adata: AnnData,
-        layer: str | None,
-        logged: sparse.csr_matrix,
-        codes: NDArray[np.int64],
-        libs: Libraries,
-        seed: int,
-        *,
-        unused: bool = False,
+        self, adata: AnnData, expression: GeneBlocks, codes: NDArray[np.int64], libs: Libraries, seed: int
     ) -> None:
-        self._logged, self._libraries, self._codes = logged, libs.codes, codes
-        self._values: NDArray[np.float32] | None = None
-        seen = np.bincount(logged.indices, minlength=adata.n_vars)
-        if not unused and (seen >= min(3, adata.n_obs)).any():
-            n_comps = int(np.clip(adata.n_obs // 10, 2, _COMPS))
-            rep = compute_representation(adata, layer, n_comps=n_comps, random_state=seed)
-            if rep.genes is not None and rep.components is not None:
-                self._values = rep.values
-                self._components = rep.components
-                self._at = adata.var_names.astype(str).get_indexer(rep.genes)
+        self._expression, self._libraries, self._codes = expression, libs.codes, codes
+        self._genes = _chosen_genes(adata, expression, seed)
+        if len(self._genes) == 0:
+            return
+        n_obs = expression.shape[0]
+        n_comps = min(int(np.clip(n_obs // 10, 2, _COMPS)), len(self._genes), n_obs - 1)
+        mean, self._components = _axes(expression, self._genes, n_comps, seed)
+        self._moments = Moments(codes, libs.codes, n_comps)
+        start, offset = 0, mean @ self._components
+        for rows in _row_blocks(expression, self._genes):
+            values = (np.asarray(rows @ self._components) - offset).astype(np.float32)
+            self._moments.add(slice(start, start + len(values)), values)
+            start += len(values)
 
-    def __call__(self, design: Design) -> NDArray[np.float64]:
-        out = np.zeros(self._logged.shape[1])
-        if self._values is None:
+    def differences(self, designs: list[Design]) -> list[NDArray[np.float64]]:
+        """Mean difference of every gene in each design, free of differences between sections."""
+        out = [np.zeros(self._expression.shape[1]) for _ in designs]
+        if len(self._genes) == 0:
             return out
+        for genes in self._expression.slices:
+            block = self._expression.block(genes)
+            for design, found in zip(designs, out, strict=True):
+                found[genes] = np.asarray(self._weight(design) @ block).ravel()
+        return out
+
+    def _weight(self, design: Design) -> NDArray[np.float64]:
         inside, outside = design.sides(self._codes)
         used = (inside | outside) & np.isin(self._libraries, design.libraries)
-        blocks = self._libraries[used] if design.kind == "within" else None
         weight = np.zeros(len(used))
-        weight[used] = contrast(inside[used], blocks)
-        difference = np.asarray(weight @ self._logged).ravel()
-        out[self._at] = linear_attribution(
-            self._values[used], self._components, difference[self._at], inside[used], blocks
-        )
+        weight[used] = contrast(inside[used], self._libraries[used] if design.kind == "within" else None)
+        return weight
+
+    def __call__(self, designs: list[Design]) -> list[NDArray[np.float64]]:
+        """Return one number per gene for each design; absolute values sum to 1."""
+        out = []
+        for design, difference in zip(designs, self.differences(designs), strict=True):
+            found = np.zeros(self._expression.shape[1])
+            if len(self._genes):
+                pooled = self._moments.pooled(
+                    design.code, design.reference, design.libraries, centred=design.kind == "within"
+                )
+                found[self._genes] = explain_discriminant(pooled, self._components, difference[self._genes])
+            out.append(found)
         return out
+
+
+def _chosen_genes(adata: AnnData, expression: GeneBlocks, seed: int) -> NDArray[np.int64]:
+    """Genes of the PCA; of a very large matrix the variable ones are chosen from a random part of the observations."""
+    logged, n_obs = expression.logged, expression.shape[0]
+    seen = np.flatnonzero(logged.seen >= min(_FEW, n_obs))
+    if len(seen) <= N_TOP_GENES:
+        return seen
+    share = _AT_HAND / float(logged.seen.sum())
+    taken = np.arange(n_obs)
+    if share < 1:
+        taken = np.sort(np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)])
+    pieces = [piece for piece in iter_rows(logged.matrix, _Taken(taken)) if piece.shape[0]]
+    return select_genes(adata, sparse.csr_matrix(sparse.vstack(pieces, format="csr")), logged.scale)
+
+
+class _Taken:
+    """Some observations of a chunk."""
+
+    def __init__(self, taken: NDArray[np.int64]) -> None:
+        self.taken = taken
+
+    def __call__(self, chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+        low, high = np.searchsorted(self.taken, [rows.start, rows.stop])
+        return chunk if high - low == chunk.shape[0] else chunk[self.taken[low:high] - rows.start]
+
+
+def _row_blocks(expression: GeneBlocks, genes: NDArray[np.int64]) -> Iterator[sparse.csr_matrix]:
+    return equal_blocks((piece for _, piece in expression.rows(genes)), _ROWS)
+
+
+def _axes(
+    expression: GeneBlocks, genes: NDArray[np.int64], n_comps: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    n_values = int(expression.logged.seen[genes].sum())
+    shape = (expression.shape[0], len(genes))
+    if n_values <= _AT_HAND and lanczos_pays(shape, n_values, n_comps):
+        matrix = sparse.vstack(list(_row_blocks(expression, genes)), format="csr")
+        return principal_axes(sparse.csr_matrix(matrix), n_comps, random_state=seed)
+    total, products = np.zeros(len(genes)), np.zeros((len(genes), len(genes)))
+    for rows in _row_blocks(expression, genes):
+        dense = rows.toarray().astype(np.float64)
+        total += dense.sum(axis=0)
+        products += dense.T @ dense
+    return axes_of_products(total, products, shape[0], n_comps)

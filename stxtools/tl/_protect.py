@@ -13,6 +13,7 @@ from .. import _keys
 from .._representation import stored_matrix, to_csr
 from .._validate import categories
 from ..stats._thinning import thin_counts
+from ._chunks import is_out_of_core
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,6 +40,13 @@ def guard(
     """Return what protects groups that were found in this expression, or warn that nothing does."""
     if not found_in_expression(adata, groupby, layer):
         return None
+    if protect is not None and is_out_of_core(stored_matrix(adata, layer)):
+        raise ValueError(
+            f"The groups of `{groupby}` were found in this expression, and `protect='thinning'` divides counts and "
+            "segments again in memory, but the expression is out of core. Load it (`adata.to_memory()`), or set "
+            "`protect=None` and rank by effect; for p-values that hold, find groups in one part of "
+            "`st.pp.split_counts` and test on the other (`layer=`)."
+        )
     found = "" if protect is None else protect_by_thinning(adata, groupby, layer, seed, show_progress)
     if isinstance(found, Protected):
         return found

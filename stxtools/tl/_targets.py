@@ -13,7 +13,7 @@ import pandas as pd
 from .. import _keys
 from .._slots import Slots, provenance
 from .._validate import check_adata, check_bool, check_in, check_key_added
-from ._biomarkers import COLUMNS
+from ._biomarker_table import COLUMNS
 from ._target_tables import TargetTable, parse_target_table, read_target_table
 
 if TYPE_CHECKING:

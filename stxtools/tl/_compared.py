@@ -1,0 +1,76 @@
+"""All comparisons of a call, on expression that is read by blocks of genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._progress import progress
+from .._validate import Libraries
+from ..stats._blocks import Contrast, Ground, compare_regions
+from ..stats._contrast import (
+    Design,
+    Outcome,
+    are_mirrored,
+    compare_between,
+    outcome_within,
+    take_over,
+)
+from ._gene_blocks import GeneBlocks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..stats._section import Given
+
+
+def compare(
+    expression: GeneBlocks,
+    designs: list[Design],
+    codes: NDArray[np.int64],
+    libs: Libraries,
+    xy: NDArray[np.float64],
+    given: Given | None,
+    *,
+    n_null: int,
+    seed: int,
+    show_progress: bool | None,
+) -> list[Outcome]:
+    """Test every design; of a group and its complement only one is computed."""
+    depth = expression.depth
+    grounds: dict[int, Ground] = {}
+    for i in range(len(libs)):
+        here = (libs.codes == i) & (codes >= 0)
+        if here.any():
+            rows = np.flatnonzero(here)
+            own = None if given is None else given.subset(here)
+            grounds[i] = Ground(expression, rows, xy[rows], seed, None if depth is None else depth[rows], own)
+    sides = [{i: d.sides(codes[grounds[i].rows]) for i in d.libraries} for d in designs]
+    within: dict[int, list[Contrast]] = {}
+    other_side: dict[int, int] = {}
+    for k, design in enumerate(designs):
+        if design.kind != "within":
+            continue
+        contrasts = []
+        for i in design.libraries:
+            inside, outside = sides[k][i]
+            used = inside | outside
+            contrasts.append(Contrast(grounds[i].subset(used), inside[used], n_null, (seed, i)))
+        same = next((j for j, others in within.items() if are_mirrored(contrasts, others)), None)
+        if same is not None and same not in other_side:
+            other_side[k] = same
+        within[k] = contrasts
+    computed = [c for k, contrasts in within.items() if k not in other_side for c in contrasts]
+    between = [k for k, design in enumerate(designs) if design.kind == "between"]
+    outcomes: dict[int, Outcome] = {}
+    with progress(len(computed) + len(between), "biomarkers", show_progress) as bar:
+        compare_regions(computed, expression.limit, done=bar.update)
+        for k in between:
+            libraries = designs[k].libraries
+            outcomes[k] = compare_between([grounds[i] for i in libraries], [sides[k][i] for i in libraries])
+            bar.update(1)
+    for k, same in other_side.items():
+        take_over(within[k], within[same])
+    outcomes |= {k: outcome_within(contrasts) for k, contrasts in within.items()}
+    return [outcomes[k] for k in range(len(designs))]

@@ -1,0 +1,110 @@
+"""Tails of correlations with random regions, against laws that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse, stats
+
+from stxtools.stats._combine import two_sided
+from stxtools.stats._section import Section
+from stxtools.stats._tails import beta_tails, region_statistic
+
+
+@pytest.mark.parametrize(("a", "b"), [(2.0, 5.0), (5.0, 2.0), (3.5, 3.5), (1.0, 1.0), (0.8, 30.0), (40.0, 60.0)])
+def test_beta_laws_are_found_again_from_their_moments(a, b):
+    law = stats.beta(a, b)
+    mean, variance, skewness, excess = law.stats("mvsk")
+    z = np.linspace(-4, 4, 81)
+    away = np.abs(z) * np.sqrt(variance)
+    expected = law.sf(mean + away) + law.cdf(mean - away)
+    found = beta_tails(z, np.full(81, skewness), np.full(81, excess + 3.0))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_limits_are_the_normal_and_the_gamma_distribution():
+    z = np.array([0.5, 2.0, 3.0])
+    flat = beta_tails(z, np.zeros(3), np.full(3, 9.0))  # a kurtosis that no beta distribution has
+    np.testing.assert_allclose(flat, 2 * stats.norm.sf(z), rtol=0.02)
+    shape = 9.0  # skewness 2 / 3
+    expected = stats.gamma.sf(shape + z * 3, shape) + stats.gamma.cdf(shape - z * 3, shape)
+    found = beta_tails(z, np.full(3, 2 / 3), np.full(3, 9.0))
+    np.testing.assert_allclose(found, expected, rtol=0.03)
+
+
+@pytest.mark.parametrize("df", [4.0, 17.0, 300.0])
+def test_without_anything_special_it_is_the_t_test(df):
+    r = np.linspace(-0.95, 0.95, 39) if df < 100 else np.linspace(-0.25, 0.25, 39)
+    full = np.full(39, df)
+    kurtosis = 3 * (full + 1) / (full + 3)
+    found = region_statistic(r, full, np.zeros(39), kurtosis, 400)
+    np.testing.assert_allclose(found, r * np.sqrt(df / (1 - r**2)), rtol=1e-4, atol=1e-7)
+
+
+@given(
+    st.floats(2.0, 5000.0), st.floats(-1.5, 1.5), st.floats(1.0, 9.0),
+)  # fmt: skip
+def test_statistics_rise_with_the_correlation_and_are_odd(df, skewness, kurtosis):
+    r = np.linspace(0.0, 0.999, 60)
+    args = [np.full(60, x) for x in (df, skewness, kurtosis)]
+    found = region_statistic(r, *args, 400)
+    assert np.isfinite(found).all()
+    assert (np.diff(found) >= 0).all()
+    np.testing.assert_array_equal(region_statistic(-r, *args, 400), -found)
+    plain = 2 * stats.t.sf(r * np.sqrt(df / (1 - r**2)), df)
+    assert (two_sided(found, args[0]) >= plain**2 * (1 - 1e-6) - 1e-299).all()
+
+
+def test_regions_of_few_patterns_have_short_tails():
+    """Correlation of a fixed vector with a random direction among 12, and noise that no direction has."""
+    rng = np.random.default_rng(0)
+    d, n = 12, 100_000
+    direction = rng.standard_normal((n, d))
+    r = 0.3 * direction[:, 0] / np.linalg.norm(direction, axis=1)  # r ** 2 / 0.09 is beta(1 / 2, 11 / 2)
+    variance = 0.09 / d
+    df = np.full(n, 1 / variance - 1)
+    plain = 2 * stats.t.sf(np.abs(r) * np.sqrt(df / (1 - r**2)), df)
+    moments = (np.zeros(n), np.full(n, 3 * d / (d + 2)))
+    pvals = two_sided(region_statistic(r, df, *moments, 400), df)
+    for level in (0.01, 0.001):
+        assert np.mean(plain < level) < 0.65 * level
+        assert np.mean(plain < level) < np.mean(pvals < level) <= level
+    few, many = (two_sided(region_statistic(r, df, *moments, k), df) for k in (50, 10**6))
+    assert np.mean(few < 0.001) < np.mean(pvals < 0.001)  # a kurtosis from few regions is hardly believed
+    assert np.mean(many < 0.001) == pytest.approx(0.001, rel=0.35)
+
+
+def test_long_tail_of_a_skewed_null_is_allowed_for():
+    rng = np.random.default_rng(0)
+    null = (rng.gamma(6.0, size=100_000) - 6.0) / np.sqrt(6.0)  # skewness 2 / sqrt(6), kurtosis 4
+    df = np.full(len(null), 1e5)
+    moments = (np.full(len(null), 2 / np.sqrt(6)), np.full(len(null), 4.0))
+    p = two_sided(region_statistic(null / np.sqrt(1e5 + 1), df, *moments, 400), df)
+    assert np.mean(2 * stats.norm.sf(np.abs(null)) < 0.001) > 0.003
+    assert np.mean(p < 0.001) < 0.0015
+
+
+def test_pvalues_over_true_regions_are_uniform_and_equal_for_the_complement():
+    rng = np.random.default_rng(5)
+    xy = rng.uniform(0, 30, size=(700, 2))
+
+    def field(length: float) -> np.ndarray:
+        frequency = rng.standard_normal((120, 2)) * np.sqrt(2) / length
+        return np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 120)).sum(axis=1)
+
+    smooth = np.stack([field(6.0) / 8 + rng.standard_normal(700) for _ in range(40)], axis=1)
+    section = Section(sparse.csr_matrix(smooth.astype(np.float32)), xy)
+    pvals = []
+    for i in range(25):
+        value = field(9.0)
+        label = value > np.quantile(value, 0.7)
+        found = section.region_effect(label, 200, (i,))
+        pvals.append(two_sided(found.statistic, found.df))
+        if i == 0:
+            other = section.region_effect(~label, 200, (i,))
+            np.testing.assert_array_equal(two_sided(other.statistic, other.df), pvals[0])
+    pooled = np.concatenate(pvals)
+    assert stats.kstest(pooled, "uniform").statistic < 0.07
+    assert np.mean(pooled < 0.01) < 0.02

@@ -1,0 +1,161 @@
+"""Attribution by the joint framework: parts add up, planted genes come first, models that cannot answer are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+
+import stxtools as st
+from stxtools.models import GeneProjection, TissueNet
+from stxtools.models._tissue_evidence import TissueEvidence
+from stxtools.tl._attribution_tissue import TissueSource
+
+HOW: dict[str, Any] = {"show_progress": False}
+QUICK = {"epochs": 10, "pretrain_epochs": 1, "unet_width": 8, "hidden": 16, "out_channels": 16}
+
+
+@pytest.fixture(scope="module")
+def tissue() -> ad.AnnData:
+    out = st.datasets.synthetic_tissue(2500, 200, random_state=0, show_progress=False)
+    st.tl.region_graph(out, "compartment", max_size=30)
+    out.obs["disease"] = out.obs["disease"].astype("category")
+    return out
+
+
+@pytest.fixture
+def small() -> ad.AnnData:
+    out = st.datasets.synthetic_tissue(500, 60, random_state=0, show_progress=False)
+    st.tl.region_graph(out, "compartment", max_size=30)
+    return out
+
+
+@pytest.fixture(scope="module")
+def nets(tissue, tmp_path_factory) -> list[str]:
+    """Two seeds; and the second without a U-Net, without genes beside the features."""
+    folder, paths = tmp_path_factory.mktemp("nets"), []
+    for seed, changes in ((0, {}), (1, {"unet": False, "genes": False, "anchor": False})):
+        paths.append(str(folder / f"{seed}.stx"))
+        st.tl.multitask(
+            tissue.copy(), "disease", "compartment", save_model=paths[-1], random_state=seed,
+            params=QUICK | changes, **HOW,
+        )  # fmt: skip
+    return paths
+
+
+def _change(source: TissueSource, group: str, side: np.ndarray) -> float:
+    """Change of the model's evidence from the mean tissue to the tissue, by the network itself."""
+    import torch
+
+    names = source._model.classes[source._task]
+    at, total = names.index(group), 0.0
+    others = [i for i in range(len(names)) if i != at]
+    for evidence, rows in zip(source._sections, source._region.where.parts, strict=True):
+        assert isinstance(evidence, TissueEvidence)
+        with torch.no_grad():
+            ends = [evidence.evidence(g, at, others, side[rows]) for g in (evidence.graph, evidence.baseline())]
+        total += float(ends[0] - ends[1])
+    return total
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(("column", "group"), [("disease", "diseased"), ("compartment", "layer_2")])
+def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which, column, group):
+    source = TissueSource(tissue, TissueNet.load(nets[which]), [group], None, "spatial", tissue)
+    inside = (tissue.obs[column] == group).to_numpy()
+    parts = source.explain(group, "rest", inside, ~inside)
+    side = inside / inside.sum() - ~inside / (~inside).sum()
+    change = _change(source, group, side)
+    assert change > 1
+    assert parts.sum() == pytest.approx(change, rel=0.03)
+
+
+def test_the_evidence_is_that_of_the_predictions(tissue, nets):
+    """Log odds of two classes are the difference of the log probabilities that `multitask(model=)` writes."""
+    work = tissue.copy()
+    st.tl.multitask(work, "disease", "compartment", model=nets[0], **HOW)
+    source = TissueSource(tissue, TissueNet.load(nets[0]), ["diseased"], None, "spatial", tissue)
+    inside = (tissue.obs["disease"] == "diseased").to_numpy()
+    source.explain("diseased", "rest", inside, ~inside)
+    side = inside / inside.sum() - ~inside / (~inside).sum()
+    proba = np.log(work.obsm["disease_proba"])
+    expected = float((proba["diseased"] - proba["healthy"]).to_numpy() @ side)
+    at = source._model.classes["biomarker"].index("diseased")
+    found = source._sections[0].evidence(source._sections[0].graph, at, [1 - at], side)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_planted_genes_come_first(tissue, nets):
+    truth = tissue.var["is_biomarker"].to_numpy()
+    tables = []
+    for model in (TissueNet.load(nets[0]), nets[0], nets):
+        adata = tissue.copy()
+        st.tl.biomarkers(
+            adata, "disease", groups=["diseased"], attribution_model=model, n_null=50, key_added="found", **HOW
+        )
+        tables.append(adata.uns["found"].set_index("names").loc[adata.var_names])
+        assert tables[-1]["attribution"].abs().sum() == pytest.approx(1)
+        assert roc_auc_score(truth, tables[-1]["attribution"].abs()) >= 0.9
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
+    assert adata.uns["found_params"]["attribution"] == "2 model(s)"
+    assert (tables[0]["attribution"] != tables[2]["attribution"]).any()
+
+
+def test_a_segmenter_and_a_framework_together(small, tmp_path, quick_unet, quick_net):
+    adata = small
+    st.tl.multitask(adata, "disease", params=quick_net, save_model=tmp_path / "n.stx", **HOW)
+    st.tl.segment(adata, labels_key="disease", params=quick_unet, save_model=tmp_path / "s.stx", key_added="s", **HOW)
+    how: dict[str, Any] = {"groups": ["diseased"], "reference": "healthy", "n_null": 50} | HOW
+    single = []
+    for model in (tmp_path / "s.stx", tmp_path / "n.stx", [tmp_path / "s.stx", tmp_path / "n.stx"]):
+        st.tl.biomarkers(adata, "disease", attribution_model=model, **how)
+        single.append(adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "attribution"].to_numpy())
+    mean = single[0] + single[1]
+    np.testing.assert_allclose(single[2], mean / np.abs(mean).sum(), atol=1e-9)
+
+
+def test_genes_that_were_predicted_have_none(small, tmp_path, quick_net):
+    adata = small
+    hidden = [str(g) for g in adata.var_names[:2]]
+    st.tl.multitask(adata, "disease", expression=hidden, save_model=tmp_path / "e.stx", params=quick_net, **HOW)
+    st.tl.biomarkers(adata, "disease", attribution_model=tmp_path / "e.stx", n_null=50, **HOW)
+    table = adata.uns["biomarkers"].set_index("names")
+    assert (table.loc[hidden, "attribution"] == 0).all()
+    assert (table["attribution"] != 0).mean() > 0.9
+
+
+def test_models_that_cannot_answer_are_refused(tissue, nets):
+    adata = tissue.copy()
+    adata.obs["half"] = pd.Categorical(
+        np.where(adata.obs["array_row"] < adata.obs["array_row"].median(), "left", "right")
+    )
+    before = list(adata.uns)
+    with pytest.raises(ValueError, match=r"No task .*'left', 'right'.*biomarker: .*classification: "):
+        st.tl.biomarkers(adata, "half", attribution_model=nets[0], n_null=50, **HOW)
+    blind = TissueNet(QUICK)
+    blind.use_rep = "X_pca"
+    with pytest.raises(ValueError, match=r"multitask.*save_model"):
+        st.tl.biomarkers(adata, "disease", attribution_model=blind, n_null=50, **HOW)
+    del adata.uns["regions"]
+    with pytest.raises(KeyError, match="region_graph"):
+        st.tl.biomarkers(adata, "disease", attribution_model=nets[0], n_null=50, **HOW)
+    assert list(adata.uns) == [k for k in before if k != "regions"]
+
+
+def test_loadings_of_a_projection_are_what_each_gene_adds():
+    rng = np.random.default_rng(0)
+    components = np.linalg.qr(rng.normal(size=(12, 4)))[0]
+    names = [f"g{i}" for i in range(12)]
+    projection = GeneProjection(names, rng.normal(size=12), components, 1e4, np.arange(4, 0, -1.0), 0.3)
+    for seen in (names, names[3:], ["new", *names[:7]]):
+        theirs, loadings = projection.loadings(seen)
+        none, each = sparse.csr_matrix((1, len(seen))), sparse.eye(len(seen), format="csr")
+        zero, one = (projection.transform(y, seen) for y in (none, each))
+        expected = np.zeros((len(seen), 4))
+        expected[theirs] = loadings
+        np.testing.assert_allclose(one - zero, expected, atol=1e-5)

@@ -1,0 +1,283 @@
+"""tl.biomarkers by blocks of genes and out of core: the same table, to the bit, and never all expression at once."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata.experimental import read_elem_lazy
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from scipy import sparse
+
+import stxtools as st
+from stxtools.stats import _blocks
+from stxtools.stats._auroc import auroc_from_ranks, midranks, other_side
+from stxtools.stats._blocks import equal_blocks
+from stxtools.stats._composition import _product
+from stxtools.stats._draws import KeptLabels, RegionDraws
+from stxtools.stats._label_fields import LabelSampler, geometry
+from stxtools.stats._probe import Moments, contrast, explain_discriminant, linear_attribution
+from stxtools.tl import _chunks
+from stxtools.tl._gene_blocks import GeneBlocks, gene_slices
+
+h5py = pytest.importorskip("h5py")
+HOW: dict[str, Any] = {"n_null": 66, "show_progress": False}
+CALLS: dict[str, dict[str, Any]] = {
+    "total": {},
+    "reference": {"reference": "b"},
+    "composition": {"covariates": ["composition", "x"]},
+    "libraries": {"library_key": "library"},
+}
+
+
+@pytest.fixture(scope="module")
+def tissue() -> ad.AnnData:
+    """Three bands with markers of their own, in two sections whose observations are mixed."""
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(24.0), np.arange(24.0)), -1).reshape(-1, 2)
+    band = (xy[:, 0] + 3 * np.sin(xy[:, 1] / 4)).astype(int).clip(0, 23) // 8
+    rate = np.tile(rng.gamma(1.0, 1.0, 50), (len(xy), 1))
+    for k in range(3):
+        rate[band == k, 6 * k : 6 * k + 6] *= 3
+    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    out.obs_names, out.var_names = [f"o{i}" for i in range(len(xy))], [f"g{i}" for i in range(50)]
+    out.obsm["spatial"] = xy
+    out.obs["band"] = pd.Categorical(np.array(list("abc"))[band])
+    out.obs["two"] = pd.Categorical(np.where(band == 0, "in", "out"))
+    out.obs["library"] = pd.Categorical(np.where(xy[:, 1] < 12, "l0", "l1"))
+    out.obs["sick"] = pd.Categorical(np.where(xy[:, 1] // 6 < 2, "yes", "no"))
+    out.obs["quarter"] = pd.Categorical((xy[:, 1] // 6).astype(int).astype(str))
+    out.obs["x"] = xy[:, 0]
+    return out[rng.permutation(out.n_obs)].copy()
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five blocks of genes or so, chunks of 200 observations."""
+    monkeypatch.setattr(st.settings, "_max_memory", 64 * 5000 / 2**30)
+    monkeypatch.setattr("stxtools.tl._chunks.rows_per_chunk", lambda n_vars: 200)
+
+
+def _table(adata: ad.AnnData, groupby: str = "band", **kwargs: Any) -> pd.DataFrame:
+    out = adata if _chunks.is_out_of_core(adata.X) else adata.copy()
+    st.tl.biomarkers(out, groupby, **HOW, **kwargs)
+    return out.uns["biomarkers"]
+
+
+def _stored(adata: ad.AnnData, kind: str, folder: Path) -> ad.AnnData:
+    path = folder / f"x.{'zarr' if 'zarr' in kind else 'h5ad'}"
+    if "zarr" in kind:
+        zarr = pytest.importorskip("zarr")
+        adata.write_zarr(path)
+        stored = zarr.open(str(path), mode="r")["X"]
+    else:
+        adata.write_h5ad(path)
+        if kind == "backed h5ad":
+            return ad.read_h5ad(path, backed="r")
+        stored = h5py.File(path, "r")["X"]
+    out = ad.AnnData(obs=adata.obs.copy(), var=adata.var.copy(), obsm={"spatial": adata.obsm["spatial"]})
+    lazy = "dask" in kind
+    out.X = read_elem_lazy(stored, chunks=(190, adata.n_vars)) if lazy else ad.io.sparse_dataset(stored)
+    return out
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_blocks_of_genes_change_nothing(tissue, call, little_memory, monkeypatch):
+    assert len(GeneBlocks(tissue).slices) > 3
+    found = _table(tissue, **CALLS[call])
+    monkeypatch.setattr(st.settings, "_max_memory", 2.0)
+    assert len(GeneBlocks(tissue).slices) == 1
+    pd.testing.assert_frame_equal(found, _table(tissue, **CALLS[call]), check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        ("backed h5ad", "total"),
+        ("backed zarr", "composition"),
+        ("dask h5ad", "composition"),
+        ("dask zarr", "total"),
+        ("dask h5ad", "libraries"),
+    ],
+)
+def test_out_of_core_equals_in_memory(tissue, tmp_path, kind, call, little_memory):
+    lazy = _stored(tissue, kind, tmp_path)
+    assert _chunks.is_out_of_core(lazy.X)
+    pd.testing.assert_frame_equal(_table(lazy, **CALLS[call]), _table(tissue, **CALLS[call]), check_exact=True)
+    assert _chunks.is_out_of_core(lazy.X)
+
+
+def test_between_libraries(tissue, tmp_path, little_memory, monkeypatch):
+    lazy = _stored(tissue, "dask h5ad", tmp_path)
+    kwargs = {"groupby": "sick", "library_key": "quarter"}
+    found = _table(lazy, **kwargs)
+    monkeypatch.setattr(st.settings, "_max_memory", 2.0)
+    pd.testing.assert_frame_equal(found, _table(tissue, **kwargs), check_exact=True)
+    assert (found["n_libraries"].max(), found["group"].nunique()) == (4, 2)
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_workers_give_the_same(tissue, tmp_path, little_memory, processes):
+    distributed = pytest.importorskip("distributed")
+    backed, dask = _stored(tissue, "backed h5ad", tmp_path), _stored(tissue, "dask zarr", tmp_path)
+    how: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "processes": processes, "dashboard_address": None}
+    with distributed.LocalCluster(**how) as cluster, distributed.Client(cluster) as client:
+        tables = [_table(backed), _table(dask)]
+        worked = client.run(lambda dask_worker: dask_worker.state.task_counter.current_count())
+    assert len(worked) == 2
+    for table in tables:
+        pd.testing.assert_frame_equal(table, _table(tissue), check_exact=True)
+
+
+def test_never_is_all_expression_in_memory(tissue, tmp_path, little_memory, monkeypatch):
+    lazy = _stored(tissue, "backed h5ad", tmp_path)
+    read, blocks = [], []
+    to_csr, block = _chunks.to_csr, GeneBlocks.block
+
+    def seen(matrix: Any) -> Any:
+        out = to_csr(matrix)
+        read.append(out.shape[0])
+        return out
+
+    def given_out(self: GeneBlocks, genes: slice) -> Any:
+        out = block(self, genes)
+        blocks.append(out.nnz)
+        return out
+
+    monkeypatch.setattr(_chunks, "to_csr", seen)
+    monkeypatch.setattr(GeneBlocks, "block", given_out)
+    _table(lazy, covariates="composition")
+    assert max(read) <= 200
+    assert max(blocks) <= 5000 < tissue.X.nnz / 3
+
+
+def test_thinning_out_of_core_is_refused(tissue, tmp_path):
+    work = tissue.copy()
+    work.uns["segment"] = {"params": {"versions": {"stxtools": "0"}}}
+    work.obs["segment"] = work.obs["band"]
+    lazy = _stored(work, "dask h5ad", tmp_path)
+    lazy.uns["segment"] = work.uns["segment"]
+    with pytest.raises(ValueError, match=r"out of core.*to_memory.*protect=None"):
+        st.tl.biomarkers(lazy, "segment", **HOW)
+    assert list(lazy.uns) == ["segment"]
+    with pytest.warns(UserWarning, match="optimistic"):
+        st.tl.biomarkers(lazy, "segment", protect=None, **HOW)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"covariates": "composition"}, {"library_key": "library"}])
+def test_a_group_and_its_complement_are_computed_once(tissue, kwargs, monkeypatch):
+    """Together they give what each gives alone, from half of the random regions."""
+    drawn = []
+    monkeypatch.setattr(_blocks, "RegionDraws", lambda *args: drawn.append(args) or RegionDraws(*args))
+    both = _table(tissue, "two", **kwargs)
+    together = len(drawn)
+    for group in ("in", "out"):
+        alone = _table(tissue, "two", groups=[group], **kwargs)
+        pd.testing.assert_frame_equal(both[both["group"] == group].reset_index(drop=True), alone, check_exact=True)
+    assert together == (2 if "library_key" in kwargs else 1)
+    assert len(drawn) == 3 * together
+    drawn.clear()
+    _table(tissue, "band")  # three groups: no two are complements
+    assert len(drawn) == 3
+
+
+def test_kept_labels_come_again():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 20, (200, 2))
+    label = xy[:, 0] > 8
+    geo = geometry(xy, rng)
+    plain = RegionDraws(xy, geo, label, (3,))
+    expected = [np.concatenate(list(plain.labels().draw(n, plain.rng)), axis=1) for n in (70, 30)]
+    assert expected[0].shape == (200, 70)
+    assert (expected[0].sum(axis=0) == plain.side.sum()).all()
+    for limit in (1e9, 0):  # kept as bits, drawn again
+        draws = RegionDraws(xy, geo, label, (3,), limit)
+        first, second = draws.labels(), draws.labels()
+        assert isinstance(first, KeptLabels)
+        for labels, n, wanted in [(first, 70, 0), (first, 70, 0), (second, 30, 1), (first, 70, 0), (second, 30, 1)]:
+            found = np.concatenate(list(labels.draw(n, draws.rng)), axis=1)
+            assert found.dtype == bool
+            np.testing.assert_array_equal(found, expected[wanted])
+    assert isinstance(plain.labels(), LabelSampler)
+
+
+@given(some.lists(some.integers(0, 50), min_size=1, max_size=60), some.floats(0.5, 500))
+def test_slices_cover_every_gene_once_and_are_small(seen, most):
+    slices = gene_slices(np.array(seen), most)
+    assert [slices[0].start, slices[-1].stop] == [0, len(seen)]
+    assert all(a.stop == b.start for a, b in pairwise(slices))
+    assert all(s.start < s.stop for s in slices)
+    if sum(seen) <= most:
+        assert len(slices) == 1
+    assert all(sum(seen[s]) <= most or s.stop - s.start == 1 for s in slices)
+
+
+@given(some.lists(some.integers(0, 9), max_size=8), some.integers(1, 7))
+@settings(max_examples=50)
+def test_rows_in_blocks_of_one_size(sizes, size):
+    whole = sparse.random(sum(sizes), 3, 0.5, format="csr", random_state=0)
+    ends = np.cumsum([0, *sizes])
+    blocks = list(equal_blocks((whole[a:b] for a, b in pairwise(ends)), size))
+    assert all(b.shape[0] == size for b in blocks[:-1])
+    if blocks:
+        np.testing.assert_array_equal(sparse.vstack(blocks).toarray(), whole.toarray())
+    assert sum(b.shape[0] for b in blocks) == sum(sizes)
+
+
+@given(some.integers(0, 299), some.integers(1, 300), some.sampled_from([1, 2, 17, 64]), some.sampled_from([4, 20, 400]))
+@settings(max_examples=60, deadline=None)
+def test_rows_of_a_product_do_not_depend_on_their_place(start, length, labels, width):
+    rng = np.random.default_rng(0)
+    genes, other = rng.normal(size=(300, width)), rng.normal(size=(width, labels))
+    whole, some_rows = _product(genes, other), slice(start, start + length)
+    np.testing.assert_array_equal(_product(genes[some_rows], other), whole[some_rows])
+    np.testing.assert_allclose(whole, genes @ other, atol=1e-10)
+
+
+def test_auroc_of_the_other_side_to_the_bit():
+    rng = np.random.default_rng(0)
+    genes = sparse.csr_matrix(rng.poisson(0.7, (40, 301)).astype(np.float32))
+    label = rng.random(301) < 0.3
+    ranks = midranks(genes)
+    found = other_side(auroc_from_ranks(*ranks, label), int(label.sum()), int((~label).sum()))
+    np.testing.assert_array_equal(found, auroc_from_ranks(*ranks, ~label))
+
+
+@pytest.mark.parametrize("reference", [None, 2])
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_probe_from_moments_is_that_from_all_values(reference, centred):
+    rng = np.random.default_rng(0)
+    codes, blocks = rng.integers(-1, 4, 400), rng.integers(0, 3, 400)
+    values = rng.normal(size=(400, 5)) + codes[:, None] * rng.normal(size=5) + blocks[:, None]
+    components = np.linalg.qr(rng.normal(size=(9, 5)))[0]
+    moments = Moments(codes, blocks, 5)
+    for start in range(0, 400, 70):
+        moments.add(slice(start, start + 70), values[start : start + 70])
+    among = [0, 2]
+    inside = codes == 1
+    outside = (codes >= 0) & ~inside if reference is None else codes == reference
+    used = (inside | outside) & np.isin(blocks, among)
+    own = blocks[used] if centred else None
+    difference = components @ (contrast(inside[used], own) @ values[used]) + rng.normal(size=9) / 10
+    expected = linear_attribution(values[used], components, difference, inside[used], own)
+    pooled = moments.pooled(1, reference, among, centred=centred)
+    np.testing.assert_allclose(explain_discriminant(pooled, components, difference), expected, atol=1e-12)
+
+
+def test_variable_genes_of_a_large_matrix_come_from_a_part_of_it(tissue, monkeypatch):
+    """The cap does not depend on how expression is stored or divided."""
+    monkeypatch.setattr("stxtools.tl._probe.N_TOP_GENES", 30)
+    monkeypatch.setattr("stxtools._representation.N_TOP_GENES", 30)
+    whole = _table(tissue, "two")
+    monkeypatch.setattr("stxtools.tl._probe._AT_HAND", tissue.X.nnz // 2)
+    part = _table(tissue, "two")
+    monkeypatch.setattr(st.settings, "_max_memory", 64 * 5000 / 2**30)
+    pd.testing.assert_frame_equal(_table(tissue, "two"), part, check_exact=True)
+    both = [t.set_index(["group", "names"])["attribution"] for t in (whole, part)]
+    assert np.corrcoef(both[0], both[1][both[0].index])[0, 1] > 0.95
