@@ -43,6 +43,9 @@ class TissueNetParams:
         Whether the network's logits are averaged with those of linear classifiers of the same neighbourhood means:
         discriminant analysis of the representation and ridge logistic regression of the genes. Held-out blocks
         decide how much each counts.
+    place
+        Whether the labels around an observation count beside what is expressed there, with a weight and a reach that
+        held-out blocks of labels decide. Only in sections that have labels themselves; needs ``anchor``.
     alpha, beta, gamma
         Factors of the biomarker, the tissue-class and the expression loss; a task whose factor is 0 is not trained.
     weighting
@@ -58,6 +61,11 @@ class TissueNetParams:
         (Zhu et al. 2020).
     hide
         Share of regions (masked) or of features and edges (contrastive) hidden without labels.
+    max_nodes
+        Regions of a section up to which its graph is passed through the network at once. A larger one is cut into
+        parts of 4,096 regions at most (fewer where this or ``settings.max_memory`` asks for it): compact blocks from
+        all over the section, each read with what lies within ``layers`` steps around it. A trained network says the
+        same either way; without labels it learns from one part a step.
     epochs, patience, lr, weight_decay
         Most epochs, epochs without gain before stopping, Adam's learning rate and decay.
     """
@@ -81,6 +89,7 @@ class TissueNetParams:
     input_dropout: float = 0.3
     genes: bool = True
     anchor: bool = True
+    place: bool = True
     alpha: float = 1.0
     beta: float = 1.0
     gamma: float = 1.0
@@ -89,6 +98,7 @@ class TissueNetParams:
     holdout: Holdout = "auto"
     objective: Objective = "masked"
     hide: float = 0.3
+    max_nodes: int = 10_000
     epochs: int = 60
     patience: int = 15
     lr: float = 3e-3
@@ -100,11 +110,11 @@ class TissueNetParams:
         check_choice("weighting", self.weighting, ("fixed", "gradnorm", "uncertainty", "famo"))
         check_choice("holdout", self.holdout, ("auto", "block", "section"))
         check_choice("objective", self.objective, ("masked", "contrastive"))
-        for name in ("unet", "freeze_unet", "genes", "anchor"):
+        for name in ("unet", "freeze_unet", "genes", "anchor", "place"):
             check_bool(name, getattr(self, name))
         for name in (
             "hidden", "out_channels", "layers", "heads", "unet_width", "kernel_size", "pretrain_epochs", "spot_width",
-            "epochs", "patience",
+            "epochs", "patience", "max_nodes",
         ):  # fmt: skip
             check_int(name, getattr(self, name), minimum=1)
         check_int("unet_depth", self.unet_depth, minimum=0, maximum=6)

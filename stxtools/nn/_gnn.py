@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -9,6 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import GATv2Conv, MessagePassing
+
+
+@dataclass(frozen=True)
+class GraphPart:
+    """A part of a graph: its nodes (m,), of which the first ``core`` are its own, and the edges among them (2, E)."""
+
+    nodes: Tensor
+    core: int
+    edges: Tensor
+
+    def to(self, device: torch.device) -> GraphPart:
+        """Return a copy on ``device``."""
+        return GraphPart(self.nodes.to(device), self.core, self.edges.to(device))
 
 
 class SumConv(MessagePassing):
@@ -122,6 +137,19 @@ class RegionGNN(nn.Module):
         if self.kind == "sum":
             edges, weights = edge_index, _uniform_weights(edge_index, len(h)).to(h)
         return h, edges, weights
+
+    def by_parts(self, h: Tensor, parts: Sequence[GraphPart]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same, part by part; each part's halo must reach as many steps as there are layers."""
+        states, edges, weights = [], [], []
+        for part in parts:
+            out, at, weight = self(h[part.nodes], part.edges)
+            own = at[1] < part.core  # what the halo receives is another part's to tell
+            states.append(out[: part.core])
+            edges.append(part.nodes[at[:, own]])
+            weights.append(weight[own])
+        place = torch.cat([part.nodes[: part.core] for part in parts])
+        found = torch.cat(states)
+        return torch.empty_like(found).index_copy(0, place, found), torch.cat(edges, dim=1), torch.cat(weights)
 
 
 def _uniform_weights(edge_index: Tensor, n: int) -> Tensor:

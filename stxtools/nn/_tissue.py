@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._gnn import Readout, RegionGNN
+from ._gnn import GraphPart, Readout, RegionGNN
 from ._unet import UNet
 
 
@@ -34,6 +35,10 @@ class GraphTensors:
         and in validation, (R,).
     obs_targets, obs_weight, obs_val_weight
         The same for the observations, (n, K) and (n,).
+    parts
+        Parts that are passed through the graph network one at a time where nothing is learned; empty: all at once.
+    core
+        Of a part taken as a graph of its own: how many regions, the first ones, it is about.
     """
 
     nodes: Tensor
@@ -49,6 +54,19 @@ class GraphTensors:
     obs_targets: dict[str, Tensor] = field(default_factory=dict)
     obs_weight: dict[str, Tensor] = field(default_factory=dict)
     obs_val_weight: dict[str, Tensor] = field(default_factory=dict)
+    parts: list[GraphPart] = field(default_factory=list)
+    core: int | None = None
+
+    @property
+    def judged(self) -> int:
+        """Number of regions, the first ones, that a loss may look at."""
+        return len(self.nodes) if self.core is None else self.core
+
+    def pieces(self) -> list[GraphTensors]:
+        """The parts as graphs of their own, without observations; the graph itself where it has none."""
+        if not self.parts:
+            return [self]
+        return [GraphTensors(self.nodes[p.nodes], p.edges, core=p.core) for p in self.parts]
 
     def to(self, device: torch.device) -> GraphTensors:
         """Return a copy on ``device``."""
@@ -56,7 +74,9 @@ class GraphTensors:
         def move(value: Any) -> Any:
             if isinstance(value, dict):
                 return {k: v.to(device) for k, v in value.items()}
-            return None if value is None else value.to(device)
+            if isinstance(value, list):
+                return [v.to(device) for v in value]
+            return value.to(device) if isinstance(value, Tensor) else value
 
         return GraphTensors(**{k: move(v) for k, v in vars(self).items()})
 
@@ -156,7 +176,8 @@ class TissueModule(nn.Module):
         at_obs = self.observe(g, turn)
         if at_obs is not None:
             nodes = torch.cat([nodes, pooled(at_obs, g)], dim=1)
-        states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, gate)
+        by_parts = g.parts if gate is None and not self.training else []
+        states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, gate, by_parts)
         obs_logits = {}
         for name, region_logits in logits.items():
             if g.region is not None:
@@ -166,10 +187,10 @@ class TissueModule(nn.Module):
         return TissueOutput(states, z, logits, obs_logits, reconstruction, edges, attention, nodes)
 
     def pass_messages(
-        self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None
+        self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None, parts: Sequence[GraphPart] = ()
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:
         """From node features to states, Z, outputs of the regions, and attention."""
-        states, at, attention = self.gnn(nodes, edges, gate)
+        states, at, attention = self.gnn.by_parts(nodes, parts) if parts else self.gnn(nodes, edges, gate)
         z = self.readout(states)
         both = torch.cat([states, z.expand_as(states)], dim=1)
         return states, z, {name: head(both) for name, head in self.heads.items()}, at, attention

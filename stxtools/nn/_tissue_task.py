@@ -17,6 +17,8 @@ from ._unet import UNet
 from ._weighting import TaskWeighting
 
 STEPS = 6  # an epoch, at least
+PART_STEPS = 12  # an epoch, at least, where sections are learned from in parts
+JUDGED = 4  # parts that early stopping looks at
 _TEMPERATURE = 0.5
 
 
@@ -51,9 +53,12 @@ class _GraphTask(Task):
     def loaders(self, seed: int) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
         """Training and validation loaders; the batch is a section's index and a seed."""
         learned, judged = self._learned(), self._judged()
-        train = DataLoader(_Graphs(learned, max(len(learned), STEPS), seed), batch_size=None)
+        train = DataLoader(_Graphs(learned, self._steps(learned), seed), batch_size=None)
         val = DataLoader(_Graphs(judged, len(judged), seed + 1), batch_size=None) if judged else None
         return train, val
+
+    def _steps(self, learned: list[int]) -> int:
+        return max(len(learned), STEPS)
 
     def _learned(self) -> list[int]:
         return list(range(len(self.graphs)))
@@ -153,18 +158,37 @@ class EmbeddingTask(_GraphTask):
     ``"masked"``: features of hidden regions are reconstructed from the others through the states and Z.
     ``"contrastive"``: in two views of the graph, with features and edges hidden at random, a region's two states
     should be nearer to each other than to any other state (GRACE; Zhu et al. 2020).
+
+    A section that was cut into parts is learned from by its parts, one a step, in random order; the loss looks at a
+    part's own regions, not at its halo, and Z is then the part's. Some of the parts are judged.
     """
 
     def __init__(
         self, module: TissueModule, graphs: Sequence[GraphTensors], training: Training, objective: str, hide: float
     ) -> None:
-        super().__init__(graphs, training)
+        super().__init__([piece for g in graphs for piece in g.pieces()], training)
         self.module, self.objective, self.hide = module, objective, hide
+        self.sections = len(graphs)
         channels = module.readout.gate.in_features
         self.projector = nn.Sequential(nn.Linear(channels, channels), nn.ELU(), nn.Linear(channels, channels))
 
+    def _order(self) -> list[int]:
+        """All pieces, in an order that jumps over the tissue where sections were cut."""
+        n = len(self.graphs)
+        whole = n == self.sections
+        return list(range(n)) if whole else torch.randperm(n, generator=torch.Generator().manual_seed(n)).tolist()
+
+    def _learned(self) -> list[int]:
+        return self._order()
+
+    def _steps(self, learned: list[int]) -> int:
+        return max(self.sections, STEPS if len(learned) == self.sections else PART_STEPS)
+
+    def _judged(self) -> list[int]:
+        return self._order()[: max(self.sections, JUDGED)]
+
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
-        """Loss of one section."""
+        """Loss of one section, or of a part of one."""
         return self.record(self._loss(batch))
 
     def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
@@ -177,12 +201,12 @@ class EmbeddingTask(_GraphTask):
 
     def _masked(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
         hidden = (torch.rand(len(g.nodes), generator=generator) < self.hide).to(g.nodes.device)
-        hidden[int(torch.randint(len(hidden), (), generator=generator))] = True
+        hidden[int(torch.randint(g.judged, (), generator=generator))] = True
         out = self.module(g, hidden)
-        return (out.reconstruction - g.nodes)[hidden].square().mean()
+        return (out.reconstruction - g.nodes)[: g.judged][hidden[: g.judged]].square().mean()
 
     def _contrastive(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
-        a, b = (self.projector(self._view(g, generator)) for _ in range(2))
+        a, b = (self.projector(self._view(g, generator)[: g.judged]) for _ in range(2))
         a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
         rows = torch.randperm(len(a), generator=generator)[:2048].to(a.device)  # of a large section, a sample
         a, b = a[rows], b[rows]
