@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_same
 from scipy import sparse
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 import stxtools as st
@@ -142,6 +145,38 @@ def test_gene_scores_keep_what_smoothed_genes_hold():
     assert np.isfinite(again.transform(sparse.csr_matrix(lacking), xy)).all()
 
 
+def test_genes_of_several_sections_are_read_by_their_own_spread():
+    xy, rng = _grid()
+    pattern = 2 + 3 * (xy[:, :1] > 9) * (np.arange(8) < 4)
+    first, second = (sparse.csr_matrix(np.log1p(rng.poisson(pattern, (400, 8)))).astype("f4") for _ in range(2))
+    genes = SmoothedGenes((5, 13)).fit([(first, xy), (second, xy)], np.random.default_rng(0))
+    pooled = np.concatenate([pooling(xy, size) @ second.toarray() for size in (5, 13)], axis=1)
+    full = (pooled - np.tile(second.toarray().mean(0), 2)) / (pooled.std(0) + 0.1)
+    scores = genes.transform(second, xy)
+    np.testing.assert_allclose(scores @ scores.T, full @ full.T, atol=2e-2)  # all 16 axes
+    louder = genes.transform(second * 50, xy)  # a donor in whom everything varies more reads alike
+    assert np.corrcoef(louder.ravel(), scores.ravel())[0, 1] > 0.99
+    assert louder.std() < 1.5 * scores.std()
+    again = SmoothedGenes.from_file(genes.to_file())
+    np.testing.assert_array_equal(again.transform(second, xy), scores)
+
+
+def test_across_sections_the_slope_of_the_logits_suits_sections_left_out():
+    inp, y = _anchor_input(whole=True)
+    inp = replace(inp, z=np.roll(inp.z, 4, axis=1))  # the classes differ in genes
+    codes = np.where(np.arange(180) % 6 == 5, -1, y)
+    linear = class_anchor(inp, codes, 3, np.random.default_rng(0))
+    left = codes < 0
+
+    def loss(slope):
+        logits = linear.steeper(slope)(inp.z[left])
+        return -log_softmax(logits, axis=1)[np.arange(left.sum()), y[left]].mean()
+
+    assert loss(1.0) < min(loss(0.1), loss(10.0))
+    assert (linear(inp.z[left]).argmax(1) == y[left]).mean() > 0.8
+    assert not linear.coef[:4].any()  # components may tell sections apart: only genes are read
+
+
 def _anchor_input(whole: bool = False) -> tuple[AnchorInput, np.ndarray]:
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(3), 60)
@@ -152,6 +187,7 @@ def _anchor_input(whole: bool = False) -> tuple[AnchorInput, np.ndarray]:
 @pytest.mark.parametrize("whole", [False, True])
 def test_linear_classifier(whole):
     inp, y = _anchor_input(whole)
+    inp = replace(inp, z=np.roll(inp.z, 4, axis=1)) if whole else inp  # only genes are read across sections
     codes = np.where(np.arange(180) % 3 == 0, y, -1)
     linear = class_anchor(inp, codes, 4, np.random.default_rng(0))
     called = linear(inp.z).argmax(axis=1)

@@ -20,7 +20,7 @@ FloatArray = NDArray[np.float64]
 
 PAIRS = ((7, 19), (19, 61), (37, 127))
 SHARE, PENALTY = 0.5, 1e-2  # of the ridge, against the discriminant analysis; its inverse strength
-PENALTIES, SHARES = (1e-5, 1e-4, 1e-3, 1e-2), (0.0, 0.25, 0.5, 0.75, 1.0)
+PENALTIES, SLOPES = (1e-6, 1e-5, 1e-4, 1e-3), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _FOLDS = 4
 _ROWS = 8000  # observations that a fit looks at; the others add time, not accuracy
 _ABSENT = -12.0  # logit of a class without labels
@@ -36,6 +36,10 @@ class Linear:
     def __call__(self, z: NDArray[np.floating]) -> FloatArray:
         """Logits of observations (n, d), (n, K)."""
         return z @ self.coef + self.intercept
+
+    def steeper(self, slope: float) -> Linear:
+        """The same order of observations, the logits ``slope`` times as far from the intercept."""
+        return Linear(self.coef * slope, self.intercept)
 
     def mixed(self, other: Linear, share: float) -> Linear:
         """``share`` of ``other`` and the rest of this one."""
@@ -87,8 +91,9 @@ def class_anchor(inp: AnchorInput, codes: NDArray[np.int64], n_classes: int, rng
     """Fit the classifier: discriminant analysis and ridge regression together.
 
     Within sections they count alike and the penalty is fixed: on seven sections, choosing them by cross-validation over
-    blocks lost accuracy. Across sections one of them may be worthless (principal components that tell donors apart), so
-    there both are chosen on sections left out.
+    blocks lost accuracy. Across sections the ridge stands alone, for components may tell donors apart rather than
+    tissue. It wants a far stronger penalty there, which makes its logits small: the penalty and a slope for the logits
+    are those that suit sections left out.
 
     Parameters
     ----------
@@ -102,36 +107,36 @@ def class_anchor(inp: AnchorInput, codes: NDArray[np.int64], n_classes: int, rng
         Generator that deals sections into folds.
     """
     known = np.flatnonzero(codes >= 0)
+    has_genes = inp.genes.start < inp.genes.stop
+    if inp.whole and has_genes:
+        penalty, slope = _chosen(inp, codes, known, n_classes, rng)
+        return _logistic(inp, codes, known, n_classes, penalty).steeper(slope)
     linear = _discriminant(inp, codes, known, n_classes)
-    if inp.genes.start == inp.genes.stop:
-        return linear
-    share, penalty = _chosen(inp, codes, known, n_classes, rng) if inp.whole else (SHARE, PENALTY)
-    return linear.mixed(_logistic(inp, codes, known, n_classes, penalty), share) if share > 0 else linear
+    return linear.mixed(_logistic(inp, codes, known, n_classes, PENALTY), SHARE) if has_genes else linear
 
 
 def _chosen(
     inp: AnchorInput, codes: NDArray[np.int64], known: NDArray[np.int64], n_classes: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Share of the ridge and its penalty with the lowest cross-entropy on sections left out."""
-    fold = _folds(inp.group[known], rng)
+    """Penalty of the ridge and slope of its logits with the lowest cross-entropy on sections left out."""
+    fold = deal_folds(inp.group[known], rng)
     lost: dict[tuple[float, float], float] = {}
     for k in range(int(fold.max()) + 1):
         seen, left = known[fold != k], known[fold == k]
         if len(np.unique(codes[seen])) < 2:
             continue
-        lda = _discriminant(inp, codes, seen, n_classes)(inp.z[left])
-        for c in PENALTIES:
-            ridge = _logistic(inp, codes, seen, n_classes, c)(inp.z[left])
-            for share in SHARES:
-                loss = _cross_entropy((1 - share) * lda + share * ridge, codes[left])
-                lost[share, c] = lost.get((share, c), 0.0) + loss
-    return min(lost, key=lambda at: lost[at]) if lost else (SHARE, PENALTY)
+        for penalty in PENALTIES:
+            ridge = _logistic(inp, codes, seen, n_classes, penalty)
+            for slope in SLOPES:
+                loss = _cross_entropy(ridge.steeper(slope)(inp.z[left]), codes[left])
+                lost[penalty, slope] = lost.get((penalty, slope), 0.0) + loss
+    return min(lost, key=lambda at: lost[at]) if lost else (PENALTIES[1], 1.0)
 
 
 def value_anchor(inp: AnchorInput, values: FloatArray, known: NDArray[np.bool_], rng: np.random.Generator) -> Linear:
     """Ridge regression of ``values`` (n, G), its penalty chosen on groups left out."""
     rows = np.flatnonzero(known)
-    fold = _folds(inp.group[rows], rng)
+    fold = deal_folds(inp.group[rows], rng)
     best: tuple[float, float] = (np.inf, 100.0)
     for penalty in (10.0, 100.0, 1000.0, 10000.0):
         error = 0.0
@@ -148,7 +153,7 @@ def value_anchor(inp: AnchorInput, values: FloatArray, known: NDArray[np.bool_],
     return Linear(coef, np.asarray(fitted.intercept_, dtype=np.float64).reshape(-1))
 
 
-def _folds(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def deal_folds(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """Fold of each observation; whole groups, dealt out at random."""
     names, at = np.unique(group, return_inverse=True)
     dealt = np.empty(len(names), dtype=np.int64)

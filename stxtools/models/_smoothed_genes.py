@@ -18,6 +18,7 @@ N_AXES = 200
 _LEARN_ROWS = 4000  # observations from which the axes are learned
 _CHUNK = 2000  # observations whose smoothed genes are dense at a time
 _FLOOR = 0.01  # least standard deviation of a gene: rarely seen ones are not blown up
+_SECTION_FLOOR = 0.1  # added to that of a smoothed gene in one section of several (log expression)
 
 
 def pooling(xy: FloatArray, size: int) -> sparse.csr_matrix:
@@ -33,7 +34,9 @@ class SmoothedGenes:
     """Principal axes of genes that were centred by section, scaled, and averaged over several neighbourhoods.
 
     The scores keep their variances: a ridge penalty on them is a ridge penalty on the genes themselves.
-    Sections are centred on their own means, so a gene that a section lacks counts as average there.
+    Sections are centred on their own means, so a gene that a section lacks counts as average there. Where there are
+    several, smoothed genes are also divided by their own spread in each: how much a gene varies differs between
+    donors and runs more than its order of places does.
 
     Parameters
     ----------
@@ -43,6 +46,7 @@ class SmoothedGenes:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = [int(s) for s in sizes]
+        self.by_section = False
         self.gene_scale: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         self.scale: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         self.axes: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
@@ -50,6 +54,7 @@ class SmoothedGenes:
     def fit(self, sections: Sequence[tuple[sparse.csr_matrix, FloatArray]], rng: np.random.Generator) -> SmoothedGenes:
         """Learn scales and axes from log expression (n, G) and coordinates of the sections."""
         n = np.array([logged.shape[0] for logged, _ in sections])
+        self.by_section = len(sections) > 1
         spread = sum(_variance(logged) * len_ for (logged, _), len_ in zip(sections, n, strict=True)) / n.sum()
         self.gene_scale = (np.sqrt(spread) + _FLOOR).astype(np.float32)
         take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
@@ -59,8 +64,9 @@ class SmoothedGenes:
             for (logged, xy), count in zip(sections, take, strict=True)
         ]
         sample = np.concatenate(parts)
-        self.scale = (sample.std(axis=0) + 1e-3).astype(np.float32)
-        sample /= self.scale
+        if not self.by_section:
+            self.scale = (sample.std(axis=0) + 1e-3).astype(np.float32)
+            sample /= self.scale
         k = min(N_AXES, *sample.shape)
         _, _, right = randomized_svd(sample, k, n_iter=3, random_state=int(rng.integers(2**31)))
         self.axes = np.ascontiguousarray(right.T, dtype=np.float32)
@@ -77,18 +83,22 @@ class SmoothedGenes:
         self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]] | Any:
         """Smoothed and scaled genes of ``rows``, a chunk at a time."""
-        mean = np.asarray(logged.mean(axis=0)).ravel().astype(np.float32)
+        mean = np.tile(np.asarray(logged.mean(axis=0)).ravel(), len(self.sizes)).astype(np.float32)
         pools = [pooling(xy, size) for size in self.sizes]
+        scale = np.tile(self.gene_scale, len(self.sizes)) * self.scale
+        if self.by_section:
+            some = np.unique(np.linspace(0, len(xy) - 1, _CHUNK).astype(np.int64))
+            scale = _smoothed(pools, logged, some).std(axis=0) + _SECTION_FLOOR
         for start in range(0, len(rows), _CHUNK):
             at = rows[start : start + _CHUNK]
-            dense = [((pool[at] @ logged).toarray() - mean) / self.gene_scale for pool in pools]
-            yield at, (np.concatenate(dense, axis=1) / self.scale).astype(np.float32)
+            yield at, ((_smoothed(pools, logged, at) - mean) / scale).astype(np.float32)
 
     def to_file(self) -> dict[str, NDArray[Any]]:
         """Arrays that a model file keeps."""
         return {
             "smoothed.sizes": np.array(self.sizes, dtype=np.int64), "smoothed.gene_scale": self.gene_scale,
             "smoothed.scale": self.scale, "smoothed.axes": self.axes,
+            "smoothed.by_section": np.array([self.by_section]),
         }  # fmt: skip
 
     @classmethod
@@ -99,7 +109,15 @@ class SmoothedGenes:
         self = cls(arrays["smoothed.sizes"].tolist())
         self.gene_scale, self.scale = arrays["smoothed.gene_scale"], arrays["smoothed.scale"]
         self.axes = arrays["smoothed.axes"]
+        self.by_section = bool(arrays["smoothed.by_section"][0])
         return self
+
+
+def _smoothed(
+    pools: Sequence[sparse.csr_matrix], logged: sparse.csr_matrix, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Means of all genes over each neighbourhood of ``rows``, (rows, sizes x G)."""
+    return np.concatenate([(pool[rows] @ logged).toarray() for pool in pools], axis=1)
 
 
 def _variance(logged: sparse.csr_matrix) -> FloatArray:

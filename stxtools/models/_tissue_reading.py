@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.special import log_softmax
 
-from stxtools.nn._tissue import GraphTensors, TissueOutput
+from stxtools.nn._tissue import GraphTensors
 
-from ._anchor import AnchorInput, Linear, class_anchor, value_anchor
+from ._anchor import AnchorInput, Linear, class_anchor, deal_folds, value_anchor
+from ._place import Place, fit_place
 from ._smoothed_genes import GENE_SIZES, SmoothedGenes, pooling
 from ._tissue_inputs import (
     RegionSection,
@@ -25,10 +26,10 @@ from ._tissue_inputs import (
     region_means,
 )
 from ._tissue_params import TissueNetParams
+from ._tissue_parts import graph_parts
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
 MIX = 2 / 3  # share of the linear classifiers in the logits: discriminant analysis, ridge and network count alike
-MIXES = (MIX, 0.85, 1.0)
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
 
 
@@ -104,6 +105,7 @@ class Reading:
         coo = sparse.coo_matrix(s.adjacency)
         edges = np.stack([coo.row, coo.col]).astype(np.int64)
         out = GraphTensors(torch.from_numpy(nodes.astype(np.float32)), torch.from_numpy(edges))
+        out.parts = graph_parts(s, self.params)
         if "own_centre" not in self.scaling:
             return out
         section, known = s.section, s.region >= 0
@@ -183,36 +185,42 @@ class Lessons:
             known = np.concatenate([s.labels[task] for s in self.sections]) >= 0
         return known & self.in_region
 
-    def anchor(self, task: str, *, seen_only: bool = False) -> Linear:
-        """Linear classifier (or regression) of ``task``, from all its labels or from those that are not held out."""
+    @cached_property
+    def _anchor_input(self) -> AnchorInput:
         z = np.zeros((len(self.in_region), self.reading.n_own), dtype=np.float32)
         z[self.in_region] = np.concatenate([g.own.numpy() for g in self.graphs if g.own is not None])
         width, unit = len(self.reading.scaling["centre"]), float(self.reading.scaling["unit"][0])
-        group = np.concatenate(self.groups)
-        inp = AnchorInput(z, self.reading.params.neighbours, width, unit, group, self.whole)
-        known = self._known(task) & ~(np.concatenate(self.held) & seen_only)
+        return AnchorInput(z, self.reading.params.neighbours, width, unit, np.concatenate(self.groups), self.whole)
+
+    def anchor(self, task: str) -> Linear:
+        """Linear classifier (or regression) of ``task``, from all its labels."""
+        inp, known = self._anchor_input, self._known(task)
         if task == EXPRESSION:
             return value_anchor(inp, np.concatenate([self._values(s)[0] for s in self.sections]), known, self.rng)
-        codes = np.where(known, np.concatenate([s.labels[task] for s in self.sections]), -1)
-        return class_anchor(inp, codes, self.tasks[task], self.rng)
+        return class_anchor(inp, np.where(known, self._codes(task), -1), self.tasks[task], self.rng)
 
-    def mix(self, task: str, outputs: Sequence[TissueOutput]) -> float:
-        """Share of the linear classifier in the logits.
+    def _codes(self, task: str) -> NDArray[np.int64]:
+        return np.concatenate([s.labels[task] for s in self.sections])
 
-        Fixed within sections. Across sections it is the one with the lowest cross-entropy on the sections held out: a
-        network that took the training donors for the tissue is then left out.
+    def place(self, task: str) -> Place | None:
+        """What the labels around add to the linear classifier; None where nothing, or across sections."""
+        if self.whole or task == EXPRESSION:
+            return None
+        inp, codes, known = self._anchor_input, self._codes(task), self._known(task)
+        fold = np.full(len(codes), -1)
+        if known.any():
+            fold[known] = deal_folds(inp.group[known], self.rng)
+
+        def told(seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+            return class_anchor(inp, np.where(seen & known, codes, -1), self.tasks[task], self.rng)(inp.z)
+
+        return fit_place([(s.section.xy, s.labels[task]) for s in self.sections], fold, told, self.tasks[task])
+
+    @property
+    def share(self) -> float:
+        """Share of the linear classifiers in the logits: fixed within sections, all across them.
+
+        A network takes a few training donors for the tissue, and the sections that say when it should stop cannot judge
+        it: a share chosen on them lost.
         """
-        known = self._known(task)
-        held = known & np.concatenate(self.held)
-        if not self.whole or task == EXPRESSION or not held.any():
-            return MIX
-        linear = self.anchor(task, seen_only=True)
-        inside = held[self.in_region]
-        own = np.concatenate([g.own.numpy() for g in self.graphs if g.own is not None])[inside]
-        deep = np.concatenate([out.obs_logits[task].cpu().numpy() for out in outputs])[inside]
-        truth = np.concatenate([s.labels[task] for s in self.sections])[held]
-        told = linear(own)
-        losses = [
-            -float(log_softmax(m * told + (1 - m) * deep, axis=1)[np.arange(len(truth)), truth].mean()) for m in MIXES
-        ]
-        return MIXES[int(np.argmin(losses))]
+        return 1.0 if self.whole else MIX

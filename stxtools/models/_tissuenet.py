@@ -22,12 +22,13 @@ from stxtools.nn._weighting import task_weighting
 
 from ._anchor import Linear
 from ._params import as_dict, resolve
+from ._place import Place
 from ._projection import GeneProjection
 from ._segmenter import best_device
 from ._storage import load_model, save_model
 from ._tissue_inputs import RegionSection
 from ._tissue_params import TissueNetParams
-from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, Lessons, Reading
+from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, MIX, Lessons, Reading
 from ._weights import load_module, module_arrays
 
 MANY = 5000  # regions from which on several CPU threads pay
@@ -96,6 +97,7 @@ class TissueNet:
         self.reading = Reading(self.params)
         self.anchors: dict[str, Linear] = {}
         self.mix: dict[str, float] = {}
+        self.places: dict[str, Place] = {}  # not saved: they speak of sections with labels of their own
         self.task_weights: dict[str, float] = {}
 
     @property
@@ -149,7 +151,7 @@ class TissueNet:
         """
         self.classes = {task: list(names) for task, names in (classes or {}).items()}
         self.expression = list(expression or [])
-        self.history, self.module, self.anchors, self.mix = [], None, {}, {}
+        self.history, self.module, self.anchors, self.mix, self.places = [], None, {}, {}, {}
         factors = self._factors()
         rng = np.random.default_rng(random_state)
         self.reading = Reading(self.params).fit(sections, rng, labelled=bool(self.tasks))
@@ -209,8 +211,10 @@ class TissueNet:
         self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
         if p.anchor:
             self.anchors = {name: lessons.anchor(name) for name in factors}
-            outputs = self._forward(graphs, how["accelerator"]) if lessons.whole else []
-            self.mix = {name: lessons.mix(name, outputs) for name in factors}
+            self.mix = {name: MIX if name == EXPRESSION else lessons.share for name in factors}
+        if p.anchor and p.place:
+            found = {name: lessons.place(name) for name in factors}
+            self.places = {name: place for name, place in found.items() if place is not None}
 
     def _training(self, epochs: int, patience: int) -> Training:
         return Training(epochs, patience, lr=self.params.lr, weight_decay=self.params.weight_decay)
@@ -261,7 +265,7 @@ class TissueNet:
             attention = sparse.csr_matrix((out.attention.cpu().numpy(), (target, source)), shape=(n, n))
             regions, observations = {}, {}
             for task in self.tasks:
-                at_regions, at_obs = self._mixed(task, out, g)
+                at_regions, at_obs = self._mixed(task, out, g, s)
                 regions[task] = at_regions
                 observations[task] = np.full((len(s.region), at_obs.shape[1]), np.nan, dtype=np.float32)
                 observations[task][s.region >= 0] = at_obs
@@ -273,17 +277,17 @@ class TissueNet:
             )  # fmt: skip
         return found
 
-    def _mixed(self, task: str, out: Any, g: GraphTensors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Outputs of regions and observations: network and linear classifier together."""
+    def _mixed(
+        self, task: str, out: Any, g: GraphTensors, s: RegionSection
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Outputs of regions and observations: network, linear classifier and the labels around together."""
         at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
         if task in self.anchors and g.own is not None and g.region is not None:
-            told = self.anchors[task](g.own.numpy())
-            share, region = self.mix[task], g.region.numpy()
-            count = np.bincount(region, minlength=len(at_regions))[:, None]
-            mean = np.zeros(at_regions.shape)
-            np.add.at(mean, region, told)
+            told, share = self.anchors[task](g.own.numpy()), self.mix[task]
+            if task in self.places and task in s.labels:
+                told += self.places[task](s.section.xy, s.labels[task], told.shape[1])[s.region >= 0]
             at_obs = (1 - share) * at_obs + share * told
-            at_regions = (1 - share) * at_regions + share * mean / np.maximum(count, 1)
+            at_regions = (1 - share) * at_regions + share * _by_region(told, g, len(at_regions))
         if task != EXPRESSION:
             return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
         scale, centre = self.reading.scaling["expression_scale"], self.reading.scaling["expression_centre"]
@@ -327,3 +331,11 @@ class TissueNet:
         self.module = self._new_module()
         load_module(self.module, arrays, "module.")
         return self
+
+
+def _by_region(values: NDArray[np.floating], g: GraphTensors, n_regions: int) -> NDArray[np.float64]:
+    """Mean of the observations' ``values`` in each region."""
+    region = g.region.numpy()  # type: ignore[union-attr]
+    total = np.zeros((n_regions, values.shape[1]))
+    np.add.at(total, region, values)
+    return total / np.maximum(np.bincount(region, minlength=n_regions), 1)[:, None]

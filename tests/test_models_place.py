@@ -1,0 +1,86 @@
+"""What the labels around an observation say: the kernel, its weight, and its place in the framework."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.neighbors import KNeighborsClassifier
+
+import stxtools as st
+from stxtools._spatial.blocks import spatial_blocks
+from stxtools.models._place import Place, fit_place, label_logits
+
+QUICK = {"epochs": 2, "pretrain": "none", "unet": False, "hidden": 16, "out_channels": 8}
+
+
+def _labelled(rng, n=1200):
+    xy = rng.uniform(0, 40, (n, 2))
+    codes = (np.hypot(*(xy - 20).T) < 11).astype(np.int64) + 2 * (xy[:, 0] > 33)
+    return xy, np.minimum(codes, 2)
+
+
+def test_labels_around_are_a_kernel_average():
+    xy, codes = _labelled(np.random.default_rng(0))
+    hidden = np.where(np.random.default_rng(1).random(len(xy)) < 0.5, codes, -1)
+    found = label_logits(xy, hidden, 3, reach=3.0)
+    known = hidden >= 0
+    kernel = np.exp(-((xy[:, None] - xy[None, known]) ** 2).sum(-1) / (2 * 3.0**2))
+    mass = kernel @ np.eye(3)[hidden[known]]
+    share = np.bincount(hidden[known]) / known.sum()
+    doubt = 0.05 * np.median(mass[known].sum(1))
+    expected = np.log((mass + doubt * share) / (mass.sum(1, keepdims=True) + doubt)) - np.log(share)
+    inner = (np.abs(xy - 20) < 18).all(axis=1)
+    assert np.abs(found - expected)[inner].mean() < 0.05  # the grid is a third of the kernel
+    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.98
+
+
+def test_far_from_labels_nothing_is_said():
+    xy, codes = _labelled(np.random.default_rng(0))
+    left = np.where(xy[:, 0] < 10, codes, -1)
+    found = label_logits(xy, left, 3, reach=1.0)
+    assert np.abs(found[xy[:, 0] > 20][:, np.unique(left[left >= 0])]).max() < 1e-6
+    assert not label_logits(xy, np.full(len(xy), -1), 3, 1.0).any()
+
+
+def test_weight_is_learned_from_blocks_left_out():
+    rng = np.random.default_rng(0)
+    xy, codes = _labelled(rng)
+    fold = spatial_blocks(xy, 36) % 4
+    vague = np.eye(3)[codes] * 1.5 + rng.normal(size=(len(xy), 3))
+    place = fit_place([(xy, codes)], fold, lambda seen: vague, 3)
+    assert place is not None
+    both, nearest = [], []
+    for test in (fold == k for k in range(4)):
+        logits = vague + place(xy, np.where(test, -1, codes), 3)
+        both.append((logits.argmax(1) == codes)[test].mean())
+        nearest.append(KNeighborsClassifier(1).fit(xy[~test], codes[~test]).score(xy[test], codes[test]))
+    assert np.mean(both) > max((vague.argmax(1) == codes).mean() + 0.1, np.mean(nearest))
+    scattered = rng.integers(0, 3, len(xy))  # labels that heed no place
+    told = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
+    found = fit_place([(xy, scattered)], fold, lambda seen: told, 3)
+    assert found is None or found.weight < 0.1
+
+
+def test_weight_is_not_learned_without_blocks_to_leave_out():
+    xy, codes = _labelled(np.random.default_rng(0))
+    assert fit_place([(xy, codes)], np.zeros(len(xy), dtype=np.int64), lambda seen: np.zeros((len(xy), 3)), 3) is None
+    assert Place(2.0, 3.0)(xy, np.full(len(xy), -1), 3).tolist() == np.zeros((len(xy), 3)).tolist()
+
+
+def test_framework_reads_labels_around_only_where_there_are_some(tmp_path):
+    adata = st.datasets.synthetic_tissue(n_obs=1500, random_state=1, show_progress=False)
+    adata.X = adata.X[np.random.default_rng(0).permutation(1500)]  # expression that knows no place
+    st.tl.region_graph(adata, "compartment", max_size=40)
+    hidden = np.isin(spatial_blocks(adata.obsm["spatial"], 25), [2, 6, 12, 18, 24])
+    xy = adata.obsm["spatial"]
+    truth = np.where(xy.sum(1) > np.median(xy.sum(1)), "in", "out")
+    adata.obs["shown"] = pd.Categorical(np.where(hidden, None, truth))
+    how = {"show_progress": False}
+    right, proba = {}, {}
+    for place in (True, False):
+        st.tl.multitask(adata, "shown", params=QUICK | {"place": place}, save_model=tmp_path / f"{place}.stx", **how)
+        right[place] = (adata.obs["shown_pred"].astype(str).to_numpy() == truth)[hidden].mean()
+        proba[place] = adata.obsm["shown_proba"].to_numpy()
+    assert right[True] > right[False] + 0.01
+    st.tl.multitask(adata, "shown", model=tmp_path / "True.stx", show_progress=False)
+    np.testing.assert_allclose(adata.obsm["shown_proba"].to_numpy(), proba[False], atol=1e-5)
