@@ -47,7 +47,7 @@ class SegmenterParams:
     sigmas: tuple[float, ...] = (0.0, 1.0, 2.0)
     pretrain: Literal["masked", "contrastive", "none"] = "masked"
     pretrain_epochs: int = 4
-    epochs: int = 20
+    epochs: int = 12
     steps_per_epoch: int = 8
     batch_size: int = 1
     view_size: int = 128
