@@ -90,7 +90,7 @@ tutorials: $(VENV)/.stamp-docs ## execute the notebooks in place: [DATA=folder o
 	  echo "No real section (*.h5ad) in '$$DATA': the tutorials are left as they are. Name a folder with DATA=."; \
 	  exit 0; \
 	fi; \
-	STXTOOLS_DATASETDIR="$$(cd "$$DATA" && pwd)" $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	MPLBACKEND=Agg STXTOOLS_DATASETDIR="$$(cd "$$DATA" && pwd)" $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=1800 tutorials/*.ipynb
 
 bench: $(VENV)/.stamp-run ## run the benchmarks, or one: [BENCH=name]
@@ -100,7 +100,7 @@ bench: $(VENV)/.stamp-run ## run the benchmarks, or one: [BENCH=name]
 	[ -n "$$found" ] || { echo "There is no benchmark benchmarks/$(BENCH)/__main__.py." >&2; exit 1; }
 
 paper: $(VENV)/.stamp-run ## run the method's experiments into docs/paper: [QUICK=1] [DATA=folder of the real sections]
-	STXTOOLS_DATASETDIR="$$(cd "$$DATA" 2> /dev/null && pwd || echo "$$DATA")" $(BIN)/python benchmarks/paper $(if $(QUICK),--quick) $(ARGS)
+	MPLBACKEND=Agg STXTOOLS_DATASETDIR="$$(cd "$$DATA" 2> /dev/null && pwd || echo "$$DATA")" $(BIN)/python benchmarks/paper $(if $(QUICK),--quick) $(ARGS)
 
 clean: ## remove the environment and everything built or cached
 	rm -rf $(VENV) build dist docs/_build docs/generated htmlcov .coverage .coverage.* coverage.xml

@@ -57,3 +57,23 @@ def test_several_kinds_side_by_side(judged):
     assert len(axes[0].collections) > len(axes[2].collections)
     with pytest.raises(KeyError, match="nope"):
         st.pl.attention(judged, key=["attention", "nope"], library="lib0")
+
+
+def test_models_beside_the_truth(judged):
+    """Classes are drawn in their colours, numbers up to a percentile, and every panel has its title."""
+    judged.obs["truth"] = pd.Categorical(np.where(np.arange(judged.n_obs) % 2, "in", "out"))
+    judged.obs.loc[judged.obs_names[0], "attention_saliency"] = 1e6
+    keys, titles = ["truth", "attention", "attention_saliency"], ["truth", "framework", "U-Net alone"]
+    before = judged.copy()
+    axes = st.pl.attention(judged, key=keys, title=titles, library="lib0")
+    assert [a.get_title() for a in axes] == titles
+    drawn = {tuple(c) for c in axes[0].collections[0].get_facecolors()}
+    assert len(drawn) == 2
+    assert axes[2].collections[0].get_array().max() < 2
+    (legend,) = axes[0].figure.legends
+    assert {"in", "out"} <= {t.get_text() for t in legend.get_texts()}
+    assert_same(before.obs, judged.obs)
+    with pytest.raises(ValueError, match="one title for each"):
+        st.pl.attention(judged, key=keys, title="one", library="lib0")
+    with pytest.raises(ValueError, match="several keys"):
+        st.pl.attention(judged, title=titles)

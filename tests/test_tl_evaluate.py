@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_same
+from conftest import QUICK_UNET, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 from scipy import sparse
@@ -24,6 +24,7 @@ from stxtools.tl._metrics import scores
 from stxtools.tl._splits import folds_of
 
 FAST = ["lda", "nearest_label"]
+FIXED = QUICK_UNET | {"epochs": 2, "pretrain": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +219,58 @@ def test_nearest_label_is_the_nearest_and_a_section_without_labels_gets_the_shar
     np.testing.assert_array_equal(near.argmax(axis=1), labels[:12][distance.argmin(axis=1)])
     np.testing.assert_allclose(near.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(far, np.tile([1 / 3, 1 / 3, 1 / 3, 0], (20, 1)), rtol=1e-6)
+
+
+def _fitted(name: str, **params: Any) -> tuple[Any, EvaluationSection]:
+    rng = np.random.default_rng(0)
+    row, col = (a.ravel() for a in np.mgrid[:8, :8])
+    xy = np.c_[col, row].astype(float)
+    codes = (col > 3).astype(np.int64)
+    x = (rng.normal(size=(64, 4)) + codes[:, None]).astype(np.float32)
+    near = sparse.csr_matrix((np.abs(xy[:, None] - xy[None]).sum(axis=2) == 1).astype(float))
+    section = EvaluationSection("a", x, np.c_[row, col].astype(np.int32), (8, 8), near, xy)
+    model = baseline(name, params=params, accelerator="cpu").fit([section], {"region": [codes]}, {"region": 2})
+    return model, section
+
+
+def test_saliency_of_the_unet_alone_is_the_length_of_the_gradient() -> None:
+    model, section = _fitted("unet", **FIXED)
+    found = model.saliency([section])["region"][0]
+    assert found.shape == (64,)
+    net = model.nets["region"]
+    proba = net.predict([section], accelerator="cpu")[0].proba
+    called = proba.argmax(axis=1)
+    centre = section.features - net._centred(section).features  # held fixed, as in the gradient
+
+    def total(features: np.ndarray) -> float:
+        import torch
+
+        from stxtools.models._rasters import section_raster
+
+        moved = EvaluationSection("a", features, section.pixels, section.shape, section.neighbours, section.xy)
+        raster, member = section_raster(moved, np.ones(4))
+        view = raster.whole()
+        with torch.no_grad():
+            logits = net.net.double()(view.x[None].double(), view.occupied[None].double())[0][0].flatten(1)
+        logits = logits[:, raster.flat][:, member].numpy()
+        return float((logits[called, np.arange(64)] - logits.mean(axis=0)).sum())
+
+    z = ((section.features - centre) / net.scale).astype(np.float64)
+    for i in (0, 27, 63):
+        steps = []
+        for k in range(4):
+            up, down = z.copy(), z.copy()
+            up[i, k] += 1e-2
+            down[i, k] -= 1e-2
+            steps.append((total(up) - total(down)) / 2e-2)
+        np.testing.assert_allclose(np.linalg.norm(steps), found[i], rtol=0.02, atol=1e-4)
+
+
+def test_attention_of_the_graph_network_alone_is_over_neighbours() -> None:
+    model, section = _fitted("gnn", epochs=2)
+    found = model.attention([section])[0]
+    np.testing.assert_allclose(np.asarray(found.sum(axis=1)).ravel(), 1, rtol=1e-5)
+    np.testing.assert_array_equal((found != 0).toarray(), (section.graph != 0).toarray() | np.eye(64, dtype=bool))
 
 
 def test_classes_that_training_lacks_have_probability_zero() -> None:

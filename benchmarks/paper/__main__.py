@@ -2,7 +2,8 @@
 
     python benchmarks/paper [--quick] [--jobs 2] [--out docs/paper]
 
-Every finished fold is kept under --work (build/paper/quick or full), so an interrupted run goes on where it stopped.
+Every finished fold is kept under --work, so an interrupted run goes on where it stopped. The default folder, under
+build/paper, is named after the version and a digest of the models' code: changed models start anew.
 Real sections are read from STXTOOLS_DATASETDIR; those that are not there are left out, and the page says so.
 """
 
@@ -18,9 +19,10 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ["MPLBACKEND"] = "Agg"
 
 import pandas as pd
-from experiments import Case, calibrate, cases, run_one
+from experiments import SENSITIVITY, Case, calibrate, cases, run_one, sources
 from page import write_page
 
 
@@ -54,16 +56,30 @@ def run_all(
 
 
 def stored(chosen: list[Case], work: Path) -> dict[str, pd.DataFrame]:
-    """Rows that earlier runs left, finished or not: of the seeds that the framework has, so that means compare."""
+    """Rows that earlier runs left, finished or not; each table says how many seeds a model has."""
     tables = {}
     for case in chosen:
         parts = [pd.read_csv(path, comment="#", dtype={"fold": str}) for path in work.glob(f"{case.name}_[0-9]*.csv")]
-        parts = [t for t in parts if len(t) and ("framework" in set(t["model"]) or "framework" not in case.models)]
-        if parts:
-            table = pd.concat(sorted(parts, key=lambda part: part["seed"].iloc[0]), ignore_index=True)
-            order = {name: i for i, name in enumerate(case.models)}
-            tables[case.name] = table.sort_values("model", key=lambda c, o=order: c.map(o), kind="stable")
+        parts = [t for t in parts if len(t)]
+        if not parts:
+            continue
+        table = pd.concat(sorted(parts, key=lambda part: part["seed"].iloc[0]), ignore_index=True)
+        if case.name != SENSITIVITY:
+            order = {name: i for i, name in enumerate(case.named)}
+            table = table[table["model"].isin(order)]
+            table = table.sort_values("model", key=lambda c, o=order: c.map(o), kind="stable")
+        tables[case.name] = table
     return tables
+
+
+def mark(work: Path) -> str:
+    """Note which state of the package writes rows here; return all that did."""
+    path = work / "sources.txt"
+    known = path.read_text(encoding="utf-8").split() if path.exists() else []
+    if sources() not in known:
+        known.append(sources())
+        path.write_text("\n".join(known) + "\n", encoding="utf-8")
+    return ", then ".join(known)
 
 
 def main() -> None:
@@ -74,7 +90,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", help="only these")
     parser.add_argument("--models", nargs="+", help="only these, and no page: work done ahead")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "docs" / "paper")
-    parser.add_argument("--work", type=Path, help="build/paper/full or build/paper/quick")
+    parser.add_argument("--work", type=Path, help="folder of finished folds; default: see above")
     parser.add_argument("--calibrate", action="store_true", help="only show where the random forest stands")
     parser.add_argument("--draw", action="store_true", help="run nothing: the page of what is in --work")
     args = parser.parse_args()
@@ -82,17 +98,20 @@ def main() -> None:
         sys.stdout.write(calibrate().groupby("platform")["accuracy"].agg(["mean", "std"]).to_string() + "\n")
         return
     seeds = args.seeds or (2 if args.quick else 5)
-    work = args.work or Path("build") / "paper" / ("quick" if args.quick else "full")
+    work = args.work or Path("build") / "paper" / f"{'quick' if args.quick else 'full'}-{sources()}"
     work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = [c for c in cases(quick=args.quick) if not args.cases or c.name in args.cases]
     if args.draw:
-        write_page(args.out, work, stored(chosen, work), quick=args.quick, seeds=None)
+        made = (work / "sources.txt").read_text(encoding="utf-8").split() if (work / "sources.txt").exists() else []
+        made_with = ", then ".join(made) or "(not noted)"
+        write_page(args.out, work, stored(chosen, work), quick=args.quick, seeds=None, sources=made_with)
         return
+    made_with = mark(work)
     tables = run_all(chosen, seeds, work, args.quick, args.jobs, args.models)
     if args.models:  # part of the work, done ahead; the page wants all of it
         return
-    write_page(args.out, work, tables, quick=args.quick, seeds=seeds)
+    write_page(args.out, work, tables, quick=args.quick, seeds=seeds, sources=made_with)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ PUBLISHED = {
 }  # fmt: skip
 FLOORS = ("random_forest", "random_forest_means", "lda", "logistic", "nearest_label")
 ALL = ("framework", "unet", "gnn", *FLOORS)
+JOINT = "joint (default)"
+ABLATION: dict[str, dict[str, Any]] = {
+    JOINT: {}, "tissue class alone": {"alpha": 0.0}, "disease alone": {"beta": 0.0},
+    "no U-Net": {"unet": False}, "no linear classifiers": {"anchor": False}, "no labels around": {"place": False},
+    "sum instead of GATv2": {"conv": "sum"},
+    "frozen U-Net": {"freeze_unet": True}, "no pretraining": {"pretrain": "none"}, "no genes": {"genes": False},
+    "GradNorm": {"weighting": "gradnorm"}, "uncertainty": {"weighting": "uncertainty"}, "FAMO": {"weighting": "famo"},
+}  # fmt: skip
+_QUICK_ABLATION = 4  # the first ones
+SENSITIVITY = "sensitivity"
+_MODEL_SOURCES = ("models", "nn", "_spatial", "stats", "tl")
 
 
 @dataclass(frozen=True)
@@ -31,17 +43,44 @@ class Case:
 
     name: str
     make: Callable[[int], ad.AnnData]
-    models: tuple[str, ...] = ALL
+    models: tuple[str, ...] | dict[str, str] = ALL
     how: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, seed: int, work: Path, only: list[str] | None = None) -> pd.DataFrame:
-        """Evaluate one seed, or read what was evaluated before."""
+    @property
+    def named(self) -> dict[str, str]:
+        """Name -> what `st.tl.evaluate` calls it."""
+        return dict(self.models) if isinstance(self.models, Mapping) else {m: m for m in self.models}
+
+    def run(self, seed: int, work: Path, only: list[str] | None = None) -> pd.DataFrame | None:
+        """Evaluate one seed, or read what was evaluated before; None where none of the models is asked for."""
+        models = {name: kind for name, kind in self.named.items() if only is None or kind in only}
+        if not models:
+            return None
         adata = self.make(seed)
-        models = [m for m in self.models if only is None or m in only]
         st.tl.evaluate(
             adata, models, n_seeds=1, random_state=seed, checkpoint=work / f"{self.name}_{seed}.csv", **self.how
         )
         return adata.uns["evaluation"]
+
+
+@dataclass(frozen=True)
+class Grid(Case):
+    """AUROC over the weights of the two losses."""
+
+    weights: tuple[float, ...] = ()
+
+    def run(self, seed: int, work: Path, only: list[str] | None = None) -> pd.DataFrame | None:
+        """Run all cells of the grid with one seed, or what is left of them; a row for each."""
+        if only is not None and "framework" not in only:
+            return None
+        adata = self.make(seed)
+        st.tl.tune(
+            adata, "weights", space={"alpha": self.weights, "beta": self.weights}, n_folds=5, prune=False,
+            storage=f"sqlite:///{work / f'{self.name}_{seed}.db'}", random_state=seed, **self.how,
+        )  # fmt: skip
+        trials = adata.uns["tune"]["trials"].assign(seed=seed, n_obs=adata.n_obs)
+        trials.to_csv(work / f"{self.name}_{seed}.csv", index=False)
+        return trials
 
 
 def generated(platform: str, n_obs: int | None = None) -> Callable[[int], ad.AnnData]:
@@ -86,11 +125,11 @@ def cases(*, quick: bool) -> list[Case]:
     """All cases, the indispensable ones first."""
     one = {"max_folds": 1}
     levels = [0.0, 0.2] if quick else [0.0, 0.05, 0.1, 0.2]
-    some = ("framework", "random_forest", "lda", "nearest_label") if quick else ALL
+    some = ("framework", "random_forest", "lda", "nearest_label")
     spots = tuple(m for m in ALL if m != "gnn" or not quick)
     real = {"max_folds": 1 if quick else 2}
     out = [
-        Case("visium", generated("visium"), how=BOTH | one),
+        Case("visium", generated("visium"), spots, BOTH | one),
         Case("merfish", generated("merfish"), how=BOTH | one),
         Case("her2st", her2st, spots, {"biomarker_key": "is_tumour", "scheme": "library", "library_key": "patient"}),
         Case("dlpfc", dlpfc, spots, {"region_key": "layer"} | real),
@@ -99,12 +138,23 @@ def cases(*, quick: bool) -> list[Case]:
     for platform, genes in (("merfish", 6),) if quick else (("visium", 10), ("merfish", 6)):
         how = {"region_key": "compartment"} | one
         out.append(Case(f"{platform}_noise", generated(platform), some, how | {"noise": levels}))
-        out.append(Case(f"{platform}_mse", generated(platform), some, how | {"genes": genes}))
+        both = some if quick else (some[0], "unet", *some[1:])
+        out.append(Case(f"{platform}_mse", generated(platform), both, how | {"genes": genes}))
+    weights = (0.25, 4.0) if quick else (0.25, 0.5, 1.0, 2.0)
+    tissue = generated("merfish", 1_000 if quick else 2_500)
+    out.append(Grid(SENSITIVITY, tissue, ("framework",), BOTH | one, weights))
+    variants = dict(list(ABLATION.items())[: _QUICK_ABLATION if quick else None])
+    params = {name: {"multitask": {"params": fields}} for name, fields in variants.items() if fields}
+    out.append(Case("ablation", tissue, dict.fromkeys(variants, "framework"), BOTH | one | {"params": params}))
     leaky = {"scheme": ["block", "random"]}
     floors = FLOORS if quick else ("framework", *FLOORS)
-    for name, make, key in (("visium", generated("visium"), "compartment"), ("dlpfc", dlpfc, "layer"),
-                            ("xenium", xenium, "region")):  # fmt: skip
-        out.append(Case(f"{name}_leaky", make, floors, {"region_key": key} | one | leaky))
+    apart = (
+        ("visium", generated("visium"), "compartment", floors), ("dlpfc", dlpfc, "layer", floors),
+        ("xenium", xenium, "region", FLOORS),
+    )  # fmt: skip
+    for name, make, key, models in apart:
+        if not quick or name != "xenium":
+            out.append(Case(f"{name}_leaky", make, models, {"region_key": key} | one | leaky))
     return out
 
 
@@ -116,21 +166,19 @@ def run_one(
     st.settings.show_progress = False
     case = next(c for c in cases(quick=quick) if c.name == name)
     try:
-        table: pd.DataFrame | None = case.run(seed, work, only)
+        table = case.run(seed, work, only)
     except FileNotFoundError:
         table = None  # the section is not at hand
     return name, seed, table, time.perf_counter() - start
 
 
-def sensitivity(work: Path, *, quick: bool) -> ad.AnnData:
-    """AUROC over the weights of the two losses."""
-    adata = generated("merfish", 1_000 if quick else None)(0)
-    weights = [0.25, 4.0] if quick else [0.25, 0.5, 1.0, 2.0, 4.0]
-    st.tl.tune(
-        adata, "weights", space={"alpha": weights, "beta": weights}, n_folds=5, max_folds=1 if quick else 2,
-        prune=False, storage=f"sqlite:///{work / 'sensitivity.db'}", **BOTH,
-    )  # fmt: skip
-    return adata
+def sources() -> str:
+    """Version of the package and a digest of the code that the models consist of."""
+    package = Path(st.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(p for folder in _MODEL_SOURCES for p in (package / folder).rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{st.__version__}-{digest.hexdigest()[:8]}"
 
 
 def calibrate(seeds: int = 5) -> pd.DataFrame:

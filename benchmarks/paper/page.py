@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import experiments
-import matplotlib.pyplot as plt
 import pandas as pd
 import report
-
-import stxtools as st
+from attention import attention_figure
+from differences import difference_table, verdict
+from experiments import JOINT, SENSITIVITY
 
 _HEAD = """# Results of `python benchmarks/paper`
 
@@ -17,48 +16,61 @@ Written by that command; what it means is said in [the experiments](../experimen
 
 Values are mean ± standard deviation over {seeds}; every seed draws its own tissue (generated data), its own blocks and
 its own models. Accuracy, precision and recall are in per cent; precision, recall and AUROC are averages over classes,
-AUROC one class against the rest.
+AUROC one class against the rest. Differences are paired by split (fold of a seed; where patients are left out, the
+patient, averaged over seeds), ± standard error, in brackets how many standard errors; the best of the others is bold.
+
+Rows were measured with stxtools {sources} (version and digest of the models' code).
 """
 _QUICK = "**This is the quick run: fewer seeds, folds and cases than the full one.**"
 _PART = "**It was broken off before all seeds were through: see the number of seeds in each table.**"
 _FULL = "This is the full run."
 
 
-def write_page(out: Path, work: Path, tables: dict[str, pd.DataFrame], *, quick: bool, seeds: int | None) -> None:
+BOTH = {"region": "tissue class", "biomarker": "disease"}
+
+
+def _differences(
+    table: pd.DataFrame, targets: dict[str, str], metrics: tuple[str, ...] = ("accuracy", "auroc")
+) -> list[str]:
+    """The framework against each other model, where both are there."""
+    if "framework" not in set(table["model"]) or table["model"].nunique() < 2:
+        return []
+    shown = difference_table(table, targets, metrics)
+    return ["\nFramework minus each:\n", shown, "", verdict(table, targets, metrics), ""]
+
+
+def write_page(
+    out: Path, work: Path, tables: dict[str, pd.DataFrame], *, quick: bool, seeds: int | None, sources: str
+) -> None:
+    """Write ``results.md`` and its figures: what there are rows of."""
     kind = _QUICK if quick else _FULL
-    counted = "the seeds given" if seeds is None else f"{seeds} seeds"
-    text = [_HEAD.format(kind=kind if seeds is not None else f"{kind} {_PART}", seeds=counted)]
+    counted = "the seeds given" if seeds is None else f"{seeds} seed{'s' if seeds > 1 else ''}"
+    kind = kind if seeds is not None else f"{kind} {_PART}"
+    text = [_HEAD.format(kind=kind, seeds=counted, sources=sources)]
     for number, (platform, title) in enumerate(
         (("visium", "Visium-like tissue, 10,000 x 50"), ("merfish", "MERFISH-like tissue, 5,000 x 30")), start=1
     ):
         if platform in tables:
-            targets = {"region": "tissue class", "biomarker": "disease"}
             text += [
                 f"## Table {number}: {title}, spatial blocks\n",
-                report.scores_table(tables[platform], targets, platform),
+                report.scores_table(tables[platform], BOTH, platform),
                 "\nPublished figures are for data and splits that are not at hand; they stand here for orientation.\n",
-                report.against_floors(tables[platform], "accuracy", "region") + "\n",
-                report.against_floors(tables[platform], "auroc", "region") + "\n",
+                *_differences(tables[platform], BOTH),
             ]
-            report.bars(out, f"figure{number}", tables[platform], "auroc", "region")
+            report.bars(out, f"figure{number}", {title: tables[platform]}, "auroc", "region")
             text.append(f"![AUROC of each model](figure{number}.png)\n\nFigure {number}: AUROC of the tissue class.\n")
-    text += _attention(out, quick=quick)
+    text += _attention(out, work, quick=quick)
     noise = {p: tables[f"{p}_noise"] for p in ("visium", "merfish") if f"{p}_noise" in tables}
     if noise:
         text += ["## Table 3: accuracy of the tissue class under noise\n", report.noise_table(noise), ""]
         report.lines(out, "figure4", noise)
         text.append("![Accuracy against noise](figure4.png)\n\nFigure 4: accuracy against noise.\n")
-    mse = {p: tables[f"{p}_mse"] for p in ("visium", "merfish") if f"{p}_mse" in tables}
-    if mse:
-        text += [
-            "## Table 4: mean squared error of genes that were hidden\n",
-            report.metric_table(mse, "mse", "expression"),
-            "\nLog-normalised expression, scaled so that predicting the training mean gives about 1.\n",
-        ]
-        report.bars(out, "figure5", next(iter(mse.values())), "mse", "expression")
-        text.append(f"![MSE of hidden genes](figure5.png)\n\nFigure 5: the same for {next(iter(mse))}.\n")
-    text += _sensitivity(out, work, quick=quick)
-    text += _real(out, tables)
+    text += _mse(out, {p: tables[f"{p}_mse"] for p in ("visium", "merfish") if f"{p}_mse" in tables})
+    if SENSITIVITY in tables:
+        text += _sensitivity(out, tables[SENSITIVITY])
+    if "ablation" in tables:
+        text += _ablation(tables["ablation"])
+    text += _real(tables)
     leaky = {n: tables[f"{n}_leaky"] for n in ("visium", "dlpfc", "xenium") if f"{n}_leaky" in tables}
     if leaky:
         text += [
@@ -70,38 +82,67 @@ def write_page(out: Path, work: Path, tables: dict[str, pd.DataFrame], *, quick:
     (out / "results.md").write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 
 
-def _attention(out: Path, *, quick: bool) -> list[str]:
-    """Compartments, their prediction, and the attention of the joint network."""
-    adata = experiments.generated("visium", 1_000 if quick else 2_500)(0)
-    how = {"show_progress": False}
-    st.tl.segment(adata, labels_key="compartment", key_added="guide", **how)
-    st.tl.region_graph(adata, "guide")
-    st.tl.multitask(adata, "disease", "compartment", **how)
-    _, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    st.pl.segment(adata, key="compartment_pred", ax=axes[0], title="tissue class, predicted")
-    st.pl.attention(adata, ax=axes[1], title="attention between regions")
-    report.save(out, "figure3")
+def _attention(out: Path, work: Path, *, quick: bool) -> list[str]:
+    """What each model looks at, on the same tissue."""
+    adata = attention_figure(out, work, quick=quick)
     return [
         "## Figure 3: attention\n",
-        "![Attention map](figure3.png)\n\nFigure 3: predicted tissue class and the regions that attention goes to, on "
-        f"{adata.n_obs:,} spots of Visium-like tissue (labels of all spots were seen: an illustration, not a test).\n",
+        "![Attention maps](figure3.png)\n\nFigure 3: truth and prediction; attention between regions in the framework "
+        "(width and colour of the edges) and the length of the gradient of its called logits in each spot's input; the "
+        "same gradient of the U-Net alone; mean attention that a spot gets from its neighbours in the graph network "
+        f"alone. {adata.n_obs:,} spots of Visium-like tissue, each panel on its own scale. Labels of all spots were "
+        "seen: an illustration, not a test.\n",
     ]
 
 
-def _sensitivity(out: Path, work: Path, *, quick: bool) -> list[str]:
-    adata = experiments.sensitivity(work, quick=quick)
-    st.pl.sensitivity(adata)
-    report.save(out, "figure6")
-    trials = adata.uns["tune"]["trials"]["value"]
+def _mse(out: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Hidden genes."""
+    found = {name: t[t["target"] == "expression"] for name, t in tables.items()}
+    found = {name: t for name, t in found.items() if len(t)}
+    if not found:
+        return []
+    text = [
+        "## Table 4: mean squared error of genes that were hidden\n",
+        report.metric_table(found, "mse", "expression"),
+        "\nLog-normalised expression, scaled so that predicting the training mean gives about 1.\n",
+    ]
+    for name, table in found.items():
+        text += _differences(table, {"expression": name}, ("mse",))
+    report.bars(out, "figure5", found, "mse", "expression")
+    return [*text, "![MSE of hidden genes](figure5.png)\n\nFigure 5: mean squared error of hidden genes.\n"]
+
+
+def _sensitivity(out: Path, trials: pd.DataFrame) -> list[str]:
+    cells = report.heat_map(out, "figure6", trials)
+    seeds, spread = trials["seed"].nunique(), cells["value_sd"].mean()
+    within = "" if pd.isna(spread) else f"; the mean standard deviation over seeds within a cell is {spread:.4f}"
     return [
         "## Figure 6: AUROC over the weights of the two losses\n",
         "![AUROC over alpha and beta](figure6.png)\n\nFigure 6: mean AUROC of both tasks on MERFISH-like tissue of "
-        f"{adata.n_obs:,} cells, blocks held out, one seed. Between the worst and the best cell lie "
-        f"{trials.max() - trials.min():.3f}.\n",
+        f"{int(trials['n_obs'].iloc[0]):,} cells, a fifth of the blocks held out, mean ± standard deviation over seeds "
+        f"({seeds}), each with a tissue of its own. Between the worst and the best cell lie "
+        f"{cells['value'].max() - cells['value'].min():.4f}{within}.\n",
     ]
 
 
-def _real(out: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
+def _ablation(table: pd.DataFrame) -> list[str]:
+    """Parts taken out one by one; of the single tasks only what they were trained for."""
+    trained = {"tissue class alone": "region", "disease alone": "biomarker"}
+    wanted = table["model"].map(trained)
+    table = table[wanted.isna() | (wanted == table["target"])]
+    size = int(table["n_train"].max() + table["n_test"].max())
+    return [
+        "## Ablation: the framework with parts taken out\n",
+        f"MERFISH-like tissue of {size:,} cells, a fifth of the blocks held out. The single tasks are judged on what "
+        "they were trained for.\n",
+        report.scores_table(table, BOTH),
+        f"\nEach minus {JOINT.removesuffix(' (default)')}:\n",
+        difference_table(table, BOTH, one=JOINT, reverse=True),
+        "",
+    ]
+
+
+def _real(tables: dict[str, pd.DataFrame]) -> list[str]:
     text = ["## Real sections\n"]
     for name, title, targets in (
         ("dlpfc", "Cortex (dlpfc 151673): layers, spatial blocks", {"region": "layer"}),
@@ -110,11 +151,14 @@ def _real(out: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
     ):  # fmt: skip
         if name in tables:
             text += [f"### {title}\n", report.scores_table(tables[name], targets), ""]
-            text.append(report.against_floors(tables[name], "accuracy", "region") + "\n")
+            text += _differences(tables[name], targets)
     if "her2st" in tables:
+        targets = {"biomarker": "tumour"}
         text += [
             "### HER2-positive breast tumours: tumour, one patient left out at a time\n",
-            report.scores_table(tables["her2st"], {"biomarker": "tumour"}),
+            report.scores_table(tables["her2st"], targets),
+            "",
+            *_differences(tables["her2st"], targets),
             "\nAUROC by the patient who was left out:\n",
             report.per_fold(tables["her2st"], "auroc"),
             "",

@@ -53,7 +53,7 @@ def scores_table(table: pd.DataFrame, targets: dict[str, str], platform: str | N
         head.append("published accuracy %, AUROC")
     rows = [head]
     for model in dict.fromkeys(table["model"]):
-        cells = [NAMES.get(model, model), str(table.loc[table["model"] == model, "seed"].nunique())]
+        cells = [NAMES.get(model, model), _seeds(table, model)]
         for target in targets:
             own = summary[(summary["model"] == model) & (summary["target"] == target)]
             for metric in metrics:
@@ -68,38 +68,29 @@ def scores_table(table: pd.DataFrame, targets: dict[str, str], platform: str | N
     return markdown(rows)
 
 
-def against_floors(table: pd.DataFrame, metric: str, target: str) -> str:
-    """The framework minus each other model, with the standard error over seeds."""
-    parts = []
-    for model in dict.fromkeys(table["model"]):
-        if model == "framework":
-            continue
-        found = st.get.evaluation(carrier(table), metric, target=target, versus=model)
-        row = found[found["model"] == "framework"]
-        if len(row):
-            difference, error = row["difference"].iloc[0], row["se"].iloc[0]
-            sure = np.isfinite(error) and difference > 2 * error
-            note = "" if sure else " (not by two standard errors)" if np.isfinite(error) else " (one seed)"
-            se = f" ± {error:.3f}" if np.isfinite(error) else ""
-            parts.append(f"{NAMES[model]} {difference:+.3f}{se}{note}")
-    return f"Framework minus each ({metric}, paired by seed, ± standard error): " + "; ".join(parts) + "."
+def _seeds(table: pd.DataFrame, model: str) -> str:
+    return str(table.loc[table["model"] == model, "seed"].nunique())
 
 
 def noise_table(tables: dict[str, pd.DataFrame]) -> str:
-    """Accuracy at each level, and what the highest costs."""
-    summaries = {name: st.get.evaluation(carrier(t), "accuracy", target="region") for name, t in tables.items()}
-    levels = sorted({x for s in summaries.values() for x in s["noise"]})
-    rows = [["tissue", "model", *(f"{100 * x:.0f} % noise" for x in levels), "points lost"]]
-    for name, summary in summaries.items():
-        for model in dict.fromkeys(summary["model"]):
-            part = summary[summary["model"] == model].set_index("noise")
-            lost = 100 * (part["mean"].loc[levels[0]] - part["mean"].loc[levels[-1]])
-            rows.append([name, NAMES[model], *(_cell(part.loc[x], True) for x in levels), f"{lost:.1f}"])
+    """Accuracy at each level, and what the highest costs: mean and standard deviation over seeds."""
+    tables = {name: t[t["target"] == "region"] for name, t in tables.items()}
+    levels = sorted({x for t in tables.values() for x in t["noise"]})
+    rows = [["tissue", "model", "seeds", *(f"{100 * x:.0f} % noise" for x in levels), "points lost"]]
+    for name, table in tables.items():
+        for model in dict.fromkeys(table["model"]):
+            by_seed = table[table["model"] == model].pivot_table(values="accuracy", index="seed", columns="noise")
+            by_seed = by_seed.reindex(columns=levels).dropna()  # seeds that were broken off halfway would not compare
+            if len(by_seed):
+                by_seed["lost"] = by_seed[levels[0]] - by_seed[levels[-1]]
+                stat = pd.DataFrame({"mean": by_seed.mean(), "sd": by_seed.std(ddof=1)})
+                cells = [_cell(row, percent=True) for _, row in stat.iterrows()]
+                rows.append([name, NAMES.get(model, model), str(len(by_seed)), *cells])
     return markdown(rows)
 
 
 def metric_table(tables: dict[str, pd.DataFrame], metric: str, target: str, *, by_scheme: bool = False) -> str:
-    """One metric, a column per data set (and scheme)."""
+    """One metric, a column per data set (and scheme), and the number of seeds of each data set."""
     columns: dict[str, pd.DataFrame] = {}
     for name, table in tables.items():
         summary = st.get.evaluation(carrier(table), metric, target=target)
@@ -108,20 +99,21 @@ def metric_table(tables: dict[str, pd.DataFrame], metric: str, target: str, *, b
             label = name if scheme is None else f"{name}: {scheme}{' (leaky)' if part['leaky'].all() else ''}"
             columns[label] = part.set_index("model")
     models = dict.fromkeys(m for part in columns.values() for m in part.index)
-    rows = [["model", *columns]]
+    rows = [["model", "seeds", *columns]]
     for model in models:
+        seeds = ", ".join(dict.fromkeys(str(p.loc[model, "n"]) for p in columns.values() if model in p.index))
         cells = [_cell(p.loc[model], metric in ("accuracy",)) if model in p.index else "-" for p in columns.values()]
-        rows.append([NAMES[model], *cells])
+        rows.append([NAMES.get(model, model), seeds, *cells])
     return markdown(rows)
 
 
 def per_fold(table: pd.DataFrame, metric: str) -> str:
     """Mean over seeds of each fold: patients that were left out."""
     wide = table.pivot_table(values=metric, index="model", columns="fold", aggfunc="mean", sort=False)
-    rows = [["model", *(f"without {c}" for c in wide.columns), "mean", "worst"]]
+    rows = [["model", "seeds", *(f"without {c}" for c in wide.columns), "mean", "worst"]]
     for model, values in wide.iterrows():
         cells = [f"{v:.3f}" for v in (*values, values.mean(), values.min())]
-        rows.append([NAMES[str(model)], *cells])
+        rows.append([NAMES.get(str(model), str(model)), _seeds(table, str(model)), *cells])
     return markdown(rows)
 
 
@@ -130,15 +122,34 @@ def save(folder: Path, name: str) -> None:
     plt.close("all")
 
 
-def bars(folder: Path, name: str, table: pd.DataFrame, metric: str, target: str) -> None:
-    named = table.assign(model=table["model"].map(lambda m: NAMES.get(m, m)))
-    st.pl.evaluation(carrier(named), metric, target=target)
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(model=table["model"].map(lambda m: NAMES.get(m, m)))
+
+
+def bars(folder: Path, name: str, tables: dict[str, pd.DataFrame], metric: str, target: str) -> None:
+    """A panel of bars for each data set."""
+    models = max(t["model"].nunique() for t in tables.values())
+    size = ((0.75 * models + 1.2) * len(tables), 4.2)
+    _, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        st.pl.evaluation(carrier(_named(table)), metric, target=target, ax=ax, title=title)
     save(folder, name)
 
 
 def lines(folder: Path, name: str, tables: dict[str, pd.DataFrame]) -> None:
+    """Accuracy against noise, a panel for each data set."""
     _, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables), 3.4), squeeze=False, layout="constrained")
     for i, (ax, (title, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
-        named = table.assign(model=table["model"].map(lambda m: NAMES.get(m, m)))
-        st.pl.robustness(carrier(named), target="region", ax=ax, title=title, legend=i == len(tables) - 1)
+        st.pl.robustness(carrier(_named(table)), target="region", ax=ax, title=title, legend=i == len(tables) - 1)
     save(folder, name)
+
+
+def heat_map(folder: Path, name: str, trials: pd.DataFrame) -> pd.DataFrame:
+    """AUROC over alpha and beta, mean and standard deviation over seeds; returns the cells."""
+    cells = trials.groupby(["alpha", "beta"])["value"].agg(["mean", "std", "size"]).reset_index()
+    cells = cells.rename(columns={"mean": "value", "std": "value_sd", "size": "seeds"}).assign(state="COMPLETE")
+    out = ad.AnnData(np.zeros((1, 1), dtype=np.float32))
+    out.uns["tune"] = {"trials": cells, "params": {"metric": "auroc"}}
+    st.pl.sensitivity(out)
+    save(folder, name)
+    return cells

@@ -14,7 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._rasters import section_raster
+
 if TYPE_CHECKING:
+    from ._section import Section
+    from ._segmenter import Segmenter
     from ._tissue_inputs import RegionSection
     from ._tissuenet import TissueNet
 
@@ -140,3 +144,20 @@ class RegionAttribution:
         """Mean change of the probabilities of ``regions`` (total variation), and the share whose class changed."""
         moved = np.abs(proba[regions] - self.proba[regions]).sum(axis=1) / 2
         return float(moved.mean()), float((proba[regions].argmax(axis=1) != self.called[regions]).mean())
+
+
+def unet_saliency(segmenter: Segmenter, section: Section) -> NDArray[np.float32]:
+    """Length of the gradient of a trained U-Net's called logits in each observation's own pixel, (n,).
+
+    As :meth:`RegionAttribution.saliency`, for a U-Net without a graph. The raster is read whole, without tiles.
+    """
+    if segmenter.net is None:
+        raise ValueError("This Segmenter is not trained; call `fit` or load a saved one.")
+    raster, member = section_raster(segmenter._centred(section), segmenter.scale)
+    view = raster.whole()
+    x = view.x[None].clone().requires_grad_(True)
+    logits = segmenter.net.cpu().eval()(x, view.occupied[None])[0][0].flatten(1)[:, raster.flat]
+    margin = logits.max(dim=0).values - logits.mean(dim=0)
+    (gradient,) = torch.autograd.grad(margin.sum(), x)
+    length = gradient[0].flatten(1)[:, raster.flat].norm(dim=0)
+    return length.numpy()[member].astype(np.float32)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._validate import check_adata, check_choice, check_in, check_number
 
 from . import _base, _graph
+from ._palette import category_codes, colors_of, rgba
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +34,7 @@ def attention(
     img: bool | str | None = False,
     cmap: str = "magma_r",
     vmax: float | None = None,
-    title: str | None = None,
+    title: str | Sequence[str] | None = None,
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes | list[Axes]:
@@ -49,8 +51,9 @@ def attention(
         Annotated data after :func:`stxtools.tl.embed` or :func:`stxtools.tl.multitask`.
     key
         Key of the attention in the regions' ``obsp`` and in ``obs``. Several keys are drawn side by side, for one
-        section, each on its own scale: ``["attention", "attention_corrected", "attention_saliency"]``, say, or those
-        under which other models' attention was put. A key that only ``obs`` has colours the observations.
+        section, each on its own scale: ``["layer", "attention", "attention_corrected", "attention_saliency"]``, say,
+        or those under which other models' attention was put. A key that only ``obs`` has colours the observations:
+        by class where it holds classes (the truth), else by value, up to the 99th percentile.
     regions_key
         Key of the region AnnData in ``uns``.
     color
@@ -69,7 +72,8 @@ def attention(
     vmax
         Attention at the end of the scale; the largest one by default.
     title
-        Title; sections carry their names where there are several.
+        Title; sections carry their names where there are several. For several keys a title each, their names by
+        default.
     legend
         Whether the legend and the colour bar are drawn.
     ax
@@ -105,7 +109,10 @@ def attention(
         if ax is not None:
             raise ValueError("`ax` takes one key; several are drawn side by side in a figure of their own.")
         how = {"library_key": library_key, "spatial_key": spatial_key, "img": img, "cmap": cmap, "vmax": vmax}
-        return _side_by_side(adata, list(key), regions, regions_key, color, library, how)
+        titles = _titles(list(key), title)
+        return _side_by_side(adata, list(key), titles, regions, regions_key, color, library, how, legend=legend)
+    if title is not None and not isinstance(title, str):
+        raise ValueError("`title` takes several titles only for several keys; pass one string.")
     check_in(regions, "obsp", key, "key", _EMBED)
     if color == "attention":
         check_in(adata, "obs", key, "key", _EMBED)
@@ -164,14 +171,25 @@ def attention(
     return _base.one_or_all(axes)
 
 
+def _titles(keys: list[str], title: str | Sequence[str] | None) -> list[str]:
+    if title is None:
+        return [key.replace("_", " ") for key in keys]
+    if isinstance(title, str) or len(title) != len(keys):
+        raise ValueError(f"`title` takes one title for each of the {len(keys)} keys.")
+    return [str(text) for text in title]
+
+
 def _side_by_side(
     adata: AnnData,
     keys: list[str],
+    titles: list[str],
     regions: AnnData,
     regions_key: str,
     color: Literal["segment", "attention"] | None,
     library: str | Sequence[str] | None,
     how: dict[str, Any],
+    *,
+    legend: bool,
 ) -> list[Axes]:
     """One panel a key: edges where the regions hold it, else observations coloured by ``obs[key]``."""
     view = _graph.view_of(
@@ -183,18 +201,32 @@ def _side_by_side(
             f"Several keys are drawn for one section, but there are {len(view.panels)}; "
             f"choose one with `library={panel.library!r}`."
         )
+    for key in keys:
+        if key not in regions.obsp:
+            check_in(adata, "obs", key, "key", "Run `st.tl.attention_fidelity(adata, model)` first.")
     axes = _base.axes_for([panel] * len(keys), None, bottom=0.0)
-    for axis, key in zip(axes, keys, strict=True):
-        name = key.replace("_", " ")
+    colors = dict(view.colors)
+    for axis, key, text in zip(axes, keys, titles, strict=True):
         if key in regions.obsp:
             attention(
-                adata, key=key, regions_key=regions_key, color=color, library=library, title=name, legend=False,
+                adata, key=key, regions_key=regions_key, color=color, library=library, title=text, legend=False,
                 ax=axis, **how,
             )  # fmt: skip
             continue
-        check_in(adata, "obs", key, "key", "Run `st.tl.attention_fidelity(adata, model)` first.")
         _base.draw_image(axis, adata, panel.library, how["img"], fits=view.fits)
-        values = adata.obs[key].to_numpy(dtype=float)[panel.rows]
-        _base.draw_spots(axis, panel.xy, values, cmap=_base.color_map(how["cmap"]), label="observations")
-        _base.frame(axis, panel, name)
+        column = adata.obs[key]
+        if is_numeric_dtype(column.dtype) and not is_bool_dtype(column.dtype):
+            values = column.to_numpy(dtype=float)[panel.rows]
+            top = np.nanpercentile(values, 99) if np.isfinite(values).any() else 1.0
+            shown = np.minimum(values, top)  # single high values would leave all others pale
+            _base.draw_spots(axis, panel.xy, shown, cmap=_base.color_map(how["cmap"]), label="observations")
+        else:
+            codes, names = category_codes(adata, key)
+            own = colors_of(adata, key)
+            colors = own | colors
+            _base.draw_spots(axis, panel.xy, rgba(codes, names, own)[panel.rows], label="observations")
+        _base.frame(axis, panel, text)
+    if legend:
+        names = [*view.names, *(name for name in colors if name not in view.names)]
+        _base.add_legend(axes, _base.class_handles(names, colors, missing=False), own=True)
     return axes

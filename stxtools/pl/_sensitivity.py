@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,8 @@ def sensitivity(
 
     Returns
     -------
-    The Axes; the best cell has a frame. ``adata`` does not change.
+    The Axes; the best cell has a frame. Where trials ran several folds, each cell shows their standard deviation
+    below the mean. ``adata`` does not change.
 
     Raises
     ------
@@ -83,10 +84,12 @@ def sensitivity(
     done = trials[(trials["state"] == "COMPLETE") & trials[value].notna()]
     if done.empty:
         raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed.")
-    cells = done.pivot_table(values=value, index=y, columns=x, aggfunc="max", sort=True).sort_index(ascending=False)
+    best = done.loc[done.groupby([x, y])[value].idxmax()]
+    cells = best.pivot(index=y, columns=x, values=value).sort_index(ascending=False)
     axis = ax if ax is not None else _base.grid(1, 0.75 * cells.shape[1] + 2.2, 0.6 * cells.shape[0] + 1.4)[0]
+    text = _annotations(best, cells, x, y, spread="value_sd" if target is None else None)
     metric = str(slot["params"].get("metric", "value"))  # type: ignore[union-attr, index]
-    sns.heatmap(cells, annot=True, fmt=".3f", cmap=cmap, ax=axis, linewidths=1, annot_kws={"size": "small"},
+    sns.heatmap(cells, annot=text, fmt="", cmap=cmap, ax=axis, linewidths=1, annot_kws={"size": "small"},
                 cbar_kws={"label": LABELS.get(metric, metric)})  # fmt: skip
     row, column = divmod(int(np.nanargmax(cells.to_numpy())), cells.shape[1])
     axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
@@ -94,6 +97,15 @@ def sensitivity(
     axis.set(xlabel=_greek(x), ylabel=_greek(y))
     axis.tick_params(axis="y", rotation=0)
     return axis
+
+
+def _annotations(best: pd.DataFrame, cells: pd.DataFrame, x: str, y: str, *, spread: str | None) -> Any:
+    """What stands in each cell: the value, and below it its spread where it is known."""
+    text = cells.map(lambda v: "" if np.isnan(v) else f"{v:.3f}")
+    if spread in best:
+        sd = best.pivot(index=y, columns=x, values=spread).reindex_like(cells)
+        text = text + sd.map(lambda v: "" if np.isnan(v) else f"\n± {v:.3f}")
+    return text.to_numpy()
 
 
 def _greek(name: str) -> str:

@@ -127,8 +127,8 @@ def tune(
     ``uns["tune"]["best_value"]`` : float
         Mean metric of the best trial.
     ``uns["tune"]["trials"]`` : :class:`pandas.DataFrame`
-        One row per trial: ``number``, ``state``, ``value``, ``value_{target}``, ``n_folds``, ``seconds`` and a
-        column for each field.
+        One row per trial: ``number``, ``state``, ``value``, ``value_sd`` (standard deviation over folds; NaN for
+        one), ``value_{target}``, ``n_folds``, ``seconds`` and a column for each field.
     ``uns["tune"]["params"]`` : dict
         Parameters, seed and versions.
 

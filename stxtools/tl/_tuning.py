@@ -237,6 +237,8 @@ class _Objective:
                 trial.set_user_attr("n_folds", step + 1)
                 raise optuna.TrialPruned
         trial.set_user_attr("n_folds", len(found))
+        if len(found) > 1:
+            trial.set_user_attr("value_sd", float(np.mean(found, axis=1).std(ddof=1)))
         for t, value in zip(p.targets, np.mean(found, axis=0), strict=True):
             trial.set_user_attr(f"value_{t.name}", float(value))
         return float(np.mean(found))
@@ -275,6 +277,7 @@ def _table(trials: Sequence[Any], task: Search) -> pd.DataFrame:
     for t in trials:
         seconds = t.duration.total_seconds() if t.duration is not None else np.nan
         row = {"number": t.number, "state": t.state.name, "value": np.nan if t.value is None else t.value}
+        row["value_sd"] = t.user_attrs.get("value_sd", np.nan)
         row |= {f"value_{name}": t.user_attrs.get(f"value_{name}", np.nan) for name in targets}
         row |= {"n_folds": int(t.user_attrs.get("n_folds", 0)), "seconds": seconds}
         rows.append(row | {name: t.params.get(name, np.nan) for name in task.space})

@@ -1,0 +1,89 @@
+"""One model against the others, split by split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from report import NAMES, markdown
+
+_UNIT = ["scheme", "noise", "seed", "fold"]
+
+
+def paired(table: pd.DataFrame, one: str, other: str, metric: str) -> tuple[float, float, int]:
+    """Mean of ``one`` minus ``other``, its standard error, and over how many splits.
+
+    Splits are the folds of every seed. Where whole sections are left out, the seeds of a section are averaged
+    first: what repeats are the sections.
+    """
+    wide = table[table["model"].isin([one, other])].pivot_table(values=metric, index=_UNIT, columns="model")
+    if not {one, other} <= set(wide.columns):
+        return np.nan, np.nan, 0
+    difference = (wide[one] - wide[other]).dropna()
+    if set(difference.index.get_level_values("scheme")) == {"library"}:
+        difference = difference.groupby(level="fold").mean()
+    n = len(difference)
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan, n
+
+
+def _cell(found: tuple[float, float, int], percent: bool) -> str:
+    mean, error, n = found
+    scale, digits = (100, 2) if percent else (1, 4)
+    if not n:
+        return "-"
+    if not np.isfinite(error):
+        return f"{scale * mean:+.{digits}f}"
+    ratio = f" ({mean / error:+.1f})" if error > 0 else ""
+    return f"{scale * mean:+.{digits}f} ± {scale * error:.{digits}f}{ratio}"
+
+
+def difference_table(
+    table: pd.DataFrame,
+    targets: dict[str, str],
+    metrics: tuple[str, ...] = ("accuracy", "auroc"),
+    *,
+    one: str = "framework",
+    reverse: bool = False,
+) -> str:
+    """A row for each other model: ``one`` minus it, with the standard error and, in brackets, in standard errors.
+
+    With ``reverse`` each other model minus ``one``. The best of the others is set in bold.
+    """
+    others = [m for m in dict.fromkeys(table["model"]) if m != one]
+    columns = [(target, metric) for target in targets for metric in metrics]
+    head = [f"{targets[t]}: {'AUROC' if m == 'auroc' else 'MSE' if m == 'mse' else f'{m}, points'}" for t, m in columns]
+    rows = [["model", "seeds", "splits", *head]]
+    best = {}
+    for target, metric in columns:
+        means = table[table["target"] == target].groupby("model")[metric].mean().reindex(others).dropna()
+        best[target, metric] = (means.idxmin() if metric == "mse" else means.idxmax()) if len(means) else ""
+    for other in others:
+        cells, splits, seeds = [], 0, 0
+        for target, metric in columns:
+            part = table[(table["target"] == target) & table[metric].notna()]
+            found = paired(part, other, one, metric) if reverse else paired(part, one, other, metric)
+            text = _cell(found, metric == "accuracy")
+            cells.append(f"**{text}**" if other == best[target, metric] and not reverse else text)
+            both = set(part.loc[part["model"] == one, "seed"]) & set(part.loc[part["model"] == other, "seed"])
+            splits, seeds = max(splits, found[2]), max(seeds, len(both))
+        rows.append([NAMES.get(other, other), str(seeds), str(splits), *cells])
+    return markdown(rows)
+
+
+def verdict(table: pd.DataFrame, targets: dict[str, str], metrics: tuple[str, ...] = ("accuracy", "auroc")) -> str:
+    """Per target and metric, the models that the framework is better than by two standard errors, as a list."""
+    lines = []
+    for target, name in targets.items():
+        for metric in metrics:
+            part = table[(table["target"] == target) & table[metric].notna()]
+            others = [m for m in dict.fromkeys(part["model"]) if m != "framework"]
+            found = {m: paired(part, "framework", m, metric) for m in others}
+            sign = -1 if metric == "mse" else 1
+            short = [NAMES.get(m, m) for m, (mean, error, _) in found.items() if not sign * mean > 2 * error]
+            label = f"- {name}, {'AUROC' if metric == 'auroc' else 'MSE' if metric == 'mse' else metric}: "
+            if max((n for _, _, n in found.values()), default=0) < 2:
+                lines.append(label + "one split tells nothing")
+            elif len(short) == len(others):
+                lines.append(label + "none")
+            else:
+                lines.append(label + ("all" if not short else f"all but {'; '.join(short)}"))
+    return "\n".join(["Better by two standard errors than:\n", *lines])
