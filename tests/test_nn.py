@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from stxtools.nn._augment import Augmentation, affine_grid, block_mask, resample
 from stxtools.nn._gnn import RegionGNN, SumConv
 from stxtools.nn._layers import ChannelNorm, GaussianPyramid
-from stxtools.nn._segmentation import RandomViews, nt_xent, soft_cross_entropy
+from stxtools.nn._segmentation import RandomViews, nt_xent, soft_cross_entropy, usual_epochs
 from stxtools.nn._tiles import PixelRaster
 from stxtools.nn._tissue import share_cross_entropy
 from stxtools.nn._training import Task, Training, run_training, seeded
@@ -232,3 +232,11 @@ def test_unet_on_cuda_agrees_with_the_cpu():
         expected = net(x, occupied)
         out = net.cuda()(x.cuda(), occupied.cuda()).cpu()
     torch.testing.assert_close(out, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_large_tissue_is_trained_for_longer():
+    def raster(side: int) -> PixelRaster:
+        return PixelRaster((side, side), torch.arange(side * side), torch.zeros(side * side, 1))
+
+    assert usual_epochs([raster(32)] * 4, 32) < usual_epochs([raster(32)] * 5, 32)  # five views of 32 x 32 pixels
+    assert usual_epochs([raster(64)], 32) < usual_epochs([raster(80)], 32)

@@ -27,7 +27,8 @@ class SegmenterParams:
         Self-supervised pretraining on the sections at hand: ``"masked"`` reconstruction,
         ``"contrastive"`` (SimCLR-style) or ``"none"``.
     pretrain_epochs, epochs
-        Most epochs of each stage; training stops early when the validation loss no longer falls.
+        Most epochs of each stage; training stops early when the validation loss no longer falls. ``epochs=None`` takes
+        12, or 20 where there is more tissue than four training views hold.
     steps_per_epoch, batch_size
         Random views a step and steps an epoch.
     view_size
@@ -47,7 +48,7 @@ class SegmenterParams:
     sigmas: tuple[float, ...] = (0.0, 1.0, 2.0)
     pretrain: Literal["masked", "contrastive", "none"] = "masked"
     pretrain_epochs: int = 4
-    epochs: int = 12
+    epochs: int | None = None
     steps_per_epoch: int = 8
     batch_size: int = 1
     view_size: int = 128
@@ -60,8 +61,10 @@ class SegmenterParams:
 
     def __post_init__(self) -> None:
         check_choice("pretrain", self.pretrain, ("masked", "contrastive", "none"))
-        for name in ("width", "kernel_size", "pretrain_epochs", "epochs", "steps_per_epoch", "batch_size", "patience"):
+        for name in ("width", "kernel_size", "pretrain_epochs", "steps_per_epoch", "batch_size", "patience"):
             check_int(name, getattr(self, name), minimum=1)
+        if self.epochs is not None:
+            check_int("epochs", self.epochs, minimum=1)
         check_int("depth", self.depth, minimum=0, maximum=6)
         check_int("view_size", self.view_size, minimum=8)
         for name in ("dropout", "drop"):

@@ -16,6 +16,7 @@ from stxtools.nn._segmentation import (
     ContrastivePretraining,
     MaskedPretraining,
     SegmentationTask,
+    usual_epochs,
     view_loader,
     view_size,
     whole_loader,
@@ -262,9 +263,11 @@ class Segmenter:
             net = self._new_net() if self.net is None else self.net
         if not again and p.pretrain != "none" and self.start is None:
             self._pretrain(net.unet, tensors, how)
-        task = SegmentationTask(net, Training(p.epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
+        size = view_size(tensors, net.unet.stride, p.view_size)
+        epochs = usual_epochs(tensors, size) if p.epochs is None else p.epochs
+        task = SegmentationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
         views = view_loader(
-            tensors, size=view_size(tensors, net.unet.stride, p.view_size), steps=p.steps_per_epoch,
+            tensors, size=size, steps=p.steps_per_epoch,
             batch_size=p.batch_size, how=self._augmentation, seed=how["seed"],
         )  # fmt: skip
         self.history += run_training(task, views, whole_loader(tensors), stage="segment", desc="U-Net", **how)

@@ -94,7 +94,8 @@ class Student(Segmenter):
         n_held = max(1, int(_HELD_OUT * len(means)))
         held, learned = order[:n_held], order[n_held:]
         p = self.params
-        task = Imitation(net, Training(p.epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
+        epochs = _DEFAULTS["epochs"] if p.epochs is None else p.epochs
+        task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
         generator = torch.Generator().manual_seed(random_state)
         train = DataLoader(
             TensorDataset(means[learned], target_at[learned]),

@@ -18,6 +18,7 @@ from ._unet import SegmentationNet, UNet
 
 WHOLE = 65_536  # pixels up to which a section is validated as a whole, and that its windows have together beyond
 _WINDOW = 128
+_EPOCHS, _EPOCHS_LARGE, _MANY_VIEWS = 12, 20, 4
 
 
 class RandomViews(Dataset[dict[str, Tensor]]):
@@ -92,6 +93,11 @@ def view_size(sections: Sequence[PixelRaster], stride: int, largest: int) -> int
     """Side of the training views: the longest side of the sections, at most ``largest``, a multiple of ``stride``."""
     side = min(max(max(s.shape) for s in sections), largest)
     return -(-side // stride) * stride
+
+
+def usual_epochs(sections: Sequence[PixelRaster], size: int) -> int:
+    """Epochs that the tissue takes: more where it holds many views of ``size`` pixels, for each then shows little."""
+    return _EPOCHS_LARGE if sum(len(s.flat) for s in sections) > _MANY_VIEWS * size**2 else _EPOCHS
 
 
 class MaskedPretraining(Task):
