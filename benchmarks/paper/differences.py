@@ -32,7 +32,7 @@ def _cell(found: tuple[float, float, int], percent: bool) -> str:
         return "-"
     if not np.isfinite(error):
         return f"{scale * mean:+.{digits}f}"
-    ratio = f" ({mean / error:+.1f})" if error > 0 else ""
+    ratio = f" ({mean / error:+.1f})" if error > 1e-9 else ""  # equal differences: no spread to measure by
     return f"{scale * mean:+.{digits}f} ± {scale * error:.{digits}f}{ratio}"
 
 
