@@ -55,7 +55,8 @@ def multitask(
     the section's embedding Z, plus what its own features add. All parts are trained together on
     :math:`L = \alpha L_{biomarker} + \beta L_{classification} + \gamma L_{expression}`: cross-entropies, and the
     squared error of the genes. Linear classifiers of the same neighbourhood means steady the result: logits are
-    averaged. In a section with labels, those around an observation count as well, as far and as much as blocks left out
+    averaged, and where three sections at least have labels and another has none, the linear classifiers alone
+    decide. In a section with labels, those around an observation count as well, as far and as much as blocks left out
     say (as in correct and smooth, Huang et al. 2021; ``params={"place": False}`` leaves that out); a saved model
     does not remember them. One labelled block in seven is held out for early stopping: the predictions on labelled
     observations are *not* an estimate of accuracy on new tissue.
