@@ -22,7 +22,7 @@ from ._segmenter import Segmenter, best_device
 SAMPLE = 60_000  # pixels that are learned from: more did not help
 BATCH = 512  # at most: a small section is learned in smaller steps, some 30 an epoch
 _HELD_OUT = 0.1
-_DEFAULTS: dict[str, Any] = {"width": 32, "depth": 0, "sigmas": (0.0, 1.0, 2.0, 4.0), "epochs": 20, "patience": 4}
+_DEFAULTS: dict[str, Any] = {"width": 16, "depth": 0, "sigmas": (0.0, 1.0, 2.0, 4.0), "epochs": 20, "patience": 4}
 
 
 class Student(Segmenter):
@@ -34,7 +34,7 @@ class Student(Segmenter):
     ----------
     params
         A :class:`SegmenterParams`, or a mapping of some of its fields; ``width``, ``sigmas``, ``epochs``, ``patience``,
-        ``lr`` and ``weight_decay`` count. By default 32 wide, with means at 0, 1, 2 and 4 pixels.
+        ``lr`` and ``weight_decay`` count. By default 16 wide, with means at 0, 1, 2 and 4 pixels.
 
     Examples
     --------

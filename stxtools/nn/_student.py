@@ -12,14 +12,14 @@ from ._layers import GaussianPyramid, he_init
 from ._training import Task, Training
 from ._unet import SegmentationNet
 
-SQUEEZED = 8  # channels that are smoothed: smoothing is what the student's time goes into
+SQUEEZED = 4  # channels that are smoothed: smoothing is what the student's time goes into
 
 
 class PyramidMLP(nn.Module):
     """Two-layer perceptron on the raster at several smoothing scales; stands in for a :class:`UNet`.
 
     Means over neighbourhoods followed by a perceptron are what a trained graph or convolution network can often be
-    reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to eight first:
+    reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to four first:
     it commutes with the means, so that training can read means that are made once.
 
     Parameters
@@ -34,7 +34,7 @@ class PyramidMLP(nn.Module):
 
     stride = 1
 
-    def __init__(self, in_channels: int, *, width: int = 32, sigmas: Sequence[float] = (0.0, 1.0, 2.0, 4.0)) -> None:
+    def __init__(self, in_channels: int, *, width: int = 16, sigmas: Sequence[float] = (0.0, 1.0, 2.0, 4.0)) -> None:
         super().__init__()
         self.width = width
         self.pyramid = GaussianPyramid(sigmas)
