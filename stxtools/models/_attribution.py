@@ -39,9 +39,7 @@ class RegionAttribution:
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:
-        if net.module is None:
-            raise ValueError("This TissueNet is not trained; call `fit` or load a saved one.")
-        self.module, self.task = net.module.eval(), task
+        self.module, self.task = net._trained().eval(), task
         self.graph = net.reading.tensors(section)
         with torch.no_grad():
             out = self.module(self.graph)
@@ -151,12 +149,11 @@ def unet_saliency(segmenter: Segmenter, section: Section) -> NDArray[np.float32]
 
     As :meth:`RegionAttribution.saliency`, for a U-Net without a graph. The raster is read whole, without tiles.
     """
-    if segmenter.net is None:
-        raise ValueError("This Segmenter is not trained; call `fit` or load a saved one.")
+    net = segmenter._trained()
     raster, member = section_raster(segmenter._centred(section), segmenter.scale)
     view = raster.whole()
     x = view.x[None].clone().requires_grad_(True)
-    logits = segmenter.net.cpu().eval()(x, view.occupied[None])[0][0].flatten(1)[:, raster.flat]
+    logits = net.cpu().eval()(x, view.occupied[None])[0][0].flatten(1)[:, raster.flat]
     margin = logits.max(dim=0).values - logits.mean(dim=0)
     (gradient,) = torch.autograd.grad(margin.sum(), x)
     length = gradient[0].flatten(1)[:, raster.flat].norm(dim=0)

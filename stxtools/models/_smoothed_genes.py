@@ -36,7 +36,7 @@ class SmoothedGenes:
     The scores keep their variances: a ridge penalty on them is a ridge penalty on the genes themselves.
     Sections are centred on their own means, so a gene that a section lacks counts as average there. Where there are
     several, smoothed genes are also divided by their own spread in each: how much a gene varies differs between
-    donors and runs more than its order of places does.
+    donors more than where it is high.
 
     Parameters
     ----------

@@ -47,10 +47,8 @@ class TissueEvidence:
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:
-        if net.module is None:
-            raise ValueError("This TissueNet is not trained; call `fit` or load a saved one.")
         self.net, self.section, self.task = net, section, task
-        self.module = net.module.eval()
+        self.module = net._trained().eval()
         self.graph = net.reading.tensors(section)
         self._known = section.region >= 0
         self._shapes = {

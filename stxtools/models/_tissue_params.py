@@ -41,8 +41,8 @@ class TissueNetParams:
         representation.
     anchor
         Whether the network's logits are averaged with those of linear classifiers of the same neighbourhood means:
-        discriminant analysis of the representation and ridge logistic regression of the genes. Held-out blocks
-        decide how much each counts.
+        discriminant analysis of the representation and ridge logistic regression of the genes, in fixed proportions.
+        Where whole sections are held out (see ``holdout``), the regression alone decides, without the network.
     place
         Whether the labels around an observation count beside what is expressed there, with a weight and a reach that
         held-out blocks of labels decide. Only in sections that have labels themselves; needs ``anchor``.

@@ -182,7 +182,7 @@ class Lessons:
         if task == EXPRESSION:
             known = np.concatenate([self._values(s)[1] for s in self.sections])
         else:
-            known = np.concatenate([s.labels[task] for s in self.sections]) >= 0
+            known = self._codes(task) >= 0
         return known & self.in_region
 
     @cached_property

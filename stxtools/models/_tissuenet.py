@@ -26,7 +26,7 @@ from ._place import Place
 from ._projection import GeneProjection
 from ._segmenter import best_device
 from ._storage import load_model, save_model
-from ._tissue_inputs import RegionSection
+from ._tissue_inputs import RegionSection, region_means
 from ._tissue_params import TissueNetParams
 from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, MIX, Lessons, Reading
 from ._weights import load_module, module_arrays
@@ -283,11 +283,12 @@ class TissueNet:
         """Outputs of regions and observations: network, linear classifier and the labels around together."""
         at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
         if task in self.anchors and g.own is not None and g.region is not None:
-            told, share = self.anchors[task](g.own.numpy()), self.mix[task]
+            told, share, known = self.anchors[task](g.own.numpy()), self.mix[task], s.region >= 0
             if task in self.places and task in s.labels:
-                told += self.places[task](s.section.xy, s.labels[task], told.shape[1])[s.region >= 0]
+                told += self.places[task](s.section.xy, s.labels[task], told.shape[1])[known]
             at_obs = (1 - share) * at_obs + share * told
-            at_regions = (1 - share) * at_regions + share * _by_region(told, g, len(at_regions))
+            mean, _ = region_means(s.region[known], told, np.ones(len(told), dtype=bool), len(at_regions))
+            at_regions = (1 - share) * at_regions + share * mean
         if task != EXPRESSION:
             return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
         scale, centre = self.reading.scaling["expression_scale"], self.reading.scaling["expression_centre"]
@@ -331,11 +332,3 @@ class TissueNet:
         self.module = self._new_module()
         load_module(self.module, arrays, "module.")
         return self
-
-
-def _by_region(values: NDArray[np.floating], g: GraphTensors, n_regions: int) -> NDArray[np.float64]:
-    """Mean of the observations' ``values`` in each region."""
-    region = g.region.numpy()  # type: ignore[union-attr]
-    total = np.zeros((n_regions, values.shape[1]))
-    np.add.at(total, region, values)
-    return total / np.maximum(np.bincount(region, minlength=n_regions), 1)[:, None]
