@@ -1,14 +1,13 @@
-"""What the labels around an observation say: the kernel, its weight, and its place in the framework."""
+"""What the labels around an observation say: the kernel, and its place in the framework."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
 from stxtools._spatial.blocks import spatial_blocks
-from stxtools.models._place import Place, fit_place, label_logits
+from stxtools.models._place import label_logits
 
 QUICK = {"epochs": 2, "pretrain": "none", "unet": False, "hidden": 16, "out_channels": 8}
 
@@ -40,31 +39,6 @@ def test_far_from_labels_nothing_is_said():
     found = label_logits(xy, left, 3, reach=1.0)
     assert np.abs(found[xy[:, 0] > 20][:, np.unique(left[left >= 0])]).max() < 1e-6
     assert not label_logits(xy, np.full(len(xy), -1), 3, 1.0).any()
-
-
-def test_weight_is_learned_from_blocks_left_out():
-    rng = np.random.default_rng(0)
-    xy, codes = _labelled(rng)
-    fold = spatial_blocks(xy, 36) % 4
-    vague = np.eye(3)[codes] * 1.5 + rng.normal(size=(len(xy), 3))
-    place = fit_place([(xy, codes)], fold, lambda seen: vague, 3)
-    assert place is not None
-    both, nearest = [], []
-    for test in (fold == k for k in range(4)):
-        logits = vague + place(xy, np.where(test, -1, codes), 3)
-        both.append((logits.argmax(1) == codes)[test].mean())
-        nearest.append(KNeighborsClassifier(1).fit(xy[~test], codes[~test]).score(xy[test], codes[test]))
-    assert np.mean(both) > max((vague.argmax(1) == codes).mean() + 0.1, np.mean(nearest))
-    scattered = rng.integers(0, 3, len(xy))  # labels that heed no place
-    told = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
-    found = fit_place([(xy, scattered)], fold, lambda seen: told, 3)
-    assert found is None or found.weight < 0.1
-
-
-def test_weight_is_not_learned_without_blocks_to_leave_out():
-    xy, codes = _labelled(np.random.default_rng(0))
-    assert fit_place([(xy, codes)], np.zeros(len(xy), dtype=np.int64), lambda seen: np.zeros((len(xy), 3)), 3) is None
-    assert Place(2.0, 3.0)(xy, np.full(len(xy), -1), 3).tolist() == np.zeros((len(xy), 3)).tolist()
 
 
 def test_framework_reads_labels_around_only_where_there_are_some(tmp_path):

@@ -219,7 +219,14 @@ def _sections(n: int, labelled: int) -> list[RegionSection]:
 
 
 def test_what_early_stopping_holds_out():
-    assert not holds_out_sections(_sections(4, 4))
+    assert holds_out_sections(_sections(4, 4))  # nothing is left to predict in these: a model for later ones
+    assert not holds_out_sections(_sections(2, 2))
+    halves, strays = _sections(4, 4), _sections(4, 4)
+    halves[1].labels["t"][:200] = -1
+    assert not holds_out_sections(halves)
+    for s in strays:
+        s.labels["t"][::8] = -1
+    assert holds_out_sections(strays)
     assert not holds_out_sections(_sections(3, 2))
     assert holds_out_sections(_sections(4, 3))
     sections = _sections(1, 1)

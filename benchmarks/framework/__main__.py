@@ -37,7 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "joint (default)": {}, "single task": {}, "frozen U-Net": {"freeze_unet": True},
     "no pretraining": {"pretrain": "none"},
     "no U-Net": {"unet": False}, "no labels around": {"place": False},
-    "no linear classifiers": {"anchor": False}, "no genes": {"genes": False},
+    "no trees": {"trees": False},
+    "no classifiers beside it": {"anchor": False}, "no genes": {"genes": False},
     "sum instead of GATv2": {"conv": "sum"}, "GradNorm": {"weighting": "gradnorm"},
     "uncertainty": {"weighting": "uncertainty"}, "FAMO": {"weighting": "famo"},
 }  # fmt: skip

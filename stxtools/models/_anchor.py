@@ -143,11 +143,11 @@ def value_anchor(inp: AnchorInput, values: FloatArray, known: NDArray[np.bool_],
         for k in range(int(fold.max()) + 1):
             seen, left = rows[fold != k], rows[fold == k]
             if len(seen) > 1:
-                seen = _sample(seen)
+                seen = sampled(seen)
                 fitted = Ridge(penalty).fit(inp.z[seen].astype(np.float64), values[seen])
                 error += float(np.square(fitted.predict(inp.z[left]).reshape(len(left), -1) - values[left]).sum())
         best = min(best, (error, penalty))
-    rows = _sample(rows)
+    rows = sampled(rows)
     fitted = Ridge(best[1]).fit(inp.z[rows].astype(np.float64), values[rows])
     coef = np.asarray(fitted.coef_, dtype=np.float64).reshape(values.shape[1], -1).T
     return Linear(coef, np.asarray(fitted.intercept_, dtype=np.float64).reshape(-1))
@@ -163,7 +163,7 @@ def deal_folds(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
 
 def _discriminant(inp: AnchorInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int) -> Linear:
     """Mean of the shrinkage discriminant analyses of the pairs of scales."""
-    rows = _sample(rows)
+    rows = sampled(rows)
     coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.zeros(n_classes)
     seen = np.bincount(codes[rows], minlength=n_classes) > 0
     share = np.eye(n_classes)[codes[rows]][:, seen]
@@ -180,7 +180,7 @@ def _discriminant(inp: AnchorInput, codes: NDArray[np.int64], rows: NDArray[np.i
 
 def _logistic(inp: AnchorInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int, c: float) -> Linear:
     """Ridge logistic regression of the gene scores."""
-    rows = _sample(rows)
+    rows = sampled(rows)
     coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.zeros(n_classes)
     seen = np.bincount(codes[rows], minlength=n_classes) > 0
     u = inp.z[rows, inp.genes].astype(np.float64) * inp.unit
@@ -193,7 +193,7 @@ def _logistic(inp: AnchorInput, codes: NDArray[np.int64], rows: NDArray[np.int64
     return _absent(coef, intercept, seen)
 
 
-def _sample(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def sampled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """At most ``_ROWS`` of the rows, evenly spread."""
     if len(rows) <= _ROWS:
         return rows

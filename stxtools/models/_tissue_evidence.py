@@ -31,10 +31,10 @@ STEPS = 32  # Gauss-Legendre points on the path; a normalised layer bends more n
 class TissueEvidence:
     """A trained model on one section: the evidence for a class, and its gradient on the path from the mean tissue.
 
-    The evidence is the log odds of the class against others, as the model tells them of observations (network and
-    linear classifier together), weighted by ``side``. Observations outside any region tell nothing. The path runs
-    straight from a section in which every observation has the mean expression to the section itself (Sundararajan et
-    al. 2017).
+    The evidence is the log odds of the class against others, as network and linear classifier together tell them of
+    observations, weighted by ``side``. It is what the model would say without its trees, which have no gradient, and
+    without the labels around, which name no genes. Observations outside any region tell nothing. The path runs straight
+    from a section in which every observation has the mean expression to the section itself (Sundararajan et al. 2017).
 
     Parameters
     ----------
@@ -77,11 +77,11 @@ class TissueEvidence:
     def evidence(self, graph: GraphTensors, group: int, others: list[int], side: Floats) -> torch.Tensor:
         """Return the weighted log odds of class ``group`` against ``others``, a number."""
         logits = self.module(graph).obs_logits[self.task]
-        if self.task in self.net.anchors and graph.own is not None:
-            linear, share = self.net.anchors[self.task], self.net.mix[self.task]
-            coef = torch.from_numpy(np.asarray(linear.coef, dtype=np.float32))
-            told = graph.own @ coef + torch.from_numpy(np.asarray(linear.intercept, dtype=np.float32))
-            logits = (1 - share) * logits + share * told
+        if self.task in self.net.told and graph.own is not None:
+            beside, share = self.net.told[self.task], self.net.mix[self.task]
+            coef = torch.from_numpy(np.asarray(beside.linear.coef, dtype=np.float32))
+            told = graph.own @ coef + torch.from_numpy(np.asarray(beside.linear.intercept, dtype=np.float32))
+            logits = (1 - share) * logits + share * beside.alone * told
         odds = logits[:, group] - torch.logsumexp(logits[:, others], dim=1)
         return (odds * torch.from_numpy(side[self._known].astype(np.float32))).sum()
 
@@ -99,7 +99,7 @@ class TissueEvidence:
         if "own" in gradient:
             own = np.zeros((n, self._shapes["own"][1]))
             own[self._known] = gradient["own"]
-            n_means = width * len(self.net.params.neighbours)
+            n_means = self.net.n_means
             at_means = own[:, :n_means] / scaling["own_scale"]
             for i, size in enumerate(self.net.params.neighbours):
                 z += pooling(section.xy, size).T @ at_means[:, i * width : (i + 1) * width]

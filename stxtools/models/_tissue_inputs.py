@@ -17,6 +17,7 @@ BLOCKS = 36  # of a section, from which those for early stopping are drawn
 HELD = 7  # one in so many
 _FEW = 6  # blocks with labels below which all are needed to learn from
 PRIOR_OBS = 20
+STRAYS = 0.06  # share of blocks without any label up to which the unlabelled are strays, not what is asked for
 
 
 @dataclass
@@ -99,9 +100,16 @@ def groups_of(sections: Sequence[RegionSection], *, whole: bool) -> list[NDArray
 
 
 def holds_out_sections(sections: Sequence[RegionSection]) -> bool:
-    """Whether whole sections should be held out: three have labels to learn from, and another one has none."""
-    labelled = [any((codes >= 0).any() for codes in s.labels.values()) for s in sections]
-    return sum(labelled) >= 3 and not all(labelled)
+    """Whether whole sections should be held out: three or more have labels, and what is to be predicted is another one.
+
+    That is, one at hand has no labels, or all of them are labelled throughout: then the model is made for later ones.
+    """
+    labelled = [s for s in sections if _labelled(s).any()]
+    if len(labelled) < 3 or len(labelled) < len(sections):
+        return len(labelled) >= 3
+    blocks = groups_of(labelled, whole=False)
+    bare = [1 - len(np.unique(b[_labelled(s)])) / len(np.unique(b)) for s, b in zip(labelled, blocks, strict=True)]
+    return max(bare) <= STRAYS
 
 
 def held_out(

@@ -43,6 +43,9 @@ class TissueNetParams:
         Whether the network's logits are averaged with those of linear classifiers of the same neighbourhood means:
         discriminant analysis of the representation and ridge logistic regression of the genes, in fixed proportions.
         Where whole sections are held out (see ``holdout``), the regression alone decides, without the network.
+    trees
+        Whether extremely randomised trees of the neighbourhood means of the representation count beside the linear
+        classifiers, with weights that held-out blocks of labels decide. Within sections only; needs ``anchor``.
     place
         Whether the labels around an observation count beside what is expressed there, with a weight and a reach that
         held-out blocks of labels decide. Only in sections that have labels themselves; needs ``anchor``.
@@ -55,7 +58,8 @@ class TissueNetParams:
         Weight of the loss on the regions' label shares beside that on the observations.
     holdout
         What early stopping holds out: spatial ``"block"`` s, whole ``"section"`` s, or ``"auto"``: sections where
-        three at least have labels and another has none, else blocks.
+        three at least have labels and either another has none or all are labelled throughout (at most 6 % of their
+        blocks without a label), so that the model is made for sections to come; else blocks.
     objective
         Without labels: ``"masked"`` reconstruction of hidden regions or ``"contrastive"`` agreement of two views
         (Zhu et al. 2020).
@@ -89,6 +93,7 @@ class TissueNetParams:
     input_dropout: float = 0.3
     genes: bool = True
     anchor: bool = True
+    trees: bool = True
     place: bool = True
     alpha: float = 1.0
     beta: float = 1.0
@@ -110,7 +115,7 @@ class TissueNetParams:
         check_choice("weighting", self.weighting, ("fixed", "gradnorm", "uncertainty", "famo"))
         check_choice("holdout", self.holdout, ("auto", "block", "section"))
         check_choice("objective", self.objective, ("masked", "contrastive"))
-        for name in ("unet", "freeze_unet", "genes", "anchor", "place"):
+        for name in ("unet", "freeze_unet", "genes", "anchor", "trees", "place"):
             check_bool(name, getattr(self, name))
         for name in (
             "hidden", "out_channels", "layers", "heads", "unet_width", "kernel_size", "pretrain_epochs", "spot_width",

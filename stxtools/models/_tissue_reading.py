@@ -13,9 +13,9 @@ from scipy import sparse
 
 from stxtools.nn._tissue import GraphTensors
 
-from ._anchor import AnchorInput, Linear, class_anchor, deal_folds, value_anchor
-from ._place import Place, fit_place
+from ._anchor import AnchorInput, class_anchor, deal_folds, sampled, value_anchor
 from ._smoothed_genes import GENE_SIZES, SmoothedGenes, pooling
+from ._stack import Told, ask_left_out
 from ._tissue_inputs import (
     RegionSection,
     centred,
@@ -27,9 +27,10 @@ from ._tissue_inputs import (
 )
 from ._tissue_params import TissueNetParams
 from ._tissue_parts import graph_parts
+from ._trees import Trees, grow_trees
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
-MIX = 2 / 3  # share of the linear classifiers in the logits: discriminant analysis, ridge and network count alike
+MIX, VALUES_MIX = 0.8, 2 / 3  # share in the outputs, beside the network, of what classifiers and regressions tell
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
 
 
@@ -192,33 +193,46 @@ class Lessons:
         width, unit = len(self.reading.scaling["centre"]), float(self.reading.scaling["unit"][0])
         return AnchorInput(z, self.reading.params.neighbours, width, unit, np.concatenate(self.groups), self.whole)
 
-    def anchor(self, task: str) -> Linear:
-        """Linear classifier (or regression) of ``task``, from all its labels."""
+    def told(self, task: str) -> Told:
+        """What is told of ``task`` beside the network, from all its labels."""
         inp, known = self._anchor_input, self._known(task)
         if task == EXPRESSION:
-            return value_anchor(inp, np.concatenate([self._values(s)[0] for s in self.sections]), known, self.rng)
-        return class_anchor(inp, np.where(known, self._codes(task), -1), self.tasks[task], self.rng)
+            values = np.concatenate([self._values(s)[0] for s in self.sections])
+            return Told(value_anchor(inp, values, known, self.rng))
+        codes, n_classes = np.where(known, self._codes(task), -1), self.tasks[task]
+        linear = class_anchor(inp, codes, n_classes, self.rng)
+        if self.whole:  # components may tell donors apart rather than tissue: trees read nothing else
+            return Told(linear)
+        seed = int(self.rng.integers(2**31))
+
+        def trees(seen: NDArray[np.bool_]) -> Trees:
+            rows = sampled(np.flatnonzero(seen))
+            return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed)
+
+        fold = np.full(len(codes), -1)
+        if known.any():
+            fold[known] = deal_folds(inp.group[known], self.rng)
+        params = self.reading.params
+        said = ask_left_out(
+            [(s.section.xy, s.labels[task]) for s in self.sections],
+            fold,
+            lambda seen, left: class_anchor(inp, np.where(seen, codes, -1), n_classes, self.rng)(inp.z[left]),
+            (lambda seen, left: trees(seen)(inp.z[left, : inp.genes.start])) if params.trees else None,
+            n_classes,
+            around=params.place,
+        )
+        if said is None:
+            return Told(linear)
+        apart, around = said.weights()
+        asked = params.trees and (apart.trees > 0 or (around is not None and around.trees > 0))
+        return Told(linear, trees(known) if asked else None, apart, around, said.alone())
 
     def _codes(self, task: str) -> NDArray[np.int64]:
         return np.concatenate([s.labels[task] for s in self.sections])
 
-    def place(self, task: str) -> Place | None:
-        """What the labels around add to the linear classifier; None where nothing, or across sections."""
-        if self.whole or task == EXPRESSION:
-            return None
-        inp, codes, known = self._anchor_input, self._codes(task), self._known(task)
-        fold = np.full(len(codes), -1)
-        if known.any():
-            fold[known] = deal_folds(inp.group[known], self.rng)
-
-        def told(seen: NDArray[np.bool_]) -> NDArray[np.float64]:
-            return class_anchor(inp, np.where(seen & known, codes, -1), self.tasks[task], self.rng)(inp.z)
-
-        return fit_place([(s.section.xy, s.labels[task]) for s in self.sections], fold, told, self.tasks[task])
-
     @property
     def share(self) -> float:
-        """Share of the linear classifiers in the logits: fixed within sections, all across them.
+        """Share of what is told beside the network in the logits: fixed within sections, all across them.
 
         A network takes a few training donors for the tissue, and the sections that say when it should stop cannot judge
         it: a share chosen on them lost.

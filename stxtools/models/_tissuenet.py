@@ -20,15 +20,14 @@ from stxtools.nn._training import Training, run_training, seeded
 from stxtools.nn._unet import UNet
 from stxtools.nn._weighting import task_weighting
 
-from ._anchor import Linear
 from ._params import as_dict, resolve
-from ._place import Place
 from ._projection import GeneProjection
 from ._segmenter import best_device
+from ._stack import Told
 from ._storage import load_model, save_model
 from ._tissue_inputs import RegionSection, region_means
 from ._tissue_params import TissueNetParams
-from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, MIX, Lessons, Reading
+from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, VALUES_MIX, Lessons, Reading
 from ._weights import load_module, module_arrays
 
 MANY = 5000  # regions from which on several CPU threads pay
@@ -95,15 +94,19 @@ class TissueNet:
         self.use_rep: str | None = None
         self.module: TissueModule | None = None
         self.reading = Reading(self.params)
-        self.anchors: dict[str, Linear] = {}
+        self.told: dict[str, Told] = {}
         self.mix: dict[str, float] = {}
-        self.places: dict[str, Place] = {}  # not saved: they speak of sections with labels of their own
         self.task_weights: dict[str, float] = {}
 
     @property
     def n_features(self) -> int:
         """Length of the feature vectors of the observations."""
         return len(self.reading.scaling["centre"])
+
+    @property
+    def n_means(self) -> int:
+        """How many neighbourhood means of features an observation reads."""
+        return self.n_features * len(self.params.neighbours)
 
     def params_dict(self) -> dict[str, Any]:
         """Parameters as plain values."""
@@ -151,7 +154,7 @@ class TissueNet:
         """
         self.classes = {task: list(names) for task, names in (classes or {}).items()}
         self.expression = list(expression or [])
-        self.history, self.module, self.anchors, self.mix, self.places = [], None, {}, {}, {}
+        self.history, self.module, self.told, self.mix = [], None, {}, {}
         factors = self._factors()
         rng = np.random.default_rng(random_state)
         self.reading = Reading(self.params).fit(sections, rng, labelled=bool(self.tasks))
@@ -210,11 +213,8 @@ class TissueNet:
         last = self.history[-1]
         self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
         if p.anchor:
-            self.anchors = {name: lessons.anchor(name) for name in factors}
-            self.mix = {name: MIX if name == EXPRESSION else lessons.share for name in factors}
-        if p.anchor and p.place:
-            found = {name: lessons.place(name) for name in factors}
-            self.places = {name: place for name, place in found.items() if place is not None}
+            self.told = {name: lessons.told(name) for name in factors}
+            self.mix = {name: VALUES_MIX if name == EXPRESSION else lessons.share for name in factors}
 
     def _training(self, epochs: int, patience: int) -> Training:
         return Training(epochs, patience, lr=self.params.lr, weight_decay=self.params.weight_decay)
@@ -280,12 +280,11 @@ class TissueNet:
     def _mixed(
         self, task: str, out: Any, g: GraphTensors, s: RegionSection
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Outputs of regions and observations: network, linear classifier and the labels around together."""
+        """Outputs of regions and observations: the network and what is told beside it together."""
         at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
-        if task in self.anchors and g.own is not None and g.region is not None:
-            told, share, known = self.anchors[task](g.own.numpy()), self.mix[task], s.region >= 0
-            if task in self.places and task in s.labels:
-                told += self.places[task](s.section.xy, s.labels[task], told.shape[1])[known]
+        if task in self.told and g.own is not None and g.region is not None:
+            share, known = self.mix[task], s.region >= 0
+            told = self.told[task](g.own.numpy(), self.n_means, s.section.xy, s.labels.get(task), known)
             at_obs = (1 - share) * at_obs + share * told
             mean, _ = region_means(s.region[known], told, np.ones(len(told), dtype=bool), len(at_regions))
             at_regions = (1 - share) * at_regions + share * mean
@@ -297,12 +296,13 @@ class TissueNet:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights (safetensors) and description (JSON) to one file."""
         arrays = module_arrays(self._trained(), "module.") | self.reading.to_file()
-        for task, linear in self.anchors.items():
-            arrays |= {f"anchor.{task}.coef": linear.coef, f"anchor.{task}.intercept": linear.intercept}
+        for task, told in self.told.items():
+            arrays |= told.to_file(f"told.{task}")
         config: dict[str, Any] = {
             "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
             "expression": self.expression, "read_genes": self.genes,
             "read_target_sum": self.target_sum, "mix": self.mix, "task_weights": self.task_weights,
+            "told": list(self.told),
         }  # fmt: skip
         if self.projection is not None:
             described, projection = self.projection.to_file()
@@ -319,7 +319,7 @@ class TissueNet:
             If there is no such file, or it is not a saved TissueNet.
         """
         config, arrays = load_model(path, cls.__name__)
-        if "read_genes" not in config:
+        if "told" not in config:
             raise ValueError(f"{str(path)!r} was written by an older stxtools whose TissueNet differs; train it again.")
         self = cls(config["params"])
         self.classes, self.use_rep = {t: list(c) for t, c in config["classes"].items()}, config["use_rep"]
@@ -327,7 +327,7 @@ class TissueNet:
         self.target_sum = config["read_target_sum"]
         self.mix, self.task_weights = dict(config["mix"]), dict(config["task_weights"])
         self.reading = Reading.from_file(self.params, arrays)
-        self.anchors = {t: Linear(arrays[f"anchor.{t}.coef"], arrays[f"anchor.{t}.intercept"]) for t in self.mix}
+        self.told = {task: Told.from_file(arrays, f"told.{task}") for task in config["told"]}
         self.projection = GeneProjection.from_file(config, arrays)
         self.module = self._new_module()
         load_module(self.module, arrays, "module.")

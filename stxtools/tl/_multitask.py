@@ -54,10 +54,11 @@ def multitask(
     :func:`region_graph` and go through the graph network; the output of an observation is that of its region, given
     the section's embedding Z, plus what its own features add. All parts are trained together on
     :math:`L = \alpha L_{biomarker} + \beta L_{classification} + \gamma L_{expression}`: cross-entropies, and the
-    squared error of the genes. Linear classifiers of the same neighbourhood means steady the result: logits are
-    averaged, and where three sections at least have labels and another has none, the linear classifiers alone
-    decide. In a section with labels, those around an observation count as well, as far and as much as blocks left out
-    say (as in correct and smooth, Huang et al. 2021; ``params={"place": False}`` leaves that out); a saved model
+    squared error of the genes. Beside the network stand classifiers of the same neighbourhood means, linear ones and
+    extremely randomised trees, and in a section with labels those around an observation (as in correct and smooth,
+    Huang et al. 2021); blocks of labels that are left out say what each of these counts (stacking, Wolpert 1992).
+    Where three sections at least have labels and the one to predict is another, a linear classifier decides alone.
+    ``params`` leaves parts out (``{"place": False}``: the labels around, ``{"trees": False}``: trees); a saved model
     does not remember them. One labelled block in seven is held out for early stopping: the predictions on labelled
     observations are *not* an estimate of accuracy on new tissue.
 
@@ -117,7 +118,8 @@ def multitask(
         Embeddings and attention as :func:`embed` writes them.
     ``uns["multitask"]`` : dict
         ``params``, ``history`` (loss and weight of each task in each epoch), ``task_weights`` (the last ones), ``mix``
-        (share of the linear classifiers) and ``Z`` (sections x d).
+        (share of what stands beside the network in the logits), ``weights`` (what linear classifier, trees and labels
+        around count in it) and ``Z`` (sections x d).
 
     Raises
     ------
@@ -200,6 +202,7 @@ def multitask(
         ),
         "task_weights": fitted.task_weights,
         "mix": dict(fitted.mix),
+        "weights": {task: dict(vars(told.around or told.apart)) for task, told in fitted.told.items()},
         "Z": result.z,
     }  # fmt: skip
     if model is None:
