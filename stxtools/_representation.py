@@ -112,7 +112,7 @@ def log_normalize(
     target = median_depth(depth) if target_sum is None else target_sum
     factor = np.divide(target, depth, out=np.zeros_like(depth, dtype=np.float64), where=depth > 0)
     out = matrix.astype(np.float32, copy=True)
-    out.data *= np.repeat(factor, np.diff(out.indptr)).astype(np.float32)
+    out.data *= np.repeat(factor.astype(np.float32), np.diff(out.indptr))
     np.log1p(out.data, out=out.data)
     return out
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
+from stxtools._spatial.density import typical_spacing, unique_points
 from stxtools._spatial.graph import spatial_graph
 from stxtools._spatial.lattice import fit_lattice
 from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries, split_rows
@@ -255,3 +256,40 @@ def test_real_sections(name: str, real_section: Callable[[str], ad.AnnData]) -> 
         assert array_grid.pixel_size == pytest.approx(grid.pixel_size, rel=1e-3)
         other = spatial_graph(xy, np.zeros(len(xy), dtype=np.int64), by_array, [array_grid])
         assert (graph != other).nnz == 0
+
+
+@pytest.mark.parametrize("kind", ["hex", "square", "scattered"])
+def test_a_large_section_is_judged_as_if_all_were_looked_at(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    xy = rng.uniform(0, 120, (12_000, 2)) if kind == "scattered" else _lattice(kind, 110, 112)[0]
+    xy = _moved(xy + rng.normal(0, 0.04, xy.shape), 0.4, 55.0, (3e4, 2e4))[rng.permutation(len(xy))[:11_000]]
+    sampled = fit_lattice(xy)
+    monkeypatch.setattr("stxtools._spatial.lattice._SAMPLE", 10**9)
+    whole = fit_lattice(xy)
+    assert (whole is None) == (kind == "scattered")
+    if whole is None or sampled is None:
+        assert sampled is whole
+        return
+    np.testing.assert_array_equal(sampled.index, whole.index)
+    assert (sampled.kind, sampled.spacing, sampled.origin) == (whole.kind, whole.spacing, whole.origin)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(*[st.sampled_from([-2.5, -0.0, 0.0, 1.0, 1e-300, 7e8])] * 2), min_size=1, max_size=40))
+def test_unique_points_are_those_of_rows(pairs: list[tuple[float, float]]) -> None:
+    xy = np.array(pairs)
+    points, first, member = unique_points(xy)
+    expected = np.unique(xy, axis=0, return_index=True, return_inverse=True)
+    for found, wanted in zip((points, first, member), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted.reshape(found.shape))
+
+
+def test_spacing_of_scattered_sections_is_kept_beside_their_grids() -> None:
+    rng = np.random.default_rng(5)
+    sections = [rng.uniform(0, side, (300, 2)) for side in (50.0, 80.0)]
+    codes = np.repeat([0, 1], 300)
+    _, grids = rasterize_libraries(np.concatenate(sections), codes, 2)
+    assert grids[0].pixel_size == grids[1].pixel_size
+    assert [grid.spacing for grid in grids] == [typical_spacing(xy) for xy in sections]
+    assert "spacing" not in grids[0].to_uns()
+    assert RasterGrid.from_uns(grids[0].to_uns()) == grids[0]

@@ -25,6 +25,7 @@ _CONSTANT = 0.15  # nearest neighbours of a lattice lie within 15 % of the media
 _CONSTANT_SHARE = 0.85  # ... for this share of the observations
 _ORDER = 0.75  # least |mean exp(i m theta)| of the edge directions
 _EDGE_ERROR = 0.35  # an edge may miss its lattice vector by this much, in spacings
+_SAMPLE, _SAMPLE_ERROR = 10_000, 0.05  # observations looked at first, and by how much their share may mislead
 _RESIDUAL = 0.35  # 95 % of the observations must lie this close to the fitted lattice, in spacings
 
 
@@ -176,10 +177,15 @@ def _from_coordinates(xy: NDArray[np.float64], kind: Kind) -> Lattice | None:
     if kind == "auto" and n < _MIN_DETECT:
         return None
     centred = xy - xy.mean(axis=0)
-    distance, neighbour = cKDTree(centred).query(centred, k=min(7, n))
-    spacing = float(np.median(distance[:, 1]))
-    if spacing <= 0 or np.mean(np.abs(distance[:, 1] / spacing - 1) < _CONSTANT) < _CONSTANT_SHARE:
+    tree = cKDTree(centred)
+    if n > _SAMPLE:  # most large sections of cells are seen to have no lattice long before all neighbours are found
+        sample = np.random.default_rng(0).choice(n, _SAMPLE, replace=False)
+        if _share_at_constant_distance(tree.query(centred[sample], k=2)[0][:, 1]) < _CONSTANT_SHARE - _SAMPLE_ERROR:
+            return None
+    distance, neighbour = tree.query(centred, k=min(7, n))
+    if _share_at_constant_distance(distance[:, 1]) < _CONSTANT_SHARE:
         return None
+    spacing = float(np.median(distance[:, 1]))
     source, slot = np.nonzero(distance[:, 1:] < _NEAR * spacing)
     target = neighbour[source, slot + 1]
     edge = centred[target] - centred[source]
@@ -198,6 +204,12 @@ def _from_coordinates(xy: NDArray[np.float64], kind: Kind) -> Lattice | None:
     else:
         index = index[:, ::-1]
     return _build(xy, index, "hex" if fold == 6 else "square", checked=True)
+
+
+def _share_at_constant_distance(nearest: NDArray[np.float64]) -> float:
+    """Return the share of nearest neighbours that are about as far away as the median (0 where that is 0)."""
+    median = float(np.median(nearest))
+    return float(np.mean(np.abs(nearest / median - 1) < _CONSTANT)) if median > 0 else 0.0
 
 
 def _integrate(

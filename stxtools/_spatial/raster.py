@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,12 +32,15 @@ class RasterGrid:
     lattice
         ``"hex"`` (odd rows lie half a pixel further along the column direction), ``"square"`` or ``"scattered"``
         (bins of a square grid, which may hold several observations).
+    spacing
+        Typical distance between scattered observations, where it was measured; it is not stored.
     """
 
     shape: tuple[int, int]
     pixel_size: float
     origin: tuple[float, float]
     lattice: str
+    spacing: float | None = field(default=None, compare=False)
 
     def to_uns(self) -> dict[str, Any]:
         """Return what ``uns`` can hold."""
@@ -98,13 +101,13 @@ def rasterize(
                 f"The {len(xy)} observations do not form a {lattice} lattice (by their coordinates"
                 f"{'' if array is None else ' or array rows and columns'}); use `lattice='auto'` or 'scattered'."
             )
-    size = typical_spacing(xy) * np.sqrt(occupancy) if pixel_size is None else float(pixel_size)
-    if pixel_size is None and len(np.unique(xy, axis=0)) == 1:
-        size = 1.0
-    return _bin(xy, size)
+    if pixel_size is not None:
+        return _bin(xy, float(pixel_size))
+    spacing = typical_spacing(xy)
+    return _bin(xy, spacing * np.sqrt(occupancy) if (xy != xy[0]).any() else 1.0, spacing)
 
 
-def _bin(xy: NDArray[np.float64], size: float) -> tuple[NDArray[np.int32], RasterGrid]:
+def _bin(xy: NDArray[np.float64], size: float, spacing: float | None = None) -> tuple[NDArray[np.int32], RasterGrid]:
     low = xy.min(axis=0)
     extent = np.floor((xy.max(axis=0) - low) / size) + 1
     if extent.prod() > np.iinfo(np.int32).max:
@@ -114,7 +117,7 @@ def _bin(xy: NDArray[np.float64], size: float) -> tuple[NDArray[np.int32], Raste
         )
     index = np.floor((xy - low) / size).astype(np.int32)[:, ::-1]
     x, y = low + size / 2
-    grid = RasterGrid((int(extent[1]), int(extent[0])), float(size), (float(x), float(y)), "scattered")
+    grid = RasterGrid((int(extent[1]), int(extent[0])), float(size), (float(x), float(y)), "scattered", spacing)
     return np.ascontiguousarray(index), grid
 
 
@@ -147,7 +150,7 @@ def rasterize_libraries(
             sizes = [g.pixel_size for g in grids if g.lattice != "scattered"]
         if sizes and (len(binned) > 1 or len(sizes) != len(binned)):
             for i in binned:
-                index[sections[i]], grids[i] = _bin(xy[sections[i]], float(np.median(sizes)))
+                index[sections[i]], grids[i] = _bin(xy[sections[i]], float(np.median(sizes)), grids[i].spacing)
     return index, grids
 
 

@@ -56,7 +56,10 @@ class GeneProjection:
         observations, because features are averaged in space before they are used.
         """
         ours, theirs = self.match(names)
-        out: NDArray[np.floating] = np.asarray(logged[:, theirs] @ self.components[ours])
+        if len(theirs) == logged.shape[1]:  # all are read: put the loadings in their order, no copy of the values
+            out: NDArray[np.floating] = np.asarray(logged @ self.components[ours[np.argsort(theirs)]])
+        else:
+            out = np.asarray(logged[:, theirs] @ self.components[ours])
         out = out - self.mean[ours] @ self.components[ours]
         precision = self._precision(ours)
         if precision is not None:

@@ -68,8 +68,8 @@ class Section:
         total = np.bincount(member, weight)
         pool = sparse.csr_matrix((weight, (member, np.arange(self.n_obs))), shape=(len(total), self.n_obs))
         summed = np.asarray(pool @ np.asarray(values, dtype=np.float64))
-        mean = np.divide(summed, total[:, None], out=np.zeros_like(summed), where=total[:, None] > 0)
-        return mean.astype(np.float32)
+        np.divide(summed, total[:, None], out=summed, where=total[:, None] > 0)  # a sum without weight is 0
+        return summed.astype(np.float32)
 
     def to_raster(
         self, values: NDArray[np.floating], weights: NDArray[np.floating] | None = None
@@ -80,8 +80,8 @@ class Section:
         total = np.bincount(self.flat_pixels, weight, minlength=n_pixels)
         pool = sparse.csr_matrix((weight, (self.flat_pixels, np.arange(self.n_obs))), shape=(n_pixels, self.n_obs))
         summed = np.asarray(pool @ np.asarray(values, dtype=np.float64))
-        mean = np.divide(summed, total[:, None], out=np.zeros_like(summed), where=total[:, None] > 0)
-        return np.ascontiguousarray(mean.T.reshape(-1, *self.shape), dtype=np.float32)
+        np.divide(summed, total[:, None], out=summed, where=total[:, None] > 0)  # a sum without weight is 0
+        return np.ascontiguousarray(summed.T.reshape(-1, *self.shape), dtype=np.float32)
 
     def occupied(self) -> NDArray[np.float32]:
         """1 where a pixel holds observations, (1, H, W)."""

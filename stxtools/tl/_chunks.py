@@ -203,18 +203,18 @@ class LogExpression:
 
     @cached_property
     def _survey(self) -> tuple[str, NDArray[np.float64], NDArray[np.int64]]:
-        """Scale, depth of every observation, and in how many observations each gene is stored: one pass."""
+        """Scale by all values, depth of every observation, and in how many each gene is stored: one pass."""
         found = map_rows(self.matrix, _survey_chunk)
         depth = np.concatenate([d for _, d, _ in found]).astype(np.float64)
         scale = scale_of([f for f, _, _ in found], logged=self._logged)
-        if not is_out_of_core(self.matrix):  # in memory the rule looks at a sample of the values
-            scale = expression_scale(to_csr(self.matrix), logged=self._logged)
         return scale, depth, np.sum([seen for _, _, seen in found], axis=0)
 
-    @property
+    @cached_property
     def scale(self) -> str:
         """``"counts"``, ``"linear"`` or ``"log"``."""
-        return self._survey[0]
+        if is_out_of_core(self.matrix):
+            return self._survey[0]
+        return expression_scale(to_csr(self.matrix), logged=self._logged)  # which looks at a sample of the values
 
     @property
     def seen(self) -> NDArray[np.int64]:

@@ -9,7 +9,6 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from stxtools import _keys
-from stxtools._spatial.density import typical_spacing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,9 +32,8 @@ def image_features(adata: AnnData, where: Geometry, image_key: str) -> NDArray[n
         If the picture has not three or four channels, or an observation lies outside it.
     """
     out = np.empty((adata.n_obs, N_IMAGE_FEATURES), dtype=np.float32)
-    for name, rows, grid in zip(where.libs.names, where.parts, where.grids, strict=True):
+    for name, rows, spacing in zip(where.libs.names, where.parts, where.spacings, strict=True):
         picture, scale = _picture(adata, name, image_key)
-        spacing = typical_spacing(where.xy[rows]) if grid.lattice == "scattered" else grid.pixel_size
         at = np.rint(where.xy[rows][:, ::-1] * scale).astype(np.int64)  # x runs along the columns
         outside = ((at < 0) | (at >= picture.shape[:2])).any(axis=1)
         if outside.any():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools import _keys
+from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries
@@ -47,6 +48,15 @@ class Geometry:
     def parts(self) -> list[NDArray[np.int64]]:
         """Per section, the positions of its observations."""
         return [self.libs.rows(i) for i in range(len(self.libs))]
+
+    @cached_property
+    def spacings(self) -> list[float]:
+        """Per section, the distance between neighbouring observations: the lattice's, or the typical one."""
+        found = []
+        for grid, rows in zip(self.grids, self.parts, strict=True):
+            known = grid.spacing if grid.lattice == "scattered" else grid.pixel_size
+            found.append(typical_spacing(self.xy[rows]) if known is None else known)
+        return found
 
 
 def geometry(adata: AnnData, spatial_key: str, library_key: str | None) -> Geometry:

@@ -12,7 +12,6 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._slots import Slots, categorical, proba_frame, provenance
-from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask
 from stxtools._validate import (
     categories,
@@ -292,9 +291,7 @@ def _with_masks(spatial: Mapping[str, Any], values: NDArray[Any], where: Geometr
     """Copy ``uns["spatial"]`` down to the dicts that change and put the masks in."""
     image = _keys.MASK_IMAGE if key == _keys.SEGMENT else f"{_keys.MASK_IMAGE}_{key}"
     out = dict(spatial)
-    for name, grid, rows in zip(where.libs.names, where.grids, where.parts, strict=True):
-        scattered = grid.lattice == "scattered"
-        spacing = typical_spacing(where.xy[rows]) if scattered else grid.pixel_size
+    for name, grid, rows, spacing in zip(where.libs.names, where.grids, where.parts, where.spacings, strict=True):
         if (where.xy[rows] < 0).any():
             warnings.warn(
                 f"Section {name!r} has negative coordinates, which an image cannot hold: no mask is written for it. "
@@ -303,7 +300,8 @@ def _with_masks(spatial: Mapping[str, Any], values: NDArray[Any], where: Geometr
                 stacklevel=4,
             )
             continue
-        mask, scale = render_mask(where.xy[rows], values[rows], spacing, reach=REACH_SCATTERED if scattered else REACH)
+        reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH
+        mask, scale = render_mask(where.xy[rows], values[rows], spacing, reach=reach)
         entry = _with_footprint(dict(out.get(name, {})), mask, float(scale))
         entry[_keys.IMAGES] = {**entry.get(_keys.IMAGES, {}), image: mask}
         entry[_keys.SCALEFACTORS] = {
