@@ -88,11 +88,11 @@ def region_means(
     return mean.astype(np.float32), (count / np.maximum(size, 1)).astype(np.float32)
 
 
-def groups_of(sections: Sequence[RegionSection], *, whole: bool) -> list[NDArray[np.int64]]:
-    """Number of each observation's block, or of its whole section; no two sections share one."""
+def groups_of(sections: Sequence[RegionSection], *, whole: bool, most: int = BLOCKS) -> list[NDArray[np.int64]]:
+    """Number of each observation's block (``most`` a section), or of its whole section; no two sections share one."""
     out, start = [], 0
     for s in sections:
-        wanted = int(np.clip(s.section.n_obs // 16, 2, BLOCKS))
+        wanted = int(np.clip(s.section.n_obs // 16, 2, most))
         group = np.zeros(s.section.n_obs, dtype=np.int64) if whole else spatial_blocks(s.section.xy, wanted)
         out.append(group + start)
         start += int(group.max(initial=0)) + 1

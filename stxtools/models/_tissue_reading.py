@@ -31,6 +31,7 @@ from ._trees import Trees, grow_trees
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
 MIX, VALUES_MIX = 0.8, 2 / 3  # share in the outputs, beside the network, of what classifiers and regressions tell
+_LEFT_OUT, _LEAST = 16, 4  # blocks of a section to leave out for the classifiers' weights; labelled ones at least
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
 
 
@@ -209,13 +210,10 @@ class Lessons:
             rows = sampled(np.flatnonzero(seen))
             return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed)
 
-        fold = np.full(len(codes), -1)
-        if known.any():
-            fold[known] = deal_folds(inp.group[known], self.rng)
         params = self.reading.params
         said = ask_left_out(
             [(s.section.xy, s.labels[task]) for s in self.sections],
-            fold,
+            self._folds(known),
             lambda seen, left: class_anchor(inp, np.where(seen, codes, -1), n_classes, self.rng)(inp.z[left]),
             (lambda seen, left: trees(seen)(inp.z[left, : inp.genes.start])) if params.trees else None,
             n_classes,
@@ -226,6 +224,20 @@ class Lessons:
         apart, around = said.weights()
         asked = params.trees and (apart.trees > 0 or (around is not None and around.trees > 0))
         return Told(linear, trees(known) if asked else None, apart, around, said.alone())
+
+    def _folds(self, known: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Folds of whole blocks to leave out, -1 where nothing is known.
+
+        The blocks are larger than those of early stopping: trees that read a wide neighbourhood, and labels around,
+        tell too well of a small block between labelled ones. Where few of them hold labels, smaller ones have to do.
+        """
+        fold = np.full(len(known), -1)
+        large = np.concatenate(groups_of(self.sections, whole=False, most=_LEFT_OUT))
+        for group, least in ((large, _LEAST), (self._anchor_input.group, 2)):
+            if len(np.unique(group[known])) >= least:
+                fold[known] = deal_folds(group[known], self.rng)
+                break
+        return fold
 
     def _codes(self, task: str) -> NDArray[np.int64]:
         return np.concatenate([s.labels[task] for s in self.sections])
