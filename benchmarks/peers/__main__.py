@@ -1,18 +1,21 @@
 """Ours and its peers on the same section: time, peak memory and agreement with the annotation.
 
-    python benchmarks/peers --data FOLDER --envs FOLDER --out table.md
+    python benchmarks/peers --data FOLDER --envs FOLDER --threads 1 --limit 900 --out table.md
 
 Peers need other versions of the same libraries than we do, so each may have a virtual environment of its own:
 ``--envs`` is a folder in which ``spagcn/bin/python``, ``banksy/bin/python`` ... are looked for (first word of
-the method's name, lower case); without one, this interpreter is tried. A method that is not installed is left out,
-one that fails or takes longer than ``--limit`` is listed as such.
+the method's name, lower case); without one, this interpreter is tried. What is not installed is left out and named
+below the table; what fails or takes longer than ``--limit`` is listed as such. Methods run one after the other. The
+annotation is used for the agreement alone, and spots without one are left out of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +27,9 @@ import numpy as np
 from methods import METHODS
 from sklearn.metrics import adjusted_rand_score
 
-SECTIONS = {"dlpfc_151673": ("layer", 7)}
+SECTIONS = {"dlpfc_151673": ("layer", 7, "visium")}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+HEAD = ("section", "method", "seconds", "of the processor", "times ours", "peak GB", "times ours", "ARI (classes)")
 
 
 def interpreter(name: str, envs: Path | None) -> str:
@@ -32,15 +37,33 @@ def interpreter(name: str, envs: Path | None) -> str:
     return str(own.absolute()) if own is not None and own.exists() else sys.executable
 
 
+def children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def run_method(name: str, source: Path, k: int, args: argparse.Namespace) -> dict[str, object]:
+    threads = {} if args.threads is None else dict.fromkeys(THREADS, str(args.threads))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        script = str(Path(__file__).with_name("methods.py"))
+        script = str(Path(__file__).with_name("methods.py").absolute())
         command = [interpreter(name, args.envs), script, name, str(source), str(k), str(out)]
+        before = children_cpu()
         try:
-            done = subprocess.run(command, timeout=args.limit, cwd=folder, capture_output=True, text=True, check=False)
-        except subprocess.TimeoutExpired:
-            return {"failed": f"more than {args.limit:g} s"}
+            done = subprocess.run(
+                command,
+                timeout=args.limit,
+                cwd=folder,
+                env={**os.environ, **threads},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as stopped:
+            for told in (stopped.stdout, stopped.stderr):  # how far it came stands in its own progress bar
+                text = told.decode(errors="replace") if isinstance(told, bytes) else told or ""
+                sys.stderr.write(text[-200:] + "\n")
+            return {"failed": f"stopped after {args.limit:g}", "cpu": children_cpu() - before}
         if not out.exists():
             return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:100]}
         return json.loads(out.read_text())
@@ -50,22 +73,32 @@ def prepared(name: str, data: Path, n_obs: int | None, folder: Path) -> tuple[Pa
     """Write what the methods read: counts and positions alone; or a generated section of a given size."""
     path = folder / f"{name}.h5ad"
     if n_obs is None:
-        truth, k = SECTIONS[name]
+        truth, k, platform_name = SECTIONS[name]
         adata = ad.read_h5ad(data / f"{name}.h5ad")
         labels = adata.obs[truth].astype(object).to_numpy()
     else:
         import stxtools as st
 
         adata = st.datasets.synthetic_tissue(n_obs, 500, platform="merfish", mean_depth=85.0, show_progress=False)
-        labels, k = adata.obs["compartment"].astype(object).to_numpy(), 5
+        labels, k, platform_name = adata.obs["compartment"].astype(object).to_numpy(), 5, "merfish"
     ad.AnnData(
-        adata.X, obs=adata.obs[[]].copy(), var=adata.var[[]].copy(), obsm={"spatial": adata.obsm["spatial"]}
+        adata.X,
+        obs=adata.obs[[]].copy(),
+        var=adata.var[[]].copy(),
+        obsm={"spatial": adata.obsm["spatial"]},
+        uns={"platform": platform_name},
     ).write_h5ad(path)
     return path, labels, k
 
 
-def rows_of(name: str, n_obs: int | None, args: argparse.Namespace) -> list[str]:
-    rows, ours = [], None
+def times(found: dict[str, object], ours: dict[str, object] | None, what: str) -> str:
+    return "" if ours is None else f"{float(found[what]) / float(ours[what]):.1f}"  # type: ignore[arg-type]
+
+
+def rows_of(name: str, n_obs: int | None, args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    rows: list[str] = []
+    missing: list[str] = []
+    ours = None
     with tempfile.TemporaryDirectory() as folder:
         source, truth, k = prepared(name, args.data, n_obs, Path(folder))
         known = np.array([isinstance(v, str) for v in truth]) if truth is not None else None
@@ -73,19 +106,27 @@ def rows_of(name: str, n_obs: int | None, args: argparse.Namespace) -> list[str]
             found = run_method(method, source, k, args)
             sys.stderr.write(f"{name} {method}: { {a: b for a, b in found.items() if a != 'labels'} }\n")
             if "missing" in found:
+                missing.append(f"{method} (no module {found['missing']})")
                 continue
             if "failed" in found:
-                rows.append(f"| {name} | {method} | {found['failed']} | | | | |")
+                cpu = f"{found['cpu']:.0f}" if "cpu" in found else ""
+                rows.append(f"| {name} | {method} | {found['failed']} | {cpu} | | | | |")
                 continue
             labels = np.asarray(found["labels"])
             ours = found if method == "stxtools" else ours
-            ratio = "" if ours is None else f"{float(found['cpu']) / float(ours['cpu']):.1f}"  # type: ignore[arg-type]
             ari = adjusted_rand_score(truth[known].astype(str), labels[known])  # type: ignore[index]
-            rows.append(
-                f"| {name} | {method} | {found['seconds']:.1f} | {found['cpu']:.1f} | {ratio} | "
-                f"{found['peak_gb']:.2f} | {ari:.3f} ({len(set(labels.tolist()))} of {k}) |"
+            cells = (
+                name,
+                f"{method}, {found['version']}",
+                f"{found['seconds']:.1f}",
+                f"{found['cpu']:.1f}",
+                times(found, ours, "cpu"),
+                f"{found['peak_gb']:.2f}",
+                times(found, ours, "peak_gb"),
+                f"{ari:.3f} ({len(set(labels.tolist()))} of {k})",
             )
-    return rows
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows, missing
 
 
 def main() -> None:
@@ -94,19 +135,26 @@ def main() -> None:
     parser.add_argument("--envs", type=Path, help="folder of virtual environments, one for each peer")
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="also generated sections of these sizes")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--limit", type=float, default=1800.0, help="most seconds for one method")
+    parser.add_argument("--limit", type=float, default=1800.0, help="most seconds of wall time for one method")
+    parser.add_argument("--threads", type=int, help="threads of each method; without it, its own choice")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     cases: list[tuple[str, int | None]] = [(n, None) for n in SECTIONS if (args.data / f"{n}.h5ad").exists()]
     cases += [(f"generated, {n:,} cells", n) for n in args.sizes]
+    threads = "threads as each method likes" if args.threads is None else f"threads: {args.threads}"
     lines = [
-        f"{platform.machine()}, {time.strftime('%Y-%m-%d')}",
+        f"{platform.machine()}, {os.cpu_count()} cores, {threads}, {time.strftime('%Y-%m-%d')}",
         "",
-        "| section | method | seconds | of the processor | times ours | peak GB | ARI (classes) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(HEAD)} |",
+        "| --- " * len(HEAD) + "|",
     ]
+    left_out: list[str] = []
     for name, n_obs in cases:
-        lines += rows_of(name, n_obs, args)
+        rows, missing = rows_of(name, n_obs, args)
+        lines += rows
+        left_out += [m for m in missing if m not in left_out]
+    if left_out:
+        lines += ["", f"Not installed: {', '.join(left_out)}."]
     text = "\n".join(lines) + "\n"
     if args.out is not None:
         args.out.write_text(text)
