@@ -78,7 +78,7 @@ def test_labels_around_count_where_they_help():
     xy, codes = _labelled(rng)
     fold = spatial_blocks(xy, 36) % 4
     vague = np.eye(3)[codes] * 1.7 + rng.normal(size=(len(xy), 3))
-    said = ask_left_out([(xy, codes)], fold, lambda seen, left: vague[left], None, 3, around=True)
+    said = ask_left_out([(xy, codes)], [fold], lambda seen, left: vague[left], None, 3, around=True)
     assert said is not None
     apart, around = said.weights()
     assert apart.place == 0
@@ -102,7 +102,7 @@ def test_labels_around_are_left_out_where_they_heed_no_place():
     scattered = rng.integers(0, 3, len(xy))
     told = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
     fold = spatial_blocks(xy, 36) % 4
-    said = ask_left_out([(xy, scattered)], fold, lambda seen, left: told[left], None, 3, around=True)
+    said = ask_left_out([(xy, scattered)], [fold], lambda seen, left: told[left], None, 3, around=True)
     assert said is not None
     _, around = said.weights()
     assert around is None or around.place < 0.1 * around.linear
@@ -111,7 +111,9 @@ def test_labels_around_are_left_out_where_they_heed_no_place():
 def test_without_blocks_to_leave_out_nothing_is_weighed():
     xy, codes = _labelled(np.random.default_rng(0))
     fold = np.zeros(len(xy), dtype=np.int64)
-    assert ask_left_out([(xy, codes)], fold, lambda seen, left: np.zeros((left.sum(), 3)), None, 3, around=True) is None
+    assert (
+        ask_left_out([(xy, codes)], [fold], lambda seen, left: np.zeros((left.sum(), 3)), None, 3, around=True) is None
+    )
 
 
 def test_who_is_asked_has_not_seen_the_answer():
@@ -123,9 +125,9 @@ def test_who_is_asked_has_not_seen_the_answer():
         assert (seen | left).all()
         return np.zeros((left.sum(), 3))
 
-    said = ask_left_out([(xy, codes)], fold, strict, strict, 3, around=False)
+    said = ask_left_out([(xy, codes)], [fold, spatial_blocks(xy, 9) % 3], strict, strict, 3, around=False)
     assert said is not None
-    assert len(said.truth) == len(xy)
+    assert len(said.truth) == 2 * len(xy)
     assert said.place == {}
 
 

@@ -162,21 +162,21 @@ def _loss(weights: FloatArray, logits: FloatArray, truth: Codes) -> tuple[float,
 
 def ask_left_out(
     sections: Sequence[tuple[FloatArray, Codes]],
-    fold: Codes,
+    folds: Sequence[Codes],
     linear: Callable[[NDArray[np.bool_], NDArray[np.bool_]], FloatArray],
     trees: Callable[[NDArray[np.bool_], NDArray[np.bool_]], FloatArray] | None,
     n_classes: int,
     *,
     around: bool,
 ) -> LeftOut | None:
-    """Train on all folds but one and ask about it, fold by fold; None where there are not two to compare.
+    """Train on all folds but one and ask about it, fold by fold, for each division; None where there are not two folds.
 
     Parameters
     ----------
     sections
         Coordinates and class codes (-1 unlabelled) of the observations of each section.
-    fold
-        Fold of every observation of all sections, whole blocks; -1 for those to leave alone.
+    folds
+        Divisions: the fold of every observation of all sections, whole blocks; -1 for those to leave alone.
     linear, trees
         Logits of the second observations, learned from the first.
     n_classes
@@ -185,13 +185,13 @@ def ask_left_out(
         Whether the labels around are asked.
     """
     codes = np.concatenate([c for _, c in sections])
-    known = (codes >= 0) & (fold >= 0)
-    unit = typical_gap(sections, fold, known) if around else 0.0
+    asked = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]
+    unit = float(np.mean([typical_gap(sections, fold, known) for fold, known in asked])) if around and asked else 0.0
     reaches = [r * unit for r in REACHES] if unit > 0 else []
     said: dict[str, list[FloatArray]] = {"linear": [], "trees": []}
     place: dict[float, list[FloatArray]] = {reach: [] for reach in reaches}
     truth = []
-    for left, seen in _turns(codes, fold, known):
+    for left, seen in (turn for fold, known in asked for turn in _turns(codes, fold, known)):
         said["linear"].append(linear(seen, left))
         if trees is not None:
             said["trees"].append(trees(seen, left))

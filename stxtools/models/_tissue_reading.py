@@ -31,7 +31,7 @@ from ._trees import Trees, grow_trees
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
 MIX, VALUES_MIX = 0.8, 2 / 3  # share in the outputs, beside the network, of what classifiers and regressions tell
-_LEFT_OUT, _LEAST = 16, 4  # blocks of a section to leave out for the classifiers' weights; labelled ones at least
+_LARGE = 16  # large blocks of a section to leave out for the classifiers' weights
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
 
 
@@ -225,19 +225,19 @@ class Lessons:
         asked = params.trees and (apart.trees > 0 or (around is not None and around.trees > 0))
         return Told(linear, trees(known) if asked else None, apart, around, said.alone())
 
-    def _folds(self, known: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Folds of whole blocks to leave out, -1 where nothing is known.
+    def _folds(self, known: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+        """Divisions of the labels into folds of whole blocks, -1 where nothing is known.
 
-        The blocks are larger than those of early stopping: trees that read a wide neighbourhood, and labels around,
-        tell too well of a small block between labelled ones. Where few of them hold labels, smaller ones have to do.
+        By small blocks and by large ones, for nobody knows how far from labels a model will be asked: trees that read a
+        wide neighbourhood, and labels around, tell too well of a small block between labelled ones; large ones are few.
         """
-        fold = np.full(len(known), -1)
-        large = np.concatenate(groups_of(self.sections, whole=False, most=_LEFT_OUT))
-        for group, least in ((large, _LEAST), (self._anchor_input.group, 2)):
-            if len(np.unique(group[known])) >= least:
+        found = []
+        for group in (self._anchor_input.group, np.concatenate(groups_of(self.sections, whole=False, most=_LARGE))):
+            if len(np.unique(group[known])) > 1:
+                fold = np.full(len(known), -1)
                 fold[known] = deal_folds(group[known], self.rng)
-                break
-        return fold
+                found.append(fold)
+        return found
 
     def _codes(self, task: str) -> NDArray[np.int64]:
         return np.concatenate([s.labels[task] for s in self.sections])
