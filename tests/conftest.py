@@ -137,3 +137,15 @@ def assert_same(a: object, b: object, where: str = "") -> None:
         np.testing.assert_array_equal(a, np.asarray(b), err_msg=where)
     else:
         assert a == b, where
+
+
+@pytest.fixture
+def labelled_patches() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Make points in a square, and their class: a disc, a strip on the right, and the rest."""
+
+    def make(rng: np.random.Generator, n: int = 1200) -> tuple[np.ndarray, np.ndarray]:
+        xy = rng.uniform(0, 40, (n, 2))
+        codes = (np.hypot(*(xy - 20).T) < 11).astype(np.int64) + 2 * (xy[:, 0] > 33)
+        return xy, np.minimum(codes, 2)
+
+    return make

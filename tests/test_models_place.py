@@ -12,14 +12,8 @@ from stxtools.models._place import label_logits
 QUICK = {"epochs": 2, "pretrain": "none", "unet": False, "hidden": 16, "out_channels": 8}
 
 
-def _labelled(rng, n=1200):
-    xy = rng.uniform(0, 40, (n, 2))
-    codes = (np.hypot(*(xy - 20).T) < 11).astype(np.int64) + 2 * (xy[:, 0] > 33)
-    return xy, np.minimum(codes, 2)
-
-
-def test_labels_around_are_a_kernel_average():
-    xy, codes = _labelled(np.random.default_rng(0))
+def test_labels_around_are_a_kernel_average(labelled_patches):
+    xy, codes = labelled_patches(np.random.default_rng(0))
     hidden = np.where(np.random.default_rng(1).random(len(xy)) < 0.5, codes, -1)
     found = label_logits(xy, hidden, 3, reach=3.0)
     known = hidden >= 0
@@ -33,8 +27,8 @@ def test_labels_around_are_a_kernel_average():
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.98
 
 
-def test_far_from_labels_nothing_is_said():
-    xy, codes = _labelled(np.random.default_rng(0))
+def test_far_from_labels_nothing_is_said(labelled_patches):
+    xy, codes = labelled_patches(np.random.default_rng(0))
     left = np.where(xy[:, 0] < 10, codes, -1)
     found = label_logits(xy, left, 3, reach=1.0)
     assert np.abs(found[xy[:, 0] > 20][:, np.unique(left[left >= 0])]).max() < 1e-6

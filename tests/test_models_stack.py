@@ -25,12 +25,6 @@ def _rings(rng, n=900, n_classes=3):
     return z, np.minimum((np.hypot(z[:, 0], z[:, 1]) / 0.8).astype(np.int64), n_classes - 1)
 
 
-def _labelled(rng, n=1200):
-    xy = rng.uniform(0, 40, (n, 2))
-    codes = (np.hypot(*(xy - 20).T) < 11).astype(np.int64) + 2 * (xy[:, 0] > 33)
-    return xy, np.minimum(codes, 2)
-
-
 def test_trees_say_what_those_of_scikit_learn_say():
     z, codes = _rings(np.random.default_rng(0))
     codes[codes == 2] = 3  # a class that nobody has
@@ -73,9 +67,9 @@ def test_weights_make_sure_logits_less_sure():
     assert apart.trees == 0
 
 
-def test_labels_around_count_where_they_help():
+def test_labels_around_count_where_they_help(labelled_patches):
     rng = np.random.default_rng(0)
-    xy, codes = _labelled(rng)
+    xy, codes = labelled_patches(rng)
     fold = spatial_blocks(xy, 36) % 4
     vague = np.eye(3)[codes] * 1.7 + rng.normal(size=(len(xy), 3))
     said = ask_left_out([(xy, codes)], [fold], lambda seen, left: vague[left], None, 3, around=True)
@@ -96,9 +90,9 @@ def test_labels_around_count_where_they_help():
     np.testing.assert_allclose(Told(linear, None, apart, around)(own, 3), apart.linear * vague, atol=1e-5)
 
 
-def test_labels_around_are_left_out_where_they_heed_no_place():
+def test_labels_around_are_left_out_where_they_heed_no_place(labelled_patches):
     rng = np.random.default_rng(0)
-    xy, _ = _labelled(rng)
+    xy, _ = labelled_patches(rng)
     scattered = rng.integers(0, 3, len(xy))
     told = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
     fold = spatial_blocks(xy, 36) % 4
@@ -108,16 +102,16 @@ def test_labels_around_are_left_out_where_they_heed_no_place():
     assert around is None or around.place < 0.1 * around.linear
 
 
-def test_without_blocks_to_leave_out_nothing_is_weighed():
-    xy, codes = _labelled(np.random.default_rng(0))
+def test_without_blocks_to_leave_out_nothing_is_weighed(labelled_patches):
+    xy, codes = labelled_patches(np.random.default_rng(0))
     fold = np.zeros(len(xy), dtype=np.int64)
     assert (
         ask_left_out([(xy, codes)], [fold], lambda seen, left: np.zeros((left.sum(), 3)), None, 3, around=True) is None
     )
 
 
-def test_who_is_asked_has_not_seen_the_answer():
-    xy, codes = _labelled(np.random.default_rng(0))
+def test_who_is_asked_has_not_seen_the_answer(labelled_patches):
+    xy, codes = labelled_patches(np.random.default_rng(0))
     fold = spatial_blocks(xy, 36) % 4
 
     def strict(seen, left):

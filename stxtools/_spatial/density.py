@@ -15,7 +15,8 @@ N_NEIGHBOURS = 6  # a planar tiling has six neighbours on average
 
 def unique_points(xy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return distinct points, the row that stands for each, and for every row its distinct point."""
-    pairs = np.ascontiguousarray(xy).view(np.complex128)[:, 0]  # complex numbers sort by x, then y: faster than rows
+    # complex numbers sort by x, then y: faster than rows
+    pairs = np.ascontiguousarray(xy, dtype=np.float64).view(np.complex128)[:, 0]
     points, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
     return points.view(np.float64).reshape(-1, 2), first.astype(np.int64), inverse.reshape(-1).astype(np.int64)
 

@@ -59,8 +59,8 @@ def multitask(
     Huang et al. 2021); blocks of labels that are left out say what each of these counts (stacking, Wolpert 1992).
     Where three sections at least have labels and the one to predict is another, a linear classifier decides alone.
     ``params`` leaves parts out (``{"place": False}``: the labels around, ``{"trees": False}``: trees); a saved model
-    does not remember them. One labelled block in seven is held out for early stopping: the predictions on labelled
-    observations are *not* an estimate of accuracy on new tissue.
+    keeps all of them but the labels around. One labelled block in seven is held out for early stopping: the predictions
+    on labelled observations are *not* an estimate of accuracy on new tissue.
 
     Parameters
     ----------
