@@ -27,7 +27,7 @@ from ._tissue_inputs import (
 )
 from ._tissue_params import TissueNetParams
 from ._tissue_parts import graph_parts
-from ._trees import Trees, grow_trees
+from ._trees import N_ASKED, N_TREES, Trees, grow_trees
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
 MIX, VALUES_MIX = 0.8, 2 / 3  # share in the outputs, beside the network, of what classifiers and regressions tell
@@ -206,16 +206,16 @@ class Lessons:
             return Told(linear)
         seed = int(self.rng.integers(2**31))
 
-        def trees(seen: NDArray[np.bool_]) -> Trees:
+        def trees(seen: NDArray[np.bool_], n_trees: int = N_TREES) -> Trees:
             rows = sampled(np.flatnonzero(seen))
-            return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed)
+            return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed, n_trees)
 
         params = self.reading.params
         said = ask_left_out(
             [(s.section.xy, s.labels[task]) for s in self.sections],
             self._folds(known),
             lambda seen, left: class_anchor(inp, np.where(seen, codes, -1), n_classes, self.rng)(inp.z[left]),
-            (lambda seen, left: trees(seen)(inp.z[left, : inp.genes.start])) if params.trees else None,
+            (lambda seen, left: trees(seen, N_ASKED)(inp.z[left, : inp.genes.start])) if params.trees else None,
             n_classes,
             around=params.place,
         )

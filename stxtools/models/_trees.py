@@ -17,6 +17,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 FloatArray = NDArray[np.float64]
 
 N_TREES, LEAF = 100, 3
+N_ASKED = 40  # where they are only asked about observations left out: their weight hardly changes with more
 _TRIED = 0.3  # share of the features among which a cut is chosen
 _FLOOR = 2e-3  # added to each class's probability: trees that never saw a class there do not rule it out
 _CHUNK = 2000  # observations that go down all trees at a time
@@ -79,7 +80,9 @@ class Trees:
         return cls(**{name: arrays[f"{prefix}.{name}"] for name in cls.__dataclass_fields__})
 
 
-def grow_trees(z: NDArray[np.float32], codes: NDArray[np.int64], n_classes: int, seed: int) -> Trees:
+def grow_trees(
+    z: NDArray[np.float32], codes: NDArray[np.int64], n_classes: int, seed: int, n_trees: int = N_TREES
+) -> Trees:
     """Grow trees on labelled observations, all classes counting alike.
 
     Parameters
@@ -92,14 +95,16 @@ def grow_trees(z: NDArray[np.float32], codes: NDArray[np.int64], n_classes: int,
         Number of classes; those without observations get the least probability.
     seed
         Seed of the random cuts.
+    n_trees
+        How many.
     """
     forest = ExtraTreesClassifier(
-        N_TREES, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed
+        n_trees, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed
     )
     grown = forest.fit(z, codes)
     seen = grown.classes_.astype(np.int64)
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("child", "feature", "threshold", "share")}
-    roots = np.zeros(N_TREES, dtype=np.int64)
+    roots = np.zeros(n_trees, dtype=np.int64)
     start = 0
     for i, tree in enumerate(estimator.tree_ for estimator in grown.estimators_):
         own, leaf = np.arange(tree.node_count), tree.children_left < 0
