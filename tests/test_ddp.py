@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 from stxtools import settings
 from stxtools.nn._augment import Augmentation
-from stxtools.nn._segmentation import SegmentationTask, view_loader, whole_loader
+from stxtools.nn._recipe import Training
+from stxtools.nn._segmentation import SegmentationTask
 from stxtools.nn._tiles import PixelRaster, predict_pixels
-from stxtools.nn._training import Training, run_training
+from stxtools.nn._training import run_training
 from stxtools.nn._unet import SegmentationNet, UNet
+from stxtools.nn._views import view_loader, whole_loader
 
 
 def _raster() -> PixelRaster:

@@ -53,6 +53,20 @@ def test_import_is_cheap(statement: str, with_anndata: set[str]) -> None:
     assert (_packages_after(statement) - with_anndata) & HEAVY == set()
 
 
+def test_applying_a_model_imports_no_training_loop(tmp_path: Path, with_anndata: set[str]) -> None:
+    """Lightning and the compiler behind it take longer to import than a section takes to segment."""
+    adata = st.datasets.synthetic_tissue(n_obs=300, random_state=0, show_progress=False)
+    adata.write_h5ad(tmp_path / "section.h5ad")
+    st.tl.segment(adata, n_segments=2, save_model=tmp_path / "tissue.stx", params={"epochs": 1, "pretrain": "none"})
+    section, model = str(tmp_path / "section.h5ad"), str(tmp_path / "tissue.stx")
+    new = _packages_after(
+        f"import anndata, stxtools as st; adata = anndata.read_h5ad({section!r}); "
+        f"st.tl.segment(adata, model={model!r}, show_progress=False); assert 'segment' in adata.obs"
+    )
+    assert "torch" in new
+    assert (new - with_anndata) & {"lightning", "scanpy", "sklearn", "squidpy", "sympy"} == set()
+
+
 def test_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = st.nonsense

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from stxtools.nn._augment import Augmentation, affine_grid, block_mask, resample
 from stxtools.nn._gnn import RegionGNN, SumConv
 from stxtools.nn._layers import ChannelNorm, GaussianPyramid
-from stxtools.nn._segmentation import RandomViews, nt_xent, soft_cross_entropy, usual_epochs
+from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._segmentation import nt_xent, soft_cross_entropy
 from stxtools.nn._tiles import PixelRaster
 from stxtools.nn._tissue import share_cross_entropy
-from stxtools.nn._training import Task, Training, run_training, seeded
+from stxtools.nn._training import Task, run_training
 from stxtools.nn._unet import SegmentationNet, UNet
+from stxtools.nn._views import RandomViews, usual_epochs
 
 
 def unet(**kwargs) -> UNet:

@@ -8,9 +8,9 @@ import torch
 
 from stxtools import settings
 from stxtools.nn._augment import Augmentation
-from stxtools.nn._segmentation import WHOLE, RandomViews, view_loader, whole_loader
 from stxtools.nn._tiles import LARGEST_TILE, PixelRaster, predict_pixels, tile_margin, tile_side
 from stxtools.nn._unet import SegmentationNet, UNet
+from stxtools.nn._views import WHOLE, RandomViews, view_loader, whole_loader
 
 
 def _raster(shape: tuple[int, int], channels: int, share: float, seed: int = 0) -> PixelRaster:

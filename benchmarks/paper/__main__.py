@@ -19,6 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # its threads wait busily and slow the other process down
 os.environ["MPLBACKEND"] = "Agg"
 
 import pandas as pd

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools.nn._gnn import RegionGNN
-from stxtools.nn._training import Task, Training, run_training, seeded
+from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._training import Task, run_training
 
 from ._attribution import unet_saliency
 from ._baselines import Baseline, Classes, EvaluationSection, Labels

@@ -12,18 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from stxtools.nn._augment import Augmentation
-from stxtools.nn._segmentation import (
-    ContrastivePretraining,
-    MaskedPretraining,
-    SegmentationTask,
-    usual_epochs,
-    view_loader,
-    view_size,
-    whole_loader,
-)
+from stxtools.nn._recipe import Training, seeded
 from stxtools.nn._tiles import PixelRaster, predict_pixels
-from stxtools.nn._training import Training, run_training, seeded
 from stxtools.nn._unet import SegmentationNet, UNet
+from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loader
 
 from ._calibration import matching_temperature, tempered
 from ._params import SegmenterParams, as_dict, resolve
@@ -258,6 +250,9 @@ class Segmenter:
         return SegmentationNet(unet, len(self.classes))
 
     def _train(self, tensors: list[PixelRaster], how: dict[str, Any], *, again: bool = False) -> None:
+        from stxtools.nn._segmentation import SegmentationTask
+        from stxtools.nn._training import run_training
+
         p = self.params
         with seeded(how["seed"]):
             net = self._new_net() if self.net is None else self.net
@@ -278,6 +273,9 @@ class Segmenter:
         return Augmentation(self.params.rotation, self.params.scaling, True, self.params.drop)
 
     def _pretrain(self, unet: UNet, tensors: list[PixelRaster], how: dict[str, Any]) -> None:
+        from stxtools.nn._segmentation import ContrastivePretraining, MaskedPretraining
+        from stxtools.nn._training import run_training
+
         p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
         training = Training(p.pretrain_epochs, p.pretrain_epochs, lr=p.lr, weight_decay=p.weight_decay)
         with seeded(how["seed"] + 1):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
-from sklearn.covariance import ledoit_wolf
 
 from stxtools._spatial.graph import neighbour_mean
 from stxtools._spatial.smoothing import Neighbourhoods
@@ -132,6 +131,8 @@ class ShrinkageLDA:
 
 def class_shrinkage(z: FloatArray, labels: IntArray, n_classes: int) -> float:
     """Mean Ledoit-Wolf shrinkage of the classes' correlation matrices, weighted by their size."""
+    from sklearn.covariance import ledoit_wolf
+
     found, sizes = [], []
     for c in range(n_classes):
         part = z[labels == c]

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, TensorDataset
 
-from stxtools.nn._student import Imitation, Means, PyramidMLP
+from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._student import Means, PyramidMLP
 from stxtools.nn._tiles import PixelRaster, predict_pixels
-from stxtools.nn._training import Training, run_training, seeded
 
 from ._params import SegmenterParams, resolve
 from ._rasters import section_raster
@@ -74,6 +74,9 @@ class Student(Segmenter):
         random_state, accelerator, devices, show_progress
             As in :meth:`Segmenter.fit`.
         """
+        from stxtools.nn._imitation import Imitation
+        from stxtools.nn._training import run_training
+
         self.classes, self.projection, self.use_rep = list(teacher.classes), teacher.projection, teacher.use_rep
         self.image_key, self.centre, self.scale = teacher.image_key, teacher.centre, teacher.scale
         self.temperature, self.history = 1.0, []  # the teacher's is in the answers that are imitated

@@ -14,9 +14,8 @@ from scipy import sparse
 from scipy.special import softmax
 
 from stxtools.nn._gnn import RegionGNN
+from stxtools.nn._recipe import Training, seeded
 from stxtools.nn._tissue import GraphTensors, TissueModule
-from stxtools.nn._tissue_task import EmbeddingTask, TissueTask, UNetPretraining
-from stxtools.nn._training import Training, run_training, seeded
 from stxtools.nn._unet import UNet
 from stxtools.nn._weighting import task_weighting
 
@@ -179,6 +178,9 @@ class TissueNet:
         return factors
 
     def _fit_embedding(self, sections: Sequence[RegionSection], how: dict[str, Any]) -> None:
+        from stxtools.nn._tissue_task import EmbeddingTask
+        from stxtools.nn._training import run_training
+
         p, module = self.params, self._trained()
         graphs = [self.reading.tensors(s) for s in sections]
         with seeded(how["seed"]):
@@ -194,6 +196,9 @@ class TissueNet:
         rng: np.random.Generator,
         how: dict[str, Any],
     ) -> None:
+        from stxtools.nn._tissue_task import TissueTask, UNetPretraining
+        from stxtools.nn._training import run_training
+
         p, module = self.params, self._trained()
         lessons = Lessons(self.reading, sections, self.tasks, rng)
         graphs = lessons.graphs

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ._layers import GaussianPyramid, he_init
-from ._training import Task, Training
-from ._unet import SegmentationNet
 
 SQUEEZED = 4  # channels that are smoothed: smoothing is what the student's time goes into
 
@@ -77,27 +74,3 @@ class Means(nn.Module):
     def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mask in place of logits, and the means."""
         return occupied, self.unet.pyramid(x, occupied)
-
-
-class Imitation(Task):
-    """Cross-entropy of the student's classes with the teacher's probabilities (Hinton et al. 2015)."""
-
-    def __init__(self, net: SegmentationNet, training: Training) -> None:
-        super().__init__(training)
-        self.net = net
-
-    def logits(self, means: Tensor) -> Tensor:
-        """(B, F) -> (B, K)."""
-        student: PyramidMLP = self.net.unet  # type: ignore[assignment]
-        return self.net.head(student.from_means(means)[:, :, None, None])[:, :, 0, 0]
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch of pixels."""
-        means, target = batch
-        return self.record(-(target * F.log_softmax(self.logits(means), dim=1)).sum(dim=1).mean())
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """The same on pixels held out."""
-        means, target = batch
-        loss = -(target * F.log_softmax(self.logits(means), dim=1)).sum(dim=1).mean()
-        self.log("val_loss", loss, batch_size=len(means))

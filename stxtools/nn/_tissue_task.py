@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ._augment import block_mask
+from ._recipe import Training
 from ._tissue import GraphTensors, TissueModule, TissueOutput, share_cross_entropy, weighted_mse
-from ._training import Task, Training
+from ._training import Task
 from ._unet import UNet
 from ._weighting import TaskWeighting
 

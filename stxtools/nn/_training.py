@@ -10,7 +10,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +21,7 @@ from torch.utils.data import DataLoader
 
 from .._progress import is_shown
 from .._settings import settings
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a module is trained.
-
-    Attributes
-    ----------
-    max_epochs
-        Most epochs; early stopping may end sooner.
-    patience
-        Epochs without a better validation loss before training stops.
-    min_delta
-        What counts as better.
-    lr
-        Learning rate of Adam.
-    weight_decay
-        Decoupled weight decay.
-    """
-
-    max_epochs: int = 30
-    patience: int = 6
-    min_delta: float = 1e-4
-    lr: float = 3e-3
-    weight_decay: float = 1e-4
+from ._recipe import Training, seeded
 
 
 class Task(pl.LightningModule):
@@ -152,15 +127,6 @@ def _interruptible() -> Iterator[None]:
     finally:
         if main and signal.getsignal(signal.SIGINT) is not handler:
             signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch within the block and give the user's generator state back afterwards."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

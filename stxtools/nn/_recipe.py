@@ -1,0 +1,43 @@
+"""How a module is trained, without the loop that does it: a model that is only applied need not import Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a module is trained.
+
+    Attributes
+    ----------
+    max_epochs
+        Most epochs; early stopping may end sooner.
+    patience
+        Epochs without a better validation loss before training stops.
+    min_delta
+        What counts as better.
+    lr
+        Learning rate of Adam.
+    weight_decay
+        Decoupled weight decay.
+    """
+
+    max_epochs: int = 30
+    patience: int = 6
+    min_delta: float = 1e-4
+    lr: float = 3e-3
+    weight_decay: float = 1e-4
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch within the block and give the user's generator state back afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
