@@ -119,7 +119,7 @@ def _sensitivity(out: Path, trials: pd.DataFrame) -> list[str]:
     return [
         "## Figure 6: AUROC over the weights of the two losses\n",
         "![AUROC over alpha and beta](figure6.png)\n\nFigure 6: mean AUROC of both tasks on MERFISH-like tissue of "
-        f"{int(trials['n_obs'].iloc[0]):,} cells, a fifth of the blocks held out, mean ± standard deviation over seeds "
+        f"{int(trials['n_obs'].iloc[0]):,} cells, a third of the blocks held out, mean ± standard deviation over seeds "
         f"({seeds}), each with a tissue of its own. Between the worst and the best cell lie "
         f"{cells['value'].max() - cells['value'].min():.4f}{within}.\n",
     ]
