@@ -196,7 +196,7 @@ SLOTS: tuple[SlotRow, ...] = (
         f"{k.DISTILL}/agreement",
         "float",
         "-",
-        "share of held-out pixels classed as the teacher does",
+        "share of held-out pixels classed as the teacher does; for a framework a dict of each task's",
     ),
     # tl.region_graph
     SlotRow("tl.region_graph", "obs", k.REGION, "category", "n_obs", "connected region of the observation"),

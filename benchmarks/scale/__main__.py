@@ -29,47 +29,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np
 import pandas as pd
+from measured import PeakMemory, generated
 
-GENES = 500
-DEPTH = 85.0  # counts per cell at which about a tenth of the entries of 500 genes is filled
 STEPS = (
     "normalize", "segment", "region_graph", "embed", "biomarkers", "apply", "draw segment", "draw attention",
     "draw biomarkers",
 )  # fmt: skip
-
-
-class PeakMemory:
-    """Peak resident memory of this process since the last reset, in GB."""
-
-    def __init__(self) -> None:
-        self._linux = Path("/proc/self/clear_refs").exists()
-
-    def reset(self) -> None:
-        if self._linux:
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def read(self) -> float:
-        if self._linux:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM"):
-                    return int(line.split()[1]) / 2**20
-        import resource
-
-        unit = 2**30 if sys.platform == "darwin" else 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def generated(n_obs: int, folder: Path) -> Path:
-    """Generate and keep a section of ``n_obs`` cells."""
-    import stxtools as st
-
-    path = folder / f"cells_{n_obs}.h5ad"
-    if not path.exists():
-        adata = st.datasets.synthetic_tissue(
-            n_obs, GENES, platform="merfish", mean_depth=DEPTH, random_state=0, show_progress=False
-        )
-        adata.write_h5ad(path)
-    return path
 
 
 def drawn(axes: Any) -> None:

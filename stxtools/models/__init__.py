@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ._student import Student
     from ._tissue_inputs import RegionSection
     from ._tissue_params import TissueNetParams
+    from ._tissue_student import TissueStudent
     from ._tissuenet import TissueNet, TissuePrediction
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -27,5 +28,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "TissueNetParams": "_tissue_params",
         "RegionSection": "_tissue_inputs",
         "TissuePrediction": "_tissuenet",
+        "TissueStudent": "_tissue_student",
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -314,20 +314,21 @@ class Segmenter:
         else:
             arrays = module_arrays(self._trained(), "net.")
         arrays |= {"centre": self.centre, "scale": self.scale}
-        config: dict[str, Any] = {
-            "params": as_dict(self.params),
-            "classes": self.classes,
-            "use_rep": self.use_rep,
-            "temperature": self.temperature,
-            "image_key": self.image_key,
-        }
+        config = self._described()
         if self.projection is not None:
             described, projection = self.projection.to_file()
             config, arrays = config | described, arrays | projection
         save_model(path, type(self).__name__, config, arrays)
 
+    def _described(self) -> dict[str, Any]:
+        """Plain values that a model file keeps."""
+        return {
+            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
+            "temperature": self.temperature, "image_key": self.image_key,
+        }  # fmt: skip
+
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Segmenter:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a model that :meth:`save` wrote.
 
         Raises
@@ -337,8 +338,7 @@ class Segmenter:
         """
         config, arrays = load_model(path, cls.__name__)
         self = cls(config["params"])
-        self.classes, self.use_rep = list(config["classes"]), config["use_rep"]
-        self.temperature, self.image_key = config.get("temperature", 1.0), config.get("image_key")
+        self._remember(config)
         self.centre, self.scale = arrays["centre"], arrays["scale"]
         self.projection = GeneProjection.from_file(config, arrays)
         if not self.classes:
@@ -350,6 +350,11 @@ class Segmenter:
         self.net = self._new_net()
         load_module(self.net, arrays, "net.")
         return self
+
+    def _remember(self, config: Mapping[str, Any]) -> None:
+        """Take back what :meth:`_described` gave."""
+        self.classes, self.use_rep = list(config["classes"]), config["use_rep"]
+        self.temperature, self.image_key = config.get("temperature", 1.0), config.get("image_key")
 
     def starting_point(self) -> Segmenter:
         """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""

@@ -72,12 +72,24 @@ class SmoothedGenes:
         self.axes = np.ascontiguousarray(right.T, dtype=np.float32)
         return self
 
-    def transform(self, logged: sparse.csr_matrix, xy: FloatArray) -> NDArray[np.float32]:
-        """Scores of a section, (n, k)."""
-        out = np.empty((len(xy), self.axes.shape[1]), dtype=np.float32)
-        for at, rows in self._rows(logged, xy, np.arange(len(xy))):
-            out[at] = rows @ self.axes
-        return out
+    def transform(
+        self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of a section, (n, k), or of some of its ``rows``."""
+        rows = np.arange(len(xy)) if rows is None else rows
+        parts = [smoothed @ self.axes for _, smoothed in self._rows(logged, xy, rows)]
+        return np.concatenate(parts) if parts else np.empty((0, self.axes.shape[1]), dtype=np.float32)
+
+    def loadings(
+        self, coefficients: NDArray[np.floating], sections: Sequence[tuple[sparse.csr_matrix, FloatArray]]
+    ) -> list[NDArray[np.float64]]:
+        """Carry a linear map of the scores, (k, m), back to the genes: (G, m) for the means of each size.
+
+        Where genes are scaled section by section, with the mean scale of ``sections``.
+        """
+        scale = np.mean([self._scale([pooling(xy, s) for s in self.sizes], g) for g, xy in sections], axis=0)
+        whole = (self.axes @ coefficients) / scale[:, None]
+        return np.split(whole.astype(np.float64), len(self.sizes))
 
     def _rows(
         self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]
@@ -85,13 +97,17 @@ class SmoothedGenes:
         """Smoothed and scaled genes of ``rows``, a chunk at a time."""
         mean = np.tile(np.asarray(logged.mean(axis=0)).ravel(), len(self.sizes)).astype(np.float32)
         pools = [pooling(xy, size) for size in self.sizes]
-        scale = np.tile(self.gene_scale, len(self.sizes)) * self.scale
-        if self.by_section:
-            some = np.unique(np.linspace(0, len(xy) - 1, _CHUNK).astype(np.int64))
-            scale = _smoothed(pools, logged, some).std(axis=0) + _SECTION_FLOOR
+        scale = self._scale(pools, logged)
         for start in range(0, len(rows), _CHUNK):
             at = rows[start : start + _CHUNK]
             yield at, ((_smoothed(pools, logged, at) - mean) / scale).astype(np.float32)
+
+    def _scale(self, pools: Sequence[sparse.csr_matrix], logged: sparse.csr_matrix) -> NDArray[np.float32]:
+        """Divisor of each smoothed gene, (sizes x G,)."""
+        if not self.by_section:
+            return np.tile(self.gene_scale, len(self.sizes)) * self.scale
+        some = np.unique(np.linspace(0, logged.shape[0] - 1, _CHUNK).astype(np.int64))
+        return np.asarray(_smoothed(pools, logged, some).std(axis=0) + _SECTION_FLOOR)
 
     def to_file(self) -> dict[str, NDArray[Any]]:
         """Arrays that a model file keeps."""

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, TensorDataset
 
+from stxtools._spatial.blocks import spatial_blocks
 from stxtools.nn._recipe import Training, seeded
 from stxtools.nn._student import Means, PyramidMLP
 from stxtools.nn._tiles import PixelRaster, predict_pixels
@@ -21,7 +22,7 @@ from ._segmenter import Segmenter, best_device
 
 SAMPLE = 60_000  # pixels that are learned from: more did not help
 BATCH = 512  # at most: a small section is learned in smaller steps, some 30 an epoch
-_HELD_OUT = 0.1
+_BLOCKS, _HELD = 40, 4  # blocks of a section, and how many of them are not learned from: pixels side by side are alike
 _DEFAULTS: dict[str, Any] = {"width": 16, "depth": 0, "sigmas": (0.0, 1.0, 2.0, 4.0), "epochs": 20, "patience": 4}
 
 
@@ -63,7 +64,8 @@ class Student(Segmenter):
     ) -> Student:
         """Learn to answer as ``teacher`` does on ``sections``.
 
-        Sets :attr:`agreement`, the share of pixels that were not learned from on which both name the same class.
+        Sets :attr:`agreement`, the share of pixels in blocks that were not learned from on which both name the same
+        class.
 
         Parameters
         ----------
@@ -74,48 +76,58 @@ class Student(Segmenter):
         random_state, accelerator, devices, show_progress
             As in :meth:`Segmenter.fit`.
         """
+        self.classes, self.projection, self.use_rep = list(teacher.classes), teacher.projection, teacher.use_rep
+        self.image_key, self.centre, self.scale = teacher.image_key, teacher.centre, teacher.scale
+        answers = [teacher.predict([section], accelerator=accelerator)[0].proba for section in sections]
+        how: dict[str, Any] = {
+            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
+        }  # fmt: skip
+        self.agreement = self._learn([self._centred(s) for s in sections], answers, [len(self.classes)], how)[0]
+        return self
+
+    def _learn(
+        self,
+        sections: Sequence[Section],
+        answers: Sequence[NDArray[np.floating]],
+        sizes: Sequence[int],
+        how: dict[str, Any],
+    ) -> list[float]:
+        """Train on ``answers`` (n, K) about centred sections, NaN where there is none; return each task's agreement."""
         from stxtools.nn._imitation import Imitation
         from stxtools.nn._training import run_training
 
-        self.classes, self.projection, self.use_rep = list(teacher.classes), teacher.projection, teacher.use_rep
-        self.image_key, self.centre, self.scale = teacher.image_key, teacher.centre, teacher.scale
         self.temperature, self.history = 1.0, []  # the teacher's is in the answers that are imitated
-        rng, device = np.random.default_rng(random_state), best_device(accelerator)
-        with seeded(random_state):
+        rng, device = np.random.default_rng(how["seed"]), best_device(how["accelerator"])
+        with seeded(how["seed"]):
             net = self._new_net()
         share = SAMPLE / max(sum(s.n_obs for s in sections), 1)
         parts = []
-        for section in sections:
-            raster, member = section_raster(self._centred(section), self.scale)
-            answer = teacher.predict([section], accelerator=accelerator)[0].proba
-            target = np.empty((len(raster.flat), answer.shape[1]), dtype=np.float32)
-            target[member] = answer  # the same for all observations of a pixel
-            rows = np.flatnonzero(rng.random(len(raster.flat)) < share)
-            parts.append((_means_at(net.unet, raster, rows, device), torch.from_numpy(target[rows])))
-        means, target_at = (torch.cat(column) for column in zip(*parts, strict=True))
-        order = torch.from_numpy(rng.permutation(len(means)))
-        n_held = max(1, int(_HELD_OUT * len(means)))
-        held, learned = order[:n_held], order[n_held:]
+        for section, answer in zip(sections, answers, strict=True):
+            raster, member = section_raster(section, self.scale)
+            known = np.isfinite(answer).all(axis=1)
+            target = section.pooled(np.nan_to_num(answer), member, known)
+            rows = np.flatnonzero((np.bincount(member, known) > 0) & (rng.random(len(raster.flat)) < share))
+            held = _blocks_held(raster.flat.numpy()[rows], section.shape[1], rng)
+            parts.append((_means_at(net.unet, raster, rows, device), torch.from_numpy(target[rows]), held))
+        means, target_at, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
+        n_learned = int((~held_out).sum())
         p = self.params
         epochs = _DEFAULTS["epochs"] if p.epochs is None else p.epochs
-        task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
-        generator = torch.Generator().manual_seed(random_state)
+        task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay), sizes)
+        generator = torch.Generator().manual_seed(how["seed"])
         train = DataLoader(
-            TensorDataset(means[learned], target_at[learned]),
-            batch_size=min(max(len(learned) // 30, 16), BATCH),
+            TensorDataset(means[~held_out], target_at[~held_out]),
+            batch_size=min(max(n_learned // 30, 16), BATCH),
             shuffle=True,
             generator=generator,
         )
-        val = DataLoader(TensorDataset(means[held], target_at[held]), batch_size=4096)
-        self.history = run_training(
-            task, train, val, seed=random_state, accelerator=accelerator, devices=devices,
-            stage="distill", desc="student", show_progress=show_progress,
-        )  # fmt: skip
+        val = DataLoader(TensorDataset(means[held_out], target_at[held_out]), batch_size=4096)
+        self.history = run_training(task, train, val, stage="distill", desc="student", **how)
         self.net = net
         with torch.no_grad():
-            found = task.logits(means[held]).argmax(dim=1)
-        self.agreement = float((found == target_at[held].argmax(dim=1)).float().mean())
-        return self
+            said = task.logits(means[held_out]).split(list(sizes), dim=1)
+        wanted = target_at[held_out].split(list(sizes), dim=1)
+        return [float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean()) for a, b in zip(said, wanted, strict=True)]
 
     def fit(self, sections: Sequence[Section], **kwargs: Any) -> Segmenter:
         """Raise: a student learns from a teacher.
@@ -134,3 +146,10 @@ class Student(Segmenter):
 def _means_at(net: Any, raster: PixelRaster, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
     """Means that the perceptron reads at some of the occupied pixels, (len(rows), F)."""
     return predict_pixels(Means(net), raster, device, only=torch.from_numpy(rows))[1]  # type: ignore[arg-type]
+
+
+def _blocks_held(flat: NDArray[np.int64], width: int, rng: np.random.Generator) -> torch.Tensor:
+    """Which of the pixels lie in blocks that are not learned from."""
+    block = spatial_blocks(np.column_stack([flat // width, flat % width]).astype(np.float64), _BLOCKS)
+    found = np.unique(block)
+    return torch.from_numpy(np.isin(block, rng.permutation(found)[: max(1, len(found) * _HELD // _BLOCKS)]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,24 +14,33 @@ from ._unet import SegmentationNet
 
 
 class Imitation(Task):
-    """Cross-entropy of the student's classes with the teacher's probabilities (Hinton et al. 2015)."""
+    """Cross-entropy of the student's classes with the teacher's probabilities (Hinton et al. 2015), summed over tasks.
 
-    def __init__(self, net: SegmentationNet, training: Training) -> None:
+    ``sizes`` are the numbers of classes of the tasks; their probabilities stand side by side.
+    """
+
+    def __init__(self, net: SegmentationNet, training: Training, sizes: Sequence[int]) -> None:
         super().__init__(training)
-        self.net = net
+        self.net, self.sizes = net, list(sizes)
 
     def logits(self, means: Tensor) -> Tensor:
         """(B, F) -> (B, K)."""
         student: PyramidMLP = self.net.unet  # type: ignore[assignment]
         return self.net.head(student.from_means(means)[:, :, None, None])[:, :, 0, 0]
 
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        """Mean over pixels."""
+        means, target = batch
+        logits = self.logits(means).split(self.sizes, dim=1)
+        parts = zip(logits, target.split(self.sizes, dim=1), strict=True)
+        return sum(  # type: ignore[return-value]
+            -(wanted * F.log_softmax(found, dim=1)).sum(dim=1).mean() for found, wanted in parts
+        )
+
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch of pixels."""
-        means, target = batch
-        return self.record(-(target * F.log_softmax(self.logits(means), dim=1)).sum(dim=1).mean())
+        return self.record(self.loss(batch))
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """The same on pixels held out."""
-        means, target = batch
-        loss = -(target * F.log_softmax(self.logits(means), dim=1)).sum(dim=1).mean()
-        self.log("val_loss", loss, batch_size=len(means))
+        self.log("val_loss", self.loss(batch), batch_size=len(batch[0]))

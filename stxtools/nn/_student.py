@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._layers import GaussianPyramid, he_init
+from ._unet import SegmentationNet
 
 SQUEEZED = 4  # channels that are smoothed: smoothing is what the student's time goes into
 
@@ -16,7 +17,7 @@ class PyramidMLP(nn.Module):
     """Two-layer perceptron on the raster at several smoothing scales; stands in for a :class:`UNet`.
 
     Means over neighbourhoods followed by a perceptron are what a trained graph or convolution network can often be
-    reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to four first:
+    reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to a few first:
     it commutes with the means, so that training can read means that are made once.
 
     Parameters
@@ -27,16 +28,25 @@ class PyramidMLP(nn.Module):
         Length of the hidden layers and of the feature vector.
     sigmas
         Smoothing scales in pixels.
+    squeezed
+        Channels that are smoothed.
     """
 
     stride = 1
 
-    def __init__(self, in_channels: int, *, width: int = 16, sigmas: Sequence[float] = (0.0, 1.0, 2.0, 4.0)) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        width: int = 16,
+        sigmas: Sequence[float] = (0.0, 1.0, 2.0, 4.0),
+        squeezed: int = SQUEEZED,
+    ) -> None:
         super().__init__()
         self.width = width
         self.pyramid = GaussianPyramid(sigmas)
         self.n_scales = len(self.pyramid.sigmas)
-        self.squeeze = nn.Conv2d(in_channels, min(SQUEEZED, in_channels), 1, bias=False)
+        self.squeeze = nn.Conv2d(in_channels, min(squeezed, in_channels), 1, bias=False)
         self.body = nn.Sequential(
             nn.Conv2d(self.squeeze.out_channels * self.n_scales + 1, width, 1),
             nn.ReLU(inplace=True),
@@ -74,3 +84,19 @@ class Means(nn.Module):
     def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mask in place of logits, and the means."""
         return occupied, self.unet.pyramid(x, occupied)
+
+
+class JointNet(SegmentationNet):
+    """Pixel classifier of several tasks at once: the logits of each are its logarithmic probabilities.
+
+    A softmax over all of them then gives each task's probabilities, divided by the number of tasks.
+    """
+
+    def __init__(self, unet: PyramidMLP, sizes: Sequence[int]) -> None:
+        super().__init__(unet, sum(sizes))  # type: ignore[arg-type]
+        self.sizes = list(sizes)
+
+    def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K, H, W) and features (B, width, H, W)."""
+        logits, features = super().forward(x, occupied)
+        return torch.cat([part.log_softmax(dim=1) for part in logits.split(self.sizes, dim=1)], dim=1), features

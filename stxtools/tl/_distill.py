@@ -15,24 +15,26 @@ from stxtools._validate import check_adata, check_bool, check_int, check_key_add
 from ._image import with_image
 from ._inputs import geometry, make_sections
 from ._segmenters import number_of_image_features, trained_segmenter
+from ._tissue_student import framework_of, taught_student
 from ._transfer import model_features
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stxtools.models import Segmenter, SegmenterParams
+    from stxtools.models import Segmenter, SegmenterParams, Student, TissueNet
 
 MIN_OBS = 10
 
 
 def distill(
     adata: AnnData,
-    model: str | os.PathLike[str] | Segmenter,
+    model: str | os.PathLike[str] | Segmenter | TissueNet,
     *,
     save_model: str | os.PathLike[str],
     layer: str | None = None,
     spatial_key: str = _keys.SPATIAL,
     library_key: str | None = None,
+    regions_key: str = _keys.REGIONS,
     params: SegmenterParams | Mapping[str, Any] | None = None,
     random_state: int = 0,
     accelerator: str = "auto",
@@ -41,19 +43,27 @@ def distill(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Teach a small network to answer as a trained segmentation model does.
+    """Teach a small network to answer as a trained segmentation model, or the whole framework, does.
 
     The teacher's class probabilities on ``adata`` are imitated (Hinton et al. 2015) by a two-layer perceptron on
-    spatial means of the features at a few scales (as in GLNN, Zhang et al. 2022). It is applied like its teacher,
-    ``st.tl.segment(new, model="student.stx")``, at a fraction of the cost in the network. What else applying a model
-    takes, reading expression and laying it out, stays the same.
+    spatial means of the features at a few scales (as in GLNN, Zhang et al. 2022).
+
+    The student of a model of :func:`multitask` needs neither compartments nor a region graph:
+    ``st.tl.multitask(new, "disease", "layer", model="student.stx")`` predicts observations from the raster alone,
+    in a fraction of the time. Beside the components that the framework reads, it reads a few more axes of the genes:
+    those along which the framework's answers change. It predicts no genes and embeds no regions.
+
+    The student of a model of :func:`segment` is applied like its teacher, ``st.tl.segment(new, model="student.stx")``.
+    What applying takes beside the network, reading expression and laying it out, stays the same, and is most of it.
 
     Parameters
     ----------
     adata
-        One or several sections like those that the student will be applied to; no labels are needed.
+        One or several sections like those that the student will be applied to; no labels are needed. For a student of
+        the framework with a region graph, as :func:`multitask` reads it.
     model
-        The teacher: a saved model (path) or a fitted :class:`stxtools.models.Segmenter`.
+        The teacher: a saved model (path), a fitted :class:`stxtools.models.Segmenter` or
+        :class:`stxtools.models.TissueNet`.
     save_model
         Where to write the student (``"student.stx"``).
     layer
@@ -61,7 +71,9 @@ def distill(
     spatial_key
         Key of ``obsm`` with x, y positions.
     library_key
-        Column of ``obs`` that says which section an observation belongs to.
+        Column of ``obs`` that says which section an observation belongs to; a region graph knows it.
+    regions_key
+        Key of ``uns`` with the region graph, for a student of the framework.
     params
         Fields of :class:`stxtools.models.SegmenterParams` that a :class:`stxtools.models.Student` reads: ``width``,
         ``sigmas``, ``epochs``, ``patience``, ``lr``, ``weight_decay``.
@@ -81,15 +93,15 @@ def distill(
     None, or the changed copy with ``copy=True``. Writes the student's file and sets:
 
     ``uns["distill"]`` : dict
-        ``params``, ``history`` (loss by epoch) and ``agreement``: the share of pixels that were not learned from on
-        which student and teacher name the same class.
+        ``params``, ``history`` (loss by epoch) and ``agreement``: the share of pixels in blocks that were not learned
+        from on which student and teacher name the same class; for a framework a dict of each task's.
 
     Raises
     ------
     KeyError
-        If a key does not exist.
+        If a key does not exist, or the framework's region graph.
     ValueError
-        If the teacher knows too few of the genes.
+        If the teacher knows too few of the genes, or predicts no classes.
     FileNotFoundError
         If there is no such model, or no folder to write to.
 
@@ -103,29 +115,55 @@ def distill(
     >>> adata.obs["quick"].cat.categories.tolist()
     ['0', '1', '2']
     """
-    from stxtools.models import Student
-
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.DISTILL)
-    random_state = check_int("random_state", random_state, minimum=0)
+    how: dict[str, Any] = {
+        "random_state": check_int("random_state", random_state, minimum=0), "accelerator": accelerator,
+        "devices": devices, "show_progress": show_progress,
+    }  # fmt: skip
     check_writable(save_model)
-    teacher, student = trained_segmenter(model), Student(params)
+    framework = framework_of(model)
+    if framework is not None and library_key is not None:
+        raise ValueError("`library_key=` has no say here: the region graph knows the sections. Drop it.")
     adata = adata.copy() if check_bool("copy", copy) else adata
-    where = geometry(adata, spatial_key, library_key)
-    values, found = model_features(adata, teacher, layer, n_others=number_of_image_features(teacher))
-    values = with_image(values, adata, where, teacher.image_key)
-    student.imitate(
-        teacher, make_sections(values, where), random_state=random_state,
-        accelerator=accelerator, devices=devices, show_progress=show_progress,
-    )  # fmt: skip
+    student: Student
+    agreement: float | dict[str, float]
+    if framework is not None:
+        student, found = taught_student(
+            adata, framework, params, layer=layer, spatial_key=spatial_key, regions_key=regions_key, **how
+        )
+        agreement = student.agreements
+    else:
+        teacher = trained_segmenter(model)  # type: ignore[arg-type]
+        student, found = _taught_by_segmenter(adata, teacher, params, layer, spatial_key, library_key, how)
+        agreement = student.agreement
     student.save(save_model)
     entry = {
         "params": provenance(
             layer=layer, spatial_key=spatial_key, library_key=library_key, random_state=random_state,
-            genes_found=found, student=student.params_dict(),
+            genes_found=found, student=student.params_dict(), teacher="Segmenter" if framework is None else "TissueNet",
+            regions_key=None if framework is None else regions_key,
         ),
         "history": pd.DataFrame(student.history),
-        "agreement": student.agreement,
+        "agreement": agreement,
     }  # fmt: skip
     Slots(uns={key: entry}).write(adata)
     return adata if copy else None
+
+
+def _taught_by_segmenter(
+    adata: AnnData,
+    teacher: Segmenter,
+    params: Any,
+    layer: str | None,
+    spatial_key: str,
+    library_key: str | None,
+    how: dict[str, Any],
+) -> tuple[Student, float | None]:
+    """Student of a segmentation model, and the share of its genes that were found."""
+    from stxtools.models import Student
+
+    where = geometry(adata, spatial_key, library_key)
+    values, found = model_features(adata, teacher, layer, n_others=number_of_image_features(teacher))
+    values = with_image(values, adata, where, teacher.image_key)
+    return Student(params).imitate(teacher, make_sections(values, where), **how), found

@@ -10,18 +10,19 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._slots import Slots, categorical, proba_frame, provenance
+from stxtools._slots import Slots, proba_frame, provenance
 from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
 
 from ._framework_input import expression_targets, genes_to_predict, known_sections, training_sections
 from ._inputs import join
-from ._regions import RegionInput, classes_of, gather, read_regions, with_graph_result
+from ._regions import RegionInput, called, classes_of, gather, read_regions, with_graph_result
+from ._tissue_student import apply_student, student_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stxtools.models import TissueNet, TissueNetParams
+    from stxtools.models import TissueNet, TissueNetParams, TissueStudent
 
 _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
 
@@ -33,12 +34,13 @@ def multitask(
     *,
     expression: Sequence[str] | None = None,
     expression_key: str | None = None,
-    model: str | os.PathLike[str] | TissueNet | None = None,
+    model: str | os.PathLike[str] | TissueNet | TissueStudent | None = None,
     save_model: str | os.PathLike[str] | None = None,
     use_rep: str | None = None,
     layer: str | None = None,
     regions_key: str = _keys.REGIONS,
     spatial_key: str = _keys.SPATIAL,
+    library_key: str | None = None,
     params: TissueNetParams | Mapping[str, Any] | None = None,
     random_state: int = 0,
     accelerator: str = "auto",
@@ -77,7 +79,8 @@ def multitask(
         Boolean column of ``obs``: where the genes of ``expression`` may be learned from. Everywhere by default.
     model
         A saved model (path) or a fitted :class:`stxtools.models.TissueNet`, applied without training; the
-        two columns need not exist then and only name the outputs.
+        two columns need not exist then and only name the outputs. Or its student (:func:`distill`), which reads no
+        region graph and writes ``obs["{key}_pred"]``, ``obsm["{key}_proba"]`` and ``uns["multitask"]`` alone.
     save_model
         Where to write the trained model.
     use_rep
@@ -88,6 +91,9 @@ def multitask(
         Key of ``uns`` with the region graph.
     spatial_key
         Key of ``obsm`` with x, y positions.
+    library_key
+        Column of ``obs`` that says which section an observation belongs to. For a student only: the region graph
+        knows it otherwise.
     params
         :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields, such as ``alpha``,
         ``beta`` and ``weighting``.
@@ -137,27 +143,39 @@ def multitask(
     >>> adata.obsm["disease_proba"].columns.tolist()
     ['healthy', 'diseased']
     """
-    from stxtools.models import TissueNet
+    from stxtools.models import TissueNet, TissueStudent
 
     check_adata(adata)
     key = check_key_added(key_added, _keys.MULTITASK)
     random_state = check_int("random_state", random_state, minimum=0)
-    inp = read_regions(adata, regions_key, spatial_key)
     if save_model is not None:
         check_writable(save_model)
     if model is not None and any(given is not None for given in (save_model, use_rep, params, expression)):
         raise ValueError(
             "`model=` applies a trained model as it is; drop `save_model=`, `use_rep=`, `params=` and `expression=`."
         )
-    if model is not None and not isinstance(model, (str, os.PathLike, TissueNet)):
+    if model is not None and not isinstance(model, (str, os.PathLike, TissueNet, TissueStudent)):
         raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {type(model).__name__}.")
+    student = student_of(model)
+    if student is not None:
+        columns = _columns(biomarker_key, region_key, needed=True)
+        _check_tasks(student.tasks, columns)
+        adata = adata.copy() if check_bool("copy", copy) else adata
+        apply_student(
+            adata, student, columns, key=key, layer=layer, spatial_key=spatial_key, library_key=library_key,
+            accelerator=accelerator,
+        )  # fmt: skip
+        return adata if copy else None
+    if library_key is not None:
+        raise ValueError("`library_key=` is for a student; here the region graph knows the sections. Drop it.")
+    inp = read_regions(adata, regions_key, spatial_key)
     wanted = genes_to_predict(adata, expression)
     columns = _columns(biomarker_key, region_key, needed=model is None and not wanted)
     adata = adata.copy() if check_bool("copy", copy) else adata
 
     if model is not None:
-        fitted = model if isinstance(model, TissueNet) else TissueNet.load(model)
-        _check_tasks(fitted, columns)
+        fitted = model if isinstance(model, TissueNet) else TissueNet.load(model)  # type: ignore[arg-type]
+        _check_tasks(fitted.classes, columns)
         sections, found = known_sections(adata, fitted, layer, inp)
     else:
         labels = {task: classes_of(adata, column, _PARAMS[task]) for task, column in columns.items()}
@@ -181,9 +199,9 @@ def multitask(
         at_obs = join([p.obs_proba[task] for p in predictions], inp.where)
         at_regions = _stack([p.proba[task] for p in predictions], inp)
         names = fitted.classes[task]
-        slots.obs[_keys.pred(column)] = _called(at_obs, names)
+        slots.obs[_keys.pred(column)] = called(at_obs, names)
         slots.obsm[_keys.proba(column)] = proba_frame(at_obs, names, adata.obs_names)
-        regions.obs[_keys.pred(column)] = _called(at_regions, names)
+        regions.obs[_keys.pred(column)] = called(at_regions, names)
         regions.obsm[_keys.proba(column)] = proba_frame(at_regions, names, regions.obs_names)
     if fitted.expression:
         at_obs = join([p.obs_expression for p in predictions if p.obs_expression is not None], inp.where)
@@ -222,13 +240,11 @@ def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool)
     return columns
 
 
-def _check_tasks(model: TissueNet, columns: dict[str, str]) -> None:
+def _check_tasks(known: Mapping[str, Sequence[str]], columns: dict[str, str]) -> None:
     """Check that the model was trained for the tasks asked for."""
-    missing = [_PARAMS[task] for task in columns if task not in model.classes]
+    missing = [_PARAMS[task] for task in columns if task not in known]
     if missing:
-        raise ValueError(
-            f"The model was trained for {', '.join(model.tasks) or 'no task'}; drop {' and '.join(missing)}."
-        )
+        raise ValueError(f"The model was trained for {', '.join(known) or 'no class'}; drop {' and '.join(missing)}.")
 
 
 def _stack(parts: Sequence[Any], inp: RegionInput) -> NDArray[np.float32]:
@@ -236,11 +252,3 @@ def _stack(parts: Sequence[Any], inp: RegionInput) -> NDArray[np.float32]:
     for i, part in enumerate(parts):
         out[inp.rows(i)] = part
     return out
-
-
-def _called(proba: NDArray[np.float32], names: list[str]) -> pd.Categorical:
-    """Class with the largest probability; missing where there is none."""
-    known = np.isfinite(proba).all(axis=1)
-    codes = np.full(len(proba), -1, dtype=np.int64)
-    codes[known] = proba[known].argmax(axis=1)
-    return categorical(codes, names)

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._slots import categorical
 from stxtools._validate import categories, check_class_names, check_in
 
 from ._inputs import Geometry, geometry, make_sections
@@ -121,6 +122,14 @@ def classes_of(adata: AnnData, key: str, param: str) -> tuple[NDArray[np.int64],
     codes, names = categories(adata, key, param, min_classes=2)
     check_class_names(names, key)
     return codes, names
+
+
+def called(proba: NDArray[np.float32], names: list[str]) -> pd.Categorical:
+    """Class with the largest probability; missing where there is none."""
+    known = np.isfinite(proba).all(axis=1)
+    codes = np.full(len(proba), -1, dtype=np.int64)
+    codes[known] = proba[known].argmax(axis=1)
+    return categorical(codes, names)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,13 @@ def new_segmenter(params: Any, rep: Representation, image_key: str | None) -> Se
 
 def load_segmenter(model: str | os.PathLike[str] | Segmenter, param: str) -> Segmenter:
     """Return ``model`` itself, or the Segmenter (a trained one may be a Student) in the file of that path."""
-    from stxtools.models import Segmenter, Student
+    from stxtools.models import Segmenter, Student, TissueStudent
     from stxtools.models._storage import model_kind
 
+    if isinstance(model, TissueStudent) or (
+        isinstance(model, (str, os.PathLike)) and model_kind(model) == TissueStudent.__name__
+    ):
+        raise ValueError(f"`{param}` is a student of the framework; apply it with `st.tl.multitask(adata, model=...)`.")
     if isinstance(model, Segmenter):
         return model
     if not isinstance(model, (str, os.PathLike)):

@@ -1,0 +1,100 @@
+"""A student of the framework: taught in distill, applied in multitask."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stxtools import _keys
+from stxtools._slots import Slots, proba_frame, provenance
+
+from ._framework_input import known_sections
+from ._inputs import geometry, join, make_sections
+from ._regions import called, read_regions
+from ._transfer import model_features
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+
+    from stxtools.models import TissueNet, TissueStudent
+
+
+def framework_of(model: Any) -> TissueNet | None:
+    """Return the framework that ``model`` is, or that its file holds; None where it is something else."""
+    from stxtools.models import TissueNet
+    from stxtools.models._storage import model_kind
+
+    if isinstance(model, TissueNet):
+        return model
+    if isinstance(model, (str, os.PathLike)) and model_kind(model) == TissueNet.__name__:
+        return TissueNet.load(model)
+    return None
+
+
+def student_of(model: Any) -> TissueStudent | None:
+    """Return the framework's student that ``model`` is, or that its file holds; None where it is something else."""
+    from stxtools.models import TissueStudent
+    from stxtools.models._storage import model_kind
+
+    if isinstance(model, TissueStudent):
+        return model
+    if isinstance(model, (str, os.PathLike)) and model_kind(model) == TissueStudent.__name__:
+        return TissueStudent.load(model)
+    return None
+
+
+def taught_student(
+    adata: AnnData,
+    teacher: TissueNet,
+    params: Any,
+    *,
+    layer: str | None,
+    spatial_key: str,
+    regions_key: str,
+    **how: Any,
+) -> tuple[TissueStudent, float | None]:
+    """Student of a framework, and the share of its genes that were found; reads the region graph of ``adata``."""
+    from stxtools.models import TissueStudent
+
+    inp = read_regions(adata, regions_key, spatial_key)
+    sections, found = known_sections(adata, teacher, layer, inp)
+    student = TissueStudent(params)
+    answers = student.ask(teacher, sections, random_state=how["random_state"], accelerator=how["accelerator"])
+    read = student if student.projection is not None else teacher
+    values, _ = model_features(adata, read, layer)
+    student.learn(make_sections(values, inp.where), answers, **how)
+    return student, found
+
+
+def apply_student(
+    adata: AnnData,
+    student: TissueStudent,
+    columns: Mapping[str, str],
+    *,
+    key: str,
+    layer: str | None,
+    spatial_key: str,
+    library_key: str | None,
+    accelerator: str,
+) -> None:
+    """Write the student's answers about the observations; no region graph is read or written."""
+    where = geometry(adata, spatial_key, library_key)
+    values, found = model_features(adata, student, layer)
+    predictions = student.predict_tasks(make_sections(values, where), accelerator=accelerator)
+    slots = Slots()
+    for task, column in columns.items():
+        proba = join([p[task] for p in predictions], where).astype(np.float32)
+        slots.obs[_keys.pred(column)] = called(proba, student.tasks[task])
+        slots.obsm[_keys.proba(column)] = proba_frame(proba, student.tasks[task], adata.obs_names)
+    slots.uns[key] = {
+        "params": provenance(
+            biomarker_key=columns.get("biomarker"), region_key=columns.get("classification"), layer=layer,
+            genes_found=found, spatial_key=spatial_key, library_key=library_key, model="student",
+            student=student.params_dict(),
+        )
+    }  # fmt: skip
+    slots.write(adata)
