@@ -143,8 +143,6 @@ def multitask(
     >>> adata.obsm["disease_proba"].columns.tolist()
     ['healthy', 'diseased']
     """
-    from stxtools.models import TissueNet, TissueStudent
-
     check_adata(adata)
     key = check_key_added(key_added, _keys.MULTITASK)
     random_state = check_int("random_state", random_state, minimum=0)
@@ -154,8 +152,6 @@ def multitask(
         raise ValueError(
             "`model=` applies a trained model as it is; drop `save_model=`, `use_rep=`, `params=` and `expression=`."
         )
-    if model is not None and not isinstance(model, (str, os.PathLike, TissueNet, TissueStudent)):
-        raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {type(model).__name__}.")
     student = student_of(model)
     if student is not None:
         columns = _columns(biomarker_key, region_key, needed=True)
@@ -166,6 +162,10 @@ def multitask(
             accelerator=accelerator,
         )  # fmt: skip
         return adata if copy else None
+    from stxtools.models import TissueNet  # a student, applied above, needs none of what this imports
+
+    if model is not None and not isinstance(model, (str, os.PathLike, TissueNet)):
+        raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {type(model).__name__}.")
     if library_key is not None:
         raise ValueError("`library_key=` is for a student; here the region graph knows the sections. Drop it.")
     inp = read_regions(adata, regions_key, spatial_key)
