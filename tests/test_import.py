@@ -67,6 +67,22 @@ def test_applying_a_model_imports_no_training_loop(tmp_path: Path, with_anndata:
     assert (new - with_anndata) & {"lightning", "scanpy", "sklearn", "squidpy", "sympy"} == set()
 
 
+def test_applying_a_student_imports_nothing_of_its_teacher(tmp_path: Path, with_anndata: set[str]) -> None:
+    adata = st.datasets.synthetic_tissue(n_obs=300, random_state=0, show_progress=False)
+    adata.write_h5ad(tmp_path / "section.h5ad")
+    st.tl.region_graph(adata, "compartment", max_size=20)
+    net, model = tmp_path / "net.stx", str(tmp_path / "student.stx")
+    st.tl.multitask(adata, "disease", save_model=net, params={"epochs": 1, "pretrain": "none", "trees": False})
+    st.tl.distill(adata, net, save_model=model, params={"epochs": 1})
+    section = str(tmp_path / "section.h5ad")
+    new = _packages_after(
+        f"import anndata, stxtools as st; adata = anndata.read_h5ad({section!r}); "
+        f"st.tl.multitask(adata, 'disease', model={model!r}); assert 'disease_pred' in adata.obs"
+    )
+    assert "torch" in new
+    assert (new - with_anndata) & {"lightning", "scanpy", "sklearn", "squidpy", "sympy", "torch_geometric"} == set()
+
+
 def test_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = st.nonsense
