@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -66,3 +74,38 @@ def test_trainer_setting_is_checked() -> None:
             _trained(1)
     finally:
         settings.trainer = {}
+
+
+_SCRIPT = """
+import sys
+import stxtools as st
+
+if __name__ == "__main__":
+    adata = st.datasets.synthetic_tissue(n_obs=300, random_state=0, show_progress=False)
+    st.settings.trainer = {"strategy": "ddp", "num_nodes": 2}
+    st.tl.segment(adata, n_segments=3, accelerator="cpu", devices=1, show_progress=False, params={"epochs": 2})
+    adata.write_h5ad(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_machines_end_with_the_same_segments(tmp_path: Path) -> None:
+    """Two nodes that run the user's script; here both are this machine."""
+    script = tmp_path / "train.py"
+    script.write_text(_SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    nodes = [
+        subprocess.Popen([sys.executable, script, tmp_path / f"{rank}.h5ad"], env=env | {"NODE_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    try:
+        assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()
+    first, second = (ad.read_h5ad(tmp_path / f"{rank}.h5ad") for rank in range(2))
+    assert first.obs["segment"].nunique() == 3
+    np.testing.assert_array_equal(first.obsm["segment_proba"], second.obsm["segment_proba"])
