@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components, dijkstra
@@ -44,31 +45,30 @@ def bounded_parts(
         large = np.flatnonzero(size[part] > max_size)
         if len(large) == 0:
             return part
-        part[large] = part.max() + 1 + _voronoi(graph, part, large, size, max_size, rng)
-        part = np.unique(_connected(graph, part), return_inverse=True)[1].astype(np.int64)
+        sub = graph if len(large) == len(part) else graph[large][:, large].tocsr()  # the others stay as they are
+        cell = _voronoi(_within(sub, part[large]), part[large], size, max_size, rng)
+        part[large] = part.max() + 1 + _connected(sub, cell)
+        part = pd.factorize(part)[0].astype(np.int64)
     return _chop(part, xy, max_size, graph)
 
 
 def _voronoi(
     graph: sparse.csr_matrix,
-    part: NDArray[np.int64],
-    members: NDArray[np.int64],
+    own: NDArray[np.int64],
     size: NDArray[np.int64],
     max_size: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Nearest seed along the graph for each of ``members``; two seeds at least in every part."""
-    sub = _within(graph, part)[members][:, members].tocsr()
-    own = part[members]
-    order = np.lexsort((rng.random(len(members)), own))
+    """Nearest seed along the graph for each observation, whose part is ``own``; two seeds at least in every part."""
+    order = np.lexsort((rng.random(len(own)), own))
     first = np.r_[0, np.flatnonzero(np.diff(own[order])) + 1]
-    place = np.arange(len(members)) - np.repeat(first, np.diff(np.r_[first, len(members)]))
+    place = np.arange(len(own)) - np.repeat(first, np.diff(np.r_[first, len(own)]))
     wanted = np.maximum(np.ceil(size[own[order]] / (0.7 * max_size)), 2)  # some room: cells vary in size
     seeds = order[place < wanted]
-    nearest = _nearest_seed(sub, seeds)
+    nearest = _nearest_seed(graph, seeds)
     for _ in range(2):  # Lloyd's steps even the cells out
-        seeds = _medoids(sub, nearest, seeds)
-        nearest = _nearest_seed(sub, seeds)
+        seeds = _medoids(graph, nearest, seeds)
+        nearest = _nearest_seed(graph, seeds)
     return np.unique(nearest, return_inverse=True)[1].astype(np.int64)
 
 
