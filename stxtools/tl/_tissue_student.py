@@ -26,25 +26,23 @@ if TYPE_CHECKING:
 def framework_of(model: Any) -> TissueNet | None:
     """Return the framework that ``model`` is, or that its file holds; None where it is something else."""
     from stxtools.models import TissueNet
-    from stxtools.models._storage import model_kind
 
-    if isinstance(model, TissueNet):
-        return model
-    if isinstance(model, (str, os.PathLike)) and model_kind(model) == TissueNet.__name__:
-        return TissueNet.load(model)
-    return None
+    return _given_or_saved(model, TissueNet)
 
 
 def student_of(model: Any) -> TissueStudent | None:
     """Return the framework's student that ``model`` is, or that its file holds; None where it is something else."""
     from stxtools.models import TissueStudent
+
+    return _given_or_saved(model, TissueStudent)
+
+
+def _given_or_saved(model: Any, kind: Any) -> Any:
     from stxtools.models._storage import model_kind
 
-    if isinstance(model, TissueStudent):
-        return model
-    if isinstance(model, (str, os.PathLike)) and model_kind(model) == TissueStudent.__name__:
-        return TissueStudent.load(model)
-    return None
+    if isinstance(model, (str, os.PathLike)):
+        return kind.load(model) if model_kind(model) == kind.__name__ else None
+    return model if isinstance(model, kind) else None
 
 
 def taught_student(
