@@ -27,10 +27,13 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "literal"
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
 needs_sphinx = "8.0"
 
 autosummary_generate = True
