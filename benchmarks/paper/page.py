@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -79,7 +81,23 @@ def write_page(
             "\nIn a random split the neighbours of a test observation are learned from. These figures are not accuracy "
             "on new tissue.\n",
         ]
-    (out / "results.md").write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+    (out / "results.md").write_text(tables_beside("\n".join(text), out), encoding="utf-8")
+
+
+def tables_beside(text: str, out: Path) -> str:
+    """Write each table as a CSV file into ``out`` and leave a directive that shows it; return the page."""
+    lines: list[str] = []
+    number = 0
+    for is_table, rows in groupby(text.rstrip().split("\n"), key=lambda line: line.startswith("| ")):
+        if not is_table:
+            lines += rows
+            continue
+        number += 1
+        cells = [[c.strip() for c in row.strip("|").split("|")] for row in rows]
+        with (out / f"table{number:02d}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([cells[0], *cells[2:]])  # the second row is a rule
+        lines += [f"```{{csv-table}}\n:file: table{number:02d}.csv\n:header-rows: 1\n```"]
+    return "\n".join(lines) + "\n"
 
 
 def _attention(out: Path, work: Path, *, quick: bool) -> list[str]:
