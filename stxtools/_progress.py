@@ -1,22 +1,34 @@
-"""One way to show progress, in terminals and notebooks, that can be switched off."""
+"""One progress bar for each public call, in terminals and notebooks, that can be switched off.
+
+A public call opens the bar (:func:`whole_call`) before anything is imported or computed. What takes long inside it
+names itself (:func:`stage`, :func:`progress`) and moves the bar through its share of the call's time; a call inside
+another call does the same and opens no bar of its own. Outside any call, :func:`progress` opens a bar.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextvars import ContextVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ._settings import settings
 
 if TYPE_CHECKING:
     from tqdm.std import tqdm
 
-T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 def is_shown(show_progress: bool | None) -> bool:
     """Decide whether a bar is shown: the argument, then the setting, then "a person is watching"."""
+    if show_progress not in (None, True, False):
+        raise TypeError(f"`show_progress` is True, False or None, not {show_progress!r}.")
     for choice in (show_progress, settings.show_progress):
         if choice is not None:
             return choice
@@ -24,17 +36,144 @@ def is_shown(show_progress: bool | None) -> bool:
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
 
+class Stage:
+    """A part of a call: a range of the one bar, through which :meth:`update` and the stages inside it move.
+
+    Parameters
+    ----------
+    bar
+        The bar, or None where none is shown.
+    path
+        Names of the call and of the parts down to this one.
+    start, end
+        Range of the bar, which is 1 long.
+    total
+        Number of steps of :meth:`update`; None where the stages inside move the bar.
+    shares
+        Name -> share of the time, of the stages inside.
+    """
+
+    def __init__(
+        self,
+        bar: tqdm[Any] | None,
+        path: tuple[str, ...],
+        start: float = 0.0,
+        end: float = 1.0,
+        total: int | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
+        self.bar, self.path, self.total = bar, path, total
+        self.start, self.end, self.reached, self.done = start, end, start, 0.0
+        self.shares = dict(shares or {})
+        self.notes: dict[str, Any] = {}
+
+    def update(self, n: float = 1) -> None:
+        """Move on by ``n`` of ``total`` steps."""
+        self.done += n
+        if self.total:
+            self._move(self.start + (self.end - self.start) * min(self.done / self.total, 1.0))
+
+    def set_postfix(self, notes: Mapping[str, Any]) -> None:
+        """Set what is shown behind the bar, from the next :meth:`update` on."""
+        self.notes = dict(notes)
+
+    def enter(self, *names: str) -> None:
+        """Name what goes on now in this stage; what went on before is over."""
+        if self.bar is not None:
+            self.bar.set_description_str(": ".join((*self.path, *names)), refresh=False)
+            self._move(self.range_of(names[-1])[0] if names else self.start)
+            self.bar.refresh()
+
+    def leave(self) -> None:
+        """Go on after a stage inside this one."""
+        if self.bar is not None:
+            self.bar.set_description_str(": ".join(self.path), refresh=False)
+            self.bar.refresh()
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """Return the range of a stage inside, which begins now.
+
+        It gets its share of what is left to this stage and those behind it: a stage that is skipped leaves no gap.
+        In a stage that counts its steps, it is the step that goes on.
+        """
+        if name in self.shares:
+            names = list(self.shares)
+            behind = sum(self.shares[n] for n in names[names.index(name) :])
+            start = self.reached
+            self.reached += (self.end - start) * self.shares[name] / behind
+            return start, self.reached
+        if self.total:
+            done, step = min(self.done, self.total), (self.end - self.start) / self.total
+            return self.start + step * done, min(self.start + step * (done + 1), self.end)
+        return self.reached, self.reached
+
+    def _move(self, position: float) -> None:
+        if self.bar is not None:
+            counted = {} if not self.total or self.total < 2 else {"step": f"{self.done:.0f}/{self.total}"}
+            self.bar.set_postfix(counted | self.notes, refresh=False)
+            self.bar.update(max(position - self.bar.n, 0.0))  # a stage that comes again does not move it back
+
+
+_current: ContextVar[Stage | None] = ContextVar("stxtools_stage", default=None)
+
+
 @contextmanager
-def progress(total: int | None, desc: str, show_progress: bool | None = None) -> Iterator[tqdm[Any]]:
-    """Open a bar of ``total`` steps; call ``.update(1)`` on it. It shows rate and remaining time."""
+def progress(
+    total: int | None,
+    desc: str,
+    show_progress: bool | None = None,
+    *,
+    shares: Mapping[str, float] | None = None,
+) -> Iterator[Stage]:
+    """Open a part of the running call, or a bar where no call runs; call ``.update(1)`` on it ``total`` times."""
+    shown = is_shown(show_progress)
+    outer = _current.get()
+    if outer is None:
+        here = Stage(_open_bar() if shown else None, (desc,), total=total, shares=shares)
+    elif outer.bar is None or show_progress is False:
+        here = Stage(None, (desc,))
+    else:
+        path = outer.path if outer.path[-1] == desc else (*outer.path, desc)
+        here = Stage(outer.bar, path, *outer.range_of(desc), total, shares)
+    token = _current.set(here)
+    try:
+        here.enter()
+        yield here
+        here._move(here.end)
+        if outer is not None and here.bar is not None:
+            outer.leave()
+    finally:
+        _current.reset(token)
+        if outer is None and here.bar is not None:
+            here.bar.close()
+
+
+def stage(name: str) -> None:
+    """Say what the running call does now; outside a call nothing happens."""
+    here = _current.get()
+    if here is not None:
+        here.enter(name)
+
+
+def whole_call(shares: Mapping[str, float] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Show one bar from the first line of a public function to its end.
+
+    ``shares`` are the names of its stages in their order, and the share of the time that each usually takes.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with progress(None, function.__name__, kwargs.get("show_progress"), shares=shares):  # type: ignore[arg-type]
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _open_bar() -> tqdm[Any]:
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, desc=desc, disable=not is_shown(show_progress), leave=False) as bar:
-        yield bar
-
-
-def track(items: Iterable[T], desc: str, total: int | None = None, show_progress: bool | None = None) -> Iterator[T]:
-    """Iterate with a bar."""
-    from tqdm.auto import tqdm
-
-    yield from tqdm(items, total=total, desc=desc, disable=not is_shown(show_progress), leave=False)
+    # miniters=0: fractions count; smoothing=0: the time that remains follows from the whole call, not its last step
+    return tqdm(total=1.0, leave=False, bar_format=_FORMAT, miniters=0, smoothing=0)

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from . import _keys
+from ._progress import stage
 from ._validate import check_in
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def expression_scale(matrix: sparse.csr_matrix, *, logged: bool = False) -> str:
 
 def expression(adata: AnnData, layer: str | None = None) -> tuple[sparse.csr_matrix, str]:
     """Return expression as CSR, unchanged, and its scale."""
+    stage("reading expression")
     matrix = to_csr(stored_matrix(adata, layer))
     from_x = layer is None and _keys.COUNTS not in adata.layers
     return matrix, expression_scale(matrix, logged=from_x and "log1p" in adata.uns)
@@ -186,7 +188,9 @@ def compute_representation(
     The PCA is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
     """
     counts, scale = expression(adata, layer)
+    stage("choosing genes")
     genes = select_genes(adata, counts, scale, n_top_genes)
+    stage("computing components")
     target = median_depth(np.asarray(counts.sum(axis=1)).ravel())
     logged = log_normalize(counts, scale, target_sum=target)[:, genes]
     n_comps = min(n_comps, len(genes), adata.n_obs - 1)

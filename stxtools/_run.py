@@ -51,7 +51,7 @@ def run(
     with progress(7, "section to biomarkers", show_progress) as bar:
 
         def step(name: str, work: Callable[[], Any]) -> Any:
-            bar.set_description(name)
+            bar.enter(name)
             start = time.perf_counter()
             result = work()
             times.append((name, time.perf_counter() - start))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._progress import whole_call
 from .._slots import categorical, provenance
 from .._validate import check_choice, check_int, check_number
 from ._counts import log_rates, sample_counts
@@ -26,6 +27,7 @@ _PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths
 _DEPTH_SAMPLE = 2_000  # observations on which the mean depth is set
 
 
+@whole_call()
 def synthetic_tissue(
     n_obs: int | None = None,
     n_vars: int | None = None,

@@ -109,7 +109,7 @@ class SpotGNN(Baseline):
             DataLoader(_Order(np.arange(len(graphs))), batch_size=None) if judged else None,
             seed=self.random_state,
             accelerator=self.accelerator,
-            desc="GNN",
+            desc="training the network",
             show_progress=False,
             threads=1 if len(x) < _THREADS_FROM else None,
         )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stxtools._progress import stage
 from stxtools.nn._augment import Augmentation
 from stxtools.nn._recipe import Training, seeded
 from stxtools.nn._tiles import PixelRaster, predict_pixels
@@ -220,6 +221,7 @@ class Segmenter:
 
     def _answers(self, tensors: list[PixelRaster], accelerator: str) -> list[NDArray[np.float32]]:
         """Class probabilities of the occupied pixels of every section."""
+        stage("predicting")
         device = best_device(accelerator)
         return [predict_pixels(self._trained(), t, device)[0].numpy() for t in tensors]
 
@@ -265,7 +267,9 @@ class Segmenter:
             tensors, size=size, steps=p.steps_per_epoch,
             batch_size=p.batch_size, how=self._augmentation, seed=how["seed"],
         )  # fmt: skip
-        self.history += run_training(task, views, whole_loader(tensors), stage="segment", desc="U-Net", **how)
+        self.history += run_training(
+            task, views, whole_loader(tensors), stage="segment", desc="training the U-Net", **how
+        )
         self.net = net
 
     @property
@@ -300,6 +304,7 @@ class Segmenter:
     def predict(self, sections: Sequence[Section], *, accelerator: str = "auto") -> list[Segmentation]:
         """Segment ``sections`` with the trained U-Net."""
         net, device, out = self._trained(), best_device(accelerator), []
+        stage("predicting")
         for section in sections:
             raster, member = section_raster(self._centred(section), self.scale)
             proba, features = predict_pixels(net, raster, device)

@@ -122,7 +122,7 @@ class Student(Segmenter):
             generator=generator,
         )
         val = DataLoader(TensorDataset(means[held_out], target_at[held_out]), batch_size=4096)
-        self.history = run_training(task, train, val, stage="distill", desc="student", **how)
+        self.history = run_training(task, train, val, stage="distill", desc="training the student", **how)
         self.net = net
         with torch.no_grad():
             said = task.logits(means[held_out]).split(list(sizes), dim=1)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from stxtools._progress import progress
+from stxtools._progress import progress, stage
 
 from ._mixtures import (
     consensus,
@@ -78,6 +78,7 @@ def lesson_without_labels(
     stability: dict[int, float] = {}
     if k is None:
         candidates = [c for c in CANDIDATES if c <= max(2, n // 20)]
+        stage("choosing the number of segments")
         curve = stability_curve(steady_view(features, graph), candidates, rng) if len(candidates) > 1 else np.ones(1)
         stability = dict(zip(candidates, curve.tolist(), strict=True))
         k = most_telling(stability)
@@ -86,10 +87,11 @@ def lesson_without_labels(
         one = np.ones((n, 1))
         return Lesson(names, one, one[:, 0], one, np.zeros(n, dtype=bool), stability)
     views = multiscale_views(features, graph, rounds, rows)
-    with progress(len(views), "teachers", show_progress) as bar:
+    with progress(len(views), "finding compartments", show_progress) as bar:
         voted, _ = consensus(views, k, rng, lambda: bar.update(1))
     local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
     sharp = stacked([edge_views(s, part) for s, part in zip(sections, local, strict=True)])
+    stage("agreeing on compartments")
     target = cotrain([*views, *sharp], voted, rng)
     agreement = target.max(axis=1)
     target = target**SHARPEN / (target**SHARPEN).sum(axis=1, keepdims=True)
@@ -118,6 +120,7 @@ def lesson_from_labels(
     free = free[some_rows(len(free), max(TAUGHT - len(rows), 1), rng)]
     rows = np.sort(np.concatenate([rows, free]))
     local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
+    stage("spreading labels")
     views = label_views(sections, local)
     target = spread_labels(views, codes[rows], k)
     sure = voted_confidence(views, codes[rows], k, rng)

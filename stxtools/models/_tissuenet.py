@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import softmax
 
+from stxtools._progress import stage
 from stxtools.nn._gnn import RegionGNN
 from stxtools.nn._recipe import Training, seeded
 from stxtools.nn._tissue import GraphTensors, TissueModule
@@ -187,7 +188,9 @@ class TissueNet:
             task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.objective, p.hide)
         few = sum(len(s.nodes) for s in sections) < MANY
         loaders = task.loaders(how["seed"])
-        self.history += run_training(task, *loaders, stage="embed", desc="GNN", threads=1 if few else None, **how)
+        self.history += run_training(
+            task, *loaders, stage="embed", desc="training the network", threads=1 if few else None, **how
+        )
 
     def _fit_tasks(
         self,
@@ -214,10 +217,13 @@ class TissueNet:
         squared = [task for task in factors if task == EXPRESSION]
         weighting = task_weighting(p.weighting, factors, squared)
         task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
-        self.history += run_training(task, *task.loaders(how["seed"]), stage="multitask", desc="GNN", **how)
+        self.history += run_training(
+            task, *task.loaders(how["seed"]), stage="multitask", desc="training the network", **how
+        )
         last = self.history[-1]
         self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
         if p.anchor:
+            stage("weighing the ensemble")
             self.told = {name: lessons.told(name) for name in factors}
             self.mix = {name: VALUES_MIX if name == EXPRESSION else lessons.share for name in factors}
 
@@ -261,6 +267,7 @@ class TissueNet:
     def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
         """Embed ``sections`` and predict their observations and regions."""
         self._trained()
+        stage("predicting")
         found = []
         for s in sections:
             g = self.reading.tensors(s)

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from .._progress import is_shown
+from .._progress import progress
 from .._settings import settings
 from ._recipe import Training, seeded
 
@@ -74,7 +74,7 @@ class _Keeper(Callback):
         row.update(getattr(pl_module, "extra_metrics", dict)())
         pl_module.history.append(row)
         if self.bar is not None:
-            self.bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
+            self.bar.set_postfix({"loss": f"{loss:.3f}"})
             self.bar.update(1)
         judged = val if val == val else loss
         if trainer.world_size > 1:  # all processes must judge alike, or some would stop and others wait for them
@@ -188,11 +188,9 @@ def run_training(
     KeyboardInterrupt
         If interrupted; nothing outside ``task`` has changed then.
     """
-    from tqdm.auto import tqdm
-
     how = task.training_params
     with (
-        tqdm(total=how.max_epochs, desc=desc, unit="epoch", leave=False, disable=not is_shown(show_progress)) as bar,
+        progress(how.max_epochs, desc, show_progress) as bar,
         _quiet_lightning(),
         _interruptible(),
         _threads(threads),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys
+from .._progress import stage, whole_call
 from .._representation import compute_representation, stored_representation
 from .._slots import Slots, provenance
 from .._validate import (
@@ -36,6 +37,9 @@ _N_TOP_GENES = 500  # enough for a position; and faster than the 2000 of an anal
 _IDENTITY = np.eye(2, 3)
 
 
+@whole_call({
+    "reading expression": 0.5, "choosing genes": 1, "computing components": 1, "aligning": 3,
+})  # fmt: skip
 def align(
     adata: AnnData,
     reference: str | None = None,
@@ -204,6 +208,7 @@ def _from_sections(
         if name == reference:
             matrices[name] = _IDENTITY.copy()
             continue
+        stage("aligning")
         matrices[name], correlation, overlap = register(
             parts[name], parts[reference], method=method, allow_reflection=allow_reflection, rng=rng
         )

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from .. import _keys
+from .._progress import stage, whole_call
 from .._representation import (
     N_COMPS,
     N_TOP_GENES,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _MIN_BATCH = 20  # fewer observations give no loess of variance on mean
 
 
+@whole_call({
+    "normalising": 1, "choosing genes": 4, "computing components": 2,
+})  # fmt: skip
 def normalize(
     adata: AnnData,
     *,
@@ -119,11 +123,14 @@ def normalize(
     source, counts, kind = _source(adata, layer)
     size = None if size_key is None else _sizes(adata, size_key, counts)
     sections = None if library_key is None else libraries(adata, library_key)
+    stage("normalising")
     logged = _log_values(counts, size, target_sum)
+    stage("choosing genes")
     if sections is not None:
         genes = _select_within(adata, counts, kind, n_top_genes, sections.codes)
     else:
         genes = select_genes(adata, counts, kind, n_top_genes)
+    stage("computing components")
     scores, loadings, pca = _pca(logged[:, genes], n_comps, scale, random_state)
 
     selected = np.zeros(adata.n_vars, dtype=bool)

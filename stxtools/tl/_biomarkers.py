@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._progress import stage, whole_call
 from .._slots import Slots, provenance
 from .._validate import (
     categories,
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 _METHODS = ("random_regions",)
 
 
+@whole_call({
+    "segment": 16, "attributing genes": 2, "testing genes": 5,
+})  # fmt: skip
 def biomarkers(
     adata: AnnData,
     groupby: str,
@@ -249,6 +253,7 @@ def biomarkers(
     _check_adjustable(designs, adjusted_for)
 
     blocks = GeneBlocks(tested_adata, tested_layer)
+    stage("attributing genes")
     if models:
         tested_groups = [d.name for d in designs]
         explain = ModelAttribution(

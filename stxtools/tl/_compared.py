@@ -64,7 +64,7 @@ def compare(
     computed = [c for k, contrasts in within.items() if k not in other_side for c in contrasts]
     between = [k for k, design in enumerate(designs) if design.kind == "between"]
     outcomes: dict[int, Outcome] = {}
-    with progress(len(computed) + len(between), "biomarkers", show_progress) as bar:
+    with progress(len(computed) + len(between), "testing genes", show_progress) as bar:
         compare_regions(computed, expression.limit, done=bar.update)
         for k in between:
             libraries = designs[k].libraries

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from stxtools._warn import at_caller
+
 from ..stats._contrast import Design
 from ..stats._section import MIN_OBS
 
@@ -51,7 +53,7 @@ def usable(planned: list[Design], reference: str, groupby: str, *, explicit: boo
         warnings.warn(
             f"Group(s) {small} of `{groupby}` are left out: fewer than {MIN_OBS} observations in every section.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=at_caller(),
         )
     return out
 
@@ -64,5 +66,5 @@ def warn_single(designs: list[Design], groupby: str, library_key: str | None) ->
             f"Group(s) {single} of `{groupby}` can be compared within one library only: their p-values speak of that "
             "section and not of others (`n_libraries` is 1).",
             UserWarning,
-            stacklevel=3,
+            stacklevel=at_caller(),
         )

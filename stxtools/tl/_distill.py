@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 MIN_OBS = 10
 
 
+@whole_call({
+    "loading PyTorch": 4, "reading expression": 0.5, "predicting": 1, "training the student": 8,
+})  # fmt: skip
 def distill(
     adata: AnnData,
     model: str | os.PathLike[str] | Segmenter | TissueNet,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._progress import stage, whole_call
 from stxtools._representation import representation
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_int, check_key_added
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from stxtools.models import TissueNetParams
 
 
+@whole_call({
+    "loading PyTorch": 4,
+    "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
+    "training the network": 4, "predicting": 0.1,
+})  # fmt: skip
 def embed(
     adata: AnnData,
     *,
@@ -100,6 +106,7 @@ def embed(
     >>> adata.uns["regions"].obsm["X_gnn"].shape[1]
     32
     """
+    stage("loading PyTorch")
     from stxtools.models import TissueNet
 
     check_adata(adata)

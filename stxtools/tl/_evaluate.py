@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
     categories,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
 
 
+@whole_call({
+    "loading PyTorch": 4, "evaluate": 100,
+})  # fmt: skip
 def evaluate(
     adata: AnnData,
     models: Sequence[str | Callable[..., Any]] | Mapping[str, str | Callable[..., Any]] | None = None,
@@ -231,6 +235,7 @@ def _targets(adata: AnnData, biomarker_key: str | None, region_key: str | None) 
 
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     """Name -> registered name or function."""
+    stage("loading PyTorch")
     from stxtools.models._baselines import BASELINES
 
     if models is None:

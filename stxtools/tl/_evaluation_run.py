@@ -120,7 +120,7 @@ def run(
             for split in _splits(adata, p, where, folds[scheme, seed], (scheme, seed, noise), columns, todo):
                 for name in p.models:
                     if split.unit(name) in todo:
-                        bar.set_postfix({"model": name, "fold": split.fold}, refresh=False)
+                        bar.set_postfix({"model": name, "fold": split.fold})
                         rows = _measure(name, split, p, where)
                         store.add(rows)
                         done[split.unit(name)] = rows

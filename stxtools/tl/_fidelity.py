@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._progress import progress
+from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_key_added, check_number
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 
 
+@whole_call({
+    "loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6,
+})  # fmt: skip
 def attention_fidelity(
     adata: AnnData,
     model: str | os.PathLike[str] | TissueNet,
@@ -118,6 +121,7 @@ def attention_fidelity(
     >>> sorted(adata.uns["attention_fidelity"]["table"]["unit"].unique())
     ['edges', 'regions']
     """
+    stage("loading PyTorch")
     from stxtools.models import TissueNet
     from stxtools.models._attribution import RegionAttribution
 
@@ -143,7 +147,7 @@ def attention_fidelity(
     rows: list[dict[str, Any]] = []
     parts = []
     saliency = np.full(adata.n_obs, np.nan, dtype=np.float32)
-    with progress(len(sections) * len(methods), "fidelity", show_progress) as bar:
+    with progress(len(sections) * len(methods), "removing edges", show_progress) as bar:
         for i, section in enumerate(sections):
             found = RegionAttribution(fitted, section, task)
             saliency[inp.where.parts[i][section.region >= 0]] = found.saliency()

@@ -15,6 +15,7 @@ from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries
+from stxtools._warn import at_caller
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,5 +132,5 @@ def keep_foreign_column(adata: AnnData, obs_key: str, key: str, slots: Slots) ->
             f"`adata.obs[{obs_key!r}]` was there before and is kept as `adata.obs[{kept!r}]`; "
             "`key_added=` would leave it in place.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=at_caller(),
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, proba_frame, provenance
 from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
 
 
+@whole_call({
+    "loading PyTorch": 4,
+    "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
+    "pretraining": 2, "training the network": 17, "weighing the ensemble": 10, "predicting": 0.5,
+})  # fmt: skip
 def multitask(
     adata: AnnData,
     biomarker_key: str | None = None,
@@ -162,6 +168,7 @@ def multitask(
             accelerator=accelerator,
         )  # fmt: skip
         return adata if copy else None
+    stage("loading PyTorch")
     from stxtools.models import TissueNet  # a student, applied above, needs none of what this imports
 
     if model is not None and not isinstance(model, (str, os.PathLike, TissueNet)):

@@ -11,6 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._joint import joint_representation
+from stxtools._progress import stage, whole_call
 from stxtools._representation import Representation, stored_representation
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from stxtools.models import SegmenterParams
 
 
+@whole_call({
+    "loading PyTorch": 4,
+    "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
+    "pretraining": 8,
+})  # fmt: skip
 def pretrain(
     adata: AnnData | Sequence[AnnData],
     *,
@@ -98,6 +104,7 @@ def pretrain(
     >>> st.tl.pretrain(sections, save_model="tissue.stx")
     >>> st.tl.segment(sections[0], n_segments=4, pretrained="tissue.stx")
     """
+    stage("loading PyTorch")
     from stxtools.models import Segmenter
 
     alone = not isinstance(adata, Sequence)

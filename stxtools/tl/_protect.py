@@ -12,6 +12,7 @@ import numpy as np
 from .. import _keys
 from .._representation import stored_matrix, to_csr
 from .._validate import categories
+from .._warn import at_caller
 from ..stats._thinning import thin_counts
 from ._chunks import is_out_of_core
 
@@ -96,7 +97,7 @@ def protect_by_thinning(
             f"The groups that half the counts give agree little with `{groupby}` (adjusted Rand index "
             f"{agreement:.2f}): what is tested are those groups, and `{groupby}` may rest on noise.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=at_caller(),
         )
     return Protected(_with_counts(adata, test), matched, agreement)
 
@@ -109,7 +110,7 @@ def warn_unprotected(groupby: str, why: str) -> None:
         "(`layer=`), or `st.pp.split_counts`: find groups in one part and test on the other (`layer=`). "
         "Without either, rank by effect (`auroc`, `logfoldchanges`), not by p.",
         UserWarning,
-        stacklevel=4,
+        stacklevel=at_caller(),
     )
 
 

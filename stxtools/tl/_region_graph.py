@@ -10,6 +10,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
+from stxtools._progress import stage, whole_call
 from stxtools._representation import log_expression
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.graph import contact_lengths, observation_area
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@whole_call({
+    "finding regions": 2, "describing regions": 1,
+})  # fmt: skip
 def region_graph(
     adata: AnnData,
     segment_key: str = _keys.SEGMENT,
@@ -110,7 +114,9 @@ def region_graph(
 
     where = geometry(adata, spatial_key, library_key)
     graph = where.graph if connectivity_key is None else _given_graph(adata, connectivity_key, where)
+    stage("finding regions")
     region = _regions(graph, codes, where, max_size, random_state)
+    stage("describing regions")
     regions, labels = _region_adata(adata, region, codes, names, graph, where, layer)
     regions.uns["params"] = provenance(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,

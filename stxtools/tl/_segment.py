@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._progress import whole_call
 from stxtools._slots import Slots, categorical, proba_frame, provenance
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask
 from stxtools._validate import (
@@ -23,6 +24,7 @@ from stxtools._validate import (
     check_number,
     check_writable,
 )
+from stxtools._warn import at_caller
 
 from ._image import with_image
 from ._inputs import Geometry, geometry, join, keep_foreign_column, make_sections
@@ -44,6 +46,11 @@ if TYPE_CHECKING:
 MIN_OBS = 10
 
 
+@whole_call({
+    "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
+    "loading PyTorch": 2, "spreading labels": 2, "choosing the number of segments": 1, "finding compartments": 2,
+    "agreeing on compartments": 2.5, "pretraining": 2, "training the U-Net": 6, "predicting": 0.3,
+})  # fmt: skip
 def segment(
     adata: AnnData,
     n_segments: int | None = None,
@@ -297,7 +304,7 @@ def _with_masks(spatial: Mapping[str, Any], values: NDArray[Any], where: Geometr
                 f"Section {name!r} has negative coordinates, which an image cannot hold: no mask is written for it. "
                 "Shift the coordinates, e.g. `adata.obsm['spatial'] -= adata.obsm['spatial'].min(0)`.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=at_caller(),
             )
             continue
         reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH

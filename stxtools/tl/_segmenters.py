@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from stxtools._progress import stage
 from stxtools._representation import Representation
 
 from ._image import N_IMAGE_FEATURES
@@ -20,6 +21,7 @@ _ARCHITECTURE = ("width", "depth", "kernel_size", "sigmas")
 
 def new_segmenter(params: Any, rep: Representation, image_key: str | None) -> Segmenter:
     """Return an untrained Segmenter that knows its input."""
+    stage("loading PyTorch")
     from stxtools.models import Segmenter
 
     out = Segmenter(params)
@@ -30,6 +32,7 @@ def new_segmenter(params: Any, rep: Representation, image_key: str | None) -> Se
 
 def load_segmenter(model: str | os.PathLike[str] | Segmenter, param: str) -> Segmenter:
     """Return ``model`` itself, or the Segmenter (a trained one may be a Student) in the file of that path."""
+    stage("loading PyTorch")
     from stxtools.models import Segmenter, Student, TissueStudent
     from stxtools.models._storage import model_kind
 

@@ -13,6 +13,7 @@ import pandas as pd
 from .. import _keys
 from .._slots import Slots, provenance
 from .._validate import check_adata, check_bool, check_in, check_key_added
+from .._warn import at_caller
 from ._biomarker_table import COLUMNS
 from ._target_tables import TargetTable, parse_target_table, read_target_table
 
@@ -218,7 +219,7 @@ def _warn(fmt: str, n_vars: int, report: dict[str, list[str]]) -> None:
             f"Of {n_vars} genes looked up in {fmt}, {'; '.join(parts)}. All of them are listed in "
             "`uns['targets_params']`.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=at_caller(),
         )
 
 

@@ -14,6 +14,7 @@ from stxtools._representation import (
     representation,
     stored_representation,
 )
+from stxtools._warn import at_caller
 
 from ._chunks import LogExpression
 
@@ -107,6 +108,6 @@ def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
         warnings.warn(
             f"`adata` has {found} of the model's {total} genes ({share:.0%}); the rest is inferred from them.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=at_caller(),
         )
     return share

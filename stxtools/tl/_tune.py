@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from stxtools import _keys
+from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
     check_adata,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 _METRICS = ("accuracy", "precision", "recall", "auroc")
 
 
+@whole_call({
+    "loading PyTorch": 4, "tune": 100,
+})  # fmt: skip
 def tune(
     adata: AnnData,
     part: Literal["unet", "gnn", "weights"] = "gnn",
