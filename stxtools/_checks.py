@@ -10,6 +10,11 @@ from typing import Any
 
 import numpy as np
 
+LARGEST = 2**31 - 1
+LARGEST_SEED = 2**32 - 1  # numpy's RandomState, which scikit-learn seeds, takes no larger one
+_ZARR_FILES = frozenset({".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json"})
+_LONGEST = 200  # bytes: a file name has 255, and suffixes are put behind a key
+
 
 def listing(names: Iterable[Any], limit: int = 12) -> str:
     shown = [repr(str(n)) for n in names]
@@ -24,12 +29,36 @@ def check_choice(param: str, value: Any, allowed: Collection[Any]) -> None:
         raise ValueError(f"`{param}={value!r}` is not understood; choose one of {listing(allowed)}.")
 
 
-def check_int(param: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
-    """Check an integer within bounds and return it as a Python int."""
+def check_int(param: str, value: Any, *, minimum: int | None = None, maximum: int | None = LARGEST) -> int:
+    """Check an integer within bounds and return it as a Python int; by default what 32 bits hold is the most."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{param}` must be an integer, not {value!r}.")
     _check_bounds(param, value, minimum, maximum)
     return int(value)
+
+
+def check_seed(value: Any) -> int:
+    """Check ``random_state`` and return it as a Python int."""
+    return check_int("random_state", value, minimum=0, maximum=LARGEST_SEED)
+
+
+def unstorable(name: str, *, column: bool = False) -> str | None:
+    """Say why h5ad and zarr cannot hold an element (or a ``column`` of a frame) of this name; None where they can."""
+    if not name:
+        return "is empty"
+    if not column and any(sign in name for sign in "/\\"):
+        return r"contains '/' or '\\'"
+    if "\0" in name:
+        return "contains the NUL character"
+    if set(name) == {"."}:
+        return "consists of dots"
+    if name == "_index" or name in _ZARR_FILES:
+        return "is a name that the file format uses itself"
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "contains characters that UTF-8 cannot encode"
+    return f"is {length} bytes long, more than {_LONGEST}" if length > _LONGEST else None
 
 
 def check_number(param: str, value: Any, *, minimum: float | None = None, maximum: float | None = None) -> float:

@@ -16,14 +16,16 @@ from ._checks import (
     check_choice,
     check_int,
     check_number,
+    check_seed,
     check_writable,
     listing,
+    unstorable,
 )
 
 __all__ = [
     "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice", "check_class_names",
-    "check_in", "check_int", "check_key_added", "check_number", "check_writable", "coordinates", "fingerprint",
-    "libraries", "listing",
+    "check_in", "check_int", "check_key_added", "check_number", "check_seed", "check_writable", "coordinates",
+    "fingerprint", "libraries", "listing",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -70,21 +72,37 @@ def check_key_added(value: Any, default: str) -> str:
         return default
     if not isinstance(value, str) or not value:
         raise TypeError(f"`key_added` must be a non-empty string, not {value!r}.")
-    if "/" in value:
-        raise ValueError(f"`key_added={value!r}` contains '/', which h5ad and zarr cannot store in a key.")
+    why = unstorable(value)
+    if why is not None:
+        raise ValueError(f"`key_added={value!r}` {why}: h5ad and zarr cannot store such a key. Choose another name.")
     if value in _keys.RESERVED and value != default:
         raise ValueError(f"`key_added={value!r}` would overwrite what another call keeps there; choose another name.")
     return value
 
 
+def _check_distinct(names: Sequence[Any], labels: Sequence[str], key: str) -> None:
+    """Check that classes stay apart when they are written as text: 1 and "1" would not."""
+    if len(set(labels)) == len(labels):
+        return
+    seen: dict[str, Any] = {}
+    for name, text in zip(names, labels, strict=True):
+        if text in seen:
+            raise ValueError(
+                f"`adata.obs[{key!r}]` has the values {seen[text]!r} ({type(seen[text]).__name__}) and {name!r} "
+                f"({type(name).__name__}), which are written alike. Rename one of them, or make them one: "
+                f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
+            )
+        seen[text] = name
+
+
 def check_class_names(names: Sequence[str], key: str) -> None:
     """Check that class names can be the columns of a stored DataFrame."""
-    bad = [n for n in names if "/" in n or not n]
+    bad = [n for n in names if "/" in n or unstorable(n, column=True) is not None]
     if bad:
         raise ValueError(
-            f"Classes of `adata.obs[{key!r}]` are empty or contain '/', which h5ad and zarr cannot store as a column "
-            f"name: {listing(bad)}. Rename them, e.g. `adata.obs[{key!r}] = adata.obs[{key!r}].astype('category')"
-            ".cat.rename_categories(lambda c: c.replace('/', '_') or 'unnamed')`."
+            f"Classes of `adata.obs[{key!r}]` are empty, contain '/' or are names of the file format, which h5ad and "
+            f"zarr cannot store as a column name: {listing(bad)}. Rename them, e.g. `adata.obs[{key!r}] = "
+            f"adata.obs[{key!r}].astype('category').cat.rename_categories(lambda c: c.replace('/', '_') or 'unnamed')`."
         )
 
 
@@ -144,13 +162,14 @@ def libraries(adata: AnnData, library_key: str | None) -> Libraries:
     if column.isna().any():
         raise ValueError(f"`adata.obs[{library_key!r}]` has {int(column.isna().sum())} missing values; every "
                          "observation must belong to a section.")  # fmt: skip
+    found = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column.unique()
+    _check_distinct(list(found), [str(n) for n in found], library_key)
     codes, names = pd.factorize(column.astype(str), sort=True)
-    slashed = [n for n in names if "/" in n or not n]
-    if slashed:
+    bad = [n for n in names if unstorable(n) is not None]
+    if bad:
         raise ValueError(
-            f"Section names in `adata.obs[{library_key!r}]` are empty or contain '/', which h5ad and zarr cannot store "
-            "in a key: "
-            f"{listing(slashed)}. Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
+            f"Section names in `adata.obs[{library_key!r}]` that h5ad and zarr cannot store in a key: {listing(bad)} "
+            f"({bad[0]!r} {unstorable(bad[0])}). Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
         )
     return Libraries([str(n) for n in names], codes.astype(np.int64))
 
@@ -193,6 +212,7 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
         codes_, uniques = pd.factorize(column, sort=True)
         codes, names = np.asarray(codes_, dtype=np.int64), list(uniques)
     labels = [str(n) for n in names]
+    _check_distinct(names, labels, key)
     if len(labels) < min_classes:
         raise ValueError(
             f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({listing(labels)}); `{param}` needs {min_classes}."

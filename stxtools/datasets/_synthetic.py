@@ -12,7 +12,7 @@ import pandas as pd
 from .. import _keys
 from .._progress import whole_call
 from .._slots import categorical, provenance
-from .._validate import check_choice, check_int, check_number
+from .._validate import check_choice, check_int, check_number, check_seed
 from ._counts import log_rates, sample_counts
 from ._fields import gaussian_field
 from ._shapes import Anatomy, compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
@@ -156,7 +156,7 @@ def synthetic_tissue(
     if mean_depth is None:
         mean_depth = min(preset.counts_per_gene * n_vars, preset.max_depth)
     mean_depth = check_number("mean_depth", mean_depth, minimum=1e-3)
-    random_state = check_int("random_state", random_state, minimum=0)
+    random_state = check_seed(random_state)
     if disease == "auto":
         disease = "lesion" if n_patients == 1 else "patient"
     elif disease == "patient" and n_patients == 1:

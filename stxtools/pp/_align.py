@@ -16,8 +16,8 @@ from .._validate import (
     check_adata,
     check_bool,
     check_choice,
-    check_int,
     check_key_added,
+    check_seed,
     coordinates,
     libraries,
 )
@@ -132,7 +132,7 @@ def align(
     check_adata(adata)
     check_choice("method", method, METHODS)
     allow_reflection, copy = check_bool("allow_reflection", allow_reflection), check_bool("copy", copy)
-    random_state = check_int("random_state", random_state, minimum=0)
+    random_state = check_seed(random_state)
     obsm_key, uns_key = check_key_added(key_added, _keys.SPATIAL_ALIGNED), check_key_added(key_added, _keys.ALIGN)
     xy = coordinates(adata, spatial_key)
     sections = libraries(adata, library_key)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from .. import _keys
 from .._noise import noised_copy, noised_values
 from .._slots import Slots, provenance
-from .._validate import check_adata, check_bool, check_choice, check_int, check_key_added, check_number
+from .._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -86,7 +86,7 @@ def add_noise(
     check_adata(adata)
     level = check_number("level", level, minimum=0, maximum=1)
     check_choice("kind", kind, ("gaussian", "counts"))
-    random_state, copy = check_int("random_state", random_state, minimum=0), check_bool("copy", copy)
+    random_state, copy = check_seed(random_state), check_bool("copy", copy)
     key = check_key_added(key_added, _keys.NOISE)
     if use_rep is not None and (kind == "counts" or layer is not None):
         what = 'kind="counts"' if kind == "counts" else "layer"

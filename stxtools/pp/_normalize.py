@@ -20,7 +20,7 @@ from .._representation import (
     to_csr,
 )
 from .._slots import Slots, provenance
-from .._validate import check_adata, check_bool, check_in, check_int, check_number, libraries
+from .._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -115,7 +115,7 @@ def normalize(
     scale, copy = check_bool("scale", scale), check_bool("copy", copy)
     n_top_genes = check_int("n_top_genes", n_top_genes, minimum=1)
     n_comps = check_int("n_comps", n_comps, minimum=1)
-    random_state = check_int("random_state", random_state, minimum=0)
+    random_state = check_seed(random_state)
     if target_sum is not None and check_number("target_sum", target_sum) <= 0:
         raise ValueError(f"`target_sum={target_sum}` must be positive.")
     if adata.isbacked:

@@ -10,7 +10,7 @@ from scipy import sparse
 from .. import _keys
 from .._representation import stored_matrix, to_csr
 from .._slots import Slots, provenance
-from .._validate import check_adata, check_bool, check_int, check_key_added, check_number
+from .._validate import check_adata, check_bool, check_key_added, check_number, check_seed
 from ..stats._thinning import thin_counts
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def split_counts(
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction={fraction:g}` leaves one part empty; choose a number between 0 and 1.")
     key = check_key_added(key_added, _keys.SPLIT)
-    seed = check_int("random_state", random_state, minimum=0)
+    seed = check_seed(random_state)
     check_bool("copy", copy)
     source = stored_matrix(adata, layer)
     counts = to_csr(source)

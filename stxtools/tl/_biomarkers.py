@@ -20,6 +20,7 @@ from .._validate import (
     check_in,
     check_int,
     check_key_added,
+    check_seed,
     coordinates,
     libraries,
 )
@@ -230,7 +231,7 @@ def biomarkers(
     check_choice("method", method, _METHODS)
     check_choice("protect", protect, PROTECTIONS)
     n_null = check_int("n_null", n_null, minimum=50)
-    seed = check_int("random_state", random_state, minimum=0)
+    seed = check_seed(random_state)
     key = check_key_added(key_added, _keys.BIOMARKERS)
     check_bool("copy", copy)
     codes, names = categories(adata, groupby, "groupby", min_classes=2)

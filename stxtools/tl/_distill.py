@@ -11,7 +11,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
+from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._image import with_image
 from ._inputs import geometry, make_sections
@@ -122,7 +122,7 @@ def distill(
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.DISTILL)
     how: dict[str, Any] = {
-        "random_state": check_int("random_state", random_state, minimum=0), "accelerator": accelerator,
+        "random_state": check_seed(random_state), "accelerator": accelerator,
         "devices": devices, "show_progress": show_progress,
     }  # fmt: skip
     check_writable(save_model)

@@ -12,7 +12,7 @@ from stxtools import _keys
 from stxtools._progress import stage, whole_call
 from stxtools._representation import representation
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_int, check_key_added
+from stxtools._validate import check_adata, check_bool, check_key_added, check_seed
 
 from ._regions import gather, node_features, read_regions, region_sections, with_graph_result
 
@@ -111,7 +111,7 @@ def embed(
 
     check_adata(adata)
     key = check_key_added(key_added, _keys.EMBED)
-    random_state = check_int("random_state", random_state, minimum=0)
+    random_state = check_seed(random_state)
     model = TissueNet(params)
     inp = read_regions(adata, regions_key, spatial_key)
     adata = adata.copy() if check_bool("copy", copy) else adata

@@ -20,6 +20,7 @@ from stxtools._validate import (
     check_int,
     check_key_added,
     check_number,
+    check_seed,
     libraries,
     listing,
 )
@@ -167,7 +168,7 @@ def evaluate(
     """
     check_adata(adata, min_obs=20)
     key = check_key_added(key_added, _keys.EVALUATION)
-    seed = check_int("random_state", random_state, minimum=0)
+    seed = check_seed(random_state)
     targets = _targets(adata, biomarker_key, region_key)
     chosen = _models(models)
     given = {str(name): dict(value) for name, value in (params or {}).items()}

@@ -13,7 +13,15 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_key_added, check_number
+from stxtools._validate import (
+    check_adata,
+    check_bool,
+    check_choice,
+    check_int,
+    check_key_added,
+    check_number,
+    check_seed,
+)
 
 from ._framework_input import known_sections
 from ._regions import read_regions
@@ -127,7 +135,7 @@ def attention_fidelity(
 
     check_adata(adata)
     key = check_key_added(key_added, _keys.FIDELITY)
-    random_state = check_int("random_state", random_state, minimum=0)
+    random_state = check_seed(random_state)
     max_regions = check_int("max_regions", max_regions, minimum=1)
     methods = list(methods)
     for method in methods:

@@ -12,7 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, proba_frame, provenance
-from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
+from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._framework_input import expression_targets, genes_to_predict, known_sections, training_sections
 from ._inputs import join
@@ -151,7 +151,7 @@ def multitask(
     """
     check_adata(adata)
     key = check_key_added(key_added, _keys.MULTITASK)
-    random_state = check_int("random_state", random_state, minimum=0)
+    random_state = check_seed(random_state)
     if save_model is not None:
         check_writable(save_model)
     if model is not None and any(given is not None for given in (save_model, use_rep, params, expression)):

@@ -14,7 +14,7 @@ from stxtools._joint import joint_representation
 from stxtools._progress import stage, whole_call
 from stxtools._representation import Representation, stored_representation
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_int, check_key_added, check_writable
+from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._inputs import geometry, make_sections
 from ._transfer import remember_input
@@ -114,7 +114,7 @@ def pretrain(
     for one in adatas:
         check_adata(one, min_obs=10)
     key = check_key_added(key_added, _keys.PRETRAIN)
-    random_state = check_int("random_state", random_state, minimum=0)
+    random_state = check_seed(random_state)
     check_writable(save_model)
     adatas = [one.copy() for one in adatas] if check_bool("copy", copy) else adatas
 

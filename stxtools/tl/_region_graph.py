@@ -15,7 +15,7 @@ from stxtools._representation import log_expression
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.partition import bounded_parts
-from stxtools._validate import categories, check_adata, check_bool, check_in, check_int, check_key_added
+from stxtools._validate import categories, check_adata, check_bool, check_in, check_int, check_key_added, check_seed
 
 from ._inputs import Geometry, geometry, keep_foreign_column
 
@@ -106,7 +106,7 @@ def region_graph(
     obs_key = _keys.REGION if key == _keys.REGIONS else f"{key}_region"
     hint = "Run `st.tl.segment(adata)` first, or name a column with classes."
     check_in(adata, "obs", segment_key, "segment_key", hint)
-    random_state, copy = check_int("random_state", random_state, minimum=0), check_bool("copy", copy)
+    random_state, copy = check_seed(random_state), check_bool("copy", copy)
     max_size = None if max_size is None else check_int("max_size", max_size, minimum=1)
     library_key = library_key if library_key is not None else inherited_library_key(adata, segment_key)
     codes, names = categories(adata, segment_key, "segment_key", min_classes=1)

@@ -22,6 +22,7 @@ from stxtools._validate import (
     check_int,
     check_key_added,
     check_number,
+    check_seed,
     check_writable,
 )
 from stxtools._warn import at_caller
@@ -171,7 +172,7 @@ def segment(
     """
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.SEGMENT)
-    random_state = check_int("random_state", random_state, minimum=0)
+    random_state = check_seed(random_state)
     _check_mode(
         adata, key, n_segments, labels_key,
         {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep, "params": params},

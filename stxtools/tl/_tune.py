@@ -16,6 +16,7 @@ from stxtools._validate import (
     check_int,
     check_key_added,
     check_number,
+    check_seed,
     libraries,
     listing,
 )
@@ -159,7 +160,7 @@ def tune(
     """
     check_adata(adata, min_obs=20)
     key = check_key_added(key_added, _keys.TUNE)
-    seed = check_int("random_state", random_state, minimum=0)
+    seed = check_seed(random_state)
     check_choice("part", part, tuple(PARTS))
     check_choice("metric", metric, _METRICS)
     check_choice("scheme", scheme, tuple(s for s in SCHEMES if s != "random"))
