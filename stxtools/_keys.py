@@ -32,7 +32,7 @@ MASK_SCALEF = "tissue_segmentation_scalef"
 SPOT_DIAMETER = "spot_diameter_fullres"
 
 # tl.region_graph, tl.embed
-REGION = "region"
+REGION_ID = "region_id"
 REGIONS = "regions"
 CONNECTIVITIES = "spatial_connectivities"
 DISTANCES = "spatial_distances"
@@ -91,6 +91,11 @@ def proba(key: str) -> str:
 def confidence(key: str) -> str:
     """``obs`` key of the probability of the called class."""
     return f"{key}_confidence"
+
+
+def region_id(regions_key: str) -> str:
+    """``obs`` key of the region of an observation."""
+    return REGION_ID if regions_key == REGIONS else f"{regions_key}_region"
 
 
 def mask_id(key: str) -> str:

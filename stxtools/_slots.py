@@ -1,14 +1,17 @@
-"""Writing results: all slots of a call at its end, or none of them."""
+"""Writing results: all slots of a call at its end, or none of them, and never over what something else wrote."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
+from ._ownership import Path, check_paths_free, sign
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -18,12 +21,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MISSING = object()
+_CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")
 
 
 @dataclass
 class Slots:
-    """Results waiting to be written; :meth:`write` puts them into an AnnData, all or none."""
+    """Results waiting to be written; :meth:`write` puts them into an AnnData, all or none.
 
+    Parameters
+    ----------
+    call
+        Name of the public call, such as ``"tl.segment"``.
+    nested
+        Values that lie deeper in ``uns``, by the path of their keys; what stands beside them stays.
+    inner
+        What is written into the AnnData that ``uns`` holds under this key.
+    replaces
+        Slots, such as ``"uns/log1p"``, that the call replaces whoever wrote them, as its documentation says.
+    missing
+        Slots in which NaN means "none", and the rows where it may stand (None: any). Every other number that is
+        written must be finite, but those in tables of ``uns``, where NaN says that a column does not apply.
+    """
+
+    call: str
     obs: dict[str, Any] = field(default_factory=dict)
     var: dict[str, Any] = field(default_factory=dict)
     obsm: dict[str, Any] = field(default_factory=dict)
@@ -32,17 +52,32 @@ class Slots:
     layers: dict[str, Any] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
     X: Any = None
+    nested: dict[Path, Any] = field(default_factory=dict)
+    inner: dict[str, Slots] = field(default_factory=dict)
+    replaces: Collection[str] = ()
+    missing: dict[str, NDArray[np.bool_] | None] = field(default_factory=dict)
 
     def write(self, adata: AnnData) -> None:
-        """Write every slot; on any error (or Ctrl-C) put back what was there and raise."""
+        """Write every slot; on any error (or Ctrl-C) put back what was there and raise.
+
+        Raises
+        ------
+        ValueError
+            If a slot holds what something else wrote, or a result is not finite.
+        """
+        paths = self.paths()
+        check_paths_free(adata, self.call, paths, self.replaces)
+        self.check_finite()
+        sign(adata, self.call, self.uns, paths)
+        uns = self._new_uns(adata)
         if adata.is_view:
             adata.uns = dict(adata.uns)  # anndata's own way from a view to an AnnData of its own
         undo: list[tuple[Any, str, Any]] = []
         old_x = adata.X if self.X is not None else None
         try:
-            for name in ("obs", "var", "obsm", "varm", "obsp", "layers", "uns"):
+            for name in _CONTAINERS:
                 container = getattr(adata, name)
-                for key, value in getattr(self, name).items():
+                for key, value in (uns if name == "uns" else getattr(self, name)).items():
                     undo.append((container, key, container.get(key, _MISSING)))
                     container[key] = value
             if self.X is not None:
@@ -56,6 +91,102 @@ class Slots:
             if old_x is not None:
                 adata.X = old_x
             raise
+
+    def paths(self) -> list[Path]:
+        """Paths of all slots, those inside an inner AnnData included."""
+        found: list[Path] = [(name, key) for name in _CONTAINERS for key in getattr(self, name)]
+        found += [("uns", *path) for path in self.nested]
+        return found + [("uns", key, *path) for key, slots in self.inner.items() for path in slots.paths()]
+
+    def check_finite(self, owner: str = "") -> None:
+        """Check that all numbers are finite, but where ``missing`` says that there may be none."""
+        for name in _CONTAINERS[:-1]:
+            for key, value in getattr(self, name).items():
+                allowed = self.missing.get(f"{name}/{key}", _NOWHERE)
+                _check_finite(self.call, f"{owner}{name}[{key!r}]", value, allowed)
+        if self.X is not None:
+            _check_finite(self.call, f"{owner}X", self.X, _NOWHERE)
+        for key, value in self.uns.items():
+            _check_finite_uns(self.call, f"{owner}uns[{key!r}]", value)
+        for path, value in self.nested.items():
+            _check_finite_uns(self.call, "uns" + "".join(f"[{key!r}]" for key in path), value)
+        for key, slots in self.inner.items():
+            slots.check_finite(f"{owner}uns[{key!r}].")
+
+    def _new_uns(self, adata: AnnData) -> dict[str, Any]:
+        """Entries of ``uns`` to set; dicts and AnnData that get something new inside are copies."""
+        new = dict(self.uns)
+        for path, value in self.nested.items():
+            level: dict[str, Any] = new
+            there: Any = adata.uns
+            for depth, key in enumerate(path[:-1], start=1):
+                there = there.get(key, {})
+                if key not in level or level[key] is there:
+                    if not isinstance(there, Mapping):
+                        code = "".join(f"[{k!r}]" for k in path[:depth])
+                        raise ValueError(
+                            f"`adata.uns{code}` is a {type(there).__name__}, and `st.{self.call}` writes into a dict "
+                            "there. Rename or delete it first."
+                        )
+                    level[key] = dict(there)
+                level = level[key]
+            level[path[-1]] = value
+        for key, slots in self.inner.items():
+            new[key] = adata.uns[key].copy()
+            for name in _CONTAINERS:
+                for inner_key, value in getattr(slots, name).items():
+                    getattr(new[key], name)[inner_key] = value
+        return new
+
+
+_NOWHERE = np.zeros(0, dtype=bool)
+
+
+def _check_finite(call: str, code: str, value: Any, allowed: NDArray[np.bool_] | None) -> None:
+    """Check the numbers of one slot; NaN may stand in the rows ``allowed`` (None: in any)."""
+    bad = 0
+    for part in _float_arrays(value):
+        if part.size == 0 or (np.isfinite(part.min()) and np.isfinite(part.max())):
+            continue
+        wrong = np.isinf(part) if allowed is None else ~np.isfinite(part)
+        if allowed is not None and len(allowed) == len(part):
+            wrong &= ~(np.isnan(part) & allowed.reshape(-1, *[1] * (part.ndim - 1)))
+        bad += int(wrong.sum())
+    if bad:
+        raise ValueError(
+            f"`st.{call}` computed {bad} value(s) for `{code}` that are NaN or infinite; nothing was written. Check "
+            "the input for extreme values; where a network was trained, a smaller learning rate "
+            "(`params={'lr': ...}`) or another `random_state` may help."
+        )
+
+
+def _check_finite_uns(call: str, code: str, value: Any) -> None:
+    """Check arrays and numbers of an entry of ``uns``; in its tables NaN says that a column does not apply."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key != "params" and "versions" not in value:
+                _check_finite_uns(call, f"{code}[{key!r}]", inner)
+    elif hasattr(value, "obsm"):
+        for name in ("obs", "obsm", "obsp"):
+            for key in getattr(value, name):
+                _check_finite(call, f"{code}.{name}[{key!r}]", getattr(value, name)[key], _NOWHERE)
+        _check_finite(call, f"{code}.X", value.X, _NOWHERE)
+    else:
+        _check_finite(call, code, value, None if isinstance(value, pd.DataFrame) else _NOWHERE)
+
+
+def _float_arrays(value: Any) -> list[NDArray[Any]]:
+    """Parts of a slot that hold floating-point numbers, in memory."""
+    if isinstance(value, pd.DataFrame):
+        floats = value.select_dtypes(include="floating")
+        return [floats.to_numpy()] if floats.shape[1] else []
+    if isinstance(value, pd.Series):
+        value = value.to_numpy()
+    if sparse.issparse(value):
+        value = value.data
+    if isinstance(value, (float, np.floating)):
+        value = np.atleast_1d(value)
+    return [value] if isinstance(value, np.ndarray) and value.dtype.kind == "f" else []
 
 
 def categorical(codes: NDArray[np.int64], names: Sequence[str]) -> pd.Categorical:

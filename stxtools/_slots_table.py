@@ -199,16 +199,7 @@ SLOTS: tuple[SlotRow, ...] = (
         "share of held-out pixels classed as the teacher does; for a framework a dict of each task's",
     ),
     # tl.region_graph
-    SlotRow("tl.region_graph", "obs", k.REGION, "category", "n_obs", "connected region of the observation"),
-    SlotRow(
-        "tl.region_graph",
-        "obs",
-        f"{k.REGION}_annotation",
-        "as it was",
-        "n_obs",
-        "a column of this name that something else wrote before",
-        always=False,
-    ),
+    SlotRow("tl.region_graph", "obs", k.REGION_ID, "category", "n_obs", "connected region of the observation"),
     SlotRow(
         "tl.region_graph", "uns", k.REGIONS, "AnnData", "n_regions x n_vars", "the regions; its slots are the next rows"
     ),

@@ -143,7 +143,7 @@ def test_any_kind_of_class_makes_regions_that_can_be_stored(kind: str, section: 
     section.obs["label"] = LABELS[kind](code)
     st.tl.region_graph(section, "label")
     known = section.obs["label"].notna().to_numpy()
-    region = section.obs["region"]
+    region = section.obs["region_id"]
     assert region.notna().to_numpy().tolist() == known.tolist()
     # no region holds two classes, and its class carries the label's own name
     home = section.uns["regions"].obs["segment"].astype(str).reindex(region[known].astype(str)).to_numpy()
@@ -186,7 +186,7 @@ def test_view_is_written_as_its_own_and_the_parent_stays(make_section: Callable[
     view = parent[parent.obs["band"] != "a"]
     st.tl.region_graph(view, "band")
     assert not view.is_view
-    assert set(view.obs["region"].cat.categories) == set(view.uns["regions"].obs_names)
+    assert set(view.obs["region_id"].cat.categories) == set(view.uns["regions"].obs_names)
     assert_same(before, parent)
 
 
@@ -215,7 +215,7 @@ def test_a_library_of_a_single_spot_is_a_region_of_its_own(section: ad.AnnData) 
     section.obs["slide"] = np.where(np.arange(section.n_obs) == 7, "solo", "main")
     st.tl.region_graph(section, "band", library_key="slide")
     regions = section.uns["regions"]
-    alone = regions.obs_names == section.obs["region"].iloc[7]
+    alone = regions.obs_names == section.obs["region_id"].iloc[7]
     assert regions.obs.loc[alone, "n_obs"].tolist() == [1]
     assert regions.obsp["spatial_connectivities"][alone].nnz == 0
 
@@ -225,5 +225,5 @@ def test_cells_without_any_count_are_kept(section: ad.AnnData) -> None:
     counts[[0, 5]] = 0
     section.X = counts.tocsr()
     st.tl.region_graph(section, "band")
-    assert section.obs["region"].notna().all()
+    assert section.obs["region_id"].notna().all()
     assert np.isfinite(section.uns["regions"].X.data).all()

@@ -57,9 +57,9 @@ def test_labels_are_never_overwritten(make_section, quick_unet):
     adata.obs["segment"] = adata.obs["band"]
     with pytest.raises(ValueError, match="key_added"):
         st.tl.segment(adata, labels_key="segment", params=quick_unet, **HOW)
-    with pytest.warns(UserWarning, match="segment_annotation"):
+    with pytest.raises(ValueError, match=r"would be lost.*key_added"):
         st.tl.segment(adata, 3, params=quick_unet, **HOW)
-    assert (adata.obs["segment_annotation"] == adata.obs["band"]).all()
+    assert (adata.obs["segment"] == adata.obs["band"]).all()
 
 
 def test_key_added_cannot_take_another_call_s_place(make_section):

@@ -45,12 +45,10 @@ def test_the_line_and_its_files(real_section, name, tmp_path):
     x = adata.X.copy()
     st.tl.segment(adata, 5, library_key=library_key, params=params_for(name), **HOW)
     assert adata.obs["segment"].nunique() == 5
-    kept = {"region"} & set(adata.obs)
-    if kept:
-        with pytest.warns(UserWarning, match="region_annotation"):
-            st.tl.region_graph(adata)
-    else:
-        st.tl.region_graph(adata)
+    own = {"region"} & set(adata.obs)  # a pathologist's
+    before = adata.obs[list(own)].copy()
+    st.tl.region_graph(adata)
+    assert adata.obs[list(own)].equals(before)
     st.tl.embed(adata, params=QUICK_NET, **HOW)
     groups = GROUPS.get(name, "cell_type")
     st.tl.biomarkers(adata, groups, library_key=library_key, show_progress=False)
@@ -60,7 +58,7 @@ def test_the_line_and_its_files(real_section, name, tmp_path):
     library = regions.obs["library"].astype(str).to_numpy()
     assert (library[coo.row] == library[coo.col]).all()
     if library_key is not None:
-        assert adata.obs.groupby("region", observed=True)[library_key].nunique().max() == 1
+        assert adata.obs.groupby("region_id", observed=True)[library_key].nunique().max() == 1
     adata.write_h5ad(tmp_path / "a.h5ad")
     assert_same(adata, ad.read_h5ad(tmp_path / "a.h5ad"))
 

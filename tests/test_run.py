@@ -32,7 +32,7 @@ def test_run_writes_everything(quick, make_section, tmp_path, capsys):
         "history.png",
     }  # fmt: skip
     written = ad.read_h5ad(out / "adata.h5ad")
-    assert {"segment", "region", "attention"} <= set(written.obs)
+    assert {"segment", "region_id", "attention"} <= set(written.obs)
     table = pd.read_csv(out / "biomarkers.csv")
     assert set(table["group"]) == {"a", "b", "c"}
     assert len(table) == 3 * adata.n_vars

@@ -110,8 +110,9 @@ def test_the_other_part_of_a_split_needs_no_second_protection(quick_params):
 
 def test_regions_and_predictions_are_known_too(line):
     line.uns.pop("multitask", None)
+    largest = line.obs["region_id"].mode()[0]
     with pytest.warns(UserWarning, match="only groups of `st.tl.segment` can be found again"):
-        st.tl.biomarkers(line, "region", n_null=60, library_key="library", groups=[line.obs["region"].mode()[0]], **HOW)
+        st.tl.biomarkers(line, "region_id", n_null=60, library_key="library", groups=[largest], **HOW)
 
 
 def test_labels_are_spread_again(banded, quick_params):

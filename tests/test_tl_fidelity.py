@@ -41,7 +41,7 @@ def planted(side: int = 16, seed: int = 0) -> tuple[ad.AnnData, np.ndarray]:
     adata.obs["block"] = pd.Categorical([f"b{b}" for b in block])
     adata.obs["class"] = pd.Categorical(np.where(told, "told", "not")[block])
     st.tl.region_graph(adata, "block", max_size=None)
-    first = adata.obs.groupby("region", observed=True)["block"].first().astype(str)
+    first = adata.obs.groupby("region_id", observed=True)["block"].first().astype(str)
     return adata, sends[[int(name[1:]) for name in first[adata.uns["regions"].obs_names]]]
 
 

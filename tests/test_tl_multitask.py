@@ -49,9 +49,9 @@ def test_observations_of_one_region_get_predictions_of_their_own(make_section, q
     st.tl.multitask(adata, None, "seen", params=quick_net | {"epochs": 10}, **HOW)
     unseen = adata.obs["seen"].isna()
     right = adata.obs["seen_pred"].astype(str) == adata.obs["band"].astype(str)
-    purity = adata.obs.groupby("region", observed=True)["band"].agg(lambda x: x.value_counts().iloc[0]).sum()
+    purity = adata.obs.groupby("region_id", observed=True)["band"].agg(lambda x: x.value_counts().iloc[0]).sum()
     assert right[unseen].mean() > 0.9 > purity / adata.n_obs
-    assert adata.obs.groupby("region", observed=True)["seen_pred"].nunique().max() > 1
+    assert adata.obs.groupby("region_id", observed=True)["seen_pred"].nunique().max() > 1
 
 
 @pytest.mark.parametrize("weighting", ["gradnorm", "uncertainty", "famo"])

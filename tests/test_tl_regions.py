@@ -21,9 +21,9 @@ HOW = {"show_progress": False, "accelerator": "cpu"}
 
 def test_regions_are_connected_bounded_and_of_one_compartment_and_section(line):
     regions = line.uns["regions"]
-    region = line.obs["region"]
+    region = line.obs["region_id"]
     assert list(region.cat.categories) == list(regions.obs_names)
-    for name, rows in line.obs.groupby("region", observed=True).groups.items():
+    for name, rows in line.obs.groupby("region_id", observed=True).groups.items():
         part = line[rows]
         assert part.n_obs <= 20
         assert part.obs["segment"].nunique() == 1
@@ -69,7 +69,7 @@ def test_neighbours_of_the_user_can_be_used(make_section):
     xy = adata.obsm["spatial"]  # the sections lie on top of each other: edges across them would be easy to make
     adata.obsp["mine"] = kneighbors_graph(xy, 6)
     st.tl.region_graph(adata, "band", connectivity_key="mine", library_key="library", max_size=None)
-    library = adata.obs.groupby("region", observed=True)["library"].nunique()
+    library = adata.obs.groupby("region_id", observed=True)["library"].nunique()
     assert (library == 1).all()
 
 
@@ -77,20 +77,19 @@ def test_missing_classes_belong_to_no_region(make_section):
     adata = make_section()
     adata.obs["part"] = adata.obs["band"].where(adata.obs["band"] != "b")
     st.tl.region_graph(adata, "part")
-    assert adata.obs["region"].isna().equals(adata.obs["part"].isna())
+    assert adata.obs["region_id"].isna().equals(adata.obs["part"].isna())
     st.tl.embed(adata, params={"epochs": 2}, **HOW)
-    assert np.isnan(adata.obsm["X_gnn"][adata.obs["region"].isna()]).all()
-    assert np.isfinite(adata.obsm["X_gnn"][adata.obs["region"].notna()]).all()
+    assert np.isnan(adata.obsm["X_gnn"][adata.obs["region_id"].isna()]).all()
+    assert np.isfinite(adata.obsm["X_gnn"][adata.obs["region_id"].notna()]).all()
 
 
-def test_a_region_column_of_the_user_is_kept(make_section):
+def test_columns_of_the_user_are_left_alone(make_section):
     adata = make_section()
     adata.obs["region"] = adata.obs["band"]
-    with pytest.warns(UserWarning, match="region_annotation"):
-        st.tl.region_graph(adata, "region")
-    assert (adata.obs["region_annotation"] == adata.obs["band"]).all()
-    st.tl.region_graph(adata, "band")
-    assert (adata.obs["region_annotation"] == adata.obs["band"]).all()
+    st.tl.region_graph(adata, "region")
+    assert (adata.obs["region"] == adata.obs["band"]).all()
+    st.tl.region_graph(adata, "band", key_added="fine")
+    assert set(adata.obs.columns) - set(make_section().obs.columns) == {"region", "region_id", "fine_region"}
 
 
 @settings(max_examples=25, deadline=None)
@@ -112,7 +111,7 @@ def test_parts_are_connected_and_bounded(n, max_size, seed):
 
 def test_embed_slots(line):
     regions = line.uns["regions"]
-    region = regions.obs_names.get_indexer(line.obs["region"].astype(str))
+    region = regions.obs_names.get_indexer(line.obs["region_id"].astype(str))
     np.testing.assert_array_equal(line.obsm["X_gnn"], regions.obsm["X_gnn"][region])
     np.testing.assert_array_equal(line.obs["attention"], regions.obs["attention"].to_numpy()[region])
     attention = regions.obsp["attention"].toarray()

@@ -94,7 +94,7 @@ def test_labels_can_be_kept_and_doubtful_observations_left_out(make_section, qui
     assert (adata.obs["segment"].isna() == unsure).all()
     assert (adata.obs["segment_id"][unsure] == 0).all()
     st.tl.region_graph(adata)
-    assert (adata.obs["region"].isna() == unsure).all()
+    assert (adata.obs["region_id"].isna() == unsure).all()
     with pytest.raises(ValueError, match="labels_key"):
         run(adata, quick_unet, 3, keep_labels=True)
     with pytest.raises(ValueError, match="abstain_below"):

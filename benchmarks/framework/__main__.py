@@ -166,7 +166,7 @@ def ablation(adata: ad.AnnData, name: str, state: str, seeds: int, most: int) ->
 
 def embedding(name: str, adata: ad.AnnData, seeds: int) -> str:
     regions = adata.uns["regions"]
-    at = regions.obs_names.get_indexer(adata.obs["region"].astype(str))
+    at = regions.obs_names.get_indexer(adata.obs["region_id"].astype(str))
     count = pd.crosstab(at, adata.obs["truth"]).reindex(range(regions.n_obs), fill_value=0)
     truth = count.to_numpy().argmax(axis=1)
     known = count.sum(axis=1).to_numpy() > 0

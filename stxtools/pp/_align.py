@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys
+from .._ownership import check_free
 from .._progress import stage, whole_call
 from .._representation import compute_representation, stored_representation
 from .._slots import Slots, provenance
@@ -134,6 +135,7 @@ def align(
     allow_reflection, copy = check_bool("allow_reflection", allow_reflection), check_bool("copy", copy)
     random_state = check_seed(random_state)
     obsm_key, uns_key = check_key_added(key_added, _keys.SPATIAL_ALIGNED), check_key_added(key_added, _keys.ALIGN)
+    check_free(adata, "pp.align", obsm=[obsm_key], uns=[uns_key])
     xy = coordinates(adata, spatial_key)
     sections = libraries(adata, library_key)
     if reference is None:
@@ -173,7 +175,7 @@ def align(
         ),
     }
     target = adata.copy() if copy else adata
-    Slots(obsm={obsm_key: aligned}, uns={uns_key: stored}).write(target)
+    Slots("pp.align", obsm={obsm_key: aligned}, uns={uns_key: stored}).write(target)
     return target if copy else None
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .. import _keys
 from .._noise import noised_copy, noised_values
+from .._ownership import check_free
 from .._slots import Slots, provenance
 from .._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
 
@@ -88,6 +89,8 @@ def add_noise(
     check_choice("kind", kind, ("gaussian", "counts"))
     random_state, copy = check_seed(random_state), check_bool("copy", copy)
     key = check_key_added(key_added, _keys.NOISE)
+    written = {} if copy else {"layers" if use_rep is None else "obsm": [key]}
+    check_free(adata, "pp.add_noise", uns=[key], **written)
     if use_rep is not None and (kind == "counts" or layer is not None):
         what = 'kind="counts"' if kind == "counts" else "layer"
         raise ValueError(f"`use_rep` and `{what}` exclude each other: a representation holds no counts and no layers.")
@@ -95,7 +98,7 @@ def add_noise(
         raise ValueError("`use_rep='X'`: leave `use_rep` out to add noise to expression.")
     params = provenance(level=level, kind=kind, layer=layer, use_rep=use_rep, random_state=random_state)
     noised = noised_values(adata, level, kind=kind, layer=layer, use_rep=use_rep, seed=random_state)
-    slots = Slots(uns={key: {"params": params}})
+    slots = Slots("pp.add_noise", uns={key: {"params": params}})
     if copy:
         target = noised_copy(adata, noised, kind=kind, use_rep=use_rep)
         slots.write(target)

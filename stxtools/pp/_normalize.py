@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from .. import _keys
+from .._ownership import check_free
 from .._progress import stage, whole_call
 from .._representation import (
     N_COMPS,
@@ -112,6 +113,7 @@ def normalize(
     (500, 10)
     """
     check_adata(adata, min_obs=2)
+    check_free(adata, "pp.normalize", uns=["normalize"])
     scale, copy = check_bool("scale", scale), check_bool("copy", copy)
     n_top_genes = check_int("n_top_genes", n_top_genes, minimum=1)
     n_comps = check_int("n_comps", n_comps, minimum=1)
@@ -156,6 +158,8 @@ def normalize(
         input_scale=kind,
     )
     slots = Slots(
+        "pp.normalize",
+        replaces=("var/highly_variable", f"obsm/{_keys.X_PCA}", "varm/PCs", "uns/pca", "uns/log1p"),  # scanpy's slots
         X=logged if sparse.issparse(source) else logged.toarray(),
         var={"highly_variable": selected},
         obsm={_keys.X_PCA: scores},

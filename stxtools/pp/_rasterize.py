@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import _keys
+from .._ownership import check_free
 from .._slots import Slots, provenance
 from .._spatial.raster import LATTICES, rasterize_libraries
 from .._validate import (
@@ -94,6 +95,7 @@ def rasterize(
     if pixel_size is not None:
         pixel_size = check_number("pixel_size", pixel_size)
     key = check_key_added(key_added, _keys.RASTER)
+    check_free(adata, "pp.rasterize", obsm=[key], uns=[key])
     xy = coordinates(adata, spatial_key)
     sections = libraries(adata, library_key)
     if "params" in sections.names:
@@ -110,5 +112,5 @@ def rasterize(
         coordinates=fingerprint(xy),
     )
     target = adata.copy() if copy else adata
-    Slots(obsm={key: index}, uns={key: stored}).write(target)
+    Slots("pp.rasterize", obsm={key: index}, uns={key: stored}).write(target)
     return target if copy else None

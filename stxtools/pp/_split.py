@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from .. import _keys
+from .._ownership import check_free
 from .._representation import stored_matrix, to_csr
 from .._slots import Slots, provenance
 from .._validate import check_adata, check_bool, check_key_added, check_number, check_seed
@@ -84,6 +85,8 @@ def split_counts(
         raise ValueError(f"`fraction={fraction:g}` leaves one part empty; choose a number between 0 and 1.")
     key = check_key_added(key_added, _keys.SPLIT)
     seed = check_seed(random_state)
+    names = [f"{key}_train", f"{key}_test"]
+    check_free(adata, "pp.split_counts", layers=names, uns=[key])
     check_bool("copy", copy)
     source = stored_matrix(adata, layer)
     counts = to_csr(source)
@@ -91,9 +94,8 @@ def split_counts(
         raise ValueError(
             "The expression is not integer counts, and only counts can be split. Name the `layer` that holds them."
         )
-    names = [f"{key}_train", f"{key}_test"]
     parts = thin_counts(counts, fraction, np.random.default_rng(seed))
-    slots = Slots()
+    slots = Slots("pp.split_counts")
     for name, part in zip(names, parts, strict=True):
         slots.layers[name] = part if sparse.issparse(source) else part.toarray()
     slots.uns[key] = {

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._ownership import check_free
 from .._progress import stage, whole_call
 from .._slots import Slots, provenance
 from .._validate import (
@@ -233,6 +234,8 @@ def biomarkers(
     n_null = check_int("n_null", n_null, minimum=50)
     seed = check_seed(random_state)
     key = check_key_added(key_added, _keys.BIOMARKERS)
+    score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
+    check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params"])
     check_bool("copy", copy)
     codes, names = categories(adata, groupby, "groupby", min_classes=2)
     xy = coordinates(adata, spatial_key)
@@ -272,10 +275,9 @@ def biomarkers(
         tables.append(table.iloc[np.argsort(-score, kind="stable")])
         agreement.append(agrees)
         gene_score = np.maximum(gene_score, np.abs(score))
-    slots = Slots()
+    slots = Slots("tl.biomarkers")
     table = pd.concat(tables, ignore_index=True)
     slots.uns[key] = table.astype({"group": str, "names": str})  # object, or pandas 3's str: as read back
-    score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
     slots.var[score_key] = gene_score
     slots.uns[f"{key}_params"] = provenance(
         groupby=groupby,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
@@ -121,6 +122,7 @@ def distill(
     """
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.DISTILL)
+    check_free(adata, "tl.distill", uns=[key])
     how: dict[str, Any] = {
         "random_state": check_seed(random_state), "accelerator": accelerator,
         "devices": devices, "show_progress": show_progress,
@@ -151,7 +153,7 @@ def distill(
         "history": pd.DataFrame(student.history),
         "agreement": agreement,
     }  # fmt: skip
-    Slots(uns={key: entry}).write(adata)
+    Slots("tl.distill", uns={key: entry}).write(adata)
     return adata if copy else None
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._representation import representation
-from stxtools._slots import Slots, provenance
+from stxtools._slots import provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed
 
-from ._regions import gather, node_features, read_regions, region_sections, with_graph_result
+from ._regions import gather, graph_slots, node_features, read_regions, region_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,6 +113,7 @@ def embed(
     check_adata(adata)
     key = check_key_added(key_added, _keys.EMBED)
     random_state = check_seed(random_state)
+    check_free(adata, "tl.embed", obs=[_keys.ATTENTION], obsm=[_keys.X_GNN], uns=[key])
     model = TissueNet(params)
     inp = read_regions(adata, regions_key, spatial_key)
     adata = adata.copy() if check_bool("copy", copy) else adata
@@ -127,10 +129,7 @@ def embed(
     )
     result = gather(model.predict(sections, accelerator=accelerator), inp)
 
-    slots = Slots()
-    slots.obsm[_keys.X_GNN] = result.to_obs(result.states)
-    slots.obs[_keys.ATTENTION] = result.to_obs(result.received)
-    slots.uns[regions_key] = with_graph_result(inp, result)
+    slots = graph_slots("tl.embed", regions_key, result)
     slots.uns[key] = {
         "params": provenance(
             use_rep=use_rep, layer=layer, regions_key=regions_key, spatial_key=spatial_key,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
@@ -169,6 +170,7 @@ def evaluate(
     check_adata(adata, min_obs=20)
     key = check_key_added(key_added, _keys.EVALUATION)
     seed = check_seed(random_state)
+    check_free(adata, "tl.evaluate", uns=[key, f"{key}_params"])
     targets = _targets(adata, biomarker_key, region_key)
     chosen = _models(models)
     given = {str(name): dict(value) for name, value in (params or {}).items()}
@@ -208,7 +210,7 @@ def evaluate(
     rows = run(adata, protocol, checkpoint, show_progress=show_progress)
 
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(TEXT, str))
-    slots = Slots()
+    slots = Slots("tl.evaluate")
     slots.uns[key] = table.astype({"leaky": bool, "seed": "int64", "n_train": "int64", "n_test": "int64"})
     slots.uns[f"{key}_params"] = provenance(
         models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
@@ -136,6 +137,7 @@ def attention_fidelity(
     check_adata(adata)
     key = check_key_added(key_added, _keys.FIDELITY)
     random_state = check_seed(random_state)
+    check_free(adata, "tl.attention_fidelity", obs=[_keys.SALIENCY], uns=[key])
     max_regions = check_int("max_regions", max_regions, minimum=1)
     methods = list(methods)
     for method in methods:
@@ -171,9 +173,10 @@ def attention_fidelity(
                     parts.append((at[found.target[known]], at[found.source[known]], scores[known]))
                 bar.update(1)
 
-    regions_adata = inp.regions.copy()
-    regions_adata.obsp[_keys.ATTENTION_CORRECTED] = _row_shares(parts, inp.regions.n_obs)
-    slots = Slots(obs={_keys.SALIENCY: saliency}, uns={regions_key: regions_adata})
+    shares_of = {_keys.ATTENTION_CORRECTED: _row_shares(parts, inp.regions.n_obs)}
+    slots = Slots("tl.attention_fidelity", obs={_keys.SALIENCY: saliency})
+    slots.missing[f"obs/{_keys.SALIENCY}"] = inp.region < 0
+    slots.inner[regions_key] = Slots("tl.attention_fidelity", obsp=shares_of)
     slots.uns[key] = {
         "table": pd.DataFrame(rows),
         "params": provenance(

@@ -110,7 +110,8 @@ def _with_genes(adata: AnnData, values: NDArray[np.float64]) -> AnnData:
         var=pd.DataFrame(index=adata.var_names.append(pd.Index(names))),
         obsm={key: adata.obsm[key] for key in (_REP, _keys.SPATIAL)},
     )
-    out.uns = {key: value for key, value in adata.uns.items() if key in ("log1p", _keys.SEGMENT, _keys.REGIONS)}
+    kept = ("log1p", _keys.SEGMENT, _keys.REGIONS, _keys.MULTITASK)  # with the records of whose columns these are
+    out.uns = {key: value for key, value in adata.uns.items() if key in kept}
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -15,14 +14,12 @@ from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries
-from stxtools._warn import at_caller
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from scipy import sparse
 
-    from stxtools._slots import Slots
     from stxtools._spatial.triangulation import Mesh
 
 
@@ -121,16 +118,3 @@ def join(parts: Sequence[NDArray[Any]], where: Geometry) -> NDArray[Any]:
     for rows, part in zip(where.parts, parts, strict=True):
         out[rows] = part
     return out
-
-
-def keep_foreign_column(adata: AnnData, obs_key: str, key: str, slots: Slots) -> None:
-    """Annotations often live in a column of this very name: keep them under another one, and say so."""
-    if obs_key in adata.obs and key not in adata.uns:
-        kept = f"{obs_key}_annotation"
-        slots.obs[kept] = adata.obs[obs_key].copy()
-        warnings.warn(
-            f"`adata.obs[{obs_key!r}]` was there before and is kept as `adata.obs[{kept!r}]`; "
-            "`key_added=` would leave it in place.",
-            UserWarning,
-            stacklevel=at_caller(),
-        )

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, proba_frame, provenance
+from stxtools._slots import proba_frame, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._framework_input import expression_targets, genes_to_predict, known_sections, training_sections
 from ._inputs import join
-from ._regions import RegionInput, called, classes_of, gather, read_regions, with_graph_result
+from ._regions import RegionInput, called, classes_of, gather, graph_slots, read_regions
 from ._tissue_student import apply_student, student_of
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def multitask(
     if student is not None:
         columns = _columns(biomarker_key, region_key, needed=True)
         _check_tasks(student.tasks, columns)
+        named = {"obs": map(_keys.pred, columns.values()), "obsm": map(_keys.proba, columns.values())}
+        check_free(adata, "tl.multitask", uns=[key], **named)
         adata = adata.copy() if check_bool("copy", copy) else adata
         apply_student(
             adata, student, columns, key=key, layer=layer, spatial_key=spatial_key, library_key=library_key,
@@ -178,6 +181,10 @@ def multitask(
     inp = read_regions(adata, regions_key, spatial_key)
     wanted = genes_to_predict(adata, expression)
     columns = _columns(biomarker_key, region_key, needed=model is None and not wanted)
+    check_free(
+        adata, "tl.multitask", uns=[key], obs=[_keys.ATTENTION, *map(_keys.pred, columns.values())],
+        obsm=[_keys.X_GNN, *map(_keys.proba, columns.values()), *([_keys.EXPRESSION_PRED] if wanted else [])],
+    )  # fmt: skip
     adata = adata.copy() if check_bool("copy", copy) else adata
 
     if model is not None:
@@ -201,7 +208,8 @@ def multitask(
         fitted.save(save_model)
 
     result = gather(predictions, inp)
-    slots, regions = Slots(), with_graph_result(inp, result)
+    slots = graph_slots("tl.multitask", regions_key, result)
+    regions, outside = slots.inner[regions_key], inp.region < 0
     for task, column in columns.items():
         at_obs = join([p.obs_proba[task] for p in predictions], inp.where)
         at_regions = _stack([p.proba[task] for p in predictions], inp)
@@ -209,15 +217,14 @@ def multitask(
         slots.obs[_keys.pred(column)] = called(at_obs, names)
         slots.obsm[_keys.proba(column)] = proba_frame(at_obs, names, adata.obs_names)
         regions.obs[_keys.pred(column)] = called(at_regions, names)
-        regions.obsm[_keys.proba(column)] = proba_frame(at_regions, names, regions.obs_names)
+        regions.obsm[_keys.proba(column)] = proba_frame(at_regions, names, inp.regions.obs_names)
+        slots.missing[f"obsm/{_keys.proba(column)}"] = outside
     if fitted.expression:
         at_obs = join([p.obs_expression for p in predictions if p.obs_expression is not None], inp.where)
         at_regions = _stack([p.expression for p in predictions], inp)
         slots.obsm[_keys.EXPRESSION_PRED] = proba_frame(at_obs, fitted.expression, adata.obs_names)
-        regions.obsm[_keys.EXPRESSION_PRED] = proba_frame(at_regions, fitted.expression, regions.obs_names)
-    slots.obsm[_keys.X_GNN] = result.to_obs(result.states)
-    slots.obs[_keys.ATTENTION] = result.to_obs(result.received)
-    slots.uns[regions_key] = regions
+        regions.obsm[_keys.EXPRESSION_PRED] = proba_frame(at_regions, fitted.expression, inp.regions.obs_names)
+        slots.missing[f"obsm/{_keys.EXPRESSION_PRED}"] = outside
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, expression=wanted or None,

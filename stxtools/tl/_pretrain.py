@@ -11,6 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._joint import joint_representation
+from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._representation import Representation, stored_representation
 from stxtools._slots import Slots, provenance
@@ -115,6 +116,8 @@ def pretrain(
         check_adata(one, min_obs=10)
     key = check_key_added(key_added, _keys.PRETRAIN)
     random_state = check_seed(random_state)
+    for one in adatas:
+        check_free(one, "tl.pretrain", uns=[key])
     check_writable(save_model)
     adatas = [one.copy() for one in adatas] if check_bool("copy", copy) else adatas
 
@@ -128,7 +131,7 @@ def pretrain(
     )
     model.save(save_model)
     for one in adatas:
-        slots = Slots()
+        slots = Slots("tl.pretrain")
         slots.uns[key] = {
             "params": provenance(
                 n_sections=len(sections), use_rep=use_rep, layer=layer, spatial_key=spatial_key,

@@ -61,7 +61,7 @@ def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool
     if params is not None:
         return not _other_half(adata, params, layer)
     regions: Any = adata.uns.get(_keys.REGIONS)
-    if groupby == _keys.REGION and hasattr(regions, "obs"):
+    if groupby == _keys.REGION_ID and hasattr(regions, "obs"):
         source = str(_mapping(regions.uns.get("params")).get("segment_key", ""))
         return source != groupby and found_in_expression(adata, source, layer)
     predicted = _params(adata.uns.get(_keys.MULTITASK)) or {}

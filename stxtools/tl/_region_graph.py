@@ -10,6 +10,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._representation import log_expression
 from stxtools._slots import Slots, categorical, provenance
@@ -17,7 +18,7 @@ from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.partition import bounded_parts
 from stxtools._validate import categories, check_adata, check_bool, check_in, check_int, check_key_added, check_seed
 
-from ._inputs import Geometry, geometry, keep_foreign_column
+from ._inputs import Geometry, geometry
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,7 +70,8 @@ def region_graph(
     random_state
         Seed of the cutting of large regions.
     key_added
-        Name of the AnnData in ``uns`` instead of ``"regions"``.
+        Name of the AnnData in ``uns`` instead of ``"regions"``; the column of ``obs`` is then
+        ``"{key_added}_region"``.
     copy
         Whether to return a changed copy.
 
@@ -77,9 +79,9 @@ def region_graph(
     -------
     None, or the changed copy with ``copy=True``. Sets these slots:
 
-    ``obs["region"]`` : :class:`pandas.Categorical`, (n_obs,)
-        Region of the observation; a name of ``uns["regions"].obs_names``.
-        An ``obs["region"]`` that something else wrote is kept as ``obs["region_annotation"]``.
+    ``obs["region_id"]`` : :class:`pandas.Categorical`, (n_obs,)
+        Region of the observation; a name of ``uns["regions"].obs_names``. With ``key_added="x"`` it is
+        ``obs["x_region"]``.
     ``uns["regions"]`` : :class:`anndata.AnnData`, (n_regions, n_vars)
         ``X``: mean log-normalised expression; ``obs``: ``segment``, ``library``, ``n_obs``, ``area`` (in
         squared units of the coordinates); ``obsm["spatial"]``: centroids; ``obsp``:
@@ -91,7 +93,7 @@ def region_graph(
     KeyError
         If ``segment_key`` is not there: call :func:`segment` first.
     ValueError
-        If no observation has a class.
+        If no observation has a class, or something else wrote a slot that this call would write.
 
     Examples
     --------
@@ -103,7 +105,8 @@ def region_graph(
     """
     check_adata(adata)
     key = check_key_added(key_added, _keys.REGIONS)
-    obs_key = _keys.REGION if key == _keys.REGIONS else f"{key}_region"
+    obs_key = _keys.region_id(key)
+    check_free(adata, "tl.region_graph", obs=[obs_key], uns=[key])
     hint = "Run `st.tl.segment(adata)` first, or name a column with classes."
     check_in(adata, "obs", segment_key, "segment_key", hint)
     random_state, copy = check_seed(random_state), check_bool("copy", copy)
@@ -125,9 +128,7 @@ def region_graph(
     colors = adata.uns.get(_keys.colors(segment_key))
     if colors is not None and len(colors) == len(names):
         regions.uns[_keys.colors("segment")] = np.asarray(colors)
-    slots = Slots(obs={obs_key: categorical(region, labels)}, uns={key: regions})
-    keep_foreign_column(adata, obs_key, key, slots)
-    slots.write(adata)
+    Slots("tl.region_graph", obs={obs_key: categorical(region, labels)}, uns={key: regions}).write(adata)
     return adata if copy else None
 
 

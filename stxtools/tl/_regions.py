@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._slots import categorical
+from stxtools._slots import Slots, categorical
 from stxtools._validate import categories, check_class_names, check_in
 
 from ._inputs import Geometry, geometry, make_sections
@@ -37,7 +37,7 @@ class RegionInput:
 
 
 def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionInput:
-    """Read ``obs["region"]`` and ``uns["regions"]`` and check that they belong together.
+    """Read ``obs["region_id"]`` and ``uns["regions"]`` and check that they belong together.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionIn
     ValueError
         If the AnnData was subset after the graph was made.
     """
-    obs_key = _keys.REGION if regions_key == _keys.REGIONS else f"{regions_key}_region"
+    obs_key = _keys.region_id(regions_key)
     hint = "Run `st.tl.region_graph(adata)` first."
     check_in(adata, "uns", regions_key, "regions_key", hint)
     check_in(adata, "obs", obs_key, "regions_key", hint)
@@ -179,10 +179,19 @@ def received_attention(attention: sparse.csr_matrix) -> NDArray[np.float32]:
     return (total / np.maximum(count, 1)).astype(np.float32)
 
 
-def with_graph_result(inp: RegionInput, result: GraphResult) -> AnnData:
-    """Copy of ``uns["regions"]`` with ``obsm["X_gnn"]``, ``obsp["attention"]`` and ``obs["attention"]``."""
-    regions = inp.regions.copy()
-    regions.obsm[_keys.X_GNN] = result.states
-    regions.obsp[_keys.ATTENTION] = result.attention
-    regions.obs[_keys.ATTENTION] = result.received
-    return regions
+def graph_slots(call: str, regions_key: str, result: GraphResult) -> Slots:
+    """Embeddings and attention of the regions, in their AnnData and at the observations."""
+    outside = result.region < 0
+    slots = Slots(
+        call,
+        obs={_keys.ATTENTION: result.to_obs(result.received)},
+        obsm={_keys.X_GNN: result.to_obs(result.states)},
+        missing={f"obs/{_keys.ATTENTION}": outside, f"obsm/{_keys.X_GNN}": outside},
+    )
+    slots.inner[regions_key] = Slots(
+        call,
+        obs={_keys.ATTENTION: result.received},
+        obsm={_keys.X_GNN: result.states},
+        obsp={_keys.ATTENTION: result.attention},
+    )
+    return slots

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, categorical, proba_frame, provenance
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask
@@ -28,7 +29,7 @@ from stxtools._validate import (
 from stxtools._warn import at_caller
 
 from ._image import with_image
-from ._inputs import Geometry, geometry, join, keep_foreign_column, make_sections
+from ._inputs import Geometry, geometry, join, make_sections
 from ._segmenters import (
     agreed_image,
     new_segmenter,
@@ -135,8 +136,7 @@ def segment(
     None, or the changed copy with ``copy=True``. Sets these slots:
 
     ``obs["segment"]`` : :class:`pandas.Categorical`, (n_obs,)
-        Compartments: ``"0"``, ``"1"``, ... from large to small, or the names of the labels. A column of this
-        name that something else wrote is kept as ``obs["segment_annotation"]``.
+        Compartments: ``"0"``, ``"1"``, ... from large to small, or the names of the labels.
     ``obs["segment_id"]`` : int32, (n_obs,)
         Value of the observation's compartment in the mask, from 1.
     ``obs["segment_confidence"]`` : float32, (n_obs,)
@@ -160,7 +160,8 @@ def segment(
         If a key does not exist; the message lists those that do.
     ValueError
         If there are fewer than 10 observations, coordinates are missing, ``n_segments`` cannot be
-        reached, or a model knows too few of the genes. ``adata`` is unchanged then.
+        reached, a model knows too few of the genes, or something else wrote a slot that this call would
+        write (``key_added`` names another). ``adata`` is unchanged then.
 
     Examples
     --------
@@ -173,6 +174,11 @@ def segment(
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.SEGMENT)
     random_state = check_seed(random_state)
+    unet_key = _keys.X_UNET if key == _keys.SEGMENT else f"{key}_unet"
+    check_free(
+        adata, "tl.segment", obs=[key, _keys.mask_id(key), _keys.confidence(key)],
+        obsm=[_keys.proba(key), unet_key], uns=[key],
+    )  # fmt: skip
     _check_mode(
         adata, key, n_segments, labels_key,
         {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep, "params": params},
@@ -211,7 +217,7 @@ def segment(
         labelled, _ = categories(adata, labels_key, "labels_key")
         proba[labelled >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[labelled[labelled >= 0]]
     slots = _slots(adata, fitted, proba, where, key, abstain_below)
-    slots.obsm[_keys.X_UNET if key == _keys.SEGMENT else f"{key}_unet"] = join([r.features for r in results], where)
+    slots.obsm[unet_key] = join([r.features for r in results], where)
     slots.uns[key] = {
         "params": provenance(
             n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
@@ -226,7 +232,6 @@ def segment(
         if fitted.stability:
             curve = pd.DataFrame(list(fitted.stability.items()), columns=["n_segments", "stability"])
             slots.uns[key]["stability"] = curve
-    keep_foreign_column(adata, key, key, slots)
     slots.write(adata)
     return adata if copy else None
 
@@ -286,12 +291,13 @@ def _slots(
     codes = proba.argmax(axis=1)
     if abstain_below is not None:
         codes = np.where(proba.max(axis=1) < abstain_below, -1, codes)
-    slots = Slots()
+    slots = Slots("tl.segment")
     slots.obs[key] = categorical(codes, fitted.classes)
     slots.obs[_keys.mask_id(key)] = (codes + 1).astype(np.int32)
     slots.obs[_keys.confidence(key)] = proba.max(axis=1)
     slots.obsm[_keys.proba(key)] = proba_frame(proba, fitted.classes, adata.obs_names)
     slots.uns[_keys.SPATIAL] = _with_masks(adata.uns.get(_keys.SPATIAL, {}), codes + 1, where, key)
+    slots.replaces = (f"uns/{_keys.SPATIAL}",)
     return slots
 
 

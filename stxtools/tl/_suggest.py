@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import neighbour_mean
 from stxtools._validate import check_adata, check_in, check_int, check_key_added
@@ -86,6 +87,7 @@ def suggest_labels(
     check_adata(adata)
     n = check_int("n", n, minimum=1)
     out = check_key_added(key_added, _keys.SUGGESTED)
+    check_free(adata, "tl.suggest_labels", obs=[out], uns=[out])
     check_in(adata, "obsm", _keys.proba(key), "key", "Run `st.tl.segment(adata)` first.")
     params = adata.uns.get(key, {}).get("params", {})
     if labels_key is None and "labels_key" in params:
@@ -105,7 +107,7 @@ def suggest_labels(
     rank[order] = np.arange(1, n + 1)
 
     adata = adata.copy() if copy else adata
-    slots = Slots(obs={out: rank})
+    slots = Slots("tl.suggest_labels", obs={out: rank}, missing={f"obs/{out}": None})
     slots.uns[out] = {
         "params": provenance(
             n=n, key=key, labels_key=labels_key, spatial_key=spatial_key, library_key=library_key, key_added=out

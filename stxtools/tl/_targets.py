@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._ownership import check_free
 from .._slots import Slots, provenance
 from .._validate import check_adata, check_bool, check_in, check_key_added
 from .._warn import at_caller
@@ -124,6 +125,8 @@ def targets(
             "the table with `key`."
         )
     out_key = check_key_added(key_added, key)
+    if out_key != key:
+        check_free(adata, "tl.targets", uns=[out_key])
     if symbol_key is not None:
         check_in(adata, "var", symbol_key, "symbol_key")
     parsed = parse_target_table(read_target_table(table), symbol_col)
@@ -157,7 +160,8 @@ def targets(
     )
     record[parsed.format].update({k: np.array(v, dtype=object) for k, v in report.items()})
     _warn(parsed.format, len(names), report)
-    slots = Slots(uns={out_key: joined, params_key: record})
+    own = {f"uns/{out_key}"} if out_key == key else set()  # the table that was named gets more columns
+    slots = Slots("tl.targets", uns={out_key: joined, params_key: record}, replaces=own)
     target = adata.copy() if copy else adata
     slots.write(target)
     return target if copy else None

@@ -83,7 +83,7 @@ def apply_student(
     where = geometry(adata, spatial_key, library_key)
     values, found = model_features(adata, student, layer)
     predictions = student.predict_tasks(make_sections(values, where), accelerator=accelerator)
-    slots = Slots()
+    slots = Slots("tl.multitask")
     for task, column in columns.items():
         proba = join([p[task] for p in predictions], where).astype(np.float32)
         slots.obs[_keys.pred(column)] = called(proba, student.tasks[task])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from stxtools import _keys
+from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
@@ -161,6 +162,7 @@ def tune(
     check_adata(adata, min_obs=20)
     key = check_key_added(key_added, _keys.TUNE)
     seed = check_seed(random_state)
+    check_free(adata, "tl.tune", uns=[key])
     check_choice("part", part, tuple(PARTS))
     check_choice("metric", metric, _METRICS)
     check_choice("scheme", scheme, tuple(s for s in SCHEMES if s != "random"))
@@ -200,7 +202,7 @@ def tune(
     best, value, trials = study_of(
         adata, task, storage, study_name or f"stxtools_{part}", seed, show_progress=show_progress
     )
-    slots = Slots()
+    slots = Slots("tl.tune")
     slots.uns[key] = {
         "best_params": best,
         "best_value": value,

@@ -1,0 +1,148 @@
+"""Calls replace their own earlier output and nothing else; what they write is finite."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import assert_same
+
+import stxtools as st
+from stxtools._slots import Slots, provenance
+
+HOW = {"accelerator": "cpu", "show_progress": False}
+
+UNET = {"pretrain_epochs": 1, "epochs": 1}
+LIBRARY = {"library_key": "library"}
+# a call, and slots that it writes under that name, by container
+CALLS = {
+    "pp.rasterize": (st.pp.rasterize, {}, {"obsm": "{}", "uns": "{}"}),
+    "pp.align": (st.pp.align, LIBRARY, {"obsm": "{}", "uns": "{}"}),
+    "pp.add_noise": (st.pp.add_noise, {"level": 0.1}, {"layers": "{}", "uns": "{}"}),
+    "pp.split_counts": (st.pp.split_counts, {}, {"layers": "{}_test", "uns": "{}"}),
+    "tl.segment": (
+        st.tl.segment,
+        {"n_segments": 3, "params": UNET, **LIBRARY, **HOW},
+        {"obs": "{}_confidence", "obsm": "{}_proba", "uns": "{}"},
+    ),
+    "tl.region_graph": (st.tl.region_graph, {"segment_key": "band", **LIBRARY}, {"obs": "{}_region", "uns": "{}"}),
+    "tl.biomarkers": (
+        st.tl.biomarkers,
+        {"groupby": "band", "n_null": 50, "show_progress": False},
+        {"var": "{}_score", "uns": "{}_params"},
+    ),
+    "tl.evaluate": (
+        st.tl.evaluate,
+        {"models": ["nearest_label"], "region_key": "band", "n_seeds": 1, "max_folds": 1, **HOW},
+        {"uns": "{}"},
+    ),
+}
+
+
+def _put(adata: ad.AnnData, container: str, key: str) -> None:
+    shapes = {"obs": adata.n_obs, "var": adata.n_vars, "obsm": (adata.n_obs, 2), "layers": adata.shape}
+    getattr(adata, container)[key] = {"mine": 1} if container == "uns" else np.full(shapes[container], 7.0)
+
+
+@pytest.mark.parametrize(("call", "container"), [(c, s) for c, (_, _, slots) in CALLS.items() for s in slots])
+def test_what_something_else_wrote_is_never_replaced(make_section, call, container):
+    run, how, slots = CALLS[call]
+    adata = make_section()
+    _put(adata, container, slots[container].format("mine"))
+    before = adata.copy()
+    with pytest.raises(ValueError, match=r"there already.*would be lost.*`key_added=`"):
+        run(adata, key_added="mine", **how)
+    assert_same(before, adata)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_replaces_its_own_output_in_files_too(make_section, call, tmp_path):
+    run, how, _ = CALLS[call]
+    adata = make_section()
+    run(adata, key_added="mine", **how)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    again = ad.read_h5ad(tmp_path / "a.h5ad")
+    run(again, key_added="mine", **how)
+    for one in (adata, again):  # clocks differ
+        if call == "tl.evaluate":
+            one.uns["mine"] = one.uns["mine"].select_dtypes(exclude="floating")
+    assert_same(adata, again)
+
+
+def test_noise_does_not_take_the_place_of_counts(make_section):
+    adata = make_section()
+    adata.layers["counts"] = adata.X.copy()
+    with pytest.raises(ValueError, match=r"layers\['counts'\]` is there already.*key_added"):
+        st.pp.add_noise(adata, 0.5, key_added="counts")
+    st.pp.normalize(adata)
+    with pytest.raises(ValueError, match="there already"):
+        st.pp.add_noise(adata, 0.5, key_added="counts")
+
+
+def test_another_call_s_output_is_named(line):
+    before = line.copy()
+    with pytest.raises(ValueError, match=r"`st\.tl\.segment` wrote it"):
+        st.tl.multitask(line, None, "segment", params={"epochs": 1}, **HOW)
+    assert_same(before, line)
+
+
+def test_networks_share_their_slots(line, quick_net):
+    st.tl.embed(line, params=quick_net, **HOW)
+    st.tl.multitask(line, None, "band", params=quick_net, **HOW)
+    st.tl.embed(line, params=quick_net, **HOW)
+    del line.uns["embed"], line.uns["multitask"]
+    with pytest.raises(ValueError, match=r"attention.*Rename or delete it first"):
+        st.tl.embed(line, params=quick_net, **HOW)
+
+
+def test_the_record_lists_the_slots(line):
+    listed = set(line.uns["segment"]["params"]["slots"])
+    assert {"obs/segment", "obsm/segment_proba", "uns/segment"} <= listed
+    assert line.uns["segment"]["params"]["call"] == "tl.segment"
+    assert set(line.uns["regions"].uns["params"]["slots"]) == {"obs/region_id", "uns/regions"}
+
+
+def test_results_must_be_finite(make_section):
+    adata = make_section()
+    before = adata.copy()
+    bad = np.ones(adata.n_obs, dtype=np.float32)
+    bad[3] = np.nan
+    outside = np.zeros(adata.n_obs, dtype=bool)
+    record = {"new": {"params": provenance()}}
+    for slots in (
+        Slots("tl.x", obs={"new": bad}, uns=record),
+        Slots("tl.x", obs={"new": bad}, missing={"obs/new": outside}),
+        Slots("tl.x", obs={"new": np.where(outside, 0, np.inf)}, missing={"obs/new": None}),
+        Slots("tl.x", obsm={"new": pd.DataFrame({"a": bad}, index=adata.obs_names)}),
+        Slots("tl.x", uns={"new": {"value": float("nan")}}),
+        Slots("tl.x", uns={"new": pd.DataFrame({"a": [np.inf]})}),
+        Slots("tl.x", nested={("new", "deep", "er"): bad}),
+        Slots("tl.x", layers={"new": adata.X * np.nan}),
+    ):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            slots.write(adata)
+    assert_same(before, adata)
+    outside[3] = True
+    Slots("tl.x", obs={"new": bad}, missing={"obs/new": outside}, uns=record).write(adata)
+    Slots("tl.x", obs={"new": bad}, missing={"obs/new": None}).write(adata)
+    assert np.isnan(adata.obs["new"].iloc[3])
+
+
+def test_diverged_training_writes_nothing(line, quick_net):
+    before = line.copy()
+    with pytest.raises(ValueError, match="finite"):
+        st.tl.embed(line, params={**quick_net, "lr": 1e30}, **HOW)
+    assert_same(before, line)
+
+
+def test_nested_values_stand_beside_others(make_section):
+    adata = make_section()
+    adata.uns["a"] = {"b": {"kept": 1}}
+    kept = adata.uns["a"]
+    Slots("tl.x", nested={("a", "b", "new"): 2, ("a", "c", "d"): 3}).write(adata)
+    assert adata.uns["a"] == {"b": {"kept": 1, "new": 2}, "c": {"d": 3}}
+    assert kept == {"b": {"kept": 1}}, "a copy shares this dict"
+    adata.uns["a"] = [1]
+    with pytest.raises(ValueError, match="is a list"):
+        Slots("tl.x", nested={("a", "b"): 2}).write(adata)
