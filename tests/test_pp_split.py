@@ -58,6 +58,26 @@ def test_halves_of_the_same_are_not_independent_of_the_whole():
     assert np.corrcoef(whole, half)[0, 1] > 0.5
 
 
+def test_parts_of_overdispersed_counts_correlate_as_documented():
+    rng, mean, dispersion = np.random.default_rng(0), 4.0, 0.5
+    counts = rng.poisson(mean * rng.gamma(1 / dispersion, dispersion, (100_000, 1)))
+    first, second = (p.toarray().ravel() for p in thin_counts(sparse.csr_matrix(counts), 0.5, rng))
+    excess = dispersion * mean
+    assert np.corrcoef(first, second)[0, 1] == pytest.approx(excess / (2 + excess), abs=0.01)
+
+
+def test_split_follows_names_and_not_rows_or_storage():
+    adata = _poisson(shape=(60, 9))
+    adata.X.data[::5] = 0  # zeros that are stored
+    other = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    other.X = other.X.toarray()
+    for work in (adata, other):
+        st.pp.split_counts(work)
+    found = other[adata.obs_names].layers["split_train"]
+    np.testing.assert_array_equal(found, adata.layers["split_train"].toarray())
+    assert 0 < found.sum() < adata.X.sum()
+
+
 @pytest.mark.parametrize("fmt", ["h5ad", "zarr"])
 def test_round_trip_and_provenance(fmt, tmp_path):
     adata = _poisson(shape=(30, 8))

@@ -58,7 +58,7 @@ def test_planted_genes_come_first(section, models):
     single = []
     for model in [*models, models]:
         adata = section.copy()
-        st.tl.biomarkers(adata, "region", attribution_model=model, n_null=60)
+        st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=model, n_null=60)
         table = _table(adata)
         assert table["attribution"].abs().sum() == pytest.approx(1)
         assert table.loc[truth, "attribution"].sum() > 0.3
@@ -101,14 +101,14 @@ def test_same_model_same_bits_and_a_fitted_one_will_do(section, models):
     tables = []
     for model in (models[0], st.models.Segmenter.load(models[0])):
         adata = section.copy()
-        st.tl.biomarkers(adata, "region", attribution_model=model, n_null=60)
+        st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=model, n_null=60)
         tables.append(adata.uns["biomarkers"])
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 def test_without_a_model_a_linear_probe_answers(section):
     adata = section.copy()
-    st.tl.biomarkers(adata, "region", n_null=60)
+    st.tl.biomarkers(adata, "region", groups=["in"], n_null=60)
     assert adata.uns["biomarkers_params"]["attribution"] == "linear probe"
     assert roc_auc_score(np.arange(50) < N_PLANTED, _table(adata)["attribution"].abs()) >= 0.9
 
@@ -116,7 +116,7 @@ def test_without_a_model_a_linear_probe_answers(section):
 def test_genes_the_model_does_not_know_have_none(section, models):
     adata = section[:, 4:].copy()
     adata.var_names = ["new", *adata.var_names[1:]]
-    st.tl.biomarkers(adata, "region", attribution_model=models[0], n_null=60)
+    st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=models[0], n_null=60)
     row = _table(adata).loc["new"]
     assert (row["attribution"], row["attribution_rank"]) == (0, 0)
 

@@ -44,7 +44,7 @@ def _section(seed: int, n_markers: int = 0, n_vars: int = 60, side: int = 26, fo
 @pytest.fixture(scope="module")
 def tested() -> ad.AnnData:
     adata = _section(0, n_markers=6)
-    st.tl.biomarkers(adata, "region", n_null=150)
+    st.tl.biomarkers(adata, "region", groups=["in", "out"], n_null=150)
     return adata
 
 
@@ -74,7 +74,7 @@ def test_table_has_the_documented_columns_and_order(tested):
         assert set(part["names"]) == set(tested.var_names)
     assert table["pvals"].between(0, 1).all()
     assert (table["pvals_adj"] >= table["pvals"] - 1e-12).all()
-    assert not table.drop(columns="effect_se").isna().any().any()
+    assert not table.drop(columns=["effect_se", "direction_consistent"]).isna().any().any()
     params = tested.uns["biomarkers_params"]
     assert params["method"] == "random_regions"
     assert params["versions"]["stxtools"] == st.__version__
@@ -119,6 +119,74 @@ def test_two_groups_mirror_each_other(tested):
     np.testing.assert_allclose(a["scores"], -b["scores"], rtol=0.05, atol=1e-3)
 
 
+def test_of_two_groups_one_is_tested():
+    adata = _section(0, n_markers=6, side=16)
+    adata.obs["flag"] = (adata.obs["region"] == "in").to_numpy()
+    adata.obs["ordered"] = adata.obs["region"].cat.reorder_categories(["out", "in"])
+    for groupby, group, other in (("flag", "True", "False"), ("ordered", "in", "out"), ("region", "out", "in")):
+        st.tl.biomarkers(adata, groupby, n_null=60)
+        table, params = adata.uns["biomarkers"], adata.uns["biomarkers_params"]
+        assert list(pd.unique(table["group"])) == [group]
+        assert table["names"].is_unique
+        assert (list(params["groups"]), params["reference"]) == ([group], other)
+        with pytest.raises(ValueError, match=r"Of two groups only the second.*groups=\["):
+            st.get.biomarkers(adata, other)
+    found = table.set_index("names")
+    st.tl.biomarkers(adata, "region", groups=["in"], n_null=60)
+    np.testing.assert_array_equal(adata.uns["biomarkers"].set_index("names").loc[found.index, "pvals"], found["pvals"])
+    st.tl.biomarkers(adata, "region", reference="out", n_null=60)
+    assert list(pd.unique(adata.uns["biomarkers"]["group"])) == ["in"]
+
+
+@pytest.mark.parametrize("fmt", ["h5ad", "zarr"])
+def test_one_library_has_no_direction_to_agree_on(fmt, tmp_path):
+    adata = ad.concat([_section(s, 3, n_vars=20, side=12) for s in range(2)], merge="same")
+    dense = adata.X.toarray()
+    dense[(adata.obs["library"] == "lib0").to_numpy(), 7] = 0  # a gene of one library only
+    adata.X = sparse.csr_matrix(dense)
+    st.tl.biomarkers(adata, "region", library_key="library", n_null=60)
+    st.tl.biomarkers(adata, "region", n_null=60, key_added="pooled")
+    column = adata.uns["biomarkers"].set_index("names")["direction_consistent"]
+    assert column.dtype == "boolean"
+    assert column["g7"] is pd.NA
+    assert column.drop("g7").notna().all()
+    assert adata.uns["pooled"]["direction_consistent"].isna().all()
+    getattr(adata, f"write_{fmt}")(tmp_path / f"a.{fmt}")
+    back = getattr(ad, f"read_{fmt}")(tmp_path / f"a.{fmt}")
+    for key in ("biomarkers", "pooled"):
+        pd.testing.assert_frame_equal(back.uns[key], adata.uns[key])
+
+
+def _assert_same_table(adata: ad.AnnData, exact: bool = True, **kwargs) -> None:
+    """Check that observations in another order give the same table; attributions are sums, the same to rounding."""
+    order = np.random.default_rng(1).permutation(adata.n_obs)
+    tables = []
+    for work in (adata, adata[order].copy()):
+        st.tl.biomarkers(work, n_null=60, key_added="table", show_progress=False, **kwargs)
+        tables.append(work.uns["table"])
+    pd.testing.assert_frame_equal(*tables, rtol=1e-9, atol=1e-12)
+    if exact:
+        pd.testing.assert_frame_equal(*(t.drop(columns="attribution") for t in tables), check_exact=True)
+
+
+@pytest.mark.parametrize("covariates", [None, "composition"])
+def test_order_of_observations_does_not_matter(covariates):
+    adata = _section(1, 4, side=20, n_vars=40)
+    _assert_same_table(adata, groupby="region", covariates=covariates, exact=covariates is None)
+    adata.obsm["spatial"] = adata.obsm["spatial"] // 300  # several observations at a position
+    _assert_same_table(adata, groupby="region", covariates=covariates, exact=covariates is None)
+
+
+def test_order_of_observations_does_not_matter_with_libraries():
+    adata = ad.concat([_section(s, 3, n_vars=20, side=12) for s in range(3)], merge="same")
+    _assert_same_table(adata, groupby="region", library_key="library")
+
+
+def test_order_of_observations_does_not_matter_on_a_real_section(real_section):
+    adata = real_section("dlpfc_151673")[:, :1200].copy()
+    _assert_same_table(adata, groupby="layer", groups=["WM", "Layer4"])
+
+
 def test_regions_that_mean_nothing_have_no_markers():
     pvals, called = [], 0
     for seed in range(12):
@@ -160,7 +228,7 @@ def test_same_seed_same_bits_and_input_untouched():
 
 def test_a_group_alone_gives_the_same_numbers_as_among_others():
     adata = _section(1, 3)
-    both = st.tl.biomarkers(adata, "region", n_null=60, copy=True)
+    both = st.tl.biomarkers(adata, "region", groups=["in", "out"], n_null=60, copy=True)
     one = st.tl.biomarkers(adata, "region", groups=["out"], n_null=60, copy=True)
     assert "biomarkers" not in adata.uns
     pd.testing.assert_frame_equal(st.get.biomarkers(both, "out"), st.get.biomarkers(one))
@@ -215,11 +283,11 @@ def test_genes_without_variance_are_reported_as_unknown():
     dense[:, 5] = 0
     dense[3:, 6] = 0
     adata.X = sparse.csr_matrix(dense)
-    st.tl.biomarkers(adata, "region", n_null=60)
+    st.tl.biomarkers(adata, "region", groups=["in"], n_null=60)
     row = st.get.biomarkers(adata, "in").set_index("names").loc["g5"]
     assert (row["scores"], row["pvals"], row["auroc"], row["n_libraries"]) == (0, 1, 0.5, 0)
     assert row["logfoldchanges"] == 0
-    assert not row["direction_consistent"]
+    assert row["direction_consistent"] is pd.NA
 
 
 def _libraries(n: int, n_markers: int, shift: float = 0.0, **kwargs) -> ad.AnnData:

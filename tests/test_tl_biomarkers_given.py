@@ -97,7 +97,7 @@ def test_columns_of_obs_and_obsm():
 def test_two_groups_mirror_each_other_to_the_bit():
     adata = _tissue(2, planted=8, side=24)
     for covariates in (None, "composition"):
-        st.tl.biomarkers(adata, "region", covariates=covariates, n_null=60)
+        st.tl.biomarkers(adata, "region", groups=["in", "out"], covariates=covariates, n_null=60)
         a, b = (st.get.biomarkers(adata, g).set_index("names").loc[adata.var_names] for g in ("in", "out"))
         np.testing.assert_array_equal(a["pvals"], b["pvals"])
         np.testing.assert_array_equal(a["zscores"], -b["zscores"])

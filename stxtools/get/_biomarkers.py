@@ -79,7 +79,10 @@ def biomarkers(
         present = [str(g) for g in pd.unique(table["group"])]
         unknown = [g for g in wanted if g not in present]
         if unknown:
-            raise ValueError(f"`group` names {unknown}; `adata.uns[{key!r}]` has the groups {present}.")
+            raise ValueError(
+                f"`group` names {unknown}; `adata.uns[{key!r}]` has the groups {present}. Of two groups only the "
+                "second is tested by default: name others in `st.tl.biomarkers(adata, groupby, groups=[...])`."
+            )
         keep &= table["group"].isin(wanted)
     if fdr is not None:
         keep &= table["pvals_adj"] <= check_number("fdr", fdr, minimum=0.0, maximum=1.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,13 @@ from ._composition import (
     ExpressionSpace,
     MatrixRows,
     Nuisance,
-    Rows,
     design_matrix,
     join_nuisance,
     n_components,
     rescaled,
 )
 from ._draws import RegionDraws
+from ._expression import Expression, equal_blocks
 from ._label_fields import Geometry, geometry
 from ._section import Description, Given, RegionEffect, Section
 
@@ -37,35 +37,6 @@ Floats = NDArray[np.float64]
 T = TypeVar("T", Description, RegionEffect)
 
 FIRST_PASS_FDR = 0.2
-
-
-class Expression(Protocol):
-    """Log expression of observations x genes, read by blocks of genes or by rows."""
-
-    shape: tuple[int, int]
-    slices: list[slice]
-
-    def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return some genes of all observations; of one block only the same object each time."""
-
-    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        """Yield consecutive observations, of some genes or of all."""
-
-
-class Whole:
-    """Expression that is one block in memory."""
-
-    def __init__(self, matrix: sparse.csr_matrix) -> None:
-        self._matrix, self.shape = matrix, matrix.shape
-        self.slices = [slice(0, matrix.shape[1])]
-
-    def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return the matrix."""
-        return self._matrix
-
-    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        """Yield the matrix."""
-        yield slice(0, self.shape[0]), self._matrix if genes is None else sparse.csr_matrix(self._matrix[:, genes])
 
 
 class Ground:
@@ -76,13 +47,14 @@ class Ground:
     expression
         Where expression is read.
     rows
-        The observations, ascending.
+        The observations, in the order in which they are worked on. An order that follows from their positions
+        (:func:`stxtools._spatial.order.position_order`) makes results independent of that in which they are stored.
     xy, depth, given
-        As in :class:`Section`, of these observations.
+        As in :class:`Section`, of these observations, in this order.
     seed
         Seed of the pairs of observations.
     factor
-        What observations are multiplied by on the linear scale.
+        What observations are multiplied by on the linear scale, in this order.
     """
 
     def __init__(
@@ -135,17 +107,36 @@ class Ground:
             return None
         return design_matrix(self.given.columns)
 
+    @cached_property
+    def _as_stored(self) -> NDArray[np.int64]:
+        """What brings the observations into the order in which they are stored."""
+        return np.argsort(self.rows)
+
+    @cached_property
+    def _stored(self) -> NDArray[np.int64]:
+        return self.rows[self._as_stored]
+
+    def placed(self, values: Floats) -> Floats:
+        """Bring values of the observations (last axis) from the order in which they are stored into this ground's."""
+        out = np.empty_like(values)
+        out[..., self._as_stored] = values
+        return out
+
     def taken(self, piece: sparse.csr_matrix, first: int = 0) -> sparse.csr_matrix:
-        """Return this ground's observations among consecutive ones that begin with ``first``."""
-        low, high = np.searchsorted(self.rows, [first, first + piece.shape[0]])
-        at = self.rows[low:high] - first
+        """Return this ground's observations among consecutive ones that begin with ``first``, as they are stored."""
+        stored = self._stored
+        low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
+        at = stored[low:high] - first
         out = piece if len(at) == piece.shape[0] else piece[at]
-        return out if self.factor is None else rescaled(out, self.factor[low:high])
+        return out if self.factor is None else rescaled(out, self.factor[self._as_stored[low:high]])
 
     def section(self, genes: slice, block: sparse.csr_matrix) -> Section:
         """Return the observations with a block of genes; the last one is kept."""
         if self._section is None or self._section[0] != genes:
-            self._section = (genes, Section(self.taken(block), self.xy, self.seed, self.depth, self.given))
+            as_stored = len(self.rows) == block.shape[0] and bool((np.diff(self.rows) > 0).all())
+            own = block if as_stored else block[self.rows]
+            own = own if self.factor is None else rescaled(own, self.factor)
+            self._section = (genes, Section(own, self.xy, self.seed, self.depth, self.given))
         return self._section[1]
 
     def forget(self) -> None:
@@ -157,11 +148,7 @@ class Ground:
         """Second moments of the most variable genes; after :func:`survey`."""
         if self.variance is None or self.mean is None:
             raise RuntimeError("The genes' variances are not known yet.")
-        whole = self.expression.slices[0]
-        rows: Rows = _GroundRows(self, self.mean)
-        if self.alone:
-            rows = MatrixRows(self.section(whole, self.expression.block(whole)).matrix)
-        return ExpressionSpace(rows, self.variance)
+        return ExpressionSpace(_GroundRows(self, self.mean), self.variance)
 
     @cached_property
     def before(self) -> Nuisance | None:
@@ -177,35 +164,28 @@ class Ground:
 
 
 class _GroundRows:
-    """Rows of a ground, in blocks of one size whatever the chunks in which expression is read."""
+    """Rows of a ground as they are stored, in blocks of one size whatever the chunks in which expression is read."""
 
     def __init__(self, ground: Ground, mean: Floats) -> None:
         self._ground, self._mean = ground, mean
         self.shape = (len(ground), ground.expression.shape[1])
+        self._chosen: MatrixRows | None = None  # in memory: genes are chosen once for all readings
 
     def mean(self, genes: NDArray[np.int64]) -> Floats:
         return self._mean[genes]
 
     def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
-        pieces = (self._ground.taken(piece, rows.start) for rows, piece in self._ground.expression.rows(genes))
+        ground = self._ground
+        if ground.alone:
+            if self._chosen is None:
+                self._chosen = MatrixRows(ground.taken(ground.expression.block(ground.expression.slices[0])))
+            yield from self._chosen.blocks(genes, size)
+            return
+        pieces = (ground.taken(piece, rows.start) for rows, piece in ground.expression.rows(genes))
         yield from equal_blocks(pieces, size)
 
-
-def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[sparse.csr_matrix]:
-    """Yield the rows of ``pieces`` again, ``size`` at a time."""
-    held: list[sparse.csr_matrix] = []
-    n = 0
-    for piece in pieces:
-        start = 0
-        while start < piece.shape[0]:
-            part = piece[start : start + size - n]
-            start, n = start + part.shape[0], n + part.shape[0]
-            held.append(part)
-            if n == size:
-                yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
-                held, n = [], 0
-    if n:
-        yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
+    def placed(self, values: Floats) -> Floats:
+        return self._ground.placed(values.T).T
 
 
 def survey(grounds: Sequence[Ground]) -> None:
@@ -219,7 +199,7 @@ def survey(grounds: Sequence[Ground]) -> None:
         block = expression.block(genes)
         for ground, parts in zip(wanted, found, strict=True):
             section = ground.section(genes, block)
-            mean = np.zeros(0) if ground.alone else section.matrix.mean(axis=0, dtype=np.float64)
+            mean = section.matrix.mean(axis=0, dtype=np.float64) if ground.composed else np.zeros(0)
             parts.append((section.total_variance, np.asarray(mean).ravel()))
             ground.forget()
     for ground, parts in zip(wanted, found, strict=True):
@@ -378,7 +358,8 @@ def _factors(trials: Sequence[_Trial], called: Sequence[NDArray[np.int64]]) -> l
             for i, depth in depths.items():
                 depth.add(trials[i].ground.taken(piece, rows.start))
     for i, depth in depths.items():
-        out[i] = depth.factors()[0]
+        factor = depth.factors()[0]
+        out[i] = None if factor is None else trials[i].ground.placed(factor)
     return out
 
 

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 N_COMPS = 20
 _OBS_PER_COMPONENT = 50
 MAX_GENES = 2000
-_BLOCK = 8192  # observations made dense at a time, of MAX_GENES genes at most
+_BLOCK = 4096  # observations made dense at a time, of MAX_GENES genes at most
 _PANEL, _LABELS = 128, 32  # genes and labels in a product
 
 
@@ -118,7 +118,10 @@ class Rows(Protocol):
         """Mean of some genes."""
 
     def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
-        """Yield ``size`` observations of some genes at a time, in order."""
+        """Yield ``size`` observations of some genes at a time, in the order in which they are stored."""
+
+    def placed(self, values: Floats) -> Floats:
+        """Bring values of the observations, which are rows, from this order into that of the section."""
 
 
 class MatrixRows:
@@ -144,6 +147,10 @@ class MatrixRows:
         for start in range(0, chosen.shape[0], size):
             yield chosen[start : start + size]
 
+    def placed(self, values: Floats) -> Floats:
+        """Return ``values``: a section in memory is read in its own order."""
+        return values
+
 
 class ExpressionSpace:
     """Second moments of a section's most variable genes, from which components without given genes are cheap."""
@@ -157,7 +164,7 @@ class ExpressionSpace:
         self._mean = self._rows.mean(self._genes)
         moments = np.zeros((len(self._genes), len(self._genes)))
         for rows in self._rows.blocks(self._genes, _BLOCK):
-            block = rows.toarray().astype(np.float32, copy=False)
+            block = rows.toarray().astype(np.float64, copy=False)
             moments += block.T @ block
         self._covariance = moments / self._n_obs - np.outer(self._mean, self._mean)
 
@@ -175,7 +182,7 @@ class ExpressionSpace:
         wide = np.zeros((len(self._genes), n_comps))
         wide[kept] = vectors
         scores = np.concatenate([np.asarray(rows @ wide) for rows in self._rows.blocks(self._genes, _BLOCK)])
-        return Nuisance(scores - self._mean @ wide, loadings)
+        return Nuisance(self._rows.placed(scores - self._mean @ wide), loadings)
 
 
 def _leading(covariance: Floats, k: int) -> Floats:

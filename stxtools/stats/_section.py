@@ -73,7 +73,7 @@ class Given:
     composition: bool = False
     columns: Floats | None = None
 
-    def subset(self, rows: NDArray[np.bool_]) -> Given:
+    def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Given:
         """Return this for the observations ``rows``."""
         return self if self.columns is None else replace(self, columns=self.columns[rows])
 
@@ -201,7 +201,8 @@ class Section:
 
         A region and its complement are compared with the same random regions: their p-values are equal.
         """
-        from ._blocks import Whole, region_effect
+        from ._blocks import region_effect
+        from ._expression import Whole
 
         return region_effect(Whole(self.matrix), self, label, n_null, seed)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 
 def thin_counts(
-    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator
+    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: NDArray[np.int64] | None = None
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Split counts into two parts that add up to them.
 
     Every molecule goes to the first part with probability ``fraction``. Of a Poisson count with mean m the parts are
     independent and Poisson with means ``fraction * m`` and ``(1 - fraction) * m`` (Neufeld et al. 2024, Biostatistics).
+    Of a negative binomial count with dispersion a (variance ``m + a * m**2``) their correlation is ``a * m`` over
+    ``sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction.
 
     Parameters
     ----------
@@ -22,16 +25,24 @@ def thin_counts(
         Share of the molecules that the first part gets, between 0 and 1.
     rng
         Generator.
+    order
+        Rows in the order in which they are drawn, so that a row's draw may follow from its name. By default as stored.
 
     Returns
     -------
     Both parts, CSR with the dtype of ``counts`` and without stored zeros.
     """
     counts = sparse.csr_matrix(counts)
-    whole = counts.data.astype(np.int64)
-    first = rng.binomial(whole, fraction)
+    if not counts.has_canonical_format or not counts.data.all():  # draws go by column, not by where it is stored
+        counts = counts.copy()
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
+    drawn = counts if order is None else counts[order]
+    taken = rng.binomial(drawn.data.astype(np.int64), fraction)
+    if order is not None:
+        taken = sparse.csr_matrix((taken, drawn.indices, drawn.indptr), counts.shape)[np.argsort(order)].data
     parts = []
-    for values in (first, whole - first):
+    for values in (taken, counts.data.astype(np.int64) - taken):
         part = sparse.csr_matrix(
             (values.astype(counts.dtype), counts.indices.copy(), counts.indptr.copy()), counts.shape
         )

@@ -15,6 +15,7 @@ from ..stats._section import PSEUDO
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_DIGITS = 10  # of an attribution: below is rounding, which may not rank genes
 COLUMNS = (
     "group",
     "names",
@@ -52,7 +53,7 @@ def design_table(
     if adjusted and design.kind == "within":
         effect, error = tested.effect, outcome.tested_error
     z = signed_z(tested.statistic, tested.df)
-    size = np.abs(attribution)
+    size = np.asarray(np.round(np.abs(attribution), _DIGITS), dtype=np.float64)
     rank = np.where(size > 0, rankdata(size) / len(size), 0.0)
     score = shrink(effect, error) * (1 - tested.pvals / 2) * (0.9 + 0.1 * rank)
     score = np.where((tested.n_libraries > 0) & (effect * z > 0), score, 0.0)
@@ -70,7 +71,7 @@ def design_table(
         attribution,
         rank,
         tested.n_libraries,
-        (tested.agreement == 1) & (tested.n_libraries > 0),
+        pd.arrays.BooleanArray(tested.agreement == 1, tested.n_libraries < 2),  # one library agrees with none
         found.nonzero_group,
         found.nonzero_reference,
     )

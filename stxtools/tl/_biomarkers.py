@@ -30,7 +30,7 @@ from ..stats._section import MIN_OBS
 from ._attribution import ModelAttribution, load_models
 from ._biomarker_table import design_table
 from ._compared import compare
-from ._comparisons import chosen_groups, usable, warn_single
+from ._comparisons import chosen_groups, other_group, usable, warn_single
 from ._covariates import covariate_names, read_covariates
 from ._gene_blocks import GeneBlocks
 from ._probe import LinearProbe
@@ -114,7 +114,10 @@ def biomarkers(
         Column of ``adata.obs`` with the groups (categorical, strings, booleans or integers). Observations where
         it is missing are left out.
     groups
-        The groups to test, or ``"all"``.
+        The groups to test, or ``"all"``. Where there are two groups, each is the other's rest and one table says it
+        all: ``"all"`` is then the second of them (of categories in their order, else as sorted: ``True``, ``"yes"``,
+        ``"tumour"`` and not ``"normal"``), and the first is its reference, as in R's model formulas. Name the other
+        (``groups=["normal"]``) to turn signs round, or both to have both.
     reference
         ``"rest"`` (all other observations with a group), or the name of a group.
     covariates
@@ -142,7 +145,7 @@ def biomarkers(
     key_added
         Name of the results instead of ``"biomarkers"``.
     random_state
-        Seed of the random regions. Same seed, same numbers.
+        Seed of the random regions. Same seed, same numbers; the order of the observations does not matter.
     show_progress
         Show a progress bar; by default in terminals and notebooks.
     copy
@@ -153,7 +156,7 @@ def biomarkers(
     ``None``, or the changed copy with ``copy=True``. Sets
 
     ``uns["biomarkers"]`` : :class:`pandas.DataFrame`
-        One row per group and gene, sorted by group and falling ``scores``, with the columns
+        One row per tested group and gene, sorted by group and falling ``scores``, with the columns
 
         - ``group``, ``names``: the group and the gene;
         - ``scores``: ``effect * effect**2 / (effect**2 + effect_se**2) * (1 - pvals / 2) * (0.9 + 0.1 *
@@ -172,7 +175,7 @@ def biomarkers(
         - ``attribution``, ``attribution_rank``: see below; the rank is 1 for the largest absolute value, 0 for none;
         - ``n_libraries``: libraries in which the gene's effect could be estimated;
         - ``direction_consistent``: whether all of these show the same direction (between-library design: whether
-          every library lies on its side of the other side's mean);
+          every library lies on its side of the other side's mean); missing (``NA``) where there are fewer than two;
         - ``pct_nz_group``, ``pct_nz_reference``: share of observations that express the gene.
 
         Fold change, AUROC and shares are averages over libraries. A gene that does not vary has score 0 and p 1.
@@ -266,7 +269,10 @@ def biomarkers(
         attributions = [explain.of(d, codes, libs.codes) for d in designs]
     else:
         attributions = LinearProbe(tested_adata, blocks, codes, libs, seed)(designs)
-    outcomes = compare(blocks, designs, codes, libs, xy, given, n_null=n_null, seed=seed, show_progress=show_progress)
+    observations = np.asarray(adata.obs_names, dtype=str)
+    outcomes = compare(
+        blocks, designs, codes, libs, xy, observations, given, n_null=n_null, seed=seed, show_progress=show_progress
+    )
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
     tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)
     for design, outcome, attribution in zip(designs, outcomes, attributions, strict=True):
@@ -282,7 +288,7 @@ def biomarkers(
     slots.uns[f"{key}_params"] = provenance(
         groupby=groupby,
         groups=[d.name for d in designs],
-        reference=reference,
+        reference=other_group(chosen, reference, names),
         covariates=adjusted_for or None,
         protect=protect,
         protected=guarded is not None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._progress import progress
+from .._spatial.order import position_order
 from .._validate import Libraries
 from ..stats._blocks import Contrast, Ground, compare_regions
 from ..stats._contrast import (
@@ -31,20 +32,24 @@ def compare(
     codes: NDArray[np.int64],
     libs: Libraries,
     xy: NDArray[np.float64],
+    names: NDArray[np.str_],
     given: Given | None,
     *,
     n_null: int,
     seed: int,
     show_progress: bool | None,
 ) -> list[Outcome]:
-    """Test every design; of a group and its complement only one is computed."""
+    """Test every design; of a group and its complement only one is computed.
+
+    Observations are taken in the order of their positions (and ``names``), whatever that of their rows.
+    """
     depth = expression.depth
     grounds: dict[int, Ground] = {}
+    order = position_order(xy, names)
     for i in range(len(libs)):
-        here = (libs.codes == i) & (codes >= 0)
-        if here.any():
-            rows = np.flatnonzero(here)
-            own = None if given is None else given.subset(here)
+        rows = order[(libs.codes[order] == i) & (codes[order] >= 0)]
+        if len(rows):
+            own = None if given is None else given.subset(rows)
             grounds[i] = Ground(expression, rows, xy[rows], seed, None if depth is None else depth[rows], own)
     sides = [{i: d.sides(codes[grounds[i].rows]) for i in d.libraries} for d in designs]
     within: dict[int, list[Contrast]] = {}

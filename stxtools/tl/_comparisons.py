@@ -13,11 +13,14 @@ from ..stats._section import MIN_OBS
 
 
 def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -> list[str]:
-    """Return the groups to test, checked."""
+    """Return the groups to test, checked.
+
+    Of two groups, each the other's rest, ``"all"`` is the last one, as a factor's first level is its reference.
+    """
     if not isinstance(reference, str) or (reference != "rest" and reference not in names):
         raise ValueError(f"`reference={reference!r}` is neither 'rest' nor a group of `{groupby}`; it has {names}.")
     if isinstance(groups, str) and groups == "all":
-        return [n for n in names if n != reference]
+        return names[-1:] if len(names) == 2 and reference == "rest" else [n for n in names if n != reference]
     if isinstance(groups, str):
         raise TypeError(
             f"`groups` must be 'all' or a list of group names, not the string {groups!r}; use [{groups!r}]."
@@ -31,6 +34,13 @@ def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -
     if reference in chosen:
         raise ValueError(f"`reference={reference!r}` is also in `groups`; a group cannot be compared with itself.")
     return chosen
+
+
+def other_group(chosen: list[str], reference: str, names: list[str]) -> str:
+    """Return the reference by its name where the rest is one group."""
+    if reference != "rest" or len(names) != 2 or len(chosen) != 1:
+        return reference
+    return next(n for n in names if n != chosen[0])
 
 
 def usable(planned: list[Design], reference: str, groupby: str, *, explicit: bool) -> list[Design]:

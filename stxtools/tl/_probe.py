@@ -14,9 +14,10 @@ from .._representation import (
     principal_axes,
     select_genes,
 )
+from .._spatial.order import name_order
 from .._validate import Libraries
-from ..stats._blocks import equal_blocks
 from ..stats._contrast import Design
+from ..stats._expression import equal_blocks
 from ..stats._probe import Moments, contrast, explain_discriminant
 from ._chunks import iter_rows
 from ._gene_blocks import GeneBlocks
@@ -106,7 +107,8 @@ def _chosen_genes(adata: AnnData, expression: GeneBlocks, seed: int) -> NDArray[
     share = _AT_HAND / float(logged.seen.sum())
     taken = np.arange(n_obs)
     if share < 1:
-        taken = np.sort(np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)])
+        drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
+        taken = np.sort(name_order(np.asarray(adata.obs_names, dtype=str))[drawn])
     pieces = [piece for piece in iter_rows(logged.matrix, _Taken(taken)) if piece.shape[0]]
     return select_genes(adata, sparse.csr_matrix(sparse.vstack(pieces, format="csr")), logged.scale)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _keys
 from .._representation import stored_matrix, to_csr
+from .._spatial.order import name_order
 from .._validate import categories
 from .._warn import at_caller
 from ..stats._thinning import thin_counts
@@ -86,7 +87,8 @@ def protect_by_thinning(
     counts = to_csr(stored_matrix(adata, source))
     if not _are_counts(counts):
         return "the expression is not integer counts: name a `layer` that holds them"
-    train, test = thin_counts(counts, _HALF, np.random.default_rng(seed))
+    order = name_order(np.asarray(adata.obs_names, dtype=str))
+    train, test = thin_counts(counts, _HALF, np.random.default_rng(seed), order)
     if train.nnz == 0 or test.nnz == 0:
         return "there are too few counts to divide"
     codes, names = categories(adata, groupby, "groupby")

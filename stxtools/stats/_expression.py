@@ -1,0 +1,56 @@
+"""Log expression that tests read: by blocks of genes, or by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+
+class Expression(Protocol):
+    """Log expression of observations x genes, read by blocks of genes or by rows."""
+
+    shape: tuple[int, int]
+    slices: list[slice]
+
+    def block(self, genes: slice) -> sparse.csr_matrix:
+        """Return some genes of all observations; of one block only the same object each time."""
+
+    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """Yield consecutive observations, of some genes or of all."""
+
+
+class Whole:
+    """Expression that is one block in memory."""
+
+    def __init__(self, matrix: sparse.csr_matrix) -> None:
+        self._matrix, self.shape = matrix, matrix.shape
+        self.slices = [slice(0, matrix.shape[1])]
+
+    def block(self, genes: slice) -> sparse.csr_matrix:
+        """Return the matrix."""
+        return self._matrix
+
+    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """Yield the matrix."""
+        yield slice(0, self.shape[0]), self._matrix if genes is None else sparse.csr_matrix(self._matrix[:, genes])
+
+
+def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[sparse.csr_matrix]:
+    """Yield the rows of ``pieces`` again, ``size`` at a time."""
+    held: list[sparse.csr_matrix] = []
+    n = 0
+    for piece in pieces:
+        start = 0
+        while start < piece.shape[0]:
+            part = piece[start : start + size - n]
+            start, n = start + part.shape[0], n + part.shape[0]
+            held.append(part)
+            if n == size:
+                yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
+                held, n = [], 0
+    if n:
+        yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
