@@ -87,8 +87,16 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """Check, before any work is done, that a file can be written there."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"A path is needed to save the model, not {path!r}.")
+    if "\0" in str(path) or not str(path):
+        raise ValueError(f"{str(path)!r} cannot name a file.")
     target = Path(path).expanduser()
     if target.is_dir():
         raise IsADirectoryError(f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'model.stx')!r}.")
     if not target.parent.exists():
         raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist; create it first.")
+    if not target.parent.is_dir():
+        raise NotADirectoryError(f"{str(target.parent)!r} is a file, not a folder in which one can be written.")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{str(target)!r} is a device or a pipe; name a file.")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"The folder {str(target.parent)!r} cannot be written to; choose another one.")

@@ -90,7 +90,7 @@ def test_interrupted_distillation_leaves_no_file(
 ) -> None:
     st.tl.segment(section, labels_key="band", params=QUICK, save_model=tmp_path / "teacher.stx", key_added="taught")
     before = _snapshot(section)
-    monkeypatch.setattr("safetensors.numpy.save_file", _interrupt)
+    monkeypatch.setattr("safetensors.numpy.save", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         st.tl.distill(section, tmp_path / "teacher.stx", save_model=tmp_path / "student.stx", params={"epochs": 1})
     assert [p.name for p in tmp_path.iterdir()] == ["teacher.stx"]

@@ -149,9 +149,10 @@ def test_projection_matches_genes_by_name():
 def test_model_files(tmp_path):
     path = tmp_path / "m.stx"
     save_model(path, "Thing", {"a": [1, 2]}, {"w": np.arange(3.0)})
-    config, arrays = load_model(path, "Thing")
-    assert config == {"a": [1, 2]}
-    np.testing.assert_array_equal(arrays["w"], np.arange(3.0))
+    found = load_model(path, "Thing")
+    assert found.config == {"a": [1, 2]}
+    np.testing.assert_array_equal(found.array("w", (3,)), np.arange(3.0))
+    found.finish()
     assert [p.name for p in tmp_path.iterdir()] == ["m.stx"]
     with pytest.raises(ValueError, match="holds a Thing"):
         load_model(path, "Other")

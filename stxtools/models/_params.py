@@ -10,6 +10,9 @@ from stxtools._checks import check_choice, check_int, check_number
 
 P = TypeVar("P")
 
+# larger networks fit into no memory at hand: a slip of the pen is refused before anything is allocated
+WIDEST, DEEPEST, WIDEST_KERNEL, WIDEST_SIGMA = 4096, 64, 63, 1000.0
+
 
 @dataclass(frozen=True)
 class SegmenterParams:
@@ -61,8 +64,10 @@ class SegmenterParams:
 
     def __post_init__(self) -> None:
         check_choice("pretrain", self.pretrain, ("masked", "contrastive", "none"))
-        for name in ("width", "kernel_size", "pretrain_epochs", "steps_per_epoch", "batch_size", "patience"):
+        for name in ("pretrain_epochs", "steps_per_epoch", "batch_size", "patience"):
             check_int(name, getattr(self, name), minimum=1)
+        check_int("width", self.width, minimum=1, maximum=WIDEST)
+        check_int("kernel_size", self.kernel_size, minimum=1, maximum=WIDEST_KERNEL)
         if self.epochs is not None:
             check_int("epochs", self.epochs, minimum=1)
         check_int("depth", self.depth, minimum=0, maximum=6)
@@ -76,7 +81,7 @@ class SegmenterParams:
         if not self.sigmas:
             raise ValueError("`sigmas` is empty; name one smoothing scale at least, such as (0.0,).")
         for sigma in self.sigmas:
-            check_number("sigmas", sigma, minimum=0)
+            check_number("sigmas", sigma, minimum=0, maximum=WIDEST_SIGMA)
 
 
 def resolve(params: P | Mapping[str, Any] | None, kind: type[P]) -> P:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from ._model_file import ModelFile
 
 POOLED = 7  # observations: a spot and the ring around it
 
@@ -88,10 +90,27 @@ class GeneProjection:
         return {"genes": self.genes, "target_sum": self.target_sum, "noise": self.noise}, arrays
 
     @classmethod
-    def from_file(cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GeneProjection | None:
-        """Return the projection of a model file, or None if the model reads a stored representation."""
-        if config.get("genes") is None:
+    def from_file(cls, file: ModelFile, n_features: int, *, alone: bool = True) -> GeneProjection | None:
+        """Return the projection of a model file, or None if the model reads a stored representation.
+
+        Parameters
+        ----------
+        file
+            The file.
+        n_features
+            Number of features that the model reads.
+        alone
+            Whether the projection makes all of them.
+        """
+        genes = file.optional_names("genes")
+        if genes is None:
             return None
-        mean, components = arrays["projection.mean"], arrays["projection.components"]
-        variance, noise = arrays.get("projection.variance"), float(config.get("noise", 0.0))
-        return cls(list(config["genes"]), mean, components, float(config["target_sum"]), variance, noise)
+        mean = file.array("projection.mean", (len(genes),))
+        components = file.array("projection.components", (len(genes), n_features if alone else None))
+        made = components.shape[1]
+        if not 0 < made <= n_features:
+            raise file.damaged(f"its genes make {made} features, and it reads {n_features}")
+        variance = None
+        if "projection.variance" in file.arrays:
+            variance = file.array("projection.variance", (made,), minimum=0.0)
+        return cls(genes, mean, components, file.number("target_sum", above=0.0), variance, file.number("noise", 0.0))

@@ -19,13 +19,14 @@ from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loader
 
 from ._calibration import matching_temperature, tempered
+from ._model_file import ModelFile
 from ._params import SegmenterParams, as_dict, resolve
 from ._projection import GeneProjection
 from ._rasters import lesson_rasters, section_raster
 from ._section import Section
 from ._storage import load_model, save_model
 from ._teaching import Lesson, lesson_from_labels, lesson_without_labels
-from ._weights import load_module, module_arrays
+from ._weights import module_arrays
 
 PRIOR_OBS = 20
 
@@ -319,11 +320,8 @@ class Segmenter:
         else:
             arrays = module_arrays(self._trained(), "net.")
         arrays |= {"centre": self.centre, "scale": self.scale}
-        config = self._described()
-        if self.projection is not None:
-            described, projection = self.projection.to_file()
-            config, arrays = config | described, arrays | projection
-        save_model(path, type(self).__name__, config, arrays)
+        described, projection = ({}, {}) if self.projection is None else self.projection.to_file()
+        save_model(path, type(self).__name__, self._described() | described, arrays | projection)
 
     def _described(self) -> dict[str, Any]:
         """Plain values that a model file keeps."""
@@ -339,27 +337,25 @@ class Segmenter:
         Raises
         ------
         FileNotFoundError, ValueError
-            If there is no such file, or it is not a saved Segmenter.
+            If there is no such file, or it is not a saved Segmenter, or damaged.
         """
-        config, arrays = load_model(path, cls.__name__)
-        self = cls(config["params"])
-        self._remember(config)
-        self.centre, self.scale = arrays["centre"], arrays["scale"]
-        self.projection = GeneProjection.from_file(config, arrays)
-        if not self.classes:
-            prefix = "net.unet."
-            self.start = {
-                k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)
-            }
-            return self
-        self.net = self._new_net()
-        load_module(self.net, arrays, "net.")
+        file = load_model(path, cls.__name__)
+        self = cls(file.params(SegmenterParams))
+        self._remember(file)
+        self.centre = file.array("centre", (None,))
+        self.scale = file.array("scale", self.centre.shape, above=0.0)
+        self.projection = GeneProjection.from_file(file, self.n_features, alone=self.image_key is None)
+        if self.classes:
+            self.net = file.module(self._new_net, "net.")
+        else:
+            self.start = file.weights(self._new_unet, "net.unet.")
+        file.finish()
         return self
 
-    def _remember(self, config: Mapping[str, Any]) -> None:
+    def _remember(self, file: ModelFile) -> None:
         """Take back what :meth:`_described` gave."""
-        self.classes, self.use_rep = list(config["classes"]), config["use_rep"]
-        self.temperature, self.image_key = config.get("temperature", 1.0), config.get("image_key")
+        self.classes, self.use_rep, self.image_key = file.names("classes"), file.text("use_rep"), file.text("image_key")
+        self.temperature = file.number("temperature", 1.0, above=0.0)
 
     def starting_point(self) -> Segmenter:
         """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 from sklearn.utils.extmath import randomized_svd
+
+from ._model_file import ModelFile
 
 FloatArray = NDArray[np.float64]
 
@@ -118,14 +120,16 @@ class SmoothedGenes:
         }  # fmt: skip
 
     @classmethod
-    def from_file(cls, arrays: Mapping[str, NDArray[Any]]) -> SmoothedGenes | None:
+    def from_file(cls, file: ModelFile) -> SmoothedGenes | None:
         """Return what :meth:`to_file` wrote, or None."""
-        if "smoothed.axes" not in arrays:
+        if not any(name.startswith("smoothed.") for name in file.arrays):
             return None
-        self = cls(arrays["smoothed.sizes"].tolist())
-        self.gene_scale, self.scale = arrays["smoothed.gene_scale"], arrays["smoothed.scale"]
-        self.axes = arrays["smoothed.axes"]
-        self.by_section = bool(arrays["smoothed.by_section"][0])
+        self = cls(file.array("smoothed.sizes", (None,), kind="i", minimum=1).tolist())
+        self.gene_scale = file.array("smoothed.gene_scale", (None,), above=0.0)
+        n_rows = len(self.gene_scale) * len(self.sizes)
+        self.scale = file.array("smoothed.scale", (n_rows,), above=0.0)
+        self.axes = file.array("smoothed.axes", (n_rows, None))
+        self.by_section = bool(file.array("smoothed.by_section", (1,), kind="b")[0])
         return self
 
 

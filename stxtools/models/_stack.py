@@ -6,7 +6,7 @@ cross-entropy there (stacking, Wolpert 1992), which also calibrates them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from ._anchor import Linear
+from ._model_file import ModelFile
 from ._place import REACHES, label_logits, typical_gap
 from ._trees import Trees
 
@@ -98,12 +99,12 @@ class Told:
         return arrays | (self.trees.to_file(f"{prefix}.trees") if self.trees is not None else {})
 
     @classmethod
-    def from_file(cls, arrays: Mapping[str, NDArray[Any]], prefix: str) -> Told:
-        """Return what :meth:`to_file` wrote."""
-        linear, trees, alone = (float(w) for w in arrays[f"{prefix}.weights"])
+    def from_file(cls, file: ModelFile, prefix: str, n_own: int, n_means: int, n_classes: int) -> Told:
+        """Return what :meth:`to_file` wrote; an observation reads ``n_own`` features, ``n_means`` of them means."""
+        linear, trees, alone = (float(w) for w in file.array(f"{prefix}.weights", (3,), minimum=0.0))
         return cls(
-            Linear(arrays[f"{prefix}.coef"], arrays[f"{prefix}.intercept"]),
-            Trees.from_file(arrays, f"{prefix}.trees"),
+            Linear(file.array(f"{prefix}.coef", (n_own, n_classes)), file.array(f"{prefix}.intercept", (n_classes,))),
+            Trees.from_file(file, f"{prefix}.trees", n_means, n_classes),
             Weights(linear, trees),
             alone=alone,
         )

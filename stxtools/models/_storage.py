@@ -1,9 +1,16 @@
-"""Model files: weights as safetensors, the rest as JSON in the same file's header. No pickle."""
+"""Model files: weights as safetensors, the rest as JSON in the same file's header. No pickle.
+
+A file carries a checksum of all it holds. What is read is checked against it, and each value against what the model
+expects, before anything is made of it: see :mod:`._model_file`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +19,17 @@ from numpy.typing import NDArray
 
 from stxtools._checks import check_writable
 
+from ._model_file import LARGEST, ModelFile, damaged
+
 FORMAT = "stxtools-model"
 FORMAT_VERSION = 1
+_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # those of numpy
 
 
 def save_model(
-    path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: dict[str, NDArray[Any]]
+    path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> Path:
-    """Write a model file, whole or not at all.
+    """Write a model file, whole or not at all, with the permissions that new files have.
 
     Parameters
     ----------
@@ -31,17 +41,33 @@ def save_model(
         Anything JSON can hold.
     arrays
         Weights and other arrays.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, such as on a full disk; the file that was there before is then kept.
+    ValueError
+        If a value is not finite: the training has diverged.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     check_writable(path)
-    target = Path(path).expanduser()
+    _check_finite(arrays)
+    # a link stays a link: what it leads to is replaced
+    target = Path(os.path.realpath(Path(path).expanduser()))
+    contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, "config": config}
-    part = target.with_name(target.name + ".part")
+    header["checksum"] = _checksum(header, contiguous)
+    content = save(contiguous, metadata={FORMAT: json.dumps(header)})
+    part = target.with_name(f".{target.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-        save_file(contiguous, str(part), metadata={FORMAT: json.dumps(header)})
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(target)
+    except OSError as err:
+        raise OSError(err.errno, f"The model cannot be written ({err.strerror})", str(target)) from err
     finally:
         part.unlink(missing_ok=True)
     return target
@@ -49,42 +75,110 @@ def save_model(
 
 def model_kind(path: str | os.PathLike[str]) -> str:
     """Return the class that a model file was saved from, "" where that cannot be told."""
-    from safetensors import SafetensorError, safe_open
-
-    source = Path(path).expanduser()
-    if not source.is_file():
-        return ""
     try:
-        with safe_open(str(source), framework="numpy") as file:
-            return str(json.loads((file.metadata() or {}).get(FORMAT, "{}")).get("kind", ""))
-    except SafetensorError:
+        return str(_header(_existing(path))["kind"])
+    except (FileNotFoundError, ValueError):
         return ""
 
 
-def load_model(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read a model file and check that it is one, of the kind asked for.
+def load_model(path: str | os.PathLike[str], kind: str) -> ModelFile:
+    """Read a model file and check that it is one, of the kind asked for, and that nothing in it has changed.
 
-    Returns
-    -------
-    Config and arrays.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is another file, of another kind, from a newer version, or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
-    source = Path(path).expanduser()
-    if not source.is_file():
-        raise FileNotFoundError(f"There is no model file {str(source)!r}.")
-    try:
-        with safe_open(str(source), framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as err:
-        raise ValueError(f"{str(source)!r} is not a model file written by stxtools: {err}") from err
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{str(source)!r} is a safetensors file, but not one written by stxtools.")
-    if header["version"] > FORMAT_VERSION:
-        raise ValueError(f"{str(source)!r} was written by a newer stxtools (format {header['version']}); upgrade.")
+    source = _existing(path)
+    header = _header(source)
     if header["kind"] != kind:
         raise ValueError(
             f"{str(source)!r} holds a {header['kind']}, not a {kind}; load it with models.{header['kind']}."
         )
-    return header["config"], arrays
+    try:
+        with safe_open(str(source), framework="numpy") as file:
+            arrays = {}
+            for key in file.keys():  # noqa: SIM118
+                dtype = str(file.get_slice(key).get_dtype())
+                if dtype not in _DTYPES:
+                    raise damaged(source, f"its array {key!r} is of the type {dtype}, which no model has")
+                arrays[key] = file.get_tensor(key)
+    except SafetensorError as err:
+        raise damaged(source, f"its arrays cannot be read ({err})") from err
+    return ModelFile(source, header["config"], arrays, _intact(header, arrays))
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"A model is read from a path, not from {path!r}.")
+    source = Path(path).expanduser()
+    try:
+        there = source.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        there = False
+    if not there:
+        raise FileNotFoundError(f"There is no model file {str(source)!r}.")
+    return source
+
+
+def _header(source: Path) -> dict[str, Any]:
+    """Description in a model file, of the form that this version reads."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(source), framework="numpy") as file:
+            text = (file.metadata() or {}).get(FORMAT)
+    except SafetensorError as err:
+        raise ValueError(
+            f"{str(source)!r} is not a model file written by stxtools, or it is damaged ({err}). Copy it again from "
+            "where it came from, or train the model again."
+        ) from err
+    except OSError as err:
+        raise OSError(err.errno, f"The model file cannot be read ({err.strerror or err})", str(source)) from err
+    if text is None:
+        raise ValueError(f"{str(source)!r} is a safetensors file, but not a model file written by stxtools.")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise damaged(source, f"its description is no JSON ({type(err).__name__})") from err
+    wanted: dict[str, type] = {"format": str, "version": int, "kind": str, "config": dict}
+    for key, kind in wanted.items():
+        value = header.get(key) if isinstance(header, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise damaged(source, f"its description has no {key!r} of the type {kind.__name__}")
+    if header["format"] != FORMAT:
+        raise damaged(source, f"its description names the format {header['format']!r}")
+    if header["version"] > FORMAT_VERSION:
+        raise ValueError(f"{str(source)!r} was written by a newer stxtools (format {header['version']}); upgrade.")
+    return dict(header)
+
+
+def _checksum(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of the description and of all arrays with their names, types and shapes."""
+    described = {key: value for key, value in header.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(arrays):
+        value = arrays[name]
+        digest.update(f"\n{name} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _intact(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether the checksum is right; files of earlier versions have none."""
+    return "checksum" not in header or header["checksum"] == _checksum(header, arrays)
+
+
+def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
+    for name, value in arrays.items():
+        open_ended = name.endswith(".threshold")  # a leaf asks nothing: its threshold is infinite
+        bad = np.isnan(value) if open_ended else ~(np.abs(value) <= LARGEST) if value.dtype.kind == "f" else False
+        if np.any(bad):
+            raise ValueError(
+                f"The model's {name!r} holds values that are not finite or beyond {LARGEST:g}: its training has "
+                "diverged. Train it again with a lower learning rate, e.g. `params={'lr': 1e-3}`; nothing was saved."
+            )

@@ -7,6 +7,8 @@ from typing import Literal
 
 from stxtools._checks import check_bool, check_choice, check_int, check_number
 
+from ._params import DEEPEST, WIDEST, WIDEST_KERNEL
+
 Weighting = Literal["fixed", "gradnorm", "uncertainty", "famo"]
 Pretraining = Literal["masked", "none"]
 Holdout = Literal["auto", "block", "section"]
@@ -117,11 +119,12 @@ class TissueNetParams:
         check_choice("objective", self.objective, ("masked", "contrastive"))
         for name in ("unet", "freeze_unet", "genes", "anchor", "trees", "place"):
             check_bool(name, getattr(self, name))
-        for name in (
-            "hidden", "out_channels", "layers", "heads", "unet_width", "kernel_size", "pretrain_epochs", "spot_width",
-            "epochs", "patience", "max_nodes",
-        ):  # fmt: skip
+        for name in ("pretrain_epochs", "epochs", "patience", "max_nodes"):
             check_int(name, getattr(self, name), minimum=1)
+        for name in ("hidden", "out_channels", "heads", "unet_width", "spot_width"):
+            check_int(name, getattr(self, name), minimum=1, maximum=WIDEST)
+        check_int("layers", self.layers, minimum=1, maximum=DEEPEST)
+        check_int("kernel_size", self.kernel_size, minimum=1, maximum=WIDEST_KERNEL)
         check_int("unet_depth", self.unet_depth, minimum=0, maximum=6)
         for name in ("dropout", "embed_dropout", "hide", "input_dropout"):
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)

@@ -14,6 +14,7 @@ from scipy import sparse
 from stxtools.nn._tissue import GraphTensors
 
 from ._anchor import AnchorInput, class_anchor, deal_folds, sampled, value_anchor
+from ._model_file import ModelFile
 from ._smoothed_genes import GENE_SIZES, SmoothedGenes, pooling
 from ._stack import Told, ask_left_out
 from ._tissue_inputs import (
@@ -125,12 +126,24 @@ class Reading:
         return arrays | (self.smoothed.to_file() if self.smoothed is not None else {})
 
     @classmethod
-    def from_file(cls, params: TissueNetParams, arrays: Mapping[str, NDArray[Any]]) -> Reading:
-        """Return what :meth:`to_file` wrote."""
+    def from_file(cls, params: TissueNetParams, file: ModelFile, tasks: Mapping[str, int]) -> Reading:
+        """Return what :meth:`to_file` wrote; ``tasks`` tells which parts a model has."""
         self = cls(params)
-        prefix = "scaling."
-        self.scaling = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        self.smoothed = SmoothedGenes.from_file(arrays)
+        sizes: dict[str, int | None] = {"": None, "node_": None}
+        if tasks:
+            sizes["own_"] = None
+        if EXPRESSION in tasks:
+            sizes["expression_"] = tasks[EXPRESSION]
+        for part, size in sizes.items():
+            centre = file.array(f"scaling.{part}centre", (size,))
+            self.scaling[f"{part}centre"] = centre
+            self.scaling[f"{part}scale"] = file.array(f"scaling.{part}scale", centre.shape, above=0.0)
+        if tasks:
+            n_means = len(self.scaling["centre"]) * len(params.neighbours)
+            if len(self.scaling["own_centre"]) != n_means:
+                raise file.damaged(f"it reads {n_means} neighbourhood means and scales others")
+            self.scaling["unit"] = file.array("scaling.unit", (1,), above=0.0)
+        self.smoothed = SmoothedGenes.from_file(file)
         return self
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stxtools.nn._student import JointNet, PyramidMLP
 
+from ._model_file import ModelFile
 from ._params import SegmenterParams
 from ._section import Section
 from ._segmenter import Segmenter
@@ -128,7 +129,7 @@ class TissueStudent(Student):
         name the same class.
         """
         self.tasks = answers.classes
-        self.classes = [f"{task}: {name}" for task, names in self.tasks.items() for name in names]
+        self.classes = _all_names(self.tasks)
         how: dict[str, Any] = {
             "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
         }  # fmt: skip
@@ -168,6 +169,13 @@ class TissueStudent(Student):
     def _described(self) -> dict[str, Any]:
         return super()._described() | {"tasks": self.tasks}
 
-    def _remember(self, config: Mapping[str, Any]) -> None:
-        super()._remember(config)
-        self.tasks = {task: list(names) for task, names in config["tasks"].items()}
+    def _remember(self, file: ModelFile) -> None:
+        super()._remember(file)
+        self.tasks = file.names_by_task("tasks")
+        if self.classes != _all_names(self.tasks):
+            raise file.damaged("'classes' and 'tasks' in its description differ")
+
+
+def _all_names(tasks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names of the classes of all tasks, each after its task's."""
+    return [f"{task}: {name}" for task, names in tasks.items() for name in names]

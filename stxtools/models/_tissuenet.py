@@ -28,7 +28,7 @@ from ._storage import load_model, save_model
 from ._tissue_inputs import RegionSection, region_means
 from ._tissue_params import TissueNetParams
 from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, VALUES_MIX, Lessons, Reading
-from ._weights import load_module, module_arrays
+from ._weights import module_arrays
 
 MANY = 5000  # regions from which on several CPU threads pay
 
@@ -328,19 +328,27 @@ class TissueNet:
         Raises
         ------
         FileNotFoundError, ValueError
-            If there is no such file, or it is not a saved TissueNet.
+            If there is no such file, or it is not a saved TissueNet, or damaged.
         """
-        config, arrays = load_model(path, cls.__name__)
-        if "told" not in config:
+        file = load_model(path, cls.__name__)
+        if "told" not in file.config:
             raise ValueError(f"{str(path)!r} was written by an older stxtools whose TissueNet differs; train it again.")
-        self = cls(config["params"])
-        self.classes, self.use_rep = {t: list(c) for t, c in config["classes"].items()}, config["use_rep"]
-        self.expression, self.genes = list(config["expression"]), config["read_genes"]
-        self.target_sum = config["read_target_sum"]
-        self.mix, self.task_weights = dict(config["mix"]), dict(config["task_weights"])
-        self.reading = Reading.from_file(self.params, arrays)
-        self.told = {task: Told.from_file(arrays, f"told.{task}") for task in config["told"]}
-        self.projection = GeneProjection.from_file(config, arrays)
-        self.module = self._new_module()
-        load_module(self.module, arrays, "module.")
+        self = cls(file.params(TissueNetParams))
+        self.classes, self.use_rep = file.names_by_task("classes"), file.text("use_rep")
+        file.check_tasks("classes", self.classes, {BIOMARKER: 0, CLASSES: 0})
+        self.expression, self.genes = file.names("expression"), file.optional_names("read_genes")
+        self.target_sum = file.optional_number("read_target_sum")
+        self.mix = file.numbers_by_task("mix", self.tasks)
+        self.task_weights = file.numbers_by_task("task_weights", self.tasks)
+        self.reading = Reading.from_file(self.params, file, self.tasks)
+        smoothed = self.reading.smoothed
+        if smoothed is not None and self.genes is not None and len(smoothed.gene_scale) != len(self.genes):
+            raise file.damaged(f"it names {len(self.genes)} genes and scales {len(smoothed.gene_scale)}")
+        told = file.names("told")
+        file.check_tasks("told", told, self.mix)
+        sizes = self.reading.n_own, self.n_means
+        self.told = {task: Told.from_file(file, f"told.{task}", *sizes, self.tasks[task]) for task in told}
+        self.projection = GeneProjection.from_file(file, self.n_features)
+        self.module = file.module(self._new_module, "module.")
+        file.finish()
         return self

@@ -67,7 +67,7 @@ class GaussianPyramid(nn.Module):
 
 def _gaussian(sigma: float) -> Tensor:
     radius = max(1, round(2.5 * sigma)) if sigma > 0 else 0
-    at = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    at = torch.arange(-radius, radius + 1, dtype=torch.float32, device="cpu")  # also within an outline
     kernel = torch.exp(-0.5 * (at / max(sigma, 1e-6)) ** 2)
     return kernel / kernel.sum()
 

@@ -1,0 +1,301 @@
+"""Model files: written whole, read as they were, and refused with a reason when anything in them is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import stxtools as st
+
+KINDS = {
+    "segmenter": st.models.Segmenter,
+    "pretrained": st.models.Segmenter,
+    "student": st.models.Student,
+    "net": st.models.TissueNet,
+    "net_student": st.models.TissueStudent,
+}
+QUICK = {"epochs": 1, "pretrain_epochs": 1, "steps_per_epoch": 1}
+HEAD = "stxtools-model"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One small model of each kind."""
+    at = tmp_path_factory.mktemp("models")
+    adata = st.datasets.synthetic_tissue(n_obs=150, n_vars=60)
+    quiet: dict[str, Any] = {"show_progress": False, "accelerator": "cpu"}
+    st.tl.segment(adata, n_segments=2, save_model=at / "segmenter", params=QUICK, **quiet)
+    st.tl.pretrain(adata, save_model=at / "pretrained", params={"pretrain_epochs": 1, "steps_per_epoch": 1}, **quiet)
+    st.tl.distill(adata, at / "segmenter", save_model=at / "student", params={"epochs": 1}, **quiet)
+    st.tl.region_graph(adata, "compartment", max_size=20)
+    params = {"epochs": 1, "pretrain_epochs": 1, "unet_width": 4, "hidden": 8, "out_channels": 8, "heads": 2}
+    st.tl.multitask(adata, "disease", "compartment", save_model=at / "net", params=params, **quiet)
+    st.tl.distill(adata, at / "net", save_model=at / "net_student", params={"epochs": 1}, **quiet)
+    return at
+
+
+def _content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with safe_open(str(path), framework="numpy") as file:
+        return json.loads(file.metadata()[HEAD]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+
+
+def _write(path: Path, header: Any, arrays: dict[str, np.ndarray]) -> None:
+    """Write without a checksum, as earlier versions did, so that the values themselves are judged."""
+    if isinstance(header, dict):
+        header = {k: v for k, v in header.items() if k != "checksum"}
+    text = header if isinstance(header, str) else json.dumps(header)
+    save_file(arrays, str(path), metadata={HEAD: text})
+
+
+def _refused(kind: str, path: Path) -> str:
+    with pytest.raises(ValueError, match="damaged") as info:
+        KINDS[kind].load(path)
+    assert str(path) in str(info.value)
+    assert "again" in str(info.value)  # how to mend it
+    return str(info.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_comes_back_as_it_was_saved(folder: Path, tmp_path: Path, kind: str) -> None:
+    state = torch.random.get_rng_state()
+    model = KINDS[kind].load(folder / kind)
+    assert torch.equal(state, torch.random.get_rng_state())
+    model.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (folder / kind).read_bytes()
+    header, arrays = _content(folder / kind)
+    _write(tmp_path / "unsigned", header, arrays)  # a file of an earlier version, without a checksum
+    KINDS[kind].load(tmp_path / "unsigned")
+
+
+def _array_damages(name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray | None]]:
+    yield "missing", None
+    yield "longer", np.concatenate([value, value]) if value.ndim else value[None]
+    yield "deeper", value[None]
+    yield "another type", np.zeros(value.shape, np.int32 if value.dtype.kind == "f" else np.float32)
+    if value.dtype.kind == "f":
+        bad = value.copy()
+        bad.flat[-1] = np.nan
+        yield "NaN", bad
+        if not name.endswith(".threshold"):  # a leaf has an infinite one
+            bad = value.copy()
+            bad.flat[0] = np.inf
+            yield "infinite", bad
+            bad = value.astype(np.float64)
+            bad.flat[0] = 1e30
+            yield "beyond measure", bad.astype(value.dtype)
+    elif value.dtype.kind == "i":
+        yield "far away", np.full_like(value, np.iinfo(value.dtype).max if not name.endswith("sizes") else 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_array_is_named(folder: Path, tmp_path: Path, kind: str) -> None:
+    """Every array is missing once, and once of the wrong shape, type or range (which of them goes round)."""
+    header, arrays = _content(folder / kind)
+    path = tmp_path / "bad"
+    optional = {"projection.variance", *(name for name in arrays if ".trees." in name)}
+    for i, (name, value) in enumerate(arrays.items()):
+        missing, *damages = _array_damages(name, value)
+        for what, bad in (missing, damages[i % len(damages)]):
+            if (bad is None and name in optional) or (what == "longer" and name.endswith(".roots")):
+                continue  # a model may be without, or have trees twice
+            _write(path, header, {k: v for k, v in arrays.items() if k != name} | ({} if bad is None else {name: bad}))
+            try:
+                message = _refused(kind, path)
+            except BaseException as err:
+                raise AssertionError(f"{name}: {what}") from err
+            assert "checksum" not in message
+
+
+_WRONG: list[Any] = [None, -1.0, "x", [1], {"a": 1}, True, 1e300]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_description_is_named(folder: Path, tmp_path: Path, kind: str) -> None:
+    """Every value of the description is dropped or replaced by one of another type; nothing else than named errors."""
+    header, arrays = _content(folder / kind)
+    path, refused = tmp_path / "bad", 0
+    for where in (header, header["config"], header["config"]["params"]):
+        for key in [k for k in where if k not in {"config", "params", "checksum"}]:
+            kept = where[key]
+            for wrong in ["drop", *_WRONG]:
+                if wrong == "drop":
+                    del where[key]
+                else:
+                    where[key] = wrong
+                _write(path, header, arrays)
+                message = _message(KINDS[kind], path)
+                refused += message is not None
+                assert message is None or str(path) in message, (key, wrong, message)
+                where[key] = kept
+    assert refused > 80
+
+
+def _message(kind: Any, path: Path) -> str | None:
+    """What a refusal says; another value of the right type is none."""
+    try:
+        kind.load(path)
+    except ValueError as err:
+        return str(err)
+    return None
+
+
+def test_a_huge_network_is_not_built(folder: Path, tmp_path: Path) -> None:
+    """Sizes of the description are compared with what is there before anything is allocated."""
+    for kind, sizes in (("segmenter", ("width", "kernel_size")), ("net", ("hidden", "layers", "unet_width"))):
+        header, arrays = _content(folder / kind)
+        for name in sizes:
+            for size in (4096 if name != "layers" else 64, 63, 10**9, 10**400):
+                changed = json.loads(json.dumps(header))
+                changed["config"]["params"][name] = size
+                _write(tmp_path / "bad", changed, arrays)
+                _refused(kind, tmp_path / "bad")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_bytes_never_pass(folder: Path, tmp_path: Path, kind: str) -> None:
+    """A file that was cut or in which single bytes differ is refused: the checksum covers all values."""
+    content, path, rng = (folder / kind).read_bytes(), tmp_path / "bad", np.random.default_rng(0)
+    for length in (0, 1, 7, 8, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        _refused(kind, path)
+    for at in (*range(9), *rng.integers(len(content), size=30)):
+        changed = bytearray(content)
+        changed[at] ^= int(1 << rng.integers(8))
+        path.write_bytes(bytes(changed))
+        with pytest.raises(ValueError, match="bad"):
+            KINDS[kind].load(path)
+    path.write_bytes(content + b"more")
+    _refused(kind, path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "null", '{"format": 1}', "1" * 5000, "\ud83d"])
+def test_a_description_that_is_none(folder: Path, tmp_path: Path, text: str) -> None:
+    _write(tmp_path / "bad", text.encode("utf-8", "replace").decode(), _content(folder / "segmenter")[1])
+    _refused("segmenter", tmp_path / "bad")
+    with pytest.raises(ValueError, match="damaged"):
+        st.tl.segment(st.datasets.synthetic_tissue(n_obs=60), model=tmp_path / "bad")
+
+
+def test_trees_that_run_in_a_circle_are_refused(folder: Path, tmp_path: Path) -> None:
+    header, arrays = _content(folder / "net")
+    key = "told.classification.trees.child"
+    if key not in arrays:
+        pytest.skip("this network has no trees")
+    arrays[key] = arrays[key].copy()
+    arrays[key][1] = 0
+    _write(tmp_path / "bad", header, arrays)
+    assert "no trees" in _refused("net", tmp_path / "bad")
+
+
+def test_other_files_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    load = st.models.Segmenter.load
+    with pytest.raises(ValueError, match="holds a TissueNet"):
+        load(folder / "net")
+    save_file({"a": np.zeros(2)}, str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="not a model file written by stxtools"):
+        load(tmp_path / "other")
+    header, arrays = _content(folder / "segmenter")
+    _write(tmp_path / "newer", header | {"version": 99}, arrays)
+    with pytest.raises(ValueError, match="newer stxtools"):
+        load(tmp_path / "newer")
+    for missing in (tmp_path / "nothing", tmp_path, "a\0b", "x" * 5000):
+        with pytest.raises(FileNotFoundError, match="no model file"):
+            load(missing)
+    with pytest.raises(TypeError, match="path"):
+        load(None)  # type: ignore[arg-type]
+
+
+def test_files_get_the_usual_permissions(folder: Path, tmp_path: Path) -> None:
+    model = st.models.Segmenter.load(folder / "segmenter")
+    for mask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
+        old = os.umask(mask)
+        try:
+            model.save(tmp_path / "m")
+        finally:
+            os.umask(old)
+        assert (tmp_path / "m").stat().st_mode & 0o777 == mode
+
+
+def test_two_writers_at_once_leave_one_whole_file(folder: Path, tmp_path: Path) -> None:
+    models = [st.models.Segmenter.load(folder / "segmenter") for _ in range(4)]
+    path, failed = tmp_path / "m.stx", []
+
+    def write(model: Any) -> None:
+        try:
+            for _ in range(10):
+                model.save(path)
+        except BaseException as err:
+            failed.append(err)
+
+    threads = [threading.Thread(target=write, args=(m,)) for m in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert [p.name for p in tmp_path.iterdir()] == ["m.stx"]
+    assert path.read_bytes() == (folder / "segmenter").read_bytes()
+
+
+def test_a_full_disk_is_an_os_error_and_keeps_the_old_file(folder: Path, tmp_path: Path) -> None:
+    model, path = st.models.Segmenter.load(folder / "segmenter"), tmp_path / "m.stx"
+    model.save(path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a write beyond it fails, as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"cannot be written .*m\.stx"):
+            model.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.stx"]
+
+
+def test_a_link_is_written_through(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "m.stx")
+    st.models.Segmenter.load(folder / "segmenter").save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "m.stx").is_file()
+
+
+def test_what_has_diverged_is_not_saved(folder: Path, tmp_path: Path) -> None:
+    model = st.models.Segmenter.load(folder / "segmenter")
+    assert model.net is not None
+    with torch.no_grad():
+        model.net.head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="diverged"):
+        model.save(tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda p: p / "file" / "m", NotADirectoryError),
+        (lambda p: p / "none" / "m", FileNotFoundError),
+        (lambda p: p, IsADirectoryError),
+        (lambda p: p / "pipe", ValueError),
+        (lambda p: "a\0b", ValueError),
+        (lambda p: 5, TypeError),
+    ],
+)
+def test_where_no_file_can_be_written(
+    tmp_path: Path, make: Callable[[Path], Any], error: type[Exception], make_section: Callable[..., ad.AnnData]
+) -> None:
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error):
+        st.tl.segment(make_section(), 2, save_model=make(tmp_path))
