@@ -58,12 +58,6 @@ def test_consensus_is_exactly_k_and_knows_where_it_is_sure():
     assert agreement[wrong].mean() < agreement[~wrong].mean()
 
 
-def test_a_mixture_that_cannot_have_k_classes_says_so():
-    z = np.repeat(np.eye(3), 20, axis=0)
-    with pytest.raises(ValueError, match="n_segments=5"):
-        tied_memberships(z, 5, np.random.default_rng(0))
-
-
 def test_stability_peaks_at_the_true_number_of_groups():
     z, _ = make_blobs(900, 4, centers=4, cluster_std=0.6, center_box=(-8, 8), random_state=3)
     curve = stability_curve(z, [2, 3, 4, 5, 6], np.random.default_rng(0))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+
+if TYPE_CHECKING:
+    from ._teaching import Lesson
 
 _COOLEST, _HOTTEST = 0.25, 50.0
 
@@ -35,3 +41,16 @@ def tempered(proba: NDArray[np.floating], temperature: float) -> NDArray[np.floa
     logits = np.log(proba.astype(np.float64).clip(1e-30)) / temperature
     share = np.exp(logits - logits.max(axis=1, keepdims=True))
     return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def expected_temperature(proba: Sequence[NDArray[np.float32]], lesson: Lesson) -> float:
+    """Temperature that brings the confidence to what the teachers' agreement says of the U-Net's classes.
+
+    The few observations left without a label where most have one are no sample of the tissue: all count then.
+    """
+    answer = np.concatenate(list(proba))
+    told = ~np.isnan(lesson.sure[:, 0])
+    if lesson.labelled.mean() < 0.5:
+        told &= ~lesson.labelled
+    chosen = lesson.sure[told, answer[told].argmax(axis=1)]
+    return matching_temperature(answer[told], float(chosen.mean())) if told.any() else 1.0

@@ -134,12 +134,8 @@ def consensus(
 
     Returns
     -------
-    Target probabilities (n, k), and the share of the mixtures that agree with the chosen class (n,) in 0..1.
-
-    Raises
-    ------
-    ValueError
-        If the data do not hold ``k`` distinct groups.
+    Target probabilities (n, k), and the share of the mixtures that agree with the chosen class (n,) in 0..1. Where
+    no mixture keeps all classes apart, some may be the most probable one nowhere.
     """
     fitted: list[Mixtures] = []
     complete: list[bool] = []
@@ -148,13 +144,11 @@ def consensus(
         fitted.append(mixtures)
         complete += kept
         tick()
-    if not any(complete):
-        raise ValueError(f"No mixture kept {k} groups apart; `n_segments={k}` cannot be reached on these data.")
     rows = some_rows(len(views[0]), _JUDGE, rng)
     judged = np.concatenate([f.memberships(v[rows]) for f, v in zip(fitted, views, strict=True)], axis=1)
     judged = np.ascontiguousarray(judged.transpose(1, 0, 2), dtype=np.float64)
     standing = pairwise_rand_index(list(judged.argmax(axis=2))).mean(axis=1).clip(1e-3)
-    medoid = int(np.where(complete, standing, 0).argmax())
+    medoid = int(np.where(complete or not any(complete), standing, 0).argmax())
     reference, order = judged[medoid], np.zeros((len(judged), k), dtype=np.int64)
     for _ in range(5):
         order = np.stack([linear_sum_assignment(-(reference.T @ m))[1] for m in judged])
@@ -250,11 +244,10 @@ def fit_mixtures(
     coefs, intercepts, complete = [], [], []
     for _ in range(starts):
         sample = part[some_rows(len(part), max(_TREE, 10 * k), rng)]
-        labels = fcluster(linkage(sample, "ward"), k, "maxclust") - 1
-        if labels.max() + 1 < k:
-            raise ValueError(
-                f"The data have only {labels.max() + 1} distinct groups; `n_segments={k}` cannot be reached."
-            )
+        tree = linkage(sample, "ward")
+        labels = fcluster(tree, k, "maxclust") - 1
+        if labels.max() + 1 < k:  # ties between the tree's heights
+            labels = cut_tree(tree, k)[:, 0]
         coef, intercept = fit_tied(part, _from_tree(sample, labels, k))
         found = np.bincount((part @ coef + intercept).argmax(axis=1), minlength=k)
         complete.append(bool((found > 0).all()))

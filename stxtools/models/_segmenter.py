@@ -18,17 +18,19 @@ from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loader
 
-from ._calibration import matching_temperature, tempered
+from ._calibration import expected_temperature, tempered
+from ._classes import class_sizes, offsets_for_all
 from ._model_file import ModelFile
 from ._params import SegmenterParams, as_dict, resolve
 from ._projection import GeneProjection
 from ._rasters import lesson_rasters, section_raster
 from ._section import Section
 from ._storage import load_model, save_model
-from ._teaching import Lesson, lesson_from_labels, lesson_without_labels
+from ._teaching import lesson_from_labels, lesson_without_labels
 from ._weights import module_arrays
 
 PRIOR_OBS = 20
+_TIES = 4
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Segmenter:
         Raises
         ------
         ValueError
-            If the data do not hold ``n_segments`` distinct compartments.
+            If there are fewer distinct observations than ``n_segments``.
         """
         rng = np.random.default_rng(random_state)
         self.net, self.history = None, []
@@ -145,12 +147,13 @@ class Segmenter:
             "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
         }  # fmt: skip
         self._train(tensors, how)
-        proba = self._answers(tensors, accelerator)
+        answers = self._answers(tensors, accelerator)
+        if labels is None and self._keep_all_classes(tensors, [features for _, features in answers]):
+            answers = self._answers(tensors, accelerator)
+        proba = [p[m] for (p, _), m in zip(answers, members, strict=True)]
+        self.temperature = expected_temperature(proba, lesson)
         if labels is None:
-            proba = self._keep_exactly(tensors, proba, how)
-        self.temperature = _temperature([p[m] for p, m in zip(proba, members, strict=True)], lesson)
-        if labels is None:
-            self._order_by_size(proba)
+            self._order_by_size(tensors, members, proba, accelerator)
         return self
 
     def pretrain(
@@ -192,39 +195,45 @@ class Segmenter:
             self.scale = np.concatenate([s.features for s in centred]).std(axis=0) + 1e-6
         return centred
 
-    def _keep_exactly(
-        self, tensors: list[PixelRaster], proba: list[NDArray[np.float32]], how: dict[str, Any]
-    ) -> list[NDArray[np.float32]]:
-        """Train again with equal weight for all classes should one have been lost; return the answers."""
-        for _ in range(3):
-            if (_class_sizes(proba) > 0).all():
-                return proba
-            share = torch.stack([t.class_mass for t in tensors]).sum(dim=0)
-            balance = share.mean() / share.clamp_min(1e-6)
-            for t in tensors:
-                t.reweight(balance)
-            self._train(tensors, how, again=True)
-            proba = self._answers(tensors, how["accelerator"])
-        if (_class_sizes(proba) == 0).any():
-            raise ValueError(
-                f"Only {int((_class_sizes(proba) > 0).sum())} of the {len(self.classes)} segments asked for could be "
-                "told apart on this tissue; choose a smaller `n_segments`, or train longer, e.g. "
-                "`params={'epochs': 40}`."
-            )
-        return proba
-
-    def _order_by_size(self, proba: list[NDArray[np.float32]]) -> None:
-        order = torch.from_numpy(np.argsort(-_class_sizes(proba), kind="stable"))
-        head = self._trained().head
+    def _keep_all_classes(self, tensors: list[PixelRaster], features: list[NDArray[np.float32]]) -> bool:
+        """Shift the biases of the classifier should a class have been lost in training; return whether one had been."""
+        head: Any = self._trained().head
+        weight, bias = head.weight.detach()[:, :, 0, 0].double().numpy(), head.bias.detach().double().numpy()
+        logits = np.concatenate(features) @ weight.T + bias
+        wanted = class_sizes(np.concatenate([t.target.numpy() for t in tensors if t.target is not None]))
+        offsets = offsets_for_all(logits, wanted)
         with torch.no_grad():
-            head.weight.copy_(head.weight[order])
-            head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
+            head.bias += torch.from_numpy(offsets).float()
+        return bool(offsets.any())
 
-    def _answers(self, tensors: list[PixelRaster], accelerator: str) -> list[NDArray[np.float32]]:
-        """Class probabilities of the occupied pixels of every section."""
+    def _order_by_size(
+        self,
+        tensors: list[PixelRaster],
+        members: list[NDArray[np.int64]],
+        proba: list[NDArray[np.float32]],
+        accelerator: str,
+    ) -> None:
+        """Number the classes from the one with most observations to the one with fewest."""
+        head = self._trained().head
+        for _ in range(_TIES):  # in another order, rounding may move an observation at a border
+            sizes = class_sizes(tempered(np.concatenate(proba), self.temperature))
+            if (np.diff(sizes) <= 0).all():
+                break
+            order = torch.from_numpy(np.argsort(-sizes, kind="stable"))
+            with torch.no_grad():
+                head.weight.copy_(head.weight[order])
+                head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
+            proba = [p[m] for (p, _), m in zip(self._answers(tensors, accelerator), members, strict=True)]
+
+    def _answers(
+        self, tensors: list[PixelRaster], accelerator: str
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Class probabilities and features of the occupied pixels of every section."""
         stage("predicting")
-        device = best_device(accelerator)
-        return [predict_pixels(self._trained(), t, device)[0].numpy() for t in tensors]
+        net, device = self._trained(), best_device(accelerator)
+        found = [predict_pixels(net, t, device) for t in tensors]
+        net.to("cpu")
+        return [(proba.numpy(), features.numpy()) for proba, features in found]
 
     def _trained(self) -> SegmentationNet:
         if self.net is None:
@@ -252,14 +261,14 @@ class Segmenter:
             unet.load_state_dict(self.start)
         return SegmentationNet(unet, len(self.classes))
 
-    def _train(self, tensors: list[PixelRaster], how: dict[str, Any], *, again: bool = False) -> None:
+    def _train(self, tensors: list[PixelRaster], how: dict[str, Any]) -> None:
         from stxtools.nn._segmentation import SegmentationTask
         from stxtools.nn._training import run_training
 
         p = self.params
         with seeded(how["seed"]):
-            net = self._new_net() if self.net is None else self.net
-        if not again and p.pretrain != "none" and self.start is None:
+            net = self._new_net()
+        if p.pretrain != "none" and self.start is None:
             self._pretrain(net.unet, tensors, how)
         size = view_size(tensors, net.unet.stride, p.view_size)
         epochs = usual_epochs(tensors, size) if p.epochs is None else p.epochs
@@ -368,24 +377,6 @@ class Segmenter:
         if out.start is None:
             raise ValueError("This Segmenter is not trained; call `fit` or `pretrain`, or load a saved one.")
         return out
-
-
-def _class_sizes(proba: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
-    """Number of pixels of each class, (K,)."""
-    return np.bincount(np.concatenate([p.argmax(axis=1) for p in proba]), minlength=proba[0].shape[1])
-
-
-def _temperature(proba: Sequence[NDArray[np.float32]], lesson: Lesson) -> float:
-    """Temperature that brings the confidence to what the teachers' agreement says of the U-Net's classes.
-
-    The few observations left without a label where most have one are no sample of the tissue: all count then.
-    """
-    answer = np.concatenate(list(proba))
-    told = ~np.isnan(lesson.sure[:, 0])
-    if lesson.labelled.mean() < 0.5:
-        told &= ~lesson.labelled
-    chosen = lesson.sure[told, answer[told].argmax(axis=1)]
-    return matching_temperature(answer[told], float(chosen.mean())) if told.any() else 1.0
 
 
 def best_device(accelerator: str) -> torch.device:

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from stxtools._progress import progress, stage
 
+from ._classes import with_all_classes
 from ._mixtures import (
     consensus,
     cotrain,
@@ -69,7 +70,7 @@ def lesson_without_labels(
     Raises
     ------
     ValueError
-        If the data do not hold ``k`` distinct groups.
+        If there are fewer distinct observations than ``k``.
     """
     sizes = [s.n_obs for s in sections]
     n, rounds = sum(sizes), most_rounds(sum(sizes) // len(sections))
@@ -89,6 +90,7 @@ def lesson_without_labels(
     views = multiscale_views(features, graph, rounds, rows)
     with progress(len(views), "finding compartments", show_progress) as bar:
         voted, _ = consensus(views, k, rng, lambda: bar.update(1))
+    voted = with_all_classes(voted, [views[0][slice(None)], features[rows]])
     local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
     sharp = stacked([edge_views(s, part) for s, part in zip(sections, local, strict=True)])
     stage("agreeing on compartments")

@@ -83,13 +83,6 @@ class PixelRaster:
             return torch.zeros(0)
         return (self.target * self.weight[:, None]).sum(dim=0)
 
-    def reweight(self, factor: Tensor) -> None:
-        """Multiply the weights of every pixel by the factor (K,) of its most probable class."""
-        if self.target is None or self.weight is None or self.val_weight is None:
-            return
-        of_pixel = factor[self.target.argmax(dim=1)]
-        self.weight, self.val_weight = self.weight * of_pixel, self.val_weight * of_pixel
-
     def window(self, top: int, left: int, height: int, width: int) -> RasterTensors:
         """Return the dense window whose first pixel is (``top``, ``left``); nothing lies outside the raster."""
         first_row = min(max(top, 0), self.shape[0])

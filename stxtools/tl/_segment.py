@@ -89,8 +89,9 @@ def segment(
     adata
         One or several sections: expression and ``obsm[spatial_key]``.
     n_segments
-        Number of compartments, honoured exactly. Without it (and without labels) 2 to 10 are tried and
-        the number whose partitions agree best between random halves of the observations is taken.
+        Number of compartments, honoured exactly. Only a number above that of the distinct observations is refused.
+        Without it (and without labels) 2 to 10 are tried and the number whose partitions agree best between random
+        halves of the observations is taken.
     labels_key
         Column of ``obs`` with class names where known and missing values elsewhere.
     keep_labels
@@ -136,7 +137,8 @@ def segment(
     None, or the changed copy with ``copy=True``. Sets these slots:
 
     ``obs["segment"]`` : :class:`pandas.Categorical`, (n_obs,)
-        Compartments: ``"0"``, ``"1"``, ... from large to small, or the names of the labels.
+        Compartments: ``"0"``, ``"1"``, ... from most to fewest observations (before ``abstain_below``), or the names
+        of the labels, or those of ``model``.
     ``obs["segment_id"]`` : int32, (n_obs,)
         Value of the observation's compartment in the mask, from 1.
     ``obs["segment_confidence"]`` : float32, (n_obs,)
@@ -159,8 +161,8 @@ def segment(
     KeyError
         If a key does not exist; the message lists those that do.
     ValueError
-        If there are fewer than 10 observations, coordinates are missing, ``n_segments`` cannot be
-        reached, a model knows too few of the genes, or something else wrote a slot that this call would
+        If there are fewer than 10 observations, coordinates are missing, ``n_segments`` is more than the distinct
+        observations, a model knows too few of the genes, or something else wrote a slot that this call would
         write (``key_added`` names another). ``adata`` is unchanged then.
 
     Examples

@@ -1,0 +1,77 @@
+"""Is `n_segments` honoured? Every section with counts, thinned to 100, 25, 10 and 5 %, K from 2 to 12, three seeds.
+
+    python -m benchmarks.exact ../shared/data [--full] [--only dlpfc] [--seeds 3]
+
+The U-Net is small and trained for one epoch, which loses classes more often than the default does; `--full` takes the
+default. Prints one line for each section and depth, and exits with 1 where an integer was refused or segments are
+missing or not numbered by size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+from scipy import sparse
+
+import stxtools as st
+
+QUICK = {"width": 8, "epochs": 1, "pretrain": "none", "steps_per_epoch": 4, "sigmas": (0.0, 1.0)}
+
+
+def thinned(adata: ad.AnnData, share: float) -> ad.AnnData:
+    """Return counts (or values rounded to counts) thinned to a share, without empty genes."""
+    out = adata.copy()
+    x = sparse.csr_matrix(out.X, copy=True)
+    if share < 1:
+        x.data = np.random.default_rng(0).binomial(np.rint(x.data).astype(np.int64), share).astype(np.float32)
+        x.eliminate_zeros()
+    out.X = x
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--largest", type=int, default=12)
+    given = parser.parse_args()
+    wrong = 0
+    for path in sorted(given.folder.glob(f"*{given.only}*.h5ad")):
+        section = ad.read_h5ad(path)
+        components_only = path.stem.endswith("_pcs")
+        for share in (1.0,) if components_only else (1.0, 0.25, 0.1, 0.05):
+            adata, bad, n = section if components_only else thinned(section, share), [], 0
+            if not components_only:
+                adata.obsm.pop("X_pca", None)
+                st.pp.normalize(adata, n_comps=20)  # once for all numbers and seeds
+            for k in range(2, given.largest + 1):
+                for seed in range(given.seeds):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        try:
+                            found = st.tl.segment(
+                                adata, k, params=None if given.full else QUICK, random_state=seed, copy=True,
+                                accelerator="cpu", show_progress=False,
+                            )  # fmt: skip
+                        except ValueError as err:
+                            bad.append(f"{k}/{seed}: {err}")
+                            continue
+                        finally:
+                            n += 1
+                    sizes = found.obs["segment"].value_counts(sort=False).to_numpy()
+                    if len(sizes) != k or sizes.min() == 0 or (np.diff(sizes) > 0).any():
+                        bad.append(f"{k}/{seed}: sizes {sizes.tolist()}")
+            wrong += len(bad)
+            print(f"{path.stem} {share:.0%}: {len(bad)} of {n} wrong", *bad, sep="\n    " if bad else " ", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Exactly K classes: what is done about one that pseudo-labels or network have lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_DISTINCT = 1e-9  # spread, relative to that of all observations, below which values count as equal
+_LOST = 0.1  # a class with less than this part of its pseudo-labelled pixels is as good as lost
+_KEPT = 0.5  # part of a lost class's pseudo-labelled pixels that it gets back
+_ROUNDS = 1000
+
+
+def class_sizes(scores: NDArray[np.floating], k: int | None = None) -> IntArray:
+    """Number of rows whose largest score is in each column, (K,)."""
+    return np.bincount(scores.argmax(axis=1), minlength=scores.shape[1] if k is None else k)
+
+
+def with_all_classes(target: FloatArray, spaces: Sequence[NDArray[np.floating]]) -> FloatArray:
+    """Memberships in which every class is the most probable one of some observation.
+
+    A class that has none takes over half of the class with the largest scatter, cut across its first principal axis,
+    with the memberships of both exchanged there and at least half of each row on the new class.
+
+    Parameters
+    ----------
+    target
+        Memberships, (n, K); returned as they are where no class is missing.
+    spaces
+        Features in which scatter is measured, (n, d) each: the first in which some class can still be cut.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer distinct observations than classes.
+    """
+    sizes = class_sizes(target)
+    if (sizes > 0).all():
+        return target
+    target, k = target.copy(), target.shape[1]
+    while (missing := np.flatnonzero(sizes == 0)).size:
+        labels = target.argmax(axis=1)
+        half = next(
+            (h for z in spaces if (h := _largest_half(np.asarray(z, dtype=np.float64), labels)) is not None), None
+        )
+        if half is None:
+            raise ValueError(
+                f"`n_segments={k}` is more than the {int((sizes > 0).sum())} distinct observations there are; choose a "
+                "smaller number."
+            )
+        old, new = int(labels[half[0]]), int(missing[0])
+        target[half, old], target[half, new] = target[half, new], target[half, old]
+        target[half] /= 2  # surer than before: equal memberships would leave the old class in place
+        target[half, new] += 0.5
+        sizes = class_sizes(target)
+    return target
+
+
+def _largest_half(z: FloatArray, labels: IntArray) -> IntArray | None:
+    """Rows of the smaller side of the class with the largest scatter, cut at its mean; None if all are points."""
+    total = float(np.square(z - z.mean(axis=0)).sum())
+    scatter = np.array([np.square(z[labels == c] - z[labels == c].mean(axis=0)).sum() if (labels == c).any() else 0.0
+                        for c in range(int(labels.max()) + 1)])  # fmt: skip
+    widest = int(scatter.argmax())
+    if scatter[widest] <= _DISTINCT * total:
+        return None
+    rows = np.flatnonzero(labels == widest)
+    part = z[rows] - z[rows].mean(axis=0)
+    along = part @ np.linalg.eigh(part.T @ part)[1][:, -1]
+    upper = along > 0
+    return rows[upper] if 2 * int(upper.sum()) <= len(rows) else rows[~upper]
+
+
+def offsets_for_all(logits: FloatArray, wanted: NDArray[Any]) -> FloatArray:
+    """Offsets (K,) of the logits that give every class some observations.
+
+    A class with next to none gets ``_KEPT`` of what it was ``wanted`` to have, one at least: those observations
+    whose logits speak least against it. Where that empties another class, its offset rises in turn (the prices of an
+    auction; Bertsekas 1979). All offsets are 0 where no class is lost.
+
+    Parameters
+    ----------
+    logits
+        (P, K).
+    wanted
+        Observations of each class among the targets, (K,).
+
+    Raises
+    ------
+    ValueError
+        If fewer observations than classes can be told apart.
+    """
+    offsets = np.zeros(logits.shape[1])
+    sizes = class_sizes(logits)
+    lost = sizes < np.maximum(_LOST * wanted, 1)
+    if not lost.any():
+        return offsets
+    least = np.where(lost, np.maximum(1, np.floor(_KEPT * wanted)), 1).astype(np.int64)
+    least = np.minimum(least, max(len(logits) // (2 * len(least)), 1))
+    for _ in range(_ROUNDS):
+        now = logits + offsets
+        sizes = class_sizes(now)
+        short = np.flatnonzero(sizes < least)
+        if not short.size:
+            return offsets
+        c = int(short[(sizes - least)[short].argmin()])
+        others = np.delete(now, c, axis=1).max(axis=1)
+        gap = np.sort(others - now[:, c])  # what the class lacks at each observation
+        last = gap[least[c] - 1]
+        beyond = gap[gap > last]
+        offsets[c] += (last + beyond[0]) / 2 if beyond.size else last + 1.0
+    raise ValueError(
+        f"The U-Net cannot tell {logits.shape[1]} segments apart on {len(np.unique(logits, axis=0))} distinct pixels; "
+        "choose a smaller `n_segments`."
+    )
