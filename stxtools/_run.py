@@ -122,7 +122,7 @@ def draw(adata: AnnData, folder: Path) -> None:
         "history": pl.history,
     }
     for name, function in pictures.items():
-        axes = np.ravel(np.asarray(function(adata), dtype=object))
+        axes = np.ravel(np.asarray(function(adata, show=False), dtype=object))
         figure = axes[0].figure
         figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
         plt.close(figure)

@@ -115,8 +115,16 @@ def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL) -> NDArray[np.
         "spatial_key",
         "Put the x, y position of every observation there (n_obs x 2), or name the key that holds them.",
     )
+    given = adata.obsm[spatial_key]
+    if np.ma.is_masked(given):
+        raise ValueError(
+            f"`adata.obsm[{spatial_key!r}]` has masked positions; drop these observations, and store a plain array: "
+            f"`adata.obsm[{spatial_key!r}] = np.asarray(...)`."
+        )
+    if np.iscomplexobj(given):
+        raise TypeError(f"`adata.obsm[{spatial_key!r}]` holds complex numbers; x and y are two real columns.")
     try:
-        xy = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+        xy = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as err:
         raise TypeError(f"`adata.obsm[{spatial_key!r}]` holds no numbers: {err}") from err
     if xy.ndim != 2 or xy.shape[1] < 2:

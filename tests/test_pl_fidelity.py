@@ -43,8 +43,6 @@ def test_what_is_wrong_is_said(judged, line):
         st.pl.attention_fidelity(judged, ax=plt.subplots()[1])
     with pytest.raises(ValueError, match="side by side"):
         st.pl.attention(judged, key=["attention"], ax=plt.subplots()[1])
-    with pytest.raises(ValueError, match="library"):
-        st.pl.attention(judged, key=["attention", "attention_corrected"])
     del judged.uns["attention_fidelity"]
     with pytest.raises(KeyError, match=r"st\.tl\.attention_fidelity"):
         st.pl.attention_fidelity(judged)
@@ -57,6 +55,15 @@ def test_several_kinds_side_by_side(judged):
     assert len(axes[0].collections) > len(axes[2].collections)
     with pytest.raises(KeyError, match="nope"):
         st.pl.attention(judged, key=["attention", "nope"], library="lib0")
+
+
+def test_several_kinds_of_several_sections_are_rows_of_panels(judged):
+    axes = st.pl.attention(judged, ["attention", "attention_saliency"])
+    assert [a.get_title() for a in axes] == [
+        "attention: lib0", "attention saliency: lib0", "attention: lib1", "attention saliency: lib1",
+    ]  # fmt: skip
+    labels = {a.get_xlabel() for a in axes[0].figure.axes} - {""}
+    assert labels == {"attention between regions", "attention saliency"}, "a colour bar for each key"
 
 
 def test_models_beside_the_truth(judged):

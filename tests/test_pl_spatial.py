@@ -373,9 +373,13 @@ def test_missing_slots_name_the_call(make_section: Callable[..., ad.AnnData]) ->
 
 def test_several_sections_without_a_key(several: ad.AnnData) -> None:
     several.uns["segment"] = {"params": {}}
+    del several.uns["regions"]
+    titles = [ax.get_title() for ax in st.pl.segment(several, "band")]
+    assert titles == ["lib0", "lib1", "lib2"], 'the column that holds the names in uns["spatial"]'
+    several.obs["slide"] = several.obs.pop("library").cat.rename_categories(lambda name: f"slide of {name}")
     with pytest.raises(ValueError, match="library_key"):
         st.pl.segment(several)
-    assert len(st.pl.segment(several, library_key="library")) == 3
+    assert len(st.pl.segment(several, library_key="slide")) == 3
 
 
 def test_many_observations_are_rasterised(make_section: Callable[..., ad.AnnData], monkeypatch) -> None:

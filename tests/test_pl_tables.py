@@ -113,11 +113,12 @@ def test_effect(adata: ad.AnnData) -> None:
         st.pl.biomarkers(adata, effect="names")
 
 
-def test_volcano(adata: ad.AnnData) -> None:
+def test_volcano_shows_raw_p(adata: ad.AnnData) -> None:
     table = adata.uns["biomarkers"]
-    table.loc[0, "pvals_adj"] = 0.0
+    table["pvals"] = table["pvals"] / 100
+    table.loc[0, "pvals"] = 0.0
     _, ax = plt.subplots()
-    assert st.pl.biomarkers(adata, group="tumour", kind="volcano", n_genes=5, ax=ax) is ax
+    assert st.pl.biomarkers(adata, "tumour", kind="volcano", n_genes=5, ax=ax) is ax
     part = table[table["group"] == "tumour"]
     drawn = {c.get_label(): c.get_offsets() for c in ax.collections}
     passed = part["pvals_adj"] <= FDR
@@ -126,10 +127,36 @@ def test_volcano(adata: ad.AnnData) -> None:
     assert len(drawn["lower"]) == (passed & (part["logfoldchanges"] < 0)).sum()
     heights = np.concatenate([o[:, 1] for o in drawn.values()])
     assert np.isfinite(heights).all()
-    assert heights.max() == pytest.approx(-np.log10(part["pvals_adj"][part["pvals_adj"] > 0].min()))
-    named = {t.get_text() for t in ax.texts} - {"FDR 0.05"}
-    largest = part[passed].sort_values("scores", key=np.abs, ascending=False)
-    assert named == set(largest["names"][:5])
+    assert heights.max() == pytest.approx(-np.log10(part["pvals"][part["pvals"] > 0].min()))
+    assert ax.get_ylabel() == "$-\\log_{10}$ p"
+    named = {t.get_text() for t in ax.texts if not t.get_text().startswith("FDR")}
+    assert named == set(part[passed].sort_values("pvals")["names"][:5]), "the top points"
+    line = next(line for line in ax.lines if len(set(line.get_ydata())) == 1 and line.get_linestyle() == "--")
+    significant = np.concatenate([drawn["higher"], drawn["lower"]])[:, 1]
+    assert drawn["not significant"][:, 1].max() < line.get_ydata()[0] < significant.min()
+
+
+def _crossings(lines: list[np.ndarray]) -> int:
+    def side(a, b, c):
+        return np.sign((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]))
+
+    return sum(
+        side(*p, q[0]) * side(*p, q[1]) < 0 and side(*q, p[0]) * side(*q, p[1]) < 0
+        for i, p in enumerate(lines)
+        for q in lines[:i]
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_leader_lines_do_not_cross(adata: ad.AnnData, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = adata.uns["biomarkers"]
+    table["pvals"] = 10.0 ** -np.minimum(rng.exponential(2, len(table)) + 2, 5)  # many at the same height
+    table["pvals_adj"] = table["pvals"]
+    ax = st.pl.biomarkers(adata, "tumour", kind="volcano", n_genes=25)
+    lines = [line.get_xydata() for line in ax.lines if line.get_label() == "_leader"]
+    assert len(lines) >= 10
+    assert _crossings(lines) == 0
 
 
 @pytest.mark.parametrize("n_genes", [3, 12, 25])
@@ -157,8 +184,15 @@ def test_spatial(adata: ad.AnnData) -> None:
         st.pl.biomarkers(adata, kind="spatial")
     several = ad.concat([adata, adata], label="library", keys=["lib0", "lib1"], index_unique="-")
     several.uns.update(adata.uns)
+    how = {"kind": "spatial", "group": "tumour", "library_key": "library"}
+    axes = st.pl.biomarkers(several, n_genes=2, **how)
+    assert [ax.get_title() for ax in axes] == [f"{g}, {lib}" for lib in ("lib0", "lib1") for g in genes]
+    norms = [next(c for c in ax.collections if isinstance(c, EllipseCollection)).norm for ax in axes]
+    assert norms[0] is norms[2], "a gene has one scale in all sections"
+    bars = [ax for ax in axes[0].figure.axes if ax not in axes]
+    assert [bar.get_xlabel() for bar in bars] == ["expression"] * 2
     with pytest.raises(ValueError, match="library='lib0'"):
-        st.pl.biomarkers(several, kind="spatial", group="tumour", library_key="library")
+        st.pl.biomarkers(several, n_genes=1, ax=plt.subplots()[1], **how)
 
 
 def test_biomarker_errors(adata: ad.AnnData) -> None:

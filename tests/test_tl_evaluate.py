@@ -456,14 +456,15 @@ def evaluated(tissue: ad.AnnData) -> ad.AnnData:
     return out
 
 
-def test_bars_are_the_means(evaluated: ad.AnnData) -> None:
+def test_points_are_the_means(evaluated: ad.AnnData) -> None:
     axes = st.pl.evaluation(evaluated, "accuracy")
     assert isinstance(axes, list)
     assert [ax.get_title() for ax in axes] == ["biomarker", "region"]
     table = st.get.evaluation(evaluated, "accuracy", target="region").query("noise == 0")
-    heights = sorted(p.get_height() for p in axes[1].patches if p.get_height() > 0)
-    np.testing.assert_allclose(heights, sorted(table["mean"]), rtol=1e-6)
-    assert "random (leaky)" in [t.get_text() for t in axes[-1].get_legend().get_texts()]
+    means = [c.lines[0].get_ydata()[0] for c in axes[1].containers]
+    np.testing.assert_allclose(sorted(means), sorted(table["mean"]), rtol=1e-6)
+    assert not axes[1].patches, "no bar that does not start at 0"
+    assert "random (leaky)" in [t.get_text() for t in axes[0].figure.legends[0].get_texts()]
 
 
 def test_lines_go_through_the_means_of_each_level(evaluated: ad.AnnData) -> None:

@@ -41,6 +41,6 @@ def attention_figure(out: Path, work: Path, *, quick: bool) -> AnnData:
     adata.obs["unet_saliency"] = unet.saliency(sections)["region"][0]
     gnn: Any = baseline("gnn").fit(sections, labels, classes)
     adata.obs["gnn_attention"] = received_attention(gnn.attention(sections)[0])
-    st.pl.attention(adata, key=list(PANELS), title=list(PANELS.values()))
+    st.pl.attention(adata, key=list(PANELS), title=list(PANELS.values()), show=False)
     report.save(out, "figure3")
     return adata

@@ -127,7 +127,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def bars(folder: Path, name: str, tables: dict[str, pd.DataFrame], metric: str, target: str) -> None:
-    """A panel of bars for each data set."""
+    """A panel of models for each data set."""
     models = max(t["model"].nunique() for t in tables.values())
     size = ((0.75 * models + 1.2) * len(tables), 4.2)
     _, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
@@ -150,6 +150,6 @@ def heat_map(folder: Path, name: str, trials: pd.DataFrame) -> pd.DataFrame:
     cells = cells.rename(columns={"mean": "value", "std": "value_sd", "size": "seeds"}).assign(state="COMPLETE")
     out = ad.AnnData(np.zeros((1, 1), dtype=np.float32))
     out.uns["tune"] = {"trials": cells, "params": {"metric": "auroc"}}
-    st.pl.sensitivity(out)
+    st.pl.sensitivity(out, show=False)
     save(folder, name)
     return cells

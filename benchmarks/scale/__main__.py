@@ -55,9 +55,11 @@ def steps(st: Any, n_segments: int, model: Path) -> dict[str, Callable[[Any], ob
         "embed": lambda a: st.tl.embed(a, **quiet),
         "biomarkers": lambda a: st.tl.biomarkers(a, "disease", **quiet),
         "apply": lambda a: st.tl.segment(a, model=model, key_added="applied", **quiet),
-        "draw segment": lambda a: drawn(st.pl.segment(a)),
-        "draw attention": lambda a: drawn(st.pl.attention(a)),
-        "draw biomarkers": lambda a: drawn(st.pl.biomarkers(a, kind="spatial", group="diseased", n_genes=3)),
+        "draw segment": lambda a: drawn(st.pl.segment(a, show=False)),
+        "draw attention": lambda a: drawn(st.pl.attention(a, show=False)),
+        "draw biomarkers": lambda a: drawn(
+            st.pl.biomarkers(a, kind="spatial", group="diseased", n_genes=3, show=False)
+        ),
     }
 
 

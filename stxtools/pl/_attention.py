@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
-from scipy import sparse
+from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
 from stxtools import _keys
-from stxtools._validate import check_adata, check_choice, check_in, check_number
+from stxtools._validate import check_adata, check_bool, check_choice, check_in, check_number
 
-from . import _base, _graph
+from . import _base, _graph, _legend, _output, _scale_bar
 from ._palette import category_codes, colors_of, rgba
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
 
+@_output.plot
 def attention(
     adata: AnnData,
-    *,
     key: str | Sequence[str] = _keys.ATTENTION,
+    *,
     regions_key: str = _keys.REGIONS,
     color: Literal["segment", "attention"] | None = "segment",
     library: str | Sequence[str] | None = None,
@@ -35,9 +38,12 @@ def attention(
     cmap: str = "magma_r",
     vmax: float | None = None,
     title: str | Sequence[str] | None = None,
+    scale_bar: float | bool | None = None,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
     """Draw the attention between regions over the tissue, on the edges of the region graph.
 
     The weight of an edge is the mean of the attention in its two directions (what region *i* gives to *j* and what
@@ -50,10 +56,11 @@ def attention(
     adata
         Annotated data after :func:`stxtools.tl.embed` or :func:`stxtools.tl.multitask`.
     key
-        Key of the attention in the regions' ``obsp`` and in ``obs``. Several keys are drawn side by side, for one
-        section, each on its own scale: ``["layer", "attention", "attention_corrected", "attention_saliency"]``, say,
-        or those under which other models' attention was put. A key that only ``obs`` has colours the observations:
-        by class where it holds classes (the truth), else by value, up to the 99th percentile.
+        Key of the attention in the regions' ``obsp`` and in ``obs``. Several keys are drawn side by side, a row of
+        panels per section, each key on its own scale: ``["layer", "attention", "attention_corrected",
+        "attention_saliency"]``, say, or those under which other models' attention was put. A key that only ``obs``
+        has colours the observations: by class where it holds classes (the truth), else by value, up to the 99th
+        percentile.
     regions_key
         Key of the region AnnData in ``uns``.
     color
@@ -74,15 +81,23 @@ def attention(
     title
         Title; sections carry their names where there are several. For several keys a title each, their names by
         default.
+    scale_bar
+        Whether a scale bar is drawn; by default where the unit of the coordinates is known (see :mod:`stxtools.pl`). A
+        number is the microns of a unit of the coordinates.
     legend
-        Whether the legend and the colour bar are drawn.
+        Whether the legend and the colour bars are drawn: beside the panels, or inside ``ax``.
     ax
         Axes to draw into; only for one section.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list of one Axes per section. The colours of the segments are stored in ``adata.uns`` and in the
-    region AnnData; nothing else changes.
+    None where the figure was shown, else the Axes, or a list of one Axes per section and key. The colours of the
+    segments are stored in ``adata.uns`` and in the region AnnData; nothing else changes.
 
     Raises
     ------
@@ -100,133 +115,176 @@ def attention(
     >>> st.tl.embed(adata)
     >>> ax = st.pl.attention(adata)
     """
-    from matplotlib.colors import Normalize
-
     check_adata(adata, unique_vars=False)
     check_choice("color", color, ("segment", "attention", None))
+    _base.check_img(img)
+    _scale_bar.check(scale_bar)
+    legend = check_bool("legend", legend)
+    _legend.color_map(cmap)
+    top = None if vmax is None else check_number("vmax", vmax, minimum=0)
     regions = _base.regions_of(adata, regions_key)
-    if not isinstance(key, str):
-        if ax is not None:
-            raise ValueError("`ax` takes one key; several are drawn side by side in a figure of their own.")
-        how = {"library_key": library_key, "spatial_key": spatial_key, "img": img, "cmap": cmap, "vmax": vmax}
-        titles = _titles(list(key), title)
-        return _side_by_side(adata, list(key), titles, regions, regions_key, color, library, how, legend=legend)
-    if title is not None and not isinstance(title, str):
-        raise ValueError("`title` takes several titles only for several keys; pass one string.")
-    check_in(regions, "obsp", key, "key", _EMBED)
-    if color == "attention":
-        check_in(adata, "obs", key, "key", _EMBED)
+    keys = _base.names_of(key, "key", "a key of the attention")
+    several = not isinstance(key, str)
+    if ax is not None and several:
+        raise ValueError("`ax` takes one key; several are drawn side by side in a figure of their own.")
+    for name in keys:
+        if not several or (name not in adata.obs and name not in regions.obsp):
+            check_in(regions, "obsp", name, "key", _EMBED)
+        if color == "attention" and name in regions.obsp:
+            check_in(adata, "obs", name, "key", _EMBED)
     view = _graph.view_of(adata, regions, spatial_key=spatial_key, library_key=library_key, library=library)
-    given = sparse.csr_matrix(regions.obsp[key])
-    weights = ((given + given.T) / 2).tocsr()
-    edges = [_graph.edges_of(weights, view, panel) for panel in view.panels]
-    strongest = max((float(weight[-1]) for _, _, weight in edges if len(weight)), default=0.0)
-    top = check_number("vmax", vmax, minimum=0) if vmax is not None else strongest
-    norm, edge_map = Normalize(0.0, top or 1.0), _base.color_map(cmap)
-    n_max = float(regions.obs["n_obs"].max())
-    received = adata.obs[key].to_numpy(dtype=float) if color == "attention" else None
-    shades = None if received is None else Normalize(float(np.nanmin(received)), float(np.nanmax(received)))
+    titles = _titles(view.panels, keys, title, several=several)
+    rulers = _scale_bar.bars_of(adata, view.panels, view.spatial_key, scale_bar)
+    layers = [_layer(adata, regions, view, name, color=color, cmap=cmap, top=top) for name in keys]
 
-    bars = int(strongest > 0) + int(color == "attention")
-    axes = _base.axes_for(view.panels, ax, bottom=0.7 * bars if legend else 0.0)
-    lines: Any = None
-    spots: Any = None
-    for axis, panel, text, (rows, columns, weight) in zip(
-        axes, view.panels, _base.titles_for(view.panels, title), edges, strict=True
-    ):
-        _base.draw_image(axis, adata, panel.library, img, fits=view.fits)
-        if received is not None:
-            spots = _base.draw_spots(
-                axis,
-                panel.xy,
-                received[panel.rows],
-                cmap=_base.color_map("Blues", 0.05, 0.8),
-                norm=shades,
-                label="observations",
-            )
-        else:
-            ground = _graph.faint(view, panel) if color == "segment" else "#e6e6e6"
-            _base.draw_spots(axis, panel.xy, ground, label="observations")
-        lines = _graph.draw_edges(
-            axis,
-            view,
-            rows,
-            columns,
-            view.widths(weight, top),
-            array=weight,
-            cmap=edge_map,
-            norm=norm,
-            label="attention",
-        )
-        _graph.draw_nodes(axis, regions, view, panel, n_max=n_max, scale=0.4)
+    bottom = 0.7 * max(len(layer.bars) for layer in layers) if legend else 0.0
+    cells = [panel for panel in view.panels for _ in keys]
+    axes = _base.axes_for(cells, ax, bottom=bottom, ncols=len(keys) if several and len(view.panels) > 1 else 4)
+    for i, (axis, panel, text) in enumerate(zip(axes, cells, titles, strict=True)):
+        _base.draw_image(axis, adata, panel, img, fits=view.fits)
+        layers[i % len(keys)].draw(axis, panel)
         _base.frame(axis, panel, text)
+        _scale_bar.draw(axis, panel, rulers[panel.library])
     if legend:
-        _base.add_legend(
-            axes, _base.class_handles(view.names, view.colors, missing=False), own=ax is None, title="segment"
-        )
-        if strongest:
-            _base.color_bar(axes, lines, "attention between regions")
-        if spots is not None:
-            _base.color_bar(axes, spots, "attention from other regions")
-    return _base.one_or_all(axes)
+        handles = _legend.class_handles(view.names, view.colors, missing=False)
+        classes = [layer for layer in layers if layer.colors and layer.colors != view.colors]
+        if classes:
+            handles = [_legend.heading("segment"), *handles]
+        for layer in classes:
+            names = list(layer.colors)
+            handles += [_legend.heading(layer.key), *_legend.class_handles(names, layer.colors, missing=False)]
+        bars = layers[0].bars if not several else []
+        _legend.add_legend(axes, handles, own=ax is None, title=None if several else "segment", bars=bars)
+        for i, layer in enumerate(layers if several else []):
+            for mappable, label in layer.bars:
+                _legend.color_bar(axes[i :: len(keys)], mappable, label)
+    stores = [*view.stores, *((adata, layer.key, layer.colors) for layer in layers if layer.colors)]
+    return _output.done("attention", axes, ax=ax, show=show, save=save, colors=stores)
 
 
-def _titles(keys: list[str], title: str | Sequence[str] | None) -> list[str]:
+@dataclass(frozen=True)
+class _Layer:
+    """What is drawn of one key: its painter, its colour bars and the colours of its classes."""
+
+    key: str
+    draw: Callable[[Axes, _base.Panel], None]
+    bars: list[tuple[Any, str]]
+    colors: dict[str, str]
+
+
+def _titles(
+    panels: list[_base.Panel], keys: list[str], title: str | Sequence[str] | None, *, several: bool
+) -> list[str | None]:
+    """Return the title of each panel, section by section."""
+    if not several:
+        if title is not None and not isinstance(title, str):
+            raise ValueError("`title` takes several titles only for several keys; pass one string.")
+        return _base.titles_for(panels, title)
     if title is None:
-        return [key.replace("_", " ") for key in keys]
-    if isinstance(title, str) or len(title) != len(keys):
+        names = [_legend.plain(key.replace("_", " ")) for key in keys]
+    elif isinstance(title, str) or len(_base.names_of(title, "title", "a title")) != len(keys):
         raise ValueError(f"`title` takes one title for each of the {len(keys)} keys.")
-    return [str(text) for text in title]
+    else:
+        names = [str(text) for text in title]
+    return [text for j in range(len(panels)) for text in (_base.titles_for(panels, name)[j] for name in names)]
 
 
-def _side_by_side(
+def _layer(
     adata: AnnData,
-    keys: list[str],
-    titles: list[str],
     regions: AnnData,
-    regions_key: str,
-    color: Literal["segment", "attention"] | None,
-    library: str | Sequence[str] | None,
-    how: dict[str, Any],
+    view: _graph.GraphView,
+    key: str,
     *,
-    legend: bool,
-) -> list[Axes]:
-    """One panel a key: edges where the regions hold it, else observations coloured by ``obs[key]``."""
-    view = _graph.view_of(
-        adata, regions, spatial_key=how["spatial_key"], library_key=how["library_key"], library=library
-    )
-    panel = view.panels[0]
-    if len(view.panels) > 1:
-        raise ValueError(
-            f"Several keys are drawn for one section, but there are {len(view.panels)}; "
-            f"choose one with `library={panel.library!r}`."
-        )
-    for key in keys:
-        if key not in regions.obsp:
-            check_in(adata, "obs", key, "key", "Run `st.tl.attention_fidelity(adata, model)` first.")
-    axes = _base.axes_for([panel] * len(keys), None, bottom=0.0)
-    colors = dict(view.colors)
-    for axis, key, text in zip(axes, keys, titles, strict=True):
-        if key in regions.obsp:
-            attention(
-                adata, key=key, regions_key=regions_key, color=color, library=library, title=text, legend=False,
-                ax=axis, **how,
-            )  # fmt: skip
-            continue
-        _base.draw_image(axis, adata, panel.library, how["img"], fits=view.fits)
-        column = adata.obs[key]
-        if is_numeric_dtype(column.dtype) and not is_bool_dtype(column.dtype):
-            values = column.to_numpy(dtype=float)[panel.rows]
-            top = np.nanpercentile(values, 99) if np.isfinite(values).any() else 1.0
-            shown = np.minimum(values, top)  # single high values would leave all others pale
-            _base.draw_spots(axis, panel.xy, shown, cmap=_base.color_map(how["cmap"]), label="observations")
+    color: Literal["segment", "attention"] | None,
+    cmap: str,
+    top: float | None,
+) -> _Layer:
+    """Edges where the regions hold the key, else observations coloured by class or value."""
+    if key in regions.obsp:
+        return _edges(adata, regions, view, key, color=color, cmap=cmap, top=top)
+    column = adata.obs[key]
+    if is_numeric_dtype(column.dtype) and not is_bool_dtype(column.dtype):
+        values = _numbers(adata, key)
+        drawn = np.concatenate([values[panel.rows] for panel in view.panels])
+        return _values(adata, key, top=_percentile(drawn, 99), low=_percentile(drawn, 0), cmap=_legend.color_map(cmap))
+    codes, names = category_codes(adata, key)
+    colors = colors_of(adata, key)
+    face = rgba(codes, names, colors)
+
+    def draw(axis: Axes, panel: _base.Panel) -> None:
+        _base.draw_spots(axis, panel.xy, face[panel.rows], label="observations")
+
+    return _Layer(key, draw, [], colors)
+
+
+def _values(adata: AnnData, key: str, *, low: float, top: float, cmap: Any, label: str | None = None) -> _Layer:
+    """Observations coloured by a number; what is above ``top`` has the colour of ``top``."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    values, norm = _numbers(adata, key), Normalize(low, top if top > low else low + 1.0)
+
+    def draw(axis: Axes, panel: _base.Panel) -> None:
+        shown = np.minimum(values[panel.rows], top)  # single high values would leave all others pale
+        _base.draw_spots(axis, panel.xy, shown, cmap=cmap, norm=norm, label="observations")
+
+    bar = ScalarMappable(norm, cmap)
+    return _Layer(key, draw, [(bar, label or _legend.plain(key.replace("_", " ")))], {})
+
+
+def _edges(
+    adata: AnnData,
+    regions: AnnData,
+    view: _graph.GraphView,
+    key: str,
+    *,
+    color: Literal["segment", "attention"] | None,
+    cmap: str,
+    top: float | None,
+) -> _Layer:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    given = _graph.weights_of(regions, key)
+    weights = ((given + given.T) / 2).tocsr()
+    edges = {panel.library: _graph.edges_of(weights, view, panel) for panel in view.panels}
+    strongest = max((float(weight[-1]) for _, _, weight in edges.values() if len(weight)), default=0.0)
+    top = strongest if top is None else top
+    norm, edge_map = Normalize(0.0, top or 1.0), _legend.color_map(cmap)
+    n_max = float(regions.obs["n_obs"].max())
+    ground: _Layer | None = None
+    if color == "attention":
+        values = _numbers(adata, key)
+        ground = _values(
+            adata, key, low=_percentile(values, 0), top=_percentile(values, 100),
+            cmap=_legend.color_map("Blues", 0.05, 0.8), label="attention from other regions",
+        )  # fmt: skip
+
+    def draw(axis: Axes, panel: _base.Panel) -> None:
+        if ground is not None:
+            ground.draw(axis, panel)
         else:
-            codes, names = category_codes(adata, key)
-            own = colors_of(adata, key)
-            colors = own | colors
-            _base.draw_spots(axis, panel.xy, rgba(codes, names, own)[panel.rows], label="observations")
-        _base.frame(axis, panel, text)
-    if legend:
-        names = [*view.names, *(name for name in colors if name not in view.names)]
-        _base.add_legend(axes, _base.class_handles(names, colors, missing=False), own=True)
-    return axes
+            faint = _graph.faint(view, panel) if color == "segment" else "#e6e6e6"
+            _base.draw_spots(axis, panel.xy, faint, label="observations")
+        rows, columns, weight = edges[panel.library]
+        _graph.draw_edges(
+            axis, view, rows, columns, view.widths(weight, top),
+            array=weight, cmap=edge_map, norm=norm, label="attention",
+        )  # fmt: skip
+        _graph.draw_nodes(axis, regions, view, panel, n_max=n_max, scale=0.4)
+
+    bars = [(ScalarMappable(norm, edge_map), "attention between regions")] if strongest else []
+    return _Layer(key, draw, bars + (ground.bars if ground is not None else []), {})
+
+
+def _numbers(adata: AnnData, key: str) -> NDArray[np.float64]:
+    column = adata.obs[key]
+    if not is_numeric_dtype(column.dtype) or is_complex_dtype(column.dtype):
+        raise TypeError(f"`adata.obs[{key!r}]` holds {column.dtype}, not numbers; run `st.tl.embed(adata)` again, or "
+                        "name another key.")  # fmt: skip
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _percentile(values: NDArray[np.float64], percent: float) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.percentile(finite, percent)) if len(finite) else float(percent > 0)

@@ -1,4 +1,4 @@
-"""What the spatial plots share: sections, panels, images, spots and legends."""
+"""What the spatial plots share: sections, panels, images and spots."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import coordinates, libraries, listing
+from stxtools._validate import check_number, coordinates, libraries, listing
+
+from ._legend import plain
+from ._output import check_pixels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,8 +23,9 @@ if TYPE_CHECKING:
 
 RASTERIZE_ABOVE = 50_000  # so many circles make a vector file that no viewer opens
 PANEL_INCHES = 4.6
-LEGEND_MAX = 40
-_ROW_INCHES = 0.18  # height of a legend entry in small print
+PANELS_MAX = 100
+SIZE_MAX = 100.0
+_LARGEST, _FINEST = 1e100, 1e-9  # coordinates that can be squared, and told apart beside their distance from 0
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,24 @@ def regions_of(adata: AnnData, key: str) -> AnnData:
     """Return the region AnnData in ``uns[key]``, or say which call makes it."""
     from anndata import AnnData as AnnData_
 
-    regions = adata.uns.get(key)
+    regions = slot_of(adata, key)
     if regions is None:
         raise KeyError(f"`adata.uns[{key!r}]` is missing; run `st.tl.region_graph(adata)` first.")
     if not isinstance(regions, AnnData_):
         raise TypeError(f"`adata.uns[{key!r}]` is a {type(regions).__name__}, not the AnnData of "
                         "`st.tl.region_graph`; run it again or name another `key`.")  # fmt: skip
+    sizes = regions.obs.get("n_obs")
+    if sizes is None or not np.issubdtype(getattr(sizes.dtype, "type", object), np.number) or not len(sizes):
+        raise KeyError(f"`adata.uns[{key!r}].obs['n_obs']`, the size of each region, is missing or holds no numbers; "
+                       "run `st.tl.region_graph(adata)` again.")  # fmt: skip
     return regions
+
+
+def slot_of(adata: AnnData, key: Any, param: str = "key") -> Any:
+    """Return ``uns[key]``, None where there is none; a key is a string."""
+    if not isinstance(key, str):
+        raise TypeError(f"`{param}` must be a string, a key of `adata.uns`; got {key!r}.")
+    return adata.uns.get(key)
 
 
 def panels_of(
@@ -66,28 +82,77 @@ def panels_of(
     library_key: str | None,
     library: str | Sequence[str] | None,
     params: Mapping[str, Any] | None = None,
-    several: bool = True,
 ) -> list[Panel]:
-    """Return the sections to draw; without ``library_key`` it is read from ``params`` or those of the segments."""
-    params = params_of(adata.uns.get(_keys.SEGMENT)) | dict(params or {})
-    if library_key is None and params.get("library_key") in adata.obs:
-        library_key = params["library_key"]
+    """Return the sections to draw, all by default.
+
+    Without ``library_key`` it is the one in ``params``, or in those of the segments or regions, or the column that
+    holds the names of the sections in ``uns["spatial"]``.
+    """
     xy = coordinates(adata, spatial_key)
-    libs = libraries(adata, library_key)
-    wanted = libs.names if library is None else [library] if isinstance(library, str) else [str(x) for x in library]
+    libs = libraries(adata, _library_key(adata, params) if library_key is None else library_key)
+    wanted = libs.names if library is None else names_of(library, "library", "a section")
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:
         raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
-    if len(wanted) > 1 and not several:
+    panels = [Panel(name, rows, xy[rows]) for name in wanted for rows in [libs.rows(libs.names.index(name))]]
+    for panel in panels:
+        _check_extent(panel, spatial_key)
+    return panels
+
+
+def names_of(value: Any, param: str, what: str) -> list[str]:
+    """Return one name or several as a list of strings."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, (Sequence, np.ndarray, pd.Index, pd.Series)) or np.ndim(np.asarray(value, object)) != 1:
+        raise TypeError(f"`{param}` must be {what} or a list of them, not {value!r}.")
+    return [str(x) for x in value]
+
+
+def check_size(size: Any) -> float:
+    """Check the diameter of an observation relative to the spacing."""
+    size = check_number("size", size, minimum=0, maximum=SIZE_MAX)
+    if size == 0:
+        raise ValueError("`size=0` draws nothing; 1 makes neighbours touch.")
+    return size
+
+
+def check_title(title: Any) -> None:
+    """Check that a title is a string."""
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"`title` must be a string, not {title!r}.")
+
+
+def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | None:
+    slots = [adata.uns.get(_keys.SEGMENT), adata.uns.get(_keys.REGIONS)]
+    for made_with in (params or {}, *(params_of(slot) for slot in slots)):
+        key = made_with.get("library_key")
+        if isinstance(key, str) and key in adata.obs:
+            return key
+    spatial = adata.uns.get(_keys.SPATIAL)
+    known = {str(name) for name in spatial} if isinstance(spatial, Mapping) else set()
+    if len(known) > 1:
+        for name, column in adata.obs.items():
+            if column.dtype.kind not in "fc" and set(column.astype(str).unique()) <= known:
+                return str(name)
+    return None
+
+
+def _check_extent(panel: Panel, spatial_key: str) -> None:
+    """Check that the observations of a section can be told apart on an axis of double precision."""
+    low, high = panel.xy.min(axis=0), panel.xy.max(axis=0)
+    far, span = float(np.abs(panel.xy).max()), float((high - low).max())
+    if far > _LARGEST or (span > 0 and (span < 1 / _LARGEST or span < _FINEST * far)):
         raise ValueError(
-            f"`adata` has {len(wanted)} sections ({listing(wanted)}) and only one can be drawn here; "
-            f"choose it with `library={wanted[0]!r}`."
+            f"`adata.obsm[{spatial_key!r}]` reaches {far:.3g} and spans {span:.3g} in section {panel.library!r}, which "
+            "cannot be drawn; move it near 0 and give it another unit, e.g. "
+            f"`xy = adata.obsm[{spatial_key!r}]; adata.obsm[{spatial_key!r}] = xy - xy.min(axis=0)`."
         )
-    found = [(name, libs.rows(libs.names.index(name))) for name in wanted]
-    return [Panel(name, rows, xy[rows]) for name, rows in found]
 
 
-def axes_for(panels: Sequence[Panel], ax: Axes | None, *, bottom: float = 0.0) -> list[Axes]:
+def axes_for(
+    panels: Sequence[Panel], ax: Axes | None, *, bottom: float = 0.0, ncols: int = 4, shrink: float = 1.0
+) -> list[Axes]:
     """Return one Axes per section: the given one, or those of a new figure that fits the tissue.
 
     ``bottom`` are the inches kept for colour bars; :func:`add_legend` widens the figure by what it needs.
@@ -102,30 +167,32 @@ def axes_for(panels: Sequence[Panel], ax: Axes | None, *, bottom: float = 0.0) -
         return [ax]
     boxes = [p.limits for p in panels]
     ratio = float(np.median([(b[3] - b[2]) / (b[1] - b[0]) for b in boxes]))
-    width, height = PANEL_INCHES / max(1.0, ratio), PANEL_INCHES * min(1.0, ratio)
-    if len(panels) == 1:
-        return grid(1, max(width, 1.5), max(height, 1.5), bottom=bottom)
-    return grid(len(panels), max(0.75 * width, 1.5), max(0.75 * height, 1.5) + 0.3, bottom=bottom)
+    if len(panels) > 1:
+        shrink *= 0.75
+    width, height = shrink * PANEL_INCHES / max(1.0, ratio), shrink * PANEL_INCHES * min(1.0, ratio)
+    title = 0.3 * (len(panels) > 1)
+    return grid(len(panels), max(width, 1.5), max(height, 1.5) + title, bottom=bottom, ncols=ncols, layout="compressed")
 
 
-def grid(n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4) -> list[Axes]:
+def grid(
+    n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4, layout: str = "constrained"
+) -> list[Axes]:
     """Return ``n`` Axes of a new figure in a grid, each of ``width`` x ``height`` inches."""
     import matplotlib.pyplot as plt
 
+    if n > PANELS_MAX:
+        raise ValueError(f"{n} panels are more than one figure shows ({PANELS_MAX}); draw some of the sections, groups "
+                         "or genes at a time.")  # fmt: skip
     rows = -(-n // ncols)
     cols = -(-n // rows)
+    check_pixels(cols * width, rows * height + bottom, plt.rcParams["figure.dpi"])
     figure, axes = plt.subplots(
-        rows, cols, figsize=(cols * width, rows * height + bottom), squeeze=False, layout="constrained"
+        rows, cols, figsize=(cols * width, rows * height + bottom), squeeze=False, layout=layout
     )
     flat = list(axes.ravel())
     for spare in flat[n:]:
         figure.delaxes(spare)
     return flat[:n]
-
-
-def one_or_all(axes: list[Axes]) -> Axes | list[Axes]:
-    """Return a single Axes as itself, several as a list."""
-    return axes[0] if len(axes) == 1 else axes
 
 
 def spacing(xy: NDArray[np.float64]) -> float:
@@ -159,9 +226,11 @@ def frame(ax: Axes, panel: Panel, title: str | None) -> None:
 
 def titles_for(panels: Sequence[Panel], title: str | None) -> list[str | None]:
     """Return the title of each panel: the section's name where there are several."""
+    check_title(title)
     if len(panels) == 1:
         return [title]
-    return [panel.library if title is None else f"{title}: {panel.library}" for panel in panels]
+    names = [plain(panel.library) for panel in panels]
+    return [name if title is None else f"{title}: {name}" for name in names]
 
 
 def draw_spots(
@@ -199,24 +268,26 @@ def draw_spots(
     return spots
 
 
-def draw_image(ax: Axes, adata: AnnData, library: str, img: bool | str | None, *, fits: bool = True) -> bool:
+def draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool = True) -> bool:
     """Draw the section's picture under the spots, in the coordinates of the spots; return whether there was one.
 
     ``img=None`` draws the picture where there is one and the coordinates are those of the picture (``fits``).
     """
     if img is False or (img is None and not fits):
         return False
-    entry = adata.uns.get(_keys.SPATIAL, {})
-    entry = entry.get(library, {}) if isinstance(entry, Mapping) else {}
-    images = entry.get(_keys.IMAGES, {})
+    library = panel.library
+    images, scalefactors = (picture_slots(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
     pictures = [name for name in ("hires", "lowres") if name in images]
-    pictures += [name for name in images if name not in pictures and not name.startswith(_keys.MASK_IMAGE)]
+    pictures += [str(n) for n in images if n not in pictures and not str(n).startswith(_keys.MASK_IMAGE)]
+    if img is None:  # a silhouette stands in for a picture where other packages ask for one; the spots show the same
+        about = picture_slots(adata, library)["metadata"]
+        pictures = [n for n in pictures if not str(about.get(n, "")).startswith("silhouette")]
     names = [img] if isinstance(img, str) else pictures
-    scalefactors = entry.get(_keys.SCALEFACTORS, {})
     for name in names:
         scale = scalefactors.get(f"tissue_{name}_scalef")
         if name in images and scale is not None:
-            show_image(ax, np.asarray(images[name]), float(scale), zorder=-1)
+            show_image(ax, _picture(images[name], name, library), _factor(scale, name, library), zorder=-1)
+            _clip(ax, panel)
             return True
     if img is None or (img is True and not pictures):
         return False
@@ -226,102 +297,73 @@ def draw_image(ax: Axes, adata: AnnData, library: str, img: bool | str | None, *
     )
 
 
+def _clip(ax: Axes, panel: Panel) -> None:
+    """Keep the picture to the section: a scale bar or a legend beside it stands on white."""
+    from matplotlib.patches import Rectangle
+
+    left, right, top, bottom = panel.limits
+    box = Rectangle((left, top), right - left, bottom - top, transform=ax.transData)
+    ax.images[-1].set_clip_path(box)
+
+
+def check_img(img: Any) -> None:
+    """Check ``img``: a name, True, False or None."""
+    if img is not None and not isinstance(img, (bool, str)):
+        raise TypeError(f"`img` must be True, False, None or the name of a picture, not {img!r}.")
+
+
+def picture_slots(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
+    """Return ``images``, ``scalefactors`` and ``metadata`` of a section, empty where it has none."""
+    spatial = adata.uns.get(_keys.SPATIAL, {})
+    entry = spatial.get(library, {}) if isinstance(spatial, Mapping) else {}
+    slots: dict[str, Mapping[str, Any]] = {}
+    for name in (_keys.IMAGES, _keys.SCALEFACTORS, "metadata"):
+        found = entry.get(name, {}) if isinstance(entry, Mapping) else {}
+        slots[name] = found if isinstance(found, Mapping) else {}
+    return slots
+
+
+def _picture(value: Any, name: str, library: str) -> NDArray[Any]:
+    try:
+        picture = np.asarray(value)
+    except (TypeError, ValueError):
+        picture = np.empty(0, dtype=object)
+    grey = picture.ndim == 2
+    if picture.dtype.kind not in "buif" or not (grey or (picture.ndim == 3 and picture.shape[2] in (3, 4))) or (
+        picture.size == 0
+    ):  # fmt: skip
+        raise ValueError(
+            f"`adata.uns['spatial'][{library!r}]['images'][{name!r}]` is no picture (height x width, or height x width "
+            f"x 3 or 4 colours, of numbers): it is a {type(value).__name__} of shape {np.shape(picture)} and type "
+            f"{picture.dtype}; replace it, or pass `img=False`."
+        )
+    return picture
+
+
+def _factor(value: Any, name: str, library: str) -> float:
+    number = positive(value)
+    if number is None:
+        raise ValueError(
+            f"`adata.uns['spatial'][{library!r}]['scalefactors']['tissue_{name}_scalef']` must be a number above 0, "
+            f"not {value!r}; mend it, or pass `img=False`."
+        )
+    return number
+
+
+def positive(value: Any) -> float | None:
+    """Return a finite number above 0 as a float, None for anything else."""
+    if isinstance(value, (bool, str)) or np.ndim(value) != 0 or np.iscomplexobj(value):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < np.inf else None
+
+
 def show_image(ax: Axes, picture: NDArray[Any], scale: float, **kwargs: Any) -> None:
     """Draw a picture in the coordinates of the spots; ``scale`` is pixels per unit, pixel centres are integers."""
     height, width = picture.shape[:2]
     extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / scale
     kwargs.setdefault("interpolation", "antialiased")
     ax.imshow(picture, extent=tuple(extent), origin="upper", **({"cmap": "gray"} | kwargs))
-
-
-def dot(label: str, color: Any, *, size: float = 7.0, **kwargs: Any) -> Any:
-    """Legend entry: a disc."""
-    from matplotlib.lines import Line2D
-
-    return Line2D(
-        [], [], marker="o", linestyle="", markersize=size, color=color, markeredgewidth=0, label=label, **kwargs
-    )
-
-
-def heading(label: str) -> Any:
-    """Legend entry: a heading above the entries that follow."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], linestyle="", label=label)
-
-
-def class_handles(names: Sequence[str], colors: Mapping[str, str], missing: bool) -> list[Any]:
-    """Legend entries of categories, at most :data:`LEGEND_MAX`."""
-    from ._palette import MISSING, MISSING_LABEL
-
-    handles = [dot(n, colors[n]) for n in names[:LEGEND_MAX]]
-    if len(names) > LEGEND_MAX:
-        handles.append(heading(f"... and {len(names) - LEGEND_MAX} more"))
-    return [*handles, dot(MISSING_LABEL, MISSING)] if missing else handles
-
-
-def add_legend(axes: Sequence[Axes], handles: Sequence[Any], *, own: bool, title: str | None = None) -> None:
-    """Put one legend to the right: of the figure where it is our ``own``, else of the caller's Axes."""
-    figure: Any = axes[0].figure
-    room = figure.get_size_inches()[1] if own else axes[0].get_window_extent().height / figure.dpi
-    ncols = max(1, -(-len(handles) // max(4, int(room / _ROW_INCHES) - 2)))
-    options: dict[str, Any] = {
-        "handles": list(handles),
-        "title": title,
-        "frameon": False,
-        "fontsize": "small",
-        "title_fontsize": "small",
-        "alignment": "left",
-        "ncols": ncols,
-        "handletextpad": 0.5,
-        "labelspacing": 0.5,
-    }
-    if not own:
-        legend = axes[0].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), borderaxespad=0.3, **options)
-    else:
-        legend = figure.legend(loc="outside right center", **options)
-        longest = _text_inches([title or "", *(str(h.get_label()) for h in handles)])
-        figure.set_figwidth(figure.get_figwidth() + ncols * (longest + 0.55) + 0.1)
-    known = {h.get_label() for h in handles if _is_heading(h)}
-    for text in legend.get_texts():
-        if text.get_text() in known:
-            text.set_fontweight("bold")
-
-
-def _text_inches(labels: Sequence[str]) -> float:
-    """Width of the longest label, in bold, as headings are."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    font = FontProperties(size="small", weight="bold")
-    size = font.get_size_in_points()
-    return max((TextPath((0, 0), x, size=size, prop=font).get_extents().width for x in labels if x), default=0.0) / 72
-
-
-def _is_heading(handle: Any) -> bool:
-    return handle.get_linestyle() in ("None", "none", "", " ") and handle.get_marker() in ("None", "none", "", None)
-
-
-def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
-    """Return a part of a colour map in which missing values are light grey."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    from ._palette import MISSING
-
-    if name not in colormaps:
-        raise ValueError(f"`cmap={name!r}` is no colour map of matplotlib; give a name such as 'magma_r'.")
-    return ListedColormap(colormaps[name](np.linspace(low, high, 256))).with_extremes(bad=MISSING)
-
-
-def color_bar(axes: Sequence[Axes], mappable: Any, label: str) -> Any:
-    """Put a slim horizontal colour bar under the panels, clear of the legend to the right."""
-    # a layout engine makes room for labels under the panels by itself
-    pad = 0.02 if axes[0].figure.get_layout_engine() is not None or not axes[0].get_xlabel() else 0.18
-    bar = axes[0].figure.colorbar(
-        mappable, ax=list(axes), location="bottom", shrink=0.7, aspect=30, pad=pad, fraction=0.05
-    )
-    bar.set_label(label, fontsize="small")
-    bar.ax.tick_params(labelsize="small")
-    bar.outline.set_visible(False)
-    return bar

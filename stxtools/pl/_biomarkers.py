@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import check_adata, check_choice, check_in, check_int, check_number, listing
+from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_number, listing
 
-from . import _base, _volcano
+from . import _base, _expression, _legend, _output, _scale_bar, _volcano
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,32 +26,38 @@ _EFFECTS = {
     "attribution": "attribution",
 }
 _DIVERGING = "RdBu_r"
+GENES_MAX = 200
 _CALL = "st.tl.biomarkers(adata, groupby=...)"
 
 
+@_output.plot
 def biomarkers(
     adata: AnnData,
-    *,
     group: str | Sequence[str] | None = None,
+    *,
     n_genes: int = 10,
     fdr: float = 0.05,
     kind: Literal["ranked", "volcano", "spatial"] = "ranked",
     effect: Literal["auroc", "logfoldchanges", "scores", "attribution"] = "auroc",
     layer: str | None = None,
     key: str = _keys.BIOMARKERS,
-    library: str | None = None,
+    library: str | Sequence[str] | None = None,
     library_key: str | None = None,
     spatial_key: str = _keys.SPATIAL,
+    scale_bar: float | bool | None = None,
+    title: str | None = None,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
     """Draw the biomarkers of :func:`stxtools.tl.biomarkers`, one panel per group.
 
     ``"ranked"`` shows the first genes of every group in the order of the table, with their effect size on the axis,
     the log fold change as colour and the fraction of expressing observations as area; a gene that does not pass
-    ``fdr`` is hollow. ``"volcano"`` shows all genes and names the significant ones of largest score in
-    either direction. ``"spatial"`` shows the expression of the first genes of one group over one section, a panel
-    per gene.
+    ``fdr`` is hollow. ``"volcano"`` shows all genes, the p-value before correction against the log fold change, and
+    names the top ones among the significant; the broken line is where ``fdr`` is reached.
+    ``"spatial"`` shows the expression of the first genes of one group, a panel per gene and section.
 
     Parameters
     ----------
@@ -59,7 +66,8 @@ def biomarkers(
     group
         Group or groups; all by default.
     n_genes
-        Number of genes per group that are shown (``"ranked"``, ``"spatial"``) or named (``"volcano"``).
+        Number of genes per group that are shown (``"ranked"``, ``"spatial"``) or named (``"volcano"``: as many of them
+        as have room beside each other), at most 200.
     fdr
         False discovery rate up to which ``pvals_adj`` counts as significant.
     kind
@@ -71,19 +79,30 @@ def biomarkers(
     key
         Key of the table in ``uns``.
     library
-        The section that ``"spatial"`` draws; needed where there are several.
+        Section or sections that ``"spatial"`` draws; all by default, a row of panels each.
     library_key
         ``obs`` column that names the section of each observation; by default the one the table was made with.
     spatial_key
         Key of the coordinates in ``obsm``, for ``"spatial"``.
+    scale_bar
+        Whether ``"spatial"`` draws a scale bar; by default where the unit of the coordinates is known (see
+        :mod:`stxtools.pl`). A number is the microns of a unit of the coordinates.
+    title
+        Title; panels carry the group's or gene's name where there are several.
     legend
-        Whether ``"ranked"`` gets its legend and colour bar.
+        Whether ``"ranked"`` gets its legend and colour bar, and ``"spatial"`` its colour bars: beside the panels, or
+        inside ``ax``.
     ax
         Axes to draw into; only for one panel.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list of one Axes per panel. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per panel. ``adata`` does not change.
 
     Raises
     ------
@@ -101,35 +120,42 @@ def biomarkers(
     """
     check_adata(adata, unique_vars=False)
     check_choice("kind", kind, ("ranked", "volcano", "spatial"))
-    n_genes = check_int("n_genes", n_genes, minimum=1)
+    n_genes, legend = check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX), check_bool("legend", legend)
     fdr = check_number("fdr", fdr, minimum=0, maximum=1)
+    _base.check_title(title)
     table = biomarker_table(adata, key)
     groups = biomarker_groups(table, group)
     if kind == "spatial":
         params = adata.uns.get(f"{key}_params")
         genes = _genes_of_one(table, groups, n_genes)
-        panel = _base.panels_of(
+        panels = _base.panels_of(
             adata, spatial_key=spatial_key, library_key=library_key, library=library,
-            params=params if isinstance(params, dict) else {}, several=False,
-        )[0]  # fmt: skip
-        return _spatial(adata, panel, genes, layer, ax)
+            params=params if isinstance(params, Mapping) else {},
+        )  # fmt: skip
+        rulers = _scale_bar.bars_of(adata, panels, spatial_key, scale_bar)
+        axes = _expression.draw(adata, panels, genes, rulers, layer=layer, title=title, legend=legend, ax=ax)
+        return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
     if ax is not None and len(groups) > 1:
         raise ValueError(f"`ax` takes one group, but there are {len(groups)} ({listing(groups)}); "
                          f"choose one with `group={groups[0]!r}`, or leave `ax` out.")  # fmt: skip
+    names = [_legend.plain(name) for name in groups]
+    titles = names if title is None else [title] if len(groups) == 1 else [f"{title}: {name}" for name in names]
+    parts = [table[table["group"].astype(str) == name] for name in groups]
     if kind == "volcano":
         axes = [ax] if ax is not None else _base.grid(len(groups), 4.4, 3.8, ncols=3)
-        for axis, name in zip(axes, groups, strict=True):
-            _volcano.draw(axis, table[table["group"].astype(str) == name], fdr=fdr, n_genes=n_genes, title=name)
-        return _base.one_or_all(axes)
-    check_choice("effect", effect, tuple(_EFFECTS))
-    if effect not in table:
-        raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
-    return _ranked(table, groups, n_genes, fdr, effect, legend, ax)
+        for axis, part, text in zip(axes, parts, titles, strict=True):
+            _volcano.draw(axis, part, fdr=fdr, n_genes=n_genes, title=text)
+    else:
+        check_choice("effect", effect, tuple(_EFFECTS))
+        if effect not in table:
+            raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
+        axes = _ranked([part.iloc[:n_genes] for part in parts], titles, fdr, effect, legend, ax)
+    return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
 
 
 def biomarker_table(adata: AnnData, key: str) -> pd.DataFrame:
     """Return the table, or say which call makes it."""
-    table = adata.uns.get(key)
+    table = _base.slot_of(adata, key)
     if table is None:
         raise KeyError(f"`adata.uns[{key!r}]` is missing; run `{_CALL}` first.")
     if not isinstance(table, pd.DataFrame) or not {"group", "names", "logfoldchanges", "pvals_adj"} <= set(table):
@@ -137,6 +163,9 @@ def biomarker_table(adata: AnnData, key: str) -> pd.DataFrame:
                         "or name another `key`.")  # fmt: skip
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]` has no rows; run `{_CALL}` on data with genes to test.")
+    for column in ("logfoldchanges", "pvals_adj", *(c for c in (*_EFFECTS, "pvals", "pct_nz_group") if c in table)):
+        if not pd.api.types.is_numeric_dtype(table[column].dtype):
+            raise TypeError(f"Column {column!r} of `adata.uns[{key!r}]` holds no numbers; run `{_CALL}` again.")
     return table
 
 
@@ -145,7 +174,7 @@ def biomarker_groups(table: pd.DataFrame, group: str | Sequence[str] | None) -> 
     there = list(dict.fromkeys(table["group"].astype(str)))
     if group is None:
         return there
-    wanted = [group] if isinstance(group, str) else [str(g) for g in group]
+    wanted = _base.names_of(group, "group", "a group")
     absent = [g for g in wanted if g not in there]
     if absent or not wanted:
         raise ValueError(f"`group={group!r}` is not in the table; the groups are {listing(there)}.")
@@ -160,21 +189,20 @@ def _genes_of_one(table: pd.DataFrame, groups: list[str], n_genes: int) -> list[
 
 
 def _ranked(
-    table: pd.DataFrame, groups: list[str], n_genes: int, fdr: float, effect: str, legend: bool, ax: Axes | None
-) -> Axes | list[Axes]:
+    parts: list[pd.DataFrame], titles: list[str], fdr: float, effect: str, legend: bool, ax: Axes | None
+) -> list[Axes]:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    parts = [table[table["group"].astype(str) == g].iloc[:n_genes] for g in groups]
     change = np.abs(np.concatenate([p["logfoldchanges"].to_numpy(dtype=float) for p in parts]))
     change = change[np.isfinite(change)]
     limit = float(change.max()) if change.size and change.max() > 0 else 1.0
     mapper = ScalarMappable(Normalize(-limit, limit), _DIVERGING)
     height = 0.26 * max(len(p) for p in parts) + 0.7
-    axes = [ax] if ax is not None else _base.grid(len(groups), 2.9, height, bottom=0.8 * legend)
-    has_fraction = "pct_nz_group" in table
+    axes = [ax] if ax is not None else _base.grid(len(parts), 2.9, height, bottom=0.8 * legend)
+    has_fraction = "pct_nz_group" in parts[0]
     hollow = False
-    for axis, name, part in zip(axes, groups, parts, strict=True):
+    for axis, text, part in zip(axes, titles, parts, strict=True):
         value = part[effect].to_numpy(dtype=float)
         place = np.arange(len(part))
         passed = part["pvals_adj"].to_numpy(dtype=float) <= fdr
@@ -188,27 +216,27 @@ def _ranked(
         # a thin grey rim keeps pale dots (small changes) visible; hollow dots carry their colour on the rim
         rim = np.where(passed[:, None], np.array([0.35, 0.35, 0.35, 1.0]), np.array([0.6, 0.6, 0.6, 1.0]))
         axis.scatter(value, place, s=area, c=face, edgecolors=rim, linewidths=0.8, zorder=2, label="genes")
-        axis.set_yticks(place, part["names"].astype(str), fontsize="small", style="italic")
+        axis.set_yticks(place, [_legend.plain(n) for n in part["names"].astype(str)], fontsize="small", style="italic")
         axis.set_ylim(len(part) - 0.4, -0.6)
         axis.set_xlabel(_EFFECTS[effect], fontsize="small")
         axis.tick_params(axis="x", labelsize="small")
+        axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", length=0)
         axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.set_title(name, fontsize="medium")
+        axis.set_title(text, fontsize="medium")
     _same_limits(axes, [p[effect].to_numpy(dtype=float) for p in parts], 0.5 if effect == "auroc" else 0.0)
     if not legend:
-        return _base.one_or_all(axes)
-    _base.color_bar(axes, mapper, _EFFECTS["logfoldchanges"])
+        return axes
     handles = []
     if has_fraction:
-        handles = [_base.heading("expressed in"), *[
-            _base.dot(f"{s:.0%}", "#888888", size=float(np.sqrt(_area(s)))) for s in (0.2, 0.6, 1.0)
+        handles = [_legend.heading("expressed in"), *[
+            _legend.dot(f"{s:.0%}", "#888888", size=float(np.sqrt(_area(s)))) for s in (0.2, 0.6, 1.0)
         ]]  # fmt: skip
-    handles.append(_base.dot(f"FDR ≤ {fdr:g}", "#888888"))
+    handles.append(_legend.dot(f"FDR ≤ {fdr:g}", "#888888"))
     if hollow:
         handles.append(_ring("not significant"))
-    _base.add_legend(axes, handles, own=ax is None)
-    return _base.one_or_all(axes)
+    _legend.add_legend(axes, handles, own=ax is None, bars=[(mapper, _EFFECTS["logfoldchanges"])])
+    return axes
 
 
 def _same_limits(axes: Sequence[Axes], values: Sequence[NDArray[np.float64]], origin: float) -> None:
@@ -229,43 +257,3 @@ def _ring(label: str) -> Any:
 
     return Line2D([], [], marker="o", linestyle="", markersize=7, markerfacecolor="white", markeredgecolor="#888888",
                   label=label)  # fmt: skip
-
-
-def _spatial(
-    adata: AnnData, panel: _base.Panel, genes: list[str], layer: str | None, ax: Axes | None
-) -> Axes | list[Axes]:
-    from matplotlib.colors import Normalize
-
-    if layer is not None:
-        check_in(adata, "layers", layer, "layer")
-    if ax is not None and len(genes) > 1:
-        raise ValueError(f"`ax` takes one gene, but `n_genes` asks for {len(genes)}; give `n_genes=1` or leave `ax` "
-                         "out.")  # fmt: skip
-    absent = [g for g in genes if g not in adata.var_names]
-    if absent:
-        raise KeyError(f"The table names genes that are not in `adata.var_names`: {listing(absent)}; "
-                       f"run `{_CALL}` again.")  # fmt: skip
-    left, right, top, bottom = panel.limits
-    ratio = (bottom - top) / (right - left)
-    width = 2.6 / max(1.0, ratio)
-    axes = [ax] if ax is not None else _base.grid(len(genes), width + 0.5, width * ratio + 0.4, ncols=5)
-    values = adata[panel.rows, genes].layers[layer] if layer is not None else adata[panel.rows, genes].X
-    for i, (axis, gene) in enumerate(zip(axes, genes, strict=True)):
-        column = values[:, [i]]
-        value = np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=float).ravel()
-        # a few extreme counts would leave the rest of the tissue in one colour
-        high = float(np.quantile(value, 0.995)) or float(value.max()) or 1.0
-        spots = _base.draw_spots(
-            axis,
-            panel.xy,
-            value,
-            cmap=_base.color_map("viridis"),
-            norm=Normalize(min(0.0, float(value.min())), high),
-            label=gene,
-        )
-        _base.frame(axis, panel, None)
-        axis.set_title(gene, fontsize="medium", style="italic")
-        bar = axis.figure.colorbar(spots, ax=axis, shrink=0.6, aspect=15, pad=0.01, extend="max")
-        bar.ax.tick_params(labelsize="x-small")
-        bar.outline.set_visible(False)
-    return _base.one_or_all(axes)

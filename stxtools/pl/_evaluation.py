@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stxtools import _keys
-from stxtools._validate import listing
+from stxtools._validate import check_adata, check_bool, check_number, listing
 from stxtools.get import evaluation as _table
 
-from . import _base
+from . import _base, _legend, _output
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 LABELS = {
     "accuracy": "accuracy", "precision": "precision (macro)", "recall": "recall (macro)",
@@ -21,6 +25,7 @@ LABELS = {
 }  # fmt: skip
 
 
+@_output.plot
 def evaluation(
     adata: AnnData,
     metric: str = "auroc",
@@ -31,8 +36,12 @@ def evaluation(
     title: str | None = None,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
-    """Draw a bar for every model: mean over seeds, standard deviation, and the seeds themselves.
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
+    """Draw every model's mean over seeds with its standard deviation, and the seeds themselves.
+
+    These are points and no bars, so that the axis need not start at 0. A broken line is what guessing gets (AUROC).
 
     Parameters
     ----------
@@ -49,13 +58,19 @@ def evaluation(
     title
         Title; panels carry the target's name where there are several.
     legend
-        Whether a legend is drawn, where several split schemes are.
+        Whether a legend is drawn, where several split schemes are: beside the panels, or inside ``ax``.
     ax
         Axes to draw into; only for one target.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list of one Axes per target. Bars of a leaky scheme say so. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per target. A leaky scheme says so.
+    ``adata`` does not change.
 
     Raises
     ------
@@ -71,44 +86,76 @@ def evaluation(
     >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
     >>> ax = st.pl.evaluation(adata, "accuracy")
     """
-    import seaborn as sns
-
+    legend = check_bool("legend", legend)
+    _base.check_title(title)
     table = seeds_of(adata, metric, target, key)
     levels = sorted(table["noise"].unique())
-    level = levels[0] if noise is None else noise
+    level = levels[0] if noise is None else check_number("noise", noise)
     if level not in levels:
         raise ValueError(f"`noise={noise!r}` was not measured; the levels are {listing(levels)}.")
     table = table[table["noise"] == level]
-    axes, targets = panels_by_target(table, ax, width=max(2.6, 0.75 * table["model"].nunique() + 1.2))
-    several = table["scheme"].nunique() > 1
+    models = list(dict.fromkeys(table["model"]))
+    schemes = list(dict.fromkeys(table["scheme"]))
+    axes, targets = panels_by_target(table, ax, width=max(2.6, 0.55 * len(models) + 1.6))
     colors = model_colors(table)
     for axis, name in zip(axes, targets, strict=True):
         part = table[table["target"] == name]
-        by = "scheme" if several else "model"
-        shared: dict[str, Any] = {"data": part, "x": "model", "y": "value", "hue": by, "ax": axis}
-        sns.barplot(
-            **shared, errorbar="sd", palette=None if several else colors,
-            legend=several and legend and axis is axes[-1],
-            err_kws={"linewidth": 1.2}, capsize=0.15, alpha=0.75,
-        )  # fmt: skip
-        sns.stripplot(
-            **shared, dodge=several, palette=["black"] * part[by].nunique(), size=3, jitter=False, legend=False
-        )
-        axis.set(xlabel="", ylabel=LABELS[metric])
-        if axis.get_legend() is not None:
-            sns.move_legend(axis, "center left", bbox_to_anchor=(1.0, 0.5))
-        axis.tick_params(axis="x", rotation=40)
-        for text in axis.get_xticklabels():
-            text.set(ha="right", rotation_mode="anchor")
-        if metric != "mse":
-            low = float(part["value"].min())
-            axis.set_ylim(max(0.0, min(low - 0.05, 0.9)), 1.0)
+        for j, scheme in enumerate(schemes):
+            shift = 0.5 * ((j + 0.5) / len(schemes) - 0.5)
+            for i, model in enumerate(models):
+                values = part.loc[(part["model"] == model) & (part["scheme"] == scheme), "value"].to_numpy(dtype=float)
+                if len(values):
+                    _point(axis, i + shift, values, colors[model], hollow=j > 0, label=f"{model}, {scheme}")
+        axis.set_xticks(range(len(models)), [_legend.plain(m) for m in models], rotation=40, ha="right",
+                        rotation_mode="anchor")  # fmt: skip
+        axis.set_xlim(-0.6, len(models) - 0.4)
+        axis.set_ylabel(LABELS[metric])
+        axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axis.set_axisbelow(True)
+        _limits(axis, part["value"].to_numpy(dtype=float), metric)
         finish(axis, name if title is None else title if len(axes) == 1 else f"{title}: {name}")
-    return _base.one_or_all(axes)
+    if legend and len(schemes) > 1:
+        handles = [_point_handle(scheme, hollow=j > 0) for j, scheme in enumerate(schemes)]
+        _legend.add_legend(axes, handles, own=ax is None, title="split")
+    return _output.done("evaluation", axes, ax=ax, show=show, save=save)
+
+
+def _point(ax: Axes, x: float, values: NDArray[np.float64], color: Any, *, hollow: bool, label: str) -> None:
+    """Draw a model: its seeds small, their mean large, their standard deviation as a line."""
+    ax.plot(np.full(len(values), x + 0.12), values, ".", color="#8c8c8c", markersize=4, label="_seeds", zorder=2)
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    ax.errorbar(
+        [x], [values.mean()], [spread], fmt="o", color=color, markersize=7, capsize=3, elinewidth=1.2, zorder=3,
+        markerfacecolor="white" if hollow else color, label=label,
+    )  # fmt: skip
+
+
+def _point_handle(label: str, *, hollow: bool) -> Any:
+    from matplotlib.lines import Line2D
+
+    face = "white" if hollow else "#444444"
+    return Line2D([], [], marker="o", linestyle="", markersize=7, color="#444444", markerfacecolor=face, label=label)
+
+
+def _limits(ax: Axes, values: NDArray[np.float64], metric: str) -> None:
+    """Show all values with some air; a share ends at 1, and chance is seen where values come near it."""
+    low, high = float(values.min()), float(values.max())
+    air = max(0.12 * (high - low), 0.02 * max(abs(low), abs(high)), 1e-6)
+    if metric == "mse":
+        ax.set_ylim(max(0.0, low - air), high + air)
+        return
+    if metric == "auroc" and low < 0.65:
+        low = min(low, 0.5)
+        ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--", zorder=1)
+    ax.set_ylim(max(0.0, low - air), min(1.0, high + air) if high < 1 else 1.0 + 0.3 * air)
 
 
 def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.DataFrame:
     """Return one value per model, target, scheme, level and seed; leaky schemes are called so."""
+    if not isinstance(metric, str):
+        raise ValueError(f"`metric={metric!r}` is not understood; choose one of {listing(LABELS)}.")
+    check_adata(adata, unique_vars=False)
+    _base.slot_of(adata, key)
     table = _table(adata, metric, target=target, per_seed=True, key=key)
     if table.empty:
         raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")

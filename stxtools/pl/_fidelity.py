@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from stxtools import _keys
-from stxtools._validate import check_adata, check_choice, check_in
+import pandas as pd
 
-from . import _base
+from stxtools import _keys
+from stxtools._validate import check_adata, check_bool, check_choice, check_in
+
+from . import _base, _legend, _output
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,6 +27,7 @@ _COLORS = {
 }  # fmt: skip
 
 
+@_output.plot
 def attention_fidelity(
     adata: AnnData,
     unit: str | None = None,
@@ -32,7 +37,9 @@ def attention_fidelity(
     title: str | None = None,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
     """Draw how a prediction changes when the first edges or regions of each order are removed, or kept alone.
 
     Removed, a true order lies above the random one; kept, below it. Sections are averaged.
@@ -50,13 +57,19 @@ def attention_fidelity(
     title
         Title; otherwise each panel says what was done.
     legend
-        Whether a legend is drawn.
+        Whether a legend is drawn: beside the panels, or inside ``ax``.
     ax
         Axes to draw removal into; only with one ``unit``.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list: for each unit one panel for removing and one for keeping. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list: for each unit one panel for removing and one for
+    keeping. ``adata`` does not change.
 
     Raises
     ------
@@ -80,7 +93,13 @@ def attention_fidelity(
     check_choice("unit", unit, ("edges", "regions", None))
     if ax is not None and unit is None:
         raise ValueError("`ax` takes one panel; choose `unit='edges'` or `unit='regions'`, or leave `ax` out.")
-    table = adata.uns[key]["table"]
+    legend = check_bool("legend", legend)
+    _base.check_title(title)
+    slot = adata.uns[key]
+    table = slot.get("table") if isinstance(slot, Mapping) else None
+    if not isinstance(table, pd.DataFrame) or not {"unit", "mode", "method", "share", value} <= set(table):
+        raise KeyError(f"`adata.uns[{key!r}]['table']` is not that of `st.tl.attention_fidelity`; run "
+                       "`st.tl.attention_fidelity(adata, model)` first, or name another `key`.")  # fmt: skip
     wanted = [(u, m) for u in ("edges", "regions") if unit in (None, u) for m in ("remove", "keep")]
     if ax is not None:
         wanted, axes = wanted[:1], [ax]
@@ -104,5 +123,5 @@ def attention_fidelity(
         axis.spines[["top", "right"]].set_visible(False)
     if legend:
         handles = axes[0].get_legend_handles_labels()[0]
-        _base.add_legend(axes, handles, own=ax is None, title="order")
-    return _base.one_or_all(axes)
+        _legend.add_legend(axes, handles, own=ax is None, title="order")
+    return _output.done("attention_fidelity", axes, ax=ax, show=show, save=save)

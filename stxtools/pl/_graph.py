@@ -10,9 +10,9 @@ import numpy as np
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._validate import check_in
+from stxtools._validate import check_in, coordinates
 
-from . import _base
+from . import _base, _legend
 from ._palette import MISSING, category_codes, colors_of, rgba, share_colors
 
 if TYPE_CHECKING:
@@ -33,13 +33,19 @@ class GraphView:
     """Sections, regions and colours of one plot."""
 
     panels: list[_base.Panel]
-    fits: bool  # whether the coordinates are those of the tissue's picture
+    spatial_key: str
     centroids: NDArray[np.float64]
     library: NDArray[Any]  # section of each region
     colors: dict[str, str]
     names: list[str]  # segments
     nodes: NDArray[np.float64]  # RGBA of each region
     spots: NDArray[np.float64]  # RGBA of each observation
+    stores: list[tuple[AnnData, str, dict[str, str]]]  # colours to keep once the plot is done
+
+    @property
+    def fits(self) -> bool:
+        """Whether the coordinates are those of the tissue's picture."""
+        return self.spatial_key == _keys.SPATIAL
 
     @property
     def crowd(self) -> int:
@@ -69,6 +75,7 @@ def view_of(
     """Read what both graph plots need."""
     check_in(regions, "obs", _keys.SEGMENT, "segment of the regions", "Run `st.tl.region_graph(adata)` again.")
     check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", "Run `st.tl.region_graph(adata)` again.")
+    centroids = coordinates(regions)
     params = _base.params_of(regions)
     made_with = str(params.get("spatial_key", spatial_key))
     if spatial_key not in (_keys.SPATIAL, made_with):
@@ -78,23 +85,26 @@ def view_of(
     panels = _base.panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     segment_key = str(params.get("segment_key", _keys.SEGMENT))
     if segment_key in adata.obs:
-        colors = colors_of(adata, segment_key, palette)
+        known = colors_of(adata, segment_key, palette)
         codes, classes = category_codes(adata, segment_key)
-        spots = rgba(codes, classes, colors)
-        colors = share_colors(regions, colors)
+        spots = rgba(codes, classes, known)
+        colors = share_colors(regions, known)
+        stores = [(adata, segment_key, known), (regions, _keys.SEGMENT, colors)]
     else:
         colors = colors_of(regions, _keys.SEGMENT, palette)
         spots = np.tile(rgba(np.array([-1]), [], {}), (adata.n_obs, 1))
+        stores = [(regions, _keys.SEGMENT, colors)]
     region_codes, names = category_codes(regions, _keys.SEGMENT)
     return GraphView(
         panels=panels,
-        fits=spatial_key == _keys.SPATIAL,
-        centroids=np.asarray(regions.obsm[_keys.SPATIAL], dtype=float)[:, :2],
+        spatial_key=spatial_key,
+        centroids=centroids,
         library=_library_of(regions, panels),
         colors=colors,
         names=names,
         nodes=rgba(region_codes, names, colors),
         spots=spots,
+        stores=stores,
     )
 
 
@@ -110,6 +120,15 @@ def faint(view: GraphView, panel: _base.Panel, alpha: float = 0.3) -> NDArray[np
     color = view.spots[panel.rows].copy()
     color[:, :3] = 1 - alpha * (1 - color[:, :3])
     return color
+
+
+def weights_of(regions: AnnData, key: str) -> sparse.csr_matrix:
+    """Return the weights of all edges, finite and real."""
+    weights = sparse.csr_matrix(regions.obsp[key])
+    if weights.dtype.kind not in "buif" or not np.isfinite(weights.data).all():
+        raise ValueError(f"`obsp[{key!r}]` of the regions holds {weights.dtype} that is not finite and real; run the "
+                         "call that wrote it again.")  # fmt: skip
+    return weights
 
 
 def edges_of(
@@ -168,7 +187,7 @@ def draw_nodes(
     if labels:
         for i, area in zip(here, view.node_area(size[here], n_max), strict=True):
             text = ax.annotate(
-                str(regions.obs_names[i]),
+                _legend.plain(str(regions.obs_names[i])),
                 view.centroids[i],
                 xytext=(float(np.sqrt(scale * area)) / 2 + 2, 0),
                 textcoords="offset points",
@@ -184,10 +203,10 @@ def class_and_size_handles(view: GraphView, regions: AnnData, n_max: float) -> l
     """Legend entries: the segments, and what the areas of the nodes mean."""
     sizes = nice_steps(float(regions.obs["n_obs"].min()), n_max)
     return [
-        _base.heading("segment"),
-        *_base.class_handles(view.names, view.colors, missing=False),
-        _base.heading("observations"),
-        *[_base.dot(f"{s:g}", MISSING, size=float(np.sqrt(view.node_area(s, n_max)))) for s in sizes],
+        _legend.heading("segment"),
+        *_legend.class_handles(view.names, view.colors, missing=False),
+        _legend.heading("observations"),
+        *[_legend.dot(f"{s:g}", MISSING, size=float(np.sqrt(view.node_area(s, n_max)))) for s in sizes],
     ]
 
 

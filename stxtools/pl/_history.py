@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import check_adata, listing
+from stxtools._validate import check_adata, check_bool, listing
 
-from . import _base
+from . import _base, _output
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,16 +23,19 @@ _CALLS = {_keys.SEGMENT: "st.tl.segment(adata)", _keys.EMBED: "st.tl.embed(adata
 _TRAIN, _VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
 
 
+@_output.plot
 def history(
     adata: AnnData,
-    *,
     key: str = _keys.SEGMENT,
+    *,
     stage: str | None = None,
     log: bool = False,
     title: str | None = None,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
     """Draw the loss of every training stage over the epochs, with the best epoch marked.
 
     Parameters
@@ -50,10 +54,15 @@ def history(
         Whether a legend is drawn.
     ax
         Axes to draw into; only for one stage.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list of one Axes per stage. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per stage. ``adata`` does not change.
 
     Raises
     ------
@@ -70,7 +79,9 @@ def history(
     >>> ax = st.pl.history(adata)
     """
     check_adata(adata, unique_vars=False)
-    slot = adata.uns.get(key)
+    slot = _base.slot_of(adata, key)
+    _base.check_title(title)
+    legend, log = check_bool("legend", legend), check_bool("log", log)
     table = slot.get("history") if isinstance(slot, Mapping) else None
     if not isinstance(table, pd.DataFrame):
         raise KeyError(f"`adata.uns[{key!r}]['history']` is missing; run `{_CALLS.get(key, 'st.tl.segment(adata)')}` "
@@ -92,7 +103,7 @@ def history(
         axis.set_title(text, fontsize="medium")
     if legend:
         axes[-1].legend(frameon=False, fontsize="small")
-    return _base.one_or_all(axes)
+    return _output.done("history", axes, ax=ax, show=show, save=save)
 
 
 def _draw(ax: Axes, table: pd.DataFrame, *, log: bool) -> None:

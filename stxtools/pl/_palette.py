@@ -1,4 +1,4 @@
-"""Colours of categories: scanpy's palettes, stored where scanpy and squidpy look for them."""
+"""Colours of categories: those stored where scanpy and squidpy look for them, else scanpy's palettes."""
 
 from __future__ import annotations
 
@@ -34,26 +34,33 @@ def category_codes(adata: AnnData, key: str) -> tuple[NDArray[np.int64], list[st
 def colors_of(
     adata: AnnData, key: str, palette: str | Sequence[str] | Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Colour of every category of ``obs[key]``; new colours are stored in ``uns["{key}_colors"]``.
+    """Colour of every category of ``obs[key]``; nothing is written.
 
     Existing colours are kept unless ``palette`` is given. A class that is absent from a subset still has its place
-    in the palette as long as ``obsm["{key}_proba"]`` names all classes. Views are read, never written.
+    in the palette as long as ``obsm["{key}_proba"]`` names all classes.
     """
     _, names = category_codes(adata, key)
-    slot = _keys.colors(key)
-    stored = adata.uns.get(slot)
-    if palette is None and stored is not None and np.ndim(stored) == 1 and _fits(adata, key, len(stored), len(names)):
-        return dict(zip(names, (str(c) for c in stored), strict=False))
+    stored = _stored(adata, key) if palette is None else None
+    if stored is not None and _fits(adata, key, len(stored), len(names)):
+        return dict(zip(names, stored, strict=False))
     if palette is None:
         known = _colors_of_truth(adata, key)
         order = _all_classes(adata, key, names)
         colors = known | {n: c for n, c in zip(order, default_colors(len(order)), strict=True) if n not in known}
     else:
         colors = _from_palette(palette, names)
-    chosen = {name: colors[name] for name in names}
-    if not adata.is_view:
-        adata.uns[slot] = np.array(list(chosen.values()), dtype=object)
-    return chosen
+    return {name: colors[name] for name in names}
+
+
+def _stored(adata: AnnData, key: str) -> list[str] | None:
+    """Colours in ``uns["{key}_colors"]``, None where there are none that matplotlib knows."""
+    from matplotlib.colors import is_color_like
+
+    stored = adata.uns.get(_keys.colors(key))
+    if isinstance(stored, (str, Mapping)) or stored is None or np.ndim(stored) != 1:
+        return None
+    colors = [str(c) for c in stored]
+    return colors if all(is_color_like(c) for c in colors) else None
 
 
 def _fits(adata: AnnData, key: str, n_stored: int, n_names: int) -> bool:
@@ -81,10 +88,7 @@ def share_colors(regions: AnnData, colors: Mapping[str, str], key: str = _keys.S
     _, names = category_codes(regions, key)
     if not set(names) <= set(colors):
         return colors_of(regions, key)
-    chosen = {name: colors[name] for name in names}
-    if not regions.is_view:
-        regions.uns[_keys.colors(key)] = np.array(list(chosen.values()), dtype=object)
-    return chosen
+    return {name: colors[name] for name in names}
 
 
 def rgba(codes: NDArray[np.int64], names: Sequence[str], colors: Mapping[str, str]) -> NDArray[np.float64]:
@@ -98,11 +102,11 @@ def rgba(codes: NDArray[np.int64], names: Sequence[str], colors: Mapping[str, st
 def _colors_of_truth(adata: AnnData, key: str) -> dict[str, str]:
     """``layer_pred`` takes the colours of ``layer``, so that truth and prediction can be compared."""
     base = key.removesuffix("_pred")
-    stored = adata.uns.get(_keys.colors(base))
+    stored = _stored(adata, base)
     if base == key or base not in adata.obs or stored is None:
         return {}
     _, names = category_codes(adata, base)
-    return dict(zip(names, (str(c) for c in stored), strict=False)) if len(stored) >= len(names) else {}
+    return dict(zip(names, stored, strict=False)) if len(stored) >= len(names) else {}
 
 
 def _all_classes(adata: AnnData, key: str, names: list[str]) -> list[str]:
@@ -133,6 +137,9 @@ def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
         else:
             chosen = [cmap(x) for x in np.linspace(0, 1, max(len(names), 2))][: len(names)]
     else:
+        if not isinstance(palette, (Sequence, np.ndarray)):
+            raise TypeError(f"`palette` must be the name of a colour map, a list of colours or a mapping from category "
+                            f"to colour, not {palette!r}.")  # fmt: skip
         chosen = list(palette)
         if len(chosen) < len(names):
             raise ValueError(f"`palette` has {len(chosen)} colours for {len(names)} categories ({names}).")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
-
-from scipy import sparse
 
 from stxtools import _keys
 from stxtools._validate import check_adata, check_bool, check_in
 
-from . import _base, _graph
+from . import _base, _graph, _legend, _output, _scale_bar
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from scipy import sparse
 
 
+@_output.plot
 def region_graph(
     adata: AnnData,
-    *,
     key: str = _keys.REGIONS,
+    *,
     library: str | Sequence[str] | None = None,
     library_key: str | None = None,
     spatial_key: str = _keys.SPATIAL,
@@ -29,9 +30,12 @@ def region_graph(
     img: bool | str | None = False,
     palette: str | Sequence[str] | Mapping[str, str] | None = None,
     title: str | None = None,
+    scale_bar: float | bool | None = None,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
     """Draw the region graph over the tissue: a node per region, an edge per shared border.
 
     Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges
@@ -59,15 +63,23 @@ def region_graph(
         Colours of the segments, as in :func:`stxtools.pl.segment`.
     title
         Title; sections carry their names where there are several.
+    scale_bar
+        Whether a scale bar is drawn; by default where the unit of the coordinates is known (see :mod:`stxtools.pl`). A
+        number is the microns of a unit of the coordinates.
     legend
-        Whether a legend is drawn.
+        Whether a legend is drawn: beside the panels, or inside ``ax``.
     ax
         Axes to draw into; only for one section.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list of one Axes per section. The colours of the segments are stored in ``adata.uns`` and in the
-    region AnnData; nothing else changes.
+    None where the figure was shown, else the Axes, or a list of one Axes per section. The colours of the segments
+    are stored in ``adata.uns`` and in the region AnnData; nothing else changes.
 
     Raises
     ------
@@ -86,27 +98,32 @@ def region_graph(
     check_adata(adata, unique_vars=False)
     regions = _base.regions_of(adata, key)
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", "Run `st.tl.region_graph(adata)` again.")
-    weights = sparse.csr_matrix(regions.obsp.get(_keys.CONTACT, regions.obsp[_keys.CONNECTIVITIES]))
-    labels = check_bool("labels", labels)
+    weights = _graph.weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
+    labels, spots, legend = check_bool("labels", labels), check_bool("spots", spots), check_bool("legend", legend)
+    _base.check_img(img)
+    _scale_bar.check(scale_bar)
     view = _graph.view_of(
         adata, regions, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette
     )
     top = float(weights.data.max()) if weights.nnz else 1.0
     n_max = float(regions.obs["n_obs"].max())
 
+    titles = _base.titles_for(view.panels, title)
+    rulers = _scale_bar.bars_of(adata, view.panels, view.spatial_key, scale_bar)
     axes = _base.axes_for(view.panels, ax)
-    for axis, panel, text in zip(axes, view.panels, _base.titles_for(view.panels, title), strict=True):
-        _base.draw_image(axis, adata, panel.library, img, fits=view.fits)
-        if check_bool("spots", spots):
+    for axis, panel, text in zip(axes, view.panels, titles, strict=True):
+        _base.draw_image(axis, adata, panel, img, fits=view.fits)
+        if spots:
             _base.draw_spots(axis, panel.xy, _graph.faint(view, panel), label="observations")
         rows, columns, weight = _graph.edges_of(weights, view, panel)
         _graph.draw_edges(axis, view, rows, columns, view.widths(weight, top), colors="#333333", label="edges")
         _graph.draw_nodes(axis, regions, view, panel, n_max=n_max, labels=labels)
         _base.frame(axis, panel, text)
+        _scale_bar.draw(axis, panel, rulers[panel.library])
     if legend:
         handles = _graph.class_and_size_handles(view, regions, n_max)
-        _base.add_legend(axes, [*handles, *_contact_handles(view, weights, top)], own=ax is None)
-    return _base.one_or_all(axes)
+        _legend.add_legend(axes, [*handles, *_contact_handles(view, weights, top)], own=ax is None)
+    return _output.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
 
 
 def _contact_handles(view: _graph.GraphView, weights: sparse.csr_matrix, top: float) -> list[Any]:
@@ -116,4 +133,4 @@ def _contact_handles(view: _graph.GraphView, weights: sparse.csr_matrix, top: fl
         return []
     steps = _graph.nice_steps(float(weights.data.min()), top)
     lines = [Line2D([], [], color="#333333", linewidth=float(view.widths(s, top)), label=f"{s:g}") for s in steps]
-    return [_base.heading("contact length"), *lines]
+    return [_legend.heading("contact length"), *lines]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from stxtools import _keys
+from stxtools._validate import check_bool
 
-from . import _base
+from . import _base, _legend, _output
 from ._evaluation import LABELS, finish, model_colors, panels_by_target, seeds_of
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@_output.plot
 def robustness(
     adata: AnnData,
     metric: str = "accuracy",
@@ -23,7 +26,9 @@ def robustness(
     title: str | None = None,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
     """Draw how well models do against the level of noise: a line each, with the standard deviation over seeds.
 
     Parameters
@@ -39,14 +44,19 @@ def robustness(
     title
         Title; panels carry the target's name where there are several.
     legend
-        Whether a legend is drawn.
+        Whether a legend is drawn: beside the panels, or inside ``ax``.
     ax
         Axes to draw into; only for one target.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list of one Axes per target. Several split schemes get lines of their own. ``adata`` does not
-    change.
+    None where the figure was shown, else the Axes, or a list of one Axes per target. Several split schemes get
+    lines of their own. ``adata`` does not change.
 
     Raises
     ------
@@ -64,6 +74,8 @@ def robustness(
     """
     import seaborn as sns
 
+    legend = check_bool("legend", legend)
+    _base.check_title(title)
     table = seeds_of(adata, metric, target, key)
     levels = sorted(table["noise"].unique())
     if len(levels) < 2:
@@ -78,11 +90,13 @@ def robustness(
         sns.lineplot(
             part, x="percent", y="value", hue="model", palette=model_colors(table), errorbar="sd", err_style="bars",
             marker="o", markersize=5, err_kws={"capsize": 2, "elinewidth": 1}, ax=axis,
-            legend=legend and axis is axes[-1], **style,
+            legend=axis is axes[-1], **style,
         )  # fmt: skip
         axis.set(xlabel="noise (% of a gene's standard deviation)", ylabel=LABELS[metric])
         axis.set_xticks([100 * level for level in levels])
-        if axis.get_legend() is not None:
-            sns.move_legend(axis, "center left", bbox_to_anchor=(1.0, 0.5))
         finish(axis, name if title is None else title if len(axes) == 1 else f"{title}: {name}")
-    return _base.one_or_all(axes)
+    handles = axes[-1].get_legend_handles_labels()[0]
+    axes[-1].legend().remove()
+    if legend:
+        _legend.add_legend(axes, handles, own=ax is None)
+    return _output.done("robustness", axes, ax=ax, show=show, save=save)

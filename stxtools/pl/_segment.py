@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import check_adata, check_bool, check_in, check_number
+from stxtools._validate import check_adata, check_bool, check_in
 
-from . import _base
+from . import _base, _legend, _output, _scale_bar
 from ._palette import MISSING, category_codes, colors_of, rgba
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 _FAINTEST = 0.12
 
 
+@_output.plot
 def segment(
     adata: AnnData,
-    *,
     key: str = _keys.SEGMENT,
+    *,
     library: str | Sequence[str] | None = None,
     library_key: str | None = None,
     spatial_key: str = _keys.SPATIAL,
@@ -35,9 +37,12 @@ def segment(
     size: float = 1.0,
     palette: str | Sequence[str] | Mapping[str, str] | None = None,
     title: str | None = None,
+    scale_bar: float | bool | None = None,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
     """Draw the segments of every section over the tissue.
 
     Any categorical column can be drawn in the same way, for instance a pathologist's annotation or the prediction
@@ -70,15 +75,23 @@ def segment(
         colour. By default those in ``uns["{key}_colors"]``, else scanpy's.
     title
         Title; sections carry their names where there are several.
+    scale_bar
+        Whether a scale bar is drawn; by default where the unit of the coordinates is known (see :mod:`stxtools.pl`). A
+        number is the microns of a unit of the coordinates.
     legend
-        Whether a legend is drawn.
+        Whether a legend is drawn: beside the panels, or inside ``ax``.
     ax
         Axes to draw into; only for one section.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list of one Axes per section. Colours are stored in ``adata.uns["{key}_colors"]`` in the order of
-    all categories; nothing else in ``adata`` changes.
+    None where the figure was shown, else the Axes, or a list of one Axes per section. Colours are stored in
+    ``adata.uns["{key}_colors"]`` in the order of all categories; nothing else in ``adata`` changes.
 
     Raises
     ------
@@ -87,18 +100,20 @@ def segment(
     ValueError
         ``ax`` is given and there are several sections, or ``library`` or ``palette`` does not fit the data.
     TypeError
-        ``obs[key]`` holds floating-point numbers.
+        ``obs[key]`` holds floating-point numbers, or an argument is of another kind than it may be.
 
     Examples
     --------
     >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
-    >>> ax = st.pl.segment(adata, key="compartment", library_key="section")
+    >>> ax = st.pl.segment(adata, "compartment", library_key="section")
     """
     check_adata(adata, unique_vars=False)
     check_in(adata, "obs", key, "key", _hint(key))
-    size = check_number("size", size, minimum=0)
-    mask = check_bool("mask", mask)
+    size = _base.check_size(size)
+    mask, legend = check_bool("mask", mask), check_bool("legend", legend)
+    _base.check_img(img)
+    _scale_bar.check(scale_bar)
     params = _base.params_of(adata.uns.get(key))
     if mask:
         spatial_key = str(params.get("spatial_key", spatial_key))
@@ -112,9 +127,11 @@ def segment(
     if alpha is not None:
         face[:, 3] = alpha
 
+    titles = _base.titles_for(panels, title)
+    rulers = _scale_bar.bars_of(adata, panels, spatial_key, scale_bar)
     axes = _base.axes_for(panels, ax)
-    for i, (axis, panel, text) in enumerate(zip(axes, panels, _base.titles_for(panels, title), strict=True)):
-        over = _base.draw_image(axis, adata, panel.library, img, fits=fits)
+    for i, (axis, panel, text) in enumerate(zip(axes, panels, titles, strict=True)):
+        over = _base.draw_image(axis, adata, panel, img, fits=fits)
         if mask:
             image, scale = masks[i]
             _base.show_image(axis, _paint(image, adata, key, colors), scale,
@@ -122,14 +139,15 @@ def segment(
         else:
             _base.draw_spots(axis, panel.xy, face[panel.rows], size=size * (0.8 if over else 1.0), label=key)
         _base.frame(axis, panel, text)
+        _scale_bar.draw(axis, panel, rulers[panel.library])
     if legend:
         drawn = np.concatenate([codes[p.rows] for p in panels])
         present = [n for i, n in enumerate(names) if (drawn == i).any()]
-        handles = _base.class_handles(present, colors, missing=bool((drawn < 0).any()))
+        handles = _legend.class_handles(present, colors, missing=bool((drawn < 0).any()))
         if alpha is not None:
-            handles += [_base.heading("confidence"), *_confidence_handles(len(names))]
-        _base.add_legend(axes, handles, own=ax is None, title=key)
-    return _base.one_or_all(axes)
+            handles += [_legend.heading("confidence"), *_confidence_handles(len(names))]
+        _legend.add_legend(axes, handles, own=ax is None, title=key)
+    return _output.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
 def _hint(key: str) -> str:
@@ -152,7 +170,7 @@ def _fade(confidence: Any, n: int) -> NDArray[np.float64]:
 def _confidence_handles(n: int) -> list[Any]:
     chance = 1.0 / max(n, 2)
     steps = [chance, (1 + chance) / 2, 1.0]
-    return [_base.dot(f"{step:.2f}", "#444444", alpha=float(_fade(step, n))) for step in steps]
+    return [_legend.dot(f"{step:.2f}", "#444444", alpha=float(_fade(step, n))) for step in steps]
 
 
 def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._validate import check_adata, listing
 
-from . import _base
+from . import _base, _legend, _output
 from ._evaluation import LABELS, finish
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@_output.plot
 def sensitivity(
     adata: AnnData,
     x: str = "alpha",
@@ -29,7 +31,9 @@ def sensitivity(
     cmap: str = "viridis",
     title: str | None = None,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | None:
     """Draw the tuning metric over two parameters as a heat map, by default AUROC over alpha and beta.
 
     Parameters
@@ -45,14 +49,19 @@ def sensitivity(
     cmap
         Colour map.
     title
-        Title.
+        Title; by default ``target``, and with ``ax`` the metric.
     ax
-        Axes to draw into.
+        Axes to draw into; the colour bar is then left out, as cells carry their values.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes; the best cell has a frame. Where trials ran several folds, each cell shows their standard deviation
-    below the mean. ``adata`` does not change.
+    None where the figure was shown, else the Axes; the best cell has a frame. Where trials ran several folds, each
+    cell shows their standard deviation below the mean. ``adata`` does not change.
 
     Raises
     ------
@@ -73,12 +82,16 @@ def sensitivity(
     from matplotlib.patches import Rectangle
 
     check_adata(adata, unique_vars=False)
-    slot = adata.uns.get(key)
+    _base.check_title(title)
+    _legend.color_map(cmap)
+    slot = _base.slot_of(adata, key)
     trials = slot.get("trials") if isinstance(slot, Mapping) else None
     if not isinstance(trials, pd.DataFrame):
         raise KeyError(f"`adata.uns[{key!r}]['trials']` is missing; run `st.tl.tune(adata, 'weights', ...)` first.")
     value = "value" if target is None else f"value_{target}"
-    absent = [c for c in (x, y, value) if c not in trials]
+    if not isinstance(x, str) or not isinstance(y, str) or x == y:
+        raise ValueError(f"`x` and `y` must be the names of two parameters, not {x!r} and {y!r}.")
+    absent = [c for c in (x, y, value, "state") if c not in trials]
     if absent:
         raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")
     done = trials[(trials["state"] == "COMPLETE") & trials[value].notna()]
@@ -86,17 +99,24 @@ def sensitivity(
         raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed.")
     best = done.loc[done.groupby([x, y])[value].idxmax()]
     cells = best.pivot(index=y, columns=x, values=value).sort_index(ascending=False)
-    axis = ax if ax is not None else _base.grid(1, 0.75 * cells.shape[1] + 2.2, 0.6 * cells.shape[0] + 1.4)[0]
+    axis = ax if ax is not None else _base.grid(1, 0.75 * cells.shape[1] + 2.2, max(0.6 * cells.shape[0] + 1.4, 2.8))[0]
     text = _annotations(best, cells, x, y, spread="value_sd" if target is None else None)
-    metric = str(slot["params"].get("metric", "value"))  # type: ignore[union-attr, index]
+    metric = str(_base.params_of(slot).get("metric", "value"))
+    metric = LABELS.get(metric, metric)
     sns.heatmap(cells, annot=text, fmt="", cmap=cmap, ax=axis, linewidths=1, annot_kws={"size": "small"},
-                cbar_kws={"label": LABELS.get(metric, metric)})  # fmt: skip
+                cbar=ax is None)  # fmt: skip
+    if ax is None:
+        bar: Any = axis.collections[0].colorbar
+        bar.set_label(metric, fontsize="small")
+        bar.ax.tick_params(labelsize="small")
+        bar.ax.locator_params(nbins=4)
     row, column = divmod(int(np.nanargmax(cells.to_numpy())), cells.shape[1])
     axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
-    finish(axis, title if title is not None else target or "")
+    shown = ": ".join(part for part in (target, metric if ax is not None else None) if part)
+    finish(axis, title if title is not None else shown)
     axis.set(xlabel=_greek(x), ylabel=_greek(y))
     axis.tick_params(axis="y", rotation=0)
-    return axis
+    return _output.done("sensitivity", [axis], ax=ax, show=show, save=save)
 
 
 def _annotations(best: pd.DataFrame, cells: pd.DataFrame, x: str, y: str, *, spread: str | None) -> Any:

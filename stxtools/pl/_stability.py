@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -10,14 +11,23 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._validate import check_adata
 
-from . import _base
+from . import _base, _output
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 
-def stability(adata: AnnData, *, key: str = _keys.SEGMENT, title: str | None = None, ax: Axes | None = None) -> Axes:
+@_output.plot
+def stability(
+    adata: AnnData,
+    key: str = _keys.SEGMENT,
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | None:
     """Draw how well partitions of random halves agree, for each number of segments tried.
 
     Parameters
@@ -30,10 +40,15 @@ def stability(adata: AnnData, *, key: str = _keys.SEGMENT, title: str | None = N
         Title.
     ax
         Axes to draw into.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes; the number that was taken is marked. ``adata`` does not change.
+    None where the figure was shown, else the Axes; the number that was taken is marked. ``adata`` does not change.
 
     Raises
     ------
@@ -48,9 +63,13 @@ def stability(adata: AnnData, *, key: str = _keys.SEGMENT, title: str | None = N
     >>> ax = st.pl.stability(adata)
     """
     check_adata(adata, unique_vars=False)
-    slot = adata.uns.get(key)
+    slot = _base.slot_of(adata, key)
+    _base.check_title(title)
     curve = slot.get("stability") if isinstance(slot, Mapping) else None
-    if not isinstance(slot, Mapping) or not isinstance(curve, pd.DataFrame):
+    params = _base.params_of(slot)
+    if not isinstance(curve, pd.DataFrame) or not {"n_segments", "stability"} <= set(curve) or curve.empty or (
+        "n_segments" not in params
+    ):  # fmt: skip
         raise KeyError(
             f"`adata.uns[{key!r}]['stability']` is missing; it is written by `st.tl.segment(adata)` without "
             "`n_segments` and `labels_key`."
@@ -58,7 +77,7 @@ def stability(adata: AnnData, *, key: str = _keys.SEGMENT, title: str | None = N
     axes = _base.grid(1, 4.2, 3.2)[0] if ax is None else ax
     x, y = curve["n_segments"].to_numpy(), curve["stability"].to_numpy()
     axes.plot(x, y, color="0.5", marker="o", markersize=4)
-    taken = int(slot["params"]["n_segments"])
+    taken = int(params["n_segments"])
     axes.plot(taken, y[x == taken], "o", markersize=9, color="#d55e00", label=f"taken: {taken}")
     axes.set_xticks(x)
     axes.set_xlabel("number of segments")
@@ -68,4 +87,4 @@ def stability(adata: AnnData, *, key: str = _keys.SEGMENT, title: str | None = N
     axes.legend(frameon=False)
     if title is not None:
         axes.set_title(title)
-    return axes
+    return _output.done("stability", [axes], ax=ax, show=show, save=save)

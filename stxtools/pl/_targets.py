@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import check_adata, check_int, check_number, listing
+from stxtools._validate import check_adata, check_bool, check_int, check_number, listing
 
-from . import _base
-from ._biomarkers import biomarker_groups, biomarker_table
+from . import _base, _legend, _output
+from ._biomarkers import GENES_MAX, biomarker_groups, biomarker_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,17 +40,20 @@ _COLORS = "RdBu"
 _CELL = 0.26
 
 
+@_output.plot
 def targets(
     adata: AnnData,
-    *,
     group: str | Sequence[str] | None = None,
+    *,
     n_genes: int = 20,
     fdr: float = 0.05,
     columns: Sequence[str] | None = None,
     key: str = _keys.BIOMARKERS,
     legend: bool = True,
     ax: Axes | None = None,
-) -> Axes | list[Axes]:
+    show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:
     """Draw what :func:`stxtools.tl.targets` joined to the first biomarkers, one panel per group.
 
     A row is a gene, in the order of the table; one that does not pass ``fdr`` is written in grey. A column is a kind of
@@ -63,7 +67,7 @@ def targets(
     group
         Group or groups; all by default.
     n_genes
-        Number of genes per group.
+        Number of genes per group, at most 200.
     fdr
         False discovery rate up to which ``pvals_adj`` counts as significant.
     columns
@@ -72,13 +76,18 @@ def targets(
     key
         Key of the table in ``uns``.
     legend
-        Whether a colour bar is drawn.
+        Whether a colour bar is drawn: under the panels, or inside ``ax``.
     ax
         Axes to draw into; only for one group.
+    show
+        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
+    save
+        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
+        :mod:`stxtools.pl`.
 
     Returns
     -------
-    The Axes, or a list of one Axes per group. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per group. ``adata`` does not change.
 
     Raises
     ------
@@ -98,7 +107,7 @@ def targets(
     >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
     """
     check_adata(adata, unique_vars=False)
-    n_genes = check_int("n_genes", n_genes, minimum=1)
+    n_genes, legend = check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX), check_bool("legend", legend)
     fdr = check_number("fdr", fdr, minimum=0, maximum=1)
     table = biomarker_table(adata, key)
     groups = biomarker_groups(table, group)
@@ -115,8 +124,9 @@ def targets(
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
-        _base.color_bar(axes, ScalarMappable(Normalize(-1, 1), _COLORS), "against the target - for it")
-    return _base.one_or_all(axes)
+        bar = ScalarMappable(Normalize(-1, 1), _COLORS), "against the target - for it"
+        _legend.add_legend(axes, [], own=ax is None, bars=[bar])
+    return _output.done("targets", axes, ax=ax, show=show, save=save)
 
 
 def _columns(table: pd.DataFrame, columns: Sequence[str] | None, key: str) -> list[str]:
@@ -125,7 +135,7 @@ def _columns(table: pd.DataFrame, columns: Sequence[str] | None, key: str) -> li
         if not found:
             raise KeyError(f"`adata.uns[{key!r}]` knows nothing of targets; run `{_CALL}` first, or name `columns`.")
         return found
-    wanted = [columns] if isinstance(columns, str) else [str(c) for c in columns]
+    wanted = _base.names_of(columns, "columns", "a column")
     absent = [c for c in wanted if c not in table]
     if absent or not wanted:
         raise KeyError(f"`columns` names {listing(absent)}; `adata.uns[{key!r}]` has {listing(table.columns)}.")
@@ -159,7 +169,7 @@ def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: 
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    ax.set_title(title, fontsize="medium")
+    ax.set_title(_legend.plain(title), fontsize="medium")
 
 
 def favour(column: pd.Series) -> NDArray[np.float64]:

@@ -1,0 +1,196 @@
+"""Legends and colour bars: beside the panels of a figure of our own, inside the Axes of a caller."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._palette import MISSING, MISSING_LABEL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LEGEND_MAX = 40
+LABEL_MAX = 40  # characters
+_ROW_INCHES = 0.18  # height of a legend entry in small print
+_BAR_INCHES = 0.5  # height of a colour bar with its ticks and label, inside an Axes
+_BAR_WIDTH = 1.5  # inches
+
+
+def plain(label: str) -> str:
+    """Return a name as it is written, no formula in it, of a length that leaves room for the plot."""
+    label = label if len(label) <= LABEL_MAX else label[: LABEL_MAX - 3] + "..."
+    return label.replace("$", r"\$") if label.count("$") > 1 else label
+
+
+def dot(label: str, color: Any, *, size: float = 7.0, **kwargs: Any) -> Any:
+    """Legend entry: a disc."""
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [], [], marker="o", linestyle="", markersize=size, color=color, markeredgewidth=0, label=plain(label), **kwargs
+    )  # fmt: skip
+
+
+def heading(label: str) -> Any:
+    """Legend entry: a heading above the entries that follow."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="", label=plain(label))
+
+
+def class_handles(names: Sequence[str], colors: Mapping[str, str], missing: bool) -> list[Any]:
+    """Legend entries of categories, at most :data:`LEGEND_MAX`."""
+    handles = [dot(n, colors[n]) for n in names[:LEGEND_MAX]]
+    if len(names) > LEGEND_MAX:
+        handles.append(heading(f"... and {len(names) - LEGEND_MAX} more"))
+    return [*handles, dot(MISSING_LABEL, MISSING)] if missing else handles
+
+
+def add_legend(
+    axes: Sequence[Axes],
+    handles: Sequence[Any],
+    *,
+    own: bool,
+    title: str | None = None,
+    bars: Sequence[tuple[Any, str]] = (),
+) -> None:
+    """Put one legend and the colour bars ``(mappable, label)`` beside the panels, or inside the caller's Axes.
+
+    In a figure of our ``own`` the legend is to the right of all panels and the figure grows by its width.
+    """
+    title = None if title is None else plain(title)
+    if not own:
+        _inside(axes[0], handles, title, bars)
+        return
+    figure: Any = axes[0].figure
+    if handles:
+        ncols = max(1, -(-len(handles) // max(4, int(figure.get_size_inches()[1] / _ROW_INCHES) - 2)))
+        _embolden(figure.legend(loc="outside right center", ncols=ncols, **_options(handles, title)), handles)
+        longest = _text_inches([title or "", *(str(h.get_label()) for h in handles)])
+        figure.set_figwidth(figure.get_figwidth() + ncols * (longest + 0.55) + 0.1)
+    for mappable, label in bars:
+        color_bar(axes, mappable, label)
+
+
+def color_bar(axes: Sequence[Axes], mappable: Any, label: str) -> Any:
+    """Put a slim horizontal colour bar under panels of our own figure, clear of the legend to the right."""
+    bar = axes[0].figure.colorbar(
+        mappable, ax=list(axes), location="bottom", shrink=0.7, aspect=30, pad=0.02, fraction=0.05
+    )
+    _style(bar, label)
+    return bar
+
+
+def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
+    """Return a part of a colour map in which missing values are light grey."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    if not isinstance(name, str) or name not in colormaps:
+        raise ValueError(f"`cmap={name!r}` is no colour map of matplotlib; give a name such as 'magma_r'.")
+    return ListedColormap(colormaps[name](np.linspace(low, high, 256))).with_extremes(bad=MISSING)
+
+
+def _options(handles: Sequence[Any], title: str | None, size: float | str = "small") -> dict[str, Any]:
+    return {
+        "handles": list(handles),
+        "title": title,
+        "frameon": False,
+        "fontsize": size,
+        "title_fontsize": size,
+        "alignment": "left",
+        "handletextpad": 0.5,
+        "labelspacing": 0.5,
+    }
+
+
+def _style(bar: Any, label: str, size: float | str = "small") -> None:
+    bar.set_label(label, fontsize=size)
+    bar.ax.tick_params(labelsize=size)
+    bar.outline.set_visible(False)
+
+
+def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[tuple[Any, str]]) -> None:
+    """Make room within the Axes' own rectangle: the legend to the right of the data, bars under a map or the legend."""
+    width, height = _inches(ax)
+    equal = ax.get_aspect() != "auto"
+    under = _BAR_INCHES * len(bars)
+    beside, legend = _fitting_legend(ax, handles, title, width, height - under, top=bool(bars) and not equal)
+    if bars and not equal:
+        longest = max(_text_inches([label for _, label in bars]) + 0.2, _BAR_WIDTH)
+        beside = min(max(beside, longest), 0.6 * width)
+    ticks = [t for t in ax.get_xticks() if min(ax.get_xlim()) <= t <= max(ax.get_xlim())]
+    width, height = _make_room(ax, beside, under if equal else 0.0, width, height)
+    if not equal:  # no ticks beside the data, where the scale may mean nothing
+        ax.set_xticks(ticks)
+    elif legend is not None:
+        legend.set_bbox_to_anchor((1.0, 0.5 * (1 + under / height)))
+    start, span = (0.1 * (width - beside), 0.8 * (width - beside)) if equal else (width - beside + 0.1, beside - 0.2)
+    for i, (mappable, label) in enumerate(reversed(bars)):
+        bottom = _BAR_INCHES * i + 0.36
+        place = ax.inset_axes((start / width, bottom / height, span / width, 0.08 / height))
+        bar = ax.figure.colorbar(mappable, cax=place, orientation="horizontal")
+        _style(bar, label, 7.0)
+        bar.ax.locator_params(nbins=3)
+
+
+def _fitting_legend(
+    ax: Axes, handles: Sequence[Any], title: str | None, width: float, height: float, *, top: bool
+) -> tuple[float, Any]:
+    """Draw the legend in the largest print that fits; return the width it takes (inches) and the legend."""
+    if not handles:
+        return 0.0, None
+    for size in (8.0, 7.0, 6.0, 5.0, 4.0):
+        legend = ax.legend(loc="upper right" if top else "center right", bbox_to_anchor=(1.0, 1.0 if top else 0.5),
+                           borderaxespad=0.0, borderpad=0.2, **_options(handles, title, size))  # fmt: skip
+        _embolden(legend, handles)
+        box = legend.get_window_extent()
+        need, tall = box.width / ax.figure.dpi + 0.1, box.height / ax.figure.dpi
+        if need <= 0.6 * width and tall <= height:
+            return need, legend
+        legend.remove()
+    warnings.warn("The legend does not fit into `ax` and is left out; pass a larger `ax`, or `legend=False`.",
+                  stacklevel=5)  # fmt: skip
+    return 0.0, None
+
+
+def _make_room(ax: Axes, beside: float, under: float, width: float, height: float) -> tuple[float, float]:
+    """Extend the x axis to the right and the y axis down by so many inches; return the size of what is drawn."""
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    across, up = abs(right - left) / (width - beside), abs(top - bottom) / (height - under)  # units per inch
+    if ax.get_aspect() != "auto":
+        across = up = max(across, up)
+    ax.set_xlim(left, right + np.sign(right - left) * beside * across)
+    ax.set_ylim(bottom - np.sign(top - bottom) * under * up, top)
+    return abs(right - left) / across + beside, abs(top - bottom) / up + under
+
+
+def _inches(ax: Axes) -> tuple[float, float]:
+    """Width and height that the figure's layout gives to the Axes."""
+    box, whole = ax.get_position(original=True), ax.figure.bbox
+    return float(box.width * whole.width / ax.figure.dpi), float(box.height * whole.height / ax.figure.dpi)
+
+
+def _embolden(legend: Any, handles: Sequence[Any]) -> None:
+    known = {h.get_label() for h in handles if _is_heading(h)}
+    for text in legend.get_texts():
+        if text.get_text() in known:
+            text.set_fontweight("bold")
+
+
+def _text_inches(labels: Sequence[str]) -> float:
+    """Width of the longest label, in bold, as headings are."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(size="small", weight="bold")
+    size = font.get_size_in_points()
+    return max((TextPath((0, 0), x, size=size, prop=font).get_extents().width for x in labels if x), default=0.0) / 72
+
+
+def _is_heading(handle: Any) -> bool:
+    return handle.get_linestyle() in ("None", "none", "", " ") and handle.get_marker() in ("None", "none", "", None)

@@ -1,0 +1,166 @@
+"""How every plot begins and ends: its Axes are checked, and the figure is saved and shown as in scanpy."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from stxtools import _keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+    Colors = tuple[AnnData, str, Mapping[str, str]]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PIXELS_MAX = 2**16  # matplotlib draws no larger image
+_CANNOT_SHOW = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
+
+
+def plot(function: Callable[P, R]) -> Callable[P, R]:
+    """Check ``ax``, ``show`` and ``save`` first, and close the figures that a failing call leaves."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib.pyplot as plt
+
+        _check_axes(kwargs.get("ax"))
+        _check_show(kwargs.get("show"))
+        _check_save(kwargs.get("save"))
+        before = set(plt.get_fignums())
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            for number in set(plt.get_fignums()) - before:
+                plt.close(number)
+            raise
+
+    return checked
+
+
+def done(
+    name: str,
+    axes: Sequence[Axes],
+    *,
+    ax: Axes | None,
+    show: bool | None,
+    save: bool | str | os.PathLike[str] | None,
+    colors: Sequence[Colors] = (),
+) -> Any:
+    """Save the figure, store the colours of categories, show the figure; return its Axes where it was not shown.
+
+    Colours come after the file, so that a failing call has written nothing into the AnnData.
+    """
+    import matplotlib.pyplot as plt
+
+    figure = axes[0].figure.canvas.figure  # of an Axes in a sub-figure, the whole
+    saved = _save(figure, name, save, own=ax is None)
+    for adata, key, chosen in colors:
+        store_colors(adata, key, chosen)
+    if show is None:
+        show = ax is None and _can_show()
+    if show:
+        plt.show()
+    if saved and ax is None:  # as scanpy does: a loop over many plots leaves no figures open
+        plt.close(figure)
+    if show:
+        return None
+    return axes[0] if len(axes) == 1 else list(axes)
+
+
+def store_colors(adata: AnnData, key: str, colors: Mapping[str, str]) -> None:
+    """Keep the colours of categories where scanpy and squidpy look for them; views are never written."""
+    import numpy as np
+
+    slot, new = _keys.colors(key), [str(c) for c in colors.values()]
+    old = adata.uns.get(slot)
+    if adata.is_view or (old is not None and np.ndim(old) == 1 and [str(c) for c in old] == new):
+        return
+    adata.uns[slot] = np.array(new, dtype=object)
+
+
+def _can_show() -> bool:
+    """Whether a figure is shown without being asked: the backend can, and scanpy's settings do not forbid it."""
+    import matplotlib.pyplot as plt
+
+    if plt.get_backend().lower() in _CANNOT_SHOW:
+        return False
+    import scanpy as sc
+
+    return bool(sc.settings.autoshow)
+
+
+def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None, *, own: bool) -> bool:
+    import matplotlib as mpl
+
+    if save is None and own:
+        import sys
+
+        scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
+        save = bool(scanpy is not None and scanpy.settings.autosave)
+    if save is None or save is False:
+        return False
+    if isinstance(save, os.PathLike):
+        path = Path(save).expanduser()
+    else:
+        import scanpy as sc
+
+        text = "" if save is True else str(save)
+        ending = Path(text).suffix[1:] if Path(text).suffix[1:] in figure.canvas.get_supported_filetypes() else ""
+        text = text.removesuffix(f".{ending}") if ending else text
+        path = Path(sc.settings.figdir) / (
+            f"{name}{text}{sc.settings.plot_suffix}.{ending or sc.settings.file_format_figs}"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+    dpi = mpl.rcParams["savefig.dpi"]
+    width, height = figure.get_size_inches()
+    check_pixels(width, height, figure.dpi if isinstance(dpi, str) else float(dpi))
+    figure.savefig(path, bbox_inches="tight")
+    return True
+
+
+def check_pixels(width: float, height: float, dpi: float) -> None:
+    """Check that a figure (in inches) is one that can be drawn."""
+    if not max(width, height) * dpi < PIXELS_MAX:
+        raise ValueError(
+            f"The figure would be {width:.0f} x {height:.0f} inches, at {dpi:g} dots per inch more than the "
+            f"{PIXELS_MAX} pixels a side that matplotlib can draw; show less in one figure, or lower the resolution in "
+            "`matplotlib.rcParams` ('figure.dpi', 'savefig.dpi')."
+        )
+
+
+def _check_axes(ax: Any) -> None:
+    if ax is None:
+        return
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        hint = " One of them is, such as `ax=axes[0]`." if isinstance(ax, (list, tuple)) or hasattr(ax, "ravel") else ""
+        raise TypeError(f"`ax` must be a matplotlib Axes, such as `plt.subplots()[1]`, not {type(ax).__name__}.{hint}")
+    if ax.name != "rectilinear":
+        raise TypeError(f"`ax` must have two rectangular axes; this one has the projection {ax.name!r}.")
+    if ax.figure is None:
+        raise ValueError("`ax` was removed from its figure; pass one that is in a figure.")
+
+
+def _check_show(show: Any) -> None:
+    if show is not None and not isinstance(show, bool):
+        raise TypeError(f"`show` must be True, False or None, not {show!r}.")
+
+
+def _check_save(save: Any) -> None:
+    if save is None or isinstance(save, (bool, os.PathLike)):
+        return
+    if not isinstance(save, str):
+        raise TypeError(f"`save` must be True, a string that follows the plot's name, or a path; got {save!r}.")
+    if "/" in save or "\\" in save or "\0" in save:
+        raise ValueError(
+            f"`save={save!r}` follows the plot's name in `scanpy.settings.figdir` and cannot hold a folder; pass "
+            f"`save=pathlib.Path({save!r})` for that very file."
+        )

@@ -1,0 +1,372 @@
+"""What holds for every plot: show, save, the caller's Axes, nothing changed by an error, no global state."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anndata as ad
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from conftest import assert_same
+from matplotlib.transforms import Bbox
+
+import stxtools as st
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left(tmp_path: Path) -> Iterator[None]:
+    names = ("figdir", "autoshow", "file_format_figs")
+    settings = {name: getattr(sc.settings, name) for name in names}
+    sc.settings.figdir = tmp_path
+    yield
+    for name, value in settings.items():
+        setattr(sc.settings, name, value)
+    plt.close("all")
+
+
+@pytest.fixture
+def drawn(line: ad.AnnData) -> ad.AnnData:
+    """Two sections with every slot that is drawn."""
+    rng = np.random.default_rng(0)
+    n = line.n_vars
+    line.uns["biomarkers"] = pd.DataFrame({
+        "group": "a", "names": line.var_names.to_numpy(), "scores": np.linspace(3, -3, n),
+        "logfoldchanges": np.linspace(2, -2, n), "auroc": np.linspace(1, 0, n), "pvals": np.geomspace(1e-9, 1, n),
+        "pvals_adj": np.geomspace(1e-6, 1, n), "pct_nz_group": 0.5, "n_drugs": rng.integers(0, 3, n),
+    })  # fmt: skip
+    line.uns["evaluation"] = pd.DataFrame([
+        {"model": m, "target": "region", "scheme": s, "leaky": s == "random", "noise": noise, "seed": seed, "fold": 0,
+         "accuracy": 0.7 + 0.1 * rng.random(), "precision": 0.5, "recall": 0.5, "auroc": 0.6 + 0.1 * rng.random(),
+         "mse": np.nan}
+        for m in ("lda", "nearest_label") for s in ("blocks", "random") for noise in (0.0, 0.1) for seed in range(3)
+    ])  # fmt: skip
+    line.uns["tune"] = {
+        "params": {"metric": "auroc"},
+        "trials": pd.DataFrame({
+            "alpha": [0.5, 1.0, 0.5, 1.0], "beta": [0.5, 0.5, 1.0, 1.0], "value": [0.8, 0.85, 0.9, 0.7],
+            "state": "COMPLETE",
+        }),
+    }  # fmt: skip
+    line.uns["attention_fidelity"] = {"table": pd.DataFrame([
+        {"unit": u, "mode": mode, "method": m, "share": s, "change": s, "flipped": s}
+        for u in ("edges", "regions") for mode in ("remove", "keep") for m in ("attention", "random")
+        for s in (0.2, 0.4)
+    ])}  # fmt: skip
+    line.uns["segment"]["stability"] = pd.DataFrame({"n_segments": [2, 3, 4], "stability": [0.5, 0.9, 0.6]})
+    line.uns["segment"]["params"]["n_segments"] = 3
+    return line
+
+
+# what the second positional argument is, and what makes a single panel
+CALLS: dict[str, tuple[str, dict[str, object]]] = {
+    "attention": ("attention", {"library": "lib0", "color": "attention"}),
+    "attention_fidelity": ("edges", {}),
+    "biomarkers": ("a", {}),
+    "evaluation": ("accuracy", {}),
+    "history": ("segment", {"stage": "segment"}),
+    "region_graph": ("regions", {"library": "lib0"}),
+    "robustness": ("accuracy", {}),
+    "segment": ("band", {"library": "lib0", "show_confidence": False}),
+    "sensitivity": ("alpha", {}),
+    "stability": ("segment", {}),
+    "targets": ("a", {}),
+}
+MORE = {
+    "volcano": ("biomarkers", {"kind": "volcano"}),
+    "spatial": ("biomarkers", {"kind": "spatial", "n_genes": 1, "library": "lib0"}),
+    "confidence": ("segment", {"library": "lib0", "show_confidence": True, "key": "segment"}),
+}
+
+
+def test_every_plot_is_listed() -> None:
+    assert set(CALLS) == set(st.pl.__all__)
+
+
+def _call(name: str, adata: ad.AnnData, **kwargs: object) -> object:
+    if name in MORE:
+        name, how = MORE[name]
+        return getattr(st.pl, name)(adata, **how, **kwargs)
+    second, how = CALLS[name]
+    return getattr(st.pl, name)(adata, second, **how, **kwargs)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_signature(name: str) -> None:
+    parameters = inspect.signature(getattr(st.pl, name)).parameters
+    assert parameters["show"].default is parameters["save"].default is parameters["ax"].default is None
+    assert list(parameters)[-3:] == ["ax", "show", "save"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_save_as_scanpy_does(name: str, drawn: ad.AnnData, tmp_path: Path) -> None:
+    sc.settings.file_format_figs = "png"
+    figures = plt.get_fignums()
+    assert _call(name, drawn, save=True) is not None
+    _call(name, drawn, save="_x.svg")
+    _call(name, drawn, save=tmp_path / "own.jpg")
+    _call(name, drawn, save=False)
+    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.png", f"{name}_x.svg", "own.jpg"}
+    assert len(plt.get_fignums()) == len(figures) + 1, "what was saved is closed"
+
+
+def test_show_as_scanpy_does(drawn: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+    monkeypatch.setattr(plt, "show", lambda *_, **__: shown.append(1))
+    assert st.pl.segment(drawn, show=True) is None
+    assert len(st.pl.segment(drawn, show=False)) == len(st.pl.segment(drawn)) == 2, "agg has no window"
+    assert len(shown) == 1
+    monkeypatch.setattr(plt, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    assert st.pl.segment(drawn) is None
+    assert st.pl.segment(drawn, show=False) is not None
+    _, ax = plt.subplots()
+    assert st.pl.segment(drawn, library="lib0", ax=ax) is ax, "a part of the caller's figure"
+    assert len(shown) == 2
+    sc.settings.autoshow = False
+    assert st.pl.segment(drawn) is not None
+    with pytest.raises(TypeError, match="show"):
+        st.pl.segment(drawn, show="yes")
+    with pytest.raises(TypeError, match="save"):
+        st.pl.segment(drawn, save=3)
+    with pytest.raises(ValueError, match=r"pathlib\.Path\('a/b\.png'\)"):
+        st.pl.segment(drawn, save="a/b.png")
+
+
+@pytest.mark.parametrize("name", [*CALLS, *MORE])
+def test_nothing_is_drawn_outside_the_given_axes(name: str, drawn: ad.AnnData) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4))
+    place = axes[0].get_window_extent().frozen()
+    other = axes[1].get_position().bounds
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the legend fits
+        assert _call(name, drawn, ax=axes[0]) is axes[0]
+    figure.canvas.draw()
+    assert figure.axes == list(axes), "no Axes beside the given one"
+    assert not figure.legends
+    assert axes[1].get_position().bounds == other
+    parts = [axes[0].get_legend(), *axes[0].child_axes, *axes[0].texts]
+    boxes = [part.get_tightbbox() for part in parts if part is not None]
+    boxes += [axes[0].get_window_extent()]
+    room = Bbox.from_extents(place.x0 - 2, place.y0 - 2, place.x1 + 2, place.y1 + 2)
+    for box in boxes:
+        assert room.x0 <= box.x0
+        assert box.x1 <= room.x1
+        assert room.y0 <= box.y0
+        assert box.y1 <= room.y1
+
+
+@pytest.mark.parametrize("name", ["segment", "region_graph", "attention", "spatial"])
+def test_a_legend_inside_does_not_cover_the_tissue(name: str, drawn: ad.AnnData) -> None:
+    figure, ax = plt.subplots(figsize=(5, 4))
+    _call(name, drawn, ax=ax)
+    figure.canvas.draw()
+    here = (drawn.obs["library"] == "lib0").to_numpy()
+    x, y = ax.transData.transform(drawn.obsm["spatial"][here]).T
+    for part in (ax.get_legend(), *ax.child_axes):
+        if part is not None:
+            box = part.get_tightbbox()
+            assert not ((box.x0 < x) & (x < box.x1) & (box.y0 < y) & (y < box.y1)).any()
+
+
+def test_a_legend_that_does_not_fit_is_left_out(drawn: ad.AnnData) -> None:
+    _, ax = plt.subplots(figsize=(0.6, 0.6))
+    with pytest.warns(UserWarning, match="legend does not fit"):
+        st.pl.region_graph(drawn, library="lib0", ax=ax)
+    assert ax.get_legend() is None
+
+
+@pytest.mark.parametrize("name", [*CALLS, *MORE])
+def test_global_state_stays(name: str, drawn: ad.AnnData) -> None:
+    settings = dict(mpl.rcParams)
+    _call(name, drawn)
+    assert dict(mpl.rcParams) == settings
+
+
+@pytest.mark.parametrize("name", [*CALLS, *MORE])
+def test_every_colour_bar_has_a_label(name: str, drawn: ad.AnnData) -> None:
+    axes = _call(name, drawn, show=False)
+    first = axes[0] if isinstance(axes, list) else axes
+    bars = [a for a in first.figure.axes if hasattr(a, "_colorbar")]
+    assert all(bar.get_xlabel() or bar.get_ylabel() for bar in bars)
+    assert bars or name not in {"attention", "spatial", "sensitivity", "biomarkers", "targets"}
+
+
+def _without_colors(adata: ad.AnnData) -> ad.AnnData:
+    adata = adata.copy()
+    for holder in (adata, adata.uns["regions"]):
+        for key in [k for k in holder.uns if k.endswith("_colors")]:
+            del holder.uns[key]
+    return adata
+
+
+BAD: list[tuple[str, dict[str, object], type[Exception]]] = [
+    ("segment", {"size": 1e9}, ValueError),
+    ("segment", {"size": 0}, ValueError),
+    ("segment", {"size": np.inf}, TypeError),
+    ("segment", {"img": "nope"}, KeyError),
+    ("segment", {"img": 3}, TypeError),
+    ("segment", {"title": 3}, TypeError),
+    ("segment", {"legend": "no"}, TypeError),
+    ("segment", {"scale_bar": "yes"}, TypeError),
+    ("segment", {"scale_bar": True}, ValueError),
+    ("segment", {"scale_bar": -1.0}, TypeError),
+    ("segment", {"palette": 7}, TypeError),
+    ("segment", {"library": 5}, TypeError),
+    ("segment", {"save": Path("/no/such/folder/x.png")}, OSError),
+    ("region_graph", {"img": "nope"}, KeyError),
+    ("region_graph", {"labels": 1}, TypeError),
+    ("attention", {"cmap": "nope"}, ValueError),
+    ("attention", {"vmax": "x"}, TypeError),
+    ("attention", {"key": 5}, TypeError),
+    ("biomarkers", {"n_genes": 10**6}, ValueError),
+    ("biomarkers", {"kind": "spatial", "layer": "nope"}, KeyError),
+    ("targets", {"n_genes": 10**6}, ValueError),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "error"), BAD)
+def test_an_error_changes_nothing(
+    name: str, kwargs: dict[str, object], error: type[Exception], drawn: ad.AnnData
+) -> None:
+    drawn = _without_colors(drawn)
+    before, figures = drawn.copy(), plt.get_fignums()
+    with pytest.raises(error):
+        getattr(st.pl, name)(drawn, **kwargs)
+    assert_same(before, drawn)
+    assert plt.get_fignums() == figures, "no empty figure is left"
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("ax", ["axes", [1], 3, np.array([None])])
+def test_axes_of_a_wrong_type(name: str, ax: object, drawn: ad.AnnData) -> None:
+    with pytest.raises(TypeError, match="`ax` must be a matplotlib Axes"):
+        _call(name, drawn, ax=ax)
+
+
+def test_axes_that_are_no_plane(drawn: ad.AnnData) -> None:
+    _, polar = plt.subplots(subplot_kw={"projection": "polar"})
+    with pytest.raises(TypeError, match="polar"):
+        st.pl.segment(drawn, library="lib0", ax=polar)
+    _, gone = plt.subplots()
+    gone.remove()
+    with pytest.raises(ValueError, match="removed"):
+        st.pl.segment(drawn, library="lib0", ax=gone)
+
+
+@pytest.mark.parametrize("name", ["region_graph", "attention", "history", "biomarkers", "stability", "targets"])
+@pytest.mark.parametrize("key", [5, None, ("a",), ["a"], b"segment"])
+def test_keys_are_strings(name: str, key: object, drawn: ad.AnnData) -> None:
+    if name == "attention" and isinstance(key, (list, tuple)):
+        pytest.skip("a list of keys is one")
+    with pytest.raises(TypeError, match=r"must be a string|`key` must"):
+        getattr(st.pl, name)(drawn, key=key)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda xy: xy.astype(complex) + 1j, TypeError),
+        (lambda xy: xy * 1e200, ValueError),
+        (lambda xy: xy * 1e-120, ValueError),
+        (lambda xy: xy + 1e15, ValueError),
+    ],
+)
+def test_coordinates_that_cannot_be_drawn(make: Callable, error: type[Exception], drawn: ad.AnnData) -> None:
+    drawn.obsm["odd"] = make(drawn.obsm["spatial"])
+    with pytest.raises(error, match="odd"):
+        st.pl.segment(drawn, spatial_key="odd")
+
+
+def test_masked_coordinates(drawn: ad.AnnData) -> None:
+    xy = np.ma.masked_less(drawn.obsm["spatial"], 100)
+    drawn.obsm["odd"] = xy
+    if isinstance(drawn.obsm["odd"], np.ma.MaskedArray):  # else anndata dropped the mask, or filled it
+        with pytest.raises(ValueError, match="masked"):
+            st.pl.segment(drawn, spatial_key="odd")
+
+
+@pytest.mark.parametrize(
+    ("foreign", "error"),
+    [
+        ({"images": {"hires": "photo.png"}, "scalefactors": {"tissue_hires_scalef": 1.0}}, ValueError),
+        ({"images": {"hires": np.ones((4, 4, 7))}, "scalefactors": {"tissue_hires_scalef": 1.0}}, ValueError),
+        ({"images": {"hires": np.ones((4, 4, 3))}, "scalefactors": {"tissue_hires_scalef": 0.0}}, ValueError),
+        ({"images": {"hires": np.ones((4, 4, 3))}, "scalefactors": {"tissue_hires_scalef": "big"}}, ValueError),
+        ({"images": 5, "scalefactors": [1]}, None),
+        ("mine", None),
+    ],
+)
+def test_foreign_content_beside_the_pictures(
+    foreign: object, error: type[Exception] | None, make_section: Callable[..., ad.AnnData]
+) -> None:
+    adata = make_section()
+    adata.uns["spatial"] = {"s": foreign}
+    if error is None:
+        st.pl.segment(adata, "band")
+        return
+    with pytest.raises(error, match="img=False"):
+        st.pl.segment(adata, "band")
+    st.pl.segment(adata, "band", img=False)
+
+
+def test_a_figure_that_is_too_large(drawn: ad.AnnData) -> None:
+    with mpl.rc_context({"figure.dpi": 50_000}), pytest.raises(ValueError, match="dots per inch"):
+        st.pl.segment(drawn)
+    drawn.obs["many"] = [f"s{i % 150}" for i in range(drawn.n_obs)]
+    with pytest.raises(ValueError, match="panels"):
+        st.pl.segment(drawn, "band", library_key="many")
+
+
+def test_names_are_no_formulas(make_section: Callable[..., ad.AnnData]) -> None:
+    adata = make_section()
+    adata.obs["band"] = adata.obs["band"].cat.rename_categories({"a": "$\\frac{$", "b": "b" * 500})
+    ax = st.pl.segment(adata, "band")
+    ax.figure.canvas.draw()
+    assert ax.figure.get_figwidth() < 12
+
+
+def _scale(ax: plt.Axes) -> float | None:
+    """Length of the scale bar in units of the coordinates."""
+    found = [line for line in ax.lines if line.get_label() == "scale bar"]
+    return float(np.ptp(found[0].get_xdata())) if found else None
+
+
+def test_scale_bar_where_the_unit_is_known(make_section: Callable[..., ad.AnnData]) -> None:
+    adata = make_section(rows=30, cols=30)
+    assert _scale(st.pl.segment(adata, "band")) is None, "nothing says what a unit is"
+    ax = st.pl.segment(adata, "band", scale_bar=1.0)
+    assert [t.get_text() for t in ax.texts] == ["1 mm"]
+    assert _scale(ax) == pytest.approx(1000)
+    adata.uns["spatial"] = {"s": {"scalefactors": {"microns_per_pixel": 0.5}}}
+    ax = st.pl.segment(adata, "band")
+    assert _scale(ax) == pytest.approx(1000)
+    assert ax.texts[0].get_text() == "500 µm"
+    assert _scale(st.pl.segment(adata, "band", scale_bar=False)) is None
+    adata.uns["spatial"] = {"s": {"metadata": {"unit": "micron"}}}
+    assert _scale(st.pl.segment(adata, "band")) == pytest.approx(1000)
+    # Visium: the pitch of the hexagonal lattice, here 200 units, is 100 microns, whatever the diameter says
+    adata.uns["spatial"] = {"s": {"scalefactors": {"spot_diameter_fullres": 110.0}}}
+    adata.obsm["spatial"] = adata.obsm["spatial"] * 2
+    assert _scale(st.pl.segment(adata, "band")) == pytest.approx(2000)
+    adata.uns["spatial"]["s"]["scalefactors"]["spot_diameter_fullres"] = 20.0
+    assert _scale(st.pl.segment(adata, "band")) is None
+    adata.uns["spatial"]["s"]["scalefactors"]["spot_diameter_fullres"] = 110.0
+    adata.obs["array_col"] = adata.obs["array_col"] // 2  # a square lattice is none of Visium's
+    assert _scale(st.pl.segment(adata, "band")) is None
+    with pytest.raises(ValueError, match=r"scale_bar=1\.0"):
+        st.pl.segment(adata, "band", scale_bar=True)
+
+
+def test_scale_bar_of_a_visium_section(real_section: Callable[[str], ad.AnnData]) -> None:
+    adata = real_section("dlpfc_151673")
+    ax = st.pl.segment(adata, "layer")
+    assert ax.texts[0].get_text() == "1 mm"
+    assert _scale(ax) == pytest.approx(1375, rel=0.02)  # ten spots
+    slides = real_section("her2st_A1")
+    assert _scale(st.pl.segment(slides, "annotation")) is None, "200 microns apart, on a square lattice"
