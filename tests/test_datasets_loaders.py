@@ -247,11 +247,10 @@ def test_merfish_breast_cancer(vizgen: Path, server: Server, counts: np.ndarray)
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("cell_by_gene.csv", b"cell", b"cells of", "not the tables"),
-        ("cell_by_gene.csv", b"\n1,", b"\n1,-", "other values than counts"),
-        ("cell_by_gene.csv", b"\n1,", b"\n1,0.5", "other values than counts"),
-        ("cell_by_gene.csv", b"\n1,", b"\n1,x", "not the tables"),
-        ("cell_by_gene.csv", b"\n1,", b"\n99,", "not the tables"),
+        ("cell_by_gene.csv", b"469,1,", b"469,-1,", "other values than counts"),
+        ("cell_by_gene.csv", b"469,1,", b"469,0.5,", "other values than counts"),
+        ("cell_by_gene.csv", b"469,1,", b"469,x,", "not the tables"),
+        ("cell_by_gene.csv", b"469,1,", b"999,1,", "not the tables"),
         ("cell_metadata.csv", b"center_x", b"centre_x", "not the tables"),
     ],
 )
