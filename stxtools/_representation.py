@@ -37,7 +37,8 @@ class Representation:
 
     ``genes``, ``mean``, ``components`` (n_genes x n_comps) and ``target_sum`` are there when it was computed
     from expression: then it can be computed again on another section with the same genes. ``variance`` is that of
-    the values (n_comps,), ``noise`` the mean variance of a gene that the components leave.
+    the values (n_comps,), ``noise`` the mean variance of a gene that the components leave. ``gene_scale`` is there
+    where genes were divided by it before the components were found: they include the division.
     """
 
     values: NDArray[np.float32]
@@ -48,6 +49,7 @@ class Representation:
     target_sum: float | None = None
     variance: NDArray[np.float64] | None = None
     noise: float = 0.0
+    gene_scale: NDArray[np.float64] | None = None
 
 
 def stored_matrix(adata: AnnData, layer: str | None) -> Any:

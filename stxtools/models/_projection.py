@@ -34,6 +34,9 @@ class GeneProjection:
         Variance of the features in training, (n_features,).
     noise
         Mean variance of a gene that the features leave.
+    gene_scale
+        Standard deviation that each gene was divided by before its components were found; ``components`` include the
+        division, ``noise`` is that of divided genes. None where genes were not scaled.
     """
 
     genes: list[str]
@@ -42,6 +45,7 @@ class GeneProjection:
     target_sum: float = 1e4
     variance: NDArray[np.float64] | None = None
     noise: float = 0.0
+    gene_scale: NDArray[np.float64] | None = None
 
     def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the shared genes in this projection and in ``names``."""
@@ -80,13 +84,16 @@ class GeneProjection:
         if len(ours) == len(self.genes) or self.variance is None:
             return None
         components = self.components[ours]
-        return components.T @ components + np.diag(max(self.noise, 1e-9) / POOLED / np.maximum(self.variance, 1e-12))
+        scaled = components if self.gene_scale is None else components * self.gene_scale[ours, None]
+        return scaled.T @ scaled + np.diag(max(self.noise, 1e-9) / POOLED / np.maximum(self.variance, 1e-12))
 
     def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
         """Return what a model file keeps: plain values and arrays."""
         arrays = {"projection.mean": self.mean, "projection.components": self.components}
         if self.variance is not None:
             arrays["projection.variance"] = self.variance
+        if self.gene_scale is not None:
+            arrays["projection.gene_scale"] = self.gene_scale
         return {"genes": self.genes, "target_sum": self.target_sum, "noise": self.noise}, arrays
 
     @classmethod
@@ -113,4 +120,8 @@ class GeneProjection:
         variance = None
         if "projection.variance" in file.arrays:
             variance = file.array("projection.variance", (made,), minimum=0.0)
-        return cls(genes, mean, components, file.number("target_sum", above=0.0), variance, file.number("noise", 0.0))
+        scale = None
+        if "projection.gene_scale" in file.arrays:
+            scale = file.array("projection.gene_scale", (len(genes),), minimum=0.0)
+        target_sum, noise = file.number("target_sum", above=0.0), file.number("noise", 0.0)
+        return cls(genes, mean, components, target_sum, variance, noise, scale)

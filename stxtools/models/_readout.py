@@ -85,6 +85,9 @@ def _extended(
     mean[: len(projection.genes)] = projection.mean
     scores = np.concatenate([np.asarray(part @ axes[at]) for part in logged])
     variance = None if projection.variance is None else np.concatenate([projection.variance, scores.var(axis=0)])
-    return GeneProjection(
-        names, mean, np.concatenate([old, axes], axis=1), projection.target_sum, variance, projection.noise
-    )
+    scale = None
+    if projection.gene_scale is not None:  # the other genes were not scaled
+        scale = np.ones(len(names))
+        scale[: len(projection.genes)] = projection.gene_scale
+    components = np.concatenate([old, axes], axis=1)
+    return GeneProjection(names, mean, components, projection.target_sum, variance, projection.noise, scale)

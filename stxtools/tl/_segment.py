@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from copy import copy as shallow_copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,8 +103,10 @@ def segment(
     model
         A saved model (path) or a fitted :class:`stxtools.models.Segmenter`, applied without training.
     save_model
-        Where to write the trained model (``"brain.stx"``). The representation is then computed from
-        expression even if ``X_pca`` exists, so that the model can read other sections.
+        Where to write the trained model (``"brain.stx"``). The result is the same with and without it. A model
+        trained on ``X_pca`` carries the loadings along, so that it reads the expression of other sections; where
+        ``X_pca`` is no PCA of the log expression at hand (an integrated one, say), it warns that the model reads
+        ``obsm["X_pca"]`` of them, and with ``use_rep`` it reads that key.
     pretrained
         A model of :func:`pretrain` (path), or any fitted one, whose U-Net training starts from; it brings its
         genes and components along.
@@ -199,6 +202,8 @@ def segment(
     else:
         fitted = None if pretrained is None else started_segmenter(pretrained, params)
     if fitted is not None:
+        if model is not None:
+            fitted = shallow_copy(fitted)  # the caller's model stays as it is
         fitted.image_key = agreed_image(fitted, image_key)
         values, found = model_features(adata, fitted, layer, n_others=number_of_image_features(fitted))
     else:

@@ -10,13 +10,13 @@ import numpy as np
 
 from stxtools._representation import (
     Representation,
-    compute_representation,
     representation,
     stored_representation,
 )
 from stxtools._warn import at_caller
 
 from ._chunks import LogExpression
+from ._portable import with_loadings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,10 +43,9 @@ class ReadsGenes(Protocol):
 def training_representation(
     adata: AnnData, use_rep: str | None, layer: str | None, *, portable: bool, random_state: int
 ) -> Representation:
-    """Choose the representation; a model that is saved gets one that other sections can be brought to."""
-    if portable and use_rep is None:
-        return compute_representation(adata, layer, random_state=random_state)
-    return representation(adata, use_rep, layer, random_state=random_state)
+    """Choose the representation: the same for a model that is saved, which also learns how to make it elsewhere."""
+    rep = representation(adata, use_rep, layer, random_state=random_state)
+    return with_loadings(adata, rep, layer) if portable and use_rep is None and rep.genes is None else rep
 
 
 def remember_input(model: ReadsGenes, rep: Representation) -> None:
@@ -55,7 +54,9 @@ def remember_input(model: ReadsGenes, rep: Representation) -> None:
 
     model.use_rep = rep.name
     if rep.genes is not None and rep.mean is not None and rep.components is not None and rep.target_sum is not None:
-        model.projection = GeneProjection(rep.genes, rep.mean, rep.components, rep.target_sum, rep.variance, rep.noise)
+        model.projection = GeneProjection(
+            rep.genes, rep.mean, rep.components, rep.target_sum, rep.variance, rep.noise, rep.gene_scale
+        )
 
 
 def model_features(
