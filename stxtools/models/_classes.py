@@ -117,5 +117,5 @@ def offsets_for_all(logits: FloatArray, wanted: NDArray[Any]) -> FloatArray:
         offsets[c] += (last + beyond[0]) / 2 if beyond.size else last + 1.0
     raise ValueError(
         f"The U-Net cannot tell {logits.shape[1]} segments apart on {len(np.unique(logits, axis=0))} distinct pixels; "
-        "choose a smaller `n_segments`."
+        "choose a smaller `n_segments`, or a smaller learning rate if `params` raised it."
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .._globals import exclusive
+
 
 @dataclass(frozen=True)
 class Training:
@@ -36,8 +38,8 @@ class Training:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch within the block and give the user's generator state back afterwards."""
+    """Seed torch within the block and give the user's generator state back afterwards; one thread at a time."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with exclusive(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

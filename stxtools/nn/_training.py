@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
+from .._globals import exclusive
 from .._progress import progress
 from .._settings import settings
 from ._recipe import Training, seeded
+
+EXPLODED = 10.0  # times the first loss: the best of a training that got somewhere is never as high
 
 
 class Task(pl.LightningModule):
@@ -33,6 +37,7 @@ class Task(pl.LightningModule):
         self.history: list[dict[str, float]] = []
         self.train_loss_sum = 0.0
         self.train_steps = 0
+        self.first_loss: float | None = None
 
     def configure_optimizers(self) -> Any:
         """Adam (AdamW where decay is asked for) with a cosine schedule over the longest run."""
@@ -44,7 +49,10 @@ class Task(pl.LightningModule):
 
     def record(self, loss: torch.Tensor) -> torch.Tensor:
         """Note a training step's loss and hand it back."""
-        self.train_loss_sum += float(loss.detach())
+        value = float(loss.detach())
+        if self.first_loss is None:
+            self.first_loss = value
+        self.train_loss_sum += value
         self.train_steps += 1
         return loss
 
@@ -187,9 +195,12 @@ def run_training(
     ------
     KeyboardInterrupt
         If interrupted; nothing outside ``task`` has changed then.
+    ValueError
+        If the training diverged.
     """
     how = task.training_params
     with (
+        exclusive(),
         progress(how.max_epochs, desc, show_progress) as bar,
         _quiet_lightning(),
         _interruptible(),
@@ -203,4 +214,22 @@ def run_training(
         if not task.history and keeper.report.exists():  # trained in other processes
             task.history = json.loads(keeper.report.read_text())
     task.to("cpu").eval()
+    _check_converged(task, desc)
     return task.history
+
+
+def _check_converged(task: Task, desc: str) -> None:
+    """Raise where training left values that are not finite, or a loss far above that of the untrained network."""
+    column = "val_loss" if any(row["val_loss"] == row["val_loss"] for row in task.history) else "loss"
+    losses = [row[column] for row in task.history if isfinite(row[column])]
+    values = [*task.parameters(), *task.buffers()]
+    finite = bool(losses) and all(bool(torch.isfinite(v).all()) for v in values if v.is_floating_point())
+    if finite and (task.first_loss is None or min(losses) <= EXPLODED * max(task.first_loss, 1.0)):
+        return
+    first = "an unknown value" if task.first_loss is None else f"{task.first_loss:.3g}"
+    last = f"{task.history[-1][column]:.3g}" if task.history else "nothing"
+    raise ValueError(
+        f"The training diverged ({desc}: the loss went from {first} to {last}). Take a smaller learning rate, e.g. "
+        f"`params={{'lr': 0.003}}` (it was {task.training_params.lr:g}), and check that the input has no extreme "
+        "values."
+    )

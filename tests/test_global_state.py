@@ -1,0 +1,96 @@
+"""Calls in several threads give what they give one after the other, and none changes the state of the process."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same
+
+import stxtools as st
+
+HOW = {"show_progress": False, "accelerator": "cpu"}
+
+
+def _state() -> dict[str, object]:
+    manager = logging.root.manager
+    levels = {n: x.level for n, x in manager.loggerDict.items() if isinstance(x, logging.Logger) and x.level}
+    return {
+        "torch generator": torch.get_rng_state().tolist(),
+        "torch threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "numpy generator": [str(v) for v in np.random.get_state()],  # noqa: NPY002
+        "numpy errors": np.geterr(),
+        "random": random.getstate(),
+        "log levels": levels,
+        "root handlers": list(logging.root.handlers),
+        "rcParams": dict(mpl.rcParams),
+        "warnings": list(warnings.filters),
+        "interrupt": signal.getsignal(signal.SIGINT),
+    }
+
+
+def _deep_calls(adata, quick_unet, quick_net, folder):
+    return {
+        "segment": lambda: st.tl.segment(adata, 3, library_key="library", params=quick_unet,
+                                         save_model=folder / "m.stx", **HOW),
+        "segment with a model": lambda: st.tl.segment(adata, model=folder / "m.stx", library_key="library",
+                                                      key_added="again", **HOW),
+        "pretrain": lambda: st.tl.pretrain(adata, library_key="library", params=quick_unet,
+                                           save_model=folder / "p.stx", **HOW),
+        "distill": lambda: st.tl.distill(adata, folder / "m.stx", library_key="library", params={"epochs": 2},
+                                         save_model=folder / "s.stx", **HOW),
+        "region_graph": lambda: st.tl.region_graph(adata, "segment", library_key="library", max_size=20),
+        "embed": lambda: st.tl.embed(adata, params=quick_net, **HOW),
+        "multitask": lambda: st.tl.multitask(adata, "band", "segment", params=quick_net, key_added="joint", **HOW),
+    }  # fmt: skip
+
+
+def test_no_deep_call_changes_the_state_of_the_process(line, make_section, quick_unet, quick_net, tmp_path):
+    adata = make_section(libraries=2)
+    adata.obs["half"] = np.where(adata.obsm["spatial"][:, 0] > 600, "left", "right")
+    calls = _deep_calls(adata, quick_unet, quick_net, tmp_path)
+    calls["multitask"] = lambda: st.tl.multitask(adata, "half", "band", params=quick_net, **HOW)
+    for name, call in calls.items():
+        before = _state()
+        call()
+        after = _state()
+        changed = [key for key in before if before[key] != after[key]]
+        assert not changed, f"{name} changes {changed}"
+
+
+def test_state_is_given_back_after_an_error(make_section, quick_unet):
+    adata, before = make_section(), _state()
+    with pytest.raises(ValueError, match="diverged"):
+        st.tl.segment(adata, 3, params={**quick_unet, "lr": 1e30}, **HOW)
+    after = _state()
+    assert [key for key in before if before[key] != after[key]] == []
+
+
+def test_two_threads_give_the_bits_of_one(make_section, quick_unet, quick_net):
+    line = make_section(libraries=2)
+    st.tl.segment(line, 3, library_key="library", params=quick_unet, **HOW)
+    st.tl.region_graph(line, library_key="library", max_size=20)
+    sections = [make_section(seed=s) for s in (0, 1)]
+    jobs = [
+        lambda: st.tl.segment(sections[0], 3, params=quick_unet, random_state=1, copy=True, **HOW),
+        lambda: st.tl.embed(line, params=quick_net, copy=True, **HOW),
+        lambda: st.tl.segment(sections[1], 4, params=quick_unet, random_state=2, copy=True, **HOW),
+    ]
+    before = _state()
+    serial = [job() for job in jobs]
+    with ThreadPoolExecutor(3) as pool:
+        together = [future.result() for future in [pool.submit(job) for job in jobs]]
+    for one, other in zip(serial, together, strict=True):
+        assert_same(one, other)
+    after = _state()
+    assert [key for key in before if before[key] != after[key]] == []
