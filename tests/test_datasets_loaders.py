@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -240,6 +242,64 @@ def test_merfish_breast_cancer(vizgen: Path, server: Server, counts: np.ndarray)
         assert (vizgen / f"{name}.sha256").read_text() == f"{hashlib.sha256(body).hexdigest()}  {name}\n"
     st.datasets.merfish_breast_cancer()
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("cell_by_gene.csv", b"469,1,", b"469,-1,", "other values than counts"),
+        ("cell_by_gene.csv", b"469,1,", b"469,0.5,", "other values than counts"),
+        ("cell_by_gene.csv", b"469,1,", b"469,x,", "not the tables"),
+        ("cell_by_gene.csv", b"469,1,", b"999,1,", "not the tables"),
+        ("cell_metadata.csv", b"center_x", b"centre_x", "not the tables"),
+    ],
+)
+def test_tables_that_nothing_vouches_for_are_looked_into(
+    vizgen: Path, server: Server, file: str, old: bytes, new: bytes, said: str
+) -> None:
+    assert old in server.files[file]
+    server.files[file] = server.files[file].replace(old, new, 1)
+    with pytest.warns(UserWarning, match="was not checked"), pytest.raises(ValueError, match=said) as info:
+        st.datasets.merfish_breast_cancer()
+    assert "cell_by_gene.csv" in str(info.value)
+
+
+def test_the_first_copy_without_a_checksum_is_said_to_be_unchecked(vizgen: Path, recwarn: Any) -> None:
+    with pytest.warns(UserWarning, match=r"cell_by_gene\.csv .*not checked.*sha256:[0-9a-f]{64}"):
+        st.datasets.merfish_breast_cancer()
+    recwarn.clear()
+    st.datasets.merfish_breast_cancer()
+    assert not [w for w in recwarn if "not checked" in str(w.message)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_an_extracted_folder_is_compared_with_the_archive(tenx: Path, damage: str) -> None:
+    st.datasets.visium_mouse_brain()
+    path = tenx / "spatial" / "scalefactors_json.json"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] if damage == "cut" else content[:-1] + b" ")
+    with pytest.raises(ValueError, match=r"scalefactors_json\.json is missing or .* Delete the folder"):
+        st.datasets.visium_mouse_brain()
+    shutil.rmtree(tenx / "spatial")
+    st.datasets.visium_mouse_brain()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("wrong", [5, "x", {H5: 5}, {H5: "nope:1"}, {H5: ""}])
+def test_checksums_that_are_none(tenx: Path, server: Server, wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="known_hash"):
+        st.datasets.visium_mouse_brain(known_hash=wrong)
+    assert server.requests == []
+
+
+def test_a_section_that_is_no_h5ad(datasetdir: Path) -> None:
+    datasetdir.mkdir(parents=True)
+    (datasetdir / "dlpfc_151673.h5ad").write_bytes(b"not a section")
+    with pytest.raises(OSError, match=r"dlpfc_151673\.h5ad.*cannot be read as a section"):
+        st.datasets.dlpfc()
 
 
 def test_recorded_checksum_is_checked_later(vizgen: Path) -> None:

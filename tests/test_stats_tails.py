@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse, stats
 
-from stxtools.stats._combine import two_sided
+from stxtools.stats._combine import combine_sections, two_sided
 from stxtools.stats._section import Section
-from stxtools.stats._tails import beta_tails, region_statistic
+from stxtools.stats._tails import believed_kurtosis, beta_tails, normal_scores, region_statistic
+
+
+def _statistic(r, df, skewness, kurtosis, n_null):
+    return region_statistic(r, df, skewness, believed_kurtosis(kurtosis, df, n_null))
 
 
 @pytest.mark.parametrize(("a", "b"), [(2.0, 5.0), (5.0, 2.0), (3.5, 3.5), (1.0, 1.0), (0.8, 30.0), (40.0, 60.0)])
@@ -39,7 +43,7 @@ def test_without_anything_special_it_is_the_t_test(df):
     r = np.linspace(-0.95, 0.95, 39) if df < 100 else np.linspace(-0.25, 0.25, 39)
     full = np.full(39, df)
     kurtosis = 3 * (full + 1) / (full + 3)
-    found = region_statistic(r, full, np.zeros(39), kurtosis, 400)
+    found = _statistic(r, full, np.zeros(39), kurtosis, 400)
     np.testing.assert_allclose(found, r * np.sqrt(df / (1 - r**2)), rtol=1e-4, atol=1e-7)
 
 
@@ -49,10 +53,10 @@ def test_without_anything_special_it_is_the_t_test(df):
 def test_statistics_rise_with_the_correlation_and_are_odd(df, skewness, kurtosis):
     r = np.linspace(0.0, 0.999, 60)
     args = [np.full(60, x) for x in (df, skewness, kurtosis)]
-    found = region_statistic(r, *args, 400)
+    found = _statistic(r, *args, 400)
     assert np.isfinite(found).all()
     assert (np.diff(found) >= 0).all()
-    np.testing.assert_array_equal(region_statistic(-r, *args, 400), -found)
+    np.testing.assert_array_equal(_statistic(-r, *args, 400), -found)
     plain = 2 * stats.t.sf(r * np.sqrt(df / (1 - r**2)), df)
     assert (two_sided(found, args[0]) >= plain**2 * (1 - 1e-6) - 1e-299).all()
 
@@ -67,11 +71,11 @@ def test_regions_of_few_patterns_have_short_tails():
     df = np.full(n, 1 / variance - 1)
     plain = 2 * stats.t.sf(np.abs(r) * np.sqrt(df / (1 - r**2)), df)
     moments = (np.zeros(n), np.full(n, 3 * d / (d + 2)))
-    pvals = two_sided(region_statistic(r, df, *moments, 400), df)
+    pvals = two_sided(_statistic(r, df, *moments, 400), df)
     for level in (0.01, 0.001):
         assert np.mean(plain < level) < 0.65 * level
         assert np.mean(plain < level) < np.mean(pvals < level) <= level
-    few, many = (two_sided(region_statistic(r, df, *moments, k), df) for k in (50, 10**6))
+    few, many = (two_sided(_statistic(r, df, *moments, k), df) for k in (50, 10**6))
     assert np.mean(few < 0.001) < np.mean(pvals < 0.001)  # a kurtosis from few regions is hardly believed
     assert np.mean(many < 0.001) == pytest.approx(0.001, rel=0.35)
 
@@ -81,7 +85,7 @@ def test_long_tail_of_a_skewed_null_is_allowed_for():
     null = (rng.gamma(6.0, size=100_000) - 6.0) / np.sqrt(6.0)  # skewness 2 / sqrt(6), kurtosis 4
     df = np.full(len(null), 1e5)
     moments = (np.full(len(null), 2 / np.sqrt(6)), np.full(len(null), 4.0))
-    p = two_sided(region_statistic(null / np.sqrt(1e5 + 1), df, *moments, 400), df)
+    p = two_sided(_statistic(null / np.sqrt(1e5 + 1), df, *moments, 400), df)
     assert np.mean(2 * stats.norm.sf(np.abs(null)) < 0.001) > 0.003
     assert np.mean(p < 0.001) < 0.0015
 
@@ -108,3 +112,38 @@ def test_pvalues_over_true_regions_are_uniform_and_equal_for_the_complement():
     pooled = np.concatenate(pvals)
     assert stats.kstest(pooled, "uniform").statistic < 0.07
     assert np.mean(pooled < 0.01) < 0.02
+
+
+def _direction(rng: np.random.Generator, d: int, n: int) -> np.ndarray:
+    """Correlations with a random direction among ``d``, variance 1: a region that is one of few patterns."""
+    direction = rng.standard_normal((n, d))
+    return direction[:, 0] / np.linalg.norm(direction, axis=1) * np.sqrt(d)
+
+
+def test_normal_scores_of_a_gamma_law():
+    z, shape = np.array([-2.5, -1.0, 2.0, 3.0, 4.0]), 8.0  # the law of two sections whose effects are gamma(4)
+    found = normal_scores(z, np.full(5, 2 / np.sqrt(shape)), np.full(5, 3 + 6 / shape))
+    at = np.abs(z) * np.sqrt(shape)
+    expected = stats.gamma.sf(shape + at, shape) + stats.gamma.cdf(shape - at, shape)
+    np.testing.assert_allclose(2 * stats.norm.sf(np.abs(found)), expected, rtol=0.03)
+    np.testing.assert_array_equal(np.sign(found), np.sign(z))
+    np.testing.assert_allclose(normal_scores(z, np.zeros(5), np.full(5, 3.0)), z, rtol=0.01)
+
+
+@pytest.mark.parametrize("law", ["skewed", "short"])
+def test_two_libraries_are_as_calibrated_as_one(law):
+    """Effects of two unequal libraries, skewed (a t-test calls too many) or of few patterns (too few)."""
+    rng, n = np.random.default_rng(0), 100_000
+    size = np.array([[0.5], [1.5]])
+    variance, df = np.repeat(size**2, n, axis=1), np.full((2, n), 1e5)
+    null, skewness, kurtosis = (rng.gamma(4.0, size=(2, n)) - 4.0) / 2.0, 1.0, 4.5
+    if law == "short":
+        null, skewness, kurtosis = np.stack([_direction(rng, 6, n) for _ in range(2)]), 0.0, 3 * 6 / 8
+    plain = combine_sections(null * size, variance, df).pvals
+    found = combine_sections(null * size, variance, df, np.full_like(df, skewness), np.full_like(df, kurtosis)).pvals
+    if law == "skewed":
+        assert np.mean(plain < 0.001) > 0.004
+    else:
+        assert np.mean(plain < 0.001) == 0
+    assert 0.0005 < np.mean(found < 0.001) < 0.0015
+    assert 0.005 < np.mean(found < 0.01) < 0.011

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from .._progress import is_shown
+
+_CHECKSUM = re.compile(r"(sha256:)?[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}|sha1:[0-9a-fA-F]{40}")
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,18 @@ def fetch(
     show_progress: bool | None = None,
 ) -> None:
     """Put ``files`` into ``folder``, downloading those that are not there, and check every one."""
-    chosen = dict(known_hash or {})
     names = [file.name for file in files]
-    unknown = sorted(set(chosen) - set(names))
+    if known_hash is not None and not isinstance(known_hash, Mapping):
+        raise TypeError(f"`known_hash` must be a mapping of file names to checksums, not {known_hash!r}.")
+    chosen = dict(known_hash or {})
+    unknown = sorted(str(name) for name in set(chosen) - set(names))
     if unknown:
         raise ValueError(f"`known_hash` names {unknown}, which are no files of this data set; it has {names}.")
+    for name, checksum in chosen.items():
+        if not isinstance(checksum, str) or not _CHECKSUM.fullmatch(checksum):
+            raise ValueError(
+                f"`known_hash[{name!r}]` is {checksum!r}; a checksum is written as 'sha256:' or 'md5:' and its digits."
+            )
     for file in files:
         fetch_one(file, folder, chosen.get(file.name), help_text=help_text, show_progress=show_progress)
 
@@ -42,7 +54,11 @@ def fetch(
 def fetch_one(
     file: RemoteFile, folder: Path, known_hash: str | None, *, help_text: str, show_progress: bool | None
 ) -> Path:
-    """Return the path of a checked file. Without a known checksum, the first copy's is recorded beside it."""
+    """Return the path of a checked file.
+
+    Where no checksum is known, the first copy is taken unchecked, with a warning, and its checksum is recorded beside
+    it, so that later calls read the same file.
+    """
     path = folder / file.name
     record = folder / f"{file.name}.sha256"
     recorded = f"sha256:{record.read_text().split()[0]}" if record.exists() and path.exists() else None
@@ -54,7 +70,14 @@ def fetch_one(
     if expected is None:
         import pooch
 
-        record.write_text(f"{pooch.file_hash(str(path))}  {file.name}\n")
+        found = pooch.file_hash(str(path))
+        record.write_text(f"{found}  {file.name}\n")
+        warnings.warn(
+            f"No checksum of {file.name} is published: this copy was not checked. Its own, sha256:{found}, is recorded "
+            f"in {record.name} and holds from now on; compare it with a colleague's, or pass one as `known_hash=`.",
+            UserWarning,
+            stacklevel=4,
+        )
     return path
 
 
@@ -102,9 +125,13 @@ def _download(
 
 
 def extract(archive: Path, member: str) -> Path:
-    """Unpack the folder ``member`` of a tar archive beside it, completely or not at all, and return it."""
+    """Unpack the folder ``member`` of a tar archive beside it, completely or not at all, and return it.
+
+    A folder that is there already must hold what the archive does.
+    """
     target = archive.parent / member
     if target.is_dir():
+        _check_folder(archive, member, target)
         return target
     scratch = Path(tempfile.mkdtemp(prefix=f".{member}-", dir=archive.parent))
     try:
@@ -118,3 +145,30 @@ def extract(archive: Path, member: str) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _check_folder(archive: Path, member: str, target: Path) -> None:
+    """Check that every file of the archive's folder ``member`` lies in ``target``, equal to the byte."""
+    try:
+        with tarfile.open(archive) as tar:
+            for entry in tar:
+                parts = Path(entry.name).parts
+                if entry.isfile() and member in parts:
+                    path = target.joinpath(*parts[parts.index(member) + 1 :])
+                    if not _is_equal(tar.extractfile(entry), path, entry.size):
+                        raise ValueError(
+                            f"{path} is missing or is not what {archive.name} holds. Delete the folder {target} and "
+                            "call again: it is unpacked anew."
+                        )
+    except (tarfile.TarError, EOFError, OSError) as err:
+        raise ValueError(f"{archive} cannot be unpacked ({err}); delete it and call again.") from err
+
+
+def _is_equal(content: IO[bytes] | None, path: Path, size: int) -> bool:
+    if content is None or not path.is_file() or path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        while block := content.read(1 << 20):
+            if file.read(len(block)) != block:
+                return False
+    return True

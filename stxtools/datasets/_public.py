@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from .. import _keys
 from .._settings import settings
@@ -93,8 +94,9 @@ def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_p
     and are read with :func:`squidpy.read.vizgen`, which holds the matrix dense while it reads.
 
     Vizgen's storage answers registered users only, so the download tried here is expected to be refused: the error
-    then says where to register and where to put the files. The publisher gives no checksums: that of the first copy
-    is recorded beside each file (``*.sha256``) and checked at every later call.
+    then says where to register and where to put the files. The publisher gives no checksums, so the first copy of a
+    file is taken unchecked, with a warning; its checksum is recorded beside it (``*.sha256``) and checked at every
+    later call. The content is checked each time: every cell must have whole, non-negative counts and a position.
 
     Parameters
     ----------
@@ -113,7 +115,7 @@ def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_p
     ConnectionError
         If a download fails or is refused; nothing is left behind.
     ValueError
-        If a file does not have its checksum.
+        If a file does not have its checksum, or the tables do not fit together.
 
     Examples
     --------
@@ -125,6 +127,28 @@ def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_p
     folder = settings.datasetdir / "merfish_breast_cancer"
     files = tuple(RemoteFile(name, f"{_VIZGEN_URL}/{name}") for name in _VIZGEN_FILES)
     fetch(files, folder, help_text=_VIZGEN_HELP, known_hash=known_hash, show_progress=show_progress)
-    adata = sq.read.vizgen(folder, counts_file=_VIZGEN_FILES[0], meta_file=_VIZGEN_FILES[1], library_id=_VIZGEN_LIBRARY)
-    adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
+    try:
+        adata = sq.read.vizgen(
+            folder, counts_file=_VIZGEN_FILES[0], meta_file=_VIZGEN_FILES[1], library_id=_VIZGEN_LIBRARY
+        )
+        adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
+        _check_cells(adata)
+    except (KeyError, ValueError, TypeError, OSError) as err:
+        raise ValueError(
+            f"The files {' and '.join(_VIZGEN_FILES)} in {folder} are not the tables of {_VIZGEN_LIBRARY} ({err}). "
+            f"Delete them and the *.sha256 files beside them. {_VIZGEN_HELP}"
+        ) from err
     return adata
+
+
+def _check_cells(adata: AnnData) -> None:
+    """Check that two tables that nothing else vouches for are counts and positions of the same cells."""
+    counts = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X)
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"there are {adata.n_obs} cells and {adata.n_vars} genes")
+    if not np.isfinite(counts).all() or (counts < 0).any() or (counts != np.floor(counts)).any():
+        raise ValueError("the matrix holds other values than counts")
+    if not adata.obs_names.is_unique or not adata.var_names.is_unique:
+        raise ValueError("a cell or a gene is there twice")
+    if not np.isfinite(adata.obsm[_keys.SPATIAL]).all():
+        raise ValueError("there are cells without a position")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._checks import check_bool
 from .._settings import settings
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ class _Entry:
     source: str
     publication: str
 
+
+_LONGEST = 100  # letters of a section's name
 
 _REGISTRY = {
     "dlpfc": _Entry(
@@ -87,7 +90,7 @@ def _read(name: str, sample: str = "") -> AnnData:
 
     if not isinstance(sample, str):
         raise TypeError(f"`sample` must be a string such as {next(iter(_REGISTRY[name].files))!r}, not {sample!r}.")
-    if "/" in sample or "\\" in sample:
+    if any(c in sample for c in "/\\\0") or len(sample) > _LONGEST:
         raise ValueError(f"`sample={sample!r}` is the name of a section, not a path.")
     entry = _REGISTRY[name]
     path = settings.datasetdir / f"{entry.files.get(sample, entry.pattern.format(sample=sample))}.h5ad"
@@ -98,7 +101,13 @@ def _read(name: str, sample: str = "") -> AnnData:
             f"variable STXTOOLS_DATASETDIR to the folder that holds it, or make it from the public data: "
             f"{entry.source} ({entry.publication})."
         )
-    return anndata.read_h5ad(path)
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError, TypeError) as err:
+        raise OSError(
+            f"The file {str(path)!r} cannot be read as a section ({type(err).__name__}: {err}). It is incomplete or "
+            f"another one: make it again from {entry.source}."
+        ) from err
 
 
 def dlpfc(sample: str = "151673") -> AnnData:
@@ -236,8 +245,9 @@ def osmfish_sscortex(*, drop_duplicates: bool = True) -> AnnData:
     >>> import stxtools as st
     >>> adata = st.datasets.osmfish_sscortex()  # doctest: +SKIP
     """
+    drop = check_bool("drop_duplicates", drop_duplicates)
     adata = _read("osmfish_sscortex")
-    if drop_duplicates:
+    if drop:
         adata = adata[~adata.obs["is_duplicate"].to_numpy(dtype=bool)].copy()
     return adata
 

@@ -153,7 +153,9 @@ def _header(source: Path) -> dict[str, Any]:
     if header["format"] != FORMAT:
         raise damaged(source, f"its description names the format {header['format']!r}")
     if header["version"] > FORMAT_VERSION:
-        raise ValueError(f"{str(source)!r} was written by a newer stxtools (format {header['version']}); upgrade.")
+        raise ValueError(
+            f"{str(source)!r} was written by a newer stxtools (file format {str(header['version'])[:20]}); upgrade."
+        )
     return dict(header)
 
 

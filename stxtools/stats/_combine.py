@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import polygamma
 
+from ._tails import normal_scores
+
 Floats = NDArray[np.float64]
 
 
@@ -82,13 +84,23 @@ def _moderate(variance: Floats, df: Floats, floor: float = 0.0) -> tuple[Floats,
     return np.maximum(out, floor), prior + df
 
 
-def combine_sections(effects: Floats, variances: Floats, dfs: Floats) -> Combined:
+def combine_sections(
+    effects: Floats,
+    variances: Floats,
+    dfs: Floats,
+    skewness: Floats | None = None,
+    kurtosis: Floats | None = None,
+) -> Combined:
     """Combine the effects that libraries show each within themselves (libraries x genes).
 
     Inverse-variance weights with an additive between-library part; the standard error is scaled by the
     effects' own spread over libraries (Hartung & Knapp 2001), never below the within-library one (Rover et al.
     2015), and that scale is shared between genes by empirical Bayes (Smyth 2004): a handful of libraries
     then leaves more than a handful of degrees of freedom. Variance 0 marks what a library cannot estimate.
+
+    ``skewness`` and ``kurtosis`` are those of effects where there is no true one (normal by default). Libraries
+    are independent, so that cumulants of the weighted mean are sums of theirs; what libraries differ beyond
+    is taken as normal. The mean is brought to the normal quantile that is as far out before it meets its scale.
     """
     known = variances > 0
     k = known.sum(axis=0)
@@ -112,8 +124,12 @@ def combine_sections(effects: Floats, variances: Floats, dfs: Floats) -> Combine
         factor[several], moderated = _moderate(ratio[several], df[several], floor=1.0)
         shared[several] = np.minimum(moderated, shared[several])
     total = weight.sum(axis=0)
-    se = np.sqrt(np.divide(factor, total, out=np.ones_like(total), where=total > 0))
-    statistic = np.where(k > 0, mean / se, 0.0)
+    statistic = mean * np.sqrt(total)
+    if skewness is not None and kurtosis is not None:
+        power = np.where(known, weight * np.sqrt(v), 0.0) / np.sqrt(np.where(total > 0, total, 1.0))
+        third, excess = (power**3 * skewness).sum(axis=0), (power**4 * (kurtosis - 3.0)).sum(axis=0)
+        statistic = normal_scores(statistic, third, 3.0 + excess)
+    statistic = np.where(k > 0, statistic / np.sqrt(factor), 0.0)
     shared = np.maximum(shared, 1.0)
     same = (np.sign(effects) == np.sign(mean)) & known & (mean != 0)
     agreement = same.sum(axis=0) / np.maximum(k, 1)

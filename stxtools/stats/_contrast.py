@@ -106,7 +106,8 @@ def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
     length = float(np.median([f.model.length for f in found]))
     effects = np.stack([f.effect for f in found])
     if len(found) > 1:
-        combined = combine_sections(effects, np.stack([f.variance for f in found]), np.stack([f.df for f in found]))
+        moments = (np.stack([getattr(f, m) for f in found]) for m in ("variance", "df", "skewness", "kurtosis"))
+        combined = combine_sections(effects, *moments)
         return Outcome(described, error, combined, over_libraries(effects), length)
     one = found[0]
     known = one.variance > 0

@@ -19,7 +19,7 @@ from ._auroc import auroc_from_ranks, midranks, other_side
 from ._composition import Nuisance, PartialCorrelation
 from ._draws import Labels
 from ._label_fields import Geometry, LabelModel, geometry
-from ._tails import region_statistic
+from ._tails import believed_kurtosis, region_statistic
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +33,7 @@ ONE_COUNT = 1.0  # added under the root: one molecule in an observation of media
 class RegionEffect:
     """Per gene: mean difference, its variance over random regions, t statistic, effective degrees of freedom.
 
+    ``skewness`` and ``kurtosis`` are those of the mean difference over random regions, as far as they are believed.
     A gene without variance in the section has a variance of 0: nothing could be estimated.
     """
 
@@ -40,11 +41,13 @@ class RegionEffect:
     variance: Floats
     statistic: Floats
     df: Floats
+    skewness: Floats
+    kurtosis: Floats
     model: LabelModel
 
     def mirrored(self) -> RegionEffect:
         """Return what the other side of the region shows."""
-        return replace(self, effect=-self.effect, statistic=-self.statistic)
+        return replace(self, effect=-self.effect, statistic=-self.statistic, skewness=-self.skewness)
 
 
 @dataclass(frozen=True)
@@ -234,9 +237,10 @@ class Section:
         r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
         skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
         kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
-        statistic = region_statistic(r, df, skewness, kurtosis, n_null)
+        kurtosis = believed_kurtosis(kurtosis, df, n_null)
+        statistic = region_statistic(r, df, skewness, kurtosis)
         ratio = np.where(known, residual / left, 0.0)
-        return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, sampler.model)
+        return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, sampler.model)
 
     def _correlation(
         self, nuisance: Nuisance | None

@@ -36,13 +36,22 @@ def beta_tails(z: Floats, skewness: Floats, kurtosis: Floats) -> Floats:
     return above + special.betainc(a, b, np.clip(middle - z * spread, 0.0, 1.0))
 
 
-def region_statistic(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats, n_null: int) -> Floats:
-    """Return t statistics (``df`` degrees of freedom) as far out as correlations are among those with random regions.
+def believed_kurtosis(kurtosis: Floats, df: Floats, n_null: int) -> Floats:
+    """Return what is believed of the kurtoses of correlations with ``n_null`` random regions.
 
     The t-test's kurtosis is 3 (df + 1) / (df + 3). A larger one that is found is believed; a smaller one is drawn
     towards it as its sampling variance, 24 / n, compares with the genes' ``SPREAD``: 0.4 of the difference is believed
-    with 400 regions. As a beta law ends somewhere and moments are estimates, no p-value is below the square of the
-    t-test's.
+    with 400 regions.
+    """
+    expected = 3.0 * (df + 1.0) / (df + 3.0)
+    belief = SPREAD**2 / (SPREAD**2 + 24.0 / n_null)
+    return np.maximum(kurtosis, expected + belief * (kurtosis - expected))
+
+
+def region_statistic(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats) -> Floats:
+    """Return t statistics (``df`` degrees of freedom) as far out as correlations are among those with random regions.
+
+    As a beta law ends somewhere and moments are estimates, no p-value is below the square of the t-test's.
 
     Parameters
     ----------
@@ -51,14 +60,20 @@ def region_statistic(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats, 
     df
         Effective degrees of freedom: the null variance of r is 1 / (df + 1).
     skewness, kurtosis
-        Of the genes' correlations with random regions, about zero.
-    n_null
-        Number of random regions.
+        Of the genes' correlations with random regions, about zero; see :func:`believed_kurtosis`.
     """
     plain = 2.0 * stats.t.sf(np.abs(r) * np.sqrt(df / (1.0 - r**2)), df)
-    expected = 3.0 * (df + 1.0) / (df + 3.0)
-    belief = SPREAD**2 / (SPREAD**2 + 24.0 / n_null)
-    believed = np.maximum(kurtosis, expected + belief * (kurtosis - expected))
-    pvals = beta_tails(r * np.sqrt(df + 1.0), skewness, believed)
+    pvals = beta_tails(r * np.sqrt(df + 1.0), skewness, kurtosis)
     half = 0.5 * np.clip(np.maximum(pvals, plain**2), 1e-300, 1.0)
     return np.sign(r) * np.maximum(stats.t.isf(half, df), 0.0)
+
+
+def normal_scores(z: Floats, skewness: Floats, kurtosis: Floats) -> Floats:
+    """Return the normal quantiles that are as far out as ``z`` is in a beta law of mean 0, variance 1, these moments.
+
+    For sums over sections: their cumulants are the sums of the sections'. No p-value is below the square of the
+    normal's.
+    """
+    plain = 2.0 * stats.norm.sf(np.abs(z))
+    half = 0.5 * np.clip(np.maximum(beta_tails(z, skewness, kurtosis), plain**2), 1e-300, 1.0)
+    return np.sign(z) * np.maximum(stats.norm.isf(half), 0.0)

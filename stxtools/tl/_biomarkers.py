@@ -94,14 +94,17 @@ def biomarkers(
     With ``library_key`` the library (patient, section) is the unit of replication, however many observations it
     has. Where group and reference occur in the same libraries (tumour against stroma), each library is tested
     within itself and the effects are combined in a random-effects meta-analysis (Hartung & Knapp 2001, Rover et
-    al. 2015) whose between-library spread is moderated over genes (Smyth 2004). Where they occur in different
+    al. 2015) whose between-library spread is moderated over genes (Smyth 2004). The libraries' skewness and kurtosis
+    are carried along: cumulants of independent effects add up. Where they occur in different
     libraries (patients against healthy donors), library means are compared by a moderated t-test; that needs two
     libraries on each side.
 
     Groups that were found in the expression they are tested on differ by construction (double dipping). Where
     ``groupby`` is a result of :func:`stxtools.tl.segment`, counts are therefore divided at random (Neufeld et al.
     2024): the tissue is segmented again from one half with the same parameters, each class takes the name of the
-    user's class it overlaps most, and the other half is tested on these. Of a column that other software wrote, a
+    user's class it overlaps most, and the other half is tested on these. The halves are independent where counts are
+    Poisson given the true expression; what over-dispersed counts have in excess is in both, and p-values are then
+    still optimistic (:func:`stxtools.pp.split_counts` says by how much). Of a column that other software wrote, a
     clustering say, nothing is known and nothing is done: divide its counts with :func:`stxtools.pp.split_counts`,
     find groups in one part and test on the other.
 

@@ -113,8 +113,8 @@ def evaluate(
         ``"framework"`` the keyword arguments of the three calls, ``{"multitask": {"params": {"alpha": 2}}}``.
     checkpoint
         CSV file to which every finished fold is appended. Called again with it, the run goes on where it was
-        interrupted; more models, seeds or noise levels may be asked for. A file of other data or settings is
-        refused.
+        interrupted; more models, seeds or noise levels may be asked for. Several processes may share it. A function is
+        known by its code: once that changes, its rows are computed again. A file of other data or settings is refused.
     use_rep
         Key of ``obsm`` to read. By default a PCA of the log-normalised variable genes, made here. A representation
         given is taken as it is, also with ``scheme="library"``.
@@ -255,8 +255,8 @@ def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
             raise ValueError(
                 f"There is no model {model!r} ({name!r}); choose from {listing(known)}, or pass a function."
             )
-        if not name or set(name) & set(',"\n#'):
-            raise ValueError(f"The model's name {name!r} is empty or has a comma, quote or #; give it another one.")
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            raise ValueError(f"`models` has the name {name!r}; a name is text that is not empty.")
     if not pairs:
         raise ValueError(f"`models` is empty; choose from {listing(known)}.")
     return pairs

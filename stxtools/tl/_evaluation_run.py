@@ -27,6 +27,7 @@ from ._evaluation_data import (
     standardised,
     whole,
 )
+from ._function_code import function_code
 from ._inputs import Geometry, geometry
 from ._metrics import METRICS, expression_error, scores
 from ._splits import LEAKY, each_fold, folds_of
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 UNIT = ("model", "scheme", "seed", "noise", "fold")
 TEXT = ("model", "target", "key", "scheme", "fold")
+TYPES: dict[str, Callable[[str], Any]] = {
+    "code": str, **dict.fromkeys(TEXT, str), "leaky": bool, "seed": int, "noise": float, "n_train": int, "n_test": int,
+    **dict.fromkeys(METRICS, float), "seconds": float,
+}  # fmt: skip
 COLUMNS = (
     "model", "target", "key", "scheme", "leaky", "seed", "noise", "fold", "n_train", "n_test", *METRICS, "seconds"
 )  # fmt: skip
@@ -62,6 +67,10 @@ class Protocol:
     spatial_key: str
     library_key: str | None
     accelerator: str
+
+    def codes(self) -> dict[str, str]:
+        """Model -> what it is: the registered name, or a digest of the function's code."""
+        return {name: m if isinstance(m, str) else function_code(m) for name, m in self.models.items()}
 
     def fingerprint(self, adata: AnnData, where: Geometry) -> str:
         """Digest of data and settings. Models, seeds and levels are left out: each row names its own."""
@@ -97,9 +106,10 @@ def run(
     """Run what is not in the checkpoint yet and return all rows that were asked for, in the order asked for."""
     where = geometry(adata, p.spatial_key, p.library_key)
     hidden = None if p.genes is None else {seed: held_out_genes(adata, p.genes, seed) for seed in p.seeds}
-    store = Checkpoint(checkpoint, p.fingerprint(adata, where), COLUMNS, TEXT)
-    n_targets = len(p.targets) + (p.genes is not None)
-    done = _finished(store.rows, n_targets)
+    codes = p.codes()
+    store = Checkpoint(checkpoint, p.fingerprint(adata, where), TYPES)
+    targets = [(t.name, t.key) for t in p.targets] + ([("expression", "")] if p.genes is not None else [])
+    done = _finished(store.rows, targets, codes)
     plan = [(scheme, seed, noise) for scheme in p.schemes for seed in p.seeds for noise in p.noise]
     folds = {
         (scheme, seed): _checked_folds(scheme, seed, where, p) for scheme, seed in dict.fromkeys(x[:2] for x in plan)
@@ -120,21 +130,33 @@ def run(
             for split in _splits(adata, p, where, folds[scheme, seed], (scheme, seed, noise), columns, todo):
                 for name in p.models:
                     if split.unit(name) in todo:
+                        if store.refresh():  # another process may have done it meanwhile
+                            done |= _finished(store.rows, targets, codes)
+                        if split.unit(name) in done:
+                            bar.update(1)
+                            continue
                         bar.set_postfix({"model": name, "fold": split.fold})
                         rows = _measure(name, split, p, where)
-                        store.add(rows)
+                        store.add([{"code": codes[name], **row} for row in rows])
                         done[split.unit(name)] = rows
                         bar.update(1)
     return [row for unit in wanted for row in done[unit]]
 
 
-def _finished(rows: list[dict[str, Any]], n_targets: int) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Units all of whose targets were written."""
-    units: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+def _finished(
+    rows: list[dict[str, Any]], targets: list[tuple[str, str]], codes: dict[str, str]
+) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Units all of whose targets were written, each once, by the models that are asked for."""
+    units: dict[tuple[Any, ...], dict[tuple[str, str], dict[str, Any]]] = {}
     for row in rows:
-        unit = (str(row["model"]), str(row["scheme"]), int(row["seed"]), float(row["noise"]), str(row["fold"]))
-        units.setdefault(unit, []).append(row)
-    return {unit: found for unit, found in units.items() if len(found) == n_targets}
+        if codes.get(row["model"]) == row["code"]:
+            unit = tuple(row[name] for name in UNIT)
+            units.setdefault(unit, {})[row["target"], row["key"]] = row
+    return {
+        unit: [{name: found[t][name] for name in COLUMNS} for t in targets]
+        for unit, found in units.items()
+        if found.keys() >= set(targets)
+    }
 
 
 def _checked_folds(scheme: str, seed: int, where: Geometry, p: Protocol) -> list[tuple[str, NDArray[np.bool_]]]:

@@ -1,0 +1,138 @@
+"""Checkpoints of an evaluation: shared by processes, damaged, with odd names, for functions that change."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import stxtools as st
+
+
+@pytest.fixture(scope="module")
+def tissue() -> ad.AnnData:
+    return st.datasets.synthetic_tissue(150, 12, difficulty=0.3, random_state=1, show_progress=False)
+
+
+@pytest.fixture
+def adata(tissue: ad.AnnData) -> ad.AnnData:
+    return tissue.copy()
+
+
+def _without_time(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns="seconds")
+
+
+def _counted(calls: list[int]) -> Any:
+    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        calls.append(random_state)
+        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
+
+    return model
+
+
+SHARED: dict[str, Any] = {"n_seeds": 2, "n_folds": 3}
+
+
+@pytest.mark.parametrize("damage", ["twice", "cut", "merged", "head", "garbage"])
+def test_a_damaged_checkpoint_costs_what_is_lost(adata: ad.AnnData, tmp_path: Path, damage: str) -> None:
+    """Rows that stand twice count once; a row that was cut is made again, and never more than once."""
+    path, calls = tmp_path / "run.csv", list[int]()
+    how = {"region_key": "compartment", "biomarker_key": "disease", "checkpoint": path} | SHARED
+    st.tl.evaluate(adata, {"m": _counted(calls)}, **how)
+    expected, before = _without_time(adata.uns["evaluation"]), len(calls)
+    lines = path.read_bytes().splitlines(keepends=True)
+    if damage == "twice":
+        path.write_bytes(b"".join(lines + lines[2:]))
+    elif damage == "cut":
+        path.write_bytes(b"".join(lines)[:-7])
+    elif damage == "merged":  # a process was stopped, another one wrote on
+        path.write_bytes(b"".join([*lines[:3], lines[3][:20], *lines[4:]]))
+    elif damage == "head":
+        path.write_bytes(lines[0][:20])
+    else:
+        path.write_bytes(b"".join([*lines[:4], b'"\xff,not a row\n', *lines[4:]]))
+    for _ in range(3):
+        st.tl.evaluate(adata, {"m": _counted(calls)}, **how)
+        pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), expected)
+    lost = {"twice": 0, "cut": 2, "merged": 4, "head": before, "garbage": 0}[damage]
+    assert len(calls) - before <= lost
+
+
+@pytest.mark.parametrize("odd", ["a#b", 'q"q', "x,y", "new\nline", "back\\n", "#", " "])
+def test_any_name_may_stand_in_a_checkpoint(adata: ad.AnnData, tmp_path: Path, odd: str) -> None:
+    library = odd.replace("\\", "-")  # no file holds a key with a backslash
+    adata.obs[f"key{odd}"] = adata.obs["compartment"]
+    adata.obs["library"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 2, library, "two"))
+    calls: list[int] = []
+    how: dict[str, Any] = {"region_key": f"key{odd}", "checkpoint": tmp_path / "run.csv"} | SHARED
+    how |= {"scheme": "library", "library_key": "library"}
+    for _ in range(2):
+        st.tl.evaluate(adata, {f"m{odd}": _counted(calls)}, **how)
+        assert set(adata.uns["evaluation"]["fold"]) == {library, "two"}
+        assert set(adata.uns["evaluation"]["model"]) == {f"m{odd}"}
+    assert len(calls) == 4
+
+
+def test_a_function_is_known_by_its_code(adata: ad.AnnData, tmp_path: Path) -> None:
+    def sharp(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        return [np.eye(n_classes)[np.full(s.n_obs, n_classes - 1)] for s in sections]
+
+    calls: list[int] = []
+    how = {"region_key": "compartment", "checkpoint": tmp_path / "run.csv"} | SHARED
+    st.tl.evaluate(adata, {"m": sharp}, **how)
+    first = adata.uns["evaluation"]
+    for _ in range(2):
+        st.tl.evaluate(adata, {"m": _counted(calls)}, **how)
+    assert len(calls) == 6
+    assert not first["accuracy"].equals(adata.uns["evaluation"]["accuracy"])
+    st.tl.evaluate(adata, {"m": sharp}, **how)  # its rows are still there
+    pd.testing.assert_frame_equal(adata.uns["evaluation"], first)
+    st.tl.evaluate(adata, {"m": "nearest_label"}, **how)  # another model of that name
+    assert not first["accuracy"].equals(adata.uns["evaluation"]["accuracy"])
+
+
+_SHARE = """
+import sys
+import stxtools as st
+
+adata = st.datasets.synthetic_tissue(150, 12, random_state=1, show_progress=False)
+for _ in range(2):
+    st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2, checkpoint=sys.argv[1],
+                   show_progress=False)
+sys.stdout.write(str(len(adata.uns["evaluation"])))
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _SHARE, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [p.communicate(timeout=300)[0] for p in processes] == ["20"] * 3
+    rows = path.read_text().splitlines()[2:]
+    assert len({tuple(row.split(",")[:8]) for row in rows}) == 20
+    assert all(row.count(",") == rows[0].count(",") for row in rows)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.csv"]
+
+
+def test_a_checkpoint_on_a_full_disk_is_an_os_error(adata: ad.AnnData, tmp_path: Path) -> None:
+    path, before = tmp_path / "run.csv", adata.copy()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint.*run\.csv"):
+            st.tl.evaluate(adata, ["nearest_label"], region_key="compartment", checkpoint=path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(adata.uns) == list(before.uns)
+    st.tl.evaluate(adata, ["nearest_label"], region_key="compartment", checkpoint=path)
+    assert len(adata.uns["evaluation"]) == 25
