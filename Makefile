@@ -55,10 +55,16 @@ env: $(VENV)/.stamp-lint $(VENV)/.stamp-test ## create .venv with all that lint 
 
 # --- use -------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.stamp-run ## run all steps: [INPUT=section.h5ad] [LIBRARY_KEY=] [GROUPBY=] [LABELS_KEY=] [OUT=demo]
+# The default folder is the demo's own, so that a new run may replace what is in it.
+ifeq ($(OUT) $(filter --resume,$(ARGS)),demo )
+DEMO_FLAGS = --overwrite
+endif
+
+demo: $(VENV)/.stamp-run ## run all steps: [INPUT=section.h5ad] [LIBRARY_KEY=] [GROUPBY=] [LABELS_KEY=] [OUT=demo] [ARGS=]
 	@MPLBACKEND=Agg $(BIN)/python -m stxtools run \
 	  $${INPUT:+--input "$$INPUT"} $${LIBRARY_KEY:+--library-key "$$LIBRARY_KEY"} \
-	  $${GROUPBY:+--groupby "$$GROUPBY"} $${LABELS_KEY:+--labels-key "$$LABELS_KEY"} --out "$$OUT"
+	  $${GROUPBY:+--groupby "$$GROUPBY"} $${LABELS_KEY:+--labels-key "$$LABELS_KEY"} --out "$$OUT" \
+	  $(DEMO_FLAGS) $(ARGS)
 
 # --- checks ----------------------------------------------------------------------------------------------------
 

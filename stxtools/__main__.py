@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
+from ._run.options import UsageError, add_arguments, as_flags, gathered
 from ._version import __version__
+
+_DESCRIPTION = """\
+Segments tissue, builds the region graph, embeds it and finds biomarkers; writes adata.h5ad, biomarkers.csv, figures and
+run.json. Arguments are checked against the file before anything long starts. Each step is saved in OUT/unfinished when
+it ends, and --resume goes on from there; results of an earlier run stay until the new ones are complete."""
+_EPILOG = "exit status: 0 done; 1 an error on the way; 2 the arguments do not fit; 130 interrupted"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,51 +24,55 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="stxtools", description="Spatial transcriptomics: from a section to biomarkers.")
     top.add_argument("--version", action="version", version=f"stxtools {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
-    run = commands.add_parser(
-        "run",
-        help="segment, region graph, embedding and biomarkers of one file",
-        description="Runs the whole line on one .h5ad or .zarr file (or on generated tissue) and writes adata.h5ad, "
-        "biomarkers.csv and figures.",
-    )
-    run.add_argument("--input", metavar="FILE", help="section(s), .h5ad or .zarr; default: generated tissue")
-    run.add_argument("--out", default="demo", metavar="FOLDER", help="where to write (default: %(default)s)")
-    run.add_argument("--library-key", metavar="COLUMN", help="obs column that names the section")
-    run.add_argument(
-        "--groupby", metavar="COLUMN", help="obs column to find biomarkers for (default: the segments, or disease)"
-    )
-    run.add_argument("--labels-key", metavar="COLUMN", help="obs column with a few labelled observations")
-    run.add_argument("--n-segments", type=int, metavar="K", help="number of segments (default: chosen)")
-    run.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: %(default)s)")
-    run.add_argument("--accelerator", default="auto", help="auto, cpu, gpu ... (default: %(default)s)")
-    run.add_argument("--quiet", action="store_true", help="no progress bars")
+    help_ = "segment, region graph, embedding and biomarkers of one file or several"
+    add_arguments(commands.add_parser("run", help=help_, description=_DESCRIPTION, epilog=_EPILOG))
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = parser().parse_args(argv)
-    from ._run import run
+    given = vars(parser().parse_args(argv))
+    os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(given)
 
+
+def _run(given: dict[str, Any]) -> int:
+    run = None
     try:
-        run(
-            args.input,
-            out=args.out,
-            library_key=args.library_key,
-            groupby=args.groupby,
-            labels_key=args.labels_key,
-            n_segments=args.n_segments,
-            random_state=args.seed,
-            accelerator=args.accelerator,
-            show_progress=False if args.quiet else None,
-        )
-    except (KeyError, ValueError, TypeError, OSError) as err:
-        message = err.args[0] if isinstance(err, KeyError) and err.args else err
-        sys.stderr.write(f"stxtools: {message}\n")
+        options = gathered(given)
+        from ._run.pipeline import Run
+
+        run = Run(options)
+        if not run():
+            _say(f"the run in {options.out} is complete; nothing to do.")
+            return 0
+    except UsageError as err:
+        _say(as_flags(str(err)))
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("stxtools: interrupted; nothing was written.\n")
+        _say(f"interrupted; {'nothing was written.' if run is None else run.saved()}")
         return 130
+    except (KeyError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as err:
+        message = err.args[0] if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
+        _say(f"{as_flags(str(message))}\nstopped{'' if run is None else f' in step {run.step}; {run.saved()}'}")
+        return 1
+    sys.stdout.write(run.summary())
     return 0
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        sys.stderr.write(f"stxtools: {line}\n")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+    """Show a warning of this package without the line of code; it is nothing the user wrote."""
+    from tqdm import tqdm
+
+    if issubclass(category, (UserWarning, RuntimeWarning)):
+        tqdm.write(f"stxtools: warning: {as_flags(str(message))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

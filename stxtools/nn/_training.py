@@ -166,12 +166,18 @@ def _trainer(how: Training, keeper: Callback, accelerator: str, devices: int | s
             inference_mode=False,
             **settings.trainer,
         )
-    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as err:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as err:
         raise ValueError(
             f"`accelerator={accelerator!r}` and `devices={devices!r}` cannot be used on this machine"
             f"{f' with settings.trainer={settings.trainer}' if settings.trainer else ''}: {err} "
             "Use accelerator='auto' or 'cpu' and devices=1."
         ) from err
+
+
+def check_devices(accelerator: str, devices: int | str) -> None:
+    """Raise a ValueError where this machine has no such accelerator or not as many devices."""
+    with _quiet_lightning():
+        _trainer(Training(1, 1), Callback(), accelerator, devices)
 
 
 def run_training(

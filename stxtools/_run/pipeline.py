@@ -1,0 +1,226 @@
+"""The steps of a run: each is timed, told and saved when it ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stxtools import _keys
+from stxtools._progress import Stage, is_shown, progress
+
+from .checks import check_against, check_numbers
+from .files import whole
+from .inputs import checked_path, read_sections
+from .options import Options, UsageError
+from .state import DATA, FIGURES, TABLE, Folder
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+STEPS = ("segment", "region_graph", "embed", "biomarkers", "figures", "write")
+_SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
+
+
+class Run:
+    """One run.
+
+    Parameters
+    ----------
+    options
+        What it was told.
+
+    Attributes
+    ----------
+    folder
+        Where it writes; None before :meth:`prepare` has made sure that it may.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.folder: Folder | None = None
+        self.adata: AnnData | None = None
+        self.groupby = options.groupby or (_keys.SEGMENT if options.input else "disease")
+        self.library_key = options.library_key
+        self.notes: list[str] = []
+        self.step = "read"
+
+    def __call__(self) -> bool:
+        """Check, then run all steps; return False where everything was there already."""
+        show = False if self.options.quiet else None
+        with progress(None, "run", show, shares=_SHARES) as bar:
+            if not self._prepare(bar):
+                return False
+            self._go(bar)
+        return True
+
+    def _prepare(self, bar: Stage) -> bool:
+        """Read and check everything before the first step.
+
+        Raises
+        ------
+        UsageError
+            If what was asked for cannot be done; nothing was written then.
+        """
+        options, start = self.options, time.perf_counter()
+        bar.enter("read")
+        try:
+            check_numbers(options)
+            for source in options.input:
+                checked_path(source)
+            folder = Folder(options)
+            if not folder.look(overwrite=options.overwrite, resume=options.resume):
+                return False
+            self.adata, self.library_key, self.notes = read_sections(
+                options.input, options.library_key, options.use_rep
+            )
+            check_against(self.adata, options, self.groupby, self.library_key)
+        except (KeyError, ValueError, TypeError, OSError) as err:
+            raise UsageError(str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err)) from err
+        folder.create()
+        self.folder = folder
+        shape = f"{self.adata.n_obs:,} observations x {self.adata.n_vars:,} genes"
+        self._tell(f"read {time.perf_counter() - start:.1f} s: {shape}")
+        if folder.finished:
+            self._tell(f"finished before: {', '.join(folder.finished)}")
+            if "biomarkers" not in folder.finished or "write" not in folder.finished:
+                folder.restore(self.adata)
+        return True
+
+    def _go(self, bar: Stage) -> None:
+        folder = self.folder
+        assert folder is not None
+        for name in STEPS:
+            self.step = name
+            bar.enter(name)
+            if name in folder.finished:
+                continue
+            start = time.perf_counter()
+            getattr(self, f"_{name}")()
+            keeps = self.adata if name in STEPS[:4] else None
+            folder.save(name, time.perf_counter() - start, keeps)
+            self._tell(f"{name} {time.perf_counter() - start:.1f} s ({STEPS.index(name) + 1} of {len(STEPS)})")
+        folder.publish()
+
+    def _tell(self, text: str) -> None:
+        """Write a line with the time of day where no bar is watched."""
+        if not self.options.quiet and not is_shown(None):
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+            sys.stderr.flush()
+
+    @property
+    def _data(self) -> AnnData:
+        assert self.adata is not None
+        return self.adata
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"random_state": self.options.seed, "spatial_key": self.options.spatial_key, "layer": self.options.layer}
+
+    @property
+    def _devices(self) -> dict[str, Any]:
+        return {"accelerator": self.options.accelerator, "devices": self.options.devices}
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def _segment(self) -> None:
+        from stxtools import tl
+
+        o = self.options
+        tl.segment(
+            self._data, o.n_segments, labels_key=o.labels_key, model=o.model, save_model=o.save_model,
+            pretrained=o.pretrained, use_rep=o.use_rep, image_key=o.image_key, library_key=self.library_key,
+            **self._how, **self._devices,
+        )  # fmt: skip
+
+    def _region_graph(self) -> None:
+        from stxtools import tl
+
+        tl.region_graph(self._data, library_key=self.library_key, **self._how)
+
+    def _embed(self) -> None:
+        from stxtools import tl
+
+        tl.embed(self._data, use_rep=self.options.use_rep, **self._how, **self._devices)
+
+    def _biomarkers(self) -> None:
+        from stxtools import tl
+
+        o = self.options
+        tl.biomarkers(
+            self._data, self.groupby, reference=o.reference, covariates=list(o.covariates) or None,
+            protect="thinning" if o.protect == "thinning" else None, library_key=self.library_key, **self._how,
+        )  # fmt: skip
+
+    def _figures(self) -> None:
+        from stxtools import get
+
+        assert self.folder is not None
+        draw(self._data, self.folder.work)
+        with whole(self.folder.work / TABLE) as part:
+            get.biomarkers(self._data).to_csv(part, index=False)
+
+    def _write(self) -> None:
+        from .files import write_h5ad
+
+        assert self.folder is not None
+        write_h5ad(self._data, self.folder.work / DATA)
+
+    # --- account -------------------------------------------------------------------------------------------------
+
+    def saved(self) -> str:
+        """Say what is left of a run that stopped."""
+        if self.folder is None:
+            return "nothing was written."
+        if not self.folder.finished:
+            self.folder.discard()
+            return "no step was finished and nothing was written."
+        return f"{', '.join(self.folder.finished)}: finished and saved in {self.folder.work}; go on with --resume."
+
+    def summary(self) -> str:
+        """Return a short account: what was found, how long it took, where it lies."""
+        assert self.folder is not None
+        adata = self._data
+        segments = adata.obs[_keys.SEGMENT].value_counts()
+        regions = adata.uns[_keys.REGIONS]
+        table = adata.uns[_keys.BIOMARKERS]
+        found = table[table["pvals_adj"] < 0.05]
+        lines = ["", *self.notes, f"{adata.n_obs:,} observations x {adata.n_vars:,} genes"]
+        lines += [f"segments    {len(segments)}: " + ", ".join(f"{name} ({n:,})" for name, n in segments.items())]
+        lines += [f"regions     {regions.n_obs:,}, {regions.obsp[_keys.CONNECTIVITIES].nnz // 2:,} contacts"]
+        lines += [f"biomarkers  of {self.groupby}, FDR 5 %:"]
+        for group in table["group"].unique():
+            genes = found.loc[found["group"] == group, "names"]
+            names = ", ".join(genes.head(8)) + (", ..." if len(genes) > 8 else "")
+            lines.append(f"            {group}: {len(genes)} ({names})" if len(genes) else f"            {group}: none")
+        seconds = self.folder.record["seconds"]
+        lines += ["time        " + ", ".join(f"{name} {seconds[name]:.1f} s" for name in STEPS if name in seconds)]
+        return "\n".join([*lines, f"written to  {self.folder.path}: {DATA}, {TABLE}, *.png, run.json", "", ""])
+
+
+def draw(adata: AnnData, folder: Path) -> None:
+    """Write one PNG for each result."""
+    import matplotlib.pyplot as plt
+
+    from stxtools import pl
+
+    trained = _keys.SEGMENT if "history" in adata.uns[_keys.SEGMENT] else _keys.EMBED
+    functions: dict[str, Callable[..., Any]] = {
+        "segments": pl.segment,
+        "region_graph": pl.region_graph,
+        "attention": pl.attention,
+        "biomarkers": pl.biomarkers,
+        "history": partial(pl.history, key=trained),
+    }
+    for name in FIGURES:
+        figure = np.ravel(np.asarray(functions[name](adata, show=False), dtype=object))[0].figure
+        try:
+            with whole(folder / f"{name}.png") as part:
+                figure.savefig(part, dpi=150, bbox_inches="tight")
+        finally:
+            plt.close(figure)
