@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from ._expression import Expression
 from ._representation import (
     N_COMPS,
     N_TOP_GENES,
@@ -28,7 +29,7 @@ MIN_SHARED = 20
 
 def joint_representation(
     adatas: Sequence[AnnData], layer: str | None = None
-) -> tuple[list[NDArray[np.float32]], Representation]:
+) -> tuple[list[NDArray[np.float32]], Representation, list[Expression]]:
     """PCA of the log-normalised genes that all share; the variable ones, by how many of the data call them so.
 
     Expression is brought to the median depth of all observations. Each data set's own mean is taken out before the
@@ -36,7 +37,7 @@ def joint_representation(
 
     Returns
     -------
-    The values of each data set (n_obs, n_comps), and the representation without values.
+    The values of each data set (n_obs, n_comps), the representation without values, and each one's expression.
 
     Raises
     ------
@@ -50,10 +51,10 @@ def joint_representation(
             "species, and named in the same way (symbols or Ensembl identifiers)?"
         )
     read = [expression(a, layer) for a in adatas]
-    depths = [np.asarray(matrix.sum(axis=1)).ravel() for matrix, scale in read if scale != "log"]
+    depths = [np.asarray(r.matrix.sum(axis=1)).ravel() for r in read if r.scale != "log"]
     target = median_depth(np.concatenate(depths)) if depths else 1.0
     votes, logged = np.zeros(len(shared)), []
-    for a, (matrix, scale) in zip(adatas, read, strict=True):
+    for a, (matrix, scale) in zip(adatas, [(r.matrix, r.scale) for r in read], strict=True):
         columns = a.var_names.astype(str).get_indexer(shared)
         chosen = select_genes(a[:, columns], matrix[:, columns], scale)
         votes[chosen] += 1 / len(chosen)
@@ -71,7 +72,8 @@ def joint_representation(
     noise = residual_variance(stacked, overall, np.concatenate(values))
     names = [shared[i] for i in genes]
     nothing = np.empty((0, n_comps), np.float32)
-    return values, Representation(nothing, "pca", names, overall, components, target, within.var(axis=0), noise)
+    rep = Representation(nothing, "pca", names, overall, components, target, within.var(axis=0), noise)
+    return values, rep, read
 
 
 def _within_components(

@@ -8,7 +8,8 @@ import numpy as np
 from scipy import sparse
 
 from . import _keys
-from ._representation import expression_scale, stored_matrix, stored_representation, to_csr
+from ._expression import Survey, stored_matrix, to_csr
+from ._representation import stored_representation
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,13 +18,18 @@ if TYPE_CHECKING:
 _BLOCK = 4_000_000  # molecules redistributed at a time
 
 
-def noised_values(adata: AnnData, level: float, *, kind: str, layer: str | None, use_rep: str | None, seed: int) -> Any:
-    """Return noised expression (sparse where it was), or ``obsm[use_rep]`` with noise."""
+def noised_values(
+    adata: AnnData, level: float, *, kind: str, layer: str | None, use_rep: str | None, seed: int
+) -> tuple[Any, dict[str, str]]:
+    """Return noised expression (sparse where it was), or ``obsm[use_rep]`` with noise, and what ``params`` say."""
     rng = np.random.default_rng(seed)
     if use_rep is None:
-        return _noised(_source(adata, kind, layer), level, kind, rng)
+        source, name = _source(adata, kind, layer)
+        values, scale = _noised(source, level, kind, rng)
+        return values, {"expression_scale": scale, "expression_source": name}
     values = stored_representation(adata, use_rep).values
-    return values + np.float32(level) * values.std(axis=0) * rng.standard_normal(values.shape, dtype=np.float32)
+    noise = rng.standard_normal(values.shape, dtype=np.float32)
+    return values + np.float32(level) * values.std(axis=0) * noise, {}
 
 
 def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) -> AnnData:
@@ -45,18 +51,19 @@ def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) 
     return target
 
 
-def _source(adata: AnnData, kind: str, layer: str | None) -> Any:
+def _source(adata: AnnData, kind: str, layer: str | None) -> tuple[Any, str]:
     if kind == "counts" or layer is not None:
         return stored_matrix(adata, layer)
     if adata.X is None:
         raise ValueError("`adata.X` is empty (None); put expression there or name a `layer`.")
-    return adata.X
+    return adata.X, "X"
 
 
-def _noised(source: Any, level: float, kind: str, rng: np.random.Generator) -> Any:
+def _noised(source: Any, level: float, kind: str, rng: np.random.Generator) -> tuple[Any, str]:
     matrix = to_csr(source).copy()
     matrix.sum_duplicates()
-    integers = expression_scale(matrix) == "counts" and bool((matrix.data == np.rint(matrix.data)).all())
+    scale = Survey.of(matrix).scale
+    integers = scale == "counts"
     if kind == "counts":
         if not integers:
             raise ValueError(
@@ -66,7 +73,7 @@ def _noised(source: Any, level: float, kind: str, rng: np.random.Generator) -> A
         out = _thin_and_refill(matrix, level, rng)
     else:
         out = _gaussian(matrix, level, rng, integers=integers)
-    return out if sparse.issparse(source) else out.toarray()
+    return out if sparse.issparse(source) else out.toarray(), scale
 
 
 def _gaussian(

@@ -1,21 +1,15 @@
-"""From AnnData to the matrices that models and tests read; never changes the AnnData.
-
-Expression values come on one of three scales, which is found, not asked for:
-
-* ``counts``: non-negative integers;
-* ``linear``: non-negative, not integers, largest value above 30 (volume-normalised counts, say);
-* ``log``: anything else (``uns["log1p"]`` says so too): taken as it is.
-"""
+"""From AnnData to the matrices that models and tests read; never changes the AnnData."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
 from . import _keys
+from ._expression import Expression, find_expression
 from ._progress import stage
 from ._validate import check_in
 
@@ -28,7 +22,6 @@ N_COMPS = 20
 _GRAM_ROWS = 4096  # observations that are dense at a time
 _DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
 _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
-_LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,7 @@ class Representation:
     from expression: then it can be computed again on another section with the same genes. ``variance`` is that of
     the values (n_comps,), ``noise`` the mean variance of a gene that the components leave. ``gene_scale`` is there
     where genes were divided by it before the components were found: they include the division.
+    ``read`` is what ``params`` say of the expression.
     """
 
     values: NDArray[np.float32]
@@ -50,53 +44,13 @@ class Representation:
     variance: NDArray[np.float64] | None = None
     noise: float = 0.0
     gene_scale: NDArray[np.float64] | None = None
+    read: dict[str, str] = field(default_factory=dict)
 
 
-def stored_matrix(adata: AnnData, layer: str | None) -> Any:
-    """Return ``layers[layer]``, or ``layers["counts"]`` where there is one, or ``X``: as stored."""
-    if layer is not None:
-        check_in(adata, "layers", layer, "layer")
-        return adata.layers[layer]
-    if _keys.COUNTS in adata.layers:
-        return adata.layers[_keys.COUNTS]
-    if adata.X is None:
-        raise ValueError("`adata.X` is empty (None); put expression there or name a `layer`.")
-    return adata.X
-
-
-def to_csr(matrix: Any) -> sparse.csr_matrix:
-    """Return ``matrix`` as CSR, read into memory if it is not (a new wrapper; data are shared where they can be)."""
-    if hasattr(matrix, "to_memory"):  # backed
-        matrix = matrix.to_memory()
-    elif hasattr(matrix, "dask") and hasattr(matrix, "compute"):  # a dask array
-        matrix = matrix.compute()
-    elif not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray) and hasattr(matrix, "__getitem__"):
-        matrix = np.asarray(matrix[()] if hasattr(matrix, "shape") else matrix)  # a dataset of h5py or zarr
-    out = sparse.csr_matrix(matrix)
-    if not np.isfinite(out.data).all():
-        raise ValueError("The expression matrix holds NaN or infinite values; fill or drop them first.")
-    return out
-
-
-def expression_scale(matrix: sparse.csr_matrix, *, logged: bool = False) -> str:
-    """Return ``"counts"``, ``"linear"`` or ``"log"``."""
-    data = matrix.data
-    if data.size == 0:
-        return "counts"
-    if data.min() < 0:
-        return "log"
-    probe = data if data.size <= 1_000_000 else data[:: data.size // 1_000_000]
-    if not logged and np.array_equal(probe, np.rint(probe)):
-        return "counts"
-    return "linear" if not logged and data.max() > _LOG_MAX else "log"
-
-
-def expression(adata: AnnData, layer: str | None = None) -> tuple[sparse.csr_matrix, str]:
-    """Return expression as CSR, unchanged, and its scale."""
+def expression(adata: AnnData, layer: str | None = None) -> Expression:
+    """Return expression as CSR, unchanged, with its scale and where it was found."""
     stage("reading expression")
-    matrix = to_csr(stored_matrix(adata, layer))
-    from_x = layer is None and _keys.COUNTS not in adata.layers
-    return matrix, expression_scale(matrix, logged=from_x and "log1p" in adata.uns)
+    return find_expression(adata, layer)
 
 
 def log_normalize(
@@ -108,9 +62,9 @@ def log_normalize(
 ) -> sparse.csr_matrix:
     """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth.
 
-    Observations without any count stay zero. ``scale="log"`` comes back as float32 only.
+    Observations without any count stay zero. ``"log"`` and ``"scaled"`` come back as float32 only.
     """
-    if scale == "log":
+    if scale in ("log", "scaled"):
         return matrix.astype(np.float32)
     depth = np.asarray(matrix.sum(axis=1)).ravel() if library_size is None else np.asarray(library_size, dtype=float)
     target = median_depth(depth) if target_sum is None else target_sum
@@ -129,7 +83,8 @@ def median_depth(depth: NDArray[Any]) -> float:
 
 def log_expression(adata: AnnData, layer: str | None = None, *, target_sum: float | None = None) -> sparse.csr_matrix:
     """Return log-normalised expression of ``adata`` as float32 CSR, whatever scale it is stored on."""
-    return log_normalize(*expression(adata, layer), target_sum=target_sum)
+    found = expression(adata, layer)
+    return log_normalize(found.matrix, found.scale, target_sum=target_sum)
 
 
 def select_genes(
@@ -189,7 +144,8 @@ def compute_representation(
 
     The PCA is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
     """
-    counts, scale = expression(adata, layer)
+    found = expression(adata, layer)
+    counts, scale = found.matrix, found.scale
     stage("choosing genes")
     genes = select_genes(adata, counts, scale, n_top_genes)
     stage("computing components")
@@ -209,6 +165,7 @@ def compute_representation(
         target,
         values.var(axis=0),
         residual_variance(logged, mean, values),
+        found.record,
     )
 
 

@@ -192,7 +192,7 @@ def _break(adata: ad.AnnData, how: str) -> dict:
     [
         ("logged", ValueError, "already"),
         ("logged, unmarked", ValueError, "already"),
-        ("negative", ValueError, "already"),
+        ("negative", ValueError, "negative values"),
         ("nothing", ValueError, "No gene is expressed"),
         ("nan", ValueError, "NaN"),
         ("size 0", ValueError, "must be positive"),

@@ -14,8 +14,9 @@ from scipy import sparse
 
 import stxtools as st
 from stxtools import settings
+from stxtools._expression import Survey
 from stxtools._representation import axes_of_products, compute_representation, expression, log_expression
-from stxtools.tl._chunks import ChunkFacts, LogExpression, is_out_of_core, map_rows, rows_per_chunk, scale_of
+from stxtools.tl._chunks import LogExpression, is_out_of_core, map_rows, rows_per_chunk
 
 h5py = pytest.importorskip("h5py")
 KINDS = ("csr", "csc", "dense", "backed", "backed_csc", "backed_dense", "dask", "dask_columns", "zarr")
@@ -68,7 +69,7 @@ def test_log_expression_is_that_in_memory(
     lazy = _stored(section, kind, tmp_path)
     found = LogExpression(lazy)
     assert is_out_of_core(found.matrix) == (kind not in ("csr", "csc", "dense"))
-    assert found.scale == expression(section)[1] == scale
+    assert found.scale == expression(section).scale == scale
     genes = np.array([3, 0, 17])
     np.testing.assert_array_equal(found.columns(genes).toarray(), expected[:, genes].toarray())
     weights = np.random.default_rng(0).normal(size=(section.n_obs, 2))
@@ -107,13 +108,17 @@ def test_rows_of_a_chunk_follow_the_setting() -> None:
 
 
 def test_scale_is_that_of_all_chunks_together() -> None:
-    counts, low, high = ChunkFacts(0, 9, True), ChunkFacts(0, 4.5, False), ChunkFacts(0, 99.5, False)
-    assert scale_of([counts, counts], logged=False) == "counts"
-    assert scale_of([counts, low], logged=False) == "log"
-    assert scale_of([low, high, counts], logged=False) == "linear"
-    assert scale_of([counts, ChunkFacts(-1, 9, True)], logged=False) == "log"
-    assert scale_of([counts], logged=True) == "log"
-    assert ChunkFacts.of(sparse.csr_matrix((3, 4))) == ChunkFacts(0, 0, True)
+    def of(*rows: list[float]) -> Survey:
+        return Survey.of(sparse.csr_matrix(list(rows)))
+
+    counts, low, high = of([9, 1, 0]), of([0, 4.5, 1]), of([0, 99.5, 1])
+    assert Survey.joined([counts, counts]).scale == "counts"
+    assert Survey.joined([counts, low]).scale == "log"
+    assert Survey.joined([low, high, counts]).scale == "linear"
+    assert Survey.joined([counts, of([-1, 9, 2])]).scale == "scaled"
+    assert of([0, 0, 0]).scale == "counts"
+    np.testing.assert_array_equal(Survey.joined([counts, low]).depth, [10, 5.5])
+    np.testing.assert_array_equal(Survey.joined([counts, low]).seen, [1, 2, 1])
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_pretrain_says_what_is_wrong(make_section, tmp_path):
 def test_joint_components_are_those_of_data_centred_by_section(make_section):
     one, two = make_section(rows=10, cols=10, seed=0), make_section(rows=9, cols=11, seed=1)
     two.X = (two.X * 3).astype(np.float32)
-    values, rep = joint_representation([one, two])
+    values, rep, _ = joint_representation([one, two])
     logged = [log_expression(a, target_sum=rep.target_sum)[:, [list(a.var_names).index(g) for g in rep.genes]].toarray()
               for a in (one, two)]  # fmt: skip
     centred = np.concatenate([m - m.mean(0) for m in logged])

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _keys
 from .._ownership import check_free
 from .._progress import stage, whole_call
-from .._representation import compute_representation, stored_representation
+from .._representation import Representation, compute_representation, stored_representation
 from .._slots import Slots, provenance
 from .._validate import (
     Libraries,
@@ -142,6 +142,7 @@ def align(
         reference = sections.names[0]
     elif reference not in sections.names:
         raise KeyError(f"`reference={reference!r}` is not a section; there are {', '.join(map(repr, sections.names))}.")
+    read: dict[str, str] = {}
     if landmarks is not None:
         matrices, score = _from_landmarks(landmarks, sections.names, reference, method, allow_reflection)
     elif len(sections) == 1:
@@ -149,11 +150,12 @@ def align(
     else:
         _check_sizes(sections, xy)
         if use_rep is None:
-            features = _joint_components(adata, layer, random_state)
+            rep = _joint_components(adata, layer, random_state)
         else:
-            features = stored_representation(adata, use_rep).values
+            rep = stored_representation(adata, use_rep)
+        read = rep.read
         matrices, score = _from_sections(
-            xy, features, sections, reference, method, allow_reflection, np.random.default_rng(random_state)
+            xy, rep.values, sections, reference, method, allow_reflection, np.random.default_rng(random_state)
         )
     aligned = np.empty_like(xy)
     for code, name in enumerate(sections.names):
@@ -170,6 +172,7 @@ def align(
             allow_reflection=allow_reflection,
             use_rep=use_rep,
             layer=layer,
+            **read,
             spatial_key=spatial_key,
             random_state=random_state,
         ),
@@ -179,9 +182,8 @@ def align(
     return target if copy else None
 
 
-def _joint_components(adata: AnnData, layer: str | None, random_state: int) -> NDArray[np.float32]:
-    found = compute_representation(adata, layer, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES, random_state=random_state)
-    return found.values
+def _joint_components(adata: AnnData, layer: str | None, random_state: int) -> Representation:
+    return compute_representation(adata, layer, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES, random_state=random_state)
 
 
 def _check_sizes(sections: Libraries, xy: NDArray[np.float64]) -> None:

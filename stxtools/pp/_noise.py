@@ -96,8 +96,8 @@ def add_noise(
         raise ValueError(f"`use_rep` and `{what}` exclude each other: a representation holds no counts and no layers.")
     if use_rep == "X":
         raise ValueError("`use_rep='X'`: leave `use_rep` out to add noise to expression.")
-    params = provenance(level=level, kind=kind, layer=layer, use_rep=use_rep, random_state=random_state)
-    noised = noised_values(adata, level, kind=kind, layer=layer, use_rep=use_rep, seed=random_state)
+    noised, read = noised_values(adata, level, kind=kind, layer=layer, use_rep=use_rep, seed=random_state)
+    params = provenance(level=level, kind=kind, layer=layer, use_rep=use_rep, random_state=random_state, **read)
     slots = Slots("pp.add_noise", uns={key: {"params": params}})
     if copy:
         target = noised_copy(adata, noised, kind=kind, use_rep=use_rep)

@@ -9,16 +9,14 @@ import pandas as pd
 from scipy import sparse
 
 from .. import _keys
+from .._expression import Expression, find_expression
 from .._ownership import check_free
 from .._progress import stage, whole_call
 from .._representation import (
     N_COMPS,
     N_TOP_GENES,
-    expression_scale,
     log_normalize,
     select_genes,
-    stored_matrix,
-    to_csr,
 )
 from .._slots import Slots, provenance
 from .._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
@@ -122,7 +120,8 @@ def normalize(
         raise ValueError(f"`target_sum={target_sum}` must be positive.")
     if adata.isbacked:
         raise ValueError("`adata` is backed by a file; load it first with `adata = adata.to_memory()`.")
-    source, counts, kind = _source(adata, layer)
+    source = _source(adata, layer)
+    counts, kind = source.matrix, source.scale
     size = None if size_key is None else _sizes(adata, size_key, counts)
     sections = None if library_key is None else libraries(adata, library_key)
     stage("normalising")
@@ -155,40 +154,36 @@ def normalize(
         size_key=size_key,
         library_key=library_key,
         random_state=random_state,
-        input_scale=kind,
+        **source.record,
     )
     slots = Slots(
         "pp.normalize",
         replaces=("var/highly_variable", f"obsm/{_keys.X_PCA}", "varm/PCs", "uns/pca", "uns/log1p"),  # scanpy's slots
-        X=logged if sparse.issparse(source) else logged.toarray(),
+        X=logged if sparse.issparse(source.stored) else logged.toarray(),
         var={"highly_variable": selected},
         obsm={_keys.X_PCA: scores},
         varm={"PCs": all_loadings},
         uns={"pca": pca, "log1p": {}, "normalize": {"params": params}},
     )
     if _keys.COUNTS not in adata.layers:
-        slots.layers[_keys.COUNTS] = source.copy()
+        slots.layers[_keys.COUNTS] = source.stored.copy()
     target = adata.copy() if copy else adata
     slots.write(target)
     return target if copy else None
 
 
-def _source(adata: AnnData, layer: str | None) -> tuple[Any, sparse.csr_matrix, str]:
-    source = stored_matrix(adata, layer)
-    counts = to_csr(source)
-    from_x = layer is None and _keys.COUNTS not in adata.layers
-    kind = expression_scale(counts, logged=from_x and "log1p" in adata.uns)
-    if kind == "log":
-        where = f"`adata.layers[{layer!r}]`" if layer is not None else "`adata.X`" if from_x else "`layers['counts']`"
+def _source(adata: AnnData, layer: str | None) -> Expression:
+    found = find_expression(adata, layer)
+    if found.scale == "log":
         raise ValueError(
-            f"{where} is not raw: its values go from {counts.data.min():g} to {counts.data.max():g}"
-            f"{' and `adata.uns` has a log1p entry' if 'log1p' in adata.uns else ' and are no counts'}, so it has "
-            "been log-normalised or scaled already. Put raw counts into `adata.layers['counts']` or name their "
-            "`layer`; without counts, skip this call: `stxtools.tl` takes log values as they are."
+            f"`adata.{found.source}` is not raw: its values go from {found.survey.lowest:g} to "
+            f"{found.survey.highest:g} and are no counts, so that it has been log-normalised already. Put raw counts "
+            "into `adata.layers['counts']` or name their `layer`; without counts, skip this call: `stxtools.tl` takes "
+            "log values as they are."
         )
-    if counts.nnz == 0 or counts.data.max() == 0:
+    if found.survey.highest == 0:
         raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
-    return source, counts, kind
+    return found
 
 
 def _sizes(adata: AnnData, size_key: str, counts: sparse.csr_matrix) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ import numpy as np
 from scipy import sparse
 
 from .. import _keys
+from .._expression import find_expression
 from .._ownership import check_free
-from .._representation import stored_matrix, to_csr
 from .._slots import Slots, provenance
 from .._spatial.order import name_order
 from .._validate import check_adata, check_bool, check_key_added, check_number, check_seed
@@ -94,9 +94,9 @@ def split_counts(
     names = [f"{key}_train", f"{key}_test"]
     check_free(adata, "pp.split_counts", layers=names, uns=[key])
     check_bool("copy", copy)
-    source = stored_matrix(adata, layer)
-    counts = to_csr(source)
-    if counts.nnz and (counts.data.min() < 0 or not np.array_equal(counts.data, np.rint(counts.data))):
+    found = find_expression(adata, layer)
+    counts = found.matrix
+    if found.scale != "counts":
         raise ValueError(
             "The expression is not integer counts, and only counts can be split. Name the `layer` that holds them."
         )
@@ -104,9 +104,11 @@ def split_counts(
     parts = thin_counts(counts, fraction, np.random.default_rng(seed), order)
     slots = Slots("pp.split_counts")
     for name, part in zip(names, parts, strict=True):
-        slots.layers[name] = part if sparse.issparse(source) else part.toarray()
+        slots.layers[name] = part if sparse.issparse(found.stored) else part.toarray()
     slots.uns[key] = {
-        "params": provenance(fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1])
+        "params": provenance(
+            fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1], **found.record
+        )
     }
     target = adata.copy() if copy else adata
     slots.write(target)

@@ -299,6 +299,7 @@ def biomarkers(
         attribution=f"{len(models)} model(s)" if models else "linear probe",
         attribution_agreement=np.array(agreement, dtype=np.float64),
         layer=layer,
+        **(blocks.logged.read if guarded is None else guarded.read),
         spatial_key=spatial_key,
         library_key=library_key,
         method=method,

@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from scipy import sparse
 
-from .. import _keys
-from .._representation import expression_scale, log_normalize, median_depth, stored_matrix, to_csr
+from .._expression import Survey, find_expression, to_csr
+from .._representation import log_normalize, median_depth
 from .._settings import settings
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LOG_MAX = 30.0  # as in _representation
 _AT_ONCE = 8  # chunks of a dask array whose results are held at a time
 
 
@@ -151,32 +150,6 @@ def _as_dask(matrix: Any) -> Any:
         return None
 
 
-@dataclass(frozen=True)
-class ChunkFacts:
-    """What a chunk says about the scale of the values."""
-
-    lowest: float
-    highest: float
-    whole: bool
-
-    @classmethod
-    def of(cls, chunk: sparse.csr_matrix) -> ChunkFacts:
-        """Look at a chunk."""
-        data = chunk.data
-        if data.size == 0:
-            return cls(0.0, 0.0, True)
-        return cls(float(data.min()), float(data.max()), bool(np.array_equal(data, np.rint(data))))
-
-
-def scale_of(facts: list[ChunkFacts], *, logged: bool) -> str:
-    """Return ``"counts"``, ``"linear"`` or ``"log"``, by the rules of :mod:`stxtools._representation`."""
-    if logged or any(f.lowest < 0 for f in facts):
-        return "log"
-    if all(f.whole for f in facts):
-        return "counts"
-    return "linear" if max(f.highest for f in facts) > _LOG_MAX else "log"
-
-
 class LogExpression:
     """Log-normalised expression that is computed chunk by chunk when it is asked for, equal to that in memory.
 
@@ -188,12 +161,23 @@ class LogExpression:
         Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
     target_sum
         Depth after normalisation; the median depth if None.
+
+    Attributes
+    ----------
+    matrix, scale
+        What was found, as stored, and ``"counts"``, ``"linear"`` or ``"log"`` by all of its values.
+    read
+        What ``params`` say of it.
+    depth
+        Sum of every observation as stored, (n_obs,).
+    seen
+        In how many observations each gene is not 0, (n_vars,).
     """
 
     def __init__(self, adata: AnnData, layer: str | None = None, *, target_sum: float | None = None) -> None:
-        self.matrix = stored_matrix(adata, layer)
-        from_x = layer is None and _keys.COUNTS not in adata.layers
-        self._logged = from_x and "log1p" in adata.uns
+        found = find_expression(adata, layer, read=_as_stored, survey=survey_rows)
+        self.matrix, self.scale, self.read = found.matrix, found.scale, found.record
+        self.depth, self.seen = found.survey.depth, found.survey.seen
         self._target_sum = target_sum
 
     @property
@@ -201,35 +185,10 @@ class LogExpression:
         """Observations and genes."""
         return (int(self.matrix.shape[0]), int(self.matrix.shape[1]))
 
-    @cached_property
-    def _survey(self) -> tuple[str, NDArray[np.float64], NDArray[np.int64]]:
-        """Scale by all values, depth of every observation, and in how many each gene is stored: one pass."""
-        found = map_rows(self.matrix, _survey_chunk)
-        depth = np.concatenate([d for _, d, _ in found]).astype(np.float64)
-        scale = scale_of([f for f, _, _ in found], logged=self._logged)
-        return scale, depth, np.sum([seen for _, _, seen in found], axis=0)
-
-    @cached_property
-    def scale(self) -> str:
-        """``"counts"``, ``"linear"`` or ``"log"``."""
-        if is_out_of_core(self.matrix):
-            return self._survey[0]
-        return expression_scale(to_csr(self.matrix), logged=self._logged)  # which looks at a sample of the values
-
-    @property
-    def seen(self) -> NDArray[np.int64]:
-        """In how many observations each gene is not 0, (n_vars,)."""
-        return self._survey[2]
-
-    @property
-    def depth(self) -> NDArray[np.float64]:
-        """Sum of every observation as stored, (n_obs,)."""
-        return self._survey[1]
-
     @property
     def target_sum(self) -> float:
         """Depth after normalisation."""
-        return median_depth(self._survey[1]) if self._target_sum is None else self._target_sum
+        return median_depth(self.depth) if self._target_sum is None else self._target_sum
 
     def map(self, work: Callable[[sparse.csr_matrix, slice], T]) -> list[T]:
         """Apply ``work(logged_chunk, rows)`` to every chunk and return the results in order."""
@@ -256,11 +215,17 @@ class LogExpression:
         return np.sum([p[0] for p in parts], axis=0), np.sum([p[1] for p in parts], axis=0)
 
 
-def _survey_chunk(
-    chunk: sparse.csr_matrix, rows: slice
-) -> tuple[ChunkFacts, NDArray[np.floating[Any]], NDArray[np.int64]]:
-    seen = np.bincount(chunk.indices[chunk.data != 0], minlength=chunk.shape[1])
-    return ChunkFacts.of(chunk), np.asarray(chunk.sum(axis=1)).ravel(), seen
+def survey_rows(matrix: Any) -> Survey:
+    """Look at all values, chunk by chunk."""
+    return Survey.joined(map_rows(matrix, _survey_chunk))
+
+
+def _survey_chunk(chunk: sparse.csr_matrix, rows: slice) -> Survey:
+    return Survey.of(chunk)
+
+
+def _as_stored(matrix: Any) -> Any:
+    return matrix
 
 
 def _normalized(

@@ -147,7 +147,7 @@ def distill(
     entry = {
         "params": provenance(
             layer=layer, spatial_key=spatial_key, library_key=library_key, random_state=random_state,
-            genes_found=found, student=student.params_dict(), teacher="Segmenter" if framework is None else "TissueNet",
+            **found, student=student.params_dict(), teacher="Segmenter" if framework is None else "TissueNet",
             regions_key=None if framework is None else regions_key,
         ),
         "history": pd.DataFrame(student.history),
@@ -165,8 +165,8 @@ def _taught_by_segmenter(
     spatial_key: str,
     library_key: str | None,
     how: dict[str, Any],
-) -> tuple[Student, float | None]:
-    """Student of a segmentation model, and the share of its genes that were found."""
+) -> tuple[Student, dict[str, Any]]:
+    """Student of a segmentation model, and what ``params`` say of its input."""
     from stxtools.models import Student
 
     where = geometry(adata, spatial_key, library_key)

@@ -118,7 +118,8 @@ def embed(
     inp = read_regions(adata, regions_key, spatial_key)
     adata = adata.copy() if check_bool("copy", copy) else adata
 
-    values = representation(adata, use_rep, layer, random_state=random_state).values
+    rep = representation(adata, use_rep, layer, random_state=random_state)
+    values = rep.values
     if use_rep is None and _keys.X_UNET in adata.obsm:
         described = np.concatenate([values, np.asarray(adata.obsm[_keys.X_UNET], dtype=np.float32)], axis=1)
     else:
@@ -132,7 +133,7 @@ def embed(
     slots = graph_slots("tl.embed", regions_key, result)
     slots.uns[key] = {
         "params": provenance(
-            use_rep=use_rep, layer=layer, regions_key=regions_key, spatial_key=spatial_key,
+            use_rep=use_rep, layer=layer, **rep.read, regions_key=regions_key, spatial_key=spatial_key,
             random_state=random_state, tissuenet=model.params_dict(),
         ),
         "history": pd.DataFrame(model.history),

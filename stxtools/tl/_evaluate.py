@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._expression import with_expression_in_x
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
+from stxtools._representation import expression
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
     categories,
@@ -207,7 +209,9 @@ def evaluate(
         accelerator=accelerator,
     )
     adata = adata.copy() if check_bool("copy", copy) else adata
-    rows = run(adata, protocol, checkpoint, show_progress=show_progress)
+    found = None if use_rep is not None else expression(adata, layer)
+    read_from = adata if found is None or layer is not None else with_expression_in_x(adata, found)
+    rows = run(read_from, protocol, checkpoint, show_progress=show_progress)
 
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(TEXT, str))
     slots = Slots("tl.evaluate")
@@ -216,7 +220,7 @@ def evaluate(
         models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,
         n_folds=n_folds, max_folds=max_folds, n_seeds=n_seeds, noise=protocol.noise, noise_kind=noise_kind,
         genes=genes if genes is None or isinstance(genes, int) else list(genes), use_rep=use_rep, layer=layer,
-        spatial_key=spatial_key, library_key=library_key, random_state=seed,
+        **({} if found is None else found.record), spatial_key=spatial_key, library_key=library_key, random_state=seed,
         params={name: str(value) for name, value in given.items()} or None,
     )  # fmt: skip
     slots.write(adata)

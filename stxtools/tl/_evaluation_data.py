@@ -59,11 +59,11 @@ def read_features(
         return stored_representation(adata, how.use_rep).values, None
     rows = slice(None) if learn_from is None else np.flatnonzero(learn_from)
     rep = compute_representation(adata[rows], how.layer, random_state=how.seed)
-    matrix, scale = expression(adata, how.layer)
+    read = expression(adata, how.layer)
     if rep.genes is None or rep.mean is None or rep.components is None:  # for the type checker: it was computed
         return rep.values, None
     columns = adata.var_names.get_indexer(rep.genes)
-    logged = log_normalize(matrix, scale, target_sum=rep.target_sum)[:, columns].tocsr()
+    logged = log_normalize(read.matrix, read.scale, target_sum=rep.target_sum)[:, columns].tocsr()
     values = np.asarray(logged @ rep.components) - rep.mean @ rep.components
     return np.ascontiguousarray(values, dtype=np.float32), logged
 
@@ -102,10 +102,9 @@ def standardised(values: NDArray[np.float64], train: NDArray[np.bool_]) -> NDArr
 
 def log_values(adata: AnnData, layer: str | None, columns: NDArray[np.int64]) -> NDArray[np.float64]:
     """Log-normalised expression of some genes, dense."""
-    matrix, scale = expression(adata, layer)
-    depth = np.asarray(matrix.sum(axis=1)).ravel()
-    target = None if scale == "log" else median_depth(depth)
-    return log_normalize(matrix, scale, target_sum=target)[:, columns].toarray().astype(np.float64)
+    read = expression(adata, layer)
+    target = None if read.scale == "log" else median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
+    return log_normalize(read.matrix, read.scale, target_sum=target)[:, columns].toarray().astype(np.float64)
 
 
 def per_section(values: NDArray[Any], where: Geometry) -> list[NDArray[Any]]:
@@ -123,7 +122,7 @@ def data_checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], ho
     if how.use_rep is not None:
         matrix: Any = sparse.csr_matrix(stored_representation(adata, how.use_rep).values)
     else:
-        matrix, _ = expression(adata, how.layer)
+        matrix = expression(adata, how.layer).matrix
     parts: list[Any] = [where.xy, where.libs.codes, matrix.data, matrix.indices, matrix.indptr]
     parts += [t.codes for t in targets]
     text = [*where.libs.names, *adata.obs_names, *adata.var_names, *(c for t in targets for c in [t.key, *t.classes])]

@@ -208,7 +208,7 @@ def _noised(adata: AnnData, p: Protocol, seed: int, noise: float) -> tuple[AnnDa
     how = p.reading
     if noise == 0:
         return adata, how
-    values = noised_values(adata, noise, kind=p.noise_kind, layer=how.layer, use_rep=how.use_rep, seed=seed)
+    values, _ = noised_values(adata, noise, kind=p.noise_kind, layer=how.layer, use_rep=how.use_rep, seed=seed)
     out = noised_copy(adata, values, kind=p.noise_kind, use_rep=how.use_rep)
     return out, Reading(how.use_rep, None, how.seed)  # the noised values are in X
 

@@ -151,7 +151,7 @@ def attention_fidelity(
     task = _task_of(fitted, task)
     adata = adata.copy() if check_bool("copy", copy) else adata
 
-    sections, _ = known_sections(adata, fitted, layer, inp)
+    sections, found_input = known_sections(adata, fitted, layer, inp)
     rng = np.random.default_rng(random_state)
     corrected = next((m for m in methods if m != "attention"), methods[0])
     rows: list[dict[str, Any]] = []
@@ -182,7 +182,7 @@ def attention_fidelity(
         "params": provenance(
             task=task, methods=methods, shares=np.asarray(list(shares), dtype=float), max_regions=max_regions,
             layer=layer, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
-            corrected=corrected,
+            corrected=corrected, **found_input,
         ),
     }  # fmt: skip
     slots.write(adata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,13 @@ class Framework(Baseline):
     def _how(self) -> dict[str, Any]:
         return {"random_state": self.random_state, "accelerator": self.accelerator, "show_progress": False}
 
+    def _joint(self, adata: AnnData) -> dict[str, Any]:
+        """Arguments of the user for the joint network, which reads no genes where only a representation was given."""
+        given = dict(self.params.get("multitask", {}))
+        if adata.X.min() >= 0 or not isinstance(given.get("params", {}), Mapping):
+            return given
+        return given | {"params": {"genes": False} | dict(given.get("params", {}))}
+
     def prepare(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> AnnData:
         """Return an AnnData of the sections with labels, compartments and region graph."""
         adata = _as_adata(sections)
@@ -62,7 +70,7 @@ class Framework(Baseline):
         """Train the joint network on what :meth:`prepare` returned."""
         self.classes, self.adata = dict(classes), adata
         tasks = {f"{target}_key": _TRUTH.format(target) for target in classes}
-        multitask(adata, **tasks | {"use_rep": _REP} | self._how() | dict(self.params.get("multitask", {})))
+        multitask(adata, **tasks | {"use_rep": _REP} | self._how() | self._joint(adata))
         return self
 
     def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
@@ -91,7 +99,7 @@ class Framework(Baseline):
         hidden = [g for g in adata.var_names if g not in self.adata.var_names]
         asked: dict[str, Any] = {f"{target}_key": _TRUTH.format(target) for target in self.classes}
         asked |= {"use_rep": _REP, "expression": hidden, "expression_key": _SHOWN} | self._how()
-        multitask(adata, **asked | dict(self.params.get("multitask", {})))
+        multitask(adata, **asked | self._joint(adata))
         found = adata.obsm[_keys.EXPRESSION_PRED].to_numpy(dtype=np.float64)
         return np.split(np.where(np.isnan(found), np.nanmean(found, axis=0), found), _cuts(sections))
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
+from stxtools._expression import find_expression
 from stxtools._representation import (
     compute_representation,
     expression,
-    log_expression,
     log_normalize,
     median_depth,
     select_genes,
 )
 from stxtools._validate import check_in
+from stxtools._warn import at_caller
 
 from ._regions import RegionInput, node_features, region_sections
 from ._transfer import model_features, remember_input, training_representation
@@ -58,13 +60,18 @@ def genes_to_predict(adata: AnnData, genes: Sequence[str] | None) -> list[str]:
 
 def expression_targets(
     adata: AnnData, genes: Sequence[str], key: str | None, layer: str | None
-) -> NDArray[np.float32] | None:
-    """Log expression of ``genes``, (n_obs, n_genes), NaN where ``obs[key]`` is false; None without genes."""
+) -> tuple[NDArray[np.float32] | None, dict[str, str]]:
+    """Log expression of ``genes``, (n_obs, n_genes), NaN where ``obs[key]`` is false, and what ``params`` say of it.
+
+    None without genes.
+    """
     if not genes:
         if key is not None:
             raise ValueError("`expression_key` says where `expression` may be learned from; name the genes, too.")
-        return None
-    values = log_expression(adata, layer)[:, adata.var_names.get_indexer(list(genes))].toarray().astype(np.float32)
+        return None, {}
+    read = expression(adata, layer)
+    at = adata.var_names.get_indexer(list(genes))
+    values = log_normalize(read.matrix, read.scale)[:, at].toarray().astype(np.float32)
     if key is not None:
         check_in(adata, "obs", key, "expression_key")
         column = adata.obs[key]
@@ -73,7 +80,7 @@ def expression_targets(
         if not column.any():
             raise ValueError(f"`adata.obs[{key!r}]` is false everywhere: there is nothing to learn from.")
         values[~column.to_numpy()] = np.nan
-    return values
+    return values, read.record
 
 
 def training_sections(
@@ -88,34 +95,47 @@ def training_sections(
     layer: str | None,
     portable: bool,
     random_state: int,
-) -> list[Any]:
-    """Sections to train on; the model remembers where its input came from."""
+) -> tuple[list[Any], dict[str, str]]:
+    """Sections to train on, and what ``params`` say of the expression; the model remembers where its input came from.
+
+    Where there is a representation but no expression (a scaled ``X``), no genes are read beside it.
+    """
     source = adata[:, ~adata.var_names.isin(list(withheld))] if withheld else adata
     if withheld and use_rep is None:
         rep = compute_representation(source, layer, random_state=random_state)
     else:
         rep = training_representation(adata, use_rep, layer, portable=portable, random_state=random_state)
     remember_input(model, rep)
-    genes = None
-    if model.params.genes:
-        counts, scale = expression(source, layer)
+    genes, read = None, rep.read
+    found = find_expression(source, layer, scaled=True) if model.params.genes else None
+    if found is not None and found.scale == "scaled":
+        warnings.warn(
+            "`adata.X` holds negative values, as after scaling, which are not expression, and there is no other: the "
+            "model reads the representation alone. `params={'genes': False}` says so beforehand.",
+            UserWarning,
+            stacklevel=at_caller(),
+        )
+    elif found is not None:
+        counts, scale, read = found.matrix, found.scale, found.record
         chosen = select_genes(source, counts, scale)
         model.target_sum = median_depth(np.asarray(counts.sum(axis=1)).ravel())
         model.genes = [str(g) for g in source.var_names[chosen]]
         genes = log_normalize(counts, scale, target_sum=model.target_sum)[:, chosen]
-    return region_sections(rep.values, node_features(rep.values, inp), inp, labels, genes=genes, expression=targets)
+    sections = region_sections(rep.values, node_features(rep.values, inp), inp, labels, genes=genes, expression=targets)
+    return sections, read
 
 
 def known_sections(
     adata: AnnData, model: TissueNet, layer: str | None, inp: RegionInput
-) -> tuple[list[Any], float | None]:
-    """Sections for a trained model, and the share of its genes that were found."""
+) -> tuple[list[Any], dict[str, Any]]:
+    """Sections for a trained model, and what ``params`` say of its input, as in :func:`model_features`."""
     if model.expression:  # they took no part in the depth when it was trained
         adata = adata[:, ~adata.var_names.isin(model.expression)]
     values, found = model_features(adata, model, layer)
     genes = None
     if model.genes is not None:
-        logged = log_expression(adata, layer, target_sum=model.target_sum)
+        read = expression(adata, layer)
+        logged = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)
         at = adata.var_names.get_indexer(model.genes)
         # a gene that is not there stays 0, which is average after centring by section
         pick = sparse.csr_matrix(
@@ -123,5 +143,5 @@ def known_sections(
             shape=(adata.n_vars, len(at)),
         )
         genes = sparse.csr_matrix(logged @ pick)
-        found = float((at >= 0).mean()) if found is None else found
+        found = found or {"genes_found": float((at >= 0).mean()), **read.record}
     return region_sections(values, node_features(values, inp), inp, {}, genes=genes), found

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from .._representation import log_normalize, to_csr
+from .._expression import to_csr
+from .._representation import log_normalize
 from .._settings import settings
 from ._chunks import LogExpression, is_out_of_core
 

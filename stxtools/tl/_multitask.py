@@ -193,9 +193,9 @@ def multitask(
         sections, found = known_sections(adata, fitted, layer, inp)
     else:
         labels = {task: classes_of(adata, column, _PARAMS[task]) for task, column in columns.items()}
-        targets = expression_targets(adata, wanted, expression_key, layer)
-        fitted, found = TissueNet(params), None
-        sections = training_sections(
+        targets, learned = expression_targets(adata, wanted, expression_key, layer)
+        fitted = TissueNet(params)
+        sections, found = training_sections(
             adata, fitted, inp, {task: codes for task, (codes, _) in labels.items()}, targets, wanted,
             use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
         )  # fmt: skip
@@ -203,6 +203,7 @@ def multitask(
             sections, classes={task: names for task, (_, names) in labels.items()}, expression=wanted,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
+        found = learned | found
     predictions = fitted.predict(sections, accelerator=accelerator)
     if save_model is not None:
         fitted.save(save_model)
@@ -228,7 +229,7 @@ def multitask(
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, expression=wanted or None,
-            expression_key=expression_key, use_rep=use_rep, layer=layer, genes_found=found,
+            expression_key=expression_key, use_rep=use_rep, layer=layer, **found,
             regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
             model="given" if model is not None else "trained", tissuenet=fitted.params_dict(),
         ),

@@ -122,7 +122,7 @@ def pretrain(
     adatas = [one.copy() for one in adatas] if check_bool("copy", copy) else adatas
 
     where = [geometry(one, spatial_key, library_key) for one in adatas]
-    values, rep = _values(adatas, use_rep, layer)
+    values, rep, reads = _values(adatas, use_rep, layer)
     model = Segmenter(params)
     remember_input(model, rep)
     sections = [s for v, place in zip(values, where, strict=True) for s in make_sections(v, place)]
@@ -130,11 +130,11 @@ def pretrain(
         sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
     )
     model.save(save_model)
-    for one in adatas:
+    for one, read in zip(adatas, reads, strict=True):
         slots = Slots("tl.pretrain")
         slots.uns[key] = {
             "params": provenance(
-                n_sections=len(sections), use_rep=use_rep, layer=layer, spatial_key=spatial_key,
+                n_sections=len(sections), use_rep=use_rep, layer=layer, **read, spatial_key=spatial_key,
                 library_key=library_key, random_state=random_state, segmenter=model.params_dict(),
             ),
             "history": pd.DataFrame(model.history),
@@ -147,11 +147,12 @@ def pretrain(
 
 def _values(
     adatas: Sequence[AnnData], use_rep: str | None, layer: str | None
-) -> tuple[list[NDArray[np.float32]], Representation]:
+) -> tuple[list[NDArray[np.float32]], Representation, list[dict[str, str]]]:
     if use_rep is None:
-        return joint_representation(adatas, layer)
+        values, rep, read = joint_representation(adatas, layer)
+        return values, rep, [r.record for r in read]
     reps = [stored_representation(one, use_rep) for one in adatas]
     widths = [r.values.shape[1] for r in reps]
     if len(set(widths)) > 1:
         raise ValueError(f"`adata.obsm[{use_rep!r}]` has different widths: {widths}; give one common basis.")
-    return [r.values for r in reps], reps[0]
+    return [r.values for r in reps], reps[0], [{} for _ in reps]

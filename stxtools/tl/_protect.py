@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys
-from .._representation import stored_matrix, to_csr
+from .._expression import find_expression, stored_matrix
 from .._spatial.order import name_order
 from .._validate import categories
 from .._warn import at_caller
@@ -34,6 +34,7 @@ class Protected:
     adata: AnnData
     codes: NDArray[np.int64]
     agreement: float
+    read: dict[str, str]
 
 
 def guard(
@@ -42,7 +43,7 @@ def guard(
     """Return what protects groups that were found in this expression, or warn that nothing does."""
     if not found_in_expression(adata, groupby, layer):
         return None
-    if protect is not None and is_out_of_core(stored_matrix(adata, layer)):
+    if protect is not None and is_out_of_core(stored_matrix(adata, layer)[0]):
         raise ValueError(
             f"The groups of `{groupby}` were found in this expression, and `protect='thinning'` divides counts and "
             "segments again in memory, but the expression is out of core. Load it (`adata.to_memory()`), or set "
@@ -84,7 +85,8 @@ def protect_by_thinning(
     if labels_key is not None and str(labels_key) not in adata.obs:
         return f"their labels, `obs[{str(labels_key)!r}]`, are not there any more"
     source = layer if layer is not None or "layer" not in params else str(params["layer"])
-    counts = to_csr(stored_matrix(adata, source))
+    read = find_expression(adata, source)
+    counts = read.matrix
     if not _are_counts(counts):
         return "the expression is not integer counts: name a `layer` that holds them"
     order = name_order(np.asarray(adata.obs_names, dtype=str))
@@ -101,7 +103,7 @@ def protect_by_thinning(
             UserWarning,
             stacklevel=at_caller(),
         )
-    return Protected(_with_counts(adata, test), matched, agreement)
+    return Protected(_with_counts(adata, test), matched, agreement, read.record)
 
 
 def warn_unprotected(groupby: str, why: str) -> None:

@@ -10,9 +10,10 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
+from stxtools._expression import Expression, find_expression
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._representation import log_expression
+from stxtools._representation import log_normalize
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.partition import bounded_parts
@@ -83,7 +84,8 @@ def region_graph(
         Region of the observation; a name of ``uns["regions"].obs_names``. With ``key_added="x"`` it is
         ``obs["x_region"]``.
     ``uns["regions"]`` : :class:`anndata.AnnData`, (n_regions, n_vars)
-        ``X``: mean log-normalised expression; ``obs``: ``segment``, ``library``, ``n_obs``, ``area`` (in
+        ``X``: mean log-normalised expression, or the mean of a scaled ``X`` where there is nothing else
+        (``uns["params"]["expression_scale"]`` says so); ``obs``: ``segment``, ``library``, ``n_obs``, ``area`` (in
         squared units of the coordinates); ``obsm["spatial"]``: centroids; ``obsp``:
         ``spatial_connectivities`` (1 where regions touch), ``spatial_distances`` (between centroids),
         ``contact_length`` (length of the shared border); ``uns["params"]``.
@@ -120,10 +122,12 @@ def region_graph(
     stage("finding regions")
     region = _regions(graph, codes, where, max_size, random_state)
     stage("describing regions")
-    regions, labels = _region_adata(adata, region, codes, names, graph, where, layer)
+    stage("reading expression")
+    read = find_expression(adata, layer, scaled=True)
+    regions, labels = _region_adata(adata, region, codes, names, graph, where, read)
     regions.uns["params"] = provenance(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,
-        spatial_key=spatial_key, library_key=library_key, random_state=random_state,
+        **read.record,        spatial_key=spatial_key, library_key=library_key, random_state=random_state,
     )  # fmt: skip
     colors = adata.uns.get(_keys.colors(segment_key))
     if colors is not None and len(colors) == len(names):
@@ -180,7 +184,7 @@ def _region_adata(
     names: list[str],
     graph: sparse.csr_matrix,
     where: Geometry,
-    layer: str | None,
+    read: Expression,
 ) -> tuple[AnnData, list[str]]:
     from anndata import AnnData as _AnnData
 
@@ -194,7 +198,7 @@ def _region_adata(
     labels = [f"r{i}" for i in range(n_regions)]
 
     out = _AnnData(
-        sparse.csr_matrix(mean @ log_expression(adata, layer)).astype(np.float32),
+        sparse.csr_matrix(mean @ log_normalize(read.matrix, read.scale)).astype(np.float32),
         obs=pd.DataFrame(index=pd.Index(labels)),
         var=pd.DataFrame(index=adata.var_names.copy()),
     )

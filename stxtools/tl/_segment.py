@@ -196,7 +196,6 @@ def segment(
     adata = adata.copy() if copy else adata
 
     where = geometry(adata, spatial_key, library_key)
-    found = None
     if model is not None:
         fitted: Segmenter | None = trained_segmenter(model)
     else:
@@ -208,7 +207,7 @@ def segment(
         values, found = model_features(adata, fitted, layer, n_others=number_of_image_features(fitted))
     else:
         rep = training_representation(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
-        values, fitted = rep.values, new_segmenter(params, rep, image_key)
+        values, found, fitted = rep.values, rep.read, new_segmenter(params, rep, image_key)
     values = with_image(values, adata, where, fitted.image_key)
     if model is None:
         _fit(
@@ -230,7 +229,7 @@ def segment(
             n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
             abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
             pretrained=pretrained is not None, temperature=fitted.temperature,
-            spatial_key=spatial_key, library_key=library_key, random_state=random_state, genes_found=found,
+            spatial_key=spatial_key, library_key=library_key, random_state=random_state, **found,
             model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
         )
     }  # fmt: skip

@@ -54,8 +54,8 @@ def taught_student(
     spatial_key: str,
     regions_key: str,
     **how: Any,
-) -> tuple[TissueStudent, float | None]:
-    """Student of a framework, and the share of its genes that were found; reads the region graph of ``adata``."""
+) -> tuple[TissueStudent, dict[str, Any]]:
+    """Student of a framework, and what ``params`` say of its input; reads the region graph of ``adata``."""
     from stxtools.models import TissueStudent
 
     inp = read_regions(adata, regions_key, spatial_key)
@@ -91,7 +91,7 @@ def apply_student(
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=columns.get("biomarker"), region_key=columns.get("classification"), layer=layer,
-            genes_found=found, spatial_key=spatial_key, library_key=library_key, model="student",
+            **found, spatial_key=spatial_key, library_key=library_key, model="student",
             student=student.params_dict(),
         )
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -61,8 +61,11 @@ def remember_input(model: ReadsGenes, rep: Representation) -> None:
 
 def model_features(
     adata: AnnData, model: ReadsGenes, layer: str | None, *, n_others: int = 0
-) -> tuple[NDArray[np.float32], float | None]:
-    """Return the features that a trained model reads of ``adata``, and the share of its genes that were found.
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Return the features that a trained model reads of ``adata``, and what ``params`` say of it.
+
+    That is the share of the model's genes that were found, and the scale and source of the expression; nothing where it
+    reads no genes.
 
     ``n_others`` of its features come from elsewhere (a picture). Expression is read in chunks of rows and may lie
     in a file or in a dask array.
@@ -82,11 +85,12 @@ def model_features(
                 f"The model reads {model.n_features - n_others} columns of `adata.obsm[{model.use_rep!r}]`; "
                 f"there are {rep.values.shape[1]}."
             )
-        return rep.values, None
+        return rep.values, {}
     share = _gene_share(adata, model.projection)
     logged = LogExpression(adata, layer, target_sum=model.projection.target_sum)
     names = [str(name) for name in adata.var_names]
-    return np.concatenate(logged.map(partial(_projected, model.projection, names))), share
+    values = np.concatenate(logged.map(partial(_projected, model.projection, names)))
+    return values, {"genes_found": share, **logged.read}
 
 
 def _projected(

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from stxtools import _keys
+from stxtools._expression import with_expression_in_x
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
+from stxtools._representation import expression
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
     check_adata,
@@ -199,8 +201,10 @@ def tune(
         metric=metric, n_trials=n_trials, patience=patience, prune=check_bool("prune", prune), protocol=protocol,
     )  # fmt: skip
     adata = adata.copy() if check_bool("copy", copy) else adata
+    found = None if use_rep is not None else expression(adata, layer)
+    read_from = adata if found is None or layer is not None else with_expression_in_x(adata, found)
     best, value, trials = study_of(
-        adata, task, storage, study_name or f"stxtools_{part}", seed, show_progress=show_progress
+        read_from, task, storage, study_name or f"stxtools_{part}", seed, show_progress=show_progress
     )
     slots = Slots("tl.tune")
     slots.uns[key] = {
@@ -212,7 +216,7 @@ def tune(
             n_trials=n_trials, patience=patience, prune=prune, scheme=scheme, n_folds=n_folds, max_folds=max_folds,
             space={name: str(list(values)) for name, values in fields.items()}, fixed=str(fixed) if fixed else None,
             study_name=study_name, use_rep=use_rep, layer=layer, spatial_key=spatial_key, library_key=library_key,
-            random_state=seed,
+            random_state=seed, **({} if found is None else found.record),
         ),
     }  # fmt: skip
     slots.write(adata)
