@@ -95,12 +95,15 @@ class Framework(Baseline):
         self, sections: Sequence[EvaluationSection], values: Sequence[NDArray[np.float64]]
     ) -> list[NDArray[np.float64]]:
         """Train once more with the expression head, beside the targets."""
-        adata = _with_genes(self.adata, np.concatenate(list(values)))
+        every = np.concatenate(list(values))  # standardised; the call takes none but values from 0 for expression
+        low = np.nanmin(every, axis=0)
+        width = np.maximum(np.nanmax(every, axis=0) - low, 1e-12)
+        adata = _with_genes(self.adata, (every - low) / width)
         hidden = [g for g in adata.var_names if g not in self.adata.var_names]
         asked: dict[str, Any] = {f"{target}_key": _TRUTH.format(target) for target in self.classes}
         asked |= {"use_rep": _REP, "expression": hidden, "expression_key": _SHOWN} | self._how()
         multitask(adata, **asked | self._joint(adata))
-        found = adata.obsm[_keys.EXPRESSION_PRED].to_numpy(dtype=np.float64)
+        found = adata.obsm[_keys.EXPRESSION_PRED].to_numpy(dtype=np.float64) * width + low
         return np.split(np.where(np.isnan(found), np.nanmean(found, axis=0), found), _cuts(sections))
 
 
