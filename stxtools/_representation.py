@@ -165,7 +165,7 @@ def compute_representation(
         target,
         values.var(axis=0),
         residual_variance(logged, mean, values),
-        found.record,
+        read=found.record,
     )
 
 

@@ -65,9 +65,10 @@ def with_loadings(adata: AnnData, rep: Representation, layer: str | None) -> Rep
 def _log_candidates(adata: AnnData, layer: str | None) -> Iterator[tuple[sparse.csr_matrix, float]]:
     """Log expression as the PCA may have seen it, and the depth to which counts are brought for it."""
     try:
-        matrix, scale = expression(adata, layer)
+        found = expression(adata, layer)
     except (ValueError, KeyError):  # no expression: the PCA is all there is
         return
+    matrix, scale = found.matrix, found.scale
     if scale == "log":
         back = matrix.astype(np.float64, copy=True)
         back.data = np.expm1(np.minimum(back.data, 50.0))
