@@ -259,7 +259,9 @@ def test_axes_that_are_no_plane(drawn: ad.AnnData) -> None:
         st.pl.segment(drawn, library="lib0", ax=gone)
 
 
-@pytest.mark.parametrize("name", ["region_graph", "attention", "history", "biomarkers", "stability", "targets"])
+@pytest.mark.parametrize(
+    "name", ["segment", "region_graph", "attention", "history", "biomarkers", "stability", "targets"]
+)
 @pytest.mark.parametrize("key", [5, None, ("a",), ["a"], b"segment"])
 def test_keys_are_strings(name: str, key: object, drawn: ad.AnnData) -> None:
     if name == "attention" and isinstance(key, (list, tuple)):

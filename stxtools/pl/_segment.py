@@ -150,8 +150,8 @@ def segment(
     return _output.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
-def _hint(key: str) -> str:
-    if key.endswith("_pred"):
+def _hint(key: Any) -> str:
+    if str(key).endswith("_pred"):
         return "Run `st.tl.multitask(adata, ...)` first, or name another column."
     return "Run `st.tl.segment(adata)` first, or name another column."
 
