@@ -317,6 +317,39 @@ def test_foreign_content_beside_the_pictures(
     st.pl.segment(adata, "band", img=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "slot", "column", "value", "error"),
+    [
+        ("evaluation", ("evaluation",), "accuracy", "high", TypeError),
+        ("robustness", ("evaluation",), "noise", "high", TypeError),
+        ("history", ("segment", "history"), "epoch", "first", TypeError),
+        ("history", ("segment", "history"), "epoch", None, KeyError),
+        ("stability", ("segment", "stability"), "n_segments", 9, ValueError),
+        ("sensitivity", ("tune", "trials"), "value", "good", TypeError),
+        ("attention_fidelity", ("attention_fidelity", "table"), "change", "much", TypeError),
+        ("targets", ("biomarkers",), "n_drugs", "many", TypeError),
+        ("volcano", ("biomarkers",), "pvals", np.nan, ValueError),
+        ("biomarkers", ("biomarkers",), "auroc", 1j, TypeError),
+    ],
+)
+def test_damaged_tables_are_named(
+    name: str, slot: tuple[str, ...], column: str, value: object, error: type[Exception], drawn: ad.AnnData
+) -> None:
+    holder = drawn.uns if len(slot) == 1 else drawn.uns[slot[0]]
+    table = holder[slot[-1]].drop(columns=column)
+    holder[slot[-1]] = table if value is None else table.assign(**{column: value})
+    with pytest.raises(error, match=r"st\.tl\."):
+        _call(name, drawn)
+
+
+def test_masks_that_are_none(drawn: ad.AnnData) -> None:
+    entry = drawn.uns["spatial"]["lib0"]
+    for mask in ("mask", np.ones((4, 4, 3), int), -np.ones((4, 4), int), np.full((4, 4), 0.5)):
+        entry["images"] = {**entry["images"], "segmentation": mask}
+        with pytest.raises(ValueError, match="is no mask"):
+            st.pl.segment(drawn, library="lib0", mask=True)
+
+
 def test_a_figure_that_is_too_large(drawn: ad.AnnData) -> None:
     with mpl.rc_context({"figure.dpi": 50_000}), pytest.raises(ValueError, match="dots per inch"):
         st.pl.segment(drawn)

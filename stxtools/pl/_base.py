@@ -109,6 +109,17 @@ def names_of(value: Any, param: str, what: str) -> list[str]:
     return [str(x) for x in value]
 
 
+def check_columns(table: pd.DataFrame, columns: Sequence[str], where: str, call: str) -> None:
+    """Check that a table of results still has its columns, and numbers in them."""
+    absent = [c for c in columns if c not in table]
+    if absent:
+        raise KeyError(f"`{where}` lacks {listing(absent)}; it has {listing(table.columns)}. Run `{call}` again.")
+    for column in columns:
+        kind = table[column].dtype
+        if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
+            raise TypeError(f"Column {column!r} of `{where}` holds {kind}, not numbers; run `{call}` again.")
+
+
 def check_size(size: Any) -> float:
     """Check the diameter of an observation relative to the spacing."""
     size = check_number("size", size, minimum=0, maximum=SIZE_MAX)
@@ -351,14 +362,14 @@ def _factor(value: Any, name: str, library: str) -> float:
 
 
 def positive(value: Any) -> float | None:
-    """Return a finite number above 0 as a float, None for anything else."""
+    """Return a number above 0 that others can be divided by as a float, None for anything else."""
     if isinstance(value, (bool, str)) or np.ndim(value) != 0 or np.iscomplexobj(value):
         return None
     try:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return number if 0 < number < np.inf else None
+    return number if 1 / _LARGEST < number < _LARGEST else None
 
 
 def show_image(ax: Axes, picture: NDArray[Any], scale: float, **kwargs: Any) -> None:

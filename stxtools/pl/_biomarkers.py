@@ -163,9 +163,8 @@ def biomarker_table(adata: AnnData, key: str) -> pd.DataFrame:
                         "or name another `key`.")  # fmt: skip
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]` has no rows; run `{_CALL}` on data with genes to test.")
-    for column in ("logfoldchanges", "pvals_adj", *(c for c in (*_EFFECTS, "pvals", "pct_nz_group") if c in table)):
-        if not pd.api.types.is_numeric_dtype(table[column].dtype):
-            raise TypeError(f"Column {column!r} of `adata.uns[{key!r}]` holds no numbers; run `{_CALL}` again.")
+    columns = [c for c in (*_EFFECTS, "pvals", "pvals_adj", "pct_nz_group") if c in table]
+    _base.check_columns(table, columns, f"adata.uns[{key!r}]", _CALL)
     return table
 
 
@@ -242,7 +241,8 @@ def _ranked(
 def _same_limits(axes: Sequence[Axes], values: Sequence[NDArray[np.float64]], origin: float) -> None:
     """Give all groups one scale, so that their effects can be compared."""
     every = np.append(np.concatenate(values), origin)
-    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    every = every[np.isfinite(every)]
+    low, high = float(every.min()), float(every.max())
     pad = 0.08 * (high - low) or 0.1
     for axis in axes:
         axis.set_xlim(low - pad, high + pad)

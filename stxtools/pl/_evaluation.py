@@ -6,6 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from stxtools import _keys
 from stxtools._validate import check_adata, check_bool, check_number, listing
@@ -14,7 +15,6 @@ from stxtools.get import evaluation as _table
 from . import _base, _legend, _output
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -155,7 +155,10 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
     if not isinstance(metric, str):
         raise ValueError(f"`metric={metric!r}` is not understood; choose one of {listing(LABELS)}.")
     check_adata(adata, unique_vars=False)
-    _base.slot_of(adata, key)
+    stored = _base.slot_of(adata, key)
+    if isinstance(stored, pd.DataFrame):
+        columns = [c for c in (*LABELS, "noise") if c in stored]
+        _base.check_columns(stored, columns, f"adata.uns[{key!r}]", "st.tl.evaluate(adata, ...)")
     table = _table(adata, metric, target=target, per_seed=True, key=key)
     if table.empty:
         raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")

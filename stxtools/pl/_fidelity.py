@@ -100,6 +100,9 @@ def attention_fidelity(
     if not isinstance(table, pd.DataFrame) or not {"unit", "mode", "method", "share", value} <= set(table):
         raise KeyError(f"`adata.uns[{key!r}]['table']` is not that of `st.tl.attention_fidelity`; run "
                        "`st.tl.attention_fidelity(adata, model)` first, or name another `key`.")  # fmt: skip
+    _base.check_columns(
+        table, ["share", value], f"adata.uns[{key!r}]['table']", "st.tl.attention_fidelity(adata, model)"
+    )
     wanted = [(u, m) for u in ("edges", "regions") if unit in (None, u) for m in ("remove", "keep")]
     if ax is not None:
         wanted, axes = wanted[:1], [ax]

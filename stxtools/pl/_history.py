@@ -88,6 +88,10 @@ def history(
                        f"first, or name another `key`.")  # fmt: skip
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]['history']` is empty: nothing was trained in that call.")
+    losses = [c for c in ("loss", "val_loss") if c in table]
+    _base.check_columns(
+        table, ["epoch", *losses], f"adata.uns[{key!r}]['history']", _CALLS.get(key, "st.tl.segment(adata)")
+    )
     names = table["stage"].astype(str) if "stage" in table else pd.Series("", index=table.index)
     stages = list(dict.fromkeys(names))
     if stage is not None and stage not in stages:

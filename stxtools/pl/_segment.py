@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FAINTEST = 0.12
+_IDS_MAX = 2**20  # a mask of more segments is none
 
 
 @_output.plot
@@ -159,7 +160,8 @@ def _hint(key: Any) -> str:
 def _alpha(adata: AnnData, key: str, n: int) -> NDArray[np.float64]:
     name = _keys.confidence(key)
     check_in(adata, "obs", name, "show_confidence=True reads", "Run `st.tl.segment(adata)` first.")
-    return _fade(np.nan_to_num(adata.obs[name].to_numpy(dtype=float)), n)
+    _base.check_columns(adata.obs, [name], "adata.obs", "st.tl.segment(adata)")
+    return _fade(np.nan_to_num(adata.obs[name].to_numpy(dtype=float, na_value=np.nan)), n)
 
 
 def _fade(confidence: Any, n: int) -> NDArray[np.float64]:
@@ -174,17 +176,25 @@ def _confidence_handles(n: int) -> list[Any]:
 
 
 def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float]:
-    entry = adata.uns.get(_keys.SPATIAL, {})
-    entry = entry.get(library, {}) if isinstance(entry, Mapping) else {}
+    entry = _base.picture_slots(adata, library)
     name = _keys.mask_image(key)
-    image = entry.get(_keys.IMAGES, {}).get(name)
-    scale = entry.get(_keys.SCALEFACTORS, {}).get(f"tissue_{name}_scalef")
+    image = entry[_keys.IMAGES].get(name)
+    scale = entry[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef")
     if image is None or scale is None:
         raise KeyError(
             f"There is no mask of {key!r} in `adata.uns['spatial'][{library!r}]['images'][{name!r}]` with its scale "
             f"factor 'tissue_{name}_scalef'; run `st.tl.segment(adata)` first."
         )
-    return np.asarray(image), float(scale)
+    values, factor = np.asarray(image), _base.positive(scale)
+    if values.ndim != 2 or values.dtype.kind not in "iu" or not values.size or not 0 <= values.max() < _IDS_MAX or (
+        values.min() < 0 or factor is None
+    ):  # fmt: skip
+        raise ValueError(
+            f"`adata.uns['spatial'][{library!r}]['images'][{name!r}]` is no mask (height x width, of segment numbers) "
+            f"with a scale factor above 0: it has shape {values.shape}, type {values.dtype} and scale {scale!r}; run "
+            "`st.tl.segment(adata)` again."
+        )
+    return values, factor
 
 
 def _paint(image: NDArray[Any], adata: AnnData, key: str, colors: Mapping[str, str]) -> NDArray[np.float32]:

@@ -94,6 +94,7 @@ def sensitivity(
     absent = [c for c in (x, y, value, "state") if c not in trials]
     if absent:
         raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")
+    _base.check_columns(trials, [value], f"adata.uns[{key!r}]['trials']", "st.tl.tune(adata, 'weights', ...)")
     done = trials[(trials["state"] == "COMPLETE") & trials[value].notna()]
     if done.empty:
         raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed.")

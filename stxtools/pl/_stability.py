@@ -74,6 +74,10 @@ def stability(
             f"`adata.uns[{key!r}]['stability']` is missing; it is written by `st.tl.segment(adata)` without "
             "`n_segments` and `labels_key`."
         )
+    _base.check_columns(curve, ["n_segments", "stability"], f"adata.uns[{key!r}]['stability']", "st.tl.segment(adata)")
+    if params["n_segments"] not in set(curve["n_segments"]):
+        raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the number that was taken, "
+                         f"{params['n_segments']!r}; run `st.tl.segment(adata)` again.")  # fmt: skip
     axes = _base.grid(1, 4.2, 3.2)[0] if ax is None else ax
     x, y = curve["n_segments"].to_numpy(), curve["stability"].to_numpy()
     axes.plot(x, y, color="0.5", marker="o", markersize=4)

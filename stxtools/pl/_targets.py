@@ -112,6 +112,7 @@ def targets(
     table = biomarker_table(adata, key)
     groups = biomarker_groups(table, group)
     shown = _columns(table, columns, key)
+    _base.check_columns(table, [c for c in shown if c.startswith("n_")], f"adata.uns[{key!r}]", _CALL)
     if ax is not None and len(groups) > 1:
         raise ValueError(f"`ax` takes one group, but there are {len(groups)} ({listing(groups)}); "
                          f"choose one with `group={groups[0]!r}`, or leave `ax` out.")  # fmt: skip

@@ -30,6 +30,9 @@ def draw(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) 
     adjusted = part["pvals_adj"].to_numpy(dtype=float, na_value=np.nan)
     seen = np.isfinite(change) & np.isfinite(p) & (p >= 0)
     names, change, p, adjusted = part["names"].astype(str).to_numpy()[seen], change[seen], p[seen], adjusted[seen]
+    if not len(change):
+        raise ValueError(f"No gene of {title!r} has a finite log fold change and p-value to draw; run "
+                         "`st.tl.biomarkers(adata, groupby=...)` again.")  # fmt: skip
     # p = 0 is an underflow: it is drawn at the smallest p that was not
     floor = float(p[p > 0].min()) if (p > 0).any() else 1.0
     height = -np.log10(np.maximum(p, floor))
