@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from scipy import sparse
 
 import stxtools as st
@@ -48,6 +49,7 @@ def quick_params() -> dict[str, object]:
 def tested(banded) -> ad.AnnData:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("default", "What is tested are groups")  # a U-Net of 8 epochs: an index of 0.5 or so
         return st.tl.biomarkers(banded, "segment", n_null=60, copy=True, **HOW)
 
 
@@ -77,6 +79,108 @@ def test_protection_survives_the_disk_and_new_names(banded, tested, tmp_path):
         pd.testing.assert_frame_equal(
             st.get.biomarkers(adata, new).drop(columns="group"), st.get.biomarkers(tested, old).drop(columns="group")
         )
+
+
+@pytest.fixture
+def again(monkeypatch) -> list[tuple[ad.AnnData, dict]]:
+    """Record what the tissue is segmented again from, without training: the user's groups are found."""
+    from stxtools.tl import _segment
+
+    seen = []
+
+    def recorded(work, **kwargs):
+        seen.append((work, kwargs))
+        work.obs[kwargs["key_added"]] = work.obs["segment"]
+
+    monkeypatch.setattr(_segment, "segment", recorded)
+    return seen
+
+
+def _scanpy_pca(adata: ad.AnnData) -> None:
+    work = ad.AnnData(adata.X.toarray(), var=adata.var[[]].copy())
+    sc.pp.normalize_total(work, target_sum=1e4)
+    sc.pp.log1p(work)
+    sc.pp.scale(work)
+    sc.pp.pca(work, n_comps=7)
+    adata.obsm["X_pca"] = work.obsm["X_pca"]
+
+
+def _tested(adata: ad.AnnData) -> dict:
+    st.tl.biomarkers(adata, "segment", n_null=60, **HOW)
+    return adata.uns["biomarkers_params"]
+
+
+@pytest.mark.parametrize("maker", ["stxtools", "scanpy"])
+def test_a_stored_pca_is_made_again_from_half_the_counts(banded, again, maker):
+    adata = banded.copy()
+    st.pp.normalize(adata, n_comps=7, n_top_genes=40) if maker == "stxtools" else _scanpy_pca(adata)
+    adata.uns["segment"]["params"]["representation"] = "X_pca"
+    params = _tested(adata)
+    assert "protect_missing" not in params
+    assert params["protect_agreement"] == 1
+    how = "7 components of 40 genes with loadings, depth the median;"
+    if maker == "scanpy":
+        how = "7 components of 60 variable genes chosen here, depth 10000, z-scores;"
+    assert how in params["protect_representation"]
+    half, stored = again[0][0].obsm["X_pca"], adata.obsm["X_pca"]
+    assert half.shape == stored.shape
+    assert 0.3 < abs(np.corrcoef(half[:, 0], stored[:, 0])[0, 1]) < 0.99  # alike, and not the same noise
+    counts = adata.layers["counts"] if maker == "stxtools" else adata.X
+    assert 0.4 < again[0][0].X.sum() / counts.sum() < 0.6
+
+
+def test_a_representation_that_cannot_be_made_again_is_said(banded, again, tmp_path):
+    adata = banded.copy()
+    adata.obsm["X_pca"] = np.c_[adata.obsm["spatial"], np.random.default_rng(0).normal(size=(adata.n_obs, 4))]
+    adata.uns["segment"]["params"]["representation"] = "X_pca"
+    with pytest.warns(UserWarning, match=r"found without `obsm\['X_pca'\]` as it is"):
+        params = _tested(adata)
+    assert len(params["protect_missing"]) == 1
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    back = ad.read_h5ad(tmp_path / "a.h5ad").uns["biomarkers_params"]
+    assert list(back["protect_missing"]) == list(params["protect_missing"])
+    assert back["protect_representation"] == params["protect_representation"]
+    del adata.obsm["X_pca"]
+    with pytest.warns(UserWarning, match="which is not there any more"):
+        _tested(adata)
+
+
+def test_picture_and_pretrained_model_are_used_again(banded, again, tmp_path):
+    adata = banded.copy()
+    picture = np.zeros((24, 24, 3), dtype=np.uint8)
+    adata.uns["spatial"] = {"library": {"images": {"lowres": picture}, "scalefactors": {"tissue_lowres_scalef": 1.0}}}
+    path = tmp_path / "start.stx"
+    path.write_bytes(b"a model")
+    adata.uns["segment"]["params"] |= {"image_key": "lowres", "pretrained": True, "pretrained_path": str(path)}
+    params = _tested(adata)
+    work, kwargs = again[0]
+    assert (kwargs["image_key"], kwargs["pretrained"]) == ("lowres", str(path))
+    np.testing.assert_array_equal(work.uns["spatial"]["library"]["images"]["lowres"], picture)
+    assert "protect_missing" not in params
+    path.unlink()
+    adata.uns["spatial"]["library"]["images"] = {}
+    with pytest.warns(UserWarning, match=r"without the picture 'lowres'.*without the pretrained model.* not at"):
+        assert len(_tested(adata)["protect_missing"]) == 2
+    adata.uns["segment"]["params"]["pretrained_path"] = ""
+    with pytest.warns(UserWarning, match="given in memory"):
+        _tested(adata)
+
+
+def test_groups_that_are_not_found_again_are_said(banded, again, monkeypatch):
+    from stxtools.tl import _segment
+
+    def other(work, **kwargs):
+        work.obs[kwargs["key_added"]] = pd.Categorical((work.obsm["spatial"][:, 1] // 8).astype(int).astype(str))
+
+    monkeypatch.setattr(_segment, "segment", other)
+    with pytest.warns(UserWarning, match=r"adjusted Rand index of -?0\.\d\d only.*protect_agreement"):
+        assert _tested(banded.copy())["protect_agreement"] < 0.8
+
+
+def test_the_segmentation_records_its_input(banded):
+    params = banded.uns["segment"]["params"]
+    assert params["representation"] == "pca"
+    assert "pretrained_path" not in params
 
 
 def test_no_protection_is_said(banded):

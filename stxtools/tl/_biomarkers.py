@@ -101,8 +101,11 @@ def biomarkers(
 
     Groups that were found in the expression they are tested on differ by construction (double dipping). Where
     ``groupby`` is a result of :func:`stxtools.tl.segment`, counts are therefore divided at random (Neufeld et al.
-    2024): the tissue is segmented again from one half with the same parameters, each class takes the name of the
-    user's class it overlaps most, and the other half is tested on these. The halves are independent where counts are
+    2024): the tissue is segmented again from one half with the same parameters, picture and pretrained model, each
+    class takes the name of the user's class it overlaps most, and the other half is tested on these. A PCA in
+    ``obsm["X_pca"]`` is made again from the half in the way that makes it from all counts; its stored loadings would
+    bring the other half's noise along, and so does a pretrained model that saw these very counts. In how far the
+    user's groups are found again is in ``protect_agreement``. The halves are independent where counts are
     Poisson given the true expression; what over-dispersed counts have in excess is in both, and p-values are then
     still optimistic (:func:`stxtools.pp.split_counts` says by how much). Of a column that other software wrote, a
     clustering say, nothing is known and nothing is done: divide its counts with :func:`stxtools.pp.split_counts`,
@@ -188,7 +191,8 @@ def biomarkers(
         Parameters, versions, the design used for each group, the groups' fitted correlation lengths (unit of the
         coordinates), ``attribution_agreement`` (per group, Spearman correlation of absolute ``attribution`` and
         ``zscores``), ``protected`` and, where groups were found again, ``protect_agreement`` (adjusted Rand index
-        with the user's groups).
+        with the user's groups), ``protect_representation`` (what in) and ``protect_missing`` (what the user's
+        segmentation read and this one could not).
 
     Raises
     ------
@@ -203,8 +207,10 @@ def biomarkers(
     Warns
     -----
     UserWarning
-        ``groupby`` was found from the same expression and is not protected: the p-values are then optimistic. Also
-        when groups are left out, and when a comparison rests on a single library.
+        ``groupby`` was found from the same expression and is not protected: the p-values are then optimistic. Groups
+        that were found again for protection agree with ``groupby`` to an adjusted Rand index below 0.8, or without
+        something that its segmentation read: the table describes them. Also when groups are left out, and when a
+        comparison rests on a single library.
 
     Notes
     -----
@@ -296,6 +302,8 @@ def biomarkers(
         protect=protect,
         protected=guarded is not None,
         protect_agreement=None if guarded is None else guarded.agreement,
+        protect_representation=None if guarded is None else guarded.representation,
+        protect_missing=None if guarded is None or not guarded.missing else guarded.missing,
         attribution=f"{len(models)} model(s)" if models else "linear probe",
         attribution_agreement=np.array(agreement, dtype=np.float64),
         layer=layer,

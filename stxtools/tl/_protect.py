@@ -16,6 +16,7 @@ from .._validate import categories
 from .._warn import at_caller
 from ..stats._thinning import thin_counts
 from ._chunks import is_out_of_core
+from ._found_again import SAME, reads_stored_pca, same_pca, same_picture, same_start
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,16 +25,21 @@ if TYPE_CHECKING:
 
 METHODS = ("thinning", None)
 _HALF = 0.5
-_FOUND_AGAIN = 0.3  # below this Rand index the groups of half the counts are hardly those of all of them
+_FOUND_AGAIN = 0.8  # below this Rand index the groups of half the counts are not those of all of them
 
 
 @dataclass(frozen=True)
 class Protected:
-    """What is tested: counts, and the groups found without them; how well these agree with the user's."""
+    """What is tested: counts, and the groups found without them; how well these agree with the user's.
+
+    ``representation`` says what they were found in, ``missing`` what the user's segmentation read beside it.
+    """
 
     adata: AnnData
     codes: NDArray[np.int64]
     agreement: float
+    representation: str
+    missing: list[str]
     read: dict[str, str]
 
 
@@ -94,16 +100,27 @@ def protect_by_thinning(
     if train.nnz == 0 or test.nnz == 0:
         return "there are too few counts to divide"
     codes, names = categories(adata, groupby, "groupby")
-    found, found_names = _segment_again(adata, train, params, show_progress)
-    matched, agreement = _match(codes, found, names, found_names)
+    again = _segment_again(adata, counts, train, params, show_progress)
+    matched, agreement = _match(codes, again.codes, names, again.names)
+    _warn_other_groups(groupby, agreement, again.missing)
+    return Protected(_with_counts(adata, test), matched, agreement, again.representation, again.missing, read.record)
+
+
+def _warn_other_groups(groupby: str, agreement: float, missing: list[str]) -> None:
+    """Say where the groups that are tested are not those that were named."""
+    parts = []
+    if missing:
+        parts.append(f"were found without {'; without '.join(missing)}")
     if agreement < _FOUND_AGAIN:
+        parts.append(f"agree with `{groupby}` to an adjusted Rand index of {agreement:.2f} only")
+    if parts:
         warnings.warn(
-            f"The groups that half the counts give agree little with `{groupby}` (adjusted Rand index "
-            f"{agreement:.2f}): what is tested are those groups, and `{groupby}` may rest on noise.",
+            f"What is tested are groups that half the counts give, and these {' and '.join(parts)}: the table "
+            f"describes them and not quite those of `{groupby}`, which may rest on noise. See `protect_agreement` in "
+            "the table's params.",
             UserWarning,
             stacklevel=at_caller(),
         )
-    return Protected(_with_counts(adata, test), matched, agreement, read.record)
 
 
 def warn_unprotected(groupby: str, why: str) -> None:
@@ -155,18 +172,50 @@ def _with_counts(adata: AnnData, counts: sparse.csr_matrix) -> AnnData:
     return out
 
 
+@dataclass(frozen=True)
+class _Again:
+    """Groups found in a part of the counts, what in, and what was missing."""
+
+    codes: NDArray[np.int64]
+    names: list[str]
+    representation: str
+    missing: list[str]
+
+
 def _segment_again(
-    adata: AnnData, counts: sparse.csr_matrix, params: Mapping[str, Any], show_progress: bool | None
-) -> tuple[NDArray[np.int64], list[str]]:
+    adata: AnnData,
+    counts: sparse.csr_matrix,
+    part: sparse.csr_matrix,
+    params: Mapping[str, Any],
+    show_progress: bool | None,
+) -> _Again:
+    """Segment ``part`` of the counts with the parameters and, as far as it can be made, the input of ``params``."""
     from ._segment import segment
 
     def given(name: str) -> Any:
         value = params.get(name)
         return value.item() if isinstance(value, np.generic) else value
 
-    work = _with_counts(adata, counts)
+    work = _with_counts(adata, part)
     spatial_key = str(params.get("spatial_key", _keys.SPATIAL))
     work.obsm[spatial_key] = adata.obsm[spatial_key]
+    missing: list[str] = []
+    image_key, pretrained = same_picture(adata, params, missing), same_start(params, missing)
+    if image_key is not None:
+        work.uns[_keys.SPATIAL] = adata.uns[_keys.SPATIAL]
+    representation = "PCA of the variable genes" if pretrained is None else "components of the pretrained model"
+    if reads_stored_pca(adata, params):
+        if _keys.X_PCA not in adata.obsm:
+            missing.append("`obsm['X_pca']`, which is not there any more")
+        else:
+            values, how, explained = same_pca(adata, counts, part)
+            work.obsm[_keys.X_PCA] = values
+            representation = f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
+            if explained < SAME:
+                missing.append(
+                    f"`obsm['X_pca']` as it is: of the usual ways to make it from these counts none explains more than "
+                    f"{explained:.0%} of it"
+                )
     labels_key = None if given("labels_key") is None else str(given("labels_key"))
     settings = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in params["segmenter"].items()}
     key = "found_again"
@@ -176,6 +225,8 @@ def _segment_again(
         labels_key=labels_key,
         keep_labels=bool(params.get("keep_labels", False)),
         abstain_below=given("abstain_below"),
+        pretrained=pretrained,
+        image_key=image_key,
         spatial_key=spatial_key,
         library_key=None if given("library_key") is None else str(given("library_key")),
         params=settings,
@@ -183,7 +234,8 @@ def _segment_again(
         show_progress=show_progress,
         key_added=key,
     )
-    return categories(work, key, "groupby")
+    codes, names = categories(work, key, "groupby")
+    return _Again(codes, names, representation, missing)
 
 
 def _match(

@@ -228,7 +228,9 @@ def segment(
         "params": provenance(
             n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
             abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
-            pretrained=pretrained is not None, temperature=fitted.temperature,
+            pretrained=pretrained is not None,
+            pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
+            representation=fitted.use_rep, temperature=fitted.temperature,
             spatial_key=spatial_key, library_key=library_key, random_state=random_state, **found,
             model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
         )
