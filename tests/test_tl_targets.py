@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 
 import stxtools as st
+from stxtools.tl._target_tables import parse_target_table
 
 GENES = ["ERBB2", "EGFR", "Esr1", "OLDNAME", "NOTHING", "TWICE"]
 IDS = ["ENSG00000141736.14", "ENSG00000146648", "ENSG00000091831", "ENSG00000000003", "ENSG00000000005", "ENSG9"]
@@ -220,3 +221,22 @@ def test_bad_input_leaves_everything_as_it_was(adata, tmp_path):
     del adata.uns["biomarkers"]
     with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
         st.tl.targets(adata, unknown, symbol_col="a")
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "match"),
+    [
+        (pd.DataFrame([["g0", 1, 2]], columns=["s", "v", "v"]), ValueError, "more than once"),
+        (pd.DataFrame({"s": ["g0"], "": [1]}), ValueError, "cannot store"),
+        (pd.DataFrame({"s": ["g0"], "a/b": [1]}), ValueError, "cannot store"),
+        (pd.DataFrame({"s": ["g0"], "v": [1 + 2j]}), TypeError, "complex"),
+    ],
+)
+def test_odd_tables_are_refused_by_name(table, error, match):
+    with pytest.raises(error, match=match):
+        parse_target_table(table, "s")
+
+
+def test_assessments_that_are_none_hold_nothing():
+    table = pd.DataFrame({"targetId": ["ENSG1"], "tractability": [[3, None]]})
+    assert (parse_target_table(table).columns == "").all().all()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from .._checks import unstorable
 
 _SEPARATOR = "; "
 _MODALITIES = ("SM", "AB", "PR", "OC")
@@ -59,6 +61,9 @@ def read_target_table(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFr
 def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None) -> TargetTable:
     """Recognise the format of a table by its header and bring it to one row per gene."""
     header = set(map(str, raw.columns))
+    twice = sorted({str(c) for c in raw.columns[raw.columns.astype(str).duplicated()]})
+    if twice:
+        raise ValueError(f"Column(s) {twice} are in the table more than once; drop or rename all but one.")
     if symbol_col is not None:
         if symbol_col not in header:
             raise KeyError(f"`symbol_col={symbol_col!r}` is not a column of the table; it has {sorted(header)}.")
@@ -165,8 +170,9 @@ def _held(assessments: Any, modality: str) -> str:
     """Names of the assessments of one modality that hold; Open Targets lists the strongest first."""
     if not isinstance(assessments, (list, tuple, np.ndarray)):
         return ""
+    held = [a for a in assessments if isinstance(a, Mapping)]
     return _SEPARATOR.join(
-        str(a.get("id", a.get("label"))) for a in assessments if a.get("modality") == modality and bool(a.get("value"))
+        str(a.get("id", a.get("label"))) for a in held if a.get("modality") == modality and bool(a.get("value"))
     )
 
 
@@ -183,9 +189,12 @@ def _two_way(name: str, values: pd.DataFrame, ids: pd.Series, symbol: pd.Series 
 
 def _generic(raw: pd.DataFrame, symbol_col: str) -> TargetTable:
     values = raw.drop(columns=symbol_col)
-    bad = [str(c) for c in values.columns if "/" in str(c)]
+    bad = [str(c) for c in values.columns if unstorable(str(c))]
     if bad:
-        raise ValueError(f"Column(s) {bad} of the table contain '/', which h5ad and zarr cannot store; rename them.")
+        raise ValueError(f"Column(s) {bad} of the table have names that h5ad and zarr cannot store; rename them.")
+    unordered = [str(c) for c in values.columns if pd.api.types.is_complex_dtype(values[c].dtype)]
+    if unordered:
+        raise TypeError(f"Column(s) {unordered} of the table hold complex numbers, which have no order; drop them.")
     values.columns = [str(c) for c in values.columns]
     gene = _text(raw[symbol_col])
     columns = _one_row(values, gene)
