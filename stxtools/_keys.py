@@ -27,8 +27,7 @@ SUGGESTED = "suggested"
 PRETRAIN = "pretrain"
 IMAGES = "images"
 SCALEFACTORS = "scalefactors"
-MASK_IMAGE = "segmentation"
-MASK_SCALEF = "tissue_segmentation_scalef"
+MASKS = "masks"
 SPOT_DIAMETER = "spot_diameter_fullres"
 
 # tl.region_graph, tl.embed
@@ -103,9 +102,9 @@ def mask_id(key: str) -> str:
     return f"{key}_id"
 
 
-def mask_image(key: str) -> str:
-    """Name of the mask in ``uns["spatial"][library]["images"]``."""
-    return MASK_IMAGE if key == SEGMENT else f"{MASK_IMAGE}_{key}"
+def columns(key: str) -> str:
+    """``uns`` key of the true names of the columns of ``obsm[key]``, where files cannot hold them as columns."""
+    return f"{key}_columns"
 
 
 def pred(key: str) -> str:

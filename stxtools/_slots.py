@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from . import _keys
+from ._checks import unstorable
 from ._ownership import Path, check_paths_free, sign
 from ._version import __version__
 
@@ -194,9 +196,44 @@ def categorical(codes: NDArray[np.int64], names: Sequence[str]) -> pd.Categorica
     return pd.Categorical.from_codes(np.asarray(codes), categories=pd.Index(list(names)))
 
 
-def proba_frame(proba: NDArray[Any], names: Sequence[str], index: pd.Index) -> pd.DataFrame:
-    """Class probabilities (observations x classes) with the class names as columns."""
-    return pd.DataFrame(np.asarray(proba, dtype=np.float32), index=index, columns=list(names))
+def put_frame(slots: Slots, key: str, values: NDArray[Any], names: Sequence[str], index: pd.Index) -> None:
+    """Put a table of observations x ``names`` into ``obsm[key]``.
+
+    Names that no file can hold as a column (``"L2/3"``) are replaced there; ``uns["{key}_columns"]`` then has the true
+    ones in the order of the columns, and :func:`column_names` reads them.
+    """
+    columns = _storable_columns(names)
+    slots.obsm[key] = pd.DataFrame(np.asarray(values, dtype=np.float32), index=index, columns=columns)
+    if columns != list(names):
+        slots.uns[_keys.columns(key)] = np.array(list(names), dtype=object)
+
+
+def column_names(adata: AnnData, key: str) -> list[str] | None:
+    """True names of the columns of the table ``obsm[key]``; None where there is no table."""
+    frame = adata.obsm.get(key)
+    if not isinstance(frame, pd.DataFrame):
+        return None
+    columns = [str(c) for c in frame.columns]
+    true = adata.uns.get(_keys.columns(key))
+    names = columns if true is None else [str(name) for name in np.ravel(np.asarray(true, dtype=object))]
+    return names if _storable_columns(names) == columns else columns  # those of an earlier table may still be there
+
+
+def _storable_columns(names: Sequence[str]) -> list[str]:
+    """Column names that h5ad and zarr can hold, as near to ``names`` as may be and all different."""
+    fine = [unstorable(name, column=True) is None and "/" not in name for name in names]
+    taken = {name for name, ok in zip(names, fine, strict=True) if ok}
+    out = []
+    for i, (name, ok) in enumerate(zip(names, fine, strict=True)):
+        column = name
+        if not ok:
+            column = name.replace("/", "_").replace("\0", "_")
+            column = f"class_{i}" if unstorable(column, column=True) is not None else column
+            while column in taken:
+                column += "_"
+            taken.add(column)
+        out.append(column)
+    return out
 
 
 def provenance(**params: Any) -> dict[str, Any]:

@@ -96,13 +96,13 @@ def _check_distinct(names: Sequence[Any], labels: Sequence[str], key: str) -> No
 
 
 def check_class_names(names: Sequence[str], key: str) -> None:
-    """Check that class names can be the columns of a stored DataFrame."""
-    bad = [n for n in names if "/" in n or unstorable(n, column=True) is not None]
+    """Check that h5ad and zarr can store class names as values; as names of columns they are mapped."""
+    bad = [n for n in names if "\0" in n or n.encode("utf-8", "ignore").decode() != n]
     if bad:
         raise ValueError(
-            f"Classes of `adata.obs[{key!r}]` are empty, contain '/' or are names of the file format, which h5ad and "
-            f"zarr cannot store as a column name: {listing(bad)}. Rename them, e.g. `adata.obs[{key!r}] = "
-            f"adata.obs[{key!r}].astype('category').cat.rename_categories(lambda c: c.replace('/', '_') or 'unnamed')`."
+            f"Classes of `adata.obs[{key!r}]` contain NUL or characters that UTF-8 cannot encode, which h5ad and zarr "
+            f"cannot store: {listing(bad)}. Rename them, e.g. `adata.obs[{key!r}] = adata.obs[{key!r}]"
+            ".astype('category').cat.rename_categories(...)`."
         )
 
 

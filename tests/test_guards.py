@@ -5,23 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_same
+from conftest import QUICK_NET, assert_same
 
 import stxtools as st
 from stxtools.models import SegmenterParams, TissueNetParams
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
-
-
-@pytest.mark.parametrize("name", ["L2/3", ""])
-def test_class_names_that_no_file_can_hold(make_section, line, name):
-    adata = make_section()
-    adata.obs["layer"] = adata.obs["band"].cat.rename_categories({"b": name})
-    with pytest.raises(ValueError, match="rename_categories"):
-        st.tl.segment(adata, labels_key="layer", **HOW)
-    line.obs["layer"] = line.obs["band"].cat.rename_categories({"b": name})
-    with pytest.raises(ValueError, match="rename_categories"):
-        st.tl.multitask(line, "layer", "band", **HOW)
 
 
 def test_a_raster_of_other_coordinates_is_not_used(make_section, quick_unet):
@@ -50,6 +39,66 @@ def test_a_region_graph_of_other_segments_is_not_used(line, quick_net):
     with pytest.raises(ValueError, match="has changed since"):
         st.tl.embed(line, params=quick_net, **HOW)
     assert_same(before, line)
+
+
+def _renamed(a):
+    a.obs["library"] = a.obs["library"].cat.rename_categories({"lib0": "first", "lib1": "second"})
+
+
+def _swapped(a):
+    a.obs["library"] = a.obs["library"].cat.rename_categories({"lib0": "lib1", "lib1": "lib0"})
+
+
+def _mixed(a):
+    a.obs["library"] = pd.Categorical(np.resize(["lib0", "lib1"], a.n_obs))
+
+
+def _fewer_regions(a):
+    a.uns["regions"] = a.uns["regions"][3:].copy()
+
+
+CHANGES = {"sections renamed": _renamed, "sections swapped": _swapped, "sections mixed": _mixed,
+           "regions subset": _fewer_regions}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "call", ["embed", "multitask", "multitask(model=)", "distill", "attention_fidelity", "biomarkers"]
+)
+def test_regions_belong_to_the_observations(line, quick_net, tmp_path, call, change, known_net):
+    run = {
+        "embed": lambda a: st.tl.embed(a, params=quick_net, **HOW),
+        "multitask": lambda a: st.tl.multitask(a, None, "band", params=quick_net, **HOW),
+        "multitask(model=)": lambda a: st.tl.multitask(a, None, "band", model=known_net, **HOW),
+        "distill": lambda a: st.tl.distill(a, known_net, save_model=tmp_path / "s.stx", params={"epochs": 1}, **HOW),
+        "attention_fidelity": lambda a: st.tl.attention_fidelity(a, known_net, show_progress=False),
+        "biomarkers": lambda a: st.tl.biomarkers(
+            a, "band", library_key="library", attribution_model=known_net, n_null=50
+        ),
+    }[call]
+    CHANGES[change](line)
+    before = line.copy()
+    with pytest.raises(ValueError, match=r"st\.tl\.region_graph\(adata\)` again"):
+        run(line)
+    assert_same(before, line)
+
+
+@pytest.fixture(scope="module")
+def known_net(_line, tmp_path_factory):
+    """Return the file of a net that was trained on the two sections."""
+    path = tmp_path_factory.mktemp("net") / "net.stx"
+    st.tl.multitask(_line.copy(), None, "band", params=QUICK_NET, save_model=path, **HOW)
+    return path
+
+
+def test_regions_know_reordered_observations(line, quick_net):
+    plain = st.tl.embed(line, params=quick_net, copy=True, **HOW)
+    order = np.random.default_rng(0).permutation(line.n_obs)
+    moved = line[order].copy()
+    st.tl.embed(moved, params=quick_net, **HOW)
+    assert moved.n_obs == plain.n_obs
+    home = moved.uns["regions"].obs["library"].astype(str).reindex(moved.obs["region_id"].astype(str))
+    assert (home.to_numpy() == moved.obs["library"].astype(str).to_numpy()).all()
 
 
 def test_labels_are_never_overwritten(make_section, quick_unet):

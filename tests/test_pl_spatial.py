@@ -35,16 +35,12 @@ def _annotate(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
         np.eye(3, dtype=np.float32)[codes], index=adata.obs_names, columns=["a", "b", "c"]
     )
     params = {} if library_key is None else {"library_key": library_key}
-    adata.uns["segment"] = {"params": params}
+    mask = np.repeat(np.arange(4, dtype=np.uint32), 5)[:, None].repeat(20, axis=1)
     names = ["section"] if library_key is None else sorted(adata.obs[library_key].unique())
     section = np.zeros(adata.n_obs, int) if library_key is None else adata.obs[library_key].cat.codes.to_numpy()
-    adata.uns["spatial"] = {
-        name: {
-            "images": {"segmentation": np.repeat(np.arange(4, dtype=np.uint32), 5)[:, None].repeat(20, axis=1)},
-            "scalefactors": {"tissue_segmentation_scalef": 0.01},
-        }
-        for name in names
-    }
+    adata.uns["spatial"] = {name: {"images": {}, "scalefactors": {}} for name in names}
+    masks = {name: {"image": mask, "scale": 0.01, "origin": np.zeros(2)} for name in names}
+    adata.uns["segment"] = {"params": params, "masks": masks}
     region = section * 3 + codes
     n = 3 * len(names)
     contact = np.zeros((n, n))
@@ -240,7 +236,10 @@ def test_mask_has_the_colors_of_the_spots(adata: ad.AnnData) -> None:
     assert image.get_extent() == pytest.approx((-50, 1950, 1950, -50))
     with pytest.raises(KeyError, match="no mask of 'band'"):
         st.pl.segment(adata, key="band", mask=True)
-    del adata.uns["spatial"]
+    adata.uns["segment"]["masks"]["section"]["origin"] = np.array([200.0, -100.0])
+    moved = st.pl.segment(adata, mask=True).images[0].get_extent()
+    assert moved == pytest.approx((150, 2150, 1850, -150))
+    del adata.uns["segment"]["masks"]
     with pytest.raises(KeyError, match=r"st\.tl\.segment"):
         st.pl.segment(adata, mask=True)
 
@@ -277,7 +276,7 @@ def test_string_column_and_float_column(adata: ad.AnnData) -> None:
 
 @pytest.mark.parametrize("n", [20, 28, 102, 130])
 def test_default_colors_are_enough_and_distinct(n: int) -> None:
-    from stxtools.pl._palette import default_colors
+    from stxtools._colors import default_colors
 
     assert len(set(default_colors(n))) == n
 

@@ -111,7 +111,8 @@ def _slots(adata: ad.AnnData, prefix: str = "") -> dict[tuple[str, str], Any]:
             found.update(_slots(value, "regions."))
         else:
             found.update({(f"{prefix}uns", path): inner for path, inner in _walk(value, key)})
-    return {slot: value for slot, value in found.items() if not slot[1].endswith(IGNORED)}
+    listed = {(row.where, row.key) for row in SLOTS}
+    return {slot: value for slot, value in found.items() if not slot[1].endswith(IGNORED) or slot in listed}
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -17,6 +17,15 @@ def run(adata, quick_unet, *args, **kwargs):
     return st.tl.segment(adata, *args, params=quick_unet, **(HOW | kwargs))
 
 
+def mask_and_pixels(adata, key="segment", library="section"):
+    """Return the mask of a section, and row and column of its observations."""
+    mask = adata.uns[key]["masks"][library]
+    at = np.rint((adata.obsm["spatial"] - mask["origin"]) * mask["scale"]).astype(int)
+    assert (at >= 0).all()
+    assert (at < mask["image"].shape[::-1]).all()
+    return mask["image"], at.T[::-1]
+
+
 @pytest.mark.parametrize("kind", ["hex", "square", "scattered"])
 def test_slots(make_section, quick_unet, kind):
     adata = make_section(kind)
@@ -33,11 +42,10 @@ def test_slots(make_section, quick_unet, kind):
     np.testing.assert_array_equal(adata.obs["segment_confidence"], proba.max(axis=1))
     np.testing.assert_array_equal(adata.obs["segment_id"], segment.cat.codes + 1)
     assert adata.obsm["X_unet"].shape == (adata.n_obs, 8)
-    entry = adata.uns["spatial"]["section"]
-    mask, scale = entry["images"]["segmentation"], entry["scalefactors"]["tissue_segmentation_scalef"]
+    assert "spatial" not in adata.uns
+    mask, at = mask_and_pixels(adata)
     assert mask.dtype == np.uint32
-    col, row = (np.clip((adata.obsm["spatial"] * scale).astype(int), 0, np.array(mask.shape)[::-1] - 1)).T
-    assert (mask[row, col] == adata.obs["segment_id"]).mean() > 0.95
+    assert (mask[tuple(at)] == adata.obs["segment_id"]).mean() > 0.95
     assert set(np.unique(mask)) <= {0, 1, 2, 3}
 
 
@@ -124,8 +132,9 @@ def test_suggested_labels_are_doubtful_unlabelled_and_apart(make_section, quick_
 def test_sections_do_not_mix(make_section, quick_unet):
     both = make_section(libraries=2)
     run(both, quick_unet, 3, library_key="library")
-    assert set(both.uns["spatial"]) == {"lib0", "lib1"}
+    assert set(both.uns["segment"]["masks"]) == {"lib0", "lib1"}
     assert both.uns["segment"]["params"]["library_key"] == "library"
+    both.uns["spatial"] = {"lib0": {}, "lib1": {}}
     with pytest.raises(ValueError, match="library_key"):
         run(both, quick_unet, 3)
 
@@ -134,12 +143,9 @@ def test_model_on_a_new_section(make_section, quick_unet, tmp_path):
     adata, other = make_section(libraries=2), make_section(seed=0)
     path = tmp_path / "m.stx"
     run(adata, quick_unet, 3, library_key="library", save_model=path)
-    part = adata[adata.obs["library"] == "lib0"].copy()
-    for key in list(part.uns):
-        del part.uns[key]
-    expected = part.obsm["segment_proba"].to_numpy()
-    part.obs = part.obs[["library"]]
-    part.obsm = {"spatial": part.obsm["spatial"]}
+    first = (adata.obs["library"] == "lib0").to_numpy()
+    part = make_section(libraries=2)[first].copy()
+    expected = adata.obsm["segment_proba"].to_numpy()[first]
     shuffled = part[:, np.random.default_rng(0).permutation(part.n_vars)].copy()
     st.tl.segment(shuffled, model=path, **HOW)
     np.testing.assert_allclose(shuffled.obsm["segment_proba"], expected, atol=1e-4)
@@ -175,7 +181,7 @@ def test_key_added_keeps_earlier_results(make_section, quick_unet):
     run(adata, quick_unet, 2, key_added="coarse")
     pd.testing.assert_series_equal(before, adata.obs["segment"])
     assert adata.obs["coarse"].nunique() == 2
-    assert {"segmentation", "segmentation_coarse"} <= set(adata.uns["spatial"]["section"]["images"])
+    assert set(adata.uns["coarse"]["masks"]) == {"section"}
     assert "coarse_unet" in adata.obsm
 
 
@@ -188,12 +194,33 @@ def test_a_library_of_one_spot_and_empty_cells(make_section, quick_unet):
     assert adata.obs["segment"].notna().all()
 
 
-def test_negative_coordinates_get_segments_but_no_mask(make_section, quick_unet):
+@pytest.mark.parametrize("shift", [-1e4, 1e6])
+def test_the_mask_lies_where_the_tissue_does(make_section, quick_unet, shift):
+    plain, moved = make_section(), make_section()
+    moved.obsm["spatial"] = moved.obsm["spatial"] + shift
+    run(plain, quick_unet, 3)
+    run(moved, quick_unet, 3)
+    mask, at = mask_and_pixels(moved)
+    assert (mask[tuple(at)] == moved.obs["segment_id"]).mean() > 0.95
+    assert (mask > 0).mean() > 0.8
+    assert mask.shape == plain.uns["segment"]["masks"]["section"]["image"].shape
+
+
+def test_the_mask_has_the_pixels_of_the_picture(make_section, quick_unet):
     adata = make_section()
-    adata.obsm["spatial"] = adata.obsm["spatial"] - 500
-    with pytest.warns(UserWarning, match="negative"):
-        run(adata, quick_unet, 3)
-    assert adata.obs["segment"].nunique() == 3
+    picture = np.full((180, 200, 3), 240, dtype=np.uint8)
+    factors = {"tissue_hires_scalef": 0.11, "spot_diameter_fullres": 50.0}
+    adata.uns["spatial"] = {"s": {"images": {"hires": picture}, "scalefactors": factors}}
+    before = adata.uns["spatial"]
+    run(adata, quick_unet, 3)
+    mask = adata.uns["segment"]["masks"]["s"]
+    assert mask["image"].shape == (180, 200)
+    assert mask["scale"] == 0.11
+    np.testing.assert_array_equal(mask["origin"], 0)
+    assert adata.uns["spatial"] is before
+    factors["tissue_hires_scalef"] = 0.005  # too coarse: half a pixel for a spot
+    run(adata, quick_unet, 3)
+    assert adata.uns["segment"]["masks"]["s"]["scale"] > 0.01
 
 
 def _broken(adata, how):
@@ -290,11 +317,10 @@ def test_squidpy_and_scanpy_draw_the_slots(line):
     import squidpy as sq
 
     here = {"library_key": "library"}
-    sq.pl.spatial_segment(line, color="segment", seg_cell_id="segment_id", **here)
-    sq.pl.spatial_segment(line, color="segment", seg_cell_id="segment_id", img_res_key="segmentation", **here)
-    sq.pl.spatial_scatter(line, color="segment", **here)
+    masks = [line.uns["segment"]["masks"][name]["image"] for name in ("lib0", "lib1")]
+    sq.pl.spatial_segment(line, color="segment", seg_cell_id="segment_id", seg=masks, img=False, **here)
     sq.pl.spatial_scatter(line, color="segment", shape=None, **here)
-    sc.pl.spatial(line[line.obs["library"] == "lib0"], color="segment", library_id="lib0", show=False)
+    sc.pl.spatial(line[line.obs["library"] == "lib0"], color="segment", spot_size=90, show=False)
     regions = line.uns["regions"]
     sc.pp.neighbors(regions, use_rep="X_gnn", n_neighbors=5)
     sc.tl.umap(regions)

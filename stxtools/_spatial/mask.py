@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -15,17 +15,52 @@ REACH = 0.75  # for lattices
 REACH_SCATTERED = 1.5
 
 
+class Frame(NamedTuple):
+    """Pixels in the coordinates of the observations: that of column c and row r is at ``origin + (c, r) / scale``."""
+
+    shape: tuple[int, int]
+    scale: float
+    origin: tuple[float, float] = (0.0, 0.0)
+
+
+def tissue_frame(
+    xy: NDArray[np.float64], spacing: float, *, pixels_per_spot: float = 4, max_side: int = 2048, margin: float = REACH
+) -> Frame:
+    """Return a frame that covers the tissue, wherever it lies, and nothing else.
+
+    Parameters
+    ----------
+    xy
+        Coordinates (n x 2).
+    spacing
+        Distance between neighbouring observations.
+    pixels_per_spot
+        Pixels per spacing, unless the image would be larger than ``max_side``.
+    max_side
+        Largest number of rows or columns.
+    margin
+        Spacings around the outermost observations.
+    """
+    if not spacing > 0:
+        raise ValueError(f"`spacing={spacing}` must be positive.")
+    low = xy.min(axis=0) - margin * spacing
+    size = xy.max(axis=0) + margin * spacing - low
+    # - 2, + 2: the image must hold the pixel of the outermost observation, rounded either way
+    scale = min(pixels_per_spot / spacing, (max_side - 2) / float(size.max()))
+    # rounded, so that the same tissue elsewhere gets an image of the same size
+    width, height = (min(int(np.ceil(np.round(v * scale, 6))) + 2, max_side) for v in size)
+    return Frame((height, width), float(scale), (float(low[0]), float(low[1])))
+
+
 def render_mask(
     xy: NDArray[np.float64],
     values: NDArray[np.integer[Any]],
     spacing: float,
+    frame: Frame,
     *,
-    pixels_per_spot: float = 4,
-    max_side: int = 2048,
-    full_shape_px: tuple[int, int] | None = None,
     reach: float = REACH,
-) -> tuple[NDArray[np.uint32], float]:
-    """Return a label image (rows along y) and its scale: ``xy`` lies at pixel ``(y * scale, x * scale)``.
+) -> NDArray[np.uint32]:
+    """Return a label image, rows along y.
 
     A pixel has the value of the nearest observation, or 0 (background) where that is farther than
     ``reach`` spacings away (``REACH`` suits lattices, ``REACH_SCATTERED`` cells).
@@ -33,54 +68,36 @@ def render_mask(
     Parameters
     ----------
     xy
-        Coordinates (n x 2), none of them negative.
+        Coordinates (n x 2).
     values
         One integer per observation; 0 stands for background.
     spacing
         Distance between neighbouring observations.
-    pixels_per_spot
-        Pixels per spacing, unless the image would be larger than ``max_side``.
-    max_side
-        Largest number of rows or columns.
-    full_shape_px
-        Rows and columns of the image whose pixels the coordinates are; the mask then covers it.
+    frame
+        Where the pixels are.
     reach
         Distance, in spacings, beyond which there is background.
 
     Raises
     ------
     ValueError
-        If a coordinate is negative (an image has no such pixel) or a value is.
+        If a value is negative, or there is not one for each observation.
     """
     if len(xy) == 0 or len(xy) != len(values):
         raise ValueError(f"A mask needs one value per observation; got {len(values)} for {len(xy)}.")
-    if xy.min() < 0:
-        low = xy.min(axis=0)
-        raise ValueError(
-            f"The coordinates begin at x = {low[0]:g}, y = {low[1]:g}; an image has no negative pixels. "
-            "Shift them first, e.g. `xy - xy.min(axis=0)`."
-        )
     if np.min(values) < 0:
         raise ValueError(f"Mask values must not be negative (0 is the background); found {np.min(values)}.")
-    if not spacing > 0:
-        raise ValueError(f"`spacing={spacing}` must be positive.")
-    if full_shape_px is None:
-        high = xy.max(axis=0) + reach * spacing
-    else:
-        high = np.maximum(np.array(full_shape_px[::-1], dtype=np.float64), xy.max(axis=0))
-    # + 2: the image must hold the pixel of the outermost observation, rounded either way
-    scale = min(pixels_per_spot / spacing, (max_side - 2) / float(high.max()) if high.max() > 0 else np.inf)
-    width, height = (int(np.ceil(v * scale)) + 2 for v in high)
-    width, height = min(width, max_side), min(height, max_side)
-    limit = max(reach * spacing, 1.5 / scale)  # where pixels are larger than spots, no spot is lost in between
+    height, width = frame.shape
+    limit = max(reach * spacing, 1.5 / frame.scale)  # where pixels are larger than spots, no spot is lost in between
+    xy = xy - np.asarray(frame.origin)
     tree = cKDTree(xy)
     padded = np.append(np.asarray(values).astype(np.uint32), np.uint32(0))  # "none near" points past the end
     mask = np.zeros((height, width), dtype=np.uint32)
-    x = np.arange(width) / scale
+    x = np.arange(width) / frame.scale
     step = max(_BLOCK // width, 1)
     for top in range(0, height, step):
-        y = np.arange(top, min(top + step, height)) / scale
+        y = np.arange(top, min(top + step, height)) / frame.scale
         pixels = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
         _, nearest = tree.query(pixels, distance_upper_bound=limit)
         mask[top : top + len(y)] = padded[nearest].reshape(len(y), width)
-    return mask, float(scale)
+    return mask

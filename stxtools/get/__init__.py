@@ -9,9 +9,17 @@ from stxtools._lazy import lazy_exports
 if TYPE_CHECKING:
     from ._biomarkers import biomarkers as biomarkers
     from ._evaluation import evaluation as evaluation
+    from ._probabilities import probabilities as probabilities
     from ._regions import regions as regions
     from ._segments import segments as segments
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"biomarkers": "_biomarkers", "evaluation": "_evaluation", "regions": "_regions", "segments": "_segments"}
+    __name__,
+    {
+        "biomarkers": "_biomarkers",
+        "evaluation": "_evaluation",
+        "probabilities": "_probabilities",
+        "regions": "_regions",
+        "segments": "_segments",
+    },
 )

@@ -289,10 +289,7 @@ def draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *
     library = panel.library
     images, scalefactors = (picture_slots(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
     pictures = [name for name in ("hires", "lowres") if name in images]
-    pictures += [str(n) for n in images if n not in pictures and not str(n).startswith(_keys.MASK_IMAGE)]
-    if img is None:  # a silhouette stands in for a picture where other packages ask for one; the spots show the same
-        about = picture_slots(adata, library)["metadata"]
-        pictures = [n for n in pictures if not str(about.get(n, "")).startswith("silhouette")]
+    pictures += [str(n) for n in images if n not in pictures]
     names = [img] if isinstance(img, str) else pictures
     for name in names:
         scale = scalefactors.get(f"tissue_{name}_scalef")
@@ -372,9 +369,9 @@ def positive(value: Any) -> float | None:
     return number if 1 / _LARGEST < number < _LARGEST else None
 
 
-def show_image(ax: Axes, picture: NDArray[Any], scale: float, **kwargs: Any) -> None:
-    """Draw a picture in the coordinates of the spots; ``scale`` is pixels per unit, pixel centres are integers."""
+def show_image(ax: Axes, picture: NDArray[Any], scale: float, origin: Any = (0.0, 0.0), **kwargs: Any) -> None:
+    """Draw a picture in the coordinates of the spots; ``scale`` is pixels per unit, ``origin`` the first pixel."""
     height, width = picture.shape[:2]
-    extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / scale
+    extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / scale + np.repeat(origin, 2)
     kwargs.setdefault("interpolation", "antialiased")
     ax.imshow(picture, extent=tuple(extent), origin="upper", **({"cmap": "gray"} | kwargs))

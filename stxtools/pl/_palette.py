@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._colors import default_colors
+from stxtools._slots import column_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,20 +76,6 @@ def _fits(adata: AnnData, key: str, n_stored: int, n_names: int) -> bool:
     return n_stored >= n_names if categorical else n_stored == n_names
 
 
-def default_colors(n: int) -> list[str]:
-    """Return scanpy's default colours for ``n`` categories."""
-    from matplotlib.colors import to_hex
-    from scanpy.plotting import palettes
-
-    for colors in (palettes.default_20, palettes.default_28, palettes.default_102):
-        if n <= len(colors):
-            return [to_hex(c) for c in colors[:n]]
-    from matplotlib import colormaps
-
-    # beyond 102 no palette tells categories apart: steps of the golden ratio keep neighbours in the list distinct
-    return [to_hex(colormaps["turbo"](i * 0.618034 % 1.0)) for i in range(n)]
-
-
 def share_colors(regions: AnnData, colors: Mapping[str, str], key: str = _keys.SEGMENT) -> dict[str, str]:
     """Give the region AnnData the colours that the observations have."""
     _, names = category_codes(regions, key)
@@ -116,11 +104,9 @@ def _colors_of_truth(adata: AnnData, key: str) -> dict[str, str]:
 
 def _all_classes(adata: AnnData, key: str, names: list[str]) -> list[str]:
     for base in (key, key.removesuffix("_pred")):
-        frame = adata.obsm.get(_keys.proba(base))
-        if isinstance(frame, pd.DataFrame):
-            classes = [str(c) for c in frame.columns]
-            if set(names) <= set(classes):
-                return classes
+        classes = column_names(adata, _keys.proba(base))
+        if classes is not None and set(names) <= set(classes):
+            return classes
     return names
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._slots import column_names
 from stxtools._validate import check_adata, check_bool, check_in
 
 from . import _base, _legend, _output, _scale_bar
@@ -134,8 +135,8 @@ def segment(
     for i, (axis, panel, text) in enumerate(zip(axes, panels, titles, strict=True)):
         over = _base.draw_image(axis, adata, panel, img, fits=fits)
         if mask:
-            image, scale = masks[i]
-            _base.show_image(axis, _paint(image, adata, key, colors), scale,
+            image, scale, origin = masks[i]
+            _base.show_image(axis, _paint(image, adata, key, colors), scale, origin,
                              interpolation="nearest", alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
         else:
             _base.draw_spots(axis, panel.xy, face[panel.rows], size=size * (0.8 if over else 1.0), label=key)
@@ -175,26 +176,25 @@ def _confidence_handles(n: int) -> list[Any]:
     return [_legend.dot(f"{step:.2f}", "#444444", alpha=float(_fade(step, n))) for step in steps]
 
 
-def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float]:
-    entry = _base.picture_slots(adata, library)
-    name = _keys.mask_image(key)
-    image = entry[_keys.IMAGES].get(name)
-    scale = entry[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef")
-    if image is None or scale is None:
+def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float, NDArray[Any]]:
+    """Return the mask of a section, its pixels per unit of the coordinates, and the coordinates of its first pixel."""
+    entry: Any = adata.uns
+    for part in (key, _keys.MASKS, library):
+        entry = entry.get(part) if isinstance(entry, Mapping) else None
+    if not isinstance(entry, Mapping) or not {"image", "scale", "origin"} <= set(entry):
         raise KeyError(
-            f"There is no mask of {key!r} in `adata.uns['spatial'][{library!r}]['images'][{name!r}]` with its scale "
-            f"factor 'tissue_{name}_scalef'; run `st.tl.segment(adata)` first."
+            f"There is no mask of {key!r} in `adata.uns[{key!r}][{_keys.MASKS!r}][{library!r}]` (`image`, `scale`, "
+            "`origin`); run `st.tl.segment(adata)` first."
         )
-    values, factor = np.asarray(image), _base.positive(scale)
-    if values.ndim != 2 or values.dtype.kind not in "iu" or not values.size or not 0 <= values.max() < _IDS_MAX or (
-        values.min() < 0 or factor is None
-    ):  # fmt: skip
+    values, factor, origin = np.asarray(entry["image"]), _base.positive(entry["scale"]), np.asarray(entry["origin"])
+    drawable = values.ndim == 2 and values.dtype.kind in "iu" and values.size and 0 <= values.max() < _IDS_MAX
+    if not drawable or values.min() < 0 or factor is None or origin.shape != (2,) or origin.dtype.kind not in "iuf":
         raise ValueError(
-            f"`adata.uns['spatial'][{library!r}]['images'][{name!r}]` is no mask (height x width, of segment numbers) "
-            f"with a scale factor above 0: it has shape {values.shape}, type {values.dtype} and scale {scale!r}; run "
-            "`st.tl.segment(adata)` again."
+            f"`adata.uns[{key!r}][{_keys.MASKS!r}][{library!r}]` is no mask (`image`: height x width, of segment "
+            f"numbers; `scale` above 0; `origin`: x, y): it has shape {values.shape}, type {values.dtype} and scale "
+            f"{entry['scale']!r}; run `st.tl.segment(adata)` again."
         )
-    return values, factor
+    return values, factor, origin.astype(float)
 
 
 def _paint(image: NDArray[Any], adata: AnnData, key: str, colors: Mapping[str, str]) -> NDArray[np.float32]:
@@ -203,10 +203,8 @@ def _paint(image: NDArray[Any], adata: AnnData, key: str, colors: Mapping[str, s
 
     table = np.tile(np.asarray(to_rgba(MISSING)), (int(image.max()) + 1, 1))
     table[0] = 0.0
-    frame = adata.obsm.get(_keys.proba(key))
     codes, names = category_codes(adata, key)
-    classes = [str(c) for c in frame.columns] if isinstance(frame, pd.DataFrame) else names
-    value_of = {i + 1: name for i, name in enumerate(classes)}
+    value_of = {i + 1: name for i, name in enumerate(column_names(adata, _keys.proba(key)) or names)}
     ids = _keys.mask_id(key)
     if ids in adata.obs:  # a subset may have lost categories, and with them the codes; the ids stay
         seen = pd.DataFrame({"id": adata.obs[ids].to_numpy(), "code": codes}).drop_duplicates()

@@ -12,7 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import proba_frame, provenance
+from stxtools._slots import provenance, put_frame
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._framework_input import expression_targets, genes_to_predict, known_sections, training_sections
@@ -216,15 +216,15 @@ def multitask(
         at_regions = _stack([p.proba[task] for p in predictions], inp)
         names = fitted.classes[task]
         slots.obs[_keys.pred(column)] = called(at_obs, names)
-        slots.obsm[_keys.proba(column)] = proba_frame(at_obs, names, adata.obs_names)
+        put_frame(slots, _keys.proba(column), at_obs, names, adata.obs_names)
         regions.obs[_keys.pred(column)] = called(at_regions, names)
-        regions.obsm[_keys.proba(column)] = proba_frame(at_regions, names, inp.regions.obs_names)
+        put_frame(regions, _keys.proba(column), at_regions, names, inp.regions.obs_names)
         slots.missing[f"obsm/{_keys.proba(column)}"] = outside
     if fitted.expression:
         at_obs = join([p.obs_expression for p in predictions if p.obs_expression is not None], inp.where)
         at_regions = _stack([p.expression for p in predictions], inp)
-        slots.obsm[_keys.EXPRESSION_PRED] = proba_frame(at_obs, fitted.expression, adata.obs_names)
-        regions.obsm[_keys.EXPRESSION_PRED] = proba_frame(at_regions, fitted.expression, inp.regions.obs_names)
+        put_frame(slots, _keys.EXPRESSION_PRED, at_obs, fitted.expression, adata.obs_names)
+        put_frame(regions, _keys.EXPRESSION_PRED, at_regions, fitted.expression, inp.regions.obs_names)
         slots.missing[f"obsm/{_keys.EXPRESSION_PRED}"] = outside
     slots.uns[key] = {
         "params": provenance(

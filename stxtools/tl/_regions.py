@@ -11,7 +11,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._slots import Slots, categorical
-from stxtools._validate import categories, check_class_names, check_in
+from stxtools._validate import categories, check_class_names, check_in, listing
 
 from ._inputs import Geometry, geometry, make_sections
 
@@ -44,28 +44,49 @@ def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionIn
     KeyError
         If there is no region graph yet.
     ValueError
-        If the AnnData was subset after the graph was made.
+        If observations, regions or sections were subset, renamed or changed after the graph was made.
     """
     obs_key = _keys.region_id(regions_key)
     hint = "Run `st.tl.region_graph(adata)` first."
     check_in(adata, "uns", regions_key, "regions_key", hint)
     check_in(adata, "obs", obs_key, "regions_key", hint)
     regions = adata.uns[regions_key]
+    if not hasattr(regions, "obsp") or not {"n_obs", "segment", "library"} <= set(regions.obs):
+        raise TypeError(f"`adata.uns[{regions_key!r}]` is not the AnnData of `st.tl.region_graph`. {hint}")
     params = regions.uns.get("params", {})
     library_key = str(params["library_key"]) if "library_key" in params else None
     where = geometry(adata, spatial_key, library_key)
     names = pd.Index(regions.obs_names.astype(str))
-    column = adata.obs[obs_key]
-    region = names.get_indexer(column.astype(object).where(column.notna(), "")).astype(np.int64)
+    column = adata.obs[obs_key].astype(object)
+    region = names.get_indexer(column.where(column.notna(), "")).astype(np.int64)
     size = np.bincount(region[region >= 0], minlength=len(names))
-    if not np.array_equal(size, np.asarray(regions.obs["n_obs"])):
+    if (region < 0).sum() > column.isna().sum() or not np.array_equal(size, np.asarray(regions.obs["n_obs"])):
         raise ValueError(
-            f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was `adata` subset "
+            f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was one of them subset "
             "since?); run `st.tl.region_graph(adata)` again."
         )
     _check_segments(adata, regions, region, str(params.get("segment_key", "")))
-    library = pd.Index(where.libs.names).get_indexer(regions.obs["library"].astype(str)).astype(np.int64)
+    library = _section_of_regions(where, regions, region, library_key)
     return RegionInput(where, regions, region, library)
+
+
+def _section_of_regions(
+    where: Geometry, regions: AnnData, region: NDArray[np.int64], library_key: str | None
+) -> NDArray[np.int64]:
+    """Index of every region's section, as its observations say, checked against what the graph says."""
+    known = region >= 0
+    library = np.zeros(regions.n_obs, dtype=np.int64)
+    library[region[known]] = where.libs.codes[known]
+    mixed = not np.array_equal(library[region[known]], where.libs.codes[known])
+    now = np.asarray(where.libs.names, dtype=object)[library]
+    then = regions.obs["library"].astype(str).to_numpy()
+    if library_key is not None and (mixed or not np.array_equal(now, then)):
+        raise ValueError(
+            f"The sections in `adata.obs[{library_key!r}]` ({listing(where.libs.names)}) are not those that the region "
+            f"graph was made of ({listing(pd.unique(then))}; were they renamed since?); run "
+            "`st.tl.region_graph(adata)` again."
+        )
+    return library
 
 
 def _check_segments(adata: AnnData, regions: AnnData, region: NDArray[np.int64], segment_key: str) -> None:

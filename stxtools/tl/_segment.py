@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from copy import copy as shallow_copy
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
-from stxtools._slots import Slots, categorical, proba_frame, provenance
-from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask
+from stxtools._slots import provenance
 from stxtools._validate import (
     categories,
     check_adata,
@@ -27,10 +25,10 @@ from stxtools._validate import (
     check_seed,
     check_writable,
 )
-from stxtools._warn import at_caller
 
 from ._image import with_image
 from ._inputs import Geometry, geometry, join, make_sections
+from ._segment_slots import segment_slots
 from ._segmenters import (
     agreed_image,
     new_segmenter,
@@ -148,13 +146,17 @@ def segment(
         Probability of that compartment, brought by one temperature to what may be expected: with labels, the
         agreement of classifiers that see random components; without, the share of the mixtures that agree.
     ``obsm["segment_proba"]`` : :class:`pandas.DataFrame`, (n_obs, n_segments)
-        Probabilities of all compartments.
+        Probabilities of all compartments. A name that no file can hold as a column (``"L2/3"``) is replaced in it;
+        ``uns["segment_proba_columns"]`` then has the true names in this order.
     ``obsm["X_unet"]`` : float32, (n_obs, width)
         Features of the U-Net.
-    ``uns["spatial"][library]["images"]["segmentation"]`` : uint32, (height, width)
-        The mask, 0 is background; pixel = coordinate times
-        ``uns["spatial"][library]["scalefactors"]["tissue_segmentation_scalef"]``. A section without any
-        picture also gets a silhouette of its tissue as ``"hires"``, which scanpy and squidpy ask for.
+    ``uns["segment"]["masks"][library]`` : dict
+        The mask of every section. ``image``: uint32, (height, width), 0 is background; ``scale`` and ``origin``:
+        the pixel (column, row) of an observation is ``(coordinates - origin) * scale``. The mask has the pixels of
+        the section's picture (``"hires"``, else ``"lowres"``) where there is one with two pixels per spacing of the
+        observations at least, so that squidpy can lay one over the other; else it covers the tissue alone.
+    ``uns["segment_colors"]`` : list of str
+        Colours of the compartments: those of ``labels_key``, those that were there, or scanpy's.
     ``uns["segment"]`` : dict
         ``params``, ``history`` (losses by stage and epoch) and, where the number was chosen,
         ``stability`` (number of segments, mean adjusted Rand index between halves).
@@ -222,9 +224,12 @@ def segment(
     if keep_labels and labels_key is not None:
         labelled, _ = categories(adata, labels_key, "labels_key")
         proba[labelled >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[labelled[labelled >= 0]]
-    slots = _slots(adata, fitted, proba, where, key, abstain_below)
+    slots = segment_slots(
+        adata, fitted.classes, proba, where,
+        key=key, labels_key=labels_key, abstain_below=abstain_below, spatial_key=spatial_key,
+    )  # fmt: skip
     slots.obsm[unet_key] = join([r.features for r in results], where)
-    slots.uns[key] = {
+    slots.uns[key] |= {
         "params": provenance(
             n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
             abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
@@ -286,65 +291,3 @@ def _fit(
         return
     codes, names = categories(adata, labels_key, "labels_key")
     fitted.fit(sections, labels=[codes[rows] for rows in where.parts], classes=names, **how)
-
-
-def _slots(
-    adata: AnnData,
-    fitted: Segmenter,
-    proba: NDArray[np.float32],
-    where: Geometry,
-    key: str,
-    abstain_below: float | None,
-) -> Slots:
-    codes = proba.argmax(axis=1)
-    if abstain_below is not None:
-        codes = np.where(proba.max(axis=1) < abstain_below, -1, codes)
-    slots = Slots("tl.segment")
-    slots.obs[key] = categorical(codes, fitted.classes)
-    slots.obs[_keys.mask_id(key)] = (codes + 1).astype(np.int32)
-    slots.obs[_keys.confidence(key)] = proba.max(axis=1)
-    slots.obsm[_keys.proba(key)] = proba_frame(proba, fitted.classes, adata.obs_names)
-    slots.uns[_keys.SPATIAL] = _with_masks(adata.uns.get(_keys.SPATIAL, {}), codes + 1, where, key)
-    slots.replaces = (f"uns/{_keys.SPATIAL}",)
-    return slots
-
-
-def _with_masks(spatial: Mapping[str, Any], values: NDArray[Any], where: Geometry, key: str) -> dict[str, Any]:
-    """Copy ``uns["spatial"]`` down to the dicts that change and put the masks in."""
-    image = _keys.MASK_IMAGE if key == _keys.SEGMENT else f"{_keys.MASK_IMAGE}_{key}"
-    out = dict(spatial)
-    for name, grid, rows, spacing in zip(where.libs.names, where.grids, where.parts, where.spacings, strict=True):
-        if (where.xy[rows] < 0).any():
-            warnings.warn(
-                f"Section {name!r} has negative coordinates, which an image cannot hold: no mask is written for it. "
-                "Shift the coordinates, e.g. `adata.obsm['spatial'] -= adata.obsm['spatial'].min(0)`.",
-                UserWarning,
-                stacklevel=at_caller(),
-            )
-            continue
-        reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH
-        mask, scale = render_mask(where.xy[rows], values[rows], spacing, reach=reach)
-        entry = _with_footprint(dict(out.get(name, {})), mask, float(scale))
-        entry[_keys.IMAGES] = {**entry.get(_keys.IMAGES, {}), image: mask}
-        entry[_keys.SCALEFACTORS] = {
-            _keys.SPOT_DIAMETER: float(spacing),
-            **entry.get(_keys.SCALEFACTORS, {}),
-            f"tissue_{image}_scalef": float(scale),
-        }
-        out[name] = entry
-    return out
-
-
-def _with_footprint(entry: dict[str, Any], mask: NDArray[np.uint32], scale: float) -> dict[str, Any]:
-    """Give a section without any picture a grey silhouette of its tissue.
-
-    Once a section has an entry in ``uns["spatial"]``, scanpy and squidpy insist on a background picture.
-    """
-    images = entry.get(_keys.IMAGES, {})
-    if any(name in images for name in ("hires", "lowres")):
-        return entry
-    picture = np.where(mask[..., None] > 0, np.uint8(235), np.uint8(255)).repeat(3, axis=2)
-    entry[_keys.IMAGES] = {**images, "hires": picture}
-    entry[_keys.SCALEFACTORS] = {**entry.get(_keys.SCALEFACTORS, {}), "tissue_hires_scalef": scale}
-    entry["metadata"] = {**entry.get("metadata", {}), "hires": "silhouette of the tissue, drawn by stxtools"}
-    return entry

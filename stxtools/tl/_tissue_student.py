@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools import _keys
-from stxtools._slots import Slots, proba_frame, provenance
+from stxtools._slots import Slots, provenance, put_frame
 
 from ._framework_input import known_sections
 from ._inputs import geometry, join, make_sections
@@ -87,7 +87,7 @@ def apply_student(
     for task, column in columns.items():
         proba = join([p[task] for p in predictions], where).astype(np.float32)
         slots.obs[_keys.pred(column)] = called(proba, student.tasks[task])
-        slots.obsm[_keys.proba(column)] = proba_frame(proba, student.tasks[task], adata.obs_names)
+        put_frame(slots, _keys.proba(column), proba, student.tasks[task], adata.obs_names)
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=columns.get("biomarker"), region_key=columns.get("classification"), layer=layer,
