@@ -117,7 +117,7 @@ def targets(
         raise ValueError(f"`ax` takes one group, but there are {len(groups)} ({listing(groups)}); "
                          f"choose one with `group={groups[0]!r}`, or leave `ax` out.")  # fmt: skip
     parts = [table[table["group"].astype(str) == g].iloc[:n_genes] for g in groups]
-    width, height = _CELL * len(shown) + 1.5, _CELL * max(len(p) for p in parts) + 1.5
+    width, height = max(_CELL * len(shown) + 1.5, 2.6), _CELL * max(len(p) for p in parts) + 1.5
     axes = [ax] if ax is not None else _base.grid(len(groups), width, height, bottom=0.5 * legend)
     for axis, name, part in zip(axes, groups, parts, strict=True):
         _panel(axis, part, shown, fdr, name)
