@@ -25,8 +25,16 @@ def listing(names: Iterable[Any], limit: int = 12) -> str:
 
 def check_choice(param: str, value: Any, allowed: Collection[Any]) -> None:
     """Check that ``value`` is one of ``allowed``."""
-    if value not in allowed:
+    plain = value is None or isinstance(value, (str, bool, int, float))  # a table compares value by value
+    if not plain or value not in allowed:
         raise ValueError(f"`{param}={value!r}` is not understood; choose one of {listing(allowed)}.")
+
+
+def check_key(param: str, value: Any) -> str:
+    """Check that a key is text."""
+    if not isinstance(value, str):
+        raise TypeError(f"`{param}` must be a key, a str, not {value!r}.")
+    return value
 
 
 def check_int(param: str, value: Any, *, minimum: int | None = None, maximum: int | None = LARGEST) -> int:
@@ -63,10 +71,17 @@ def unstorable(name: str, *, column: bool = False) -> str | None:
 
 def check_number(param: str, value: Any, *, minimum: float | None = None, maximum: float | None = None) -> float:
     """Check a finite number within bounds and return it as a Python float."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
         raise TypeError(f"`{param}` must be a finite number, not {value!r}.")
     _check_bounds(param, value, minimum, maximum)
     return float(value)
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _check_bounds(param: str, value: Any, minimum: float | None, maximum: float | None) -> None:
@@ -90,6 +105,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if "\0" in str(path) or not str(path):
         raise ValueError(f"{str(path)!r} cannot name a file.")
     target = Path(path).expanduser()
+    if len(os.fsencode(target.name)) > _LONGEST:
+        raise ValueError(
+            f"The file name {target.name[:40]!r}... is longer than {_LONGEST} bytes; choose a shorter one."
+        )
     if target.is_dir():
         raise IsADirectoryError(f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'model.stx')!r}.")
     if not target.parent.exists():

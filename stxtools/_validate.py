@@ -136,7 +136,15 @@ def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL) -> NDArray[np.
             f"`adata.obsm[{spatial_key!r}]` (first: {adata.obs_names[int(np.argmax(bad))]!r}); "
             f"drop them, e.g. `adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()`."
         )
+    if len(xy) and np.abs(xy[:, :2]).max() > _FARTHEST:
+        raise ValueError(
+            f"`adata.obsm[{spatial_key!r}]` holds coordinates beyond {_FARTHEST:g}, whose squares no number can hold; "
+            "give them in another unit."
+        )
     return np.ascontiguousarray(xy[:, :2])
+
+
+_FARTHEST = 1e100
 
 
 @dataclass(frozen=True)

@@ -262,14 +262,14 @@ def _result_faults(
     """What is wrong with what a call that succeeded wrote or returned."""
     if call.startswith(("pl.", "get.")):
         out = [f"{p} changed" for p in changed if not p.endswith("_colors")]
-        return out + (["nothing returned"] if found is None else [])
+        return out
     out = []
     if isinstance(found, ad.AnnData) and isinstance(adata, ad.AnnData):  # copy=True
         out += [f"{p} changed with copy=True" for p in changed]
         adata, changed = found, differences(before, fingerprint(found))
     if not isinstance(adata, ad.AnnData):
         return faults(found, [p for p in fingerprint(found) if p != "X"]) if isinstance(found, ad.AnnData) else []
-    free = ("X", "layers/counts") if call == "pp.normalize" else ()
+    free = ("X", "layers/counts") if call in {"pp.normalize", "pp.add_noise"} else ()  # noised: with copy=True
     out += [
         f"{p} changed" for p in changed
         if p in before and _is_own(p) and p.split("[")[0] not in free

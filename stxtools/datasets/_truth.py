@@ -85,7 +85,10 @@ class Genes:
 
 def fold_changes(logfc: float | Sequence[float], n_biomarkers: int) -> NDArray[np.float64]:
     """One fold change per biomarker; of a single number every third one is turned into its inverse."""
-    values = np.atleast_1d(np.asarray(logfc, dtype=np.float64))
+    try:
+        values = np.atleast_1d(np.asarray(logfc, dtype=np.float64))
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"`logfc={logfc!r}` must be a finite number, or one per biomarker.") from err
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError(f"`logfc={logfc!r}` must be a finite number, or one per biomarker.")
     if np.ndim(logfc) == 0:

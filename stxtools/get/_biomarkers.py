@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._validate import check_adata, check_choice, check_int, check_number
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def biomarkers(
     >>> table = st.get.biomarkers(adata, fdr=0.05, sign="up")
     """
     check_adata(adata, unique_vars=False)
-    table = adata.uns.get(key)
+    table = adata.uns.get(check_key("key", key))
     if not isinstance(table, pd.DataFrame) or not {"group", "names", "scores", "pvals_adj"} <= set(table.columns):
         found = [str(k) for k, v in adata.uns.items() if isinstance(v, pd.DataFrame)]
         raise KeyError(
@@ -75,6 +76,8 @@ def biomarkers(
     min_libraries = check_int("min_libraries", min_libraries, minimum=0)
     keep = pd.Series(True, index=table.index)
     if group is not None:
+        if not isinstance(group, (str, Sequence)):
+            raise TypeError(f"`group` must be the name of a group, or a list of names, not {group!r}.")
         wanted = [group] if isinstance(group, str) else [str(g) for g in group]
         present = [str(g) for g in pd.unique(table["group"])]
         unknown = [g for g in wanted if g not in present]

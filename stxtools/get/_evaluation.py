@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._validate import check_adata, check_bool, check_choice, listing
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def evaluation(
     >>> table = st.get.evaluation(adata, "accuracy", versus="nearest_label")
     """
     check_adata(adata, unique_vars=False)
-    table = adata.uns.get(key)
+    table = adata.uns.get(check_key("key", key))
     if not isinstance(table, pd.DataFrame) or not {*_BY, "seed", "fold", *_METRICS} <= set(table.columns):
         raise KeyError(
             f"`adata.uns[{key!r}]` holds no evaluation; run `st.tl.evaluate(adata, region_key=...)` first, or name "
@@ -76,6 +77,9 @@ def evaluation(
         check_choice("metric", metric, _METRICS)
     models = list(dict.fromkeys(table["model"].astype(str)))
     targets = list(dict.fromkeys(table["target"].astype(str)))
+    for name, value in (("target", target), ("versus", versus)):
+        if value is not None:
+            check_key(name, value)
     if target is not None and target not in targets:
         raise ValueError(f"`target={target!r}` is not in the evaluation; it has {listing(targets)}.")
     if versus is not None and versus not in models:

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._validate import check_adata
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     from anndata import AnnData as AnnData_
 
     check_adata(adata, unique_vars=False)
-    graph = adata.uns.get(key)
+    graph = adata.uns.get(check_key("key", key))
     if graph is None:
         raise KeyError(f"`adata.uns[{key!r}]` is missing; run `st.tl.region_graph(adata)` first.")
     if not isinstance(graph, AnnData_):

@@ -78,10 +78,17 @@ class SegmenterParams:
             check_number(name, getattr(self, name), minimum=0)
         if self.kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size={self.kernel_size}` must be odd.")
+        check_numbers("sigmas", self.sigmas)
         if not self.sigmas:
             raise ValueError("`sigmas` is empty; name one smoothing scale at least, such as (0.0,).")
         for sigma in self.sigmas:
             check_number("sigmas", sigma, minimum=0, maximum=WIDEST_SIGMA)
+
+
+def check_numbers(name: str, value: Any) -> None:
+    """Check that several numbers are given as a tuple or list; each is looked at afterwards."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"`{name}` must be a tuple or list of numbers, not {value!r}.")
 
 
 def resolve(params: P | Mapping[str, Any] | None, kind: type[P]) -> P:
@@ -93,7 +100,7 @@ def resolve(params: P | Mapping[str, Any] | None, kind: type[P]) -> P:
     if not isinstance(params, Mapping):
         raise TypeError(f"`params` must be a {kind.__name__}, a mapping of its fields or None, not {params!r}.")
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(params) - known)
+    unknown = sorted(str(name) for name in set(params) - known)
     if unknown:
         raise ValueError(
             f"Unknown field(s) of {kind.__name__}: {', '.join(unknown)}; it has {', '.join(sorted(known))}."

@@ -381,6 +381,8 @@ class Segmenter:
 
 def best_device(accelerator: str) -> torch.device:
     """Return the torch device that Lightning's ``accelerator`` names, for inference."""
+    if not isinstance(accelerator, str):
+        raise TypeError(f"`accelerator` must be a str such as 'auto' or 'cpu', not {accelerator!r}.")
     if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
         return torch.device("cuda")
     if accelerator in {"gpu", "mps"} and torch.backends.mps.is_available():

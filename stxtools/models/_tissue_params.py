@@ -7,7 +7,7 @@ from typing import Literal
 
 from stxtools._checks import check_bool, check_choice, check_int, check_number
 
-from ._params import DEEPEST, WIDEST, WIDEST_KERNEL
+from ._params import DEEPEST, WIDEST, WIDEST_KERNEL, check_numbers
 
 Weighting = Literal["fixed", "gradnorm", "uncertainty", "famo"]
 Pretraining = Literal["masked", "none"]
@@ -134,6 +134,7 @@ class TissueNetParams:
             raise ValueError("`alpha` and `beta` are both 0: nothing would be learned.")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size={self.kernel_size}` must be odd.")
+        check_numbers("neighbours", self.neighbours)
         if not self.neighbours:
             raise ValueError("`neighbours` is empty; name one neighbourhood size at least, such as (1,).")
         for size in self.neighbours:

@@ -252,7 +252,7 @@ class PartialCorrelation:
         explained = self._z.T @ labels
         pairs = (explained[:, None, :] * explained[None, :, :]).reshape(q * q, -1)
         spread = np.einsum("nb,nb->b", labels, labels, dtype=np.float64)
-        inverse = self._inverse.reshape(-1, q * q)
+        inverse = self._inverse.reshape(len(self._inverse), q * q)
         left = spread - (inverse @ pairs if self._common else _product(inverse, pairs))
         if self._common:
             numerator = total - _product(self._weight, explained)

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+LARGEST_COUNT = 2.0**53  # whole numbers beyond are not told apart
+
 
 def thin_counts(
     counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: NDArray[np.int64] | None = None
@@ -37,6 +39,11 @@ def thin_counts(
         counts = counts.copy()
         counts.sum_duplicates()
         counts.eliminate_zeros()
+    if counts.nnz and (counts.data.min() < 0 or counts.data.max() > LARGEST_COUNT):
+        raise ValueError(
+            f"The expression holds values from {counts.data.min():g} to {counts.data.max():g}, which are no counts "
+            f"to be divided: these lie between 0 and {LARGEST_COUNT:g}."
+        )
     drawn = counts if order is None else counts[order]
     taken = rng.binomial(drawn.data.astype(np.int64), fraction)
     if order is not None:

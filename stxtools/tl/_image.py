@@ -9,6 +9,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from stxtools import _keys
+from stxtools._checks import check_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,6 +62,7 @@ def with_image(
 
 
 def _picture(adata: AnnData, library: str, image_key: str) -> tuple[NDArray[np.float64], float]:
+    check_key("image_key", image_key)
     entry: Mapping[str, Any] = adata.uns.get(_keys.SPATIAL, {}).get(library, {})
     images = entry.get(_keys.IMAGES, {})
     if image_key not in images:

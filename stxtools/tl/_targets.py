@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._checks import check_key
 from .._ownership import check_free
 from .._slots import Slots, provenance
 from .._validate import check_adata, check_bool, check_in, check_key_added
@@ -129,6 +130,7 @@ def targets(
         check_free(adata, "tl.targets", uns=[out_key])
     if symbol_key is not None:
         check_in(adata, "var", symbol_key, "symbol_key")
+    check_key("ensembl_key", ensembl_key)
     parsed = parse_target_table(read_target_table(table), symbol_col)
     names = pd.Index(adata.var_names.astype(str))
     queries, matched_by = _queries(adata, parsed, symbol_key, ensembl_key)
