@@ -262,15 +262,15 @@ SLOTS: tuple[SlotRow, ...] = (
     SlotRow(
         "tl.multitask", "uns", f"{k.MULTITASK}/task_weights", "dict", "-", "last weight of each task's loss, factors in"
     ),
-    SlotRow("tl.multitask", "uns", f"{k.MULTITASK}/mix", "dict", "-", "share of what stands beside the network"),
     SlotRow(
         "tl.multitask",
         "uns",
         f"{k.MULTITASK}/weights",
-        "dict",
-        "-",
-        "what linear classifier, trees and place count in",
+        "DataFrame",
+        "n_tasks * n_libraries x 7",
+        "weight of each member of the ensemble",
     ),
+    SlotRow("tl.multitask", "uns", f"{k.MULTITASK}/training", "dict", "-", "whether the network has converged"),
     SlotRow(
         "tl.multitask", "uns", f"{k.MULTITASK}/Z", "DataFrame", "n_libraries x n_dims", "embedding Z of each section"
     ),

@@ -72,7 +72,9 @@ def test_applying_a_student_imports_nothing_of_its_teacher(tmp_path: Path, with_
     adata.write_h5ad(tmp_path / "section.h5ad")
     st.tl.region_graph(adata, "compartment", max_size=20)
     net, model = tmp_path / "net.stx", str(tmp_path / "student.stx")
-    st.tl.multitask(adata, "disease", save_model=net, params={"epochs": 1, "pretrain": "none", "trees": False})
+    st.tl.multitask(
+        adata, "disease", save_model=net, ensemble=["network", "linear"], params={"epochs": 1, "pretrain": "none"}
+    )
     st.tl.distill(adata, net, save_model=model, params={"epochs": 1})
     section = str(tmp_path / "section.h5ad")
     new = _packages_after(

@@ -190,7 +190,7 @@ def test_a_description_that_is_none(folder: Path, tmp_path: Path, text: str) -> 
 
 def test_trees_that_run_in_a_circle_are_refused(folder: Path, tmp_path: Path) -> None:
     header, arrays = _content(folder / "net")
-    key = "told.classification.trees.child"
+    key = "ensemble.classification.trees.child"
     if key not in arrays:
         pytest.skip("this network has no trees")
     arrays[key] = arrays[key].copy()

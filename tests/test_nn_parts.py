@@ -89,7 +89,7 @@ def sections_of(adata):
 def test_a_trained_network_says_the_same(line, quick_net, labelled):
     sections = sections_of(line)
     classes = {"classification": list(line.obs["segment"].cat.categories)} if labelled else None
-    net = TissueNet(quick_net | {"anchor": False}).fit(sections, classes=classes, **HOW)
+    net = TissueNet(quick_net | {"ensemble": ("network",)}).fit(sections, classes=classes, **HOW)
     whole = net.predict(sections, accelerator="cpu")
     net.params = net.reading.params = replace(net.params, max_nodes=4)
     assert all(len(graph_parts(s, net.params)) > 1 for s in sections)

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import stxtools as st
 from stxtools.models import GeneProjection, TissueNet
-from stxtools.models._stack import Told, Weights
+from stxtools.models._stacking import Ensemble, Stack, Weights
 from stxtools.models._tissue_evidence import TissueEvidence
 from stxtools.tl._attribution_tissue import TissueSource
 
@@ -40,7 +40,7 @@ def small() -> ad.AnnData:
 def nets(tissue, tmp_path_factory) -> list[str]:
     """Two seeds; and the second without a U-Net, without genes beside the features."""
     folder, paths = tmp_path_factory.mktemp("nets"), []
-    for seed, changes in ((0, {}), (1, {"unet": False, "genes": False, "anchor": False})):
+    for seed, changes in ((0, {}), (1, {"unet": False, "genes": False, "ensemble": ("network",)})):
         paths.append(str(folder / f"{seed}.stx"))
         st.tl.multitask(
             tissue.copy(), "disease", "compartment", save_model=paths[-1], random_state=seed,
@@ -82,7 +82,10 @@ def test_the_evidence_is_that_of_the_predictions(tissue, nets, tmp_path):
     Those of the model without its trees, which have no gradient.
     """
     net = TissueNet.load(nets[0])
-    net.told = {task: Told(told.linear, None, Weights(told.alone)) for task, told in net.told.items()}
+    net.ensembles = {
+        task: Ensemble(Stack(Weights(e.elsewhere.weights.network, e.linear_alone), e.elsewhere.linear))
+        for task, e in net.ensembles.items()
+    }
     net.save(tmp_path / "without.stx")
     work = tissue.copy()
     st.tl.multitask(work, "disease", "compartment", model=tmp_path / "without.stx", **HOW)
@@ -142,7 +145,7 @@ def test_models_that_cannot_answer_are_refused(tissue, nets):
         np.where(adata.obs["array_row"] < adata.obs["array_row"].median(), "left", "right")
     )
     before = list(adata.uns)
-    with pytest.raises(ValueError, match=r"No task .*'left', 'right'.*biomarker: .*classification: "):
+    with pytest.raises(ValueError, match=r"No task .*'right'.*biomarker: .*classification: "):
         st.tl.biomarkers(adata, "half", attribution_model=nets[0], n_null=50, **HOW)
     blind = TissueNet(QUICK)
     blind.use_rep = "X_pca"

@@ -18,7 +18,8 @@ from stxtools.tl._regions import read_regions
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 ALONE = {
-    "unet": False, "genes": False, "anchor": False, "neighbours": (1,), "layers": 1, "hidden": 16, "out_channels": 16,
+    "unet": False, "genes": False, "ensemble": ("network",), "neighbours": (1,), "layers": 1, "hidden": 16,
+    "out_channels": 16,
     "dropout": 0.0, "input_dropout": 0.0, "region_loss": 1.0, "epochs": 120, "patience": 40, "lr": 0.01,
 }  # fmt: skip
 
@@ -122,4 +123,28 @@ def test_wrong_arguments(taught, kwargs, match):
     before = adata.copy()
     with pytest.raises(ValueError, match=match):
         st.tl.attention_fidelity(adata, path, **kwargs)
+    assert_same(before, adata)
+
+
+def test_the_prediction_looked_at_is_that_of_the_ensemble(make_section, quick_net, tmp_path):
+    adata = make_section(rows=20)
+    st.tl.region_graph(adata, "band", max_size=15)
+    how = {"params": quick_net, "save_model": tmp_path / "net.stx", **HOW}
+    st.tl.multitask(adata, None, "band", ensemble=["network", "linear"], **how)
+    st.tl.multitask(adata, None, "band", model=tmp_path / "net.stx", **HOW)
+    net, inp = TissueNet.load(tmp_path / "net.stx"), read_regions(adata, "regions", "spatial")
+    look = RegionAttribution(net, known_sections(adata, net, None, inp)[0][0], "classification")
+    assert look.proba == pytest.approx(adata.uns["regions"].obsm["band_proba"].to_numpy(), abs=1e-5)
+    changes, saliency = {}, {}
+    for of in ("ensemble", "network"):
+        st.tl.attention_fidelity(adata, net, of=of, max_regions=5, methods=["attention"], show_progress=False)
+        changes[of] = adata.uns["attention_fidelity"]["table"]["change"].max()
+        saliency[of] = adata.obs["attention_saliency"].max()
+        assert adata.uns["attention_fidelity"]["params"]["of"] == of
+        assert adata.uns["attention_fidelity"]["params"]["network_weight"] == (0.2 if of == "ensemble" else 1.0)
+    assert saliency["ensemble"] < saliency["network"]
+    st.tl.multitask(adata, None, "band", ensemble=["linear"], **how)
+    before = adata.copy()
+    with pytest.raises(ValueError, match=r"weight 0 .*of='network'"):
+        st.tl.attention_fidelity(adata, tmp_path / "net.stx")
     assert_same(before, adata)

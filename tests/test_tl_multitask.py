@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -15,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 
 import stxtools as st
 from stxtools.models import TissueNet
-from stxtools.models._anchor import AnchorInput, Linear, class_anchor, value_anchor
+from stxtools.models._linear import Linear, LinearInput, linear_classifier, linear_regression
+from stxtools.models._model_file import ModelFile
 from stxtools.models._smoothed_genes import SmoothedGenes, pooling
 from stxtools.models._tissue_inputs import RegionSection, groups_of, held_out, holds_out_sections, region_means
 
@@ -110,6 +113,101 @@ def test_wrong_genes(line, kwargs, error, match):
     assert_same(before, line)
 
 
+# ---------------------------------------------------------------- the ensemble and the sections
+
+
+def test_library_key_is_checked_against_the_region_graph(line, quick_net):
+    how = {"params": quick_net, "ensemble": ["linear"], "copy": True, **HOW}
+    without = st.tl.multitask(line, None, "band", **how)
+    found = st.tl.multitask(line, None, "band", library_key="library", **how)
+    pd.testing.assert_frame_equal(found.obsm["band_proba"], without.obsm["band_proba"])
+    before = line.copy()
+    with pytest.raises(ValueError, match=r"3 section.*made for 2.*region_graph\(adata, library_key='band'\)"):
+        st.tl.multitask(line, None, "band", library_key="band", **how)
+    with pytest.raises(KeyError, match="nope"):
+        st.tl.multitask(line, None, "band", library_key="nope", **how)
+    assert_same(before, line)
+
+
+def test_weights_say_which_members_predict(line, quick_net, tmp_path):
+    line.obs["seen"] = line.obs["band"].where(line.obs["library"] == "lib0")
+    how = {"params": quick_net | {"epochs": 8}, **HOW}
+    st.tl.multitask(line, None, "seen", ensemble=["network", "linear", "label_propagation"], **how)
+    table = line.uns["multitask"]["weights"].set_index("library")
+    assert table["network"].tolist() == [0.2, 0.2]
+    assert (table["trees"] == 0).all()
+    assert table.loc["lib1", "label_propagation"] == 0  # no labels to propagate
+    for members in (["network"], ["linear"]):
+        st.tl.multitask(line, None, "seen", ensemble=members, **how)
+        row = line.uns["multitask"]["weights"].iloc[0]
+        assert row["network"] == (members == ["network"])
+        assert (row["linear"] > 0) == (members == ["linear"])
+    line.write_h5ad(tmp_path / "a.h5ad")
+    assert_same(line.uns["multitask"], ad.read_h5ad(tmp_path / "a.h5ad").uns["multitask"])
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "error", "match"),
+    [
+        ("trees", TypeError, "list of members"),
+        (["forest"], ValueError, "label_propagation"),
+        ([], ValueError, "one member at least"),
+        (["trees", "trees"], ValueError, "each once"),
+        (["label_propagation"], ValueError, "without labels"),
+    ],
+)
+def test_wrong_ensembles(line, ensemble, error, match):
+    before = line.copy()
+    with pytest.raises(error, match=match):
+        st.tl.multitask(line, None, "band", ensemble=ensemble, **HOW)
+    with pytest.raises(ValueError, match="`ensemble`"):
+        st.tl.multitask(line, None, "band", ensemble=["trees"], expression=["gene0"], **HOW)
+    assert_same(before, line)
+
+
+def test_a_network_that_has_not_converged_has_no_weight(line, quick_net):
+    still = quick_net | {"lr": 0.0, "epochs": 2, "pretrain": "none"}
+    with pytest.warns(UserWarning, match=r"has not converged.*weight in the ensemble is 0"):
+        st.tl.multitask(line, None, "band", params=still, **HOW)
+    assert not line.uns["multitask"]["training"]["converged"]
+    assert (line.uns["multitask"]["weights"]["network"] == 0).all()
+    with pytest.warns(UserWarning, match=r"has not converged.*keeps the weight"):
+        st.tl.multitask(line, None, "band", params=still, ensemble=["network", "linear"], **HOW)
+    assert (line.uns["multitask"]["weights"]["network"] == 0.2).all()
+
+
+@pytest.mark.slow
+def test_four_donors_all_labelled(real_section, tmp_path):
+    parts = {name: real_section(f"her2st_{name}") for name in ("A1", "B1", "C1", "D1")}
+    adata = ad.concat(parts, join="inner", index_unique="-")
+    adata.obs["truth"] = adata.obs["annotation"].astype("category")
+    hidden = np.random.default_rng(0).random(adata.n_obs) < 0.04
+    adata.obs["annotation"] = adata.obs["truth"].where(~hidden)
+    st.tl.region_graph(adata, "patient", library_key="patient", max_size=20)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        st.tl.multitask(
+            adata, None, "annotation", library_key="patient", params={"unet": False, "epochs": 30},
+            save_model=tmp_path / "net.stx", **HOW,
+        )  # fmt: skip
+    mine = [w for w in caught if not issubclass(w.category, DeprecationWarning)]
+    assert [str(w.message) for w in mine if "has weight 0 in the sections" not in str(w.message)] == []
+    assert len(mine) == 1  # that the network decides nothing in sections to come
+    training = adata.uns["multitask"]["training"]
+    assert training["converged"]
+    assert training["best_epoch"] > 0
+    assert training["loss"] < 0.7 * training["uninformed_loss"]
+    judged = hidden & adata.obs["truth"].notna().to_numpy()
+    right = adata.obs["annotation_pred"].astype(str) == adata.obs["truth"].astype(str)
+    assert adata.obs["annotation_pred"].nunique() >= 5
+    assert right[judged].mean() > 0.8
+    assert (adata.uns["multitask"]["weights"]["network"] == 0.2).all()
+    st.tl.multitask(adata, None, "annotation", model=tmp_path / "net.stx", **HOW)
+    applied = adata.uns["multitask"]["weights"]
+    assert (applied["network"] == 0).all()
+    assert (applied["linear"] == 1).all()
+
+
 # ---------------------------------------------------------------- what the framework reads
 
 
@@ -138,7 +236,7 @@ def test_gene_scores_keep_what_smoothed_genes_hold():
     dense = (logged.toarray() - logged.toarray().mean(0)) / genes.gene_scale
     full = np.concatenate([pooling(xy, s) @ dense for s in (5, 13)], axis=1) / genes.scale
     np.testing.assert_allclose(scores @ scores.T, full @ full.T, atol=1e-2)  # all 16 axes: nothing is lost
-    again = SmoothedGenes.from_file(genes.to_file())
+    again = SmoothedGenes.from_file(ModelFile(Path("model.stx"), {}, genes.to_file()))
     np.testing.assert_array_equal(again.transform(logged, xy), scores)
     lacking = logged.toarray()
     lacking[:, 7] = 0.0
@@ -157,19 +255,19 @@ def test_genes_of_several_sections_are_read_by_their_own_spread():
     louder = genes.transform(second * 50, xy)  # a donor in whom everything varies more reads alike
     assert np.corrcoef(louder.ravel(), scores.ravel())[0, 1] > 0.99
     assert louder.std() < 1.5 * scores.std()
-    again = SmoothedGenes.from_file(genes.to_file())
+    again = SmoothedGenes.from_file(ModelFile(Path("model.stx"), {}, genes.to_file()))
     np.testing.assert_array_equal(again.transform(second, xy), scores)
 
 
-def test_across_sections_the_slope_of_the_logits_suits_sections_left_out():
-    inp, y = _anchor_input(whole=True)
+def test_across_sections_the_inverse_temperature_suits_held_out_sections():
+    inp, y = _linear_input(whole=True)
     inp = replace(inp, z=np.roll(inp.z, 4, axis=1))  # the classes differ in genes
     codes = np.where(np.arange(180) % 6 == 5, -1, y)
-    linear = class_anchor(inp, codes, 3, np.random.default_rng(0))
+    linear = linear_classifier(inp, codes, 3, np.random.default_rng(0))
     left = codes < 0
 
     def loss(slope):
-        logits = linear.steeper(slope)(inp.z[left])
+        logits = linear.scaled(slope)(inp.z[left])
         return -log_softmax(logits, axis=1)[np.arange(left.sum()), y[left]].mean()
 
     assert loss(1.0) < min(loss(0.1), loss(10.0))
@@ -177,19 +275,19 @@ def test_across_sections_the_slope_of_the_logits_suits_sections_left_out():
     assert not linear.coef[:4].any()  # components may tell sections apart: only genes are read
 
 
-def _anchor_input(whole: bool = False) -> tuple[AnchorInput, np.ndarray]:
+def _linear_input(whole: bool = False) -> tuple[LinearInput, np.ndarray]:
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(3), 60)
     z = (rng.normal(size=(180, 10)) + np.eye(3, 10)[y] * 3).astype(np.float32)
-    return AnchorInput(z, (7, 19), 2, 1.0, np.arange(180) % 6, whole), y
+    return LinearInput(z, (7, 19), 2, 1.0, np.arange(180) % 6, whole), y
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_linear_classifier(whole):
-    inp, y = _anchor_input(whole)
+    inp, y = _linear_input(whole)
     inp = replace(inp, z=np.roll(inp.z, 4, axis=1)) if whole else inp  # only genes are read across sections
     codes = np.where(np.arange(180) % 3 == 0, y, -1)
-    linear = class_anchor(inp, codes, 4, np.random.default_rng(0))
+    linear = linear_classifier(inp, codes, 4, np.random.default_rng(0))
     called = linear(inp.z).argmax(axis=1)
     direct = LogisticRegression().fit(inp.z[codes >= 0], y[codes >= 0]).predict(inp.z)
     assert (called == y)[codes < 0].mean() >= (direct == y)[codes < 0].mean() - 0.05
@@ -197,9 +295,9 @@ def test_linear_classifier(whole):
 
 
 def test_linear_regression_and_mixture():
-    inp, _ = _anchor_input()
+    inp, _ = _linear_input()
     values = inp.z @ np.arange(20.0).reshape(10, 2) + 3
-    found = value_anchor(inp, values, np.arange(180) < 150, np.random.default_rng(0))
+    found = linear_regression(inp, values, np.arange(180) < 150, np.random.default_rng(0))
     np.testing.assert_allclose(found(inp.z)[150:], values[150:], rtol=0.1, atol=2.0)
     one, two = Linear(np.ones((2, 1)), np.zeros(1)), Linear(np.zeros((2, 1)), np.ones(1))
     np.testing.assert_allclose(one.mixed(two, 0.25)(np.ones((1, 2))), [[1.75]])

@@ -36,9 +36,9 @@ DONORS = ("A1", "B1", "C1", "D1")
 VARIANTS: dict[str, dict[str, Any]] = {
     "joint (default)": {}, "single task": {}, "frozen U-Net": {"freeze_unet": True},
     "no pretraining": {"pretrain": "none"},
-    "no U-Net": {"unet": False}, "no labels around": {"place": False},
-    "no trees": {"trees": False},
-    "no classifiers beside it": {"anchor": False}, "no genes": {"genes": False},
+    "no U-Net": {"unet": False}, "no label propagation": {"ensemble": ("network", "linear", "trees")},
+    "no trees": {"ensemble": ("network", "linear", "label_propagation")},
+    "network alone": {"ensemble": ("network",)}, "no genes": {"genes": False},
     "sum instead of GATv2": {"conv": "sum"}, "GradNorm": {"weighting": "gradnorm"},
     "uncertainty": {"weighting": "uncertainty"}, "FAMO": {"weighting": "famo"},
 }  # fmt: skip

@@ -28,7 +28,8 @@ JOINT = "joint (default)"
 ABLATION: dict[str, dict[str, Any]] = {
     JOINT: {}, "tissue class alone": {"alpha": 0.0}, "disease alone": {"beta": 0.0},
     "no U-Net": {"unet": False},
-    "no classifiers beside it": {"anchor": False}, "no labels around": {"place": False}, "no trees": {"trees": False},
+    "network alone": {"ensemble": ("network",)}, "no label propagation": {"ensemble": ("network", "linear", "trees")},
+    "no trees": {"ensemble": ("network", "linear", "label_propagation")},
     "sum instead of GATv2": {"conv": "sum"},
     "frozen U-Net": {"freeze_unet": True}, "no pretraining": {"pretrain": "none"}, "no genes": {"genes": False},
     "GradNorm": {"weighting": "gradnorm"}, "uncertainty": {"weighting": "uncertainty"}, "FAMO": {"weighting": "famo"},

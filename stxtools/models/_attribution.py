@@ -28,6 +28,9 @@ METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 class RegionAttribution:
     """The graph network of a trained model on one section, with everything before it held fixed.
 
+    The prediction is that of the ensemble, in which the network's logits have their weight and what the other members
+    add is held fixed; or the network's alone.
+
     Parameters
     ----------
     net
@@ -36,14 +39,28 @@ class RegionAttribution:
         Where to look.
     task
         Which of its tasks.
+    alone
+        Whether to look at the network alone.
     """
 
-    def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:
+    def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
         self.module, self.task = net._trained().eval(), task
         self.graph = net.reading.tensors(section)
         with torch.no_grad():
             out = self.module(self.graph)
         self.nodes, self.n = out.inputs.detach(), len(out.inputs)
+        at_obs = out.obs_logits[task].numpy()
+        self.weight, others, mean = net.beside_network(task, at_obs, self.graph, section)
+        if alone:
+            self.weight, others, mean = 1.0, np.zeros_like(others), np.zeros_like(mean)
+        self._others, self._at_regions = (torch.from_numpy(a.astype(np.float32)) for a in (others, mean))
+        ensemble = None if alone else net.ensembles.get(task)
+        linear = None if ensemble is None else ensemble.elsewhere.linear
+        if ensemble is not None and linear is not None:
+            coef = ensemble.elsewhere.weights.linear * linear.coef
+            self._linear: Tensor | None = torch.from_numpy(coef.astype(np.float32))
+        else:
+            self._linear = None
         coo = section.adjacency.tocoo()
         self.edges = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
         self.source, self.target = self.edges.numpy()
@@ -67,7 +84,7 @@ class RegionAttribution:
             return self._logits(nodes, edges).softmax(dim=1).double().numpy()
 
     def _logits(self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None) -> Tensor:
-        return self.module.pass_messages(nodes, edges, gate)[2][self.task]
+        return self.weight * self.module.pass_messages(nodes, edges, gate)[2][self.task] + self._at_regions
 
     def edge_scores(self, method: str, regions: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
         """Scores of the edges that lead to ``regions``, NaN for the others, (E,).
@@ -107,15 +124,18 @@ class RegionAttribution:
         return by_gate.double().numpy(), by_node.double().norm(dim=1).numpy()
 
     def saliency(self) -> NDArray[np.float32]:
-        """Length of the gradient of the called logits in each observation's own input, (n,); outside regions left out.
+        """Length of the gradient of the predicted class's logits in each observation's own input, (n,).
 
-        The input is the raster where there is a U-Net, else what the observation reads.
+        Observations outside regions are left out. The input is the raster where there is a U-Net, else what the
+        observation reads.
         """
         g = replace(self.graph)
         raster = g.x is not None
         g.x = g.x.clone().requires_grad_(True) if g.x is not None else None
         g.own = g.own.clone().requires_grad_(not raster) if g.own is not None else None
-        logits = self.module(g).obs_logits[self.task]
+        logits = self.weight * self.module(g).obs_logits[self.task] + self._others
+        if not raster and g.own is not None and self._linear is not None:
+            logits = logits + (g.own - g.own.detach()) @ self._linear  # of value 0: its gradient is the linear member's
         margin = logits.max(dim=1).values - logits.mean(dim=1)
         read = g.x if raster else g.own
         if read is None:

@@ -31,9 +31,10 @@ STEPS = 32  # Gauss-Legendre points on the path; a normalised layer bends more n
 class TissueEvidence:
     """A trained model on one section: the evidence for a class, and its gradient on the path from the mean tissue.
 
-    The evidence is the log odds of the class against others, as network and linear classifier together tell them of
-    observations, weighted by ``side``. It is what the model would say without its trees, which have no gradient, and
-    without the labels around, which name no genes. Observations outside any region tell nothing. The path runs straight
+    The evidence is the log odds of the class against others by the ensemble's members that have a gradient: network and
+    linear classifier, with the weights that these two have without the others. Trees have no gradient, and label
+    propagation reads no genes. A network of weight 0 has no part in it. Observations are weighted by ``side``; those
+    outside any region do not count. The path runs straight
     from a section in which every observation has the mean expression to the section itself (Sundararajan et al. 2017).
 
     Parameters
@@ -77,11 +78,13 @@ class TissueEvidence:
     def evidence(self, graph: GraphTensors, group: int, others: list[int], side: Floats) -> torch.Tensor:
         """Return the weighted log odds of class ``group`` against ``others``, a number."""
         logits = self.module(graph).obs_logits[self.task]
-        if self.task in self.net.told and graph.own is not None:
-            beside, share = self.net.told[self.task], self.net.mix[self.task]
-            coef = torch.from_numpy(np.asarray(beside.linear.coef, dtype=np.float32))
-            told = graph.own @ coef + torch.from_numpy(np.asarray(beside.linear.intercept, dtype=np.float32))
-            logits = (1 - share) * logits + share * beside.alone * told
+        ensemble = self.net.ensembles.get(self.task)
+        if ensemble is not None and graph.own is not None:
+            linear = ensemble.elsewhere.linear
+            logits = ensemble.elsewhere.weights.network * logits
+            if linear is not None:
+                coef, intercept = (torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in vars(linear).values())
+                logits = logits + ensemble.linear_alone * (graph.own @ coef + intercept)
         odds = logits[:, group] - torch.logsumexp(logits[:, others], dim=1)
         return (odds * torch.from_numpy(side[self._known].astype(np.float32))).sum()
 

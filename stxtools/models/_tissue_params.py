@@ -14,6 +14,29 @@ Pretraining = Literal["masked", "none"]
 Holdout = Literal["auto", "block", "section"]
 Objective = Literal["masked", "contrastive"]
 
+MEMBERS = ("network", "linear", "trees", "label_propagation")
+
+
+def check_ensemble(value: object) -> None:
+    """Check the names of an ensemble's members.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no sequence of names, names none, one twice or an unknown one, or label propagation alone.
+    """
+    if isinstance(value, str) and value == "auto":
+        return
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        raise TypeError(f"`ensemble={value!r}` must be 'auto' or a list of members: {', '.join(MEMBERS)}.")
+    for name in value:
+        check_choice("ensemble", name, MEMBERS)
+    if not value or len(set(value)) < len(value):
+        raise ValueError(f"`ensemble={list(value)!r}` must name one member at least, and each once.")
+    if tuple(value) == ("label_propagation",):
+        raise ValueError("`ensemble` names label propagation alone, which predicts nothing in a section without "
+                         "labels; add 'network', 'linear' or 'trees'.")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TissueNetParams:
@@ -41,16 +64,11 @@ class TissueNetParams:
     genes
         Whether the expression of up to 2,000 variable genes, averaged over neighbourhoods, is read beside the
         representation.
-    anchor
-        Whether the network's logits are averaged with those of linear classifiers of the same neighbourhood means:
-        discriminant analysis of the representation and ridge logistic regression of the genes, in fixed proportions.
-        Where whole sections are held out (see ``holdout``), the regression alone decides, without the network.
-    trees
-        Whether extremely randomised trees of the neighbourhood means of the representation count beside the linear
-        classifiers, with weights that held-out blocks of labels decide. Within sections only; needs ``anchor``.
-    place
-        Whether the labels around an observation count beside what is expressed there, with a weight and a reach that
-        held-out blocks of labels decide. Only in sections that have labels themselves; needs ``anchor``.
+    ensemble
+        Members whose weighted logits are the prediction, some of ``"network"``, ``"linear"`` (discriminant analysis of
+        the representation's neighbourhood means, ridge logistic regression of the genes'), ``"trees"`` (extremely
+        randomised trees of the representation's) and ``"label_propagation"``; or ``"auto"``. See
+        :func:`stxtools.tl.multitask`.
     alpha, beta, gamma
         Factors of the biomarker, the tissue-class and the expression loss; a task whose factor is 0 is not trained.
     weighting
@@ -59,9 +77,10 @@ class TissueNetParams:
     region_loss
         Weight of the loss on the regions' label shares beside that on the observations.
     holdout
-        What early stopping holds out: spatial ``"block"`` s, whole ``"section"`` s, or ``"auto"``: sections where
-        three at least have labels and either another has none or all are labelled throughout (at most 6 % of their
-        blocks without a label), so that the model is made for sections to come; else blocks.
+        What is held out: spatial ``"block"`` s, whole ``"section"`` s, or ``"auto"``. That is blocks for early
+        stopping; and for the linear classifier sections, where three at least have labels and either another has none
+        or all are labelled throughout (at most 6 % of their blocks without a label): the model is made for sections
+        to come.
     objective
         Without labels: ``"masked"`` reconstruction of hidden regions or ``"contrastive"`` agreement of two views
         (Zhu et al. 2020).
@@ -94,9 +113,7 @@ class TissueNetParams:
     spot_width: int = 64
     input_dropout: float = 0.3
     genes: bool = True
-    anchor: bool = True
-    trees: bool = True
-    place: bool = True
+    ensemble: Literal["auto"] | tuple[str, ...] = "auto"
     alpha: float = 1.0
     beta: float = 1.0
     gamma: float = 1.0
@@ -117,7 +134,8 @@ class TissueNetParams:
         check_choice("weighting", self.weighting, ("fixed", "gradnorm", "uncertainty", "famo"))
         check_choice("holdout", self.holdout, ("auto", "block", "section"))
         check_choice("objective", self.objective, ("masked", "contrastive"))
-        for name in ("unet", "freeze_unet", "genes", "anchor", "trees", "place"):
+        check_ensemble(self.ensemble)
+        for name in ("unet", "freeze_unet", "genes"):
             check_bool(name, getattr(self, name))
         for name in ("pretrain_epochs", "epochs", "patience", "max_nodes"):
             check_int(name, getattr(self, name), minimum=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,8 @@ from scipy import sparse
 
 from stxtools.nn._tissue import GraphTensors
 
-from ._anchor import AnchorInput, class_anchor, deal_folds, sampled, value_anchor
 from ._model_file import ModelFile
 from ._smoothed_genes import GENE_SIZES, SmoothedGenes, pooling
-from ._stack import Told, ask_left_out
 from ._tissue_inputs import (
     RegionSection,
     centred,
@@ -28,11 +25,8 @@ from ._tissue_inputs import (
 )
 from ._tissue_params import TissueNetParams
 from ._tissue_parts import graph_parts
-from ._trees import N_ASKED, N_TREES, Trees, grow_trees
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
-MIX, VALUES_MIX = 0.8, 2 / 3  # share in the outputs, beside the network, of what classifiers and regressions tell
-_LARGE = 16  # large blocks of a section to leave out for the classifiers' weights
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
 
 
@@ -148,24 +142,28 @@ class Reading:
 
 
 class Lessons:
-    """Training sections as tensors with targets, and what the linear classifiers make of them."""
+    """Training sections as tensors with targets; some blocks of labels, or sections, are held out for early stopping.
+
+    ``across`` says whether the model is made for sections without labels, so that the ensemble's linear member is
+    chosen on held-out sections. The network's training stops by held-out blocks even then: one held-out donor of
+    three judges by how much of a class it holds, and takes a third of the labels away.
+    """
 
     def __init__(
         self, reading: Reading, sections: Sequence[RegionSection], tasks: Mapping[str, int], rng: np.random.Generator
     ) -> None:
         self.reading, self.sections, self.tasks, self.rng = reading, list(sections), dict(tasks), rng
         how = reading.params.holdout
-        self.whole = holds_out_sections(sections) if how == "auto" else how == "section"
-        self.groups = groups_of(sections, whole=self.whole)
+        self.across = holds_out_sections(sections) if how == "auto" else how == "section"
+        self.groups = groups_of(sections, whole=how == "section")
         self.held = held_out(sections, self.groups, rng)
         self.graphs = [self._with_targets(s, held) for s, held in zip(sections, self.held, strict=True)]
-        self.in_region = np.concatenate([s.region >= 0 for s in sections])
 
     def _with_targets(self, s: RegionSection, held: NDArray[np.bool_]) -> GraphTensors:
         out, inside, n = self.reading.tensors(s), s.region >= 0, len(s.nodes)
         for task, size in self.tasks.items():
             if task == EXPRESSION:
-                values, known = self._values(s)
+                values, known = self.values(s)
                 seen = region_means(s.region, values, known & ~held, n)
                 judged = region_means(s.region, values, known & held, n)
                 at_obs = np.nan_to_num(values)
@@ -185,81 +183,10 @@ class Lessons:
                 store[task] = torch.from_numpy(rows[inside].astype(np.float32))
         return out
 
-    def _values(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def values(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Standardised expression to predict, (n, T), and where it is known, (n,)."""
         scaling = self.reading.scaling
         if s.expression is None:
             return np.zeros((s.section.n_obs, self.tasks[EXPRESSION]), np.float32), np.zeros(s.section.n_obs, bool)
         values = (s.expression - scaling["expression_centre"]) / scaling["expression_scale"]
         return values.astype(np.float32), np.isfinite(values).all(axis=1)
-
-    def _known(self, task: str) -> NDArray[np.bool_]:
-        """Observations in a region with a label for ``task``, over all sections."""
-        if task == EXPRESSION:
-            known = np.concatenate([self._values(s)[1] for s in self.sections])
-        else:
-            known = self._codes(task) >= 0
-        return known & self.in_region
-
-    @cached_property
-    def _anchor_input(self) -> AnchorInput:
-        z = np.zeros((len(self.in_region), self.reading.n_own), dtype=np.float32)
-        z[self.in_region] = np.concatenate([g.own.numpy() for g in self.graphs if g.own is not None])
-        width, unit = len(self.reading.scaling["centre"]), float(self.reading.scaling["unit"][0])
-        return AnchorInput(z, self.reading.params.neighbours, width, unit, np.concatenate(self.groups), self.whole)
-
-    def told(self, task: str) -> Told:
-        """What is told of ``task`` beside the network, from all its labels."""
-        inp, known = self._anchor_input, self._known(task)
-        if task == EXPRESSION:
-            values = np.concatenate([self._values(s)[0] for s in self.sections])
-            return Told(value_anchor(inp, values, known, self.rng))
-        codes, n_classes = np.where(known, self._codes(task), -1), self.tasks[task]
-        linear = class_anchor(inp, codes, n_classes, self.rng)
-        if self.whole:  # components may tell donors apart rather than tissue: trees read nothing else
-            return Told(linear)
-        seed = int(self.rng.integers(2**31))
-
-        def trees(seen: NDArray[np.bool_], n_trees: int = N_TREES) -> Trees:
-            rows = sampled(np.flatnonzero(seen))
-            return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed, n_trees)
-
-        params = self.reading.params
-        said = ask_left_out(
-            [(s.section.xy, s.labels[task]) for s in self.sections],
-            self._folds(known),
-            lambda seen, left: class_anchor(inp, np.where(seen, codes, -1), n_classes, self.rng)(inp.z[left]),
-            (lambda seen, left: trees(seen, N_ASKED)(inp.z[left, : inp.genes.start])) if params.trees else None,
-            n_classes,
-            around=params.place,
-        )
-        if said is None:
-            return Told(linear)
-        apart, around = said.weights()
-        asked = params.trees and (apart.trees > 0 or (around is not None and around.trees > 0))
-        return Told(linear, trees(known) if asked else None, apart, around, said.alone())
-
-    def _folds(self, known: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-        """Divisions of the labels into folds of whole blocks, -1 where nothing is known.
-
-        By small blocks and by large ones, for nobody knows how far from labels a model will be asked: trees that read a
-        wide neighbourhood, and labels around, tell too well of a small block between labelled ones; large ones are few.
-        """
-        found = []
-        for group in (self._anchor_input.group, np.concatenate(groups_of(self.sections, whole=False, most=_LARGE))):
-            if len(np.unique(group[known])) > 1:
-                fold = np.full(len(known), -1)
-                fold[known] = deal_folds(group[known], self.rng)
-                found.append(fold)
-        return found
-
-    def _codes(self, task: str) -> NDArray[np.int64]:
-        return np.concatenate([s.labels[task] for s in self.sections])
-
-    @property
-    def share(self) -> float:
-        """Share of what is told beside the network in the logits: fixed within sections, all across them.
-
-        A network takes a few training donors for the tissue, and the sections that say when it should stop cannot judge
-        it: a share chosen on them lost.
-        """
-        return 1.0 if self.whole else MIX

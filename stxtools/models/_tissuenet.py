@@ -23,11 +23,11 @@ from stxtools.nn._weighting import task_weighting
 from ._params import as_dict, resolve
 from ._projection import GeneProjection
 from ._segmenter import best_device
-from ._stack import Told
+from ._stacking import Ensemble, Weights
 from ._storage import load_model, save_model
 from ._tissue_inputs import RegionSection, region_means
 from ._tissue_params import TissueNetParams
-from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, VALUES_MIX, Lessons, Reading
+from ._tissue_reading import BIOMARKER, CLASSES, EXPRESSION, Lessons, Reading
 from ._weights import module_arrays
 
 MANY = 5000  # regions from which on several CPU threads pay
@@ -94,8 +94,8 @@ class TissueNet:
         self.use_rep: str | None = None
         self.module: TissueModule | None = None
         self.reading = Reading(self.params)
-        self.told: dict[str, Told] = {}
-        self.mix: dict[str, float] = {}
+        self.ensembles: dict[str, Ensemble] = {}
+        self.convergence: dict[str, Any] = {}
         self.task_weights: dict[str, float] = {}
 
     @property
@@ -154,7 +154,10 @@ class TissueNet:
         """
         self.classes = {task: list(names) for task, names in (classes or {}).items()}
         self.expression = list(expression or [])
-        self.history, self.module, self.told, self.mix = [], None, {}, {}
+        named = self.params.ensemble
+        if self.expression and named != "auto" and not {"network", "linear"} & set(named):
+            raise ValueError("The network and the linear member predict genes; name one of them in `ensemble`.")
+        self.history, self.module, self.ensembles, self.convergence = [], None, {}, {}
         factors = self._factors()
         rng = np.random.default_rng(random_state)
         self.reading = Reading(self.params).fit(sections, rng, labelled=bool(self.tasks))
@@ -199,8 +202,10 @@ class TissueNet:
         rng: np.random.Generator,
         how: dict[str, Any],
     ) -> None:
-        from stxtools.nn._tissue_task import TissueTask, UNetPretraining
+        from stxtools.nn._tissue_task import TissueTask, UNetPretraining, convergence
         from stxtools.nn._training import run_training
+
+        from ._tissue_ensemble import EnsembleFit
 
         p, module = self.params, self._trained()
         lessons = Lessons(self.reading, sections, self.tasks, rng)
@@ -217,15 +222,15 @@ class TissueNet:
         squared = [task for task in factors if task == EXPRESSION]
         weighting = task_weighting(p.weighting, factors, squared)
         task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
-        self.history += run_training(
-            task, *task.loaders(how["seed"]), stage="multitask", desc="training the network", **how
-        )
+        uninformed = task.uninformed_loss()
+        found = run_training(task, *task.loaders(how["seed"]), stage="multitask", desc="training the network", **how)
+        self.convergence = convergence(found, uninformed, held_out=bool(task.judged_sections()))
+        self.history += found
         last = self.history[-1]
         self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
-        if p.anchor:
-            stage("weighing the ensemble")
-            self.told = {name: lessons.told(name) for name in factors}
-            self.mix = {name: VALUES_MIX if name == EXPRESSION else lessons.share for name in factors}
+        stage("weighing the ensemble")
+        fit = EnsembleFit(lessons, p.ensemble, converged=self.convergence["converged"])
+        self.ensembles = {name: fit.of(name) for name in factors}
 
     def _training(self, epochs: int, patience: int) -> Training:
         return Training(epochs, patience, lr=self.params.lr, weight_decay=self.params.weight_decay)
@@ -292,29 +297,45 @@ class TissueNet:
     def _mixed(
         self, task: str, out: Any, g: GraphTensors, s: RegionSection
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Outputs of regions and observations: the network and what is told beside it together."""
+        """Outputs of regions and observations, by all members of the ensemble together."""
         at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
-        if task in self.told and g.own is not None and g.region is not None:
-            share, known = self.mix[task], s.region >= 0
-            told = self.told[task](g.own.numpy(), self.n_means, s.section.xy, s.labels.get(task), known)
-            at_obs = (1 - share) * at_obs + share * told
-            mean, _ = region_means(s.region[known], told, np.ones(len(told), dtype=bool), len(at_regions))
-            at_regions = (1 - share) * at_regions + share * mean
+        share, others, mean = self.beside_network(task, at_obs, g, s)
+        at_regions, at_obs = share * at_regions + mean, share * at_obs + others
         if task != EXPRESSION:
             return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
         scale, centre = self.reading.scaling["expression_scale"], self.reading.scaling["expression_centre"]
         return (at_regions * scale + centre).astype(np.float32), (at_obs * scale + centre).astype(np.float32)
 
+    def beside_network(
+        self, task: str, network: NDArray[np.float32], g: GraphTensors, s: RegionSection
+    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        """Return the network's weight, and what the other members add to the logits of observations and regions."""
+        ensemble, known = self.ensembles.get(task), s.region >= 0
+        if ensemble is None or g.own is None:
+            return 1.0, np.zeros(network.shape), np.zeros((len(s.nodes), network.shape[1]))
+        codes = s.labels.get(task)
+        share = ensemble.stack(codes).weights.network
+        others = ensemble(g.own.numpy(), self.n_means, network, s.section.xy, codes, known) - share * network
+        mean, _ = region_means(s.region[known], others, np.ones(len(others), dtype=bool), len(s.nodes))
+        return share, others, mean.astype(np.float64)
+
+    def weights(self, task: str, section: RegionSection | None = None) -> Weights:
+        """Factors of the members' logits for ``task``: in a section, or in one without labels."""
+        ensemble = self.ensembles.get(task)
+        if ensemble is None:
+            return Weights(network=1.0)
+        return ensemble.stack(None if section is None else section.labels.get(task)).weights
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights (safetensors) and description (JSON) to one file."""
         arrays = module_arrays(self._trained(), "module.") | self.reading.to_file()
-        for task, told in self.told.items():
-            arrays |= told.to_file(f"told.{task}")
+        for task, ensemble in self.ensembles.items():
+            arrays |= ensemble.to_file(f"ensemble.{task}")
         config: dict[str, Any] = {
             "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
             "expression": self.expression, "read_genes": self.genes,
-            "read_target_sum": self.target_sum, "mix": self.mix, "task_weights": self.task_weights,
-            "told": list(self.told),
+            "read_target_sum": self.target_sum, "task_weights": self.task_weights,
+            "ensembles": list(self.ensembles),
         }  # fmt: skip
         if self.projection is not None:
             described, projection = self.projection.to_file()
@@ -331,23 +352,22 @@ class TissueNet:
             If there is no such file, or it is not a saved TissueNet, or damaged.
         """
         file = load_model(path, cls.__name__)
-        if "told" not in file.config:
+        if "ensembles" not in file.config:
             raise ValueError(f"{str(path)!r} was written by an older stxtools whose TissueNet differs; train it again.")
         self = cls(file.params(TissueNetParams))
         self.classes, self.use_rep = file.names_by_task("classes"), file.text("use_rep")
         file.check_tasks("classes", self.classes, {BIOMARKER: 0, CLASSES: 0})
         self.expression, self.genes = file.names("expression"), file.optional_names("read_genes")
         self.target_sum = file.optional_number("read_target_sum")
-        self.mix = file.numbers_by_task("mix", self.tasks)
         self.task_weights = file.numbers_by_task("task_weights", self.tasks)
         self.reading = Reading.from_file(self.params, file, self.tasks)
         smoothed = self.reading.smoothed
         if smoothed is not None and self.genes is not None and len(smoothed.gene_scale) != len(self.genes):
             raise file.damaged(f"it names {len(self.genes)} genes and scales {len(smoothed.gene_scale)}")
-        told = file.names("told")
-        file.check_tasks("told", told, self.mix)
+        weighed = file.names("ensembles")
+        file.check_tasks("ensembles", weighed, self.tasks)
         sizes = self.reading.n_own, self.n_means
-        self.told = {task: Told.from_file(file, f"told.{task}", *sizes, self.tasks[task]) for task in told}
+        self.ensembles = {t: Ensemble.from_file(file, f"ensemble.{t}", *sizes, self.tasks[t]) for t in weighed}
         self.projection = GeneProjection.from_file(file, self.n_features)
         self.module = file.module(self._new_module, "module.")
         file.finish()

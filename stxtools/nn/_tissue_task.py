@@ -97,6 +97,35 @@ class TissueTask(_GraphTask):
     def _judged(self) -> list[int]:
         return [i for i, g in enumerate(self.graphs) if any(bool((w > 0).any()) for w in _weights(g, "val_weight"))]
 
+    def judged_sections(self) -> list[int]:
+        """Sections with held-out labels."""
+        return self._judged()
+
+    def uninformed_loss(self) -> float:
+        """Loss, on what is held out (on all labels where nothing is), of predicting the shares of the classes.
+
+        Values are predicted by their mean. A network that does no better has learned nothing.
+        """
+        which = "val_weight" if self._judged() else "weight"
+        shares = {task: self._class_shares(task) for task in self.weighting.tasks}
+        total = []
+        for i in self._judged() or self._learned():
+            g = self.graphs[i]
+            logits = {t: shares[t].expand(len(g.nodes), -1) for t in shares}
+            at_obs = {t: shares[t].expand(len(rows), -1) for t, rows in g.obs_targets.items() if t in shares}
+            empty = g.nodes[:0]
+            out = TissueOutput(empty, empty, logits, at_obs, empty, empty, empty, empty)
+            total.append(float(self._total(self.losses(g, out, which))))
+        return sum(total) / max(len(total), 1)
+
+    def _class_shares(self, task: str) -> Tensor:
+        """Logarithm of the classes' shares among the labels learned from; zeros for values."""
+        parts = [g for g in self.graphs if task in g.obs_targets]
+        count = sum((g.obs_targets[task] * g.obs_weight[task][:, None]).sum(dim=0) for g in parts)
+        if task in self.weighting.squared or not isinstance(count, Tensor):
+            return torch.zeros_like(self.graphs[0].targets[task][0])
+        return ((count + 1) / (count + 1).sum()).log()
+
     def losses(self, g: GraphTensors, out: TissueOutput, which: str) -> dict[str, Tensor]:
         """Task -> loss, for the tasks of which this section has labels."""
         found = {}
@@ -138,15 +167,31 @@ class TissueTask(_GraphTask):
         """Loss on what is held out, with the user's factors alone: learned weights would change the yardstick."""
         g = self.graphs[batch[0]]
         losses = self.losses(g, self.module(g), "val_weight")
+        self.log("val_loss", self._total(losses), batch_size=1)
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
         factors = dict(zip(self.weighting.tasks, self.weighting.get_buffer("factors"), strict=True))
-        total = torch.stack([factors[task] * loss for task, loss in losses.items()]).sum()
-        self.log("val_loss", total, batch_size=1)
+        return torch.stack([factors[task] * loss for task, loss in losses.items()]).sum()
 
     def extra_metrics(self) -> dict[str, float]:
         """Loss and weight of each task in the epoch that ends."""
         row = {f"loss_{task}": self.sums[task] / self.counts[task] for task in self.sums}
         self.sums, self.counts = {}, {}
         return row | {f"weight_{task}": weight for task, weight in self.weighting.current().items()}
+
+
+def convergence(history: Sequence[dict[str, Any]], uninformed: float, *, held_out: bool) -> dict[str, Any]:
+    """How a training ended: the epoch kept, its loss, and whether that beats predicting the shares of the classes.
+
+    Judged on held-out labels; without any (``held_out`` false) on the training loss, which says less.
+    """
+    losses = [float(row["val_loss" if held_out else "loss"]) for row in history]
+    best = min(range(len(losses)), key=lambda i: losses[i] if losses[i] == losses[i] else float("inf"))
+    return {
+        "converged": bool(losses[best] < uninformed), "best_epoch": best, "epochs": len(losses),
+        "loss": losses[best], "uninformed_loss": float(uninformed),
+        "judged_on": "held-out labels" if held_out else "training labels",
+    }  # fmt: skip
 
 
 def _weights(g: GraphTensors, which: str) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Is the attention true? Take away what it points at, and see whether the prediction changes."""
+"""Faithfulness of attention: take away what it points at, and see whether the prediction changes."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def attention_fidelity(
     model: str | os.PathLike[str] | TissueNet,
     *,
     task: str | None = None,
+    of: str = "ensemble",
     methods: Sequence[str] = _METHODS,
     shares: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
     max_regions: int = 200,
@@ -54,12 +55,13 @@ def attention_fidelity(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Measure whether attention points at what a prediction of the framework depends on.
+    r"""Measure the faithfulness of attention: whether it points at what a prediction of the framework depends on.
 
     For each region :math:`v`, the edges that lead to it are ordered by their attention, and by other scores. The first
     ones are removed (a true order changes the prediction much) or kept alone (a true order changes it little), and
     the change of the region's class probabilities is measured. The same is done with whole regions, whose features
-    are replaced by the average ones. What comes before the graph network is held fixed.
+    are replaced by the average ones. What comes before the graph network is held fixed, and so is what the other
+    members of the ensemble say: a network with a fifth of the logits can change a prediction by that much.
 
     ============================ =================================================================================
     order                        score of an edge :math:`u \to v`
@@ -79,6 +81,9 @@ def attention_fidelity(
         A model that :func:`multitask` saved, or a fitted :class:`stxtools.models.TissueNet`.
     task
         ``"biomarker"`` or ``"classification"``; by default the last one that the model was trained for.
+    of
+        Whose prediction is looked at: ``"ensemble"``, what :func:`multitask` writes for a section without labels; or
+        ``"network"``, the network's own, which may count for nothing there.
     methods
         Orders to compare. The first one other than ``"attention"`` is written as the corrected attention.
     shares
@@ -112,13 +117,16 @@ def attention_fidelity(
         Scores by the first of ``methods`` that is not ``"attention"``; row: the region that receives. Rows sum to 1
         (or are empty). :func:`stxtools.pl.attention` draws it with ``key="attention_corrected"``.
     ``obs["attention_saliency"]`` : float32, (n_obs,)
-        Length of the gradient of the called logits in what the U-Net reads at the observation (without a U-Net: in
-        what the observation reads); NaN outside any region.
+        Length of the gradient of the predicted class's logits in what the U-Net reads at the observation (without a
+        U-Net: in what the observation reads); NaN outside any region.
+    ``uns["attention_fidelity"]["params"]`` : dict
+        With ``of`` and ``network_weight``, the factor of the network's logits in the prediction looked at.
 
     Raises
     ------
     ValueError
-        If the model has no such task, or an order is not known.
+        If the model has no such task, an order is not known, or the network has weight 0 in the ensemble: attention
+        then cannot say anything of its predictions.
 
     Examples
     --------
@@ -149,6 +157,7 @@ def attention_fidelity(
     inp = read_regions(adata, regions_key, spatial_key)
     fitted = model if isinstance(model, TissueNet) else TissueNet.load(model)
     task = _task_of(fitted, task)
+    weight = _network_weight(fitted, task, of)
     adata = adata.copy() if check_bool("copy", copy) else adata
 
     sections, found_input = known_sections(adata, fitted, layer, inp)
@@ -159,7 +168,7 @@ def attention_fidelity(
     saliency = np.full(adata.n_obs, np.nan, dtype=np.float32)
     with progress(len(sections) * len(methods), "removing edges", show_progress) as bar:
         for i, section in enumerate(sections):
-            found = RegionAttribution(fitted, section, task)
+            found = RegionAttribution(fitted, section, task, alone=of == "network")
             saliency[inp.where.parts[i][section.region >= 0]] = found.saliency()
             degree = np.bincount(found.target, minlength=found.n)
             regions = np.sort(rng.permutation(np.flatnonzero(degree > 0))[:max_regions])
@@ -182,7 +191,7 @@ def attention_fidelity(
         "params": provenance(
             task=task, methods=methods, shares=np.asarray(list(shares), dtype=float), max_regions=max_regions,
             layer=layer, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
-            corrected=corrected, **found_input,
+            corrected=corrected, of=of, network_weight=weight, **found_input,
         ),
     }  # fmt: skip
     slots.write(adata)
@@ -197,6 +206,19 @@ def _task_of(model: TissueNet, task: str | None) -> str:
         return list(model.classes)[-1]
     check_choice("task", task, tuple(model.classes))
     return task
+
+
+def _network_weight(model: TissueNet, task: str, of: str) -> float:
+    """Factor of the network's logits in the prediction that is looked at."""
+    check_choice("of", of, ("ensemble", "network"))
+    weight = 1.0 if of == "network" else model.weights(task).network
+    if weight == 0:
+        raise ValueError(
+            f"The network has weight 0 in the ensemble that predicts {task!r}: neither attention nor edges change what "
+            "is predicted. Train with `st.tl.multitask(..., ensemble=['network', ...])`, or look at the network's own "
+            "prediction with `of='network'`."
+        )
+    return weight
 
 
 def _rows(

@@ -15,6 +15,7 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import provenance, put_frame
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
+from ._ensemble import check_sections, warn_of_network, weights_table, with_ensemble
 from ._framework_input import expression_targets, genes_to_predict, known_sections, training_sections
 from ._inputs import join
 from ._regions import RegionInput, called, classes_of, gather, graph_slots, read_regions
@@ -48,6 +49,7 @@ def multitask(
     regions_key: str = _keys.REGIONS,
     spatial_key: str = _keys.SPATIAL,
     library_key: str | None = None,
+    ensemble: str | Sequence[str] = "auto",
     params: TissueNetParams | Mapping[str, Any] | None = None,
     random_state: int = 0,
     accelerator: str = "auto",
@@ -56,20 +58,35 @@ def multitask(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Predict biomarker state, tissue class and held-out genes with one jointly trained network.
+    r"""Predict biomarker state, tissue class and held-out genes with a network and the ensemble it belongs to.
 
-    A U-Net reads the expression raster. Its features, beside what each observation reads of its neighbourhoods
-    (means of the representation and of the variable genes at several sizes), are averaged inside each region of
-    :func:`region_graph` and go through the graph network; the output of an observation is that of its region, given
+    A U-Net reads the expression raster. Its features and the neighbourhood means of each observation (of the
+    representation and of the variable genes, at several sizes) are averaged inside each region of
+    :func:`region_graph` and go through the graph network. The output of an observation is that of its region, given
     the section's embedding Z, plus what its own features add. All parts are trained together on
     :math:`L = \alpha L_{biomarker} + \beta L_{classification} + \gamma L_{expression}`: cross-entropies, and the
-    squared error of the genes. Beside the network stand classifiers of the same neighbourhood means, linear ones and
-    extremely randomised trees, and in a section with labels those around an observation (as in correct and smooth,
-    Huang et al. 2021); blocks of labels that are left out say what each of these counts (stacking, Wolpert 1992).
-    Where three sections at least have labels and the one to predict is another, a linear classifier decides alone.
-    ``params`` leaves parts out (``{"place": False}``: the labels around, ``{"trees": False}``: trees); a saved model
-    keeps all of them but the labels around. One labelled block in seven is held out for early stopping: the predictions
-    on labelled observations are *not* an estimate of accuracy on new tissue.
+    squared error of the genes. One labelled block in seven is held out for early stopping: the predictions on labelled
+    observations are *not* an estimate of accuracy on new tissue.
+
+    A stacked ensemble predicts. Its logits are the weighted sum of those of its members:
+
+    ======================= ==========================================================================================
+    member                  what it is
+    ======================= ==========================================================================================
+    ``network``             the network above
+    ``linear``              discriminant analysis of the representation's neighbourhood means, and ridge logistic
+                            regression of the genes'
+    ``trees``               extremely randomised trees of the representation's neighbourhood means
+    ``label_propagation``   classes of the labels near an observation (as in correct and smooth, Huang et al. 2021);
+                            only in sections that have labels, and not in a saved model
+    ======================= ==========================================================================================
+
+    The network has a fifth of the logits (a third of the values of genes). The weights of the others are those of the
+    lowest cross-entropy of out-of-fold predictions on held-out blocks (stacking, Wolpert 1992). With
+    ``ensemble="auto"`` all members take part, with two exceptions, each with a warning: a network that has not
+    converged has weight 0; and where three sections at least have labels, a section without any is predicted by the
+    linear classifier alone, whose penalty and inverse temperature are chosen on held-out sections. There a network
+    takes a few donors for the tissue. Members that are named take part everywhere.
 
     Parameters
     ----------
@@ -99,8 +116,11 @@ def multitask(
     spatial_key
         Key of ``obsm`` with x, y positions.
     library_key
-        Column of ``obs`` that says which section an observation belongs to. For a student only: the region graph
-        knows it otherwise.
+        Column of ``obs`` that says which section an observation belongs to. The region graph knows the sections; this
+        checks that it was made for the same ones. A student, which reads no graph, takes the sections from it.
+    ensemble
+        Members that predict, some of ``"network"``, ``"linear"``, ``"trees"`` and ``"label_propagation"``, or
+        ``"auto"``; see above.
     params
         :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields, such as ``alpha``,
         ``beta`` and ``weighting``.
@@ -130,16 +150,25 @@ def multitask(
     ``obsm["X_gnn"]``, ``obs["attention"]``, and in ``uns["regions"]``
         Embeddings and attention as :func:`embed` writes them.
     ``uns["multitask"]`` : dict
-        ``params``, ``history`` (loss and weight of each task in each epoch), ``task_weights`` (the last ones), ``mix``
-        (share of what stands beside the network in the logits), ``weights`` (what linear classifier, trees and labels
-        around count in it) and ``Z`` (sections x d).
+        ``params``, ``history`` (loss and weight of each task in each epoch), ``task_weights`` (the last ones), ``Z``
+        (sections x d), and:
+
+        ``weights`` : :class:`pandas.DataFrame`
+            For each ``task`` and ``library`` the factor of the logits of ``network``, ``linear``, ``trees`` and
+            ``label_propagation`` (0: it decides nothing), and the ``bandwidth`` of the latter in the unit of the
+            coordinates.
+        ``training`` : dict
+            ``converged``: whether the network's lowest ``loss`` is below ``uninformed_loss``, that of predicting the
+            classes' shares; ``judged_on`` (held-out labels, or training labels where too few blocks have any),
+            ``best_epoch`` (from 0) and ``epochs``.
 
     Raises
     ------
     KeyError
         If a column, a gene or the region graph is not there.
     ValueError
-        If a column has fewer than two classes, or no task is named.
+        If a column has fewer than two classes, no task is named, or the sections of ``library_key`` are not those of
+        the region graph.
 
     Examples
     --------
@@ -155,9 +184,11 @@ def multitask(
     random_state = check_seed(random_state)
     if save_model is not None:
         check_writable(save_model)
-    if model is not None and any(given is not None for given in (save_model, use_rep, params, expression)):
+    given = (save_model, use_rep, params, expression, expression_key)
+    if model is not None and (any(value is not None for value in given) or ensemble != "auto"):
         raise ValueError(
-            "`model=` applies a trained model as it is; drop `save_model=`, `use_rep=`, `params=` and `expression=`."
+            "`model=` applies a trained model as it is; drop `save_model=`, `use_rep=`, `params=`, `ensemble=`, "
+            "`expression=` and `expression_key=`."
         )
     student = student_of(model)
     if student is not None:
@@ -176,9 +207,9 @@ def multitask(
 
     if model is not None and not isinstance(model, (str, os.PathLike, TissueNet)):
         raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {type(model).__name__}.")
-    if library_key is not None:
-        raise ValueError("`library_key=` is for a student; here the region graph knows the sections. Drop it.")
+    fitted = TissueNet(with_ensemble(params, ensemble))
     inp = read_regions(adata, regions_key, spatial_key)
+    check_sections(adata, inp, library_key, regions_key)
     wanted = genes_to_predict(adata, expression)
     columns = _columns(biomarker_key, region_key, needed=model is None and not wanted)
     check_free(
@@ -194,7 +225,6 @@ def multitask(
     else:
         labels = {task: classes_of(adata, column, _PARAMS[task]) for task, column in columns.items()}
         targets, learned = expression_targets(adata, wanted, expression_key, layer)
-        fitted = TissueNet(params)
         sections, found = training_sections(
             adata, fitted, inp, {task: codes for task, (codes, _) in labels.items()}, targets, wanted,
             use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
@@ -226,20 +256,22 @@ def multitask(
         put_frame(slots, _keys.EXPRESSION_PRED, at_obs, fitted.expression, adata.obs_names)
         put_frame(regions, _keys.EXPRESSION_PRED, at_regions, fitted.expression, inp.regions.obs_names)
         slots.missing[f"obsm/{_keys.EXPRESSION_PRED}"] = outside
+    weights = weights_table(fitted, sections)
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, expression=wanted or None,
             expression_key=expression_key, use_rep=use_rep, layer=layer, **found,
-            regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
+            library_key=library_key, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
             model="given" if model is not None else "trained", tissuenet=fitted.params_dict(),
         ),
         "task_weights": fitted.task_weights,
-        "mix": dict(fitted.mix),
-        "weights": {task: dict(vars(told.around or told.apart)) for task, told in fitted.told.items()},
+        "weights": weights,
         "Z": result.z,
     }  # fmt: skip
     if model is None:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)
+        slots.uns[key]["training"] = fitted.convergence
+        warn_of_network(fitted, weights, key, saved=save_model is not None)
     slots.write(adata)
     return adata if copy else None
 

@@ -1,7 +1,6 @@
-"""Linear classifiers of neighbourhood means that steady the network: solved in closed form, or convex.
+"""The ensemble's linear member: classifiers and regressions of neighbourhood means, in closed form or convex.
 
-A network that learns from a few labelled blocks varies from one start to the next; these do not. Their logits
-are averaged with the network's, which is a product of experts.
+A network that learns from a few labelled blocks varies from one seed to the next; these do not.
 """
 
 from __future__ import annotations
@@ -12,15 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 
+from ._logistic import ridge_logistic
 from ._spreading import ShrinkageLDA, class_shrinkage
 
 FloatArray = NDArray[np.float64]
 
 PAIRS = ((7, 19), (19, 61), (37, 127))
 SHARE, PENALTY = 0.5, 1e-2  # of the ridge, against the discriminant analysis; its inverse strength
-PENALTIES, SLOPES = (1e-6, 1e-5, 1e-4, 1e-3), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
+INVERSE_TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _FOLDS = 4
 _ROWS = 8000  # observations that a fit looks at; the others add time, not accuracy
 _ABSENT = -12.0  # logit of a class without labels
@@ -37,9 +38,9 @@ class Linear:
         """Logits of observations (n, d), (n, K)."""
         return z @ self.coef + self.intercept
 
-    def steeper(self, slope: float) -> Linear:
-        """The same order of observations, the logits ``slope`` times as far from the intercept."""
-        return Linear(self.coef * slope, self.intercept)
+    def scaled(self, inverse_temperature: float) -> Linear:
+        """The same order of observations, the logits so many times as far from the intercept."""
+        return Linear(self.coef * inverse_temperature, self.intercept)
 
     def mixed(self, other: Linear, share: float) -> Linear:
         """``share`` of ``other`` and the rest of this one."""
@@ -48,8 +49,8 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class AnchorInput:
-    """What an anchor reads.
+class LinearInput:
+    """Input features of the linear member.
 
     Attributes
     ----------
@@ -87,13 +88,13 @@ class AnchorInput:
         return found or [np.arange(self.width * len(self.sizes))]
 
 
-def class_anchor(inp: AnchorInput, codes: NDArray[np.int64], n_classes: int, rng: np.random.Generator) -> Linear:
+def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int, rng: np.random.Generator) -> Linear:
     """Fit the classifier: discriminant analysis and ridge regression together.
 
     Within sections they count alike and the penalty is fixed: on seven sections, choosing them by cross-validation over
     blocks lost accuracy. Across sections the ridge stands alone, for components may tell donors apart rather than
-    tissue. It wants a far stronger penalty there, which makes its logits small: the penalty and a slope for the logits
-    are those that suit sections left out.
+    tissue. It needs a far stronger penalty there, which makes its logits small: penalty and inverse temperature are
+    those with the lowest cross-entropy on held-out sections.
 
     Parameters
     ----------
@@ -109,16 +110,16 @@ def class_anchor(inp: AnchorInput, codes: NDArray[np.int64], n_classes: int, rng
     known = np.flatnonzero(codes >= 0)
     has_genes = inp.genes.start < inp.genes.stop
     if inp.whole and has_genes:
-        penalty, slope = _chosen(inp, codes, known, n_classes, rng)
-        return _logistic(inp, codes, known, n_classes, penalty).steeper(slope)
+        penalty, inverse_temperature = _chosen(inp, codes, known, n_classes, rng)
+        return _logistic(inp, codes, known, n_classes, penalty).scaled(inverse_temperature)
     linear = _discriminant(inp, codes, known, n_classes)
     return linear.mixed(_logistic(inp, codes, known, n_classes, PENALTY), SHARE) if has_genes else linear
 
 
 def _chosen(
-    inp: AnchorInput, codes: NDArray[np.int64], known: NDArray[np.int64], n_classes: int, rng: np.random.Generator
+    inp: LinearInput, codes: NDArray[np.int64], known: NDArray[np.int64], n_classes: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Penalty of the ridge and slope of its logits with the lowest cross-entropy on sections left out."""
+    """Penalty of the ridge and inverse temperature of its logits: lowest cross-entropy on held-out sections."""
     fold = deal_folds(inp.group[known], rng)
     lost: dict[tuple[float, float], float] = {}
     for k in range(int(fold.max()) + 1):
@@ -127,14 +128,16 @@ def _chosen(
             continue
         for penalty in PENALTIES:
             ridge = _logistic(inp, codes, seen, n_classes, penalty)
-            for slope in SLOPES:
-                loss = _cross_entropy(ridge.steeper(slope)(inp.z[left]), codes[left])
-                lost[penalty, slope] = lost.get((penalty, slope), 0.0) + loss
+            for scale in INVERSE_TEMPERATURES:
+                loss = _cross_entropy(ridge.scaled(scale)(inp.z[left]), codes[left])
+                lost[penalty, scale] = lost.get((penalty, scale), 0.0) + loss
     return min(lost, key=lambda at: lost[at]) if lost else (PENALTIES[1], 1.0)
 
 
-def value_anchor(inp: AnchorInput, values: FloatArray, known: NDArray[np.bool_], rng: np.random.Generator) -> Linear:
-    """Ridge regression of ``values`` (n, G), its penalty chosen on groups left out."""
+def linear_regression(
+    inp: LinearInput, values: FloatArray, known: NDArray[np.bool_], rng: np.random.Generator
+) -> Linear:
+    """Ridge regression of ``values`` (n, G), its penalty chosen on held-out groups."""
     rows = np.flatnonzero(known)
     fold = deal_folds(inp.group[rows], rng)
     best: tuple[float, float] = (np.inf, 100.0)
@@ -161,7 +164,7 @@ def deal_folds(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
     return dealt[at.reshape(-1)]
 
 
-def _discriminant(inp: AnchorInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int) -> Linear:
+def _discriminant(inp: LinearInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int) -> Linear:
     """Mean of the shrinkage discriminant analyses of the pairs of scales."""
     rows = sampled(rows)
     coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.zeros(n_classes)
@@ -178,17 +181,15 @@ def _discriminant(inp: AnchorInput, codes: NDArray[np.int64], rows: NDArray[np.i
     return _absent(coef, intercept, seen)
 
 
-def _logistic(inp: AnchorInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int, c: float) -> Linear:
+def _logistic(inp: LinearInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int, c: float) -> Linear:
     """Ridge logistic regression of the gene scores."""
     rows = sampled(rows)
     coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.zeros(n_classes)
     seen = np.bincount(codes[rows], minlength=n_classes) > 0
     u = inp.z[rows, inp.genes].astype(np.float64) * inp.unit
-    model = LogisticRegression(C=c, max_iter=200, tol=1e-3).fit(u, codes[rows])
-    found, offset = model.coef_.T * inp.unit, model.intercept_
-    if seen.sum() == 2:  # scikit-learn keeps the second class only
-        found, offset = np.concatenate([-found, found], axis=1) / 2, np.array([-offset[0], offset[0]]) / 2
-    coef[np.ix_(np.arange(inp.genes.start, inp.genes.stop), np.flatnonzero(seen))] = found
+    local = (np.cumsum(seen) - 1)[codes[rows]]
+    found, offset = ridge_logistic(u, local, int(seen.sum()), c)
+    coef[np.ix_(np.arange(inp.genes.start, inp.genes.stop), np.flatnonzero(seen))] = found * inp.unit
     intercept[seen] = offset
     return _absent(coef, intercept, seen)
 

@@ -1,8 +1,7 @@
-"""What the labels around a place say of it, beside what is expressed there.
+"""Label propagation: the ensemble's member that reads the labels near an observation, and no expression.
 
 Tissue classes are patches: a spot between labelled spots of a class is likely of that class, whatever was measured
-in it (as in correct and smooth, Huang et al. 2021).
-How far that reaches, and how much it counts beside expression, is read off labelled blocks that are left out.
+in it (as in correct and smooth, Huang et al. 2021). Its bandwidth and its weight are chosen on held-out blocks.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from scipy.spatial import cKDTree
 
 FloatArray = NDArray[np.float64]
 
-REACHES = (0.5, 1.0, 2.0, 4.0)  # in distances of left-out observations to the nearest label
+BANDWIDTHS = (0.5, 1.0, 2.0, 4.0)  # in distances of held-out observations to the nearest label
 _CELLS = 3  # grid cells in one standard deviation of the kernel
 _LARGEST = 512  # cells on a side at most
-_DOUBT = 0.05  # share of a well-labelled place's weight that speaks for the class sizes instead
+_PRIOR = 0.05  # weight of the section's class shares, in that of a well-labelled position
 
 
-def label_logits(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, reach: float) -> FloatArray:
+def propagated_logits(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, bandwidth: float) -> FloatArray:
     """Log ratio of the classes' shares around each observation to their shares in the section, (n, K).
 
     Labels are averaged by a Gaussian kernel on a grid: time and memory are linear in observations.
@@ -31,7 +30,7 @@ def label_logits(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, reach
     if not known.any():
         return np.zeros((len(xy), n_classes))
     low, span = xy.min(axis=0), np.ptp(xy, axis=0)
-    step = max(reach / _CELLS, float(span.max()) / _LARGEST, 1e-12)
+    step = max(bandwidth / _CELLS, float(span.max()) / _LARGEST, 1e-12)
     shape = tuple(int(s / step) + 2 for s in span)
     at = (xy - low) / step
     cell = np.rint(at[known]).astype(np.int64)
@@ -39,15 +38,15 @@ def label_logits(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, reach
     found = np.empty((len(xy), n_classes))
     for c in range(n_classes):
         count = np.bincount(flat[codes[known] == c], minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-        smooth = gaussian_filter(count, reach / step, mode="constant", truncate=3.0)
+        smooth = gaussian_filter(count, bandwidth / step, mode="constant", truncate=3.0)
         found[:, c] = map_coordinates(smooth, at.T, order=1, mode="nearest")
     found = np.maximum(found, 0.0)
     share = np.bincount(codes[known], minlength=n_classes) / known.sum()
-    doubt = _DOUBT * float(np.median(found[known].sum(axis=1)))
+    prior = _PRIOR * float(np.median(found[known].sum(axis=1)))
     seen = share > 0
     logits = np.zeros_like(found)
-    mass = found.sum(axis=1, keepdims=True) + doubt
-    logits[:, seen] = np.log((found[:, seen] + doubt * share[seen]) / mass) - np.log(share[seen])
+    mass = found.sum(axis=1, keepdims=True) + prior
+    logits[:, seen] = np.log((found[:, seen] + prior * share[seen]) / mass) - np.log(share[seen])
     logits[:, ~seen] = logits[:, seen].min(axis=1, keepdims=True)
     return logits
 
@@ -55,7 +54,7 @@ def label_logits(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, reach
 def typical_gap(
     sections: Sequence[tuple[FloatArray, NDArray[np.int64]]], fold: NDArray[np.int64], known: NDArray[np.bool_]
 ) -> float:
-    """Median distance of a left-out observation to the nearest label that is left."""
+    """Median distance of a held-out observation to the nearest label that is left."""
     far, start = [], 0
     for xy, _ in sections:
         rows = slice(start, start + len(xy))

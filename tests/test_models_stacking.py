@@ -1,6 +1,9 @@
-"""Trees as arrays, and the weights by which classifiers and the labels around are put together."""
+"""Trees as arrays, and the weights of the stacked ensemble."""
 
 from __future__ import annotations
+
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,12 +15,18 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
 from stxtools._spatial.blocks import spatial_blocks
-from stxtools.models._anchor import Linear
-from stxtools.models._place import label_logits
-from stxtools.models._stack import LeftOut, Told, Weights, ask_left_out
+from stxtools.models._label_propagation import propagated_logits
+from stxtools.models._linear import Linear
+from stxtools.models._logistic import ridge_logistic
+from stxtools.models._model_file import ModelFile
+from stxtools.models._stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold
 from stxtools.models._trees import LEAF, N_TREES, Trees, grow_trees
 
 QUICK = {"epochs": 2, "pretrain": "none", "unet": False, "hidden": 16, "out_channels": 8}
+
+
+def _file(arrays):
+    return ModelFile(Path("model.stx"), {}, arrays)
 
 
 def _rings(rng, n=900, n_classes=3):
@@ -41,17 +50,17 @@ def test_trees_say_what_those_of_scikit_learn_say():
 def test_trees_come_back_from_arrays():
     z, codes = _rings(np.random.default_rng(0), n=300)
     trees = grow_trees(z, codes, 3, seed=0)
-    again = Trees.from_file(trees.to_file("t"), "t")
+    again = Trees.from_file(_file(trees.to_file("t")), "t", 5, 3)
     assert again is not None
     np.testing.assert_array_equal(again(z), trees(z))
-    assert Trees.from_file({}, "t") is None
+    assert Trees.from_file(_file({}), "t", 5, 3) is None
 
 
 def test_weights_are_those_of_a_regression():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 4000)
     linear, trees = (np.stack([-v, v], axis=1) for v in truth - 0.5 + rng.normal(size=(2, 4000)) * [[1.0], [0.7]])
-    apart, around = LeftOut(linear, trees, {}, truth).weights()
+    apart, around = OutOfFold(linear, trees, {}, truth).weights()
     known = LogisticRegression(C=1e6, fit_intercept=False).fit(np.stack([linear[:, 1], trees[:, 1]], 1), truth).coef_[0]
     np.testing.assert_allclose([apart.linear, apart.trees], known / 2, rtol=0.02)
     assert around is None
@@ -61,77 +70,112 @@ def test_weights_make_sure_logits_less_sure():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, 2000)
     honest = np.eye(3)[truth] * 2 + rng.normal(size=(2000, 3))
-    best = LeftOut(honest, None, {}, truth).weights()[0].linear
-    apart, _ = LeftOut(honest * 5, None, {}, truth).weights()
+    best = OutOfFold(honest, None, {}, truth).weights()[0].linear
+    apart, _ = OutOfFold(honest * 5, None, {}, truth).weights()
     assert apart.linear == pytest.approx(best / 5, rel=1e-3)
     assert apart.trees == 0
 
 
-def test_labels_around_count_where_they_help(labelled_patches):
+def _all(xy, codes):
+    return np.ones(len(xy), bool), np.zeros((len(xy), 3))
+
+
+def test_label_propagation_counts_where_it_helps(labelled_patches):
     rng = np.random.default_rng(0)
     xy, codes = labelled_patches(rng)
     fold = spatial_blocks(xy, 36) % 4
     vague = np.eye(3)[codes] * 1.7 + rng.normal(size=(len(xy), 3))
-    said = ask_left_out([(xy, codes)], [fold], lambda seen, left: vague[left], None, 3, around=True)
+    said = out_of_fold([(xy, codes)], [fold], 3, linear=lambda seen, held: vague[held], label_propagation=True)
     assert said is not None
-    apart, around = said.weights()
-    assert apart.place == 0
-    assert around is not None
+    without, best = said.weights()
+    assert without.label_propagation == 0
+    assert best is not None
     own, linear = vague.astype(np.float32), Linear(np.eye(3), np.zeros(3))
+    ensemble = Ensemble(Stack(without, linear), Stack(best, linear))
+    known, network = _all(xy, codes)
     both, nearest = [], []
     for test in (fold == k for k in range(4)):
         seen = np.where(test, -1, codes)
-        logits = Told(linear, None, apart, around)(own, 3, xy, seen, np.ones(len(xy), bool))
-        expected = around.linear * vague + around.place * label_logits(xy, seen, 3, around.reach)
+        logits = ensemble(own, 3, network, xy, seen, known)
+        expected = best.linear * vague + best.label_propagation * propagated_logits(xy, seen, 3, best.bandwidth)
         np.testing.assert_allclose(logits, expected, atol=1e-5)
         both.append((logits.argmax(1) == codes)[test].mean())
         nearest.append(KNeighborsClassifier(1).fit(xy[~test], codes[~test]).score(xy[test], codes[test]))
     assert np.mean(both) > max((vague.argmax(1) == codes).mean() + 0.1, np.mean(nearest))
-    np.testing.assert_allclose(Told(linear, None, apart, around)(own, 3), apart.linear * vague, atol=1e-5)
+    for nothing in (None, np.full(len(xy), -1)):  # a section without labels
+        found = ensemble(own, 3, network, xy, nothing, known)
+        np.testing.assert_allclose(found, without.linear * vague, atol=1e-5)
 
 
-def test_labels_around_are_left_out_where_they_heed_no_place(labelled_patches):
+def test_label_propagation_has_no_weight_where_labels_are_scattered(labelled_patches):
     rng = np.random.default_rng(0)
     xy, _ = labelled_patches(rng)
     scattered = rng.integers(0, 3, len(xy))
-    told = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
+    sure = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
     fold = spatial_blocks(xy, 36) % 4
-    said = ask_left_out([(xy, scattered)], [fold], lambda seen, left: told[left], None, 3, around=True)
+    said = out_of_fold([(xy, scattered)], [fold], 3, linear=lambda seen, held: sure[held], label_propagation=True)
     assert said is not None
-    _, around = said.weights()
-    assert around is None or around.place < 0.1 * around.linear
+    _, best = said.weights()
+    assert best is None or best.label_propagation < 0.1 * best.linear
 
 
-def test_without_blocks_to_leave_out_nothing_is_weighed(labelled_patches):
+def test_without_two_folds_nothing_is_weighed(labelled_patches):
     xy, codes = labelled_patches(np.random.default_rng(0))
     fold = np.zeros(len(xy), dtype=np.int64)
-    assert (
-        ask_left_out([(xy, codes)], [fold], lambda seen, left: np.zeros((left.sum(), 3)), None, 3, around=True) is None
-    )
+    assert out_of_fold([(xy, codes)], [fold], 3, linear=lambda seen, held: np.zeros((held.sum(), 3))) is None
 
 
-def test_who_is_asked_has_not_seen_the_answer(labelled_patches):
+def test_predictions_are_out_of_fold(labelled_patches):
     xy, codes = labelled_patches(np.random.default_rng(0))
     fold = spatial_blocks(xy, 36) % 4
 
-    def strict(seen, left):
-        assert not (seen & left).any()
-        assert (seen | left).all()
-        return np.zeros((left.sum(), 3))
+    def strict(seen, held):
+        assert not (seen & held).any()
+        assert (seen | held).all()
+        return np.zeros((held.sum(), 3))
 
-    said = ask_left_out([(xy, codes)], [fold, spatial_blocks(xy, 9) % 3], strict, strict, 3, around=False)
+    said = out_of_fold([(xy, codes)], [fold, spatial_blocks(xy, 9) % 3], 3, linear=strict, trees=strict)
     assert said is not None
     assert len(said.truth) == 2 * len(xy)
-    assert said.place == {}
+    assert said.propagated == {}
 
 
-def test_told_comes_back_without_the_labels_around():
+def test_the_network_gets_its_share_beside_the_others(labelled_patches):
+    xy, codes = labelled_patches(np.random.default_rng(0))
+    network = np.random.default_rng(1).normal(size=(len(xy), 3))
+    weights = Weights(linear=2.0, trees=0.0).beside_network(0.2)
+    assert (weights.network, weights.linear) == (0.2, pytest.approx(1.6))
+    own = np.eye(3, dtype=np.float32)[codes]
+    ensemble = Ensemble(Stack(weights, Linear(np.eye(3), np.zeros(3))))
+    found = ensemble(own, 3, network, xy, None, np.ones(len(xy), bool))
+    np.testing.assert_allclose(found, 0.2 * network + 1.6 * own, atol=1e-6)
+
+
+def test_an_ensemble_comes_back_without_label_propagation():
     z, codes = _rings(np.random.default_rng(0), n=300)
     linear = Linear(np.random.default_rng(1).normal(size=(5, 3)), np.zeros(3))
-    told = Told(linear, grow_trees(z, codes, 3, 0), Weights(0.3, 0.9), Weights(0.3, 0.8, 0.5, 2.0))
-    again = Told.from_file(told.to_file("x"), "x")
-    np.testing.assert_array_equal(again(z, 5), told(z, 5))
-    assert again.around is None
+    stack = Stack(Weights(0.2, 0.3, 0.9), linear, grow_trees(z, codes, 3, 0))
+    ensemble = Ensemble(stack, Stack(Weights(0.2, 0.3, 0.8, 0.5, 2.0), linear), 0.7)
+    again = Ensemble.from_file(_file(ensemble.to_file("x")), "x", 5, 5, 3)
+    xy, network = z[:, :2].astype(float), np.random.default_rng(2).normal(size=(300, 3))
+    known = np.ones(300, bool)
+    np.testing.assert_array_equal(again(z, 5, network, xy, None, known), ensemble(z, 5, network, xy, None, known))
+    assert again.labelled is None
+    assert again.linear_alone == 0.7
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("c", [1e-5, 1e-2])
+def test_ridge_logistic_is_that_of_scikit_learn(n_classes, c):
+    rng = np.random.default_rng(0)
+    u = rng.normal(size=(400, 30)) * 40 * np.arange(1, 31) ** -1.5 + 3  # as gene scores: very different variances
+    codes = (u[:, :3] @ rng.normal(size=(3, n_classes)) + 4 * rng.gumbel(size=(400, n_classes))).argmax(axis=1)
+    reference = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-8, max_iter=500).fit(u, codes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coef, intercept = ridge_logistic(u, codes, n_classes, c)
+    found = log_softmax(u @ coef + intercept, axis=1)
+    np.testing.assert_allclose(found, reference.predict_log_proba(u), rtol=1e-3, atol=2e-3)
 
 
 def test_framework_asks_trees_where_planes_do_not_do(tmp_path):
@@ -149,7 +193,8 @@ def test_framework_asks_trees_where_planes_do_not_do(tmp_path):
     right, proba = {}, {}
     for trees in (True, False):
         st.tl.multitask(
-            adata, "shown", use_rep="X_xor", params=QUICK | {"trees": trees, "place": False, "neighbours": (1, 7)},
+            adata, "shown", use_rep="X_xor", params=QUICK | {"neighbours": (1, 7)},
+            ensemble=["network", "linear", *(["trees"] if trees else [])],
             save_model=tmp_path / f"{trees}.stx", show_progress=False,
         )  # fmt: skip
         right[trees] = (adata.obs["shown_pred"].astype(str).to_numpy() == truth)[hidden].mean()

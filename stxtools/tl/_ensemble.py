@@ -1,0 +1,92 @@
+"""What the framework's ensemble consists of: the parameter, the table of weights, and warnings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools._validate import libraries, listing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stxtools.models import RegionSection, TissueNet, TissueNetParams
+
+    from ._regions import RegionInput
+
+
+def with_ensemble(params: TissueNetParams | Mapping[str, Any] | None, ensemble: str | Sequence[str]) -> TissueNetParams:
+    """Parameters with the members named in ``ensemble=``; ``"auto"`` leaves what ``params`` say."""
+    from stxtools.models import TissueNetParams
+    from stxtools.models._params import resolve
+    from stxtools.models._tissue_params import check_ensemble
+
+    check_ensemble(ensemble)
+    resolved = resolve(params, TissueNetParams)
+    return resolved if isinstance(ensemble, str) else replace(resolved, ensemble=tuple(ensemble))
+
+
+def check_sections(adata: AnnData, inp: RegionInput, library_key: str | None, regions_key: str) -> None:
+    """Check that ``obs[library_key]`` names the sections of the region graph; None asks nothing.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such column, or it divides the observations in another way.
+    """
+    if library_key is None:
+        return
+    libs, graph = libraries(adata, library_key), inp.where.libs
+    pairs = np.unique(np.stack([libs.codes, graph.codes]), axis=1).shape[1]
+    if not (pairs == len(np.unique(libs.codes)) == len(np.unique(graph.codes))):
+        raise ValueError(
+            f"`adata.obs[{library_key!r}]` names {len(libs)} section(s) ({listing(libs.names)}), the region graph in "
+            f"`adata.uns[{regions_key!r}]` was made for {len(graph)} ({listing(graph.names)}), divided otherwise. Run "
+            f"`st.tl.region_graph(adata, library_key={library_key!r})` again, or name the column that it was made with."
+        )
+
+
+def weights_table(model: TissueNet, sections: Sequence[RegionSection]) -> pd.DataFrame:
+    """Factor of each member's logits in every task and section."""
+    rows = [
+        {"task": task, "library": s.section.name} | vars(model.weights(task, s))
+        for task in model.tasks
+        for s in sections
+    ]
+    return pd.DataFrame(rows)
+
+
+def warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved: bool) -> None:
+    """Say where the network has not converged, or decides nothing."""
+    how = model.convergence
+    named = model.params.ensemble != "auto"
+    if not how["converged"]:
+        what = "It keeps the weight that `ensemble` gives it" if named else "Its weight in the ensemble is 0"
+        warnings.warn(
+            f"The network has not converged: its lowest loss on {how['judged_on']} is {how['loss']:.3g} (epoch "
+            f"{how['best_epoch'] + 1} of {how['epochs']}), not below {how['uninformed_loss']:.3g}, that of predicting "
+            f"the classes' shares. {what}; embeddings and attention are those of this network. More labels, more "
+            "epochs or a smaller `params['lr']` may help.",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif not named and any(_without_network(model, task) for task in model.classes):
+        where = sorted(set(weights.loc[weights["network"] == 0, "library"]))
+        if where or saved:
+            scope = f"in {listing(where)}" if where else "in the sections that the saved model will be applied to"
+            warnings.warn(
+                f"The network has weight 0 {scope}: three or more sections have labels, so that the linear classifier, "
+                f"chosen on held-out sections, predicts alone where there are none (`adata.uns[{key!r}]['weights']`). "
+                "`ensemble=` names other members.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _without_network(model: TissueNet, task: str) -> bool:
+    return task in model.ensembles and model.weights(task).network == 0
