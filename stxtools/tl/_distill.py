@@ -14,8 +14,10 @@ from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
+from ._ensemble import check_sections
 from ._image import with_image
 from ._inputs import geometry, make_sections
+from ._regions import read_regions
 from ._segmenters import number_of_image_features, trained_segmenter
 from ._tissue_student import framework_of, taught_student
 from ._transfer import model_features
@@ -76,7 +78,8 @@ def distill(
     spatial_key
         Key of ``obsm`` with x, y positions.
     library_key
-        Column of ``obs`` that says which section an observation belongs to; a region graph knows it.
+        Column of ``obs`` that says which section an observation belongs to. For a student of the framework it must name
+        the sections of the region graph.
     regions_key
         Key of ``uns`` with the region graph, for a student of the framework.
     params
@@ -130,7 +133,7 @@ def distill(
     check_writable(save_model)
     framework = framework_of(model)
     if framework is not None and library_key is not None:
-        raise ValueError("`library_key=` has no say here: the region graph knows the sections. Drop it.")
+        check_sections(adata, read_regions(adata, regions_key, spatial_key), library_key, regions_key)
     adata = adata.copy() if check_bool("copy", copy) else adata
     student: Student
     agreement: float | dict[str, float]
