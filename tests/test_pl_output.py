@@ -344,9 +344,9 @@ def test_damaged_tables_are_named(
 
 
 def test_masks_that_are_none(drawn: ad.AnnData) -> None:
-    entry = drawn.uns["spatial"]["lib0"]
+    entry = drawn.uns["segment"]["masks"]["lib0"]
     for mask in ("mask", np.ones((4, 4, 3), int), -np.ones((4, 4), int), np.full((4, 4), 0.5)):
-        entry["images"] = {**entry["images"], "segmentation": mask}
+        entry["image"] = mask
         with pytest.raises(ValueError, match="is no mask"):
             st.pl.segment(drawn, library="lib0", mask=True)
 

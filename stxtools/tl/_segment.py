@@ -155,6 +155,8 @@ def segment(
         the pixel (column, row) of an observation is ``(coordinates - origin) * scale``. The mask has the pixels of
         the section's picture (``"hires"``, else ``"lowres"``) where there is one with two pixels per spacing of the
         observations at least, so that squidpy can lay one over the other; else it covers the tissue alone.
+        ``sq.pl.spatial_segment(adata, seg=mask["image"], seg_cell_id="segment_id", ...)`` draws it (with
+        ``img=False`` where there is no picture).
     ``uns["segment_colors"]`` : list of str
         Colours of the compartments: those of ``labels_key``, those that were there, or scanpy's.
     ``uns["segment"]`` : dict
