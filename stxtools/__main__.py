@@ -56,6 +56,8 @@ def _run(given: dict[str, Any]) -> int:
         return 130
     except (KeyError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as err:
         message = err.args[0] if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
+        if isinstance(err, OSError) and err.strerror:
+            message = err.strerror if err.filename is None else f"{err.strerror}: {err.filename}"
         _say(f"{as_flags(str(message))}\nstopped{'' if run is None else f' in step {run.step}; {run.saved()}'}")
         return 1
     sys.stdout.write(run.summary())

@@ -54,6 +54,7 @@ def align(
     spatial_key: str = _keys.SPATIAL,
     key_added: str | None = None,
     random_state: int = 0,
+    show_progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Bring sections into one frame by an affine map of each onto a reference section.
@@ -97,6 +98,8 @@ def align(
         Name of the outputs in ``obsm`` and ``uns``; ``"spatial_aligned"`` and ``"align"`` if None.
     random_state
         Seed: of the observations that are looked at in sections of more than 3000.
+    show_progress
+        Whether to show progress; by default in terminals and notebooks.
     copy
         Return a changed copy instead of changing ``adata``.
 

@@ -42,6 +42,7 @@ def normalize(
     size_key: str | None = None,
     library_key: str | None = None,
     random_state: int = 0,
+    show_progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Normalise depth, take logarithms, select variable genes and compute principal components.
@@ -75,6 +76,8 @@ def normalize(
         least 20 observations (the ``batch_key`` of scanpy).
     random_state
         Seed of the PCA solver's start vector.
+    show_progress
+        Whether to show progress; by default in terminals and notebooks.
     copy
         Return a changed copy instead of changing ``adata``.
 

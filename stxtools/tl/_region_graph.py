@@ -40,6 +40,7 @@ def region_graph(
     library_key: str | None = None,
     random_state: int = 0,
     key_added: str | None = None,
+    show_progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Split compartments into connected regions and join the regions that touch into a graph.
@@ -73,6 +74,8 @@ def region_graph(
     key_added
         Name of the AnnData in ``uns`` instead of ``"regions"``; the column of ``obs`` is then
         ``"{key_added}_region"``.
+    show_progress
+        Whether to show progress; by default in terminals and notebooks.
     copy
         Whether to return a changed copy.
 
