@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,21 @@ class Section:
     def graph(self) -> sparse.csr_matrix:
         """Spatial neighbours, (n, n): applying a trained model needs none, so they may be made late."""
         return self.neighbours() if callable(self.neighbours) else self.neighbours
+
+    def canonical_order(self) -> NDArray[np.int64]:
+        """Order of the observations by what they are and where, so that draws from it do not depend on rows.
+
+        By features, the first first, then by the distance from the middle of the section, which no rotation changes.
+        """
+        distance = np.linalg.norm(self.xy - self.xy.mean(axis=0), axis=1)
+        return np.lexsort((distance, *self.features.T[::-1]))
+
+    def taken(self, rows: NDArray[np.int64]) -> Section:
+        """Return the section with its observations in another order."""
+        return replace(
+            self, features=self.features[rows], pixels=self.pixels[rows], xy=self.xy[rows],
+            neighbours=cache(lambda: self.graph[rows][:, rows].tocsr()),
+        )  # fmt: skip
 
     @property
     def n_obs(self) -> int:

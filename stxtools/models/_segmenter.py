@@ -31,6 +31,7 @@ from ._weights import module_arrays
 
 PRIOR_OBS = 20
 _TIES = 4
+_DRAWS = 0  # seed of the consensus, which is a property of the data
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,14 @@ class Segmenter:
         ValueError
             If there are fewer distinct observations than ``n_segments``.
         """
-        rng = np.random.default_rng(random_state)
         self.net, self.history = None, []
-        sections = self._standards(sections)
+        orders = [s.canonical_order() for s in sections]
+        sections = self._standards([s.taken(order) for s, order in zip(sections, orders, strict=True)])
         if labels is None:
-            lesson = lesson_without_labels(sections, n_segments, rng, show_progress)
+            lesson = lesson_without_labels(sections, n_segments, np.random.default_rng(_DRAWS), show_progress)
         else:
-            lesson = lesson_from_labels(sections, labels, list(classes or []), rng)
+            ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]
+            lesson = lesson_from_labels(sections, ordered, list(classes or []), np.random.default_rng(random_state))
         self.classes, self.stability = lesson.classes, lesson.stability
         tensors, members = lesson_rasters(sections, lesson, self.scale, random_state)
         how: dict[str, Any] = {

@@ -123,7 +123,8 @@ def segment(
     params
         :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields.
     random_state
-        Seed. The same seed gives the same result, to the bit on a CPU.
+        Seed of the network; the same seed gives the same result, to the bit on a CPU. Without labels, the number of
+        compartments and the consensus that the network learns from are the same for every seed and order of rows.
     accelerator, devices
         Where to train, as in Lightning.
     show_progress

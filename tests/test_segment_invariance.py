@@ -1,0 +1,53 @@
+"""Segments depend on the tissue, and hardly on the order of rows, its direction or the seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+import stxtools as st
+from stxtools.models import Section
+
+HOW = {"show_progress": False, "accelerator": "cpu"}
+
+
+def _turned(adata, degrees):
+    out, angle = adata.copy(), np.deg2rad(degrees)
+    xy = out.obsm["spatial"].astype(float)
+    out.obsm["spatial"] = (xy - xy.mean(0)) @ np.array(
+        [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    ) + xy.mean(0)
+    return out
+
+
+def test_canonical_order_follows_the_observations():
+    rng = np.random.default_rng(0)
+    features = np.round(rng.normal(size=(50, 3)), 0).astype(np.float32)
+    section = Section("s", features, np.zeros((50, 2), np.int32), (1, 1), lambda: None, rng.normal(size=(50, 2)))
+    other = rng.permutation(50)
+    np.testing.assert_array_equal(other[section.taken(other).canonical_order()], section.canonical_order())
+
+
+def test_permuted_observations_get_the_same_segments(make_section, quick_unet):
+    adata = make_section()
+    adata.obsm["X_pca"] = st.pp.normalize(adata, n_comps=6, copy=True).obsm["X_pca"]
+    shuffled = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    for one in (adata, shuffled):
+        st.tl.segment(one, 3, params=quick_unet, **HOW)
+    assert (shuffled.obs["segment"].astype(str) == adata.obs["segment"].astype(str)[shuffled.obs_names]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_segments", [7, None])
+def test_real_section_permuted_turned_and_with_another_seed(real_section, n_segments):
+    adata = real_section("dlpfc_151673")
+    how = {"copy": True, **HOW}
+    first = st.tl.segment(adata, n_segments, **how).obs["segment"].astype(str)
+    shuffled = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    found = st.tl.segment(shuffled, n_segments, **how).obs["segment"].astype(str)
+    assert adjusted_rand_score(first, found[first.index]) >= 0.95
+    found = st.tl.segment(_turned(adata, 33), n_segments, **how).obs["segment"].astype(str)
+    assert adjusted_rand_score(first, found) >= 0.95
+    found = st.tl.segment(adata, n_segments, random_state=1, **how).obs["segment"].astype(str)
+    assert adjusted_rand_score(first, found) >= 0.93
