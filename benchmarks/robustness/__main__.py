@@ -8,12 +8,9 @@ Every input is drawn from its number and the seed; ``--only 17 23`` runs some of
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import sys
-import tempfile
 import warnings
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -26,22 +23,6 @@ mpl.use("Agg")
 import pandas as pd
 
 COLUMNS = ("inputs", "ok", "named error", "unnamed error", "no end", "changed after error", "meaningless", "state")
-
-
-def run(seed: int, numbers: list[int], verbose: bool = False) -> list[dict[str, object]]:
-    """Run inputs by their numbers."""
-    from _inputs import Bench
-
-    logging.disable(logging.WARNING)
-    out = []
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(seed, Path(folder))
-        for number in numbers:
-            row = bench.run(number)
-            out.append(asdict(row))
-            if verbose:
-                sys.stdout.write("\n".join(f"{k:9} {v}" for k, v in asdict(row).items() if v != "") + "\n\n")
-    return out
 
 
 def summary(rows: pd.DataFrame, by: str) -> str:
@@ -73,6 +54,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes; the result is the same")
     parser.add_argument("--out", type=Path, default=Path("robustness.csv"), help="one row per input")
     args = parser.parse_args()
+    from _inputs import run
+
     if args.only:
         run(args.seed, args.only, verbose=True)
         return 0

@@ -80,7 +80,7 @@ CALLS: tuple[Call, ...] = (
         "tl.multitask", True, biomarker_key="disease", region_key="band", params=QUICK_NET, weight=0.6, **HOW,
         variants=[{"region_key": None}, {"biomarker_key": None}, {"expression": ["GENE1", "GENE2"]}],
     ),
-    _call("tl.attention_fidelity", True, model=Path("net.stx"), max_regions=1, shares=(0.5,), weight=0.4,
+    _call("tl.attention_fidelity", True, model=Path("net.stx"), of="network", max_regions=1, shares=(0.5,), weight=0.4,
           methods=("attention", "random"), show_progress=False),
     _call(
         "tl.biomarkers", groupby="disease", n_null=50, show_progress=False, weight=1.5, library_key="library",

@@ -72,7 +72,7 @@ def finished(folder: Path) -> ad.AnnData:
     st.tl.distill(out, folder / "net.stx", params={"epochs": 1}, save_model=folder / "net_student.stx",
                   key_added="taught", **HOW)  # fmt: skip
     st.tl.embed(out, params=QUICK_NET, key_added="embed", **HOW)
-    st.tl.attention_fidelity(out, folder / "net.stx", max_regions=2, shares=(0.5,), show_progress=False)
+    st.tl.attention_fidelity(out, folder / "net.stx", of="network", max_regions=2, shares=(0.5,), show_progress=False)
     st.tl.suggest_labels(out, 3, library_key="library")
     st.tl.biomarkers(out, "band", n_null=50, library_key="library", protect=None, show_progress=False)
     st.tl.targets(out, drugs())

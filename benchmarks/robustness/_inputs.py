@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +164,7 @@ class Bench:
         uses: list[tuple[str, dict[str, Any]]] = {
             "net": [
                 ("multitask", {"model": path, **both, **HOW}),
-                ("attention_fidelity", {"model": path, "max_regions": 1, "shares": (0.5,), "show_progress": False}),
+                ("attention_fidelity", {"model": path, "of": "network", "max_regions": 1, "show_progress": False}),
                 ("distill", {"model": path, **student, **HOW}),
             ],
             "net_student": [("multitask", {"model": path, **both, **where, **HOW})],
@@ -278,3 +280,17 @@ def _result_faults(
     if wrong and wrong[0].startswith(("cannot be", "lost")) and pristine is not None and faults(pristine, changed):
         wrong = []  # what was there before cannot be written either
     return out + wrong
+
+
+def run(seed: int, numbers: list[int], verbose: bool = False) -> list[dict[str, object]]:
+    """Run inputs by their numbers."""
+    logging.disable(logging.WARNING)
+    out = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(seed, Path(folder))
+        for number in numbers:
+            row = bench.run(number)
+            out.append(asdict(row))
+            if verbose:
+                sys.stdout.write("\n".join(f"{k:9} {v}" for k, v in asdict(row).items() if v != "") + "\n\n")
+    return out

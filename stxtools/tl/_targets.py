@@ -131,6 +131,8 @@ def targets(
     if symbol_key is not None:
         check_in(adata, "var", symbol_key, "symbol_key")
     check_key("ensembl_key", ensembl_key)
+    if symbol_col is not None:
+        check_key("symbol_col", symbol_col)
     parsed = parse_target_table(read_target_table(table), symbol_col)
     names = pd.Index(adata.var_names.astype(str))
     queries, matched_by = _queries(adata, parsed, symbol_key, ensembl_key)
