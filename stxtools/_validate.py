@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,15 @@ from ._checks import (
 __all__ = [
     "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice", "check_class_names",
     "check_in", "check_int", "check_key_added", "check_number", "check_seed", "check_writable", "coordinates",
-    "fingerprint", "libraries", "listing",
+    "fingerprint", "libraries", "listing", "stored_library_key",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+
+
+_FARTHEST = 1e100  # squares of more are infinite
 
 
 def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True) -> None:
@@ -54,7 +57,7 @@ def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True) -> No
         raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
 
 
-def check_in(adata: AnnData, slot: str, key: str, param: str, hint: str = "") -> None:
+def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") -> None:
     """Check that ``key`` is in a slot (``"obs"``, ``"obsm"``, ``"layers"`` ...)."""
     if not isinstance(key, str):
         raise TypeError(f"`{param}` must be a string, a key of `adata.{slot}`; got {key!r}.")
@@ -106,47 +109,6 @@ def check_class_names(names: Sequence[str], key: str) -> None:
         )
 
 
-def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL) -> NDArray[np.float64]:
-    """Return the first two columns of ``obsm[spatial_key]`` as float64, checked to be finite."""
-    check_in(
-        adata,
-        "obsm",
-        spatial_key,
-        "spatial_key",
-        "Put the x, y position of every observation there (n_obs x 2), or name the key that holds them.",
-    )
-    given = adata.obsm[spatial_key]
-    if np.ma.is_masked(given):
-        raise ValueError(
-            f"`adata.obsm[{spatial_key!r}]` has masked positions; drop these observations, and store a plain array: "
-            f"`adata.obsm[{spatial_key!r}] = np.asarray(...)`."
-        )
-    if np.iscomplexobj(given):
-        raise TypeError(f"`adata.obsm[{spatial_key!r}]` holds complex numbers; x and y are two real columns.")
-    try:
-        xy = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError) as err:
-        raise TypeError(f"`adata.obsm[{spatial_key!r}]` holds no numbers: {err}") from err
-    if xy.ndim != 2 or xy.shape[1] < 2:
-        raise ValueError(f"`adata.obsm[{spatial_key!r}]` has shape {xy.shape}; expected (n_obs, 2).")
-    bad = ~np.isfinite(xy[:, :2]).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"{int(bad.sum())} of {len(xy)} observations have NaN or infinite coordinates in "
-            f"`adata.obsm[{spatial_key!r}]` (first: {adata.obs_names[int(np.argmax(bad))]!r}); "
-            f"drop them, e.g. `adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()`."
-        )
-    if len(xy) and np.abs(xy[:, :2]).max() > _FARTHEST:
-        raise ValueError(
-            f"`adata.obsm[{spatial_key!r}]` holds coordinates beyond {_FARTHEST:g}, whose squares no number can hold; "
-            "give them in another unit."
-        )
-    return np.ascontiguousarray(xy[:, :2])
-
-
-_FARTHEST = 1e100
-
-
 @dataclass(frozen=True)
 class Libraries:
     """The sections of an AnnData: their names and, per observation, the index of its section."""
@@ -162,17 +124,75 @@ class Libraries:
         return np.flatnonzero(self.codes == index)
 
 
-def libraries(adata: AnnData, library_key: str | None) -> Libraries:
-    """Return the sections named by ``obs[library_key]``, or one section without a key."""
-    if library_key is None:
+def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL, libs: Libraries | None = None) -> NDArray[np.float64]:
+    """Return x and y of ``obsm[spatial_key]`` as float64, checked to be finite; z may vary between sections only."""
+    check_in(
+        adata,
+        "obsm",
+        spatial_key,
+        "spatial_key",
+        "Put the x, y position of every observation there (n_obs x 2), or name the key that holds them.",
+    )
+    where, stored = f"`adata.obsm[{spatial_key!r}]`", adata.obsm[spatial_key]
+    if np.ma.is_masked(stored):
+        raise ValueError(f"{where} has masked positions; drop these observations, and store a plain array.")
+    values = np.asarray(stored)
+    if values.dtype.kind == "c":
+        raise TypeError(f"{where} holds complex numbers; x and y are two real columns.")
+    if values.dtype.kind not in "buifO":
+        raise TypeError(f"{where} holds no numbers but {values.dtype}; real numbers are needed.")
+    try:
+        xy = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"{where} holds no numbers: {err}") from err
+    if xy.ndim != 2 or xy.shape[1] < 2:
+        raise ValueError(f"{where} has shape {xy.shape}; expected (n_obs, 2).")
+    bad = ~np.isfinite(xy[:, :2]).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{int(bad.sum())} of {len(xy)} observations have NaN or infinite coordinates in {where} (first: "
+            f"{adata.obs_names[int(np.argmax(bad))]!r}); "
+            f"drop them, e.g. `adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()`."
+        )
+    if np.abs(xy[:, :2]).max(initial=0) > _FARTHEST:
+        raise ValueError(f"{where} has coordinates beyond {_FARTHEST:g}, with which no distance can be computed.")
+    _check_flat(xy[:, 2:], spatial_key, libs)
+    return np.ascontiguousarray(xy[:, :2])
+
+
+def _check_flat(rest: NDArray[np.float64], spatial_key: str, libs: Libraries | None) -> None:
+    """Check that what lies behind x and y is constant in every section."""
+    codes = np.zeros(len(rest), dtype=np.int64) if libs is None else libs.codes
+    for code in range(1 if libs is None else len(libs)):
+        part = rest[codes == code]
+        if part.size == 0 or np.isnan(part).all() or not np.any(part != part[0]):
+            continue
+        within = "" if libs is None or len(libs) == 1 else f" within section {libs.names[code]!r}"
+        raise ValueError(
+            f"`adata.obsm[{spatial_key!r}]` has {rest.shape[1] + 2} columns, and z varies{within} from "
+            f"{np.nanmin(part):g} to {np.nanmax(part):g}: two dimensions are read. For a stack of sections name the "
+            "section of each observation with `library_key=`; z may differ between them. To project onto the plane, "
+            f"keep x and y: `adata.obsm[{spatial_key!r}] = adata.obsm[{spatial_key!r}][:, :2]`."
+        )
+
+
+def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
+    """Return the sections named by ``obs[library_key]``, or one section for None and False."""
+    if library_key is None or library_key is False:
         spatial = adata.uns.get(_keys.SPATIAL)
-        names = list(spatial) if hasattr(spatial, "keys") else []
+        entries = spatial.items() if isinstance(spatial, Mapping) else ()
+        names = [str(name) for name, entry in entries if isinstance(entry, Mapping)]  # others name no section
+        if len(names) > 1 and library_key is False:
+            names = []
         if len(names) > 1:
             raise ValueError(
                 f"`adata.uns['spatial']` names several sections ({listing(names)}) but `library_key` is None; "
-                "pass `library_key=`, the obs column that says which section an observation belongs to."
+                "pass `library_key=`, the obs column that says which section an observation belongs to, or "
+                "`library_key=False` if all are one section."
             )
-        return Libraries([str(names[0]) if names else _keys.LIBRARY], np.zeros(adata.n_obs, dtype=np.int64))
+        return Libraries([names[0] if names else _keys.LIBRARY], np.zeros(adata.n_obs, dtype=np.int64))
+    if library_key is True:
+        raise TypeError("`library_key=True` names no column; it takes a column of `adata.obs`, False or None.")
     check_in(adata, "obs", library_key, "library_key")
     column = adata.obs[library_key]
     if column.isna().any():
@@ -188,6 +208,12 @@ def libraries(adata: AnnData, library_key: str | None) -> Libraries:
             f"({bad[0]!r} {unstorable(bad[0])}). Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
         )
     return Libraries([str(n) for n in names], codes.astype(np.int64))
+
+
+def stored_library_key(params: Mapping[str, Any]) -> str | bool | None:
+    """``library_key`` as a call has written it into its ``params``."""
+    found = params.get("library_key")
+    return None if found is None else False if isinstance(found, (bool, np.bool_)) else str(found)
 
 
 def array_positions(adata: AnnData) -> NDArray[np.float64] | None:

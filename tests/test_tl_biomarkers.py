@@ -145,7 +145,7 @@ def test_one_library_has_no_direction_to_agree_on(fmt, tmp_path):
     dense[(adata.obs["library"] == "lib0").to_numpy(), 7] = 0  # a gene of one library only
     adata.X = sparse.csr_matrix(dense)
     st.tl.biomarkers(adata, "region", library_key="library", n_null=60)
-    st.tl.biomarkers(adata, "region", n_null=60, key_added="pooled")
+    st.tl.biomarkers(adata, "region", library_key=False, n_null=60, key_added="pooled")
     column = adata.uns["biomarkers"].set_index("names")["direction_consistent"]
     assert column.dtype == "boolean"
     assert column["g7"] is pd.NA
@@ -174,7 +174,7 @@ def test_order_of_observations_does_not_matter(covariates):
     adata = _section(1, 4, side=20, n_vars=40)
     _assert_same_table(adata, groupby="region", covariates=covariates, exact=covariates is None)
     adata.obsm["spatial"] = adata.obsm["spatial"] // 300  # several observations at a position
-    _assert_same_table(adata, groupby="region", covariates=covariates, exact=covariates is None)
+    _assert_same_table(adata, groupby="region", covariates=covariates, library_key=False, exact=covariates is None)
 
 
 def test_order_of_observations_does_not_matter_with_libraries():

@@ -88,8 +88,8 @@ def panels_of(
     Without ``library_key`` it is the one in ``params``, or in those of the segments or regions, or the column that
     holds the names of the sections in ``uns["spatial"]``.
     """
-    xy = coordinates(adata, spatial_key)
     libs = libraries(adata, _library_key(adata, params) if library_key is None else library_key)
+    xy = coordinates(adata, spatial_key, libs)
     wanted = libs.names if library is None else names_of(library, "library", "a section")
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:

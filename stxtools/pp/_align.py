@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _keys
+from .._one_section import sections as one_or_more
 from .._ownership import check_free
 from .._progress import stage, whole_call
 from .._representation import Representation, compute_representation, stored_representation
@@ -19,8 +20,6 @@ from .._validate import (
     check_choice,
     check_key_added,
     check_seed,
-    coordinates,
-    libraries,
 )
 from ._register import Section, register
 
@@ -45,7 +44,7 @@ def align(
     adata: AnnData,
     reference: str | None = None,
     *,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     landmarks: Mapping[str, ArrayLike] | None = None,
     method: Method = "similarity",
     allow_reflection: bool = False,
@@ -139,8 +138,7 @@ def align(
     random_state = check_seed(random_state)
     obsm_key, uns_key = check_key_added(key_added, _keys.SPATIAL_ALIGNED), check_key_added(key_added, _keys.ALIGN)
     check_free(adata, "pp.align", obsm=[obsm_key], uns=[uns_key])
-    xy = coordinates(adata, spatial_key)
-    sections = libraries(adata, library_key)
+    xy, sections = one_or_more(adata, spatial_key, library_key)
     if reference is None:
         reference = sections.names[0]
     elif reference not in sections.names:

@@ -40,7 +40,7 @@ def normalize(
     n_comps: int = N_COMPS,
     scale: bool = False,
     size_key: str | None = None,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     random_state: int = 0,
     show_progress: bool | None = None,
     copy: bool = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import _keys
+from .._one_section import sections as one_or_more
 from .._ownership import check_free
 from .._slots import Slots, provenance
 from .._spatial.raster import LATTICES, rasterize_libraries
@@ -15,9 +16,7 @@ from .._validate import (
     check_choice,
     check_key_added,
     check_number,
-    coordinates,
     fingerprint,
-    libraries,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def rasterize(
     pixel_size: float | None = None,
     lattice: Kind = "auto",
     spatial_key: str = _keys.SPATIAL,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
@@ -96,8 +95,7 @@ def rasterize(
         pixel_size = check_number("pixel_size", pixel_size)
     key = check_key_added(key_added, _keys.RASTER)
     check_free(adata, "pp.rasterize", obsm=[key], uns=[key])
-    xy = coordinates(adata, spatial_key)
-    sections = libraries(adata, library_key)
+    xy, sections = one_or_more(adata, spatial_key, library_key)
     if "params" in sections.names:
         raise ValueError("A section is called 'params', the name under which parameters are stored; rename it.")
     index, grids = rasterize_libraries(

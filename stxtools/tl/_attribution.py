@@ -91,7 +91,7 @@ class ModelAttribution:
         reference: str,
         layer: str | None,
         spatial_key: str,
-        library_key: str | None,
+        library_key: str | bool | None,
         regions: AnnData | None = None,
     ) -> None:
         from stxtools.models import TissueNet

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._one_section import sections
 from .._ownership import check_free
 from .._progress import stage, whole_call
 from .._slots import Slots, provenance
@@ -22,8 +23,6 @@ from .._validate import (
     check_int,
     check_key_added,
     check_seed,
-    coordinates,
-    libraries,
 )
 from ..stats._contrast import Design, plan
 from ..stats._section import MIN_OBS
@@ -64,7 +63,7 @@ def biomarkers(
     | None = None,
     layer: str | None = None,
     spatial_key: str = _keys.SPATIAL,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     method: str = "random_regions",
     n_null: int = 400,
     key_added: str | None = None,
@@ -250,8 +249,7 @@ def biomarkers(
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params"])
     check_bool("copy", copy)
     codes, names = categories(adata, groupby, "groupby", min_classes=2)
-    xy = coordinates(adata, spatial_key)
-    libs = libraries(adata, library_key)
+    xy, libs = sections(adata, spatial_key, library_key)
     if layer is not None:
         check_in(adata, "layers", layer, "layer")
     adjusted_for = covariate_names(covariates)

@@ -40,7 +40,7 @@ def distill(
     save_model: str | os.PathLike[str],
     layer: str | None = None,
     spatial_key: str = _keys.SPATIAL,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     regions_key: str = _keys.REGIONS,
     params: SegmenterParams | Mapping[str, Any] | None = None,
     random_state: int = 0,
@@ -166,7 +166,7 @@ def _taught_by_segmenter(
     params: Any,
     layer: str | None,
     spatial_key: str,
-    library_key: str | None,
+    library_key: str | bool | None,
     how: dict[str, Any],
 ) -> tuple[Student, dict[str, Any]]:
     """Student of a segmentation model, and what ``params`` say of its input."""

@@ -31,7 +31,7 @@ def with_ensemble(params: TissueNetParams | Mapping[str, Any] | None, ensemble: 
     return resolved if isinstance(ensemble, str) else replace(resolved, ensemble=tuple(ensemble))
 
 
-def check_sections(adata: AnnData, inp: RegionInput, library_key: str | None, regions_key: str) -> None:
+def check_sections(adata: AnnData, inp: RegionInput, library_key: str | bool | None, regions_key: str) -> None:
     """Check that ``obs[library_key]`` names the sections of the region graph; None asks nothing.
 
     Raises

@@ -65,7 +65,7 @@ class Protocol:
     noise_kind: str
     reading: Reading
     spatial_key: str
-    library_key: str | None
+    library_key: str | bool | None
     accelerator: str
 
     def codes(self) -> dict[str, str]:

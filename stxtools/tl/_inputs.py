@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools import _keys
+from stxtools._one_section import sections
 from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries
-from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries
+from stxtools._validate import Libraries, array_positions, fingerprint
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,10 +58,9 @@ class Geometry:
         return found
 
 
-def geometry(adata: AnnData, spatial_key: str, library_key: str | None) -> Geometry:
+def geometry(adata: AnnData, spatial_key: str, library_key: str | bool | None) -> Geometry:
     """Read coordinates and sections; take the raster of :func:`stxtools.pp.rasterize` if it fits, else make one."""
-    xy = coordinates(adata, spatial_key)
-    libs = libraries(adata, library_key)
+    xy, libs = sections(adata, spatial_key, library_key)
     stored = _stored_raster(adata, libs, fingerprint(xy))
     if stored is not None:
         pixels, grids = stored
@@ -76,11 +76,14 @@ def _stored_raster(
     described = adata.uns.get(_keys.RASTER)
     if _keys.RASTER not in adata.obsm or not isinstance(described, Mapping):
         return None
-    if int(described.get("params", {}).get("coordinates", -1)) != coordinates_now:
+    params, stored = described.get("params"), adata.obsm[_keys.RASTER]
+    if not isinstance(params, Mapping) or str(params.get("coordinates")) != str(coordinates_now):
         return None
-    if any(name not in described for name in libs.names):
+    if not all(isinstance(described.get(name), Mapping) for name in libs.names):
         return None
-    pixels = np.asarray(adata.obsm[_keys.RASTER], dtype=np.int32)
+    if np.shape(stored) != (adata.n_obs, 2) or np.asarray(stored).dtype.kind not in "iu":
+        return None
+    pixels = np.asarray(stored, dtype=np.int32)
     grids = [RasterGrid.from_uns(described[name]) for name in libs.names]
     for i, grid in enumerate(grids):
         rows = libs.rows(i)

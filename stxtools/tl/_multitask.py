@@ -48,7 +48,7 @@ def multitask(
     layer: str | None = None,
     regions_key: str = _keys.REGIONS,
     spatial_key: str = _keys.SPATIAL,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     ensemble: str | Sequence[str] = "auto",
     params: TissueNetParams | Mapping[str, Any] | None = None,
     random_state: int = 0,

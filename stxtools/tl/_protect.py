@@ -12,7 +12,7 @@ import numpy as np
 from .. import _keys
 from .._expression import find_expression, stored_matrix
 from .._spatial.order import name_order
-from .._validate import categories
+from .._validate import categories, stored_library_key
 from .._warn import at_caller
 from ..stats._thinning import thin_counts
 from ._chunks import is_out_of_core
@@ -228,7 +228,7 @@ def _segment_again(
         pretrained=pretrained,
         image_key=image_key,
         spatial_key=spatial_key,
-        library_key=None if given("library_key") is None else str(given("library_key")),
+        library_key=stored_library_key(params),
         params=settings,
         random_state=int(params.get("random_state", 0)),
         show_progress=show_progress,

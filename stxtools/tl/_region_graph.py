@@ -17,7 +17,16 @@ from stxtools._representation import log_normalize
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.partition import bounded_parts
-from stxtools._validate import categories, check_adata, check_bool, check_in, check_int, check_key_added, check_seed
+from stxtools._validate import (
+    categories,
+    check_adata,
+    check_bool,
+    check_in,
+    check_int,
+    check_key_added,
+    check_seed,
+    stored_library_key,
+)
 
 from ._inputs import Geometry, geometry
 
@@ -37,7 +46,7 @@ def region_graph(
     connectivity_key: str | None = None,
     layer: str | None = None,
     spatial_key: str = _keys.SPATIAL,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     random_state: int = 0,
     key_added: str | None = None,
     show_progress: bool | None = None,
@@ -139,11 +148,11 @@ def region_graph(
     return adata if copy else None
 
 
-def inherited_library_key(adata: AnnData, key: str) -> str | None:
+def inherited_library_key(adata: AnnData, key: str) -> str | bool | None:
     """``library_key`` that the call which wrote ``uns[key]`` was given."""
     written = adata.uns.get(key)
     params = written.get("params", {}) if hasattr(written, "get") else {}
-    return str(params["library_key"]) if "library_key" in params else None
+    return stored_library_key(params)
 
 
 def _given_graph(adata: AnnData, connectivity_key: str, where: Geometry) -> sparse.csr_matrix:

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._slots import Slots, categorical
-from stxtools._validate import categories, check_class_names, check_in, listing
+from stxtools._validate import categories, check_class_names, check_in, listing, stored_library_key
 
 from ._inputs import Geometry, geometry, make_sections
 
@@ -54,7 +54,7 @@ def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionIn
     if not hasattr(regions, "obsp") or not {"n_obs", "segment", "library"} <= set(regions.obs):
         raise TypeError(f"`adata.uns[{regions_key!r}]` is not the AnnData of `st.tl.region_graph`. {hint}")
     params = regions.uns.get("params", {})
-    library_key = str(params["library_key"]) if "library_key" in params else None
+    library_key = stored_library_key(params)
     where = geometry(adata, spatial_key, library_key)
     names = pd.Index(regions.obs_names.astype(str))
     column = adata.obs[obs_key].astype(object)
@@ -71,7 +71,7 @@ def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionIn
 
 
 def _section_of_regions(
-    where: Geometry, regions: AnnData, region: NDArray[np.int64], library_key: str | None
+    where: Geometry, regions: AnnData, region: NDArray[np.int64], library_key: str | bool | None
 ) -> NDArray[np.int64]:
     """Index of every region's section, as its observations say, checked against what the graph says."""
     known = region >= 0
@@ -80,7 +80,7 @@ def _section_of_regions(
     mixed = not np.array_equal(library[region[known]], where.libs.codes[known])
     now = np.asarray(where.libs.names, dtype=object)[library]
     then = regions.obs["library"].astype(str).to_numpy()
-    if library_key is not None and (mixed or not np.array_equal(now, then)):
+    if isinstance(library_key, str) and (mixed or not np.array_equal(now, then)):
         raise ValueError(
             f"The sections in `adata.obs[{library_key!r}]` ({listing(where.libs.names)}) are not those that the region "
             f"graph was made of ({listing(pd.unique(then))}; were they renamed since?); run "

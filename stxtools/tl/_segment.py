@@ -66,7 +66,7 @@ def segment(
     layer: str | None = None,
     image_key: str | None = None,
     spatial_key: str = _keys.SPATIAL,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     params: SegmenterParams | Mapping[str, Any] | None = None,
     random_state: int = 0,
     accelerator: str = "auto",

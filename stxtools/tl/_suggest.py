@@ -27,7 +27,7 @@ def suggest_labels(
     key: str = _keys.SEGMENT,
     labels_key: str | None = None,
     spatial_key: str = _keys.SPATIAL,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
@@ -94,7 +94,7 @@ def suggest_labels(
         labels_key = str(params["labels_key"])
     if labels_key is not None:
         check_in(adata, "obs", labels_key, "labels_key")
-    where = geometry(adata, spatial_key, library_key or inherited_library_key(adata, key))
+    where = geometry(adata, spatial_key, inherited_library_key(adata, key) if library_key is None else library_key)
     labelled = np.zeros(adata.n_obs, dtype=bool) if labels_key is None else adata.obs[labels_key].notna().to_numpy()
     if int((~labelled).sum()) < n:
         raise ValueError(f"`n={n}`, but only {int((~labelled).sum())} observations are without a label.")

@@ -76,7 +76,7 @@ def apply_student(
     key: str,
     layer: str | None,
     spatial_key: str,
-    library_key: str | None,
+    library_key: str | bool | None,
     accelerator: str,
 ) -> None:
     """Write the student's answers about the observations; no region graph is read or written."""

@@ -61,7 +61,7 @@ def tune(
     use_rep: str | None = None,
     layer: str | None = None,
     spatial_key: str = _keys.SPATIAL,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     random_state: int = 0,
     accelerator: str = "auto",
     show_progress: bool | None = None,
