@@ -147,6 +147,10 @@ def test_models_that_cannot_answer_are_refused(tissue, nets):
     before = list(adata.uns)
     with pytest.raises(ValueError, match=r"No task .*'right'.*biomarker: .*classification: "):
         st.tl.biomarkers(adata, "half", attribution_model=nets[0], n_null=50, **HOW)
+    rooted = TissueNet.load(nets[0])
+    rooted.ensembles = {t: Ensemble(Stack(Weights(trees=1.0))) for t in rooted.ensembles}
+    with pytest.raises(ValueError, match=r"by trees.*ensemble"):
+        st.tl.biomarkers(adata, "disease", attribution_model=rooted, n_null=50, **HOW)
     blind = TissueNet(QUICK)
     blind.use_rep = "X_pca"
     with pytest.raises(ValueError, match=r"multitask.*save_model"):

@@ -40,7 +40,7 @@ class TissueSource:
     Raises
     ------
     ValueError
-        No task tells these classes apart.
+        No task tells these classes apart, or no member of the ensemble has a gradient.
     KeyError
         There is no region graph.
     """
@@ -60,6 +60,12 @@ class TissueSource:
             raise ValueError(
                 f"No task of the model in `attribution_model` tells {listing(wanted)} apart ({known or 'none'}); "
                 "group by what it was trained on, or name classes of one task in `groups`."
+            )
+        ensemble = model.ensembles.get(task)
+        if ensemble is not None and ensemble.elsewhere.weights.network == 0 and ensemble.elsewhere.linear is None:
+            raise ValueError(
+                f"The model in `attribution_model` predicts {listing(model.classes[task])} by trees, which have no "
+                "gradient. Train one with `st.tl.multitask(..., ensemble=['network', 'linear'])`."
             )
         self._model, self._task, self._layer, self._n_vars = model, task, layer, adata.n_vars
         self._region = read_regions(regions, _keys.REGIONS, spatial_key)
