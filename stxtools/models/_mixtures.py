@@ -148,7 +148,7 @@ def consensus(
     judged = np.concatenate([f.memberships(v[rows]) for f, v in zip(fitted, views, strict=True)], axis=1)
     judged = np.ascontiguousarray(judged.transpose(1, 0, 2), dtype=np.float64)
     standing = pairwise_rand_index(list(judged.argmax(axis=2))).mean(axis=1).clip(1e-3)
-    medoid = int(np.where(complete or not any(complete), standing, 0).argmax())
+    medoid = int(np.where(complete, standing, 0.0).argmax()) if any(complete) else int(standing.argmax())
     reference, order = judged[medoid], np.zeros((len(judged), k), dtype=np.int64)
     for _ in range(5):
         order = np.stack([linear_sum_assignment(-(reference.T @ m))[1] for m in judged])

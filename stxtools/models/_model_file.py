@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ._params import resolve
 
@@ -227,9 +228,18 @@ class ModelFile:
         }
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leave out the drawing of first weights: on torch's meta device it would import its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in {"normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"}:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _outline(make: Callable[[], M]) -> M:
     """Return a module whose weights have shapes and no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         return make()
 
 
