@@ -46,7 +46,7 @@ def test_libraries(make_section, name):
         st.pp.rasterize(adata, library_key="library")
 
 
-@pytest.mark.parametrize("name", [".", "..", "_index", "a\0b", ".zgroup", "\ud800", "x" * 201], ids=ascii)
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=ascii)
 def test_classes(make_section, line, name):
     adata = make_section(rows=6, cols=6)
     adata.obs["layer"] = adata.obs["band"].cat.rename_categories({"b": name})
