@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ._run.options import UsageError, add_arguments, as_flags, gathered
+from stxtools._run.options import UsageError, add_arguments, as_flags, gathered
+
 from ._version import __version__
 
 _DESCRIPTION = """\
@@ -42,7 +43,7 @@ def _run(given: dict[str, Any]) -> int:
     run = None
     try:
         options = gathered(given)
-        from ._run.pipeline import Run
+        from stxtools._run.pipeline import Run
 
         run = Run(options)
         if not run():

@@ -11,16 +11,7 @@ import numpy as np
 import pandas as pd
 
 from . import _keys
-from ._checks import (
-    check_bool,
-    check_choice,
-    check_int,
-    check_number,
-    check_seed,
-    check_writable,
-    listing,
-    unstorable,
-)
+from ._checks import check_bool, check_choice, check_int, check_number, check_seed, check_writable, listing, unstorable
 
 __all__ = [
     "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice", "check_class_names",

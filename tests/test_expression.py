@@ -13,8 +13,8 @@ from conftest import assert_same
 from scipy import sparse
 
 import stxtools as st
-from stxtools._expression import find_expression
-from stxtools.tl._chunks import LogExpression
+from stxtools._data.chunks import LogExpression
+from stxtools._data.expression import find_expression
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 

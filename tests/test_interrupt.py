@@ -56,7 +56,7 @@ STEPS: dict[str, tuple[str, Callable[[ad.AnnData], Any]]] = {
     "segment, teachers": (_BAR, lambda a: st.tl.segment(a, 3, params=QUICK)),
     "segment, training": (_BAR, lambda a: st.tl.segment(a, labels_key="band", params=QUICK)),
     "segment, prediction": (
-        "stxtools.models._segmenter.predict_pixels", lambda a: st.tl.segment(a, labels_key="band", params=QUICK)
+        "stxtools.models.segmenter.model.predict_pixels", lambda a: st.tl.segment(a, labels_key="band", params=QUICK)
     ),
     "segment, mask": ("stxtools.tl._segment.render_mask", lambda a: st.tl.segment(a, labels_key="band", params=QUICK)),
     "region_graph": ("stxtools.tl._region_graph.contact_lengths", lambda a: st.tl.region_graph(a, "band")),

@@ -17,11 +17,11 @@ from sklearn.mixture import GaussianMixture
 from stxtools._spatial.graph import spatial_graph
 from stxtools._spatial.raster import rasterize_libraries
 from stxtools.models import GeneProjection, RegionSection, Section, Segmenter, SegmenterParams, TissueNet
-from stxtools.models._mixtures import consensus, stability_curve, tied_memberships
 from stxtools.models._params import resolve
-from stxtools.models._spreading import ShrinkageLDA, neighbour_features, spread_labels
 from stxtools.models._storage import load_model, save_model
-from stxtools.models._tissue_inputs import label_shares
+from stxtools.models.segmenter.discriminants import ShrinkageLDA, neighbour_features, spread_labels
+from stxtools.models.segmenter.mixtures import consensus, stability_curve, tied_memberships
+from stxtools.models.tissuenet.inputs import label_shares
 
 
 def section(adata) -> Section:

@@ -7,7 +7,7 @@ import pandas as pd
 
 import stxtools as st
 from stxtools._spatial.blocks import spatial_blocks
-from stxtools.models._label_propagation import propagated_logits
+from stxtools.models.ensemble.label_propagation import propagated_logits
 
 QUICK = {"epochs": 2, "pretrain": "none", "unet": False, "hidden": 16, "out_channels": 8}
 

@@ -15,12 +15,12 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
 from stxtools._spatial.blocks import spatial_blocks
-from stxtools.models._label_propagation import propagated_logits
-from stxtools.models._linear import Linear
-from stxtools.models._logistic import ridge_logistic
 from stxtools.models._model_file import ModelFile
-from stxtools.models._stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold
-from stxtools.models._trees import LEAF, N_TREES, Trees, grow_trees
+from stxtools.models.ensemble.label_propagation import propagated_logits
+from stxtools.models.ensemble.linear import Linear
+from stxtools.models.ensemble.logistic import ridge_logistic
+from stxtools.models.ensemble.stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold
+from stxtools.models.ensemble.trees import LEAF, N_TREES, Trees, grow_trees
 
 QUICK = {"epochs": 2, "pretrain": "none", "unet": False, "hidden": 16, "out_channels": 8}
 

@@ -15,15 +15,15 @@ from scipy.sparse.csgraph import shortest_path
 from scipy.spatial import Delaunay
 
 import stxtools as st
+from stxtools._data.regions import node_features, read_regions, region_sections
 from stxtools._spatial.subgraphs import subgraphs
 from stxtools.models import TissueNet
-from stxtools.models._tissue_parts import fitting_regions, graph_parts
+from stxtools.models.tissuenet.partition import fitting_regions, graph_parts
 from stxtools.nn._gnn import GraphPart, RegionGNN
 from stxtools.nn._recipe import Training, seeded
 from stxtools.nn._tissue import GraphTensors, TissueModule
 from stxtools.nn._tissue_task import EmbeddingTask
 from stxtools.nn._training import run_training
-from stxtools.tl._regions import node_features, read_regions, region_sections
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 

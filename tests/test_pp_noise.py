@@ -53,7 +53,7 @@ def test_count_noise_moves_the_level(counts: ad.AnnData, level: float) -> None:
 
 
 def test_blocks_do_not_change_depth(counts: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stxtools._noise._BLOCK", 50)
+    monkeypatch.setattr("stxtools._data.noise._BLOCK", 50)
     out = st.pp.add_noise(counts, 0.3, kind="counts", copy=True)
     np.testing.assert_array_equal(out.X.sum(axis=1), counts.X.sum(axis=1))
 

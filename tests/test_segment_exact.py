@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import stxtools as st
-from stxtools.models._classes import class_sizes, offsets_for_all, with_all_classes
-from stxtools.models._mixtures import fit_mixtures
+from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with_all_classes
+from stxtools.models.segmenter.mixtures import fit_mixtures
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 

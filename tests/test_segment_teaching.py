@@ -8,10 +8,10 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from stxtools._spatial.smoothing import Neighbourhoods
-from stxtools.models._calibration import matching_temperature, tempered
-from stxtools.models._mixtures import consensus, cotrain
-from stxtools.models._spreading import spread_labels, voted_confidence
-from stxtools.models._teaching import most_telling
+from stxtools.models.segmenter.calibration import matching_temperature, tempered
+from stxtools.models.segmenter.discriminants import spread_labels, voted_confidence
+from stxtools.models.segmenter.mixtures import consensus, cotrain
+from stxtools.models.segmenter.pseudo_labels import most_telling
 
 
 def _grid(side: int) -> np.ndarray:

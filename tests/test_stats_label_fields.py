@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from stxtools.stats._label_fields import (
-    LabelModel,
-    LabelSampler,
-    _binary_correlation,
-    fit_label_model,
-    geometry,
-)
+from stxtools.stats._label_fields import LabelModel, LabelSampler, _binary_correlation, fit_label_model, geometry
 from stxtools.stats._section import Section
 
 

@@ -12,10 +12,10 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
-from stxtools._representation import log_expression
-from stxtools.tl._attribution import section_gradient
-from stxtools.tl._inputs import geometry, make_sections
-from stxtools.tl._transfer import model_features
+from stxtools._data.features import model_features
+from stxtools._data.representation import log_expression
+from stxtools._data.sections import geometry, make_sections
+from stxtools.tl._biomarkers._attribution import section_gradient
 
 QUICK = {"width": 8, "epochs": 10, "pretrain_epochs": 1, "steps_per_epoch": 6, "sigmas": (0.0, 1.0)}
 N_PLANTED = 8

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 import stxtools as st
 from stxtools.models import GeneProjection, TissueNet
-from stxtools.models._stacking import Ensemble, Stack, Weights
-from stxtools.models._tissue_evidence import TissueEvidence
-from stxtools.tl._attribution_tissue import TissueSource
+from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
+from stxtools.models.explain.integrated_gradients import TissueEvidence
+from stxtools.tl._biomarkers._attribution_tissue import TissueSource
 
 HOW: dict[str, Any] = {"show_progress": False}
 QUICK = {"epochs": 10, "pretrain_epochs": 1, "unet_width": 8, "hidden": 16, "out_channels": 16}

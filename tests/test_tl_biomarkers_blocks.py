@@ -16,6 +16,8 @@ from hypothesis import strategies as some
 from scipy import sparse
 
 import stxtools as st
+from stxtools._data import chunks as _chunks
+from stxtools._data.gene_blocks import GeneBlocks, gene_slices
 from stxtools.stats import _blocks
 from stxtools.stats._auroc import auroc_from_ranks, midranks, other_side
 from stxtools.stats._composition import _product
@@ -23,8 +25,6 @@ from stxtools.stats._draws import KeptLabels, RegionDraws
 from stxtools.stats._expression import equal_blocks
 from stxtools.stats._label_fields import LabelSampler, geometry
 from stxtools.stats._probe import Moments, contrast, explain_discriminant, linear_attribution
-from stxtools.tl import _chunks
-from stxtools.tl._gene_blocks import GeneBlocks, gene_slices
 
 h5py = pytest.importorskip("h5py")
 HOW: dict[str, Any] = {"n_null": 66, "show_progress": False}
@@ -61,7 +61,7 @@ def tissue() -> ad.AnnData:
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five blocks of genes or so, chunks of 200 observations."""
     monkeypatch.setattr(st.settings, "_max_memory", 64 * 5000 / 2**30)
-    monkeypatch.setattr("stxtools.tl._chunks.rows_per_chunk", lambda n_vars: 200)
+    monkeypatch.setattr("stxtools._data.chunks.rows_per_chunk", lambda n_vars: 200)
 
 
 def _table(adata: ad.AnnData, groupby: str = "band", **kwargs: Any) -> pd.DataFrame:
@@ -272,8 +272,8 @@ def test_a_probe_from_moments_is_that_from_all_values(reference, centred):
 
 def test_variable_genes_of_a_large_matrix_come_from_a_part_of_it(tissue, monkeypatch):
     """The cap does not depend on how expression is stored or divided."""
-    monkeypatch.setattr("stxtools.tl._probe.N_TOP_GENES", 30)
-    monkeypatch.setattr("stxtools._representation.N_TOP_GENES", 30)
+    monkeypatch.setattr("stxtools.tl._biomarkers._probe.N_TOP_GENES", 30)
+    monkeypatch.setattr("stxtools._data.representation.N_TOP_GENES", 30)
     whole = _table(tissue, "two")
     monkeypatch.setattr("stxtools.tl._probe._AT_HAND", tissue.X.nnz // 2)
     part = _table(tissue, "two")

@@ -14,9 +14,9 @@ from scipy import sparse
 
 import stxtools as st
 from stxtools import settings
-from stxtools._expression import Survey
-from stxtools._representation import axes_of_products, compute_representation, expression, log_expression
-from stxtools.tl._chunks import LogExpression, is_out_of_core, map_rows, rows_per_chunk
+from stxtools._data.chunks import LogExpression, is_out_of_core, map_rows, rows_per_chunk
+from stxtools._data.expression import Survey
+from stxtools._data.representation import axes_of_products, compute_representation, expression, log_expression
 
 h5py = pytest.importorskip("h5py")
 KINDS = ("csr", "csc", "dense", "backed", "backed_csc", "backed_dense", "dask", "dask_columns", "zarr")
@@ -53,7 +53,7 @@ def section(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stxtools.tl._chunks.rows_per_chunk", lambda n_vars: 50)
+    monkeypatch.setattr("stxtools._data.chunks.rows_per_chunk", lambda n_vars: 50)
 
 
 @pytest.mark.parametrize("kind", KINDS)

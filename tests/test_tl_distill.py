@@ -16,8 +16,8 @@ from sklearn.metrics import adjusted_rand_score
 
 import stxtools as st
 from stxtools.models import GeneProjection, Segmenter, Student, TissueStudent
-from stxtools.models._readout import with_readout
-from stxtools.models._smoothed_genes import SmoothedGenes, pooling
+from stxtools.models.tissuenet.genes import SmoothedGenes, pooling
+from stxtools.models.tissuenet.readout import with_readout
 from stxtools.nn._student import JointNet, PyramidMLP
 from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._unet import SegmentationNet

@@ -19,9 +19,9 @@ from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_a
 
 import stxtools as st
 from stxtools._validate import Libraries
-from stxtools.models._baselines import BASELINES, EvaluationSection, baseline
-from stxtools.tl._metrics import scores
-from stxtools.tl._splits import folds_of
+from stxtools.models.baselines.simple import BASELINES, EvaluationSection, baseline
+from stxtools.tl._evaluation._metrics import scores
+from stxtools.tl._evaluation._splits import folds_of
 
 FAST = ["lda", "nearest_label"]
 FIXED = QUICK_UNET | {"epochs": 2, "pretrain": "none"}
@@ -245,7 +245,7 @@ def test_saliency_of_the_unet_alone_is_the_length_of_the_gradient() -> None:
     def total(features: np.ndarray) -> float:
         import torch
 
-        from stxtools.models._rasters import section_raster
+        from stxtools.models.segmenter.rasters import section_raster
 
         moved = EvaluationSection("a", features, section.pixels, section.shape, section.neighbours, section.xy)
         raster, member = section_raster(moved, np.ones(4))

@@ -11,10 +11,10 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
+from stxtools._data.framework import known_sections
+from stxtools._data.regions import read_regions
 from stxtools.models import TissueNet
-from stxtools.models._attribution import METHODS, RegionAttribution
-from stxtools.tl._framework_input import known_sections
-from stxtools.tl._regions import read_regions
+from stxtools.models.explain.edges import METHODS, RegionAttribution
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 ALONE = {

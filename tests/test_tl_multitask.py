@@ -17,10 +17,10 @@ from sklearn.linear_model import LogisticRegression
 
 import stxtools as st
 from stxtools.models import TissueNet
-from stxtools.models._linear import Linear, LinearInput, linear_classifier, linear_regression
 from stxtools.models._model_file import ModelFile
-from stxtools.models._smoothed_genes import SmoothedGenes, pooling
-from stxtools.models._tissue_inputs import RegionSection, groups_of, held_out, holds_out_sections, region_means
+from stxtools.models.ensemble.linear import Linear, LinearInput, linear_classifier, linear_regression
+from stxtools.models.tissuenet.genes import SmoothedGenes, pooling
+from stxtools.models.tissuenet.inputs import RegionSection, groups_of, held_out, holds_out_sections, region_means
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 

@@ -10,8 +10,8 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 import stxtools as st
-from stxtools._joint import joint_representation
-from stxtools._representation import compute_representation, log_expression, select_genes
+from stxtools._data.joint import joint_representation
+from stxtools._data.representation import compute_representation, log_expression, select_genes
 from stxtools.models import GeneProjection, Segmenter
 
 QUIET = {"show_progress": False, "accelerator": "cpu"}
@@ -164,8 +164,8 @@ def _with_picture(adata: ad.AnnData) -> ad.AnnData:
 
 
 def test_picture_is_read_where_the_observations_lie(make_section):
-    from stxtools.tl._image import image_features
-    from stxtools.tl._inputs import geometry
+    from stxtools._data.image import image_features
+    from stxtools._data.sections import geometry
 
     adata = _with_picture(make_section())
     found = image_features(adata, geometry(adata, "spatial", None), "hires")

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 import stxtools as st
-from stxtools.tl._target_tables import parse_target_table
+from stxtools.tl._targets._tables import parse_target_table
 
 GENES = ["ERBB2", "EGFR", "Esr1", "OLDNAME", "NOTHING", "TWICE"]
 IDS = ["ENSG00000141736.14", "ENSG00000146648", "ENSG00000091831", "ENSG00000000003", "ENSG00000000005", "ENSG9"]

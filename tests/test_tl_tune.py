@@ -111,7 +111,7 @@ def test_stops_when_nothing_gets_better_and_goes_on_from_storage(adata: ad.AnnDa
 
 
 def test_hopeless_trials_are_given_up(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stxtools.tl._tuning import _Objective
+    from stxtools.tl._evaluation._tuning import _Objective
 
     values = iter([0.9, 0.9] * 4 + [0.1])
     monkeypatch.setattr(_Objective, "_fold", lambda self, name, test, fields: [next(values)])

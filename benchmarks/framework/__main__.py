@@ -22,11 +22,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
-from stxtools._representation import compute_representation
+from stxtools._data.representation import compute_representation
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools._validate import libraries
-from stxtools.models._spreading import neighbour_features
-from stxtools.tl._splits import folds_of
+from stxtools.models.segmenter.discriminants import neighbour_features
+from stxtools.tl._evaluation._splits import folds_of
 
 SECTIONS = {
     "dlpfc_151673": "layer", "dlpfc_151675": "layer", "xenium_breast_idc": "region",

@@ -15,11 +15,11 @@ import anndata as ad
 import numpy as np
 
 import stxtools as st
-from stxtools._representation import representation
+from stxtools._data.representation import representation
+from stxtools._data.sections import geometry, make_sections
 from stxtools._spatial.graph import neighbour_mean
-from stxtools.models._spreading import label_views, spread_labels
-from stxtools.tl._inputs import geometry, make_sections
-from stxtools.tl._suggest import _doubtful_and_far
+from stxtools.models.segmenter.discriminants import label_views, spread_labels
+from stxtools.tl._suggest_labels import _doubtful_and_far
 
 SECTIONS = {
     "dlpfc_151673": "layer", "dlpfc_151675": "layer", "dlpfc_151508_pcs": "truth", "dlpfc_151670_pcs": "truth",

@@ -10,10 +10,10 @@ import report
 from anndata import AnnData
 
 import stxtools as st
-from stxtools.models._baselines import baseline
-from stxtools.tl._evaluation_data import Reading, evaluation_sections, read_features
-from stxtools.tl._inputs import geometry
-from stxtools.tl._regions import received_attention
+from stxtools._data.regions import received_attention
+from stxtools._data.sections import geometry
+from stxtools.models.baselines.simple import baseline
+from stxtools.tl._evaluation._data import Reading, evaluation_sections, read_features
 
 _TRUTH = "compartment"
 PANELS = {

@@ -10,8 +10,8 @@ from sklearn.mixture import GaussianMixture
 
 from stxtools._spatial.graph import neighbour_mean
 from stxtools.models import Section
-from stxtools.models._spreading import neighbour_features
-from stxtools.models._teaching import lesson_from_labels, lesson_without_labels
+from stxtools.models.segmenter.discriminants import neighbour_features
+from stxtools.models.segmenter.pseudo_labels import lesson_from_labels, lesson_without_labels
 
 
 def nearest_label(section: Section, codes: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ from _data import Case, shared_panel, thinned
 from sklearn.metrics import accuracy_score, adjusted_rand_score
 
 import stxtools as st
-from stxtools._representation import log_expression, representation
+from stxtools._data.representation import log_expression, representation
+from stxtools._data.sections import geometry, make_sections
 from stxtools.models import Section
-from stxtools.tl._inputs import geometry, make_sections
 
 Row = dict[str, object]
 QUIET: dict[str, Any] = {"show_progress": False}

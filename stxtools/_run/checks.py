@@ -57,8 +57,8 @@ def _check_devices(options: Options) -> None:
 
 def check_against(adata: AnnData, options: Options, groupby: str, library_key: str | None) -> None:
     """Check names of columns, keys and groups as the calls that come later do."""
-    from stxtools.tl._comparisons import chosen_groups
-    from stxtools.tl._covariates import covariate_names, read_covariates
+    from stxtools._data.covariates import covariate_names, read_covariates
+    from stxtools.tl._biomarkers._design import chosen_groups
     from stxtools.tl._segment import MIN_OBS, _check_mode
 
     check_adata(adata, min_obs=MIN_OBS)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from .._progress import progress
+from stxtools._progress import progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

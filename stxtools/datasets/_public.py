@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from .. import _keys
-from .._settings import settings
+from stxtools import _keys
+from stxtools._settings import settings
+
 from ._download import RemoteFile, extract, fetch
 
 if TYPE_CHECKING:

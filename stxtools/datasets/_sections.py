@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .._checks import check_bool
-from .._settings import settings
+from stxtools._checks import check_bool
+from stxtools._settings import settings
 
 if TYPE_CHECKING:
     from anndata import AnnData

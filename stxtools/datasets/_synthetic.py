@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from .. import _keys
-from .._progress import whole_call
-from .._slots import categorical, provenance
-from .._validate import check_choice, check_int, check_number, check_seed
+from stxtools import _keys
+from stxtools._progress import whole_call
+from stxtools._slots import categorical, provenance
+from stxtools._validate import check_choice, check_int, check_number, check_seed
+
 from ._counts import log_rates, sample_counts
 from ._fields import gaussian_field
 from ._shapes import Anatomy, compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring

@@ -5,29 +5,30 @@ from typing import TYPE_CHECKING
 from stxtools._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from stxtools.models.segmenter.model import Segmentation, Segmenter
+    from stxtools.models.segmenter.student import Student
+    from stxtools.models.tissuenet.inputs import RegionSection
+    from stxtools.models.tissuenet.model import TissueNet, TissuePrediction
+    from stxtools.models.tissuenet.params import TissueNetParams
+    from stxtools.models.tissuenet.student import TissueStudent
+
     from ._params import SegmenterParams
     from ._projection import GeneProjection
     from ._section import Section
-    from ._segmenter import Segmentation, Segmenter
-    from ._student import Student
-    from ._tissue_inputs import RegionSection
-    from ._tissue_params import TissueNetParams
-    from ._tissue_student import TissueStudent
-    from ._tissuenet import TissueNet, TissuePrediction
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "GeneProjection": "_projection",
         "Section": "_section",
-        "Segmentation": "_segmenter",
-        "Segmenter": "_segmenter",
+        "Segmentation": "segmenter.model",
+        "Segmenter": "segmenter.model",
         "SegmenterParams": "_params",
-        "Student": "_student",
-        "TissueNet": "_tissuenet",
-        "TissueNetParams": "_tissue_params",
-        "RegionSection": "_tissue_inputs",
-        "TissuePrediction": "_tissuenet",
-        "TissueStudent": "_tissue_student",
+        "Student": "segmenter.student",
+        "TissueNet": "tissuenet.model",
+        "TissueNetParams": "tissuenet.params",
+        "RegionSection": "tissuenet.inputs",
+        "TissuePrediction": "tissuenet.model",
+        "TissueStudent": "tissuenet.student",
     },
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .._globals import exclusive
+from stxtools._globals import exclusive
 
 
 @dataclass(frozen=True)

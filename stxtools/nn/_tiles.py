@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._settings import settings
+from stxtools._settings import settings
 
 if TYPE_CHECKING:
     from ._unet import SegmentationNet, UNet

@@ -20,9 +20,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from .._globals import exclusive
-from .._progress import progress
-from .._settings import settings
+from stxtools._globals import exclusive
+from stxtools._progress import progress
+from stxtools._settings import settings
+
 from ._recipe import Training, seeded
 
 EXPLODED = 10.0  # times the first loss: the best of a training that got somewhere is never as high

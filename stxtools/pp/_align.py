@@ -7,20 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _keys
-from .._one_section import sections as one_or_more
-from .._ownership import check_free
-from .._progress import stage, whole_call
-from .._representation import Representation, compute_representation, stored_representation
-from .._slots import Slots, provenance
-from .._validate import (
-    Libraries,
-    check_adata,
-    check_bool,
-    check_choice,
-    check_key_added,
-    check_seed,
-)
+from stxtools import _keys
+from stxtools._data.one_section import sections as one_or_more
+from stxtools._data.representation import Representation, compute_representation, stored_representation
+from stxtools._ownership import check_free
+from stxtools._progress import stage, whole_call
+from stxtools._slots import Slots, provenance
+from stxtools._validate import Libraries, check_adata, check_bool, check_choice, check_key_added, check_seed
+
 from ._register import Section, register
 
 if TYPE_CHECKING:

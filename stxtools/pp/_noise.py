@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from .. import _keys
-from .._noise import noised_copy, noised_values
-from .._ownership import check_free
-from .._slots import Slots, provenance
-from .._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
+from stxtools import _keys
+from stxtools._data.noise import noised_copy, noised_values
+from stxtools._ownership import check_free
+from stxtools._slots import Slots, provenance
+from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData

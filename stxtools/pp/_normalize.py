@@ -8,18 +8,13 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .. import _keys
-from .._expression import Expression, find_expression
-from .._ownership import check_free
-from .._progress import stage, whole_call
-from .._representation import (
-    N_COMPS,
-    N_TOP_GENES,
-    log_normalize,
-    select_genes,
-)
-from .._slots import Slots, provenance
-from .._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
+from stxtools import _keys
+from stxtools._data.expression import Expression, find_expression
+from stxtools._data.representation import N_COMPS, N_TOP_GENES, log_normalize, select_genes
+from stxtools._ownership import check_free
+from stxtools._progress import stage, whole_call
+from stxtools._slots import Slots, provenance
+from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData

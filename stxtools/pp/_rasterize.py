@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .. import _keys
-from .._one_section import sections as one_or_more
-from .._ownership import check_free
-from .._slots import Slots, provenance
-from .._spatial.raster import LATTICES, rasterize_libraries
-from .._validate import (
+from stxtools import _keys
+from stxtools._data.one_section import sections as one_or_more
+from stxtools._ownership import check_free
+from stxtools._slots import Slots, provenance
+from stxtools._spatial.raster import LATTICES, rasterize_libraries
+from stxtools._validate import (
     array_positions,
     check_adata,
     check_bool,
@@ -22,7 +22,7 @@ from .._validate import (
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from .._spatial.lattice import Kind
+    from stxtools._spatial.lattice import Kind
 
 
 def rasterize(

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage, optimize
 from scipy.spatial import cKDTree
 
-from .._spatial.density import typical_spacing
+from stxtools._spatial.density import typical_spacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

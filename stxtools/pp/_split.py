@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from .. import _keys
-from .._expression import find_expression
-from .._ownership import check_free
-from .._slots import Slots, provenance
-from .._spatial.order import name_order
-from .._validate import check_adata, check_bool, check_key_added, check_number, check_seed
-from ..stats._thinning import thin_counts
+from stxtools import _keys
+from stxtools._data.expression import find_expression
+from stxtools._ownership import check_free
+from stxtools._slots import Slots, provenance
+from stxtools._spatial.order import name_order
+from stxtools._validate import check_adata, check_bool, check_key_added, check_number, check_seed
+from stxtools.stats._thinning import thin_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData

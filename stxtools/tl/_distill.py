@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._data.features import model_features
+from stxtools._data.image import with_image
+from stxtools._data.regions import read_regions
+from stxtools._data.sections import geometry, make_sections
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._ensemble import check_sections
-from ._image import with_image
-from ._inputs import geometry, make_sections
-from ._regions import read_regions
 from ._segmenters import number_of_image_features, trained_segmenter
-from ._tissue_student import framework_of, taught_student
-from ._transfer import model_features
+from ._student import framework_of, taught_student
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._data.regions import gather, graph_slots, node_features, read_regions, region_sections
+from stxtools._data.representation import representation
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._representation import representation
 from stxtools._slots import provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed
-
-from ._regions import gather, graph_slots, node_features, read_regions, region_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,16 +15,15 @@ from stxtools._validate import libraries, listing
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stxtools._data.regions import RegionInput
     from stxtools.models import RegionSection, TissueNet, TissueNetParams
-
-    from ._regions import RegionInput
 
 
 def with_ensemble(params: TissueNetParams | Mapping[str, Any] | None, ensemble: str | Sequence[str]) -> TissueNetParams:
     """Parameters with the members named in ``ensemble=``; ``"auto"`` leaves what ``params`` say."""
     from stxtools.models import TissueNetParams
     from stxtools.models._params import resolve
-    from stxtools.models._tissue_params import check_ensemble
+    from stxtools.models.tissuenet.params import check_ensemble
 
     check_ensemble(ensemble)
     resolved = resolve(params, TissueNetParams)

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._data.framework import expression_targets, genes_to_predict, known_sections, training_sections
+from stxtools._data.regions import RegionInput, called, classes_of, gather, graph_slots, read_regions
+from stxtools._data.sections import join
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import provenance, put_frame
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._ensemble import check_sections, warn_of_network, weights_table, with_ensemble
-from ._framework_input import expression_targets, genes_to_predict, known_sections, training_sections
-from ._inputs import join
-from ._regions import RegionInput, called, classes_of, gather, graph_slots, read_regions
-from ._tissue_student import apply_student, student_of
+from ._student import apply_student, student_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._joint import joint_representation
+from stxtools._data.features import remember_input
+from stxtools._data.joint import joint_representation
+from stxtools._data.representation import Representation, stored_representation
+from stxtools._data.sections import geometry, make_sections
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._representation import Representation, stored_representation
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
-
-from ._inputs import geometry, make_sections
-from ._transfer import remember_input
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,10 +10,11 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
-from stxtools._expression import Expression, find_expression
+from stxtools._data.expression import Expression, find_expression
+from stxtools._data.representation import log_normalize
+from stxtools._data.sections import Geometry, geometry
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._representation import log_normalize
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.partition import bounded_parts
@@ -27,8 +28,6 @@ from stxtools._validate import (
     check_seed,
     stored_library_key,
 )
-
-from ._inputs import Geometry, geometry
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,6 +11,9 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._data.features import model_features, training_representation
+from stxtools._data.image import with_image
+from stxtools._data.sections import Geometry, geometry, join, make_sections
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import provenance
@@ -26,17 +29,8 @@ from stxtools._validate import (
     check_writable,
 )
 
-from ._image import with_image
-from ._inputs import Geometry, geometry, join, make_sections
 from ._segment_slots import segment_slots
-from ._segmenters import (
-    agreed_image,
-    new_segmenter,
-    number_of_image_features,
-    started_segmenter,
-    trained_segmenter,
-)
-from ._transfer import model_features, training_representation
+from ._segmenters import agreed_image, new_segmenter, number_of_image_features, started_segmenter, trained_segmenter
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from ._inputs import Geometry
+    from stxtools._data.sections import Geometry
 
 _PIXELS_PER_SPOT = 2  # of a picture that the mask takes its pixels from
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from stxtools._data.features import remember_input
+from stxtools._data.image import N_IMAGE_FEATURES
+from stxtools._data.representation import Representation
 from stxtools._progress import stage
-from stxtools._representation import Representation
-
-from ._image import N_IMAGE_FEATURES
-from ._transfer import remember_input
 
 if TYPE_CHECKING:
     from stxtools.models import Segmenter, SegmenterParams

@@ -1,0 +1,78 @@
+"""What a test of genes is adjusted for, read from AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stxtools._validate import listing
+from stxtools.stats._section import Given
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+COMPOSITION = "composition"
+
+
+def covariate_names(covariates: Any) -> list[str]:
+    """Return ``covariates`` as a list of names, checked to be strings."""
+    if covariates is None:
+        return []
+    names = [covariates] if isinstance(covariates, str) else covariates
+    if not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
+        raise TypeError(
+            f"`covariates` must be {COMPOSITION!r}, a key of `adata.obs` or `adata.obsm`, or a list of those, not "
+            f"{covariates!r}."
+        )
+    return list(dict.fromkeys(names))
+
+
+def read_covariates(adata: AnnData, names: list[str], groupby: str) -> Given | None:
+    """Return what ``covariates`` names: expression components (made later, per section) and columns.
+
+    Raises
+    ------
+    KeyError
+        A name is neither in ``obs`` nor in ``obsm``.
+    ValueError
+        A covariate is the grouping itself, or has missing values.
+    """
+    if not names:
+        return None
+    if groupby in names:
+        raise ValueError(f"`covariates` names the grouping {groupby!r} itself; nothing would be left to test.")
+    columns = [_columns(adata, name) for name in names if name != COMPOSITION]
+    return Given(COMPOSITION in names, np.concatenate(columns, axis=1) if columns else None)
+
+
+def _columns(adata: AnnData, name: str) -> NDArray[np.float64]:
+    if name in adata.obs:
+        column = adata.obs[name]
+        numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+        if column.isna().any():
+            raise ValueError(f"The covariate `adata.obs[{name!r}]` has {int(column.isna().sum())} missing values; "
+                             "fill them, or leave those observations out.")  # fmt: skip
+        if numeric:
+            values = column.to_numpy(dtype=np.float64)[:, None]
+        else:
+            codes, levels = pd.factorize(column.astype(str), sort=True)
+            values = np.eye(len(levels))[codes][:, 1:]
+    elif name in adata.obsm:
+        found = adata.obsm[name]
+        if sparse.issparse(found):
+            found = found.toarray()
+        values = np.asarray(found, dtype=np.float64)
+        values = values[:, None] if values.ndim == 1 else values
+    else:
+        raise KeyError(
+            f"`covariates` names {name!r}, which is neither {COMPOSITION!r} nor in `adata.obs` "
+            f"({listing(adata.obs.columns)}) or `adata.obsm` ({listing(adata.obsm.keys())})."
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"The covariate {name!r} holds NaN or infinite values; fill them first.")
+    return values

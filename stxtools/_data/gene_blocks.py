@@ -1,0 +1,92 @@
+"""Log expression by blocks of genes: as many genes at once as ``settings.max_memory`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from stxtools._settings import settings
+
+from .chunks import LogExpression, is_out_of_core
+from .expression import to_csr
+from .representation import log_normalize
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_BYTES = 64  # of a stored value, in all forms that a test needs: by row and by column, logged, linear, ranked
+_SHARE = 4  # of the memory, for what is held from block to block
+
+
+class GeneBlocks:
+    """Expression of an AnnData for tests gene by gene; it may be out of core.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    layer
+        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+    """
+
+    def __init__(self, adata: AnnData, layer: str | None = None) -> None:
+        self.logged = LogExpression(adata, layer)
+        self.shape = self.logged.shape
+        budget = settings.max_memory * 2**30
+        self.slices = gene_slices(self.logged.seen, budget / _BYTES)
+        self.limit = budget / _SHARE
+        self._whole: sparse.csr_matrix | None = None
+
+    @property
+    def depth(self) -> NDArray[np.float64] | None:
+        """Depth of the observations, None on the log scale."""
+        return None if self.logged.scale == "log" else self.logged.depth
+
+    def block(self, genes: slice) -> sparse.csr_matrix:
+        """Return log expression of some genes for all observations; where there is one block it is kept."""
+        if len(self.slices) > 1:
+            return self._read(genes)
+        if self._whole is None:
+            self._whole = self._read(genes)
+        return self._whole
+
+    def _read(self, genes: slice) -> sparse.csr_matrix:
+        stored, logged = self.logged.matrix, self.logged
+        if genes == slice(0, self.shape[1]) and not is_out_of_core(stored):
+            return log_normalize(to_csr(stored), logged.scale, target_sum=logged.target_sum)
+        pieces = list(logged.stream(partial(_some_genes, genes)))
+        return sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
+
+    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """Yield log expression chunk of rows by chunk, of some genes or of all."""
+        if self._whole is not None:
+            yield slice(0, self.shape[0]), self._whole if genes is None else sparse.csr_matrix(self._whole[:, genes])
+            return
+        yield from self.logged.stream(partial(_with_rows, genes))
+
+
+def gene_slices(seen: NDArray[np.int64], most: float) -> list[slice]:
+    """Divide genes into runs of ``most`` stored values at most; a gene is never divided."""
+    ends = np.cumsum(np.asarray(seen, dtype=np.float64))
+    out: list[slice] = []
+    start, before = 0, 0.0
+    while start < len(seen):
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        out.append(slice(start, stop))
+        start, before = stop, float(ends[stop - 1])
+    return out or [slice(0, 0)]
+
+
+def _some_genes(genes: slice, logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+    return logged[:, genes]
+
+
+def _with_rows(
+    genes: NDArray[np.int64] | None, logged: sparse.csr_matrix, rows: slice
+) -> tuple[slice, sparse.csr_matrix]:
+    return rows, logged if genes is None else logged[:, genes]

@@ -1,0 +1,88 @@
+"""One representation for several AnnData with different gene panels, depths and platforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from .expression import Expression
+from .representation import (
+    N_COMPS,
+    N_TOP_GENES,
+    Representation,
+    expression,
+    log_normalize,
+    median_depth,
+    residual_variance,
+    select_genes,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+MIN_SHARED = 20
+
+
+def joint_representation(
+    adatas: Sequence[AnnData], layer: str | None = None
+) -> tuple[list[NDArray[np.float32]], Representation, list[Expression]]:
+    """PCA of the log-normalised genes that all share; the variable ones, by how many of the data call them so.
+
+    Expression is brought to the median depth of all observations. Each data set's own mean is taken out before the
+    components are computed, so that they describe tissue and not batches.
+
+    Returns
+    -------
+    The values of each data set (n_obs, n_comps), the representation without values, and each one's expression.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 20 genes are shared.
+    """
+    shared = sorted(set.intersection(*(set(map(str, a.var_names)) for a in adatas)))
+    if len(shared) < MIN_SHARED:
+        raise ValueError(
+            f"The {len(adatas)} data sets share {len(shared)} genes; at least {MIN_SHARED} are needed. Are they of one "
+            "species, and named in the same way (symbols or Ensembl identifiers)?"
+        )
+    read = [expression(a, layer) for a in adatas]
+    depths = [np.asarray(r.matrix.sum(axis=1)).ravel() for r in read if r.scale != "log"]
+    target = median_depth(np.concatenate(depths)) if depths else 1.0
+    votes, logged = np.zeros(len(shared)), []
+    for a, (matrix, scale) in zip(adatas, [(r.matrix, r.scale) for r in read], strict=True):
+        columns = a.var_names.astype(str).get_indexer(shared)
+        chosen = select_genes(a[:, columns], matrix[:, columns], scale)
+        votes[chosen] += 1 / len(chosen)
+        logged.append(log_normalize(matrix, scale, target_sum=target)[:, columns])
+    genes = np.sort(np.argsort(-votes, kind="stable")[: min(N_TOP_GENES, int((votes > 0).sum()))])
+    logged = [part[:, genes] for part in logged]
+    means = [np.asarray(part.mean(axis=0)).ravel() for part in logged]
+    n_comps = min(N_COMPS, len(genes) - 1, min(a.n_obs for a in adatas) - 1)
+    stacked = sparse.vstack(logged, format="csr").astype(np.float64)
+    weights = np.array([part.shape[0] for part in logged], dtype=np.float64)
+    overall = np.average(np.stack(means), axis=0, weights=weights)
+    components = _within_components(stacked, means, weights, n_comps)
+    values = [np.asarray(part @ components - overall @ components, dtype=np.float32) for part in logged]
+    within = np.concatenate([v - v.mean(axis=0) for v in values])
+    noise = residual_variance(stacked, overall, np.concatenate(values))
+    names = [shared[i] for i in genes]
+    nothing = np.empty((0, n_comps), np.float32)
+    rep = Representation(nothing, "pca", names, overall, components, target, within.var(axis=0), noise)
+    return values, rep, read
+
+
+def _within_components(
+    stacked: sparse.csr_matrix, means: Sequence[NDArray[np.float64]], weights: NDArray[np.float64], n_comps: int
+) -> NDArray[np.float64]:
+    """Leading eigenvectors of the covariance within data sets, (genes, n_comps); their largest entry is positive."""
+    moment = (stacked.T @ stacked).toarray()
+    for mean, weight in zip(means, weights, strict=True):
+        moment -= weight * np.outer(mean, mean)
+    _, vectors = np.linalg.eigh(moment / weights.sum())
+    out = np.ascontiguousarray(vectors[:, ::-1][:, :n_comps])
+    return out * np.sign(out[np.abs(out).argmax(axis=0), np.arange(n_comps)])

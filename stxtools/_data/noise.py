@@ -1,0 +1,121 @@
+"""Noise on expression or on a representation: what ``pp.add_noise`` and ``tl.evaluate`` share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from stxtools import _keys
+
+from .expression import Survey, stored_matrix, to_csr
+from .representation import stored_representation
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_BLOCK = 4_000_000  # molecules redistributed at a time
+
+
+def noised_values(
+    adata: AnnData, level: float, *, kind: str, layer: str | None, use_rep: str | None, seed: int
+) -> tuple[Any, dict[str, str]]:
+    """Return noised expression (sparse where it was), or ``obsm[use_rep]`` with noise, and what ``params`` say."""
+    rng = np.random.default_rng(seed)
+    if use_rep is None:
+        source, name = _source(adata, kind, layer)
+        values, scale = _noised(source, level, kind, rng)
+        return values, {"expression_scale": scale, "expression_source": name}
+    values = stored_representation(adata, use_rep).values
+    noise = rng.standard_normal(values.shape, dtype=np.float32)
+    return values + np.float32(level) * values.std(axis=0) * noise, {}
+
+
+def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) -> AnnData:
+    """Copy with the noised values in place, and nothing beside them that is free of noise."""
+    target = adata.copy()
+    if use_rep is not None:
+        target.obsm[use_rep] = values
+        return target
+    if _keys.COUNTS in target.layers:
+        if kind == "counts":
+            target.layers[_keys.COUNTS] = values.copy()
+        else:
+            del target.layers[_keys.COUNTS]
+    if _keys.X_PCA in target.obsm:
+        del target.obsm[_keys.X_PCA]
+    if kind == "counts":
+        target.uns.pop("log1p", None)  # X holds counts now
+    target.X = values
+    return target
+
+
+def _source(adata: AnnData, kind: str, layer: str | None) -> tuple[Any, str]:
+    if kind == "counts" or layer is not None:
+        return stored_matrix(adata, layer)
+    if adata.X is None:
+        raise ValueError("`adata.X` is empty (None); put expression there or name a `layer`.")
+    return adata.X, "X"
+
+
+def _noised(source: Any, level: float, kind: str, rng: np.random.Generator) -> tuple[Any, str]:
+    matrix = to_csr(source).copy()
+    matrix.sum_duplicates()
+    scale = Survey.of(matrix).scale
+    integers = scale == "counts"
+    if kind == "counts":
+        if not integers:
+            raise ValueError(
+                "`kind='counts'` needs integer counts; the values found are not. Name the `layer` that holds counts, "
+                "or use `kind='gaussian'`."
+            )
+        out = _thin_and_refill(matrix, level, rng)
+    else:
+        out = _gaussian(matrix, level, rng, integers=integers)
+    return out if sparse.issparse(source) else out.toarray(), scale
+
+
+def _gaussian(
+    matrix: sparse.csr_matrix, level: float, rng: np.random.Generator, *, integers: bool
+) -> sparse.csr_matrix:
+    n = matrix.shape[0]
+    mean = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel()
+    second = np.bincount(matrix.indices, weights=matrix.data.astype(np.float64) ** 2, minlength=matrix.shape[1]) / n
+    sd = np.sqrt(np.maximum(second - mean**2, 0.0))
+    dtype = matrix.dtype if integers or matrix.dtype.kind == "f" else np.float32
+    if matrix.nnz and matrix.data.min() < 0:
+        dense = matrix.toarray()
+        return sparse.csr_matrix((dense + level * sd * rng.standard_normal(dense.shape)).astype(dtype))
+    values = matrix.data + level * sd[matrix.indices] * rng.standard_normal(matrix.nnz)
+    if integers:
+        values = np.floor(values + rng.uniform(size=len(values))) if level > 0 else values
+    matrix = sparse.csr_matrix((np.maximum(values, 0.0).astype(dtype), matrix.indices, matrix.indptr), matrix.shape)
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _thin_and_refill(matrix: sparse.csr_matrix, level: float, rng: np.random.Generator) -> sparse.csr_matrix:
+    share = np.cumsum(np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel())
+    counts = matrix.data.astype(np.int64)
+    lost = rng.binomial(counts, level)
+    kept = sparse.csr_matrix((counts - lost, matrix.indices, matrix.indptr), shape=matrix.shape)
+    per_row = np.diff(np.r_[0, np.cumsum(lost)][matrix.indptr])
+    blocks = []
+    for rows in np.split(np.arange(len(per_row)), _cuts(per_row)):
+        total = int(per_row[rows].sum())
+        gene = np.searchsorted(share, rng.uniform(0, share[-1] if len(share) else 0, size=total), side="right")
+        row = np.repeat(np.arange(len(rows)), per_row[rows])
+        gained = sparse.coo_matrix((np.ones(total, dtype=np.int64), (row, gene)), shape=(len(rows), matrix.shape[1]))
+        blocks.append(gained.tocsr())
+    out = (kept + sparse.vstack(blocks, format="csr")).tocsr().astype(matrix.dtype)
+    out.eliminate_zeros()
+    out.sort_indices()
+    return out
+
+
+def _cuts(per_row: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where to cut the rows so that a block redistributes about ``_BLOCK`` molecules."""
+    block = np.cumsum(per_row) // _BLOCK
+    return np.flatnonzero(np.diff(block)) + 1

@@ -1,0 +1,1 @@
+"""Baselines of the evaluation: simple ones and single networks."""

@@ -1,0 +1,215 @@
+"""Networks as baselines: the U-Net alone, and the graph network alone on spots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from stxtools._spatial.blocks import deal, spatial_blocks
+from stxtools.models.explain.edges import unet_saliency
+from stxtools.models.segmenter.model import Segmenter
+from stxtools.nn._gnn import RegionGNN
+from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._training import Task, run_training
+
+from .simple import Baseline, Classes, EvaluationSection, Labels
+
+_HELD = 6  # one block of labels in six is held out for early stopping
+_STEPS = 4  # steps an epoch, at least
+_THREADS_FROM = 20_000  # observations from which several CPU threads pay
+
+
+class UNetAlone(Baseline):
+    """The U-Net of :class:`stxtools.models.Segmenter`, taught by the labels: one network a target."""
+
+    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
+        """Train a U-Net for each target; ``params`` are those of :class:`stxtools.models.SegmenterParams`."""
+        self.classes, self.nets = dict(classes), {}
+        self.seen: dict[str, NDArray[np.int64]] = {}
+        for target, codes in labels.items():
+            every = np.concatenate(list(codes))
+            seen = np.unique(every[every >= 0])
+            place = np.full(classes[target] + 1, -1)
+            place[seen] = np.arange(len(seen))
+            self.seen[target] = seen
+            self.nets[target] = Segmenter(self.params or None).fit(
+                sections,
+                labels=[place[c] for c in codes],
+                classes=[str(k) for k in seen],
+                random_state=self.random_state,
+                accelerator=self.accelerator,
+                show_progress=False,
+            )
+        return self
+
+    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+        """Probabilities; a class without any label in training has 0."""
+        out = {}
+        for target, net in self.nets.items():
+            found = net.predict(sections, accelerator=self.accelerator)
+            out[target] = [_widened(p.proba, self.seen[target], self.classes[target]) for p in found]
+        return out
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Return the U-Nets' last features side by side."""
+        found = [net.predict(sections, accelerator=self.accelerator) for net in self.nets.values()]
+        return [np.concatenate([p.features for p in parts], axis=1) for parts in zip(*found, strict=True)]
+
+    def saliency(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+        """Target -> per section, how much the called logits depend on each observation's own input, (n,)."""
+        return {target: [unet_saliency(net, s) for s in sections] for target, net in self.nets.items()}
+
+
+def _widened(proba: NDArray[np.float32], seen: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
+    out = np.zeros((len(proba), n_classes), dtype=np.float32)
+    out[:, seen] = proba
+    return out
+
+
+class SpotGNN(Baseline):
+    """Graph attention network on the graph of neighbouring observations, without raster and regions.
+
+    ``params``: those of :class:`stxtools.nn._gnn.RegionGNN` (``hidden``, ``out_channels``, ``layers``, ``heads``,
+    ``dropout``, ``conv``), and ``epochs``, ``patience``, ``lr``, ``weight_decay``. One head a target; their
+    cross-entropies add up.
+    """
+
+    TRAINING: Mapping[str, Any] = {"epochs": 60, "patience": 12, "lr": 3e-3, "weight_decay": 1e-4}
+
+    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
+        """Train on all sections together; one block of labels in six is held out for early stopping."""
+        how = dict(self.TRAINING) | {k: v for k, v in self.params.items() if k in self.TRAINING}
+        shape = {k: v for k, v in self.params.items() if k not in self.TRAINING}
+        self.classes = dict(classes)
+        x = np.concatenate([s.features for s in sections])
+        self.mean, self.scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+        with seeded(self.random_state):
+            self.net = _Net(x.shape[1], self.classes, shape)
+        rng = np.random.default_rng([self.random_state, 11])
+        graphs = [
+            _Graph(*self._tensors(s), *_targets(s, {t: c[i] for t, c in labels.items()}, rng))
+            for i, s in enumerate(sections)
+        ]
+        task = _SpotTask(
+            self.net, graphs, Training(how["epochs"], how["patience"], lr=how["lr"], weight_decay=how["weight_decay"])
+        )
+        judged = any(bool(((y >= 0) & g.held).any()) for g in graphs for y in g.labels.values())
+        steps = np.arange(max(len(graphs), _STEPS)) % len(graphs)
+        run_training(
+            task,
+            DataLoader(_Order(steps), batch_size=None),
+            DataLoader(_Order(np.arange(len(graphs))), batch_size=None) if judged else None,
+            seed=self.random_state,
+            accelerator=self.accelerator,
+            desc="training the network",
+            show_progress=False,
+            threads=1 if len(x) < _THREADS_FROM else None,
+        )
+        return self
+
+    def _tensors(self, s: EvaluationSection) -> tuple[Tensor, Tensor]:
+        coo = sparse.coo_matrix(s.graph)
+        z = ((s.features - self.mean) / self.scale).astype(np.float32)
+        return torch.from_numpy(z), torch.from_numpy(np.stack([coo.col, coo.row]).astype(np.int64))
+
+    def _states(self, sections: Sequence[EvaluationSection]) -> list[Tensor]:
+        with torch.no_grad():
+            return [self.net.gnn(*self._tensors(s))[0] for s in sections]
+
+    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+        """Class probabilities of the observations."""
+        states = self._states(sections)
+        with torch.no_grad():
+            return {t: [self.net.heads[f"head_{t}"](h).softmax(dim=1).numpy() for h in states] for t in self.classes}
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Return the states before the heads."""
+        return [h.numpy() for h in self._states(sections)]
+
+    def attention(self, sections: Sequence[EvaluationSection]) -> list[sparse.csr_matrix]:
+        """Per section, attention of the last layer, (n, n): row, the observation that receives; rows sum to 1."""
+        out = []
+        for s in sections:
+            with torch.no_grad():
+                _, edges, weights = self.net.gnn(*self._tensors(s))
+            source, target = edges.numpy()
+            out.append(sparse.csr_matrix((weights.numpy(), (target, source)), shape=(s.n_obs, s.n_obs)))
+        return out
+
+
+def _targets(
+    s: EvaluationSection, labels: Mapping[str, NDArray[np.int64]], rng: np.random.Generator
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Labels as tensors, and the blocks that are held out: neighbours stay together."""
+    part = deal(spatial_blocks(s.xy, int(np.clip(s.n_obs // 16, 1, 36))), _HELD, rng)
+    return {t: torch.from_numpy(np.asarray(c)) for t, c in labels.items()}, torch.from_numpy(part == 0)
+
+
+class _Net(nn.Module):
+    def __init__(self, n_features: int, classes: Mapping[str, int], shape: Mapping[str, Any]) -> None:
+        super().__init__()
+        settings = {"hidden": 64, "out_channels": 32} | dict(shape)
+        self.gnn = RegionGNN(n_features, **settings)
+        # a prefix: a target may be called like an attribute of ModuleDict
+        self.heads = nn.ModuleDict({f"head_{t}": nn.Linear(settings["out_channels"], k) for t, k in classes.items()})
+
+
+class _Graph:
+    """One section as tensors."""
+
+    def __init__(self, x: Tensor, edges: Tensor, labels: dict[str, Tensor], held: Tensor) -> None:
+        self.x, self.edges, self.labels, self.held = x, edges, labels, held
+
+    def to(self, device: torch.device) -> _Graph:
+        labels = {t: y.to(device) for t, y in self.labels.items()}
+        return _Graph(self.x.to(device), self.edges.to(device), labels, self.held.to(device))
+
+
+class _Order(Dataset[int]):
+    """Indices of sections, in the order in which they are shown."""
+
+    def __init__(self, order: NDArray[np.int64]) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> int:
+        return int(self.order[index])
+
+
+class _SpotTask(Task):
+    """Cross-entropy on labelled observations, summed over targets."""
+
+    def __init__(self, net: _Net, graphs: list[_Graph], training: Training) -> None:
+        super().__init__(training)
+        self.net, self.graphs = net, graphs
+
+    def setup(self, stage: str) -> None:
+        """Move the sections to the device once."""
+        self.graphs = [g.to(self.device) for g in self.graphs]
+
+    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+        """Loss of one section."""
+        return self.record(self._loss(self.graphs[batch], held=False))
+
+    def validation_step(self, batch: int, batch_idx: int) -> None:
+        """Loss on the blocks held out."""
+        self.log("val_loss", self._loss(self.graphs[batch], held=True), batch_size=1)
+
+    def _loss(self, g: _Graph, *, held: bool) -> Tensor:
+        h, _, _ = self.net.gnn(g.x, g.edges)
+        total = h.sum() * 0.0  # a section without labels contributes nothing
+        for target, y in g.labels.items():
+            counts = (y >= 0) & (g.held if held else ~g.held)
+            if bool(counts.any()):
+                total = total + F.cross_entropy(self.net.heads[f"head_{target}"](h[counts]), y[counts])
+        return total

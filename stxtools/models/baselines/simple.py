@@ -1,0 +1,331 @@
+"""What the framework is measured against: simple and strong models behind one interface, arrays only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from stxtools.models._section import Section
+
+FloatArray = NDArray[np.float64]
+Labels = Mapping[str, Sequence[NDArray[np.int64]]]
+Classes = Mapping[str, int]
+
+
+@dataclass
+class EvaluationSection(Section):
+    """A section with what some baselines read beside the representation.
+
+    Attributes
+    ----------
+    raw
+        Log-normalised expression before any reduction, (n, G) sparse; None where there is only a representation.
+    """
+
+    raw: sparse.csr_matrix | None = None
+
+
+class Baseline(ABC):
+    """A classifier of the observations of sections, for one or several targets at once.
+
+    Parameters
+    ----------
+    params
+        The model's own parameters, a mapping or None.
+    random_state
+        Seed.
+    accelerator
+        As in Lightning; only networks look at it.
+    """
+
+    def __init__(
+        self, params: Mapping[str, Any] | None = None, *, random_state: int = 0, accelerator: str = "auto"
+    ) -> None:
+        self.params = dict(params or {})
+        self.random_state, self.accelerator = random_state, accelerator
+        self.classes: dict[str, int] = {}
+
+    @abstractmethod
+    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
+        """Learn from labelled observations.
+
+        Parameters
+        ----------
+        sections
+            All sections, those without any label too.
+        labels
+            Target -> per section, class codes with -1 for unlabelled observations.
+        classes
+            Target -> number of classes.
+        """
+
+    @abstractmethod
+    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+        """Target -> per section, class probabilities of all observations, (n, K)."""
+
+    @abstractmethod
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Per section, what the model makes of the observations before its last layer, (n, d)."""
+
+    def predict_expression(
+        self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
+    ) -> list[FloatArray]:
+        """Predict expression from :meth:`embed` by ridge regression; hidden observations are rows of NaN."""
+        from sklearn.linear_model import RidgeCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11)))
+        return _regress(model, self.embed(sections), values)
+
+
+def _regress(model: Any, features: Sequence[Any], values: Sequence[FloatArray]) -> list[FloatArray]:
+    known = [~np.isnan(v).any(axis=1) for v in values]
+    x = np.concatenate([f[k] for f, k in zip(features, known, strict=True)])
+    model.fit(x, np.concatenate([v[k] for v, k in zip(values, known, strict=True)]))
+    return [np.asarray(model.predict(f)).reshape(len(f), -1) for f in features]
+
+
+class PointwiseBaseline(Baseline):
+    """A classifier from scikit-learn that reads one row of features for each observation."""
+
+    @abstractmethod
+    def estimator(self) -> Any:
+        """Return the classifier, untrained."""
+
+    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
+        """Train one classifier a target on the labelled observations."""
+        self.classes, self.fitted = dict(classes), {}
+        features = self.embed(sections)
+        x: Any = sparse.vstack(features, format="csr") if sparse.issparse(features[0]) else np.concatenate(features)
+        for target, codes in labels.items():
+            y = np.concatenate(list(codes))
+            rows = np.flatnonzero(y >= 0)
+            self.fitted[target] = self.estimator().fit(x[rows], y[rows])
+        return self
+
+    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+        """Probabilities; a class without any label in training has 0."""
+        features = self.embed(sections)
+        out: dict[str, list[NDArray[np.float32]]] = {}
+        for target, model in self.fitted.items():
+            out[target] = []
+            for x in features:
+                proba = np.zeros((x.shape[0], self.classes[target]), dtype=np.float32)
+                proba[:, model.classes_] = model.predict_proba(x)
+                out[target].append(proba)
+        return out
+
+
+class RandomForest(PointwiseBaseline):
+    """Random forest on the observation's own expression (the representation where there is no expression)."""
+
+    def estimator(self) -> Any:
+        """Return scikit-learn's forest of 100 trees."""
+        from sklearn.ensemble import RandomForestClassifier
+
+        return RandomForestClassifier(**{"random_state": self.random_state} | self.params)
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Log-normalised expression."""
+        return [s.features if s.raw is None else _small_dense(s.raw) for s in sections]
+
+    def predict_expression(
+        self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
+    ) -> list[FloatArray]:
+        """Predict expression with a forest."""
+        from sklearn.ensemble import RandomForestRegressor
+
+        model = RandomForestRegressor(**{"random_state": self.random_state, "min_samples_leaf": 5} | self.params)
+        features: list[Any] = self.embed(sections)
+        return _regress(model, [f.toarray() if sparse.issparse(f) else f for f in features], values)
+
+
+def _small_dense(raw: sparse.csr_matrix) -> Any:
+    """Dense where it is small: trees read a few dozen genes faster so."""
+    return raw.toarray() if raw.shape[1] <= 500 else raw
+
+
+def neighbourhood_means(features: NDArray[np.float32], xy: FloatArray, sizes: Sequence[int] = (19, 61)) -> FloatArray:
+    """Means over the nearest 19 and 61 observations, itself included: two rings and four of a hexagonal lattice.
+
+    Written out here, apart from what the models read: a floor must not move with them.
+    """
+    n = len(features)
+    sizes = [min(s, n) for s in sizes]
+    near = cKDTree(xy).query(xy, k=max(sizes))[1].reshape(n, -1)
+    out = []
+    for size in sizes:
+        pool = sparse.csr_matrix(
+            (np.full(n * size, 1 / size), near[:, :size].ravel(), np.arange(0, n * size + 1, size)), shape=(n, n)
+        )
+        out.append(np.asarray(pool @ features.astype(np.float64)))
+    return np.concatenate(out, axis=1)
+
+
+def _means(sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+    """Neighbourhood means of every section, from its own mean: the simplest account of donor, depth and staining.
+
+    No label goes into it. Without it the linear floors are far lower where whole patients are left out.
+    """
+    return [neighbourhood_means(s.features - s.features.mean(axis=0), s.xy) for s in sections]
+
+
+class MeansForest(RandomForest):
+    """Random forest on means over the 19 and 61 nearest observations."""
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Neighbourhood means."""
+        return _means(sections)
+
+
+class MeansLDA(PointwiseBaseline):
+    """Shrinkage linear discriminant analysis on means over the 19 and 61 nearest observations."""
+
+    def estimator(self) -> Any:
+        """Return scikit-learn's LDA with the shrinkage of Ledoit and Wolf (2004), on standardised features."""
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Neighbourhood means."""
+        return _means(sections)
+
+
+class MeansLogistic(PointwiseBaseline):
+    """Logistic regression on means over the 19 and 61 nearest observations."""
+
+    def estimator(self) -> Any:
+        """Return scikit-learn's logistic regression on standardised features."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        return make_pipeline(StandardScaler(), LogisticRegression(**{"C": 0.1, "max_iter": 2000} | self.params))
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Neighbourhood means."""
+        return _means(sections)
+
+
+class NearestLabel(Baseline):
+    """The class of the nearest labelled observation of the same section, by coordinates alone.
+
+    Probabilities fall with the distance to the nearest label of each class. A section without labels gets the
+    shares of the classes elsewhere.
+    """
+
+    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
+        """Note where the labels are."""
+        self.classes = dict(classes)
+        self.labels = {target: [np.asarray(c) for c in codes] for target, codes in labels.items()}
+        return self
+
+    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+        """Inverse distances to the nearest label of each class, scaled to sum to 1."""
+        out = {}
+        for target, codes in self.labels.items():
+            n_classes, every = self.classes[target], np.concatenate(codes)
+            share = np.bincount(every[every >= 0], minlength=n_classes) / max(int((every >= 0).sum()), 1)
+            out[target] = [_by_distance(s.xy, c, n_classes, share) for s, c in zip(sections, codes, strict=True)]
+        return out
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Coordinates."""
+        return [s.xy for s in sections]
+
+    def predict_expression(
+        self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
+    ) -> list[FloatArray]:
+        """Expression of the nearest observation that is known; the mean of all in a section without any."""
+        mean = np.nanmean(np.concatenate(list(values)), axis=0)
+        out = []
+        for section, value in zip(sections, values, strict=True):
+            known = np.flatnonzero(~np.isnan(value).any(axis=1))
+            if len(known) == 0:
+                out.append(np.tile(mean, (len(value), 1)))
+            else:
+                out.append(value[known[cKDTree(section.xy[known]).query(section.xy)[1]]])
+        return out
+
+
+def _by_distance(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, share: FloatArray) -> NDArray[np.float32]:
+    if not (codes >= 0).any():
+        return np.tile(share, (len(xy), 1)).astype(np.float32)
+    closeness = np.zeros((len(xy), n_classes))
+    for k in np.unique(codes[codes >= 0]):
+        distance = cKDTree(xy[codes == k]).query(xy)[0]
+        closeness[:, k] = 1 / np.maximum(distance, 1e-9 * max(float(np.ptp(xy)), 1.0))
+    return (closeness / closeness.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+class FunctionBaseline(Baseline):
+    """A caller's function ``f(sections, labels, n_classes, random_state)`` that returns probabilities per section."""
+
+    def __init__(self, function: Callable[..., Any], **how: Any) -> None:
+        super().__init__(**how)
+        self.function = function
+
+    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
+        """Keep the labels: the function learns and predicts in one go."""
+        self.classes, self.labels = dict(classes), dict(labels)
+        return self
+
+    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+        """Call the function for each target and check what it returns."""
+        out = {}
+        for target, codes in self.labels.items():
+            n_classes = self.classes[target]
+            found = self.function(list(sections), [c.copy() for c in codes], n_classes, self.random_state)
+            shapes = [np.shape(p) for p in found]
+            wanted = [(s.n_obs, n_classes) for s in sections]
+            if shapes != wanted:
+                raise ValueError(
+                    f"The model {getattr(self.function, '__name__', self.function)!r} returned arrays of shapes "
+                    f"{shapes}; expected one array of class probabilities per section: {wanted}."
+                )
+            out[target] = [np.asarray(p, dtype=np.float32) for p in found]
+        return out
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Return the representation itself: nothing more is known of the function."""
+        return [s.features for s in sections]
+
+
+def baseline(name: str | Callable[..., Any], **how: Any) -> Baseline:
+    """Return the baseline of that name, or a caller's function behind the same interface.
+
+    Raises
+    ------
+    ValueError
+        If no baseline has that name.
+    """
+    if not isinstance(name, str):
+        return FunctionBaseline(name, **how)
+    if name in ("unet", "gnn"):
+        from .networks import SpotGNN, UNetAlone
+
+        return {"unet": UNetAlone, "gnn": SpotGNN}[name](**how)
+    if name not in _SIMPLE:
+        raise ValueError(f"There is no baseline {name!r}; there are {', '.join(BASELINES)}.")
+    return _SIMPLE[name](**how)
+
+
+_SIMPLE: dict[str, type[Baseline]] = {
+    "random_forest": RandomForest,
+    "random_forest_means": MeansForest,
+    "lda": MeansLDA,
+    "logistic": MeansLogistic,
+    "nearest_label": NearestLabel,
+}
+BASELINES = ("unet", "gnn", *_SIMPLE)

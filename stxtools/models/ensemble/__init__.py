@@ -1,0 +1,1 @@
+"""Members beside the network, and how their out-of-fold predictions are stacked."""

@@ -1,0 +1,269 @@
+"""A stacked ensemble: network, linear classifier, trees and label propagation, weighted by out-of-fold predictions.
+
+Linear classifier, trees and label propagation are trained without some blocks and predict them; the weights of their
+logits are those of the lowest cross-entropy there (stacking, Wolpert 1992), which also calibrates them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from stxtools.models._model_file import ModelFile
+
+from .label_propagation import BANDWIDTHS, propagated_logits, typical_gap
+from .linear import Linear
+from .trees import Trees
+
+FloatArray = NDArray[np.float64]
+Codes = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+_MOST = 4.0  # largest weight
+_GAIN = 1e-3  # cross-entropy that label propagation must save to take part
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Factors of the members' logits (of the values, in a regression).
+
+    ``bandwidth`` is the standard deviation of the kernel of label propagation, in the unit of the coordinates.
+    """
+
+    network: float = 0.0
+    linear: float = 0.0
+    trees: float = 0.0
+    label_propagation: float = 0.0
+    bandwidth: float = 0.0
+
+    def beside_network(self, share: float) -> Weights:
+        """The network gets ``share`` of the logits, the others keep the rest in their own proportions."""
+        rest = 1 - share
+        return replace(
+            self, network=share, linear=rest * self.linear, trees=rest * self.trees,
+            label_propagation=rest * self.label_propagation,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The members beside the network, fitted, and what each of them counts."""
+
+    weights: Weights
+    linear: Linear | None = None
+    trees: Trees | None = None
+
+    def __call__(
+        self,
+        own: NDArray[np.float32],
+        n_means: int,
+        network: NDArray[np.floating],
+        propagated: FloatArray | None = None,
+    ) -> FloatArray:
+        """Logits (or values) of observations.
+
+        Parameters
+        ----------
+        own
+            Their input features, (m, d).
+        n_means
+            How many columns of these trees read.
+        network, propagated
+            The network's logits and those of label propagation, (m, K).
+        """
+        w = self.weights
+        logits = w.network * network.astype(np.float64)
+        if self.linear is not None and w.linear > 0:
+            logits += w.linear * self.linear(own)
+        if self.trees is not None and w.trees > 0:
+            logits += w.trees * self.trees(own[:, :n_means])
+        if propagated is not None and w.label_propagation > 0:
+            logits += w.label_propagation * propagated
+        return logits
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What predicts a task.
+
+    Attributes
+    ----------
+    elsewhere
+        For sections without labels; a model file keeps it.
+    labelled
+        For sections that have labels themselves; None where nothing is gained by them.
+    linear_alone
+        Weight of the linear classifier beside the network where no other member takes part.
+    """
+
+    elsewhere: Stack
+    labelled: Stack | None = None
+    linear_alone: float = 1.0
+
+    def stack(self, codes: Codes | None) -> Stack:
+        """The members for a section with these labels (-1 none)."""
+        has_labels = codes is not None and bool((codes >= 0).any())
+        return self.labelled if has_labels and self.labelled is not None else self.elsewhere
+
+    def __call__(
+        self, own: NDArray[np.float32], n_means: int, network: NDArray[np.floating], xy: FloatArray,
+        codes: Codes | None, known: Mask,
+    ) -> FloatArray:  # fmt: skip
+        """Logits (or values) of the observations ``known`` of a section; ``xy`` and ``codes`` are of all of them."""
+        stack = self.stack(codes)
+        propagated = None
+        if codes is not None and stack.weights.label_propagation > 0:
+            propagated = propagated_logits(xy, codes, network.shape[1], stack.weights.bandwidth)[known]
+        return stack(own, n_means, network, propagated)
+
+    def to_file(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """Arrays that a model file keeps."""
+        stack = self.elsewhere
+        w = stack.weights
+        arrays = {f"{prefix}.weights": np.array([w.network, w.linear, w.trees, self.linear_alone])}
+        if stack.linear is not None:
+            arrays |= {f"{prefix}.coef": stack.linear.coef, f"{prefix}.intercept": stack.linear.intercept}
+        return arrays | (stack.trees.to_file(f"{prefix}.trees") if stack.trees is not None else {})
+
+    @classmethod
+    def from_file(cls, file: ModelFile, prefix: str, n_own: int, n_means: int, n_classes: int) -> Ensemble:
+        """Return what :meth:`to_file` wrote; an observation has ``n_own`` features, ``n_means`` of them means."""
+        network, linear, trees, alone = (float(w) for w in file.array(f"{prefix}.weights", (4,), minimum=0.0))
+        fitted = None
+        if linear > 0 or f"{prefix}.coef" in file.arrays:
+            coef = file.array(f"{prefix}.coef", (n_own, n_classes))
+            fitted = Linear(coef, file.array(f"{prefix}.intercept", (n_classes,)))
+        grown = Trees.from_file(file, f"{prefix}.trees", n_means, n_classes)
+        if trees > 0 and grown is None:
+            raise file.damaged(f"{prefix!r} weighs trees and has none")
+        return cls(Stack(Weights(network, linear, trees), fitted, grown), linear_alone=alone)
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Out-of-fold predictions of labelled observations.
+
+    Attributes
+    ----------
+    linear, trees
+        Logits, (n, K); None where the member takes no part.
+    propagated
+        Bandwidth -> logits of label propagation, (n, K).
+    truth
+        Class codes, (n,).
+    """
+
+    linear: FloatArray | None
+    trees: FloatArray | None
+    propagated: dict[float, FloatArray]
+    truth: Codes
+
+    def linear_alone(self) -> float:
+        """Best weight of the linear classifier where no other member takes part."""
+        return OutOfFold(self.linear, None, {}, self.truth).weights()[0].linear if self.linear is not None else 0.0
+
+    def weights(self) -> tuple[Weights, Weights | None]:
+        """Best weights without and with label propagation; None where that adds nothing."""
+        loss, without = self._fitted(None)
+        found = (self._fitted(bandwidth) for bandwidth in self.propagated)
+        least, best = min(found, key=itemgetter(0), default=(np.inf, None))
+        return without, best if least < loss - _GAIN else None
+
+    def _fitted(self, bandwidth: float | None) -> tuple[float, Weights]:
+        parts = {"linear": self.linear, "trees": self.trees}
+        if bandwidth is not None:
+            parts["label_propagation"] = self.propagated[bandwidth]
+        used = {name: logits for name, logits in parts.items() if logits is not None}
+        if not used:
+            return np.inf, Weights()
+        logits = np.stack(list(used.values()))
+        found = minimize(
+            _loss, np.full(len(used), 0.5), args=(logits, self.truth), method="L-BFGS-B", jac=True,
+            bounds=[(0.0, _MOST)] * len(used),
+        )  # fmt: skip
+        weights = {name: float(w) for name, w in zip(used, found.x, strict=True)}
+        return float(found.fun), Weights(**weights, bandwidth=bandwidth or 0.0)
+
+
+def _loss(weights: FloatArray, logits: FloatArray, truth: Codes) -> tuple[float, FloatArray]:
+    """Cross-entropy of weighted logits (P, n, K), and its gradient."""
+    log_p = log_softmax(np.tensordot(weights, logits, axes=1), axis=1)
+    rows = np.arange(len(truth))
+    expected = np.einsum("nk,pnk->pn", np.exp(log_p), logits)
+    return -float(log_p[rows, truth].mean()), (expected - logits[:, rows, truth]).mean(axis=1)
+
+
+def out_of_fold(
+    sections: Sequence[tuple[FloatArray, Codes]],
+    folds: Sequence[Codes],
+    n_classes: int,
+    *,
+    linear: Callable[[Mask, Mask], FloatArray] | None = None,
+    trees: Callable[[Mask, Mask], FloatArray] | None = None,
+    label_propagation: bool = False,
+) -> OutOfFold | None:
+    """Train on all folds but one and predict it, fold by fold, for each division; None where there are not two folds.
+
+    Parameters
+    ----------
+    sections
+        Coordinates and class codes (-1 unlabelled) of the observations of each section.
+    folds
+        Divisions: the fold of every observation of all sections, whole blocks; -1 for those to leave alone.
+    n_classes
+        Number of classes.
+    linear, trees
+        Logits of the second observations, learned from the first; None for a member that takes no part.
+    label_propagation
+        Whether it takes part.
+    """
+    codes = np.concatenate([c for _, c in sections])
+    divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]
+    unit = 0.0
+    if label_propagation and divisions:
+        unit = float(np.mean([typical_gap(sections, fold, known) for fold, known in divisions]))
+    said: dict[str, list[FloatArray]] = {"linear": [], "trees": []}
+    propagated: dict[float, list[FloatArray]] = {b * unit: [] for b in BANDWIDTHS} if unit > 0 else {}
+    truth = []
+    for held, seen in (turn for fold, known in divisions for turn in _turns(codes, fold, known)):
+        for name, member in (("linear", linear), ("trees", trees)):
+            if member is not None:
+                said[name].append(member(seen, held))
+        for bandwidth, found in propagated.items():
+            parts = [propagated_logits(xy, c, n_classes, bandwidth) for xy, c in _hidden(sections, held)]
+            found.append(np.concatenate(parts)[held])
+        truth.append(codes[held])
+    if not truth:
+        return None
+    return OutOfFold(
+        np.concatenate(said["linear"]) if linear is not None else None,
+        np.concatenate(said["trees"]) if trees is not None else None,
+        {bandwidth: np.concatenate(found) for bandwidth, found in propagated.items()},
+        np.concatenate(truth),
+    )
+
+
+def _turns(codes: Codes, fold: Codes, known: Mask) -> Iterator[tuple[Mask, Mask]]:
+    """Each fold that is held out, and what is seen meanwhile."""
+    folds = np.unique(fold[known])
+    for k in folds if len(folds) > 1 else []:
+        held = known & (fold == k)
+        seen = known & ~held
+        if len(np.unique(codes[seen])) > 1:
+            yield held, seen
+
+
+def _hidden(sections: Sequence[tuple[FloatArray, Codes]], held: Mask) -> list[tuple[FloatArray, Codes]]:
+    """The sections without the labels of ``held``."""
+    out, start = [], 0
+    for xy, codes in sections:
+        out.append((xy, np.where(held[start : start + len(xy)], -1, codes)))
+        start += len(xy)
+    return out

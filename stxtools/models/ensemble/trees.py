@@ -1,0 +1,132 @@
+"""Extremely randomised trees that a model file can keep: plain arrays, no pickle.
+
+Classes that fold back on each other in expression are not told apart by planes; trees cut them out (Geurts et al.
+2006). scikit-learn grows them; here they are stored and read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import ExtraTreesClassifier
+
+from stxtools.models._model_file import ModelFile
+
+FloatArray = NDArray[np.float64]
+
+N_TREES, LEAF = 100, 3
+N_ASKED = 40  # where they are only asked about observations left out: their weight hardly changes with more
+_TRIED = 0.3  # share of the features among which a cut is chosen
+_FLOOR = 2e-3  # added to each class's probability: trees that never saw a class there do not rule it out
+_CHUNK = 2000  # observations that go down all trees at a time
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Trees one after another; a leaf is its own child.
+
+    Attributes
+    ----------
+    child
+        Numbers of the nodes to go to where the feature is at most the threshold, and where it is above, (N, 2).
+    feature, threshold
+        What a node asks, (N,).
+    share
+        Classes' shares of the training observations of a node, all classes counting alike, (N, K).
+    roots
+        Number of each tree's first node, (T,).
+    """
+
+    child: NDArray[np.int32]
+    feature: NDArray[np.int32]
+    threshold: FloatArray
+    share: NDArray[np.float32]
+    roots: NDArray[np.int64]
+
+    def __call__(self, z: NDArray[np.float32]) -> FloatArray:
+        """Logits of observations (n, d), (n, K): logarithm of the mean share over the trees."""
+        out = np.empty((len(z), self.share.shape[1]))
+        for start in range(0, len(z), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            leaves = self._leaves(np.ascontiguousarray(z[rows]))
+            out[rows] = self.share[leaves].mean(axis=1, dtype=np.float64)
+        return np.log((out + _FLOOR) / (1 + _FLOOR * out.shape[1]))
+
+    def _leaves(self, z: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Leaf of each observation in each tree, (n, T)."""
+        n, width = z.shape
+        at = np.tile(self.roots, n)
+        first = np.repeat(np.arange(n) * width, len(self.roots))  # where each observation's features begin
+        values, walking = z.ravel(), np.arange(len(at))
+        while len(walking):
+            here = at[walking]
+            above = values[first[walking] + self.feature[here]] > self.threshold[here]
+            there = self.child[here, above.astype(np.intp)]
+            at[walking] = there
+            walking = walking[there != here]
+        return at.reshape(n, -1)
+
+    def to_file(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """Arrays that a model file keeps."""
+        return {f"{prefix}.{name}": value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_file(cls, file: ModelFile, prefix: str, n_features: int, n_classes: int) -> Trees | None:
+        """Return what :meth:`to_file` wrote, or None."""
+        if not any(name.startswith(f"{prefix}.") for name in file.arrays):
+            return None
+        threshold = file.array(f"{prefix}.threshold", (None,), endless=True)
+        n = len(threshold)
+        child = file.array(f"{prefix}.child", (n, 2), kind="i", minimum=0, maximum=n - 1)
+        own = np.arange(n)
+        if not ((child == own[:, None]).all(axis=1) | (child > own[:, None]).all(axis=1)).all():
+            raise file.damaged(f"the nodes of {prefix!r} are no trees")  # a walk down would not end
+        feature = file.array(f"{prefix}.feature", (n,), kind="i", minimum=0, maximum=n_features - 1)
+        share = file.array(f"{prefix}.share", (n, n_classes), minimum=0.0, maximum=1.0 + 1e-5)
+        roots = file.array(f"{prefix}.roots", (None,), kind="i", minimum=0, maximum=n - 1)
+        if len(roots) == 0:
+            raise file.damaged(f"{prefix!r} has no trees")
+        return cls(child, feature, threshold, share, roots)
+
+
+def grow_trees(
+    z: NDArray[np.float32], codes: NDArray[np.int64], n_classes: int, seed: int, n_trees: int = N_TREES
+) -> Trees:
+    """Grow trees on labelled observations, all classes counting alike.
+
+    Parameters
+    ----------
+    z
+        Features, (n, d).
+    codes
+        Class of each, 0 to ``n_classes`` - 1, (n,).
+    n_classes
+        Number of classes; those without observations get the least probability.
+    seed
+        Seed of the random cuts.
+    n_trees
+        How many.
+    """
+    forest = ExtraTreesClassifier(
+        n_trees, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed
+    )
+    grown = forest.fit(z, codes)
+    seen = grown.classes_.astype(np.int64)
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("child", "feature", "threshold", "share")}
+    roots = np.zeros(n_trees, dtype=np.int64)
+    start = 0
+    for i, tree in enumerate(estimator.tree_ for estimator in grown.estimators_):
+        own, leaf = np.arange(tree.node_count), tree.children_left < 0
+        child = np.stack([np.where(leaf, own, side) for side in (tree.children_left, tree.children_right)], axis=1)
+        share = np.zeros((tree.node_count, n_classes), dtype=np.float32)
+        share[:, seen] = tree.value[:, 0] / tree.value[:, 0].sum(axis=1, keepdims=True)
+        parts["child"].append((child + start).astype(np.int32))
+        parts["feature"].append(np.where(leaf, 0, tree.feature).astype(np.int32))
+        parts["threshold"].append(np.where(leaf, np.inf, tree.threshold))
+        parts["share"].append(share)
+        roots[i] = start
+        start += tree.node_count
+    return Trees(**{name: np.concatenate(found) for name, found in parts.items()}, roots=roots)

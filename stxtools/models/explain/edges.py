@@ -1,0 +1,180 @@
+"""Which neighbours and which regions drive a region's prediction: attention, and measures that correct it.
+
+Attention says what a layer mixed, not what the output depended on (Jain and Wallace 2019): the message it weighs may
+be small, or be ignored further on. Each score here belongs to a directed edge u -> v and to v's own predicted class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stxtools.models.segmenter.rasters import section_raster
+
+if TYPE_CHECKING:
+    from stxtools.models._section import Section
+    from stxtools.models.segmenter.model import Segmenter
+    from stxtools.models.tissuenet.inputs import RegionSection
+    from stxtools.models.tissuenet.model import TissueNet
+
+METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
+
+
+class RegionAttribution:
+    """The graph network of a trained model on one section, with everything before it held fixed.
+
+    The prediction is that of the ensemble, in which the network's logits have their weight and what the other members
+    add is held fixed; or the network's alone.
+
+    Parameters
+    ----------
+    net
+        A model trained with labels.
+    section
+        Where to look.
+    task
+        Which of its tasks.
+    alone
+        Whether to look at the network alone.
+    """
+
+    def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
+        self.module, self.task = net._trained().eval(), task
+        self.graph = net.reading.tensors(section)
+        with torch.no_grad():
+            out = self.module(self.graph)
+        self.nodes, self.n = out.inputs.detach(), len(out.inputs)
+        at_obs = out.obs_logits[task].numpy()
+        self.weight, others, mean = net.beside_network(task, at_obs, self.graph, section)
+        if alone:
+            self.weight, others, mean = 1.0, np.zeros_like(others), np.zeros_like(mean)
+        self._others, self._at_regions = (torch.from_numpy(a.astype(np.float32)) for a in (others, mean))
+        ensemble = None if alone else net.ensembles.get(task)
+        linear = None if ensemble is None else ensemble.elsewhere.linear
+        if ensemble is not None and linear is not None:
+            coef = ensemble.elsewhere.weights.linear * linear.coef
+            self._linear: Tensor | None = torch.from_numpy(coef.astype(np.float32))
+        else:
+            self._linear = None
+        coo = section.adjacency.tocoo()
+        self.edges = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+        self.source, self.target = self.edges.numpy()
+        self.proba = self.predict()
+        self.called = self.proba.argmax(axis=1)
+        place = {pair: i for i, pair in enumerate(zip(self.source.tolist(), self.target.tolist(), strict=True))}
+        self.attention = np.zeros(self.edges.shape[1])
+        for u, v, weight in zip(*out.edges.tolist(), out.attention.tolist(), strict=True):
+            if (u, v) in place:
+                self.attention[place[u, v]] = weight
+
+    def predict(
+        self, kept: NDArray[np.bool_] | None = None, hidden: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float64]:
+        """Class probabilities of the regions with the edges ``kept``, the features of ``hidden`` regions averaged."""
+        edges = self.edges if kept is None else self.edges[:, torch.from_numpy(kept)]
+        nodes = self.nodes
+        if hidden is not None:
+            nodes = torch.where(torch.from_numpy(hidden)[:, None], nodes.mean(dim=0), nodes)
+        with torch.no_grad():
+            return self._logits(nodes, edges).softmax(dim=1).double().numpy()
+
+    def _logits(self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None) -> Tensor:
+        return self.weight * self.module.pass_messages(nodes, edges, gate)[2][self.task] + self._at_regions
+
+    def edge_scores(self, method: str, regions: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Scores of the edges that lead to ``regions``, NaN for the others, (E,).
+
+        ``"attention"``: of the last layer, mean over heads. ``"gradient"``: length of the gradient of v's logit in
+        u's features. ``"attention_gradient"``: size of the derivative of v's logit by a gate on the messages of the
+        edge, in all layers: attention times what becomes of the message. ``"occlusion"``: change of v's
+        probabilities when the edge is taken out. ``"random"``.
+        """
+        wanted = np.isin(self.target, regions)
+        scores = np.full(len(self.target), np.nan)
+        if method == "attention":
+            scores[wanted] = self.attention[wanted]
+        elif method == "random":
+            scores[wanted] = rng.random(int(wanted.sum()))
+        elif method == "occlusion":
+            for e in np.flatnonzero(wanted):
+                kept = np.ones(len(wanted), dtype=bool)
+                kept[e] = False
+                v = self.target[e]
+                scores[e] = np.abs(self.predict(kept)[v] - self.proba[v]).sum() / 2
+        else:
+            for v in regions:
+                incoming = np.flatnonzero(self.target == v)
+                by_gate, by_node = self._gradients(int(v))
+                found = by_gate[incoming] if method == "attention_gradient" else by_node[self.source[incoming]]
+                scores[incoming] = np.abs(found)
+        return scores
+
+    def _gradients(self, v: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Gradient of v's called logit, against the mean of the others, by each edge's gate and each region."""
+        nodes = self.nodes.clone().requires_grad_(True)
+        gate = torch.ones(self.edges.shape[1], requires_grad=True)
+        logits = self._logits(nodes, self.edges, gate)[v]
+        margin = logits[int(self.called[v])] - logits.mean()
+        by_gate, by_node = torch.autograd.grad(margin, (gate, nodes))
+        return by_gate.double().numpy(), by_node.double().norm(dim=1).numpy()
+
+    def saliency(self) -> NDArray[np.float32]:
+        """Length of the gradient of the predicted class's logits in each observation's own input, (n,).
+
+        Observations outside regions are left out. The input is the raster where there is a U-Net, else what the
+        observation reads.
+        """
+        g = replace(self.graph)
+        raster = g.x is not None
+        g.x = g.x.clone().requires_grad_(True) if g.x is not None else None
+        g.own = g.own.clone().requires_grad_(not raster) if g.own is not None else None
+        logits = self.weight * self.module(g).obs_logits[self.task] + self._others
+        if not raster and g.own is not None and self._linear is not None:
+            logits = logits + (g.own - g.own.detach()) @ self._linear  # of value 0: its gradient is the linear member's
+        margin = logits.max(dim=1).values - logits.mean(dim=1)
+        read = g.x if raster else g.own
+        if read is None:
+            return np.zeros(len(margin), dtype=np.float32)
+        (gradient,) = torch.autograd.grad(margin.sum(), read)
+        at = gradient.flatten(1)[:, g.pixel].T if raster else gradient
+        return at.norm(dim=1).numpy().astype(np.float32)
+
+    def node_scores(self, edge_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What each region means to the regions around it: the sum of the scores of the edges that leave it."""
+        known = np.isfinite(edge_scores)
+        return np.bincount(self.source[known], edge_scores[known], minlength=self.n).astype(np.float64)
+
+    def top_edges(self, scores: NDArray[np.float64], regions: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+        """The ``share`` of each region's incoming edges with the largest scores, one at least, (E,)."""
+        top = np.zeros(len(scores), dtype=bool)
+        for v in regions:
+            incoming = np.flatnonzero(self.target == v)
+            count = int(np.ceil(share * len(incoming)))
+            top[incoming[np.argsort(-scores[incoming], kind="stable")[:count]]] = True
+        return top
+
+    def change(self, proba: NDArray[np.float64], regions: NDArray[np.int64]) -> tuple[float, float]:
+        """Mean change of the probabilities of ``regions`` (total variation), and the share whose class changed."""
+        moved = np.abs(proba[regions] - self.proba[regions]).sum(axis=1) / 2
+        return float(moved.mean()), float((proba[regions].argmax(axis=1) != self.called[regions]).mean())
+
+
+def unet_saliency(segmenter: Segmenter, section: Section) -> NDArray[np.float32]:
+    """Length of the gradient of a trained U-Net's called logits in each observation's own pixel, (n,).
+
+    As :meth:`RegionAttribution.saliency`, for a U-Net without a graph. The raster is read whole, without tiles.
+    """
+    net = segmenter._trained()
+    raster, member = section_raster(segmenter._centred(section), segmenter.scale)
+    view = raster.whole()
+    x = view.x[None].clone().requires_grad_(True)
+    logits = net.cpu().eval()(x, view.occupied[None])[0][0].flatten(1)[:, raster.flat]
+    margin = logits.max(dim=0).values - logits.mean(dim=0)
+    (gradient,) = torch.autograd.grad(margin.sum(), x)
+    length = gradient[0].flatten(1)[:, raster.flat].norm(dim=0)
+    return length.numpy()[member].astype(np.float32)

@@ -1,0 +1,156 @@
+"""What a joint model's evidence for a class rests on: integrated gradients with respect to what it reads.
+
+The model reads, of each observation, a raster of features, means of features over neighbourhoods, scores of smoothed
+genes and, pooled by region, the features again; the region graph is held fixed. All of these are linear in features and
+genes, so that gradients are carried back to them as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stxtools.models.tissuenet.genes import pooling
+from stxtools.models.tissuenet.inputs import centred
+from stxtools.nn._tissue import GraphTensors
+
+if TYPE_CHECKING:
+    from stxtools.models.tissuenet.inputs import RegionSection
+    from stxtools.models.tissuenet.model import TissueNet
+
+Floats = NDArray[np.float64]
+
+STEPS = 32  # Gauss-Legendre points on the path; a normalised layer bends more near the baseline than the U-Net does
+
+
+class TissueEvidence:
+    """A trained model on one section: the evidence for a class, and its gradient on the path from the mean tissue.
+
+    The evidence is the log odds of the class against others by the ensemble's members that have a gradient: network and
+    linear classifier, with the weights that these two have without the others. Trees have no gradient, and label
+    propagation reads no genes. A network of weight 0 has no part in it. Observations are weighted by ``side``; those
+    outside any region do not count. The path runs straight
+    from a section in which every observation has the mean expression to the section itself (Sundararajan et al. 2017).
+
+    Parameters
+    ----------
+    net
+        A model trained with labels.
+    section
+        Where to look.
+    task
+        Which of its tasks.
+    """
+
+    def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:
+        self.net, self.section, self.task = net, section, task
+        self.module = net._trained().eval()
+        self.graph = net.reading.tensors(section)
+        self._known = section.region >= 0
+        self._shapes = {
+            name: tuple(value.shape)
+            for name in ("nodes", "x", "own")
+            if (value := getattr(self.graph, name)) is not None
+        }
+
+    def baseline(self) -> GraphTensors:
+        """Return the section if every observation had its mean expression."""
+        scaling, section = self.net.reading.scaling, self.section.section
+        mean = section.features.mean(axis=0, dtype=np.float64)
+        z = (mean - (section.features - centred(section.features, scaling["centre"]))[0]) / scaling["scale"]
+        out = replace(self.graph)
+        nodes = (mean - scaling["node_centre"]) / scaling["node_scale"]
+        out.nodes = torch.from_numpy(np.tile(nodes, (len(self.section.nodes), 1)).astype(np.float32))
+        if self.graph.own is not None:
+            means = (np.tile(z, len(self.net.params.neighbours)) - scaling["own_centre"]) / scaling["own_scale"]
+            own = np.zeros(self.graph.own.shape[1])
+            own[: len(means)] = means  # scores of genes are centred: 0 at the mean
+            out.own = torch.from_numpy(np.tile(own, (len(self.graph.own), 1)).astype(np.float32))
+        if self.graph.x is not None and self.graph.occupied is not None:
+            out.x = self.graph.occupied * torch.from_numpy(z.astype(np.float32))[:, None, None]
+        return out
+
+    def evidence(self, graph: GraphTensors, group: int, others: list[int], side: Floats) -> torch.Tensor:
+        """Return the weighted log odds of class ``group`` against ``others``, a number."""
+        logits = self.module(graph).obs_logits[self.task]
+        ensemble = self.net.ensembles.get(self.task)
+        if ensemble is not None and graph.own is not None:
+            linear = ensemble.elsewhere.linear
+            logits = ensemble.elsewhere.weights.network * logits
+            if linear is not None:
+                coef, intercept = (torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in vars(linear).values())
+                logits = logits + ensemble.linear_alone * (graph.own @ coef + intercept)
+        odds = logits[:, group] - torch.logsumexp(logits[:, others], dim=1)
+        return (odds * torch.from_numpy(side[self._known].astype(np.float32))).sum()
+
+    def parts(self, group: int, others: list[int], side: Floats) -> tuple[Floats, Floats]:
+        """Return the gradient with respect to every observation's features, (n, C), and the read genes' own parts.
+
+        The latter are gradient times difference from the mean, summed over observations, (G,); empty where the model
+        reads no genes beside the features.
+        """
+        gradient = self._integrated(group, others, side)
+        scaling, section = self.net.reading.scaling, self.section.section
+        n, width = section.features.shape
+        z = np.zeros((n, width))
+        at_genes: Floats = np.zeros(0)
+        if "own" in gradient:
+            own = np.zeros((n, self._shapes["own"][1]))
+            own[self._known] = gradient["own"]
+            n_means = self.net.n_means
+            at_means = own[:, :n_means] / scaling["own_scale"]
+            for i, size in enumerate(self.net.params.neighbours):
+                z += pooling(section.xy, size).T @ at_means[:, i * width : (i + 1) * width]
+            if own.shape[1] > n_means:
+                at_genes = self._gene_parts(own[:, n_means:] / float(scaling["unit"][0]))
+        if "x" in gradient:
+            flat, count = section.flat_pixels, section.shape[0] * section.shape[1]
+            share = np.maximum(np.bincount(flat, minlength=count), 1)
+            z += (gradient["x"].reshape(width, -1) / share).T[flat]
+        features = z / scaling["scale"]
+        held = np.maximum(np.bincount(self.section.region[self._known], minlength=len(self.section.nodes)), 1)
+        at_nodes = gradient["nodes"] / scaling["node_scale"] / held[:, None]
+        features[self._known] += at_nodes[self.section.region[self._known]]
+        return features, at_genes
+
+    def _gene_parts(self, at_scores: Floats) -> Floats:
+        smoothed, genes = self.net.reading.smoothed, self.section.genes
+        if smoothed is None or genes is None:
+            return np.zeros(0)
+        total = np.zeros(len(smoothed.axes))
+        for at, rows in smoothed._rows(genes, self.section.section.xy, np.arange(len(at_scores))):
+            total += (rows * (at_scores[at] @ smoothed.axes.T)).sum(axis=0)
+        return total.reshape(len(smoothed.sizes), -1).sum(axis=0)
+
+    def _integrated(self, group: int, others: list[int], side: Floats) -> dict[str, Floats]:
+        """Gradient averaged over the path, by Captum, of each thing that is read."""
+        from captum.attr import IntegratedGradients
+
+        explainer = IntegratedGradients(
+            lambda flat: torch.stack([self.evidence(self._graph(row), group, others, side) for row in flat]),
+            multiply_by_inputs=False,
+        )
+        found = explainer.attribute(
+            self._flat(self.graph), self._flat(self.baseline()), n_steps=STEPS, internal_batch_size=1
+        )[0]
+        out, start = {}, 0
+        for name, shape in self._shapes.items():
+            stop = start + int(np.prod(shape))
+            out[name] = found[start:stop].detach().double().numpy().reshape(shape)
+            start = stop
+        return out
+
+    def _flat(self, graph: GraphTensors) -> torch.Tensor:
+        return torch.cat([getattr(graph, name).flatten() for name in self._shapes])[None]
+
+    def _graph(self, flat: torch.Tensor) -> GraphTensors:
+        out, start = replace(self.graph), 0
+        for name, shape in self._shapes.items():
+            stop = start + int(np.prod(shape))
+            setattr(out, name, flat[start:stop].reshape(shape))
+            start = stop
+        return out

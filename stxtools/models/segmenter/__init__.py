@@ -1,0 +1,1 @@
+"""The segmentation model S = U(X; theta) and its pseudo-labels."""

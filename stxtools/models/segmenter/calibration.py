@@ -1,0 +1,56 @@
+"""Confidence that means what it says: one temperature for the U-Net's probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+if TYPE_CHECKING:
+    from .pseudo_labels import Lesson
+
+_COOLEST, _HOTTEST = 0.25, 50.0
+
+
+def matching_temperature(proba: NDArray[np.floating], accuracy: float) -> float:
+    """Temperature at which the mean confidence of ``proba`` (n, K) equals the accuracy that is expected.
+
+    One temperature never changes which class is the most probable (Guo et al. 2017).
+    """
+    if len(proba) == 0 or proba.shape[1] < 2:
+        return 1.0
+
+    def excess(log_temperature: float) -> float:
+        return float(tempered(proba, float(np.exp(log_temperature))).max(axis=1).mean()) - accuracy
+
+    low, high = np.log(_COOLEST), np.log(_HOTTEST)
+    if excess(low) <= 0:
+        return _COOLEST
+    if excess(high) >= 0:
+        return _HOTTEST
+    return float(np.exp(brentq(excess, low, high, xtol=1e-4)))
+
+
+def tempered(proba: NDArray[np.floating], temperature: float) -> NDArray[np.float32]:
+    """Probabilities whose logits are divided by ``temperature``."""
+    if temperature == 1.0:
+        return proba.astype(np.float32)
+    logits = np.log(proba.astype(np.float64).clip(1e-30)) / temperature
+    share = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def expected_temperature(proba: Sequence[NDArray[np.float32]], lesson: Lesson) -> float:
+    """Temperature that brings the confidence to what the teachers' agreement says of the U-Net's classes.
+
+    The few observations left without a label where most have one are no sample of the tissue: all count then.
+    """
+    answer = np.concatenate(list(proba))
+    told = ~np.isnan(lesson.sure[:, 0])
+    if lesson.labelled.mean() < 0.5:
+        told &= ~lesson.labelled
+    chosen = lesson.sure[told, answer[told].argmax(axis=1)]
+    return matching_temperature(answer[told], float(chosen.mean())) if told.any() else 1.0

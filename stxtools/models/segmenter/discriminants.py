@@ -1,0 +1,156 @@
+"""From a few labels to class probabilities everywhere: the teacher with labels. Never written as a result itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from stxtools._spatial.graph import neighbour_mean
+from stxtools._spatial.smoothing import Neighbourhoods
+
+if TYPE_CHECKING:
+    from stxtools.models._section import Section
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+SCALES = ((7, 19), (19, 61), (37, 127))  # nearest observations whose means are read side by side
+EDGES = (((19,), 1.5), ((19, 61), 1.0))  # plain means, and the tolerance of the edge-preserving one beside them
+ROUNDS = 8  # of co-training
+MEMBERS = 24  # classifiers that vote on how sure the teacher may be
+SHARE = 0.6  # of the components that each of them sees
+
+
+def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[FloatArray]:
+    """Neighbourhood features of the chosen rows of all sections: a matrix (n, d) for each kind, standardised.
+
+    The first three hold plain means at two scales each, the others an edge-preserving mean as well.
+    """
+    parts: list[list[NDArray[np.float32]]] = []
+    for section, chosen in zip(sections, rows, strict=True):
+        near = Neighbourhoods(section.features, section.xy, chosen)
+        guide = neighbour_mean(section.graph, section.features, rounds=2)
+        sizes = sorted({size for pair in (*SCALES, *(plain for plain, _ in EDGES)) for size in pair})
+        mean = {size: near.mean(size) for size in sizes}
+        views = [np.concatenate([mean[size] for size in pair], axis=1) for pair in SCALES]
+        views += [
+            np.concatenate([*(mean[size] for size in plain), near.edge_preserving_mean(guide, tolerance)], axis=1)
+            for plain, tolerance in EDGES
+        ]
+        parts.append(views)
+    return [_standardised(np.concatenate(views).astype(np.float64)) for views in zip(*parts, strict=True)]
+
+
+def neighbour_features(features: NDArray[np.float32], xy: FloatArray, sizes: Sequence[int] = (19, 61)) -> FloatArray:
+    """Means over the nearest 19 and 61 observations (itself included): two rings and four of a hex lattice."""
+    near = Neighbourhoods(features, xy)
+    return np.concatenate([near.mean(size) for size in sizes], axis=1).astype(np.float64)
+
+
+def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int, *, rounds: int = ROUNDS) -> FloatArray:
+    """Class probabilities of all observations from a few labels, by discriminant analyses that teach each other.
+
+    Every view has its own discriminant analysis. The first fit sees the labels. In each further round the
+    unlabelled observations join with the probabilities on which the views agree (their geometric mean), weighted
+    by how far the larger one exceeds a half; together they weigh as much as the labels, and the covariance, now
+    better known, is shrunk half as much (co-training; Blum and Mitchell 1998).
+
+    Parameters
+    ----------
+    views
+        Standardised features, (n, d) each.
+    labels
+        Class codes, -1 where unlabelled; every class occurs.
+    n_classes
+        Number of classes.
+    rounds
+        Rounds of co-training.
+    """
+    known = labels >= 0
+    shrinkage = [class_shrinkage(z[known], labels[known], n_classes) for z in views]
+    given = np.eye(n_classes)[labels[known]]
+    share, weight = np.zeros((len(labels), n_classes)), known.astype(float)
+    share[known] = given
+    share = _agreed(views, share, weight, shrinkage)
+    for _ in range(rounds):
+        share[known] = given
+        sure = np.clip(2 * share.max(axis=1) - 1, 0, 1)
+        weight = np.where(known, 1.0, sure * known.sum() / max(float(sure[~known].sum()), 1e-9))
+        share = _agreed(views, share, weight, [s / 2 for s in shrinkage])
+    return share
+
+
+def voted_confidence(
+    views: Sequence[FloatArray], labels: IntArray, n_classes: int, rng: np.random.Generator
+) -> FloatArray:
+    """Mean class probabilities of classifiers that see random components each: how sure one may be.
+
+    Random subspaces (Ho 1998). Where the labels settle a class, whichever components are read, all agree. The mean
+    probability is close to the share that is right, where the probabilities of a single discriminant analysis, whose
+    labels lie in few places, are far too high.
+    """
+    out = np.zeros((len(labels), n_classes))
+    plain = views[: len(SCALES)]
+    for i in range(MEMBERS):
+        z = plain[i % len(plain)]
+        d = z.shape[1] // 2
+        columns = np.sort(rng.choice(d, max(min(2, d), round(SHARE * d)), replace=False))
+        out += spread_labels([z[:, np.r_[columns, columns + d]]], labels, n_classes, rounds=1) / MEMBERS
+    return out
+
+
+class ShrinkageLDA:
+    """Linear discriminant analysis with weights, whose pooled covariance is drawn to its own diagonal.
+
+    How far is the mean, over classes, of what Ledoit and Wolf (2004) find for each class: correlations shrink,
+    variances do not. Classes with one or two observations are allowed.
+    """
+
+    def fit(self, z: FloatArray, share: FloatArray, weight: FloatArray, shrinkage: float) -> ShrinkageLDA:
+        """Fit to observations (n, d) with class shares (n, K) and weights (n,)."""
+        mass = share * weight[:, None]
+        count = mass.sum(axis=0)
+        means = (mass.T @ z) / (count[:, None] + 1e-12)
+        total = (z * weight[:, None]).T @ z / count.sum()
+        within = total - (means.T * (count / count.sum())) @ means
+        within = (1 - shrinkage) * within + shrinkage * np.diag(np.diag(within))
+        within += 1e-6 * max(float(np.trace(within)) / len(within), 1e-9) * np.eye(len(within))
+        self.coef_ = np.linalg.solve(within, means.T)
+        prior = (count + 1) / (count + 1).sum()
+        self.intercept_ = -0.5 * np.einsum("kd,dk->k", means, self.coef_) + np.log(prior)
+        return self
+
+    def predict_proba(self, z: FloatArray) -> FloatArray:
+        """Class probabilities, (n, K)."""
+        return softmax(z @ self.coef_ + self.intercept_, axis=1)
+
+
+def class_shrinkage(z: FloatArray, labels: IntArray, n_classes: int) -> float:
+    """Mean Ledoit-Wolf shrinkage of the classes' correlation matrices, weighted by their size."""
+    from sklearn.covariance import ledoit_wolf
+
+    found, sizes = [], []
+    for c in range(n_classes):
+        part = z[labels == c]
+        sizes.append(len(part))
+        scaled = (part - part.mean(axis=0)) / (part.std(axis=0) + 1e-9)
+        found.append(ledoit_wolf(scaled)[1] if len(part) > 2 else 1.0)
+    return float(np.average(found, weights=sizes))
+
+
+def _agreed(
+    views: Sequence[FloatArray], share: FloatArray, weight: FloatArray, shrinkage: Sequence[float]
+) -> FloatArray:
+    """Fit one discriminant analysis a view; return the geometric mean of their probabilities."""
+    logs = np.zeros_like(share)
+    for z, s in zip(views, shrinkage, strict=True):
+        logs += np.log(ShrinkageLDA().fit(z, share, weight, s).predict_proba(z).clip(1e-4)) / len(views)
+    return softmax(logs, axis=1)
+
+
+def _standardised(z: FloatArray) -> FloatArray:
+    return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)

@@ -1,0 +1,315 @@
+"""Consensus of Gaussian mixtures: the teacher without labels. Never written as a result itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
+from scipy.optimize import linear_sum_assignment
+from scipy.special import softmax
+
+from stxtools._spatial.graph import averaging, neighbour_mean
+from stxtools._spatial.smoothing import Neighbourhoods
+
+from .agreement import pairwise_rand_index
+
+if TYPE_CHECKING:
+    from stxtools.models._section import Section
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+STARTS = 3  # mixtures for each view
+_TREE = 800  # observations of a tree: few, so that starts differ and cost little
+_FIT = 20_000  # observations that a mixture is fitted to
+_JUDGE = 3000  # observations on which partitions are compared
+_CHUNK = 32_768  # observations whose memberships are computed at a time
+_PAIRS = ((1, 3), (1, 5), (2, 5), (2, 8))  # rounds of averaging that are read side by side
+_SINGLE = (2, 4)
+_TOLERANCES = (1.0, 1.5)  # of the edge-preserving means
+_COTRAINING = 10  # rounds
+
+
+def most_rounds(n_obs: int) -> int:
+    """Rounds of averaging whose window (of a hexagonal lattice) holds at most a tenth of a section."""
+    longest = max(max(pair) for pair in _PAIRS)
+    return max([r for r in range(1, longest + 1) if 1 + 3 * r * (r + 1) <= n_obs / 10], default=1)
+
+
+@dataclass(frozen=True)
+class View:
+    """Spatial means of several scales side by side, put together for the rows that are asked for.
+
+    ``means`` are shared by the views of a section, so that many views cost no more memory than the scales do.
+    """
+
+    means: tuple[NDArray[np.float32], ...]
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.means[0])
+
+    def __getitem__(self, rows: Any) -> FloatArray:
+        return np.concatenate([m[rows, : self.width] for m in self.means], axis=1, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """Tied Gaussian mixtures of one view as linear logits: coefficients (d, m * k) and intercepts (m * k,)."""
+
+    coef: FloatArray
+    intercept: FloatArray
+    k: int
+
+    def memberships(self, z: FloatArray) -> NDArray[np.float32]:
+        """Memberships of observations (n, d) in the classes of every mixture, (n, m, k)."""
+        logits = (z @ self.coef + self.intercept).reshape(len(z), -1, self.k)
+        share = np.exp((logits - logits.max(axis=2, keepdims=True)).astype(np.float32))
+        return share / share.sum(axis=2, keepdims=True)
+
+
+def multiscale_views(
+    features: NDArray[np.float32],
+    graph: sparse.csr_matrix,
+    rounds: int | None = None,
+    rows: IntArray | None = None,
+) -> list[View]:
+    """Fine and coarse spatial means side by side, and single scales; of all and of 3/4 of the components.
+
+    ``rounds`` bounds the averaging; by default :func:`most_rounds` of the number of observations. ``rows`` are the
+    observations that are wanted, all by default.
+    """
+    cap = most_rounds(len(features)) if rounds is None else rounds
+    x, mean = features.astype(np.float64), averaging(graph)
+    means: dict[int, NDArray[np.float32]] = {}
+    for r in range(1, cap + 1):
+        x = mean @ x
+        means[r] = (x if rows is None else x[rows]).astype(np.float32)
+    d = x.shape[1]
+    widths = sorted({d, max(1, round(0.75 * d))}, reverse=True)
+    single = sorted({min(r, cap) for r in _SINGLE})
+    pairs = sorted({(min(a, cap), min(b, cap)) for a, b in _PAIRS if min(a, cap) < min(b, cap)})
+    joint = [View(tuple(means[r] for r in pair), q) for q in widths for pair in pairs]
+    return joint + [View((means[r],), q) for r in single for q in widths]
+
+
+def edge_views(section: Section, rows: IntArray) -> list[View]:
+    """Edge-preserving means alone, beside means over 19, and over 19 and 61 observations, of one section."""
+    near = Neighbourhoods(section.features, section.xy, rows)
+    guide = neighbour_mean(section.graph, section.features, rounds=2)
+    fine, coarse, d = near.mean(19), near.mean(61), section.features.shape[1]
+    sharp = [near.edge_preserving_mean(guide, tolerance) for tolerance in _TOLERANCES]
+    return [View((*plain, mean), d) for mean in sharp for plain in ((), (fine,), (fine, coarse))]
+
+
+def stacked(parts: Sequence[Sequence[View]]) -> list[View]:
+    """Views of several sections, one section under the other."""
+    return [
+        View(tuple(np.concatenate(m) for m in zip(*(v.means for v in views), strict=True)), views[0].width)
+        for views in zip(*parts, strict=True)
+    ]
+
+
+def steady_view(features: NDArray[np.float32], graph: sparse.csr_matrix) -> FloatArray:
+    """Features on which the number of classes is judged: 3/4 of the components, averaged twice."""
+    fewer = max(1, round(0.75 * features.shape[1]))
+    return neighbour_mean(graph, features[:, :fewer].astype(np.float64), rounds=2)
+
+
+def consensus(
+    views: Sequence[View | FloatArray], k: int, rng: np.random.Generator, tick: Callable[[], object] = lambda: None
+) -> tuple[FloatArray, FloatArray]:
+    """Soft partition into ``k`` classes: the mean of many mixtures, matched to the one most like the others.
+
+    The reference is the medoid under the adjusted Rand index. The classes of each mixture are matched to
+    it (Hungarian method), and their mean, weighted by how much a mixture is like the others, is the next
+    reference, five times (voting; Dimitriadou, Weingessel and Hornik 2002). A single mixture can end in a
+    bad optimum; their consensus rarely does. Mixtures are fitted, compared and matched on samples; the
+    observations as a whole are passed once, in chunks.
+
+    Returns
+    -------
+    Target probabilities (n, k), and the share of the mixtures that agree with the chosen class (n,) in 0..1. Where
+    no mixture keeps all classes apart, some may be the most probable one nowhere.
+    """
+    fitted: list[Mixtures] = []
+    complete: list[bool] = []
+    for view in views:
+        mixtures, kept = fit_mixtures(view, k, rng)
+        fitted.append(mixtures)
+        complete += kept
+        tick()
+    rows = some_rows(len(views[0]), _JUDGE, rng)
+    judged = np.concatenate([f.memberships(v[rows]) for f, v in zip(fitted, views, strict=True)], axis=1)
+    judged = np.ascontiguousarray(judged.transpose(1, 0, 2), dtype=np.float64)
+    standing = pairwise_rand_index(list(judged.argmax(axis=2))).mean(axis=1).clip(1e-3)
+    medoid = int(np.where(complete, standing, 0.0).argmax()) if any(complete) else int(standing.argmax())
+    reference, order = judged[medoid], np.zeros((len(judged), k), dtype=np.int64)
+    for _ in range(5):
+        order = np.stack([linear_sum_assignment(-(reference.T @ m))[1] for m in judged])
+        matched = np.take_along_axis(judged, order[:, None, :], axis=2)
+        reference = np.einsum("m,mnk->nk", standing, matched) / standing.sum()
+    target = _voted(views, fitted, order, standing)
+    if (np.bincount(target.argmax(axis=1), minlength=k) == 0).any():
+        # a class on which the mixtures differ too much is voted away
+        alone = np.zeros(len(standing))
+        alone[medoid] = 1.0
+        target = _voted(views, fitted, order, alone)
+    return target, target.max(axis=1)
+
+
+def _voted(
+    views: Sequence[View | FloatArray], fitted: Sequence[Mixtures], order: IntArray, weight: FloatArray
+) -> FloatArray:
+    """Weighted mean of the memberships, classes in the given order: one pass over the observations."""
+    n, k = len(views[0]), order.shape[1]
+    out, per_view = np.empty((n, k)), np.split(np.arange(len(order)), len(views))
+    for start in range(0, n, _CHUNK):
+        rows = slice(start, min(start + _CHUNK, n))
+        total = np.zeros((rows.stop - start, k))
+        for view, mixtures, members in zip(views, fitted, per_view, strict=True):
+            if not weight[members].any():
+                continue
+            share = mixtures.memberships(view[rows])
+            for j, m in enumerate(members):
+                total += weight[m] * share[:, j, order[m]]
+        out[rows] = total / weight.sum()
+    return out
+
+
+def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Let the mixtures of all views go on from a common partition, each learning from the mean of all.
+
+    An EM whose E-step is shared: ten times, the parameters of every view's tied mixture are computed from the
+    common memberships, and the mean of what they answer is the next (co-EM; Nigam and Ghani 2000). Returns
+    memberships (n, k); those given if a class is lost on the way.
+    """
+    rows = some_rows(len(target), _FIT, rng)
+    whitened, share = [], target[rows]
+    for view in views:
+        part = view[rows]
+        centre, white = _whitening(part)
+        whitened.append(((part - centre) @ white, centre, white))
+    models: list[tuple[FloatArray, FloatArray]] = []
+    for _ in range(_COTRAINING):
+        models = [tied_logits(z, share) for z, _, _ in whitened]
+        share = np.zeros_like(share)
+        for (z, _, _), (coef, intercept) in zip(whitened, models, strict=True):
+            share += softmax(z @ coef + intercept, axis=1) / len(views)
+    out = np.zeros_like(target)
+    for start in range(0, len(target), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        for view, (_, centre, white), (coef, intercept) in zip(views, whitened, models, strict=True):
+            out[chunk] += softmax((view[chunk] - centre) @ white @ coef + intercept, axis=1) / len(views)
+    kept = np.bincount(out.argmax(axis=1), minlength=target.shape[1]) > 0
+    return out if kept.all() else target
+
+
+def tied_logits(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """M-step of a tied Gaussian mixture on whitened ``z``, as linear logits (coefficients, intercept).
+
+    The total covariance being the identity, the one within classes is the identity less the one between them, so
+    that a step costs n * d * k and no pass over (n, d, d).
+    """
+    mass = share.sum(axis=0)
+    means = (share.T @ z) / (mass[:, None] + 1e-9)
+    within = (1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means
+    coef = np.linalg.solve(within, means.T)
+    prior = (mass + 1) / (len(z) + len(mass))
+    return coef, -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
+
+
+def tied_memberships(z: FloatArray, k: int, rng: np.random.Generator, *, starts: int = STARTS) -> list[FloatArray]:
+    """Memberships (n, k) in Gaussian mixtures with one covariance for all classes, from ``starts`` trees.
+
+    Mixtures of this kind on spatially averaged principal components stand level with the published graph
+    networks on cortex sections.
+    """
+    mixtures, _ = fit_mixtures(z, k, rng, starts=starts)
+    return list(mixtures.memberships(z).transpose(1, 0, 2).astype(np.float64))
+
+
+def fit_mixtures(
+    z: View | FloatArray, k: int, rng: np.random.Generator, *, starts: int = STARTS
+) -> tuple[Mixtures, list[bool]]:
+    """Fit ``starts`` tied mixtures to a sample; also whether each keeps its ``k`` classes apart on it."""
+    part = z[some_rows(len(z), _FIT, rng)]
+    centre, white = _whitening(part)
+    part = (part - centre) @ white
+    coefs, intercepts, complete = [], [], []
+    for _ in range(starts):
+        sample = part[some_rows(len(part), max(_TREE, 10 * k), rng)]
+        tree = linkage(sample, "ward")
+        labels = fcluster(tree, k, "maxclust") - 1
+        if labels.max() + 1 < k:  # ties between the tree's heights
+            labels = cut_tree(tree, k)[:, 0]
+        coef, intercept = fit_tied(part, _from_tree(sample, labels, k))
+        found = np.bincount((part @ coef + intercept).argmax(axis=1), minlength=k)
+        complete.append(bool((found > 0).all()))
+        coefs.append(white @ coef)
+        intercepts.append(intercept - centre @ coefs[-1])
+    return Mixtures(np.concatenate(coefs, axis=1), np.concatenate(intercepts), k), complete
+
+
+def fit_tied(
+    z: FloatArray, logits: tuple[FloatArray, FloatArray], *, max_iter: int = 100, tol: float = 1e-3
+) -> tuple[FloatArray, FloatArray]:
+    """EM of a tied Gaussian mixture, as linear logits; ``z`` must be whitened by its own mean and covariance."""
+    coef, intercept = logits
+    share = softmax(z @ coef + intercept, axis=1)
+    for _ in range(max_iter):
+        coef, intercept = tied_logits(z, share)
+        new = softmax(z @ coef + intercept, axis=1)
+        change, share = float(np.abs(new - share).sum()) / (2 * len(z)), new
+        if change < tol:
+            break
+    return coef, intercept
+
+
+def stability_curve(
+    z: FloatArray, ks: Sequence[int], rng: np.random.Generator, *, resamples: int = 6, size: int = 1500
+) -> FloatArray:
+    """Mean pairwise adjusted Rand index of mixtures fitted to random halves, for each number of classes.
+
+    Each half is clustered by a tree and a tied mixture; all are compared on the same observations
+    (stability of clustering; Ben-Hur, Elisseeff and Guyon 2002).
+    """
+    judged = z[some_rows(len(z), _JUDGE, rng)]
+    found: list[list[IntArray]] = [[] for _ in ks]
+    for _ in range(resamples):
+        half = z[some_rows(len(z), min(size, max(len(z) // 2, max(ks) + 1)), rng)]
+        centre, white = _whitening(half)
+        half, seen = (half - centre) @ white, (judged - centre) @ white
+        cuts = cut_tree(linkage(half, "ward"), list(ks))
+        for i, k in enumerate(ks):
+            coef, intercept = fit_tied(half, _from_tree(half, cuts[:, i], k), max_iter=30)
+            found[i].append((seen @ coef + intercept).argmax(axis=1))
+    below = np.tril_indices(resamples, -1)
+    return np.array([pairwise_rand_index(f)[below].mean() for f in found])
+
+
+def some_rows(n: int, size: int, rng: np.random.Generator) -> IntArray:
+    """Return ``size`` of ``n`` rows at random, ascending; all if there are no more."""
+    return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
+
+
+def _whitening(z: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean of ``z``, and the matrix that makes its total covariance the identity."""
+    covariance = np.atleast_2d(np.cov(z.T, bias=True))
+    ridge = 1e-4 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    lower = np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
+    return z.mean(axis=0), np.linalg.inv(lower).T
+
+
+def _from_tree(z: FloatArray, labels: IntArray, k: int) -> tuple[FloatArray, FloatArray]:
+    """Linear logits of the classes of a tree over whitened observations."""
+    means = np.stack([z[labels == c].mean(axis=0) for c in range(k)])
+    rest = z - means[labels]
+    coef = np.linalg.solve(rest.T @ rest / len(z) + 1e-3 * np.eye(z.shape[1]), means.T)
+    prior = np.bincount(labels, minlength=k) / len(labels)
+    return coef, -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)

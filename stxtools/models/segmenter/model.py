@@ -1,0 +1,394 @@
+"""The segmentation model: S = U(X; theta)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stxtools._progress import stage
+from stxtools.models._model_file import ModelFile
+from stxtools.models._params import SegmenterParams, as_dict, resolve
+from stxtools.models._projection import GeneProjection
+from stxtools.models._section import Section
+from stxtools.models._storage import load_model, save_model
+from stxtools.models._weights import module_arrays
+from stxtools.nn._augment import Augmentation
+from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._tiles import PixelRaster, predict_pixels
+from stxtools.nn._unet import SegmentationNet, UNet
+from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loader
+
+from .calibration import expected_temperature, tempered
+from .classes import class_sizes, offsets_for_all
+from .pseudo_labels import lesson_from_labels, lesson_without_labels
+from .rasters import lesson_rasters, section_raster
+
+PRIOR_OBS = 20
+_TIES = 4
+_DRAWS = 0  # seed of the consensus, which is a property of the data
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Result for one section.
+
+    Attributes
+    ----------
+    proba
+        Class probabilities of the observations, (n, K).
+    features
+        The U-Net's feature vector at every observation, (n, width).
+    """
+
+    proba: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+class Segmenter:
+    """U-Net that assigns the observations of spatial sections to compartments.
+
+    It is trained on the sections it is fitted to: pretrained without labels (masked reconstruction or
+    SimCLR) or starts from a U-Net pretrained on others, then taught by soft targets. Without labels the
+    targets are a consensus of Gaussian mixtures on spatially averaged features; with labels, discriminant
+    analyses on neighbourhood means for the unlabelled observations and the labels themselves for the labelled
+    ones. A temperature brings its confidence to the teachers' agreement.
+
+    Parameters
+    ----------
+    params
+        Architecture and training; an instance, a mapping of fields, or None for the defaults.
+
+    Examples
+    --------
+    >>> import numpy as np, stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.tl.segment(adata, n_segments=3, save_model="tissue.stx")
+    >>> model = st.models.Segmenter.load("tissue.stx")
+    >>> model.classes
+    ['0', '1', '2']
+    """
+
+    def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
+        self.params = resolve(params, SegmenterParams)
+        self.classes: list[str] = []
+        self.history: list[dict[str, Any]] = []
+        self.stability: dict[int, float] = {}
+        self.projection: GeneProjection | None = None
+        self.use_rep: str | None = None
+        self.image_key: str | None = None
+        self.temperature = 1.0
+        self.start: dict[str, torch.Tensor] | None = None
+        self.net: SegmentationNet | None = None
+        self.centre: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
+        self.scale: NDArray[np.float32] = np.ones(0, dtype=np.float32)
+
+    @property
+    def n_features(self) -> int:
+        """Length of the feature vectors it reads."""
+        return len(self.centre)
+
+    def params_dict(self) -> dict[str, Any]:
+        """Parameters as plain values."""
+        return as_dict(self.params)
+
+    # ---------------------------------------------------------------- training
+
+    def fit(
+        self,
+        sections: Sequence[Section],
+        *,
+        n_segments: int | None = None,
+        labels: Sequence[NDArray[np.int64]] | None = None,
+        classes: Sequence[str] | None = None,
+        random_state: int = 0,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        show_progress: bool | None = None,
+    ) -> Segmenter:
+        """Train on ``sections``.
+
+        Parameters
+        ----------
+        sections
+            What to learn from.
+        n_segments
+            Number of compartments without labels; None chooses it by stability.
+        labels
+            Per section, class codes with -1 for unlabelled observations.
+        classes
+            Class names for ``labels``.
+        random_state
+            Seed; the same seed on the same machine gives the same result.
+        accelerator, devices
+            As in Lightning.
+        show_progress
+            Whether a bar is shown.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer distinct observations than ``n_segments``.
+        """
+        self.net, self.history = None, []
+        orders = [s.canonical_order() for s in sections]
+        sections = self._standards([s.taken(order) for s, order in zip(sections, orders, strict=True)])
+        if labels is None:
+            lesson = lesson_without_labels(sections, n_segments, np.random.default_rng(_DRAWS), show_progress)
+        else:
+            ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]
+            lesson = lesson_from_labels(sections, ordered, list(classes or []), np.random.default_rng(random_state))
+        self.classes, self.stability = lesson.classes, lesson.stability
+        tensors, members = lesson_rasters(sections, lesson, self.scale, random_state)
+        how: dict[str, Any] = {
+            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
+        }  # fmt: skip
+        self._train(tensors, how)
+        answers = self._answers(tensors, accelerator)
+        if labels is None and self._keep_all_classes(tensors, [features for _, features in answers]):
+            answers = self._answers(tensors, accelerator)
+        proba = [p[m] for (p, _), m in zip(answers, members, strict=True)]
+        self.temperature = expected_temperature(proba, lesson)
+        if labels is None:
+            self._order_by_size(tensors, members, proba, accelerator)
+        return self
+
+    def pretrain(
+        self,
+        sections: Sequence[Section],
+        *,
+        random_state: int = 0,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        show_progress: bool | None = None,
+    ) -> Segmenter:
+        """Train the U-Net without labels or classes; :meth:`fit` then starts from it.
+
+        Parameters
+        ----------
+        sections
+            What to learn from; the more tissue, the better.
+        random_state, accelerator, devices, show_progress
+            As in :meth:`fit`.
+        """
+        if self.params.pretrain == "none":
+            raise ValueError("`params` name no pretraining; choose `pretrain='masked'` or 'contrastive'.")
+        self.net, self.start, self.history = None, None, []
+        rasters = [section_raster(s, self.scale)[0] for s in self._standards(sections)]
+        with seeded(random_state):
+            unet = self._new_unet()
+        self._pretrain(unet, rasters, {
+            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
+        })  # fmt: skip
+        self.start = {k: v.detach().cpu().clone() for k, v in unet.state_dict().items()}
+        return self
+
+    def _standards(self, sections: Sequence[Section]) -> list[Section]:
+        """Centre the sections; remember mean and scale, unless pretraining has set them."""
+        if self.start is None:
+            self.centre = np.concatenate([s.features for s in sections]).mean(axis=0)
+        centred = [self._centred(s) for s in sections]
+        if self.start is None:
+            self.scale = np.concatenate([s.features for s in centred]).std(axis=0) + 1e-6
+        return centred
+
+    def _keep_all_classes(self, tensors: list[PixelRaster], features: list[NDArray[np.float32]]) -> bool:
+        """Shift the biases of the classifier should a class have been lost in training; return whether one had been."""
+        head: Any = self._trained().head
+        weight, bias = head.weight.detach()[:, :, 0, 0].double().numpy(), head.bias.detach().double().numpy()
+        logits = np.concatenate(features) @ weight.T + bias
+        wanted = class_sizes(np.concatenate([t.target.numpy() for t in tensors if t.target is not None]))
+        offsets = offsets_for_all(logits, wanted)
+        with torch.no_grad():
+            head.bias += torch.from_numpy(offsets).float()
+        return bool(offsets.any())
+
+    def _order_by_size(
+        self,
+        tensors: list[PixelRaster],
+        members: list[NDArray[np.int64]],
+        proba: list[NDArray[np.float32]],
+        accelerator: str,
+    ) -> None:
+        """Number the classes from the one with most observations to the one with fewest."""
+        head = self._trained().head
+        for _ in range(_TIES):  # in another order, rounding may move an observation at a border
+            sizes = class_sizes(tempered(np.concatenate(proba), self.temperature))
+            if (np.diff(sizes) <= 0).all():
+                break
+            order = torch.from_numpy(np.argsort(-sizes, kind="stable"))
+            with torch.no_grad():
+                head.weight.copy_(head.weight[order])
+                head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
+            proba = [p[m] for (p, _), m in zip(self._answers(tensors, accelerator), members, strict=True)]
+
+    def _answers(
+        self, tensors: list[PixelRaster], accelerator: str
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Class probabilities and features of the occupied pixels of every section."""
+        stage("predicting")
+        net, device = self._trained(), best_device(accelerator)
+        found = [predict_pixels(net, t, device) for t in tensors]
+        net.to("cpu")
+        return [(proba.numpy(), features.numpy()) for proba, features in found]
+
+    def _trained(self) -> SegmentationNet:
+        if self.net is None:
+            raise ValueError("This Segmenter is not trained; call `fit` or load a saved one.")
+        return self.net
+
+    def _centred(self, section: Section) -> Section:
+        """Take the section's own mean out: the simplest account of depth, staining and donor.
+
+        The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
+        observations lay there.
+        """
+        n = section.n_obs
+        mean = (n * section.features.mean(axis=0) + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
+        return replace(section, features=(section.features - mean).astype(np.float32))
+
+    def _new_unet(self) -> UNet:
+        p = self.params
+        return UNet(self.n_features, width=p.width, depth=p.depth, kernel_size=p.kernel_size,
+                    dropout=p.dropout, sigmas=p.sigmas)  # fmt: skip
+
+    def _new_net(self) -> SegmentationNet:
+        unet = self._new_unet()
+        if self.start is not None:
+            unet.load_state_dict(self.start)
+        return SegmentationNet(unet, len(self.classes))
+
+    def _train(self, tensors: list[PixelRaster], how: dict[str, Any]) -> None:
+        from stxtools.nn._segmentation import SegmentationTask
+        from stxtools.nn._training import run_training
+
+        p = self.params
+        with seeded(how["seed"]):
+            net = self._new_net()
+        if p.pretrain != "none" and self.start is None:
+            self._pretrain(net.unet, tensors, how)
+        size = view_size(tensors, net.unet.stride, p.view_size)
+        epochs = usual_epochs(tensors, size) if p.epochs is None else p.epochs
+        task = SegmentationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
+        views = view_loader(
+            tensors, size=size, steps=p.steps_per_epoch,
+            batch_size=p.batch_size, how=self._augmentation, seed=how["seed"],
+        )  # fmt: skip
+        self.history += run_training(
+            task, views, whole_loader(tensors), stage="segment", desc="training the U-Net", **how
+        )
+        self.net = net
+
+    @property
+    def _augmentation(self) -> Augmentation:
+        return Augmentation(self.params.rotation, self.params.scaling, True, self.params.drop)
+
+    def _pretrain(self, unet: UNet, tensors: list[PixelRaster], how: dict[str, Any]) -> None:
+        from stxtools.nn._segmentation import ContrastivePretraining, MaskedPretraining
+        from stxtools.nn._training import run_training
+
+        p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
+        training = Training(p.pretrain_epochs, p.pretrain_epochs, lr=p.lr, weight_decay=p.weight_decay)
+        with seeded(how["seed"] + 1):
+            if p.pretrain == "masked":
+                task: Any = MaskedPretraining(unet, self.n_features, training)
+            else:
+                task = ContrastivePretraining(unet, self.n_features, training)
+        twins = p.pretrain == "contrastive"
+        views = view_loader(
+            tensors,
+            size=min(size, 32) if twins else size,
+            steps=p.steps_per_epoch,
+            batch_size=16 if twins else p.batch_size,
+            how=self._augmentation,
+            seed=how["seed"] + 1,
+            twins=twins,
+        )
+        self.history += run_training(task, views, None, stage=f"pretrain_{p.pretrain}", desc="pretraining", **how)
+
+    # ---------------------------------------------------------------- use
+
+    def predict(self, sections: Sequence[Section], *, accelerator: str = "auto") -> list[Segmentation]:
+        """Segment ``sections`` with the trained U-Net."""
+        net, device, out = self._trained(), best_device(accelerator), []
+        stage("predicting")
+        for section in sections:
+            raster, member = section_raster(self._centred(section), self.scale)
+            proba, features = predict_pixels(net, raster, device)
+            out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
+        net.to("cpu")
+        return out
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights (safetensors) and description (JSON) to one file."""
+        if self.net is None and self.start is not None:  # pretrained only
+            arrays = {f"net.unet.{k}": v.numpy() for k, v in self.start.items()}
+        else:
+            arrays = module_arrays(self._trained(), "net.")
+        arrays |= {"centre": self.centre, "scale": self.scale}
+        described, projection = ({}, {}) if self.projection is None else self.projection.to_file()
+        save_model(path, type(self).__name__, self._described() | described, arrays | projection)
+
+    def _described(self) -> dict[str, Any]:
+        """Plain values that a model file keeps."""
+        return {
+            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
+            "temperature": self.temperature, "image_key": self.image_key,
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a model that :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file, or it is not a saved Segmenter, or damaged.
+        """
+        file = load_model(path, cls.__name__)
+        self = cls(file.params(SegmenterParams))
+        self._remember(file)
+        self.centre = file.array("centre", (None,))
+        self.scale = file.array("scale", self.centre.shape, above=0.0)
+        self.projection = GeneProjection.from_file(file, self.n_features, alone=self.image_key is None)
+        if self.classes:
+            self.net = file.module(self._new_net, "net.")
+        else:
+            self.start = file.weights(self._new_unet, "net.unet.")
+        file.finish()
+        return self
+
+    def _remember(self, file: ModelFile) -> None:
+        """Take back what :meth:`_described` gave."""
+        self.classes, self.use_rep, self.image_key = file.names("classes"), file.text("use_rep"), file.text("image_key")
+        self.temperature = file.number("temperature", 1.0, above=0.0)
+
+    def starting_point(self) -> Segmenter:
+        """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""
+        out = type(self)(self.params)
+        out.projection, out.use_rep, out.image_key = self.projection, self.use_rep, self.image_key
+        out.centre, out.scale = self.centre, self.scale
+        out.start = self.start
+        if self.net is not None:
+            out.start = {k: v.detach().cpu().clone() for k, v in self.net.unet.state_dict().items()}
+        if out.start is None:
+            raise ValueError("This Segmenter is not trained; call `fit` or `pretrain`, or load a saved one.")
+        return out
+
+
+def best_device(accelerator: str) -> torch.device:
+    """Return the torch device that Lightning's ``accelerator`` names, for inference."""
+    if not isinstance(accelerator, str):
+        raise TypeError(f"`accelerator` must be a str such as 'auto' or 'cpu', not {accelerator!r}.")
+    if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in {"gpu", "mps"} and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if accelerator in {"gpu", "cuda", "mps"}:
+        raise ValueError(f"`accelerator={accelerator!r}` is not available on this machine; use 'auto' or 'cpu'.")
+    return torch.device("cpu")

@@ -1,0 +1,161 @@
+"""What the U-Net is taught: soft targets for the observations, from a consensus or from a few labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from stxtools._progress import progress, stage
+from stxtools.models._section import Section
+
+from .classes import with_all_classes
+from .discriminants import label_views, spread_labels, voted_confidence
+from .mixtures import (
+    consensus,
+    cotrain,
+    edge_views,
+    most_rounds,
+    multiscale_views,
+    some_rows,
+    stability_curve,
+    stacked,
+    steady_view,
+)
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
+SHARPEN = 3  # averaged memberships are soft; taught as they are, the U-Net loses small classes
+COARSE = 3  # up to this many classes are stable wherever there is one sharp border, and tell little
+STEADY = 0.8  # part of their stability that a larger number must reach to be preferred
+TAUGHT = 60_000  # observations that get a target, at most
+
+
+@dataclass
+class Lesson:
+    """Targets for the observations of all sections, one after the other.
+
+    Attributes
+    ----------
+    classes
+        Class names.
+    target, weight
+        Class probabilities to learn (n, K), and how much they count (n,); 0 where there is no target.
+    sure
+        Probabilities that tell how sure one may be of each class (n, K); rows of NaN where nobody can tell.
+    labelled
+        Observations with a label of their own, (n,).
+    stability
+        Number of classes -> stability, where the number was chosen.
+    """
+
+    classes: list[str]
+    target: FloatArray
+    weight: FloatArray
+    sure: FloatArray
+    labelled: NDArray[np.bool_]
+    stability: dict[int, float] = field(default_factory=dict)
+
+
+def lesson_without_labels(
+    sections: Sequence[Section], k: int | None, rng: np.random.Generator, show_progress: bool | None
+) -> Lesson:
+    """Consensus of Gaussian mixtures on spatial means, from which the mixtures then teach each other.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer distinct observations than ``k``.
+    """
+    sizes = [s.n_obs for s in sections]
+    n, rounds = sum(sizes), most_rounds(sum(sizes) // len(sections))
+    rows = some_rows(n, TAUGHT, rng)
+    features, graph = _joint(sections)
+    stability: dict[int, float] = {}
+    if k is None:
+        candidates = [c for c in CANDIDATES if c <= max(2, n // 20)]
+        stage("choosing the number of segments")
+        curve = stability_curve(steady_view(features, graph), candidates, rng) if len(candidates) > 1 else np.ones(1)
+        stability = dict(zip(candidates, curve.tolist(), strict=True))
+        k = most_telling(stability)
+    names = [str(i) for i in range(k)]
+    if k == 1:
+        one = np.ones((n, 1))
+        return Lesson(names, one, one[:, 0], one, np.zeros(n, dtype=bool), stability)
+    views = multiscale_views(features, graph, rounds, rows)
+    with progress(len(views), "finding compartments", show_progress) as bar:
+        voted, _ = consensus(views, k, rng, lambda: bar.update(1))
+    voted = with_all_classes(voted, [views[0][slice(None)], features[rows]])
+    local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
+    sharp = stacked([edge_views(s, part) for s, part in zip(sections, local, strict=True)])
+    stage("agreeing on compartments")
+    target = cotrain([*views, *sharp], voted, rng)
+    agreement = target.max(axis=1)
+    target = target**SHARPEN / (target**SHARPEN).sum(axis=1, keepdims=True)
+    balance = (target.mean() / target.mean(axis=0).clip(1e-6)) ** 0.5  # small compartments are not to be lost
+    weight = agreement * balance[target.argmax(axis=1)]
+    return _lesson(names, n, rows, target, weight, voted, np.zeros(n, dtype=bool), stability)
+
+
+def most_telling(stability: Mapping[int, float]) -> int:
+    """Choose the most stable number of classes above ``COARSE`` where the curve rises, else of all."""
+    best = max(stability.values())
+    fine = {k: s for k, s in stability.items() if k > COARSE and s >= STEADY * best and s >= stability.get(k - 1, s)}
+    chosen = fine or dict(stability)
+    return max(chosen, key=lambda k: (chosen[k], k))
+
+
+def lesson_from_labels(
+    sections: Sequence[Section], labels: Sequence[IntArray], classes: Sequence[str], rng: np.random.Generator
+) -> Lesson:
+    """Discriminant analyses of several views that teach each other, and the labels themselves."""
+    codes, k = np.concatenate(list(labels)), len(classes)
+    sizes = [s.n_obs for s in sections]
+    known = codes >= 0
+    rows = np.flatnonzero(known)
+    free = np.flatnonzero(~known)
+    free = free[some_rows(len(free), max(TAUGHT - len(rows), 1), rng)]
+    rows = np.sort(np.concatenate([rows, free]))
+    local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
+    stage("spreading labels")
+    views = label_views(sections, local)
+    target = spread_labels(views, codes[rows], k)
+    sure = voted_confidence(views, codes[rows], k, rng)
+    weight = (target.max(axis=1) - 1 / k) / (1 - 1 / k)
+    target[known[rows]] = np.eye(k)[codes[rows][known[rows]]]
+    weight[known[rows]] = 2.0
+    return _lesson(list(classes), len(codes), rows, target, weight, sure, known, {})
+
+
+def _lesson(
+    names: list[str],
+    n: int,
+    rows: IntArray,
+    target: FloatArray,
+    weight: FloatArray,
+    sure: FloatArray,
+    labelled: NDArray[np.bool_],
+    stability: dict[int, float],
+) -> Lesson:
+    """Put what is known of ``rows`` among all observations."""
+    k = len(names)
+    full = Lesson(names, np.full((n, k), 1 / k), np.zeros(n), np.full((n, k), np.nan), labelled, stability)
+    full.target[rows], full.weight[rows], full.sure[rows] = target, weight, sure
+    return full
+
+
+def _joint(sections: Sequence[Section]) -> tuple[NDArray[np.float32], sparse.csr_matrix]:
+    if len(sections) == 1:
+        return sections[0].features, sections[0].graph
+    graph = sparse.block_diag([s.graph for s in sections], format="csr")
+    return np.concatenate([s.features for s in sections]), graph
+
+
+def _split(rows: IntArray, sizes: Sequence[int]) -> list[IntArray]:
+    """Split ascending rows of all sections by section."""
+    return np.split(rows, np.searchsorted(rows, np.cumsum(sizes)[:-1]))

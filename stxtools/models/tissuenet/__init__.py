@@ -1,0 +1,1 @@
+"""The joint model of U-Net, region graph and GNN."""

@@ -1,0 +1,154 @@
+"""Fits the ensemble of a task: the members beside the network, and the weights of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stxtools.models.ensemble.linear import (
+    Linear,
+    LinearInput,
+    deal_folds,
+    linear_classifier,
+    linear_regression,
+    sampled,
+)
+from stxtools.models.ensemble.stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold
+from stxtools.models.ensemble.trees import N_ASKED, N_TREES, Trees, grow_trees
+
+from .features import EXPRESSION, Lessons
+from .inputs import groups_of
+from .params import MEMBERS
+
+Codes = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+NETWORK_SHARE = {EXPRESSION: 1 / 3}  # of the logits, where the network takes part
+_NETWORK_SHARE = 0.2
+_LARGE = 16  # large blocks of a section to hold out for the members' weights
+
+
+class EnsembleFit:
+    """Fits the members beside the network on the sections that it learned from.
+
+    Parameters
+    ----------
+    lessons
+        Training sections with targets.
+    members
+        Names of the members, or ``"auto"``: all of them, but across sections, where components and network may tell
+        donors apart rather than tissue, the linear classifier alone.
+    converged
+        Whether the network learned what holds on held-out labels; ``"auto"`` leaves it out otherwise.
+    """
+
+    def __init__(self, lessons: Lessons, members: str | Sequence[str], *, converged: bool) -> None:
+        self.lessons, self.sections, self.rng = lessons, lessons.sections, lessons.rng
+        within = MEMBERS if members == "auto" else tuple(members)
+        self.within = [m for m in within if members != "auto" or converged or m != "network"]
+        self.elsewhere = ["linear"] if members == "auto" and lessons.across else self.within
+        self.in_region = np.concatenate([s.region >= 0 for s in self.sections])
+
+    def of(self, task: str) -> Ensemble:
+        """Fit the ensemble of ``task`` on all its labels."""
+        if task == EXPRESSION:
+            return self._regression()
+        blocks = self._stacked(task, self.within, self._input(across=False))
+        if not self.lessons.across:
+            return blocks
+        other = self._stacked(task, self.elsewhere, self._input(across=True))
+        return Ensemble(other.elsewhere, blocks.labelled or blocks.elsewhere, other.linear_alone)
+
+    def _regression(self) -> Ensemble:
+        share = _share(EXPRESSION, self.within)
+        if "linear" not in self.within:
+            return Ensemble(Stack(Weights(network=1.0)))
+        values = np.concatenate([self.lessons.values(s)[0] for s in self.sections])
+        known = np.concatenate([self.lessons.values(s)[1] for s in self.sections]) & self.in_region
+        fitted = linear_regression(self._input(across=self.lessons.across), values, known, self.rng)
+        return Ensemble(Stack(Weights(linear=1.0).beside_network(share), fitted))
+
+    def _stacked(self, task: str, members: Sequence[str], inp: LinearInput) -> Ensemble:
+        codes, n_classes = self._codes(task), self.lessons.tasks[task]
+        codes = np.where(self.in_region, codes, -1)
+        known, share = codes >= 0, _share(task, members)
+        seed = int(self.rng.integers(2**31))
+
+        def linear(seen: Mask) -> Linear:
+            return linear_classifier(inp, np.where(seen, codes, -1), n_classes, self.rng)
+
+        def trees(seen: Mask, n_trees: int = N_TREES) -> Trees:
+            rows = sampled(np.flatnonzero(seen))
+            return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed, n_trees)
+
+        fitted = linear(known) if "linear" in members else None
+        said: OutOfFold | None = None
+        if set(members) - {"network", "linear"} or not inp.whole:  # across sections it is calibrated already
+            said = out_of_fold(
+                [(s.section.xy, np.where(s.region >= 0, s.labels[task], -1)) for s in self.sections],
+                self._folds(known, inp), n_classes,
+                linear=(lambda seen, held: linear(seen)(inp.z[held])) if fitted is not None else None,
+                trees=(lambda seen, held: trees(seen, N_ASKED)(inp.z[held, : inp.genes.start]))
+                if "trees" in members else None,
+                label_propagation="label_propagation" in members and not inp.whole,
+            )  # fmt: skip
+        if said is None:
+            first = next((m for m in ("linear", "trees") if m in members), "network")
+            without, around, alone = Weights(**{first: 1.0}), None, 1.0
+        else:
+            (without, around), alone = said.weights(), said.linear_alone()
+        grown = trees(known) if without.trees > 0 or (around is not None and around.trees > 0) else None
+        return Ensemble(
+            Stack(_beside(without, share), fitted, grown),
+            Stack(_beside(around, share), fitted, grown) if around is not None else None,
+            (1 - share) * alone,
+        )
+
+    def _codes(self, task: str) -> Codes:
+        return np.concatenate([s.labels[task] for s in self.sections])
+
+    @cached_property
+    def _features(self) -> NDArray[np.float32]:
+        z = np.zeros((len(self.in_region), self.lessons.reading.n_own), dtype=np.float32)
+        z[self.in_region] = np.concatenate([g.own.numpy() for g in self.lessons.graphs if g.own is not None])
+        return z
+
+    def _input(self, *, across: bool) -> LinearInput:
+        reading = self.lessons.reading
+        width, unit = len(reading.scaling["centre"]), float(reading.scaling["unit"][0])
+        groups = np.concatenate(groups_of(self.sections, whole=across))
+        return LinearInput(self._features, reading.params.neighbours, width, unit, groups, across)
+
+    def _folds(self, known: Mask, inp: LinearInput) -> list[Codes]:
+        """Divisions of the labels into folds of whole blocks or sections, -1 where nothing is known.
+
+        Within sections by small blocks and by large ones, for nobody knows how far from labels a model will predict:
+        trees that read a wide neighbourhood, and label propagation, do too well on a small block between labelled ones;
+        large ones are few.
+        """
+        groups = [inp.group]
+        if not inp.whole:
+            groups.append(np.concatenate(groups_of(self.sections, whole=False, most=_LARGE)))
+        found = []
+        for group in groups:
+            if len(np.unique(group[known])) > 1:
+                fold = np.full(len(known), -1)
+                fold[known] = deal_folds(group[known], self.rng)
+                found.append(fold)
+        return found
+
+
+def _share(task: str, members: Sequence[str]) -> float:
+    """The network's share of the logits."""
+    if "network" not in members:
+        return 0.0
+    return NETWORK_SHARE.get(task, _NETWORK_SHARE) if len(members) > 1 else 1.0
+
+
+def _beside(weights: Weights, share: float) -> Weights:
+    """The weights with the network's; all for the network where no other member counts."""
+    others = weights.linear + weights.trees + weights.label_propagation
+    return weights.beside_network(share if others > 0 else 1.0 if share > 0 else 0.0)

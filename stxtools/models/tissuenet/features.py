@@ -1,0 +1,184 @@
+"""From sections to tensors: scaling, neighbourhood means, gene scores, and the labels to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from stxtools.models._model_file import ModelFile
+from stxtools.nn._tissue import GraphTensors
+
+from .genes import GENE_SIZES, SmoothedGenes, pooling
+from .inputs import RegionSection, centred, groups_of, held_out, holds_out_sections, label_shares, region_means
+from .params import TissueNetParams
+from .partition import graph_parts
+
+BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
+_UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
+
+
+class Reading:
+    """What a model does to a section before a network sees it; learned from the training sections."""
+
+    def __init__(self, params: TissueNetParams) -> None:
+        self.params = params
+        self.scaling: dict[str, NDArray[Any]] = {}
+        self.smoothed: SmoothedGenes | None = None
+        self._read: list[tuple[RegionSection, NDArray[np.float32]]] = []  # those of the training sections
+
+    @property
+    def n_own(self) -> int:
+        """Length of what each observation reads of its neighbourhoods."""
+        scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
+        return len(self.scaling["centre"]) * len(self.params.neighbours) + scores
+
+    def fit(self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool) -> Reading:
+        """Learn means, scales and gene axes."""
+        centre = np.concatenate([s.section.features for s in sections]).mean(axis=0)
+        features = [centred(s.section.features, centre) for s in sections]
+        nodes = np.concatenate([s.nodes for s in sections])
+        self.scaling = {
+            "centre": centre, "scale": np.concatenate(features).std(axis=0) + 1e-6,
+            "node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6,
+        }  # fmt: skip
+        if not labelled:
+            return self
+        if self.params.genes and all(s.genes is not None and s.genes.shape[1] > 0 for s in sections):
+            parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
+            # a neighbourhood of half a small section says little about a place in it
+            largest = max(float(np.median([s.section.n_obs for s in sections])) / 4, GENE_SIZES[0])
+            self.smoothed = SmoothedGenes([size for size in GENE_SIZES if size <= largest]).fit(parts, rng)
+        read = [(self._means(s), self._scores(s)) for s in sections]
+        means, scores = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        unit = np.sqrt(scores.var(axis=0)[:_UNIT_AXES].mean()) + 1e-6 if scores.size else 1.0
+        self.scaling |= {
+            "own_centre": means.mean(axis=0), "own_scale": means.std(axis=0) + 1e-6,
+            "unit": np.array([unit], dtype=np.float32),
+        }  # fmt: skip
+        self._read = [(s, self._scaled(*parts)) for s, parts in zip(sections, read, strict=True)]
+        expression = [s.expression for s in sections if s.expression is not None]
+        if expression:
+            values = np.concatenate(expression)
+            self.scaling["expression_centre"] = np.nanmean(values, axis=0)
+            self.scaling["expression_scale"] = np.nanstd(values, axis=0) + 1e-6
+        return self
+
+    def _means(self, s: RegionSection) -> NDArray[np.float32]:
+        z = centred(s.section.features, self.scaling["centre"]) / self.scaling["scale"]
+        return np.concatenate([pooling(s.section.xy, size) @ z for size in self.params.neighbours], axis=1)
+
+    def _scores(self, s: RegionSection) -> NDArray[np.float32]:
+        if self.smoothed is None or s.genes is None:
+            return np.zeros((s.section.n_obs, 0), dtype=np.float32)
+        return self.smoothed.transform(s.genes, s.section.xy)
+
+    def own(self, s: RegionSection) -> NDArray[np.float32]:
+        """What the observations read of their neighbourhoods, (n, d)."""
+        for section, own in self._read:
+            if section is s:
+                return own
+        return self._scaled(self._means(s), self._scores(s))
+
+    def _scaled(self, means: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        means = (means - self.scaling["own_centre"]) / self.scaling["own_scale"]
+        return np.concatenate([means, scores / self.scaling["unit"]], axis=1).astype(np.float32)
+
+    def tensors(self, s: RegionSection) -> GraphTensors:
+        """One section for the network, without labels."""
+        nodes = (s.nodes - self.scaling["node_centre"]) / self.scaling["node_scale"]
+        coo = sparse.coo_matrix(s.adjacency)
+        edges = np.stack([coo.row, coo.col]).astype(np.int64)
+        out = GraphTensors(torch.from_numpy(nodes.astype(np.float32)), torch.from_numpy(edges))
+        out.parts = graph_parts(s, self.params)
+        if "own_centre" not in self.scaling:
+            return out
+        section, known = s.section, s.region >= 0
+        out.pixel = torch.from_numpy(section.flat_pixels[known])
+        out.region = torch.from_numpy(s.region[known])
+        out.own = torch.from_numpy(self.own(s)[known])
+        if self.params.unet:
+            z = centred(section.features, self.scaling["centre"]) / self.scaling["scale"]
+            out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
+        return out
+
+    def to_file(self) -> dict[str, NDArray[Any]]:
+        """Arrays that a model file keeps."""
+        arrays = {f"scaling.{k}": v for k, v in self.scaling.items()}
+        return arrays | (self.smoothed.to_file() if self.smoothed is not None else {})
+
+    @classmethod
+    def from_file(cls, params: TissueNetParams, file: ModelFile, tasks: Mapping[str, int]) -> Reading:
+        """Return what :meth:`to_file` wrote; ``tasks`` tells which parts a model has."""
+        self = cls(params)
+        sizes: dict[str, int | None] = {"": None, "node_": None}
+        if tasks:
+            sizes["own_"] = None
+        if EXPRESSION in tasks:
+            sizes["expression_"] = tasks[EXPRESSION]
+        for part, size in sizes.items():
+            centre = file.array(f"scaling.{part}centre", (size,))
+            self.scaling[f"{part}centre"] = centre
+            self.scaling[f"{part}scale"] = file.array(f"scaling.{part}scale", centre.shape, above=0.0)
+        if tasks:
+            n_means = len(self.scaling["centre"]) * len(params.neighbours)
+            if len(self.scaling["own_centre"]) != n_means:
+                raise file.damaged(f"it reads {n_means} neighbourhood means and scales others")
+            self.scaling["unit"] = file.array("scaling.unit", (1,), above=0.0)
+        self.smoothed = SmoothedGenes.from_file(file)
+        return self
+
+
+class Lessons:
+    """Training sections as tensors with targets; some blocks of labels, or sections, are held out for early stopping.
+
+    ``across`` says whether the model is made for sections without labels, so that the ensemble's linear member is
+    chosen on held-out sections. The network's training stops by held-out blocks even then: one held-out donor of
+    three judges by how much of a class it holds, and takes a third of the labels away.
+    """
+
+    def __init__(
+        self, reading: Reading, sections: Sequence[RegionSection], tasks: Mapping[str, int], rng: np.random.Generator
+    ) -> None:
+        self.reading, self.sections, self.tasks, self.rng = reading, list(sections), dict(tasks), rng
+        how = reading.params.holdout
+        self.across = holds_out_sections(sections) if how == "auto" else how == "section"
+        self.groups = groups_of(sections, whole=how == "section")
+        self.held = held_out(sections, self.groups, rng)
+        self.graphs = [self._with_targets(s, held) for s, held in zip(sections, self.held, strict=True)]
+
+    def _with_targets(self, s: RegionSection, held: NDArray[np.bool_]) -> GraphTensors:
+        out, inside, n = self.reading.tensors(s), s.region >= 0, len(s.nodes)
+        for task, size in self.tasks.items():
+            if task == EXPRESSION:
+                values, known = self.values(s)
+                seen = region_means(s.region, values, known & ~held, n)
+                judged = region_means(s.region, values, known & held, n)
+                at_obs = np.nan_to_num(values)
+            else:
+                codes = s.labels[task]
+                known = codes >= 0
+                seen = label_shares(s.region, np.where(held, -1, codes), n, size)
+                judged = label_shares(s.region, np.where(held, codes, -1), n, size)
+                at_obs = np.where(known[:, None], np.eye(size, dtype=np.float32)[codes], 0)
+            # a region that lies across the border of a block would be learned and judged at once
+            apart = judged[1] * (seen[1] == 0)
+            target = np.where(apart[:, None] > 0, judged[0], seen[0])
+            out.targets[task] = torch.from_numpy(target.astype(np.float32))
+            out.weight[task], out.val_weight[task] = torch.from_numpy(seen[1]), torch.from_numpy(apart)
+            out.obs_targets[task] = torch.from_numpy(at_obs[inside].astype(np.float32))
+            for store, rows in ((out.obs_weight, known & ~held), (out.obs_val_weight, known & held)):
+                store[task] = torch.from_numpy(rows[inside].astype(np.float32))
+        return out
+
+    def values(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Standardised expression to predict, (n, T), and where it is known, (n,)."""
+        scaling = self.reading.scaling
+        if s.expression is None:
+            return np.zeros((s.section.n_obs, self.tasks[EXPRESSION]), np.float32), np.zeros(s.section.n_obs, bool)
+        values = (s.expression - scaling["expression_centre"]) / scaling["expression_scale"]
+        return values.astype(np.float32), np.isfinite(values).all(axis=1)

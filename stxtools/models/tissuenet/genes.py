@@ -1,0 +1,145 @@
+"""Expression of many genes, averaged over neighbourhoods, in a few hundred numbers an observation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.spatial import cKDTree
+from sklearn.utils.extmath import randomized_svd
+
+from stxtools.models._model_file import ModelFile
+
+FloatArray = NDArray[np.float64]
+
+GENE_SIZES = (7, 19, 61, 127)
+N_AXES = 200
+_LEARN_ROWS = 4000  # observations from which the axes are learned
+_CHUNK = 2000  # observations whose smoothed genes are dense at a time
+_FLOOR = 0.01  # least standard deviation of a gene: rarely seen ones are not blown up
+_SECTION_FLOOR = 0.1  # added to that of a smoothed gene in one section of several (log expression)
+
+
+def pooling(xy: FloatArray, size: int) -> sparse.csr_matrix:
+    """Mean over the nearest ``size`` observations, itself included, as a sparse (n, n) matrix."""
+    n = len(xy)
+    size = min(size, n)
+    near = cKDTree(xy).query(xy, k=size)[1].reshape(n, -1)
+    weight = np.full(n * size, 1 / size, dtype=np.float32)
+    return sparse.csr_matrix((weight, near.ravel(), np.arange(0, n * size + 1, size)), shape=(n, n))
+
+
+class SmoothedGenes:
+    """Principal axes of genes that were centred by section, scaled, and averaged over several neighbourhoods.
+
+    The scores keep their variances: a ridge penalty on them is a ridge penalty on the genes themselves.
+    Sections are centred on their own means, so a gene that a section lacks counts as average there. Where there are
+    several, smoothed genes are also divided by their own spread in each: how much a gene varies differs between
+    donors more than where it is high.
+
+    Parameters
+    ----------
+    sizes
+        Neighbourhood sizes.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = [int(s) for s in sizes]
+        self.by_section = False
+        self.gene_scale: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
+        self.scale: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
+        self.axes: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
+
+    def fit(self, sections: Sequence[tuple[sparse.csr_matrix, FloatArray]], rng: np.random.Generator) -> SmoothedGenes:
+        """Learn scales and axes from log expression (n, G) and coordinates of the sections."""
+        n = np.array([logged.shape[0] for logged, _ in sections])
+        self.by_section = len(sections) > 1
+        spread = sum(_variance(logged) * len_ for (logged, _), len_ in zip(sections, n, strict=True)) / n.sum()
+        self.gene_scale = (np.sqrt(spread) + _FLOOR).astype(np.float32)
+        take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
+        self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
+        parts = [
+            np.concatenate([rows for _, rows in self._rows(logged, xy, np.sort(rng.permutation(len(xy))[:count]))])
+            for (logged, xy), count in zip(sections, take, strict=True)
+        ]
+        sample = np.concatenate(parts)
+        if not self.by_section:
+            self.scale = (sample.std(axis=0) + 1e-3).astype(np.float32)
+            sample /= self.scale
+        k = min(N_AXES, *sample.shape)
+        _, _, right = randomized_svd(sample, k, n_iter=3, random_state=int(rng.integers(2**31)))
+        self.axes = np.ascontiguousarray(right.T, dtype=np.float32)
+        return self
+
+    def transform(
+        self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of a section, (n, k), or of some of its ``rows``."""
+        rows = np.arange(len(xy)) if rows is None else rows
+        parts = [smoothed @ self.axes for _, smoothed in self._rows(logged, xy, rows)]
+        return np.concatenate(parts) if parts else np.empty((0, self.axes.shape[1]), dtype=np.float32)
+
+    def loadings(
+        self, coefficients: NDArray[np.floating], sections: Sequence[tuple[sparse.csr_matrix, FloatArray]]
+    ) -> list[NDArray[np.float64]]:
+        """Carry a linear map of the scores, (k, m), back to the genes: (G, m) for the means of each size.
+
+        Where genes are scaled section by section, with the mean scale of ``sections``.
+        """
+        scale = np.mean([self._scale([pooling(xy, s) for s in self.sizes], g) for g, xy in sections], axis=0)
+        whole = (self.axes @ coefficients) / scale[:, None]
+        return np.split(whole.astype(np.float64), len(self.sizes))
+
+    def _rows(
+        self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]] | Any:
+        """Smoothed and scaled genes of ``rows``, a chunk at a time."""
+        mean = np.tile(np.asarray(logged.mean(axis=0)).ravel(), len(self.sizes)).astype(np.float32)
+        pools = [pooling(xy, size) for size in self.sizes]
+        scale = self._scale(pools, logged)
+        for start in range(0, len(rows), _CHUNK):
+            at = rows[start : start + _CHUNK]
+            yield at, ((_smoothed(pools, logged, at) - mean) / scale).astype(np.float32)
+
+    def _scale(self, pools: Sequence[sparse.csr_matrix], logged: sparse.csr_matrix) -> NDArray[np.float32]:
+        """Divisor of each smoothed gene, (sizes x G,)."""
+        if not self.by_section:
+            return np.tile(self.gene_scale, len(self.sizes)) * self.scale
+        some = np.unique(np.linspace(0, logged.shape[0] - 1, _CHUNK).astype(np.int64))
+        return np.asarray(_smoothed(pools, logged, some).std(axis=0) + _SECTION_FLOOR)
+
+    def to_file(self) -> dict[str, NDArray[Any]]:
+        """Arrays that a model file keeps."""
+        return {
+            "smoothed.sizes": np.array(self.sizes, dtype=np.int64), "smoothed.gene_scale": self.gene_scale,
+            "smoothed.scale": self.scale, "smoothed.axes": self.axes,
+            "smoothed.by_section": np.array([self.by_section]),
+        }  # fmt: skip
+
+    @classmethod
+    def from_file(cls, file: ModelFile) -> SmoothedGenes | None:
+        """Return what :meth:`to_file` wrote, or None."""
+        if not any(name.startswith("smoothed.") for name in file.arrays):
+            return None
+        self = cls(file.array("smoothed.sizes", (None,), kind="i", minimum=1).tolist())
+        self.gene_scale = file.array("smoothed.gene_scale", (None,), above=0.0)
+        n_rows = len(self.gene_scale) * len(self.sizes)
+        self.scale = file.array("smoothed.scale", (n_rows,), above=0.0)
+        self.axes = file.array("smoothed.axes", (n_rows, None))
+        self.by_section = bool(file.array("smoothed.by_section", (1,), kind="b")[0])
+        return self
+
+
+def _smoothed(
+    pools: Sequence[sparse.csr_matrix], logged: sparse.csr_matrix, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Means of all genes over each neighbourhood of ``rows``, (rows, sizes x G)."""
+    return np.concatenate([(pool[rows] @ logged).toarray() for pool in pools], axis=1)
+
+
+def _variance(logged: sparse.csr_matrix) -> FloatArray:
+    mean = np.asarray(logged.mean(axis=0)).ravel().astype(np.float64)
+    return np.maximum(np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2, 0)

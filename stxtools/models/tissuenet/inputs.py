@@ -1,0 +1,146 @@
+"""What the framework reads of a section, and which labels it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from stxtools._spatial.blocks import spatial_blocks
+from stxtools.models._section import Section
+
+BLOCKS = 36  # of a section, from which those for early stopping are drawn
+HELD = 7  # one in so many
+_FEW = 6  # blocks with labels below which all are needed to learn from
+PRIOR_OBS = 20
+STRAYS = 0.06  # share of blocks without any label up to which the unlabelled are strays, not what is asked for
+
+
+@dataclass
+class RegionSection:
+    """A section with its regions.
+
+    Attributes
+    ----------
+    section
+        Observations, raster and features.
+    region
+        Region of each observation, 0 .. R - 1 within the section; -1 for none.
+    nodes
+        Features of the regions, (R, F).
+    adjacency
+        Which regions touch, (R, R) sparse and symmetric.
+    labels
+        Task -> class codes of the observations, -1 where unlabelled.
+    genes
+        Log expression of the genes that are read beside the features, (n, G) sparse, or None.
+    expression
+        Log expression of the genes to predict, (n, T); NaN rows where it is not to be learned from; or None.
+    """
+
+    section: Section
+    region: NDArray[np.int64]
+    nodes: NDArray[np.float32]
+    adjacency: sparse.csr_matrix
+    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    genes: sparse.csr_matrix | None = None
+    expression: NDArray[np.float32] | None = None
+
+
+def centred(features: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Take the section's own mean out: the simplest account of depth, staining and donor.
+
+    The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
+    observations lay there.
+    """
+    n = len(features)
+    mean = (n * features.mean(axis=0) + PRIOR_OBS * centre) / (n + PRIOR_OBS)
+    return (features - mean).astype(np.float32)
+
+
+def label_shares(
+    region: NDArray[np.int64], codes: NDArray[np.int64], n_regions: int, n_classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Share of each class among the labelled observations of each region, and the share of them that is labelled."""
+    known = (region >= 0) & (codes >= 0)
+    count = np.zeros((n_regions, n_classes))
+    np.add.at(count, (region[known], codes[known]), 1.0)
+    labelled = count.sum(axis=1)
+    size = np.bincount(region[region >= 0], minlength=n_regions)
+    share = np.divide(count, labelled[:, None], out=np.zeros_like(count), where=labelled[:, None] > 0)
+    return share.astype(np.float32), (labelled / np.maximum(size, 1)).astype(np.float32)
+
+
+def region_means(
+    region: NDArray[np.int64], values: NDArray[np.floating], known: NDArray[np.bool_], n_regions: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean of ``values`` (n, T) over the known observations of each region, and the share of them that is known."""
+    rows = np.flatnonzero((region >= 0) & known)
+    member = sparse.csr_matrix((np.ones(len(rows)), (region[rows], rows)), shape=(n_regions, len(region)))
+    count = np.asarray(member.sum(axis=1)).ravel()
+    total = np.asarray(member @ np.nan_to_num(values))
+    size = np.bincount(region[region >= 0], minlength=n_regions)
+    mean = np.divide(total, count[:, None], out=np.zeros_like(total), where=count[:, None] > 0)
+    return mean.astype(np.float32), (count / np.maximum(size, 1)).astype(np.float32)
+
+
+def groups_of(sections: Sequence[RegionSection], *, whole: bool, most: int = BLOCKS) -> list[NDArray[np.int64]]:
+    """Number of each observation's block (``most`` a section), or of its whole section; no two sections share one."""
+    out, start = [], 0
+    for s in sections:
+        wanted = int(np.clip(s.section.n_obs // 16, 2, most))
+        group = np.zeros(s.section.n_obs, dtype=np.int64) if whole else spatial_blocks(s.section.xy, wanted)
+        out.append(group + start)
+        start += int(group.max(initial=0)) + 1
+    return out
+
+
+def holds_out_sections(sections: Sequence[RegionSection]) -> bool:
+    """Whether whole sections should be held out: three or more have labels, and what is to be predicted is another one.
+
+    That is, one at hand has no labels, or all of them are labelled throughout: then the model is made for later ones.
+    """
+    labelled = [s for s in sections if _labelled(s).any()]
+    if len(labelled) < 3 or len(labelled) < len(sections):
+        return len(labelled) >= 3
+    blocks = groups_of(labelled, whole=False)
+    bare = [1 - len(np.unique(b[_labelled(s)])) / len(np.unique(b)) for s, b in zip(labelled, blocks, strict=True)]
+    return max(bare) <= STRAYS
+
+
+def held_out(
+    sections: Sequence[RegionSection], groups: Sequence[NDArray[np.int64]], rng: np.random.Generator
+) -> list[NDArray[np.bool_]]:
+    """Observations that early stopping is judged on: one in seven of the groups with labels, the same for all tasks.
+
+    None where fewer than six groups (three whole sections) have labels. Labels of a class that would lose more
+    than half of its observations stay in training.
+    """
+    known = [_labelled(s) for s in sections]
+    names = np.unique(np.concatenate([g[k] for g, k in zip(groups, known, strict=True)]))
+    whole = all(len(np.unique(g)) == 1 for g in groups)
+    if len(names) < (3 if whole else _FEW):
+        return [np.zeros(s.section.n_obs, dtype=bool) for s in sections]
+    chosen = rng.permutation(names)[: max(1, len(names) // HELD)]
+    held = [np.isin(g, chosen) for g in groups]
+    for task in sections[0].labels:
+        codes = np.concatenate([s.labels[task] for s in sections])
+        out = np.concatenate(held)
+        n_classes = int(codes.max(initial=-1)) + 1
+        total = np.bincount(codes[codes >= 0], minlength=n_classes)
+        lost = np.bincount(codes[(codes >= 0) & out], minlength=n_classes)
+        scarce = np.flatnonzero(lost > total / 2)
+        held = [h & ~np.isin(s.labels[task], scarce) for h, s in zip(held, sections, strict=True)]
+    return held
+
+
+def _labelled(s: RegionSection) -> NDArray[np.bool_]:
+    known = np.zeros(s.section.n_obs, dtype=bool)
+    for codes in s.labels.values():
+        known |= codes >= 0
+    if s.expression is not None:
+        known |= np.isfinite(s.expression).all(axis=1)
+    return known

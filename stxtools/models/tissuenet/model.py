@@ -1,0 +1,374 @@
+"""The joint model: U-Net, region graph, GNN, readout and heads behind fit, predict, save, load."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import softmax
+
+from stxtools._progress import stage
+from stxtools.models._params import as_dict, resolve
+from stxtools.models._projection import GeneProjection
+from stxtools.models._storage import load_model, save_model
+from stxtools.models._weights import module_arrays
+from stxtools.models.ensemble.stacking import Ensemble, Weights
+from stxtools.models.segmenter.model import best_device
+from stxtools.nn._gnn import RegionGNN
+from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._tissue import GraphTensors, TissueModule
+from stxtools.nn._unet import UNet
+from stxtools.nn._weighting import task_weighting
+
+from .features import BIOMARKER, CLASSES, EXPRESSION, Lessons, Reading
+from .inputs import RegionSection, region_means
+from .params import TissueNetParams
+
+MANY = 5000  # regions from which on several CPU threads pay
+
+
+@dataclass(frozen=True)
+class TissuePrediction:
+    """Result for one section.
+
+    Attributes
+    ----------
+    states
+        Embeddings of the regions, (R, d).
+    z
+        Embedding of the section, (d,).
+    proba
+        Task -> class probabilities of the regions, (R, K).
+    obs_proba
+        Task -> class probabilities of the observations, (n, K); NaN outside any region.
+    attention
+        Row: the region that receives, column: the region it attends to; rows sum to 1, (R, R) sparse.
+    expression, obs_expression
+        Predicted log expression of the regions (R, T) and of the observations (n, T), or None.
+    """
+
+    states: NDArray[np.float32]
+    z: NDArray[np.float32]
+    proba: dict[str, NDArray[np.float32]]
+    attention: sparse.csr_matrix
+    obs_proba: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    expression: NDArray[np.float32] | None = None
+    obs_expression: NDArray[np.float32] | None = None
+
+
+class TissueNet:
+    """Graph network on tissue regions, with or without labels.
+
+    Fitted without labels it embeds regions. Fitted with labels for one or two tasks, or with genes to predict, it
+    trains U-Net, GNN and heads together.
+
+    Parameters
+    ----------
+    params
+        Architecture and training; an instance, a mapping of fields, or None for the defaults.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=600)
+    >>> st.tl.region_graph(adata, "compartment", max_size=20)
+    >>> st.tl.multitask(adata, "disease", "compartment", save_model="net.stx", params={"epochs": 2})
+    >>> st.models.TissueNet.load("net.stx").classes["biomarker"]
+    ['healthy', 'diseased']
+    """
+
+    def __init__(self, params: TissueNetParams | Mapping[str, Any] | None = None) -> None:
+        self.params = resolve(params, TissueNetParams)
+        self.classes: dict[str, list[str]] = {}
+        self.expression: list[str] = []
+        self.genes: list[str] | None = None
+        self.target_sum: float | None = None
+        self.history: list[dict[str, Any]] = []
+        self.projection: GeneProjection | None = None
+        self.use_rep: str | None = None
+        self.module: TissueModule | None = None
+        self.reading = Reading(self.params)
+        self.ensembles: dict[str, Ensemble] = {}
+        self.convergence: dict[str, Any] = {}
+        self.task_weights: dict[str, float] = {}
+
+    @property
+    def n_features(self) -> int:
+        """Length of the feature vectors of the observations."""
+        return len(self.reading.scaling["centre"])
+
+    @property
+    def n_means(self) -> int:
+        """How many neighbourhood means of features an observation reads."""
+        return self.n_features * len(self.params.neighbours)
+
+    def params_dict(self) -> dict[str, Any]:
+        """Parameters as plain values."""
+        return as_dict(self.params)
+
+    @property
+    def tasks(self) -> dict[str, int]:
+        """Task -> number of classes or genes."""
+        sizes = {task: len(names) for task, names in self.classes.items()}
+        return sizes | ({EXPRESSION: len(self.expression)} if self.expression else {})
+
+    def fit(
+        self,
+        sections: Sequence[RegionSection],
+        *,
+        classes: Mapping[str, Sequence[str]] | None = None,
+        expression: Sequence[str] | None = None,
+        random_state: int = 0,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        show_progress: bool | None = None,
+    ) -> TissueNet:
+        """Train on ``sections``.
+
+        Parameters
+        ----------
+        sections
+            Sections with regions; with ``labels`` for every task named in ``classes``.
+        classes
+            Task (``"biomarker"``, ``"classification"``) -> class names.
+        expression
+            Names of the genes that the sections' ``expression`` holds, to be predicted. Without ``classes`` and
+            ``expression`` it trains without labels.
+        random_state
+            Seed.
+        accelerator, devices
+            As in Lightning.
+        show_progress
+            Whether a bar is shown.
+
+        Raises
+        ------
+        ValueError
+            If the factors of all tasks are 0.
+        """
+        self.classes = {task: list(names) for task, names in (classes or {}).items()}
+        self.expression = list(expression or [])
+        named = self.params.ensemble
+        if self.expression and named != "auto" and not {"network", "linear"} & set(named):
+            raise ValueError("The network and the linear member predict genes; name one of them in `ensemble`.")
+        self.history, self.module, self.ensembles, self.convergence = [], None, {}, {}
+        factors = self._factors()
+        rng = np.random.default_rng(random_state)
+        self.reading = Reading(self.params).fit(sections, rng, labelled=bool(self.tasks))
+        how = {
+            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
+        }  # fmt: skip
+        with seeded(random_state):
+            self.module = self._new_module()
+        if self.tasks:
+            self._fit_tasks(sections, factors, rng, how)
+        else:
+            self._fit_embedding(sections, how)
+        return self
+
+    def _factors(self) -> dict[str, float]:
+        """Task -> factor of its loss, for the tasks that are trained."""
+        p = self.params
+        given = {BIOMARKER: p.alpha, CLASSES: p.beta, EXPRESSION: p.gamma}
+        factors = {task: given[task] for task in self.tasks if given[task] > 0}
+        if self.tasks and not factors:
+            raise ValueError(f"The factors of {' and '.join(self.tasks)} are 0: nothing would be learned.")
+        return factors
+
+    def _fit_embedding(self, sections: Sequence[RegionSection], how: dict[str, Any]) -> None:
+        from stxtools.nn._tissue_task import EmbeddingTask
+        from stxtools.nn._training import run_training
+
+        p, module = self.params, self._trained()
+        graphs = [self.reading.tensors(s) for s in sections]
+        with seeded(how["seed"]):
+            task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.objective, p.hide)
+        few = sum(len(s.nodes) for s in sections) < MANY
+        loaders = task.loaders(how["seed"])
+        self.history += run_training(
+            task, *loaders, stage="embed", desc="training the network", threads=1 if few else None, **how
+        )
+
+    def _fit_tasks(
+        self,
+        sections: Sequence[RegionSection],
+        factors: dict[str, float],
+        rng: np.random.Generator,
+        how: dict[str, Any],
+    ) -> None:
+        from stxtools.nn._tissue_task import TissueTask, UNetPretraining, convergence
+        from stxtools.nn._training import run_training
+
+        from .ensemble import EnsembleFit
+
+        p, module = self.params, self._trained()
+        lessons = Lessons(self.reading, sections, self.tasks, rng)
+        graphs = lessons.graphs
+        if module.unet is not None and p.pretrain != "none":
+            with seeded(how["seed"] + 1):
+                before = UNetPretraining(
+                    module.unet, self.n_features, graphs, self._training(p.pretrain_epochs, p.pretrain_epochs)
+                )
+            loaders = before.loaders(how["seed"] + 1)
+            self.history += run_training(before, *loaders, stage=f"pretrain_{p.pretrain}", desc="pretraining", **how)
+        if module.unet is not None:
+            module.unet.requires_grad_(not p.freeze_unet)
+        squared = [task for task in factors if task == EXPRESSION]
+        weighting = task_weighting(p.weighting, factors, squared)
+        task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
+        uninformed = task.uninformed_loss()
+        found = run_training(task, *task.loaders(how["seed"]), stage="multitask", desc="training the network", **how)
+        self.convergence = convergence(found, uninformed, held_out=bool(task.judged_sections()))
+        self.history += found
+        last = self.history[-1]
+        self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
+        stage("weighing the ensemble")
+        fit = EnsembleFit(lessons, p.ensemble, converged=self.convergence["converged"])
+        self.ensembles = {name: fit.of(name) for name in factors}
+
+    def _training(self, epochs: int, patience: int) -> Training:
+        return Training(epochs, patience, lr=self.params.lr, weight_decay=self.params.weight_decay)
+
+    def _trained(self) -> TissueModule:
+        if self.module is None:
+            raise ValueError("This TissueNet is not trained; call `fit` or load a saved one.")
+        return self.module
+
+    def _new_module(self) -> TissueModule:
+        p, labelled = self.params, bool(self.tasks)
+        n_nodes = len(self.reading.scaling["node_centre"])
+        unet = None
+        if p.unet and labelled:
+            unet = UNet(self.n_features, width=p.unet_width, depth=p.unet_depth, kernel_size=p.kernel_size, dropout=0.1)
+        own = self.reading.n_own if labelled else 0
+        gnn = RegionGNN(
+            n_nodes + (p.unet_width if unet is not None else 0) + (p.spot_width if own else 0),
+            hidden=p.hidden,
+            out_channels=p.out_channels,
+            layers=p.layers,
+            conv=p.conv,
+            heads=p.heads,
+            dropout=p.dropout if labelled else p.embed_dropout,
+        )
+        return TissueModule(
+            n_nodes, gnn, p.out_channels, unet, self.tasks,
+            own=own, width=p.spot_width, dropout=p.dropout, input_dropout=p.input_dropout,
+        )  # fmt: skip
+
+    def _forward(self, graphs: Sequence[GraphTensors], accelerator: str) -> list[Any]:
+        device = best_device(accelerator)
+        module = self._trained().to(device).eval()
+        with torch.no_grad():
+            found = [module(g.to(device)) for g in graphs]
+        module.to("cpu")
+        return found
+
+    def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
+        """Embed ``sections`` and predict their observations and regions."""
+        self._trained()
+        stage("predicting")
+        found = []
+        for s in sections:
+            g = self.reading.tensors(s)
+            out = self._forward([g], accelerator)[0]
+            n = len(s.nodes)
+            source, target = out.edges.cpu().numpy()
+            attention = sparse.csr_matrix((out.attention.cpu().numpy(), (target, source)), shape=(n, n))
+            regions, observations = {}, {}
+            for task in self.tasks:
+                at_regions, at_obs = self._mixed(task, out, g, s)
+                regions[task] = at_regions
+                observations[task] = np.full((len(s.region), at_obs.shape[1]), np.nan, dtype=np.float32)
+                observations[task][s.region >= 0] = at_obs
+            found.append(
+                TissuePrediction(
+                    out.states.cpu().numpy(), out.z.cpu().numpy(), {t: regions[t] for t in self.classes}, attention,
+                    {t: observations[t] for t in self.classes}, regions.get(EXPRESSION), observations.get(EXPRESSION),
+                )
+            )  # fmt: skip
+        return found
+
+    def _mixed(
+        self, task: str, out: Any, g: GraphTensors, s: RegionSection
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Outputs of regions and observations, by all members of the ensemble together."""
+        at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
+        share, others, mean = self.beside_network(task, at_obs, g, s)
+        at_regions, at_obs = share * at_regions + mean, share * at_obs + others
+        if task != EXPRESSION:
+            return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
+        scale, centre = self.reading.scaling["expression_scale"], self.reading.scaling["expression_centre"]
+        return (at_regions * scale + centre).astype(np.float32), (at_obs * scale + centre).astype(np.float32)
+
+    def beside_network(
+        self, task: str, network: NDArray[np.float32], g: GraphTensors, s: RegionSection
+    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        """Return the network's weight, and what the other members add to the logits of observations and regions."""
+        ensemble, known = self.ensembles.get(task), s.region >= 0
+        if ensemble is None or g.own is None:
+            return 1.0, np.zeros(network.shape), np.zeros((len(s.nodes), network.shape[1]))
+        codes = s.labels.get(task)
+        share = ensemble.stack(codes).weights.network
+        others = ensemble(g.own.numpy(), self.n_means, network, s.section.xy, codes, known) - share * network
+        mean, _ = region_means(s.region[known], others, np.ones(len(others), dtype=bool), len(s.nodes))
+        return share, others, mean.astype(np.float64)
+
+    def weights(self, task: str, section: RegionSection | None = None) -> Weights:
+        """Factors of the members' logits for ``task``: in a section, or in one without labels."""
+        ensemble = self.ensembles.get(task)
+        if ensemble is None:
+            return Weights(network=1.0)
+        return ensemble.stack(None if section is None else section.labels.get(task)).weights
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights (safetensors) and description (JSON) to one file."""
+        arrays = module_arrays(self._trained(), "module.") | self.reading.to_file()
+        for task, ensemble in self.ensembles.items():
+            arrays |= ensemble.to_file(f"ensemble.{task}")
+        config: dict[str, Any] = {
+            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
+            "expression": self.expression, "read_genes": self.genes,
+            "read_target_sum": self.target_sum, "task_weights": self.task_weights,
+            "ensembles": list(self.ensembles),
+        }  # fmt: skip
+        if self.projection is not None:
+            described, projection = self.projection.to_file()
+            config, arrays = config | described, arrays | projection
+        save_model(path, type(self).__name__, config, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TissueNet:
+        """Read a model that :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file, or it is not a saved TissueNet, or damaged.
+        """
+        file = load_model(path, cls.__name__)
+        if "ensembles" not in file.config:
+            raise ValueError(f"{str(path)!r} was written by an older stxtools whose TissueNet differs; train it again.")
+        self = cls(file.params(TissueNetParams))
+        self.classes, self.use_rep = file.names_by_task("classes"), file.text("use_rep")
+        file.check_tasks("classes", self.classes, {BIOMARKER: 0, CLASSES: 0})
+        self.expression, self.genes = file.names("expression"), file.optional_names("read_genes")
+        self.target_sum = file.optional_number("read_target_sum")
+        self.task_weights = file.numbers_by_task("task_weights", self.tasks)
+        self.reading = Reading.from_file(self.params, file, self.tasks)
+        smoothed = self.reading.smoothed
+        if smoothed is not None and self.genes is not None and len(smoothed.gene_scale) != len(self.genes):
+            raise file.damaged(f"it names {len(self.genes)} genes and scales {len(smoothed.gene_scale)}")
+        weighed = file.names("ensembles")
+        file.check_tasks("ensembles", weighed, self.tasks)
+        sizes = self.reading.n_own, self.n_means
+        self.ensembles = {t: Ensemble.from_file(file, f"ensemble.{t}", *sizes, self.tasks[t]) for t in weighed}
+        self.projection = GeneProjection.from_file(file, self.n_features)
+        self.module = file.module(self._new_module, "module.")
+        file.finish()
+        return self

@@ -1,0 +1,163 @@
+"""Parameters of the framework on the region graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stxtools._checks import check_bool, check_choice, check_int, check_number
+from stxtools.models._params import DEEPEST, WIDEST, WIDEST_KERNEL, check_numbers
+
+Weighting = Literal["fixed", "gradnorm", "uncertainty", "famo"]
+Pretraining = Literal["masked", "none"]
+Holdout = Literal["auto", "block", "section"]
+Objective = Literal["masked", "contrastive"]
+
+MEMBERS = ("network", "linear", "trees", "label_propagation")
+
+
+def check_ensemble(value: object) -> None:
+    """Check the names of an ensemble's members.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no sequence of names, names none, one twice or an unknown one, or label propagation alone.
+    """
+    if isinstance(value, str) and value == "auto":
+        return
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        raise TypeError(f"`ensemble={value!r}` must be 'auto' or a list of members: {', '.join(MEMBERS)}.")
+    for name in value:
+        check_choice("ensemble", name, MEMBERS)
+    if not value or len(set(value)) < len(value):
+        raise ValueError(f"`ensemble={list(value)!r}` must name one member at least, and each once.")
+    if tuple(value) == ("label_propagation",):
+        raise ValueError("`ensemble` names label propagation alone, which predicts nothing in a section without "
+                         "labels; add 'network', 'linear' or 'trees'.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TissueNetParams:
+    """Architecture and training of the framework on the region graph.
+
+    Attributes
+    ----------
+    conv
+        ``"gatv2"`` (attention) or ``"sum"`` (plain sum over the neighbours).
+    hidden, out_channels, layers, heads, dropout, embed_dropout
+        Node state lengths, message-passing steps, attention heads, share of states dropped with labels and without.
+    unet
+        Whether a U-Net on the raster is trained along (multi-task); its features are read at each observation
+        and pooled by region.
+    unet_width, unet_depth, kernel_size
+        Its architecture, as in :class:`SegmenterParams`.
+    pretrain, pretrain_epochs
+        Pretraining of the U-Net on the sections at hand, ``"masked"`` reconstruction or ``"none"``, and its epochs.
+    freeze_unet
+        Whether the U-Net stays as it is after pretraining, for comparison.
+    neighbours
+        Sizes of the neighbourhoods (nearest observations, itself included) whose means each observation reads.
+    spot_width, input_dropout
+        Width of the layer that reads them, share of them dropped.
+    genes
+        Whether the expression of up to 2,000 variable genes, averaged over neighbourhoods, is read beside the
+        representation.
+    ensemble
+        Members whose weighted logits are the prediction, some of ``"network"``, ``"linear"`` (discriminant analysis of
+        the representation's neighbourhood means, ridge logistic regression of the genes'), ``"trees"`` (extremely
+        randomised trees of the representation's) and ``"label_propagation"``; or ``"auto"``. See
+        :func:`stxtools.tl.multitask`.
+    alpha, beta, gamma
+        Factors of the biomarker, the tissue-class and the expression loss; a task whose factor is 0 is not trained.
+    weighting
+        Weights that the losses get beside these factors: ``"fixed"`` (1), ``"gradnorm"`` (Chen et al. 2018),
+        ``"uncertainty"`` (Kendall et al. 2018) or ``"famo"`` (Liu et al. 2023).
+    region_loss
+        Weight of the loss on the regions' label shares beside that on the observations.
+    holdout
+        What is held out: spatial ``"block"`` s, whole ``"section"`` s, or ``"auto"``. That is blocks for early
+        stopping; and for the linear classifier sections, where three at least have labels and either another has none
+        or all are labelled throughout (at most 6 % of their blocks without a label): the model is made for sections
+        to come.
+    objective
+        Without labels: ``"masked"`` reconstruction of hidden regions or ``"contrastive"`` agreement of two views
+        (Zhu et al. 2020).
+    hide
+        Share of regions (masked) or of features and edges (contrastive) hidden without labels.
+    max_nodes
+        Regions of a section up to which its graph is passed through the network at once. A larger one is cut into
+        parts of 4,096 regions at most (fewer where this or ``settings.max_memory`` asks for it): compact blocks from
+        all over the section, each read with what lies within ``layers`` steps around it. A trained network says the
+        same either way; without labels it learns from one part a step.
+    epochs, patience, lr, weight_decay
+        Most epochs, epochs without gain before stopping, Adam's learning rate and decay.
+    """
+
+    conv: Literal["gatv2", "sum"] = "gatv2"
+    hidden: int = 64
+    out_channels: int = 32
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.3
+    embed_dropout: float = 0.1
+    unet: bool = True
+    unet_width: int = 16
+    unet_depth: int = 2
+    kernel_size: int = 3
+    pretrain: Pretraining = "masked"
+    pretrain_epochs: int = 4
+    freeze_unet: bool = False
+    neighbours: tuple[int, ...] = (1, 7, 19, 37, 61, 127)
+    spot_width: int = 64
+    input_dropout: float = 0.3
+    genes: bool = True
+    ensemble: Literal["auto"] | tuple[str, ...] = "auto"
+    alpha: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+    weighting: Weighting = "fixed"
+    region_loss: float = 0.5
+    holdout: Holdout = "auto"
+    objective: Objective = "masked"
+    hide: float = 0.3
+    max_nodes: int = 10_000
+    epochs: int = 60
+    patience: int = 15
+    lr: float = 3e-3
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        check_choice("conv", self.conv, ("gatv2", "sum"))
+        check_choice("pretrain", self.pretrain, ("masked", "none"))
+        check_choice("weighting", self.weighting, ("fixed", "gradnorm", "uncertainty", "famo"))
+        check_choice("holdout", self.holdout, ("auto", "block", "section"))
+        check_choice("objective", self.objective, ("masked", "contrastive"))
+        check_ensemble(self.ensemble)
+        for name in ("unet", "freeze_unet", "genes"):
+            check_bool(name, getattr(self, name))
+        for name in ("pretrain_epochs", "epochs", "patience", "max_nodes"):
+            check_int(name, getattr(self, name), minimum=1)
+        for name in ("hidden", "out_channels", "heads", "unet_width", "spot_width"):
+            check_int(name, getattr(self, name), minimum=1, maximum=WIDEST)
+        check_int("layers", self.layers, minimum=1, maximum=DEEPEST)
+        check_int("kernel_size", self.kernel_size, minimum=1, maximum=WIDEST_KERNEL)
+        check_int("unet_depth", self.unet_depth, minimum=0, maximum=6)
+        for name in ("dropout", "embed_dropout", "hide", "input_dropout"):
+            check_number(name, getattr(self, name), minimum=0, maximum=0.95)
+        for name in ("alpha", "beta", "gamma", "region_loss", "lr", "weight_decay"):
+            check_number(name, getattr(self, name), minimum=0)
+        if self.alpha == self.beta == 0:
+            raise ValueError("`alpha` and `beta` are both 0: nothing would be learned.")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size={self.kernel_size}` must be odd.")
+        check_numbers("neighbours", self.neighbours)
+        if not self.neighbours:
+            raise ValueError("`neighbours` is empty; name one neighbourhood size at least, such as (1,).")
+        for size in self.neighbours:
+            check_int("neighbours", size, minimum=1)
+        if self.conv == "gatv2" and (self.hidden % self.heads or self.out_channels % self.heads):
+            raise ValueError(
+                f"`hidden={self.hidden}` and `out_channels={self.out_channels}` must be multiples of "
+                f"`heads={self.heads}`."
+            )

@@ -1,0 +1,94 @@
+"""Which genes a framework's answers hang on, as a few axes that a student can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from stxtools.models._projection import GeneProjection
+
+from .genes import SmoothedGenes
+from .inputs import RegionSection
+
+N_AXES = 16
+_ROWS = 10_000  # observations that the axes are learned from
+_RIDGE = 1e-2  # penalty, in units of the mean variance of the scores
+
+
+def with_readout(
+    projection: GeneProjection,
+    genes: Sequence[str],
+    smoothed: SmoothedGenes,
+    sections: Sequence[RegionSection],
+    answers: Sequence[NDArray[np.floating]],
+    rng: np.random.Generator,
+) -> GeneProjection:
+    """Add to a projection the axes of the genes along which the answers change.
+
+    The first components of expression tell tissues apart, but not always a disease. A ridge regression of the
+    answers on the smoothed genes, carried back to the genes, gives an axis for each class and neighbourhood size;
+    what they add to the components is kept in at most ``N_AXES`` orthonormal axes.
+
+    Parameters
+    ----------
+    projection
+        What the framework reads.
+    genes
+        Names of the genes that are smoothed.
+    smoothed
+        The framework's smoothed genes.
+    sections
+        Sections with log expression of these genes.
+    answers
+        The framework's logits or log probabilities of the observations of each section, (n, K); NaN where there is
+        none.
+    rng
+        Chooses the observations to learn from.
+    """
+    parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
+    share = _ROWS / max(sum(len(a) for a in answers), 1)
+    rows = [np.flatnonzero(np.isfinite(a).all(axis=1) & (rng.random(len(a)) < share)) for a in answers]
+    scores = np.concatenate(
+        [smoothed.transform(logged, xy, at) for (logged, xy), at in zip(parts, rows, strict=True)]
+    ).astype(np.float64)
+    wanted = np.concatenate([a[at] for a, at in zip(answers, rows, strict=True)]).astype(np.float64)
+    scores, wanted = scores - scores.mean(axis=0), wanted - wanted.mean(axis=0)
+    penalty = _RIDGE * len(scores) * scores.var(axis=0).mean() * np.eye(scores.shape[1])
+    coefficients = np.linalg.solve(scores.T @ scores + penalty, scores.T @ wanted)
+    loadings = np.concatenate(smoothed.loadings(coefficients, parts), axis=1)
+    return _extended(projection, genes, loadings, [logged for logged, _ in parts])
+
+
+def _extended(
+    projection: GeneProjection,
+    genes: Sequence[str],
+    loadings: NDArray[np.float64],
+    logged: Sequence[sparse.csr_matrix],
+) -> GeneProjection:
+    """Projection with the directions of ``loadings`` (G, m) that its components lack, strongest first."""
+    names = [*projection.genes, *(g for g in genes if g not in set(projection.genes))]
+    at = pd.Index(names).get_indexer(list(genes))
+    old = np.zeros((len(names), projection.components.shape[1]))
+    old[: len(projection.genes)] = projection.components
+    new = np.zeros((len(names), loadings.shape[1]))
+    new[at] = loadings / np.maximum(np.linalg.norm(loadings, axis=0), 1e-12)
+    new -= old @ np.linalg.lstsq(old, new, rcond=None)[0]
+    left, strength, _ = np.linalg.svd(new, full_matrices=False)
+    axes = left[:, :N_AXES][:, strength[:N_AXES] > 1e-6]
+    axes -= old @ np.linalg.lstsq(old, axes, rcond=None)[0]  # to rounding
+    mean = np.zeros(len(names))
+    n = sum(part.shape[0] for part in logged)
+    mean[at] = sum(np.asarray(part.sum(axis=0)).ravel() for part in logged) / n
+    mean[: len(projection.genes)] = projection.mean
+    scores = np.concatenate([np.asarray(part @ axes[at]) for part in logged])
+    variance = None if projection.variance is None else np.concatenate([projection.variance, scores.var(axis=0)])
+    scale = None
+    if projection.gene_scale is not None:  # the other genes were not scaled
+        scale = np.ones(len(names))
+        scale[: len(projection.genes)] = projection.gene_scale
+    components = np.concatenate([old, axes], axis=1)
+    return GeneProjection(names, mean, components, projection.target_sum, variance, projection.noise, scale)

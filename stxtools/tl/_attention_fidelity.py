@@ -1,0 +1,255 @@
+"""Faithfulness of attention: take away what it points at, and see whether the prediction changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stxtools import _keys
+from stxtools._data.framework import known_sections
+from stxtools._data.regions import read_regions
+from stxtools._ownership import check_free
+from stxtools._progress import progress, stage, whole_call
+from stxtools._slots import Slots, provenance
+from stxtools._validate import (
+    check_adata,
+    check_bool,
+    check_choice,
+    check_int,
+    check_key_added,
+    check_number,
+    check_seed,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stxtools.models import TissueNet
+
+_METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
+
+
+@whole_call({
+    "loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6,
+})  # fmt: skip
+def attention_fidelity(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TissueNet,
+    *,
+    task: str | None = None,
+    of: str = "ensemble",
+    methods: Sequence[str] = _METHODS,
+    shares: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    max_regions: int = 200,
+    layer: str | None = None,
+    regions_key: str = _keys.REGIONS,
+    spatial_key: str = _keys.SPATIAL,
+    random_state: int = 0,
+    show_progress: bool | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Measure the faithfulness of attention: whether it points at what a prediction of the framework depends on.
+
+    For each region :math:`v`, the edges that lead to it are ordered by their attention, and by other scores. The first
+    ones are removed (a true order changes the prediction much) or kept alone (a true order changes it little), and
+    the change of the region's class probabilities is measured. The same is done with whole regions, whose features
+    are replaced by the average ones. What comes before the graph network is held fixed, and so is what the other
+    members of the ensemble say: a network with a fifth of the logits can change a prediction by that much.
+
+    ============================ =================================================================================
+    order                        score of an edge :math:`u \to v`
+    ============================ =================================================================================
+    ``attention``                attention of the last layer
+    ``attention_gradient``       derivative of the logit of :math:`v` by a gate on the edge's messages, in all layers
+    ``occlusion``                change of the probabilities of :math:`v` without the edge
+    ``gradient``                 length of the gradient of the logit of :math:`v` in the features of :math:`u`
+    ``random``                   none
+    ============================ =================================================================================
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a region graph.
+    model
+        A model that :func:`multitask` saved, or a fitted :class:`stxtools.models.TissueNet`.
+    task
+        ``"biomarker"`` or ``"classification"``; by default the last one that the model was trained for.
+    of
+        Whose prediction is looked at: ``"ensemble"``, what :func:`multitask` writes for a section without labels; or
+        ``"network"``, the network's own, which may count for nothing there.
+    methods
+        Orders to compare. The first one other than ``"attention"`` is written as the corrected attention.
+    shares
+        Shares of the edges, or of the regions, that are removed or kept.
+    max_regions
+        Regions whose predictions are looked at in each section, at most; drawn at random.
+    layer
+        Layer to take expression from, as in :func:`multitask`.
+    regions_key
+        Key of ``uns`` with the region graph.
+    spatial_key
+        Key of ``obsm`` with x, y positions.
+    random_state
+        Seed of the random order and of the regions drawn.
+    show_progress
+        Whether to show progress; by default in terminals and notebooks.
+    key_added
+        Name of the entry in ``uns`` instead of ``"attention_fidelity"``.
+    copy
+        Whether to return a changed copy.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets these slots:
+
+    ``uns["attention_fidelity"]["table"]`` : :class:`pandas.DataFrame`
+        A row for each ``library``, ``unit`` (edges, regions), ``method``, ``mode`` (remove, keep) and ``share``:
+        ``change`` (mean total variation of the probabilities, 0 to 1), ``flipped`` (share of regions whose class
+        changed), ``n_regions``.
+    ``uns["regions"].obsp["attention_corrected"]`` : sparse float32, (n_regions, n_regions)
+        Scores by the first of ``methods`` that is not ``"attention"``; row: the region that receives. Rows sum to 1
+        (or are empty). :func:`stxtools.pl.attention` draws it with ``key="attention_corrected"``.
+    ``obs["attention_saliency"]`` : float32, (n_obs,)
+        Length of the gradient of the predicted class's logits in what the U-Net reads at the observation (without a
+        U-Net: in what the observation reads); NaN outside any region.
+    ``uns["attention_fidelity"]["params"]`` : dict
+        With ``of`` and ``network_weight``, the factor of the network's logits in the prediction looked at.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such task, an order is not known, or the network has weight 0 in the ensemble: attention
+        then cannot say anything of its predictions.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=600)
+    >>> st.tl.region_graph(adata, "compartment", max_size=20)
+    >>> st.tl.multitask(adata, None, "compartment", save_model="net.stx", params={"epochs": 2})
+    >>> st.tl.attention_fidelity(adata, "net.stx", max_regions=5)
+    >>> sorted(adata.uns["attention_fidelity"]["table"]["unit"].unique())
+    ['edges', 'regions']
+    """
+    stage("loading PyTorch")
+    from stxtools.models import TissueNet
+    from stxtools.models.explain.edges import RegionAttribution
+
+    check_adata(adata)
+    key = check_key_added(key_added, _keys.FIDELITY)
+    random_state = check_seed(random_state)
+    check_free(adata, "tl.attention_fidelity", obs=[_keys.SALIENCY], uns=[key])
+    max_regions = check_int("max_regions", max_regions, minimum=1)
+    methods = list(methods)
+    for method in methods:
+        check_choice("methods", method, _METHODS)
+    for share in shares:
+        check_number("shares", share, minimum=0, maximum=1)
+    if not methods or not len(shares):
+        raise ValueError("`methods` and `shares` must each name one value at least.")
+    inp = read_regions(adata, regions_key, spatial_key)
+    fitted = model if isinstance(model, TissueNet) else TissueNet.load(model)
+    task = _task_of(fitted, task)
+    weight = _network_weight(fitted, task, of)
+    adata = adata.copy() if check_bool("copy", copy) else adata
+
+    sections, found_input = known_sections(adata, fitted, layer, inp)
+    rng = np.random.default_rng(random_state)
+    corrected = next((m for m in methods if m != "attention"), methods[0])
+    rows: list[dict[str, Any]] = []
+    parts = []
+    saliency = np.full(adata.n_obs, np.nan, dtype=np.float32)
+    with progress(len(sections) * len(methods), "removing edges", show_progress) as bar:
+        for i, section in enumerate(sections):
+            found = RegionAttribution(fitted, section, task, alone=of == "network")
+            saliency[inp.where.parts[i][section.region >= 0]] = found.saliency()
+            degree = np.bincount(found.target, minlength=found.n)
+            regions = np.sort(rng.permutation(np.flatnonzero(degree > 0))[:max_regions])
+            for method in methods:
+                scores = found.edge_scores(method, regions, rng)
+                if len(regions):
+                    rows += _rows(found, scores, regions, shares, inp.where.libs.names[i], method)
+                if method == corrected:
+                    known = np.isfinite(scores)
+                    at = inp.rows(i)
+                    parts.append((at[found.target[known]], at[found.source[known]], scores[known]))
+                bar.update(1)
+
+    shares_of = {_keys.ATTENTION_CORRECTED: _row_shares(parts, inp.regions.n_obs)}
+    slots = Slots("tl.attention_fidelity", obs={_keys.SALIENCY: saliency})
+    slots.missing[f"obs/{_keys.SALIENCY}"] = inp.region < 0
+    slots.inner[regions_key] = Slots("tl.attention_fidelity", obsp=shares_of)
+    slots.uns[key] = {
+        "table": pd.DataFrame(rows),
+        "params": provenance(
+            task=task, methods=methods, shares=np.asarray(list(shares), dtype=float), max_regions=max_regions,
+            layer=layer, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
+            corrected=corrected, of=of, network_weight=weight, **found_input,
+        ),
+    }  # fmt: skip
+    slots.write(adata)
+    return adata if copy else None
+
+
+def _task_of(model: TissueNet, task: str | None) -> str:
+    """Task to look at; one of the model's classification tasks."""
+    if not model.classes:
+        raise ValueError("The model was trained for no class label; train it with `st.tl.multitask`.")
+    if task is None:
+        return list(model.classes)[-1]
+    check_choice("task", task, tuple(model.classes))
+    return task
+
+
+def _network_weight(model: TissueNet, task: str, of: str) -> float:
+    """Factor of the network's logits in the prediction that is looked at."""
+    check_choice("of", of, ("ensemble", "network"))
+    weight = 1.0 if of == "network" else model.weights(task).network
+    if weight == 0:
+        raise ValueError(
+            f"The network has weight 0 in the ensemble that predicts {task!r}: neither attention nor edges change what "
+            "is predicted. Train with `st.tl.multitask(..., ensemble=['network', ...])`, or look at the network's own "
+            "prediction with `of='network'`."
+        )
+    return weight
+
+
+def _rows(
+    found: Any, scores: Any, regions: Any, shares: Sequence[float], library: str, method: str
+) -> list[dict[str, Any]]:
+    """Changes after removing or keeping the first edges, and after hiding the first regions or all others."""
+    rows = []
+    leading = np.isin(found.target, regions)
+    others = np.argsort(-found.node_scores(scores), kind="stable")
+    for share in shares:
+        top = found.top_edges(scores, regions, float(share))
+        first = np.zeros(found.n, dtype=bool)
+        first[others[: int(np.ceil(share * found.n))]] = True
+        for mode in ("remove", "keep"):
+            kept = ~top if mode == "remove" else top | ~leading
+            hidden = first if mode == "remove" else ~first
+            for unit, proba in (("edges", found.predict(kept)), ("regions", found.predict(hidden=hidden))):
+                # of regions, only the effect on others counts: that a region depends on itself is no news
+                judged = regions if unit == "edges" else regions[~hidden[regions]]
+                change, flipped = found.change(proba, judged) if len(judged) else (float("nan"), float("nan"))
+                rows.append(
+                    {
+                        "library": library, "unit": unit, "method": method, "mode": mode, "share": float(share),
+                        "change": change, "flipped": flipped, "n_regions": len(judged),
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def _row_shares(parts: Sequence[tuple[Any, Any, Any]], n: int) -> sparse.csr_matrix:
+    rows, columns, values = (np.concatenate(x) for x in zip(*parts, strict=True))
+    matrix = sparse.csr_matrix((values, (rows, columns)), shape=(n, n), dtype=np.float64)
+    total = np.asarray(matrix.sum(axis=1)).ravel()
+    scale = np.divide(1, total, out=np.zeros_like(total), where=total > 0)
+    return sparse.csr_matrix(sparse.diags(scale) @ matrix).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The test of :func:`stxtools.tl.biomarkers`."""

@@ -1,0 +1,74 @@
+"""All comparisons of a call, on expression that is read by blocks of genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stxtools._data.gene_blocks import GeneBlocks
+from stxtools._progress import progress
+from stxtools._spatial.order import position_order
+from stxtools._validate import Libraries
+from stxtools.stats._blocks import Contrast, Ground, compare_regions
+from stxtools.stats._contrast import Design, Outcome, are_mirrored, compare_between, outcome_within, take_over
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stxtools.stats._section import Given
+
+
+def compare(
+    expression: GeneBlocks,
+    designs: list[Design],
+    codes: NDArray[np.int64],
+    libs: Libraries,
+    xy: NDArray[np.float64],
+    names: NDArray[np.str_],
+    given: Given | None,
+    *,
+    n_null: int,
+    seed: int,
+    show_progress: bool | None,
+) -> list[Outcome]:
+    """Test every design; of a group and its complement only one is computed.
+
+    Observations are taken in the order of their positions (and ``names``), whatever that of their rows.
+    """
+    depth = expression.depth
+    grounds: dict[int, Ground] = {}
+    order = position_order(xy, names)
+    for i in range(len(libs)):
+        rows = order[(libs.codes[order] == i) & (codes[order] >= 0)]
+        if len(rows):
+            own = None if given is None else given.subset(rows)
+            grounds[i] = Ground(expression, rows, xy[rows], seed, None if depth is None else depth[rows], own)
+    sides = [{i: d.sides(codes[grounds[i].rows]) for i in d.libraries} for d in designs]
+    within: dict[int, list[Contrast]] = {}
+    other_side: dict[int, int] = {}
+    for k, design in enumerate(designs):
+        if design.kind != "within":
+            continue
+        contrasts = []
+        for i in design.libraries:
+            inside, outside = sides[k][i]
+            used = inside | outside
+            contrasts.append(Contrast(grounds[i].subset(used), inside[used], n_null, (seed, i)))
+        same = next((j for j, others in within.items() if are_mirrored(contrasts, others)), None)
+        if same is not None and same not in other_side:
+            other_side[k] = same
+        within[k] = contrasts
+    computed = [c for k, contrasts in within.items() if k not in other_side for c in contrasts]
+    between = [k for k, design in enumerate(designs) if design.kind == "between"]
+    outcomes: dict[int, Outcome] = {}
+    with progress(len(computed) + len(between), "testing genes", show_progress) as bar:
+        compare_regions(computed, expression.limit, done=bar.update)
+        for k in between:
+            libraries = designs[k].libraries
+            outcomes[k] = compare_between([grounds[i] for i in libraries], [sides[k][i] for i in libraries])
+            bar.update(1)
+    for k, same in other_side.items():
+        take_over(within[k], within[same])
+    outcomes |= {k: outcome_within(contrasts) for k, contrasts in within.items()}
+    return [outcomes[k] for k in range(len(designs))]

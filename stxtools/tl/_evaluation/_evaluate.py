@@ -1,0 +1,270 @@
+"""Compare models on one's own sections, without leaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._data.expression import with_expression_in_x
+from stxtools._data.representation import expression
+from stxtools._ownership import check_free
+from stxtools._progress import stage, whole_call
+from stxtools._slots import Slots, provenance
+from stxtools._validate import (
+    categories,
+    check_adata,
+    check_bool,
+    check_choice,
+    check_in,
+    check_int,
+    check_key_added,
+    check_number,
+    check_seed,
+    libraries,
+    listing,
+)
+
+from ._data import Reading, Target
+from ._run import COLUMNS, TEXT, Protocol, run
+from ._splits import SCHEMES
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
+
+
+@whole_call({
+    "loading PyTorch": 4, "evaluate": 100,
+})  # fmt: skip
+def evaluate(
+    adata: AnnData,
+    models: Sequence[str | Callable[..., Any]] | Mapping[str, str | Callable[..., Any]] | None = None,
+    *,
+    biomarker_key: str | None = None,
+    region_key: str | None = None,
+    genes: int | Sequence[str] | None = None,
+    scheme: Literal["block", "library", "random"] | Sequence[str] = "block",
+    n_folds: int = 5,
+    max_folds: int | None = None,
+    n_seeds: int = 5,
+    noise: float | Sequence[float] = 0.0,
+    noise_kind: Literal["gaussian", "counts"] = "gaussian",
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    use_rep: str | None = None,
+    layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None,
+    random_state: int = 0,
+    accelerator: str = "auto",
+    show_progress: bool | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Measure how well models predict held-out parts of the tissue, over folds, seeds and noise levels.
+
+    For every split the labels of the test observations are removed before any model sees the data. What needs
+    no label stays: a model may read the expression and the place of test observations, as it may in use. Genes and
+    principal components are chosen without labels; with ``scheme="library"`` from the training sections alone.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with labels; observations without a label are neither learned from nor counted.
+    models
+        Names, or functions ``f(sections, labels, n_classes, random_state)`` that get the sections
+        (:class:`stxtools.models.Section`), class codes of each (-1: hidden) and return class probabilities
+        (n_obs x n_classes) of each; a mapping gives them names. Names are
+
+        - ``"framework"``: :func:`segment`, :func:`region_graph` and :func:`multitask`, both targets together;
+        - ``"unet"``: the U-Net of :func:`segment` alone; ``"gnn"``: a graph attention network on the observations;
+        - ``"random_forest"``: on each observation's expression; ``"random_forest_means"``, ``"lda"`` (shrinkage
+          LDA) and ``"logistic"``: on means over the 19 and 61 nearest observations;
+        - ``"nearest_label"``: coordinates alone.
+
+        By default all but ``"logistic"``.
+    biomarker_key, region_key
+        Columns of ``obs`` to predict; one of them at least.
+    genes
+        Genes to hide from the models and to predict, or how many are drawn for each seed; adds the target
+        ``"expression"`` with its mean squared error. Values are log-normalised and scaled to variance 1 on the
+        training observations. The framework has a head for expression, forests predict by a forest, and the other
+        models by a ridge regression on what they make of the observations.
+    scheme
+        ``"block"``: blocks of neighbouring observations are held out. ``"library"``: whole sections, one at a
+        time. ``"random"``: single observations, marked as leaky, for their neighbours are learned from. Several
+        may be named.
+    n_folds
+        Folds of ``"block"`` and ``"random"``.
+    max_folds
+        Run only as many folds of each seed. Seeds draw different folds.
+    n_seeds
+        Number of seeds: ``random_state``, ``random_state + 1``, ... Each draws its own folds, noise and models.
+    noise
+        Noise levels, as in :func:`stxtools.pp.add_noise`: on all observations, training and test.
+    noise_kind
+        Kind of noise.
+    params
+        Model name -> its parameters: a mapping for :class:`stxtools.models.SegmenterParams` (``"unet"``), for
+        scikit-learn's estimator (forests, ``"logistic"``), for the graph network (``"gnn"``); for
+        ``"framework"`` the keyword arguments of the three calls, ``{"multitask": {"params": {"alpha": 2}}}``.
+    checkpoint
+        CSV file to which every finished fold is appended. Called again with it, the run goes on where it was
+        interrupted; more models, seeds or noise levels may be asked for. Several processes may share it. A function is
+        known by its code: once that changes, its rows are computed again. A file of other data or settings is refused.
+    use_rep
+        Key of ``obsm`` to read. By default a PCA of the log-normalised variable genes, made here. A representation
+        given is taken as it is, also with ``scheme="library"``.
+    layer
+        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+    spatial_key
+        Key of ``obsm`` with x, y positions.
+    library_key
+        Column of ``obs`` that says which section (patient, with ``scheme="library"``) an observation belongs to.
+    random_state
+        First seed.
+    accelerator
+        Where networks are trained, as in Lightning.
+    show_progress
+        Whether to show progress; by default in terminals and notebooks.
+    key_added
+        Name of the table in ``uns`` instead of ``"evaluation"``.
+    copy
+        Whether to return a changed copy.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets these slots:
+
+    ``uns["evaluation"]`` : :class:`pandas.DataFrame`
+        One row per model, target, scheme, seed, noise level and fold, with the columns ``model``; ``target``
+        (``biomarker``, ``region``, ``expression``); ``key``; ``scheme``; ``leaky``; ``seed``; ``noise``; ``fold``;
+        ``n_train``, ``n_test`` (labelled observations); ``accuracy``; ``precision``, ``recall``, ``auroc`` (one
+        against the rest), each averaged over the classes of the fold; ``mse``; ``seconds``.
+    ``uns["evaluation_params"]`` : dict
+        Parameters, seed and versions.
+
+    Raises
+    ------
+    KeyError
+        If a key, or a gene to hide, is not there.
+    ValueError
+        If a model, scheme or level is not understood, a training fold has fewer than two classes, or the
+        checkpoint belongs to another run.
+
+    See Also
+    --------
+    stxtools.get.evaluation : means and standard deviations over seeds.
+    stxtools.pl.evaluation : the same, drawn.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=600)
+    >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
+    >>> table = st.get.evaluation(adata)
+    """
+    check_adata(adata, min_obs=20)
+    key = check_key_added(key_added, _keys.EVALUATION)
+    seed = check_seed(random_state)
+    check_free(adata, "tl.evaluate", uns=[key, f"{key}_params"])
+    targets = _targets(adata, biomarker_key, region_key)
+    chosen = _models(models)
+    given = {str(name): dict(value) for name, value in (params or {}).items()}
+    unknown = sorted(set(given) - set(chosen))
+    if unknown:
+        raise ValueError(f"`params` names {listing(unknown)}; the models are {listing(chosen)}.")
+    schemes = [scheme] if isinstance(scheme, str) else list(scheme)
+    for name in schemes:
+        check_choice("scheme", name, SCHEMES)
+    if "library" in schemes and len(libraries(adata, library_key)) < 2:
+        raise ValueError("`scheme='library'` leaves whole sections out: name them with `library_key=`; two at least.")
+    check_choice("noise_kind", noise_kind, ("gaussian", "counts"))
+    if use_rep is not None:
+        check_in(adata, "obsm", use_rep, "use_rep")
+        if genes is not None:
+            raise ValueError("`genes` are hidden before the representation is made; drop `use_rep=`.")
+        if noise_kind == "counts":
+            raise ValueError("`noise_kind='counts'` needs expression, which `use_rep=` bypasses; drop one of them.")
+    levels = [noise] if isinstance(noise, (int, float)) else list(noise)
+    protocol = Protocol(
+        models=chosen,
+        params=given,
+        targets=targets,
+        genes=genes,
+        schemes=list(dict.fromkeys(schemes)),
+        n_folds=check_int("n_folds", n_folds, minimum=2),
+        max_folds=None if max_folds is None else check_int("max_folds", max_folds, minimum=1),
+        seeds=[seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))],
+        noise=[check_number("noise", level, minimum=0, maximum=1) for level in levels],
+        noise_kind=noise_kind,
+        reading=Reading(use_rep, layer, seed),
+        spatial_key=spatial_key,
+        library_key=library_key,
+        accelerator=accelerator,
+    )
+    adata = adata.copy() if check_bool("copy", copy) else adata
+    found = None if use_rep is not None else expression(adata, layer)
+    read_from = adata if found is None or layer is not None else with_expression_in_x(adata, found)
+    rows = run(read_from, protocol, checkpoint, show_progress=show_progress)
+
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(TEXT, str))
+    slots = Slots("tl.evaluate")
+    slots.uns[key] = table.astype({"leaky": bool, "seed": "int64", "n_train": "int64", "n_test": "int64"})
+    slots.uns[f"{key}_params"] = provenance(
+        models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,
+        n_folds=n_folds, max_folds=max_folds, n_seeds=n_seeds, noise=protocol.noise, noise_kind=noise_kind,
+        genes=genes if genes is None or isinstance(genes, int) else list(genes), use_rep=use_rep, layer=layer,
+        **({} if found is None else found.record), spatial_key=spatial_key, library_key=library_key, random_state=seed,
+        params={name: str(value) for name, value in given.items()} or None,
+    )  # fmt: skip
+    slots.write(adata)
+    return adata if copy else None
+
+
+def _targets(adata: AnnData, biomarker_key: str | None, region_key: str | None) -> list[Target]:
+    out = []
+    for name, key in (("biomarker", biomarker_key), ("region", region_key)):
+        if key is not None:
+            codes, classes = categories(adata, key, f"{name}_key", min_classes=2)
+            out.append(Target(name, key, codes, classes))
+    if not out:
+        raise ValueError("Name what is to be predicted: `biomarker_key=`, `region_key=` or both.")
+    if biomarker_key == region_key:
+        raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
+    return out
+
+
+def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
+    """Name -> registered name or function."""
+    stage("loading PyTorch")
+    from stxtools.models.baselines.simple import BASELINES
+
+    if models is None:
+        models = MODELS
+    if isinstance(models, (str, Mapping)) or callable(models):
+        pairs = dict(models) if isinstance(models, Mapping) else {_name(models): models}
+    else:
+        pairs = {_name(m): m for m in models}
+        if len(pairs) < len(list(models)):
+            raise ValueError("Two models have the same name; give them names with a mapping.")
+    known = ("framework", *BASELINES)
+    for name, model in pairs.items():
+        if not callable(model) and model not in known:
+            raise ValueError(
+                f"There is no model {model!r} ({name!r}); choose from {listing(known)}, or pass a function."
+            )
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            raise ValueError(f"`models` has the name {name!r}; a name is text that is not empty.")
+    if not pairs:
+        raise ValueError(f"`models` is empty; choose from {listing(known)}.")
+    return pairs
+
+
+def _name(model: Any) -> str:
+    return model if isinstance(model, str) else str(getattr(model, "__name__", type(model).__name__))

@@ -1,0 +1,149 @@
+"""The framework as one model among others: segment, region graph and joint training, by the public calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools.models.baselines.simple import Baseline, Classes, EvaluationSection, Labels
+from stxtools.tl._multitask import multitask
+from stxtools.tl._region_graph import region_graph
+from stxtools.tl._segment import segment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_REP, _LIBRARY, _TRUTH = "evaluated", "evaluated_library", "evaluated_{}"
+_HIDDEN, _SHOWN = "hidden_gene{}", "expression_shown"
+_STAGES = ("segment", "region_graph", "multitask")
+
+
+class Framework(Baseline):
+    """U-Net, region graph and graph network, trained together on the targets.
+
+    ``params`` may hold ``segment``, ``region_graph`` and ``multitask``: keyword arguments of these calls
+    (``{"multitask": {"params": {"alpha": 2.0}}}``, say).
+    """
+
+    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
+        """Run the line on the sections; what it says of all observations is kept for :meth:`predict_proba`."""
+        unknown = sorted(set(self.params) - set(_STAGES))
+        if unknown:
+            raise ValueError(f"Unknown stage(s) of the framework: {', '.join(unknown)}; it has {', '.join(_STAGES)}.")
+        return self.train(self.prepare(sections, labels, classes), classes)
+
+    def _how(self) -> dict[str, Any]:
+        return {"random_state": self.random_state, "accelerator": self.accelerator, "show_progress": False}
+
+    def _joint(self, adata: AnnData) -> dict[str, Any]:
+        """Arguments of the user for the joint network, which reads no genes where only a representation was given."""
+        given = dict(self.params.get("multitask", {}))
+        if adata.X.min() >= 0 or not isinstance(given.get("params", {}), Mapping):
+            return given
+        return given | {"params": {"genes": False} | dict(given.get("params", {}))}
+
+    def prepare(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> AnnData:
+        """Return an AnnData of the sections with labels, compartments and region graph."""
+        adata = _as_adata(sections)
+        for target, codes in labels.items():
+            every = np.concatenate(list(codes))
+            names = pd.Index([str(k) for k in range(classes[target])])
+            column = pd.Categorical.from_codes(every, categories=names).remove_unused_categories()
+            adata.obs[_TRUTH.format(target)] = column
+        # compartments follow the tissue class where it is asked for
+        guide = _TRUTH.format("region" if "region" in labels else next(iter(labels)))
+        settings = {"labels_key": guide, "use_rep": _REP, "library_key": _LIBRARY} | self._how()
+        segment(adata, **settings | dict(self.params.get("segment", {})))
+        cut: dict[str, Any] = {"random_state": self.random_state} | dict(self.params.get("region_graph", {}))
+        region_graph(adata, **cut)
+        return adata
+
+    def train(self, adata: AnnData, classes: Classes) -> Framework:
+        """Train the joint network on what :meth:`prepare` returned."""
+        self.classes, self.adata = dict(classes), adata
+        tasks = {f"{target}_key": _TRUTH.format(target) for target in classes}
+        multitask(adata, **tasks | {"use_rep": _REP} | self._how() | self._joint(adata))
+        return self
+
+    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+        """Probabilities of the observations; the shares of the classes where an observation is in no region."""
+        out = {}
+        for target, n_classes in self.classes.items():
+            frame = self.adata.obsm[_keys.proba(_TRUTH.format(target))]
+            proba = np.zeros((self.adata.n_obs, n_classes), dtype=np.float32)
+            proba[:, [int(c) for c in frame.columns]] = frame.to_numpy()
+            unknown = np.isnan(proba).any(axis=1)
+            proba[unknown] = proba[~unknown].mean(axis=0)
+            out[target] = np.split(proba, _cuts(sections))
+        return out
+
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+        """Return the states of the regions at their observations, beside the U-Net's features."""
+        states = np.nan_to_num(np.asarray(self.adata.obsm[_keys.X_GNN]))
+        both = np.concatenate([states, np.asarray(self.adata.obsm[_keys.X_UNET])], axis=1)
+        return np.split(both, _cuts(sections))
+
+    def predict_expression(
+        self, sections: Sequence[EvaluationSection], values: Sequence[NDArray[np.float64]]
+    ) -> list[NDArray[np.float64]]:
+        """Train once more with the expression head, beside the targets."""
+        every = np.concatenate(list(values))  # standardised; the call takes none but values from 0 for expression
+        low = np.nanmin(every, axis=0)
+        width = np.maximum(np.nanmax(every, axis=0) - low, 1e-12)
+        adata = _with_genes(self.adata, (every - low) / width)
+        hidden = [g for g in adata.var_names if g not in self.adata.var_names]
+        asked: dict[str, Any] = {f"{target}_key": _TRUTH.format(target) for target in self.classes}
+        asked |= {"use_rep": _REP, "expression": hidden, "expression_key": _SHOWN} | self._how()
+        multitask(adata, **asked | self._joint(adata))
+        found = adata.obsm[_keys.EXPRESSION_PRED].to_numpy(dtype=np.float64) * width + low
+        return np.split(np.where(np.isnan(found), np.nanmean(found, axis=0), found), _cuts(sections))
+
+
+def _with_genes(adata: AnnData, values: NDArray[np.float64]) -> AnnData:
+    """Copy with more genes behind the others; hidden observations hold zeros and are marked."""
+    from anndata import AnnData as _AnnData
+    from scipy import sparse
+
+    known = np.asarray(np.isfinite(values).all(axis=1))
+    names = [_HIDDEN.format(i) for i in range(values.shape[1])]
+    shown = np.where(known[:, None], values, 0.0)
+    out = _AnnData(
+        sparse.hstack([adata.X, sparse.csr_matrix(shown)], format="csr").astype(np.float32),
+        obs=adata.obs.assign(**{_SHOWN: known}),
+        var=pd.DataFrame(index=adata.var_names.append(pd.Index(names))),
+        obsm={key: adata.obsm[key] for key in (_REP, _keys.SPATIAL)},
+    )
+    kept = ("log1p", _keys.SEGMENT, _keys.REGIONS, _keys.MULTITASK)  # with the records of whose columns these are
+    out.uns = {key: value for key, value in adata.uns.items() if key in kept}
+    return out
+
+
+def _cuts(sections: Sequence[EvaluationSection]) -> NDArray[np.int64]:
+    return np.cumsum([s.n_obs for s in sections])[:-1]
+
+
+def _as_adata(sections: Sequence[EvaluationSection]) -> AnnData:
+    """Put arrays back into the AnnData that the public calls read."""
+    from anndata import AnnData as _AnnData
+    from scipy import sparse
+
+    parts = [sparse.csr_matrix(s.features) if s.raw is None else s.raw for s in sections]
+    n_obs = [s.n_obs for s in sections]
+    names = pd.Index([f"o{i}" for i in range(sum(n_obs))])
+    library = np.repeat([s.name for s in sections], n_obs)
+    adata = _AnnData(
+        sparse.vstack(parts, format="csr").astype(np.float32),
+        obs=pd.DataFrame({_LIBRARY: pd.Categorical(library, categories=[s.name for s in sections])}, index=names),
+        var=pd.DataFrame(index=pd.Index([f"g{i}" for i in range(parts[0].shape[1])])),
+    )
+    adata.uns["log1p"] = {}  # these values are logarithms
+    adata.obsm[_REP] = np.concatenate([s.features for s in sections])
+    adata.obsm[_keys.SPATIAL] = np.concatenate([s.xy - s.xy.min(axis=0) for s in sections])
+    return adata

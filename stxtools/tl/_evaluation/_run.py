@@ -1,0 +1,260 @@
+"""The loop of an evaluation: prepare a split, hide its labels, train, predict, score, write down."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stxtools._data.noise import noised_copy, noised_values
+from stxtools._data.sections import Geometry, geometry
+from stxtools._progress import progress
+from stxtools._version import __version__
+
+from ._checkpoint import Checkpoint, settings_fingerprint
+from ._data import (
+    Reading,
+    Target,
+    data_checksum,
+    evaluation_sections,
+    held_out_genes,
+    log_values,
+    per_section,
+    read_features,
+    standardised,
+    whole,
+)
+from ._function_code import function_code
+from ._metrics import METRICS, expression_error, scores
+from ._splits import LEAKY, each_fold, folds_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stxtools.models.baselines.simple import Baseline
+
+UNIT = ("model", "scheme", "seed", "noise", "fold")
+TEXT = ("model", "target", "key", "scheme", "fold")
+TYPES: dict[str, Callable[[str], Any]] = {
+    "code": str, **dict.fromkeys(TEXT, str), "leaky": bool, "seed": int, "noise": float, "n_train": int, "n_test": int,
+    **dict.fromkeys(METRICS, float), "seconds": float,
+}  # fmt: skip
+COLUMNS = (
+    "model", "target", "key", "scheme", "leaky", "seed", "noise", "fold", "n_train", "n_test", *METRICS, "seconds"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that is asked for, checked."""
+
+    models: dict[str, str | Callable[..., Any]]
+    params: dict[str, dict[str, Any]]
+    targets: list[Target]
+    genes: Any
+    schemes: list[str]
+    n_folds: int
+    max_folds: int | None
+    seeds: list[int]
+    noise: list[float]
+    noise_kind: str
+    reading: Reading
+    spatial_key: str
+    library_key: str | bool | None
+    accelerator: str
+
+    def codes(self) -> dict[str, str]:
+        """Model -> what it is: the registered name, or a digest of the function's code."""
+        return {name: m if isinstance(m, str) else function_code(m) for name, m in self.models.items()}
+
+    def fingerprint(self, adata: AnnData, where: Geometry) -> str:
+        """Digest of data and settings. Models, seeds and levels are left out: each row names its own."""
+        genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
+        return settings_fingerprint(
+            {
+                "version": __version__, "data": data_checksum(adata, where, self.targets, self.reading),
+                "n_folds": self.n_folds, "genes": genes, "noise_kind": self.noise_kind, "params": self.params,
+                "use_rep": self.reading.use_rep, "layer": self.reading.layer, "pca_seed": self.reading.seed,
+            }
+        )  # fmt: skip
+
+
+@dataclass
+class _Split:
+    """One split of one noised data set."""
+
+    scheme: str
+    seed: int
+    noise: float
+    fold: str
+    test: NDArray[np.bool_]
+    sections: list[Any]
+    expression: NDArray[np.float64] | None
+
+    def unit(self, model: str) -> tuple[Any, ...]:
+        return (model, self.scheme, self.seed, self.noise, self.fold)
+
+
+def run(
+    adata: AnnData, p: Protocol, checkpoint: str | os.PathLike[str] | None, *, show_progress: bool | None
+) -> list[dict[str, Any]]:
+    """Run what is not in the checkpoint yet and return all rows that were asked for, in the order asked for."""
+    where = geometry(adata, p.spatial_key, p.library_key)
+    hidden = None if p.genes is None else {seed: held_out_genes(adata, p.genes, seed) for seed in p.seeds}
+    codes = p.codes()
+    store = Checkpoint(checkpoint, p.fingerprint(adata, where), TYPES)
+    targets = [(t.name, t.key) for t in p.targets] + ([("expression", "")] if p.genes is not None else [])
+    done = _finished(store.rows, targets, codes)
+    plan = [(scheme, seed, noise) for scheme in p.schemes for seed in p.seeds for noise in p.noise]
+    folds = {
+        (scheme, seed): _checked_folds(scheme, seed, where, p) for scheme, seed in dict.fromkeys(x[:2] for x in plan)
+    }
+    wanted = [
+        (model, scheme, seed, noise, name)
+        for scheme, seed, noise in plan
+        for name, _ in folds[scheme, seed]
+        for model in p.models
+    ]
+    with progress(len(wanted), "evaluate", show_progress) as bar:
+        for scheme, seed, noise in plan:
+            todo = {u for u in wanted if u[1:4] == (scheme, seed, noise)} - done.keys()
+            bar.update(len(p.models) * len(folds[scheme, seed]) - len(todo))
+            if not todo:
+                continue
+            columns = None if hidden is None else hidden[seed]
+            for split in _splits(adata, p, where, folds[scheme, seed], (scheme, seed, noise), columns, todo):
+                for name in p.models:
+                    if split.unit(name) in todo:
+                        if store.refresh():  # another process may have done it meanwhile
+                            done |= _finished(store.rows, targets, codes)
+                        if split.unit(name) in done:
+                            bar.update(1)
+                            continue
+                        bar.set_postfix({"model": name, "fold": split.fold})
+                        rows = _measure(name, split, p, where)
+                        store.add([{"code": codes[name], **row} for row in rows])
+                        done[split.unit(name)] = rows
+                        bar.update(1)
+    return [row for unit in wanted for row in done[unit]]
+
+
+def _finished(
+    rows: list[dict[str, Any]], targets: list[tuple[str, str]], codes: dict[str, str]
+) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Units all of whose targets were written, each once, by the models that are asked for."""
+    units: dict[tuple[Any, ...], dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in rows:
+        if codes.get(row["model"]) == row["code"]:
+            unit = tuple(row[name] for name in UNIT)
+            units.setdefault(unit, {})[row["target"], row["key"]] = row
+    return {
+        unit: [{name: found[t][name] for name in COLUMNS} for t in targets]
+        for unit, found in units.items()
+        if found.keys() >= set(targets)
+    }
+
+
+def _checked_folds(scheme: str, seed: int, where: Geometry, p: Protocol) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Folds in which every target has something to learn from and something to predict."""
+    fold, names = folds_of(scheme, where.xy, where.libs, p.n_folds, seed)
+    out = []
+    for name, test in each_fold(fold, names, p.max_folds):
+        for t in p.targets:
+            seen = np.unique(t.codes[~test & (t.codes >= 0)])
+            if len(seen) < 2:
+                found = [t.classes[k] for k in seen]
+                raise ValueError(
+                    f"With scheme {scheme!r} and seed {seed}, the training part of fold {name!r} holds only {found} of "
+                    f"`adata.obs[{t.key!r}]`; two classes are needed. Use more folds, another scheme, or more labels."
+                )
+        if all((t.codes[test] >= 0).any() for t in p.targets):
+            out.append((name, test))
+    if not out:
+        raise ValueError(f"No fold of scheme {scheme!r} has labelled observations to predict.")
+    return out
+
+
+def _splits(
+    adata: AnnData,
+    p: Protocol,
+    where: Geometry,
+    folds: list[tuple[str, NDArray[np.bool_]]],
+    at: tuple[str, int, float],
+    hidden: NDArray[np.int64] | None,
+    todo: set[tuple[Any, ...]],
+) -> Iterator[_Split]:
+    """Noise and features for each split that has something to do."""
+    scheme, seed, noise = at
+    noised, how = _noised(adata, p, seed, noise)
+    values = None if hidden is None else log_values(noised, how.layer, hidden)
+    if hidden is not None:
+        noised = noised[:, np.setdiff1d(np.arange(noised.n_vars), hidden)]
+    # nothing of a left-out section may go into genes and components; within sections no label is looked at anyway
+    shared = None if scheme == "library" else read_features(noised, how)
+    for name, test in folds:
+        if not any(unit[4] == name for unit in todo):
+            continue
+        features = read_features(noised, how, ~test) if shared is None else shared
+        truth = None if values is None else standardised(values, ~test)
+        yield _Split(scheme, seed, noise, name, test, evaluation_sections(*features, where), truth)
+
+
+def _noised(adata: AnnData, p: Protocol, seed: int, noise: float) -> tuple[AnnData, Reading]:
+    how = p.reading
+    if noise == 0:
+        return adata, how
+    values, _ = noised_values(adata, noise, kind=p.noise_kind, layer=how.layer, use_rep=how.use_rep, seed=seed)
+    out = noised_copy(adata, values, kind=p.noise_kind, use_rep=how.use_rep)
+    return out, Reading(how.use_rep, None, how.seed)  # the noised values are in X
+
+
+def _measure(name: str, split: _Split, p: Protocol, where: Geometry) -> list[dict[str, Any]]:
+    """Train one model on one split and score each target."""
+    start = time.perf_counter()
+    model = _model(name, split.seed, p)
+    masked = {t.name: np.where(split.test, -1, t.codes) for t in p.targets}
+    labels = {target: per_section(codes, where) for target, codes in masked.items()}
+    model.fit(split.sections, labels, {t.name: len(t.classes) for t in p.targets})
+    proba = model.predict_proba(split.sections)
+    seconds = time.perf_counter() - start
+    rows = []
+    for t in p.targets:
+        judged = split.test & (t.codes >= 0)
+        found = whole(proba[t.name], where)[judged]
+        sizes = {"n_train": int((masked[t.name] >= 0).sum()), "n_test": int(judged.sum())}
+        rows.append(_row(name, t.name, t.key, split, sizes, scores(found, t.codes[judged]), seconds))
+    if split.expression is not None:
+        start = time.perf_counter()
+        shown = np.where(split.test[:, None], np.nan, split.expression)
+        found = whole(model.predict_expression(split.sections, per_section(shown, where)), where)
+        error = expression_error(found[split.test], split.expression[split.test])
+        sizes = {"n_train": int((~split.test).sum()), "n_test": int(split.test.sum())}
+        rows.append(_row(name, "expression", "", split, sizes, error, time.perf_counter() - start))
+    return rows
+
+
+def _model(name: str, seed: int, p: Protocol) -> Baseline:
+    from stxtools.models.baselines.simple import baseline
+
+    chosen = p.models[name]
+    how: dict[str, Any] = {"params": p.params.get(name), "random_state": seed, "accelerator": p.accelerator}
+    if chosen != "framework":
+        return baseline(chosen, **how)
+    from ._framework import Framework  # here: it draws in the whole line
+
+    return Framework(**how)
+
+
+def _row(
+    model: str, target: str, key: str, split: _Split, sizes: dict[str, int], found: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    head = {
+        "model": model, "target": target, "key": key, "scheme": split.scheme, "leaky": split.scheme in LEAKY,
+        "seed": split.seed, "noise": split.noise, "fold": split.fold,
+    }  # fmt: skip
+    return head | sizes | found | {"seconds": seconds}

@@ -1,0 +1,97 @@
+"""A student of the framework: taught in distill, applied in multitask."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stxtools import _keys
+from stxtools._data.features import model_features
+from stxtools._data.framework import known_sections
+from stxtools._data.regions import called, read_regions
+from stxtools._data.sections import geometry, join, make_sections
+from stxtools._slots import Slots, provenance, put_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+
+    from stxtools.models import TissueNet, TissueStudent
+
+
+def framework_of(model: Any) -> TissueNet | None:
+    """Return the framework that ``model`` is, or that its file holds; None where it is something else."""
+    from stxtools.models import TissueNet
+
+    return _given_or_saved(model, TissueNet)
+
+
+def student_of(model: Any) -> TissueStudent | None:
+    """Return the framework's student that ``model`` is, or that its file holds; None where it is something else."""
+    from stxtools.models import TissueStudent
+
+    return _given_or_saved(model, TissueStudent)
+
+
+def _given_or_saved(model: Any, kind: Any) -> Any:
+    from stxtools.models._storage import model_kind
+
+    if isinstance(model, (str, os.PathLike)):
+        return kind.load(model) if model_kind(model) == kind.__name__ else None
+    return model if isinstance(model, kind) else None
+
+
+def taught_student(
+    adata: AnnData,
+    teacher: TissueNet,
+    params: Any,
+    *,
+    layer: str | None,
+    spatial_key: str,
+    regions_key: str,
+    **how: Any,
+) -> tuple[TissueStudent, dict[str, Any]]:
+    """Student of a framework, and what ``params`` say of its input; reads the region graph of ``adata``."""
+    from stxtools.models import TissueStudent
+
+    inp = read_regions(adata, regions_key, spatial_key)
+    sections, found = known_sections(adata, teacher, layer, inp)
+    student = TissueStudent(params)
+    answers = student.ask(teacher, sections, random_state=how["random_state"], accelerator=how["accelerator"])
+    read = student if student.projection is not None else teacher
+    values, _ = model_features(adata, read, layer)
+    student.learn(make_sections(values, inp.where), answers, **how)
+    return student, found
+
+
+def apply_student(
+    adata: AnnData,
+    student: TissueStudent,
+    columns: Mapping[str, str],
+    *,
+    key: str,
+    layer: str | None,
+    spatial_key: str,
+    library_key: str | bool | None,
+    accelerator: str,
+) -> None:
+    """Write the student's answers about the observations; no region graph is read or written."""
+    where = geometry(adata, spatial_key, library_key)
+    values, found = model_features(adata, student, layer)
+    predictions = student.predict_tasks(make_sections(values, where), accelerator=accelerator)
+    slots = Slots("tl.multitask")
+    for task, column in columns.items():
+        proba = join([p[task] for p in predictions], where).astype(np.float32)
+        slots.obs[_keys.pred(column)] = called(proba, student.tasks[task])
+        put_frame(slots, _keys.proba(column), proba, student.tasks[task], adata.obs_names)
+    slots.uns[key] = {
+        "params": provenance(
+            biomarker_key=columns.get("biomarker"), region_key=columns.get("classification"), layer=layer,
+            **found, spatial_key=spatial_key, library_key=library_key, model="student",
+            student=student.params_dict(),
+        )
+    }  # fmt: skip
+    slots.write(adata)

@@ -1,0 +1,147 @@
+"""Which observations to label next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stxtools import _keys
+from stxtools._data.sections import geometry
+from stxtools._ownership import check_free
+from stxtools._slots import Slots, provenance
+from stxtools._spatial.graph import neighbour_mean
+from stxtools._validate import check_adata, check_in, check_int, check_key_added
+
+from ._region_graph import inherited_library_key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+def suggest_labels(
+    adata: AnnData,
+    n: int = 10,
+    *,
+    key: str = _keys.SEGMENT,
+    labels_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Name the observations whose labels would help the segmentation most.
+
+    Wanted are observations that the model is unsure of (small margin between its two most probable
+    classes, averaged over spatial neighbours so that a whole doubtful area counts more than a noisy
+    spot) and that lie far from what is labelled or suggested already. They are taken one by one: each is
+    the one with the largest product of doubt and distance (uncertainty sampling, Lewis and Gale 1994,
+    with farthest-first traversal, Gonzalez 1985).
+
+    Parameters
+    ----------
+    adata
+        Annotated data with segments.
+    n
+        How many observations to name.
+    key
+        ``"segment"``, or the ``key_added`` of :func:`segment`.
+    labels_key
+        Column of ``obs`` with the labels there are; by default the one that :func:`segment` was given.
+    spatial_key
+        Key of ``obsm`` with x, y positions.
+    library_key
+        Column of ``obs`` that says which section an observation belongs to; by default as in
+        :func:`segment`.
+    key_added
+        Name of the output instead of ``"suggested"``.
+    copy
+        Whether to return a changed copy.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets these slots:
+
+    ``obs["suggested"]`` : float64, (n_obs,)
+        1 for the observation to label first, 2 for the next, ...; NaN for the others.
+    ``uns["suggested"]`` : dict
+        ``params``.
+
+    Raises
+    ------
+    KeyError
+        If there are no segments yet: call :func:`segment` first.
+    ValueError
+        If fewer than ``n`` observations are unlabelled.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.tl.segment(adata, n_segments=3)
+    >>> st.tl.suggest_labels(adata, n=5)
+    >>> int(adata.obs["suggested"].notna().sum())
+    5
+    """
+    check_adata(adata)
+    n = check_int("n", n, minimum=1)
+    out = check_key_added(key_added, _keys.SUGGESTED)
+    check_free(adata, "tl.suggest_labels", obs=[out], uns=[out])
+    check_in(adata, "obsm", _keys.proba(key), "key", "Run `st.tl.segment(adata)` first.")
+    params = adata.uns.get(key, {}).get("params", {})
+    if labels_key is None and "labels_key" in params:
+        labels_key = str(params["labels_key"])
+    if labels_key is not None:
+        check_in(adata, "obs", labels_key, "labels_key")
+    where = geometry(adata, spatial_key, inherited_library_key(adata, key) if library_key is None else library_key)
+    labelled = np.zeros(adata.n_obs, dtype=bool) if labels_key is None else adata.obs[labels_key].notna().to_numpy()
+    if int((~labelled).sum()) < n:
+        raise ValueError(f"`n={n}`, but only {int((~labelled).sum())} observations are without a label.")
+
+    proba = np.sort(adata.obsm[_keys.proba(key)].to_numpy(dtype=np.float64), axis=1)
+    margin = proba[:, -1] - proba[:, -2] if proba.shape[1] > 1 else proba[:, -1]
+    doubt = neighbour_mean(where.graph, (1 - margin)[:, None], rounds=1)[:, 0]
+    order = _doubtful_and_far(doubt, where.xy, where.libs.codes, labelled, n)
+    rank = np.full(adata.n_obs, np.nan)
+    rank[order] = np.arange(1, n + 1)
+
+    adata = adata.copy() if copy else adata
+    slots = Slots("tl.suggest_labels", obs={out: rank}, missing={f"obs/{out}": None})
+    slots.uns[out] = {
+        "params": provenance(
+            n=n, key=key, labels_key=labels_key, spatial_key=spatial_key, library_key=library_key, key_added=out
+        )
+    }
+    slots.write(adata)
+    return adata if copy else None
+
+
+def _doubtful_and_far(
+    doubt: NDArray[np.float64],
+    xy: NDArray[np.float64],
+    library: NDArray[np.int64],
+    labelled: NDArray[np.bool_],
+    n: int,
+) -> list[int]:
+    """Pick ``n`` observations; distances count within a section, up to a tenth of its extent."""
+    from scipy.spatial import cKDTree
+
+    reach = np.ones(len(xy))
+    distance = np.full(len(xy), np.inf)
+    for i in np.unique(library):
+        rows = np.flatnonzero(library == i)
+        reach[rows] = max(float(np.ptp(xy[rows], axis=0).max()) / 10, 1e-12)
+        known = rows[labelled[rows]]
+        if len(known):
+            distance[rows] = cKDTree(xy[known]).query(xy[rows])[0]
+    free = np.where(labelled, -1.0, doubt + 1e-9)
+    chosen: list[int] = []
+    for _ in range(n):
+        best = int(np.argmax(free * np.minimum(distance / reach, 1.0)))
+        if labelled[best] or best in chosen:  # nothing is left at a distance: the most doubtful one
+            best = int(np.argmax(np.where(np.isin(np.arange(len(free)), chosen), -1.0, free)))
+        chosen.append(best)
+        same = library == library[best]
+        distance[same] = np.minimum(distance[same], np.linalg.norm(xy[same] - xy[best], axis=1))
+    return chosen

@@ -1,0 +1,1 @@
+"""Joining target databases: :func:`stxtools.tl.targets`."""

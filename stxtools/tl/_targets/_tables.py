@@ -1,0 +1,223 @@
+"""Reading target tables: one row per gene out of the files that Open Targets and DGIdb publish."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools._checks import unstorable
+
+_SEPARATOR = "; "
+_MODALITIES = ("SM", "AB", "PR", "OC")
+_PRIORITISATION = frozenset({"maxClinicalTrialPhase", "isInMembrane", "isSecreted", "hasLigand", "hasSafetyEvent"})
+_NULL = ["NULL", "null", "None", "NA", "N/A", "nan", "NaN", ""]
+
+
+@dataclass
+class TargetTable:
+    """One row per gene. ``columns`` is indexed by symbol (or by Ensembl id where ``symbols`` is None)."""
+
+    format: str
+    columns: pd.DataFrame
+    symbols: pd.Index | None
+    ids: pd.Index | None
+    ambiguous: set[str] = field(default_factory=set)
+    aliases: dict[str, str] = field(default_factory=dict)
+    by_id: pd.DataFrame | None = None
+
+    def index_by_ids(self) -> None:
+        """Index ``columns`` by Ensembl id."""
+        if self.by_id is not None:
+            self.columns = self.by_id
+
+
+def read_target_table(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+    """Read a tsv, csv or parquet file (or a folder of parquet parts); a DataFrame is returned as it is."""
+    if isinstance(table, pd.DataFrame):
+        return table
+    if not isinstance(table, (str, os.PathLike)):
+        raise TypeError(f"`table` must be a path or a DataFrame, not {type(table).__name__}.")
+    path = Path(table)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}; `table` is a path or a DataFrame.")
+    suffixes = [s.lower() for s in path.suffixes]
+    if path.is_dir() or ".parquet" in suffixes:
+        try:
+            return pd.read_parquet(path)
+        except ImportError as err:
+            raise ImportError("Reading parquet needs pyarrow: `pip install pyarrow`, or pass a DataFrame.") from err
+    if not {".tsv", ".csv", ".txt"} & set(suffixes):
+        raise ValueError(f"`table={str(path)!r}` ends in none of .tsv, .csv, .txt, .parquet (also with .gz).")
+    separator = "," if ".csv" in suffixes else "\t"
+    return pd.read_csv(path, sep=separator, na_values=_NULL, keep_default_na=False, low_memory=False)
+
+
+def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None) -> TargetTable:
+    """Recognise the format of a table by its header and bring it to one row per gene."""
+    header = set(map(str, raw.columns))
+    twice = sorted({str(c) for c in raw.columns[raw.columns.astype(str).duplicated()]})
+    if twice:
+        raise ValueError(f"Column(s) {twice} are in the table more than once; drop or rename all but one.")
+    if symbol_col is not None:
+        if symbol_col not in header:
+            raise KeyError(f"`symbol_col={symbol_col!r}` is not a column of the table; it has {sorted(header)}.")
+        return _generic(raw, symbol_col)
+    if {"gene_name", "drug_name"} <= header:
+        return _interactions(raw)
+    for symbol, category in (
+        ("entrez_gene_symbol", "category"),
+        ("name", "name-2"),
+        ("gene_name", "gene_category"),
+        ("gene_name", "category"),
+    ):
+        if {symbol, category} <= header:
+            return _categories(raw, symbol, category)
+    if "targetId" in header and header & _PRIORITISATION:
+        return _prioritisation(raw)
+    if "tractability" in header and header & {"id", "targetId"}:
+        return _tractability(raw)
+    raise ValueError(
+        "The table is none that is known: DGIdb interactions (gene_name, drug_name), DGIdb categories "
+        "(entrez_gene_symbol, category), Open Targets prioritisation (targetId, maxClinicalTrialPhase, ...) or targets "
+        f"(id, approvedSymbol, tractability). It has {sorted(header)}. Name its column of gene symbols: `symbol_col=`."
+    )
+
+
+def _text(values: pd.Series) -> pd.Series:
+    return values.astype(object).where(values.notna(), "").astype(str).str.strip()
+
+
+def _truth(values: pd.Series) -> pd.Series:
+    if values.dtype == bool:
+        return values
+    return _text(values).str.lower().isin(["true", "t", "1", "1.0", "yes"])
+
+
+def _join(values: Iterable[Any]) -> str:
+    parts = [p.strip() for v in values for p in str(v).split("|")]
+    return _SEPARATOR.join(dict.fromkeys(p for p in parts if p))
+
+
+def _interactions(raw: pd.DataFrame) -> TargetTable:
+    gene = _text(raw["gene_name"])
+    use = gene != ""
+    approved = next((c for c in ("approved", "drug_is_approved") if c in raw), None)
+    kind = next((c for c in ("interaction_type", "interaction_types") if c in raw), None)
+    score = next((c for c in ("interaction_score", "interaction_group_score") if c in raw), None)
+    drug = _text(raw["drug_name"])
+    if "drug_claim_name" in raw:
+        drug = drug.where(drug != "", _text(raw["drug_claim_name"]))
+    rows = pd.DataFrame(
+        {
+            "gene": gene,
+            "drug": drug,
+            "approved": _truth(raw[approved]) if approved else False,
+            "kind": _text(raw[kind]).str.replace(",", "|") if kind else "",
+            "score": pd.to_numeric(raw[score], errors="coerce") if score else np.nan,
+        }
+    )[use]
+    per_drug = rows[rows["drug"] != ""].groupby(["gene", "drug"], sort=False)["approved"].any().reset_index()
+    per_drug = per_drug.sort_values("approved", ascending=False, kind="stable")
+    by_gene = per_drug.groupby("gene", sort=False)
+    all_rows = rows.groupby("gene", sort=True)
+    index = pd.Index(sorted(rows["gene"].unique()), dtype=object)
+    columns = pd.DataFrame(index=index)
+    columns["n_drugs"] = by_gene.size().reindex(index, fill_value=0).astype(np.int64)
+    if approved:
+        columns["n_approved_drugs"] = by_gene["approved"].sum().reindex(index, fill_value=0).astype(np.int64)
+    columns["drugs"] = by_gene["drug"].agg(_SEPARATOR.join).reindex(index, fill_value="").astype(object)
+    columns["interaction_types"] = all_rows["kind"].agg(_join).reindex(index).astype(object)
+    columns["interaction_score"] = all_rows["score"].max().reindex(index).astype(np.float64)
+    out = TargetTable("dgidb_interactions", columns, index, None)
+    if "gene_claim_name" in raw:
+        pairs = pd.DataFrame({"old": _text(raw["gene_claim_name"])[use], "new": gene[use]}).drop_duplicates()
+        pairs = pairs[(pairs["old"] != "") & (pairs["old"] != pairs["new"])]
+        single = pairs.groupby("old")["new"].agg(lambda s: " or ".join(sorted(s)))
+        out.aliases = {str(k): str(v) for k, v in single.items()}
+    return out
+
+
+def _categories(raw: pd.DataFrame, symbol: str, category: str) -> TargetTable:
+    rows = pd.DataFrame({"gene": _text(raw[symbol]), "category": _text(raw[category])})
+    rows = rows[rows["gene"] != ""]
+    joined = rows.groupby("gene", sort=True)["category"].agg(_join).astype(object)
+    columns = pd.DataFrame({"gene_categories": joined.to_numpy()}, index=pd.Index(joined.index, dtype=object))
+    return TargetTable("dgidb_categories", columns, columns.index, None)
+
+
+def _prioritisation(raw: pd.DataFrame) -> TargetTable:
+    numeric = [c for c in raw.columns if c != "targetId" and pd.api.types.is_numeric_dtype(raw[c].dtype)]
+    values = raw[numeric].astype(np.float64)
+    symbol = _text(raw["approvedSymbol"]) if "approvedSymbol" in raw else None
+    return _two_way("opentargets_prioritisation", values, _text(raw["targetId"]), symbol)
+
+
+def _tractability(raw: pd.DataFrame) -> TargetTable:
+    values = pd.DataFrame(index=raw.index)
+    for modality in _MODALITIES:
+        values[f"tractability_{modality.lower()}"] = [_held(v, modality) for v in raw["tractability"]]
+    symbol = _text(raw["approvedSymbol"]) if "approvedSymbol" in raw else None
+    return _two_way("opentargets_tractability", values, _text(raw["id" if "id" in raw else "targetId"]), symbol)
+
+
+def _held(assessments: Any, modality: str) -> str:
+    """Names of the assessments of one modality that hold; Open Targets lists the strongest first."""
+    if not isinstance(assessments, (list, tuple, np.ndarray)):
+        return ""
+    held = [a for a in assessments if isinstance(a, Mapping)]
+    return _SEPARATOR.join(
+        str(a.get("id", a.get("label"))) for a in held if a.get("modality") == modality and bool(a.get("value"))
+    )
+
+
+def _two_way(name: str, values: pd.DataFrame, ids: pd.Series, symbol: pd.Series | None) -> TargetTable:
+    ids = ids.str.replace(r"\.\d+$", "", regex=True)
+    by_id = _one_row(values, ids)
+    if symbol is None:
+        return TargetTable(name, by_id, None, by_id.index, by_id=by_id)
+    columns = _one_row(values, symbol)
+    n_ids = pd.DataFrame({"s": symbol, "i": ids}).drop_duplicates().groupby("s").size()
+    unclear = {str(s) for s in n_ids.index[n_ids > 1] if s != ""}
+    return TargetTable(name, columns, columns.index, by_id.index, ambiguous=unclear, by_id=by_id)
+
+
+def _generic(raw: pd.DataFrame, symbol_col: str) -> TargetTable:
+    values = raw.drop(columns=symbol_col)
+    bad = [str(c) for c in values.columns if unstorable(str(c))]
+    if bad:
+        raise ValueError(f"Column(s) {bad} of the table have names that h5ad and zarr cannot store; rename them.")
+    unordered = [str(c) for c in values.columns if pd.api.types.is_complex_dtype(values[c].dtype)]
+    if unordered:
+        raise TypeError(f"Column(s) {unordered} of the table hold complex numbers, which have no order; drop them.")
+    values.columns = [str(c) for c in values.columns]
+    gene = _text(raw[symbol_col])
+    columns = _one_row(values, gene)
+    if gene.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:
+        columns = _one_row(values, gene.str.replace(r"\.\d+$", "", regex=True))
+        return TargetTable("table", columns, None, columns.index, by_id=columns)
+    return TargetTable("table", columns, columns.index, None)
+
+
+def _one_row(values: pd.DataFrame, gene: pd.Series) -> pd.DataFrame:
+    """Aggregate rows of a gene: largest number, any boolean, distinct texts."""
+    use = (gene != "").to_numpy()
+    grouped = values[use].groupby(gene[use].to_numpy(), sort=True)
+    out = {}
+    for column in values.columns:
+        dtype = values[column].dtype
+        if pd.api.types.is_bool_dtype(dtype):
+            out[column] = grouped[column].any()
+        elif pd.api.types.is_numeric_dtype(dtype):
+            out[column] = grouped[column].max().astype(np.float64)
+        else:
+            text = _text(values[column])[use]
+            out[column] = text.groupby(gene[use].to_numpy(), sort=True).agg(_join).astype(object)
+    frame = pd.DataFrame(out)
+    frame.index = pd.Index([str(i) for i in frame.index], dtype=object)
+    return frame

@@ -1,0 +1,246 @@
+"""What is known of biomarkers as drug targets, joined from files of Open Targets and DGIdb."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._checks import check_key
+from stxtools._ownership import check_free
+from stxtools._slots import Slots, provenance
+from stxtools._validate import check_adata, check_bool, check_in, check_key_added
+from stxtools._warn import at_caller
+from stxtools.tl._biomarkers._table import COLUMNS
+
+from ._tables import TargetTable, parse_target_table, read_target_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_N_SHOWN = 8
+
+
+def targets(
+    adata: AnnData,
+    table: str | os.PathLike[str] | pd.DataFrame,
+    *,
+    symbol_col: str | None = None,
+    symbol_key: str | None = None,
+    ensembl_key: str = "gene_ids",
+    key: str = _keys.BIOMARKERS,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Join tractability, known drugs and safety flags to the biomarker table.
+
+    The table is a file (tsv, csv, also gzipped; parquet where pyarrow is installed; a folder of parquet parts) or a
+    DataFrame. Its format is found by its header:
+
+    - **DGIdb** ``interactions.tsv`` (Cannon et al. 2024; columns ``gene_name``, ``drug_name``, ...): ``n_drugs``,
+      ``n_approved_drugs``, ``drugs`` (names, approved ones first), ``interaction_types``,
+      ``interaction_score`` (largest);
+    - **DGIdb** ``categories.tsv``: ``gene_categories``;
+    - **Open Targets** target prioritisation (Ochoa et al. 2023; ``targetId``, ``maxClinicalTrialPhase``,
+      ``isInMembrane``, ``isSecreted``, ``hasSafetyEvent``, ...): its numeric columns under their own names and on
+      their own scale (from -1, unfavourable, to 1, favourable; missing is NaN);
+    - **Open Targets** targets with ``tractability``: ``tractability_sm`` (small molecule), ``tractability_ab``
+      (antibody), ``tractability_pr`` (degrader), ``tractability_oc`` (other): the assessments that hold, best first;
+    - any other table with ``symbol_col``: its other columns.
+
+    Several rows of one gene become one: of numbers the largest, of booleans any, of texts the distinct ones in the
+    order of the file, joined by ``"; "``; drugs are counted once each.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a biomarker table.
+    table
+        Path or DataFrame.
+    symbol_col
+        Column of ``table`` with gene symbols (or Ensembl ids), for a table of none of the known formats.
+    symbol_key
+        Column of ``adata.var`` with gene symbols; by default ``var_names``. Symbols are compared exactly, case
+        included: ``Erbb2`` is a mouse gene and ``ERBB2`` a human one.
+    ensembl_key
+        Column of ``adata.var`` with Ensembl ids (versions such as ``.5`` are ignored). It is used where it exists, or
+        where ``var_names`` themselves are Ensembl ids, and the table has ids.
+    key
+        Name of the biomarker table in ``adata.uns``.
+    key_added
+        Write the joined table to ``uns[key_added]`` and leave ``uns[key]`` as it is. By default the columns are
+        joined to ``uns[key]``.
+    copy
+        Return a changed copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    ``None``, or the changed copy with ``copy=True``. Sets
+
+    ``uns["biomarkers"]`` (or ``uns[key_added]``) : :class:`pandas.DataFrame`
+        The biomarker table with the columns above, and ``in_{format}``: whether the file lists the gene. A gene it
+        does not list has NaN, 0 (counts), False or an empty text.
+    ``uns["targets_params"]`` (or ``uns["{key_added}_params"]``) : dict
+        Per format (``dgidb_interactions``, ``dgidb_categories``, ``opentargets_prioritisation``,
+        ``opentargets_tractability``, ``table``): parameters, versions, ``matched_by``, the number of genes that are
+        ``n_matched`` and ``n_unmatched``, and the genes that are ``unmatched``, ``ambiguous`` (one symbol, several
+        ids or several variables), ``case_mismatch`` or ``outdated`` (``"old -> current"``, by the file's own aliases).
+
+    Raises
+    ------
+    KeyError
+        There is no biomarker table, or a named column is missing.
+    ValueError
+        The format is not recognised, or the table has Ensembl ids only and ``adata`` has none.
+    FileNotFoundError
+        There is no such file.
+
+    Warns
+    -----
+    UserWarning
+        Genes are not in the table, or their symbols are ambiguous: how many and which.
+
+    See Also
+    --------
+    stxtools.tl.biomarkers : makes the table.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue()
+    >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
+    >>> drugs = pd.DataFrame({"gene_name": adata.var_names[:2], "drug_name": ["A", "B"], "approved": [True, False]})
+    >>> st.tl.targets(adata, drugs)
+    """
+    check_adata(adata)
+    check_bool("copy", copy)
+    found = adata.uns.get(key)
+    if not isinstance(found, pd.DataFrame) or "names" not in found.columns:
+        raise KeyError(
+            f"`adata.uns[{key!r}]` holds no biomarker table; run `st.tl.biomarkers(adata, groupby=...)` first, or name "
+            "the table with `key`."
+        )
+    out_key = check_key_added(key_added, key)
+    if out_key != key:
+        check_free(adata, "tl.targets", uns=[out_key])
+    if symbol_key is not None:
+        check_in(adata, "var", symbol_key, "symbol_key")
+    check_key("ensembl_key", ensembl_key)
+    if symbol_col is not None:
+        check_key("symbol_col", symbol_col)
+    parsed = parse_target_table(read_target_table(table), symbol_col)
+    names = pd.Index(adata.var_names.astype(str))
+    queries, matched_by = _queries(adata, parsed, symbol_key, ensembl_key)
+    position = parsed.columns.index.get_indexer(queries.to_numpy())
+    report = _report(parsed, queries, names, position, matched_by)
+
+    clash = [c for c in parsed.columns.columns if c in COLUMNS]
+    if clash:
+        raise ValueError(f"The table's column(s) {clash} have names of the biomarker table's own; rename them first.")
+    joined = found.copy()
+    row = position[names.get_indexer(joined["names"].astype(str))]
+    joined[f"in_{parsed.format}"] = row >= 0
+    for column in parsed.columns.columns:
+        values = _take(parsed.columns[column], row)
+        joined[column] = pd.Series(values, index=joined.index).astype(str) if values.dtype == object else values
+    params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
+    earlier = adata.uns.get(params_key)
+    record = dict(earlier) if isinstance(earlier, Mapping) else {}
+    source = "DataFrame" if isinstance(table, pd.DataFrame) else os.path.basename(os.fspath(table))
+    record[parsed.format] = provenance(
+        table=source,
+        symbol_col=symbol_col,
+        symbol_key=symbol_key,
+        ensembl_key=ensembl_key,
+        key=key,
+        matched_by=matched_by,
+        n_matched=int((position >= 0).sum()),
+        n_unmatched=int((position < 0).sum()),
+    )
+    record[parsed.format].update({k: np.array(v, dtype=object) for k, v in report.items()})
+    _warn(parsed.format, len(names), report)
+    own = {f"uns/{out_key}"} if out_key == key else set()  # the table that was named gets more columns
+    slots = Slots("tl.targets", uns={out_key: joined, params_key: record}, replaces=own)
+    target = adata.copy() if copy else adata
+    slots.write(target)
+    return target if copy else None
+
+
+def _queries(adata: AnnData, parsed: TargetTable, symbol_key: str | None, ensembl_key: str) -> tuple[pd.Series, str]:
+    """Return what to look up for every variable, and by what kind of name."""
+    names = pd.Series(np.asarray(adata.var_names, dtype=str), dtype=object)
+    ids = None
+    if ensembl_key in adata.var:
+        ids = pd.Series(np.asarray(adata.var[ensembl_key].astype(str), dtype=str), dtype=object)
+    elif names.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:
+        ids = names
+    if parsed.ids is not None and ids is not None:
+        parsed.index_by_ids()
+        return ids.str.replace(r"\.\d+$", "", regex=True), "ensembl"
+    if parsed.symbols is None:
+        raise ValueError(
+            f"The table ({parsed.format}) names genes by Ensembl id only, and `adata.var` has no column "
+            f"{ensembl_key!r} with such ids; add one, or name it with `ensembl_key`."
+        )
+    if symbol_key is not None:
+        names = pd.Series(np.asarray(adata.var[symbol_key].astype(str), dtype=str), dtype=object)
+    return names, "symbol"
+
+
+def _report(
+    parsed: TargetTable, queries: pd.Series, names: pd.Index, position: np.ndarray, matched_by: str
+) -> dict[str, list[str]]:
+    label = [n if n == q else f"{n} ({q})" for n, q in zip(names, queries, strict=True)]
+    missing = np.flatnonzero(position < 0)
+    out: dict[str, list[str]] = {"unmatched": [label[i] for i in missing]}
+    twice = queries.duplicated(keep=False).to_numpy()
+    unclear = parsed.ambiguous if matched_by == "symbol" else set()
+    out["ambiguous"] = [label[i] for i in range(len(label)) if (twice[i] and position[i] >= 0) or queries[i] in unclear]
+    if matched_by == "symbol":
+        upper = {str(s).upper() for s in parsed.columns.index}
+        out["case_mismatch"] = [label[i] for i in missing if queries[i].upper() in upper]
+        out["outdated"] = [
+            f"{label[i]} -> {parsed.aliases[queries[i]]}" for i in missing if queries[i] in parsed.aliases
+        ]
+    return out
+
+
+def _warn(fmt: str, n_vars: int, report: dict[str, list[str]]) -> None:
+    parts = []
+    for name, text in (
+        ("unmatched", "are not in it"),
+        ("ambiguous", "have a symbol of several ids or variables"),
+        ("case_mismatch", "differ from one of its symbols only by case (another species?)"),
+        ("outdated", "have an outdated symbol"),
+    ):
+        genes = report.get(name, [])
+        if genes:
+            more = ", ..." if len(genes) > _N_SHOWN else ""
+            parts.append(f"{len(genes)} {text} ({', '.join(genes[:_N_SHOWN])}{more})")
+    if parts:
+        warnings.warn(
+            f"Of {n_vars} genes looked up in {fmt}, {'; '.join(parts)}. All of them are listed in "
+            "`uns['targets_params']`.",
+            UserWarning,
+            stacklevel=at_caller(),
+        )
+
+
+def _take(column: pd.Series, row: np.ndarray) -> np.ndarray:
+    """Values of ``column`` at ``row``; where it is -1: NaN, 0, False or an empty text."""
+    values = column.to_numpy()
+    if values.dtype == object:
+        fill: object = ""
+    elif values.dtype.kind == "f":
+        fill = np.nan
+    else:
+        fill = values.dtype.type(0)
+    out = np.full(len(row), fill, dtype=values.dtype)
+    out[row >= 0] = values[row[row >= 0]]
+    return out
