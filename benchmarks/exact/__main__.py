@@ -1,6 +1,6 @@
 """Is `n_segments` honoured? Every section with counts, thinned to 100, 25, 10 and 5 %, K from 2 to 12, three seeds.
 
-    python -m benchmarks.exact ../shared/data [--full] [--only dlpfc] [--seeds 3]
+    python benchmarks/exact --data FOLDER [--full] [--only dlpfc] [--seeds 3]
 
 The U-Net is small and trained for one epoch, which loses classes more often than the default does; `--full` takes the
 default. Prints one line for each section and depth, and exits with 1 where an integer was refused or segments are
@@ -36,14 +36,14 @@ def thinned(adata: ad.AnnData, share: float) -> ad.AnnData:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the sections (*.h5ad)")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--largest", type=int, default=12)
     given = parser.parse_args()
     wrong = 0
-    for path in sorted(given.folder.glob(f"*{given.only}*.h5ad")):
+    for path in sorted(given.data.glob(f"*{given.only}*.h5ad")):
         section = ad.read_h5ad(path)
         components_only = path.stem.endswith("_pcs")
         for share in (1.0,) if components_only else (1.0, 0.25, 0.1, 0.05):
