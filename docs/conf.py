@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import _pages
+from sphinx.ext.napoleon import NumpyDocstring
 
 _pages.write_all()
 
@@ -43,6 +44,16 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+
+
+def _returns_as_written(self: NumpyDocstring, section: str) -> list[str]:
+    """Keep a section "Returns" as the reStructuredText it is: prose, and slots as a definition list."""
+    lines = self._strip_empty(self._dedent(self._consume_to_next_section()))
+    return [*self._format_block(":returns: ", lines), ""]
+
+
+# Napoleon takes every line for a type and sets it in italics, in which no literal can stand; scanpydoc mends it so too.
+NumpyDocstring._parse_returns_section = _returns_as_written
 
 # The notebooks are committed with their outputs: a build needs neither the data nor the time to run them.
 nb_execution_mode = "off"

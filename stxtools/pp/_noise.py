@@ -64,7 +64,7 @@ def add_noise(
     -------
     None, or the noised copy with ``copy=True``. Sets:
 
-    ``layers["noise"]`` : (n_obs, n_vars), or ``obsm["noise"]`` : float32 (n_obs, n_features)
+    ``layers["noise"]``, (n_obs, n_vars), or ``obsm["noise"]`` : float32 (n_obs, n_features)
         The noised values (``copy=False``).
     ``uns["noise"]["params"]`` : dict
         Parameters, seed and versions.
