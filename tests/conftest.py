@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import matplotlib as mpl
@@ -12,6 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+
+if TYPE_CHECKING:
+    from stxtools.stats._section import Given, RegionEffect
 
 mpl.use("Agg")
 
@@ -149,3 +153,36 @@ def labelled_patches() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         return xy, np.minimum(codes, 2)
 
     return make
+
+
+class InMemory:
+    """Expression of one section as one block of genes."""
+
+    def __init__(self, matrix: sparse.csr_matrix) -> None:
+        self.matrix, self.shape = matrix, matrix.shape
+        self.slices = [slice(0, matrix.shape[1])]
+
+    def block(self, genes: slice) -> sparse.csr_matrix:
+        return self.matrix
+
+    def rows(self, genes: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        yield slice(0, self.shape[0]), self.matrix if genes is None else self.matrix[:, genes]
+
+
+def region_effects(
+    values: np.ndarray,
+    xy: np.ndarray,
+    regions: Sequence[np.ndarray],
+    n_null: int,
+    seeds: Sequence[int] | None = None,
+    given: Given | None = None,
+) -> list[RegionEffect]:
+    """Test regions of one section (observations x genes) against the rest of it."""
+    from stxtools.stats._blocks import Contrast, Ground, compare_regions
+
+    matrix = sparse.csr_matrix(values.astype(np.float32))
+    ground = Ground(InMemory(matrix), np.arange(len(xy)), xy, 0, given=given)
+    seeds = [0] * len(regions) if seeds is None else seeds
+    contrasts = [Contrast(ground, label, n_null, (i,)) for label, i in zip(regions, seeds, strict=True)]
+    compare_regions(contrasts)
+    return [contrast.effect for contrast in contrasts]

@@ -14,7 +14,7 @@ from stxtools.stats._combine import (
     squeeze_variance,
     two_sided,
 )
-from stxtools.stats._probe import contrast, linear_attribution
+from stxtools.stats._probe import Moments, contrast, explain_discriminant
 
 
 def test_two_sided_and_signed_z():
@@ -112,7 +112,9 @@ def test_attribution_is_the_path_integral_of_the_probe():
     values = (x - mean) @ components
     difference = contrast(label) @ x
     np.testing.assert_allclose(difference, x[label].mean(0) - x[~label].mean(0))
-    found = linear_attribution(values, components, difference, label, shrinkage=0.0)
+    moments = Moments(label.astype(np.int64), np.zeros(300, np.int64), 6)
+    moments.add(slice(0, 300), values)
+    found = explain_discriminant(moments.pooled(1, None, [0], centred=False), components, difference, shrinkage=0.0)
     # scikit-learn's discriminant, integrated numerically from the reference's mean to the group's
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -136,4 +138,4 @@ def test_contrast_takes_blocks_out():
     blocks = np.array([0, 0, 0, 1, 1, 1, 1, 1])
     weight = contrast(label, blocks)
     np.testing.assert_allclose([weight[blocks == b].sum() for b in (0, 1)], 0, atol=1e-12)
-    assert linear_attribution(np.zeros((8, 2)), np.eye(3)[:, :2], np.zeros(3), label).tolist() == [0, 0, 0]
+    assert explain_discriminant(np.zeros((2, 2)), np.eye(3)[:, :2], np.zeros(3)).tolist() == [0, 0, 0]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import region_effects
 from scipy import sparse
 from sklearn.decomposition import PCA
 
 from stxtools.stats._composition import (
+    Depths,
     ExpressionSpace,
     Nuisance,
     PartialCorrelation,
     design_matrix,
     join_nuisance,
     n_components,
-    without_depth_of,
+    rescaled,
 )
 from stxtools.stats._section import Given, Section
 
@@ -87,14 +89,16 @@ def test_depth_without_some_genes():
     counts[:20, :5] *= 6  # genes that make a difference in depth move all others the other way
     depth = counts.sum(axis=1)
     logged = np.log1p(counts / depth[:, None] * np.median(depth))
-    out = without_depth_of(sparse.csr_matrix(logged), np.arange(5)).toarray()
+    matrix = sparse.csr_matrix(logged)
+    (factor,) = Depths(20, [np.arange(5)]).add(matrix).factors()
+    out = rescaled(matrix, factor).toarray()
     kept = counts[:, 5:].sum(axis=1)
     linear = counts / kept[:, None]
     np.testing.assert_allclose(np.expm1(out) / np.expm1(out)[0, 6], linear / linear[0, 6], rtol=1e-4)
     assert abs(np.expm1(logged[:20, 5:]).mean() / np.expm1(logged[20:, 5:]).mean() - 1) > 0.3
     assert abs(np.expm1(out[:20, 5:]).mean() / np.expm1(out[20:, 5:]).mean() - 1) < 0.01
     raw = sparse.csr_matrix(np.log1p(counts))
-    assert (without_depth_of(raw, np.arange(5)) != raw).nnz == 0  # was never normalised by depth
+    assert Depths(20, [np.arange(5)]).add(raw).factors() == [None]  # was never normalised by depth
 
 
 def test_designs():
@@ -113,10 +117,10 @@ def test_a_gene_does_not_explain_itself():
     y[:, 0] = rng.poisson(np.where(label, 40.0, 20.0))
     logged = np.log1p(y)
     logged[:, 0] *= 5
-    section = Section(sparse.csr_matrix(logged), xy, given=Given(composition=True))
-    found = section.region_effect(label, 100)
+    (found,) = region_effects(logged, xy, [label], 100, given=Given(composition=True))
     assert found.statistic[0] > 8
     assert np.abs(found.statistic[1:]).max() < 8
+    section = Section(sparse.csr_matrix(logged))
     space = ExpressionSpace(section.matrix, section.total_variance)
     own = space.components(3)
     blind = Nuisance(own.scores, np.zeros_like(own.loadings))
@@ -134,11 +138,9 @@ def test_effect_given_covariates_equals_regression():
     covariate = rng.standard_normal(300) + label
     y = np.outer(label, np.linspace(0, 1, 6)) + covariate[:, None] + rng.normal(0, 0.3, (300, 6)) - 5
     y = y.astype(np.float32)
-    section = Section(sparse.csr_matrix(y), xy, given=Given(columns=covariate[:, None]))
-    found = section.region_effect(label, 100)
+    found, mirror = region_effects(y, xy, [label, ~label], 100, given=Given(columns=covariate[:, None]))
     design = np.c_[np.ones(300), label, covariate]
     expected = np.linalg.lstsq(design, y.astype(float), rcond=None)[0][1]
     np.testing.assert_allclose(found.effect, expected, atol=2e-3)
-    mirror = section.region_effect(~label, 100)
     np.testing.assert_array_equal(found.statistic, -mirror.statistic)
     np.testing.assert_array_equal(found.variance, mirror.variance)

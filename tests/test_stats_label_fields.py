@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import sparse, stats
+from conftest import region_effects
+from scipy import stats
 
 from stxtools.stats._label_fields import LabelModel, LabelSampler, _binary_correlation, fit_label_model, geometry
-from stxtools.stats._section import Section
 
 
 def _field(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
@@ -100,7 +100,7 @@ def test_null_variance_of_a_gene_without_structure_is_the_textbook_one(xy):
     gene = rng.standard_normal((len(xy), 4)).astype(np.float32)
     value = _field(xy, 8.0, rng)
     label = value > np.quantile(value, 0.7)
-    found = Section(sparse.csr_matrix(gene), xy).region_effect(label, 600, (1,))
+    (found,) = region_effects(gene, xy, [label], 600, [1])
     n1, n0 = label.sum(), (~label).sum()
     np.testing.assert_allclose(found.effect, gene[label].mean(axis=0) - gene[~label].mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(found.variance, gene.var(axis=0) * (1 / n1 + 1 / n0), rtol=0.6)
@@ -114,8 +114,8 @@ def test_null_variance_of_a_smooth_gene_equals_that_over_true_regions(xy):
     regions = regions > np.quantile(regions, 0.7, axis=0)
     weights = regions / regions.sum(axis=0) - ~regions / (~regions).sum(axis=0)
     truth = ((gene.T @ weights) ** 2).mean(axis=1)
-    section = Section(sparse.csr_matrix(gene), xy)
-    found = np.mean([section.region_effect(regions[:, i], 100, (i,)).variance for i in range(10)], 0)
+    effects = region_effects(gene, xy, list(regions.T[:10]), 100, range(10))
+    found = np.mean([effect.variance for effect in effects], axis=0)
     np.testing.assert_allclose(np.median(found / truth), 1.0, rtol=0.2)
     naive = gene.var(axis=0) * (1 / regions[:, 0].sum() + 1 / (~regions[:, 0]).sum())
     assert (found > 20 * naive).all()
@@ -133,8 +133,6 @@ def test_duplicate_positions_and_a_line_are_fine():
     rng = np.random.default_rng(0)
     for points in (np.repeat(rng.uniform(0, 9, size=(60, 2)), 2, axis=0), np.c_[np.arange(120.0), np.zeros(120)]):
         label = points[:, 0] > np.median(points[:, 0])
-        found = Section(sparse.csr_matrix(rng.poisson(2.0, (120, 5)).astype(np.float32)), points).region_effect(
-            label, 100
-        )
+        (found,) = region_effects(rng.poisson(2.0, (120, 5)), points, [label], 100)
         assert np.isfinite(found.statistic).all()
         assert (found.variance > 0).all()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import region_effects
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import sparse, stats
+from scipy import stats
 
 from stxtools.stats._combine import combine_sections, two_sided
-from stxtools.stats._section import Section
 from stxtools.stats._tails import believed_kurtosis, beta_tails, normal_scores, region_statistic
 
 
@@ -99,16 +99,11 @@ def test_pvalues_over_true_regions_are_uniform_and_equal_for_the_complement():
         return np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 120)).sum(axis=1)
 
     smooth = np.stack([field(6.0) / 8 + rng.standard_normal(700) for _ in range(40)], axis=1)
-    section = Section(sparse.csr_matrix(smooth.astype(np.float32)), xy)
-    pvals = []
-    for i in range(25):
-        value = field(9.0)
-        label = value > np.quantile(value, 0.7)
-        found = section.region_effect(label, 200, (i,))
-        pvals.append(two_sided(found.statistic, found.df))
-        if i == 0:
-            other = section.region_effect(~label, 200, (i,))
-            np.testing.assert_array_equal(two_sided(other.statistic, other.df), pvals[0])
+    values = [field(9.0) for _ in range(25)]
+    regions = [value > np.quantile(value, 0.7) for value in values]
+    *found, complement = region_effects(smooth, xy, [*regions, ~regions[0]], 200, [*range(25), 0])
+    pvals = [two_sided(effect.statistic, effect.df) for effect in found]
+    np.testing.assert_array_equal(two_sided(complement.statistic, complement.df), pvals[0])
     pooled = np.concatenate(pvals)
     assert stats.kstest(pooled, "uniform").statistic < 0.07
     assert np.mean(pooled < 0.01) < 0.02

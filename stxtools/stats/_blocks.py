@@ -136,7 +136,7 @@ class Ground:
             as_stored = len(self.rows) == block.shape[0] and bool((np.diff(self.rows) > 0).all())
             own = block if as_stored else block[self.rows]
             own = own if self.factor is None else rescaled(own, self.factor)
-            self._section = (genes, Section(own, self.xy, self.seed, self.depth, self.given))
+            self._section = (genes, Section(own, self.depth, composed=self.composed))
         return self._section[1]
 
     def forget(self) -> None:
@@ -256,8 +256,7 @@ class _Trial:
         return called[np.argsort(pvals[called], kind="stable")][: int((first.variance > 0).sum()) // 2]
 
     def end(self) -> None:
-        if self.described:
-            self.contrast.description = joined(self.described)
+        self.contrast.description = joined(self.described)
         found = joined(self.found)
         self.contrast.effect = found.mirrored() if self.draws.flipped else found
 
@@ -275,11 +274,7 @@ def joined(parts: Sequence[T]) -> T:
 
 
 def compare_regions(
-    contrasts: Sequence[Contrast],
-    limit: float = np.inf,
-    *,
-    describe: bool = True,
-    done: Callable[[int], object] | None = None,
+    contrasts: Sequence[Contrast], limit: float = np.inf, *, done: Callable[[int], object] | None = None
 ) -> None:
     """Describe and test regions, all of one expression; results are left in the contrasts.
 
@@ -289,8 +284,6 @@ def compare_regions(
         What to test. As many as fit into ``limit`` share each reading of expression.
     limit
         Bytes that may be held from block to block.
-    describe
-        Whether regions are described, too.
     done
         Told how many contrasts are done since it was last told.
     """
@@ -299,18 +292,18 @@ def compare_regions(
         group.append(contrast)
         last = i + 1 == len(contrasts)
         if last or contrast.ground.alone or sum(c.size for c in [*group, contrasts[i + 1]]) > limit:
-            _compare(group, limit, describe)
+            _compare(group, limit)
             if done is not None:
                 done(len(group))
             group = []
 
 
-def _compare(contrasts: Sequence[Contrast], limit: float, describe: bool) -> None:
+def _compare(contrasts: Sequence[Contrast], limit: float) -> None:
     composed = contrasts[0].ground.composed
     if composed:
         survey([c.ground for c in contrasts])
     trials = [_Trial(c, limit) for c in contrasts]
-    _each_block(trials, _Trial.describe if describe else _Trial.test)
+    _each_block(trials, _Trial.describe)
     if composed:
         _exclude_called(trials)
         _each_block(trials, _Trial.test)
@@ -361,15 +354,3 @@ def _factors(trials: Sequence[_Trial], called: Sequence[NDArray[np.int64]]) -> l
         factor = depth.factors()[0]
         out[i] = None if factor is None else trials[i].ground.placed(factor)
     return out
-
-
-def region_effect(
-    expression: Expression, section: Section, label: NDArray[np.bool_], n_null: int, seed: Sequence[int] = (0,)
-) -> RegionEffect:
-    """Test one region of a section that is in memory."""
-    ground = Ground(expression, np.arange(len(section)), section.xy, section.seed, section.depth, section.given)
-    contrast = Contrast(ground, label, n_null, seed)
-    compare_regions([contrast], describe=False)
-    if contrast.effect is None:
-        raise RuntimeError("The region was not tested.")
-    return contrast.effect

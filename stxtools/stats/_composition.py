@@ -29,16 +29,6 @@ def n_components(n_obs: int) -> int:
     return int(np.clip(n_obs // _OBS_PER_COMPONENT, 2, N_COMPS))
 
 
-def without_depth_of(matrix: sparse.csr_matrix, genes: NDArray[np.int64]) -> sparse.csr_matrix:
-    """Scale depth-normalised log expression again so that ``genes`` no longer count in any observation's depth.
-
-    Where a few genes make a difference in depth, dividing by depth moves all others the other way. A matrix that
-    was not normalised by depth comes back as it is.
-    """
-    factor = Depths(matrix.shape[1], [genes]).add(matrix).factors()[0]
-    return matrix if factor is None else rescaled(matrix, factor)
-
-
 def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
     """Multiply every observation by a factor on the linear scale."""
     linear = np.expm1(matrix.data.astype(np.float64))

@@ -165,7 +165,6 @@ def _mean_description(found: Sequence[Description]) -> tuple[Description, Floats
 def _describe_pool(parts: list[Part]) -> tuple[Description, Floats]:
     used = [p.inside | p.outside for p in parts]
     matrix = sparse.vstack([p.section.matrix[u] for p, u in zip(parts, used, strict=True)], format="csr")
-    section = Section(matrix, np.concatenate([p.section.xy[u] for p, u in zip(parts, used, strict=True)]))
     label = np.concatenate([p.inside[u] for p, u in zip(parts, used, strict=True)])
     sides = [
         np.stack([p.section.root_mean(getattr(p, side)) for p in parts if getattr(p, side).sum() >= MIN_OBS])
@@ -173,4 +172,4 @@ def _describe_pool(parts: list[Part]) -> tuple[Description, Floats]:
     ]
     effect = sides[0].mean(axis=0) - sides[1].mean(axis=0)
     error = np.sqrt(sum(side.var(axis=0, ddof=1) / len(side) for side in sides))
-    return replace(section.describe(label), effect=effect), error
+    return replace(Section(matrix).describe(label), effect=effect), error

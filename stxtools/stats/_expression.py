@@ -23,22 +23,6 @@ class Expression(Protocol):
         """Yield consecutive observations, of some genes or of all."""
 
 
-class Whole:
-    """Expression that is one block in memory."""
-
-    def __init__(self, matrix: sparse.csr_matrix) -> None:
-        self._matrix, self.shape = matrix, matrix.shape
-        self.slices = [slice(0, matrix.shape[1])]
-
-    def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return the matrix."""
-        return self._matrix
-
-    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        """Yield the matrix."""
-        yield slice(0, self.shape[0]), self._matrix if genes is None else sparse.csr_matrix(self._matrix[:, genes])
-
-
 def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[sparse.csr_matrix]:
     """Yield the rows of ``pieces`` again, ``size`` at a time."""
     held: list[sparse.csr_matrix] = []

@@ -29,14 +29,7 @@ def contrast(label: NDArray[np.bool_], blocks: NDArray[np.int64] | None = None) 
     return weight if blocks is None else _centre(weight[:, None], blocks)[:, 0]
 
 
-def linear_attribution(
-    values: NDArray[Any],
-    components: Floats,
-    difference: Floats,
-    label: NDArray[np.bool_],
-    blocks: NDArray[np.int64] | None = None,
-    shrinkage: float = 0.1,
-) -> Floats:
+def explain_discriminant(pooled: Floats, components: Floats, difference: Floats, shrinkage: float = 0.1) -> Floats:
     """Integrated gradients (Sundararajan et al. 2017) of a discriminant on principal components, per gene.
 
     For a linear score ``w . x`` the path integral from the reference's mean to the group's mean is exact:
@@ -45,16 +38,12 @@ def linear_attribution(
 
     Parameters
     ----------
-    values
-        Observations x components.
+    pooled
+        Pooled covariance of the components within the two classes, see :class:`Moments`.
     components
         Genes x components, orthonormal.
     difference
-        Mean difference of every gene, as the weights of :func:`contrast` make it.
-    label
-        Group (True) against reference.
-    blocks
-        Section of every observation; sections' means are taken out first.
+        Mean difference of every gene, with the weights of :func:`contrast`.
     shrinkage
         Share of the pooled covariance that is replaced by a multiple of the identity.
 
@@ -62,15 +51,6 @@ def linear_attribution(
     -------
     One number per gene; absolute values sum to 1 (all 0 where the classes' means agree).
     """
-    x = np.asarray(values, dtype=np.float64)
-    if blocks is not None:
-        x = _centre(x, blocks)
-    centred = np.where(label[:, None], x - x[label].mean(axis=0), x - x[~label].mean(axis=0))
-    return explain_discriminant(centred.T @ centred / max(len(x) - 2, 1), components, difference, shrinkage)
-
-
-def explain_discriminant(pooled: Floats, components: Floats, difference: Floats, shrinkage: float = 0.1) -> Floats:
-    """Return what :func:`linear_attribution` does, from the pooled covariance of the components."""
     ridge = float(np.trace(pooled)) / len(pooled)
     if ridge <= 0:
         return np.zeros(len(components))

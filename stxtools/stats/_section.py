@@ -7,7 +7,7 @@ the effective sample size that follows from it is Clifford, Richardson & Hemon (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from scipy import sparse
 from ._auroc import auroc_from_ranks, midranks, other_side
 from ._composition import Nuisance, PartialCorrelation
 from ._draws import Labels
-from ._label_fields import Geometry, LabelModel, geometry
+from ._label_fields import LabelModel
 from ._tails import believed_kurtosis, region_statistic
 
 Floats = NDArray[np.float64]
@@ -82,35 +82,22 @@ class Given:
 
 
 class Section:
-    """Log expression (observations x genes, CSR) and positions of one section; what regions share is kept.
+    """Log expression (observations x genes, CSR) of one section, with what the tests of its regions share.
 
     Parameters
     ----------
     matrix
         Log-normalised expression.
-    xy
-        Positions.
-    seed
-        Seed of the pairs of observations that correlograms are made of.
     depth
-        Counts of every observation before normalisation: deep ones tell more of a region's mean.
-    given
-        What effects are adjusted for.
+        Counts of every observation before normalisation: the weights of a region's mean.
+    composed
+        Whether effects are adjusted for the section's composition.
     """
 
-    def __init__(
-        self,
-        matrix: sparse.csr_matrix,
-        xy: Floats,
-        seed: int = 0,
-        depth: Floats | None = None,
-        given: Given | None = None,
-    ) -> None:
+    def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None, *, composed: bool = False) -> None:
         self.matrix = matrix
-        self.xy = np.asarray(xy, dtype=np.float64)
-        self.seed = seed
         self.depth = depth
-        self.given = given
+        self._composed = composed
 
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
@@ -134,10 +121,6 @@ class Section:
             data = np.log1p(FLATTER * np.expm1(data)).astype(np.float32)
         return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape).T
 
-    @property
-    def _composed(self) -> bool:
-        return self.given is not None and self.given.composition
-
     @cached_property
     def _flat(self) -> sparse.csr_matrix:
         """Genes on a flatter logarithm, log(1 + x / 20).
@@ -150,11 +133,6 @@ class Section:
             return genes
         data = np.log1p(FLATTER * np.expm1(genes.data)).astype(np.float32)
         return sparse.csr_matrix((data, genes.indices, genes.indptr), shape=genes.shape)
-
-    @cached_property
-    def geometry(self) -> Geometry:
-        """Spacing and pairs of observations."""
-        return geometry(self.xy, np.random.default_rng(self.seed))
 
     @cached_property
     def _linear(self) -> sparse.csr_matrix:
@@ -198,16 +176,6 @@ class Section:
     def mean_log(self, label: NDArray[np.bool_]) -> Floats:
         """Return mean log expression of every gene over ``label``."""
         return np.asarray(self.by_gene @ label.astype(np.float64)) / int(label.sum())
-
-    def region_effect(self, label: NDArray[np.bool_], n_null: int, seed: Sequence[int] = (0,)) -> RegionEffect:
-        """Mean difference of every gene between ``label`` and the rest, and its variance over random regions.
-
-        A region and its complement are compared with the same random regions: their p-values are equal.
-        """
-        from ._blocks import region_effect
-        from ._expression import Whole
-
-        return region_effect(Whole(self.matrix), self, label, n_null, seed)
 
     def tested(
         self,
