@@ -379,6 +379,9 @@ def test_several_sections_without_a_key(several: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="library_key"):
         st.pl.segment(several)
     assert len(st.pl.segment(several, library_key="slide")) == 3
+    assert isinstance(st.pl.segment(several, library_key=False), plt.Axes)
+    several.uns["segment"]["params"]["library_key"] = False
+    assert isinstance(st.pl.segment(several), plt.Axes), "what the segments were made with"
 
 
 def test_many_observations_are_rasterised(make_section: Callable[..., ad.AnnData], monkeypatch) -> None:

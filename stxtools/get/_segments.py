@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | None = None) -> pd.DataFrame:
+def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | bool | None = None) -> pd.DataFrame:
     """Return the segments as a tidy table, one row per segment (and section).
 
     Parameters
@@ -24,7 +24,8 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | Non
     key
         Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
     library_key
-        ``obs`` column that names sections: then there is one row per section and segment.
+        ``obs`` column that names sections: then there is one row per section and segment. ``False`` says that all
+        observations are one section.
 
     Returns
     -------

@@ -32,7 +32,7 @@ def attention(
     regions_key: str = _keys.REGIONS,
     color: Literal["segment", "attention"] | None = "segment",
     library: str | Sequence[str] | None = None,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     spatial_key: str = _keys.SPATIAL,
     img: bool | str | None = False,
     cmap: str = "magma_r",
@@ -70,6 +70,7 @@ def attention(
         Section or sections to draw; all by default, one panel each.
     library_key
         ``obs`` column that names the section of each observation; by default the one the regions were made with.
+        ``False`` says that all observations are one section.
     spatial_key
         Key of the coordinates in ``obsm``; ``"spatial"`` stands for those that the regions were made with.
     img

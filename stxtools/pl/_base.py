@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import check_number, coordinates, libraries, listing
+from stxtools._validate import check_number, coordinates, libraries, listing, stored_library_key
 
 from ._legend import plain
 from ._output import check_pixels
@@ -79,7 +79,7 @@ def panels_of(
     adata: AnnData,
     *,
     spatial_key: str,
-    library_key: str | None,
+    library_key: str | bool | None,
     library: str | Sequence[str] | None,
     params: Mapping[str, Any] | None = None,
 ) -> list[Panel]:
@@ -134,11 +134,11 @@ def check_title(title: Any) -> None:
         raise TypeError(f"`title` must be a string, not {title!r}.")
 
 
-def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | None:
+def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool | None:
     slots = [adata.uns.get(_keys.SEGMENT), adata.uns.get(_keys.REGIONS)]
     for made_with in (params or {}, *(params_of(slot) for slot in slots)):
-        key = made_with.get("library_key")
-        if isinstance(key, str) and key in adata.obs:
+        key = stored_library_key(made_with)
+        if key is False or (isinstance(key, str) and key in adata.obs):
             return key
     spatial = adata.uns.get(_keys.SPATIAL)
     known = {str(name) for name in spatial} if isinstance(spatial, Mapping) else set()

@@ -42,7 +42,7 @@ def biomarkers(
     layer: str | None = None,
     key: str = _keys.BIOMARKERS,
     library: str | Sequence[str] | None = None,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     spatial_key: str = _keys.SPATIAL,
     scale_bar: float | bool | None = None,
     title: str | None = None,
@@ -81,7 +81,8 @@ def biomarkers(
     library
         Section or sections that ``"spatial"`` draws; all by default, a row of panels each.
     library_key
-        ``obs`` column that names the section of each observation; by default the one the table was made with.
+        ``obs`` column that names the section of each observation; by default the one the table was made with. ``False``
+        says that all observations are one section.
     spatial_key
         Key of the coordinates in ``obsm``, for ``"spatial"``.
     scale_bar

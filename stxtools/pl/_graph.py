@@ -68,7 +68,7 @@ def view_of(
     regions: AnnData,
     *,
     spatial_key: str,
-    library_key: str | None,
+    library_key: str | bool | None,
     library: str | Sequence[str] | None,
     palette: str | Sequence[str] | Mapping[str, str] | None = None,
 ) -> GraphView:

@@ -23,7 +23,7 @@ def region_graph(
     key: str = _keys.REGIONS,
     *,
     library: str | Sequence[str] | None = None,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     spatial_key: str = _keys.SPATIAL,
     spots: bool = True,
     labels: bool = False,
@@ -51,6 +51,7 @@ def region_graph(
         Section or sections to draw; all by default, one panel each.
     library_key
         ``obs`` column that names the section of each observation; by default the one the regions were made with.
+        ``False`` says that all observations are one section.
     spatial_key
         Key of the coordinates in ``obsm``; ``"spatial"`` stands for those that the regions were made with.
     spots

@@ -31,7 +31,7 @@ def segment(
     key: str = _keys.SEGMENT,
     *,
     library: str | Sequence[str] | None = None,
-    library_key: str | None = None,
+    library_key: str | bool | None = None,
     spatial_key: str = _keys.SPATIAL,
     show_confidence: bool = False,
     mask: bool = False,
@@ -59,7 +59,8 @@ def segment(
     library
         Section or sections to draw; all by default, one panel each.
     library_key
-        ``obs`` column that names the section of each observation; by default the one ``key`` was made with.
+        ``obs`` column that names the section of each observation; by default the one ``key`` was made with. ``False``
+        says that all observations are one section.
     spatial_key
         Key of the coordinates in ``obsm``; a mask is drawn in those it was made with.
     show_confidence

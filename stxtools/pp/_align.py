@@ -71,8 +71,8 @@ def align(
     reference
         Name of the section that stays; the first in order of their names if None.
     library_key
-        ``obs`` column that names the section of each observation. Without it there is one section, which maps
-        onto itself.
+        ``obs`` column that names the section of each observation. Without it there is one section, which maps onto
+        itself. ``False`` says that all observations are one section.
     landmarks
         Section name -> coordinates of the same landmarks (m x 2), in the same order and in the units of
         ``obsm[spatial_key]``, for the reference and every other section.

@@ -67,8 +67,8 @@ def normalize(
         ``obs`` column with the depth (library size or size factor) to divide by, for data that hold only
         some of the genes that were measured.
     library_key
-        ``obs`` column that names the section of each observation: genes are then ranked within sections of at
-        least 20 observations (the ``batch_key`` of scanpy).
+        ``obs`` column that names the section of each observation: genes are then ranked within sections of at least 20
+        observations (the ``batch_key`` of scanpy). ``False`` says that all observations are one section.
     random_state
         Seed of the PCA solver's start vector.
     show_progress

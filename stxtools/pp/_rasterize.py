@@ -54,7 +54,8 @@ def rasterize(
     spatial_key
         ``obsm`` key of the coordinates.
     library_key
-        ``obs`` column that names the section of each observation; each section has a raster of its own.
+        ``obs`` column that names the section of each observation; each section has a raster of its own. ``False`` says
+        that all observations are one section.
     key_added
         Name of the output, ``"raster"`` if None.
     copy

@@ -79,7 +79,7 @@ def distill(
         Key of ``obsm`` with x, y positions.
     library_key
         Column of ``obs`` that says which section an observation belongs to. For a student of the framework it must name
-        the sections of the region graph.
+        the sections of the region graph. ``False`` says that all observations are one section.
     regions_key
         Key of ``uns`` with the region graph, for a student of the framework.
     params

@@ -118,6 +118,7 @@ def multitask(
     library_key
         Column of ``obs`` that says which section an observation belongs to. The region graph knows the sections; this
         checks that it was made for the same ones. A student, which reads no graph, takes the sections from it.
+        ``False`` says that all observations are one section.
     ensemble
         Members that predict, some of ``"network"``, ``"linear"``, ``"trees"`` and ``"label_propagation"``, or
         ``"auto"``; see above.

@@ -67,7 +67,8 @@ def pretrain(
     spatial_key
         Key of ``obsm`` with x, y positions.
     library_key
-        Column of ``obs`` that says which section an observation belongs to. No window crosses sections.
+        Column of ``obs`` that says which section an observation belongs to. No window crosses sections. ``False`` says
+        that all observations are one section.
     params
         :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields: ``pretrain`` names the
         objective, ``pretrain_epochs`` how long.

@@ -75,8 +75,8 @@ def region_graph(
     spatial_key
         Key of ``obsm`` with x, y positions.
     library_key
-        Column of ``obs`` that says which section an observation belongs to; by default the one that
-        :func:`segment` was given. Neither a region nor an edge crosses sections.
+        Column of ``obs`` that says which section an observation belongs to; by default the one that :func:`segment` was
+        given. Neither a region nor an edge crosses sections. ``False`` says that all observations are one section.
     random_state
         Seed of the cutting of large regions.
     key_added

@@ -52,8 +52,8 @@ def suggest_labels(
     spatial_key
         Key of ``obsm`` with x, y positions.
     library_key
-        Column of ``obs`` that says which section an observation belongs to; by default as in
-        :func:`segment`.
+        Column of ``obs`` that says which section an observation belongs to; by default as in :func:`segment`. ``False``
+        says that all observations are one section.
     key_added
         Name of the output instead of ``"suggested"``.
     copy

@@ -143,6 +143,7 @@ def biomarkers(
         Key of ``adata.obsm`` with the positions.
     library_key
         Column of ``adata.obs`` that says which section an observation belongs to. No statistic crosses sections.
+        ``False`` says that all observations are one section.
     method
         ``"random_regions"``, the test described above.
     n_null

@@ -126,6 +126,7 @@ def evaluate(
         Key of ``obsm`` with x, y positions.
     library_key
         Column of ``obs`` that says which section (patient, with ``scheme="library"``) an observation belongs to.
+        ``False`` says that all observations are one section.
     random_state
         First seed.
     accelerator
