@@ -15,7 +15,7 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import Libraries, check_adata, check_bool, check_choice, check_key_added, check_seed
 
-from ._register import Section, register
+from ._register import PointSet, register
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -200,7 +200,7 @@ def _from_sections(
     allow_reflection: bool,
     rng: np.random.Generator,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, float]]]:
-    parts = {name: Section.make(xy[rows], features[rows])
+    parts = {name: PointSet.make(xy[rows], features[rows])
              for code, name in enumerate(sections.names) for rows in [sections.rows(code)]}  # fmt: skip
     matrices, score = {}, {}
     for name in sections.names:

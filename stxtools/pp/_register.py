@@ -1,8 +1,8 @@
 """Register one section onto another: arrays in, a 2 x 3 matrix out.
 
-A section is a *field*: an image of tissue (0 to 1) and of smoothed expression features on a fine grid. The
-fit looks for the map under which the moving section's features agree with those of the reference at the
-same place, and the two tissues cover each other.
+A section becomes a *feature image*: tissue (0 to 1) and smoothed expression features on a fine grid. The fit
+finds the map under which the moving section's features correlate with the reference's at the same position
+and the two tissues overlap.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 Method = Literal["rigid", "similarity", "affine"]
 
-_MAX_SIDE = 192  # pixels of a field
-_POINTS = (600, 3000)  # observations that the coarse and the fine fit look at
+_MAX_SIDE = 192  # pixels of a feature image
+_POINTS = (600, 3000)  # observations sampled by the coarse and the fine fit
 _ANGLES = 24
-_REFINED = 5  # starts that are followed to their optimum
+_REFINED = 5  # starts that are optimised
 _COARSE, _FINE = 0.06, 1.0  # smoothing: share of the section's extent; spacings
 _TURNS = np.deg2rad(10.0)
 
 
 @dataclass(frozen=True)
-class Section:
+class PointSet:
     """Coordinates and features of one section, and its typical spacing."""
 
     xy: NDArray[np.float64]
@@ -38,8 +38,8 @@ class Section:
     spacing: float
 
     @classmethod
-    def make(cls, xy: NDArray[np.float64], features: NDArray[np.float32]) -> Section:
-        """Centre the features: what a whole section has more than another is no clue to its position."""
+    def make(cls, xy: NDArray[np.float64], features: NDArray[np.float32]) -> PointSet:
+        """Centre the features: differences between whole sections say nothing about position."""
         values = np.asarray(features, dtype=np.float64)
         values = values - values.mean(axis=0)
         size = float(np.sqrt((values**2).sum(axis=1).mean())) or 1.0
@@ -52,8 +52,8 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Field:
-    """Image of tissue (channel 0) and features (the others), and where it lies."""
+class FeatureImage:
+    """Image of tissue (channel 0) and features (other channels), with its origin and pixel size."""
 
     image: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -62,11 +62,11 @@ class Field:
     def at(self, xy: NDArray[np.float64], channels: slice = slice(None)) -> NDArray[np.float64]:
         """Return channels at ``xy`` by bilinear interpolation, 0 outside."""
         height, width = self.image.shape[:2]
-        place = (xy - self.low) / self.pixel
-        inside = np.all((place >= 0) & (place < np.array([width - 1, height - 1])), axis=1)
-        place = np.where(inside[:, None], place, 0.0)
-        corner = place.astype(np.int64)
-        u, v = (place - corner).T[:, :, None]
+        position = (xy - self.low) / self.pixel
+        inside = np.all((position >= 0) & (position < np.array([width - 1, height - 1])), axis=1)
+        position = np.where(inside[:, None], position, 0.0)
+        corner = position.astype(np.int64)
+        u, v = (position - corner).T[:, :, None]
         image = self.image[..., channels].reshape(height * width, -1)
         first = corner[:, 1] * width + corner[:, 0]
         top = image.take(first, axis=0) * (1 - u) + image.take(first + 1, axis=0) * u
@@ -74,24 +74,24 @@ class Field:
         return (top * (1 - v) + bottom * v) * inside[:, None]
 
 
-def field(section: Section, sigma: float) -> Field:
-    """Smooth a section into a field with a Gaussian of ``sigma`` (units of the coordinates)."""
-    margin = 3 * sigma + 2 * section.spacing
-    low, high = section.xy.min(axis=0) - margin, section.xy.max(axis=0) + margin
-    pixel = max(float((high - low).max()) / _MAX_SIDE, 0.5 * section.spacing)
+def feature_image(points: PointSet, sigma: float) -> FeatureImage:
+    """Smooth a section into a feature image with a Gaussian of ``sigma`` (units of the coordinates)."""
+    margin = 3 * sigma + 2 * points.spacing
+    low, high = points.xy.min(axis=0) - margin, points.xy.max(axis=0) + margin
+    pixel = max(float((high - low).max()) / _MAX_SIDE, 0.5 * points.spacing)
     width, height = (int(v) for v in np.ceil((high - low) / pixel) + 2)
     x, y = low[0] + pixel * np.arange(width), low[1] + pixel * np.arange(height)
     grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    distance, nearest = cKDTree(section.xy).query(grid, distance_upper_bound=max(1.2 * section.spacing, pixel))
+    distance, nearest = cKDTree(points.xy).query(grid, distance_upper_bound=max(1.2 * points.spacing, pixel))
     tissue: NDArray[np.bool_] = np.asarray(distance) < np.inf
-    image: NDArray[np.float64] = np.zeros((len(grid), 1 + section.features.shape[1]))
+    image: NDArray[np.float64] = np.zeros((len(grid), 1 + points.features.shape[1]))
     image[tissue, 0] = 1.0
-    image[tissue, 1:] = section.features[nearest[tissue]]
+    image[tissue, 1:] = points.features[nearest[tissue]]
     image = image.reshape(height, width, -1)
     image = ndimage.gaussian_filter(image, (sigma / pixel, sigma / pixel, 0), mode="constant")
-    # the mean of the features over tissue only, so that they do not fade towards the rim
+    # average over tissue only: features must not fade towards the edge
     image[..., 1:] /= np.maximum(image[..., :1], 1e-3)
-    return Field(image, low, pixel)
+    return FeatureImage(image, low, pixel)
 
 
 class Objective:
@@ -101,19 +101,19 @@ class Objective:
     """
 
     def __init__(
-        self, moving: Section, reference: Section, share: float, max_points: int, rng: np.random.Generator
+        self, moving: PointSet, reference: PointSet, share: float, max_points: int, rng: np.random.Generator
     ) -> None:
-        self.fields = [field(s, max(share * s.extent, _FINE * s.spacing)) for s in (moving, reference)]
+        self.images = [feature_image(s, max(share * s.extent, _FINE * s.spacing)) for s in (moving, reference)]
         self.points = [_sample(s.xy, max_points, rng) for s in (moving, reference)]
-        own = [f.at(p) for f, p in zip(self.fields, self.points, strict=True)]
+        own = [image.at(p) for image, p in zip(self.images, self.points, strict=True)]
         self.features = own[0][:, 1:]
         self.tissue = [np.maximum(values[:, 0], 1e-9) for values in own]
 
     def parts(self, matrix: NDArray[np.float64]) -> tuple[float, float]:
         """Return the correlation (-1 to 1) and the overlap (0 to 1: harmonic mean of the shares covered)."""
         linear, shift = matrix[:, :2], matrix[:, 2]
-        there = self.fields[1].at(self.points[0] @ linear.T + shift)
-        back = self.fields[0].at((self.points[1] - shift) @ np.linalg.inv(linear).T, slice(0, 1))
+        there = self.images[1].at(self.points[0] @ linear.T + shift)
+        back = self.images[0].at((self.points[1] - shift) @ np.linalg.inv(linear).T, slice(0, 1))
         weight, values = there[:, :1], there[:, 1:]
         norm = np.sqrt((weight * self.features**2).sum() * (weight * values**2).sum())
         correlation = float((weight * self.features * values).sum() / norm) if norm > 0 else 0.0
@@ -146,8 +146,8 @@ def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64], flip: 
 
 
 def register(
-    moving: Section,
-    reference: Section,
+    moving: PointSet,
+    reference: PointSet,
     *,
     method: Method = "similarity",
     allow_reflection: bool = False,
@@ -155,9 +155,9 @@ def register(
 ) -> tuple[NDArray[np.float64], float, float]:
     """Return the matrix that maps ``moving`` onto ``reference``, and the correlation and overlap reached.
 
-    Starts at 24 rotations (and, if allowed, their mirror images) with the scale from the areas and from the
-    spacings, and at shifts around the centroid; the best few are followed with Nelder-Mead on smooth
-    fields, the best of those on fine ones.
+    Starts are 24 rotations (and, if allowed, their mirror images), scales from the areas and from the
+    spacings, and shifts around the centroid; the best few are optimised by Nelder-Mead on smooth
+    images, the best of those on fine ones.
     """
     coarse = Objective(moving, reference, _COARSE, _POINTS[0], rng)
     centre, target = moving.xy.mean(axis=0), reference.xy.mean(axis=0)
@@ -173,7 +173,7 @@ def register(
                         starts.append((coarse(_matrix(p, centre, flip)), flip, p))
     starts.sort(key=lambda s: s[0])
     chosen: list[tuple[float, bool, NDArray[np.float64]]] = []
-    for start in starts:  # the best of each neighbourhood of angles
+    for start in starts:  # the best start of each range of angles
         if all(start[1] != c[1] or abs(np.angle(np.exp(1j * (start[2][0] - c[2][0])))) > _TURNS for c in chosen):
             chosen.append(start)
         if len(chosen) == _REFINED:
@@ -196,8 +196,8 @@ def register(
     return matrix, correlation, overlap
 
 
-def _ratios(moving: Section, reference: Section) -> tuple[float, float]:
-    """Return the scales that the tissue areas and the spacings suggest."""
+def _ratios(moving: PointSet, reference: PointSet) -> tuple[float, float]:
+    """Return the scales from the tissue areas and from the spacings."""
     spread = [float(np.sqrt(np.linalg.det(np.cov(s.xy.T)))) for s in (moving, reference)]
     by_area = np.sqrt(spread[1] / spread[0]) if min(spread) > 0 else 1.0
     return float(by_area), reference.spacing / moving.spacing
