@@ -32,29 +32,29 @@ _WARM_UP = 4  # trials that are never given up: the median needs some to stand o
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is searched by default, and how."""
+class SearchDefaults:
+    """Default search and space of one part of the model."""
 
     search: str
     space: Mapping[str, tuple[Any, ...]]
 
 
 PARTS = {
-    "unet": Part(
+    "unet": SearchDefaults(
         "random",
         {
             "width": (16, 24, 32), "depth": (1, 2, 3), "kernel_size": (3, 5), "dropout": (0.0, 0.1, 0.3),
             "lr": (1e-3, 3e-3, 1e-2), "pretrain": ("masked", "contrastive", "none"),
         },
     ),
-    "gnn": Part(
+    "gnn": SearchDefaults(
         "tpe",
         {
             "conv": ("gatv2", "sum"), "hidden": (32, 64, 128), "out_channels": (16, 32, 64), "layers": (1, 2, 3),
             "dropout": (0.0, 0.1, 0.3, 0.5), "lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-4, 1e-3, 1e-2),
         },
     ),
-    "weights": Part("grid", {"alpha": (0.25, 0.5, 1.0, 2.0), "beta": (0.25, 0.5, 1.0, 2.0)}),
+    "weights": SearchDefaults("grid", {"alpha": (0.25, 0.5, 1.0, 2.0), "beta": (0.25, 0.5, 1.0, 2.0)}),
 }  # fmt: skip
 
 
