@@ -15,7 +15,8 @@ import pytest
 from scipy import sparse
 
 if TYPE_CHECKING:
-    from stxtools.stats._section import Given, RegionEffect
+    from stxtools.stats._composition import Covariates
+    from stxtools.stats._section import RegionEffect
 
 mpl.use("Agg")
 
@@ -175,14 +176,14 @@ def region_effects(
     regions: Sequence[np.ndarray],
     n_null: int,
     seeds: Sequence[int] | None = None,
-    given: Given | None = None,
+    covariates: Covariates | None = None,
 ) -> list[RegionEffect]:
     """Test regions of one section (observations x genes) against the rest of it."""
-    from stxtools.stats._blocks import Contrast, Ground, compare_regions
+    from stxtools.stats._blocks import Contrast, SectionView, compare_regions
 
     matrix = sparse.csr_matrix(values.astype(np.float32))
-    ground = Ground(InMemory(matrix), np.arange(len(xy)), xy, 0, given=given)
+    view = SectionView(InMemory(matrix), np.arange(len(xy)), xy, 0, covariates=covariates)
     seeds = [0] * len(regions) if seeds is None else seeds
-    contrasts = [Contrast(ground, label, n_null, (i,)) for label, i in zip(regions, seeds, strict=True)]
+    contrasts = [Contrast(view, label, n_null, (i,)) for label, i in zip(regions, seeds, strict=True)]
     compare_regions(contrasts)
     return [contrast.effect for contrast in contrasts]

@@ -14,7 +14,7 @@ from stxtools.stats._combine import (
     squeeze_variance,
     two_sided,
 )
-from stxtools.stats._probe import Moments, contrast, explain_discriminant
+from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
 
 
 def test_two_sided_and_signed_z():
@@ -110,7 +110,7 @@ def test_attribution_is_the_path_integral_of_the_probe():
     _, _, vt = np.linalg.svd(x - mean, full_matrices=False)
     components = vt[:6].T
     values = (x - mean) @ components
-    difference = contrast(label) @ x
+    difference = contrast_weights(label) @ x
     np.testing.assert_allclose(difference, x[label].mean(0) - x[~label].mean(0))
     moments = Moments(label.astype(np.int64), np.zeros(300, np.int64), 6)
     moments.add(slice(0, 300), values)
@@ -136,6 +136,6 @@ def test_attribution_is_the_path_integral_of_the_probe():
 def test_contrast_takes_blocks_out():
     label = np.array([1, 1, 0, 1, 0, 0, 0, 0], dtype=bool)
     blocks = np.array([0, 0, 0, 1, 1, 1, 1, 1])
-    weight = contrast(label, blocks)
+    weight = contrast_weights(label, blocks)
     np.testing.assert_allclose([weight[blocks == b].sum() for b in (0, 1)], 0, atol=1e-12)
     assert explain_discriminant(np.zeros((2, 2)), np.eye(3)[:, :2], np.zeros(3)).tolist() == [0, 0, 0]

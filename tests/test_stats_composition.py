@@ -9,6 +9,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from stxtools.stats._composition import (
+    Covariates,
     Depths,
     ExpressionSpace,
     Nuisance,
@@ -18,7 +19,7 @@ from stxtools.stats._composition import (
     n_components,
     rescaled,
 )
-from stxtools.stats._section import Given, Section
+from stxtools.stats._section import SectionExpression
 
 
 def _expression(n: int = 120, genes: int = 25, seed: int = 0) -> np.ndarray:
@@ -117,10 +118,10 @@ def test_a_gene_does_not_explain_itself():
     y[:, 0] = rng.poisson(np.where(label, 40.0, 20.0))
     logged = np.log1p(y)
     logged[:, 0] *= 5
-    (found,) = region_effects(logged, xy, [label], 100, given=Given(composition=True))
+    (found,) = region_effects(logged, xy, [label], 100, covariates=Covariates(composition=True))
     assert found.statistic[0] > 8
     assert np.abs(found.statistic[1:]).max() < 8
-    section = Section(sparse.csr_matrix(logged))
+    section = SectionExpression(sparse.csr_matrix(logged))
     space = ExpressionSpace(section.matrix, section.total_variance)
     own = space.components(3)
     blind = Nuisance(own.scores, np.zeros_like(own.loadings))
@@ -138,7 +139,7 @@ def test_effect_given_covariates_equals_regression():
     covariate = rng.standard_normal(300) + label
     y = np.outer(label, np.linspace(0, 1, 6)) + covariate[:, None] + rng.normal(0, 0.3, (300, 6)) - 5
     y = y.astype(np.float32)
-    found, mirror = region_effects(y, xy, [label, ~label], 100, given=Given(columns=covariate[:, None]))
+    found, mirror = region_effects(y, xy, [label, ~label], 100, covariates=Covariates(columns=covariate[:, None]))
     design = np.c_[np.ones(300), label, covariate]
     expected = np.linalg.lstsq(design, y.astype(float), rcond=None)[0][1]
     np.testing.assert_allclose(found.effect, expected, atol=2e-3)

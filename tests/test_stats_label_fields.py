@@ -1,4 +1,4 @@
-"""Random regions: the law they are drawn from, its fit, and the null variance that follows."""
+"""Random regions: their distribution, its fit, and the null variance that follows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import pytest
 from conftest import region_effects
 from scipy import stats
 
-from stxtools.stats._label_fields import LabelModel, LabelSampler, _binary_correlation, fit_label_model, geometry
+from stxtools.stats._label_fields import (
+    LabelModel,
+    LabelSampler,
+    _binary_correlation,
+    fit_label_model,
+    sample_lag_pairs,
+)
 
 
 def _field(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
@@ -41,7 +47,7 @@ def test_binary_correlation_at_the_median_is_the_arcsine_law():
 @pytest.mark.parametrize("length", [4.0, 9.0])
 def test_fit_recovers_the_length(xy, length):
     rng = np.random.default_rng(0)
-    geo = geometry(xy, rng)
+    geo = sample_lag_pairs(xy, rng)
     found = []
     for _ in range(12):
         value = _field(xy, length, rng)
@@ -54,7 +60,7 @@ def test_fit_recovers_the_length(xy, length):
 
 def test_fit_of_a_label_without_structure(xy):
     rng = np.random.default_rng(1)
-    geo = geometry(xy, rng)
+    geo = sample_lag_pairs(xy, rng)
     model = fit_label_model(geo, rng.random(len(xy)) < 0.3)
     at_twice_the_spacing = (1 - model.nugget) * np.exp(-((2 * geo.spacing / model.length) ** model.power))
     assert at_twice_the_spacing < 0.25
@@ -65,7 +71,7 @@ def test_fit_of_a_label_without_structure(xy):
 )
 def test_sampled_labels_have_size_and_correlation_of_the_model(xy, model):
     rng = np.random.default_rng(2)
-    spacing = geometry(xy, rng).spacing
+    spacing = sample_lag_pairs(xy, rng).spacing
     labels = np.concatenate(list(LabelSampler(xy, model, spacing).draw(1000, rng)), axis=1)
     n_in = round(model.fraction * len(xy))
     assert (labels.sum(axis=0) == n_in).all()
@@ -123,8 +129,8 @@ def test_null_variance_of_a_smooth_gene_equals_that_over_true_regions(xy):
 
 def test_degenerate_positions_are_an_error():
     with pytest.raises(ValueError, match="position"):
-        geometry(np.zeros((10, 2)), np.random.default_rng(0))
-    geo = geometry(np.random.default_rng(0).uniform(size=(50, 2)), np.random.default_rng(0))
+        sample_lag_pairs(np.zeros((10, 2)), np.random.default_rng(0))
+    geo = sample_lag_pairs(np.random.default_rng(0).uniform(size=(50, 2)), np.random.default_rng(0))
     with pytest.raises(ValueError, match="both sides"):
         fit_label_model(geo, np.ones(50, dtype=bool))
 

@@ -1,4 +1,4 @@
-"""Tails of correlations with random regions, against laws that are known."""
+"""Tails of correlations with random regions, against known distributions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stxtools.stats._combine import combine_sections, two_sided
-from stxtools.stats._tails import believed_kurtosis, beta_tails, normal_scores, region_statistic
+from stxtools.stats._tails import beta_tails, normal_scores, region_statistic, shrunken_kurtosis
 
 
 def _statistic(r, df, skewness, kurtosis, n_null):
-    return region_statistic(r, df, skewness, believed_kurtosis(kurtosis, df, n_null))
+    return region_statistic(r, df, skewness, shrunken_kurtosis(kurtosis, df, n_null))
 
 
 @pytest.mark.parametrize(("a", "b"), [(2.0, 5.0), (5.0, 2.0), (3.5, 3.5), (1.0, 1.0), (0.8, 30.0), (40.0, 60.0)])
@@ -76,7 +76,7 @@ def test_regions_of_few_patterns_have_short_tails():
         assert np.mean(plain < level) < 0.65 * level
         assert np.mean(plain < level) < np.mean(pvals < level) <= level
     few, many = (two_sided(_statistic(r, df, *moments, k), df) for k in (50, 10**6))
-    assert np.mean(few < 0.001) < np.mean(pvals < 0.001)  # a kurtosis from few regions is hardly believed
+    assert np.mean(few < 0.001) < np.mean(pvals < 0.001)  # a kurtosis from few regions has little weight
     assert np.mean(many < 0.001) == pytest.approx(0.001, rel=0.35)
 
 
@@ -116,7 +116,7 @@ def _direction(rng: np.random.Generator, d: int, n: int) -> np.ndarray:
 
 
 def test_normal_scores_of_a_gamma_law():
-    z, shape = np.array([-2.5, -1.0, 2.0, 3.0, 4.0]), 8.0  # the law of two sections whose effects are gamma(4)
+    z, shape = np.array([-2.5, -1.0, 2.0, 3.0, 4.0]), 8.0  # two sections whose effects are gamma(4)
     found = normal_scores(z, np.full(5, 2 / np.sqrt(shape)), np.full(5, 3 + 6 / shape))
     at = np.abs(z) * np.sqrt(shape)
     expected = stats.gamma.sf(shape + at, shape) + stats.gamma.cdf(shape - at, shape)
@@ -127,7 +127,7 @@ def test_normal_scores_of_a_gamma_law():
 
 @pytest.mark.parametrize("law", ["skewed", "short"])
 def test_two_libraries_are_as_calibrated_as_one(law):
-    """Effects of two unequal libraries, skewed (a t-test calls too many) or of few patterns (too few)."""
+    """Effects of two unequal libraries, skewed (a t-test is anti-conservative) or of few patterns (conservative)."""
     rng, n = np.random.default_rng(0), 100_000
     size = np.array([[0.5], [1.5]])
     variance, df = np.repeat(size**2, n, axis=1), np.full((2, n), 1e5)

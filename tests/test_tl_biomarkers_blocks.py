@@ -19,12 +19,12 @@ import stxtools as st
 from stxtools._data import chunks as _chunks
 from stxtools._data.gene_blocks import GeneBlocks, gene_slices
 from stxtools.stats import _blocks
-from stxtools.stats._auroc import auroc_from_ranks, midranks, other_side
+from stxtools.stats._auroc import auroc_from_ranks, complement_auroc, midranks
 from stxtools.stats._composition import _product
-from stxtools.stats._draws import KeptLabels, RegionDraws
+from stxtools.stats._draws import CachedLabels, RegionDraws
 from stxtools.stats._expression import equal_blocks
-from stxtools.stats._label_fields import LabelSampler, geometry
-from stxtools.stats._probe import Moments, contrast, explain_discriminant
+from stxtools.stats._label_fields import LabelSampler, sample_lag_pairs
+from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
 
 h5py = pytest.importorskip("h5py")
 HOW: dict[str, Any] = {"n_null": 66, "show_progress": False}
@@ -191,7 +191,7 @@ def test_kept_labels_come_again():
     rng = np.random.default_rng(0)
     xy = rng.uniform(0, 20, (200, 2))
     label = xy[:, 0] > 8
-    geo = geometry(xy, rng)
+    geo = sample_lag_pairs(xy, rng)
     plain = RegionDraws(xy, geo, label, (3,))
     expected = [np.concatenate(list(plain.labels().draw(n, plain.rng)), axis=1) for n in (70, 30)]
     assert expected[0].shape == (200, 70)
@@ -199,7 +199,7 @@ def test_kept_labels_come_again():
     for limit in (1e9, 0):  # kept as bits, drawn again
         draws = RegionDraws(xy, geo, label, (3,), limit)
         first, second = draws.labels(), draws.labels()
-        assert isinstance(first, KeptLabels)
+        assert isinstance(first, CachedLabels)
         for labels, n, wanted in [(first, 70, 0), (first, 70, 0), (second, 30, 1), (first, 70, 0), (second, 30, 1)]:
             found = np.concatenate(list(labels.draw(n, draws.rng)), axis=1)
             assert found.dtype == bool
@@ -245,7 +245,7 @@ def test_auroc_of_the_other_side_to_the_bit():
     genes = sparse.csr_matrix(rng.poisson(0.7, (40, 301)).astype(np.float32))
     label = rng.random(301) < 0.3
     ranks = midranks(genes)
-    found = other_side(auroc_from_ranks(*ranks, label), int(label.sum()), int((~label).sum()))
+    found = complement_auroc(auroc_from_ranks(*ranks, label), int(label.sum()), int((~label).sum()))
     np.testing.assert_array_equal(found, auroc_from_ranks(*ranks, ~label))
 
 
@@ -264,7 +264,7 @@ def test_a_probe_from_moments_is_that_from_all_values(reference, centred):
     outside = (codes >= 0) & ~inside if reference is None else codes == reference
     used = (inside | outside) & np.isin(blocks, among)
     own = blocks[used] if centred else None
-    difference = components @ (contrast(inside[used], own) @ values[used]) + rng.normal(size=9) / 10
+    difference = components @ (contrast_weights(inside[used], own) @ values[used]) + rng.normal(size=9) / 10
     x, label = values[used].copy(), inside[used]
     for b in among if centred else ():
         x[own == b] -= x[own == b].mean(axis=0)
@@ -280,7 +280,7 @@ def test_variable_genes_of_a_large_matrix_come_from_a_part_of_it(tissue, monkeyp
     monkeypatch.setattr("stxtools.tl._biomarkers._probe.N_TOP_GENES", 30)
     monkeypatch.setattr("stxtools._data.representation.N_TOP_GENES", 30)
     whole = _table(tissue, "two")
-    monkeypatch.setattr("stxtools.tl._probe._AT_HAND", tissue.X.nnz // 2)
+    monkeypatch.setattr("stxtools.tl._biomarkers._probe._AT_HAND", tissue.X.nnz // 2)
     part = _table(tissue, "two")
     monkeypatch.setattr(st.settings, "_max_memory", 64 * 5000 / 2**30)
     pd.testing.assert_frame_equal(_table(tissue, "two"), part, check_exact=True)

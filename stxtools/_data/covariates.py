@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools._validate import listing
-from stxtools.stats._section import Given
+from stxtools.stats._composition import Covariates
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +32,7 @@ def covariate_names(covariates: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def read_covariates(adata: AnnData, names: list[str], groupby: str) -> Given | None:
+def read_covariates(adata: AnnData, names: list[str], groupby: str) -> Covariates | None:
     """Return what ``covariates`` names: expression components (made later, per section) and columns.
 
     Raises
@@ -47,7 +47,7 @@ def read_covariates(adata: AnnData, names: list[str], groupby: str) -> Given | N
     if groupby in names:
         raise ValueError(f"`covariates` names the grouping {groupby!r} itself; nothing would be left to test.")
     columns = [_columns(adata, name) for name in names if name != COMPOSITION]
-    return Given(COMPOSITION in names, np.concatenate(columns, axis=1) if columns else None)
+    return Covariates(COMPOSITION in names, np.concatenate(columns, axis=1) if columns else None)
 
 
 def _columns(adata: AnnData, name: str) -> NDArray[np.float64]:

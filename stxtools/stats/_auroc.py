@@ -27,7 +27,7 @@ def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, NDArray[np.
     ranks, zero_rank = np.empty(by_gene.nnz), np.empty(n_genes)
     ends = by_gene.indptr
     first = 0
-    while first < n_genes:  # some genes at a time: sorting takes eight times the memory of the values
+    while first < n_genes:  # blocks of genes: sorting takes eight times the memory of the values
         last = max(first + 1, int(np.searchsorted(ends, ends[first] + _AT_ONCE, side="right")) - 1)
         some = slice(ends[first], ends[last])
         ranks[some], zero_rank[first:last] = _midranks(by_gene.data[some], np.diff(ends[first : last + 1]), n_obs)
@@ -67,8 +67,8 @@ def auroc_from_ranks(
     return np.asarray((total - n1 * (n1 + 1) / 2.0) / (float(n1) * n0), dtype=np.float64)
 
 
-def other_side(auroc: NDArray[np.float64], n_group: int, n_reference: int) -> NDArray[np.float64]:
-    """AUROC of the reference against the group, equal to the bit to what :func:`auroc_from_ranks` gives for it."""
+def complement_auroc(auroc: NDArray[np.float64], n_group: int, n_reference: int) -> NDArray[np.float64]:
+    """AUROC of the reference against the group, equal to the bit to :func:`auroc_from_ranks`."""
     pairs = float(n_group) * n_reference
-    won = np.rint(2.0 * auroc * pairs) / 2.0  # the statistic of Mann and Whitney, a multiple of a half
+    won = np.rint(2.0 * auroc * pairs) / 2.0  # Mann-Whitney U, a multiple of 1/2
     return (pairs - won) / pairs

@@ -1,9 +1,9 @@
-"""Regions tested on genes that are read block by block: never is all expression in memory at once.
+"""Test regions on genes that are read block by block: expression is never in memory as a whole.
 
-A gene's test needs the other genes for three things only, and each is got by reading rows or a sum over blocks: the
-depth, the components that stand for the composition, and the genes that a first test calls (they are left out of depth
-and components of the second). Random regions depend on the region alone, so that every block meets the same.
-Numbers are the same, to the bit, however genes are divided.
+A gene's test needs three things from the other genes, and each comes from rows or from a sum over blocks: the depth,
+the components that stand for the composition, and the genes significant in a first test (depth and components of the
+second test exclude them). Random regions depend on the region only, so all blocks use the same ones.
+Results are equal to the bit for every division into blocks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scipy import sparse
 
 from ._combine import adjust_bh, two_sided
 from ._composition import (
+    Covariates,
     Depths,
     ExpressionSpace,
     MatrixRows,
@@ -30,8 +31,8 @@ from ._composition import (
 )
 from ._draws import RegionDraws
 from ._expression import Expression, equal_blocks
-from ._label_fields import Geometry, geometry
-from ._section import Description, Given, RegionEffect, Section
+from ._label_fields import LagPairs, sample_lag_pairs
+from ._section import Description, RegionEffect, SectionExpression
 
 Floats = NDArray[np.float64]
 T = TypeVar("T", Description, RegionEffect)
@@ -39,22 +40,26 @@ T = TypeVar("T", Description, RegionEffect)
 FIRST_PASS_FDR = 0.2
 
 
-class Ground:
-    """Some observations of a section, without their expression: what all blocks of genes share.
+class SectionView:
+    """Observations of one section, read from an expression by blocks of genes, with what all blocks share.
 
     Parameters
     ----------
     expression
         Where expression is read.
     rows
-        The observations, in the order in which they are worked on. An order that follows from their positions
-        (:func:`stxtools._spatial.order.position_order`) makes results independent of that in which they are stored.
-    xy, depth, given
-        As in :class:`Section`, of these observations, in this order.
+        Rows of the observations, in the order of computation. In the order of positions
+        (:func:`stxtools._spatial.order.position_order`) results do not depend on the order of storage.
+    xy
+        Positions, in the order of ``rows`` like all that follow.
     seed
-        Seed of the pairs of observations.
+        Seed of the sampled pairs of observations.
+    depth
+        Counts before normalisation, see :class:`SectionExpression`.
+    covariates
+        Covariates that effects are adjusted for.
     factor
-        What observations are multiplied by on the linear scale, in this order.
+        Factor of every observation on the linear scale.
     """
 
     def __init__(
@@ -64,153 +69,153 @@ class Ground:
         xy: Floats,
         seed: int,
         depth: Floats | None = None,
-        given: Given | None = None,
+        covariates: Covariates | None = None,
         factor: Floats | None = None,
     ) -> None:
         self.expression, self.rows, self.seed = expression, rows, seed
         self.xy = np.asarray(xy, dtype=np.float64)
-        self.depth, self.given, self.factor = depth, given, factor
-        self.alone = len(expression.slices) == 1
+        self.depth, self.covariates, self.factor = depth, covariates, factor
+        self.single_block = len(expression.slices) == 1
         self.variance: Floats | None = None
         self.mean: Floats | None = None
-        self._section: tuple[slice, Section] | None = None
+        self._section: tuple[slice, SectionExpression] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def subset(self, chosen: NDArray[np.bool_]) -> Ground:
-        """Return this ground, or a new one of the observations ``chosen``."""
+    def subset(self, chosen: NDArray[np.bool_]) -> SectionView:
+        """Return this view, or a new one of the observations ``chosen``."""
         if chosen.all():
             return self
         depth = None if self.depth is None else self.depth[chosen]
-        given = None if self.given is None else self.given.subset(chosen)
-        return Ground(self.expression, self.rows[chosen], self.xy[chosen], self.seed, depth, given)
+        covariates = None if self.covariates is None else self.covariates.subset(chosen)
+        return SectionView(self.expression, self.rows[chosen], self.xy[chosen], self.seed, depth, covariates)
 
-    def on_scale(self, factor: Floats) -> Ground:
+    def with_factor(self, factor: Floats) -> SectionView:
         """Return the same observations, multiplied by ``factor``."""
-        return Ground(self.expression, self.rows, self.xy, self.seed, given=self.given, factor=factor)
+        return SectionView(self.expression, self.rows, self.xy, self.seed, covariates=self.covariates, factor=factor)
 
     @property
-    def composed(self) -> bool:
-        """Whether effects are those given the composition."""
-        return self.given is not None and self.given.composition
+    def composition(self) -> bool:
+        """Whether effects are adjusted for the section's composition."""
+        return self.covariates is not None and self.covariates.composition
 
     @cached_property
-    def geometry(self) -> Geometry:
-        """Spacing and pairs of observations."""
-        return geometry(self.xy, np.random.default_rng(self.seed))
+    def pairs(self) -> LagPairs:
+        """Pairs of observations at fixed lags."""
+        return sample_lag_pairs(self.xy, np.random.default_rng(self.seed))
 
     @cached_property
     def fixed(self) -> Nuisance | None:
-        """Covariates that were given as columns."""
-        if self.given is None or self.given.columns is None:
+        """Covariates that are columns, without the composition."""
+        if self.covariates is None or self.covariates.columns is None:
             return None
-        return design_matrix(self.given.columns)
+        return design_matrix(self.covariates.columns)
 
     @cached_property
-    def _as_stored(self) -> NDArray[np.int64]:
-        """What brings the observations into the order in which they are stored."""
+    def _storage_order(self) -> NDArray[np.int64]:
+        """Indices that sort the observations by row."""
         return np.argsort(self.rows)
 
     @cached_property
-    def _stored(self) -> NDArray[np.int64]:
-        return self.rows[self._as_stored]
+    def _stored_rows(self) -> NDArray[np.int64]:
+        return self.rows[self._storage_order]
 
-    def placed(self, values: Floats) -> Floats:
-        """Bring values of the observations (last axis) from the order in which they are stored into this ground's."""
+    def reordered(self, values: Floats) -> Floats:
+        """Bring values (observations on the last axis) from the order of storage into the order of this view."""
         out = np.empty_like(values)
-        out[..., self._as_stored] = values
+        out[..., self._storage_order] = values
         return out
 
-    def taken(self, piece: sparse.csr_matrix, first: int = 0) -> sparse.csr_matrix:
-        """Return this ground's observations among consecutive ones that begin with ``first``, as they are stored."""
-        stored = self._stored
+    def select(self, piece: sparse.csr_matrix, first: int = 0) -> sparse.csr_matrix:
+        """Return this view's observations among the rows of ``piece``, the first of which is ``first``."""
+        stored = self._stored_rows
         low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
         at = stored[low:high] - first
         out = piece if len(at) == piece.shape[0] else piece[at]
-        return out if self.factor is None else rescaled(out, self.factor[self._as_stored[low:high]])
+        return out if self.factor is None else rescaled(out, self.factor[self._storage_order[low:high]])
 
-    def section(self, genes: slice, block: sparse.csr_matrix) -> Section:
-        """Return the observations with a block of genes; the last one is kept."""
+    def section(self, genes: slice, block: sparse.csr_matrix) -> SectionExpression:
+        """Return a block of genes for the observations; the last block is cached."""
         if self._section is None or self._section[0] != genes:
             as_stored = len(self.rows) == block.shape[0] and bool((np.diff(self.rows) > 0).all())
             own = block if as_stored else block[self.rows]
             own = own if self.factor is None else rescaled(own, self.factor)
-            self._section = (genes, Section(own, self.depth, composed=self.composed))
+            self._section = (genes, SectionExpression(own, self.depth, composition=self.composition))
         return self._section[1]
 
-    def forget(self) -> None:
-        """Let the last section go, unless it is the only one."""
-        if not self.alone:
+    def release(self) -> None:
+        """Drop the cached block, unless it is the only one."""
+        if not self.single_block:
             self._section = None
 
     def space(self) -> ExpressionSpace:
-        """Second moments of the most variable genes; after :func:`survey`."""
+        """Return the second moments of the most variable genes; needs :func:`compute_gene_moments`."""
         if self.variance is None or self.mean is None:
             raise RuntimeError("The genes' variances are not known yet.")
-        return ExpressionSpace(_GroundRows(self, self.mean), self.variance)
+        return ExpressionSpace(_ViewRows(self, self.mean), self.variance)
 
     @cached_property
-    def before(self) -> Nuisance | None:
-        """Covariates of a first test; after :func:`survey` where there is composition among them."""
-        if self.composed:
+    def first_nuisance(self) -> Nuisance | None:
+        """Covariates of a first test; with composition they need :func:`compute_gene_moments`."""
+        if self.composition:
             return self.nuisance(self.space())
         return None if self.fixed is None else join_nuisance([self.fixed], self.expression.shape[1])
 
     def nuisance(self, space: ExpressionSpace, without: NDArray[np.int64] | None = None) -> Nuisance:
-        """Return components without some genes, and the covariates that were given."""
+        """Return the components without some genes, and the columns."""
         parts = [] if self.fixed is None else [self.fixed]
         return join_nuisance([space.components(n_components(len(self)), without), *parts], self.expression.shape[1])
 
 
-class _GroundRows:
-    """Rows of a ground as they are stored, in blocks of one size whatever the chunks in which expression is read."""
+class _ViewRows:
+    """Rows of a view in the order of storage, in blocks of one size whatever the chunks of the expression."""
 
-    def __init__(self, ground: Ground, mean: Floats) -> None:
-        self._ground, self._mean = ground, mean
-        self.shape = (len(ground), ground.expression.shape[1])
-        self._chosen: MatrixRows | None = None  # in memory: genes are chosen once for all readings
+    def __init__(self, view: SectionView, mean: Floats) -> None:
+        self._view, self._mean = view, mean
+        self.shape = (len(view), view.expression.shape[1])
+        self._chosen: MatrixRows | None = None  # in memory, the genes are selected once
 
     def mean(self, genes: NDArray[np.int64]) -> Floats:
         return self._mean[genes]
 
     def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
-        ground = self._ground
-        if ground.alone:
+        view = self._view
+        if view.single_block:
             if self._chosen is None:
-                self._chosen = MatrixRows(ground.taken(ground.expression.block(ground.expression.slices[0])))
+                self._chosen = MatrixRows(view.select(view.expression.block(view.expression.slices[0])))
             yield from self._chosen.blocks(genes, size)
             return
-        pieces = (ground.taken(piece, rows.start) for rows, piece in ground.expression.rows(genes))
+        pieces = (view.select(piece, rows.start) for rows, piece in view.expression.rows(genes))
         yield from equal_blocks(pieces, size)
 
-    def placed(self, values: Floats) -> Floats:
-        return self._ground.placed(values.T).T
+    def reordered(self, values: Floats) -> Floats:
+        return self._view.reordered(values.T).T
 
 
-def survey(grounds: Sequence[Ground]) -> None:
-    """Find the variance and the mean of every gene in each ground: one reading of all blocks."""
-    wanted = list({id(g): g for g in grounds if g.variance is None}.values())
+def compute_gene_moments(views: Sequence[SectionView]) -> None:
+    """Compute the variance and the mean of every gene in each view: one pass over the blocks."""
+    wanted = list({id(v): v for v in views if v.variance is None}.values())
     if not wanted:
         return
     expression = wanted[0].expression
     found: list[list[tuple[Floats, Floats]]] = [[] for _ in wanted]
     for genes in expression.slices:
         block = expression.block(genes)
-        for ground, parts in zip(wanted, found, strict=True):
-            section = ground.section(genes, block)
-            mean = section.matrix.mean(axis=0, dtype=np.float64) if ground.composed else np.zeros(0)
+        for view, parts in zip(wanted, found, strict=True):
+            section = view.section(genes, block)
+            mean = section.matrix.mean(axis=0, dtype=np.float64) if view.composition else np.zeros(0)
             parts.append((section.total_variance, np.asarray(mean).ravel()))
-            ground.forget()
-    for ground, parts in zip(wanted, found, strict=True):
-        ground.variance, ground.mean = (np.concatenate(p) for p in zip(*parts, strict=True))
+            view.release()
+    for view, parts in zip(wanted, found, strict=True):
+        view.variance, view.mean = (np.concatenate(p) for p in zip(*parts, strict=True))
 
 
 @dataclass
 class Contrast:
-    """A region of a ground that is to be tested against the rest of it, and, later, what was found."""
+    """A region of a view against the rest of it, and the result once it is tested."""
 
-    ground: Ground
+    view: SectionView
     label: NDArray[np.bool_]
     n_null: int
     seed: Sequence[int]
@@ -219,50 +224,50 @@ class Contrast:
 
     @property
     def size(self) -> float:
-        """Bytes that are held of it from block to block: random regions, sampler, components."""
-        composed = self.ground.composed
-        return len(self.label) * (self.n_null / 8 * (1.5 if composed else 1.0) + 40 + 160 * composed)
+        """Bytes that it holds between blocks: random regions, sampler, components."""
+        composition = self.view.composition
+        return len(self.label) * (self.n_null / 8 * (1.5 if composition else 1.0) + 40 + 160 * composition)
 
 
-class _Trial:
-    """A contrast while it is tested."""
+class _RegionTest:
+    """The running test of one contrast."""
 
     def __init__(self, contrast: Contrast, limit: float) -> None:
-        self.contrast, self.ground = contrast, contrast.ground
-        kept = None if self.ground.alone else limit
-        self.draws = RegionDraws(self.ground.xy, self.ground.geometry, contrast.label, contrast.seed, kept)
+        self.contrast, self.view = contrast, contrast.view
+        kept = None if self.view.single_block else limit
+        self.draws = RegionDraws(self.view.xy, self.view.pairs, contrast.label, contrast.seed, kept)
         self.described: list[Description] = []
         self.found: list[RegionEffect] = []
-        composed, n_null = self.ground.composed, contrast.n_null
-        self.begin(self.ground.before, max(n_null // 2, 50) if composed else n_null)
+        n_null = contrast.n_null
+        self.begin(self.view.first_nuisance, max(n_null // 2, 50) if self.view.composition else n_null)
 
     def begin(self, nuisance: Nuisance | None, n_null: int) -> None:
         self.nuisance, self.n_null, self.labels = nuisance, n_null, self.draws.labels()
         self.found = []
 
-    def test(self, genes: slice, section: Section) -> None:
-        given = None if self.nuisance is None else self.nuisance.of(genes)
-        self.found.append(section.tested(self.draws.side, self.labels, self.n_null, self.draws.rng, given))
+    def test(self, genes: slice, section: SectionExpression) -> None:
+        nuisance = None if self.nuisance is None else self.nuisance.of(genes)
+        self.found.append(section.test_region(self.draws.side, self.labels, self.n_null, self.draws.rng, nuisance))
 
-    def describe(self, genes: slice, section: Section) -> None:
+    def describe(self, genes: slice, section: SectionExpression) -> None:
         self.described.append(section.describe(self.contrast.label))
         self.test(genes, section)
 
-    def called(self) -> NDArray[np.int64]:
-        """Genes that the test calls, the clearest first, a half of all at most."""
-        first = joined(self.found)
+    def significant(self) -> NDArray[np.int64]:
+        """Return the significant genes by p-value, at most half of all."""
+        first = concatenated(self.found)
         pvals = np.where(first.variance > 0, two_sided(first.statistic, first.df), 1.0)
-        called = np.flatnonzero(adjust_bh(pvals) <= FIRST_PASS_FDR)
-        return called[np.argsort(pvals[called], kind="stable")][: int((first.variance > 0).sum()) // 2]
+        significant = np.flatnonzero(adjust_bh(pvals) <= FIRST_PASS_FDR)
+        return significant[np.argsort(pvals[significant], kind="stable")][: int((first.variance > 0).sum()) // 2]
 
     def end(self) -> None:
-        self.contrast.description = joined(self.described)
-        found = joined(self.found)
+        self.contrast.description = concatenated(self.described)
+        found = concatenated(self.found)
         self.contrast.effect = found.mirrored() if self.draws.flipped else found
 
 
-def joined(parts: Sequence[T]) -> T:
-    """Put what was found of blocks of genes together."""
+def concatenated(parts: Sequence[T]) -> T:
+    """Concatenate results of consecutive blocks of genes."""
     if len(parts) == 1:
         return parts[0]
     changes: dict[str, Any] = {}
@@ -276,22 +281,22 @@ def joined(parts: Sequence[T]) -> T:
 def compare_regions(
     contrasts: Sequence[Contrast], limit: float = np.inf, *, done: Callable[[int], object] | None = None
 ) -> None:
-    """Describe and test regions, all of one expression; results are left in the contrasts.
+    """Describe and test regions of one expression; the contrasts get the results.
 
     Parameters
     ----------
     contrasts
-        What to test. As many as fit into ``limit`` share each reading of expression.
+        Regions to test. As many as fit into ``limit`` share one pass over the expression.
     limit
-        Bytes that may be held from block to block.
+        Bytes that may be held between blocks.
     done
-        Told how many contrasts are done since it was last told.
+        Called with the number of contrasts finished since its last call.
     """
     group: list[Contrast] = []
     for i, contrast in enumerate(contrasts):
         group.append(contrast)
         last = i + 1 == len(contrasts)
-        if last or contrast.ground.alone or sum(c.size for c in [*group, contrasts[i + 1]]) > limit:
+        if last or contrast.view.single_block or sum(c.size for c in [*group, contrasts[i + 1]]) > limit:
             _compare(group, limit)
             if done is not None:
                 done(len(group))
@@ -299,58 +304,58 @@ def compare_regions(
 
 
 def _compare(contrasts: Sequence[Contrast], limit: float) -> None:
-    composed = contrasts[0].ground.composed
-    if composed:
-        survey([c.ground for c in contrasts])
-    trials = [_Trial(c, limit) for c in contrasts]
-    _each_block(trials, _Trial.describe)
-    if composed:
-        _exclude_called(trials)
-        _each_block(trials, _Trial.test)
-    for trial in trials:
-        trial.end()
+    composition = contrasts[0].view.composition
+    if composition:
+        compute_gene_moments([c.view for c in contrasts])
+    tests = [_RegionTest(c, limit) for c in contrasts]
+    _each_block(tests, _RegionTest.describe)
+    if composition:
+        _exclude_significant(tests)
+        _each_block(tests, _RegionTest.test)
+    for test in tests:
+        test.end()
 
 
-def _each_block(trials: Sequence[_Trial], work: Callable[[_Trial, slice, Section], None]) -> None:
-    expression = trials[0].ground.expression
-    on_ground: dict[int, list[_Trial]] = {}
-    for trial in trials:
-        on_ground.setdefault(id(trial.ground), []).append(trial)
+def _each_block(tests: Sequence[_RegionTest], work: Callable[[_RegionTest, slice, SectionExpression], None]) -> None:
+    expression = tests[0].view.expression
+    by_view: dict[int, list[_RegionTest]] = {}
+    for test in tests:
+        by_view.setdefault(id(test.view), []).append(test)
     for genes in expression.slices:
         block = expression.block(genes)
-        for together in on_ground.values():
-            for trial in together:
-                work(trial, genes, trial.ground.section(genes, block))
-            together[0].ground.forget()
+        for group in by_view.values():
+            for test in group:
+                work(test, genes, test.view.section(genes, block))
+            group[0].view.release()
 
 
-def _exclude_called(trials: Sequence[_Trial]) -> None:
-    """Prepare the second test given the composition: without the genes that the first test calls.
+def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
+    """Prepare the second test adjusted for composition: exclude the genes significant in the first.
 
-    Components that hold genes which the region itself changes lend these genes' difference to all that share a
-    component with them, and so does the depth by which expression was divided: what a first test calls is left
-    out of components and depth of the second (empirical control genes, as in Risso et al. 2014).
+    Genes that differ in the region pass their difference to others through shared components and through the
+    depth used for normalisation. Components and depth of the second test are therefore computed from the other
+    genes (empirical control genes, as in Risso et al. 2014).
     """
-    called = [trial.called() for trial in trials]
-    for trial, factor in zip(trials, _factors(trials, called), strict=True):
+    significant = [test.significant() for test in tests]
+    for test, factor in zip(tests, _factors(tests, significant), strict=True):
         if factor is not None:
-            trial.ground = trial.ground.on_scale(factor)
-    survey([trial.ground for trial in trials])
-    for trial, genes in zip(trials, called, strict=True):
-        given = trial.ground.nuisance(trial.ground.space(), genes) if len(genes) else trial.nuisance
-        trial.begin(given, trial.contrast.n_null)
+            test.view = test.view.with_factor(factor)
+    compute_gene_moments([test.view for test in tests])
+    for test, genes in zip(tests, significant, strict=True):
+        nuisance = test.view.nuisance(test.view.space(), genes) if len(genes) else test.nuisance
+        test.begin(nuisance, test.contrast.n_null)
 
 
-def _factors(trials: Sequence[_Trial], called: Sequence[NDArray[np.int64]]) -> list[Floats | None]:
-    """Return what observations are to be multiplied by so that called genes are left out of depth: one reading."""
-    out: list[Floats | None] = [None] * len(trials)
-    depths = {i: Depths(t.ground.expression.shape[1], [g]) for i, (t, g) in enumerate(zip(trials, called, strict=True))}
-    depths = {i: depth for i, depth in depths.items() if len(called[i])}
+def _factors(tests: Sequence[_RegionTest], significant: Sequence[NDArray[np.int64]]) -> list[Floats | None]:
+    """Return the factors that take significant genes out of the depth: one pass over the rows."""
+    out: list[Floats | None] = [None] * len(tests)
+    n_genes = tests[0].view.expression.shape[1]
+    depths = {i: Depths(n_genes, [genes]) for i, genes in enumerate(significant) if len(genes)}
     if depths:
-        for rows, piece in trials[0].ground.expression.rows():
+        for rows, piece in tests[0].view.expression.rows():
             for i, depth in depths.items():
-                depth.add(trials[i].ground.taken(piece, rows.start))
+                depth.add(tests[i].view.select(piece, rows.start))
     for i, depth in depths.items():
         factor = depth.factors()[0]
-        out[i] = None if factor is None else trials[i].ground.placed(factor)
+        out[i] = None if factor is None else tests[i].view.reordered(factor)
     return out

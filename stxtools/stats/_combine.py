@@ -1,4 +1,4 @@
-"""From sections to a population: libraries are the replicates."""
+"""Meta-analysis over sections: libraries are the replicates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Combined:
-    """Per gene: effect over libraries, t statistic with its degrees of freedom, p, and how libraries agree."""
+    """Per gene: effect over libraries, t statistic, its degrees of freedom, p-value, agreement of libraries."""
 
     effect: Floats
     statistic: Floats
@@ -32,7 +32,7 @@ def two_sided(statistic: Floats, df: Floats) -> Floats:
 
 
 def signed_z(statistic: Floats, df: Floats) -> Floats:
-    """Normal quantile that is as far out as each t statistic: comparable over different degrees of freedom."""
+    """Normal quantiles with the p-values of t statistics: comparable over degrees of freedom."""
     half = np.maximum(stats.t.logsf(np.abs(statistic), df), np.log(np.finfo(float).tiny))
     return np.sign(statistic) * np.maximum(-stats.norm.ppf(np.exp(half)), 0.0)
 
@@ -46,7 +46,7 @@ def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:
     """Prior of a scaled inverse chi-square for gene variances: (scale, degrees of freedom).
 
     Moment estimator of Smyth (2004), section 6.2, on log variances; degrees of freedom are infinite where the
-    variances differ no more than chance makes them.
+    variances differ no more than by sampling error.
     """
     use = (variance > 0) & (df > 0)
     if use.sum() < 3:
@@ -91,16 +91,16 @@ def combine_sections(
     skewness: Floats | None = None,
     kurtosis: Floats | None = None,
 ) -> Combined:
-    """Combine the effects that libraries show each within themselves (libraries x genes).
+    """Combine effects within libraries (libraries x genes).
 
-    Inverse-variance weights with an additive between-library part; the standard error is scaled by the
-    effects' own spread over libraries (Hartung & Knapp 2001), never below the within-library one (Rover et al.
-    2015), and that scale is shared between genes by empirical Bayes (Smyth 2004): a handful of libraries
-    then leaves more than a handful of degrees of freedom. Variance 0 marks what a library cannot estimate.
+    Random-effects meta-analysis with inverse-variance weights. The standard error is scaled by the effects'
+    variation over libraries (Hartung & Knapp 2001), never below the within-library one (Rover et al. 2015).
+    Empirical Bayes shares that scale between genes (Smyth 2004), which adds degrees of freedom when libraries are
+    few. Variance 0 marks an effect that a library cannot estimate.
 
-    ``skewness`` and ``kurtosis`` are those of effects where there is no true one (normal by default). Libraries
-    are independent, so that cumulants of the weighted mean are sums of theirs; what libraries differ beyond
-    is taken as normal. The mean is brought to the normal quantile that is as far out before it meets its scale.
+    ``skewness`` and ``kurtosis`` are those of effects under the null (normal by default). Libraries are independent,
+    so cumulants of the weighted mean are sums of theirs; the between-library part is taken as normal. The mean is
+    transformed to its normal quantile before scaling.
     """
     known = variances > 0
     k = known.sum(axis=0)

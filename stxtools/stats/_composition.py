@@ -1,13 +1,12 @@
-"""What the tissue's composition explains: expression components, and tests of genes given them.
+"""Covariates of a test: cell types, or the section's leading expression components (its composition).
 
-A gene's difference between a region and the rest is judged given covariates: cell types, or the section's
-leading expression components. Components are taken without the tested gene, so that no gene explains itself.
+Components are computed without the tested gene, so that no gene explains itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,12 +19,24 @@ Floats = NDArray[np.float64]
 N_COMPS = 20
 _OBS_PER_COMPONENT = 50
 MAX_GENES = 2000
-_BLOCK = 4096  # observations made dense at a time, of MAX_GENES genes at most
-_PANEL, _LABELS = 128, 32  # genes and labels in a product
+_BLOCK = 4096  # observations that are dense at a time, with MAX_GENES genes at most
+_PANEL, _LABELS = 128, 32  # genes and labels of one matrix product
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """What effects are adjusted for: the section's composition, and columns (observations x covariates)."""
+
+    composition: bool = False
+    columns: Floats | None = None
+
+    def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Covariates:
+        """Return the covariates of the observations ``rows``."""
+        return self if self.columns is None else replace(self, columns=self.columns[rows])
 
 
 def n_components(n_obs: int) -> int:
-    """Return how many components stand for the composition of a section: fewer in a small one."""
+    """Return the number of components that stand for the composition; small sections have fewer."""
     return int(np.clip(n_obs // _OBS_PER_COMPONENT, 2, N_COMPS))
 
 
@@ -37,14 +48,14 @@ def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
 
 
 class Depths:
-    """Depth of observations with all genes, and without some: row by row, so that rows may come in pieces.
+    """Depth of observations with all genes and without some, accumulated over pieces of rows.
 
     Parameters
     ----------
     n_genes
         Number of genes.
     without
-        Sets of genes that are not to count.
+        Sets of genes to exclude.
     """
 
     def __init__(self, n_genes: int, without: Sequence[NDArray[np.int64]]) -> None:
@@ -64,7 +75,7 @@ class Depths:
         return self
 
     def factors(self) -> list[Floats | None]:
-        """Return, for each set of genes, what observations are to be multiplied by.
+        """Return the factor of every observation for each set of genes.
 
         None where expression was not normalised by depth.
         """
@@ -82,9 +93,9 @@ class Depths:
 
 @dataclass(frozen=True)
 class Nuisance:
-    """Centred covariates of a section (observations x q), and what each gene adds to them (genes x q, or zero).
+    """Centred covariates of a section (observations x q), and each gene's loading on them (genes x q, or zero).
 
-    ``common`` says that no gene adds anything; by default it follows from the loadings.
+    ``common``: no gene has a loading; by default it follows from the loadings.
     """
 
     scores: Floats
@@ -108,10 +119,10 @@ class Rows(Protocol):
         """Mean of some genes."""
 
     def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
-        """Yield ``size`` observations of some genes at a time, in the order in which they are stored."""
+        """Yield ``size`` observations of some genes at a time, in the order of storage."""
 
-    def placed(self, values: Floats) -> Floats:
-        """Bring values of the observations, which are rows, from this order into that of the section."""
+    def reordered(self, values: Floats) -> Floats:
+        """Bring values (observations on the first axis) from the order of storage into that of the section."""
 
 
 class MatrixRows:
@@ -137,13 +148,13 @@ class MatrixRows:
         for start in range(0, chosen.shape[0], size):
             yield chosen[start : start + size]
 
-    def placed(self, values: Floats) -> Floats:
-        """Return ``values``: a section in memory is read in its own order."""
+    def reordered(self, values: Floats) -> Floats:
+        """Return ``values``: the orders of storage and section are the same."""
         return values
 
 
 class ExpressionSpace:
-    """Second moments of a section's most variable genes, from which components without given genes are cheap."""
+    """Second moments of a section's most variable genes: components without some genes are cheap."""
 
     def __init__(self, matrix: sparse.csr_matrix | Rows, variance: Floats, max_genes: int = MAX_GENES) -> None:
         self._rows: Rows = MatrixRows(matrix) if sparse.issparse(matrix) else matrix
@@ -172,7 +183,7 @@ class ExpressionSpace:
         wide = np.zeros((len(self._genes), n_comps))
         wide[kept] = vectors
         scores = np.concatenate([np.asarray(rows @ wide) for rows in self._rows.blocks(self._genes, _BLOCK)])
-        return Nuisance(self._rows.placed(scores - self._mean @ wide), loadings)
+        return Nuisance(self._rows.reordered(scores - self._mean @ wide), loadings)
 
 
 def _leading(covariance: Floats, k: int) -> Floats:
@@ -185,10 +196,10 @@ def _leading(covariance: Floats, k: int) -> Floats:
 
 
 class PartialCorrelation:
-    """Correlation of every gene with a label, both freed of covariates; the gene's own share of them is left out.
+    """Partial correlation of every gene with a label, given covariates without the gene's own share.
 
-    With leading components Z = Y V of centred expression Y, gene j is judged given ``Z - y_j v_j'``: the components of
-    all other genes. All that is needed of it follows from Z by rank-one updates, so that no residual is ever stored.
+    With leading components Z = Y V of centred expression Y, gene j is tested given ``Z - y_j v_j'``: the components of
+    all other genes. Rank-one updates of Z give the result without storing residuals.
 
     Parameters
     ----------
@@ -197,7 +208,7 @@ class PartialCorrelation:
     nuisance
         Covariates.
     columns
-        The same matrix by column, where products with many labels are faster that way.
+        The same matrix by column, where that makes products with many labels faster.
     """
 
     def __init__(
@@ -243,22 +254,22 @@ class PartialCorrelation:
         pairs = (explained[:, None, :] * explained[None, :, :]).reshape(q * q, -1)
         spread = np.einsum("nb,nb->b", labels, labels, dtype=np.float64)
         inverse = self._inverse.reshape(len(self._inverse), q * q)
-        left = spread - (inverse @ pairs if self._common else _product(inverse, pairs))
+        label_ss = spread - (inverse @ pairs if self._common else _product(inverse, pairs))
         if self._common:
             numerator = total - _product(self._weight, explained)
         else:
             numerator = total * self._scale[:, None] - _product(self._weight, explained)
-            left += 2.0 * total * _product(self._v_inverse, explained) - total**2 * self._v_inverse_v[:, None]
-        left = np.maximum(left, 1e-9 * spread)
+            label_ss += 2.0 * total * _product(self._v_inverse, explained) - total**2 * self._v_inverse_v[:, None]
+        label_ss = np.maximum(label_ss, 1e-9 * spread)
         residual = np.where(self.known, self.residual, 1.0)[:, None]
-        r = np.where(self.known[:, None], numerator / np.sqrt(left * residual), 0.0)
-        return np.clip(r, -1.0, 1.0), np.broadcast_to(left, r.shape)
+        r = np.where(self.known[:, None], numerator / np.sqrt(label_ss * residual), 0.0)
+        return np.clip(r, -1.0, 1.0), np.broadcast_to(label_ss, r.shape)
 
 
 def _product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats:
-    """Product whose rows do not depend, to the bit, on how many genes there are and where a gene stands.
+    """Matrix product whose rows are equal to the bit for any number and order of genes.
 
-    BLAS takes other ways for few rows or columns and at the edges: here it always meets panels of one size.
+    BLAS uses other kernels for few rows or columns and at the edges, so all panels have one size.
     """
     rows, columns = len(genes), other.shape[1]
     if columns < _LABELS:
@@ -273,9 +284,9 @@ def _product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats
 
 
 def design_matrix(columns: Floats) -> Nuisance | None:
-    """Centre and scale given covariates (observations x q); constant ones are dropped. None where none is left.
+    """Centre and orthogonalise covariates (observations x q) without constant ones; None if all are constant.
 
-    The genes' own loadings are zero: covariates that were made from expression may explain the tested gene by itself.
+    Loadings are zero: covariates that were computed from expression may contain the tested gene.
     """
     centred = columns - columns.mean(axis=0)
     size = centred.std(axis=0)
@@ -288,6 +299,6 @@ def design_matrix(columns: Floats) -> Nuisance | None:
 
 
 def join_nuisance(parts: list[Nuisance], n_genes: int) -> Nuisance:
-    """Put covariates beside each other."""
+    """Concatenate covariates."""
     loadings = [p.loadings if len(p.loadings) else np.zeros((n_genes, p.scores.shape[1])) for p in parts]
     return Nuisance(np.concatenate([p.scores for p in parts], axis=1), np.concatenate(loadings, axis=1))

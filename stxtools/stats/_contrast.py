@@ -1,4 +1,4 @@
-"""What is compared with what, and where: group against reference, within libraries or between them."""
+"""Comparisons of a group with its reference, within libraries or between them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._blocks import Contrast, Ground, joined
+from ._blocks import Contrast, SectionView, concatenated
 from ._combine import Combined, combine_sections, compare_libraries, two_sided
-from ._section import MIN_OBS, Description, Section
+from ._section import MIN_OBS, Description, SectionExpression
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Design:
-    """One group against its reference: where, and with the library as a block or as a replicate.
+    """A group, its reference, and the libraries; the library is a block or a replicate.
 
     ``kind`` is ``"within"`` (each library holds both sides), ``"between"`` (libraries hold one side each),
     ``"unreplicated"`` (sides in different libraries, fewer than two of them on one side) or ``"small"``
@@ -32,15 +32,15 @@ class Design:
     libraries: list[int]
 
     def sides(self, codes: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which observations are in the group and which in the reference."""
+        """Return masks of the group and of the reference."""
         return _sides(codes, self.code, self.reference)
 
 
 @dataclass(frozen=True)
-class Part:
+class LibrarySides:
     """Group and reference in one library."""
 
-    section: Section
+    section: SectionExpression
     inside: NDArray[np.bool_]
     outside: NDArray[np.bool_]
 
@@ -70,10 +70,9 @@ def plan(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison found: description with its error over libraries, test with that of its effect.
+    """Result of a comparison: description and test, each with the standard error of its effect over libraries.
 
-    Errors are NaN where there is one library; ``length`` is the group's median correlation length, NaN between
-    libraries.
+    Errors are NaN with one library. ``length`` is the group's median correlation length, NaN between libraries.
     """
 
     described: Description
@@ -84,23 +83,23 @@ class Outcome:
 
 
 def are_mirrored(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> bool:
-    """Whether contrasts are the other side of others, library by library."""
+    """Whether contrasts test the complements of others in every library."""
     return len(contrasts) == len(others) and all(
-        c.ground is o.ground and np.array_equal(c.label, ~o.label) for c, o in zip(contrasts, others, strict=True)
+        c.view is o.view and np.array_equal(c.label, ~o.label) for c, o in zip(contrasts, others, strict=True)
     )
 
 
-def take_over(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> None:
-    """Take from the other side what was found: region and complement meet the same random regions."""
+def copy_mirrored(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> None:
+    """Copy results from the complements: both sides use the same random regions."""
     for contrast, other in zip(contrasts, others, strict=True):
         if other.description is None or other.effect is None:
-            raise RuntimeError("The other side was not tested yet.")
+            raise RuntimeError("The complement was not tested yet.")
         contrast.description = other.description.mirrored(int(other.label.sum()), int((~other.label).sum()))
         contrast.effect = other.effect.mirrored()
 
 
 def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
-    """Combine what random regions say of a group in every library."""
+    """Combine the tests of a group over libraries."""
     found = [c.effect for c in contrasts if c.effect is not None]
     described, error = _mean_description([c.description for c in contrasts if c.description is not None])
     length = float(np.median([f.model.length for f in found]))
@@ -108,61 +107,63 @@ def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
     if len(found) > 1:
         moments = (np.stack([getattr(f, m) for f in found]) for m in ("variance", "df", "skewness", "kurtosis"))
         combined = combine_sections(effects, *moments)
-        return Outcome(described, error, combined, over_libraries(effects), length)
+        return Outcome(described, error, combined, standard_error(effects), length)
     one = found[0]
     known = one.variance > 0
     pvals = np.where(known, two_sided(one.statistic, one.df), 1.0)
     agreement = (known & (one.effect != 0)).astype(np.float64)
     combined = Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
-    return Outcome(described, error, combined, over_libraries(effects), length)
+    return Outcome(described, error, combined, standard_error(effects), length)
 
 
-def over_libraries(effects: Floats) -> Floats:
-    """Return the standard error of the mean over libraries (rows); NaN where there is one only."""
+def standard_error(effects: Floats) -> Floats:
+    """Return the standard error of the mean over libraries (rows); NaN for one library."""
     if len(effects) < 2:
         return np.full(effects.shape[1], np.nan)
     return effects.std(axis=0, ddof=1) / np.sqrt(len(effects))
 
 
 def shrink(effect: Floats, error: Floats) -> Floats:
-    """Draw effects towards zero by what libraries disagree: by the share of signal in ``effect ** 2 + error ** 2``.
+    """Shrink effects towards zero by ``effect ** 2 / (effect ** 2 + error ** 2)``.
 
-    An error that is not known (NaN) takes nothing off.
+    An unknown error (NaN) counts as 0.
     """
     square = effect**2
     total = square + np.nan_to_num(error) ** 2
     return np.divide(effect * square, total, out=np.zeros_like(effect), where=total > 0)
 
 
-def compare_between(grounds: Sequence[Ground], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> Outcome:
-    """Test library means of a group's libraries against those of the reference's libraries, block of genes by block.
+def compare_between(
+    views: Sequence[SectionView], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+) -> Outcome:
+    """Test library means of the group against library means of the reference, by blocks of genes.
 
-    The description is that of one pool of all libraries.
+    The description pools all libraries.
     """
-    expression = grounds[0].expression
+    expression = views[0].expression
     described, errors, group, reference = [], [], [], []
     for genes in expression.slices:
         block = expression.block(genes)
-        parts = [Part(g.section(genes, block), *side) for g, side in zip(grounds, sides, strict=True)]
+        parts = [LibrarySides(view.section(genes, block), *side) for view, side in zip(views, sides, strict=True)]
         description, error = _describe_pool(parts)
         described.append(description)
         errors.append(error)
         group.append(np.stack([p.section.mean_log(p.inside) for p in parts if p.inside.sum() >= MIN_OBS]))
         reference.append(np.stack([p.section.mean_log(p.outside) for p in parts if p.outside.sum() >= MIN_OBS]))
-        for ground in grounds:
-            ground.forget()
+        for view in views:
+            view.release()
     tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1))
     error = np.concatenate(errors)
-    return Outcome(joined(described), error, tested, error, float("nan"))
+    return Outcome(concatenated(described), error, tested, error, float("nan"))
 
 
 def _mean_description(found: Sequence[Description]) -> tuple[Description, Floats]:
-    """Average descriptions over libraries; the error of the effect to rank by is NaN where there is one."""
+    """Average descriptions over libraries; with the standard error of the effect to rank by."""
     means = [np.mean([getattr(f, field.name) for f in found], axis=0) for field in fields(Description)]
-    return Description(*means), over_libraries(np.stack([f.effect for f in found]))
+    return Description(*means), standard_error(np.stack([f.effect for f in found]))
 
 
-def _describe_pool(parts: list[Part]) -> tuple[Description, Floats]:
+def _describe_pool(parts: list[LibrarySides]) -> tuple[Description, Floats]:
     used = [p.inside | p.outside for p in parts]
     matrix = sparse.vstack([p.section.matrix[u] for p, u in zip(parts, used, strict=True)], format="csr")
     label = np.concatenate([p.inside[u] for p, u in zip(parts, used, strict=True)])
@@ -172,4 +173,4 @@ def _describe_pool(parts: list[Part]) -> tuple[Description, Floats]:
     ]
     effect = sides[0].mean(axis=0) - sides[1].mean(axis=0)
     error = np.sqrt(sum(side.var(axis=0, ddof=1) / len(side) for side in sides))
-    return replace(Section(matrix).describe(label), effect=effect), error
+    return replace(SectionExpression(matrix).describe(label), effect=effect), error

@@ -1,4 +1,4 @@
-"""Random regions like one region of a section: fitted once, drawn once, used for every block of genes."""
+"""Random regions for one region of a section: fitted and drawn once, used for every block of genes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ._label_fields import Geometry, LabelModel, LabelSampler, fit_label_model
+from ._label_fields import LabelModel, LabelSampler, LagPairs, fit_label_model
 
 
 class Labels(Protocol):
-    """Where random regions come from."""
+    """A source of random regions."""
 
     @property
     def model(self) -> LabelModel:
-        """What they are drawn from."""
+        """Model of the regions."""
 
     def draw(self, n_labels: int, rng: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
         """Yield ``n_labels`` regions as columns, some at a time."""
 
 
-class KeptLabels:
-    """Labels of a sampler that come again, the same, each time they are asked for.
+class CachedLabels:
+    """Labels of a sampler that are the same at every iteration.
 
     Parameters
     ----------
     sampler
-        Draws them.
+        Source of the labels.
     limit
-        Bytes that they may take, a bit for each observation and label; above it they are drawn again.
+        Bytes for the cache, one bit per observation and label; above it, labels are drawn again.
     """
 
     def __init__(self, sampler: LabelSampler, limit: float) -> None:
@@ -42,11 +42,11 @@ class KeptLabels:
 
     @property
     def model(self) -> LabelModel:
-        """What the labels are drawn from."""
+        """Model of the regions."""
         return self._sampler.model
 
     def draw(self, n_labels: int, rng: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
-        """Yield labels, observations x some at a time; ``rng`` moves on when they are drawn for the first time."""
+        """Yield labels (observations x some); the first iteration advances ``rng``."""
         if self._packed is not None:
             for packed, count in self._packed:
                 yield np.unpackbits(packed, axis=1, count=count).view(np.bool_)
@@ -67,27 +67,27 @@ class KeptLabels:
 
 
 class RegionDraws:
-    """A region of a section as its test sees it, and its random regions.
+    """The tested side of a region, and its random regions.
 
-    A region and its complement are compared with the same random regions: ``side`` is the one of the two that does not
-    hold the first observation, ``flipped`` says whether that is the complement.
+    A region and its complement use the same random regions: ``side`` is the one of the two without the first
+    observation, and ``flipped`` says whether that is the complement.
 
     Parameters
     ----------
-    xy, geometry
-        Positions of the section's observations, and their spacing and pairs.
+    xy, pairs
+        Positions of the section's observations, and sampled pairs of them.
     label
         The region.
     seed
         Seed of the random regions, together with the region itself.
     limit
-        Bytes in which random regions are kept for another block of genes; None where there is none.
+        Bytes for random regions that are cached for later blocks of genes; None with one block.
     """
 
     def __init__(
         self,
         xy: NDArray[np.float64],
-        geometry: Geometry,
+        pairs: LagPairs,
         label: NDArray[np.bool_],
         seed: Sequence[int],
         limit: float | None = None,
@@ -95,9 +95,9 @@ class RegionDraws:
         self.flipped = bool(label[0])
         self.side = ~label if self.flipped else label
         self.rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(self.side).tobytes())])
-        self._sampler = LabelSampler(xy, fit_label_model(geometry, self.side), geometry.spacing)
+        self._sampler = LabelSampler(xy, fit_label_model(pairs, self.side), pairs.spacing)
         self._limit = limit
 
     def labels(self) -> Labels:
-        """Return the next random regions of the stream."""
-        return self._sampler if self._limit is None else KeptLabels(self._sampler, self._limit)
+        """Return a source of random regions that continues the random stream."""
+        return self._sampler if self._limit is None else CachedLabels(self._sampler, self._limit)

@@ -1,4 +1,4 @@
-"""Log expression that tests read: by blocks of genes, or by rows."""
+"""Log expression for tests, read by blocks of genes or by rows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Expression(Protocol):
     slices: list[slice]
 
     def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return some genes of all observations; of one block only the same object each time."""
+        """Return some genes of all observations; with a single block, always the same object."""
 
     def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield consecutive observations, of some genes or of all."""
 
 
 def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[sparse.csr_matrix]:
-    """Yield the rows of ``pieces`` again, ``size`` at a time."""
+    """Yield the rows of ``pieces`` in blocks of ``size``."""
     held: list[sparse.csr_matrix] = []
     n = 0
     for piece in pieces:

@@ -1,9 +1,9 @@
-"""Random regions that look like a given one: the null distribution of a region test.
+"""Random regions with the correlogram of a region (surrogate maps): the null distribution of a region test.
 
-A region (any two-class label of observations) is described as a Gaussian random field that is cut at a
-quantile. The field's correlation is fitted to the label's own correlogram; new labels are then drawn from it
-on the same observations. A gene that has nothing to do with the region differs between the region and the rest
-as much as it differs between such a random region and the rest: however smooth gene and region are.
+A region (any two-class label of observations) is modelled as a thresholded Gaussian random field. The field's
+correlation is fitted to the label's correlogram, and new labels are drawn on the same observations. A gene that is
+independent of the region differs between region and rest as much as between a random region and its rest, however
+smooth gene and region are.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _MAX_GRID = 1024
 
 @dataclass(frozen=True)
 class LabelModel:
-    """A cut Gaussian field: correlation ``(1 - nugget) exp(-(h / length) ** power)``, share ``fraction`` above the cut.
+    """A thresholded Gaussian random field: correlation ``(1 - nugget) exp(-(h / length) ** power)``.
 
-    ``length`` is in the unit of the coordinates.
+    A share ``fraction`` lies above the threshold. ``length`` is in the unit of the coordinates.
     """
 
     fraction: float
@@ -38,10 +38,9 @@ class LabelModel:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Observations' positions with what the fit needs of them: spacing, and pairs at fixed lags."""
+class LagPairs:
+    """Pairs of observations at fixed lags, with spacing and extent of the positions."""
 
-    xy: NDArray[np.float64]
     spacing: float
     extent: float
     first: NDArray[np.int64]
@@ -51,14 +50,16 @@ class Geometry:
     all_distances: NDArray[np.float64]
 
 
-def geometry(xy: NDArray[np.float64], rng: np.random.Generator) -> Geometry:
-    """Sample pairs of observations at geometrically spaced lags: linear in observations."""
+def sample_lag_pairs(xy: NDArray[np.float64], rng: np.random.Generator) -> LagPairs:
+    """Sample pairs of observations at geometrically spaced lags; linear in observations."""
     xy = np.asarray(xy, dtype=np.float64)
     n = len(xy)
     span = np.ptp(xy, axis=0)
     extent = float(np.hypot(*span))
     if n < 3 or extent == 0:
-        raise ValueError(f"{n} observation(s) at {len(np.unique(xy, axis=0))} position(s) make no spatial null.")
+        raise ValueError(
+            f"{n} observation(s) at {len(np.unique(xy, axis=0))} position(s) cannot give a null distribution."
+        )
     tree = cKDTree(xy)
     probe = rng.choice(n, size=min(n, N_PAIRS), replace=False)
     nearest = tree.query(xy[probe], k=2)[0][:, 1]
@@ -78,50 +79,49 @@ def geometry(xy: NDArray[np.float64], rng: np.random.Generator) -> Geometry:
     f, s = np.concatenate(first), np.concatenate(second)
     a, b_ = rng.integers(0, n, size=(2, 4 * N_PAIRS))
     far = np.hypot(*(xy[a] - xy[b_]).T)
-    return Geometry(
-        xy, spacing, extent, f, s, np.concatenate(lag), np.hypot(*(xy[f] - xy[s]).T),
+    return LagPairs(
+        spacing, extent, f, s, np.concatenate(lag), np.hypot(*(xy[f] - xy[s]).T),
         np.quantile(far, (np.arange(400) + 0.5) / 400),
     )  # fmt: skip
 
 
 def _binary_correlation(rho: NDArray[np.float64], fraction: float) -> NDArray[np.float64]:
-    """Correlation of a bivariate normal pair (correlation ``rho`` >= 0) after cutting both at the same quantile.
+    """Correlation of a bivariate normal pair (correlation ``rho`` >= 0) after thresholding both at the same quantile.
 
     From dP/drho of the orthant probability (Plackett 1954), integrated over the angle asin(rho).
     """
-    cut = ndtri(1.0 - fraction)
+    threshold = ndtri(1.0 - fraction)
     angle = np.linspace(0.0, np.pi / 2, 513)
-    density = np.exp(-(cut**2) / (1.0 + np.sin(angle))) / (2 * np.pi)
+    density = np.exp(-(threshold**2) / (1.0 + np.sin(angle))) / (2 * np.pi)
     step = angle[1] - angle[0]
     covariance = np.r_[0.0, np.cumsum(0.5 * (density[1:] + density[:-1]) * step)]
     return np.interp(np.arcsin(np.clip(rho, 0.0, 1.0)), angle, covariance / covariance[-1])
 
 
-def fit_label_model(geo: Geometry, label: NDArray[np.bool_]) -> LabelModel:
+def fit_label_model(pairs: LagPairs, label: NDArray[np.bool_]) -> LabelModel:
     """Fit length, smoothness and nugget of a label by least squares on its correlogram.
 
-    The correlogram of one finite section is biased: the label's mean is estimated from the same section, which
-    takes the mean correlation over all pairs away. The model's correlogram is biased the same way before it is
-    compared.
+    The correlogram of a finite section is biased: the label's mean comes from the same section, which subtracts
+    the mean correlation over all pairs. The model's correlogram gets the same bias before the comparison.
     """
     label = np.asarray(label, dtype=bool)
     p = float(label.mean())
     if not 0.0 < p < 1.0:
         raise ValueError("A region needs observations on both sides.")
     centred = label - p
-    n_pairs = np.bincount(geo.lag, minlength=N_LAGS)
+    n_pairs = np.bincount(pairs.lag, minlength=N_LAGS)
     used = n_pairs >= 30
-    product = np.bincount(geo.lag, centred[geo.first] * centred[geo.second], minlength=N_LAGS)
-    distance = np.bincount(geo.lag, geo.distance, minlength=N_LAGS)
+    product = np.bincount(pairs.lag, centred[pairs.first] * centred[pairs.second], minlength=N_LAGS)
+    distance = np.bincount(pairs.lag, pairs.distance, minlength=N_LAGS)
     found = product[used] / n_pairs[used] / (p * (1 - p))
     h = distance[used] / n_pairs[used]
-    # long lags vary most from region to region: the weight falls once the correlation is gone
+    # correlations at long lags vary most between regions: low weight without correlation
     weight = 0.05 + np.clip(found, 0.0, 1.0)
-    lengths = np.geomspace(0.3 * geo.spacing, geo.extent, 60)
+    lengths = np.geomspace(0.3 * pairs.spacing, pairs.extent, 60)
     best, best_loss = LabelModel(p, float(lengths[0]), 2.0, 1.0), np.inf
     for power in _POWERS:
         near = np.exp(-((h[None, :] / lengths[:, None]) ** power))
-        every = np.exp(-((geo.all_distances[None, :] / lengths[:, None]) ** power))
+        every = np.exp(-((pairs.all_distances[None, :] / lengths[:, None]) ** power))
         for nugget in _NUGGETS:
             mean = _binary_correlation((1 - nugget) * every, p).mean(axis=1, keepdims=True)
             model = (_binary_correlation((1 - nugget) * near, p) - mean) / (1 - mean)
@@ -135,9 +135,9 @@ def fit_label_model(geo: Geometry, label: NDArray[np.bool_]) -> LabelModel:
 class LabelSampler:
     """Draws random regions of a :class:`LabelModel` on given positions.
 
-    The field is made on a torus raster by its spectrum (circulant embedding, Dietrich & Newsam 1993) that is
-    large enough not to wrap around, read at the observations by bilinear interpolation, and cut so that every
-    region holds exactly as many observations as the one it stands for.
+    The field is simulated on a torus by its spectrum (circulant embedding, Dietrich & Newsam 1993), large enough
+    not to wrap around. It is interpolated bilinearly at the observations and thresholded so that every region has
+    the size of the tested one.
     """
 
     def __init__(self, xy: NDArray[np.float64], model: LabelModel, spacing: float) -> None:

@@ -1,4 +1,4 @@
-"""What a linear probe of a region looks at: exact integrated gradients on genes."""
+"""Exact integrated gradients of a linear probe of a region, per gene."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-def contrast(label: NDArray[np.bool_], blocks: NDArray[np.int64] | None = None) -> Floats:
-    """Weights of the observations whose weighted sum is a mean difference, free of differences between blocks.
+def contrast_weights(label: NDArray[np.bool_], blocks: NDArray[np.int64] | None = None) -> Floats:
+    """Weights of observations whose weighted sum is a mean difference without differences between blocks.
 
     Parameters
     ----------
     label
         Group (True) against reference.
     blocks
-        Section of every observation; sections' means are taken out.
+        Section of every observation; sections' means are subtracted.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def explain_discriminant(pooled: Floats, components: Floats, difference: Floats,
     components
         Genes x components, orthonormal.
     difference
-        Mean difference of every gene, with the weights of :func:`contrast`.
+        Mean difference of every gene, with the weights of :func:`contrast_weights`.
     shrinkage
         Share of the pooled covariance that is replaced by a multiple of the identity.
 
@@ -63,12 +63,12 @@ def explain_discriminant(pooled: Floats, components: Floats, difference: Floats,
 
 
 class Moments:
-    """Sums and products of components by group and section, from which every pooled covariance follows.
+    """Sums and products of components by group and section; they give any pooled covariance.
 
     Parameters
     ----------
     codes, blocks
-        Group and section of every observation; those of group -1 are left out.
+        Group and section of every observation; those of group -1 are excluded.
     n_comps
         Number of components.
     """
@@ -93,7 +93,7 @@ class Moments:
     def pooled(self, group: int, reference: int | None, blocks: Sequence[int], *, centred: bool) -> Floats:
         """Pooled covariance within group and reference (None: the rest), in some sections.
 
-        ``centred`` takes sections' means out first.
+        ``centred`` subtracts sections' means first.
         """
         block, code = self._cells
         inside, outside = code == group, (code != group) if reference is None else (code == reference)

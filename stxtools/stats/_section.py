@@ -1,8 +1,8 @@
-"""One section's genes against one region of it: effect, what chance makes of it, and description.
+"""All genes of a section against one region of it: effect, null distribution, and description.
 
-The null variance of a gene's mean difference is that of the same statistic over random regions as smooth as the
-tested one (:mod:`stxtools.stats._label_fields`), as in tests of correlation between autocorrelated maps:
-the effective sample size that follows from it is Clifford, Richardson & Hemon (1989), Dutilleul (1993).
+The null variance of a gene's mean difference is the variance of the same statistic over random regions that are as
+smooth as the tested one (:mod:`stxtools.stats._label_fields`). Tests of correlation between autocorrelated maps do the
+same; the effective sample size follows Clifford, Richardson & Hemon (1989) and Dutilleul (1993).
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._auroc import auroc_from_ranks, midranks, other_side
+from ._auroc import auroc_from_ranks, complement_auroc, midranks
 from ._composition import Nuisance, PartialCorrelation
 from ._draws import Labels
 from ._label_fields import LabelModel
-from ._tails import believed_kurtosis, region_statistic
+from ._tails import region_statistic, shrunken_kurtosis
 
 Floats = NDArray[np.float64]
 
-MIN_OBS = 3  # on each side; a region of one or two spots has no shape to draw at random
+MIN_OBS = 3  # on each side; one or two spots have no correlogram
 PSEUDO = 1e-3  # expression units; keeps fold changes of absent genes finite
-FLATTER = 0.05
-ONE_COUNT = 1.0  # added under the root: one molecule in an observation of median depth
+FLATTER = 0.05  # factor on expression before the logarithm
+ONE_COUNT = 1.0  # pseudocount under the root: one molecule at median depth
 
 
 @dataclass(frozen=True)
 class RegionEffect:
     """Per gene: mean difference, its variance over random regions, t statistic, effective degrees of freedom.
 
-    ``skewness`` and ``kurtosis`` are those of the mean difference over random regions, as far as they are believed.
-    A gene without variance in the section has a variance of 0: nothing could be estimated.
+    ``skewness`` and ``kurtosis`` are those of the mean difference over random regions, the kurtosis shrunken.
+    A variance of 0 marks a gene without variance in the section.
     """
 
     effect: Floats
@@ -46,7 +46,7 @@ class RegionEffect:
     model: LabelModel
 
     def mirrored(self) -> RegionEffect:
-        """Return what the other side of the region shows."""
+        """Return the effect of the complement."""
         return replace(self, effect=-self.effect, statistic=-self.statistic, skewness=-self.skewness)
 
 
@@ -62,26 +62,14 @@ class Description:
     effect: Floats
 
     def mirrored(self, n_group: int, n_reference: int) -> Description:
-        """Return the same with the two sides changed for each other."""
-        auroc = other_side(self.auroc, n_group, n_reference)
+        """Return the description of the complement."""
+        auroc = complement_auroc(self.auroc, n_group, n_reference)
         return Description(
             self.mean_reference, self.mean_group, self.nonzero_reference, self.nonzero_group, auroc, -self.effect
         )
 
 
-@dataclass(frozen=True)
-class Given:
-    """What effects are adjusted for: the section's composition, and columns (observations x covariates)."""
-
-    composition: bool = False
-    columns: Floats | None = None
-
-    def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Given:
-        """Return this for the observations ``rows``."""
-        return self if self.columns is None else replace(self, columns=self.columns[rows])
-
-
-class Section:
+class SectionExpression:
     """Log expression (observations x genes, CSR) of one section, with what the tests of its regions share.
 
     Parameters
@@ -90,14 +78,14 @@ class Section:
         Log-normalised expression.
     depth
         Counts of every observation before normalisation: the weights of a region's mean.
-    composed
+    composition
         Whether effects are adjusted for the section's composition.
     """
 
-    def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None, *, composed: bool = False) -> None:
+    def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None, *, composition: bool = False) -> None:
         self.matrix = matrix
         self.depth = depth
-        self._composed = composed
+        self._composition = composition
 
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
@@ -111,13 +99,13 @@ class Section:
 
     @cached_property
     def _columns(self) -> sparse.csc_matrix:
-        """The genes that are tested, by column: products with many labels read these in order.
+        """The tested values, genes by column.
 
-        Nine times faster where labels are longer than there are genes; the sums are the same to the bit.
+        With more observations than genes, products with many labels are nine times faster and equal to the bit.
         """
         matrix = self.matrix
         data = matrix.data.astype(np.float32, copy=False)
-        if not self._composed and data.size and data.min() >= 0:
+        if not self._composition and data.size and data.min() >= 0:
             data = np.log1p(FLATTER * np.expm1(data)).astype(np.float32)
         return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape).T
 
@@ -125,8 +113,8 @@ class Section:
     def _flat(self) -> sparse.csr_matrix:
         """Genes on a flatter logarithm, log(1 + x / 20).
 
-        The mean of log(1 + x) falls with an observation's depth, which makes differences where there are none; that of
-        x does not, but a few observations rule it. Measured power is best between the two.
+        The mean of log(1 + x) depends on depth, which gives false differences. The mean of x does not, but few
+        observations dominate it. Measured power is best between the two.
         """
         genes = self.by_gene
         if genes.nnz == 0 or genes.data.min() < 0:
@@ -137,7 +125,7 @@ class Section:
     @cached_property
     def _linear(self) -> sparse.csr_matrix:
         genes = self.by_gene
-        # data with negative values (z-scores, residuals) have no linear scale: their fold change is of no use
+        # negative values (z-scores, residuals) have no linear scale and no meaningful fold change
         data = np.expm1(np.maximum(genes.data, 0.0)).astype(np.float32)
         return sparse.csr_matrix((data, genes.indices, genes.indptr), shape=genes.shape)
 
@@ -167,7 +155,7 @@ class Section:
         return Description(mean[:, 0], mean[:, 1], nonzero[:, 0], nonzero[:, 1], auroc, effect)
 
     def root_mean(self, label: NDArray[np.bool_]) -> Floats:
-        """Square root of every gene's pooled expression over ``label``: its variance no longer grows with the mean."""
+        """Square root of every gene's pooled expression over ``label``: stabilises the variance."""
         weight = label.astype(np.float64) if self.depth is None else np.where(label, self.depth, 0.0)
         total = float(weight.sum())
         pooled = np.asarray(self._linear @ weight) / total if total > 0 else np.zeros(self.matrix.shape[1])
@@ -177,7 +165,7 @@ class Section:
         """Return mean log expression of every gene over ``label``."""
         return np.asarray(self.by_gene @ label.astype(np.float64)) / int(label.sum())
 
-    def tested(
+    def test_region(
         self,
         label: NDArray[np.bool_],
         sampler: Labels,
@@ -185,11 +173,11 @@ class Section:
         rng: np.random.Generator,
         nuisance: Nuisance | None,
     ) -> RegionEffect:
-        """Test every gene for ``label`` against random regions of ``sampler``, given ``nuisance``."""
+        """Test every gene for ``label`` against random regions of ``sampler``, adjusted for ``nuisance``."""
         n, q = len(self), 0 if nuisance is None else nuisance.scores.shape[1]
         share = float(label.mean())
         correlate, known, residual = self._correlation(nuisance)
-        r, left = (x[:, 0] for x in correlate((label - share)[:, None]))
+        r, label_ss = (x[:, 0] for x in correlate((label - share)[:, None]))
         square, cube, fourth = np.zeros((3, len(r)))
         for labels in sampler.draw(n_null, rng):
             null = correlate(labels.astype(np.float32) - np.float32(share))[0]
@@ -199,22 +187,21 @@ class Section:
             fourth += np.einsum("gb,gb->g", squares, squares)
         known = known & (square > 0)
         null_variance = np.where(known, square / n_null, 1.0)
-        # the correlation r of gene and region has null variance 1 / (n_eff - 1) (Dutilleul 1993), no less than white
-        # noise has it
+        # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
         df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n - 2.0 - q, 1.0))
         r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
         skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
         kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
-        kurtosis = believed_kurtosis(kurtosis, df, n_null)
+        kurtosis = shrunken_kurtosis(kurtosis, df, n_null)
         statistic = region_statistic(r, df, skewness, kurtosis)
-        ratio = np.where(known, residual / left, 0.0)
+        ratio = np.where(known, residual / label_ss, 0.0)
         return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, sampler.model)
 
     def _correlation(
         self, nuisance: Nuisance | None
     ) -> tuple[Callable[[NDArray[np.floating]], tuple[Floats, Floats]], NDArray[np.bool_], Floats]:
-        """Return what correlates genes with centred labels, which genes vary, and their sums of squares."""
-        genes = self.by_gene if self._composed else self._flat
+        """Return a function that correlates genes with centred labels, which genes vary, and their sums of squares."""
+        genes = self.by_gene if self._composition else self._flat
         squares = _variance(genes) * len(self)
         products = self._columns if len(self) > genes.shape[0] else genes
         if nuisance is not None:
@@ -225,7 +212,7 @@ class Section:
 
         def correlate(labels: NDArray[np.floating]) -> tuple[Floats, Floats]:
             spread = np.einsum("nb,nb->b", labels, labels, dtype=np.float64)
-            # labels minus their mean: the sum is a difference of means and small from the start
+            # labels are centred, so float32 sums are differences of means and stay small
             sums = np.asarray(products @ labels.astype(np.float32))
             r = np.where(known[:, None], sums / (size[:, None] * np.sqrt(spread)), 0.0)
             return r, np.broadcast_to(spread, r.shape)
@@ -238,4 +225,4 @@ def _variance(genes: sparse.csr_matrix) -> Floats:
     mean = np.asarray(genes.sum(axis=1), dtype=np.float64).ravel() / n
     square = np.asarray(genes.multiply(genes).sum(axis=1), dtype=np.float64).ravel() / n
     variance = np.maximum(square - mean**2, 0.0)
-    return np.where(variance > 1e-6 * square, variance, 0.0)  # float32: below this it is rounding
+    return np.where(variance > 1e-6 * square, variance, 0.0)  # below this, float32 rounding

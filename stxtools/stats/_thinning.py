@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-LARGEST_COUNT = 2.0**53  # whole numbers beyond are not told apart
+LARGEST_COUNT = 2.0**53  # float64 does not hold larger integers exactly
 
 
 def thin_counts(
@@ -28,7 +28,7 @@ def thin_counts(
     rng
         Generator.
     order
-        Rows in the order in which they are drawn, so that a row's draw may follow from its name. By default as stored.
+        Order in which rows are drawn, so that a row's draw can depend on its name. By default as stored.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def thin_counts(
     if counts.nnz and (counts.data.min() < 0 or counts.data.max() > LARGEST_COUNT):
         raise ValueError(
             f"The expression holds values from {counts.data.min():g} to {counts.data.max():g}, which are no counts "
-            f"to be divided: these lie between 0 and {LARGEST_COUNT:g}."
+            f"to split: these lie between 0 and {LARGEST_COUNT:g}."
         )
     drawn = counts if order is None else counts[order]
     taken = rng.binomial(drawn.data.astype(np.int64), fraction)

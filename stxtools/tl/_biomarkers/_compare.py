@@ -10,13 +10,13 @@ from stxtools._data.gene_blocks import GeneBlocks
 from stxtools._progress import progress
 from stxtools._spatial.order import position_order
 from stxtools._validate import Libraries
-from stxtools.stats._blocks import Contrast, Ground, compare_regions
-from stxtools.stats._contrast import Design, Outcome, are_mirrored, compare_between, outcome_within, take_over
+from stxtools.stats._blocks import Contrast, SectionView, compare_regions
+from stxtools.stats._contrast import Design, Outcome, are_mirrored, compare_between, copy_mirrored, outcome_within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stxtools.stats._section import Given
+    from stxtools.stats._composition import Covariates
 
 
 def compare(
@@ -26,7 +26,7 @@ def compare(
     libs: Libraries,
     xy: NDArray[np.float64],
     names: NDArray[np.str_],
-    given: Given | None,
+    covariates: Covariates | None,
     *,
     n_null: int,
     seed: int,
@@ -34,17 +34,17 @@ def compare(
 ) -> list[Outcome]:
     """Test every design; of a group and its complement only one is computed.
 
-    Observations are taken in the order of their positions (and ``names``), whatever that of their rows.
+    Observations are sorted by position and then by ``names``, so results do not depend on the order of rows.
     """
     depth = expression.depth
-    grounds: dict[int, Ground] = {}
+    views: dict[int, SectionView] = {}
     order = position_order(xy, names)
     for i in range(len(libs)):
         rows = order[(libs.codes[order] == i) & (codes[order] >= 0)]
         if len(rows):
-            own = None if given is None else given.subset(rows)
-            grounds[i] = Ground(expression, rows, xy[rows], seed, None if depth is None else depth[rows], own)
-    sides = [{i: d.sides(codes[grounds[i].rows]) for i in d.libraries} for d in designs]
+            own = None if covariates is None else covariates.subset(rows)
+            views[i] = SectionView(expression, rows, xy[rows], seed, None if depth is None else depth[rows], own)
+    sides = [{i: d.sides(codes[views[i].rows]) for i in d.libraries} for d in designs]
     within: dict[int, list[Contrast]] = {}
     other_side: dict[int, int] = {}
     for k, design in enumerate(designs):
@@ -54,7 +54,7 @@ def compare(
         for i in design.libraries:
             inside, outside = sides[k][i]
             used = inside | outside
-            contrasts.append(Contrast(grounds[i].subset(used), inside[used], n_null, (seed, i)))
+            contrasts.append(Contrast(views[i].subset(used), inside[used], n_null, (seed, i)))
         same = next((j for j, others in within.items() if are_mirrored(contrasts, others)), None)
         if same is not None and same not in other_side:
             other_side[k] = same
@@ -66,9 +66,9 @@ def compare(
         compare_regions(computed, expression.limit, done=bar.update)
         for k in between:
             libraries = designs[k].libraries
-            outcomes[k] = compare_between([grounds[i] for i in libraries], [sides[k][i] for i in libraries])
+            outcomes[k] = compare_between([views[i] for i in libraries], [sides[k][i] for i in libraries])
             bar.update(1)
     for k, same in other_side.items():
-        take_over(within[k], within[same])
+        copy_mirrored(within[k], within[same])
     outcomes |= {k: outcome_within(contrasts) for k, contrasts in within.items()}
     return [outcomes[k] for k in range(len(designs))]

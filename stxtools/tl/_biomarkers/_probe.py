@@ -14,7 +14,7 @@ from stxtools._spatial.order import name_order
 from stxtools._validate import Libraries
 from stxtools.stats._contrast import Design
 from stxtools.stats._expression import equal_blocks
-from stxtools.stats._probe import Moments, contrast, explain_discriminant
+from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +75,7 @@ class LinearProbe:
         inside, outside = design.sides(self._codes)
         used = (inside | outside) & np.isin(self._libraries, design.libraries)
         weight = np.zeros(len(used))
-        weight[used] = contrast(inside[used], self._libraries[used] if design.kind == "within" else None)
+        weight[used] = contrast_weights(inside[used], self._libraries[used] if design.kind == "within" else None)
         return weight
 
     def __call__(self, designs: list[Design]) -> list[NDArray[np.float64]]:
