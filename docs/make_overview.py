@@ -1,4 +1,4 @@
-"""Draw the README's picture: ``python docs/make_overview.py`` (needs the section dlpfc_151673)."""
+"""Draw the README's figure: ``python docs/make_overview.py`` (needs the section dlpfc_151673)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ def main() -> None:
     st.tl.region_graph(adata)
     st.tl.embed(adata)
     st.tl.biomarkers(adata, "layer")
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=[1, 1, 0.7], layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=[1.15, 1, 0.85], layout="constrained")
     st.pl.segment(adata, ax=axes[0], title="st.pl.segment")
     st.pl.attention(adata, ax=axes[1], title="st.pl.attention", legend=False)
-    st.pl.biomarkers(adata, group="Layer5", ax=axes[2], n_genes=12)
-    axes[2].set_title("st.pl.biomarkers (layer 5)")
-    figure.savefig(Path(__file__).parent / "_static" / "overview.png", dpi=90)
+    st.pl.biomarkers(adata, group="WM", ax=axes[2], n_genes=12, title="st.pl.biomarkers (white matter)")
+    figure.savefig(Path(__file__).parent / "_static" / "overview.png", dpi=120)
 
 
 if __name__ == "__main__":
