@@ -159,6 +159,20 @@ def test_an_interrupted_run_goes_on(quick, section, tmp_path, capsys, monkeypatc
     assert "changed since" in capsys.readouterr().err
 
 
+def test_one_section_is_said_by_an_option(make_section, tmp_path, capsys, monkeypatch):
+    section = make_section(rows=12, cols=10)
+    ad.concat([section, section], index_unique="-").write_h5ad(tmp_path / "twice.h5ad")
+    how = ("--input", tmp_path / "twice.h5ad", "--out", tmp_path / "out")
+    assert run(*how) == 2
+    assert "`--one-section`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    asked = []
+    monkeypatch.setattr("stxtools.tl.segment", lambda adata, *args, **kwargs: asked.append(kwargs) or _interrupt())
+    assert run(*how, "--one-section") == 130
+    assert asked[0]["library_key"] is False
+    assert run(*how, "--one-section", "--library-key", "band") == 2
+
+
 def test_nothing_is_left_where_no_step_was_finished(section, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("stxtools.tl.segment", _interrupt)
     assert run("--input", section, "--out", tmp_path / "out") == 130

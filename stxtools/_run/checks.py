@@ -15,8 +15,6 @@ from stxtools._validate import (
     check_int,
     check_seed,
     check_writable,
-    coordinates,
-    libraries,
     listing,
 )
 
@@ -55,9 +53,10 @@ def _check_devices(options: Options) -> None:
     check_devices(options.accelerator, options.devices)
 
 
-def check_against(adata: AnnData, options: Options, groupby: str, library_key: str | None) -> None:
+def check_against(adata: AnnData, options: Options, groupby: str, library_key: str | bool | None) -> None:
     """Check names of columns, keys and groups as the calls that come later do."""
     from stxtools._data.covariates import covariate_names, read_covariates
+    from stxtools._data.one_section import sections as one_or_more
     from stxtools.tl._biomarkers._design import chosen_groups
     from stxtools.tl._segment import MIN_OBS, _check_mode
 
@@ -69,8 +68,7 @@ def check_against(adata: AnnData, options: Options, groupby: str, library_key: s
     )
     if options.labels_key is not None:
         _groups(adata, options.labels_key, "labels_key")
-    coordinates(adata, options.spatial_key)
-    sections = libraries(adata, library_key)
+    _, sections = one_or_more(adata, options.spatial_key, library_key)
     if options.layer is not None:
         check_in(adata, "layers", options.layer, "layer")
     if options.use_rep not in (None, "X"):

@@ -29,6 +29,7 @@ class Options:
         "--library-key (default: library) names the file; default: generated tissue", metavar="FILE", many=True,
     )  # fmt: skip
     library_key: str | None = _option(None, "input", "obs column that names the section", metavar="COLUMN")
+    one_section: bool = _option(False, "input", "all observations are one section, even where positions coincide")
     layer: str | None = _option(None, "input", "layer with expression (default: counts, else X)", metavar="LAYER")
     spatial_key: str = _option("spatial", "input", "obsm key of the coordinates", metavar="KEY")
     use_rep: str | None = _option(None, "input", "obsm key to segment and embed (default: X_pca, else a PCA)",
@@ -108,6 +109,8 @@ def gathered(given: Mapping[str, Any]) -> Options:
     options = Options(**values)
     if options.overwrite and options.resume:
         raise UsageError("--overwrite starts anew and --resume goes on; give one of them.")
+    if options.one_section and (options.library_key is not None or len(options.input) > 1):
+        raise UsageError("--one-section excludes --library-key and several inputs.")
     return options
 
 
@@ -175,4 +178,5 @@ def as_flags(message: str) -> str:
         name = "seed" if match[1] == "random_state" else match[1]
         return f"`--{name.replace('_', '-')}{match[2]}" if name in _TYPES else match[0]
 
+    message = message.replace("`library_key=False`", "`--one-section`")
     return re.sub(r"`(\w+)(=)", flag, message).replace("=`", "`").replace("`covariates`", "`--covariates`")

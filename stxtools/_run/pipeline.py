@@ -46,7 +46,7 @@ class Run:
         self.folder: Folder | None = None
         self.adata: AnnData | None = None
         self.groupby = options.groupby or (_keys.SEGMENT if options.input else "disease")
-        self.library_key = options.library_key
+        self.library_key: str | bool | None = options.library_key
         self.notes: list[str] = []
         self.step = "read"
 
@@ -79,6 +79,8 @@ class Run:
             self.adata, self.library_key, self.notes = read_sections(
                 options.input, options.library_key, options.use_rep
             )
+            if options.one_section:
+                self.library_key = False
             check_against(self.adata, options, self.groupby, self.library_key)
         except (KeyError, ValueError, TypeError, OSError) as err:
             raise UsageError(str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err)) from err
@@ -93,8 +95,7 @@ class Run:
         return True
 
     def _go(self, bar: Stage) -> None:
-        folder = self.folder
-        assert folder is not None
+        folder = self._place
         for name in STEPS:
             self.step = name
             bar.enter(name)
@@ -115,8 +116,15 @@ class Run:
 
     @property
     def _data(self) -> AnnData:
-        assert self.adata is not None
+        if self.adata is None:
+            raise RuntimeError("The run is not prepared: nothing was read.")
         return self.adata
+
+    @property
+    def _place(self) -> Folder:
+        if self.folder is None:
+            raise RuntimeError("The run is not prepared: it has no folder.")
+        return self.folder
 
     @property
     def _how(self) -> dict[str, Any]:
@@ -160,16 +168,14 @@ class Run:
     def _figures(self) -> None:
         from stxtools import get
 
-        assert self.folder is not None
-        draw(self._data, self.folder.work)
-        with whole(self.folder.work / TABLE) as part:
+        draw(self._data, self._place.work)
+        with whole(self._place.work / TABLE) as part:
             get.biomarkers(self._data).to_csv(part, index=False)
 
     def _write(self) -> None:
         from .files import write_h5ad
 
-        assert self.folder is not None
-        write_h5ad(self._data, self.folder.work / DATA)
+        write_h5ad(self._data, self._place.work / DATA)
 
     # --- account -------------------------------------------------------------------------------------------------
 
@@ -184,8 +190,7 @@ class Run:
 
     def summary(self) -> str:
         """Return a short account: what was found, how long it took, where it lies."""
-        assert self.folder is not None
-        adata = self._data
+        folder, adata = self._place, self._data
         segments = adata.obs[_keys.SEGMENT].value_counts()
         regions = adata.uns[_keys.REGIONS]
         table = adata.uns[_keys.BIOMARKERS]
@@ -198,9 +203,9 @@ class Run:
             genes = found.loc[found["group"] == group, "names"]
             names = ", ".join(genes.head(8)) + (", ..." if len(genes) > 8 else "")
             lines.append(f"            {group}: {len(genes)} ({names})" if len(genes) else f"            {group}: none")
-        seconds = self.folder.record["seconds"]
+        seconds = folder.record["seconds"]
         lines += ["time        " + ", ".join(f"{name} {seconds[name]:.1f} s" for name in STEPS if name in seconds)]
-        return "\n".join([*lines, f"written to  {self.folder.path}: {DATA}, {TABLE}, *.png, run.json", "", ""])
+        return "\n".join([*lines, f"written to  {folder.path}: {DATA}, {TABLE}, *.png, run.json", "", ""])
 
 
 def draw(adata: AnnData, folder: Path) -> None:
