@@ -179,7 +179,7 @@ def region_effects(
     covariates: Covariates | None = None,
 ) -> list[RegionEffect]:
     """Test regions of one section (observations x genes) against the rest of it."""
-    from stxtools.stats._blocks import Contrast, SectionView, compare_regions
+    from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 
     matrix = sparse.csr_matrix(values.astype(np.float32))
     view = SectionView(InMemory(matrix), np.arange(len(xy)), xy, 0, covariates=covariates)

@@ -64,7 +64,7 @@ STEPS: dict[str, tuple[str, Callable[[ad.AnnData], Any]]] = {
     "region_graph": ("stxtools.tl._region_graph.contact_lengths", lambda a: st.tl.region_graph(a, "band")),
     "embed": (_BAR, lambda a: st.tl.embed(a, params=NET)),
     "multitask": (_BAR, lambda a: st.tl.multitask(a, "side", "band", params=NET)),
-    "biomarkers": ("stxtools.stats._label_fields.fft.irfft2", lambda a: st.tl.biomarkers(a, "band", n_null=50)),
+    "biomarkers": ("stxtools.stats._null_model.fft.irfft2", lambda a: st.tl.biomarkers(a, "band", n_null=50)),
 }  # fmt: skip
 
 

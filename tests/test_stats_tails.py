@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from stxtools.stats._combine import combine_sections, two_sided
+from stxtools.stats._meta_analysis import combine_sections, two_sided
 from stxtools.stats._tails import beta_tails, normal_scores, region_statistic, shrunken_kurtosis
 
 

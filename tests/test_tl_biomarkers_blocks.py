@@ -18,12 +18,11 @@ from scipy import sparse
 import stxtools as st
 from stxtools._data import chunks as _chunks
 from stxtools._data.gene_blocks import GeneBlocks, gene_slices
-from stxtools.stats import _blocks
+from stxtools.stats import _region_test
 from stxtools.stats._auroc import auroc_from_ranks, complement_auroc, midranks
 from stxtools.stats._composition import _product
-from stxtools.stats._draws import CachedLabels, RegionDraws
 from stxtools.stats._expression import equal_blocks
-from stxtools.stats._label_fields import LabelSampler, sample_lag_pairs
+from stxtools.stats._null_model import CachedLabels, LabelSampler, RegionDraws, sample_lag_pairs
 from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
 
 h5py = pytest.importorskip("h5py")
@@ -174,7 +173,7 @@ def test_thinning_out_of_core_is_refused(tissue, tmp_path):
 def test_a_group_and_its_complement_are_computed_once(tissue, kwargs, monkeypatch):
     """Together they give what each gives alone, from half of the random regions."""
     drawn = []
-    monkeypatch.setattr(_blocks, "RegionDraws", lambda *args: drawn.append(args) or RegionDraws(*args))
+    monkeypatch.setattr(_region_test, "RegionDraws", lambda *args: drawn.append(args) or RegionDraws(*args))
     both = _table(tissue, "two", groups=["in", "out"], **kwargs)
     together = len(drawn)
     for group in ("in", "out"):

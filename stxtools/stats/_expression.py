@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 
-class Expression(Protocol):
+class ExpressionReader(Protocol):
     """Log expression of observations x genes, read by blocks of genes or by rows."""
 
     shape: tuple[int, int]

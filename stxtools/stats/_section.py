@@ -1,7 +1,7 @@
 """All genes of a section against one region of it: effect, null distribution, and description.
 
 The null variance of a gene's mean difference is the variance of the same statistic over random regions that are as
-smooth as the tested one (:mod:`stxtools.stats._label_fields`). Tests of correlation between autocorrelated maps do the
+smooth as the tested one (:mod:`stxtools.stats._null_model`). Tests of correlation between autocorrelated maps do the
 same; the effective sample size follows Clifford, Richardson & Hemon (1989) and Dutilleul (1993).
 """
 
@@ -17,8 +17,7 @@ from scipy import sparse
 
 from ._auroc import auroc_from_ranks, complement_auroc, midranks
 from ._composition import Nuisance, PartialCorrelation
-from ._draws import Labels
-from ._label_fields import LabelModel
+from ._null_model import LabelModel, Labels
 from ._tails import region_statistic, shrunken_kurtosis
 
 Floats = NDArray[np.float64]

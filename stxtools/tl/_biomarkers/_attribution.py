@@ -11,7 +11,7 @@ import numpy as np
 from stxtools._data.features import model_features
 from stxtools._data.sections import Geometry, geometry, make_sections
 from stxtools._validate import listing
-from stxtools.stats._contrast import Design
+from stxtools.stats._design import Design
 
 from ._attribution_genes import carried_to_genes
 from ._attribution_tissue import TissueSource

@@ -26,7 +26,7 @@ from stxtools._validate import (
     check_key_added,
     check_seed,
 )
-from stxtools.stats._contrast import Design, plan
+from stxtools.stats._design import Design, plan
 from stxtools.stats._section import MIN_OBS
 
 from ._attribution import ModelAttribution, load_models

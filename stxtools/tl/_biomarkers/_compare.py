@@ -10,8 +10,8 @@ from stxtools._data.gene_blocks import GeneBlocks
 from stxtools._progress import progress
 from stxtools._spatial.order import position_order
 from stxtools._validate import Libraries
-from stxtools.stats._blocks import Contrast, SectionView, compare_regions
-from stxtools.stats._contrast import Design, Outcome, are_mirrored, compare_between, copy_mirrored, outcome_within
+from stxtools.stats._design import Design, Outcome, are_mirrored, compare_between, copy_mirrored, outcome_within
+from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

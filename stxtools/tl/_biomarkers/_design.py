@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stxtools._warn import at_caller
-from stxtools.stats._contrast import Design
+from stxtools.stats._design import Design
 from stxtools.stats._section import MIN_OBS
 
 

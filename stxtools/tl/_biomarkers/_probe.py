@@ -12,7 +12,7 @@ from stxtools._data.gene_blocks import GeneBlocks
 from stxtools._data.representation import N_TOP_GENES, axes_of_products, lanczos_pays, principal_axes, select_genes
 from stxtools._spatial.order import name_order
 from stxtools._validate import Libraries
-from stxtools.stats._contrast import Design
+from stxtools.stats._design import Design
 from stxtools.stats._expression import equal_blocks
 from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from stxtools.stats._combine import adjust_bh, signed_z
-from stxtools.stats._contrast import Design, Outcome, shrink
+from stxtools.stats._design import Design, Outcome, shrink
+from stxtools.stats._meta_analysis import adjust_bh, signed_z
 from stxtools.stats._section import PSEUDO
 
 if TYPE_CHECKING:

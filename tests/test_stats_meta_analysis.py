@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stxtools.stats._combine import (
+from stxtools.stats._meta_analysis import (
     adjust_bh,
     combine_sections,
     compare_libraries,

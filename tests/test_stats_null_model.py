@@ -7,7 +7,7 @@ import pytest
 from conftest import region_effects
 from scipy import stats
 
-from stxtools.stats._label_fields import (
+from stxtools.stats._null_model import (
     LabelModel,
     LabelSampler,
     _binary_correlation,

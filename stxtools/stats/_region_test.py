@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._combine import adjust_bh, two_sided
 from ._composition import (
     Covariates,
     Depths,
@@ -29,9 +28,9 @@ from ._composition import (
     n_components,
     rescaled,
 )
-from ._draws import RegionDraws
-from ._expression import Expression, equal_blocks
-from ._label_fields import LagPairs, sample_lag_pairs
+from ._expression import ExpressionReader, equal_blocks
+from ._meta_analysis import adjust_bh, two_sided
+from ._null_model import LagPairs, RegionDraws, sample_lag_pairs
 from ._section import Description, RegionEffect, SectionExpression
 
 Floats = NDArray[np.float64]
@@ -64,7 +63,7 @@ class SectionView:
 
     def __init__(
         self,
-        expression: Expression,
+        expression: ExpressionReader,
         rows: NDArray[np.int64],
         xy: Floats,
         seed: int,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._blocks import Contrast, SectionView, concatenated
-from ._combine import Combined, combine_sections, compare_libraries, two_sided
+from ._meta_analysis import Combined, combine_sections, compare_libraries, two_sided
+from ._region_test import Contrast, SectionView, concatenated
 from ._section import MIN_OBS, Description, SectionExpression
 
 Floats = NDArray[np.float64]
