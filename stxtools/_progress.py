@@ -27,7 +27,7 @@ _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 def is_shown(show_progress: bool | None) -> bool:
     """Decide whether a bar is shown: the argument, then the setting, then "a person is watching"."""
-    if show_progress not in (None, True, False):
+    if show_progress is not None and not isinstance(show_progress, bool):
         raise TypeError(f"`show_progress` is True, False or None, not {show_progress!r}.")
     for choice in (show_progress, settings.show_progress):
         if choice is not None:

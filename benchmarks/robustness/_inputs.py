@@ -179,6 +179,15 @@ class Bench:
         return _judged(Row(number, FILES, f"tl.{call}", said), function, adata, arguments, known)
 
 
+def _unwritable(adata: ad.AnnData) -> bool:
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        try:
+            adata.write_h5ad(f"{folder}/a.h5ad")
+        except Exception:  # of any kind: the data were hostile
+            return True
+    return False
+
+
 def _is_own(path: str) -> bool:
     """Whether a user's own column, matrix or note lies at the path."""
     return any(path == own or path.startswith((f"{own}/", f"{own}[")) for own in OWN)
@@ -277,7 +286,7 @@ def _result_faults(
         if p in before and _is_own(p) and p.split("[")[0] not in free
     ]  # fmt: skip
     wrong = faults(adata, changed)
-    if wrong and wrong[0].startswith(("cannot be", "lost")) and pristine is not None and faults(pristine, changed):
+    if wrong and wrong[0].startswith(("cannot be", "lost")) and pristine is not None and _unwritable(pristine):
         wrong = []  # what was there before cannot be written either
     return out + wrong
 

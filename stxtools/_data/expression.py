@@ -124,6 +124,8 @@ def to_csr(matrix: Any) -> sparse.csr_matrix:
         raise TypeError(f"The expression matrix holds {dtype}; real numbers are needed, e.g. `.astype('float32')`.")
     if dtype.kind == "b" or (dtype.kind == "f" and dtype.itemsize not in (4, 8)):  # scipy cannot compute with these
         matrix = matrix.astype(np.float64 if dtype.itemsize > 8 else np.float32)
+    elif not dtype.isnative:
+        matrix = matrix.astype(dtype.newbyteorder("="))
     out = sparse.csr_matrix(matrix)
     if not np.isfinite(out.data).all():
         raise ValueError("The expression matrix holds NaN or infinite values; fill or drop them first.")

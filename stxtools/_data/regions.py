@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
 from stxtools._validate import categories, check_class_names, check_in, listing, stored_library_key
 
@@ -46,7 +47,7 @@ def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionIn
     ValueError
         If observations, regions or sections were subset, renamed or changed after the graph was made.
     """
-    obs_key = _keys.region_id(regions_key)
+    obs_key = _keys.region_id(check_key("regions_key", regions_key))
     hint = "Run `st.tl.region_graph(adata)` first."
     check_in(adata, "uns", regions_key, "regions_key", hint)
     check_in(adata, "obs", obs_key, "regions_key", hint)

@@ -237,6 +237,8 @@ def representation(
     adata: AnnData, use_rep: str | None, layer: str | None = None, *, random_state: int = 0
 ) -> Representation:
     """Choose as :func:`scanpy.pp.neighbors` does: ``use_rep``, else ``X_pca``, else a PCA made here."""
+    if layer is not None:
+        check_in(adata, "layers", layer, "layer")
     if use_rep is not None:
         return stored_representation(adata, use_rep)
     if layer is None and _keys.X_PCA in adata.obsm:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LATTICES = ("auto", "hex", "square", "scattered")
+_AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside those for each observation
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def rasterize(
         found = fit_lattice(xy, array, lattice)
         if found is not None:
             rows, cols = (int(v) + 1 for v in found.index.max(axis=0))
+            _check_area(rows, cols, len(xy), found.spacing)
             return found.index.astype(np.int32), RasterGrid((rows, cols), found.spacing, found.origin, found.kind)
         if lattice != "auto":
             raise ValueError(
@@ -110,15 +112,21 @@ def rasterize(
 def _bin(xy: NDArray[np.float64], size: float, spacing: float | None = None) -> tuple[NDArray[np.int32], RasterGrid]:
     low = xy.min(axis=0)
     extent = np.floor((xy.max(axis=0) - low) / size) + 1
-    if extent.prod() > np.iinfo(np.int32).max:
-        raise ValueError(
-            f"Pixels of {size:g} would make a raster of {extent[1]:.0f} x {extent[0]:.0f}; choose a larger "
-            "`pixel_size`, or drop observations that lie far from all others."
-        )
+    _check_area(float(extent[1]), float(extent[0]), len(xy), size)
     index = np.floor((xy - low) / size).astype(np.int32)[:, ::-1]
     x, y = low + size / 2
     grid = RasterGrid((int(extent[1]), int(extent[0])), float(size), (float(x), float(y)), "scattered", spacing)
     return np.ascontiguousarray(index), grid
+
+
+def _check_area(rows: float, cols: float, n_obs: int, size: float) -> None:
+    """Check that a raster is not nearly all empty: networks read every pixel."""
+    if rows * cols > _AREA + _AREA_PER_OBS * n_obs:
+        raise ValueError(
+            f"Pixels of {size:g} would make a raster of {rows:.0f} x {cols:.0f} for {n_obs} observations; choose a "
+            "larger `pixel_size` in `st.pp.rasterize`, or drop observations that lie far from all others: "
+            "look at the largest and smallest coordinates."
+        )
 
 
 def rasterize_libraries(

@@ -111,6 +111,8 @@ class GeneProjection:
         """
         genes = file.optional_names("genes")
         if genes is None:
+            if any(name.startswith("projection.") for name in file.arrays):
+                raise file.damaged("it projects genes and does not name them")
             return None
         mean = file.array("projection.mean", (len(genes),))
         components = file.array("projection.components", (len(genes), n_features if alone else None))

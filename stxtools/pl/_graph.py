@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._validate import check_in, coordinates
 
 from . import _base, _legend
@@ -77,7 +78,7 @@ def view_of(
     check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", "Run `st.tl.region_graph(adata)` again.")
     centroids = coordinates(regions)
     params = _base.params_of(regions)
-    made_with = str(params.get("spatial_key", spatial_key))
+    made_with = str(params.get("spatial_key", check_key("spatial_key", spatial_key)))
     if spatial_key not in (_keys.SPATIAL, made_with):
         raise ValueError(f"The centroids of the regions lie in `obsm[{made_with!r}]`, not in {spatial_key!r}; run "
                          f"`st.tl.region_graph(adata, spatial_key={spatial_key!r})` first.")  # fmt: skip

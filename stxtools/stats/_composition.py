@@ -251,7 +251,7 @@ class PartialCorrelation:
         q = self._z.shape[1]
         total = np.asarray(self._by_gene @ labels.astype(np.float32), dtype=np.float64)
         explained = self._z.T @ labels
-        pairs = (explained[:, None, :] * explained[None, :, :]).reshape(q * q, -1)
+        pairs = (explained[:, None, :] * explained[None, :, :]).reshape(q * q, labels.shape[1])
         spread = np.einsum("nb,nb->b", labels, labels, dtype=np.float64)
         inverse = self._inverse.reshape(len(self._inverse), q * q)
         label_ss = spread - (inverse @ pairs if self._common else _product(inverse, pairs))

@@ -362,6 +362,8 @@ class TissueNet:
         self.task_weights = file.numbers_by_task("task_weights", self.tasks)
         self.reading = Reading.from_file(self.params, file, self.tasks)
         smoothed = self.reading.smoothed
+        if smoothed is not None and self.genes is None and (self.use_rep or file.config.get("genes")):
+            raise file.damaged("it reads genes and does not name them")
         if smoothed is not None and self.genes is not None and len(smoothed.gene_scale) != len(self.genes):
             raise file.damaged(f"it names {len(self.genes)} genes and scales {len(smoothed.gene_scale)}")
         weighed = file.names("ensembles")

@@ -176,6 +176,10 @@ def evaluate(
     check_free(adata, "tl.evaluate", uns=[key, f"{key}_params"])
     targets = _targets(adata, biomarker_key, region_key)
     chosen = _models(models)
+    if params is not None and not (
+        isinstance(params, Mapping) and all(isinstance(v, Mapping) for v in params.values())
+    ):
+        raise TypeError(f"`params` must be a mapping of models to mappings of their parameters, not {params!r}.")
     given = {str(name): dict(value) for name, value in (params or {}).items()}
     unknown = sorted(set(given) - set(chosen))
     if unknown:

@@ -136,6 +136,8 @@ def study_of(
     import optuna
     from optuna.trial import TrialState
 
+    if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
+        raise TypeError(f"`storage` must be a database URL or a storage of Optuna, not {storage!r}.")
     where = geometry(adata, task.protocol.spatial_key, task.protocol.library_key)
     objective = _Objective(adata, task, where, seed)
     finished = (TrialState.COMPLETE, TrialState.PRUNED)
