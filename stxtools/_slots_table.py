@@ -176,9 +176,9 @@ SLOTS: tuple[SlotRow, ...] = (
         "tl.distill",
         "uns",
         f"{k.DISTILL}/agreement",
-        "float",
+        "dict",
         "-",
-        "share of held-out pixels classed as the teacher does; for a framework a dict of each task's",
+        "for each task the share of held-out pixels on which student and teacher predict the same class",
     ),
     # tl.region_graph
     SlotRow("tl.region_graph", "obs", k.REGION_ID, "category", "n_obs", "connected region of the observation"),

@@ -47,8 +47,6 @@ def _deep_calls(adata, quick_unet, quick_net, folder):
                                                       key_added="again", **HOW),
         "pretrain": lambda: st.tl.pretrain(adata, library_key="library", params=quick_unet,
                                            save_model=folder / "p.stx", **HOW),
-        "distill": lambda: st.tl.distill(adata, folder / "m.stx", library_key="library", params={"epochs": 2},
-                                         save_model=folder / "s.stx", **HOW),
         "region_graph": lambda: st.tl.region_graph(adata, "segment", library_key="library", max_size=20),
         "embed": lambda: st.tl.embed(adata, params=quick_net, **HOW),
         "multitask": lambda: st.tl.multitask(adata, "band", "segment", params=quick_net, key_added="joint", **HOW),
@@ -59,7 +57,11 @@ def test_no_deep_call_changes_the_state_of_the_process(line, make_section, quick
     adata = make_section(libraries=2)
     adata.obs["half"] = np.where(adata.obsm["spatial"][:, 0] > 600, "left", "right")
     calls = _deep_calls(adata, quick_unet, quick_net, tmp_path)
-    calls["multitask"] = lambda: st.tl.multitask(adata, "half", "band", params=quick_net, **HOW)
+    net = tmp_path / "n.stx"
+    calls["multitask"] = lambda: st.tl.multitask(adata, "half", "band", params=quick_net, save_model=net, **HOW)
+    calls["distill"] = lambda: st.tl.distill(
+        adata, net, library_key="library", params={"epochs": 2}, save_model=tmp_path / "s.stx", **HOW
+    )
     for name, call in calls.items():
         before = _state()
         call()

@@ -90,7 +90,7 @@ def test_interrupted_call_changes_nothing(section: ad.AnnData, monkeypatch: pyte
 def test_interrupted_distillation_leaves_no_file(
     section: ad.AnnData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    st.tl.segment(section, labels_key="band", params=QUICK, save_model=tmp_path / "teacher.stx", key_added="taught")
+    st.tl.multitask(section, None, "band", params=NET, save_model=tmp_path / "teacher.stx")
     before = _snapshot(section)
     monkeypatch.setattr("safetensors.numpy.save", _interrupt)
     with pytest.raises(KeyboardInterrupt):

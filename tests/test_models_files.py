@@ -22,7 +22,6 @@ import stxtools as st
 KINDS = {
     "segmenter": st.models.Segmenter,
     "pretrained": st.models.Segmenter,
-    "student": st.models.Student,
     "net": st.models.TissueNet,
     "net_student": st.models.TissueStudent,
 }
@@ -38,7 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quiet: dict[str, Any] = {"show_progress": False, "accelerator": "cpu"}
     st.tl.segment(adata, n_segments=2, save_model=at / "segmenter", params=QUICK, **quiet)
     st.tl.pretrain(adata, save_model=at / "pretrained", params={"pretrain_epochs": 1, "steps_per_epoch": 1}, **quiet)
-    st.tl.distill(adata, at / "segmenter", save_model=at / "student", params={"epochs": 1}, **quiet)
     st.tl.region_graph(adata, "compartment", max_size=20)
     params = {"epochs": 1, "pretrain_epochs": 1, "unet_width": 4, "hidden": 8, "out_channels": 8, "heads": 2}
     st.tl.multitask(adata, "disease", "compartment", save_model=at / "net", params=params, **quiet)

@@ -29,11 +29,10 @@ def _looked_into(adata: ad.AnnData) -> None:
 
 
 def _distilled(adata: ad.AnnData) -> None:
-    quick = {"width": 4, "epochs": 1, "pretrain_epochs": 1}
     with tempfile.TemporaryDirectory() as folder:
-        teacher = adata.copy()
-        st.tl.segment(teacher, labels_key="band", params=quick, key_added="taught", save_model=f"{folder}/teacher.stx")
-        st.tl.distill(adata, f"{folder}/teacher.stx", save_model=f"{folder}/student.stx", params={"epochs": 2})
+        teacher, path = adata.copy(), f"{folder}/net.stx"
+        st.tl.multitask(teacher, None, "band", params={"epochs": 2}, save_model=path)
+        st.tl.distill(adata, path, save_model=f"{folder}/student.stx", params={"epochs": 2})
 
 
 def _pretrained(adata: ad.AnnData) -> None:
@@ -51,13 +50,13 @@ CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     "tl.pretrain": _pretrained,
     "tl.segment": lambda a: st.tl.segment(a, n_segments=3, params={"pretrain_epochs": 1, "epochs": 2}),
     "tl.suggest_labels": lambda a: st.tl.suggest_labels(a, 3),
-    "tl.distill": _distilled,
     "tl.region_graph": lambda a: st.tl.region_graph(a),
     "tl.embed": lambda a: st.tl.embed(a, params={"epochs": 2}),
     "tl.biomarkers": lambda a: st.tl.biomarkers(a, "disease"),
     "tl.targets": lambda a: st.tl.targets(a, pd.DataFrame({"gene_name": ["gene1"], "drug_name": ["A"]})),
     "tl.multitask": lambda a: st.tl.multitask(a, "disease", "band", params={"epochs": 2}),
     "tl.attention_fidelity": _looked_into,
+    "tl.distill": _distilled,
     "tl.evaluate": lambda a: st.tl.evaluate(a, ["lda"], region_key="band", n_seeds=1, max_folds=2),
     "tl.tune": lambda a: st.tl.tune(
         a, "unet", region_key="band", n_folds=2, max_folds=1, space={"width": [4]}, search="grid", params={"epochs": 1}

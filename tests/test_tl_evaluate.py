@@ -240,7 +240,7 @@ def test_saliency_of_the_unet_alone_is_the_length_of_the_gradient() -> None:
     net = model.nets["region"]
     proba = net.predict([section], accelerator="cpu")[0].proba
     called = proba.argmax(axis=1)
-    centre = section.features - net._centred(section).features  # held fixed, as in the gradient
+    centre = section.features - net.scaling.centred(section).features  # held fixed, as in the gradient
 
     def total(features: np.ndarray) -> float:
         import torch

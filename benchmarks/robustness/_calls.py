@@ -16,7 +16,7 @@ from _data import HOW, QUICK, QUICK_NET, UNET, drugs
 import stxtools as st
 
 MODELS = {
-    "segmenter": "Segmenter", "pretrained": "Segmenter", "student": "Student", "net": "TissueNet",
+    "segmenter": "Segmenter", "pretrained": "Segmenter", "net": "TissueNet",
     "net_student": "TissueStudent",
 }  # fmt: skip
 
@@ -71,7 +71,7 @@ CALLS: tuple[Call, ...] = (
     ),
     _call("tl.segment", library_key="library", **HOW, model=Path("segmenter.stx")),
     _call("tl.pretrain", library_key="library", params=QUICK, save_model=Path("new.stx"), weight=0.5, **HOW),
-    _call("tl.distill", library_key="library", model=Path("segmenter.stx"), save_model=Path("new.stx"),
+    _call("tl.distill", True, library_key="library", model=Path("net.stx"), save_model=Path("new.stx"),
           params={"epochs": 1}, **HOW),
     _call("tl.suggest_labels", True, n=3, library_key="library", variants=[ {"labels_key": "band"}]),
     _call("tl.region_graph", True, library_key="library", max_size=12, variants=[{"segment_key": "band"}]),
@@ -136,7 +136,7 @@ GENERAL: list[Any] = [
     "segment", "GENE1", pd.Series([1.0]), pd.DataFrame({"a": [1]}), lambda: 1, 2**64, "raster", "regions", "log1p",
 ]  # fmt: skip
 _FILES: list[Any] = [
-    None, "", 5, "nowhere.stx", "no/folder/m.stx", ".", "a\0b", "x" * 4000, "text.stx", "segmenter.stx", "student.stx",
+    None, "", 5, "nowhere.stx", "no/folder/m.stx", ".", "a\0b", "x" * 4000, "text.stx", "segmenter.stx",
     "net.stx", "net_student.stx", "pretrained.stx", [], object(), ["net.stx", "segmenter.stx"],
 ]  # fmt: skip
 _PARAMS: list[Any] = [

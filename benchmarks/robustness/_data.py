@@ -59,18 +59,9 @@ def finished(folder: Path) -> ad.AnnData:
     st.pp.rasterize(out, library_key="library")
     st.tl.segment(out, 3, library_key="library", params=QUICK, save_model=folder / "segmenter.stx", **HOW)
     st.tl.pretrain(out, library_key="library", params=QUICK, save_model=folder / "pretrained.stx", **HOW)
-    st.tl.distill(
-        out,
-        folder / "segmenter.stx",
-        library_key="library",
-        params={"epochs": 1},
-        save_model=folder / "student.stx",
-        **HOW,
-    )
     st.tl.region_graph(out, max_size=12, library_key="library")
     st.tl.multitask(out, "disease", "band", params=QUICK_NET, save_model=folder / "net.stx", **HOW)
-    st.tl.distill(out, folder / "net.stx", params={"epochs": 1}, save_model=folder / "net_student.stx",
-                  key_added="taught", **HOW)  # fmt: skip
+    st.tl.distill(out, folder / "net.stx", params={"epochs": 1}, save_model=folder / "net_student.stx", **HOW)
     st.tl.embed(out, params=QUICK_NET, key_added="embed", **HOW)
     st.tl.attention_fidelity(out, folder / "net.stx", of="network", max_regions=2, shares=(0.5,), show_progress=False)
     st.tl.suggest_labels(out, 3, library_key="library")

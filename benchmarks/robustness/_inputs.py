@@ -171,7 +171,7 @@ class Bench:
             "pretrained": [("segment", {"n_segments": 3, "pretrained": path, "params": {"epochs": 1}, **where, **HOW})],
         }.get(
             name,
-            [("segment", {"model": path, **where, **HOW}), ("distill", {"model": path, **student, **where, **HOW})],
+            [("segment", {"model": path, **where, **HOW})],
         )
         call, arguments = uses[rng.integers(len(uses))]
         function = getattr(st.tl, call)

@@ -6,7 +6,6 @@ from stxtools._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from stxtools.models.segmenter.model import Segmentation, Segmenter
-    from stxtools.models.segmenter.student import Student
     from stxtools.models.tissuenet.inputs import RegionSection
     from stxtools.models.tissuenet.model import TissueNet, TissuePrediction
     from stxtools.models.tissuenet.params import TissueNetParams
@@ -24,7 +23,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Segmentation": "segmenter.model",
         "Segmenter": "segmenter.model",
         "SegmenterParams": "_params",
-        "Student": "segmenter.student",
         "TissueNet": "tissuenet.model",
         "TissueNetParams": "tissuenet.params",
         "RegionSection": "tissuenet.inputs",

@@ -23,6 +23,7 @@ from ._model_file import LARGEST, ModelFile, damaged
 
 FORMAT = "stxtools-model"
 FORMAT_VERSION = 1
+KINDS = ("Segmenter", "TissueNet", "TissueStudent")  # classes that a model file is saved from
 _DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # those of numpy
 
 
@@ -89,12 +90,17 @@ def load_model(path: str | os.PathLike[str], kind: str) -> ModelFile:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is another file, of another kind, from a newer version, or damaged.
+        If it is another file, of another or an unknown kind, from a newer version, or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     source = _existing(path)
     header = _header(source)
+    if header["kind"] not in KINDS:
+        raise ValueError(
+            f"{str(source)!r} holds a {header['kind'][:40]!r}, which this version of stxtools does not have; it reads "
+            f"{', '.join(KINDS)}. Train the model again."
+        )
     if header["kind"] != kind:
         raise ValueError(
             f"{str(source)!r} holds a {header['kind']}, not a {kind}; load it with models.{header['kind']}."

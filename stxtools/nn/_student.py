@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ._layers import GaussianPyramid, he_init
 from ._unet import SegmentationNet
 
-SQUEEZED = 4  # channels that are smoothed: smoothing is what the student's time goes into
+SQUEEZED = 16  # channels that are smoothed: genes of a disease are not among the first few
 
 
 class PyramidMLP(nn.Module):

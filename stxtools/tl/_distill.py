@@ -1,4 +1,4 @@
-"""A small network that imitates a trained segmentation model, for very large sections."""
+"""A small network that imitates a trained framework, for very large sections."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.features import model_features
-from stxtools._data.image import with_image
 from stxtools._data.regions import read_regions
-from stxtools._data.sections import geometry, make_sections
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._ensemble import check_sections
-from ._segmenters import number_of_image_features, trained_segmenter
-from ._student import framework_of, taught_student
+from ._student import teacher_of, trained_student
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stxtools.models import Segmenter, SegmenterParams, Student, TissueNet
+    from stxtools.models import SegmenterParams, TissueNet
 
 MIN_OBS = 10
 
@@ -35,7 +31,7 @@ MIN_OBS = 10
 })  # fmt: skip
 def distill(
     adata: AnnData,
-    model: str | os.PathLike[str] | Segmenter | TissueNet,
+    model: str | os.PathLike[str] | TissueNet,
     *,
     save_model: str | os.PathLike[str],
     layer: str | None = None,
@@ -50,27 +46,25 @@ def distill(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Teach a small network to answer as a trained segmentation model, or the whole framework, does.
+    """Train a small network to predict what a trained framework (:func:`multitask`) does.
 
     The teacher's class probabilities on ``adata`` are imitated (Hinton et al. 2015) by a two-layer perceptron on
     spatial means of the features at a few scales (as in GLNN, Zhang et al. 2022).
 
-    The student of a model of :func:`multitask` needs neither compartments nor a region graph:
+    The student needs neither compartments nor a region graph:
     ``st.tl.multitask(new, "disease", "layer", model="student.stx")`` predicts observations from the raster alone,
     in a fraction of the time. Beside the components that the framework reads, it reads a few more axes of the genes:
-    those along which the framework's answers change. It predicts no genes and embeds no regions.
+    those along which the framework's predictions change. It predicts no genes and embeds no regions.
 
-    The student of a model of :func:`segment` is applied like its teacher, ``st.tl.segment(new, model="student.stx")``.
-    What applying takes beside the network, reading expression and laying it out, stays the same, and is most of it.
+    A segmentation model has no student: its network takes a small part of the time of applying it.
 
     Parameters
     ----------
     adata
-        One or several sections like those that the student will be applied to; no labels are needed. For a student of
-        the framework with a region graph, as :func:`multitask` reads it.
+        One or several sections like those that the student will be applied to, with a region graph, as
+        :func:`multitask` reads it; no labels are needed.
     model
-        The teacher: a saved model (path), a fitted :class:`stxtools.models.Segmenter` or
-        :class:`stxtools.models.TissueNet`.
+        The teacher: a model that :func:`multitask` saved (path), or a fitted :class:`stxtools.models.TissueNet`.
     save_model
         Where to write the student (``"student.stx"``).
     layer
@@ -78,13 +72,13 @@ def distill(
     spatial_key
         Key of ``obsm`` with x, y positions.
     library_key
-        Column of ``obs`` that says which section an observation belongs to. For a student of the framework it must name
-        the sections of the region graph. ``False`` says that all observations are one section.
+        Column of ``obs`` that says which section an observation belongs to; it must name the sections of the region
+        graph. ``False`` says that all observations are one section.
     regions_key
-        Key of ``uns`` with the region graph, for a student of the framework.
+        Key of ``uns`` with the region graph.
     params
-        Fields of :class:`stxtools.models.SegmenterParams` that a :class:`stxtools.models.Student` reads: ``width``,
-        ``sigmas``, ``epochs``, ``patience``, ``lr``, ``weight_decay``.
+        Fields of :class:`stxtools.models.SegmenterParams` that a :class:`stxtools.models.TissueStudent`
+        reads: ``width``, ``sigmas``, ``epochs``, ``patience``, ``lr``, ``weight_decay``.
     random_state
         Seed. The same seed gives the same student, to the bit on a CPU.
     accelerator, devices
@@ -101,15 +95,15 @@ def distill(
     None, or the changed copy with ``copy=True``. Writes the student's file and sets:
 
     ``uns["distill"]`` : dict
-        ``params``, ``history`` (loss by epoch) and ``agreement``: the share of pixels in blocks that were not learned
-        from on which student and teacher name the same class; for a framework a dict of each task's.
+        ``params``, ``history`` (loss by epoch) and ``agreement``: for each task the share of pixels in held-out
+        blocks on which student and teacher predict the same class.
 
     Raises
     ------
     KeyError
-        If a key does not exist, or the framework's region graph.
+        If a key does not exist, or there is no region graph.
     ValueError
-        If the teacher knows too few of the genes, or predicts no classes.
+        If the teacher is a segmentation model or a student, knows too few of the genes, or predicts no classes.
     FileNotFoundError
         If there is no such model, or no folder to write to.
 
@@ -117,11 +111,12 @@ def distill(
     --------
     >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
-    >>> st.tl.segment(adata, n_segments=3, save_model="teacher.stx")
-    >>> st.tl.distill(adata, "teacher.stx", save_model="student.stx")
-    >>> st.tl.segment(adata, model="student.stx", key_added="quick")
-    >>> adata.obs["quick"].cat.categories.tolist()
-    ['0', '1', '2']
+    >>> st.tl.region_graph(adata, "compartment", max_size=20)
+    >>> st.tl.multitask(adata, "disease", "compartment", save_model="teacher.stx", params={"epochs": 2})
+    >>> st.tl.distill(adata, "teacher.stx", save_model="student.stx", params={"epochs": 2})
+    >>> st.tl.multitask(adata, "disease", "compartment", model="student.stx", key_added="student")
+    >>> adata.obs["disease_pred"].cat.categories.tolist()
+    ['healthy', 'diseased']
     """
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.DISTILL)
@@ -131,48 +126,21 @@ def distill(
         "devices": devices, "show_progress": show_progress,
     }  # fmt: skip
     check_writable(save_model)
-    framework = framework_of(model)
-    if framework is not None and library_key is not None:
+    teacher = teacher_of(model)
+    if library_key is not None:
         check_sections(adata, read_regions(adata, regions_key, spatial_key), library_key, regions_key)
     adata = adata.copy() if check_bool("copy", copy) else adata
-    student: Student
-    agreement: float | dict[str, float]
-    if framework is not None:
-        student, found = taught_student(
-            adata, framework, params, layer=layer, spatial_key=spatial_key, regions_key=regions_key, **how
-        )
-        agreement = student.agreements
-    else:
-        teacher = trained_segmenter(model)  # type: ignore[arg-type]
-        student, found = _taught_by_segmenter(adata, teacher, params, layer, spatial_key, library_key, how)
-        agreement = student.agreement
+    student, found = trained_student(
+        adata, teacher, params, layer=layer, spatial_key=spatial_key, regions_key=regions_key, **how
+    )
     student.save(save_model)
     entry = {
         "params": provenance(
             layer=layer, spatial_key=spatial_key, library_key=library_key, random_state=random_state,
-            **found, student=student.params_dict(), teacher="Segmenter" if framework is None else "TissueNet",
-            regions_key=None if framework is None else regions_key,
+            **found, student=student.params_dict(), teacher="TissueNet", regions_key=regions_key,
         ),
         "history": pd.DataFrame(student.history),
-        "agreement": agreement,
+        "agreement": student.agreements,
     }  # fmt: skip
     Slots("tl.distill", uns={key: entry}).write(adata)
     return adata if copy else None
-
-
-def _taught_by_segmenter(
-    adata: AnnData,
-    teacher: Segmenter,
-    params: Any,
-    layer: str | None,
-    spatial_key: str,
-    library_key: str | bool | None,
-    how: dict[str, Any],
-) -> tuple[Student, dict[str, Any]]:
-    """Student of a segmentation model, and what ``params`` say of its input."""
-    from stxtools.models import Student
-
-    where = geometry(adata, spatial_key, library_key)
-    values, found = model_features(adata, teacher, layer, n_others=number_of_image_features(teacher))
-    values = with_image(values, adata, where, teacher.image_key)
-    return Student(params).imitate(teacher, make_sections(values, where), **how), found

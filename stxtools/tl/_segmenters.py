@@ -30,9 +30,9 @@ def new_segmenter(params: Any, rep: Representation, image_key: str | None) -> Se
 
 
 def load_segmenter(model: str | os.PathLike[str] | Segmenter, param: str) -> Segmenter:
-    """Return ``model`` itself, or the Segmenter (a trained one may be a Student) in the file of that path."""
+    """Return ``model`` itself, or the Segmenter in the file of that path."""
     stage("loading PyTorch")
-    from stxtools.models import Segmenter, Student, TissueStudent
+    from stxtools.models import Segmenter, TissueStudent
     from stxtools.models._storage import model_kind
 
     if isinstance(model, TissueStudent) or (
@@ -43,8 +43,6 @@ def load_segmenter(model: str | os.PathLike[str] | Segmenter, param: str) -> Seg
         return model
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"`{param}` must be a path or a stxtools.models.Segmenter, not {type(model).__name__}.")
-    if param == "model" and model_kind(model) == Student.__name__:
-        return Student.load(model)
     return Segmenter.load(model)
 
 

@@ -1,4 +1,4 @@
-"""A student of the framework: taught in distill, applied in multitask."""
+"""A student of the framework: trained in distill, applied in multitask."""
 
 from __future__ import annotations
 
@@ -22,29 +22,40 @@ if TYPE_CHECKING:
     from stxtools.models import TissueNet, TissueStudent
 
 
-def framework_of(model: Any) -> TissueNet | None:
-    """Return the framework that ``model`` is, or that its file holds; None where it is something else."""
-    from stxtools.models import TissueNet
+def teacher_of(model: Any) -> TissueNet:
+    """Return the framework that ``model`` is, or that its file holds.
 
-    return _given_or_saved(model, TissueNet)
+    Raises
+    ------
+    FileNotFoundError, TypeError, ValueError
+        If there is no such file, or it is no framework.
+    """
+    from stxtools.models import Segmenter, TissueNet, TissueStudent
+    from stxtools.models._storage import model_kind
+
+    from_file = isinstance(model, (str, os.PathLike))
+    kind = model_kind(model) if from_file else type(model).__name__
+    if kind in {Segmenter.__name__, TissueStudent.__name__}:
+        raise ValueError(
+            f"`model` is a {kind}; only a model of `st.tl.multitask` (a stxtools.models.TissueNet) has a student. "
+            "Apply a segmentation model with `st.tl.segment(adata, model=...)`."
+        )
+    if not from_file and not isinstance(model, TissueNet):
+        raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {kind}.")
+    return model if isinstance(model, TissueNet) else TissueNet.load(model)
 
 
 def student_of(model: Any) -> TissueStudent | None:
     """Return the framework's student that ``model`` is, or that its file holds; None where it is something else."""
     from stxtools.models import TissueStudent
-
-    return _given_or_saved(model, TissueStudent)
-
-
-def _given_or_saved(model: Any, kind: Any) -> Any:
     from stxtools.models._storage import model_kind
 
     if isinstance(model, (str, os.PathLike)):
-        return kind.load(model) if model_kind(model) == kind.__name__ else None
-    return model if isinstance(model, kind) else None
+        return TissueStudent.load(model) if model_kind(model) == TissueStudent.__name__ else None
+    return model if isinstance(model, TissueStudent) else None
 
 
-def taught_student(
+def trained_student(
     adata: AnnData,
     teacher: TissueNet,
     params: Any,
@@ -60,10 +71,10 @@ def taught_student(
     inp = read_regions(adata, regions_key, spatial_key)
     sections, found = known_sections(adata, teacher, layer, inp)
     student = TissueStudent(params)
-    answers = student.ask(teacher, sections, random_state=how["random_state"], accelerator=how["accelerator"])
+    targets = student.soft_targets(teacher, sections, random_state=how["random_state"], accelerator=how["accelerator"])
     read = student if student.projection is not None else teacher
     values, _ = model_features(adata, read, layer)
-    student.learn(make_sections(values, inp.where), answers, **how)
+    student.fit(make_sections(values, inp.where), targets, **how)
     return student, found
 
 
@@ -78,10 +89,10 @@ def apply_student(
     library_key: str | bool | None,
     accelerator: str,
 ) -> None:
-    """Write the student's answers about the observations; no region graph is read or written."""
+    """Write the student's predictions for the observations; no region graph is read or written."""
     where = geometry(adata, spatial_key, library_key)
     values, found = model_features(adata, student, layer)
-    predictions = student.predict_tasks(make_sections(values, where), accelerator=accelerator)
+    predictions = student.predict(make_sections(values, where), accelerator=accelerator)
     slots = Slots("tl.multitask")
     for task, column in columns.items():
         proba = join([p[task] for p in predictions], where).astype(np.float32)

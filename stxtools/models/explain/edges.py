@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stxtools.models.segmenter.rasters import section_raster
-
 if TYPE_CHECKING:
     from stxtools.models._section import Section
     from stxtools.models.segmenter.model import Segmenter
@@ -170,7 +168,7 @@ def unet_saliency(segmenter: Segmenter, section: Section) -> NDArray[np.float32]
     As :meth:`RegionAttribution.saliency`, for a U-Net without a graph. The raster is read whole, without tiles.
     """
     net = segmenter._trained()
-    raster, member = section_raster(segmenter._centred(section), segmenter.scale)
+    raster, member = segmenter.scaling.raster(section)
     view = raster.whole()
     x = view.x[None].clone().requires_grad_(True)
     logits = net.cpu().eval()(x, view.occupied[None])[0][0].flatten(1)[:, raster.flat]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from stxtools._progress import stage
-from stxtools.models._model_file import ModelFile
 from stxtools.models._params import SegmenterParams, as_dict, resolve
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
@@ -27,9 +26,9 @@ from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loade
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
 from .pseudo_labels import lesson_from_labels, lesson_without_labels
-from .rasters import lesson_rasters, section_raster
+from .rasters import lesson_rasters
+from .scaling import FeatureScaling
 
-PRIOR_OBS = 20
 _TIES = 4
 _DRAWS = 0  # seed of the consensus, which is a property of the data
 
@@ -85,13 +84,17 @@ class Segmenter:
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
         self.net: SegmentationNet | None = None
-        self.centre: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
-        self.scale: NDArray[np.float32] = np.ones(0, dtype=np.float32)
+        self.scaling = FeatureScaling()
 
     @property
     def n_features(self) -> int:
         """Length of the feature vectors it reads."""
-        return len(self.centre)
+        return self.scaling.n_features
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """Standard deviation of each feature within the training sections, (C,)."""
+        return self.scaling.scale
 
     def params_dict(self) -> dict[str, Any]:
         """Parameters as plain values."""
@@ -137,7 +140,9 @@ class Segmenter:
         """
         self.net, self.history = None, []
         orders = [s.canonical_order() for s in sections]
-        sections = self._standards([s.taken(order) for s, order in zip(sections, orders, strict=True)])
+        sections = [s.taken(order) for s, order in zip(sections, orders, strict=True)]
+        self._measure(sections)
+        sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
             lesson = lesson_without_labels(sections, n_segments, np.random.default_rng(_DRAWS), show_progress)
         else:
@@ -179,7 +184,8 @@ class Segmenter:
         if self.params.pretrain == "none":
             raise ValueError("`params` name no pretraining; choose `pretrain='masked'` or 'contrastive'.")
         self.net, self.start, self.history = None, None, []
-        rasters = [section_raster(s, self.scale)[0] for s in self._standards(sections)]
+        self._measure(sections)
+        rasters = [self.scaling.raster(s)[0] for s in sections]
         with seeded(random_state):
             unet = self._new_unet()
         self._pretrain(unet, rasters, {
@@ -188,14 +194,10 @@ class Segmenter:
         self.start = {k: v.detach().cpu().clone() for k, v in unet.state_dict().items()}
         return self
 
-    def _standards(self, sections: Sequence[Section]) -> list[Section]:
-        """Centre the sections; remember mean and scale, unless pretraining has set them."""
+    def _measure(self, sections: Sequence[Section]) -> None:
+        """Remember mean and scale of the features, unless pretraining has set them."""
         if self.start is None:
-            self.centre = np.concatenate([s.features for s in sections]).mean(axis=0)
-        centred = [self._centred(s) for s in sections]
-        if self.start is None:
-            self.scale = np.concatenate([s.features for s in centred]).std(axis=0) + 1e-6
-        return centred
+            self.scaling = FeatureScaling.of(sections)
 
     def _keep_all_classes(self, tensors: list[PixelRaster], features: list[NDArray[np.float32]]) -> bool:
         """Shift the biases of the classifier should a class have been lost in training; return whether one had been."""
@@ -241,16 +243,6 @@ class Segmenter:
         if self.net is None:
             raise ValueError("This Segmenter is not trained; call `fit` or load a saved one.")
         return self.net
-
-    def _centred(self, section: Section) -> Section:
-        """Take the section's own mean out: the simplest account of depth, staining and donor.
-
-        The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
-        observations lay there.
-        """
-        n = section.n_obs
-        mean = (n * section.features.mean(axis=0) + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
-        return replace(section, features=(section.features - mean).astype(np.float32))
 
     def _new_unet(self) -> UNet:
         p = self.params
@@ -318,7 +310,7 @@ class Segmenter:
         net, device, out = self._trained(), best_device(accelerator), []
         stage("predicting")
         for section in sections:
-            raster, member = section_raster(self._centred(section), self.scale)
+            raster, member = self.scaling.raster(section)
             proba, features = predict_pixels(net, raster, device)
             out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
         net.to("cpu")
@@ -330,19 +322,16 @@ class Segmenter:
             arrays = {f"net.unet.{k}": v.numpy() for k, v in self.start.items()}
         else:
             arrays = module_arrays(self._trained(), "net.")
-        arrays |= {"centre": self.centre, "scale": self.scale}
+        arrays |= self.scaling.to_file()
         described, projection = ({}, {}) if self.projection is None else self.projection.to_file()
-        save_model(path, type(self).__name__, self._described() | described, arrays | projection)
-
-    def _described(self) -> dict[str, Any]:
-        """Plain values that a model file keeps."""
-        return {
+        config = {
             "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
             "temperature": self.temperature, "image_key": self.image_key,
         }  # fmt: skip
+        save_model(path, type(self).__name__, config | described, arrays | projection)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> Segmenter:
         """Read a model that :meth:`save` wrote.
 
         Raises
@@ -352,9 +341,9 @@ class Segmenter:
         """
         file = load_model(path, cls.__name__)
         self = cls(file.params(SegmenterParams))
-        self._remember(file)
-        self.centre = file.array("centre", (None,))
-        self.scale = file.array("scale", self.centre.shape, above=0.0)
+        self.classes, self.use_rep, self.image_key = file.names("classes"), file.text("use_rep"), file.text("image_key")
+        self.temperature = file.number("temperature", 1.0, above=0.0)
+        self.scaling = FeatureScaling.from_file(file)
         self.projection = GeneProjection.from_file(file, self.n_features, alone=self.image_key is None)
         if self.classes:
             self.net = file.module(self._new_net, "net.")
@@ -363,16 +352,11 @@ class Segmenter:
         file.finish()
         return self
 
-    def _remember(self, file: ModelFile) -> None:
-        """Take back what :meth:`_described` gave."""
-        self.classes, self.use_rep, self.image_key = file.names("classes"), file.text("use_rep"), file.text("image_key")
-        self.temperature = file.number("temperature", 1.0, above=0.0)
-
     def starting_point(self) -> Segmenter:
         """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""
-        out = type(self)(self.params)
+        out = Segmenter(self.params)
         out.projection, out.use_rep, out.image_key = self.projection, self.use_rep, self.image_key
-        out.centre, out.scale = self.centre, self.scale
+        out.scaling = self.scaling
         out.start = self.start
         if self.net is not None:
             out.start = {k: v.detach().cpu().clone() for k, v in self.net.unet.state_dict().items()}

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, TensorDataset
 
-from stxtools.models._model_file import ModelFile
-from stxtools.models._params import SegmenterParams
+from stxtools._progress import stage
+from stxtools._spatial.blocks import spatial_blocks
+from stxtools.models._params import SegmenterParams, as_dict, resolve
+from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
-from stxtools.models.segmenter.model import Segmenter
-from stxtools.models.segmenter.student import Student
-from stxtools.nn._student import JointNet, PyramidMLP
+from stxtools.models._storage import load_model, save_model
+from stxtools.models._weights import module_arrays
+from stxtools.models.segmenter.model import best_device
+from stxtools.models.segmenter.scaling import FeatureScaling
+from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._student import JointNet, Means, PyramidMLP
+from stxtools.nn._tiles import PixelRaster, predict_pixels
 
 if TYPE_CHECKING:
     from .inputs import RegionSection
     from .model import TissueNet
 
-SQUEEZED = 16  # channels that are smoothed: genes of a disease are not among the first few
-_DEFAULTS: dict[str, Any] = {"width": 32}
-_LEAST = 1e-3  # probability below which an answer is no surer
+SAMPLE = 60_000  # pixels that are learned from: more did not help
+BATCH = 512  # at most: a small section is learned in smaller steps, some 30 an epoch
+_BLOCKS, _HELD = 40, 4  # blocks of a section, and how many of them are held out: neighbouring pixels are alike
+_DEFAULTS: dict[str, Any] = {"width": 32, "depth": 0, "sigmas": (0.0, 1.0, 2.0, 4.0), "epochs": 20, "patience": 4}
+_LEAST = 1e-3  # probability below which a prediction is no surer
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a framework says of the observations of each section.
+class SoftTargets:
+    """Class probabilities that a teacher predicts for the observations of each section.
 
     Attributes
     ----------
@@ -54,16 +65,17 @@ class Answers:
         return out
 
 
-class TissueStudent(Student):
-    """Small network that gives nearly the answers of a trained :class:`TissueNet`, observation by observation.
+class TissueStudent:
+    """Small network that predicts nearly what a trained :class:`TissueNet` does, observation by observation.
 
     It reads spatial means of the framework's components and of a few more axes of the genes, those along which the
-    framework's answers change. It needs no region graph, and is applied to rasters, as a :class:`Segmenter` is.
+    framework's predictions change. It needs no region graph, and is applied to rasters, as a :class:`Segmenter` is.
 
     Parameters
     ----------
     params
-        As for :class:`Student`; by default 32 wide.
+        A :class:`SegmenterParams`, or a mapping of some of its fields; ``width``, ``sigmas``, ``epochs``, ``patience``,
+        ``lr`` and ``weight_decay`` count. By default 32 wide, with means at 0, 1, 2 and 4 pixels.
 
     Examples
     --------
@@ -77,19 +89,34 @@ class TissueStudent(Student):
     """
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
-        super().__init__(params if isinstance(params, SegmenterParams) else {**_DEFAULTS, **(params or {})})
+        given = params if isinstance(params, SegmenterParams) else {**_DEFAULTS, **(params or {})}
+        self.params = resolve(given, SegmenterParams)
         self.tasks: dict[str, list[str]] = {}
         self.agreements: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = []
+        self.projection: GeneProjection | None = None
+        self.use_rep: str | None = None
+        self.scaling = FeatureScaling()
+        self.net: JointNet | None = None
 
-    def ask(
+    @property
+    def n_features(self) -> int:
+        """Length of the feature vectors it reads."""
+        return self.scaling.n_features
+
+    def params_dict(self) -> dict[str, Any]:
+        """Parameters as plain values."""
+        return as_dict(self.params)
+
+    def soft_targets(
         self,
         teacher: TissueNet,
         sections: Sequence[RegionSection],
         *,
         random_state: int = 0,
         accelerator: str = "auto",
-    ) -> Answers:
-        """Ask the teacher about ``sections``; sets what the student reads (:attr:`projection`, :attr:`use_rep`).
+    ) -> SoftTargets:
+        """Predict ``sections`` with the teacher; sets what the student reads (:attr:`projection`, :attr:`use_rep`).
 
         Raises
         ------
@@ -100,81 +127,149 @@ class TissueStudent(Student):
 
         if not teacher.classes:
             raise ValueError(
-                "The model predicts no classes (it embeds regions, or predicts genes); none can be taught."
+                "The model predicts no classes (it embeds regions, or predicts genes); it can have no student."
             )
         found = teacher.predict(sections, accelerator=accelerator)
         proba = [np.concatenate([p.obs_proba[task] for task in teacher.classes], axis=1) for p in found]
-        answers = Answers({task: list(names) for task, names in teacher.classes.items()}, proba)
+        targets = SoftTargets({task: list(names) for task, names in teacher.classes.items()}, proba)
         self.projection, self.use_rep = teacher.projection, teacher.use_rep
         smoothed, genes = teacher.reading.smoothed, teacher.genes
         if self.projection is not None and smoothed is not None and genes is not None:
             rng = np.random.default_rng(random_state)
-            self.projection = with_readout(self.projection, genes, smoothed, sections, answers.logits(), rng)
-        return answers
+            self.projection = with_readout(self.projection, genes, smoothed, sections, targets.logits(), rng)
+        return targets
 
-    def learn(
+    def fit(
         self,
         sections: Sequence[Section],
-        answers: Answers,
+        targets: SoftTargets,
         *,
         random_state: int = 0,
         accelerator: str = "auto",
         devices: int | str = 1,
         show_progress: bool | None = None,
     ) -> TissueStudent:
-        """Learn to give the teacher's ``answers`` about ``sections``, whose features the student reads.
+        """Learn to predict the teacher's probabilities on ``sections``, whose features the student reads.
 
-        Sets :attr:`agreements`: for each task the share of pixels in blocks that were not learned from on which both
-        name the same class.
+        Sets :attr:`agreements`: for each task the share of pixels in held-out blocks on which both predict the same
+        class.
+
+        Parameters
+        ----------
+        sections
+            Sections with the features that :attr:`projection` or :attr:`use_rep` name.
+        targets
+            What :meth:`soft_targets` gave for the same sections.
+        random_state, accelerator, devices, show_progress
+            As in :meth:`Segmenter.fit`.
         """
-        self.tasks = answers.classes
-        self.classes = _all_names(self.tasks)
-        how: dict[str, Any] = {
-            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
-        }  # fmt: skip
-        found = self._learn(self._standards(sections), answers.proba, answers.sizes, how)
-        self.agreements = dict(zip(self.tasks, found, strict=True))
+        from stxtools.nn._imitation import Imitation
+        from stxtools.nn._training import run_training
+
+        p, device = self.params, best_device(accelerator)
+        self.tasks, self.scaling = targets.classes, FeatureScaling.of(sections)
+        rng = np.random.default_rng(random_state)
+        with seeded(random_state):
+            net = self._new_net()
+        means, wanted, held_out = self._pixels(sections, targets, net.unet, rng, device)
+        epochs = _DEFAULTS["epochs"] if p.epochs is None else p.epochs
+        task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay), targets.sizes)
+        train = DataLoader(
+            TensorDataset(means[~held_out], wanted[~held_out]),
+            batch_size=min(max(int((~held_out).sum()) // 30, 16), BATCH),
+            shuffle=True,
+            generator=torch.Generator().manual_seed(random_state),
+        )
+        val = DataLoader(TensorDataset(means[held_out], wanted[held_out]), batch_size=4096)
+        self.history = run_training(
+            task, train, val, stage="distill", desc="training the student", seed=random_state,
+            accelerator=accelerator, devices=devices, show_progress=show_progress,
+        )  # fmt: skip
+        self.net = net
+        with torch.no_grad():
+            predicted = task.logits(means[held_out]).split(targets.sizes, dim=1)
+        parts = zip(predicted, wanted[held_out].split(targets.sizes, dim=1), strict=True)
+        same = [float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean()) for a, b in parts]
+        self.agreements = dict(zip(self.tasks, same, strict=True))
         return self
 
-    def imitate(self, teacher: Segmenter, sections: Sequence[Section], **kwargs: Any) -> Student:
-        """Raise: its teacher is a framework.
+    def _pixels(
+        self,
+        sections: Sequence[Section],
+        targets: SoftTargets,
+        net: Any,
+        rng: np.random.Generator,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Means and targets of the pixels that are learned from, and which of them are held out."""
+        share = SAMPLE / max(sum(s.n_obs for s in sections), 1)
+        parts = []
+        for section, proba in zip(sections, targets.proba, strict=True):
+            raster, member = self.scaling.raster(section)
+            known = np.asarray(np.isfinite(proba).all(axis=1), dtype=np.float64)
+            target = section.pooled(np.nan_to_num(proba), member, known)
+            rows = np.flatnonzero((np.bincount(member, known) > 0) & (rng.random(len(raster.flat)) < share))
+            held = _held_out(raster.flat.numpy()[rows], section.shape[1], rng)
+            parts.append((_means_at(net, raster, rows, device), torch.from_numpy(target[rows]), held))
+        means, wanted, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
+        return means, wanted, held_out
 
-        Raises
-        ------
-        NotImplementedError
-            Always; call :meth:`ask` and :meth:`learn`.
-        """
-        raise NotImplementedError(
-            "A TissueStudent learns from a TissueNet; call `ask` and `learn`, or `st.tl.distill`."
-        )
-
-    def predict_tasks(
+    def predict(
         self, sections: Sequence[Section], *, accelerator: str = "auto"
     ) -> list[dict[str, NDArray[np.float32]]]:
         """Task -> class probabilities of the observations (n, K), for each section."""
-        out = []
+        net, device, out = self._trained(), best_device(accelerator), []
+        stage("predicting")
         cuts = np.cumsum([len(names) for names in self.tasks.values()])[:-1]
-        for found in self.predict(sections, accelerator=accelerator):
-            parts = np.split(found.proba * len(self.tasks), cuts, axis=1)
-            out.append(dict(zip(self.tasks, parts, strict=True)))
+        for section in sections:
+            raster, member = self.scaling.raster(section)
+            proba = predict_pixels(net, raster, device)[0].numpy()[member]
+            out.append(dict(zip(self.tasks, np.split(proba * len(self.tasks), cuts, axis=1), strict=True)))
+        net.to("cpu")
         return out
 
-    def _new_unet(self) -> Any:
-        return PyramidMLP(self.n_features, width=self.params.width, sigmas=self.params.sigmas, squeezed=SQUEEZED)
+    def _trained(self) -> JointNet:
+        if self.net is None:
+            raise ValueError("This TissueStudent is not trained; call `st.tl.distill` or load a saved one.")
+        return self.net
 
     def _new_net(self) -> JointNet:
-        return JointNet(self._new_unet(), [len(names) for names in self.tasks.values()])
+        mlp = PyramidMLP(self.n_features, width=self.params.width, sigmas=self.params.sigmas)
+        return JointNet(mlp, [len(names) for names in self.tasks.values()])
 
-    def _described(self) -> dict[str, Any]:
-        return super()._described() | {"tasks": self.tasks}
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights (safetensors) and description (JSON) to one file."""
+        arrays = module_arrays(self._trained(), "net.") | self.scaling.to_file()
+        config: dict[str, Any] = {"params": as_dict(self.params), "tasks": self.tasks, "use_rep": self.use_rep}
+        described, projection = ({}, {}) if self.projection is None else self.projection.to_file()
+        save_model(path, type(self).__name__, config | described, arrays | projection)
 
-    def _remember(self, file: ModelFile) -> None:
-        super()._remember(file)
-        self.tasks = file.names_by_task("tasks")
-        if self.classes != _all_names(self.tasks):
-            raise file.damaged("'classes' and 'tasks' in its description differ")
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TissueStudent:
+        """Read a model that :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file, or it is not a saved TissueStudent, or damaged.
+        """
+        file = load_model(path, cls.__name__)
+        self = cls(file.params(SegmenterParams))
+        self.tasks, self.use_rep = file.names_by_task("tasks"), file.text("use_rep")
+        self.scaling = FeatureScaling.from_file(file)
+        self.projection = GeneProjection.from_file(file, self.n_features)
+        self.net = file.module(self._new_net, "net.")
+        file.finish()
+        return self
 
 
-def _all_names(tasks: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of the classes of all tasks, each after its task's."""
-    return [f"{task}: {name}" for task, names in tasks.items() for name in names]
+def _means_at(net: Any, raster: PixelRaster, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Means that the perceptron reads at some of the occupied pixels, (len(rows), F)."""
+    return predict_pixels(Means(net), raster, device, only=torch.from_numpy(rows))[1]  # type: ignore[arg-type]
+
+
+def _held_out(flat: NDArray[np.int64], width: int, rng: np.random.Generator) -> torch.Tensor:
+    """Which of the pixels lie in held-out blocks."""
+    block = spatial_blocks(np.column_stack([flat // width, flat % width]).astype(np.float64), _BLOCKS)
+    found = np.unique(block)
+    return torch.from_numpy(np.isin(block, rng.permutation(found)[: max(1, len(found) * _HELD // _BLOCKS)]))
