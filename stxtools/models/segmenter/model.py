@@ -29,7 +29,7 @@ from .pseudo_labels import lesson_from_labels, lesson_without_labels
 from .rasters import lesson_rasters
 from .scaling import FeatureScaling
 
-_TIES = 4
+_TIES, _NUDGES = 4, 16
 _DRAWS = 0  # seed of the consensus, which is a property of the data
 
 
@@ -140,7 +140,7 @@ class Segmenter:
         """
         self.net, self.history = None, []
         orders = [s.canonical_order() for s in sections]
-        sections = [s.taken(order) for s, order in zip(sections, orders, strict=True)]
+        given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
@@ -160,7 +160,7 @@ class Segmenter:
         proba = [p[m] for (p, _), m in zip(answers, members, strict=True)]
         self.temperature = expected_temperature(proba, lesson)
         if labels is None:
-            self._order_by_size(tensors, members, proba, accelerator)
+            self._order_by_size(given, accelerator)
         return self
 
     def pretrain(
@@ -210,24 +210,21 @@ class Segmenter:
             head.bias += torch.from_numpy(offsets).float()
         return bool(offsets.any())
 
-    def _order_by_size(
-        self,
-        tensors: list[PixelRaster],
-        members: list[NDArray[np.int64]],
-        proba: list[NDArray[np.float32]],
-        accelerator: str,
-    ) -> None:
-        """Number the classes from the one with most observations to the one with fewest."""
+    def _order_by_size(self, sections: Sequence[Section], accelerator: str) -> None:
+        """Number the classes from the one with most observations to the one with fewest, as they are predicted."""
         head = self._trained().head
-        for _ in range(_TIES):  # in another order, rounding may move an observation at a border
-            sizes = class_sizes(tempered(np.concatenate(proba), self.temperature))
-            if (np.diff(sizes) <= 0).all():
+        for turn in range(_TIES + _NUDGES):
+            proba = np.concatenate([found.proba for found in self.predict(sections, accelerator=accelerator)])
+            smaller = np.diff(class_sizes(proba)) > 0
+            if not smaller.any():
                 break
-            order = torch.from_numpy(np.argsort(-sizes, kind="stable"))
             with torch.no_grad():
-                head.weight.copy_(head.weight[order])
-                head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
-            proba = [p[m] for (p, _), m in zip(self._answers(tensors, accelerator), members, strict=True)]
+                if turn < _TIES:
+                    order = torch.from_numpy(np.argsort(-class_sizes(proba), kind="stable"))
+                    head.weight.copy_(head.weight[order])
+                    head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
+                else:  # in each order, rounding makes the first of two nearly equal classes the smaller one
+                    head.bias[:-1][torch.from_numpy(smaller)] += 1e-6 * 2.0 ** (turn - _TIES)  # type: ignore[index]
 
     def _answers(
         self, tensors: list[PixelRaster], accelerator: str
