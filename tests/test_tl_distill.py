@@ -140,7 +140,7 @@ def test_errors_name_what_helps(line: ad.AnnData, framework: Path, quick_unet: d
 
 def test_a_model_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
     save_model(tmp_path / "old.stx", "Student", {}, {"x": np.zeros(1)})
-    with pytest.raises(ValueError, match="holds a 'Student', which this version of stxtools does not have"):
+    with pytest.raises(ValueError, match="holds a Student, which this version of stxtools does not have"):
         st.models.Segmenter.load(tmp_path / "old.stx")
 
 

@@ -19,7 +19,8 @@ from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_a
 
 import stxtools as st
 from stxtools._validate import Libraries
-from stxtools.models.baselines.simple import BASELINES, EvaluationSection, baseline
+from stxtools.models.baselines.registry import BASELINES, baseline
+from stxtools.models.baselines.simple import EvaluationSection
 from stxtools.tl._evaluation._metrics import scores
 from stxtools.tl._evaluation._splits import folds_of
 

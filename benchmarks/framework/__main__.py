@@ -25,7 +25,7 @@ import stxtools as st
 from stxtools._data.representation import compute_representation
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools._validate import libraries
-from stxtools.models.segmenter.discriminants import neighbour_features
+from stxtools.models.baselines.simple import neighbourhood_means
 from stxtools.tl._evaluation._splits import folds_of
 
 SECTIONS = {
@@ -95,7 +95,7 @@ def floor(adata: ad.AnnData, test: np.ndarray, model: Any, library_key: str | No
     for i in range(len(libs)):
         rows = libs.rows(i)
         centre = x[rows].mean(axis=0) if library_key else 0.0
-        z[rows] = neighbour_features(x[rows] - centre, adata.obsm["spatial"][rows])
+        z[rows] = neighbourhood_means(x[rows] - centre, adata.obsm["spatial"][rows])
     z = (z - z.mean(axis=0)) / z.std(axis=0)
     seen, judged = (codes >= 0) & ~test, (codes >= 0) & test
     model.fit(z[seen], codes[seen])

@@ -12,7 +12,7 @@ from anndata import AnnData
 import stxtools as st
 from stxtools._data.regions import received_attention
 from stxtools._data.sections import geometry
-from stxtools.models.baselines.simple import baseline
+from stxtools.models.baselines.registry import baseline
 from stxtools.tl._evaluation._data import Reading, evaluation_sections, read_features
 
 _TRUTH = "compartment"

@@ -10,7 +10,7 @@ from sklearn.mixture import GaussianMixture
 
 from stxtools._spatial.graph import neighbour_mean
 from stxtools.models import Section
-from stxtools.models.segmenter.discriminants import neighbour_features
+from stxtools.models.baselines.simple import neighbourhood_means
 from stxtools.models.segmenter.pseudo_labels import lesson_from_labels, lesson_without_labels
 
 
@@ -21,7 +21,7 @@ def nearest_label(section: Section, codes: np.ndarray) -> np.ndarray:
 
 
 def _standard_means(section: Section) -> np.ndarray:
-    z = neighbour_features(section.features - section.features.mean(0), section.xy)
+    z = neighbourhood_means(section.features - section.features.mean(0), section.xy)
     return (z - z.mean(0)) / (z.std(0) + 1e-9)
 
 
@@ -34,7 +34,7 @@ def lda(section: Section, codes: np.ndarray) -> np.ndarray:
 def transferred(train: Section, codes: np.ndarray, new: Section, seed: int) -> dict[str, np.ndarray]:
     """LDA and random forest on the same means, trained on one section and applied to another."""
     known = codes >= 0
-    z, other = (neighbour_features(s.features - s.features.mean(0), s.xy) for s in (train, new))
+    z, other = (neighbourhood_means(s.features - s.features.mean(0), s.xy) for s in (train, new))
     discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(z[known], codes[known])
     forest = RandomForestClassifier(300, min_samples_leaf=3, random_state=seed).fit(z[known], codes[known])
     return {"LDA 19+61": discriminant.predict(other), "random forest 19+61": forest.predict(other)}

@@ -103,7 +103,3 @@ class Section:
         """1 where a pixel holds observations, (1, H, W)."""
         count = np.bincount(self.flat_pixels, minlength=self.shape[0] * self.shape[1])
         return (count > 0).astype(np.float32).reshape(1, *self.shape)
-
-    def from_raster(self, raster: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return the value of every observation's pixel, (C, H, W) -> (n, C)."""
-        return np.ascontiguousarray(raster.reshape(raster.shape[0], -1)[:, self.flat_pixels].T, dtype=np.float32)

@@ -96,15 +96,8 @@ def load_model(path: str | os.PathLike[str], kind: str) -> ModelFile:
 
     source = _existing(path)
     header = _header(source)
-    if header["kind"] not in KINDS:
-        raise ValueError(
-            f"{str(source)!r} holds a {header['kind'][:40]!r}, which this version of stxtools does not have; it reads "
-            f"{', '.join(KINDS)}. Train the model again."
-        )
     if header["kind"] != kind:
-        raise ValueError(
-            f"{str(source)!r} holds a {header['kind']}, not a {kind}; load it with models.{header['kind']}."
-        )
+        raise ValueError(f"{str(source)!r} holds {_other_kind(header['kind'], kind)}")
     try:
         with safe_open(str(source), framework="numpy") as file:
             arrays = {}
@@ -116,6 +109,13 @@ def load_model(path: str | os.PathLike[str], kind: str) -> ModelFile:
     except SafetensorError as err:
         raise damaged(source, f"its arrays cannot be read ({err})") from err
     return ModelFile(source, header["config"], arrays, _intact(header, arrays))
+
+
+def _other_kind(found: str, wanted: str) -> str:
+    """What is said of a file of another kind: which class reads it, where one does."""
+    if found in KINDS:
+        return f"a {found}, not a {wanted}; load it with models.{found}."
+    return f"a {found[:40]}, which this version of stxtools does not have; train the model again."
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

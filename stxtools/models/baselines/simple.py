@@ -300,32 +300,3 @@ class FunctionBaseline(Baseline):
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the representation itself: nothing more is known of the function."""
         return [s.features for s in sections]
-
-
-def baseline(name: str | Callable[..., Any], **how: Any) -> Baseline:
-    """Return the baseline of that name, or a caller's function behind the same interface.
-
-    Raises
-    ------
-    ValueError
-        If no baseline has that name.
-    """
-    if not isinstance(name, str):
-        return FunctionBaseline(name, **how)
-    if name in ("unet", "gnn"):
-        from .networks import SpotGNN, UNetAlone
-
-        return {"unet": UNetAlone, "gnn": SpotGNN}[name](**how)
-    if name not in _SIMPLE:
-        raise ValueError(f"There is no baseline {name!r}; there are {', '.join(BASELINES)}.")
-    return _SIMPLE[name](**how)
-
-
-_SIMPLE: dict[str, type[Baseline]] = {
-    "random_forest": RandomForest,
-    "random_forest_means": MeansForest,
-    "lda": MeansLDA,
-    "logistic": MeansLogistic,
-    "nearest_label": NearestLabel,
-}
-BASELINES = ("unet", "gnn", *_SIMPLE)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stxtools.models.segmenter.scaling import centred
 from stxtools.models.tissuenet.genes import pooling
-from stxtools.models.tissuenet.inputs import centred
 from stxtools.nn._tissue import GraphTensors
 
 if TYPE_CHECKING:

@@ -45,12 +45,6 @@ def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[F
     return [_standardised(np.concatenate(views).astype(np.float64)) for views in zip(*parts, strict=True)]
 
 
-def neighbour_features(features: NDArray[np.float32], xy: FloatArray, sizes: Sequence[int] = (19, 61)) -> FloatArray:
-    """Means over the nearest 19 and 61 observations (itself included): two rings and four of a hex lattice."""
-    near = Neighbourhoods(features, xy)
-    return np.concatenate([near.mean(size) for size in sizes], axis=1).astype(np.float64)
-
-
 def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int, *, rounds: int = ROUNDS) -> FloatArray:
     """Class probabilities of all observations from a few labels, by discriminant analyses that teach each other.
 

@@ -224,16 +224,6 @@ def tied_logits(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArra
     return coef, -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
 
 
-def tied_memberships(z: FloatArray, k: int, rng: np.random.Generator, *, starts: int = STARTS) -> list[FloatArray]:
-    """Memberships (n, k) in Gaussian mixtures with one covariance for all classes, from ``starts`` trees.
-
-    Mixtures of this kind on spatially averaged principal components stand level with the published graph
-    networks on cortex sections.
-    """
-    mixtures, _ = fit_mixtures(z, k, rng, starts=starts)
-    return list(mixtures.memberships(z).transpose(1, 0, 2).astype(np.float64))
-
-
 def fit_mixtures(
     z: View | FloatArray, k: int, rng: np.random.Generator, *, starts: int = STARTS
 ) -> tuple[Mixtures, list[bool]]:

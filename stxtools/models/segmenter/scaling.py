@@ -17,6 +17,17 @@ from .rasters import section_raster
 PRIOR_OBS = 20
 
 
+def centred(features: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Take the section's own mean out: the simplest account of depth, staining and donor.
+
+    The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
+    observations lay there.
+    """
+    n = len(features)
+    mean = (n * features.mean(axis=0) + PRIOR_OBS * centre) / (n + PRIOR_OBS)
+    return (features - mean).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class FeatureScaling:
     """Mean of the training sections, and the standard deviation within them.
@@ -43,14 +54,8 @@ class FeatureScaling:
         return len(self.centre)
 
     def centred(self, section: Section) -> Section:
-        """Take the section's own mean out: the simplest account of depth, staining and donor.
-
-        The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
-        observations lay there.
-        """
-        n = section.n_obs
-        mean = (n * section.features.mean(axis=0) + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
-        return replace(section, features=(section.features - mean).astype(np.float32))
+        """Take the section's own mean out, as :func:`centred` does."""
+        return replace(section, features=centred(section.features, self.centre))
 
     def raster(self, section: Section) -> tuple[PixelRaster, NDArray[np.int64]]:
         """Raster of the centred and scaled section, and each observation's place among its pixels."""

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools.models._model_file import ModelFile
+from stxtools.models.segmenter.scaling import centred
 from stxtools.nn._tissue import GraphTensors
 
 from .genes import GENE_SIZES, SmoothedGenes, pooling
-from .inputs import RegionSection, centred, groups_of, held_out, holds_out_sections, label_shares, region_means
+from .inputs import RegionSection, groups_of, held_out, holds_out_sections, label_shares, region_means
 from .params import TissueNetParams
 from .partition import graph_parts
 

@@ -15,7 +15,6 @@ from stxtools.models._section import Section
 BLOCKS = 36  # of a section, from which those for early stopping are drawn
 HELD = 7  # one in so many
 _FEW = 6  # blocks with labels below which all are needed to learn from
-PRIOR_OBS = 20
 STRAYS = 0.06  # share of blocks without any label up to which the unlabelled are strays, not what is asked for
 
 
@@ -48,17 +47,6 @@ class RegionSection:
     labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     genes: sparse.csr_matrix | None = None
     expression: NDArray[np.float32] | None = None
-
-
-def centred(features: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take the section's own mean out: the simplest account of depth, staining and donor.
-
-    The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
-    observations lay there.
-    """
-    n = len(features)
-    mean = (n * features.mean(axis=0) + PRIOR_OBS * centre) / (n + PRIOR_OBS)
-    return (features - mean).astype(np.float32)
 
 
 def label_shares(

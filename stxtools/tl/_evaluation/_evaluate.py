@@ -248,7 +248,7 @@ def _targets(adata: AnnData, biomarker_key: str | None, region_key: str | None) 
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     """Name -> registered name or function."""
     stage("loading PyTorch")
-    from stxtools.models.baselines.simple import BASELINES
+    from stxtools.models.baselines.registry import BASELINES
 
     if models is None:
         models = MODELS

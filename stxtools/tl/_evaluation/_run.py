@@ -239,7 +239,7 @@ def _measure(name: str, split: _Split, p: Protocol, where: Geometry) -> list[dic
 
 
 def _model(name: str, seed: int, p: Protocol) -> Baseline:
-    from stxtools.models.baselines.simple import baseline
+    from stxtools.models.baselines.registry import baseline
 
     chosen = p.models[name]
     how: dict[str, Any] = {"params": p.params.get(name), "random_state": seed, "accelerator": p.accelerator}

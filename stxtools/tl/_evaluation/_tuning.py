@@ -262,7 +262,7 @@ class _Objective:
         return out
 
     def _trained(self, name: str, fields: dict[str, Any], sections: Any, labels: Any, classes: Any) -> Any:
-        from stxtools.models.baselines.simple import baseline
+        from stxtools.models.baselines.registry import baseline
 
         from ._framework import Framework
 
