@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -108,3 +109,10 @@ def test_import_contracts_hold() -> None:
         pytest.skip("import-linter is not installed (dependency group 'lint'); `make contracts` runs it")
     done = subprocess.run([lint_imports, "--no-cache"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    grimp = pytest.importorskip("grimp", reason="grimp is not installed (dependency group 'lint')")
+    graph = grimp.build_graph("stxtools", exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    TopologicalSorter(imports).prepare()  # CycleError names the modules of a circle
