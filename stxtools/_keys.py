@@ -48,6 +48,7 @@ MULTITASK = "multitask"
 EXPRESSION_PRED = "expression_pred"
 BIOMARKERS = "biomarkers"
 BIOMARKER_SCORE = "biomarker_score"
+RANK_GENES_GROUPS = "rank_genes_groups"
 TARGETS = "targets"
 
 # tl.evaluate, tl.tune
@@ -115,3 +116,8 @@ def pred(key: str) -> str:
 def colors(key: str) -> str:
     """``uns`` key of scanpy's palette for a categorical ``obs`` column."""
     return f"{key}_colors"
+
+
+def twin(key: str) -> str:
+    """``uns`` key of a biomarker table in the layout of :func:`scanpy.tl.rank_genes_groups`."""
+    return f"{RANK_GENES_GROUPS}_{key}"

@@ -279,7 +279,12 @@ SLOTS: tuple[SlotRow, ...] = (
         "tl.biomarkers", "uns", k.BIOMARKERS, "DataFrame", "n_groups * n_vars x n_columns", "one row per group and gene"
     ),
     SlotRow("tl.biomarkers", "uns", f"{k.BIOMARKERS}_params", "dict", "-", _PARAMS),
-    SlotRow("tl.biomarkers", "var", k.BIOMARKER_SCORE, "float", "n_vars", "largest score of the gene over the groups"),
+    SlotRow(
+        "tl.biomarkers", "var", k.BIOMARKER_SCORE, "float", "n_vars", "what is certain of the gene's log2 fold change"
+    ),
+    SlotRow(
+        "tl.biomarkers", "uns", k.twin(k.BIOMARKERS), "dict", "-", "the same in scanpy's layout of rank_genes_groups"
+    ),
     # tl.targets
     SlotRow(
         "tl.targets", "uns", k.BIOMARKERS, "DataFrame", "n_groups * n_vars x n_columns", "the table, with more columns"

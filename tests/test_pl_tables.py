@@ -248,3 +248,18 @@ def test_stability_marks_the_number_that_was_taken(make_section):
     with pytest.raises(KeyError, match="n_segments"):
         st.pl.stability(adata)
     plt.close("all")
+
+
+def test_ranked_shows_both_directions_against_one_group(adata: ad.AnnData) -> None:
+    table = adata.uns["biomarkers"]
+    adata.uns["biomarkers_params"]["reference"] = "normal"
+    adata.uns["biomarkers"] = table[table["group"] == "tumour"]
+    ax = st.pl.biomarkers(adata, n_genes=4)
+    part = adata.uns["biomarkers"]
+    higher, lower = part[part["scores"] >= 0].head(4), part[part["scores"] < 0].tail(4)
+    assert len(lower) == 4
+    assert [t.get_text() for t in ax.get_yticklabels()] == [*higher["names"], *lower["names"]]
+    places = _dots(ax).get_offsets()[:, 1]
+    assert np.diff(places).max() == np.diff(places)[3] > 1, "a gap between the directions"
+    adata.uns["biomarkers_params"]["reference"] = "rest"
+    assert len(st.pl.biomarkers(adata, n_genes=4).get_yticklabels()) == 4

@@ -76,17 +76,17 @@ def test_composition_is_taken_out():
     for covariates in (None, "composition"):
         st.tl.biomarkers(adata, "type", groups=["a"], covariates=covariates, n_null=100)
         table[covariates] = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
-    assert table["composition"]["zscores"].abs().mean() < 0.6 * table[None]["zscores"].abs().mean()
+    assert table["composition"]["scores"].abs().mean() < 0.6 * table[None]["scores"].abs().mean()
     np.testing.assert_array_equal(table["composition"]["auroc"], table[None]["auroc"])  # descriptions stay as they are
 
 
 def test_columns_of_obs_and_obsm():
     adata = _tissue(1, planted=8)
     shares = _called(adata, 8, covariates="share")
-    given = adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "zscores"].to_numpy()
+    given = adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "scores"].to_numpy()
     both = _called(adata, 8, covariates=["type", "x"])
     total = _called(adata, 8)
-    plain = adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "zscores"].to_numpy()
+    plain = adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "scores"].to_numpy()
     assert np.abs(given[:8]).mean() > np.abs(plain[:8]).mean()
     assert shares[0] >= total[0]
     assert both[1] <= 1
@@ -100,7 +100,7 @@ def test_two_groups_mirror_each_other_to_the_bit():
         st.tl.biomarkers(adata, "region", groups=["in", "out"], covariates=covariates, n_null=60)
         a, b = (st.get.biomarkers(adata, g).set_index("names").loc[adata.var_names] for g in ("in", "out"))
         np.testing.assert_array_equal(a["pvals"], b["pvals"])
-        np.testing.assert_array_equal(a["zscores"], -b["zscores"])
+        np.testing.assert_array_equal(a["scores"], -b["scores"])
 
 
 def test_libraries_with_covariates():
@@ -110,7 +110,6 @@ def test_libraries_with_covariates():
     table = st.get.biomarkers(adata)
     assert set(table["names"][:5]) <= {f"g{i}" for i in range(8)}
     assert (table["n_libraries"] == 3).all()
-    assert np.isfinite(table["effect_se"]).all()
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _check_slots(adata: AnnData) -> None:
         },
         "tl.region_graph": {"obs": [_keys.REGION_ID], "uns": [_keys.REGIONS]},
         "tl.embed": {"obs": [_keys.ATTENTION], "obsm": [_keys.X_GNN], "uns": [_keys.EMBED]},
-        "tl.biomarkers": {"var": [_keys.BIOMARKER_SCORE], "uns": [_keys.BIOMARKERS]},
+        "tl.biomarkers": {"var": [_keys.BIOMARKER_SCORE], "uns": [_keys.BIOMARKERS, _keys.twin(_keys.BIOMARKERS)]},
     }  # fmt: skip
     for call, keys in slots.items():
         try:

@@ -40,15 +40,15 @@ def biomarkers(
     min_libraries
         Keep genes whose effect was estimated in at least as many libraries.
     n_top
-        Keep as many genes per group, those with the largest scores (for ``sign="down"`` the smallest), after the
-        other filters.
+        Keep as many genes per group, the first of the table (for ``sign="down"`` the last), after the other filters.
     key
         Name under which the results were written.
 
     Returns
     -------
-    A new table, sorted as in the slot: by group, then by falling ``scores``. Columns: see
-    :func:`stxtools.tl.biomarkers`, and those that :func:`stxtools.tl.targets` joined.
+    A new table, in the order of the slot: by group, then by what is certain of the fold change (significantly higher
+    genes first, significantly lower ones last). Columns: see :func:`stxtools.tl.biomarkers`, and those that
+    :func:`stxtools.tl.targets` joined.
 
     Raises
     ------

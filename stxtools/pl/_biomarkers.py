@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _EFFECTS = {
     "auroc": "AUROC",
     "logfoldchanges": "$\\log_2$ fold change",
-    "scores": "score",
+    "scores": "test statistic (z)",
     "attribution": "attribution",
 }
 _DIVERGING = "RdBu_r"
@@ -55,8 +55,10 @@ def biomarkers(
 
     ``"ranked"`` shows the first genes of every group in the order of the table, with their effect size on the axis,
     the log fold change as colour and the fraction of expressing observations as area; a gene that does not pass
-    ``fdr`` is hollow. ``"volcano"`` shows all genes, the p-value before correction against the log fold change, and
-    names the top ones among the significant; the broken line is where ``fdr`` is reached.
+    ``fdr`` is hollow. Where groups are compared with one named group (of two groups, with the other), the genes that
+    are lower follow below a gap, from the end of the table. ``"volcano"`` shows all genes, the p-value before
+    correction against the log fold change, and names the top ones among the significant; the broken line is where
+    ``fdr`` is reached.
     ``"spatial"`` shows the expression of the first genes of one group, a panel per gene and section.
 
     Parameters
@@ -66,8 +68,8 @@ def biomarkers(
     group
         Group or groups; all by default.
     n_genes
-        Number of genes per group that are shown (``"ranked"``, ``"spatial"``) or named (``"volcano"``: as many of them
-        as have room beside each other), at most 200.
+        Number of genes per group that are shown (``"ranked"``, where both directions are drawn in each of them, and
+        ``"spatial"``) or named (``"volcano"``: as many of them as have room beside each other), at most 200.
     fdr
         False discovery rate up to which ``pvals_adj`` counts as significant.
     kind
@@ -150,7 +152,8 @@ def biomarkers(
         check_choice("effect", effect, tuple(_EFFECTS))
         if effect not in table:
             raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
-        axes = _ranked([part.iloc[:n_genes] for part in parts], titles, fdr, effect, legend, ax)
+        both = _one_reference(adata.uns.get(f"{key}_params"), table)
+        axes = _ranked([_shown(part, n_genes, both) for part in parts], titles, fdr, effect, legend, ax, both=both)
     return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
 
 
@@ -188,8 +191,21 @@ def _genes_of_one(table: pd.DataFrame, groups: list[str], n_genes: int) -> list[
     return list(table.loc[table["group"].astype(str) == groups[0], "names"].astype(str)[:n_genes])
 
 
+def _one_reference(params: Any, table: pd.DataFrame) -> bool:
+    """Whether groups were compared with one group, whose own markers no other rows show."""
+    return "scores" in table and isinstance(params, Mapping) and str(params.get("reference", "rest")) != "rest"
+
+
+def _shown(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
+    """Return the first genes, and in both directions the last ones that are lower in the group."""
+    if not both:
+        return part.iloc[:n_genes]
+    lower = part["scores"].to_numpy(dtype=float) < 0
+    return pd.concat([part[~lower].iloc[:n_genes], part[lower].iloc[-n_genes:]])
+
+
 def _ranked(
-    parts: list[pd.DataFrame], titles: list[str], fdr: float, effect: str, legend: bool, ax: Axes | None
+    parts: list[pd.DataFrame], titles: list[str], fdr: float, effect: str, legend: bool, ax: Axes | None, *, both: bool
 ) -> list[Axes]:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -204,7 +220,8 @@ def _ranked(
     hollow = False
     for axis, text, part in zip(axes, titles, parts, strict=True):
         value = part[effect].to_numpy(dtype=float)
-        place = np.arange(len(part))
+        lower = part["scores"].to_numpy(dtype=float) < 0 if both else np.zeros(len(part), dtype=bool)
+        place = np.arange(len(part)) + 0.5 * (lower & (~lower).any())  # a gap before the genes that are lower
         passed = part["pvals_adj"].to_numpy(dtype=float) <= fdr
         hollow |= bool((~passed).any())
         edge = mapper.to_rgba(part["logfoldchanges"].to_numpy(dtype=float))
@@ -217,7 +234,7 @@ def _ranked(
         rim = np.where(passed[:, None], np.array([0.35, 0.35, 0.35, 1.0]), np.array([0.6, 0.6, 0.6, 1.0]))
         axis.scatter(value, place, s=area, c=face, edgecolors=rim, linewidths=0.8, zorder=2, label="genes")
         axis.set_yticks(place, [_legend.plain(n) for n in part["names"].astype(str)], fontsize="small", style="italic")
-        axis.set_ylim(len(part) - 0.4, -0.6)
+        axis.set_ylim(len(part) - 0.4 + 0.5 * bool(lower.any()), -0.6)
         axis.set_xlabel(_EFFECTS[effect], fontsize="small")
         axis.tick_params(axis="x", labelsize="small")
         axis.locator_params(axis="x", nbins=4)

@@ -56,9 +56,10 @@ def targets(
 ) -> Axes | list[Axes] | None:
     """Draw what :func:`stxtools.tl.targets` joined to the first biomarkers, one panel per group.
 
-    A row is a gene, in the order of the table; one that does not pass ``fdr`` is written in grey. A column is a kind of
-    evidence. Blue speaks for the target and red against it, on Open Targets' own scale from -1 to 1; numbers of drugs
-    and tractability are blue where there is any. A dot says that nothing is known: the file does not list the gene.
+    A row is a gene, in the order of the table (what is certain of its fold change); one that does not pass ``fdr`` is
+    written in grey. A column is a kind of evidence. Blue speaks for the target and red against it, on Open Targets' own
+    scale from -1 to 1; numbers of drugs and tractability are blue where there is any. A dot says that nothing is known:
+    the file does not list the gene.
 
     Parameters
     ----------

@@ -20,8 +20,9 @@ _LETTER = 0.075  # width of a letter, inches
 
 
 def draw(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) -> None:
-    """Draw one group; up to ``n_genes`` significant genes of largest score, in either direction, are named.
+    """Draw one group; up to ``n_genes`` significant genes, in either direction, are named.
 
+    They are the top points, and of equal p-values those that stand nearest to an end of the table.
     The p-values are those before correction: corrected ones are equal over long runs of genes and end in a flat top.
     """
     raw = "pvals" in part
@@ -45,9 +46,9 @@ def draw(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) 
         ax.scatter(change[chosen], height[chosen], s=14, c=color, linewidths=0, label=label,
                    rasterized=len(change) > 5000, zorder=1 if label == "not significant" else 2)  # fmt: skip
     ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-    # the top points; the score breaks ties of p-values that end in a floor
-    score = np.abs(part["scores"].to_numpy(dtype=float, na_value=np.nan)[seen]) if "scores" in part else change
-    order = np.lexsort((-score, p))
+    # the top points; the table's order breaks ties of p-values that end in a floor
+    inward = np.minimum(np.arange(len(p)), np.arange(len(p))[::-1])
+    order = np.lexsort((inward, p))
     named = _fitting(ax, order[passed[order]][:n_genes], change)
     _limits(ax, change, height, names, named)
     _threshold(ax, change, height, passed, fdr)

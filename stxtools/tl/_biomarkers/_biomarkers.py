@@ -35,7 +35,7 @@ from ._design import chosen_groups, other_group, usable, warn_single
 from ._probe import LinearProbe
 from ._protect import METHODS as PROTECTIONS
 from ._protect import guard
-from ._table import design_table
+from ._table import design_table, ordered, scanpy_twin
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -163,35 +163,49 @@ def biomarkers(
     ``None``, or the changed copy with ``copy=True``. Sets
 
     ``uns["biomarkers"]`` : :class:`pandas.DataFrame`
-        One row per tested group and gene, sorted by group and falling ``scores``, with the columns
+        One row per tested group and gene, sorted by group and, within it, by what is certain: first the genes that are
+        significantly higher in the group (``pvals_adj`` of at most 0.05), by falling ``certain_logfoldchanges``; then
+        those that are not significant, by falling ``rank_score``; last those that are significantly lower, the most
+        certain at the end. So both ends hold markers, as in a table of scanpy. The columns are
 
         - ``group``, ``names``: the group and the gene;
-        - ``scores``: ``effect * effect**2 / (effect**2 + effect_se**2) * (1 - pvals / 2) * (0.9 + 0.1 *
-          attribution_rank)``: effect, drawn to zero where libraries disagree, and evidence and attribution, which take
-          off a half and a tenth at most. Positive where the gene is higher in the group, 0 where effect and test
-          point in different directions. Evidence alone would put faint genes of low variance first; more weight
-          to attribution makes lists of different patients agree less;
-        - ``zscores``: the test statistic as a signed normal quantile;
+        - ``scores``: the test statistic as a signed normal quantile; positive where the gene is higher in the group;
         - ``logfoldchanges``: log2 ratio of mean depth-normalised expression, with 0.001 added to both;
-        - ``auroc``: chance that an observation of the group exceeds one of the reference (ties count half);
-        - ``effect``: difference of the square roots of pooled expression plus one, in counts per observation of
-          median depth: of all scales tried, the one on which patients agreed most. Mean over libraries. With
-          ``covariates`` the adjusted difference of log expression;
-        - ``effect_se``: its standard error over libraries, NaN with one library;
         - ``pvals``, ``pvals_adj``: two-sided p-value, and Benjamini-Hochberg within the group;
-        - ``attribution``, ``attribution_rank``: see below; the rank is 1 for the largest absolute value, 0 for none;
+        - ``pct_nz_group``, ``pct_nz_reference``: share of observations that express the gene;
+        - ``ci_low``, ``ci_high``: confidence interval of ``logfoldchanges`` under the null of the test: its standard
+          error is ``abs(logfoldchanges / scores)``. The level accounts for many genes (false coverage rate of 5 %,
+          Benjamini & Yekutieli 2005): the interval leaves 0 out where, and only where, the gene is significant. NaN
+          where the fold change has not the sign of the test, which then says nothing of it: the test compares means
+          of a logarithm, and with ``covariates`` adjusted ones, while the fold change is that of the plain means;
+        - ``certain_logfoldchanges``: the limit nearer to zero of the same interval for the log2 ratio with one molecule
+          per observation of median depth added to both, 0 where the gene is not significant: what the fold change is
+          at least. Without the molecule, genes with hardly a count on one side would stand first;
+        - ``auroc``: chance that an observation of the group exceeds one of the reference (ties count half);
+        - ``attribution``: see below;
         - ``n_libraries``: libraries in which the gene's effect could be estimated;
         - ``direction_consistent``: whether all of these show the same direction (between-library design: whether
           every library lies on its side of the other side's mean); missing (``NA``) where there are fewer than two;
-        - ``pct_nz_group``, ``pct_nz_reference``: share of observations that express the gene.
+        - ``rank_score``: orders the genes that are not significant. With few libraries these are most, and an order by
+          the test statistic hardly comes back in other patients. It is ``e**3 / (e**2 + se**2) * (1 - pvals / 2) *
+          (0.9 + 0.1 * r)``. ``e`` is the difference of the square roots of pooled expression plus one, in counts per
+          observation of median depth, averaged over libraries (with ``covariates`` the adjusted difference of log
+          expression); ``se`` its standard error over libraries (0 with one); ``r`` the rank of the absolute
+          ``attribution``, 1 for the largest. 0 where ``e`` has not the sign of the test.
 
         Fold change, AUROC and shares are averages over libraries. A gene that does not vary has score 0 and p 1.
+    ``uns["rank_genes_groups_biomarkers"]`` : dict
+        The same genes in the same order in the layout of :func:`scanpy.tl.rank_genes_groups` (``names``, ``scores``,
+        ``logfoldchanges``, ``pvals``, ``pvals_adj``, ``params``): pass the key to
+        :func:`scanpy.get.rank_genes_groups_df` or :func:`scanpy.pl.rank_genes_groups`. With ``key_added`` it is
+        ``"rank_genes_groups_{key_added}"``.
     ``var["biomarker_score"]`` : float64, shape ``(n_vars,)``
-        Largest ``|scores|`` of the gene over the groups. With ``key_added`` the column is ``"{key_added}_score"``.
+        Largest ``abs(certain_logfoldchanges)`` of the gene over the groups; 0 where it is significant in none. With
+        ``key_added`` the column is ``"{key_added}_score"``.
     ``uns["biomarkers_params"]`` : dict
         Parameters, versions, the design used for each group, the groups' fitted correlation lengths (unit of the
         coordinates), ``attribution_agreement`` (per group, Spearman correlation of absolute ``attribution`` and
-        ``zscores``), ``protected`` and, where groups were found again, ``protect_agreement`` (adjusted Rand index
+        ``scores``), ``protected`` and, where groups were found again, ``protect_agreement`` (adjusted Rand index
         with the user's groups), ``protect_representation`` (what in) and ``protect_missing`` (what the user's
         segmentation read and this one could not).
 
@@ -248,7 +262,7 @@ def biomarkers(
     seed = check_seed(random_state)
     key = check_key_added(key_added, _keys.BIOMARKERS)
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
-    check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params"])
+    check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
     check_bool("copy", copy)
     codes, names = categories(adata, groupby, "groupby", min_classes=2)
     xy, libs = sections(adata, spatial_key, library_key)
@@ -286,18 +300,19 @@ def biomarkers(
     tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)
     for design, outcome, attribution in zip(designs, outcomes, attributions, strict=True):
         table, agrees = design_table(design, outcome, attribution, gene_names, adjusted=given is not None)
-        score = table["scores"].to_numpy()
-        tables.append(table.iloc[np.argsort(-score, kind="stable")])
+        tables.append(ordered(table))
         agreement.append(agrees)
-        gene_score = np.maximum(gene_score, np.abs(score))
+        gene_score = np.maximum(gene_score, np.abs(table["certain_logfoldchanges"].to_numpy()))
     slots = Slots("tl.biomarkers")
     table = pd.concat(tables, ignore_index=True)
     slots.uns[key] = table.astype({"group": str, "names": str})  # object, or pandas 3's str: as read back
     slots.var[score_key] = gene_score
+    compared_with = other_group(chosen, reference, names)
+    slots.uns[_keys.twin(key)] = scanpy_twin(tables, groupby, compared_with, method, layer)
     slots.uns[f"{key}_params"] = provenance(
         groupby=groupby,
         groups=[d.name for d in designs],
-        reference=other_group(chosen, reference, names),
+        reference=compared_with,
         covariates=adjusted_for or None,
         protect=protect,
         protected=guarded is not None,

@@ -1,38 +1,43 @@
-"""The table of :func:`stxtools.tl.biomarkers`: one design's rows."""
+"""The table of :func:`stxtools.tl.biomarkers`: one design's rows, their order, and scanpy's layout."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from stxtools.stats._design import Design, Outcome, shrink
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
-from stxtools.stats._section import PSEUDO
+from stxtools.stats._section import ONE_COUNT, PSEUDO
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+FDR = 0.05  # of the genes that stand first, and of the intervals
 _DIGITS = 10  # of an attribution: below is rounding, which may not rank genes
+_TWIN = {"names": object, "scores": np.float32, "logfoldchanges": np.float32, "pvals": np.float64,
+         "pvals_adj": np.float64}  # fmt: skip
 COLUMNS = (
     "group",
     "names",
     "scores",
-    "zscores",
     "logfoldchanges",
-    "auroc",
-    "effect",
-    "effect_se",
     "pvals",
     "pvals_adj",
-    "attribution",
-    "attribution_rank",
-    "n_libraries",
-    "direction_consistent",
     "pct_nz_group",
     "pct_nz_reference",
+    "ci_low",
+    "ci_high",
+    "certain_logfoldchanges",
+    "auroc",
+    "attribution",
+    "n_libraries",
+    "direction_consistent",
+    "rank_score",
 )
 
 
@@ -46,13 +51,19 @@ def design_table(
 ) -> tuple[pd.DataFrame, float]:
     """Return a design's table in the order of the genes, and how attribution and evidence agree.
 
-    ``adjusted``: rank by the effect that was adjusted for covariates.
+    ``adjusted``: ``rank_score`` is made of the effect that was adjusted for covariates.
     """
     found, tested = outcome.described, outcome.tested
     effect, error = found.effect, outcome.error
     if adjusted and design.kind == "within":
         effect, error = tested.effect, outcome.tested_error
     z = signed_z(tested.statistic, tested.df)
+    change = np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO))
+    adjusted_p = adjust_bh(tested.pvals)
+    low, high = intervals(change, z, adjusted_p)
+    damped = np.log2((found.mean_group + ONE_COUNT) / (found.mean_reference + ONE_COUNT))
+    bounds = intervals(damped, z, adjusted_p)
+    certain = np.sign(z) * np.maximum(np.nan_to_num(np.where(z > 0, bounds[0], -bounds[1])), 0.0)
     size = np.asarray(np.round(np.abs(attribution), _DIGITS), dtype=np.float64)
     rank = np.where(size > 0, rankdata(size) / len(size), 0.0)
     score = shrink(effect, error) * (1 - tested.pvals / 2) * (0.9 + 0.1 * rank)
@@ -60,22 +71,62 @@ def design_table(
     columns = (
         np.full(len(gene_names), design.name, dtype=object),
         gene_names,
-        score,
         z,
-        np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO)),
-        found.auroc,
-        effect,
-        error,
+        change,
         tested.pvals,
-        adjust_bh(tested.pvals),
-        attribution,
-        rank,
-        tested.n_libraries,
-        pd.arrays.BooleanArray(tested.agreement == 1, tested.n_libraries < 2),  # one library agrees with none
+        adjusted_p,
         found.nonzero_group,
         found.nonzero_reference,
+        low,
+        high,
+        np.where(adjusted_p <= FDR, certain, 0.0),
+        found.auroc,
+        attribution,
+        tested.n_libraries,
+        pd.arrays.BooleanArray(tested.agreement == 1, tested.n_libraries < 2),  # one library agrees with none
+        score,
     )
     return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True))), _spearman(size, np.abs(z))
+
+
+def intervals(
+    change: NDArray[np.float64], z: NDArray[np.float64], adjusted_p: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return confidence limits of log2 fold changes whose false coverage rate is that of the first genes.
+
+    The level is that of the p-value at which Benjamini & Hochberg call a gene (Benjamini & Yekutieli 2005): a gene is
+    called if and only if its interval leaves 0 out. NaN where change and test have different signs or there is no test.
+    """
+    called = adjusted_p <= FDR
+    critical = norm.isf(FDR * max(int(called.sum()), 1) / len(z) / 2) if len(z) else 0.0
+    if called.any():
+        critical = min(critical, float(np.abs(z[called]).min()))  # rounding at the last gene called
+    half = np.divide(np.abs(change) * critical, np.abs(z), out=np.full(len(z), np.nan), where=change * z > 0)
+    return change - half, change + half
+
+
+def ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """Sort a group: called genes by what is certain of their change, up first and down last, others in between."""
+    z = table["scores"].to_numpy()
+    side = np.sign(z) * (table["pvals_adj"].to_numpy() <= FDR)
+    order = np.lexsort((-z, -table["rank_score"].to_numpy(), -table["certain_logfoldchanges"].to_numpy(), -side))
+    return table.iloc[order]
+
+
+def scanpy_twin(
+    tables: Sequence[pd.DataFrame], groupby: str, reference: str, method: str, layer: str | None
+) -> dict[str, Any]:
+    """Return tables of one group each in the layout of :func:`scanpy.tl.rank_genes_groups`."""
+    groups = [str(t["group"].iloc[0]) for t in tables]
+    params = {"groupby": groupby, "reference": reference, "method": method, "use_raw": False, "layer": layer,
+              "corr_method": "benjamini-hochberg"}  # fmt: skip
+    out: dict[str, Any] = {"params": {k: v for k, v in params.items() if v is not None}}
+    for column, dtype in _TWIN.items():
+        array = np.empty(len(tables[0]), dtype=[(group, dtype) for group in groups])
+        for name, table in zip(array.dtype.names or (), tables, strict=True):  # numpy gives an empty group another
+            array[name] = table[column].to_numpy()
+        out[column] = array.view(np.recarray)
+    return out
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
