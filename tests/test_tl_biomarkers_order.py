@@ -1,0 +1,129 @@
+"""tl.biomarkers: the order of the table, its intervals, and scanpy's layout of it."""
+
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from scipy import sparse
+from scipy.stats import norm
+
+import stxtools as st
+
+
+def _smooth(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
+    frequency = rng.standard_normal((200, 2)) / length
+    return np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 200)).sum(axis=1) / 10
+
+
+def _section(seed: int, n_markers: int = 0, n_vars: int = 60, side: int = 26, fold: float = 3.0) -> ad.AnnData:
+    """Smooth genes; a smooth region that ``n_markers`` of them know of."""
+    rng = np.random.default_rng(seed)
+    xy = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2).astype(float)
+    rate = np.exp(0.5 * np.stack([_smooth(xy, 5.0, rng) for _ in range(n_vars)], axis=1)) * 2
+    region = _smooth(xy, 5.0, rng)
+    region = region > np.quantile(region, 0.7)
+    rate[:, :n_markers] *= np.where(region, fold, 1.0)[:, None]
+    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    out.var_names = [f"g{i}" for i in range(n_vars)]
+    out.obs_names = [f"s{seed}_{i}" for i in range(len(xy))]
+    out.obsm["spatial"] = xy * 100
+    out.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
+    out.obs["library"] = f"lib{seed}"
+    return out
+
+
+@pytest.fixture(scope="module")
+def tested() -> ad.AnnData:
+    adata = _section(0, n_markers=6)
+    st.tl.biomarkers(adata, "region", groups=["in", "out"], n_null=150)
+    return adata
+
+
+def test_scores_are_normal_quantiles_of_the_p_values(tested):
+    table = tested.uns["biomarkers"]
+    np.testing.assert_allclose(2 * norm.sf(table["scores"].abs()), table["pvals"], rtol=1e-6)
+
+
+def test_intervals_leave_zero_out_where_significant(tested):
+    for _, part in tested.uns["biomarkers"].groupby("group"):
+        called = part["pvals_adj"] <= 0.05
+        assert 0 < called.sum() < len(part)
+        same = part["scores"] * part["logfoldchanges"] > 0
+        assert (part["ci_low"].isna() == ~same).all()
+        assert (part["ci_high"].isna() == ~same).all()
+        out = (part["ci_low"] >= -1e-12) | (part["ci_high"] <= 1e-12)
+        assert (out[same] == called[same]).all()
+        level = 0.05 * called.sum() / len(part)  # Benjamini & Yekutieli (2005)
+        error = (part["logfoldchanges"] / part["scores"]).abs()
+        half = norm.isf(level / 2) * error
+        np.testing.assert_allclose(part["ci_low"][same], (part["logfoldchanges"] - half)[same], rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(part["ci_high"][same], (part["logfoldchanges"] + half)[same], rtol=1e-6, atol=1e-9)
+
+
+def _assert_ordered(part):
+    """Called genes that are up, then those that are not called, then called genes that are down."""
+    called = part["pvals_adj"].to_numpy() <= 0.05
+    side = np.sign(part["scores"].to_numpy()) * called
+    assert (np.diff(side) <= 0).all()
+    certain = part["certain_logfoldchanges"].to_numpy()
+    assert (np.diff(certain) <= 0).all()
+    assert (certain[~called] == 0).all()
+    assert (certain * part["scores"] >= 0).all()
+    bound = np.where(side > 0, part["ci_low"], -part["ci_high"])
+    assert (np.abs(certain) <= np.nan_to_num(bound) + 1e-9)[called].all()  # one molecule more takes off
+    assert (np.diff(part["rank_score"].to_numpy()[~called]) <= 0).all()
+
+
+def test_what_is_certain_stands_first(tested):
+    for _, part in tested.uns["biomarkers"].groupby("group"):
+        _assert_ordered(part)
+    table = tested.uns["biomarkers"]
+    called = table["pvals_adj"] <= 0.05
+    best = table.assign(certain=table["certain_logfoldchanges"].abs()).groupby("names")["certain"].max()
+    np.testing.assert_allclose(tested.var["biomarker_score"], best[tested.var_names])
+    assert ((tested.var["biomarker_score"] > 0) == tested.var_names.isin(table["names"][called])).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order_holds_for_any_section(seed):
+    adata = _section(20 + seed, n_markers=3 * seed, side=14, fold=6.0)
+    left = adata.obsm["spatial"][:, 0] < 650
+    adata.obs["kind"] = np.where(adata.obs["region"] == "in", "in", np.where(left, "b", "c"))
+    for groupby in ("region", "kind"):
+        st.tl.biomarkers(adata, groupby, n_null=60)
+        for _, part in adata.uns["biomarkers"].groupby("group"):
+            _assert_ordered(part)
+
+
+@pytest.mark.parametrize("covariates", [None, "composition"])
+def test_order_on_a_real_section(real_section, covariates):
+    adata = real_section("dlpfc_151675")
+    adata = adata[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[200:800]].copy()
+    st.tl.biomarkers(adata, "layer", covariates=covariates, n_null=100)
+    called = 0
+    for _, part in adata.uns["biomarkers"].groupby("group"):
+        _assert_ordered(part)
+        called += int((part["pvals_adj"] <= 0.05).sum())
+    assert called > 20
+
+
+@pytest.mark.parametrize("fmt", ["h5ad", "zarr"])
+def test_scanpy_reads_the_table(tested, fmt, tmp_path):
+    path, key = tmp_path / f"a.{fmt}", "rank_genes_groups_biomarkers"
+    getattr(tested, f"write_{fmt}")(path)
+    for adata in (tested, getattr(ad, f"read_{fmt}")(path)):
+        for group, part in adata.uns["biomarkers"].groupby("group"):
+            found = sc.get.rank_genes_groups_df(adata, group, key=key)
+            assert found["names"].tolist() == part["names"].tolist()
+            for column in ("scores", "logfoldchanges", "pvals", "pvals_adj"):
+                np.testing.assert_allclose(found[column], part[column], rtol=1e-6)
+        assert adata.uns[key]["params"]["groupby"] == "region"
+        assert adata.uns[key]["params"]["reference"] == "rest"
+        axes = sc.pl.rank_genes_groups(adata, n_genes=5, key=key, show=False)
+        assert [t.get_text() for t in axes[0].texts] == tested.uns["biomarkers"]["names"][:5].tolist()
+        sc.pl.rank_genes_groups_dotplot(adata, n_genes=2, key=key, show=False, dendrogram=False)
+        plt.close("all")
