@@ -96,8 +96,10 @@ tutorials: $(VENV)/.stamp-docs ## execute the notebooks in place: [DATA=folder o
 	  echo "No real section (*.h5ad) in '$$DATA': the tutorials are left as they are. Name a folder with DATA=."; \
 	  exit 0; \
 	fi; \
-	MPLBACKEND=Agg STXTOOLS_DATASETDIR="$$(cd "$$DATA" && pwd)" $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=1800 tutorials/*.ipynb
+	MPLBACKEND=module://matplotlib_inline.backend_inline STXTOOLS_DATASETDIR="$$(cd "$$DATA" && pwd)" \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=1800 tutorials/*.ipynb \
+	  && $(BIN)/python docs/shrink_figures.py tutorials/*.ipynb
 
 bench: $(VENV)/.stamp-run ## run the benchmarks, or one: [BENCH=name]
 	@set -e; found=; for main in benchmarks/$(BENCH)/__main__.py; do \
