@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def shrink(png: str) -> str:
-    """Return a base64-encoded PNG with a palette that keeps rare colours (legends), or the same where that is smaller."""
+    """Return a base64-encoded PNG with a palette of its main and rare colours, or the same if smaller."""
     figure = Image.open(io.BytesIO(base64.b64decode(png)))
     white = Image.new("RGBA", figure.size, "white")
     flat = Image.alpha_composite(white, figure.convert("RGBA")).convert("RGB")
