@@ -191,13 +191,13 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
                          "observation must belong to a section.")  # fmt: skip
     found = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column.unique()
     _check_distinct(list(found), [str(n) for n in found], library_key)
-    codes, names = pd.factorize(column.astype(str), sort=True)
-    bad = [n for n in names if unstorable(n) is not None]
+    bad = sorted({str(n) for n in column.unique() if unstorable(str(n)) is not None})
     if bad:
         raise ValueError(
             f"Section names in `adata.obs[{library_key!r}]` that h5ad and zarr cannot store in a key: {listing(bad)} "
             f"({bad[0]!r} {unstorable(bad[0])}). Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
         )
+    codes, names = pd.factorize(column.astype(str), sort=True)
     return Libraries([str(n) for n in names], codes.astype(np.int64))
 
 
