@@ -91,7 +91,7 @@ def test_a_trained_network_says_the_same(line, quick_net, labelled):
     classes = {"classification": list(line.obs["segment"].cat.categories)} if labelled else None
     net = TissueNet(quick_net | {"ensemble": ("network",)}).fit(sections, classes=classes, **HOW)
     whole = net.predict(sections, accelerator="cpu")
-    net.params = net.reading.params = replace(net.params, max_nodes=4)
+    net.params = net.featurizer.params = replace(net.params, max_nodes=4)
     assert all(len(graph_parts(s, net.params)) > 1 for s in sections)
     for a, b in zip(whole, net.predict(sections, accelerator="cpu"), strict=True):
         np.testing.assert_allclose(b.states, a.states, atol=1e-5)

@@ -62,7 +62,7 @@ def test_corrected_attention_finds_the_planted_edges(taught):
     sections, _ = known_sections(adata, net, None, inp)
     look = RegionAttribution(net, sections[0], "classification")
     assert look.proba == pytest.approx(adata.uns["regions"].obsm["class_proba"].to_numpy(), abs=1e-5)
-    told = np.flatnonzero(look.called == list(net.classes["classification"]).index("told"))
+    told = np.flatnonzero(look.predicted == list(net.classes["classification"]).index("told"))
     leads = np.isin(look.target, told)
     for method in METHODS:
         scores = look.edge_scores(method, told, np.random.default_rng(0))

@@ -13,7 +13,7 @@ import stxtools as st
 from stxtools._data.regions import received_attention
 from stxtools._data.sections import geometry
 from stxtools.models.baselines.registry import baseline
-from stxtools.tl._evaluation._data import Reading, evaluation_sections, read_features
+from stxtools.tl._evaluation._data import FeatureSource, evaluation_sections, read_features
 
 _TRUTH = "compartment"
 PANELS = {
@@ -34,7 +34,7 @@ def attention_figure(out: Path, work: Path, *, quick: bool) -> AnnData:
         adata, work / "attention.stx", task="classification", methods=["attention"], shares=[0.5], **how
     )
     where = geometry(adata, "spatial", None)
-    sections = evaluation_sections(*read_features(adata, Reading(None, None, 0)), where)
+    sections = evaluation_sections(*read_features(adata, FeatureSource(None, None, 0)), where)
     labels = {"region": [adata.obs[_TRUTH].cat.codes.to_numpy().astype("int64")]}
     classes = {"region": len(adata.obs[_TRUTH].cat.categories)}
     unet: Any = baseline("unet").fit(sections, labels, classes)

@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 from stxtools._spatial.graph import neighbour_mean
 from stxtools.models import Section
 from stxtools.models.baselines.simple import neighbourhood_means
-from stxtools.models.segmenter.pseudo_labels import lesson_from_labels, lesson_without_labels
+from stxtools.models.segmenter.pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
 
 
 def nearest_label(section: Section, codes: np.ndarray) -> np.ndarray:
@@ -49,9 +49,9 @@ def mixture(section: Section, k: int, seed: int) -> np.ndarray:
 def teacher_with_labels(section: Section, codes: np.ndarray, seed: int) -> np.ndarray:
     """What the U-Net is taught from few labels."""
     classes = [str(c) for c in range(codes.max() + 1)]
-    return lesson_from_labels([section], [codes], classes, np.random.default_rng(seed)).target.argmax(1)
+    return pseudo_labels_from_labels([section], [codes], classes, np.random.default_rng(seed)).target.argmax(1)
 
 
 def teacher_without_labels(section: Section, k: int, seed: int) -> np.ndarray:
     """What the U-Net is taught without labels."""
-    return lesson_without_labels([section], k, np.random.default_rng(seed), False).target.argmax(1)
+    return pseudo_labels_from_clustering([section], k, np.random.default_rng(seed), False).target.argmax(1)

@@ -75,7 +75,7 @@ def save_model(
 
 
 def model_kind(path: str | os.PathLike[str]) -> str:
-    """Return the class that a model file was saved from, "" where that cannot be told."""
+    """Return the class that a model file was saved from, "" where it is unknown."""
     try:
         return str(_header(_existing(path))["kind"])
     except (FileNotFoundError, ValueError):
@@ -83,7 +83,7 @@ def model_kind(path: str | os.PathLike[str]) -> str:
 
 
 def load_model(path: str | os.PathLike[str], kind: str) -> ModelFile:
-    """Read a model file and check that it is one, of the kind asked for, and that nothing in it has changed.
+    """Read a model file and check that it is one, of the given kind, and that nothing in it has changed.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def load_model(path: str | os.PathLike[str], kind: str) -> ModelFile:
 
 
 def _other_kind(found: str, wanted: str) -> str:
-    """What is said of a file of another kind: which class reads it, where one does."""
+    """End of the message about a file of another kind: which class reads it, where one does."""
     if found in KINDS:
         return f"a {found}, not a {wanted}; load it with models.{found}."
     return f"a {found[:40]}, which this version of stxtools does not have; train the model again."
@@ -183,7 +183,7 @@ def _intact(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bo
 
 def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
     for name, value in arrays.items():
-        open_ended = name.endswith(".threshold")  # a leaf asks nothing: its threshold is infinite
+        open_ended = name.endswith(".threshold")  # a leaf splits nothing: its threshold is infinite
         bad = np.isnan(value) if open_ended else ~(np.abs(value) <= LARGEST) if value.dtype.kind == "f" else False
         if np.any(bad):
             raise ValueError(

@@ -28,7 +28,7 @@ _THREADS_FROM = 20_000  # observations from which several CPU threads pay
 
 
 class UNetAlone(Baseline):
-    """The U-Net of :class:`stxtools.models.Segmenter`, taught by the labels: one network a target."""
+    """The U-Net of :class:`stxtools.models.Segmenter`, trained on the labels: one network a target."""
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Train a U-Net for each target; ``params`` are those of :class:`stxtools.models.SegmenterParams`."""
@@ -64,7 +64,7 @@ class UNetAlone(Baseline):
         return [np.concatenate([p.features for p in parts], axis=1) for parts in zip(*found, strict=True)]
 
     def saliency(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
-        """Target -> per section, how much the called logits depend on each observation's own input, (n,)."""
+        """Target -> per section, how much the logits depend on each observation's own input, (n,)."""
         return {target: [unet_saliency(net, s) for s in sections] for target, net in self.nets.items()}
 
 
@@ -158,7 +158,7 @@ class _Net(nn.Module):
         super().__init__()
         settings = {"hidden": 64, "out_channels": 32} | dict(shape)
         self.gnn = RegionGNN(n_features, **settings)
-        # a prefix: a target may be called like an attribute of ModuleDict
+        # a prefix: a target may have the name of an attribute of ModuleDict
         self.heads = nn.ModuleDict({f"head_{t}": nn.Linear(settings["out_channels"], k) for t, k in classes.items()})
 
 

@@ -173,7 +173,7 @@ def neighbourhood_means(features: NDArray[np.float32], xy: FloatArray, sizes: Se
 def _means(sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
     """Neighbourhood means of every section, from its own mean: the simplest account of donor, depth and staining.
 
-    No label goes into it. Without it the linear floors are far lower where whole patients are left out.
+    No label goes into it. Without it the linear floors are far lower where whole patients are held out.
     """
     return [neighbourhood_means(s.features - s.features.mean(axis=0), s.xy) for s in sections]
 

@@ -93,7 +93,7 @@ def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int
     """Fit the classifier: discriminant analysis and ridge regression together.
 
     Within sections they count alike and the penalty is fixed: on seven sections, choosing them by cross-validation over
-    blocks lost accuracy. Across sections the ridge stands alone, for components may tell donors apart rather than
+    blocks lost accuracy. Across sections the ridge stands alone, for components may separate donors rather than
     tissue. It needs a far stronger penalty there, which makes its logits small: penalty and inverse temperature are
     those with the lowest cross-entropy on held-out sections.
 

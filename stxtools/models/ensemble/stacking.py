@@ -229,13 +229,13 @@ def out_of_fold(
     unit = 0.0
     if label_propagation and divisions:
         unit = float(np.mean([typical_gap(sections, fold, known) for fold, known in divisions]))
-    said: dict[str, list[FloatArray]] = {"linear": [], "trees": []}
+    predicted: dict[str, list[FloatArray]] = {"linear": [], "trees": []}
     propagated: dict[float, list[FloatArray]] = {b * unit: [] for b in BANDWIDTHS} if unit > 0 else {}
     truth = []
     for held, seen in (turn for fold, known in divisions for turn in _turns(codes, fold, known)):
         for name, member in (("linear", linear), ("trees", trees)):
             if member is not None:
-                said[name].append(member(seen, held))
+                predicted[name].append(member(seen, held))
         for bandwidth, found in propagated.items():
             parts = [propagated_logits(xy, c, n_classes, bandwidth) for xy, c in _hidden(sections, held)]
             found.append(np.concatenate(parts)[held])
@@ -243,8 +243,8 @@ def out_of_fold(
     if not truth:
         return None
     return OutOfFold(
-        np.concatenate(said["linear"]) if linear is not None else None,
-        np.concatenate(said["trees"]) if trees is not None else None,
+        np.concatenate(predicted["linear"]) if linear is not None else None,
+        np.concatenate(predicted["trees"]) if trees is not None else None,
         {bandwidth: np.concatenate(found) for bandwidth, found in propagated.items()},
         np.concatenate(truth),
     )

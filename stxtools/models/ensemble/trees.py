@@ -1,6 +1,6 @@
 """Extremely randomised trees that a model file can keep: plain arrays, no pickle.
 
-Classes that fold back on each other in expression are not told apart by planes; trees cut them out (Geurts et al.
+Classes that fold back on each other in expression are not separated by planes; trees cut them out (Geurts et al.
 2006). scikit-learn grows them; here they are stored and read.
 """
 
@@ -18,7 +18,7 @@ from stxtools.models._model_file import ModelFile
 FloatArray = NDArray[np.float64]
 
 N_TREES, LEAF = 100, 3
-N_ASKED = 40  # where they are only asked about observations left out: their weight hardly changes with more
+N_HELD_OUT_TREES = 40  # for the predictions of held-out observations: their weight hardly changes with more
 _TRIED = 0.3  # share of the features among which a cut is chosen
 _FLOOR = 2e-3  # added to each class's probability: trees that never saw a class there do not rule it out
 _CHUNK = 2000  # observations that go down all trees at a time
@@ -33,7 +33,7 @@ class Trees:
     child
         Numbers of the nodes to go to where the feature is at most the threshold, and where it is above, (N, 2).
     feature, threshold
-        What a node asks, (N,).
+        Feature and threshold of a node, (N,).
     share
         Classes' shares of the training observations of a node, all classes counting alike, (N, K).
     roots

@@ -43,7 +43,7 @@ class RegionAttribution:
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
         self.module, self.task = net._trained().eval(), task
-        self.graph = net.reading.tensors(section)
+        self.graph = net.featurizer.tensors(section)
         with torch.no_grad():
             out = self.module(self.graph)
         self.nodes, self.n = out.inputs.detach(), len(out.inputs)
@@ -63,7 +63,7 @@ class RegionAttribution:
         self.edges = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
         self.source, self.target = self.edges.numpy()
         self.proba = self.predict()
-        self.called = self.proba.argmax(axis=1)
+        self.predicted = self.proba.argmax(axis=1)
         place = {pair: i for i, pair in enumerate(zip(self.source.tolist(), self.target.tolist(), strict=True))}
         self.attention = np.zeros(self.edges.shape[1])
         for u, v, weight in zip(*out.edges.tolist(), out.attention.tolist(), strict=True):
@@ -113,18 +113,18 @@ class RegionAttribution:
         return scores
 
     def _gradients(self, v: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Gradient of v's called logit, against the mean of the others, by each edge's gate and each region."""
+        """Gradient of v's predicted class against the mean logit, by each edge's gate and region."""
         nodes = self.nodes.clone().requires_grad_(True)
         gate = torch.ones(self.edges.shape[1], requires_grad=True)
         logits = self._logits(nodes, self.edges, gate)[v]
-        margin = logits[int(self.called[v])] - logits.mean()
+        margin = logits[int(self.predicted[v])] - logits.mean()
         by_gate, by_node = torch.autograd.grad(margin, (gate, nodes))
         return by_gate.double().numpy(), by_node.double().norm(dim=1).numpy()
 
     def saliency(self) -> NDArray[np.float32]:
         """Length of the gradient of the predicted class's logits in each observation's own input, (n,).
 
-        Observations outside regions are left out. The input is the raster where there is a U-Net, else what the
+        Observations outside regions do not count. The input is the raster where there is a U-Net, else what the
         observation reads.
         """
         g = replace(self.graph)
@@ -159,11 +159,11 @@ class RegionAttribution:
     def change(self, proba: NDArray[np.float64], regions: NDArray[np.int64]) -> tuple[float, float]:
         """Mean change of the probabilities of ``regions`` (total variation), and the share whose class changed."""
         moved = np.abs(proba[regions] - self.proba[regions]).sum(axis=1) / 2
-        return float(moved.mean()), float((proba[regions].argmax(axis=1) != self.called[regions]).mean())
+        return float(moved.mean()), float((proba[regions].argmax(axis=1) != self.predicted[regions]).mean())
 
 
 def unet_saliency(segmenter: Segmenter, section: Section) -> NDArray[np.float32]:
-    """Length of the gradient of a trained U-Net's called logits in each observation's own pixel, (n,).
+    """Length of the gradient of a trained U-Net's predicted classes' logits in each observation's own pixel, (n,).
 
     As :meth:`RegionAttribution.saliency`, for a U-Net without a graph. The raster is read whole, without tiles.
     """

@@ -49,7 +49,7 @@ class TissueEvidence:
     def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:
         self.net, self.section, self.task = net, section, task
         self.module = net._trained().eval()
-        self.graph = net.reading.tensors(section)
+        self.graph = net.featurizer.tensors(section)
         self._known = section.region >= 0
         self._shapes = {
             name: tuple(value.shape)
@@ -59,7 +59,7 @@ class TissueEvidence:
 
     def baseline(self) -> GraphTensors:
         """Return the section if every observation had its mean expression."""
-        scaling, section = self.net.reading.scaling, self.section.section
+        scaling, section = self.net.featurizer.scaling, self.section.section
         mean = section.features.mean(axis=0, dtype=np.float64)
         z = (mean - (section.features - centred(section.features, scaling["centre"]))[0]) / scaling["scale"]
         out = replace(self.graph)
@@ -94,7 +94,7 @@ class TissueEvidence:
         reads no genes beside the features.
         """
         gradient = self._integrated(group, others, side)
-        scaling, section = self.net.reading.scaling, self.section.section
+        scaling, section = self.net.featurizer.scaling, self.section.section
         n, width = section.features.shape
         z = np.zeros((n, width))
         at_genes: Floats = np.zeros(0)
@@ -118,7 +118,7 @@ class TissueEvidence:
         return features, at_genes
 
     def _gene_parts(self, at_scores: Floats) -> Floats:
-        smoothed, genes = self.net.reading.smoothed, self.section.genes
+        smoothed, genes = self.net.featurizer.smoothed, self.section.genes
         if smoothed is None or genes is None:
             return np.zeros(0)
         total = np.zeros(len(smoothed.axes))

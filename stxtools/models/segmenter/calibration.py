@@ -1,4 +1,4 @@
-"""Confidence that means what it says: one temperature for the U-Net's probabilities."""
+"""Calibrated confidence: one temperature for the U-Net's probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 if TYPE_CHECKING:
-    from .pseudo_labels import Lesson
+    from .pseudo_labels import PseudoLabels
 
 _COOLEST, _HOTTEST = 0.25, 50.0
 
@@ -43,14 +43,14 @@ def tempered(proba: NDArray[np.floating], temperature: float) -> NDArray[np.floa
     return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def expected_temperature(proba: Sequence[NDArray[np.float32]], lesson: Lesson) -> float:
-    """Temperature that brings the confidence to what the teachers' agreement says of the U-Net's classes.
+def expected_temperature(proba: Sequence[NDArray[np.float32]], pseudo_labels: PseudoLabels) -> float:
+    """Temperature at which the mean confidence is the one that the pseudo-labels have in the predicted classes.
 
     The few observations left without a label where most have one are no sample of the tissue: all count then.
     """
-    answer = np.concatenate(list(proba))
-    told = ~np.isnan(lesson.sure[:, 0])
-    if lesson.labelled.mean() < 0.5:
-        told &= ~lesson.labelled
-    chosen = lesson.sure[told, answer[told].argmax(axis=1)]
-    return matching_temperature(answer[told], float(chosen.mean())) if told.any() else 1.0
+    predicted = np.concatenate(list(proba))
+    judged = ~np.isnan(pseudo_labels.confidence[:, 0])
+    if pseudo_labels.labelled.mean() < 0.5:
+        judged &= ~pseudo_labels.labelled
+    chosen = pseudo_labels.confidence[judged, predicted[judged].argmax(axis=1)]
+    return matching_temperature(predicted[judged], float(chosen.mean())) if judged.any() else 1.0

@@ -94,7 +94,7 @@ def offsets_for_all(logits: FloatArray, wanted: NDArray[Any]) -> FloatArray:
     Raises
     ------
     ValueError
-        If fewer observations than classes can be told apart.
+        If fewer distinct observations than classes are there.
     """
     offsets = np.zeros(logits.shape[1])
     sizes = class_sizes(logits)

@@ -1,4 +1,4 @@
-"""From a few labels to class probabilities everywhere: the teacher with labels. Never written as a result itself."""
+"""Pseudo-labels from a few labels: co-trained discriminant analyses. Never written as a result themselves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IntArray = NDArray[np.int64]
 SCALES = ((7, 19), (19, 61), (37, 127))  # nearest observations whose means are read side by side
 EDGES = (((19,), 1.5), ((19, 61), 1.0))  # plain means, and the tolerance of the edge-preserving one beside them
 ROUNDS = 8  # of co-training
-MEMBERS = 24  # classifiers that vote on how sure the teacher may be
+MEMBERS = 24  # classifiers whose mean probability is the confidence of the pseudo-labels
 SHARE = 0.6  # of the components that each of them sees
 
 
@@ -46,7 +46,7 @@ def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[F
 
 
 def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int, *, rounds: int = ROUNDS) -> FloatArray:
-    """Class probabilities of all observations from a few labels, by discriminant analyses that teach each other.
+    """Class probabilities of all observations from a few labels, by co-trained discriminant analyses.
 
     Every view has its own discriminant analysis. The first fit sees the labels. In each further round the
     unlabelled observations join with the probabilities on which the views agree (their geometric mean), weighted
@@ -81,7 +81,7 @@ def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int,
 def voted_confidence(
     views: Sequence[FloatArray], labels: IntArray, n_classes: int, rng: np.random.Generator
 ) -> FloatArray:
-    """Mean class probabilities of classifiers that see random components each: how sure one may be.
+    """Mean class probabilities of classifiers that see random components each: the confidence in a class.
 
     Random subspaces (Ho 1998). Where the labels settle a class, whichever components are read, all agree. The mean
     probability is close to the share that is right, where the probabilities of a single discriminant analysis, whose

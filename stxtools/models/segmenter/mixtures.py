@@ -1,4 +1,4 @@
-"""Consensus of Gaussian mixtures: the teacher without labels. Never written as a result itself."""
+"""Pseudo-labels without labels: a consensus of Gaussian mixtures. Never written as a result themselves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def most_rounds(n_obs: int) -> int:
 
 @dataclass(frozen=True)
 class View:
-    """Spatial means of several scales side by side, put together for the rows that are asked for.
+    """Spatial means of several scales side by side, for the given rows.
 
     ``means`` are shared by the views of a section, so that many views cost no more memory than the scales do.
     """
@@ -186,8 +186,8 @@ def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.rand
     """Let the mixtures of all views go on from a common partition, each learning from the mean of all.
 
     An EM whose E-step is shared: ten times, the parameters of every view's tied mixture are computed from the
-    common memberships, and the mean of what they answer is the next (co-EM; Nigam and Ghani 2000). Returns
-    memberships (n, k); those given if a class is lost on the way.
+    common memberships, and the mean of the memberships that they predict is the next (co-EM; Nigam and Ghani 2000).
+    Returns memberships (n, k); those given if a class is lost on the way.
     """
     rows = some_rows(len(target), _FIT, rng)
     whitened, share = [], target[rows]

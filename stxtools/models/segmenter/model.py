@@ -25,8 +25,8 @@ from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loade
 
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
-from .pseudo_labels import lesson_from_labels, lesson_without_labels
-from .rasters import lesson_rasters
+from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
+from .rasters import target_rasters
 from .scaling import FeatureScaling
 
 _TIES, _NUDGES = 4, 16
@@ -53,10 +53,10 @@ class Segmenter:
     """U-Net that assigns the observations of spatial sections to compartments.
 
     It is trained on the sections it is fitted to: pretrained without labels (masked reconstruction or
-    SimCLR) or starts from a U-Net pretrained on others, then taught by soft targets. Without labels the
-    targets are a consensus of Gaussian mixtures on spatially averaged features; with labels, discriminant
+    SimCLR) or starts from a U-Net pretrained on others, then trained on pseudo-labels (soft targets). Without labels
+    these are a consensus of Gaussian mixtures on spatially averaged features; with labels, discriminant
     analyses on neighbourhood means for the unlabelled observations and the labels themselves for the labelled
-    ones. A temperature brings its confidence to the teachers' agreement.
+    ones. A temperature brings its confidence to that of the pseudo-labels.
 
     Parameters
     ----------
@@ -144,21 +144,25 @@ class Segmenter:
         self._measure(sections)
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
-            lesson = lesson_without_labels(sections, n_segments, np.random.default_rng(_DRAWS), show_progress)
+            pseudo_labels = pseudo_labels_from_clustering(
+                sections, n_segments, np.random.default_rng(_DRAWS), show_progress
+            )
         else:
             ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]
-            lesson = lesson_from_labels(sections, ordered, list(classes or []), np.random.default_rng(random_state))
-        self.classes, self.stability = lesson.classes, lesson.stability
-        tensors, members = lesson_rasters(sections, lesson, self.scale, random_state)
+            pseudo_labels = pseudo_labels_from_labels(
+                sections, ordered, list(classes or []), np.random.default_rng(random_state)
+            )
+        self.classes, self.stability = pseudo_labels.classes, pseudo_labels.stability
+        tensors, members = target_rasters(sections, pseudo_labels, self.scale, random_state)
         how: dict[str, Any] = {
             "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
         }  # fmt: skip
         self._train(tensors, how)
-        answers = self._answers(tensors, accelerator)
-        if labels is None and self._keep_all_classes(tensors, [features for _, features in answers]):
-            answers = self._answers(tensors, accelerator)
-        proba = [p[m] for (p, _), m in zip(answers, members, strict=True)]
-        self.temperature = expected_temperature(proba, lesson)
+        predicted = self._predicted(tensors, accelerator)
+        if labels is None and self._keep_all_classes(tensors, [features for _, features in predicted]):
+            predicted = self._predicted(tensors, accelerator)
+        proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
+        self.temperature = expected_temperature(proba, pseudo_labels)
         if labels is None:
             self._order_by_size(given, accelerator)
         return self
@@ -226,7 +230,7 @@ class Segmenter:
                 else:  # in each order, rounding makes the first of two nearly equal classes the smaller one
                     head.bias[:-1][torch.from_numpy(smaller)] += 1e-6 * 2.0 ** (turn - _TIES)  # type: ignore[index]
 
-    def _answers(
+    def _predicted(
         self, tensors: list[PixelRaster], accelerator: str
     ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Class probabilities and features of the occupied pixels of every section."""

@@ -1,4 +1,4 @@
-"""What the U-Net is taught: soft targets for the observations, from a consensus or from a few labels."""
+"""Pseudo-labels, the soft targets that the U-Net is trained on: from a consensus of mixtures or from a few labels."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
-SHARPEN = 3  # averaged memberships are soft; taught as they are, the U-Net loses small classes
-COARSE = 3  # up to this many classes are stable wherever there is one sharp border, and tell little
+SHARPEN = 3  # averaged memberships are soft; trained on as they are, the U-Net loses small classes
+COARSE = 3  # up to this many classes are stable wherever there is one sharp border, and say little
 STEADY = 0.8  # part of their stability that a larger number must reach to be preferred
-TAUGHT = 60_000  # observations that get a target, at most
+MOST_TARGETS = 60_000  # observations that get a target, at most
 
 
 @dataclass
-class Lesson:
-    """Targets for the observations of all sections, one after the other.
+class PseudoLabels:
+    """Soft targets for the observations of all sections, one after the other.
 
     Attributes
     ----------
@@ -46,8 +46,8 @@ class Lesson:
         Class names.
     target, weight
         Class probabilities to learn (n, K), and how much they count (n,); 0 where there is no target.
-    sure
-        Probabilities that tell how sure one may be of each class (n, K); rows of NaN where nobody can tell.
+    confidence
+        Probability that each class is right (n, K); rows of NaN where it is unknown.
     labelled
         Observations with a label of their own, (n,).
     stability
@@ -57,15 +57,15 @@ class Lesson:
     classes: list[str]
     target: FloatArray
     weight: FloatArray
-    sure: FloatArray
+    confidence: FloatArray
     labelled: NDArray[np.bool_]
     stability: dict[int, float] = field(default_factory=dict)
 
 
-def lesson_without_labels(
+def pseudo_labels_from_clustering(
     sections: Sequence[Section], k: int | None, rng: np.random.Generator, show_progress: bool | None
-) -> Lesson:
-    """Consensus of Gaussian mixtures on spatial means, from which the mixtures then teach each other.
+) -> PseudoLabels:
+    """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def lesson_without_labels(
     """
     sizes = [s.n_obs for s in sections]
     n, rounds = sum(sizes), most_rounds(sum(sizes) // len(sections))
-    rows = some_rows(n, TAUGHT, rng)
+    rows = some_rows(n, MOST_TARGETS, rng)
     features, graph = _joint(sections)
     stability: dict[int, float] = {}
     if k is None:
@@ -86,7 +86,7 @@ def lesson_without_labels(
     names = [str(i) for i in range(k)]
     if k == 1:
         one = np.ones((n, 1))
-        return Lesson(names, one, one[:, 0], one, np.zeros(n, dtype=bool), stability)
+        return PseudoLabels(names, one, one[:, 0], one, np.zeros(n, dtype=bool), stability)
     views = multiscale_views(features, graph, rounds, rows)
     with progress(len(views), "finding compartments", show_progress) as bar:
         voted, _ = consensus(views, k, rng, lambda: bar.update(1))
@@ -99,7 +99,7 @@ def lesson_without_labels(
     target = target**SHARPEN / (target**SHARPEN).sum(axis=1, keepdims=True)
     balance = (target.mean() / target.mean(axis=0).clip(1e-6)) ** 0.5  # small compartments are not to be lost
     weight = agreement * balance[target.argmax(axis=1)]
-    return _lesson(names, n, rows, target, weight, voted, np.zeros(n, dtype=bool), stability)
+    return _for_all(names, n, rows, target, weight, voted, np.zeros(n, dtype=bool), stability)
 
 
 def most_telling(stability: Mapping[int, float]) -> int:
@@ -110,42 +110,42 @@ def most_telling(stability: Mapping[int, float]) -> int:
     return max(chosen, key=lambda k: (chosen[k], k))
 
 
-def lesson_from_labels(
+def pseudo_labels_from_labels(
     sections: Sequence[Section], labels: Sequence[IntArray], classes: Sequence[str], rng: np.random.Generator
-) -> Lesson:
-    """Discriminant analyses of several views that teach each other, and the labels themselves."""
+) -> PseudoLabels:
+    """Co-trained discriminant analyses of several views for the unlabelled, and the labels themselves."""
     codes, k = np.concatenate(list(labels)), len(classes)
     sizes = [s.n_obs for s in sections]
     known = codes >= 0
     rows = np.flatnonzero(known)
     free = np.flatnonzero(~known)
-    free = free[some_rows(len(free), max(TAUGHT - len(rows), 1), rng)]
+    free = free[some_rows(len(free), max(MOST_TARGETS - len(rows), 1), rng)]
     rows = np.sort(np.concatenate([rows, free]))
     local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
     stage("spreading labels")
     views = label_views(sections, local)
     target = spread_labels(views, codes[rows], k)
-    sure = voted_confidence(views, codes[rows], k, rng)
+    confidence = voted_confidence(views, codes[rows], k, rng)
     weight = (target.max(axis=1) - 1 / k) / (1 - 1 / k)
     target[known[rows]] = np.eye(k)[codes[rows][known[rows]]]
     weight[known[rows]] = 2.0
-    return _lesson(list(classes), len(codes), rows, target, weight, sure, known, {})
+    return _for_all(list(classes), len(codes), rows, target, weight, confidence, known, {})
 
 
-def _lesson(
+def _for_all(
     names: list[str],
     n: int,
     rows: IntArray,
     target: FloatArray,
     weight: FloatArray,
-    sure: FloatArray,
+    confidence: FloatArray,
     labelled: NDArray[np.bool_],
     stability: dict[int, float],
-) -> Lesson:
-    """Put what is known of ``rows`` among all observations."""
+) -> PseudoLabels:
+    """Pseudo-labels of all observations from those of ``rows``."""
     k = len(names)
-    full = Lesson(names, np.full((n, k), 1 / k), np.zeros(n), np.full((n, k), np.nan), labelled, stability)
-    full.target[rows], full.weight[rows], full.sure[rows] = target, weight, sure
+    full = PseudoLabels(names, np.full((n, k), 1 / k), np.zeros(n), np.full((n, k), np.nan), labelled, stability)
+    full.target[rows], full.weight[rows], full.confidence[rows] = target, weight, confidence
     return full
 
 

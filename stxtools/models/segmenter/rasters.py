@@ -1,4 +1,4 @@
-"""Sections and what is to be learned of them, as rasters of occupied pixels."""
+"""Sections and their pseudo-labels as rasters of occupied pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stxtools.models._section import Section
 from stxtools.nn._augment import block_mask
 from stxtools.nn._tiles import PixelRaster
 
-from .pseudo_labels import Lesson
+from .pseudo_labels import PseudoLabels
 
 _CHOICES = 8  # hold-outs among which the first is taken that misses no class
 
@@ -24,8 +24,8 @@ def section_raster(section: Section, scale: NDArray[np.floating]) -> tuple[Pixel
     return PixelRaster(section.shape, torch.from_numpy(flat), torch.from_numpy(x)), member
 
 
-def lesson_rasters(
-    sections: Sequence[Section], lesson: Lesson, scale: NDArray[np.floating], seed: int
+def target_rasters(
+    sections: Sequence[Section], pseudo_labels: PseudoLabels, scale: NDArray[np.floating], seed: int
 ) -> tuple[list[PixelRaster], list[NDArray[np.int64]]]:
     """Rasters with targets, and each observation's pixel; some blocks are held out for early stopping."""
     out, members, end = [], [], 0
@@ -33,9 +33,9 @@ def lesson_rasters(
         rows = slice(end, end + section.n_obs)
         end = rows.stop
         raster, member = section_raster(section, scale)
-        weight = torch.from_numpy(section.pooled(lesson.weight[rows, None], member)[:, 0])
-        target = torch.from_numpy(section.pooled(lesson.target[rows], member, lesson.weight[rows] + 1e-9))
-        labelled = section.pooled(lesson.labelled[rows, None].astype(np.float64), member)[:, 0] > 0
+        weight = torch.from_numpy(section.pooled(pseudo_labels.weight[rows, None], member)[:, 0])
+        target = torch.from_numpy(section.pooled(pseudo_labels.target[rows], member, pseudo_labels.weight[rows] + 1e-9))
+        labelled = section.pooled(pseudo_labels.labelled[rows, None].astype(np.float64), member)[:, 0] > 0
         held = _held_out(raster, target * weight[:, None], torch.from_numpy(labelled), seed + i)
         raster.target, raster.weight, raster.val_weight = target, weight * ~held, weight * held
         out.append(raster)
@@ -46,7 +46,7 @@ def lesson_rasters(
 def _held_out(raster: PixelRaster, mass: torch.Tensor, labelled: torch.Tensor, seed: int) -> torch.Tensor:
     """One block in ten, without labelled pixels: a random choice that misses no class, if one is soon found.
 
-    Early stopping would otherwise keep weights that have lost a class nobody asked about.
+    Early stopping would otherwise keep weights that have lost a class without labels.
     """
     best, most = torch.zeros_like(labelled), -1.0
     for attempt in range(_CHOICES):

@@ -17,9 +17,9 @@ from stxtools.models.ensemble.linear import (
     sampled,
 )
 from stxtools.models.ensemble.stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold
-from stxtools.models.ensemble.trees import N_ASKED, N_TREES, Trees, grow_trees
+from stxtools.models.ensemble.trees import N_HELD_OUT_TREES, N_TREES, Trees, grow_trees
 
-from .features import EXPRESSION, Lessons
+from .features import EXPRESSION, TrainingTargets
 from .inputs import groups_of
 from .params import MEMBERS
 
@@ -36,20 +36,20 @@ class EnsembleFit:
 
     Parameters
     ----------
-    lessons
+    training
         Training sections with targets.
     members
-        Names of the members, or ``"auto"``: all of them, but across sections, where components and network may tell
-        donors apart rather than tissue, the linear classifier alone.
+        Names of the members, or ``"auto"``: all of them, but across sections, where components and network may separate
+        donors rather than tissue, the linear classifier alone.
     converged
-        Whether the network learned what holds on held-out labels; ``"auto"`` leaves it out otherwise.
+        Whether the network learned what holds on held-out labels; ``"auto"`` drops it otherwise.
     """
 
-    def __init__(self, lessons: Lessons, members: str | Sequence[str], *, converged: bool) -> None:
-        self.lessons, self.sections, self.rng = lessons, lessons.sections, lessons.rng
+    def __init__(self, training: TrainingTargets, members: str | Sequence[str], *, converged: bool) -> None:
+        self.training, self.sections, self.rng = training, training.sections, training.rng
         within = MEMBERS if members == "auto" else tuple(members)
         self.within = [m for m in within if members != "auto" or converged or m != "network"]
-        self.elsewhere = ["linear"] if members == "auto" and lessons.across else self.within
+        self.elsewhere = ["linear"] if members == "auto" and training.across else self.within
         self.in_region = np.concatenate([s.region >= 0 for s in self.sections])
 
     def of(self, task: str) -> Ensemble:
@@ -57,7 +57,7 @@ class EnsembleFit:
         if task == EXPRESSION:
             return self._regression()
         blocks = self._stacked(task, self.within, self._input(across=False))
-        if not self.lessons.across:
+        if not self.training.across:
             return blocks
         other = self._stacked(task, self.elsewhere, self._input(across=True))
         return Ensemble(other.elsewhere, blocks.labelled or blocks.elsewhere, other.linear_alone)
@@ -66,13 +66,13 @@ class EnsembleFit:
         share = _share(EXPRESSION, self.within)
         if "linear" not in self.within:
             return Ensemble(Stack(Weights(network=1.0)))
-        values = np.concatenate([self.lessons.values(s)[0] for s in self.sections])
-        known = np.concatenate([self.lessons.values(s)[1] for s in self.sections]) & self.in_region
-        fitted = linear_regression(self._input(across=self.lessons.across), values, known, self.rng)
+        values = np.concatenate([self.training.values(s)[0] for s in self.sections])
+        known = np.concatenate([self.training.values(s)[1] for s in self.sections]) & self.in_region
+        fitted = linear_regression(self._input(across=self.training.across), values, known, self.rng)
         return Ensemble(Stack(Weights(linear=1.0).beside_network(share), fitted))
 
     def _stacked(self, task: str, members: Sequence[str], inp: LinearInput) -> Ensemble:
-        codes, n_classes = self._codes(task), self.lessons.tasks[task]
+        codes, n_classes = self._codes(task), self.training.tasks[task]
         codes = np.where(self.in_region, codes, -1)
         known, share = codes >= 0, _share(task, members)
         seed = int(self.rng.integers(2**31))
@@ -85,21 +85,21 @@ class EnsembleFit:
             return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed, n_trees)
 
         fitted = linear(known) if "linear" in members else None
-        said: OutOfFold | None = None
+        predicted: OutOfFold | None = None
         if set(members) - {"network", "linear"} or not inp.whole:  # across sections it is calibrated already
-            said = out_of_fold(
+            predicted = out_of_fold(
                 [(s.section.xy, np.where(s.region >= 0, s.labels[task], -1)) for s in self.sections],
                 self._folds(known, inp), n_classes,
                 linear=(lambda seen, held: linear(seen)(inp.z[held])) if fitted is not None else None,
-                trees=(lambda seen, held: trees(seen, N_ASKED)(inp.z[held, : inp.genes.start]))
+                trees=(lambda seen, held: trees(seen, N_HELD_OUT_TREES)(inp.z[held, : inp.genes.start]))
                 if "trees" in members else None,
                 label_propagation="label_propagation" in members and not inp.whole,
             )  # fmt: skip
-        if said is None:
+        if predicted is None:
             first = next((m for m in ("linear", "trees") if m in members), "network")
             without, around, alone = Weights(**{first: 1.0}), None, 1.0
         else:
-            (without, around), alone = said.weights(), said.linear_alone()
+            (without, around), alone = predicted.weights(), predicted.linear_alone()
         grown = trees(known) if without.trees > 0 or (around is not None and around.trees > 0) else None
         return Ensemble(
             Stack(_beside(without, share), fitted, grown),
@@ -112,20 +112,20 @@ class EnsembleFit:
 
     @cached_property
     def _features(self) -> NDArray[np.float32]:
-        z = np.zeros((len(self.in_region), self.lessons.reading.n_own), dtype=np.float32)
-        z[self.in_region] = np.concatenate([g.own.numpy() for g in self.lessons.graphs if g.own is not None])
+        z = np.zeros((len(self.in_region), self.training.featurizer.n_own), dtype=np.float32)
+        z[self.in_region] = np.concatenate([g.own.numpy() for g in self.training.graphs if g.own is not None])
         return z
 
     def _input(self, *, across: bool) -> LinearInput:
-        reading = self.lessons.reading
-        width, unit = len(reading.scaling["centre"]), float(reading.scaling["unit"][0])
+        featurizer = self.training.featurizer
+        width, unit = len(featurizer.scaling["centre"]), float(featurizer.scaling["unit"][0])
         groups = np.concatenate(groups_of(self.sections, whole=across))
-        return LinearInput(self._features, reading.params.neighbours, width, unit, groups, across)
+        return LinearInput(self._features, featurizer.params.neighbours, width, unit, groups, across)
 
     def _folds(self, known: Mask, inp: LinearInput) -> list[Codes]:
         """Divisions of the labels into folds of whole blocks or sections, -1 where nothing is known.
 
-        Within sections by small blocks and by large ones, for nobody knows how far from labels a model will predict:
+        Within sections by small blocks and by large ones, for it is unknown how far from labels a model will predict:
         trees that read a wide neighbourhood, and label propagation, do too well on a small block between labelled ones;
         large ones are few.
         """

@@ -23,8 +23,8 @@ BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
 
 
-class Reading:
-    """What a model does to a section before a network sees it; learned from the training sections."""
+class Featurizer:
+    """Input features of the network from a section: means, scales and gene axes of the training sections."""
 
     def __init__(self, params: TissueNetParams) -> None:
         self.params = params
@@ -34,11 +34,11 @@ class Reading:
 
     @property
     def n_own(self) -> int:
-        """Length of what each observation reads of its neighbourhoods."""
+        """Number of neighbourhood features of an observation."""
         scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
         return len(self.scaling["centre"]) * len(self.params.neighbours) + scores
 
-    def fit(self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool) -> Reading:
+    def fit(self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool) -> Featurizer:
         """Learn means, scales and gene axes."""
         centre = np.concatenate([s.section.features for s in sections]).mean(axis=0)
         features = [centred(s.section.features, centre) for s in sections]
@@ -79,7 +79,7 @@ class Reading:
         return self.smoothed.transform(s.genes, s.section.xy)
 
     def own(self, s: RegionSection) -> NDArray[np.float32]:
-        """What the observations read of their neighbourhoods, (n, d)."""
+        """Neighbourhood features of the observations, (n, d)."""
         for section, own in self._read:
             if section is s:
                 return own
@@ -113,7 +113,7 @@ class Reading:
         return arrays | (self.smoothed.to_file() if self.smoothed is not None else {})
 
     @classmethod
-    def from_file(cls, params: TissueNetParams, file: ModelFile, tasks: Mapping[str, int]) -> Reading:
+    def from_file(cls, params: TissueNetParams, file: ModelFile, tasks: Mapping[str, int]) -> Featurizer:
         """Return what :meth:`to_file` wrote; ``tasks`` tells which parts a model has."""
         self = cls(params)
         sizes: dict[str, int | None] = {"": None, "node_": None}
@@ -134,7 +134,7 @@ class Reading:
         return self
 
 
-class Lessons:
+class TrainingTargets:
     """Training sections as tensors with targets; some blocks of labels, or sections, are held out for early stopping.
 
     ``across`` says whether the model is made for sections without labels, so that the ensemble's linear member is
@@ -143,17 +143,21 @@ class Lessons:
     """
 
     def __init__(
-        self, reading: Reading, sections: Sequence[RegionSection], tasks: Mapping[str, int], rng: np.random.Generator
+        self,
+        featurizer: Featurizer,
+        sections: Sequence[RegionSection],
+        tasks: Mapping[str, int],
+        rng: np.random.Generator,
     ) -> None:
-        self.reading, self.sections, self.tasks, self.rng = reading, list(sections), dict(tasks), rng
-        how = reading.params.holdout
+        self.featurizer, self.sections, self.tasks, self.rng = featurizer, list(sections), dict(tasks), rng
+        how = featurizer.params.holdout
         self.across = holds_out_sections(sections) if how == "auto" else how == "section"
         self.groups = groups_of(sections, whole=how == "section")
         self.held = held_out(sections, self.groups, rng)
         self.graphs = [self._with_targets(s, held) for s, held in zip(sections, self.held, strict=True)]
 
     def _with_targets(self, s: RegionSection, held: NDArray[np.bool_]) -> GraphTensors:
-        out, inside, n = self.reading.tensors(s), s.region >= 0, len(s.nodes)
+        out, inside, n = self.featurizer.tensors(s), s.region >= 0, len(s.nodes)
         for task, size in self.tasks.items():
             if task == EXPRESSION:
                 values, known = self.values(s)
@@ -178,7 +182,7 @@ class Lessons:
 
     def values(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Standardised expression to predict, (n, T), and where it is known, (n,)."""
-        scaling = self.reading.scaling
+        scaling = self.featurizer.scaling
         if s.expression is None:
             return np.zeros((s.section.n_obs, self.tasks[EXPRESSION]), np.float32), np.zeros(s.section.n_obs, bool)
         values = (s.expression - scaling["expression_centre"]) / scaling["expression_scale"]

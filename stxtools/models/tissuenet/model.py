@@ -26,7 +26,7 @@ from stxtools.nn._tissue import GraphTensors, TissueModule
 from stxtools.nn._unet import UNet
 from stxtools.nn._weighting import task_weighting
 
-from .features import BIOMARKER, CLASSES, EXPRESSION, Lessons, Reading
+from .features import BIOMARKER, CLASSES, EXPRESSION, Featurizer, TrainingTargets
 from .inputs import RegionSection, region_means
 from .params import TissueNetParams
 
@@ -93,7 +93,7 @@ class TissueNet:
         self.projection: GeneProjection | None = None
         self.use_rep: str | None = None
         self.module: TissueModule | None = None
-        self.reading = Reading(self.params)
+        self.featurizer = Featurizer(self.params)
         self.ensembles: dict[str, Ensemble] = {}
         self.convergence: dict[str, Any] = {}
         self.task_weights: dict[str, float] = {}
@@ -101,7 +101,7 @@ class TissueNet:
     @property
     def n_features(self) -> int:
         """Length of the feature vectors of the observations."""
-        return len(self.reading.scaling["centre"])
+        return len(self.featurizer.scaling["centre"])
 
     @property
     def n_means(self) -> int:
@@ -160,7 +160,7 @@ class TissueNet:
         self.history, self.module, self.ensembles, self.convergence = [], None, {}, {}
         factors = self._factors()
         rng = np.random.default_rng(random_state)
-        self.reading = Reading(self.params).fit(sections, rng, labelled=bool(self.tasks))
+        self.featurizer = Featurizer(self.params).fit(sections, rng, labelled=bool(self.tasks))
         how = {
             "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
         }  # fmt: skip
@@ -186,7 +186,7 @@ class TissueNet:
         from stxtools.nn._training import run_training
 
         p, module = self.params, self._trained()
-        graphs = [self.reading.tensors(s) for s in sections]
+        graphs = [self.featurizer.tensors(s) for s in sections]
         with seeded(how["seed"]):
             task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.objective, p.hide)
         few = sum(len(s.nodes) for s in sections) < MANY
@@ -208,8 +208,8 @@ class TissueNet:
         from .ensemble import EnsembleFit
 
         p, module = self.params, self._trained()
-        lessons = Lessons(self.reading, sections, self.tasks, rng)
-        graphs = lessons.graphs
+        training = TrainingTargets(self.featurizer, sections, self.tasks, rng)
+        graphs = training.graphs
         if module.unet is not None and p.pretrain != "none":
             with seeded(how["seed"] + 1):
                 before = UNetPretraining(
@@ -229,7 +229,7 @@ class TissueNet:
         last = self.history[-1]
         self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
         stage("weighing the ensemble")
-        fit = EnsembleFit(lessons, p.ensemble, converged=self.convergence["converged"])
+        fit = EnsembleFit(training, p.ensemble, converged=self.convergence["converged"])
         self.ensembles = {name: fit.of(name) for name in factors}
 
     def _training(self, epochs: int, patience: int) -> Training:
@@ -242,11 +242,11 @@ class TissueNet:
 
     def _new_module(self) -> TissueModule:
         p, labelled = self.params, bool(self.tasks)
-        n_nodes = len(self.reading.scaling["node_centre"])
+        n_nodes = len(self.featurizer.scaling["node_centre"])
         unet = None
         if p.unet and labelled:
             unet = UNet(self.n_features, width=p.unet_width, depth=p.unet_depth, kernel_size=p.kernel_size, dropout=0.1)
-        own = self.reading.n_own if labelled else 0
+        own = self.featurizer.n_own if labelled else 0
         gnn = RegionGNN(
             n_nodes + (p.unet_width if unet is not None else 0) + (p.spot_width if own else 0),
             hidden=p.hidden,
@@ -275,7 +275,7 @@ class TissueNet:
         stage("predicting")
         found = []
         for s in sections:
-            g = self.reading.tensors(s)
+            g = self.featurizer.tensors(s)
             out = self._forward([g], accelerator)[0]
             n = len(s.nodes)
             source, target = out.edges.cpu().numpy()
@@ -303,7 +303,7 @@ class TissueNet:
         at_regions, at_obs = share * at_regions + mean, share * at_obs + others
         if task != EXPRESSION:
             return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
-        scale, centre = self.reading.scaling["expression_scale"], self.reading.scaling["expression_centre"]
+        scale, centre = self.featurizer.scaling["expression_scale"], self.featurizer.scaling["expression_centre"]
         return (at_regions * scale + centre).astype(np.float32), (at_obs * scale + centre).astype(np.float32)
 
     def beside_network(
@@ -328,7 +328,7 @@ class TissueNet:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights (safetensors) and description (JSON) to one file."""
-        arrays = module_arrays(self._trained(), "module.") | self.reading.to_file()
+        arrays = module_arrays(self._trained(), "module.") | self.featurizer.to_file()
         for task, ensemble in self.ensembles.items():
             arrays |= ensemble.to_file(f"ensemble.{task}")
         config: dict[str, Any] = {
@@ -360,15 +360,15 @@ class TissueNet:
         self.expression, self.genes = file.names("expression"), file.optional_names("read_genes")
         self.target_sum = file.optional_number("read_target_sum")
         self.task_weights = file.numbers_by_task("task_weights", self.tasks)
-        self.reading = Reading.from_file(self.params, file, self.tasks)
-        smoothed = self.reading.smoothed
+        self.featurizer = Featurizer.from_file(self.params, file, self.tasks)
+        smoothed = self.featurizer.smoothed
         if smoothed is not None and self.genes is None and (self.use_rep or file.config.get("genes")):
             raise file.damaged("it reads genes and does not name them")
         if smoothed is not None and self.genes is not None and len(smoothed.gene_scale) != len(self.genes):
             raise file.damaged(f"it names {len(self.genes)} genes and scales {len(smoothed.gene_scale)}")
         weighed = file.names("ensembles")
         file.check_tasks("ensembles", weighed, self.tasks)
-        sizes = self.reading.n_own, self.n_means
+        sizes = self.featurizer.n_own, self.n_means
         self.ensembles = {t: Ensemble.from_file(file, f"ensemble.{t}", *sizes, self.tasks[t]) for t in weighed}
         self.projection = GeneProjection.from_file(file, self.n_features)
         self.module = file.module(self._new_module, "module.")

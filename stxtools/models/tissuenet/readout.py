@@ -1,4 +1,4 @@
-"""Which genes a framework's answers hang on, as a few axes that a student can read."""
+"""Axes of the genes along which a framework's predictions change, for a student to read."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def with_readout(
     genes: Sequence[str],
     smoothed: SmoothedGenes,
     sections: Sequence[RegionSection],
-    answers: Sequence[NDArray[np.floating]],
+    logits: Sequence[NDArray[np.floating]],
     rng: np.random.Generator,
 ) -> GeneProjection:
-    """Add to a projection the axes of the genes along which the answers change.
+    """Add to a projection the axes of the genes along which the predictions change.
 
-    The first components of expression tell tissues apart, but not always a disease. A ridge regression of the
-    answers on the smoothed genes, carried back to the genes, gives an axis for each class and neighbourhood size;
+    The first components of expression separate tissues, but not always a disease. A ridge regression of the
+    logits on the smoothed genes, carried back to the genes, gives an axis for each class and neighbourhood size;
     what they add to the components is kept in at most ``N_AXES`` orthonormal axes.
 
     Parameters
@@ -43,19 +43,19 @@ def with_readout(
         The framework's smoothed genes.
     sections
         Sections with log expression of these genes.
-    answers
+    logits
         The framework's logits or log probabilities of the observations of each section, (n, K); NaN where there is
         none.
     rng
         Chooses the observations to learn from.
     """
     parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
-    share = _ROWS / max(sum(len(a) for a in answers), 1)
-    rows = [np.flatnonzero(np.isfinite(a).all(axis=1) & (rng.random(len(a)) < share)) for a in answers]
+    share = _ROWS / max(sum(len(a) for a in logits), 1)
+    rows = [np.flatnonzero(np.isfinite(a).all(axis=1) & (rng.random(len(a)) < share)) for a in logits]
     scores = np.concatenate(
         [smoothed.transform(logged, xy, at) for (logged, xy), at in zip(parts, rows, strict=True)]
     ).astype(np.float64)
-    wanted = np.concatenate([a[at] for a, at in zip(answers, rows, strict=True)]).astype(np.float64)
+    wanted = np.concatenate([a[at] for a, at in zip(logits, rows, strict=True)]).astype(np.float64)
     scores, wanted = scores - scores.mean(axis=0), wanted - wanted.mean(axis=0)
     penalty = _RIDGE * len(scores) * scores.var(axis=0).mean() * np.eye(scores.shape[1])
     coefficients = np.linalg.solve(scores.T @ scores + penalty, scores.T @ wanted)

@@ -33,7 +33,7 @@ SAMPLE = 60_000  # pixels that are learned from: more did not help
 BATCH = 512  # at most: a small section is learned in smaller steps, some 30 an epoch
 _BLOCKS, _HELD = 40, 4  # blocks of a section, and how many of them are held out: neighbouring pixels are alike
 _DEFAULTS: dict[str, Any] = {"width": 32, "depth": 0, "sigmas": (0.0, 1.0, 2.0, 4.0), "epochs": 20, "patience": 4}
-_LEAST = 1e-3  # probability below which a prediction is no surer
+_LEAST = 1e-3  # smallest probability whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class TissueStudent:
         proba = [np.concatenate([p.obs_proba[task] for task in teacher.classes], axis=1) for p in found]
         targets = SoftTargets({task: list(names) for task, names in teacher.classes.items()}, proba)
         self.projection, self.use_rep = teacher.projection, teacher.use_rep
-        smoothed, genes = teacher.reading.smoothed, teacher.genes
+        smoothed, genes = teacher.featurizer.smoothed, teacher.genes
         if self.projection is not None and smoothed is not None and genes is not None:
             rng = np.random.default_rng(random_state)
             self.projection = with_readout(self.projection, genes, smoothed, sections, targets.logits(), rng)

@@ -38,8 +38,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How expression becomes features."""
+class FeatureSource:
+    """Where the features come from: a stored representation or a layer, and the seed of the components."""
 
     use_rep: str | None
     layer: str | None
@@ -47,7 +47,7 @@ class Reading:
 
 
 def read_features(
-    adata: AnnData, how: Reading, learn_from: NDArray[np.bool_] | None = None
+    adata: AnnData, how: FeatureSource, learn_from: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float32], sparse.csr_matrix | None]:
     """Return features (n, d) of all observations, and their log-normalised expression where it was read.
 
@@ -116,7 +116,7 @@ def whole(parts: Sequence[NDArray[Any]], where: Geometry) -> NDArray[Any]:
     return join(parts, where)
 
 
-def data_checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], how: Reading) -> int:
+def data_checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], how: FeatureSource) -> int:
     """Checksum of what an evaluation reads: names, coordinates, sections, labels and expression."""
     if how.use_rep is not None:
         matrix: Any = sparse.csr_matrix(stored_representation(adata, how.use_rep).values)

@@ -28,7 +28,7 @@ from stxtools._validate import (
     listing,
 )
 
-from ._data import Reading, Target
+from ._data import FeatureSource, Target
 from ._run import COLUMNS, TEXT, Protocol, run
 from ._splits import SCHEMES
 
@@ -208,7 +208,7 @@ def evaluate(
         seeds=[seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))],
         noise=[check_number("noise", level, minimum=0, maximum=1) for level in levels],
         noise_kind=noise_kind,
-        reading=Reading(use_rep, layer, seed),
+        source=FeatureSource(use_rep, layer, seed),
         spatial_key=spatial_key,
         library_key=library_key,
         accelerator=accelerator,

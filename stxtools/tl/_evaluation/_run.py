@@ -17,7 +17,7 @@ from stxtools._version import __version__
 
 from ._checkpoint import Checkpoint, settings_fingerprint
 from ._data import (
-    Reading,
+    FeatureSource,
     Target,
     data_checksum,
     evaluation_sections,
@@ -63,7 +63,7 @@ class Protocol:
     seeds: list[int]
     noise: list[float]
     noise_kind: str
-    reading: Reading
+    source: FeatureSource
     spatial_key: str
     library_key: str | bool | None
     accelerator: str
@@ -77,9 +77,9 @@ class Protocol:
         genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
         return settings_fingerprint(
             {
-                "version": __version__, "data": data_checksum(adata, where, self.targets, self.reading),
+                "version": __version__, "data": data_checksum(adata, where, self.targets, self.source),
                 "n_folds": self.n_folds, "genes": genes, "noise_kind": self.noise_kind, "params": self.params,
-                "use_rep": self.reading.use_rep, "layer": self.reading.layer, "pca_seed": self.reading.seed,
+                "use_rep": self.source.use_rep, "layer": self.source.layer, "pca_seed": self.source.seed,
             }
         )  # fmt: skip
 
@@ -204,13 +204,13 @@ def _splits(
         yield _Split(scheme, seed, noise, name, test, evaluation_sections(*features, where), truth)
 
 
-def _noised(adata: AnnData, p: Protocol, seed: int, noise: float) -> tuple[AnnData, Reading]:
-    how = p.reading
+def _noised(adata: AnnData, p: Protocol, seed: int, noise: float) -> tuple[AnnData, FeatureSource]:
+    how = p.source
     if noise == 0:
         return adata, how
     values, _ = noised_values(adata, noise, kind=p.noise_kind, layer=how.layer, use_rep=how.use_rep, seed=seed)
     out = noised_copy(adata, values, kind=p.noise_kind, use_rep=how.use_rep)
-    return out, Reading(how.use_rep, None, how.seed)  # the noised values are in X
+    return out, FeatureSource(how.use_rep, None, how.seed)  # the noised values are in X
 
 
 def _measure(name: str, split: _Split, p: Protocol, where: Geometry) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from stxtools._validate import (
     listing,
 )
 
-from ._data import Reading
+from ._data import FeatureSource
 from ._evaluate import _targets
 from ._run import Protocol
 from ._splits import SCHEMES
@@ -193,7 +193,7 @@ def tune(
         params={}, targets=targets, genes=None, schemes=[scheme],
         n_folds=check_int("n_folds", n_folds, minimum=2),
         max_folds=None if max_folds is None else check_int("max_folds", max_folds, minimum=1),
-        seeds=[seed], noise=[0.0], noise_kind="gaussian", reading=Reading(use_rep, layer, seed),
+        seeds=[seed], noise=[0.0], noise_kind="gaussian", source=FeatureSource(use_rep, layer, seed),
         spatial_key=spatial_key, library_key=library_key, accelerator=accelerator,
     )  # fmt: skip
     task = Search(

@@ -221,11 +221,11 @@ class _Objective:
         self.fingerprint = settings_fingerprint(settings)
         self.prepared: dict[str, Any] = {}
         shared = p.schemes[0] != "library"
-        self.features = read_features(adata, p.reading) if shared else None
+        self.features = read_features(adata, p.source) if shared else None
 
     def _sections(self, test: Any) -> list[Any]:
         found = (
-            self.features if self.features is not None else read_features(self.adata, self.task.protocol.reading, ~test)
+            self.features if self.features is not None else read_features(self.adata, self.task.protocol.source, ~test)
         )
         return evaluation_sections(*found, self.where)
 
