@@ -15,6 +15,7 @@ _DISTINCT = 1e-9  # spread, relative to that of all observations, below which va
 _LOST = 0.1  # a class with less than this part of its pseudo-labelled pixels is as good as lost
 _KEPT = 0.5  # part of a lost class's pseudo-labelled pixels that it gets back
 _ROUNDS = 1000
+_STEP, _PATIENCE = 1e-4, 50  # least raise of an offset, as a part of the logits' range; rounds after which it doubles
 
 
 def class_sizes(scores: NDArray[np.floating], k: int | None = None) -> IntArray:
@@ -103,7 +104,8 @@ def offsets_for_all(logits: FloatArray, wanted: NDArray[Any]) -> FloatArray:
         return offsets
     least = np.where(lost, np.maximum(1, np.floor(_KEPT * wanted)), 1).astype(np.int64)
     least = np.minimum(least, max(len(logits) // (2 * len(least)), 1))
-    for _ in range(_ROUNDS):
+    step = _STEP * float(np.ptp(logits))  # without a least raise, two classes may outbid each other by next to nothing
+    for turn in range(_ROUNDS):
         now = logits + offsets
         sizes = class_sizes(now)
         short = np.flatnonzero(sizes < least)
@@ -114,7 +116,8 @@ def offsets_for_all(logits: FloatArray, wanted: NDArray[Any]) -> FloatArray:
         gap = np.sort(others - now[:, c])  # what the class lacks at each observation
         last = gap[least[c] - 1]
         beyond = gap[gap > last]
-        offsets[c] += (last + beyond[0]) / 2 if beyond.size else last + 1.0
+        needed = (last + beyond[0]) / 2 if beyond.size else last + 1.0
+        offsets[c] += max(needed, step * 2.0 ** (turn // _PATIENCE - 1) if turn >= _PATIENCE else 0.0)
     raise ValueError(
         f"The U-Net cannot tell {logits.shape[1]} segments apart on {len(np.unique(logits, axis=0))} distinct pixels; "
         "choose a smaller `n_segments`, or a smaller learning rate if `params` raised it."
