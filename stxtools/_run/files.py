@@ -70,7 +70,7 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
         try:
             with h5py.File(guarded, "w") as file:
                 write_elem(file, "/", adata)
-        except Exception:
+        except Exception:  # of whatever kind h5py makes of the error that is raised below
             if guarded.error is None:
                 raise
         if guarded.error is not None:

@@ -92,7 +92,7 @@ def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: s
         )
     notes = [f"{len(parts)} files joined on the {len(shared):,} genes that all of them have"]
     if use_rep != _keys.X_PCA and any(_keys.X_PCA in part.obsm for part in parts):
-        notes.append(f"obsm[{_keys.X_PCA!r}] of the files is left out: components of one file mean nothing in another")
+        notes.append(f"obsm[{_keys.X_PCA!r}] of the files is dropped: components of one file mean nothing in another")
         for part in parts:
             part.obsm.pop(_keys.X_PCA, None)
     out = anndata.concat(parts, join="inner", merge="same", uns_merge="same", index_unique="-", keys=stems)

@@ -153,7 +153,7 @@ def _fitting_legend(
         if need <= 0.6 * width and tall <= height:
             return need, legend
         legend.remove()
-    warnings.warn("The legend does not fit into `ax` and is left out; pass a larger `ax`, or `legend=False`.",
+    warnings.warn("The legend does not fit into `ax` and is not drawn; pass a larger `ax`, or `legend=False`.",
                   stacklevel=5)  # fmt: skip
     return 0.0, None
 
