@@ -29,7 +29,7 @@ from _judge import SUBJECTS, differences, faults, fingerprint, global_state, is_
 
 import stxtools as st
 
-LIMIT = 60  # seconds of a call
+LIMIT = 300  # seconds of a call; a whole training takes 10 to 60 on a busy core
 PARAMETERS, FILES, OTHER = "parameters", "damaged model files", "no AnnData at all"
 SHARES = {
     PARAMETERS: 0.3, "matrix and type": 0.08, "values": 0.09, "size": 0.05, "coordinates": 0.11, "names": 0.06,
