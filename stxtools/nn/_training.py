@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import tempfile
 import threading
@@ -25,6 +26,8 @@ from stxtools._progress import progress
 from stxtools._settings import settings
 
 from ._recipe import Training, seeded
+
+_MOST_DEVICES = 64
 
 EXPLODED = 10.0  # times the first loss: the best of a training that got somewhere is never as high
 
@@ -152,6 +155,9 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _trainer(how: Training, keeper: Callback, accelerator: str, devices: int | str) -> pl.Trainer:
+    most = max(_MOST_DEVICES, 4 * (os.cpu_count() or 1))
+    if isinstance(devices, int) and devices > most:
+        raise ValueError(f"`devices={devices}` would start as many processes; this machine takes {most} at most.")
     try:
         return pl.Trainer(
             accelerator=accelerator,

@@ -248,9 +248,9 @@ def _pca(
             f"A PCA needs at least 2 observations and 2 genes seen in three or more of them; found {logged.shape[0]} "
             f"and {logged.shape[1]}."
         )
-    mean = np.asarray(logged.mean(axis=0)).ravel()
-    spread = np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2
-    if spread.max() <= 1e-6 * max(float(np.square(mean).max()), 1e-12):
+    mean = np.asarray(logged.mean(axis=0, dtype=np.float64)).ravel()
+    spread = np.asarray(logged.multiply(logged).mean(axis=0, dtype=np.float64)).ravel() - mean**2
+    if spread.max() <= 1e-5 * max(float(np.square(mean).max()), 1e-12):
         raise ValueError("The expression of every gene is the same in all observations; a PCA finds nothing.")
     box = _AnnData(logged.copy())
     if scale:

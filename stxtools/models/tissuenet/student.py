@@ -89,6 +89,7 @@ class TissueStudent:
     """
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
+        resolve(params, SegmenterParams)  # says what is wrong with something else
         given = params if isinstance(params, SegmenterParams) else {**_DEFAULTS, **(params or {})}
         self.params = resolve(given, SegmenterParams)
         self.tasks: dict[str, list[str]] = {}

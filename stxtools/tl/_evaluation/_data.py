@@ -56,6 +56,7 @@ def read_features(
     """
     if how.use_rep is not None:
         return stored_representation(adata, how.use_rep).values, None
+    adata = adata.to_memory() if adata.isbacked else adata  # anndata divides no part of a file again
     rows = slice(None) if learn_from is None else np.flatnonzero(learn_from)
     rep = compute_representation(adata[rows], how.layer, random_state=how.seed)
     read = expression(adata, how.layer)
