@@ -5,35 +5,12 @@ from __future__ import annotations
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import scanpy as sc
-from scipy import sparse
 from scipy.stats import norm
+from test_tl_biomarkers import _section
 
 import stxtools as st
-
-
-def _smooth(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
-    frequency = rng.standard_normal((200, 2)) / length
-    return np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 200)).sum(axis=1) / 10
-
-
-def _section(seed: int, n_markers: int = 0, n_vars: int = 60, side: int = 26, fold: float = 3.0) -> ad.AnnData:
-    """Smooth genes; a smooth region that ``n_markers`` of them know of."""
-    rng = np.random.default_rng(seed)
-    xy = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2).astype(float)
-    rate = np.exp(0.5 * np.stack([_smooth(xy, 5.0, rng) for _ in range(n_vars)], axis=1)) * 2
-    region = _smooth(xy, 5.0, rng)
-    region = region > np.quantile(region, 0.7)
-    rate[:, :n_markers] *= np.where(region, fold, 1.0)[:, None]
-    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
-    out.var_names = [f"g{i}" for i in range(n_vars)]
-    out.obs_names = [f"s{seed}_{i}" for i in range(len(xy))]
-    out.obsm["spatial"] = xy * 100
-    out.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
-    out.obs["library"] = f"lib{seed}"
-    return out
 
 
 @pytest.fixture(scope="module")

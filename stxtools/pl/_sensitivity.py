@@ -51,7 +51,7 @@ def sensitivity(
     title
         Title; by default ``target``, and with ``ax`` the metric.
     ax
-        Axes to draw into; the colour bar is then left out, as cells carry their values.
+        Axes to draw into; no colour bar is drawn then, since cells carry their values.
     show
         Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
     save

@@ -224,7 +224,7 @@ def biomarkers(
     UserWarning
         ``groupby`` was found from the same expression and is not protected: the p-values are then optimistic. Groups
         that were found again for protection agree with ``groupby`` to an adjusted Rand index below 0.8, or without
-        something that its segmentation read: the table describes them. Also when groups are left out, and when a
+        something that its segmentation read: the table describes them. Also when groups are not tested, and when a
         comparison rests on a single library.
 
     Notes

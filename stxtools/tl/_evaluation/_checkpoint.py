@@ -29,7 +29,7 @@ class Checkpoint:
     """Rows in a CSV file, the first line of which tells the settings they were made with.
 
     Processes may share it: it is locked while it is read or written, and :meth:`refresh` shows what others added. A
-    row that was cut off, or that is none, is left out.
+    row that was cut off, or that is none, is skipped.
 
     Parameters
     ----------
