@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -103,6 +104,12 @@ class _Keeper(Callback):
             pl_module.load_state_dict(self.best_state)
         if trainer.world_size > 1 and trainer.global_rank == 0:
             self.report.write_text(json.dumps(pl_module.history))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # gloo's threads abort a spawned process that ends while its group is open
+        if multiprocessing.parent_process() is not None and torch.distributed.is_initialized():
+            trainer.strategy.barrier()
+            torch.distributed.destroy_process_group()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "bar": None}  # a bar belongs to the process that draws it
