@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._file_lock import locked
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +28,8 @@ def settings_fingerprint(settings: Mapping[str, Any]) -> str:
 class Checkpoint:
     """Rows in a CSV file, the first line of which tells the settings they were made with.
 
-    Processes may share it: it is locked while it is read or written, and :meth:`refresh` shows what others added. A
-    row that was cut off, or that is none, is skipped.
+    Processes may share it: it is locked (a file beside it, ``.lock``) while it is read or written, and
+    :meth:`refresh` shows what others added. A row that was cut off, or that is none, is skipped.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Checkpoint:
         if self.path is None:
             return False
         try:
-            with self.path.open("a+b") as file, locked(file, self.path):
+            with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
                 if file.seek(0, os.SEEK_END) == self._size:
                     return False
                 self.rows = self._read(file)
@@ -106,7 +106,7 @@ class Checkpoint:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([_cell(row[name]) for name in self.types] for row in rows)
         try:
-            with self.path.open("a+b") as file, locked(file, self.path):
+            with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
                 _drop_cut_row(file)
                 _append(file, text.getvalue().encode("utf-8"))
         except OSError as err:

@@ -16,7 +16,7 @@ from stxtools._data.representation import (
     median_depth,
     stored_representation,
 )
-from stxtools._data.sections import Geometry, join, make_sections
+from stxtools._data.sections import Geometry, make_sections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,16 +105,6 @@ def log_values(adata: AnnData, layer: str | None, columns: NDArray[np.int64]) ->
     read = expression(adata, layer)
     target = None if read.scale == "log" else median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
     return log_normalize(read.matrix, read.scale, target_sum=target)[:, columns].toarray().astype(np.float64)
-
-
-def per_section(values: NDArray[Any], where: Geometry) -> list[NDArray[Any]]:
-    """Split an array of the observations by section."""
-    return [values[rows] for rows in where.parts]
-
-
-def whole(parts: Sequence[NDArray[Any]], where: Geometry) -> NDArray[Any]:
-    """Put arrays of the sections back together."""
-    return join(parts, where)
 
 
 def data_checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], how: FeatureSource) -> int:

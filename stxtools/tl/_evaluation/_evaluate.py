@@ -9,28 +9,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.expression import with_expression_in_x
-from stxtools._data.representation import expression
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
-    categories,
     check_adata,
     check_bool,
     check_choice,
-    check_in,
     check_int,
     check_key_added,
     check_number,
     check_seed,
-    libraries,
     listing,
 )
 
-from ._data import FeatureSource, Target
-from ._run import COLUMNS, TEXT, Protocol, run
-from ._splits import SCHEMES
+from ._data import FeatureSource
+from ._protocol import checked_protocol, readable
+from ._run import COLUMNS, run
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -174,7 +169,6 @@ def evaluate(
     key = check_key_added(key_added, _keys.EVALUATION)
     seed = check_seed(random_state)
     check_free(adata, "tl.evaluate", uns=[key, f"{key}_params"])
-    targets = _targets(adata, biomarker_key, region_key)
     chosen = _models(models)
     if params is not None and not (
         isinstance(params, Mapping) and all(isinstance(v, Mapping) for v in params.values())
@@ -184,65 +178,34 @@ def evaluate(
     unknown = sorted(set(given) - set(chosen))
     if unknown:
         raise ValueError(f"`params` names {listing(unknown)}; the models are {listing(chosen)}.")
-    schemes = [scheme] if isinstance(scheme, str) else list(scheme)
-    for name in schemes:
-        check_choice("scheme", name, SCHEMES)
-    if "library" in schemes and len(libraries(adata, library_key)) < 2:
-        raise ValueError("`scheme='library'` leaves whole sections out: name them with `library_key=`; two at least.")
     check_choice("noise_kind", noise_kind, ("gaussian", "counts"))
-    if use_rep is not None:
-        check_in(adata, "obsm", use_rep, "use_rep")
-        if genes is not None:
-            raise ValueError("`genes` are hidden before the representation is made; drop `use_rep=`.")
-        if noise_kind == "counts":
-            raise ValueError("`noise_kind='counts'` needs expression, which `use_rep=` bypasses; drop one of them.")
-    levels = [noise] if isinstance(noise, (int, float)) else list(noise)
-    protocol = Protocol(
-        models=chosen,
-        params=given,
-        targets=targets,
-        genes=genes,
-        schemes=list(dict.fromkeys(schemes)),
-        n_folds=check_int("n_folds", n_folds, minimum=2),
-        max_folds=None if max_folds is None else check_int("max_folds", max_folds, minimum=1),
-        seeds=[seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))],
+    if use_rep is not None and genes is not None:
+        raise ValueError("`genes` are hidden before the representation is made; drop `use_rep=`.")
+    if use_rep is not None and noise_kind == "counts":
+        raise ValueError("`noise_kind='counts'` needs expression, which `use_rep=` bypasses; drop one of them.")
+    levels = [noise] if isinstance(noise, (int, float)) else noise
+    protocol = checked_protocol(
+        adata, chosen, {"biomarker": biomarker_key, "region": region_key},
+        [scheme] if isinstance(scheme, str) else list(scheme),
+        [seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))], FeatureSource(use_rep, layer, seed),
+        n_folds=n_folds, max_folds=max_folds, spatial_key=spatial_key, library_key=library_key,
+        accelerator=accelerator, params=given, genes=genes, noise_kind=noise_kind,
         noise=[check_number("noise", level, minimum=0, maximum=1) for level in levels],
-        noise_kind=noise_kind,
-        source=FeatureSource(use_rep, layer, seed),
-        spatial_key=spatial_key,
-        library_key=library_key,
-        accelerator=accelerator,
-    )
+    )  # fmt: skip
     adata = adata.copy() if check_bool("copy", copy) else adata
-    found = None if use_rep is not None else expression(adata, layer)
-    read_from = adata if found is None or layer is not None else with_expression_in_x(adata, found)
+    read_from, record = readable(adata, protocol.source)
     rows = run(read_from, protocol, checkpoint, show_progress=show_progress)
-
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(TEXT, str))
     slots = Slots("tl.evaluate")
-    slots.uns[key] = table.astype({"leaky": bool, "seed": "int64", "n_train": "int64", "n_test": "int64"})
+    slots.uns[key] = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     slots.uns[f"{key}_params"] = provenance(
         models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,
         n_folds=n_folds, max_folds=max_folds, n_seeds=n_seeds, noise=protocol.noise, noise_kind=noise_kind,
         genes=genes if genes is None or isinstance(genes, int) else list(genes), use_rep=use_rep, layer=layer,
-        **({} if found is None else found.record), spatial_key=spatial_key, library_key=library_key, random_state=seed,
+        **record, spatial_key=spatial_key, library_key=library_key, random_state=seed,
         params={name: str(value) for name, value in given.items()} or None,
     )  # fmt: skip
     slots.write(adata)
     return adata if copy else None
-
-
-def _targets(adata: AnnData, biomarker_key: str | None, region_key: str | None) -> list[Target]:
-    out = []
-    for name, key in (("biomarker", biomarker_key), ("region", region_key)):
-        if key is not None:
-            codes, classes = categories(adata, key, f"{name}_key", min_classes=2)
-            out.append(Target(name, key, codes, classes))
-    if not out:
-        raise ValueError("Name what is to be predicted: `biomarker_key=`, `region_key=` or both.")
-    if biomarker_key == region_key:
-        raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
-    return out
 
 
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:

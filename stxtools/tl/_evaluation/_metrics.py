@@ -1,15 +1,16 @@
-"""How well classes are predicted."""
+"""How well classes and expression are predicted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-METRICS = ("accuracy", "precision", "recall", "auroc", "mse")
+CLASS_METRICS = ("accuracy", "precision", "recall", "auroc")
+METRICS = (*CLASS_METRICS, "mse")
 
 
 def scores(proba: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[str, float]:
@@ -17,30 +18,16 @@ def scores(proba: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[str, f
 
     AUROC is one class against the rest, ties count half; NaN where ``truth`` has a single class.
     """
-    from scipy.stats import rankdata
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
-    found = proba.argmax(axis=1)
-    precision, recall, auroc = [], [], []
-    for k in np.unique(truth):
-        is_k, called = truth == k, found == k
-        hits = float((is_k & called).sum())
-        precision.append(hits / called.sum() if called.any() else 0.0)
-        recall.append(hits / is_k.sum())
-        n_k, n_rest = int(is_k.sum()), int((~is_k).sum())
-        if n_rest:
-            above = float(rankdata(proba[:, k])[is_k].sum()) - n_k * (n_k + 1) / 2
-            auroc.append(above / (n_k * n_rest))
-    return {
-        "accuracy": float((found == truth).mean()),
-        "precision": float(np.mean(precision)),
-        "recall": float(np.mean(recall)),
-        "auroc": float(np.mean(auroc)) if auroc else float("nan"),
-        "mse": float("nan"),
-    }
+    found, classes = proba.argmax(axis=1), np.unique(truth)
+    how: dict[str, Any] = {"labels": classes, "average": "macro", "zero_division": 0}
+    precision, recall, *_ = precision_recall_fscore_support(truth, found, **how)
+    aurocs = [roc_auc_score(truth == k, proba[:, k]) for k in classes] if len(classes) > 1 else [np.nan]
+    values = (accuracy_score(truth, found), precision, recall, np.mean(aurocs), np.nan)
+    return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
 
 
 def expression_error(found: NDArray[np.floating], truth: NDArray[np.floating]) -> dict[str, float]:
     """Mean squared error over genes and observations."""
-    out = dict.fromkeys(METRICS, float("nan"))
-    out["mse"] = float(np.mean((np.asarray(found) - truth) ** 2))
-    return out
+    return dict.fromkeys(CLASS_METRICS, np.nan) | {"mse": float(np.mean((found - truth) ** 2))}

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stxtools._data.noise import noised_copy, noised_values
-from stxtools._data.sections import Geometry, geometry
+from stxtools._data.sections import Geometry, geometry, join
 from stxtools._progress import progress
-from stxtools._version import __version__
 
-from ._checkpoint import Checkpoint, settings_fingerprint
-from ._data import (
-    FeatureSource,
-    Target,
-    data_checksum,
-    evaluation_sections,
-    held_out_genes,
-    log_values,
-    per_section,
-    read_features,
-    standardised,
-    whole,
-)
-from ._function_code import function_code
+from ._checkpoint import Checkpoint
+from ._data import FeatureSource, evaluation_sections, held_out_genes, log_values, read_features, standardised
 from ._metrics import METRICS, expression_error, scores
+from ._protocol import Protocol
 from ._splits import LEAKY, each_fold, folds_of
 
 if TYPE_CHECKING:
@@ -39,49 +27,10 @@ if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Baseline
 
 UNIT = ("model", "scheme", "seed", "noise", "fold")
-TEXT = ("model", "target", "key", "scheme", "fold")
-TYPES: dict[str, Callable[[str], Any]] = {
-    "code": str, **dict.fromkeys(TEXT, str), "leaky": bool, "seed": int, "noise": float, "n_train": int, "n_test": int,
-    **dict.fromkeys(METRICS, float), "seconds": float,
+COLUMNS: dict[str, Any] = {
+    "model": str, "target": str, "key": str, "scheme": str, "leaky": bool, "seed": int, "noise": float, "fold": str,
+    "n_train": int, "n_test": int, **dict.fromkeys(METRICS, float), "seconds": float,
 }  # fmt: skip
-COLUMNS = (
-    "model", "target", "key", "scheme", "leaky", "seed", "noise", "fold", "n_train", "n_test", *METRICS, "seconds"
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Everything that is asked for, checked."""
-
-    models: dict[str, str | Callable[..., Any]]
-    params: dict[str, dict[str, Any]]
-    targets: list[Target]
-    genes: Any
-    schemes: list[str]
-    n_folds: int
-    max_folds: int | None
-    seeds: list[int]
-    noise: list[float]
-    noise_kind: str
-    source: FeatureSource
-    spatial_key: str
-    library_key: str | bool | None
-    accelerator: str
-
-    def codes(self) -> dict[str, str]:
-        """Model -> what it is: the registered name, or a digest of the function's code."""
-        return {name: m if isinstance(m, str) else function_code(m) for name, m in self.models.items()}
-
-    def fingerprint(self, adata: AnnData, where: Geometry) -> str:
-        """Digest of data and settings. Models, seeds and levels are left out: each row names its own."""
-        genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
-        return settings_fingerprint(
-            {
-                "version": __version__, "data": data_checksum(adata, where, self.targets, self.source),
-                "n_folds": self.n_folds, "genes": genes, "noise_kind": self.noise_kind, "params": self.params,
-                "use_rep": self.source.use_rep, "layer": self.source.layer, "pca_seed": self.source.seed,
-            }
-        )  # fmt: skip
 
 
 @dataclass
@@ -107,12 +56,12 @@ def run(
     where = geometry(adata, p.spatial_key, p.library_key)
     hidden = None if p.genes is None else {seed: held_out_genes(adata, p.genes, seed) for seed in p.seeds}
     codes = p.codes()
-    store = Checkpoint(checkpoint, p.fingerprint(adata, where), TYPES)
+    store = Checkpoint(checkpoint, p.fingerprint(adata, where), {"code": str, **COLUMNS})
     targets = [(t.name, t.key) for t in p.targets] + ([("expression", "")] if p.genes is not None else [])
     done = _finished(store.rows, targets, codes)
     plan = [(scheme, seed, noise) for scheme in p.schemes for seed in p.seeds for noise in p.noise]
     folds = {
-        (scheme, seed): _checked_folds(scheme, seed, where, p) for scheme, seed in dict.fromkeys(x[:2] for x in plan)
+        (scheme, seed): checked_folds(scheme, seed, where, p) for scheme, seed in dict.fromkeys(x[:2] for x in plan)
     }
     wanted = [
         (model, scheme, seed, noise, name)
@@ -159,7 +108,7 @@ def _finished(
     }
 
 
-def _checked_folds(scheme: str, seed: int, where: Geometry, p: Protocol) -> list[tuple[str, NDArray[np.bool_]]]:
+def checked_folds(scheme: str, seed: int, where: Geometry, p: Protocol) -> list[tuple[str, NDArray[np.bool_]]]:
     """Folds in which every target has something to learn from and something to predict."""
     fold, names = folds_of(scheme, where.xy, where.libs, p.n_folds, seed)
     out = []
@@ -218,20 +167,20 @@ def _measure(name: str, split: _Split, p: Protocol, where: Geometry) -> list[dic
     start = time.perf_counter()
     model = _model(name, split.seed, p)
     masked = {t.name: np.where(split.test, -1, t.codes) for t in p.targets}
-    labels = {target: per_section(codes, where) for target, codes in masked.items()}
+    labels = {target: [codes[rows] for rows in where.parts] for target, codes in masked.items()}
     model.fit(split.sections, labels, {t.name: len(t.classes) for t in p.targets})
     proba = model.predict_proba(split.sections)
     seconds = time.perf_counter() - start
     rows = []
     for t in p.targets:
         judged = split.test & (t.codes >= 0)
-        found = whole(proba[t.name], where)[judged]
+        found = join(proba[t.name], where)[judged]
         sizes = {"n_train": int((masked[t.name] >= 0).sum()), "n_test": int(judged.sum())}
         rows.append(_row(name, t.name, t.key, split, sizes, scores(found, t.codes[judged]), seconds))
     if split.expression is not None:
         start = time.perf_counter()
         shown = np.where(split.test[:, None], np.nan, split.expression)
-        found = whole(model.predict_expression(split.sections, per_section(shown, where)), where)
+        found = join(model.predict_expression(split.sections, [shown[rows] for rows in where.parts]), where)
         error = expression_error(found[split.test], split.expression[split.test])
         sizes = {"n_train": int((~split.test).sum()), "n_test": int(split.test.sum())}
         rows.append(_row(name, "expression", "", split, sizes, error, time.perf_counter() - start))

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from stxtools import _keys
-from stxtools._data.expression import with_expression_in_x
-from stxtools._data.representation import expression
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
@@ -15,25 +13,21 @@ from stxtools._validate import (
     check_adata,
     check_bool,
     check_choice,
-    check_in,
     check_int,
     check_key_added,
     check_number,
     check_seed,
-    libraries,
     listing,
 )
 
 from ._data import FeatureSource
-from ._evaluate import _targets
-from ._run import Protocol
-from ._splits import SCHEMES
+from ._metrics import CLASS_METRICS
+from ._protocol import checked_protocol, readable
+from ._splits import LEAKY, SCHEMES
 from ._tuning import PARTS, SEARCHES, Search, search_space, study_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-_METRICS = ("accuracy", "precision", "recall", "auroc")
 
 
 @whole_call({
@@ -166,43 +160,34 @@ def tune(
     seed = check_seed(random_state)
     check_free(adata, "tl.tune", uns=[key])
     check_choice("part", part, tuple(PARTS))
-    check_choice("metric", metric, _METRICS)
-    check_choice("scheme", scheme, tuple(s for s in SCHEMES if s != "random"))
+    check_choice("metric", metric, CLASS_METRICS)
     how = PARTS[part].search if search is None else search
     check_choice("search", how, SEARCHES)
-    targets = _targets(adata, biomarker_key, region_key)
-    if part == "weights" and len(targets) < 2:
+    if part == "weights" and (biomarker_key is None or region_key is None):
         raise ValueError("`part='weights'` balances two losses: name `biomarker_key=` and `region_key=`.")
     unknown = sorted(set(stages or {}) - {"segment", "region_graph"})
     if unknown or (stages and part == "unet"):
         raise ValueError(
             f"`stages` takes 'segment' and 'region_graph' for 'gnn' and 'weights'; got {listing(stages or [])}."
         )
-    if scheme == "library" and len(libraries(adata, library_key)) < 2:
-        raise ValueError("`scheme='library'` leaves whole sections out: name them with `library_key=`; two at least.")
-    if use_rep is not None:
-        check_in(adata, "obsm", use_rep, "use_rep")
     fixed = dict(params or {})
     fields = search_space(part, space, fixed)
     if n_trials is not None:
         check_int("n_trials", n_trials, minimum=1)
     if patience is not None:
         check_number("patience", patience, minimum=1)
-    protocol = Protocol(
-        models={part: "unet" if part == "unet" else "framework"},
-        params={}, targets=targets, genes=None, schemes=[scheme],
-        n_folds=check_int("n_folds", n_folds, minimum=2),
-        max_folds=None if max_folds is None else check_int("max_folds", max_folds, minimum=1),
-        seeds=[seed], noise=[0.0], noise_kind="gaussian", source=FeatureSource(use_rep, layer, seed),
+    protocol = checked_protocol(
+        adata, {part: "unet" if part == "unet" else "framework"}, {"biomarker": biomarker_key, "region": region_key},
+        [scheme], [seed], FeatureSource(use_rep, layer, seed), n_folds=n_folds, max_folds=max_folds,
         spatial_key=spatial_key, library_key=library_key, accelerator=accelerator,
+        allowed=[s for s in SCHEMES if s not in LEAKY],
     )  # fmt: skip
     task = Search(
         part=part, kind=how, space=fields, fixed=fixed, stages={k: dict(v) for k, v in (stages or {}).items()},
         metric=metric, n_trials=n_trials, patience=patience, prune=check_bool("prune", prune), protocol=protocol,
     )  # fmt: skip
     adata = adata.copy() if check_bool("copy", copy) else adata
-    found = None if use_rep is not None else expression(adata, layer)
-    read_from = adata if found is None or layer is not None else with_expression_in_x(adata, found)
+    read_from, record = readable(adata, protocol.source)
     best, value, trials = study_of(
         read_from, task, storage, study_name or f"stxtools_{part}", seed, show_progress=show_progress
     )
@@ -216,7 +201,7 @@ def tune(
             n_trials=n_trials, patience=patience, prune=prune, scheme=scheme, n_folds=n_folds, max_folds=max_folds,
             space={name: str(list(values)) for name, values in fields.items()}, fixed=str(fixed) if fixed else None,
             study_name=study_name, use_rep=use_rep, layer=layer, spatial_key=spatial_key, library_key=library_key,
-            random_state=seed, **({} if found is None else found.record),
+            random_state=seed, **record,
         ),
     }  # fmt: skip
     slots.write(adata)

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stxtools._data.sections import geometry
+from stxtools._data.sections import geometry, join
 from stxtools._globals import exclusive
 from stxtools._progress import progress
 
 from ._checkpoint import settings_fingerprint
-from ._data import evaluation_sections, per_section, read_features, whole
+from ._data import evaluation_sections, read_features
 from ._metrics import scores
-from ._run import Protocol, _checked_folds
+from ._run import checked_folds
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from stxtools._data.sections import Geometry
+
+    from ._protocol import Protocol
 
 SEARCHES = ("grid", "random", "tpe")
 _TRIALS = 20
@@ -214,7 +216,7 @@ class _Objective:
     def __init__(self, adata: AnnData, task: Search, where: Geometry, seed: int) -> None:
         p = task.protocol
         self.adata, self.task, self.where, self.seed = adata, task, where, seed
-        self.folds = _checked_folds(p.schemes[0], seed, where, p)
+        self.folds = checked_folds(p.schemes[0], seed, where, p)
         settings = {"part": task.part, "space": task.space, "kind": task.kind if task.kind == "grid" else "any",
                     "fixed": task.fixed, "stages": task.stages, "metric": task.metric, "scheme": p.schemes,
                     "max_folds": p.max_folds, "seed": seed, "inputs": p.fingerprint(adata, where)}  # fmt: skip
@@ -251,14 +253,14 @@ class _Objective:
         """Metric of each target on one fold."""
         p = self.task.protocol
         sections = self._sections(test)
-        labels = {t.name: per_section(np.where(test, -1, t.codes), self.where) for t in p.targets}
+        labels = {t.name: [np.where(test, -1, t.codes)[rows] for rows in self.where.parts] for t in p.targets}
         classes = {t.name: len(t.classes) for t in p.targets}
         model = self._trained(name, fields, sections, labels, classes)
         proba = model.predict_proba(sections)
         out = []
         for t in p.targets:
             judged = test & (t.codes >= 0)
-            out.append(scores(whole(proba[t.name], self.where)[judged], t.codes[judged])[self.task.metric])
+            out.append(scores(join(proba[t.name], self.where)[judged], t.codes[judged])[self.task.metric])
         return out
 
     def _trained(self, name: str, fields: dict[str, Any], sections: Any, labels: Any, classes: Any) -> Any:
