@@ -40,7 +40,7 @@ PUBLIC = {
     },
     "get": {"biomarkers", "evaluation", "regions"},
     "datasets": {"synthetic_tissue"},
-    "models": {"Segmenter", "TissueNet"},
+    "models": {"Segmenter", "TissueNet", "TissueStudent", "load"},
 }
 DEFAULTS = {
     "accelerator": "auto",

@@ -41,7 +41,7 @@ def _trained(devices: int) -> tuple[list[float], SegmentationNet]:
     net = SegmentationNet(UNet(3, width=8, depth=1, sigmas=(0.0, 1.0), dropout=0.0), 2)
     task = SegmentationTask(net, Training(14, 14, lr=5e-3))
     views = view_loader([_raster()], size=24, steps=8 * devices, batch_size=4 // devices, how=Augmentation(), seed=0)
-    history = run_training(task, views, whole_loader([_raster()]), seed=0, devices=devices, accelerator="cpu")
+    history = run_training(task, views, whole_loader([_raster()]), random_state=0, devices=devices, accelerator="cpu")
     return [row["val_loss"] for row in history], net
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -18,8 +16,8 @@ from stxtools._spatial.graph import spatial_graph
 from stxtools._spatial.raster import rasterize_libraries
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models import GeneProjection, RegionSection, Section, Segmenter, SegmenterParams, TissueNet
+from stxtools.models._base import best_device
 from stxtools.models._params import resolve
-from stxtools.models._storage import load_model, save_model
 from stxtools.models.baselines.simple import neighbourhood_means
 from stxtools.models.segmenter.discriminants import ShrinkageLDA, spread_labels
 from stxtools.models.segmenter.mixtures import consensus, fit_mixtures, stability_curve
@@ -144,25 +142,6 @@ def test_projection_matches_genes_by_name():
     np.testing.assert_allclose(missing, (at_mean - projection.mean) @ projection.components, atol=1e-6)
 
 
-def test_model_files(tmp_path):
-    path = tmp_path / "m.stx"
-    save_model(path, "Thing", {"a": [1, 2]}, {"w": np.arange(3.0)})
-    found = load_model(path, "Thing")
-    assert found.config == {"a": [1, 2]}
-    np.testing.assert_array_equal(found.array("w", (3,)), np.arange(3.0))
-    found.finish()
-    assert [p.name for p in tmp_path.iterdir()] == ["m.stx"]
-    with pytest.raises(ValueError, match="holds a Thing"):
-        load_model(path, "Other")
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        load_model(tmp_path / "nothing.stx", "Thing")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        save_model(tmp_path / "no" / "m.stx", "Thing", {}, {"w": np.zeros(1)})
-    (tmp_path / "text.stx").write_text(json.dumps({"a": 1}))
-    with pytest.raises(ValueError, match="not a model file"):
-        load_model(tmp_path / "text.stx", "Thing")
-
-
 # ---------------------------------------------------------------- segmenter
 
 
@@ -276,3 +255,25 @@ def test_label_shares_by_hand():
     share, weight = label_shares(np.array([0, 0, 0, 1, 1, -1]), np.array([0, 1, -1, -1, -1, 1]), 3, 2)
     assert share.tolist() == [[0.5, 0.5], [0, 0], [0, 0]]
     assert weight.tolist() == pytest.approx([2 / 3, 0, 0])
+
+
+@pytest.mark.parametrize(("cuda", "apple"), [(False, False), (True, False), (False, True), (True, True)])
+def test_inference_takes_the_device_that_lightning_trains_on(monkeypatch, cuda, apple):
+    from lightning.fabric.accelerators import MPSAccelerator
+    from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+
+    # without its cache
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(MPSAccelerator.is_available.__wrapped__))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: int(cuda))
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: apple)
+    monkeypatch.setattr("platform.processor", lambda: "arm" if apple else "x86_64")
+    assert best_device("auto").type == _AcceleratorConnector._choose_auto_accelerator()
+    assert best_device("cpu").type == "cpu"
+    if cuda or apple:
+        assert best_device("gpu").type == _AcceleratorConnector._choose_gpu_accelerator_backend()
+    else:
+        with pytest.raises(ValueError, match="not available on this machine"):
+            best_device("gpu")
+    with pytest.raises(TypeError, match="accelerator"):
+        best_device(None)

@@ -29,11 +29,24 @@ QUICK = {"epochs": 1, "pretrain_epochs": 1, "steps_per_epoch": 1}
 HEAD = "stxtools-model"
 
 
+N_OBS = 157  # no other length in a model is a prime of this size
+FITTED: list[Any] = []  # the models, as they were saved
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One small model of each kind."""
     at = tmp_path_factory.mktemp("models")
-    adata = st.datasets.synthetic_tissue(n_obs=150, n_vars=60)
+    with pytest.MonkeyPatch.context() as patched:
+        for kind in {*KINDS.values()}:
+            patched.setattr(kind, "save", lambda m, path, save=kind.save: (FITTED.append(m), save(m, path)))
+        _train(at)
+    yield at
+    FITTED.clear()
+
+
+def _train(at: Path) -> None:
+    adata = st.datasets.synthetic_tissue(n_obs=N_OBS, n_vars=60)
     quiet: dict[str, Any] = {"show_progress": False, "accelerator": "cpu"}
     st.tl.segment(adata, n_segments=2, save_model=at / "segmenter", params=QUICK, **quiet)
     st.tl.pretrain(adata, save_model=at / "pretrained", params={"pretrain_epochs": 1, "steps_per_epoch": 1}, **quiet)
@@ -41,7 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = {"epochs": 1, "pretrain_epochs": 1, "unet_width": 4, "hidden": 8, "out_channels": 8, "heads": 2}
     st.tl.multitask(adata, "disease", "compartment", save_model=at / "net", params=params, **quiet)
     st.tl.distill(adata, at / "net", save_model=at / "net_student", params={"epochs": 1}, **quiet)
-    return at
 
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -50,7 +62,7 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _write(path: Path, header: Any, arrays: dict[str, np.ndarray]) -> None:
-    """Write without a checksum, as earlier versions did, so that the values themselves are judged."""
+    """Write without a checksum, which is looked at last: the values themselves are judged first."""
     if isinstance(header, dict):
         header = {k: v for k, v in header.items() if k != "checksum"}
     text = header if isinstance(header, str) else json.dumps(header)
@@ -72,9 +84,32 @@ def test_a_model_comes_back_as_it_was_saved(folder: Path, tmp_path: Path, kind: 
     assert torch.equal(state, torch.random.get_rng_state())
     model.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (folder / kind).read_bytes()
-    header, arrays = _content(folder / kind)
-    _write(tmp_path / "unsigned", header, arrays)  # a file of an earlier version, without a checksum
-    KINDS[kind].load(tmp_path / "unsigned")
+    anyone = st.models.load(folder / kind)
+    assert type(anyone) is KINDS[kind]
+    anyone.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (folder / kind).read_bytes()
+    _write(tmp_path / "unsigned", *_content(folder / kind))
+    assert "checksum" in _refused(kind, tmp_path / "unsigned")
+
+
+def _shapes(value: Any, seen: set[int]) -> Iterator[tuple[int, ...]]:
+    """Shapes of all arrays, tensors and sparse matrices that an object leads to."""
+    if id(value) in seen or isinstance(value, (type, str)):
+        return
+    seen.add(id(value))
+    if hasattr(value, "shape"):
+        yield tuple(value.shape)
+    parts = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, (list, tuple)) else []
+    for part in [*parts, *getattr(value, "__dict__", {}).values()]:
+        yield from _shapes(part, seen)
+
+
+def test_a_fitted_model_holds_no_training_data(folder: Path) -> None:
+    assert {type(m) for m in FITTED} == {*KINDS.values()}
+    for model in FITTED:
+        found = list(_shapes(model, set()))
+        assert len(found) > 5
+        assert not [shape for shape in found if N_OBS in shape], type(model)
 
 
 def _array_damages(name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray | None]]:
@@ -197,10 +232,8 @@ def test_trees_that_run_in_a_circle_are_refused(folder: Path, tmp_path: Path) ->
     assert "no trees" in _refused("net", tmp_path / "bad")
 
 
-def test_other_files_are_told_apart(folder: Path, tmp_path: Path) -> None:
-    load = st.models.Segmenter.load
-    with pytest.raises(ValueError, match="holds a TissueNet"):
-        load(folder / "net")
+@pytest.mark.parametrize("load", [st.models.load, st.models.Segmenter.load])
+def test_other_files_are_told_apart(folder: Path, tmp_path: Path, load: Callable[[Any], Any]) -> None:
     save_file({"a": np.zeros(2)}, str(tmp_path / "other"))
     with pytest.raises(ValueError, match="not a model file written by stxtools"):
         load(tmp_path / "other")
@@ -208,11 +241,43 @@ def test_other_files_are_told_apart(folder: Path, tmp_path: Path) -> None:
     _write(tmp_path / "newer", header | {"version": 99}, arrays)
     with pytest.raises(ValueError, match="newer stxtools"):
         load(tmp_path / "newer")
+    _write(tmp_path / "older", header | {"version": 1}, arrays)
+    with pytest.raises(ValueError, match=r"an older stxtools .* train the model again"):
+        load(tmp_path / "older")
+    _write(tmp_path / "unknown", header | {"kind": "Student"}, arrays)
+    with pytest.raises(ValueError, match="holds a Student, which this version of stxtools does not have"):
+        load(tmp_path / "unknown")
+    (tmp_path / "text").write_text("{}")
+    with pytest.raises(ValueError, match="not a model file written by stxtools"):
+        load(tmp_path / "text")
     for missing in (tmp_path / "nothing", tmp_path, "a\0b", "x" * 5000):
         with pytest.raises(FileNotFoundError, match="no model file"):
             load(missing)
     with pytest.raises(TypeError, match="path"):
-        load(None)  # type: ignore[arg-type]
+        load(None)
+
+
+def test_a_model_of_another_class_is_refused_with_the_call_that_takes_it(folder: Path) -> None:
+    adata = st.datasets.synthetic_tissue(n_obs=60, n_vars=30)
+    wrong: dict[str, Callable[[Any], Any]] = {
+        "net": lambda m: st.tl.segment(adata, model=m),
+        "net_student": lambda m: st.tl.distill(adata, m, save_model=folder / "no"),
+        "segmenter": lambda m: st.tl.multitask(adata, "disease", "compartment", model=m),
+        "pretrained": lambda m: st.tl.attention_fidelity(adata, m),
+    }
+    calls = {"net": "multitask", "net_student": "multitask", "segmenter": "segment", "pretrained": "segment"}
+    for kind, call in wrong.items():
+        if kind == "pretrained":
+            st.tl.region_graph(adata, "compartment")
+        for model, verb in ((folder / kind, "holds"), (KINDS[kind].load(folder / kind), "is")):
+            says = f"{verb} a {KINDS[kind].__name__}, not a .* apply it with .st.tl.{calls[kind]}"
+            with pytest.raises(ValueError, match=says):
+                call(model)
+    with pytest.raises(ValueError, match="holds a TissueStudent, not a TissueNet"):
+        st.models.TissueNet.load(folder / "net_student")
+    with pytest.raises(TypeError, match=r"`model` must be a path or a stxtools\.models\.Segmenter, not int"):
+        st.tl.segment(adata, model=5)  # type: ignore[arg-type]
+    assert not (folder / "no").exists()
 
 
 def test_files_get_the_usual_permissions(folder: Path, tmp_path: Path) -> None:

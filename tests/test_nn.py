@@ -205,7 +205,7 @@ def test_training_stops_early_keeps_the_best_and_leaves_the_generator_alone():
     torch.manual_seed(7)
     task = _Quadratic(Training(max_epochs=500, patience=5, lr=0.3, weight_decay=0.0))
     loader = torch.utils.data.DataLoader(torch.zeros(4, 1))
-    history = run_training(task, loader, None, seed=0, accelerator="cpu", show_progress=False)
+    history = run_training(task, loader, None, random_state=0, accelerator="cpu", show_progress=False)
     assert torch.equal(torch.rand(3), expected)
     assert 5 < len(history) < 500
     assert min(row["loss"] for row in history) < 0.05
@@ -222,7 +222,7 @@ def test_interrupting_a_training_raises_keyboard_interrupt_and_restores_the_hand
     handler = signal.getsignal(signal.SIGINT)
     loader = torch.utils.data.DataLoader(torch.zeros(4, 1))
     with pytest.raises(KeyboardInterrupt):
-        run_training(Interrupted(Training()), loader, None, seed=0, accelerator="cpu", show_progress=False)
+        run_training(Interrupted(Training()), loader, None, random_state=0, accelerator="cpu", show_progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
 
 

@@ -117,7 +117,7 @@ def test_learning_from_parts(objective):
     train, val = task.loaders(0)
     assert {i for epoch in range(4) for i, _ in _epoch(train, epoch)} == set(range(len(task.graphs)))  # all are seen
     assert len(val) < len(task.graphs)
-    history = run_training(task, train, val, seed=0, accelerator="cpu", show_progress=False)
+    history = run_training(task, train, val, random_state=0, accelerator="cpu", show_progress=False)
     assert min(row["val_loss"] for row in history[1:]) < (0.9 if objective == "masked" else 1) * history[0]["val_loss"]
 
 

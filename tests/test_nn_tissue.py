@@ -16,7 +16,7 @@ from stxtools.nn._weighting import SCHEMES, Famo, GradNorm, Uncertainty, task_we
 
 TASKS = {"biomarker": 2, "classification": 3}
 EDGES = torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]])
-QUIET = {"seed": 0, "accelerator": "cpu", "show_progress": False}
+QUIET = {"random_state": 0, "accelerator": "cpu", "show_progress": False}
 
 
 def tissue(tasks: dict[str, int] = TASKS, conv: str = "gatv2") -> tuple[TissueModule, GraphTensors]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stxtools.models.tissuenet.params import TissueNetParams
     from stxtools.models.tissuenet.student import TissueStudent
 
+    from ._base import load
     from ._params import SegmenterParams
     from ._projection import GeneProjection
     from ._section import Section
@@ -28,5 +29,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "RegionSection": "tissuenet.inputs",
         "TissuePrediction": "tissuenet.model",
         "TissueStudent": "tissuenet.student",
+        "load": "_base",
     },
 )

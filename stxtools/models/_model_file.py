@@ -43,12 +43,19 @@ class ModelFile:
         Arrays by name.
     intact
         Whether its checksum is right. It is looked at last, by :meth:`finish`: what is wrong says more.
+    kind
+        Name of the model's class.
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], intact: bool = True
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        arrays: Mapping[str, NDArray[Any]],
+        intact: bool = True,
+        kind: str = "",
     ) -> None:
-        self.path, self.config, self.arrays, self._intact = path, config, arrays, intact
+        self.path, self.config, self.arrays, self._intact, self.kind = path, config, arrays, intact, kind
 
     def damaged(self, what: str) -> ValueError:
         """Return the error that says so."""

@@ -22,12 +22,11 @@ from stxtools._checks import check_writable
 from ._model_file import LARGEST, ModelFile, damaged
 
 FORMAT = "stxtools-model"
-FORMAT_VERSION = 1
-KINDS = ("Segmenter", "TissueNet", "TissueStudent")  # classes that a model file is saved from
+FORMAT_VERSION = 2
 _DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # those of numpy
 
 
-def save_model(
+def write_model(
     path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> Path:
     """Write a model file, whole or not at all, with the permissions that new files have.
@@ -74,30 +73,20 @@ def save_model(
     return target
 
 
-def model_kind(path: str | os.PathLike[str]) -> str:
-    """Return the class that a model file was saved from, "" where it is unknown."""
-    try:
-        return str(_header(_existing(path))["kind"])
-    except (FileNotFoundError, ValueError):
-        return ""
-
-
-def load_model(path: str | os.PathLike[str], kind: str) -> ModelFile:
-    """Read a model file and check that it is one, of the given kind, and that nothing in it has changed.
+def read_model(path: str | os.PathLike[str]) -> ModelFile:
+    """Read a model file; what it holds is checked when it is taken out.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is another file, of another or an unknown kind, from a newer version, or damaged.
+        If it is another file, from another version, or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     source = _existing(path)
     header = _header(source)
-    if header["kind"] != kind:
-        raise ValueError(f"{str(source)!r} holds {_other_kind(header['kind'], kind)}")
     try:
         with safe_open(str(source), framework="numpy") as file:
             arrays = {}
@@ -108,14 +97,8 @@ def load_model(path: str | os.PathLike[str], kind: str) -> ModelFile:
                 arrays[key] = file.get_tensor(key)
     except SafetensorError as err:
         raise damaged(source, f"its arrays cannot be read ({err})") from err
-    return ModelFile(source, header["config"], arrays, _intact(header, arrays))
-
-
-def _other_kind(found: str, wanted: str) -> str:
-    """End of the message about a file of another kind: which class reads it, where one does."""
-    if found in KINDS:
-        return f"a {found}, not a {wanted}; load it with models.{found}."
-    return f"a {found[:40]}, which this version of stxtools does not have; train the model again."
+    intact = header.get("checksum") == _checksum(header, arrays)
+    return ModelFile(source, header["config"], arrays, intact, header["kind"])
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
@@ -158,9 +141,11 @@ def _header(source: Path) -> dict[str, Any]:
             raise damaged(source, f"its description has no {key!r} of the type {kind.__name__}")
     if header["format"] != FORMAT:
         raise damaged(source, f"its description names the format {header['format']!r}")
-    if header["version"] > FORMAT_VERSION:
+    if header["version"] != FORMAT_VERSION:
+        older = header["version"] < FORMAT_VERSION
         raise ValueError(
-            f"{str(source)!r} was written by a newer stxtools (file format {str(header['version'])[:20]}); upgrade."
+            f"{str(source)!r} was written by {'an older' if older else 'a newer'} stxtools (file format "
+            f"{str(header['version'])[:20]}, not {FORMAT_VERSION}); {'train the model again' if older else 'upgrade'}."
         )
     return dict(header)
 
@@ -174,11 +159,6 @@ def _checksum(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
         digest.update(f"\n{name} {value.dtype.str} {value.shape}\n".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
-
-
-def _intact(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether the checksum is right; files of earlier versions have none."""
-    return "checksum" not in header or header["checksum"] == _checksum(header, arrays)
 
 
 def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:

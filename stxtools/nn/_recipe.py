@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
@@ -34,6 +35,29 @@ class Training:
     min_delta: float = 1e-4
     lr: float = 3e-3
     weight_decay: float = 1e-4
+
+
+class Run(TypedDict, total=False):
+    """Seed, device and progress bar of a training: the keywords of every ``fit``, as in the public calls."""
+
+    random_state: int
+    accelerator: str
+    devices: int | str
+    show_progress: bool | None
+
+
+def completed(how: Run) -> Run:
+    """Return ``how`` with the defaults of what it leaves out.
+
+    Raises
+    ------
+    TypeError
+        If it has another keyword.
+    """
+    defaults = Run(random_state=0, accelerator="auto", devices=1, show_progress=None)
+    if unknown := sorted(set(how) - set(defaults)):
+        raise TypeError(f"Unknown keyword(s) {', '.join(unknown)}; there are {', '.join(defaults)}.")
+    return {**defaults, **how}
 
 
 @contextmanager

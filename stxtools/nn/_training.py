@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import lightning.pytorch as pl
 import torch
@@ -26,7 +26,7 @@ from stxtools._globals import exclusive
 from stxtools._progress import progress
 from stxtools._settings import settings
 
-from ._recipe import Training, seeded
+from ._recipe import Run, Training, completed, seeded
 
 _MOST_DEVICES = 64
 
@@ -199,13 +199,10 @@ def run_training(
     train: DataLoader[Any],
     val: DataLoader[Any] | None,
     *,
-    seed: int,
-    accelerator: str = "auto",
-    devices: int | str = 1,
     stage: str = "train",
     desc: str = "training",
-    show_progress: bool | None = None,
     threads: int | None = None,
+    **run: Unpack[Run],
 ) -> list[dict[str, Any]]:
     """Train ``task``, leave it with its best weights on the CPU in eval mode, and return the history.
 
@@ -218,18 +215,18 @@ def run_training(
     ValueError
         If the training diverged.
     """
-    how = task.training_params
+    how, run = task.training_params, completed(run)
     with (
         exclusive(),
-        progress(how.max_epochs, desc, show_progress) as bar,
+        progress(how.max_epochs, desc, run["show_progress"]) as bar,
         _quiet_lightning(),
         _interruptible(),
         _threads(threads),
-        seeded(seed),
+        seeded(run["random_state"]),
         tempfile.TemporaryDirectory() as folder,
     ):
         keeper = _Keeper(how, bar, stage, Path(folder) / "history.json")
-        trainer = _trainer(how, keeper, accelerator, devices)
+        trainer = _trainer(how, keeper, run["accelerator"], run["devices"])
         trainer.fit(task, train, val)
         if not task.history and keeper.report.exists():  # trained in other processes
             task.history = json.loads(keeper.report.read_text())

@@ -138,7 +138,7 @@ def attention_fidelity(
     ['edges', 'regions']
     """
     stage("loading PyTorch")
-    from stxtools.models import TissueNet
+    from stxtools.models._base import model_of
     from stxtools.models.explain.edges import RegionAttribution
 
     check_adata(adata)
@@ -154,7 +154,7 @@ def attention_fidelity(
     if not methods or not len(shares):
         raise ValueError("`methods` and `shares` must each name one value at least.")
     inp = read_regions(adata, regions_key, spatial_key)
-    fitted = model if isinstance(model, TissueNet) else TissueNet.load(model)
+    fitted: TissueNet = model_of(model, "TissueNet")
     task = _task_of(fitted, task)
     weight = _network_weight(fitted, task, of)
     adata = adata.copy() if check_bool("copy", copy) else adata

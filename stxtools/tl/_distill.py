@@ -16,7 +16,7 @@ from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._ensemble import check_sections
-from ._student import teacher_of, trained_student
+from ._student import trained_student
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -126,7 +126,9 @@ def distill(
         "devices": devices, "show_progress": show_progress,
     }  # fmt: skip
     check_writable(save_model)
-    teacher = teacher_of(model)
+    from stxtools.models._base import model_of
+
+    teacher: TissueNet = model_of(model, "TissueNet")
     if library_key is not None:
         check_sections(adata, read_regions(adata, regions_key, spatial_key), library_key, regions_key)
     adata = adata.copy() if check_bool("copy", copy) else adata

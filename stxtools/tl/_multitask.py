@@ -19,7 +19,7 @@ from stxtools._slots import provenance, put_frame
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 from ._ensemble import check_sections, warn_of_network, weights_table, with_ensemble
-from ._student import apply_student, student_of
+from ._student import apply_student
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -191,23 +191,24 @@ def multitask(
             "`model=` applies a trained model as it is; drop `save_model=`, `use_rep=`, `params=`, `ensemble=`, "
             "`expression=` and `expression_key=`."
         )
-    student = student_of(model)
-    if student is not None:
+    stage("loading PyTorch")
+    from stxtools.models import TissueStudent
+    from stxtools.models._base import model_of
+
+    applied = None if model is None else model_of(model, "TissueNet", "TissueStudent")
+    if isinstance(applied, TissueStudent):
         columns = _columns(biomarker_key, region_key, needed=True)
-        _check_tasks(student.tasks, columns)
+        _check_tasks(applied.tasks, columns)
         named = {"obs": map(_keys.pred, columns.values()), "obsm": map(_keys.proba, columns.values())}
         check_free(adata, "tl.multitask", uns=[key], **named)
         adata = adata.copy() if check_bool("copy", copy) else adata
         apply_student(
-            adata, student, columns, key=key, layer=layer, spatial_key=spatial_key, library_key=library_key,
+            adata, applied, columns, key=key, layer=layer, spatial_key=spatial_key, library_key=library_key,
             accelerator=accelerator,
         )  # fmt: skip
         return adata if copy else None
-    stage("loading PyTorch")
     from stxtools.models import TissueNet  # a student, applied above, needs none of what this imports
 
-    if model is not None and not isinstance(model, (str, os.PathLike, TissueNet)):
-        raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {type(model).__name__}.")
     fitted = TissueNet(with_ensemble(params, ensemble))
     inp = read_regions(adata, regions_key, spatial_key)
     check_sections(adata, inp, library_key, regions_key)
@@ -219,8 +220,8 @@ def multitask(
     )  # fmt: skip
     adata = adata.copy() if check_bool("copy", copy) else adata
 
-    if model is not None:
-        fitted = model if isinstance(model, TissueNet) else TissueNet.load(model)  # type: ignore[arg-type]
+    if applied is not None:
+        fitted = applied
         _check_tasks(fitted.classes, columns)
         sections, found = known_sections(adata, fitted, layer, inp)
     else:

@@ -29,23 +29,6 @@ def new_segmenter(params: Any, rep: Representation, image_key: str | None) -> Se
     return out
 
 
-def load_segmenter(model: str | os.PathLike[str] | Segmenter, param: str) -> Segmenter:
-    """Return ``model`` itself, or the Segmenter in the file of that path."""
-    stage("loading PyTorch")
-    from stxtools.models import Segmenter, TissueStudent
-    from stxtools.models._storage import model_kind
-
-    if isinstance(model, TissueStudent) or (
-        isinstance(model, (str, os.PathLike)) and model_kind(model) == TissueStudent.__name__
-    ):
-        raise ValueError(f"`{param}` is a student of the framework; apply it with `st.tl.multitask(adata, model=...)`.")
-    if isinstance(model, Segmenter):
-        return model
-    if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(f"`{param}` must be a path or a stxtools.models.Segmenter, not {type(model).__name__}.")
-    return Segmenter.load(model)
-
-
 def trained_segmenter(model: str | os.PathLike[str] | Segmenter) -> Segmenter:
     """Return a Segmenter that can be applied.
 
@@ -54,12 +37,19 @@ def trained_segmenter(model: str | os.PathLike[str] | Segmenter) -> Segmenter:
     ValueError
         If it was pretrained only.
     """
-    out = load_segmenter(model, "model")
+    out = _segmenter(model, "model")
     if out.net is None:
         raise ValueError(
             "This model was pretrained but knows no compartments yet; give it as `pretrained=` to train on from it."
         )
     return out
+
+
+def _segmenter(model: str | os.PathLike[str] | Segmenter, param: str) -> Segmenter:
+    stage("loading PyTorch")
+    from stxtools.models._base import model_of
+
+    return model_of(model, "Segmenter", param=param)
 
 
 def started_segmenter(
@@ -68,7 +58,7 @@ def started_segmenter(
     """Return a Segmenter whose training starts from a pretrained U-Net; ``params`` must keep its architecture."""
     from stxtools.models import Segmenter
 
-    start = load_segmenter(model, "pretrained").starting_point()
+    start = _segmenter(model, "pretrained").starting_point()
     if params is None:
         return start
     merged = {f.name: getattr(start.params, f.name) for f in fields(start.params)}

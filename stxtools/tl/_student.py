@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,39 +19,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from stxtools.models import TissueNet, TissueStudent
-
-
-def teacher_of(model: Any) -> TissueNet:
-    """Return the framework that ``model`` is, or that its file holds.
-
-    Raises
-    ------
-    FileNotFoundError, TypeError, ValueError
-        If there is no such file, or it is no framework.
-    """
-    from stxtools.models import Segmenter, TissueNet, TissueStudent
-    from stxtools.models._storage import model_kind
-
-    from_file = isinstance(model, (str, os.PathLike))
-    kind = model_kind(model) if from_file else type(model).__name__
-    if kind in {Segmenter.__name__, TissueStudent.__name__}:
-        raise ValueError(
-            f"`model` is a {kind}; only a model of `st.tl.multitask` (a stxtools.models.TissueNet) has a student. "
-            "Apply a segmentation model with `st.tl.segment(adata, model=...)`."
-        )
-    if not from_file and not isinstance(model, TissueNet):
-        raise TypeError(f"`model` must be a path or a stxtools.models.TissueNet, not {kind}.")
-    return model if isinstance(model, TissueNet) else TissueNet.load(model)
-
-
-def student_of(model: Any) -> TissueStudent | None:
-    """Return the framework's student that ``model`` is, or that its file holds; None where it is something else."""
-    from stxtools.models import TissueStudent
-    from stxtools.models._storage import model_kind
-
-    if isinstance(model, (str, os.PathLike)):
-        return TissueStudent.load(model) if model_kind(model) == TissueStudent.__name__ else None
-    return model if isinstance(model, TissueStudent) else None
 
 
 def trained_student(

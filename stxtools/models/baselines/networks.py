@@ -107,7 +107,7 @@ class SpotGNN(Baseline):
             task,
             DataLoader(_Order(steps), batch_size=None),
             DataLoader(_Order(np.arange(len(graphs))), batch_size=None) if judged else None,
-            seed=self.random_state,
+            random_state=self.random_state,
             accelerator=self.accelerator,
             desc="training the network",
             show_progress=False,

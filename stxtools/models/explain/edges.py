@@ -42,7 +42,7 @@ class RegionAttribution:
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
-        self.module, self.task = net._trained().eval(), task
+        self.module, self.task = net.fitted_net().eval(), task
         self.graph = net.featurizer.tensors(section)
         with torch.no_grad():
             out = self.module(self.graph)
@@ -167,7 +167,7 @@ def unet_saliency(segmenter: Segmenter, section: Section) -> NDArray[np.float32]
 
     As :meth:`RegionAttribution.saliency`, for a U-Net without a graph. The raster is read whole, without tiles.
     """
-    net = segmenter._trained()
+    net = segmenter.fitted_net()
     raster, member = segmenter.scaling.raster(section)
     view = raster.whole()
     x = view.x[None].clone().requires_grad_(True)

@@ -48,7 +48,7 @@ class TissueEvidence:
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:
         self.net, self.section, self.task = net, section, task
-        self.module = net._trained().eval()
+        self.module = net.fitted_net().eval()
         self.graph = net.featurizer.tensors(section)
         self._known = section.region >= 0
         self._shapes = {

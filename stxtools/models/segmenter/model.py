@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from stxtools._progress import stage
-from stxtools.models._params import SegmenterParams, as_dict, resolve
+from stxtools.models._base import BaseModel, best_device
+from stxtools.models._model_file import ModelFile
+from stxtools.models._params import SegmenterParams
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
-from stxtools.models._storage import load_model, save_model
-from stxtools.models._weights import module_arrays
 from stxtools.nn._augment import Augmentation
-from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loader
@@ -49,7 +48,7 @@ class Segmentation:
     features: NDArray[np.float32]
 
 
-class Segmenter:
+class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     """U-Net that assigns the observations of spatial sections to compartments.
 
     It is trained on the sections it is fitted to: pretrained without labels (masked reconstruction or
@@ -73,17 +72,16 @@ class Segmenter:
     ['0', '1', '2']
     """
 
+    params_type = SegmenterParams
+    used_by = "st.tl.segment(adata, model=...)"
+
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
-        self.params = resolve(params, SegmenterParams)
+        super().__init__(params)
         self.classes: list[str] = []
-        self.history: list[dict[str, Any]] = []
         self.stability: dict[int, float] = {}
-        self.projection: GeneProjection | None = None
-        self.use_rep: str | None = None
         self.image_key: str | None = None
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
-        self.net: SegmentationNet | None = None
         self.scaling = FeatureScaling()
 
     @property
@@ -96,10 +94,6 @@ class Segmenter:
         """Standard deviation of each feature within the training sections, (C,)."""
         return self.scaling.scale
 
-    def params_dict(self) -> dict[str, Any]:
-        """Parameters as plain values."""
-        return as_dict(self.params)
-
     # ---------------------------------------------------------------- training
 
     def fit(
@@ -109,10 +103,7 @@ class Segmenter:
         n_segments: int | None = None,
         labels: Sequence[NDArray[np.int64]] | None = None,
         classes: Sequence[str] | None = None,
-        random_state: int = 0,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        show_progress: bool | None = None,
+        **run: Unpack[Run],
     ) -> Segmenter:
         """Train on ``sections``.
 
@@ -126,38 +117,32 @@ class Segmenter:
             Per section, class codes with -1 for unlabelled observations.
         classes
             Class names for ``labels``.
-        random_state
-            Seed; the same seed on the same machine gives the same result.
-        accelerator, devices
-            As in Lightning.
-        show_progress
-            Whether a bar is shown.
+        **run
+            ``random_state``, ``accelerator``, ``devices`` and ``show_progress``, as in :func:`stxtools.tl.segment`.
 
         Raises
         ------
         ValueError
             If there are fewer distinct observations than ``n_segments``.
         """
-        self.net, self.history = None, []
+        self.net, self.history, run = None, [], completed(run)
         orders = [s.canonical_order() for s in sections]
         given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
             pseudo_labels = pseudo_labels_from_clustering(
-                sections, n_segments, np.random.default_rng(_DRAWS), show_progress
+                sections, n_segments, np.random.default_rng(_DRAWS), run["show_progress"]
             )
         else:
             ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]
             pseudo_labels = pseudo_labels_from_labels(
-                sections, ordered, list(classes or []), np.random.default_rng(random_state)
+                sections, ordered, list(classes or []), np.random.default_rng(run["random_state"])
             )
         self.classes, self.stability = pseudo_labels.classes, pseudo_labels.stability
-        tensors, members = target_rasters(sections, pseudo_labels, self.scale, random_state)
-        how: dict[str, Any] = {
-            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
-        }  # fmt: skip
-        self._train(tensors, how)
+        tensors, members = target_rasters(sections, pseudo_labels, self.scale, run["random_state"])
+        self._train(tensors, run)
+        accelerator = run["accelerator"]
         predicted = self._predicted(tensors, accelerator)
         if labels is None and self._keep_all_classes(tensors, [features for _, features in predicted]):
             predicted = self._predicted(tensors, accelerator)
@@ -167,34 +152,24 @@ class Segmenter:
             self._order_by_size(given, accelerator)
         return self
 
-    def pretrain(
-        self,
-        sections: Sequence[Section],
-        *,
-        random_state: int = 0,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        show_progress: bool | None = None,
-    ) -> Segmenter:
+    def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:
         """Train the U-Net without labels or classes; :meth:`fit` then starts from it.
 
         Parameters
         ----------
         sections
             What to learn from; the more tissue, the better.
-        random_state, accelerator, devices, show_progress
+        **run
             As in :meth:`fit`.
         """
         if self.params.pretrain == "none":
             raise ValueError("`params` name no pretraining; choose `pretrain='masked'` or 'contrastive'.")
-        self.net, self.start, self.history = None, None, []
+        self.net, self.start, self.history, run = None, None, [], completed(run)
         self._measure(sections)
         rasters = [self.scaling.raster(s)[0] for s in sections]
-        with seeded(random_state):
+        with seeded(run["random_state"]):
             unet = self._new_unet()
-        self._pretrain(unet, rasters, {
-            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
-        })  # fmt: skip
+        self._pretrain(unet, rasters, run)
         self.start = {k: v.detach().cpu().clone() for k, v in unet.state_dict().items()}
         return self
 
@@ -205,7 +180,7 @@ class Segmenter:
 
     def _keep_all_classes(self, tensors: list[PixelRaster], features: list[NDArray[np.float32]]) -> bool:
         """Shift the biases of the classifier should a class have been lost in training; return whether one had been."""
-        head: Any = self._trained().head
+        head: Any = self.fitted_net().head
         weight, bias = head.weight.detach()[:, :, 0, 0].double().numpy(), head.bias.detach().double().numpy()
         logits = np.concatenate(features) @ weight.T + bias
         wanted = class_sizes(np.concatenate([t.target.numpy() for t in tensors if t.target is not None]))
@@ -216,7 +191,7 @@ class Segmenter:
 
     def _order_by_size(self, sections: Sequence[Section], accelerator: str) -> None:
         """Number the classes from the one with most observations to the one with fewest, as they are predicted."""
-        head = self._trained().head
+        head = self.fitted_net().head
         for turn in range(_TIES + _NUDGES):
             proba = np.concatenate([found.proba for found in self.predict(sections, accelerator=accelerator)])
             smaller = np.diff(class_sizes(proba)) > 0
@@ -235,15 +210,10 @@ class Segmenter:
     ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Class probabilities and features of the occupied pixels of every section."""
         stage("predicting")
-        net, device = self._trained(), best_device(accelerator)
+        net, device = self.fitted_net(), best_device(accelerator)
         found = [predict_pixels(net, t, device) for t in tensors]
         net.to("cpu")
         return [(proba.numpy(), features.numpy()) for proba, features in found]
-
-    def _trained(self) -> SegmentationNet:
-        if self.net is None:
-            raise ValueError("This Segmenter is not trained; call `fit` or load a saved one.")
-        return self.net
 
     def _new_unet(self) -> UNet:
         p = self.params
@@ -256,24 +226,24 @@ class Segmenter:
             unet.load_state_dict(self.start)
         return SegmentationNet(unet, len(self.classes))
 
-    def _train(self, tensors: list[PixelRaster], how: dict[str, Any]) -> None:
+    def _train(self, tensors: list[PixelRaster], run: Run) -> None:
         from stxtools.nn._segmentation import SegmentationTask
         from stxtools.nn._training import run_training
 
         p = self.params
-        with seeded(how["seed"]):
+        with seeded(run["random_state"]):
             net = self._new_net()
         if p.pretrain != "none" and self.start is None:
-            self._pretrain(net.unet, tensors, how)
+            self._pretrain(net.unet, tensors, run)
         size = view_size(tensors, net.unet.stride, p.view_size)
         epochs = usual_epochs(tensors, size) if p.epochs is None else p.epochs
         task = SegmentationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
         views = view_loader(
             tensors, size=size, steps=p.steps_per_epoch,
-            batch_size=p.batch_size, how=self._augmentation, seed=how["seed"],
+            batch_size=p.batch_size, how=self._augmentation, seed=run["random_state"],
         )  # fmt: skip
         self.history += run_training(
-            task, views, whole_loader(tensors), stage="segment", desc="training the U-Net", **how
+            task, views, whole_loader(tensors), stage="segment", desc="training the U-Net", **run
         )
         self.net = net
 
@@ -281,13 +251,13 @@ class Segmenter:
     def _augmentation(self) -> Augmentation:
         return Augmentation(self.params.rotation, self.params.scaling, True, self.params.drop)
 
-    def _pretrain(self, unet: UNet, tensors: list[PixelRaster], how: dict[str, Any]) -> None:
+    def _pretrain(self, unet: UNet, tensors: list[PixelRaster], run: Run) -> None:
         from stxtools.nn._segmentation import ContrastivePretraining, MaskedPretraining
         from stxtools.nn._training import run_training
 
         p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
         training = Training(p.pretrain_epochs, p.pretrain_epochs, lr=p.lr, weight_decay=p.weight_decay)
-        with seeded(how["seed"] + 1):
+        with seeded(run["random_state"] + 1):
             if p.pretrain == "masked":
                 task: Any = MaskedPretraining(unet, self.n_features, training)
             else:
@@ -299,16 +269,16 @@ class Segmenter:
             steps=p.steps_per_epoch,
             batch_size=16 if twins else p.batch_size,
             how=self._augmentation,
-            seed=how["seed"] + 1,
+            seed=run["random_state"] + 1,
             twins=twins,
         )
-        self.history += run_training(task, views, None, stage=f"pretrain_{p.pretrain}", desc="pretraining", **how)
+        self.history += run_training(task, views, None, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run)
 
     # ---------------------------------------------------------------- use
 
     def predict(self, sections: Sequence[Section], *, accelerator: str = "auto") -> list[Segmentation]:
         """Segment ``sections`` with the trained U-Net."""
-        net, device, out = self._trained(), best_device(accelerator), []
+        net, device, out = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
         for section in sections:
             raster, member = self.scaling.raster(section)
@@ -317,41 +287,26 @@ class Segmenter:
         net.to("cpu")
         return out
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights (safetensors) and description (JSON) to one file."""
+    def _weights(self) -> dict[str, Any]:
         if self.net is None and self.start is not None:  # pretrained only
-            arrays = {f"net.unet.{k}": v.numpy() for k, v in self.start.items()}
-        else:
-            arrays = module_arrays(self._trained(), "net.")
-        arrays |= self.scaling.to_file()
-        described, projection = ({}, {}) if self.projection is None else self.projection.to_file()
-        config = {
-            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
-            "temperature": self.temperature, "image_key": self.image_key,
-        }  # fmt: skip
-        save_model(path, type(self).__name__, config | described, arrays | projection)
+            return {f"net.unet.{k}": v.numpy() for k, v in self.start.items()}
+        return super()._weights()
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Segmenter:
-        """Read a model that :meth:`save` wrote.
+    def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = {"classes": self.classes, "temperature": self.temperature, "image_key": self.image_key}
+        return config, self.scaling.to_file()
 
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If there is no such file, or it is not a saved Segmenter, or damaged.
-        """
-        file = load_model(path, cls.__name__)
-        self = cls(file.params(SegmenterParams))
-        self.classes, self.use_rep, self.image_key = file.names("classes"), file.text("use_rep"), file.text("image_key")
-        self.temperature = file.number("temperature", 1.0, above=0.0)
+    def _from_file(self, file: ModelFile) -> None:
+        self.classes, self.image_key = file.names("classes"), file.text("image_key")
+        self.temperature = file.number("temperature", above=0.0)
         self.scaling = FeatureScaling.from_file(file)
+
+    def _read_net(self, file: ModelFile) -> None:
         self.projection = GeneProjection.from_file(file, self.n_features, alone=self.image_key is None)
         if self.classes:
             self.net = file.module(self._new_net, "net.")
         else:
             self.start = file.weights(self._new_unet, "net.unet.")
-        file.finish()
-        return self
 
     def starting_point(self) -> Segmenter:
         """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""
@@ -364,16 +319,3 @@ class Segmenter:
         if out.start is None:
             raise ValueError("This Segmenter is not trained; call `fit` or `pretrain`, or load a saved one.")
         return out
-
-
-def best_device(accelerator: str) -> torch.device:
-    """Return the torch device that Lightning's ``accelerator`` names, for inference."""
-    if not isinstance(accelerator, str):
-        raise TypeError(f"`accelerator` must be a str such as 'auto' or 'cpu', not {accelerator!r}.")
-    if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator in {"gpu", "mps"} and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if accelerator in {"gpu", "cuda", "mps"}:
-        raise ValueError(f"`accelerator={accelerator!r}` is not available on this machine; use 'auto' or 'cpu'.")
-    return torch.device("cpu")

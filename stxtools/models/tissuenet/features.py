@@ -30,7 +30,6 @@ class Featurizer:
         self.params = params
         self.scaling: dict[str, NDArray[Any]] = {}
         self.smoothed: SmoothedGenes | None = None
-        self._read: list[tuple[RegionSection, NDArray[np.float32]]] = []  # those of the training sections
 
     @property
     def n_own(self) -> int:
@@ -38,8 +37,10 @@ class Featurizer:
         scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
         return len(self.scaling["centre"]) * len(self.params.neighbours) + scores
 
-    def fit(self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool) -> Featurizer:
-        """Learn means, scales and gene axes."""
+    def fit(
+        self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool
+    ) -> list[NDArray[np.float32]]:
+        """Learn means, scales and gene axes; return what :meth:`own` gives of the sections, with labels."""
         centre = np.concatenate([s.section.features for s in sections]).mean(axis=0)
         features = [centred(s.section.features, centre) for s in sections]
         nodes = np.concatenate([s.nodes for s in sections])
@@ -48,7 +49,7 @@ class Featurizer:
             "node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6,
         }  # fmt: skip
         if not labelled:
-            return self
+            return []
         if self.params.genes and all(s.genes is not None and s.genes.shape[1] > 0 for s in sections):
             parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
             # a neighbourhood of half a small section says little about a place in it
@@ -61,13 +62,12 @@ class Featurizer:
             "own_centre": means.mean(axis=0), "own_scale": means.std(axis=0) + 1e-6,
             "unit": np.array([unit], dtype=np.float32),
         }  # fmt: skip
-        self._read = [(s, self._scaled(*parts)) for s, parts in zip(sections, read, strict=True)]
         expression = [s.expression for s in sections if s.expression is not None]
         if expression:
             values = np.concatenate(expression)
             self.scaling["expression_centre"] = np.nanmean(values, axis=0)
             self.scaling["expression_scale"] = np.nanstd(values, axis=0) + 1e-6
-        return self
+        return [self._scaled(*parts) for parts in read]
 
     def _means(self, s: RegionSection) -> NDArray[np.float32]:
         z = centred(s.section.features, self.scaling["centre"]) / self.scaling["scale"]
@@ -80,17 +80,14 @@ class Featurizer:
 
     def own(self, s: RegionSection) -> NDArray[np.float32]:
         """Neighbourhood features of the observations, (n, d)."""
-        for section, own in self._read:
-            if section is s:
-                return own
         return self._scaled(self._means(s), self._scores(s))
 
     def _scaled(self, means: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         means = (means - self.scaling["own_centre"]) / self.scaling["own_scale"]
         return np.concatenate([means, scores / self.scaling["unit"]], axis=1).astype(np.float32)
 
-    def tensors(self, s: RegionSection) -> GraphTensors:
-        """One section for the network, without labels."""
+    def tensors(self, s: RegionSection, own: NDArray[np.float32] | None = None) -> GraphTensors:
+        """One section for the network, without labels; ``own`` is given where it is known already."""
         nodes = (s.nodes - self.scaling["node_centre"]) / self.scaling["node_scale"]
         coo = sparse.coo_matrix(s.adjacency)
         edges = np.stack([coo.row, coo.col]).astype(np.int64)
@@ -101,7 +98,7 @@ class Featurizer:
         section, known = s.section, s.region >= 0
         out.pixel = torch.from_numpy(section.flat_pixels[known])
         out.region = torch.from_numpy(s.region[known])
-        out.own = torch.from_numpy(self.own(s)[known])
+        out.own = torch.from_numpy((self.own(s) if own is None else own)[known])
         if self.params.unet:
             z = centred(section.features, self.scaling["centre"]) / self.scaling["scale"]
             out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
@@ -146,6 +143,7 @@ class TrainingTargets:
         self,
         featurizer: Featurizer,
         sections: Sequence[RegionSection],
+        own: Sequence[NDArray[np.float32]],
         tasks: Mapping[str, int],
         rng: np.random.Generator,
     ) -> None:
@@ -154,10 +152,10 @@ class TrainingTargets:
         self.across = holds_out_sections(sections) if how == "auto" else how == "section"
         self.groups = groups_of(sections, whole=how == "section")
         self.held = held_out(sections, self.groups, rng)
-        self.graphs = [self._with_targets(s, held) for s, held in zip(sections, self.held, strict=True)]
+        self.graphs = [self._with_targets(*parts) for parts in zip(sections, own, self.held, strict=True)]
 
-    def _with_targets(self, s: RegionSection, held: NDArray[np.bool_]) -> GraphTensors:
-        out, inside, n = self.featurizer.tensors(s), s.region >= 0, len(s.nodes)
+    def _with_targets(self, s: RegionSection, own: NDArray[np.float32], held: NDArray[np.bool_]) -> GraphTensors:
+        out, inside, n = self.featurizer.tensors(s, own), s.region >= 0, len(s.nodes)
         for task, size in self.tasks.items():
             if task == EXPRESSION:
                 values, known = self.values(s)

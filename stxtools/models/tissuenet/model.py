@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -14,14 +13,11 @@ from scipy import sparse
 from scipy.special import softmax
 
 from stxtools._progress import stage
-from stxtools.models._params import as_dict, resolve
-from stxtools.models._projection import GeneProjection
-from stxtools.models._storage import load_model, save_model
-from stxtools.models._weights import module_arrays
+from stxtools.models._base import BaseModel, best_device
+from stxtools.models._model_file import ModelFile
 from stxtools.models.ensemble.stacking import Ensemble, Weights
-from stxtools.models.segmenter.model import best_device
 from stxtools.nn._gnn import RegionGNN
-from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._tissue import GraphTensors, TissueModule
 from stxtools.nn._unet import UNet
 from stxtools.nn._weighting import task_weighting
@@ -62,7 +58,7 @@ class TissuePrediction:
     obs_expression: NDArray[np.float32] | None = None
 
 
-class TissueNet:
+class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     """Graph network on tissue regions, with or without labels.
 
     Fitted without labels it embeds regions. Fitted with labels for one or two tasks, or with genes to predict, it
@@ -83,16 +79,15 @@ class TissueNet:
     ['healthy', 'diseased']
     """
 
+    params_type = TissueNetParams
+    used_by = "st.tl.multitask(adata, model=...)"
+
     def __init__(self, params: TissueNetParams | Mapping[str, Any] | None = None) -> None:
-        self.params = resolve(params, TissueNetParams)
+        super().__init__(params)
         self.classes: dict[str, list[str]] = {}
         self.expression: list[str] = []
         self.genes: list[str] | None = None
         self.target_sum: float | None = None
-        self.history: list[dict[str, Any]] = []
-        self.projection: GeneProjection | None = None
-        self.use_rep: str | None = None
-        self.module: TissueModule | None = None
         self.featurizer = Featurizer(self.params)
         self.ensembles: dict[str, Ensemble] = {}
         self.convergence: dict[str, Any] = {}
@@ -108,10 +103,6 @@ class TissueNet:
         """How many neighbourhood means of features an observation reads."""
         return self.n_features * len(self.params.neighbours)
 
-    def params_dict(self) -> dict[str, Any]:
-        """Parameters as plain values."""
-        return as_dict(self.params)
-
     @property
     def tasks(self) -> dict[str, int]:
         """Task -> number of classes or genes."""
@@ -124,10 +115,7 @@ class TissueNet:
         *,
         classes: Mapping[str, Sequence[str]] | None = None,
         expression: Sequence[str] | None = None,
-        random_state: int = 0,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        show_progress: bool | None = None,
+        **run: Unpack[Run],
     ) -> TissueNet:
         """Train on ``sections``.
 
@@ -140,12 +128,8 @@ class TissueNet:
         expression
             Names of the genes that the sections' ``expression`` holds, to be predicted. Without ``classes`` and
             ``expression`` it trains without labels.
-        random_state
-            Seed.
-        accelerator, devices
-            As in Lightning.
-        show_progress
-            Whether a bar is shown.
+        **run
+            ``random_state``, ``accelerator``, ``devices`` and ``show_progress``, as in :func:`stxtools.tl.multitask`.
 
         Raises
         ------
@@ -157,19 +141,18 @@ class TissueNet:
         named = self.params.ensemble
         if self.expression and named != "auto" and not {"network", "linear"} & set(named):
             raise ValueError("The network and the linear member predict genes; name one of them in `ensemble`.")
-        self.history, self.module, self.ensembles, self.convergence = [], None, {}, {}
+        self.history, self.net, self.ensembles, self.convergence, run = [], None, {}, {}, completed(run)
         factors = self._factors()
-        rng = np.random.default_rng(random_state)
-        self.featurizer = Featurizer(self.params).fit(sections, rng, labelled=bool(self.tasks))
-        how = {
-            "seed": random_state, "accelerator": accelerator, "devices": devices, "show_progress": show_progress
-        }  # fmt: skip
-        with seeded(random_state):
-            self.module = self._new_module()
+        rng = np.random.default_rng(run["random_state"])
+        self.featurizer = Featurizer(self.params)
+        own = self.featurizer.fit(sections, rng, labelled=bool(self.tasks))
+        with seeded(run["random_state"]):
+            self.net = self._new_net()
         if self.tasks:
-            self._fit_tasks(sections, factors, rng, how)
+            training = TrainingTargets(self.featurizer, sections, own, self.tasks, rng)
+            self._fit_tasks(training, factors, run)
         else:
-            self._fit_embedding(sections, how)
+            self._fit_embedding(sections, run)
         return self
 
     def _factors(self) -> dict[str, float]:
@@ -181,49 +164,44 @@ class TissueNet:
             raise ValueError(f"The factors of {' and '.join(self.tasks)} are 0: nothing would be learned.")
         return factors
 
-    def _fit_embedding(self, sections: Sequence[RegionSection], how: dict[str, Any]) -> None:
+    def _fit_embedding(self, sections: Sequence[RegionSection], run: Run) -> None:
         from stxtools.nn._tissue_task import EmbeddingTask
         from stxtools.nn._training import run_training
 
-        p, module = self.params, self._trained()
+        p, module = self.params, self.fitted_net()
         graphs = [self.featurizer.tensors(s) for s in sections]
-        with seeded(how["seed"]):
+        with seeded(run["random_state"]):
             task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.objective, p.hide)
         few = sum(len(s.nodes) for s in sections) < MANY
-        loaders = task.loaders(how["seed"])
+        loaders = task.loaders(run["random_state"])
         self.history += run_training(
-            task, *loaders, stage="embed", desc="training the network", threads=1 if few else None, **how
+            task, *loaders, stage="embed", desc="training the network", threads=1 if few else None, **run
         )
 
-    def _fit_tasks(
-        self,
-        sections: Sequence[RegionSection],
-        factors: dict[str, float],
-        rng: np.random.Generator,
-        how: dict[str, Any],
-    ) -> None:
+    def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: Run) -> None:
         from stxtools.nn._tissue_task import TissueTask, UNetPretraining, convergence
         from stxtools.nn._training import run_training
 
         from .ensemble import EnsembleFit
 
-        p, module = self.params, self._trained()
-        training = TrainingTargets(self.featurizer, sections, self.tasks, rng)
+        p, module = self.params, self.fitted_net()
         graphs = training.graphs
         if module.unet is not None and p.pretrain != "none":
-            with seeded(how["seed"] + 1):
+            with seeded(run["random_state"] + 1):
                 before = UNetPretraining(
                     module.unet, self.n_features, graphs, self._training(p.pretrain_epochs, p.pretrain_epochs)
                 )
-            loaders = before.loaders(how["seed"] + 1)
-            self.history += run_training(before, *loaders, stage=f"pretrain_{p.pretrain}", desc="pretraining", **how)
+            loaders = before.loaders(run["random_state"] + 1)
+            self.history += run_training(before, *loaders, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run)
         if module.unet is not None:
             module.unet.requires_grad_(not p.freeze_unet)
         squared = [task for task in factors if task == EXPRESSION]
         weighting = task_weighting(p.weighting, factors, squared)
         task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
         uninformed = task.uninformed_loss()
-        found = run_training(task, *task.loaders(how["seed"]), stage="multitask", desc="training the network", **how)
+        found = run_training(
+            task, *task.loaders(run["random_state"]), stage="multitask", desc="training the network", **run
+        )
         self.convergence = convergence(found, uninformed, held_out=bool(task.judged_sections()))
         self.history += found
         last = self.history[-1]
@@ -235,12 +213,7 @@ class TissueNet:
     def _training(self, epochs: int, patience: int) -> Training:
         return Training(epochs, patience, lr=self.params.lr, weight_decay=self.params.weight_decay)
 
-    def _trained(self) -> TissueModule:
-        if self.module is None:
-            raise ValueError("This TissueNet is not trained; call `fit` or load a saved one.")
-        return self.module
-
-    def _new_module(self) -> TissueModule:
+    def _new_net(self) -> TissueModule:
         p, labelled = self.params, bool(self.tasks)
         n_nodes = len(self.featurizer.scaling["node_centre"])
         unet = None
@@ -263,7 +236,7 @@ class TissueNet:
 
     def _forward(self, graphs: Sequence[GraphTensors], accelerator: str) -> list[Any]:
         device = best_device(accelerator)
-        module = self._trained().to(device).eval()
+        module = self.fitted_net().to(device).eval()
         with torch.no_grad():
             found = [module(g.to(device)) for g in graphs]
         module.to("cpu")
@@ -271,7 +244,7 @@ class TissueNet:
 
     def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
         """Embed ``sections`` and predict their observations and regions."""
-        self._trained()
+        self.fitted_net()
         stage("predicting")
         found = []
         for s in sections:
@@ -326,36 +299,17 @@ class TissueNet:
             return Weights(network=1.0)
         return ensemble.stack(None if section is None else section.labels.get(task)).weights
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights (safetensors) and description (JSON) to one file."""
-        arrays = module_arrays(self._trained(), "module.") | self.featurizer.to_file()
+    def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays = self.featurizer.to_file()
         for task, ensemble in self.ensembles.items():
             arrays |= ensemble.to_file(f"ensemble.{task}")
-        config: dict[str, Any] = {
-            "params": as_dict(self.params), "classes": self.classes, "use_rep": self.use_rep,
-            "expression": self.expression, "read_genes": self.genes,
-            "read_target_sum": self.target_sum, "task_weights": self.task_weights,
-            "ensembles": list(self.ensembles),
-        }  # fmt: skip
-        if self.projection is not None:
-            described, projection = self.projection.to_file()
-            config, arrays = config | described, arrays | projection
-        save_model(path, type(self).__name__, config, arrays)
+        return {
+            "classes": self.classes, "expression": self.expression, "read_genes": self.genes,
+            "read_target_sum": self.target_sum, "task_weights": self.task_weights, "ensembles": list(self.ensembles),
+        }, arrays  # fmt: skip
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TissueNet:
-        """Read a model that :meth:`save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If there is no such file, or it is not a saved TissueNet, or damaged.
-        """
-        file = load_model(path, cls.__name__)
-        if "ensembles" not in file.config:
-            raise ValueError(f"{str(path)!r} was written by an older stxtools whose TissueNet differs; train it again.")
-        self = cls(file.params(TissueNetParams))
-        self.classes, self.use_rep = file.names_by_task("classes"), file.text("use_rep")
+    def _from_file(self, file: ModelFile) -> None:
+        self.classes = file.names_by_task("classes")
         file.check_tasks("classes", self.classes, {BIOMARKER: 0, CLASSES: 0})
         self.expression, self.genes = file.names("expression"), file.optional_names("read_genes")
         self.target_sum = file.optional_number("read_target_sum")
@@ -370,7 +324,3 @@ class TissueNet:
         file.check_tasks("ensembles", weighed, self.tasks)
         sizes = self.featurizer.n_own, self.n_means
         self.ensembles = {t: Ensemble.from_file(file, f"ensemble.{t}", *sizes, self.tasks[t]) for t in weighed}
-        self.projection = GeneProjection.from_file(file, self.n_features)
-        self.module = file.module(self._new_module, "module.")
-        file.finish()
-        return self

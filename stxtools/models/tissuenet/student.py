@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -14,14 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import spatial_blocks
-from stxtools.models._params import SegmenterParams, as_dict, resolve
-from stxtools.models._projection import GeneProjection
+from stxtools.models._base import BaseModel, best_device
+from stxtools.models._model_file import ModelFile
+from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._section import Section
-from stxtools.models._storage import load_model, save_model
-from stxtools.models._weights import module_arrays
-from stxtools.models.segmenter.model import best_device
 from stxtools.models.segmenter.scaling import FeatureScaling
-from stxtools.nn._recipe import Training, seeded
+from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._student import JointNet, Means, PyramidMLP
 from stxtools.nn._tiles import PixelRaster, predict_pixels
 
@@ -65,7 +62,7 @@ class SoftTargets:
         return out
 
 
-class TissueStudent:
+class TissueStudent(BaseModel[SegmenterParams, JointNet]):
     """Small network that predicts nearly what a trained :class:`TissueNet` does, observation by observation.
 
     It reads spatial means of the framework's components and of a few more axes of the genes, those along which the
@@ -88,26 +85,20 @@ class TissueStudent:
     ['healthy', 'diseased']
     """
 
+    params_type = SegmenterParams
+    used_by = "st.tl.multitask(adata, model=...)"
+
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         resolve(params, SegmenterParams)  # says what is wrong with something else
-        given = params if isinstance(params, SegmenterParams) else {**_DEFAULTS, **(params or {})}
-        self.params = resolve(given, SegmenterParams)
+        super().__init__(params if isinstance(params, SegmenterParams) else {**_DEFAULTS, **(params or {})})
         self.tasks: dict[str, list[str]] = {}
         self.agreements: dict[str, float] = {}
-        self.history: list[dict[str, Any]] = []
-        self.projection: GeneProjection | None = None
-        self.use_rep: str | None = None
         self.scaling = FeatureScaling()
-        self.net: JointNet | None = None
 
     @property
     def n_features(self) -> int:
         """Length of the feature vectors it reads."""
         return self.scaling.n_features
-
-    def params_dict(self) -> dict[str, Any]:
-        """Parameters as plain values."""
-        return as_dict(self.params)
 
     def soft_targets(
         self,
@@ -140,16 +131,7 @@ class TissueStudent:
             self.projection = with_readout(self.projection, genes, smoothed, sections, targets.logits(), rng)
         return targets
 
-    def fit(
-        self,
-        sections: Sequence[Section],
-        targets: SoftTargets,
-        *,
-        random_state: int = 0,
-        accelerator: str = "auto",
-        devices: int | str = 1,
-        show_progress: bool | None = None,
-    ) -> TissueStudent:
+    def fit(self, sections: Sequence[Section], targets: SoftTargets, **run: Unpack[Run]) -> TissueStudent:
         """Learn to predict the teacher's probabilities on ``sections``, whose features the student reads.
 
         Sets :attr:`agreements`: for each task the share of pixels in held-out blocks on which both predict the same
@@ -161,16 +143,17 @@ class TissueStudent:
             Sections with the features that :attr:`projection` or :attr:`use_rep` name.
         targets
             What :meth:`soft_targets` gave for the same sections.
-        random_state, accelerator, devices, show_progress
+        **run
             As in :meth:`Segmenter.fit`.
         """
         from stxtools.nn._imitation import Imitation
         from stxtools.nn._training import run_training
 
-        p, device = self.params, best_device(accelerator)
+        p, run = self.params, completed(run)
+        seed, device = run["random_state"], best_device(run["accelerator"])
         self.tasks, self.scaling = targets.classes, FeatureScaling.of(sections)
-        rng = np.random.default_rng(random_state)
-        with seeded(random_state):
+        rng = np.random.default_rng(seed)
+        with seeded(seed):
             net = self._new_net()
         means, wanted, held_out = self._pixels(sections, targets, net.unet, rng, device)
         epochs = _DEFAULTS["epochs"] if p.epochs is None else p.epochs
@@ -179,13 +162,10 @@ class TissueStudent:
             TensorDataset(means[~held_out], wanted[~held_out]),
             batch_size=min(max(int((~held_out).sum()) // 30, 16), BATCH),
             shuffle=True,
-            generator=torch.Generator().manual_seed(random_state),
+            generator=torch.Generator().manual_seed(seed),
         )
         val = DataLoader(TensorDataset(means[held_out], wanted[held_out]), batch_size=4096)
-        self.history = run_training(
-            task, train, val, stage="distill", desc="training the student", seed=random_state,
-            accelerator=accelerator, devices=devices, show_progress=show_progress,
-        )  # fmt: skip
+        self.history = run_training(task, train, val, stage="distill", desc="training the student", **run)
         self.net = net
         with torch.no_grad():
             predicted = task.logits(means[held_out]).split(targets.sizes, dim=1)
@@ -219,7 +199,7 @@ class TissueStudent:
         self, sections: Sequence[Section], *, accelerator: str = "auto"
     ) -> list[dict[str, NDArray[np.float32]]]:
         """Task -> class probabilities of the observations (n, K), for each section."""
-        net, device, out = self._trained(), best_device(accelerator), []
+        net, device, out = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
         cuts = np.cumsum([len(names) for names in self.tasks.values()])[:-1]
         for section in sections:
@@ -229,39 +209,15 @@ class TissueStudent:
         net.to("cpu")
         return out
 
-    def _trained(self) -> JointNet:
-        if self.net is None:
-            raise ValueError("This TissueStudent is not trained; call `st.tl.distill` or load a saved one.")
-        return self.net
-
     def _new_net(self) -> JointNet:
         mlp = PyramidMLP(self.n_features, width=self.params.width, sigmas=self.params.sigmas)
         return JointNet(mlp, [len(names) for names in self.tasks.values()])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights (safetensors) and description (JSON) to one file."""
-        arrays = module_arrays(self._trained(), "net.") | self.scaling.to_file()
-        config: dict[str, Any] = {"params": as_dict(self.params), "tasks": self.tasks, "use_rep": self.use_rep}
-        described, projection = ({}, {}) if self.projection is None else self.projection.to_file()
-        save_model(path, type(self).__name__, config | described, arrays | projection)
+    def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"tasks": self.tasks}, self.scaling.to_file()
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TissueStudent:
-        """Read a model that :meth:`save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If there is no such file, or it is not a saved TissueStudent, or damaged.
-        """
-        file = load_model(path, cls.__name__)
-        self = cls(file.params(SegmenterParams))
-        self.tasks, self.use_rep = file.names_by_task("tasks"), file.text("use_rep")
-        self.scaling = FeatureScaling.from_file(file)
-        self.projection = GeneProjection.from_file(file, self.n_features)
-        self.net = file.module(self._new_net, "net.")
-        file.finish()
-        return self
+    def _from_file(self, file: ModelFile) -> None:
+        self.tasks, self.scaling = file.names_by_task("tasks"), FeatureScaling.from_file(file)
 
 
 def _means_at(net: Any, raster: PixelRaster, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:

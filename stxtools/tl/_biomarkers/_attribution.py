@@ -36,32 +36,21 @@ def load_models(models: Any) -> list[Segmenter | TissueNet]:
     """
     if models is None:
         return []
-    from stxtools.models import Segmenter, TissueNet
-    from stxtools.models._storage import model_kind
+    from stxtools.models import Segmenter
+    from stxtools.models._base import model_of
 
-    kinds = (str, os.PathLike, Segmenter, TissueNet)
-    several = not isinstance(models, kinds) and isinstance(models, Iterable)
+    several = isinstance(models, Iterable) and not isinstance(models, (str, os.PathLike))
     items = list(models) if several else [models]
     if not items:
         raise ValueError("`attribution_model` is empty; name a saved Segmenter or TissueNet, or leave it out.")
-    out: list[Segmenter | TissueNet] = []
-    for item in items:
-        if isinstance(item, (Segmenter, TissueNet)):
-            model: Segmenter | TissueNet = item
-        elif isinstance(item, (str, os.PathLike)):
-            model = TissueNet.load(item) if model_kind(item) == "TissueNet" else Segmenter.load(item)
-        else:
-            raise TypeError(
-                "`attribution_model` must be a path, a stxtools.models.Segmenter or TissueNet, or a list of those, not "
-                f"{type(item).__name__}."
-            )
+    out: list[Any] = [model_of(item, "Segmenter", "TissueNet", param="attribution_model") for item in items]
+    for model in out:
         if model.projection is None:
             call = "segment" if isinstance(model, Segmenter) else "multitask"
             raise ValueError(
                 f"The model reads `obsm[{str(model.use_rep)!r}]` and does not know how genes make it. Train one that "
                 f"does: `st.tl.{call}(adata, ..., save_model='model.stx')`."
             )
-        out.append(model)
     return out
 
 

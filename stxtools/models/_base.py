@@ -1,0 +1,216 @@
+"""The base of all fitted models: parameters, fitted check, device, files; and the one way to read a saved model."""
+
+from __future__ import annotations
+
+import os
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import nn
+
+from ._model_file import ModelFile
+from ._params import as_dict, resolve
+from ._projection import GeneProjection
+from ._storage import read_model, write_model
+
+P = TypeVar("P")
+N = TypeVar("N", bound=nn.Module)
+
+# where a class is defined: one that is not asked for is not imported, nor what it needs
+_MODULES = {"Segmenter": "segmenter.model", "TissueNet": "tissuenet.model", "TissueStudent": "tissuenet.student"}
+
+
+class BaseModel(ABC, Generic[P, N]):
+    """A network with its parameters and what it reads. Once fitted, it holds no training data.
+
+    Parameters
+    ----------
+    params
+        Architecture and training; an instance, a mapping of fields, or None for the defaults.
+    """
+
+    registry: ClassVar[dict[str, type[BaseModel[Any, Any]]]] = {}  # by the name that a model file keeps
+    params_type: type[P]
+    used_by: ClassVar[str]  # the public call that applies a model of this class
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.registry[cls.__name__] = cls
+
+    def __init__(self, params: P | Mapping[str, Any] | None = None) -> None:
+        self.params: P = resolve(params, self.params_type)
+        self.history: list[dict[str, Any]] = []
+        self.projection: GeneProjection | None = None
+        self.use_rep: str | None = None
+        self.net: N | None = None
+
+    @property
+    @abstractmethod
+    def n_features(self) -> int:
+        """Length of the feature vectors of the observations."""
+
+    @abstractmethod
+    def _new_net(self) -> N:
+        """Return the untrained network."""
+
+    @abstractmethod
+    def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Plain values and arrays of a model file, beside those that all models have."""
+
+    @abstractmethod
+    def _from_file(self, file: ModelFile) -> None:
+        """Take them from a model file."""
+
+    def params_dict(self) -> dict[str, Any]:
+        """Parameters as plain values."""
+        return as_dict(self.params)
+
+    def fitted_net(self) -> N:
+        """Return the network.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted.
+        """
+        if self.net is None:
+            raise ValueError(f"This {type(self).__name__} is not trained; call `fit` or load a saved one.")
+        return self.net
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights (safetensors) and description (JSON) to one file."""
+        arrays = self._weights()
+        described, own = self._to_file()
+        config = {"params": self.params_dict(), "use_rep": self.use_rep} | described
+        if self.projection is not None:
+            described, projected = self.projection.to_file()
+            config, own = config | described, own | projected
+        write_model(path, type(self).__name__, config, arrays | own)
+
+    def _weights(self) -> dict[str, Any]:
+        return {f"net.{k}": v.detach().cpu().numpy() for k, v in self.fitted_net().state_dict().items()}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a model of this class that :meth:`save` wrote; :func:`stxtools.models.load` reads one of any class.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file, or it is another one, a model of another class, or damaged.
+        """
+        return _opened(path, (cls.__name__,))
+
+    @classmethod
+    def from_file(cls, file: ModelFile) -> Self:
+        """Make the model that a file holds; each value is checked."""
+        self = cls(file.params(cls.params_type))
+        self.use_rep = file.text("use_rep")
+        self._from_file(file)
+        self._read_net(file)
+        file.finish()
+        return self
+
+    def _read_net(self, file: ModelFile) -> None:
+        self.projection = GeneProjection.from_file(file, self.n_features)
+        self.net = file.module(self._new_net, "net.")
+
+
+def load(path: str | os.PathLike[str]) -> BaseModel[Any, Any]:
+    """Read a saved model, whatever its class.
+
+    Parameters
+    ----------
+    path
+        A file that ``save_model=`` of a tool or the model's ``save`` wrote.
+
+    Returns
+    -------
+    A :class:`Segmenter`, :class:`TissueNet` or :class:`TissueStudent`, ready to be given as ``model=``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no model file of this version of stxtools, or is damaged.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.tl.segment(adata, n_segments=3, save_model="tissue.stx")
+    >>> st.models.load("tissue.stx").classes
+    ['0', '1', '2']
+    """
+    return _opened(path)
+
+
+def model_of(model: Any, *kinds: str, param: str = "model") -> Any:
+    """Return a fitted model, or the one in the file of that path.
+
+    Parameters
+    ----------
+    model
+        A path or a model.
+    kinds
+        Names of the classes that will do; all where none is named.
+    param
+        What the caller calls ``model``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    TypeError, ValueError
+        If it is no model, a damaged one, or one of another class.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return _opened(model, kinds)
+    if not isinstance(model, BaseModel):
+        wanted = " or ".join(f"stxtools.models.{kind}" for kind in kinds) or "model of stxtools"
+        raise TypeError(f"`{param}` must be a path or a {wanted}, not {type(model).__name__}.")
+    _check_kind(f"`{param}` is", type(model), kinds)
+    return model
+
+
+def _opened(path: str | os.PathLike[str], kinds: Sequence[str] = ()) -> Any:
+    file = read_model(path)
+    found = _class_of(file)
+    _check_kind(f"{str(file.path)!r} holds", found, kinds)
+    return found.from_file(file)
+
+
+def _check_kind(what: str, found: type[BaseModel[Any, Any]], kinds: Sequence[str]) -> None:
+    if kinds and not any(c.__name__ in kinds for c in found.__mro__):
+        raise ValueError(f"{what} a {found.__name__}, not a {' or '.join(kinds)}; apply it with `{found.used_by}`.")
+
+
+def _class_of(file: ModelFile) -> type[BaseModel[Any, Any]]:
+    if file.kind in _MODULES:
+        import_module(f"stxtools.models.{_MODULES[file.kind]}")
+    if file.kind not in BaseModel.registry:
+        raise ValueError(
+            f"{str(file.path)!r} holds a {file.kind[:40]}, which this version of stxtools does not have; train the "
+            "model again."
+        )
+    return BaseModel.registry[file.kind]
+
+
+def best_device(accelerator: str) -> torch.device:
+    """Return the device that Lightning's ``accelerator`` names, for inference; ``"auto"`` takes the first there is."""
+    if not isinstance(accelerator, str):
+        raise TypeError(f"`accelerator` must be a str such as 'auto' or 'cpu', not {accelerator!r}.")
+    # Lightning's own rules, in its order; a model that is only applied does not import it
+    apple = torch.backends.mps.is_available() and platform.processor() in {"arm", "arm64"}
+    there = {"mps": apple and os.getenv("DISABLE_MPS", "0") != "1", "cuda": torch.cuda.is_available()}
+    for name, available in there.items():
+        if available and accelerator in {"auto", "gpu", name}:
+            return torch.device(name)
+    if accelerator in {"gpu", "cuda", "mps"}:
+        raise ValueError(f"`accelerator={accelerator!r}` is not available on this machine; use 'auto' or 'cpu'.")
+    return torch.device("cpu")
