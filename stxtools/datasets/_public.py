@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._settings import settings
 
 from ._download import RemoteFile, extract, fetch
@@ -39,27 +40,25 @@ _VIZGEN_HELP = (
 )
 
 
+@documented
 def visium_mouse_brain(*, known_hash: Mapping[str, str] | None = None, show_progress: bool | None = None) -> AnnData:
     """Read a coronal section of an adult mouse brain (10x Genomics Visium, fresh frozen, H&E).
 
-    ``V1_Adult_Mouse_Brain``, Space Ranger 1.1.0. The count matrix and the ``spatial`` folder are downloaded from
-    10x Genomics into ``settings.datasetdir / "visium_mouse_brain"`` at the first call, and read with
-    :func:`squidpy.read.visium`. Files that you put there yourself are used as they are.
-
-    The publisher gives no SHA-256 checksums. Those checked here are the ones that public projects list for the two
-    files; should 10x Genomics replace a file, pass the new checksum.
+    ``V1_Adult_Mouse_Brain``, Space Ranger 1.1.0, downloaded from 10x Genomics into ``settings.datasetdir /
+    "visium_mouse_brain"`` at the first call and read with :func:`squidpy.read.visium`. Files that you put there
+    yourself are used as they are. The publisher gives no SHA-256 checksums: those checked are the ones that public
+    projects list.
 
     Parameters
     ----------
     known_hash
         Checksums that you trust instead, as ``{file name: "sha256:..."}`` (``"md5:..."`` works too).
-    show_progress
-        Whether to show a progress bar.
+    %(parameters)s
 
     Returns
     -------
-    AnnData of counts (CSR, float32; gene symbols made unique) with ``obs["in_tissue"]``, ``obs["array_row"]``,
-    ``obs["array_col"]``, ``obsm["spatial"]`` (float64, pixels of the full-resolution image) and the images and scale
+    AnnData of counts (CSR, float32; unique gene symbols) with ``obs["in_tissue"]``, ``obs["array_row"]``,
+    ``obs["array_col"]``, ``obsm["spatial"]`` (float64, pixels of the full-resolution image) and images and scale
     factors in ``uns["spatial"]["V1_Adult_Mouse_Brain"]``.
 
     Raises
@@ -87,29 +86,27 @@ def visium_mouse_brain(*, known_hash: Mapping[str, str] | None = None, show_prog
     return adata
 
 
+@documented
 def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_progress: bool | None = None) -> AnnData:
     """Read a human breast cancer section (Vizgen MERSCOPE, FFPE, immuno-oncology panel).
 
-    ``HumanBreastCancerPatient1`` of Vizgen's MERFISH FFPE Human Immuno-oncology data release. Its tables
-    ``cell_by_gene.csv`` and ``cell_metadata.csv`` belong in ``settings.datasetdir / "merfish_breast_cancer"``
-    and are read with :func:`squidpy.read.vizgen`, which holds the matrix dense while it reads.
-
-    Vizgen's storage answers registered users only, so the download tried here is expected to be refused: the error
-    then says where to register and where to put the files. The publisher gives no checksums, so the first copy of a
-    file is taken unchecked, with a warning; its checksum is recorded beside it (``*.sha256``) and checked at every
-    later call. The content is checked each time: every cell must have whole, non-negative counts and a position.
+    ``HumanBreastCancerPatient1`` of Vizgen's MERFISH FFPE Human Immuno-oncology release. Its tables
+    ``cell_by_gene.csv`` and ``cell_metadata.csv`` belong in ``settings.datasetdir / "merfish_breast_cancer"`` and are
+    read with :func:`squidpy.read.vizgen`, which holds the matrix dense while it reads. Vizgen's storage answers
+    registered users only: the error of a refused download says where to register. There are no published checksums: the
+    first copy of a file is taken unchecked, with a warning; its checksum is recorded beside it and checked at every
+    later call.
 
     Parameters
     ----------
     known_hash
         Checksums that you trust, as ``{file name: "sha256:..."}`` (``"md5:..."`` works too).
-    show_progress
-        Whether to show a progress bar.
+    %(parameters)s
 
     Returns
     -------
-    AnnData of counts (CSR, float32) with the cell table in ``obs``, ``obsm["spatial"]`` (float64, µm) and the
-    blank barcodes, which measure false positives, in ``obsm["blank_genes"]`` (DataFrame).
+    AnnData of counts (CSR, float32) with the cell table in ``obs``, ``obsm["spatial"]`` (float64, µm) and the blank
+    barcodes, which measure false positives, in ``obsm["blank_genes"]`` (DataFrame).
 
     Raises
     ------

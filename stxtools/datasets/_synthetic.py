@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
 from stxtools._validate import check_choice, check_int, check_number, check_seed
@@ -28,6 +29,7 @@ _PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths
 _DEPTH_SAMPLE = 2_000  # observations on which the mean depth is set
 
 
+@documented
 @whole_call()
 def synthetic_tissue(
     n_obs: int | None = None,
@@ -45,83 +47,57 @@ def synthetic_tissue(
     random_state: int = 0,
     show_progress: bool | None = None,
 ) -> AnnData:
-    r"""Generate spatial transcriptomics data of which everything is known.
+    r"""Generate sections with known compartments, disease and biomarkers.
 
-    Tissue sections with curved layers and islands, a diseased state, and genes that respond to one or the other.
     The count of gene :math:`g` in observation :math:`i` is negative binomial with mean
 
     .. math:: \mu_{ig} = d_i \exp\left(b_g + m_i^\top M_g + n_i^\top N_g + \delta_i \beta_g \ln 2 + e_{s(i) g}\right)
 
-    and variance :math:`\mu + \mu^2/\theta_g`; afterwards a share of the counts is lost (dropout).
-    :math:`d_i` is the depth (log-normal), :math:`m_i` the mixture of compartments, :math:`n_i` nuisance programs,
-    :math:`\delta_i` the disease, :math:`\beta_g` the log2 fold change, :math:`e_{sg}` the batch effect of section
-    :math:`s`. The nuisance programs are smooth Gaussian random fields, drawn for each section independently of all
-    labels: genes that only *look* spatial. In MERFISH-like tissue two more programs vary from cell to cell.
+    and variance :math:`\mu + \mu^2/\theta_g`, followed by dropout: :math:`d_i` is the depth, :math:`m_i` the mixture of
+    compartments, :math:`n_i` nuisance programs (smooth Gaussian random fields, independent of all labels),
+    :math:`\delta_i` the disease, :math:`\beta_g` the log2 fold change, :math:`e_{sg}` the batch effect of a section.
 
     Parameters
     ----------
-    n_obs
-        Observations, over all sections together. By default 10,000 (Visium-like) or 5,000 (MERFISH-like).
-    n_vars
-        Genes. By default 50 (Visium-like) or 30 (MERFISH-like).
+    n_obs, n_vars
+        Observations over all sections, and genes. By default 10,000 and 50 (Visium-like), or 5,000 and 30
+        (MERFISH-like).
     platform
-        ``"visium"``: spots 100 µm apart on a hexagonal lattice. ``"merfish"``: scattered cells, about one per
-        12 x 12 µm, sharper borders, and differences between neighbouring cells.
+        ``"visium"``: spots 100 µm apart on a hexagonal lattice. ``"merfish"``: scattered cells, about one per 12 x 12
+        µm, sharper borders, and differences between neighbouring cells.
     n_compartments
-        Tissue compartments: every third one is a kind of island, the others are layers. The border between the
-        first two of three or more layers is a gradient.
-    n_patients
-        Patients. Their tissues have other borders.
-    sections_per_patient
-        Sections of each patient: nearly the same tissue. Each but the first section of all is rotated (up to 30
-        degrees), scaled (up to 10 %) and, like the first, given a batch effect of its own if there are several.
+        Compartments: every third one is a kind of island, the others are layers. The first border is a gradient.
+    n_patients, sections_per_patient
+        Patients (their tissues have other borders) and sections of each: nearly the same tissue, rotated (up to 30
+        degrees), scaled (up to 10 %) and with a batch effect.
     disease
-        What is diseased: a ``"lesion"``, 30 % of every section in smooth patches that heed no compartment, or whole
-        ``"patient"`` s, every second one. ``"auto"`` is a lesion for one patient and patients for several.
+        What is diseased: a ``"lesion"`` (30 % of every section, in smooth patches independent of compartments), or
+        whole ``"patient"`` s, every second one. ``"auto"``: a lesion for one patient, else patients.
     n_biomarkers
         Genes that respond to the disease. By default a tenth of all, at least one.
     logfc
-        Their log2 fold change in diseased observations: one number, which every third biomarker takes with the
-        opposite sign, or one number per biomarker. It does not depend on ``difficulty``.
+        Their log2 fold change: one number, which every third takes with the opposite sign, or one for each.
     difficulty
-        From 0 (the compartments are trivially separable) to 1 (no gene marks them). It lowers the markers' strength
-        and raises nuisance, batch effect, dropout, overdispersion, spread of depth and width of the borders. On the
-        default sizes a random forest that reads each observation alone tells the compartments apart in spatial blocks
-        with an accuracy of 76.4 % at 0.495 (Visium-like) and 72.1 % at 0.51 (MERFISH-like): means of five seeds,
-        standard deviations of 3.9 and 2.7 points.
+        From 0 (trivially separable compartments) to 1 (no gene marks them). It lowers the markers' strength and raises
+        all else. A random forest on single observations reaches 76.4 % (sd 3.9, five seeds) in spatial blocks at 0.495
+        (Visium-like), and 72.1 % (2.7) at 0.51 (MERFISH-like).
     mean_depth
-        Mean counts per observation, after dropout. By default two per gene, at most 5,000 (Visium-like) or 120
-        (MERFISH-like; of 500 genes about one entry in seven is then non-zero).
-    random_state
-        Seed. The same seed gives the same data to the bit.
-    show_progress
-        Whether to show a progress bar.
+        Mean counts per observation. By default two per gene, at most 5,000 (Visium-like) or 120 (MERFISH-like).
+    %(parameters)s
 
     Returns
     -------
-    AnnData with
+    AnnData of counts (CSR, float32) with
 
-    ``X`` : scipy.sparse.csr_matrix (float32)
-        Counts.
-    ``obs["compartment"]``, ``obs["disease"]``, ``obs["patient"]``, ``obs["section"]`` : category
-        The truth; disease is ``healthy`` or ``diseased``.
-    ``obs["array_row"]``, ``obs["array_col"]`` : int64
-        Position on the Visium lattice (Visium-like only).
-    ``obsm["spatial"]`` : float64 array (n_obs, 2)
-        x and y in µm, none negative; every section has its own origin.
-    ``obsm["spatial_tissue"]`` : float64 array (n_obs, 2)
-        x and y in µm before rotation and scaling: sections of one patient overlie here.
-    ``obsm["compartment_mixture"]`` : DataFrame (n_obs, n_compartments)
-        Share of each compartment in the expression.
-    ``var["is_biomarker"]`` : bool
-        Whether the gene responds to the disease.
-    ``var["true_logfc"]`` : float64
-        Its log2 fold change, diseased against healthy; 0 elsewhere.
-    ``var["marker_of"]`` : category
-        Compartment in which the gene is raised, or ``none``.
-    ``uns["synthetic"]`` : dict
-        ``params``, the strength of each effect in ``effects``, and under ``sections`` the ``affine`` (2, 3) that
-        carries ``spatial_tissue`` to ``spatial``.
+    - ``obs["compartment"]``, ``obs["disease"]``, ``obs["patient"]``, ``obs["section"]`` (category): the truth
+    - ``obs["array_row"]``, ``obs["array_col"]`` (int64): position on the Visium lattice (Visium-like only)
+    - ``obsm["spatial"]`` (float64): x and y in µm; every section has its own origin
+    - ``obsm["spatial_tissue"]`` (float64): the same before rotation and scaling: a patient's sections overlie here
+    - ``obsm["compartment_mixture"]`` (DataFrame): share of each compartment in the expression
+    - ``var["is_biomarker"]`` (bool), ``var["true_logfc"]`` (float64): response to the disease
+    - ``var["marker_of"]`` (category): compartment in which the gene is raised, or ``none``
+    - ``uns["synthetic"]`` (dict): ``params``, ``effects``, and of each section the ``affine`` from ``spatial_tissue``
+      to ``spatial``
 
     Raises
     ------
@@ -134,8 +110,6 @@ def synthetic_tissue(
     >>> adata = st.datasets.synthetic_tissue(600, 20, random_state=1)
     >>> adata.shape
     (600, 20)
-    >>> adata.var_names[adata.var["is_biomarker"]].tolist() == adata.var_names[adata.var["true_logfc"] != 0].tolist()
-    True
     """
     check_choice("platform", platform, tuple(PLATFORMS))
     check_choice("disease", disease, ("auto", "lesion", "patient"))

@@ -9,12 +9,14 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_key
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_choice, check_int, check_number
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@documented
 def biomarkers(
     adata: AnnData,
     group: str | Sequence[str] | None = None,
@@ -29,10 +31,6 @@ def biomarkers(
 
     Parameters
     ----------
-    adata
-        Annotated data with ``uns[key]``.
-    group
-        A group or several; by default all of them.
     fdr
         Keep genes with ``pvals_adj`` of at most this.
     sign
@@ -41,14 +39,12 @@ def biomarkers(
         Keep genes whose effect was estimated in at least as many libraries.
     n_top
         Keep as many genes per group, the first of the table (for ``sign="down"`` the last), after the other filters.
-    key
-        Name under which the results were written.
+    %(parameters)s
 
     Returns
     -------
-    A new table, in the order of the slot: by group, then by what is certain of the fold change (significantly higher
-    genes first, significantly lower ones last). Columns: see :func:`stxtools.tl.biomarkers`, and those that
-    :func:`stxtools.tl.targets` joined.
+    A new table in the order of the slot, with the columns of :func:`stxtools.tl.biomarkers` and
+    :func:`stxtools.tl.targets`.
 
     Raises
     ------

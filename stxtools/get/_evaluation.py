@@ -9,6 +9,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_key
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool, check_choice, listing
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _METRICS = ("accuracy", "precision", "recall", "auroc", "mse")
 _BY = ("model", "target", "scheme", "leaky", "noise")
 
 
+@documented
 def evaluation(
     adata: AnnData,
     metric: str | None = None,
@@ -29,28 +31,23 @@ def evaluation(
 ) -> pd.DataFrame:
     """Return mean and standard deviation over seeds of what :func:`stxtools.tl.evaluate` measured.
 
-    The folds of a seed are averaged first; seeds, not folds, are what repeats.
+    The folds of a seed are averaged first; seeds, not folds, are the replicates.
 
     Parameters
     ----------
-    adata
-        Annotated data with ``uns[key]``.
     metric
         ``"accuracy"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"mse"``; all by default.
-    target
-        ``"biomarker"``, ``"region"`` or ``"expression"``; all by default.
     versus
         A model to compare the others with, seed by seed: adds ``difference`` and its standard error ``se``.
     per_seed
         Return the seeds themselves, ``seed`` and ``value`` instead of ``mean``, ``sd`` and ``n``.
-    key
-        Name under which the results were written.
+    %(parameters)s
 
     Returns
     -------
-    A new table with one row per model, target, scheme, noise level and metric, and the columns ``model``,
-    ``target``, ``scheme``, ``leaky``, ``noise``, ``metric``, ``mean``, ``sd`` (NaN for one seed), ``n`` (seeds), and
-    with ``versus`` also ``difference`` and ``se``.
+    A new table with one row per model, target, scheme, noise level and metric, and the columns ``model``, ``target``,
+    ``scheme``, ``leaky``, ``noise``, ``metric``, ``mean``, ``sd`` (NaN for one seed), ``n`` (seeds), and with
+    ``versus`` also ``difference`` and ``se``.
 
     Raises
     ------

@@ -8,29 +8,30 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_in, libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@documented
 def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | bool | None = None) -> pd.DataFrame:
     """Return the segments as a tidy table, one row per segment (and section).
 
     Parameters
     ----------
-    adata
-        Annotated data with ``obs[key]``.
     key
         Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
     library_key
-        ``obs`` column that names sections: then there is one row per section and segment. ``False`` says that all
-        observations are one section.
+        Column of ``obs`` with the section of each observation: then one row per section and segment. ``False``: all are
+        one.
+    %(parameters)s
 
     Returns
     -------
     A new table with the columns ``library`` (with ``library_key`` only), ``segment``, ``n_obs``, ``share`` (of the
-    observations of the section that have a segment) and ``confidence`` (mean, where ``obs["{key}_confidence"]`` is).
+    section's observations that have a segment) and ``confidence`` (mean, where ``obs["{key}_confidence"]`` is).
     Segments that a section does not have are listed with ``n_obs`` 0.
 
     Raises

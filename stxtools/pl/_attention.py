@@ -11,6 +11,7 @@ import numpy as np
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool, check_choice, check_in, check_number
 
 from . import _base, _graph, _legend, _output, _scale_bar
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
 
+@documented
 @_output.plot
 def attention(
     adata: AnnData,
@@ -46,59 +48,31 @@ def attention(
 ) -> Axes | list[Axes] | None:
     """Draw the attention between regions over the tissue, on the edges of the region graph.
 
-    The weight of an edge is the mean of the attention in its two directions (what region *i* gives to *j* and what
-    *j* gives to *i*), drawn as both its width and its colour, on one scale for all sections. What a region gives to
-    itself is left out. ``uns["regions"].obsp["attention"]`` holds the directions: row = receiving region, column =
-    the region that it attends to.
+    The width and colour of an edge are the mean attention of its two directions, on one scale for all sections; a
+    region's attention to itself is not drawn.
 
     Parameters
     ----------
     adata
         Annotated data after :func:`stxtools.tl.embed` or :func:`stxtools.tl.multitask`.
     key
-        Key of the attention in the regions' ``obsp`` and in ``obs``. Several keys are drawn side by side, a row of
-        panels per section, each key on its own scale: ``["layer", "attention", "attention_corrected",
-        "attention_saliency"]``, say, or those under which other models' attention was put. A key that only ``obs``
-        has colours the observations: by class where it holds classes (the truth), else by value, up to the 99th
+        Key of the attention in the regions' ``obsp`` and in ``obs``. Several keys are drawn side by side, each on its
+        own scale. A key that only ``obs`` has colours the observations: by class, or by value up to the 99th
         percentile.
     regions_key
         Key of the region AnnData in ``uns``.
     color
-        What the observations beneath are coloured by: their ``"segment"``, faintly; the ``"attention"`` that other
-        regions give to theirs (``obs[key]``); or ``None`` for grey.
-    library
-        Section or sections to draw; all by default, one panel each.
-    library_key
-        ``obs`` column that names the section of each observation; by default the one the regions were made with.
-        ``False`` says that all observations are one section.
-    spatial_key
-        Key of the coordinates in ``obsm``; ``"spatial"`` stands for those that the regions were made with.
-    img
-        Whether the picture of the tissue is drawn beneath, or its name; ``None`` draws it where there is one.
+        Colour of the observations beneath: their ``"segment"``, the ``"attention"`` that their region gets, or None.
     cmap
         Colour map of the edges; on a light ground a map that ends dark.
     vmax
         Attention at the end of the scale; the largest one by default.
-    title
-        Title; sections carry their names where there are several. For several keys a title each, their names by
-        default.
-    scale_bar
-        Whether a scale bar is drawn; by default where the unit of the coordinates is known (see :mod:`stxtools.pl`). A
-        number is the microns of a unit of the coordinates.
-    legend
-        Whether the legend and the colour bars are drawn: beside the panels, or inside ``ax``.
-    ax
-        Axes to draw into; only for one section.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
     None where the figure was shown, else the Axes, or a list of one Axes per section and key. The colours of the
-    segments are stored in ``adata.uns`` and in the region AnnData; nothing else changes.
+    segments are stored in ``adata.uns`` and in the region AnnData.
 
     Raises
     ------

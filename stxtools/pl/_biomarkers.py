@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_number, listing
 
 from . import _base, _expression, _legend, _output, _scale_bar, _volcano
@@ -30,6 +31,7 @@ GENES_MAX = 200
 _CALL = "st.tl.biomarkers(adata, groupby=...)"
 
 
+@documented
 @_output.plot
 def biomarkers(
     adata: AnnData,
@@ -53,59 +55,31 @@ def biomarkers(
 ) -> Axes | list[Axes] | None:
     """Draw the biomarkers of :func:`stxtools.tl.biomarkers`, one panel per group.
 
-    ``"ranked"`` shows the first genes of every group in the order of the table, with their effect size on the axis,
-    the log fold change as colour and the fraction of expressing observations as area; a gene that does not pass
-    ``fdr`` is hollow. Where groups are compared with one named group (of two groups, with the other), the genes that
-    are lower follow below a gap, from the end of the table. ``"volcano"`` shows all genes, the p-value before
-    correction against the log fold change, and names the top ones among the significant; the broken line is where
-    ``fdr`` is reached.
-    ``"spatial"`` shows the expression of the first genes of one group, a panel per gene and section.
+    ``"ranked"`` shows the first genes of every group: effect size on the axis, log fold change as colour, fraction of
+    expressing observations as area; a gene that does not pass ``fdr`` is hollow. Against one named group, genes that
+    are lower follow below a gap. ``"volcano"`` shows the p-values of all genes against the log fold change, and names
+    the top ones; the broken line is where ``fdr`` is reached. ``"spatial"`` shows the expression of the first genes of
+    one group.
 
     Parameters
     ----------
     adata
         Annotated data with the table in ``uns[key]``.
-    group
-        Group or groups; all by default.
     n_genes
-        Number of genes per group that are shown (``"ranked"``, where both directions are drawn in each of them, and
-        ``"spatial"``) or named (``"volcano"``: as many of them as have room beside each other), at most 200.
-    fdr
-        False discovery rate up to which ``pvals_adj`` counts as significant.
+        Number of genes per group that are shown (``"volcano"``: named, as many as have room), at most 200.
     kind
-        Which picture.
+        Which plot.
     effect
         Column of the table on the horizontal axis of ``"ranked"``.
     layer
         Layer with the expression for ``"spatial"``; ``X`` by default.
     key
         Key of the table in ``uns``.
-    library
-        Section or sections that ``"spatial"`` draws; all by default, a row of panels each.
-    library_key
-        ``obs`` column that names the section of each observation; by default the one the table was made with. ``False``
-        says that all observations are one section.
-    spatial_key
-        Key of the coordinates in ``obsm``, for ``"spatial"``.
-    scale_bar
-        Whether ``"spatial"`` draws a scale bar; by default where the unit of the coordinates is known (see
-        :mod:`stxtools.pl`). A number is the microns of a unit of the coordinates.
-    title
-        Title; panels carry the group's or gene's name where there are several.
-    legend
-        Whether ``"ranked"`` gets its legend and colour bar, and ``"spatial"`` its colour bars: beside the panels, or
-        inside ``ax``.
-    ax
-        Axes to draw into; only for one panel.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes, or a list of one Axes per panel. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per panel.
 
     Raises
     ------

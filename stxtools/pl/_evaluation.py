@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool, check_number, listing
 from stxtools.get import evaluation as _table
 
@@ -25,6 +26,7 @@ LABELS = {
 }  # fmt: skip
 
 
+@documented
 @_output.plot
 def evaluation(
     adata: AnnData,
@@ -41,36 +43,19 @@ def evaluation(
 ) -> Axes | list[Axes] | None:
     """Draw every model's mean over seeds with its standard deviation, and the seeds themselves.
 
-    These are points and no bars, so that the axis need not start at 0. A broken line is what guessing gets (AUROC).
+    A broken line is the AUROC of guessing; a leaky scheme says so.
 
     Parameters
     ----------
     adata
         Annotated data with ``uns[key]`` of :func:`stxtools.tl.evaluate`.
-    metric
-        ``"accuracy"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"mse"``.
-    target
-        ``"biomarker"``, ``"region"`` or ``"expression"``; all that have this metric by default, one panel each.
     noise
         The noise level to draw; the lowest by default.
-    key
-        Name under which the results were written.
-    title
-        Title; panels carry the target's name where there are several.
-    legend
-        Whether a legend is drawn, where several split schemes are: beside the panels, or inside ``ax``.
-    ax
-        Axes to draw into; only for one target.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes, or a list of one Axes per target. A leaky scheme says so.
-    ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per target.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool, check_choice, check_in
 
 from . import _base, _legend, _output
@@ -27,6 +28,7 @@ _COLORS = {
 }  # fmt: skip
 
 
+@documented
 @_output.plot
 def attention_fidelity(
     adata: AnnData,
@@ -42,7 +44,7 @@ def attention_fidelity(
 ) -> Axes | list[Axes] | None:
     """Draw how a prediction changes when the first edges or regions of each order are removed, or kept alone.
 
-    Removed, a true order lies above the random one; kept, below it. Sections are averaged.
+    Removed, a faithful order lies above the random one; kept, below it. Sections are averaged.
 
     Parameters
     ----------
@@ -52,24 +54,13 @@ def attention_fidelity(
         ``"edges"`` or ``"regions"``; both by default.
     value
         ``"change"`` (of the probabilities) or ``"flipped"`` (share of regions whose class changed).
-    key
-        Name under which the results were written.
-    title
-        Title; otherwise each panel says what was done.
-    legend
-        Whether a legend is drawn: beside the panels, or inside ``ax``.
     ax
         Axes to draw removal into; only with one ``unit``.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes, or a list: for each unit one panel for removing and one for
-    keeping. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list: for each unit one for removing and one for keeping.
 
     Raises
     ------

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool, listing
 
 from . import _base, _output
@@ -23,6 +24,7 @@ _CALLS = {_keys.SEGMENT: "st.tl.segment(adata)", _keys.EMBED: "st.tl.embed(adata
 _TRAIN, _VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
 
 
+@documented
 @_output.plot
 def history(
     adata: AnnData,
@@ -48,21 +50,11 @@ def history(
         The stage to draw; all by default, one panel each, as their losses have different scales.
     log
         Whether the loss is drawn on a logarithmic axis; only where all losses are positive.
-    title
-        Title; stages carry their names where there are several.
-    legend
-        Whether a legend is drawn.
-    ax
-        Axes to draw into; only for one stage.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes, or a list of one Axes per stage. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per stage.
 
     Raises
     ------

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool, check_in
 
 from . import _base, _graph, _legend, _output, _scale_bar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 
+@documented
 @_output.plot
 def region_graph(
     adata: AnnData,
@@ -38,8 +40,8 @@ def region_graph(
 ) -> Axes | list[Axes] | None:
     """Draw the region graph over the tissue: a node per region, an edge per shared border.
 
-    Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges
-    grow wider with the length of the border that two regions share.
+    Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges grow
+    wider with the length of the shared border.
 
     Parameters
     ----------
@@ -47,40 +49,18 @@ def region_graph(
         Annotated data with the regions in ``uns[key]``.
     key
         Key of the region AnnData in ``uns``.
-    library
-        Section or sections to draw; all by default, one panel each.
-    library_key
-        ``obs`` column that names the section of each observation; by default the one the regions were made with.
-        ``False`` says that all observations are one section.
-    spatial_key
-        Key of the coordinates in ``obsm``; ``"spatial"`` stands for those that the regions were made with.
     spots
         Whether the observations are drawn faintly beneath.
     labels
         Whether the regions' names are written beside the nodes.
-    img
-        Whether the picture of the tissue is drawn beneath, or its name; ``None`` draws it where there is one.
     palette
         Colours of the segments, as in :func:`stxtools.pl.segment`.
-    title
-        Title; sections carry their names where there are several.
-    scale_bar
-        Whether a scale bar is drawn; by default where the unit of the coordinates is known (see :mod:`stxtools.pl`). A
-        number is the microns of a unit of the coordinates.
-    legend
-        Whether a legend is drawn: beside the panels, or inside ``ax``.
-    ax
-        Axes to draw into; only for one section.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes, or a list of one Axes per section. The colours of the segments
-    are stored in ``adata.uns`` and in the region AnnData; nothing else changes.
+    None where the figure was shown, else the Axes, or a list of one Axes per section. The colours of the segments are
+    stored in ``adata.uns`` and in the region AnnData.
 
     Raises
     ------

@@ -6,6 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_bool
 
 from . import _base, _legend, _output
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@documented
 @_output.plot
 def robustness(
     adata: AnnData,
@@ -35,28 +37,11 @@ def robustness(
     ----------
     adata
         Annotated data with ``uns[key]`` of :func:`stxtools.tl.evaluate`, called with several levels of ``noise``.
-    metric
-        ``"accuracy"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"mse"``.
-    target
-        ``"biomarker"``, ``"region"`` or ``"expression"``; all that have this metric by default, one panel each.
-    key
-        Name under which the results were written.
-    title
-        Title; panels carry the target's name where there are several.
-    legend
-        Whether a legend is drawn: beside the panels, or inside ``ax``.
-    ax
-        Axes to draw into; only for one target.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes, or a list of one Axes per target. Several split schemes get
-    lines of their own. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per target.
 
     Raises
     ------

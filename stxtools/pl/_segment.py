@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._slots import column_names
 from stxtools._validate import check_adata, check_bool, check_in
 
@@ -25,6 +26,7 @@ _FAINTEST = 0.12
 _IDS_MAX = 2**20  # a mask of more segments is none
 
 
+@documented
 @_output.plot
 def segment(
     adata: AnnData,
@@ -47,8 +49,8 @@ def segment(
 ) -> Axes | list[Axes] | None:
     """Draw the segments of every section over the tissue.
 
-    Any categorical column can be drawn in the same way, for instance a pathologist's annotation or the prediction
-    of :func:`stxtools.tl.multitask`; a column ``"{name}_pred"`` takes the colours of ``name``.
+    Any categorical column can be drawn, for instance a pathologist's annotation or the prediction of
+    :func:`stxtools.tl.multitask`; a column ``"{name}_pred"`` takes the colours of ``name``.
 
     Parameters
     ----------
@@ -56,45 +58,21 @@ def segment(
         Annotated data with ``obs[key]``.
     key
         Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
-    library
-        Section or sections to draw; all by default, one panel each.
-    library_key
-        ``obs`` column that names the section of each observation; by default the one ``key`` was made with. ``False``
-        says that all observations are one section.
-    spatial_key
-        Key of the coordinates in ``obsm``; a mask is drawn in those it was made with.
     show_confidence
-        Fade observations by ``obs["{key}_confidence"]``: full colour at 1, nearly transparent at chance (1 / number
-        of categories).
+        Fade observations by ``obs["{key}_confidence"]``: full colour at 1, nearly transparent at chance.
     mask
         Draw the mask image of :func:`stxtools.tl.segment` instead of the observations.
-    img
-        Whether the picture of the tissue in ``uns["spatial"]`` is drawn beneath, or its name, such as ``"lowres"``.
-        By default it is drawn where there is one and the coordinates are ``obsm["spatial"]``.
     size
         Diameter of an observation relative to the spacing of the observations; 1 makes neighbours touch.
     palette
         Colours: the name of a colour map, a sequence in the order of the categories, or a mapping from category to
         colour. By default those in ``uns["{key}_colors"]``, else scanpy's.
-    title
-        Title; sections carry their names where there are several.
-    scale_bar
-        Whether a scale bar is drawn; by default where the unit of the coordinates is known (see :mod:`stxtools.pl`). A
-        number is the microns of a unit of the coordinates.
-    legend
-        Whether a legend is drawn: beside the panels, or inside ``ax``.
-    ax
-        Axes to draw into; only for one section.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
     None where the figure was shown, else the Axes, or a list of one Axes per section. Colours are stored in
-    ``adata.uns["{key}_colors"]`` in the order of all categories; nothing else in ``adata`` changes.
+    ``adata.uns["{key}_colors"]`` in the order of all categories.
 
     Raises
     ------

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, listing
 
 from . import _base, _legend, _output
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@documented
 @_output.plot
 def sensitivity(
     adata: AnnData,
@@ -44,24 +46,16 @@ def sensitivity(
         Parameters on the axes. Where several trials share a cell, the best of them is shown.
     target
         ``"biomarker"`` or ``"region"``; by default the mean of the targets, by which trials are judged.
-    key
-        Name under which the results were written.
     cmap
         Colour map.
-    title
-        Title; by default ``target``, and with ``ax`` the metric.
     ax
-        Axes to draw into; no colour bar is drawn then, since cells carry their values.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+        Axes to draw into, without a colour bar: cells carry their values.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes; the best cell has a frame. Where trials ran several folds, each
-    cell shows their standard deviation below the mean. ``adata`` does not change.
+    None where the figure was shown, else the Axes; the best cell has a frame. Where trials ran several folds, each cell
+    shows their standard deviation below the mean.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata
 
 from . import _base, _output
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@documented
 @_output.plot
 def stability(
     adata: AnnData,
@@ -36,19 +38,11 @@ def stability(
         Annotated data with ``uns[key]["stability"]``.
     key
         ``"segment"``, or the ``key_added`` of the call.
-    title
-        Title.
-    ax
-        Axes to draw into.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes; the number that was taken is marked. ``adata`` does not change.
+    None where the figure was shown, else the Axes; the number that was taken is marked.
 
     Raises
     ------

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool, check_int, check_number, listing
 
 from . import _base, _legend, _output
@@ -40,6 +41,7 @@ _COLORS = "RdBu"
 _CELL = 0.26
 
 
+@documented
 @_output.plot
 def targets(
     adata: AnnData,
@@ -56,39 +58,25 @@ def targets(
 ) -> Axes | list[Axes] | None:
     """Draw what :func:`stxtools.tl.targets` joined to the first biomarkers, one panel per group.
 
-    A row is a gene, in the order of the table (what is certain of its fold change); one that does not pass ``fdr`` is
-    written in grey. A column is a kind of evidence. Blue speaks for the target and red against it, on Open Targets' own
-    scale from -1 to 1; numbers of drugs and tractability are blue where there is any. A dot says that nothing is known:
-    the file does not list the gene.
+    A row is a gene, in the order of the table; one that does not pass ``fdr`` is grey. A column is a kind of evidence.
+    Blue speaks for the target and red against it, on Open Targets' scale from -1 to 1; numbers of drugs and
+    tractability are blue. A dot says that the file does not list the gene.
 
     Parameters
     ----------
     adata
         Annotated data with a biomarker table that knows targets.
-    group
-        Group or groups; all by default.
     n_genes
         Number of genes per group, at most 200.
-    fdr
-        False discovery rate up to which ``pvals_adj`` counts as significant.
     columns
-        Columns of the table to show; by default those it has of drugs, clinical phase, tractability, place in the cell
-        and safety.
+        Columns of the table to show; by default drugs, clinical phase, tractability, location in the cell and safety.
     key
         Key of the table in ``uns``.
-    legend
-        Whether a colour bar is drawn: under the panels, or inside ``ax``.
-    ax
-        Axes to draw into; only for one group.
-    show
-        Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.
-    save
-        Whether the figure is saved, or what follows the plot's name in the file's, or the file's path; see
-        :mod:`stxtools.pl`.
+    %(parameters)s
 
     Returns
     -------
-    None where the figure was shown, else the Axes, or a list of one Axes per group. ``adata`` does not change.
+    None where the figure was shown, else the Axes, or a list of one Axes per group.
 
     Raises
     ------
@@ -99,8 +87,7 @@ def targets(
 
     Examples
     --------
-    >>> import pandas as pd
-    >>> import stxtools as st
+    >>> import pandas as pd, stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.biomarkers(adata, groupby="disease")
     >>> drugs = pd.DataFrame({"gene_name": adata.var_names[:2], "drug_name": ["A", "B"], "approved": [True, False]})

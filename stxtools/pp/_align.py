@@ -10,6 +10,7 @@ import numpy as np
 from stxtools import _keys
 from stxtools._data.one_section import sections as one_or_more
 from stxtools._data.representation import Representation, compute_representation, stored_representation
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
@@ -31,6 +32,7 @@ _N_TOP_GENES = 500  # enough for a position; and faster than the 2000 of an anal
 _IDENTITY = np.eye(2, 3)
 
 
+@documented
 @whole_call({
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1, "aligning": 3,
 })  # fmt: skip
@@ -52,62 +54,37 @@ def align(
 ) -> AnnData | None:
     """Bring sections into one frame by an affine map of each onto a reference section.
 
-    With ``landmarks`` the map is their least-squares fit (:mod:`skimage.transform`). Without, it is found from
-    the sections: each becomes an image of its tissue and of its smoothed expression (leading principal
-    components computed over all sections together, centred within each); rotations around the clock, shifts
-    and scales are tried, and the best ones improved (Nelder-Mead), first on images smoothed over 6 % of the
-    section's extent, then over one spacing. The objective is the correlation of the two expression images
-    plus the overlap of the tissues (the harmonic mean of the
-    shares that they cover of each other).
-
-    The sections must show about the same tissue: a part of a section is not found in a whole one, nor is the
-    map of tissue without structure (a round piece of one cell type) determined. Look at
-    ``uns["align"]["score"]`` and at a plot. Images and masks in ``uns["spatial"]`` are not warped.
+    With ``landmarks`` the map is their least-squares fit. Without, images of the tissue and of its smoothed expression
+    are registered: rotations, shifts and scales are tried and the best improved, on the correlation of the expression
+    images plus the overlap of the tissues. The sections must show about the same tissue, with structure; check
+    ``uns["align"]["score"]`` and a plot. Images and masks in ``uns["spatial"]`` are not warped.
 
     Parameters
     ----------
     adata
-        Annotated data with several sections and coordinates in ``obsm[spatial_key]``.
+        Annotated data with several sections.
     reference
         Name of the section that stays; the first in order of their names if None.
-    library_key
-        ``obs`` column that names the section of each observation. Without it there is one section, which maps onto
-        itself. ``False`` says that all observations are one section.
     landmarks
-        Section name -> coordinates of the same landmarks (m x 2), in the same order and in the units of
-        ``obsm[spatial_key]``, for the reference and every other section.
+        Section name -> coordinates of the same landmarks (m x 2) in the same order, for every section.
     method
-        ``"rigid"`` (rotation, shift), ``"similarity"`` (and one scale) or ``"affine"`` (and shear). Two
-        landmarks at least, three for ``"affine"``.
+        ``"rigid"`` (rotation, shift), ``"similarity"`` (and one scale) or ``"affine"`` (and shear). Two landmarks at
+        least, three for ``"affine"``.
     allow_reflection
         Whether a section may be turned over (mounted upside down).
     use_rep
-        ``obsm`` key of features that are comparable across sections, instead of the joint principal components.
-    layer
-        Layer from which these are computed; if None, ``layers["counts"]`` where there is one, else ``X``.
-    spatial_key
-        ``obsm`` key of the coordinates.
+        Key of ``obsm`` with features comparable across sections, instead of joint principal components.
     key_added
         Name of the outputs in ``obsm`` and ``uns``; ``"spatial_aligned"`` and ``"align"`` if None.
     random_state
-        Seed: of the observations that are looked at in sections of more than 3000.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    copy
-        Return a changed copy instead of changing ``adata``.
+        Seed of the observations that are used of sections with more than 3000.
+    %(parameters)s
 
     Returns
     -------
     None, or the changed copy with ``copy=True``. Sets:
 
-    ``obsm["spatial_aligned"]`` : float64 (n_obs, 2)
-        Coordinates in the frame and the units of the reference.
-    ``uns["align"]["matrices"][library]`` : float64 (2, 3)
-        ``xy_aligned = M[:, :2] @ xy + M[:, 2]``.
-    ``uns["align"]["score"][library]`` : dict
-        ``correlation`` and ``overlap`` reached (at most 1); with landmarks ``rmse``, in units of the coordinates.
-    ``uns["align"]["reference"]`` : str, ``uns["align"]["params"]`` : dict
-        The reference; parameters and versions.
+    %(slots)s
 
     Raises
     ------

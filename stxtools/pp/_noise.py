@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stxtools import _keys
 from stxtools._data.noise import noised_copy, noised_values
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@documented
 def add_noise(
     adata: AnnData,
     level: float,
@@ -25,49 +27,35 @@ def add_noise(
     random_state: int = 0,
     copy: bool = False,
 ) -> AnnData | None:
-    """Add noise whose size is a fraction of what is there.
+    """Add noise whose size is a fraction of the signal.
 
-    ``kind="gaussian"`` adds ``level * sd * N(0, 1)`` with the standard deviation ``sd`` of the gene (or of the
-    feature of ``use_rep``) over all observations. In an expression matrix only the stored, non-zero values
-    move, and none below 0: zeros stay zeros and sparse stays sparse. Integers stay integers (rounded up or
-    down at random, so that the mean is kept). A matrix with negative values (z-scores) and a ``use_rep`` get
-    noise in every entry.
-
-    ``kind="counts"`` takes each molecule away with probability ``level`` and gives every observation as many
-    back, drawn from the genes' shares in the whole data set. Depth stays; at ``level=1`` nothing of an
-    observation's own expression is left.
+    ``kind="gaussian"`` adds ``level * sd * N(0, 1)`` with the standard deviation of the gene or feature. In an
+    expression matrix only stored values change and none below 0, so that sparse stays sparse; integers stay integers
+    (rounded at random). ``kind="counts"`` removes each molecule with probability ``level`` and gives every observation
+    as many back, drawn from the genes' shares in the whole data set.
 
     Parameters
     ----------
-    adata
-        Annotated data.
     level
         Size of the noise, a fraction from 0 to 1.
     kind
         ``"gaussian"`` or ``"counts"`` (which needs integer counts).
     layer
-        Layer to read. If None, ``X`` for Gaussian noise, and ``layers["counts"]`` where there is one, else
-        ``X``, for count noise.
+        Layer to read; by default ``X`` for Gaussian noise, and ``layers["counts"]`` where there is one for count noise.
     use_rep
-        ``obsm`` key to read instead of expression (Gaussian only).
+        Key of ``obsm`` to read instead of expression (Gaussian only).
     key_added
-        Name of the layer (``obsm`` entry with ``use_rep``) that is written with ``copy=False``;
-        ``"noise"`` if None.
-    random_state
-        Seed.
+        Name of the layer (``obsm`` entry with ``use_rep``) written with ``copy=False``, instead of ``"noise"``.
     copy
-        Return a noised copy: its ``X`` (``obsm[use_rep]`` with ``use_rep``) holds the noised values. Where ``X``
-        was noised, the copy has no ``layers["counts"]`` and no ``obsm["X_pca"]`` that are free of noise, so that
-        no later call reads them.
+        Return a copy whose ``X`` (or ``obsm[use_rep]``) is noised. It has no ``layers["counts"]`` and no
+        ``obsm["X_pca"]`` free of noise that a later call could read.
+    %(parameters)s
 
     Returns
     -------
     None, or the noised copy with ``copy=True``. Sets:
 
-    ``layers["noise"]``, (n_obs, n_vars), or ``obsm["noise"]`` : float32 (n_obs, n_features)
-        The noised values (``copy=False``).
-    ``uns["noise"]["params"]`` : dict
-        Parameters, seed and versions.
+    %(slots)s
 
     Raises
     ------

@@ -11,6 +11,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._data.expression import Expression, find_expression
 from stxtools._data.representation import N_COMPS, N_TOP_GENES, log_normalize, select_genes
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _MIN_BATCH = 20  # fewer observations give no loess of variance on mean
 
 
+@documented
 @whole_call({
     "normalising": 1, "choosing genes": 4, "computing components": 2,
 })  # fmt: skip
@@ -43,55 +45,34 @@ def normalize(
     """Normalise depth, take logarithms, select variable genes and compute principal components.
 
     scanpy's own functions in the usual order: :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`,
-    :func:`scanpy.pp.highly_variable_genes` (``seurat_v3`` on counts; ``seurat`` on log values where the data
-    are not integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout.
+    :func:`scanpy.pp.highly_variable_genes` (``seurat_v3`` on counts; ``seurat`` on log values where the data are not
+    integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout.
 
     Parameters
     ----------
     adata
         Annotated data with raw counts (or volume-normalised, not logarithmic, expression).
-    layer
-        Layer to start from; if None, ``layers["counts"]`` where there is one, else ``X``. So a second call
-        starts from the counts again.
     target_sum
         Depth of every observation after normalisation; the median depth if None.
     n_top_genes
-        Number of variable genes. All genes of a smaller panel are taken. Genes seen in fewer than three
-        observations are never taken.
+        Number of variable genes, or all of a smaller panel; genes seen in fewer than three observations are never
+        taken.
     n_comps
         Number of principal components; as many as there can be where that is fewer.
     scale
-        Divide the selected genes by their standard deviation before the PCA, which centres them: z-scores
-        without a dense copy. ``X`` is not scaled.
+        Divide the selected genes by their standard deviation before the PCA. ``X`` is not scaled.
     size_key
-        ``obs`` column with the depth (library size or size factor) to divide by, for data that hold only
-        some of the genes that were measured.
+        Column of ``obs`` with the depth to divide by, for data that hold only some of the measured genes.
     library_key
-        ``obs`` column that names the section of each observation: genes are then ranked within sections of at least 20
-        observations (the ``batch_key`` of scanpy). ``False`` says that all observations are one section.
-    random_state
-        Seed of the PCA solver's start vector.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    copy
-        Return a changed copy instead of changing ``adata``.
+        Column of ``obs`` with the section of each observation: genes are ranked within sections of at least 20
+        observations (scanpy's ``batch_key``). ``False``: all are one.
+    %(parameters)s
 
     Returns
     -------
     None, or the changed copy with ``copy=True``. Sets:
 
-    ``X`` : float32 (n_obs, n_vars)
-        log1p of normalised expression; CSR unless the input was dense. All-zero observations stay zero.
-    ``layers["counts"]`` : as the input (n_obs, n_vars)
-        The values that were started from; left as it is where there is one.
-    ``var["highly_variable"]`` : bool
-        The selected genes.
-    ``obsm["X_pca"]`` : float32 (n_obs, n_comps), ``varm["PCs"]`` : (n_vars, n_comps)
-        Scores, and loadings (0 for genes that were not selected).
-    ``uns["pca"]`` : dict
-        ``variance``, ``variance_ratio``, ``params``.
-    ``uns["log1p"]`` : dict, ``uns["normalize"]["params"]`` : dict
-        scanpy's mark of logarithmic values; parameters and versions.
+    %(slots)s
 
     Raises
     ------

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from stxtools import _keys
 from stxtools._data.one_section import sections as one_or_more
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.raster import LATTICES, rasterize_libraries
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from stxtools._spatial.lattice import Kind
 
 
+@documented
 def rasterize(
     adata: AnnData,
     *,
@@ -37,42 +39,24 @@ def rasterize(
 ) -> AnnData | None:
     """Give every observation its pixel on the raster of its section.
 
-    Spots on a lattice keep it: the hexagonal lattice of Visium becomes a raster without holes or doubled
-    pixels (odd rows lie half a pixel further along the columns), a square lattice stays square. The lattice is
-    read from ``obs["array_row"]`` and ``obs["array_col"]`` where they agree with the coordinates, else found
-    from the coordinates alone, whatever their rotation. Scattered cells are binned: a pixel holds two cells on
-    average, from the median distance to the sixth neighbour, and has the same size in every section.
+    The hexagonal lattice of Visium becomes a raster without holes or doubled pixels (odd rows lie half a pixel further
+    along the columns); a square lattice stays square. The lattice is read from ``obs["array_row"]`` and
+    ``obs["array_col"]`` where they agree with the coordinates, else found from the coordinates. Scattered cells are
+    binned, two to a pixel on average, with the same pixel size in every section.
 
     Parameters
     ----------
-    adata
-        Annotated data with coordinates in ``obsm[spatial_key]``.
     pixel_size
         Width of the bins in units of the coordinates; with ``lattice="auto"`` all sections are then binned.
     lattice
         ``"auto"``, ``"hex"``, ``"square"`` or ``"scattered"`` (bins, whatever the observations form).
-    spatial_key
-        ``obsm`` key of the coordinates.
-    library_key
-        ``obs`` column that names the section of each observation; each section has a raster of its own. ``False`` says
-        that all observations are one section.
-    key_added
-        Name of the output, ``"raster"`` if None.
-    copy
-        Return a changed copy instead of changing ``adata``.
+    %(parameters)s
 
     Returns
     -------
     None, or the changed copy with ``copy=True``. Sets:
 
-    ``obsm["raster"]`` : int32 (n_obs, 2)
-        Row and column of the pixel. Scattered cells may share one.
-    ``uns["raster"][library]`` : dict
-        ``shape`` (rows, columns), ``pixel_size`` (between pixel centres, in units of the coordinates),
-        ``origin`` (x, y of the centre of pixel (0, 0)), ``lattice``. A section with one position only is a
-        1 x 1 scattered raster.
-    ``uns["raster"]["params"]`` : dict
-        Parameters and versions.
+    %(slots)s
 
     Raises
     ------

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.expression import find_expression
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.order import name_order
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@documented
 def split_counts(
     adata: AnnData,
     fraction: float = 0.5,
@@ -30,16 +32,11 @@ def split_counts(
 ) -> AnnData | None:
     """Split counts into two parts that add up to them: find groups in one, test on the other.
 
-    Clusters always differ in the genes they were found from, in tissue without any structure too; a test on the same
-    counts calls those genes markers. Binomial thinning (count splitting, Neufeld et al. 2024, *Biostatistics*)
-    sends every molecule to one part or the other at random.
-
-    The parts are independent *where counts are Poisson* given the true expression: noise that made a cluster in one
-    is then not there in the other. Where counts are more variable than that around the same expression
-    (over-dispersion: bursts, depth, doublets), what they have in excess is in both parts, a gene's parts correlate by
-    ``a * m / (2 + a * m)`` (mean count m, negative binomial with variance ``m + a * m**2``, ``fraction=0.5``), and
-    p-values of groups found in one part stay optimistic on the other, most for abundant genes. UMI counts are near
-    Poisson at the depths usual today; read counts without UMIs are not.
+    Clusters always differ in the genes they were found from, in tissue without any structure too. Binomial thinning
+    (count splitting, Neufeld et al. 2024) assigns every molecule to one part or the other at random. The parts are
+    independent *where counts are Poisson* given the true expression. In over-dispersed counts a gene's parts correlate
+    by ``a * m / (2 + a * m)`` (mean m, variance ``m + a * m**2``, ``fraction=0.5``), and p-values stay optimistic. UMI
+    counts are near Poisson at the depths usual today; read counts without UMIs are not.
 
     Parameters
     ----------
@@ -47,24 +44,19 @@ def split_counts(
         Annotated data with integer counts.
     fraction
         Share of the molecules in the part to find groups in, between 0 and 1.
-    layer
-        Layer with counts; by default ``layers["counts"]`` where there is one, else ``X``.
     key_added
         Beginning of the layers' names instead of ``"split"``.
     random_state
         Seed. An observation's split depends on its name and not on its row.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+    %(parameters)s
 
     Returns
     -------
-    ``None``, or the changed copy with ``copy=True``. Sets
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``layers["split_train"]``, ``layers["split_test"]`` : as the counts, (n_obs, n_vars)
-        The two parts.
-    ``uns["split"]["params"]`` : dict
-        Parameters, seed and versions, and the layers' names; by these :func:`stxtools.tl.biomarkers` knows that groups
-        of :func:`stxtools.tl.segment` were found in the other part.
+    %(slots)s
+
+    By its parameters :func:`stxtools.tl.biomarkers` knows that groups were found in the other part.
 
     Raises
     ------
@@ -72,10 +64,6 @@ def split_counts(
         There is no such layer.
     ValueError
         The values are not counts, or ``fraction`` leaves one part empty.
-
-    See Also
-    --------
-    stxtools.tl.biomarkers : with groups of :func:`stxtools.tl.segment` it splits counts itself.
 
     Examples
     --------

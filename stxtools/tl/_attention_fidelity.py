@@ -13,6 +13,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._data.framework import known_sections
 from stxtools._data.regions import read_regions
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, provenance
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 
 
+@documented
 @whole_call({
     "loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6,
 })  # fmt: skip
@@ -54,78 +56,45 @@ def attention_fidelity(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Measure the faithfulness of attention: whether it points at what a prediction of the framework depends on.
+    """Measure the faithfulness of attention: how far predictions depend on the edges it points at.
 
-    For each region :math:`v`, the edges that lead to it are ordered by their attention, and by other scores. The first
-    ones are removed (a true order changes the prediction much) or kept alone (a true order changes it little), and
-    the change of the region's class probabilities is measured. The same is done with whole regions, whose features
-    are replaced by the average ones. What comes before the graph network is held fixed, and so is what the other
-    members of the ensemble say: a network with a fifth of the logits can change a prediction by that much.
-
-    ============================ =================================================================================
-    order                        score of an edge :math:`u \to v`
-    ============================ =================================================================================
-    ``attention``                attention of the last layer
-    ``attention_gradient``       derivative of the logit of :math:`v` by a gate on the edge's messages, in all layers
-    ``occlusion``                change of the probabilities of :math:`v` without the edge
-    ``gradient``                 length of the gradient of the logit of :math:`v` in the features of :math:`u`
-    ``random``                   none
-    ============================ =================================================================================
+    The edges that lead to a region are ordered by a score. The first ones are removed, or kept alone, and the change of
+    the region's class probabilities is measured; the same with whole regions, whose features are replaced by the
+    average. In a faithful order, removing changes the prediction much and keeping little. The input of the graph
+    network and the other members of the ensemble are held fixed.
 
     Parameters
     ----------
     adata
         Annotated data with a region graph.
     model
-        A model that :func:`multitask` saved, or a fitted :class:`stxtools.models.TissueNet`.
+        A model that :func:`multitask` saved (path), or a fitted :class:`stxtools.models.TissueNet`.
     task
         ``"biomarker"`` or ``"classification"``; by default the last one that the model was trained for.
     of
-        Whose prediction is looked at: ``"ensemble"``, what :func:`multitask` writes for a section without labels; or
-        ``"network"``, the network's own, which may count for nothing there.
+        Whose prediction: ``"ensemble"``, what :func:`multitask` writes for a section without labels, or ``"network"``.
     methods
-        Orders to compare. The first one other than ``"attention"`` is written as the corrected attention.
+        Scores to compare: ``"attention"`` (last layer), ``"attention_gradient"`` (derivative of the logit by a gate on
+        the edge's messages in all layers), ``"occlusion"`` (change without the edge), ``"gradient"`` (length of the
+        gradient in the neighbour's features), ``"random"``. The first one but attention is written as the corrected
+        attention.
     shares
         Shares of the edges, or of the regions, that are removed or kept.
     max_regions
-        Regions whose predictions are looked at in each section, at most; drawn at random.
-    layer
-        Layer to take expression from, as in :func:`multitask`.
-    regions_key
-        Key of ``uns`` with the region graph.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
-    random_state
-        Seed of the random order and of the regions drawn.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    key_added
-        Name of the entry in ``uns`` instead of ``"attention_fidelity"``.
-    copy
-        Whether to return a changed copy.
+        Most regions of a section whose predictions are examined; drawn at random.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots:
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``uns["attention_fidelity"]["table"]`` : :class:`pandas.DataFrame`
-        A row for each ``library``, ``unit`` (edges, regions), ``method``, ``mode`` (remove, keep) and ``share``:
-        ``change`` (mean total variation of the probabilities, 0 to 1), ``flipped`` (share of regions whose class
-        changed), ``n_regions``.
-    ``uns["regions"].obsp["attention_corrected"]`` : sparse float32, (n_regions, n_regions)
-        Scores by the first of ``methods`` that is not ``"attention"``; row: the region that receives. Rows sum to 1
-        (or are empty). :func:`stxtools.pl.attention` draws it with ``key="attention_corrected"``.
-    ``obs["attention_saliency"]`` : float32, (n_obs,)
-        Length of the gradient of the predicted class's logits in what the U-Net reads at the observation (without a
-        U-Net: in what the observation reads); NaN outside any region.
-    ``uns["attention_fidelity"]["params"]`` : dict
-        With ``of`` and ``network_weight``, the factor of the network's logits in the prediction looked at.
+    %(slots)s
 
     Raises
     ------
     ValueError
-        If the model has no such task, an order is not known, or the network has weight 0 in the ensemble: attention
-        then cannot say anything of its predictions.
+        If the model has no such task, an order is not known, or the network has weight 0 in the ensemble: its attention
+        then says nothing about the ensemble's predictions.
 
     Examples
     --------

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._data.regions import read_regions
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MIN_OBS = 10
 
 
+@documented
 @whole_call({
     "loading PyTorch": 4, "reading expression": 0.5, "predicting": 1, "training the student": 8,
 })  # fmt: skip
@@ -48,55 +50,33 @@ def distill(
 ) -> AnnData | None:
     """Train a small network to predict what a trained framework (:func:`multitask`) does.
 
-    The teacher's class probabilities on ``adata`` are imitated (Hinton et al. 2015) by a two-layer perceptron on
-    spatial means of the features at a few scales (as in GLNN, Zhang et al. 2022).
-
-    The student needs neither compartments nor a region graph:
-    ``st.tl.multitask(new, "disease", "layer", model="student.stx")`` predicts observations from the raster alone,
-    in a fraction of the time. Beside the components that the framework reads, it reads a few more axes of the genes:
-    those along which the framework's predictions change. It predicts no genes and embeds no regions.
-
-    A segmentation model has no student: its network takes a small part of the time of applying it.
+    The student is a two-layer perceptron on spatial means of the features at a few scales (as in GLNN, Zhang et al.
+    2022). It learns the teacher's class probabilities on ``adata`` (Hinton et al. 2015), and reads the framework's
+    components and a few more axes of the genes. ``st.tl.multitask(new, "disease", "layer", model="student.stx")`` then
+    predicts from the raster alone, without compartments or a region graph; it predicts no genes and embeds no regions.
 
     Parameters
     ----------
     adata
-        One or several sections like those that the student will be applied to, with a region graph, as
-        :func:`multitask` reads it; no labels are needed.
+        One or several sections like those that the student will be applied to, with a region graph; labels are not
+        needed.
     model
         The teacher: a model that :func:`multitask` saved (path), or a fitted :class:`stxtools.models.TissueNet`.
     save_model
         Where to write the student (``"student.stx"``).
-    layer
-        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
     library_key
-        Column of ``obs`` that says which section an observation belongs to; it must name the sections of the region
-        graph. ``False`` says that all observations are one section.
-    regions_key
-        Key of ``uns`` with the region graph.
+        Column of ``obs`` with the section of each observation; it must name the sections of the region graph.
+        ``False``: all observations are one section.
     params
-        Fields of :class:`stxtools.models.SegmenterParams` that a :class:`stxtools.models.TissueStudent`
-        reads: ``width``, ``sigmas``, ``epochs``, ``patience``, ``lr``, ``weight_decay``.
-    random_state
-        Seed. The same seed gives the same student, to the bit on a CPU.
-    accelerator, devices
-        Where to train, as in Lightning.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    key_added
-        Name of the entry in ``uns`` instead of ``"distill"``.
-    copy
-        Whether to return a changed copy.
+        Fields of :class:`stxtools.models.SegmenterParams` that a :class:`stxtools.models.TissueStudent` reads:
+        ``width``, ``sigmas``, ``epochs``, ``patience``, ``lr``, ``weight_decay``.
+    %(parameters)s
 
     Returns
     -------
     None, or the changed copy with ``copy=True``. Writes the student's file and sets:
 
-    ``uns["distill"]`` : dict
-        ``params``, ``history`` (loss by epoch) and ``agreement``: for each task the share of pixels in held-out
-        blocks on which student and teacher predict the same class.
+    %(slots)s
 
     Raises
     ------

@@ -11,6 +11,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._data.regions import gather, graph_slots, node_features, read_regions, region_sections
 from stxtools._data.representation import representation
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import provenance
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from stxtools.models import TissueNetParams
 
 
+@documented
 @whole_call({
     "loading PyTorch": 4,
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
@@ -42,55 +44,27 @@ def embed(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Embed regions with a graph network that learns to fill in hidden regions from their surroundings.
+    """Embed regions with a graph network that reconstructs masked regions from their neighbours.
 
-    Nodes are the regions of :func:`region_graph` with the mean representation of their observations (and
-    the U-Net's features where :func:`segment` wrote them). Part of the nodes is hidden and reconstructed
-    through message passing (GATv2, Brody et al. 2022) and the section's embedding Z; or, with
-    ``params={"objective": "contrastive"}``, two views of the graph should agree (GRACE, Zhu et al. 2020). No labels
-    are used.
+    Nodes are the regions of :func:`region_graph` with the mean representation of their observations (and the U-Net's
+    features where :func:`segment` wrote them). The network passes messages (GATv2, Brody et al. 2022) and reads the
+    section's embedding Z. With ``params={"objective": "contrastive"}`` two views of the graph should agree instead
+    (GRACE, Zhu et al. 2020). No labels are used.
 
     Parameters
     ----------
     adata
         Annotated data with a region graph.
-    use_rep
-        Key of ``obsm`` whose means describe the regions; by default as in :func:`segment`.
-    layer
-        Layer to take expression from where the representation is computed.
-    regions_key
-        Key of ``uns`` with the region graph.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
     params
-        :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields; ``conv="sum"`` is the
-        plain sum over the neighbours, which has no attention (every neighbour counts alike).
-    random_state
-        Seed. The same seed gives the same result, to the bit on a CPU.
-    accelerator, devices
-        Where to train, as in Lightning.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    key_added
-        Name of the entry in ``uns`` instead of ``"embed"``.
-    copy
-        Whether to return a changed copy.
+        :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields; ``conv="sum"`` is the plain sum
+        over the neighbours, in which every neighbour has the same attention.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots:
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``uns["regions"].obsm["X_gnn"]`` : float32, (n_regions, d)
-        Embeddings of the regions.
-    ``uns["regions"].obsp["attention"]`` : sparse float32, (n_regions, n_regions)
-        Row: the region that receives; column: the region attended to. Rows sum to 1, the region itself
-        (diagonal) included; mean over the heads of the last layer.
-    ``uns["regions"].obs["attention"]`` : float32, (n_regions,)
-        Mean share of attention that a region gets from the regions around it.
-    ``obsm["X_gnn"]``, ``obs["attention"]`` : float32, (n_obs, d), (n_obs,)
-        The same at the observations; NaN outside any region.
-    ``uns["embed"]`` : dict
-        ``params``, ``history`` and ``Z`` (sections x d).
+    %(slots)s
 
     Raises
     ------

@@ -13,6 +13,7 @@ from stxtools import _keys
 from stxtools._data.framework import expression_targets, genes_to_predict, known_sections, training_sections
 from stxtools._data.regions import RegionInput, called, classes_of, gather, graph_slots, read_regions
 from stxtools._data.sections import join
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import provenance, put_frame
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
 
 
+@documented
 @whole_call({
     "loading PyTorch": 4,
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
@@ -58,118 +60,42 @@ def multitask(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Predict biomarker state, tissue class and held-out genes with a network and the ensemble it belongs to.
+    r"""Predict biomarker state, tissue class and held-out genes with a network and a stacked ensemble.
 
-    A U-Net reads the expression raster. Its features and the neighbourhood means of each observation (of the
-    representation and of the variable genes, at several sizes) are averaged inside each region of
-    :func:`region_graph` and go through the graph network. The output of an observation is that of its region, given
-    the section's embedding Z, plus what its own features add. All parts are trained together on
-    :math:`L = \alpha L_{biomarker} + \beta L_{classification} + \gamma L_{expression}`: cross-entropies, and the
-    squared error of the genes. One labelled block in seven is held out for early stopping: the predictions on labelled
-    observations are *not* an estimate of accuracy on new tissue.
-
-    A stacked ensemble predicts. Its logits are the weighted sum of those of its members:
-
-    ======================= ==========================================================================================
-    member                  what it is
-    ======================= ==========================================================================================
-    ``network``             the network above
-    ``linear``              discriminant analysis of the representation's neighbourhood means, and ridge logistic
-                            regression of the genes'
-    ``trees``               extremely randomised trees of the representation's neighbourhood means
-    ``label_propagation``   classes of the labels near an observation (as in correct and smooth, Huang et al. 2021);
-                            only in sections that have labels, and not in a saved model
-    ======================= ==========================================================================================
-
-    The network has a fifth of the logits (a third of the values of genes). The weights of the others are those of the
-    lowest cross-entropy of out-of-fold predictions on held-out blocks (stacking, Wolpert 1992). With
-    ``ensemble="auto"`` all members take part, with two exceptions, each with a warning: a network that has not
-    converged has weight 0; and where three sections at least have labels, a section without any is predicted by the
-    linear classifier alone, whose penalty and inverse temperature are chosen on held-out sections. There a network
-    takes a few donors for the tissue. Members that are named take part everywhere.
+    A U-Net on the raster and a graph network on the regions are trained together on :math:`L = \alpha L_{biomarker} +
+    \beta L_{classification} + \gamma L_{expression}` and predict as members of an ensemble. Predictions on labelled
+    observations do *not* estimate the accuracy on new tissue.
 
     Parameters
     ----------
     adata
         Annotated data with a region graph.
-    biomarker_key
-        Column of ``obs`` with the biomarker state (disease, say); missing where unknown. None leaves the task out.
-    region_key
-        Column of ``obs`` with the tissue class; missing where unknown. None leaves the task out.
-    expression
-        Genes to predict, in a third task. They are kept out of the input: of the genes that are read, and of the
-        representation where it is computed here (a ``use_rep`` must not hold them).
-    expression_key
-        Boolean column of ``obs``: where the genes of ``expression`` may be learned from. Everywhere by default.
+    biomarker_key, region_key
+        Columns of ``obs`` with biomarker state and tissue class, missing where unknown; None: no such task.
+    expression, expression_key
+        Genes to predict, kept out of the input, and a boolean column of ``obs``: where to learn them from.
     model
-        A saved model (path) or a fitted :class:`stxtools.models.TissueNet`, applied without training; the
-        two columns need not exist then and only name the outputs. Or its student (:func:`distill`), which reads no
-        region graph and writes ``obs["{key}_pred"]``, ``obsm["{key}_proba"]`` and ``uns["multitask"]`` alone.
+        A saved model (path) or a fitted :class:`stxtools.models.TissueNet`, applied without training; the two keys then
+        only name the outputs. Or its student (:func:`distill`), which needs no region graph and predicts classes.
     save_model
         Where to write the trained model.
-    use_rep
-        Key of ``obsm`` to read; by default as in :func:`segment`.
-    layer
-        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
-    regions_key
-        Key of ``uns`` with the region graph.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
-    library_key
-        Column of ``obs`` that says which section an observation belongs to. The region graph knows the sections; this
-        checks that it was made for the same ones. A student, which reads no graph, takes the sections from it.
-        ``False`` says that all observations are one section.
     ensemble
-        Members that predict, some of ``"network"``, ``"linear"``, ``"trees"`` and ``"label_propagation"``, or
-        ``"auto"``; see above.
+        Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"``, or ``"auto"``: all but a network
+        that has not converged; linear alone for sections without labels where three have some.
     params
-        :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields, such as ``alpha``,
-        ``beta`` and ``weighting``.
-    random_state
-        Seed. The same seed gives the same result, to the bit on a CPU.
-    accelerator, devices
-        Where to train, as in Lightning.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    key_added
-        Name of the entry in ``uns`` instead of ``"multitask"``.
-    copy
-        Whether to return a changed copy.
+        :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields, as ``alpha`` and ``beta``.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots, the first three for both keys:
+    None, or the changed copy with ``copy=True``. Sets, with both ``{key}``:
 
-    ``obs["{key}_pred"]`` : :class:`pandas.Categorical`, (n_obs,)
-        Predicted class of the observation.
-    ``obsm["{key}_proba"]`` : :class:`pandas.DataFrame`, (n_obs, n_classes)
-        Class probabilities; NaN outside any region.
-    ``uns["regions"].obsm["{key}_proba"]`` : :class:`pandas.DataFrame`, (n_regions, n_classes)
-        Expected share of each class in the region; ``uns["regions"].obs["{key}_pred"]`` is the largest.
-    ``obsm["expression_pred"]`` : :class:`pandas.DataFrame`, (n_obs, n_genes)
-        Predicted log-normalised expression, with ``expression``; in ``uns["regions"].obsm`` the regions' means.
-    ``obsm["X_gnn"]``, ``obs["attention"]``, and in ``uns["regions"]``
-        Embeddings and attention as :func:`embed` writes them.
-    ``uns["multitask"]`` : dict
-        ``params``, ``history`` (loss and weight of each task in each epoch), ``task_weights`` (the last ones), ``Z``
-        (sections x d), and:
-
-        ``weights`` : :class:`pandas.DataFrame`
-            For each ``task`` and ``library`` the factor of the logits of ``network``, ``linear``, ``trees`` and
-            ``label_propagation`` (0: it decides nothing), and the ``bandwidth`` of the latter in the unit of the
-            coordinates.
-        ``training`` : dict
-            ``converged``: whether the network's lowest ``loss`` is below ``uninformed_loss``, that of predicting the
-            classes' shares; ``judged_on`` (held-out labels, or training labels where too few blocks have any),
-            ``best_epoch`` (from 0) and ``epochs``.
+    %(slots)s
 
     Raises
     ------
-    KeyError
-        If a column, a gene or the region graph is not there.
-    ValueError
-        If a column has fewer than two classes, no task is named, or the sections of ``library_key`` are not those of
-        the region graph.
+    KeyError, ValueError
+        If a column, a gene or the region graph is missing, or a column has fewer than two classes.
 
     Examples
     --------
@@ -177,8 +103,6 @@ def multitask(
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.multitask(adata, "disease", "compartment", params={"epochs": 5})
-    >>> adata.obsm["disease_proba"].columns.tolist()
-    ['healthy', 'diseased']
     """
     check_adata(adata)
     key = check_key_added(key_added, _keys.MULTITASK)

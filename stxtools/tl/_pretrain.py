@@ -14,6 +14,7 @@ from stxtools._data.features import remember_input
 from stxtools._data.joint import joint_representation
 from stxtools._data.representation import Representation, stored_representation
 from stxtools._data.sections import geometry, make_sections
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from stxtools.models import SegmenterParams
 
 
+@documented
 @whole_call({
     "loading PyTorch": 4,
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
@@ -49,9 +51,8 @@ def pretrain(
 ) -> AnnData | list[AnnData] | None:
     """Pretrain the U-Net of :func:`segment` on many sections, without labels.
 
-    The genes that all data share are reduced to common principal components, from which each data set's own
-    mean is taken out; the U-Net then learns to reconstruct hidden parts of the rasters from what surrounds
-    them (masked reconstruction; He et al. 2022), or to recognise two views of one place (SimCLR;
+    The genes that all data share are reduced to common principal components, centred within each data set. The U-Net
+    learns to reconstruct masked parts of the rasters (He et al. 2022), or to recognise two views of one place (SimCLR,
     Chen et al. 2020). ``segment(new, pretrained="brain.stx")`` starts from it, with or without labels.
 
     Parameters
@@ -62,34 +63,19 @@ def pretrain(
         Where to write the pretrained model (``"brain.stx"``).
     use_rep
         Key of ``obsm`` that all data have, of equal width, instead of expression.
-    layer
-        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
-    library_key
-        Column of ``obs`` that says which section an observation belongs to. No window crosses sections. ``False`` says
-        that all observations are one section.
     params
-        :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields: ``pretrain`` names the
-        objective, ``pretrain_epochs`` how long.
-    random_state
-        Seed. The same seed gives the same result, to the bit on a CPU.
-    accelerator, devices
-        Where to train, as in Lightning.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    key_added
-        Name of the entry in ``uns`` instead of ``"pretrain"``.
+        :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields: ``pretrain`` names the objective,
+        ``pretrain_epochs`` how long.
     copy
         Whether to return changed copies.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy (a list of copies for several AnnData) with ``copy=True``. Writes the model file
-    and sets in every AnnData:
+    None, or the changed copy (a list for several AnnData) with ``copy=True``. Writes the model file and sets in every
+    AnnData:
 
-    ``uns["pretrain"]`` : dict
-        ``params`` and ``history`` (loss by epoch).
+    %(slots)s
 
     Raises
     ------

@@ -13,6 +13,7 @@ from stxtools import _keys
 from stxtools._data.expression import Expression, find_expression
 from stxtools._data.representation import log_normalize
 from stxtools._data.sections import Geometry, geometry
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, categorical, provenance
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@documented
 @whole_call({
     "finding regions": 2, "describing regions": 1,
 })  # fmt: skip
@@ -53,53 +55,30 @@ def region_graph(
 ) -> AnnData | None:
     """Split compartments into connected regions and join the regions that touch into a graph.
 
-    A region is a set of observations of one compartment and one section that are connected through
-    spatial neighbours. Regions larger than ``max_size`` are cut into connected parts of similar size, so
-    that a large compartment becomes many nodes. The result is an AnnData with a row for each region,
-    on which scanpy and squidpy work unchanged.
+    A region is a set of observations of one compartment and one section, connected through spatial neighbours. The
+    result is an AnnData with a row for each region, on which scanpy and squidpy work unchanged.
 
     Parameters
     ----------
-    adata
-        Annotated data with compartments.
     segment_key
-        Column of ``obs`` with the compartments, or any other classes; observations without one belong to
-        no region.
+        Column of ``obs`` with the compartments, or any other classes; observations without one belong to no region.
     max_size
-        Most observations of a region; None leaves connected components whole.
+        Most observations of a region: larger ones are cut into connected parts of similar size. None leaves them whole.
     connectivity_key
-        Key of ``obsp`` with spatial neighbours to use, such as squidpy's ``"spatial_connectivities"``.
-        By default lattice neighbours, or a trimmed Delaunay triangulation for scattered cells.
-    layer
-        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
+        Key of ``obsp`` with spatial neighbours to use, such as squidpy's ``"spatial_connectivities"``. By default
+        lattice neighbours, or a trimmed Delaunay triangulation for scattered cells.
     library_key
-        Column of ``obs`` that says which section an observation belongs to; by default the one that :func:`segment` was
-        given. Neither a region nor an edge crosses sections. ``False`` says that all observations are one section.
-    random_state
-        Seed of the cutting of large regions.
+        Column of ``obs`` with the section of each observation; by default as in :func:`segment`. Neither a region nor
+        an edge crosses sections. ``False``: all observations are one section.
     key_added
-        Name of the AnnData in ``uns`` instead of ``"regions"``; the column of ``obs`` is then
-        ``"{key_added}_region"``.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    copy
-        Whether to return a changed copy.
+        Name of the AnnData in ``uns`` instead of ``"regions"``; the column of ``obs`` is then ``"{key_added}_region"``.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots:
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``obs["region_id"]`` : :class:`pandas.Categorical`, (n_obs,)
-        Region of the observation; a name of ``uns["regions"].obs_names``. With ``key_added="x"`` it is
-        ``obs["x_region"]``.
-    ``uns["regions"]`` : :class:`anndata.AnnData`, (n_regions, n_vars)
-        ``X``: mean log-normalised expression, or the mean of a scaled ``X`` where there is nothing else
-        (``uns["params"]["expression_scale"]`` says so); ``obs``: ``segment``, ``library``, ``n_obs``, ``area`` (in
-        squared units of the coordinates); ``obsm["spatial"]``: centroids; ``obsp``:
-        ``spatial_connectivities`` (1 where regions touch), ``spatial_distances`` (between centroids),
-        ``contact_length`` (length of the shared border); ``uns["params"]``.
+    %(slots)s
 
     Raises
     ------

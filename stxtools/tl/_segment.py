@@ -14,6 +14,7 @@ from stxtools import _keys
 from stxtools._data.features import model_features, training_representation
 from stxtools._data.image import with_image
 from stxtools._data.sections import Geometry, geometry, join, make_sections
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import provenance
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 MIN_OBS = 10
 
 
+@documented
 @whole_call({
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
     "loading PyTorch": 2, "spreading labels": 2, "choosing the number of segments": 1, "finding compartments": 2,
@@ -71,110 +73,50 @@ def segment(
 ) -> AnnData | None:
     """Segment tissue into compartments with a U-Net on the expression raster.
 
-    The representation of the observations is laid out on the spatial grid, a U-Net
-    (Ronneberger et al. 2015) is pretrained on it without labels (masked reconstruction) and then taught
-    either by a consensus of Gaussian mixtures on spatially averaged features (no labels), or by a few
-    labels and discriminant analyses that spread them and teach each other (``labels_key``). The
-    compartments written are the U-Net's. Works on raw counts; ``X`` is not changed.
+    The U-Net (Ronneberger et al. 2015) is pretrained on masked reconstruction and then trained on pseudo-labels: those
+    of Gaussian mixtures on spatial means or, with ``labels_key``, of co-trained discriminant analyses.
 
     Parameters
     ----------
-    adata
-        One or several sections: expression and ``obsm[spatial_key]``.
     n_segments
-        Number of compartments, honoured exactly. Only a number above that of the distinct observations is refused.
-        Without it (and without labels) 2 to 10 are tried and the number whose partitions agree best between random
-        halves of the observations is taken.
+        Number of compartments, honoured exactly. Without it (and without labels) 2 to 10 are tried: the number whose
+        partitions agree best between random halves of the observations is taken.
     labels_key
         Column of ``obs`` with class names where known and missing values elsewhere.
     keep_labels
-        Whether labelled observations keep their label whatever the U-Net says of them.
+        Whether labelled observations keep their label, whatever the U-Net predicts for them.
     abstain_below
-        Confidence, from 0 to 1, below which an observation gets no compartment (missing, background in the
-        mask).
+        Confidence, from 0 to 1, below which an observation gets no compartment (missing; background in the mask).
     model
         A saved model (path) or a fitted :class:`stxtools.models.Segmenter`, applied without training.
     save_model
-        Where to write the trained model (``"brain.stx"``). The result is the same with and without it. A model
-        trained on ``X_pca`` carries the loadings along, so that it reads the expression of other sections; where
-        ``X_pca`` is no PCA of the log expression at hand (an integrated one, say), it warns that the model reads
-        ``obsm["X_pca"]`` of them, and with ``use_rep`` it reads that key.
+        Where to write the trained model (``"brain.stx"``). It reads other sections' expression, or their ``use_rep``.
     pretrained
-        A model of :func:`pretrain` (path), or any fitted one, whose U-Net training starts from; it brings its
-        genes and components along.
+        A model of :func:`pretrain` (path), or any fitted one, from which training starts; it brings its genes along.
     use_rep
-        Key of ``obsm`` to segment, or ``"X"``. By default ``X_pca`` if there, else a PCA of the
-        log-normalised variable genes.
-    layer
-        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+        Key of ``obsm`` to read, or ``"X"``. By default ``X_pca`` if there, else a PCA of the variable genes.
     image_key
-        Picture in ``uns["spatial"][library]["images"]`` (``"lowres"``, ``"hires"``) whose colour at the
-        observations (mean and standard deviation of red, green and blue) is read as six more channels.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
-    library_key
-        Column of ``obs`` that says which section an observation belongs to. No window crosses sections. ``False`` says
-        that all observations are one section.
+        Image in ``uns["spatial"][library]["images"]`` whose colours at the observations are six more channels.
     params
         :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields.
-    random_state
-        Seed of the network; the same seed gives the same result, to the bit on a CPU. Without labels, the number of
-        compartments and the consensus that the network learns from are the same for every seed and order of rows.
-    accelerator, devices
-        Where to train, as in Lightning.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    key_added
-        Name of the outputs instead of ``"segment"``.
-    copy
-        Whether to return a changed copy.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots:
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``obs["segment"]`` : :class:`pandas.Categorical`, (n_obs,)
-        Compartments: ``"0"``, ``"1"``, ... from most to fewest observations (before ``abstain_below``), or the names
-        of the labels, or those of ``model``.
-    ``obs["segment_id"]`` : int32, (n_obs,)
-        Value of the observation's compartment in the mask, from 1.
-    ``obs["segment_confidence"]`` : float32, (n_obs,)
-        Probability of that compartment, brought by one temperature to what may be expected: with labels, the
-        agreement of classifiers that see random components; without, the share of the mixtures that agree.
-    ``obsm["segment_proba"]`` : :class:`pandas.DataFrame`, (n_obs, n_segments)
-        Probabilities of all compartments. A name that no file can hold as a column (``"L2/3"``) is replaced in it;
-        ``uns["segment_proba_columns"]`` then has the true names in this order.
-    ``obsm["X_unet"]`` : float32, (n_obs, width)
-        Features of the U-Net.
-    ``uns["segment"]["masks"][library]`` : dict
-        The mask of every section. ``image``: uint32, (height, width), 0 is background; ``scale`` and ``origin``:
-        the pixel (column, row) of an observation is ``(coordinates - origin) * scale``. The mask has the pixels of
-        the section's picture (``"hires"``, else ``"lowres"``) where there is one with two pixels per spacing of the
-        observations at least, so that squidpy can lay one over the other; else it covers the tissue alone.
-        ``sq.pl.spatial_segment(adata, seg=mask["image"], seg_cell_id="segment_id", ...)`` draws it (with
-        ``img=False`` where there is no picture).
-    ``uns["segment_colors"]`` : list of str
-        Colours of the compartments: those of ``labels_key``, those that were there, or scanpy's.
-    ``uns["segment"]`` : dict
-        ``params``, ``history`` (losses by stage and epoch) and, where the number was chosen,
-        ``stability`` (number of segments, mean adjusted Rand index between halves).
+    %(slots)s
 
     Raises
     ------
-    KeyError
-        If a key does not exist; the message lists those that do.
-    ValueError
-        If there are fewer than 10 observations, coordinates are missing, ``n_segments`` is more than the distinct
-        observations, a model knows too few of the genes, or something else wrote a slot that this call would
-        write (``key_added`` names another). ``adata`` is unchanged then.
+    KeyError, ValueError
+        If a key does not exist, there are fewer than 10 observations, or a model knows too few of the genes.
 
     Examples
     --------
     >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.segment(adata, n_segments=4)
-    >>> adata.obs["segment"].cat.categories.tolist()
-    ['0', '1', '2', '3']
     """
     check_adata(adata, min_obs=MIN_OBS)
     key = check_key_added(key_added, _keys.SEGMENT)

@@ -8,6 +8,7 @@ import numpy as np
 
 from stxtools import _keys
 from stxtools._data.sections import geometry
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import neighbour_mean
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@documented
 def suggest_labels(
     adata: AnnData,
     n: int = 10,
@@ -33,40 +35,28 @@ def suggest_labels(
 ) -> AnnData | None:
     """Name the observations whose labels would help the segmentation most.
 
-    Wanted are observations that the model is unsure of (small margin between its two most probable
-    classes, averaged over spatial neighbours so that a whole doubtful area counts more than a noisy
-    spot) and that lie far from what is labelled or suggested already. They are taken one by one: each is
-    the one with the largest product of doubt and distance (uncertainty sampling, Lewis and Gale 1994,
-    with farthest-first traversal, Gonzalez 1985).
+    They are taken one by one, each with the largest product of doubt and distance. Doubt is a small margin between the
+    two most probable classes, averaged over spatial neighbours (uncertainty sampling, Lewis & Gale 1994); distance is
+    that from everything labelled or suggested already (farthest-first traversal, Gonzalez 1985).
 
     Parameters
     ----------
-    adata
-        Annotated data with segments.
     n
         How many observations to name.
     key
         ``"segment"``, or the ``key_added`` of :func:`segment`.
     labels_key
-        Column of ``obs`` with the labels there are; by default the one that :func:`segment` was given.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
+        Column of ``obs`` with the labels there are; by default the one that :func:`segment` used.
     library_key
-        Column of ``obs`` that says which section an observation belongs to; by default as in :func:`segment`. ``False``
-        says that all observations are one section.
-    key_added
-        Name of the output instead of ``"suggested"``.
-    copy
-        Whether to return a changed copy.
+        Column of ``obs`` with the section of each observation; by default as in :func:`segment`. ``False``: all
+        observations are one section.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots:
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``obs["suggested"]`` : float64, (n_obs,)
-        1 for the observation to label first, 2 for the next, ...; NaN for the others.
-    ``uns["suggested"]`` : dict
-        ``params``.
+    %(slots)s
 
     Raises
     ------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
 
 
+@documented
 @whole_call({
     "loading PyTorch": 4, "evaluate": 100,
 })  # fmt: skip
@@ -63,100 +65,51 @@ def evaluate(
 ) -> AnnData | None:
     """Measure how well models predict held-out parts of the tissue, over folds, seeds and noise levels.
 
-    For every split the labels of the test observations are removed before any model sees the data. What needs
-    no label stays: a model may read the expression and the place of test observations, as it may in use. Genes and
-    principal components are chosen without labels; with ``scheme="library"`` from the training sections alone.
+    Labels of the test observations are removed before any model sees the data; expression and coordinates stay. Genes
+    and components are chosen without labels, and with ``scheme="library"`` from the training sections alone.
 
     Parameters
     ----------
     adata
         Annotated data with labels; observations without a label are neither learned from nor counted.
     models
-        Names, or functions ``f(sections, labels, n_classes, random_state)`` that get the sections
-        (:class:`stxtools.models.Section`), class codes of each (-1: hidden) and return class probabilities
-        (n_obs x n_classes) of each; a mapping gives them names. Names are
-
-        - ``"framework"``: :func:`segment`, :func:`region_graph` and :func:`multitask`, both targets together;
-        - ``"unet"``: the U-Net of :func:`segment` alone; ``"gnn"``: a graph attention network on the observations;
-        - ``"random_forest"``: on each observation's expression; ``"random_forest_means"``, ``"lda"`` (shrinkage
-          LDA) and ``"logistic"``: on means over the 19 and 61 nearest observations;
-        - ``"nearest_label"``: coordinates alone.
-
-        By default all but ``"logistic"``.
+        Names, by default all but ``"logistic"``: ``"framework"`` (:func:`multitask` and what it needs), ``"unet"``
+        alone, ``"gnn"`` on the observations, ``"random_forest"`` on each observation, ``"random_forest_means"``,
+        ``"lda"`` and ``"logistic"`` on means over the 19 and 61 nearest ones, ``"nearest_label"``. Or functions
+        ``f(sections, labels, n_classes, random_state)`` of :class:`stxtools.models.Section` and class codes (-1:
+        hidden) that return class probabilities of each section.
     biomarker_key, region_key
         Columns of ``obs`` to predict; one of them at least.
     genes
-        Genes to hide from the models and to predict, or how many are drawn for each seed; adds the target
-        ``"expression"`` with its mean squared error. Values are log-normalised and scaled to variance 1 on the
-        training observations. The framework has a head for expression, forests predict by a forest, and the other
-        models by a ridge regression on what they make of the observations.
+        Genes to hide and to predict, or how many to draw for each seed: adds the target ``"expression"`` with its
+        ``mse``.
     scheme
-        ``"block"``: blocks of neighbouring observations are held out. ``"library"``: whole sections, one at a
-        time. ``"random"``: single observations, marked as leaky, for their neighbours are learned from. Several
-        may be named.
-    n_folds
-        Folds of ``"block"`` and ``"random"``.
-    max_folds
-        Run only as many folds of each seed. Seeds draw different folds.
+        ``"block"`` (blocks of neighbours held out), ``"library"`` (whole sections), ``"random"`` (leaky), or several.
+    n_folds, max_folds
+        Folds of ``"block"`` and ``"random"``, and the most that are run for each seed.
     n_seeds
-        Number of seeds: ``random_state``, ``random_state + 1``, ... Each draws its own folds, noise and models.
-    noise
-        Noise levels, as in :func:`stxtools.pp.add_noise`: on all observations, training and test.
-    noise_kind
-        Kind of noise.
+        Number of seeds from ``random_state`` on. Each draws its own folds, noise and models.
+    noise, noise_kind
+        Noise levels and kind, as in :func:`stxtools.pp.add_noise`: on all observations, training and test.
     params
-        Model name -> its parameters: a mapping for :class:`stxtools.models.SegmenterParams` (``"unet"``), for
-        scikit-learn's estimator (forests, ``"logistic"``), for the graph network (``"gnn"``); for
-        ``"framework"`` the keyword arguments of the three calls, ``{"multitask": {"params": {"alpha": 2}}}``.
+        Model name -> its parameters; for ``"framework"`` those of the calls: ``{"multitask": {"params": {"alpha":
+        2}}}``.
     checkpoint
-        CSV file to which every finished fold is appended. Called again with it, the run goes on where it was
-        interrupted; more models, seeds or noise levels may be asked for. Several processes may share it. A function is
-        known by its code: once that changes, its rows are computed again. A file of other data or settings is refused.
-    use_rep
-        Key of ``obsm`` to read. By default a PCA of the log-normalised variable genes, made here. A representation
-        given is taken as it is, also with ``scheme="library"``.
-    layer
-        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
-    spatial_key
-        Key of ``obsm`` with x, y positions.
-    library_key
-        Column of ``obs`` that says which section (patient, with ``scheme="library"``) an observation belongs to.
-        ``False`` says that all observations are one section.
-    random_state
-        First seed.
-    accelerator
-        Where networks are trained, as in Lightning.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    key_added
-        Name of the table in ``uns`` instead of ``"evaluation"``.
-    copy
-        Whether to return a changed copy.
+        CSV file of finished folds: a run with it goes on where it was interrupted, also in several processes.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots:
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``uns["evaluation"]`` : :class:`pandas.DataFrame`
-        One row per model, target, scheme, seed, noise level and fold, with the columns ``model``; ``target``
-        (``biomarker``, ``region``, ``expression``); ``key``; ``scheme``; ``leaky``; ``seed``; ``noise``; ``fold``;
-        ``n_train``, ``n_test`` (labelled observations); ``accuracy``; ``precision``, ``recall``, ``auroc`` (one
-        against the rest), each averaged over the classes of the fold; ``mse``; ``seconds``.
-    ``uns["evaluation_params"]`` : dict
-        Parameters, seed and versions.
+    %(slots)s
 
     Raises
     ------
     KeyError
         If a key, or a gene to hide, is not there.
     ValueError
-        If a model, scheme or level is not understood, a training fold has fewer than two classes, or the
-        checkpoint belongs to another run.
-
-    See Also
-    --------
-    stxtools.get.evaluation : means and standard deviations over seeds.
-    stxtools.pl.evaluation : the same, drawn.
+        If an argument is not understood, a fold has fewer than two classes, or the checkpoint is of another run.
 
     Examples
     --------

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@documented
 @whole_call({
     "loading PyTorch": 4, "tune": 100,
 })  # fmt: skip
@@ -65,74 +67,43 @@ def tune(
     """Search parameters of the U-Net, of the graph network, or the weights of the two losses, with Optuna.
 
     A trial is judged by the mean of ``metric`` over targets and folds, with the splits of :func:`evaluate`. The best
-    value found is the best of many and therefore too good: judge the parameters on other tissue.
+    value is the best of many and therefore too good: judge the parameters on other tissue.
 
     Parameters
     ----------
     adata
         Annotated data with labels.
     part
-        ``"unet"``: fields of :class:`stxtools.models.SegmenterParams`, the U-Net trained alone. ``"gnn"``: fields of
-        :class:`stxtools.models.TissueNetParams`, the framework trained on compartments and regions that all trials
-        share. ``"weights"``: its ``alpha`` and ``beta``; needs both keys.
+        ``"unet"``: fields of :class:`stxtools.models.SegmenterParams`. ``"gnn"``: of
+        :class:`stxtools.models.TissueNetParams`, on regions that all trials share. ``"weights"``: alpha and beta.
     biomarker_key, region_key
-        Columns of ``obs`` to predict; one of them at least.
+        Columns of ``obs`` to predict; one of them at least, both for ``"weights"``.
     space
-        Field -> values to choose from; a sensible one for each part by default.
+        Field -> values to choose from; by default one for each part.
     search
-        ``"grid"``, ``"random"`` or ``"tpe"`` (Bergstra et al. 2011: Bayesian). By default random for the U-Net, TPE
-        for the graph network, grid for the weights.
+        ``"grid"``, ``"random"`` or ``"tpe"`` (Bayesian, Bergstra et al. 2011). By default random for the U-Net, TPE for
+        the graph network, grid for the weights.
     n_trials
-        Number of trials, of all processes together; 20 by default, the whole grid with ``search="grid"``.
+        Most trials, of all processes together; 20, or the whole grid.
     metric
         What to maximise.
-    patience
-        Stop after as many trials without a better one; None goes through all.
-    prune
-        Whether a trial whose running mean is below the median of earlier ones is given up between folds.
+    patience, prune
+        Trials without a better one before stopping; whether to stop trials below the median of earlier ones.
     params
-        Fields that are the same in all trials: numbers, strings, booleans.
+        Fields that are the same in all trials.
     stages
-        ``{"segment": {...}, "region_graph": {...}}``: keyword arguments of these calls, for ``"gnn"`` and
-        ``"weights"``.
-    storage
-        Where trials are kept, so that a study can go on later and several processes can work on it together: a
-        database URL (``"sqlite:///tune.db"``) or a storage object of Optuna
-        (``JournalStorage(JournalFileBackend("tune.log"))`` works on network drives). In memory by default. The order
-        of trials then depends on the processes, and so does what is found.
-    study_name
-        Name in the storage; ``"stxtools_{part}"`` by default. A study of other data or settings is refused.
-    scheme
-        How to split: ``"block"`` or ``"library"``.
-    n_folds, max_folds
-        Folds, and the most of them that a trial runs.
-    use_rep, layer, spatial_key, library_key
-        What to read, as in :func:`evaluate`.
-    random_state
-        Seed of folds, networks and search.
-    accelerator
-        Where networks are trained, as in Lightning.
-    show_progress
-        Whether to show progress; by default in terminals and notebooks.
-    key_added
-        Name of the entry in ``uns`` instead of ``"tune"``.
-    copy
-        Whether to return a changed copy.
+        Arguments of earlier calls for ``"gnn"`` and ``"weights"``: ``{"segment": {...}, "region_graph": {...}}``.
+    storage, study_name
+        Optuna storage (``"sqlite:///tune.db"`` or an object) and name, to go on later or in several processes at once.
+    scheme, n_folds, max_folds
+        How to split, as in :func:`evaluate`, and the most folds that a trial runs.
+    %(parameters)s
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets these slots:
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``uns["tune"]["best_params"]`` : dict
-        The best fields together with ``params``: what :func:`segment` (``"unet"``) or :func:`multitask` take as
-        ``params=``.
-    ``uns["tune"]["best_value"]`` : float
-        Mean metric of the best trial.
-    ``uns["tune"]["trials"]`` : :class:`pandas.DataFrame`
-        One row per trial: ``number``, ``state``, ``value``, ``value_sd`` (standard deviation over folds; NaN for
-        one), ``value_{target}``, ``n_folds``, ``seconds`` and a column for each field.
-    ``uns["tune"]["params"]`` : dict
-        Parameters, seed and versions.
+    %(slots)s
 
     Raises
     ------
@@ -141,18 +112,12 @@ def tune(
     ValueError
         If a field or a search is not understood, or the study in ``storage`` belongs to other data.
 
-    See Also
-    --------
-    stxtools.pl.sensitivity : the metric over alpha and beta.
-
     Examples
     --------
     >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
-    >>> st.tl.tune(
-    ...     adata, "unet", region_key="compartment", n_trials=2, n_folds=2, space={"width": [8, 16]},
-    ...     params={"epochs": 3},
-    ... )
+    >>> space = {"width": [8, 16]}
+    >>> st.tl.tune(adata, "unet", region_key="compartment", space=space, n_trials=2, n_folds=2, params={"epochs": 3})
     >>> st.tl.segment(adata, labels_key="compartment", params=adata.uns["tune"]["best_params"])
     """
     check_adata(adata, min_obs=20)

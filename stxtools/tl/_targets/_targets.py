@@ -12,6 +12,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_key
+from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_in, check_key_added
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _N_SHOWN = 8
 
 
+@documented
 def targets(
     adata: AnnData,
     table: str | os.PathLike[str] | pd.DataFrame,
@@ -39,80 +41,59 @@ def targets(
 ) -> AnnData | None:
     """Join tractability, known drugs and safety flags to the biomarker table.
 
-    The table is a file (tsv, csv, also gzipped; parquet where pyarrow is installed; a folder of parquet parts) or a
-    DataFrame. Its format is found by its header:
+    The format of the table is found by its header:
 
-    - **DGIdb** ``interactions.tsv`` (Cannon et al. 2024; columns ``gene_name``, ``drug_name``, ...): ``n_drugs``,
-      ``n_approved_drugs``, ``drugs`` (names, approved ones first), ``interaction_types``,
-      ``interaction_score`` (largest);
+    - **DGIdb** ``interactions.tsv`` (Cannon et al. 2024): ``n_drugs``, ``n_approved_drugs``, ``drugs`` (approved
+      first), ``interaction_types``, ``interaction_score`` (largest);
     - **DGIdb** ``categories.tsv``: ``gene_categories``;
-    - **Open Targets** target prioritisation (Ochoa et al. 2023; ``targetId``, ``maxClinicalTrialPhase``,
-      ``isInMembrane``, ``isSecreted``, ``hasSafetyEvent``, ...): its numeric columns under their own names and on
-      their own scale (from -1, unfavourable, to 1, favourable; missing is NaN);
-    - **Open Targets** targets with ``tractability``: ``tractability_sm`` (small molecule), ``tractability_ab``
-      (antibody), ``tractability_pr`` (degrader), ``tractability_oc`` (other): the assessments that hold, best first;
+    - **Open Targets** target prioritisation (Ochoa et al. 2023): its numeric columns on their own scale, -1 to 1;
+    - **Open Targets** targets: ``tractability_sm`` (small molecule), ``_ab`` (antibody), ``_pr`` (degrader), ``_oc``
+      (other): the assessments that hold, best first;
     - any other table with ``symbol_col``: its other columns.
 
-    Several rows of one gene become one: of numbers the largest, of booleans any, of texts the distinct ones in the
-    order of the file, joined by ``"; "``; drugs are counted once each.
+    Several rows of one gene become one: the largest number, any true boolean, the distinct texts joined by ``"; "``.
 
     Parameters
     ----------
     adata
         Annotated data with a biomarker table.
     table
-        Path or DataFrame.
+        A DataFrame, or a path: tsv, csv (also gzipped), parquet (needs pyarrow) or a folder of parquet parts.
     symbol_col
         Column of ``table`` with gene symbols (or Ensembl ids), for a table of none of the known formats.
     symbol_key
-        Column of ``adata.var`` with gene symbols; by default ``var_names``. Symbols are compared exactly, case
-        included: ``Erbb2`` is a mouse gene and ``ERBB2`` a human one.
+        Column of ``var`` with gene symbols; by default ``var_names``. Case counts: ``Erbb2`` is a mouse gene.
     ensembl_key
-        Column of ``adata.var`` with Ensembl ids (versions such as ``.5`` are ignored). It is used where it exists, or
-        where ``var_names`` themselves are Ensembl ids, and the table has ids.
+        Column of ``var`` with Ensembl ids (versions such as ``.5`` are ignored), used where the table has ids.
     key
-        Name of the biomarker table in ``adata.uns``.
+        Name of the biomarker table in ``uns``.
     key_added
-        Write the joined table to ``uns[key_added]`` and leave ``uns[key]`` as it is. By default the columns are
-        joined to ``uns[key]``.
-    copy
-        Return a changed copy instead of writing to ``adata``.
+        Name in ``uns`` of a new joined table. By default the columns are joined to ``uns[key]``.
+    %(parameters)s
 
     Returns
     -------
-    ``None``, or the changed copy with ``copy=True``. Sets
+    None, or the changed copy with ``copy=True``. Sets:
 
-    ``uns["biomarkers"]`` (or ``uns[key_added]``) : :class:`pandas.DataFrame`
-        The biomarker table with the columns above, and ``in_{format}``: whether the file lists the gene. A gene it
-        does not list has NaN, 0 (counts), False or an empty text.
-    ``uns["targets_params"]`` (or ``uns["{key_added}_params"]``) : dict
-        Per format (``dgidb_interactions``, ``dgidb_categories``, ``opentargets_prioritisation``,
-        ``opentargets_tractability``, ``table``): parameters, versions, ``matched_by``, the number of genes that are
-        ``n_matched`` and ``n_unmatched``, and the genes that are ``unmatched``, ``ambiguous`` (one symbol, several
-        ids or several variables), ``case_mismatch`` or ``outdated`` (``"old -> current"``, by the file's own aliases).
+    %(slots)s
 
     Raises
     ------
     KeyError
-        There is no biomarker table, or a named column is missing.
+        If there is no biomarker table, or a named column is missing.
     ValueError
-        The format is not recognised, or the table has Ensembl ids only and ``adata`` has none.
+        If the format is not recognised, or the table has Ensembl ids only and ``adata`` has none.
     FileNotFoundError
-        There is no such file.
+        If there is no such file.
 
     Warns
     -----
     UserWarning
         Genes are not in the table, or their symbols are ambiguous: how many and which.
 
-    See Also
-    --------
-    stxtools.tl.biomarkers : makes the table.
-
     Examples
     --------
-    >>> import pandas as pd
-    >>> import stxtools as st
+    >>> import pandas as pd, stxtools as st
     >>> adata = st.datasets.synthetic_tissue()
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> drugs = pd.DataFrame({"gene_name": adata.var_names[:2], "drug_name": ["A", "B"], "approved": [True, False]})

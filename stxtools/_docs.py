@@ -1,0 +1,128 @@
+"""Fill the docstrings of public functions: parameters that many of them have, and the slots that they write.
+
+``%(parameters)s`` in a docstring stands for the parameters of the signature that it does not describe itself, with
+the texts of :data:`PARAMETERS`; ``%(slots)s`` for the slots in :mod:`stxtools._slots_table`. Both are filled in as
+plain text when the module is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any, TypeVar
+
+from ._slots_table import PARAMS, SLOTS, SlotRow
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+WIDTH = 116
+
+# the first that fits is taken; one that starts with a namespace is for the functions of that namespace
+PARAMETERS = {
+    "pl.library_key": "Column of ``obs`` with the section of each observation; by default the one that the drawn "
+    "result was made with. ``False``: all observations are one section.",
+    "pl.spatial_key": "Key of ``obsm`` with the positions to draw at.",
+    "pl.key": "Name under which the results were written.",
+    "get.key": "Name under which the results were written.",
+    "accelerator, devices": "Where to train, as in Lightning.",
+    "accelerator": "Where to train, as in Lightning.",
+    "adata": "Annotated data.",
+    "ax": "Axes to draw into; only for one panel.",
+    "copy": "Whether to return a changed copy instead of changing ``adata``.",
+    "fdr": "False discovery rate up to which ``pvals_adj`` counts as significant.",
+    "group": "Group or groups; all by default.",
+    "img": "Whether the tissue image is drawn beneath, or its name; by default it is drawn where there is one.",
+    "key_added": 'Name of the output instead of ``"{key}"``.',
+    "layer": 'Layer with expression; by default ``layers["counts"]`` where there is one, else ``X``.',
+    "legend": "Whether legends and colour bars are drawn: beside the panels, or inside ``ax``.",
+    "library": "Section or sections to draw; all by default, one panel each.",
+    "library_key": "Column of ``obs`` with the section of each observation; nothing crosses sections. "
+    "``False``: all are one.",
+    "metric": '``"accuracy"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"mse"``.',
+    "random_state": "Seed. The same seed gives the same result, to the bit on a CPU.",
+    "regions_key": "Key of ``uns`` with the region graph.",
+    "save": "Whether the figure is saved, the end of its file's name, or a path; see :mod:`stxtools.pl`.",
+    "scale_bar": "Whether a scale bar is drawn, or the microns of a unit of the coordinates; by default where "
+    "these are known (see :mod:`stxtools.pl`).",
+    "show": "Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.",
+    "show_progress": "Whether to show progress; by default in terminals and notebooks.",
+    "spatial_key": "Key of ``obsm`` with the positions (x, y).",
+    "target": '``"biomarker"``, ``"region"`` or ``"expression"``; by default all that have the metric.',
+    "title": "Title; by default each of several panels has its own.",
+    "use_rep": "Key of ``obsm`` to read, instead of the components that :func:`stxtools.tl.segment` would take.",
+}
+
+
+def documented(function: F) -> F:
+    """Fill the placeholders in the docstring of a public function."""
+    if function.__doc__ is None:  # python -OO
+        return function
+    namespace = function.__module__.split(".")[1]
+    rows = [row for row in SLOTS if row.call == f"{namespace}.{function.__name__}"]
+    lines = inspect.cleandoc(function.__doc__).splitlines()
+    if "%(slots)s" in lines:
+        at = lines.index("%(slots)s")
+        lines[at : at + 1] = _slots(rows)
+    if "%(parameters)s" in lines:
+        start, at = lines.index("Parameters") + 2, lines.index("%(parameters)s")
+        lines[start : at + 1] = _parameters(function, lines[start:at], namespace, rows)
+    function.__doc__ = "\n".join(lines)
+    return function
+
+
+def _parameters(function: Callable[..., Any], own: list[str], namespace: str, rows: list[SlotRow]) -> list[str]:
+    """Return the descriptions in the order of the signature: the docstring's own and the shared ones."""
+    entries: list[list[str]] = []
+    for line in own:
+        if not line.startswith(" "):
+            entries.append([])
+        entries[-1].append(line)
+    described = {name.strip(): entry for entry in entries for name in entry[0].split(",")}
+    missing = inspect.signature(function).parameters.keys() - described.keys()
+    key = next((row.key.split("/")[0].removesuffix("_params") for row in rows if row.meaning.startswith(PARAMS)), "")
+    for heads, text in PARAMETERS.items():
+        names = heads.removeprefix(f"{namespace}.").split(", ")
+        if missing.issuperset(names):
+            entry = [", ".join(names), *_wrap(text.replace("{key}", key), indent="    ")]
+            described.update(dict.fromkeys(names, entry))
+            missing -= set(names)
+    if missing:
+        raise KeyError(f"{function.__qualname__}: no description of {', '.join(sorted(missing))}")
+    ordered = [described[name] for name in inspect.signature(function).parameters]
+    return [line for i, entry in enumerate(ordered) if entry not in ordered[:i] for line in entry]
+
+
+def _slots(rows: list[SlotRow]) -> list[str]:
+    """Return a list of the slots; what lies in one dictionary of ``uns``, or differs in the key only, is one item."""
+    lines: list[str] = []
+    for _, group in groupby(rows, key=_item):
+        same = list(group)
+        if same[0].where == "uns" and "/" in same[0].key:
+            root, _, _ = same[0].code.partition("]")
+            inner = [f"``{row.code.removeprefix(root + ']')}`` ({row.meaning})" for row in same]
+            text = f"``{root}]``, a dict: {', '.join(inner)}"
+        else:
+            size = "" if same[0].shape == "-" else f", {same[0].shape}"
+            codes = ", ".join(dict.fromkeys(f"``{re.sub('(biomarker|region)_key', 'key', row.code)}``" for row in same))
+            text = f"{codes} ({same[0].type}{size}): {same[0].meaning}"
+        lines += _wrap(text, indent="  ", first="- ")
+    return lines
+
+
+def _item(row: SlotRow) -> tuple[str, ...]:
+    root, _, inner = row.key.partition("/")
+    return (root,) if row.where == "uns" and inner else (row.type, row.shape, row.meaning)
+
+
+def _wrap(text: str, indent: str, first: str | None = None) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
