@@ -13,8 +13,7 @@ from conftest import assert_same
 from scipy import sparse
 
 import stxtools as st
-from stxtools._data.chunks import LogExpression
-from stxtools._data.expression import find_expression
+from stxtools._data.expression import Expression
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 
@@ -86,11 +85,11 @@ def test_raw_is_read_where_x_is_scaled(make_section, raw):
 def test_raw_is_read_for_the_genes_there_are(make_section):
     adata = _scaled(make_section(rows=8, cols=8), raw="counts")[:, 3:20].copy()
     with pytest.warns(UserWarning, match="raw"):
-        found = find_expression(adata)
+        found = Expression(adata)
     np.testing.assert_array_equal(found.matrix.toarray(), adata.raw[:, adata.var_names].X.toarray())
     adata.var_names = ["other", *adata.var_names[1:]]
     with pytest.raises(ValueError, match="lacks 1 of the 17 genes"):
-        find_expression(adata)
+        Expression(adata)
 
 
 def test_evaluation_puts_noise_on_what_it_reads(make_section):
@@ -110,7 +109,7 @@ def test_counts_layer_comes_first_and_without_a_warning(make_section):
     adata = _scaled(adata)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = find_expression(adata)
+        found = Expression(adata)
     assert found.record == {"expression_scale": "counts", "expression_source": "layers['counts']"}
 
 
@@ -149,7 +148,7 @@ def test_values_decide_and_a_marker_that_contradicts_them_warns(make_section, tm
         adata.uns["log1p"] = {"kept": 1}
     adata.write_h5ad(tmp_path / "x.h5ad")
     backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    for read in (lambda: find_expression(adata), lambda: LogExpression(adata), lambda: LogExpression(backed)):
+    for read in (lambda: Expression(adata), lambda: Expression(backed, in_memory=False)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = read()
@@ -165,7 +164,7 @@ def test_an_empty_matrix_contradicts_nothing(make_section):
     adata.uns["log1p"] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert find_expression(adata).scale == "counts"
+        assert Expression(adata).scale == "counts"
 
 
 def test_marked_counts_are_normalised(make_section):
@@ -257,4 +256,4 @@ def test_masked_values_are_not_read(make_section):
     values = np.ma.masked_less(adata.X.toarray(), 1)
     adata.layers["masked"] = values
     with pytest.raises(ValueError, match="masked"):
-        find_expression(adata, "masked")
+        Expression(adata, "masked")

@@ -11,7 +11,7 @@ import pytest
 from conftest import assert_same
 
 import stxtools as st
-from stxtools._data.one_section import check_one_section
+from stxtools._data.sections import check_one_section
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 CALLS = {

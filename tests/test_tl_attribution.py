@@ -12,9 +12,9 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
+from stxtools._data.expression import log_expression
 from stxtools._data.features import model_features
-from stxtools._data.representation import log_expression
-from stxtools._data.sections import geometry, make_sections
+from stxtools._data.sections import Geometry, make_sections
 from stxtools.tl._biomarkers._attribution import section_gradient
 
 QUICK = {"width": 8, "epochs": 10, "pretrain_epochs": 1, "steps_per_epoch": 6, "sigmas": (0.0, 1.0)}
@@ -79,7 +79,7 @@ def test_parts_of_genes_add_up_to_the_change_of_the_models_evidence(section, mod
     inside = (section.obs["region"] == "in").to_numpy()
     side = inside / inside.sum() - ~inside / (~inside).sum()
     features, _ = model_features(section, model, None)
-    one = make_sections(features, geometry(section, "spatial", None))[0]
+    one = make_sections(features, Geometry(section, "spatial", None))[0]
     gradient = section_gradient(model, one, "in", "rest", side)
     logged = log_expression(section, target_sum=model.projection.target_sum)
     ours, theirs = model.projection.match(list(section.var_names))

@@ -17,6 +17,7 @@ from scipy import sparse
 
 import stxtools as st
 from stxtools._data import chunks as _chunks
+from stxtools._data.expression import Expression
 from stxtools._data.gene_blocks import GeneBlocks, gene_slices
 from stxtools.stats import _region_test
 from stxtools.stats._auroc import auroc_from_ranks, complement_auroc, midranks
@@ -88,10 +89,10 @@ def _stored(adata: ad.AnnData, kind: str, folder: Path) -> ad.AnnData:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_blocks_of_genes_change_nothing(tissue, call, little_memory, monkeypatch):
-    assert len(GeneBlocks(tissue).slices) > 3
+    assert len(GeneBlocks(Expression(tissue)).slices) > 3
     found = _table(tissue, **CALLS[call])
     monkeypatch.setattr(st.settings, "_max_memory", 2.0)
-    assert len(GeneBlocks(tissue).slices) == 1
+    assert len(GeneBlocks(Expression(tissue)).slices) == 1
     pd.testing.assert_frame_equal(found, _table(tissue, **CALLS[call]), check_exact=True)
 
 

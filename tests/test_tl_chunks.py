@@ -14,9 +14,8 @@ from scipy import sparse
 
 import stxtools as st
 from stxtools import settings
-from stxtools._data.chunks import LogExpression, is_out_of_core, map_rows, rows_per_chunk
-from stxtools._data.expression import Survey
-from stxtools._data.representation import axes_of_products, compute_representation, expression, log_expression
+from stxtools._data.chunks import is_out_of_core, map_rows, rows_per_chunk
+from stxtools._data.expression import Expression, Survey, log_chunks, log_expression
 
 h5py = pytest.importorskip("h5py")
 KINDS = ("csr", "csc", "dense", "backed", "backed_csc", "backed_dense", "dask", "dask_columns", "zarr")
@@ -66,24 +65,12 @@ def test_log_expression_is_that_in_memory(
     if scale == "log":
         section.X = log_expression(section)
     expected = log_expression(section)
-    lazy = _stored(section, kind, tmp_path)
-    found = LogExpression(lazy)
+    found = Expression(_stored(section, kind, tmp_path), in_memory=False)
     assert is_out_of_core(found.matrix) == (kind not in ("csr", "csc", "dense"))
-    assert found.scale == expression(section).scale == scale
-    genes = np.array([3, 0, 17])
-    np.testing.assert_array_equal(found.columns(genes).toarray(), expected[:, genes].toarray())
-    weights = np.random.default_rng(0).normal(size=(section.n_obs, 2))
-    np.testing.assert_allclose(found.weighted_sums(weights), expected.toarray().T @ weights, atol=1e-4)
-    np.testing.assert_array_equal(found.seen, (section.X != 0).sum(axis=0).A1)
-
-
-def test_pca_from_products_is_the_representation(section: ad.AnnData, tmp_path: Path) -> None:
-    rep = compute_representation(section, n_comps=5)
-    found = LogExpression(_stored(section, "dask", tmp_path))
-    total, products = found.products(np.arange(section.n_vars))
-    mean, axes = axes_of_products(total, products, section.n_obs, 5)
-    np.testing.assert_allclose(mean, rep.mean, atol=1e-6)
-    np.testing.assert_allclose(axes, rep.components, atol=1e-5)
+    assert found.scale == Expression(section).scale == scale
+    chunks = list(log_chunks(found, lambda logged, rows: logged))
+    np.testing.assert_array_equal(sparse.vstack(chunks).toarray(), expected.toarray())
+    np.testing.assert_array_equal(found.survey.seen, (section.X != 0).sum(axis=0).A1)
 
 
 def test_chunks_are_in_order_and_cover_every_row_once(section: ad.AnnData, tmp_path: Path) -> None:

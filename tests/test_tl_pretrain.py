@@ -10,8 +10,10 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 import stxtools as st
+from stxtools._data.expression import log_expression
+from stxtools._data.features import compute_representation
 from stxtools._data.joint import joint_representation
-from stxtools._data.representation import compute_representation, log_expression, select_genes
+from stxtools._data.representation import select_genes
 from stxtools.models import GeneProjection, Segmenter
 
 QUIET = {"show_progress": False, "accelerator": "cpu"}
@@ -146,7 +148,7 @@ def test_variable_genes_of_shallow_counts():
     rate = rng.choice([0.01, 0.02, 2.0], size=4000, p=[0.6, 0.38, 0.02])
     x = sparse.csr_matrix(rng.poisson(rate, size=(180, 4000)).astype(np.float32))
     x = sparse.vstack([x, sparse.csr_matrix(np.ones((3, 4000), np.float32))]).tocsr()
-    chosen = select_genes(ad.AnnData(x), x, "counts", 500)
+    chosen = select_genes(x, "counts", 500)
     assert len(chosen) == 500
 
 
@@ -165,10 +167,10 @@ def _with_picture(adata: ad.AnnData) -> ad.AnnData:
 
 def test_picture_is_read_where_the_observations_lie(make_section):
     from stxtools._data.image import image_features
-    from stxtools._data.sections import geometry
+    from stxtools._data.sections import Geometry
 
     adata = _with_picture(make_section())
-    found = image_features(adata, geometry(adata, "spatial", None), "hires")
+    found = image_features(adata, Geometry(adata, "spatial", None), "hires")
     x, middle = adata.obsm["spatial"][:, 0], adata.obsm["spatial"][:, 0].max() / 2
     far = np.abs(x - middle) > 150
     np.testing.assert_allclose(found[far & (x < middle), 0], 1, atol=1e-6)

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
-from stxtools._data.representation import compute_representation
+from stxtools._data.features import compute_representation
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools._validate import libraries
 from stxtools.models.baselines.simple import neighbourhood_means

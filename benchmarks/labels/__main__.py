@@ -15,8 +15,8 @@ import anndata as ad
 import numpy as np
 
 import stxtools as st
-from stxtools._data.representation import representation
-from stxtools._data.sections import geometry, make_sections
+from stxtools._data.features import representation
+from stxtools._data.sections import Geometry, make_sections
 from stxtools._spatial.graph import neighbour_mean
 from stxtools.models.segmenter.discriminants import label_views, spread_labels
 from stxtools.tl._suggest_labels import _doubtful_and_far
@@ -32,7 +32,7 @@ def accuracies(adata: ad.AnnData, truth: str) -> dict[str, list[float]]:
     adata = adata[adata.obs[truth].notna()].copy()
     codes = adata.obs[truth].cat.remove_unused_categories().cat.codes.to_numpy().astype(np.int64)
     k = codes.max() + 1
-    where = geometry(adata, "spatial", None)
+    where = Geometry(adata, "spatial", None)
     use_rep = "X_pca" if "X_pca" in adata.obsm else None
     section = make_sections(representation(adata, use_rep).values, where)[0]
     views = label_views([section], [np.arange(section.n_obs)])

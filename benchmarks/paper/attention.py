@@ -11,7 +11,7 @@ from anndata import AnnData
 
 import stxtools as st
 from stxtools._data.regions import received_attention
-from stxtools._data.sections import geometry
+from stxtools._data.sections import Geometry
 from stxtools.models.baselines.registry import baseline
 from stxtools.tl._evaluation._data import FeatureSource, evaluation_sections, read_features
 
@@ -33,7 +33,7 @@ def attention_figure(out: Path, work: Path, *, quick: bool) -> AnnData:
     st.tl.attention_fidelity(
         adata, work / "attention.stx", task="classification", methods=["attention"], shares=[0.5], **how
     )
-    where = geometry(adata, "spatial", None)
+    where = Geometry(adata, "spatial", None)
     sections = evaluation_sections(*read_features(adata, FeatureSource(None, None, 0)), where)
     labels = {"region": [adata.obs[_TRUTH].cat.codes.to_numpy().astype("int64")]}
     classes = {"region": len(adata.obs[_TRUTH].cat.categories)}

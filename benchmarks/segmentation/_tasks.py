@@ -17,8 +17,9 @@ from _data import Case, shared_panel, thinned
 from sklearn.metrics import accuracy_score, adjusted_rand_score
 
 import stxtools as st
-from stxtools._data.representation import log_expression, representation
-from stxtools._data.sections import geometry, make_sections
+from stxtools._data.expression import log_expression
+from stxtools._data.features import representation
+from stxtools._data.sections import Geometry, make_sections
 from stxtools.models import Section
 
 Row = dict[str, object]
@@ -40,7 +41,7 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10)
 
 def section_of(adata: ad.AnnData, use_rep: str | None) -> Section:
     """Return the section as arrays, in the representation that `tl.segment` takes."""
-    return make_sections(representation(adata, use_rep).values, geometry(adata, "spatial", None))[0]
+    return make_sections(representation(adata, use_rep).values, Geometry(adata, "spatial", None))[0]
 
 
 def score(adata: ad.AnnData, truth: str, found: object, *, named: bool = False, few: pd.Series | None = None) -> Row:
@@ -153,7 +154,7 @@ def transfer(pair: tuple[Case, Case], data: Path, seed: int) -> Iterator[Row]:
     ours = section_of(train, None)
     for panel, other in (("", new), (", 316 genes", shared_panel(new, projection.genes, 316, seed))):
         logged = log_expression(other, target_sum=projection.target_sum)
-        theirs = make_sections(projection.transform(logged, list(other.var_names)), geometry(other, "spatial", None))[0]
+        theirs = make_sections(projection.transform(logged, list(other.var_names)), Geometry(other, "spatial", None))[0]
         for method, found in floors.transferred(ours, codes, theirs, seed).items():
             yield {"method": method + panel, **score(other, truth, np.array(names)[found], named=True)}
         st.tl.segment(other, model=model)

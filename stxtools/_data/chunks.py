@@ -1,4 +1,4 @@
-"""Expression by chunks of rows, wherever it lies: in memory, in a file (backed), or in a dask array.
+"""A matrix by chunks of rows, wherever it lies: in memory, in a file (backed), or in a dask array.
 
 Chunks of a dask array are worked on by the :class:`dask.distributed.Client` that the user has started, else by dask's
 own scheduler in this process; so are chunks of a backed matrix where there is a client. What is done to a chunk returns
@@ -10,26 +10,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import sparse
 
 from stxtools._settings import settings
 
-from .expression import Survey, find_expression, to_csr
-from .representation import log_normalize, median_depth
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
-    Block = Callable[[sparse.csr_matrix, slice], Any]
-
 T = TypeVar("T")
 
-_AT_ONCE = 8  # chunks of a dask array whose results are held at a time
+AT_ONCE = 8  # chunks of a dask array whose results are held at a time
 
 
 def is_dask(matrix: Any) -> bool:
@@ -45,6 +35,29 @@ def is_backed(matrix: Any) -> bool:
 def is_out_of_core(matrix: Any) -> bool:
     """Whether ``matrix`` is not in memory."""
     return is_dask(matrix) or is_backed(matrix)
+
+
+def to_csr(matrix: Any) -> sparse.csr_matrix:
+    """Return ``matrix`` as CSR, read into memory if it is not (a new wrapper; data are shared where they can be)."""
+    if hasattr(matrix, "to_memory"):  # backed
+        matrix = matrix.to_memory()
+    elif hasattr(matrix, "dask") and hasattr(matrix, "compute"):  # a dask array
+        matrix = matrix.compute()
+    elif not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray) and hasattr(matrix, "__getitem__"):
+        matrix = np.asarray(matrix[()] if hasattr(matrix, "shape") else matrix)  # a dataset of h5py or zarr
+    if np.ma.is_masked(matrix):
+        raise ValueError("The expression matrix is a masked array with masked values; fill them first (`.filled(0)`).")
+    dtype = np.dtype(matrix.dtype)
+    if dtype.kind not in "buif":
+        raise TypeError(f"The expression matrix holds {dtype}; real numbers are needed, e.g. `.astype('float32')`.")
+    if dtype.kind == "b" or (dtype.kind == "f" and dtype.itemsize not in (4, 8)):  # scipy cannot compute with these
+        matrix = matrix.astype(np.float64 if dtype.itemsize > 8 else np.float32)
+    elif not dtype.isnative:
+        matrix = matrix.astype(dtype.newbyteorder("="))
+    out = sparse.csr_matrix(matrix)
+    if not np.isfinite(out.data).all():
+        raise ValueError("The expression matrix holds NaN or infinite values; fill or drop them first.")
+    return out
 
 
 def rows_per_chunk(n_vars: int) -> int:
@@ -73,7 +86,7 @@ def iter_rows(
     work: Callable[[sparse.csr_matrix, slice], T],
     n_rows: int | None = None,
     *,
-    at_once: int | None = _AT_ONCE,
+    at_once: int | None = AT_ONCE,
 ) -> Iterator[T]:
     """Yield what :func:`map_rows` returns, chunk by chunk; ``at_once`` chunks of a dask array are under way."""
     if is_backed(matrix) and _by_column(matrix):
@@ -149,102 +162,3 @@ def _as_dask(matrix: Any) -> Any:
         return read_elem_lazy(group)
     except (TypeError, ValueError, KeyError, NotImplementedError):  # no file that a worker could open
         return None
-
-
-class LogExpression:
-    """Log-normalised expression that is computed chunk by chunk when it is asked for, equal to that in memory.
-
-    Parameters
-    ----------
-    adata
-        Annotated data; expression may be out of core.
-    layer
-        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
-    target_sum
-        Depth after normalisation; the median depth if None.
-
-    Attributes
-    ----------
-    matrix, scale
-        What was found, as stored, and ``"counts"``, ``"linear"`` or ``"log"`` by all of its values.
-    read
-        What ``params`` say of it.
-    depth
-        Sum of every observation as stored, (n_obs,).
-    seen
-        In how many observations each gene is not 0, (n_vars,).
-    """
-
-    def __init__(self, adata: AnnData, layer: str | None = None, *, target_sum: float | None = None) -> None:
-        found = find_expression(adata, layer, read=_as_stored, survey=survey_rows)
-        self.matrix, self.scale, self.read = found.matrix, found.scale, found.record
-        self.depth, self.seen = found.survey.depth, found.survey.seen
-        self._target_sum = target_sum
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Observations and genes."""
-        return (int(self.matrix.shape[0]), int(self.matrix.shape[1]))
-
-    @property
-    def target_sum(self) -> float:
-        """Depth after normalisation."""
-        return median_depth(self.depth) if self._target_sum is None else self._target_sum
-
-    def map(self, work: Callable[[sparse.csr_matrix, slice], T]) -> list[T]:
-        """Apply ``work(logged_chunk, rows)`` to every chunk and return the results in order."""
-        return map_rows(self.matrix, partial(_normalized, self.scale, self.target_sum, work))
-
-    def stream(self, work: Callable[[sparse.csr_matrix, slice], T]) -> Iterator[T]:
-        """Yield what :meth:`map` returns, chunk by chunk: for results that are not small."""
-        return iter_rows(self.matrix, partial(_normalized, self.scale, self.target_sum, work))
-
-    def columns(self, genes: NDArray[np.int64]) -> sparse.csr_matrix:
-        """Return log expression of some genes for all observations, in memory (float32 CSR)."""
-        return sparse.csr_matrix(sparse.vstack(self.map(partial(_columns_of, genes)), format="csr"))
-
-    def weighted_sums(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Return the sums over observations of log expression times ``weights`` (n_obs, m), (n_vars, m)."""
-        total = np.zeros((self.shape[1], weights.shape[1]))
-        for part in self.map(partial(_weighted_sum, weights)):
-            total += part
-        return total
-
-    def products(self, genes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return sum (g,) and sum of products (g, g) of some genes: what a PCA needs of the observations."""
-        parts = self.map(partial(_products_of, genes))
-        return np.sum([p[0] for p in parts], axis=0), np.sum([p[1] for p in parts], axis=0)
-
-
-def survey_rows(matrix: Any) -> Survey:
-    """Look at all values, chunk by chunk."""
-    return Survey.joined(map_rows(matrix, _survey_chunk))
-
-
-def _survey_chunk(chunk: sparse.csr_matrix, rows: slice) -> Survey:
-    return Survey.of(chunk)
-
-
-def _as_stored(matrix: Any) -> Any:
-    return matrix
-
-
-def _normalized(
-    scale: str, target_sum: float, work: Callable[[sparse.csr_matrix, slice], T], chunk: sparse.csr_matrix, rows: slice
-) -> T:
-    return work(log_normalize(chunk, scale, target_sum=target_sum), rows)
-
-
-def _columns_of(genes: NDArray[np.int64], logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-    return logged[:, genes]
-
-
-def _weighted_sum(weights: NDArray[np.floating[Any]], logged: sparse.csr_matrix, rows: slice) -> NDArray[np.float64]:
-    return np.asarray(logged.T @ weights[rows], dtype=np.float64)
-
-
-def _products_of(
-    genes: NDArray[np.int64], logged: sparse.csr_matrix, rows: slice
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    dense = logged[:, genes].toarray().astype(np.float64)
-    return dense.sum(axis=0), dense.T @ dense

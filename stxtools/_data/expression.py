@@ -15,18 +15,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._progress import stage
 from stxtools._validate import check_in
 from stxtools._warn import at_caller
+
+from .chunks import AT_ONCE, is_backed, iter_rows, map_rows, to_csr
+from .representation import log_normalize, median_depth
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 _LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
 _ONE_DEPTH = 1e-4  # relative range of the depths after scanpy's normalize_total, with room for float32
@@ -93,43 +100,81 @@ def _parts(data: NDArray[Any]) -> Iterator[slice]:
     return (slice(start, start + _AT_ONCE) for start in range(0, data.size, _AT_ONCE))
 
 
-@dataclass(frozen=True)
 class Expression:
-    """A matrix, as read and as stored, its scale, and where it was found."""
+    """The matrix of an AnnData that holds expression, unchanged.
 
-    matrix: Any
-    stored: Any
-    scale: str
-    source: str
-    survey: Survey
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    layer
+        Layer to take; by default ``layers["counts"]`` if there, else ``X``, else (with a warning) ``raw``.
+    scaled
+        Whether negative values are taken where nothing else is there and no layer was named.
+    in_memory
+        Whether the matrix is read (CSR); else it stays where it is, and its values are looked at by chunks.
+
+    Attributes
+    ----------
+    matrix, stored
+        The matrix, as read and as stored.
+    scale, source
+        The scale of its values, and where it was found.
+    survey
+        What all of its values say.
+    names
+        Names of the genes.
+
+    Raises
+    ------
+    ValueError
+        If the values are scaled and there are no others.
+    """
+
+    def __init__(
+        self, adata: AnnData, layer: str | None = None, *, scaled: bool = False, in_memory: bool = True
+    ) -> None:
+        stage("reading expression")
+        self.names = adata.var_names
+        self.stored, self.source = stored_matrix(adata, layer)
+        self.matrix, self.survey = _looked_at(self.stored, in_memory)
+        self.scale = self.survey.scale
+        if self.scale != "scaled":
+            if self.source == "X" and "log1p" in adata.uns:
+                _check_marker(self.survey)
+            return
+        lowest, highest, source = self.survey.lowest, self.survey.highest, self.source
+        if source != "X":
+            named = layer is not None
+            why = "nothing else is read where a layer was named" if named else "the layer's name says counts"
+        else:
+            other, why = _raw_matrix(adata)
+            if other is not None:
+                matrix, survey = _looked_at(other, in_memory)
+                if survey.scale != "scaled":
+                    warnings.warn(
+                        "`adata.X` holds negative values, as after scaling, which are not expression: `adata.raw` is "
+                        f"read instead (scale: {survey.scale}). Counts in `adata.layers['counts']` would come first.",
+                        UserWarning,
+                        stacklevel=at_caller(),
+                    )
+                    self.matrix, self.stored, self.survey, self.source = matrix, other, survey, "raw.X"
+                    self.scale = survey.scale
+                    return
+                why = "`adata.raw` holds negative values, too"
+        if not scaled or layer is not None:
+            raise ValueError(
+                f"`adata.{source}` holds negative values (from {lowest:.3g} to {highest:.3g}), as after scaling or "
+                f"centring: they are not expression, counts or logarithms, and {why}. Put raw counts into "
+                "`adata.layers['counts']`, keep log values before you scale (`adata.raw = adata`), or name a `layer` "
+                "that holds either. Calls with `use_rep=` read scaled values as features: `use_rep='X'`, or a key of "
+                "`adata.obsm`."
+            )
 
     @property
     def record(self) -> dict[str, str]:
         """What ``params`` keep of it."""
         return {"expression_scale": self.scale, "expression_source": self.source}
-
-
-def to_csr(matrix: Any) -> sparse.csr_matrix:
-    """Return ``matrix`` as CSR, read into memory if it is not (a new wrapper; data are shared where they can be)."""
-    if hasattr(matrix, "to_memory"):  # backed
-        matrix = matrix.to_memory()
-    elif hasattr(matrix, "dask") and hasattr(matrix, "compute"):  # a dask array
-        matrix = matrix.compute()
-    elif not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray) and hasattr(matrix, "__getitem__"):
-        matrix = np.asarray(matrix[()] if hasattr(matrix, "shape") else matrix)  # a dataset of h5py or zarr
-    if np.ma.is_masked(matrix):
-        raise ValueError("The expression matrix is a masked array with masked values; fill them first (`.filled(0)`).")
-    dtype = np.dtype(matrix.dtype)
-    if dtype.kind not in "buif":
-        raise TypeError(f"The expression matrix holds {dtype}; real numbers are needed, e.g. `.astype('float32')`.")
-    if dtype.kind == "b" or (dtype.kind == "f" and dtype.itemsize not in (4, 8)):  # scipy cannot compute with these
-        matrix = matrix.astype(np.float64 if dtype.itemsize > 8 else np.float32)
-    elif not dtype.isnative:
-        matrix = matrix.astype(dtype.newbyteorder("="))
-    out = sparse.csr_matrix(matrix)
-    if not np.isfinite(out.data).all():
-        raise ValueError("The expression matrix holds NaN or infinite values; fill or drop them first.")
-    return out
 
 
 def stored_matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
@@ -144,65 +189,16 @@ def stored_matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     return adata.X, "X"
 
 
-def find_expression(
-    adata: AnnData,
-    layer: str | None = None,
-    *,
-    read: Callable[[Any], Any] = to_csr,
-    survey: Callable[[Any], Survey] = Survey.of,
-    scaled: bool = False,
-) -> Expression:
-    """Return the matrix that holds expression, unchanged.
+def _looked_at(stored: Any, in_memory: bool) -> tuple[Any, Survey]:
+    """Return a matrix, read or as it is stored, and what all of its values say."""
+    if in_memory:
+        matrix = to_csr(stored)
+        return matrix, Survey.of(matrix)
+    return stored, Survey.joined(map_rows(stored, _survey_chunk))
 
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    layer
-        Layer to take; by default ``layers["counts"]`` if there, else ``X``, else (with a warning) ``raw``.
-    read
-        What is done to a stored matrix before it is looked at.
-    survey
-        How the values are looked at.
-    scaled
-        Whether negative values are taken where nothing else is there and no layer was named.
 
-    Raises
-    ------
-    ValueError
-        If the values are scaled and there are no others.
-    """
-    stored, source = stored_matrix(adata, layer)
-    matrix = read(stored)
-    seen = survey(matrix)
-    if seen.scale != "scaled":
-        if source == "X":
-            _check_marker(adata, seen)
-        return Expression(matrix, stored, seen.scale, source, seen)
-    if source != "X":
-        why = "nothing else is read where a layer was named" if layer is not None else "the layer's name says counts"
-    else:
-        other, why = _raw_matrix(adata)
-        if other is not None:
-            values = read(other)
-            instead = survey(values)
-            if instead.scale != "scaled":
-                warnings.warn(
-                    f"`adata.X` holds negative values, as after scaling, which are not expression: `adata.raw` is read "
-                    f"instead (scale: {instead.scale}). Counts in `adata.layers['counts']` would come first.",
-                    UserWarning,
-                    stacklevel=at_caller(),
-                )
-                return Expression(values, other, instead.scale, "raw.X", instead)
-            why = "`adata.raw` holds negative values, too"
-    if scaled and layer is None:
-        return Expression(matrix, stored, "scaled", source, seen)
-    raise ValueError(
-        f"`adata.{source}` holds negative values (from {seen.lowest:.3g} to {seen.highest:.3g}), as after scaling or "
-        f"centring: they are not expression, counts or logarithms, and {why}. Put raw counts into "
-        "`adata.layers['counts']`, keep log values before you scale (`adata.raw = adata`), or name a `layer` that "
-        "holds either. Calls with `use_rep=` read scaled values as features: `use_rep='X'`, or a key of `adata.obsm`."
-    )
+def _survey_chunk(chunk: sparse.csr_matrix, rows: slice) -> Survey:
+    return Survey.of(chunk)
 
 
 def with_expression_in_x(adata: AnnData, found: Expression) -> AnnData:
@@ -218,8 +214,9 @@ def with_expression_in_x(adata: AnnData, found: Expression) -> AnnData:
     return out
 
 
-def _check_marker(adata: AnnData, seen: Survey) -> None:
-    if "log1p" not in adata.uns or seen.scale == "log" or seen.highest == 0:
+def _check_marker(seen: Survey) -> None:
+    """Warn where ``uns["log1p"]`` is there and the values are no logarithms."""
+    if seen.scale == "log" or seen.highest == 0:
         return
     found = "integers" if seen.scale == "counts" else f"no logarithms (the largest is {seen.highest:.4g})"
     warnings.warn(
@@ -244,6 +241,34 @@ def _raw_matrix(adata: AnnData) -> tuple[Any, str]:
     if (at < 0).any():
         return None, f"`adata.raw` lacks {int((at < 0).sum())} of the {adata.n_vars} genes"
     matrix = adata.raw.X
-    if type(matrix).__module__.partition(".")[0] in {"anndata", "h5py", "zarr"}:  # in a file
+    if is_backed(matrix):
         matrix = to_csr(matrix)
     return matrix[:, at], ""
+
+
+def log_chunks(
+    read: Expression,
+    work: Callable[[sparse.csr_matrix, slice], T],
+    target_sum: float | None = None,
+    *,
+    at_once: int | None = AT_ONCE,
+) -> Iterator[T]:
+    """Yield ``work(logged_chunk, rows)`` for every chunk of rows; log expression is never all in memory.
+
+    Results are as in memory. ``at_once`` chunks of a dask array are under way; None asks for all at once, which is
+    right where results are small.
+    """
+    target = median_depth(read.survey.depth) if target_sum is None else target_sum
+    yield from iter_rows(read.matrix, partial(_normalized, read.scale, target, work), at_once=at_once)
+
+
+def _normalized(
+    scale: str, target_sum: float, work: Callable[[sparse.csr_matrix, slice], T], chunk: sparse.csr_matrix, rows: slice
+) -> T:
+    return work(log_normalize(chunk, scale, target_sum=target_sum), rows)
+
+
+def log_expression(adata: AnnData, layer: str | None = None, *, target_sum: float | None = None) -> sparse.csr_matrix:
+    """Return log-normalised expression of ``adata`` as float32 CSR, whatever scale it is stored on."""
+    found = Expression(adata, layer)
+    return log_normalize(found.matrix, found.scale, target_sum=target_sum)

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from scipy import sparse
 
+from stxtools import _keys
+from stxtools._validate import check_in
 from stxtools._warn import at_caller
 
-from .chunks import LogExpression
-from .portable import with_loadings
-from .representation import Representation, representation, stored_representation
+from .expression import Expression, log_chunks
+from .representation import (
+    N_COMPS,
+    N_TOP_GENES,
+    Representation,
+    log_normalize,
+    median_depth,
+    principal_components,
+    residual_variance,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
-    from scipy import sparse
 
     from stxtools.models import GeneProjection
 
 _WARN_SHARE = 0.5  # of the genes: fewer, and the user is told
 _MIN_SHARE, _MIN_GENES = 0.02, 20  # fewer cannot tell the components apart
+_REPRODUCED = 0.999  # part of the variance of the stored values that the loadings must give again
+_TARGET = 1e4  # scanpy's other usual depth
 
 
 class ReadsGenes(Protocol):
@@ -36,12 +50,65 @@ class ReadsGenes(Protocol):
         """Length of the feature vectors."""
 
 
+def stored_representation(adata: AnnData, use_rep: str) -> Representation:
+    """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
+    if use_rep == "X":
+        values = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
+    else:
+        check_in(adata, "obsm", use_rep, "use_rep", "Use 'X' for the expression matrix itself.")
+        values = adata.obsm[use_rep]
+        values = values.toarray() if sparse.issparse(values) else values
+    array = np.array(values, dtype=np.float32)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"`use_rep={use_rep!r}` has shape {array.shape}; expected (n_obs, n_features).")
+    if not np.isfinite(array).all():
+        raise ValueError(f"`use_rep={use_rep!r}` holds NaN or infinite values; fill or drop them first.")
+    return Representation(array, use_rep)
+
+
+def compute_representation(
+    adata: AnnData,
+    layer: str | None = None,
+    *,
+    n_comps: int = N_COMPS,
+    n_top_genes: int = N_TOP_GENES,
+    random_state: int = 0,
+) -> Representation:
+    """PCA of the log-normalised variable genes of an AnnData."""
+    read = Expression(adata, layer)
+    rep = principal_components(
+        read.matrix, read.scale, read.names, n_comps=n_comps, n_top_genes=n_top_genes, random_state=random_state
+    )
+    return replace(rep, read=read.record)
+
+
+def representation(
+    adata: AnnData, use_rep: str | None, layer: str | None = None, *, random_state: int = 0
+) -> Representation:
+    """Choose as :func:`scanpy.pp.neighbors` does: ``use_rep``, else ``X_pca``, else a PCA made here."""
+    if layer is not None:
+        check_in(adata, "layers", layer, "layer")
+    if use_rep is not None:
+        return stored_representation(adata, use_rep)
+    if layer is None and _keys.X_PCA in adata.obsm:
+        return stored_representation(adata, _keys.X_PCA)
+    return compute_representation(adata, layer, random_state=random_state)
+
+
 def training_representation(
     adata: AnnData, use_rep: str | None, layer: str | None, *, portable: bool, random_state: int
 ) -> Representation:
     """Choose the representation: the same for a model that is saved, which also learns how to make it elsewhere."""
     rep = representation(adata, use_rep, layer, random_state=random_state)
-    return with_loadings(adata, rep, layer) if portable and use_rep is None and rep.genes is None else rep
+    if not portable or use_rep is not None or rep.genes is not None:
+        return rep
+    try:
+        read = Expression(adata, layer)
+    except (ValueError, KeyError):  # no expression: the PCA is all there is
+        candidates: Iterable[tuple[sparse.csr_matrix, float]] = ()
+    else:
+        candidates = _log_candidates(read, _depth_of_x(adata))
+    return _with_loadings(rep, candidates, _gene_sets(adata, rep.values.shape[1]), adata.var_names)
 
 
 def remember_input(model: ReadsGenes, rep: Representation) -> None:
@@ -82,11 +149,11 @@ def model_features(
                 f"there are {rep.values.shape[1]}."
             )
         return rep.values, {}
-    share = _gene_share(adata, model.projection)
-    logged = LogExpression(adata, layer, target_sum=model.projection.target_sum)
-    names = [str(name) for name in adata.var_names]
-    values = np.concatenate(logged.map(partial(_projected, model.projection, names)))
-    return values, {"genes_found": share, **logged.read}
+    projection, names = model.projection, [str(name) for name in adata.var_names]
+    share = _gene_share(names, projection)
+    read = Expression(adata, layer, in_memory=False)
+    parts = log_chunks(read, partial(_projected, projection, names), projection.target_sum, at_once=None)
+    return np.concatenate(list(parts)), {"genes_found": share, **read.record}
 
 
 def _projected(
@@ -95,15 +162,15 @@ def _projected(
     return projection.transform(logged, names)
 
 
-def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
-    found, total = len(projection.match(list(adata.var_names))[0]), len(projection.genes)
+def _gene_share(names: list[str], projection: GeneProjection) -> float:
+    found, total = len(projection.match(names)[0]), len(projection.genes)
     share = found / total
     needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total))), int(np.ceil(total / 4)))
     if found < needed:
         raise ValueError(
             f"`adata` has {found} of the model's {total} genes ({share:.0%}); at least {needed} are needed. "
             f"The model expects names like {projection.genes[:3]}; `adata.var_names` begins with "
-            f"{[str(v) for v in adata.var_names[:3]]}."
+            f"{names[:3]}."
         )
     if share < _WARN_SHARE:
         warnings.warn(
@@ -112,3 +179,84 @@ def _gene_share(adata: AnnData, projection: GeneProjection) -> float:
             stacklevel=at_caller(),
         )
     return share
+
+
+def _with_loadings(
+    rep: Representation,
+    candidates: Iterable[tuple[sparse.csr_matrix, float]],
+    gene_sets: Sequence[NDArray[np.int64]],
+    names: pd.Index,
+) -> Representation:
+    """Return ``rep``, a stored PCA, with the linear map from log expression that gives its values again.
+
+    In a PCA the loadings are the regression of the genes on the scores, so that they are found whichever tool made
+    it, with ``varm["PCs"]`` or without, from scaled genes or not. Where no map reproduces the values (they were
+    integrated or made by a network, or expression is missing), ``rep`` comes back as it is with a warning.
+    """
+    centred = rep.values - rep.values.mean(axis=0, dtype=np.float64)
+    total = float(np.square(centred).sum())
+    for logged, target in candidates:
+        for genes in gene_sets:
+            part = logged[:, genes].astype(np.float64)
+            mean = np.asarray(part.mean(axis=0)).ravel()
+            spread = np.sqrt(np.maximum(np.asarray(part.multiply(part).mean(axis=0)).ravel() - mean**2, 0.0))
+            shared = np.asarray(part.T @ centred) / np.maximum(np.square(centred).sum(axis=0), 1e-12)
+            for scale in (None, np.where(spread > 0, spread, 1.0)):
+                components = shared if scale is None else shared / scale[:, None] ** 2
+                found = np.asarray(part @ components) - mean @ components
+                if np.square(found - centred).sum() <= (1 - _REPRODUCED) * total:
+                    # the stored scores of a section may have a mean of their own
+                    shift = np.linalg.lstsq(components.T, rep.values.mean(axis=0, dtype=np.float64), rcond=None)[0]
+                    noise = (
+                        residual_variance(part, mean, found)
+                        if scale is None
+                        else float(max(len(genes) - np.square(found).mean(axis=0).sum(), 0.0) / len(genes))
+                    )
+                    return replace(
+                        rep, genes=[str(g) for g in names[genes]], mean=mean - shift, components=components,
+                        target_sum=target, variance=found.var(axis=0), noise=noise, gene_scale=scale,
+                    )  # fmt: skip
+    warnings.warn(
+        f"`adata.obsm[{rep.name!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
+        f"`obsm[{rep.name!r}]` of other sections too: they must hold the same representation. Delete "
+        f"`adata.obsm[{rep.name!r}]` to train a model on a PCA that it carries along.",
+        UserWarning,
+        stacklevel=at_caller(),
+    )
+    return rep
+
+
+def _log_candidates(read: Expression, others: Sequence[float]) -> Iterator[tuple[sparse.csr_matrix, float]]:
+    """Log expression as the PCA may have seen it, and the depth to which counts are brought for it."""
+    matrix, scale = read.matrix, read.scale
+    if scale == "log":
+        yield matrix, _depth_of_logs(matrix)
+        return
+    depth = median_depth(np.asarray(matrix.sum(axis=1)).ravel())
+    for target in dict.fromkeys((*others, depth, _TARGET)):
+        yield log_normalize(matrix, scale, target_sum=target), target
+
+
+def _depth_of_logs(matrix: Any) -> float:
+    """Median depth that a matrix of logarithms was brought to."""
+    back = sparse.csr_matrix(matrix, dtype=np.float64, copy=True)
+    back.data = np.expm1(np.minimum(back.data, 50.0))
+    return median_depth(np.asarray(back.sum(axis=1)).ravel())
+
+
+def _depth_of_x(adata: AnnData) -> list[float]:
+    """Depth to which ``X`` was brought, where it holds log values beside the counts."""
+    if _keys.COUNTS not in adata.layers or adata.X is None or "log1p" not in adata.uns:
+        return []
+    return [_depth_of_logs(adata.X)]
+
+
+def _gene_sets(adata: AnnData, width: int) -> list[NDArray[np.int64]]:
+    """Genes that the PCA may have been made of: those with loadings, the variable ones, all."""
+    sets = [np.arange(adata.n_vars)]
+    if "highly_variable" in adata.var:
+        sets.insert(0, np.flatnonzero(adata.var["highly_variable"].to_numpy(dtype=bool, na_value=False)))
+    loadings = adata.varm.get("PCs")
+    if loadings is not None and np.ndim(loadings) == 2 and np.shape(loadings)[1] >= width:
+        sets.insert(0, np.flatnonzero(np.asarray(loadings)[:, :width].any(axis=1)))
+    return sets

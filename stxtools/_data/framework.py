@@ -12,10 +12,10 @@ from scipy import sparse
 from stxtools._validate import check_in
 from stxtools._warn import at_caller
 
-from .expression import find_expression
-from .features import model_features, remember_input, training_representation
+from .expression import Expression
+from .features import compute_representation, model_features, remember_input, training_representation
 from .regions import RegionInput, node_features, region_sections
-from .representation import compute_representation, expression, log_normalize, median_depth, select_genes
+from .representation import log_normalize, median_depth, select_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,7 +63,7 @@ def expression_targets(
         if key is not None:
             raise ValueError("`expression_key` says where `expression` may be learned from; name the genes, too.")
         return None, {}
-    read = expression(adata, layer)
+    read = Expression(adata, layer)
     at = adata.var_names.get_indexer(list(genes))
     values = log_normalize(read.matrix, read.scale)[:, at].toarray().astype(np.float32)
     if key is not None:
@@ -101,7 +101,7 @@ def training_sections(
         rep = training_representation(adata, use_rep, layer, portable=portable, random_state=random_state)
     remember_input(model, rep)
     genes, read = None, rep.read
-    found = find_expression(source, layer, scaled=True) if model.params.genes else None
+    found = Expression(source, layer, scaled=True) if model.params.genes else None
     if found is not None and found.scale == "scaled":
         warnings.warn(
             "`adata.X` holds negative values, as after scaling, which are not expression, and there is no other: the "
@@ -111,7 +111,7 @@ def training_sections(
         )
     elif found is not None:
         counts, scale, read = found.matrix, found.scale, found.record
-        chosen = select_genes(source, counts, scale)
+        chosen = select_genes(counts, scale)
         model.target_sum = median_depth(np.asarray(counts.sum(axis=1)).ravel())
         model.genes = [str(g) for g in source.var_names[chosen]]
         genes = log_normalize(counts, scale, target_sum=model.target_sum)[:, chosen]
@@ -128,7 +128,7 @@ def known_sections(
     values, found = model_features(adata, model, layer)
     genes = None
     if model.genes is not None:
-        read = expression(adata, layer)
+        read = Expression(adata, layer)
         logged = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)
         at = adata.var_names.get_indexer(model.genes)
         # a gene that is not there stays 0, which is average after centring by section

@@ -11,12 +11,11 @@ from scipy import sparse
 
 from stxtools._settings import settings
 
-from .chunks import LogExpression, is_out_of_core
-from .expression import to_csr
-from .representation import log_normalize
+from .chunks import is_out_of_core, to_csr
+from .expression import Expression, log_chunks
+from .representation import log_normalize, median_depth
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import NDArray
 
 _BYTES = 64  # of a stored value, in all forms that a test needs: by row and by column, logged, linear, ranked
@@ -24,28 +23,26 @@ _SHARE = 4  # of the memory, for what is held from block to block
 
 
 class GeneBlocks:
-    """Expression of an AnnData for tests gene by gene; it may be out of core.
+    """Expression for tests gene by gene; it may be out of core.
 
     Parameters
     ----------
-    adata
-        Annotated data.
-    layer
-        Layer to take expression from; by default ``layers["counts"]`` if there, else ``X``.
+    read
+        Expression, as stored.
     """
 
-    def __init__(self, adata: AnnData, layer: str | None = None) -> None:
-        self.logged = LogExpression(adata, layer)
-        self.shape = self.logged.shape
+    def __init__(self, read: Expression) -> None:
+        self.read = read
+        self.shape = (int(read.matrix.shape[0]), int(read.matrix.shape[1]))
         budget = settings.max_memory * 2**30
-        self.slices = gene_slices(self.logged.seen, budget / _BYTES)
+        self.slices = gene_slices(read.survey.seen, budget / _BYTES)
         self.limit = budget / _SHARE
         self._whole: sparse.csr_matrix | None = None
 
     @property
     def depth(self) -> NDArray[np.float64] | None:
         """Depth of the observations, None on the log scale."""
-        return None if self.logged.scale == "log" else self.logged.depth
+        return None if self.read.scale == "log" else self.read.survey.depth
 
     def block(self, genes: slice) -> sparse.csr_matrix:
         """Return log expression of some genes for all observations; where there is one block it is kept."""
@@ -56,18 +53,17 @@ class GeneBlocks:
         return self._whole
 
     def _read(self, genes: slice) -> sparse.csr_matrix:
-        stored, logged = self.logged.matrix, self.logged
-        if genes == slice(0, self.shape[1]) and not is_out_of_core(stored):
-            return log_normalize(to_csr(stored), logged.scale, target_sum=logged.target_sum)
-        pieces = list(logged.stream(partial(_some_genes, genes)))
-        return sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
+        if genes == slice(0, self.shape[1]) and not is_out_of_core(self.read.matrix):
+            target = median_depth(self.read.survey.depth)
+            return log_normalize(to_csr(self.read.matrix), self.read.scale, target_sum=target)
+        return sparse.csr_matrix(sparse.vstack(list(log_chunks(self.read, partial(_some_genes, genes))), format="csr"))
 
     def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield log expression chunk of rows by chunk, of some genes or of all."""
         if self._whole is not None:
             yield slice(0, self.shape[0]), self._whole if genes is None else sparse.csr_matrix(self._whole[:, genes])
             return
-        yield from self.logged.stream(partial(_with_rows, genes))
+        yield from log_chunks(self.read, partial(_with_rows, genes))
 
 
 def gene_slices(seen: NDArray[np.int64], most: float) -> list[slice]:

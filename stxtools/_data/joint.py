@@ -13,7 +13,6 @@ from .representation import (
     N_COMPS,
     N_TOP_GENES,
     Representation,
-    expression,
     log_normalize,
     median_depth,
     residual_variance,
@@ -50,13 +49,13 @@ def joint_representation(
             f"The {len(adatas)} data sets share {len(shared)} genes; at least {MIN_SHARED} are needed. Are they of one "
             "species, and named in the same way (symbols or Ensembl identifiers)?"
         )
-    read = [expression(a, layer) for a in adatas]
+    read = [Expression(a, layer) for a in adatas]
     depths = [np.asarray(r.matrix.sum(axis=1)).ravel() for r in read if r.scale != "log"]
     target = median_depth(np.concatenate(depths)) if depths else 1.0
     votes, logged = np.zeros(len(shared)), []
     for a, (matrix, scale) in zip(adatas, [(r.matrix, r.scale) for r in read], strict=True):
         columns = a.var_names.astype(str).get_indexer(shared)
-        chosen = select_genes(a[:, columns], matrix[:, columns], scale)
+        chosen = select_genes(matrix[:, columns], scale)
         votes[chosen] += 1 / len(chosen)
         logged.append(log_normalize(matrix, scale, target_sum=target)[:, columns])
     genes = np.sort(np.argsort(-votes, kind="stable")[: min(N_TOP_GENES, int((votes > 0).sum()))])

@@ -9,8 +9,9 @@ from scipy import sparse
 
 from stxtools import _keys
 
-from .expression import Survey, stored_matrix, to_csr
-from .representation import stored_representation
+from .chunks import to_csr
+from .expression import Survey, stored_matrix
+from .features import stored_representation
 
 if TYPE_CHECKING:
     from anndata import AnnData

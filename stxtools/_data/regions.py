@@ -14,7 +14,7 @@ from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
 from stxtools._validate import categories, check_class_names, check_in, listing, stored_library_key
 
-from .sections import Geometry, geometry, make_sections
+from .sections import Geometry, make_sections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionIn
         raise TypeError(f"`adata.uns[{regions_key!r}]` is not the AnnData of `st.tl.region_graph`. {hint}")
     params = regions.uns.get("params", {})
     library_key = stored_library_key(params)
-    where = geometry(adata, spatial_key, library_key)
+    where = Geometry(adata, spatial_key, library_key)
     names = pd.Index(regions.obs_names.astype(str))
     column = adata.obs[obs_key].astype(object)
     region = names.get_indexer(column.where(column.notna(), "")).astype(np.int64)

@@ -1,26 +1,24 @@
-"""From AnnData to the matrices that models and tests read; never changes the AnnData."""
+"""Log-normalised expression, its variable genes and their principal components."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-from stxtools import _keys
 from stxtools._progress import stage
-from stxtools._validate import check_in
-
-from .expression import Expression, find_expression
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
 N_TOP_GENES = 2000
 N_COMPS = 20
-_GRAM_ROWS = 4096  # observations that are dense at a time
+GRAM_ROWS = 4096  # observations that are dense at a time
 _DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
 _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
 
@@ -46,12 +44,6 @@ class Representation:
     noise: float = 0.0
     gene_scale: NDArray[np.float64] | None = None
     read: dict[str, str] = field(default_factory=dict)
-
-
-def expression(adata: AnnData, layer: str | None = None) -> Expression:
-    """Return expression as CSR, unchanged, with its scale and where it was found."""
-    stage("reading expression")
-    return find_expression(adata, layer)
 
 
 def log_normalize(
@@ -82,15 +74,7 @@ def median_depth(depth: NDArray[Any]) -> float:
     return float(np.median(positive)) if positive.size else 1.0
 
 
-def log_expression(adata: AnnData, layer: str | None = None, *, target_sum: float | None = None) -> sparse.csr_matrix:
-    """Return log-normalised expression of ``adata`` as float32 CSR, whatever scale it is stored on."""
-    found = expression(adata, layer)
-    return log_normalize(found.matrix, found.scale, target_sum=target_sum)
-
-
-def select_genes(
-    adata: AnnData, matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES
-) -> NDArray[np.int64]:
+def select_genes(matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES) -> NDArray[np.int64]:
     """Return indices of the genes to use: all of a small panel, else the most variable ones.
 
     Genes seen in fewer than three observations never count. Counts are ranked by ``seurat_v3``
@@ -133,9 +117,10 @@ def _rank_by_loess(box: AnnData, n_top_genes: int) -> None:
             return
 
 
-def compute_representation(
-    adata: AnnData,
-    layer: str | None = None,
+def principal_components(
+    matrix: sparse.csr_matrix,
+    scale: str,
+    names: pd.Index,
     *,
     n_comps: int = N_COMPS,
     n_top_genes: int = N_TOP_GENES,
@@ -145,28 +130,25 @@ def compute_representation(
 
     The PCA is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
     """
-    found = expression(adata, layer)
-    counts, scale = found.matrix, found.scale
     stage("choosing genes")
-    genes = select_genes(adata, counts, scale, n_top_genes)
+    genes = select_genes(matrix, scale, n_top_genes)
     stage("computing components")
-    target = median_depth(np.asarray(counts.sum(axis=1)).ravel())
-    logged = log_normalize(counts, scale, target_sum=target)[:, genes]
-    n_comps = min(n_comps, len(genes), adata.n_obs - 1)
+    target = median_depth(np.asarray(matrix.sum(axis=1)).ravel())
+    logged = log_normalize(matrix, scale, target_sum=target)[:, genes]
+    n_comps = min(n_comps, len(genes), matrix.shape[0] - 1)
     if n_comps < 1:
-        raise ValueError(f"`adata` has {adata.n_obs} observation(s); a representation needs at least 2.")
+        raise ValueError(f"`adata` has {matrix.shape[0]} observation(s); a representation needs at least 2.")
     mean, components = principal_axes(logged, n_comps, random_state=random_state)
     values = np.asarray(logged @ components) - mean @ components
     return Representation(
         np.ascontiguousarray(values, dtype=np.float32),
         "pca",
-        [str(g) for g in adata.var_names[genes]],
+        [str(g) for g in names[genes]],
         mean,
         components,
         target,
         values.var(axis=0),
         residual_variance(logged, mean, values),
-        read=found.record,
     )
 
 
@@ -184,18 +166,30 @@ def principal_axes(
     From the covariance, or by Lanczos steps on the sparse matrix, whichever takes fewer operations: both are linear
     in observations and agree to rounding. Signs are scikit-learn's: the largest loading is positive.
     """
-    n_obs, n_vars = matrix.shape
+    n_obs = matrix.shape[0]
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
         from sklearn.decomposition import PCA
 
         pca = PCA(n_components=n_comps, svd_solver="arpack", random_state=random_state).fit(matrix.astype(np.float64))
         return np.asarray(pca.mean_, dtype=np.float64).ravel(), np.ascontiguousarray(pca.components_.T)
+    return axes_of_rows((matrix[i : i + GRAM_ROWS] for i in range(0, n_obs, GRAM_ROWS)), matrix.shape, n_comps)
+
+
+def axes_of_rows(
+    blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows."""
+    n_obs, n_vars = shape
     total, products = np.zeros(n_vars), np.zeros((n_vars, n_vars))
-    for start in range(0, n_obs, _GRAM_ROWS):
-        rows = matrix[start : start + _GRAM_ROWS].toarray().astype(np.float64)
+    for block in blocks:
+        rows = block.toarray().astype(np.float64)
         total += rows.sum(axis=0)
         products += rows.T @ rows
-    return axes_of_products(total, products, n_obs, n_comps)
+    mean = total / n_obs
+    covariance = (products - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
+    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps]
+    sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_comps)])
+    return mean, np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))
 
 
 def lanczos_pays(shape: tuple[int, int], n_values: int, n_comps: int) -> bool:
@@ -204,43 +198,3 @@ def lanczos_pays(shape: tuple[int, int], n_values: int, n_comps: int) -> bool:
     dense_work = (n_obs * n_vars**2 + 10 * n_vars**3) / _DENSE_SPEED
     lanczos_work = 8 * n_comps * n_values / _SPARSE_SPEED
     return lanczos_work < dense_work and n_comps < min(n_obs, n_vars) - 1
-
-
-def axes_of_products(
-    total: NDArray[np.float64], products: NDArray[np.float64], n_obs: int, n_comps: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and principal axes from the sum (n_vars,) and the sum of products (n_vars, n_vars) of the observations."""
-    mean = total / n_obs
-    covariance = (products - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
-    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps]
-    sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_comps)])
-    return mean, np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))
-
-
-def stored_representation(adata: AnnData, use_rep: str) -> Representation:
-    """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
-    if use_rep == "X":
-        values = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
-    else:
-        check_in(adata, "obsm", use_rep, "use_rep", "Use 'X' for the expression matrix itself.")
-        values = adata.obsm[use_rep]
-        values = values.toarray() if sparse.issparse(values) else values
-    array = np.array(values, dtype=np.float32)
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"`use_rep={use_rep!r}` has shape {array.shape}; expected (n_obs, n_features).")
-    if not np.isfinite(array).all():
-        raise ValueError(f"`use_rep={use_rep!r}` holds NaN or infinite values; fill or drop them first.")
-    return Representation(array, use_rep)
-
-
-def representation(
-    adata: AnnData, use_rep: str | None, layer: str | None = None, *, random_state: int = 0
-) -> Representation:
-    """Choose as :func:`scanpy.pp.neighbors` does: ``use_rep``, else ``X_pca``, else a PCA made here."""
-    if layer is not None:
-        check_in(adata, "layers", layer, "layer")
-    if use_rep is not None:
-        return stored_representation(adata, use_rep)
-    if layer is None and _keys.X_PCA in adata.obsm:
-        return stored_representation(adata, _keys.X_PCA)
-    return compute_representation(adata, layer, random_state=random_state)

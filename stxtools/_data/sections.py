@@ -1,20 +1,19 @@
-"""From AnnData to what the models read: sections with features, raster and neighbours."""
+"""Sections: where the observations lie, checked, and what the models read of each section."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.one_section import sections
 from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries
-from stxtools._validate import Libraries, array_positions, fingerprint
+from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,15 +22,59 @@ if TYPE_CHECKING:
 
     from stxtools._spatial.triangulation import Mesh
 
+# columns that often name sections, as they are written in lower case and without _ and -
+_LIBRARY_NAMES = "library libraryid libraries sample sampleid samplename samples batch batchid dataset replicate"
+_SLIDE_NAMES = "slide slideid section sectionid sectionname slice sliceid capturearea fov fovid fovname roi"
+_PATIENT_NAMES = "patient patientid donor donorid subject individual"
+_NAMES = frozenset(f"{_LIBRARY_NAMES} {_SLIDE_NAMES} {_PATIENT_NAMES}".split())
+_COINCIDENT = 0.3  # share of observations that share their position; 0.2 in a section with doubled cells (osmFISH)
+_FEW = 10  # doubled positions, or observations of a group, that say nothing
+_LOOKED_AT = 20_000  # observations whose neighbours are looked at
+_NEIGHBOURS = 6
+_MOST_GROUPS = 500
 
-@dataclass(frozen=True)
+
+def sections(adata: AnnData, spatial_key: str, library_key: str | bool | None) -> tuple[NDArray[np.float64], Libraries]:
+    """Return coordinates and sections.
+
+    Raises
+    ------
+    ValueError
+        If no ``library_key`` is given and the observations look like several sections at the same place.
+    """
+    libs = libraries(adata, library_key)
+    xy = coordinates(adata, spatial_key, libs)
+    if library_key is None:
+        check_one_section(adata.obs, xy)
+    return xy, libs
+
+
 class Geometry:
-    """Where the observations lie: coordinates, sections, raster index and, made when asked for, neighbours."""
+    """Where the observations lie: coordinates, sections and, made when asked for, raster and neighbours.
 
-    xy: NDArray[np.float64]
-    libs: Libraries
-    pixels: NDArray[np.int32]
-    grids: list[RasterGrid]
+    The raster is that of :func:`stxtools.pp.rasterize` where one was made of these coordinates.
+    """
+
+    def __init__(self, adata: AnnData, spatial_key: str, library_key: str | bool | None) -> None:
+        array, params = array_positions(adata), adata.uns.get(_keys.RASTER)
+        self.xy, self.libs = sections(adata, spatial_key, library_key)
+        self._array, self._described, self._stored = array, params, adata.obsm.get(_keys.RASTER)
+        self.grids  # noqa: B018 - what is wrong with a raster is said before any long work
+
+    @cached_property
+    def _raster(self) -> tuple[NDArray[np.int32], list[RasterGrid]]:
+        stored = _stored_raster(self._described, self._stored, self.xy, self.libs)
+        return stored or rasterize_libraries(self.xy, self.libs.codes, len(self.libs), self._array)
+
+    @property
+    def pixels(self) -> NDArray[np.int32]:
+        """Row and column of every observation in the raster of its section."""
+        return self._raster[0]
+
+    @property
+    def grids(self) -> list[RasterGrid]:
+        """Raster of every section."""
+        return self._raster[1]
 
     @cached_property
     def meshes(self) -> list[Mesh | None]:
@@ -58,30 +101,16 @@ class Geometry:
         return found
 
 
-def geometry(adata: AnnData, spatial_key: str, library_key: str | bool | None) -> Geometry:
-    """Read coordinates and sections; take the raster of :func:`stxtools.pp.rasterize` if it fits, else make one."""
-    xy, libs = sections(adata, spatial_key, library_key)
-    stored = _stored_raster(adata, libs, fingerprint(xy))
-    if stored is not None:
-        pixels, grids = stored
-    else:
-        pixels, grids = rasterize_libraries(xy, libs.codes, len(libs), array_positions(adata))
-    return Geometry(xy, libs, pixels, grids)
-
-
 def _stored_raster(
-    adata: AnnData, libs: Libraries, coordinates_now: int
+    described: Any, stored: Any, xy: NDArray[np.float64], libs: Libraries
 ) -> tuple[NDArray[np.int32], list[RasterGrid]] | None:
     """Return the raster that :func:`stxtools.pp.rasterize` wrote, if it was made from these very coordinates."""
-    described = adata.uns.get(_keys.RASTER)
-    if _keys.RASTER not in adata.obsm or not isinstance(described, Mapping):
-        return None
-    params, stored = described.get("params"), adata.obsm[_keys.RASTER]
-    if not isinstance(params, Mapping) or str(params.get("coordinates")) != str(coordinates_now):
+    params = described.get("params") if isinstance(described, Mapping) else None
+    if not isinstance(params, Mapping) or str(params.get("coordinates")) != str(fingerprint(xy)):
         return None
     if not all(isinstance(described.get(name), Mapping) for name in libs.names):
         return None
-    if np.shape(stored) != (adata.n_obs, 2) or np.asarray(stored).dtype.kind not in "iu":
+    if np.shape(stored) != (len(xy), 2) or np.asarray(stored).dtype.kind not in "iu":
         return None
     pixels = np.asarray(stored, dtype=np.int32)
     grids = [RasterGrid.from_uns(described[name]) for name in libs.names]
@@ -121,3 +150,83 @@ def join(parts: Sequence[NDArray[Any]], where: Geometry) -> NDArray[Any]:
     for rows, part in zip(where.parts, parts, strict=True):
         out[rows] = part
     return out
+
+
+def check_one_section(obs: pd.DataFrame, xy: NDArray[np.float64]) -> None:
+    """Raise where many positions are held twice, or groups that a column names lie within each other."""
+    mend = "`library_key=False` says that all observations are one section."
+    twice = pd.DataFrame(xy).duplicated(keep=False).to_numpy()
+    place = pd.factorize(pd.MultiIndex.from_arrays(xy[twice].T))[0] if twice.any() else np.empty(0, dtype=np.int64)
+    if twice.mean() > _COINCIDENT and place.max() + 1 >= _FEW:
+        column = _column_apart(obs, twice, place)
+        named = (
+            f"`adata.obs[{column!r}]` tells them apart: pass `library_key={column!r}`."
+            if column is not None
+            else "Name the section of each observation in a column of `adata.obs` (`anndata.concat(..., label=)` "
+            "writes one) and pass it as `library_key=`."
+        )
+        raise ValueError(
+            f"{int(twice.sum())} of {len(xy)} observations lie at exactly the position of another one, as when several "
+            f"sections are put together. {named} {mend}"
+        )
+    for column in obs.columns:
+        codes = _groups(obs, column)
+        if codes is None:
+            continue
+        mixed, bound = _mixing(xy, codes)
+        if mixed > bound:
+            raise ValueError(
+                f"The groups of `adata.obs[{column!r}]` ({listing(pd.unique(obs[column].dropna()), 4)}) lie within "
+                "each other in space, as sections do whose coordinates begin at the same corner: neighbours "
+                f"would be of different groups. Pass `library_key={column!r}`; or {mend}"
+            )
+
+
+def _groups(obs: pd.DataFrame, column: Any) -> NDArray[np.int64] | None:
+    """Codes of a column whose name is one of sections; None for others, and where there is one group."""
+    name = str(column).lower().replace("_", "").replace("-", "").replace(" ", "").replace(".", "")
+    if name not in _NAMES or pd.api.types.is_float_dtype(obs[column].dtype):
+        return None
+    try:
+        codes = pd.factorize(obs[column])[0]
+    except TypeError:  # unhashable values name nothing
+        return None
+    size = np.bincount(codes[codes >= 0]) if (codes >= 0).any() else np.empty(0, dtype=np.int64)
+    large = size >= _FEW
+    if not 2 <= large.sum() <= _MOST_GROUPS:
+        return None
+    return np.where((codes >= 0) & large[codes], codes, -1).astype(np.int64)
+
+
+def _mixing(xy: NDArray[np.float64], codes: NDArray[np.int64]) -> tuple[float, float]:
+    """Return how often neighbours are of other groups, relative to chance, and how often groups side by side have it.
+
+    Groups side by side mix along their borders alone, of which small groups have more.
+    """
+    from scipy.spatial import cKDTree
+
+    rows = np.flatnonzero(codes >= 0)
+    rows = rows[:: len(rows) // _LOOKED_AT + 1]
+    tree, own = cKDTree(xy[rows]), codes[rows]
+    near = tree.query(xy[rows], k=min(_NEIGHBOURS, len(rows) - 1) + 1)[1][:, 1:]
+    share = np.bincount(own) / len(own)
+    chance = 1 - float(np.square(share).sum())
+    typical = float(np.square(share).sum()) * len(own)  # size of the group of an observation
+    other = float((own[near] != own[:, None]).mean())
+    return other / max(chance, 1e-9), 0.05 + 2 / np.sqrt(typical)
+
+
+def _column_apart(obs: pd.DataFrame, twice: NDArray[np.bool_], place: NDArray[np.int64]) -> Any:
+    """Return a column whose values differ between observations at one position: the one with the fewest values."""
+    found: list[tuple[int, int, Any]] = []
+    for at, column in enumerate(obs.columns):
+        values = obs[column]
+        if pd.api.types.is_float_dtype(values.dtype):
+            continue
+        try:
+            codes, names = pd.factorize(values[twice])
+        except TypeError:
+            continue
+        if 2 <= len(names) <= _MOST_GROUPS and not pd.DataFrame({"p": place, "c": codes}).duplicated().mean() > 0.01:
+            found.append((len(names), at, column))
+    return min(found)[2] if found else None

@@ -56,7 +56,7 @@ def _check_devices(options: Options) -> None:
 def check_against(adata: AnnData, options: Options, groupby: str, library_key: str | bool | None) -> None:
     """Check names of columns, keys and groups as the calls that come later do."""
     from stxtools._data.covariates import covariate_names, read_covariates
-    from stxtools._data.one_section import sections as one_or_more
+    from stxtools._data.sections import sections as one_or_more
     from stxtools.tl._biomarkers._design import chosen_groups
     from stxtools.tl._segment import MIN_OBS, _check_mode
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools import _keys
-from stxtools._data.one_section import sections as one_or_more
-from stxtools._data.representation import Representation, compute_representation, stored_representation
+from stxtools._data.features import compute_representation, stored_representation
+from stxtools._data.representation import Representation
+from stxtools._data.sections import sections as one_or_more
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._data.expression import Expression, find_expression
+from stxtools._data.expression import Expression
 from stxtools._data.representation import N_COMPS, N_TOP_GENES, log_normalize, select_genes
 from stxtools._docs import documented
 from stxtools._ownership import check_free
@@ -109,7 +109,7 @@ def normalize(
     if sections is not None:
         genes = _select_within(adata, counts, kind, n_top_genes, sections.codes)
     else:
-        genes = select_genes(adata, counts, kind, n_top_genes)
+        genes = select_genes(counts, kind, n_top_genes)
     stage("computing components")
     scores, loadings, pca = _pca(logged[:, genes], n_comps, scale, random_state)
 
@@ -152,7 +152,7 @@ def normalize(
 
 
 def _source(adata: AnnData, layer: str | None) -> Expression:
-    found = find_expression(adata, layer)
+    found = Expression(adata, layer)
     if found.scale == "log":
         raise ValueError(
             f"`adata.{found.source}` is not raw: its values go from {found.survey.lowest:g} to "
@@ -208,7 +208,7 @@ def _select_within(
     large = np.bincount(codes)[codes] >= _MIN_BATCH
     seen = np.flatnonzero(np.bincount(counts.indices, minlength=counts.shape[1]) >= min(3, counts.shape[0]))
     if len(np.unique(codes[large])) < 2 or len(seen) <= n_top_genes:
-        return select_genes(adata, counts, kind, n_top_genes)
+        return select_genes(counts, kind, n_top_genes)
     values = counts[large][:, seen]
     box = _AnnData(values if kind == "counts" else log_normalize(values, kind))
     box.obs["batch"] = pd.Categorical(codes[large].astype(str))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stxtools import _keys
-from stxtools._data.one_section import sections as one_or_more
+from stxtools._data.sections import sections as one_or_more
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance

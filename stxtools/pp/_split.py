@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._data.expression import find_expression
+from stxtools._data.expression import Expression
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
@@ -82,7 +82,7 @@ def split_counts(
     names = [f"{key}_train", f"{key}_test"]
     check_free(adata, "pp.split_counts", layers=names, uns=[key])
     check_bool("copy", copy)
-    found = find_expression(adata, layer)
+    found = Expression(adata, layer)
     counts = found.matrix
     if found.scale != "counts":
         raise ValueError(

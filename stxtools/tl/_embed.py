@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._data.features import representation
 from stxtools._data.regions import gather, graph_slots, node_features, read_regions, region_sections
-from stxtools._data.representation import representation
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.features import remember_input
+from stxtools._data.features import remember_input, stored_representation
 from stxtools._data.joint import joint_representation
-from stxtools._data.representation import Representation, stored_representation
-from stxtools._data.sections import geometry, make_sections
+from stxtools._data.representation import Representation
+from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -107,7 +107,7 @@ def pretrain(
     check_writable(save_model)
     adatas = [one.copy() for one in adatas] if check_bool("copy", copy) else adatas
 
-    where = [geometry(one, spatial_key, library_key) for one in adatas]
+    where = [Geometry(one, spatial_key, library_key) for one in adatas]
     values, rep, reads = _values(adatas, use_rep, layer)
     model = Segmenter(params)
     remember_input(model, rep)

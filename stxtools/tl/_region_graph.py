@@ -10,9 +10,9 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
-from stxtools._data.expression import Expression, find_expression
+from stxtools._data.expression import Expression
 from stxtools._data.representation import log_normalize
-from stxtools._data.sections import Geometry, geometry
+from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -107,13 +107,12 @@ def region_graph(
     codes, names = categories(adata, segment_key, "segment_key", min_classes=1)
     adata = adata.copy() if copy else adata
 
-    where = geometry(adata, spatial_key, library_key)
+    where = Geometry(adata, spatial_key, library_key)
     graph = where.graph if connectivity_key is None else _given_graph(adata, connectivity_key, where)
     stage("finding regions")
     region = _regions(graph, codes, where, max_size, random_state)
     stage("describing regions")
-    stage("reading expression")
-    read = find_expression(adata, layer, scaled=True)
+    read = Expression(adata, layer, scaled=True)
     regions, labels = _region_adata(adata, region, codes, names, graph, where, read)
     regions.uns["params"] = provenance(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,

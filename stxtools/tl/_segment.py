@@ -13,7 +13,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._data.features import model_features, training_representation
 from stxtools._data.image import with_image
-from stxtools._data.sections import Geometry, geometry, join, make_sections
+from stxtools._data.sections import Geometry, join, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
@@ -137,7 +137,7 @@ def segment(
         raise ValueError("`keep_labels=True` needs `labels_key=`, the column with the labels to keep.")
     adata = adata.copy() if copy else adata
 
-    where = geometry(adata, spatial_key, library_key)
+    where = Geometry(adata, spatial_key, library_key)
     if model is not None:
         fitted: Segmenter | None = trained_segmenter(model)
     else:

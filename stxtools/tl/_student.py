@@ -10,7 +10,7 @@ from stxtools import _keys
 from stxtools._data.features import model_features
 from stxtools._data.framework import known_sections
 from stxtools._data.regions import called, read_regions
-from stxtools._data.sections import geometry, join, make_sections
+from stxtools._data.sections import Geometry, join, make_sections
 from stxtools._slots import Slots, provenance, put_frame
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def apply_student(
     accelerator: str,
 ) -> None:
     """Write the student's predictions for the observations; no region graph is read or written."""
-    where = geometry(adata, spatial_key, library_key)
+    where = Geometry(adata, spatial_key, library_key)
     values, found = model_features(adata, student, layer)
     predictions = student.predict(make_sections(values, where), accelerator=accelerator)
     slots = Slots("tl.multitask")

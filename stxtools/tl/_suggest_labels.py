@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stxtools import _keys
-from stxtools._data.sections import geometry
+from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
@@ -84,7 +84,7 @@ def suggest_labels(
         labels_key = str(params["labels_key"])
     if labels_key is not None:
         check_in(adata, "obs", labels_key, "labels_key")
-    where = geometry(adata, spatial_key, inherited_library_key(adata, key) if library_key is None else library_key)
+    where = Geometry(adata, spatial_key, inherited_library_key(adata, key) if library_key is None else library_key)
     labelled = np.zeros(adata.n_obs, dtype=bool) if labels_key is None else adata.obs[labels_key].notna().to_numpy()
     if int((~labelled).sum()) < n:
         raise ValueError(f"`n={n}`, but only {int((~labelled).sum())} observations are without a label.")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stxtools._data.expression import Expression
 from stxtools._data.features import model_features
-from stxtools._data.sections import Geometry, geometry, make_sections
+from stxtools._data.sections import Geometry, make_sections
 from stxtools._validate import listing
 from stxtools.stats._design import Design
 
@@ -101,7 +102,7 @@ class ModelAttribution:
                     f"The model in `attribution_model` tells {listing(model.classes)} apart, not {listing(unknown)}; "
                     "group by what it was trained on, or name its classes in `groups`."
                 )
-            where = geometry(adata, spatial_key, library_key) if where is None else where
+            where = Geometry(adata, spatial_key, library_key) if where is None else where
             self._sources.append(SegmenterSource(adata, model, layer, where))
 
     def of(self, design: Design, codes: NDArray[np.int64], library: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -138,7 +139,9 @@ class SegmenterSource:
         for section, rows in zip(self._sections, self._where.parts, strict=True):
             if np.any(side[rows]):
                 gradient[rows] = section_gradient(model, section, group, reference, side[rows])
-        return carried_to_genes(self._adata, self._layer, projection, gradient, self._where.parts)
+        return carried_to_genes(
+            Expression(self._adata, self._layer, in_memory=False), projection, gradient, self._where.parts
+        )
 
 
 def section_gradient(

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stxtools._data.chunks import LogExpression
+from stxtools._data.expression import Expression, log_chunks
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from stxtools.models import GeneProjection
 
 
 def carried_to_genes(
-    adata: AnnData,
-    layer: str | None,
-    projection: GeneProjection,
-    gradient: NDArray[np.float64],
-    parts: Sequence[NDArray[np.int64]],
+    read: Expression, projection: GeneProjection, gradient: NDArray[np.float64], parts: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.float64]:
     """Return genes' parts of what features do: each gene's difference from its section's mean, times the gradient.
 
     Genes make features linearly, so that the parts follow exactly. Expression is read by chunks of rows.
     """
-    logged = LogExpression(adata, layer, target_sum=projection.target_sum)
     centred = np.array(gradient)
     for rows in parts:  # (y - mean)' g = y' (g - mean of g)
         centred[rows] -= gradient[rows].mean(axis=0)
-    theirs, loadings = projection.loadings([str(name) for name in adata.var_names])
-    out = np.zeros(adata.n_vars)
-    out[theirs] = (logged.weighted_sums(centred)[theirs] * loadings).sum(axis=1)
+    theirs, loadings = projection.loadings(list(read.names))
+    total = np.zeros((len(read.names), gradient.shape[1]))
+    for part in log_chunks(read, partial(_weighted_sum, centred), projection.target_sum, at_once=None):
+        total += part
+    out = np.zeros(len(read.names))
+    out[theirs] = (total[theirs] * loadings).sum(axis=1)
     return out
+
+
+def _weighted_sum(weights: NDArray[np.float64], logged: sparse.csr_matrix, rows: slice) -> NDArray[np.float64]:
+    return np.asarray(logged.T @ weights[rows], dtype=np.float64)

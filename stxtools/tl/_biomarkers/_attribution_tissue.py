@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stxtools import _keys
+from stxtools._data.expression import Expression
 from stxtools._data.framework import known_sections
 from stxtools._data.regions import read_regions
 from stxtools._validate import listing
@@ -99,7 +100,9 @@ class TissueSource:
                 place = self._adata.var_names.get_indexer(model.genes or [])
                 here = (place >= 0) & (len(direct) > 0)
                 own[place[here]] += direct[here] if len(direct) else 0.0
-        own += carried_to_genes(self._adata, self._layer, model.projection, gradient, self._region.where.parts)
+        own += carried_to_genes(
+            Expression(self._adata, self._layer, in_memory=False), model.projection, gradient, self._region.where.parts
+        )
         out = np.zeros(self._n_vars)
         out[self._genes] = own
         return out

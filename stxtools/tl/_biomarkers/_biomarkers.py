@@ -11,8 +11,9 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._data.covariates import covariate_names, read_covariates
+from stxtools._data.expression import Expression
 from stxtools._data.gene_blocks import GeneBlocks
-from stxtools._data.one_section import sections
+from stxtools._data.sections import sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -161,7 +162,7 @@ def biomarkers(
     warn_single(designs, groupby, library_key)
     _check_adjustable(designs, adjusted_for)
 
-    blocks = GeneBlocks(tested_adata, tested_layer)
+    blocks = GeneBlocks(Expression(tested_adata, tested_layer, in_memory=False))
     stage("attributing genes")
     if models:
         tested_groups = [d.name for d in designs]
@@ -201,7 +202,7 @@ def biomarkers(
         attribution=f"{len(models)} model(s)" if models else "linear probe",
         attribution_agreement=np.array(agreement, dtype=np.float64),
         layer=layer,
-        **(blocks.logged.read if guarded is None else guarded.read),
+        **(blocks.read.record if guarded is None else guarded.read),
         spatial_key=spatial_key,
         library_key=library_key,
         method=method,

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._data.representation import N_TOP_GENES, log_normalize, median_depth, principal_axes, select_genes
+from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,7 +60,7 @@ def _genes(adata: AnnData, counts: sparse.csr_matrix) -> tuple[NDArray[np.int64]
         used = np.asarray(adata.var["highly_variable"], dtype=bool)
         if (used & seen).sum() > 1:
             return np.flatnonzero(used & seen), "variable genes"
-    return select_genes(adata, counts, "counts", N_TOP_GENES), "variable genes chosen here"
+    return select_genes(counts, "counts"), "variable genes chosen here"
 
 
 def _pca(

@@ -9,7 +9,14 @@ from scipy import sparse
 
 from stxtools._data.chunks import iter_rows
 from stxtools._data.gene_blocks import GeneBlocks
-from stxtools._data.representation import N_TOP_GENES, axes_of_products, lanczos_pays, principal_axes, select_genes
+from stxtools._data.representation import (
+    GRAM_ROWS,
+    N_TOP_GENES,
+    axes_of_rows,
+    lanczos_pays,
+    principal_axes,
+    select_genes,
+)
 from stxtools._spatial.order import name_order
 from stxtools._validate import Libraries
 from stxtools.stats._design import Design
@@ -23,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
-_ROWS = 4096  # observations that are dense at a time, as for every PCA here
 _AT_HAND = 60_000_000  # stored values that may be read together to choose genes or for Lanczos steps
 _FEW = 3  # observations in which a gene must be seen
 
@@ -94,17 +100,17 @@ class LinearProbe:
 
 def _chosen_genes(adata: AnnData, expression: GeneBlocks, seed: int) -> NDArray[np.int64]:
     """Genes of the PCA; of a very large matrix the variable ones are chosen from a random part of the observations."""
-    logged, n_obs = expression.logged, expression.shape[0]
-    seen = np.flatnonzero(logged.seen >= min(_FEW, n_obs))
+    read, n_obs = expression.read, expression.shape[0]
+    seen = np.flatnonzero(read.survey.seen >= min(_FEW, n_obs))
     if len(seen) <= N_TOP_GENES:
         return seen
-    share = _AT_HAND / float(logged.seen.sum())
+    share = _AT_HAND / float(read.survey.seen.sum())
     taken = np.arange(n_obs)
     if share < 1:
         drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
         taken = np.sort(name_order(np.asarray(adata.obs_names, dtype=str))[drawn])
-    pieces = [piece for piece in iter_rows(logged.matrix, _Taken(taken)) if piece.shape[0]]
-    return select_genes(adata, sparse.csr_matrix(sparse.vstack(pieces, format="csr")), logged.scale)
+    pieces = [piece for piece in iter_rows(read.matrix, _Taken(taken)) if piece.shape[0]]
+    return select_genes(sparse.csr_matrix(sparse.vstack(pieces, format="csr")), read.scale)
 
 
 class _Taken:
@@ -119,20 +125,15 @@ class _Taken:
 
 
 def _row_blocks(expression: GeneBlocks, genes: NDArray[np.int64]) -> Iterator[sparse.csr_matrix]:
-    return equal_blocks((piece for _, piece in expression.rows(genes)), _ROWS)
+    return equal_blocks((piece for _, piece in expression.rows(genes)), GRAM_ROWS)
 
 
 def _axes(
     expression: GeneBlocks, genes: NDArray[np.int64], n_comps: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    n_values = int(expression.logged.seen[genes].sum())
+    n_values = int(expression.read.survey.seen[genes].sum())
     shape = (expression.shape[0], len(genes))
     if n_values <= _AT_HAND and lanczos_pays(shape, n_values, n_comps):
         matrix = sparse.vstack(list(_row_blocks(expression, genes)), format="csr")
         return principal_axes(sparse.csr_matrix(matrix), n_comps, random_state=seed)
-    total, products = np.zeros(len(genes)), np.zeros((len(genes), len(genes)))
-    for rows in _row_blocks(expression, genes):
-        dense = rows.toarray().astype(np.float64)
-        total += dense.sum(axis=0)
-        products += dense.T @ dense
-    return axes_of_products(total, products, shape[0], n_comps)
+    return axes_of_rows(_row_blocks(expression, genes), shape, n_comps)

@@ -11,7 +11,7 @@ import numpy as np
 
 from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
-from stxtools._data.expression import find_expression, stored_matrix
+from stxtools._data.expression import Expression, stored_matrix
 from stxtools._spatial.order import name_order
 from stxtools._validate import categories, stored_library_key
 from stxtools._warn import at_caller
@@ -92,7 +92,7 @@ def protect_by_thinning(
     if labels_key is not None and str(labels_key) not in adata.obs:
         return f"their labels, `obs[{str(labels_key)!r}]`, are not there any more"
     source = layer if layer is not None or "layer" not in params else str(params["layer"])
-    read = find_expression(adata, source)
+    read = Expression(adata, source)
     counts = read.matrix
     if not _are_counts(counts):
         return "the expression is not integer counts: name a `layer` that holds them"

@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from stxtools._data.representation import (
-    compute_representation,
-    expression,
-    log_normalize,
-    median_depth,
-    stored_representation,
-)
+from stxtools._data.expression import Expression
+from stxtools._data.features import compute_representation, stored_representation
+from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry, make_sections
 
 if TYPE_CHECKING:
@@ -59,7 +55,7 @@ def read_features(
     adata = adata.to_memory() if adata.isbacked else adata  # anndata divides no part of a file again
     rows = slice(None) if learn_from is None else np.flatnonzero(learn_from)
     rep = compute_representation(adata[rows], how.layer, random_state=how.seed)
-    read = expression(adata, how.layer)
+    read = Expression(adata, how.layer)
     if rep.genes is None or rep.mean is None or rep.components is None:  # for the type checker: it was computed
         return rep.values, None
     columns = adata.var_names.get_indexer(rep.genes)
@@ -102,7 +98,7 @@ def standardised(values: NDArray[np.float64], train: NDArray[np.bool_]) -> NDArr
 
 def log_values(adata: AnnData, layer: str | None, columns: NDArray[np.int64]) -> NDArray[np.float64]:
     """Log-normalised expression of some genes, dense."""
-    read = expression(adata, layer)
+    read = Expression(adata, layer)
     target = None if read.scale == "log" else median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
     return log_normalize(read.matrix, read.scale, target_sum=target)[:, columns].toarray().astype(np.float64)
 
@@ -112,7 +108,7 @@ def data_checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], ho
     if how.use_rep is not None:
         matrix: Any = sparse.csr_matrix(stored_representation(adata, how.use_rep).values)
     else:
-        matrix = expression(adata, how.layer).matrix
+        matrix = Expression(adata, how.layer).matrix
     parts: list[Any] = [where.xy, where.libs.codes, matrix.data, matrix.indices, matrix.indptr]
     parts += [t.codes for t in targets]
     text = [*where.libs.names, *adata.obs_names, *adata.var_names, *(c for t in targets for c in [t.key, *t.classes])]

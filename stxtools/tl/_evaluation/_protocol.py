@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stxtools._data.expression import with_expression_in_x
-from stxtools._data.representation import expression
+from stxtools._data.expression import Expression, with_expression_in_x
 from stxtools._validate import categories, check_choice, check_in, check_int, libraries
 from stxtools._version import __version__
 
@@ -100,5 +99,5 @@ def readable(adata: AnnData, source: FeatureSource) -> tuple[AnnData, dict[str, 
     """Return the AnnData to read, with the expression that was found in ``X``, and what ``params`` say of it."""
     if source.use_rep is not None:
         return adata, {}
-    found = expression(adata, source.layer)
+    found = Expression(adata, source.layer)
     return (adata if source.layer is not None else with_expression_in_x(adata, found)), found.record

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools._data.noise import noised_copy, noised_values
-from stxtools._data.sections import Geometry, geometry, join
+from stxtools._data.sections import Geometry, join
 from stxtools._progress import progress
 
 from ._checkpoint import Checkpoint
@@ -53,7 +53,7 @@ def run(
     adata: AnnData, p: Protocol, checkpoint: str | os.PathLike[str] | None, *, show_progress: bool | None
 ) -> list[dict[str, Any]]:
     """Run what is not in the checkpoint yet and return all rows that were asked for, in the order asked for."""
-    where = geometry(adata, p.spatial_key, p.library_key)
+    where = Geometry(adata, p.spatial_key, p.library_key)
     hidden = None if p.genes is None else {seed: held_out_genes(adata, p.genes, seed) for seed in p.seeds}
     codes = p.codes()
     store = Checkpoint(checkpoint, p.fingerprint(adata, where), {"code": str, **COLUMNS})

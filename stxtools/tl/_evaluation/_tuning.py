@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stxtools._data.sections import geometry, join
+from stxtools._data.sections import Geometry, join
 from stxtools._globals import exclusive
 from stxtools._progress import progress
 
@@ -140,7 +140,7 @@ def study_of(
 
     if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
         raise TypeError(f"`storage` must be a database URL or a storage of Optuna, not {storage!r}.")
-    where = geometry(adata, task.protocol.spatial_key, task.protocol.library_key)
+    where = Geometry(adata, task.protocol.spatial_key, task.protocol.library_key)
     objective = _Objective(adata, task, where, seed)
     finished = (TrialState.COMPLETE, TrialState.PRUNED)
     with _quiet_optuna():
