@@ -32,17 +32,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    given = vars(parser().parse_args(argv))
+    arguments = vars(parser().parse_args(argv))
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        return _run(given)
+        return _run(arguments)
 
 
-def _run(given: dict[str, Any]) -> int:
+def _run(arguments: dict[str, Any]) -> int:
     run = None
     try:
-        options = gathered(given)
+        options = gathered(arguments)
         from stxtools._run.pipeline import Run
 
         run = Run(options)

@@ -89,7 +89,7 @@ def proba(key: str) -> str:
 
 
 def confidence(key: str) -> str:
-    """``obs`` key of the probability of the called class."""
+    """``obs`` key of the probability of the predicted class."""
     return f"{key}_confidence"
 
 

@@ -143,7 +143,7 @@ def test_predictions_are_out_of_fold(labelled_patches):
 def test_the_network_gets_its_share_beside_the_others(labelled_patches):
     xy, codes = labelled_patches(np.random.default_rng(0))
     network = np.random.default_rng(1).normal(size=(len(xy), 3))
-    weights = Weights(linear=2.0, trees=0.0).beside_network(0.2)
+    weights = Weights(linear=2.0, trees=0.0).with_network(0.2)
     assert (weights.network, weights.linear) == (0.2, pytest.approx(1.6))
     own = np.eye(3, dtype=np.float32)[codes]
     ensemble = Ensemble(Stack(weights, Linear(np.eye(3), np.zeros(3))))

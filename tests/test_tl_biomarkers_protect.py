@@ -49,7 +49,7 @@ def quick_params() -> dict[str, object]:
 def tested(banded) -> ad.AnnData:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("default", "What is tested are groups")  # a U-Net of 8 epochs: an index of 0.5 or so
+        warnings.filterwarnings("default", "The tested groups were found again")  # 8 epochs: an index of 0.5 or so
         return st.tl.biomarkers(banded, "segment", n_null=60, copy=True, **HOW)
 
 
@@ -145,21 +145,21 @@ def test_a_representation_that_cannot_be_made_again_is_said(banded, again, tmp_p
         _tested(adata)
 
 
-def test_picture_and_pretrained_model_are_used_again(banded, again, tmp_path):
+def test_image_and_pretrained_model_are_used_again(banded, again, tmp_path):
     adata = banded.copy()
-    picture = np.zeros((24, 24, 3), dtype=np.uint8)
-    adata.uns["spatial"] = {"library": {"images": {"lowres": picture}, "scalefactors": {"tissue_lowres_scalef": 1.0}}}
+    image = np.zeros((24, 24, 3), dtype=np.uint8)
+    adata.uns["spatial"] = {"library": {"images": {"lowres": image}, "scalefactors": {"tissue_lowres_scalef": 1.0}}}
     path = tmp_path / "start.stx"
     path.write_bytes(b"a model")
     adata.uns["segment"]["params"] |= {"image_key": "lowres", "pretrained": True, "pretrained_path": str(path)}
     params = _tested(adata)
     work, kwargs = again[0]
     assert (kwargs["image_key"], kwargs["pretrained"]) == ("lowres", str(path))
-    np.testing.assert_array_equal(work.uns["spatial"]["library"]["images"]["lowres"], picture)
+    np.testing.assert_array_equal(work.uns["spatial"]["library"]["images"]["lowres"], image)
     assert "protect_missing" not in params
     path.unlink()
     adata.uns["spatial"]["library"]["images"] = {}
-    with pytest.warns(UserWarning, match=r"without the picture 'lowres'.*without the pretrained model.* not at"):
+    with pytest.warns(UserWarning, match=r"without the image 'lowres'.*without the pretrained model.* not at"):
         assert len(_tested(adata)["protect_missing"]) == 2
     adata.uns["segment"]["params"]["pretrained_path"] = ""
     with pytest.warns(UserWarning, match="given in memory"):

@@ -1,4 +1,4 @@
-"""Pretraining across sections, the picture as extra channels, and gene panels that a model was not trained on."""
+"""Pretraining across sections, the image as extra channels, and gene panels that a model was not trained on."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_pretrained_alone_cannot_be_applied(pretrained):
         st.tl.segment(two.copy(), 3, pretrained=path, params={"width": 12})
     with pytest.raises(ValueError, match="drop `use_rep=`"):
         st.tl.segment(two.copy(), 3, pretrained=path, use_rep="X")
-    with pytest.raises(ValueError, match="without a picture"):
+    with pytest.raises(ValueError, match="without an image"):
         st.tl.segment(two.copy(), 3, pretrained=path, image_key="hires")
 
 
@@ -152,24 +152,24 @@ def test_variable_genes_of_shallow_counts():
     assert len(chosen) == 500
 
 
-# ---------------------------------------------------------------- the picture
+# ---------------------------------------------------------------- the image
 
 
-def _with_picture(adata: ad.AnnData) -> ad.AnnData:
+def _with_image(adata: ad.AnnData) -> ad.AnnData:
     """Paint the left half of the tissue red, the right half blue, at half the resolution of the coordinates."""
     xy = adata.obsm["spatial"]
     height, width = (int(np.ceil(v / 2)) + 2 for v in (xy[:, 1].max(), xy[:, 0].max()))
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
-    picture[:, : width // 2, 0], picture[:, width // 2 :, 2] = 255, 255
-    adata.uns["spatial"] = {"s1": {"images": {"hires": picture}, "scalefactors": {"tissue_hires_scalef": 0.5}}}
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[:, : width // 2, 0], image[:, width // 2 :, 2] = 255, 255
+    adata.uns["spatial"] = {"s1": {"images": {"hires": image}, "scalefactors": {"tissue_hires_scalef": 0.5}}}
     return adata
 
 
-def test_picture_is_read_where_the_observations_lie(make_section):
+def test_image_is_read_where_the_observations_lie(make_section):
     from stxtools._data.image import image_features
     from stxtools._data.sections import Geometry
 
-    adata = _with_picture(make_section())
+    adata = _with_image(make_section())
     found = image_features(adata, Geometry(adata, "spatial", None), "hires")
     x, middle = adata.obsm["spatial"][:, 0], adata.obsm["spatial"][:, 0].max() / 2
     far = np.abs(x - middle) > 150
@@ -179,8 +179,8 @@ def test_picture_is_read_where_the_observations_lie(make_section):
     assert found[~far, 3:].max() > 0.1
 
 
-def test_picture_alone_can_split_what_expression_cannot(make_section):
-    adata = _with_picture(make_section(seed=3))
+def test_image_alone_can_split_what_expression_cannot(make_section):
+    adata = _with_image(make_section(seed=3))
     adata.X = sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, size=adata.shape).astype(np.float32))
     side = np.where(adata.obsm["spatial"][:, 0] < adata.obsm["spatial"][:, 0].max() / 2, "left", "right")
     few = np.full(adata.n_obs, None, dtype=object)
@@ -192,24 +192,24 @@ def test_picture_alone_can_split_what_expression_cannot(make_section):
     assert adata.uns["segment"]["params"]["image_key"] == "hires"
 
 
-def test_a_model_remembers_that_it_reads_a_picture(make_section, tmp_path):
-    adata = _with_picture(make_section())
+def test_a_model_remembers_that_it_reads_a_image(make_section, tmp_path):
+    adata = _with_image(make_section())
     st.tl.segment(adata, 3, image_key="hires", save_model=tmp_path / "m.stx", params=QUICK_UNET, **QUIET)
-    same = _with_picture(make_section())
+    same = _with_image(make_section())
     st.tl.segment(same, model=tmp_path / "m.stx")
     np.testing.assert_array_equal(same.obsm["segment_proba"], adata.obsm["segment_proba"])
     bare = make_section()
-    with pytest.raises(KeyError, match="no such picture"):
+    with pytest.raises(KeyError, match="no such image"):
         st.tl.segment(bare, model=tmp_path / "m.stx")
 
 
-def test_picture_errors_leave_the_data_alone(make_section):
-    adata = _with_picture(make_section())
+def test_image_errors_leave_the_data_alone(make_section):
+    adata = _with_image(make_section())
     before = adata.copy()
     with pytest.raises(KeyError, match="there: 'hires'"):
         st.tl.segment(adata, 3, image_key="lowres")
     adata.uns["spatial"]["s1"]["scalefactors"]["tissue_hires_scalef"] = 5.0
-    with pytest.raises(ValueError, match="outside its picture"):
+    with pytest.raises(ValueError, match="outside its image"):
         st.tl.segment(adata, 3, image_key="hires")
     adata.uns["spatial"]["s1"]["scalefactors"]["tissue_hires_scalef"] = 0.5
     assert_same(adata, before)

@@ -56,7 +56,7 @@ class Survey:
 
     @classmethod
     def of(cls, matrix: sparse.csr_matrix) -> Survey:
-        """Look at all values."""
+        """Summarise all values."""
         data, depth = matrix.data, np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
         seen = np.zeros(matrix.shape[1], dtype=np.int64)
         if data.size == 0:

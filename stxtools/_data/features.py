@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from stxtools.models import GeneProjection
 
-_WARN_SHARE = 0.5  # of the genes: fewer, and the user is told
+_WARN_SHARE = 0.5  # of the genes: fewer, and the user is warned
 _MIN_SHARE, _MIN_GENES = 0.02, 20  # fewer cannot tell the components apart
 _REPRODUCED = 0.999  # part of the variance of the stored values that the loadings must give again
 _TARGET = 1e4  # scanpy's other usual depth
@@ -130,7 +130,7 @@ def model_features(
     That is the share of the model's genes that were found, and the scale and source of the expression; nothing where it
     reads no genes.
 
-    ``n_others`` of its features come from elsewhere (a picture). Expression is read in chunks of rows and may lie
+    ``n_others`` of its features come from elsewhere (an image). Expression is read in chunks of rows and may lie
     in a file or in a dask array.
 
     Raises

@@ -62,9 +62,9 @@ def check_against(adata: AnnData, options: Options, groupby: str, library_key: s
 
     check_adata(adata, min_obs=MIN_OBS)
     _check_slots(adata)
-    given = {name: getattr(options, name) for name in ("model", "pretrained", "use_rep")}
+    inputs = {name: getattr(options, name) for name in ("model", "pretrained", "use_rep")}
     _check_mode(
-        adata, _keys.SEGMENT, options.n_segments, options.labels_key, {**given, "save_model": None, "params": None}
+        adata, _keys.SEGMENT, options.n_segments, options.labels_key, {**inputs, "save_model": None, "params": None}
     )
     if options.labels_key is not None:
         _groups(adata, options.labels_key, "labels_key")

@@ -1,4 +1,4 @@
-"""What ``python -m stxtools run`` can be told: on the command line, in a TOML file, or not at all."""
+"""What ``python -m stxtools run`` can be set: on the command line, in a TOML file, or not at all."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
     )
 
 
-def gathered(given: Mapping[str, Any]) -> Options:
+def gathered(arguments: Mapping[str, Any]) -> Options:
     """Put the command line over the TOML file over the defaults.
 
     Raises
@@ -102,9 +102,9 @@ def gathered(given: Mapping[str, Any]) -> Options:
     UsageError
         If the TOML file cannot be read or names something that is no option.
     """
-    path = given.get("config")
+    path = arguments.get("config")
     values = {} if path is None else read_config(path)
-    values |= {name: value for name, value in given.items() if name in _TYPES}
+    values |= {name: value for name, value in arguments.items() if name in _TYPES}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     options = Options(**values)
     if options.overwrite and options.resume:

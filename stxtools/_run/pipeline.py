@@ -1,4 +1,4 @@
-"""The steps of a run: each is timed, told and saved when it ends."""
+"""The steps of a run: each is timed, reported and saved when it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Run:
     Parameters
     ----------
     options
-        What it was told.
+        Its options.
 
     Attributes
     ----------

@@ -32,7 +32,7 @@ class Folder:
     Parameters
     ----------
     options
-        What the run was told.
+        Options of the run.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class Folder:
             self._lock = None
 
     def _compare(self, path: Path) -> None:
-        """Take over what an earlier run has finished, if it was told the same."""
+        """Take over what an earlier run has finished, if it had the same options."""
         try:
             then: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             parts = [(then[key], self.record[key]) for key in ("options", "files")]
@@ -144,9 +144,9 @@ class Folder:
                 f"The run in {str(self.path)!r} was started with stxtools {then['stxtools']}, this is {__version__}; "
                 "--overwrite starts anew."
             )
-        told, stamps = (_differences(old, new) for old, new in parts)
-        if told:
-            changed = "; ".join(f"--{k.replace('_', '-')} was {_said(a)}, now {_said(b)}" for k, a, b in told)
+        options, stamps = (_differences(old, new) for old, new in parts)
+        if options:
+            changed = "; ".join(f"--{k.replace('_', '-')} was {_said(a)}, now {_said(b)}" for k, a, b in options)
             raise UsageError(
                 f"The run in {str(self.path)!r} was started with other arguments: {changed}. Give the same, or start "
                 "anew with --overwrite."

@@ -162,5 +162,5 @@ def compartments(
 
 
 def lesion(unit: NDArray[np.float64], anatomy: Anatomy) -> NDArray[np.bool_]:
-    """Say which observations lie in the lesion: connected, smooth patches that heed no compartment."""
+    """Say which observations lie in the lesion: connected, smooth patches, independent of compartments."""
     return _share(_inward(anatomy.lesion, unit)) > 1 - _LESION_SHARE

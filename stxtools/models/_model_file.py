@@ -81,9 +81,9 @@ class ModelFile:
 
     def params(self, kind: type[P]) -> P:
         """Parameters."""
-        given = self._value("params", dict, "a mapping")
+        params = self._value("params", dict, "a mapping")
         try:
-            return resolve(given, kind)
+            return resolve(params, kind)
         except (TypeError, ValueError) as err:
             raise self.damaged(f"its parameters are none that a model can have ({err})") from err
 

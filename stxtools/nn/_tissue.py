@@ -59,7 +59,7 @@ class GraphTensors:
 
     @property
     def judged(self) -> int:
-        """Number of regions, the first ones, that a loss may look at."""
+        """Number of regions, the first ones, that a loss may use."""
         return len(self.nodes) if self.core is None else self.core
 
     def pieces(self) -> list[GraphTensors]:
@@ -83,7 +83,7 @@ class GraphTensors:
 
 @dataclass
 class TissueOutput:
-    """What the framework says of a section.
+    """Output of the framework for a section.
 
     States and Z, outputs per task of the regions (R, K) and of the observations (n, K), the reconstruction of the
     regions' features, attention as edges (2, E') and weights (E',), and what the graph network read, (R, F').

@@ -19,7 +19,7 @@ from ._weighting import TaskWeighting
 
 STEPS = 6  # an epoch, at least
 PART_STEPS = 12  # an epoch, at least, where sections are learned from in parts
-JUDGED = 4  # parts that early stopping looks at
+JUDGED = 4  # parts on which early stopping is judged
 _TEMPERATURE = 0.5
 
 

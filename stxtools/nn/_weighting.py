@@ -48,7 +48,7 @@ class TaskWeighting(nn.Module):
         losses
             Task -> loss; tasks without labels in this batch are absent.
         shared
-            A tensor that all tasks depend on, such as the common states: GradNorm looks at gradients there.
+            A tensor that all tasks depend on, such as the common states: GradNorm compares gradients there.
         """
         at = self._positions(losses)
         weights = (self.get_buffer("factors") * self.own)[at]

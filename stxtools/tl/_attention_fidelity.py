@@ -167,7 +167,7 @@ def attention_fidelity(
 
 
 def _task_of(model: TissueNet, task: str | None) -> str:
-    """Task to look at; one of the model's classification tasks."""
+    """Task to explain; one of the model's classification tasks."""
     if not model.classes:
         raise ValueError("The model was trained for no class label; train it with `st.tl.multitask`.")
     if task is None:

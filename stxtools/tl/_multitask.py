@@ -109,8 +109,8 @@ def multitask(
     random_state = check_seed(random_state)
     if save_model is not None:
         check_writable(save_model)
-    given = (save_model, use_rep, params, expression, expression_key)
-    if model is not None and (any(value is not None for value in given) or ensemble != "auto"):
+    training_only = (save_model, use_rep, params, expression, expression_key)
+    if model is not None and (any(value is not None for value in training_only) or ensemble != "auto"):
         raise ValueError(
             "`model=` applies a trained model as it is; drop `save_model=`, `use_rep=`, `params=`, `ensemble=`, "
             "`expression=` and `expression_key=`."
@@ -204,8 +204,8 @@ def multitask(
 
 def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool) -> dict[str, str]:
     """Task -> label column, for the tasks that were named."""
-    given = {"biomarker": biomarker_key, "classification": region_key}
-    columns = {task: key for task, key in given.items() if key is not None}
+    keys = {"biomarker": biomarker_key, "classification": region_key}
+    columns = {task: key for task, key in keys.items() if key is not None}
     if not columns and needed:
         raise ValueError("Name `biomarker_key`, `region_key` or both: without a label column there is no task.")
     if columns and biomarker_key == region_key:

@@ -58,7 +58,7 @@ def pretrain(
     Parameters
     ----------
     adata
-        One AnnData or several: other donors, depths and platforms are welcome.
+        One AnnData or several: other donors, depths and platforms, too.
     save_model
         Where to write the pretrained model (``"brain.stx"``).
     use_rep

@@ -190,20 +190,20 @@ def segment(
 
 
 def _check_mode(
-    adata: AnnData, key: str, n_segments: int | None, labels_key: str | None, given: Mapping[str, Any]
+    adata: AnnData, key: str, n_segments: int | None, labels_key: str | None, arguments: Mapping[str, Any]
 ) -> None:
-    if given["save_model"] is not None:
-        check_writable(given["save_model"])
+    if arguments["save_model"] is not None:
+        check_writable(arguments["save_model"])
     if n_segments is not None:
         n_segments = check_int("n_segments", n_segments, minimum=1)
         if n_segments > adata.n_obs:
             raise ValueError(f"`n_segments={n_segments}` is more than the {adata.n_obs} observations there are.")
-    if given["model"] is not None:
-        others = {"n_segments": n_segments, "labels_key": labels_key, **given, "model": None}
+    if arguments["model"] is not None:
+        others = {"n_segments": n_segments, "labels_key": labels_key, **arguments, "model": None}
         clash = [name for name, value in others.items() if value is not None]
         if clash:
             raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(f'`{c}=`' for c in clash)}.")
-    if given["pretrained"] is not None and given["use_rep"] is not None:
+    if arguments["pretrained"] is not None and arguments["use_rep"] is not None:
         raise ValueError("`pretrained=` brings its own representation; drop `use_rep=`.")
     if labels_key is not None:
         _, names = categories(adata, labels_key, "labels_key", min_classes=2)

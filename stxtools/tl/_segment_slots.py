@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from stxtools._data.sections import Geometry
 
-_PIXELS_PER_SPOT = 2  # of a picture that the mask takes its pixels from
+_PIXELS_PER_SPOT = 2  # of an image that the mask takes its pixels from
 
 
 def segment_slots(
@@ -67,7 +67,7 @@ def _masks(adata: AnnData, values: NDArray[Any], where: Geometry, spatial_key: s
 
 
 def _frame_of_picture(adata: AnnData, library: str, xy: NDArray[np.float64], spacing: float) -> Frame | None:
-    """Pixels of the section's picture, if it is fine enough and the tissue lies on it."""
+    """Pixels of the section's image, if it is fine enough and the tissue lies on it."""
     found: Any = adata.uns.get(_keys.SPATIAL)
     entry: Any = found.get(library) if isinstance(found, Mapping) else None
     images, factors = (entry.get(k) if isinstance(entry, Mapping) else None for k in (_keys.IMAGES, _keys.SCALEFACTORS))

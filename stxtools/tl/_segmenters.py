@@ -62,8 +62,8 @@ def started_segmenter(
     if params is None:
         return start
     merged = {f.name: getattr(start.params, f.name) for f in fields(start.params)}
-    given = params if isinstance(params, Mapping) else {f.name: getattr(params, f.name) for f in fields(params)}
-    wanted = Segmenter(merged | dict(given)).params
+    fields_set = params if isinstance(params, Mapping) else {f.name: getattr(params, f.name) for f in fields(params)}
+    wanted = Segmenter(merged | dict(fields_set)).params
     other = [name for name in _ARCHITECTURE if getattr(wanted, name) != getattr(start.params, name)]
     if other:
         raise ValueError(
@@ -75,18 +75,18 @@ def started_segmenter(
 
 
 def agreed_image(model: Segmenter, image_key: str | None) -> str | None:
-    """Picture that a model reads: its own, or another one that is named instead (``"hires"`` for ``"lowres"``).
+    """Image that a model reads: its own, or another one that is named instead (``"hires"`` for ``"lowres"``).
 
     Raises
     ------
     ValueError
-        If the model was trained without a picture.
+        If the model was trained without an image.
     """
     if image_key is not None and model.image_key is None:
-        raise ValueError(f"The model was trained without a picture; drop `image_key={image_key!r}`.")
+        raise ValueError(f"The model was trained without an image; drop `image_key={image_key!r}`.")
     return image_key if image_key is not None else model.image_key
 
 
 def number_of_image_features(model: Segmenter) -> int:
-    """Number of channels that come from the picture."""
+    """Number of channels that come from the image."""
     return 0 if model.image_key is None else N_IMAGE_FEATURES

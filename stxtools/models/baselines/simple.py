@@ -21,7 +21,7 @@ Classes = Mapping[str, int]
 
 @dataclass
 class EvaluationSection(Section):
-    """A section with what some baselines read beside the representation.
+    """A section with the additional input of some baselines.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Baseline(ABC):
     random_state
         Seed.
     accelerator
-        As in Lightning; only networks look at it.
+        As in Lightning; only networks use it.
     """
 
     def __init__(

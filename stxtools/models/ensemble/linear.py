@@ -24,7 +24,7 @@ SHARE, PENALTY = 0.5, 1e-2  # of the ridge, against the discriminant analysis; i
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
 INVERSE_TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _FOLDS = 4
-_ROWS = 8000  # observations that a fit looks at; the others add time, not accuracy
+_ROWS = 8000  # observations that a fit uses; more add time, not accuracy
 _ABSENT = -12.0  # logit of a class without labels
 
 

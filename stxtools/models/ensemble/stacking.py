@@ -43,8 +43,8 @@ class Weights:
     label_propagation: float = 0.0
     bandwidth: float = 0.0
 
-    def beside_network(self, share: float) -> Weights:
-        """The network gets ``share`` of the logits, the others keep the rest in their own proportions."""
+    def with_network(self, share: float) -> Weights:
+        """Weights with the network at ``share``; the others keep their proportions."""
         rest = 1 - share
         return replace(
             self, network=share, linear=rest * self.linear, trees=rest * self.trees,

@@ -38,7 +38,7 @@ class RegionAttribution:
     task
         Which of its tasks.
     alone
-        Whether to look at the network alone.
+        Whether to explain the network alone.
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
@@ -48,7 +48,7 @@ class RegionAttribution:
             out = self.module(self.graph)
         self.nodes, self.n = out.inputs.detach(), len(out.inputs)
         at_obs = out.obs_logits[task].numpy()
-        self.weight, others, mean = net.beside_network(task, at_obs, self.graph, section)
+        self.weight, others, mean = net.other_members(task, at_obs, self.graph, section)
         if alone:
             self.weight, others, mean = 1.0, np.zeros_like(others), np.zeros_like(mean)
         self._others, self._at_regions = (torch.from_numpy(a.astype(np.float32)) for a in (others, mean))

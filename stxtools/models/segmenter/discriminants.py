@@ -66,12 +66,12 @@ def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int,
     """
     known = labels >= 0
     shrinkage = [class_shrinkage(z[known], labels[known], n_classes) for z in views]
-    given = np.eye(n_classes)[labels[known]]
+    one_hot = np.eye(n_classes)[labels[known]]
     share, weight = np.zeros((len(labels), n_classes)), known.astype(float)
-    share[known] = given
+    share[known] = one_hot
     share = _agreed(views, share, weight, shrinkage)
     for _ in range(rounds):
-        share[known] = given
+        share[known] = one_hot
         sure = np.clip(2 * share.max(axis=1) - 1, 0, 1)
         weight = np.where(known, 1.0, sure * known.sum() / max(float(sure[~known].sum()), 1e-9))
         share = _agreed(views, share, weight, [s / 2 for s in shrinkage])

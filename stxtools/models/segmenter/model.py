@@ -127,7 +127,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         """
         self.net, self.history, run = None, [], completed(run)
         orders = [s.canonical_order() for s in sections]
-        given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
+        as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
@@ -149,7 +149,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
         self.temperature = expected_temperature(proba, pseudo_labels)
         if labels is None:
-            self._order_by_size(given, accelerator)
+            self._order_by_size(as_given, accelerator)
         return self
 
     def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:

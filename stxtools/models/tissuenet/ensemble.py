@@ -69,7 +69,7 @@ class EnsembleFit:
         values = np.concatenate([self.training.values(s)[0] for s in self.sections])
         known = np.concatenate([self.training.values(s)[1] for s in self.sections]) & self.in_region
         fitted = linear_regression(self._input(across=self.training.across), values, known, self.rng)
-        return Ensemble(Stack(Weights(linear=1.0).beside_network(share), fitted))
+        return Ensemble(Stack(Weights(linear=1.0).with_network(share), fitted))
 
     def _stacked(self, task: str, members: Sequence[str], inp: LinearInput) -> Ensemble:
         codes, n_classes = self._codes(task), self.training.tasks[task]
@@ -151,4 +151,4 @@ def _share(task: str, members: Sequence[str]) -> float:
 def _beside(weights: Weights, share: float) -> Weights:
     """The weights with the network's; all for the network where no other member counts."""
     others = weights.linear + weights.trees + weights.label_propagation
-    return weights.beside_network(share if others > 0 else 1.0 if share > 0 else 0.0)
+    return weights.with_network(share if others > 0 else 1.0 if share > 0 else 0.0)

@@ -158,8 +158,8 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     def _factors(self) -> dict[str, float]:
         """Task -> factor of its loss, for the tasks that are trained."""
         p = self.params
-        given = {BIOMARKER: p.alpha, CLASSES: p.beta, EXPRESSION: p.gamma}
-        factors = {task: given[task] for task in self.tasks if given[task] > 0}
+        weights = {BIOMARKER: p.alpha, CLASSES: p.beta, EXPRESSION: p.gamma}
+        factors = {task: weights[task] for task in self.tasks if weights[task] > 0}
         if self.tasks and not factors:
             raise ValueError(f"The factors of {' and '.join(self.tasks)} are 0: nothing would be learned.")
         return factors
@@ -272,17 +272,17 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Outputs of regions and observations, by all members of the ensemble together."""
         at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
-        share, others, mean = self.beside_network(task, at_obs, g, s)
+        share, others, mean = self.other_members(task, at_obs, g, s)
         at_regions, at_obs = share * at_regions + mean, share * at_obs + others
         if task != EXPRESSION:
             return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
         scale, centre = self.featurizer.scaling["expression_scale"], self.featurizer.scaling["expression_centre"]
         return (at_regions * scale + centre).astype(np.float32), (at_obs * scale + centre).astype(np.float32)
 
-    def beside_network(
+    def other_members(
         self, task: str, network: NDArray[np.float32], g: GraphTensors, s: RegionSection
     ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """Return the network's weight, and what the other members add to the logits of observations and regions."""
+        """Return the network's weight, and the other members' share of the logits of observations and regions."""
         ensemble, known = self.ensembles.get(task), s.region >= 0
         if ensemble is None or g.own is None:
             return 1.0, np.zeros(network.shape), np.zeros((len(s.nodes), network.shape[1]))

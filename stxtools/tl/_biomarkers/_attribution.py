@@ -1,4 +1,4 @@
-"""What models look at to tell a group apart: integrated gradients, carried to genes."""
+"""Attribution of models: integrated gradients of a group's log odds, by gene."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the joint framework looks at to tell a group apart, gene by gene."""
+"""Attribution of the joint framework, by gene."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def biomarkers(
     if layer is not None:
         check_in(adata, "layers", layer, "layer")
     adjusted_for = covariate_names(covariates)
-    given = read_covariates(adata, adjusted_for, groupby)
+    adjusters = read_covariates(adata, adjusted_for, groupby)
     chosen = chosen_groups(groups, reference, names, groupby)
     models = load_models(attribution_model)
 
@@ -174,12 +174,12 @@ def biomarkers(
         attributions = LinearProbe(tested_adata, blocks, codes, libs, seed)(designs)
     observations = np.asarray(adata.obs_names, dtype=str)
     outcomes = compare(
-        blocks, designs, codes, libs, xy, observations, given, n_null=n_null, seed=seed, show_progress=show_progress
+        blocks, designs, codes, libs, xy, observations, adjusters, n_null=n_null, seed=seed, show_progress=show_progress
     )
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
     tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)
     for design, outcome, attribution in zip(designs, outcomes, attributions, strict=True):
-        table, agrees = design_table(design, outcome, attribution, gene_names, adjusted=given is not None)
+        table, agrees = design_table(design, outcome, attribution, gene_names, adjusted=adjusters is not None)
         tables.append(ordered(table))
         agreement.append(agrees)
         gene_score = np.maximum(gene_score, np.abs(table["certain_logfoldchanges"].to_numpy()))

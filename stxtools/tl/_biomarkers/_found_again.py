@@ -85,14 +85,14 @@ def reads_stored_pca(adata: AnnData, params: Mapping[str, Any]) -> bool:
     return "layer" not in params and _keys.X_PCA in adata.obsm and not params.get("pretrained", False)
 
 
-def same_picture(adata: AnnData, params: Mapping[str, Any], missing: list[str]) -> str | None:
-    """Return the picture that was read, if it is still there."""
+def same_image(adata: AnnData, params: Mapping[str, Any], missing: list[str]) -> str | None:
+    """Return the image that was read, if it is still there."""
     if params.get("image_key") is None:
         return None
     key, spatial = str(params["image_key"]), adata.uns.get(_keys.SPATIAL, {})
     there = isinstance(spatial, Mapping) and any(key in e.get(_keys.IMAGES, {}) for e in spatial.values())
     if not there:
-        missing.append(f"the picture {key!r}, which is not in `uns['spatial']` any more")
+        missing.append(f"the image {key!r}, which is not in `uns['spatial']` any more")
     return key if there else None
 
 

@@ -1,4 +1,4 @@
-"""Attribution without a model: what a linear probe of the groups looks at."""
+"""Attribution without a model: that of a linear probe of the groups."""
 
 from __future__ import annotations
 

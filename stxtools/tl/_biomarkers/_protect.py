@@ -17,7 +17,7 @@ from stxtools._validate import categories, stored_library_key
 from stxtools._warn import at_caller
 from stxtools.stats._thinning import thin_counts
 
-from ._found_again import SAME, reads_stored_pca, same_pca, same_picture, same_start
+from ._found_again import SAME, reads_stored_pca, same_image, same_pca, same_start
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,9 +31,9 @@ _FOUND_AGAIN = 0.8  # below this Rand index the groups of half the counts are no
 
 @dataclass(frozen=True)
 class Protected:
-    """What is tested: counts, and the groups found without them; how well these agree with the user's.
+    """Counts to test and the groups found without them, with their agreement to the user's groups.
 
-    ``representation`` says what they were found in, ``missing`` what the user's segmentation read beside it.
+    ``representation`` names the input they were found in, ``missing`` the user's input that was not available.
     """
 
     adata: AnnData
@@ -47,15 +47,15 @@ class Protected:
 def guard(
     adata: AnnData, groupby: str, layer: str | None, protect: str | None, seed: int, show_progress: bool | None
 ) -> Protected | None:
-    """Return what protects groups that were found in this expression, or warn that nothing does."""
+    """Return the other half of the counts and the groups found without it, or warn that p-values are optimistic."""
     if not found_in_expression(adata, groupby, layer):
         return None
     if protect is not None and is_out_of_core(stored_matrix(adata, layer)[0]):
         raise ValueError(
-            f"The groups of `{groupby}` were found in this expression, and `protect='thinning'` divides counts and "
-            "segments again in memory, but the expression is out of core. Load it (`adata.to_memory()`), or set "
-            "`protect=None` and rank by effect; for p-values that hold, find groups in one part of "
-            "`st.pp.split_counts` and test on the other (`layer=`)."
+            f"The groups of `{groupby}` were found in this expression. `protect='thinning'` splits the counts and "
+            "segments again in memory, but the expression is out of core. Load it (`adata.to_memory()`), or split the "
+            "counts with `st.pp.split_counts`, find groups in one part and test the other (`layer=`). With "
+            "`protect=None` p-values are optimistic: rank genes by effect."
         )
     found = "" if protect is None else protect_by_thinning(adata, groupby, layer, seed, show_progress)
     if isinstance(found, Protected):
@@ -108,7 +108,7 @@ def protect_by_thinning(
 
 
 def _warn_other_groups(groupby: str, agreement: float, missing: list[str]) -> None:
-    """Say where the groups that are tested are not those that were named."""
+    """Warn where the tested groups differ from the user's."""
     parts = []
     if missing:
         parts.append(f"were found without {'; without '.join(missing)}")
@@ -116,21 +116,20 @@ def _warn_other_groups(groupby: str, agreement: float, missing: list[str]) -> No
         parts.append(f"agree with `{groupby}` to an adjusted Rand index of {agreement:.2f} only")
     if parts:
         warnings.warn(
-            f"What is tested are groups that half the counts give, and these {' and '.join(parts)}: the table "
-            f"describes them and not quite those of `{groupby}`, which may rest on noise. See `protect_agreement` in "
-            "the table's params.",
+            f"The tested groups were found again in one half of the counts. They {' and '.join(parts)}: the table "
+            f"describes these groups, not those of `{groupby}`. See `protect_agreement` in the table's params.",
             UserWarning,
             stacklevel=at_caller(),
         )
 
 
 def warn_unprotected(groupby: str, why: str) -> None:
-    """Say that p-values are optimistic, and what to set."""
+    """Warn that p-values are optimistic."""
     warnings.warn(
-        f"The groups of `{groupby}` were found in this expression and the same counts are tested on them"
-        f"{f' ({why})' if why else ''}: the p-values are optimistic. Use `protect='thinning'` on integer counts "
-        "(`layer=`), or `st.pp.split_counts`: find groups in one part and test on the other (`layer=`). "
-        "Without either, rank by effect (`auroc`, `logfoldchanges`), not by p.",
+        f"The groups of `{groupby}` were found in the expression that is tested, so p-values are optimistic"
+        f"{f' (not protected: {why})' if why else ''}. Use `protect='thinning'` on integer counts (`layer=`), or split "
+        "the counts with `st.pp.split_counts`, find groups in one part and test the other (`layer=`). "
+        "Otherwise rank genes by effect (`auroc`, `logfoldchanges`), not by p-value.",
         UserWarning,
         stacklevel=at_caller(),
     )
@@ -193,7 +192,7 @@ def _segment_again(
     """Segment ``part`` of the counts with the parameters and, as far as it can be made, the input of ``params``."""
     from stxtools.tl._segment import segment
 
-    def given(name: str) -> Any:
+    def stored(name: str) -> Any:
         value = params.get(name)
         return value.item() if isinstance(value, np.generic) else value
 
@@ -201,7 +200,7 @@ def _segment_again(
     spatial_key = str(params.get("spatial_key", _keys.SPATIAL))
     work.obsm[spatial_key] = adata.obsm[spatial_key]
     missing: list[str] = []
-    image_key, pretrained = same_picture(adata, params, missing), same_start(params, missing)
+    image_key, pretrained = same_image(adata, params, missing), same_start(params, missing)
     if image_key is not None:
         work.uns[_keys.SPATIAL] = adata.uns[_keys.SPATIAL]
     representation = "PCA of the variable genes" if pretrained is None else "components of the pretrained model"
@@ -217,7 +216,7 @@ def _segment_again(
                     f"`obsm['X_pca']` as it is: of the usual ways to make it from these counts none explains more than "
                     f"{explained:.0%} of it"
                 )
-    labels_key = None if given("labels_key") is None else str(given("labels_key"))
+    labels_key = None if stored("labels_key") is None else str(stored("labels_key"))
     settings = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in params["segmenter"].items()}
     key = "found_again"
     segment(
@@ -225,7 +224,7 @@ def _segment_again(
         n_segments=None if labels_key is not None else int(params["n_segments"]),
         labels_key=labels_key,
         keep_labels=bool(params.get("keep_labels", False)),
-        abstain_below=given("abstain_below"),
+        abstain_below=stored("abstain_below"),
         pretrained=pretrained,
         image_key=image_key,
         spatial_key=spatial_key,

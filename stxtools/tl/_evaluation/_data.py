@@ -1,4 +1,4 @@
-"""What every model of an evaluation is given: sections, labels and folds, without a look at the test labels."""
+"""Input of every model in an evaluation: sections, labels and folds, without test labels."""
 
 from __future__ import annotations
 

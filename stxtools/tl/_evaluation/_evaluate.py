@@ -127,8 +127,8 @@ def evaluate(
         isinstance(params, Mapping) and all(isinstance(v, Mapping) for v in params.values())
     ):
         raise TypeError(f"`params` must be a mapping of models to mappings of their parameters, not {params!r}.")
-    given = {str(name): dict(value) for name, value in (params or {}).items()}
-    unknown = sorted(set(given) - set(chosen))
+    model_params = {str(name): dict(value) for name, value in (params or {}).items()}
+    unknown = sorted(set(model_params) - set(chosen))
     if unknown:
         raise ValueError(f"`params` names {listing(unknown)}; the models are {listing(chosen)}.")
     check_choice("noise_kind", noise_kind, ("gaussian", "counts"))
@@ -142,7 +142,7 @@ def evaluate(
         [scheme] if isinstance(scheme, str) else list(scheme),
         [seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))], FeatureSource(use_rep, layer, seed),
         n_folds=n_folds, max_folds=max_folds, spatial_key=spatial_key, library_key=library_key,
-        accelerator=accelerator, params=given, genes=genes, noise_kind=noise_kind,
+        accelerator=accelerator, params=model_params, genes=genes, noise_kind=noise_kind,
         noise=[check_number("noise", level, minimum=0, maximum=1) for level in levels],
     )  # fmt: skip
     adata = adata.copy() if check_bool("copy", copy) else adata
@@ -155,7 +155,7 @@ def evaluate(
         n_folds=n_folds, max_folds=max_folds, n_seeds=n_seeds, noise=protocol.noise, noise_kind=noise_kind,
         genes=genes if genes is None or isinstance(genes, int) else list(genes), use_rep=use_rep, layer=layer,
         **record, spatial_key=spatial_key, library_key=library_key, random_state=seed,
-        params={name: str(value) for name, value in given.items()} or None,
+        params={name: str(value) for name, value in model_params.items()} or None,
     )  # fmt: skip
     slots.write(adata)
     return adata if copy else None

@@ -33,7 +33,7 @@ class Framework(Baseline):
     """
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
-        """Run the line on the sections; what it says of all observations is kept for :meth:`predict_proba`."""
+        """Run the calls on the sections and keep the predictions for :meth:`predict_proba`."""
         unknown = sorted(set(self.params) - set(_STAGES))
         if unknown:
             raise ValueError(f"Unknown stage(s) of the framework: {', '.join(unknown)}; it has {', '.join(_STAGES)}.")
@@ -44,10 +44,10 @@ class Framework(Baseline):
 
     def _joint(self, adata: AnnData) -> dict[str, Any]:
         """Arguments of the user for the joint network, which reads no genes where only a representation was given."""
-        given = dict(self.params.get("multitask", {}))
-        if adata.X.min() >= 0 or not isinstance(given.get("params", {}), Mapping):
-            return given
-        return given | {"params": {"genes": False} | dict(given.get("params", {}))}
+        arguments = dict(self.params.get("multitask", {}))
+        if adata.X.min() >= 0 or not isinstance(arguments.get("params", {}), Mapping):
+            return arguments
+        return arguments | {"params": {"genes": False} | dict(arguments.get("params", {}))}
 
     def prepare(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> AnnData:
         """Return an AnnData of the sections with labels, compartments and region graph."""

@@ -1,4 +1,4 @@
-"""What a function does, in a few letters: two functions of one name that do different things are told apart."""
+"""A digest of a function's code: it distinguishes functions of one name."""
 
 from __future__ import annotations
 

@@ -85,12 +85,12 @@ def checked_protocol(
 
 
 def _targets(adata: AnnData, keys: Mapping[str, str | None]) -> list[Target]:
-    given = {name: key for name, key in keys.items() if key is not None}
-    if not given:
+    named = {name: key for name, key in keys.items() if key is not None}
+    if not named:
         raise ValueError("Name what is to be predicted: `biomarker_key=`, `region_key=` or both.")
-    out = [Target(name, key, *categories(adata, key, f"{name}_key", min_classes=2)) for name, key in given.items()]
-    if len(set(given.values())) < len(given):
-        key = next(iter(given.values()))
+    out = [Target(name, key, *categories(adata, key, f"{name}_key", min_classes=2)) for name, key in named.items()]
+    if len(set(named.values())) < len(named):
+        key = next(iter(named.values()))
         raise ValueError(f"`biomarker_key` and `region_key` are both {key!r}; they name two different columns.")
     return out
 

@@ -194,7 +194,7 @@ def _model(name: str, seed: int, p: Protocol) -> Baseline:
     how: dict[str, Any] = {"params": p.params.get(name), "random_state": seed, "accelerator": p.accelerator}
     if chosen != "framework":
         return baseline(chosen, **how)
-    from ._framework import Framework  # here: it draws in the whole line
+    from ._framework import Framework  # here: it imports the whole pipeline
 
     return Framework(**how)
 

@@ -164,7 +164,7 @@ def study_of(
         trials = study.get_trials(deepcopy=False)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
         if not complete:
-            raise ValueError("No trial was completed; look at `space`, or give more trials.")
+            raise ValueError("No trial was completed; check `space`, or raise `n_trials`.")
         best = max(complete, key=lambda t: (t.value, -t.number))
     return task.fixed | dict(best.params), float(best.value or 0.0), _table(trials, task)
 
