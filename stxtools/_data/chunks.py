@@ -29,7 +29,7 @@ def is_dask(matrix: Any) -> bool:
 
 def is_backed(matrix: Any) -> bool:
     """Whether ``matrix`` lies in a file: a backed sparse matrix of anndata, an HDF5 dataset, a zarr array."""
-    return not is_dask(matrix) and type(matrix).__module__.partition(".")[0] in {"anndata", "h5py", "zarr"}
+    return not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix) or is_dask(matrix))
 
 
 def is_out_of_core(matrix: Any) -> bool:
@@ -41,7 +41,7 @@ def to_csr(matrix: Any) -> sparse.csr_matrix:
     """Return ``matrix`` as CSR, read into memory if it is not (a new wrapper; data are shared where they can be)."""
     if hasattr(matrix, "to_memory"):  # backed
         matrix = matrix.to_memory()
-    elif hasattr(matrix, "dask") and hasattr(matrix, "compute"):  # a dask array
+    elif is_dask(matrix):
         matrix = matrix.compute()
     elif not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray) and hasattr(matrix, "__getitem__"):
         matrix = np.asarray(matrix[()] if hasattr(matrix, "shape") else matrix)  # a dataset of h5py or zarr

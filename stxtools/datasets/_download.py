@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from stxtools._progress import is_shown
+from stxtools._warn import at_caller
 
 _CHECKSUM = re.compile(r"(sha256:)?[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}|sha1:[0-9a-fA-F]{40}")
 
@@ -76,7 +77,7 @@ def fetch_one(
             f"No checksum of {file.name} is published: this copy was not checked. Its own, sha256:{found}, is recorded "
             f"in {record.name} and holds from now on; compare it with a colleague's, or pass one as `known_hash=`.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=at_caller(),
         )
     return path
 

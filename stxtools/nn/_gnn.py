@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import GATv2Conv, MessagePassing
+from torch_geometric.typing import OptTensor
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,20 @@ class SumConv(MessagePassing):
 
 
 class GatedGATv2(GATv2Conv):
-    """GATv2 (Brody et al. 2022) whose messages can be gated: closing an edge's gate shows what it is worth."""
+    """GATv2 (Brody et al. 2022) whose messages can be gated: closing an edge's gate shows what it is worth.
 
-    gate: Tensor | None = None
+    The gates (E,) are given as ``edge_attr``: they multiply the attention, and that of the self loops is 1.
+    """
 
-    def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
-        """The neighbour's state times attention, times the gate where there is one."""
-        out = x_j * alpha.unsqueeze(-1)
-        return out if self.gate is None else out * self.gate[:, None, None]
+    def __init__(self, in_channels: int, out_channels: int, heads: int) -> None:
+        super().__init__(in_channels, out_channels, heads=heads, add_self_loops=True, fill_value=1.0)
+
+    def edge_update(
+        self, x_j: Tensor, x_i: Tensor, edge_attr: OptTensor, index: Tensor, ptr: OptTensor, dim_size: int | None
+    ) -> Tensor:
+        """Attention, times the gate where there is one."""
+        alpha = super().edge_update(x_j, x_i, None, index, ptr, dim_size)
+        return alpha if edge_attr is None else alpha * edge_attr[:, None]
 
 
 class RegionGNN(nn.Module):
@@ -103,7 +110,7 @@ class RegionGNN(nn.Module):
             if conv == "sum":
                 self.convs.append(SumConv(a, b))
             else:
-                layer = GatedGATv2(a, b // heads, heads=heads, add_self_loops=True)
+                layer = GatedGATv2(a, b // heads, heads)
                 for linear in (layer.lin_l, layer.lin_r):
                     nn.init.xavier_uniform_(linear.weight)
                 self.convs.append(layer)
@@ -127,10 +134,7 @@ class RegionGNN(nn.Module):
                 h = conv(h, edge_index, gate)
                 h = F.relu(h) if i < last else h
             else:
-                # the layer appends a self loop for each region
-                conv.gate = None if gate is None else torch.cat([gate, gate.new_ones(len(h))])
-                out, (edges, alpha) = conv(h, edge_index, return_attention_weights=True)
-                conv.gate = None
+                out, (edges, alpha) = conv(h, edge_index, gate, return_attention_weights=True)
                 weights = alpha.mean(dim=1)
                 h = self.norms[i](out + self.skips[i](h))
                 h = F.elu(h) if i < last else h

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stxtools._warn import at_caller
+
 from ._palette import MISSING, MISSING_LABEL
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ def _fitting_legend(
             return need, legend
         legend.remove()
     warnings.warn("The legend does not fit into `ax` and is not drawn; pass a larger `ax`, or `legend=False`.",
-                  stacklevel=5)  # fmt: skip
+                  stacklevel=at_caller())  # fmt: skip
     return 0.0, None
 
 

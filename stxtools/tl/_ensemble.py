@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools._validate import libraries, listing
+from stxtools._warn import at_caller
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -72,7 +73,7 @@ def warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved:
             f"the classes' shares. {what}; embeddings and attention are those of this network. More labels, more "
             "epochs or a smaller `params['lr']` may help.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=at_caller(),
         )
     elif not named and any(_without_network(model, task) for task in model.classes):
         where = sorted(set(weights.loc[weights["network"] == 0, "library"]))
@@ -83,7 +84,7 @@ def warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved:
                 f"chosen on held-out sections, predicts alone where there are none (`adata.uns[{key!r}]['weights']`). "
                 "`ensemble=` names other members.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=at_caller(),
             )
 
 

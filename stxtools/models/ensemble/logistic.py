@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
+from stxtools._warn import at_caller
+
 FloatArray = NDArray[np.float64]
 
 _TOLERANCE = 1e-5  # largest gradient, relative to that of the start
@@ -62,7 +64,7 @@ def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: f
             f"The linear classifier of the ensemble has not converged after {found.nit} steps (its gradient is "
             f"{left / steepest:.1e} of that at the start): look for extreme values in the expression.",
             UserWarning,
-            stacklevel=2,
+            stacklevel=at_caller(),
         )
     w = found.x.reshape(d + 1, n_classes) * scale
     coef = w[:-1] - w[:-1].mean(axis=1, keepdims=True)

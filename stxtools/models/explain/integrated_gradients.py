@@ -122,7 +122,7 @@ class TissueEvidence:
         if smoothed is None or genes is None:
             return np.zeros(0)
         total = np.zeros(len(smoothed.axes))
-        for at, rows in smoothed._rows(genes, self.section.section.xy, np.arange(len(at_scores))):
+        for at, rows in smoothed.chunks(genes, self.section.section.xy, np.arange(len(at_scores))):
             total += (rows * (at_scores[at] @ smoothed.axes.T)).sum(axis=0)
         return total.reshape(len(smoothed.sizes), -1).sum(axis=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class SmoothedGenes:
         take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
         self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
         parts = [
-            np.concatenate([rows for _, rows in self._rows(logged, xy, np.sort(rng.permutation(len(xy))[:count]))])
+            np.concatenate([rows for _, rows in self.chunks(logged, xy, np.sort(rng.permutation(len(xy))[:count]))])
             for (logged, xy), count in zip(sections, take, strict=True)
         ]
         sample = np.concatenate(parts)
@@ -79,7 +79,7 @@ class SmoothedGenes:
     ) -> NDArray[np.float32]:
         """Scores of a section, (n, k), or of some of its ``rows``."""
         rows = np.arange(len(xy)) if rows is None else rows
-        parts = [smoothed @ self.axes for _, smoothed in self._rows(logged, xy, rows)]
+        parts = [smoothed @ self.axes for _, smoothed in self.chunks(logged, xy, rows)]
         return np.concatenate(parts) if parts else np.empty((0, self.axes.shape[1]), dtype=np.float32)
 
     def loadings(
@@ -93,10 +93,10 @@ class SmoothedGenes:
         whole = (self.axes @ coefficients) / scale[:, None]
         return np.split(whole.astype(np.float64), len(self.sizes))
 
-    def _rows(
+    def chunks(
         self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]] | Any:
-        """Smoothed and scaled genes of ``rows``, a chunk at a time."""
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield some of ``rows`` and their smoothed and scaled genes, (m, sizes x G), a chunk at a time."""
         mean = np.tile(np.asarray(logged.mean(axis=0)).ravel(), len(self.sizes)).astype(np.float32)
         pools = [pooling(xy, size) for size in self.sizes]
         scale = self._scale(pools, logged)
