@@ -11,21 +11,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK_UNET, assert_same
+from conftest import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 from scipy import sparse
-from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
+from scipy.spatial import cKDTree
+from scipy.stats import mannwhitneyu
 
 import stxtools as st
-from stxtools._validate import Libraries
-from stxtools.models.baselines.registry import BASELINES, baseline
-from stxtools.models.baselines.simple import EvaluationSection
-from stxtools.tl._evaluation._metrics import scores
-from stxtools.tl._evaluation._splits import folds_of
 
 FAST = ["lda", "nearest_label"]
-FIXED = QUICK_UNET | {"epochs": 2, "pretrain": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +46,35 @@ def _without_time(table: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------------- splits
 
 
-@settings(max_examples=30, deadline=None)
+def _tissue(xy: np.ndarray, library: np.ndarray | None = None) -> ad.AnnData:
+    """Observations at given places, every other one of class "a"."""
+    adata = ad.AnnData(np.ones((len(xy), 1), dtype=np.float32), obsm={"spatial": xy, "rep": xy})
+    adata.obs["half"] = pd.Categorical(np.where(np.arange(len(xy)) // 2 % 2, "a", "b"))
+    adata.obs["library"] = pd.Categorical(np.full(len(xy), "one") if library is None else library)
+    return adata
+
+
+def _folds(adata: ad.AnnData, scheme: str, n_folds: int = 5, seed: int = 0) -> np.ndarray:
+    """Fold of every observation: the one in which its label is hidden from the model, exactly one."""
+    hidden = []
+
+    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        mask = np.empty(adata.n_obs, dtype=bool)
+        for name, codes in zip(adata.obs["library"].cat.categories, labels, strict=True):
+            mask[(adata.obs["library"] == name).to_numpy()] = codes < 0
+        hidden.append(mask)
+        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
+
+    st.tl.evaluate(
+        adata, {"m": model}, region_key="half", scheme=scheme, n_folds=n_folds, n_seeds=1, random_state=seed,
+        use_rep="rep", library_key="library", show_progress=False,
+    )  # fmt: skip
+    assert len(hidden) == len(adata.uns["evaluation"])
+    np.testing.assert_array_equal(np.sum(hidden, axis=0), 1)
+    return np.argmax(hidden, axis=0)
+
+
+@settings(max_examples=15, deadline=None)
 @given(
     n=hs.integers(20, 400),
     n_folds=hs.integers(2, 6),
@@ -59,21 +82,18 @@ def _without_time(table: pd.DataFrame) -> pd.DataFrame:
     scheme=hs.sampled_from(["block", "random"]),
 )
 def test_folds_cover_every_observation_evenly(n: int, n_folds: int, seed: int, scheme: str) -> None:
-    xy = np.random.default_rng(seed).uniform(size=(n, 2))
-    fold, names = folds_of(scheme, xy, Libraries(["a"], np.zeros(n, dtype=np.int64)), n_folds, seed)
-    sizes = np.bincount(fold, minlength=n_folds)
-    assert len(names) == n_folds
-    assert sizes.sum() == n
+    adata = _tissue(np.random.default_rng(seed).uniform(size=(n, 2)))
+    sizes = np.bincount(_folds(adata, scheme, n_folds, seed), minlength=n_folds)
+    assert len(sizes) == n_folds
     assert sizes.min() > 0
     assert sizes.max() <= 3 * sizes.min() + 16
 
 
 def test_blocks_keep_neighbours_together_and_random_splits_do_not() -> None:
-    xy = np.stack(np.meshgrid(np.arange(40.0), np.arange(40.0)), axis=-1).reshape(-1, 2)
-    libs = Libraries(["a"], np.zeros(len(xy), dtype=np.int64))
+    adata = _tissue(np.stack(np.meshgrid(np.arange(40.0), np.arange(40.0)), axis=-1).reshape(-1, 2))
     same = {}
     for scheme in ("block", "random"):
-        fold = folds_of(scheme, xy, libs, 5, 0)[0].reshape(40, 40)
+        fold = _folds(adata, scheme).reshape(40, 40)
         same[scheme] = float((fold[:, 1:] == fold[:, :-1]).mean())
     assert same["block"] > 0.85
     assert same["random"] == pytest.approx(0.2, abs=0.05)
@@ -81,34 +101,53 @@ def test_blocks_keep_neighbours_together_and_random_splits_do_not() -> None:
 
 def test_seeds_draw_other_blocks_and_libraries_are_whole_folds() -> None:
     xy = np.random.default_rng(0).uniform(size=(200, 2))
-    libs = Libraries(["a", "b"], np.arange(200) % 2)
-    assert not np.array_equal(folds_of("block", xy, libs, 5, 0)[0], folds_of("block", xy, libs, 5, 1)[0])
-    fold, names = folds_of("library", xy, libs, 5, 0)
-    np.testing.assert_array_equal(fold, libs.codes)
-    assert names == ["a", "b"]
+    one, two = _tissue(xy), _tissue(xy, np.where(np.arange(200) % 2, "b", "a"))
+    assert not np.array_equal(_folds(one, "block"), _folds(one, "block", seed=1))
+    np.testing.assert_array_equal(_folds(two, "library"), np.arange(200) % 2)
+    assert two.uns["evaluation"]["fold"].tolist() == ["a", "b"]
 
 
 # ------------------------------------------------------------------------------------------------- metrics
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=hs.integers(0, 10_000), n=hs.integers(6, 60), k=hs.integers(2, 5))
-def test_scores_are_those_of_scikit_learn(seed: int, n: int, k: int) -> None:
+@settings(max_examples=25, deadline=None)
+@given(seed=hs.integers(0, 10_000), n=hs.integers(20, 60), k=hs.integers(2, 5))
+def test_scores_are_averages_over_the_classes_of_the_fold(seed: int, n: int, k: int) -> None:
     rng = np.random.default_rng(seed)
-    truth = np.r_[np.arange(k), rng.integers(k, size=n)]
+    truth = rng.permutation(np.r_[np.arange(k), np.arange(k), rng.integers(k, size=n)])
     proba = rng.integers(1, 5, size=(len(truth), k)) / 10  # with ties
-    found, called = scores(proba, truth), proba.argmax(axis=1)
-    assert found["accuracy"] == pytest.approx(accuracy_score(truth, called))
-    how: dict[str, Any] = {"average": "macro", "zero_division": 0}
-    assert found["precision"] == pytest.approx(precision_score(truth, called, **how))
-    assert found["recall"] == pytest.approx(recall_score(truth, called, **how))
-    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(truth == c, proba[:, c]) for c in range(k)]))
+    adata = _tissue(rng.uniform(size=(len(truth), 2)))
+    adata.obs["half"] = pd.Categorical.from_codes(truth, [f"c{i}" for i in range(k)])
+    fold = _folds(adata, "random", 2)
+    st.tl.evaluate(
+        adata, {"m": lambda *_: [proba]}, region_key="half", scheme="random", n_folds=2, n_seeds=1, use_rep="rep"
+    )
+    for at, row in enumerate(adata.uns["evaluation"].itertuples()):
+        y, p = truth[fold == at], proba[fold == at]
+        called = p.argmax(axis=1)
+        present = np.unique(y)
+        hits = [(y == c) & (called == c) for c in present]
+        assert row.accuracy == pytest.approx((y == called).mean())
+        assert row.recall == pytest.approx(np.mean([h[y == c].mean() for h, c in zip(hits, present, strict=True)]))
+        precision = [h.sum() / max((called == c).sum(), 1) for h, c in zip(hits, present, strict=True)]
+        assert row.precision == pytest.approx(np.mean(precision))
+        if len(present) == 1:
+            assert np.isnan(row.auroc)
+            continue
+        above = [mannwhitneyu(p[y == c, c], p[y != c, c]).statistic for c in present]
+        pairs = [(y == c).sum() * (y != c).sum() for c in present]
+        assert row.auroc == pytest.approx(np.mean(np.divide(above, pairs)))
 
 
 def test_scores_of_a_single_class() -> None:
-    found = scores(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]))
-    assert found["accuracy"] == 0.5
-    assert np.isnan(found["auroc"])
+    adata = _tissue(np.random.default_rng(0).uniform(size=(60, 2)), np.repeat(["x", "y", "z"], 20))
+    adata.obs.loc[adata.obs["library"] == "z", "half"] = "a"
+    sure = np.tile([0.9, 0.1], (20, 1))
+    how: dict[str, Any] = {"region_key": "half", "scheme": "library", "library_key": "library", "use_rep": "rep"}
+    st.tl.evaluate(adata, {"m": lambda *_: [sure, sure, sure]}, n_seeds=1, **how)
+    row = adata.uns["evaluation"].set_index("fold").loc["z"]
+    assert row["accuracy"] == 1
+    assert np.isnan(row["auroc"])
 
 
 # ------------------------------------------------------------------------------------------------- no leak
@@ -174,7 +213,7 @@ def test_random_splits_are_marked_as_leaky() -> None:
 # ------------------------------------------------------------------------------------------------- models
 
 
-@pytest.mark.parametrize("name", [b for b in BASELINES if b != "nearest_label"])
+@pytest.mark.parametrize("name", ["unet", "gnn", "random_forest", "random_forest_means", "lda", "logistic"])
 def test_baselines_learn_what_is_easy(name: str) -> None:
     params = {
         "unet": {"width": 8, "epochs": 8, "pretrain": "none", "sigmas": (0.0, 1.0), "lr": 0.01},
@@ -198,90 +237,40 @@ def test_baselines_learn_what_is_easy(name: str) -> None:
     assert by.loc["biomarker", "accuracy"] > 0.5
 
 
-def _section(n: int = 30, name: str = "a", seed: int = 0) -> EvaluationSection:
-    rng = np.random.default_rng(seed)
-    xy = rng.uniform(size=(n, 2))
-    return EvaluationSection(
-        name,
-        rng.normal(size=(n, 4)).astype(np.float32),
-        np.zeros((n, 2), dtype=np.int32),
-        (1, 1),
-        sparse.csr_matrix((n, n)),
-        xy,
-    )
-
-
 def test_nearest_label_is_the_nearest_and_a_section_without_labels_gets_the_shares() -> None:
-    first, second = _section(), _section(20, "b", 1)
-    labels = np.where(np.arange(30) < 12, np.arange(30) % 3, -1)
-    model = baseline("nearest_label").fit([first, second], {"t": [labels, np.full(20, -1)]}, {"t": 4})
-    near, far = model.predict_proba([first, second])["t"]
-    distance = np.linalg.norm(first.xy[:, None] - first.xy[None, :12], axis=2)
-    np.testing.assert_array_equal(near.argmax(axis=1), labels[:12][distance.argmin(axis=1)])
-    np.testing.assert_allclose(near.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(far, np.tile([1 / 3, 1 / 3, 1 / 3, 0], (20, 1)), rtol=1e-6)
+    def nearest(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        (s,), (codes,) = sections, labels
+        known = codes >= 0
+        return [np.eye(n_classes)[codes[known][cKDTree(s.xy[known]).query(s.xy)[1]]]]
+
+    xy = np.random.default_rng(0).uniform(size=(400, 2))  # no two distances are equal
+    one = _tissue(xy)
+    models = {"nearest_label": "nearest_label", "by hand": nearest}
+    st.tl.evaluate(one, models, region_key="half", n_seeds=1, use_rep="rep")
+    accuracy = one.uns["evaluation"].pivot(index="fold", columns="model", values="accuracy")
+    np.testing.assert_array_equal(accuracy["nearest_label"], accuracy["by hand"])
+
+    two = _tissue(xy, np.where(np.arange(400) < 150, "x", "y"))
+    two.obs["half"] = pd.Categorical(np.where(np.arange(400) % 3, "often", "seldom"))
+    how: dict[str, Any] = {"region_key": "half", "scheme": "library", "library_key": "library", "use_rep": "rep"}
+    st.tl.evaluate(two, "nearest_label", n_seeds=1, **how)
+    for row in two.uns["evaluation"].itertuples():
+        assert row.accuracy == pytest.approx((two.obs["half"] == "often")[two.obs["library"] == row.fold].mean())
+        assert row.auroc == 0.5  # the same probabilities everywhere
 
 
-def _fitted(name: str, **params: Any) -> tuple[Any, EvaluationSection]:
+@pytest.mark.parametrize("name", ["lda", "random_forest"])
+def test_classes_that_training_lacks_are_never_predicted(name: str) -> None:
     rng = np.random.default_rng(0)
-    row, col = (a.ravel() for a in np.mgrid[:8, :8])
-    xy = np.c_[col, row].astype(float)
-    codes = (col > 3).astype(np.int64)
-    x = (rng.normal(size=(64, 4)) + codes[:, None]).astype(np.float32)
-    near = sparse.csr_matrix((np.abs(xy[:, None] - xy[None]).sum(axis=2) == 1).astype(float))
-    section = EvaluationSection("a", x, np.c_[row, col].astype(np.int32), (8, 8), near, xy)
-    model = baseline(name, params=params, accelerator="cpu").fit([section], {"region": [codes]}, {"region": 2})
-    return model, section
-
-
-def test_saliency_of_the_unet_alone_is_the_length_of_the_gradient() -> None:
-    model, section = _fitted("unet", **FIXED)
-    found = model.saliency([section])["region"][0]
-    assert found.shape == (64,)
-    net = model.nets["region"]
-    proba = net.predict([section], accelerator="cpu")[0].proba
-    called = proba.argmax(axis=1)
-    centre = section.features - net.scaling.centred(section).features  # held fixed, as in the gradient
-
-    def total(features: np.ndarray) -> float:
-        import torch
-
-        from stxtools.models.segmenter.rasters import section_raster
-
-        moved = EvaluationSection("a", features, section.pixels, section.shape, section.neighbours, section.xy)
-        raster, member = section_raster(moved, np.ones(4))
-        view = raster.whole()
-        with torch.no_grad():
-            logits = net.net.double()(view.x[None].double(), view.occupied[None].double())[0][0].flatten(1)
-        logits = logits[:, raster.flat][:, member].numpy()
-        return float((logits[called, np.arange(64)] - logits.mean(axis=0)).sum())
-
-    z = ((section.features - centre) / net.scale).astype(np.float64)
-    for i in (0, 27, 63):
-        steps = []
-        for k in range(4):
-            up, down = z.copy(), z.copy()
-            up[i, k] += 1e-2
-            down[i, k] -= 1e-2
-            steps.append((total(up) - total(down)) / 2e-2)
-        np.testing.assert_allclose(np.linalg.norm(steps), found[i], rtol=0.02, atol=1e-4)
-
-
-def test_attention_of_the_graph_network_alone_is_over_neighbours() -> None:
-    model, section = _fitted("gnn", epochs=2)
-    found = model.attention([section])[0]
-    np.testing.assert_allclose(np.asarray(found.sum(axis=1)).ravel(), 1, rtol=1e-5)
-    np.testing.assert_array_equal((found != 0).toarray(), (section.graph != 0).toarray() | np.eye(64, dtype=bool))
-
-
-def test_classes_that_training_lacks_have_probability_zero() -> None:
-    section = _section(60)
-    labels = np.arange(60) % 2 * 2
-    for name in ("lda", "random_forest"):
-        proba = baseline(name).fit([section], {"t": [labels]}, {"t": 3}).predict_proba([section])["t"][0]
-        assert proba.shape == (60, 3)
-        assert (proba[:, 1] == 0).all()
-        np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+    adata = _tissue(rng.uniform(size=(90, 2)), np.repeat(["x", "y", "z"], 30))
+    adata.obsm["rep"] = rng.normal(size=(90, 4))
+    codes = np.where(adata.obs["library"] == "z", 2 + np.arange(90) % 2, np.arange(90) % 2)
+    adata.obs["half"] = pd.Categorical.from_codes(codes, ["p", "q", "r", "s"])
+    how: dict[str, Any] = {"region_key": "half", "scheme": "library", "library_key": "library", "use_rep": "rep"}
+    st.tl.evaluate(adata, name, n_seeds=1, **how)
+    row = adata.uns["evaluation"].set_index("fold").loc["z"]
+    assert row[["accuracy", "precision", "recall"]].tolist() == [0, 0, 0]
+    assert row["auroc"] == 0.5  # the probability of both classes is 0 throughout
 
 
 def test_framework_runs_by_the_public_calls(

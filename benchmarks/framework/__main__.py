@@ -9,6 +9,7 @@ Segments and regions are made without labels. The floors read the same principal
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,14 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
-from stxtools._data.features import compute_representation
-from stxtools._spatial.blocks import deal, spatial_blocks
-from stxtools._validate import libraries
-from stxtools.models.baselines.simple import neighbourhood_means
-from stxtools.tl._evaluation._splits import folds_of
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from floors import block_folds, components, neighbourhoods, probabilities, shrinkage_lda
 
 SECTIONS = {
     "dlpfc_151673": "layer", "dlpfc_151675": "layer", "xenium_breast_idc": "region",
@@ -43,14 +41,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "uncertainty": {"weighting": "uncertainty"}, "FAMO": {"weighting": "famo"},
 }  # fmt: skip
 FLOORS: dict[str, Callable[[], Any]] = {
-    "LDA, 19 and 61 neighbours": lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    "LDA, 19 and 61 neighbours": shrinkage_lda,
     "random forest, 19 and 61 neighbours": lambda: RandomForestClassifier(200, random_state=0),
 }
 
 
 def prepared(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
     adata.obs["truth"] = adata.obs.pop("truth").astype("category")
-    adata.obsm["X_pca"] = compute_representation(adata).values
+    adata.obsm["X_pca"] = components(adata).astype(np.float32)
     st.tl.segment(adata, library_key=library_key, show_progress=False)
     st.tl.region_graph(adata, library_key=library_key)
     return adata
@@ -81,27 +79,23 @@ def scores(truth: np.ndarray, proba: np.ndarray) -> tuple[float, float]:
     return float((proba.argmax(axis=1) == truth).mean()), float(np.mean(aurocs))
 
 
-def folds(adata: ad.AnnData, seed: int, most: int, library_key: str | None) -> Iterator[tuple[str, np.ndarray]]:
-    scheme = "library" if library_key else "block"
-    fold, names = folds_of(scheme, adata.obsm["spatial"], libraries(adata, library_key), 5, seed)
-    for i, name in enumerate(names[:most]):
-        yield name, fold == i
+def folds(adata: ad.AnnData, seed: int, most: int, library_key: str | None) -> Iterator[np.ndarray]:
+    """Test masks: blocks of neighbouring observations, or one section each with `library_key`."""
+    if library_key:
+        fold = pd.factorize(adata.obs[library_key], sort=True)[0]
+    else:
+        fold = block_folds(adata.obsm["spatial"], int(np.clip(adata.n_obs // 16, 5, 25)), 5, [seed, 7])
+    for i in range(min(most, fold.max() + 1)):
+        yield fold == i
 
 
 def floor(adata: ad.AnnData, test: np.ndarray, model: Any, library_key: str | None) -> tuple[float, float]:
     codes = adata.obs["truth"].cat.codes.to_numpy()
-    x, libs = adata.obsm["X_pca"], libraries(adata, library_key)
-    z = np.empty((adata.n_obs, 2 * x.shape[1]))
-    for i in range(len(libs)):
-        rows = libs.rows(i)
-        centre = x[rows].mean(axis=0) if library_key else 0.0
-        z[rows] = neighbourhood_means(x[rows] - centre, adata.obsm["spatial"][rows])
-    z = (z - z.mean(axis=0)) / z.std(axis=0)
-    seen, judged = (codes >= 0) & ~test, (codes >= 0) & test
-    model.fit(z[seen], codes[seen])
-    proba = np.zeros((judged.sum(), len(adata.obs["truth"].cat.categories)))
-    proba[:, model.classes_] = model.predict_proba(z[judged])
-    return scores(codes[judged], proba)
+    library = adata.obs[library_key].to_numpy() if library_key else None
+    z = neighbourhoods(adata.obsm["X_pca"], adata.obsm["spatial"], library)
+    proba = probabilities(model, z, np.where(test, -1, codes), len(adata.obs["truth"].cat.categories))
+    judged = (codes >= 0) & test
+    return scores(codes[judged], proba[judged])
 
 
 def framework(
@@ -139,7 +133,7 @@ HEAD = ["| section | model | accuracy | AUROC | accuracy against LDA |", "| --- 
 
 
 def table(name: str, adata: ad.AnnData, seeds: int, most: int, library_key: str | None = None) -> list[str]:
-    splits = [(s, test) for s in range(seeds) for _, test in folds(adata, 0 if library_key else s, most, library_key)]
+    splits = [(s, test) for s in range(seeds) for test in folds(adata, 0 if library_key else s, most, library_key)]
     found = {label: [floor(adata, test, make(), library_key) for _, test in splits] for label, make in FLOORS.items()}
     found["framework"] = [framework(adata, test, s, {}) for s, test in splits]
     lda = found[next(iter(FLOORS))]
@@ -155,7 +149,7 @@ def donors(data: Path) -> ad.AnnData:
 
 
 def ablation(adata: ad.AnnData, name: str, state: str, seeds: int, most: int) -> list[str]:
-    splits = [(s, test) for s in range(seeds) for _, test in folds(adata, s, most, None)]
+    splits = [(s, test) for s in range(seeds) for test in folds(adata, s, most, None)]
     lda = [floor(adata, test, FLOORS["LDA, 19 and 61 neighbours"](), None) for _, test in splits]
     lines = [row(name, "LDA, 19 and 61 neighbours", lda)]
     for label, params in VARIANTS.items():
@@ -188,7 +182,7 @@ def nearest(x: np.ndarray, truth: np.ndarray, known: np.ndarray, xy: np.ndarray)
     x, truth, xy = x[known], truth[known], xy[known]
     right = []
     for seed in range(3):
-        fold = deal(spatial_blocks(xy, 25), 5, np.random.default_rng(seed))
+        fold = block_folds(xy, 25, 5, seed)
         for k in np.unique(fold):
             model = KNeighborsClassifier(5).fit(x[fold != k], truth[fold != k])
             right.append(model.predict(x[fold == k]) == truth[fold == k])

@@ -2,24 +2,24 @@
 
     python benchmarks/labels --data FOLDER --out labels.md
 
-Each start knows two random observations of every class. The self-trained LDA on neighbourhood means that teaches
-`st.tl.segment` is fitted again after each round; accuracy is that of the unlabelled observations.
+Each start knows two random observations of every class. scikit-learn's shrinkage LDA on neighbourhood means is fitted
+again after each round, and `st.tl.suggest_labels` reads its probabilities; accuracy is that of the unlabelled ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 
 import stxtools as st
-from stxtools._data.features import representation
-from stxtools._data.sections import Geometry, make_sections
-from stxtools._spatial.graph import neighbour_mean
-from stxtools.models.segmenter.discriminants import label_views, spread_labels
-from stxtools.tl._suggest_labels import _doubtful_and_far
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from floors import components, neighbourhoods, probabilities, shrinkage_lda
 
 SECTIONS = {
     "dlpfc_151673": "layer", "dlpfc_151675": "layer", "dlpfc_151508_pcs": "truth", "dlpfc_151670_pcs": "truth",
@@ -32,10 +32,7 @@ def accuracies(adata: ad.AnnData, truth: str) -> dict[str, list[float]]:
     adata = adata[adata.obs[truth].notna()].copy()
     codes = adata.obs[truth].cat.remove_unused_categories().cat.codes.to_numpy().astype(np.int64)
     k = codes.max() + 1
-    where = Geometry(adata, "spatial", None)
-    use_rep = "X_pca" if "X_pca" in adata.obsm else None
-    section = make_sections(representation(adata, use_rep).values, where)[0]
-    views = label_views([section], [np.arange(section.n_obs)])
+    z = neighbourhoods(components(adata), adata.obsm["spatial"])
     out: dict[str, list[float]] = {"start": [], "suggested": [], "random": []}
     for seed in range(STARTS):
         rng = np.random.default_rng(seed)
@@ -43,7 +40,7 @@ def accuracies(adata: ad.AnnData, truth: str) -> dict[str, list[float]]:
         for how in ("suggested", "random"):
             draw, labelled = np.random.default_rng(seed + 100), np.isin(np.arange(len(codes)), first)
             for turn in range(ROUNDS + 1):
-                proba = spread_labels(views, np.where(labelled, codes, -1), k)
+                proba = probabilities(shrinkage_lda(), z, np.where(labelled, codes, -1), k)
                 accuracy = float((proba.argmax(1) == codes)[~labelled].mean())
                 if turn == 0 and how == "suggested":
                     out["start"].append(accuracy)
@@ -53,9 +50,10 @@ def accuracies(adata: ad.AnnData, truth: str) -> dict[str, list[float]]:
                 if how == "random":
                     labelled[draw.choice(np.flatnonzero(~labelled), LABELS, replace=False)] = True
                     continue
-                top = np.sort(proba, axis=1)
-                doubt = neighbour_mean(where.graph, (1 - top[:, -1] + top[:, -2])[:, None])[:, 0]
-                labelled[_doubtful_and_far(doubt, where.xy, where.libs.codes, labelled, LABELS)] = True
+                adata.obs["known"] = pd.Series(codes, adata.obs_names).where(labelled).astype("Int64")
+                adata.obsm["lda_proba"] = pd.DataFrame(proba, adata.obs_names).rename(columns=str)
+                st.tl.suggest_labels(adata, LABELS, key="lda", labels_key="known")
+                labelled |= adata.obs["suggested"].notna().to_numpy()
     return out
 
 

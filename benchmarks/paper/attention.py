@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import experiments
+import numpy as np
 import report
+import torch
 from anndata import AnnData
 
 import stxtools as st
-from stxtools._data.regions import received_attention
-from stxtools._data.sections import Geometry
-from stxtools.models.baselines.registry import baseline
-from stxtools.tl._evaluation._data import FeatureSource, evaluation_sections, read_features
 
 _TRUTH = "compartment"
 PANELS = {
@@ -33,14 +31,31 @@ def attention_figure(out: Path, work: Path, *, quick: bool) -> AnnData:
     st.tl.attention_fidelity(
         adata, work / "attention.stx", task="classification", methods=["attention"], shares=[0.5], **how
     )
-    where = Geometry(adata, "spatial", None)
-    sections = evaluation_sections(*read_features(adata, FeatureSource(None, None, 0)), where)
-    labels = {"region": [adata.obs[_TRUTH].cat.codes.to_numpy().astype("int64")]}
-    classes = {"region": len(adata.obs[_TRUTH].cat.categories)}
-    unet: Any = baseline("unet").fit(sections, labels, classes)
-    adata.obs["unet_saliency"] = unet.saliency(sections)["region"][0]
-    gnn: Any = baseline("gnn").fit(sections, labels, classes)
-    adata.obs["gnn_attention"] = received_attention(gnn.attention(sections)[0])
+    st.tl.segment(adata, labels_key=_TRUTH, save_model=work / "unet.stx", copy=True, **how)
+    adata.obs["unet_saliency"] = unet_saliency(st.models.Segmenter.load(work / "unet.stx"), adata)
+    spots = adata.copy()
+    st.tl.region_graph(spots, "guide", max_size=1)
+    spots_alone = {"unet": False, "ensemble": ("network",)}
+    st.tl.multitask(spots, None, _TRUTH, params=spots_alone, key_added="spots", **how)
+    adata.obs["gnn_attention"] = spots.obs["attention"]
     st.pl.attention(adata, key=list(PANELS), title=list(PANELS.values()), show=False)
     report.save(out, "figure3")
     return adata
+
+
+def unet_saliency(model: st.models.Segmenter, adata: AnnData) -> np.ndarray:
+    """Length of the gradient of the predicted classes' logits in each spot's own pixel, as of the framework."""
+    assert model.net is not None
+    assert model.projection is not None
+    st.pp.rasterize(adata)
+    grid = next(v for v in adata.uns["raster"].values() if "shape" in v)
+    logged = st.pp.normalize(adata, target_sum=model.projection.target_sum, show_progress=False, copy=True)
+    features = model.projection.transform(logged.X, list(adata.var_names))
+    section = st.models.Section(
+        "tissue", features, adata.obsm["raster"], tuple(grid["shape"]), lambda: None, adata.obsm["spatial"]
+    )
+    centred = model.scaling.centred(section)
+    x = torch.from_numpy(section.to_raster(centred.features / model.scale))[None].requires_grad_(True)
+    logits = model.net.eval()(x, torch.from_numpy(section.occupied())[None])[0][0].flatten(1)[:, section.flat_pixels]
+    (gradient,) = torch.autograd.grad((logits.max(dim=0).values - logits.mean(dim=0)).sum(), x)
+    return gradient[0].flatten(1)[:, section.flat_pixels].norm(dim=0).numpy()

@@ -9,18 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import _floors as floors
+import _floors
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scanpy as sc
 from _data import Case, shared_panel, thinned
 from sklearn.metrics import accuracy_score, adjusted_rand_score
 
 import stxtools as st
-from stxtools._data.expression import log_expression
-from stxtools._data.features import representation
-from stxtools._data.sections import Geometry, make_sections
-from stxtools.models import Section
 
 Row = dict[str, object]
 QUIET: dict[str, Any] = {"show_progress": False}
@@ -37,11 +34,6 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10)
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = [abs(confidence[place == b].mean() - right[place == b].mean()) * (place == b).mean() for b in set(place)]
     return float(sum(gaps))
-
-
-def section_of(adata: ad.AnnData, use_rep: str | None) -> Section:
-    """Return the section as arrays, in the representation that `tl.segment` takes."""
-    return make_sections(representation(adata, use_rep).values, Geometry(adata, "spatial", None))[0]
 
 
 def score(adata: ad.AnnData, truth: str, found: object, *, named: bool = False, few: pd.Series | None = None) -> Row:
@@ -66,18 +58,14 @@ def timed(adata: ad.AnnData, *args: Any, **kwargs: Any) -> float:
 
 
 def few_labels(case: Case, data: Path, seed: int) -> Iterator[Row]:
-    """A few labels: floors, the teacher, and the U-Net."""
+    """A few labels: floors and the U-Net."""
     adata = case.read(data)
     few = case.few_labels(adata, seed)
     adata.obs["few"] = few
     names = sorted(few.dropna().unique())
     codes = pd.Categorical(few, categories=names).codes.astype(np.int64)
-    section = section_of(adata, case.use_rep)
-    simple = {
-        "nearest label": floors.nearest_label(section, codes),
-        "LDA 19+61": floors.lda(section, codes),
-        "teacher": floors.teacher_with_labels(section, codes, seed),
-    }
+    x, xy = _floors.components(adata, case.use_rep), adata.obsm["spatial"]
+    simple = {"nearest label": _floors.nearest_label(xy, codes), "LDA 19+61": _floors.lda(x, xy, codes)}
     for method, found in simple.items():
         labels = np.array(names, dtype=object)[found]
         yield {"method": method, **score(adata, case.truth, labels, named=True, few=few)}
@@ -87,11 +75,10 @@ def few_labels(case: Case, data: Path, seed: int) -> Iterator[Row]:
 
 
 def k_known(case: Case, data: Path, seed: int) -> Iterator[Row]:
-    """No labels, the number of segments given: a floor, the teacher, and the U-Net."""
+    """No labels, the number of segments given: a floor and the U-Net."""
     adata = case.read(data)
-    k, section = adata.obs[case.truth].nunique(), section_of(adata, case.use_rep)
-    yield {"method": "mean + mixture", **score(adata, case.truth, floors.mixture(section, k, seed))}
-    yield {"method": "teacher", **score(adata, case.truth, floors.teacher_without_labels(section, k, seed))}
+    k, x = adata.obs[case.truth].nunique(), _floors.components(adata, case.use_rep)
+    yield {"method": "mean + mixture", **score(adata, case.truth, _floors.mixture(x, adata.obsm["spatial"], k, seed))}
     seconds = timed(adata, k, use_rep=case.use_rep, random_state=seed)
     yield {
         "method": "st.tl.segment", "seconds": seconds, **score(adata, case.truth, adata.obs["segment"]),
@@ -151,11 +138,12 @@ def transfer(pair: tuple[Case, Case], data: Path, seed: int) -> Iterator[Row]:
     codes = pd.Categorical(train.obs[truth].astype(object), categories=names).codes.astype(np.int64)
     projection = model.projection
     assert projection is not None
-    ours = section_of(train, None)
+    ours = (_floors.components(train), train.obsm["spatial"])
     for panel, other in (("", new), (", 316 genes", shared_panel(new, projection.genes, 316, seed))):
-        logged = log_expression(other, target_sum=projection.target_sum)
-        theirs = make_sections(projection.transform(logged, list(other.var_names)), Geometry(other, "spatial", None))[0]
-        for method, found in floors.transferred(ours, codes, theirs, seed).items():
+        logged = sc.pp.normalize_total(other, target_sum=projection.target_sum, copy=True)
+        sc.pp.log1p(logged)
+        theirs = (projection.transform(logged.X, list(other.var_names)), other.obsm["spatial"])
+        for method, found in _floors.transferred(ours, codes, theirs, seed).items():
             yield {"method": method + panel, **score(other, truth, np.array(names)[found], named=True)}
         st.tl.segment(other, model=model)
         yield {"method": "st.tl.segment" + panel, **score(other, truth, other.obs["segment"], named=True)}

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from stxtools._spatial.blocks import deal, spatial_blocks
-from stxtools.models.explain.edges import unet_saliency
 from stxtools.models.segmenter.model import Segmenter
 from stxtools.nn._gnn import RegionGNN
 from stxtools.nn._recipe import Training, seeded
@@ -62,10 +61,6 @@ class UNetAlone(Baseline):
         """Return the U-Nets' last features side by side."""
         found = [net.predict(sections, accelerator=self.accelerator) for net in self.nets.values()]
         return [np.concatenate([p.features for p in parts], axis=1) for parts in zip(*found, strict=True)]
-
-    def saliency(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
-        """Target -> per section, how much the logits depend on each observation's own input, (n,)."""
-        return {target: [unet_saliency(net, s) for s in sections] for target, net in self.nets.items()}
 
 
 def _widened(proba: NDArray[np.float32], seen: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
@@ -133,16 +128,6 @@ class SpotGNN(Baseline):
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the states before the heads."""
         return [h.numpy() for h in self._states(sections)]
-
-    def attention(self, sections: Sequence[EvaluationSection]) -> list[sparse.csr_matrix]:
-        """Per section, attention of the last layer, (n, n): row, the observation that receives; rows sum to 1."""
-        out = []
-        for s in sections:
-            with torch.no_grad():
-                _, edges, weights = self.net.gnn(*self._tensors(s))
-            source, target = edges.numpy()
-            out.append(sparse.csr_matrix((weights.numpy(), (target, source)), shape=(s.n_obs, s.n_obs)))
-        return out
 
 
 def _targets(

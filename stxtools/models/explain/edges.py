@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from stxtools.models._section import Section
-    from stxtools.models.segmenter.model import Segmenter
     from stxtools.models.tissuenet.inputs import RegionSection
     from stxtools.models.tissuenet.model import TissueNet
 
@@ -160,19 +158,3 @@ class RegionAttribution:
         """Mean change of the probabilities of ``regions`` (total variation), and the share whose class changed."""
         moved = np.abs(proba[regions] - self.proba[regions]).sum(axis=1) / 2
         return float(moved.mean()), float((proba[regions].argmax(axis=1) != self.predicted[regions]).mean())
-
-
-def unet_saliency(segmenter: Segmenter, section: Section) -> NDArray[np.float32]:
-    """Length of the gradient of a trained U-Net's predicted classes' logits in each observation's own pixel, (n,).
-
-    As :meth:`RegionAttribution.saliency`, for a U-Net without a graph. The raster is read whole, without tiles.
-    """
-    net = segmenter.fitted_net()
-    raster, member = segmenter.scaling.raster(section)
-    view = raster.whole()
-    x = view.x[None].clone().requires_grad_(True)
-    logits = net.cpu().eval()(x, view.occupied[None])[0][0].flatten(1)[:, raster.flat]
-    margin = logits.max(dim=0).values - logits.mean(dim=0)
-    (gradient,) = torch.autograd.grad(margin.sum(), x)
-    length = gradient[0].flatten(1)[:, raster.flat].norm(dim=0)
-    return length.numpy()[member].astype(np.float32)
