@@ -11,6 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from ._slots_table import PARAMS, SLOTS, SlotRow
 F = TypeVar("F", bound=Callable[..., Any])
 
 WIDTH = 116
+EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 
 # the first that fits is taken; one that starts with a namespace is for the functions of that namespace
 PARAMETERS = {
@@ -98,15 +100,17 @@ def _parameters(function: Callable[..., Any], own: list[str], namespace: str, ro
 def _slots(rows: list[SlotRow]) -> list[str]:
     """Return a list of the slots; what lies in one dictionary of ``uns``, or differs in the key only, is one item."""
     lines: list[str] = []
-    for _, group in groupby(rows, key=_item):
+    for item, group in groupby(rows, key=_item):
         same = list(group)
-        if same[0].where == "uns" and "/" in same[0].key:
+        codes = ", ".join(dict.fromkeys(f"``{re.sub('(biomarker|region)_key', 'key', row.code)}``" for row in same))
+        if item == EMBED:
+            text = f"{codes}: as :func:`stxtools.tl.embed` writes them"
+        elif same[0].where == "uns" and "/" in same[0].key:
             root, _, _ = same[0].code.partition("]")
             inner = [f"``{row.code.removeprefix(root + ']')}`` ({row.meaning})" for row in same]
             text = f"``{root}]``, a dict: {', '.join(inner)}"
         else:
             size = "" if same[0].shape == "-" else f", {same[0].shape}"
-            codes = ", ".join(dict.fromkeys(f"``{re.sub('(biomarker|region)_key', 'key', row.code)}``" for row in same))
             text = f"{codes} ({same[0].type}{size}): {same[0].meaning}"
         lines += _wrap(text, indent="  ", first="- ")
     return lines
@@ -114,6 +118,8 @@ def _slots(rows: list[SlotRow]) -> list[str]:
 
 def _item(row: SlotRow) -> tuple[str, ...]:
     root, _, inner = row.key.partition("/")
+    if row.call != "tl.embed" and replace(row, call="tl.embed") in SLOTS:
+        return EMBED
     return (root,) if row.where == "uns" and inner else (row.type, row.shape, row.meaning)
 
 

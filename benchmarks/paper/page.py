@@ -14,7 +14,7 @@ from experiments import JOINT, SENSITIVITY
 
 _HEAD = """# Results of `python benchmarks/paper`
 
-Written by that command; what it means is said in [the experiments](../experiments.md). {kind}
+Written by that command; [the experiments](../experiments.md) discuss it. {kind}
 
 Values are mean ± standard deviation over {seeds}; every seed draws its own tissue (generated data), its own blocks and
 its own models. Accuracy, precision and recall are in per cent; precision, recall and AUROC are averages over classes,
@@ -56,7 +56,7 @@ def write_page(
             text += [
                 f"## Table {number}: {title}, spatial blocks\n",
                 report.scores_table(tables[platform], BOTH, platform),
-                "\nPublished figures are for data and splits that are not at hand; they stand here for orientation.\n",
+                "\nPublished figures are for data and splits that are not available; they are given for orientation.\n",
                 *_differences(tables[platform], BOTH),
             ]
             report.bars(out, f"figure{number}", {title: tables[platform]}, "auroc", "region")
@@ -101,15 +101,15 @@ def tables_beside(text: str, out: Path) -> str:
 
 
 def _attention(out: Path, work: Path, *, quick: bool) -> list[str]:
-    """What each model looks at, on the same tissue."""
+    """Attention and saliency of each model, on the same tissue."""
     adata = attention_figure(out, work, quick=quick)
     return [
         "## Figure 3: attention\n",
         "![Attention maps](figure3.png)\n\nFigure 3: truth and prediction; attention between regions in the framework "
-        "(width and colour of the edges) and the length of the gradient of its called logits in each spot's input; the "
-        "same gradient of the U-Net alone; mean attention that a spot gets from its neighbours in the graph network "
-        f"alone. {adata.n_obs:,} spots of Visium-like tissue, each panel on its own scale. Labels of all spots were "
-        "seen: an illustration, not a test.\n",
+        "(width and colour of the edges) and the length of the gradient of its predicted class in each spot's input; "
+        "the same gradient of the U-Net alone; mean attention that a spot gets from its neighbours in the graph "
+        f"network alone. {adata.n_obs:,} spots of Visium-like tissue, each panel on its own scale. Labels of all spots "
+        "were seen: an illustration, not a test.\n",
     ]
 
 

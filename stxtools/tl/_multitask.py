@@ -63,17 +63,19 @@ def multitask(
     r"""Predict biomarker state, tissue class and held-out genes with a network and a stacked ensemble.
 
     A U-Net on the raster and a graph network on the regions are trained together on :math:`L = \alpha L_{biomarker} +
-    \beta L_{classification} + \gamma L_{expression}` and predict as members of an ensemble. Predictions on labelled
-    observations do *not* estimate the accuracy on new tissue.
+    \beta L_{classification} + \gamma L_{expression}` and predict in an ensemble. Predictions on labelled observations
+    do *not* estimate the accuracy on new tissue.
 
     Parameters
     ----------
     adata
         Annotated data with a region graph.
     biomarker_key, region_key
-        Columns of ``obs`` with biomarker state and tissue class, missing where unknown; None: no such task.
-    expression, expression_key
-        Genes to predict, kept out of the input, and a boolean column of ``obs``: where to learn them from.
+        Column of ``obs`` with the classes to predict, missing where unknown; None leaves the task out.
+    expression
+        Genes to predict in a third task; they are kept out of the input.
+    expression_key
+        Boolean column of ``obs``: where the genes may be learned from.
     model
         A saved model (path) or a fitted :class:`stxtools.models.TissueNet`, applied without training; the two keys then
         only name the outputs. Or its student (:func:`distill`), which needs no region graph and predicts classes.
