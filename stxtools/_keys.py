@@ -50,6 +50,7 @@ BIOMARKERS = "biomarkers"
 BIOMARKER_SCORE = "biomarker_score"
 RANK_GENES_GROUPS = "rank_genes_groups"
 TARGETS = "targets"
+COMPARE = "compare"
 
 # tl.evaluate, tl.tune
 EVALUATION = "evaluation"
@@ -72,6 +73,7 @@ RESERVED = frozenset(
         EMBED,
         MULTITASK,
         BIOMARKERS,
+        COMPARE,
         X_PCA,
         X_UNET,
         X_GNN,

@@ -173,6 +173,15 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
          "largest absolute ``certain_logfoldchanges`` over the groups"),
         ("uns", k.twin(k.BIOMARKERS), "dict", "-", "the same genes in the layout of scanpy's ``rank_genes_groups``"),
     ),
+    "tl.compare": (
+        ("uns", k.COMPARE, "DataFrame", "n_rows x 15",
+         "one row per comparison: ``group`` (condition), ``kind``, ``compartment``, ``names`` (the other compartment, "
+         "or the gene), ``logfoldchanges`` (log2; group minus reference) with its 95 % limits ``ci_low``, ``ci_high``, "
+         "``scores`` (z), ``pvals``, ``pvals_adj`` (Benjamini-Hochberg within group and kind), ``mean_group`` and "
+         "``mean_reference`` (typical share, contact over chance, or counts per million), ``n_group`` and "
+         "``n_reference`` (subjects)"),
+        ("uns", f"{k.COMPARE}_params", "dict", "-", PARAMS),
+    ),
     "tl.targets": (
         ("uns", k.BIOMARKERS, "DataFrame", "n_groups * n_vars x n_columns",
          "the biomarker table with the columns above and ``in_{format}``: whether the file lists the gene; a gene that "

@@ -17,6 +17,7 @@ PUBLIC = {
     "tl": {
         "attention_fidelity",
         "biomarkers",
+        "compare",
         "distill",
         "embed",
         "evaluate",

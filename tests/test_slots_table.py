@@ -53,6 +53,7 @@ CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     "tl.region_graph": lambda a: st.tl.region_graph(a),
     "tl.embed": lambda a: st.tl.embed(a, params={"epochs": 2}),
     "tl.biomarkers": lambda a: st.tl.biomarkers(a, "disease"),
+    "tl.compare": lambda a: st.tl.compare(a, "disease", "disease", groupby="band", library_key="disease"),
     "tl.targets": lambda a: st.tl.targets(a, pd.DataFrame({"gene_name": ["gene1"], "drug_name": ["A"]})),
     "tl.multitask": lambda a: st.tl.multitask(a, "disease", "band", params={"epochs": 2}),
     "tl.attention_fidelity": _looked_into,

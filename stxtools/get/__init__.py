@@ -8,6 +8,7 @@ from stxtools._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from ._biomarkers import biomarkers as biomarkers
+    from ._compare import compare as compare
     from ._evaluation import evaluation as evaluation
     from ._probabilities import probabilities as probabilities
     from ._regions import regions as regions
@@ -17,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "biomarkers": "_biomarkers",
+        "compare": "_compare",
         "evaluation": "_evaluation",
         "probabilities": "_probabilities",
         "regions": "_regions",

@@ -33,6 +33,7 @@ from stxtools._lazy import lazy_exports
 if TYPE_CHECKING:
     from ._attention import attention as attention
     from ._biomarkers import biomarkers as biomarkers
+    from ._compare import compare as compare
     from ._evaluation import evaluation as evaluation
     from ._fidelity import attention_fidelity as attention_fidelity
     from ._history import history as history
@@ -49,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "attention": "_attention",
         "attention_fidelity": "_fidelity",
         "biomarkers": "_biomarkers",
+        "compare": "_compare",
         "evaluation": "_evaluation",
         "history": "_history",
         "region_graph": "_region_graph",

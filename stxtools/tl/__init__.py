@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stxtools.tl._targets._targets import targets
 
     from ._attention_fidelity import attention_fidelity
+    from ._compare import compare
     from ._distill import distill
     from ._embed import embed
     from ._multitask import multitask
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "attention_fidelity": "_attention_fidelity",
         "biomarkers": "_biomarkers._biomarkers",
+        "compare": "_compare",
         "distill": "_distill",
         "embed": "_embed",
         "evaluate": "_evaluation._evaluate",

@@ -1,0 +1,297 @@
+"""Compartments compared between conditions, with the subject as unit."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stxtools import _keys
+from stxtools._data.chunks import map_rows
+from stxtools._data.expression import Expression
+from stxtools._data.sections import Geometry
+from stxtools._docs import documented
+from stxtools._ownership import check_free
+from stxtools._progress import stage, whole_call
+from stxtools._slots import Slots, provenance
+from stxtools._validate import (
+    categories,
+    check_adata,
+    check_bool,
+    check_in,
+    check_int,
+    check_key_added,
+    check_seed,
+    listing,
+)
+from stxtools.stats._meta_analysis import adjust_bh
+from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_subjects
+
+from ._region_graph import inherited_library_key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+KINDS = ("share", "contact", "expression")
+_HALF = 0.5  # added to counts before logarithms
+
+
+@documented
+@whole_call({"reading expression": 1, "comparing subjects": 1})
+def compare(
+    adata: AnnData,
+    condition_key: str,
+    subject_key: str,
+    *,
+    groupby: str = _keys.SEGMENT,
+    reference: str | None = None,
+    min_obs: int = 10,
+    layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None,
+    key_added: str | None = None,
+    random_state: int = 0,
+    show_progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Compare compartments between conditions: their shares, their contacts and the genes within them.
+
+    The subject (patient, animal) is the unit, however many sections and observations it has. Three kinds of values
+    are made for every subject, as log2:
+
+    - ``"share"``: the part of the subject's observations that lies in a compartment;
+    - ``"contact"``: the number of neighbours between two compartments, over that expected of compartments of this
+      size that are mixed at random;
+    - ``"expression"``: the counts of a gene in a compartment, summed over observations (pseudobulk) and divided by
+      their total, per million.
+
+    Each value is compared by a t-test whose variance is moderated by that of all others of its kind (limma, Smyth
+    2004; for shares propeller, Phipson et al. 2022). Permuting the subjects tells how far the statistic spreads where
+    there is no effect; p-values and intervals account for it. With fewer than three subjects on a side there is an
+    interval, but no p-value.
+
+    Parameters
+    ----------
+    condition_key
+        Column of ``obs`` with the condition of each observation. A subject has one condition.
+    subject_key
+        Column of ``obs`` with the subject of each observation.
+    groupby
+        Column of ``obs`` with the compartments. Observations without one are left out.
+    reference
+        Condition that the others are compared with; by default the first.
+    min_obs
+        Observations that a subject must have in a compartment, for its contacts and genes to count. A gene is tested
+        where as many observations express it, in as many subjects as the smaller side has.
+    library_key
+        Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
+        ``False``: all observations are one section.
+    random_state
+        Seed of the permutations, where there are too many for all of them.
+    %(parameters)s
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets:
+
+    %(slots)s
+
+    Raises
+    ------
+    KeyError
+        If a key is missing.
+    ValueError
+        If a subject has several conditions, a section several subjects, or there is one condition only.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")
+    >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
+    >>> shares = adata.uns["compare"].query("kind == 'share'")
+    """
+    check_adata(adata)
+    key = check_key_added(key_added, _keys.COMPARE)
+    check_free(adata, "tl.compare", uns=[key, f"{key}_params"])
+    seed, copy = check_seed(random_state), check_bool("copy", copy)
+    min_obs = check_int("min_obs", min_obs, minimum=1)
+    conditions, condition_names = categories(adata, condition_key, "condition_key", min_classes=2)
+    subjects, subject_names = categories(adata, subject_key, "subject_key", min_classes=2)
+    compartments, compartment_names = categories(adata, groupby, "groupby")
+    if reference is not None and reference not in condition_names:
+        raise ValueError(f"`reference={reference!r}` is no condition; `adata.obs[{condition_key!r}]` has "
+                         f"{listing(condition_names)}.")  # fmt: skip
+    base = 0 if reference is None else condition_names.index(reference)
+    if layer is not None:
+        check_in(adata, "layers", layer, "layer")
+    library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
+    where = Geometry(adata, spatial_key, library_key)
+    condition = _one_each(subjects, conditions, subject_names, condition_names, subject_key, condition_key)
+    _one_each(where.libs.codes, subjects, where.libs.names, subject_names, "library_key", subject_key)
+
+    used = (compartments >= 0) & (subjects >= 0)
+    shape = (len(subject_names), len(compartment_names))
+    cell = np.where(used, subjects * shape[1] + compartments, -1)
+    sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
+    read = Expression(adata, layer, in_memory=False)
+    sums, seen = _pseudobulk(read, cell, shape)
+
+    stage("comparing subjects")
+    genes = np.asarray(adata.var_names, dtype=str)
+    tables = []
+    for other in range(len(condition_names)):
+        chosen = np.flatnonzero((condition == other) | (condition == base))
+        group = condition[chosen] == other
+        if other == base or group.all() or not group.any():
+            continue
+        parts = (
+            _shares(sizes[chosen], compartment_names),
+            _contacts(where, compartments, subjects, chosen, sizes[chosen] >= min_obs, compartment_names),
+            _expression(sums[chosen], seen[chosen], sizes[chosen], group, min_obs, compartment_names, genes),
+        )
+        for kind, (values, level, names) in zip(KINDS, parts, strict=True):
+            if len(names):
+                found = _table(compare_subjects(values, group, level, seed), kind, names)
+                found.insert(0, "group", condition_names[other])
+                tables.append(found)
+    if not tables:
+        raise ValueError(f"No condition has subjects beside those of {condition_names[base]!r}.")
+    table = pd.concat(tables, ignore_index=True)
+    slots = Slots("tl.compare")
+    slots.uns[key] = table
+    slots.uns[f"{key}_params"] = provenance(
+        condition_key=condition_key, subject_key=subject_key, groupby=groupby, reference=condition_names[base],
+        min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **read.record, spatial_key=spatial_key,
+        library_key=library_key, random_state=seed, compartments=compartment_names,
+    )  # fmt: skip
+    target = adata.copy() if copy else adata
+    slots.write(target)
+    return target if copy else None
+
+
+def _one_each(
+    unit: NDArray[np.int64], of: NDArray[np.int64], units: list[str], names: list[str], unit_key: str, of_key: str
+) -> NDArray[np.int64]:
+    """Return the one value of ``of`` that each unit has; -1 where it has none."""
+    pairs = np.unique(np.stack([unit, of], axis=1)[(unit >= 0) & (of >= 0)], axis=0)
+    found, times = np.unique(pairs[:, 0], return_counts=True)
+    if (times > 1).any():
+        first = int(found[np.argmax(times > 1)])
+        several = [names[i] for i in pairs[pairs[:, 0] == first, 1]]
+        raise ValueError(
+            f"{units[first]!r} (`{unit_key}`) has several values in `adata.obs[{of_key!r}]`: {listing(several)}. "
+            "A section belongs to one subject and a subject to one condition; comparisons within subjects are not made."
+        )
+    out = np.full(len(units), -1)
+    out[pairs[:, 0]] = pairs[:, 1]
+    return out
+
+
+def _pseudobulk(
+    read: Expression, cell: NDArray[np.int64], shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum of expression and number of observations that express, (n_subjects, n_compartments, n_genes)."""
+    parts = map_rows(read.matrix, partial(_chunk_sums, cell, read.scale == "log", shape[0] * shape[1]))
+    sums, seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
+    return sums, seen
+
+
+def _chunk_sums(
+    cell: NDArray[np.int64], logged: bool, n_cells: int, chunk: sparse.csr_matrix, rows: slice
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    here = np.flatnonzero(cell[rows] >= 0)
+    one = sparse.csr_matrix((np.ones(len(here)), (cell[rows][here], here)), shape=(n_cells, chunk.shape[0]))
+    linear = sparse.csr_matrix(chunk, dtype=np.float64, copy=True)
+    if logged:
+        linear.data = np.expm1(linear.data)
+    return (one @ linear).toarray(), (one @ (linear > 0).astype(np.float64)).toarray()
+
+
+Values = tuple["NDArray[np.float64]", "NDArray[np.float64] | None", list[tuple[str, str]]]
+
+
+def _shares(sizes: NDArray[np.int64], names: list[str]) -> Values:
+    total = sizes.sum(axis=1, keepdims=True)
+    values = np.where(total > 0, np.log2((sizes + _HALF) / (total + 1.0)), np.nan)
+    return values, None, [(name, "") for name in names]
+
+
+def _contacts(
+    where: Geometry,
+    compartments: NDArray[np.int64],
+    subjects: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    present: NDArray[np.bool_],
+    names: list[str],
+) -> Values:
+    """Neighbours between two compartments over those expected of their sizes, of every subject."""
+    k, edges = len(names), where.graph.tocoo()
+    inside = (compartments[edges.row] >= 0) & (compartments[edges.col] >= 0) & (subjects[edges.row] >= 0)
+    row, col = edges.row[inside], edges.col[inside]
+    cell = (subjects[row] * k + compartments[row]) * k + compartments[col]
+    pairs = np.bincount(cell, minlength=(int(subjects.max()) + 1) * k * k).reshape(-1, k, k)[chosen].astype(float)
+    degree = pairs.sum(axis=2)
+    expected = degree[:, :, None] * degree[:, None, :] / np.maximum(degree.sum(axis=1), 1)[:, None, None]
+    ratio = np.log2((pairs + _HALF) / (expected + _HALF))
+    two = [(i, j) for i, j in combinations(range(k), 2) if (present[:, i] & present[:, j]).any()]
+    i, j = np.array(two, dtype=np.int64).reshape(-1, 2).T
+    values = np.where(present[:, i] & present[:, j], ratio[:, i, j], np.nan)
+    return values, None, [(names[a], names[b]) for a, b in two]
+
+
+def _expression(
+    sums: NDArray[np.float64],
+    seen: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    group: NDArray[np.bool_],
+    min_obs: int,
+    names: list[str],
+    genes: NDArray[np.str_],
+) -> Values:
+    """Pseudobulk of the genes that are expressed enough, compartment by compartment."""
+    values, level, labels = [], [], []
+    for c, name in enumerate(names):
+        present = sizes[:, c] >= min_obs
+        smaller = min(int((present & group).sum()), int((present & ~group).sum()))
+        kept = np.flatnonzero((seen[present, c] >= min_obs).sum(axis=0) >= max(smaller, 1))
+        if smaller == 0 or len(kept) == 0:
+            continue
+        bulk = sums[:, c]
+        total = bulk.sum(axis=1, keepdims=True)
+        million = np.log2((bulk[:, kept] + _HALF) / (total + 1.0) * 1e6)
+        values.append(np.where(present[:, None], million, np.nan))
+        level.append(np.log2(bulk[present][:, kept] + _HALF).mean(axis=0))
+        labels += [(name, gene) for gene in genes[kept]]
+    if not labels:
+        return np.empty((len(group), 0)), None, []
+    return np.concatenate(values, axis=1), np.concatenate(level), labels
+
+
+def _table(found: Difference, kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
+    table = pd.DataFrame({
+        "kind": kind,
+        "compartment": [compartment for compartment, _ in names],
+        "names": [name for _, name in names],
+        "logfoldchanges": found.effect,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "scores": found.score,
+        "pvals": found.pvals,
+        "pvals_adj": np.nan,
+        "mean_group": np.exp2(found.mean),
+        "mean_reference": np.exp2(found.mean_reference),
+        "n_group": found.n,
+        "n_reference": found.n_reference,
+    })  # fmt: skip
+    tested = np.isfinite(found.pvals)
+    table.loc[tested, "pvals_adj"] = adjust_bh(found.pvals[tested])
+    if kind != "expression":
+        return table
+    place = table["compartment"].map({name: i for i, name in enumerate(dict.fromkeys(table["compartment"]))})
+    effect = -table["logfoldchanges"].abs()
+    return table.iloc[np.lexsort((effect, table["pvals"].fillna(2.0), place))].reset_index(drop=True)

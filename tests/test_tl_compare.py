@@ -1,0 +1,184 @@
+"""tl.compare, get.compare, pl.compare: subjects are the units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+import stxtools as st
+from stxtools.stats._subjects import compare_subjects
+
+
+def _cohort(n_subjects: int = 6, *, share: float = 1.0, fold: float = 1.0, seed: int = 0) -> ad.AnnData:
+    """Sections of 20 x 20 spots with two bands; in half of the subjects band "b" grows and gene 0 rises in "a"."""
+    rng, parts = np.random.default_rng(seed), []
+    for s in range(n_subjects):
+        row, col = (a.ravel() for a in np.mgrid[:20, :20])
+        case = s % 2 == 1
+        border = 5 * (share if case else 1.0) * np.exp(rng.normal(0, 0.1))
+        band = np.where(row < round(border), "b", "a")
+        rate = np.exp(rng.normal(0.5, 0.8, 300)) if s == 0 else parts[0].uns["rate"]
+        rate_here = rate * np.exp(rng.normal(0, 0.2, 300))
+        values = np.tile(rate_here, (400, 1))
+        if case:
+            values[band == "a", 0] *= fold
+        part = ad.AnnData(sparse.csr_matrix(rng.poisson(values).astype(np.float32)))
+        part.obs["band"] = pd.Categorical(band)
+        part.obs["condition"], part.obs["subject"] = ("case" if case else "control"), f"p{s}"
+        part.obsm["spatial"] = np.c_[col, row].astype(float)
+        part.uns["rate"] = rate
+        parts.append(part)
+    out = ad.concat(parts, label="section", keys=[f"s{i}" for i in range(n_subjects)], index_unique="-")
+    out.obs["condition"] = pd.Categorical(out.obs["condition"], ["control", "case"])
+    return out
+
+
+def _compared(adata: ad.AnnData, **kwargs: object) -> pd.DataFrame:
+    st.tl.compare(adata, "condition", "subject", groupby="band", library_key="section", **kwargs)  # type: ignore[arg-type]
+    return adata.uns["compare"]
+
+
+def test_values_by_hand() -> None:
+    adata = _cohort()
+    table = _compared(adata)
+    sizes = pd.crosstab(adata.obs["subject"], adata.obs["band"])
+    share = np.log2((sizes["b"] + 0.5) / (sizes.sum(axis=1) + 1))
+    case = np.arange(6) % 2 == 1
+    row = table[(table["kind"] == "share") & (table["compartment"] == "b")].iloc[0]
+    assert row["logfoldchanges"] == pytest.approx(share[case].mean() - share[~case].mean())
+    assert (row["n_group"], row["n_reference"]) == (3, 3)
+
+    inside = adata[adata.obs["band"] == "a"]
+    bulk = np.array([inside[inside.obs["subject"] == f"p{i}"].X.astype(float).sum(axis=0).A1 for i in range(6)])
+    million = np.log2((bulk + 0.5) / (bulk.sum(axis=1, keepdims=True) + 1) * 1e6)
+    genes = table[(table["kind"] == "expression") & (table["compartment"] == "a")].set_index("names")
+    wanted = million[case].mean(axis=0) - million[~case].mean(axis=0)
+    np.testing.assert_allclose(genes["logfoldchanges"], wanted[adata.var_names.get_indexer(genes.index)])
+
+    # one straight border of 20 spots: 20 of the (19 * 20 + 20 * 19) neighbouring pairs of a square lattice
+    first = adata[adata.obs["subject"] == "p0"]
+    row_of = first.obsm["spatial"][:, 1]
+    b = (first.obs["band"] == "b").to_numpy()
+    degree = 4.0 - (row_of == 0) - (row_of == 19) - np.isin(first.obsm["spatial"][:, 0], (0, 19))
+    expected = degree[b].sum() * degree[~b].sum() / degree.sum()
+    one = ad.concat([first, adata[adata.obs["subject"] == "p1"]], label="section", keys=["x", "y"], index_unique="-")
+    contact = _compared(one).query("kind == 'contact'").iloc[0]
+    assert contact["mean_reference"] == pytest.approx((20 + 0.5) / (expected + 0.5))
+
+
+def test_without_moderation_and_permutation_it_is_students_t() -> None:
+    """One feature: nothing to share, and every permutation has its own spread."""
+    rng = np.random.default_rng(0)
+    group = np.arange(12) < 6
+    values = rng.normal(size=(12, 1)) + 3 * group[:, None]
+    found = compare_subjects(values, group, None, 0)
+    plain = stats.ttest_ind(values[group, 0], values[~group, 0])
+    assert found.effect[0] == pytest.approx(values[group].mean() - values[~group].mean())
+    assert plain.pvalue <= found.pvals[0] < 5 * plain.pvalue
+    assert found.low[0] < found.effect[0] < found.high[0]
+
+
+@pytest.mark.parametrize("n", [6, 10])
+def test_no_effect_is_called_at_the_nominal_rate(n: int) -> None:
+    rng, called, strict = np.random.default_rng(1), [], []
+    group = np.arange(n) < n // 2
+    for _ in range(10):
+        spread = np.exp(rng.normal(-1, 0.4, 1500))
+        pvals = compare_subjects(rng.normal(size=(n, 1500)) * spread, group, rng.normal(size=1500), 0).pvals
+        called.append((pvals <= 0.05).mean())
+        strict.append((pvals <= 0.005).mean())
+    assert 0.03 < np.mean(called) <= 0.06
+    assert np.mean(strict) <= 0.008
+
+
+def test_planted_gene_and_doubled_share_are_found_in_six_subjects() -> None:
+    found = []
+    for seed in range(5):
+        table = _compared(_cohort(share=2.0, fold=2.5, seed=seed))
+        gene = table[(table["kind"] == "expression") & (table["compartment"] == "a") & (table["names"] == "0")].iloc[0]
+        share = table[(table["kind"] == "share") & (table["compartment"] == "b")].iloc[0]
+        found.append((gene["pvals"] <= 0.05 and gene["scores"] > 0, share["pvals"] <= 0.05 and share["scores"] > 0))
+    assert (np.mean(found, axis=0) >= 0.6).all()
+
+
+def test_log_expression_missing_compartments_and_few_subjects() -> None:
+    adata = _cohort(8)
+    adata.obs.loc[(adata.obs["subject"] == "p1") & (adata.obs["band"] == "b"), "band"] = "a"
+    table = _compared(adata)
+    assert set(table.loc[(table["kind"] == "expression") & (table["compartment"] == "b"), "n_group"]) == {3}
+    assert set(table.loc[table["kind"] == "contact", "n_group"]) == {3}
+    few = _compared(adata[adata.obs["subject"].isin(["p0", "p1", "p2", "p3"])].copy())
+    assert few["pvals"].isna().all()
+    assert few["pvals_adj"].isna().all()
+    genes = few[(few["kind"] == "expression") & (few["compartment"] == "a")]
+    assert np.isfinite(genes["ci_low"]).all()
+    assert (genes["ci_low"] < genes["ci_high"]).all()
+
+    logged = _cohort(8)
+    st.pp.normalize(logged)
+    del logged.layers["counts"]
+    again, plain = _compared(logged), _compared(_cohort(8))
+    one = again.set_index(["kind", "compartment", "names"])["logfoldchanges"]
+    two = plain.set_index(["kind", "compartment", "names"])["logfoldchanges"].reindex(one.index)
+    assert np.corrcoef(one, two)[0, 1] > 0.99
+
+
+def test_reference_files_and_order_of_rows(tmp_path: Path) -> None:
+    adata = _cohort(fold=3.0)
+    table = _compared(adata)
+    turned = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    pd.testing.assert_frame_equal(_compared(turned), table)
+    other = _compared(adata.copy(), reference="case")
+    assert set(other["group"]) == {"control"}
+    one, two = (t.set_index(["kind", "compartment", "names"])["logfoldchanges"] for t in (table, other))
+    np.testing.assert_allclose(one, -two.reindex(one.index))
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.write_zarr(tmp_path / "a.zarr")
+    for back in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
+        pd.testing.assert_frame_equal(back.uns["compare"], table, check_dtype=False)
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    st.tl.compare(backed, "condition", "subject", groupby="band", library_key="section", key_added="again")
+    pd.testing.assert_frame_equal(backed.uns["again"], table)
+
+
+def test_get_and_pl() -> None:
+    adata = _cohort(fold=3.0)
+    table = _compared(adata)
+    genes = st.get.compare(adata, "expression", compartment="a", fdr=0.05)
+    assert "0" in set(genes["names"])
+    assert (genes["pvals_adj"] <= 0.05).all()
+    with pytest.raises(ValueError, match="`compartment` names 'c'"):
+        st.get.compare(adata, compartment="c")
+    axes = st.pl.compare(adata, n_top=5, show=False)
+    assert [len(axis.get_yticks()) for axis in axes] == [2, 1, 5]
+    drawn = axes[2].collections[-1].get_offsets()[:, 0]
+    first = table[table["kind"] == "expression"].sort_values("pvals").head(5)
+    np.testing.assert_allclose(drawn, first["logfoldchanges"])
+    with pytest.raises(ValueError, match="there are 3"):
+        st.pl.compare(adata, ax=axes[0])
+    with pytest.raises(KeyError, match="no comparison"):
+        st.get.compare(adata, key="other")
+
+
+def test_bad_input_is_named_and_changes_nothing() -> None:
+    adata = _cohort()
+    adata.obs["mixed"] = np.where(np.arange(adata.n_obs) % 2 == 0, "u", "v")
+    adata.obs["one"] = "same"
+    before = sorted(adata.uns)
+    for args, match in (
+        (("mixed", "subject"), "several values in `adata.obs\\['mixed'\\]`"),
+        (("condition", "mixed"), "several values"),
+        (("one", "subject"), "needs 2"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            st.tl.compare(adata, *args, groupby="band", library_key="section")
+    with pytest.raises(ValueError, match="is no condition"):
+        _compared(adata, reference="neither")
+    with pytest.raises(KeyError, match="segment"):
+        st.tl.compare(adata, "condition", "subject", library_key="section")
+    assert sorted(adata.uns) == before
