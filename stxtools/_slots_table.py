@@ -111,6 +111,8 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("uns", f"{k.SEGMENT}/history", "DataFrame", "n_epochs x n_losses", HISTORY),
         ("uns", f"{k.SEGMENT}/stability", "DataFrame", "n_tried x n_columns",
          "adjusted Rand index between halves by number of segments; only where this call chose the number", False),
+        ("uns", f"{k.SEGMENT}/members", "DataFrame", "n_libraries x n_members",
+         "weight of each member of the ensemble in each section; only with a ``model`` of labels and genes", False),
     ),
     "tl.suggest_labels": (
         ("obs", k.SUGGESTED, "float64", "n_obs", "1 for the observation to label first, 2 for the next, ...; else NaN"),

@@ -123,7 +123,7 @@ def remember_input(model: ReadsGenes, rep: Representation) -> None:
 
 
 def model_features(
-    adata: AnnData, model: ReadsGenes, layer: str | None, *, n_others: int = 0
+    adata: AnnData, model: ReadsGenes, layer: str | None, *, n_others: int = 0, names: Sequence[str] | None = None
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Return the features that a trained model reads of ``adata``, and what ``params`` say of it.
 
@@ -131,7 +131,7 @@ def model_features(
     reads no genes.
 
     ``n_others`` of its features come from elsewhere (an image). Expression is read in chunks of rows and may lie
-    in a file or in a dask array.
+    in a file or in a dask array. ``names`` are those that the model uses for the genes, ``var_names`` by default.
 
     Raises
     ------
@@ -149,8 +149,9 @@ def model_features(
                 f"there are {rep.values.shape[1]}."
             )
         return rep.values, {}
-    projection, names = model.projection, [str(name) for name in adata.var_names]
-    share = _gene_share(names, projection)
+    projection = model.projection
+    names = [str(name) for name in adata.var_names] if names is None else list(names)
+    share = check_genes(projection.genes, names)
     read = Expression(adata, layer, in_memory=False)
     parts = log_chunks(read, partial(_projected, projection, names), projection.target_sum, at_once=None)
     return np.concatenate(list(parts)), {"genes_found": share, **read.record}
@@ -162,15 +163,21 @@ def _projected(
     return projection.transform(logged, names)
 
 
-def _gene_share(names: list[str], projection: GeneProjection) -> float:
-    found, total = len(projection.match(names)[0]), len(projection.genes)
+def check_genes(genes: Sequence[str], names: Sequence[str]) -> float:
+    """Share of the model's ``genes`` that are among ``names``.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 20 (a quarter of a small panel), or than one in fifty, are; below a half it warns.
+    """
+    found, total = len(set(genes).intersection(names)), len(genes)
     share = found / total
     needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total))), int(np.ceil(total / 4)))
     if found < needed:
         raise ValueError(
             f"`adata` has {found} of the model's {total} genes ({share:.0%}); at least {needed} are needed. "
-            f"The model expects names like {projection.genes[:3]}; `adata.var_names` begins with "
-            f"{names[:3]}."
+            f"The model expects names like {list(genes[:3])}; `adata.var_names` begins with {list(names[:3])}."
         )
     if share < _WARN_SHARE:
         warnings.warn(

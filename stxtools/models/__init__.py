@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from stxtools._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from stxtools.models.segmenter.gene_means import GeneSection
     from stxtools.models.segmenter.model import Segmentation, Segmenter
     from stxtools.models.tissuenet.inputs import RegionSection
     from stxtools.models.tissuenet.model import TissueNet, TissuePrediction
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "GeneProjection": "_projection",
+        "GeneSection": "segmenter.gene_means",
         "Section": "_section",
         "Segmentation": "segmenter.model",
         "Segmenter": "segmenter.model",

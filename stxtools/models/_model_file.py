@@ -30,6 +30,11 @@ def damaged(path: Path, what: str) -> ValueError:
     )
 
 
+def beyond(value: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where floats are not finite, or larger than those of any trained model."""
+    return ~(np.abs(value) <= min(LARGEST, float(np.finfo(value.dtype).max)))
+
+
 class ModelFile:
     """Description and arrays of a model file.
 
@@ -200,7 +205,7 @@ class ModelFile:
             raise self.damaged(f"its array {name!r} has the shape {value.shape}, not ({wanted})")
 
     def _check_range(self, name: str, value: NDArray[Any], endless: bool = False) -> None:
-        outside = np.isnan(value) if endless else ~(np.abs(value) <= LARGEST)
+        outside = np.isnan(value) if endless else beyond(value)
         if outside.any():
             raise self.damaged(f"its array {name!r} holds {value[outside].flat[0]}, which no trained model has")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stxtools._checks import check_writable
 
-from ._model_file import LARGEST, ModelFile, damaged
+from ._model_file import LARGEST, ModelFile, beyond, damaged
 
 FORMAT = "stxtools-model"
 FORMAT_VERSION = 2
@@ -164,7 +164,7 @@ def _checksum(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
 def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
     for name, value in arrays.items():
         open_ended = name.endswith(".threshold")  # a leaf splits nothing: its threshold is infinite
-        bad = np.isnan(value) if open_ended else ~(np.abs(value) <= LARGEST) if value.dtype.kind == "f" else False
+        bad = np.isnan(value) if open_ended else beyond(value) if value.dtype.kind == "f" else False
         if np.any(bad):
             raise ValueError(
                 f"The model's {name!r} holds values that are not finite or beyond {LARGEST:g}: its training has "

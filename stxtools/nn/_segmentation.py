@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._recipe import Training
+from ._refiner import Refiner
 from ._training import Task
 from ._unet import SegmentationNet, UNet
+
+_SCALE, _SHIFT, _NOISE = 0.3, 0.7, 0.5  # standard deviations of what is done to logits that a network reads
 
 
 class MaskedPretraining(Task):
@@ -59,6 +62,30 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     similarity = similarity.masked_fill(torch.eye(n, dtype=torch.bool, device=z.device), float("-inf"))
     twin = (torch.arange(n, device=z.device) + n // 2) % n
     return F.cross_entropy(similarity, twin)
+
+
+class RefinerTask(Task):
+    """Cross-entropy with the labels, where the logits come scaled, shifted and noised as other sections' might."""
+
+    def __init__(self, net: Refiner, training: Training) -> None:
+        super().__init__(training)
+        self.net = net
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Weighted cross-entropy of random views."""
+        x, occupied = batch["x"], batch["occupied"]
+        scale = torch.exp(_SCALE * torch.randn(len(x), 1, 1, 1, device=x.device))
+        much = torch.rand(2, len(x), 1, 1, 1, device=x.device)
+        shift = _SHIFT * much[0] * torch.randn(*x.shape[:2], 1, 1, device=x.device)
+        noise = 2 * _NOISE * much[1] * torch.randn_like(x)
+        logits, _ = self.net((scale * x + shift + noise) * occupied, occupied)
+        return self.record(soft_cross_entropy(logits, batch["target"], batch["weight"]))
+
+    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
+        """The same on the pixels held out, with the logits as they are."""
+        x, occupied, target, weight = batch
+        logits, _ = self.net(x, occupied)
+        self.log("val_loss", soft_cross_entropy(logits, target, weight), batch_size=1)
 
 
 class SegmentationTask(Task):

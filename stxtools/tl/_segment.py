@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from copy import copy as shallow_copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -31,13 +31,21 @@ from stxtools._validate import (
 )
 
 from ._segment_slots import segment_slots
+from ._segment_transfer import (
+    label_codes,
+    labels_for_model,
+    remember_names,
+    training_genes,
+    transfer_genes,
+    transfer_names,
+)
 from ._segmenters import agreed_image, new_segmenter, number_of_image_features, started_segmenter, trained_segmenter
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
 
-    from stxtools.models import Segmenter, SegmenterParams
+    from stxtools.models import GeneSection, Section, Segmenter, SegmenterParams
+    from stxtools.nn._recipe import Run
 
 MIN_OBS = 10
 
@@ -56,6 +64,7 @@ def segment(
     keep_labels: bool = False,
     abstain_below: float | None = None,
     model: str | os.PathLike[str] | Segmenter | None = None,
+    adapt: bool = True,
     save_model: str | os.PathLike[str] | None = None,
     pretrained: str | os.PathLike[str] | Segmenter | None = None,
     use_rep: str | None = None,
@@ -88,7 +97,11 @@ def segment(
     abstain_below
         Confidence, from 0 to 1, below which an observation gets no compartment (missing; background in the mask).
     model
-        A saved model (path) or a fitted :class:`stxtools.models.Segmenter`, applied without training.
+        A saved model (path) or a fitted :class:`stxtools.models.Segmenter`, applied without training. If it learned
+        from labels, linear classifiers of standardised genes are solved for the genes that are here, and a U-Net
+        corrects them; a few labels of this section (``labels_key``) correct both.
+    adapt
+        Whether such a model adapts to each section's own components. It does from 760 observations.
     save_model
         Where to write the trained model (``"brain.stx"``). It reads other sections' expression, or their ``use_rep``.
     pretrained
@@ -133,6 +146,7 @@ def segment(
     copy = check_bool("copy", copy)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
+    adapt = check_bool("adapt", adapt)
     if check_bool("keep_labels", keep_labels) and labels_key is None:
         raise ValueError("`keep_labels=True` needs `labels_key=`, the column with the labels to keep.")
     adata = adata.copy() if copy else adata
@@ -142,27 +156,42 @@ def segment(
         fitted: Segmenter | None = trained_segmenter(model)
     else:
         fitted = None if pretrained is None else started_segmenter(pretrained, params)
+    names: list[str] | None = None
     if fitted is not None:
         if model is not None:
             fitted = shallow_copy(fitted)  # the caller's model stays as it is
         fitted.image_key = agreed_image(fitted, image_key)
-        values, found = model_features(adata, fitted, layer, n_others=number_of_image_features(fitted))
+        names = transfer_names(adata, fitted)
+        values, found = model_features(
+            adata, fitted, layer, n_others=number_of_image_features(fitted), names=names
+        )  # fmt: skip
     else:
         rep = training_representation(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
         values, found, fitted = rep.values, rep.read, new_segmenter(params, rep, image_key)
     values = with_image(values, adata, where, fitted.image_key)
+    sections = make_sections(values, where)
     if model is None:
+        genes = None
+        if labels_key is not None and save_model is not None and use_rep is None and fitted.image_key is None:
+            genes = training_genes(adata, layer, where)
         _fit(
-            fitted, adata, values, where, n_segments, labels_key,
+            fitted, adata, sections, where, n_segments, labels_key, genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
-
-    results = fitted.predict(make_sections(values, where), accelerator=accelerator)
+        if genes is not None:
+            remember_names(adata, fitted)
+        results = fitted.predict(sections, accelerator=accelerator)
+    else:
+        results = fitted.predict(
+            sections, expression=transfer_genes(adata, fitted, layer, where, names), adapt=adapt,
+            labels=None if labels_key is None else labels_for_model(adata, labels_key, fitted, where),
+            accelerator=accelerator,
+        )  # fmt: skip
     if save_model is not None:
         fitted.save(save_model)
     proba = join([r.proba for r in results], where)
     if keep_labels and labels_key is not None:
-        labelled, _ = categories(adata, labels_key, "labels_key")
+        labelled = label_codes(adata, labels_key, fitted.classes)
         proba[labelled >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[labelled[labelled >= 0]]
     slots = segment_slots(
         adata, fitted.classes, proba, where,
@@ -173,13 +202,17 @@ def segment(
         "params": provenance(
             n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
             abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
-            pretrained=pretrained is not None,
+            adapt=adapt, pretrained=pretrained is not None,
             pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
             representation=fitted.use_rep, temperature=fitted.temperature,
             spatial_key=spatial_key, library_key=library_key, random_state=random_state, **found,
             model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
         )
     }  # fmt: skip
+    if any(r.weights for r in results):
+        members = pd.DataFrame([r.weights for r in results])
+        members.insert(0, "library", list(where.libs.names))
+        slots.uns[key]["members"] = members
     if model is None:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)
         if fitted.stability:
@@ -199,7 +232,7 @@ def _check_mode(
         if n_segments > adata.n_obs:
             raise ValueError(f"`n_segments={n_segments}` is more than the {adata.n_obs} observations there are.")
     if arguments["model"] is not None:
-        others = {"n_segments": n_segments, "labels_key": labels_key, **arguments, "model": None}
+        others = {"n_segments": n_segments, **arguments, "model": None}
         clash = [name for name, value in others.items() if value is not None]
         if clash:
             raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(f'`{c}=`' for c in clash)}.")
@@ -219,15 +252,15 @@ def _check_mode(
 def _fit(
     fitted: Segmenter,
     adata: AnnData,
-    values: NDArray[np.float32],
+    sections: list[Section],
     where: Geometry,
     n_segments: int | None,
     labels_key: str | None,
-    **how: Any,
+    genes: list[GeneSection] | None,
+    **run: Unpack[Run],
 ) -> None:
-    sections = make_sections(values, where)
     if labels_key is None:
-        fitted.fit(sections, n_segments=n_segments, **how)
+        fitted.fit(sections, n_segments=n_segments, **run)
         return
     codes, names = categories(adata, labels_key, "labels_key")
-    fitted.fit(sections, labels=[codes[rows] for rows in where.parts], classes=names, **how)
+    fitted.fit(sections, labels=[codes[rows] for rows in where.parts], classes=names, expression=genes, **run)

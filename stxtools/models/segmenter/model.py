@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from stxtools._progress import stage
 from stxtools.models._base import BaseModel, best_device
@@ -24,9 +25,11 @@ from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loade
 
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
+from .gene_means import GeneSection
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
 from .rasters import target_rasters
 from .scaling import FeatureScaling
+from .transfer import Transfer, transfer_targets
 
 _TIES, _NUDGES = 4, 16
 _DRAWS = 0  # seed of the consensus, which is a property of the data
@@ -42,10 +45,13 @@ class Segmentation:
         Class probabilities of the observations, (n, K).
     features
         The U-Net's feature vector at every observation, (n, width).
+    weights
+        Weight of each member of the ensemble that decided, where there is one.
     """
 
     proba: NDArray[np.float32]
     features: NDArray[np.float32]
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
@@ -83,6 +89,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
         self.scaling = FeatureScaling()
+        self.transfer: Transfer | None = None
 
     @property
     def n_features(self) -> int:
@@ -103,6 +110,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         n_segments: int | None = None,
         labels: Sequence[NDArray[np.int64]] | None = None,
         classes: Sequence[str] | None = None,
+        expression: Sequence[GeneSection] | None = None,
         **run: Unpack[Run],
     ) -> Segmenter:
         """Train on ``sections``.
@@ -117,6 +125,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             Per section, class codes with -1 for unlabelled observations.
         classes
             Class names for ``labels``.
+        expression
+            Genes of the same observations: with them and ``labels``, the model learns to be applied to other sections.
         **run
             ``random_state``, ``accelerator``, ``devices`` and ``show_progress``, as in :func:`stxtools.tl.segment`.
 
@@ -125,7 +135,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         ValueError
             If there are fewer distinct observations than ``n_segments``.
         """
-        self.net, self.history, run = None, [], completed(run)
+        self.net, self.transfer, self.history, run = None, None, [], completed(run)
         orders = [s.canonical_order() for s in sections]
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
@@ -150,6 +160,10 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.temperature = expected_temperature(proba, pseudo_labels)
         if labels is None:
             self._order_by_size(as_given, accelerator)
+        elif expression is not None:
+            genes = [e.taken(order) for e, order in zip(expression, orders, strict=True)]
+            self.transfer = Transfer.fit(genes, sections, *transfer_targets(pseudo_labels, sections), self.params, run)
+            self.history += self.transfer.history
         return self
 
     def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:
@@ -276,14 +290,43 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     # ---------------------------------------------------------------- use
 
-    def predict(self, sections: Sequence[Section], *, accelerator: str = "auto") -> list[Segmentation]:
-        """Segment ``sections`` with the trained U-Net."""
+    def predict(
+        self,
+        sections: Sequence[Section],
+        *,
+        expression: Sequence[GeneSection] | None = None,
+        labels: Sequence[NDArray[np.int64]] | None = None,
+        adapt: bool = True,
+        accelerator: str = "auto",
+    ) -> list[Segmentation]:
+        """Segment ``sections``.
+
+        Parameters
+        ----------
+        sections
+            What to segment.
+        expression
+            Genes of the same observations, for a model that learned to be applied to other sections: its linear members
+            decide then, and the network that corrects them. Without it the U-Net decides.
+        labels
+            Per section, class codes of what is labelled there, else -1; they need ``expression``.
+        adapt
+            Whether the members adapt to each section's own components.
+        accelerator
+            Where the networks run.
+        """
         net, device, out = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
-        for section in sections:
+        for i, section in enumerate(sections):
             raster, member = self.scaling.raster(section)
             proba, features = predict_pixels(net, raster, device)
-            out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
+            if expression is None or self.transfer is None:
+                out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
+                continue
+            known = None if labels is None or not (labels[i] >= 0).any() else labels[i]
+            found = self.transfer.predict(expression[i], section, device, labels=known, adapt=adapt)
+            share = softmax(found.logits, axis=1).astype(np.float32)
+            out.append(Segmentation(share, features.numpy()[member], found.weights))
         net.to("cpu")
         return out
 
@@ -294,12 +337,14 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
         config = {"classes": self.classes, "temperature": self.temperature, "image_key": self.image_key}
-        return config, self.scaling.to_file()
+        described, arrays = ({}, {}) if self.transfer is None else self.transfer.to_file()
+        return config | described, arrays | self.scaling.to_file()
 
     def _from_file(self, file: ModelFile) -> None:
         self.classes, self.image_key = file.names("classes"), file.text("image_key")
         self.temperature = file.number("temperature", above=0.0)
         self.scaling = FeatureScaling.from_file(file)
+        self.transfer = Transfer.from_file(file, len(self.classes))
 
     def _read_net(self, file: ModelFile) -> None:
         self.projection = GeneProjection.from_file(file, self.n_features, alone=self.image_key is None)

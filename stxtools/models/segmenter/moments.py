@@ -1,0 +1,166 @@
+"""Second moments of standardised genes and labels: linear classifiers are solved from them for any panel of genes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stxtools.models._model_file import ModelFile
+
+from .gene_means import FloatArray, leading_axes
+
+RANK = 256  # rows of the factor; the rest of the covariance is kept as a diagonal
+N_COMPS = 20
+SHRINKAGE = 0.1  # of the covariance within classes to its diagonal
+PENALTY = 0.5  # of the ridge, in units of the variance of a gene
+_HALF_MAX = 6e4  # float16 ends at 65504
+
+
+@dataclass(frozen=True)
+class LinearMembers:
+    """Classifiers of standardised neighbourhood means.
+
+    Attributes
+    ----------
+    ridge, ridge_intercept
+        Coefficients for each size, (g, K) each, and intercept, (K,).
+    axes
+        Components that the discriminant analysis reads, (g, k).
+    lda, lda_intercept
+        Its coefficients of the standardised components at both sizes, (2 k, K), and intercept, (K,).
+    """
+
+    ridge: Sequence[FloatArray]
+    ridge_intercept: FloatArray
+    axes: FloatArray
+    lda: FloatArray
+    lda_intercept: FloatArray
+
+
+@dataclass(frozen=True)
+class LabelMoments:
+    r"""What a model keeps of labelled sections: sums of products, no observation.
+
+    The covariance of the features is :math:`B^T B + D`: a factor of ``RANK`` rows by random projections (Halko,
+    Martinsson and Tropp 2011) and the diagonal of what is left.
+
+    Attributes
+    ----------
+    genes
+        Names, best first.
+    factor, rest
+        :math:`B` (r, 2 g) in half precision, and the diagonal of :math:`D` (2 g,).
+    mean
+        Weighted mean of the features, (2 g,).
+    cross
+        Covariance of features and class shares, (2 g, K).
+    prior
+        Share of each class, (K,).
+    """
+
+    genes: list[str]
+    factor: NDArray[np.float16]
+    rest: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    cross: NDArray[np.float32]
+    prior: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, genes: Sequence[str], z: NDArray[np.float32], share: FloatArray, weight: FloatArray, *, rank: int = RANK
+    ) -> LabelMoments:
+        """Measure features (n, 2 g), class shares (n, K) and weights (n,)."""
+        weight = weight / weight.sum()
+        mean, prior = weight @ z, weight @ share
+        root = np.sqrt(weight)[:, None].astype(np.float32)
+        x = (z - mean.astype(np.float32)) * root
+        cross = x.T @ ((share - prior) * root).astype(np.float32)
+        factor = _row_factor(x, rank).clip(-_HALF_MAX, _HALF_MAX).astype(np.float16)
+        kept = np.square(factor.astype(np.float32)).sum(axis=0)
+        rest = np.maximum(np.square(x).sum(axis=0) - kept, 0.0)
+        return cls(list(genes), factor, rest, mean.astype(np.float32), cross, prior)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.prior)
+
+    def solve(self, chosen: NDArray[np.int64]) -> LinearMembers:
+        """Classifiers that read only the ``chosen`` of the genes."""
+        g = len(chosen)
+        columns = np.concatenate([chosen, chosen + len(self.genes)])
+        b, d = self.factor[:, columns].astype(np.float64), self.rest[columns].astype(np.float64)
+        cross, mean = self.cross[columns].astype(np.float64), self.mean[columns].astype(np.float64)
+        coef = _ridge(b, d + PENALTY, 2 * cross)
+        axes = leading_axes(b[:, :g].T @ b[:, :g] + np.diag(d[:g]), N_COMPS)
+        lda, lda_intercept = self._discriminant(axes, b, d, cross, mean)
+        intercept = 2 * self.prior - 1 - mean @ coef
+        return LinearMembers([coef[:g], coef[g:]], intercept, axes, lda, lda_intercept)
+
+    def _discriminant(
+        self, axes: FloatArray, b: FloatArray, d: FloatArray, cross: FloatArray, mean: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Discriminant analysis of the components at both sizes, each divided by its standard deviation."""
+        g, k = axes.shape
+        both = np.zeros((2 * g, 2 * k))
+        both[:g, :k], both[g:, k:] = axes, axes
+        low = b @ both
+        total = low.T @ low + (both.T * d) @ both
+        unit = np.sqrt(np.maximum(np.diag(total), 1e-12))
+        total = total / np.outer(unit, unit)
+        means = (both.T @ cross) / unit[:, None] / np.maximum(self.prior, 1e-9)  # from the middle, (2 k, K)
+        within = total - (means * self.prior) @ means.T
+        within = (1 - SHRINKAGE) * within + SHRINKAGE * np.diag(np.diag(within))
+        within += 1e-6 * max(float(np.trace(within)) / len(within), 1e-9) * np.eye(len(within))
+        coef = np.linalg.solve(within, means)
+        middle = both.T @ mean / unit
+        intercept = -0.5 * np.einsum("dk,dk->k", means, coef) + np.log(np.maximum(self.prior, 1e-6)) - middle @ coef
+        return coef, intercept
+
+    def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return what a model file keeps."""
+        arrays: dict[str, NDArray[Any]] = {
+            "moments.factor": self.factor, "moments.rest": self.rest, "moments.mean": self.mean,
+            "moments.cross": self.cross, "moments.prior": self.prior,
+        }  # fmt: skip
+        return {"moments_genes": self.genes}, arrays
+
+    @classmethod
+    def from_file(cls, file: ModelFile, n_classes: int) -> LabelMoments | None:
+        """Return the moments of a model file, None where it has none."""
+        genes = file.optional_names("moments_genes")
+        if genes is None:
+            return None
+        d = 2 * len(genes)
+        return cls(
+            genes,
+            file.array("moments.factor", (None, d)),
+            file.array("moments.rest", (d,), minimum=0.0),
+            file.array("moments.mean", (d,)),
+            file.array("moments.cross", (d, n_classes)),
+            file.array("moments.prior", (n_classes,), minimum=0.0),
+        )
+
+
+def _row_factor(x: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """Return (r, d) whose rows span the leading part of the rows of ``x`` (n, d): all of it where n <= rank."""
+    if len(x) <= rank:
+        return x
+    rank = min(rank, x.shape[1])
+    basis = x @ np.random.default_rng(0).standard_normal((x.shape[1], rank)).astype(np.float32)
+    for _ in range(2):
+        basis = np.linalg.qr(x @ (x.T @ np.linalg.qr(basis)[0]))[0]
+    return basis.T @ x
+
+
+def _ridge(b: FloatArray, diagonal: FloatArray, target: FloatArray) -> FloatArray:
+    """Solve (B'B + diag) W = target; by the smaller of the two systems (Woodbury)."""
+    if len(b) >= b.shape[1]:
+        return np.asarray(np.linalg.solve(b.T @ b + np.diag(diagonal), target))
+    scaled = b / diagonal
+    inner = np.eye(len(b)) + scaled @ b.T
+    return np.asarray((target - b.T @ np.linalg.solve(inner, scaled @ target)) / diagonal[:, None])

@@ -1,0 +1,91 @@
+"""Genes and labels as a model reads them that learned from labels and is applied to other sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stxtools._data.features import check_genes
+from stxtools._data.gene_sections import gene_sections, named_as, other_names
+from stxtools._validate import categories, listing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stxtools._data.sections import Geometry
+    from stxtools.models import GeneSection, Segmenter
+
+
+def training_genes(adata: AnnData, layer: str | None, where: Geometry) -> list[GeneSection] | None:
+    """Genes of all sections to learn from; None where there is no expression (components alone, say)."""
+    try:
+        return gene_sections(adata, layer, where, np.arange(adata.n_vars), [str(v) for v in adata.var_names])
+    except ValueError:
+        if layer is not None:
+            raise
+        return None  # the representation is all that there is, and the model then reads that of other sections, too
+
+
+def remember_names(adata: AnnData, fitted: Segmenter) -> None:
+    """Let the model know its genes by their second names, too."""
+    ids = other_names(adata)
+    if fitted.transfer is not None and ids:
+        read = set(_genes_read(fitted))
+        fitted.transfer.ids = {g: i for g, i in zip(map(str, adata.var_names), ids, strict=True) if g in read}
+
+
+def transfer_names(adata: AnnData, fitted: Segmenter) -> list[str] | None:
+    """Names of the genes of ``adata`` as the model calls them; None where it learned of no genes by name."""
+    if fitted.transfer is None:
+        return None
+    return named_as(adata, _genes_read(fitted), fitted.transfer.ids)
+
+
+def _genes_read(fitted: Segmenter) -> list[str]:
+    """Genes of the model, of the linear members and of the components."""
+    members = [] if fitted.transfer is None else fitted.transfer.moments.genes
+    return list(dict.fromkeys([*members, *(fitted.projection.genes if fitted.projection is not None else [])]))
+
+
+def transfer_genes(
+    adata: AnnData, fitted: Segmenter, layer: str | None, where: Geometry, names: Sequence[str] | None
+) -> list[GeneSection] | None:
+    """Genes of all sections that the model's linear members read."""
+    if fitted.transfer is None or names is None:
+        return None
+    check_genes(fitted.transfer.moments.genes, names)
+    theirs = fitted.transfer.match(names)[1]
+    return gene_sections(adata, layer, where, theirs, [names[i] for i in theirs])
+
+
+def labels_for_model(adata: AnnData, labels_key: str, fitted: Segmenter, where: Geometry) -> list[NDArray[np.int64]]:
+    """Class codes of the labelled observations by section, in the model's classes.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot use labels, or does not know their classes.
+    """
+    if fitted.transfer is None:
+        raise ValueError(
+            "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
+            "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
+        )
+    codes = label_codes(adata, labels_key, fitted.classes)
+    return [codes[rows] for rows in where.parts]
+
+
+def label_codes(adata: AnnData, labels_key: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Class of each observation among ``classes``, -1 where it has no label."""
+    codes, names = categories(adata, labels_key, "labels_key")
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"`adata.obs[{labels_key!r}]` has the classes {listing(unknown)}, which the model does not know; it knows "
+            f"{listing(list(classes))}. Rename them, or train without `model=`."
+        )
+    place = np.array([list(classes).index(name) for name in names], dtype=np.int64)
+    return np.where(codes >= 0, place[codes], -1)

@@ -1,0 +1,114 @@
+"""Models that learned from labels, on other sections: linear members by hand, other genes, labels beside the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK_UNET, _make
+from sklearn.linear_model import RidgeClassifier
+
+import stxtools as st
+from stxtools.models import GeneSection, Segmenter
+from stxtools.models.segmenter.gene_means import SIZES, GeneMeans
+from stxtools.models.segmenter.moments import PENALTY, LabelMoments
+from stxtools.nn._refiner import Refiner
+
+HOW = {"show_progress": False, "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Path of a model of two labelled sections."""
+    path = tmp_path_factory.mktemp("transfer") / "m.stx"
+    adata = _make("hex", 16, 14, 30, 0, 2)
+    adata.var["gene_ids"] = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+    st.tl.segment(adata, labels_key="band", library_key="library", params=QUICK_UNET, save_model=path, **HOW)
+    return path
+
+
+def accuracy(adata) -> float:
+    return float((adata.obs["segment"].astype(str) == adata.obs["band"].astype(str)).mean())
+
+
+def test_means_are_those_of_the_nearest_and_standardised(make_section):
+    adata = make_section("scattered")
+    logged = adata.X.tocsr()[:, :5].log1p()
+    section = GeneSection(logged, list("abcde"), adata.obsm["spatial"])
+    means, coef = GeneMeans(section, np.array([4, 0, 2])), np.random.default_rng(0).normal(size=(2, 3, 2))
+    xy = adata.obsm["spatial"]
+    near = np.argsort(((xy[:, None] - xy[None]) ** 2).sum(-1), axis=1)
+    z = [logged.toarray()[:, [4, 0, 2]][near[:, :size]].mean(axis=1) for size in SIZES]
+    z = [(part - part.mean(axis=0)) / part.std(axis=0) for part in z]
+    np.testing.assert_allclose(means.standardised(), np.hstack(z), atol=2e-3)
+    np.testing.assert_allclose(
+        means.projected(coef), np.hstack([a @ w for a, w in zip(z, coef, strict=True)]), atol=1e-2
+    )
+
+
+def test_ridge_solved_from_moments_is_scikit_learn_s_for_any_genes():
+    rng = np.random.default_rng(0)
+    y, z = rng.integers(3, size=200), rng.normal(size=(200, 12)).astype(np.float32)
+    z[:, :3] += np.eye(3)[y]
+    moments = LabelMoments.of(list("abcdef"), z, np.eye(3)[y], np.ones(200))
+    for chosen in (np.arange(6), np.array([0, 2, 5])):
+        columns = np.r_[chosen, chosen + 6]
+        members = moments.solve(chosen)
+        ours = z[:, columns] @ np.vstack(members.ridge) + members.ridge_intercept
+        theirs = RidgeClassifier(PENALTY * 200).fit(z[:, columns], y).decision_function(z[:, columns])
+        np.testing.assert_allclose(ours, theirs, atol=5e-3)
+
+
+def test_moments_of_many_observations_keep_their_leading_part():
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(900, 5)) @ rng.normal(size=(5, 40)) + 0.1 * rng.normal(size=(900, 40))).astype(np.float32)
+    moments = LabelMoments.of([str(i) for i in range(20)], z, np.ones((900, 1)), np.ones(900), rank=8)
+    kept = moments.factor.astype(float)
+    np.testing.assert_allclose(kept.T @ kept + np.diag(moments.rest), np.cov(z.T, bias=True), atol=0.02)
+
+
+def test_the_network_adds_nothing_before_it_has_learned():
+    net, x = Refiner(4).eval(), torch.randn(1, 4, 9, 7)
+    assert torch.equal(net(x, torch.ones(1, 1, 9, 7))[0], x)
+
+
+def test_a_model_of_labels_reads_genes_by_either_name_and_in_any_order(make_section, trained):
+    plain = make_section(seed=5)
+    assert st.tl.segment(plain, model=trained, **HOW) is None
+    assert accuracy(plain) > 0.9
+    members = plain.uns["segment"]["members"]
+    assert members["library"].tolist() == ["section"]
+    assert members["ridge"].tolist() == [1.0]
+    other = make_section(seed=5)[:, ::-1].copy()
+    other.var_names = [f"ENSG{int(name.removeprefix('gene')):011d}.3" for name in other.var_names]
+    st.tl.segment(other, model=Segmenter.load(trained), **HOW)
+    np.testing.assert_allclose(other.obsm["segment_proba"], plain.obsm["segment_proba"], atol=1e-3)
+    with pytest.warns(UserWarning, match="12 of the model's 30 genes"):
+        st.tl.segment(few := plain[:, :12].copy(), model=trained, **HOW)
+    assert accuracy(few) > 0.8
+    with pytest.raises(ValueError, match="of the model's 30 genes"):
+        st.tl.segment(plain[:, :2].copy(), model=trained, **HOW)
+
+
+def test_labels_correct_a_model(make_section, trained):
+    adata = make_section(seed=6)
+    told = adata.obs["band"].astype(object).where(np.arange(adata.n_obs) % 15 == 0)
+    adata.obs["told"] = told.replace({"a": "b", "b": "a"})  # the model is right, the labels say otherwise
+    st.tl.segment(adata, model=trained, key_added="alone", **HOW)
+    st.tl.segment(adata, model=trained, labels_key="told", keep_labels=True, **HOW)
+    known = adata.obs["told"].notna()
+    assert (adata.obs["segment"].astype(object)[known] == adata.obs["told"][known]).all()
+    moved = adata.obs["segment"].astype(str) != adata.obs["alone"].astype(str)
+    assert moved[~known].any()
+    before = list(adata.obs)
+    adata.obs["told"] = told.replace({"a": "elsewhere"})
+    with pytest.raises(ValueError, match="'elsewhere'"):
+        st.tl.segment(adata, model=trained, labels_key="told", key_added="other", **HOW)
+    assert list(adata.obs) == before
+
+
+def test_labels_beside_a_model_that_never_saw_any(make_section, quick_unet, tmp_path):
+    adata = make_section()
+    st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", **HOW)
+    with pytest.raises(ValueError, match="labels_key"):
+        st.tl.segment(adata, model=tmp_path / "m.stx", labels_key="band", key_added="again", **HOW)
