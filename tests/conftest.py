@@ -184,6 +184,7 @@ def region_effects(
     matrix = sparse.csr_matrix(values.astype(np.float32))
     view = SectionView(InMemory(matrix), np.arange(len(xy)), xy, 0, covariates=covariates)
     seeds = [0] * len(regions) if seeds is None else seeds
-    contrasts = [Contrast(view, label, n_null, (i,)) for label, i in zip(regions, seeds, strict=True)]
+    questions = (covariates is not None and covariates.composition,)
+    contrasts = [Contrast(view, label, n_null, (i,), questions) for label, i in zip(regions, seeds, strict=True)]
     compare_regions(contrasts)
-    return [contrast.effect for contrast in contrasts]
+    return [contrast.effects[0] for contrast in contrasts]

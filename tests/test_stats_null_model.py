@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import region_effects
-from scipy import stats
+from scipy import sparse, stats
 
 from stxtools.stats._null_model import (
     LabelModel,
@@ -14,6 +14,7 @@ from stxtools.stats._null_model import (
     fit_label_model,
     sample_lag_pairs,
 )
+from stxtools.stats._smooth import smooth_basis
 
 
 def _field(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
@@ -113,18 +114,34 @@ def test_null_variance_of_a_gene_without_structure_is_the_textbook_one(xy):
     assert np.median(found.variance / (gene.var(axis=0) * (1 / n1 + 1 / n0))) == pytest.approx(1, rel=0.3)
 
 
-def test_null_variance_of_a_smooth_gene_equals_that_over_true_regions(xy):
+def test_null_variance_of_smooth_genes_equals_that_over_true_regions(xy):
     rng = np.random.default_rng(4)
-    gene = np.stack([_field(xy, 8.0, rng) for _ in range(5)], axis=1).astype(np.float32)
-    regions = np.stack([_field(xy, 8.0, rng) for _ in range(250)], axis=1)
+    gene = np.stack([_field(xy, 8.0, rng) for _ in range(5)], axis=1) + rng.standard_normal((len(xy), 5))
+    regions = np.stack([_field(xy, 8.0, rng) for _ in range(60)], axis=1)
     regions = regions > np.quantile(regions, 0.7, axis=0)
-    weights = regions / regions.sum(axis=0) - ~regions / (~regions).sum(axis=0)
-    truth = ((gene.T @ weights) ** 2).mean(axis=1)
-    effects = region_effects(gene, xy, list(regions.T[:10]), 100, range(10))
-    found = np.mean([effect.variance for effect in effects], axis=0)
-    np.testing.assert_allclose(np.median(found / truth), 1.0, rtol=0.2)
-    naive = gene.var(axis=0) * (1 / regions[:, 0].sum() + 1 / (~regions[:, 0]).sum())
-    assert (found > 20 * naive).all()
+    found = region_effects(gene, xy, list(regions.T), 100, range(60))
+    truth = np.mean([f.effect**2 for f in found], axis=0)
+    expected = np.mean([f.variance for f in found], axis=0)
+    np.testing.assert_allclose(np.median(expected / truth), 1.0, rtol=0.2)
+    plain = gene.T @ (regions / regions.sum(axis=0) - ~regions / (~regions).sum(axis=0))
+    assert np.median(expected / (plain**2).mean(axis=1)) < 0.4  # smooth variation is weighed down
+
+
+def test_the_metric_is_that_of_generalised_least_squares(xy):
+    basis = smooth_basis(xy[:400])
+    k = basis.values.shape[1]
+    np.testing.assert_allclose(basis.values.T @ basis.values, np.eye(k), atol=1e-5)
+    np.testing.assert_allclose(basis.values.mean(axis=0), 0, atol=1e-7)
+    assert k == 40
+    assert (np.diff(basis.frequency) >= 0).all()
+    covariance = np.eye(400) + 7.0 * basis.values @ np.diag(basis.frequency**-1.5) @ basis.values.T
+    values = np.random.default_rng(0).standard_normal((400, 3))
+    np.testing.assert_allclose(basis.metric(7.0)(values), np.linalg.solve(covariance, values), atol=1e-5)
+    rng = np.random.default_rng(1)
+    root = basis.values * np.sqrt(30.0 * basis.frequency**-1.5)
+    genes = (root @ rng.standard_normal((k, 200)) + rng.standard_normal((400, 200))).astype(np.float32)
+    found = basis.strengths(sparse.csr_matrix(genes.T), genes.var(axis=0))
+    assert 15 < np.median(found) < 60
 
 
 def test_degenerate_positions_are_an_error():

@@ -23,7 +23,7 @@ from stxtools.stats import _region_test
 from stxtools.stats._auroc import auroc_from_ranks, complement_auroc, midranks
 from stxtools.stats._composition import _product
 from stxtools.stats._expression import equal_blocks
-from stxtools.stats._null_model import CachedLabels, LabelSampler, RegionDraws, sample_lag_pairs
+from stxtools.stats._null_model import RegionDraws, sample_lag_pairs
 from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
 
 h5py = pytest.importorskip("h5py")
@@ -187,24 +187,19 @@ def test_a_group_and_its_complement_are_computed_once(tissue, kwargs, monkeypatc
     assert len(drawn) == 3
 
 
-def test_kept_labels_come_again():
-    rng = np.random.default_rng(0)
-    xy = rng.uniform(0, 20, (200, 2))
-    label = xy[:, 0] > 8
-    geo = sample_lag_pairs(xy, rng)
-    plain = RegionDraws(xy, geo, label, (3,))
-    expected = [np.concatenate(list(plain.labels().draw(n, plain.rng)), axis=1) for n in (70, 30)]
-    assert expected[0].shape == (200, 70)
-    assert (expected[0].sum(axis=0) == plain.side.sum()).all()
+def test_random_regions_are_the_same_at_every_iteration():
+    xy = np.random.default_rng(0).uniform(0, 20, (400, 2))
+    label = xy[:, 0] > 12
+    geo = sample_lag_pairs(xy, np.random.default_rng(1))
+    found = []
     for limit in (1e9, 0):  # kept as bits, drawn again
-        draws = RegionDraws(xy, geo, label, (3,), limit)
-        first, second = draws.labels(), draws.labels()
-        assert isinstance(first, CachedLabels)
-        for labels, n, wanted in [(first, 70, 0), (first, 70, 0), (second, 30, 1), (first, 70, 0), (second, 30, 1)]:
-            found = np.concatenate(list(labels.draw(n, draws.rng)), axis=1)
-            assert found.dtype == bool
-            np.testing.assert_array_equal(found, expected[wanted])
-    assert isinstance(plain.labels(), LabelSampler)
+        draws = RegionDraws(xy, geo, label, 70, (3,), limit)
+        found += [np.concatenate(list(draws.first(n)), axis=1) for n in (70, 30, 70, 66)]
+    for labels in found:
+        assert labels.dtype == bool
+        np.testing.assert_array_equal(labels, found[0][:, : labels.shape[1]])
+    assert [labels.shape[1] for labels in found] == 2 * [70, 30, 70, 66]
+    assert (found[0].sum(axis=0) == found[0][:, 0].sum()).all()
 
 
 @given(some.lists(some.integers(0, 50), min_size=1, max_size=60), some.floats(0.5, 500))

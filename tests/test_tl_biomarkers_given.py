@@ -43,17 +43,32 @@ def _called(adata: ad.AnnData, planted: int, **kwargs) -> tuple[float, int]:
     return float(called[:planted].mean()) if planted else 0.0, int(called[planted:].sum())
 
 
-def test_composition_finds_what_types_of_cells_hide():
+def test_both_questions_find_what_types_of_cells_hide():
     total, given, false = [], [], []
     for seed in range(4):
         adata = _tissue(seed, planted=8)
-        total.append(_called(adata, 8)[0])
-        power, wrong = _called(adata, 8, covariates="composition")
-        given.append(power)
-        false.append(wrong)
+        power, wrong = _called(adata, 8)
+        table = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
+        beyond = table["beyond_composition"].to_numpy()
+        np.testing.assert_array_equal(beyond, table["pvals_adj_composition"] <= 0.05)
+        total.append(power)
+        given.append(beyond[:8].mean())
+        false += [wrong, beyond[8:].sum()]
+    assert np.mean(total) > 0.7
     assert np.mean(given) > 0.7
-    assert np.mean(given) > np.mean(total) + 0.2
     assert np.mean(false) <= 2.0  # of 112
+
+
+def test_one_call_answers_what_two_calls_do():
+    adata = _tissue(1, planted=8)
+    st.tl.biomarkers(adata, "region", groups=["in"], n_null=60)
+    total = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
+    st.tl.biomarkers(adata, "region", groups=["in"], n_null=60, covariates="composition")
+    given = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
+    for column in ("scores", "pvals", "pvals_adj"):
+        np.testing.assert_array_equal(given[column], total[f"{column}_composition"])
+        np.testing.assert_array_equal(given[f"{column}_total"], total[column])
+    np.testing.assert_array_equal(given["beyond_composition"], total["beyond_composition"])
 
 
 def test_regions_that_mean_nothing_have_no_markers_given_composition():

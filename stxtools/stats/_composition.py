@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
+from ._smooth import Metric
+
 Floats = NDArray[np.float64]
 
 N_COMPS = 20
@@ -93,19 +95,14 @@ class Depths:
 
 @dataclass(frozen=True)
 class Nuisance:
-    """Centred covariates of a section (observations x q), and each gene's loading on them (genes x q, or zero).
-
-    ``common``: no gene has a loading; by default it follows from the loadings.
-    """
+    """Centred covariates of a section (observations x q), and each gene's loading on them (genes x q, or zero)."""
 
     scores: Floats
     loadings: Floats
-    common: bool | None = None
 
     def of(self, genes: slice) -> Nuisance:
         """Return the same covariates for some of the genes."""
-        common = not self.loadings.any() if self.common is None else self.common
-        return Nuisance(self.scores, self.loadings[genes], common)
+        return Nuisance(self.scores, self.loadings[genes])
 
 
 class Rows(Protocol):
@@ -169,8 +166,11 @@ class ExpressionSpace:
             moments += block.T @ block
         self._covariance = moments / self._n_obs - np.outer(self._mean, self._mean)
 
-    def components(self, n_comps: int, without: NDArray[np.int64] | None = None) -> Nuisance:
-        """Return the leading principal components of the genes that are not in ``without``."""
+    def components(self, n_comps: int, without: NDArray[np.int64] | None = None, rows: Rows | None = None) -> Nuisance:
+        """Return the leading principal components of the genes that are not in ``without``.
+
+        ``rows``: whose scores, by default those of the rows that the moments come from.
+        """
         kept = np.arange(len(self._genes))
         if without is not None and len(without):
             kept = kept[~np.isin(self._genes, without)]
@@ -182,8 +182,9 @@ class ExpressionSpace:
         loadings[self._genes[kept]] = vectors
         wide = np.zeros((len(self._genes), n_comps))
         wide[kept] = vectors
-        scores = np.concatenate([np.asarray(rows @ wide) for rows in self._rows.blocks(self._genes, _BLOCK)])
-        return Nuisance(self._rows.reordered(scores - self._mean @ wide), loadings)
+        rows = self._rows if rows is None else rows
+        scores = np.concatenate([np.asarray(block @ wide) for block in rows.blocks(self._genes, _BLOCK)])
+        return Nuisance(rows.reordered(scores - scores.mean(axis=0)), loadings)
 
 
 def _leading(covariance: Floats, k: int) -> Floats:
@@ -191,15 +192,16 @@ def _leading(covariance: Floats, k: int) -> Floats:
     if n <= max(200, 4 * k):
         vectors = linalg.eigh(covariance, subset_by_index=[n - k, n - 1])[1]
     else:
-        vectors = eigsh(covariance, k=k, which="LA", v0=np.ones(n))[1]
+        vectors = eigsh(covariance, k=k, which="LA", v0=np.ones(n), tol=1e-4)[1]
     return np.ascontiguousarray(vectors[:, ::-1])
 
 
 class PartialCorrelation:
     """Partial correlation of every gene with a label, given covariates without the gene's own share.
 
-    With leading components Z = Y V of centred expression Y, gene j is tested given ``Z - y_j v_j'``: the components of
-    all other genes. Rank-one updates of Z give the result without storing residuals.
+    With leading components Z = Y V of centred expression Y, gene y is tested given ``Z - y v'``: the components of all
+    other genes. Their Gram matrix is that of Z with a change of rank two, so that products with Z give the result
+    (Woodbury's identity). Inner products are those of a ``metric``, by default the plain ones.
 
     Parameters
     ----------
@@ -209,61 +211,57 @@ class PartialCorrelation:
         Covariates.
     columns
         The same matrix by column, where that makes products with many labels faster.
+    metric
+        Smooth functions that are weighed down.
     """
 
     def __init__(
-        self, by_gene: sparse.csr_matrix, nuisance: Nuisance, columns: sparse.csc_matrix | None = None
+        self,
+        by_gene: sparse.csr_matrix,
+        nuisance: Nuisance | None = None,
+        columns: sparse.csc_matrix | None = None,
+        metric: Metric | None = None,
     ) -> None:
         self._by_gene = by_gene if columns is None else columns
-        z, v = nuisance.scores, nuisance.loadings
-        n, q = z.shape
-        mean = np.asarray(by_gene.sum(axis=1), dtype=np.float64).ravel() / n
-        self.total = np.asarray(by_gene.multiply(by_gene).sum(axis=1), dtype=np.float64).ravel() - n * mean**2
-        cross = np.asarray(self._by_gene @ z)
-        gram = z.T @ z
-        ridge = 1e-6 * max(float(np.trace(gram)) / max(q, 1), 1e-12) * np.eye(q)
-        self._z, self._common = z, (not v.any() if nuisance.common is None else nuisance.common)
-        if self._common:
-            own: Floats = gram[None] + ridge
-        else:
-            own = (
-                gram[None]
-                - v[:, :, None] * cross[:, None, :]
-                - cross[:, :, None] * v[:, None, :]
-                + self.total[:, None, None] * v[:, :, None] * v[:, None, :]
-                + ridge
-            )
-        self._inverse = np.linalg.inv(own)
-        gene = cross - v * self.total[:, None]
-        self._weight = np.einsum("gij,gj->gi", np.broadcast_to(self._inverse, (len(gene), q, q)), gene)
-        self.residual = self.total - np.einsum("gi,gi->g", gene, self._weight)
-        self.known = (self.total > 0) & (self.residual > 1e-4 * self.total)
-        if not self._common:
-            self._scale = 1.0 + np.einsum("gi,gi->g", self._weight, v)
-            self._v_inverse = np.einsum("gi,gij->gj", v, self._inverse)
-            self._v_inverse_v = np.einsum("gi,gi->g", self._v_inverse, v)
+        n = by_gene.shape[1]
+        empty = Nuisance(np.zeros((n, 0)), np.zeros((by_gene.shape[0], 0)))
+        z, self._v = (empty if nuisance is None else nuisance).scores, (nuisance or empty).loadings
+        self._metric = Metric.plain(n) if metric is None else metric
+        self._z = self._metric(z)
+        gram = z.T @ self._z
+        ridge = 1e-6 * max(float(np.trace(gram)) / max(z.shape[1], 1), 1e-12) * np.eye(z.shape[1])
+        self._inverse = np.linalg.inv(gram + ridge)
+        mean = np.asarray(by_gene.sum(axis=1, dtype=np.float64)).ravel() / n
+        squares = np.asarray(by_gene.astype(np.float64).power(2).sum(axis=1)).ravel()
+        total = squares - n * mean**2
+        total = np.where(total > 1e-6 * squares, total, 0.0)  # below this, float32 rounding
+        total = np.maximum(total - self._metric.smooth_part(self._by_gene), 0.0)
+        cross = np.asarray(self._by_gene @ self._z)
+        given = _product(cross, self._inverse)
+        self._vv = np.einsum("gi,gi->g", _product(self._v, self._inverse), self._v)
+        self._s = np.einsum("gi,gi->g", given, self._v) - 1.0
+        self._k = np.einsum("gi,gi->g", given, cross) - total
+        self._det = self._vv * self._k - self._s**2
+        self.residual = self._k / self._det
+        self.known = (total > 0) & (self.residual > 1e-4 * total)
 
     def __call__(self, labels: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Return correlations and the labels' residual sums of squares, (genes x labels) both.
 
         ``labels`` (observations x labels) are centred.
         """
-        q = self._z.shape[1]
-        total = np.asarray(self._by_gene @ labels.astype(np.float32), dtype=np.float64)
-        explained = self._z.T @ labels
-        pairs = (explained[:, None, :] * explained[None, :, :]).reshape(q * q, labels.shape[1])
-        spread = np.einsum("nb,nb->b", labels, labels, dtype=np.float64)
-        inverse = self._inverse.reshape(len(self._inverse), q * q)
-        label_ss = spread - (inverse @ pairs if self._common else _product(inverse, pairs))
-        if self._common:
-            numerator = total - _product(self._weight, explained)
-        else:
-            numerator = total * self._scale[:, None] - _product(self._weight, explained)
-            label_ss += 2.0 * total * _product(self._v_inverse, explained) - total**2 * self._v_inverse_v[:, None]
-        label_ss = np.maximum(label_ss, 1e-9 * spread)
+        explained = self._inverse @ (self._z.T @ labels)
+        left = self._metric(labels) - self._z @ explained
+        spread = np.einsum("nb,nb->b", labels, left, dtype=np.float64)
+        # labels are centred, so float32 sums are differences of means and stay small
+        d = np.asarray(self._by_gene @ left.astype(np.float32), dtype=np.float64)
+        own = _product(self._v, explained)
+        k, s, vv, det = (x[:, None] for x in (self._k, self._s, self._vv, self._det))
+        label_ss = spread + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det
+        label_ss = np.maximum(label_ss, 1e-9 * np.einsum("nb,nb->b", labels, labels, dtype=np.float64))
         residual = np.where(self.known, self.residual, 1.0)[:, None]
-        r = np.where(self.known[:, None], numerator / np.sqrt(label_ss * residual), 0.0)
-        return np.clip(r, -1.0, 1.0), np.broadcast_to(label_ss, r.shape)
+        r = np.where(self.known[:, None], (k * own + s * d) / det / np.sqrt(label_ss * residual), 0.0)
+        return np.clip(r, -1.0, 1.0), label_ss
 
 
 def _product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats:

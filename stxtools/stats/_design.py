@@ -11,7 +11,7 @@ from scipy import sparse
 
 from ._meta_analysis import Combined, combine_sections, compare_libraries, two_sided
 from ._region_test import Contrast, SectionView, concatenated
-from ._section import MIN_OBS, Description, SectionExpression
+from ._section import MIN_OBS, Description, RegionEffect, SectionExpression
 
 Floats = NDArray[np.float64]
 
@@ -73,6 +73,7 @@ class Outcome:
     """Result of a comparison: description and test, each with the standard error of its effect over libraries.
 
     Errors are NaN with one library. ``length`` is the group's median correlation length, NaN between libraries.
+    ``other`` is the test of the other question (given composition, or total), if it was asked.
     """
 
     described: Description
@@ -80,6 +81,7 @@ class Outcome:
     tested: Combined
     tested_error: Floats
     length: float
+    other: Combined | None = None
 
 
 def are_mirrored(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> bool:
@@ -92,28 +94,31 @@ def are_mirrored(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> b
 def copy_mirrored(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> None:
     """Copy results from the complements: both sides use the same random regions."""
     for contrast, other in zip(contrasts, others, strict=True):
-        if other.description is None or other.effect is None:
+        if other.description is None:
             raise RuntimeError("The complement was not tested yet.")
         contrast.description = other.description.mirrored(int(other.label.sum()), int((~other.label).sum()))
-        contrast.effect = other.effect.mirrored()
+        contrast.effects = tuple(effect.mirrored() for effect in other.effects)
 
 
 def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
     """Combine the tests of a group over libraries."""
-    found = [c.effect for c in contrasts if c.effect is not None]
     described, error = _mean_description([c.description for c in contrasts if c.description is not None])
-    length = float(np.median([f.model.length for f in found]))
-    effects = np.stack([f.effect for f in found])
+    length = float(np.median([c.effects[0].model.length for c in contrasts]))
+    tested = [_combined([c.effects[i] for c in contrasts]) for i in range(len(contrasts[0].effects))]
+    adjusted_error = standard_error(np.stack([c.effects[0].effect for c in contrasts]))
+    return Outcome(described, error, tested[0], adjusted_error, length, tested[1] if len(tested) > 1 else None)
+
+
+def _combined(found: Sequence[RegionEffect]) -> Combined:
+    """Combine one test over libraries."""
     if len(found) > 1:
         moments = (np.stack([getattr(f, m) for f in found]) for m in ("variance", "df", "skewness", "kurtosis"))
-        combined = combine_sections(effects, *moments)
-        return Outcome(described, error, combined, standard_error(effects), length)
+        return combine_sections(np.stack([f.effect for f in found]), *moments)
     one = found[0]
     known = one.variance > 0
     pvals = np.where(known, two_sided(one.statistic, one.df), 1.0)
     agreement = (known & (one.effect != 0)).astype(np.float64)
-    combined = Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
-    return Outcome(described, error, combined, standard_error(effects), length)
+    return Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
 
 
 def standard_error(effects: Floats) -> Floats:

@@ -37,9 +37,23 @@ def signed_z(statistic: Floats, df: Floats) -> Floats:
     return np.sign(statistic) * np.maximum(-stats.norm.ppf(np.exp(half)), 0.0)
 
 
-def adjust_bh(pvals: Floats) -> Floats:
-    """Adjusted p-values of Benjamini & Hochberg (1995)."""
-    return stats.false_discovery_control(pvals, method="bh") if len(pvals) else pvals
+def adjust_bh(pvals: Floats, weights: Floats | None = None) -> Floats:
+    """Adjusted p-values of Benjamini & Hochberg (1995), of ``pvals / weights`` where there are weights.
+
+    Weights with mean 1 that do not depend on the p-values keep the false discovery rate (Genovese et al. 2006).
+    """
+    weighted = pvals if weights is None else np.minimum(pvals / np.maximum(weights, 1e-12), 1.0)
+    return stats.false_discovery_control(weighted, method="bh") if len(pvals) else pvals
+
+
+def expression_weights(nonzero: Floats) -> Floats:
+    """Weights of genes by the share of observations that express them: its square root, with mean 1.
+
+    A gene that is hardly seen can hardly be found.
+    """
+    root = np.sqrt(nonzero)
+    mean = float(root.mean()) if len(root) else 0.0
+    return root / mean if mean > 0 else np.ones(len(root))
 
 
 def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:

@@ -31,12 +31,13 @@ from ._composition import (
 from ._expression import ExpressionReader, equal_blocks
 from ._meta_analysis import adjust_bh, two_sided
 from ._null_model import LagPairs, RegionDraws, sample_lag_pairs
-from ._section import Description, RegionEffect, SectionExpression
+from ._section import Adjustment, Description, RegionEffect, SectionExpression
+from ._smooth import N_FUNCTIONS, Metric, SmoothBasis, smooth_basis
 
 Floats = NDArray[np.float64]
-T = TypeVar("T", Description, RegionEffect)
 
 FIRST_PASS_FDR = 0.2
+MIN_NULL = 50
 
 
 class SectionView:
@@ -75,8 +76,7 @@ class SectionView:
         self.xy = np.asarray(xy, dtype=np.float64)
         self.depth, self.covariates, self.factor = depth, covariates, factor
         self.single_block = len(expression.slices) == 1
-        self.variance: Floats | None = None
-        self.mean: Floats | None = None
+        self.moments: Moments | None = None
         self._section: tuple[slice, SectionExpression] | None = None
 
     def __len__(self) -> int:
@@ -94,15 +94,15 @@ class SectionView:
         """Return the same observations, multiplied by ``factor``."""
         return SectionView(self.expression, self.rows, self.xy, self.seed, covariates=self.covariates, factor=factor)
 
-    @property
-    def composition(self) -> bool:
-        """Whether effects are adjusted for the section's composition."""
-        return self.covariates is not None and self.covariates.composition
-
     @cached_property
     def pairs(self) -> LagPairs:
         """Pairs of observations at fixed lags."""
         return sample_lag_pairs(self.xy, np.random.default_rng(self.seed))
+
+    @cached_property
+    def basis(self) -> SmoothBasis:
+        """Smooth functions of position."""
+        return smooth_basis(self.xy)
 
     @cached_property
     def fixed(self) -> Nuisance | None:
@@ -140,42 +140,68 @@ class SectionView:
             as_stored = len(self.rows) == block.shape[0] and bool((np.diff(self.rows) > 0).all())
             own = block if as_stored else block[self.rows]
             own = own if self.factor is None else rescaled(own, self.factor)
-            self._section = (genes, SectionExpression(own, self.depth, composition=self.composition))
+            self._section = (genes, SectionExpression(own, self.depth))
         return self._section[1]
 
     def release(self) -> None:
-        """Drop the cached block, unless it is the only one."""
-        if not self.single_block:
+        """Drop the cached block, unless it is the only one and will be used again."""
+        if not self.single_block or self.factor is not None:
             self._section = None
 
-    def space(self) -> ExpressionSpace:
-        """Return the second moments of the most variable genes; needs :func:`compute_gene_moments`."""
-        if self.variance is None or self.mean is None:
-            raise RuntimeError("The genes' variances are not known yet.")
-        return ExpressionSpace(_ViewRows(self, self.mean), self.variance)
+    @cached_property
+    def metric(self) -> Metric:
+        """Inner products that weigh smooth variation down as much as the median gene needs."""
+        known = self._known.strength[~np.isnan(self._known.strength)]
+        return self.basis.metric(float(np.median(known)) if len(known) else 0.0)
 
     @cached_property
-    def first_nuisance(self) -> Nuisance | None:
-        """Covariates of a first test; with composition they need :func:`compute_gene_moments`."""
-        if self.composition:
-            return self.nuisance(self.space())
-        return None if self.fixed is None else join_nuisance([self.fixed], self.expression.shape[1])
+    def space(self) -> ExpressionSpace:
+        """Second moments of the most variable genes."""
+        return ExpressionSpace(ViewRows(self, self._known.mean), self._known.variance)
 
-    def nuisance(self, space: ExpressionSpace, without: NDArray[np.int64] | None = None) -> Nuisance:
-        """Return the components without some genes, and the columns."""
+    @property
+    def _known(self) -> Moments:
+        if self.moments is None:
+            raise RuntimeError("The genes' moments are not known yet.")
+        return self.moments
+
+    @cached_property
+    def first_components(self) -> Nuisance:
+        """The components of all genes."""
+        return self.space.components(n_components(len(self)))
+
+    def adjustment(self, *, composition: bool, components: Nuisance | None = None) -> Adjustment:
+        """Return what a test adjusts for: columns and, where asked for, components (by default those of all genes).
+
+        Components hold most of the smooth variation: weighed down beside them, regions lose power.
+        """
         parts = [] if self.fixed is None else [self.fixed]
-        return join_nuisance([space.components(n_components(len(self)), without), *parts], self.expression.shape[1])
+        if composition:
+            parts = [self.first_components if components is None else components, *parts]
+        nuisance = join_nuisance(parts, self.expression.shape[1]) if parts else None
+        return Adjustment(composition, nuisance, Metric.plain(len(self)) if composition else self.metric)
 
 
-class _ViewRows:
+@dataclass(frozen=True)
+class Moments:
+    """Per gene: variance and mean over the observations, strength of smooth variation."""
+
+    variance: Floats
+    mean: Floats
+    strength: Floats
+
+
+class ViewRows:
     """Rows of a view in the order of storage, in blocks of one size whatever the chunks of the expression."""
 
-    def __init__(self, view: SectionView, mean: Floats) -> None:
+    def __init__(self, view: SectionView, mean: Floats | None = None) -> None:
         self._view, self._mean = view, mean
         self.shape = (len(view), view.expression.shape[1])
         self._chosen: MatrixRows | None = None  # in memory, the genes are selected once
 
     def mean(self, genes: NDArray[np.int64]) -> Floats:
+        if self._mean is None:
+            raise RuntimeError("The genes' means are not known.")
         return self._mean[genes]
 
     def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
@@ -193,64 +219,61 @@ class _ViewRows:
 
 
 def compute_gene_moments(views: Sequence[SectionView]) -> None:
-    """Compute the variance and the mean of every gene in each view: one pass over the blocks."""
-    wanted = list({id(v): v for v in views if v.variance is None}.values())
+    """Compute the moments of every gene in each view: one pass over the blocks."""
+    wanted = list({id(v): v for v in views if v.moments is None}.values())
     if not wanted:
         return
     expression = wanted[0].expression
-    found: list[list[tuple[Floats, Floats]]] = [[] for _ in wanted]
+    found: list[list[Moments]] = [[] for _ in wanted]
     for genes in expression.slices:
         block = expression.block(genes)
         for view, parts in zip(wanted, found, strict=True):
             section = view.section(genes, block)
-            mean = section.matrix.mean(axis=0, dtype=np.float64) if view.composition else np.zeros(0)
-            parts.append((section.total_variance, np.asarray(mean).ravel()))
+            mean = np.asarray(section.matrix.mean(axis=0, dtype=np.float64)).ravel()
+            parts.append(Moments(section.total_variance, mean, section.strengths(view.basis)))
             view.release()
     for view, parts in zip(wanted, found, strict=True):
-        view.variance, view.mean = (np.concatenate(p) for p in zip(*parts, strict=True))
+        view.moments = concatenated(parts)
 
 
 @dataclass
 class Contrast:
-    """A region of a view against the rest of it, and the result once it is tested."""
+    """A region of a view against the rest of it, and the results once it is tested.
+
+    ``questions`` are the tests: False for the total effect, True for that given composition. ``effects`` has one for
+    each.
+    """
 
     view: SectionView
     label: NDArray[np.bool_]
     n_null: int
     seed: Sequence[int]
+    questions: tuple[bool, ...] = (False,)
     description: Description | None = None
-    effect: RegionEffect | None = None
+    effects: tuple[RegionEffect, ...] = ()
 
     @property
     def size(self) -> float:
-        """Bytes that it holds between blocks: random regions, sampler, components."""
-        composition = self.view.composition
-        return len(self.label) * (self.n_null / 8 * (1.5 if composition else 1.0) + 40 + 160 * composition)
+        """Bytes that it holds between blocks: random regions, sampler, smooth functions, components."""
+        return len(self.label) * (self.n_null / 8 + 40 + 4 * N_FUNCTIONS + 160 * sum(self.questions))
 
 
 class _RegionTest:
-    """The running test of one contrast."""
+    """The running test of one question of a contrast."""
 
-    def __init__(self, contrast: Contrast, limit: float) -> None:
-        self.contrast, self.view = contrast, contrast.view
-        kept = None if self.view.single_block else limit
-        self.draws = RegionDraws(self.view.xy, self.view.pairs, contrast.label, contrast.seed, kept)
-        self.described: list[Description] = []
-        self.found: list[RegionEffect] = []
+    def __init__(self, contrast: Contrast, draws: RegionDraws, *, composition: bool) -> None:
+        self.contrast, self.draws, self.view, self.composition = contrast, draws, contrast.view, composition
         n_null = contrast.n_null
-        self.begin(self.view.first_nuisance, max(n_null // 2, 50) if self.view.composition else n_null)
+        self.begin(self.view.adjustment(composition=composition), max(n_null // 4, MIN_NULL), final=False)
 
-    def begin(self, nuisance: Nuisance | None, n_null: int) -> None:
-        self.nuisance, self.n_null, self.labels = nuisance, n_null, self.draws.labels()
-        self.found = []
+    def begin(self, adjustment: Adjustment, n_null: int, *, final: bool) -> None:
+        self.adjustment, self.n_null, self.final = adjustment, n_null, final
+        self.found: list[RegionEffect] = []
 
-    def test(self, genes: slice, section: SectionExpression) -> None:
-        nuisance = None if self.nuisance is None else self.nuisance.of(genes)
-        self.found.append(section.test_region(self.draws.side, self.labels, self.n_null, self.draws.rng, nuisance))
-
-    def describe(self, genes: slice, section: SectionExpression) -> None:
-        self.described.append(section.describe(self.contrast.label))
-        self.test(genes, section)
+    def __call__(self, genes: slice, section: SectionExpression) -> None:
+        nuisance = self.adjustment.nuisance
+        own = replace(self.adjustment, nuisance=None if nuisance is None else nuisance.of(genes))
+        self.found.append(section.test_region(self.draws, self.n_null, own, tails=self.final))
 
     def significant(self) -> NDArray[np.int64]:
         """Return the significant genes by p-value, at most half of all."""
@@ -259,13 +282,15 @@ class _RegionTest:
         significant = np.flatnonzero(adjust_bh(pvals) <= FIRST_PASS_FDR)
         return significant[np.argsort(pvals[significant], kind="stable")][: int((first.variance > 0).sum()) // 2]
 
-    def end(self) -> None:
-        self.contrast.description = concatenated(self.described)
+    def effect(self) -> RegionEffect:
         found = concatenated(self.found)
-        self.contrast.effect = found.mirrored() if self.draws.flipped else found
+        return found.mirrored() if self.draws.flipped else found
 
 
-def concatenated(parts: Sequence[T]) -> T:
+P = TypeVar("P", Description, RegionEffect, Moments)
+
+
+def concatenated(parts: Sequence[P]) -> P:
     """Concatenate results of consecutive blocks of genes."""
     if len(parts) == 1:
         return parts[0]
@@ -303,46 +328,56 @@ def compare_regions(
 
 
 def _compare(contrasts: Sequence[Contrast], limit: float) -> None:
-    composition = contrasts[0].view.composition
-    if composition:
-        compute_gene_moments([c.view for c in contrasts])
-    tests = [_RegionTest(c, limit) for c in contrasts]
-    _each_block(tests, _RegionTest.describe)
-    if composition:
-        _exclude_significant(tests)
-        _each_block(tests, _RegionTest.test)
-    for test in tests:
-        test.end()
+    compute_gene_moments([c.view for c in contrasts])
+    tests: list[_RegionTest] = []
+    described: list[list[Description]] = [[] for _ in contrasts]
+    for c in contrasts:
+        draws = RegionDraws(c.view.xy, c.view.pairs, c.label, c.n_null, c.seed, limit)
+        tests += [_RegionTest(c, draws, composition=q) for q in c.questions]
+
+    def describe(genes: slice, block: sparse.csr_matrix) -> None:
+        for c, parts in zip(contrasts, described, strict=True):
+            parts.append(c.view.section(genes, block).describe(c.label))
+
+    _each_block(tests, describe)
+    _exclude_significant(tests)
+    _each_block(tests)
+    for c, parts in zip(contrasts, described, strict=True):
+        c.description = concatenated(parts)
+        c.effects = tuple(test.effect() for test in tests if test.contrast is c)
 
 
-def _each_block(tests: Sequence[_RegionTest], work: Callable[[_RegionTest, slice, SectionExpression], None]) -> None:
+def _each_block(tests: Sequence[_RegionTest], also: Callable[[slice, sparse.csr_matrix], None] | None = None) -> None:
     expression = tests[0].view.expression
-    by_view: dict[int, list[_RegionTest]] = {}
-    for test in tests:
-        by_view.setdefault(id(test.view), []).append(test)
+    views = {id(test.view): test.view for test in tests}
     for genes in expression.slices:
         block = expression.block(genes)
-        for group in by_view.values():
-            for test in group:
-                work(test, genes, test.view.section(genes, block))
-            group[0].view.release()
+        if also is not None:
+            also(genes, block)
+        for view in views.values():
+            for test in tests:
+                if test.view is view:
+                    test(genes, view.section(genes, block))
+            view.release()
 
 
 def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
-    """Prepare the second test adjusted for composition: exclude the genes significant in the first.
+    """Prepare the second test: exclude the genes significant in the first.
 
     Genes that differ in the region pass their difference to others through shared components and through the
     depth used for normalisation. Components and depth of the second test are therefore computed from the other
     genes (empirical control genes, as in Risso et al. 2014).
     """
     significant = [test.significant() for test in tests]
-    for test, factor in zip(tests, _factors(tests, significant), strict=True):
+    for test, genes, factor in zip(tests, significant, _factors(tests, significant), strict=True):
+        view = test.view
         if factor is not None:
-            test.view = test.view.with_factor(factor)
-    compute_gene_moments([test.view for test in tests])
-    for test, genes in zip(tests, significant, strict=True):
-        nuisance = test.view.nuisance(test.view.space(), genes) if len(genes) else test.nuisance
-        test.begin(nuisance, test.contrast.n_null)
+            test.view = view.with_factor(factor)
+        components = None
+        if test.composition and len(genes):
+            components = view.space.components(n_components(len(view)), genes, ViewRows(test.view))
+        adjustment = view.adjustment(composition=test.composition, components=components)
+        test.begin(adjustment, test.contrast.n_null, final=True)
 
 
 def _factors(tests: Sequence[_RegionTest], significant: Sequence[NDArray[np.int64]]) -> list[Floats | None]:

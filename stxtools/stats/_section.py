@@ -7,7 +7,6 @@ same; the effective sample size follows Clifford, Richardson & Hemon (1989) and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +16,8 @@ from scipy import sparse
 
 from ._auroc import auroc_from_ranks, complement_auroc, midranks
 from ._composition import Nuisance, PartialCorrelation
-from ._null_model import LabelModel, Labels
+from ._null_model import LabelModel, RegionDraws
+from ._smooth import Metric, SmoothBasis
 from ._tails import region_statistic, shrunken_kurtosis
 
 Floats = NDArray[np.float64]
@@ -26,6 +26,15 @@ MIN_OBS = 3  # on each side; one or two spots have no correlogram
 PSEUDO = 1e-3  # expression units; keeps fold changes of absent genes finite
 FLATTER = 0.05  # factor on expression before the logarithm
 ONE_COUNT = 1.0  # pseudocount under the root: one molecule at median depth
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What a test adjusts for: whether for composition, with which covariates, in which metric."""
+
+    composition: bool
+    nuisance: Nuisance | None
+    metric: Metric
 
 
 @dataclass(frozen=True)
@@ -51,12 +60,16 @@ class RegionEffect:
 
 @dataclass(frozen=True)
 class Description:
-    """Per gene: means on the linear scale, shares of observations that express it, AUROC, effect to rank by."""
+    """Per gene: means on the linear scale, shares of observations that express it, AUROC, effect to rank by.
+
+    ``nonzero`` is the share on both sides together.
+    """
 
     mean_group: Floats
     mean_reference: Floats
     nonzero_group: Floats
     nonzero_reference: Floats
+    nonzero: Floats
     auroc: Floats
     effect: Floats
 
@@ -64,8 +77,9 @@ class Description:
         """Return the description of the complement."""
         auroc = complement_auroc(self.auroc, n_group, n_reference)
         return Description(
-            self.mean_reference, self.mean_group, self.nonzero_reference, self.nonzero_group, auroc, -self.effect
-        )
+            self.mean_reference, self.mean_group, self.nonzero_reference, self.nonzero_group, self.nonzero, auroc,
+            -self.effect,
+        )  # fmt: skip
 
 
 class SectionExpression:
@@ -77,14 +91,12 @@ class SectionExpression:
         Log-normalised expression.
     depth
         Counts of every observation before normalisation: the weights of a region's mean.
-    composition
-        Whether effects are adjusted for the section's composition.
     """
 
-    def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None, *, composition: bool = False) -> None:
+    def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None) -> None:
         self.matrix = matrix
         self.depth = depth
-        self._composition = composition
+        self._plain: PartialCorrelation | None = None
 
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
@@ -96,15 +108,14 @@ class SectionExpression:
         out.eliminate_zeros()
         return out
 
-    @cached_property
-    def _columns(self) -> sparse.csc_matrix:
+    def _columns(self, *, composition: bool) -> sparse.csc_matrix:
         """The tested values, genes by column.
 
         With more observations than genes, products with many labels are nine times faster and equal to the bit.
         """
         matrix = self.matrix
         data = matrix.data.astype(np.float32, copy=False)
-        if not self._composition and data.size and data.min() >= 0:
+        if not composition and data.size and data.min() >= 0:
             data = np.log1p(FLATTER * np.expm1(data)).astype(np.float32)
         return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape).T
 
@@ -151,7 +162,8 @@ class SectionExpression:
         nonzero = np.asarray(self._pattern @ sides)
         auroc = auroc_from_ranks(*self._ranks, label)
         effect = self.root_mean(label) - self.root_mean(~label)
-        return Description(mean[:, 0], mean[:, 1], nonzero[:, 0], nonzero[:, 1], auroc, effect)
+        both = (nonzero[:, 0] * n1 + nonzero[:, 1] * n0) / (n1 + n0)
+        return Description(mean[:, 0], mean[:, 1], nonzero[:, 0], nonzero[:, 1], both, auroc, effect)
 
     def root_mean(self, label: NDArray[np.bool_]) -> Floats:
         """Square root of every gene's pooled expression over ``label``: stabilises the variance."""
@@ -164,59 +176,49 @@ class SectionExpression:
         """Return mean log expression of every gene over ``label``."""
         return np.asarray(self.by_gene @ label.astype(np.float64)) / int(label.sum())
 
-    def test_region(
-        self,
-        label: NDArray[np.bool_],
-        sampler: Labels,
-        n_null: int,
-        rng: np.random.Generator,
-        nuisance: Nuisance | None,
-    ) -> RegionEffect:
-        """Test every gene for ``label`` against random regions of ``sampler``, adjusted for ``nuisance``."""
-        n, q = len(self), 0 if nuisance is None else nuisance.scores.shape[1]
-        share = float(label.mean())
-        correlate, known, residual = self._correlation(nuisance)
+    def test_region(self, draws: RegionDraws, n_null: int, test: Adjustment, *, tails: bool = True) -> RegionEffect:
+        """Test every gene for the region of ``draws`` against its first ``n_null`` random regions.
+
+        Without ``tails`` the test is the t-test of a correlation.
+        """
+        label = draws.side
+        n, share = len(self), float(label.mean())
+        correlate = self._correlation(test)
         r, label_ss = (x[:, 0] for x in correlate((label - share)[:, None]))
         square, cube, fourth = np.zeros((3, len(r)))
-        for labels in sampler.draw(n_null, rng):
+        for labels in draws.first(n_null):
             null = correlate(labels.astype(np.float32) - np.float32(share))[0]
             squares = null * null
             square += squares.sum(axis=1)
             cube += np.einsum("gb,gb->g", squares, null)
             fourth += np.einsum("gb,gb->g", squares, squares)
-        known = known & (square > 0)
+        known = correlate.known & (square > 0)
         null_variance = np.where(known, square / n_null, 1.0)
         # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
+        q = 0 if test.nuisance is None else test.nuisance.scores.shape[1]
         df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n - 2.0 - q, 1.0))
         r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
         skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
         kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
         kurtosis = shrunken_kurtosis(kurtosis, df, n_null)
-        statistic = region_statistic(r, df, skewness, kurtosis)
-        ratio = np.where(known, residual / label_ss, 0.0)
-        return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, sampler.model)
+        statistic = region_statistic(r, df, skewness, kurtosis) if tails else r * np.sqrt(df / (1.0 - r**2))
+        ratio = np.where(known, correlate.residual / label_ss, 0.0)
+        return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, draws.model)
 
-    def _correlation(
-        self, nuisance: Nuisance | None
-    ) -> tuple[Callable[[NDArray[np.floating]], tuple[Floats, Floats]], NDArray[np.bool_], Floats]:
-        """Return a function that correlates genes with centred labels, which genes vary, and their sums of squares."""
-        genes = self.by_gene if self._composition else self._flat
-        squares = _variance(genes) * len(self)
-        products = self._columns if len(self) > genes.shape[0] else genes
-        if nuisance is not None:
-            partial = PartialCorrelation(genes, nuisance, products)
-            return partial, partial.known & (squares > 0), partial.residual
-        known = squares > 0
-        size = np.sqrt(np.where(known, squares, 1.0))
+    def strengths(self, basis: SmoothBasis) -> Floats:
+        """Return how strong each gene's smooth variation is."""
+        return basis.strengths(self._flat, _variance(self._flat))
 
-        def correlate(labels: NDArray[np.floating]) -> tuple[Floats, Floats]:
-            spread = np.einsum("nb,nb->b", labels, labels, dtype=np.float64)
-            # labels are centred, so float32 sums are differences of means and stay small
-            sums = np.asarray(products @ labels.astype(np.float32))
-            r = np.where(known[:, None], sums / (size[:, None] * np.sqrt(spread)), 0.0)
-            return r, np.broadcast_to(spread, r.shape)
-
-        return correlate, known, squares
+    def _correlation(self, test: Adjustment) -> PartialCorrelation:
+        """Correlation of genes with centred labels; without covariates the same for all regions."""
+        if test.nuisance is None and self._plain is not None:
+            return self._plain
+        genes = self.by_gene if test.composition else self._flat
+        products = self._columns(composition=test.composition) if len(self) > genes.shape[0] else genes
+        found = PartialCorrelation(genes, test.nuisance, products, test.metric)
+        if test.nuisance is None:
+            self._plain = found
+        return found
 
 
 def _variance(genes: sparse.csr_matrix) -> Floats:

@@ -29,6 +29,7 @@ from stxtools._validate import (
     check_seed,
 )
 from stxtools.stats._design import Design, plan
+from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 
 from ._attribution import ModelAttribution, load_models
@@ -81,6 +82,11 @@ def biomarkers(
     difference is therefore compared with that of *random regions* of the section, as large, smooth and patchy as the
     group. Sections (patients) are the unit of replication.
 
+    By default the test asks for the *total effect*: is the gene higher or lower in the group, for whatever reason? Of
+    tumour against stroma that is every gene of epithelium. The same table answers a second question in
+    ``pvals_composition``: does the gene differ more than the mixture of cells in the group explains? Genes that do have
+    ``beyond_composition``.
+
     Parameters
     ----------
     adata
@@ -93,7 +99,8 @@ def biomarkers(
         ``"rest"`` (all other observations with a group), or the name of a group.
     covariates
         What effects are adjusted for: None (total effect), ``"composition"`` (the section's leading expression
-        components, made without the tested gene), keys of ``obs`` or ``obsm``, or a list of those.
+        components, made without the tested gene: exchanges the two questions), keys of ``obs`` or ``obsm`` (for both
+        questions), or a list of those.
     protect
         ``"thinning"`` splits the counts where :func:`segment` found the groups in the expression to be tested: groups
         are found again in one half and tested on the other. ``None`` does not. Thinning needs expression in memory.
@@ -113,10 +120,11 @@ def biomarkers(
     %(slots)s
 
     Columns of the table: ``group``, ``names``, ``scores`` (test statistic as a signed normal quantile),
-    ``logfoldchanges``, ``pvals``, ``pvals_adj`` (Benjamini-Hochberg in the group), ``pct_nz_group``,
-    ``pct_nz_reference``, ``ci_low``, ``ci_high``, ``certain_logfoldchanges``, ``auroc``, ``attribution``,
-    ``n_libraries``, ``direction_consistent``, ``rank_score``; see the method page. Higher genes come first, lower ones
-    last.
+    ``logfoldchanges``, ``pvals``, ``pvals_adj`` (false discovery rate in the group), the three of the other question
+    (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``; NaN between libraries),
+    ``beyond_composition``, ``pct_nz_group``, ``pct_nz_reference``, ``ci_low``, ``ci_high``,
+    ``certain_logfoldchanges``, ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``;
+    see the method page. Significantly higher genes come first, significantly lower ones last.
 
     Raises
     ------
@@ -138,7 +146,7 @@ def biomarkers(
     check_adata(adata, min_obs=2 * MIN_OBS)
     check_choice("method", method, _METHODS)
     check_choice("protect", protect, PROTECTIONS)
-    n_null = check_int("n_null", n_null, minimum=50)
+    n_null = check_int("n_null", n_null, minimum=MIN_NULL)
     seed = check_seed(random_state)
     key = check_key_added(key_added, _keys.BIOMARKERS)
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
@@ -179,7 +187,10 @@ def biomarkers(
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
     tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)
     for design, outcome, attribution in zip(designs, outcomes, attributions, strict=True):
-        table, agrees = design_table(design, outcome, attribution, gene_names, adjusted=adjusters is not None)
+        table, agrees = design_table(
+            design, outcome, attribution, gene_names, adjusted=adjusters is not None,
+            composition=adjusters is not None and adjusters.composition,
+        )  # fmt: skip
         tables.append(ordered(table))
         agreement.append(agrees)
         gene_score = np.maximum(gene_score, np.abs(table["certain_logfoldchanges"].to_numpy()))

@@ -45,6 +45,7 @@ def compare(
             own = None if covariates is None else covariates.subset(rows)
             views[i] = SectionView(expression, rows, xy[rows], seed, None if depth is None else depth[rows], own)
     sides = [{i: d.sides(codes[views[i].rows]) for i in d.libraries} for d in designs]
+    composition = covariates is not None and covariates.composition
     within: dict[int, list[Contrast]] = {}
     other_side: dict[int, int] = {}
     for k, design in enumerate(designs):
@@ -54,7 +55,9 @@ def compare(
         for i in design.libraries:
             inside, outside = sides[k][i]
             used = inside | outside
-            contrasts.append(Contrast(views[i].subset(used), inside[used], n_null, (seed, i)))
+            contrasts.append(
+                Contrast(views[i].subset(used), inside[used], n_null, (seed, i), (composition, not composition))
+            )
         same = next((j for j, others in within.items() if are_mirrored(contrasts, others)), None)
         if same is not None and same not in other_side:
             other_side[k] = same

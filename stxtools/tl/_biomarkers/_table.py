@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import norm, rankdata
 
 from stxtools.stats._design import Design, Outcome, shrink
-from stxtools.stats._meta_analysis import adjust_bh, signed_z
+from stxtools.stats._meta_analysis import adjust_bh, expression_weights, signed_z
 from stxtools.stats._section import ONE_COUNT, PSEUDO
 
 if TYPE_CHECKING:
@@ -22,23 +22,11 @@ _DIGITS = 10  # of an attribution: below is rounding, which may not rank genes
 _TWIN = {"names": object, "scores": np.float32, "logfoldchanges": np.float32, "pvals": np.float64,
          "pvals_adj": np.float64}  # fmt: skip
 COLUMNS = (
-    "group",
-    "names",
-    "scores",
-    "logfoldchanges",
-    "pvals",
-    "pvals_adj",
-    "pct_nz_group",
-    "pct_nz_reference",
-    "ci_low",
-    "ci_high",
-    "certain_logfoldchanges",
-    "auroc",
-    "attribution",
-    "n_libraries",
-    "direction_consistent",
-    "rank_score",
-)
+    "group", "names", "scores", "logfoldchanges", "pvals", "pvals_adj", "scores_composition", "pvals_composition",
+    "pvals_adj_composition", "scores_total", "pvals_total", "pvals_adj_total", "beyond_composition", "pct_nz_group",
+    "pct_nz_reference", "ci_low", "ci_high", "certain_logfoldchanges", "auroc", "attribution", "n_libraries",
+    "direction_consistent", "rank_score",
+)  # fmt: skip
 
 
 def design_table(
@@ -48,49 +36,62 @@ def design_table(
     gene_names: NDArray[np.object_],
     *,
     adjusted: bool,
+    composition: bool,
 ) -> tuple[pd.DataFrame, float]:
     """Return a design's table in the order of the genes, and how attribution and evidence agree.
 
-    ``adjusted``: ``rank_score`` is made of the effect that was adjusted for covariates.
+    ``adjusted``: ``rank_score`` is made of the effect that was adjusted for covariates. ``composition``: composition is
+    among them, and the other question is the total effect.
     """
     found, tested = outcome.described, outcome.tested
     effect, error = found.effect, outcome.error
     if adjusted and design.kind == "within":
         effect, error = tested.effect, outcome.tested_error
-    z = signed_z(tested.statistic, tested.df)
+    weights = expression_weights(found.nonzero)
+    z, adjusted_p = signed_z(tested.statistic, tested.df), adjust_bh(tested.pvals, weights)
     change = np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO))
-    adjusted_p = adjust_bh(tested.pvals)
-    low, high = intervals(change, z, adjusted_p)
+    low, high = intervals(change, z, adjusted_p, weights)
     damped = np.log2((found.mean_group + ONE_COUNT) / (found.mean_reference + ONE_COUNT))
-    bounds = intervals(damped, z, adjusted_p)
+    bounds = intervals(damped, z, adjusted_p, weights)
     certain = np.sign(z) * np.maximum(np.nan_to_num(np.where(z > 0, bounds[0], -bounds[1])), 0.0)
     size = np.asarray(np.round(np.abs(attribution), _DIGITS), dtype=np.float64)
     rank = np.where(size > 0, rankdata(size) / len(size), 0.0)
     score = shrink(effect, error) * (1 - tested.pvals / 2) * (0.9 + 0.1 * rank)
     score = np.where((tested.n_libraries > 0) & (effect * z > 0), score, 0.0)
-    columns = (
-        np.full(len(gene_names), design.name, dtype=object),
-        gene_names,
-        z,
-        change,
-        tested.pvals,
-        adjusted_p,
-        found.nonzero_group,
-        found.nonzero_reference,
-        low,
-        high,
-        np.where(adjusted_p <= FDR, certain, 0.0),
-        found.auroc,
-        attribution,
-        tested.n_libraries,
-        pd.arrays.BooleanArray(tested.agreement == 1, tested.n_libraries < 2),  # one library agrees with none
-        score,
-    )
-    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True))), _spearman(size, np.abs(z))
+    other_z, other_p, other_adjusted = (np.full(len(z), np.nan) for _ in range(3))
+    if outcome.other is not None:
+        other = outcome.other
+        other_z, other_p = signed_z(other.statistic, other.df), other.pvals
+        other_adjusted = adjust_bh(other_p, weights)
+    asked = "total" if composition else "composition"
+    table = pd.DataFrame({
+        "group": np.full(len(gene_names), design.name, dtype=object),
+        "names": gene_names,
+        "scores": z,
+        "logfoldchanges": change,
+        "pvals": tested.pvals,
+        "pvals_adj": adjusted_p,
+        f"scores_{asked}": other_z,
+        f"pvals_{asked}": other_p,
+        f"pvals_adj_{asked}": other_adjusted,
+        "beyond_composition": (adjusted_p if composition else other_adjusted) <= FDR,
+        "pct_nz_group": found.nonzero_group,
+        "pct_nz_reference": found.nonzero_reference,
+        "ci_low": low,
+        "ci_high": high,
+        "certain_logfoldchanges": np.where(adjusted_p <= FDR, certain, 0.0),
+        "auroc": found.auroc,
+        "attribution": attribution,
+        "n_libraries": tested.n_libraries,
+        # one library agrees with none
+        "direction_consistent": pd.arrays.BooleanArray(tested.agreement == 1, tested.n_libraries < 2),
+        "rank_score": score,
+    })  # fmt: skip
+    return table, _spearman(size, np.abs(z))
 
 
 def intervals(
-    change: NDArray[np.float64], z: NDArray[np.float64], adjusted_p: NDArray[np.float64]
+    change: NDArray[np.float64], z: NDArray[np.float64], adjusted_p: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return confidence limits of log2 fold changes whose false coverage rate is that of the first genes.
 
@@ -98,19 +99,18 @@ def intervals(
     called if and only if its interval leaves 0 out. NaN where change and test have different signs or there is no test.
     """
     called = adjusted_p <= FDR
-    critical = norm.isf(FDR * max(int(called.sum()), 1) / len(z) / 2) if len(z) else 0.0
-    if called.any():
-        critical = min(critical, float(np.abs(z[called]).min()))  # rounding at the last gene called
+    share = max(int(called.sum()), 1) / max(len(z), 1)
+    critical = norm.isf(np.clip(FDR * share * weights, 1e-300, 1.0) / 2)
+    critical = np.where(called, np.minimum(critical, np.abs(z)), critical)  # rounding at the last gene called
     half = np.divide(np.abs(change) * critical, np.abs(z), out=np.full(len(z), np.nan), where=change * z > 0)
     return change - half, change + half
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """Sort a group: called genes by what is certain of their change, up first and down last, others in between."""
+    """Sort a group: genes called up first and those called down last; among themselves by ``rank_score``."""
     z = table["scores"].to_numpy()
     side = np.sign(z) * (table["pvals_adj"].to_numpy() <= FDR)
-    order = np.lexsort((-z, -table["rank_score"].to_numpy(), -table["certain_logfoldchanges"].to_numpy(), -side))
-    return table.iloc[order]
+    return table.iloc[np.lexsort((-z, -table["rank_score"].to_numpy(), -side))]
 
 
 def scanpy_twin(

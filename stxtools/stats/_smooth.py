@@ -1,0 +1,119 @@
+"""Smooth variation of genes, which generalised least squares weighs down.
+
+Most of what makes a gene differ between random regions is smooth: gradients, large structures. A region has borders,
+which tell its effect from smooth variation. The covariance of genes over a section is modelled as white noise and a
+power law, ``I + c B diag(f ** -1.5) B'``, with B the functions of lowest frequency f that the section allows (half
+waves over its longest side). Its inverse is ``I - B diag(w) B'`` with ``w = s / (1 + s)``, ``s = c f ** -1.5``: the
+metric of generalised least squares (Aitken 1936). One strength c serves all genes of a section, the median of their
+likeliest: with its own, a gene whose effect is large and smooth would have the effect taken for noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+Floats = NDArray[np.float64]
+
+N_FUNCTIONS = 120
+_OBS_PER_FUNCTION = 10
+_POWER = 1.5
+_STRENGTHS = np.r_[0.0, np.geomspace(0.5, 3e4, 14)]
+_ROWS = 16384  # observations at a time
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Inner products ``x' (I - B diag(weight) B') y`` of centred values, B (observations x K) orthonormal."""
+
+    basis: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+    @classmethod
+    def plain(cls, n_obs: int) -> Metric:
+        """Return the plain inner product."""
+        return cls(np.zeros((n_obs, 0), dtype=np.float32), np.zeros(0, dtype=np.float32))
+
+    def __call__(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Multiply values (observations x some) by the metric's matrix."""
+        smooth = self.basis.T @ values.astype(self.basis.dtype, copy=False)
+        return values - self.basis @ (self.weight[:, None] * smooth)
+
+    def smooth_part(self, genes: sparse.csr_matrix | sparse.csc_matrix) -> Floats:
+        """Return by how much the metric lowers each gene's sum of squares."""
+        return np.einsum("gk,k->g", np.asarray(genes @ self.basis, dtype=np.float64) ** 2, self.weight)
+
+
+@dataclass(frozen=True)
+class SmoothBasis:
+    """Orthonormal functions of position without a mean (observations x K), and their frequencies."""
+
+    values: NDArray[np.float32]
+    frequency: Floats
+
+    def strengths(self, genes: sparse.csr_matrix, variance: Floats) -> Floats:
+        """Return the likeliest strength c of smooth variation of each gene; NaN where its variance is 0.
+
+        Whittle's (1953) likelihood; what the basis does not hold is the white noise.
+        """
+        n, k = self.values.shape
+        square = np.asarray(genes @ self.values, dtype=np.float64) ** 2
+        white = np.maximum(variance * n - square.sum(axis=1), 0.0) / max(n - 1 - k, 1)
+        ratio = square / np.maximum(white, 1e-300)[:, None]
+        spread = 1.0 + _STRENGTHS[:, None] * self.frequency**-_POWER
+        loss = np.log(spread).sum(axis=1) + np.einsum("gk,ck->gc", ratio, 1.0 / spread)
+        return np.where(white > 0, _STRENGTHS[np.argmin(loss, axis=1)], np.nan)
+
+    def metric(self, strength: float) -> Metric:
+        """Return the metric for a strength of smooth variation."""
+        smooth = strength * self.frequency**-_POWER
+        return Metric(self.values, (smooth / (1.0 + smooth)).astype(np.float32))
+
+
+def smooth_basis(xy: Floats) -> SmoothBasis:
+    """Return cosines on the box of the positions, orthogonalised from low to high frequency; linear in observations."""
+    low, span = xy.min(axis=0), np.ptp(xy, axis=0)
+    n_functions = min(N_FUNCTIONS, len(xy) // _OBS_PER_FUNCTION)
+    if n_functions == 0:
+        return SmoothBasis(np.zeros((len(xy), 0), dtype=np.float32), np.zeros(0))
+    longest = float(span.max())
+    side = np.where(span > 0, span, longest)
+    each = [np.arange(N_FUNCTIONS + 1) if s > 0 else np.zeros(1, dtype=np.int64) for s in span]
+    waves = np.stack(np.meshgrid(*each, indexing="ij"), axis=-1).reshape(-1, 2)
+    frequency = np.hypot(*(waves * longest / side).T)
+    chosen = np.argsort(frequency, kind="stable")[1 : n_functions + 1]
+    waves, frequency = waves[chosen], frequency[chosen]
+
+    def cosines(rows: slice) -> Floats:
+        at = np.pi * (xy[rows] - low) / side
+        return np.cos(at[:, :1] * waves[:, 0]) * np.cos(at[:, 1:] * waves[:, 1])
+
+    parts = [slice(i, i + _ROWS) for i in range(0, len(xy), _ROWS)]
+    mean = np.sum([cosines(rows).sum(axis=0) for rows in parts], axis=0) / len(xy)
+    gram = np.zeros((n_functions, n_functions))
+    for rows in parts:
+        centred = cosines(rows) - mean
+        gram += centred.T @ centred
+    kept, triangle = _gram_schmidt(gram)
+    values = np.empty((len(xy), len(kept)), dtype=np.float32)
+    for rows in parts:
+        values[rows] = (cosines(rows) - mean)[:, kept] @ triangle
+    return SmoothBasis(values, frequency[kept])
+
+
+def _gram_schmidt(gram: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Return the functions that are no combination of earlier ones, and the triangle that makes them orthonormal."""
+    coefficients: Floats = np.zeros((0, len(gram)))
+    kept: list[int] = []
+    for k in range(len(gram)):
+        own = np.eye(len(gram))[k]
+        for _ in range(2):  # once more against rounding
+            own = own - (coefficients @ gram @ own) @ coefficients
+        square = float(own @ gram @ own)
+        if square > 1e-6 * gram[k, k] > 0:
+            kept.append(k)
+            coefficients = np.concatenate([coefficients, own[None] / np.sqrt(square)])
+    return np.array(kept, dtype=np.int64), coefficients[:, kept].T
