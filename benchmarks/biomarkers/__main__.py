@@ -50,7 +50,6 @@ def main() -> None:
     parser.add_argument("--known", type=int, default=0, help="random regions of the test with known variance; 0: none")
     parser.add_argument("--depths", nargs="+", type=float, default=[0.0, 0.3, 0.6], help="spread of log depth")
     parser.add_argument("--tissues", type=int, default=3)
-    parser.add_argument("--covariates", nargs="+", choices=["none", "composition"], default=["none", "composition"])
     parser.add_argument("--regions", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("biomarkers.md"))
@@ -61,7 +60,6 @@ def main() -> None:
         tables.setdefault(title, []).extend(rows)
         args.out.write_text("".join(markdown(t, r) for t, r in tables.items()))
 
-    questions = [None if c == "none" else c for c in args.covariates]
     for part in args.parts:
         if part in ("calibration", "power"):
             for name in args.sections:
@@ -70,14 +68,13 @@ def main() -> None:
                 for value in args.lengths if part == "calibration" else args.folds:
                     if part == "power":
                         for share in args.min_share:
-                            row = power(adata, value, args.regions, args.seed, share, oracle, questions)
+                            row = power(adata, value, args.regions, args.seed, share, oracle)
                             where = {"section": name, "fold change": f"{value:g}", "seen in": f"{share:g}"}
                             add("Power", [{**where, **row}])
                         continue
-                    for question in questions:
-                        row = calibration(adata, value, args.regions, args.seed, question)
-                        where = {"section": name, "length scale": f"{value:g}", "covariates": question or "-"}
-                        add("Null regions", [{**where, **row}])
+                    where = {"section": name, "length scale": f"{value:g}"}
+                    rows = calibration(adata, value, args.regions, args.seed)
+                    add("Null regions", [{**where, **row} for row in rows])
         elif part == "homogeneous":
             for depth in args.depths:
                 found = double_dipping(depth, args.tissues, segment=True)
