@@ -79,6 +79,11 @@ def test_run_writes_everything(quick, make_section, tmp_path, capsys):
     said = capsys.readouterr()
     assert "segment" in said.out
     assert "time" in said.out
+    for group, part in table[table["pvals_adj"] <= 0.05].groupby("group"):
+        line = (
+            f"{group} against the rest: {len(part)} of {adata.n_vars} genes, {part['beyond_composition'].sum()} beyond"
+        )
+        assert line in said.out
     steps = ["read", "segment", "region_graph", "embed", "biomarkers", "figures", "write"]
     assert [line.split()[1] for line in said.err.splitlines()] == steps  # a line for each step, with its time
     assert all(" s" in line for line in said.err.splitlines())

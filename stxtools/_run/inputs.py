@@ -33,7 +33,9 @@ def read_sections(sources: Sequence[str], library_key: str | None, use_rep: str 
     if not sources:
         from stxtools import datasets
 
-        return datasets.synthetic_tissue(), library_key, []
+        # one lesion in each section: patients are replicates, and disease and health lie side by side
+        tissue = datasets.synthetic_tissue(n_patients=3, sections_per_patient=2, disease="lesion")
+        return tissue, library_key or "section", []
     paths = [checked_path(source) for source in sources]
     parts = [_read(path) for path in paths]
     if len(parts) == 1:

@@ -21,8 +21,10 @@ from .options import Options, UsageError
 from .state import DATA, FIGURES, TABLE, Folder
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
+_FDR, _NAMED = 0.05, 8  # genes that the summary names in each direction
 STEPS = ("segment", "region_graph", "embed", "biomarkers", "figures", "write")
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
 
@@ -193,19 +195,31 @@ class Run:
         folder, adata = self._place, self._data
         segments = adata.obs[_keys.SEGMENT].value_counts()
         regions = adata.uns[_keys.REGIONS]
-        table = adata.uns[_keys.BIOMARKERS]
-        found = table[table["pvals_adj"] < 0.05]
         lines = ["", *self.notes, f"{adata.n_obs:,} observations x {adata.n_vars:,} genes"]
         lines += [f"segments    {len(segments)}: " + ", ".join(f"{name} ({n:,})" for name, n in segments.items())]
         lines += [f"regions     {regions.n_obs:,}, {regions.obsp[_keys.CONNECTIVITIES].nnz // 2:,} contacts"]
-        lines += [f"biomarkers  of {self.groupby}, FDR 5 %:"]
-        for group in table["group"].unique():
-            genes = found.loc[found["group"] == group, "names"]
-            names = ", ".join(genes.head(8)) + (", ..." if len(genes) > 8 else "")
-            lines.append(f"            {group}: {len(genes)} ({names})" if len(genes) else f"            {group}: none")
+        lines += [f"biomarkers  of {self.groupby}, at a false discovery rate of 5 %:"]
+        reference = str(adata.uns[f"{_keys.BIOMARKERS}_params"]["reference"])
+        for group, table in adata.uns[_keys.BIOMARKERS].groupby("group", sort=False):
+            lines += [f"            {line}" for line in _in_words(str(group), reference, table)]
         seconds = folder.record["seconds"]
         lines += ["time        " + ", ".join(f"{name} {seconds[name]:.1f} s" for name in STEPS if name in seconds)]
         return "\n".join([*lines, f"written to  {folder.path}: {DATA}, {TABLE}, *.png, run.json", "", ""])
+
+
+def _in_words(group: str, reference: str, table: pd.DataFrame) -> list[str]:
+    """Say which genes mark a group."""
+    found = table[table["pvals_adj"] <= _FDR]
+    beyond = int(found["beyond_composition"].sum())
+    against = "the rest" if reference == "rest" else reference
+    lines = [f"{group} against {against}: {len(found) or 'none'} of {len(table)} genes, {beyond} beyond composition"]
+    for direction, sign in (("higher", 1), ("lower", -1)):
+        part = found[found["scores"] * sign > 0][::sign]
+        genes = [f"{gene} ({2.0**change:.2g}-fold)" for gene, change in
+                 zip(part["names"].head(_NAMED), part["logfoldchanges"].head(_NAMED), strict=True)]  # fmt: skip
+        if genes:
+            lines.append(f"  {direction}: {', '.join(genes)}{', ...' if len(part) > _NAMED else ''}")
+    return lines
 
 
 def draw(adata: AnnData, folder: Path) -> None:
