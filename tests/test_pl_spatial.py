@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex, to_rgba
 from scipy import sparse
 
 import stxtools as st
-from stxtools.pl._base import spacing
+from stxtools.pl._sections import spacing
 
 OVERLAP = [(0, 1, 10.0), (1, 2, 40.0)]  # the bands a, b, c of a section, one below the other
 
@@ -387,7 +387,7 @@ def test_several_sections_without_a_key(several: ad.AnnData) -> None:
 def test_many_observations_are_rasterised(make_section: Callable[..., ad.AnnData], monkeypatch) -> None:
     adata = _annotate(make_section())
     assert not _one(st.pl.segment(adata), EllipseCollection, "segment").get_rasterized()
-    monkeypatch.setattr("stxtools.pl._base.RASTERIZE_ABOVE", 100)
+    monkeypatch.setattr("stxtools.pl._tissue.RASTERIZE_ABOVE", 100)
     assert _one(st.pl.segment(adata), EllipseCollection, "segment").get_rasterized()
 
 

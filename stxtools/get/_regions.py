@@ -47,14 +47,8 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     >>> st.tl.region_graph(adata)
     >>> table = st.get.regions(adata)
     """
-    from anndata import AnnData as AnnData_
-
     check_adata(adata, unique_vars=False)
-    graph = adata.uns.get(check_key("key", key))
-    if graph is None:
-        raise KeyError(f"`adata.uns[{key!r}]` is missing; run `st.tl.region_graph(adata)` first.")
-    if not isinstance(graph, AnnData_):
-        raise TypeError(f"`adata.uns[{key!r}]` is a {type(graph).__name__}, not the AnnData of `st.tl.region_graph`.")
+    graph = regions_of(adata, key)
     columns: dict[str, Any] = {
         name: graph.obs[name] for name in ("segment", "library", "n_obs", "area") if name in graph.obs
     }
@@ -66,6 +60,19 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     if _keys.ATTENTION in graph.obs:
         columns["attention"] = graph.obs[_keys.ATTENTION]
     return pd.DataFrame(columns, index=pd.Index(graph.obs_names, name="region"), copy=True)
+
+
+def regions_of(adata: AnnData, key: str) -> AnnData:
+    """Return the region AnnData in ``uns[key]``, or say which call makes it."""
+    from anndata import AnnData as AnnData_
+
+    graph = adata.uns.get(check_key("key", key))
+    if graph is None:
+        raise KeyError(f"`adata.uns[{key!r}]` is missing; run `st.tl.region_graph(adata)` first.")
+    if not isinstance(graph, AnnData_):
+        raise TypeError(f"`adata.uns[{key!r}]` is a {type(graph).__name__}, not the AnnData of `st.tl.region_graph`; "
+                        "run it again or name another `key`.")  # fmt: skip
+    return graph
 
 
 def _off_diagonal(matrix: Any) -> sparse.csr_matrix:

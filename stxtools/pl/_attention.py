@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,15 +12,17 @@ from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_adata, check_bool, check_choice, check_in, check_number
+from stxtools._validate import check_choice, check_in, check_number
 
-from . import _base, _graph, _legend, _output, _scale_bar
+from . import _base, _graph, _legend, _output
+from ._legend import mappable
 from ._palette import category_codes, colors_of, rgba
+from ._sections import Panel
+from ._tissue import draw_sections, draw_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
@@ -90,36 +92,33 @@ def attention(
     >>> st.tl.embed(adata)
     >>> ax = st.pl.attention(adata)
     """
-    check_adata(adata, unique_vars=False)
     check_choice("color", color, ("segment", "attention", None))
-    _base.check_img(img)
-    _scale_bar.check(scale_bar)
-    legend = check_bool("legend", legend)
     _legend.color_map(cmap)
     top = None if vmax is None else check_number("vmax", vmax, minimum=0)
-    regions = _base.regions_of(adata, regions_key)
-    keys = _base.names_of(key, "key", "a key of the attention")
-    several = not isinstance(key, str)
+    keys, several = _base.names_of(key, "key", "a key of the attention"), not isinstance(key, str)
     if ax is not None and several:
         raise ValueError("`ax` takes one key; several are drawn side by side in a figure of their own.")
+    view = _graph.view_of(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
     for name in keys:
-        if not several or (name not in adata.obs and name not in regions.obsp):
-            check_in(regions, "obsp", name, "key", _EMBED)
-        if color == "attention" and name in regions.obsp:
+        if not several or (name not in adata.obs and name not in view.regions.obsp):
+            check_in(view.regions, "obsp", name, "key", _EMBED)
+        if color == "attention" and name in view.regions.obsp:
             check_in(adata, "obs", name, "key", _EMBED)
-    view = _graph.view_of(adata, regions, spatial_key=spatial_key, library_key=library_key, library=library)
-    titles = _titles(view.panels, keys, title, several=several)
-    rulers = _scale_bar.bars_of(adata, view.panels, view.spatial_key, scale_bar)
-    layers = [_layer(adata, regions, view, name, color=color, cmap=cmap, top=top) for name in keys]
-
-    bottom = 0.7 * max(len(layer.bars) for layer in layers) if legend else 0.0
-    cells = [panel for panel in view.panels for _ in keys]
-    axes = _base.axes_for(cells, ax, bottom=bottom, ncols=len(keys) if several and len(view.panels) > 1 else 4)
-    for i, (axis, panel, text) in enumerate(zip(axes, cells, titles, strict=True)):
-        _base.draw_image(axis, adata, panel, img, fits=view.fits)
-        layers[i % len(keys)].draw(axis, panel)
-        _base.frame(axis, panel, text)
-        _scale_bar.draw(axis, panel, rulers[panel.library])
+    if several:
+        titles: Any = _titles(view, keys, title)
+    elif title is None or isinstance(title, str):
+        titles = title
+    else:
+        raise ValueError("`title` takes several titles only for several keys; pass one string.")
+    layers = [_layer(adata, view, name, color=color, cmap=cmap, top=top) for name in keys]
+    n = len(keys)
+    axes = draw_sections(
+        adata, [panel for panel in view.panels for _ in keys],
+        lambda axis, i, over: layers[i % n].draw(axis, view.panels[i // n]),
+        ax=ax, spatial_key=view.spatial_key, title=titles, img=img, scale_bar=scale_bar,
+        bottom=0.7 * max(len(layer.bars) for layer in layers) if legend else 0.0,
+        ncols=n if several and len(view.panels) > 1 else 4,
+    )  # fmt: skip
     if legend:
         handles = _legend.class_handles(view.names, view.colors, missing=False)
         classes = [layer for layer in layers if layer.colors and layer.colors != view.colors]
@@ -128,11 +127,11 @@ def attention(
         for layer in classes:
             names = list(layer.colors)
             handles += [_legend.heading(layer.key), *_legend.class_handles(names, layer.colors, missing=False)]
-        bars = layers[0].bars if not several else []
+        bars = [] if several else layers[0].bars
         _legend.add_legend(axes, handles, own=ax is None, title=None if several else "segment", bars=bars)
         for i, layer in enumerate(layers if several else []):
-            for mappable, label in layer.bars:
-                _legend.color_bar(axes[i :: len(keys)], mappable, label)
+            for bar, label in layer.bars:
+                _legend.color_bar(axes[i::n], bar, label)
     stores = [*view.stores, *((adata, layer.key, layer.colors) for layer in layers if layer.colors)]
     return _output.done("attention", axes, ax=ax, show=show, save=save, colors=stores)
 
@@ -142,124 +141,79 @@ class _Layer:
     """What is drawn of one key: its painter, its colour bars and the colours of its classes."""
 
     key: str
-    draw: Callable[[Axes, _base.Panel], None]
-    bars: list[tuple[Any, str]]
-    colors: dict[str, str]
+    draw: Callable[[Axes, Panel], None]
+    bars: list[tuple[Any, str]] = field(default_factory=list)
+    colors: dict[str, str] = field(default_factory=dict)
 
 
-def _titles(
-    panels: list[_base.Panel], keys: list[str], title: str | Sequence[str] | None, *, several: bool
-) -> list[str | None]:
+def _titles(view: _graph.GraphView, keys: list[str], title: str | Sequence[str] | None) -> list[str]:
     """Return the title of each panel, section by section."""
-    if not several:
-        if title is not None and not isinstance(title, str):
-            raise ValueError("`title` takes several titles only for several keys; pass one string.")
-        return _base.titles_for(panels, title)
     if title is None:
         names = [_legend.plain(key.replace("_", " ")) for key in keys]
     elif isinstance(title, str) or len(_base.names_of(title, "title", "a title")) != len(keys):
         raise ValueError(f"`title` takes one title for each of the {len(keys)} keys.")
     else:
         names = [str(text) for text in title]
-    return [text for j in range(len(panels)) for text in (_base.titles_for(panels, name)[j] for name in names)]
+    sections = [panel.library for panel in view.panels]
+    rows = zip(*(_base.titles_of(sections, name) for name in names), strict=True)
+    return [text for row in rows for text in row]
 
 
 def _layer(
-    adata: AnnData,
-    regions: AnnData,
-    view: _graph.GraphView,
-    key: str,
-    *,
-    color: Literal["segment", "attention"] | None,
-    cmap: str,
-    top: float | None,
+    adata: AnnData, view: _graph.GraphView, key: str, *, color: str | None, cmap: str, top: float | None
 ) -> _Layer:
     """Edges where the regions hold the key, else observations coloured by class or value."""
-    if key in regions.obsp:
-        return _edges(adata, regions, view, key, color=color, cmap=cmap, top=top)
+    if key in view.regions.obsp:
+        return _edges(adata, view, key, color=color, cmap=cmap, top=top)
     column = adata.obs[key]
     if is_numeric_dtype(column.dtype) and not is_bool_dtype(column.dtype):
-        values = _numbers(adata, key)
-        drawn = np.concatenate([values[panel.rows] for panel in view.panels])
-        return _values(adata, key, top=_percentile(drawn, 99), low=_percentile(drawn, 0), cmap=_legend.color_map(cmap))
-    codes, names = category_codes(adata, key)
+        drawn = np.concatenate([panel.rows for panel in view.panels])
+        return _values(adata, key, drawn, percentile=99, cmap=_legend.color_map(cmap))
     colors = colors_of(adata, key)
-    face = rgba(codes, names, colors)
-
-    def draw(axis: Axes, panel: _base.Panel) -> None:
-        _base.draw_spots(axis, panel.xy, face[panel.rows], label="observations")
-
-    return _Layer(key, draw, [], colors)
+    face = rgba(*category_codes(adata, key), colors)
+    return _Layer(key, lambda axis, panel: draw_spots(axis, panel.xy, face[panel.rows]), colors=colors)
 
 
-def _values(adata: AnnData, key: str, *, low: float, top: float, cmap: Any, label: str | None = None) -> _Layer:
-    """Observations coloured by a number; what is above ``top`` has the colour of ``top``."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    values, norm = _numbers(adata, key), Normalize(low, top if top > low else low + 1.0)
-
-    def draw(axis: Axes, panel: _base.Panel) -> None:
-        shown = np.minimum(values[panel.rows], top)  # single high values would leave all others pale
-        _base.draw_spots(axis, panel.xy, shown, cmap=cmap, norm=norm, label="observations")
-
-    bar = ScalarMappable(norm, cmap)
-    return _Layer(key, draw, [(bar, label or _legend.plain(key.replace("_", " ")))], {})
-
-
-def _edges(
-    adata: AnnData,
-    regions: AnnData,
-    view: _graph.GraphView,
-    key: str,
-    *,
-    color: Literal["segment", "attention"] | None,
-    cmap: str,
-    top: float | None,
-) -> _Layer:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    given = _graph.weights_of(regions, key)
-    weights = ((given + given.T) / 2).tocsr()
-    edges = {panel.library: _graph.edges_of(weights, view, panel) for panel in view.panels}
-    strongest = max((float(weight[-1]) for _, _, weight in edges.values() if len(weight)), default=0.0)
-    top = strongest if top is None else top
-    norm, edge_map = Normalize(0.0, top or 1.0), _legend.color_map(cmap)
-    n_max = float(regions.obs["n_obs"].max())
-    ground: _Layer | None = None
-    if color == "attention":
-        values = _numbers(adata, key)
-        ground = _values(
-            adata, key, low=_percentile(values, 0), top=_percentile(values, 100),
-            cmap=_legend.color_map("Blues", 0.05, 0.8), label="attention from other regions",
-        )  # fmt: skip
-
-    def draw(axis: Axes, panel: _base.Panel) -> None:
-        if ground is not None:
-            ground.draw(axis, panel)
-        else:
-            faint = _graph.faint(view, panel) if color == "segment" else "#e6e6e6"
-            _base.draw_spots(axis, panel.xy, faint, label="observations")
-        rows, columns, weight = edges[panel.library]
-        _graph.draw_edges(
-            axis, view, rows, columns, view.widths(weight, top),
-            array=weight, cmap=edge_map, norm=norm, label="attention",
-        )  # fmt: skip
-        _graph.draw_nodes(axis, regions, view, panel, n_max=n_max, scale=0.4)
-
-    bars = [(ScalarMappable(norm, edge_map), "attention between regions")] if strongest else []
-    return _Layer(key, draw, bars + (ground.bars if ground is not None else []), {})
-
-
-def _numbers(adata: AnnData, key: str) -> NDArray[np.float64]:
+def _values(adata: AnnData, key: str, rows: Any, *, percentile: float, cmap: Any, label: str | None = None) -> _Layer:
+    """Observations coloured by a number; what is above a percentile has the colour of it."""
     column = adata.obs[key]
     if not is_numeric_dtype(column.dtype) or is_complex_dtype(column.dtype):
         raise TypeError(f"`adata.obs[{key!r}]` holds {column.dtype}, not numbers; run `st.tl.embed(adata)` again, or "
                         "name another key.")  # fmt: skip
-    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    finite = values[rows][np.isfinite(values[rows])]
+    low, top = np.percentile(finite, [0, percentile]) if len(finite) else (0.0, 1.0)
+    bar = mappable(low, top if top > low else low + 1.0, cmap)
+
+    def draw(axis: Axes, panel: Panel) -> None:
+        shown = np.minimum(values[panel.rows], top)  # single high values would leave all others pale
+        draw_spots(axis, panel.xy, shown, cmap=cmap, norm=bar.norm)
+
+    return _Layer(key, draw, [(bar, label or _legend.plain(key.replace("_", " ")))])
 
 
-def _percentile(values: NDArray[np.float64], percent: float) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.percentile(finite, percent)) if len(finite) else float(percent > 0)
+def _edges(
+    adata: AnnData, view: _graph.GraphView, key: str, *, color: str | None, cmap: str, top: float | None
+) -> _Layer:
+    given = _graph.weights_of(view.regions, key)
+    weights = ((given + given.T) / 2).tocsr()
+    edges = {panel.library: view.edges(weights, panel) for panel in view.panels}
+    strongest = max((float(weight[-1]) for _, _, weight in edges.values() if len(weight)), default=0.0)
+    widest = strongest if top is None else top
+    bar = mappable(0.0, widest or 1.0, _legend.color_map(cmap))
+    ground: _Layer | None = None
+    if color == "attention":
+        ground = _values(adata, key, slice(None), percentile=100, cmap=_legend.color_map("Blues", 0.05, 0.8),
+                         label="attention from other regions")  # fmt: skip
+
+    def draw(axis: Axes, panel: Panel) -> None:
+        if ground is not None:
+            ground.draw(axis, panel)
+        else:
+            draw_spots(axis, panel.xy, view.faint(panel) if color == "segment" else "#e6e6e6")
+        here = edges[panel.library]
+        view.draw_edges(axis, here, widest, array=here[2], cmap=bar.cmap, norm=bar.norm, label="attention")
+        view.draw_nodes(axis, panel, scale=0.4)
+
+    bars = [(bar, "attention between regions")] if strongest else []
+    return _Layer(key, draw, bars + (ground.bars if ground is not None else []))

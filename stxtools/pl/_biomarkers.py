@@ -11,9 +11,10 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_number, listing
+from stxtools._validate import check_choice, check_int, check_number, listing
 
-from . import _base, _expression, _legend, _output, _scale_bar, _volcano
+from . import _base, _expression, _legend, _output, _volcano
+from ._sections import panels_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,39 +96,35 @@ def biomarkers(
     >>> st.tl.biomarkers(adata, groupby="disease")
     >>> axes = st.pl.biomarkers(adata, n_genes=5)
     """
-    check_adata(adata, unique_vars=False)
     check_choice("kind", kind, ("ranked", "volcano", "spatial"))
-    n_genes, legend = check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX), check_bool("legend", legend)
+    n_genes = check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX)
     fdr = check_number("fdr", fdr, minimum=0, maximum=1)
-    _base.check_title(title)
     table = biomarker_table(adata, key)
     groups = biomarker_groups(table, group)
+    stored = adata.uns.get(f"{key}_params")
+    params = stored if isinstance(stored, Mapping) else {}
     if kind == "spatial":
-        params = adata.uns.get(f"{key}_params")
         genes = _genes_of_one(table, groups, n_genes)
-        panels = _base.panels_of(
-            adata, spatial_key=spatial_key, library_key=library_key, library=library,
-            params=params if isinstance(params, Mapping) else {},
-        )  # fmt: skip
-        rulers = _scale_bar.bars_of(adata, panels, spatial_key, scale_bar)
-        axes = _expression.draw(adata, panels, genes, rulers, layer=layer, title=title, legend=legend, ax=ax)
+        panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
+        axes = _expression.draw(adata, panels, genes, layer=layer, title=title, legend=legend, ax=ax,
+                                spatial_key=spatial_key, scale_bar=scale_bar)  # fmt: skip
         return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
-    if ax is not None and len(groups) > 1:
-        raise ValueError(f"`ax` takes one group, but there are {len(groups)} ({listing(groups)}); "
-                         f"choose one with `group={groups[0]!r}`, or leave `ax` out.")  # fmt: skip
-    names = [_legend.plain(name) for name in groups]
-    titles = names if title is None else [title] if len(groups) == 1 else [f"{title}: {name}" for name in names]
+    axes = _base.given(ax, groups, "group", "group")
+    titles = _base.titles_of(groups, title)
     parts = [table[table["group"].astype(str) == name] for name in groups]
     if kind == "volcano":
-        axes = [ax] if ax is not None else _base.grid(len(groups), 4.4, 3.8, ncols=3)
+        axes = axes or _base.grid(len(groups), 4.4, 3.8, ncols=3)
         for axis, part, text in zip(axes, parts, titles, strict=True):
             _volcano.draw(axis, part, fdr=fdr, n_genes=n_genes, title=text)
     else:
         check_choice("effect", effect, tuple(_EFFECTS))
         if effect not in table:
             raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
-        both = _one_reference(adata.uns.get(f"{key}_params"), table)
-        axes = _ranked([_shown(part, n_genes, both) for part in parts], titles, fdr, effect, legend, ax, both=both)
+        # groups that were compared with one group: no other rows show that group's own markers
+        both = "scores" in table and str(params.get("reference", "rest")) != "rest"
+        parts = [_shown(part, n_genes, both) for part in parts]
+        axes = axes or _base.grid(len(parts), 2.9, 0.26 * max(map(len, parts)) + 0.7, bottom=0.8 * legend)
+        _ranked(axes, parts, titles, fdr=fdr, effect=effect, both=both, legend=legend, own=ax is None)
     return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
 
 
@@ -165,11 +162,6 @@ def _genes_of_one(table: pd.DataFrame, groups: list[str], n_genes: int) -> list[
     return list(table.loc[table["group"].astype(str) == groups[0], "names"].astype(str)[:n_genes])
 
 
-def _one_reference(params: Any, table: pd.DataFrame) -> bool:
-    """Whether groups were compared with one group, whose own markers no other rows show."""
-    return "scores" in table and isinstance(params, Mapping) and str(params.get("reference", "rest")) != "rest"
-
-
 def _shown(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
     """Return the first genes, and in both directions the last ones that are lower in the group."""
     if not both:
@@ -179,73 +171,50 @@ def _shown(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
 
 
 def _ranked(
-    parts: list[pd.DataFrame], titles: list[str], fdr: float, effect: str, legend: bool, ax: Axes | None, *, both: bool
-) -> list[Axes]:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    change = np.abs(np.concatenate([p["logfoldchanges"].to_numpy(dtype=float) for p in parts]))
-    change = change[np.isfinite(change)]
-    limit = float(change.max()) if change.size and change.max() > 0 else 1.0
-    mapper = ScalarMappable(Normalize(-limit, limit), _DIVERGING)
-    height = 0.26 * max(len(p) for p in parts) + 0.7
-    axes = [ax] if ax is not None else _base.grid(len(parts), 2.9, height, bottom=0.8 * legend)
-    has_fraction = "pct_nz_group" in parts[0]
+    axes: Sequence[Axes], parts: Sequence[pd.DataFrame], titles: Sequence[str], *, fdr: float, effect: str, both: bool,
+    legend: bool, own: bool,
+) -> None:  # fmt: skip
+    """Draw one group into each Axes; all have one scale, so that their effects can be compared."""
+    change = np.abs(np.concatenate([_numbers(p, "logfoldchanges") for p in parts]))
+    limit = float(np.max(change, where=np.isfinite(change), initial=0.0)) or 1.0
+    colors = _legend.mappable(-limit, limit, _DIVERGING)
+    origin = 0.5 if effect == "auroc" else 0.0
     hollow = False
     for axis, text, part in zip(axes, titles, parts, strict=True):
-        value = part[effect].to_numpy(dtype=float)
-        lower = part["scores"].to_numpy(dtype=float) < 0 if both else np.zeros(len(part), dtype=bool)
+        value, passed = _numbers(part, effect), _numbers(part, "pvals_adj") <= fdr
+        lower = _numbers(part, "scores") < 0 if both else np.zeros(len(part), dtype=bool)
         place = np.arange(len(part)) + 0.5 * (lower & (~lower).any())  # a gap before the genes that are lower
-        passed = part["pvals_adj"].to_numpy(dtype=float) <= fdr
         hollow |= bool((~passed).any())
-        edge = mapper.to_rgba(part["logfoldchanges"].to_numpy(dtype=float))
-        face = np.where(passed[:, None], edge, np.array([1.0, 1.0, 1.0, 1.0]))
-        area = _area(part["pct_nz_group"]) if has_fraction else np.full(len(part), 60.0)
-        origin = 0.5 if effect == "auroc" else 0.0
+        face = np.where(passed[:, None], colors.to_rgba(_numbers(part, "logfoldchanges")), 1.0)
+        # a thin grey rim keeps pale dots (small changes) visible
+        rim = np.where(passed, "#595959", "#999999")
         axis.hlines(place, origin, value, color="#cccccc", linewidth=1, zorder=1)
         axis.axvline(origin, color="#888888", linewidth=0.8, zorder=0)
-        # a thin grey rim keeps pale dots (small changes) visible; hollow dots carry their colour on the rim
-        rim = np.where(passed[:, None], np.array([0.35, 0.35, 0.35, 1.0]), np.array([0.6, 0.6, 0.6, 1.0]))
-        axis.scatter(value, place, s=area, c=face, edgecolors=rim, linewidths=0.8, zorder=2, label="genes")
+        axis.scatter(value, place, s=_area(part.get("pct_nz_group", np.full(len(part), 3 / 7))), c=face,
+                     edgecolors=rim, linewidths=0.8, zorder=2, label="genes")  # fmt: skip
+        _base.finish(axis, text, _EFFECTS[effect])
         axis.set_yticks(place, [_legend.plain(n) for n in part["names"].astype(str)], fontsize="small", style="italic")
         axis.set_ylim(len(part) - 0.4 + 0.5 * bool(lower.any()), -0.6)
-        axis.set_xlabel(_EFFECTS[effect], fontsize="small")
-        axis.tick_params(axis="x", labelsize="small")
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", length=0)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.set_title(text, fontsize="medium")
-    _same_limits(axes, [p[effect].to_numpy(dtype=float) for p in parts], 0.5 if effect == "auroc" else 0.0)
-    if not legend:
-        return axes
-    handles = []
-    if has_fraction:
-        handles = [_legend.heading("expressed in"), *[
-            _legend.dot(f"{s:.0%}", "#888888", size=float(np.sqrt(_area(s)))) for s in (0.2, 0.6, 1.0)
-        ]]  # fmt: skip
-    handles.append(_legend.dot(f"FDR ≤ {fdr:g}", "#888888"))
-    if hollow:
-        handles.append(_ring("not significant"))
-    _legend.add_legend(axes, handles, own=ax is None, bars=[(mapper, _EFFECTS["logfoldchanges"])])
-    return axes
-
-
-def _same_limits(axes: Sequence[Axes], values: Sequence[NDArray[np.float64]], origin: float) -> None:
-    """Give all groups one scale, so that their effects can be compared."""
-    every = np.append(np.concatenate(values), origin)
-    every = every[np.isfinite(every)]
-    low, high = float(every.min()), float(every.max())
+        axis.spines["left"].set_visible(False)
+    every = np.append(np.concatenate([_numbers(p, effect) for p in parts]), origin)
+    low, high = np.min(every[np.isfinite(every)]), np.max(every[np.isfinite(every)])
     pad = 0.08 * (high - low) or 0.1
     for axis in axes:
         axis.set_xlim(low - pad, high + pad)
+    if legend:
+        handles = [_legend.dot(f"FDR ≤ {fdr:g}", "#888888")]
+        handles += [_legend.ring("not significant", "#888888")] if hollow else []
+        if "pct_nz_group" in parts[0]:
+            sizes = [_legend.dot(f"{s:.0%}", "#888888", size=float(np.sqrt(_area(s)))) for s in (0.2, 0.6, 1.0)]
+            handles = [_legend.heading("expressed in"), *sizes, *handles]
+        _legend.add_legend(axes, handles, own=own, bars=[(colors, _EFFECTS["logfoldchanges"])])
+
+
+def _numbers(part: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    return part[column].to_numpy(dtype=float)
 
 
 def _area(fraction: Any) -> NDArray[np.float64]:
     return 15 + 105 * np.clip(np.nan_to_num(np.asarray(fraction, dtype=float)), 0, 1)
-
-
-def _ring(label: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], marker="o", linestyle="", markersize=7, markerfacecolor="white", markeredgecolor="#888888",
-                  label=label)  # fmt: skip

@@ -10,7 +10,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_adata, check_bool, check_number, listing
+from stxtools._validate import check_number, listing
 from stxtools.get import evaluation as _table
 
 from . import _base, _legend, _output
@@ -71,36 +71,35 @@ def evaluation(
     >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
     >>> ax = st.pl.evaluation(adata, "accuracy")
     """
-    legend = check_bool("legend", legend)
-    _base.check_title(title)
     table = seeds_of(adata, metric, target, key)
     levels = sorted(table["noise"].unique())
     level = levels[0] if noise is None else check_number("noise", noise)
     if level not in levels:
         raise ValueError(f"`noise={noise!r}` was not measured; the levels are {listing(levels)}.")
     table = table[table["noise"] == level]
-    models = list(dict.fromkeys(table["model"]))
-    schemes = list(dict.fromkeys(table["scheme"]))
-    axes, targets = panels_by_target(table, ax, width=max(2.6, 0.55 * len(models) + 1.6))
     colors = model_colors(table)
-    for axis, name in zip(axes, targets, strict=True):
+    schemes = list(dict.fromkeys(table["scheme"]))
+    targets, titles = targets_of(table, title)
+    axes = _base.given(ax, targets, "target", "target") or _base.grid(
+        len(targets), max(2.6, 0.55 * len(colors) + 1.6), 3.4
+    )
+    for axis, name, text in zip(axes, targets, titles, strict=True):
         part = table[table["target"] == name]
         for j, scheme in enumerate(schemes):
             shift = 0.5 * ((j + 0.5) / len(schemes) - 0.5)
-            for i, model in enumerate(models):
+            for i, (model, color) in enumerate(colors.items()):
                 values = part.loc[(part["model"] == model) & (part["scheme"] == scheme), "value"].to_numpy(dtype=float)
                 if len(values):
-                    _point(axis, i + shift, values, colors[model], hollow=j > 0, label=f"{model}, {scheme}")
-        axis.set_xticks(range(len(models)), [_legend.plain(m) for m in models], rotation=40, ha="right",
+                    _point(axis, i + shift, values, color, hollow=j > 0, label=f"{model}, {scheme}")
+        axis.set_xticks(range(len(colors)), [_legend.plain(m) for m in colors], rotation=40, ha="right",
                         rotation_mode="anchor")  # fmt: skip
-        axis.set_xlim(-0.6, len(models) - 0.4)
-        axis.set_ylabel(LABELS[metric])
+        axis.set_xlim(-0.6, len(colors) - 0.4)
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
         _limits(axis, part["value"].to_numpy(dtype=float), metric)
-        finish(axis, name if title is None else title if len(axes) == 1 else f"{title}: {name}")
+        _base.finish(axis, text, ylabel=LABELS[metric])
     if legend and len(schemes) > 1:
-        handles = [_point_handle(scheme, hollow=j > 0) for j, scheme in enumerate(schemes)]
+        handles = [(_legend.ring if j else _legend.dot)(scheme, "#444444") for j, scheme in enumerate(schemes)]
         _legend.add_legend(axes, handles, own=ax is None, title="split")
     return _output.done("evaluation", axes, ax=ax, show=show, save=save)
 
@@ -113,13 +112,6 @@ def _point(ax: Axes, x: float, values: NDArray[np.float64], color: Any, *, hollo
         [x], [values.mean()], [spread], fmt="o", color=color, markersize=7, capsize=3, elinewidth=1.2, zorder=3,
         markerfacecolor="white" if hollow else color, label=label,
     )  # fmt: skip
-
-
-def _point_handle(label: str, *, hollow: bool) -> Any:
-    from matplotlib.lines import Line2D
-
-    face = "white" if hollow else "#444444"
-    return Line2D([], [], marker="o", linestyle="", markersize=7, color="#444444", markerfacecolor=face, label=label)
 
 
 def _limits(ax: Axes, values: NDArray[np.float64], metric: str) -> None:
@@ -139,7 +131,6 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
     """Return one value per model, target, scheme, level and seed; leaky schemes are called so."""
     if not isinstance(metric, str):
         raise ValueError(f"`metric={metric!r}` is not understood; choose one of {listing(LABELS)}.")
-    check_adata(adata, unique_vars=False)
     stored = _base.slot_of(adata, key)
     if isinstance(stored, pd.DataFrame):
         columns = [c for c in (*LABELS, "noise") if c in stored]
@@ -154,15 +145,10 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
     return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
 
 
-def panels_by_target(table: pd.DataFrame, ax: Axes | None, *, width: float) -> tuple[list[Axes], list[str]]:
-    """Return one Axes per target, and the targets."""
+def targets_of(table: pd.DataFrame, title: str | None) -> tuple[list[str], list[str]]:
+    """Return the targets, one panel each, and the panels' titles."""
     targets = [str(t) for t in dict.fromkeys(table["target"])]
-    if ax is not None and len(targets) > 1:
-        raise ValueError(
-            f"`ax` takes one target, but there are {len(targets)} ({listing(targets)}); choose one with "
-            f"`target={targets[0]!r}`, or leave `ax` out."
-        )
-    return ([ax] if ax is not None else _base.grid(len(targets), width, 3.4)), targets
+    return targets, _base.titles_of(targets, title)
 
 
 def model_colors(table: pd.DataFrame) -> dict[str, Any]:
@@ -172,18 +158,3 @@ def model_colors(table: pd.DataFrame) -> dict[str, Any]:
     models = list(dict.fromkeys(table["model"]))
     palette = "colorblind" if len(models) <= 10 else "husl"
     return dict(zip(models, sns.color_palette(palette, len(models)), strict=True))
-
-
-def finish(ax: Axes, title: str) -> None:
-    """Title, small print, open frame."""
-    ax.set_title(title, fontsize="medium")
-    ax.xaxis.label.set_fontsize("small")
-    ax.yaxis.label.set_fontsize("small")
-    ax.tick_params(labelsize="small")
-    ax.spines[["top", "right"]].set_visible(False)
-    legend = ax.get_legend()
-    if legend is not None:
-        legend.set_frame_on(False)
-        legend.set_title("")
-        for text in legend.get_texts():
-            text.set_fontsize("small")

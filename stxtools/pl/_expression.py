@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stxtools._validate import check_in, listing
 
-from . import _base, _legend, _scale_bar
+from ._base import titles_of
+from ._legend import add_legend, color_map, mappable, plain
+from ._sections import Panel
+from ._tissue import draw_sections, draw_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,23 +22,22 @@ if TYPE_CHECKING:
 
 def draw(
     adata: AnnData,
-    panels: list[_base.Panel],
+    panels: Sequence[Panel],
     genes: list[str],
-    rulers: dict[str, _scale_bar.Bar | None],
     *,
     layer: str | None,
     title: str | None,
     legend: bool,
     ax: Axes | None,
+    spatial_key: str,
+    scale_bar: float | bool | None,
 ) -> list[Axes]:
     """Draw genes in columns and, where there are several, sections in rows; a gene has one scale in all sections."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
+    n = len(genes)
     if layer is not None:
         check_in(adata, "layers", layer, "layer")
-    if ax is not None and len(genes) * len(panels) > 1:
-        raise ValueError(f"`ax` takes one gene of one section, but there are {len(genes)} and {len(panels)}; give "
+    if ax is not None and n * len(panels) > 1:
+        raise ValueError(f"`ax` takes one gene of one section, but there are {n} and {len(panels)}; give "
                          f"`n_genes=1` and `library={panels[0].library!r}`, or leave `ax` out.")  # fmt: skip
     absent = [g for g in genes if g not in adata.var_names]
     if absent:
@@ -43,26 +46,24 @@ def draw(
     if not adata.var_names.is_unique:
         raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
     values = _values(adata, genes, layer)
-    cells = [(panel, j) for panel in panels for j in range(len(genes))]
-    ncols = 5 if len(panels) == 1 else len(genes)
-    axes = _base.axes_for([panel for panel, _ in cells], ax, ncols=ncols, shrink=0.8, bottom=0.4 * legend)
-    label = "expression" if layer is None else f"expression ({_legend.plain(layer)})"
-    cmap = _legend.color_map("viridis")
     drawn = np.concatenate([panel.rows for panel in panels])
-    norms = [Normalize(*_range(values[drawn, j])) for j in range(len(genes))]
-    for axis, (panel, j) in zip(axes, cells, strict=True):
-        _base.draw_spots(axis, panel.xy, values[panel.rows, j], cmap=cmap, norm=norms[j], label=genes[j])
-        _base.frame(axis, panel, None)
-        _scale_bar.draw(axis, panel, rulers[panel.library])
-        name = _legend.plain(genes[j])
-        text = name if title is None else title if len(cells) == 1 else f"{title}: {name}"
-        if len(panels) > 1:
-            text += f", {_legend.plain(panel.library)}"
-        axis.set_title(text, fontsize="medium", style="italic")
-    for j, norm in enumerate(norms if legend else []):
-        column = axes[j :: len(genes)] if len(panels) > 1 else [axes[j]]
-        bar = ScalarMappable(norm, cmap)
-        _legend.add_legend(column, [], own=ax is None, bars=[(bar, label)])
+    colors = [mappable(*_range(values[drawn, j]), color_map("viridis")) for j in range(n)]
+    cells = [panel for panel in panels for _ in genes]
+    names = [f"{gene}, {plain(p.library)}" if len(panels) > 1 else gene for p in panels for gene in map(plain, genes)]
+
+    def draw_gene(axis: Axes, i: int, over: bool) -> None:
+        rows, bar = cells[i].rows, colors[i % n]
+        draw_spots(axis, cells[i].xy, values[rows, i % n], cmap=bar.cmap, norm=bar.norm, label=genes[i % n])
+
+    axes = draw_sections(
+        adata, cells, draw_gene, ax=ax, spatial_key=spatial_key, title=titles_of(names, title), scale_bar=scale_bar,
+        ncols=5 if len(panels) == 1 else n, shrink=0.8, bottom=0.4 * legend,
+    )  # fmt: skip
+    label = "expression" if layer is None else f"expression ({plain(layer)})"
+    for j, bar in enumerate(colors if legend else []):
+        add_legend(axes[j::n] if len(panels) > 1 else [axes[j]], [], own=ax is None, bars=[(bar, label)])
+    for axis in axes:
+        axis.title.set_fontstyle("italic")
     return axes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_adata, check_bool, listing
+from stxtools._validate import check_bool, listing
 
 from . import _base, _output
 
@@ -70,33 +69,23 @@ def history(
     >>> st.tl.segment(adata)
     >>> ax = st.pl.history(adata)
     """
-    check_adata(adata, unique_vars=False)
-    slot = _base.slot_of(adata, key)
-    _base.check_title(title)
-    legend, log = check_bool("legend", legend), check_bool("log", log)
-    table = slot.get("history") if isinstance(slot, Mapping) else None
-    if not isinstance(table, pd.DataFrame):
-        raise KeyError(f"`adata.uns[{key!r}]['history']` is missing; run `{_CALLS.get(key, 'st.tl.segment(adata)')}` "
-                       f"first, or name another `key`.")  # fmt: skip
+    log = check_bool("log", log)
+    call = _CALLS.get(key, _CALLS[_keys.SEGMENT]) if isinstance(key, str) else ""
+    table = _base.table_of(adata, key, "history", ["epoch"], call)
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]['history']` is empty: nothing was trained in that call.")
     losses = [c for c in ("loss", "val_loss") if c in table]
-    _base.check_columns(
-        table, ["epoch", *losses], f"adata.uns[{key!r}]['history']", _CALLS.get(key, "st.tl.segment(adata)")
-    )
+    _base.check_columns(table, losses, f"adata.uns[{key!r}]['history']", call)
     names = table["stage"].astype(str) if "stage" in table else pd.Series("", index=table.index)
     stages = list(dict.fromkeys(names))
     if stage is not None and stage not in stages:
         raise ValueError(f"`stage={stage!r}` is not in the history; it has {listing(stages)}.")
     wanted = stages if stage is None else [stage]
-    if ax is not None and len(wanted) > 1:
-        raise ValueError(f"`ax` takes one stage, but there are {len(wanted)} ({listing(wanted)}); "
-                         f"choose one with `stage={wanted[0]!r}`, or leave `ax` out.")  # fmt: skip
-    axes = [ax] if ax is not None else _base.grid(len(wanted), 3.6, 2.8)
-    for axis, name in zip(axes, wanted, strict=True):
+    titles = _base.titles_of(wanted, title)
+    axes = _base.given(ax, wanted, "stage", "stage") or _base.grid(len(wanted), 3.6, 2.8)
+    for axis, name, text in zip(axes, wanted, titles, strict=True):
         _draw(axis, table[(names == name).to_numpy()], log=log)
-        text = name if title is None else title if len(wanted) == 1 else f"{title}: {name}"
-        axis.set_title(text, fontsize="medium")
+        _base.finish(axis, text, "epoch", "loss")
     if legend:
         axes[-1].legend(frameon=False, fontsize="small")
     return _output.done("history", axes, ax=ax, show=show, save=save)
@@ -119,7 +108,3 @@ def _draw(ax: Axes, table: pd.DataFrame, *, log: bool) -> None:
     if log:
         ax.set_yscale("log")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    ax.set_xlabel("epoch", fontsize="small")
-    ax.set_ylabel("loss", fontsize="small")
-    ax.tick_params(labelsize="small")
-    ax.spines[["top", "right"]].set_visible(False)

@@ -20,6 +20,7 @@ LABEL_MAX = 40  # characters
 _ROW_INCHES = 0.18  # height of a legend entry in small print
 _BAR_INCHES = 0.5  # height of a colour bar with its ticks and label, inside an Axes
 _BAR_WIDTH = 1.5  # inches
+_HEADING = "heading"
 
 
 def plain(label: str) -> str:
@@ -32,16 +33,18 @@ def dot(label: str, color: Any, *, size: float = 7.0, **kwargs: Any) -> Any:
     """Legend entry: a disc."""
     from matplotlib.lines import Line2D
 
-    return Line2D(
-        [], [], marker="o", linestyle="", markersize=size, color=color, markeredgewidth=0, label=plain(label), **kwargs
-    )  # fmt: skip
+    how = {"marker": "o", "linestyle": "", "markersize": size, "color": color, "markeredgewidth": 0} | kwargs
+    return Line2D([], [], label=plain(label), **how)
+
+
+def ring(label: str, color: Any) -> Any:
+    """Legend entry: a hollow disc."""
+    return dot(label, color, markerfacecolor="white", markeredgewidth=1.0)
 
 
 def heading(label: str) -> Any:
     """Legend entry: a heading above the entries that follow."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], linestyle="", label=plain(label))
+    return dot(label, "none", marker="", gid=_HEADING)
 
 
 def class_handles(names: Sequence[str], colors: Mapping[str, str], missing: bool) -> list[Any]:
@@ -64,27 +67,23 @@ def add_legend(
 
     In a figure of our ``own`` the legend is to the right of all panels and the figure grows by its width.
     """
-    title = None if title is None else plain(title)
     if not own:
         _inside(axes[0], handles, title, bars)
         return
     figure: Any = axes[0].figure
     if handles:
         ncols = max(1, -(-len(handles) // max(4, int(figure.get_size_inches()[1] / _ROW_INCHES) - 2)))
-        _embolden(figure.legend(loc="outside right center", ncols=ncols, **_options(handles, title)), handles)
+        _draw(figure, handles, title, loc="outside right center", ncols=ncols)
         longest = _text_inches([title or "", *(str(h.get_label()) for h in handles)])
         figure.set_figwidth(figure.get_figwidth() + ncols * (longest + 0.55) + 0.1)
-    for mappable, label in bars:
-        color_bar(axes, mappable, label)
+    for bar, label in bars:
+        color_bar(axes, bar, label)
 
 
-def color_bar(axes: Sequence[Axes], mappable: Any, label: str) -> Any:
+def color_bar(axes: Sequence[Axes], bar: Any, label: str) -> None:
     """Put a slim horizontal colour bar under panels of our own figure, clear of the legend to the right."""
-    bar = axes[0].figure.colorbar(
-        mappable, ax=list(axes), location="bottom", shrink=0.7, aspect=30, pad=0.02, fraction=0.05
-    )
-    _style(bar, label)
-    return bar
+    how: dict[str, Any] = {"location": "bottom", "shrink": 0.7, "aspect": 30, "pad": 0.02, "fraction": 0.05}
+    _label(axes[0].figure.colorbar(bar, ax=list(axes), **how), label)
 
 
 def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
@@ -97,20 +96,27 @@ def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
     return ListedColormap(colormaps[name](np.linspace(low, high, 256))).with_extremes(bad=MISSING)
 
 
-def _options(handles: Sequence[Any], title: str | None, size: float | str = "small") -> dict[str, Any]:
-    return {
-        "handles": list(handles),
-        "title": title,
-        "frameon": False,
-        "fontsize": size,
-        "title_fontsize": size,
-        "alignment": "left",
-        "handletextpad": 0.5,
-        "labelspacing": 0.5,
-    }
+def mappable(low: float, high: float, cmap: Any) -> Any:
+    """Return what a colour bar shows: colours from ``low`` to ``high``."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    return ScalarMappable(Normalize(low, high), cmap)
 
 
-def _style(bar: Any, label: str, size: float | str = "small") -> None:
+def _draw(where: Any, handles: Sequence[Any], title: str | None, size: float | str = "small", **kwargs: Any) -> Any:
+    """Draw a legend into a figure or Axes, headings in bold."""
+    legend = where.legend(
+        handles=list(handles), title=None if title is None else plain(title), frameon=False, fontsize=size,
+        title_fontsize=size, alignment="left", handletextpad=0.5, labelspacing=0.5, **kwargs,
+    )  # fmt: skip
+    for text, handle in zip(legend.get_texts(), handles, strict=True):
+        if handle.get_gid() == _HEADING:
+            text.set_fontweight("bold")
+    return legend
+
+
+def _label(bar: Any, label: str, size: float | str = "small") -> None:
     bar.set_label(label, fontsize=size)
     bar.ax.tick_params(labelsize=size)
     bar.outline.set_visible(False)
@@ -123,8 +129,7 @@ def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[
     under = _BAR_INCHES * len(bars)
     beside, legend = _fitting_legend(ax, handles, title, width, height - under, top=bool(bars) and not equal)
     if bars and not equal:
-        longest = max(_text_inches([label for _, label in bars]) + 0.2, _BAR_WIDTH)
-        beside = min(max(beside, longest), 0.6 * width)
+        beside = min(max(beside, _text_inches([label for _, label in bars]) + 0.2, _BAR_WIDTH), 0.6 * width)
     ticks = [t for t in ax.get_xticks() if min(ax.get_xlim()) <= t <= max(ax.get_xlim())]
     width, height = _make_room(ax, beside, under if equal else 0.0, width, height)
     if not equal:  # no ticks beside the data, where the scale may mean nothing
@@ -132,12 +137,12 @@ def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[
     elif legend is not None:
         legend.set_bbox_to_anchor((1.0, 0.5 * (1 + under / height)))
     start, span = (0.1 * (width - beside), 0.8 * (width - beside)) if equal else (width - beside + 0.1, beside - 0.2)
-    for i, (mappable, label) in enumerate(reversed(bars)):
+    for i, (bar, label) in enumerate(reversed(bars)):
         bottom = _BAR_INCHES * i + 0.36
         place = ax.inset_axes((start / width, bottom / height, span / width, 0.08 / height))
-        bar = ax.figure.colorbar(mappable, cax=place, orientation="horizontal")
-        _style(bar, label, 7.0)
-        bar.ax.locator_params(nbins=3)
+        drawn = ax.figure.colorbar(bar, cax=place, orientation="horizontal")
+        _label(drawn, label, 7.0)
+        drawn.ax.locator_params(nbins=3)
 
 
 def _fitting_legend(
@@ -147,9 +152,8 @@ def _fitting_legend(
     if not handles:
         return 0.0, None
     for size in (8.0, 7.0, 6.0, 5.0, 4.0):
-        legend = ax.legend(loc="upper right" if top else "center right", bbox_to_anchor=(1.0, 1.0 if top else 0.5),
-                           borderaxespad=0.0, borderpad=0.2, **_options(handles, title, size))  # fmt: skip
-        _embolden(legend, handles)
+        legend = _draw(ax, handles, title, size, loc="upper right" if top else "center right",
+                       bbox_to_anchor=(1.0, 1.0 if top else 0.5), borderaxespad=0.0, borderpad=0.2)  # fmt: skip
         box = legend.get_window_extent()
         need, tall = box.width / ax.figure.dpi + 0.1, box.height / ax.figure.dpi
         if need <= 0.6 * width and tall <= height:
@@ -177,22 +181,11 @@ def _inches(ax: Axes) -> tuple[float, float]:
     return float(box.width * whole.width / ax.figure.dpi), float(box.height * whole.height / ax.figure.dpi)
 
 
-def _embolden(legend: Any, handles: Sequence[Any]) -> None:
-    known = {h.get_label() for h in handles if _is_heading(h)}
-    for text in legend.get_texts():
-        if text.get_text() in known:
-            text.set_fontweight("bold")
-
-
 def _text_inches(labels: Sequence[str]) -> float:
-    """Width of the longest label, in bold, as headings are."""
+    """Width of the longest label in small print, in bold, as headings are."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
     font = FontProperties(size="small", weight="bold")
     size = font.get_size_in_points()
     return max((TextPath((0, 0), x, size=size, prop=font).get_extents().width for x in labels if x), default=0.0) / 72
-
-
-def _is_heading(handle: Any) -> bool:
-    return handle.get_linestyle() in ("None", "none", "", " ") and handle.get_marker() in ("None", "none", "", None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from stxtools import _keys
+from stxtools._validate import check_adata, check_bool
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,15 +25,17 @@ _CANNOT_SHOW = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
 
 def plot(function: Callable[P, R]) -> Callable[P, R]:
-    """Check ``ax``, ``show`` and ``save`` first, and close the figures that a failing call leaves."""
+    """Check what all plots take, and close the figures that a failing call leaves."""
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         import matplotlib.pyplot as plt
 
-        _check_axes(kwargs.get("ax"))
-        _check_show(kwargs.get("show"))
-        _check_save(kwargs.get("save"))
+        if args or "adata" in kwargs:
+            check_adata(args[0] if args else kwargs["adata"], unique_vars=False)
+        for name, check in _CHECKS.items():
+            if name in kwargs:
+                check(kwargs[name])
         before = set(plt.get_fignums())
         try:
             return function(*args, **kwargs)
@@ -164,3 +167,17 @@ def _check_save(save: Any) -> None:
             f"`save={save!r}` follows the plot's name in `scanpy.settings.figdir` and cannot hold a folder; pass "
             f"`save=pathlib.Path({save!r})` for that very file."
         )
+
+
+def _check_img(img: Any) -> None:
+    if img is not None and not isinstance(img, (bool, str)):
+        raise TypeError(f"`img` must be True, False, None or the name of a picture, not {img!r}.")
+
+
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "ax": _check_axes,
+    "show": _check_show,
+    "save": _check_save,
+    "legend": functools.partial(check_bool, "legend"),
+    "img": _check_img,
+}

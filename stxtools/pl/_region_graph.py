@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_adata, check_bool, check_in
+from stxtools._validate import check_bool, check_in
 
-from . import _base, _graph, _legend, _output, _scale_bar
+from . import _graph, _legend, _output
+from ._tissue import draw_sections, draw_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -76,34 +77,27 @@ def region_graph(
     >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
     >>> ax = st.pl.region_graph(adata)
     """
-    check_adata(adata, unique_vars=False)
-    regions = _base.regions_of(adata, key)
+    view = _graph.view_of(
+        adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette
+    )
+    regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", "Run `st.tl.region_graph(adata)` again.")
     weights = _graph.weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
-    labels, spots, legend = check_bool("labels", labels), check_bool("spots", spots), check_bool("legend", legend)
-    _base.check_img(img)
-    _scale_bar.check(scale_bar)
-    view = _graph.view_of(
-        adata, regions, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette
-    )
+    labels, spots = check_bool("labels", labels), check_bool("spots", spots)
     top = float(weights.data.max()) if weights.nnz else 1.0
-    n_max = float(regions.obs["n_obs"].max())
 
-    titles = _base.titles_for(view.panels, title)
-    rulers = _scale_bar.bars_of(adata, view.panels, view.spatial_key, scale_bar)
-    axes = _base.axes_for(view.panels, ax)
-    for axis, panel, text in zip(axes, view.panels, titles, strict=True):
-        _base.draw_image(axis, adata, panel, img, fits=view.fits)
+    def draw(axis: Axes, i: int, over: bool) -> None:
+        panel = view.panels[i]
         if spots:
-            _base.draw_spots(axis, panel.xy, _graph.faint(view, panel), label="observations")
-        rows, columns, weight = _graph.edges_of(weights, view, panel)
-        _graph.draw_edges(axis, view, rows, columns, view.widths(weight, top), colors="#333333", label="edges")
-        _graph.draw_nodes(axis, regions, view, panel, n_max=n_max, labels=labels)
-        _base.frame(axis, panel, text)
-        _scale_bar.draw(axis, panel, rulers[panel.library])
+            draw_spots(axis, panel.xy, view.faint(panel))
+        view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333", label="edges")
+        view.draw_nodes(axis, panel, labels=labels)
+
+    axes = draw_sections(
+        adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
+    )
     if legend:
-        handles = _graph.class_and_size_handles(view, regions, n_max)
-        _legend.add_legend(axes, [*handles, *_contact_handles(view, weights, top)], own=ax is None)
+        _legend.add_legend(axes, [*view.handles(), *_contact_handles(view, weights, top)], own=ax is None)
     return _output.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
 
 

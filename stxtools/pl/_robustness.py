@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_bool
 
 from . import _base, _legend, _output
-from ._evaluation import LABELS, finish, model_colors, panels_by_target, seeds_of
+from ._evaluation import LABELS, model_colors, seeds_of, targets_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -59,8 +58,6 @@ def robustness(
     """
     import seaborn as sns
 
-    legend = check_bool("legend", legend)
-    _base.check_title(title)
     table = seeds_of(adata, metric, target, key)
     levels = sorted(table["noise"].unique())
     if len(levels) < 2:
@@ -68,20 +65,19 @@ def robustness(
             f"Only the noise level {levels[0]:g} was measured; run `st.tl.evaluate(adata, ..., "
             "noise=[0, 0.05, 0.1, 0.2])` first."
         )
-    axes, targets = panels_by_target(table, ax, width=4.2)
+    targets, titles = targets_of(table, title)
+    axes = _base.given(ax, targets, "target", "target") or _base.grid(len(targets), 4.2, 3.4)
     style = {"style": "scheme"} if table["scheme"].nunique() > 1 else {}
-    for axis, name in zip(axes, targets, strict=True):
+    for axis, name, text in zip(axes, targets, titles, strict=True):
         part = table[table["target"] == name].assign(percent=lambda t: 100 * t["noise"])
         sns.lineplot(
             part, x="percent", y="value", hue="model", palette=model_colors(table), errorbar="sd", err_style="bars",
-            marker="o", markersize=5, err_kws={"capsize": 2, "elinewidth": 1}, ax=axis,
-            legend=axis is axes[-1], **style,
+            marker="o", markersize=5, err_kws={"capsize": 2, "elinewidth": 1}, ax=axis, **style,
         )  # fmt: skip
-        axis.set(xlabel="noise (% of a gene's standard deviation)", ylabel=LABELS[metric])
         axis.set_xticks([100 * level for level in levels])
-        finish(axis, name if title is None else title if len(axes) == 1 else f"{title}: {name}")
-    handles = axes[-1].get_legend_handles_labels()[0]
-    axes[-1].legend().remove()
+        handles = axis.get_legend_handles_labels()[0]
+        axis.legend().remove()
+        _base.finish(axis, text, "noise (% of a gene's standard deviation)", LABELS[metric])
     if legend:
         _legend.add_legend(axes, handles, own=ax is None)
     return _output.done("robustness", axes, ax=ax, show=show, save=save)

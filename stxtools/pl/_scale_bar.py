@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stxtools import _keys
 from stxtools._validate import array_positions
 
-from . import _base
+from ._sections import Panel, picture_slots, positive, spacing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +32,7 @@ class Bar:
 
 
 def bars_of(
-    adata: AnnData, panels: Sequence[_base.Panel], spatial_key: str, scale_bar: float | bool | None
+    adata: AnnData, panels: Sequence[Panel], spatial_key: str, scale_bar: float | bool | None
 ) -> dict[str, Bar | None]:
     """Return the bar of each section, None where none is drawn; all are of one round length."""
     units = _units_of(adata, panels, spatial_key, scale_bar)
@@ -46,19 +46,18 @@ def bars_of(
 
 
 def _units_of(
-    adata: AnnData, panels: Sequence[_base.Panel], spatial_key: str, scale_bar: float | bool | None
+    adata: AnnData, panels: Sequence[Panel], spatial_key: str, scale_bar: float | bool | None
 ) -> dict[str, float | None]:
     """Return the microns of a unit of the coordinates for each section."""
-    if scale_bar is False:
-        return {panel.library: None for panel in panels}
-    if scale_bar is not None and scale_bar is not True:
-        given = _base.positive(scale_bar)
+    if scale_bar is not None and not isinstance(scale_bar, bool):
+        given = positive(scale_bar)
         if given is None:
             raise TypeError(
                 f"`scale_bar` must be True, False, None or the microns of a unit of the coordinates, not {scale_bar!r}."
             )
         return {panel.library: given for panel in panels}
-    units = {panel.library: _known(adata, panel) if spatial_key == _keys.SPATIAL else None for panel in panels}
+    known = scale_bar is not False and spatial_key == _keys.SPATIAL
+    units = {panel.library: _known(adata, panel) if known else None for panel in panels}
     unknown = [name for name, unit in units.items() if unit is None]
     if scale_bar is True and unknown:
         raise ValueError(
@@ -69,23 +68,23 @@ def _units_of(
     return units
 
 
-def _known(adata: AnnData, panel: _base.Panel) -> float | None:
-    factors = _base.picture_slots(adata, panel.library)[_keys.SCALEFACTORS]
-    recorded = _base.positive(factors.get("microns_per_pixel"))
+def _known(adata: AnnData, panel: Panel) -> float | None:
+    slots = picture_slots(adata, panel.library)
+    factors, about = slots[_keys.SCALEFACTORS], slots["metadata"]
+    recorded = positive(factors.get("microns_per_pixel"))
     if recorded is not None:
         return recorded
-    about = _base.picture_slots(adata, panel.library)["metadata"]
     if any(str(about.get(k)).lower() in _MICRONS for k in ("unit", "units")):
         return 1.0
-    diameter = _base.positive(factors.get(_keys.SPOT_DIAMETER))
+    diameter = positive(factors.get(_keys.SPOT_DIAMETER))
     if diameter is None or not _hexagonal(adata, panel):
         return None
-    pitch = _base.spacing(panel.xy)
+    pitch = spacing(panel.xy)
     low, high = _VISIUM_RATIO
     return _VISIUM_PITCH / pitch if low <= diameter / pitch <= high else None
 
 
-def _hexagonal(adata: AnnData, panel: _base.Panel) -> bool:
+def _hexagonal(adata: AnnData, panel: Panel) -> bool:
     """Whether the array positions are those of Visium: in every row each second column, the next row shifted by one."""
     positions = array_positions(adata)
     if positions is None or len(panel.rows) < 3:
@@ -94,24 +93,15 @@ def _hexagonal(adata: AnnData, panel: _base.Panel) -> bool:
     return bool(np.isfinite(total).all() and (total % 2 == total[0] % 2).all())
 
 
-def draw(ax: Axes, panel: _base.Panel, bar: Bar | None) -> None:
+def draw(ax: Axes, panel: Panel, bar: Bar | None) -> None:
     """Draw the bar under the tissue."""
     if bar is None:
         return
     left, right, top, bottom = panel.limits
-    microns, length = bar.microns_per_unit, bar.microns
-    y = bottom + 0.03 * (bottom - top)
-    x = left + 0.02 * (right - left)
-    ax.plot([x, x + length / microns], [y, y], color="black", linewidth=2, solid_capstyle="butt", label="scale bar")
-    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    ax.annotate(text, (x + length / microns, y), xytext=(4, 0), textcoords="offset points", ha="left", va="center",
+    x, y = left + 0.02 * (right - left), bottom + 0.03 * (bottom - top)
+    end = x + bar.microns / bar.microns_per_unit
+    ax.plot([x, end], [y, y], color="black", linewidth=2, solid_capstyle="butt", label="scale bar")
+    text = f"{bar.microns / 1000:g} mm" if bar.microns >= 1000 else f"{bar.microns:g} µm"
+    ax.annotate(text, (end, y), xytext=(4, 0), textcoords="offset points", ha="left", va="center",
                 fontsize="small", annotation_clip=False)  # fmt: skip
     ax.set(xlim=(left, right), ylim=(bottom + 0.07 * (bottom - top), top))
-
-
-def check(value: Any) -> None:
-    """Check the kind of ``scale_bar`` before anything is read."""
-    if value is not None and not isinstance(value, bool) and _base.positive(value) is None:
-        raise TypeError(
-            f"`scale_bar` must be True, False, None or the microns of a unit of the coordinates, not {value!r}."
-        )

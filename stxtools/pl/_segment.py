@@ -12,10 +12,12 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._slots import column_names
-from stxtools._validate import check_adata, check_bool, check_in
+from stxtools._validate import check_bool, check_in, check_number
 
-from . import _base, _legend, _output, _scale_bar
+from . import _base, _legend, _output
 from ._palette import MISSING, category_codes, colors_of, rgba
+from ._sections import panels_of, positive
+from ._tissue import draw_sections, draw_spots, show_image
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FAINTEST = 0.12
+_SIZE_MAX = 100.0
 _IDS_MAX = 2**20  # a mask of more segments is none
 
 
@@ -89,38 +92,31 @@ def segment(
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> ax = st.pl.segment(adata, "compartment", library_key="section")
     """
-    check_adata(adata, unique_vars=False)
     check_in(adata, "obs", key, "key", _hint(key))
-    size = _base.check_size(size)
-    mask, legend = check_bool("mask", mask), check_bool("legend", legend)
-    _base.check_img(img)
-    _scale_bar.check(scale_bar)
+    size = check_number("size", size, minimum=0, maximum=_SIZE_MAX)
+    if size == 0:
+        raise ValueError("`size=0` draws nothing; 1 makes neighbours touch.")
     params = _base.params_of(adata.uns.get(key))
-    if mask:
+    if check_bool("mask", mask):
         spatial_key = str(params.get("spatial_key", spatial_key))
-    panels = _base.panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
+    panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
     alpha = _alpha(adata, key, len(names)) if check_bool("show_confidence", show_confidence) else None
     masks = [_mask(adata, panel.library, key) for panel in panels] if mask else []
-    fits = spatial_key == _keys.SPATIAL
     colors = colors_of(adata, key, palette)
     face = rgba(codes, names, colors)
     if alpha is not None:
         face[:, 3] = alpha
 
-    titles = _base.titles_for(panels, title)
-    rulers = _scale_bar.bars_of(adata, panels, spatial_key, scale_bar)
-    axes = _base.axes_for(panels, ax)
-    for i, (axis, panel, text) in enumerate(zip(axes, panels, titles, strict=True)):
-        over = _base.draw_image(axis, adata, panel, img, fits=fits)
+    def draw(axis: Axes, i: int, over: bool) -> None:
         if mask:
             image, scale, origin = masks[i]
-            _base.show_image(axis, _paint(image, adata, key, colors), scale, origin,
-                             interpolation="nearest", alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
+            show_image(axis, _paint(image, adata, key, colors), scale, origin,
+                       interpolation="nearest", alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
         else:
-            _base.draw_spots(axis, panel.xy, face[panel.rows], size=size * (0.8 if over else 1.0), label=key)
-        _base.frame(axis, panel, text)
-        _scale_bar.draw(axis, panel, rulers[panel.library])
+            draw_spots(axis, panels[i].xy, face[panels[i].rows], size=size * (0.8 if over else 1.0), label=key)
+
+    axes = draw_sections(adata, panels, draw, ax=ax, spatial_key=spatial_key, title=title, img=img, scale_bar=scale_bar)
     if legend:
         drawn = np.concatenate([codes[p.rows] for p in panels])
         present = [n for i, n in enumerate(names) if (drawn == i).any()]
@@ -165,7 +161,7 @@ def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float, 
             f"There is no mask of {key!r} in `adata.uns[{key!r}][{_keys.MASKS!r}][{library!r}]` (`image`, `scale`, "
             "`origin`); run `st.tl.segment(adata)` first."
         )
-    values, factor, origin = np.asarray(entry["image"]), _base.positive(entry["scale"]), np.asarray(entry["origin"])
+    values, factor, origin = np.asarray(entry["image"]), positive(entry["scale"]), np.asarray(entry["origin"])
     drawable = values.ndim == 2 and values.dtype.kind in "iu" and values.size and 0 <= values.max() < _IDS_MAX
     if not drawable or values.min() < 0 or factor is None or origin.shape != (2,) or origin.dtype.kind not in "iuf":
         raise ValueError(

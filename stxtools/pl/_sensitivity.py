@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,10 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_adata, listing
+from stxtools._validate import listing
 
 from . import _base, _legend, _output
-from ._evaluation import LABELS, finish
+from ._evaluation import LABELS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -75,30 +74,26 @@ def sensitivity(
     import seaborn as sns
     from matplotlib.patches import Rectangle
 
-    check_adata(adata, unique_vars=False)
-    _base.check_title(title)
     _legend.color_map(cmap)
-    slot = _base.slot_of(adata, key)
-    trials = slot.get("trials") if isinstance(slot, Mapping) else None
-    if not isinstance(trials, pd.DataFrame):
-        raise KeyError(f"`adata.uns[{key!r}]['trials']` is missing; run `st.tl.tune(adata, 'weights', ...)` first.")
     value = "value" if target is None else f"value_{target}"
     if not isinstance(x, str) or not isinstance(y, str) or x == y:
         raise ValueError(f"`x` and `y` must be the names of two parameters, not {x!r} and {y!r}.")
-    absent = [c for c in (x, y, value, "state") if c not in trials]
+    trials = _base.table_of(adata, key, "trials", [value], "st.tl.tune(adata, 'weights', ...)")
+    absent = [c for c in (x, y, "state") if c not in trials]
     if absent:
         raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")
-    _base.check_columns(trials, [value], f"adata.uns[{key!r}]['trials']", "st.tl.tune(adata, 'weights', ...)")
     done = trials[(trials["state"] == "COMPLETE") & trials[value].notna()]
     if done.empty:
         raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed.")
+    metric = str(_base.params_of(adata.uns[key]).get("metric", "value"))
+    metric = LABELS.get(metric, metric)
+    shown = ": ".join(part for part in (target, metric if ax is not None else None) if part)
+    (text,) = _base.titles_of([""], title if title is not None else shown)
     best = done.loc[done.groupby([x, y])[value].idxmax()]
     cells = best.pivot(index=y, columns=x, values=value).sort_index(ascending=False)
     axis = ax if ax is not None else _base.grid(1, 0.75 * cells.shape[1] + 2.2, max(0.6 * cells.shape[0] + 1.4, 2.8))[0]
-    text = _annotations(best, cells, x, y, spread="value_sd" if target is None else None)
-    metric = str(_base.params_of(slot).get("metric", "value"))
-    metric = LABELS.get(metric, metric)
-    sns.heatmap(cells, annot=text, fmt="", cmap=cmap, ax=axis, linewidths=1, annot_kws={"size": "small"},
+    numbers = _annotations(best, cells, x, y, spread="value_sd" if target is None else None)
+    sns.heatmap(cells, annot=numbers, fmt="", cmap=cmap, ax=axis, linewidths=1, annot_kws={"size": "small"},
                 cbar=ax is None)  # fmt: skip
     if ax is None:
         bar: Any = axis.collections[0].colorbar
@@ -107,9 +102,7 @@ def sensitivity(
         bar.ax.locator_params(nbins=4)
     row, column = divmod(int(np.nanargmax(cells.to_numpy())), cells.shape[1])
     axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
-    shown = ": ".join(part for part in (target, metric if ax is not None else None) if part)
-    finish(axis, title if title is not None else shown)
-    axis.set(xlabel=_greek(x), ylabel=_greek(y))
+    _base.finish(axis, text, _greek(x), _greek(y))
     axis.tick_params(axis="y", rotation=0)
     return _output.done("sensitivity", [axis], ax=ax, show=show, save=save)
 

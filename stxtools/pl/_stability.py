@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_adata
 
 from . import _base, _output
 
@@ -56,33 +52,19 @@ def stability(
     >>> st.tl.segment(adata)
     >>> ax = st.pl.stability(adata)
     """
-    check_adata(adata, unique_vars=False)
-    slot = _base.slot_of(adata, key)
-    _base.check_title(title)
-    curve = slot.get("stability") if isinstance(slot, Mapping) else None
-    params = _base.params_of(slot)
-    if not isinstance(curve, pd.DataFrame) or not {"n_segments", "stability"} <= set(curve) or curve.empty or (
-        "n_segments" not in params
-    ):  # fmt: skip
-        raise KeyError(
-            f"`adata.uns[{key!r}]['stability']` is missing; it is written by `st.tl.segment(adata)` without "
-            "`n_segments` and `labels_key`."
-        )
-    _base.check_columns(curve, ["n_segments", "stability"], f"adata.uns[{key!r}]['stability']", "st.tl.segment(adata)")
-    if params["n_segments"] not in set(curve["n_segments"]):
-        raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the number that was taken, "
-                         f"{params['n_segments']!r}; run `st.tl.segment(adata)` again.")  # fmt: skip
-    axes = _base.grid(1, 4.2, 3.2)[0] if ax is None else ax
+    (text,) = _base.titles_of([""], title)
+    call, hint = "st.tl.segment(adata)", ", without `n_segments` and `labels_key`"
+    curve = _base.table_of(adata, key, "stability", ["n_segments", "stability"], call, hint)
+    taken = _base.params_of(adata.uns[key]).get("n_segments")
+    if taken not in set(curve["n_segments"]):
+        raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the number that was taken, {taken!r}; run "
+                         "`st.tl.segment(adata)` again.")  # fmt: skip
+    axis = _base.grid(1, 4.2, 3.2)[0] if ax is None else ax
     x, y = curve["n_segments"].to_numpy(), curve["stability"].to_numpy()
-    axes.plot(x, y, color="0.5", marker="o", markersize=4)
-    taken = int(params["n_segments"])
-    axes.plot(taken, y[x == taken], "o", markersize=9, color="#d55e00", label=f"taken: {taken}")
-    axes.set_xticks(x)
-    axes.set_xlabel("number of segments")
-    axes.set_ylabel("adjusted Rand index between halves")
-    axes.set_ylim(top=1.02)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    if title is not None:
-        axes.set_title(title)
-    return _output.done("stability", [axes], ax=ax, show=show, save=save)
+    axis.plot(x, y, color="0.5", marker="o", markersize=4)
+    axis.plot(x[x == taken], y[x == taken], "o", markersize=9, color="#d55e00", label=f"taken: {taken}")
+    axis.set_xticks(x)
+    axis.set_ylim(top=1.02)
+    axis.legend(frameon=False, fontsize="small")
+    _base.finish(axis, text, "number of segments", "adjusted Rand index between halves")
+    return _output.done("stability", [axis], ax=ax, show=show, save=save)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_adata, check_bool, check_int, check_number, listing
+from stxtools._validate import check_int, check_number, listing
 
 from . import _base, _legend, _output
 from ._biomarkers import GENES_MAX, biomarker_groups, biomarker_table
@@ -94,26 +94,19 @@ def targets(
     >>> st.tl.targets(adata, drugs)
     >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
     """
-    check_adata(adata, unique_vars=False)
-    n_genes, legend = check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX), check_bool("legend", legend)
+    n_genes = check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX)
     fdr = check_number("fdr", fdr, minimum=0, maximum=1)
     table = biomarker_table(adata, key)
     groups = biomarker_groups(table, group)
     shown = _columns(table, columns, key)
     _base.check_columns(table, [c for c in shown if c.startswith("n_")], f"adata.uns[{key!r}]", _CALL)
-    if ax is not None and len(groups) > 1:
-        raise ValueError(f"`ax` takes one group, but there are {len(groups)} ({listing(groups)}); "
-                         f"choose one with `group={groups[0]!r}`, or leave `ax` out.")  # fmt: skip
     parts = [table[table["group"].astype(str) == g].iloc[:n_genes] for g in groups]
     width, height = max(_CELL * len(shown) + 1.5, 2.6), _CELL * max(len(p) for p in parts) + 1.5
-    axes = [ax] if ax is not None else _base.grid(len(groups), width, height, bottom=0.5 * legend)
+    axes = _base.given(ax, groups, "group", "group") or _base.grid(len(groups), width, height, bottom=0.5 * legend)
     for axis, name, part in zip(axes, groups, parts, strict=True):
         _panel(axis, part, shown, fdr, name)
     if legend:
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-
-        bar = ScalarMappable(Normalize(-1, 1), _COLORS), "against the target - for it"
+        bar = _legend.mappable(-1, 1, _COLORS), "against the target - for it"
         _legend.add_legend(axes, [], own=ax is None, bars=[bar])
     return _output.done("targets", axes, ax=ax, show=show, save=save)
 
@@ -156,8 +149,7 @@ def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: 
     ax.set_xlim(-0.6, len(columns) - 0.4)
     ax.set_ylim(len(part) - 0.4, -0.6)
     ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
     ax.set_title(_legend.plain(title), fontsize="medium")
 
 

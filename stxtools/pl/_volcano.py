@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from . import _legend
+from ._base import finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +56,7 @@ def draw(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) 
     for side in (1, -1):
         here = named[(change[named] >= 0) == (side > 0)]
         _names(ax, names[here], change[here], height[here], float(change.max() if side > 0 else change.min()), side)
-    ax.set_title(title, fontsize="medium")
-    ax.set_xlabel("$\\log_2$ fold change", fontsize="small")
-    ax.set_ylabel("$-\\log_{10}$ p" if raw else "$-\\log_{10}$ adjusted p", fontsize="small")
-    ax.tick_params(labelsize="small")
-    ax.spines[["top", "right"]].set_visible(False)
+    finish(ax, title, "$\\log_2$ fold change", "$-\\log_{10}$ p" if raw else "$-\\log_{10}$ adjusted p")
 
 
 def _inches(ax: Axes) -> tuple[float, float]:

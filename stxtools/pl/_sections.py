@@ -1,0 +1,127 @@
+"""The sections that a plot draws: where their observations lie, and what ``uns["spatial"]`` says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stxtools import _keys
+from stxtools._validate import coordinates, libraries, listing, stored_library_key
+
+from ._base import names_of, params_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_LARGEST, _FINEST = 1e100, 1e-9  # coordinates that can be squared, and told apart beside their distance from 0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One section: its name, the rows of its observations and where they lie."""
+
+    library: str
+    rows: NDArray[np.int64]
+    xy: NDArray[np.float64]
+
+    @property
+    def limits(self) -> tuple[float, float, float, float]:
+        """Left, right, top, bottom of the section with a margin."""
+        low, high = self.xy.min(axis=0), self.xy.max(axis=0)
+        pad = max(spacing(self.xy), 0.01 * float((high - low).max()))
+        return low[0] - pad, high[0] + pad, low[1] - pad, high[1] + pad
+
+
+def panels_of(
+    adata: AnnData,
+    *,
+    spatial_key: str,
+    library_key: str | bool | None,
+    library: str | Sequence[str] | None,
+    params: Mapping[str, Any] | None = None,
+) -> list[Panel]:
+    """Return the sections to draw, all by default.
+
+    Without ``library_key`` it is the one in ``params``, or in those of the segments or regions, or the column that
+    holds the names of the sections in ``uns["spatial"]``.
+    """
+    libs = libraries(adata, _library_key(adata, params) if library_key is None else library_key)
+    xy = coordinates(adata, spatial_key, libs)
+    wanted = libs.names if library is None else names_of(library, "library", "a section")
+    absent = [name for name in wanted if name not in libs.names]
+    if absent or not wanted:
+        raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
+    panels = [Panel(name, rows, xy[rows]) for name in wanted for rows in [libs.rows(libs.names.index(name))]]
+    for panel in panels:
+        _check_extent(panel, spatial_key)
+    return panels
+
+
+def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool | None:
+    slots = [adata.uns.get(_keys.SEGMENT), adata.uns.get(_keys.REGIONS)]
+    for made_with in (params or {}, *(params_of(slot) for slot in slots)):
+        key = stored_library_key(made_with)
+        if key is False or (isinstance(key, str) and key in adata.obs):
+            return key
+    spatial = adata.uns.get(_keys.SPATIAL)
+    known = {str(name) for name in spatial} if isinstance(spatial, Mapping) else set()
+    if len(known) > 1:
+        for name, column in adata.obs.items():
+            if column.dtype.kind not in "fc" and set(column.astype(str).unique()) <= known:
+                return str(name)
+    return None
+
+
+def _check_extent(panel: Panel, spatial_key: str) -> None:
+    """Check that the observations of a section can be told apart on an axis of double precision."""
+    far, span = float(np.abs(panel.xy).max()), float(np.ptp(panel.xy, axis=0).max())
+    if far > _LARGEST or (span > 0 and (span < 1 / _LARGEST or span < _FINEST * far)):
+        raise ValueError(
+            f"`adata.obsm[{spatial_key!r}]` reaches {far:.3g} and spans {span:.3g} in section {panel.library!r}, which "
+            "cannot be drawn; move it near 0 and give it another unit, e.g. "
+            f"`xy = adata.obsm[{spatial_key!r}]; adata.obsm[{spatial_key!r}] = xy - xy.min(axis=0)`."
+        )
+
+
+def spacing(xy: NDArray[np.float64]) -> float:
+    """Typical distance of neighbouring observations, in the units of ``xy``.
+
+    The median distance to the third neighbour: the pitch of hexagonal and square lattices, and about one over the
+    root of the density for scattered cells. Observations at the very same place are not neighbours.
+    """
+    from scipy.spatial import cKDTree
+
+    if len(xy) < 2:
+        return 1.0
+    probe = xy[:: max(1, len(xy) // 2000)]
+    distance = cKDTree(xy).query(probe, k=min(10, len(xy)))[0]
+    distance = np.sort(np.where(distance > 0, distance, np.inf), axis=1)
+    third = distance[:, min(2, distance.shape[1] - 1)]
+    third = np.where(np.isfinite(third), third, distance[:, 0])
+    third = third[np.isfinite(third)]
+    return float(np.median(third)) if len(third) else 1.0
+
+
+def picture_slots(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
+    """Return ``images``, ``scalefactors`` and ``metadata`` of a section, empty where it has none."""
+
+    def mapping(value: Any) -> Mapping[str, Any]:
+        return value if isinstance(value, Mapping) else {}
+
+    entry = mapping(mapping(adata.uns.get(_keys.SPATIAL)).get(library))
+    return {name: mapping(entry.get(name)) for name in (_keys.IMAGES, _keys.SCALEFACTORS, "metadata")}
+
+
+def positive(value: Any) -> float | None:
+    """Return a number above 0 that others can be divided by as a float, None for anything else."""
+    if isinstance(value, (bool, str)) or np.ndim(value) != 0 or np.iscomplexobj(value):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 1 / _LARGEST < number < _LARGEST else None

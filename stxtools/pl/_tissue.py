@@ -1,0 +1,156 @@
+"""Sections side by side: for each the picture, what a plot draws over it, a frame and a scale bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stxtools import _keys
+from stxtools._validate import listing
+
+from . import _base, _scale_bar
+from ._sections import Panel, picture_slots, positive, spacing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    Draw = Callable[[Axes, int, bool], object]  # which panel, and whether it lies over a picture
+
+RASTERIZE_ABOVE = 50_000  # so many circles make a vector file that no viewer opens
+PANEL_INCHES = 4.6
+
+
+def draw_sections(
+    adata: AnnData,
+    panels: Sequence[Panel],
+    draw: Draw,
+    *,
+    ax: Axes | None,
+    spatial_key: str,
+    title: str | Sequence[str] | None = None,
+    img: bool | str | None = False,
+    scale_bar: float | bool | None = None,
+    bottom: float = 0.0,
+    ncols: int = 4,
+    shrink: float = 1.0,
+) -> list[Axes]:
+    """Let ``draw`` fill one Axes per panel, those of a new figure that fits the tissue or the given one.
+
+    Several titles are taken as they are. ``bottom`` are the inches kept for colour bars;
+    :func:`._legend.add_legend` widens the figure by what it needs.
+    """
+    names = [panel.library for panel in panels]
+    titles = _base.titles_of(names if len(names) > 1 else [""], title) if _is_one(title) else list(title or ())
+    bars = _scale_bar.bars_of(adata, panels, spatial_key, scale_bar)
+    axes = _base.given(ax, names, "section", "library")
+    if not axes:
+        boxes = [panel.limits for panel in panels]
+        ratio = float(np.median([(b[3] - b[2]) / (b[1] - b[0]) for b in boxes]))
+        side = PANEL_INCHES * shrink * (0.75 if len(panels) > 1 else 1.0)
+        width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
+        axes = _base.grid(len(panels), width, height, bottom=bottom, ncols=ncols, layout="compressed")
+    for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
+        draw(axis, i, _draw_picture(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
+        _frame(axis, panel, titles[i])
+        _scale_bar.draw(axis, panel, bars[panel.library])
+    return axes
+
+
+def _is_one(title: Any) -> bool:
+    return not isinstance(title, (list, tuple))
+
+
+def _frame(ax: Axes, panel: Panel, title: str | None) -> None:
+    """Image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader."""
+    left, right, top, bottom = panel.limits
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
+    ax.spines[:].set_visible(False)
+    if title:
+        ax.set_title(title, fontsize="medium")
+
+
+def draw_spots(
+    ax: Axes, xy: NDArray[np.float64], colors: Any, *, size: float = 1.0, label: str = "observations", **kwargs: Any
+) -> None:
+    """Draw observations as discs whose diameter is in data units, so that they tile the tissue at any figure size."""
+    from matplotlib.collections import EllipseCollection
+
+    diameter = [spacing(xy) * size]
+    if np.ndim(colors) == 1:  # numbers for a colour map; those of high value lie on top, the missing at the bottom
+        order = np.argsort(colors, kind="stable")
+        order = np.roll(order, int(np.isnan(colors).sum()))
+        xy, kwargs["array"] = xy[order], np.ma.masked_invalid(np.asarray(colors, dtype=float)[order])
+    else:
+        kwargs["facecolors"] = colors
+    spots = EllipseCollection(
+        diameter, diameter, [0.0], units="xy", offsets=xy, offset_transform=ax.transData, linewidths=0,
+        rasterized=len(xy) > RASTERIZE_ABOVE, label=label, **kwargs,
+    )  # fmt: skip
+    ax.add_collection(spots, autolim=False)
+
+
+def _draw_picture(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> bool:
+    """Draw the section's picture under the spots, in the coordinates of the spots; return whether there was one.
+
+    ``img=None`` draws the picture where there is one and the coordinates are those of the picture (``fits``).
+    """
+    from matplotlib.patches import Rectangle
+
+    if img is False or (img is None and not fits):
+        return False
+    library = panel.library
+    images, scalefactors = (picture_slots(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
+    pictures = [name for name in ("hires", "lowres") if name in images]
+    pictures += [str(n) for n in images if n not in pictures]
+    for name in [img] if isinstance(img, str) else pictures:
+        scale = scalefactors.get(f"tissue_{name}_scalef")
+        if name in images and scale is not None:
+            show_image(ax, _picture(images[name], name, library), _factor(scale, name, library), zorder=-1)
+            # a scale bar or a legend beside the section stands on white
+            left, right, top, bottom = panel.limits
+            ax.images[-1].set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=ax.transData))
+            return True
+    if img is None or (img is True and not pictures):
+        return False
+    raise KeyError(
+        f"`img={img!r}`: section {library!r} has the pictures {listing(pictures)} and the scale factors "
+        f"{listing(scalefactors)} in `adata.uns['spatial']`; a picture NAME needs `tissue_NAME_scalef`."
+    )
+
+
+def _picture(value: Any, name: str, library: str) -> NDArray[Any]:
+    try:
+        picture = np.asarray(value)
+    except (TypeError, ValueError):
+        picture = np.empty(0, dtype=object)
+    is_picture = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
+    if picture.dtype.kind not in "buif" or not is_picture or picture.size == 0:
+        raise ValueError(
+            f"`adata.uns['spatial'][{library!r}]['images'][{name!r}]` is no picture (height x width, or height x width "
+            f"x 3 or 4 colours, of numbers): it is a {type(value).__name__} of shape {np.shape(picture)} and type "
+            f"{picture.dtype}; replace it, or pass `img=False`."
+        )
+    return picture
+
+
+def _factor(value: Any, name: str, library: str) -> float:
+    number = positive(value)
+    if number is None:
+        raise ValueError(
+            f"`adata.uns['spatial'][{library!r}]['scalefactors']['tissue_{name}_scalef']` must be a number above 0, "
+            f"not {value!r}; mend it, or pass `img=False`."
+        )
+    return number
+
+
+def show_image(ax: Axes, picture: NDArray[Any], scale: float, origin: Any = (0.0, 0.0), **kwargs: Any) -> None:
+    """Draw a picture in the coordinates of the spots; ``scale`` is pixels per unit, ``origin`` the first pixel."""
+    height, width = picture.shape[:2]
+    extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / scale + np.repeat(origin, 2)
+    ax.imshow(
+        picture, extent=tuple(extent), origin="upper", **({"cmap": "gray", "interpolation": "antialiased"} | kwargs)
+    )
