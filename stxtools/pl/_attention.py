@@ -35,8 +35,7 @@ def attention(
     *,
     regions_key: str = _keys.REGIONS,
     color: Literal["segment", "attention"] | None = "segment",
-    library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None,
+    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
     spatial_key: str = _keys.SPATIAL,
     img: bool | str | None = False,
     cmap: str = "magma_r",
@@ -44,10 +43,8 @@ def attention(
     title: str | Sequence[str] | None = None,
     scale_bar: float | bool | None = None,
     legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the attention between regions over the tissue, on the edges of the region graph.
 
     The width and colour of an edge are the mean attention of its two directions, on one scale for all sections; a

@@ -75,14 +75,21 @@ def titles_of(names: Sequence[str], title: Any) -> list[str]:
     return [title] if len(names) == 1 else [f"{title}: {name}" for name in plain_names]
 
 
-def given(ax: Axes | None, names: Sequence[str], what: str, param: str) -> list[Axes]:
-    """Return the caller's Axes, empty where there is none; it has room for one panel."""
-    if ax is None:
-        return []
-    if len(names) > 1:
+def check_room(ax: Axes | None, names: Sequence[str], what: str, param: str) -> None:
+    """Check that the caller's Axes, which has room for one panel, is given no more."""
+    if ax is not None and len(names) > 1:
         raise ValueError(f"`ax` takes one {what}, but there are {len(names)} ({listing(names)}); choose one with "
                          f"`{param}={names[0]!r}`, or leave `ax` out.")  # fmt: skip
-    return [ax]
+
+
+def panels(
+    names: Sequence[str], title: str | None, ax: Axes | None, what: str, width: float, height: float, **layout: Any
+) -> tuple[list[Axes], list[tuple[Axes, str, str]]]:
+    """Return one Axes for each name, in a new figure or the caller's own, and with them the names and the titles."""
+    titles = titles_of(names, title)
+    check_room(ax, names, what, what)
+    axes = grid(len(names), width, height, **layout) if ax is None else [ax]
+    return axes, list(zip(axes, names, titles, strict=True))
 
 
 def grid(

@@ -44,16 +44,11 @@ def biomarkers(
     effect: Literal["auroc", "logfoldchanges", "scores", "attribution"] = "auroc",
     layer: str | None = None,
     key: str = _keys.BIOMARKERS,
-    library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    scale_bar: float | bool | None = None,
-    title: str | None = None,
-    legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
+    spatial_key: str = _keys.SPATIAL, scale_bar: float | bool | None = None,
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the biomarkers of :func:`stxtools.tl.biomarkers`, one panel per group.
 
     ``"ranked"`` shows the first genes of every group: effect size on the axis, log fold change as colour, fraction of
@@ -97,39 +92,48 @@ def biomarkers(
     >>> axes = st.pl.biomarkers(adata, n_genes=5)
     """
     check_choice("kind", kind, ("ranked", "volcano", "spatial"))
-    n_genes = check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX)
-    fdr = check_number("fdr", fdr, minimum=0, maximum=1)
-    table = biomarker_table(adata, key)
-    groups = biomarker_groups(table, group)
+    table, groups = read_biomarkers(adata, key, group, n_genes=n_genes, fdr=fdr)
     stored = adata.uns.get(f"{key}_params")
     params = stored if isinstance(stored, Mapping) else {}
     if kind == "spatial":
-        genes = _genes_of_one(table, groups, n_genes)
+        if len(groups) > 1:
+            raise ValueError(f"`kind='spatial'` draws the genes of one group, but there are {len(groups)} "
+                             f"({listing(groups)}); choose one with `group={next(iter(groups))!r}`.")  # fmt: skip
+        genes = list(next(iter(groups.values()))["names"].astype(str)[:n_genes])
         panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
         axes = _expression.draw(adata, panels, genes, layer=layer, title=title, legend=legend, ax=ax,
                                 spatial_key=spatial_key, scale_bar=scale_bar)  # fmt: skip
         return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
-    axes = _base.given(ax, groups, "group", "group")
-    titles = _base.titles_of(groups, title)
-    parts = [table[table["group"].astype(str) == name] for name in groups]
     if kind == "volcano":
-        axes = axes or _base.grid(len(groups), 4.4, 3.8, ncols=3)
-        for axis, part, text in zip(axes, parts, titles, strict=True):
-            _volcano.draw(axis, part, fdr=fdr, n_genes=n_genes, title=text)
+        axes, volcanoes = _base.panels(list(groups), title, ax, "group", 4.4, 3.8, ncols=3)
+        for axis, name, text in volcanoes:
+            _volcano.draw(axis, groups[name], fdr=fdr, n_genes=n_genes, title=text)
     else:
         check_choice("effect", effect, tuple(_EFFECTS))
         if effect not in table:
             raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
         # groups that were compared with one group: no other rows show that group's own markers
         both = "scores" in table and str(params.get("reference", "rest")) != "rest"
-        parts = [_shown(part, n_genes, both) for part in parts]
-        axes = axes or _base.grid(len(parts), 2.9, 0.26 * max(map(len, parts)) + 0.7, bottom=0.8 * legend)
-        _ranked(axes, parts, titles, fdr=fdr, effect=effect, both=both, legend=legend, own=ax is None)
+        shown = {name: _shown(part, n_genes, both) for name, part in groups.items()}
+        height = 0.26 * max(map(len, shown.values())) + 0.7
+        axes, ranked = _base.panels(list(shown), title, ax, "group", 2.9, height, bottom=0.8 * legend)
+        _ranked(
+            [(axis, text, shown[name]) for axis, name, text in ranked],
+            fdr=fdr,
+            effect=effect,
+            both=both,
+            legend=legend,
+            own=ax is None,
+        )
     return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
 
 
-def biomarker_table(adata: AnnData, key: str) -> pd.DataFrame:
-    """Return the table, or say which call makes it."""
+def read_biomarkers(
+    adata: AnnData, key: str, group: str | Sequence[str] | None, *, n_genes: int, fdr: float
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Return the table, or say which call makes it, and the rows of the groups asked for, by default of all."""
+    check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX)
+    check_number("fdr", fdr, minimum=0, maximum=1)
     table = _base.slot_of(adata, key)
     if table is None:
         raise KeyError(f"`adata.uns[{key!r}]` is missing; run `{_CALL}` first.")
@@ -140,26 +144,13 @@ def biomarker_table(adata: AnnData, key: str) -> pd.DataFrame:
         raise ValueError(f"`adata.uns[{key!r}]` has no rows; run `{_CALL}` on data with genes to test.")
     columns = [c for c in (*_EFFECTS, "pvals", "pvals_adj", "pct_nz_group") if c in table]
     _base.check_columns(table, columns, f"adata.uns[{key!r}]", _CALL)
-    return table
-
-
-def biomarker_groups(table: pd.DataFrame, group: str | Sequence[str] | None) -> list[str]:
-    """Return the groups asked for, all by default."""
-    there = list(dict.fromkeys(table["group"].astype(str)))
-    if group is None:
-        return there
-    wanted = _base.names_of(group, "group", "a group")
+    group_of = table["group"].astype(str)
+    there = list(dict.fromkeys(group_of))
+    wanted = there if group is None else _base.names_of(group, "group", "a group")
     absent = [g for g in wanted if g not in there]
     if absent or not wanted:
         raise ValueError(f"`group={group!r}` is not in the table; the groups are {listing(there)}.")
-    return wanted
-
-
-def _genes_of_one(table: pd.DataFrame, groups: list[str], n_genes: int) -> list[str]:
-    if len(groups) > 1:
-        raise ValueError(f"`kind='spatial'` draws the genes of one group, but there are {len(groups)} "
-                         f"({listing(groups)}); choose one with `group={groups[0]!r}`.")  # fmt: skip
-    return list(table.loc[table["group"].astype(str) == groups[0], "names"].astype(str)[:n_genes])
+    return table, {name: table[group_of == name] for name in wanted}
 
 
 def _shown(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
@@ -171,16 +162,16 @@ def _shown(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
 
 
 def _ranked(
-    axes: Sequence[Axes], parts: Sequence[pd.DataFrame], titles: Sequence[str], *, fdr: float, effect: str, both: bool,
-    legend: bool, own: bool,
+    panels: list[tuple[Axes, str, pd.DataFrame]], *, fdr: float, effect: str, both: bool, legend: bool, own: bool
 ) -> None:  # fmt: skip
     """Draw one group into each Axes; all have one scale, so that their effects can be compared."""
+    axes, _, parts = zip(*panels, strict=True)
     change = np.abs(np.concatenate([_numbers(p, "logfoldchanges") for p in parts]))
     limit = float(np.max(change, where=np.isfinite(change), initial=0.0)) or 1.0
     colors = _legend.mappable(-limit, limit, _DIVERGING)
     origin = 0.5 if effect == "auroc" else 0.0
     hollow = False
-    for axis, text, part in zip(axes, titles, parts, strict=True):
+    for axis, text, part in panels:
         value, passed = _numbers(part, effect), _numbers(part, "pvals_adj") <= fdr
         lower = _numbers(part, "scores") < 0 if both else np.zeros(len(part), dtype=bool)
         place = np.arange(len(part)) + 0.5 * (lower & (~lower).any())  # a gap before the genes that are lower

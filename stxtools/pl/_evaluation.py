@@ -35,12 +35,9 @@ def evaluation(
     target: str | None = None,
     noise: float | None = None,
     key: str = _keys.EVALUATION,
-    title: str | None = None,
-    legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw every model's mean over seeds with its standard deviation, and the seeds themselves.
 
     A broken line is the AUROC of guessing; a leaky scheme says so.
@@ -79,11 +76,9 @@ def evaluation(
     table = table[table["noise"] == level]
     colors = model_colors(table)
     schemes = list(dict.fromkeys(table["scheme"]))
-    targets, titles = targets_of(table, title)
-    axes = _base.given(ax, targets, "target", "target") or _base.grid(
-        len(targets), max(2.6, 0.55 * len(colors) + 1.6), 3.4
-    )
-    for axis, name, text in zip(axes, targets, titles, strict=True):
+    width = max(2.6, 0.55 * len(colors) + 1.6)
+    axes, panels = _base.panels(targets_of(table), title, ax, "target", width, 3.4)
+    for axis, name, text in panels:
         part = table[table["target"] == name]
         for j, scheme in enumerate(schemes):
             shift = 0.5 * ((j + 0.5) / len(schemes) - 0.5)
@@ -145,10 +140,9 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
     return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
 
 
-def targets_of(table: pd.DataFrame, title: str | None) -> tuple[list[str], list[str]]:
-    """Return the targets, one panel each, and the panels' titles."""
-    targets = [str(t) for t in dict.fromkeys(table["target"])]
-    return targets, _base.titles_of(targets, title)
+def targets_of(table: pd.DataFrame) -> list[str]:
+    """Return the targets, one panel each."""
+    return [str(t) for t in dict.fromkeys(table["target"])]
 
 
 def model_colors(table: pd.DataFrame) -> dict[str, Any]:

@@ -32,12 +32,9 @@ def attention_fidelity(
     *,
     value: str = "change",
     key: str = _keys.FIDELITY,
-    title: str | None = None,
-    legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw how a prediction changes when the first edges or regions of each order are removed, or kept alone.
 
     Removed, a faithful order lies above the random one; kept, below it. Sections are averaged.

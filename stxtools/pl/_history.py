@@ -31,12 +31,9 @@ def history(
     *,
     stage: str | None = None,
     log: bool = False,
-    title: str | None = None,
-    legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the loss of every training stage over the epochs, with the best epoch marked.
 
     Parameters
@@ -81,9 +78,8 @@ def history(
     if stage is not None and stage not in stages:
         raise ValueError(f"`stage={stage!r}` is not in the history; it has {listing(stages)}.")
     wanted = stages if stage is None else [stage]
-    titles = _base.titles_of(wanted, title)
-    axes = _base.given(ax, wanted, "stage", "stage") or _base.grid(len(wanted), 3.6, 2.8)
-    for axis, name, text in zip(axes, wanted, titles, strict=True):
+    axes, panels = _base.panels(wanted, title, ax, "stage", 3.6, 2.8)
+    for axis, name, text in panels:
         _draw(axis, table[(names == name).to_numpy()], log=log)
         _base.finish(axis, text, "epoch", "loss")
     if legend:

@@ -25,20 +25,14 @@ def region_graph(
     adata: AnnData,
     key: str = _keys.REGIONS,
     *,
-    library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None,
+    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
     spatial_key: str = _keys.SPATIAL,
-    spots: bool = True,
-    labels: bool = False,
+    spots: bool = True, labels: bool = False,
     img: bool | str | None = False,
     palette: str | Sequence[str] | Mapping[str, str] | None = None,
-    title: str | None = None,
-    scale_bar: float | bool | None = None,
-    legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the region graph over the tissue: a node per region, an edge per shared border.
 
     Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges grow

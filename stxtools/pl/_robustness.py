@@ -24,12 +24,9 @@ def robustness(
     *,
     target: str | None = None,
     key: str = _keys.EVALUATION,
-    title: str | None = None,
-    legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw how well models do against the level of noise: a line each, with the standard deviation over seeds.
 
     Parameters
@@ -65,10 +62,9 @@ def robustness(
             f"Only the noise level {levels[0]:g} was measured; run `st.tl.evaluate(adata, ..., "
             "noise=[0, 0.05, 0.1, 0.2])` first."
         )
-    targets, titles = targets_of(table, title)
-    axes = _base.given(ax, targets, "target", "target") or _base.grid(len(targets), 4.2, 3.4)
+    axes, panels = _base.panels(targets_of(table), title, ax, "target", 4.2, 3.4)
     style = {"style": "scheme"} if table["scheme"].nunique() > 1 else {}
-    for axis, name, text in zip(axes, targets, titles, strict=True):
+    for axis, name, text in panels:
         part = table[table["target"] == name].assign(percent=lambda t: 100 * t["noise"])
         sns.lineplot(
             part, x="percent", y="value", hue="model", palette=model_colors(table), errorbar="sd", err_style="bars",

@@ -35,21 +35,16 @@ def segment(
     adata: AnnData,
     key: str = _keys.SEGMENT,
     *,
-    library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None,
+    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
     spatial_key: str = _keys.SPATIAL,
     show_confidence: bool = False,
     mask: bool = False,
     img: bool | str | None = None,
     size: float = 1.0,
     palette: str | Sequence[str] | Mapping[str, str] | None = None,
-    title: str | None = None,
-    scale_bar: float | bool | None = None,
-    legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the segments of every section over the tissue.
 
     Any categorical column can be drawn, for instance a pathologist's annotation or the prediction of

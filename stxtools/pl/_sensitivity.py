@@ -31,10 +31,8 @@ def sensitivity(
     key: str = _keys.TUNE,
     cmap: str = "viridis",
     title: str | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | None:
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | None:  # fmt: skip
     """Draw the tuning metric over two parameters as a heat map, by default AUROC over alpha and beta.
 
     Parameters

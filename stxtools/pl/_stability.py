@@ -22,10 +22,8 @@ def stability(
     key: str = _keys.SEGMENT,
     *,
     title: str | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | None:
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | None:  # fmt: skip
     """Draw how well partitions of random halves agree, for each number of segments tried.
 
     Parameters

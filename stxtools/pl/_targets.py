@@ -11,10 +11,10 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_int, check_number, listing
+from stxtools._validate import listing
 
 from . import _base, _legend, _output
-from ._biomarkers import GENES_MAX, biomarker_groups, biomarker_table
+from ._biomarkers import read_biomarkers
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,10 +52,8 @@ def targets(
     columns: Sequence[str] | None = None,
     key: str = _keys.BIOMARKERS,
     legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw what :func:`stxtools.tl.targets` joined to the first biomarkers, one panel per group.
 
     A row is a gene, in the order of the table; one that does not pass ``fdr`` is grey. A column is a kind of evidence.
@@ -94,17 +92,14 @@ def targets(
     >>> st.tl.targets(adata, drugs)
     >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
     """
-    n_genes = check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX)
-    fdr = check_number("fdr", fdr, minimum=0, maximum=1)
-    table = biomarker_table(adata, key)
-    groups = biomarker_groups(table, group)
+    table, groups = read_biomarkers(adata, key, group, n_genes=n_genes, fdr=fdr)
     shown = _columns(table, columns, key)
     _base.check_columns(table, [c for c in shown if c.startswith("n_")], f"adata.uns[{key!r}]", _CALL)
-    parts = [table[table["group"].astype(str) == g].iloc[:n_genes] for g in groups]
+    parts = [part.iloc[:n_genes] for part in groups.values()]
     width, height = max(_CELL * len(shown) + 1.5, 2.6), _CELL * max(len(p) for p in parts) + 1.5
-    axes = _base.given(ax, groups, "group", "group") or _base.grid(len(groups), width, height, bottom=0.5 * legend)
-    for axis, name, part in zip(axes, groups, parts, strict=True):
-        _panel(axis, part, shown, fdr, name)
+    axes, panels = _base.panels(list(groups), None, ax, "group", width, height, bottom=0.5 * legend)
+    for (axis, _, text), part in zip(panels, parts, strict=True):
+        _panel(axis, part, shown, fdr, text)
     if legend:
         bar = _legend.mappable(-1, 1, _COLORS), "against the target - for it"
         _legend.add_legend(axes, [], own=ax is None, bars=[bar])
@@ -150,7 +145,7 @@ def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: 
     ax.set_ylim(len(part) - 0.4, -0.6)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(_legend.plain(title), fontsize="medium")
+    ax.set_title(title, fontsize="medium")
 
 
 def favour(column: pd.Series) -> NDArray[np.float64]:

@@ -46,8 +46,10 @@ def draw_sections(
     names = [panel.library for panel in panels]
     titles = _base.titles_of(names if len(names) > 1 else [""], title) if _is_one(title) else list(title or ())
     bars = _scale_bar.bars_of(adata, panels, spatial_key, scale_bar)
-    axes = _base.given(ax, names, "section", "library")
-    if not axes:
+    _base.check_room(ax, names, "section", "library")
+    if ax is not None:
+        axes = [ax]
+    else:
         boxes = [panel.limits for panel in panels]
         ratio = float(np.median([(b[3] - b[2]) / (b[1] - b[0]) for b in boxes]))
         side = PANEL_INCHES * shrink * (0.75 if len(panels) > 1 else 1.0)
