@@ -1,32 +1,20 @@
-"""Lazy re-export, shared by the namespaces: a function's module is imported when it is first asked for."""
+"""Lazy exports of a namespace: a function's module is imported when it is first asked for."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import lazy_loader
 
-def lazy_exports(
-    package: str, exports: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return ``__getattr__``, ``__dir__`` and ``__all__`` for a package whose names live in submodules.
 
-    Parameters
-    ----------
-    package
-        The package's ``__name__``.
-    exports
-        Public name -> submodule that defines it, e.g. ``{"segment": "_segment"}``.
-    """
-    names = sorted(exports)
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names stand in its ``__init__.pyi``."""
+    get, list_names, names = lazy_loader.attach_stub(package, file)
 
     def __getattr__(name: str) -> Any:
-        if name in exports:
-            return getattr(importlib.import_module(f"{package}.{exports[name]}"), name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(names)}")
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(names)}")
+        return get(name)
 
-    def __dir__() -> list[str]:
-        return names
-
-    return __getattr__, __dir__, names
+    return __getattr__, list_names, names

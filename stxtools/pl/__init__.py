@@ -24,40 +24,6 @@ lattice and ``["scalefactors"]["spot_diameter_fullres"]`` fits. (The diameter it
 Space Ranger has written up to 70.) Coordinates in microns of other platforms, such as Xenium, need ``scale_bar=1.0``.
 """
 
-from __future__ import annotations
+from stxtools._lazy import attach
 
-from typing import TYPE_CHECKING
-
-from stxtools._lazy import lazy_exports
-
-if TYPE_CHECKING:
-    from ._attention import attention as attention
-    from ._biomarkers import biomarkers as biomarkers
-    from ._compare import compare as compare
-    from ._evaluation import evaluation as evaluation
-    from ._fidelity import attention_fidelity as attention_fidelity
-    from ._history import history as history
-    from ._region_graph import region_graph as region_graph
-    from ._robustness import robustness as robustness
-    from ._segment import segment as segment
-    from ._sensitivity import sensitivity as sensitivity
-    from ._stability import stability as stability
-    from ._targets import targets as targets
-
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "attention": "_attention",
-        "attention_fidelity": "_fidelity",
-        "biomarkers": "_biomarkers",
-        "compare": "_compare",
-        "evaluation": "_evaluation",
-        "history": "_history",
-        "region_graph": "_region_graph",
-        "robustness": "_robustness",
-        "segment": "_segment",
-        "sensitivity": "_sensitivity",
-        "stability": "_stability",
-        "targets": "_targets",
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,0 +1,12 @@
+from ._attention import attention as attention
+from ._biomarkers import biomarkers as biomarkers
+from ._compare import compare as compare
+from ._evaluation import evaluation as evaluation
+from ._fidelity import attention_fidelity as attention_fidelity
+from ._history import history as history
+from ._region_graph import region_graph as region_graph
+from ._robustness import robustness as robustness
+from ._segment import segment as segment
+from ._sensitivity import sensitivity as sensitivity
+from ._stability import stability as stability
+from ._targets import targets as targets

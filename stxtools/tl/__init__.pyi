@@ -1,0 +1,13 @@
+from ._attention_fidelity import attention_fidelity as attention_fidelity
+from ._biomarkers._biomarkers import biomarkers as biomarkers
+from ._compare import compare as compare
+from ._distill import distill as distill
+from ._embed import embed as embed
+from ._evaluation._evaluate import evaluate as evaluate
+from ._evaluation._tune import tune as tune
+from ._multitask import multitask as multitask
+from ._pretrain import pretrain as pretrain
+from ._region_graph import region_graph as region_graph
+from ._segment import segment as segment
+from ._suggest_labels import suggest_labels as suggest_labels
+from ._targets._targets import targets as targets
