@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from stxtools._run.options import UsageError, add_arguments, as_flags, gathered
@@ -17,7 +20,7 @@ _DESCRIPTION = """\
 Segments tissue, builds the region graph, embeds it and finds biomarkers; writes adata.h5ad, biomarkers.csv, figures and
 run.json. Arguments are checked against the file before anything long starts. Each step is saved in OUT/unfinished when
 it ends, and --resume goes on from there; results of an earlier run stay until the new ones are complete."""
-_EPILOG = "exit status: 0 done; 1 an error on the way; 2 the arguments do not fit; 130 interrupted"
+_EPILOG = "exit status: 0 done; 1 an error on the way; 2 the arguments do not fit; 130 interrupted (Ctrl-C, SIGTERM)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,9 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = vars(parser().parse_args(argv))
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _terminable():
         warnings.showwarning = _show_warning
         return _run(arguments)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, which a cluster sends when a job's time is over, stop a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # others may set no handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: dict[str, Any]) -> int:

@@ -191,20 +191,23 @@ import stxtools.tl as tl, stxtools.models as models
 from stxtools.__main__ import main
 def init(self, p=None, start=models.Segmenter.__init__): start(self, {quick} if p is None else p)
 models.Segmenter.__init__ = init
-tl.region_graph = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-main(["run", *sys.argv[1:]])
+tl.region_graph = lambda *a, **k: os.kill(os.getpid(), {signal})
+sys.exit(main(["run", *sys.argv[1:]]))
 """
 
 
-def test_a_killed_run_leaves_earlier_results(section, tmp_path):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
+def test_a_killed_run_leaves_earlier_results(section, tmp_path, sent, status):
     out = tmp_path / "out"
     out.mkdir()
     (out / "adata.h5ad").write_text("good")
     (out / "notes.txt").write_text("mine")
-    code = _KILLED.format(quick=QUICK_UNET)
+    code = _KILLED.format(quick=QUICK_UNET, signal=int(sent))
     args = ["--input", section, "--out", out, "--n-segments", "3", "--accelerator", "cpu", "--overwrite"]
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *map(str, args)], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, args)]
+    done = subprocess.run(command, check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == status
+    assert ("interrupted; segment: finished and saved" in done.stderr) == (sent == signal.SIGTERM)
     assert (out / "adata.h5ad").read_text() == "good"
     assert json.loads((out / "unfinished" / "run.json").read_text())["finished"] == ["segment"]
     assert not list((out / "unfinished").glob("*.part*"))
