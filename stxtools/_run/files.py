@@ -65,8 +65,7 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     from anndata.io import write_elem
 
     adata.strings_to_categoricals()
-    with whole(path) as part, part.open("w+b", buffering=0) as raw:
-        guarded = _Guarded(raw)
+    with whole(path) as part, _Guarded(part, "w+") as guarded:
         try:
             with h5py.File(guarded, "w") as file:
                 write_elem(file, "/", adata)
@@ -77,55 +76,24 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
             raise guarded.error
 
 
-class _Guarded(io.RawIOBase):
+class _Guarded(io.FileIO):
     """A file that keeps its first error to itself: HDF5 crashes the process where a write fails while it closes."""
 
-    def __init__(self, raw: io.FileIO) -> None:
-        self.raw = raw
-        self.error: OSError | None = None
-        self.position = 0
+    error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Any, /) -> int:
         view = memoryview(data).cast("B")
-        if self.error is None:
-            try:
-                self.raw.seek(self.position)
-                done = 0
-                while done < len(view):
-                    done += self.raw.write(view[done:]) or 0
-            except OSError as err:
-                self.error = err
-        self.position += len(view)
+        done = 0
+        try:
+            while self.error is None and done < len(view):
+                done += super().write(view[done:])
+        except OSError as err:
+            self.error = err
         return len(view)
 
-    def readinto(self, buffer: Any) -> int:
-        self.raw.seek(self.position)
-        count = self.raw.readinto(buffer) or 0
-        self.position += count
-        return count
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position}.get(whence)
-        self.position = offset + (self.raw.seek(0, os.SEEK_END) if base is None else base)
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def truncate(self, size: int | None = None) -> int:
-        wanted = self.position if size is None else size
-        if self.error is None:
-            try:
-                self.raw.truncate(wanted)
-            except OSError as err:
-                self.error = err
-        return wanted
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size) if self.error is None else size or 0
+        except OSError as err:
+            self.error = err
+            return size or 0

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,18 @@ class Options:
     quiet: bool = _option(False, "output", "neither progress bar nor a line for each step")
 
 
+def _devices(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
+
+
+# what a TOML file may hold, how that is called, and how argparse reads it
+_KINDS: dict[str, tuple[Any, str, Callable[[str], Any]]] = {
+    "str": ((str,), "a text", str),
+    "int": ((int,), "an integer", int),
+    "float": ((int, float), "a number", float),
+    "bool": ((bool,), "true or false", bool),
+    "int | str": ((int, str), "an integer or a text", _devices),
+}
 _TYPES = {f.name: f.type for f in fields(Options)}
 _FREE = {"out", "overwrite", "resume", "quiet", "max_memory"}  # they do not change the result
 
@@ -85,9 +97,7 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
         if f.metadata.get("many"):
             how |= {"nargs": "+", "action": "extend"}
         else:
-            how["type"] = {"int | None": int, "int": int, "float | None": float, "int | str": _devices}.get(
-                str(f.type), str
-            )
+            how["type"] = _KINDS[str(f.type).removesuffix(" | None")][2]
         group.add_argument(f"--{f.name.replace('_', '-')}", **how)
     run.add_argument(
         "--config", metavar="FILE", help="TOML file with these options (n_segments = 7); the command line wins"
@@ -140,29 +150,18 @@ def read_config(path: str) -> dict[str, Any]:
 
 def _checked(path: str, name: str, value: Any) -> Any:
     spec = next(f for f in fields(Options) if f.name == name)
-    kind = str(spec.type)
-    fits: Mapping[str, tuple[bool, str]] = {
-        "str": (isinstance(value, str), "a text"),
-        "int": (isinstance(value, int) and not isinstance(value, bool), "an integer"),
-        "float": (isinstance(value, (int, float)) and not isinstance(value, bool), "a number"),
-        "bool": (isinstance(value, bool), "true or false"),
-        "int | str": (isinstance(value, (int, str)) and not isinstance(value, bool), "an integer or a text"),
-    }
+    kind = str(spec.type).removesuffix(" | None")
     if spec.metadata.get("many"):
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(v, str) for v in listed):
             raise UsageError(f"{path!r}: {name!r} is a text or a list of texts, not {value!r}.")
         return listed
-    ok, wanted = fits[kind.removesuffix(" | None")]
-    if not ok:
+    kinds, wanted, _ = _KINDS[kind]
+    if not isinstance(value, kinds) or isinstance(value, bool) != (kind == "bool"):
         raise UsageError(f"{path!r}: {name!r} is {wanted}, not {value!r}.")
     if "choices" in spec.metadata and value not in spec.metadata["choices"]:
         raise UsageError(f"{path!r}: {name!r} is one of {', '.join(spec.metadata['choices'])}, not {value!r}.")
-    return float(value) if kind.startswith("float") else value
-
-
-def _devices(text: str) -> int | str:
-    return int(text) if re.fullmatch(r"-?\d+", text) else text
+    return float(value) if kind == "float" else value
 
 
 def that_matter(options: Options) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stxtools import _keys
+from stxtools import _keys, get, pl, tl
 from stxtools._progress import Stage, is_shown, progress
 
 from .checks import check_against, check_numbers
-from .files import whole
+from .files import whole, write_h5ad
 from .inputs import checked_path, read_sections
 from .options import Options, UsageError
 from .state import DATA, FIGURES, TABLE, Folder
@@ -30,23 +30,13 @@ _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers"
 
 
 class Run:
-    """One run.
+    """One run; it has no folder before it is sure that it may write there."""
 
-    Parameters
-    ----------
-    options
-        Its options.
-
-    Attributes
-    ----------
-    folder
-        Where it writes; None before :meth:`prepare` has made sure that it may.
-    """
+    adata: AnnData
+    folder: Folder
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.folder: Folder | None = None
-        self.adata: AnnData | None = None
         self.groupby = options.groupby or (_keys.SEGMENT if options.input else "disease")
         self.library_key: str | bool | None = options.library_key
         self.notes: list[str] = []
@@ -62,13 +52,7 @@ class Run:
         return True
 
     def _prepare(self, bar: Stage) -> bool:
-        """Read and check everything before the first step.
-
-        Raises
-        ------
-        UsageError
-            If what was asked for cannot be done; nothing was written then.
-        """
+        """Read and check everything before the first step; after a UsageError nothing was written."""
         options, start = self.options, time.perf_counter()
         bar.enter("read")
         try:
@@ -97,7 +81,7 @@ class Run:
         return True
 
     def _go(self, bar: Stage) -> None:
-        folder = self._place
+        folder = self.folder
         for name in STEPS:
             self.step = name
             bar.enter(name)
@@ -117,18 +101,6 @@ class Run:
             sys.stderr.flush()
 
     @property
-    def _data(self) -> AnnData:
-        if self.adata is None:
-            raise RuntimeError("The run is not prepared: nothing was read.")
-        return self.adata
-
-    @property
-    def _place(self) -> Folder:
-        if self.folder is None:
-            raise RuntimeError("The run is not prepared: it has no folder.")
-        return self.folder
-
-    @property
     def _how(self) -> dict[str, Any]:
         return {"random_state": self.options.seed, "spatial_key": self.options.spatial_key, "layer": self.options.layer}
 
@@ -139,51 +111,39 @@ class Run:
     # --- steps ---------------------------------------------------------------------------------------------------
 
     def _segment(self) -> None:
-        from stxtools import tl
-
         o = self.options
         tl.segment(
-            self._data, o.n_segments, labels_key=o.labels_key, model=o.model, save_model=o.save_model,
+            self.adata, o.n_segments, labels_key=o.labels_key, model=o.model, save_model=o.save_model,
             pretrained=o.pretrained, use_rep=o.use_rep, image_key=o.image_key, library_key=self.library_key,
             **self._how, **self._devices,
         )  # fmt: skip
 
     def _region_graph(self) -> None:
-        from stxtools import tl
-
-        tl.region_graph(self._data, library_key=self.library_key, **self._how)
+        tl.region_graph(self.adata, library_key=self.library_key, **self._how)
 
     def _embed(self) -> None:
-        from stxtools import tl
-
-        tl.embed(self._data, use_rep=self.options.use_rep, **self._how, **self._devices)
+        tl.embed(self.adata, use_rep=self.options.use_rep, **self._how, **self._devices)
 
     def _biomarkers(self) -> None:
-        from stxtools import tl
-
         o = self.options
         tl.biomarkers(
-            self._data, self.groupby, reference=o.reference, covariates=list(o.covariates) or None,
+            self.adata, self.groupby, reference=o.reference, covariates=list(o.covariates) or None,
             protect="thinning" if o.protect == "thinning" else None, library_key=self.library_key, **self._how,
         )  # fmt: skip
 
     def _figures(self) -> None:
-        from stxtools import get
-
-        draw(self._data, self._place.work)
-        with whole(self._place.work / TABLE) as part:
-            get.biomarkers(self._data).to_csv(part, index=False)
+        draw(self.adata, self.folder.work)
+        with whole(self.folder.work / TABLE) as part:
+            get.biomarkers(self.adata).to_csv(part, index=False)
 
     def _write(self) -> None:
-        from .files import write_h5ad
-
-        write_h5ad(self._data, self._place.work / DATA)
+        write_h5ad(self.adata, self.folder.work / DATA)
 
     # --- account -------------------------------------------------------------------------------------------------
 
     def saved(self) -> str:
         """Say what is left of a run that stopped."""
-        if self.folder is None:
+        if not hasattr(self, "folder"):
             return "nothing was written."
         if not self.folder.finished:
             self.folder.discard()
@@ -192,7 +152,7 @@ class Run:
 
     def summary(self) -> str:
         """Return a short account: what was found, how long it took, where it lies."""
-        folder, adata = self._place, self._data
+        folder, adata = self.folder, self.adata
         segments = adata.obs[_keys.SEGMENT].value_counts()
         regions = adata.uns[_keys.REGIONS]
         lines = ["", *self.notes, f"{adata.n_obs:,} observations x {adata.n_vars:,} genes"]
@@ -225,8 +185,6 @@ def _in_words(group: str, reference: str, table: pd.DataFrame) -> list[str]:
 def draw(adata: AnnData, folder: Path) -> None:
     """Write one PNG for each result."""
     import matplotlib.pyplot as plt
-
-    from stxtools import pl
 
     trained = _keys.SEGMENT if "history" in adata.uns[_keys.SEGMENT] else _keys.EMBED
     functions: dict[str, Callable[..., Any]] = {

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._validate import check_bool, check_int, check_number
+from stxtools._validate import check_int, check_number
 from stxtools.get import compare as get_compare
 
 from . import _base, _legend, _output
@@ -75,8 +75,7 @@ def compare(
     >>> axes = st.pl.compare(adata)
     """
     n_top = check_int("n_top", n_top, minimum=1, maximum=ROWS_MAX)
-    fdr, legend = check_number("fdr", fdr, minimum=0, maximum=1), check_bool("legend", legend)
-    _base.check_title(title)
+    fdr = check_number("fdr", fdr, minimum=0, maximum=1)
     table = get_compare(adata, kind, group=group, compartment=compartment, key=key)
     parts = [part for _, part in table.groupby(["group", "kind"], sort=False, observed=True)]
     if not parts:
@@ -86,10 +85,10 @@ def compare(
     parts = [_first(part, n_top) for part in parts]
     longest = max(len(name) for part in parts for name in _names(part))
     height = 0.26 * max(len(part) for part in parts) + 1.0
-    axes = [ax] if ax is not None else _base.grid(len(parts), 2.6 + 0.065 * longest, height, ncols=3)
-    for axis, part in zip(axes, parts, strict=True):
-        of = f"{_TITLES[part['kind'].iloc[0]]}: {part['group'].iloc[0]}"
-        _effects(axis, part, fdr, _legend.plain(of) if title is None else title)
+    names = [f"{_TITLES[part['kind'].iloc[0]]}: {part['group'].iloc[0]}" for part in parts]
+    axes, panels = _base.panels(names, title, ax, "panel", 2.6 + 0.065 * longest, height, ncols=3)
+    for (axis, _, text), part in zip(panels, parts, strict=True):
+        _effects(axis, part, fdr, text)
     if legend:
         handles = [_legend.dot("higher", _UP), _legend.dot("lower", _DOWN), _legend.dot("not significant", _NEITHER)]
         _legend.add_legend(axes, handles, own=ax is None)
@@ -119,8 +118,6 @@ def _effects(axis: Axes, part: pd.DataFrame, fdr: float, title: str) -> None:
     axis.scatter(effect, place, s=36, c=np.where(passed, color, "white"), edgecolors=color, linewidths=1.2, zorder=2)
     axis.set_yticks(place, _names(part), fontsize="small")
     axis.set_ylim(len(part) - 0.4, -0.6)
-    axis.set_xlabel("$\\log_2$ fold change, 95 % interval", fontsize="small")
-    axis.tick_params(axis="x", labelsize="small")
+    _base.finish(axis, title, "$\\log_2$ fold change, 95 % interval")
     axis.tick_params(axis="y", length=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.set_title(title, fontsize="medium")
+    axis.spines["left"].set_visible(False)
