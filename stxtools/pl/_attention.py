@@ -11,7 +11,6 @@ import numpy as np
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import check_choice, check_in, check_number
 
 from . import _base, _graph, _legend, _output
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
 
-@documented
 @_output.plot
 def attention(
     adata: AnnData,
@@ -50,6 +48,8 @@ def attention(
     The width and colour of an edge are the mean attention of its two directions, on one scale for all sections; a
     region's attention to itself is not drawn.
 
+    The colours of the segments are stored in ``adata.uns`` and in the region AnnData.
+
     Parameters
     ----------
     adata
@@ -67,18 +67,6 @@ def attention(
     vmax
         Attention at the end of the scale; the largest one by default.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per section and key. The colours of the
-    segments are stored in ``adata.uns`` and in the region AnnData.
-
-    Raises
-    ------
-    KeyError
-        The regions or the attention are missing.
-    ValueError
-        ``ax`` is given and there are several sections, or ``library`` does not fit the data.
 
     Examples
     --------

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import check_choice, check_int, check_number, listing
 
 from . import _base, _expression, _legend, _output, _volcano
@@ -32,7 +31,6 @@ GENES_MAX = 200
 _CALL = "st.tl.biomarkers(adata, groupby=...)"
 
 
-@documented
 @_output.plot
 def biomarkers(
     adata: AnnData,
@@ -72,17 +70,6 @@ def biomarkers(
     key
         Key of the table in ``uns``.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per panel.
-
-    Raises
-    ------
-    KeyError
-        The table is missing, or has no column ``effect``.
-    ValueError
-        ``group``, ``kind`` or ``library`` is not understood, or ``ax`` is given and there are several panels.
 
     Examples
     --------

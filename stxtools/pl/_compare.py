@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import check_int, check_number
 from stxtools.get import compare as get_compare
 
@@ -25,7 +24,6 @@ _UP, _DOWN, _NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito
 ROWS_MAX = 100
 
 
-@documented
 @_output.plot
 def compare(
     adata: AnnData,
@@ -55,17 +53,6 @@ def compare(
     n_top
         Rows per panel, at most 100.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per panel.
-
-    Raises
-    ------
-    KeyError
-        There is no such table.
-    ValueError
-        It has no such kind, group or compartment, or ``ax`` is given and there are several panels.
 
     Examples
     --------

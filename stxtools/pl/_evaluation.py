@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import check_number, listing
 from stxtools.get import evaluation as _table
 
@@ -26,7 +25,6 @@ LABELS = {
 }  # fmt: skip
 
 
-@documented
 @_output.plot
 def evaluation(
     adata: AnnData,
@@ -49,17 +47,6 @@ def evaluation(
     noise
         The noise level to draw; the lowest by default.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per target.
-
-    Raises
-    ------
-    KeyError
-        There is no evaluation in ``uns[key]``.
-    ValueError
-        The metric, target or level is not in it, or ``ax`` is given and there are several targets.
 
     Examples
     --------

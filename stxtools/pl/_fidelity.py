@@ -6,7 +6,6 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import check_choice
 
 from . import _base, _legend, _output
@@ -24,7 +23,6 @@ _METHODS = {
 }
 
 
-@documented
 @_output.plot
 def attention_fidelity(
     adata: AnnData,
@@ -39,6 +37,8 @@ def attention_fidelity(
 
     Removed, a faithful order lies above the random one; kept, below it. Sections are averaged.
 
+    There is one panel for removing and one for keeping, for each unit.
+
     Parameters
     ----------
     adata
@@ -50,17 +50,6 @@ def attention_fidelity(
     ax
         Axes to draw removal into; only with one ``unit``.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list: for each unit one for removing and one for keeping.
-
-    Raises
-    ------
-    KeyError
-        There is no such result.
-    ValueError
-        ``unit`` or ``value`` is not known, or ``ax`` is given without ``unit``.
 
     Examples
     --------

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import check_bool, listing
 
 from . import _base, _output
@@ -23,7 +22,6 @@ _CALLS = {_keys.SEGMENT: "st.tl.segment(adata)", _keys.EMBED: "st.tl.embed(adata
 _TRAIN, _VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
 
 
-@documented
 @_output.plot
 def history(
     adata: AnnData,
@@ -47,17 +45,6 @@ def history(
     log
         Whether the loss is drawn on a logarithmic axis; only where all losses are positive.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per stage.
-
-    Raises
-    ------
-    KeyError
-        There is no history in ``uns[key]``.
-    ValueError
-        ``stage`` is not in it, or ``ax`` is given and there are several stages.
 
     Examples
     --------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._validate import check_adata, check_bool
 
 if TYPE_CHECKING:
@@ -24,8 +26,26 @@ PIXELS_MAX = 2**16  # matplotlib draws no larger image
 _CANNOT_SHOW = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
 
+_SHARED_DOC = """\
+Returns
+-------
+None where the figure was shown, else the Axes, or a list of one Axes per panel.
+
+Raises
+------
+KeyError
+    What is to be drawn is missing; the message names the call that makes it.
+ValueError, TypeError
+    An argument does not fit the data, or ``ax`` is given and there are several panels.
+
+Examples
+"""
+
+
 def plot(function: Callable[P, R]) -> Callable[P, R]:
-    """Check what all plots take, and close the figures that a failing call leaves."""
+    """Check what all plots take, close the figures that a failing call leaves, and complete the docstring."""
+    if function.__doc__ is not None:  # python -OO
+        function.__doc__ = inspect.cleandoc(function.__doc__).replace("Examples\n", _SHARED_DOC, 1)
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -44,7 +64,7 @@ def plot(function: Callable[P, R]) -> Callable[P, R]:
                 plt.close(number)
             raise
 
-    return checked
+    return documented(checked)
 
 
 def done(

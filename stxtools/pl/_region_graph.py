@@ -7,7 +7,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import check_bool, check_in
 
 from . import _graph, _legend, _output
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 
-@documented
 @_output.plot
 def region_graph(
     adata: AnnData,
@@ -38,6 +36,8 @@ def region_graph(
     Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges grow
     wider with the length of the shared border.
 
+    The colours of the segments are stored in ``adata.uns`` and in the region AnnData.
+
     Parameters
     ----------
     adata
@@ -51,18 +51,6 @@ def region_graph(
     palette
         Colours of the segments, as in :func:`stxtools.pl.segment`.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per section. The colours of the segments are
-    stored in ``adata.uns`` and in the region AnnData.
-
-    Raises
-    ------
-    KeyError
-        The regions are missing.
-    ValueError
-        ``ax`` is given and there are several sections, or ``library`` or ``palette`` does not fit the data.
 
     Examples
     --------

@@ -6,7 +6,6 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from stxtools import _keys
-from stxtools._docs import documented
 
 from . import _base, _legend, _output
 from ._evaluation import LABELS, model_colors, seeds_of, targets_of
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@documented
 @_output.plot
 def robustness(
     adata: AnnData,
@@ -34,17 +32,6 @@ def robustness(
     adata
         Annotated data with ``uns[key]`` of :func:`stxtools.tl.evaluate`, called with several levels of ``noise``.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per target.
-
-    Raises
-    ------
-    KeyError
-        There is no evaluation in ``uns[key]``.
-    ValueError
-        Only one noise level was measured, or the metric or target is not there.
 
     Examples
     --------

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._slots import column_names
 from stxtools._validate import check_bool, check_in, check_number
 
@@ -29,7 +28,6 @@ _SIZE_MAX = 100.0
 _IDS_MAX = 2**20  # a mask of more segments is none
 
 
-@documented
 @_output.plot
 def segment(
     adata: AnnData,
@@ -50,6 +48,8 @@ def segment(
     Any categorical column can be drawn, for instance a pathologist's annotation or the prediction of
     :func:`stxtools.tl.multitask`; a column ``"{name}_pred"`` takes the colours of ``name``.
 
+    Colours are stored in ``adata.uns["{key}_colors"]`` in the order of all categories.
+
     Parameters
     ----------
     adata
@@ -66,20 +66,6 @@ def segment(
         Colours: the name of a colour map, a sequence in the order of the categories, or a mapping from category to
         colour. By default those in ``uns["{key}_colors"]``, else scanpy's.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per section. Colours are stored in
-    ``adata.uns["{key}_colors"]`` in the order of all categories.
-
-    Raises
-    ------
-    KeyError
-        ``obs[key]``, the confidence or the mask is missing.
-    ValueError
-        ``ax`` is given and there are several sections, or ``library`` or ``palette`` does not fit the data.
-    TypeError
-        ``obs[key]`` holds floating-point numbers, or an argument is of another kind than it may be.
 
     Examples
     --------

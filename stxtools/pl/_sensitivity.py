@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import listing
 
 from . import _base, _legend, _output
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@documented
 @_output.plot
 def sensitivity(
     adata: AnnData,
@@ -35,6 +33,8 @@ def sensitivity(
 ) -> Axes | None:  # fmt: skip
     """Draw the tuning metric over two parameters as a heat map, by default AUROC over alpha and beta.
 
+    The best cell has a frame. Where trials ran several folds, each cell shows their standard deviation below the mean.
+
     Parameters
     ----------
     adata
@@ -48,16 +48,6 @@ def sensitivity(
     ax
         Axes to draw into, without a colour bar: cells carry their values.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes; the best cell has a frame. Where trials ran several folds, each cell
-    shows their standard deviation below the mean.
-
-    Raises
-    ------
-    KeyError
-        Nothing was tuned, or not these parameters.
 
     Examples
     --------

@@ -6,7 +6,6 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from stxtools import _keys
-from stxtools._docs import documented
 
 from . import _base, _output
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@documented
 @_output.plot
 def stability(
     adata: AnnData,
@@ -26,6 +24,8 @@ def stability(
 ) -> Axes | None:  # fmt: skip
     """Draw how well partitions of random halves agree, for each number of segments tried.
 
+    The number that was taken is marked.
+
     Parameters
     ----------
     adata
@@ -33,15 +33,6 @@ def stability(
     key
         ``"segment"``, or the ``key_added`` of the call.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes; the number that was taken is marked.
-
-    Raises
-    ------
-    KeyError
-        The number was not chosen by :func:`stxtools.tl.segment`: it was given, or there were labels.
 
     Examples
     --------

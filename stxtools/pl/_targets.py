@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._docs import documented
 from stxtools._validate import listing
 
 from . import _base, _legend, _output
@@ -41,7 +40,6 @@ _COLORS = "RdBu"
 _CELL = 0.26
 
 
-@documented
 @_output.plot
 def targets(
     adata: AnnData,
@@ -71,17 +69,6 @@ def targets(
     key
         Key of the table in ``uns``.
     %(parameters)s
-
-    Returns
-    -------
-    None where the figure was shown, else the Axes, or a list of one Axes per group.
-
-    Raises
-    ------
-    KeyError
-        There is no biomarker table, it knows nothing of targets, or a column is missing.
-    ValueError
-        ``group`` is not in the table, or ``ax`` is given and there are several groups.
 
     Examples
     --------
