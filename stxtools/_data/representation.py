@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stxtools._progress import stage
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -20,6 +20,7 @@ N_TOP_GENES = 2000
 N_COMPS = 20
 GRAM_ROWS = 4096  # observations that are dense at a time
 _DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
+_MIN_BATCH = 20  # fewer observations give no loess of variance on mean
 _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
 
 
@@ -74,13 +75,18 @@ def median_depth(depth: NDArray[Any]) -> float:
     return float(np.median(positive)) if positive.size else 1.0
 
 
-def select_genes(matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES) -> NDArray[np.int64]:
+def select_genes(
+    matrix: sparse.csr_matrix,
+    scale: str,
+    n_top_genes: int = N_TOP_GENES,
+    batch: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
     """Return indices of the genes to use: all of a small panel, else the most variable ones.
 
     Genes seen in fewer than three observations never count. Counts are ranked by ``seurat_v3``
-    (variance over a loess of the mean), other scales by ``seurat`` dispersion: scanpy's functions.
+    (variance over a loess of the mean), other scales by ``seurat`` dispersion: scanpy's functions. They rank genes
+    within each ``batch``, apart from those that are too small for it.
     """
-    import scanpy as sc
     from anndata import AnnData as _AnnData
 
     seen = np.flatnonzero(
@@ -90,26 +96,30 @@ def select_genes(matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP
         raise ValueError("No gene is expressed in three or more observations; there is nothing to compute.")
     if len(seen) <= n_top_genes:
         return seen
-    if scale == "counts":
-        box, flavor = _AnnData(matrix[:, seen]), "seurat_v3"
-    else:
-        box, flavor = _AnnData(log_normalize(matrix[:, seen], scale)), "seurat"
-    if flavor == "seurat_v3":
-        _rank_by_loess(box, n_top_genes)
-    else:
-        sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor=flavor)
+    values, how = matrix[:, seen], {}
+    if batch is not None:
+        large = np.bincount(batch)[batch] >= _MIN_BATCH
+        batch = batch[large]
+        if len(np.unique(batch)) > 1:
+            values, how = values[large], {"batch_key": "batch"}
+    box = _AnnData(values if scale == "counts" else log_normalize(values, scale))
+    if how:
+        box.obs["batch"] = pd.Categorical(np.asarray(batch).astype(str))
+    _rank(box, n_top_genes, _SPANS if scale == "counts" else (), how)
     return seen[np.asarray(box.var["highly_variable"], dtype=bool)]
 
 
-def _rank_by_loess(box: AnnData, n_top_genes: int) -> None:
-    """Run ``seurat_v3``; its local fit is singular where many genes have one mean: widen it then."""
+def _rank(box: AnnData, n_top_genes: int, spans: Sequence[float], how: Mapping[str, str]) -> None:
+    """Run ``seurat_v3`` with the first of ``spans``; its local fit is singular where many genes have one mean."""
     import scanpy as sc
 
-    for span in _SPANS:
+    if not spans:
+        sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor="seurat", **how)
+    for span in spans:
         try:
-            sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor="seurat_v3", span=span)
+            sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor="seurat_v3", span=span, **how)
         except ValueError as err:
-            if span == _SPANS[-1]:
+            if span == spans[-1]:
                 raise ValueError(
                     f"The variable genes of these counts cannot be found ({err}); name a `use_rep`."
                 ) from err

@@ -134,22 +134,11 @@ def align(
     for code, name in enumerate(sections.names):
         rows, matrix = sections.rows(code), matrices[name]
         aligned[rows] = xy[rows] if name == reference else xy[rows] @ matrix[:, :2].T + matrix[:, 2]
-    stored = {
-        "matrices": matrices,
-        "score": score,
-        "reference": reference,
-        "params": provenance(
-            library_key=library_key,
-            landmarks=landmarks is not None,
-            method=method,
-            allow_reflection=allow_reflection,
-            use_rep=use_rep,
-            layer=layer,
-            **read,
-            spatial_key=spatial_key,
-            random_state=random_state,
-        ),
-    }
+    params = provenance(
+        library_key=library_key, landmarks=landmarks is not None, method=method, allow_reflection=allow_reflection,
+        use_rep=use_rep, layer=layer, **read, spatial_key=spatial_key, random_state=random_state,
+    )  # fmt: skip
+    stored = {"matrices": matrices, "score": score, "reference": reference, "params": params}
     target = adata.copy() if copy else adata
     Slots("pp.align", obsm={obsm_key: aligned}, uns={uns_key: stored}).write(target)
     return target if copy else None

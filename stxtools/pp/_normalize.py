@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-_MIN_BATCH = 20  # fewer observations give no loess of variance on mean
-
 
 @documented
 @whole_call({
@@ -106,10 +104,7 @@ def normalize(
     stage("normalising")
     logged = _log_values(counts, size, target_sum)
     stage("choosing genes")
-    if sections is not None:
-        genes = _select_within(adata, counts, kind, n_top_genes, sections.codes)
-    else:
-        genes = select_genes(counts, kind, n_top_genes)
+    genes = select_genes(counts, kind, n_top_genes, None if sections is None else sections.codes)
     stage("computing components")
     scores, loadings, pca = _pca(logged[:, genes], n_comps, scale, random_state)
 
@@ -117,24 +112,12 @@ def normalize(
     selected[genes] = True
     all_loadings = np.zeros((adata.n_vars, loadings.shape[1]), dtype=loadings.dtype)
     all_loadings[genes] = loadings
-    pca["params"] = {
-        "zero_center": True,
-        "use_highly_variable": True,
-        "mask_var": "highly_variable",
-        "scale": scale,
-        "random_state": random_state,
-    }
+    pca["params"] = {"zero_center": True, "use_highly_variable": True, "mask_var": "highly_variable"}
+    pca["params"] |= {"scale": scale, "random_state": random_state}
     params = provenance(
-        layer=layer,
-        target_sum=target_sum,
-        n_top_genes=n_top_genes,
-        n_comps=n_comps,
-        scale=scale,
-        size_key=size_key,
-        library_key=library_key,
-        random_state=random_state,
-        **source.record,
-    )
+        layer=layer, target_sum=target_sum, n_top_genes=n_top_genes, n_comps=n_comps, scale=scale, size_key=size_key,
+        library_key=library_key, random_state=random_state, **source.record,
+    )  # fmt: skip
     slots = Slots(
         "pp.normalize",
         replaces=("var/highly_variable", f"obsm/{_keys.X_PCA}", "varm/PCs", "uns/pca", "uns/log1p"),  # scanpy's slots
@@ -187,34 +170,12 @@ def _log_values(
     import scanpy as sc
     from anndata import AnnData as _AnnData
 
+    if size is not None:  # scanpy's function takes no sizes
+        return log_normalize(counts, "counts", library_size=size, target_sum=target_sum)
     box = _AnnData(counts.astype(np.float32, copy=True))
-    if size is None:
-        sc.pp.normalize_total(box, target_sum=target_sum)
-    else:  # scanpy's function takes no sizes
-        target = float(np.median(size[size > 0])) if target_sum is None else target_sum
-        factor = np.divide(target, size, out=np.zeros_like(size), where=size > 0)
-        box.X.data *= np.repeat(factor, np.diff(box.X.indptr)).astype(np.float32)
+    sc.pp.normalize_total(box, target_sum=target_sum)
     sc.pp.log1p(box)
     return sparse.csr_matrix(box.X)
-
-
-def _select_within(
-    adata: AnnData, counts: sparse.csr_matrix, kind: str, n_top_genes: int, codes: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Rank genes within sections, by scanpy; sections too small for it have no say."""
-    import scanpy as sc
-    from anndata import AnnData as _AnnData
-
-    large = np.bincount(codes)[codes] >= _MIN_BATCH
-    seen = np.flatnonzero(np.bincount(counts.indices, minlength=counts.shape[1]) >= min(3, counts.shape[0]))
-    if len(np.unique(codes[large])) < 2 or len(seen) <= n_top_genes:
-        return select_genes(counts, kind, n_top_genes)
-    values = counts[large][:, seen]
-    box = _AnnData(values if kind == "counts" else log_normalize(values, kind))
-    box.obs["batch"] = pd.Categorical(codes[large].astype(str))
-    flavor = "seurat_v3" if kind == "counts" else "seurat"
-    sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor=flavor, batch_key="batch")
-    return seen[np.asarray(box.var["highly_variable"], dtype=bool)]
 
 
 def _pca(

@@ -8,10 +8,12 @@ and the two tissues overlap.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import ndimage, optimize
+from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from stxtools._spatial.density import typical_spacing
@@ -51,47 +53,27 @@ class PointSet:
         return self.spacing * np.sqrt(len(self.xy))
 
 
-@dataclass(frozen=True)
-class FeatureImage:
-    """Image of tissue (channel 0) and features (other channels), with its origin and pixel size."""
+def feature_image(points: PointSet, sigma: float) -> list[RegularGridInterpolator]:
+    """Smooth tissue, and tissue with features, into images by a Gaussian of ``sigma`` (units of the coordinates).
 
-    image: NDArray[np.float64]
-    low: NDArray[np.float64]
-    pixel: float
-
-    def at(self, xy: NDArray[np.float64], channels: slice = slice(None)) -> NDArray[np.float64]:
-        """Return channels at ``xy`` by bilinear interpolation, 0 outside."""
-        height, width = self.image.shape[:2]
-        position = (xy - self.low) / self.pixel
-        inside = np.all((position >= 0) & (position < np.array([width - 1, height - 1])), axis=1)
-        position = np.where(inside[:, None], position, 0.0)
-        corner = position.astype(np.int64)
-        u, v = (position - corner).T[:, :, None]
-        image = self.image[..., channels].reshape(height * width, -1)
-        first = corner[:, 1] * width + corner[:, 0]
-        top = image.take(first, axis=0) * (1 - u) + image.take(first + 1, axis=0) * u
-        bottom = image.take(first + width, axis=0) * (1 - u) + image.take(first + width + 1, axis=0) * u
-        return (top * (1 - v) + bottom * v) * inside[:, None]
-
-
-def feature_image(points: PointSet, sigma: float) -> FeatureImage:
-    """Smooth a section into a feature image with a Gaussian of ``sigma`` (units of the coordinates)."""
+    The images are read by bilinear interpolation at (y, x), 0 outside.
+    """
     margin = 3 * sigma + 2 * points.spacing
     low, high = points.xy.min(axis=0) - margin, points.xy.max(axis=0) + margin
     pixel = max(float((high - low).max()) / _MAX_SIDE, 0.5 * points.spacing)
-    width, height = (int(v) for v in np.ceil((high - low) / pixel) + 2)
-    x, y = low[0] + pixel * np.arange(width), low[1] + pixel * np.arange(height)
-    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    x, y = (
+        start + pixel * np.arange(int(np.ceil((end - start) / pixel) + 2)) for start, end in zip(low, high, strict=True)
+    )
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
     distance, nearest = cKDTree(points.xy).query(grid, distance_upper_bound=max(1.2 * points.spacing, pixel))
     tissue: NDArray[np.bool_] = np.asarray(distance) < np.inf
-    image: NDArray[np.float64] = np.zeros((len(grid), 1 + points.features.shape[1]))
+    image = np.zeros((*tissue.shape, 1 + points.features.shape[1]))
     image[tissue, 0] = 1.0
     image[tissue, 1:] = points.features[nearest[tissue]]
-    image = image.reshape(height, width, -1)
-    image = ndimage.gaussian_filter(image, (sigma / pixel, sigma / pixel, 0), mode="constant")
+    image = ndimage.gaussian_filter(image, sigma / pixel, axes=(0, 1), mode="constant")
     # average over tissue only: features must not fade towards the edge
     image[..., 1:] /= np.maximum(image[..., :1], 1e-3)
-    return FeatureImage(image, low, pixel)
+    return [RegularGridInterpolator((y, x), v, bounds_error=False, fill_value=0.0) for v in (image[..., 0], image)]
 
 
 class Objective:
@@ -105,20 +87,21 @@ class Objective:
     ) -> None:
         self.images = [feature_image(s, max(share * s.extent, _FINE * s.spacing)) for s in (moving, reference)]
         self.points = [_sample(s.xy, max_points, rng) for s in (moving, reference)]
-        own = [image.at(p) for image, p in zip(self.images, self.points, strict=True)]
-        self.features = own[0][:, 1:]
-        self.tissue = [np.maximum(values[:, 0], 1e-9) for values in own]
+        self.features = self.images[0][1](self.points[0][:, ::-1])[:, 1:]
+        self.tissue = [
+            np.maximum(image[0](p[:, ::-1]), 1e-9) for image, p in zip(self.images, self.points, strict=True)
+        ]
 
     def parts(self, matrix: NDArray[np.float64]) -> tuple[float, float]:
         """Return the correlation (-1 to 1) and the overlap (0 to 1: harmonic mean of the shares covered)."""
         linear, shift = matrix[:, :2], matrix[:, 2]
-        there = self.images[1].at(self.points[0] @ linear.T + shift)
-        back = self.images[0].at((self.points[1] - shift) @ np.linalg.inv(linear).T, slice(0, 1))
+        there = self.images[1][1]((self.points[0] @ linear.T + shift)[:, ::-1])
+        back = self.images[0][0](((self.points[1] - shift) @ np.linalg.inv(linear).T)[:, ::-1])
         weight, values = there[:, :1], there[:, 1:]
         norm = np.sqrt((weight * self.features**2).sum() * (weight * values**2).sum())
         correlation = float((weight * self.features * values).sum() / norm) if norm > 0 else 0.0
         covered = float(np.minimum(weight[:, 0] / self.tissue[0], 1).mean())
-        covers = float(np.minimum(back[:, 0] / self.tissue[1], 1).mean())
+        covers = float(np.minimum(back / self.tissue[1], 1).mean())
         overlap = 2 * covered * covers / (covered + covers) if covered + covers > 0 else 0.0
         return correlation, overlap
 
@@ -164,13 +147,13 @@ def register(
     step = 0.12 * reference.extent
     logs = {0.0} if method == "rigid" else {0.0, *(np.log(r) for r in _ratios(moving, reference))}
     starts = []
-    for flip in (False, True) if allow_reflection else (False,):
-        for angle in np.arange(_ANGLES) * 2 * np.pi / _ANGLES:
-            for log_scale in sorted(logs):
-                for dx in (-step, 0.0, step):
-                    for dy in (-step, 0.0, step):
-                        p = np.array([angle, log_scale, target[0] + dx, target[1] + dy])
-                        starts.append((coarse(_matrix(p, centre, flip)), flip, p))
+    turns = np.arange(_ANGLES) * 2 * np.pi / _ANGLES
+    shifts = (-step, 0.0, step)
+    for flip, angle, scale, dx, dy in product(
+        (False, True)[: 1 + allow_reflection], turns, sorted(logs), shifts, shifts
+    ):
+        p = np.array([angle, scale, target[0] + dx, target[1] + dy])
+        starts.append((coarse(_matrix(p, centre, flip)), flip, p))
     starts.sort(key=lambda s: s[0])
     chosen: list[tuple[float, bool, NDArray[np.float64]]] = []
     for start in starts:  # the best start of each range of angles
