@@ -150,30 +150,15 @@ def synthetic_tissue(
     sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)
     rates = np.exp(log_rates(design[sample], effects, baseline) + log_depth[sample, None])
     log_depth += np.float32(np.log(mean_depth / ((1 - hardness.dropout) * rates.sum(axis=1, dtype=np.float64).mean())))
+    dispersion = genes.inverse_dispersion.astype(np.float32)
     counts = sample_counts(
-        count_rng,
-        design,
-        effects,
-        baseline,
-        log_depth,
-        genes.inverse_dispersion.astype(np.float32),
-        hardness.dropout,
-        show_progress=show_progress,
+        count_rng, design, effects, baseline, log_depth, dispersion, hardness.dropout, show_progress=show_progress
     )
     params = provenance(
-        n_obs=n_obs,
-        n_vars=n_vars,
-        platform=platform,
-        n_compartments=n_compartments,
-        n_patients=n_patients,
-        sections_per_patient=n_sections // n_patients,
-        disease=disease,
-        n_biomarkers=n_biomarkers,
-        logfc=log2fc,
-        difficulty=difficulty,
-        mean_depth=mean_depth,
-        random_state=random_state,
-    )
+        n_obs=n_obs, n_vars=n_vars, platform=platform, n_compartments=n_compartments, n_patients=n_patients,
+        sections_per_patient=n_sections // n_patients, disease=disease, n_biomarkers=n_biomarkers, logfc=log2fc,
+        difficulty=difficulty, mean_depth=mean_depth, random_state=random_state,
+    )  # fmt: skip
     return _assemble(counts, sections, genes, hardness, params, n_compartments)
 
 
@@ -205,43 +190,32 @@ def _draw_sections(
 ) -> list[_Section]:
     sizes = np.full(n_sections, n_obs // n_sections)
     sizes[: n_obs % n_sections] += 1
-    per_patient = n_sections // n_patients
     # every second patient in a random order: both states occur from two patients on
     ill = rng.permutation(np.arange(n_patients) % 2 == 1)
     out: list[_Section] = []
     for p in range(n_patients):
         anatomy = draw_anatomy(rng, n_compartments)
-        for s in range(per_patient):
-            out.append(
-                _draw_section(
-                    rng,
-                    preset,
-                    hardness,
-                    int(sizes[len(out)]),
-                    n_compartments,
-                    anatomy if s == 0 else neighbouring(anatomy, rng),
-                    names=(f"P{p + 1}", f"P{p + 1}_S{s + 1}"),
-                    state=None if disease == "lesion" else bool(ill[p]),
-                    moved=bool(out),
-                )
-            )
+        for s in range(n_sections // n_patients):
+            here = anatomy if s == 0 else neighbouring(anatomy, rng)
+            name, state = (f"P{p + 1}", f"P{p + 1}_S{s + 1}"), None if disease == "lesion" else bool(ill[p])
+            n = int(sizes[len(out)])
+            out.append(_draw_section(rng, preset, hardness.border, n, n_compartments, here, name, state, bool(out)))
     return out
 
 
 def _draw_section(
     rng: np.random.Generator,
     preset: Platform,
-    hardness: Hardness,
+    border: float,
     n_obs: int,
     n_compartments: int,
     anatomy: Anatomy,
-    *,
     names: tuple[str, str],
     state: bool | None,
     moved: bool,
 ) -> _Section:
     unit, array, half = lattice(n_obs, preset.kind, rng)
-    code, mixture = compartments(unit, anatomy, n_compartments, hardness.border)
+    code, mixture = compartments(unit, anatomy, n_compartments, border)
     diseased = lesion(unit, anatomy) if state is None else np.full(n_obs, state)
     smooth = [gaussian_field(rng, float(rng.uniform(*_PROGRAM_LENGTHS)))(unit) for _ in range(N_PROGRAMS)]
     states = [rng.standard_normal(n_obs) for _ in range(preset.n_states)]
@@ -252,18 +226,8 @@ def _draw_section(
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turned = tissue @ linear.T
     shift = preset.spacing - turned.min(axis=0)
-    return _Section(
-        patient=names[0],
-        name=names[1],
-        spatial=turned + shift,
-        tissue=tissue,
-        affine=np.column_stack([linear, shift]),
-        array=array,
-        compartment=code,
-        mixture=mixture,
-        programs=np.column_stack([*smooth, *states]),
-        diseased=diseased,
-    )
+    affine, programs = np.column_stack([linear, shift]), np.column_stack([*smooth, *states])
+    return _Section(*names, turned + shift, tissue, affine, array, code, mixture, programs, diseased)
 
 
 def _model(
