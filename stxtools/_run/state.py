@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from stxtools._version import __version__
 
 from .files import remove_parts, sync_folder, write_h5ad, write_text
@@ -27,18 +29,7 @@ _SLOTS = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 
 
 class Folder:
-    """Where a run writes.
-
-    Parameters
-    ----------
-    options
-        Options of the run.
-
-    Attributes
-    ----------
-    finished
-        Names of the steps whose results are saved.
-    """
+    """Where a run writes, and its record of what is finished."""
 
     def __init__(self, options: Options) -> None:
         self.path = Path(options.out).expanduser()
@@ -51,7 +42,7 @@ class Folder:
             "seconds": {},
             "results": [],
         }
-        self._lock: Any = None
+        self._lock = FileLock(self.work / ".lock")
         self._new = False
 
     @property
@@ -60,13 +51,7 @@ class Folder:
         return list(self.record["finished"])
 
     def look(self, *, overwrite: bool, resume: bool) -> bool:
-        """See what is there, without a change; return False where ``resume`` finds a run that is complete.
-
-        Raises
-        ------
-        UsageError
-            If something is there that must not be lost, or that does not belong to this run.
-        """
+        """See what is there, without a change; return False where ``resume`` finds a run that is complete."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out={str(self.path)!r} is a file; name a folder.")
         begun = (self.work / RECORD).exists()
@@ -84,13 +69,7 @@ class Folder:
         return True
 
     def create(self) -> None:
-        """Make the folder.
-
-        Raises
-        ------
-        UsageError
-            If nothing can be written, or another run writes there.
-        """
+        """Make the folder, where no other run writes."""
         self._new = not self.path.exists()
         try:
             self.work.mkdir(parents=True, exist_ok=True)
@@ -106,30 +85,20 @@ class Folder:
 
     def discard(self) -> None:
         """Leave nothing behind of a run that has finished no step."""
-        self._release()
+        self._lock.release()
         shutil.rmtree(self.work, ignore_errors=True)
         if self._new and self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()
 
     def _acquire(self) -> None:
         """Keep a second process out; the lock ends with this process, however that ends."""
+        self._lock.release()
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        self._release()
-        self._lock = (self.work / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock.acquire(blocking=False)
+        except Timeout:
             raise UsageError(
                 f"Another run is writing to --out={str(self.path)!r}; wait, or name another folder."
             ) from None
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
 
     def _compare(self, path: Path) -> None:
         """Take over what an earlier run has finished, if it had the same options."""
@@ -187,7 +156,7 @@ class Folder:
             elif name not in self.record["results"]:
                 (self.path / name).unlink(missing_ok=True)
         sync_folder(self.path)
-        self._release()
+        self._lock.release()
         shutil.rmtree(self.work)
 
 

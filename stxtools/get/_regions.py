@@ -43,8 +43,7 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     --------
     >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
-    >>> st.tl.segment(adata)
-    >>> st.tl.region_graph(adata)
+    >>> st.tl.region_graph(adata, "compartment")
     >>> table = st.get.regions(adata)
     """
     check_adata(adata, unique_vars=False)
