@@ -241,19 +241,14 @@ def _points(name: str, value: Any, method: str) -> NDArray[np.float64]:
 
 
 def _fit(source: NDArray[np.float64], target: NDArray[np.float64], method: str, name: str) -> NDArray[np.float64]:
-    from skimage import transform
+    from skimage.transform import estimate_transform
 
-    kind = {"rigid": "EuclideanTransform", "similarity": "SimilarityTransform", "affine": "AffineTransform"}[method]
-    model = getattr(transform, kind)
-    if hasattr(model, "from_estimate"):  # scikit-image 0.26; `estimate` is going
-        fitted = model.from_estimate(source, target)
-        done = bool(fitted)
-    else:
-        fitted = model()
-        done = fitted.estimate(source, target)
-    if not done or not np.isfinite(np.asarray(fitted.params)).all():
+    kind = "euclidean" if method == "rigid" else method
+    fitted = getattr(estimate_transform(kind, source, target), "params", np.nan)  # a failure has none, or NaN
+    matrix = np.asarray(fitted, dtype=np.float64)
+    if not np.isfinite(matrix).all():
         raise ValueError(f"The landmarks of section {name!r} do not determine a {method} map.")
-    return np.asarray(fitted.params, dtype=np.float64)[:2]
+    return matrix[:2]
 
 
 def _rmse(matrix: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]) -> float:
