@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stxtools import _keys
 from stxtools._ownership import check_free
 from stxtools._settings import settings
-from stxtools._validate import (
-    categories,
-    check_adata,
-    check_in,
-    check_int,
-    check_seed,
-    check_writable,
-    listing,
-)
+from stxtools._validate import categories, check_adata, check_in, check_int, check_seed, check_writable, listing
 
 from .options import Options, UsageError
 

@@ -17,10 +17,7 @@ _CHUNK_ENTRIES = 4_000_000
 
 
 def negative_binomial(
-    rng: np.random.Generator,
-    mean: NDArray[np.float32],
-    inverse_dispersion: NDArray[np.float32],
-    dropout: float,
+    rng: np.random.Generator, mean: NDArray[np.float32], inverse_dispersion: NDArray[np.float32], dropout: float
 ) -> NDArray[np.int64]:
     r"""Draw counts of mean :math:`(1-\pi)\mu` for dropout :math:`\pi`.
 

@@ -105,11 +105,7 @@ def _download(
     try:
         # pooch writes to a temporary file and moves it into place when it is complete and its checksum is right
         pooch.retrieve(
-            url=file.url,
-            known_hash=expected,
-            fname=path.name,
-            path=path.parent,
-            progressbar=is_shown(show_progress),
+            url=file.url, known_hash=expected, fname=path.name, path=path.parent, progressbar=is_shown(show_progress)
         )
         done = True
     except (OSError, ValueError) as err:

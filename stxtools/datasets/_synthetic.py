@@ -250,12 +250,7 @@ def _model(
 
 
 def _assemble(
-    counts: Any,
-    sections: list[_Section],
-    genes: Genes,
-    hardness: Hardness,
-    params: dict[str, Any],
-    n_compartments: int,
+    counts: Any, sections: list[_Section], genes: Genes, hardness: Hardness, params: dict[str, Any], n_compartments: int
 ) -> AnnData:
     from anndata import AnnData
 
