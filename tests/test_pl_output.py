@@ -59,6 +59,11 @@ def drawn(line: ad.AnnData) -> ad.AnnData:
         for u in ("edges", "regions") for mode in ("remove", "keep") for m in ("attention", "random")
         for s in (0.2, 0.4)
     ])}  # fmt: skip
+    line.uns["compare"] = pd.DataFrame({
+        "kind": "expression", "group": "ill", "reference": "well", "compartment": "a", "names": line.var_names[:4],
+        "logfoldchanges": [2.0, 1.0, -1.0, 0.1], "ci_low": -3.0, "ci_high": 3.0, "pvals": [1e-4, 1e-3, 1e-3, 0.5],
+        "pvals_adj": [1e-3, 1e-2, 1e-2, 0.6],
+    })  # fmt: skip
     line.uns["segment"]["stability"] = pd.DataFrame({"n_segments": [2, 3, 4], "stability": [0.5, 0.9, 0.6]})
     line.uns["segment"]["params"]["n_segments"] = 3
     return line
@@ -69,6 +74,7 @@ CALLS: dict[str, tuple[str, dict[str, object]]] = {
     "attention": ("attention", {"library": "lib0", "color": "attention"}),
     "attention_fidelity": ("edges", {}),
     "biomarkers": ("a", {}),
+    "compare": ("expression", {}),
     "evaluation": ("accuracy", {}),
     "history": ("segment", {"stage": "segment"}),
     "region_graph": ("regions", {"library": "lib0"}),
