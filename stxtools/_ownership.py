@@ -26,14 +26,9 @@ _PALETTE = "_colors"  # a palette follows its column, as in scanpy
 def check_free(adata: AnnData, call: str, **slots: Iterable[str]) -> None:
     """Check, before any work is done, that a call would replace nothing but its own earlier output.
 
-    Parameters
-    ----------
-    adata
-        Where the call will write.
-    call
-        Its name, such as ``"tl.segment"``.
-    **slots
-        Keys by container: ``obs=["segment"], uns=["segment"]``.
+    - ``adata``: Where the call will write.
+    - ``call``: Its name, such as ``"tl.segment"``.
+    - ``**slots``: Keys by container: ``obs=["segment"], uns=["segment"]``.
 
     Raises
     ------

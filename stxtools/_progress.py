@@ -39,18 +39,11 @@ def is_shown(show_progress: bool | None) -> bool:
 class Stage:
     """A part of a call: a range of the one bar, through which :meth:`update` and the stages inside it move.
 
-    Parameters
-    ----------
-    bar
-        The bar, or None where none is shown.
-    path
-        Names of the call and of the parts down to this one.
-    start, end
-        Range of the bar, which is 1 long.
-    total
-        Number of steps of :meth:`update`; None where the stages inside move the bar.
-    shares
-        Name -> share of the time, of the stages inside.
+    - ``bar``: The bar, or None where none is shown.
+    - ``path``: Names of the call and of the parts down to this one.
+    - ``start``, ``end``: Range of the bar, which is 1 long.
+    - ``total``: Number of steps of :meth:`update`; None where the stages inside move the bar.
+    - ``shares``: Name -> share of the time, of the stages inside.
     """
 
     def __init__(

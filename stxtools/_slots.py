@@ -30,19 +30,13 @@ _CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")
 class Slots:
     """Results waiting to be written; :meth:`write` puts them into an AnnData, all or none.
 
-    Parameters
-    ----------
-    call
-        Name of the public call, such as ``"tl.segment"``.
-    nested
-        Values that lie deeper in ``uns``, by the path of their keys; what stands beside them stays.
-    inner
-        What is written into the AnnData that ``uns`` holds under this key.
-    replaces
-        Slots, such as ``"uns/log1p"``, that the call replaces whoever wrote them, as its documentation says.
-    missing
-        Slots in which NaN means "none", and the rows where it may stand (None: any). Every other number that is
-        written must be finite, but those in tables of ``uns``, where NaN says that a column does not apply.
+    - ``call``: Name of the public call, such as ``"tl.segment"``.
+    - ``nested``: Values that lie deeper in ``uns``, by the path of their keys; what stands beside them stays.
+    - ``inner``: What is written into the AnnData that ``uns`` holds under this key.
+    - ``replaces``: Slots, such as ``"uns/log1p"``, that the call replaces whoever wrote them, as its documentation
+      says.
+    - ``missing``: Slots in which NaN means "none", and the rows where it may stand (None: any). Every other number that
+      is written must be finite, but those in tables of ``uns``, where NaN says that a column does not apply.
     """
 
     call: str

@@ -1,4 +1,4 @@
-"""What each call writes into AnnData: the one table behind docstrings, the documentation's page and its test.
+"""Slots that each call writes into AnnData: the one table behind docstrings, the documentation's page and its test.
 
 Keys are those of a call with its default ``key_added``. A part in braces stands for the value of a
 parameter (``{biomarker_key}``) or for a section's name (``{library}``).

@@ -1,4 +1,4 @@
-"""Where a warning points."""
+"""Stack level of warnings: that of the line which called the package."""
 
 from __future__ import annotations
 

@@ -68,15 +68,10 @@ def rows_per_chunk(n_vars: int) -> int:
 def map_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], n_rows: int | None = None) -> list[T]:
     """Apply ``work(chunk, rows)`` to every chunk of rows (CSR) and return the results in order.
 
-    Parameters
-    ----------
-    matrix
-        Observations x variables: scipy sparse, numpy, backed, or a dask array. A backed matrix that is stored by
-        column is read as a whole.
-    work
-        Picklable for work on a cluster: a function of a module, or a :func:`functools.partial` of one.
-    n_rows
-        Rows of a chunk where the matrix has no chunks of its own; by default :func:`rows_per_chunk`.
+    - ``matrix``: Observations x variables: scipy sparse, numpy, backed, or a dask array. A backed matrix that is stored
+      by column is read as a whole.
+    - ``work``: Picklable for work on a cluster: a function of a module, or a :func:`functools.partial` of one.
+    - ``n_rows``: Rows of a chunk where the matrix has no chunks of its own; by default :func:`rows_per_chunk`.
     """
     return list(iter_rows(matrix, work, n_rows, at_once=None))
 

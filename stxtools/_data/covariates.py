@@ -1,4 +1,4 @@
-"""What a test of genes is adjusted for, read from AnnData."""
+"""Covariates of a test of genes, read from AnnData."""
 
 from __future__ import annotations
 

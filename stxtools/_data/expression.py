@@ -43,7 +43,7 @@ _AT_ONCE = 4_000_000  # values that are looked at at a time
 
 @dataclass(frozen=True)
 class Survey:
-    """What the values of a matrix, or of some of its rows, say about their scale.
+    """Summary of a matrix, or of some of its rows, from which its scale is recognised.
 
     ``depth`` is the sum of each observation; ``seen`` says in how many observations each gene is not 0.
     """
@@ -103,27 +103,16 @@ def _parts(data: NDArray[Any]) -> Iterator[slice]:
 class Expression:
     """The matrix of an AnnData that holds expression, unchanged.
 
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    layer
-        Layer to take; by default ``layers["counts"]`` if there, else ``X``, else (with a warning) ``raw``.
-    scaled
-        Whether negative values are taken where nothing else is there and no layer was named.
-    in_memory
-        Whether the matrix is read (CSR); else it stays where it is, and its values are looked at by chunks.
+    - ``adata``: Annotated data.
+    - ``layer``: Layer to take; by default ``layers["counts"]`` if there, else ``X``, else (with a warning) ``raw``.
+    - ``scaled``: Whether negative values are taken where nothing else is there and no layer was named.
+    - ``in_memory``: Whether the matrix is read (CSR); else it stays where it is, and its values are looked at by
+      chunks.
 
-    Attributes
-    ----------
-    matrix, stored
-        The matrix, as read and as stored.
-    scale, source
-        The scale of its values, and where it was found.
-    survey
-        What all of its values say.
-    names
-        Names of the genes.
+    - ``matrix``, ``stored``: The matrix, as read and as stored.
+    - ``scale``, ``source``: The scale of its values, and where it was found.
+    - ``survey``: What all of its values say.
+    - ``names``: Names of the genes.
 
     Raises
     ------
@@ -173,7 +162,7 @@ class Expression:
 
     @property
     def record(self) -> dict[str, str]:
-        """What ``params`` keep of it."""
+        """Entries of ``params`` on the expression."""
         return {"expression_scale": self.scale, "expression_source": self.source}
 
 

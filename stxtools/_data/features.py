@@ -1,4 +1,4 @@
-"""What a model reads of expression: in training, and again on another section."""
+"""Input features of a model: in training, and on another section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the framework reads of an AnnData: representation, genes, labels, and the genes it is to predict."""
+"""Input of the framework from an AnnData: representation, genes, labels, and the genes it is to predict."""
 
 from __future__ import annotations
 

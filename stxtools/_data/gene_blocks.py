@@ -25,10 +25,7 @@ _SHARE = 4  # of the memory, for what is held from block to block
 class GeneBlocks:
     """Expression for tests gene by gene; it may be out of core.
 
-    Parameters
-    ----------
-    read
-        Expression, as stored.
+    - ``read``: Expression, as stored.
     """
 
     def __init__(self, read: Expression) -> None:

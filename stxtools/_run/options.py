@@ -1,4 +1,4 @@
-"""What ``python -m stxtools run`` can be set: on the command line, in a TOML file, or not at all."""
+"""Options of ``python -m stxtools run``: on the command line, in a TOML file, or by default."""
 
 from __future__ import annotations
 

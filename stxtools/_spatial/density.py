@@ -1,4 +1,4 @@
-"""How densely observations lie: the length scales that the other modules measure in."""
+"""Density of observations: the length scales of the other modules."""
 
 from __future__ import annotations
 

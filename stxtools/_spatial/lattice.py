@@ -44,16 +44,11 @@ def fit_lattice(
 ) -> Lattice | None:
     """Return the lattice of one section, or None where there is none.
 
-    Parameters
-    ----------
-    xy
-        Coordinates (n x 2).
-    array
-        Row and column of every observation on the instrument's array (n x 2), as in ``obs["array_row"]`` and
-        ``obs["array_col"]``. Used when they are unique integers and agree with the coordinates (the nearest
-        neighbour in space is a neighbour on the array); otherwise the coordinates alone decide.
-    kind
-        ``"hex"`` and ``"square"`` look for that lattice only.
+    - ``xy``: Coordinates (n x 2).
+    - ``array``: Row and column of every observation on the instrument's array (n x 2), as in ``obs["array_row"]`` and
+      ``obs["array_col"]``. Used when they are unique integers and agree with the coordinates (the nearest neighbour in
+      space is a neighbour on the array); otherwise the coordinates alone decide.
+    - ``kind``: ``"hex"`` and ``"square"`` look for that lattice only.
     """
     if kind == "scattered" or len(xy) < 2:
         return None

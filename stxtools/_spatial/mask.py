@@ -28,18 +28,11 @@ def tissue_frame(
 ) -> Frame:
     """Return a frame that covers the tissue, wherever it lies, and nothing else.
 
-    Parameters
-    ----------
-    xy
-        Coordinates (n x 2).
-    spacing
-        Distance between neighbouring observations.
-    pixels_per_spot
-        Pixels per spacing, unless the image would be larger than ``max_side``.
-    max_side
-        Largest number of rows or columns.
-    margin
-        Spacings around the outermost observations.
+    - ``xy``: Coordinates (n x 2).
+    - ``spacing``: Distance between neighbouring observations.
+    - ``pixels_per_spot``: Pixels per spacing, unless the image would be larger than ``max_side``.
+    - ``max_side``: Largest number of rows or columns.
+    - ``margin``: Spacings around the outermost observations.
     """
     if not spacing > 0:
         raise ValueError(f"`spacing={spacing}` must be positive.")
@@ -65,18 +58,11 @@ def render_mask(
     A pixel has the value of the nearest observation, or 0 (background) where that is farther than
     ``reach`` spacings away (``REACH`` suits lattices, ``REACH_SCATTERED`` cells).
 
-    Parameters
-    ----------
-    xy
-        Coordinates (n x 2).
-    values
-        One integer per observation; 0 stands for background.
-    spacing
-        Distance between neighbouring observations.
-    frame
-        Where the pixels are.
-    reach
-        Distance, in spacings, beyond which there is background.
+    - ``xy``: Coordinates (n x 2).
+    - ``values``: One integer per observation; 0 stands for background.
+    - ``spacing``: Distance between neighbouring observations.
+    - ``frame``: Where the pixels are.
+    - ``reach``: Distance, in spacings, beyond which there is background.
 
     Raises
     ------

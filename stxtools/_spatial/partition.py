@@ -22,18 +22,11 @@ def bounded_parts(
     Voronoi partition, whose cells are connected); cells that are still too large are cut again, finally
     into pieces of a walk along the cell, so the bound always holds.
 
-    Parameters
-    ----------
-    graph
-        Edge lengths between members of the same part, (n, n) symmetric; edges between parts are ignored.
-    part
-        Part of each of the n observations; each part is connected.
-    xy
-        Coordinates, (n, 2).
-    max_size
-        Most members of a part.
-    rng
-        Source of randomness for the seeds.
+    - ``graph``: Edge lengths between members of the same part, (n, n) symmetric; edges between parts are ignored.
+    - ``part``: Part of each of the n observations; each part is connected.
+    - ``xy``: Coordinates, (n, 2).
+    - ``max_size``: Most members of a part.
+    - ``rng``: Source of randomness for the seeds.
 
     Returns
     -------

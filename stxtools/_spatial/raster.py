@@ -22,19 +22,12 @@ _AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside thos
 class RasterGrid:
     """The raster of one section.
 
-    Attributes
-    ----------
-    shape
-        Rows and columns.
-    pixel_size
-        Distance between the centres of neighbouring pixels, in units of the coordinates.
-    origin
-        x, y of the centre of pixel (0, 0).
-    lattice
-        ``"hex"`` (odd rows lie half a pixel further along the column direction), ``"square"`` or ``"scattered"``
-        (bins of a square grid, which may hold several observations).
-    spacing
-        Typical distance between scattered observations, where it was measured; it is not stored.
+    - ``shape``: Rows and columns.
+    - ``pixel_size``: Distance between the centres of neighbouring pixels, in units of the coordinates.
+    - ``origin``: x, y of the centre of pixel (0, 0).
+    - ``lattice``: ``"hex"`` (odd rows lie half a pixel further along the column direction), ``"square"`` or
+      ``"scattered"`` (bins of a square grid, which may hold several observations).
+    - ``spacing``: Typical distance between scattered observations, where it was measured; it is not stored.
     """
 
     shape: tuple[int, int]

@@ -20,14 +20,9 @@ _CHUNK = 8192
 class Neighbourhoods:
     """The nearest observations of some, and means of features over them.
 
-    Parameters
-    ----------
-    features
-        Features of all observations of a section, (n, d).
-    xy
-        Coordinates, (n, 2).
-    rows
-        Observations whose neighbourhoods are wanted, all by default.
+    - ``features``: Features of all observations of a section, (n, d).
+    - ``xy``: Coordinates, (n, 2).
+    - ``rows``: Observations whose neighbourhoods are wanted, all by default.
     """
 
     def __init__(
@@ -57,12 +52,8 @@ class Neighbourhoods:
         Thin layers keep their borders, wide ones are averaged over many observations. The neighbourhood is at most
         a third of the section.
 
-        Parameters
-        ----------
-        guide
-            Smoothed features of all observations, (n, d).
-        tolerance
-            :math:`\tau`.
+        - ``guide``: Smoothed features of all observations, (n, d).
+        - ``tolerance``: :math:`\tau`.
         """
         guide = np.asarray(guide[:, :_GUIDE], dtype=np.float32)
         near = self.near[:, : max(min(REACH, len(self.features) // 3), 1)]

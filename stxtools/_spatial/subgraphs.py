@@ -17,14 +17,9 @@ from .blocks import deal, spatial_blocks
 class Subgraph:
     """A part of a graph with what it reads around it.
 
-    Attributes
-    ----------
-    nodes
-        Nodes of the whole graph, those of the part first, then the halo by distance, (m,).
-    core
-        How many of them the part consists of; every node belongs to the core of one part.
-    edges
-        Edges among them as places in ``nodes``, rows source and target, (2, E).
+    - ``nodes``: Nodes of the whole graph, those of the part first, then the halo by distance, (m,).
+    - ``core``: How many of them the part consists of; every node belongs to the core of one part.
+    - ``edges``: Edges among them as places in ``nodes``, rows source and target, (2, E).
     """
 
     nodes: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Where things are: lattices, the tissue's outline, compartments and lesions, all as functions of position.
+"""Shapes: lattices, the tissue's outline, compartments and lesions, all as functions of position.
 
 Positions are in the tissue's own frame: centre at 0, the edge at about 1.
 """
@@ -162,5 +162,5 @@ def compartments(
 
 
 def lesion(unit: NDArray[np.float64], anatomy: Anatomy) -> NDArray[np.bool_]:
-    """Say which observations lie in the lesion: connected, smooth patches, independent of compartments."""
+    """Return which observations lie in the lesion: connected, smooth patches, independent of compartments."""
     return _share(_inward(anatomy.lesion, unit)) > 1 - _LESION_SHARE

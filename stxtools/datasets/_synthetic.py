@@ -233,7 +233,7 @@ def _draw_section(
 def _model(
     sections: list[_Section], genes: Genes, batch: NDArray[np.float64], hardness: Hardness
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What holds at each observation, and what it does to each gene (natural logarithms)."""
+    """State of each observation, and its effect on each gene (natural logarithms)."""
     strength = np.full(len(genes.programs), hardness.nuisance)
     strength[N_PROGRAMS:] = hardness.state
     effects = np.vstack([genes.markers, strength[:, None] * genes.programs, np.log(2) * genes.log2fc, batch])

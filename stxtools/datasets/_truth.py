@@ -1,4 +1,4 @@
-"""What is planted: how hard the tissue is, and what every gene responds to."""
+"""Planted truth: difficulty of the tissue, and the response of every gene."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOADING_SHARE = 0.5  # of the genes that a program drives
 
 @dataclass(frozen=True)
 class Platform:
-    """What a technology's data look like."""
+    """Properties of a technology's data."""
 
     kind: str
     n_obs: int

@@ -27,10 +27,7 @@ _MODULES = {"Segmenter": "segmenter.model", "TissueNet": "tissuenet.model", "Tis
 class BaseModel(ABC, Generic[P, N]):
     """A network with its parameters and what it reads. Once fitted, it holds no training data.
 
-    Parameters
-    ----------
-    params
-        Architecture and training; an instance, a mapping of fields, or None for the defaults.
+    - ``params``: Architecture and training; an instance, a mapping of fields, or None for the defaults.
     """
 
     registry: ClassVar[dict[str, type[BaseModel[Any, Any]]]] = {}  # by the name that a model file keeps
@@ -153,14 +150,9 @@ def load(path: str | os.PathLike[str]) -> BaseModel[Any, Any]:
 def model_of(model: Any, *kinds: str, param: str = "model") -> Any:
     """Return a fitted model, or the one in the file of that path.
 
-    Parameters
-    ----------
-    model
-        A path or a model.
-    kinds
-        Names of the classes that will do; all where none is named.
-    param
-        What the caller calls ``model``.
+    - ``model``: A path or a model.
+    - ``kinds``: Names of the classes that will do; all where none is named.
+    - ``param``: What the caller calls ``model``.
 
     Raises
     ------

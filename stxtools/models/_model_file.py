@@ -1,4 +1,4 @@
-"""What a model file holds, taken out value by value: each is checked, and a wrong one is named."""
+"""Contents of a model file, value by value: each is checked, and a wrong one is named."""
 
 from __future__ import annotations
 
@@ -38,18 +38,11 @@ def beyond(value: NDArray[Any]) -> NDArray[np.bool_]:
 class ModelFile:
     """Description and arrays of a model file.
 
-    Parameters
-    ----------
-    path
-        Where it lies, for messages.
-    config
-        Description.
-    arrays
-        Arrays by name.
-    intact
-        Whether its checksum is right. It is looked at last, by :meth:`finish`: what is wrong says more.
-    kind
-        Name of the model's class.
+    - ``path``: Where it lies, for messages.
+    - ``config``: Description.
+    - ``arrays``: Arrays by name.
+    - ``intact``: Whether its checksum is right. It is looked at last, by :meth:`finish`: what is wrong says more.
+    - ``kind``: Name of the model's class.
     """
 
     def __init__(
@@ -166,18 +159,11 @@ class ModelFile:
     ) -> NDArray[Any]:
         """Return an array of a shape (None: any length but 0), kind of type and range.
 
-        Parameters
-        ----------
-        name
-            Its name.
-        shape
-            Its shape.
-        kind
-            Kind of type, as in numpy: ``"f"``, ``"i"`` or ``"b"``.
-        minimum, maximum, above
-            Bounds of the values.
-        endless
-            Whether they may be infinite.
+        - ``name``: Its name.
+        - ``shape``: Its shape.
+        - ``kind``: Kind of type, as in numpy: ``"f"``, ``"i"`` or ``"b"``.
+        - ``minimum``, ``maximum``, ``above``: Bounds of the values.
+        - ``endless``: Whether they may be infinite.
         """
         if name not in self.arrays:
             raise self.damaged(f"it lacks the array {name!r}")

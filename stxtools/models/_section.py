@@ -1,4 +1,4 @@
-"""What a model reads of a section: arrays only."""
+"""A section as arrays: the input of a model."""
 
 from __future__ import annotations
 

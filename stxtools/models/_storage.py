@@ -31,16 +31,10 @@ def write_model(
 ) -> Path:
     """Write a model file, whole or not at all, with the permissions that new files have.
 
-    Parameters
-    ----------
-    path
-        Where to write; ``.stx`` is the usual ending.
-    kind
-        Class that can read it.
-    config
-        Anything JSON can hold.
-    arrays
-        Weights and other arrays.
+    - ``path``: Where to write; ``.stx`` is the usual ending.
+    - ``kind``: Class that can read it.
+    - ``config``: Anything JSON can hold.
+    - ``arrays``: Weights and other arrays.
 
     Raises
     ------

@@ -14,16 +14,10 @@ from torch.nn import functional as F
 class Augmentation:
     """How training views differ from the raster.
 
-    Attributes
-    ----------
-    rotation
-        Largest rotation in degrees; 180 means any angle.
-    scaling
-        Views are enlarged or shrunk by a factor between ``1 / (1 + scaling)`` and ``1 + scaling``.
-    reflect
-        Whether half of the views are mirrored.
-    drop
-        Share of pixels whose features are hidden from the network.
+    - ``rotation``: Largest rotation in degrees; 180 means any angle.
+    - ``scaling``: Views are enlarged or shrunk by a factor between ``1 / (1 + scaling)`` and ``1 + scaling``.
+    - ``reflect``: Whether half of the views are mirrored.
+    - ``drop``: Share of pixels whose features are hidden from the network.
     """
 
     rotation: float = 180.0

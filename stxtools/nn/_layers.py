@@ -34,10 +34,7 @@ class GaussianPyramid(nn.Module):
     A blurred value is a weighted mean over occupied pixels (normalised convolution; Knutsson and
     Westin 1993), so holes and the tissue's border do not pull it to zero.
 
-    Parameters
-    ----------
-    sigmas
-        Standard deviations of the Gaussians in pixels; 0 keeps the raster as it is.
+    - ``sigmas``: Standard deviations of the Gaussians in pixels; 0 keeps the raster as it is.
     """
 
     def __init__(self, sigmas: Sequence[float]) -> None:

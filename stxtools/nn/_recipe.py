@@ -1,4 +1,4 @@
-"""How a module is trained, without the loop that does it: a model that is only applied need not import Lightning."""
+"""Settings of a training, without its loop: a model that is only applied need not import Lightning."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ from stxtools._globals import exclusive
 
 @dataclass(frozen=True)
 class Training:
-    """How a module is trained.
+    """Settings of a training.
 
-    Attributes
-    ----------
-    max_epochs
-        Most epochs; early stopping may end sooner.
-    patience
-        Epochs without a better validation loss before training stops.
-    min_delta
-        What counts as better.
-    lr
-        Learning rate of Adam.
-    weight_decay
-        Decoupled weight decay.
+    - ``max_epochs``: Most epochs; early stopping may end sooner.
+    - ``patience``: Epochs without a better validation loss before training stops.
+    - ``min_delta``: What counts as better.
+    - ``lr``: Learning rate of Adam.
+    - ``weight_decay``: Decoupled weight decay.
     """
 
     max_epochs: int = 30

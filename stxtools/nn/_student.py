@@ -20,16 +20,10 @@ class PyramidMLP(nn.Module):
     reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to a few first:
     it commutes with the means, so that training can read means that are made once.
 
-    Parameters
-    ----------
-    in_channels
-        Channels of the raster.
-    width
-        Length of the hidden layers and of the feature vector.
-    sigmas
-        Smoothing scales in pixels.
-    squeezed
-        Channels that are smoothed.
+    - ``in_channels``: Channels of the raster.
+    - ``width``: Length of the hidden layers and of the feature vector.
+    - ``sigmas``: Smoothing scales in pixels.
+    - ``squeezed``: Channels that are smoothed.
     """
 
     stride = 1

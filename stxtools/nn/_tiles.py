@@ -28,16 +28,10 @@ SMALLEST_TILE = 64
 class RasterTensors:
     """A section, or a window of it, as dense tensors.
 
-    Attributes
-    ----------
-    x
-        Standardised features, (C, H, W); zero where no observation lies.
-    occupied
-        1 where observations lie, (1, H, W).
-    target
-        Class probabilities to learn, (K, H, W), or None for pretraining.
-    weight, val_weight
-        How much a pixel counts in training and in validation, (1, H, W).
+    - ``x``: Standardised features, (C, H, W); zero where no observation lies.
+    - ``occupied``: 1 where observations lie, (1, H, W).
+    - ``target``: Class probabilities to learn, (K, H, W), or None for pretraining.
+    - ``weight``, ``val_weight``: How much a pixel counts in training and in validation, (1, H, W).
     """
 
     x: Tensor
@@ -51,18 +45,11 @@ class RasterTensors:
 class PixelRaster:
     """A section as a list of its P occupied pixels.
 
-    Attributes
-    ----------
-    shape
-        Rows and columns of the raster.
-    flat
-        Index of every occupied pixel in the flattened raster, ascending, (P,).
-    x
-        Standardised features, (P, C).
-    target
-        Class probabilities to learn, (P, K), or None for pretraining and prediction.
-    weight, val_weight
-        How much a pixel counts in training and in validation, (P,).
+    - ``shape``: Rows and columns of the raster.
+    - ``flat``: Index of every occupied pixel in the flattened raster, ascending, (P,).
+    - ``x``: Standardised features, (P, C).
+    - ``target``: Class probabilities to learn, (P, K), or None for pretraining and prediction.
+    - ``weight``, ``val_weight``: How much a pixel counts in training and in validation, (P,).
     """
 
     shape: tuple[int, int]
@@ -158,21 +145,13 @@ def predict_pixels(
 ) -> tuple[Tensor, Tensor]:
     """Return class probabilities (P, K) and features (P, width) of the occupied pixels, on the CPU.
 
-    Parameters
-    ----------
-    net
-        The trained network.
-    raster
-        The section.
-    device
-        Where to compute.
-    side
-        Side of the cores of the tiles in pixels, a multiple of the U-Net's stride; by default what fits into
-        ``settings.max_memory``, at most 512. A raster that fits into one tile is predicted whole.
-    only
-        Positions of the occupied pixels that are wanted, ascending; tiles without any are left out.
-    tick
-        Called with the number of pixels that have been done since the last call.
+    - ``net``: The trained network.
+    - ``raster``: The section.
+    - ``device``: Where to compute.
+    - ``side``: Side of the cores of the tiles in pixels, a multiple of the U-Net's stride; by default what fits into
+      ``settings.max_memory``, at most 512. A raster that fits into one tile is predicted whole.
+    - ``only``: Positions of the occupied pixels that are wanted, ascending; tiles without any are left out.
+    - ``tick``: Called with the number of pixels that have been done since the last call.
     """
     net = net.to(device).eval()
     side = tile_side(net.unet, raster.x.shape[1]) if side is None else side

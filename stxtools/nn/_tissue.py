@@ -18,27 +18,17 @@ from ._unet import UNet
 class GraphTensors:
     """One section as a graph of regions, with the observations in them.
 
-    Attributes
-    ----------
-    nodes
-        Features of the regions, (R, F).
-    edges
-        Directed edges, rows source and target, (2, E).
-    x, occupied
-        Raster (C, H, W) and where it is known (1, H, W), or None without a U-Net.
-    pixel, region
-        Flat pixel and region of each observation that belongs to a region, (n,).
-    own
-        What each of them reads of its neighbourhoods, (n, d), or None.
-    targets, weight, val_weight
-        Per task, what the regions should be (label shares or values, (R, K)), and how much each counts in training
-        and in validation, (R,).
-    obs_targets, obs_weight, obs_val_weight
-        The same for the observations, (n, K) and (n,).
-    parts
-        Parts that are passed through the graph network one at a time where nothing is learned; empty: all at once.
-    core
-        Of a part taken as a graph of its own: how many regions, the first ones, it is about.
+    - ``nodes``: Features of the regions, (R, F).
+    - ``edges``: Directed edges, rows source and target, (2, E).
+    - ``x``, ``occupied``: Raster (C, H, W) and where it is known (1, H, W), or None without a U-Net.
+    - ``pixel``, ``region``: Flat pixel and region of each observation that belongs to a region, (n,).
+    - ``own``: What each of them reads of its neighbourhoods, (n, d), or None.
+    - ``targets``, ``weight``, ``val_weight``: Per task, what the regions should be (label shares or values, (R, K)),
+      and how much each counts in training and in validation, (R,).
+    - ``obs_targets``, ``obs_weight``, ``obs_val_weight``: The same for the observations, (n, K) and (n,).
+    - ``parts``: Parts that are passed through the graph network one at a time where nothing is learned; empty: all at
+      once.
+    - ``core``: Of a part taken as a graph of its own: how many regions, the first ones, it is about.
     """
 
     nodes: Tensor
@@ -105,24 +95,14 @@ class TissueModule(nn.Module):
     An observation's output is that of its region plus what its own features add. The heads' loss thus reaches
     the U-Net on two ways: at the observation, and pooled through the graph.
 
-    Parameters
-    ----------
-    node_features
-        Length of the region features.
-    gnn
-        Message passing; it reads region features beside pooled U-Net features and pooled observations.
-    channels
-        Length of the states that ``gnn`` returns.
-    unet
-        U-Net whose feature map is read at the observations and averaged inside each region, or None.
-    tasks
-        Task -> number of classes or values.
-    own
-        Length of what each observation reads of its neighbourhoods; 0 for nothing.
-    width
-        Length that it is brought to.
-    dropout, input_dropout
-        Share of these states, and of what is read, dropped in training.
+    - ``node_features``: Length of the region features.
+    - ``gnn``: Message passing; it reads region features beside pooled U-Net features and pooled observations.
+    - ``channels``: Length of the states that ``gnn`` returns.
+    - ``unet``: U-Net whose feature map is read at the observations and averaged inside each region, or None.
+    - ``tasks``: Task -> number of classes or values.
+    - ``own``: Length of what each observation reads of its neighbourhoods; 0 for nothing.
+    - ``width``: Length that it is brought to.
+    - ``dropout``, ``input_dropout``: Share of these states, and of what is read, dropped in training.
     """
 
     def __init__(
@@ -161,16 +141,10 @@ class TissueModule(nn.Module):
     ) -> TissueOutput:
         """Run the framework on one section.
 
-        Parameters
-        ----------
-        g
-            The section.
-        hidden
-            Regions whose features are replaced by a learned token, boolean (R,).
-        turn
-            Quarter turns (0-3) and reflection (+4) of the raster before the U-Net; features are turned back.
-        gate
-            Factors of the messages along the edges, (E,).
+        - ``g``: The section.
+        - ``hidden``: Regions whose features are replaced by a learned token, boolean (R,).
+        - ``turn``: Quarter turns (0-3) and reflection (+4) of the raster before the U-Net; features are turned back.
+        - ``gate``: Factors of the messages along the edges, (E,).
         """
         nodes = g.nodes if hidden is None else torch.where(hidden[:, None], self.mask_token, g.nodes)
         at_obs = self.observe(g, turn)

@@ -181,7 +181,7 @@ class TissueTask(_GraphTask):
 
 
 def convergence(history: Sequence[dict[str, Any]], uninformed: float, *, held_out: bool) -> dict[str, Any]:
-    """How a training ended: the epoch kept, its loss, and whether that beats predicting the shares of the classes.
+    """Outcome of a training: the epoch kept, its loss, and whether that beats predicting the shares of the classes.
 
     Judged on held-out labels; without any (``held_out`` false) on the training loss, which says less.
     """

@@ -35,20 +35,12 @@ class ConvBlock(nn.Module):
 class UNet(nn.Module):
     """U-Net over a multi-scale view of the raster; one feature vector per pixel.
 
-    Parameters
-    ----------
-    in_channels
-        Channels of the raster.
-    width
-        Channels of the first level; each level below has twice as many.
-    depth
-        Number of halvings of the resolution.
-    kernel_size
-        Side of the square filters, odd; larger ones suit coarser grids.
-    dropout
-        Share of feature maps dropped during training.
-    sigmas
-        Smoothing scales of the input in pixels, see :class:`GaussianPyramid`.
+    - ``in_channels``: Channels of the raster.
+    - ``width``: Channels of the first level; each level below has twice as many.
+    - ``depth``: Number of halvings of the resolution.
+    - ``kernel_size``: Side of the square filters, odd; larger ones suit coarser grids.
+    - ``dropout``: Share of feature maps dropped during training.
+    - ``sigmas``: Smoothing scales of the input in pixels, see :class:`GaussianPyramid`.
     """
 
     def __init__(
@@ -97,12 +89,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
         """Return features.
 
-        Parameters
-        ----------
-        x
-            Raster, (B, C, H, W).
-        occupied
-            1 where a pixel holds observations, else 0, (B, 1, H, W).
+        - ``x``: Raster, (B, C, H, W).
+        - ``occupied``: 1 where a pixel holds observations, else 0, (B, 1, H, W).
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""What the U-Net learns from: random views of sections, and whole sections to judge it by."""
+"""Training data of the U-Net: random views of sections, and whole sections for validation."""
 
 from __future__ import annotations
 

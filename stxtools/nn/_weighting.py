@@ -1,4 +1,4 @@
-"""How the losses of several tasks are weighted against each other while they are trained together.
+"""Weights of the losses of several tasks in joint training.
 
 Each scheme multiplies the user's factors (alpha, beta) by weights of its own. A task whose factor is 0 never gets here.
 """
@@ -16,12 +16,8 @@ SCHEMES = ("fixed", "gradnorm", "uncertainty", "famo")
 class TaskWeighting(nn.Module):
     """Fixed factors: L = sum_i c_i L_i. The other schemes derive from it.
 
-    Parameters
-    ----------
-    factors
-        Task -> factor of its loss, positive.
-    squared
-        Tasks whose loss is a squared error; the others are cross-entropies.
+    - ``factors``: Task -> factor of its loss, positive.
+    - ``squared``: Tasks whose loss is a squared error; the others are cross-entropies.
     """
 
     def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
@@ -43,12 +39,8 @@ class TaskWeighting(nn.Module):
     def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
         """Return the loss to descend.
 
-        Parameters
-        ----------
-        losses
-            Task -> loss; tasks without labels in this batch are absent.
-        shared
-            A tensor that all tasks depend on, such as the common states: GradNorm compares gradients there.
+        - ``losses``: Task -> loss; tasks without labels in this batch are absent.
+        - ``shared``: A tensor that all tasks depend on, such as the common states: GradNorm compares gradients there.
         """
         at = self._positions(losses)
         weights = (self.get_buffer("factors") * self.own)[at]

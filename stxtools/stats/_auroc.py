@@ -14,10 +14,7 @@ _AT_ONCE = 4_000_000  # values
 def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, NDArray[np.float64]]:
     """Ranks of every gene's values over the observations, ties shared.
 
-    Parameters
-    ----------
-    by_gene
-        Genes x observations without stored zeros.
+    - ``by_gene``: Genes x observations without stored zeros.
 
     Returns
     -------

@@ -52,12 +52,8 @@ def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
 class Depths:
     """Depth of observations with all genes and without some, accumulated over pieces of rows.
 
-    Parameters
-    ----------
-    n_genes
-        Number of genes.
-    without
-        Sets of genes to exclude.
+    - ``n_genes``: Number of genes.
+    - ``without``: Sets of genes to exclude.
     """
 
     def __init__(self, n_genes: int, without: Sequence[NDArray[np.int64]]) -> None:
@@ -203,16 +199,10 @@ class PartialCorrelation:
     other genes. Their Gram matrix is that of Z with a change of rank two, so that products with Z give the result
     (Woodbury's identity). Inner products are those of a ``metric``, by default the plain ones.
 
-    Parameters
-    ----------
-    by_gene
-        Genes x observations.
-    nuisance
-        Covariates.
-    columns
-        The same matrix by column, where that makes products with many labels faster.
-    metric
-        Smooth functions that are weighed down.
+    - ``by_gene``: Genes x observations.
+    - ``nuisance``: Covariates.
+    - ``columns``: The same matrix by column, where that makes products with many labels faster.
+    - ``metric``: Smooth functions that are weighed down.
     """
 
     def __init__(

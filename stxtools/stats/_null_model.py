@@ -197,18 +197,11 @@ class RegionDraws:
     A region and its complement use the same random regions: ``side`` is the one of the two without the first
     observation, and ``flipped`` says whether that is the complement.
 
-    Parameters
-    ----------
-    xy, pairs
-        Positions of the section's observations, and sampled pairs of them.
-    label
-        The region.
-    n_null
-        Number of random regions.
-    seed
-        Seed of the random regions, together with the region itself.
-    limit
-        Bytes that may be held, one bit per observation and random region; above it, they are drawn again.
+    - ``xy``, ``pairs``: Positions of the section's observations, and sampled pairs of them.
+    - ``label``: The region.
+    - ``n_null``: Number of random regions.
+    - ``seed``: Seed of the random regions, together with the region itself.
+    - ``limit``: Bytes that may be held, one bit per observation and random region; above it, they are drawn again.
     """
 
     def __init__(

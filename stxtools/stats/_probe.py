@@ -14,12 +14,8 @@ Floats = NDArray[np.float64]
 def contrast_weights(label: NDArray[np.bool_], blocks: NDArray[np.int64] | None = None) -> Floats:
     """Weights of observations whose weighted sum is a mean difference without differences between blocks.
 
-    Parameters
-    ----------
-    label
-        Group (True) against reference.
-    blocks
-        Section of every observation; sections' means are subtracted.
+    - ``label``: Group (True) against reference.
+    - ``blocks``: Section of every observation; sections' means are subtracted.
 
     Returns
     -------
@@ -36,16 +32,10 @@ def explain_discriminant(pooled: Floats, components: Floats, difference: Floats,
     gene j gets ``w_j (mean_group,j - mean_reference,j)``, and the genes' parts add up to the distance of the two
     classes' mean scores.
 
-    Parameters
-    ----------
-    pooled
-        Pooled covariance of the components within the two classes, see :class:`Moments`.
-    components
-        Genes x components, orthonormal.
-    difference
-        Mean difference of every gene, with the weights of :func:`contrast_weights`.
-    shrinkage
-        Share of the pooled covariance that is replaced by a multiple of the identity.
+    - ``pooled``: Pooled covariance of the components within the two classes, see :class:`Moments`.
+    - ``components``: Genes x components, orthonormal.
+    - ``difference``: Mean difference of every gene, with the weights of :func:`contrast_weights`.
+    - ``shrinkage``: Share of the pooled covariance that is replaced by a multiple of the identity.
 
     Returns
     -------
@@ -65,12 +55,8 @@ def explain_discriminant(pooled: Floats, components: Floats, difference: Floats,
 class Moments:
     """Sums and products of components by group and section; they give any pooled covariance.
 
-    Parameters
-    ----------
-    codes, blocks
-        Group and section of every observation; those of group -1 are excluded.
-    n_comps
-        Number of components.
+    - ``codes``, ``blocks``: Group and section of every observation; those of group -1 are excluded.
+    - ``n_comps``: Number of components.
     """
 
     def __init__(self, codes: NDArray[np.int64], blocks: NDArray[np.int64], n_comps: int) -> None:

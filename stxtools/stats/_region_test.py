@@ -43,23 +43,14 @@ MIN_NULL = 50
 class SectionView:
     """Observations of one section, read from an expression by blocks of genes, with what all blocks share.
 
-    Parameters
-    ----------
-    expression
-        Where expression is read.
-    rows
-        Rows of the observations, in the order of computation. In the order of positions
-        (:func:`stxtools._spatial.order.position_order`) results do not depend on the order of storage.
-    xy
-        Positions, in the order of ``rows`` like all that follow.
-    seed
-        Seed of the sampled pairs of observations.
-    depth
-        Counts before normalisation, see :class:`SectionExpression`.
-    covariates
-        Covariates that effects are adjusted for.
-    factor
-        Factor of every observation on the linear scale.
+    - ``expression``: Where expression is read.
+    - ``rows``: Rows of the observations, in the order of computation. In the order of positions
+      (:func:`stxtools._spatial.order.position_order`) results do not depend on the order of storage.
+    - ``xy``: Positions, in the order of ``rows`` like all that follow.
+    - ``seed``: Seed of the sampled pairs of observations.
+    - ``depth``: Counts before normalisation, see :class:`SectionExpression`.
+    - ``covariates``: Covariates that effects are adjusted for.
+    - ``factor``: Factor of every observation on the linear scale.
     """
 
     def __init__(
@@ -307,14 +298,9 @@ def compare_regions(
 ) -> None:
     """Describe and test regions of one expression; the contrasts get the results.
 
-    Parameters
-    ----------
-    contrasts
-        Regions to test. As many as fit into ``limit`` share one pass over the expression.
-    limit
-        Bytes that may be held between blocks.
-    done
-        Called with the number of contrasts finished since its last call.
+    - ``contrasts``: Regions to test. As many as fit into ``limit`` share one pass over the expression.
+    - ``limit``: Bytes that may be held between blocks.
+    - ``done``: Called with the number of contrasts finished since its last call.
     """
     group: list[Contrast] = []
     for i, contrast in enumerate(contrasts):

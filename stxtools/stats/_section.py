@@ -85,12 +85,8 @@ class Description:
 class SectionExpression:
     """Log expression (observations x genes, CSR) of one section, with what the tests of its regions share.
 
-    Parameters
-    ----------
-    matrix
-        Log-normalised expression.
-    depth
-        Counts of every observation before normalisation: the weights of a region's mean.
+    - ``matrix``: Log-normalised expression.
+    - ``depth``: Counts of every observation before normalisation: the weights of a region's mean.
     """
 
     def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None) -> None:

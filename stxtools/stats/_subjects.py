@@ -44,16 +44,10 @@ def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | N
     where there is one (Law et al. 2014). All permutations of the subjects (a random part where there are many) give
     the spread of the statistic without an effect; where it is above 1 the statistic is divided by it.
 
-    Parameters
-    ----------
-    values
-        Subjects x features; NaN where a subject lacks the feature.
-    group
-        Which subjects are in the group; the others are the reference.
-    level
-        Abundance of each feature.
-    seed
-        Of the permutations, where there are too many for all of them.
+    - ``values``: Subjects x features; NaN where a subject lacks the feature.
+    - ``group``: Which subjects are in the group; the others are the reference.
+    - ``level``: Abundance of each feature.
+    - ``seed``: Of the permutations, where there are too many for all of them.
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)

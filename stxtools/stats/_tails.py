@@ -52,14 +52,9 @@ def region_statistic(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats) 
 
     A beta distribution is bounded and its moments are estimates: no p-value is below the square of the t-test's.
 
-    Parameters
-    ----------
-    r
-        Correlations of genes with the tested region.
-    df
-        Effective degrees of freedom: the null variance of r is 1 / (df + 1).
-    skewness, kurtosis
-        Of the correlations with random regions, about zero; see :func:`shrunken_kurtosis`.
+    - ``r``: Correlations of genes with the tested region.
+    - ``df``: Effective degrees of freedom: the null variance of r is 1 / (df + 1).
+    - ``skewness``, ``kurtosis``: Of the correlations with random regions, about zero; see :func:`shrunken_kurtosis`.
     """
     plain = 2.0 * stats.t.sf(np.abs(r) * np.sqrt(df / (1.0 - r**2)), df)
     pvals = beta_tails(r * np.sqrt(df + 1.0), skewness, kurtosis)

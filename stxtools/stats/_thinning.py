@@ -19,16 +19,10 @@ def thin_counts(
     Of a negative binomial count with dispersion a (variance ``m + a * m**2``) their correlation is ``a * m`` over
     ``sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction.
 
-    Parameters
-    ----------
-    counts
-        Non-negative integers, of any dtype.
-    fraction
-        Share of the molecules that the first part gets, between 0 and 1.
-    rng
-        Generator.
-    order
-        Order in which rows are drawn, so that a row's draw can depend on its name. By default as stored.
+    - ``counts``: Non-negative integers, of any dtype.
+    - ``fraction``: Share of the molecules that the first part gets, between 0 and 1.
+    - ``rng``: Generator.
+    - ``order``: Order in which rows are drawn, so that a row's draw can depend on its name. By default as stored.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What the framework's ensemble consists of: the parameter, the table of weights, and warnings."""
+"""The framework's ensemble: the parameter, the table of weights, and warnings."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def weights_table(model: TissueNet, sections: Sequence[RegionSection]) -> pd.Dat
 
 
 def warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved: bool) -> None:
-    """Say where the network has not converged, or decides nothing."""
+    """Warn where the network has not converged, or has no weight."""
     how = model.convergence
     named = model.params.ensemble != "auto"
     if not how["converged"]:

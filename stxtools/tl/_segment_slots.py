@@ -1,4 +1,4 @@
-"""What tl.segment writes: classes, probabilities, colours and the mask of every section."""
+"""Slots of tl.segment: classes, probabilities, colours and the mask of every section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the framework is measured against: simple and strong models behind one interface, arrays only."""
+"""Baselines of the framework: simple and strong models behind one interface, arrays only."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ Classes = Mapping[str, int]
 class EvaluationSection(Section):
     """A section with the additional input of some baselines.
 
-    Attributes
-    ----------
-    raw
-        Log-normalised expression before any reduction, (n, G) sparse; None where there is only a representation.
+    - ``raw``: Log-normalised expression before any reduction, (n, G) sparse; None where there is only a representation.
     """
 
     raw: sparse.csr_matrix | None = None
@@ -35,14 +32,9 @@ class EvaluationSection(Section):
 class Baseline(ABC):
     """A classifier of the observations of sections, for one or several targets at once.
 
-    Parameters
-    ----------
-    params
-        The model's own parameters, a mapping or None.
-    random_state
-        Seed.
-    accelerator
-        As in Lightning; only networks use it.
+    - ``params``: The model's own parameters, a mapping or None.
+    - ``random_state``: Seed.
+    - ``accelerator``: As in Lightning; only networks use it.
     """
 
     def __init__(
@@ -56,14 +48,9 @@ class Baseline(ABC):
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Learn from labelled observations.
 
-        Parameters
-        ----------
-        sections
-            All sections, those without any label too.
-        labels
-            Target -> per section, class codes with -1 for unlabelled observations.
-        classes
-            Target -> number of classes.
+        - ``sections``: All sections, those without any label too.
+        - ``labels``: Target -> per section, class codes with -1 for unlabelled observations.
+        - ``classes``: Target -> number of classes.
         """
 
     @abstractmethod

@@ -53,21 +53,13 @@ class Linear:
 class LinearInput:
     """Input features of the linear member.
 
-    Attributes
-    ----------
-    z
-        Standardised features of the observations: neighbourhood means of the representation, a block of columns
-        for each size, then the scores of the smoothed genes, (n, d).
-    sizes
-        Neighbourhood size of each block.
-    width
-        Columns of each block.
-    unit
-        Scale by which the gene scores were divided.
-    group
-        Block or section of each observation: never split between learning and judging, (n,).
-    whole
-        Whether groups are whole sections.
+    - ``z``: Standardised features of the observations: neighbourhood means of the representation, a block of columns
+      for each size, then the scores of the smoothed genes, (n, d).
+    - ``sizes``: Neighbourhood size of each block.
+    - ``width``: Columns of each block.
+    - ``unit``: Scale by which the gene scores were divided.
+    - ``group``: Block or section of each observation: never split between learning and judging, (n,).
+    - ``whole``: Whether groups are whole sections.
     """
 
     z: NDArray[np.float32]
@@ -97,16 +89,10 @@ def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int
     tissue. It needs a far stronger penalty there, which makes its logits small: penalty and inverse temperature are
     those with the lowest cross-entropy on held-out sections.
 
-    Parameters
-    ----------
-    inp
-        Features.
-    codes
-        Class of each observation, -1 where unlabelled.
-    n_classes
-        Number of classes.
-    rng
-        Generator that deals sections into folds.
+    - ``inp``: Features.
+    - ``codes``: Class of each observation, -1 where unlabelled.
+    - ``n_classes``: Number of classes.
+    - ``rng``: Generator that deals sections into folds.
     """
     known = np.flatnonzero(codes >= 0)
     has_genes = inp.genes.start < inp.genes.stop

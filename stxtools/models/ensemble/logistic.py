@@ -24,16 +24,10 @@ def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: f
     variables that are divided by the root of an upper bound of the curvature. For two classes ``c`` is that of the
     usual model with one vector of coefficients.
 
-    Parameters
-    ----------
-    u
-        Features, (n, d).
-    codes
-        Class of each observation; all of 0 .. ``n_classes`` - 1 occur.
-    n_classes
-        Number of classes, two at least.
-    c
-        Inverse strength of the penalty.
+    - ``u``: Features, (n, d).
+    - ``codes``: Class of each observation; all of 0 .. ``n_classes`` - 1 occur.
+    - ``n_classes``: Number of classes, two at least.
+    - ``c``: Inverse strength of the penalty.
     """
     n, d = u.shape
     penalty = (2.0 if n_classes == 2 else 1.0) / c  # two vectors of half the length carry half the squares

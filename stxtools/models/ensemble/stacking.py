@@ -69,14 +69,9 @@ class Stack:
     ) -> FloatArray:
         """Logits (or values) of observations.
 
-        Parameters
-        ----------
-        own
-            Their input features, (m, d).
-        n_means
-            How many columns of these trees read.
-        network, propagated
-            The network's logits and those of label propagation, (m, K).
+        - ``own``: Their input features, (m, d).
+        - ``n_means``: How many columns of these trees read.
+        - ``network``, ``propagated``: The network's logits and those of label propagation, (m, K).
         """
         w = self.weights
         logits = w.network * network.astype(np.float64)
@@ -91,16 +86,11 @@ class Stack:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What predicts a task.
+    """The ensemble of a task.
 
-    Attributes
-    ----------
-    elsewhere
-        For sections without labels; a model file keeps it.
-    labelled
-        For sections that have labels themselves; None where nothing is gained by them.
-    linear_alone
-        Weight of the linear classifier beside the network where no other member takes part.
+    - ``elsewhere``: For sections without labels; a model file keeps it.
+    - ``labelled``: For sections that have labels themselves; None where nothing is gained by them.
+    - ``linear_alone``: Weight of the linear classifier beside the network where no other member takes part.
     """
 
     elsewhere: Stack
@@ -150,14 +140,9 @@ class Ensemble:
 class OutOfFold:
     """Out-of-fold predictions of labelled observations.
 
-    Attributes
-    ----------
-    linear, trees
-        Logits, (n, K); None where the member takes no part.
-    propagated
-        Bandwidth -> logits of label propagation, (n, K).
-    truth
-        Class codes, (n,).
+    - ``linear``, ``trees``: Logits, (n, K); None where the member takes no part.
+    - ``propagated``: Bandwidth -> logits of label propagation, (n, K).
+    - ``truth``: Class codes, (n,).
     """
 
     linear: FloatArray | None
@@ -211,18 +196,12 @@ def out_of_fold(
 ) -> OutOfFold | None:
     """Train on all folds but one and predict it, fold by fold, for each division; None where there are not two folds.
 
-    Parameters
-    ----------
-    sections
-        Coordinates and class codes (-1 unlabelled) of the observations of each section.
-    folds
-        Divisions: the fold of every observation of all sections, whole blocks; -1 for those to leave alone.
-    n_classes
-        Number of classes.
-    linear, trees
-        Logits of the second observations, learned from the first; None for a member that takes no part.
-    label_propagation
-        Whether it takes part.
+    - ``sections``: Coordinates and class codes (-1 unlabelled) of the observations of each section.
+    - ``folds``: Divisions: the fold of every observation of all sections, whole blocks; -1 for those to leave alone.
+    - ``n_classes``: Number of classes.
+    - ``linear``, ``trees``: Logits of the second observations, learned from the first; None for a member that takes no
+      part.
+    - ``label_propagation``: Whether it takes part.
     """
     codes = np.concatenate([c for _, c in sections])
     divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]

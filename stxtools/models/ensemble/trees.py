@@ -28,16 +28,11 @@ _CHUNK = 2000  # observations that go down all trees at a time
 class Trees:
     """Trees one after another; a leaf is its own child.
 
-    Attributes
-    ----------
-    child
-        Numbers of the nodes to go to where the feature is at most the threshold, and where it is above, (N, 2).
-    feature, threshold
-        Feature and threshold of a node, (N,).
-    share
-        Classes' shares of the training observations of a node, all classes counting alike, (N, K).
-    roots
-        Number of each tree's first node, (T,).
+    - ``child``: Numbers of the nodes to go to where the feature is at most the threshold, and where it is above, (N,
+      2).
+    - ``feature``, ``threshold``: Feature and threshold of a node, (N,).
+    - ``share``: Classes' shares of the training observations of a node, all classes counting alike, (N, K).
+    - ``roots``: Number of each tree's first node, (T,).
     """
 
     child: NDArray[np.int32]
@@ -97,18 +92,11 @@ def grow_trees(
 ) -> Trees:
     """Grow trees on labelled observations, all classes counting alike.
 
-    Parameters
-    ----------
-    z
-        Features, (n, d).
-    codes
-        Class of each, 0 to ``n_classes`` - 1, (n,).
-    n_classes
-        Number of classes; those without observations get the least probability.
-    seed
-        Seed of the random cuts.
-    n_trees
-        How many.
+    - ``z``: Features, (n, d).
+    - ``codes``: Class of each, 0 to ``n_classes`` - 1, (n,).
+    - ``n_classes``: Number of classes; those without observations get the least probability.
+    - ``seed``: Seed of the random cuts.
+    - ``n_trees``: How many.
     """
     forest = ExtraTreesClassifier(
         n_trees, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed

@@ -27,16 +27,10 @@ class RegionAttribution:
     The prediction is that of the ensemble, in which the network's logits have their weight and what the other members
     add is held fixed; or the network's alone.
 
-    Parameters
-    ----------
-    net
-        A model trained with labels.
-    section
-        Where to look.
-    task
-        Which of its tasks.
-    alone
-        Whether to explain the network alone.
+    - ``net``: A model trained with labels.
+    - ``section``: Where to look.
+    - ``task``: Which of its tasks.
+    - ``alone``: Whether to explain the network alone.
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
@@ -141,7 +135,7 @@ class RegionAttribution:
         return at.norm(dim=1).numpy().astype(np.float32)
 
     def node_scores(self, edge_scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each region means to the regions around it: the sum of the scores of the edges that leave it."""
+        """Importance of each region to its neighbours: the sum of the scores of the edges that leave it."""
         known = np.isfinite(edge_scores)
         return np.bincount(self.source[known], edge_scores[known], minlength=self.n).astype(np.float64)
 

@@ -1,4 +1,4 @@
-"""What a joint model's evidence for a class rests on: integrated gradients with respect to what it reads.
+"""Integrated gradients of a joint model's evidence for a class in its input features.
 
 The model reads, of each observation, a raster of features, means of features over neighbourhoods, scores of smoothed
 genes and, pooled by region, the features again; the region graph is held fixed. All of these are linear in features and
@@ -36,14 +36,9 @@ class TissueEvidence:
     outside any region do not count. The path runs straight
     from a section in which every observation has the mean expression to the section itself (Sundararajan et al. 2017).
 
-    Parameters
-    ----------
-    net
-        A model trained with labels.
-    section
-        Where to look.
-    task
-        Which of its tasks.
+    - ``net``: A model trained with labels.
+    - ``section``: Where to look.
+    - ``task``: Which of its tasks.
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:

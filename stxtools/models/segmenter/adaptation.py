@@ -28,16 +28,10 @@ def cotrained(
     1998), weighted by how far the largest exceeds a half; the shares are then those of the views' mean log
     probabilities plus ``prior`` times the logits given.
 
-    Parameters
-    ----------
-    logits
-        Evidence from elsewhere, (n, K).
-    views
-        Features of the section, (n, d) each.
-    labels
-        Class of labelled observations, -1 elsewhere; together they weigh as much as the others.
-    prior
-        Weight of the given logits beside the views.
+    - ``logits``: Evidence from elsewhere, (n, K).
+    - ``views``: Features of the section, (n, d) each.
+    - ``labels``: Class of labelled observations, -1 elsewhere; together they weigh as much as the others.
+    - ``prior``: Weight of the given logits beside the views.
     """
     n, k = logits.shape
     rows = np.unique(np.linspace(0, n - 1, min(n, _MOST)).astype(np.int64))

@@ -14,10 +14,7 @@ def pairwise_rand_index(partitions: Sequence[NDArray[np.int64]]) -> NDArray[np.f
     All contingency tables come from one matrix product: for seventy partitions of three thousand observations some
     hundred times faster than one call for each pair.
 
-    Parameters
-    ----------
-    partitions
-        Class codes of the same observations, each from 0.
+    - ``partitions``: Class codes of the same observations, each from 0.
     """
     n, m = len(partitions[0]), len(partitions)
     n_classes = [int(p.max()) + 1 for p in partitions]

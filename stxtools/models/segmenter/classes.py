@@ -29,12 +29,8 @@ def with_all_classes(target: FloatArray, spaces: Sequence[NDArray[np.floating]])
     A class that has none takes over half of the class with the largest scatter, cut across its first principal axis,
     with the memberships of both exchanged there and at least half of each row on the new class.
 
-    Parameters
-    ----------
-    target
-        Memberships, (n, K); returned as they are where no class is missing.
-    spaces
-        Features in which scatter is measured, (n, d) each: the first in which some class can still be cut.
+    - ``target``: Memberships, (n, K); returned as they are where no class is missing.
+    - ``spaces``: Features in which scatter is measured, (n, d) each: the first in which some class can still be cut.
 
     Raises
     ------
@@ -85,12 +81,8 @@ def offsets_for_all(logits: FloatArray, wanted: NDArray[Any]) -> FloatArray:
     whose logits speak least against it. Where that empties another class, its offset rises in turn (the prices of an
     auction; Bertsekas 1979). All offsets are 0 where no class is lost.
 
-    Parameters
-    ----------
-    logits
-        (P, K).
-    wanted
-        Observations of each class among the targets, (K,).
+    - ``logits``: (P, K).
+    - ``wanted``: Observations of each class among the targets, (K,).
 
     Raises
     ------

@@ -53,16 +53,10 @@ def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int,
     by how far the larger one exceeds a half; together they weigh as much as the labels, and the covariance, now
     better known, is shrunk half as much (co-training; Blum and Mitchell 1998).
 
-    Parameters
-    ----------
-    views
-        Standardised features, (n, d) each.
-    labels
-        Class codes, -1 where unlabelled; every class occurs.
-    n_classes
-        Number of classes.
-    rounds
-        Rounds of co-training.
+    - ``views``: Standardised features, (n, d) each.
+    - ``labels``: Class codes, -1 where unlabelled; every class occurs.
+    - ``n_classes``: Number of classes.
+    - ``rounds``: Rounds of co-training.
     """
     known = labels >= 0
     shrinkage = [class_shrinkage(z[known], labels[known], n_classes) for z in views]

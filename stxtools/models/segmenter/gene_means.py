@@ -23,14 +23,9 @@ _CHUNK = 65_536
 class GeneSection:
     """Log-normalised expression of a section.
 
-    Attributes
-    ----------
-    logged
-        Observations x genes.
-    genes
-        Names of the genes.
-    xy
-        Coordinates, (n, 2).
+    - ``logged``: Observations x genes.
+    - ``genes``: Names of the genes.
+    - ``xy``: Coordinates, (n, 2).
     """
 
     logged: sparse.csr_matrix
@@ -47,12 +42,8 @@ class GeneMeans:
 
     Nothing of the size observations x genes is made, but for :attr:`sample` of the observations.
 
-    Parameters
-    ----------
-    section
-        The section.
-    genes
-        Columns of the genes to read.
+    - ``section``: The section.
+    - ``genes``: Columns of the genes to read.
     """
 
     def __init__(self, section: GeneSection, genes: NDArray[np.int64]) -> None:

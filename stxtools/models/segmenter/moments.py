@@ -24,14 +24,10 @@ _HALF_MAX = 6e4  # float16 ends at 65504
 class LinearMembers:
     """Classifiers of standardised neighbourhood means.
 
-    Attributes
-    ----------
-    ridge, ridge_intercept
-        Coefficients for each size, (g, K) each, and intercept, (K,).
-    axes
-        Components that the discriminant analysis reads, (g, k).
-    lda, lda_intercept
-        Its coefficients of the standardised components at both sizes, (2 k, K), and intercept, (K,).
+    - ``ridge``, ``ridge_intercept``: Coefficients for each size, (g, K) each, and intercept, (K,).
+    - ``axes``: Components that the discriminant analysis reads, (g, k).
+    - ``lda``, ``lda_intercept``: Its coefficients of the standardised components at both sizes, (2 k, K), and
+      intercept, (K,).
     """
 
     ridge: Sequence[FloatArray]
@@ -48,18 +44,11 @@ class LabelMoments:
     The covariance of the features is :math:`B^T B + D`: a factor of ``RANK`` rows by random projections (Halko,
     Martinsson and Tropp 2011) and the diagonal of what is left.
 
-    Attributes
-    ----------
-    genes
-        Names, best first.
-    factor, rest
-        :math:`B` (r, 2 g) in half precision, and the diagonal of :math:`D` (2 g,).
-    mean
-        Weighted mean of the features, (2 g,).
-    cross
-        Covariance of features and class shares, (2 g, K).
-    prior
-        Share of each class, (K,).
+    - ``genes``: Names, best first.
+    - ``factor``, ``rest``: :math:`B` (r, 2 g) in half precision, and the diagonal of :math:`D` (2 g,).
+    - ``mean``: Weighted mean of the features, (2 g,).
+    - ``cross``: Covariance of features and class shares, (2 g, K).
+    - ``prior``: Share of each class, (K,).
     """
 
     genes: list[str]

@@ -40,18 +40,12 @@ MOST_TARGETS = 60_000  # observations that get a target, at most
 class PseudoLabels:
     """Soft targets for the observations of all sections, one after the other.
 
-    Attributes
-    ----------
-    classes
-        Class names.
-    target, weight
-        Class probabilities to learn (n, K), and how much they count (n,); 0 where there is no target.
-    confidence
-        Probability that each class is right (n, K); rows of NaN where it is unknown.
-    labelled
-        Observations with a label of their own, (n,).
-    stability
-        Number of classes -> stability, where the number was chosen.
+    - ``classes``: Class names.
+    - ``target``, ``weight``: Class probabilities to learn (n, K), and how much they count (n,); 0 where there is no
+      target.
+    - ``confidence``: Probability that each class is right (n, K); rows of NaN where it is unknown.
+    - ``labelled``: Observations with a label of their own, (n,).
+    - ``stability``: Number of classes -> stability, where the number was chosen.
     """
 
     classes: list[str]

@@ -32,10 +32,7 @@ def centred(features: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArr
 class FeatureScaling:
     """Mean of the training sections, and the standard deviation within them.
 
-    Attributes
-    ----------
-    centre, scale
-        Mean and standard deviation of each feature, (C,).
+    - ``centre``, ``scale``: Mean and standard deviation of each feature, (C,).
     """
 
     centre: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))

@@ -53,18 +53,11 @@ class Evidence:
 class Transfer:
     """Linear members and network that were learned from labelled sections.
 
-    Attributes
-    ----------
-    moments
-        What the linear members are solved from.
-    ids
-        Second names of genes that the model reads (Ensembl ids beside symbols).
-    inverse_temperature
-        Factor that calibrates the logits on held-out blocks or sections.
-    net
-        The U-Net that corrects them; None where it did not lower the loss there.
-    history
-        Losses of its training.
+    - ``moments``: What the linear members are solved from.
+    - ``ids``: Second names of genes that the model reads (Ensembl ids beside symbols).
+    - ``inverse_temperature``: Factor that calibrates the logits on held-out blocks or sections.
+    - ``net``: The U-Net that corrects them; None where it did not lower the loss there.
+    - ``history``: Losses of its training.
     """
 
     moments: LabelMoments
@@ -87,16 +80,10 @@ class Transfer:
     ) -> Transfer:
         """Learn from sections with class shares (n, K) and weights (n,) of their observations; all count alike.
 
-        Parameters
-        ----------
-        expression, sections
-            Genes, and raster, of each section.
-        shares, weights
-            What is known of the classes.
-        params
-            Training of the network: epochs, steps, views, learning rate.
-        run
-            Seed, device and progress bar.
+        - ``expression``, ``sections``: Genes, and raster, of each section.
+        - ``shares``, ``weights``: What is known of the classes.
+        - ``params``: Training of the network: epochs, steps, views, learning rate.
+        - ``run``: Seed, device and progress bar.
         """
         stage("solving linear members")
         genes, means = _chosen_genes(expression)

@@ -40,10 +40,7 @@ class SmoothedGenes:
     several, smoothed genes are also divided by their own spread in each: how much a gene varies differs between
     donors more than where it is high.
 
-    Parameters
-    ----------
-    sizes
-        Neighbourhood sizes.
+    - ``sizes``: Neighbourhood sizes.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:

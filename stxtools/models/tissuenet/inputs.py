@@ -1,4 +1,4 @@
-"""What the framework reads of a section, and which labels it learns from."""
+"""Input of the framework from a section, and the labels that it learns from."""
 
 from __future__ import annotations
 

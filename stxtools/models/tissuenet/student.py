@@ -37,12 +37,8 @@ _LEAST = 1e-3  # smallest probability whose logarithm is taken
 class SoftTargets:
     """Class probabilities that a teacher predicts for the observations of each section.
 
-    Attributes
-    ----------
-    classes
-        Task -> class names.
-    proba
-        Per section, the class probabilities of all tasks side by side, (n, K); NaN outside any region.
+    - ``classes``: Task -> class names.
+    - ``proba``: Per section, the class probabilities of all tasks side by side, (n, K); NaN outside any region.
     """
 
     classes: dict[str, list[str]]

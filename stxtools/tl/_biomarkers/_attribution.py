@@ -58,20 +58,12 @@ def load_models(models: Any) -> list[Segmenter | TissueNet]:
 class ModelAttribution:
     """Attribution of groups by models, averaged; what groups share (features, sections) is made once.
 
-    Parameters
-    ----------
-    adata
-        Expression.
-    models
-        From :func:`load_models`.
-    groups
-        The groups.
-    reference
-        ``"rest"`` or a group.
-    layer, spatial_key, library_key
-        As in :func:`stxtools.tl.biomarkers`.
-    regions
-        Where the region graph is, if not in ``adata``.
+    - ``adata``: Expression.
+    - ``models``: From :func:`load_models`.
+    - ``groups``: The groups.
+    - ``reference``: ``"rest"`` or a group.
+    - ``layer``, ``spatial_key``, ``library_key``: As in :func:`stxtools.tl.biomarkers`.
+    - ``regions``: Where the region graph is, if not in ``adata``.
     """
 
     def __init__(

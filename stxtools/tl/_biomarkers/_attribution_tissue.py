@@ -26,18 +26,11 @@ if TYPE_CHECKING:
 class TissueSource:
     """A joint model on the sections of an AnnData, its region graph held fixed.
 
-    Parameters
-    ----------
-    adata
-        Expression.
-    model
-        A TissueNet with labels.
-    wanted
-        Classes that one of its tasks must know.
-    layer, spatial_key
-        As in :func:`stxtools.tl.biomarkers`.
-    regions
-        Where the region graph is.
+    - ``adata``: Expression.
+    - ``model``: A TissueNet with labels.
+    - ``wanted``: Classes that one of its tasks must know.
+    - ``layer``, ``spatial_key``: As in :func:`stxtools.tl.biomarkers`.
+    - ``regions``: Where the region graph is.
 
     Raises
     ------

@@ -68,7 +68,7 @@ def usable(planned: list[Design], reference: str, groupby: str, *, explicit: boo
 
 
 def warn_single(designs: list[Design], groupby: str, library_key: str | bool | None) -> None:
-    """Say where a comparison rests on one library although several were named."""
+    """Warn where a comparison rests on one library although several were named."""
     single = [d.name for d in designs if d.kind == "within" and len(d.libraries) == 1]
     if library_key is not None and single:
         warnings.warn(

@@ -37,16 +37,10 @@ _FEW = 3  # observations in which a gene must be seen
 class LinearProbe:
     """Expression PCs of the tested observations, and each design's attribution on them.
 
-    Parameters
-    ----------
-    adata
-        What is tested.
-    expression
-        Its expression.
-    codes, libs
-        Group and section of every observation.
-    seed
-        Seed of the PCA.
+    - ``adata``: What is tested.
+    - ``expression``: Its expression.
+    - ``codes``, ``libs``: Group and section of every observation.
+    - ``seed``: Seed of the PCA.
     """
 
     def __init__(

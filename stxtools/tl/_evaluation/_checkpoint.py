@@ -31,14 +31,9 @@ class Checkpoint:
     Processes may share it: it is locked (a file beside it, ``.lock``) while it is read or written, and
     :meth:`refresh` shows what others added. A row that was cut off, or that is none, is skipped.
 
-    Parameters
-    ----------
-    path
-        The file, or None to keep rows in memory only.
-    fingerprint
-        Digest of the settings.
-    types
-        Column -> ``str``, ``bool``, ``int`` or ``float``.
+    - ``path``: The file, or None to keep rows in memory only.
+    - ``fingerprint``: Digest of the settings.
+    - ``types``: Column -> ``str``, ``bool``, ``int`` or ``float``.
 
     Raises
     ------

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be predicted: its name, the column, class codes (-1: unknown) and class names."""
+    """A target: its name, the column, class codes (-1: unknown) and class names."""
 
     name: str
     key: str
@@ -35,7 +35,7 @@ class Target:
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where the features come from: a stored representation or a layer, and the seed of the components."""
+    """Source of the features: a stored representation or a layer, and the seed of the components."""
 
     use_rep: str | None
     layer: str | None

@@ -1,4 +1,4 @@
-"""How well classes and expression are predicted."""
+"""Metrics of predicted classes and expression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked for of an evaluation or a search, checked: targets, splits, and what is read."""
+"""Checked settings of an evaluation or a search: targets, splits and input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of biomarkers as drug targets, joined from files of Open Targets and DGIdb."""
+"""Biomarkers as drug targets: evidence joined from files of Open Targets and DGIdb."""
 
 from __future__ import annotations
 
