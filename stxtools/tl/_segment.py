@@ -88,8 +88,7 @@ def segment(
     Parameters
     ----------
     n_segments
-        Number of compartments, honoured exactly. Without it (and without labels) 2 to 10 are tried: the number whose
-        partitions agree best between random halves of the observations is taken.
+        Number of compartments, honoured exactly. Without it and labels, the most stable of 2 to 10.
     labels_key
         Column of ``obs`` with class names where known and missing values elsewhere.
     keep_labels
@@ -97,11 +96,10 @@ def segment(
     abstain_below
         Confidence, from 0 to 1, below which an observation gets no compartment (missing; background in the mask).
     model
-        A saved model (path) or a fitted :class:`stxtools.models.Segmenter`, applied without training. If it learned
-        from labels, linear classifiers of standardised genes are solved for the genes that are here, and a U-Net
-        corrects them; a few labels of this section (``labels_key``) correct both.
+        A saved model (path) or a fitted Segmenter, applied without training. One that learned from labels is
+        solved anew for the genes that are here; a few labels (``labels_key``) correct it.
     adapt
-        Whether such a model adapts to each section's own components. It does from 760 observations.
+        Whether such a model adapts to each section's own components; it does from 760 observations.
     save_model
         Where to write the trained model (``"brain.stx"``). It reads other sections' expression, or their ``use_rep``.
     pretrained

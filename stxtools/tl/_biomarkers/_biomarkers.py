@@ -80,12 +80,8 @@ def biomarkers(
 
     Neighbouring spots are alike, so a smooth region differs from the rest in many genes by chance. A gene's mean
     difference is therefore compared with that of *random regions* of the section, as large, smooth and patchy as the
-    group. Sections (patients) are the unit of replication.
-
-    By default the test asks for the *total effect*: is the gene higher or lower in the group, for whatever reason? Of
-    tumour against stroma that is every gene of epithelium. The same table answers a second question in
-    ``pvals_composition``: does the gene differ more than the mixture of cells in the group explains? Genes that do have
-    ``beyond_composition``.
+    group. Sections (patients) are the unit of replication. The default is the total effect, whatever its reason. A
+    second test asks which genes differ more than the mixture of cells explains (``beyond_composition``).
 
     Parameters
     ----------
@@ -98,9 +94,8 @@ def biomarkers(
     reference
         ``"rest"`` (all other observations with a group), or the name of a group.
     covariates
-        What effects are adjusted for: None (total effect), ``"composition"`` (the section's leading expression
-        components, made without the tested gene: exchanges the two questions), keys of ``obs`` or ``obsm`` (for both
-        questions), or a list of those.
+        What effects are adjusted for: keys of ``obs`` or ``obsm``, or ``"composition"`` (expression components made
+        without the tested gene), which exchanges the two tests; or a list of those. None: the total effect.
     protect
         ``"thinning"`` splits the counts where :func:`segment` found the groups in the expression to be tested: groups
         are found again in one half and tested on the other. ``None`` does not. Thinning needs expression in memory.
@@ -119,12 +114,10 @@ def biomarkers(
 
     %(slots)s
 
-    Columns of the table: ``group``, ``names``, ``scores`` (test statistic as a signed normal quantile),
-    ``logfoldchanges``, ``pvals``, ``pvals_adj`` (false discovery rate in the group), the three of the other question
-    (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``; NaN between libraries),
-    ``beyond_composition``, ``pct_nz_group``, ``pct_nz_reference``, ``ci_low``, ``ci_high``,
-    ``certain_logfoldchanges``, ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``;
-    see the method page. Significantly higher genes come first, significantly lower ones last.
+    Columns of the table: ``group``, ``names``, ``scores``, ``logfoldchanges``, ``pvals``, ``pvals_adj``, those of the
+    other test (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``),
+    ``beyond_composition``, ``pct_nz_group``, ``pct_nz_reference``, ``ci_low``, ``ci_high``, ``certain_logfoldchanges``,
+    ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``; see the method page.
 
     Raises
     ------
