@@ -90,6 +90,43 @@ def test_a_few_labels(make_section, quick_unet):
     assert (adata.obs["segment"].astype(str) == adata.obs["band"].astype(str)).mean() > 0.85
 
 
+def test_shares_of_classes_correct_few_labels(make_section, quick_unet):
+    adata = make_section(rows=30, cols=20)
+    band = adata.obs["band"].astype(str)
+    true = band.value_counts(normalize=True).to_dict()
+    adata.obs["scribble"] = adata.obs["band"].where(np.arange(adata.n_obs) % 60 == 0)
+    skewed = {"a": 0.9, "b": 0.05, "c": 0.05}
+    found = {}
+    for name, shares in {"none": None, "true": true, "skewed": skewed, "some": {"a": 0.9}}.items():
+        run(adata, quick_unet, labels_key="scribble", class_shares=shares)
+        found[name] = adata.obs["segment"].astype(str)
+    sizes = {name: (labels == "a").mean() for name, labels in found.items()}
+    assert sizes["skewed"] > max(sizes["none"], sizes["true"])
+    assert sizes["some"] > max(sizes["none"], sizes["true"])
+    assert (found["true"] == band).mean() >= (found["skewed"] == band).mean()
+    assert abs(sizes["true"] - true["a"]) <= abs(sizes["none"] - true["a"]) + 0.02
+    assert list(adata.uns["segment"]["params"]["class_shares"]) == [0.9, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("shares", "error", "match"),
+    [
+        ({"d": 0.5}, ValueError, "names 'd'"),
+        ({"a": 1.0}, ValueError, "leave nothing"),
+        ({"a": 30, "b": 30, "c": 40}, ValueError, "class_shares"),
+        ({"a": 0.1, "b": 0.1, "c": 0.1}, ValueError, "expected about 1"),
+        ([0.3, 0.3, 0.4], TypeError, "must map"),
+    ],
+)
+def test_wrong_shares_are_named(make_section, shares, error, match):
+    adata = make_section()
+    with pytest.raises(error, match=match):
+        st.tl.segment(adata, labels_key="band", class_shares=shares, show_progress=False)
+    with pytest.raises(ValueError, match="needs `labels_key=`"):
+        st.tl.segment(adata, 3, class_shares={"a": 0.5}, show_progress=False)
+    assert "segment" not in adata.obs
+
+
 def test_labels_can_be_kept_and_doubtful_observations_left_out(make_section, quick_unet):
     adata = make_section()
     wrong = adata.obs["band"].cat.rename_categories({"a": "c", "c": "a"})

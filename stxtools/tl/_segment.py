@@ -28,6 +28,7 @@ from stxtools._validate import (
     check_number,
     check_seed,
     check_writable,
+    listing,
 )
 
 from ._segment_slots import segment_slots
@@ -43,6 +44,7 @@ from ._segmenters import agreed_image, new_segmenter, number_of_image_features, 
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from stxtools.models import GeneSection, Section, Segmenter, SegmenterParams
     from stxtools.nn._recipe import Run
@@ -62,6 +64,7 @@ def segment(
     *,
     labels_key: str | None = None,
     keep_labels: bool = False,
+    class_shares: Mapping[str, float] | None = None,
     abstain_below: float | None = None,
     model: str | os.PathLike[str] | Segmenter | None = None,
     adapt: bool = True,
@@ -93,6 +96,9 @@ def segment(
         Column of ``obs`` with class names where known and missing values elsewhere.
     keep_labels
         Whether labelled observations keep their label, whatever the U-Net predicts for them.
+    class_shares
+        With ``labels_key``: approximate share of the tissue, from 0 to 1, by class (``{"Layer4": 0.08}``), of all
+        classes or some. Shares that are 30 % off still help.
     abstain_below
         Confidence, from 0 to 1, below which an observation gets no compartment (missing; background in the mask).
     model
@@ -139,7 +145,8 @@ def segment(
     )  # fmt: skip
     _check_mode(
         adata, key, n_segments, labels_key,
-        {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep, "params": params},
+        {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep, "params": params,
+         "class_shares": class_shares},
     )  # fmt: skip
     copy = check_bool("copy", copy)
     if abstain_below is not None:
@@ -173,7 +180,7 @@ def segment(
         if labels_key is not None and save_model is not None and use_rep is None and fitted.image_key is None:
             genes = training_genes(adata, layer, where)
         _fit(
-            fitted, adata, sections, where, n_segments, labels_key, genes,
+            fitted, adata, sections, where, n_segments, labels_key, class_shares, genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
         if genes is not None:
@@ -199,6 +206,7 @@ def segment(
     slots.uns[key] |= {
         "params": provenance(
             n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
+            class_shares=None if class_shares is None else [float(class_shares.get(c, 0)) for c in fitted.classes],
             abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
             adapt=adapt, pretrained=pretrained is not None,
             pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
@@ -245,6 +253,29 @@ def _check_mode(
             raise ValueError(
                 f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(names)} classes; drop one of them."
             )
+        if arguments.get("class_shares") is not None:
+            _shares(arguments["class_shares"], names)
+    elif arguments.get("class_shares") is not None:
+        raise ValueError("`class_shares=` needs `labels_key=`, the column with some labelled observations.")
+
+
+def _shares(class_shares: Mapping[str, float], names: list[str]) -> NDArray[np.float64]:
+    """Return the share of every class, NaN where it is not given."""
+    if not isinstance(class_shares, Mapping):
+        raise TypeError(f"`class_shares` must map classes to shares, not {type(class_shares).__name__}.")
+    unknown = [name for name in class_shares if name not in names]
+    if unknown:
+        raise ValueError(f"`class_shares` names {listing(unknown)}; the labels have {listing(names)}.")
+    given = {c: check_number(f"class_shares[{c!r}]", v, minimum=1e-4, maximum=1) for c, v in class_shares.items()}
+    shares = np.array([given.get(name, np.nan) for name in names], dtype=np.float64)
+    total = float(np.nansum(shares))
+    if np.isnan(shares).any():
+        if total >= 1:
+            raise ValueError(f"`class_shares` add up to {total:g} and leave nothing for the other classes.")
+        return shares
+    if not 0.5 <= total <= 2:
+        raise ValueError(f"`class_shares` of all classes add up to {total:g}; expected about 1.")
+    return shares / total
 
 
 def _fit(
@@ -254,6 +285,7 @@ def _fit(
     where: Geometry,
     n_segments: int | None,
     labels_key: str | None,
+    class_shares: Mapping[str, float] | None,
     genes: list[GeneSection] | None,
     **run: Unpack[Run],
 ) -> None:
@@ -261,4 +293,7 @@ def _fit(
         fitted.fit(sections, n_segments=n_segments, **run)
         return
     codes, names = categories(adata, labels_key, "labels_key")
-    fitted.fit(sections, labels=[codes[rows] for rows in where.parts], classes=names, expression=genes, **run)
+    fitted.fit(
+        sections, labels=[codes[rows] for rows in where.parts], classes=names, expression=genes,
+        class_shares=None if class_shares is None else _shares(class_shares, names), **run,
+    )  # fmt: skip

@@ -23,6 +23,8 @@ EDGES = (((19,), 1.5), ((19, 61), 1.0))  # plain means, and the tolerance of the
 ROUNDS = 8  # of co-training
 MEMBERS = 24  # classifiers whose mean probability is the confidence of the pseudo-labels
 SHARE = 0.6  # of the components that each of them sees
+SHARES_TRUST = 0.7  # part of the way to the class shares given: they may be 30 % off
+_SHARES_STEPS = 60
 
 
 def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[FloatArray]:
@@ -45,7 +47,14 @@ def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[F
     return [_standardised(np.concatenate(views).astype(np.float64)) for views in zip(*parts, strict=True)]
 
 
-def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int, *, rounds: int = ROUNDS) -> FloatArray:
+def spread_labels(
+    views: Sequence[FloatArray],
+    labels: IntArray,
+    n_classes: int,
+    *,
+    rounds: int = ROUNDS,
+    class_shares: FloatArray | None = None,
+) -> FloatArray:
     """Class probabilities of all observations from a few labels, by co-trained discriminant analyses.
 
     Every view has its own discriminant analysis. The first fit sees the labels. In each further round the
@@ -57,19 +66,43 @@ def spread_labels(views: Sequence[FloatArray], labels: IntArray, n_classes: int,
     - ``labels``: Class codes, -1 where unlabelled; every class occurs.
     - ``n_classes``: Number of classes.
     - ``rounds``: Rounds of co-training.
+    - ``class_shares``: Approximate share of each class among all observations, imposed in every round; NaN where unknown.
     """
     known = labels >= 0
     shrinkage = [class_shrinkage(z[known], labels[known], n_classes) for z in views]
     one_hot = np.eye(n_classes)[labels[known]]
     share, weight = np.zeros((len(labels), n_classes)), known.astype(float)
     share[known] = one_hot
-    share = _agreed(views, share, weight, shrinkage)
+    share = _with_shares(_agreed(views, share, weight, shrinkage), class_shares)
     for _ in range(rounds):
         share[known] = one_hot
         sure = np.clip(2 * share.max(axis=1) - 1, 0, 1)
         weight = np.where(known, 1.0, sure * known.sum() / max(float(sure[~known].sum()), 1e-9))
-        share = _agreed(views, share, weight, [s / 2 for s in shrinkage])
+        share = _with_shares(_agreed(views, share, weight, [s / 2 for s in shrinkage]), class_shares)
     return share
+
+
+def share_offsets(proba: FloatArray, class_shares: FloatArray) -> FloatArray:
+    """Offsets (K,) of the logits that bring the mean probability of each class towards its share.
+
+    They are ``SHARES_TRUST`` of those that would bring it there. Classes whose share is NaN divide what the others
+    leave as they did before.
+    """
+    logits, offsets = np.log(proba.clip(1e-9)), np.zeros(proba.shape[1])
+    unknown = np.isnan(class_shares)
+    for _ in range(_SHARES_STEPS):
+        found = softmax(logits + offsets, axis=1).mean(axis=0).clip(1e-9)
+        wanted = np.where(unknown, found, class_shares)
+        if unknown.any():
+            wanted[unknown] *= max(1 - np.nansum(class_shares), 1e-9) / found[unknown].sum()
+        offsets += (np.log(wanted) - np.log(found)) / 2
+    return SHARES_TRUST * offsets
+
+
+def _with_shares(share: FloatArray, class_shares: FloatArray | None) -> FloatArray:
+    if class_shares is None:
+        return share
+    return softmax(np.log(share.clip(1e-9)) + share_offsets(share, class_shares), axis=1)
 
 
 def voted_confidence(

@@ -25,6 +25,7 @@ from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loade
 
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
+from .discriminants import share_offsets
 from .gene_means import GeneSection
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
 from .rasters import target_rasters
@@ -110,6 +111,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         n_segments: int | None = None,
         labels: Sequence[NDArray[np.int64]] | None = None,
         classes: Sequence[str] | None = None,
+        class_shares: NDArray[np.float64] | None = None,
         expression: Sequence[GeneSection] | None = None,
         **run: Unpack[Run],
     ) -> Segmenter:
@@ -125,6 +127,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             Per section, class codes with -1 for unlabelled observations.
         classes
             Class names for ``labels``.
+        class_shares
+            With ``labels``: approximate share of each class among the observations, (K,); NaN where unknown.
         expression
             Genes of the same observations: with them and ``labels``, the model learns to be applied to other sections.
         **run
@@ -147,7 +151,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         else:
             ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]
             pseudo_labels = pseudo_labels_from_labels(
-                sections, ordered, list(classes or []), np.random.default_rng(run["random_state"])
+                sections, ordered, list(classes or []), np.random.default_rng(run["random_state"]), class_shares
             )
         self.classes, self.stability = pseudo_labels.classes, pseudo_labels.stability
         tensors, members = target_rasters(sections, pseudo_labels, self.scale, run["random_state"])
@@ -155,6 +159,9 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         accelerator = run["accelerator"]
         predicted = self._predicted(tensors, accelerator)
         if labels is None and self._keep_all_classes(tensors, [features for _, features in predicted]):
+            predicted = self._predicted(tensors, accelerator)
+        if class_shares is not None:
+            self._impose(class_shares, [p[m] for (p, _), m in zip(predicted, members, strict=True)])
             predicted = self._predicted(tensors, accelerator)
         proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
         self.temperature = expected_temperature(proba, pseudo_labels)
@@ -218,6 +225,12 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                     head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
                 else:  # in each order, rounding makes the first of two nearly equal classes the smaller one
                     head.bias[:-1][torch.from_numpy(smaller)] += 1e-6 * 2.0 ** (turn - _TIES)  # type: ignore[index]
+
+    def _impose(self, class_shares: NDArray[np.float64], proba: Sequence[NDArray[np.float32]]) -> None:
+        """Shift the logits of the network towards the shares of the classes."""
+        offsets = share_offsets(np.concatenate(proba).astype(np.float64), class_shares)
+        with torch.no_grad():
+            self.net.head.bias += torch.from_numpy(offsets).float()  # type: ignore[union-attr, operator]
 
     def _predicted(
         self, tensors: list[PixelRaster], accelerator: str

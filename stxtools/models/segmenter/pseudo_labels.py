@@ -105,7 +105,11 @@ def most_telling(stability: Mapping[int, float]) -> int:
 
 
 def pseudo_labels_from_labels(
-    sections: Sequence[Section], labels: Sequence[IntArray], classes: Sequence[str], rng: np.random.Generator
+    sections: Sequence[Section],
+    labels: Sequence[IntArray],
+    classes: Sequence[str],
+    rng: np.random.Generator,
+    class_shares: FloatArray | None = None,
 ) -> PseudoLabels:
     """Co-trained discriminant analyses of several views for the unlabelled, and the labels themselves."""
     codes, k = np.concatenate(list(labels)), len(classes)
@@ -118,7 +122,7 @@ def pseudo_labels_from_labels(
     local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
     stage("spreading labels")
     views = label_views(sections, local)
-    target = spread_labels(views, codes[rows], k)
+    target = spread_labels(views, codes[rows], k, class_shares=class_shares)
     confidence = voted_confidence(views, codes[rows], k, rng)
     weight = (target.max(axis=1) - 1 / k) / (1 - 1 / k)
     target[known[rows]] = np.eye(k)[codes[rows][known[rows]]]

@@ -219,11 +219,15 @@ def _segment_again(
     labels_key = None if stored("labels_key") is None else str(stored("labels_key"))
     settings = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in params["segmenter"].items()}
     key = "found_again"
+    shares = params.get("class_shares")
+    if shares is not None and labels_key is not None:  # 0: not given
+        shares = {c: float(v) for c, v in zip(categories(work, labels_key, "labels_key")[1], shares, strict=True) if v}
     segment(
         work,
         n_segments=None if labels_key is not None else int(params["n_segments"]),
         labels_key=labels_key,
         keep_labels=bool(params.get("keep_labels", False)),
+        class_shares=shares,
         abstain_below=stored("abstain_below"),
         pretrained=pretrained,
         image_key=image_key,
