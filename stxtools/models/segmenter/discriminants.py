@@ -66,7 +66,7 @@ def spread_labels(
     - ``labels``: Class codes, -1 where unlabelled; every class occurs.
     - ``n_classes``: Number of classes.
     - ``rounds``: Rounds of co-training.
-    - ``class_shares``: Approximate share of each class among all observations, imposed in every round; NaN where unknown.
+    - ``class_shares``: Approximate share of each class, imposed in every round; NaN where unknown.
     """
     known = labels >= 0
     shrinkage = [class_shrinkage(z[known], labels[known], n_classes) for z in views]

@@ -1,0 +1,109 @@
+"""tl.compare on generated cohorts: what is called without a difference, and what is found of planted ones.
+
+    python benchmarks/conditions
+
+Six and ten patients, half of them cases. Without a difference, the conditions are dealt at random. Planted: 20 genes
+are doubled in one compartment of the cases, and half of that compartment's observations are dropped in the controls.
+"Wilcoxon on spots" tests the same genes in the same compartment with every observation as a unit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import product
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+
+import stxtools as st
+
+PLANTED = 20
+COMPARTMENT = "layer_2"
+
+
+def cohort(n_patients: int, difficulty: float, seed: int) -> ad.AnnData:
+    """Patients without a condition that differ in depth, tissue and expression."""
+    adata = st.datasets.synthetic_tissue(
+        n_obs=500 * n_patients, n_vars=500, n_patients=n_patients, disease="patient", logfc=0.0, mean_depth=5000,
+        difficulty=difficulty,
+        random_state=seed, show_progress=False,
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    case = rng.permutation(n_patients) < n_patients // 2
+    patients = adata.obs["patient"].cat.categories
+    adata.obs["condition"] = adata.obs["patient"].map(
+        dict(zip(patients, np.where(case, "case", "control"), strict=True))
+    )
+    return adata
+
+
+def planted(adata: ad.AnnData, seed: int) -> tuple[ad.AnnData, list[str]]:
+    """Double 20 genes in the cases' compartment; halve the controls' compartment."""
+    rng = np.random.default_rng(seed)
+    counts = adata.layers.get("counts", adata.X)
+    inside = (adata.obs["compartment"] == COMPARTMENT).to_numpy()
+    seen = np.asarray((counts[inside] > 0).sum(axis=0)).ravel() / inside.sum()
+    genes = rng.choice(np.flatnonzero(seen > 0.2), PLANTED, replace=False)
+    case = (adata.obs["condition"] == "case").to_numpy()
+    changed = counts.tolil(copy=True)
+    rows = np.flatnonzero(inside & case)
+    changed[np.ix_(rows, genes)] = 2 * counts[rows][:, genes].toarray()
+    out = adata.copy()
+    out.X = changed.tocsr()
+    out.layers.pop("counts", None)
+    keep = case | ~inside | (rng.random(adata.n_obs) < 0.5)
+    return out[keep].copy(), list(adata.var_names[genes])
+
+
+def compared(adata: ad.AnnData) -> pd.DataFrame:
+    st.tl.compare(adata, "condition", "patient", groupby="compartment", reference="control", library_key="section")
+    return st.get.compare(adata)
+
+
+def wilcoxon(adata: ad.AnnData) -> pd.DataFrame:
+    part = adata[adata.obs["compartment"] == COMPARTMENT].copy()
+    part.X = part.layers.get("counts", part.X)
+    sc.pp.normalize_total(part)
+    sc.pp.log1p(part)
+    part.obs["condition"] = part.obs["condition"].astype("category")
+    sc.tl.rank_genes_groups(part, "condition", groups=["case"], reference="control", method="wilcoxon")
+    return sc.get.rank_genes_groups_df(part, "case")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--patients", type=int, nargs="+", default=[6, 10])
+    parser.add_argument("--difficulty", type=float, nargs="+", default=[0.2, 0.5])
+    args = parser.parse_args()
+    rows = []
+    for n, difficulty in product(args.patients, args.difficulty):
+        for seed in range(args.seeds):
+            null = cohort(n, difficulty, seed)
+            table, other = compared(null), wilcoxon(null)
+            row: dict[str, float] = {"patients": n, "difficulty": difficulty, "seed": seed}
+            for kind, part in table.groupby("kind"):
+                row[f"called {kind}"] = (part["pvals"] <= 0.05).mean()
+            row["FDR called"] = (table["pvals_adj"] <= 0.05).mean()
+            row["Wilcoxon called"] = (other["pvals"] <= 0.05).mean()
+            changed, genes = planted(null, seed)
+            table = compared(changed)
+            inside = table[(table["kind"] == "expression") & (table["compartment"] == COMPARTMENT)].set_index("names")
+            row["power p"] = (inside["pvals"].reindex(genes) <= 0.05).mean()
+            row["power FDR"] = (inside["pvals_adj"].reindex(genes) <= 0.05).mean()
+            found = table[(table["kind"] == "expression") & (table["pvals_adj"] <= 0.05)]
+            false = ~((found["compartment"] == COMPARTMENT) & found["names"].isin(genes))
+            row["false share"] = false.mean() if len(found) else 0.0
+            share = table[(table["kind"] == "share") & (table["compartment"] == COMPARTMENT)].iloc[0]
+            row["doubled share p"], row["doubled share FDR"] = share["pvals"] <= 0.05, share["pvals_adj"] <= 0.05
+            rows.append(row)
+            print(row, file=sys.stderr)
+    means = pd.DataFrame(rows).astype(float).groupby(["difficulty", "patients"]).mean().drop(columns="seed")
+    print(means.T.round(3).to_markdown())
+
+
+if __name__ == "__main__":
+    main()
