@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import anndata as ad
 import matplotlib as mpl
@@ -13,10 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-
-if TYPE_CHECKING:
-    from stxtools.stats._composition import Covariates
-    from stxtools.stats._section import RegionEffect
 
 mpl.use("Agg")
 
@@ -82,6 +79,26 @@ def make_section() -> Callable[..., ad.AnnData]:
         return _make(kind, rows, cols, n_vars, seed, libraries)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def generated() -> Callable[..., ad.AnnData]:
+    """Return a maker of synthetic tissue: each is generated once and copied."""
+    import stxtools as st
+
+    make = functools.cache(functools.partial(st.datasets.synthetic_tissue, show_progress=False))
+    return lambda *args, **kwargs: make(*args, **kwargs).copy()
+
+
+def null_regions(adata: ad.AnnData, n: int) -> Iterator[None]:
+    """Write smooth random regions of 30 % into ``obs["null"]``, one after the other: fields of random frequencies."""
+    rng = np.random.default_rng(0)
+    xy = np.asarray(adata.obsm["spatial"], dtype=float)
+    for _ in range(n):
+        frequency = rng.standard_normal((200, 2)) / (0.3 * xy.std(axis=0).mean())
+        value = np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 200)).sum(axis=1)
+        adata.obs["null"] = pd.Categorical(np.where(value > np.quantile(value, 0.7), "in", "out"))
+        yield
 
 
 QUICK_UNET = {"width": 8, "epochs": 6, "pretrain_epochs": 1, "steps_per_epoch": 4, "sigmas": (0.0, 1.0)}
@@ -176,8 +193,8 @@ def region_effects(
     regions: Sequence[np.ndarray],
     n_null: int,
     seeds: Sequence[int] | None = None,
-    covariates: Covariates | None = None,
-) -> list[RegionEffect]:
+    covariates: Any = None,
+) -> list[Any]:
     """Test regions of one section (observations x genes) against the rest of it."""
     from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 

@@ -88,15 +88,18 @@ def test_probabilities_of_nothing(make_section):
         st.get.probabilities(make_section())
 
 
-def test_default_colors_are_scanpy_s():
+@pytest.mark.parametrize("n", [20, 28, 102, 130, 300])
+def test_default_colors_are_scanpy_s(make_section, n):
     from matplotlib.colors import to_hex
     from scanpy.plotting import palettes
 
-    from stxtools._colors import default_colors
-
-    for n in (20, 28, 102):
-        assert default_colors(n) == [to_hex(c) for c in getattr(palettes, f"default_{n}")]
-    assert len(set(default_colors(300))) == 300
+    adata = make_section(rows=20, cols=15)
+    adata.obs["many"] = pd.Categorical([f"c{i % n}" for i in range(300)], [f"c{i}" for i in range(n)])
+    st.pl.segment(adata, "many", legend=False)
+    colors = list(adata.uns["many_colors"])
+    assert len(set(colors)) == n
+    if n <= 102:
+        assert colors == [to_hex(c) for c in getattr(palettes, f"default_{n}")]
 
 
 def test_segments_have_colors_before_they_are_drawn(make_section, quick_unet):

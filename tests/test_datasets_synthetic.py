@@ -15,8 +15,6 @@ from sklearn.ensemble import RandomForestClassifier
 import stxtools as st
 from stxtools.datasets._counts import negative_binomial, sample_counts
 from stxtools.datasets._fields import gaussian_field
-from stxtools.datasets._shapes import compartment_names, compartments, draw_anatomy, lattice
-from stxtools.datasets._truth import PLATFORMS, Hardness
 
 PLATFORM_NAMES = ["visium", "merfish"]
 
@@ -79,19 +77,20 @@ def test_hexagonal_lattice() -> None:
 
 
 def test_scattered_cells_fill_the_tissue_but_lie_on_no_lattice() -> None:
-    xy, array, _ = lattice(2_000, "scattered", np.random.default_rng(0))
-    assert array is None
+    adata = st.datasets.synthetic_tissue(2_000, 5, platform="merfish")
+    assert "array_row" not in adata.obs
+    xy = adata.obsm["spatial"]
     distance = cKDTree(xy).query(xy, 2)[0][:, 1]
     assert len(np.unique(np.round(distance, 9))) > 900
     # complete spatial randomness has a coefficient of variation of 0.52; packed cells are more even
     assert distance.std() / distance.mean() < 0.5
 
 
-@pytest.mark.parametrize("n_obs", [1, 2, 7, 50, 1234])
-@pytest.mark.parametrize("kind", ["hex", "scattered"])
-def test_lattice_has_exactly_the_observations_asked_for(n_obs: int, kind: str) -> None:
-    xy, _, _ = lattice(n_obs, kind, np.random.default_rng(n_obs))
-    assert len(np.unique(xy, axis=0)) == n_obs
+@pytest.mark.parametrize("n_obs", [50, 203, 1234])
+@pytest.mark.parametrize("platform", PLATFORM_NAMES)
+def test_there_are_exactly_the_observations_asked_for(n_obs: int, platform: str) -> None:
+    adata = st.datasets.synthetic_tissue(n_obs, 5, platform=platform, random_state=n_obs)
+    assert len(np.unique(adata.obsm["spatial"], axis=0)) == adata.n_obs == n_obs
 
 
 def test_negative_binomial_moments() -> None:
@@ -209,9 +208,9 @@ def test_nuisance_is_autocorrelated_and_carries_no_label() -> None:
 
 
 def test_border_is_a_gradient_between_the_first_layers() -> None:
-    unit, _, _ = lattice(5_000, "hex", np.random.default_rng(0))
-    code, mixture = compartments(unit, draw_anatomy(np.random.default_rng(1), 5), 5, 0.06)
-    np.testing.assert_allclose(mixture.sum(axis=1), 1, atol=1e-9)
+    adata = st.datasets.synthetic_tissue(5_000, 5, random_state=1)
+    code, mixture = adata.obs["compartment"].cat.codes.to_numpy(), adata.obsm["compartment_mixture"].to_numpy()
+    np.testing.assert_allclose(mixture.sum(axis=1), 1, atol=1e-6)
     assert (mixture >= 0).all()
     own = mixture[np.arange(len(code)), code]
     assert (own > 0.9).mean() > 0.6
@@ -222,10 +221,10 @@ def test_border_is_a_gradient_between_the_first_layers() -> None:
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
 def test_compartments_are_all_there(n: int) -> None:
     adata = st.datasets.synthetic_tissue(3_000, 12, n_compartments=n, random_state=n)
-    names = compartment_names(n)
+    names = list(adata.obs["compartment"].cat.categories)
     assert len(set(names)) == n
-    assert list(adata.obs["compartment"].cat.categories) == names
     assert set(adata.obs["compartment"]) == set(names)
+    assert list(adata.obsm["compartment_mixture"].columns) == names
     assert adata.obsm["compartment_mixture"].shape == (3_000, n)
 
 
@@ -355,8 +354,9 @@ def test_difficulty_is_monotone_from_trivial_to_hopeless(platform: str) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORM_NAMES)
 def test_every_effect_moves_one_way_with_difficulty(platform: str) -> None:
-    steps = [Hardness.at(d, PLATFORMS[platform]).as_dict() for d in np.linspace(0, 1, 11)]
-    frame = pd.DataFrame(steps)
+    how = {"n_obs": 50, "n_vars": 12, "platform": platform}
+    tissues = (st.datasets.synthetic_tissue(**how, difficulty=d) for d in np.linspace(0, 1, 11))
+    frame = pd.DataFrame([tissue.uns["synthetic"]["effects"] for tissue in tissues])
     for name, column in frame.items():
         change = np.diff(column)
         assert (change < 0).all() if name in {"marker", "inverse_dispersion"} else (change >= 0).all(), name

@@ -13,7 +13,6 @@ from conftest import assert_same
 from scipy import sparse
 
 import stxtools as st
-from stxtools._data.expression import Expression
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 
@@ -32,6 +31,14 @@ def _scaled(adata: ad.AnnData, *, raw: str | None = None) -> ad.AnnData:
     if raw == "scaled":
         adata.raw = adata.copy()
     return adata
+
+
+def _read(adata: ad.AnnData, layer: str | None = None) -> tuple[ad.AnnData, dict[str, str]]:
+    """The mean expression of each observation's own region, and what the call says that it read."""
+    adata.obs["one"] = pd.Categorical(["x"] * adata.n_obs)
+    st.tl.region_graph(adata, "one", max_size=1, layer=layer)
+    regions = adata.uns["regions"]
+    return regions[adata.obs["region_id"].astype(str)], regions.uns["params"]
 
 
 READING = {
@@ -85,11 +92,12 @@ def test_raw_is_read_where_x_is_scaled(make_section, raw):
 def test_raw_is_read_for_the_genes_there_are(make_section):
     adata = _scaled(make_section(rows=8, cols=8), raw="counts")[:, 3:20].copy()
     with pytest.warns(UserWarning, match="raw"):
-        found = Expression(adata)
-    np.testing.assert_array_equal(found.matrix.toarray(), adata.raw[:, adata.var_names].X.toarray())
+        found, _ = _read(adata)
+    expected, _ = _read(make_section(rows=8, cols=8)[:, 3:20].copy())
+    np.testing.assert_allclose(found.X.toarray(), expected.X.toarray())
     adata.var_names = ["other", *adata.var_names[1:]]
     with pytest.raises(ValueError, match="lacks 1 of the 17 genes"):
-        Expression(adata)
+        st.tl.biomarkers(adata, "band", n_null=50, show_progress=False)
 
 
 def test_evaluation_puts_noise_on_what_it_reads(make_section):
@@ -109,8 +117,8 @@ def test_counts_layer_comes_first_and_without_a_warning(make_section):
     adata = _scaled(adata)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = Expression(adata)
-    assert found.record == {"expression_scale": "counts", "expression_source": "layers['counts']"}
+        _, params = _read(adata)
+    assert (params["expression_scale"], params["expression_source"]) == ("counts", "layers['counts']")
 
 
 def _linear(adata: ad.AnnData) -> ad.AnnData:
@@ -148,11 +156,11 @@ def test_values_decide_and_a_marker_that_contradicts_them_warns(make_section, tm
         adata.uns["log1p"] = {"kept": 1}
     adata.write_h5ad(tmp_path / "x.h5ad")
     backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    for read in (lambda: Expression(adata), lambda: Expression(backed, in_memory=False)):
+    for read in (adata, backed):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = read()
-        assert found.scale == SCALES[kind]
+            st.tl.region_graph(read, "band")
+        assert read.uns["regions"].uns["params"]["expression_scale"] == SCALES[kind]
         told = [str(w.message) for w in caught if "log1p" in str(w.message)]
         assert bool(told) == (marked and SCALES[kind] != "log")
         assert all(w.filename == __file__ for w in caught if "log1p" in str(w.message))
@@ -164,7 +172,8 @@ def test_an_empty_matrix_contradicts_nothing(make_section):
     adata.uns["log1p"] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Expression(adata).scale == "counts"
+        _, params = _read(adata)
+    assert params["expression_scale"] == "counts"
 
 
 def test_marked_counts_are_normalised(make_section):
@@ -256,4 +265,4 @@ def test_masked_values_are_not_read(make_section):
     values = np.ma.masked_less(adata.X.toarray(), 1)
     adata.layers["masked"] = values
     with pytest.raises(ValueError, match="masked"):
-        Expression(adata, "masked")
+        _read(adata, "masked")

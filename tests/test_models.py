@@ -1,108 +1,32 @@
-"""Teachers, segmenter and tissue net on arrays."""
+"""Segmenter and tissue net on arrays."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import QUICK_NET, QUICK_UNET
 from scipy import sparse
-from sklearn.datasets import make_blobs
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
-from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import kneighbors_graph
 
-from stxtools._spatial.graph import spatial_graph
-from stxtools._spatial.raster import rasterize_libraries
-from stxtools._spatial.smoothing import Neighbourhoods
+import stxtools as st
 from stxtools.models import GeneProjection, RegionSection, Section, Segmenter, SegmenterParams, TissueNet
 from stxtools.models._base import best_device
-from stxtools.models._params import resolve
-from stxtools.models.baselines.simple import neighbourhood_means
-from stxtools.models.segmenter.discriminants import ShrinkageLDA, spread_labels
-from stxtools.models.segmenter.mixtures import consensus, fit_mixtures, stability_curve
-from stxtools.models.tissuenet.inputs import label_shares
 
 
 def section(adata) -> Section:
+    st.pp.rasterize(adata, library_key=False)
+    (shape,) = (grid["shape"] for grid in adata.uns["raster"].values() if "shape" in grid)
     xy = adata.obsm["spatial"]
-    codes = np.zeros(adata.n_obs, dtype=np.int64)
-    pixels, grids = rasterize_libraries(xy, codes, 1)
+    near = kneighbors_graph(xy, 6, mode="distance")
     features = np.log1p(adata.X.toarray()).astype(np.float32)
-    return Section("s", features, pixels, grids[0].shape, spatial_graph(xy, codes, pixels, grids), xy)
+    return Section("s", features, adata.obsm["raster"], tuple(shape), near.maximum(near.T).tocsr(), xy)
 
 
 def quick(model, sections, **kwargs):
     return model.fit(sections, accelerator="cpu", show_progress=False, **kwargs)
-
-
-# ---------------------------------------------------------------- teachers
-
-
-def test_tied_mixture_finds_what_scikit_learn_finds():
-    z, y = make_blobs(900, 5, centers=4, cluster_std=1.0, random_state=0)
-    mixtures, _ = fit_mixtures(z, 4, np.random.default_rng(0), starts=1)
-    ours = mixtures.memberships(z)[:, 0].argmax(1)
-    theirs = GaussianMixture(4, covariance_type="tied", random_state=0, n_init=5).fit_predict(z)
-    assert adjusted_rand_score(y, ours) > 0.99
-    assert adjusted_rand_score(theirs, ours) > 0.99
-
-
-def test_consensus_is_exactly_k_and_knows_where_it_is_sure():
-    z, y = make_blobs(600, 4, centers=[[0] * 4, [6] * 4, [9] * 4], cluster_std=1.3, random_state=0)
-    target, agreement = consensus([z, z[:, :3]], 3, np.random.default_rng(0))
-    assert target.shape == (600, 3)
-    np.testing.assert_allclose(target.sum(1), 1)
-    assert adjusted_rand_score(y, target.argmax(1)) > 0.9
-    wrong = np.array([np.bincount(y[target.argmax(1) == c]).argmax() for c in range(3)])[target.argmax(1)] != y
-    assert wrong.any()
-    assert agreement[wrong].mean() < agreement[~wrong].mean()
-
-
-def test_stability_peaks_at_the_true_number_of_groups():
-    z, _ = make_blobs(900, 4, centers=4, cluster_std=0.6, center_box=(-8, 8), random_state=3)
-    curve = stability_curve(z, [2, 3, 4, 5, 6], np.random.default_rng(0))
-    assert curve[2] > 0.99
-    assert curve[3:].max() < 0.95
-
-
-def test_shrinkage_lda_without_shrinkage_is_scikit_learn_s():
-    z, y = make_blobs(400, 6, centers=3, cluster_std=4.0, random_state=1)
-    ours = ShrinkageLDA().fit(z, np.eye(3)[y], np.ones(400), 0.0).predict_proba(z)
-    theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=(np.bincount(y) + 1) / 403).fit(z, y).predict_proba(z)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-
-
-def _standard(z):
-    return (z - z.mean(0)) / z.std(0)
-
-
-def test_labels_spread_and_unlabelled_observations_help():
-    z, y = make_blobs(900, 12, centers=3, cluster_std=5.0, center_box=(-4, 4), random_state=4)
-    labels = np.full(900, -1)
-    for c in range(3):
-        labels[np.flatnonzero(y == c)[:8]] = c
-    alone, helped = (spread_labels([_standard(z)], labels, 3, rounds=r).argmax(1) for r in (0, 3))
-    rest = labels < 0
-    assert (helped == y)[rest].mean() > (alone == y)[rest].mean()
-    assert (helped == y)[rest].mean() > 0.8
-
-
-def test_spreading_from_one_example_of_a_class():
-    z, y = make_blobs(60, 4, centers=3, cluster_std=0.5, random_state=2)
-    labels = np.where(y < 2, y, -1)
-    labels[np.flatnonzero(y == 2)[0]] = 2
-    assert (spread_labels([_standard(z)], labels, 3).argmax(1) == y).mean() > 0.95
-
-
-def test_neighbourhood_means_by_brute_force():
-    rng = np.random.default_rng(0)
-    xy, x = rng.uniform(size=(50, 2)), rng.normal(size=(50, 3)).astype(np.float32)
-    near = np.argsort(((xy[:, None] - xy[None]) ** 2).sum(-1), axis=1)
-    expected = np.concatenate([x[near[:, :k]].mean(1) for k in (5, 9)], axis=1)
-    near_means = Neighbourhoods(x, xy)
-    np.testing.assert_allclose(np.concatenate([near_means.mean(k) for k in (5, 9)], axis=1), expected, atol=1e-6)
-    np.testing.assert_allclose(neighbourhood_means(x, xy, (5, 9)), expected, atol=1e-6)
 
 
 # ---------------------------------------------------------------- sections, parameters, files
@@ -120,12 +44,12 @@ def test_raster_holds_the_mean_of_a_pixel():
 
 
 def test_parameters_from_mapping_instance_or_nothing():
-    assert resolve(None, SegmenterParams) == SegmenterParams()
-    assert resolve({"width": 8, "sigmas": [0.0]}, SegmenterParams) == SegmenterParams(width=8, sigmas=(0.0,))
+    assert Segmenter().params == Segmenter(SegmenterParams()).params == SegmenterParams()
+    assert Segmenter({"width": 8, "sigmas": [0.0]}).params == SegmenterParams(width=8, sigmas=(0.0,))
     with pytest.raises(ValueError, match="widht"):
-        resolve({"widht": 8}, SegmenterParams)
+        Segmenter({"widht": 8})
     with pytest.raises(TypeError, match="mapping"):
-        resolve(8, SegmenterParams)
+        Segmenter(8)
 
 
 def test_projection_matches_genes_by_name():
@@ -230,8 +154,8 @@ def test_tissue_net_learns_two_tasks(make_section, conv, tmp_path):
     params = QUICK_NET | {"conv": conv, "epochs": 40, "lr": 0.01}
     model = quick(TissueNet(params), [s], classes=CLASSES)
     out = model.predict([s], accelerator="cpu")[0]
-    share, _ = label_shares(s.region, s.labels["classification"], len(s.nodes), 3)
-    assert (out.proba["classification"].argmax(1) == share.argmax(1)).mean() > 0.85
+    most = pd.crosstab(s.region, s.labels["classification"]).to_numpy().argmax(1)
+    assert (out.proba["classification"].argmax(1) == most).mean() > 0.85
     assert out.states.shape == (len(s.nodes), 8)
     assert out.z.shape == (8,)
     np.testing.assert_allclose(np.asarray(out.attention.sum(1)).ravel(), 1, atol=1e-5)
@@ -249,12 +173,6 @@ def test_tissue_net_without_labels_learns_to_fill_in(make_section):
     assert model.predict([s])[0].proba == {}
     again = quick(TissueNet(QUICK_NET | {"epochs": 40}), [s])
     assert np.array_equal(model.predict([s])[0].states, again.predict([s])[0].states)
-
-
-def test_label_shares_by_hand():
-    share, weight = label_shares(np.array([0, 0, 0, 1, 1, -1]), np.array([0, 1, -1, -1, -1, 1]), 3, 2)
-    assert share.tolist() == [[0.5, 0.5], [0, 0], [0, 0]]
-    assert weight.tolist() == pytest.approx([2 / 3, 0, 0])
 
 
 @pytest.mark.parametrize(("cuda", "apple"), [(False, False), (True, False), (False, True), (True, True)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,19 +14,20 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
-from stxtools._spatial.blocks import spatial_blocks
-from stxtools.models._model_file import ModelFile
 from stxtools.models.ensemble.label_propagation import propagated_logits
-from stxtools.models.ensemble.linear import Linear
+from stxtools.models.ensemble.linear import Linear, LinearInput, linear_classifier, linear_regression
 from stxtools.models.ensemble.logistic import ridge_logistic
 from stxtools.models.ensemble.stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold
-from stxtools.models.ensemble.trees import LEAF, N_TREES, Trees, grow_trees
+from stxtools.models.ensemble.trees import LEAF, N_TREES, grow_trees
 
 QUICK = {"epochs": 2, "pretrain": "none", "unet": False, "hidden": 16, "out_channels": 8}
 
 
-def _file(arrays):
-    return ModelFile(Path("model.stx"), {}, arrays)
+def _blocks(xy, n):
+    """Block of each observation in a square grid of about n, by rank."""
+    side = max(1, int(np.sqrt(n)))
+    column, row = (np.argsort(np.argsort(v, kind="stable"), kind="stable") * side // len(v) for v in xy.T)
+    return column * side + row
 
 
 def _rings(rng, n=900, n_classes=3):
@@ -45,15 +46,6 @@ def test_trees_say_what_those_of_scikit_learn_say():
     share[:, [0, 1, 3]] = grown.predict_proba(z[600:])
     np.testing.assert_allclose(found, np.log((share + 2e-3) / (1 + 4 * 2e-3)), rtol=1e-4, atol=1e-5)
     assert (found.argmax(1) == codes[600:]).mean() > 0.8 > LogisticRegression().fit(z, codes).score(z, codes)
-
-
-def test_trees_come_back_from_arrays():
-    z, codes = _rings(np.random.default_rng(0), n=300)
-    trees = grow_trees(z, codes, 3, seed=0)
-    again = Trees.from_file(_file(trees.to_file("t")), "t", 5, 3)
-    assert again is not None
-    np.testing.assert_array_equal(again(z), trees(z))
-    assert Trees.from_file(_file({}), "t", 5, 3) is None
 
 
 def test_weights_are_those_of_a_regression():
@@ -83,7 +75,7 @@ def _all(xy, codes):
 def test_label_propagation_counts_where_it_helps(labelled_patches):
     rng = np.random.default_rng(0)
     xy, codes = labelled_patches(rng)
-    fold = spatial_blocks(xy, 36) % 4
+    fold = _blocks(xy, 36) % 4
     vague = np.eye(3)[codes] * 1.7 + rng.normal(size=(len(xy), 3))
     said = out_of_fold([(xy, codes)], [fold], 3, linear=lambda seen, held: vague[held], label_propagation=True)
     assert said is not None
@@ -112,7 +104,7 @@ def test_label_propagation_has_no_weight_where_labels_are_scattered(labelled_pat
     xy, _ = labelled_patches(rng)
     scattered = rng.integers(0, 3, len(xy))
     sure = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
-    fold = spatial_blocks(xy, 36) % 4
+    fold = _blocks(xy, 36) % 4
     said = out_of_fold([(xy, scattered)], [fold], 3, linear=lambda seen, held: sure[held], label_propagation=True)
     assert said is not None
     _, best = said.weights()
@@ -127,14 +119,14 @@ def test_without_two_folds_nothing_is_weighed(labelled_patches):
 
 def test_predictions_are_out_of_fold(labelled_patches):
     xy, codes = labelled_patches(np.random.default_rng(0))
-    fold = spatial_blocks(xy, 36) % 4
+    fold = _blocks(xy, 36) % 4
 
     def strict(seen, held):
         assert not (seen & held).any()
         assert (seen | held).all()
         return np.zeros((held.sum(), 3))
 
-    said = out_of_fold([(xy, codes)], [fold, spatial_blocks(xy, 9) % 3], 3, linear=strict, trees=strict)
+    said = out_of_fold([(xy, codes)], [fold, _blocks(xy, 9) % 3], 3, linear=strict, trees=strict)
     assert said is not None
     assert len(said.truth) == 2 * len(xy)
     assert said.propagated == {}
@@ -149,19 +141,6 @@ def test_the_network_gets_its_share_beside_the_others(labelled_patches):
     ensemble = Ensemble(Stack(weights, Linear(np.eye(3), np.zeros(3))))
     found = ensemble(own, 3, network, xy, None, np.ones(len(xy), bool))
     np.testing.assert_allclose(found, 0.2 * network + 1.6 * own, atol=1e-6)
-
-
-def test_an_ensemble_comes_back_without_label_propagation():
-    z, codes = _rings(np.random.default_rng(0), n=300)
-    linear = Linear(np.random.default_rng(1).normal(size=(5, 3)), np.zeros(3))
-    stack = Stack(Weights(0.2, 0.3, 0.9), linear, grow_trees(z, codes, 3, 0))
-    ensemble = Ensemble(stack, Stack(Weights(0.2, 0.3, 0.8, 0.5, 2.0), linear), 0.7)
-    again = Ensemble.from_file(_file(ensemble.to_file("x")), "x", 5, 5, 3)
-    xy, network = z[:, :2].astype(float), np.random.default_rng(2).normal(size=(300, 3))
-    known = np.ones(300, bool)
-    np.testing.assert_array_equal(again(z, 5, network, xy, None, known), ensemble(z, 5, network, xy, None, known))
-    assert again.labelled is None
-    assert again.linear_alone == 0.7
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
@@ -187,7 +166,7 @@ def test_framework_asks_trees_where_planes_do_not_do(tmp_path):
     truth = np.where(side * other > 0, "same", "unlike")  # XOR: neither axis tells the class
     rep = np.stack([side, other], axis=1) + rng.normal(size=(1500, 2)) * 0.3
     adata.obsm["X_xor"] = np.concatenate([rep, rng.normal(size=(1500, 4))], axis=1)
-    hidden = np.isin(spatial_blocks(xy, 25), [2, 6, 12, 18, 24])
+    hidden = np.isin(_blocks(xy, 25), [2, 6, 12, 18, 24])
     adata.obs["shown"] = pd.Categorical(np.where(hidden, None, truth))
     st.tl.region_graph(adata, "compartment", max_size=40)
     right, proba = {}, {}
@@ -203,3 +182,92 @@ def test_framework_asks_trees_where_planes_do_not_do(tmp_path):
     st.tl.multitask(adata, "shown", model=tmp_path / "True.stx", show_progress=False)
     np.testing.assert_allclose(adata.obsm["shown_proba"].to_numpy(), proba[True], atol=1e-6)
     assert np.isfinite(log_softmax(np.log(proba[True] + 1e-9), axis=1)).all()
+
+
+def test_label_propagation_is_a_kernel_average(labelled_patches):
+    xy, codes = labelled_patches(np.random.default_rng(0))
+    hidden = np.where(np.random.default_rng(1).random(len(xy)) < 0.5, codes, -1)
+    found = propagated_logits(xy, hidden, 3, bandwidth=3.0)
+    known = hidden >= 0
+    kernel = np.exp(-((xy[:, None] - xy[None, known]) ** 2).sum(-1) / (2 * 3.0**2))
+    mass = kernel @ np.eye(3)[hidden[known]]
+    share = np.bincount(hidden[known]) / known.sum()
+    prior = 0.05 * np.median(mass[known].sum(1))
+    expected = np.log((mass + prior * share) / (mass.sum(1, keepdims=True) + prior)) - np.log(share)
+    inner = (np.abs(xy - 20) < 18).all(axis=1)
+    assert np.abs(found - expected)[inner].mean() < 0.05  # the grid is a third of the kernel
+    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.98
+
+
+def test_far_from_labels_nothing_is_said(labelled_patches):
+    xy, codes = labelled_patches(np.random.default_rng(0))
+    left = np.where(xy[:, 0] < 10, codes, -1)
+    found = propagated_logits(xy, left, 3, bandwidth=1.0)
+    assert np.abs(found[xy[:, 0] > 20][:, np.unique(left[left >= 0])]).max() < 1e-6
+    assert not propagated_logits(xy, np.full(len(xy), -1), 3, 1.0).any()
+
+
+def test_framework_propagates_labels_only_where_there_are_some(tmp_path):
+    adata = st.datasets.synthetic_tissue(n_obs=1500, random_state=1, show_progress=False)
+    adata.X = adata.X[np.random.default_rng(0).permutation(1500)]  # expression that knows no place
+    st.tl.region_graph(adata, "compartment", max_size=40)
+    hidden = np.isin(_blocks(adata.obsm["spatial"], 25), [2, 6, 12, 18, 24])
+    xy = adata.obsm["spatial"]
+    truth = np.where(xy.sum(1) > np.median(xy.sum(1)), "in", "out")
+    adata.obs["shown"] = pd.Categorical(np.where(hidden, None, truth))
+    how = {"show_progress": False}
+    right, proba = {}, {}
+    members = ["network", "linear", "trees"]
+    for place in (True, False):
+        ensemble = [*members, "label_propagation"] if place else members
+        st.tl.multitask(adata, "shown", ensemble=ensemble, params=QUICK, save_model=tmp_path / f"{place}.stx", **how)
+        assert (adata.uns["multitask"]["weights"]["label_propagation"].item() > 0) is place
+        right[place] = (adata.obs["shown_pred"].astype(str).to_numpy() == truth)[hidden].mean()
+        proba[place] = adata.obsm["shown_proba"].to_numpy()
+    assert right[True] > right[False] + 0.01
+    st.tl.multitask(adata, "shown", model=tmp_path / "True.stx", show_progress=False)
+    np.testing.assert_allclose(adata.obsm["shown_proba"].to_numpy(), proba[False], atol=1e-5)
+
+
+def _linear_input(whole: bool = False) -> tuple[LinearInput, np.ndarray]:
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 60)
+    z = (rng.normal(size=(180, 10)) + np.eye(3, 10)[y] * 3).astype(np.float32)
+    return LinearInput(z, (7, 19), 2, 1.0, np.arange(180) % 6, whole), y
+
+
+def test_across_sections_the_inverse_temperature_suits_held_out_sections():
+    inp, y = _linear_input(whole=True)
+    inp = replace(inp, z=np.roll(inp.z, 4, axis=1))  # the classes differ in genes
+    codes = np.where(np.arange(180) % 6 == 5, -1, y)
+    linear = linear_classifier(inp, codes, 3, np.random.default_rng(0))
+    left = codes < 0
+
+    def loss(slope):
+        logits = linear.scaled(slope)(inp.z[left])
+        return -log_softmax(logits, axis=1)[np.arange(left.sum()), y[left]].mean()
+
+    assert loss(1.0) < min(loss(0.1), loss(10.0))
+    assert (linear(inp.z[left]).argmax(1) == y[left]).mean() > 0.8
+    assert not linear.coef[:4].any()  # components may tell sections apart: only genes are read
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_linear_classifier(whole):
+    inp, y = _linear_input(whole)
+    inp = replace(inp, z=np.roll(inp.z, 4, axis=1)) if whole else inp  # only genes are read across sections
+    codes = np.where(np.arange(180) % 3 == 0, y, -1)
+    linear = linear_classifier(inp, codes, 4, np.random.default_rng(0))
+    called = linear(inp.z).argmax(axis=1)
+    direct = LogisticRegression().fit(inp.z[codes >= 0], y[codes >= 0]).predict(inp.z)
+    assert (called == y)[codes < 0].mean() >= (direct == y)[codes < 0].mean() - 0.05
+    assert (called != 3).all()  # a class without labels
+
+
+def test_linear_regression_and_mixture():
+    inp, _ = _linear_input()
+    values = inp.z @ np.arange(20.0).reshape(10, 2) + 3
+    found = linear_regression(inp, values, np.arange(180) < 150, np.random.default_rng(0))
+    np.testing.assert_allclose(found(inp.z)[150:], values[150:], rtol=0.1, atol=2.0)
+    one, two = Linear(np.ones((2, 1)), np.zeros(1)), Linear(np.zeros((2, 1)), np.ones(1))
+    np.testing.assert_allclose(one.mixed(two, 0.25)(np.ones((1, 2))), [[1.75]])

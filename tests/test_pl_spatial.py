@@ -14,7 +14,6 @@ from matplotlib.colors import to_hex, to_rgba
 from scipy import sparse
 
 import stxtools as st
-from stxtools.pl._sections import spacing
 
 OVERLAP = [(0, 1, 10.0), (1, 2, 40.0)]  # the bands a, b, c of a section, one below the other
 
@@ -199,18 +198,21 @@ def test_missing_is_grey_and_in_the_legend(adata: ad.AnnData) -> None:
 
 
 def test_spots_tile_the_lattice(adata: ad.AnnData) -> None:
-    assert spacing(adata.obsm["spatial"]) == pytest.approx(100.0)
     spots = _one(st.pl.segment(adata, size=0.5), EllipseCollection, "segment")
     np.testing.assert_allclose(spots.get_widths(), 50.0)
     np.testing.assert_allclose(spots.get_offsets(), adata.obsm["spatial"])
 
 
 def test_spacing_of_scattered_and_repeated_cells() -> None:
-    rng = np.random.default_rng(0)
-    xy = rng.uniform(0, 1000, (10_000, 2))
-    assert 7 < spacing(xy) < 11  # one cell per 10 x 10
-    assert spacing(np.repeat(xy, 2, axis=0)) == pytest.approx(spacing(xy), rel=0.3)
-    assert spacing(np.zeros((1, 2))) == spacing(np.zeros((4, 2))) == 1.0
+    def drawn(xy: np.ndarray) -> float:
+        cells = ad.AnnData(np.ones((len(xy), 1), dtype=np.float32), obsm={"spatial": xy})
+        cells.obs["segment"] = pd.Categorical(np.where(np.arange(len(xy)) % 2, "a", "b"))
+        return float(_one(st.pl.segment(cells), EllipseCollection, "segment").get_widths()[0])
+
+    xy = np.random.default_rng(0).uniform(0, 1000, (10_000, 2))
+    assert 7 < drawn(xy) < 11  # one cell per 10 x 10
+    assert drawn(np.repeat(xy, 2, axis=0)) == pytest.approx(drawn(xy), rel=0.3)
+    assert drawn(np.zeros((1, 2))) == drawn(np.zeros((4, 2))) == 1.0
 
 
 def test_confidence_fades(adata: ad.AnnData) -> None:
@@ -272,13 +274,6 @@ def test_string_column_and_float_column(adata: ad.AnnData) -> None:
     assert not isinstance(adata.obs["text"].dtype, pd.CategoricalDtype)
     with pytest.raises(TypeError, match="floating"):
         st.pl.segment(adata, key="attention")
-
-
-@pytest.mark.parametrize("n", [20, 28, 102, 130])
-def test_default_colors_are_enough_and_distinct(n: int) -> None:
-    from stxtools._colors import default_colors
-
-    assert len(set(default_colors(n))) == n
 
 
 def test_region_graph_widths_follow_contact_and_areas_follow_size(adata: ad.AnnData) -> None:

@@ -12,7 +12,6 @@ import pytest
 from scipy import sparse
 
 import stxtools as st
-from stxtools.pl._targets import favour
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +66,22 @@ def test_panels_axes_and_columns(adata):
     pd.testing.assert_frame_equal(before, adata.uns["biomarkers"])
 
 
-def test_what_speaks_for_a_target():
-    np.testing.assert_array_equal(favour(pd.Series([0, 3], name="n_drugs")), [np.nan, 1])
-    np.testing.assert_array_equal(favour(pd.Series([True, False], name="in_x")), [1, 0])
-    np.testing.assert_array_equal(favour(pd.Series(["", "Approved Drug"], name="tractability_sm")), [np.nan, 1])
-    np.testing.assert_array_equal(favour(pd.Series([-1.0, np.nan], name="hasSafetyEvent")), [-1, np.nan])
+def test_what_speaks_for_a_target(adata):
+    table = adata.uns["biomarkers"].query("group == 'tumour'").reset_index(drop=True)
+    given = {
+        "n_drugs": [0, 3], "in_x": [True, False], "tractability_sm": ["", "Approved Drug"],
+        "hasSafetyEvent": [-1.0, np.nan],
+    }  # fmt: skip
+    adata.uns["biomarkers"] = table.iloc[:2].assign(**given)
+    adata.uns["targets_params"] = {"t": {"columns": list(given)}}
+    ax = st.pl.targets(adata, columns=list(given), n_genes=2)
+    cells = next(c for c in ax.collections if c.get_label() == "cells")
+    at = dict(zip(map(tuple, cells.get_offsets().astype(int).tolist()), cells.get_facecolors(), strict=True))
+    assert set(at) == {(0, 1), (1, 0), (1, 1), (2, 1), (3, 0)}  # 0, "" and NaN say nothing
+    for cell in ((0, 1), (1, 0), (2, 1)):
+        assert at[cell][2] > at[cell][0] + 0.2, "blue: for"
+    assert at[3, 0][0] > at[3, 0][2] + 0.2, "red: against"
+    assert abs(at[1, 1][0] - at[1, 1][2]) < 0.1, "neither"
 
 
 def test_errors(adata):

@@ -10,7 +10,6 @@ from hypothesis import strategies as hs
 from scipy import sparse, stats
 
 import stxtools as st
-from stxtools.stats._thinning import thin_counts
 
 
 def _poisson(mean: float = 3.0, shape: tuple[int, int] = (400, 50), seed: int = 0) -> ad.AnnData:
@@ -27,11 +26,12 @@ def _poisson(mean: float = 3.0, shape: tuple[int, int] = (400, 50), seed: int = 
 )
 @settings(max_examples=50, deadline=None)
 def test_parts_add_up(counts, fraction, seed):
-    matrix = sparse.csr_matrix(np.array([counts]))
-    first, second = thin_counts(matrix, fraction, np.random.default_rng(seed))
-    np.testing.assert_array_equal((first + second).toarray(), matrix.toarray())
+    adata = ad.AnnData(sparse.csr_matrix(np.array([[*counts, 1]], dtype=np.float32)))
+    st.pp.split_counts(adata, fraction, random_state=seed)
+    first, second = adata.layers["split_train"], adata.layers["split_test"]
+    np.testing.assert_array_equal((first + second).toarray(), adata.X.toarray())
     for part in (first, second):
-        assert part.dtype == matrix.dtype
+        assert part.dtype == adata.X.dtype
         assert (part.data > 0).all()
 
 
@@ -61,7 +61,9 @@ def test_halves_of_the_same_are_not_independent_of_the_whole():
 def test_parts_of_overdispersed_counts_correlate_as_documented():
     rng, mean, dispersion = np.random.default_rng(0), 4.0, 0.5
     counts = rng.poisson(mean * rng.gamma(1 / dispersion, dispersion, (100_000, 1)))
-    first, second = (p.toarray().ravel() for p in thin_counts(sparse.csr_matrix(counts), 0.5, rng))
+    adata = ad.AnnData(sparse.csr_matrix(counts.astype(np.float32)))
+    st.pp.split_counts(adata)
+    first, second = (adata.layers[k].toarray().ravel() for k in ("split_train", "split_test"))
     excess = dispersion * mean
     assert np.corrcoef(first, second)[0, 1] == pytest.approx(excess / (2 + excess), abs=0.01)
 

@@ -188,11 +188,12 @@ def test_nothing_is_left_where_no_step_was_finished(section, tmp_path, capsys, m
 _KILLED = """
 import os, signal, sys
 import stxtools.tl as tl, stxtools.models as models
-from stxtools.__main__ import main
+import runpy
 def init(self, p=None, start=models.Segmenter.__init__): start(self, {quick} if p is None else p)
 models.Segmenter.__init__ = init
 tl.region_graph = lambda *a, **k: os.kill(os.getpid(), {signal})
-sys.exit(main(["run", *sys.argv[1:]]))
+sys.argv[1:1] = ["run"]
+runpy.run_module("stxtools", run_name="__main__")
 """
 
 

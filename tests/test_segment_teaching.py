@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
 
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models.segmenter.calibration import matching_temperature, tempered
-from stxtools.models.segmenter.discriminants import spread_labels, voted_confidence
-from stxtools.models.segmenter.mixtures import consensus, cotrain
+from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with_all_classes
+from stxtools.models.segmenter.discriminants import ShrinkageLDA, spread_labels, voted_confidence
+from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures, stability_curve
 from stxtools.models.segmenter.pseudo_labels import most_telling
 
 
@@ -134,3 +137,111 @@ def test_temperature_of_one_class_or_none_is_one():
 )
 def test_number_of_classes_is_the_most_stable_one_that_tells_something(curve: dict[int, float], chosen: int):
     assert most_telling(curve) == chosen
+
+
+def test_tied_mixture_finds_what_scikit_learn_finds():
+    z, y = make_blobs(900, 5, centers=4, cluster_std=1.0, random_state=0)
+    mixtures, _ = fit_mixtures(z, 4, np.random.default_rng(0), starts=1)
+    ours = mixtures.memberships(z)[:, 0].argmax(1)
+    theirs = GaussianMixture(4, covariance_type="tied", random_state=0, n_init=5).fit_predict(z)
+    assert adjusted_rand_score(y, ours) > 0.99
+    assert adjusted_rand_score(theirs, ours) > 0.99
+
+
+def test_consensus_is_exactly_k_and_knows_where_it_is_sure():
+    z, y = make_blobs(600, 4, centers=[[0] * 4, [6] * 4, [9] * 4], cluster_std=1.3, random_state=0)
+    target, agreement = consensus([z, z[:, :3]], 3, np.random.default_rng(0))
+    assert target.shape == (600, 3)
+    np.testing.assert_allclose(target.sum(1), 1)
+    assert adjusted_rand_score(y, target.argmax(1)) > 0.9
+    wrong = np.array([np.bincount(y[target.argmax(1) == c]).argmax() for c in range(3)])[target.argmax(1)] != y
+    assert wrong.any()
+    assert agreement[wrong].mean() < agreement[~wrong].mean()
+
+
+def test_stability_peaks_at_the_true_number_of_groups():
+    z, _ = make_blobs(900, 4, centers=4, cluster_std=0.6, center_box=(-8, 8), random_state=3)
+    curve = stability_curve(z, [2, 3, 4, 5, 6], np.random.default_rng(0))
+    assert curve[2] > 0.99
+    assert curve[3:].max() < 0.95
+
+
+def test_shrinkage_lda_without_shrinkage_is_scikit_learn_s():
+    z, y = make_blobs(400, 6, centers=3, cluster_std=4.0, random_state=1)
+    ours = ShrinkageLDA().fit(z, np.eye(3)[y], np.ones(400), 0.0).predict_proba(z)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=(np.bincount(y) + 1) / 403).fit(z, y).predict_proba(z)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def _standard(z):
+    return (z - z.mean(0)) / z.std(0)
+
+
+def test_labels_spread_and_unlabelled_observations_help():
+    z, y = make_blobs(900, 12, centers=3, cluster_std=5.0, center_box=(-4, 4), random_state=4)
+    labels = np.full(900, -1)
+    for c in range(3):
+        labels[np.flatnonzero(y == c)[:8]] = c
+    alone, helped = (spread_labels([_standard(z)], labels, 3, rounds=r).argmax(1) for r in (0, 3))
+    rest = labels < 0
+    assert (helped == y)[rest].mean() > (alone == y)[rest].mean()
+    assert (helped == y)[rest].mean() > 0.8
+
+
+def test_spreading_from_one_example_of_a_class():
+    z, y = make_blobs(60, 4, centers=3, cluster_std=0.5, random_state=2)
+    labels = np.where(y < 2, y, -1)
+    labels[np.flatnonzero(y == 2)[0]] = 2
+    assert (spread_labels([_standard(z)], labels, 3).argmax(1) == y).mean() > 0.95
+
+
+def test_a_class_that_pseudo_labels_lack_takes_half_of_the_widest():
+    rng = np.random.default_rng(0)
+    z = np.concatenate([rng.normal(size=(60, 2)), rng.normal(size=(40, 2)) * [8, 1]])
+    target = np.repeat([[0.6, 0.2, 0.2, 0.0], [0.1, 0.9, 0.0, 0.0]], [60, 40], axis=0)
+    found = with_all_classes(target, [z])
+    assert (class_sizes(found) > 0).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    np.testing.assert_array_equal(found[:60], target[:60])  # the narrow class is left alone
+    second = z[60:][found[60:].argmax(axis=1) == 1, 0]
+    others = z[60:][found[60:].argmax(axis=1) != 1, 0]
+    assert second.min() > others.max() or second.max() < others.min() or len(second) < 40
+    complete = np.eye(4)[rng.integers(4, size=100)]
+    assert with_all_classes(complete, [z]) is complete
+
+
+def test_equal_memberships_are_split_and_equal_observations_are_not():
+    z = np.array([[0.0], [0.0], [1.0], [2.0]])
+    assert (class_sizes(with_all_classes(np.full((4, 3), 1 / 3), [z])) > 0).all()
+    with pytest.raises(ValueError, match="3 distinct observations"):
+        with_all_classes(np.full((4, 4), 1 / 4), [z])
+    assert (class_sizes(with_all_classes(np.full((4, 4), 1 / 4), [z, np.arange(4.0)[:, None]])) > 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lost_classes_come_back_at_the_observations_that_speak_least_against_them(seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(200, 6)) - np.array([0.0, 0.0, 0.0, 50.0, 20.0, 20.0])
+    wanted = np.array([60, 60, 40, 20, 20, 0])
+    offsets = offsets_for_all(logits, wanted)
+    sizes = class_sizes(logits + offsets)
+    assert (sizes > 0).all()
+    assert sizes[3] >= 10
+    assert sizes[4] >= 10
+    assert (offsets >= 0).all()
+    kept = np.eye(6)[np.arange(200) % 6]
+    assert not offsets_for_all(kept, np.full(6, 200 / 6)).any()
+
+
+def test_as_many_classes_as_observations_and_one_more():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, 8)) + np.r_[30.0, np.zeros(7)]
+    np.testing.assert_array_equal(class_sizes(logits + offsets_for_all(logits, np.ones(8))), 1)
+    with pytest.raises(ValueError, match="1 distinct pixels"):
+        offsets_for_all(np.repeat(logits[:1], 8, axis=0), np.ones(8))
+
+
+def test_mixtures_of_few_distinct_values():
+    z = np.repeat(np.eye(3), 20, axis=0)
+    mixtures, _ = fit_mixtures(z, 5, np.random.default_rng(0))
+    assert mixtures.memberships(z).shape == (60, 3, 5)

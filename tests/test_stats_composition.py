@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from conftest import region_effects
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from scipy import sparse
 from sklearn.decomposition import PCA
 
@@ -14,11 +18,13 @@ from stxtools.stats._composition import (
     ExpressionSpace,
     Nuisance,
     PartialCorrelation,
+    _product,
     design_matrix,
     join_nuisance,
     n_components,
     rescaled,
 )
+from stxtools.stats._expression import equal_blocks
 from stxtools.stats._section import SectionExpression
 from stxtools.stats._smooth import smooth_basis
 
@@ -150,3 +156,25 @@ def test_effect_given_covariates_equals_generalised_least_squares():
     np.testing.assert_allclose(found.effect, expected, atol=2e-3)
     np.testing.assert_array_equal(found.statistic, -mirror.statistic)
     np.testing.assert_array_equal(found.variance, mirror.variance)
+
+
+@given(some.lists(some.integers(0, 9), max_size=8), some.integers(1, 7))
+@settings(max_examples=50)
+def test_rows_in_blocks_of_one_size(sizes, size):
+    whole = sparse.random(sum(sizes), 3, 0.5, format="csr", random_state=0)
+    ends = np.cumsum([0, *sizes])
+    blocks = list(equal_blocks((whole[a:b] for a, b in pairwise(ends)), size))
+    assert all(b.shape[0] == size for b in blocks[:-1])
+    if blocks:
+        np.testing.assert_array_equal(sparse.vstack(blocks).toarray(), whole.toarray())
+    assert sum(b.shape[0] for b in blocks) == sum(sizes)
+
+
+@given(some.integers(0, 299), some.integers(1, 300), some.sampled_from([1, 2, 17, 64]), some.sampled_from([4, 20, 400]))
+@settings(max_examples=60, deadline=None)
+def test_rows_of_a_product_do_not_depend_on_their_place(start, length, labels, width):
+    rng = np.random.default_rng(0)
+    genes, other = rng.normal(size=(300, width)), rng.normal(size=(width, labels))
+    whole, some_rows = _product(genes, other), slice(start, start + length)
+    np.testing.assert_array_equal(_product(genes[some_rows], other), whole[some_rows])
+    np.testing.assert_allclose(whole, genes @ other, atol=1e-10)

@@ -139,3 +139,29 @@ def test_contrast_takes_blocks_out():
     weight = contrast_weights(label, blocks)
     np.testing.assert_allclose([weight[blocks == b].sum() for b in (0, 1)], 0, atol=1e-12)
     assert explain_discriminant(np.zeros((2, 2)), np.eye(3)[:, :2], np.zeros(3)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("reference", [None, 2])
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_probe_from_moments_is_that_from_all_values(reference, centred):
+    rng = np.random.default_rng(0)
+    codes, blocks = rng.integers(-1, 4, 400), rng.integers(0, 3, 400)
+    values = rng.normal(size=(400, 5)) + codes[:, None] * rng.normal(size=5) + blocks[:, None]
+    components = np.linalg.qr(rng.normal(size=(9, 5)))[0]
+    moments = Moments(codes, blocks, 5)
+    for start in range(0, 400, 70):
+        moments.add(slice(start, start + 70), values[start : start + 70])
+    among = [0, 2]
+    inside = codes == 1
+    outside = (codes >= 0) & ~inside if reference is None else codes == reference
+    used = (inside | outside) & np.isin(blocks, among)
+    own = blocks[used] if centred else None
+    difference = components @ (contrast_weights(inside[used], own) @ values[used]) + rng.normal(size=9) / 10
+    x, label = values[used].copy(), inside[used]
+    for b in among if centred else ():
+        x[own == b] -= x[own == b].mean(axis=0)
+    within = np.where(label[:, None], x - x[label].mean(axis=0), x - x[~label].mean(axis=0))
+    expected = within.T @ within / (len(x) - 2)
+    pooled = moments.pooled(1, reference, among, centred=centred)
+    np.testing.assert_allclose(pooled, expected, atol=1e-12)
+    np.testing.assert_allclose(np.abs(explain_discriminant(pooled, components, difference)).sum(), 1.0)

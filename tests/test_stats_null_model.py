@@ -10,6 +10,7 @@ from scipy import sparse, stats
 from stxtools.stats._null_model import (
     LabelModel,
     LabelSampler,
+    RegionDraws,
     _binary_correlation,
     fit_label_model,
     sample_lag_pairs,
@@ -159,3 +160,18 @@ def test_duplicate_positions_and_a_line_are_fine():
         (found,) = region_effects(rng.poisson(2.0, (120, 5)), points, [label], 100)
         assert np.isfinite(found.statistic).all()
         assert (found.variance > 0).all()
+
+
+def test_random_regions_are_the_same_at_every_iteration():
+    xy = np.random.default_rng(0).uniform(0, 20, (400, 2))
+    label = xy[:, 0] > 12
+    geo = sample_lag_pairs(xy, np.random.default_rng(1))
+    found = []
+    for limit in (1e9, 0):  # kept as bits, drawn again
+        draws = RegionDraws(xy, geo, label, 70, (3,), limit)
+        found += [np.concatenate(list(draws.first(n)), axis=1) for n in (70, 30, 70, 66)]
+    for labels in found:
+        assert labels.dtype == bool
+        np.testing.assert_array_equal(labels, found[0][:, : labels.shape[1]])
+    assert [labels.shape[1] for labels in found] == 2 * [70, 30, 70, 66]
+    assert (found[0].sum(axis=0) == found[0][:, 0].sum()).all()

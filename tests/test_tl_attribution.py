@@ -8,14 +8,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+import torch
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
-from stxtools._data.expression import log_expression
-from stxtools._data.features import model_features
-from stxtools._data.sections import Geometry, make_sections
-from stxtools.tl._biomarkers._attribution import section_gradient
 
 QUICK = {"width": 8, "epochs": 10, "pretrain_epochs": 1, "steps_per_epoch": 6, "sigmas": (0.0, 1.0)}
 N_PLANTED = 8
@@ -71,30 +69,35 @@ def test_planted_genes_come_first(section, models):
     assert params["attribution_agreement"].min() > 0.2
 
 
-def test_parts_of_genes_add_up_to_the_change_of_the_models_evidence(section, models):
-    """Completeness: the genes' parts sum to F(x) - F(baseline), computed by the network itself."""
-    import torch
-
+def test_attribution_is_that_of_integrated_gradients(section, models):
+    """The genes' parts by 64 steps of its own gradient: they sum to F(x) - F(baseline), and are the table's."""
     model = st.models.Segmenter.load(models[0])
     inside = (section.obs["region"] == "in").to_numpy()
-    side = inside / inside.sum() - ~inside / (~inside).sum()
-    features, _ = model_features(section, model, None)
-    one = make_sections(features, Geometry(section, "spatial", None))[0]
-    gradient = section_gradient(model, one, "in", "rest", side)
-    logged = log_expression(section, target_sum=model.projection.target_sum)
+    side = torch.from_numpy(inside / inside.sum() - ~inside / (~inside).sum())
+    logged = sc.pp.log1p(sc.pp.normalize_total(section, target_sum=model.projection.target_sum, copy=True), copy=True).X
+    features = model.projection.transform(logged, list(section.var_names))
+    work = st.pp.rasterize(section, copy=True)
+    (shape,) = (grid["shape"] for grid in work.uns["raster"].values() if "shape" in grid)
+    one = st.models.Section("s", features, work.obsm["raster"], tuple(shape), lambda: None, section.obsm["spatial"])
+    x = torch.from_numpy(one.to_raster((features - features.mean(axis=0)) / model.scale))[None]
+    occupied, at = torch.from_numpy(one.occupied())[None], model.classes.index("in")
+
+    def evidence(share: float) -> tuple[float, np.ndarray]:
+        scaled = (share * x).requires_grad_(True)
+        logits = model.net.eval()(scaled, occupied)[0][0].flatten(1)[:, one.flat_pixels]
+        total = ((logits[at] - logits[1 - at]).double() * side).sum()
+        (gradient,) = torch.autograd.grad(total, scaled)
+        return float(total), gradient[0].flatten(1)[:, one.flat_pixels].T.numpy()
+
+    mean = np.mean([evidence((step + 0.5) / 64)[1] for step in range(64)], axis=0) / model.scale
     ours, theirs = model.projection.match(list(section.var_names))
     centred = logged[:, theirs].toarray() - logged[:, theirs].toarray().mean(axis=0)
-    total = ((centred.T @ gradient) * model.projection.components[ours]).sum()
-
-    def evidence(z):
-        x = torch.from_numpy(one.to_raster(z))[None]
-        with torch.no_grad():
-            logits = model.net(x, torch.from_numpy(one.occupied())[None])[0][0].flatten(1)[:, one.flat_pixels].numpy()
-        at = model.classes.index("in")
-        return float((logits[at] - logits[1 - at]) @ side)
-
-    z = (features - features.mean(axis=0)) / model.scale
-    assert total == pytest.approx(evidence(z) - evidence(np.zeros_like(z)), rel=0.05)
+    parts = ((centred.T @ mean) * model.projection.components[ours]).sum(axis=1)
+    assert parts.sum() == pytest.approx(evidence(1.0)[0] - evidence(0.0)[0], rel=0.05)
+    adata = section.copy()
+    st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=models[0], n_null=60)
+    found = _table(adata)["attribution"].to_numpy()[theirs]
+    np.testing.assert_allclose(found, parts / np.abs(parts).sum(), atol=0.02 * np.abs(found).max())
 
 
 def test_same_model_same_bits_and_a_fitted_one_will_do(section, models):

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import null_regions
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
@@ -42,11 +43,15 @@ def _section(seed: int, n_markers: int = 0, n_vars: int = 60, side: int = 26, fo
     return out
 
 
-@pytest.fixture(scope="module")
-def tested() -> ad.AnnData:
+def _tested() -> ad.AnnData:
     adata = _section(0, n_markers=6)
     st.tl.biomarkers(adata, "region", groups=["in", "out"], n_null=150)
     return adata
+
+
+@pytest.fixture(scope="module")
+def tested() -> ad.AnnData:
+    return _tested()
 
 
 def test_table_has_the_documented_columns_and_order(tested):
@@ -200,12 +205,8 @@ def test_the_disease_of_the_demo_is_found(seed):
 def test_real_section_null_regions(real_section):
     adata = real_section("xenium_breast_idc")
     adata.uns = {}
-    rng = np.random.default_rng(0)
-    xy = np.asarray(adata.obsm["spatial"], dtype=float)
     called = []
-    for _ in range(4):
-        value = _smooth(xy, 0.3 * xy.std(axis=0).mean(), rng)
-        adata.obs["null"] = pd.Categorical(np.where(value > np.quantile(value, 0.7), "in", "out"))
+    for _ in null_regions(adata, 4):
         st.tl.biomarkers(adata, "null", groups=["in"], n_null=100)
         called.append((adata.uns["biomarkers"]["pvals_adj"] < 0.05).mean())
     assert np.mean(called) <= 0.02

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import null_regions
 from scipy import sparse
 
 import stxtools as st
@@ -157,13 +158,8 @@ def test_covariates_between_libraries_are_refused():
 def test_real_section_null_regions_given_composition(real_section):
     adata = real_section("xenium_breast_idc")
     adata.uns = {}
-    rng = np.random.default_rng(0)
-    xy = np.asarray(adata.obsm["spatial"], dtype=float)
     called = []
-    for _ in range(3):
-        frequency = rng.standard_normal((200, 2)) / (0.3 * xy.std(axis=0).mean())
-        value = np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 200)).sum(axis=1)
-        adata.obs["null"] = pd.Categorical(np.where(value > np.quantile(value, 0.7), "in", "out"))
+    for _ in null_regions(adata, 3):
         st.tl.biomarkers(adata, "null", groups=["in"], n_null=100, covariates="composition")
         called.append((adata.uns["biomarkers"]["pvals_adj"] < 0.05).mean())
     assert np.mean(called) <= 0.02

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import scanpy as sc
 from scipy.stats import false_discovery_control, norm
-from test_tl_biomarkers import _section
+from test_tl_biomarkers import _section, _tested
 
 import stxtools as st
 
 
 @pytest.fixture(scope="module")
 def tested() -> ad.AnnData:
-    adata = _section(0, n_markers=6)
-    st.tl.biomarkers(adata, "region", groups=["in", "out"], n_null=150)
-    return adata
+    return _tested()
 
 
 def test_scores_are_normal_quantiles_of_the_p_values(tested):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,9 @@ import pytest
 import stxtools as st
 
 
-@pytest.fixture(scope="module")
-def tissue() -> ad.AnnData:
-    return st.datasets.synthetic_tissue(150, 12, difficulty=0.3, random_state=1, show_progress=False)
-
-
 @pytest.fixture
-def adata(tissue: ad.AnnData) -> ad.AnnData:
-    return tissue.copy()
+def adata(generated: Callable[..., ad.AnnData]) -> ad.AnnData:
+    return generated(150, 12, difficulty=0.3, random_state=1)
 
 
 def _without_time(table: pd.DataFrame) -> pd.DataFrame:

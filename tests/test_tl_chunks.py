@@ -8,14 +8,12 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from anndata.experimental import read_elem_lazy, read_lazy
 from scipy import sparse
 
 import stxtools as st
-from stxtools import settings
-from stxtools._data.chunks import is_out_of_core, map_rows, rows_per_chunk
-from stxtools._data.expression import Expression, Survey, log_chunks, log_expression
 
 h5py = pytest.importorskip("h5py")
 KINDS = ("csr", "csc", "dense", "backed", "backed_csc", "backed_dense", "dask", "dask_columns", "zarr")
@@ -45,6 +43,10 @@ def _stored(adata: ad.AnnData, kind: str, folder: Path) -> ad.AnnData:
     return out
 
 
+def is_out_of_core(matrix: Any) -> bool:
+    return not isinstance(matrix, (np.ndarray, sparse.spmatrix, sparse.sparray))
+
+
 @pytest.fixture
 def section(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
     return make_section("hex", rows=16, cols=14)
@@ -63,49 +65,39 @@ def test_log_expression_is_that_in_memory(
     if scale == "linear":
         section.X = section.X * np.float32(7.3)
     if scale == "log":
-        section.X = log_expression(section)
-    expected = log_expression(section)
-    found = Expression(_stored(section, kind, tmp_path), in_memory=False)
-    assert is_out_of_core(found.matrix) == (kind not in ("csr", "csc", "dense"))
-    assert found.scale == Expression(section).scale == scale
-    chunks = list(log_chunks(found, lambda logged, rows: logged))
-    np.testing.assert_array_equal(sparse.vstack(chunks).toarray(), expected.toarray())
-    np.testing.assert_array_equal(found.survey.seen, (section.X != 0).sum(axis=0).A1)
+        section.X = st.pp.normalize(section, copy=True).X
+    stored = _stored(section, kind, tmp_path)
+    assert is_out_of_core(stored.X) == (kind not in ("csr", "csc", "dense"))
+    for adata in (section, stored):
+        st.tl.region_graph(adata, "band", max_size=20)
+    found, expected = stored.uns["regions"], section.uns["regions"]
+    assert found.uns["params"]["expression_scale"] == expected.uns["params"]["expression_scale"] == scale
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    logged = section if scale == "log" else st.pp.normalize(section, copy=True)
+    region = pd.get_dummies(section.obs["region_id"])[list(expected.obs_names)].to_numpy(dtype=float)
+    mean = region.T @ logged.X.toarray() / region.sum(axis=0)[:, None]
+    np.testing.assert_allclose(expected.X.toarray(), mean, rtol=1e-4, atol=1e-6)
 
 
-def test_chunks_are_in_order_and_cover_every_row_once(section: ad.AnnData, tmp_path: Path) -> None:
-    for kind in ("backed", "dask", "csr"):
-        matrix = _stored(section, kind, tmp_path).X
-        rows = map_rows(matrix, lambda chunk, rows: (rows, chunk.shape[0]), n_rows=33)
-        assert [r.start for r, _ in rows] == sorted(r.start for r, _ in rows)
-        assert sum(n for _, n in rows) == section.n_obs
-        assert all(r.stop - r.start == n for r, n in rows)
-        assert len(rows) > 1
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [((9, 1), "counts"), ((1, 4.5), "log"), ((4.5, 99.5), "linear"), ((9, 99.5), "linear")],
+)
+def test_scale_is_that_of_all_chunks_together(
+    section: ad.AnnData, tmp_path: Path, small_chunks: None, values: tuple[float, float], scale: str
+) -> None:
+    section.X.data[:] = 1
+    for row, value in zip((0, section.n_obs - 1), values, strict=True):  # of the first chunk and of the last
+        section.X[row, section.X[row].indices[0]] = value
+    lazy = _stored(section, "backed", tmp_path)
+    st.tl.region_graph(lazy, "band")
+    assert lazy.uns["regions"].uns["params"]["expression_scale"] == scale
 
 
-def test_rows_of_a_chunk_follow_the_setting() -> None:
-    before = settings.max_memory
-    try:
-        settings.max_memory = 1
-        assert rows_per_chunk(1000) == 2**30 // 4 // 8000
-        settings.max_memory = 1e-9
-        assert rows_per_chunk(1000) == 256
-    finally:
-        settings.max_memory = before
-
-
-def test_scale_is_that_of_all_chunks_together() -> None:
-    def of(*rows: list[float]) -> Survey:
-        return Survey.of(sparse.csr_matrix(list(rows)))
-
-    counts, low, high = of([9, 1, 0]), of([0, 4.5, 1]), of([0, 99.5, 1])
-    assert Survey.joined([counts, counts]).scale == "counts"
-    assert Survey.joined([counts, low]).scale == "log"
-    assert Survey.joined([low, high, counts]).scale == "linear"
-    assert Survey.joined([counts, of([-1, 9, 2])]).scale == "scaled"
-    assert of([0, 0, 0]).scale == "counts"
-    np.testing.assert_array_equal(Survey.joined([counts, low]).depth, [10, 5.5])
-    np.testing.assert_array_equal(Survey.joined([counts, low]).seen, [1, 2, 1])
+def test_a_negative_value_in_a_late_chunk(section: ad.AnnData, tmp_path: Path, small_chunks: None) -> None:
+    section.X.data[-1] = -1
+    with pytest.raises(ValueError, match="negative values"):
+        st.tl.biomarkers(_stored(section, "backed", tmp_path), "band", n_null=50)
 
 
 @pytest.fixture

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
 import numpy as np
 import pytest
-import torch
-from scipy import sparse
 
 import stxtools as st
-from stxtools.models import GeneProjection, TissueStudent
-from stxtools.models.tissuenet.genes import SmoothedGenes, pooling
-from stxtools.models.tissuenet.readout import with_readout
-from stxtools.nn._student import JointNet, PyramidMLP
-from stxtools.nn._tiles import PixelRaster, predict_pixels
-from stxtools.nn._unet import SegmentationNet
-
-
-def test_student_in_tiles_equals_the_whole() -> None:
-    torch.manual_seed(0)
-    net = SegmentationNet(PyramidMLP(3, width=8, sigmas=(0.0, 2.0, 4.0)), 4).eval()  # type: ignore[arg-type]
-    flat = torch.nonzero(torch.rand(90 * 77) < 0.7)[:, 0]
-    raster = PixelRaster((90, 77), flat, torch.randn(len(flat), 3))
-    tiled = predict_pixels(net, raster, torch.device("cpu"), side=20)
-    whole = predict_pixels(net, raster, torch.device("cpu"), side=512)
-    assert torch.allclose(tiled[0], whole[0], atol=1e-5)
-    some = torch.arange(5, len(flat), 300)
-    assert torch.allclose(
-        predict_pixels(net, raster, torch.device("cpu"), side=20, only=some)[1], whole[1][some], atol=1e-5
-    )
+from stxtools.models import TissueStudent
 
 
 @pytest.fixture
@@ -132,52 +110,3 @@ def test_errors_name_what_helps(line: ad.AnnData, framework: Path, quick_unet: d
     st.tl.distill(line, framework, save_model=path, params={"epochs": 1})
     with pytest.raises(ValueError, match="holds a TissueStudent"):
         st.tl.distill(line, path, save_model=tmp_path / "again.stx")
-
-
-def test_axes_of_the_predictions_are_those_of_the_genes() -> None:
-    rng = np.random.default_rng(0)
-    xy = rng.uniform(0, 40, (1600, 2))
-    logged = sparse.csr_matrix(rng.poisson(1.0, (1600, 25)).astype(np.float32))
-    weight = rng.standard_normal(25)
-    names = [f"g{i}" for i in range(25)]
-    smoothed = SmoothedGenes((7, 19)).fit([(logged, xy)], rng)
-    # what is said of an observation hangs on one direction of the genes around it
-    answer = (pooling(xy, 19) @ logged) @ weight
-    answers = np.stack([answer, -answer], axis=1)
-    answers[::7] = np.nan
-    old = np.linalg.qr(rng.standard_normal((25, 3)))[0]
-    before = GeneProjection(names, np.zeros(25), old, 1.0, np.ones(3))
-    section = SimpleNamespace(genes=logged, section=SimpleNamespace(xy=xy))
-    after = with_readout(before, names, smoothed, [section], [answers], rng)  # type: ignore[list-item]
-    np.testing.assert_array_equal(after.components[:, :3], old)
-    gram = after.components.T @ after.components
-    np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-9)
-    lacking = weight - old @ (old.T @ weight)
-    seen = after.components[:, 3:].T @ (lacking / np.linalg.norm(lacking))
-    assert np.linalg.norm(seen) > 0.95
-
-
-def test_loadings_carry_scores_back_to_the_genes() -> None:
-    rng = np.random.default_rng(1)
-    parts = [(sparse.csr_matrix(rng.poisson(1.0, (n, 12)).astype(np.float32)), rng.uniform(0, 20, (n, 2)))
-             for n in (300, 260)]  # fmt: skip
-    for sections in (parts[:1], [parts[0], parts[0]]):  # several sections are scaled one by one
-        smoothed = SmoothedGenes((7, 19)).fit(sections, np.random.default_rng(0))
-        coefficients = rng.standard_normal((smoothed.axes.shape[1], 2))
-        logged, xy = sections[0]
-        direct = smoothed.transform(logged, xy) @ coefficients
-        near, far = smoothed.loadings(coefficients, sections)
-        carried = pooling(xy, 7) @ (logged @ near) + pooling(xy, 19) @ (logged @ far)
-        np.testing.assert_allclose(direct - direct.mean(axis=0), carried - carried.mean(axis=0), atol=1e-3)
-    rows = np.array([4, 9, 250])
-    np.testing.assert_allclose(smoothed.transform(logged, xy, rows), smoothed.transform(logged, xy)[rows], atol=1e-5)
-
-
-def test_softmax_of_a_joint_network_is_that_of_each_task() -> None:
-    torch.manual_seed(0)
-    net = JointNet(PyramidMLP(3, width=8, sigmas=(0.0, 1.0)), [2, 4]).eval()
-    x, occupied = torch.randn(1, 3, 9, 8), torch.ones(1, 1, 9, 8)
-    raw = net.head(net.unet(x, occupied))
-    both = net(x, occupied)[0].softmax(dim=1) * 2
-    assert torch.allclose(both[:, :2], raw[:, :2].softmax(dim=1), atol=1e-6)
-    assert torch.allclose(both[:, 2:], raw[:, 2:].softmax(dim=1), atol=1e-6)

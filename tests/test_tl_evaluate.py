@@ -17,6 +17,9 @@ from hypothesis import strategies as hs
 from scipy import sparse
 from scipy.spatial import cKDTree
 from scipy.stats import mannwhitneyu
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import stxtools as st
 
@@ -29,14 +32,9 @@ def _no_figures_left() -> Iterator[None]:
     plt.close("all")
 
 
-@pytest.fixture(scope="module")
-def tissue() -> ad.AnnData:
-    return st.datasets.synthetic_tissue(400, 20, difficulty=0.3, random_state=1, show_progress=False)
-
-
 @pytest.fixture
-def adata(tissue: ad.AnnData) -> ad.AnnData:
-    return tissue.copy()
+def adata(generated: Callable[..., ad.AnnData]) -> ad.AnnData:
+    return generated(400, 20, difficulty=0.3, random_state=1)
 
 
 def _without_time(table: pd.DataFrame) -> pd.DataFrame:
@@ -259,6 +257,25 @@ def test_nearest_label_is_the_nearest_and_a_section_without_labels_gets_the_shar
         assert row.auroc == 0.5  # the same probabilities everywhere
 
 
+def test_lda_reads_the_means_over_19_and_61_observations() -> None:
+    rng = np.random.default_rng(0)
+    adata = _tissue(rng.uniform(size=(150, 2)))
+    adata.obs["half"] = pd.Categorical(np.where(adata.obsm["spatial"][:, 0] > 0.5, "a", "b"))
+    adata.obsm["rep"] = rng.normal(size=(150, 3)) + (adata.obs["half"] == "a").to_numpy()[:, None]
+
+    def by_hand(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        (s,), (codes,) = sections, labels
+        near = np.argsort(((s.xy[:, None] - s.xy[None]) ** 2).sum(-1), axis=1)
+        z = np.concatenate([s.features.astype(float)[near[:, :k]].mean(1) for k in (19, 61)], axis=1)
+        lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+        model = make_pipeline(StandardScaler(), lda).fit(z[codes >= 0], codes[codes >= 0])
+        return [model.predict_proba(z)]
+
+    st.tl.evaluate(adata, {"lda": "lda", "by hand": by_hand}, region_key="half", n_seeds=1, use_rep="rep")
+    found = adata.uns["evaluation"].pivot(index="fold", columns="model", values="auroc")
+    np.testing.assert_allclose(found["lda"], found["by hand"], atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["lda", "random_forest"])
 def test_classes_that_training_lacks_are_never_predicted(name: str) -> None:
     rng = np.random.default_rng(0)
@@ -437,12 +454,12 @@ def test_training_part_without_two_classes_is_an_error(make_section: Callable[..
 
 
 @pytest.fixture(scope="module")
-def evaluated(tissue: ad.AnnData) -> ad.AnnData:
-    out = st.tl.evaluate(
-        tissue, FAST, region_key="compartment", biomarker_key="disease", n_seeds=2, noise=[0.0, 0.2],
-        scheme=["block", "random"], max_folds=2, copy=True,
+def evaluated(generated: Callable[..., ad.AnnData]) -> ad.AnnData:
+    out = generated(400, 20, difficulty=0.3, random_state=1)
+    st.tl.evaluate(
+        out, FAST, region_key="compartment", biomarker_key="disease", n_seeds=2, noise=[0.0, 0.2],
+        scheme=["block", "random"], max_folds=2,
     )  # fmt: skip
-    assert out is not None
     return out
 
 

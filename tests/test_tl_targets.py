@@ -9,7 +9,6 @@ import pytest
 from scipy import sparse
 
 import stxtools as st
-from stxtools.tl._targets._tables import parse_target_table
 
 GENES = ["ERBB2", "EGFR", "Esr1", "OLDNAME", "NOTHING", "TWICE"]
 IDS = ["ENSG00000141736.14", "ENSG00000146648", "ENSG00000091831", "ENSG00000000003", "ENSG00000000005", "ENSG9"]
@@ -232,11 +231,16 @@ def test_bad_input_leaves_everything_as_it_was(adata, tmp_path):
         (pd.DataFrame({"s": ["g0"], "v": [1 + 2j]}), TypeError, "complex"),
     ],
 )
-def test_odd_tables_are_refused_by_name(table, error, match):
+def test_odd_tables_are_refused_by_name(adata, table, error, match):
     with pytest.raises(error, match=match):
-        parse_target_table(table, "s")
+        st.tl.targets(adata, table, symbol_col="s")
 
 
-def test_assessments_that_are_none_hold_nothing():
-    table = pd.DataFrame({"targetId": ["ENSG1"], "tractability": [[3, None]]})
-    assert (parse_target_table(table).columns == "").all().all()
+def test_assessments_that_are_none_hold_nothing(adata):
+    adata.var["gene_ids"] = IDS
+    before = set(adata.uns["biomarkers"].columns)
+    with pytest.warns(UserWarning, match="not in it"):
+        st.tl.targets(adata, pd.DataFrame({"targetId": ["ENSG00000141736"], "tractability": [[3, None]]}))
+    added = adata.uns["biomarkers"].loc[:, lambda t: [c.startswith("tractability") for c in t.columns]]
+    assert set(added.columns).isdisjoint(before)
+    assert (added == "").all().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,9 @@ FIXED = {k: v for k, v in QUICK_UNET.items() if k not in ("width", "sigmas")} | 
 NET = QUICK_NET | {"epochs": 2}
 
 
-@pytest.fixture(scope="module")
-def tissue() -> ad.AnnData:
-    return st.datasets.synthetic_tissue(150, 12, difficulty=0.2, random_state=1, show_progress=False)
-
-
 @pytest.fixture
-def adata(tissue: ad.AnnData) -> ad.AnnData:
-    return tissue.copy()
+def adata(generated: Callable[..., ad.AnnData]) -> ad.AnnData:
+    return generated(150, 12, difficulty=0.2, random_state=1)
 
 
 def _unet(adata: ad.AnnData, **how: Any) -> dict[str, Any]:
@@ -110,12 +106,16 @@ def test_stops_when_nothing_gets_better_and_goes_on_from_storage(adata: ad.AnnDa
         _unet(adata, space={"weight_decay": [0.1]}, params=FIXED | {"width": 4}, storage=storage)
 
 
-def test_hopeless_trials_are_given_up(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stxtools.tl._evaluation._tuning import _Objective
-
-    values = iter([0.9, 0.9] * 4 + [0.1])
-    monkeypatch.setattr(_Objective, "_fold", lambda self, name, test, fields: [next(values)])
-    found = _unet(adata, n_trials=5, search="random", max_folds=None)["trials"]
+def test_hopeless_trials_are_given_up(adata: ad.AnnData) -> None:
+    """The fifth trial, which learns nothing, falls below the median of four on its first fold."""
+    storage = optuna.storages.InMemoryStorage()
+    how: dict[str, Any] = {"space": {"lr": [1e-2, 1e-12]}, "search": "random", "storage": storage, "max_folds": None}
+    how["params"] = {k: v for k, v in FIXED.items() if k != "lr"} | {"width": 4, "epochs": 3}
+    _unet(adata, n_trials=1, **how)
+    study = optuna.load_study(study_name="stxtools_unet", storage=storage)
+    for lr in (1e-2, 1e-2, 1e-2, 1e-12):
+        study.enqueue_trial({"lr": lr})
+    found = _unet(adata, n_trials=5, **how)["trials"]
     assert found["state"].tolist() == ["COMPLETE"] * 4 + ["PRUNED"]
     assert found["n_folds"].tolist() == [2] * 4 + [1]
 
