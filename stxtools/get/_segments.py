@@ -48,25 +48,16 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
     """
     check_adata(adata, unique_vars=False)
     check_in(adata, "obs", key, "key", "Run `st.tl.segment(adata)` first.")
-    column = adata.obs[key].astype("category")
-    codes = column.cat.codes.to_numpy()
-    classes = column.cat.categories
+    libs = None if library_key is None else libraries(adata, library_key)
+    names, codes = ([""], np.zeros(adata.n_obs, dtype=int)) if libs is None else (libs.names, libs.codes)
+    frame = pd.DataFrame({"library": pd.Categorical.from_codes(codes, names)})
+    frame["segment"] = adata.obs[key].astype("category").array
     confidence = adata.obs.get(_keys.confidence(key))
-    if library_key is None:
-        sections: list[tuple[str | None, np.ndarray]] = [(None, np.arange(adata.n_obs))]
-    else:
-        libs = libraries(adata, library_key)
-        sections = [(name, libs.rows(i)) for i, name in enumerate(libs.names)]
-    parts = []
-    for name, rows in sections:
-        here = rows[codes[rows] >= 0]
-        count = np.bincount(codes[here], minlength=len(classes))
-        part = pd.DataFrame({"segment": pd.Categorical(classes, categories=classes), "n_obs": count})
-        part["share"] = count / max(len(here), 1)
-        if confidence is not None:
-            total = np.bincount(codes[here], weights=confidence.to_numpy(dtype=float)[here], minlength=len(classes))
-            part["confidence"] = np.divide(total, count, out=np.full(len(classes), np.nan), where=count > 0)
-        if name is not None:
-            part.insert(0, "library", name)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    if confidence is not None:
+        frame["confidence"] = confidence.to_numpy(dtype=float)
+    groups = frame.groupby(["library", "segment"], observed=False)  # absent segments, too
+    out = groups.size().rename("n_obs").reset_index()
+    out["share"] = out["n_obs"] / out.groupby("library", observed=False)["n_obs"].transform("sum").clip(lower=1)
+    if confidence is not None:
+        out["confidence"] = groups["confidence"].mean().to_numpy()
+    return out.astype({"library": str}) if libs is not None else out.drop(columns="library")

@@ -34,12 +34,9 @@ def compare(
     n_top: int = 15,
     fdr: float = 0.05,
     key: str = _keys.COMPARE,
-    title: str | None = None,
-    legend: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
-) -> Axes | list[Axes] | None:
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the effects of :func:`stxtools.tl.compare` with their 95 % intervals, one panel per condition and kind.
 
     A filled dot passes ``fdr``. Rows are those with the smallest p-values, or the largest effects where there are none.

@@ -112,7 +112,7 @@ def _all_classes(adata: AnnData, key: str, names: list[str]) -> list[str]:
 
 def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
     from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap, is_color_like, to_hex
+    from matplotlib.colors import is_color_like, to_hex
 
     if isinstance(palette, Mapping):
         absent = [n for n in names if n not in palette]
@@ -123,14 +123,12 @@ def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
         if palette not in colormaps:
             raise ValueError(f"`palette={palette!r}` is no colour map of matplotlib; give a name such as 'tab20'.")
         cmap = colormaps[palette]
-        if isinstance(cmap, ListedColormap) and cmap.N <= 64:
-            chosen = [cmap(i % cmap.N) for i in range(len(names))]
-        else:
-            chosen = [cmap(x) for x in np.linspace(0, 1, max(len(names), 2))][: len(names)]
+        cmap = cmap if cmap.N <= 64 else cmap.resampled(max(len(names), 2))
+        chosen = [cmap(i % cmap.N) for i in range(len(names))]
+    elif not isinstance(palette, (Sequence, np.ndarray)):
+        raise TypeError(f"`palette` must be the name of a colour map, a list of colours or a mapping from category "
+                        f"to colour, not {palette!r}.")  # fmt: skip
     else:
-        if not isinstance(palette, (Sequence, np.ndarray)):
-            raise TypeError(f"`palette` must be the name of a colour map, a list of colours or a mapping from category "
-                            f"to colour, not {palette!r}.")  # fmt: skip
         chosen = list(palette)
         if len(chosen) < len(names):
             raise ValueError(f"`palette` has {len(chosen)} colours for {len(names)} categories ({names}).")

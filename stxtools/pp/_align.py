@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
     from ._register import Method
 
+    Maps = dict[str, tuple[NDArray[np.float64], dict[str, float]]]  # matrix and score of each section but the reference
+
 METHODS = ("rigid", "similarity", "affine")
 _LEAST = {"rigid": 2, "similarity": 2, "affine": 3}
 _MIN_OBS = 10
 _N_COMPS = 10
 _N_TOP_GENES = 500  # enough for a position; and faster than the 2000 of an analysis
-_IDENTITY = np.eye(2, 3)
 
 
 @documented
@@ -117,9 +118,9 @@ def align(
         raise KeyError(f"`reference={reference!r}` is not a section; there are {', '.join(map(repr, sections.names))}.")
     read: dict[str, str] = {}
     if landmarks is not None:
-        matrices, score = _from_landmarks(landmarks, sections.names, reference, method, allow_reflection)
+        found = _from_landmarks(landmarks, sections.names, reference, method, allow_reflection)
     elif len(sections) == 1:
-        matrices, score = {reference: _IDENTITY.copy()}, {}
+        found = {}
     else:
         _check_sizes(sections, xy)
         if use_rep is None:
@@ -127,9 +128,10 @@ def align(
         else:
             rep = stored_representation(adata, use_rep)
         read = rep.read
-        matrices, score = _from_sections(
-            xy, rep.values, sections, reference, method, allow_reflection, np.random.default_rng(random_state)
-        )
+        rng = np.random.default_rng(random_state)
+        found = _from_sections(xy, rep.values, sections, reference, method, allow_reflection, rng)
+    matrices = {name: found[name][0] if name in found else np.eye(2, 3) for name in sections.names}
+    score = {name: reached for name, (_, reached) in found.items()}
     aligned = np.empty_like(xy)
     for code, name in enumerate(sections.names):
         rows, matrix = sections.rows(code), matrices[name]
@@ -166,20 +168,17 @@ def _from_sections(
     method: Method,
     allow_reflection: bool,
     rng: np.random.Generator,
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, float]]]:
+) -> Maps:
     parts = {name: PointSet.make(xy[rows], features[rows])
              for code, name in enumerate(sections.names) for rows in [sections.rows(code)]}  # fmt: skip
-    matrices, score = {}, {}
-    for name in sections.names:
-        if name == reference:
-            matrices[name] = _IDENTITY.copy()
-            continue
+    found = {}
+    for name in (name for name in sections.names if name != reference):
         stage("aligning")
-        matrices[name], correlation, overlap = register(
+        matrix, correlation, overlap = register(
             parts[name], parts[reference], method=method, allow_reflection=allow_reflection, rng=rng
         )
-        score[name] = {"correlation": correlation, "overlap": overlap}
-    return matrices, score
+        found[name] = matrix, {"correlation": correlation, "overlap": overlap}
+    return found
 
 
 # --- landmarks ----------------------------------------------------------------------------------
@@ -187,7 +186,7 @@ def _from_sections(
 
 def _from_landmarks(
     landmarks: Mapping[str, ArrayLike], names: list[str], reference: str, method: Method, allow_reflection: bool
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, float]]]:
+) -> Maps:
     if not isinstance(landmarks, Mapping):
         raise TypeError(f"`landmarks` must map section names to (m, 2) arrays, not {type(landmarks).__name__}.")
     absent = [n for n in names if n not in landmarks]
@@ -197,7 +196,7 @@ def _from_landmarks(
             f"{', '.join(repr(str(n)) for n in landmarks) or 'none'}. The reference ({reference!r}) needs its own, too."
         )
     points = {name: _points(name, landmarks[name], method) for name in names}
-    matrices, score = {}, {}
+    found = {}
     for name in names:
         if len(points[name]) != len(points[reference]):
             raise ValueError(
@@ -205,7 +204,6 @@ def _from_landmarks(
                 f"{len(points[reference])}; they must be the same ones, in the same order."
             )
         if name == reference:
-            matrices[name] = _IDENTITY.copy()
             continue
         matrix = _fit(points[name], points[reference], method, name)
         if method == "affine":
@@ -218,9 +216,8 @@ def _from_landmarks(
             mirror = _fit(points[name] * [-1, 1], points[reference], method, name) * [[-1, 1, 1]]
             candidates = (matrix, mirror)
             matrix = min(candidates, key=lambda m: _rmse(m, points[name], points[reference]))
-        matrices[name] = matrix
-        score[name] = {"rmse": _rmse(matrix, points[name], points[reference])}
-    return matrices, score
+        found[name] = matrix, {"rmse": _rmse(matrix, points[name], points[reference])}
+    return found
 
 
 def _points(name: str, value: Any, method: str) -> NDArray[np.float64]:
