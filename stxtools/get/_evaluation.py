@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from stxtools import _keys
@@ -88,8 +87,7 @@ def evaluation(
     order = {name: i for i, name in enumerate(models)}
     if check_bool("per_seed", per_seed):
         return _ordered(seeds, order)
-    grouped = seeds.groupby(by, sort=False, observed=True)["value"]
-    out = grouped.agg(["mean", "std", "size"]).reset_index().rename(columns={"std": "sd", "size": "n"})
+    out = seeds.groupby(by, sort=False, observed=True)["value"].agg(mean="mean", sd="std", n="size").reset_index()
     if versus is not None:
         out = out.merge(_differences(seeds, by, versus), on=by, how="left")
     return _ordered(out, order)
@@ -107,6 +105,4 @@ def _differences(seeds: pd.DataFrame, by: list[str], versus: str) -> pd.DataFram
     other = seeds.loc[seeds["model"] == versus, [*rest, "seed", "value"]].rename(columns={"value": "other"})
     both = seeds.merge(other, on=[*rest, "seed"])
     both["difference"] = both["value"] - both["other"]
-    grouped = both.groupby(by, sort=False, observed=True)["difference"].agg(["mean", "std", "size"]).reset_index()
-    grouped["se"] = grouped["std"] / np.sqrt(grouped["size"])
-    return grouped.rename(columns={"mean": "difference"})[[*by, "difference", "se"]]
+    return both.groupby(by, sort=False, observed=True)["difference"].agg(difference="mean", se="sem").reset_index()

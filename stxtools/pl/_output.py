@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -123,10 +124,8 @@ def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None, *,
     import matplotlib as mpl
 
     if save is None and own:
-        import sys
-
         scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
-        save = bool(scanpy is not None and scanpy.settings.autosave)
+        save = scanpy is not None and bool(scanpy.settings.autosave)
     if save is None or save is False:
         return False
     if isinstance(save, os.PathLike):
