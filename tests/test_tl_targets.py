@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -153,6 +155,95 @@ def test_parquet(adata, tmp_path):
     with pytest.warns(UserWarning, match="not in it"):
         st.tl.targets(adata, path)
     assert _joined(adata).loc["ERBB2", "tractability_sm"] == "Approved Drug"
+
+
+def test_dgidb_5_states_its_version_above_the_header(adata, tmp_path):
+    path = tmp_path / "categories.tsv"
+    path.write_text(
+        "# DGIdb version: 5.0.8\n# Data version: 2024-Dec\ngene_claim_name\tgene_category_name\tsource_db_name\n"
+        "ERBB2\tKINASE\tHopkinsGroom\nERBB2\tCLINICALLY ACTIONABLE\tCarisMI\nEGFR\tKINASE\tHopkinsGroom\n"
+    )
+    with pytest.warns(UserWarning, match="4 are not in it"):
+        st.tl.targets(adata, path)
+    assert _joined(adata).loc["ERBB2", "gene_categories"] == "KINASE; CLINICALLY ACTIONABLE"
+    zipped = tmp_path / "interactions.tsv.gz"
+    with gzip.open(zipped, "wt", encoding="utf-8") as lines:
+        lines.write("# DGIdb version: 5.0.8\n" + INTERACTIONS)
+    with pytest.warns(UserWarning, match="5 are not in it"):
+        st.tl.targets(adata, zipped)
+    assert _joined(adata).loc["ERBB2", "n_drugs"] == 3
+
+
+def _open_targets(folder):
+    """The tables of Open Targets 26 that name genes, as folders of parquet parts with nested columns."""
+    breast = [{"diseaseFromSource": "Breast cancer", "diseaseId": "EFO_0000305"}]
+    colon = [{"diseaseFromSource": "Colon cancer", "diseaseId": "EFO_0000365"}]
+    tables = {
+        "target": pd.DataFrame({
+            "id": ["ENSG00000141736", "ENSG00000146648"], "approvedSymbol": ["ERBB2", "EGFR"],
+            "biotype": "protein_coding",
+            "tractability": [[{"modality": "AB", "id": "Approved Drug", "value": True}], None],
+            "safetyLiabilities": [[{"event": "cardiotoxicity", "eventId": "EFO_1"}, {"event": None}], []],
+            "subcellularLocations": [[{"location": "Cell membrane", "source": "uniprot"}], None],
+        }),
+        "clinical_target": pd.DataFrame({
+            "targetId": ["ENSG00000141736"] * 3 + ["ENSG00000146648"], "drugId": ["CH1", "CH2", "CH1", "CH3"],
+            "diseases": [colon, breast, breast, colon],
+            "maxClinicalStage": ["PHASE_1", "PHASE_3", "APPROVAL", "PHASE_2"],
+        }),
+        "drug_mechanism_of_action": pd.DataFrame({
+            "actionType": ["INHIBITOR", "BINDING AGENT"], "mechanismOfAction": ["Receptor inhibitor", "ERBB2 binder"],
+            "targets": [["ENSG00000141736", "ENSG00000146648"], ["ENSG00000141736"]], "chemblIds": [["CH1"], ["CH2"]],
+        }),
+        "target_essentiality": pd.DataFrame({
+            "id": ["ENSG00000141736", "ENSG00000146648"],
+            "geneEssentiality": [[{"isEssential": False}], [{"isEssential": True, "depMapEssentiality": []}]],
+        }),
+        "target_prioritisation": pd.DataFrame({
+            "targetId": ["ENSG00000141736", "ENSG00000146648"], "maxClinicalStage": [1.0, 0.75], "isInMembrane": [1, 1],
+            "hasSafetyEvent": [-1.0, None],
+        }),
+    }  # fmt: skip
+    for name, table in tables.items():
+        (folder / name).mkdir()
+        table.iloc[:1].to_parquet(folder / name / "part-0.parquet")
+        table.iloc[1:].to_parquet(folder / name / "part-1.parquet")
+    return tables
+
+
+@pytest.mark.filterwarnings("ignore:Of 6 genes")
+def test_open_targets_26(adata, tmp_path):
+    tables = _open_targets(tmp_path)
+    for name in tables:
+        st.tl.targets(adata, tmp_path / name, symbols=tmp_path / "target")
+    row, other = (_joined(adata).loc[gene] for gene in ("ERBB2", "EGFR"))
+    assert (row["safety_events"], row["subcellular_locations"]) == ("cardiotoxicity", "Cell membrane")
+    assert row["tractability_ab"] == "Approved Drug"
+    assert (row["n_clinical_drugs"], row["clinical_drugs"], row["clinical_stage"]) == (2, "CH1; CH2", "APPROVAL")
+    assert row["mechanisms"] == "Receptor inhibitor; ERBB2 binder"
+    assert other["action_types"] == "INHIBITOR"
+    assert (bool(row["is_essential"]), bool(other["is_essential"])) == (False, True)
+    assert (row["maxClinicalStage"], other["maxClinicalStage"]) == (1.0, 0.75)
+    assert adata.uns["targets_params"]["opentargets_clinical"]["matched_by"] == "symbol to ensembl"
+    adata.uns["biomarkers"]["logfoldchanges"] = 1.0
+    axis = st.pl.targets(adata, show=False)
+    shown = {text.get_text() for text in axis.get_xticklabels()}
+    assert shown >= {"clinical drugs", "clinical stage", "antibody", "membrane protein", "safety events", "essential"}
+
+    st.tl.targets(
+        adata, tmp_path / "clinical_target", symbols=tables["target"], disease="colon cancer", key_added="colon"
+    )
+    colon = _joined(adata, "colon")
+    assert colon.loc["ERBB2", "clinical_stage"] == "PHASE_1"
+    assert colon.loc["EGFR", "clinical_drugs"] == "CH3"
+    with pytest.raises(ValueError, match="No clinical target has `disease='flu'`"):
+        st.tl.targets(adata, tables["clinical_target"], symbols=tables["target"], disease="flu")
+    with pytest.raises(ValueError, match="`disease=` is for"):
+        st.tl.targets(adata, tables["target"], disease="flu")
+    with pytest.raises(ValueError, match="pass Open Targets' table of targets"):
+        st.tl.targets(adata, tables["clinical_target"])
+    with pytest.raises(ValueError, match="approvedSymbol"):
+        st.tl.targets(adata, tables["clinical_target"], symbols=tables["clinical_target"])
 
 
 def test_any_table_with_a_symbol_column_and_several_tables(adata, tmp_path):

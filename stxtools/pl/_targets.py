@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 KNOWN = {
     "n_approved_drugs": "approved drugs",
     "n_drugs": "drugs",
+    "n_clinical_drugs": "clinical drugs",
+    "maxClinicalStage": "clinical stage",
     "maxClinicalTrialPhase": "clinical phase",
     "tractability_ab": "antibody",
     "tractability_sm": "small molecule",
@@ -33,8 +35,11 @@ KNOWN = {
     "hasLigand": "ligand",
     "hasPocket": "pocket",
     "hasSafetyEvent": "safety",
+    "safety_events": "safety events",
+    "is_essential": "essential",
     "tissueSpecificity": "tissue specificity",
 }
+_AGAINST = {"is_essential", "safety_events"}
 _CALL = "st.tl.targets(adata, table=...)"
 _COLORS = "RdBu"
 _CELL = 0.26
@@ -138,6 +143,8 @@ def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: 
 def favour(column: pd.Series) -> NDArray[np.float64]:
     """Return -1 (against) to 1 (for) for every gene; NaN where nothing is known."""
     name = str(column.name)
+    if name in _AGAINST:
+        return -np.where(column if name == "is_essential" else column.astype(str).str.len() > 0, 1.0, np.nan)
     if pd.api.types.is_bool_dtype(column.dtype):
         return column.to_numpy(dtype=float)
     if pd.api.types.is_numeric_dtype(column.dtype):

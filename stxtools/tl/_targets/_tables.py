@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.io.common import get_handle
 
 from stxtools._checks import unstorable
 
 _SEPARATOR = "; "
 _MODALITIES = ("SM", "AB", "PR", "OC")
-_PRIORITISATION = frozenset({"maxClinicalTrialPhase", "isInMembrane", "isSecreted", "hasLigand", "hasSafetyEvent"})
+_CLINICAL = frozenset({"targetId", "drugId", "diseases", "maxClinicalStage"})
+_PRIORITISATION = frozenset(
+    {"maxClinicalStage", "maxClinicalTrialPhase", "isInMembrane", "isSecreted", "hasLigand", "hasSafetyEvent"}
+)
+_STAGES = (
+    "PRECLINICAL", "IND", "EARLY_PHASE_1", "PHASE_1", "PHASE_1_2", "PHASE_2", "PHASE_2_3", "PHASE_3", "PREAPPROVAL",
+    "PHASE_4", "APPROVAL",
+)  # fmt: skip
 _NULL = ["NULL", "null", "None", "NA", "N/A", "nan", "NaN", ""]
 
 
@@ -55,15 +64,27 @@ def read_target_table(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFr
     if not {".tsv", ".csv", ".txt"} & set(suffixes):
         raise ValueError(f"`table={str(path)!r}` ends in none of .tsv, .csv, .txt, .parquet (also with .gz).")
     separator = "," if ".csv" in suffixes else "\t"
-    return pd.read_csv(path, sep=separator, na_values=_NULL, keep_default_na=False, low_memory=False)
+    return pd.read_csv(
+        path, sep=separator, skiprows=_comments(path), na_values=_NULL, keep_default_na=False, low_memory=False
+    )
 
 
-def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None) -> TargetTable:
+def _comments(path: Path) -> int:
+    """Count the lines before the header that begin with ``#``: DGIdb 5 states its version there."""
+    with get_handle(path, "r", encoding="utf-8", compression="infer") as opened:
+        return sum(1 for _ in takewhile(lambda line: str(line).startswith("#"), opened.handle))
+
+
+def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None, disease: str | None = None) -> TargetTable:
     """Recognise the format of a table by its header and bring it to one row per gene."""
     header = set(map(str, raw.columns))
     twice = sorted({str(c) for c in raw.columns[raw.columns.astype(str).duplicated()]})
     if twice:
         raise ValueError(f"Column(s) {twice} are in the table more than once; drop or rename all but one.")
+    if disease is not None:
+        if symbol_col is not None or not header >= _CLINICAL:
+            raise ValueError("`disease=` is for Open Targets' clinical targets (targetId, drugId, diseases, ...).")
+        return _clinical(_of_disease(raw, disease))
     if symbol_col is not None:
         if symbol_col not in header:
             raise KeyError(f"`symbol_col={symbol_col!r}` is not a column of the table; it has {sorted(header)}.")
@@ -75,17 +96,27 @@ def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None) -> Targ
         ("name", "name-2"),
         ("gene_name", "gene_category"),
         ("gene_name", "category"),
+        ("gene_claim_name", "gene_category_name"),
     ):
         if {symbol, category} <= header:
             return _categories(raw, symbol, category)
+    if header >= _CLINICAL:
+        return _clinical(raw)
+    if {"mechanismOfAction", "targets"} <= header:
+        return _mechanisms(raw)
+    if "geneEssentiality" in header and header & {"id", "targetId"}:
+        values = pd.DataFrame({"is_essential": [_any_essential(v) for v in raw["geneEssentiality"]]}, index=raw.index)
+        return _two_way("opentargets_essentiality", values, _ids(raw), None)
     if "targetId" in header and header & _PRIORITISATION:
         return _prioritisation(raw)
     if "tractability" in header and header & {"id", "targetId"}:
         return _tractability(raw)
     raise ValueError(
         "The table is none that is known: DGIdb interactions (gene_name, drug_name), DGIdb categories "
-        "(entrez_gene_symbol, category), Open Targets prioritisation (targetId, maxClinicalTrialPhase, ...) or targets "
-        f"(id, approvedSymbol, tractability). It has {sorted(header)}. Name its column of gene symbols: `symbol_col=`."
+        "(gene_claim_name, gene_category_name), Open Targets prioritisation (targetId, maxClinicalStage, ...), targets "
+        "(id, approvedSymbol, tractability), clinical targets (targetId, drugId, diseases, maxClinicalStage), "
+        "mechanisms of action (mechanismOfAction, targets) or essentiality (id, geneEssentiality). "
+        f"It has {sorted(header)}. Name its column of gene symbols: `symbol_col=`."
     )
 
 
@@ -162,18 +193,85 @@ def _tractability(raw: pd.DataFrame) -> TargetTable:
     values = pd.DataFrame(index=raw.index)
     for modality in _MODALITIES:
         values[f"tractability_{modality.lower()}"] = [_held(v, modality) for v in raw["tractability"]]
+    for column, key, name in (
+        ("safetyLiabilities", "event", "safety_events"),
+        ("subcellularLocations", "location", "subcellular_locations"),
+    ):
+        if column in raw:
+            values[name] = [_join(e[key] for e in _structs(v) if e.get(key)) for v in raw[column]]
     symbol = _text(raw["approvedSymbol"]) if "approvedSymbol" in raw else None
-    return _two_way("opentargets_tractability", values, _text(raw["id" if "id" in raw else "targetId"]), symbol)
+    return _two_way("opentargets_tractability", values, _ids(raw), symbol)
 
 
 def _held(assessments: Any, modality: str) -> str:
     """Names of the assessments of one modality that hold; Open Targets lists the strongest first."""
-    if not isinstance(assessments, (list, tuple, np.ndarray)):
-        return ""
-    held = [a for a in assessments if isinstance(a, Mapping)]
     return _SEPARATOR.join(
-        str(a.get("id", a.get("label"))) for a in held if a.get("modality") == modality and bool(a.get("value"))
+        str(a.get("id", a.get("label")))
+        for a in _structs(assessments)
+        if a.get("modality") == modality and bool(a.get("value"))
     )
+
+
+def _structs(value: Any) -> list[Mapping[str, Any]]:
+    """Return the structures of a nested column of parquet; none where it is null."""
+    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, (list, tuple, np.ndarray)) else []
+
+
+def _ids(raw: pd.DataFrame) -> pd.Series:
+    return _text(raw["id" if "id" in raw and "targetId" not in raw else "targetId"])
+
+
+def _any_essential(value: Any) -> bool:
+    return any(bool(entry.get("isEssential")) for entry in _structs(value))
+
+
+def _disease_names(value: Any) -> set[str]:
+    """Ids and names of the diseases of a clinical target."""
+    found = {str(v) for entry in _structs(value) for v in entry.values() if isinstance(v, str)}
+    return {name.lower() for name in found}
+
+
+def _of_disease(raw: pd.DataFrame, disease: str) -> pd.DataFrame:
+    rows = np.array([disease.lower() in _disease_names(v) for v in raw["diseases"]], dtype=bool)
+    if not rows.any():
+        raise ValueError(
+            f"No clinical target has `disease={disease!r}`. It takes an id (such as 'EFO_0000305') or a name of the "
+            "column `diseases`, in full."
+        )
+    return raw[rows]
+
+
+def _clinical(raw: pd.DataFrame) -> TargetTable:
+    """Drugs in clinical development, the furthest first, and the stage that the furthest has reached."""
+    rows = pd.DataFrame({"gene": _text(raw["targetId"]), "drug": _text(raw["drugId"])})
+    rows["stage"] = _text(raw["maxClinicalStage"])
+    rows["rank"] = rows["stage"].map({name: i for i, name in enumerate(_STAGES)}).fillna(-1)
+    rows = rows[rows["gene"] != ""].sort_values("rank", ascending=False, kind="stable")
+    by_gene = rows.drop_duplicates(["gene", "drug"]).groupby("gene", sort=True)
+    columns = pd.DataFrame({
+        "n_clinical_drugs": by_gene["drug"].nunique().astype(np.int64),
+        "clinical_drugs": by_gene["drug"].agg(_join).astype(object),
+        "clinical_stage": by_gene["stage"].first().astype(object),
+    })  # fmt: skip
+    columns.index = pd.Index([str(i) for i in columns.index], dtype=object)
+    return TargetTable("opentargets_clinical", columns, None, columns.index, by_id=columns)
+
+
+def _mechanisms(raw: pd.DataFrame) -> TargetTable:
+    long = raw.reset_index(drop=True).explode("targets")
+    values = pd.DataFrame({"mechanisms": long["mechanismOfAction"]})
+    if "actionType" in long:
+        values["action_types"] = long["actionType"]
+    return _two_way("opentargets_mechanisms", values, _text(long["targets"]), None)
+
+
+def symbol_map(raw: pd.DataFrame) -> pd.Series:
+    """Ensembl id of every symbol that Open Targets' targets give to one gene only."""
+    if not {"id", "approvedSymbol"} <= set(map(str, raw.columns)):
+        raise ValueError("`symbols` must be Open Targets' table of targets, with the columns id and approvedSymbol.")
+    pairs = pd.DataFrame({"id": _text(raw["id"]), "symbol": _text(raw["approvedSymbol"])}).drop_duplicates()
+    pairs = pairs[(pairs["symbol"] != "") & ~pairs["symbol"].duplicated(keep=False)]
+    return pairs.set_index("symbol")["id"]
 
 
 def _two_way(name: str, values: pd.DataFrame, ids: pd.Series, symbol: pd.Series | None) -> TargetTable:

@@ -19,7 +19,7 @@ from stxtools._validate import check_adata, check_bool, check_in, check_key_adde
 from stxtools._warn import at_caller
 from stxtools.tl._biomarkers._table import COLUMNS
 
-from ._tables import TargetTable, parse_target_table, read_target_table
+from ._tables import TargetTable, parse_target_table, read_target_table, symbol_map
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,6 +32,8 @@ def targets(
     adata: AnnData,
     table: str | os.PathLike[str] | pd.DataFrame,
     *,
+    disease: str | None = None,
+    symbols: str | os.PathLike[str] | pd.DataFrame | None = None,
     symbol_col: str | None = None,
     symbol_key: str | None = None,
     ensembl_key: str = "gene_ids",
@@ -46,9 +48,11 @@ def targets(
     - **DGIdb** ``interactions.tsv`` (Cannon et al. 2024): ``n_drugs``, ``n_approved_drugs``, ``drugs`` (approved
       first), ``interaction_types``, ``interaction_score`` (largest);
     - **DGIdb** ``categories.tsv``: ``gene_categories``;
+    - **Open Targets** clinical targets: ``n_clinical_drugs``, ``clinical_drugs`` (furthest first), ``clinical_stage``;
+    - **Open Targets** mechanisms of action: ``mechanisms``, ``action_types``; essentiality: ``is_essential``;
     - **Open Targets** target prioritisation (Ochoa et al. 2023): its numeric columns on their own scale, -1 to 1;
     - **Open Targets** targets: ``tractability_sm`` (small molecule), ``_ab`` (antibody), ``_pr`` (degrader), ``_oc``
-      (other): the assessments that hold, best first;
+      (other): the assessments that hold, best first; ``safety_events``, ``subcellular_locations``;
     - any other table with ``symbol_col``: its other columns.
 
     Several rows of one gene become one: the largest number, any true boolean, the distinct texts joined by ``"; "``.
@@ -59,6 +63,10 @@ def targets(
         Annotated data with a biomarker table.
     table
         A DataFrame, or a path: tsv, csv (also gzipped), parquet (needs pyarrow) or a folder of parquet parts.
+    disease
+        Id or name of a disease: of clinical targets, keep drugs for it.
+    symbols
+        Open Targets' table of targets, which gives the symbols of ``adata`` the ids of a table that has ids only.
     symbol_col
         Column of ``table`` with gene symbols (or Ensembl ids), for a table of none of the known formats.
     symbol_key
@@ -115,9 +123,11 @@ def targets(
     check_key("ensembl_key", ensembl_key)
     if symbol_col is not None:
         check_key("symbol_col", symbol_col)
-    parsed = parse_target_table(read_target_table(table), symbol_col)
+    parsed = parse_target_table(read_target_table(table), symbol_col, disease)
     names = pd.Index(adata.var_names.astype(str))
-    queries, matched_by = _queries(adata, parsed, symbol_key, ensembl_key)
+    queries, matched_by = _queries(
+        adata, parsed, symbol_key, ensembl_key, None if symbols is None else symbol_map(read_target_table(symbols))
+    )  # fmt: skip
     position = parsed.columns.index.get_indexer(queries.to_numpy())
     report = _report(parsed, queries, names, position, matched_by)
 
@@ -136,6 +146,7 @@ def targets(
     source = "DataFrame" if isinstance(table, pd.DataFrame) else os.path.basename(os.fspath(table))
     record[parsed.format] = provenance(
         table=source,
+        disease=disease,
         symbol_col=symbol_col,
         symbol_key=symbol_key,
         ensembl_key=ensembl_key,
@@ -153,7 +164,9 @@ def targets(
     return target if copy else None
 
 
-def _queries(adata: AnnData, parsed: TargetTable, symbol_key: str | None, ensembl_key: str) -> tuple[pd.Series, str]:
+def _queries(
+    adata: AnnData, parsed: TargetTable, symbol_key: str | None, ensembl_key: str, known: pd.Series | None
+) -> tuple[pd.Series, str]:
     """Return what to look up for every variable, and by what kind of name."""
     names = pd.Series(np.asarray(adata.var_names, dtype=str), dtype=object)
     ids = None
@@ -164,13 +177,17 @@ def _queries(adata: AnnData, parsed: TargetTable, symbol_key: str | None, ensemb
     if parsed.ids is not None and ids is not None:
         parsed.index_by_ids()
         return ids.str.replace(r"\.\d+$", "", regex=True), "ensembl"
+    if symbol_key is not None:
+        names = pd.Series(np.asarray(adata.var[symbol_key].astype(str), dtype=str), dtype=object)
+    if parsed.symbols is None and known is not None:
+        parsed.index_by_ids()
+        return names.map(known).fillna(names).astype(object), "symbol to ensembl"
     if parsed.symbols is None:
         raise ValueError(
             f"The table ({parsed.format}) names genes by Ensembl id only, and `adata.var` has no column "
-            f"{ensembl_key!r} with such ids; add one, or name it with `ensembl_key`."
+            f"{ensembl_key!r} with such ids; add one, name it with `ensembl_key`, or pass Open Targets' table of "
+            "targets as `symbols=`."
         )
-    if symbol_key is not None:
-        names = pd.Series(np.asarray(adata.var[symbol_key].astype(str), dtype=str), dtype=object)
     return names, "symbol"
 
 
