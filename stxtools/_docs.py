@@ -33,6 +33,7 @@ PARAMETERS = {
     "accelerator": "Where to train, as in Lightning.",
     "adata": "Annotated data.",
     "ax": "Axes to draw into; only for one panel.",
+    "compartment": "Compartment or compartments; all by default.",
     "copy": "Whether to return a changed copy instead of changing ``adata``.",
     "fdr": "False discovery rate up to which ``pvals_adj`` counts as significant.",
     "group": "Group or groups; all by default.",

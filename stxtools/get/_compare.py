@@ -34,8 +34,6 @@ def compare(
     ----------
     kind
         ``"share"``, ``"contact"`` or ``"expression"``; all by default.
-    compartment
-        Compartment or compartments; all by default.
     fdr
         Keep rows with ``pvals_adj`` of at most this.
     %(parameters)s

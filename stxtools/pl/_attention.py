@@ -70,7 +70,6 @@ def attention(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.segment(adata)
     >>> st.tl.region_graph(adata)

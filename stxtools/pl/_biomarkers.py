@@ -73,7 +73,6 @@ def biomarkers(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.biomarkers(adata, groupby="disease")
     >>> axes = st.pl.biomarkers(adata, n_genes=5)

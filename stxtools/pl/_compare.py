@@ -45,15 +45,12 @@ def compare(
     ----------
     kind
         ``"share"``, ``"contact"`` or ``"expression"``; all by default.
-    compartment
-        Compartment or compartments; all by default.
     n_top
         Rows per panel, at most 100.
     %(parameters)s
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")
     >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
     >>> axes = st.pl.compare(adata)

@@ -27,9 +27,7 @@ def history(
     adata: AnnData,
     key: str = _keys.SEGMENT,
     *,
-    stage: str | None = None,
-    log: bool = False,
-    title: str | None = None, legend: bool = True,
+    stage: str | None = None, log: bool = False, title: str | None = None, legend: bool = True,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the loss of every training stage over the epochs, with the best epoch marked.
@@ -48,7 +46,6 @@ def history(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.segment(adata)
     >>> ax = st.pl.history(adata)

@@ -40,13 +40,15 @@ ValueError, TypeError
     An argument does not fit the data, or ``ax`` is given and there are several panels.
 
 Examples
+--------
+>>> import stxtools as st
 """
 
 
 def plot(function: Callable[P, R]) -> Callable[P, R]:
     """Check what all plots take, close the figures that a failing call leaves, and complete the docstring."""
     if function.__doc__ is not None:  # python -OO
-        function.__doc__ = inspect.cleandoc(function.__doc__).replace("Examples\n", _SHARED_DOC, 1)
+        function.__doc__ = inspect.cleandoc(function.__doc__).replace("Examples\n--------\n", _SHARED_DOC, 1)
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:

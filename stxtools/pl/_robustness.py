@@ -35,7 +35,6 @@ def robustness(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
     >>> st.tl.evaluate(adata, ["lda"], region_key="compartment", n_seeds=2, noise=[0, 0.1, 0.2])
     >>> ax = st.pl.robustness(adata)

@@ -69,7 +69,6 @@ def segment(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> ax = st.pl.segment(adata, "compartment", library_key="section")
     """

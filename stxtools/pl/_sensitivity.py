@@ -51,7 +51,6 @@ def sensitivity(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.tune(
     ...     adata, "weights", biomarker_key="disease", region_key="compartment", n_folds=2,

@@ -36,7 +36,6 @@ def stability(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.segment(adata)
     >>> ax = st.pl.stability(adata)

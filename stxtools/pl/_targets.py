@@ -77,7 +77,7 @@ def targets(
 
     Examples
     --------
-    >>> import pandas as pd, stxtools as st
+    >>> import pandas as pd
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.biomarkers(adata, groupby="disease")
     >>> drugs = pd.DataFrame({"gene_name": adata.var_names[:2], "drug_name": ["A", "B"], "approved": [True, False]})

@@ -7,6 +7,7 @@ and the two tissues overlap.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Method = Literal["rigid", "similarity", "affine"]
+Cost = Callable[["NDArray[np.float64]"], float]
 
 _MAX_SIDE = 192  # pixels of a feature image
 _POINTS = (600, 3000)  # observations sampled by the coarse and the fine fit
@@ -163,17 +165,24 @@ def register(
             break
     size = np.array([np.deg2rad(8.0), 0.05, step / 2, step / 2, 0.03, 0.03])
     free = np.array([True, method != "rigid", True, True])
-    found = [(*_descend(coarse, p, size, free, centre, flip), flip) for _, flip, p in chosen]
+
+    def cost(objective: Objective, flip: bool) -> Cost:
+        return lambda p: objective(_matrix(p, centre, flip))
+
+    found = [(*_descend(cost(coarse, flip), p, size, free), flip) for _, flip, p in chosen]
     found.sort(key=lambda f: f[0])
     fine = Objective(moving, reference, 0.0, _POINTS[1], rng)
     finished = []
     for _, p, flip in found[:2]:
-        scaled = size * 0.25
-        cost, p = _descend(fine, p, scaled, free, centre, flip)
+        goal = cost(fine, flip)
+        _, p = _descend(goal, p, size * 0.25, free)
         if method == "affine":
-            cost, p = _descend(fine, np.r_[p, 0.0, 0.0], scaled, np.ones(6, dtype=bool), centre, flip)
-        cost, p = _descend(fine, p, scaled * 0.2, free if len(p) == 4 else np.ones(6, dtype=bool), centre, flip)
-        finished.append((cost, _matrix(p, centre, flip)))
+            p, free_ = np.r_[p, 0.0, 0.0], np.ones(6, dtype=bool)
+            _, p = _descend(goal, p, size * 0.25, free_)
+        else:
+            free_ = free
+        reached, p = _descend(goal, p, size * 0.05, free_)
+        finished.append((reached, _matrix(p, centre, flip)))
     matrix = min(finished, key=lambda f: f[0])[1]
     correlation, overlap = fine.parts(matrix)
     return matrix, correlation, overlap
@@ -187,28 +196,22 @@ def _ratios(moving: PointSet, reference: PointSet) -> tuple[float, float]:
 
 
 def _descend(
-    objective: Objective,
-    start: NDArray[np.float64],
-    size: NDArray[np.float64],
-    free: NDArray[np.bool_],
-    centre: NDArray[np.float64],
-    flip: bool,
+    cost: Cost, start: NDArray[np.float64], size: NDArray[np.float64], free: NDArray[np.bool_]
 ) -> tuple[float, NDArray[np.float64]]:
-    size = size[: len(start)]
+    """Return the lowest cost found from ``start`` by steps of ``size`` in the ``free`` parameters, and its place."""
 
-    def cost(z: NDArray[np.float64]) -> float:
+    def moved(z: NDArray[np.float64]) -> NDArray[np.float64]:
         p = start.copy()
-        p[free] += z * size[free]
-        return objective(_matrix(p, centre, flip))
+        p[free] += z * size[: len(start)][free]
+        return p
 
     n = int(free.sum())
-    simplex = np.vstack([np.zeros(n), np.eye(n)])
     result = optimize.minimize(
-        cost,
+        lambda z: cost(moved(z)),
         np.zeros(n),
         method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-5, "maxfev": 50 * n},
-    )
-    best = start.copy()
-    best[free] += result.x * size[free]
-    return float(result.fun), best
+        options={
+            "initial_simplex": np.vstack([np.zeros(n), np.eye(n)]), "xatol": 1e-3, "fatol": 1e-5, "maxfev": 50 * n,
+        },
+    )  # fmt: skip
+    return float(result.fun), moved(result.x)
