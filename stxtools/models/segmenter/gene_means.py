@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,8 @@ SIZES = (19, 61)  # nearest observations, itself included
 SAMPLE = 8000  # observations in which a section is measured: more do not change a standard deviation
 EXPRESSED = 0.02  # mean log expression below which a gene is noise
 _CONSTANT = 1e-5  # standard deviation of a gene that does not vary, but for rounding
+MOST_VALUES = 30_000_000  # of a sample, at each size
+_SURVEY = 2000  # observations in which genes are chosen
 _CHUNK = 65_536
 
 
@@ -44,9 +47,10 @@ class GeneMeans:
 
     - ``section``: The section.
     - ``genes``: Columns of the genes to read.
+    - ``most_values``: Values of the sample at each size, at most.
     """
 
-    def __init__(self, section: GeneSection, genes: NDArray[np.int64]) -> None:
+    def __init__(self, section: GeneSection, genes: NDArray[np.int64], most_values: int = MOST_VALUES) -> None:
         self.logged = section.logged[:, genes].astype(np.float32)
         n = len(section.xy)
         size = min(max(SIZES), n)
@@ -56,12 +60,19 @@ class GeneMeans:
             for start in range(0, n, _CHUNK)
         ]
         self._near = np.concatenate(parts).reshape(n, size)
-        self.sample = np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64))
-        means = [self._mean(self.logged, size, self.sample).toarray() for size in SIZES]
+        self.sample = _spread(n, min(SAMPLE, max(most_values // max(len(genes), 1), 1)))
+        means = [_pool(self._near[self.sample, :size], n).dot(self.logged).toarray() for size in SIZES]
         self.centre = [m.mean(axis=0, dtype=np.float64) for m in means]
         spread = [m.std(axis=0, dtype=np.float64) for m in means]
         self.scale = [np.where(s > _CONSTANT, s, np.inf) for s in spread]  # what is constant says nothing
         self._means = means
+
+    def leading(self, count: int) -> GeneMeans:
+        """Return the same of the first genes alone."""
+        out = copy(self)
+        out.logged, out._means = self.logged[:, :count], [m[:, :count] for m in self._means]
+        out.centre, out.scale = [c[:count] for c in self.centre], [c[:count] for c in self.scale]
+        return out
 
     @property
     def n_obs(self) -> int:
@@ -73,25 +84,17 @@ class GeneMeans:
         parts = [(m - c) / s for m, c, s in zip(self._means, self.centre, self.scale, strict=True)]
         return np.concatenate(parts, axis=1).astype(np.float32)
 
-    def structure(self) -> FloatArray:
-        """Share of each gene's variance that survives averaging, 0 where it is hardly expressed, (g,)."""
-        rows = self.logged[self.sample]
-        mean = np.asarray(rows.mean(axis=0), dtype=np.float64).ravel()
-        variance = np.asarray(rows.multiply(rows).mean(axis=0), dtype=np.float64).ravel() - mean**2
-        share = np.square(self._means[0].std(axis=0, dtype=np.float64)) / np.maximum(variance, 1e-9)
-        return np.where((mean > EXPRESSED) & (variance > 0), share, 0.0)
-
-    def projected(self, coef: Sequence[FloatArray]) -> FloatArray:
-        """Return the products of the standardised means at each size with its ``coef`` (g, k), side by side."""
+    def projected(self, coef: Sequence[FloatArray]) -> list[FloatArray]:
+        """Return the products of the standardised means at each size with its ``coef`` (g, k)."""
         out = []
         for size, centre, scale, w in zip(SIZES, self.centre, self.scale, coef, strict=True):
             part = np.asarray(self.logged @ (w / scale[:, None]).astype(np.float32))
-            out.append(self._mean(part, size).astype(np.float64) - (centre / scale) @ w)
-        return np.concatenate(out, axis=1)
+            out.append(_pool(self._near[:, :size], self.n_obs).dot(part).astype(np.float64) - (centre / scale) @ w)
+        return out
 
     def components(self, axes: FloatArray) -> FloatArray:
         """Return components at both sizes, standardised, (n, 2 k)."""
-        z = self.projected([axes, axes])
+        z = np.hstack(self.projected([axes, axes]))
         return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)
 
     def axes(self, n_comps: int) -> FloatArray:
@@ -99,14 +102,37 @@ class GeneMeans:
         z = ((self._means[0] - self.centre[0]) / self.scale[0]).astype(np.float64)
         return leading_axes(z.T @ z / len(z), n_comps)
 
-    def _mean(self, values, size: int, rows: NDArray[np.int64] | None = None):  # type: ignore[no-untyped-def]
-        near = self._near[:, :size] if rows is None else self._near[rows, :size]
-        m, size = near.shape
-        pool = sparse.csr_matrix(
-            (np.full(m * size, 1 / size, np.float32), near.ravel(), np.arange(0, m * size + 1, size)),
-            shape=(m, self.n_obs),
-        )
-        return pool @ values
+
+def structure(section: GeneSection) -> FloatArray:
+    """Share of each gene's variance that survives averaging over few observations, (n_genes,).
+
+    Measured in some of the observations. Genes that are hardly expressed come after all others, with a share less 1;
+    those that do not vary have -1.
+    """
+    n = len(section.xy)
+    rows = _spread(n, _SURVEY)
+    near = cKDTree(section.xy).query(section.xy[rows], k=min(SIZES[0], n), workers=-1)[1].reshape(len(rows), -1)
+    values = section.logged[rows]
+    mean = np.asarray(values.mean(axis=0), dtype=np.float64).ravel()
+    variance = np.asarray(values.multiply(values).mean(axis=0), dtype=np.float64).ravel() - mean**2
+    pooled = _pool(near, n).dot(section.logged)
+    centre = np.asarray(pooled.mean(axis=0), dtype=np.float64).ravel()
+    kept = np.asarray(pooled.multiply(pooled).mean(axis=0), dtype=np.float64).ravel() - centre**2
+    share = np.clip(kept / np.maximum(variance, 1e-9), 0.0, 1.0)
+    return np.where(variance > _CONSTANT**2, share - (mean <= EXPRESSED), -1.0)
+
+
+def _spread(n: int, most: int) -> NDArray[np.int64]:
+    """Positions of at most ``most`` of n observations, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+
+
+def _pool(near: NDArray[np.integer], n: int) -> sparse.csr_matrix:
+    """Matrix (m, n) that takes the mean over the observations in each row of ``near``."""
+    m, size = near.shape
+    return sparse.csr_matrix(
+        (np.full(m * size, 1 / size, np.float32), near.ravel(), np.arange(0, m * size + 1, size)), shape=(m, n)
+    )
 
 
 def leading_axes(covariance: FloatArray, n_comps: int) -> FloatArray:

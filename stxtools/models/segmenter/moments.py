@@ -13,7 +13,7 @@ from stxtools.models._model_file import ModelFile
 
 from .gene_means import FloatArray, leading_axes
 
-RANK = 256  # rows of the factor; the rest of the covariance is kept as a diagonal
+RANK = 192  # rows of the factor; the rest of the covariance is kept as a diagonal
 N_COMPS = 20
 SHRINKAGE = 0.1  # of the covariance within classes to its diagonal
 PENALTY = 0.5  # of the ridge, in units of the variance of a gene
@@ -141,8 +141,7 @@ def _row_factor(x: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
         return x
     rank = min(rank, x.shape[1])
     basis = x @ np.random.default_rng(0).standard_normal((x.shape[1], rank)).astype(np.float32)
-    for _ in range(2):
-        basis = np.linalg.qr(x @ (x.T @ np.linalg.qr(basis)[0]))[0]
+    basis = np.linalg.qr(x @ (x.T @ np.linalg.qr(basis)[0]))[0]
     return basis.T @ x
 
 

@@ -1,0 +1,78 @@
+"""What linear members say of a section: which of them count, and how they adapt to its own components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from .adaptation import cotrained, same_class
+from .gene_means import SIZES, FloatArray, GeneMeans
+from .moments import N_COMPS, LinearMembers
+
+_RIDGE_SCALE = 6.0  # from scores to logits
+_LEAST_LOG = -8.0
+_ADAPT_FROM = SIZES[0] * 2 * N_COMPS  # observations: an independent neighbourhood for each component that is read
+_GATE_FROM = 100  # observations from which the agreement of two classifiers is measured
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Class logits of a section, (n, K), and the weight of each member in them."""
+
+    logits: FloatArray
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits of ridge and discriminant analysis, (n, K) each."""
+
+    ridge: FloatArray
+    lda: FloatArray
+
+    @classmethod
+    def of(cls, members: LinearMembers, means: GeneMeans, own: FloatArray | None = None) -> tuple[Answers, FloatArray]:
+        """Logits of a section's observations, and their components along its ``own`` axes, standardised, (n, 2 k)."""
+        own = np.zeros((len(members.axes), 0)) if own is None else own
+        ends = np.cumsum([len(members.ridge_intercept), members.axes.shape[1]])
+        first, second = means.projected([np.hstack([w, members.axes, own]) for w in members.ridge])
+        parts = list(zip(np.split(first, ends, axis=1), np.split(second, ends, axis=1), strict=True))
+        scores = parts[0][0] + parts[0][1] + members.ridge_intercept
+        z, components = (_standardised(np.hstack(pair)) for pair in parts[1:])
+        lda = log_softmax(z @ members.lda + members.lda_intercept, axis=1)
+        ridge = log_softmax(_RIDGE_SCALE * scores, axis=1)
+        return cls(ridge, log_softmax(np.maximum(lda, _LEAST_LOG), axis=1)), components
+
+    def gated(self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, adapt: bool = True) -> Evidence:
+        """Combine the members for a section with these components of its own.
+
+        The discriminant analysis takes part where the section's own components, taught by the ridge, come nearer to it
+        than the ridge itself: they do not where components of another donor mean something else.
+        """
+        with_lda = len(self.ridge) < _GATE_FROM
+        if not with_lda:
+            taught = cotrained(self.ridge, [components], prior=0.0)
+            with_lda = same_class(taught, self.lda) > same_class(self.ridge, self.lda)
+        return self.joined(components, with_lda=with_lda, labels=labels, adapt=adapt)
+
+    def joined(
+        self,
+        components: FloatArray,
+        *,
+        with_lda: bool,
+        labels: NDArray[np.int64] | None = None,
+        adapt: bool = True,
+    ) -> Evidence:
+        """Sum of the members, then co-trained with the section's own ``components``."""
+        logits = log_softmax(self.ridge + self.lda, axis=1) if with_lda else self.ridge
+        adapts = labels is not None or (adapt and len(logits) >= _ADAPT_FROM)
+        if adapts:
+            logits = cotrained(logits, [components], labels)
+        return Evidence(logits, {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)})
+
+
+def _standardised(z: FloatArray) -> FloatArray:
+    return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)
