@@ -164,18 +164,16 @@ def synthetic_tissue(
 
 @dataclass(frozen=True)
 class _Section:
-    """One section: where its observations are and what they are."""
+    """One section, and of its observations where they are and what they are."""
 
     patient: str
     name: str
-    spatial: NDArray[np.float64]
-    tissue: NDArray[np.float64]
     affine: NDArray[np.float64]
-    array: NDArray[np.int64] | None
-    compartment: NDArray[np.int64]
-    mixture: NDArray[np.float64]
-    programs: NDArray[np.float64]
-    diseased: NDArray[np.bool_]
+    of: dict[str, NDArray[Any]]
+
+
+def _joined(sections: list[_Section], what: str) -> NDArray[Any]:
+    return np.concatenate([section.of[what] for section in sections])
 
 
 def _draw_sections(
@@ -226,8 +224,9 @@ def _draw_section(
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turned = tissue @ linear.T
     shift = preset.spacing - turned.min(axis=0)
-    affine, programs = np.column_stack([linear, shift]), np.column_stack([*smooth, *states])
-    return _Section(*names, turned + shift, tissue, affine, array, code, mixture, programs, diseased)
+    of = {"spatial": turned + shift, "tissue": tissue, "compartment": code, "mixture": mixture, "diseased": diseased}
+    of |= {"programs": np.column_stack([*smooth, *states])} | ({} if array is None else {"array": array})
+    return _Section(*names, np.column_stack([linear, shift]), of)
 
 
 def _model(
@@ -237,12 +236,11 @@ def _model(
     strength = np.full(len(genes.programs), hardness.nuisance)
     strength[N_PROGRAMS:] = hardness.state
     effects = np.vstack([genes.markers, strength[:, None] * genes.programs, np.log(2) * genes.log2fc, batch])
-    which = np.repeat(np.arange(len(sections)), [len(s.compartment) for s in sections])
+    which = np.repeat(np.arange(len(sections)), [len(s.of["compartment"]) for s in sections])
     design = np.zeros((len(which), len(effects)), dtype=np.float32)
     start = 0
-    for columns in ("mixture", "programs", "diseased"):
-        block = np.concatenate([getattr(s, columns) for s in sections])
-        block = block[:, None] if block.ndim == 1 else block
+    for what in ("mixture", "programs", "diseased"):
+        block = _joined(sections, what).reshape(len(which), -1)
         design[:, start : start + block.shape[1]] = block
         start += block.shape[1]
     design[np.arange(len(which)), start + which] = 1
@@ -255,22 +253,21 @@ def _assemble(
     from anndata import AnnData
 
     names = compartment_names(n_compartments)
-    sizes = [len(s.compartment) for s in sections]
+    sizes = [len(s.of["compartment"]) for s in sections]
     which = np.repeat(np.arange(len(sections)), sizes)
     patients = list(dict.fromkeys(s.patient for s in sections))
     patient_of = np.array([patients.index(s.patient) for s in sections])
     obs = pd.DataFrame(
         {
-            "compartment": categorical(np.concatenate([s.compartment for s in sections]), names),
-            "disease": categorical(np.concatenate([s.diseased for s in sections]).astype(np.int64), _DISEASE),
+            "compartment": categorical(_joined(sections, "compartment"), names),
+            "disease": categorical(_joined(sections, "diseased").astype(np.int64), _DISEASE),
             "patient": categorical(patient_of[which], patients),
             "section": categorical(which, [s.name for s in sections]),
         },
         index=pd.Index([f"{s.name}_{i}" for s, n in zip(sections, sizes, strict=True) for i in range(n)]),
     )
-    if sections[0].array is not None:
-        array = np.concatenate([s.array for s in sections if s.array is not None])
-        obs[_keys.ARRAY_ROW], obs[_keys.ARRAY_COL] = array[:, 0], array[:, 1]
+    if "array" in sections[0].of:
+        obs[_keys.ARRAY_ROW], obs[_keys.ARRAY_COL] = _joined(sections, "array").T
     digits = len(str(len(genes.baseline)))
     var = pd.DataFrame(
         {
@@ -280,14 +277,14 @@ def _assemble(
         },
         index=pd.Index([f"gene{j + 1:0{digits}d}" for j in range(len(genes.baseline))]),
     )
-    mixture = np.concatenate([s.mixture for s in sections]).astype(np.float32)
+    mixture = _joined(sections, "mixture").astype(np.float32)
     return AnnData(
         counts,
         obs=obs,
         var=var,
         obsm={
-            _keys.SPATIAL: np.concatenate([s.spatial for s in sections]),
-            "spatial_tissue": np.concatenate([s.tissue for s in sections]),
+            _keys.SPATIAL: _joined(sections, "spatial"),
+            "spatial_tissue": _joined(sections, "tissue"),
             "compartment_mixture": pd.DataFrame(mixture, index=obs.index, columns=names),
         },
         uns={
