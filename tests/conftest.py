@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks train twice as fast on one thread
+
 import anndata as ad
 import matplotlib as mpl
 import numpy as np

@@ -54,7 +54,18 @@ def _deep_calls(adata, quick_unet, quick_net, folder):
     }  # fmt: skip
 
 
-def test_no_deep_call_changes_the_state_of_the_process(line, make_section, quick_unet, quick_net, tmp_path):
+@pytest.fixture
+def two_math_threads():
+    """The tests run with one thread of mathematics, and a call that sets one would not show."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_no_deep_call_changes_the_state_of_the_process(
+    two_math_threads, line, make_section, quick_unet, quick_net, tmp_path
+):
     adata = make_section(libraries=2)
     adata.obs["half"] = np.where(adata.obsm["spatial"][:, 0] > 600, "left", "right")
     calls = _deep_calls(adata, quick_unet, quick_net, tmp_path)
@@ -71,7 +82,7 @@ def test_no_deep_call_changes_the_state_of_the_process(line, make_section, quick
         assert not changed, f"{name} changes {changed}"
 
 
-def test_state_is_given_back_after_an_error(make_section, quick_unet):
+def test_state_is_given_back_after_an_error(two_math_threads, make_section, quick_unet):
     adata, before = make_section(), _state()
     with pytest.raises(ValueError, match="diverged"):
         st.tl.segment(adata, 3, params={**quick_unet, "lr": 1e30}, **HOW)
