@@ -86,7 +86,7 @@ def test_a_model_of_labels_reads_genes_by_either_name_and_in_any_order(make_sect
         st.tl.segment(few := plain[:, :12].copy(), model=trained, **HOW)
     assert accuracy(few) > 0.8
     with pytest.raises(ValueError, match="of the model's 30 genes"):
-        st.tl.segment(plain[:, :2].copy(), model=trained, **HOW)
+        st.tl.segment(plain[:, :2].copy(), model=trained, key_added="again", **HOW)
 
 
 def test_labels_correct_a_model(make_section, trained):

@@ -131,7 +131,8 @@ def model_features(
     reads no genes.
 
     ``n_others`` of its features come from elsewhere (an image). Expression is read in chunks of rows and may lie
-    in a file or in a dask array. ``names`` are those that the model uses for the genes, ``var_names`` by default.
+    in a file or in a dask array. ``names`` are those that the model uses for the genes; without them ``var_names`` are
+    read, and checked.
 
     Raises
     ------
@@ -150,10 +151,12 @@ def model_features(
             )
         return rep.values, {}
     projection = model.projection
-    names = [str(name) for name in adata.var_names] if names is None else list(names)
-    share = check_genes(projection.genes, names)
+    if names is None:
+        names = [str(name) for name in adata.var_names]
+        check_genes(projection.genes, names)
+    share = len(set(projection.genes).intersection(names)) / len(projection.genes)
     read = Expression(adata, layer, in_memory=False)
-    parts = log_chunks(read, partial(_projected, projection, names), projection.target_sum, at_once=None)
+    parts = log_chunks(read, partial(_projected, projection, list(names)), projection.target_sum, at_once=None)
     return np.concatenate(list(parts)), {"genes_found": share, **read.record}
 
 
@@ -163,25 +166,29 @@ def _projected(
     return projection.transform(logged, names)
 
 
-def check_genes(genes: Sequence[str], names: Sequence[str]) -> float:
+def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | None = None) -> float:
     """Share of the model's ``genes`` that are among ``names``.
+
+    ``enough`` genes make a good model of any panel; by default a model needs its own.
 
     Raises
     ------
     ValueError
-        If fewer than 20 (a quarter of a small panel), or than one in fifty, are; below a half it warns.
+        If fewer than 20 (a quarter of a small panel) are there, or than one in fifty of those that a model needs; it
+        warns below a half, where there are not ``enough``.
     """
     found, total = len(set(genes).intersection(names)), len(genes)
     share = found / total
-    needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total))), int(np.ceil(total / 4)))
+    needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total)) if enough is None else 0), int(np.ceil(total / 4)))
     if found < needed:
         raise ValueError(
             f"`adata` has {found} of the model's {total} genes ({share:.0%}); at least {needed} are needed. "
             f"The model expects names like {list(genes[:3])}; `adata.var_names` begins with {list(names[:3])}."
         )
-    if share < _WARN_SHARE:
+    if share < _WARN_SHARE and (enough is None or found < enough):
+        how = "the rest is inferred from them" if enough is None else "its classifiers read only these"
         warnings.warn(
-            f"`adata` has {found} of the model's {total} genes ({share:.0%}); the rest is inferred from them.",
+            f"`adata` has {found} of the model's {total} genes ({share:.0%}); {how}.",
             UserWarning,
             stacklevel=at_caller(),
         )

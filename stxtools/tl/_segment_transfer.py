@@ -38,10 +38,18 @@ def remember_names(adata: AnnData, fitted: Segmenter) -> None:
 
 
 def transfer_names(adata: AnnData, fitted: Segmenter) -> list[str] | None:
-    """Names of the genes of ``adata`` as the model calls them; None where it learned of no genes by name."""
+    """Names of the genes of ``adata`` as the model calls them; None where it learned of no genes by name.
+
+    Raises
+    ------
+    ValueError
+        If it knows too few of them.
+    """
     if fitted.transfer is None:
         return None
-    return named_as(adata, _genes_read(fitted), fitted.transfer.ids)
+    names = named_as(adata, _genes_read(fitted), fitted.transfer.ids)
+    check_genes(fitted.transfer.moments.genes, names, enough=fitted.transfer.enough)
+    return names
 
 
 def _genes_read(fitted: Segmenter) -> list[str]:
@@ -56,7 +64,6 @@ def transfer_genes(
     """Genes of all sections that the model's linear members read."""
     if fitted.transfer is None or names is None:
         return None
-    check_genes(fitted.transfer.moments.genes, names)
     theirs = fitted.transfer.match(names)[1]
     return gene_sections(adata, layer, where, theirs, [names[i] for i in theirs])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class Transfer:
     inverse_temperature: float = 1.0
     net: Refiner | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    enough: ClassVar[int] = READ_GENES  # genes that its members read at most
 
     # ---------------------------------------------------------------- training
 
