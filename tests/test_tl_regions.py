@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,6 @@ from scipy.spatial import Delaunay
 from sklearn.neighbors import kneighbors_graph
 
 import stxtools as st
-from stxtools._spatial.partition import bounded_parts
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 
@@ -101,7 +101,10 @@ def test_parts_are_connected_and_bounded(n, max_size, seed):
     length = np.linalg.norm(xy[edges[:, 0]] - xy[edges[:, 1]], axis=1)
     graph = sparse.csr_matrix((length, edges.T), shape=(n, n))
     graph = graph.maximum(graph.T).tocsr()
-    part = bounded_parts(graph, np.zeros(n, dtype=np.int64), xy, max_size, rng)
+    adata = ad.AnnData(np.ones((n, 1), dtype=np.float32), obsm={"spatial": xy}, obsp={"mine": graph})
+    adata.obs["one"] = pd.Categorical(["x"] * n)
+    st.tl.region_graph(adata, "one", max_size=max_size, connectivity_key="mine")
+    part = adata.obs["region_id"].cat.codes.to_numpy()
     assert np.bincount(part).max() <= max_size
     assert set(part) == set(range(part.max() + 1))
     for p in range(part.max() + 1):

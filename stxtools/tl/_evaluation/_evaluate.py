@@ -95,7 +95,8 @@ def evaluate(
         Model name -> its parameters; for ``"framework"`` those of the calls: ``{"multitask": {"params": {"alpha":
         2}}}``.
     checkpoint
-        CSV file of finished folds: a run with it goes on where it was interrupted, also in several processes.
+        CSV file of finished folds: a run with it goes on where it was interrupted, also in several processes
+        (``FILE.lock`` keeps them apart).
     %(parameters)s
 
     Returns

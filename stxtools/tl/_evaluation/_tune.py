@@ -126,7 +126,7 @@ def tune(
     check_free(adata, "tl.tune", uns=[key])
     check_choice("part", part, tuple(PARTS))
     check_choice("metric", metric, CLASS_METRICS)
-    how = PARTS[part].search if search is None else search
+    how = PARTS[part][0] if search is None else search
     check_choice("search", how, SEARCHES)
     if part == "weights" and (biomarker_key is None or region_key is None):
         raise ValueError("`part='weights'` balances two losses: name `biomarker_key=` and `region_key=`.")

@@ -33,30 +33,22 @@ _TRIALS = 20
 _WARM_UP = 4  # trials that are never given up: the median needs some to stand on
 
 
-@dataclass(frozen=True)
-class SearchDefaults:
-    """Default search and space of one part of the model."""
-
-    search: str
-    space: Mapping[str, tuple[Any, ...]]
-
-
-PARTS = {
-    "unet": SearchDefaults(
+PARTS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {  # part of the model -> its default search and space
+    "unet": (
         "random",
         {
             "width": (16, 24, 32), "depth": (1, 2, 3), "kernel_size": (3, 5), "dropout": (0.0, 0.1, 0.3),
             "lr": (1e-3, 3e-3, 1e-2), "pretrain": ("masked", "contrastive", "none"),
         },
     ),
-    "gnn": SearchDefaults(
+    "gnn": (
         "tpe",
         {
             "conv": ("gatv2", "sum"), "hidden": (32, 64, 128), "out_channels": (16, 32, 64), "layers": (1, 2, 3),
             "dropout": (0.0, 0.1, 0.3, 0.5), "lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-4, 1e-3, 1e-2),
         },
     ),
-    "weights": SearchDefaults("grid", {"alpha": (0.25, 0.5, 1.0, 2.0), "beta": (0.25, 0.5, 1.0, 2.0)}),
+    "weights": ("grid", {"alpha": (0.25, 0.5, 1.0, 2.0), "beta": (0.25, 0.5, 1.0, 2.0)}),
 }  # fmt: skip
 
 
@@ -100,7 +92,7 @@ def search_space(
     for name, value in fixed.items():
         if not isinstance(value, (bool, int, float, str)):
             raise TypeError(f"`params[{name!r}]` is {value!r}; numbers, strings and booleans can be fixed.")
-    chosen = PARTS[part].space if space is None else space
+    chosen = PARTS[part][1] if space is None else space
     out = {str(name): list(values) for name, values in chosen.items() if space is not None or name not in fixed}
     both = sorted(set(out) & set(fixed))
     if both:
