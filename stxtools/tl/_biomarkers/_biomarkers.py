@@ -80,8 +80,11 @@ def biomarkers(
 
     Neighbouring spots are alike, so a smooth region differs from the rest in many genes by chance. A gene's mean
     difference is therefore compared with that of *random regions* of the section, as large, smooth and patchy as the
-    group. Sections (patients) are the unit of replication. The default is the total effect, whatever its reason. A
-    second test asks which genes differ more than the mixture of cells explains (``beyond_composition``).
+    group. Sections (patients) are the unit of replication.
+
+    By default the test asks whether a gene is higher or lower in the group, whatever the reason. Between tumour and
+    stroma that is every gene of epithelium. A second test asks whether it differs more than the mixture of cells in
+    the group explains. Genes that do are marked in ``beyond_composition``.
 
     Parameters
     ----------
@@ -118,6 +121,7 @@ def biomarkers(
     other test (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``),
     ``beyond_composition``, ``pct_nz_group``, ``pct_nz_reference``, ``ci_low``, ``ci_high``, ``certain_logfoldchanges``,
     ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``; see the method page.
+    NaN: the other test between libraries, ``ci_low`` and ``ci_high`` where test and fold change differ in sign.
 
     Raises
     ------
