@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks tr
 
 import anndata as ad
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +21,13 @@ from scipy import sparse
 mpl.use("Agg")
 
 _DATA = Path(os.environ.get("STXTOOLS_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left() -> Iterator[None]:
+    """Close what a test drew."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -16,12 +16,6 @@ from scipy import sparse
 import stxtools as st
 
 OVERLAP = [(0, 1, 10.0), (1, 2, 40.0)]  # the bands a, b, c of a section, one below the other
-
-
-@pytest.fixture(autouse=True)
-def _no_figures_left() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def _annotate(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -14,12 +15,6 @@ from matplotlib.collections import EllipseCollection
 import stxtools as st
 
 FDR = 0.05
-
-
-@pytest.fixture(autouse=True)
-def _no_figures_left() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
@@ -195,20 +190,19 @@ def test_spatial(adata: ad.AnnData) -> None:
         st.pl.biomarkers(several, n_genes=1, ax=plt.subplots()[1], **how)
 
 
-def test_biomarker_errors(adata: ad.AnnData) -> None:
-    _, ax = plt.subplots()
+@pytest.mark.parametrize(
+    ("how", "error", "match"),
+    [
+        ({"group": "unknown"}, ValueError, "tumour"), ({"kind": "pie"}, ValueError, "kind"),
+        ({"n_genes": 0}, ValueError, "n_genes"), ({"key": "nothing"}, KeyError, r"st\.tl\.biomarkers"),
+        ({"key": "segment"}, TypeError, r"st\.tl\.biomarkers"),
+    ],
+)  # fmt: skip
+def test_biomarker_errors(adata: ad.AnnData, how: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        st.pl.biomarkers(adata, **how)
     with pytest.raises(ValueError, match="group='tumour'"):
-        st.pl.biomarkers(adata, ax=ax)
-    with pytest.raises(ValueError, match="tumour"):
-        st.pl.biomarkers(adata, group="unknown")
-    with pytest.raises(ValueError, match="kind"):
-        st.pl.biomarkers(adata, kind="pie")
-    with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
-        st.pl.biomarkers(adata, key="nothing")
-    with pytest.raises(TypeError, match=r"st\.tl\.biomarkers"):
-        st.pl.biomarkers(adata, key="segment")
-    with pytest.raises(ValueError, match="n_genes"):
-        st.pl.biomarkers(adata, n_genes=0)
+        st.pl.biomarkers(adata, ax=plt.subplots()[1])
 
 
 def test_history(adata: ad.AnnData) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,12 +10,6 @@ import pytest
 from scipy import sparse
 
 import stxtools as st
-
-
-@pytest.fixture(autouse=True)
-def _no_figures_left() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
