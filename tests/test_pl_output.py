@@ -64,7 +64,8 @@ def drawn(line: ad.AnnData) -> ad.AnnData:
         "logfoldchanges": [2.0, 1.0, -1.0, 0.1], "ci_low": -3.0, "ci_high": 3.0, "pvals": [1e-4, 1e-3, 1e-3, 0.5],
         "pvals_adj": [1e-3, 1e-2, 1e-2, 0.6],
     })  # fmt: skip
-    line.uns["segment"]["stability"] = pd.DataFrame({"n_segments": [2, 3, 4], "stability": [0.5, 0.9, 0.6]})
+    curve = {"n_segments": [2, 3, 4], "stability": [0.5, 0.9, 0.6], "bic": [5.0, 3.0, 4.0]}
+    line.uns["segment"]["stability"] = pd.DataFrame(curve)
     line.uns["segment"]["params"]["n_segments"] = 3
     return line
 

@@ -233,11 +233,11 @@ def test_history_errors(adata: ad.AnnData) -> None:
 
 def test_stability_marks_the_number_that_was_taken(make_section):
     adata = make_section()
-    curve = pd.DataFrame({"n_segments": [2, 3, 4], "stability": [0.5, 0.9, 0.6]})
+    curve = pd.DataFrame({"n_segments": [2, 3, 4], "stability": [0.9, 0.5, 0.6], "bic": [5.0, 3.0, 4.0]})
     adata.uns["segment"] = {"params": {"n_segments": 3}, "stability": curve}
     ax = st.pl.stability(adata)
     assert [list(line.get_xdata()) for line in ax.lines] == [[2, 3, 4], [3]]
-    assert ax.lines[1].get_ydata()[0] == 0.9
+    assert ax.lines[1].get_ydata()[0] == 3.0
     del adata.uns["segment"]["stability"]
     with pytest.raises(KeyError, match="n_segments"):
         st.pl.stability(adata)

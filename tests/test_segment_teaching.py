@@ -8,13 +8,15 @@ from sklearn.datasets import make_blobs
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import kneighbors_graph
 
 from stxtools._spatial.smoothing import Neighbourhoods
+from stxtools.models import Section
 from stxtools.models.segmenter.calibration import matching_temperature, tempered
 from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with_all_classes
 from stxtools.models.segmenter.discriminants import ShrinkageLDA, spread_labels, voted_confidence
-from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures, stability_curve
-from stxtools.models.segmenter.pseudo_labels import most_telling
+from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures
+from stxtools.models.segmenter.number import choose_number
 
 
 def _grid(side: int) -> np.ndarray:
@@ -125,20 +127,6 @@ def test_temperature_of_one_class_or_none_is_one():
     np.testing.assert_array_equal(tempered(proba, 1.0), proba)
 
 
-@pytest.mark.parametrize(
-    ("curve", "chosen"),
-    [
-        ({2: 0.98, 3: 0.93, 4: 0.65, 5: 0.69, 6: 0.82, 7: 0.76}, 6),  # two are trivially stable
-        ({2: 0.65, 3: 0.44, 4: 0.39, 5: 0.37}, 2),  # nothing finer is stable at all
-        ({2: 0.46, 3: 1.0, 4: 0.82, 5: 0.68}, 3),  # three, and finer ones only fall off from there
-        ({2: 0.9, 3: 0.95}, 3),  # a small section: nothing finer was tried
-        ({4: 0.7, 5: 0.7}, 5),  # the larger of two tells more
-    ],
-)
-def test_number_of_classes_is_the_most_stable_one_that_tells_something(curve: dict[int, float], chosen: int):
-    assert most_telling(curve) == chosen
-
-
 def test_tied_mixture_finds_what_scikit_learn_finds():
     z, y = make_blobs(900, 5, centers=4, cluster_std=1.0, random_state=0)
     mixtures, _ = fit_mixtures(z, 4, np.random.default_rng(0), starts=1)
@@ -159,11 +147,16 @@ def test_consensus_is_exactly_k_and_knows_where_it_is_sure():
     assert agreement[wrong].mean() < agreement[~wrong].mean()
 
 
-def test_stability_peaks_at_the_true_number_of_groups():
-    z, _ = make_blobs(900, 4, centers=4, cluster_std=0.6, center_box=(-8, 8), random_state=3)
-    curve = stability_curve(z, [2, 3, 4, 5, 6], np.random.default_rng(0))
-    assert curve[2] > 0.99
-    assert curve[3:].max() < 0.95
+@pytest.mark.parametrize("k", [2, 4, 7])
+def test_number_of_segments_of_stripes_in_noise(k):
+    rng = np.random.default_rng(k)
+    xy = np.stack(np.meshgrid(np.arange(48), np.arange(40)), axis=-1).reshape(-1, 2).astype(float)
+    stripe = (xy[:, 0] * k // 48).astype(int)
+    x = (rng.normal(size=(k, 10)) * 1.5)[stripe] + rng.normal(size=(len(xy), 10))
+    graph = kneighbors_graph(xy, 4)
+    found = choose_number([Section("s", x.astype(np.float32), xy.astype(np.int32), (48, 40), graph, xy)], rng)
+    assert abs(found.k - k) <= 1
+    assert found.curve["n_segments"] == list(range(1, 13))
 
 
 def test_shrinkage_lda_without_shrinkage_is_scikit_learn_s():

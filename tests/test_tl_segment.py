@@ -72,14 +72,23 @@ def test_number_of_segments_is_honoured(make_section, quick_unet, k):
     assert adata.obs["segment"].nunique() == k
 
 
-def test_number_of_segments_is_chosen_and_its_stability_recorded(make_section, quick_unet):
+def test_number_of_segments_is_the_one_with_the_lowest_bic(make_section, quick_unet):
     adata = make_section(rows=24, cols=20)
     run(adata, quick_unet)
     curve = adata.uns["segment"]["stability"]
-    assert list(curve.columns) == ["n_segments", "stability"]
-    best = curve["n_segments"][curve["stability"] >= curve["stability"].max() - 0.01].max()
-    assert adata.obs["segment"].nunique() == best
-    assert adata.uns["segment"]["params"]["n_segments"] == adata.obs["segment"].nunique()
+    assert list(curve.columns) == ["n_segments", "stability", "bic"]
+    best = curve["n_segments"][curve["bic"].idxmin()]
+    assert best == 3
+    assert adata.obs["segment"].nunique() == adata.uns["segment"]["params"]["n_segments"] == best
+
+
+def test_tissue_without_structure_is_one_segment_and_says_so(make_section, quick_unet):
+    adata = make_section(rows=24, cols=20)
+    adata.X = adata.X[np.random.default_rng(0).permutation(adata.n_obs)]
+    with pytest.warns(UserWarning, match="n_segments"):
+        run(adata, quick_unet)
+    assert adata.obs["segment"].nunique() == 1
+    assert adata.uns["segment"]["stability"]["n_segments"].tolist() == [1]
 
 
 def test_a_few_labels(make_section, quick_unet):

@@ -22,7 +22,7 @@ def stability(
     title: str | None = None,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | None:  # fmt: skip
-    """Draw how well partitions of random halves agree, for each number of segments tried.
+    """Draw BIC, and how well mixtures agree, for each number of segments tried.
 
     The number that was taken is marked.
 
@@ -42,17 +42,20 @@ def stability(
     """
     (text,) = _base.titles_of([""], title)
     call, hint = "st.tl.segment(adata)", ", without `n_segments` and `labels_key`"
-    curve = _base.table_of(adata, key, "stability", ["n_segments", "stability"], call, hint)
+    curve = _base.table_of(adata, key, "stability", ["n_segments", "stability", "bic"], call, hint)
     taken = _base.params_of(adata.uns[key]).get("n_segments")
     if taken not in set(curve["n_segments"]):
         raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the number that was taken, {taken!r}; run "
                          "`st.tl.segment(adata)` again.")  # fmt: skip
     axis = _base.grid(1, 4.2, 3.2)[0] if ax is None else ax
-    x, y = curve["n_segments"].to_numpy(), curve["stability"].to_numpy()
+    x, y = curve["n_segments"].to_numpy(), curve["bic"].to_numpy()
     axis.plot(x, y, color="0.5", marker="o", markersize=4)
     axis.plot(x[x == taken], y[x == taken], "o", markersize=9, color="#d55e00", label=f"taken: {taken}")
     axis.set_xticks(x)
-    axis.set_ylim(top=1.02)
+    agreement = axis.twinx()
+    agreement.plot(x, curve["stability"].to_numpy(), color="#0072b2", linestyle="--")
+    agreement.set_ylabel("adjusted Rand index between mixtures", color="#0072b2")
+    agreement.set_ylim(0, 1.02)
     axis.legend(frameon=False, fontsize="small")
-    _base.finish(axis, text, "number of segments", "adjusted Rand index between halves")
+    _base.finish(axis, text, "number of segments", "BIC")
     return _output.done("stability", [axis], ax=ax, show=show, save=save)

@@ -91,7 +91,8 @@ def segment(
     Parameters
     ----------
     n_segments
-        Number of compartments, honoured exactly. Without it and labels, the most stable of 2 to 10.
+        Number of compartments, honoured exactly. Without it and labels, the number of 2 to 12 with the lowest BIC;
+        one, with a warning, where nothing is arranged in space.
     labels_key
         Column of ``obs`` with class names where known and missing values elsewhere.
     keep_labels
@@ -221,9 +222,8 @@ def segment(
         slots.uns[key]["members"] = members
     if model is None:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)
-        if fitted.stability:
-            curve = pd.DataFrame(list(fitted.stability.items()), columns=["n_segments", "stability"])
-            slots.uns[key]["stability"] = curve
+        if fitted.curve:
+            slots.uns[key]["stability"] = pd.DataFrame(fitted.curve)
     slots.write(adata)
     return adata if copy else None
 

@@ -115,12 +115,6 @@ def stacked(parts: Sequence[Sequence[View]]) -> list[View]:
     ]
 
 
-def steady_view(features: NDArray[np.float32], graph: sparse.csr_matrix) -> FloatArray:
-    """Features on which the number of classes is judged: 3/4 of the components, averaged twice."""
-    fewer = max(1, round(0.75 * features.shape[1]))
-    return neighbour_mean(graph, features[:, :fewer].astype(np.float64), rounds=2)
-
-
 def consensus(
     views: Sequence[View | FloatArray], k: int, rng: np.random.Generator, tick: Callable[[], object] = lambda: None
 ) -> tuple[FloatArray, FloatArray]:
@@ -193,7 +187,7 @@ def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.rand
     whitened, share = [], target[rows]
     for view in views:
         part = view[rows]
-        centre, white = _whitening(part)
+        centre, white = whitening(part)
         whitened.append(((part - centre) @ white, centre, white))
     models: list[tuple[FloatArray, FloatArray]] = []
     for _ in range(_COTRAINING):
@@ -218,10 +212,16 @@ def tied_logits(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArra
     """
     mass = share.sum(axis=0)
     means = (share.T @ z) / (mass[:, None] + 1e-9)
-    within = (1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means
-    coef = np.linalg.solve(within, means.T)
+    coef = np.linalg.solve(tied_covariance(z, share), means.T)
     prior = (mass + 1) / (len(z) + len(mass))
     return coef, -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
+
+
+def tied_covariance(z: FloatArray, share: FloatArray) -> FloatArray:
+    """Covariance within the classes of whitened ``z``."""
+    mass = share.sum(axis=0)
+    means = (share.T @ z) / (mass[:, None] + 1e-9)
+    return np.asarray((1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means)
 
 
 def fit_mixtures(
@@ -229,7 +229,7 @@ def fit_mixtures(
 ) -> tuple[Mixtures, list[bool]]:
     """Fit ``starts`` tied mixtures to a sample; also whether each keeps its ``k`` classes apart on it."""
     part = z[some_rows(len(z), _FIT, rng)]
-    centre, white = _whitening(part)
+    centre, white = whitening(part)
     part = (part - centre) @ white
     coefs, intercepts, complete = [], [], []
     for _ in range(starts):
@@ -238,7 +238,7 @@ def fit_mixtures(
         labels = fcluster(tree, k, "maxclust") - 1
         if labels.max() + 1 < k:  # ties between the tree's heights
             labels = cut_tree(tree, k)[:, 0]
-        coef, intercept = fit_tied(part, _from_tree(sample, labels, k))
+        coef, intercept = fit_tied(part, from_tree(sample, labels, k))
         found = np.bincount((part @ coef + intercept).argmax(axis=1), minlength=k)
         complete.append(bool((found > 0).all()))
         coefs.append(white @ coef)
@@ -261,34 +261,12 @@ def fit_tied(
     return coef, intercept
 
 
-def stability_curve(
-    z: FloatArray, ks: Sequence[int], rng: np.random.Generator, *, resamples: int = 6, size: int = 1500
-) -> FloatArray:
-    """Mean pairwise adjusted Rand index of mixtures fitted to random halves, for each number of classes.
-
-    Each half is clustered by a tree and a tied mixture; all are compared on the same observations
-    (stability of clustering; Ben-Hur, Elisseeff and Guyon 2002).
-    """
-    judged = z[some_rows(len(z), _JUDGE, rng)]
-    found: list[list[IntArray]] = [[] for _ in ks]
-    for _ in range(resamples):
-        half = z[some_rows(len(z), min(size, max(len(z) // 2, max(ks) + 1)), rng)]
-        centre, white = _whitening(half)
-        half, seen = (half - centre) @ white, (judged - centre) @ white
-        cuts = cut_tree(linkage(half, "ward"), list(ks))
-        for i, k in enumerate(ks):
-            coef, intercept = fit_tied(half, _from_tree(half, cuts[:, i], k), max_iter=30)
-            found[i].append((seen @ coef + intercept).argmax(axis=1))
-    below = np.tril_indices(resamples, -1)
-    return np.array([pairwise_rand_index(f)[below].mean() for f in found])
-
-
 def some_rows(n: int, size: int, rng: np.random.Generator) -> IntArray:
     """Return ``size`` of ``n`` rows at random, ascending; all if there are no more."""
     return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
 
 
-def _whitening(z: FloatArray) -> tuple[FloatArray, FloatArray]:
+def whitening(z: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Mean of ``z``, and the matrix that makes its total covariance the identity."""
     covariance = np.atleast_2d(np.cov(z.T, bias=True))
     ridge = 1e-4 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
@@ -296,7 +274,7 @@ def _whitening(z: FloatArray) -> tuple[FloatArray, FloatArray]:
     return z.mean(axis=0), np.linalg.inv(lower).T
 
 
-def _from_tree(z: FloatArray, labels: IntArray, k: int) -> tuple[FloatArray, FloatArray]:
+def from_tree(z: FloatArray, labels: IntArray, k: int) -> tuple[FloatArray, FloatArray]:
     """Linear logits of the classes of a tree over whitened observations."""
     means = np.stack([z[labels == c].mean(axis=0) for c in range(k)])
     rest = z - means[labels]

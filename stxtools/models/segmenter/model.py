@@ -85,7 +85,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
         self.classes: list[str] = []
-        self.stability: dict[int, float] = {}
+        self.curve: dict[str, list[float]] = {}
         self.image_key: str | None = None
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
@@ -122,7 +122,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         sections
             What to learn from.
         n_segments
-            Number of compartments without labels; None chooses it by stability.
+            Number of compartments without labels; None chooses it by BIC.
         labels
             Per section, class codes with -1 for unlabelled observations.
         classes
@@ -153,7 +153,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             pseudo_labels = pseudo_labels_from_labels(
                 sections, ordered, list(classes or []), np.random.default_rng(run["random_state"]), class_shares
             )
-        self.classes, self.stability = pseudo_labels.classes, pseudo_labels.stability
+        self.classes, self.curve = pseudo_labels.classes, pseudo_labels.curve
         tensors, members = target_rasters(sections, pseudo_labels, self.scale, run["random_state"])
         self._train(tensors, run)
         accelerator = run["accelerator"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,18 +21,14 @@ from .mixtures import (
     most_rounds,
     multiscale_views,
     some_rows,
-    stability_curve,
     stacked,
-    steady_view,
 )
+from .number import choose_number
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-CANDIDATES = tuple(range(2, 11))  # numbers of segments tried when none is given
 SHARPEN = 3  # averaged memberships are soft; trained on as they are, the U-Net loses small classes
-COARSE = 3  # up to this many classes are stable wherever there is one sharp border, and say little
-STEADY = 0.8  # part of their stability that a larger number must reach to be preferred
 MOST_TARGETS = 60_000  # observations that get a target, at most
 
 
@@ -45,7 +41,7 @@ class PseudoLabels:
       target.
     - ``confidence``: Probability that each class is right (n, K); rows of NaN where it is unknown.
     - ``labelled``: Observations with a label of their own, (n,).
-    - ``stability``: Number of classes -> stability, where the number was chosen.
+    - ``curve``: What the number of classes was chosen by (:class:`.number.Choice`); empty where it was given.
     """
 
     classes: list[str]
@@ -53,7 +49,7 @@ class PseudoLabels:
     weight: FloatArray
     confidence: FloatArray
     labelled: NDArray[np.bool_]
-    stability: dict[int, float] = field(default_factory=dict)
+    curve: dict[str, list[float]] = field(default_factory=dict)
 
 
 def pseudo_labels_from_clustering(
@@ -70,17 +66,15 @@ def pseudo_labels_from_clustering(
     n, rounds = sum(sizes), most_rounds(sum(sizes) // len(sections))
     rows = some_rows(n, MOST_TARGETS, rng)
     features, graph = _joint(sections)
-    stability: dict[int, float] = {}
+    curve: dict[str, list[float]] = {}
     if k is None:
-        candidates = [c for c in CANDIDATES if c <= max(2, n // 20)]
         stage("choosing the number of segments")
-        curve = stability_curve(steady_view(features, graph), candidates, rng) if len(candidates) > 1 else np.ones(1)
-        stability = dict(zip(candidates, curve.tolist(), strict=True))
-        k = most_telling(stability)
+        choice = choose_number(sections, rng)
+        k, curve = choice.k, choice.curve
     names = [str(i) for i in range(k)]
     if k == 1:
         one = np.ones((n, 1))
-        return PseudoLabels(names, one, one[:, 0], one, np.zeros(n, dtype=bool), stability)
+        return PseudoLabels(names, one, one[:, 0], one, np.zeros(n, dtype=bool), curve)
     views = multiscale_views(features, graph, rounds, rows)
     with progress(len(views), "finding compartments", show_progress) as bar:
         voted, _ = consensus(views, k, rng, lambda: bar.update(1))
@@ -93,15 +87,7 @@ def pseudo_labels_from_clustering(
     target = target**SHARPEN / (target**SHARPEN).sum(axis=1, keepdims=True)
     balance = (target.mean() / target.mean(axis=0).clip(1e-6)) ** 0.5  # small compartments are not to be lost
     weight = agreement * balance[target.argmax(axis=1)]
-    return _for_all(names, n, rows, target, weight, voted, np.zeros(n, dtype=bool), stability)
-
-
-def most_telling(stability: Mapping[int, float]) -> int:
-    """Choose the most stable number of classes above ``COARSE`` where the curve rises, else of all."""
-    best = max(stability.values())
-    fine = {k: s for k, s in stability.items() if k > COARSE and s >= STEADY * best and s >= stability.get(k - 1, s)}
-    chosen = fine or dict(stability)
-    return max(chosen, key=lambda k: (chosen[k], k))
+    return _for_all(names, n, rows, target, weight, voted, np.zeros(n, dtype=bool), curve)
 
 
 def pseudo_labels_from_labels(
@@ -138,11 +124,11 @@ def _for_all(
     weight: FloatArray,
     confidence: FloatArray,
     labelled: NDArray[np.bool_],
-    stability: dict[int, float],
+    curve: dict[str, list[float]],
 ) -> PseudoLabels:
     """Pseudo-labels of all observations from those of ``rows``."""
     k = len(names)
-    full = PseudoLabels(names, np.full((n, k), 1 / k), np.zeros(n), np.full((n, k), np.nan), labelled, stability)
+    full = PseudoLabels(names, np.full((n, k), 1 / k), np.zeros(n), np.full((n, k), np.nan), labelled, curve)
     full.target[rows], full.weight[rows], full.confidence[rows] = target, weight, confidence
     return full
 

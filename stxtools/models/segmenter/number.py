@@ -1,0 +1,172 @@
+"""How many segments: BIC of tied Gaussian mixtures, with the sample size that averaged observations amount to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.spatial import cKDTree
+from scipy.special import logsumexp
+
+from stxtools.models._section import Section
+
+from .agreement import pairwise_rand_index
+from .mixtures import fit_tied, from_tree, some_rows, tied_covariance, whitening
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+MOST = 12  # segments that are tried
+_WINDOWS = (19, 7)  # observations that are averaged: the first window of which ...
+_LEAST = 50  # ... so many fit into the tissue
+_PERMUTATIONS = 19  # all below the data: 5 % that noise passes for structure
+_SAMPLE = 20_000  # observations that mixtures are fitted to; noise hardly varies in more
+_STARTS, _TREE = 4, 1000
+_PROBES = 1000  # observations around which residuals are correlated
+_RINGS = (1, 7, 19, 37, 61, 91, 127)  # observations within so many rings of a hexagonal lattice
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A number of segments, 1 where nothing is arranged in space, and what it was chosen by.
+
+    ``curve`` holds, for each ``n_segments``, the mean adjusted Rand index between mixtures started from random halves
+    (``stability``) and the Bayesian information criterion (``bic``).
+    """
+
+    k: int
+    curve: dict[str, list[float]]
+
+
+def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choice:
+    """Choose the number of segments by BIC (Schwarz 1978) on the components that are arranged in space.
+
+    Averaged over neighbours, noise-like components shrink and spatial ones stay. Those with more variance than any of
+    permuted observations are kept (parallel analysis; Horn 1965). If there is none, there is one segment; else two
+    at least. Averaging and tissue make neighbours alike: the sample size is the number of observations over the sum
+    of the autocorrelation of the residuals (Bartlett 1946), measured at the largest number tried.
+    """
+    n = sum(s.n_obs for s in sections)
+    window = next((w for w in _WINDOWS if n / w >= _LEAST), _WINDOWS[-1])
+    places = [_Places.of(s, window, rng) for s in sections]
+    z = _spatial_components(sections, places, rng)
+    if z.shape[1] == 0:
+        warnings.warn(
+            "Nothing in this tissue is arranged in space more than permuted observations are: it becomes one segment. "
+            "`n_segments=` asks for a number all the same.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
+    ks = [k for k in range(1, MOST + 1) if k <= max(2, n // 20)]
+    fitted = [_Mixtures.of(z, ks, rng) for _ in range(_STARTS)]
+    size = n / max(window, np.mean([_autocorrelation(m.residuals(z), places) for m in fitted]))
+    free = np.array(ks) * (z.shape[1] + 1) - 1
+    bic = -2 * size * np.max([m.loglik for m in fitted], axis=0) + free * np.log(max(size, 2.0))
+    below = np.tril_indices(_STARTS, -1)
+    seen = z[some_rows(len(z), 3000, rng)]
+    parts = zip(*(m.partitions(seen) for m in fitted), strict=True)
+    stability = [float(pairwise_rand_index(p)[below].mean()) for p in parts]
+    return Choice(ks[1 + int(bic[1:].argmin())], {"n_segments": list(ks), "stability": stability, "bic": bic.tolist()})
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a section is looked at: the means of a sample, of some probes and of all near these.
+
+    ``near`` holds the nearest of each probe, itself first, as rows of ``means``.
+    """
+
+    means: sparse.csr_matrix
+    near: IntArray
+
+    @classmethod
+    def of(cls, section: Section, window: int, rng: np.random.Generator) -> _Places:
+        tree, n = cKDTree(section.xy), section.n_obs
+        probes = some_rows(n, _PROBES, rng)
+        near = tree.query(section.xy[probes], k=max(min(_RINGS[-1], n // 3), 2))[1]
+        near[:, 0] = probes  # a twin may come first
+        rows = np.union1d(near, some_rows(n, _SAMPLE, rng))
+        size = min(window, n)
+        around = tree.query(section.xy[rows], k=size)[1].ravel()
+        ends = np.arange(0, len(around) + 1, size)
+        means = sparse.csr_matrix((np.full(len(around), 1 / size, np.float32), around, ends), shape=(len(rows), n))
+        return cls(means, np.searchsorted(rows, near))
+
+
+def _spatial_components(sections: Sequence[Section], places: Sequence[_Places], rng: np.random.Generator) -> FloatArray:
+    """Averaged components that have more variance than those of permuted observations, (m, q)."""
+    features = np.concatenate([s.features for s in sections]).astype(np.float64)
+    centre, white = whitening(features)
+    x = ((features - centre) @ white).astype(np.float32)
+    means = sparse.block_diag([p.means for p in places], format="csr")
+    largest = 0.0
+    for _ in range(_PERMUTATIONS if len(x) <= _SAMPLE else 3):
+        noise = means @ x[rng.permutation(len(x))]
+        largest = max(largest, float(np.linalg.eigvalsh(np.atleast_2d(np.cov(noise.T)))[-1]))
+    z = means @ x
+    variance, axes = np.linalg.eigh(np.atleast_2d(np.cov(z.T)))
+    return np.asarray(z @ axes[:, variance > largest][:, ::-1], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Mixtures:
+    """Tied mixtures, one for each number of classes, started from the tree of a random half of the observations."""
+
+    centre: FloatArray
+    white: FloatArray
+    models: list[tuple[FloatArray, FloatArray]]
+    loglik: list[float]
+    within: FloatArray
+    """Root of the inverse covariance within the classes of the largest."""
+
+    @classmethod
+    def of(cls, z: FloatArray, ks: Sequence[int], rng: np.random.Generator) -> _Mixtures:
+        part = z[some_rows(len(z), _SAMPLE, rng)]
+        centre, white = whitening(part)
+        part = (part - centre) @ white
+        sample = part[some_rows(len(part), min(max(len(part) // 2, ks[-1] + 1), _TREE), rng)]
+        cuts = cut_tree(linkage(sample, "ward"), list(ks))
+        models, loglik = [], []
+        scale = np.linalg.slogdet(white)[1]
+        for labels, k in zip(cuts.T, ks, strict=True):
+            coef, intercept = fit_tied(part, from_tree(sample, labels, k), max_iter=50)
+            logits = part @ coef + intercept
+            total = logsumexp(logits, axis=1, keepdims=True)
+            within = tied_covariance(part, np.exp(logits - total))
+            precision = np.linalg.inv(within)
+            distance = np.einsum("nd,de,ne->n", part, precision, part)
+            models.append((coef, intercept))
+            loglik.append(float((total[:, 0] - distance / 2).mean() - np.linalg.slogdet(within)[1] / 2 + scale))
+        return cls(centre, white, models, loglik, np.linalg.cholesky(precision))
+
+    def partitions(self, z: FloatArray) -> list[IntArray]:
+        seen = (z - self.centre) @ self.white
+        return [(seen @ coef + intercept).argmax(axis=1) for coef, intercept in self.models]
+
+    def residuals(self, z: FloatArray) -> FloatArray:
+        """What the largest mixture leaves unexplained, of unit variance."""
+        seen = (z - self.centre) @ self.white
+        coef, intercept = self.models[-1]
+        logits = seen @ coef + intercept
+        share = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+        means = (share.T @ seen) / (share.sum(axis=0)[:, None] + 1e-9)
+        rest = (seen - share @ means) @ self.within
+        return np.asarray((rest - rest.mean(axis=0)) / (rest.std(axis=0) + 1e-12))
+
+
+def _autocorrelation(residuals: FloatArray, places: Sequence[_Places]) -> float:
+    """Sum of the autocorrelation over rings of neighbours, up to the first that has none."""
+    rho, start, count = np.zeros(_RINGS[-1]), 0, 0
+    for p in places:
+        own = residuals[start + p.near[:, 0]]
+        rho[: p.near.shape[1]] += [float((own * residuals[start + near]).mean(axis=1).sum()) for near in p.near.T]
+        start, count = start + p.means.shape[0], count + len(p.near)
+    rings = np.add.reduceat(rho / count, _RINGS[:-1])
+    alike = rings[: int((rings <= 0).argmax())] if (rings <= 0).any() else rings
+    return 1.0 + float(alike.sum())
