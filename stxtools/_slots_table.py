@@ -110,7 +110,7 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("uns", f"{k.SEGMENT}/params", "dict", "-", PARAMS),
         ("uns", f"{k.SEGMENT}/history", "DataFrame", "n_epochs x n_losses", HISTORY),
         ("uns", f"{k.SEGMENT}/stability", "DataFrame", "n_tried x n_columns",
-         "only where chosen here", False),
+         "BIC (the lowest decides), agreement of mixtures; only where chosen here", False),
         ("uns", f"{k.SEGMENT}/members", "DataFrame", "n_libraries x n_members",
          "weights; only with a ``model``", False),
     ),

@@ -13,6 +13,9 @@ from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial import cKDTree
 from scipy.special import logsumexp
 
+from stxtools._spatial.graph import neighbour_mean
+from stxtools._spatial.smoothing import Neighbourhoods
+from stxtools._warn import at_caller
 from stxtools.models._section import Section
 
 from .agreement import pairwise_rand_index
@@ -26,7 +29,8 @@ _WINDOWS = (19, 7)  # observations that are averaged: the first window of which 
 _LEAST = 50  # ... so many fit into the tissue
 _PERMUTATIONS = 19  # all below the data: 5 % that noise passes for structure
 _SAMPLE = 20_000  # observations that mixtures are fitted to; noise hardly varies in more
-_STARTS, _TREE = 4, 1000
+_STARTS, _TREE = 3, 1000
+_TOLERANCE = 1.0  # of the edge-preserving means
 _PROBES = 1000  # observations around which residuals are correlated
 _RINGS = (1, 7, 19, 37, 61, 91, 127)  # observations within so many rings of a hexagonal lattice
 
@@ -48,22 +52,36 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
 
     Averaged over neighbours, noise-like components shrink and spatial ones stay. Those with more variance than any of
     permuted observations are kept (parallel analysis; Horn 1965). If there is none, there is one segment; else two
-    at least. Averaging and tissue make neighbours alike: the sample size is the number of observations over the sum
-    of the autocorrelation of the residuals (Bartlett 1946), measured at the largest number tried.
+    at least. A plain mean takes the mixtures along a sharp border for segments, an edge-preserving one cuts gradients
+    into steps: both are asked, and the smaller number is supported by both.
     """
     n = sum(s.n_obs for s in sections)
     window = next((w for w in _WINDOWS if n / w >= _LEAST), _WINDOWS[-1])
     places = [_Places.of(s, window, rng) for s in sections]
-    z = _spatial_components(sections, places, rng)
+    x, z = _spatial_components(sections, places, rng)
     if z.shape[1] == 0:
         warnings.warn(
             "Nothing in this tissue is arranged in space more than permuted observations are: it becomes one segment. "
             "`n_segments=` asks for a number all the same.",
             UserWarning,
-            stacklevel=2,
+            stacklevel=at_caller(),
         )
         return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
     ks = [k for k in range(1, MOST + 1) if k <= max(2, n // 20)]
+    sharp = np.concatenate([p.edge_preserving(s, x_s) for s, p, x_s in zip(
+        sections, places, np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), strict=True
+    )])  # fmt: skip
+    return min((_lowest_bic(v, ks, n, window, places, rng) for v in (z, sharp)), key=lambda choice: choice.k)
+
+
+def _lowest_bic(
+    z: FloatArray, ks: list[int], n: int, window: int, places: Sequence[_Places], rng: np.random.Generator
+) -> Choice:
+    """Fit tied mixtures of ``ks`` classes and count observations as their residuals do.
+
+    Averaging and tissue make neighbours alike: the sample size is the number of observations over the sum of the
+    autocorrelation of the residuals (Bartlett 1946), measured at the largest number tried.
+    """
     fitted = [_Mixtures.of(z, ks, rng) for _ in range(_STARTS)]
     size = n / max(window, np.mean([_autocorrelation(m.residuals(z), places) for m in fitted]))
     free = np.array(ks) * (z.shape[1] + 1) - 1
@@ -79,9 +97,10 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
 class _Places:
     """Where a section is looked at: the means of a sample, of some probes and of all near these.
 
-    ``near`` holds the nearest of each probe, itself first, as rows of ``means``.
+    ``rows`` are all these, and ``near`` holds the nearest of each probe, itself first, as places in ``rows``.
     """
 
+    rows: IntArray
     means: sparse.csr_matrix
     near: IntArray
 
@@ -96,11 +115,19 @@ class _Places:
         around = tree.query(section.xy[rows], k=size)[1].ravel()
         ends = np.arange(0, len(around) + 1, size)
         means = sparse.csr_matrix((np.full(len(around), 1 / size, np.float32), around, ends), shape=(len(rows), n))
-        return cls(means, np.searchsorted(rows, near))
+        return cls(rows, means, np.searchsorted(rows, near))
+
+    def edge_preserving(self, section: Section, x: NDArray[np.float32]) -> FloatArray:
+        """Means of ``x`` (n, q) that stop at edges, for ``rows``."""
+        guide = neighbour_mean(section.graph, x, rounds=2)
+        near = Neighbourhoods(x, section.xy, self.rows)
+        return near.edge_preserving_mean(guide, _TOLERANCE).astype(np.float64)
 
 
-def _spatial_components(sections: Sequence[Section], places: Sequence[_Places], rng: np.random.Generator) -> FloatArray:
-    """Averaged components that have more variance than those of permuted observations, (m, q)."""
+def _spatial_components(
+    sections: Sequence[Section], places: Sequence[_Places], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], FloatArray]:
+    """Components whose means have more variance than those of permuted observations (n, q), and their means (m, q)."""
     features = np.concatenate([s.features for s in sections]).astype(np.float64)
     centre, white = whitening(features)
     x = ((features - centre) @ white).astype(np.float32)
@@ -111,7 +138,8 @@ def _spatial_components(sections: Sequence[Section], places: Sequence[_Places], 
         largest = max(largest, float(np.linalg.eigvalsh(np.atleast_2d(np.cov(noise.T)))[-1]))
     z = means @ x
     variance, axes = np.linalg.eigh(np.atleast_2d(np.cov(z.T)))
-    return np.asarray(z @ axes[:, variance > largest][:, ::-1], dtype=np.float64)
+    axes = axes[:, variance > largest][:, ::-1]
+    return (x @ axes).astype(np.float32), np.asarray(z @ axes, dtype=np.float64)
 
 
 @dataclass(frozen=True)
