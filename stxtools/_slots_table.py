@@ -107,6 +107,8 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("uns", f"{k.SEGMENT}/{k.MASKS}/{{library}}/scale", "float", "-", "pixels per unit"),
         ("uns", f"{k.SEGMENT}/{k.MASKS}/{{library}}/origin", "float64", "2",
          "pixel: ``(xy - origin) * scale``"),
+        ("uns", f"{k.SEGMENT}/library_nmi", "float", "-",
+         "mutual information with the sections, 0: no batch effect; only with several", False),
         ("uns", f"{k.SEGMENT}/params", "dict", "-", PARAMS),
         ("uns", f"{k.SEGMENT}/history", "DataFrame", "n_epochs x n_losses", HISTORY),
         ("uns", f"{k.SEGMENT}/stability", "DataFrame", "n_tried x n_columns",

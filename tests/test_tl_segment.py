@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_same
+from sklearn.metrics import normalized_mutual_info_score
 
 import stxtools as st
 
@@ -180,6 +181,8 @@ def test_sections_do_not_mix(make_section, quick_unet):
     run(both, quick_unet, 3, library_key="library")
     assert set(both.uns["segment"]["masks"]) == {"lib0", "lib1"}
     assert both.uns["segment"]["params"]["library_key"] == "library"
+    expected = normalized_mutual_info_score(both.obs["library"], both.obs["segment"])
+    assert both.uns["segment"]["library_nmi"] == pytest.approx(expected)
     both.uns["spatial"] = {"lib0": {}, "lib1": {}}
     with pytest.raises(ValueError, match="library_key"):
         run(both, quick_unet, 3)

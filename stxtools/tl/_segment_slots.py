@@ -47,6 +47,10 @@ def segment_slots(
     colors = colors_for(list(classes), labelled, stored_colors(adata, key))
     slots.uns[_keys.colors(key)] = np.array(colors, dtype=object)
     slots.uns[key] = {_keys.MASKS: _masks(adata, codes + 1, where, spatial_key)}
+    if len(where.libs) > 1:
+        from sklearn.metrics import normalized_mutual_info_score
+
+        slots.uns[key]["library_nmi"] = float(normalized_mutual_info_score(where.libs.codes, codes))
     return slots
 
 
