@@ -9,6 +9,7 @@ import torch
 from conftest import QUICK_NET, QUICK_UNET
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
+from sklearn.neighbors import kneighbors_graph
 
 import stxtools as st
 from stxtools.models import GeneProjection, RegionSection, Section, Segmenter, SegmenterParams, TissueNet

@@ -22,7 +22,7 @@ def stability(
     title: str | None = None,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | None:  # fmt: skip
-    """Draw BIC, and how well mixtures agree, for each number of segments tried.
+    """Draw the Bayesian information criterion (BIC) of each number of segments tried.
 
     The number that was taken is marked.
 
@@ -52,10 +52,6 @@ def stability(
     axis.plot(x, y, color="0.5", marker="o", markersize=4)
     axis.plot(x[x == taken], y[x == taken], "o", markersize=9, color="#d55e00", label=f"taken: {taken}")
     axis.set_xticks(x)
-    agreement = axis.twinx()
-    agreement.plot(x, curve["stability"].to_numpy(), color="#0072b2", linestyle="--")
-    agreement.set_ylabel("adjusted Rand index between mixtures", color="#0072b2")
-    agreement.set_ylim(0, 1.02)
     axis.legend(frameon=False, fontsize="small")
     _base.finish(axis, text, "number of segments", "BIC")
     return _output.done("stability", [axis], ax=ax, show=show, save=save)
