@@ -83,7 +83,7 @@ def _lowest_bic(
     autocorrelation of the residuals (Bartlett 1946), measured at the largest number tried.
     """
     fitted = [_Mixtures.of(z, ks, rng) for _ in range(_STARTS)]
-    size = n / max(window, np.mean([_autocorrelation(m.residuals(z), places) for m in fitted]))
+    size = n / max(window, float(np.mean([_autocorrelation(m.residuals(z), places) for m in fitted])))
     free = np.array(ks) * (z.shape[1] + 1) - 1
     bic = -2 * size * np.max([m.loglik for m in fitted], axis=0) + free * np.log(max(size, 2.0))
     below = np.tril_indices(_STARTS, -1)
