@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _CALLS = {_keys.SEGMENT: "st.tl.segment(adata)", _keys.EMBED: "st.tl.embed(adata)",
           _keys.MULTITASK: "st.tl.multitask(adata, ...)"}  # fmt: skip
-_TRAIN, _VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
+_TRAIN, _VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito: distinguishable for colour-blind readers
 
 
 @_output.plot

@@ -192,7 +192,7 @@ def _check_save(save: Any) -> None:
 
 def _check_img(img: Any) -> None:
     if img is not None and not isinstance(img, (bool, str)):
-        raise TypeError(f"`img` must be True, False, None or the name of a picture, not {img!r}.")
+        raise TypeError(f"`img` must be True, False, None or the name of an image, not {img!r}.")
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {

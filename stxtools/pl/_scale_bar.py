@@ -11,7 +11,7 @@ import numpy as np
 from stxtools import _keys
 from stxtools._validate import array_positions
 
-from ._sections import Panel, picture_slots, positive, spacing
+from ._sections import Panel, image_slots, positive, spacing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,7 +69,7 @@ def _units_of(
 
 
 def _known(adata: AnnData, panel: Panel) -> float | None:
-    slots = picture_slots(adata, panel.library)
+    slots = image_slots(adata, panel.library)
     factors, about = slots[_keys.SCALEFACTORS], slots["metadata"]
     recorded = positive(factors.get("microns_per_pixel"))
     if recorded is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-_LARGEST, _FINEST = 1e100, 1e-9  # coordinates that can be squared, and told apart beside their distance from 0
+_LARGEST, _FINEST = 1e100, 1e-9  # coordinates that can be squared, and distinguished at their distance from 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool
 
 
 def _check_extent(panel: Panel, spatial_key: str) -> None:
-    """Check that the observations of a section can be told apart on an axis of double precision."""
+    """Check that the observations of a section can be distinguished on an axis of double precision."""
     far, span = float(np.abs(panel.xy).max()), float(np.ptp(panel.xy, axis=0).max())
     if far > _LARGEST or (span > 0 and (span < 1 / _LARGEST or span < _FINEST * far)):
         raise ValueError(
@@ -106,7 +106,7 @@ def spacing(xy: NDArray[np.float64]) -> float:
     return float(np.median(third)) if len(third) else 1.0
 
 
-def picture_slots(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
+def image_slots(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
     """Return ``images``, ``scalefactors`` and ``metadata`` of a section, empty where it has none."""
 
     def mapping(value: Any) -> Mapping[str, Any]:

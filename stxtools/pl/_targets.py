@@ -1,4 +1,4 @@
-"""Biomarkers as drug targets: what is known of each, in one picture."""
+"""Biomarkers as drug targets: the evidence for each, in one figure."""
 
 from __future__ import annotations
 

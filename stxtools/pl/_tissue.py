@@ -1,4 +1,4 @@
-"""Sections side by side: for each the picture, what a plot draws over it, a frame and a scale bar."""
+"""Sections side by side: for each the image, what a plot draws over it, a frame and a scale bar."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stxtools import _keys
 from stxtools._validate import listing
 
 from . import _base, _scale_bar
-from ._sections import Panel, picture_slots, positive, spacing
+from ._sections import Panel, image_slots, positive, spacing
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    Draw = Callable[[Axes, int, bool], object]  # which panel, and whether it lies over a picture
+    Draw = Callable[[Axes, int, bool], object]  # which panel, and whether it lies over an image
 
 RASTERIZE_ABOVE = 50_000  # so many circles make a vector file that no viewer opens
 PANEL_INCHES = 4.6
@@ -56,7 +56,7 @@ def draw_sections(
         width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
         axes = _base.grid(len(panels), width, height, bottom=bottom, ncols=ncols, layout="compressed")
     for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
-        draw(axis, i, _draw_picture(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
+        draw(axis, i, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
         _frame(axis, panel, titles[i])
         _scale_bar.draw(axis, panel, bars[panel.library])
     return axes
@@ -95,48 +95,48 @@ def draw_spots(
     ax.add_collection(spots, autolim=False)
 
 
-def _draw_picture(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> bool:
-    """Draw the section's picture under the spots, in the coordinates of the spots; return whether there was one.
+def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> bool:
+    """Draw the section's image under the spots, in the coordinates of the spots; return whether there was one.
 
-    ``img=None`` draws the picture where there is one and the coordinates are those of the picture (``fits``).
+    ``img=None`` draws the image where there is one and the coordinates are those of the image (``fits``).
     """
     from matplotlib.patches import Rectangle
 
     if img is False or (img is None and not fits):
         return False
     library = panel.library
-    images, scalefactors = (picture_slots(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
-    pictures = [name for name in ("hires", "lowres") if name in images]
-    pictures += [str(n) for n in images if n not in pictures]
-    for name in [img] if isinstance(img, str) else pictures:
+    images, scalefactors = (image_slots(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
+    found = [name for name in ("hires", "lowres") if name in images]
+    found += [str(n) for n in images if n not in found]
+    for name in [img] if isinstance(img, str) else found:
         scale = scalefactors.get(f"tissue_{name}_scalef")
         if name in images and scale is not None:
-            show_image(ax, _picture(images[name], name, library), _factor(scale, name, library), zorder=-1)
+            show_image(ax, _image_array(images[name], name, library), _factor(scale, name, library), zorder=-1)
             # a scale bar or a legend beside the section stands on white
             left, right, top, bottom = panel.limits
             ax.images[-1].set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=ax.transData))
             return True
-    if img is None or (img is True and not pictures):
+    if img is None or (img is True and not found):
         return False
     raise KeyError(
-        f"`img={img!r}`: section {library!r} has the pictures {listing(pictures)} and the scale factors "
-        f"{listing(scalefactors)} in `adata.uns['spatial']`; a picture NAME needs `tissue_NAME_scalef`."
+        f"`img={img!r}`: section {library!r} has the images {listing(found)} and the scale factors "
+        f"{listing(scalefactors)} in `adata.uns['spatial']`; an image NAME needs `tissue_NAME_scalef`."
     )
 
 
-def _picture(value: Any, name: str, library: str) -> NDArray[Any]:
+def _image_array(value: Any, name: str, library: str) -> NDArray[Any]:
     try:
-        picture = np.asarray(value)
+        pixels = np.asarray(value)
     except (TypeError, ValueError):
-        picture = np.empty(0, dtype=object)
-    is_picture = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
-    if picture.dtype.kind not in "buif" or not is_picture or picture.size == 0:
+        pixels = np.empty(0, dtype=object)
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype.kind not in "buif" or not is_image or pixels.size == 0:
         raise ValueError(
-            f"`adata.uns['spatial'][{library!r}]['images'][{name!r}]` is no picture (height x width, or height x width "
-            f"x 3 or 4 colours, of numbers): it is a {type(value).__name__} of shape {np.shape(picture)} and type "
-            f"{picture.dtype}; replace it, or pass `img=False`."
+            f"`adata.uns['spatial'][{library!r}]['images'][{name!r}]` is no image (height x width, or height x width "
+            f"x 3 or 4 colours, of numbers): it is a {type(value).__name__} of shape {np.shape(pixels)} and type "
+            f"{pixels.dtype}; replace it, or pass `img=False`."
         )
-    return picture
+    return pixels
 
 
 def _factor(value: Any, name: str, library: str) -> float:
@@ -149,10 +149,10 @@ def _factor(value: Any, name: str, library: str) -> float:
     return number
 
 
-def show_image(ax: Axes, picture: NDArray[Any], scale: float, origin: Any = (0.0, 0.0), **kwargs: Any) -> None:
-    """Draw a picture in the coordinates of the spots; ``scale`` is pixels per unit, ``origin`` the first pixel."""
-    height, width = picture.shape[:2]
+def show_image(ax: Axes, pixels: NDArray[Any], scale: float, origin: Any = (0.0, 0.0), **kwargs: Any) -> None:
+    """Draw an image in the coordinates of the spots; ``scale`` is pixels per unit, ``origin`` the first pixel."""
+    height, width = pixels.shape[:2]
     extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / scale + np.repeat(origin, 2)
     ax.imshow(
-        picture, extent=tuple(extent), origin="upper", **({"cmap": "gray", "interpolation": "antialiased"} | kwargs)
+        pixels, extent=tuple(extent), origin="upper", **({"cmap": "gray", "interpolation": "antialiased"} | kwargs)
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#c8c8c8"  # Okabe and Ito: told apart by colour-blind readers
+UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#c8c8c8"  # Okabe and Ito: distinguishable for colour-blind readers
 _GAP = 0.06  # share of the width between the outermost point and the names
 _LINE = 0.14  # height of a name, inches
 _LETTER = 0.075  # width of a letter, inches

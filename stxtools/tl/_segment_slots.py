@@ -59,7 +59,7 @@ def _masks(adata: AnnData, values: NDArray[Any], where: Geometry, spatial_key: s
     for name, grid, rows, spacing in zip(where.libs.names, where.grids, where.parts, where.spacings, strict=True):
         reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH
         xy = where.xy[rows]
-        frame = _frame_of_picture(adata, name, xy, spacing) if spatial_key == _keys.SPATIAL else None
+        frame = _frame_of_image(adata, name, xy, spacing) if spatial_key == _keys.SPATIAL else None
         if frame is None:
             frame = tissue_frame(xy, spacing, margin=reach)
         out[name] = {
@@ -70,7 +70,7 @@ def _masks(adata: AnnData, values: NDArray[Any], where: Geometry, spatial_key: s
     return out
 
 
-def _frame_of_picture(adata: AnnData, library: str, xy: NDArray[np.float64], spacing: float) -> Frame | None:
+def _frame_of_image(adata: AnnData, library: str, xy: NDArray[np.float64], spacing: float) -> Frame | None:
     """Pixels of the section's image, if it is fine enough and the tissue lies on it."""
     found: Any = adata.uns.get(_keys.SPATIAL)
     entry: Any = found.get(library) if isinstance(found, Mapping) else None

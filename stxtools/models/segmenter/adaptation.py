@@ -38,13 +38,13 @@ def cotrained(
     if labels is not None:
         rows = np.union1d(rows, np.flatnonzero(labels >= 0))
     known = np.zeros(len(rows), dtype=bool) if labels is None else labels[rows] >= 0
-    told = None if labels is None else np.eye(k)[labels[rows][known]]
+    one_hot = None if labels is None else np.eye(k)[labels[rows][known]]
     share = softmax(logits[rows], axis=1)
     fitted: list[ShrinkageLDA] = []
     for _ in range(ROUNDS):
         weight = np.clip(2 * share.max(axis=1) - 1, 0, 1) + _LEAST_WEIGHT
-        if told is not None:
-            share[known] = told
+        if one_hot is not None:
+            share[known] = one_hot
             weight[known] = max(float(weight[~known].sum()) / max(int(known.sum()), 1), 1.0)
         fitted = [ShrinkageLDA().fit(z[rows], share, weight, _SHRINKAGE) for z in views]
         share = softmax(_agreed(fitted, views, rows) + prior * logits[rows], axis=1)
