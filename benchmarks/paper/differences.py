@@ -29,7 +29,7 @@ def _cell(found: tuple[float, float, int], percent: bool) -> str:
     mean, error, n = found
     scale, digits = (100, 2) if percent else (1, 4)
     if not n:
-        return "-"
+        return "–"
     if not np.isfinite(error):
         return f"{scale * mean:+.{digits}f}"
     ratio = f" ({mean / error:+.1f})" if error > 1e-9 else ""  # equal differences: no spread to measure by

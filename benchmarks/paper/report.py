@@ -58,11 +58,11 @@ def scores_table(table: pd.DataFrame, targets: dict[str, str], platform: str | N
             own = summary[(summary["model"] == model) & (summary["target"] == target)]
             for metric in metrics:
                 part = own[own["metric"] == metric]
-                cells.append(_cell(part.iloc[0], metric != "auroc") if len(part) else "-")
+                cells.append(_cell(part.iloc[0], metric != "auroc") if len(part) else "–")
         if platform:
             accuracy, auroc = PUBLISHED.get((platform, model), (None, None))
             cells.append(
-                ", ".join(x for x in (f"{100 * accuracy:.1f}" if accuracy else "", str(auroc or "")) if x) or "-"
+                ", ".join(x for x in (f"{100 * accuracy:.1f}" if accuracy else "", str(auroc or "")) if x) or "–"
             )
         rows.append(cells)
     return markdown(rows)
@@ -102,7 +102,7 @@ def metric_table(tables: dict[str, pd.DataFrame], metric: str, target: str, *, b
     rows = [["model", "seeds", *columns]]
     for model in models:
         seeds = ", ".join(dict.fromkeys(str(p.loc[model, "n"]) for p in columns.values() if model in p.index))
-        cells = [_cell(p.loc[model], metric in ("accuracy",)) if model in p.index else "-" for p in columns.values()]
+        cells = [_cell(p.loc[model], metric in ("accuracy",)) if model in p.index else "–" for p in columns.values()]
         rows.append([NAMES.get(model, model), seeds, *cells])
     return markdown(rows)
 

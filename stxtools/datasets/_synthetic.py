@@ -59,20 +59,23 @@ def synthetic_tissue(
 
     Parameters
     ----------
-    n_obs, n_vars
-        Observations over all sections, and genes. By default 10,000 and 50 (Visium-like), or 5,000 and 30
-        (MERFISH-like).
+    n_obs
+        Observations over all sections. By default 10,000 (Visium-like) or 5,000 (MERFISH-like).
+    n_vars
+        Genes. By default 50 (Visium-like) or 30 (MERFISH-like).
     platform
         ``"visium"``: spots 100 µm apart on a hexagonal lattice. ``"merfish"``: scattered cells, about one per 12 x 12
         µm, sharper borders, and differences between neighbouring cells.
     n_compartments
         Compartments: every third one is a kind of island, the others are layers. The first border is a gradient.
-    n_patients, sections_per_patient
-        Patients (their tissues have other borders) and sections of each: nearly the same tissue, rotated (up to 30
-        degrees), scaled (up to 10 %) and with a batch effect.
+    n_patients
+        Patients. Their tissues have other borders.
+    sections_per_patient
+        Sections of each patient: nearly the same tissue, rotated (up to 30 degrees), scaled (up to 10 %) and with a
+        batch effect.
     disease
-        What is diseased: a ``"lesion"`` (30 % of every section, in smooth patches independent of compartments), or
-        whole ``"patient"`` s, every second one. ``"auto"``: a lesion for one patient, else patients.
+        ``"lesion"``: 30 % of every section, in smooth patches independent of compartments. ``"patient"``: every second
+        patient. ``"auto"``: a lesion for one patient, else patients.
     n_biomarkers
         Genes that respond to the disease. By default a tenth of all, at least one.
     logfc
