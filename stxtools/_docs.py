@@ -108,7 +108,8 @@ def _slots(rows: list[SlotRow]) -> list[str]:
             text = f"{codes}: as :func:`stxtools.tl.embed` writes them"
         elif same[0].where == "uns" and "/" in same[0].key:
             root, _, _ = same[0].code.partition("]")
-            inner = [f"``{row.code.removeprefix(root + ']')}`` ({row.meaning})" for row in same]
+            paths = {row: f"``{row.code.removeprefix(root + ']')}``" for row in same}
+            inner = [code if row.meaning == PARAMS else f"{code} ({row.meaning})" for row, code in paths.items()]
             text = f"``{root}]``, a dict: {', '.join(inner)}"
         else:
             size = "" if same[0].shape == "-" else f", {same[0].shape}"

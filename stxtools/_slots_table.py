@@ -37,7 +37,7 @@ class SlotRow:
 
 
 PARAMS = "parameters, seed and versions"
-HISTORY = "losses by stage and epoch"
+HISTORY = "losses by epoch"
 Z = "embedding Z of each section"
 _TASKS = ("{biomarker_key}", "{region_key}")
 
@@ -103,7 +103,7 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("obsm", k.X_UNET, "float32", "n_obs x n_features", "features of the U-Net's last layer"),
         ("uns", k.colors(k.SEGMENT), "object", "n_segments", "colours of the compartments"),
         ("uns", f"{k.SEGMENT}/{k.MASKS}/{{library}}/image", "uint32", "height x width",
-         "mask S, 0: background"),
+         "mask S"),
         ("uns", f"{k.SEGMENT}/{k.MASKS}/{{library}}/scale", "float", "-", "pixels per unit"),
         ("uns", f"{k.SEGMENT}/{k.MASKS}/{{library}}/origin", "float64", "2",
          "pixel: ``(xy - origin) * scale``"),
@@ -112,9 +112,9 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("uns", f"{k.SEGMENT}/params", "dict", "-", PARAMS),
         ("uns", f"{k.SEGMENT}/history", "DataFrame", "n_epochs x n_losses", HISTORY),
         ("uns", f"{k.SEGMENT}/stability", "DataFrame", "n_tried x n_columns",
-         "BIC (the lowest decides), agreement of mixtures; only where chosen here", False),
+         "BIC (lowest decides), agreement; only if chosen here", False),
         ("uns", f"{k.SEGMENT}/members", "DataFrame", "n_libraries x n_members",
-         "weights; only with a ``model``", False),
+         "only with ``model``", False),
     ),
     "tl.suggest_labels": (
         ("obs", k.SUGGESTED, "float64", "n_obs", "1 for the observation to label first, 2 for the next, ...; else NaN"),

@@ -98,13 +98,11 @@ def segment(
     keep_labels
         Whether labelled observations keep their label, whatever the U-Net predicts for them.
     class_shares
-        With ``labels_key``: approximate share of the tissue, from 0 to 1, by class (``{"Layer4": 0.08}``), of all
-        classes or some. Shares that are 30 % off still help.
+        With ``labels_key``: approximate shares of the tissue by class, such as ``{"Layer4": 0.08}``, of all or some.
     abstain_below
         Confidence, from 0 to 1, below which an observation gets no compartment (missing; background in the mask).
     model
-        A saved model (path) or a fitted Segmenter, applied without training. One that learned from labels is
-        solved anew for the genes that are here; a few labels (``labels_key``) correct it.
+        A saved model (path) or a fitted Segmenter, applied without training; ``labels_key`` corrects one with labels.
     adapt
         Whether such a model adapts to each section's own components; it does from 760 observations.
     save_model

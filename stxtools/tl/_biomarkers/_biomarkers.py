@@ -80,11 +80,8 @@ def biomarkers(
 
     Neighbouring spots are alike, so a smooth region differs from the rest in many genes by chance. A gene's mean
     difference is therefore compared with that of *random regions* of the section, as large, smooth and patchy as the
-    group. Sections (patients) are the unit of replication.
-
-    By default the test asks whether a gene is higher or lower in the group, whatever the reason. Between tumour and
-    stroma that is every gene of epithelium. A second test asks whether it differs more than the mixture of cells in
-    the group explains. Genes that do are marked in ``beyond_composition``.
+    group. Sections (patients) are the unit of replication. A second test asks which genes differ more than the mixture
+    of cells in the group explains (``beyond_composition``).
 
     Parameters
     ----------
@@ -100,15 +97,14 @@ def biomarkers(
         What effects are adjusted for: keys of ``obs`` or ``obsm``, or ``"composition"`` (expression components made
         without the tested gene), which exchanges the two tests; or a list of those. None: the total effect.
     protect
-        ``"thinning"`` splits the counts where :func:`segment` found the groups in the expression to be tested: groups
-        are found again in one half and tested on the other. ``None`` does not. Thinning needs expression in memory.
+        ``"thinning"`` finds groups of :func:`segment` again in half of the counts and tests the other half; or None.
     attribution_model
         A model (or several, fitted or paths) that predicts the groups, explained in the column ``attribution``: a
         Segmenter or a TissueNet. By default a linear probe.
     method
         ``"random_regions"``, the test above.
     n_null
-        Random regions per group and section; the error of a null standard deviation is ``71 / sqrt(n_null)`` percent.
+        Random regions per group and section; the error of a null standard deviation is ``0.71 / sqrt(n_null)``.
     %(parameters)s
 
     Returns

@@ -81,8 +81,7 @@ def evaluate(
     biomarker_key, region_key
         Columns of ``obs`` to predict; one of them at least.
     genes
-        Genes to hide and to predict, or how many to draw for each seed: adds the target ``"expression"`` with its
-        ``mse``.
+        Genes to hide and to predict, or how many for each seed: adds the target ``"expression"`` with its ``mse``.
     scheme
         ``"block"`` (blocks of neighbours held out), ``"library"`` (whole sections), ``"random"`` (leaky), or several.
     n_folds, max_folds
@@ -92,8 +91,7 @@ def evaluate(
     noise, noise_kind
         Noise levels and kind, as in :func:`stxtools.pp.add_noise`: on all observations, training and test.
     params
-        Model name -> its parameters; for ``"framework"`` those of the calls: ``{"multitask": {"params": {"alpha":
-        2}}}``.
+        Model name -> its parameters; for ``"framework"`` by call: ``{"multitask": {"params": {"alpha": 2}}}``.
     checkpoint
         CSV file of finished folds: a run with it goes on where it was interrupted, also in several processes
         (``FILE.lock`` keeps them apart).
