@@ -112,7 +112,7 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("uns", f"{k.SEGMENT}/params", "dict", "-", PARAMS),
         ("uns", f"{k.SEGMENT}/history", "DataFrame", "n_epochs x n_losses", HISTORY),
         ("uns", f"{k.SEGMENT}/stability", "DataFrame", "n_tried x n_columns",
-         "BIC (lowest decides), agreement; only if chosen here", False),
+         "BIC, agreement; only if chosen here", False),
         ("uns", f"{k.SEGMENT}/members", "DataFrame", "n_libraries x n_members",
          "only with ``model``", False),
     ),

@@ -83,16 +83,14 @@ def segment(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Segment tissue into compartments with a U-Net on the expression raster.
+    """Segment tissue into compartments with a U-Net (Ronneberger et al. 2015) on the expression raster.
 
-    The U-Net (Ronneberger et al. 2015) is pretrained on masked reconstruction and then trained on pseudo-labels: those
-    of Gaussian mixtures on spatial means or, with ``labels_key``, of co-trained discriminant analyses.
+    After masked reconstruction it learns pseudo-labels: of mixtures or, with ``labels_key``, discriminant analyses.
 
     Parameters
     ----------
     n_segments
-        Number of compartments, honoured exactly. Without it and labels, the number of 2 to 12 with the lowest BIC;
-        one, with a warning, where nothing is arranged in space.
+        Number of compartments. Without it and labels, that of 2 to 12 with the lowest BIC; 1 without spatial structure.
     labels_key
         Column of ``obs`` with class names where known and missing values elsewhere.
     keep_labels
