@@ -11,15 +11,24 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from stxtools import settings
-from stxtools.nn._augment import Augmentation, affine_grid, block_mask, resample
 from stxtools.nn._layers import ChannelNorm, GaussianPyramid
+from stxtools.nn._losses import nt_xent, soft_cross_entropy
 from stxtools.nn._recipe import Training, seeded
-from stxtools.nn._segmentation import nt_xent, soft_cross_entropy
 from stxtools.nn._student import JointNet, PyramidMLP
 from stxtools.nn._tiles import LARGEST_TILE, PixelRaster, predict_pixels, tile_margin, tile_side
 from stxtools.nn._training import Task, run_training
 from stxtools.nn._unet import SegmentationNet, UNet
-from stxtools.nn._views import WHOLE, RandomViews, usual_epochs, view_loader, whole_loader
+from stxtools.nn._views import (
+    WHOLE,
+    Augmentation,
+    RandomViews,
+    affine_grid,
+    block_mask,
+    resample,
+    usual_epochs,
+    view_loader,
+    whole_loader,
+)
 
 
 def unet(**kwargs) -> UNet:
@@ -146,7 +155,7 @@ def test_nt_xent_against_a_direct_computation():
 def test_cross_entropies_against_torch():
     logits, y = torch.randn(2, 4, 3, 3), torch.randint(4, (2, 3, 3))
     target = F.one_hot(y, 4).permute(0, 3, 1, 2).float()
-    weight = torch.ones(2, 1, 3, 3)
+    weight = torch.ones(2, 3, 3)
     assert float(soft_cross_entropy(logits, target, weight)) == pytest.approx(
         float(F.cross_entropy(logits, y)), rel=1e-5
     )

@@ -36,13 +36,9 @@ def beyond(value: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 class ModelFile:
-    """Description and arrays of a model file.
+    """Description (``config``) and arrays of a model file, of the class ``kind``.
 
-    - ``path``: Where it lies, for messages.
-    - ``config``: Description.
-    - ``arrays``: Arrays by name.
-    - ``intact``: Whether its checksum is right. It is looked at last, by :meth:`finish`: what is wrong says more.
-    - ``kind``: Name of the model's class.
+    ``intact`` says whether its checksum is right. It is looked at last, by :meth:`finish`: what is wrong says more.
     """
 
     def __init__(
@@ -66,13 +62,10 @@ class ModelFile:
 
     # ---------------------------------------------------------------- description
 
-    def _value(
-        self, key: str, kind: type | tuple[type, ...], what: str, config: Mapping[str, Any] | None = None
-    ) -> Any:
-        source = self.config if config is None else config
-        if key not in source:
+    def _value(self, key: str, kind: type | tuple[type, ...], what: str) -> Any:
+        if key not in self.config:
             raise self.damaged(f"its description lacks {key!r}")
-        value = source[key]
+        value = self.config[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.damaged(f"{key!r} in its description is {_short(value)}, not {what}")
         return value
@@ -157,14 +150,7 @@ class ModelFile:
         above: float | None = None,
         endless: bool = False,
     ) -> NDArray[Any]:
-        """Return an array of a shape (None: any length but 0), kind of type and range.
-
-        - ``name``: Its name.
-        - ``shape``: Its shape.
-        - ``kind``: Kind of type, as in numpy: ``"f"``, ``"i"`` or ``"b"``.
-        - ``minimum``, ``maximum``, ``above``: Bounds of the values.
-        - ``endless``: Whether they may be infinite.
-        """
+        """Return an array of a shape (None: any length but 0), kind of type and range (infinite where ``endless``)."""
         if name not in self.arrays:
             raise self.damaged(f"it lacks the array {name!r}")
         value = self.arrays[name]

@@ -87,19 +87,13 @@ class Section:
         np.divide(summed, total[:, None], out=summed, where=total[:, None] > 0)  # a sum without weight is 0
         return summed.astype(np.float32)
 
-    def to_raster(
-        self, values: NDArray[np.floating], weights: NDArray[np.floating] | None = None
-    ) -> NDArray[np.float32]:
-        """Return the (weighted) mean of ``values`` (n, C) in each pixel as (C, H, W); zero where there is none."""
-        n_pixels = self.shape[0] * self.shape[1]
-        weight = np.ones(self.n_obs) if weights is None else np.asarray(weights, dtype=np.float64)
-        total = np.bincount(self.flat_pixels, weight, minlength=n_pixels)
-        pool = sparse.csr_matrix((weight, (self.flat_pixels, np.arange(self.n_obs))), shape=(n_pixels, self.n_obs))
-        summed = np.asarray(pool @ np.asarray(values, dtype=np.float64))
-        np.divide(summed, total[:, None], out=summed, where=total[:, None] > 0)  # a sum without weight is 0
-        return np.ascontiguousarray(summed.T.reshape(-1, *self.shape), dtype=np.float32)
+    def to_raster(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return the mean of ``values`` (n, C) in each pixel as (C, H, W); zero where there is none."""
+        flat, member = self.occupied_pixels()
+        out = np.zeros((values.shape[1], self.shape[0] * self.shape[1]), dtype=np.float32)
+        out[:, flat] = self.pooled(values, member).T
+        return out.reshape(-1, *self.shape)
 
     def occupied(self) -> NDArray[np.float32]:
         """1 where a pixel holds observations, (1, H, W)."""
-        count = np.bincount(self.flat_pixels, minlength=self.shape[0] * self.shape[1])
-        return (count > 0).astype(np.float32).reshape(1, *self.shape)
+        return self.to_raster(np.ones((self.n_obs, 1)))

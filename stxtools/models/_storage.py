@@ -29,12 +29,7 @@ _DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", 
 def write_model(
     path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> Path:
-    """Write a model file, whole or not at all, with the permissions that new files have.
-
-    - ``path``: Where to write; ``.stx`` is the usual ending.
-    - ``kind``: Class that can read it.
-    - ``config``: Anything JSON can hold.
-    - ``arrays``: Weights and other arrays.
+    """Write a model file, whole or not at all, with the permissions that new files have; ``config`` goes into JSON.
 
     Raises
     ------

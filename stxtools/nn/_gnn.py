@@ -69,13 +69,9 @@ class GatedGATv2(GATv2Conv):
 
 
 class RegionGNN(nn.Module):
-    """Layers of message passing over regions.
+    """Layers of message passing over regions, ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"``.
 
-    - ``in_channels``, ``hidden``, ``out_channels``: Lengths of the node states.
-    - ``layers``: Number of message-passing steps.
-    - ``conv``: ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"`` (as in :class:`SumConv`).
-    - ``heads``: Attention heads; ``hidden`` and ``out_channels`` must be multiples of it.
-    - ``dropout``: Share of states dropped in training.
+    ``hidden`` and ``out_channels``, the lengths of the node states, must be multiples of the attention heads.
     """
 
     def __init__(

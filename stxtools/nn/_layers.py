@@ -16,25 +16,22 @@ class ChannelNorm(nn.Module):
     is normalised exactly as the same pixels of the full raster are.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
         return x.permute(0, 3, 1, 2)
 
 
 class GaussianPyramid(nn.Module):
-    """The raster at several smoothing scales, averaged over occupied pixels only.
+    """The raster at several smoothing scales (pixels; 0 keeps it as it is), averaged over occupied pixels only.
 
     A blurred value is a weighted mean over occupied pixels (normalised convolution; Knutsson and
     Westin 1993), so holes and the tissue's border do not pull it to zero.
-
-    - ``sigmas``: Standard deviations of the Gaussians in pixels; 0 keeps the raster as it is.
     """
 
     def __init__(self, sigmas: Sequence[float]) -> None:

@@ -14,20 +14,13 @@ from stxtools._globals import exclusive
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of a training.
+    """How a module is trained."""
 
-    - ``max_epochs``: Most epochs; early stopping may end sooner.
-    - ``patience``: Epochs without a better validation loss before training stops.
-    - ``min_delta``: What counts as better.
-    - ``lr``: Learning rate of Adam.
-    - ``weight_decay``: Decoupled weight decay.
-    """
-
-    max_epochs: int = 30
-    patience: int = 6
-    min_delta: float = 1e-4
-    lr: float = 3e-3
-    weight_decay: float = 1e-4
+    max_epochs: int = 30  # most epochs; early stopping may end sooner
+    patience: int = 6  # epochs without a better validation loss before training stops
+    min_delta: float = 1e-4  # what counts as better
+    lr: float = 3e-3  # learning rate of Adam
+    weight_decay: float = 1e-4  # decoupled weight decay
 
 
 class Run(TypedDict, total=False):

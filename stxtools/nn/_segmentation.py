@@ -1,18 +1,21 @@
-"""Training of the U-Net: masked and contrastive pretraining, then segmentation from soft targets."""
+"""Training of pixel networks: masked and contrastive pretraining, segmentation from soft targets, imitation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ._losses import nt_xent, reconstruction_error, soft_cross_entropy
 from ._recipe import Training
 from ._refiner import Refiner
+from ._student import PyramidMLP
 from ._training import Task
 from ._unet import SegmentationNet, UNet
 
+_TEMPERATURE = 0.2
 _SCALE, _SHIFT, _NOISE = 0.3, 0.7, 0.5  # standard deviations of what is done to logits that a network reads
 
 
@@ -27,10 +30,8 @@ class MaskedPretraining(Task):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean squared error of the hidden pixels' smoothed features."""
         keep = batch["occupied"] * (1 - batch["block"])
-        out = self.decoder(self.unet(batch["x"] * keep, keep))
         hidden = batch["present"] * batch["block"]
-        error = (out - batch["clean"]).square().mean(dim=1, keepdim=True)
-        return self.record((error * hidden).sum() / hidden.sum().clamp_min(1))
+        return self.record(reconstruction_error(self.unet, self.decoder, batch["x"], keep, batch["clean"], hidden))
 
 
 class ContrastivePretraining(Task):
@@ -39,37 +40,42 @@ class ContrastivePretraining(Task):
     SimCLR (Chen et al. 2020): normalised temperature-scaled cross-entropy over pooled features.
     """
 
-    def __init__(self, unet: UNet, channels: int, training: Training, temperature: float = 0.2) -> None:
+    def __init__(self, unet: UNet, channels: int, training: Training) -> None:
         super().__init__(training)
-        self.unet, self.temperature = unet, temperature
+        self.unet = unet
         self.projector = nn.Sequential(nn.Linear(unet.width, unet.width), nn.ReLU(), nn.Linear(unet.width, unet.width))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """NT-Xent loss of a batch of twin views."""
         z = torch.cat([self._embed(batch["x"], batch["occupied"]), self._embed(batch["x2"], batch["occupied2"])])
-        return self.record(nt_xent(z, self.temperature))
+        return self.record(nt_xent(z, _TEMPERATURE))
 
     def _embed(self, x: Tensor, occupied: Tensor) -> Tensor:
         features = self.unet(x, occupied) * occupied
         return self.projector(features.sum(dim=(2, 3)) / occupied.sum(dim=(2, 3)).clamp_min(1))
 
 
-def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """NT-Xent loss of embeddings (2B, d) whose rows i and i + B are twins."""
-    z = F.normalize(z, dim=1)
-    n = len(z)
-    similarity = z @ z.T / temperature
-    similarity = similarity.masked_fill(torch.eye(n, dtype=torch.bool, device=z.device), float("-inf"))
-    twin = (torch.arange(n, device=z.device) + n // 2) % n
-    return F.cross_entropy(similarity, twin)
+class SegmentationTask(Task):
+    """Cross-entropy of the U-Net's compartments with soft targets, weighted by pixel."""
 
-
-class RefinerTask(Task):
-    """Cross-entropy with the labels, where the logits come scaled, shifted and noised as other sections' might."""
-
-    def __init__(self, net: Refiner, training: Training) -> None:
+    def __init__(self, net: SegmentationNet | Refiner, training: Training) -> None:
         super().__init__(training)
         self.net = net
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Weighted cross-entropy of random views."""
+        logits, _ = self.net(batch["x"], batch["occupied"])
+        return self.record(soft_cross_entropy(logits, batch["target"], batch["weight"][:, 0]))
+
+    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
+        """The same on the pixels held out, of a whole section."""
+        x, occupied, target, weight = batch
+        logits, _ = self.net(x, occupied)
+        self.log("val_loss", soft_cross_entropy(logits, target, weight[:, 0]), batch_size=1)
+
+
+class RefinerTask(SegmentationTask):
+    """The same, where the logits that are read come scaled, shifted and noised as other sections' might."""
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Weighted cross-entropy of random views."""
@@ -79,35 +85,36 @@ class RefinerTask(Task):
         shift = _SHIFT * much[0] * torch.randn(*x.shape[:2], 1, 1, device=x.device)
         noise = 2 * _NOISE * much[1] * torch.randn_like(x)
         logits, _ = self.net((scale * x + shift + noise) * occupied, occupied)
-        return self.record(soft_cross_entropy(logits, batch["target"], batch["weight"]))
-
-    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
-        """The same on the pixels held out, with the logits as they are."""
-        x, occupied, target, weight = batch
-        logits, _ = self.net(x, occupied)
-        self.log("val_loss", soft_cross_entropy(logits, target, weight), batch_size=1)
+        return self.record(soft_cross_entropy(logits, batch["target"], batch["weight"][:, 0]))
 
 
-class SegmentationTask(Task):
-    """Cross-entropy of the U-Net's compartments with soft targets, weighted by pixel."""
+class Imitation(Task):
+    """Cross-entropy of the student's classes with the teacher's probabilities (Hinton et al. 2015), summed over tasks.
 
-    def __init__(self, net: SegmentationNet, training: Training) -> None:
+    ``sizes`` are the numbers of classes of the tasks; their probabilities stand side by side.
+    """
+
+    def __init__(self, net: SegmentationNet, training: Training, sizes: Sequence[int]) -> None:
         super().__init__(training)
-        self.net = net
+        self.net, self.sizes = net, list(sizes)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Weighted cross-entropy of random views."""
-        logits, _ = self.net(batch["x"], batch["occupied"])
-        return self.record(soft_cross_entropy(logits, batch["target"], batch["weight"]))
+    def logits(self, means: Tensor) -> Tensor:
+        """(B, F) -> (B, K)."""
+        student: PyramidMLP = self.net.unet  # type: ignore[assignment]
+        return self.net.head(student.from_means(means)[:, :, None, None])[:, :, 0, 0]
 
-    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
-        """The same on the pixels held out, of a whole section."""
-        x, occupied, target, weight = batch
-        logits, _ = self.net(x, occupied)
-        self.log("val_loss", soft_cross_entropy(logits, target, weight), batch_size=1)
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        """Mean over pixels."""
+        means, target = batch
+        logits = self.logits(means).split(self.sizes, dim=1)
+        parts = zip(logits, target.split(self.sizes, dim=1), strict=True)
+        even = torch.ones(len(means), device=means.device)
+        return torch.stack([soft_cross_entropy(found, wanted, even) for found, wanted in parts]).sum()
 
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch of pixels."""
+        return self.record(self.loss(batch))
 
-def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over pixels of -sum_k target_k log p_k, weighted; (B, K, H, W), (B, K, H, W), (B, 1, H, W)."""
-    loss = -(target * F.log_softmax(logits, dim=1)).sum(dim=1, keepdim=True)
-    return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """The same on pixels held out."""
+        self.log("val_loss", self.loss(batch), batch_size=len(batch[0]))

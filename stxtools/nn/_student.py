@@ -17,13 +17,8 @@ class PyramidMLP(nn.Module):
     """Two-layer perceptron on the raster at several smoothing scales; stands in for a :class:`UNet`.
 
     Means over neighbourhoods followed by a perceptron are what a trained graph or convolution network can often be
-    reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to a few first:
-    it commutes with the means, so that training can read means that are made once.
-
-    - ``in_channels``: Channels of the raster.
-    - ``width``: Length of the hidden layers and of the feature vector.
-    - ``sigmas``: Smoothing scales in pixels.
-    - ``squeezed``: Channels that are smoothed.
+    reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to a few
+    first: it commutes with the means, so that training can read means that are made once.
     """
 
     stride = 1
@@ -34,13 +29,12 @@ class PyramidMLP(nn.Module):
         *,
         width: int = 16,
         sigmas: Sequence[float] = (0.0, 1.0, 2.0, 4.0),
-        squeezed: int = SQUEEZED,
     ) -> None:
         super().__init__()
         self.width = width
         self.pyramid = GaussianPyramid(sigmas)
         self.n_scales = len(self.pyramid.sigmas)
-        self.squeeze = nn.Conv2d(in_channels, min(squeezed, in_channels), 1, bias=False)
+        self.squeeze = nn.Conv2d(in_channels, min(SQUEEZED, in_channels), 1, bias=False)
         self.body = nn.Sequential(
             nn.Conv2d(self.squeeze.out_channels * self.n_scales + 1, width, 1),
             nn.ReLU(inplace=True),

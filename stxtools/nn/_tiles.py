@@ -7,7 +7,7 @@ of the U-Net has a bounded reach, so a tile that carries as much context gives t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,50 +26,30 @@ SMALLEST_TILE = 64
 
 @dataclass
 class RasterTensors:
-    """A section, or a window of it, as dense tensors.
+    """A section, or a window of it, as dense tensors."""
 
-    - ``x``: Standardised features, (C, H, W); zero where no observation lies.
-    - ``occupied``: 1 where observations lie, (1, H, W).
-    - ``target``: Class probabilities to learn, (K, H, W), or None for pretraining.
-    - ``weight``, ``val_weight``: How much a pixel counts in training and in validation, (1, H, W).
-    """
-
-    x: Tensor
-    occupied: Tensor
-    target: Tensor | None = None
-    weight: Tensor | None = None
+    x: Tensor  # standardised features, (C, H, W); zero where no observation lies
+    occupied: Tensor  # 1 where observations lie, (1, H, W)
+    target: Tensor | None = None  # class probabilities to learn, (K, H, W), or None for pretraining
+    weight: Tensor | None = None  # how much a pixel counts in training and in validation, (1, H, W)
     val_weight: Tensor | None = None
 
 
 @dataclass
 class PixelRaster:
-    """A section as a list of its P occupied pixels.
+    """A section as a list of its P occupied pixels."""
 
-    - ``shape``: Rows and columns of the raster.
-    - ``flat``: Index of every occupied pixel in the flattened raster, ascending, (P,).
-    - ``x``: Standardised features, (P, C).
-    - ``target``: Class probabilities to learn, (P, K), or None for pretraining and prediction.
-    - ``weight``, ``val_weight``: How much a pixel counts in training and in validation, (P,).
-    """
-
-    shape: tuple[int, int]
-    flat: Tensor
-    x: Tensor
-    target: Tensor | None = None
-    weight: Tensor | None = None
+    shape: tuple[int, int]  # rows and columns of the raster
+    flat: Tensor  # index of every occupied pixel in the flattened raster, ascending, (P,)
+    x: Tensor  # standardised features, (P, C)
+    target: Tensor | None = None  # class probabilities to learn, (P, K), or None for pretraining and prediction
+    weight: Tensor | None = None  # how much a pixel counts in training and in validation, (P,)
     val_weight: Tensor | None = None
 
     @property
     def pixels(self) -> Tensor:
         """Row and column of every occupied pixel, (P, 2)."""
         return torch.stack([self.flat // self.shape[1], self.flat % self.shape[1]], dim=1)
-
-    @property
-    def class_mass(self) -> Tensor:
-        """Weight of every class among the targets, (K,)."""
-        if self.target is None or self.weight is None:
-            return torch.zeros(0)
-        return (self.target * self.weight[:, None]).sum(dim=0)
 
     def window(self, top: int, left: int, height: int, width: int) -> RasterTensors:
         """Return the dense window whose first pixel is (``top``, ``left``); nothing lies outside the raster."""
@@ -141,17 +121,12 @@ def predict_pixels(
     *,
     side: int | None = None,
     only: Tensor | None = None,
-    tick: Callable[[int], object] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
     """Return class probabilities (P, K) and features (P, width) of the occupied pixels, on the CPU.
 
-    - ``net``: The trained network.
-    - ``raster``: The section.
-    - ``device``: Where to compute.
-    - ``side``: Side of the cores of the tiles in pixels, a multiple of the U-Net's stride; by default what fits into
-      ``settings.max_memory``, at most 512. A raster that fits into one tile is predicted whole.
-    - ``only``: Positions of the occupied pixels that are wanted, ascending; tiles without any are left out.
-    - ``tick``: Called with the number of pixels that have been done since the last call.
+    Tiles have cores of ``side`` pixels, a multiple of the U-Net's stride; by default what fits into
+    ``settings.max_memory``, at most 512. A raster that fits into one tile is predicted whole. ``only`` are positions of
+    the occupied pixels that are wanted, ascending.
     """
     net = net.to(device).eval()
     side = tile_side(net.unet, raster.x.shape[1]) if side is None else side
@@ -171,7 +146,6 @@ def predict_pixels(
             n = len(flat)
             proba, features = part.new_empty((n, part.shape[1])), part_features.new_empty((n, part_features.shape[1]))
         proba[members], features[members] = part, part_features
-        tick(len(members))
     if proba is None or features is None:
         raise ValueError("The raster has no occupied pixel; there is nothing to predict.")
     return proba, features

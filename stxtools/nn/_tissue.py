@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ._gnn import GraphPart, Readout, RegionGNN
 from ._unet import UNet
@@ -16,36 +15,26 @@ from ._unet import UNet
 
 @dataclass
 class GraphTensors:
-    """One section as a graph of regions, with the observations in them.
+    """One section as a graph of regions, with the observations in them."""
 
-    - ``nodes``: Features of the regions, (R, F).
-    - ``edges``: Directed edges, rows source and target, (2, E).
-    - ``x``, ``occupied``: Raster (C, H, W) and where it is known (1, H, W), or None without a U-Net.
-    - ``pixel``, ``region``: Flat pixel and region of each observation that belongs to a region, (n,).
-    - ``own``: What each of them reads of its neighbourhoods, (n, d), or None.
-    - ``targets``, ``weight``, ``val_weight``: Per task, what the regions should be (label shares or values, (R, K)),
-      and how much each counts in training and in validation, (R,).
-    - ``obs_targets``, ``obs_weight``, ``obs_val_weight``: The same for the observations, (n, K) and (n,).
-    - ``parts``: Parts that are passed through the graph network one at a time where nothing is learned; empty: all at
-      once.
-    - ``core``: Of a part taken as a graph of its own: how many regions, the first ones, it is about.
-    """
-
-    nodes: Tensor
-    edges: Tensor
-    x: Tensor | None = None
+    nodes: Tensor  # features of the regions, (R, F)
+    edges: Tensor  # directed edges, rows source and target, (2, E)
+    x: Tensor | None = None  # raster (C, H, W) and where it is known (1, H, W), or None without a U-Net
     occupied: Tensor | None = None
-    pixel: Tensor | None = None
+    pixel: Tensor | None = None  # flat pixel and region of each observation that belongs to a region, (n,)
     region: Tensor | None = None
-    own: Tensor | None = None
+    own: Tensor | None = None  # what each of them reads of its neighbourhoods, (n, d), or None
+    # per task, what the regions should be (label shares or values, (R, K)), and how much each counts in training and
+    # in validation, (R,)
     targets: dict[str, Tensor] = field(default_factory=dict)
     weight: dict[str, Tensor] = field(default_factory=dict)
     val_weight: dict[str, Tensor] = field(default_factory=dict)
-    obs_targets: dict[str, Tensor] = field(default_factory=dict)
+    obs_targets: dict[str, Tensor] = field(default_factory=dict)  # the same for the observations, (n, K) and (n,)
     obs_weight: dict[str, Tensor] = field(default_factory=dict)
     obs_val_weight: dict[str, Tensor] = field(default_factory=dict)
+    # parts that are passed through the graph network one at a time where nothing is learned; empty: all at once
     parts: list[GraphPart] = field(default_factory=list)
-    core: int | None = None
+    core: int | None = None  # of a part taken as a graph of its own: how many regions, the first ones, it is about
 
     @property
     def judged(self) -> int:
@@ -93,16 +82,9 @@ class TissueModule(nn.Module):
     """U-Net (optional), reader of neighbourhoods (optional), GNN, readout, decoder and two heads a task.
 
     An observation's output is that of its region plus what its own features add. The heads' loss thus reaches
-    the U-Net on two ways: at the observation, and pooled through the graph.
-
-    - ``node_features``: Length of the region features.
-    - ``gnn``: Message passing; it reads region features beside pooled U-Net features and pooled observations.
-    - ``channels``: Length of the states that ``gnn`` returns.
-    - ``unet``: U-Net whose feature map is read at the observations and averaged inside each region, or None.
-    - ``tasks``: Task -> number of classes or values.
-    - ``own``: Length of what each observation reads of its neighbourhoods; 0 for nothing.
-    - ``width``: Length that it is brought to.
-    - ``dropout``, ``input_dropout``: Share of these states, and of what is read, dropped in training.
+    the U-Net on two ways: at the observation, and pooled through the graph, whose states have ``channels``.
+    ``own`` is the length of an observation's neighbourhood features (0: none), which the reader brings to ``width``;
+    ``tasks`` maps a task to the number of its classes or values.
     """
 
     def __init__(
@@ -139,12 +121,10 @@ class TissueModule(nn.Module):
     def forward(
         self, g: GraphTensors, hidden: Tensor | None = None, turn: int = 0, gate: Tensor | None = None
     ) -> TissueOutput:
-        """Run the framework on one section.
+        """Run the framework on one section, with the features of ``hidden`` regions (R,) replaced by a learned token.
 
-        - ``g``: The section.
-        - ``hidden``: Regions whose features are replaced by a learned token, boolean (R,).
-        - ``turn``: Quarter turns (0-3) and reflection (+4) of the raster before the U-Net; features are turned back.
-        - ``gate``: Factors of the messages along the edges, (E,).
+        ``turn`` is quarter turns (0-3) and reflection (+4) of the raster before the U-Net; features are turned back.
+        ``gate`` (E,) multiplies the messages along the edges.
         """
         nodes = g.nodes if hidden is None else torch.where(hidden[:, None], self.mask_token, g.nodes)
         at_obs = self.observe(g, turn)
@@ -195,14 +175,3 @@ def _turn(x: Tensor, turn: int) -> Tensor:
 def _turn_back(x: Tensor, turn: int) -> Tensor:
     x = torch.rot90(x, -(turn % 4), (-2, -1))
     return x.flip(-1) if turn >= 4 else x
-
-
-def share_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over rows of the cross-entropy with label shares; (R, K), (R, K), (R,)."""
-    loss = -(target * F.log_softmax(logits, dim=1)).sum(dim=1)
-    return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
-
-
-def weighted_mse(values: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over rows of the mean squared error; (R, K), (R, K), (R,)."""
-    return ((values - target).square().mean(dim=1) * weight).sum() / weight.sum().clamp_min(1e-6)

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ._augment import block_mask
+from ._losses import nt_xent, reconstruction_error, soft_cross_entropy, weighted_mse
 from ._recipe import Training
-from ._tissue import GraphTensors, TissueModule, TissueOutput, share_cross_entropy, weighted_mse
+from ._tissue import GraphTensors, TissueModule, TissueOutput
 from ._training import Task
 from ._unet import UNet
+from ._views import block_mask
 from ._weighting import TaskWeighting
 
 STEPS = 6  # an epoch, at least
@@ -40,8 +40,10 @@ class _Graphs(Dataset[tuple[int, int]]):
         return self.indices[step % len(self.indices)], self.seed * 1_000_003 + step
 
 
-class _GraphTask(Task):
+class GraphTask(Task):
     """A task over whole sections, one a step."""
+
+    least_steps = STEPS
 
     def __init__(self, graphs: Sequence[GraphTensors], training: Training) -> None:
         super().__init__(training)
@@ -53,22 +55,23 @@ class _GraphTask(Task):
 
     def loaders(self, seed: int) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
         """Training and validation loaders; the batch is a section's index and a seed."""
-        learned, judged = self._learned(), self._judged()
+        learned, judged = self._learned(), self.judged()
         train = DataLoader(_Graphs(learned, self._steps(learned), seed), batch_size=None)
         val = DataLoader(_Graphs(judged, len(judged), seed + 1), batch_size=None) if judged else None
         return train, val
 
     def _steps(self, learned: list[int]) -> int:
-        return max(len(learned), STEPS)
+        return max(len(learned), self.least_steps)
 
     def _learned(self) -> list[int]:
         return list(range(len(self.graphs)))
 
-    def _judged(self) -> list[int]:
+    def judged(self) -> list[int]:
+        """Sections on which the validation loss is measured."""
         return list(range(len(self.graphs)))
 
 
-class TissueTask(_GraphTask):
+class TissueTask(GraphTask):
     r"""Training of :class:`TissueModule` on labels.
 
     The loss is :math:`L = \alpha L_{biomarker} + \beta L_{classification}` (and :math:`\gamma L_{expression}`), with
@@ -94,22 +97,18 @@ class TissueTask(_GraphTask):
         found = [i for i, g in enumerate(self.graphs) if any(bool((w > 0).any()) for w in _weights(g, "weight"))]
         return found or super()._learned()
 
-    def _judged(self) -> list[int]:
+    def judged(self) -> list[int]:
         return [i for i, g in enumerate(self.graphs) if any(bool((w > 0).any()) for w in _weights(g, "val_weight"))]
-
-    def judged_sections(self) -> list[int]:
-        """Sections with held-out labels."""
-        return self._judged()
 
     def uninformed_loss(self) -> float:
         """Loss, on what is held out (on all labels where nothing is), of predicting the shares of the classes.
 
         Values are predicted by their mean. A network that does no better has learned nothing.
         """
-        which = "val_weight" if self._judged() else "weight"
+        which = "val_weight" if self.judged() else "weight"
         shares = {task: self._class_shares(task) for task in self.weighting.tasks}
         total = []
-        for i in self._judged() or self._learned():
+        for i in self.judged() or self._learned():
             g = self.graphs[i]
             logits = {t: shares[t].expand(len(g.nodes), -1) for t in shares}
             at_obs = {t: shares[t].expand(len(rows), -1) for t, rows in g.obs_targets.items() if t in shares}
@@ -130,7 +129,7 @@ class TissueTask(_GraphTask):
         """Task -> loss, for the tasks of which this section has labels."""
         found = {}
         for task in self.weighting.tasks:
-            measure = weighted_mse if task in self.weighting.squared else share_cross_entropy
+            measure = weighted_mse if task in self.weighting.squared else soft_cross_entropy
             weight, obs_weight = getattr(g, which)[task], getattr(g, f"obs_{which}").get(task)
             loss = self.region_loss * measure(out.logits[task], g.targets[task], weight)
             judged = weight.sum()
@@ -198,7 +197,7 @@ def _weights(g: GraphTensors, which: str) -> list[Tensor]:
     return [*getattr(g, which).values(), *getattr(g, f"obs_{which}").values()]
 
 
-class EmbeddingTask(_GraphTask):
+class EmbeddingTask(GraphTask):
     """Training of :class:`TissueModule` without labels.
 
     ``"masked"``: features of hidden regions are reconstructed from the others through the states and Z.
@@ -230,7 +229,7 @@ class EmbeddingTask(_GraphTask):
     def _steps(self, learned: list[int]) -> int:
         return max(self.sections, STEPS if len(learned) == self.sections else PART_STEPS)
 
-    def _judged(self) -> list[int]:
+    def judged(self) -> list[int]:
         return self._order()[: max(self.sections, JUDGED)]
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -253,10 +252,8 @@ class EmbeddingTask(_GraphTask):
 
     def _contrastive(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
         a, b = (self.projector(self._view(g, generator)[: g.judged]) for _ in range(2))
-        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
         rows = torch.randperm(len(a), generator=generator)[:2048].to(a.device)  # of a large section, a sample
-        a, b = a[rows], b[rows]
-        return (_nearest(a, b) + _nearest(b, a)) / 2
+        return nt_xent(torch.cat([a[rows], b[rows]]), _TEMPERATURE)
 
     def _view(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
         keep = (torch.rand(g.nodes.shape[1], generator=generator) >= self.hide).to(g.nodes)
@@ -264,14 +261,7 @@ class EmbeddingTask(_GraphTask):
         return self.module.gnn(g.nodes * keep, g.edges[:, kept])[0]
 
 
-def _nearest(a: Tensor, b: Tensor) -> Tensor:
-    """Cross-entropy of finding row i of ``b`` among all rows of ``b`` and the other rows of ``a``."""
-    across, within = a @ b.T / _TEMPERATURE, a @ a.T / _TEMPERATURE
-    within = within.masked_fill(torch.eye(len(a), dtype=torch.bool, device=a.device), float("-inf"))
-    return F.cross_entropy(torch.cat([across, within], dim=1), torch.arange(len(a), device=a.device))
-
-
-class UNetPretraining(_GraphTask):
+class UNetPretraining(GraphTask):
     """Blocks of each raster are hidden from the U-Net and predicted from what surrounds them."""
 
     def __init__(self, unet: UNet, channels: int, graphs: Sequence[GraphTensors], training: Training) -> None:
@@ -279,7 +269,7 @@ class UNetPretraining(_GraphTask):
         self.unet = unet
         self.decoder = nn.Conv2d(unet.width, channels, 1)
 
-    def _judged(self) -> list[int]:
+    def judged(self) -> list[int]:
         return []
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -288,8 +278,5 @@ class UNetPretraining(_GraphTask):
         if g.x is None or g.occupied is None:
             raise ValueError("Pretraining the U-Net takes sections with a raster.")
         hidden = block_mask(tuple(g.occupied.shape[-2:]), 0.3, 4, generator).to(g.x)[None]  # type: ignore[arg-type]
-        keep = g.occupied * (1 - hidden)
-        out = self.decoder(self.unet((g.x * keep)[None], keep[None]))[0]
-        judged = g.occupied * hidden
-        error = (out - g.x).square().mean(dim=0, keepdim=True)
-        return self.record((error * judged).sum() / judged.sum().clamp_min(1))
+        keep, judged = (g.occupied * (1 - hidden))[None], (g.occupied * hidden)[None]
+        return self.record(reconstruction_error(self.unet, self.decoder, g.x[None], keep, g.x[None], judged))

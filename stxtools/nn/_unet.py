@@ -35,12 +35,9 @@ class ConvBlock(nn.Module):
 class UNet(nn.Module):
     """U-Net over a multi-scale view of the raster; one feature vector per pixel.
 
-    - ``in_channels``: Channels of the raster.
-    - ``width``: Channels of the first level; each level below has twice as many.
-    - ``depth``: Number of halvings of the resolution.
-    - ``kernel_size``: Side of the square filters, odd; larger ones suit coarser grids.
-    - ``dropout``: Share of feature maps dropped during training.
-    - ``sigmas``: Smoothing scales of the input in pixels, see :class:`GaussianPyramid`.
+    The first level has ``width`` channels, each of the ``depth`` levels below twice as many; filters are squares of
+    ``kernel_size`` pixels (odd; larger ones suit coarser grids), ``dropout`` drops feature maps in training, and
+    ``sigmas`` are the smoothing scales of the input (:class:`GaussianPyramid`).
     """
 
     def __init__(
@@ -56,10 +53,6 @@ class UNet(nn.Module):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd, not {kernel_size}.")
-        if depth < 0 or width < 1 or in_channels < 1:
-            raise ValueError(
-                f"UNet needs depth >= 0, width >= 1, in_channels >= 1; got {depth}, {width}, {in_channels}."
-            )
         self.depth, self.width, self.kernel_size = depth, width, kernel_size
         self.pyramid = GaussianPyramid(sigmas)
         widths = [width * 2**i for i in range(depth + 1)]
@@ -87,15 +80,7 @@ class UNet(nn.Module):
         return total + 2 * self.stride
 
     def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
-        """Return features.
-
-        - ``x``: Raster, (B, C, H, W).
-        - ``occupied``: 1 where a pixel holds observations, else 0, (B, 1, H, W).
-
-        Returns
-        -------
-        Features, (B, width, H, W).
-        """
+        """Return features (B, width, H, W) of a raster (B, C, H, W); ``occupied`` is 1 where it holds observations."""
         height, width = x.shape[-2:]
         pad = (0, -width % self.stride, 0, -height % self.stride)
         x, occupied = F.pad(x, pad), F.pad(occupied, pad)

@@ -1,20 +1,74 @@
-"""Training data of the U-Net: random views of sections, and whole sections for validation."""
+"""What the U-Net learns from: views at random (turned, scaled, mirrored, masked), and whole sections to judge it by."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ._augment import Augmentation, affine_grid, block_mask, resample
 from ._tiles import PixelRaster, RasterTensors
 
 WHOLE = 65_536  # pixels up to which a section is validated as a whole, and that its windows have together beyond
 _WINDOW = 128
 _EPOCHS, _EPOCHS_LARGE, _MANY_VIEWS = 12, 20, 4
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training views differ from the raster."""
+
+    rotation: float = 180.0  # largest rotation in degrees; 180 means any angle
+    scaling: float = 0.25  # views are enlarged or shrunk by a factor between ``1 / (1 + scaling)`` and ``1 + scaling``
+    reflect: bool = True  # whether half of the views are mirrored
+    drop: float = 0.1  # share of pixels whose features are hidden from the network
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def affine_grid(
+    shape: tuple[int, int], size: int, centre: tuple[float, float], generator: torch.Generator, how: Augmentation
+) -> Tensor:
+    """Sampling grid (1, size, size, 2) of a random view around ``centre`` (row, column)."""
+    angle = math.radians(how.rotation) * (2 * _uniform(generator) - 1)
+    zoom = (1 + how.scaling) ** (2 * _uniform(generator) - 1)
+    mirror = -1.0 if how.reflect and _uniform(generator) < 0.5 else 1.0
+    at = (torch.arange(size, dtype=torch.float32) - (size - 1) / 2) / zoom
+    rows, cols = torch.meshgrid(at, at * mirror, indexing="ij")
+    cos, sin = math.cos(angle), math.sin(angle)
+    y = centre[0] + cos * rows - sin * cols
+    x = centre[1] + sin * rows + cos * cols
+    height, width = shape
+    # grid_sample's coordinates with align_corners=False: -1 and 1 are the outer edges of the raster
+    return torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)[None]
+
+
+def resample(values: Tensor, weight: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample ``values`` (C, H, W) known where ``weight`` (1, H, W) is positive, by normalised interpolation.
+
+    Returns
+    -------
+    Values (C, size, size), zero where unknown, and weights (1, size, size).
+    """
+    stack = torch.cat([values * weight, weight])[None]
+    out = F.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    weight_out = out[-1:]
+    known = weight_out > 0.25
+    return out[:-1] / weight_out.clamp_min(1e-6) * known, weight_out * known
+
+
+def block_mask(shape: tuple[int, int], share: float, block: int, generator: torch.Generator) -> Tensor:
+    """Boolean (H, W): square blocks of ``block`` pixels chosen with probability ``share``."""
+    rows, cols = -(-shape[0] // block), -(-shape[1] // block)
+    coarse = torch.rand((rows, cols), generator=generator) < share
+    fine = coarse.repeat_interleave(block, 0).repeat_interleave(block, 1)
+    return fine[: shape[0], : shape[1]]
 
 
 class RandomViews(Dataset[dict[str, Tensor]]):

@@ -51,23 +51,16 @@ class Linear:
 
 @dataclass(frozen=True)
 class LinearInput:
-    """Input features of the linear member.
+    """Input features of the linear member."""
 
-    - ``z``: Standardised features of the observations: neighbourhood means of the representation, a block of columns
-      for each size, then the scores of the smoothed genes, (n, d).
-    - ``sizes``: Neighbourhood size of each block.
-    - ``width``: Columns of each block.
-    - ``unit``: Scale by which the gene scores were divided.
-    - ``group``: Block or section of each observation: never split between learning and judging, (n,).
-    - ``whole``: Whether groups are whole sections.
-    """
-
+    # standardised features of the observations: neighbourhood means of the representation, a block of columns for
+    # each size, then the scores of the smoothed genes, (n, d)
     z: NDArray[np.float32]
-    sizes: Sequence[int]
-    width: int
-    unit: float
-    group: NDArray[np.int64]
-    whole: bool = False
+    sizes: Sequence[int]  # neighbourhood size of each block
+    width: int  # columns of each block
+    unit: float  # scale by which the gene scores were divided
+    group: NDArray[np.int64]  # block or section of each observation: never split between learning and judging, (n,)
+    whole: bool = False  # whether groups are whole sections
 
     @property
     def genes(self) -> slice:
@@ -82,17 +75,12 @@ class LinearInput:
 
 
 def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int, rng: np.random.Generator) -> Linear:
-    """Fit the classifier: discriminant analysis and ridge regression together.
+    """Fit the classifier to class ``codes`` (-1 unlabelled): discriminant analysis and ridge regression together.
 
     Within sections they count alike and the penalty is fixed: on seven sections, choosing them by cross-validation over
     blocks lost accuracy. Across sections the ridge stands alone, for components may separate donors rather than
     tissue. It needs a far stronger penalty there, which makes its logits small: penalty and inverse temperature are
     those with the lowest cross-entropy on held-out sections.
-
-    - ``inp``: Features.
-    - ``codes``: Class of each observation, -1 where unlabelled.
-    - ``n_classes``: Number of classes.
-    - ``rng``: Generator that deals sections into folds.
     """
     known = np.flatnonzero(codes >= 0)
     has_genes = inp.genes.start < inp.genes.stop

@@ -21,13 +21,8 @@ def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: f
     r"""Coefficients (d, K) and intercepts (K,) of the multinomial model with the lowest penalised cross-entropy.
 
     Minimises :math:`\sum_i -\log p(y_i) + \lVert W \rVert^2 / 2c` with intercepts free of penalty, by L-BFGS in
-    variables that are divided by the root of an upper bound of the curvature. For two classes ``c`` is that of the
-    usual model with one vector of coefficients.
-
-    - ``u``: Features, (n, d).
-    - ``codes``: Class of each observation; all of 0 .. ``n_classes`` - 1 occur.
-    - ``n_classes``: Number of classes, two at least.
-    - ``c``: Inverse strength of the penalty.
+    variables that are divided by the root of an upper bound of the curvature. ``u`` are features (n, d); each class of
+    ``codes`` (n,) occurs. For two classes ``c`` is that of the usual model with one vector of coefficients.
     """
     n, d = u.shape
     penalty = (2.0 if n_classes == 2 else 1.0) / c  # two vectors of half the length carry half the squares

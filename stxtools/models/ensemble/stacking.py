@@ -67,11 +67,9 @@ class Stack:
         network: NDArray[np.floating],
         propagated: FloatArray | None = None,
     ) -> FloatArray:
-        """Logits (or values) of observations.
+        """Logits (or values) of observations from input features (m, d), of which trees read the first ``n_means``.
 
-        - ``own``: Their input features, (m, d).
-        - ``n_means``: How many columns of these trees read.
-        - ``network``, ``propagated``: The network's logits and those of label propagation, (m, K).
+        ``network`` and ``propagated`` are the logits of the network and of label propagation, (m, K).
         """
         w = self.weights
         logits = w.network * network.astype(np.float64)
@@ -86,16 +84,11 @@ class Stack:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The ensemble of a task.
+    """What predicts a task."""
 
-    - ``elsewhere``: For sections without labels; a model file keeps it.
-    - ``labelled``: For sections that have labels themselves; None where nothing is gained by them.
-    - ``linear_alone``: Weight of the linear classifier beside the network where no other member takes part.
-    """
-
-    elsewhere: Stack
-    labelled: Stack | None = None
-    linear_alone: float = 1.0
+    elsewhere: Stack  # for sections without labels; a model file keeps it
+    labelled: Stack | None = None  # for sections that have labels themselves; None where nothing is gained by them
+    linear_alone: float = 1.0  # weight of the linear classifier beside the network where no other member takes part
 
     def stack(self, codes: Codes | None) -> Stack:
         """The members for a section with these labels (-1 none)."""
@@ -138,17 +131,12 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Out-of-fold predictions of labelled observations.
+    """Out-of-fold predictions of labelled observations."""
 
-    - ``linear``, ``trees``: Logits, (n, K); None where the member takes no part.
-    - ``propagated``: Bandwidth -> logits of label propagation, (n, K).
-    - ``truth``: Class codes, (n,).
-    """
-
-    linear: FloatArray | None
+    linear: FloatArray | None  # logits, (n, K); None where the member takes no part
     trees: FloatArray | None
-    propagated: dict[float, FloatArray]
-    truth: Codes
+    propagated: dict[float, FloatArray]  # bandwidth -> logits of label propagation, (n, K)
+    truth: Codes  # class codes, (n,)
 
     def linear_alone(self) -> float:
         """Best weight of the linear classifier where no other member takes part."""
@@ -196,12 +184,9 @@ def out_of_fold(
 ) -> OutOfFold | None:
     """Train on all folds but one and predict it, fold by fold, for each division; None where there are not two folds.
 
-    - ``sections``: Coordinates and class codes (-1 unlabelled) of the observations of each section.
-    - ``folds``: Divisions: the fold of every observation of all sections, whole blocks; -1 for those to leave alone.
-    - ``n_classes``: Number of classes.
-    - ``linear``, ``trees``: Logits of the second observations, learned from the first; None for a member that takes no
-      part.
-    - ``label_propagation``: Whether it takes part.
+    ``sections`` are coordinates and class codes (-1 unlabelled). Each of ``folds`` is a division: the fold of every
+    observation of all sections, whole blocks; -1 for those to leave alone. ``linear`` and ``trees`` give logits of
+    the second observations, learned from the first; None for a member that takes no part.
     """
     codes = np.concatenate([c for _, c in sections])
     divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]

@@ -26,20 +26,15 @@ _CHUNK = 2000  # observations that go down all trees at a time
 
 @dataclass(frozen=True)
 class Trees:
-    """Trees one after another; a leaf is its own child.
+    """Trees one after another; a leaf is its own child."""
 
-    - ``child``: Numbers of the nodes to go to where the feature is at most the threshold, and where it is above, (N,
-      2).
-    - ``feature``, ``threshold``: Feature and threshold of a node, (N,).
-    - ``share``: Classes' shares of the training observations of a node, all classes counting alike, (N, K).
-    - ``roots``: Number of each tree's first node, (T,).
-    """
-
+    # numbers of the nodes to go to where the feature is at most the threshold, and where it is above, (N, 2)
     child: NDArray[np.int32]
-    feature: NDArray[np.int32]
+    feature: NDArray[np.int32]  # feature and threshold of a node, (N,)
     threshold: FloatArray
+    # classes' shares of the training observations of a node, all classes counting alike, (N, K)
     share: NDArray[np.float32]
-    roots: NDArray[np.int64]
+    roots: NDArray[np.int64]  # number of each tree's first node, (T,)
 
     def __call__(self, z: NDArray[np.float32]) -> FloatArray:
         """Logits of observations (n, d), (n, K): logarithm of the mean share over the trees."""
@@ -90,13 +85,9 @@ class Trees:
 def grow_trees(
     z: NDArray[np.float32], codes: NDArray[np.int64], n_classes: int, seed: int, n_trees: int = N_TREES
 ) -> Trees:
-    """Grow trees on labelled observations, all classes counting alike.
+    """Grow trees on labelled observations, features (n, d), all classes counting alike.
 
-    - ``z``: Features, (n, d).
-    - ``codes``: Class of each, 0 to ``n_classes`` - 1, (n,).
-    - ``n_classes``: Number of classes; those without observations get the least probability.
-    - ``seed``: Seed of the random cuts.
-    - ``n_trees``: How many.
+    Classes without observations get the least probability.
     """
     forest = ExtraTreesClassifier(
         n_trees, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed

@@ -24,13 +24,8 @@ METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 class RegionAttribution:
     """The graph network of a trained model on one section, with everything before it held fixed.
 
-    The prediction is that of the ensemble, in which the network's logits have their weight and what the other members
-    add is held fixed; or the network's alone.
-
-    - ``net``: A model trained with labels.
-    - ``section``: Where to look.
-    - ``task``: Which of its tasks.
-    - ``alone``: Whether to explain the network alone.
+    The prediction of a task is that of the ensemble, in which the network's logits have their weight and what the other
+    members add is held fixed; or (``alone``) the network's.
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stxtools.models.segmenter.scaling import centred
+from stxtools.models.segmenter.rasters import centred
 from stxtools.models.tissuenet.genes import pooling
 from stxtools.nn._tissue import GraphTensors
 

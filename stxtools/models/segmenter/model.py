@@ -17,19 +17,17 @@ from stxtools.models._model_file import ModelFile
 from stxtools.models._params import SegmenterParams
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
-from stxtools.nn._augment import Augmentation
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._unet import SegmentationNet, UNet
-from stxtools.nn._views import usual_epochs, view_loader, view_size, whole_loader
+from stxtools.nn._views import Augmentation, usual_epochs, view_loader, view_size, whole_loader
 
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
 from .gene_means import GeneSection
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
-from .rasters import target_rasters
-from .scaling import FeatureScaling
+from .rasters import FeatureScaling, target_rasters
 from .transfer import Transfer, transfer_targets
 
 _TIES, _NUDGES = 4, 16

@@ -34,10 +34,8 @@ _LARGE = 16  # large blocks of a section to hold out for the members' weights
 class EnsembleFit:
     """Fits the members beside the network on the sections that it learned from.
 
-    - ``training``: Training sections with targets.
-    - ``members``: Names of the members, or ``"auto"``: all of them, but across sections, where components and network
-      may separate donors rather than tissue, the linear classifier alone.
-    - ``converged``: Whether the network learned what holds on held-out labels; ``"auto"`` drops it otherwise.
+    ``members`` names them, or is ``"auto"``: all, but across sections, where components and network may separate donors
+    rather than tissue, the linear classifier alone; and no network that has not ``converged`` on held-out labels.
     """
 
     def __init__(self, training: TrainingTargets, members: str | Sequence[str], *, converged: bool) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools.models._model_file import ModelFile
-from stxtools.models.segmenter.scaling import centred
+from stxtools.models.segmenter.rasters import centred
 from stxtools.nn._tissue import GraphTensors
 
 from .genes import GENE_SIZES, SmoothedGenes, pooling

@@ -193,8 +193,6 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
                 )
             loaders = before.loaders(run["random_state"] + 1)
             self.history += run_training(before, *loaders, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run)
-        if module.unet is not None:
-            module.unet.requires_grad_(not p.freeze_unet)
         squared = [task for task in factors if task == EXPRESSION]
         weighting = task_weighting(p.weighting, factors, squared)
         task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
@@ -202,7 +200,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         found = run_training(
             task, *task.loaders(run["random_state"]), stage="multitask", desc="training the network", **run
         )
-        self.convergence = convergence(found, uninformed, held_out=bool(task.judged_sections()))
+        self.convergence = convergence(found, uninformed, held_out=bool(task.judged()))
         self.history += found
         last = self.history[-1]
         self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
@@ -234,22 +232,15 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             own=own, width=p.spot_width, dropout=p.dropout, input_dropout=p.input_dropout,
         )  # fmt: skip
 
-    def _forward(self, graphs: Sequence[GraphTensors], accelerator: str) -> list[Any]:
-        device = best_device(accelerator)
-        module = self.fitted_net().to(device).eval()
-        with torch.no_grad():
-            found = [module(g.to(device)) for g in graphs]
-        module.to("cpu")
-        return found
-
     def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
         """Embed ``sections`` and predict their observations and regions."""
-        self.fitted_net()
+        net, device, found = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
-        found = []
+        net.to(device).eval()
         for s in sections:
             g = self.featurizer.tensors(s)
-            out = self._forward([g], accelerator)[0]
+            with torch.no_grad():
+                out = net(g.to(device))
             n = len(s.nodes)
             source, target = out.edges.cpu().numpy()
             attention = sparse.csr_matrix((out.attention.cpu().numpy(), (target, source)), shape=(n, n))
@@ -265,6 +256,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
                     {t: observations[t] for t in self.classes}, regions.get(EXPRESSION), observations.get(EXPRESSION),
                 )
             )  # fmt: skip
+        net.to("cpu")
         return found
 
     def _mixed(

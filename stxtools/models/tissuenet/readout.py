@@ -33,13 +33,8 @@ def with_readout(
     logits on the smoothed genes, carried back to the genes, gives an axis for each class and neighbourhood size;
     what they add to the components is kept in at most ``N_AXES`` orthonormal axes.
 
-    - ``projection``: What the framework reads.
-    - ``genes``: Names of the genes that are smoothed.
-    - ``smoothed``: The framework's smoothed genes.
-    - ``sections``: Sections with log expression of these genes.
-    - ``logits``: The framework's logits or log probabilities of the observations of each section, (n, K); NaN where
-      there is none.
-    - ``rng``: Chooses the observations to learn from.
+    ``genes`` are smoothed by the framework (``smoothed``), and ``sections`` hold their log expression; ``logits`` are
+    the framework's logits or log probabilities of the observations of each section, (n, K), NaN where there is none.
     """
     parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
     share = _ROWS / max(sum(len(a) for a in logits), 1)

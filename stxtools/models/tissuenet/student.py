@@ -17,10 +17,10 @@ from stxtools.models._base import BaseModel, best_device
 from stxtools.models._model_file import ModelFile
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._section import Section
-from stxtools.models.segmenter.scaling import FeatureScaling
+from stxtools.models.segmenter.rasters import FeatureScaling
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._student import JointNet, Means, PyramidMLP
-from stxtools.nn._tiles import PixelRaster, predict_pixels
+from stxtools.nn._tiles import predict_pixels
 
 if TYPE_CHECKING:
     from .inputs import RegionSection
@@ -35,13 +35,10 @@ _LEAST = 1e-3  # smallest probability whose logarithm is taken
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """Class probabilities that a teacher predicts for the observations of each section.
+    """Class probabilities that a teacher predicts for the observations of each section."""
 
-    - ``classes``: Task -> class names.
-    - ``proba``: Per section, the class probabilities of all tasks side by side, (n, K); NaN outside any region.
-    """
-
-    classes: dict[str, list[str]]
+    classes: dict[str, list[str]]  # task -> class names
+    # per section, the class probabilities of all tasks side by side, (n, K); NaN outside any region
     proba: list[NDArray[np.float32]]
 
     @property
@@ -142,7 +139,7 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
         **run
             As in :meth:`Segmenter.fit`.
         """
-        from stxtools.nn._imitation import Imitation
+        from stxtools.nn._segmentation import Imitation
         from stxtools.nn._training import run_training
 
         p, run = self.params, completed(run)
@@ -187,9 +184,10 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
             target = section.pooled(np.nan_to_num(proba), member, known)
             rows = np.flatnonzero((np.bincount(member, known) > 0) & (rng.random(len(raster.flat)) < share))
             held = _held_out(raster.flat.numpy()[rows], section.shape[1], rng)
-            parts.append((_means_at(net, raster, rows, device), torch.from_numpy(target[rows]), held))
-        means, wanted, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
-        return means, wanted, held_out
+            means = predict_pixels(Means(net), raster, device, only=torch.from_numpy(rows))[1]  # type: ignore[arg-type]
+            parts.append((means, torch.from_numpy(target[rows]), held))
+        read, wanted, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
+        return read, wanted, held_out
 
     def predict(
         self, sections: Sequence[Section], *, accelerator: str = "auto"
@@ -214,11 +212,6 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
 
     def _from_file(self, file: ModelFile) -> None:
         self.tasks, self.scaling = file.names_by_task("tasks"), FeatureScaling.from_file(file)
-
-
-def _means_at(net: Any, raster: PixelRaster, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Means that the perceptron reads at some of the occupied pixels, (len(rows), F)."""
-    return predict_pixels(Means(net), raster, device, only=torch.from_numpy(rows))[1]  # type: ignore[arg-type]
 
 
 def _held_out(flat: NDArray[np.int64], width: int, rng: np.random.Generator) -> torch.Tensor:
