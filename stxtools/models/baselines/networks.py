@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools.models.segmenter.model import Segmenter
 from stxtools.nn._gnn import RegionGNN
 from stxtools.nn._recipe import Training, seeded
-from stxtools.nn._training import Task, run_training
+from stxtools.nn._tissue import GraphTensors
+from stxtools.nn._tissue_task import GraphTask
+from stxtools.nn._training import run_training
 
-from .simple import Baseline, Classes, EvaluationSection, Labels
+from .simple import Baseline, Classes, EvaluationSection, Labels, widened
 
 _HELD = 6  # one block of labels in six is held out for early stopping
-_STEPS = 4  # steps an epoch, at least
 _THREADS_FROM = 20_000  # observations from which several CPU threads pay
 
 
@@ -54,19 +54,13 @@ class UNetAlone(Baseline):
         out = {}
         for target, net in self.nets.items():
             found = net.predict(sections, accelerator=self.accelerator)
-            out[target] = [_widened(p.proba, self.seen[target], self.classes[target]) for p in found]
+            out[target] = [widened(p.proba, self.seen[target], self.classes[target]) for p in found]
         return out
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the U-Nets' last features side by side."""
         found = [net.predict(sections, accelerator=self.accelerator) for net in self.nets.values()]
         return [np.concatenate([p.features for p in parts], axis=1) for parts in zip(*found, strict=True)]
-
-
-def _widened(proba: NDArray[np.float32], seen: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
-    out = np.zeros((len(proba), n_classes), dtype=np.float32)
-    out[:, seen] = proba
-    return out
 
 
 class SpotGNN(Baseline):
@@ -89,19 +83,13 @@ class SpotGNN(Baseline):
         with seeded(self.random_state):
             self.net = _Net(x.shape[1], self.classes, shape)
         rng = np.random.default_rng([self.random_state, 11])
-        graphs = [
-            _Graph(*self._tensors(s), *_targets(s, {t: c[i] for t, c in labels.items()}, rng))
-            for i, s in enumerate(sections)
-        ]
+        graphs = [self._with_labels(s, {t: c[i] for t, c in labels.items()}, rng) for i, s in enumerate(sections)]
         task = _SpotTask(
             self.net, graphs, Training(how["epochs"], how["patience"], lr=how["lr"], weight_decay=how["weight_decay"])
         )
-        judged = any(bool(((y >= 0) & g.held).any()) for g in graphs for y in g.labels.values())
-        steps = np.arange(max(len(graphs), _STEPS)) % len(graphs)
         run_training(
             task,
-            DataLoader(_Order(steps), batch_size=None),
-            DataLoader(_Order(np.arange(len(graphs))), batch_size=None) if judged else None,
+            *task.loaders(self.random_state),
             random_state=self.random_state,
             accelerator=self.accelerator,
             desc="training the network",
@@ -110,14 +98,26 @@ class SpotGNN(Baseline):
         )
         return self
 
-    def _tensors(self, s: EvaluationSection) -> tuple[Tensor, Tensor]:
+    def _graph(self, s: EvaluationSection) -> GraphTensors:
         coo = sparse.coo_matrix(s.graph)
         z = ((s.features - self.mean) / self.scale).astype(np.float32)
-        return torch.from_numpy(z), torch.from_numpy(np.stack([coo.col, coo.row]).astype(np.int64))
+        return GraphTensors(torch.from_numpy(z), torch.from_numpy(np.stack([coo.col, coo.row]).astype(np.int64)))
+
+    def _with_labels(
+        self, s: EvaluationSection, labels: Mapping[str, NDArray[np.int64]], rng: np.random.Generator
+    ) -> GraphTensors:
+        """A section with its labels, some blocks of them held out: neighbours stay together."""
+        out = self._graph(s)
+        held = torch.from_numpy(deal(spatial_blocks(s.xy, int(np.clip(s.n_obs // 16, 1, 36))), _HELD, rng) == 0)
+        for target, codes in labels.items():
+            out.targets[target] = y = torch.from_numpy(np.asarray(codes))
+            out.weight[target], out.val_weight[target] = (y >= 0) & ~held, (y >= 0) & held
+        return out
 
     def _states(self, sections: Sequence[EvaluationSection]) -> list[Tensor]:
+        graphs = [self._graph(s) for s in sections]
         with torch.no_grad():
-            return [self.net.gnn(*self._tensors(s))[0] for s in sections]
+            return [self.net.gnn(g.nodes, g.edges)[0] for g in graphs]
 
     def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
         """Class probabilities of the observations."""
@@ -130,14 +130,6 @@ class SpotGNN(Baseline):
         return [h.numpy() for h in self._states(sections)]
 
 
-def _targets(
-    s: EvaluationSection, labels: Mapping[str, NDArray[np.int64]], rng: np.random.Generator
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Labels as tensors, and the blocks that are held out: neighbours stay together."""
-    part = deal(spatial_blocks(s.xy, int(np.clip(s.n_obs // 16, 1, 36))), _HELD, rng)
-    return {t: torch.from_numpy(np.asarray(c)) for t, c in labels.items()}, torch.from_numpy(part == 0)
-
-
 class _Net(nn.Module):
     def __init__(self, n_features: int, classes: Mapping[str, int], shape: Mapping[str, Any]) -> None:
         super().__init__()
@@ -147,54 +139,32 @@ class _Net(nn.Module):
         self.heads = nn.ModuleDict({f"head_{t}": nn.Linear(settings["out_channels"], k) for t, k in classes.items()})
 
 
-class _Graph:
-    """One section as tensors."""
-
-    def __init__(self, x: Tensor, edges: Tensor, labels: dict[str, Tensor], held: Tensor) -> None:
-        self.x, self.edges, self.labels, self.held = x, edges, labels, held
-
-    def to(self, device: torch.device) -> _Graph:
-        labels = {t: y.to(device) for t, y in self.labels.items()}
-        return _Graph(self.x.to(device), self.edges.to(device), labels, self.held.to(device))
-
-
-class _Order(Dataset[int]):
-    """Indices of sections, in the order in which they are shown."""
-
-    def __init__(self, order: NDArray[np.int64]) -> None:
-        self.order = order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> int:
-        return int(self.order[index])
-
-
-class _SpotTask(Task):
+class _SpotTask(GraphTask):
     """Cross-entropy on labelled observations, summed over targets."""
 
-    def __init__(self, net: _Net, graphs: list[_Graph], training: Training) -> None:
-        super().__init__(training)
-        self.net, self.graphs = net, graphs
+    least_steps = 4
 
-    def setup(self, stage: str) -> None:
-        """Move the sections to the device once."""
-        self.graphs = [g.to(self.device) for g in self.graphs]
+    def __init__(self, net: _Net, graphs: list[GraphTensors], training: Training) -> None:
+        super().__init__(graphs, training)
+        self.net = net
 
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+    def judged(self) -> list[int]:
+        """All sections where any label is held out."""
+        every = list(range(len(self.graphs)))
+        return every if any(bool(w.any()) for g in self.graphs for w in g.val_weight.values()) else []
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         """Loss of one section."""
-        return self.record(self._loss(self.graphs[batch], held=False))
+        return self.record(self._loss(self.graphs[batch[0]], "weight"))
 
-    def validation_step(self, batch: int, batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
         """Loss on the blocks held out."""
-        self.log("val_loss", self._loss(self.graphs[batch], held=True), batch_size=1)
+        self.log("val_loss", self._loss(self.graphs[batch[0]], "val_weight"), batch_size=1)
 
-    def _loss(self, g: _Graph, *, held: bool) -> Tensor:
-        h, _, _ = self.net.gnn(g.x, g.edges)
+    def _loss(self, g: GraphTensors, which: str) -> Tensor:
+        h, _, _ = self.net.gnn(g.nodes, g.edges)
         total = h.sum() * 0.0  # a section without labels contributes nothing
-        for target, y in g.labels.items():
-            counts = (y >= 0) & (g.held if held else ~g.held)
+        for target, counts in getattr(g, which).items():
             if bool(counts.any()):
-                total = total + F.cross_entropy(self.net.heads[f"head_{target}"](h[counts]), y[counts])
+                total = total + F.cross_entropy(self.net.heads[f"head_{target}"](h[counts]), g.targets[target][counts])
         return total

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from .simple import (
-    Baseline,
-    FunctionBaseline,
-    MeansForest,
-    MeansLDA,
-    MeansLogistic,
-    NearestLabel,
-    RandomForest,
-)
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-_SIMPLE: dict[str, type[Baseline]] = {
-    "random_forest": RandomForest,
-    "random_forest_means": MeansForest,
-    "lda": MeansLDA,
-    "logistic": MeansLogistic,
+from .simple import Baseline, Forest, FunctionBaseline, NearestLabel, PointwiseBaseline, means, own_expression
+
+
+def _forest(seed: int, params: dict[str, Any]) -> Any:
+    return RandomForestClassifier(**{"random_state": seed} | params)
+
+
+def _lda(seed: int, params: dict[str, Any]) -> Any:
+    return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+
+
+def _logistic(seed: int, params: dict[str, Any]) -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(**{"C": 0.1, "max_iter": 2000} | params))
+
+
+_SIMPLE: dict[str, Callable[..., Baseline]] = {
+    "random_forest": partial(Forest, _forest, own_expression),
+    "random_forest_means": partial(Forest, _forest, means),
+    "lda": partial(PointwiseBaseline, _lda, means),
+    "logistic": partial(PointwiseBaseline, _logistic, means),
     "nearest_label": NearestLabel,
 }
 _NETWORKS = ("unet", "gnn")

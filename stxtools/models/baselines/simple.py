@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from stxtools.models._section import Section
 
@@ -21,20 +25,16 @@ Classes = Mapping[str, int]
 
 @dataclass
 class EvaluationSection(Section):
-    """A section with the additional input of some baselines.
+    """A section with the additional input of some baselines."""
 
-    - ``raw``: Log-normalised expression before any reduction, (n, G) sparse; None where there is only a representation.
-    """
-
+    # log-normalised expression before any reduction, (n, G) sparse; None where there is only a representation
     raw: sparse.csr_matrix | None = None
 
 
 class Baseline(ABC):
     """A classifier of the observations of sections, for one or several targets at once.
 
-    - ``params``: The model's own parameters, a mapping or None.
-    - ``random_state``: Seed.
-    - ``accelerator``: As in Lightning; only networks use it.
+    ``params`` are the model's own parameters; only networks look at ``accelerator`` (as in Lightning).
     """
 
     def __init__(
@@ -48,9 +48,8 @@ class Baseline(ABC):
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Learn from labelled observations.
 
-        - ``sections``: All sections, those without any label too.
-        - ``labels``: Target -> per section, class codes with -1 for unlabelled observations.
-        - ``classes``: Target -> number of classes.
+        ``sections`` are all of them, those without any label too; ``labels`` maps a target to class codes per section,
+        -1 for unlabelled observations, and ``classes`` to the number of classes.
         """
 
     @abstractmethod
@@ -65,12 +64,7 @@ class Baseline(ABC):
         self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
     ) -> list[FloatArray]:
         """Predict expression from :meth:`embed` by ridge regression; hidden observations are rows of NaN."""
-        from sklearn.linear_model import RidgeCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11)))
-        return _regress(model, self.embed(sections), values)
+        return _regress(make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11))), self.embed(sections), values)
 
 
 def _regress(model: Any, features: Sequence[Any], values: Sequence[FloatArray]) -> list[FloatArray]:
@@ -81,11 +75,14 @@ def _regress(model: Any, features: Sequence[Any], values: Sequence[FloatArray]) 
 
 
 class PointwiseBaseline(Baseline):
-    """A classifier from scikit-learn that reads one row of features for each observation."""
+    """A classifier from scikit-learn that reads one row of features for each observation.
 
-    @abstractmethod
-    def estimator(self) -> Any:
-        """Return the classifier, untrained."""
+    ``make`` returns it, untrained, from the seed and the caller's parameters; ``read`` are the features of a section.
+    """
+
+    def __init__(self, make: Callable[[int, dict[str, Any]], Any], read: Callable[..., Any], **how: Any) -> None:
+        super().__init__(**how)
+        self.make, self.read = make, read
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Train one classifier a target on the labelled observations."""
@@ -95,49 +92,54 @@ class PointwiseBaseline(Baseline):
         for target, codes in labels.items():
             y = np.concatenate(list(codes))
             rows = np.flatnonzero(y >= 0)
-            self.fitted[target] = self.estimator().fit(x[rows], y[rows])
+            self.fitted[target] = self.make(self.random_state, self.params).fit(x[rows], y[rows])
         return self
 
     def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
         """Probabilities; a class without any label in training has 0."""
         features = self.embed(sections)
-        out: dict[str, list[NDArray[np.float32]]] = {}
-        for target, model in self.fitted.items():
-            out[target] = []
-            for x in features:
-                proba = np.zeros((x.shape[0], self.classes[target]), dtype=np.float32)
-                proba[:, model.classes_] = model.predict_proba(x)
-                out[target].append(proba)
-        return out
-
-
-class RandomForest(PointwiseBaseline):
-    """Random forest on the observation's own expression (the representation where there is no expression)."""
-
-    def estimator(self) -> Any:
-        """Return scikit-learn's forest of 100 trees."""
-        from sklearn.ensemble import RandomForestClassifier
-
-        return RandomForestClassifier(**{"random_state": self.random_state} | self.params)
+        return {
+            target: [widened(model.predict_proba(x), model.classes_, self.classes[target]) for x in features]
+            for target, model in self.fitted.items()
+        }
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-        """Log-normalised expression."""
-        return [s.features if s.raw is None else _small_dense(s.raw) for s in sections]
+        """Features that are read."""
+        return [self.read(s) for s in sections]
+
+
+class Forest(PointwiseBaseline):
+    """Random forest; a forest predicts expression, too."""
 
     def predict_expression(
         self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
     ) -> list[FloatArray]:
         """Predict expression with a forest."""
-        from sklearn.ensemble import RandomForestRegressor
-
         model = RandomForestRegressor(**{"random_state": self.random_state, "min_samples_leaf": 5} | self.params)
         features: list[Any] = self.embed(sections)
         return _regress(model, [f.toarray() if sparse.issparse(f) else f for f in features], values)
 
 
-def _small_dense(raw: sparse.csr_matrix) -> Any:
-    """Dense where it is small: trees read a few dozen genes faster so."""
-    return raw.toarray() if raw.shape[1] <= 500 else raw
+def widened(proba: NDArray[Any], seen: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
+    """Probabilities of all classes from those of the classes that were ``seen``."""
+    out = np.zeros((len(proba), n_classes), dtype=np.float32)
+    out[:, seen] = proba
+    return out
+
+
+def own_expression(s: EvaluationSection) -> Any:
+    """Log-normalised expression, dense where it is small (trees read it faster so); else the representation."""
+    if s.raw is None:
+        return s.features
+    return s.raw.toarray() if s.raw.shape[1] <= 500 else s.raw
+
+
+def means(s: EvaluationSection) -> FloatArray:
+    """Neighbourhood means, from the section's own mean: the simplest account of donor, depth and staining.
+
+    No label goes into it. Without it the linear floors are far lower where whole patients are held out.
+    """
+    return neighbourhood_means(s.features - s.features.mean(axis=0), s.xy)
 
 
 def neighbourhood_means(features: NDArray[np.float32], xy: FloatArray, sizes: Sequence[int] = (19, 61)) -> FloatArray:
@@ -155,54 +157,6 @@ def neighbourhood_means(features: NDArray[np.float32], xy: FloatArray, sizes: Se
         )
         out.append(np.asarray(pool @ features.astype(np.float64)))
     return np.concatenate(out, axis=1)
-
-
-def _means(sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-    """Neighbourhood means of every section, from its own mean: the simplest account of donor, depth and staining.
-
-    No label goes into it. Without it the linear floors are far lower where whole patients are held out.
-    """
-    return [neighbourhood_means(s.features - s.features.mean(axis=0), s.xy) for s in sections]
-
-
-class MeansForest(RandomForest):
-    """Random forest on means over the 19 and 61 nearest observations."""
-
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-        """Neighbourhood means."""
-        return _means(sections)
-
-
-class MeansLDA(PointwiseBaseline):
-    """Shrinkage linear discriminant analysis on means over the 19 and 61 nearest observations."""
-
-    def estimator(self) -> Any:
-        """Return scikit-learn's LDA with the shrinkage of Ledoit and Wolf (2004), on standardised features."""
-        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
-
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-        """Neighbourhood means."""
-        return _means(sections)
-
-
-class MeansLogistic(PointwiseBaseline):
-    """Logistic regression on means over the 19 and 61 nearest observations."""
-
-    def estimator(self) -> Any:
-        """Return scikit-learn's logistic regression on standardised features."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        return make_pipeline(StandardScaler(), LogisticRegression(**{"C": 0.1, "max_iter": 2000} | self.params))
-
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-        """Neighbourhood means."""
-        return _means(sections)
 
 
 class NearestLabel(Baseline):

@@ -15,11 +15,10 @@ from stxtools._progress import stage
 from stxtools.models._model_file import ModelFile
 from stxtools.models._params import SegmenterParams
 from stxtools.models._section import Section
-from stxtools.nn._augment import Augmentation
 from stxtools.nn._recipe import Run, Training, seeded
 from stxtools.nn._refiner import Refiner
 from stxtools.nn._tiles import predict_pixels
-from stxtools.nn._views import view_loader, view_size, whole_loader
+from stxtools.nn._views import Augmentation, view_loader, view_size, whole_loader
 
 from .evidence import Answers, Evidence
 from .gene_means import MOST_VALUES, FloatArray, GeneMeans, GeneSection, structure
