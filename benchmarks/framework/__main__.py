@@ -32,8 +32,7 @@ SECTIONS = {
 }  # fmt: skip
 DONORS = ("A1", "B1", "C1", "D1")
 VARIANTS: dict[str, dict[str, Any]] = {
-    "joint (default)": {}, "single task": {}, "frozen U-Net": {"freeze_unet": True},
-    "no pretraining": {"pretrain": "none"},
+    "joint (default)": {}, "single task": {}, "no pretraining": {"pretrain": "none"},
     "no U-Net": {"unet": False}, "no label propagation": {"ensemble": ("network", "linear", "trees")},
     "no trees": {"ensemble": ("network", "linear", "label_propagation")},
     "network alone": {"ensemble": ("network",)}, "no genes": {"genes": False},

@@ -31,7 +31,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "network alone": {"ensemble": ("network",)}, "no label propagation": {"ensemble": ("network", "linear", "trees")},
     "no trees": {"ensemble": ("network", "linear", "label_propagation")},
     "sum instead of GATv2": {"conv": "sum"},
-    "frozen U-Net": {"freeze_unet": True}, "no pretraining": {"pretrain": "none"}, "no genes": {"genes": False},
+    "no pretraining": {"pretrain": "none"}, "no genes": {"genes": False},
     "GradNorm": {"weighting": "gradnorm"}, "uncertainty": {"weighting": "uncertainty"}, "FAMO": {"weighting": "famo"},
 }  # fmt: skip
 _QUICK_ABLATION = 4  # the first ones

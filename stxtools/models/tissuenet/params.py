@@ -54,8 +54,6 @@ class TissueNetParams:
         Its architecture, as in :class:`SegmenterParams`.
     pretrain, pretrain_epochs
         Pretraining of the U-Net on the sections at hand, ``"masked"`` reconstruction or ``"none"``, and its epochs.
-    freeze_unet
-        Whether the U-Net stays as it is after pretraining, for comparison.
     neighbours
         Sizes of the neighbourhoods (nearest observations, itself included) whose means each observation reads.
     spot_width, input_dropout
@@ -107,7 +105,6 @@ class TissueNetParams:
     kernel_size: int = 3
     pretrain: Pretraining = "masked"
     pretrain_epochs: int = 4
-    freeze_unet: bool = False
     neighbours: tuple[int, ...] = (1, 7, 19, 37, 61, 127)
     spot_width: int = 64
     input_dropout: float = 0.3
@@ -134,7 +131,7 @@ class TissueNetParams:
         check_choice("holdout", self.holdout, ("auto", "block", "section"))
         check_choice("objective", self.objective, ("masked", "contrastive"))
         check_ensemble(self.ensemble)
-        for name in ("unet", "freeze_unet", "genes"):
+        for name in ("unet", "genes"):
             check_bool(name, getattr(self, name))
         for name in ("pretrain_epochs", "epochs", "patience", "max_nodes"):
             check_int(name, getattr(self, name), minimum=1)
