@@ -49,13 +49,13 @@ class Answers:
     def gated(self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, adapt: bool = True) -> Evidence:
         """Combine the members for a section with these components of its own.
 
-        The discriminant analysis takes part where the section's own components, taught by the ridge, come nearer to it
+        The discriminant analysis takes part where the section's own components, refined by the ridge, come nearer to it
         than the ridge itself: they do not where components of another donor mean something else.
         """
         with_lda = len(self.ridge) < _GATE_FROM
         if not with_lda:
-            taught = cotrained(self.ridge, [components], prior=0.0)
-            with_lda = same_class(taught, self.lda) > same_class(self.ridge, self.lda)
+            refined = cotrained(self.ridge, [components], prior=0.0)
+            with_lda = same_class(refined, self.lda) > same_class(self.ridge, self.lda)
         return self.joined(components, with_lda=with_lda, labels=labels, adapt=adapt)
 
     def joined(
