@@ -29,7 +29,7 @@ _WINDOWS = (19, 7)  # observations that are averaged: the first window of which 
 _LEAST = 50  # ... so many fit into the tissue
 _PERMUTATIONS = 19  # all below the data: 5 % that noise passes for structure
 _SAMPLE = 20_000  # observations that mixtures are fitted to; noise hardly varies in more
-_STARTS, _TREE = 3, 1000
+_STARTS, _TREE = 6, 1000
 _TOLERANCE = 1.0  # of the edge-preserving means
 _PROBES = 1000  # observations around which residuals are correlated
 _RINGS = (1, 7, 19, 37, 61, 91, 127)  # observations within so many rings of a hexagonal lattice
@@ -85,7 +85,7 @@ def _lowest_bic(
     fitted = [_Mixtures.of(z, ks, rng) for _ in range(_STARTS)]
     size = n / max(window, float(np.mean([_autocorrelation(m.residuals(z), places) for m in fitted])))
     free = np.array(ks) * (z.shape[1] + 1) - 1
-    bic = -2 * size * np.max([m.loglik for m in fitted], axis=0) + free * np.log(max(size, 2.0))
+    bic = -2 * size * np.mean([m.loglik for m in fitted], axis=0) + free * np.log(max(size, 2.0))
     below = np.tril_indices(_STARTS, -1)
     seen = z[some_rows(len(z), 3000, rng)]
     parts = zip(*(m.partitions(seen) for m in fitted), strict=True)
