@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ def pseudo_labels_from_clustering(
     ValueError
         If there are fewer distinct observations than ``k``.
     """
+    if len(sections) > 1:  # what is left of donors' means, if little, is what small sections would be split by
+        sections = [replace(s, features=s.features - s.features.mean(axis=0)) for s in sections]
     sizes = [s.n_obs for s in sections]
     n, rounds = sum(sizes), most_rounds(sum(sizes) // len(sections))
     rows = some_rows(n, MOST_TARGETS, rng)
