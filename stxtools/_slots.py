@@ -75,7 +75,7 @@ class Slots:
                 container = getattr(adata, name)
                 for key, value in (uns if name == "uns" else getattr(self, name)).items():
                     undo.append((container, key, container.get(key, _MISSING)))
-                    container[key] = value
+                    container[key] = _named(value, adata) if name == "obsm" else value
             if self.X is not None:
                 adata.X = self.X
         except BaseException:
@@ -131,8 +131,13 @@ class Slots:
             new[key] = adata.uns[key].copy()
             for name in _CONTAINERS:
                 for inner_key, value in getattr(slots, name).items():
-                    getattr(new[key], name)[inner_key] = value
+                    getattr(new[key], name)[inner_key] = _named(value, new[key]) if name == "obsm" else value
         return new
+
+
+def _named(value: Any, adata: AnnData) -> Any:
+    """Give a table of observations their names."""
+    return value.set_axis(adata.obs_names) if isinstance(value, pd.DataFrame) else value
 
 
 _NOWHERE = np.zeros(0, dtype=bool)
@@ -190,14 +195,14 @@ def categorical(codes: NDArray[np.int64], names: Sequence[str]) -> pd.Categorica
     return pd.Categorical.from_codes(np.asarray(codes), categories=pd.Index(list(names)))
 
 
-def put_frame(slots: Slots, key: str, values: NDArray[Any], names: Sequence[str], index: pd.Index) -> None:
+def put_frame(slots: Slots, key: str, values: NDArray[Any], names: Sequence[str]) -> None:
     """Put a table of observations x ``names`` into ``obsm[key]``.
 
     Names that no file can hold as a column (``"L2/3"``) are replaced there; ``uns["{key}_columns"]`` then has the true
     ones in the order of the columns, and :func:`column_names` reads them.
     """
     columns = _storable_columns(names)
-    slots.obsm[key] = pd.DataFrame(np.asarray(values, dtype=np.float32), index=index, columns=columns)
+    slots.obsm[key] = pd.DataFrame(np.asarray(values, dtype=np.float32), columns=columns)
     if columns != list(names):
         slots.uns[_keys.columns(key)] = np.array(list(names), dtype=object)
 

@@ -16,7 +16,7 @@ from ._checks import check_bool, check_choice, check_int, check_number, check_se
 __all__ = [
     "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice", "check_class_names",
     "check_in", "check_int", "check_key_added", "check_number", "check_seed", "check_writable", "coordinates",
-    "fingerprint", "libraries", "listing", "stored_library_key",
+    "fingerprint", "genes_to_predict", "label_classes", "libraries", "listing", "stored_library_key",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _FARTHEST = 1e100  # squares of more are infinite
 
 
-def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True) -> None:
-    """Check that ``adata`` is a non-empty AnnData with unique names."""
+def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer: str | None = None) -> None:
+    """Check that ``adata`` is a non-empty AnnData with unique names and, where one is named, has the layer."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
@@ -46,6 +46,8 @@ def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True) -> No
         raise ValueError("`adata.obs_names` are not unique; call `adata.obs_names_make_unique()` first.")
     if unique_vars and not adata.var_names.is_unique:
         raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
+    if layer is not None:
+        check_in(adata, "layers", layer, "layer")
 
 
 def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") -> None:
@@ -191,7 +193,7 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
                          "observation must belong to a section.")  # fmt: skip
     found = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column.unique()
     _check_distinct(list(found), [str(n) for n in found], library_key)
-    bad = sorted({str(n) for n in column.unique() if unstorable(str(n)) is not None})
+    bad = sorted(filter(unstorable, {str(n) for n in column.unique()}))
     if bad:
         raise ValueError(
             f"Section names in `adata.obs[{library_key!r}]` that h5ad and zarr cannot store in a key: {listing(bad)} "
@@ -251,3 +253,47 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
             f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({listing(labels)}); `{param}` needs {min_classes}."
         )
     return codes, labels
+
+
+def label_classes(adata: AnnData, key: str, param: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return codes and names of a label column, checked to have two classes at least that files can hold."""
+    codes, names = categories(adata, key, param, min_classes=2)
+    check_class_names(names, key)
+    return codes, names
+
+
+def genes_to_predict(adata: AnnData, genes: Sequence[str] | None, key: str | None) -> list[str]:
+    """Check the genes of ``expression=``, and the column ``obs[key]`` that says where they are learned from.
+
+    Raises
+    ------
+    KeyError
+        If one of them is not in ``var_names``, or there is no such column.
+    ValueError
+        If none, one twice, or all genes are named (something must be left to read), or the column is false everywhere.
+    TypeError
+        If it is a single string, or the column is not boolean.
+    """
+    if genes is None:
+        if key is not None:
+            raise ValueError("`expression_key` says where `expression` may be learned from; name the genes, too.")
+        return []
+    if isinstance(genes, str):
+        raise TypeError(f"`expression={genes!r}` must be a list of genes, such as [{genes!r}].")
+    names = [str(g) for g in genes]
+    absent = [g for g in names if g not in adata.var_names]
+    if absent:
+        raise KeyError(f"`expression` names {absent[:3]}, not found in `adata.var_names`.")
+    if not names or len(set(names)) < len(names) or len(names) >= adata.n_vars:
+        raise ValueError(
+            f"`expression` names {len(names)} gene(s), {len(set(names))} different ones, of {adata.n_vars}; name each "
+            "gene once, and leave some to read."
+        )
+    if key is not None:
+        check_in(adata, "obs", key, "expression_key")
+        column = adata.obs[key]
+        if column.dtype != bool:
+            raise TypeError(f"`adata.obs[{key!r}]` is {column.dtype}; `expression_key` takes a boolean column.")
+        if not column.any():
+            raise ValueError(f"`adata.obs[{key!r}]` is false everywhere: there is nothing to learn from.")
+    return names

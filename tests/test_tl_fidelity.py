@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -11,8 +13,8 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
-from stxtools._data.framework import known_sections
-from stxtools._data.regions import read_regions
+from stxtools._data.framework import KnownInput
+from stxtools._data.regions import Regions
 from stxtools.models import TissueNet
 from stxtools.models.explain.edges import METHODS, RegionAttribution
 
@@ -54,12 +56,16 @@ def taught(tmp_path_factory) -> tuple[ad.AnnData, np.ndarray, str]:
     return adata, sends, path
 
 
+def _sections(adata: ad.AnnData, net: TissueNet, inp: Regions) -> list[Any]:
+    return KnownInput(adata, net, None).sections(inp)
+
+
 def test_corrected_attention_finds_the_planted_edges(taught):
     adata, sends, path = taught
     assert (adata.obs["class_pred"].astype(str) == adata.obs["class"].astype(str)).mean() > 0.9
     found = {}
-    net, inp = TissueNet.load(path), read_regions(adata, "regions", "spatial")
-    sections, _ = known_sections(adata, net, None, inp)
+    net, inp = TissueNet.load(path), Regions(adata, "regions", "spatial")
+    sections = _sections(adata, net, inp)
     look = RegionAttribution(net, sections[0], "classification")
     assert look.proba == pytest.approx(adata.uns["regions"].obsm["class_proba"].to_numpy(), abs=1e-5)
     told = np.flatnonzero(look.predicted == list(net.classes["classification"]).index("told"))
@@ -98,8 +104,8 @@ def test_slots_say_that_true_orders_change_more(taught, tmp_path):
 
 def test_removing_all_edges_is_what_no_graph_gives(taught):
     adata, _, path = taught
-    net, inp = TissueNet.load(path), read_regions(adata, "regions", "spatial")
-    look = RegionAttribution(net, known_sections(adata, net, None, inp)[0][0], "classification")
+    net, inp = TissueNet.load(path), Regions(adata, "regions", "spatial")
+    look = RegionAttribution(net, _sections(adata, net, inp)[0], "classification")
     regions = np.arange(look.n)
     everything = look.top_edges(np.zeros(len(look.source)), regions, 1.0)
     assert everything.all()
@@ -132,8 +138,8 @@ def test_the_prediction_looked_at_is_that_of_the_ensemble(make_section, quick_ne
     how = {"params": quick_net, "save_model": tmp_path / "net.stx", **HOW}
     st.tl.multitask(adata, None, "band", ensemble=["network", "linear"], **how)
     st.tl.multitask(adata, None, "band", model=tmp_path / "net.stx", **HOW)
-    net, inp = TissueNet.load(tmp_path / "net.stx"), read_regions(adata, "regions", "spatial")
-    look = RegionAttribution(net, known_sections(adata, net, None, inp)[0][0], "classification")
+    net, inp = TissueNet.load(tmp_path / "net.stx"), Regions(adata, "regions", "spatial")
+    look = RegionAttribution(net, _sections(adata, net, inp)[0], "classification")
     assert look.proba == pytest.approx(adata.uns["regions"].obsm["band_proba"].to_numpy(), abs=1e-5)
     changes, saliency = {}, {}
     for of in ("ensemble", "network"):

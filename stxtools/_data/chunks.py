@@ -8,17 +8,24 @@ something small (features, sums); chunks themselves are never all in memory at o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from scipy import sparse
 
 from stxtools._settings import settings
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 T = TypeVar("T")
 
+_LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
+_ONE_DEPTH = 1e-4  # relative range of the depths after scanpy's normalize_total, with room for float32
+_FEW = 10  # observations of which one depth says nothing
+_LOOKED_AT = 4_000_000  # values that are looked at at a time
 AT_ONCE = 8  # chunks of a dask array whose results are held at a time
 
 
@@ -157,3 +164,74 @@ def _as_dask(matrix: Any) -> Any:
         return read_elem_lazy(group)
     except (TypeError, ValueError, KeyError, NotImplementedError):  # no file that a worker could open
         return None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Summary of a matrix, or of some of its rows, from which its scale is recognised.
+
+    ``depth`` is the sum of each observation; ``seen`` says in how many observations each gene is not 0.
+    """
+
+    lowest: float
+    highest: float
+    whole: bool
+    depth: NDArray[np.float64]
+    seen: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, matrix: sparse.csr_matrix) -> Survey:
+        """Summarise all values."""
+        data, depth = matrix.data, np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
+        seen = np.zeros(matrix.shape[1], dtype=np.int64)
+        if data.size == 0:
+            return cls(0.0, 0.0, True, depth, seen)
+        for part in _parts(data):
+            seen += np.bincount(matrix.indices[part][data[part] != 0], minlength=len(seen))
+        return cls(float(data.min()), float(data.max()), _whole(data), depth, seen)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Survey]) -> Survey:
+        """Put together what was seen chunk by chunk."""
+        return cls(
+            min(p.lowest for p in parts),
+            max(p.highest for p in parts),
+            all(p.whole for p in parts),
+            np.concatenate([p.depth for p in parts]),
+            np.sum([p.seen for p in parts], axis=0),
+        )
+
+    @property
+    def scale(self) -> str:
+        """``"counts"``, ``"linear"``, ``"log"`` or ``"scaled"``."""
+        if self.lowest < 0:
+            return "scaled"
+        if self.whole:
+            return "counts"
+        return "linear" if self.highest > _LOG_MAX or self._one_depth() else "log"
+
+    def _one_depth(self) -> bool:
+        depth = self.depth[self.depth > 0]
+        return len(depth) >= _FEW and float(np.ptp(depth)) <= _ONE_DEPTH * float(depth.mean())
+
+
+def _whole(data: NDArray[Any]) -> bool:
+    if data.dtype.kind in "bui":
+        return True
+    return all(np.array_equal(data[part], np.rint(data[part])) for part in _parts(data))
+
+
+def _parts(data: NDArray[Any]) -> Iterator[slice]:
+    return (slice(start, start + _LOOKED_AT) for start in range(0, data.size, _LOOKED_AT))
+
+
+def look_at(stored: Any, in_memory: bool) -> tuple[Any, Survey]:
+    """Return a matrix, read or as it is stored, and what all of its values say."""
+    if in_memory:
+        matrix = to_csr(stored)
+        return matrix, Survey.of(matrix)
+    return stored, Survey.joined(map_rows(stored, _survey_chunk))
+
+
+def _survey_chunk(chunk: sparse.csr_matrix, rows: slice) -> Survey:
+    return Survey.of(chunk)

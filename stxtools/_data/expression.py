@@ -13,8 +13,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,10 +22,9 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._progress import stage
-from stxtools._validate import check_in
 from stxtools._warn import at_caller
 
-from .chunks import AT_ONCE, is_backed, iter_rows, map_rows, to_csr
+from .chunks import AT_ONCE, Survey, is_backed, iter_rows, look_at, to_csr
 from .representation import log_normalize, median_depth
 
 if TYPE_CHECKING:
@@ -34,70 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
-
-_LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
-_ONE_DEPTH = 1e-4  # relative range of the depths after scanpy's normalize_total, with room for float32
-_FEW = 10  # observations of which one depth says nothing
-_AT_ONCE = 4_000_000  # values that are looked at at a time
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Summary of a matrix, or of some of its rows, from which its scale is recognised.
-
-    ``depth`` is the sum of each observation; ``seen`` says in how many observations each gene is not 0.
-    """
-
-    lowest: float
-    highest: float
-    whole: bool
-    depth: NDArray[np.float64]
-    seen: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, matrix: sparse.csr_matrix) -> Survey:
-        """Summarise all values."""
-        data, depth = matrix.data, np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
-        seen = np.zeros(matrix.shape[1], dtype=np.int64)
-        if data.size == 0:
-            return cls(0.0, 0.0, True, depth, seen)
-        for part in _parts(data):
-            seen += np.bincount(matrix.indices[part][data[part] != 0], minlength=len(seen))
-        return cls(float(data.min()), float(data.max()), _whole(data), depth, seen)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Survey]) -> Survey:
-        """Put together what was seen chunk by chunk."""
-        return cls(
-            min(p.lowest for p in parts),
-            max(p.highest for p in parts),
-            all(p.whole for p in parts),
-            np.concatenate([p.depth for p in parts]),
-            np.sum([p.seen for p in parts], axis=0),
-        )
-
-    @property
-    def scale(self) -> str:
-        """``"counts"``, ``"linear"``, ``"log"`` or ``"scaled"``."""
-        if self.lowest < 0:
-            return "scaled"
-        if self.whole:
-            return "counts"
-        return "linear" if self.highest > _LOG_MAX or self._one_depth() else "log"
-
-    def _one_depth(self) -> bool:
-        depth = self.depth[self.depth > 0]
-        return len(depth) >= _FEW and float(np.ptp(depth)) <= _ONE_DEPTH * float(depth.mean())
-
-
-def _whole(data: NDArray[Any]) -> bool:
-    if data.dtype.kind in "bui":
-        return True
-    return all(np.array_equal(data[part], np.rint(data[part])) for part in _parts(data))
-
-
-def _parts(data: NDArray[Any]) -> Iterator[slice]:
-    return (slice(start, start + _AT_ONCE) for start in range(0, data.size, _AT_ONCE))
 
 
 class Expression:
@@ -126,7 +60,7 @@ class Expression:
         stage("reading expression")
         self.names = adata.var_names
         self.stored, self.source = stored_matrix(adata, layer)
-        self.matrix, self.survey = _looked_at(self.stored, in_memory)
+        self.matrix, self.survey = look_at(self.stored, in_memory)
         self.scale = self.survey.scale
         if self.scale != "scaled":
             if self.source == "X" and "log1p" in adata.uns:
@@ -139,7 +73,7 @@ class Expression:
         else:
             other, why = _raw_matrix(adata)
             if other is not None:
-                matrix, survey = _looked_at(other, in_memory)
+                matrix, survey = look_at(other, in_memory)
                 if survey.scale != "scaled":
                     warnings.warn(
                         "`adata.X` holds negative values, as after scaling, which are not expression: `adata.raw` is "
@@ -169,25 +103,12 @@ class Expression:
 def stored_matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     """Return ``layers[layer]``, or ``layers["counts"]`` where there is one, or ``X``, as stored, and which it is."""
     if layer is not None:
-        check_in(adata, "layers", layer, "layer")
         return adata.layers[layer], f"layers[{layer!r}]"
     if _keys.COUNTS in adata.layers:
         return adata.layers[_keys.COUNTS], f"layers[{_keys.COUNTS!r}]"
     if adata.X is None:
         raise ValueError("`adata.X` is empty (None); put expression there or name a `layer`.")
     return adata.X, "X"
-
-
-def _looked_at(stored: Any, in_memory: bool) -> tuple[Any, Survey]:
-    """Return a matrix, read or as it is stored, and what all of its values say."""
-    if in_memory:
-        matrix = to_csr(stored)
-        return matrix, Survey.of(matrix)
-    return stored, Survey.joined(map_rows(stored, _survey_chunk))
-
-
-def _survey_chunk(chunk: sparse.csr_matrix, rows: slice) -> Survey:
-    return Survey.of(chunk)
 
 
 def with_expression_in_x(adata: AnnData, found: Expression) -> AnnData:

@@ -86,8 +86,6 @@ def representation(
     adata: AnnData, use_rep: str | None, layer: str | None = None, *, random_state: int = 0
 ) -> Representation:
     """Choose as :func:`scanpy.pp.neighbors` does: ``use_rep``, else ``X_pca``, else a PCA made here."""
-    if layer is not None:
-        check_in(adata, "layers", layer, "layer")
     if use_rep is not None:
         return stored_representation(adata, use_rep)
     if layer is None and _keys.X_PCA in adata.obsm:
@@ -95,20 +93,31 @@ def representation(
     return compute_representation(adata, layer, random_state=random_state)
 
 
-def training_representation(
-    adata: AnnData, use_rep: str | None, layer: str | None, *, portable: bool, random_state: int
-) -> Representation:
-    """Choose the representation: the same for a model that is saved, which also learns how to make it elsewhere."""
-    rep = representation(adata, use_rep, layer, random_state=random_state)
-    if not portable or use_rep is not None or rep.genes is not None:
-        return rep
-    try:
-        read = Expression(adata, layer)
-    except (ValueError, KeyError):  # no expression: the PCA is all there is
-        candidates: Iterable[tuple[sparse.csr_matrix, float]] = ()
-    else:
-        candidates = _log_candidates(read, _depth_of_x(adata))
-    return _with_loadings(rep, candidates, _gene_sets(adata, rep.values.shape[1]), adata.var_names)
+class TrainingFeatures:
+    """The representation that a new model reads, and what ``params`` say of it.
+
+    It is the same for a model that is saved (``portable``), which also learns how to make it elsewhere.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        use_rep: str | None,
+        layer: str | None,
+        *,
+        portable: bool = False,
+        random_state: int = 0,
+    ) -> None:
+        rep = representation(adata, use_rep, layer, random_state=random_state)
+        if portable and use_rep is None and rep.genes is None:
+            try:
+                read = Expression(adata, layer)
+            except (ValueError, KeyError):  # no expression: the PCA is all there is
+                candidates: Iterable[tuple[sparse.csr_matrix, float]] = ()
+            else:
+                candidates = _log_candidates(read, _depth_of_x(adata))
+            rep = _with_loadings(rep, candidates, _gene_sets(adata, rep.values.shape[1]), adata.var_names)
+        self.rep, self.values, self.record = rep, rep.values, rep.read
 
 
 def remember_input(model: ReadsGenes, rep: Representation) -> None:
@@ -122,17 +131,13 @@ def remember_input(model: ReadsGenes, rep: Representation) -> None:
         )
 
 
-def model_features(
-    adata: AnnData, model: ReadsGenes, layer: str | None, *, n_others: int = 0, names: Sequence[str] | None = None
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Return the features that a trained model reads of ``adata``, and what ``params`` say of it.
+class ModelFeatures:
+    """The features that a trained model reads of an AnnData, and what ``params`` say of them.
 
     That is the share of the model's genes that were found, and the scale and source of the expression; nothing where it
-    reads no genes.
-
-    ``n_others`` of its features come from elsewhere (an image). Expression is read in chunks of rows and may lie
-    in a file or in a dask array. ``names`` are those that the model uses for the genes; without them ``var_names`` are
-    read, and checked.
+    reads no genes. Expression is read in chunks of rows and may lie in a file or in a dask array. ``n_others`` of the
+    model's features come from elsewhere (an image). ``names`` are those that the model uses for the genes; without them
+    ``var_names`` are read, and checked.
 
     Raises
     ------
@@ -142,22 +147,35 @@ def model_features(
     KeyError
         If it reads a key of ``obsm`` that is not there.
     """
-    if model.projection is None:
-        rep = stored_representation(adata, str(model.use_rep))
-        if rep.values.shape[1] != model.n_features - n_others:
-            raise ValueError(
-                f"The model reads {model.n_features - n_others} columns of `adata.obsm[{model.use_rep!r}]`; "
-                f"there are {rep.values.shape[1]}."
-            )
-        return rep.values, {}
-    projection = model.projection
-    if names is None:
-        names = [str(name) for name in adata.var_names]
-        check_genes(projection.genes, names)
-    share = len(set(projection.genes).intersection(names)) / len(projection.genes)
-    read = Expression(adata, layer, in_memory=False)
-    parts = log_chunks(read, partial(_projected, projection, list(names)), projection.target_sum, at_once=None)
-    return np.concatenate(list(parts)), {"genes_found": share, **read.record}
+
+    values: NDArray[np.float32]
+    record: dict[str, Any]
+
+    def __init__(
+        self,
+        adata: AnnData,
+        model: ReadsGenes,
+        layer: str | None,
+        *,
+        n_others: int = 0,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        projection = model.projection
+        if projection is None:
+            self.values, self.record = stored_representation(adata, str(model.use_rep)).values, {}
+            if self.values.shape[1] != model.n_features - n_others:
+                raise ValueError(
+                    f"The model reads {model.n_features - n_others} columns of `adata.obsm[{model.use_rep!r}]`; "
+                    f"there are {self.values.shape[1]}."
+                )
+            return
+        known = [str(name) for name in adata.var_names] if names is None else list(names)
+        if names is None:
+            check_genes(projection.genes, known)
+        share = len(set(projection.genes).intersection(known)) / len(projection.genes)
+        read = Expression(adata, layer, in_memory=False)
+        parts = log_chunks(read, partial(_projected, projection, known), projection.target_sum, at_once=None)
+        self.values, self.record = np.concatenate(list(parts)), {"genes_found": share, **read.record}
 
 
 def _projected(

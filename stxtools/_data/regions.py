@@ -12,33 +12,37 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
-from stxtools._validate import categories, check_class_names, check_in, listing, stored_library_key
+from stxtools._validate import Libraries, check_in, libraries, listing, stored_library_key
 
 from .sections import Geometry, make_sections
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
-class RegionInput:
-    """Regions of an AnnData, checked: where the observations lie, and the region of each (-1: none)."""
+class Regions:
+    """Region graph of an AnnData, checked against its observations.
 
-    where: Geometry
-    regions: AnnData
-    region: NDArray[np.int64]
-    library: NDArray[np.int64]
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    regions_key, spatial_key
+        Keys of the graph and of the coordinates.
+    library_key
+        Column that should name the sections of the graph; None asks nothing.
 
-    def rows(self, index: int) -> NDArray[np.int64]:
-        """Regions of section ``index``."""
-        return np.flatnonzero(self.library == index)
-
-
-def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionInput:
-    """Read ``obs["region_id"]`` and ``uns["regions"]`` and check that they belong together.
+    Attributes
+    ----------
+    where
+        Where the observations lie.
+    names, adjacency
+        The regions, and which of them touch.
+    region, library
+        Region of each observation (-1: none), and section of each region.
 
     Raises
     ------
@@ -47,40 +51,62 @@ def read_regions(adata: AnnData, regions_key: str, spatial_key: str) -> RegionIn
     ValueError
         If observations, regions or sections were subset, renamed or changed after the graph was made.
     """
-    obs_key = _keys.region_id(check_key("regions_key", regions_key))
-    hint = "Run `st.tl.region_graph(adata)` first."
-    check_in(adata, "uns", regions_key, "regions_key", hint)
-    check_in(adata, "obs", obs_key, "regions_key", hint)
-    regions = adata.uns[regions_key]
-    if not hasattr(regions, "obsp") or not {"n_obs", "segment", "library"} <= set(regions.obs):
-        raise TypeError(f"`adata.uns[{regions_key!r}]` is not the AnnData of `st.tl.region_graph`. {hint}")
-    params = regions.uns.get("params", {})
-    library_key = stored_library_key(params)
-    where = Geometry(adata, spatial_key, library_key)
-    names = pd.Index(regions.obs_names.astype(str))
-    column = adata.obs[obs_key].astype(object)
-    region = names.get_indexer(column.where(column.notna(), "")).astype(np.int64)
-    size = np.bincount(region[region >= 0], minlength=len(names))
-    if (region < 0).sum() > column.isna().sum() or not np.array_equal(size, np.asarray(regions.obs["n_obs"])):
-        raise ValueError(
-            f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was one of them subset "
-            "since?); run `st.tl.region_graph(adata)` again."
-        )
-    _check_segments(adata, regions, region, str(params.get("segment_key", "")))
-    library = _section_of_regions(where, regions, region, library_key)
-    return RegionInput(where, regions, region, library)
+
+    def __init__(
+        self, adata: AnnData, regions_key: str, spatial_key: str, library_key: str | bool | None = None
+    ) -> None:
+        obs_key = _keys.region_id(check_key("regions_key", regions_key))
+        hint = "Run `st.tl.region_graph(adata)` first."
+        check_in(adata, "uns", regions_key, "regions_key", hint)
+        check_in(adata, "obs", obs_key, "regions_key", hint)
+        named = None if library_key is None else libraries(adata, library_key)
+        graph = adata.uns[regions_key]
+        if not hasattr(graph, "obsp") or not {"n_obs", "segment", "library"} <= set(graph.obs):
+            raise TypeError(f"`adata.uns[{regions_key!r}]` is not the AnnData of `st.tl.region_graph`. {hint}")
+        params = graph.uns.get("params", {})
+        made_with, segment_key = stored_library_key(params), str(params.get("segment_key", ""))
+        self.where = Geometry(adata, spatial_key, made_with)
+        self.names = pd.Index(graph.obs_names.astype(str))
+        self.adjacency = sparse.csr_matrix(graph.obsp[_keys.CONNECTIVITIES])
+        column = adata.obs[obs_key].astype(object)
+        self.region = self.names.get_indexer(column.where(column.notna(), "")).astype(np.int64)
+        size = np.bincount(self.region[self.region >= 0], minlength=len(self.names))
+        if (self.region < 0).sum() > column.isna().sum() or not np.array_equal(size, np.asarray(graph.obs["n_obs"])):
+            raise ValueError(
+                f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was one of them "
+                "subset since?); run `st.tl.region_graph(adata)` again."
+            )
+        if segment_key in adata.obs:
+            _check_segments(adata.obs[segment_key], graph.obs["segment"], self.region, segment_key)
+        self.library = _section_of_regions(self.where, graph.obs["library"], self.region, made_with)
+        if named is not None:
+            _check_sections(named, self.where.libs, library_key, regions_key)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, index: int) -> NDArray[np.int64]:
+        """Regions of section ``index``."""
+        return np.flatnonzero(self.library == index)
+
+    def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """Put arrays of the regions of each section back together."""
+        out = np.empty((len(self), *parts[0].shape[1:]), dtype=np.float32)
+        for i, part in enumerate(parts):
+            out[self.rows(i)] = part
+        return out
 
 
 def _section_of_regions(
-    where: Geometry, regions: AnnData, region: NDArray[np.int64], library_key: str | bool | None
+    where: Geometry, stored: pd.Series, region: NDArray[np.int64], library_key: str | bool | None
 ) -> NDArray[np.int64]:
     """Index of every region's section, as its observations say, checked against what the graph says."""
     known = region >= 0
-    library = np.zeros(regions.n_obs, dtype=np.int64)
+    library = np.zeros(len(stored), dtype=np.int64)
     library[region[known]] = where.libs.codes[known]
     mixed = not np.array_equal(library[region[known]], where.libs.codes[known])
     now = np.asarray(where.libs.names, dtype=object)[library]
-    then = regions.obs["library"].astype(str).to_numpy()
+    then = stored.astype(str).to_numpy()
     if isinstance(library_key, str) and (mixed or not np.array_equal(now, then)):
         raise ValueError(
             f"The sections in `adata.obs[{library_key!r}]` ({listing(where.libs.names)}) are not those that the region "
@@ -90,13 +116,11 @@ def _section_of_regions(
     return library
 
 
-def _check_segments(adata: AnnData, regions: AnnData, region: NDArray[np.int64], segment_key: str) -> None:
+def _check_segments(column: pd.Series, stored: pd.Series, region: NDArray[np.int64], segment_key: str) -> None:
     """Check that the compartments are still those that the regions were cut from."""
-    if segment_key not in adata.obs:
-        return
     known = region >= 0
-    now = adata.obs[segment_key].astype(object).to_numpy()[known].astype(str)
-    then = regions.obs["segment"].astype(object).to_numpy()[region[known]].astype(str)
+    now = column.astype(object).to_numpy()[known].astype(str)
+    then = stored.astype(object).to_numpy()[region[known]].astype(str)
     if not np.array_equal(now, then):
         raise ValueError(
             f"`adata.obs[{segment_key!r}]` has changed since the region graph was made; run "
@@ -104,46 +128,52 @@ def _check_segments(adata: AnnData, regions: AnnData, region: NDArray[np.int64],
         )
 
 
-def node_features(values: NDArray[np.float32], inp: RegionInput) -> NDArray[np.float32]:
+def _check_sections(libs: Libraries, graph: Libraries, library_key: str | bool | None, regions_key: str) -> None:
+    """Check that a column divides the observations as the region graph does."""
+    pairs = np.unique(np.stack([libs.codes, graph.codes]), axis=1).shape[1]
+    if not (pairs == len(np.unique(libs.codes)) == len(np.unique(graph.codes))):
+        raise ValueError(
+            f"`adata.obs[{library_key!r}]` names {len(libs)} section(s) ({listing(libs.names)}), the region graph in "
+            f"`adata.uns[{regions_key!r}]` was made for {len(graph)} ({listing(graph.names)}), divided otherwise. Run "
+            f"`st.tl.region_graph(adata, library_key={library_key!r})` again, or name the column that it was made with."
+        )
+
+
+def node_features(values: NDArray[np.float32], inp: Regions) -> NDArray[np.float32]:
     """Mean of ``values`` (n_obs, C) in every region, (R, C)."""
     known = np.flatnonzero(inp.region >= 0)
-    n = inp.regions.n_obs
-    member = sparse.csr_matrix((np.ones(len(known)), (inp.region[known], known)), shape=(n, len(inp.region)))
+    member = sparse.csr_matrix((np.ones(len(known)), (inp.region[known], known)), shape=(len(inp), len(inp.region)))
     total = np.asarray(member @ values.astype(np.float64))
     return (total / np.asarray(member.sum(axis=1))).astype(np.float32)
 
 
 def region_sections(
     values: NDArray[np.float32],
-    nodes: NDArray[np.float32],
-    inp: RegionInput,
-    labels: dict[str, NDArray[np.int64]],
+    inp: Regions,
+    labels: Mapping[str, NDArray[np.int64]] | None = None,
     *,
+    nodes: NDArray[np.float32] | None = None,
     genes: sparse.csr_matrix | None = None,
     expression: NDArray[np.float32] | None = None,
 ) -> list[Any]:
-    """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`."""
+    """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`.
+
+    ``nodes`` are features of the regions, by default the means of ``values``.
+    """
     from stxtools.models import RegionSection
 
-    adjacency = sparse.csr_matrix(inp.regions.obsp[_keys.CONNECTIVITIES])
+    nodes = node_features(values, inp) if nodes is None else nodes
     out = []
     for i, section in enumerate(make_sections(values, inp.where)):
         obs, rows = inp.where.parts[i], inp.rows(i)
-        local = np.full(inp.regions.n_obs + 1, -1, dtype=np.int64)
+        local = np.full(len(inp) + 1, -1, dtype=np.int64)
         local[rows] = np.arange(len(rows))
-        own = {task: codes[obs] for task, codes in labels.items()}
-        near = adjacency[rows][:, rows].tocsr()
+        own = {task: codes[obs] for task, codes in (labels or {}).items()}
+        near = inp.adjacency[rows][:, rows].tocsr()
         read = None if genes is None else genes[obs]
         learned = None if expression is None else expression[obs]
         out.append(RegionSection(section, local[inp.region[obs]], nodes[rows], near, own, read, learned))
     return out
-
-
-def classes_of(adata: AnnData, key: str, param: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Codes and names of a label column with two classes at least."""
-    codes, names = categories(adata, key, param, min_classes=2)
-    check_class_names(names, key)
-    return codes, names
 
 
 def called(proba: NDArray[np.float32], names: list[str]) -> pd.Categorical:
@@ -172,23 +202,17 @@ class GraphResult:
         return out
 
 
-def gather(predictions: Sequence[Any], inp: RegionInput) -> GraphResult:
+def gather(predictions: Sequence[Any], inp: Regions) -> GraphResult:
     """Put predictions section by section back together."""
-    n = inp.regions.n_obs
-    states = np.zeros((n, predictions[0].states.shape[1]), dtype=np.float32)
-    rows_, cols_, data_ = [], [], []
-    for i, prediction in enumerate(predictions):
-        rows = inp.rows(i)
-        states[rows] = prediction.states
-        coo = prediction.attention.tocoo()
-        rows_.append(rows[coo.row])
-        cols_.append(rows[coo.col])
-        data_.append(coo.data)
-    attention = sparse.csr_matrix(
-        (np.concatenate(data_), (np.concatenate(rows_), np.concatenate(cols_))), shape=(n, n), dtype=np.float32
-    )
+    edges = [p.attention.tocoo() for p in predictions]
+    rows = [inp.rows(i) for i in range(len(edges))]
+    values = np.concatenate([coo.data for coo in edges])
+    to = np.concatenate([at[coo.row] for at, coo in zip(rows, edges, strict=True)])
+    of = np.concatenate([at[coo.col] for at, coo in zip(rows, edges, strict=True)])
+    attention = sparse.csr_matrix((values, (to, of)), shape=(len(inp), len(inp)), dtype=np.float32)
     z = pd.DataFrame(np.stack([p.z for p in predictions]), index=pd.Index(inp.where.libs.names))
     z.columns = [f"Z{i}" for i in range(z.shape[1])]
+    states = inp.join([p.states for p in predictions])
     return GraphResult(states, attention, received_attention(attention), z, inp.region)
 
 

@@ -34,32 +34,30 @@ _NEIGHBOURS = 6
 _MOST_GROUPS = 500
 
 
-def sections(adata: AnnData, spatial_key: str, library_key: str | bool | None) -> tuple[NDArray[np.float64], Libraries]:
-    """Return coordinates and sections.
+class Geometry:
+    """Where the observations lie: coordinates, sections and, made when asked for, raster and neighbours.
+
+    The raster is that of :func:`stxtools.pp.rasterize` where one was made of these coordinates. ``raster`` says whether
+    it will be needed.
 
     Raises
     ------
     ValueError
-        If no ``library_key`` is given and the observations look like several sections at the same place.
-    """
-    libs = libraries(adata, library_key)
-    xy = coordinates(adata, spatial_key, libs)
-    if library_key is None:
-        check_one_section(adata.obs, xy)
-    return xy, libs
-
-
-class Geometry:
-    """Where the observations lie: coordinates, sections and, made when asked for, raster and neighbours.
-
-    The raster is that of :func:`stxtools.pp.rasterize` where one was made of these coordinates.
+        If no ``library_key`` is given and the observations look like several sections at the same place, or the raster
+        would be too large.
     """
 
-    def __init__(self, adata: AnnData, spatial_key: str, library_key: str | bool | None) -> None:
-        array, params = array_positions(adata), adata.uns.get(_keys.RASTER)
-        self.xy, self.libs = sections(adata, spatial_key, library_key)
-        self._array, self._described, self._stored = array, params, adata.obsm.get(_keys.RASTER)
-        self.grids  # noqa: B018 - what is wrong with a raster is said before any long work
+    def __init__(
+        self, adata: AnnData, spatial_key: str, library_key: str | bool | None, *, raster: bool = True
+    ) -> None:
+        self.libs = libraries(adata, library_key)
+        self.xy = coordinates(adata, spatial_key, self.libs)
+        self._array, self._described = array_positions(adata), adata.uns.get(_keys.RASTER)
+        self._stored = adata.obsm.get(_keys.RASTER)
+        if library_key is None:
+            check_one_section(adata.obs, self.xy)
+        if raster:
+            self.grids  # noqa: B018 - made now: what is wrong with it is said before any long work
 
     @cached_property
     def _raster(self) -> tuple[NDArray[np.int32], list[RasterGrid]]:
@@ -90,6 +88,13 @@ class Geometry:
     def parts(self) -> list[NDArray[np.int64]]:
         """Per section, the positions of its observations."""
         return [self.libs.rows(i) for i in range(len(self.libs))]
+
+    def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Put arrays of each section back into the order of the observations."""
+        out = np.empty((self.libs.codes.size, *parts[0].shape[1:]), dtype=parts[0].dtype)
+        for rows, part in zip(self.parts, parts, strict=True):
+            out[rows] = part
+        return out
 
     @cached_property
     def spacings(self) -> list[float]:
@@ -142,14 +147,6 @@ def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Any]:
 
 def _within(where: Geometry, rows: NDArray[np.int64]) -> sparse.csr_matrix:
     return where.graph[rows][:, rows].tocsr()
-
-
-def join(parts: Sequence[NDArray[Any]], where: Geometry) -> NDArray[Any]:
-    """Put per-section arrays back into the order of the observations."""
-    out = np.empty((where.libs.codes.size, *parts[0].shape[1:]), dtype=parts[0].dtype)
-    for rows, part in zip(where.parts, parts, strict=True):
-        out[rows] = part
-    return out
 
 
 def check_one_section(obs: pd.DataFrame, xy: NDArray[np.float64]) -> None:

@@ -48,7 +48,7 @@ def _check_devices(options: Options) -> None:
 def check_against(adata: AnnData, options: Options, groupby: str, library_key: str | bool | None) -> None:
     """Check names of columns, keys and groups as the calls that come later do."""
     from stxtools._data.covariates import covariate_names, read_covariates
-    from stxtools._data.sections import sections as one_or_more
+    from stxtools._data.sections import Geometry
     from stxtools.tl._biomarkers._design import chosen_groups
     from stxtools.tl._segment import MIN_OBS, _check_mode
 
@@ -60,7 +60,7 @@ def check_against(adata: AnnData, options: Options, groupby: str, library_key: s
     )
     if options.labels_key is not None:
         _groups(adata, options.labels_key, "labels_key")
-    _, sections = one_or_more(adata, options.spatial_key, library_key)
+    sections = Geometry(adata, options.spatial_key, library_key, raster=False).libs
     if options.layer is not None:
         check_in(adata, "layers", options.layer, "layer")
     if options.use_rep not in (None, "X"):

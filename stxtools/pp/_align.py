@@ -10,7 +10,7 @@ import numpy as np
 from stxtools import _keys
 from stxtools._data.features import compute_representation, stored_representation
 from stxtools._data.representation import Representation
-from stxtools._data.sections import sections as one_or_more
+from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -105,13 +105,14 @@ def align(
     >>> adata.uns["align"]["matrices"]["b"].round(6)[:, 2]
     array([-5., -5.])
     """
-    check_adata(adata)
+    check_adata(adata, layer=layer)
     check_choice("method", method, METHODS)
     allow_reflection, copy = check_bool("allow_reflection", allow_reflection), check_bool("copy", copy)
     random_state = check_seed(random_state)
     obsm_key, uns_key = check_key_added(key_added, _keys.SPATIAL_ALIGNED), check_key_added(key_added, _keys.ALIGN)
     check_free(adata, "pp.align", obsm=[obsm_key], uns=[uns_key])
-    xy, sections = one_or_more(adata, spatial_key, library_key)
+    where = Geometry(adata, spatial_key, library_key, raster=False)
+    xy, sections = where.xy, where.libs
     if reference is None:
         reference = sections.names[0]
     elif reference not in sections.names:

@@ -72,7 +72,7 @@ def add_noise(
     >>> bool(noised.X.sum() == adata.X.sum())
     True
     """
-    check_adata(adata)
+    check_adata(adata, layer=layer)
     level = check_number("level", level, minimum=0, maximum=1)
     check_choice("kind", kind, ("gaussian", "counts"))
     random_state, copy = check_seed(random_state), check_bool("copy", copy)

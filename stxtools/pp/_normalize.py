@@ -87,7 +87,7 @@ def normalize(
     >>> adata.obsm["X_pca"].shape
     (500, 10)
     """
-    check_adata(adata, min_obs=2)
+    check_adata(adata, min_obs=2, layer=layer)
     check_free(adata, "pp.normalize", uns=["normalize"])
     scale, copy = check_bool("scale", scale), check_bool("copy", copy)
     n_top_genes = check_int("n_top_genes", n_top_genes, minimum=1)

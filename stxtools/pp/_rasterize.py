@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stxtools import _keys
-from stxtools._data.sections import sections as one_or_more
+from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
@@ -80,7 +80,8 @@ def rasterize(
         pixel_size = check_number("pixel_size", pixel_size)
     key = check_key_added(key_added, _keys.RASTER)
     check_free(adata, "pp.rasterize", obsm=[key], uns=[key])
-    xy, sections = one_or_more(adata, spatial_key, library_key)
+    where = Geometry(adata, spatial_key, library_key, raster=False)
+    xy, sections = where.xy, where.libs
     if "params" in sections.names:
         raise ValueError("A section is called 'params', the name under which parameters are stored; rename it.")
     index, grids = rasterize_libraries(

@@ -73,7 +73,7 @@ def split_counts(
     >>> st.tl.segment(adata, n_segments=4, layer="split_train")
     >>> st.tl.biomarkers(adata, groupby="segment", layer="split_test", n_null=100)
     """
-    check_adata(adata)
+    check_adata(adata, layer=layer)
     fraction = check_number("fraction", fraction, minimum=0, maximum=1)
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction={fraction:g}` leaves one part empty; choose a number between 0 and 1.")

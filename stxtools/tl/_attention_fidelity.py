@@ -11,8 +11,8 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._data.framework import known_sections
-from stxtools._data.regions import read_regions
+from stxtools._data.framework import KnownInput
+from stxtools._data.regions import Regions
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import progress, stage, whole_call
@@ -110,7 +110,7 @@ def attention_fidelity(
     from stxtools.models._base import model_of
     from stxtools.models.explain.edges import RegionAttribution
 
-    check_adata(adata)
+    check_adata(adata, layer=layer)
     key = check_key_added(key_added, _keys.FIDELITY)
     random_state = check_seed(random_state)
     check_free(adata, "tl.attention_fidelity", obs=[_keys.SALIENCY], uns=[key])
@@ -122,13 +122,14 @@ def attention_fidelity(
         check_number("shares", share, minimum=0, maximum=1)
     if not methods or not len(shares):
         raise ValueError("`methods` and `shares` must each name one value at least.")
-    inp = read_regions(adata, regions_key, spatial_key)
+    inp = Regions(adata, regions_key, spatial_key)
     fitted: TissueNet = model_of(model, "TissueNet")
     task = _task_of(fitted, task)
     weight = _network_weight(fitted, task, of)
     adata = adata.copy() if check_bool("copy", copy) else adata
 
-    sections, found_input = known_sections(adata, fitted, layer, inp)
+    read = KnownInput(adata, fitted, layer)
+    sections = read.sections(inp)
     rng = np.random.default_rng(random_state)
     corrected = next((m for m in methods if m != "attention"), methods[0])
     rows: list[dict[str, Any]] = []
@@ -150,7 +151,7 @@ def attention_fidelity(
                     parts.append((at[found.target[known]], at[found.source[known]], scores[known]))
                 bar.update(1)
 
-    shares_of = {_keys.ATTENTION_CORRECTED: _row_shares(parts, inp.regions.n_obs)}
+    shares_of = {_keys.ATTENTION_CORRECTED: _row_shares(parts, len(inp))}
     slots = Slots("tl.attention_fidelity", obs={_keys.SALIENCY: saliency})
     slots.missing[f"obs/{_keys.SALIENCY}"] = inp.region < 0
     slots.inner[regions_key] = Slots("tl.attention_fidelity", obsp=shares_of)
@@ -159,7 +160,7 @@ def attention_fidelity(
         "params": provenance(
             task=task, methods=methods, shares=np.asarray(list(shares), dtype=float), max_regions=max_regions,
             layer=layer, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
-            corrected=corrected, of=of, network_weight=weight, **found_input,
+            corrected=corrected, of=of, network_weight=weight, **read.record,
         ),
     }  # fmt: skip
     slots.write(adata)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.regions import read_regions
+from stxtools._data.features import ModelFeatures
+from stxtools._data.framework import KnownInput
+from stxtools._data.regions import Regions
+from stxtools._data.sections import make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
-
-from ._ensemble import check_sections
-from ._student import trained_student
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,7 +98,7 @@ def distill(
     >>> adata.obs["disease_pred"].cat.categories.tolist()
     ['healthy', 'diseased']
     """
-    check_adata(adata, min_obs=MIN_OBS)
+    check_adata(adata, min_obs=MIN_OBS, layer=layer)
     key = check_key_added(key_added, _keys.DISTILL)
     check_free(adata, "tl.distill", uns=[key])
     how: dict[str, Any] = {
@@ -106,20 +106,24 @@ def distill(
         "devices": devices, "show_progress": show_progress,
     }  # fmt: skip
     check_writable(save_model)
+    from stxtools.models import TissueStudent
     from stxtools.models._base import model_of
 
     teacher: TissueNet = model_of(model, "TissueNet")
-    if library_key is not None:
-        check_sections(adata, read_regions(adata, regions_key, spatial_key), library_key, regions_key)
     adata = adata.copy() if check_bool("copy", copy) else adata
-    student, found = trained_student(
-        adata, teacher, params, layer=layer, spatial_key=spatial_key, regions_key=regions_key, **how
-    )
+
+    regions = Regions(adata, regions_key, spatial_key, library_key)
+    read = KnownInput(adata, teacher, layer)
+    sections = read.sections(regions)
+    student = TissueStudent(params)
+    targets = student.soft_targets(teacher, sections, random_state=how["random_state"], accelerator=accelerator)
+    features = ModelFeatures(adata, student if student.projection is not None else teacher, layer)
+    student.fit(make_sections(features.values, regions.where), targets, **how)
     student.save(save_model)
     entry = {
         "params": provenance(
             layer=layer, spatial_key=spatial_key, library_key=library_key, random_state=random_state,
-            **found, student=student.params_dict(), teacher="TissueNet", regions_key=regions_key,
+            **read.record, student=student.params_dict(), teacher="TissueNet", regions_key=regions_key,
         ),
         "history": pd.DataFrame(student.history),
         "agreement": student.agreements,

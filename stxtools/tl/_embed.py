@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.features import representation
-from stxtools._data.regions import gather, graph_slots, node_features, read_regions, region_sections
+from stxtools._data.features import TrainingFeatures
+from stxtools._data.regions import Regions, gather, graph_slots, node_features, region_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -83,30 +83,29 @@ def embed(
     stage("loading PyTorch")
     from stxtools.models import TissueNet
 
-    check_adata(adata)
+    check_adata(adata, layer=layer)
     key = check_key_added(key_added, _keys.EMBED)
     random_state = check_seed(random_state)
     check_free(adata, "tl.embed", obs=[_keys.ATTENTION], obsm=[_keys.X_GNN], uns=[key])
     model = TissueNet(params)
-    inp = read_regions(adata, regions_key, spatial_key)
     adata = adata.copy() if check_bool("copy", copy) else adata
 
-    rep = representation(adata, use_rep, layer, random_state=random_state)
-    values = rep.values
+    regions = Regions(adata, regions_key, spatial_key)
+    features = TrainingFeatures(adata, use_rep, layer, random_state=random_state)
+    described = [features.values]
     if use_rep is None and _keys.X_UNET in adata.obsm:
-        described = np.concatenate([values, np.asarray(adata.obsm[_keys.X_UNET], dtype=np.float32)], axis=1)
-    else:
-        described = values
-    sections = region_sections(values, node_features(described, inp), inp, {})
+        described.append(np.asarray(adata.obsm[_keys.X_UNET], dtype=np.float32))
+    nodes = node_features(np.concatenate(described, axis=1), regions)
+    sections = region_sections(features.values, regions, nodes=nodes)
     model.fit(
         sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
     )
-    result = gather(model.predict(sections, accelerator=accelerator), inp)
+    result = gather(model.predict(sections, accelerator=accelerator), regions)
 
     slots = graph_slots("tl.embed", regions_key, result)
     slots.uns[key] = {
         "params": provenance(
-            use_rep=use_rep, layer=layer, **rep.read, regions_key=regions_key, spatial_key=spatial_key,
+            use_rep=use_rep, layer=layer, **features.record, regions_key=regions_key, spatial_key=spatial_key,
             random_state=random_state, tissuenet=model.params_dict(),
         ),
         "history": pd.DataFrame(model.history),

@@ -7,16 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from stxtools._validate import libraries, listing
+from stxtools._validate import listing
 from stxtools._warn import at_caller
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from stxtools._data.regions import RegionInput
     from stxtools.models import RegionSection, TissueNet, TissueNetParams
 
 
@@ -29,26 +25,6 @@ def with_ensemble(params: TissueNetParams | Mapping[str, Any] | None, ensemble: 
     check_ensemble(ensemble)
     resolved = resolve(params, TissueNetParams)
     return resolved if isinstance(ensemble, str) else replace(resolved, ensemble=tuple(ensemble))
-
-
-def check_sections(adata: AnnData, inp: RegionInput, library_key: str | bool | None, regions_key: str) -> None:
-    """Check that ``obs[library_key]`` names the sections of the region graph; None asks nothing.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If there is no such column, or it divides the observations in another way.
-    """
-    if library_key is None:
-        return
-    libs, graph = libraries(adata, library_key), inp.where.libs
-    pairs = np.unique(np.stack([libs.codes, graph.codes]), axis=1).shape[1]
-    if not (pairs == len(np.unique(libs.codes)) == len(np.unique(graph.codes))):
-        raise ValueError(
-            f"`adata.obs[{library_key!r}]` names {len(libs)} section(s) ({listing(libs.names)}), the region graph in "
-            f"`adata.uns[{regions_key!r}]` was made for {len(graph)} ({listing(graph.names)}), divided otherwise. Run "
-            f"`st.tl.region_graph(adata, library_key={library_key!r})` again, or name the column that it was made with."
-        )
 
 
 def weights_table(model: TissueNet, sections: Sequence[RegionSection]) -> pd.DataFrame:

@@ -10,17 +10,25 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.framework import expression_targets, genes_to_predict, known_sections, training_sections
-from stxtools._data.regions import RegionInput, called, classes_of, gather, graph_slots, read_regions
-from stxtools._data.sections import join
+from stxtools._data.features import ModelFeatures
+from stxtools._data.framework import KnownInput, TrainingInput
+from stxtools._data.regions import Regions, called, gather, graph_slots
+from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import provenance, put_frame
-from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
+from stxtools._slots import Slots, provenance, put_frame
+from stxtools._validate import (
+    check_adata,
+    check_bool,
+    check_key_added,
+    check_seed,
+    check_writable,
+    genes_to_predict,
+    label_classes,
+)
 
-from ._ensemble import check_sections, warn_of_network, weights_table, with_ensemble
-from ._student import apply_student
+from ._ensemble import warn_of_network, weights_table, with_ensemble
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -106,7 +114,7 @@ def multitask(
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.multitask(adata, "disease", "compartment", params={"epochs": 5})
     """
-    check_adata(adata)
+    check_adata(adata, layer=layer)
     key = check_key_added(key_added, _keys.MULTITASK)
     random_state = check_seed(random_state)
     if save_model is not None:
@@ -122,81 +130,71 @@ def multitask(
     from stxtools.models._base import model_of
 
     applied = None if model is None else model_of(model, "TissueNet", "TissueStudent")
-    if isinstance(applied, TissueStudent):
-        columns = _columns(biomarker_key, region_key, needed=True)
-        _check_tasks(applied.tasks, columns)
-        named = {"obs": map(_keys.pred, columns.values()), "obsm": map(_keys.proba, columns.values())}
-        check_free(adata, "tl.multitask", uns=[key], **named)
-        adata = adata.copy() if check_bool("copy", copy) else adata
-        apply_student(
-            adata, applied, columns, key=key, layer=layer, spatial_key=spatial_key, library_key=library_key,
-            accelerator=accelerator,
-        )  # fmt: skip
+    student = applied if isinstance(applied, TissueStudent) else None
+    columns = _columns(
+        biomarker_key, region_key, needed=student is not None or (applied is None and expression is None)
+    )
+    if applied is not None:
+        _check_tasks(applied.classes if student is None else student.tasks, columns)
+    taught = columns if applied is None else {}
+    labels = {task: label_classes(adata, column, _PARAMS[task]) for task, column in taught.items()}
+    wanted = genes_to_predict(adata, expression, expression_key)
+    obs, obsm = [_keys.pred(c) for c in columns.values()], [_keys.proba(c) for c in columns.values()]
+    if student is None:
+        obs, obsm = [*obs, _keys.ATTENTION], [*obsm, _keys.X_GNN, *([_keys.EXPRESSION_PRED] if wanted else [])]
+    check_free(adata, "tl.multitask", uns=[key], obs=obs, obsm=obsm)
+    copy = check_bool("copy", copy)
+
+    if student is not None:
+        adata = adata.copy() if copy else adata
+        where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, student, layer)
+        slots = _student_slots(student, make_sections(features.values, where), where, columns, accelerator)
+        slots.uns[key] = {
+            "params": provenance(
+                biomarker_key=biomarker_key, region_key=region_key, layer=layer, **features.record,
+                spatial_key=spatial_key, library_key=library_key, model="student", student=student.params_dict(),
+            )
+        }  # fmt: skip
+        slots.write(adata)
         return adata if copy else None
     from stxtools.models import TissueNet  # a student, applied above, needs none of what this imports
 
-    fitted = TissueNet(with_ensemble(params, ensemble))
-    inp = read_regions(adata, regions_key, spatial_key)
-    check_sections(adata, inp, library_key, regions_key)
-    wanted = genes_to_predict(adata, expression)
-    columns = _columns(biomarker_key, region_key, needed=model is None and not wanted)
-    check_free(
-        adata, "tl.multitask", uns=[key], obs=[_keys.ATTENTION, *map(_keys.pred, columns.values())],
-        obsm=[_keys.X_GNN, *map(_keys.proba, columns.values()), *([_keys.EXPRESSION_PRED] if wanted else [])],
-    )  # fmt: skip
-    adata = adata.copy() if check_bool("copy", copy) else adata
-
+    fitted = TissueNet(with_ensemble(params, ensemble)) if applied is None else applied
+    adata = adata.copy() if copy else adata
+    regions = Regions(adata, regions_key, spatial_key, library_key)
     if applied is not None:
-        fitted = applied
-        _check_tasks(fitted.classes, columns)
-        sections, found = known_sections(adata, fitted, layer, inp)
+        read: KnownInput | TrainingInput = KnownInput(adata, fitted, layer)
+        sections = read.sections(regions)
     else:
-        labels = {task: classes_of(adata, column, _PARAMS[task]) for task, column in columns.items()}
-        targets, learned = expression_targets(adata, wanted, expression_key, layer)
-        sections, found = training_sections(
-            adata, fitted, inp, {task: codes for task, (codes, _) in labels.items()}, targets, wanted,
+        read = TrainingInput(
+            adata, fitted, {task: codes for task, (codes, _) in labels.items()}, (wanted, expression_key),
             use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
         )  # fmt: skip
+        sections = read.sections(regions)
         fitted.fit(
             sections, classes={task: names for task, (_, names) in labels.items()}, expression=wanted,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
-        found = learned | found
     predictions = fitted.predict(sections, accelerator=accelerator)
     if save_model is not None:
         fitted.save(save_model)
 
-    result = gather(predictions, inp)
+    result = gather(predictions, regions)
     slots = graph_slots("tl.multitask", regions_key, result)
-    regions, outside = slots.inner[regions_key], inp.region < 0
-    for task, column in columns.items():
-        at_obs = join([p.obs_proba[task] for p in predictions], inp.where)
-        at_regions = _stack([p.proba[task] for p in predictions], inp)
-        names = fitted.classes[task]
-        slots.obs[_keys.pred(column)] = called(at_obs, names)
-        put_frame(slots, _keys.proba(column), at_obs, names, adata.obs_names)
-        regions.obs[_keys.pred(column)] = called(at_regions, names)
-        put_frame(regions, _keys.proba(column), at_regions, names, inp.regions.obs_names)
-        slots.missing[f"obsm/{_keys.proba(column)}"] = outside
-    if fitted.expression:
-        at_obs = join([p.obs_expression for p in predictions if p.obs_expression is not None], inp.where)
-        at_regions = _stack([p.expression for p in predictions], inp)
-        put_frame(slots, _keys.EXPRESSION_PRED, at_obs, fitted.expression, adata.obs_names)
-        put_frame(regions, _keys.EXPRESSION_PRED, at_regions, fitted.expression, inp.regions.obs_names)
-        slots.missing[f"obsm/{_keys.EXPRESSION_PRED}"] = outside
+    _put_predictions(slots, slots.inner[regions_key], fitted, predictions, regions, columns)
     weights = weights_table(fitted, sections)
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, expression=wanted or None,
-            expression_key=expression_key, use_rep=use_rep, layer=layer, **found,
+            expression_key=expression_key, use_rep=use_rep, layer=layer, **read.record,
             library_key=library_key, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
-            model="given" if model is not None else "trained", tissuenet=fitted.params_dict(),
+            model="given" if applied is not None else "trained", tissuenet=fitted.params_dict(),
         ),
         "task_weights": fitted.task_weights,
         "weights": weights,
         "Z": result.z,
     }  # fmt: skip
-    if model is None:
+    if applied is None:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)
         slots.uns[key]["training"] = fitted.convergence
         warn_of_network(fitted, weights, key, saved=save_model is not None)
@@ -222,8 +220,40 @@ def _check_tasks(known: Mapping[str, Sequence[str]], columns: dict[str, str]) ->
         raise ValueError(f"The model was trained for {', '.join(known) or 'no class'}; drop {' and '.join(missing)}.")
 
 
-def _stack(parts: Sequence[Any], inp: RegionInput) -> NDArray[np.float32]:
-    out = np.empty((inp.regions.n_obs, parts[0].shape[1]), dtype=np.float32)
-    for i, part in enumerate(parts):
-        out[inp.rows(i)] = part
-    return out
+def _student_slots(
+    student: TissueStudent, sections: Sequence[Any], where: Geometry, columns: Mapping[str, str], accelerator: str
+) -> Slots:
+    """Classes of the observations by a student, which knows no regions."""
+    slots = Slots("tl.multitask")
+    predictions = student.predict(sections, accelerator=accelerator)
+    for task, column in columns.items():
+        proba = where.join([p[task] for p in predictions]).astype(np.float32)
+        _put_classes(slots, column, proba, student.tasks[task])
+    return slots
+
+
+def _put_predictions(
+    slots: Slots,
+    inner: Slots,
+    model: TissueNet,
+    predictions: Sequence[Any],
+    regions: Regions,
+    columns: Mapping[str, str],
+) -> None:
+    """Classes and expression of the observations, and of the regions in ``inner``."""
+    outside = regions.region < 0
+    for task, column in columns.items():
+        at_obs = regions.where.join([p.obs_proba[task] for p in predictions])
+        _put_classes(slots, column, at_obs, model.classes[task])
+        _put_classes(inner, column, regions.join([p.proba[task] for p in predictions]), model.classes[task])
+        slots.missing[f"obsm/{_keys.proba(column)}"] = outside
+    if model.expression:
+        at_obs = regions.where.join([p.obs_expression for p in predictions if p.obs_expression is not None])
+        put_frame(slots, _keys.EXPRESSION_PRED, at_obs, model.expression)
+        put_frame(inner, _keys.EXPRESSION_PRED, regions.join([p.expression for p in predictions]), model.expression)
+        slots.missing[f"obsm/{_keys.EXPRESSION_PRED}"] = outside
+
+
+def _put_classes(slots: Slots, column: str, proba: NDArray[np.float32], names: list[str]) -> None:
+    slots.obs[_keys.pred(column)] = called(proba, names)
+    put_frame(slots, _keys.proba(column), proba, names)

@@ -99,7 +99,7 @@ def pretrain(
     if not adatas:
         raise ValueError("`adata` is an empty list; give one AnnData at least.")
     for one in adatas:
-        check_adata(one, min_obs=10)
+        check_adata(one, min_obs=10, layer=layer)
     key = check_key_added(key_added, _keys.PRETRAIN)
     random_state = check_seed(random_state)
     for one in adatas:

@@ -95,7 +95,7 @@ def region_graph(
     >>> bool(adata.uns["regions"].obs["n_obs"].max() <= 50)
     True
     """
-    check_adata(adata)
+    check_adata(adata, layer=layer)
     key = check_key_added(key_added, _keys.REGIONS)
     obs_key = _keys.region_id(key)
     check_free(adata, "tl.region_graph", obs=[obs_key], uns=[key])

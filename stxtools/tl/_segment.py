@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.features import model_features, training_representation
+from stxtools._data.features import ModelFeatures, TrainingFeatures
 from stxtools._data.image import with_image
-from stxtools._data.sections import Geometry, join, make_sections
+from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
@@ -132,7 +132,7 @@ def segment(
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.segment(adata, n_segments=4)
     """
-    check_adata(adata, min_obs=MIN_OBS)
+    check_adata(adata, min_obs=MIN_OBS, layer=layer)
     key = check_key_added(key_added, _keys.SEGMENT)
     random_state = check_seed(random_state)
     unet_key = _keys.X_UNET if key == _keys.SEGMENT else f"{key}_unet"
@@ -164,13 +164,13 @@ def segment(
             fitted = shallow_copy(fitted)  # the caller's model stays as it is
         fitted.image_key = agreed_image(fitted, image_key)
         names = transfer_names(adata, fitted)
-        values, found = model_features(
+        read: ModelFeatures | TrainingFeatures = ModelFeatures(
             adata, fitted, layer, n_others=number_of_image_features(fitted), names=names
-        )  # fmt: skip
+        )
     else:
-        rep = training_representation(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
-        values, found, fitted = rep.values, rep.read, new_segmenter(params, rep, image_key)
-    values = with_image(values, adata, where, fitted.image_key)
+        read = TrainingFeatures(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
+        fitted = new_segmenter(params, read.rep, image_key)
+    values = with_image(read.values, adata, where, fitted.image_key)
     sections = make_sections(values, where)
     if model is None:
         genes = None
@@ -191,7 +191,7 @@ def segment(
         )  # fmt: skip
     if save_model is not None:
         fitted.save(save_model)
-    proba = join([r.proba for r in results], where)
+    proba = where.join([r.proba for r in results])
     if keep_labels and labels_key is not None:
         labelled = label_codes(adata, labels_key, fitted.classes)
         proba[labelled >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[labelled[labelled >= 0]]
@@ -199,7 +199,7 @@ def segment(
         adata, fitted.classes, proba, where,
         key=key, labels_key=labels_key, abstain_below=abstain_below, spatial_key=spatial_key,
     )  # fmt: skip
-    slots.obsm[unet_key] = join([r.features for r in results], where)
+    slots.obsm[unet_key] = where.join([r.features for r in results])
     slots.uns[key] |= {
         "params": provenance(
             n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
@@ -208,7 +208,7 @@ def segment(
             adapt=adapt, pretrained=pretrained is not None,
             pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
             representation=fitted.use_rep, temperature=fitted.temperature,
-            spatial_key=spatial_key, library_key=library_key, random_state=random_state, **found,
+            spatial_key=spatial_key, library_key=library_key, random_state=random_state, **read.record,
             model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
         )
     }  # fmt: skip

@@ -42,7 +42,7 @@ def segment_slots(
     slots.obs[key] = categorical(codes, classes)
     slots.obs[_keys.mask_id(key)] = (codes + 1).astype(np.int32)
     slots.obs[_keys.confidence(key)] = proba.max(axis=1)
-    put_frame(slots, _keys.proba(key), proba, classes, adata.obs_names)
+    put_frame(slots, _keys.proba(key), proba, classes)
     labelled = {} if labels_key is None else stored_colors(adata, labels_key)
     colors = colors_for(list(classes), labelled, stored_colors(adata, key))
     slots.uns[_keys.colors(key)] = np.array(colors, dtype=object)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools._data.expression import Expression
-from stxtools._data.features import model_features
+from stxtools._data.features import ModelFeatures
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._validate import listing
 from stxtools.stats._design import Design
@@ -125,7 +125,7 @@ class SegmenterSource:
         if projection is None:
             return np.zeros(self._adata.n_vars)
         if self._sections is None:
-            self._sections = make_sections(model_features(self._adata, model, self._layer)[0], self._where)
+            self._sections = make_sections(ModelFeatures(self._adata, model, self._layer).values, self._where)
         side = inside / max(int(inside.sum()), 1) - outside / max(int(outside.sum()), 1)
         gradient = np.zeros((self._adata.n_obs, model.n_features))
         for section, rows in zip(self._sections, self._where.parts, strict=True):

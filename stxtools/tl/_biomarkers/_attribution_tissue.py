@@ -9,8 +9,8 @@ import numpy as np
 
 from stxtools import _keys
 from stxtools._data.expression import Expression
-from stxtools._data.framework import known_sections
-from stxtools._data.regions import read_regions
+from stxtools._data.framework import KnownInput
+from stxtools._data.regions import Regions
 from stxtools._validate import listing
 
 from ._attribution_genes import carried_to_genes
@@ -63,7 +63,7 @@ class TissueSource:
                 "gradient. Train one with `st.tl.multitask(..., ensemble=['network', 'linear'])`."
             )
         self._model, self._task, self._layer, self._n_vars = model, task, layer, adata.n_vars
-        self._region = read_regions(regions, _keys.REGIONS, spatial_key)
+        self._region = Regions(regions, _keys.REGIONS, spatial_key)
         self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))  # those to predict were not read
         self._adata = adata if len(self._genes) == adata.n_vars else adata[:, self._genes]
         self._sections: list[TissueEvidence] | None = None
@@ -78,7 +78,7 @@ class TissueSource:
         if model.projection is None:
             return np.zeros(self._n_vars)
         if self._sections is None:
-            found, _ = known_sections(self._adata, model, self._layer, self._region)
+            found = KnownInput(self._adata, model, self._layer).sections(self._region)
             self._sections = [TissueEvidence(model, section, self._task) for section in found]
         at = names.index(group)
         others = [i for i in range(len(names)) if i != at] if reference == "rest" else [names.index(reference)]

@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._data.covariates import covariate_names, read_covariates
 from stxtools._data.expression import Expression
 from stxtools._data.gene_blocks import GeneBlocks
-from stxtools._data.sections import sections
+from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -23,7 +23,6 @@ from stxtools._validate import (
     check_adata,
     check_bool,
     check_choice,
-    check_in,
     check_int,
     check_key_added,
     check_seed,
@@ -136,7 +135,7 @@ def biomarkers(
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> table = st.get.biomarkers(adata, fdr=0.05)
     """
-    check_adata(adata, min_obs=2 * MIN_OBS)
+    check_adata(adata, min_obs=2 * MIN_OBS, layer=layer)
     check_choice("method", method, _METHODS)
     check_choice("protect", protect, PROTECTIONS)
     n_null = check_int("n_null", n_null, minimum=MIN_NULL)
@@ -146,9 +145,8 @@ def biomarkers(
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
     check_bool("copy", copy)
     codes, names = categories(adata, groupby, "groupby", min_classes=2)
-    xy, libs = sections(adata, spatial_key, library_key)
-    if layer is not None:
-        check_in(adata, "layers", layer, "layer")
+    where = Geometry(adata, spatial_key, library_key, raster=False)
+    xy, libs = where.xy, where.libs
     adjusted_for = covariate_names(covariates)
     adjusters = read_covariates(adata, adjusted_for, groupby)
     chosen = chosen_groups(groups, reference, names, groupby)

@@ -117,7 +117,7 @@ def evaluate(
     >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
     >>> table = st.get.evaluation(adata)
     """
-    check_adata(adata, min_obs=20)
+    check_adata(adata, min_obs=20, layer=layer)
     key = check_key_added(key_added, _keys.EVALUATION)
     seed = check_seed(random_state)
     check_free(adata, "tl.evaluate", uns=[key, f"{key}_params"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools._data.noise import noised_copy, noised_values
-from stxtools._data.sections import Geometry, join
+from stxtools._data.sections import Geometry
 from stxtools._progress import progress
 
 from ._checkpoint import Checkpoint
@@ -174,13 +174,13 @@ def _measure(name: str, split: _Split, p: Protocol, where: Geometry) -> list[dic
     rows = []
     for t in p.targets:
         judged = split.test & (t.codes >= 0)
-        found = join(proba[t.name], where)[judged]
+        found = where.join(proba[t.name])[judged]
         sizes = {"n_train": int((masked[t.name] >= 0).sum()), "n_test": int(judged.sum())}
         rows.append(_row(name, t.name, t.key, split, sizes, scores(found, t.codes[judged]), seconds))
     if split.expression is not None:
         start = time.perf_counter()
         shown = np.where(split.test[:, None], np.nan, split.expression)
-        found = join(model.predict_expression(split.sections, [shown[rows] for rows in where.parts]), where)
+        found = where.join(model.predict_expression(split.sections, [shown[rows] for rows in where.parts]))
         error = expression_error(found[split.test], split.expression[split.test])
         sizes = {"n_train": int((~split.test).sum()), "n_test": int(split.test.sum())}
         rows.append(_row(name, "expression", "", split, sizes, error, time.perf_counter() - start))

@@ -120,7 +120,7 @@ def tune(
     >>> st.tl.tune(adata, "unet", region_key="compartment", space=space, n_trials=2, n_folds=2, params={"epochs": 3})
     >>> st.tl.segment(adata, labels_key="compartment", params=adata.uns["tune"]["best_params"])
     """
-    check_adata(adata, min_obs=20)
+    check_adata(adata, min_obs=20, layer=layer)
     key = check_key_added(key_added, _keys.TUNE)
     seed = check_seed(random_state)
     check_free(adata, "tl.tune", uns=[key])

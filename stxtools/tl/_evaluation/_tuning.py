@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stxtools._data.sections import Geometry, join
+from stxtools._data.sections import Geometry
 from stxtools._globals import exclusive
 from stxtools._progress import progress
 
@@ -252,7 +252,7 @@ class _Objective:
         out = []
         for t in p.targets:
             judged = test & (t.codes >= 0)
-            out.append(scores(join(proba[t.name], self.where)[judged], t.codes[judged])[self.task.metric])
+            out.append(scores(self.where.join(proba[t.name])[judged], t.codes[judged])[self.task.metric])
         return out
 
     def _trained(self, name: str, fields: dict[str, Any], sections: Any, labels: Any, classes: Any) -> Any:
