@@ -12,6 +12,7 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
+from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
 from stxtools.models.explain.integrated_gradients import TissueEvidence
@@ -67,7 +68,7 @@ def _change(source: TissueSource, group: str, side: np.ndarray) -> float:
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(("column", "group"), [("disease", "diseased"), ("compartment", "layer_2")])
 def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which, column, group):
-    source = TissueSource(tissue, TissueNet.load(nets[which]), [group], None, "spatial", tissue)
+    source = TissueSource(tissue, TissueNet.load(nets[which]), [group], None, Regions(tissue, "regions", "spatial"))
     inside = (tissue.obs[column] == group).to_numpy()
     parts = source.explain(group, "rest", inside, ~inside)
     side = inside / inside.sum() - ~inside / (~inside).sum()
@@ -89,7 +90,7 @@ def test_the_evidence_is_that_of_the_predictions(tissue, nets, tmp_path):
     net.save(tmp_path / "without.stx")
     work = tissue.copy()
     st.tl.multitask(work, "disease", "compartment", model=tmp_path / "without.stx", **HOW)
-    source = TissueSource(tissue, TissueNet.load(nets[0]), ["diseased"], None, "spatial", tissue)
+    source = TissueSource(tissue, TissueNet.load(nets[0]), ["diseased"], None, Regions(tissue, "regions", "spatial"))
     inside = (tissue.obs["disease"] == "diseased").to_numpy()
     source.explain("diseased", "rest", inside, ~inside)
     side = inside / inside.sum() - ~inside / (~inside).sum()

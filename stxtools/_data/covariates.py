@@ -10,7 +10,6 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools._validate import listing
-from stxtools.stats._composition import Covariates
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,8 +31,8 @@ def covariate_names(covariates: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def read_covariates(adata: AnnData, names: list[str], groupby: str) -> Covariates | None:
-    """Return what ``covariates`` names: expression components (made later, per section) and columns.
+def covariate_columns(adata: AnnData, names: list[str], groupby: str) -> NDArray[np.float64] | None:
+    """Return the columns that ``covariates`` names, beside the composition, which is made per section.
 
     Raises
     ------
@@ -42,12 +41,10 @@ def read_covariates(adata: AnnData, names: list[str], groupby: str) -> Covariate
     ValueError
         A covariate is the grouping itself, or has missing values.
     """
-    if not names:
-        return None
     if groupby in names:
         raise ValueError(f"`covariates` names the grouping {groupby!r} itself; nothing would be left to test.")
     columns = [_columns(adata, name) for name in names if name != COMPOSITION]
-    return Covariates(COMPOSITION in names, np.concatenate(columns, axis=1) if columns else None)
+    return np.concatenate(columns, axis=1) if columns else None
 
 
 def _columns(adata: AnnData, name: str) -> NDArray[np.float64]:

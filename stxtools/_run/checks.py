@@ -47,7 +47,7 @@ def _check_devices(options: Options) -> None:
 
 def check_against(adata: AnnData, options: Options, groupby: str, library_key: str | bool | None) -> None:
     """Check names of columns, keys and groups as the calls that come later do."""
-    from stxtools._data.covariates import covariate_names, read_covariates
+    from stxtools._data.covariates import covariate_columns, covariate_names
     from stxtools._data.sections import Geometry
     from stxtools.tl._biomarkers._design import chosen_groups
     from stxtools.tl._segment import MIN_OBS, _check_mode
@@ -73,7 +73,7 @@ def check_against(adata: AnnData, options: Options, groupby: str, library_key: s
     else:
         names = _groups(adata, groupby, "groupby")
         chosen_groups("all", options.reference, names, groupby)
-    read_covariates(adata, covariate_names(list(options.covariates)), groupby)
+    covariate_columns(adata, covariate_names(list(options.covariates)), groupby)
 
 
 def _groups(adata: AnnData, key: str, param: str) -> list[str]:

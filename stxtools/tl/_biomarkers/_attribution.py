@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from stxtools._data.regions import Regions
     from stxtools.models import Section, Segmenter, TissueNet
 
 _STEPS = 16  # Gauss-Legendre points on the path; the sum over genes is then within 1 % of the logits' difference
@@ -55,15 +56,30 @@ def load_models(models: Any) -> list[Segmenter | TissueNet]:
     return out
 
 
+def reads_regions(models: Sequence[Segmenter | TissueNet]) -> bool:
+    """Whether one of the models reads a region graph."""
+    from stxtools.models import TissueNet
+
+    return any(isinstance(model, TissueNet) for model in models)
+
+
 class ModelAttribution:
     """Attribution of groups by models, averaged; what groups share (features, sections) is made once.
 
-    - ``adata``: Expression.
-    - ``models``: From :func:`load_models`.
-    - ``groups``: The groups.
-    - ``reference``: ``"rest"`` or a group.
-    - ``layer``, ``spatial_key``, ``library_key``: As in :func:`stxtools.tl.biomarkers`.
-    - ``regions``: Where the region graph is, if not in ``adata``.
+    Parameters
+    ----------
+    adata, layer
+        Where the expression is.
+    models
+        From :func:`load_models`.
+    groups
+        The groups.
+    reference
+        ``"rest"`` or a group.
+    where
+        Where the observations lie.
+    regions
+        Region graph, where a TissueNet reads one.
     """
 
     def __init__(
@@ -73,20 +89,18 @@ class ModelAttribution:
         groups: Sequence[str],
         reference: str,
         layer: str | None,
-        spatial_key: str,
-        library_key: str | bool | None,
-        regions: AnnData | None = None,
+        where: Geometry,
+        regions: Regions | None,
     ) -> None:
         from stxtools.models import TissueNet
 
         wanted = [*groups, *([] if reference == "rest" else [reference])]
         self._adata, self._layer, self._reference = adata, layer, reference
         self._sources: list[TissueSource | SegmenterSource] = []
-        where: Geometry | None = None
         for model in models:
             if isinstance(model, TissueNet):
-                at = adata if regions is None else regions
-                self._sources.append(TissueSource(adata, model, wanted, layer, spatial_key, at))
+                if regions is not None:  # always: it was read for this model
+                    self._sources.append(TissueSource(adata, model, wanted, layer, regions))
                 continue
             unknown = [g for g in wanted if g not in model.classes]
             if unknown:
@@ -94,7 +108,6 @@ class ModelAttribution:
                     f"The model in `attribution_model` tells {listing(model.classes)} apart, not {listing(unknown)}; "
                     "group by what it was trained on, or name its classes in `groups`."
                 )
-            where = Geometry(adata, spatial_key, library_key) if where is None else where
             self._sources.append(SegmenterSource(adata, model, layer, where))
 
     def of(self, design: Design, codes: NDArray[np.int64], library: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stxtools import _keys
 from stxtools._data.expression import Expression
 from stxtools._data.framework import KnownInput
 from stxtools._data.regions import Regions
@@ -26,18 +25,23 @@ if TYPE_CHECKING:
 class TissueSource:
     """A joint model on the sections of an AnnData, its region graph held fixed.
 
-    - ``adata``: Expression.
-    - ``model``: A TissueNet with labels.
-    - ``wanted``: Classes that one of its tasks must know.
-    - ``layer``, ``spatial_key``: As in :func:`stxtools.tl.biomarkers`.
-    - ``regions``: Where the region graph is.
+    Parameters
+    ----------
+    adata
+        Expression.
+    model
+        A TissueNet with labels.
+    wanted
+        Classes that one of its tasks must know.
+    layer
+        As in :func:`stxtools.tl.biomarkers`.
+    regions
+        The region graph.
 
     Raises
     ------
     ValueError
         No task tells these classes apart, or no member of the ensemble has a gradient.
-    KeyError
-        There is no region graph.
     """
 
     def __init__(
@@ -46,8 +50,7 @@ class TissueSource:
         model: TissueNet,
         wanted: Sequence[str],
         layer: str | None,
-        spatial_key: str,
-        regions: AnnData,
+        regions: Regions,
     ) -> None:
         task = next((t for t, names in model.classes.items() if set(wanted) <= set(names)), None)
         if task is None:
@@ -63,7 +66,7 @@ class TissueSource:
                 "gradient. Train one with `st.tl.multitask(..., ensemble=['network', 'linear'])`."
             )
         self._model, self._task, self._layer, self._n_vars = model, task, layer, adata.n_vars
-        self._region = Regions(regions, _keys.REGIONS, spatial_key)
+        self._region = regions
         self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))  # those to predict were not read
         self._adata = adata if len(self._genes) == adata.n_vars else adata[:, self._genes]
         self._sections: list[TissueEvidence] | None = None

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.covariates import covariate_names, read_covariates
-from stxtools._data.expression import Expression
+from stxtools._data.covariates import COMPOSITION, covariate_columns, covariate_names
 from stxtools._data.gene_blocks import GeneBlocks
+from stxtools._data.regions import Regions
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
@@ -27,16 +27,17 @@ from stxtools._validate import (
     check_key_added,
     check_seed,
 )
+from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, plan
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 
-from ._attribution import ModelAttribution, load_models
+from ._attribution import ModelAttribution, load_models, reads_regions
 from ._compare import compare
 from ._design import chosen_groups, other_group, usable, warn_single
 from ._probe import LinearProbe
 from ._protect import METHODS as PROTECTIONS
-from ._protect import guard
+from ._protect import Groups, Tested
 from ._table import design_table, ordered, scanpy_twin
 
 if TYPE_CHECKING:
@@ -142,36 +143,35 @@ def biomarkers(
     seed = check_seed(random_state)
     key = check_key_added(key_added, _keys.BIOMARKERS)
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
+    named = Groups(*categories(adata, groupby, "groupby", min_classes=2))
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
     check_bool("copy", copy)
-    codes, names = categories(adata, groupby, "groupby", min_classes=2)
     where = Geometry(adata, spatial_key, library_key, raster=False)
-    xy, libs = where.xy, where.libs
+    xy, libs, names = where.xy, where.libs, named.names
     adjusted_for = covariate_names(covariates)
-    adjusters = read_covariates(adata, adjusted_for, groupby)
+    adjusters = None
+    if adjusted_for:
+        adjusters = Covariates(COMPOSITION in adjusted_for, covariate_columns(adata, adjusted_for, groupby))
     chosen = chosen_groups(groups, reference, names, groupby)
     models = load_models(attribution_model)
+    regions = Regions(adata, _keys.REGIONS, spatial_key) if reads_regions(models) else None
 
-    guarded = guard(adata, groupby, layer, protect, seed, show_progress)
-    tested_adata, tested_layer = (adata, layer) if guarded is None else (guarded.adata, None)
-    codes = codes if guarded is None else guarded.codes
+    tested = Tested(adata, groupby, named, layer, protect, seed, show_progress)
+    codes = tested.codes
     ref = None if reference == "rest" else names.index(reference)
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs)) for name in chosen]
     designs = usable(planned, reference, groupby, explicit=not isinstance(groups, str))
     warn_single(designs, groupby, library_key)
     _check_adjustable(designs, adjusted_for)
 
-    blocks = GeneBlocks(Expression(tested_adata, tested_layer, in_memory=False))
+    blocks, observations = GeneBlocks(tested.read), np.asarray(adata.obs_names, dtype=str)
     stage("attributing genes")
     if models:
         tested_groups = [d.name for d in designs]
-        explain = ModelAttribution(
-            tested_adata, models, tested_groups, reference, tested_layer, spatial_key, library_key, adata
-        )
+        explain = ModelAttribution(tested.adata, models, tested_groups, reference, tested.layer, where, regions)
         attributions = [explain.of(d, codes, libs.codes) for d in designs]
     else:
-        attributions = LinearProbe(tested_adata, blocks, codes, libs, seed)(designs)
-    observations = np.asarray(adata.obs_names, dtype=str)
+        attributions = LinearProbe(blocks, observations, codes, libs, seed)(designs)
     outcomes = compare(
         blocks, designs, codes, libs, xy, observations, adjusters, n_null=n_null, seed=seed, show_progress=show_progress
     )
@@ -197,14 +197,11 @@ def biomarkers(
         reference=compared_with,
         covariates=adjusted_for or None,
         protect=protect,
-        protected=guarded is not None,
-        protect_agreement=None if guarded is None else guarded.agreement,
-        protect_representation=None if guarded is None else guarded.representation,
-        protect_missing=None if guarded is None or not guarded.missing else guarded.missing,
+        protected=tested.protected,
         attribution=f"{len(models)} model(s)" if models else "linear probe",
         attribution_agreement=np.array(agreement, dtype=np.float64),
         layer=layer,
-        **(blocks.read.record if guarded is None else guarded.read),
+        **tested.record,
         spatial_key=spatial_key,
         library_key=library_key,
         method=method,

@@ -1,4 +1,4 @@
-"""The input of a segmentation, made again from a part of the counts."""
+"""A segmentation made again from a part of the counts."""
 
 from __future__ import annotations
 
@@ -11,56 +11,191 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
+from stxtools._validate import categories, stored_library_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
 SAME = 0.9  # share of a stored PCA's variance that one made of the counts must explain to pass for the same
+_FOUND = "found_again"  # the column in which they are found
 _TARGETS = (None, 1e4)  # depth after normalisation: the median, or scanpy's habit
 
 
-def same_pca(
-    adata: AnnData, counts: sparse.csr_matrix, part: sparse.csr_matrix
-) -> tuple[NDArray[np.float32], str, float]:
-    """Make ``obsm["X_pca"]`` again from ``part`` of the counts, in the way that makes it from all ``counts``.
+class FoundAgain:
+    """Groups of a segmentation, found again in a part of the counts with the same parameters.
 
-    The genes are those of ``varm["PCs"]`` or ``var["highly_variable"]``, the number of components is the same; of the
-    usual ways (normalised to the median depth or to 10,000, with z-scores or without) the one is taken whose components
-    of all counts explain most of the stored ones. Components are those of the part: stored loadings have seen
-    the noise of the other part, too.
+    Parameters
+    ----------
+    source
+        What is segmented.
+    given
+        Parameters of the segmentation.
+    show_progress
+        Whether to show progress.
 
-    Returns
-    -------
-    The values, how they were made, and the share of the stored components' variance that is explained.
+    Attributes
+    ----------
+    codes, names
+        The groups.
     """
-    stored = np.asarray(adata.obsm[_keys.X_PCA], dtype=np.float64)
-    stored = stored - stored.mean(axis=0)
-    genes, chosen = _genes(adata, counts)
-    best: tuple[float, float | None, bool] = (-np.inf, None, False)
-    for target in _TARGETS:
-        for scaled in (False, True):
-            found = _pca(counts, genes, stored.shape[1], target, scaled).astype(np.float64)
-            left = stored - found @ np.linalg.lstsq(found, stored, rcond=None)[0]
-            explained = 1.0 - float(np.square(left).sum()) / max(float(np.square(stored).sum()), 1e-300)
-            best = max(best, (explained, target, scaled), key=lambda b: b[0])
-    explained, target, scaled = best
-    depth = "the median" if target is None else f"{target:g}"
-    how = f"{stored.shape[1]} components of {len(genes)} {chosen}, depth {depth}{', z-scores' if scaled else ''}"
-    return _pca(part, genes, stored.shape[1], target, scaled), how, explained
+
+    def __init__(self, source: SegmentationInput, given: Mapping[str, Any], show_progress: bool | None) -> None:
+        from stxtools.tl._segment import segment
+
+        labels_key = None if given.get("labels_key") is None else str(given["labels_key"])
+        shares = given.get("class_shares")
+        if shares is not None and labels_key is not None:  # 0: not given
+            classes = categories(source.adata, labels_key, "labels_key")[1]
+            shares = {c: float(v) for c, v in zip(classes, shares, strict=True) if v}
+        how = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in given["segmenter"].items()}
+        segment(
+            source.adata,
+            n_segments=None if labels_key is not None else int(given["n_segments"]),
+            labels_key=labels_key,
+            keep_labels=bool(given.get("keep_labels", False)),
+            class_shares=shares,
+            abstain_below=given.get("abstain_below"),
+            pretrained=source.pretrained,
+            image_key=source.image_key,
+            spatial_key=str(given.get("spatial_key", _keys.SPATIAL)),
+            library_key=stored_library_key(given),
+            params=how,
+            random_state=int(given.get("random_state", 0)),
+            show_progress=show_progress,
+            key_added=_FOUND,
+        )
+        self.codes, self.names = categories(source.adata, _FOUND, "groupby")
 
 
-def _genes(adata: AnnData, counts: sparse.csr_matrix) -> tuple[NDArray[np.int64], str]:
-    seen = np.asarray((counts > 0).sum(axis=0)).ravel() >= min(3, adata.n_obs)
-    if "PCs" in adata.varm:
-        used = np.abs(np.asarray(adata.varm["PCs"], dtype=np.float64)).sum(axis=1) > 0
-        if (used & seen).sum() > 1:
-            return np.flatnonzero(used & seen), "genes with loadings"
-    if "highly_variable" in adata.var:
-        used = np.asarray(adata.var["highly_variable"], dtype=bool)
-        if (used & seen).sum() > 1:
-            return np.flatnonzero(used & seen), "variable genes"
-    return select_genes(counts, "counts"), "variable genes chosen here"
+class SegmentationInput:
+    """The input of a segmentation, made again from a part of the counts.
+
+    Parameters
+    ----------
+    adata
+        What was segmented.
+    part
+        An AnnData with a part of the counts, to be completed.
+    counts
+        All counts.
+    given
+        Parameters of the segmentation.
+
+    Attributes
+    ----------
+    adata, image_key, pretrained
+        What to segment, the image that is read, and the model that training starts from.
+    representation, missing
+        What groups will be found in, and what the segmentation read beside it.
+    """
+
+    def __init__(self, adata: AnnData, part: AnnData, counts: sparse.csr_matrix, given: Mapping[str, Any]) -> None:
+        self.missing: list[str] = []
+        self.adata = part
+        self.image_key = self._image(adata.uns.get(_keys.SPATIAL, {}), given)
+        self.pretrained = self._start(given)
+        spatial_key = str(given.get("spatial_key", _keys.SPATIAL))
+        part.obsm[spatial_key] = adata.obsm[spatial_key]
+        if self.image_key is not None:
+            part.uns[_keys.SPATIAL] = adata.uns[_keys.SPATIAL]
+        self.representation = (
+            "PCA of the variable genes" if self.pretrained is None else "components of the pretrained model"
+        )
+        if _reads_stored_pca(given, there=_keys.X_PCA in adata.obsm):
+            if _keys.X_PCA in adata.obsm:
+                self._make_pca(StoredPca(adata), counts)
+            else:
+                self.missing.append("`obsm['X_pca']`, which is not there any more")
+
+    def _make_pca(self, stored: StoredPca, counts: sparse.csr_matrix) -> None:
+        values, how, explained = stored.made_again(counts, self.adata.X)
+        self.adata.obsm[_keys.X_PCA] = values
+        self.representation = f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
+        if explained < SAME:
+            self.missing.append(
+                f"`obsm['X_pca']` as it is: of the usual ways to make it from these counts none explains more than "
+                f"{explained:.0%} of it"
+            )
+
+    def _image(self, spatial: Any, given: Mapping[str, Any]) -> str | None:
+        """Return the image that was read, if it is still there."""
+        if given.get("image_key") is None:
+            return None
+        key = str(given["image_key"])
+        there = isinstance(spatial, Mapping) and any(key in e.get(_keys.IMAGES, {}) for e in spatial.values())
+        if not there:
+            self.missing.append(f"the image {key!r}, which is not in `uns['spatial']` any more")
+        return key if there else None
+
+    def _start(self, given: Mapping[str, Any]) -> str | None:
+        """Return the file of the pretrained model that training started from, if it is still there."""
+        if not given.get("pretrained", False):
+            return None
+        path = str(given.get("pretrained_path", ""))
+        if path and os.path.exists(path):
+            return path
+        self.missing.append(
+            f"the pretrained model, which is not at {path!r} any more"
+            if path
+            else "the pretrained model, which was given in memory (name its file as `pretrained=`)"
+        )
+        return None
+
+
+def _reads_stored_pca(given: Mapping[str, Any], *, there: bool) -> bool:
+    """Whether a segmentation read ``obsm["X_pca"]`` as it was."""
+    if str(given.get("use_rep", "")) == _keys.X_PCA:
+        return True
+    if "representation" in given:
+        return str(given["representation"]) == _keys.X_PCA
+    return "layer" not in given and there and not given.get("pretrained", False)
+
+
+class StoredPca:
+    """``obsm["X_pca"]``, centred, and the genes that it may have been made of."""
+
+    def __init__(self, adata: AnnData) -> None:
+        values = np.asarray(adata.obsm[_keys.X_PCA], dtype=np.float64)
+        self.values = values - values.mean(axis=0)
+        self.used: dict[str, NDArray[np.bool_]] = {}
+        if "PCs" in adata.varm:
+            used = np.abs(np.asarray(adata.varm["PCs"], dtype=np.float64)).sum(axis=1) > 0
+            self.used["genes with loadings"] = used
+        if "highly_variable" in adata.var:
+            self.used["variable genes"] = np.asarray(adata.var["highly_variable"], dtype=bool)
+
+    def made_again(self, counts: sparse.csr_matrix, part: sparse.csr_matrix) -> tuple[NDArray[np.float32], str, float]:
+        """Make it again from ``part`` of the counts, in the way that makes it from all ``counts``.
+
+        The genes are those of ``varm["PCs"]`` or ``var["highly_variable"]``, the number of components is the same; of
+        the usual ways (normalised to the median depth or to 10,000, with z-scores or without) the one is taken whose
+        components of all counts explain most of the stored ones. Components are those of the part: stored loadings have
+        seen the noise of the other part, too.
+
+        Returns
+        -------
+        The values, how they were made, and the share of the stored components' variance that is explained.
+        """
+        stored, (genes, chosen) = self.values, self._genes(counts)
+        best: tuple[float, float | None, bool] = (-np.inf, None, False)
+        for target in _TARGETS:
+            for scaled in (False, True):
+                found = _pca(counts, genes, stored.shape[1], target, scaled).astype(np.float64)
+                left = stored - found @ np.linalg.lstsq(found, stored, rcond=None)[0]
+                explained = 1.0 - float(np.square(left).sum()) / max(float(np.square(stored).sum()), 1e-300)
+                best = max(best, (explained, target, scaled), key=lambda b: b[0])
+        explained, target, scaled = best
+        depth = "the median" if target is None else f"{target:g}"
+        how = f"{stored.shape[1]} components of {len(genes)} {chosen}, depth {depth}{', z-scores' if scaled else ''}"
+        return _pca(part, genes, stored.shape[1], target, scaled), how, explained
+
+    def _genes(self, counts: sparse.csr_matrix) -> tuple[NDArray[np.int64], str]:
+        seen = np.asarray((counts > 0).sum(axis=0)).ravel() >= min(3, counts.shape[0])
+        for how, used in self.used.items():
+            if (used & seen).sum() > 1:
+                return np.flatnonzero(used & seen), how
+        return select_genes(counts, "counts"), "variable genes chosen here"
 
 
 def _pca(
@@ -74,37 +209,3 @@ def _pca(
         logged = sparse.csr_matrix(logged @ sparse.diags(1.0 / np.where(spread > 0, spread, 1.0)))
     mean, axes = principal_axes(logged, min(n_comps, len(genes), counts.shape[0] - 1))
     return np.ascontiguousarray(np.asarray(logged @ axes) - mean @ axes, dtype=np.float32)
-
-
-def reads_stored_pca(adata: AnnData, params: Mapping[str, Any]) -> bool:
-    """Whether a segmentation read ``obsm["X_pca"]`` as it was."""
-    if str(params.get("use_rep", "")) == _keys.X_PCA:
-        return True
-    if "representation" in params:
-        return str(params["representation"]) == _keys.X_PCA
-    return "layer" not in params and _keys.X_PCA in adata.obsm and not params.get("pretrained", False)
-
-
-def same_image(adata: AnnData, params: Mapping[str, Any], missing: list[str]) -> str | None:
-    """Return the image that was read, if it is still there."""
-    if params.get("image_key") is None:
-        return None
-    key, spatial = str(params["image_key"]), adata.uns.get(_keys.SPATIAL, {})
-    there = isinstance(spatial, Mapping) and any(key in e.get(_keys.IMAGES, {}) for e in spatial.values())
-    if not there:
-        missing.append(f"the image {key!r}, which is not in `uns['spatial']` any more")
-    return key if there else None
-
-
-def same_start(params: Mapping[str, Any], missing: list[str]) -> str | None:
-    """Return the file of the pretrained model that training started from, if it is still there."""
-    if not params.get("pretrained", False):
-        return None
-    path = str(params.get("pretrained_path", ""))
-    if not path:
-        missing.append("the pretrained model, which was given in memory (name its file as `pretrained=`)")
-    elif not os.path.exists(path):
-        missing.append(f"the pretrained model, which is not at {path!r} any more")
-    else:
-        return path
-    return None

@@ -26,7 +26,6 @@ from stxtools.stats._probe import Moments, contrast_weights, explain_discriminan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
 _COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
@@ -37,17 +36,23 @@ _FEW = 3  # observations in which a gene must be seen
 class LinearProbe:
     """Expression PCs of the tested observations, and each design's attribution on them.
 
-    - ``adata``: What is tested.
-    - ``expression``: Its expression.
-    - ``codes``, ``libs``: Group and section of every observation.
-    - ``seed``: Seed of the PCA.
+    Parameters
+    ----------
+    expression
+        What is tested.
+    names
+        Names of the observations.
+    codes, libs
+        Group and section of every observation.
+    seed
+        Seed of the PCA.
     """
 
     def __init__(
-        self, adata: AnnData, expression: GeneBlocks, codes: NDArray[np.int64], libs: Libraries, seed: int
+        self, expression: GeneBlocks, names: NDArray[np.str_], codes: NDArray[np.int64], libs: Libraries, seed: int
     ) -> None:
         self._expression, self._libraries, self._codes = expression, libs.codes, codes
-        self._genes = _chosen_genes(adata, expression, seed)
+        self._genes = _chosen_genes(expression, names, seed)
         if len(self._genes) == 0:
             return
         n_obs = expression.shape[0]
@@ -92,7 +97,7 @@ class LinearProbe:
         return out
 
 
-def _chosen_genes(adata: AnnData, expression: GeneBlocks, seed: int) -> NDArray[np.int64]:
+def _chosen_genes(expression: GeneBlocks, names: NDArray[np.str_], seed: int) -> NDArray[np.int64]:
     """Genes of the PCA; of a very large matrix the variable ones are chosen from a random part of the observations."""
     read, n_obs = expression.read, expression.shape[0]
     seen = np.flatnonzero(read.survey.seen >= min(_FEW, n_obs))
@@ -102,7 +107,7 @@ def _chosen_genes(adata: AnnData, expression: GeneBlocks, seed: int) -> NDArray[
     taken = np.arange(n_obs)
     if share < 1:
         drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
-        taken = np.sort(name_order(np.asarray(adata.obs_names, dtype=str))[drawn])
+        taken = np.sort(name_order(names)[drawn])
     pieces = [piece for piece in iter_rows(read.matrix, _Taken(taken)) if piece.shape[0]]
     return select_genes(sparse.csr_matrix(sparse.vstack(pieces, format="csr")), read.scale)
 

@@ -13,11 +13,11 @@ from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, stored_matrix
 from stxtools._spatial.order import name_order
-from stxtools._validate import categories, stored_library_key
+from stxtools._validate import check_in
 from stxtools._warn import at_caller
 from stxtools.stats._thinning import thin_counts
 
-from ._found_again import SAME, reads_stored_pca, same_image, same_pca, same_start
+from ._found_again import FoundAgain, SegmentationInput
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,8 +30,78 @@ _FOUND_AGAIN = 0.8  # below this Rand index the groups of half the counts are no
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Groups of the observations: codes (-1: none) and names."""
+
+    codes: NDArray[np.int64]
+    names: list[str]
+
+
+class Tested:
+    """What is tested: expression and groups; where these were found in it, one half of the counts and of the other.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    groupby, groups
+        The column of ``obs``, and what it holds.
+    layer
+        Layer to take expression from.
+    protect
+        ``"thinning"`` divides counts in which the groups were found; otherwise a warning says that nothing does.
+    seed, show_progress
+        Seed of the division, and whether to show progress.
+
+    Attributes
+    ----------
+    adata, layer, read
+        Where the expression is, and the expression.
+    codes
+        Group of every observation.
+    protected, record
+        Whether counts were divided, and what ``params`` say of that and of the expression.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        groupby: str,
+        groups: Groups,
+        layer: str | None,
+        protect: str | None,
+        seed: int,
+        show_progress: bool | None,
+    ) -> None:
+        self.adata, self.layer, self.codes = adata, layer, groups.codes
+        found: Protected | str | None = None
+        if found_in_expression(adata, groupby, layer):
+            if protect is not None and is_out_of_core(stored_matrix(adata, layer)[0]):
+                raise ValueError(
+                    f"The groups of `{groupby}` were found in this expression. `protect='thinning'` splits the counts "
+                    "and segments again in memory, but the expression is out of core. Load it (`adata.to_memory()`), "
+                    "or split the counts with `st.pp.split_counts`, find groups in one part and test the other "
+                    "(`layer=`). With `protect=None` p-values are optimistic: rank genes by effect."
+                )
+            found = "" if protect is None else _divided(adata, groupby, groups, layer, seed, show_progress)
+        self.protected = isinstance(found, Protected)
+        self.record: dict[str, Any] = {}
+        if isinstance(found, Protected):
+            self.adata, self.layer, self.codes = found.adata, None, found.codes
+            self.record = {
+                "protect_agreement": found.agreement,
+                "protect_representation": found.representation,
+                "protect_missing": found.missing or None,
+            }
+        elif found is not None:
+            warn_unprotected(groupby, found)
+        self.read = Expression(self.adata, self.layer, in_memory=False)
+        self.record |= found.read if isinstance(found, Protected) else self.read.record
+
+
+@dataclass(frozen=True)
 class Protected:
-    """Counts to test and the groups found without them, with their agreement to the user's groups.
+    """One half of the counts, the groups found in the other, and how well these agree with the user's.
 
     ``representation`` names the input they were found in, ``missing`` the user's input that was not available.
     """
@@ -44,44 +114,26 @@ class Protected:
     read: dict[str, str]
 
 
-def guard(
-    adata: AnnData, groupby: str, layer: str | None, protect: str | None, seed: int, show_progress: bool | None
-) -> Protected | None:
-    """Return the other half of the counts and the groups found without it, or warn that p-values are optimistic."""
-    if not found_in_expression(adata, groupby, layer):
-        return None
-    if protect is not None and is_out_of_core(stored_matrix(adata, layer)[0]):
-        raise ValueError(
-            f"The groups of `{groupby}` were found in this expression. `protect='thinning'` splits the counts and "
-            "segments again in memory, but the expression is out of core. Load it (`adata.to_memory()`), or split the "
-            "counts with `st.pp.split_counts`, find groups in one part and test the other (`layer=`). With "
-            "`protect=None` p-values are optimistic: rank genes by effect."
-        )
-    found = "" if protect is None else protect_by_thinning(adata, groupby, layer, seed, show_progress)
-    if isinstance(found, Protected):
-        return found
-    warn_unprotected(groupby, found)
-    return None
-
-
 def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool:
     """Return whether this package found the groups of ``obs[groupby]`` in the expression that is to be tested."""
-    params = _params(adata.uns.get(groupby))
-    if params is not None:
-        return not _other_half(adata, params, layer)
+    record, split = Record(adata.uns.get(groupby)), Record(adata.uns.get(_keys.SPLIT))
+    if record.params:
+        return not _other_half(split.params, record.params, layer)
     regions: Any = adata.uns.get(_keys.REGIONS)
     if groupby == _keys.REGION_ID and hasattr(regions, "obs"):
-        source = str(_mapping(regions.uns.get("params")).get("segment_key", ""))
+        source = str(Record(regions.uns).params.get("segment_key", ""))
         return source != groupby and found_in_expression(adata, source, layer)
-    predicted = _params(adata.uns.get(_keys.MULTITASK)) or {}
-    return groupby in {_keys.pred(str(predicted[k])) for k in ("biomarker_key", "region_key") if k in predicted}
+    predicted = Record(adata.uns.get(_keys.MULTITASK))
+    keys = [predicted.params.get(name) for name in ("biomarker_key", "region_key")]
+    return groupby in {_keys.pred(str(key)) for key in keys if key is not None}
 
 
-def protect_by_thinning(
-    adata: AnnData, groupby: str, layer: str | None, seed: int, show_progress: bool | None
+def _divided(
+    adata: AnnData, groupby: str, groups: Groups, layer: str | None, seed: int, show_progress: bool | None
 ) -> Protected | str:
     """Segment again on one half of the counts and return the other, or say why that cannot be done."""
-    params = _params(adata.uns.get(groupby)) or {}
+    record = Record(adata.uns.get(groupby))
+    params = record.params
     if "segmenter" not in params:
         return f"only groups of `st.tl.segment` can be found again, and `{groupby}` is none"
     if str(params.get("model", "trained")) == "given":
@@ -91,20 +143,22 @@ def protect_by_thinning(
     labels_key = params.get("labels_key")
     if labels_key is not None and str(labels_key) not in adata.obs:
         return f"their labels, `obs[{str(labels_key)!r}]`, are not there any more"
-    source = layer if layer is not None or "layer" not in params else str(params["layer"])
-    read = Expression(adata, source)
-    counts = read.matrix
-    if not _are_counts(counts):
+    read_from = layer if layer is not None or "layer" not in params else str(params["layer"])
+    if read_from is not None:
+        check_in(adata, "layers", read_from, "layer")
+    read = Expression(adata, read_from)
+    if not _are_counts(read.matrix):
         return "the expression is not integer counts: name a `layer` that holds them"
-    order = name_order(np.asarray(adata.obs_names, dtype=str))
-    train, test = thin_counts(counts, _HALF, np.random.default_rng(seed), order)
+    names = np.asarray(adata.obs_names, dtype=str)
+    train, test = thin_counts(read.matrix, _HALF, np.random.default_rng(seed), name_order(names))
     if train.nnz == 0 or test.nnz == 0:
         return "there are too few counts to divide"
-    codes, names = categories(adata, groupby, "groupby")
-    again = _segment_again(adata, counts, train, params, show_progress)
-    matched, agreement = _match(codes, again.codes, names, again.names)
-    _warn_other_groups(groupby, agreement, again.missing)
-    return Protected(_with_counts(adata, test), matched, agreement, again.representation, again.missing, read.record)
+    work, tested = _with_counts(adata, train), _with_counts(adata, test)
+    source = SegmentationInput(adata, work, read.matrix, params)
+    again = FoundAgain(source, params, show_progress)
+    matched, agreement = _match(groups.codes, again.codes, groups.names, again.names)
+    _warn_other_groups(groupby, agreement, source.missing)
+    return Protected(tested, matched, agreement, source.representation, source.missing, read.record)
 
 
 def _warn_other_groups(groupby: str, agreement: float, missing: list[str]) -> None:
@@ -135,23 +189,22 @@ def warn_unprotected(groupby: str, why: str) -> None:
     )
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+class Record:
+    """Parameters that a call of this package wrote into an entry of ``uns``; none where something else did."""
+
+    def __init__(self, entry: Any) -> None:
+        self.params: dict[str, Any] = {}
+        params = entry.get("params") if isinstance(entry, Mapping) else None
+        if isinstance(params, Mapping) and isinstance(params.get("versions"), Mapping):
+            plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
+            self.params = plain if "stxtools" in params["versions"] else {}
 
 
-def _params(record: Any) -> Mapping[str, Any] | None:
-    """Return a call's parameters if this package wrote them."""
-    params = _mapping(_mapping(record).get("params"))
-    return params if "stxtools" in _mapping(params.get("versions")) else None
-
-
-def _other_half(adata: AnnData, params: Mapping[str, Any], layer: str | None) -> bool:
+def _other_half(split: Mapping[str, Any], params: Mapping[str, Any], layer: str | None) -> bool:
     """Whether groups were found in one part of :func:`stxtools.pp.split_counts` and the test is to read the other."""
-    split = _params(adata.uns.get(_keys.SPLIT))
-    if split is None or layer is None or "layer" not in params:
+    if not split or layer is None or "layer" not in params:
         return False
-    parts = {str(split["train"]), str(split["test"])}
-    return {layer, str(params["layer"])} == parts
+    return {layer, str(params["layer"])} == {str(split["train"]), str(split["test"])}
 
 
 def _are_counts(counts: sparse.csr_matrix) -> bool:
@@ -170,76 +223,6 @@ def _with_counts(adata: AnnData, counts: sparse.csr_matrix) -> AnnData:
     if _keys.RASTER in adata.uns:
         out.uns[_keys.RASTER] = adata.uns[_keys.RASTER]
     return out
-
-
-@dataclass(frozen=True)
-class _Again:
-    """Groups found in a part of the counts, what in, and what was missing."""
-
-    codes: NDArray[np.int64]
-    names: list[str]
-    representation: str
-    missing: list[str]
-
-
-def _segment_again(
-    adata: AnnData,
-    counts: sparse.csr_matrix,
-    part: sparse.csr_matrix,
-    params: Mapping[str, Any],
-    show_progress: bool | None,
-) -> _Again:
-    """Segment ``part`` of the counts with the parameters and, as far as it can be made, the input of ``params``."""
-    from stxtools.tl._segment import segment
-
-    def stored(name: str) -> Any:
-        value = params.get(name)
-        return value.item() if isinstance(value, np.generic) else value
-
-    work = _with_counts(adata, part)
-    spatial_key = str(params.get("spatial_key", _keys.SPATIAL))
-    work.obsm[spatial_key] = adata.obsm[spatial_key]
-    missing: list[str] = []
-    image_key, pretrained = same_image(adata, params, missing), same_start(params, missing)
-    if image_key is not None:
-        work.uns[_keys.SPATIAL] = adata.uns[_keys.SPATIAL]
-    representation = "PCA of the variable genes" if pretrained is None else "components of the pretrained model"
-    if reads_stored_pca(adata, params):
-        if _keys.X_PCA not in adata.obsm:
-            missing.append("`obsm['X_pca']`, which is not there any more")
-        else:
-            values, how, explained = same_pca(adata, counts, part)
-            work.obsm[_keys.X_PCA] = values
-            representation = f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
-            if explained < SAME:
-                missing.append(
-                    f"`obsm['X_pca']` as it is: of the usual ways to make it from these counts none explains more than "
-                    f"{explained:.0%} of it"
-                )
-    labels_key = None if stored("labels_key") is None else str(stored("labels_key"))
-    settings = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in params["segmenter"].items()}
-    key = "found_again"
-    shares = params.get("class_shares")
-    if shares is not None and labels_key is not None:  # 0: not given
-        shares = {c: float(v) for c, v in zip(categories(work, labels_key, "labels_key")[1], shares, strict=True) if v}
-    segment(
-        work,
-        n_segments=None if labels_key is not None else int(params["n_segments"]),
-        labels_key=labels_key,
-        keep_labels=bool(params.get("keep_labels", False)),
-        class_shares=shares,
-        abstain_below=stored("abstain_below"),
-        pretrained=pretrained,
-        image_key=image_key,
-        spatial_key=spatial_key,
-        library_key=stored_library_key(params),
-        params=settings,
-        random_state=int(params.get("random_state", 0)),
-        show_progress=show_progress,
-        key_added=key,
-    )
-    codes, names = categories(work, key, "groupby")
-    return _Again(codes, names, representation, missing)
 
 
 def _match(
