@@ -13,6 +13,7 @@ from . import _keys
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 # scanpy.plotting.palettes.default_20, _28 and _102, six hexadecimal digits a colour
 _20 = (
@@ -43,7 +44,13 @@ def default_colors(n: int) -> list[str]:
     return ["#" + "".join(f"{round(255 * x):02x}" for x in color) for color in rgb]
 
 
-def stored_colors(adata: AnnData, key: str) -> dict[str, str]:
+def segment_colors(adata: AnnData, classes: Sequence[str], key: str, labels_key: str | None) -> NDArray[np.object_]:
+    """Colours of segments: those of the labels, those that were there, else default ones."""
+    labelled = {} if labels_key is None else _stored_colors(adata, labels_key)
+    return np.array(_colors_for(list(classes), labelled, _stored_colors(adata, key)), dtype=object)
+
+
+def _stored_colors(adata: AnnData, key: str) -> dict[str, str]:
     """Colours in ``uns["{key}_colors"]`` by category of ``obs[key]``; empty where they do not fit."""
     stored = adata.uns.get(_keys.colors(key))
     if key not in adata.obs or stored is None or isinstance(stored, str):
@@ -55,7 +62,7 @@ def stored_colors(adata: AnnData, key: str) -> dict[str, str]:
     return {} if len(stored) < len(names) else dict(zip(names, map(str, stored), strict=False))
 
 
-def colors_for(names: Sequence[str], *known: dict[str, str]) -> list[str]:
+def _colors_for(names: Sequence[str], *known: dict[str, str]) -> list[str]:
     """Return a colour for every name: the first that is known, else a default one that no other name has."""
     n = len(names)
     own = dict(zip(names, default_colors(n), strict=True))

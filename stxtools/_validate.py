@@ -14,7 +14,8 @@ from . import _keys
 from ._checks import check_bool, check_choice, check_int, check_number, check_seed, check_writable, listing, unstorable
 
 __all__ = [
-    "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice", "check_class_names",
+    "Labels", "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice",
+    "check_class_names",
     "check_in", "check_int", "check_key_added", "check_number", "check_seed", "check_writable", "coordinates",
     "fingerprint", "genes_to_predict", "label_classes", "libraries", "listing", "stored_library_key",
 ]  # fmt: skip
@@ -115,6 +116,14 @@ class Libraries:
     def rows(self, index: int) -> NDArray[np.int64]:
         """Positions of the observations of section ``index``."""
         return np.flatnonzero(self.codes == index)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Classes of the observations: codes (-1: none) and names."""
+
+    codes: NDArray[np.int64]
+    names: list[str]
 
 
 def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL, libs: Libraries | None = None) -> NDArray[np.float64]:

@@ -182,11 +182,11 @@ def _with_image(adata: ad.AnnData) -> ad.AnnData:
 
 
 def test_image_is_read_where_the_observations_lie(make_section):
-    from stxtools._data.image import image_features
+    from stxtools._data.image import Images
     from stxtools._data.sections import Geometry
 
     adata = _with_image(make_section())
-    found = image_features(adata, Geometry(adata, "spatial", None), "hires")
+    found = Images(adata).features(Geometry(adata, "spatial", None), "hires")
     x, middle = adata.obsm["spatial"][:, 0], adata.obsm["spatial"][:, 0].max() / 2
     far = np.abs(x - middle) > 150
     np.testing.assert_allclose(found[far & (x < middle), 0], 1, atol=1e-6)

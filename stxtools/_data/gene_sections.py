@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from scipy import sparse
 
 from .expression import Expression, log_chunks
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -27,42 +27,58 @@ _NAME_COLUMNS = (
 _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 
 
-def gene_sections(
-    adata: AnnData, layer: str | None, where: Geometry, genes: NDArray[np.int64], names: Sequence[str]
-) -> list[GeneSection]:
-    """Log expression of some genes, under their ``names``, by section."""
-    from stxtools.models import GeneSection
+class GeneSource:
+    """Log expression of genes, out of core where it lies there; none where there is no expression and ``optional``."""
 
-    read = Expression(adata, layer, in_memory=False)
-    parts = list(log_chunks(read, partial(_columns_of, genes), at_once=None))
-    logged = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
-    return [GeneSection(logged[rows], list(names), where.xy[rows]) for rows in where.parts]
+    def __init__(self, adata: AnnData, layer: str | None, *, optional: bool = False) -> None:
+        self.read: Expression | None = None
+        try:
+            self.read = Expression(adata, layer, in_memory=False)
+        except ValueError:
+            if not optional:
+                raise
+
+    def sections(
+        self, where: Geometry, names: Sequence[str], genes: NDArray[np.int64] | None = None
+    ) -> list[GeneSection] | None:
+        """Log expression of some genes (all by default), under their ``names``, by section."""
+        from stxtools.models import GeneSection
+
+        if self.read is None:
+            return None
+        at = np.arange(len(self.read.names)) if genes is None else genes
+        parts = list(log_chunks(self.read, partial(_columns_of, at), at_once=None))
+        logged = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+        return [GeneSection(logged[rows], [names[k] for k in at], where.xy[rows]) for rows in where.parts]
 
 
-def other_names(adata: AnnData) -> list[str]:
-    """Second name of each gene, from the first column of ``var`` that gives one to all; none where there is none."""
-    for names in _columns(adata):
-        if len(set(names)) == len(names):
-            return names
-    return []
+class GeneNames:
+    """What genes are called: their names, and the columns of ``var`` that give them others."""
 
+    def __init__(self, adata: AnnData) -> None:
+        self.own = [str(name) for name in adata.var_names]
+        found: list[Any] = [adata.var[c] for c in _NAME_COLUMNS if c in adata.var]
+        self._columns = [[_plain(str(name)) for name in column] for column in found]
 
-def named_as(adata: AnnData, genes: Sequence[str], ids: Mapping[str, str]) -> list[str]:
-    """Names of the genes of ``adata`` as a model calls them, which knows ``genes`` and second names of some.
+    def others(self) -> list[str]:
+        """Second name of each gene, from the first column that gives one to all; none where there is none."""
+        return next((names for names in self._columns if len(set(names)) == len(names)), [])
 
-    Of the names in ``var_names`` and ``var``, those that match best are taken; a version after an Ensembl id is left
-    out. Genes that the model does not know keep their own name.
-    """
-    own = [str(v) for v in adata.var_names]
-    known = [{_plain(g): g for g in genes}, {_plain(i): g for g, i in ids.items()}]
-    best, most = own, sum(g in known[0] for g in own)
-    for names in ([_plain(g) for g in own], *_columns(adata)):
-        for called in known:
-            found = [called.get(name, "") for name in names]
-            count = len({f for f in found if f})
-            if count > most:
-                best, most = _once(found, own), count
-    return best
+    def as_model(self, genes: Sequence[str], ids: Mapping[str, str]) -> list[str]:
+        """Names as a model calls the genes, which knows ``genes`` and second names of some.
+
+        Of all names, those that match best are taken; a version after an Ensembl id is left out. Genes that the model
+        does not know keep their own name.
+        """
+        known = [{_plain(g): g for g in genes}, {_plain(i): g for g, i in ids.items()}]
+        best, most = self.own, sum(g in known[0] for g in self.own)
+        for names in ([_plain(g) for g in self.own], *self._columns):
+            for called in known:
+                found = [called.get(name, "") for name in names]
+                count = len({f for f in found if f})
+                if count > most:
+                    best, most = _once(found, self.own), count
+        return best
 
 
 def _once(found: Sequence[str], own: Sequence[str]) -> list[str]:
@@ -81,11 +97,6 @@ def _once(found: Sequence[str], own: Sequence[str]) -> list[str]:
 
 def _columns_of(genes: NDArray[np.int64], logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     return logged[:, genes]
-
-
-def _columns(adata: AnnData) -> list[list[str]]:
-    found: list[Any] = [adata.var[c] for c in _NAME_COLUMNS if c in adata.var]
-    return [[_plain(str(v)) for v in column] for column in found]
 
 
 def _plain(name: str) -> str:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from stxtools import _keys
 from stxtools._ownership import check_free
 from stxtools._settings import settings
-from stxtools._validate import categories, check_adata, check_in, check_int, check_seed, check_writable, listing
+from stxtools._validate import (
+    Labels,
+    categories,
+    check_adata,
+    check_in,
+    check_int,
+    check_seed,
+    check_writable,
+    label_classes,
+    listing,
+)
 
 from .options import Options, UsageError
 
@@ -55,11 +65,14 @@ def check_against(adata: AnnData, options: Options, groupby: str, library_key: s
     check_adata(adata, min_obs=MIN_OBS)
     _check_slots(adata)
     inputs = {name: getattr(options, name) for name in ("model", "pretrained", "use_rep")}
-    _check_mode(
-        adata, _keys.SEGMENT, options.n_segments, options.labels_key, {**inputs, "save_model": None, "params": None}
-    )
+    labels = None
     if options.labels_key is not None:
+        labels = Labels(*label_classes(adata, options.labels_key, "labels_key"))
         _groups(adata, options.labels_key, "labels_key")
+    _check_mode(
+        adata.n_obs, _keys.SEGMENT, options.n_segments, options.labels_key, labels,
+        {**inputs, "save_model": None, "params": None},
+    )  # fmt: skip
     sections = Geometry(adata, options.spatial_key, library_key, raster=False).libs
     if options.layer is not None:
         check_in(adata, "layers", options.layer, "layer")

@@ -11,23 +11,25 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._colors import segment_colors
 from stxtools._data.features import ModelFeatures, TrainingFeatures
-from stxtools._data.image import with_image
+from stxtools._data.gene_sections import GeneNames, GeneSource
+from stxtools._data.image import Images
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import provenance
 from stxtools._validate import (
-    categories,
+    Labels,
     check_adata,
     check_bool,
-    check_class_names,
     check_int,
     check_key_added,
     check_number,
     check_seed,
     check_writable,
+    label_classes,
     listing,
 )
 
@@ -133,6 +135,7 @@ def segment(
     >>> st.tl.segment(adata, n_segments=4)
     """
     check_adata(adata, min_obs=MIN_OBS, layer=layer)
+    labels = None if labels_key is None else Labels(*label_classes(adata, labels_key, "labels_key"))
     key = check_key_added(key_added, _keys.SEGMENT)
     random_state = check_seed(random_state)
     unet_key = _keys.X_UNET if key == _keys.SEGMENT else f"{key}_unet"
@@ -140,65 +143,65 @@ def segment(
         adata, "tl.segment", obs=[key, _keys.mask_id(key), _keys.confidence(key)],
         obsm=[_keys.proba(key), unet_key], uns=[key],
     )  # fmt: skip
-    _check_mode(
-        adata, key, n_segments, labels_key,
-        {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep, "params": params,
-         "class_shares": class_shares},
-    )  # fmt: skip
+    arguments = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
+    arguments |= {"params": params, "class_shares": class_shares}
+    _check_mode(adata.n_obs, key, n_segments, labels_key, labels, arguments)
     copy = check_bool("copy", copy)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
     adapt = check_bool("adapt", adapt)
-    if check_bool("keep_labels", keep_labels) and labels_key is None:
+    if check_bool("keep_labels", keep_labels) and labels is None:
         raise ValueError("`keep_labels=True` needs `labels_key=`, the column with the labels to keep.")
     adata = adata.copy() if copy else adata
 
-    where = Geometry(adata, spatial_key, library_key)
+    where, images = Geometry(adata, spatial_key, library_key), Images(adata)
     if model is not None:
         fitted: Segmenter | None = trained_segmenter(model)
     else:
         fitted = None if pretrained is None else started_segmenter(pretrained, params)
-    names: list[str] | None = None
+    known, names = GeneNames(adata), None
     if fitted is not None:
         if model is not None:
             fitted = shallow_copy(fitted)  # the caller's model stays as it is
-        fitted.image_key = agreed_image(fitted, image_key)
-        names = transfer_names(adata, fitted)
+        fitted.image_key, names = agreed_image(fitted, image_key), transfer_names(known, fitted)
         read: ModelFeatures | TrainingFeatures = ModelFeatures(
             adata, fitted, layer, n_others=number_of_image_features(fitted), names=names
         )
     else:
         read = TrainingFeatures(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
         fitted = new_segmenter(params, read.rep, image_key)
-    values = with_image(read.values, adata, where, fitted.image_key)
-    sections = make_sections(values, where)
+    sections = make_sections(images.beside(read.values, where, fitted.image_key), where)
+    source: GeneSource | None = None
     if model is None:
-        genes = None
-        if labels_key is not None and save_model is not None and use_rep is None and fitted.image_key is None:
-            genes = training_genes(adata, layer, where)
+        if labels is not None and save_model is not None and use_rep is None and fitted.image_key is None:
+            # without expression the representation is all there is, and the model reads that of other sections, too
+            source = GeneSource(adata, layer, optional=layer is None)
+        genes = training_genes(source, where, known)
         _fit(
-            fitted, adata, sections, where, n_segments, labels_key, class_shares, genes,
+            fitted, sections, where, n_segments, labels, class_shares, genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
         if genes is not None:
-            remember_names(adata, fitted)
+            remember_names(known, fitted)
         results = fitted.predict(sections, accelerator=accelerator)
     else:
+        source = None if names is None else GeneSource(adata, layer)
+        genes = transfer_genes(source, fitted, where, names)
         results = fitted.predict(
-            sections, expression=transfer_genes(adata, fitted, layer, where, names), adapt=adapt,
-            labels=None if labels_key is None else labels_for_model(adata, labels_key, fitted, where),
-            accelerator=accelerator,
+            sections, expression=genes, adapt=adapt,
+            labels=labels_for_model(labels, labels_key, fitted, where), accelerator=accelerator,
         )  # fmt: skip
     if save_model is not None:
         fitted.save(save_model)
     proba = where.join([r.proba for r in results])
-    if keep_labels and labels_key is not None:
-        labelled = label_codes(adata, labels_key, fitted.classes)
-        proba[labelled >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[labelled[labelled >= 0]]
+    if keep_labels and labels is not None:
+        codes = label_codes(labels, labels_key, fitted.classes)
+        proba[codes >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[codes[codes >= 0]]
     slots = segment_slots(
-        adata, fitted.classes, proba, where,
-        key=key, labels_key=labels_key, abstain_below=abstain_below, spatial_key=spatial_key,
+        fitted.classes, proba, where, images if spatial_key == _keys.SPATIAL else None,
+        key=key, abstain_below=abstain_below,
     )  # fmt: skip
+    slots.uns[_keys.colors(key)] = segment_colors(adata, fitted.classes, key, labels_key)
     slots.obsm[unet_key] = where.join([r.features for r in results])
     slots.uns[key] |= {
         "params": provenance(
@@ -225,14 +228,18 @@ def segment(
 
 
 def _check_mode(
-    adata: AnnData, key: str, n_segments: int | None, labels_key: str | None, arguments: Mapping[str, Any]
+    n_obs: int,
+    key: str,
+    n_segments: int | None,
+    labels_key: str | None,
+    labels: Labels | None,
+    arguments: Mapping[str, Any],
 ) -> None:
+    """Check that arguments agree."""
     if arguments["save_model"] is not None:
         check_writable(arguments["save_model"])
-    if n_segments is not None:
-        n_segments = check_int("n_segments", n_segments, minimum=1)
-        if n_segments > adata.n_obs:
-            raise ValueError(f"`n_segments={n_segments}` is more than the {adata.n_obs} observations there are.")
+    if n_segments is not None and check_int("n_segments", n_segments, minimum=1) > n_obs:
+        raise ValueError(f"`n_segments={n_segments}` is more than the {n_obs} observations there are.")
     if arguments["model"] is not None:
         others = {"n_segments": n_segments, **arguments, "model": None}
         clash = [name for name, value in others.items() if value is not None]
@@ -240,17 +247,16 @@ def _check_mode(
             raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(f'`{c}=`' for c in clash)}.")
     if arguments["pretrained"] is not None and arguments["use_rep"] is not None:
         raise ValueError("`pretrained=` brings its own representation; drop `use_rep=`.")
-    if labels_key is not None:
-        _, names = categories(adata, labels_key, "labels_key", min_classes=2)
-        check_class_names(names, labels_key)
+    if labels is not None:
         if labels_key == key:
             raise ValueError(f"The result would overwrite the labels in `adata.obs[{key!r}]`; pass `key_added=`.")
-        if n_segments is not None and n_segments != len(names):
+        if n_segments is not None and n_segments != len(labels.names):
             raise ValueError(
-                f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(names)} classes; drop one of them."
+                f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop one "
+                "of them."
             )
         if arguments.get("class_shares") is not None:
-            _shares(arguments["class_shares"], names)
+            _shares(arguments["class_shares"], labels.names)
     elif arguments.get("class_shares") is not None:
         raise ValueError("`class_shares=` needs `labels_key=`, the column with some labelled observations.")
 
@@ -276,20 +282,18 @@ def _shares(class_shares: Mapping[str, float], names: list[str]) -> NDArray[np.f
 
 def _fit(
     fitted: Segmenter,
-    adata: AnnData,
     sections: list[Section],
     where: Geometry,
     n_segments: int | None,
-    labels_key: str | None,
+    labels: Labels | None,
     class_shares: Mapping[str, float] | None,
     genes: list[GeneSection] | None,
     **run: Unpack[Run],
 ) -> None:
-    if labels_key is None:
+    if labels is None:
         fitted.fit(sections, n_segments=n_segments, **run)
         return
-    codes, names = categories(adata, labels_key, "labels_key")
     fitted.fit(
-        sections, labels=[codes[rows] for rows in where.parts], classes=names, expression=genes,
-        class_shares=None if class_shares is None else _shares(class_shares, names), **run,
+        sections, labels=[labels.codes[rows] for rows in where.parts], classes=labels.names, expression=genes,
+        class_shares=None if class_shares is None else _shares(class_shares, labels.names), **run,
     )  # fmt: skip

@@ -8,37 +8,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stxtools._data.features import check_genes
-from stxtools._data.gene_sections import gene_sections, named_as, other_names
-from stxtools._validate import categories, listing
+from stxtools._data.gene_sections import GeneNames, GeneSource
+from stxtools._validate import Labels, listing
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from stxtools._data.sections import Geometry
     from stxtools.models import GeneSection, Segmenter
 
 
-def training_genes(adata: AnnData, layer: str | None, where: Geometry) -> list[GeneSection] | None:
-    """Genes of all sections to learn from; None where there is no expression (components alone, say)."""
-    try:
-        return gene_sections(adata, layer, where, np.arange(adata.n_vars), [str(v) for v in adata.var_names])
-    except ValueError:
-        if layer is not None:
-            raise
-        return None  # the representation is all that there is, and the model then reads that of other sections, too
+def training_genes(source: GeneSource | None, where: Geometry, known: GeneNames) -> list[GeneSection] | None:
+    """Genes of all sections to learn from; None where there is no expression."""
+    return None if source is None else source.sections(where, known.own)
 
 
-def remember_names(adata: AnnData, fitted: Segmenter) -> None:
+def remember_names(known: GeneNames, fitted: Segmenter) -> None:
     """Let the model know its genes by their second names, too."""
-    ids = other_names(adata)
+    ids = known.others()
     if fitted.transfer is not None and ids:
         read = set(_genes_read(fitted))
-        fitted.transfer.ids = {g: i for g, i in zip(map(str, adata.var_names), ids, strict=True) if g in read}
+        fitted.transfer.ids = {g: i for g, i in zip(known.own, ids, strict=True) if g in read}
 
 
-def transfer_names(adata: AnnData, fitted: Segmenter) -> list[str] | None:
-    """Names of the genes of ``adata`` as the model calls them; None where it learned of no genes by name.
+def transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
+    """Names of the genes as the model calls them; None where it learned of no genes by name.
 
     Raises
     ------
@@ -47,7 +41,7 @@ def transfer_names(adata: AnnData, fitted: Segmenter) -> list[str] | None:
     """
     if fitted.transfer is None:
         return None
-    names = named_as(adata, _genes_read(fitted), fitted.transfer.ids)
+    names = known.as_model(_genes_read(fitted), fitted.transfer.ids)
     check_genes(fitted.transfer.moments.genes, names, enough=fitted.transfer.enough)
     return names
 
@@ -59,16 +53,17 @@ def _genes_read(fitted: Segmenter) -> list[str]:
 
 
 def transfer_genes(
-    adata: AnnData, fitted: Segmenter, layer: str | None, where: Geometry, names: Sequence[str] | None
+    source: GeneSource | None, fitted: Segmenter, where: Geometry, names: Sequence[str] | None
 ) -> list[GeneSection] | None:
     """Genes of all sections that the model's linear members read."""
-    if fitted.transfer is None or names is None:
+    if fitted.transfer is None or source is None or names is None:
         return None
-    theirs = fitted.transfer.match(names)[1]
-    return gene_sections(adata, layer, where, theirs, [names[i] for i in theirs])
+    return source.sections(where, names, fitted.transfer.match(names)[1])
 
 
-def labels_for_model(adata: AnnData, labels_key: str, fitted: Segmenter, where: Geometry) -> list[NDArray[np.int64]]:
+def labels_for_model(
+    labels: Labels | None, labels_key: str | None, fitted: Segmenter, where: Geometry
+) -> list[NDArray[np.int64]] | None:
     """Class codes of the labelled observations by section, in the model's classes.
 
     Raises
@@ -76,23 +71,24 @@ def labels_for_model(adata: AnnData, labels_key: str, fitted: Segmenter, where: 
     ValueError
         If the model cannot use labels, or does not know their classes.
     """
+    if labels is None:
+        return None
     if fitted.transfer is None:
         raise ValueError(
             "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
             "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
         )
-    codes = label_codes(adata, labels_key, fitted.classes)
+    codes = label_codes(labels, labels_key, fitted.classes)
     return [codes[rows] for rows in where.parts]
 
 
-def label_codes(adata: AnnData, labels_key: str, classes: Sequence[str]) -> NDArray[np.int64]:
+def label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> NDArray[np.int64]:
     """Class of each observation among ``classes``, -1 where it has no label."""
-    codes, names = categories(adata, labels_key, "labels_key")
-    unknown = [name for name in names if name not in classes]
+    unknown = [name for name in labels.names if name not in classes]
     if unknown:
         raise ValueError(
             f"`adata.obs[{labels_key!r}]` has the classes {listing(unknown)}, which the model does not know; it knows "
             f"{listing(list(classes))}. Rename them, or train without `model=`."
         )
-    place = np.array([list(classes).index(name) for name in names], dtype=np.int64)
-    return np.where(codes >= 0, place[codes], -1)
+    place = np.array([list(classes).index(name) for name in labels.names], dtype=np.int64)
+    return np.where(labels.codes >= 0, place[labels.codes], -1)

@@ -19,6 +19,7 @@ from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
+    Labels,
     categories,
     check_adata,
     check_bool,
@@ -37,7 +38,7 @@ from ._compare import compare
 from ._design import chosen_groups, other_group, usable, warn_single
 from ._probe import LinearProbe
 from ._protect import METHODS as PROTECTIONS
-from ._protect import Groups, Tested
+from ._protect import Tested
 from ._table import design_table, ordered, scanpy_twin
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def biomarkers(
     seed = check_seed(random_state)
     key = check_key_added(key_added, _keys.BIOMARKERS)
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
-    named = Groups(*categories(adata, groupby, "groupby", min_classes=2))
+    named = Labels(*categories(adata, groupby, "groupby", min_classes=2))
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
     check_bool("copy", copy)
     where = Geometry(adata, spatial_key, library_key, raster=False)

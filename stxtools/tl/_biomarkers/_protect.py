@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, stored_matrix
 from stxtools._spatial.order import name_order
-from stxtools._validate import check_in
+from stxtools._validate import Labels, check_in
 from stxtools._warn import at_caller
 from stxtools.stats._thinning import thin_counts
 
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
 METHODS = ("thinning", None)
 _HALF = 0.5
 _FOUND_AGAIN = 0.8  # below this Rand index the groups of half the counts are not those of all of them
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Groups of the observations: codes (-1: none) and names."""
-
-    codes: NDArray[np.int64]
-    names: list[str]
 
 
 class Tested:
@@ -67,7 +59,7 @@ class Tested:
         self,
         adata: AnnData,
         groupby: str,
-        groups: Groups,
+        groups: Labels,
         layer: str | None,
         protect: str | None,
         seed: int,
@@ -129,7 +121,7 @@ def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool
 
 
 def _divided(
-    adata: AnnData, groupby: str, groups: Groups, layer: str | None, seed: int, show_progress: bool | None
+    adata: AnnData, groupby: str, groups: Labels, layer: str | None, seed: int, show_progress: bool | None
 ) -> Protected | str:
     """Segment again on one half of the counts and return the other, or say why that cannot be done."""
     record = Record(adata.uns.get(groupby))
