@@ -130,29 +130,17 @@ def multitask(
     from stxtools.models._base import model_of
 
     applied = None if model is None else model_of(model, "TissueNet", "TissueStudent")
-    student = applied if isinstance(applied, TissueStudent) else None
-    columns = _columns(
-        biomarker_key, region_key, needed=student is not None or (applied is None and expression is None)
-    )
-    if applied is not None:
-        _check_tasks(applied.classes if student is None else student.tasks, columns)
-    taught = columns if applied is None else {}
-    labels = {task: label_classes(adata, column, _PARAMS[task]) for task, column in taught.items()}
-    wanted = genes_to_predict(adata, expression, expression_key)
-    obs, obsm = [_keys.pred(c) for c in columns.values()], [_keys.proba(c) for c in columns.values()]
-    if student is None:
-        obs, obsm = [*obs, _keys.ATTENTION], [*obsm, _keys.X_GNN, *([_keys.EXPRESSION_PRED] if wanted else [])]
-    check_free(adata, "tl.multitask", uns=[key], obs=obs, obsm=obsm)
-    copy = check_bool("copy", copy)
-
-    if student is not None:
-        adata = adata.copy() if copy else adata
-        where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, student, layer)
-        slots = _student_slots(student, make_sections(features.values, where), where, columns, accelerator)
+    if isinstance(applied, TissueStudent):
+        columns = _columns(biomarker_key, region_key, needed=True)
+        _check_tasks(applied.tasks, columns)
+        check_free(adata, "tl.multitask", uns=[key], **_class_slots(columns))
+        adata = adata.copy() if check_bool("copy", copy) else adata
+        where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, applied, layer)
+        slots = _student_slots(applied, make_sections(features.values, where), where, columns, accelerator)
         slots.uns[key] = {
             "params": provenance(
                 biomarker_key=biomarker_key, region_key=region_key, layer=layer, **features.record,
-                spatial_key=spatial_key, library_key=library_key, model="student", student=student.params_dict(),
+                spatial_key=spatial_key, library_key=library_key, model="student", student=applied.params_dict(),
             )
         }  # fmt: skip
         slots.write(adata)
@@ -160,8 +148,20 @@ def multitask(
     from stxtools.models import TissueNet  # a student, applied above, needs none of what this imports
 
     fitted = TissueNet(with_ensemble(params, ensemble)) if applied is None else applied
-    adata = adata.copy() if copy else adata
     regions = Regions(adata, regions_key, spatial_key, library_key)
+    columns = _columns(biomarker_key, region_key, needed=applied is None and expression is None)
+    if applied is not None:
+        _check_tasks(fitted.classes, columns)
+    taught = columns if applied is None else {}
+    labels = {task: label_classes(adata, column, _PARAMS[task]) for task, column in taught.items()}
+    wanted = genes_to_predict(adata, expression, expression_key)
+    named = _class_slots(columns)
+    check_free(
+        adata, "tl.multitask", uns=[key], obs=[*named["obs"], _keys.ATTENTION],
+        obsm=[*named["obsm"], _keys.X_GNN, *([_keys.EXPRESSION_PRED] if wanted else [])],
+    )  # fmt: skip
+    adata = adata.copy() if check_bool("copy", copy) else adata
+
     if applied is not None:
         read: KnownInput | TrainingInput = KnownInput(adata, fitted, layer)
         sections = read.sections(regions)
@@ -211,6 +211,11 @@ def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool)
     if columns and biomarker_key == region_key:
         raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
     return columns
+
+
+def _class_slots(columns: Mapping[str, str]) -> dict[str, list[str]]:
+    """Keys of the predicted classes and their probabilities."""
+    return {"obs": [_keys.pred(c) for c in columns.values()], "obsm": [_keys.proba(c) for c in columns.values()]}
 
 
 def _check_tasks(known: Mapping[str, Sequence[str]], columns: dict[str, str]) -> None:
