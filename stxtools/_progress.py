@@ -47,14 +47,9 @@ class Stage:
     """
 
     def __init__(
-        self,
-        bar: tqdm[Any] | None,
-        path: tuple[str, ...],
-        start: float = 0.0,
-        end: float = 1.0,
-        total: int | None = None,
-        shares: Mapping[str, float] | None = None,
-    ) -> None:
+        self, bar: tqdm[Any] | None, path: tuple[str, ...], start: float = 0.0, end: float = 1.0,
+        total: int | None = None, shares: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
         self.bar, self.path, self.total = bar, path, total
         self.start, self.end, self.reached, self.done = start, end, start, 0.0
         self.shares = dict(shares or {})
@@ -112,12 +107,9 @@ _current: ContextVar[Stage | None] = ContextVar("stxtools_stage", default=None)
 
 @contextmanager
 def progress(
-    total: int | None,
-    desc: str,
-    show_progress: bool | None = None,
-    *,
+    total: int | None, desc: str, show_progress: bool | None = None, *,
     shares: Mapping[str, float] | None = None,
-) -> Iterator[Stage]:
+) -> Iterator[Stage]:  # fmt: skip
     """Open a part of the running call, or a bar where no call runs; call ``.update(1)`` on it ``total`` times."""
     shown = is_shown(show_progress)
     outer = _current.get()

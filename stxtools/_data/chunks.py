@@ -84,12 +84,9 @@ def map_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], n_rows:
 
 
 def iter_rows(
-    matrix: Any,
-    work: Callable[[sparse.csr_matrix, slice], T],
-    n_rows: int | None = None,
-    *,
+    matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], n_rows: int | None = None, *,
     at_once: int | None = AT_ONCE,
-) -> Iterator[T]:
+) -> Iterator[T]:  # fmt: skip
     """Yield what :func:`map_rows` returns, chunk by chunk; ``at_once`` chunks of a dask array are under way."""
     if is_backed(matrix) and _by_column(matrix):
         matrix = to_csr(matrix)

@@ -157,12 +157,9 @@ def _raw_matrix(adata: AnnData) -> tuple[Any, str]:
 
 
 def log_chunks(
-    read: Expression,
-    work: Callable[[sparse.csr_matrix, slice], T],
-    target_sum: float | None = None,
-    *,
+    read: Expression, work: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
     at_once: int | None = AT_ONCE,
-) -> Iterator[T]:
+) -> Iterator[T]:  # fmt: skip
     """Yield ``work(logged_chunk, rows)`` for every chunk of rows; log expression is never all in memory.
 
     Results are as in memory. ``at_once`` chunks of a dask array are under way; None asks for all at once, which is

@@ -67,13 +67,9 @@ def stored_representation(adata: AnnData, use_rep: str) -> Representation:
 
 
 def compute_representation(
-    adata: AnnData,
-    layer: str | None = None,
-    *,
-    n_comps: int = N_COMPS,
-    n_top_genes: int = N_TOP_GENES,
-    random_state: int = 0,
-) -> Representation:
+    adata: AnnData, layer: str | None = None, *,
+    n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES, random_state: int = 0,
+) -> Representation:  # fmt: skip
     """PCA of the log-normalised variable genes of an AnnData."""
     read = Expression(adata, layer)
     rep = principal_components(
@@ -100,14 +96,9 @@ class TrainingFeatures:
     """
 
     def __init__(
-        self,
-        adata: AnnData,
-        use_rep: str | None,
-        layer: str | None,
-        *,
-        portable: bool = False,
-        random_state: int = 0,
-    ) -> None:
+        self, adata: AnnData, use_rep: str | None, layer: str | None, *,
+        portable: bool = False, random_state: int = 0,
+    ) -> None:  # fmt: skip
         rep = representation(adata, use_rep, layer, random_state=random_state)
         if portable and use_rep is None and rep.genes is None:
             try:
@@ -152,14 +143,9 @@ class ModelFeatures:
     record: dict[str, Any]
 
     def __init__(
-        self,
-        adata: AnnData,
-        model: ReadsGenes,
-        layer: str | None,
-        *,
-        n_others: int = 0,
-        names: Sequence[str] | None = None,
-    ) -> None:
+        self, adata: AnnData, model: ReadsGenes, layer: str | None, *,
+        n_others: int = 0, names: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
         projection = model.projection
         if projection is None:
             self.values, self.record = stored_representation(adata, str(model.use_rep)).values, {}

@@ -66,17 +66,10 @@ class TrainingInput(_FrameworkInput):
     """
 
     def __init__(
-        self,
-        adata: AnnData,
-        model: TissueNet,
-        labels: Mapping[str, NDArray[np.int64]],
-        targets: tuple[Sequence[str], str | None],
-        *,
-        use_rep: str | None,
-        layer: str | None,
-        portable: bool,
-        random_state: int,
-    ) -> None:
+        self, adata: AnnData, model: TissueNet, labels: Mapping[str, NDArray[np.int64]],
+        targets: tuple[Sequence[str], str | None], *,
+        use_rep: str | None, layer: str | None, portable: bool, random_state: int,
+    ) -> None:  # fmt: skip
         self.labels, self.genes, self.targets = labels, None, None
         withheld, learned_at = targets
         own: dict[str, str] = {}

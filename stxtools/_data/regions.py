@@ -148,14 +148,10 @@ def node_features(values: NDArray[np.float32], inp: Regions) -> NDArray[np.float
 
 
 def region_sections(
-    values: NDArray[np.float32],
-    inp: Regions,
-    labels: Mapping[str, NDArray[np.int64]] | None = None,
-    *,
-    nodes: NDArray[np.float32] | None = None,
-    genes: sparse.csr_matrix | None = None,
+    values: NDArray[np.float32], inp: Regions, labels: Mapping[str, NDArray[np.int64]] | None = None, *,
+    nodes: NDArray[np.float32] | None = None, genes: sparse.csr_matrix | None = None,
     expression: NDArray[np.float32] | None = None,
-) -> list[Any]:
+) -> list[Any]:  # fmt: skip
     """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`.
 
     ``nodes`` are features of the regions, by default the means of ``values``.

@@ -48,12 +48,9 @@ class Representation:
 
 
 def log_normalize(
-    matrix: sparse.csr_matrix,
-    scale: str,
-    *,
-    library_size: NDArray[Any] | None = None,
-    target_sum: float | None = None,
-) -> sparse.csr_matrix:
+    matrix: sparse.csr_matrix, scale: str, *,
+    library_size: NDArray[Any] | None = None, target_sum: float | None = None,
+) -> sparse.csr_matrix:  # fmt: skip
     """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth.
 
     Observations without any count stay zero. ``"log"`` and ``"scaled"`` come back as float32 only.
@@ -128,14 +125,9 @@ def _rank(box: AnnData, n_top_genes: int, spans: Sequence[float], how: Mapping[s
 
 
 def principal_components(
-    matrix: sparse.csr_matrix,
-    scale: str,
-    names: pd.Index,
-    *,
-    n_comps: int = N_COMPS,
-    n_top_genes: int = N_TOP_GENES,
-    random_state: int = 0,
-) -> Representation:
+    matrix: sparse.csr_matrix, scale: str, names: pd.Index, *,
+    n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES, random_state: int = 0,
+) -> Representation:  # fmt: skip
     """PCA of the log-normalised variable genes; depth is taken over all genes.
 
     The PCA is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.

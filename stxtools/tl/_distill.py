@@ -32,22 +32,12 @@ MIN_OBS = 10
     "loading PyTorch": 4, "reading expression": 0.5, "predicting": 1, "training the student": 8,
 })  # fmt: skip
 def distill(
-    adata: AnnData,
-    model: str | os.PathLike[str] | TissueNet,
-    *,
-    save_model: str | os.PathLike[str],
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    regions_key: str = _keys.REGIONS,
-    params: SegmenterParams | Mapping[str, Any] | None = None,
-    random_state: int = 0,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    show_progress: bool | None = None,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, model: str | os.PathLike[str] | TissueNet, *,
+    save_model: str | os.PathLike[str], layer: str | None = None, spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, regions_key: str = _keys.REGIONS,
+    params: SegmenterParams | Mapping[str, Any] | None = None, random_state: int = 0, accelerator: str = "auto",
+    devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Train a small network to predict what a trained framework (:func:`multitask`) does.
 
     The student is a two-layer perceptron on spatial means of the features at a few scales (as in GLNN, Zhang et al.

@@ -46,28 +46,15 @@ _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
     "pretraining": 2, "training the network": 17, "weighing the ensemble": 10, "predicting": 0.5,
 })  # fmt: skip
 def multitask(
-    adata: AnnData,
-    biomarker_key: str | None = None,
-    region_key: str | None = None,
-    *,
-    expression: Sequence[str] | None = None,
-    expression_key: str | None = None,
+    adata: AnnData, biomarker_key: str | None = None, region_key: str | None = None, *,
+    expression: Sequence[str] | None = None, expression_key: str | None = None,
     model: str | os.PathLike[str] | TissueNet | TissueStudent | None = None,
-    save_model: str | os.PathLike[str] | None = None,
-    use_rep: str | None = None,
-    layer: str | None = None,
-    regions_key: str = _keys.REGIONS,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    ensemble: str | Sequence[str] = "auto",
-    params: TissueNetParams | Mapping[str, Any] | None = None,
-    random_state: int = 0,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    show_progress: bool | None = None,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    save_model: str | os.PathLike[str] | None = None, use_rep: str | None = None, layer: str | None = None,
+    regions_key: str = _keys.REGIONS, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    ensemble: str | Sequence[str] = "auto", params: TissueNetParams | Mapping[str, Any] | None = None,
+    random_state: int = 0, accelerator: str = "auto", devices: int | str = 1, show_progress: bool | None = None,
+    key_added: str | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     r"""Predict biomarker state, tissue class and held-out genes with a network and a stacked ensemble.
 
     A U-Net on the raster and a graph network on the regions are trained together on :math:`L = \alpha L_{biomarker} +
@@ -238,13 +225,9 @@ def _student_slots(
 
 
 def _put_predictions(
-    slots: Slots,
-    inner: Slots,
-    model: TissueNet,
-    predictions: Sequence[Any],
-    regions: Regions,
+    slots: Slots, inner: Slots, model: TissueNet, predictions: Sequence[Any], regions: Regions,
     columns: Mapping[str, str],
-) -> None:
+) -> None:  # fmt: skip
     """Classes and expression of the observations, and of the regions in ``inner``."""
     outside = regions.region < 0
     for task, column in columns.items():

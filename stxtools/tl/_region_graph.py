@@ -40,19 +40,11 @@ if TYPE_CHECKING:
     "finding regions": 2, "describing regions": 1,
 })  # fmt: skip
 def region_graph(
-    adata: AnnData,
-    segment_key: str = _keys.SEGMENT,
-    *,
-    max_size: int | None = 50,
-    connectivity_key: str | None = None,
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    random_state: int = 0,
-    key_added: str | None = None,
-    show_progress: bool | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, segment_key: str = _keys.SEGMENT, *,
+    max_size: int | None = 50, connectivity_key: str | None = None, layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, random_state: int = 0,
+    key_added: str | None = None, show_progress: bool | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Split compartments into connected regions and join the regions that touch into a graph.
 
     A region is a set of observations of one compartment and one section, connected through spatial neighbours. The
@@ -167,14 +159,9 @@ def _regions(
 
 
 def _region_adata(
-    adata: AnnData,
-    region: NDArray[np.int64],
-    codes: NDArray[np.int64],
-    names: list[str],
-    graph: sparse.csr_matrix,
-    where: Geometry,
-    read: Expression,
-) -> tuple[AnnData, list[str]]:
+    adata: AnnData, region: NDArray[np.int64], codes: NDArray[np.int64], names: list[str], graph: sparse.csr_matrix,
+    where: Geometry, read: Expression,
+) -> tuple[AnnData, list[str]]:  # fmt: skip
     from anndata import AnnData as _AnnData
 
     known = np.flatnonzero(region >= 0)

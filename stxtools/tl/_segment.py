@@ -61,30 +61,15 @@ MIN_OBS = 10
     "agreeing on compartments": 2.5, "pretraining": 2, "training the U-Net": 6, "predicting": 0.3,
 })  # fmt: skip
 def segment(
-    adata: AnnData,
-    n_segments: int | None = None,
-    *,
-    labels_key: str | None = None,
-    keep_labels: bool = False,
-    class_shares: Mapping[str, float] | None = None,
-    abstain_below: float | None = None,
-    model: str | os.PathLike[str] | Segmenter | None = None,
-    adapt: bool = True,
-    save_model: str | os.PathLike[str] | None = None,
-    pretrained: str | os.PathLike[str] | Segmenter | None = None,
-    use_rep: str | None = None,
-    layer: str | None = None,
-    image_key: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    params: SegmenterParams | Mapping[str, Any] | None = None,
-    random_state: int = 0,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    show_progress: bool | None = None,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, n_segments: int | None = None, *,
+    labels_key: str | None = None, keep_labels: bool = False, class_shares: Mapping[str, float] | None = None,
+    abstain_below: float | None = None, model: str | os.PathLike[str] | Segmenter | None = None, adapt: bool = True,
+    save_model: str | os.PathLike[str] | None = None, pretrained: str | os.PathLike[str] | Segmenter | None = None,
+    use_rep: str | None = None, layer: str | None = None, image_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    params: SegmenterParams | Mapping[str, Any] | None = None, random_state: int = 0, accelerator: str = "auto",
+    devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Segment tissue into compartments with a U-Net (Ronneberger et al. 2015) on the expression raster.
 
     After masked reconstruction it learns pseudo-labels: of mixtures or, with ``labels_key``, discriminant analyses.
@@ -143,7 +128,7 @@ def segment(
         adata, "tl.segment", obs=[key, _keys.mask_id(key), _keys.confidence(key)],
         obsm=[_keys.proba(key), unet_key], uns=[key],
     )  # fmt: skip
-    arguments = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
+    arguments: dict[str, Any] = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
     arguments |= {"params": params, "class_shares": class_shares}
     _check_mode(adata.n_obs, key, n_segments, labels_key, labels, arguments)
     copy = check_bool("copy", copy)
@@ -228,13 +213,9 @@ def segment(
 
 
 def _check_mode(
-    n_obs: int,
-    key: str,
-    n_segments: int | None,
-    labels_key: str | None,
-    labels: Labels | None,
+    n_obs: int, key: str, n_segments: int | None, labels_key: str | None, labels: Labels | None,
     arguments: Mapping[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     """Check that arguments agree."""
     if arguments["save_model"] is not None:
         check_writable(arguments["save_model"])
@@ -281,15 +262,9 @@ def _shares(class_shares: Mapping[str, float], names: list[str]) -> NDArray[np.f
 
 
 def _fit(
-    fitted: Segmenter,
-    sections: list[Section],
-    where: Geometry,
-    n_segments: int | None,
-    labels: Labels | None,
-    class_shares: Mapping[str, float] | None,
-    genes: list[GeneSection] | None,
-    **run: Unpack[Run],
-) -> None:
+    fitted: Segmenter, sections: list[Section], where: Geometry, n_segments: int | None, labels: Labels | None,
+    class_shares: Mapping[str, float] | None, genes: list[GeneSection] | None, **run: Unpack[Run],
+) -> None:  # fmt: skip
     if labels is None:
         fitted.fit(sections, n_segments=n_segments, **run)
         return

@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 
 
 def segment_slots(
-    classes: Sequence[str],
-    proba: NDArray[np.float32],
-    where: Geometry,
-    images: Images | None,
-    *,
-    key: str,
-    abstain_below: float | None,
-) -> Slots:
+    classes: Sequence[str], proba: NDArray[np.float32], where: Geometry, images: Images | None, *,
+    key: str, abstain_below: float | None,
+) -> Slots:  # fmt: skip
     """Classes, their probabilities, and ``uns[key]["masks"]``, on the pixels of ``images`` where there are some."""
     codes = proba.argmax(axis=1)
     if abstain_below is not None:

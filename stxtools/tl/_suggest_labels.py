@@ -23,16 +23,10 @@ if TYPE_CHECKING:
 
 @documented
 def suggest_labels(
-    adata: AnnData,
-    n: int = 10,
-    *,
-    key: str = _keys.SEGMENT,
-    labels_key: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, n: int = 10, *,
+    key: str = _keys.SEGMENT, labels_key: str | None = None, spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, key_added: str | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Name the observations whose labels would help the segmentation most.
 
     They are taken one by one, each with the largest product of doubt and distance. Doubt is a small margin between the
@@ -108,12 +102,9 @@ def suggest_labels(
 
 
 def _doubtful_and_far(
-    doubt: NDArray[np.float64],
-    xy: NDArray[np.float64],
-    library: NDArray[np.int64],
-    labelled: NDArray[np.bool_],
+    doubt: NDArray[np.float64], xy: NDArray[np.float64], library: NDArray[np.int64], labelled: NDArray[np.bool_],
     n: int,
-) -> list[int]:
+) -> list[int]:  # fmt: skip
     """Pick ``n`` observations; distances count within a section, up to a tenth of its extent."""
     from scipy.spatial import cKDTree
 

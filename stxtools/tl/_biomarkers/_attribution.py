@@ -83,15 +83,9 @@ class ModelAttribution:
     """
 
     def __init__(
-        self,
-        adata: AnnData,
-        models: Sequence[Segmenter | TissueNet],
-        groups: Sequence[str],
-        reference: str,
-        layer: str | None,
-        where: Geometry,
-        regions: Regions | None,
-    ) -> None:
+        self, adata: AnnData, models: Sequence[Segmenter | TissueNet], groups: Sequence[str], reference: str,
+        layer: str | None, where: Geometry, regions: Regions | None,
+    ) -> None:  # fmt: skip
         from stxtools.models import TissueNet
 
         wanted = [*groups, *([] if reference == "rest" else [reference])]

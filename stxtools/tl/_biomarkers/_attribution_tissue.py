@@ -45,13 +45,8 @@ class TissueSource:
     """
 
     def __init__(
-        self,
-        adata: AnnData,
-        model: TissueNet,
-        wanted: Sequence[str],
-        layer: str | None,
-        regions: Regions,
-    ) -> None:
+        self, adata: AnnData, model: TissueNet, wanted: Sequence[str], layer: str | None, regions: Regions,
+    ) -> None:  # fmt: skip
         task = next((t for t, names in model.classes.items() if set(wanted) <= set(names)), None)
         if task is None:
             known = "; ".join(f"{t}: {listing(names)}" for t, names in model.classes.items())

@@ -193,25 +193,14 @@ def biomarkers(
     compared_with = other_group(chosen, reference, names)
     slots.uns[_keys.twin(key)] = scanpy_twin(tables, groupby, compared_with, method, layer)
     slots.uns[f"{key}_params"] = provenance(
-        groupby=groupby,
-        groups=[d.name for d in designs],
-        reference=compared_with,
-        covariates=adjusted_for or None,
-        protect=protect,
-        protected=tested.protected,
+        groupby=groupby, groups=[d.name for d in designs], reference=compared_with, covariates=adjusted_for or None,
+        protect=protect, protected=tested.protected,
         attribution=f"{len(models)} model(s)" if models else "linear probe",
-        attribution_agreement=np.array(agreement, dtype=np.float64),
-        layer=layer,
-        **tested.record,
-        spatial_key=spatial_key,
-        library_key=library_key,
-        method=method,
-        n_null=n_null,
-        random_state=seed,
+        attribution_agreement=np.array(agreement, dtype=np.float64), layer=layer, **tested.record,
+        spatial_key=spatial_key, library_key=library_key, method=method, n_null=n_null, random_state=seed,
         design=np.array([d.kind for d in designs], dtype=object),
-        correlation_length=np.array([o.length for o in outcomes], dtype=np.float64),
-        libraries=libs.names,
-    )
+        correlation_length=np.array([o.length for o in outcomes], dtype=np.float64), libraries=libs.names,
+    )  # fmt: skip
     target = adata.copy() if copy else adata
     slots.write(target)
     return target if copy else None

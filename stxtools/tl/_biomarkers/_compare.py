@@ -20,18 +20,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-    expression: GeneBlocks,
-    designs: list[Design],
-    codes: NDArray[np.int64],
-    libs: Libraries,
-    xy: NDArray[np.float64],
-    names: NDArray[np.str_],
-    covariates: Covariates | None,
-    *,
-    n_null: int,
-    seed: int,
-    show_progress: bool | None,
-) -> list[Outcome]:
+    expression: GeneBlocks, designs: list[Design], codes: NDArray[np.int64], libs: Libraries, xy: NDArray[np.float64],
+    names: NDArray[np.str_], covariates: Covariates | None, *,
+    n_null: int, seed: int, show_progress: bool | None,
+) -> list[Outcome]:  # fmt: skip
     """Test every design; of a group and its complement only one is computed.
 
     Observations are sorted by position and then by ``names``, so results do not depend on the order of rows.

@@ -56,15 +56,9 @@ class Tested:
     """
 
     def __init__(
-        self,
-        adata: AnnData,
-        groupby: str,
-        groups: Labels,
-        layer: str | None,
-        protect: str | None,
-        seed: int,
+        self, adata: AnnData, groupby: str, groups: Labels, layer: str | None, protect: str | None, seed: int,
         show_progress: bool | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.adata, self.layer, self.codes = adata, layer, groups.codes
         found: Protected | str | None = None
         if found_in_expression(adata, groupby, layer):
