@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,6 +87,13 @@ class Regions:
     def rows(self, index: int) -> NDArray[np.int64]:
         """Regions of section ``index``."""
         return np.flatnonzero(self.library == index)
+
+    def to_obs(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Values of the regions at their observations; NaN outside any region."""
+        out = np.full((len(self.region), *values.shape[1:]), np.nan, dtype=np.float32)
+        known = self.region >= 0
+        out[known] = values[self.region[known]]
+        return out
 
     def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """Put arrays of the regions of each section back together."""
@@ -180,38 +186,6 @@ def called(proba: NDArray[np.float32], names: list[str]) -> pd.Categorical:
     return categorical(codes, names)
 
 
-@dataclass(frozen=True)
-class GraphResult:
-    """Results of all sections in the order of ``uns["regions"]``, and carried to the observations."""
-
-    states: NDArray[np.float32]
-    attention: sparse.csr_matrix
-    received: NDArray[np.float32]
-    z: pd.DataFrame
-    region: NDArray[np.int64]
-
-    def to_obs(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Values of the regions at their observations; NaN outside any region."""
-        out = np.full((len(self.region), *values.shape[1:]), np.nan, dtype=np.float32)
-        known = self.region >= 0
-        out[known] = values[self.region[known]]
-        return out
-
-
-def gather(predictions: Sequence[Any], inp: Regions) -> GraphResult:
-    """Put predictions section by section back together."""
-    edges = [p.attention.tocoo() for p in predictions]
-    rows = [inp.rows(i) for i in range(len(edges))]
-    values = np.concatenate([coo.data for coo in edges])
-    to = np.concatenate([at[coo.row] for at, coo in zip(rows, edges, strict=True)])
-    of = np.concatenate([at[coo.col] for at, coo in zip(rows, edges, strict=True)])
-    attention = sparse.csr_matrix((values, (to, of)), shape=(len(inp), len(inp)), dtype=np.float32)
-    z = pd.DataFrame(np.stack([p.z for p in predictions]), index=pd.Index(inp.where.libs.names))
-    z.columns = [f"Z{i}" for i in range(z.shape[1])]
-    states = inp.join([p.states for p in predictions])
-    return GraphResult(states, attention, received_attention(attention), z, inp.region)
-
-
 def received_attention(attention: sparse.csr_matrix) -> NDArray[np.float32]:
     """Mean share of attention that a region gets from the regions around it; 0 without any."""
     coo = attention.tocoo()
@@ -221,19 +195,22 @@ def received_attention(attention: sparse.csr_matrix) -> NDArray[np.float32]:
     return (total / np.maximum(count, 1)).astype(np.float32)
 
 
-def graph_slots(call: str, regions_key: str, result: GraphResult) -> Slots:
-    """Embeddings and attention of the regions, in their AnnData and at the observations."""
-    outside = result.region < 0
+def graph_slots(call: str, regions_key: str, predictions: Sequence[Any], inp: Regions) -> tuple[Slots, pd.DataFrame]:
+    """Embeddings and attention of the regions and, carried over, of the observations; and the sections' embeddings."""
+    edges, rows = [p.attention.tocoo() for p in predictions], [inp.rows(i) for i in range(len(predictions))]
+    to = np.concatenate([at[coo.row] for at, coo in zip(rows, edges, strict=True)])
+    of = np.concatenate([at[coo.col] for at, coo in zip(rows, edges, strict=True)])
+    values = np.concatenate([coo.data for coo in edges])
+    attention = sparse.csr_matrix((values, (to, of)), shape=(len(inp), len(inp)), dtype=np.float32)
+    received, states = received_attention(attention), inp.join([p.states for p in predictions])
+    z = np.stack([p.z for p in predictions])
+    outside = inp.region < 0
     slots = Slots(
-        call,
-        obs={_keys.ATTENTION: result.to_obs(result.received)},
-        obsm={_keys.X_GNN: result.to_obs(result.states)},
+        call, obs={_keys.ATTENTION: inp.to_obs(received)}, obsm={_keys.X_GNN: inp.to_obs(states)},
         missing={f"obs/{_keys.ATTENTION}": outside, f"obsm/{_keys.X_GNN}": outside},
-    )
+    )  # fmt: skip
     slots.inner[regions_key] = Slots(
-        call,
-        obs={_keys.ATTENTION: result.received},
-        obsm={_keys.X_GNN: result.states},
-        obsp={_keys.ATTENTION: result.attention},
+        call, obs={_keys.ATTENTION: received}, obsm={_keys.X_GNN: states}, obsp={_keys.ATTENTION: attention}
     )
-    return slots
+    names = [f"Z{i}" for i in range(z.shape[1])]
+    return slots, pd.DataFrame(z, index=pd.Index(inp.where.libs.names), columns=names)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._data.features import TrainingFeatures
-from stxtools._data.regions import Regions, gather, graph_slots, node_features, region_sections
+from stxtools._data.regions import Regions, graph_slots, node_features, region_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -92,16 +92,16 @@ def embed(
     model.fit(
         sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
     )
-    result = gather(model.predict(sections, accelerator=accelerator), regions)
+    predictions = model.predict(sections, accelerator=accelerator)
 
-    slots = graph_slots("tl.embed", regions_key, result)
+    slots, z = graph_slots("tl.embed", regions_key, predictions, regions)
     slots.uns[key] = {
         "params": provenance(
             use_rep=use_rep, layer=layer, **features.record, regions_key=regions_key, spatial_key=spatial_key,
             random_state=random_state, tissuenet=model.params_dict(),
         ),
         "history": pd.DataFrame(model.history),
-        "Z": result.z,
+        "Z": z,
     }  # fmt: skip
     slots.write(adata)
     return adata if copy else None

@@ -12,7 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._data.features import ModelFeatures
 from stxtools._data.framework import KnownInput, TrainingInput
-from stxtools._data.regions import Regions, called, gather, graph_slots
+from stxtools._data.regions import Regions, called, graph_slots
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
@@ -166,8 +166,7 @@ def multitask(
     if save_model is not None:
         fitted.save(save_model)
 
-    result = gather(predictions, regions)
-    slots = graph_slots("tl.multitask", regions_key, result)
+    slots, z = graph_slots("tl.multitask", regions_key, predictions, regions)
     _put_predictions(slots, slots.inner[regions_key], fitted, predictions, regions, columns)
     weights = weights_table(fitted, sections)
     slots.uns[key] = {
@@ -179,7 +178,7 @@ def multitask(
         ),
         "task_weights": fitted.task_weights,
         "weights": weights,
-        "Z": result.z,
+        "Z": z,
     }  # fmt: skip
     if applied is None:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)

@@ -71,33 +71,21 @@ class Tested:
                 )
             found = "" if protect is None else _divided(adata, groupby, groups, layer, seed, show_progress)
         self.protected = isinstance(found, Protected)
-        self.record: dict[str, Any] = {}
         if isinstance(found, Protected):
             self.adata, self.layer, self.codes = found.adata, None, found.codes
-            self.record = {
-                "protect_agreement": found.agreement,
-                "protect_representation": found.representation,
-                "protect_missing": found.missing or None,
-            }
         elif found is not None:
             warn_unprotected(groupby, found)
         self.read = Expression(self.adata, self.layer, in_memory=False)
-        self.record |= found.read if isinstance(found, Protected) else self.read.record
+        self.record = found.record if isinstance(found, Protected) else self.read.record
 
 
 @dataclass(frozen=True)
 class Protected:
-    """One half of the counts, the groups found in the other, and how well these agree with the user's.
-
-    ``representation`` names the input they were found in, ``missing`` the user's input that was not available.
-    """
+    """One half of the counts, the groups found in the other, and what ``params`` say of them."""
 
     adata: AnnData
     codes: NDArray[np.int64]
-    agreement: float
-    representation: str
-    missing: list[str]
-    read: dict[str, str]
+    record: dict[str, Any]
 
 
 def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool:
@@ -144,7 +132,8 @@ def _divided(
     again = FoundAgain(source, params, show_progress)
     matched, agreement = _match(groups.codes, again.codes, groups.names, again.names)
     _warn_other_groups(groupby, agreement, source.missing)
-    return Protected(tested, matched, agreement, source.representation, source.missing, read.record)
+    found = {"protect_representation": source.representation, "protect_missing": source.missing or None}
+    return Protected(tested, matched, {"protect_agreement": agreement, **found, **read.record})
 
 
 def _warn_other_groups(groupby: str, agreement: float, missing: list[str]) -> None:
