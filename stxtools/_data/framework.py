@@ -41,28 +41,17 @@ class _FrameworkInput:
 class TrainingInput(_FrameworkInput):
     """What a new model reads and learns; it remembers what it reads.
 
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    model
-        The model.
-    labels
-        Class codes of the observations by task.
-    targets
-        Genes to predict, which are not read, and the column of ``obs`` that says where they are learned from.
-    use_rep, layer, portable, random_state
-        As in :class:`~stxtools._data.features.TrainingFeatures`.
+    - ``adata``: Annotated data.
+    - ``model``: The model.
+    - ``labels``: Class codes of the observations by task.
+    - ``targets``: Genes to predict, which are not read, and the column of ``obs`` that says where they are learned
+      from.
+    - ``use_rep``, ``layer``, ``portable``, ``random_state``: As in :class:`~stxtools._data.features.TrainingFeatures`.
 
-    Attributes
-    ----------
-    values, genes
-        The representation and, where the model reads any, log expression of genes. Where there is a representation but
-        no expression (a scaled ``X``), no genes are read beside it.
-    targets
-        Log expression of the genes to predict, NaN where it is not learned from.
-    record
-        What ``params`` say of the expression.
+    - ``values``, ``genes``: The representation and, where the model reads any, log expression of genes. Where there is
+      a representation but no expression (a scaled ``X``), no genes are read beside it.
+    - ``targets``: Log expression of the genes to predict, NaN where it is not learned from.
+    - ``record``: What ``params`` say of the expression.
     """
 
     def __init__(

@@ -25,23 +25,13 @@ if TYPE_CHECKING:
 class Regions:
     """Region graph of an AnnData, checked against its observations.
 
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    regions_key, spatial_key
-        Keys of the graph and of the coordinates.
-    library_key
-        Column that should name the sections of the graph; None asks nothing.
+    - ``adata``: Annotated data.
+    - ``regions_key``, ``spatial_key``: Keys of the graph and of the coordinates.
+    - ``library_key``: Column that should name the sections of the graph; None asks nothing.
 
-    Attributes
-    ----------
-    where
-        Where the observations lie.
-    names, adjacency
-        The regions, and which of them touch.
-    region, library
-        Region of each observation (-1: none), and section of each region.
+    - ``where``: Where the observations lie.
+    - ``names``, ``adjacency``: The regions, and which of them touch.
+    - ``region``, ``library``: Region of each observation (-1: none), and section of each region.
 
     Raises
     ------

@@ -66,20 +66,12 @@ def reads_regions(models: Sequence[Segmenter | TissueNet]) -> bool:
 class ModelAttribution:
     """Attribution of groups by models, averaged; what groups share (features, sections) is made once.
 
-    Parameters
-    ----------
-    adata, layer
-        Where the expression is.
-    models
-        From :func:`load_models`.
-    groups
-        The groups.
-    reference
-        ``"rest"`` or a group.
-    where
-        Where the observations lie.
-    regions
-        Region graph, where a TissueNet reads one.
+    - ``adata``, ``layer``: Where the expression is.
+    - ``models``: From :func:`load_models`.
+    - ``groups``: The groups.
+    - ``reference``: ``"rest"`` or a group.
+    - ``where``: Where the observations lie.
+    - ``regions``: Region graph, where a TissueNet reads one.
     """
 
     def __init__(

@@ -25,18 +25,11 @@ if TYPE_CHECKING:
 class TissueSource:
     """A joint model on the sections of an AnnData, its region graph held fixed.
 
-    Parameters
-    ----------
-    adata
-        Expression.
-    model
-        A TissueNet with labels.
-    wanted
-        Classes that one of its tasks must know.
-    layer
-        As in :func:`stxtools.tl.biomarkers`.
-    regions
-        The region graph.
+    - ``adata``: Expression.
+    - ``model``: A TissueNet with labels.
+    - ``wanted``: Classes that one of its tasks must know.
+    - ``layer``: As in :func:`stxtools.tl.biomarkers`.
+    - ``regions``: The region graph.
 
     Raises
     ------

@@ -25,19 +25,11 @@ _TARGETS = (None, 1e4)  # depth after normalisation: the median, or scanpy's hab
 class FoundAgain:
     """Groups of a segmentation, found again in a part of the counts with the same parameters.
 
-    Parameters
-    ----------
-    source
-        What is segmented.
-    given
-        Parameters of the segmentation.
-    show_progress
-        Whether to show progress.
+    - ``source``: What is segmented.
+    - ``given``: Parameters of the segmentation.
+    - ``show_progress``: Whether to show progress.
 
-    Attributes
-    ----------
-    codes, names
-        The groups.
+    - ``codes``, ``names``: The groups.
     """
 
     def __init__(self, source: SegmentationInput, given: Mapping[str, Any], show_progress: bool | None) -> None:
@@ -71,23 +63,14 @@ class FoundAgain:
 class SegmentationInput:
     """The input of a segmentation, made again from a part of the counts.
 
-    Parameters
-    ----------
-    adata
-        What was segmented.
-    part
-        An AnnData with a part of the counts, to be completed.
-    counts
-        All counts.
-    given
-        Parameters of the segmentation.
+    - ``adata``: What was segmented.
+    - ``part``: An AnnData with a part of the counts, to be completed.
+    - ``counts``: All counts.
+    - ``given``: Parameters of the segmentation.
 
-    Attributes
-    ----------
-    adata, image_key, pretrained
-        What to segment, the image that is read, and the model that training starts from.
-    representation, missing
-        What groups will be found in, and what the segmentation read beside it.
+    - ``adata``, ``image_key``, ``pretrained``: What to segment, the image that is read, and the model that training
+      starts from.
+    - ``representation``, ``missing``: What groups will be found in, and what the segmentation read beside it.
     """
 
     def __init__(self, adata: AnnData, part: AnnData, counts: sparse.csr_matrix, given: Mapping[str, Any]) -> None:

@@ -36,16 +36,10 @@ _FEW = 3  # observations in which a gene must be seen
 class LinearProbe:
     """Expression PCs of the tested observations, and each design's attribution on them.
 
-    Parameters
-    ----------
-    expression
-        What is tested.
-    names
-        Names of the observations.
-    codes, libs
-        Group and section of every observation.
-    seed
-        Seed of the PCA.
+    - ``expression``: What is tested.
+    - ``names``: Names of the observations.
+    - ``codes``, ``libs``: Group and section of every observation.
+    - ``seed``: Seed of the PCA.
     """
 
     def __init__(

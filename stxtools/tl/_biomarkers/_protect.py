@@ -32,27 +32,16 @@ _FOUND_AGAIN = 0.8  # below this Rand index the groups of half the counts are no
 class Tested:
     """What is tested: expression and groups; where these were found in it, one half of the counts and of the other.
 
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    groupby, groups
-        The column of ``obs``, and what it holds.
-    layer
-        Layer to take expression from.
-    protect
-        ``"thinning"`` divides counts in which the groups were found; otherwise a warning says that nothing does.
-    seed, show_progress
-        Seed of the division, and whether to show progress.
+    - ``adata``: Annotated data.
+    - ``groupby``, ``groups``: The column of ``obs``, and what it holds.
+    - ``layer``: Layer to take expression from.
+    - ``protect``: ``"thinning"`` divides counts in which the groups were found; otherwise a warning says that nothing
+      does.
+    - ``seed``, ``show_progress``: Seed of the division, and whether to show progress.
 
-    Attributes
-    ----------
-    adata, layer, read
-        Where the expression is, and the expression.
-    codes
-        Group of every observation.
-    protected, record
-        Whether counts were divided, and what ``params`` say of that and of the expression.
+    - ``adata``, ``layer``, ``read``: Where the expression is, and the expression.
+    - ``codes``: Group of every observation.
+    - ``protected``, ``record``: Whether counts were divided, and what ``params`` say of that and of the expression.
     """
 
     def __init__(
