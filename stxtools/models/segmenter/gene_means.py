@@ -18,7 +18,6 @@ SAMPLE = 8000  # observations in which a section is measured: more do not change
 EXPRESSED = 0.02  # mean log expression below which a gene is noise
 _CONSTANT = 1e-5  # standard deviation of a gene that does not vary, but for rounding
 MOST_VALUES = 30_000_000  # of a sample, at each size
-_SURVEY = 2000  # observations in which genes are chosen
 _CHUNK = 65_536
 
 
@@ -110,7 +109,7 @@ def structure(section: GeneSection) -> FloatArray:
     those that do not vary have -1.
     """
     n = len(section.xy)
-    rows = _spread(n, _SURVEY)
+    rows = _spread(n, SAMPLE)
     near = cKDTree(section.xy).query(section.xy[rows], k=min(SIZES[0], n), workers=-1)[1].reshape(len(rows), -1)
     values = section.logged[rows]
     mean = np.asarray(values.mean(axis=0), dtype=np.float64).ravel()
