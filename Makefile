@@ -21,7 +21,7 @@ DATA = $(or $(STXTOOLS_DATASETDIR),../shared/data)
 
 export INPUT LIBRARY_KEY GROUPBY LABELS_KEY OUT DATA
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format contracts types docs tutorials bench paper clean
+.PHONY: help env demo test lint format contracts types docs tutorials bench models paper clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -106,6 +106,9 @@ bench: $(VENV)/.stamp-run ## run the benchmarks, or one: [BENCH=name]
 	  [ -f "$$main" ] || continue; found=1; echo "== $$main"; $(BIN)/python "$${main%/__main__.py}" $(ARGS); \
 	done; \
 	[ -n "$$found" ] || { echo "There is no benchmark benchmarks/$(BENCH)/__main__.py." >&2; exit 1; }
+
+models: $(VENV)/.stamp-run ## make the models that come with the package: [DATA=folder of the real sections]
+	$(BIN)/python benchmarks/models --data "$$DATA"
 
 paper: $(VENV)/.stamp-run ## run the method's experiments into docs/paper: [QUICK=1] [DATA=folder of the real sections]
 	MPLBACKEND=Agg STXTOOLS_DATASETDIR="$$(cd "$$DATA" 2> /dev/null && pwd || echo "$$DATA")" $(BIN)/python benchmarks/paper $(if $(QUICK),--quick) $(ARGS)

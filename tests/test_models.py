@@ -195,3 +195,21 @@ def test_inference_takes_the_device_that_lightning_trains_on(monkeypatch, cuda, 
             best_device("gpu")
     with pytest.raises(TypeError, match="accelerator"):
         best_device(None)
+
+
+def test_models_that_come_with_the_package(real_section, tmp_path, monkeypatch):
+    cards = st.models.available()
+    assert {"tissue", "platform", "classes", "n_genes", "sections", "scores", "limits", "source"} <= set(cards.columns)
+    for name, card in cards.iterrows():
+        model = st.models.load(name)
+        assert model.classes == card["classes"]
+    adata = real_section("dlpfc_151673")
+    st.tl.segment(adata, model="human_cortex", show_progress=False)
+    known = adata.obs["layer"].notna()
+    assert (adata.obs["segment"].astype(str) == adata.obs["layer"].astype(str))[known].mean() > 0.8
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no model file 'human_liver'.*available"):
+        st.models.load("human_liver")
+    (tmp_path / "human_cortex").write_text("a file of the user's")
+    with pytest.raises(ValueError, match="not a model file"):
+        st.models.load("human_cortex")

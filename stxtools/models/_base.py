@@ -15,6 +15,7 @@ from torch import nn
 from ._model_file import ModelFile
 from ._params import as_dict, resolve
 from ._projection import GeneProjection
+from ._shipped import shipped_path
 from ._storage import read_model, write_model
 
 P = TypeVar("P")
@@ -123,7 +124,7 @@ def load(path: str | os.PathLike[str]) -> BaseModel[Any, Any]:
     Parameters
     ----------
     path
-        A file that ``save_model=`` of a tool or the model's ``save`` wrote.
+        A file that ``save_model=`` of a tool or the model's ``save`` wrote, or a name of :func:`available`.
 
     Returns
     -------
@@ -171,7 +172,7 @@ def model_of(model: Any, *kinds: str, param: str = "model") -> Any:
 
 
 def _opened(path: str | os.PathLike[str], kinds: Sequence[str] = ()) -> Any:
-    file = read_model(path)
+    file = read_model(shipped_path(path))
     found = _class_of(file)
     _check_kind(f"{str(file.path)!r} holds", found, kinds)
     return found.from_file(file)

@@ -99,7 +99,9 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError):  # a name too long, or with a NUL
         there = False
     if not there:
-        raise FileNotFoundError(f"There is no model file {str(source)!r}.")
+        raise FileNotFoundError(
+            f"There is no model file {str(source)!r}, and `st.models.available()` has no model of this name."
+        )
     return source
 
 

@@ -87,7 +87,7 @@ def segment(
     abstain_below
         Confidence, from 0 to 1, below which an observation gets no compartment (missing; background in the mask).
     model
-        A saved model (path) or a fitted Segmenter, applied without training; ``labels_key`` corrects one with labels.
+        Path or Segmenter, or a name of :func:`stxtools.models.available`, applied without training; labels correct it.
     adapt
         Whether such a model adapts to each section's own components; it does from 760 observations.
     save_model

@@ -1,0 +1,37 @@
+"""Models that come with the package."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+_FOLDER = Path(__file__).parent / "shipped"
+
+
+def available() -> pd.DataFrame:
+    """List the models that come with the package; a call takes the name as ``model=``.
+
+    Returns
+    -------
+    A table with the models' names as index: ``tissue``, ``platform``, ``classes``, ``n_genes``, ``sections`` that it
+    learned from, ``scores`` on sections that it did not see, ``limits`` and ``source``.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> st.models.available().index.tolist()
+    ['human_cortex']
+    >>> model = st.models.load("human_cortex")
+    """
+    cards = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(_FOLDER.glob("*.json"))}
+    return pd.DataFrame.from_dict(cards, orient="index").rename_axis("name")
+
+
+def shipped_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return the file of a model that is named, and any other path as it is."""
+    if isinstance(path, str) and not os.path.exists(path):
+        return {file.stem: file for file in _FOLDER.glob("*.stx")}.get(path, path)
+    return path
