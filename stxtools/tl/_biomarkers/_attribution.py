@@ -58,6 +58,8 @@ def load_models(models: Any) -> list[Segmenter | TissueNet]:
 
 def reads_regions(models: Sequence[Segmenter | TissueNet]) -> bool:
     """Whether one of the models reads a region graph."""
+    if not models:  # PyTorch is not needed then
+        return False
     from stxtools.models import TissueNet
 
     return any(isinstance(model, TissueNet) for model in models)
