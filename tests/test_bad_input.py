@@ -227,3 +227,31 @@ def test_cells_without_any_count_are_kept(section: ad.AnnData) -> None:
     st.tl.region_graph(section, "band")
     assert section.obs["region_id"].notna().all()
     assert np.isfinite(section.uns["regions"].X.data).all()
+
+
+def test_what_a_foreign_raster_lacks_is_made_again(section: ad.AnnData) -> None:
+    st.pp.rasterize(section)
+    (name,) = (key for key in section.uns["raster"] if key != "params")
+    st.tl.region_graph(section, "band")
+    wanted = section.obs["region_id"].copy()
+    del section.uns["raster"][name]["shape"]
+    st.tl.region_graph(section, "band")
+    pd.testing.assert_series_equal(section.obs["region_id"], wanted)
+
+
+def test_names_and_numbers_that_are_neither_are_named(section: ad.AnnData, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="`use_rep` must be a string"):
+        st.tl.pretrain(section, save_model=tmp_path / "m.stx", use_rep=np.array([1, 2]), **QUIET)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`genes` must be how many"):
+        st.tl.evaluate(section, ["lda"], region_key="band", genes=1.5, show_progress=False)  # type: ignore[arg-type]
+    (tmp_path / "other.parquet").write_text("no parquet")
+    section.uns["biomarkers"] = pd.DataFrame({"group": ["a"], "names": [section.var_names[0]]})
+    with pytest.raises(ValueError, match="no parquet file"):
+        st.tl.targets(section, tmp_path / "other.parquet")
+
+
+def test_a_copy_of_what_lies_in_a_file_is_refused_by_name(section: ad.AnnData, tmp_path: Path) -> None:
+    section.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"pass `adata.to_memory\(\)`"):
+        st.tl.region_graph(backed, "band", copy=True)

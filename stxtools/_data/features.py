@@ -52,6 +52,8 @@ class ReadsGenes(Protocol):
 
 def stored_representation(adata: AnnData, use_rep: str) -> Representation:
     """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
+    if not isinstance(use_rep, str):
+        raise TypeError(f"`use_rep` must be a string, 'X' or a key of `adata.obsm`; got {use_rep!r}.")
     if use_rep == "X":
         values = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
     else:

@@ -113,12 +113,13 @@ def _stored_raster(
     params = described.get("params") if isinstance(described, Mapping) else None
     if not isinstance(params, Mapping) or str(params.get("coordinates")) != str(fingerprint(xy)):
         return None
-    if not all(isinstance(described.get(name), Mapping) for name in libs.names):
+    entries = [described.get(name) for name in libs.names]
+    if not all(isinstance(entry, Mapping) and RasterGrid.keys <= entry.keys() for entry in entries):
         return None
     if np.shape(stored) != (len(xy), 2) or np.asarray(stored).dtype.kind not in "iu":
         return None
     pixels = np.asarray(stored, dtype=np.int32)
-    grids = [RasterGrid.from_uns(described[name]) for name in libs.names]
+    grids = [RasterGrid.from_uns(entry) for entry in entries]
     for i, grid in enumerate(grids):
         rows = libs.rows(i)
         if (pixels[rows] < 0).any() or (pixels[rows] >= np.array(grid.shape)).any():

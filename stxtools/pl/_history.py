@@ -59,7 +59,7 @@ def history(
     _base.check_columns(table, losses, f"adata.uns[{key!r}]['history']", call)
     names = table["stage"].astype(str) if "stage" in table else pd.Series("", index=table.index)
     stages = list(dict.fromkeys(names))
-    if stage is not None and stage not in stages:
+    if stage is not None and (not isinstance(stage, str) or stage not in stages):
         raise ValueError(f"`stage={stage!r}` is not in the history; it has {listing(stages)}.")
     wanted = stages if stage is None else [stage]
     axes, panels = _base.panels(wanted, title, ax, "stage", 3.6, 2.8)

@@ -15,7 +15,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import Libraries, check_adata, check_bool, check_choice, check_key_added, check_seed
+from stxtools._validate import Libraries, check_adata, check_bool, check_choice, check_key_added, check_seed, copied
 
 from ._register import PointSet, register
 
@@ -142,7 +142,7 @@ def align(
         use_rep=use_rep, layer=layer, **read, spatial_key=spatial_key, random_state=random_state,
     )  # fmt: skip
     stored = {"matrices": matrices, "score": score, "reference": reference, "params": params}
-    target = adata.copy() if copy else adata
+    target = copied(adata, copy)
     Slots("pp.align", obsm={obsm_key: aligned}, uns={uns_key: stored}).write(target)
     return target if copy else None
 

@@ -15,7 +15,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
+from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, copied, libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -129,7 +129,7 @@ def normalize(
     )
     if _keys.COUNTS not in adata.layers:
         slots.layers[_keys.COUNTS] = source.stored.copy()
-    target = adata.copy() if copy else adata
+    target = copied(adata, copy)
     slots.write(target)
     return target if copy else None
 

@@ -17,6 +17,7 @@ from stxtools._validate import (
     check_choice,
     check_key_added,
     check_number,
+    copied,
     fingerprint,
 )
 
@@ -95,6 +96,6 @@ def rasterize(
         library_key=library_key,
         coordinates=fingerprint(xy),
     )
-    target = adata.copy() if copy else adata
+    target = copied(adata, copy)
     Slots("pp.rasterize", obsm={key: index}, uns={key: stored}).write(target)
     return target if copy else None

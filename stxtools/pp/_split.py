@@ -13,7 +13,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.order import name_order
-from stxtools._validate import check_adata, check_bool, check_key_added, check_number, check_seed
+from stxtools._validate import check_adata, check_bool, check_key_added, check_number, check_seed, copied
 from stxtools.stats._thinning import thin_counts
 
 if TYPE_CHECKING:
@@ -98,6 +98,6 @@ def split_counts(
             fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1], **found.record
         )
     }
-    target = adata.copy() if copy else adata
+    target = copied(adata, copy)
     slots.write(target)
     return target if copy else None

@@ -77,9 +77,9 @@ def smooth_basis(xy: Floats) -> SmoothBasis:
     """Return cosines on the box of the positions, orthogonalised from low to high frequency; linear in observations."""
     low, span = xy.min(axis=0), np.ptp(xy, axis=0)
     n_functions = min(N_FUNCTIONS, len(xy) // _OBS_PER_FUNCTION)
-    if n_functions == 0:
-        return SmoothBasis(np.zeros((len(xy), 0), dtype=np.float32), np.zeros(0))
     longest = float(span.max())
+    if n_functions == 0 or longest == 0:
+        return SmoothBasis(np.zeros((len(xy), 0), dtype=np.float32), np.zeros(0))
     side = np.where(span > 0, span, longest)
     each = [np.arange(N_FUNCTIONS + 1) if s > 0 else np.zeros(1, dtype=np.int64) for s in span]
     waves = np.stack(np.meshgrid(*each, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -93,7 +93,7 @@ def smooth_basis(xy: Floats) -> SmoothBasis:
 
     parts = [slice(i, i + _ROWS) for i in range(0, len(xy), _ROWS)]
     mean = np.sum([cosines(rows).sum(axis=0) for rows in parts], axis=0) / len(xy)
-    gram = np.zeros((n_functions, n_functions))
+    gram = np.zeros((len(chosen), len(chosen)))
     for rows in parts:
         centred = cosines(rows) - mean
         gram += centred.T @ centred

@@ -25,6 +25,7 @@ from stxtools._validate import (
     check_key_added,
     check_number,
     check_seed,
+    copied,
 )
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def attention_fidelity(
     fitted: TissueNet = model_of(model, "TissueNet")
     task = _task_of(fitted, task)
     weight = _network_weight(fitted, task, of)
-    adata = adata.copy() if check_bool("copy", copy) else adata
+    adata = copied(adata, check_bool("copy", copy))
 
     read = KnownInput(adata, fitted, layer)
     sections = read.sections(inp)

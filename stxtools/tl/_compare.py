@@ -26,6 +26,7 @@ from stxtools._validate import (
     check_int,
     check_key_added,
     check_seed,
+    copied,
     listing,
 )
 from stxtools.stats._meta_analysis import adjust_bh
@@ -169,7 +170,7 @@ def compare(
         min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **read.record, spatial_key=spatial_key,
         library_key=library_key, random_state=seed, compartments=compartment_names,
     )  # fmt: skip
-    target = adata.copy() if copy else adata
+    target = copied(adata, copy)
     slots.write(target)
     return target if copy else None
 

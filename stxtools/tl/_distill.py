@@ -17,7 +17,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
+from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable, copied
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -100,7 +100,7 @@ def distill(
     from stxtools.models._base import model_of
 
     teacher: TissueNet = model_of(model, "TissueNet")
-    adata = adata.copy() if check_bool("copy", copy) else adata
+    adata = copied(adata, check_bool("copy", copy))
 
     regions = Regions(adata, regions_key, spatial_key, library_key)
     read = KnownInput(adata, teacher, layer)

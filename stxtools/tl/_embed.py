@@ -15,7 +15,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import provenance
-from stxtools._validate import check_adata, check_bool, check_key_added, check_seed
+from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, copied
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,7 +80,7 @@ def embed(
     random_state = check_seed(random_state)
     check_free(adata, "tl.embed", obs=[_keys.ATTENTION], obsm=[_keys.X_GNN], uns=[key])
     model = TissueNet(params)
-    adata = adata.copy() if check_bool("copy", copy) else adata
+    adata = copied(adata, check_bool("copy", copy))
 
     regions = Regions(adata, regions_key, spatial_key)
     features = TrainingFeatures(adata, use_rep, layer, random_state=random_state)

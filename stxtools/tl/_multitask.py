@@ -24,6 +24,7 @@ from stxtools._validate import (
     check_key_added,
     check_seed,
     check_writable,
+    copied,
     genes_to_predict,
     label_classes,
 )
@@ -121,7 +122,7 @@ def multitask(
         columns = _columns(biomarker_key, region_key, needed=True)
         _check_tasks(applied.tasks, columns)
         check_free(adata, "tl.multitask", uns=[key], **_class_slots(columns))
-        adata = adata.copy() if check_bool("copy", copy) else adata
+        adata = copied(adata, check_bool("copy", copy))
         where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, applied, layer)
         slots = _student_slots(applied, make_sections(features.values, where), where, columns, accelerator)
         slots.uns[key] = {
@@ -147,7 +148,7 @@ def multitask(
         adata, "tl.multitask", uns=[key], obs=[*named["obs"], _keys.ATTENTION],
         obsm=[*named["obsm"], _keys.X_GNN, *([_keys.EXPRESSION_PRED] if wanted else [])],
     )  # fmt: skip
-    adata = adata.copy() if check_bool("copy", copy) else adata
+    adata = copied(adata, check_bool("copy", copy))
 
     if applied is not None:
         read: KnownInput | TrainingInput = KnownInput(adata, fitted, layer)

@@ -27,6 +27,7 @@ from stxtools._validate import (
     check_int,
     check_key_added,
     check_seed,
+    copied,
     stored_library_key,
 )
 
@@ -97,7 +98,7 @@ def region_graph(
     max_size = None if max_size is None else check_int("max_size", max_size, minimum=1)
     library_key = library_key if library_key is not None else inherited_library_key(adata, segment_key)
     codes, names = categories(adata, segment_key, "segment_key", min_classes=1)
-    adata = adata.copy() if copy else adata
+    adata = copied(adata, copy)
 
     where = Geometry(adata, spatial_key, library_key)
     graph = where.graph if connectivity_key is None else _given_graph(adata, connectivity_key, where)

@@ -29,6 +29,7 @@ from stxtools._validate import (
     check_number,
     check_seed,
     check_writable,
+    copied,
     label_classes,
     listing,
 )
@@ -137,7 +138,7 @@ def segment(
     adapt = check_bool("adapt", adapt)
     if check_bool("keep_labels", keep_labels) and labels is None:
         raise ValueError("`keep_labels=True` needs `labels_key=`, the column with the labels to keep.")
-    adata = adata.copy() if copy else adata
+    adata = copied(adata, copy)
 
     where, images = Geometry(adata, spatial_key, library_key), Images(adata)
     if model is not None:

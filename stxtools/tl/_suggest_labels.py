@@ -12,7 +12,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import neighbour_mean
-from stxtools._validate import check_adata, check_in, check_int, check_key_added
+from stxtools._validate import check_adata, check_in, check_int, check_key_added, copied
 
 from ._region_graph import inherited_library_key
 
@@ -90,7 +90,7 @@ def suggest_labels(
     rank = np.full(adata.n_obs, np.nan)
     rank[order] = np.arange(1, n + 1)
 
-    adata = adata.copy() if copy else adata
+    adata = copied(adata, copy)
     slots = Slots("tl.suggest_labels", obs={out: rank}, missing={f"obs/{out}": None})
     slots.uns[out] = {
         "params": provenance(

@@ -44,7 +44,7 @@ def with_readout(
     ).astype(np.float64)
     wanted = np.concatenate([a[at] for a, at in zip(logits, rows, strict=True)]).astype(np.float64)
     scores, wanted = scores - scores.mean(axis=0), wanted - wanted.mean(axis=0)
-    penalty = _RIDGE * len(scores) * scores.var(axis=0).mean() * np.eye(scores.shape[1])
+    penalty = max(_RIDGE * len(scores) * float(scores.var(axis=0).mean()), 1e-12) * np.eye(scores.shape[1])
     coefficients = np.linalg.solve(scores.T @ scores + penalty, scores.T @ wanted)
     loadings = np.concatenate(smoothed.loadings(coefficients, parts), axis=1)
     return _extended(projection, genes, loadings, [logged for logged, _ in parts])

@@ -27,6 +27,7 @@ from stxtools._validate import (
     check_int,
     check_key_added,
     check_seed,
+    copied,
 )
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, plan
@@ -201,7 +202,7 @@ def biomarkers(
         design=np.array([d.kind for d in designs], dtype=object),
         correlation_length=np.array([o.length for o in outcomes], dtype=np.float64), libraries=libs.names,
     )  # fmt: skip
-    target = adata.copy() if copy else adata
+    target = copied(adata, copy)
     slots.write(target)
     return target if copy else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,8 @@ def held_out_genes(adata: AnnData, genes: int | Sequence[str], seed: int) -> NDA
         if not 1 <= genes < adata.n_vars - 1:
             raise ValueError(f"`genes={genes}` must be between 1 and {adata.n_vars - 2}: two genes must be left.")
         return np.sort(np.random.default_rng([seed, 13]).permutation(adata.n_vars)[:genes])
+    if isinstance(genes, str) or not isinstance(genes, Iterable):
+        raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
     names = [str(g) for g in genes]
     place = adata.var_names.get_indexer(names)
     unknown = [g for g, p in zip(names, place, strict=True) if p < 0]

@@ -21,6 +21,7 @@ from stxtools._validate import (
     check_key_added,
     check_number,
     check_seed,
+    copied,
     listing,
 )
 
@@ -144,7 +145,7 @@ def evaluate(
         accelerator=accelerator, params=model_params, genes=genes, noise_kind=noise_kind,
         noise=[check_number("noise", level, minimum=0, maximum=1) for level in levels],
     )  # fmt: skip
-    adata = adata.copy() if check_bool("copy", copy) else adata
+    adata = copied(adata, check_bool("copy", copy))
     read_from, record = readable(adata, protocol.source)
     rows = run(read_from, protocol, checkpoint, show_progress=show_progress)
     slots = Slots("tl.evaluate")

@@ -18,6 +18,7 @@ from stxtools._validate import (
     check_key_added,
     check_number,
     check_seed,
+    copied,
     listing,
 )
 
@@ -151,7 +152,7 @@ def tune(
         part=part, kind=how, space=fields, fixed=fixed, stages={k: dict(v) for k, v in (stages or {}).items()},
         metric=metric, n_trials=n_trials, patience=patience, prune=check_bool("prune", prune), protocol=protocol,
     )  # fmt: skip
-    adata = adata.copy() if check_bool("copy", copy) else adata
+    adata = copied(adata, check_bool("copy", copy))
     read_from, record = readable(adata, protocol.source)
     best, value, trials = study_of(
         read_from, task, storage, study_name or f"stxtools_{part}", seed, show_progress=show_progress

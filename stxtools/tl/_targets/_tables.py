@@ -61,6 +61,8 @@ def read_target_table(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFr
             return pd.read_parquet(path)
         except ImportError as err:
             raise ImportError("Reading parquet needs pyarrow: `pip install pyarrow`, or pass a DataFrame.") from err
+        except (ValueError, OSError) as err:
+            raise ValueError(f"`table={str(path)!r}` is no parquet file, or folder of such: {err}") from err
     if not {".tsv", ".csv", ".txt"} & set(suffixes):
         raise ValueError(f"`table={str(path)!r}` ends in none of .tsv, .csv, .txt, .parquet (also with .gz).")
     separator = "," if ".csv" in suffixes else "\t"

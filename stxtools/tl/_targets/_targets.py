@@ -15,7 +15,7 @@ from stxtools._checks import check_key
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_in, check_key_added
+from stxtools._validate import check_adata, check_bool, check_in, check_key_added, copied
 from stxtools._warn import at_caller
 from stxtools.tl._biomarkers._table import COLUMNS
 
@@ -159,7 +159,7 @@ def targets(
     _warn(parsed.format, len(names), report)
     own = {f"uns/{out_key}"} if out_key == key else set()  # the table that was named gets more columns
     slots = Slots("tl.targets", uns={out_key: joined, params_key: record}, replaces=own)
-    target = adata.copy() if copy else adata
+    target = copied(adata, copy)
     slots.write(target)
     return target if copy else None
 
