@@ -99,6 +99,8 @@ def _gaussian(
 
 def _thin_and_refill(matrix: sparse.csr_matrix, level: float, rng: np.random.Generator) -> sparse.csr_matrix:
     share = np.cumsum(np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel())
+    if matrix.nnz and matrix.data.max() >= 2**62:
+        raise ValueError(f"`adata` has counts of up to {matrix.data.max():.3g}, too many to thin; check `layer`.")
     counts = matrix.data.astype(np.int64)
     lost = rng.binomial(counts, level)
     kept = sparse.csr_matrix((counts - lost, matrix.indices, matrix.indptr), shape=matrix.shape)

@@ -106,7 +106,11 @@ def store_colors(adata: AnnData, key: str, colors: Mapping[str, str]) -> None:
 
     slot, new = _keys.colors(key), [str(c) for c in colors.values()]
     old = adata.uns.get(slot)
-    if adata.is_view or (old is not None and np.ndim(old) == 1 and [str(c) for c in old] == new):
+    if (
+        adata.is_view
+        or isinstance(old, Mapping)
+        or (old is not None and np.ndim(old) == 1 and [str(c) for c in old] == new)
+    ):
         return
     adata.uns[slot] = np.array(new, dtype=object)
 

@@ -149,6 +149,11 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
         with seeded(seed):
             net = self._new_net()
         means, wanted, held_out = self._pixels(sections, targets, net.unet, rng, device)
+        if held_out.all() or not held_out.any():
+            raise ValueError(
+                f"The {len(held_out)} pixels of the raster cannot be divided into blocks to learn from and blocks held "
+                "out; check the coordinates, or distil on more tissue."
+            )
         epochs = _DEFAULTS["epochs"] if p.epochs is None else p.epochs
         task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay), targets.sizes)
         train = DataLoader(
