@@ -115,7 +115,7 @@ def align(
     xy, sections = where.xy, where.libs
     if reference is None:
         reference = sections.names[0]
-    elif reference not in sections.names:
+    elif not isinstance(reference, str) or reference not in sections.names:
         raise KeyError(f"`reference={reference!r}` is not a section; there are {', '.join(map(repr, sections.names))}.")
     read: dict[str, str] = {}
     if landmarks is not None:

@@ -192,6 +192,8 @@ def _ratios(moving: PointSet, reference: PointSet) -> tuple[float, float]:
     """Return the scales from the tissue areas and from the spacings."""
     spread = [float(np.sqrt(np.linalg.det(np.cov(s.xy.T)))) for s in (moving, reference)]
     by_area = np.sqrt(spread[1] / spread[0]) if min(spread) > 0 else 1.0
+    if not moving.spacing > 0:
+        raise ValueError("Coordinates (`spatial_key`) lie too close together; give them a larger unit.")
     return float(by_area), reference.spacing / moving.spacing
 
 

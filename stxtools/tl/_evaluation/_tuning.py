@@ -92,6 +92,8 @@ def search_space(
     for name, value in fixed.items():
         if not isinstance(value, (bool, int, float, str)):
             raise TypeError(f"`params[{name!r}]` is {value!r}; numbers, strings and booleans can be fixed.")
+    if space is not None and not isinstance(space, Mapping):
+        raise TypeError(f"`space` must map fields to the values to try, not {space!r}.")
     chosen = PARTS[part][1] if space is None else space
     out = {str(name): list(values) for name, values in chosen.items() if space is not None or name not in fixed}
     both = sorted(set(out) & set(fixed))
