@@ -173,9 +173,3 @@ def _normalized(
     scale: str, target_sum: float, work: Callable[[sparse.csr_matrix, slice], T], chunk: sparse.csr_matrix, rows: slice
 ) -> T:
     return work(log_normalize(chunk, scale, target_sum=target_sum), rows)
-
-
-def log_expression(adata: AnnData, layer: str | None = None, *, target_sum: float | None = None) -> sparse.csr_matrix:
-    """Return log-normalised expression of ``adata`` as float32 CSR, whatever scale it is stored on."""
-    found = Expression(adata, layer)
-    return log_normalize(found.matrix, found.scale, target_sum=target_sum)

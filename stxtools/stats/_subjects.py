@@ -134,7 +134,7 @@ def _permutations(group: NDArray[np.bool_], most: int, seed: int) -> Iterator[ND
     else:
         rng = np.random.default_rng(seed)
         found = (rng.permutation(n)[:k] for _ in iter(int, 1))
-    for chosen in islice(found, max(most, comb(n, k)) if comb(n, k) <= most else most):
+    for chosen in islice(found, most):
         other = np.zeros(n, dtype=bool)
         other[chosen] = True
         if not np.array_equal(other, group) and not np.array_equal(~other, group):
