@@ -8,4 +8,5 @@ from ._sections import osmfish_sscortex as osmfish_sscortex
 from ._sections import starmap_mpfc as starmap_mpfc
 from ._sections import xenium_breast_idc as xenium_breast_idc
 from ._sections import xenium_mouse_brain as xenium_mouse_brain
+from ._series import synthetic_series as synthetic_series
 from ._synthetic import synthetic_tissue as synthetic_tissue

@@ -12,8 +12,11 @@ from stxtools._progress import progress
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ._truth import Genes, Hardness
+
 # A fixed size, since the random stream (and so the counts) depends on the order of the draws.
 _CHUNK_ENTRIES = 4_000_000
+_DEPTH_SAMPLE = 2_000  # observations on which the mean depth is set
 
 
 def negative_binomial(
@@ -66,3 +69,24 @@ def sample_counts(
             parts.append(sparse.csr_matrix(counts, dtype=np.float32))
             bar.update(rows.stop - start)
     return sparse.vstack(parts, format="csr", dtype=np.float32)
+
+
+def deep_counts(
+    rng: np.random.Generator,
+    design: NDArray[np.float32],
+    effects: NDArray[np.float32],
+    genes: Genes,
+    hardness: Hardness,
+    mean_depth: float,
+    show_progress: bool | None,
+) -> sparse.csr_matrix:
+    """Draw counts whose depth varies around ``mean_depth``."""
+    n_obs, baseline = len(design), genes.baseline.astype(np.float32)
+    log_depth = (hardness.depth_sd * rng.standard_normal(n_obs)).astype(np.float32)
+    sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)
+    rates = np.exp(log_rates(design[sample], effects, baseline) + log_depth[sample, None])
+    log_depth += np.float32(np.log(mean_depth / ((1 - hardness.dropout) * rates.sum(axis=1, dtype=np.float64).mean())))
+    dispersion = genes.inverse_dispersion.astype(np.float32)
+    return sample_counts(
+        rng, design, effects, baseline, log_depth, dispersion, hardness.dropout, show_progress=show_progress
+    )

@@ -115,18 +115,25 @@ def neighbouring(anatomy: Anatomy, rng: np.random.Generator, change: float = 0.3
     )
 
 
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def layer_height(unit: NDArray[np.float64], anatomy: Anatomy) -> NDArray[np.float64]:
+    """What grows across the layers: a tilted, curved and wobbly height."""
+    height = unit[:, 1] + anatomy.tilt * unit[:, 0] - anatomy.curvature * unit[:, 0] ** 2
+    return height + 0.12 * anatomy.wobble(unit)
+
+
+def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logistic function."""
     return 0.5 * (1 + np.tanh(x / 2))
 
 
-def _share(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def share(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rank of each value, from 0 to 1: thresholds then cut off shares of the tissue's area."""
     rank = np.empty(len(values))
     rank[np.argsort(values, kind="stable")] = (np.arange(len(values)) + 0.5) / len(values)
     return rank
 
 
-def _inward(field: SmoothField, unit: NDArray[np.float64]) -> NDArray[np.float64]:
+def inward(field: SmoothField, unit: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values of a field, lowered towards the edge: what is cut out of it lies mostly inside the tissue."""
     return field(unit) - 0.8 * (unit**2).sum(axis=1)
 
@@ -141,20 +148,19 @@ def compartments(
     """
     islands = len(anatomy.islands)
     layers = n_compartments - islands
-    height = unit[:, 1] + anatomy.tilt * unit[:, 0] - anatomy.curvature * unit[:, 0] ** 2
-    depth = layers * _share(height + 0.12 * anatomy.wobble(unit))
+    depth = layers * share(layer_height(unit, anatomy))
     code = np.minimum(depth.astype(np.int64), layers - 1)
     mixture = np.zeros((len(unit), n_compartments))
     above = np.ones(len(unit))
     for k in range(layers - 1):
         width = border * (3 if k == 0 and layers > 2 else 1)
-        below = np.minimum(_sigmoid((depth - (k + 1)) / width), above)
+        below = np.minimum(sigmoid((depth - (k + 1)) / width), above)
         mixture[:, k] = above - below
         above = below
     mixture[:, layers - 1] = above
     for k, field in enumerate(anatomy.islands):
-        rank = _share(_inward(field, unit))
-        inside = _sigmoid((rank - (1 - _ISLAND_SHARE)) / (0.2 * border))
+        rank = share(inward(field, unit))
+        inside = sigmoid((rank - (1 - _ISLAND_SHARE)) / (0.2 * border))
         mixture *= (1 - inside)[:, None]
         mixture[:, layers + k] = inside
         code[rank > 1 - _ISLAND_SHARE] = layers + k
@@ -163,4 +169,4 @@ def compartments(
 
 def lesion(unit: NDArray[np.float64], anatomy: Anatomy) -> NDArray[np.bool_]:
     """Return which observations lie in the lesion: connected, smooth patches, independent of compartments."""
-    return _share(_inward(anatomy.lesion, unit)) > 1 - _LESION_SHARE
+    return share(inward(anatomy.lesion, unit)) > 1 - _LESION_SHARE

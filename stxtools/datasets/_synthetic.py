@@ -15,7 +15,7 @@ from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
 from stxtools._validate import check_choice, check_int, check_number, check_seed
 
-from ._counts import log_rates, sample_counts
+from ._counts import deep_counts
 from ._fields import gaussian_field
 from ._shapes import Anatomy, compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
 from ._truth import N_PROGRAMS, PLATFORMS, Genes, Hardness, Platform, draw_genes, fold_changes
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _DISEASE = ("healthy", "diseased")
 _PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths of the tissue
-_DEPTH_SAMPLE = 2_000  # observations on which the mean depth is set
 
 
 @documented
@@ -148,15 +147,7 @@ def synthetic_tissue(
 
     sections = _draw_sections(tissue_rng, preset, hardness, n_obs, n_compartments, n_patients, n_sections, disease)
     design, effects = _model(sections, genes, batch, hardness)
-    log_depth = (hardness.depth_sd * count_rng.standard_normal(n_obs)).astype(np.float32)
-    baseline = genes.baseline.astype(np.float32)
-    sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)
-    rates = np.exp(log_rates(design[sample], effects, baseline) + log_depth[sample, None])
-    log_depth += np.float32(np.log(mean_depth / ((1 - hardness.dropout) * rates.sum(axis=1, dtype=np.float64).mean())))
-    dispersion = genes.inverse_dispersion.astype(np.float32)
-    counts = sample_counts(
-        count_rng, design, effects, baseline, log_depth, dispersion, hardness.dropout, show_progress=show_progress
-    )
+    counts = deep_counts(count_rng, design, effects, genes, hardness, mean_depth, show_progress)
     params = provenance(
         n_obs=n_obs, n_vars=n_vars, platform=platform, n_compartments=n_compartments, n_patients=n_patients,
         sections_per_patient=n_sections // n_patients, disease=disease, n_biomarkers=n_biomarkers, logfc=log2fc,
