@@ -12,9 +12,10 @@ from sklearn.neighbors import kneighbors_graph
 
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models import Section
+from stxtools.models.ensemble.discriminant import ShrinkageLDA
 from stxtools.models.segmenter.calibration import matching_temperature, tempered
 from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with_all_classes
-from stxtools.models.segmenter.discriminants import ShrinkageLDA, spread_labels, voted_confidence
+from stxtools.models.segmenter.discriminants import spread_labels, voted_confidence
 from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures
 from stxtools.models.segmenter.number import choose_number
 

@@ -10,8 +10,8 @@ from sklearn.linear_model import RidgeClassifier
 
 import stxtools as st
 from stxtools.models import GeneSection, Segmenter
-from stxtools.models.segmenter.gene_means import SIZES, GeneMeans
-from stxtools.models.segmenter.moments import PENALTY, LabelMoments
+from stxtools.models.ensemble.gene_means import SIZES, GeneMeans
+from stxtools.models.ensemble.moments import PENALTY, LabelMoments
 from stxtools.nn._refiner import Refiner
 
 HOW = {"show_progress": False, "accelerator": "cpu"}

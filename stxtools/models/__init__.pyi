@@ -3,7 +3,7 @@ from ._params import SegmenterParams as SegmenterParams
 from ._projection import GeneProjection as GeneProjection
 from ._section import Section as Section
 from ._shipped import available as available
-from .segmenter.gene_means import GeneSection as GeneSection
+from .ensemble.gene_means import GeneSection as GeneSection
 from .segmenter.model import Segmentation as Segmentation
 from .segmenter.model import Segmenter as Segmenter
 from .tissuenet.inputs import RegionSection as RegionSection

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from sklearn.linear_model import Ridge
 
-from stxtools.models.segmenter.discriminants import ShrinkageLDA, class_shrinkage
-
+from .discriminant import ShrinkageLDA, class_shrinkage
 from .logistic import ridge_logistic
 
 FloatArray = NDArray[np.float64]

@@ -17,6 +17,7 @@ from stxtools.models._model_file import ModelFile
 from stxtools.models._params import SegmenterParams
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
+from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._unet import SegmentationNet, UNet
@@ -25,7 +26,6 @@ from stxtools.nn._views import Augmentation, usual_epochs, view_loader, view_siz
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
-from .gene_means import GeneSection
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
 from .rasters import FeatureScaling, target_rasters
 from .transfer import Transfer, transfer_targets

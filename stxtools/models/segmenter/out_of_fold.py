@@ -13,11 +13,11 @@ from scipy.special import log_softmax
 
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools.models._section import Section
+from stxtools.models.ensemble.evidence import Answers
+from stxtools.models.ensemble.gene_means import FloatArray, GeneMeans
+from stxtools.models.ensemble.moments import N_COMPS, moments_of
 from stxtools.nn._tiles import PixelRaster
 
-from .evidence import Answers
-from .gene_means import FloatArray, GeneMeans
-from .moments import N_COMPS, RANK, LabelMoments
 from .rasters import section_raster
 
 _FOLDS, _BLOCKS, _DIVISIONS = 5, 25, 3
@@ -43,22 +43,6 @@ class Task:
         raster.target = torch.from_numpy(pooled(self.share, member, self.weight + 1e-12))
         raster.weight, raster.val_weight = weight * ~held, weight * held
         return raster
-
-
-def moments_of(
-    genes: Sequence[str],
-    means: Sequence[GeneMeans],
-    shares: Sequence[FloatArray],
-    weights: Sequence[NDArray[np.float64]],
-    rank: int = RANK,
-) -> LabelMoments:
-    """Moments of the observations in the samples of all sections that have a weight."""
-    used = [np.flatnonzero(w[m.sample] > 0) for m, w in zip(means, weights, strict=True)]
-    z = np.concatenate([m.standardised()[u] for m, u in zip(means, used, strict=True)])
-    at = [m.sample[u] for m, u in zip(means, used, strict=True)]
-    share = np.concatenate([s[a] for s, a in zip(shares, at, strict=True)])
-    weight = np.concatenate([w[a] for w, a in zip(weights, at, strict=True)])
-    return LabelMoments.of(genes, z, share, weight, rank=rank)
 
 
 def out_of_fold(

@@ -15,20 +15,17 @@ from stxtools._progress import stage
 from stxtools.models._model_file import ModelFile
 from stxtools.models._params import SegmenterParams
 from stxtools.models._section import Section
+from stxtools.models.ensemble.evidence import Answers, Evidence
+from stxtools.models.ensemble.gene_means import READ_GENES, FloatArray, GeneMeans, GeneSection, chosen_genes
+from stxtools.models.ensemble.moments import N_COMPS, LabelMoments, moments_of
 from stxtools.nn._recipe import Run, Training, seeded
 from stxtools.nn._refiner import Refiner
 from stxtools.nn._tiles import predict_pixels
 from stxtools.nn._views import Augmentation, view_loader, view_size, whole_loader
 
-from .evidence import Answers, Evidence
-from .gene_means import MOST_VALUES, FloatArray, GeneMeans, GeneSection, structure
-from .moments import N_COMPS, LabelMoments
-from .out_of_fold import Task, calibrated, held_out_loss, logit_raster, moments_of, out_of_fold
+from .out_of_fold import Task, calibrated, held_out_loss, logit_raster, out_of_fold
 from .pseudo_labels import PseudoLabels
 
-MOST_GENES = 10_000  # that a model keeps
-READ_GENES = 500  # the best of those that a section has: more blur what they say
-_LEAST_SAMPLE = 500  # observations of each section: of many sections, fewer genes are kept
 _DENSE = 0.5  # share of labelled observations from which the others count nothing
 _GAIN = 0.01  # part of the held-out loss that the network must save to take part
 EPOCHS = 20
@@ -76,7 +73,7 @@ class Transfer:
         labelled = [i for i, w in enumerate(weights) if w.any()]
         expression, sections = [expression[i] for i in labelled], [sections[i] for i in labelled]
         shares, weights = [shares[i] for i in labelled], [weights[i] / weights[i].sum() for i in labelled]
-        genes, means = _chosen_genes(expression)
+        genes, means = chosen_genes(expression)
         self = cls(moments_of(genes, means, shares, weights))
         read, means = genes[:READ_GENES], [m.leading(READ_GENES) for m in means]
         tasks = list(out_of_fold(read, means, sections, shares, weights, np.random.default_rng(run["random_state"])))
@@ -187,22 +184,3 @@ def transfer_targets(
         shares.append(pseudo_labels.target[rows])
         weights.append(weight)
     return shares, weights
-
-
-def _chosen_genes(expression: Sequence[GeneSection]) -> tuple[list[str], list[GeneMeans]]:
-    """Genes that all sections have, by the mean share of their variance that survives averaging; and their means."""
-    others = [set(e.genes) for e in expression[1:]]
-    shared = [g for g in expression[0].genes if all(g in other for other in others)]
-    score = np.zeros(len(shared))
-    for e in expression:
-        score += structure(e)[_columns(e, shared)] / len(expression)
-    most_values = MOST_VALUES // len(expression)
-    order = np.argsort(-score, kind="stable")[: min(MOST_GENES, max(most_values // _LEAST_SAMPLE, READ_GENES))]
-    order = order[score[order] > -1]
-    genes = [shared[i] for i in order]
-    return genes, [GeneMeans(e, _columns(e, genes), most_values) for e in expression]
-
-
-def _columns(section: GeneSection, genes: Sequence[str]) -> NDArray[np.int64]:
-    place = {gene: i for i, gene in enumerate(section.genes)}
-    return np.array([place[g] for g in genes], dtype=np.int64)

@@ -19,6 +19,9 @@ EXPRESSED = 0.02  # mean log expression below which a gene is noise
 _CONSTANT = 1e-5  # standard deviation of a gene that does not vary, but for rounding
 MOST_VALUES = 30_000_000  # of a sample, at each size
 _CHUNK = 65_536
+MOST_GENES = 10_000  # that a model keeps
+READ_GENES = 500  # the best of those that a section has: more blur what they say
+_LEAST_SAMPLE = 500  # observations of each section: of many sections, fewer genes are kept
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,25 @@ def structure(section: GeneSection) -> FloatArray:
     kept = np.asarray(pooled.multiply(pooled).mean(axis=0), dtype=np.float64).ravel() - centre**2
     share = np.clip(kept / np.maximum(variance, 1e-9), 0.0, 1.0)
     return np.where(variance > _CONSTANT**2, share - (mean <= EXPRESSED), -1.0)
+
+
+def chosen_genes(expression: Sequence[GeneSection]) -> tuple[list[str], list[GeneMeans]]:
+    """Genes that all sections have, by the mean share of their variance that survives averaging; and their means."""
+    others = [set(e.genes) for e in expression[1:]]
+    shared = [g for g in expression[0].genes if all(g in other for other in others)]
+    score = np.zeros(len(shared))
+    for e in expression:
+        score += structure(e)[_columns(e, shared)] / len(expression)
+    most_values = MOST_VALUES // len(expression)
+    order = np.argsort(-score, kind="stable")[: min(MOST_GENES, max(most_values // _LEAST_SAMPLE, READ_GENES))]
+    order = order[score[order] > -1]
+    genes = [shared[i] for i in order]
+    return genes, [GeneMeans(e, _columns(e, genes), most_values) for e in expression]
+
+
+def _columns(section: GeneSection, genes: Sequence[str]) -> NDArray[np.int64]:
+    place = {gene: i for i, gene in enumerate(section.genes)}
+    return np.array([place[g] for g in genes], dtype=np.int64)
 
 
 def _spread(n: int, most: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stxtools.models._model_file import ModelFile
 
-from .gene_means import FloatArray, leading_axes
+from .gene_means import FloatArray, GeneMeans, leading_axes
 
 RANK = 192  # rows of the factor; the rest of the covariance is kept as a diagonal
 N_COMPS = 20
@@ -133,6 +133,22 @@ class LabelMoments:
             file.array("moments.cross", (d, n_classes)),
             file.array("moments.prior", (n_classes,), minimum=0.0),
         )
+
+
+def moments_of(
+    genes: Sequence[str],
+    means: Sequence[GeneMeans],
+    shares: Sequence[FloatArray],
+    weights: Sequence[NDArray[np.float64]],
+    rank: int = RANK,
+) -> LabelMoments:
+    """Moments of the observations in the samples of all sections that have a weight."""
+    used = [np.flatnonzero(w[m.sample] > 0) for m, w in zip(means, weights, strict=True)]
+    z = np.concatenate([m.standardised()[u] for m, u in zip(means, used, strict=True)])
+    at = [m.sample[u] for m, u in zip(means, used, strict=True)]
+    share = np.concatenate([s[a] for s, a in zip(shares, at, strict=True)])
+    weight = np.concatenate([w[a] for w, a in zip(weights, at, strict=True)])
+    return LabelMoments.of(genes, z, share, weight, rank=rank)
 
 
 def _row_factor(x: NDArray[np.float32], rank: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
-from .discriminants import ShrinkageLDA
+from .discriminant import ShrinkageLDA
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
