@@ -54,11 +54,11 @@ class SumConv(MessagePassing):
 class GatedGATv2(GATv2Conv):
     """GATv2 (Brody et al. 2022) whose messages can be gated: closing an edge's gate shows what it is worth.
 
-    The gates (E,) are given as ``edge_attr``: they multiply the attention, and that of the self loops is 1.
+    The gates (E,) are given as ``edge_attr``: they multiply the attention. Self loops are the caller's to add.
     """
 
     def __init__(self, in_channels: int, out_channels: int, heads: int) -> None:
-        super().__init__(in_channels, out_channels, heads=heads, add_self_loops=True, fill_value=1.0)
+        super().__init__(in_channels, out_channels, heads=heads, add_self_loops=False)
 
     def edge_update(
         self, x_j: Tensor, x_i: Tensor, edge_attr: OptTensor, index: Tensor, ptr: OptTensor, dim_size: int | None
@@ -116,6 +116,9 @@ class RegionGNN(nn.Module):
         """
         edges, weights = edge_index, h.new_zeros(edge_index.shape[1])
         last = len(self.convs) - 1
+        if self.kind == "gatv2":  # PyG would look for loops in every layer, and the host wait for what it finds
+            edge_index = torch.cat([edge_index, torch.arange(len(h), device=h.device).expand(2, -1)], dim=1)
+            gate = None if gate is None else torch.cat([gate, gate.new_ones(len(h))])
         conv: Any
         for i, conv in enumerate(self.convs):
             h = F.dropout(h, self.dropout, self.training)
@@ -146,8 +149,9 @@ class RegionGNN(nn.Module):
 
 
 def _uniform_weights(edge_index: Tensor, n: int) -> Tensor:
-    degree = torch.bincount(edge_index[1], minlength=n).clamp_min(1)
-    return 1.0 / degree[edge_index[1]].float()
+    target = edge_index[1]
+    degree = torch.zeros(n, device=target.device).index_add(0, target, torch.ones_like(target, dtype=torch.float32))
+    return 1.0 / degree[target]
 
 
 class Readout(nn.Module):

@@ -34,10 +34,15 @@ class RasterTensors:
     weight: Tensor | None = None  # how much a pixel counts in training and in validation, (1, H, W)
     val_weight: Tensor | None = None
 
+    def part(self, top: int, left: int, height: int, width: int) -> RasterTensors:
+        """Return the part whose first pixel is (``top``, ``left``)."""
+        values = {k: v[:, top : top + height, left : left + width] for k, v in vars(self).items() if v is not None}
+        return RasterTensors(**values)
+
 
 @dataclass
 class PixelRaster:
-    """A section as a list of its P occupied pixels."""
+    """A section as a list of its P occupied pixels; their indices are on the CPU, their values may lie on a device."""
 
     shape: tuple[int, int]  # rows and columns of the raster
     flat: Tensor  # index of every occupied pixel in the flattened raster, ascending, (P,)
@@ -51,6 +56,11 @@ class PixelRaster:
         """Row and column of every occupied pixel, (P, 2)."""
         return torch.stack([self.flat // self.shape[1], self.flat % self.shape[1]], dim=1)
 
+    def to(self, device: torch.device) -> PixelRaster:
+        """Return a copy whose values lie on ``device``."""
+        values = [None if v is None else v.to(device) for v in (self.target, self.weight, self.val_weight)]
+        return PixelRaster(self.shape, self.flat, self.x.to(device), *values)
+
     def window(self, top: int, left: int, height: int, width: int) -> RasterTensors:
         """Return the dense window whose first pixel is (``top``, ``left``); nothing lies outside the raster."""
         first_row = min(max(top, 0), self.shape[0])
@@ -61,7 +71,7 @@ class PixelRaster:
         skipped = first - (count.cumsum(0) - count)
         index = torch.arange(int(count.sum())) + torch.repeat_interleave(skipped, count)
         row, col = self.flat[index] // self.shape[1], self.flat[index] % self.shape[1]
-        at = (row - top) * width + (col - left)
+        index, at = torch.stack([index, (row - top) * width + (col - left)]).to(self.x.device)
 
         def dense(values: Tensor | None) -> Tensor | None:
             if values is None:
@@ -71,8 +81,10 @@ class PixelRaster:
             out[:, at] = values.T
             return out.reshape(-1, height, width)
 
-        x, occupied = dense(self.x), dense(torch.ones_like(self.flat, dtype=self.x.dtype))
-        return RasterTensors(x, occupied, dense(self.target), dense(self.weight), dense(self.val_weight))  # type: ignore[arg-type]
+        occupied = self.x.new_zeros((1, height * width))
+        occupied[0, at] = 1.0
+        occupied = occupied.reshape(1, height, width)
+        return RasterTensors(dense(self.x), occupied, dense(self.target), dense(self.weight), dense(self.val_weight))  # type: ignore[arg-type]
 
     def whole(self) -> RasterTensors:
         """Return the dense raster."""
@@ -129,6 +141,7 @@ def predict_pixels(
     the occupied pixels that are wanted, ascending.
     """
     net = net.to(device).eval()
+    raster = raster.to(_home(raster, net.unet.width, device))
     side = tile_side(net.unet, raster.x.shape[1]) if side is None else side
     if side % net.unet.stride:
         raise ValueError(f"`side={side}` must be a multiple of the U-Net's stride, {net.unet.stride}.")
@@ -140,15 +153,24 @@ def predict_pixels(
         logits, found = net(view.x[None].to(device), view.occupied[None].to(device))
         row, col = flat[members] // width - tile.top, flat[members] % width - tile.left
         at = (row * tile.width + col).to(device)
-        part = logits[0].flatten(1)[:, at].softmax(dim=0).T.cpu()
-        part_features = found[0].flatten(1)[:, at].T.cpu()
+        part = logits[0].flatten(1)[:, at].softmax(dim=0).T.to(raster.x.device)
+        part_features = found[0].flatten(1)[:, at].T.to(raster.x.device)
         if proba is None or features is None:
             n = len(flat)
             proba, features = part.new_empty((n, part.shape[1])), part_features.new_empty((n, part_features.shape[1]))
+        members = members.to(proba.device)
         proba[members], features[members] = part, part_features
     if proba is None or features is None:
         raise ValueError("The raster has no occupied pixel; there is nothing to predict.")
-    return proba, features
+    return proba.cpu(), features.cpu()
+
+
+def _home(raster: PixelRaster, width: int, device: torch.device) -> torch.device:
+    """Return where the raster and its predictions are kept: on the device if they leave most of its memory free."""
+    needed = 4 * len(raster.flat) * (raster.x.shape[1] + 2 * width)
+    if device.type == "cuda" and 2 * needed > torch.cuda.mem_get_info(device)[0]:
+        return torch.device("cpu")
+    return device
 
 
 def _tiles(flat: Tensor, shape: tuple[int, int], side: int, margin: int) -> Iterator[tuple[Tensor, Tile]]:

@@ -164,7 +164,8 @@ def pooled(at_obs: Tensor, g: GraphTensors) -> Tensor:
     """Mean over the observations of each region, (R, d): gradients reach whatever made the features."""
     region = g.region if g.region is not None else torch.zeros(0, dtype=torch.long)
     total = at_obs.new_zeros(len(g.nodes), at_obs.shape[1]).index_add(0, region, at_obs)
-    return total / torch.bincount(region, minlength=len(g.nodes)).clamp_min(1)[:, None]
+    count = at_obs.new_zeros(len(g.nodes)).index_add(0, region, at_obs.new_ones(len(region)))
+    return total / count.clamp_min(1)[:, None]
 
 
 def _turn(x: Tensor, turn: int) -> Tensor:

@@ -89,16 +89,17 @@ class TissueTask(GraphTask):
     ) -> None:
         super().__init__(graphs, training)
         self.module, self.weighting, self.region_loss = module, weighting, region_loss
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-        self._last: tuple[GraphTensors, int, dict[str, Tensor]] | None = None
+        # the tasks of which each section has labels: read here once, for the host would wait in every step
+        self.labelled = {which: [_labelled(g, which) for g in self.graphs] for which in ("weight", "val_weight")}
+        self.task_losses: dict[str, list[Tensor]] = {}
+        self._last: tuple[int, int, dict[str, Tensor]] | None = None
 
     def _learned(self) -> list[int]:
-        found = [i for i, g in enumerate(self.graphs) if any(bool((w > 0).any()) for w in _weights(g, "weight"))]
+        found = [i for i, tasks in enumerate(self.labelled["weight"]) if tasks]
         return found or super()._learned()
 
     def judged(self) -> list[int]:
-        return [i for i, g in enumerate(self.graphs) if any(bool((w > 0).any()) for w in _weights(g, "val_weight"))]
+        return [i for i, tasks in enumerate(self.labelled["val_weight"]) if tasks]
 
     def uninformed_loss(self) -> float:
         """Loss, on what is held out (on all labels where nothing is), of predicting the shares of the classes.
@@ -114,7 +115,7 @@ class TissueTask(GraphTask):
             at_obs = {t: shares[t].expand(len(rows), -1) for t, rows in g.obs_targets.items() if t in shares}
             empty = g.nodes[:0]
             out = TissueOutput(empty, empty, logits, at_obs, empty, empty, empty, empty)
-            total.append(float(self._total(self.losses(g, out, which))))
+            total.append(float(self._total(self.losses(i, out, which))))
         return sum(total) / max(len(total), 1)
 
     def _class_shares(self, task: str) -> Tensor:
@@ -125,19 +126,16 @@ class TissueTask(GraphTask):
             return torch.zeros_like(self.graphs[0].targets[task][0])
         return ((count + 1) / (count + 1).sum()).log()
 
-    def losses(self, g: GraphTensors, out: TissueOutput, which: str) -> dict[str, Tensor]:
+    def losses(self, index: int, out: TissueOutput, which: str) -> dict[str, Tensor]:
         """Task -> loss, for the tasks of which this section has labels."""
-        found = {}
-        for task in self.weighting.tasks:
+        g, found = self.graphs[index], {}
+        for task in (t for t in self.weighting.tasks if t in self.labelled[which][index]):
             measure = weighted_mse if task in self.weighting.squared else soft_cross_entropy
             weight, obs_weight = getattr(g, which)[task], getattr(g, f"obs_{which}").get(task)
             loss = self.region_loss * measure(out.logits[task], g.targets[task], weight)
-            judged = weight.sum()
             if obs_weight is not None and task in out.obs_logits:
                 loss = loss + measure(out.obs_logits[task], g.obs_targets[task], obs_weight)
-                judged = judged + obs_weight.sum()
-            if float(judged) > 0:
-                found[task] = loss
+            found[task] = loss
         return found
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor | None:
@@ -146,26 +144,26 @@ class TissueTask(GraphTask):
         g = self.graphs[index]
         turn = int(torch.randint(8, (), generator=torch.Generator().manual_seed(seed)))
         out = self.module(g, turn=turn)
-        losses = self.losses(g, out, "weight")
+        losses = self.losses(index, out, "weight")
         if not losses:
             return None
         for task, loss in losses.items():
-            self.sums[task] = self.sums.get(task, 0.0) + float(loss.detach())
-            self.counts[task] = self.counts.get(task, 0) + 1
-        self._last = (g, turn, {task: loss.detach() for task, loss in losses.items()})
+            self.task_losses.setdefault(task, []).append(loss.detach())
+        self._last = (index, turn, {task: loss.detach() for task, loss in losses.items()})
         return self.record(self.weighting.combine(losses, out.states))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let the weighting see what the step did."""
         if self._last is not None:
-            g, turn, before = self._last
-            self.weighting.after_step(before, lambda: self.losses(g, self.module(g, turn=turn), "weight"))
+            index, turn, before = self._last
+            again = lambda: self.losses(index, self.module(self.graphs[index], turn=turn), "weight")  # noqa: E731
+            self.weighting.after_step(before, again)
             self._last = None
 
     def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
         """Loss on what is held out, with the user's factors alone: learned weights would change the yardstick."""
         g = self.graphs[batch[0]]
-        losses = self.losses(g, self.module(g), "val_weight")
+        losses = self.losses(batch[0], self.module(g), "val_weight")
         self.log("val_loss", self._total(losses), batch_size=1)
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
@@ -174,8 +172,8 @@ class TissueTask(GraphTask):
 
     def extra_metrics(self) -> dict[str, float]:
         """Loss and weight of each task in the epoch that ends."""
-        row = {f"loss_{task}": self.sums[task] / self.counts[task] for task in self.sums}
-        self.sums, self.counts = {}, {}
+        row = {f"loss_{t}": sum(torch.stack(losses).tolist()) / len(losses) for t, losses in self.task_losses.items()}
+        self.task_losses = {}
         return row | {f"weight_{task}": weight for task, weight in self.weighting.current().items()}
 
 
@@ -193,8 +191,9 @@ def convergence(history: Sequence[dict[str, Any]], uninformed: float, *, held_ou
     }  # fmt: skip
 
 
-def _weights(g: GraphTensors, which: str) -> list[Tensor]:
-    return [*getattr(g, which).values(), *getattr(g, f"obs_{which}").values()]
+def _labelled(g: GraphTensors, which: str) -> set[str]:
+    weights = [*getattr(g, which).items(), *getattr(g, f"obs_{which}").items()]
+    return {task for task, weight in weights if bool((weight > 0).any())}
 
 
 class EmbeddingTask(GraphTask):
@@ -245,10 +244,11 @@ class EmbeddingTask(GraphTask):
         return self._masked(g, generator) if self.objective == "masked" else self._contrastive(g, generator)
 
     def _masked(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
-        hidden = (torch.rand(len(g.nodes), generator=generator) < self.hide).to(g.nodes.device)
+        hidden = torch.rand(len(g.nodes), generator=generator) < self.hide
         hidden[int(torch.randint(g.judged, (), generator=generator))] = True
-        out = self.module(g, hidden)
-        return (out.reconstruction - g.nodes)[: g.judged][hidden[: g.judged]].square().mean()
+        judged = torch.nonzero(hidden[: g.judged])[:, 0].to(g.nodes.device)
+        out = self.module(g, hidden.to(g.nodes.device))
+        return (out.reconstruction - g.nodes)[judged].square().mean()
 
     def _contrastive(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
         a, b = (self.projector(self._view(g, generator)[: g.judged]) for _ in range(2))
@@ -257,7 +257,7 @@ class EmbeddingTask(GraphTask):
 
     def _view(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
         keep = (torch.rand(g.nodes.shape[1], generator=generator) >= self.hide).to(g.nodes)
-        kept = (torch.rand(g.edges.shape[1], generator=generator) >= self.hide).to(g.edges.device)
+        kept = torch.nonzero(torch.rand(g.edges.shape[1], generator=generator) >= self.hide)[:, 0].to(g.edges.device)
         return self.module.gnn(g.nodes * keep, g.edges[:, kept])[0]
 
 
@@ -277,6 +277,7 @@ class UNetPretraining(GraphTask):
         g, generator = self.graphs[batch[0]], torch.Generator().manual_seed(batch[1])
         if g.x is None or g.occupied is None:
             raise ValueError("Pretraining the U-Net takes sections with a raster.")
-        hidden = block_mask(tuple(g.occupied.shape[-2:]), 0.3, 4, generator).to(g.x)[None]  # type: ignore[arg-type]
+        shape = (g.x.shape[1], g.x.shape[2])
+        hidden = block_mask(shape, 0.3, 4, generator, g.x.device).to(g.x)[None]
         keep, judged = (g.occupied * (1 - hidden))[None], (g.occupied * hidden)[None]
         return self.record(reconstruction_error(self.unet, self.decoder, g.x[None], keep, g.x[None], judged))

@@ -40,26 +40,30 @@ class Task(pl.LightningModule):
         super().__init__()
         self.training_params = training
         self.history: list[dict[str, float]] = []
-        self.train_loss_sum = 0.0
-        self.train_steps = 0
+        self.step_losses: list[torch.Tensor] = []  # of this epoch, on the device: reading one makes the host wait
         self.first_loss: float | None = None
 
     def configure_optimizers(self) -> Any:
         """Adam (AdamW where decay is asked for) with a cosine schedule over the longest run."""
         how = self.training_params
         params = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(params, lr=how.lr, weight_decay=how.weight_decay)
+        fused = True if params[0].is_cuda else None
+        optimizer = torch.optim.AdamW(params, lr=how.lr, weight_decay=how.weight_decay, fused=fused)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.max_epochs, eta_min=how.lr * 0.05)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def record(self, loss: torch.Tensor) -> torch.Tensor:
         """Note a training step's loss and hand it back."""
-        value = float(loss.detach())
-        if self.first_loss is None:
-            self.first_loss = value
-        self.train_loss_sum += value
-        self.train_steps += 1
+        self.step_losses.append(loss.detach())
         return loss
+
+    def epoch_loss(self) -> float:
+        """Mean loss of the epoch that ends."""
+        losses = torch.stack(self.step_losses).tolist() if self.step_losses else [0.0]
+        if self.first_loss is None and self.step_losses:
+            self.first_loss = losses[0]
+        self.step_losses = []
+        return sum(losses) / len(losses)
 
 
 class _Keeper(Callback):
@@ -74,13 +78,16 @@ class _Keeper(Callback):
         self.best_state: dict[str, torch.Tensor] | None = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Task) -> None:
-        pl_module.train_loss_sum, pl_module.train_steps = 0.0, 0
         dataset = getattr(trainer.train_dataloader, "dataset", None)
         if dataset is not None and hasattr(dataset, "set_epoch"):
             dataset.set_epoch(trainer.current_epoch)
+        _place(trainer.train_dataloader, pl_module.device)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _place(trainer.val_dataloaders, pl_module.device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
-        loss = pl_module.train_loss_sum / max(pl_module.train_steps, 1)
+        loss = pl_module.epoch_loss()
         value = trainer.callback_metrics.get("val_loss")
         val = float(value) if value is not None else float("nan")
         row: dict[str, Any] = {"stage": self.stage, "epoch": trainer.current_epoch, "loss": loss, "val_loss": val}
@@ -113,6 +120,13 @@ class _Keeper(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "bar": None}  # a bar belongs to the process that draws it
+
+
+def _place(loader: Any, device: torch.device) -> None:
+    """Let a dataset that can make its items on ``device`` do so."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is not None and hasattr(dataset, "place"):
+        dataset.place(device)
 
 
 @contextmanager

@@ -33,13 +33,18 @@ def _uniform(generator: torch.Generator) -> float:
 
 
 def affine_grid(
-    shape: tuple[int, int], size: int, centre: tuple[float, float], generator: torch.Generator, how: Augmentation
+    shape: tuple[int, int],
+    size: int,
+    centre: tuple[float, float],
+    generator: torch.Generator,
+    how: Augmentation,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Sampling grid (1, size, size, 2) of a random view around ``centre`` (row, column)."""
     angle = math.radians(how.rotation) * (2 * _uniform(generator) - 1)
     zoom = (1 + how.scaling) ** (2 * _uniform(generator) - 1)
     mirror = -1.0 if how.reflect and _uniform(generator) < 0.5 else 1.0
-    at = (torch.arange(size, dtype=torch.float32) - (size - 1) / 2) / zoom
+    at = (torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2) / zoom
     rows, cols = torch.meshgrid(at, at * mirror, indexing="ij")
     cos, sin = math.cos(angle), math.sin(angle)
     y = centre[0] + cos * rows - sin * cols
@@ -63,16 +68,21 @@ def resample(values: Tensor, weight: Tensor, grid: Tensor) -> tuple[Tensor, Tens
     return out[:-1] / weight_out.clamp_min(1e-6) * known, weight_out * known
 
 
-def block_mask(shape: tuple[int, int], share: float, block: int, generator: torch.Generator) -> Tensor:
+def block_mask(
+    shape: tuple[int, int], share: float, block: int, generator: torch.Generator, device: torch.device | None = None
+) -> Tensor:
     """Boolean (H, W): square blocks of ``block`` pixels chosen with probability ``share``."""
     rows, cols = -(-shape[0] // block), -(-shape[1] // block)
-    coarse = torch.rand((rows, cols), generator=generator) < share
+    coarse = (torch.rand((rows, cols), generator=generator) < share).to(device)
     fine = coarse.repeat_interleave(block, 0).repeat_interleave(block, 1)
     return fine[: shape[0], : shape[1]]
 
 
 class RandomViews(Dataset[dict[str, Tensor]]):
-    """Random views of sections; the view of an item depends on seed, epoch and index alone."""
+    """Random views of sections; the view of an item depends on seed, epoch and index alone.
+
+    Random numbers are drawn on the CPU; the views are made where :meth:`place` put the sections.
+    """
 
     def __init__(
         self,
@@ -89,6 +99,12 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         self.share = (counts / counts.sum()).cumsum(0)
         # a view reaches this far from its middle: half its diagonal, shrunk to the largest, and a pixel to interpolate
         self.reach = math.ceil(size / 2 * math.sqrt(2) * (1 + how.scaling)) + 2
+        self.place(torch.device("cpu"))
+
+    def place(self, device: torch.device) -> None:
+        """Make the views on ``device``."""
+        self.sections = [s.to(device) for s in self.sections]
+        self.dense = [s.whole() if math.prod(s.shape) <= WHOLE else None for s in self.sections]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose views are drawn."""
@@ -101,11 +117,10 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, index)) % (2**63))
         draw = torch.rand((), generator=generator, dtype=torch.float64)
         which = min(int(torch.searchsorted(self.share, draw)), len(self.sections) - 1)
-        section = self.sections[which]
         centre = self._centre(which, generator)
-        item = self._view(section, centre, generator)
+        item = self._view(which, centre, generator)
         if self.twins:
-            item |= {f"{k}2": v for k, v in self._view(section, centre, generator).items()}
+            item |= {f"{k}2": v for k, v in self._view(which, centre, generator).items()}
         return item
 
     def _centre(self, which: int, generator: torch.Generator) -> tuple[float, float]:
@@ -117,22 +132,24 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         pixel = int(section.flat[int(torch.randint(len(section.flat), (), generator=generator))])
         return float(pixel // width), float(pixel % width)
 
-    def _around(self, section: PixelRaster, centre: tuple[float, float]) -> tuple[RasterTensors, tuple[float, float]]:
+    def _around(self, which: int, centre: tuple[float, float]) -> tuple[RasterTensors, tuple[float, float]]:
         """Return the window that a view can reach, all of a small section, and the view's middle in it."""
+        section, dense = self.sections[which], self.dense[which]
         top, left = (max(int(c) - self.reach, 0) for c in centre)
         end = [min(math.ceil(c) + self.reach + 1, length) for c, length in zip(centre, section.shape, strict=True)]
-        window = section.window(top, left, end[0] - top, end[1] - left)
+        window = (section.window if dense is None else dense.part)(top, left, end[0] - top, end[1] - left)
         return window, (centre[0] - top, centre[1] - left)
 
-    def _view(self, section: PixelRaster, centre: tuple[float, float], generator: torch.Generator) -> dict[str, Tensor]:
-        s, centre = self._around(section, centre)
-        grid = affine_grid(s.occupied.shape[-2:], self.size, centre, generator, self.how)  # type: ignore[arg-type]
+    def _view(self, which: int, centre: tuple[float, float], generator: torch.Generator) -> dict[str, Tensor]:
+        s, centre = self._around(which, centre)
+        shape, device = (s.x.shape[1], s.x.shape[2]), s.x.device
+        grid = affine_grid(shape, self.size, centre, generator, self.how, device)
         x, occupied = resample(s.x, s.occupied, grid)
-        hidden = torch.rand(occupied.shape, generator=generator) < self.how.drop
+        hidden = (torch.rand(occupied.shape, generator=generator) < self.how.drop).to(device)
         view = {"clean": x, "present": (occupied > 0).float()}
         view["occupied"] = view["present"] * ~hidden
         view["x"] = x * view["occupied"]
-        view["block"] = block_mask((self.size, self.size), 0.3, 4, generator)[None].float()
+        view["block"] = block_mask((self.size, self.size), 0.3, 4, generator, device)[None].float()
         if s.target is not None and s.weight is not None:
             stacked, weight = resample(s.target, s.weight, grid)
             view["target"], view["weight"] = stacked, weight * view["present"]
@@ -154,19 +171,19 @@ class _Whole(Dataset[list[Tensor]]):
     """Whole sections with their held-out pixels; windows of those that are large."""
 
     def __init__(self, sections: Sequence[PixelRaster]) -> None:
-        self.windows = [
-            (s, where)
-            for s in sections
-            if s.val_weight is not None and bool(s.val_weight.sum() > 0)
-            for where in _judged_windows(s)
-        ]
+        self.sections = [s for s in sections if s.val_weight is not None and bool(s.val_weight.sum() > 0)]
+        self.windows = [(i, where) for i, s in enumerate(self.sections) for where in _judged_windows(s)]
+
+    def place(self, device: torch.device) -> None:
+        """Make the windows on ``device``."""
+        self.sections = [s.to(device) for s in self.sections]
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> list[Tensor]:
         section, where = self.windows[index]
-        s = section.window(*where)
+        s = self.sections[section].window(*where)
         return [s.x, s.occupied, s.target, s.val_weight]  # type: ignore[list-item]
 
 

@@ -1,0 +1,184 @@
+"""Every network's training step stays on one device and never makes the host wait, checked without a card.
+
+torch's meta device stands for the card: it has shapes and no values, so that reading a value (``.item()``, ``.cpu()``,
+a boolean mask) raises as it would wait on CUDA, and :class:`OneDevice` refuses what mixes it with the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stxtools.nn._gnn import RegionGNN
+from stxtools.nn._recipe import Training
+from stxtools.nn._refiner import Refiner
+from stxtools.nn._segmentation import (
+    ContrastivePretraining,
+    Imitation,
+    MaskedPretraining,
+    RefinerTask,
+    SegmentationTask,
+)
+from stxtools.nn._student import JointNet, PyramidMLP
+from stxtools.nn._tiles import PixelRaster
+from stxtools.nn._tissue import GraphTensors, TissueModule
+from stxtools.nn._tissue_task import EmbeddingTask, GraphTask, TissueTask, UNetPretraining
+from stxtools.nn._training import Task
+from stxtools.nn._unet import SegmentationNet, UNet
+from stxtools.nn._views import Augmentation, view_loader, whole_loader
+from stxtools.nn._weighting import SCHEMES, task_weighting
+
+CARD = torch.device("meta")
+CHANNELS, CLASSES = 3, 4
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuse operations on tensors of two devices; single numbers may come from the CPU, and copies to the card."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        tensors = [t for t in tree_leaves((args, kwargs or {})) if isinstance(t, Tensor)]
+        devices = {t.device.type for t in tensors if t.ndim}
+        to_card = func is torch.ops.aten.copy_.default and tensors[0].device == CARD
+        if len(devices) > 1 and not to_card:
+            raise RuntimeError(f"{func} mixes {' and '.join(sorted(devices))}")
+        return func(*args, **(kwargs or {}))
+
+
+def one_step(task: Task, batches: Iterator[Any]) -> None:
+    """A training step and a judged batch as Lightning would run them on the card."""
+    task.to(CARD)
+    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
+    with OneDevice():
+        task.setup("fit")
+        optimizer = torch.optim.AdamW(task.parameters())
+        batch = next(batches)
+        loss = task.training_step(batch, 0)
+        assert loss is not None
+        assert loss.device == CARD
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 5.0)
+        optimizer.step()
+        task.on_train_batch_end(loss, batch, 0)
+    assert all(p.grad is None or p.grad.device == CARD for p in task.parameters())
+
+
+def rasters(side: int) -> list[PixelRaster]:
+    flat = torch.nonzero(torch.rand(side * side, generator=torch.Generator().manual_seed(0)) < 0.8)[:, 0]
+    n = len(flat)
+    return [
+        PixelRaster((side, side), flat, torch.randn(n, CHANNELS), torch.rand(n, CLASSES), torch.ones(n), torch.ones(n))
+    ]
+
+
+def views(side: int, twins: bool = False) -> Iterator[Any]:
+    loader = view_loader(rasters(side), size=32, steps=1, batch_size=2, how=Augmentation(), seed=0, twins=twins)
+    loader.dataset.place(CARD)  # type: ignore[attr-defined]
+    return iter(loader)
+
+
+@pytest.mark.parametrize("side", [40, 300], ids=["small section", "section read in windows"])
+@pytest.mark.parametrize("kind", ["segmentation", "refiner", "masked", "contrastive"])
+def test_pixel_networks_train_on_the_card(kind: str, side: int) -> None:
+    unet, how = UNet(CHANNELS, width=8), Training()
+    task: Task = {
+        "segmentation": lambda: SegmentationTask(SegmentationNet(unet, CLASSES), how),
+        "refiner": lambda: RefinerTask(Refiner(CHANNELS), how),
+        "masked": lambda: MaskedPretraining(unet, CHANNELS, how),
+        "contrastive": lambda: ContrastivePretraining(unet, CHANNELS, how),
+    }[kind]()
+    batches = views(side, twins=kind == "contrastive")
+    if kind == "refiner":  # it reads logits: as many channels as classes
+        batches = iter([{k: v[:, :CHANNELS] if k == "target" else v for k, v in b.items()} for b in batches])
+    one_step(task, batches)
+
+
+def test_held_out_pixels_are_judged_on_the_card() -> None:
+    task = SegmentationTask(SegmentationNet(UNet(CHANNELS, width=8), CLASSES), Training()).to(CARD)
+    logged: list[Tensor] = []
+    task.log = lambda name, value, **kwargs: logged.append(value)  # type: ignore[method-assign, assignment]
+    loader = whole_loader(rasters(40))
+    assert loader is not None
+    loader.dataset.place(CARD)  # type: ignore[attr-defined]
+    with OneDevice(), torch.no_grad():
+        task.validation_step(next(iter(loader)), 0)
+    assert logged[0].device == CARD
+
+
+def test_the_student_trains_on_the_card() -> None:
+    net = JointNet(PyramidMLP(CHANNELS), [2, CLASSES])
+    means = torch.randn(5, CHANNELS * net.unet.n_scales, device=CARD)
+    task = Imitation(net, Training(), [2, CLASSES])  # type: ignore[arg-type]
+    one_step(task, iter([[means, torch.rand(5, 2 + CLASSES, device=CARD)]]))
+
+
+def graph(with_parts: bool = False) -> GraphTensors:
+    regions, n, side = 6, 30, 8
+    around = torch.arange(regions)
+    edges = torch.stack([around, around.roll(1)])
+    region, ones = torch.arange(n) % regions, torch.ones(n)
+    return GraphTensors(
+        torch.randn(regions, 5), torch.cat([edges, edges.flip(0)], dim=1),
+        torch.randn(CHANNELS, side, side), torch.ones(1, side, side), torch.arange(n), region, torch.randn(n, 7),
+        {"t": torch.rand(regions, 2), "v": torch.rand(regions, 1)},
+        *({"t": torch.ones(regions), "v": torch.ones(regions)} for _ in range(2)),
+        {"t": torch.rand(n, 2), "v": torch.rand(n, 1)}, {"t": ones, "v": ones}, {"t": ones, "v": ones},
+    )  # fmt: skip
+
+
+def tissue(conv: str) -> TissueModule:
+    unet = UNet(CHANNELS, width=8, depth=1)
+    gnn = RegionGNN(5 + 16 + 8, hidden=8, out_channels=8, conv=conv, heads=2)  # type: ignore[arg-type]
+    return TissueModule(5, gnn, 8, unet, {"t": 2, "v": 1}, own=7, width=16)
+
+
+def steps_of(task: GraphTask) -> Iterator[Any]:
+    return iter([(0, 1)])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("conv", ["gatv2", "sum"])
+def test_the_framework_trains_on_the_card(conv: str, scheme: str) -> None:
+    weighting = task_weighting(scheme, {"t": 1.0, "v": 1.0}, ["v"])
+    task = TissueTask(tissue(conv), [graph()], Training(), weighting)
+    one_step(task, steps_of(task))
+    with OneDevice(), torch.no_grad():
+        task.validation_step((0, 1), 0)
+
+
+@pytest.mark.parametrize("objective", ["masked", "contrastive"])
+@pytest.mark.parametrize("conv", ["gatv2", "sum"])
+def test_embeddings_train_on_the_card(conv: str, objective: str) -> None:
+    gnn = RegionGNN(5, hidden=8, out_channels=8, conv=conv, heads=2)  # type: ignore[arg-type]
+    g = graph()
+    module = TissueModule(5, gnn, 8, None, {})
+    task = EmbeddingTask(module, [GraphTensors(g.nodes, g.edges)], Training(), objective, 0.2)
+    one_step(task, steps_of(task))
+
+
+def test_the_framework_s_unet_is_pretrained_on_the_card() -> None:
+    task = UNetPretraining(UNet(CHANNELS, width=8, depth=1), CHANNELS, [graph()], Training())
+    one_step(task, steps_of(task))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: x + torch.zeros(3),
+        lambda x: x[torch.arange(2)],
+        lambda x: torch.nonzero(x),
+        lambda x: torch.bincount(x.long()),
+    ],
+    ids=["item", "cpu", "mask", "mixed", "cpu index", "nonzero", "bincount"],
+)
+def test_what_would_wait_or_mix_devices_is_found(fault: Any) -> None:
+    with OneDevice(), pytest.raises((RuntimeError, NotImplementedError)):
+        fault(torch.zeros(3, device=CARD))
