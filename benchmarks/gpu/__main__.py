@@ -1,0 +1,256 @@
+"""What a CUDA device gives: time, memory and agreement with the CPU.
+
+    python benchmarks/gpu --data FOLDER --out gpu.json [--page docs/benchmarks/gpu.md]
+
+Parts, each in processes of its own: ``cortex`` (dlpfc 151673, first and second call), ``cells`` (a million generated
+cells, all steps), ``bins`` (ten million bins, a saved model). A part that the time left does not allow is not begun,
+and what was measured until then is kept. ``--page`` only writes the page of a file of measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+sys.path.insert(0, str(Path(__file__).parents[1] / "scale"))
+
+QUIET: dict[str, Any] = {"show_progress": False}
+GENES, DEPTH = 500, 85.0
+
+
+def emit(**row: Any) -> None:
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+
+
+class Timed:
+    """Time of each step of a part, with the peaks of the process's and the device's memory."""
+
+    def __init__(self, part: str, accelerator: str) -> None:
+        from measured import PeakMemory
+
+        self.names, self.peak = {"part": part, "accelerator": accelerator}, PeakMemory()
+
+    def __call__(self, step: str, call: Callable[[], object], **more: Any) -> None:
+        import torch
+
+        on_card = torch.cuda.is_available()
+        self.peak.reset()
+        if on_card:
+            torch.cuda.reset_peak_memory_stats()
+        start, cpu = time.perf_counter(), time.process_time()
+        call()
+        row = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "peak_gb": self.peak.read()}
+        if on_card:
+            row["card_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        emit(**self.names, step=step, **row, **more)
+
+
+@contextmanager
+def profiled(name: str, **names: str) -> Iterator[None]:
+    """Emit which share of the time the device computes, and in what; nothing without a device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        yield
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    start = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CUDA]) as prof:
+        yield
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    kernels = sorted(prof.key_averages(), key=lambda e: -e.self_device_time_total)
+    busy = sum(e.self_device_time_total for e in kernels) / 1e6
+    top = [[e.key[:80], e.count, round(e.self_device_time_total / 1e3, 1)] for e in kernels[:8]]
+    emit(step=f"profile of {name}", seconds=seconds, busy=busy, top=top, **names)
+
+
+def cortex(accelerator: str, args: argparse.Namespace) -> None:
+    import anndata as ad
+    import numpy as np
+    from sklearn.metrics import adjusted_rand_score
+
+    import stxtools as st
+
+    path = args.data / "dlpfc_151673.h5ad"
+    adata = ad.read_h5ad(path)
+    how: dict[str, Any] = {"accelerator": accelerator, **QUIET}
+    timed = Timed("cortex", accelerator)
+    model = args.folder / f"cortex_{accelerator}.stx"
+    timed("segment, first call", lambda: st.tl.segment(adata, 7, save_model=model, **how))
+    timed("segment, second call", lambda: st.tl.segment(adata, 7, key_added="again", **how))
+    timed("apply a model", lambda: st.tl.segment(adata, model=model, key_added="applied", **how))
+    st.tl.region_graph(adata)
+    timed("embed", lambda: st.tl.embed(adata, **how))
+    timed("multitask", lambda: st.tl.multitask(adata, None, "layer", **how))
+    emit(part="cortex", accelerator=accelerator, step="ARI of two runs",
+         value=adjusted_rand_score(adata.obs["segment"], adata.obs["again"]))  # fmt: skip
+    if accelerator == "gpu":
+        st.tl.segment(adata, model=model, key_added="on_cpu", **(how | {"accelerator": "cpu"}))
+        emit(part="cortex", accelerator="gpu", step="one model on both: ARI",
+             value=adjusted_rand_score(adata.obs["applied"], adata.obs["on_cpu"]))  # fmt: skip
+        emit(part="cortex", accelerator="gpu", step="one model on both: largest difference of a probability",
+             value=float(np.abs(adata.obsm["applied_proba"] - adata.obsm["on_cpu_proba"]).max()))  # fmt: skip
+        with profiled("segment", part="cortex"):
+            st.tl.segment(adata, 7, key_added="again", **how)
+        with profiled("multitask", part="cortex"):
+            st.tl.multitask(adata, None, "layer", **how)
+    adata.obs[["segment"]].to_csv(args.folder / f"cortex_{accelerator}.csv")
+    other = args.folder / "cortex_gpu.csv"
+    if accelerator == "cpu" and other.exists():
+        import pandas as pd
+
+        emit(part="cortex", accelerator="both", step="trained on either: ARI",
+             value=adjusted_rand_score(pd.read_csv(other, index_col=0)["segment"], adata.obs["segment"]))  # fmt: skip
+
+
+def tissue(args: argparse.Namespace, n_obs: int, platform: str) -> Any:
+    """Generated tissue, kept in the folder."""
+    import anndata as ad
+
+    import stxtools as st
+
+    path = args.folder / f"{platform}_{n_obs}.h5ad"
+    if not path.exists():
+        st.datasets.synthetic_tissue(
+            n_obs, GENES, platform=platform, mean_depth=DEPTH, random_state=0, show_progress=False
+        ).write_h5ad(path)
+    return ad.read_h5ad(path)
+
+
+def cells(accelerator: str, args: argparse.Namespace) -> None:
+    from sklearn.metrics import adjusted_rand_score
+
+    import stxtools as st
+
+    adata = tissue(args, args.cells, "merfish")
+    how: dict[str, Any] = {"accelerator": accelerator, **QUIET}
+    timed = Timed("cells", accelerator)
+    timed("normalize", lambda: st.pp.normalize(adata))
+    timed("segment", lambda: st.tl.segment(adata, 5, save_model=args.folder / "cells.stx", **how))
+    timed("apply a model", lambda: st.tl.segment(adata, model=args.folder / "cells.stx", key_added="applied", **how))
+    emit(part="cells", accelerator=accelerator, step="ARI with the truth",
+         value=adjusted_rand_score(adata.obs["compartment"], adata.obs["segment"]))  # fmt: skip
+    timed("region_graph", lambda: st.tl.region_graph(adata))
+    timed("embed", lambda: st.tl.embed(adata, **how))
+    if accelerator == "gpu":
+        timed("biomarkers", lambda: st.tl.biomarkers(adata, "disease", **QUIET))
+        with profiled("segment", part="cells"):
+            st.tl.segment(adata, 5, key_added="again", **how)
+        with profiled("embed", part="cells"):
+            st.tl.embed(adata, **how)
+
+
+def side_by_side(block: Any) -> Any:
+    """Ten copies of a hexagonal section on one lattice."""
+    import anndata as ad
+    import numpy as np
+
+    xy = block.obsm["spatial"]
+    period = np.array([100.0, np.sqrt(3) * 100.0])  # two rows of the lattice
+    step = period * (np.ceil(np.ptp(xy, axis=0) / period) + 1)
+    parts = [
+        ad.AnnData(
+            block.X,
+            obs=block.obs[["compartment"]].set_axis(block.obs_names + f"_{i}"),
+            var=block.var,
+            obsm={"spatial": xy + step * [i % 4, i // 4]},
+            uns={"log1p": block.uns["log1p"]} if "log1p" in block.uns else {},
+        )
+        for i in range(10)
+    ]
+    return ad.concat(parts, merge="first", uns_merge="first")
+
+
+def bins(accelerator: str, args: argparse.Namespace) -> None:
+    """A block of a tenth, normalised and learned from, then ten of it side by side."""
+    import stxtools as st
+
+    block = tissue(args, args.bins // 10, "visium")
+    how: dict[str, Any] = {"accelerator": accelerator, **QUIET}
+    timed = Timed("bins", accelerator)
+    st.pp.normalize(block)
+    model = args.folder / "bins.stx"
+    timed("train on a tenth", lambda: st.tl.segment(block, 5, save_model=model, **how))
+    whole = side_by_side(block)
+    timed("apply a model", lambda: st.tl.segment(whole, model=model, **how), n_obs=whole.n_obs)
+    timed("region_graph", lambda: st.tl.region_graph(whole))
+    timed("embed", lambda: st.tl.embed(whole, **how), regions=whole.uns["regions"].n_obs)
+
+
+PARTS = {"cortex": cortex, "cells": cells, "bins": bins}
+
+
+def measured(part: str, accelerator: str, args: argparse.Namespace, left: float) -> list[dict[str, Any]]:
+    """Rows of one part, measured in a process of its own that may take ``left`` seconds."""
+    command = [sys.executable, __file__, "--child", part, accelerator, *sys.argv[1:]]
+    command += ["--folder", str(args.folder)]
+    rows: list[dict[str, Any]] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        timer = threading.Timer(left, child.kill)
+        timer.start()
+        for line in child.stdout or ():
+            if line.startswith("{"):
+                rows.append(json.loads(line))
+                shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}
+                sys.stderr.write(" ".join(f"{k}={v}" for k, v in shown.items()) + "\n")
+        timer.cancel()
+    if child.returncode:
+        rows.append({"part": part, "accelerator": accelerator, "step": f"ended with {child.returncode}"})
+        sys.stderr.write(f"{part} on {accelerator}: ended with {child.returncode}\n")
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"card": card, "cpu_cores": os.cpu_count(), "python": platform.python_version(),
+            "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with dlpfc_151673.h5ad")
+    parser.add_argument("--parts", nargs="+", default=["cortex gpu", "cortex cpu", "cells gpu", "bins gpu"],
+                        help="what to measure and where, such as 'cells gpu'")  # fmt: skip
+    parser.add_argument("--cells", type=int, default=1_000_000)
+    parser.add_argument("--bins", type=int, default=10_000_000)
+    parser.add_argument("--seconds", type=float, default=460.0, help="of all parts together")
+    parser.add_argument("--folder", type=Path, help="for what is generated; a temporary one by default")
+    parser.add_argument("--tests", type=Path, help="log of the tests, whose last line is kept")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        PARTS[args.child[0]](args.child[1], args)
+        return
+    start, result = time.monotonic(), machine() | {"tests": "not run", "rows": []}
+    if args.tests is not None and args.tests.exists():
+        result["tests"] = args.tests.read_text().strip().splitlines()[-1].strip("= ")
+    with tempfile.TemporaryDirectory() as folder:
+        args.folder = args.folder or Path(folder)
+        args.folder.mkdir(parents=True, exist_ok=True)
+        for what in args.parts:
+            left = args.seconds - (time.monotonic() - start)
+            if left > 0:
+                result["rows"] += measured(*what.split(), args, left)
+            args.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

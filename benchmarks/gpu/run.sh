@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Tests and measurements on a CUDA device, at most nine minutes.
+#
+#   benchmarks/gpu/run.sh OUT [arguments of benchmarks/gpu ...]
+#
+# On a machine without a network, WHEELS names a folder with the packages of benchmarks/gpu/wheels.txt; torch, PyG and
+# Lightning must be there. The tests' log and gpu.json land in OUT.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+out=$1
+shift
+mkdir -p "$out"
+export MPLBACKEND=Agg PYTHONUNBUFFERED=1 STXTOOLS_TEST_DATA=${STXTOOLS_TEST_DATA:-../shared/data}
+
+if [ -n "${WHEELS:-}" ]; then
+    python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/stxtools_wheels "$WHEELS"/*.whl || exit
+    export PYTHONPATH=/tmp/stxtools_wheels
+fi
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+[ -n "${SKIP_TESTS:-}" ] || python3 -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests 2>&1 | tee "$out/tests.log" | tail -n 30
+python3 benchmarks/gpu --out "$out/gpu.json" --tests "$out/tests.log" --data "$STXTOOLS_TEST_DATA" "$@"
