@@ -52,6 +52,10 @@ RANK_GENES_GROUPS = "rank_genes_groups"
 TARGETS = "targets"
 COMPARE = "compare"
 
+# tl.track, tl.trends
+TRACK = "track"
+TRENDS = "trends"
+
 # tl.evaluate, tl.tune
 EVALUATION = "evaluation"
 TUNE = "tune"
@@ -74,6 +78,8 @@ RESERVED = frozenset(
         MULTITASK,
         BIOMARKERS,
         COMPARE,
+        TRACK,
+        TRENDS,
         X_PCA,
         X_UNET,
         X_GNN,

@@ -186,6 +186,17 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
          "``n_reference`` (subjects)"),
         ("uns", f"{k.COMPARE}_params", "dict", "-", PARAMS),
     ),
+    "tl.trends": (
+        ("uns", k.TRENDS, "DataFrame", "n_rows x 14",
+         "one row per value: ``kind`` (share, area, contact, expression), ``compartment``, ``feature`` (the other "
+         "compartment, or the gene), ``slope`` (log2 per unit of time) with its 95 % limits ``ci_low``, ``ci_high``, "
+         "``scores`` (z), ``pvals``, ``pvals_order`` (order alone), both also as ``_adj`` (Benjamini-Hochberg within "
+         "kind), ``mean_start`` and ``mean_end`` (fitted at the first and last time: share, area, contact over chance, "
+         "counts per million), ``n_subjects``"),
+        ("uns", f"{k.TRENDS}_values", "DataFrame", "n_rows x n_subjects",
+         "log2 of every subject, in the order of ``subjects`` and ``times`` in the parameters; NaN for none"),
+        ("uns", f"{k.TRENDS}_params", "dict", "-", PARAMS),
+    ),
     "tl.targets": (
         ("uns", k.BIOMARKERS, "DataFrame", "n_groups * n_vars x n_columns",
          "the biomarker table with the columns above and ``in_{format}``: whether the file lists the gene; a gene that "

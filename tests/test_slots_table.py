@@ -54,6 +54,9 @@ CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     "tl.embed": lambda a: st.tl.embed(a, params={"epochs": 2}),
     "tl.biomarkers": lambda a: st.tl.biomarkers(a, "disease"),
     "tl.compare": lambda a: st.tl.compare(a, "disease", "disease", groupby="band", library_key="disease"),
+    "tl.trends": lambda a: st.tl.trends(
+        a, "disease_time", subject_key="disease", groupby="band", library_key="disease"
+    ),
     "tl.targets": lambda a: st.tl.targets(a, pd.DataFrame({"gene_name": ["gene1"], "drug_name": ["A"]})),
     "tl.multitask": lambda a: st.tl.multitask(a, "disease", "band", params={"epochs": 2}),
     "tl.attention_fidelity": _looked_into,
@@ -81,6 +84,7 @@ def _section(library: int = 0) -> ad.AnnData:
     adata.obs_names = [f"{LIBRARIES[library]}_spot{i}" for i in range(adata.n_obs)]
     adata.obs["band"] = pd.Categorical(np.array(["a", "b", "c"], dtype=object)[band])
     adata.obs["disease"] = pd.Categorical(np.array(["healthy", "tumour"], dtype=object)[disease])
+    adata.obs["disease_time"] = disease.astype(float)
     adata.obs["array_row"], adata.obs["array_col"] = row, 2 * col + row % 2
     adata.obsm["spatial"] = np.c_[(2 * col + row % 2) * 50.0, row * 50.0 * np.sqrt(3)]
     adata.uns["spatial"] = {LIBRARIES[library]: {"images": {}, "scalefactors": {"spot_diameter_fullres": 55.0}}}

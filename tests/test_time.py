@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse, stats
 
 import stxtools as st
+from stxtools.stats._jonckheere import jonckheere
+from stxtools.stats._subjects import regress_subjects
 
 
 def test_series_has_the_truth_that_it_tells() -> None:
@@ -53,3 +61,132 @@ def test_series_plants_trends_inside_their_compartment() -> None:
 def test_series_says_what_is_wrong(kwargs: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(kwargs))):
         st.datasets.synthetic_series(**kwargs)  # type: ignore[arg-type]
+
+
+def _bands(times: list[float], *, per_time: int = 3, fold: float = 1.0, seed: int = 0) -> ad.AnnData:
+    """Sections of 12 x 12 spots with two bands; gene 0 rises in "a" by ``fold`` over the whole time."""
+    rng, parts, rate = np.random.default_rng(seed), [], np.exp(np.random.default_rng(9).normal(1.5, 0.5, 100))
+    for i, time in enumerate(np.repeat(times, per_time)):
+        row, col = (a.ravel() for a in np.mgrid[:12, :12])
+        band = np.where(row < 5, "b", "a")
+        values = np.tile(rate * np.exp(rng.normal(0, 0.1, 100)), (144, 1))
+        values[band == "a", 0] *= fold ** ((time - times[0]) / (times[-1] - times[0]))
+        part = ad.AnnData(sparse.csr_matrix(rng.poisson(values).astype(np.float32)))
+        part.obs["band"], part.obs["time"], part.obs["animal"] = pd.Categorical(band), time, f"a{i}"
+        part.obsm["spatial"] = np.c_[col, row].astype(float)
+        parts.append(part)
+    return ad.concat(parts, label="section", keys=[f"s{i}" for i in range(len(parts))], index_unique="-")
+
+
+def _trends(adata: ad.AnnData, **kwargs: Any) -> pd.DataFrame:
+    st.tl.trends(adata, "time", subject_key="animal", groupby="band", library_key="section", **kwargs)
+    return adata.uns[kwargs.get("key_added", "trends")]
+
+
+def test_regression_of_one_feature_is_scipys() -> None:
+    """One feature: nothing to share, and every permutation has its own spread."""
+    rng, x = np.random.default_rng(0), np.repeat([0.0, 1.0, 2.5, 7.0], 3)
+    values = rng.normal(size=(12, 1)) + x[:, None]
+    found, plain = regress_subjects(values, x, (x < 3, x > 3), None, 0), stats.linregress(x, values[:, 0])
+    assert found.effect[0] == pytest.approx(plain.slope)
+    assert plain.pvalue * (1 - 1e-9) <= found.pvals[0] < 5 * plain.pvalue + 1e-6
+    assert found.low[0] < plain.slope < found.high[0]
+
+
+def test_jonckheere_counts_all_permutations() -> None:
+    rng = np.random.default_rng(0)
+    x, values = np.array([0.0, 0, 1, 1, 2, 2]), rng.normal(size=(6, 4))
+    values[2, 3] = np.nan
+    values[:, 2] = x
+
+    def ordered(y: np.ndarray) -> float:
+        return float(sum(y[j] > y[i] for i in range(len(y)) for j in range(len(y)) if at[j] > at[i]))
+
+    for feature, found in enumerate(jonckheere(values, x)):
+        known = np.isfinite(values[:, feature])
+        at, y = x[known], values[known, feature]
+        null = np.array([ordered(np.array(p)) for p in permutations(np.argsort(np.argsort(y)))])
+        if feature != 2:
+            seen = abs(ordered(y) - null.mean())
+            assert found == pytest.approx(min(1.0, (np.abs(null - null.mean()) >= seen - 1e-9).mean()))
+    x, values = np.repeat([0.0, 1.0], 30), rng.normal(size=(60, 1))
+    mann_whitney = stats.mannwhitneyu(values[:30, 0], values[30:, 0], method="asymptotic").pvalue
+    assert jonckheere(values, x)[0] == pytest.approx(mann_whitney)
+    assert np.isnan(jonckheere(values, np.zeros(60))[0])
+
+
+def test_no_trend_is_called_at_the_nominal_rate() -> None:
+    rng, found, x = np.random.default_rng(1), [], np.repeat([0.0, 1.0, 2.0], 3)
+    for _ in range(10):
+        values = rng.normal(size=(9, 1000)) * np.exp(rng.normal(-1, 0.4, 1000))
+        found.append(regress_subjects(values, x, (x < 1, x > 1), None, 0).pvals)
+    pvals = np.concatenate(found)
+    assert stats.kstest(pvals, "uniform").statistic <= 0.04
+    assert (pvals <= 0.005).mean() <= 0.008
+
+
+def test_trends_by_hand(tmp_path: Path) -> None:
+    adata = _bands([0.0, 1.0, 4.0], fold=4.0)
+    table = _trends(adata)
+    gene = table[(table["kind"] == "expression") & (table["compartment"] == "a")].set_index("feature").loc["0"]
+    inside = adata[adata.obs["band"] == "a"]
+    bulk = np.array([inside[inside.obs["animal"] == f"a{i}"].X.astype(float).sum(axis=0).A1 for i in range(9)])
+    million = np.log2((bulk[:, 0] + 0.5) / (bulk.sum(axis=1) + 1) * 1e6)
+    times = np.repeat([0.0, 1.0, 4.0], 3)
+    assert gene["slope"] == pytest.approx(stats.linregress(times, million).slope)
+    assert gene["ci_low"] < 0.5 < gene["ci_high"]
+    assert gene["pvals_adj"] <= 0.05
+    assert gene["pvals_order"] == pytest.approx(2 / 1680)
+    called = table[(table["kind"] == "expression") & (table["pvals_adj"] <= 0.05)]
+    assert set(called["feature"]) == {"0"}
+    area = table[(table["kind"] == "area") & (table["compartment"] == "b")].iloc[0]
+    assert (area["mean_start"], area["slope"]) == (pytest.approx(60), pytest.approx(0, abs=1e-12))
+    values = adata.uns["trends_values"]
+    assert values.shape == (len(table), 9)
+    np.testing.assert_allclose(values.loc[gene.name == table["feature"]].iloc[0], million, rtol=1e-5)
+
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.write_zarr(tmp_path / "a.zarr")
+    for back in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
+        for key in ("trends", "trends_values"):
+            pd.testing.assert_frame_equal(back.uns[key], adata.uns[key], check_dtype=False)
+    turned = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    pd.testing.assert_frame_equal(_trends(turned), table)
+
+
+def test_trends_of_few_subjects_missing_compartments_and_several_sections() -> None:
+    few = _trends(_bands([0.0, 1.0, 2.0], per_time=2))
+    assert few[["pvals", "pvals_order", "pvals_adj"]].isna().all(axis=None)
+    genes = few[few["kind"] == "expression"]
+    assert (genes["ci_low"] < genes["ci_high"]).all()
+
+    adata = _bands([0.0, 1.0])
+    adata.obs.loc[(adata.obs["animal"] == "a0") & (adata.obs["band"] == "b"), "band"] = "a"
+    table = _trends(adata).set_index(["kind", "compartment"]).sort_index()
+    assert set(table.loc[("expression", "b"), "n_subjects"]) == {5}
+    assert table.loc[("expression", "b"), "pvals"].isna().all()
+    assert table.loc[("expression", "a"), "pvals"].notna().all()
+
+    adata = _bands([0.0, 1.0])
+    twice = ad.concat([adata, adata], label="copy", keys=["x", "y"], index_unique="-")
+    twice.obs["section"] = twice.obs["section"].astype(str) + twice.obs["copy"].astype(str)
+    one, two = _trends(adata).query("kind == 'area'"), _trends(twice).query("kind == 'area'")
+    np.testing.assert_allclose(one["mean_start"], two["mean_start"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda o: o.assign(time="E9"), TypeError, "finite numbers"),
+        (lambda o: o.assign(time=1.0), ValueError, "at least two"),
+        (lambda o: o.assign(time=np.arange(len(o))), ValueError, "several values"),
+        (lambda o: o.assign(section="s"), ValueError, "several values"),
+        (lambda o: o.drop(columns="time"), KeyError, "time_key"),
+    ],
+)
+def test_trends_say_what_is_wrong(change: Any, error: type[Exception], match: str) -> None:
+    adata = _bands([0.0, 1.0])
+    adata.obs = change(adata.obs)
+    with pytest.raises(error, match=match):
+        _trends(adata)
+    assert not [key for key in adata.uns if key.startswith("trends")]

@@ -79,7 +79,7 @@ def test_without_moderation_and_permutation_it_is_students_t() -> None:
     found = compare_subjects(values, group, None, 0)
     plain = stats.ttest_ind(values[group, 0], values[~group, 0])
     assert found.effect[0] == pytest.approx(values[group].mean() - values[~group].mean())
-    assert plain.pvalue <= found.pvals[0] < 5 * plain.pvalue
+    assert plain.pvalue * (1 - 1e-9) <= found.pvals[0] < 5 * plain.pvalue  # but for rounding
     assert found.low[0] < found.effect[0] < found.high[0]
 
 

@@ -1,11 +1,11 @@
-"""Two groups of subjects: moderated t-tests whose scale comes from permuting the subjects."""
+"""Groups of subjects and trends over them: moderated t-tests whose scale comes from permuting the subjects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, islice
-from math import comb
+from math import factorial, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ MIN_SUBJECTS = 3  # a side: with fewer, effects have an interval but no p-value
 _MOST = 200  # permutations
 _VALUES = 4_000_000  # permuted statistics in all
 _CONSTANT = 1e-6  # of the median variance: less is rounding
+_ROUNDING = 1e-10  # of the largest value: less deviation is rounding
 _KNOTS = 4  # degree of the variance trend, at most
 
 
@@ -37,53 +38,91 @@ class Difference:
     n_reference: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Slope:
+    """Per feature: slope with 95 % limits, normal score, p-value."""
+
+    effect: Floats
+    low: Floats
+    high: Floats
+    score: Floats
+    pvals: Floats
+
+
 def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
-    """Compare two groups of subjects feature by feature.
+    """Compare two groups of subjects feature by feature: :func:`regress_subjects` on a column of 0 and 1.
+
+    - ``values``: Subjects x features; NaN where a subject lacks the feature.
+    - ``group``: Which subjects are in the group; the others are the reference.
+    - ``level``, ``seed``: As there.
+    """
+    known = np.isfinite(values)
+    found = regress_subjects(values, group.astype(float), (group, ~group), level, seed)
+    n1, n0 = known[group].sum(axis=0), known[~group].sum(axis=0)
+    m1, m0 = (np.where(known[g], values[g], 0.0).sum(axis=0) / np.maximum(n, 1) for g, n in ((group, n1), (~group, n0)))
+    return Difference(
+        np.where(n1 > 0, m1, np.nan), np.where(n0 > 0, m0, np.nan), found.effect, found.low, found.high,
+        found.score, found.pvals, n1.astype(np.int64), n0.astype(np.int64),
+    )  # fmt: skip
+
+
+def regress_subjects(
+    values: Floats, x: Floats, sides: tuple[NDArray[np.bool_], NDArray[np.bool_]], level: Floats | None, seed: int
+) -> Slope:
+    """Regress every feature on a number that each subject has.
 
     The variance of each feature is moderated by that of all others (Smyth 2004), around a trend over ``level``
     where there is one (Law et al. 2014). All permutations of the subjects (a random part where there are many) give
     the spread of the statistic without an effect; where it is above 1 the statistic is divided by it.
 
     - ``values``: Subjects x features; NaN where a subject lacks the feature.
-    - ``group``: Which subjects are in the group; the others are the reference.
+    - ``x``: Number of each subject.
+    - ``sides``: Subjects on the two sides of the range of ``x``; p-values need :data:`MIN_SUBJECTS` on both.
     - ``level``: Abundance of each feature.
     - ``seed``: Of the permutations, where there are too many for all of them.
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
-    n1, n0, m1, m0, rest = _sums(filled, known, group[:, None])
-    df = (n1 + n0 - 2).astype(float)
-    usable = (n1 >= 1) & (n0 >= 1) & (df >= 1)
+    n, sxx, slope, rest, _ = _fit(filled, known, x)
+    df = (n - 2).astype(float)
+    usable = (sxx > 0) & (df >= 1)
     variance = np.divide(rest, df, out=np.zeros_like(rest), where=usable)
-    usable &= variance > _CONSTANT * np.median(variance[usable]) if usable.any() else usable
+    least = (_ROUNDING * np.abs(filled).max(initial=0.0)) ** 2
+    usable &= variance > max(_CONSTANT * np.median(variance[usable]), least) if usable.any() else usable
     trend = np.ones_like(variance)
     if level is not None and usable.sum() >= 10 * _KNOTS:
         trend = _trend(np.log(variance[usable]), level[usable], level)
     scale, prior = squeeze_variance((variance / trend)[usable], df[usable])
-    tested = usable & (n1 >= MIN_SUBJECTS) & (n0 >= MIN_SUBJECTS)
-    spread = max(1.0, _null_spread(filled, known, group, tested, trend * scale, prior, seed))
+    tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
+    spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, seed))
 
-    error = spread * np.sqrt(_moderated(variance, df, trend * scale, prior) * (1 / n1.clip(1) + 1 / n0.clip(1)))
-    total = np.minimum(df + prior, 1e6)
-    effect = np.where((n1 > 0) & (n0 > 0), m1 - m0, np.nan)
+    error = spread * np.sqrt(_moderated(variance, df, trend * scale, prior) / np.where(sxx > 0, sxx, 1.0))
+    total = np.clip(df + prior, 1.0, 1e6)
+    effect = np.where(sxx > 0, slope, np.nan)
     statistic = np.divide(effect, error, out=np.zeros_like(error), where=tested & (error > 0))
-    width = np.where(usable, stats.t.ppf(0.975, np.maximum(total, 1)) * error, np.nan)
-    return Difference(
-        np.where(n1 > 0, m1, np.nan), np.where(n0 > 0, m0, np.nan), effect, effect - width, effect + width,
-        np.where(tested, signed_z(statistic, np.maximum(total, 1)), np.nan),
-        np.where(tested, two_sided(statistic, np.maximum(total, 1)), np.nan),
-        n1.astype(np.int64), n0.astype(np.int64),
+    width = np.where(usable, stats.t.ppf(0.975, total) * error, np.nan)
+    return Slope(
+        effect, effect - width, effect + width, np.where(tested, signed_z(statistic, total), np.nan),
+        np.where(tested, two_sided(statistic, total), np.nan),
     )  # fmt: skip
 
 
-def _sums(filled: Floats, known: NDArray[np.bool_], group: NDArray[np.bool_]) -> tuple[Floats, ...]:
-    """Counts, means and residual sum of squares of the two sides for one split, (n_features,) each."""
-    one, two = known & group, known & ~group
-    n1, n0 = one.sum(axis=0), two.sum(axis=0)
-    m1 = (filled * one).sum(axis=0) / np.maximum(n1, 1)
-    m0 = (filled * two).sum(axis=0) / np.maximum(n0, 1)
-    rest = (one * (filled - m1) ** 2 + two * (filled - m0) ** 2).sum(axis=0)
-    return n1, n0, m1, m0, rest
+def _fit(
+    filled: Floats, known: NDArray[np.bool_], x: Floats
+) -> tuple[NDArray[np.int64], Floats, Floats, Floats, NDArray[np.bool_]]:
+    """Least squares of each feature: subjects, sum of squares of ``x``, slope, residual sum of squares.
+
+    And whether every subject could be left out: no slope then depends on one of them alone.
+    """
+    n = known.sum(axis=0)
+    middle = x @ known / np.maximum(n, 1)
+    off = known * (x[:, None] - middle)
+    sxx = (off**2).sum(axis=0)
+    safe = np.where(sxx > 0, sxx, 1.0)
+    slope = (off * filled).sum(axis=0) / safe
+    rest = (known * (filled - filled.sum(axis=0) / np.maximum(n, 1) - slope * off) ** 2).sum(axis=0)
+    leverage = 1 / np.maximum(n, 1) + (off**2).max(axis=0) / safe
+    return n, sxx, slope, rest, (sxx > 0) & (leverage < 1 - 1e-9)
 
 
 def _moderated(variance: Floats, df: Floats, expected: Floats, prior: float) -> Floats:
@@ -103,39 +142,54 @@ def _trend(log_variance: Floats, level: Floats, at: Floats) -> Floats:
 def _null_spread(
     filled: Floats,
     known: NDArray[np.bool_],
-    group: NDArray[np.bool_],
+    x: Floats,
     tested: NDArray[np.bool_],
     expected: Floats,
     prior: float,
     seed: int,
 ) -> float:
-    """Root mean square of the normal scores under permutations that mix the groups."""
+    """Root mean square of the normal scores under permutations that mix the subjects."""
     if not tested.any():
         return 1.0
     filled, known, expected = filled[:, tested], known[:, tested], expected[tested]
     squares = count = 0.0
-    for other in _permutations(group, max(20, _VALUES // filled.shape[1]), seed):
-        n1, n0, m1, m0, rest = _sums(filled, known, other[:, None])
-        df = (n1 + n0 - 2).astype(float)
-        split = (n1 >= 2) & (n0 >= 2)
-        error = np.sqrt(_moderated(rest / df, df, expected, prior) * (1 / n1.clip(1) + 1 / n0.clip(1)))
-        statistic = np.divide(m1 - m0, error, out=np.zeros_like(error), where=split & (error > 0))
-        score = signed_z(statistic, np.minimum(df + prior, 1e6))[split]
+    for other in _permutations(x, max(20, _VALUES // filled.shape[1]), seed):
+        n, sxx, slope, rest, fits = _fit(filled, known, other)
+        df = (n - 2).astype(float)
+        error = np.sqrt(_moderated(rest / df, df, expected, prior) / np.where(sxx > 0, sxx, 1.0))
+        statistic = np.divide(slope, error, out=np.zeros_like(error), where=fits & (error > 0))
+        score = signed_z(statistic, np.minimum(df + prior, 1e6))[fits]
         squares, count = squares + float((score**2).sum()), count + len(score)
     return float(np.sqrt(squares / count)) if count else 1.0
 
 
-def _permutations(group: NDArray[np.bool_], most: int, seed: int) -> Iterator[NDArray[np.bool_]]:
-    """Yield splits as large as ``group``'s, other than it and its mirror image: all, or random ones."""
-    n, k = len(group), int(group.sum())
-    most = min(most, _MOST)
-    if comb(n, k) <= most:
-        found: Iterator[NDArray[np.int64]] = (np.array(c, dtype=np.int64) for c in combinations(range(n), k))
+def _permutations(x: Floats, most: int, seed: int) -> Iterator[Floats]:
+    """Yield arrangements of ``x`` over the subjects, other than it and its mirror image: all, or random ones."""
+    values, counts = np.unique(x, return_counts=True)
+    most, ways = min(most, _MOST), factorial(len(x)) // prod(factorial(int(c)) for c in counts)
+    if ways <= most:
+        found = _arrangements(values[::-1], counts[::-1], np.arange(len(x)), np.empty(len(x)))
     else:
-        rng = np.random.default_rng(seed)
-        found = (rng.permutation(n)[:k] for _ in iter(int, 1))
-    for chosen in islice(found, most):
-        other = np.zeros(n, dtype=bool)
-        other[chosen] = True
-        if not np.array_equal(other, group) and not np.array_equal(~other, group):
+        found = _shuffled(np.sort(x)[::-1], np.random.default_rng(seed))
+    centred = x - x.mean()
+    for other in islice(found, most):
+        if abs((other - x.mean()) @ centred) < (1 - 1e-9) * (centred @ centred):
             yield other
+
+
+def _arrangements(values: Floats, counts: NDArray[np.int64], free: NDArray[np.int64], out: Floats) -> Iterator[Floats]:
+    """Yield every way to give each value to so many of the ``free`` subjects."""
+    if len(values) == 1:
+        out[free] = values[0]
+        yield out.copy()
+        return
+    for chosen in combinations(free.tolist(), int(counts[0])):
+        out[list(chosen)] = values[0]
+        yield from _arrangements(values[1:], counts[1:], np.setdiff1d(free, chosen), out)
+
+
+def _shuffled(ordered: Floats, rng: np.random.Generator) -> Iterator[Floats]:
+    while True:
+        out = np.empty(len(ordered))
+        out[rng.permutation(len(ordered))] = ordered
+        yield out

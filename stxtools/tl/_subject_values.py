@@ -1,0 +1,119 @@
+"""Values of subjects: shares, contacts and pseudobulk of compartments, as log2."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from stxtools._data.chunks import map_rows
+from stxtools._data.expression import Expression
+from stxtools._data.sections import Geometry
+from stxtools._validate import listing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_HALF = 0.5  # added to counts before logarithms
+
+# subjects x values, the level that their variance depends on, and compartment and feature of each
+Values = tuple["NDArray[np.float64]", "NDArray[np.float64] | None", list[tuple[str, str]]]
+
+
+def one_each(
+    unit: NDArray[np.int64], of: NDArray[np.int64], units: list[str], names: list[str], unit_key: str, of_key: str
+) -> NDArray[np.int64]:
+    """Return the one value of ``of`` that each unit has; -1 where it has none."""
+    pairs = np.unique(np.stack([unit, of], axis=1)[(unit >= 0) & (of >= 0)], axis=0)
+    found, times = np.unique(pairs[:, 0], return_counts=True)
+    if (times > 1).any():
+        first = int(found[np.argmax(times > 1)])
+        several = [names[i] for i in pairs[pairs[:, 0] == first, 1]]
+        raise ValueError(
+            f"{units[first]!r} (`{unit_key}`) has several values in `adata.obs[{of_key!r}]`: {listing(several)}. "
+            "A section belongs to one subject and a subject to one condition; comparisons within subjects are not made."
+        )
+    out = np.full(len(units), -1)
+    out[pairs[:, 0]] = pairs[:, 1]
+    return out
+
+
+def pseudobulk(
+    read: Expression, cell: NDArray[np.int64], shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum of expression and number of observations that express, (n_subjects, n_compartments, n_genes)."""
+    parts = map_rows(read.matrix, partial(_chunk_sums, cell, read.scale == "log", shape[0] * shape[1]))
+    sums, seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
+    return sums, seen
+
+
+def _chunk_sums(
+    cell: NDArray[np.int64], logged: bool, n_cells: int, chunk: sparse.csr_matrix, rows: slice
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    here = np.flatnonzero(cell[rows] >= 0)
+    one = sparse.csr_matrix((np.ones(len(here)), (cell[rows][here], here)), shape=(n_cells, chunk.shape[0]))
+    linear = sparse.csr_matrix(chunk, dtype=np.float64, copy=True)
+    if logged:
+        linear.data = np.expm1(linear.data)
+    return (one @ linear).toarray(), (one @ (linear > 0).astype(np.float64)).toarray()
+
+
+def shares(sizes: NDArray[np.int64], names: list[str]) -> Values:
+    """Part of each subject's observations that lies in a compartment."""
+    total = sizes.sum(axis=1, keepdims=True)
+    values = np.where(total > 0, np.log2((sizes + _HALF) / (total + 1.0)), np.nan)
+    return values, None, [(name, "") for name in names]
+
+
+def contacts(
+    where: Geometry,
+    compartments: NDArray[np.int64],
+    subjects: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    present: NDArray[np.bool_],
+    names: list[str],
+) -> Values:
+    """Neighbours between two compartments over those expected of their sizes, of every subject."""
+    k, edges = len(names), where.graph.tocoo()
+    inside = (compartments[edges.row] >= 0) & (compartments[edges.col] >= 0) & (subjects[edges.row] >= 0)
+    row, col = edges.row[inside], edges.col[inside]
+    cell = (subjects[row] * k + compartments[row]) * k + compartments[col]
+    pairs = np.bincount(cell, minlength=(int(subjects.max()) + 1) * k * k).reshape(-1, k, k)[chosen].astype(float)
+    degree = pairs.sum(axis=2)
+    expected = degree[:, :, None] * degree[:, None, :] / np.maximum(degree.sum(axis=1), 1)[:, None, None]
+    ratio = np.log2((pairs + _HALF) / (expected + _HALF))
+    two = [(i, j) for i, j in combinations(range(k), 2) if (present[:, i] & present[:, j]).any()]
+    i, j = np.array(two, dtype=np.int64).reshape(-1, 2).T
+    values = np.where(present[:, i] & present[:, j], ratio[:, i, j], np.nan)
+    return values, None, [(names[a], names[b]) for a, b in two]
+
+
+def expression(
+    sums: NDArray[np.float64],
+    seen: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    sides: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    min_obs: int,
+    names: list[str],
+    genes: NDArray[np.str_],
+) -> Values:
+    """Pseudobulk of the genes that are expressed enough in the smaller of two ``sides``, compartment by compartment."""
+    values, level, labels = [], [], []
+    for c, name in enumerate(names):
+        present = sizes[:, c] >= min_obs
+        smaller = min(int((present & side).sum()) for side in sides)
+        kept = np.flatnonzero((seen[present, c] >= min_obs).sum(axis=0) >= max(smaller, 1))
+        if smaller == 0 or len(kept) == 0:
+            continue
+        bulk = sums[:, c]
+        total = bulk.sum(axis=1, keepdims=True)
+        million = np.log2((bulk[:, kept] + _HALF) / (total + 1.0) * 1e6)
+        values.append(np.where(present[:, None], million, np.nan))
+        level.append(np.log2(bulk[present][:, kept] + _HALF).mean(axis=0))
+        labels += [(name, gene) for gene in genes[kept]]
+    if not labels:
+        return np.empty((len(sizes), 0)), None, []
+    return np.concatenate(values, axis=1), np.concatenate(level), labels

@@ -1,0 +1,200 @@
+"""Compartments followed over time, with the subject as unit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._data.expression import Expression
+from stxtools._data.sections import Geometry
+from stxtools._docs import documented
+from stxtools._ownership import check_free
+from stxtools._progress import stage, whole_call
+from stxtools._slots import Slots, provenance
+from stxtools._spatial.graph import observation_area
+from stxtools._validate import (
+    categories,
+    check_adata,
+    check_bool,
+    check_int,
+    check_key_added,
+    check_seed,
+    copied,
+)
+from stxtools.stats._jonckheere import jonckheere
+from stxtools.stats._meta_analysis import adjust_bh
+from stxtools.stats._subjects import MIN_SUBJECTS, regress_subjects
+
+from ._region_graph import inherited_library_key
+from ._subject_values import Values, contacts, expression, one_each, pseudobulk, shares
+from ._times import time_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+KINDS = ("share", "area", "contact", "expression")
+
+
+@documented
+@whole_call({"reading expression": 1, "testing trends": 1})
+def trends(
+    adata: AnnData,
+    time_key: str,
+    *,
+    subject_key: str,
+    groupby: str = _keys.SEGMENT,
+    min_obs: int = 10,
+    layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None,
+    key_added: str | None = None,
+    random_state: int = 0,
+    show_progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Test trends of compartments over time: their shares, areas and contacts, and the genes within them.
+
+    The subject (animal, donor) is the unit, however many sections and observations it has, and has one time. The values
+    are those of :func:`compare`, and ``"area"``: the mean area of a compartment in a subject's sections, as log2.
+
+    Each value is regressed on time. The variance is moderated by that of all others of its kind (limma, Smyth 2004).
+    Permuting the subjects tells how far the statistic spreads without a trend; p-values and intervals account for it.
+    ``pvals_order`` asks for an order alone, linear or not (Jonckheere 1954, Terpstra 1952): every permutation counts.
+    With fewer than three subjects before or after the middle of the time range there is an interval, but no p-value.
+
+    Parameters
+    ----------
+    time_key
+        Column of ``obs`` with the time of each observation: numbers, at any distance.
+    subject_key
+        Column of ``obs`` with the subject of each observation.
+    groupby
+        Column of ``obs`` with the compartments; equal names mean the same compartment at all times. The column that
+        :func:`track` writes is one. Observations without a compartment are left out.
+    min_obs
+        Observations that a subject must have in a compartment, for its area, contacts and genes to count. A gene is
+        tested where as many observations express it, in as many subjects as the smaller half of the range has.
+    library_key
+        Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
+        ``False``: all observations are one section.
+    random_state
+        Seed of the permutations, where there are too many for all of them.
+    %(parameters)s
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets:
+
+    %(slots)s
+
+    Raises
+    ------
+    KeyError
+        If a key is missing.
+    ValueError
+        If a subject has several times, a section several subjects, or there is one time only.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_series(3, 3, obs_per_section=200)
+    >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
+    >>> shares = adata.uns["trends"].query("kind == 'share'")
+    """
+    check_adata(adata, layer=layer)
+    key = check_key_added(key_added, _keys.TRENDS)
+    check_free(adata, "tl.trends", uns=[key, f"{key}_params", f"{key}_values"])
+    seed, copy = check_seed(random_state), check_bool("copy", copy)
+    min_obs = check_int("min_obs", min_obs, minimum=1)
+    subjects, subject_names = categories(adata, subject_key, "subject_key", min_classes=2)
+    compartments, compartment_names = categories(adata, groupby, "groupby")
+    library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
+    where = Geometry(adata, spatial_key, library_key)
+    times = time_of(adata, time_key, subjects, subject_names, subject_key)
+    one_each(where.libs.codes, subjects, where.libs.names, subject_names, "library_key", subject_key)
+
+    # subjects in the order of their times; those without one are left out
+    order = np.argsort(times, kind="stable")[: np.isfinite(times).sum()]
+    x, middle = times[order], (np.nanmin(times) + np.nanmax(times)) / 2
+    sides = (x < middle, x > middle)
+    used = (compartments >= 0) & (subjects >= 0)
+    shape = (len(subject_names), len(compartment_names))
+    cell = np.where(used, subjects * shape[1] + compartments, -1)
+    sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
+    read = Expression(adata, layer, in_memory=False)
+    sums, seen = pseudobulk(read, cell, shape)
+
+    stage("testing trends")
+    here = sizes[order]
+    parts = (
+        shares(here, compartment_names),
+        _areas(where, cell, subjects, order, here >= min_obs, compartment_names),
+        contacts(where, compartments, subjects, order, here >= min_obs, compartment_names),
+        expression(sums[order], seen[order], here, sides, min_obs, compartment_names,
+                   np.asarray(adata.var_names, dtype=str)),
+    )  # fmt: skip
+    table = pd.concat([_table(p, x, sides, kind, seed) for kind, p in zip(KINDS, parts, strict=True) if p[2]])
+    slots = Slots("tl.trends")
+    slots.uns[key] = table.reset_index(drop=True)
+    values = np.concatenate([part[0] for part in parts], axis=1).T.astype(np.float32)
+    slots.uns[f"{key}_values"] = pd.DataFrame(values, columns=[f"s{i}" for i in range(len(x))])
+    slots.uns[f"{key}_params"] = provenance(
+        time_key=time_key, subject_key=subject_key, groupby=groupby, min_obs=min_obs, min_subjects=MIN_SUBJECTS,
+        layer=layer, **read.record, spatial_key=spatial_key, library_key=library_key, random_state=seed,
+        compartments=compartment_names, subjects=[subject_names[i] for i in order], times=x,
+    )  # fmt: skip
+    target = copied(adata, copy)
+    slots.write(target)
+    return target if copy else None
+
+
+def _areas(
+    where: Geometry, cell: NDArray[np.int64], subjects: NDArray[np.int64], chosen: NDArray[np.int64],
+    present: NDArray[np.bool_], names: list[str],
+) -> Values:  # fmt: skip
+    """Mean area of each compartment in the sections of each subject."""
+    area = observation_area(where.xy, where.libs.codes, where.grids, where.meshes)
+    used = cell >= 0
+    n_subjects = int(subjects.max()) + 1
+    total = np.bincount(cell[used], area[used], minlength=n_subjects * len(names)).reshape(n_subjects, -1)[chosen]
+    pairs = np.unique(np.stack([subjects, where.libs.codes], axis=1)[subjects >= 0], axis=0)
+    sections = np.bincount(pairs[:, 0], minlength=n_subjects)[chosen]
+    known = present & (total > 0)
+    mean = np.where(known, total, 1.0) / sections[:, None]
+    return np.where(known, np.log2(mean), np.nan), None, [(name, "") for name in names]
+
+
+def _table(
+    part: Values, x: NDArray[np.float64], sides: tuple[NDArray[np.bool_], NDArray[np.bool_]], kind: str, seed: int
+) -> pd.DataFrame:
+    values, level, names = part
+    found = regress_subjects(values, x, sides, level, seed)
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    tested = np.isfinite(found.pvals)
+    centre = np.where(known, values, 0).sum(axis=0) / np.maximum(n, 1)
+    at = x @ known / np.maximum(n, 1)
+    order = np.where(tested, jonckheere(values, x), np.nan)
+    table = pd.DataFrame({
+        "kind": kind,
+        "compartment": [compartment for compartment, _ in names],
+        "feature": [feature for _, feature in names],
+        "slope": found.effect,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "scores": found.score,
+        "pvals": found.pvals,
+        "pvals_adj": np.nan,
+        "pvals_order": order,
+        "pvals_order_adj": np.nan,
+        "mean_start": np.exp2(centre + found.effect * (x.min() - at)),
+        "mean_end": np.exp2(centre + found.effect * (x.max() - at)),
+        "n_subjects": n,
+    })  # fmt: skip
+    for column in ("pvals", "pvals_order"):
+        table.loc[tested, f"{column}_adj"] = adjust_bh(table.loc[tested, column].to_numpy())
+    return table
