@@ -43,6 +43,7 @@ def test_model_answers_alike_on_cortex(real_section: Callable[[str], ad.AnnData]
 
 
 def test_training_on_the_device_learns_and_is_repeatable(section: ad.AnnData, quick_unet: dict[str, Any]) -> None:
+    torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.max_memory_allocated()
     runs = [
         st.tl.segment(section, labels_key="band", params=quick_unet, accelerator="gpu", copy=True) for _ in range(2)
