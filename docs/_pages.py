@@ -64,7 +64,11 @@ def write_api() -> None:
         "```python\nimport stxtools as st\n```\n\n"
         "Every function takes an {class}`~anndata.AnnData` first, writes its results into it (see the "
         "[slots](slots.md)) and returns nothing; `copy=True` returns a changed copy and leaves the original alone.\n\n"
-        "```{toctree}\n:maxdepth: 2\n\n" + "\n".join([*pages, "api/settings"]) + "\n```\n",
+        "```{toctree}\n:maxdepth: 2\n\n" + "\n".join([*pages, "api/report", "api/settings"]) + "\n```\n",
+    )
+    _write(
+        GENERATED / "api" / "report.md",
+        "# Report: `st.report`\n\n```{eval-rst}\n.. autofunction:: stxtools.report\n```\n",
     )
     _write(
         GENERATED / "api" / "settings.md",

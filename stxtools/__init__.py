@@ -1,7 +1,8 @@
 """stxtools: tissue compartments, region graphs, biomarkers and targets from spatial transcriptomics.
 
 The namespaces follow scanpy: :mod:`stxtools.pp` prepares, :mod:`stxtools.tl` computes,
-:mod:`stxtools.pl` draws, :mod:`stxtools.get` returns tidy tables. Importing the package is cheap:
+:mod:`stxtools.pl` draws, :mod:`stxtools.get` returns tidy tables, :func:`stxtools.report` writes all
+of it as one HTML file. Importing the package is cheap:
 torch, squidpy and spatialdata are loaded by the first call that needs them.
 """
 
@@ -15,8 +16,9 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import datasets, get, models, pl, pp, tl
+    from ._report.report import report
 
-__all__ = ["__version__", "datasets", "get", "models", "pl", "pp", "settings", "tl"]
+__all__ = ["__version__", "datasets", "get", "models", "pl", "pp", "report", "settings", "tl"]
 
 _LAZY = frozenset({"datasets", "get", "models", "nn", "pl", "pp", "stats", "tl"})
 
@@ -24,6 +26,8 @@ _LAZY = frozenset({"datasets", "get", "models", "nn", "pl", "pp", "stats", "tl"}
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "report":
+        return importlib.import_module("stxtools._report.report").report
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,0 +1,136 @@
+"""``st.report``: results as one HTML file."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stxtools import _keys
+from stxtools._checks import check_writable, listing
+from stxtools._validate import check_adata, check_in
+from stxtools._version import __version__
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_SCRIPTS = ("page", "map", "biomarkers")
+
+
+def report(
+    adata: AnnData, path: str | os.PathLike[str] = "report.html", *,
+    genes: Sequence[str] | None = None, color: Sequence[str] = (), title: str | None = None,
+    key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS, layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+) -> None:  # fmt: skip
+    """Write the results as one HTML file that opens in any browser, without a network.
+
+    It holds a map of the tissue to zoom into, coloured by segment, confidence, region, attention or a gene; the
+    biomarkers as a volcano and a table to sort and filter; stability, training curves, parameters and versions; and
+    what was found in words. Steps that were not run are left out.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, best after :func:`stxtools.tl.segment`, ``region_graph``, ``embed`` and ``biomarkers``.
+    path
+        The file to write; one that is there is replaced.
+    genes
+        Genes that can colour the map; by default the 100 leading biomarkers, else the 100 most variable genes.
+    color
+        More columns of ``obs`` that can colour the map: classes or numbers.
+    title
+        The page's title; by default the names of the sections.
+    key
+        ``"segment"``, or the ``key_added`` of :func:`stxtools.tl.segment`.
+    biomarkers_key
+        ``"biomarkers"``, or the ``key_added`` of :func:`stxtools.tl.biomarkers`.
+    layer
+        Layer with expression; by default ``layers["counts"]`` where there is one, else ``X``.
+    spatial_key
+        Key of ``obsm`` with the positions (x, y).
+    library_key
+        Column of ``obs`` with the section of each observation; by default that of the segments. ``False``: all are one.
+
+    Returns
+    -------
+    None. ``adata`` stays as it is.
+
+    Raises
+    ------
+    KeyError
+        A gene, a column or the positions are missing.
+    ValueError, OSError
+        The file cannot be written there.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.tl.segment(adata, n_segments=4)
+    >>> st.report(adata, "report.html")
+    """
+    from .figures import training_figures
+    from .map import tissue_map
+    from .parameters import parameter_tables
+    from .table import biomarker_table
+    from .words import findings
+
+    check_adata(adata, layer=layer)
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"`title` must be a string, not {title!r}.")
+    for name, value in (("genes", genes), ("color", color)):
+        if isinstance(value, str) or not isinstance(value, (Sequence, type(None))):
+            raise TypeError(f"`{name}` must be a list of names, not {value!r}.")
+    for column in color:
+        check_in(adata, "obs", column, "color")
+    absent = [] if genes is None else [g for g in genes if g not in adata.var_names]
+    if absent:
+        raise KeyError(f"`genes` names {listing(absent)}, which `adata.var_names` lacks.")
+    check_writable(path)
+
+    table = biomarker_table(adata, biomarkers_key)
+    tissue = tissue_map(adata, genes, color, key, table, layer, spatial_key, library_key)
+    sections = [section["name"] for section in tissue.meta["sections"]]
+    name = title or _title(sections)
+    meta = tissue.meta | {"key": key, "biomarkers": None if table is None else table.meta}
+    blocks = tissue.blocks | ({} if table is None else table.blocks)
+    page = _page(
+        title=html.escape(name),
+        sizes=f"{adata.n_obs:,} observations · {adata.n_vars:,} genes · stxtools {__version__}",
+        findings="".join(f"<p>{html.escape(text)}</p>" for text in findings(adata, sections, key, biomarkers_key)),
+        figures=training_figures(adata, key), parameters=parameter_tables(adata, key, biomarkers_key),
+        meta=json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        blocks="\n".join(f'<script type="text/plain" id="block-{n}">{b}</script>' for n, b in blocks.items()),
+    )  # fmt: skip
+    target = Path(path).expanduser()
+    part = target.with_name(f".{target.name}.part")
+    try:
+        part.write_text(page, encoding="utf-8")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _title(sections: Sequence[str]) -> str:
+    if len(sections) > 1:
+        return f"{len(sections)} sections"
+    return "Tissue section" if sections[0] == _keys.LIBRARY else f"Section {sections[0]}"
+
+
+def _page(**parts: str) -> str:
+    """Fill the page; style and script are put into it, so that it needs no other file."""
+    folder = files("stxtools._report")
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    parts["css"] = (folder / "page.css").read_text(encoding="utf-8")
+    parts["js"] = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
+    pieces = page.split("{{")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:  # each place once, so that no text that is put in is looked into
+        name, _, rest = piece.partition("}}")
+        filled += [parts[name], rest]
+    return "".join(filled)

@@ -1,0 +1,141 @@
+"""What was found, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys, get
+from stxtools.pl._base import params_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FDR = 0.05
+_NAMED = 8  # genes that are named in each direction
+_DOUBT = 0.5
+
+
+def findings(
+    adata: AnnData, sections: Sequence[str], key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS
+) -> list[str]:
+    """Return a paragraph each on the data, the segments, the regions and the biomarkers, as far as there are any."""
+    out = [f"{adata.n_obs:,} observations and {adata.n_vars:,} genes of {_named(sections)}."]
+    slot = adata.uns.get(key)
+    if key in adata.obs and isinstance(slot, Mapping):
+        out.append(_segments(adata, key, params_of(slot), slot))
+    if _keys.REGIONS in adata.uns:
+        out.append(_regions(adata))
+    if biomarkers_key in adata.uns:
+        out.append(_biomarkers(adata.uns[biomarkers_key], adata.uns.get(f"{biomarkers_key}_params", {})))
+    return out
+
+
+def _named(sections: Sequence[str]) -> str:
+    if len(sections) > 1:
+        return f"{len(sections)} sections ({', '.join(sections[:4])}{', ...' if len(sections) > 4 else ''})"
+    return "one section" if sections[0] == _keys.LIBRARY else f"section {sections[0]}"
+
+
+def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping[str, Any]) -> str:
+    table = get.segments(adata, key=key)
+    table = table[table["n_obs"] > 0].sort_values("n_obs", ascending=False, kind="stable")
+    if params.get("labels_key") is not None:
+        how = f"They follow the labels in obs[{str(params['labels_key'])!r}]."
+    elif params.get("model") == "given":
+        how = "They are the classes of a trained model."
+    elif "stability" in slot:
+        tried = slot["stability"]["n_segments"]
+        how = f"Of {int(tried.min())} to {int(tried.max())} this number has the lowest BIC."
+    else:
+        how = "Their number was given."
+    first, last = table.iloc[0], table.iloc[-1]
+    text = f"The tissue falls into {_count(len(table), 'compartment')}. {how}"
+    if len(table) > 1:
+        text += (
+            f" The largest ({first['segment']}) holds {_share(first['share'])} of the observations, the smallest "
+            f"({last['segment']}) {_share(last['share'])}."
+        )
+    confidence = adata.obs.get(_keys.confidence(key))
+    if confidence is not None:
+        values = confidence.to_numpy(dtype=float)
+        doubt = float((values < _DOUBT).mean())
+        text += f" Mean confidence is {np.nanmean(values):.2f}; {_share(doubt)} of the observations are below {_DOUBT}."
+    return text
+
+
+def _regions(adata: AnnData) -> str:
+    table = get.regions(adata)
+    borders = int(table["degree"].sum()) // 2
+    text = f"They form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
+    if len(table) > 1:
+        largest = table.loc[table["n_obs"].idxmax()]
+        text += (
+            f" The largest ({largest.name}, of compartment {largest['segment']}) has {largest['n_obs']:,} observations."
+        )
+    if "attention" in table and table["attention"].notna().any():
+        by = table.groupby("segment", observed=True)["attention"].mean().sort_values(ascending=False, kind="stable")
+        text += f" The graph network attends most to regions of compartment {by.index[0]} (mean {by.iloc[0]:.2f})."
+    return text
+
+
+def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
+    found = table[table["pvals_adj"] <= FDR]
+    groups = table["group"].unique()
+    text = f"At a false discovery rate of {_share(FDR)}, "
+    if not len(found):
+        text += f"no gene marks a group of {params.get('groupby', 'the observations')}."
+    elif len(groups) == 1:
+        text += f"{_count(len(found), 'gene')} of {len(table):,} differ between {groups[0]} and {_other(params)}."
+    else:
+        most = found["group"].value_counts()
+        text += (
+            f"{_count(found['names'].nunique(), 'gene')} of {table['names'].nunique():,} mark at least one of "
+            f"{len(groups)} groups of {params.get('groupby', 'observations')}; {most.iloc[0]:,} of them mark "
+            f"{most.index[0]}."
+        )
+    if "beyond_composition" in found and len(found):
+        beyond = int(found["beyond_composition"].sum())
+        how_many = "All" if beyond == len(found) else f"{beyond:,}"
+        text += (
+            f" {how_many} of these {len(found):,} differences {'is' if beyond == 1 else 'are'} larger than the mixture "
+            "of cells in the group explains."
+        )
+    return text
+
+
+def _other(params: Mapping[str, Any]) -> str:
+    reference = str(params.get("reference", "rest"))
+    return "the rest" if reference == "rest" else reference
+
+
+def marked(group: str, reference: str, table: pd.DataFrame) -> list[str]:
+    """Say which genes mark a group: a line on how many, and one for each direction."""
+    found = table[table["pvals_adj"] <= FDR]
+    beyond = f", {int(found['beyond_composition'].sum())} beyond composition" if "beyond_composition" in found else ""
+    lines = [f"{group} against {reference}: {len(found) or 'none'} of {len(table)} genes{beyond}"]
+    for direction, sign in (("higher", 1), ("lower", -1)):
+        part = found[found["scores"] * sign > 0][::sign]
+        genes = [f"{gene} ({2.0**change:.2g}-fold)" for gene, change in
+                 zip(part["names"].head(_NAMED), part["logfoldchanges"].head(_NAMED), strict=True)]  # fmt: skip
+        if genes:
+            lines.append(f"  {direction}: {', '.join(genes)}{', ...' if len(part) > _NAMED else ''}")
+    return lines
+
+
+def all_marked(adata: AnnData, key: str = _keys.BIOMARKERS) -> list[list[str]]:
+    """Say which genes mark each group."""
+    reference = _other(adata.uns[f"{key}_params"])
+    tables = adata.uns[key].groupby("group", sort=False, observed=True)
+    return [marked(str(group), reference, table) for group, table in tables]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _share(part: float) -> str:
+    return "none" if part == 0 else f"{100 * part:.0f} %" if part >= 0.01 else "less than 1 %"

@@ -1,0 +1,229 @@
+"""``st.report``: what the file holds, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from chromium import PROGRAM, Chromium
+from conftest import assert_same
+from scipy import sparse
+
+import stxtools as st
+
+READY = "document.body?.dataset.ready"
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
+
+
+def meta_of(page: str) -> dict[str, Any]:
+    return json.loads(re.search(r'<script type="application/json" id="meta">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def block(page: str, name: str, dtype: str) -> np.ndarray:
+    text = re.search(rf'<script type="text/plain" id="block-{name}">(.*?)</script>', page)[1]
+    return np.frombuffer(gzip.decompress(base64.b64decode(text)), dtype=dtype)
+
+
+def with_table(adata: ad.AnnData, groupby: str = "segment") -> ad.AnnData:
+    """Add a table as biomarkers writes it."""
+    rng, groups = np.random.default_rng(0), [str(c) for c in adata.obs[groupby].cat.categories]
+    n = len(groups) * adata.n_vars
+    scores = rng.normal(size=n)
+    adata.uns["biomarkers"] = pd.DataFrame({
+        "group": np.repeat(groups, adata.n_vars), "names": np.tile(adata.var_names, len(groups)), "scores": scores,
+        "logfoldchanges": scores, "pvals": 0.5, "pvals_adj": 10.0 ** (-3 * np.abs(scores)), "auroc": 0.6,
+        "beyond_composition": np.arange(n) % 2 == 0, "n_libraries": 2,
+    })  # fmt: skip
+    adata.uns["biomarkers_params"] = {"groupby": groupby, "reference": "rest", "call": "tl.biomarkers"}
+    return adata
+
+
+def written(adata: ad.AnnData, tmp_path: Path, **how: Any) -> str:
+    st.report(adata, tmp_path / "report.html", **how)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_file_holds_what_the_slots_hold(line, tmp_path):
+    adata = with_table(line)
+    adata.obs_names = [f"<i>{name}" for name in adata.obs_names]
+    adata.obs["band"] = adata.obs["band"].cat.rename_categories({"a": "</script>&<b>"})
+    before = adata.copy()
+    page = written(adata, tmp_path, genes=["gene3"], color=["band"], library_key="library")
+    assert written(adata, tmp_path, genes=["gene3"], color=["band"], library_key="library") == page
+    assert_same(before, adata)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+    meta = meta_of(page)
+    assert "</script>&<b>" not in page
+    assert [s["name"] for s in meta["sections"]] == ["lib0", "lib1"]
+    labels = {entry["label"]: entry for entry in meta["colors"]}
+    assert labels["band"]["names"] == ["</script>&<b>", "b", "c"]
+    assert list(labels) == ["Segment", "Confidence", "Region", "Attention", "band"]
+    xy = block(page, "xy", "<f4").reshape(-1, 2)
+    for i in range(2):  # sections keep their shape and lie side by side
+        rows = slice(i * 224, (i + 1) * 224)
+        shift = xy[rows] - adata.obsm["spatial"][rows]
+        np.testing.assert_allclose(shift - shift[0], 0, atol=0.01)
+    assert xy[:224].max(axis=0)[0] < xy[224:].min(axis=0)[0]
+    codes = block(page, labels["Segment"]["block"], "<u2")
+    assert [labels["Segment"]["names"][c] for c in codes] == list(adata.obs["segment"])
+    assert labels["Segment"]["colors"] == list(adata.uns["segment_colors"])
+    confidence = labels["Confidence"]
+    level = block(page, confidence["block"], "u1") / 254 * (confidence["high"] - confidence["low"]) + confidence["low"]
+    np.testing.assert_allclose(level, adata.obs["segment_confidence"], atol=0.002)
+    sc.pp.normalize_total(before)
+    sc.pp.log1p(before)
+    (name, high), expected = meta["genes"][0], before[:, "gene3"].X.toarray().ravel()
+    assert name == "gene3"
+    np.testing.assert_allclose(block(page, "gene0", "u1") / 254 * high, expected, atol=0.01)
+    np.testing.assert_array_equal(
+        block(page, "t-logfoldchanges", "<f4"), adata.uns["biomarkers"]["scores"].astype("f4")
+    )
+    for text in (
+        "The tissue falls into 3 compartments",
+        "connected regions",
+        "mark at least one of 3 groups",
+        "tl.embed",
+    ):
+        assert text in page
+
+
+def test_leading_genes_come_from_every_group(line, tmp_path):
+    adata = with_table(line)
+    genes = [name for name, _ in meta_of(written(adata, tmp_path))["genes"]]
+    table = adata.uns["biomarkers"]
+    best = table.loc[table.groupby("group")["pvals_adj"].idxmin(), "names"]
+    assert set(genes[:3]) == set(best)
+    assert set(genes) == set(adata.var_names)
+
+
+def test_steps_that_were_not_run_are_left_out(make_section, tmp_path):
+    adata = make_section(rows=6, cols=6)
+    adata.X[:, 7] *= 50  # the gene of the largest variance
+    meta = meta_of(page := written(adata, tmp_path))
+    assert meta["colors"] == []
+    assert meta["biomarkers"] is None
+    assert meta["genes"][0][0] == "gene7"
+    assert "<figure>" not in page
+    adata.X = sparse.csr_matrix(adata.X.toarray() - 1)  # components, say
+    assert meta_of(written(adata, tmp_path))["genes"] == []
+    adata.X = None
+    assert meta_of(written(adata, tmp_path))["genes"] == []
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "match"),
+    [
+        ({"genes": ["nope"]}, KeyError, "`genes` names 'nope'"),
+        ({"genes": "gene1"}, TypeError, "`genes` must be a list"),
+        ({"color": ["nope"]}, KeyError, "`color='nope'`"),
+        ({"title": 3}, TypeError, "`title`"),
+        ({"path": "{here}/none/report.html"}, FileNotFoundError, "create it first"),
+        ({"path": "{here}"}, IsADirectoryError, "name a file"),
+        ({"spatial_key": "nope"}, KeyError, "nope"),
+        ({"library_key": "nope"}, KeyError, "nope"),
+    ],
+)
+def test_errors(make_section, tmp_path, how, error, match):
+    path = str(how.pop("path", "{here}/report.html")).format(here=tmp_path)
+    with pytest.raises(error, match=match):
+        st.report(make_section(rows=6, cols=6), path, **how)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_browser
+def test_in_a_browser(line, tmp_path):
+    adata = with_table(line)
+    written(adata, tmp_path)
+    table = adata.uns["biomarkers"]
+    text = "document.querySelector({!r}).textContent".format
+    with Chromium() as page:
+        page.open(tmp_path / "report.html", READY)
+        group = table[(table["group"] == "0") & (table["pvals_adj"] <= 0.05)].sort_values("pvals_adj")
+        rows = "[...document.querySelectorAll('#table tbody td:first-child')].map(e => e.textContent)"
+        assert page(rows) == list(group["names"])
+        assert f"{len(group)} of 30 genes tell segment 0 from the rest" in page(text("#marked"))
+
+        # a gene of the table colours the map and is marked in the volcano, where the pointer finds its name
+        page.click(*page.place("#table tbody tr:nth-child(2)"))
+        gene = group["names"].iloc[1]
+        page.wait(f"document.querySelector('#map').dataset.drawn == {gene!r}")
+        assert page("document.querySelector('#table tr[aria-selected=true] td').textContent") == gene
+        page.mouse("mouseMoved", *page.place("#ring"))
+        assert page(text("#tip")).startswith(gene)
+
+        # hover and click an observation
+        spot = "document.querySelector('#map').getBoundingClientRect().toJSON()"
+        page.place("#map")
+        box = page(spot)
+        at = box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5  # within the first of two sections
+        page.mouse("mouseMoved", *at)
+        assert re.search(r"Segment \d\nConfidence 0\.\d\d\nRegion r\d+", page(text("#tip")))
+        page.click(*at)
+        page.wait(text("#picked") + ".startsWith('l0_o')")
+        name = page(text("#picked")).split(":")[0]
+        assert f"Segment {adata.obs.loc[name, 'segment']}, " in page(text("#picked"))
+        before = page("view.k")
+        page.mouse("mouseWheel", *at, deltaX=0, deltaY=-300)
+        page.wait(f"view.k > 1.3 * {before}")
+
+        # a class of the legend chooses its group; filters of the table
+        page("document.querySelector('#color').value = 'column0', document.querySelector('#color').onchange()")
+        page.wait("document.querySelectorAll('#legend button').length == 3")
+        page.click(*page.place("#legend button:nth-child(3)"))
+        assert page("document.querySelector('#group').value") == "2"
+        wanted = table[(table["group"] == "2") & (table["pvals_adj"] <= 1) & table["beyond_composition"]]
+        page("document.querySelector('#fdr').value = '2', document.querySelector('#beyond').click()")
+        page.click(*page.place("#table th:nth-child(2) button"))
+        order = wanted.sort_values("logfoldchanges", ascending=False)["names"]
+        assert page(rows) == list(order)
+        page("document.querySelector('#search').value = 'GENE1', document.querySelector('#search').oninput()")
+        assert page(rows) == [g for g in order if "gene1" in g]
+        assert page("document.querySelector('#table th:nth-child(2)').ariaSort") == "descending"
+
+        page.resize(390, 844)  # a phone: one column, nothing beside it
+        page.wait("document.querySelector('#map').getBoundingClientRect().width < 390")
+        assert page("document.documentElement.scrollWidth") == 390
+        assert page("document.querySelector('#results').getBoundingClientRect().left") < 20
+        assert page.errors == []
+        assert [r for r in page.requests if not r.startswith("data:")] == [(tmp_path / "report.html").as_uri()]
+
+
+@needs_browser
+def test_a_report_without_results_opens(make_section, tmp_path):
+    adata = make_section(rows=6, cols=6)
+    adata.X = None
+    written(adata, tmp_path)
+    with Chromium() as page:
+        page.open(tmp_path / "report.html", READY)
+        assert page("[...document.querySelectorAll('section')].filter(e => !e.hidden).length") == 2
+        assert page.errors == []
+
+
+@needs_browser
+@pytest.mark.slow
+def test_many_cells(tmp_path):
+    rng, n = np.random.default_rng(0), 100_000
+    adata = ad.AnnData(sparse.random(n, 100, 0.1, format="csr", dtype=np.float32, rng=rng))
+    adata.X.data = np.ceil(8 * adata.X.data)
+    adata.obs["segment"] = pd.Categorical(rng.integers(0, 8, n).astype(str))
+    adata.obsm["spatial"] = rng.uniform(0, 5000, (n, 2))
+    written(with_table(adata), tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 30e6
+    with Chromium() as page:
+        assert page.open(tmp_path / "report.html", READY) < 3
+        page.click(*page.place("#table tbody tr"))
+        start = time.perf_counter()
+        page("for (let i = 0; i < 10; i++) draw()")
+        assert (time.perf_counter() - start) / 10 < 0.1
+        assert page.errors == []
