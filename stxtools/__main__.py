@@ -17,9 +17,10 @@ from stxtools._run.options import UsageError, add_arguments, as_flags, gathered
 from ._version import __version__
 
 _DESCRIPTION = """\
-Segments tissue, builds the region graph, embeds it and finds biomarkers; writes adata.h5ad, biomarkers.csv, figures and
-run.json. Arguments are checked against the file before anything long starts. Each step is saved in OUT/unfinished when
-it ends, and --resume goes on from there; results of an earlier run stay until the new ones are complete."""
+Segments tissue, builds the region graph, embeds it and finds biomarkers; writes adata.h5ad, biomarkers.csv,
+report.html, figures and run.json. Arguments are checked against the file before anything long starts. Each step is
+saved in OUT/unfinished when it ends, and --resume goes on from there; results of an earlier run stay until the new ones
+are complete."""
 _EPILOG = "exit status: 0 done; 1 an error on the way; 2 the arguments do not fit; 130 interrupted (Ctrl-C, SIGTERM)"
 
 

@@ -22,8 +22,8 @@ from stxtools.__main__ import main
 from stxtools._run.files import whole, write_h5ad
 
 RESULTS = {
-    "adata.h5ad", "biomarkers.csv", "segments.png", "region_graph.png", "attention.png", "biomarkers.png",
-    "history.png", "run.json",
+    "adata.h5ad", "biomarkers.csv", "report.html", "segments.png", "region_graph.png", "attention.png",
+    "biomarkers.png", "history.png", "run.json",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,18 +14,19 @@ import numpy as np
 
 from stxtools import _keys, get, pl, tl
 from stxtools._progress import Stage, is_shown, progress
+from stxtools._report.report import report
+from stxtools._report.words import all_marked, findings
+from stxtools.pl._sections import panels_of
 
 from .checks import check_against, check_numbers
 from .files import whole, write_h5ad
 from .inputs import checked_path, read_sections
 from .options import Options, UsageError
-from .state import DATA, FIGURES, TABLE, Folder
+from .state import DATA, FIGURES, REPORT, TABLE, Folder
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
-_FDR, _NAMED = 0.05, 8  # genes that the summary names in each direction
 STEPS = ("segment", "region_graph", "embed", "biomarkers", "figures", "write")
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
 
@@ -135,6 +137,10 @@ class Run:
         draw(self.adata, self.folder.work)
         with whole(self.folder.work / TABLE) as part:
             get.biomarkers(self.adata).to_csv(part, index=False)
+        report(
+            self.adata, self.folder.work / REPORT, layer=self.options.layer, spatial_key=self.options.spatial_key,
+            library_key=self.library_key,
+        )  # fmt: skip
 
     def _write(self) -> None:
         write_h5ad(self.adata, self.folder.work / DATA)
@@ -153,33 +159,16 @@ class Run:
     def summary(self) -> str:
         """Return a short account: what was found, how long it took, where it lies."""
         folder, adata = self.folder, self.adata
-        segments = adata.obs[_keys.SEGMENT].value_counts()
-        regions = adata.uns[_keys.REGIONS]
-        lines = ["", *self.notes, f"{adata.n_obs:,} observations x {adata.n_vars:,} genes"]
-        lines += [f"segments    {len(segments)}: " + ", ".join(f"{name} ({n:,})" for name, n in segments.items())]
-        lines += [f"regions     {regions.n_obs:,}, {regions.obsp[_keys.CONNECTIVITIES].nnz // 2:,} contacts"]
-        lines += [f"biomarkers  of {self.groupby}, at a false discovery rate of 5 %:"]
-        reference = str(adata.uns[f"{_keys.BIOMARKERS}_params"]["reference"])
-        for group, table in adata.uns[_keys.BIOMARKERS].groupby("group", sort=False):
-            lines += [f"            {line}" for line in _in_words(str(group), reference, table)]
+        panels = panels_of(adata, spatial_key=self.options.spatial_key, library_key=self.library_key, library=None)
+        lines = ["", *self.notes]
+        for text in findings(adata, [panel.library for panel in panels]):
+            lines += [*textwrap.wrap(text, 100), ""]
+        lines += [f"Biomarkers of {self.groupby}, at a false discovery rate of 5 %:"]
+        lines += [f"  {line}" for group in all_marked(adata) for line in group]
         seconds = folder.record["seconds"]
-        lines += ["time        " + ", ".join(f"{name} {seconds[name]:.1f} s" for name in STEPS if name in seconds)]
-        return "\n".join([*lines, f"written to  {folder.path}: {DATA}, {TABLE}, *.png, run.json", "", ""])
-
-
-def _in_words(group: str, reference: str, table: pd.DataFrame) -> list[str]:
-    """Say which genes mark a group."""
-    found = table[table["pvals_adj"] <= _FDR]
-    beyond = int(found["beyond_composition"].sum())
-    against = "the rest" if reference == "rest" else reference
-    lines = [f"{group} against {against}: {len(found) or 'none'} of {len(table)} genes, {beyond} beyond composition"]
-    for direction, sign in (("higher", 1), ("lower", -1)):
-        part = found[found["scores"] * sign > 0][::sign]
-        genes = [f"{gene} ({2.0**change:.2g}-fold)" for gene, change in
-                 zip(part["names"].head(_NAMED), part["logfoldchanges"].head(_NAMED), strict=True)]  # fmt: skip
-        if genes:
-            lines.append(f"  {direction}: {', '.join(genes)}{', ...' if len(part) > _NAMED else ''}")
-    return lines
+        lines += ["", "time        " + ", ".join(f"{name} {seconds[name]:.1f} s" for name in STEPS if name in seconds)]
+        lines += [f"report      {(folder.path / REPORT).resolve()} (open it in a browser)"]
+        return "\n".join([*lines, f"written to  {folder.path}: {DATA}, {TABLE}, {REPORT}, *.png, run.json", "", ""])
 
 
 def draw(adata: AnnData, folder: Path) -> None:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 DATA = "adata.h5ad"
 TABLE = "biomarkers.csv"
+REPORT = "report.html"
 FIGURES = ("segments", "region_graph", "attention", "biomarkers", "history")
-RESULTS = (DATA, TABLE, *(f"{name}.png" for name in FIGURES), RECORD)
+RESULTS = (DATA, TABLE, REPORT, *(f"{name}.png" for name in FIGURES), RECORD)
 _STEP = "step.h5ad"
 _SLOTS = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 
