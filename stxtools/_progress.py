@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from ._globals import few_blas_threads
 from ._settings import settings
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def stage(name: str) -> None:
 
 
 def whole_call(shares: Mapping[str, float] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show one bar from the first line of a public function to its end.
+    """Show one bar from the first line of a public function to its end, and keep BLAS to few threads meanwhile.
 
     ``shares`` are the names of its stages in their order, and the share of the time that each usually takes.
     """
@@ -149,7 +150,8 @@ def whole_call(shares: Mapping[str, float] | None = None) -> Callable[[Callable[
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with progress(None, function.__name__, kwargs.get("show_progress"), shares=shares):  # type: ignore[arg-type]
+            bar = progress(None, function.__name__, kwargs.get("show_progress"), shares=shares)  # type: ignore[arg-type]
+            with few_blas_threads(), bar:
                 return function(*args, **kwargs)
 
         return call

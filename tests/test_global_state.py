@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import stxtools as st
+from stxtools._progress import whole_call
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 
@@ -121,3 +122,18 @@ def test_two_threads_give_the_bits_of_one(one_math_thread, make_section, quick_u
     kept, found = before.pop("warnings"), after.pop("warnings")
     assert [filter_ for filter_ in kept if filter_ not in found] == []
     assert [key for key in before if before[key] != after[key]] == []
+
+
+def _blas_threads() -> int:
+    return max(found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas")
+
+
+@pytest.mark.parametrize(("before", "within"), [(16, 4), (2, 2)])
+def test_calls_take_few_blas_threads_and_give_the_others_back(before: int, within: int) -> None:
+    @whole_call()
+    def call() -> int:
+        return _blas_threads()
+
+    with threadpool_limits(before, "blas"):
+        assert call() == within
+        assert _blas_threads() == before
