@@ -51,6 +51,7 @@ BIOMARKER_SCORE = "biomarker_score"
 RANK_GENES_GROUPS = "rank_genes_groups"
 TARGETS = "targets"
 COMPARE = "compare"
+DESCRIBE = "describe"
 
 # tl.track, tl.trends
 TRACK = "track"
@@ -80,6 +81,7 @@ RESERVED = frozenset(
         COMPARE,
         TRACK,
         TRENDS,
+        DESCRIBE,
         X_PCA,
         X_UNET,
         X_GNN,

@@ -197,6 +197,16 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
          "log2 of every subject, in the order of ``subjects`` and ``times`` in the parameters; NaN for none"),
         ("uns", f"{k.TRENDS}_params", "dict", "-", PARAMS),
     ),
+    "tl.describe": (
+        ("uns", k.DESCRIBE, "DataFrame", "n_groups x n_columns",
+         "one row per compartment, its name in the index: ``proposed_name``, ``n_obs``, ``share``, ``markers``, and "
+         'one text for each of ``net`` (``activity``, or its name) and ``contact``: what is higher at an FDR of 5 %'),
+        ("uns", f"{k.DESCRIBE}_evidence", "DataFrame", "n_rows x 10",
+         "what was tested: ``kind`` (``activity`` or the name given, ``contact``), ``group``, ``partner`` (the other "
+         "compartment of a contact), ``names``, ``scores`` (z), ``pvals``, ``pvals_adj`` (Benjamini-Hochberg within "
+         "group, partner and kind), ``mean_group``, ``mean_reference``, ``n_libraries``"),
+        ("uns", f"{k.DESCRIBE}_params", "dict", "-", PARAMS),
+    ),
     "tl.targets": (
         ("uns", k.BIOMARKERS, "DataFrame", "n_groups * n_vars x n_columns",
          "the biomarker table with the columns above and ``in_{format}``: whether the file lists the gene; a gene that "

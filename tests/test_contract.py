@@ -18,6 +18,7 @@ PUBLIC = {
         "attention_fidelity",
         "biomarkers",
         "compare",
+        "describe",
         "distill",
         "embed",
         "evaluate",

@@ -64,6 +64,11 @@ def drawn(line: ad.AnnData) -> ad.AnnData:
         "logfoldchanges": [2.0, 1.0, -1.0, 0.1], "ci_low": -3.0, "ci_high": 3.0, "pvals": [1e-4, 1e-3, 1e-3, 0.5],
         "pvals_adj": [1e-3, 1e-2, 1e-2, 0.6],
     })  # fmt: skip
+    line.uns["describe"] = pd.DataFrame({"proposed_name": ["x", "y"], "markers": ""}, index=["a", "b"])
+    line.uns["describe_evidence"] = pd.DataFrame({
+        "kind": "contact", "group": ["a", "a", "b", "b"], "partner": ["b", "b", "a", "a"], "names": ["l^r", "l^s"] * 2,
+        "scores": [3.0, -1.0, 0.5, 1.0], "pvals_adj": [0.01, 0.5, 0.7, 0.4],
+    })  # fmt: skip
     curve = {"n_segments": [2, 3, 4], "stability": [0.5, 0.9, 0.6], "bic": [5.0, 3.0, 4.0]}
     line.uns["segment"]["stability"] = pd.DataFrame(curve)
     line.uns["segment"]["params"]["n_segments"] = 3
@@ -76,6 +81,7 @@ CALLS: dict[str, tuple[str, dict[str, object]]] = {
     "attention_fidelity": ("edges", {}),
     "biomarkers": ("a", {}),
     "compare": ("expression", {}),
+    "describe": ("contact", {}),
     "evaluation": ("accuracy", {}),
     "history": ("segment", {"stage": "segment"}),
     "region_graph": ("regions", {"library": "lib0"}),

@@ -57,6 +57,9 @@ CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     "tl.trends": lambda a: st.tl.trends(
         a, "disease_time", subject_key="disease", groupby="band", library_key="disease"
     ),
+    "tl.describe": lambda a: st.tl.describe(
+        a, "disease", resource=pd.DataFrame({"ligand": ["gene1"], "receptor": ["gene2"]})
+    ),
     "tl.targets": lambda a: st.tl.targets(a, pd.DataFrame({"gene_name": ["gene1"], "drug_name": ["A"]})),
     "tl.multitask": lambda a: st.tl.multitask(a, "disease", "band", params={"epochs": 2}),
     "tl.attention_fidelity": _looked_into,

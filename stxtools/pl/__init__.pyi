@@ -1,6 +1,7 @@
 from ._attention import attention as attention
 from ._biomarkers import biomarkers as biomarkers
 from ._compare import compare as compare
+from ._describe import describe as describe
 from ._evaluation import evaluation as evaluation
 from ._fidelity import attention_fidelity as attention_fidelity
 from ._history import history as history

@@ -30,10 +30,12 @@ class Design:
     reference: int | None  # None: the rest
     kind: str
     libraries: list[int]
+    left_out: int = -1  # code of a group that is not part of the rest
 
     def sides(self, codes: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return masks of the group and of the reference."""
-        return _sides(codes, self.code, self.reference)
+        inside, outside = _sides(codes, self.code, self.reference)
+        return inside, outside & (codes != self.left_out)
 
 
 @dataclass(frozen=True)

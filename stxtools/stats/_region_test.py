@@ -51,6 +51,7 @@ class SectionView:
     - ``depth``: Counts before normalisation, see :class:`SectionExpression`.
     - ``covariates``: Covariates that effects are adjusted for.
     - ``factor``: Factor of every observation on the linear scale.
+    - ``plain``: Whether smooth variation counts in full, not weighed down (:attr:`metric`).
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class SectionView:
         depth: Floats | None = None,
         covariates: Covariates | None = None,
         factor: Floats | None = None,
+        plain: bool = False,
     ) -> None:
-        self.expression, self.rows, self.seed = expression, rows, seed
+        self.expression, self.rows, self.seed, self.plain = expression, rows, seed, plain
         self.xy = np.asarray(xy, dtype=np.float64)
         self.depth, self.covariates, self.factor = depth, covariates, factor
         self.single_block = len(expression.slices) == 1
@@ -79,11 +81,15 @@ class SectionView:
             return self
         depth = None if self.depth is None else self.depth[chosen]
         covariates = None if self.covariates is None else self.covariates.subset(chosen)
-        return SectionView(self.expression, self.rows[chosen], self.xy[chosen], self.seed, depth, covariates)
+        return SectionView(
+            self.expression, self.rows[chosen], self.xy[chosen], self.seed, depth, covariates, plain=self.plain
+        )
 
     def with_factor(self, factor: Floats) -> SectionView:
         """Return the same observations, multiplied by ``factor``."""
-        return SectionView(self.expression, self.rows, self.xy, self.seed, covariates=self.covariates, factor=factor)
+        return SectionView(
+            self.expression, self.rows, self.xy, self.seed, covariates=self.covariates, factor=factor, plain=self.plain
+        )
 
     @cached_property
     def pairs(self) -> LagPairs:
@@ -170,7 +176,7 @@ class SectionView:
         if composition:
             parts = [self.first_components if components is None else components, *parts]
         nuisance = join_nuisance(parts, self.expression.shape[1]) if parts else None
-        return Adjustment(composition, nuisance, Metric.plain(len(self)) if composition else self.metric)
+        return Adjustment(composition, nuisance, Metric.plain(len(self)) if composition or self.plain else self.metric)
 
 
 @dataclass(frozen=True)

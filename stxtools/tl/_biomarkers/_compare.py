@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stxtools._data.gene_blocks import GeneBlocks
 from stxtools._progress import progress
 from stxtools._spatial.order import position_order
 from stxtools._validate import Libraries
@@ -16,15 +15,19 @@ from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stxtools._data.gene_blocks import GeneBlocks
     from stxtools.stats._composition import Covariates
+    from stxtools.tl._describe._features import Features
 
 
 def compare(
-    expression: GeneBlocks, designs: list[Design], codes: NDArray[np.int64], libs: Libraries, xy: NDArray[np.float64],
-    names: NDArray[np.str_], covariates: Covariates | None, *,
-    n_null: int, seed: int, show_progress: bool | None,
+    expression: GeneBlocks | Features, designs: list[Design], codes: NDArray[np.int64], libs: Libraries,
+    xy: NDArray[np.float64], names: NDArray[np.str_], covariates: Covariates | None, *,
+    n_null: int, seed: int, show_progress: bool | None, both: bool = True, plain: bool = False,
 ) -> list[Outcome]:  # fmt: skip
     """Test every design; of a group and its complement only one is computed.
+
+    ``both``: ask the other question, too. ``plain``: smooth variation is not weighed down, as on strips.
 
     Observations are sorted by position and then by ``names``, so results do not depend on the order of rows.
     """
@@ -35,9 +38,11 @@ def compare(
         rows = order[(libs.codes[order] == i) & (codes[order] >= 0)]
         if len(rows):
             own = None if covariates is None else covariates.subset(rows)
-            views[i] = SectionView(expression, rows, xy[rows], seed, None if depth is None else depth[rows], own)
+            own_depth = None if depth is None else depth[rows]
+            views[i] = SectionView(expression, rows, xy[rows], seed, own_depth, own, plain=plain)
     sides = [{i: d.sides(codes[views[i].rows]) for i in d.libraries} for d in designs]
     composition = covariates is not None and covariates.composition
+    questions = (composition, not composition) if both else (composition,)
     within: dict[int, list[Contrast]] = {}
     other_side: dict[int, int] = {}
     for k, design in enumerate(designs):
@@ -47,9 +52,7 @@ def compare(
         for i in design.libraries:
             inside, outside = sides[k][i]
             used = inside | outside
-            contrasts.append(
-                Contrast(views[i].subset(used), inside[used], n_null, (seed, i), (composition, not composition))
-            )
+            contrasts.append(Contrast(views[i].subset(used), inside[used], n_null, (seed, i), questions))
         same = next((j for j, others in within.items() if are_mirrored(contrasts, others)), None)
         if same is not None and same not in other_side:
             other_side[k] = same

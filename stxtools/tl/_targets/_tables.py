@@ -46,15 +46,15 @@ class TargetTable:
             self.columns = self.by_id
 
 
-def read_target_table(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+def read_table(table: Any, param: str = "table") -> pd.DataFrame:
     """Read a tsv, csv or parquet file (or a folder of parquet parts); a DataFrame is returned as it is."""
     if isinstance(table, pd.DataFrame):
         return table
     if not isinstance(table, (str, os.PathLike)):
-        raise TypeError(f"`table` must be a path or a DataFrame, not {type(table).__name__}.")
+        raise TypeError(f"`{param}` must be a path or a DataFrame, not {type(table).__name__}.")
     path = Path(table)
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {str(path)!r}; `table` is a path or a DataFrame.")
+        raise FileNotFoundError(f"There is no file {str(path)!r}; `{param}` is a path or a DataFrame.")
     suffixes = [s.lower() for s in path.suffixes]
     if path.is_dir() or ".parquet" in suffixes:
         try:
@@ -62,9 +62,9 @@ def read_target_table(table: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFr
         except ImportError as err:
             raise ImportError("Reading parquet needs pyarrow: `pip install pyarrow`, or pass a DataFrame.") from err
         except (ValueError, OSError) as err:
-            raise ValueError(f"`table={str(path)!r}` is no parquet file, or folder of such: {err}") from err
+            raise ValueError(f"`{param}={str(path)!r}` is no parquet file, or folder of such: {err}") from err
     if not {".tsv", ".csv", ".txt"} & set(suffixes):
-        raise ValueError(f"`table={str(path)!r}` ends in none of .tsv, .csv, .txt, .parquet (also with .gz).")
+        raise ValueError(f"`{param}={str(path)!r}` ends in none of .tsv, .csv, .txt, .parquet (also with .gz).")
     separator = "," if ".csv" in suffixes else "\t"
     return pd.read_csv(
         path, sep=separator, skiprows=_comments(path), na_values=_NULL, keep_default_na=False, low_memory=False

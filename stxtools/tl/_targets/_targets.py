@@ -19,7 +19,7 @@ from stxtools._validate import check_adata, check_bool, check_in, check_key_adde
 from stxtools._warn import at_caller
 from stxtools.tl._biomarkers._table import COLUMNS
 
-from ._tables import TargetTable, parse_target_table, read_target_table, symbol_map
+from ._tables import TargetTable, parse_target_table, read_table, symbol_map
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -123,10 +123,10 @@ def targets(
     check_key("ensembl_key", ensembl_key)
     if symbol_col is not None:
         check_key("symbol_col", symbol_col)
-    parsed = parse_target_table(read_target_table(table), symbol_col, disease)
+    parsed = parse_target_table(read_table(table), symbol_col, disease)
     names = pd.Index(adata.var_names.astype(str))
     queries, matched_by = _queries(
-        adata, parsed, symbol_key, ensembl_key, None if symbols is None else symbol_map(read_target_table(symbols))
+        adata, parsed, symbol_key, ensembl_key, None if symbols is None else symbol_map(read_table(symbols))
     )  # fmt: skip
     position = parsed.columns.index.get_indexer(queries.to_numpy())
     report = _report(parsed, queries, names, position, matched_by)

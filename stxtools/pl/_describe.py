@@ -1,0 +1,96 @@
+"""What compartments are: gene sets and contacts against compartments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._validate import check_int, check_number
+from stxtools.get import describe as get_describe
+
+from . import _base, _legend, _output
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_COLORS, _CELL, _LIMIT, _MOST = "RdBu_r", 0.28, 6.0, 60
+
+
+@_output.plot
+def describe(
+    adata: AnnData,
+    kind: str = "activity",
+    *,
+    group: str | Sequence[str] | None = None,
+    n_top: int = 3,
+    fdr: float = 0.05,
+    key: str = _keys.DESCRIBE,
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
+    """Draw the evidence of :func:`stxtools.tl.describe`: the first rows of each compartment against all of them.
+
+    Colour is the test statistic z; a dot marks what passes ``fdr``. Of contacts, those with a significant pair are
+    drawn, or all where there is none.
+
+    Parameters
+    ----------
+    kind
+        ``"activity"`` (or a name that ``net`` was given) or ``"contact"``.
+    n_top
+        Rows that each compartment or contact contributes: those with the largest z above 0.
+    %(parameters)s
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
+    >>> pairs = pd.DataFrame({"ligand": adata.var_names[:5], "receptor": adata.var_names[5:10]})
+    >>> st.tl.describe(adata, "compartment", resource=pairs)
+    >>> ax = st.pl.describe(adata, "contact")
+    """
+    n_top, fdr = check_int("n_top", n_top, minimum=1), check_number("fdr", fdr, minimum=0, maximum=1)
+    table = get_describe(adata, kind, group=group, key=key)
+    where = f"adata.uns[{f'{key}_evidence'!r}]"
+    _base.check_columns(table, ["scores", "pvals_adj"], where, "st.tl.describe(adata, ...)")
+    partner = table["partner"].astype(str)
+    table["column"] = table["group"].astype(str) + np.where(partner == "", "", " \N{RIGHTWARDS ARROW} " + partner)
+    higher = table[table["scores"] > 0]
+    called = pd.unique(higher.loc[higher["pvals_adj"] <= fdr, "column"])
+    if kind == "contact" and len(called):
+        table, higher = (part[part["column"].isin(called)] for part in (table, higher))
+    names = pd.unique(higher.sort_values("scores", ascending=False, kind="stable").groupby("column", sort=False)
+                      .head(n_top).sort_index()["names"])  # fmt: skip
+    columns = pd.unique(table["column"])
+    if not len(names):
+        raise ValueError(f"`{where}` has no row of this kind with `scores` above 0 to draw.")
+    if max(len(columns), len(names)) > _MOST:
+        raise ValueError(f"{len(names)} rows and {len(columns)} columns are more than one figure shows ({_MOST}); "
+                         "choose some with `group=`, or fewer with `n_top=`.")  # fmt: skip
+    wide = [table.pivot(index="names", columns="column", values=v).reindex(index=names, columns=columns)
+            for v in ("scores", "pvals_adj")]  # fmt: skip
+    width = _CELL * len(columns) + 0.09 * max(map(len, names)) + 1.0
+    axes, panels = _base.panels([kind], title, ax, "panel", max(width, 2.6), _CELL * len(names) + 1.6)
+    _heat(panels[0][0], wide[0], wide[1], fdr, panels[0][2])
+    if legend:
+        bar = _legend.mappable(-_LIMIT, _LIMIT, _COLORS), "z, against random regions"
+        _legend.add_legend(axes, [_legend.dot(f"FDR ≤ {fdr:g}", "black", size=4)], own=ax is None, bars=[bar])
+    return _output.done("describe", axes, ax=ax, show=show, save=save)
+
+
+def _heat(ax: Axes, scores: pd.DataFrame, adjusted: pd.DataFrame, fdr: float, title: str) -> None:
+    ax.imshow(scores, cmap=_COLORS, vmin=-_LIMIT, vmax=_LIMIT, aspect="auto", interpolation="nearest")
+    row, column = np.nonzero(adjusted.to_numpy() <= fdr)
+    ax.scatter(column, row, s=8, c="black")
+    ax.set_xticks(range(scores.shape[1]), [_legend.plain(name) for name in scores.columns], rotation=90)
+    ax.set_yticks(range(scores.shape[0]), [_legend.plain(name) for name in scores.index])
+    _base.finish(ax, title)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)

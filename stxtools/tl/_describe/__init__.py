@@ -1,0 +1,1 @@
+"""What compartments are: :func:`stxtools.tl.describe`."""
