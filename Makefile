@@ -68,8 +68,8 @@ demo: $(VENV)/.stamp-run ## run all steps: [INPUT=section.h5ad] [LIBRARY_KEY=] [
 
 # --- checks ----------------------------------------------------------------------------------------------------
 
-test: $(VENV)/.stamp-test ## run the tests: [ARGS="-k segment"], with coverage: [ARGS=--cov]
-	MPLBACKEND=Agg $(BIN)/python -m pytest --durations=10 $(ARGS)
+test: $(VENV)/.stamp-test ## run the tests, a process for each core: [ARGS="-k segment -n 0"], with coverage: [ARGS=--cov]
+	MPLBACKEND=Agg $(BIN)/python -m pytest -n auto --dist loadfile --durations=10 $(ARGS)
 
 lint: $(VENV)/.stamp-lint ## check style and format
 	$(BIN)/ruff check
