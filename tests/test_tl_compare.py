@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse, stats
 
 import stxtools as st
-from stxtools.stats._subjects import compare_subjects
+from stxtools.stats._subjects import compare_pairs, compare_subjects
 
 
 def _cohort(n_subjects: int = 6, *, share: float = 1.0, fold: float = 1.0, seed: int = 0) -> ad.AnnData:
@@ -104,6 +104,55 @@ def test_planted_gene_and_doubled_share_are_found_in_six_subjects() -> None:
         share = table[(table["kind"] == "share") & (table["compartment"] == "b")].iloc[0]
         found.append((gene["pvals"] <= 0.05 and gene["scores"] > 0, share["pvals"] <= 0.05 and share["scores"] > 0))
     assert (np.mean(found, axis=0) >= 0.6).all()
+
+
+def _paired(n_subjects: int = 5, **kwargs: float) -> ad.AnnData:
+    """Two sections of each subject, one in each condition; subjects differ more than conditions."""
+    adata = _cohort(2 * n_subjects, **kwargs)  # type: ignore[arg-type]
+    number = adata.obs["section"].str[1:].astype(int)
+    adata.obs["subject"] = "p" + (number // 2).astype(str)
+    return adata
+
+
+def test_within_subjects_by_hand() -> None:
+    adata = _paired(fold=3.0)
+    table = _compared(adata)
+    assert list(adata.uns["compare_params"]["within_subjects"]) == ["case"]
+    sizes = pd.crosstab([adata.obs["subject"], adata.obs["condition"]], adata.obs["band"])
+    share = np.log2((sizes["b"] + 0.5) / (sizes.sum(axis=1) + 1)).unstack()
+    row = table[(table["kind"] == "share") & (table["compartment"] == "b")].iloc[0]
+    assert row["logfoldchanges"] == pytest.approx((share["case"] - share["control"]).mean())
+    assert (row["n_group"], row["n_reference"]) == (5, 5)
+    gene = table[(table["kind"] == "expression") & (table["compartment"] == "a")].set_index("names").loc["0"]
+    assert gene["pvals_adj"] <= 0.05
+    assert gene["logfoldchanges"] == pytest.approx(np.log2(3), abs=0.3)
+    # a subject with one condition is left out, and said so
+    fewer = adata[~((adata.obs["subject"] == "p0") & (adata.obs["condition"] == "case"))].copy()
+    with pytest.warns(UserWarning, match="within the 4 subject.*left out: 'p0'"):
+        found = _compared(fewer)
+    assert set(found.loc[found["kind"] == "share", "n_group"]) == {4}
+    one = found.set_index(["kind", "compartment", "names"])["logfoldchanges"]
+    two = _compared(adata[adata.obs["subject"] != "p0"].copy()).set_index(["kind", "compartment", "names"])
+    pd.testing.assert_series_equal(one, two["logfoldchanges"])
+
+
+def test_pairs_are_the_one_sample_t_test_and_hold_their_level() -> None:
+    rng = np.random.default_rng(0)
+    group = np.tile([True, False], 8)
+    subject = np.repeat(rng.normal(0, 3, (8, 1)), 2, axis=0)
+    one = subject + rng.normal(size=(16, 1)) + 2 * group[:, None]
+    found, plain = compare_pairs(one, group, None, 0), stats.ttest_rel(one[group, 0], one[~group, 0])
+    assert found.effect[0] == pytest.approx((one[group] - one[~group]).mean())
+    assert plain.pvalue <= found.pvals[0] < 5 * plain.pvalue
+    assert found.pvals[0] < compare_subjects(one, group, None, 0).pvals[0]
+    called = []
+    for _ in range(8):
+        spread = np.exp(rng.normal(-1, 0.4, 1500))
+        noise = (np.repeat(rng.normal(0, 3, (6, 1500)), 2, axis=0) + rng.normal(size=(12, 1500))) * spread
+        pvals = compare_pairs(noise, group[:12], rng.normal(size=1500), 0).pvals
+        called.append([(pvals <= 0.05).mean(), (pvals <= 0.005).mean()])
+    assert 0.03 < np.mean(called, axis=0)[0] <= 0.06
+    assert np.mean(called, axis=0)[1] <= 0.008
 
 
 def test_log_expression_missing_compartments_and_few_subjects() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 from math import factorial, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +67,25 @@ def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | N
     )  # fmt: skip
 
 
+def compare_pairs(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
+    """Compare two conditions within subjects: the differences of the pairs, whose signs are flipped for the null.
+
+    - ``values``: Rows x features: the subjects in the group's condition, and in the same order in the reference's.
+    - ``group``: Which rows are the group's.
+    - ``level``, ``seed``: As for :func:`regress_subjects`.
+    """
+    one, two = values[group], values[~group]
+    both = np.isfinite(one) & np.isfinite(two)
+    found = regress_subjects(one - two, np.ones(len(one)), (np.ones(len(one), dtype=bool),), level, seed, paired=True)
+    n = both.sum(axis=0)
+    m1, m0 = (np.where(n > 0, np.where(both, v, 0.0).sum(axis=0) / np.maximum(n, 1), np.nan) for v in (one, two))
+    return Difference(m1, m0, found.effect, found.low, found.high, found.score, found.pvals, n, n)
+
+
 def regress_subjects(
-    values: Floats, x: Floats, sides: tuple[NDArray[np.bool_], NDArray[np.bool_]], level: Floats | None, seed: int
-) -> Slope:
+    values: Floats, x: Floats, sides: Sequence[NDArray[np.bool_]], level: Floats | None, seed: int, *,
+    paired: bool = False,
+) -> Slope:  # fmt: skip
     """Regress every feature on a number that each subject has.
 
     The variance of each feature is moderated by that of all others (Smyth 2004), around a trend over ``level``
@@ -80,11 +97,12 @@ def regress_subjects(
     - ``sides``: Subjects on the two sides of the range of ``x``; p-values need :data:`MIN_SUBJECTS` on both.
     - ``level``: Abundance of each feature.
     - ``seed``: Of the permutations, where there are too many for all of them.
+    - ``paired``: Whether values are differences: the line goes through 0, and signs are flipped, not subjects permuted.
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
-    n, sxx, slope, rest, _ = _fit(filled, known, x)
-    df = (n - 2).astype(float)
+    n, sxx, slope, rest, _ = _fit(filled, known, x, paired)
+    df = (n - 2 + paired).astype(float)
     usable = (sxx > 0) & (df >= 1)
     variance = np.divide(rest, df, out=np.zeros_like(rest), where=usable)
     least = (_ROUNDING * np.abs(filled).max(initial=0.0)) ** 2
@@ -94,7 +112,7 @@ def regress_subjects(
         trend = _trend(np.log(variance[usable]), level[usable], level)
     scale, prior = squeeze_variance((variance / trend)[usable], df[usable])
     tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
-    spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, seed))
+    spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, seed, paired))
 
     error = spread * np.sqrt(_moderated(variance, df, trend * scale, prior) / np.where(sxx > 0, sxx, 1.0))
     total = np.clip(df + prior, 1.0, 1e6)
@@ -108,20 +126,21 @@ def regress_subjects(
 
 
 def _fit(
-    filled: Floats, known: NDArray[np.bool_], x: Floats
+    filled: Floats, known: NDArray[np.bool_], x: Floats, paired: bool
 ) -> tuple[NDArray[np.int64], Floats, Floats, Floats, NDArray[np.bool_]]:
     """Least squares of each feature: subjects, sum of squares of ``x``, slope, residual sum of squares.
 
-    And whether every subject could be left out: no slope then depends on one of them alone.
+    Through 0 where they are ``paired``. And whether every subject could be left out: the slope depends on none alone.
     """
     n = known.sum(axis=0)
-    middle = x @ known / np.maximum(n, 1)
+    middle = 0.0 if paired else x @ known / np.maximum(n, 1)
     off = known * (x[:, None] - middle)
     sxx = (off**2).sum(axis=0)
     safe = np.where(sxx > 0, sxx, 1.0)
     slope = (off * filled).sum(axis=0) / safe
-    rest = (known * (filled - filled.sum(axis=0) / np.maximum(n, 1) - slope * off) ** 2).sum(axis=0)
-    leverage = 1 / np.maximum(n, 1) + (off**2).max(axis=0) / safe
+    height = 0.0 if paired else filled.sum(axis=0) / np.maximum(n, 1)
+    rest = (known * (filled - height - slope * off) ** 2).sum(axis=0)
+    leverage = (not paired) / np.maximum(n, 1) + (off**2).max(axis=0) / safe
     return n, sxx, slope, rest, (sxx > 0) & (leverage < 1 - 1e-9)
 
 
@@ -147,15 +166,17 @@ def _null_spread(
     expected: Floats,
     prior: float,
     seed: int,
+    paired: bool,
 ) -> float:
-    """Root mean square of the normal scores under permutations that mix the subjects."""
+    """Root mean square of the normal scores under permutations that mix the subjects, or flips of signs."""
     if not tested.any():
         return 1.0
     filled, known, expected = filled[:, tested], known[:, tested], expected[tested]
     squares = count = 0.0
-    for other in _permutations(x, max(20, _VALUES // filled.shape[1]), seed):
-        n, sxx, slope, rest, fits = _fit(filled, known, other)
-        df = (n - 2).astype(float)
+    most = min(max(20, _VALUES // filled.shape[1]), _MOST)
+    for other in _flips(len(x), most, seed) if paired else _permutations(x, most, seed):
+        n, sxx, slope, rest, fits = _fit(filled, known, other, paired)
+        df = (n - 2 + paired).astype(float)
         error = np.sqrt(_moderated(rest / df, df, expected, prior) / np.where(sxx > 0, sxx, 1.0))
         statistic = np.divide(slope, error, out=np.zeros_like(error), where=fits & (error > 0))
         score = signed_z(statistic, np.minimum(df + prior, 1e6))[fits]
@@ -166,7 +187,7 @@ def _null_spread(
 def _permutations(x: Floats, most: int, seed: int) -> Iterator[Floats]:
     """Yield arrangements of ``x`` over the subjects, other than it and its mirror image: all, or random ones."""
     values, counts = np.unique(x, return_counts=True)
-    most, ways = min(most, _MOST), factorial(len(x)) // prod(factorial(int(c)) for c in counts)
+    ways = factorial(len(x)) // prod(factorial(int(c)) for c in counts)
     if ways <= most:
         found = _arrangements(values[::-1], counts[::-1], np.arange(len(x)), np.empty(len(x)))
     else:
@@ -175,6 +196,18 @@ def _permutations(x: Floats, most: int, seed: int) -> Iterator[Floats]:
     for other in islice(found, most):
         if abs((other - x.mean()) @ centred) < (1 - 1e-9) * (centred @ centred):
             yield other
+
+
+def _flips(n: int, most: int, seed: int) -> Iterator[Floats]:
+    """Yield signs of the pairs, up to a common one and other than all equal: all, or random ones."""
+    if 2 ** (n - 1) <= most:
+        found: Iterator[Any] = product((1.0,), *[(1.0, -1.0)] * (n - 1))
+    else:
+        rng = np.random.default_rng(seed)
+        found = (rng.choice((-1.0, 1.0), n) for _ in iter(int, 1))
+    for signs in islice(found, most):
+        if abs(sum(signs)) < n:
+            yield np.array(signs)
 
 
 def _arrangements(values: Floats, counts: NDArray[np.int64], free: NDArray[np.int64], out: Floats) -> Iterator[Floats]:

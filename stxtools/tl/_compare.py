@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,14 +26,16 @@ from stxtools._validate import (
     copied,
     listing,
 )
+from stxtools._warn import at_caller
 from stxtools.stats._meta_analysis import adjust_bh
-from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_subjects
+from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_pairs, compare_subjects
 
 from ._region_graph import inherited_library_key
 from ._subject_values import contacts, expression, one_each, pseudobulk, shares
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 KINDS = ("share", "contact", "expression")
 
@@ -71,10 +74,13 @@ def compare(
     there is no effect; p-values and intervals account for it. With fewer than three subjects on a side there is an
     interval, but no p-value.
 
+    Where subjects have both conditions (before and after, tumour and normal, each in sections of their own), they are
+    compared within subjects: the test is that of the differences, and their signs are flipped instead of permuted.
+
     Parameters
     ----------
     condition_key
-        Column of ``obs`` with the condition of each observation. A subject has one condition.
+        Column of ``obs`` with the condition of each observation. A section has one condition.
     subject_key
         Column of ``obs`` with the subject of each observation.
     groupby
@@ -102,7 +108,7 @@ def compare(
     KeyError
         If a key is missing.
     ValueError
-        If a subject has several conditions, a section several subjects, or there is one condition only.
+        If a section has several subjects or conditions, or there is one condition only.
 
     Examples
     --------
@@ -127,47 +133,71 @@ def compare(
         check_in(adata, "layers", layer, "layer")
     library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
     where = Geometry(adata, spatial_key, library_key)
-    condition = one_each(subjects, conditions, subject_names, condition_names, subject_key, condition_key)
-    one_each(where.libs.codes, subjects, where.libs.names, subject_names, "library_key", subject_key)
+    for codes, known, of_key in ((subjects, subject_names, subject_key), (conditions, condition_names, condition_key)):
+        one_each(where.libs.codes, codes, where.libs.names, known, "library_key", of_key)
+    # a unit is a subject in a condition
+    here = (subjects >= 0) & (conditions >= 0)
+    pairs, unit = np.unique(np.stack([subjects, conditions])[:, here], axis=1, return_inverse=True)
+    units = np.full(adata.n_obs, -1)
+    units[here] = unit
 
-    used = (compartments >= 0) & (subjects >= 0)
-    shape = (len(subject_names), len(compartment_names))
-    cell = np.where(used, subjects * shape[1] + compartments, -1)
+    used = (compartments >= 0) & here
+    shape = (pairs.shape[1], len(compartment_names))
+    cell = np.where(used, units * shape[1] + compartments, -1)
     sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
     read = Expression(adata, layer, in_memory=False)
     sums, seen = pseudobulk(read, cell, shape)
 
     stage("comparing subjects")
     genes = np.asarray(adata.var_names, dtype=str)
-    tables = []
+    tables, within = [], []
     for other in range(len(condition_names)):
-        chosen = np.flatnonzero((condition == other) | (condition == base))
-        group = condition[chosen] == other
-        if other == base or group.all() or not group.any():
+        if other == base:
             continue
+        chosen, paired = _units(pairs, other, base, subject_names, condition_names)
+        group = pairs[1, chosen] == other
         parts = (
             shares(sizes[chosen], compartment_names),
-            contacts(where, compartments, subjects, chosen, sizes[chosen] >= min_obs, compartment_names),
+            contacts(where, compartments, units, chosen, sizes[chosen] >= min_obs, compartment_names),
             expression(sums[chosen], seen[chosen], sizes[chosen], (group, ~group), min_obs, compartment_names, genes),
         )
         for kind, (values, level, names) in zip(KINDS, parts, strict=True):
             if len(names):
-                found = _table(compare_subjects(values, group, level, seed), kind, names)
+                found = _table((compare_pairs if paired else compare_subjects)(values, group, level, seed), kind, names)
                 found.insert(0, "group", condition_names[other])
                 tables.append(found)
-    if not tables:
-        raise ValueError(f"No condition has subjects beside those of {condition_names[base]!r}.")
+        within += [condition_names[other]] * paired
     table = pd.concat(tables, ignore_index=True)
     slots = Slots("tl.compare")
     slots.uns[key] = table
     slots.uns[f"{key}_params"] = provenance(
         condition_key=condition_key, subject_key=subject_key, groupby=groupby, reference=condition_names[base],
         min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **read.record, spatial_key=spatial_key,
-        library_key=library_key, random_state=seed, compartments=compartment_names,
+        library_key=library_key, random_state=seed, compartments=compartment_names, within_subjects=within,
     )  # fmt: skip
     target = copied(adata, copy)
     slots.write(target)
     return target if copy else None
+
+
+def _units(
+    pairs: NDArray[np.int64], group: int, reference: int, subject_names: list[str], condition_names: list[str]
+) -> tuple[NDArray[np.int64], bool]:
+    """Return the units of two conditions in the order of subjects, and whether they are pairs: subjects with both."""
+    chosen = np.flatnonzero(np.isin(pairs[1], [group, reference]))
+    found, times = np.unique(pairs[0, chosen], return_counts=True)
+    if times.max() == 1:
+        return chosen, False
+    alone = found[times == 1]
+    if len(alone):
+        warnings.warn(
+            f"{condition_names[group]!r} and {condition_names[reference]!r} are compared within the "
+            f"{len(found) - len(alone)} subject(s) that have both; left out: "
+            f"{listing(subject_names[i] for i in alone)}.",
+            UserWarning,
+            stacklevel=at_caller(),
+        )
+    return chosen[~np.isin(pairs[0, chosen], alone)], True
 
 
 def _table(found: Difference, kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:

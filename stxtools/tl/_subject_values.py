@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ def one_each(
         several = [names[i] for i in pairs[pairs[:, 0] == first, 1]]
         raise ValueError(
             f"{units[first]!r} (`{unit_key}`) has several values in `adata.obs[{of_key!r}]`: {listing(several)}. "
-            "A section belongs to one subject and a subject to one condition; comparisons within subjects are not made."
+            "A section belongs to one subject and to one condition."
         )
     out = np.full(len(units), -1)
     out[pairs[:, 0]] = pairs[:, 1]
@@ -95,7 +96,7 @@ def expression(
     sums: NDArray[np.float64],
     seen: NDArray[np.float64],
     sizes: NDArray[np.int64],
-    sides: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    sides: Sequence[NDArray[np.bool_]],
     min_obs: int,
     names: list[str],
     genes: NDArray[np.str_],
