@@ -4,6 +4,7 @@
 
 Six and ten patients, half of them cases. Without a difference, the conditions are dealt at random. Planted: 20 genes
 are doubled in one compartment of the cases, and half of that compartment's observations are dropped in the controls.
+``--within``: every patient gives a section of both conditions, and patients are compared within themselves.
 "Wilcoxon on spots" tests the same genes in the same compartment with every observation as a unit.
 """
 
@@ -24,19 +25,21 @@ PLANTED = 20
 COMPARTMENT = "layer_2"
 
 
-def cohort(n_patients: int, difficulty: float, seed: int) -> ad.AnnData:
-    """Patients without a condition that differ in depth, tissue and expression."""
+def cohort(n_patients: int, difficulty: float, seed: int, within: bool) -> ad.AnnData:
+    """Patients that differ in depth, tissue and expression; conditions are dealt to them, or to their two sections."""
     adata = st.datasets.synthetic_tissue(
-        n_obs=500 * n_patients, n_vars=500, n_patients=n_patients, disease="patient", logfc=0.0, mean_depth=5000,
-        difficulty=difficulty,
-        random_state=seed, show_progress=False,
+        n_obs=500 * n_patients * (1 + within), n_vars=500, n_patients=n_patients, sections_per_patient=1 + within,
+        disease="patient", logfc=0.0, mean_depth=5000, difficulty=difficulty, random_state=seed, show_progress=False,
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     case = rng.permutation(n_patients) < n_patients // 2
-    patients = adata.obs["patient"].cat.categories
-    adata.obs["condition"] = adata.obs["patient"].map(
-        dict(zip(patients, np.where(case, "case", "control"), strict=True))
-    )
+    unit = "section" if within else "patient"
+    if within:
+        first = rng.random(n_patients) < 0.5
+        case = np.stack([first, ~first], axis=1).ravel()
+    units = pd.unique(adata.obs[unit])
+    dealt = dict(zip(units, np.where(case, "case", "control"), strict=True))
+    adata.obs["condition"] = adata.obs[unit].astype(str).map(dealt).astype("category")
     return adata
 
 
@@ -78,11 +81,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--patients", type=int, nargs="+", default=[6, 10])
     parser.add_argument("--difficulty", type=float, nargs="+", default=[0.2, 0.5])
+    parser.add_argument("--within", action="store_true", help="two sections of every patient, one in each condition")
     args = parser.parse_args()
     rows = []
     for n, difficulty in product(args.patients, args.difficulty):
         for seed in range(args.seeds):
-            null = cohort(n, difficulty, seed)
+            null = cohort(n, difficulty, seed, args.within)
             table, other = compared(null), wilcoxon(null)
             row: dict[str, float] = {"patients": n, "difficulty": difficulty, "seed": seed}
             for kind, part in table.groupby("kind"):
