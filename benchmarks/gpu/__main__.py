@@ -1,10 +1,10 @@
 """What a CUDA device gives: time, memory and agreement with the CPU.
 
-    python benchmarks/gpu --data FOLDER --out gpu.json [--page docs/benchmarks/gpu.md]
+    python benchmarks/gpu --data FOLDER --out gpu.json
 
-Parts, each in processes of its own: ``cortex`` (dlpfc 151673, first and second call), ``cells`` (a million generated
-cells, all steps), ``bins`` (ten million bins, a saved model). A part that the time left does not allow is not begun,
-and what was measured until then is kept. ``--page`` only writes the page of a file of measurements.
+Parts, each in a process of its own: ``cortex`` (dlpfc 151673, first and second call), ``cells`` (generated cells, all
+steps), ``bins`` (a million bins, all steps, then ten million by the model saved). A part that the time left does not
+allow is not begun, and what was measured until then is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def cortex(accelerator: str, args: argparse.Namespace) -> None:
     timed("apply a model", lambda: st.tl.segment(adata, model=model, key_added="applied", **how))
     st.tl.region_graph(adata)
     timed("embed", lambda: st.tl.embed(adata, **how))
-    timed("multitask", lambda: st.tl.multitask(adata, None, "layer", **how))
+    if accelerator == "gpu":
+        timed("multitask", lambda: st.tl.multitask(adata, None, "layer", **how))
     emit(part="cortex", accelerator=accelerator, step="ARI of two runs",
          value=adjusted_rand_score(adata.obs["segment"], adata.obs["again"]))  # fmt: skip
     if accelerator == "gpu":
@@ -108,8 +110,6 @@ def cortex(accelerator: str, args: argparse.Namespace) -> None:
              value=float(np.abs(proba[0] - proba[1]).max()))  # fmt: skip
         with profiled("segment", part="cortex"):
             st.tl.segment(adata, 7, key_added="again", **how)
-        with profiled("multitask", part="cortex"):
-            st.tl.multitask(adata, None, "layer", **how)
     adata.obs[["segment"]].to_csv(args.folder / f"cortex_{accelerator}.csv")
     other = args.folder / "cortex_gpu.csv"
     if accelerator == "cpu" and other.exists():
@@ -178,19 +178,22 @@ def side_by_side(block: Any) -> Any:
 
 
 def bins(accelerator: str, args: argparse.Namespace) -> None:
-    """A block of a tenth, normalised and learned from, then ten of it side by side."""
+    """A tenth of the bins, all steps; then ten of it side by side, with the model of the tenth."""
     import stxtools as st
 
-    block = tissue(args, args.bins // 10, "visium")
+    adata = tissue(args, args.bins // 10, "visium")
     how: dict[str, Any] = {"accelerator": accelerator, **QUIET}
-    timed = Timed("bins", accelerator)
-    st.pp.normalize(block)
-    model = args.folder / "bins.stx"
-    timed("train on a tenth", lambda: st.tl.segment(block, 5, save_model=model, **how))
-    whole = side_by_side(block)
-    timed("apply a model", lambda: st.tl.segment(whole, model=model, **how), n_obs=whole.n_obs)
-    timed("region_graph", lambda: st.tl.region_graph(whole))
-    timed("embed", lambda: st.tl.embed(whole, **how), regions=whole.uns["regions"].n_obs)
+    timed, model = Timed(f"{adata.n_obs:,} bins", accelerator), args.folder / "bins.stx"
+    timed("normalize", lambda: st.pp.normalize(adata))
+    timed("segment", lambda: st.tl.segment(adata, 5, save_model=model, **how))
+    whole = side_by_side(adata)
+    for section in (adata, whole):
+        timed = Timed(f"{section.n_obs:,} bins", accelerator)
+        timed("apply a model", partial(st.tl.segment, section, model=model, key_added="applied", **how))
+        timed("region_graph", partial(st.tl.region_graph, section, "applied"))
+        timed("embed", partial(st.tl.embed, section, **how), regions=section.uns["regions"].n_obs)
+    timed = Timed(f"{adata.n_obs:,} bins", accelerator)
+    timed("biomarkers", lambda: st.tl.biomarkers(adata, "disease", **QUIET))
 
 
 PARTS = {"cortex": cortex, "cells": cells, "bins": bins}
@@ -227,7 +230,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with dlpfc_151673.h5ad")
-    parser.add_argument("--parts", nargs="+", default=["cortex gpu", "cortex cpu", "cells gpu", "bins gpu"],
+    parser.add_argument("--parts", nargs="+", default=["cortex gpu", "cortex cpu", "bins gpu", "cells gpu"],
                         help="what to measure and where, such as 'cells gpu'")  # fmt: skip
     parser.add_argument("--cells", type=int, default=1_000_000)
     parser.add_argument("--bins", type=int, default=10_000_000)
@@ -235,10 +238,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for what is generated; a temporary one by default")
     parser.add_argument("--tests", type=Path, help="log of the tests, whose last line is kept")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--generate", action="store_true", help="only write what is generated into the folder")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         PARTS[args.child[0]](args.child[1], args)
+        return
+    if args.generate:
+        for part, n_obs, kind in (("bins", args.bins // 10, "visium"), ("cells", args.cells, "merfish")):
+            if any(what.startswith(part) for what in args.parts):
+                tissue(args, n_obs, kind)
         return
     start, result = time.monotonic(), machine() | {"tests": "not run", "rows": []}
     if args.tests is not None and args.tests.exists():

@@ -18,5 +18,8 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
+folder=$(mktemp -d)
+python3 benchmarks/gpu --generate --folder "$folder" "$@" & # on one core, while the tests run
 [ -n "${SKIP_TESTS:-}" ] || python3 -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests 2>&1 | tee "$out/tests.log" | tail -n 30
-python3 benchmarks/gpu --out "$out/gpu.json" --tests "$out/tests.log" --data "$STXTOOLS_TEST_DATA" "$@"
+wait
+python3 benchmarks/gpu --folder "$folder" --out "$out/gpu.json" --tests "$out/tests.log" --data "$STXTOOLS_TEST_DATA" "$@"
