@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from conftest import QUICK_UNET, _make
 from sklearn.linear_model import RidgeClassifier
 
@@ -12,7 +11,6 @@ import stxtools as st
 from stxtools.models import GeneSection, Segmenter
 from stxtools.models.ensemble.gene_means import SIZES, GeneMeans
 from stxtools.models.ensemble.moments import PENALTY, LabelMoments
-from stxtools.nn._refiner import Refiner
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 
@@ -64,11 +62,6 @@ def test_moments_of_many_observations_keep_their_leading_part():
     moments = LabelMoments.of([str(i) for i in range(20)], z, np.ones((900, 1)), np.ones(900), rank=8)
     kept = moments.factor.astype(float)
     np.testing.assert_allclose(kept.T @ kept + np.diag(moments.rest), np.cov(z.T, bias=True), atol=0.02)
-
-
-def test_the_network_adds_nothing_before_it_has_learned():
-    net, x = Refiner(4).eval(), torch.randn(1, 4, 9, 7)
-    assert torch.equal(net(x, torch.ones(1, 1, 9, 7))[0], x)
 
 
 def test_a_model_of_labels_reads_genes_by_either_name_and_in_any_order(make_section, trained):

@@ -132,7 +132,7 @@ def floors(task: Task) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def applied(task: Task, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Class probabilities of the target: by default, without the network, without adaptation; and beside few labels."""
+    """Class probabilities of the target: by default, without adaptation, and beside few labels."""
     sources = (
         ad.concat(task.sources, join="inner", index_unique="-") if len(task.sources) > 1 else task.sources[0].copy()
     )
@@ -150,8 +150,6 @@ def applied(task: Task, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:
     ):
         if name != "labels beside it" or task.few is not None:
             yield name, _proba(task, model, **how)
-    model.transfer.net = None
-    yield "no network", _proba(task, model)
 
 
 def _proba(task: Task, model: Any, **how: Any) -> pd.DataFrame:

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from ._losses import nt_xent, reconstruction_error, soft_cross_entropy
 from ._recipe import Training
-from ._refiner import Refiner
 from ._student import PyramidMLP
 from ._training import Task
 from ._unet import SegmentationNet, UNet
 
 _TEMPERATURE = 0.2
-_SCALE, _SHIFT, _NOISE = 0.3, 0.7, 0.5  # standard deviations of what is done to logits that a network reads
 
 
 class MaskedPretraining(Task):
@@ -58,7 +56,7 @@ class ContrastivePretraining(Task):
 class SegmentationTask(Task):
     """Cross-entropy of the U-Net's compartments with soft targets, weighted by pixel."""
 
-    def __init__(self, net: SegmentationNet | Refiner, training: Training) -> None:
+    def __init__(self, net: SegmentationNet, training: Training) -> None:
         super().__init__(training)
         self.net = net
 
@@ -72,20 +70,6 @@ class SegmentationTask(Task):
         x, occupied, target, weight = batch
         logits, _ = self.net(x, occupied)
         self.log("val_loss", soft_cross_entropy(logits, target, weight[:, 0]), batch_size=1)
-
-
-class RefinerTask(SegmentationTask):
-    """The same, where the logits that are read come scaled, shifted and noised as other sections' might."""
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Weighted cross-entropy of random views."""
-        x, occupied = batch["x"], batch["occupied"]
-        scale = torch.exp(_SCALE * torch.randn(len(x), 1, 1, 1, device=x.device))
-        much = torch.rand(2, len(x), 1, 1, 1, device=x.device)
-        shift = _SHIFT * much[0] * torch.randn(*x.shape[:2], 1, 1, device=x.device)
-        noise = 2 * _NOISE * much[1] * torch.randn_like(x)
-        logits, _ = self.net((scale * x + shift + noise) * occupied, occupied)
-        return self.record(soft_cross_entropy(logits, batch["target"], batch["weight"][:, 0]))
 
 
 class Imitation(Task):

@@ -17,7 +17,6 @@ from torch import Tensor
 from stxtools._settings import settings
 
 if TYPE_CHECKING:
-    from ._refiner import Refiner
     from ._unet import SegmentationNet, UNet
 
 LARGEST_TILE = 512  # pixels; larger ones save little: the context of a tile is some 40 pixels wide
@@ -127,7 +126,7 @@ def tile_side(unet: UNet, channels: int) -> int:
 
 @torch.no_grad()
 def predict_pixels(
-    net: SegmentationNet | Refiner,
+    net: SegmentationNet,
     raster: PixelRaster,
     device: torch.device,
     *,

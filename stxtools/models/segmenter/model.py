@@ -167,8 +167,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             self._order_by_size(as_given, accelerator)
         elif expression is not None:
             genes = [e.taken(order) for e, order in zip(expression, orders, strict=True)]
-            self.transfer = Transfer.fit(genes, sections, *transfer_targets(pseudo_labels, sections), self.params, run)
-            self.history += self.transfer.history
+            self.transfer = Transfer.fit(genes, *transfer_targets(pseudo_labels, sections), run["random_state"])
         return self
 
     def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:
@@ -318,13 +317,13 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             What to segment.
         expression
             Genes of the same observations, for a model that learned to be applied to other sections: its linear members
-            decide then, and the network that corrects them. Without it the U-Net decides.
+            decide then. Without it the U-Net decides.
         labels
             Per section, class codes of what is labelled there, else -1; they need ``expression``.
         adapt
             Whether the members adapt to each section's own components.
         accelerator
-            Where the networks run.
+            Where the U-Net runs.
         """
         net, device, out = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
@@ -335,7 +334,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                 out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
                 continue
             known = None if labels is None or not (labels[i] >= 0).any() else labels[i]
-            found = self.transfer.predict(expression[i], section, device, labels=known, adapt=adapt)
+            found = self.transfer.predict(expression[i], labels=known, adapt=adapt)
             share = softmax(found.logits, axis=1).astype(np.float32)
             out.append(Segmentation(share, features.numpy()[member], found.weights))
         net.to("cpu")

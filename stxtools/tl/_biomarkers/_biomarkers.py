@@ -102,7 +102,7 @@ def biomarkers(
         ``"thinning"`` finds groups of :func:`segment` again in half of the counts and tests the other half; or None.
     attribution_model
         A model (or several, fitted or paths) that predicts the groups, explained in the column ``attribution``: a
-        Segmenter or a TissueNet. By default a linear probe.
+        Segmenter (its U-Net) or a TissueNet. By default a linear probe.
     method
         ``"random_regions"``, the test above.
     n_null
