@@ -78,7 +78,7 @@ def spread_labels(
     for _ in range(rounds):
         share[known] = one_hot
         sure = np.clip(2 * share.max(axis=1) - 1, 0, 1)
-        weight = np.where(known, 1.0, sure * known.sum() / max(float(sure[~known].sum()), 1e-9))
+        weight = np.where(known, 1.0, sure * min(known.sum() / max(float(sure[~known].sum()), 1e-9), 1.0))
         share = _with_shares(_agreed(views, share, weight, [s / 2 for s in shrinkage]), class_shares)
     return share
 
