@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lazy_loader
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import large packages in the block: without the garbage collector, which would search each new module again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -15,6 +29,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     def __getattr__(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(names)}")
-        return get(name)
+        with importing():
+            return get(name)
 
     return __getattr__, list_names, names

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from stxtools._lazy import importing
 from stxtools._progress import stage
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def select_genes(
 
 def _rank(box: AnnData, n_top_genes: int, spans: Sequence[float], how: Mapping[str, str]) -> None:
     """Run ``seurat_v3`` with the first of ``spans``; its local fit is singular where many genes have one mean."""
-    import scanpy as sc
+    with importing():
+        import scanpy as sc
 
     if not spans:
         sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, flavor="seurat", **how)

@@ -16,17 +16,20 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Unpack
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from stxtools._globals import exclusive
+from stxtools._lazy import importing
 from stxtools._progress import progress
 from stxtools._settings import settings
 
 from ._recipe import Run, Training, completed, seeded
+
+with importing():
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 _MOST_DEVICES = 64
 

@@ -12,7 +12,10 @@ from ._layers import ChannelNorm, GaussianPyramid, he_init
 
 
 class ConvBlock(nn.Module):
-    """Two convolutions, each followed by channel normalisation and ReLU."""
+    """Two convolutions, each followed by channel normalisation and ReLU.
+
+    The ReLU is not in place: its input is a view, around whose change autograd would copy.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dropout: float) -> None:
         super().__init__()
@@ -20,11 +23,11 @@ class ConvBlock(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, kernel_size, padding=pad),
             ChannelNorm(out_channels),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Dropout2d(dropout),
             nn.Conv2d(out_channels, out_channels, kernel_size, padding=pad),
             ChannelNorm(out_channels),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,8 +87,9 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         pad = (0, -width % self.stride, 0, -height % self.stride)
         x, occupied = F.pad(x, pad), F.pad(occupied, pad)
-        h = torch.cat([self.pyramid(x, occupied), occupied], dim=1)
-        h = self.stem(h.contiguous(memory_format=torch.channels_last))
+        # channels last from here on: a CPU convolves faster, and each change of the order is a copy
+        scales = self.pyramid(x.contiguous(memory_format=torch.channels_last), occupied)
+        h = self.stem(torch.cat([scales, occupied[:, 0, ..., None].permute(0, 3, 1, 2)], dim=1))
         skips = []
         for i, block in enumerate(self.down):
             h = block(h if i == 0 else F.avg_pool2d(h, 2))

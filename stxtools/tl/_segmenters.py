@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stxtools._data.features import remember_input
 from stxtools._data.image import N_IMAGE_FEATURES
 from stxtools._data.representation import Representation
+from stxtools._lazy import importing
 from stxtools._progress import stage
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def trained_segmenter(model: str | os.PathLike[str] | Segmenter) -> Segmenter:
 
 def _segmenter(model: str | os.PathLike[str] | Segmenter, param: str) -> Segmenter:
     stage("loading PyTorch")
-    from stxtools.models._base import model_of
+    with importing():
+        from stxtools.models._base import model_of
 
     return model_of(model, "Segmenter", param=param)
 
