@@ -60,7 +60,7 @@ def stored_representation(adata: AnnData, use_rep: str) -> Representation:
         check_in(adata, "obsm", use_rep, "use_rep", "Use 'X' for the expression matrix itself.")
         values = adata.obsm[use_rep]
         values = values.toarray() if sparse.issparse(values) else values
-    array = np.array(values, dtype=np.float32)
+    array = np.array(values, dtype=np.float32, order="C")  # sums depend on the order: the same as read from a file
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"`use_rep={use_rep!r}` has shape {array.shape}; expected (n_obs, n_features).")
     if not np.isfinite(array).all():

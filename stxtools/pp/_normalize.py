@@ -13,6 +13,7 @@ from stxtools._data.expression import Expression
 from stxtools._data.representation import N_COMPS, N_TOP_GENES, log_normalize, select_genes
 from stxtools._docs import documented
 from stxtools._ownership import check_free
+from stxtools._lazy import importing
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, copied, libraries
@@ -167,7 +168,8 @@ def _sizes(adata: AnnData, size_key: str, counts: sparse.csr_matrix) -> NDArray[
 def _log_values(
     counts: sparse.csr_matrix, size: NDArray[np.float64] | None, target_sum: float | None
 ) -> sparse.csr_matrix:
-    import scanpy as sc
+    with importing():
+        import scanpy as sc
     from anndata import AnnData as _AnnData
 
     if size is not None:  # scanpy's function takes no sizes
@@ -199,4 +201,4 @@ def _pca(
         sc.pp.scale(box, zero_center=False)  # the PCA centres: together the z-score, and sparse
     sc.pp.pca(box, n_comps=n_comps, svd_solver="arpack", random_state=random_state)
     found = {name: np.asarray(box.uns["pca"][name]) for name in ("variance", "variance_ratio")}
-    return np.asarray(box.obsm["X_pca"], dtype=np.float32), np.asarray(box.varm["PCs"]), found
+    return np.ascontiguousarray(box.obsm["X_pca"], dtype=np.float32), np.asarray(box.varm["PCs"]), found
