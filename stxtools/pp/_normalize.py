@@ -12,8 +12,8 @@ from stxtools import _keys
 from stxtools._data.expression import Expression
 from stxtools._data.representation import N_COMPS, N_TOP_GENES, log_normalize, select_genes
 from stxtools._docs import documented
-from stxtools._ownership import check_free
 from stxtools._lazy import importing
+from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, copied, libraries

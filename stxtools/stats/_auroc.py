@@ -35,13 +35,15 @@ def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, NDArray[np.
 def _midranks(data: NDArray[Any], per_gene: NDArray[Any], n_obs: int) -> tuple[NDArray[Any], NDArray[Any]]:
     n_genes = len(per_gene)
     gene = np.repeat(np.arange(n_genes), per_gene)
-    order = np.lexsort((data, gene))
+    ends = np.cumsum(per_gene)
+    # gene by gene: several times as fast as a sort by two keys; equal values share a rank in whatever order
+    order = np.concatenate([e - n + np.argsort(data[e - n : e]) for n, e in zip(per_gene, ends, strict=True)])
     value = data[order]
     new = np.r_[True, (value[1:] != value[:-1]) | (gene[1:] != gene[:-1])] if len(value) else np.zeros(0, bool)
     start = np.flatnonzero(new)
     size = np.diff(np.r_[start, len(value)])
     position = start.astype(np.float64) + (size + 1) / 2.0  # mean of the 1-based positions of a run of ties
-    rank = np.repeat(position, size) - (np.cumsum(per_gene) - per_gene)[gene]
+    rank = np.repeat(position, size) - (ends - per_gene)[gene]
     n_zero = n_obs - per_gene
     rank += np.where(value > 0, n_zero[gene], 0)
     ranks = np.empty(len(value))

@@ -87,9 +87,12 @@ def smooth_basis(xy: Floats) -> SmoothBasis:
     chosen = np.argsort(frequency, kind="stable")[1 : n_functions + 1]
     waves, frequency = waves[chosen], frequency[chosen]
 
+    each = [np.arange(most + 1) for most in waves.max(axis=0)]
+
     def cosines(rows: slice) -> Floats:
         at = np.pi * (xy[rows] - low) / side
-        return np.cos(at[:, :1] * waves[:, 0]) * np.cos(at[:, 1:] * waves[:, 1])
+        across, along = (np.cos(at[:, axis, None] * each[axis])[:, waves[:, axis]] for axis in range(2))
+        return np.asarray(across * along)
 
     parts = [slice(i, i + _ROWS) for i in range(0, len(xy), _ROWS)]
     mean = np.sum([cosines(rows).sum(axis=0) for rows in parts], axis=0) / len(xy)
