@@ -21,7 +21,7 @@ DATA = $(or $(STXTOOLS_DATASETDIR),../shared/data)
 
 export INPUT LIBRARY_KEY GROUPBY LABELS_KEY OUT DATA
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format contracts types docs tutorials bench models paper clean
+.PHONY: help env demo test lint format contracts types docs site tutorials bench models paper clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -90,6 +90,9 @@ types: $(VENV)/.stamp-lint ## check the type annotations
 docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --builder html docs docs/_build/html
 	@echo "The documentation is in docs/_build/html/index.html"
+
+site: docs $(VENV)/.stamp-site ## build the documentation and test it in headless Chromium
+	$(BIN)/python -m pytest -q tests/test_site.py $(ARGS)
 
 tutorials: $(VENV)/.stamp-docs ## execute the notebooks in place: [DATA=folder of the real sections]
 	@if ! ls "$$DATA"/*.h5ad > /dev/null 2>&1; then \

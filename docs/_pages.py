@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import json
 import shutil
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
+
+import _architecture
+import _gallery
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = DOCS / "generated"
@@ -20,6 +25,59 @@ NAMESPACES = {
     "io": "Reading and writing",
     "models": "Models",
 }
+
+# The order of a reader's questions. A name that is not listed stands last in its namespace.
+TASKS = {
+    "Read data": ("io", "datasets"),
+    "Prepare a section": ("pp",),
+    "Find compartments": (
+        "tl.segment", "tl.suggest_labels", "tl.pretrain", "get.segments", "get.probabilities",
+        "pl.segment", "pl.annotate", "pl.stability", "pl.history",
+    ),
+    "Connect regions": (
+        "tl.region_graph", "tl.embed", "get.regions", "pl.region_graph", "pl.attention",
+    ),
+    "Find biomarkers and targets": (
+        "tl.biomarkers", "tl.describe", "tl.targets", "get.biomarkers", "get.describe", "get.targets",
+        "pl.biomarkers", "pl.describe", "pl.targets",
+    ),
+    "Compare patients and time points": (
+        "tl.compare", "get.compare", "pl.compare", "pl.trends",
+    ),
+    "Predict tissue class and disease": (
+        "tl.multitask", "tl.distill", "tl.attention_fidelity", "pl.attention_fidelity",
+    ),
+    "Evaluate and tune": (
+        "tl.evaluate", "tl.tune", "get.evaluation", "pl.evaluation", "pl.robustness", "pl.sensitivity",
+    ),
+    "Train and keep models": ("models",),
+}  # fmt: skip
+
+# What a reader has, the page to go to, and what is there.
+QUESTIONS = (
+    (
+        "I have one section",
+        "generated/tutorials/quickstart",
+        "From counts to compartments, their graph and marker genes.",
+    ),
+    ("I have no annotations", "quickstart", "Compartments without labels, and how many there are."),
+    (
+        "I have a few annotations",
+        "generated/tutorials/scribbles",
+        "A few marked spots segment the rest of the section.",
+    ),
+    ("I have an annotated section", "generated/tutorials/transfer", "Train a model once and apply it to new sections."),
+    ("I have a disease label", "generated/tutorials/biomarkers", "Biomarkers across patients, and drug targets."),
+    ("I have patients", "generated/tutorials/conditions", "Compare conditions, with the patient as the replicate."),
+    ("I have time points", "generated/tutorials/time", "Trends of compartments and genes over time."),
+    ("I have labels for all spots", "generated/tutorials/framework", "Predict tissue class and disease jointly."),
+    ("I have a million cells", "larger", "Tiles, backed files, several machines."),
+    ("I have SpatialData or QuPath files", "io", "Read vendor folders and annotations, write them back."),
+    ("I have a cluster", "command_line", "Every step on files, with a configuration and exit codes."),
+)
+
+# The plot that shows what a call wrote, where it has another name.
+DRAWN_BY = {"tl.embed": "pl.attention", "tl.evaluate": "pl.evaluation", "tl.tune": "pl.sensitivity"}
 
 
 def namespace(name: str) -> ModuleType | None:
@@ -40,32 +98,65 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def write_api() -> None:
-    """Write one page per namespace, with a table of the names in its ``__all__``, and a toctree of these pages."""
-    pages = []
-    for name, title in NAMESPACES.items():
-        module = namespace(name)
-        if module is None:
-            continue
-        entries = "\n".join(f"   {name}.{public}" for public in module.__all__)
-        summary = (module.__doc__ or "").strip()
-        _write(
-            GENERATED / "api" / f"{name}.md",
-            f"# {title}: `st.{name}`\n\n```{{eval-rst}}\n{summary}\n\n.. currentmodule:: stxtools\n\n"
-            f".. autosummary::\n   :toctree: .\n   :nosignatures:\n\n{entries}\n```\n",
-        )
-        pages.append(f"api/{name}")
-        for stub in (GENERATED / "api").glob(f"stxtools.{name}.*.rst"):
-            if stub.name.split(".")[2] not in module.__all__:
-                stub.unlink()  # autosummary's page of a name that is gone
-    _write(
-        GENERATED / "api.md",
-        "# API\n\n"
-        "```python\nimport stxtools as st\n```\n\n"
-        "Every function takes an {class}`~anndata.AnnData` first, writes its results into it (see the "
-        "[slots](slots.md)) and returns nothing; `copy=True` returns a changed copy and leaves the original alone.\n\n"
-        "```{toctree}\n:maxdepth: 2\n\n" + "\n".join([*pages, "api/report", "api/settings"]) + "\n```\n",
+def public_names() -> list[str]:
+    """Return every public name as ``namespace.name``, in the order of :data:`TASKS`."""
+    names = [f"{n}.{public}" for n in NAMESPACES for public in getattr(namespace(n), "__all__", ())]
+    places = {name: place for place, task in enumerate(TASKS.values()) for name in task}
+    listed = [name for task in TASKS.values() for name in task]
+
+    def position(name: str) -> tuple[int, int]:
+        of = name if name in places else name.split(".")[0]
+        return places.get(of, len(places)), listed.index(name) if name in places else len(listed)
+
+    return sorted(names, key=position)
+
+
+def _table(names: list[str], toctree: str = "") -> str:
+    return f".. autosummary::\n{toctree}   :nosignatures:\n\n" + "\n".join(f"   {name}" for name in names) + "\n"
+
+
+def _cards(plots: list[str]) -> str:
+    """Return a grid of the plots' figures, each a link to its page."""
+    cards = "".join(
+        f"   .. grid-item-card:: {name}\n      :link: stxtools.{name}\n      :link-type: doc\n"
+        f"      :img-bottom: ../figures/{name}.png\n      :img-alt: Figure of the example of {name}\n"
+        "      :class-card: stx-thumbnail\n\n"
+        for name in plots
     )
+    return f".. grid:: 2 2 3 3\n   :gutter: 2\n\n{cards}"
+
+
+def write_api() -> None:
+    """Write a page per namespace, and one that lists every call by task."""
+    names = public_names()
+    pages = [name for name in NAMESPACES if namespace(name)]
+    for page in pages:
+        own = [name for name in names if name.startswith(f"{page}.")]
+        gallery = _cards(own) + "\n" if page == "pl" else ""
+        _write(
+            GENERATED / "api" / f"{page}.md",
+            f"# {NAMESPACES[page]}: `st.{page}`\n\n```{{eval-rst}}\n.. module:: stxtools.{page}\n.. currentmodule:: stxtools\n\n"
+            f"{gallery}{_table(own, '   :toctree: .' + chr(10))}\n{(namespace(page).__doc__ or '').strip()}\n```\n",
+        )
+        for stub in (GENERATED / "api").glob(f"stxtools.{page}.*.rst"):
+            if stub.name.removeprefix("stxtools.").removesuffix(".rst") not in own:
+                stub.unlink()  # autosummary's page of a name that is gone
+    tasks: dict[str, list[str]] = {task: [] for task in [*TASKS, "More"]}
+    for name in names:
+        of = (task for task, listed in TASKS.items() if name in listed or name.split(".")[0] in listed)
+        tasks[next(of, "More")].append(name)
+    text = [
+        "# API by task\n",
+        "```python\nimport stxtools as st\n```\n",
+        "Every function takes an {class}`~anndata.AnnData` first and writes its results into it. The page "
+        "[slots](slots.md) lists them. It returns nothing; `copy=True` returns a changed copy instead.\n",
+        "```{toctree}\n:maxdepth: 1\n:hidden:\n\n" + "\n".join(f"api/{p}" for p in [*pages, "report", "settings"]) + "\n```\n",
+    ]
+    tasks["Share the results"] = ["report"]
+    for task, own in tasks.items():
+        if own:
+            text.append(f"## {task}\n\n```{{eval-rst}}\n.. currentmodule:: stxtools\n\n{_table(own)}```\n")
+    _write(GENERATED / "api.md", "\n".join(text))
     _write(
         GENERATED / "api" / "report.md",
         "# Report: `st.report`\n\n```{eval-rst}\n.. autofunction:: stxtools.report\n```\n",
@@ -74,6 +165,32 @@ def write_api() -> None:
         GENERATED / "api" / "settings.md",
         "# Settings: `st.settings`\n\n```{eval-rst}\n.. autoclass:: stxtools._settings.Settings\n   :members:\n```\n",
     )
+
+
+def _written() -> set[str]:
+    from stxtools._slots_table import SLOTS
+
+    return {row.call for row in SLOTS}
+
+
+def extra_lines(name: str) -> list[str]:
+    """Return what a function's page says after its docstring: its figure, and where its slots are listed."""
+    plot = DRAWN_BY.get(name, name.replace("tl.", "pl."))
+    lines = []
+    if name in _written():
+        lines += ["", f"All that it writes: :ref:`slots of {name} <slots-{name}>`."]
+    if plot.startswith("pl.") and plot.removeprefix("pl.") in namespace("pl").__all__:
+        what = "The figure of the example" if plot == name else f"Drawn by :func:`~stxtools.{plot}`"
+        alt = f"Figure of the example of {plot}"
+        lines += [
+            "",
+            f"{what}:",
+            "",
+            f".. image:: /generated/figures/{plot}.png",
+            f"   :alt: {alt}",
+            "   :class: stx-figure",
+        ]
+    return lines
 
 
 def write_slots() -> None:
@@ -90,33 +207,69 @@ def write_slots() -> None:
         prefix, function = call.split(".")
         if function not in getattr(namespace(prefix), "__all__", ()):
             continue
-        text += [f"## `st.{call}`\n", "| slot | type | shape | meaning |", "|---|---|---|---|"]
+        text += [f"(slots-{call})=\n", f"## `st.{call}`\n", "| slot | type | shape | meaning |", "|---|---|---|---|"]
         text += [f"| `{r.code}` | {r.type} | {r.shape.replace('*', '·')} | {r.meaning} |" for r in rows]
         text.append("")
     _write(GENERATED / "slots.md", "\n".join(text))
 
 
-def copy_tutorials() -> None:
-    """Copy the executed notebooks beside the pages, ``quickstart`` first in the toctree."""
+def _first_figure(notebook: Path) -> bytes | None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = (output for cell in cells for output in cell.get("outputs", []))
+    figures = (output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {}))
+    figure = next(figures, None)
+    return None if figure is None else base64.b64decode("".join(figure))
+
+
+def _grid(cards: list[str], columns: str) -> str:
+    return f"::::{{grid}} {columns}\n:gutter: 2\n\n" + "".join(cards) + "::::\n"
+
+
+def write_tutorials() -> None:
+    """Copy the executed notebooks beside the pages, ``quickstart`` first, and make a card of each one."""
     target = GENERATED / "tutorials"
     notebooks = sorted((DOCS.parent / "tutorials").glob("*.ipynb"), key=lambda p: (p.stem != "quickstart", p.stem))
     target.mkdir(parents=True, exist_ok=True)
     for stale in {p.name for p in target.glob("*.ipynb")} - {p.name for p in notebooks}:
         (target / stale).unlink()
+    cards = []
     for notebook in notebooks:
         copy = target / notebook.name
         if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
             shutil.copyfile(notebook, copy)
+        first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
+        title = "".join(first).splitlines()[0].removeprefix("# ")
+        figure, image = _first_figure(notebook), ""
+        if figure is not None:
+            (target / f"{notebook.stem}.png").write_bytes(figure)
+            image = f":img-bottom: tutorials/{notebook.stem}.png\n:img-alt: First figure of the tutorial\n"
+        cards.append(
+            f":::{{grid-item-card}} {title}\n:link: tutorials/{notebook.stem}\n:link-type: doc\n{image}"
+            ":class-card: stx-thumbnail\n:::\n\n"
+        )
     entries = "\n".join(f"tutorials/{p.stem}" for p in notebooks)
     _write(
         GENERATED / "tutorials.md",
         "# Tutorials\n\nNotebooks run on real sections; `make tutorials` runs them again.\n\n"
-        f"```{{toctree}}\n:maxdepth: 1\n\n{entries}\n```\n",
+        f"{_grid(cards, '1 2 3 3')}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{entries}\n```\n",
     )
+
+
+def write_cards() -> None:
+    """Write the cards of the home page: what a reader has, and where to go; pages that do not exist are left out."""
+    cards = [
+        f":::{{grid-item-card}} {have}\n:link: /{page}\n:link-type: doc\n\n{then}\n:::\n\n"
+        for have, page, then in QUESTIONS
+        if list(DOCS.glob(f"{page}.*"))
+    ]
+    _write(GENERATED / "cards.md", _grid(cards, "1 2 3 3"))
 
 
 def write_all() -> None:
     """Write every generated page."""
+    _architecture.draw(GENERATED / "figures" / "architecture.svg")
+    _gallery.draw_all({name: getattr(namespace("pl"), name) for name in namespace("pl").__all__})
     write_api()
     write_slots()
-    copy_tutorials()
+    write_tutorials()
+    write_cards()

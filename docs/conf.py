@@ -10,6 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import _pages
+from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.ext.napoleon import NumpyDocstring
 
 _pages.write_all()
@@ -27,8 +29,11 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinxcontrib.bibtex",
+    "sphinxext.opengraph",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
@@ -37,13 +42,23 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 needs_sphinx = "8.0"
 
+# Every reference to a name of this package must resolve. Other packages' inventories may be out of reach, and types
+# of the private modules have no pages.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(anndata|collections|lightning|matplotlib|numpy|os|pandas|scanpy|scipy|squidpy|torch|typing)\..*"),
+    (r"py:.*", r"(Ellipsis|stxtools\.(nn|models)\..*|stxtools\._.*)"),
+]
+
 autosummary_generate = True
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints = "none"  # sphinx_autodoc_typehints writes them into the descriptions of the parameters
+typehints_defaults = None
+typehints_use_rtype = False
+typehints_document_rtype = False
+always_use_bars_union = True
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
 
 
 def _returns_as_written(self: NumpyDocstring, section: str) -> list[str]:
@@ -55,8 +70,17 @@ def _returns_as_written(self: NumpyDocstring, section: str) -> list[str]:
 # Napoleon takes every line for a type and sets it in italics, in which no literal can stand; scanpydoc mends it so too.
 NumpyDocstring._parse_returns_section = _returns_as_written
 
+
+def _attributes_as_parameters(self: NumpyDocstring, section: str) -> list[str]:
+    """Render attributes, several of which may share a line, as parameters are."""
+    return self._format_fields("Attributes", self._consume_fields())
+
+
+NumpyDocstring._parse_attributes_section = _attributes_as_parameters
+
 # The notebooks are committed with their outputs: a build needs neither the data nor the time to run them.
 nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # no widget is drawn, so none of its scripts is loaded
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -79,6 +103,14 @@ if os.environ.get("READTHEDOCS") == "True" or os.environ.get("STXTOOLS_DOCS_LINK
         "lightning": ("https://lightning.ai/docs/pytorch/stable/", None),
     }
 
+ogp_site_url = "https://stxtools.readthedocs.io/en/latest/"
+ogp_image = "_static/overview.png"
+ogp_use_first_image = True
+
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_context = {"default_mode": "auto"}
+html_domain_indices = False
 html_theme = "sphinx_book_theme"
 html_title = f"{project} {release}"
 html_theme_options = {
@@ -86,4 +118,28 @@ html_theme_options = {
     "use_repository_button": True,
     "path_to_docs": "docs",
     "show_toc_level": 2,
+    "navbar_persistent": [],  # the sidebar has the search box
 }
+
+
+def _add_links(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Give a function's page its figure and a link to the slots that it writes."""
+    lines += _pages.extra_lines(name.removeprefix("stxtools."))
+
+
+def _name_figures(app: Sphinx, doctree: nodes.document) -> None:
+    """Say, for those who cannot see a notebook's figure, which code drew it."""
+    for cell in doctree.findall(nodes.container):
+        if "cell" not in cell.get("classes", ()):
+            continue
+        code = next(cell.findall(nodes.literal_block), None)
+        lines = code.astext().splitlines() if code else []
+        drawn = [line.strip() for line in lines if ".pl." in line or "plot" in line] or lines[-1:]
+        for image in cell.findall(nodes.image):
+            if not image.get("alt"):
+                image["alt"] = f"Figure drawn by {drawn[-1]}" if drawn else "Figure"
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", _name_figures)
+    app.connect("autodoc-process-docstring", _add_links, priority=900)  # after napoleon

@@ -40,7 +40,7 @@ class Section:
 
     @property
     def graph(self) -> sparse.csr_matrix:
-        """Spatial neighbours, (n, n): applying a trained model needs none, so they may be made late."""
+        """Return the spatial neighbours, (n, n). They may be made late, since applying a trained model needs none."""
         return self.neighbours() if callable(self.neighbours) else self.neighbours
 
     def canonical_order(self) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ def robustness(
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
-    >>> st.tl.evaluate(adata, ["lda"], region_key="compartment", n_seeds=2, noise=[0, 0.1, 0.2])
+    >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2, noise=[0, 0.2])
     >>> ax = st.pl.robustness(adata)
     """
     import seaborn as sns

@@ -80,7 +80,8 @@ def targets(
     >>> import pandas as pd
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.biomarkers(adata, groupby="disease")
-    >>> drugs = pd.DataFrame({"gene_name": adata.var_names[:2], "drug_name": ["A", "B"], "approved": [True, False]})
+    >>> genes = adata.uns["biomarkers"]["names"][:4]
+    >>> drugs = pd.DataFrame({"gene_name": genes, "drug_name": list("ABCD"), "approved": [True, False, False, True]})
     >>> st.tl.targets(adata, drugs)
     >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
     """

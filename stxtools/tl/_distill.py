@@ -38,7 +38,7 @@ def distill(
     params: SegmenterParams | Mapping[str, Any] | None = None, random_state: int = 0, accelerator: str = "auto",
     devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Train a small network to predict what a trained framework (:func:`multitask`) does.
+    """Train a small network to predict what a trained framework (:func:`~stxtools.tl.multitask`) does.
 
     The student is a two-layer perceptron on spatial means of the features at a few scales (as in GLNN, Zhang et al.
     2022). It learns the teacher's class probabilities on ``adata`` (Hinton et al. 2015), and reads the framework's

@@ -40,7 +40,7 @@ def pretrain(
     params: SegmenterParams | Mapping[str, Any] | None = None, random_state: int = 0, accelerator: str = "auto",
     devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | list[AnnData] | None:  # fmt: skip
-    """Pretrain the U-Net of :func:`segment` on many sections, without labels.
+    """Pretrain the U-Net of :func:`~stxtools.tl.segment` on many sections, without labels.
 
     The genes that all data share are reduced to common principal components, centred within each data set. The U-Net
     learns to reconstruct masked parts of the rasters (He et al. 2022), or to recognise two views of one place (SimCLR,

@@ -56,7 +56,7 @@ class SoftTargets:
 
 
 class TissueStudent(BaseModel[SegmenterParams, JointNet]):
-    """Small network that predicts nearly what a trained :class:`TissueNet` does, observation by observation.
+    """Small network that predicts nearly what a trained :class:`~stxtools.models.TissueNet` does, observation by observation.
 
     It reads spatial means of the framework's components and of a few more axes of the genes, those along which the
     framework's predictions change. It needs no region graph, and is applied to rasters, as a :class:`Segmenter` is.
@@ -101,7 +101,7 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
         random_state: int = 0,
         accelerator: str = "auto",
     ) -> SoftTargets:
-        """Predict ``sections`` with the teacher; sets what the student reads (:attr:`projection`, :attr:`use_rep`).
+        """Predict ``sections`` with the teacher; sets what the student reads (``projection``, ``use_rep``).
 
         Raises
         ------
@@ -127,13 +127,13 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
     def fit(self, sections: Sequence[Section], targets: SoftTargets, **run: Unpack[Run]) -> TissueStudent:
         """Learn to predict the teacher's probabilities on ``sections``, whose features the student reads.
 
-        Sets :attr:`agreements`: for each task the share of pixels in held-out blocks on which both predict the same
+        Sets ``agreements``: for each task the share of pixels in held-out blocks on which both predict the same
         class.
 
         Parameters
         ----------
         sections
-            Sections with the features that :attr:`projection` or :attr:`use_rep` name.
+            Sections with the features that ``projection`` or ``use_rep`` name.
         targets
             What :meth:`soft_targets` gave for the same sections.
         **run
