@@ -18,8 +18,9 @@ Written by that command; [the experiments](../experiments.md) discuss it. {kind}
 
 Values are mean ± standard deviation over {seeds}; every seed draws its own tissue (generated data), its own blocks and
 its own models. Accuracy, precision and recall are in per cent; precision, recall and AUROC are averages over classes,
-AUROC one class against the rest. Differences are paired by split (fold of a seed; where patients are left out, the
-patient, averaged over seeds), ± standard error, in brackets how many standard errors; the best of the others is bold.
+AUROC one class against the rest. Differences are paired by split: a fold of a seed or, where patients are held
+out, a patient averaged over seeds. They are given ± standard error, with the number of standard errors in brackets. The
+best of the others is bold.
 
 Rows were measured with stxtools {sources} (version and digest of the models' code).
 """
@@ -105,9 +106,9 @@ def _attention(out: Path, work: Path, *, quick: bool) -> list[str]:
     adata = attention_figure(out, work, quick=quick)
     return [
         "## Figure 3: attention\n",
-        "![Attention maps](figure3.png)\n\nFigure 3: truth and prediction; attention between regions in the framework "
-        "(width and colour of the edges) and the length of the gradient of its predicted class in each spot's input; "
-        "the same gradient of the U-Net alone; mean attention that a spot gets from its neighbours in the graph "
+        "![Attention maps](figure3.png)\n\nFigure 3: truth and prediction. Then attention between regions in the framework "
+        "(width and colour of the edges), and the length of the gradient of its predicted class in each spot's input. "
+        "Then the same gradient of the U-Net alone, and the mean attention that a spot gets from its neighbours in the graph "
         f"network alone. {adata.n_obs:,} spots of Visium-like tissue, each panel on its own scale. Labels of all spots "
         "were seen: an illustration, not a test.\n",
     ]

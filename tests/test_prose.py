@@ -1,0 +1,38 @@
+"""The prose is easy to read: docs/check_prose.py measures sentences and looks for banned metaphors."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "docs" / "check_prose.py"
+
+
+@pytest.fixture(scope="module")
+def prose() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_prose", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sentences_are_short_and_terms_are_those_of_the_field(prose: ModuleType) -> None:
+    found = prose.faults()
+    assert not found, "\n".join(found)
+    assert prose.count() <= 12_000, "the pages have more prose than a reader takes in"
+
+
+def test_a_long_sentence_and_a_metaphor_are_found(prose: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"# {'word ' * 40}\n\nIt is {'very ' * 29}long.\n\nAn honest one.\n\n| {'cell ' * 40}|\n\n```\n{'code ' * 40}\n```\n"
+    monkeypatch.setattr(prose, "texts", lambda: iter([("page", text)]))
+    assert [fault.split(":")[1].strip() for fault in prose.faults()][:2] == ["32 words", "'honest'"]
+    assert [prose.words(s) for s in prose.sentences("A b (`c d e`). Two [linked words](http://x.y/z). 0.5 ± 0.1")] == [
+        3,
+        3,
+        0,
+    ]
