@@ -6,7 +6,6 @@ import contextlib
 import doctest
 import inspect
 import io
-import os
 import tempfile
 import warnings
 from pathlib import Path

@@ -58,13 +58,13 @@ QUESTIONS = (
     (
         "I have one section",
         "generated/tutorials/quickstart",
-        "From counts to compartments, their graph and marker genes.",
+        "Compartments, their graph and marker genes.",
     ),
     ("I have no annotations", "quickstart", "Compartments without labels, and how many there are."),
     (
         "I have a few annotations",
         "generated/tutorials/scribbles",
-        "A few marked spots segment the rest of the section.",
+        "A few marked spots segment the rest.",
     ),
     ("I have an annotated section", "generated/tutorials/transfer", "Train a model once and apply it to new sections."),
     ("I have a disease label", "generated/tutorials/biomarkers", "Biomarkers across patients, and drug targets."),
@@ -135,7 +135,8 @@ def write_api() -> None:
         gallery = _cards(own) + "\n" if page == "pl" else ""
         _write(
             GENERATED / "api" / f"{page}.md",
-            f"# {NAMESPACES[page]}: `st.{page}`\n\n```{{eval-rst}}\n.. module:: stxtools.{page}\n.. currentmodule:: stxtools\n\n"
+            f"# {NAMESPACES[page]}: `st.{page}`\n\n```{{eval-rst}}\n"
+            f".. module:: stxtools.{page}\n.. currentmodule:: stxtools\n\n"
             f"{gallery}{_table(own, '   :toctree: .' + chr(10))}\n{(namespace(page).__doc__ or '').strip()}\n```\n",
         )
         for stub in (GENERATED / "api").glob(f"stxtools.{page}.*.rst"):
@@ -145,12 +146,15 @@ def write_api() -> None:
     for name in names:
         of = (task for task, listed in TASKS.items() if name in listed or name.split(".")[0] in listed)
         tasks[next(of, "More")].append(name)
+    entries = "\n".join(f"api/{page}" for page in [*pages, "report", "settings"])
     text = [
         "# API by task\n",
         "```python\nimport stxtools as st\n```\n",
         "Every function takes an {class}`~anndata.AnnData` first and writes its results into it. The page "
         "[slots](slots.md) lists them. It returns nothing; `copy=True` returns a changed copy instead.\n",
-        "```{toctree}\n:maxdepth: 1\n:hidden:\n\n" + "\n".join(f"api/{p}" for p in [*pages, "report", "settings"]) + "\n```\n",
+        "```{toctree}\n:maxdepth: 1\n:hidden:\n\n"
+        + "\n".join(f"api/{p}" for p in [*pages, "report", "settings"])
+        + "\n```\n",
     ]
     tasks["Share the results"] = ["report"]
     for task, own in tasks.items():

@@ -1,4 +1,4 @@
-"""Measure the prose: no sentence over 30 words, no banned metaphor. ``python docs/check_prose.py`` prints what to mend."""
+"""Measure the prose: sentences of 30 words at most, no banned metaphor. ``python docs/check_prose.py`` lists faults."""
 
 from __future__ import annotations
 

@@ -43,14 +43,17 @@ CONTRAST = """() => {
     const style = getComputedStyle(e), text = light(rgba(style.color)), back = light(behind(e));
     const ratio = (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);
     const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.6 && style.fontWeight >= 700);
-    if (ratio < (large ? 3 : 4.5)) bad.add(`${ratio.toFixed(1)} ${e.tagName}.${e.className}: ${e.textContent.slice(0, 30)}`);
+    const what = `${e.tagName}.${e.className}: ${e.textContent.slice(0, 30)}`;
+    if (ratio < (large ? 3 : 4.5)) bad.add(`${ratio.toFixed(1)} ${what}`);
   }
   return [...bad];
 }"""
+UNLOADED = "[...document.images].filter((i) => i.loading !== 'lazy' && !i.naturalWidth).map((i) => i.src)"
 TOO_WIDE = """() => {
   const root = document.documentElement;
   if (root.scrollWidth <= root.clientWidth) return [];
-  const wide = [...document.querySelectorAll('.bd-main *')].filter((e) => e.getBoundingClientRect().right > root.clientWidth + 1
+  const wide = [...document.querySelectorAll('.bd-main *')].filter((e) =>
+    e.getBoundingClientRect().right > root.clientWidth + 1
     && !e.closest('.highlight, .pst-scrollable-table-container, .output, mjx-container'));
   return [`${root.scrollWidth} px`, ...wide.slice(0, 3).map((e) => `${e.tagName}.${e.className}`)];
 }"""

@@ -106,11 +106,11 @@ def _attention(out: Path, work: Path, *, quick: bool) -> list[str]:
     adata = attention_figure(out, work, quick=quick)
     return [
         "## Figure 3: attention\n",
-        "![Attention maps](figure3.png)\n\nFigure 3: truth and prediction. Then attention between regions in the framework "
-        "(width and colour of the edges), and the length of the gradient of its predicted class in each spot's input. "
-        "Then the same gradient of the U-Net alone, and the mean attention that a spot gets from its neighbours in the graph "
-        f"network alone. {adata.n_obs:,} spots of Visium-like tissue, each panel on its own scale. Labels of all spots "
-        "were seen: an illustration, not a test.\n",
+        "![Attention maps](figure3.png)\n\nFigure 3: truth and prediction. Then attention between regions in the "
+        "framework (width and colour of the edges), and the length of the gradient of its predicted class in each "
+        "spot's input. Then the same gradient of the U-Net alone, and the mean attention that a spot gets from its "
+        f"neighbours in the graph network alone. {adata.n_obs:,} spots of Visium-like tissue, each panel on its own "
+        "scale. Labels of all spots were seen: an illustration, not a test.\n",
     ]
 
 

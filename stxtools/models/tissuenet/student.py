@@ -56,7 +56,7 @@ class SoftTargets:
 
 
 class TissueStudent(BaseModel[SegmenterParams, JointNet]):
-    """Small network that predicts nearly what a trained :class:`~stxtools.models.TissueNet` does, observation by observation.
+    """Small network that predicts what a :class:`~stxtools.models.TissueNet` does, observation by observation.
 
     It reads spatial means of the framework's components and of a few more axes of the genes, those along which the
     framework's predictions change. It needs no region graph, and is applied to rasters, as a :class:`Segmenter` is.
