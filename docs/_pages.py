@@ -152,9 +152,7 @@ def write_api() -> None:
         "```python\nimport stxtools as st\n```\n",
         "Every function takes an {class}`~anndata.AnnData` first and writes its results into it. The page "
         "[slots](slots.md) lists them. It returns nothing; `copy=True` returns a changed copy instead.\n",
-        "```{toctree}\n:maxdepth: 1\n:hidden:\n\n"
-        + "\n".join(f"api/{p}" for p in [*pages, "report", "settings"])
-        + "\n```\n",
+        f"```{{toctree}}\n:maxdepth: 1\n:hidden:\n\n{entries}\n```\n",
     ]
     tasks["Share the results"] = ["report"]
     for task, own in tasks.items():
