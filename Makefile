@@ -88,6 +88,7 @@ types: $(VENV)/.stamp-lint ## check the type annotations
 # --- documentation and benchmarks ------------------------------------------------------------------------------
 
 docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html; a warning is an error
+	rm -rf docs/_build/html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --builder html docs docs/_build/html
 	@echo "The documentation is in docs/_build/html/index.html"
 
