@@ -28,9 +28,7 @@ def test_sentences_are_short_and_terms_are_those_of_the_field(prose: ModuleType)
 
 
 def test_a_long_sentence_and_a_metaphor_are_found(prose: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (
-        f"# {'word ' * 40}\n\nIt is {'very ' * 29}long.\n\nHonest.\n\n| {'x ' * 40}|\n\n```\n{'x ' * 40}\n```\n"
-    )
+    text = f"# {'word ' * 40}\n\nIt is {'very ' * 29}long.\n\nHonest.\n\n| {'x ' * 40}|\n\n```\n{'x ' * 40}\n```\n"
     monkeypatch.setattr(prose, "texts", lambda: iter([("page", text)]))
     assert [fault.split(":")[1].strip() for fault in prose.faults()][:2] == ["32 words", "'honest'"]
     assert [prose.words(s) for s in prose.sentences("A b (`c d e`). Two [linked words](http://x.y/z). 0.5 ± 0.1")] == [
