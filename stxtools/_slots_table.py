@@ -186,6 +186,22 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
          "``n_reference`` (subjects)"),
         ("uns", f"{k.COMPARE}_params", "dict", "-", PARAMS),
     ),
+    "tl.track": (
+        ("obs", k.TRACK, "category", "n_obs", "lineage of the compartment: what links connect over the times"),
+        ("obs", f"{k.TRACK}_next", "float32", "n_obs",
+         "share of the region's mass with a counterpart at the next time; NaN at the last, and outside any region"),
+        ("obs", f"{k.TRACK}_previous", "float32", "n_obs", "the same for the time before"),
+        ("uns", f"{k.TRACK}/links", "DataFrame", "n_rows x 10",
+         "``time_from``, ``time_to``, ``source``, ``target``, ``event`` (continues, splits, merges, appears, "
+         "disappears, none), ``mass``, its share ``forward`` of the source and ``backward`` of the target, ``pvals`` "
+         "against shuffled labels, ``pvals_adj``"),
+        ("uns", f"{k.TRACK}/compartments", "DataFrame", "n_rows x 6",
+         "``time``, ``compartment``, ``lineage``, ``share``, and of it the shares with a counterpart, ``previous`` and "
+         "``next``"),
+        ("uns", f"{k.TRACK}/regions", "DataFrame", "n_rows x 5",
+         "best counterparts: ``library_from``, ``library_to``, ``region_from``, ``region_to``, ``probability``"),
+        ("uns", f"{k.TRACK}/params", "dict", "-", PARAMS),
+    ),
     "tl.trends": (
         ("uns", k.TRENDS, "DataFrame", "n_rows x 14",
          "one row per value: ``kind`` (share, area, contact, expression), ``compartment``, ``feature`` (the other "

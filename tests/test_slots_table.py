@@ -54,6 +54,7 @@ CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     "tl.embed": lambda a: st.tl.embed(a, params={"epochs": 2}),
     "tl.biomarkers": lambda a: st.tl.biomarkers(a, "disease"),
     "tl.compare": lambda a: st.tl.compare(a, "disease", "disease", groupby="band", library_key="disease"),
+    "tl.track": lambda a: st.tl.track(a, "library_time"),
     "tl.trends": lambda a: st.tl.trends(
         a, "disease_time", subject_key="disease", groupby="band", library_key="disease"
     ),
@@ -87,6 +88,7 @@ def _section(library: int = 0) -> ad.AnnData:
     adata.obs_names = [f"{LIBRARIES[library]}_spot{i}" for i in range(adata.n_obs)]
     adata.obs["band"] = pd.Categorical(np.array(["a", "b", "c"], dtype=object)[band])
     adata.obs["disease"] = pd.Categorical(np.array(["healthy", "tumour"], dtype=object)[disease])
+    adata.obs["library_time"] = float(library)
     adata.obs["disease_time"] = disease.astype(float)
     adata.obs["array_row"], adata.obs["array_col"] = row, 2 * col + row % 2
     adata.obsm["spatial"] = np.c_[(2 * col + row % 2) * 50.0, row * 50.0 * np.sqrt(3)]
@@ -138,7 +140,9 @@ def written() -> dict[str, tuple[ad.AnnData, set[tuple[str, str]]]]:
     section = _section()
     steps = {}
     for call, run in CALLS.items():
-        adata = _two_sections() if call == "pp.align" else section
+        adata = _two_sections() if call in ("pp.align", "tl.track") else section
+        if call == "tl.track":
+            st.tl.region_graph(adata, "band", max_size=20, library_key="library")
         before = _slots(adata.copy())
         run(adata)
         after = _slots(adata)

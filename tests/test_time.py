@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,100 @@ def test_trends_say_what_is_wrong(change: Any, error: type[Exception], match: st
     with pytest.raises(error, match=match):
         _trends(adata)
     assert not [key for key in adata.uns if key.startswith("trends")]
+
+
+@pytest.fixture(scope="module")
+def series() -> ad.AnnData:
+    adata = st.datasets.synthetic_series(3, 2, obs_per_section=300, difficulty=0.3, random_state=1)
+    st.tl.region_graph(adata, "compartment", library_key="section", max_size=20)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def tracked(series: ad.AnnData) -> ad.AnnData:
+    return st.tl.track(series, "time", copy=True)
+
+
+def _linked(adata: ad.AnnData) -> set[tuple[float, str, str]]:
+    links = adata.uns["track"]["links"].query("event != 'none'")
+    return set(zip(links["time_from"], links["source"], links["target"], strict=True))
+
+
+def test_track_finds_the_lineage(tracked: ad.AnnData, tmp_path: Path) -> None:
+    truth = tracked.uns["synthetic"]["lineage"]
+    assert _linked(tracked) == set(zip(truth["time_from"], truth["source"], truth["target"], strict=True))
+    links = tracked.uns["track"]["links"]
+    event = links.set_index(["time_from", "source", "target"])["event"]
+    for row in truth.itertuples():
+        wanted = "appears" if row.source == "" else "disappears" if row.target == "" else None
+        same = truth[truth["time_from"] == row.time_from]
+        if wanted is None:
+            splits, merges = (same["source"] == row.source).sum() > 1, (same["target"] == row.target).sum() > 1
+            wanted = "splits" if splits else "merges" if merges else "continues"
+        assert event[row.time_from, row.source, row.target] == wanted
+    inside = links[(links["source"] != "") & (links["target"] != "")]
+    assert (inside.loc[inside["event"] != "none", "pvals_adj"] <= 0.01).all()
+    totals = tracked.uns["track"]["compartments"].set_index(["time", "compartment"])
+    for (time, name), part in inside.groupby(["time_from", "source"]):
+        np.testing.assert_allclose(part["forward"] * totals.loc[(time, name), "share"], part["mass"])
+        assert totals.loc[(time, name), "next"] == pytest.approx(min(part["forward"].sum(), 1))
+    of = tracked.obs.groupby("track", observed=True)["compartment"].agg(lambda c: set(c.astype(str).str[:2]))
+    assert [len(names) for names in of] == [1] * 7, "a lineage is one territory"
+    assert tracked.obs["track_next"].isna().equals(tracked.obs["time"] == 2)
+    assert tracked.obs["track_previous"].isna().equals(tracked.obs["time"] == 0)
+
+    tracked.write_h5ad(tmp_path / "a.h5ad")
+    tracked.write_zarr(tmp_path / "a.zarr")
+    for back in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
+        for name in ("links", "compartments", "regions"):
+            pd.testing.assert_frame_equal(back.uns["track"][name], tracked.uns["track"][name], check_dtype=False)
+
+
+def test_track_reads_no_name_across_times(series: ad.AnnData, tracked: ad.AnnData) -> None:
+    """Compartments renamed time by time, and sections turned, mirrored and scaled, are matched as before."""
+    adata = series.copy()
+    at = adata.obs["compartment"].astype(str) + "@" + adata.obs["time"].astype(str)
+    rename = dict(zip(at.unique(), np.random.default_rng(0).permutation(at.nunique()).astype(str), strict=True))
+    adata.obs["own"] = pd.Categorical(at.map(rename))
+    late = (adata.obs["time"] == 1).to_numpy()
+    adata.obsm["spatial"][late] = adata.obsm["spatial"][late] @ np.array([[0.0, 3.0], [3.0, 0.0]])
+    del adata.obs["region_id"], adata.uns["regions"]
+    st.tl.region_graph(adata, "own", library_key="section", max_size=20)
+    st.tl.track(adata, "time")
+    back = {number: name.split("@")[0] for name, number in rename.items()} | {"": ""}
+    assert {(t, back[s], back[e]) for t, s, e in _linked(adata)} == _linked(tracked)
+
+
+def test_track_of_returning_subjects_and_many_regions(series: ad.AnnData, tracked: ad.AnnData) -> None:
+    adata = series.copy()
+    adata.obs["animal"] = adata.obs["subject"].astype(str).str[-1]
+    st.tl.track(adata, "time", subject_key="animal", max_regions=25, key_added="own")
+    assert adata.uns["own"]["params"]["n_pairs"].tolist() == [2, 2]
+    assert tracked.uns["track"]["params"]["n_pairs"].tolist() == [4, 4]
+    regions = adata.uns["own"]["regions"]
+    assert (regions["library_from"].str[3] == regions["library_to"].str[3]).all()
+    assert regions.groupby(["library_from", "library_to"])["region_from"].nunique().max() <= 25
+    assert set(regions["region_from"]) <= set(adata.uns["regions"].obs_names)
+    truth = adata.uns["synthetic"]["lineage"]
+    links = adata.uns["own"]["links"].query("event not in ('none', 'appears', 'disappears')")
+    found = set(zip(links["time_from"], links["source"], links["target"], strict=True))
+    assert len(found & set(zip(truth["time_from"], truth["source"], truth["target"], strict=True))) >= 0.8 * len(found)
+
+
+def test_track_says_what_is_wrong(series: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = series.copy()
+    with pytest.raises(KeyError, match="region_graph"):
+        st.tl.track(adata, "time", regions_key="other")
+    adata.obs["none"] = np.nan
+    with pytest.raises(ValueError, match="at least two"):
+        st.tl.track(adata, "none")
+    adata.obs["late"] = adata.obs["time"].where(adata.obs["time"] > 0)
+    with pytest.raises(ValueError, match="has no time"):
+        st.tl.track(adata, "late")
+    with pytest.raises(ValueError, match="slack"):
+        st.tl.track(adata, "time", slack=0.0)
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(ImportError, match="POT"):
+        st.tl.track(adata, "time")
+    assert "track" not in adata.uns
+    assert "track" not in adata.obs

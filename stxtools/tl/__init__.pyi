@@ -12,4 +12,5 @@ from ._region_graph import region_graph as region_graph
 from ._segment import segment as segment
 from ._suggest_labels import suggest_labels as suggest_labels
 from ._targets._targets import targets as targets
+from ._track import track as track
 from ._trends import trends as trends

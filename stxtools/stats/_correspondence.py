@@ -1,0 +1,95 @@
+"""What a coupling of regions says of compartments: shared mass, links, and a null of shuffled labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+Coupling = tuple[Floats, Codes, Codes]  # plan, compartments of its rows and of its columns
+
+HALF = 0.5  # share of its mass with a counterpart, under which a compartment appears or disappears
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Compartments of one time (rows) against those of the next (columns).
+
+    - ``mass``: Mean mass that they share.
+    - ``before``, ``after``: Mean share of each compartment in its sections.
+    - ``pvals``: Against labels shuffled over the regions.
+    """
+
+    mass: Floats
+    before: Floats
+    after: Floats
+    pvals: Floats
+
+    @property
+    def forward(self) -> Floats:
+        """Share of each source that goes to each target."""
+        return self.mass / np.maximum(self.before, 1e-12)[:, None]
+
+    @property
+    def backward(self) -> Floats:
+        """Share of each target that comes from each source."""
+        return self.mass / np.maximum(self.after, 1e-12)[None]
+
+    @property
+    def links(self) -> NDArray[np.bool_]:
+        """The best target of every source that goes on, and the best source of every target that was there."""
+        out = np.zeros(self.mass.shape, dtype=bool)
+        goes_on, was_there = self.forward.sum(axis=1) >= HALF, self.backward.sum(axis=0) >= HALF
+        out[goes_on, self.forward[goes_on].argmax(axis=1)] = True
+        out[self.backward[:, was_there].argmax(axis=0), was_there] = True
+        return out & (self.mass > 0)
+
+
+def shared_mass(
+    couplings: Sequence[Coupling], weights: Sequence[tuple[Floats, Floats]], shape: tuple[int, int],
+    n_permutations: int, rng: np.random.Generator,
+) -> Shared:  # fmt: skip
+    """Sum couplings of regions up to compartments, and compare them with labels that are shuffled in the later section.
+
+    Region by region, that is: neighbours of one compartment are taken as exchangeable.
+    """
+    mass, null = np.zeros(shape), np.zeros((n_permutations, *shape))
+    before, after = np.zeros(shape[0]), np.zeros(shape[1])
+    for (plan, rows, columns), (one, two) in zip(couplings, weights, strict=True):
+        half = _one_hot(rows, shape[0]).T @ plan
+        labels = _one_hot(columns, shape[1])
+        mass += half @ labels
+        before += np.bincount(rows, one, minlength=shape[0])
+        after += np.bincount(columns, two, minlength=shape[1])
+        for i in range(n_permutations):
+            null[i] += half @ labels[rng.permutation(len(columns))]
+    n = len(couplings)
+    pvals = (1 + (null >= mass * (1 - 1e-12)).sum(axis=0)) / (1 + n_permutations)
+    return Shared(mass / n, before / n, after / n, pvals)
+
+
+def _one_hot(codes: Codes, n: int) -> Floats:
+    return (codes[:, None] == np.arange(n)[None]).astype(np.float64)
+
+
+def events(links: NDArray[np.bool_]) -> NDArray[np.str_]:
+    """Name each link: ``continues``, ``splits`` (one of several targets), ``merges`` (of several sources), both."""
+    splits, merges = links.sum(axis=1, keepdims=True) > 1, links.sum(axis=0, keepdims=True) > 1
+    return np.where(
+        splits & merges, "splits and merges", np.where(splits, "splits", np.where(merges, "merges", "continues"))
+    )
+
+
+def lineages(n: int, linked: Sequence[tuple[int, int]]) -> Codes:
+    """Number of the lineage of each of ``n`` compartments: those that links connect, in the order of their first."""
+    one, two = np.array(linked, dtype=np.int64).reshape(-1, 2).T
+    joined = sparse.csr_matrix((np.ones(len(one)), (one, two)), shape=(n, n))
+    component = connected_components(joined, directed=False)[1]
+    _, first, which = np.unique(component, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[which.ravel()].astype(np.int64)

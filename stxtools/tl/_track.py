@@ -1,0 +1,241 @@
+"""Compartments of one time matched with those of the next."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from itertools import pairwise, product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._data.regions import Regions
+from stxtools._docs import documented
+from stxtools._ownership import check_free
+from stxtools._progress import progress, whole_call
+from stxtools._slots import Slots, categorical, provenance
+from stxtools._validate import (
+    Libraries,
+    categories,
+    check_adata,
+    check_bool,
+    check_int,
+    check_key_added,
+    check_number,
+    check_seed,
+    copied,
+    stored_library_key,
+)
+from stxtools.stats._correspondence import HALF, Shared, events, lineages, shared_mass
+from stxtools.stats._meta_analysis import adjust_bh
+
+from ._subject_values import one_each
+from ._times import time_of
+from ._track_tissue import Plans, Tissue
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_MOST_PAIRS = 20  # of sections, between two times
+_PERMUTATIONS = 999
+
+
+@documented
+@whole_call({"matching sections": 1})
+def track(
+    adata: AnnData,
+    time_key: str,
+    *,
+    subject_key: str | None = None,
+    regions_key: str = _keys.REGIONS,
+    structure: float = 2.0,
+    slack: float = 0.36,
+    max_regions: int = 200,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None,
+    key_added: str | None = None,
+    random_state: int = 0,
+    show_progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Match the compartments of each time with those of the next: what continues, splits, merges, appears, disappears.
+
+    Regions of the sections of two consecutive times are coupled by fused unbalanced Gromov-Wasserstein transport
+    (Thual et al. 2022): expression, standardised within sections, and distances along the region graph, in which no
+    rotation and no scale matters. Mass that fits nowhere is left out. Names of compartments are compared within a time
+    only. It is a correspondence, not a descent: sections of different animals share no cell. Needs the package POT
+    (``pip install 'stxtools[time]'``). Several sections per time make it much safer.
+
+    Parameters
+    ----------
+    time_key
+        Column of ``obs`` with the time of each section: numbers, at any distance.
+    subject_key
+        Column of ``obs`` with the subject of each section. Where subjects come back at the next time, only sections of
+        one subject are matched; by default every section with every one of the next time.
+    structure
+        Weight of the distances along the region graph.
+    slack
+        Price of mass without a counterpart. By default a compartment keeps half of its mass where it differs from its
+        counterpart half as much (squared) as compartments of one time from their nearest.
+    max_regions
+        Most regions of a section: where there are more, regions of one compartment that touch are joined.
+    library_key
+        Column of ``obs`` with the section of each observation; by default that of the region graph.
+    %(parameters)s
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Sets:
+
+    %(slots)s
+
+    Raises
+    ------
+    KeyError
+        If there is no region graph: call :func:`region_graph` first.
+    ValueError
+        If a section has several times, or there is one time only.
+    ImportError
+        If POT is not installed.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_series(3, 2, obs_per_section=200)
+    >>> st.tl.region_graph(adata, "compartment", library_key="section", max_size=20)
+    >>> st.tl.track(adata, "time")
+    >>> table = adata.uns["track"]["links"]
+    """
+    check_adata(adata)
+    key = check_key_added(key_added, _keys.TRACK)
+    check_free(adata, "tl.track", obs=[key, f"{key}_next", f"{key}_previous"], uns=[key])
+    seed, copy = check_seed(random_state), check_bool("copy", copy)
+    structure = check_number("structure", structure, minimum=0)
+    slack = check_number("slack", slack, minimum=1e-3)
+    max_regions = check_int("max_regions", max_regions, minimum=2)
+    _check_pot()
+    inp = Regions(adata, regions_key, spatial_key, library_key)
+    libs = inp.where.libs
+    times = time_of(adata, time_key, libs.codes, libs.names, "library_key")
+    if np.isnan(times).any():
+        lacking = libs.names[int(np.argmax(np.isnan(times)))]
+        raise ValueError(f"Section {lacking!r} has no time in `adata.obs[{time_key!r}]`; leave it out or give it one.")
+    owner = np.full(len(libs), -1) if subject_key is None else _subjects(adata, subject_key, libs)
+
+    rng = np.random.default_rng(seed)
+    steps, time = np.unique(times, return_inverse=True)
+    tissue = Tissue.of(adata.uns[regions_key], inp, time, max_regions, seed)
+    pairs = [_pairs(time, step, owner, rng) for step in range(len(steps) - 1)]
+    plans: Plans = {}
+    with progress(sum(map(len, pairs)), "matching sections", show_progress) as bar:
+        for one, two in (pair for step in pairs for pair in step):
+            plans[one, two] = tissue.plan(one, two, structure, slack)
+            bar.update(1)
+    names = [str(c) for c in adata.uns[regions_key].obs["segment"].cat.categories]
+    shared = [_shared(tissue, plans, step, len(names), rng) for step in pairs]
+    lineage = _lineages(tissue, time, shared, len(names))
+
+    slots = Slots("tl.track")
+    slots.uns[key] = {
+        "links": pd.concat([_links(one, *two, names) for one, two in zip(shared, pairwise(steps), strict=True)],
+                           ignore_index=True),
+        "compartments": _compartments(tissue, shared, steps, lineage, names),
+        "regions": tissue.table(plans, libs.names),
+        "params": provenance(
+            time_key=time_key, subject_key=subject_key, regions_key=regions_key, structure=structure, slack=slack,
+            max_regions=max_regions, spatial_key=spatial_key, random_state=seed,
+            library_key=stored_library_key(adata.uns[regions_key].uns["params"]), n_pairs=[len(step) for step in pairs],
+        ),
+    }  # fmt: skip
+    known = inp.region >= 0
+    codes = np.full(adata.n_obs, -1)
+    node = tissue.group[inp.region[known]]
+    codes[known] = lineage[tissue.nodes.time[tissue.nodes.section[node]], tissue.nodes.compartment[node]]
+    slots.obs[key] = categorical(codes, [str(i + 1) for i in range(int(lineage.max()) + 1)])
+    for name, forward in ((f"{key}_next", True), (f"{key}_previous", False)):
+        slots.obs[name] = inp.to_obs(tissue.kept(plans, forward=forward)[tissue.group])
+        slots.missing[f"obs/{name}"] = None
+    target = copied(adata, copy)
+    slots.write(target)
+    return target if copy else None
+
+
+def _check_pot() -> None:
+    if find_spec("ot") is None:
+        raise ImportError("`st.tl.track` needs the package POT: `pip install 'stxtools[time]'`.")
+
+
+def _subjects(adata: AnnData, subject_key: str, libs: Libraries) -> NDArray[np.int64]:
+    codes, names = categories(adata, subject_key, "subject_key")
+    return one_each(libs.codes, codes, libs.names, names, "library_key", subject_key)
+
+
+def _pairs(
+    time: NDArray[np.int64], step: int, owner: NDArray[np.int64], rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Sections of a time and of the next to match: those of one subject where there are such, else a sample of all."""
+    pairs = list(product(np.flatnonzero(time == step).tolist(), np.flatnonzero(time == step + 1).tolist()))
+    own = [(one, two) for one, two in pairs if owner[one] == owner[two] >= 0]
+    pairs = own or pairs
+    if len(pairs) <= _MOST_PAIRS:
+        return pairs
+    return [pairs[i] for i in np.sort(rng.choice(len(pairs), _MOST_PAIRS, replace=False))]
+
+
+def _shared(tissue: Tissue, plans: Plans, pairs: list[tuple[int, int]], n: int, rng: np.random.Generator) -> Shared:
+    of = tissue.nodes.compartment
+    couplings = [(plans[one, two], of[tissue.rows(one)], of[tissue.rows(two)]) for one, two in pairs]
+    weights = [(tissue.weight(one), tissue.weight(two)) for one, two in pairs]
+    return shared_mass(couplings, weights, (n, n), _PERMUTATIONS, rng)
+
+
+def _lineages(tissue: Tissue, time: NDArray[np.int64], shared: list[Shared], n: int) -> NDArray[np.int64]:
+    """Lineage of each compartment at each time, (n_times, n_compartments); -1 where it is absent."""
+    at = np.unique(time[tissue.nodes.section] * n + tissue.nodes.compartment)
+    links = [(np.searchsorted(at, step * n + i), np.searchsorted(at, (step + 1) * n + j))
+             for step, one in enumerate(shared) for i, j in np.argwhere(one.links)]  # fmt: skip
+    out = np.full((len(shared) + 1) * n, -1)
+    out[at] = lineages(len(at), links)
+    return out.reshape(-1, n)
+
+
+def _links(shared: Shared, start: float, end: float, names: list[str]) -> pd.DataFrame:
+    """One row for each pair of compartments, and for each that appears or disappears."""
+    i, j = np.nonzero((shared.before[:, None] > 0) & (shared.after[None] > 0))
+    label = np.array([*names, ""], dtype=object)
+    table = pd.DataFrame({
+        "time_from": start, "time_to": end, "source": label[i], "target": label[j],
+        "event": np.where(shared.links, events(shared.links), "none")[i, j], "mass": shared.mass[i, j],
+        "forward": shared.forward[i, j], "backward": shared.backward[i, j], "pvals": shared.pvals[i, j],
+        "pvals_adj": adjust_bh(shared.pvals[i, j]),
+    })  # fmt: skip
+    parts = [table]
+    for event, side, share, total in (
+        ("disappears", "source", shared.forward.sum(axis=1), shared.before),
+        ("appears", "target", shared.backward.sum(axis=0), shared.after),
+    ):
+        lost = np.flatnonzero((total > 0) & (share < HALF))
+        ends = {"source": "", "target": "", side: label[lost]}
+        kept = {"forward" if side == "source" else "backward": 1 - share[lost]}
+        times = {"time_from": start, "time_to": end}
+        parts.append(pd.DataFrame({**times, **ends, "event": event, "mass": (total * (1 - share))[lost], **kept}))
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)[list(table.columns)]
+
+
+def _compartments(
+    tissue: Tissue, shared: list[Shared], steps: NDArray[np.float64], lineage: NDArray[np.int64], names: list[str]
+) -> pd.DataFrame:
+    """Each compartment at each time: lineage, share of the sections, share of it with a counterpart on either side."""
+    share = [one.before for one in shared] + [shared[-1].after]
+    forward = [one.forward.sum(axis=1) for one in shared] + [np.full(len(names), np.nan)]
+    backward = [np.full(len(names), np.nan)] + [one.backward.sum(axis=0) for one in shared]
+    at, which = np.nonzero(lineage >= 0)
+    return pd.DataFrame({
+        "time": steps[at], "compartment": np.array(names, dtype=object)[which],
+        "lineage": np.array([str(x + 1) for x in lineage[at, which]], dtype=object),
+        "share": np.array(share)[at, which],
+        "previous": np.minimum(np.array(backward)[at, which], 1), "next": np.minimum(np.array(forward)[at, which], 1),
+    })  # fmt: skip
