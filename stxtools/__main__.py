@@ -1,4 +1,4 @@
-"""``python -m stxtools run``: from a section to biomarkers, for cluster jobs and the demo."""
+"""``python -m stxtools``: from a section to biomarkers at once or step by step, for cluster jobs and the demo."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stxtools._run.options import UsageError, add_arguments, as_flags, gathered
+from stxtools._run.steps import STEPS, Step, add_step
 
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from stxtools._run.pipeline import Run
 
 _DESCRIPTION = """\
 Segments tissue, builds the region graph, embeds it and finds biomarkers; writes adata.h5ad, biomarkers.csv,
@@ -24,19 +28,24 @@ are complete."""
 _EPILOG = "exit status: 0 done; 1 an error on the way; 2 the arguments do not fit; 130 interrupted (Ctrl-C, SIGTERM)"
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line's description."""
+def parser(asked: str | None = None) -> argparse.ArgumentParser:
+    """Return the command line's description; of the steps only the one asked for, whose function is imported."""
     top = argparse.ArgumentParser(prog="stxtools", description="Spatial transcriptomics: from a section to biomarkers.")
     top.add_argument("--version", action="version", version=f"stxtools {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
-    help_ = "segment, region graph, embedding and biomarkers of one file or several"
+    help_ = "segment, region graph, embedding, biomarkers and report of one file or several"
     add_arguments(commands.add_parser("run", help=help_, description=_DESCRIPTION, epilog=_EPILOG))
+    for step, help_ in STEPS.items():
+        one = commands.add_parser(step, help=help_, description=f"One step on a file: {help_}.", epilog=_EPILOG)
+        if step == asked:
+            add_step(one, step)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = vars(parser().parse_args(argv))
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = vars(parser(next(iter(argv), None)).parse_args(argv))
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
     with warnings.catch_warnings(), _terminable():
         warnings.showwarning = _show_warning
@@ -57,14 +66,16 @@ def _terminable() -> Iterator[None]:
 
 
 def _run(arguments: dict[str, Any]) -> int:
-    run = None
+    run: Run | Step | None = None
     try:
-        options = gathered(arguments)
-        from stxtools._run.pipeline import Run
+        if arguments["command"] == "run":
+            from stxtools._run.pipeline import Run
 
-        run = Run(options)
+            run = Run(gathered(arguments))
+        else:
+            run = Step(arguments)
         if not run():
-            _say(f"the run in {options.out} is complete; nothing to do.")
+            _say(f"the run in {run.output} is complete; nothing to do.")
             return 0
     except UsageError as err:
         _say(as_flags(str(err)))

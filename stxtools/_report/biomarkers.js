@@ -1,7 +1,7 @@
 // --- biomarkers -----------------------------------------------------------------------------------------------------
 
 const volcano = $("volcano"), UP = "#c4500a", DOWN = "#0b62a4", NO = "#c9d0d6";
-let table, filtered = [], drawnRows = 0, chosen = -1, dots = [], sorting = { column: "pvals_adj", sign: 1 };
+let table, rankOf, filtered = [], drawnRows = 0, chosen = -1, dots = [], sorting = { column: null, sign: 1 };
 const TITLES = { gene: "Gene", group: "Group", logfoldchanges: "log₂ fold", pvals_adj: "FDR", auroc: "AUROC", beyond: "Beyond" };
 const HINTS = { beyond: "beyond composition: differs more than the mixture of cells in the group explains", auroc: "how well the gene alone tells the group from the reference" };
 
@@ -12,6 +12,7 @@ async function openBiomarkers() {
   ]);
   table = { names, group: new Uint16Array(group), gene: new Uint32Array(gene), beyond: beyond && new Uint8Array(beyond) };
   m.numbers.forEach((c, i) => (table[c] = new Float32Array(numbers[i])));
+  rankOf = ranks();
   $("biomarkers").hidden = false;
   $("beyond-label").hidden = !beyond;
   if (m.groups.length > 1) $("group").append(make("option", { value: -1, textContent: "all" }));
@@ -48,7 +49,8 @@ function heads() {
     head.setAttribute("aria-sort", on ? (sorting.sign > 0 ? "ascending" : "descending") : "none");
     const button = make("button", { type: "button", textContent: TITLES[column] + (on ? (sorting.sign > 0 ? " ↑" : " ↓") : "") });
     button.onclick = () => {
-      sorting = { column, sign: on ? -sorting.sign : ["logfoldchanges", "auroc", "beyond"].includes(column) ? -1 : 1 };
+      const first = ["logfoldchanges", "auroc", "beyond"].includes(column) ? -1 : 1; // then the other way, then by rank
+      sorting = on && sorting.sign !== first ? { column: null, sign: 1 } : { column, sign: on ? -first : first };
       update();
     };
     head.append(button);
@@ -68,7 +70,8 @@ function update() {
   for (let row = 0; row < meta.biomarkers.n; row++) if (kept(row, text)) filtered.push(row);
   const value = column === "gene" ? geneOf : column === "group" ? (row) => table.group[row] : (row) => table[column][row];
   const size = (row) => Math.abs(table.logfoldchanges[row]);
-  filtered.sort((a, b) => {
+  if (!column) filtered.sort(byRank);
+  else filtered.sort((a, b) => {
     const [x, y] = [value(a), value(b)];
     const order = typeof x === "string" ? x.localeCompare(y) : (Number.isNaN(x) ? 1e9 : x) - (Number.isNaN(y) ? 1e9 : y);
     return sign * order || size(b) - size(a);
@@ -80,6 +83,19 @@ function update() {
   addRows();
   drawVolcano();
   say();
+}
+// a group's part of the table begins with the highest genes and ends with the lowest
+function byRank(a, b) {
+  const low = (row) => table.logfoldchanges[row] < 0;
+  return low(a) - low(b) || rankOf[a] - rankOf[b] || a - b;
+}
+function ranks() {
+  const sizes = new Map(), out = new Uint32Array(meta.biomarkers.n);
+  const count = (row) => { sizes.set(table.group[row], (sizes.get(table.group[row]) ?? -1) + 1); return sizes.get(table.group[row]); };
+  for (let row = 0; row < out.length; row++) out[row] = count(row);
+  sizes.clear();
+  for (let row = out.length - 1; row >= 0; row--) { const n = count(row); if (table.logfoldchanges[row] < 0) out[row] = n; }
+  return out;
 }
 function addRows() {
   const body = $("table").tBodies[0];
@@ -106,7 +122,7 @@ function say() {
   box.replaceChildren(`At a false discovery rate of ${100 * Math.min(fdr, 0.1)} %, ${(all.length || "no").toLocaleString("en")} of ${tested.toLocaleString("en")} ${group < 0 ? "pairs of group and gene" : "genes"} tell ${what} from ${against}`
     + (beyond === null || !all.length ? "." : `, ${beyond.toLocaleString("en")} of them beyond composition.`));
   for (const [title, sign] of [["Higher", 1], ["Lower", -1]]) {
-    const part = all.filter((row) => table.logfoldchanges[row] * sign > 0).sort((a, b) => table.pvals_adj[a] - table.pvals_adj[b] || Math.abs(table.logfoldchanges[b]) - Math.abs(table.logfoldchanges[a]));
+    const part = all.filter((row) => table.logfoldchanges[row] * sign > 0).sort(byRank);
     if (!part.length) continue;
     box.append(` ${title}: `);
     part.slice(0, 8).forEach((row, i) => {
@@ -173,7 +189,7 @@ function drawVolcano() {
 function label(pen, box, points) {
   const taken = [];
   Object.assign(pen, { font: "italic 11px system-ui, sans-serif", fillStyle: "#1d2329", strokeStyle: "rgba(255,255,255,.85)", lineWidth: 3 });
-  for (const d of points.sort((a, b) => a.y - b.y || Math.abs(b.x - box.width / 2) - Math.abs(a.x - box.width / 2)).slice(0, 60)) {
+  for (const d of points.sort((a, b) => rankOf[a.row] - rankOf[b.row] || a.y - b.y).slice(0, 60)) {
     const text = geneOf(d.row), w = pen.measureText(text).width, back = d.x + w + 8 > box.width;
     const x = back ? d.x - w - 6 : d.x + 6, spot = [x, d.y - 6, x + w, d.y + 6];
     if (taken.length >= 14 || taken.some((t) => spot[0] < t[2] && spot[2] > t[0] && spot[1] < t[3] && spot[3] > t[1])) continue;

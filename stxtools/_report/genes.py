@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.expression import Expression, log_chunks
+
+from .words import FDR
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,9 +33,14 @@ def leading_genes(adata: AnnData, table: BiomarkerTable | None, layer: str | Non
             sums, squares = sums + total, squares + square
         names = adata.var_names[np.argsort(-(squares / n - (sums / n) ** 2), kind="stable")]
     else:
-        rows = table.rows.assign(size=-table.rows["scores"].abs()).sort_values(["pvals_adj", "size"], kind="stable")
-        turn = rows.groupby("group", sort=False, observed=True).cumcount()
-        names = rows["names"].to_numpy()[np.argsort(turn.to_numpy(), kind="stable")]
+        higher = table.rows["scores"] > 0
+        parts = [
+            table.rows[higher],
+            table.rows[~higher][::-1],
+        ]  # the lowest come last
+        turns = [part.groupby("group", sort=False, observed=True).cumcount() for part in parts]
+        rows, turn = pd.concat(parts), pd.concat([turns[0], 2 * turns[1]])
+        names = rows["names"].to_numpy()[np.lexsort((turn, rows["pvals_adj"] > FDR))]
     known = set(adata.var_names)
     return [str(name) for name in dict.fromkeys(names) if name in known][:_N]
 

@@ -30,7 +30,7 @@ def findings(
     if _keys.REGIONS in adata.uns:
         out.append(_regions(adata))
     if biomarkers_key in adata.uns:
-        out.append(_biomarkers(adata.uns[biomarkers_key], adata.uns.get(f"{biomarkers_key}_params", {})))
+        out.append(_biomarkers(adata.uns[biomarkers_key], adata.uns.get(f"{biomarkers_key}_params", {}), key))
     return out
 
 
@@ -70,32 +70,26 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
 def _regions(adata: AnnData) -> str:
     table = get.regions(adata)
     borders = int(table["degree"].sum()) // 2
-    text = f"They form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
-    if len(table) > 1:
-        largest = table.loc[table["n_obs"].idxmax()]
-        text += (
-            f" The largest ({largest.name}, of compartment {largest['segment']}) has {largest['n_obs']:,} observations."
-        )
+    text = f"Its graph has {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
     if "attention" in table and table["attention"].notna().any():
         by = table.groupby("segment", observed=True)["attention"].mean().sort_values(ascending=False, kind="stable")
         text += f" The graph network attends most to regions of compartment {by.index[0]} (mean {by.iloc[0]:.2f})."
     return text
 
 
-def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
+def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str:
     found = table[table["pvals_adj"] <= FDR]
-    groups = table["group"].unique()
+    groups, what = table["group"].unique(), "segment" if params.get("groupby") == key else "group"
     text = f"At a false discovery rate of {_share(FDR)}, "
     if not len(found):
-        text += f"no gene marks a group of {params.get('groupby', 'the observations')}."
+        text += f"no gene marks a {what}."
     elif len(groups) == 1:
         text += f"{_count(len(found), 'gene')} of {len(table):,} differ between {groups[0]} and {_other(params)}."
     else:
         most = found["group"].value_counts()
         text += (
             f"{_count(found['names'].nunique(), 'gene')} of {table['names'].nunique():,} mark at least one of "
-            f"{len(groups)} groups of {params.get('groupby', 'observations')}; {most.iloc[0]:,} of them mark "
-            f"{most.index[0]}."
+            f"{len(groups)} {what}s; {most.iloc[0]:,} of them mark {what} {most.index[0]}."
         )
     if "beyond_composition" in found and len(found):
         beyond = int(found["beyond_composition"].sum())

@@ -1,1 +1,1 @@
-"""``python -m stxtools run``: all steps on one section or several, saved as they end."""
+"""``python -m stxtools``: all steps on one section or several, saved as they end, or one step on a file."""

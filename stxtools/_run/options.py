@@ -1,12 +1,13 @@
-"""Options of ``python -m stxtools run``: on the command line, in a TOML file, or by default."""
+"""Options of ``python -m stxtools run``: on the command line, in a TOML or JSON file, or by default."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class Options:
     quiet: bool = _option(False, "output", "neither progress bar nor a line for each step")
 
 
-def _devices(text: str) -> int | str:
+def integer_or_text(text: str) -> int | str:
+    """Read a number of devices, or a list of them."""
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
@@ -75,7 +77,7 @@ _KINDS: dict[str, tuple[Any, str, Callable[[str], Any]]] = {
     "int": ((int,), "an integer", int),
     "float": ((int, float), "a number", float),
     "bool": ((bool,), "true or false", bool),
-    "int | str": ((int, str), "an integer or a text", _devices),
+    "int | str": ((int, str), "an integer or a text", integer_or_text),
 }
 _TYPES = {f.name: f.type for f in fields(Options)}
 _FREE = {"out", "overwrite", "resume", "quiet", "max_memory"}  # they do not change the result
@@ -100,17 +102,17 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
             how["type"] = _KINDS[str(f.type).removesuffix(" | None")][2]
         group.add_argument(f"--{f.name.replace('_', '-')}", **how)
     run.add_argument(
-        "--config", metavar="FILE", help="TOML file with these options (n_segments = 7); the command line wins"
+        "--config", metavar="FILE", help="TOML or JSON file with these options (n_segments = 7); the command line wins"
     )
 
 
 def gathered(arguments: Mapping[str, Any]) -> Options:
-    """Put the command line over the TOML file over the defaults.
+    """Put the command line over the file over the defaults.
 
     Raises
     ------
     UsageError
-        If the TOML file cannot be read or names something that is no option.
+        If the file cannot be read or names something that is no option.
     """
     path = arguments.get("config")
     values = {} if path is None else read_config(path)
@@ -124,19 +126,27 @@ def gathered(arguments: Mapping[str, Any]) -> Options:
     return options
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Read a TOML file of options, each checked to be one and of the right type."""
+def load_config(path: str) -> dict[str, Any]:
+    """Read a TOML file, or a JSON file that holds an object."""
+    kind = "JSON" if Path(path).suffix == ".json" else "TOML"
     try:
         with Path(path).expanduser().open("rb") as file:
-            found = tomllib.load(file)
+            found = json.load(file) if kind == "JSON" else tomllib.load(file)
     except FileNotFoundError:
         raise UsageError(f"There is no configuration file {path!r}.") from None
     except OSError as err:
         raise UsageError(f"The configuration file {path!r} cannot be read: {err.strerror}.") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise UsageError(f"{path!r} is no valid TOML: {err}") from err
+    except ValueError as err:  # of either parser, and of text that is no UTF-8
+        raise UsageError(f"{path!r} is no valid {kind}: {err}") from err
+    if not isinstance(found, dict):
+        raise UsageError(f"{path!r} must hold an object of options, not {type(found).__name__}.")
+    return found
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Read a file of options, each checked to be one and of the right type."""
     out = {}
-    for key, value in found.items():
+    for key, value in load_config(path).items():
         name = key.replace("-", "_")
         if name not in _TYPES:
             near = difflib.get_close_matches(name, _TYPES, 1)
@@ -170,12 +180,12 @@ def that_matter(options: Options) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
-def as_flags(message: str) -> str:
+def as_flags(message: str, names: Collection[str] = _TYPES) -> str:
     """Say ``--labels-key=`` where a function says ```labels_key=```."""
 
     def flag(match: re.Match[str]) -> str:
         name = "seed" if match[1] == "random_state" else match[1]
-        return f"`--{name.replace('_', '-')}{match[2]}" if name in _TYPES else match[0]
+        return f"`--{name.replace('_', '-')}{match[2]}" if match[1] in names or name in names else match[0]
 
     message = message.replace("`library_key=False`", "`--one-section`")
     return re.sub(r"`(\w+)(=)", flag, message).replace("=`", "`").replace("`covariates`", "`--covariates`")

@@ -42,7 +42,7 @@ class Run:
         self.groupby = options.groupby or (_keys.SEGMENT if options.input else "disease")
         self.library_key: str | bool | None = options.library_key
         self.notes: list[str] = []
-        self.step = "read"
+        self.output, self.step = options.out, "read"
 
     def __call__(self) -> bool:
         """Check, then run all steps; return False where everything was there already."""

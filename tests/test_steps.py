@@ -1,0 +1,160 @@
+"""``stxtools segment`` and the other steps: files in, files out, through the public functions."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import pandas as pd
+import pytest
+from conftest import QUICK_NET, QUICK_UNET, assert_same
+
+import stxtools as st
+from stxtools.__main__ import main
+from stxtools._run.steps import STEPS, parameters_of
+
+CONFIG = f"""
+seed = 3
+layer = "none"
+
+[segment]
+n-segments = 3
+accelerator = "cpu"
+params = {{ width = 8, epochs = 2, pretrain_epochs = 1, steps_per_epoch = 4, sigmas = [0.0, 1.0] }}
+
+[regions]
+max_size = 20
+
+[embed]
+accelerator = "cpu"
+params = {{ hidden = {QUICK_NET["hidden"]}, out_channels = 8, heads = 2, epochs = 2, unet_width = 4 }}
+
+[biomarkers]
+groupby = "segment"
+n_null = 100
+protect = "none"
+"""
+
+
+@pytest.fixture
+def folder(make_section: Callable[..., ad.AnnData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder with a section and a configuration."""
+    (tmp_path / "sections").mkdir()
+    make_section().write_h5ad(tmp_path / "sections" / "A1.h5ad")
+    (tmp_path / "stxtools.toml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rules() -> list[dict[str, str]]:
+    """Return the rules of the Snakefile in the documentation."""
+    page = (Path(__file__).parents[1] / "docs" / "steps.md").read_text(encoding="utf-8")
+    text = re.search(r"```python\n(SECTIONS.*?)```", page, re.DOTALL)[1]
+    parts = re.split(r"^rule (\w+):$", text, flags=re.MULTILINE)
+    return [
+        {"name": name, **dict(re.findall(r"^    (\w+): (.*)$", body, re.MULTILINE))}
+        for name, body in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+
+
+def test_the_documented_workflow_is_what_the_functions_do(folder, capsys):
+    found = rules()
+    assert [rule["name"] for rule in found] == ["all", *STEPS]
+    made = {"sections/A1.h5ad"}
+    for rule in found[1:]:
+        where = {"section": "A1"}
+        (source,) = re.findall(r'"(.*?)"', rule["input"])
+        outputs = re.findall(r'(?:(\w+)=)?(?:temp\()?"(.*?)"', rule["output"])
+        assert source.format(**where) in made  # the rule before it makes what this one reads
+        command = rule["shell"].strip('"').split(" 2> ")[0].replace("{input}", source)
+        for name, path in outputs:
+            Path(path).parent.mkdir(exist_ok=True)
+            command = command.replace(f"{{output.{name}}}" if name else "{output}", path)
+            made.add(path.format(**where))
+        program, *arguments = command.format(**where).split()
+        assert program == "stxtools"
+        assert main(arguments) == 0
+        log = [line.split()[1] for line in capsys.readouterr().err.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+        assert log == ["read", rule["name"], "wrote"]
+    (wanted,) = re.findall(r'"(.*?)"', found[0]["input"])
+    assert wanted.format(section="A1") in made
+    assert all((folder / path).exists() for path in made)
+
+    adata = ad.read_h5ad("sections/A1.h5ad")
+    how = {"random_state": 3, "show_progress": False}
+    st.tl.segment(adata, 3, params={**QUICK_UNET, "epochs": 2}, accelerator="cpu", **how)
+    st.tl.region_graph(adata, max_size=20, **how)
+    st.tl.embed(adata, params={**QUICK_NET, "epochs": 2}, accelerator="cpu", **how)
+    with pytest.warns(UserWarning, match="optimistic"):
+        st.tl.biomarkers(adata, "segment", n_null=100, protect=None, **how)
+    adata.write_h5ad("same.h5ad")
+    assert_same(ad.read_h5ad("same.h5ad"), ad.read_h5ad("results/A1.h5ad"))
+    assert len(pd.read_csv("results/A1.csv")) == 3 * adata.n_vars
+
+
+def test_the_command_line_wins_and_json_is_read(folder, monkeypatch):
+    asked = {}
+    call = functools.wraps(st.tl.biomarkers)(lambda adata, **how: asked.update(how))
+    monkeypatch.setattr("stxtools.tl.biomarkers", call)
+    config = {"biomarkers": {"groupby": "band", "covariates": ["composition"], "protect": None}, "seed": 4}
+    Path("c.json").write_text(json.dumps(config))
+    arguments = ["biomarkers", "sections/A1.h5ad", "out.h5ad", "--config", "c.json", "--quiet"]
+    assert main([*arguments, "--n-null", "7", "--groups", "a", "b", "--seed", "5", "--one-section"]) == 0
+    assert asked == {
+        "groupby": "band", "covariates": "composition", "protect": None, "n_null": 7, "groups": ["a", "b"],
+        "library_key": False, "random_state": 5, "show_progress": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["segment", "nowhere.h5ad", "out.h5ad"], "no file"),
+        (["segment", "sections/A1.h5ad", "out.csv"], "must end in .h5ad"),
+        (["segment", "sections/A1.h5ad", "none/out.h5ad"], "create it first"),
+        (["segment", "sections/A1.h5ad", "out.h5ad", "--labels-key", "nope"], "`--labels-key='nope'`"),
+        (["segment", "sections/A1.h5ad", "out.h5ad", "--n-segments", "0"], "`--n-segments=0`"),
+        (["segment", "sections/A1.h5ad", "out.h5ad", "--seed", "-1"], "`--seed=-1`"),
+        (["regions", "sections/A1.h5ad", "out.h5ad"], "segment"),
+        (["biomarkers", "sections/A1.h5ad", "out.h5ad"], "needs --groupby"),
+        (["report", "sections/A1.h5ad", "out.h5ad"], "must end in .html"),
+        (["report", "sections/A1.h5ad", "out.html", "--genes", "nope"], "names 'nope'"),
+        (["embed", "sections/A1.h5ad", "out.h5ad", "--config", "wrong.toml"], "did you mean 'layer'"),
+        (["segment", "sections/A1.h5ad", "out.h5ad", "--config", "wrong.toml"], "did you mean"),
+        (["report", "sections/A1.h5ad", "out.html", "--config", "list.json"], "an object"),
+    ],
+)
+def test_what_does_not_fit(folder, capsys, arguments, match):
+    Path("wrong.toml").write_text('layr = "counts"\n')
+    Path("list.json").write_text("[1]")
+    before = sorted(folder.rglob("*"))
+    assert main(arguments) == 2
+    assert match in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_interrupted_step_leaves_the_earlier_file(folder, capsys, monkeypatch):
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    Path("out.h5ad").write_text("old")
+    monkeypatch.setattr("stxtools._run.steps.write_h5ad", stopped)
+    monkeypatch.setattr("stxtools.tl.embed", lambda adata, *, show_progress=None: None)
+    assert main(["embed", "sections/A1.h5ad", "out.h5ad"]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert Path("out.h5ad").read_text() == "old"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_parameter_is_an_option(step, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([step, "--help"])
+    assert stop.value.code == 0
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    names = set(parameters_of(step)) - {"random_state"}
+    assert {f"--{name.replace('_', '-')}" for name in names} <= set(re.findall(r"--[a-z-]+", said))
+    assert "section of each observation" in said or step == "embed"  # descriptions come from the docstrings
