@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
-from ._smooth import Metric
+from ._smooth import Metric, chunks, summed
 
 Floats = NDArray[np.float64]
 
@@ -240,15 +240,22 @@ class PartialCorrelation:
 
         ``labels`` (observations x labels) are centred.
         """
-        explained = self._inverse @ (self._z.T @ labels)
-        left = self._metric(labels) - self._z @ explained
-        spread = np.einsum("nb,nb->b", labels, left, dtype=np.float64)
+        explained = self._inverse @ summed(self._z, labels)
+        smooth = self._metric.smooth(labels)
+        left, spread = np.empty(labels.shape, dtype=np.float32), np.zeros(labels.shape[1])
+        label_squares = np.zeros(labels.shape[1])
+        for rows in chunks(len(labels)):
+            part = labels[rows]
+            rest = self._metric.applied(part, smooth, rows) - self._z[rows] @ explained
+            spread += np.einsum("nb,nb->b", part, rest, dtype=np.float64)
+            label_squares += np.einsum("nb,nb->b", part, part, dtype=np.float64)
+            left[rows] = rest
         # labels are centred, so float32 sums are differences of means and stay small
-        d = np.asarray(self._by_gene @ left.astype(np.float32), dtype=np.float64)
+        d = np.asarray(self._by_gene @ left, dtype=np.float64)
         own = _product(self._v, explained)
         k, s, vv, det = (x[:, None] for x in (self._k, self._s, self._vv, self._det))
         label_ss = spread + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det
-        label_ss = np.maximum(label_ss, 1e-9 * np.einsum("nb,nb->b", labels, labels, dtype=np.float64))
+        label_ss = np.maximum(label_ss, 1e-9 * label_squares)
         residual = np.where(self.known, self.residual, 1.0)[:, None]
         r = np.where(self.known[:, None], (k * own + s * d) / det / np.sqrt(label_ss * residual), 0.0)
         return np.clip(r, -1.0, 1.0), label_ss

@@ -23,6 +23,7 @@ N_PAIRS = 6000
 _POWERS = np.array([1.0, 1.5, 2.0])
 _NUGGETS = np.array([0.0, 0.03, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0])
 _MAX_GRID = 1024
+_FIELDS = 8  # random fields that are simulated at a time
 
 
 @dataclass(frozen=True)
@@ -178,17 +179,25 @@ class LabelSampler:
         n = self.n_obs
         for start in range(0, n_labels, batch):
             size = min(batch, n_labels - start)
-            noise = rng.standard_normal((size, *self._shape), dtype=np.float32)
-            field = fft.irfft2(fft.rfft2(noise) * self._filter, s=self._shape)
-            values = self._read @ np.ascontiguousarray(field.reshape(size, -1).T)
+            values = np.empty((n, size), dtype=np.float32)
+            for first in range(0, size, _FIELDS):
+                fields = slice(first, min(first + _FIELDS, size))
+                values[:, fields] = self._fields(fields.stop - first, rng)
             if self.model.nugget > 0:
                 values *= np.float32(np.sqrt(1 - self.model.nugget))
                 white = rng.standard_normal((n, size), dtype=np.float32)
-                values += np.float32(np.sqrt(self.model.nugget)) * white
+                white *= np.float32(np.sqrt(self.model.nugget))
+                values += white
             label = np.zeros((size, n), dtype=bool)
-            for one, field_at in zip(label, np.ascontiguousarray(values.T), strict=True):
-                one[np.argpartition(field_at, n - self.n_in)[n - self.n_in :]] = True
+            for one, field_at in zip(label, values.T, strict=True):
+                one[np.argpartition(np.ascontiguousarray(field_at), n - self.n_in)[n - self.n_in :]] = True
             yield np.ascontiguousarray(label.T)
+
+    def _fields(self, n_fields: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Values of some random fields at the observations, (n, n_fields)."""
+        noise = rng.standard_normal((n_fields, *self._shape), dtype=np.float32)
+        field = fft.irfft2(fft.rfft2(noise) * self._filter, s=self._shape)
+        return np.asarray(self._read @ np.ascontiguousarray(field.reshape(n_fields, -1).T))
 
 
 class RegionDraws:

@@ -183,7 +183,7 @@ class SectionExpression:
         r, label_ss = (x[:, 0] for x in correlate((label - share)[:, None]))
         square, cube, fourth = np.zeros((3, len(r)))
         for labels in draws.first(n_null):
-            null = correlate(labels.astype(np.float32) - np.float32(share))[0]
+            null = correlate(np.subtract(labels, share, dtype=np.float32))[0]
             squares = null * null
             square += squares.sum(axis=1)
             cube += np.einsum("gb,gb->g", squares, null)

@@ -11,6 +11,7 @@ likeliest: with its own, a gene whose effect is large and smooth would have the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,19 @@ _OBS_PER_FUNCTION = 10
 _POWER = 1.5
 _STRENGTHS = np.r_[0.0, np.geomspace(0.5, 3e4, 14)]
 _ROWS = 16384  # observations at a time
+
+
+def chunks(n: int) -> list[slice]:
+    """Divide ``n`` observations: what is computed for some fits into the processor's cache."""
+    return [slice(i, i + _ROWS) for i in range(0, n, _ROWS)]
+
+
+def summed(left: NDArray[Any], right: NDArray[Any]) -> Floats:
+    """Return ``left' right`` (both observations x some): products in the precision of ``left``, sums in float64."""
+    out = np.zeros((left.shape[1], right.shape[1]))
+    for rows in chunks(len(left)):
+        out += left[rows].T @ right[rows].astype(left.dtype, copy=False)
+    return out
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,17 @@ class Metric:
 
     def __call__(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """Multiply values (observations x some) by the metric's matrix."""
-        smooth = self.basis.T @ values.astype(self.basis.dtype, copy=False)
-        return values - self.basis @ (self.weight[:, None] * smooth)
+        return self.applied(values, self.smooth(values))
+
+    def smooth(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return the weighted smooth part of values, as coefficients (K x some)."""
+        return (self.weight[:, None] * summed(self.basis, values)).astype(np.float32)
+
+    def applied(
+        self, values: NDArray[np.floating], smooth: NDArray[np.float32], rows: slice = slice(None)
+    ) -> NDArray[np.floating]:
+        """Take the smooth part out of the values of some observations."""
+        return values - self.basis[rows] @ smooth
 
     def smooth_part(self, genes: sparse.csr_matrix | sparse.csc_matrix) -> Floats:
         """Return by how much the metric lowers each gene's sum of squares."""
@@ -94,7 +117,7 @@ def smooth_basis(xy: Floats) -> SmoothBasis:
         across, along = (np.cos(at[:, axis, None] * each[axis])[:, waves[:, axis]] for axis in range(2))
         return np.asarray(across * along)
 
-    parts = [slice(i, i + _ROWS) for i in range(0, len(xy), _ROWS)]
+    parts = chunks(len(xy))
     mean = np.sum([cosines(rows).sum(axis=0) for rows in parts], axis=0) / len(xy)
     gram = np.zeros((len(chosen), len(chosen)))
     for rows in parts:
