@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,16 @@ def check_key(param: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"`{param}` must be a key, a str, not {value!r}.")
     return value
+
+
+def check_names(param: str, value: Any, what: str) -> list[str]:
+    """Return one name or several as a list of strings."""
+    if isinstance(value, str):
+        return [value]
+    many = isinstance(value, (Sequence, np.ndarray)) or hasattr(value, "to_numpy")
+    if not many or np.ndim(np.asarray(value, dtype=object)) != 1:
+        raise TypeError(f"`{param}` must be {what} or a list of them, not {value!r}.")
+    return [str(x) for x in value]
 
 
 def check_int(param: str, value: Any, *, minimum: int | None = None, maximum: int | None = LARGEST) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-from _data import HOW, QUICK, QUICK_NET, UNET, drugs
+from _data import HOW, QUICK, QUICK_NET, UNET, drugs, pairs
 
 import stxtools as st
 
@@ -55,6 +55,7 @@ def _call(name: str, results: bool = False, weight: float = 1.0, variants: Any =
 
 
 _LIBRARY = {"library_key": "library"}
+SETS = pd.DataFrame({"source": np.repeat(["x", "y"], 6), "target": [f"GENE{i}" for i in range(12)]})
 
 CALLS: tuple[Call, ...] = (
     _call("pp.normalize", n_comps=5, variants=[{"scale": True}, {"target_sum": 1e4}, _LIBRARY]),
@@ -88,6 +89,10 @@ CALLS: tuple[Call, ...] = (
     ),
     _call("tl.biomarkers", True, groupby="segment", library_key="library", n_null=50, show_progress=False, protect=None,
           variants=[{"groupby": "band"}, {"covariates": "composition"}]),
+    _call("tl.describe", True, groupby="band", resource=pairs(), n_null=50, library_key="library", show_progress=False,
+          variants=[{"net": SETS}, {"net": {"sets": SETS}, "resource": None}]),
+    _call("tl.compare", condition_key="library", subject_key="library", groupby="band", library_key="library",
+          variants=[{"groupby": "disease"}, {"reference": "two", "min_obs": 1}]),
     _call("tl.targets", True, table=drugs()),
     _call(
         "tl.evaluate", models=["lda", "nearest_label"], region_key="band", library_key="library", n_folds=2,
@@ -109,6 +114,10 @@ CALLS: tuple[Call, ...] = (
     _call("pl.sensitivity", True, x="width", y="lr"),
     _call("pl.stability", True),
     _call("pl.targets", True),
+    _call("pl.compare", True, variants=[{"kind": "share"}, {"n_top": 3}]),
+    _call("pl.describe", True, kind="contact", variants=[{"group": "a"}]),
+    _call("get.compare", True, variants=[{"kind": "contact"}]),
+    _call("get.describe", True, variants=[{"kind": "contact", "fdr": 0.5}]),
     _call("get.biomarkers", True, weight=1.5, variants=[{"group": "a"}, {"n_top": 3}]),
     _call("get.evaluation", True, variants=[{"metric": "auroc"}, {"per_seed": True}]),
     _call("get.regions", True),
@@ -185,6 +194,36 @@ SPECIAL: dict[str, list[Any]] = {
         [],
         pd.DataFrame({"gene_name": ["GENE1"] * 3, "drug_name": [1, None, "x"]}),
         pd.DataFrame({"a": ["x"]}),
+    ],
+    "net": [
+        SETS,
+        SETS.assign(weight=[1.0, np.nan, np.inf, "x", None, 0] * 2),
+        SETS.assign(weight=0.0),
+        SETS[["source"]],
+        SETS.assign(target="nope"),
+        {"a": SETS, 5: SETS},
+        {"a/b": SETS},
+        {"": SETS},
+        {"contact": SETS},
+        "nowhere.gmt",
+        "text.stx",
+        SETS.assign(source=None),
+        SETS.iloc[:3],
+        pd.concat([SETS, SETS]),
+        {"a": 5},
+    ],
+    "resource": [
+        "consensus",
+        "nope",
+        pairs().assign(ligand=None),
+        pairs()[["ligand"]],
+        pairs().iloc[:0],
+        "nowhere.csv",
+        pairs().assign(ligand="GENE1__GENE2"),
+        pairs().assign(receptor=5),
+        pd.concat([pairs(), pairs()]),
+        pairs().assign(ligand="", receptor=""),
+        pairs().assign(receptor=lambda t: t["ligand"]),
     ],
     "checkpoint": ["rows.csv", "text.stx", ".", "no/rows.csv", "", 5, "a\0b", "cut.csv"],
     "storage": ["nope", 5, "", [], "sqlite:////no/where/x.db", True, {}],

@@ -66,6 +66,8 @@ def finished(folder: Path) -> ad.AnnData:
     st.tl.attention_fidelity(out, folder / "net.stx", of="network", max_regions=2, shares=(0.5,), show_progress=False)
     st.tl.suggest_labels(out, 3, library_key="library")
     st.tl.biomarkers(out, "band", n_null=50, library_key="library", protect=None, show_progress=False)
+    st.tl.describe(out, "band", resource=pairs(), n_null=50, library_key="library", show_progress=False)
+    st.tl.compare(out, "library", "library", groupby="band", library_key="library")
     st.tl.targets(out, drugs())
     st.tl.evaluate(out, ["lda", "nearest_label"], region_key="band", n_folds=2, n_seeds=1, library_key="library", **HOW)
     st.tl.tune(out, "unet", region_key="band", library_key="library", n_folds=2, max_folds=1, n_trials=2,
@@ -76,6 +78,11 @@ def finished(folder: Path) -> ad.AnnData:
 def drugs() -> pd.DataFrame:
     """A table as of drug-gene interactions."""
     return pd.DataFrame({"gene_name": ["GENE1", "GENE12"], "drug_name": ["A", "B"]})
+
+
+def pairs() -> pd.DataFrame:
+    """Pairs of ligand and receptor, one of them a complex."""
+    return pd.DataFrame({"ligand": ["GENE1", "GENE12", "GENE3_GENE4"], "receptor": ["GENE11", "GENE22", "GENE13"]})
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ MAY_BE_MISSING = [
     r"^uns/.*\[(accuracy|precision|recall|auroc|mse)\]$",  # a metric that a fold or a target does not allow
     r"^uns/.*/trials\[",  # the spread over one fold; a field that a trial does not have
     r"^uns/.*/table\[",  # attention_fidelity: a change where nothing is left
-    r"^uns/[^/]*\[(effect|ci_|logfold|pvals|scores|auroc|direction|attribution)[^/]*\]$",  # not tested
+    r"^uns/[^/]*\[(effect|ci_|mean_|logfold|pvals|scores|auroc|direction|attribution)[^/]*\]$",  # not tested
     r"^uns/[^/]*\[\w*(tractab|drug|safety|score)\w*\]$",  # targets: a gene that the table does not know
     r"^uns/.*/attribution_agreement$",  # a correlation over genes of which all are alike
     r"^uns/align/score",  # what a method does not measure

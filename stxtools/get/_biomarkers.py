@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._checks import check_key
+from stxtools._checks import check_key, check_names
 from stxtools._docs import documented
 from stxtools._validate import check_adata, check_choice, check_int, check_number
 
@@ -72,9 +72,7 @@ def biomarkers(
     min_libraries = check_int("min_libraries", min_libraries, minimum=0)
     keep = pd.Series(True, index=table.index)
     if group is not None:
-        if not isinstance(group, (str, Sequence)):
-            raise TypeError(f"`group` must be the name of a group, or a list of names, not {group!r}.")
-        wanted = [group] if isinstance(group, str) else [str(g) for g in group]
+        wanted = check_names("group", group, "a group")
         present = [str(g) for g in pd.unique(table["group"])]
         unknown = [g for g in wanted if g not in present]
         if unknown:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._checks import check_key
+from stxtools._checks import check_key, check_names
 from stxtools._docs import documented
 from stxtools._validate import check_adata, check_number, listing
 
@@ -66,7 +66,7 @@ def compare(
     for column, wanted in (("kind", kind), ("group", group), ("compartment", compartment)):
         if wanted is None:
             continue
-        names = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
+        names = check_names(column, wanted, f"a {column}")
         present = pd.unique(table[column].astype(str))
         unknown = [name for name in names if name not in present]
         if unknown:

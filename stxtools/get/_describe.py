@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._checks import check_key
+from stxtools._checks import check_key, check_names
 from stxtools._docs import documented
 from stxtools._validate import check_adata, check_number, listing
 
@@ -60,7 +60,7 @@ def describe(
         raise KeyError(f"`adata.uns[{key!r}]` holds no description; run `st.tl.describe(adata, groupby)` first, or "
                        "name it with `key`.")  # fmt: skip
     groups = summary.index.astype(str)
-    wanted = list(groups) if group is None else [group] if isinstance(group, str) else [str(name) for name in group]
+    wanted = list(groups) if group is None else check_names("group", group, "a group")
     unknown = [name for name in wanted if name not in groups]
     if unknown:
         raise ValueError(f"`group` names {listing(unknown)}; `adata.uns[{key!r}]` has {listing(groups)}.")

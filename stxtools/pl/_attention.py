@@ -11,6 +11,7 @@ import numpy as np
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
 from stxtools import _keys
+from stxtools._checks import check_names
 from stxtools._validate import check_choice, check_in, check_number
 
 from . import _base, _graph, _legend, _output
@@ -79,7 +80,7 @@ def attention(
     check_choice("color", color, ("segment", "attention", None))
     _legend.color_map(cmap)
     top = None if vmax is None else check_number("vmax", vmax, minimum=0)
-    keys, several = _base.names_of(key, "key", "a key of the attention"), not isinstance(key, str)
+    keys, several = check_names("key", key, "a key of the attention"), not isinstance(key, str)
     if ax is not None and several:
         raise ValueError("`ax` takes one key; several are drawn side by side in a figure of their own.")
     view = _graph.view_of(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
@@ -134,7 +135,7 @@ def _titles(view: _graph.GraphView, keys: list[str], title: str | Sequence[str] 
     """Return the title of each panel, section by section."""
     if title is None:
         names = [_legend.plain(key.replace("_", " ")) for key in keys]
-    elif isinstance(title, str) or len(_base.names_of(title, "title", "a title")) != len(keys):
+    elif isinstance(title, str) or len(check_names("title", title, "a title")) != len(keys):
         raise ValueError(f"`title` takes one title for each of the {len(keys)} keys.")
     else:
         names = [str(text) for text in title]

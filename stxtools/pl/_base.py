@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from stxtools._validate import listing
@@ -56,15 +55,6 @@ def check_columns(table: pd.DataFrame, columns: Sequence[str], where: str, call:
             raise TypeError(f"Column {column!r} of `{where}` holds {kind}, not numbers; run `{call}` again.")
 
 
-def names_of(value: Any, param: str, what: str) -> list[str]:
-    """Return one name or several as a list of strings."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, (Sequence, np.ndarray, pd.Index, pd.Series)) or np.ndim(np.asarray(value, object)) != 1:
-        raise TypeError(f"`{param}` must be {what} or a list of them, not {value!r}.")
-    return [str(x) for x in value]
-
-
 def titles_of(names: Sequence[str], title: Any) -> list[str]:
     """Return the title of each panel: its name, behind the title that was given where there are several."""
     if title is not None and not isinstance(title, str):
@@ -72,6 +62,13 @@ def titles_of(names: Sequence[str], title: Any) -> list[str]:
     plain_names = [plain(name) for name in names]
     if title is None:
         return plain_names
+    if title.count("$") > 1:
+        from matplotlib.mathtext import MathTextParser
+
+        try:
+            MathTextParser("path").parse(title)
+        except ValueError as err:
+            raise ValueError(f"`title={title!r}` is no formula that matplotlib can draw: {err}") from err
     return [title] if len(names) == 1 else [f"{title}: {name}" for name in plain_names]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._checks import check_names
 from stxtools._validate import check_choice, check_int, check_number, listing
 
 from . import _base, _expression, _legend, _output, _volcano
@@ -132,7 +133,7 @@ def read_biomarkers(
     _base.check_columns(table, columns, f"adata.uns[{key!r}]", _CALL)
     group_of = table["group"].astype(str)
     there = list(dict.fromkeys(group_of))
-    wanted = there if group is None else _base.names_of(group, "group", "a group")
+    wanted = there if group is None else check_names("group", group, "a group")
     absent = [g for g in wanted if g not in there]
     if absent or not wanted:
         raise ValueError(f"`group={group!r}` is not in the table; the groups are {listing(there)}.")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools import _keys
+from stxtools._checks import check_names
 from stxtools._validate import coordinates, libraries, listing, stored_library_key
 
-from ._base import names_of, params_of
+from ._base import params_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,7 +52,7 @@ def panels_of(
     """
     libs = libraries(adata, _library_key(adata, params) if library_key is None else library_key)
     xy = coordinates(adata, spatial_key, libs)
-    wanted = libs.names if library is None else names_of(library, "library", "a section")
+    wanted = libs.names if library is None else check_names("library", library, "a section")
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:
         raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import listing
+from stxtools._checks import check_names, listing
 
 from . import _base, _legend, _output
 from ._biomarkers import read_biomarkers
@@ -105,7 +105,7 @@ def _columns(table: pd.DataFrame, columns: Sequence[str] | None, key: str) -> li
         if not found:
             raise KeyError(f"`adata.uns[{key!r}]` knows nothing of targets; run `{_CALL}` first, or name `columns`.")
         return found
-    wanted = _base.names_of(columns, "columns", "a column")
+    wanted = check_names("columns", columns, "a column")
     absent = [c for c in wanted if c not in table]
     if absent or not wanted:
         raise KeyError(f"`columns` names {listing(absent)}; `adata.uns[{key!r}]` has {listing(table.columns)}.")

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._data.expression import log_chunks
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
@@ -175,7 +176,7 @@ def describe(
 
 def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
     """Genes that are significantly higher in a group, from the biomarker table for ``groupby``."""
-    table, params = adata.uns.get(key), adata.uns.get(f"{key}_params", {})
+    table, params = adata.uns.get(check_key("biomarkers_key", key)), adata.uns.get(f"{key}_params", {})
     made_for = params.get("groupby") if isinstance(params, Mapping) else None
     if not isinstance(table, pd.DataFrame) or not {"group", "names", "scores", "pvals_adj"} <= set(table.columns):
         raise KeyError(f"`adata.uns[{key!r}]` holds no biomarker table; run `st.tl.biomarkers(adata, {groupby!r})` "

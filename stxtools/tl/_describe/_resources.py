@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
@@ -21,11 +22,19 @@ _OWN = ("contact", "markers", "n_obs", "proposed_name", "share")  # names in the
 
 
 def library(name: str, what: str) -> ModuleType:
-    """Import a library of the extra ``describe``."""
+    """Import a library of the extra ``describe``; its import changes neither matplotlib's settings nor the root log."""
+    import matplotlib as mpl
+
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     try:
-        return import_module(name)
+        with mpl.rc_context():
+            return import_module(name)
     except ImportError as err:
         raise ImportError(f"{what} needs {name}: `pip install 'stxtools[describe]'`.") from err
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def read_nets(net: Table | Mapping[str, Table] | None, genes: Collection[str]) -> dict[str, pd.DataFrame]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._checks import check_names
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -139,7 +140,7 @@ def evaluate(
     levels = [noise] if isinstance(noise, (int, float)) else noise
     protocol = checked_protocol(
         adata, chosen, {"biomarker": biomarker_key, "region": region_key},
-        [scheme] if isinstance(scheme, str) else list(scheme),
+        check_names("scheme", scheme, "a scheme"),
         [seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))], FeatureSource(use_rep, layer, seed),
         n_folds=n_folds, max_folds=max_folds, spatial_key=spatial_key, library_key=library_key,
         accelerator=accelerator, params=model_params, genes=genes, noise_kind=noise_kind,
