@@ -69,6 +69,18 @@ def drawn(line: ad.AnnData) -> ad.AnnData:
         "kind": "contact", "group": ["a", "a", "b", "b"], "partner": ["b", "b", "a", "a"], "names": ["l^r", "l^s"] * 2,
         "scores": [3.0, -1.0, 0.5, 1.0], "pvals_adj": [0.01, 0.5, 0.7, 0.4],
     })  # fmt: skip
+    compartments = {"time": [0.0, 1.0], "compartment": "a", "lineage": "1", "share": 1.0, "previous": 1.0, "next": 1.0}
+    link = {"time_from": [0.0], "time_to": 1.0, "source": "a", "target": "a", "event": "continues", "mass": 1.0,
+            "forward": 1.0, "backward": 1.0}  # fmt: skip
+    line.uns["track"] = {"links": pd.DataFrame(link), "compartments": pd.DataFrame(compartments),
+                         "params": {"time_key": "time", "library_key": "library"}}  # fmt: skip
+    line.obs["track"], line.obs["track_next"], line.obs["track_previous"] = pd.Categorical(["1"] * line.n_obs), 1.0, 1.0
+    line.uns["trends"] = pd.DataFrame({
+        "kind": "share", "compartment": ["a"], "feature": "", "slope": 1.0, "ci_low": 0.5, "ci_high": 1.5, "pvals": 0.1,
+        "pvals_adj": 0.1, "pvals_order": 0.1,
+    })  # fmt: skip
+    line.uns["trends_values"] = pd.DataFrame({"s0": [-2.0], "s1": [-1.0]})
+    line.uns["trends_params"] = {"times": np.array([0.0, 1.0]), "time_key": "time", "subjects": np.array(["x", "y"])}
     curve = {"n_segments": [2, 3, 4], "stability": [0.5, 0.9, 0.6], "bic": [5.0, 3.0, 4.0]}
     line.uns["segment"]["stability"] = pd.DataFrame(curve)
     line.uns["segment"]["params"]["n_segments"] = 3
@@ -90,6 +102,8 @@ CALLS: dict[str, tuple[str, dict[str, object]]] = {
     "sensitivity": ("alpha", {}),
     "stability": ("segment", {}),
     "targets": ("a", {}),
+    "track": ("alluvial", {}),
+    "trends": ("share", {}),
 }
 MORE = {
     "volcano": ("biomarkers", {"kind": "volcano"}),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -288,3 +289,44 @@ def test_track_says_what_is_wrong(series: ad.AnnData, monkeypatch: pytest.Monkey
         st.tl.track(adata, "time")
     assert "track" not in adata.uns
     assert "track" not in adata.obs
+
+
+def test_get_and_pl_track(tracked: ad.AnnData) -> None:
+    links = st.get.track(tracked, event=["splits", "merges"], fdr=0.01)
+    assert set(links["event"]) == {"splits", "merges"}
+    assert len(st.get.track(tracked, "compartments")) == tracked.obs.groupby("time")["compartment"].nunique().sum()
+    ax = st.pl.track(tracked, legend=False)
+    bars = [p for p in ax.patches if p.get_height() > 0]
+    assert sum(bar.get_height() for bar in bars) == pytest.approx(3)
+    drawn = tracked.uns["track"]["links"]["event"].isin(["continues", "splits", "merges"]).sum()
+    assert len(ax.collections) == drawn, "a ribbon per link"
+    axes = st.pl.track(tracked, "tissue")
+    assert [axis.get_title()[-1] for axis in axes] == list("001122")
+    with pytest.raises(ValueError, match="event"):
+        st.get.track(tracked, event="dies")
+    with pytest.raises(ValueError, match="choose links"):
+        st.get.track(tracked, "regions", fdr=0.1)
+    with pytest.raises(KeyError, match=r"st\.tl\.track"):
+        st.pl.track(tracked, key="other")
+    plt.close("all")
+
+
+def test_get_and_pl_trends() -> None:
+    adata = _bands([0.0, 1.0, 4.0], fold=4.0)
+    _trends(adata)
+    table = st.get.trends(adata, "expression", compartment="a", feature=["0", "1"], values=True)
+    assert list(table.columns[-9:]) == sorted(adata.obs["animal"].unique())
+    axes = st.pl.trends(adata, "expression", compartment="a", feature=["0", "1"])
+    assert [axis.get_title() for axis in axes] == ["0 (a)", "1 (a)"]
+    line = axes[0].lines[0].get_ydata()
+    row = table.iloc[0]
+    np.testing.assert_allclose((line[0], line[-1]), (row["mean_start"], row["mean_end"]), rtol=1e-4)
+    assert len(axes[0].collections[1].get_offsets()) == 9
+    ax = st.pl.trends(adata, "expression", heatmap=True, n_top=5)
+    assert ax.images[0].get_array().shape == (5, 3)
+    assert "0 (a) *" in [tick.get_text() for tick in ax.get_yticklabels()]
+    with pytest.raises(ValueError, match="feature"):
+        st.pl.trends(adata, "expression", feature="none")
+    with pytest.raises(KeyError, match=r"st\.tl\.trends"):
+        st.get.trends(adata, key="other")
+    plt.close("all")

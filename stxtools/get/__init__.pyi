@@ -5,3 +5,5 @@ from ._evaluation import evaluation as evaluation
 from ._probabilities import probabilities as probabilities
 from ._regions import regions as regions
 from ._segments import segments as segments
+from ._track import track as track
+from ._trends import trends as trends

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._checks import check_key, check_names
+from stxtools._checks import check_key
 from stxtools._docs import documented
-from stxtools._validate import check_adata, check_number, listing
+from stxtools._validate import check_adata
+
+from ._rows import rows_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,15 +65,4 @@ def compare(
             f"`adata.uns[{key!r}]` holds no comparison of conditions. Run `st.tl.compare(adata, condition_key, "
             "subject_key)` first, or name the table with `key`."
         )
-    for column, wanted in (("kind", kind), ("group", group), ("compartment", compartment)):
-        if wanted is None:
-            continue
-        names = check_names(column, wanted, f"a {column}")
-        present = pd.unique(table[column].astype(str))
-        unknown = [name for name in names if name not in present]
-        if unknown:
-            raise ValueError(f"`{column}` names {listing(unknown)}; `adata.uns[{key!r}]` has {listing(present)}.")
-        table = table[table[column].astype(str).isin(names)]
-    if fdr is not None:
-        table = table[table["pvals_adj"] <= check_number("fdr", fdr, minimum=0.0, maximum=1.0)]
-    return table.reset_index(drop=True).copy()
+    return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, group=group, compartment=compartment)

@@ -11,3 +11,5 @@ from ._segment import segment as segment
 from ._sensitivity import sensitivity as sensitivity
 from ._stability import stability as stability
 from ._targets import targets as targets
+from ._track import track as track
+from ._trends import trends as trends
