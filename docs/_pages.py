@@ -270,7 +270,8 @@ def write_cards() -> None:
 def write_all() -> None:
     """Write every generated page."""
     _architecture.draw(GENERATED / "figures" / "architecture.svg")
-    _gallery.draw_all({name: getattr(namespace("pl"), name) for name in namespace("pl").__all__})
+    _gallery.draw_all({n: getattr(namespace("pl"), n) for n in namespace("pl").__all__ if n != "annotate"})
+    shutil.copyfile(DOCS / "_static" / "annotate.png", GENERATED / "figures" / "pl.annotate.png")  # of a notebook
     write_api()
     write_slots()
     write_tutorials()

@@ -15,7 +15,7 @@ from stxtools import _keys
 from stxtools._colors import default_colors
 from stxtools.pl._palette import category_codes, colors_of
 from stxtools.pl._scale_bar import bars_of
-from stxtools.pl._sections import Panel, image_slots, panels_of, positive, spacing
+from stxtools.pl._sections import Panel, image_slots, panels_of, positive, side_by_side, spacing
 
 from .blocks import levels, packed
 from .genes import expression_of, leading_genes
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from .table import BiomarkerTable
 
-_GAP = 0.08  # between sections, as a share of the largest
 _IMAGE_SIDE = 1400  # pixels of a tissue image; more are not seen behind the observations
 _CLASSES_MAX = 1000
 
@@ -47,7 +46,7 @@ def tissue_map(
     params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=None, params=params)
     order = np.concatenate([panel.rows for panel in panels])
-    shifts = _side_by_side(panels)
+    shifts = side_by_side(panels)
     bars = bars_of(adata, panels, spatial_key, None)
     sections = []
     for panel, shift in zip(panels, shifts, strict=True):
@@ -73,16 +72,6 @@ def tissue_map(
         out.meta["genes"].append([gene, round(top, 4)])
         out.blocks[f"gene{i}"] = packed(levels(column, 0.0, top))
     return out
-
-
-def _side_by_side(panels: Sequence[Panel]) -> list[NDArray[np.float64]]:
-    """Return what moves each section to its place in a grid; all keep their scale."""
-    limits = np.array([panel.limits for panel in panels])
-    sizes = np.c_[limits[:, 1] - limits[:, 0], limits[:, 3] - limits[:, 2]]
-    cell = sizes.max(axis=0) * (1 + _GAP)
-    cols = int(np.ceil(np.sqrt(len(panels))))
-    places = np.array([[i % cols, i // cols] for i in range(len(panels))])
-    return list(places * cell + (cell - sizes) / 2 - limits[:, [0, 2]])
 
 
 def _image(adata: AnnData, panel: Panel, shift: NDArray[np.float64]) -> dict[str, Any] | None:

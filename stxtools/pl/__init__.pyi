@@ -1,3 +1,4 @@
+from ._annotate import annotate as annotate
 from ._attention import attention as attention
 from ._biomarkers import biomarkers as biomarkers
 from ._compare import compare as compare

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LARGEST, _FINEST = 1e100, 1e-9  # coordinates that can be squared, and distinguished at their distance from 0
+_GAP = 0.08  # between sections side by side, as a share of the largest
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ def _check_extent(panel: Panel, spatial_key: str) -> None:
             "cannot be drawn; move it near 0 and give it another unit, e.g. "
             f"`xy = adata.obsm[{spatial_key!r}]; adata.obsm[{spatial_key!r}] = xy - xy.min(axis=0)`."
         )
+
+
+def side_by_side(panels: Sequence[Panel]) -> list[NDArray[np.float64]]:
+    """Return what moves each section to its place in a grid; all keep their scale."""
+    limits = np.array([panel.limits for panel in panels])
+    sizes = np.c_[limits[:, 1] - limits[:, 0], limits[:, 3] - limits[:, 2]]
+    cell = sizes.max(axis=0) * (1 + _GAP)
+    cols = int(np.ceil(np.sqrt(len(panels))))
+    places = np.array([[i % cols, i // cols] for i in range(len(panels))])
+    return list(places * cell + (cell - sizes) / 2 - limits[:, [0, 2]])
 
 
 def spacing(xy: NDArray[np.float64]) -> float:

@@ -1,0 +1,321 @@
+"""Labels drawn with the pointer, in a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._colors import default_colors
+from stxtools._docs import documented
+from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
+
+from ._output import store_colors
+from ._palette import MISSING, category_codes, colors_of
+from ._sections import Panel, panels_of, side_by_side, spacing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_NONE, _MARKED = "no label", "suggested"
+_DARK = "#1d2329"
+_SIDE = 430  # pixels of a map
+_ERASER = "(erase)"
+
+
+@documented
+def annotate(
+    adata: AnnData, key: str = "annotation", classes: Sequence[str] = (), *,
+    n_suggested: int = 10, segment_key: str = _keys.SEGMENT, spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, segment_params: Mapping[str, Any] | None = None,
+) -> Annotator:  # fmt: skip
+    """Draw labels on the tissue, segment with them, and see the result beside it; for Jupyter.
+
+    Choose a class and draw around observations with the lasso or over them with the brush: they are labelled in
+    ``obs[key]`` at once. "Segment" runs :func:`stxtools.tl.segment` with these labels, draws the result, and marks the
+    observations that :func:`stxtools.tl.suggest_labels` would label next. Needs ``pip install 'stxtools[annotate]'``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, no view.
+    key
+        Column of ``obs`` for the labels; one that is there is gone on with.
+    classes
+        Names of the classes, besides those in ``obs[key]``; more can be added in the notebook.
+    n_suggested
+        How many observations are suggested.
+    segment_key
+        Name of the segments: the ``key_added`` of :func:`stxtools.tl.segment`.
+    library_key
+        Column of ``obs`` with the section of each observation; sections are drawn side by side. ``False``: all are one.
+    segment_params
+        More arguments of :func:`stxtools.tl.segment`, such as ``{"use_rep": "X_pca"}``.
+    %(parameters)s
+
+    Returns
+    -------
+    An :class:`Annotator`, which a notebook shows. Its methods do what its buttons do.
+
+    Raises
+    ------
+    ImportError
+        jupyter-scatter is not installed.
+    KeyError, ValueError, TypeError
+        The positions are missing, or ``obs[key]`` holds no classes.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=500)
+    >>> st.pl.annotate(adata, "layer", ["outer", "inner"])  # doctest: +SKIP
+    """
+    check_adata(adata)
+    if adata.is_view:
+        raise ValueError("`adata` is a view, whose labels would be lost; pass a copy (`adata = adata.copy()`).")
+    if key not in adata.obs:
+        check_key_added(key, "annotation")
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise TypeError(f"`classes` must be a list of names, not {classes!r}.")
+    how = {"spatial_key": spatial_key, "library_key": library_key, "key_added": segment_key}
+    n_suggested = check_int("n_suggested", n_suggested, minimum=1)
+    return Annotator(adata, key, classes, n_suggested, how, segment_params or {})
+
+
+class Annotator:
+    """A map to label observations on, and beside it the segments that follow.
+
+    - ``adata``, ``key``: Where the labels are written: ``adata.obs[key]``.
+    - ``classes``: Names of the classes.
+    - ``active``: The class that the next stroke gives; None takes labels away.
+    """
+
+    def __init__(
+        self, adata: AnnData, key: str, classes: Sequence[str], n_suggested: int, how: Mapping[str, Any],
+        segment_params: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.adata, self.key = adata, key
+        self._n, self._how, self._params = n_suggested, dict(how), dict(segment_params)
+        codes, there = category_codes(adata, key) if key in adata.obs else (np.full(adata.n_obs, -1), [])
+        self.classes = list(dict.fromkeys([*there, *map(str, classes)]))
+        check_class_names(self.classes, key)
+        known = colors_of(adata, key) if there else {}
+        spare = [c for c in default_colors(max(20, len(self.classes) + 1)) if c not in known.values()]
+        self._colors = {name: known.get(name) or spare.pop(0) for name in self.classes}
+        self._codes: NDArray[np.int64] = np.array(codes, dtype=np.int64)
+        self._earlier: list[NDArray[np.int64]] = []
+        self.active: str | None = self.classes[0] if self.classes else None
+        panels = panels_of(
+            adata, spatial_key=how["spatial_key"], library_key=how["library_key"], library=None,
+            params=adata.uns.get(how["key_added"], {}).get("params"),
+        )  # fmt: skip
+        self._order = np.concatenate([panel.rows for panel in panels])  # points of the maps -> observations
+        self._view = _View(self, panels)
+        self.refresh()
+
+    def label(self, observations: Any, name: str | None) -> None:
+        """Give observations (rows, names or a mask) a class, or take their labels away (None)."""
+        rows = self._rows(observations)
+        if name is not None and name not in self.classes:
+            raise ValueError(f"{name!r} is none of the classes {self.classes}; `add_class({name!r})` makes it one.")
+        self._earlier.append(self._codes.copy())
+        self._codes[rows] = -1 if name is None else self.classes.index(name)
+        self._write()
+
+    def undo(self) -> None:
+        """Take the last stroke back."""
+        if self._earlier:
+            self._codes = self._earlier.pop()
+            self._write()
+
+    def add_class(self, name: str) -> None:
+        """Add a class, which the next stroke gives."""
+        if name not in self.classes:
+            check_class_names([*self.classes, name], self.key)
+            free = (c for c in default_colors(max(20, len(self.classes) + 1)) if c not in self._colors.values())
+            self._colors[name] = next(free)
+            self.classes.append(name)
+        self.active = name
+        self.refresh()
+
+    def suggest(self) -> None:
+        """Mark the observations that should be labelled next."""
+        from stxtools import tl
+
+        labels: dict[str, Any] = {"labels_key": self.key} if self.key in self.adata.obs else {}
+        where: dict[str, Any] = {name: self._how[name] for name in ("spatial_key", "library_key")}
+        tl.suggest_labels(self.adata, self._n, key=self._how["key_added"], **labels, **where)
+        self.refresh()
+
+    def segment(self) -> None:
+        """Segment with the labels, draw the result, and suggest what to label next."""
+        from stxtools import tl
+
+        check_in(self.adata, "obs", self.key, "key", "Label some observations first.")
+        tl.segment(self.adata, labels_key=self.key, show_progress=False, **self._how, **self._params)
+        self.suggest()
+
+    def refresh(self) -> None:
+        """Draw what the AnnData holds."""
+        self._view.draw(self.classes, self._colors, self._shown(), self._segments())
+
+    def _rows(self, observations: Any) -> NDArray[np.int64]:
+        asked = np.atleast_1d(np.asarray(observations))
+        if asked.dtype.kind == "b" and asked.shape == (self.adata.n_obs,):
+            return np.flatnonzero(asked)
+        if asked.dtype.kind in "OU":
+            rows = self.adata.obs_names.get_indexer(asked)
+            if (rows < 0).any():
+                raise KeyError(f"{asked[rows < 0][0]!r} is none of `adata.obs_names`.")
+            return np.asarray(rows, dtype=np.int64)
+        if asked.dtype.kind not in "iu" or (len(asked) and not 0 <= asked.min() <= asked.max() < self.adata.n_obs):
+            raise ValueError(f"Observations are rows from 0 to {self.adata.n_obs - 1}, names, or a mask of all.")
+        return asked.astype(np.int64)
+
+    def _write(self) -> None:
+        self.adata.obs[self.key] = pd.Categorical.from_codes(self._codes, categories=self.classes)
+        store_colors(self.adata, self.key, self._colors)
+        self.refresh()
+
+    def _shown(self) -> NDArray[np.int64]:
+        """Return what each point shows: 0 no label, 1 suggested, from 2 the classes."""
+        shown = self._codes + 2
+        shown[self._codes < 0] = 0
+        suggested = self.adata.obs.get(_keys.SUGGESTED)
+        if suggested is not None:
+            shown[(self._codes < 0) & suggested.notna().to_numpy()] = 1
+        return shown[self._order]
+
+    def _segments(self) -> tuple[NDArray[np.int64], dict[str, str]] | None:
+        key = self._how["key_added"]
+        if key not in self.adata.obs:
+            return None
+        return category_codes(self.adata, key)[0][self._order], colors_of(self.adata, key)
+
+    def stroke(self, points: NDArray[Any]) -> None:
+        """Label what was drawn on the map with the active class."""
+        self.label(self._order[np.asarray(points, dtype=np.int64)], self.active)
+
+    @property
+    def widget(self) -> Any:
+        """The ipywidgets box that a notebook shows."""
+        return self._view.box
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return self.widget._repr_mimebundle_(**kwargs)
+
+
+class _View:
+    """The widgets: two maps, the classes, and the buttons."""
+
+    def __init__(self, annotator: Annotator, panels: Sequence[Panel]) -> None:
+        try:
+            import ipywidgets as ui
+            import jscatter
+        except ImportError as err:
+            raise ImportError("`pl.annotate` needs jupyter-scatter: `pip install 'stxtools[annotate]'`.") from err
+        self.annotator = annotator
+        xy = np.concatenate([p.xy + s for p, s in zip(panels, side_by_side(panels), strict=True)])
+        xy[:, 1] *= -1  # positions count downwards, as pixels do
+        middle, half = (xy.max(axis=0) + xy.min(axis=0)) / 2, 0.52 * max(np.ptp(xy, axis=0).max(), 1e-9)
+        pitch = min(spacing(panel.xy) for panel in panels)
+        size = float(np.clip(0.9 * pitch * _SIDE / (2 * half), 2, 14))
+        self._sizes = [size, max(1.8 * size, 7.0)]
+        self.maps = [
+            jscatter.Scatter(
+                x=xy[:, 0], y=xy[:, 1], x_scale=(middle[0] - half, middle[0] + half),
+                y_scale=(middle[1] - half, middle[1] + half), width=_SIDE, height=_SIDE, axes=False,
+                size=size, opacity=1.0, lasso_initiator=False, reticle=False,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        labels, segments = self.maps
+        labels.mouse("lasso").lasso(type="brush")
+        labels.widget.observe(self._drawn, "selection")
+        self.choice = ui.ToggleButtons(options=[_ERASER], description="Class")
+        self.new = ui.Text(placeholder="new class", continuous_update=False, layout={"width": "10em"})
+        self.buttons = {
+            name: ui.Button(description=name, tooltip=tip)
+            for name, tip in (
+                ("Undo", "take the last stroke back"), ("Suggest", "mark what to label next"),
+                ("Segment", "segment with these labels"),
+            )
+        }  # fmt: skip
+        self.status, self.legend = ui.HTML(), ui.HTML()
+        self._silent = False
+        self.choice.observe(self._chosen, "value")
+        self.new.observe(self._added, "value")
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, name=name: self._pressed(name))
+        tools = ["pan_zoom", "lasso", "lasso_type", "lasso_brush_size", "reset"]
+        self.right = ui.VBox([ui.HTML("<b>Segments</b>"), segments.show(buttons=["pan_zoom", "reset"])])
+        self.box = ui.VBox([
+            ui.HBox([self.choice, self.new]),
+            ui.HBox([*self.buttons.values(), self.status]),
+            ui.HBox([ui.VBox([ui.HTML("<b>Labels</b>"), labels.show(buttons=tools), self.legend]), self.right]),
+        ])  # fmt: skip
+
+    def draw(
+        self, classes: Sequence[str], colors: Mapping[str, str], shown: NDArray[np.int64],
+        segments: tuple[NDArray[np.int64], dict[str, str]] | None,
+    ) -> None:  # fmt: skip
+        """Colour both maps."""
+        left, right = self.maps
+        _color(left, shown, [_NONE, _MARKED, *classes], [MISSING, _DARK, *(colors[c] for c in classes)])
+        left.size(by=(shown == 1).astype(float), map=self._sizes, norm=(0, 1))  # sends the colours, too
+        self.right.layout.display = "none" if segments is None else ""
+        if segments is not None:
+            codes, palette = segments
+            _color(right, codes + 1, [_NONE, *palette], [MISSING, *palette.values()])
+            right.size(by=np.zeros(len(codes)), map=self._sizes, norm=(0, 1))
+        self._silent = True
+        self.choice.options = [*classes, _ERASER]
+        self.choice.value = self.annotator.active or _ERASER
+        self._silent = False
+        counts = np.bincount(shown, minlength=len(classes) + 2)
+        self.status.value = f"{counts[2:].sum():,} of {len(shown):,} labelled"
+        entries = [(name, colors[name], n) for name, n in zip(classes, counts[2:], strict=True)]
+        entries += [(_MARKED, _DARK, counts[1])] if counts[1] else []
+        self.legend.value = " &emsp; ".join(
+            f'<span style="color:{color}">&#9679;</span> {html.escape(name)} {n:,}' for name, color, n in entries
+        )
+
+    def _drawn(self, change: Mapping[str, Any]) -> None:
+        points = change["new"]
+        if points is not None and len(points):
+            self.annotator.stroke(points)
+            self.maps[0].selection(None)
+
+    def _chosen(self, change: Mapping[str, Any]) -> None:
+        if not self._silent:
+            self.annotator.active = None if change["new"] == _ERASER else change["new"]
+
+    def _added(self, change: Mapping[str, Any]) -> None:
+        name = change["new"].strip()
+        if name:
+            self._try(lambda: self.annotator.add_class(name))
+            self.new.value = ""
+
+    def _pressed(self, name: str) -> None:
+        self.status.value = "segmenting ..." if name == "Segment" else ""
+        self._try(getattr(self.annotator, name.lower()))
+
+    def _try(self, call: Any) -> None:
+        """Call, and say under the buttons what does not fit: a notebook shows no error of a button."""
+        try:
+            call()
+        except (KeyError, ValueError, TypeError) as err:
+            text = str(err.args[0]) if err.args else str(err)
+            self.status.value = f'<span style="color:#b00020">{html.escape(text)}</span>'
+
+
+def _color(scatter: Any, codes: NDArray[np.int64], names: Sequence[str], colors: Sequence[str]) -> None:
+    """Colour points by class, among those that occur: jupyter-scatter gives colours to no others."""
+    used, at = np.unique(codes, return_inverse=True)
+    occurring = [f"{i}: {names[i]}" for i in used]  # a class may be called as one of ours
+    scatter.color(by=pd.Categorical.from_codes(at, occurring), map=[colors[i] for i in used], skip_widget_update=True)
