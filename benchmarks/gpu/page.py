@@ -29,8 +29,8 @@ def shown(row: dict[str, Any] | None) -> str:
 
 def table(part: str, rows: list[dict[str, Any]]) -> str:
     """Steps of one part: seconds on the card and on the processor alone, and the peaks of both memories."""
-    found = {(r["step"], r["accelerator"]): r for r in rows if r.get("part") == part and "seconds" in r}
-    found = {key: row for key, row in found.items() if not key[0].startswith("profile")}
+    timed = [r for r in rows if r.get("part") == part and "seconds" in r and "accelerator" in r]
+    found = {(r["step"], r["accelerator"]): r for r in timed}
     lines = [
         f"| {part} | with the card, s | processor alone, s | memory, GB | card memory, GB |",
         "| --- | --- | --- | --- | --- |",

@@ -27,6 +27,8 @@ _ORDER = 0.75  # least |mean exp(i m theta)| of the edge directions
 _EDGE_ERROR = 0.35  # an edge may miss its lattice vector by this much, in spacings
 _SAMPLE, _SAMPLE_ERROR = 10_000, 0.05  # observations looked at first, and by how much their share may mislead
 _RESIDUAL = 0.35  # 95 % of the observations must lie this close to the fitted lattice, in spacings
+_LARGE, _PATCH = 50_000, 4000  # observations from which the lattice of a patch is tried on all first, and its size
+_GROWTH, _STRAIGHT = 4.0, 0.2  # steps in which a patch grows; then all lie this close to its lattice, in spacings
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,20 @@ def _usable_array(array: NDArray[np.generic]) -> NDArray[np.int64] | None:
     if not np.isfinite(values).all() or not np.array_equal(values, np.rint(values)):
         return None
     grid = values.astype(np.int64)
-    return grid if len(np.unique(grid, axis=0)) == len(grid) else None
+    return grid if _all_different(grid) else None
+
+
+def _all_different(index: NDArray[np.int64]) -> bool:
+    row, col = (index - index.min(axis=0)).T
+    return len(np.unique(row * (col.max() + 1) + col)) == len(index)
 
 
 def _agrees(xy: NDArray[np.float64], grid: NDArray[np.int64]) -> bool:
     """Nearest in space is near on the array, for most observations: also true of a warped section."""
-    distance, nearest = cKDTree(xy).query(xy, k=2)
+    asked = np.arange(len(xy))
+    if len(xy) > _SAMPLE:
+        asked = np.random.default_rng(0).choice(len(xy), _SAMPLE, replace=False)
+    distance, nearest = cKDTree(xy).query(xy[asked], k=2)
     steps = np.abs(grid[nearest[:, 1]] - grid[nearest[:, 0]])
     unit = np.maximum(np.gcd.reduce(grid - grid.min(axis=0), axis=0), 1)
     close = (steps <= np.maximum(2, unit)).all(axis=1) & (distance[:, 1] > 0)
@@ -172,6 +182,10 @@ def _from_coordinates(xy: NDArray[np.float64], kind: Kind) -> Lattice | None:
     if kind == "auto" and n < _MIN_DETECT:
         return None
     centred = xy - xy.mean(axis=0)
+    if n > _LARGE:
+        found = _from_patch(xy, centred, kind)
+        if found is not None:
+            return found
     tree = cKDTree(centred)
     if n > _SAMPLE:  # most large sections of cells are seen to have no lattice long before all neighbours are found
         sample = np.random.default_rng(0).choice(n, _SAMPLE, replace=False)
@@ -191,14 +205,42 @@ def _from_coordinates(xy: NDArray[np.float64], kind: Kind) -> Lattice | None:
     if abs(order[fold]) < _ORDER:
         return None
     index = _integrate(centred, source, target, edge, spacing, fold, float(np.angle(order[fold])) / fold)
-    if index is None:
+    return None if index is None else _build_from_steps(xy, index, "hex" if fold == 6 else "square")
+
+
+def _build_from_steps(xy: NDArray[np.float64], steps: NDArray[np.int64], kind: str) -> Lattice | None:
+    """Build the lattice from the steps along its two axes."""
+    row = steps[:, 1] - steps[:, 1].min()
+    col = steps[:, 0] + (row - (row & 1)) // 2 if kind == "hex" else steps[:, 0]
+    return _build(xy, np.c_[row, col], kind, checked=True)
+
+
+def _from_patch(xy: NDArray[np.float64], centred: NDArray[np.float64], kind: Kind) -> Lattice | None:
+    """Extend the lattice of a patch to all observations; None where it bends, or there is none."""
+    reach = np.abs(centred - centred[np.argmin(np.abs(centred).max(axis=1))]).max(axis=1)
+    rows = np.argpartition(reach, _PATCH)[:_PATCH]
+    patch = _from_coordinates(centred[rows], kind)
+    if patch is None:
         return None
-    if fold == 6:
-        row = index[:, 1] - index[:, 1].min()
-        index = np.c_[row, index[:, 0] + (row - (row & 1)) // 2]
-    else:
-        index = index[:, ::-1]
-    return _build(xy, index, "hex" if fold == 6 else "square", checked=True)
+    row, col = patch.index.T
+    steps = np.c_[col - (row - (row & 1)) // 2 if patch.kind == "hex" else col, row].astype(np.float64)
+    radius, rng = float(reach[rows].max()), np.random.default_rng(0)
+    while True:
+        shape = np.c_[steps, np.ones(len(steps))]
+        basis, _, rank, _ = np.linalg.lstsq(shape, centred[rows], rcond=None)
+        if rank < 3:
+            return None
+        if radius >= reach.max():
+            break
+        radius *= _GROWTH
+        rows = np.flatnonzero(reach <= radius)
+        rows = rows if len(rows) <= _SAMPLE else rng.choice(rows, _SAMPLE, replace=False)
+        steps = np.rint((centred[rows] - basis[2]) @ np.linalg.inv(basis[:2]))
+    everywhere = np.rint((centred - basis[2]) @ np.linalg.inv(basis[:2]))
+    missed = np.linalg.norm(centred - basis[2] - everywhere @ basis[:2], axis=1)
+    if missed.max() > _STRAIGHT * patch.spacing:
+        return None
+    return _build_from_steps(xy, everywhere.astype(np.int64), patch.kind)
 
 
 def _share_at_constant_distance(nearest: NDArray[np.float64]) -> float:
@@ -267,7 +309,7 @@ def _integrate(
 def _build(xy: NDArray[np.float64], index: NDArray[np.int64], kind: str, *, checked: bool = False) -> Lattice | None:
     """Place the lattice in space by an affine fit; reject it where it does not hold (``checked``)."""
     index = index - index.min(axis=0)
-    if len(np.unique(index, axis=0)) < len(index):
+    if not _all_different(index):
         return None
     place = index[:, ::-1].astype(np.float64)  # col, row: along x, along y
     if kind == "hex":
