@@ -9,8 +9,9 @@ from typing import Any
 
 HEAD = """# CUDA
 
-`benchmarks/gpu/run.sh OUT` runs the tests that need a card and these measurements, in at most nine minutes. One run on
-{card}, {cpu_cores} processor cores, Python {python}, torch {torch}, {date}. Tests on the card: {tests}.
+`benchmarks/gpu/run.sh OUT` runs the tests that need a card and these measurements, in at most nine minutes.
+One run on {card}, {cpu_cores} processor cores, Python {python}, torch {torch}, {date}.
+Tests on the card: {tests}.
 """
 
 FOOT = """
