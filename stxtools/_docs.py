@@ -13,11 +13,13 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ._slots_table import PARAMS, SLOTS, SlotRow
+from ._spatialdata import OnSpatialData, on_spatialdata
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 WIDTH = 116
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
@@ -31,7 +33,7 @@ PARAMETERS = {
     "get.key": "Name under which the results were written.",
     "accelerator, devices": "Where to train, as in Lightning.",
     "accelerator": "Where to train, as in Lightning.",
-    "adata": "Annotated data.",
+    "adata": "Annotated data, or SpatialData with a table (see :mod:`stxtools.io`).",
     "ax": "Axes to draw into; only for one panel.",
     "compartment": "Compartment or compartments; all by default.",
     "copy": "Whether to return a changed copy instead of changing ``adata``.",
@@ -59,13 +61,17 @@ PARAMETERS = {
 }
 
 
-def documented(function: F) -> F:
-    """Fill the placeholders in the docstring of a public function."""
-    if function.__doc__ is None:  # python -OO
-        return function
+def documented(function: Callable[P, R]) -> OnSpatialData[P, R]:
+    """Let a public function take SpatialData, too, and fill the placeholders in its docstring."""
+    if function.__doc__ is not None:  # python -OO
+        _fill(function)
+    return on_spatialdata(function)
+
+
+def _fill(function: Callable[..., Any]) -> None:
     namespace = function.__module__.split(".")[1]
     rows = [row for row in SLOTS if row.call == f"{namespace}.{function.__name__}"]
-    lines = inspect.cleandoc(function.__doc__).splitlines()
+    lines = inspect.cleandoc(function.__doc__ or "").splitlines()
     if "%(slots)s" in lines:
         at = lines.index("%(slots)s")
         lines[at : at + 1] = _slots(rows)
@@ -73,7 +79,6 @@ def documented(function: F) -> F:
         start, at = lines.index("Parameters") + 2, lines.index("%(parameters)s")
         lines[start : at + 1] = _parameters(function, lines[start:at], namespace, rows)
     function.__doc__ = "\n".join(lines)
-    return function
 
 
 def _parameters(function: Callable[..., Any], own: list[str], namespace: str, rows: list[SlotRow]) -> list[str]:

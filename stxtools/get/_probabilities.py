@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stxtools import _keys
+from stxtools._docs import documented
 from stxtools._slots import column_names
 from stxtools._validate import check_adata, check_in
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@documented
 def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
     """Return the class probabilities of the observations, under the true names of the classes.
 

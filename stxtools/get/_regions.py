@@ -10,12 +10,14 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
+from stxtools._docs import documented
 from stxtools._validate import check_adata
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@documented
 def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     """Return the regions as a tidy table, one row each.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from stxtools import _keys
 from stxtools._docs import documented
+from stxtools._spatialdata import OnSpatialData
 from stxtools._validate import check_adata, check_bool
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ Examples
 """
 
 
-def plot(function: Callable[P, R]) -> Callable[P, R]:
+def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
     """Check what all plots take, close the figures that a failing call leaves, and complete the docstring."""
     if function.__doc__ is not None:  # python -OO
         function.__doc__ = inspect.cleandoc(function.__doc__).replace("Examples\n--------\n", _SHARED_DOC, 1)

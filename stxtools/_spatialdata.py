@@ -1,0 +1,225 @@
+"""Calls on SpatialData: one of its tables stands in for the AnnData, with positions and images from its elements."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+
+import numpy as np
+
+from . import _keys
+from ._checks import listing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+ATTRS = "spatialdata_attrs"  # of a table: which elements its rows annotate
+GLOBAL = "global"
+_LARGEST = 2048  # rows or columns of an image in memory, as of scanpy's "hires"
+
+
+class OnSpatialData(Protocol[P, R]):
+    """A call as it is declared for AnnData, and on SpatialData with ``table_key`` and ``coordinate_system``."""
+
+    __name__: str
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, sdata: SpatialData, /, *args: Any, table_key: str = ..., **kwargs: Any) -> Any: ...
+
+
+def on_spatialdata(function: Callable[P, R]) -> OnSpatialData[P, R]:
+    """Let a call whose first parameter is ``adata`` take SpatialData, too: results land in its table."""
+    if next(iter(signature(function).parameters), None) != "adata":
+        return function  # type: ignore[return-value]
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        data = args[0] if args else kwargs.get("adata")
+        many = isinstance(data, Sequence)
+        if not any(map(is_spatialdata, data if many else [data])):  # type: ignore[arg-type]
+            return function(*args, **kwargs)
+        key, system = kwargs.pop("table_key", "table"), kwargs.pop("coordinate_system", None)
+        with ExitStack() as stack:
+            sources: list[Any] = list(data) if many else [data]  # type: ignore[arg-type]
+            tables = [stack.enter_context(_as_anndata(s, key, system)) if is_spatialdata(s) else s for s in sources]
+            first: Any = tables if many else tables[0]
+            if args:
+                args = (first, *args[1:])
+            else:
+                kwargs["adata"] = first
+            result = function(*args, **kwargs)
+        if isinstance(result, list) and len(result) == len(sources):
+            return [_beside(one, source, key) for one, source in zip(result, sources, strict=True)]
+        return _beside(result, data, key)
+
+    return call  # type: ignore[return-value]
+
+
+def is_spatialdata(data: Any) -> bool:
+    """Whether it is SpatialData; asking imports nothing."""
+    return isinstance(data, getattr(sys.modules.get("spatialdata"), "SpatialData", ()))
+
+
+def table_of(sdata: SpatialData, table_key: str) -> AnnData:
+    """Return a table, by its name."""
+    if table_key not in sdata.tables:
+        raise KeyError(f"`table_key={table_key!r}` is not in `sdata.tables`; it has {listing(sdata.tables)}.")
+    return sdata.tables[table_key]
+
+
+@contextmanager
+def _as_anndata(sdata: SpatialData, table_key: str, system: str | None) -> Iterator[AnnData]:
+    """Give the table positions and images for the length of a call; what the call writes stays."""
+    table = table_of(sdata, table_key)
+    before = table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL)
+    complete(table, sdata, system)
+    try:
+        yield table
+    finally:
+        _put_back(table, *before)
+
+
+def _put_back(table: AnnData, xy: Any, spatial: Any) -> None:
+    for slot, value in ((table.obsm, xy), (table.uns, spatial)):
+        if value is not None:
+            slot[_keys.SPATIAL] = value
+        elif _keys.SPATIAL in slot:
+            del slot[_keys.SPATIAL]
+
+
+def _beside(result: Any, sdata: Any, table_key: str) -> Any:
+    """Return the changed copy of a table in SpatialData that shares all else; anything but a copy as it is."""
+    from anndata import AnnData
+
+    if not is_spatialdata(sdata) or not isinstance(result, AnnData):
+        return result
+    table = table_of(sdata, table_key)
+    _put_back(result, table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL))
+    elements = {kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "points", "shapes", "tables")}
+    elements["tables"][table_key] = result
+    return type(sdata)(**elements, attrs=sdata.attrs)
+
+
+def complete(table: AnnData, sdata: SpatialData, system: str | None) -> None:
+    """Set positions, unless the table has some and no coordinate system is named, and images with their scales."""
+    given = system is None and _keys.SPATIAL in table.obsm
+    xy = None if given else _centroids(sdata, table, GLOBAL if system is None else system)
+    spatial = _with_images(sdata, table, None if given else GLOBAL if system is None else system)
+    if xy is not None:
+        table.obsm[_keys.SPATIAL] = xy
+    if spatial:
+        table.uns[_keys.SPATIAL] = spatial
+
+
+def regions_of(table: AnnData) -> list[str]:
+    """Names of the elements that the table annotates."""
+    regions = table.uns.get(ATTRS, {}).get("region", [])
+    return [regions] if isinstance(regions, str) else [str(region) for region in regions]
+
+
+def _centroids(sdata: SpatialData, table: AnnData, system: str) -> NDArray[np.float64]:
+    from spatialdata import get_centroids
+    from spatialdata.transformations import get_transformation
+
+    if not (regions := regions_of(table)):
+        raise KeyError(
+            "The table annotates no element and has no `obsm['spatial']`: where its rows lie is unknown. Set "
+            "`sdata.set_table_annotates_spatialelement(...)`, or put x, y into `obsm['spatial']`."
+        )
+    column, instances = (table.obs[table.uns[ATTRS][name]] for name in ("region_key", "instance_key"))
+    xy = np.full((table.n_obs, 2), np.nan)
+    for name in regions:
+        if name not in sdata:
+            raise KeyError(f"The table annotates {name!r}, which is no element of `sdata`.")
+        systems = get_transformation(sdata[name], get_all=True)
+        if system not in systems:
+            raise ValueError(
+                f"`coordinate_system={system!r}`: {name!r} is not aligned to it; it is to {listing(systems)}."
+            )
+        rows = np.flatnonzero(column == name)
+        centres = get_centroids(sdata[name], coordinate_system=system).compute()
+        at = centres.index.get_indexer(instances.iloc[rows])
+        if (at < 0).any():
+            lost = instances.iloc[rows[at < 0]].iloc[0]
+            raise ValueError(f"{int((at < 0).sum())} rows of the table annotate what {name!r} lacks, such as {lost!r}.")
+        xy[rows] = centres[["x", "y"]].to_numpy()[at]
+    return xy
+
+
+def _with_images(sdata: SpatialData, table: AnnData, system: str | None) -> dict[str, Any]:
+    """``uns["spatial"]`` with images: those whose element it names, else those that lie over an annotated element."""
+    spatial = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.uns.get(_keys.SPATIAL, {}).items()}
+    named = [v for v in spatial.values() if isinstance(v, dict) and _keys.IMAGES in v]
+    for entry in named:
+        images = dict(entry[_keys.IMAGES])
+        for name in (name for name, image in images.items() if isinstance(image, str)):
+            images[name] = _pixels(_levels(sdata.images[images[name]])[0])
+        entry[_keys.IMAGES] = images
+    regions = [name for name in regions_of(table) if name in sdata]
+    for region in regions if not named else ():
+        images, factors = _images_over(sdata, region, system)
+        if images:
+            entry = spatial.setdefault(next(iter(spatial), region) if len(regions) == 1 else region, {})
+            entry[_keys.IMAGES] = images
+            entry[_keys.SCALEFACTORS] = factors | dict(entry.get(_keys.SCALEFACTORS, {}))
+    return spatial
+
+
+def _images_over(sdata: SpatialData, region: str, system: str | None) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the colour images that lie over an element, at most as large as scanpy's, and their scale factors."""
+    images, factors = {}, {}
+    for name, image in sdata.images.items():
+        levels = _levels(image)
+        scale = _scale_between(sdata[region], image, system)
+        if scale is None or levels[0].sizes["c"] not in {3, 4}:
+            continue
+        level = next((one for one in levels if max(one.shape[1:]) <= _LARGEST), levels[-1])
+        step = -(-max(level.shape[1:]) // _LARGEST)
+        short = next((s for s in ("hires", "lowres") if s in name), name)
+        images[short] = _pixels(level[:, ::step, ::step])
+        factors[f"tissue_{short}_scalef"] = scale * images[short].shape[1] / levels[0].sizes["x"]
+    if images and "radius" in getattr(sdata.shapes.get(region), "columns", ()):  # circles
+        factors[_keys.SPOT_DIAMETER] = float(2 * np.median(sdata.shapes[region]["radius"]))
+    return images, factors
+
+
+def _levels(image: Any) -> list[Any]:
+    """Return an image's resolutions, the finest first."""
+    return [next(iter(level.values())) for level in image.values()] if hasattr(image, "children") else [image]
+
+
+def _pixels(image: Any) -> NDArray[Any]:
+    values = np.moveaxis(image.transpose("c", "y", "x").to_numpy(), 0, -1)
+    return np.ascontiguousarray(values[..., 0] if values.shape[-1] == 1 else values)
+
+
+def _scale_between(element: Any, image: Any, system: str | None) -> float | None:
+    """Pixels of an image per unit of the positions, those of ``element`` itself or in ``system``; None if it is turned.
+
+    The images of scanpy's layout have a scale and nothing else.
+    """
+    from spatialdata.transformations import get_transformation
+
+    theirs = get_transformation(image, get_all=True)
+    own = get_transformation(element, get_all=True)
+    shared = next((name for name in (own if system is None else [system]) if name in theirs), None)
+    if shared is None:
+        return None
+    axes = {"input_axes": ("x", "y"), "output_axes": ("x", "y")}
+    matrix = np.linalg.inv(theirs[shared].to_affine_matrix(**axes))
+    if system is None:
+        matrix = matrix @ own[shared].to_affine_matrix(**axes)
+    scale = float(matrix[0, 0])
+    upright = np.allclose(matrix[:2, :2], scale * np.eye(2), rtol=1e-3, atol=1e-3 * abs(scale))
+    return scale if upright and scale > 0 and np.abs(matrix[:2, 2]).max() <= 1 else None
