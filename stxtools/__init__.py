@@ -1,8 +1,8 @@
 """stxtools: tissue compartments, region graphs, biomarkers and targets from spatial transcriptomics.
 
 The namespaces follow scanpy: :mod:`stxtools.pp` prepares, :mod:`stxtools.tl` computes,
-:mod:`stxtools.pl` draws, :mod:`stxtools.get` returns tidy tables, :func:`stxtools.report` writes all
-of it as one HTML file. Importing the package is cheap:
+:mod:`stxtools.pl` draws, :mod:`stxtools.get` returns tidy tables, :mod:`stxtools.io` reads and writes,
+:func:`stxtools.report` writes all of it as one HTML file. Importing the package is cheap:
 torch, squidpy and spatialdata are loaded by the first call that needs them.
 """
 
@@ -15,12 +15,12 @@ from ._settings import settings
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import datasets, get, models, pl, pp, tl
+    from . import datasets, get, io, models, pl, pp, tl
     from ._report.report import report
 
-__all__ = ["__version__", "datasets", "get", "models", "pl", "pp", "report", "settings", "tl"]
+__all__ = ["__version__", "datasets", "get", "io", "models", "pl", "pp", "report", "settings", "tl"]
 
-_LAZY = frozenset({"datasets", "get", "models", "nn", "pl", "pp", "stats", "tl"})
+_LAZY = frozenset({"datasets", "get", "io", "models", "nn", "pl", "pp", "stats", "tl"})
 
 
 def __getattr__(name: str) -> Any:

@@ -74,3 +74,8 @@ def _colors_for(names: Sequence[str], *known: dict[str, str]) -> list[str]:
             colors[name] = own[name] if own[name] in spare else spare[0]
             spare.remove(colors[name])
     return [colors[name] for name in names]
+
+
+def annotation_colors(adata: AnnData, key: str, names: Sequence[str], given: dict[str, str]) -> NDArray[np.object_]:
+    """Colours of annotations: those of their file, those that were there, else default ones."""
+    return np.array(_colors_for(list(names), given, _stored_colors(adata, key)), dtype=object)

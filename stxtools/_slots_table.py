@@ -116,6 +116,11 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("uns", f"{k.SEGMENT}/members", "DataFrame", "n_libraries x n_members",
          "only with ``model``", False),
     ),
+    "io.read_annotations": (
+        ("obs", "annotation", "category", "n_obs", "name of the annotation; missing outside any"),
+        ("uns", "annotation/params", "dict", "-", PARAMS),
+        ("uns", "annotation_colors", "object", "n_annotations", "colours of the annotations, as QuPath has them"),
+    ),
     "tl.suggest_labels": (
         ("obs", k.SUGGESTED, "float64", "n_obs", "1 for the observation to label first, 2 for the next, ...; else NaN"),
         ("uns", f"{k.SUGGESTED}/params", "dict", "-", PARAMS),

@@ -41,6 +41,7 @@ PUBLIC = {
         "targets",
     },
     "get": {"biomarkers", "evaluation", "regions"},
+    "io": {"from_spatialdata", "read", "read_annotations", "to_spatialdata", "write_annotations"},
     "datasets": {"synthetic_tissue"},
     "models": {"Segmenter", "TissueNet", "TissueStudent", "load"},
 }
@@ -133,7 +134,7 @@ def test_plots_draw_into_given_axes(function: Callable[..., Any]) -> None:
     assert "Axes" in signature.return_annotation
 
 
-@pytest.mark.parametrize("function", _functions("pp", "tl", "pl", "get", "datasets"), indirect=True)
+@pytest.mark.parametrize("function", _functions("pp", "tl", "pl", "get", "io", "datasets"), indirect=True)
 def test_docstring(function: Callable[..., Any]) -> None:
     sections = _sections(function)
     summary = " ".join(sections[""]).split("  ")[0]

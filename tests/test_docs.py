@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-NAMESPACES = ("pp", "tl", "pl", "get", "datasets")
+NAMESPACES = ("pp", "tl", "pl", "get", "io", "datasets")
 PUBLIC = [
     f"{namespace}.{name}"
     for namespace in NAMESPACES

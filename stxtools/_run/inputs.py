@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stxtools import _keys
+from stxtools import _keys, io
 from stxtools._checks import listing
+from stxtools.io._vendors import section_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,31 +38,20 @@ def read_sections(sources: Sequence[str], library_key: str | None, use_rep: str 
         tissue = datasets.synthetic_tissue(n_patients=3, sections_per_patient=2, disease="lesion")
         return tissue, library_key or "section", []
     paths = [checked_path(source) for source in sources]
-    parts = [_read(path) for path in paths]
+    parts = [io.read(path) for path in paths]
     if len(parts) == 1:
         return parts[0], library_key, []
-    return _joined(parts, [path.stem for path in paths], library_key or LIBRARY_KEY, use_rep)
+    return _joined(parts, [section_name(path) for path in paths], library_key or LIBRARY_KEY, use_rep)
 
 
 def checked_path(source: str) -> Path:
-    """Return the path of a file that is there and can be read."""
+    """Return the path of a file that is there and can be read, or of a folder."""
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{str(path)!r} is neither .h5ad nor .zarr; write it as one of these with anndata first.")
+    if path.is_file() and path.suffix != ".h5ad":
+        raise ValueError(f"{str(path)!r} is neither .h5ad nor .zarr, nor a folder that `st.io.read` knows.")
     return path
-
-
-def _read(path: Path) -> AnnData:
-    import anndata
-
-    try:
-        return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
-    except PermissionError:
-        raise
-    except Exception as err:  # h5py, zarr and anndata raise many kinds for a file that is damaged
-        raise ValueError(f"{str(path)!r} cannot be read as AnnData; is it complete? ({err})") from err
 
 
 def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: str | None) -> Read:

@@ -1,0 +1,174 @@
+"""Annotations of a pathologist as a column of labels."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._checks import check_number, listing
+from stxtools._colors import annotation_colors
+from stxtools._docs import documented
+from stxtools._ownership import check_free
+from stxtools._slots import Slots, categorical, provenance
+from stxtools._spatial.density import typical_spacing
+from stxtools._validate import Libraries, categories, check_adata, check_key_added, coordinates, libraries
+from stxtools._warn import at_caller
+
+from ._annotation_files import Named, Shapes, read_file
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+@documented
+def read_annotations(
+    adata: AnnData, path: str | os.PathLike[str], *,
+    key_added: str = "annotation", library: str | None = None, scale: float = 1.0,
+    spatial_key: str = _keys.SPATIAL, library_key: str | None = None,
+) -> None:  # fmt: skip
+    """Read annotations of QuPath, Xenium Explorer or Loupe Browser as labels of the observations.
+
+    - QuPath, GeoJSON: annotations with a class, or else a name. Lines (scribbles) and points label the spots that they
+      touch; detections and cells are left out.
+    - Xenium Explorer, CSV: the coordinates of selections (in microns), or their cells.
+    - Loupe Browser, CSV: barcodes and a category.
+
+    An observation belongs to a shape that its centre lies in; where shapes overlap, to the smallest.
+
+    Parameters
+    ----------
+    path
+        The file.
+    key_added
+        Name of the column.
+    library
+        The section that the file is of, where there are several; labels of the others stay.
+    scale
+        Pixels of the file per unit of ``obsm[spatial_key]``: 1 for an annotated full-resolution image of Visium,
+        ``tissue_hires_scalef`` for the small one, 1 / 0.2125 for QuPath on a Xenium image with positions in microns.
+    library_key
+        Column of ``obs`` with the section of each observation, with ``library``.
+    %(parameters)s
+
+    Returns
+    -------
+    None. Sets:
+
+    %(slots)s
+
+    Raises
+    ------
+    KeyError, ValueError
+        If the file names no observation, there is no such section, or something else wrote ``obs[key_added]``.
+
+    Examples
+    --------
+    >>> st.io.read_annotations(adata, "slide.geojson")  # doctest: +SKIP
+    >>> st.tl.segment(adata, labels_key="annotation")  # doctest: +SKIP
+    """
+    check_adata(adata, unique_vars=False)
+    key = check_key_added(key_added, "annotation")
+    check_free(adata, "io.read_annotations", obs=[key], uns=[key])
+    scale = check_number("scale", scale, minimum=0)
+    if scale == 0:
+        raise ValueError("`scale=0`: expected the pixels of the file per unit of the positions.")
+    libs, rows = rows_of(adata, library, library_key)
+    path = Path(path).expanduser()
+    found = read_file(path)
+    if isinstance(found, Named):
+        labels = _by_name(found.names, adata.obs_names[rows], path)
+    else:
+        xy = coordinates(adata, spatial_key)[rows]
+        labels = _by_place(found, xy * scale, _spot_radius(adata, libs.names[libs.codes[rows[0]]], xy) * scale, path)
+    names = list(dict.fromkeys(found.names))
+    codes = np.full(adata.n_obs, -1, dtype=np.int64)
+    if library is not None and key in adata.obs:  # the labels of the other sections
+        before, known = categories(adata, key, "key_added", min_classes=0)
+        names = list(dict.fromkeys([*known, *names]))
+        codes = np.where(libs.codes == libs.codes[rows[0]], -1, before)
+    codes[rows] = pd.Index(names).get_indexer(pd.Index(labels, dtype=object))
+    colors = annotation_colors(adata, key, names, found.colors if isinstance(found, Shapes) else {})
+    params = provenance(
+        path=path.name, format=found.format, library=library, library_key=library_key, spatial_key=spatial_key,
+        scale=scale,
+    )  # fmt: skip
+    Slots(
+        "io.read_annotations", obs={key: categorical(codes, names)},
+        uns={key: {"params": params}, _keys.colors(key): colors},
+    ).write(adata)  # fmt: skip
+
+
+def rows_of(adata: AnnData, library: str | None, library_key: str | None) -> tuple[Libraries, NDArray[np.int64]]:
+    """Return the sections and the observations of ``library``, or all where there is one section."""
+    libs = libraries(adata, library_key)
+    if library is None:
+        if len(libs) > 1:
+            raise ValueError(
+                f"There are {len(libs)} sections ({listing(libs.names)}); name the file's with `library=`."
+            )
+        return libs, np.arange(adata.n_obs)
+    if library not in libs.names:
+        hint = "" if library_key is not None else " Name the obs column of sections with `library_key=`."
+        raise KeyError(f"`library={library!r}` is no section; there: {listing(libs.names)}.{hint}")
+    return libs, libs.rows(libs.names.index(library))
+
+
+def _by_name(names: pd.Series, observations: pd.Index, path: Path) -> NDArray[np.object_]:
+    """Return the name of each observation; barcodes of joined sections may have something behind."""
+    known = pd.Index(observations.astype(str))
+    if not names.index.isin(known).any():
+        barcodes = known.str.extract(r"^([ACGT]+-\d+)", expand=False)
+        known = pd.Index(barcodes.fillna("")) if barcodes.notna().any() else known
+    at = known.get_indexer_for(names.index) if known.is_unique else np.array([-1])
+    if (at < 0).all():
+        raise ValueError(
+            f"None of the {len(names)} identifiers in {str(path)!r} ({listing(names.index[:3])}) names an observation; "
+            f"`obs_names` are such as {listing(observations[:3])}. For one of several sections pass `library=`."
+        )
+    out = np.full(len(known), None, dtype=object)
+    out[at[at >= 0]] = names.to_numpy()[at >= 0]
+    return out
+
+
+def _by_place(
+    shapes: Shapes, xy: NDArray[np.float64], radius: float, path: Path
+) -> NDArray[np.object_]:  # fmt: skip
+    """Return the name of the smallest shape that each observation lies in."""
+    import shapely
+
+    geometry = np.array(shapes.geometry, dtype=object)
+    flat = shapely.area(geometry) == 0  # lines and points
+    geometry = shapely.make_valid(np.where(flat, shapely.buffer(geometry, radius), geometry))
+    which, at = shapely.STRtree(shapely.points(xy)).query(geometry, predicate="intersects")
+    if at.size == 0:
+        low, high = shapely.total_bounds(geometry).reshape(2, 2)
+        raise ValueError(
+            f"No observation lies in a shape of {str(path)!r}: these lie at x {low[0]:.4g} to {high[0]:.4g}, y "
+            f"{low[1]:.4g} to {high[1]:.4g}, the observations (times `scale`) at x {xy[:, 0].min():.4g} to "
+            f"{xy[:, 0].max():.4g}, y {xy[:, 1].min():.4g} to {xy[:, 1].max():.4g}. Is `scale` right?"
+        )
+    order = np.argsort(-shapely.area(geometry)[which], kind="stable")  # the smallest is the last to write
+    names = np.array(shapes.names, dtype=object)
+    out = np.full(len(xy), None, dtype=object)
+    out[at[order]] = names[which[order]]
+    several = int((pd.DataFrame({"at": at, "name": names[which]}).groupby("at")["name"].nunique() > 1).sum())
+    if several:
+        warnings.warn(
+            f"{several} observations lie in shapes of several names; each has that of the smallest shape.",
+            stacklevel=at_caller(),
+        )
+    return out
+
+
+def _spot_radius(adata: AnnData, library: str, xy: NDArray[np.float64]) -> float:
+    """Half a spot: of its diameter where it is known, else of the distance between observations."""
+    entry: Any = adata.uns.get(_keys.SPATIAL, {}).get(library, {})
+    diameter = entry.get(_keys.SCALEFACTORS, {}).get(_keys.SPOT_DIAMETER)
+    return float(typical_spacing(xy) if diameter is None else diameter) / 2

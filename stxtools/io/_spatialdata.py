@@ -1,0 +1,235 @@
+"""AnnData with results as SpatialData, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._data.sections import Geometry
+from stxtools._spatial.mask import REACH, REACH_SCATTERED
+from stxtools._spatial.outlines import outlines
+from stxtools._spatialdata import ATTRS, GLOBAL, complete, is_spatialdata, table_of
+from stxtools._validate import check_adata, stored_library_key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+REGION_KEY, INSTANCE_KEY = "annotated_element", "annotated_instance"
+OBSERVATIONS = "observations"
+
+
+def to_spatialdata(
+    adata: AnnData, library_key: str | bool | None = None, *, spatial_key: str = _keys.SPATIAL
+) -> SpatialData:
+    """Return the section and its results as SpatialData, for spatialdata-plot, napari or Vitessce.
+
+    Elements are aligned to ``"global"``, in the units of ``obsm[spatial_key]``, and with several sections also to a
+    coordinate system of each section's name. With several sections the names of elements end in ``_{section}``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    library_key
+        Column of ``obs`` with the section of each observation; by default the one that the results were made with.
+        ``False``: all are one.
+    spatial_key
+        Key of ``obsm`` with the positions (x, y).
+
+    Returns
+    -------
+    SpatialData with
+
+    - tables ``"table"``, a copy of the AnnData, and ``"regions"`` of :func:`stxtools.tl.region_graph`
+    - shapes ``"observations"``, circles that ``"table"`` annotates
+    - labels ``"segment"``, the mask of :func:`stxtools.tl.segment`, and those of its other ``key_added``
+    - shapes ``"segment_regions"``, the outline of each region with the column ``segment``; ``"regions"`` annotates them
+    - images ``"{library}_{name}"``, those of ``uns["spatial"]``
+
+    Raises
+    ------
+    ValueError
+        If names in the AnnData are none that SpatialData allows (letters, digits, ``_``, ``-``, ``.``).
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> sdata = st.io.to_spatialdata(adata, "section")
+    >>> sdata.write("section.zarr")  # doctest: +SKIP
+    """
+    check_adata(adata, unique_vars=False)
+    from spatialdata import SpatialData
+
+    keys = [key for key, entry in adata.uns.items() if isinstance(entry, Mapping) and _keys.MASKS in entry]
+    regions = adata.uns.get(_keys.REGIONS)
+    records = [adata.uns[key].get("params", {}) for key in keys]
+    records += [regions.uns.get("params", {})] if hasattr(regions, "obsm") else []
+    if library_key is None:
+        library_key = next((found for found in map(stored_library_key, records) if found is not None), None)
+    where = Geometry(adata, spatial_key, library_key)
+    elements = _Elements(where)
+    table = adata.copy()
+    table.uns.pop(ATTRS, None)
+    elements.take_images(table)
+    elements.add_observations(table)
+    for key in keys:
+        elements.add_masks(key, adata.uns[key][_keys.MASKS])
+    tables = {"table": table}
+    if hasattr(regions, "obsm"):
+        tables["regions"] = elements.add_regions(regions.copy(), adata.obs[_keys.region_id(_keys.REGIONS)])
+    return SpatialData(images=elements.images, labels=elements.labels, shapes=elements.shapes, tables=tables)
+
+
+def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate_system: str | None = None) -> AnnData:
+    """Return a table of SpatialData as AnnData, with positions and images.
+
+    What :func:`to_spatialdata` made comes back equal, from zarr as well.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData, for instance of a reader of spatialdata-io or sopa.
+    table_key
+        Name of the table.
+    coordinate_system
+        Take positions from the annotated elements in this system. By default they are ``obsm["spatial"]`` of the table,
+        or in ``"global"`` where there are none.
+
+    Returns
+    -------
+    A copy of the table with ``obsm["spatial"]``, and in ``uns["spatial"]`` the colour images that lie over the
+    annotated elements, at most 2048 pixels wide or high.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such table, it annotates no element, or that element is not in the coordinate system.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> sdata = st.io.to_spatialdata(st.datasets.synthetic_tissue(n_obs=400), "section")
+    >>> adata = st.io.from_spatialdata(sdata)
+    """
+    if not is_spatialdata(sdata):
+        raise TypeError(f"`sdata` must be spatialdata.SpatialData, not {type(sdata).__name__}.")
+    adata = table_of(sdata, table_key).copy()
+    complete(adata, sdata, coordinate_system)
+    attrs = adata.uns.pop(ATTRS, {})
+    if attrs.get("region_key") == REGION_KEY:
+        adata.obs = adata.obs.drop(columns=[REGION_KEY, INSTANCE_KEY])
+    return adata
+
+
+class _Elements:
+    """The elements as they are made, section by section."""
+
+    def __init__(self, where: Geometry) -> None:
+        self.where = where
+        self.images: dict[str, Any] = {}
+        self.labels: dict[str, Any] = {}
+        self.shapes: dict[str, Any] = {}
+
+    def _name(self, name: str, library: str) -> str:
+        return name if len(self.where.libs) == 1 else f"{name}_{_clean(library)}"
+
+    def _placed(self, library: str, scale: float = 1.0, origin: Any = None) -> dict[str, Any]:
+        """Return transformations of an element with ``scale`` pixels per unit; ``origin`` is the first one's centre."""
+        from spatialdata.transformations import Identity, Scale, Sequence, Translation
+
+        place: Any = Identity()
+        if origin is not None:  # of SpatialData's pixels the corner counts
+            corner = np.asarray(origin, dtype=float) - 0.5 / scale
+            place = Sequence([Scale([1 / scale] * 2, axes=("x", "y")), Translation(corner, axes=("x", "y"))])
+        systems = [GLOBAL] if len(self.where.libs) == 1 else [GLOBAL, library]
+        return dict.fromkeys(systems, place)
+
+    def take_images(self, table: AnnData) -> None:
+        """Move images from ``uns["spatial"]`` into elements, and name these in their place."""
+        from spatialdata.models import Image2DModel
+
+        spatial: Any = table.uns.get(_keys.SPATIAL)
+        for library, entry in spatial.items() if isinstance(spatial, Mapping) else ():
+            images: Any = entry.get(_keys.IMAGES) if isinstance(entry, Mapping) else None
+            for name, image in list(images.items()) if isinstance(images, Mapping) else ():
+                scale = float(entry.get(_keys.SCALEFACTORS, {}).get(f"tissue_{name}_scalef", 0))
+                if scale > 0 and np.ndim(image) in (2, 3):
+                    pixels = np.asarray(image)
+                    images[name] = element = _clean(f"{library}_{name}")
+                    self.images[element] = Image2DModel.parse(
+                        pixels[..., None] if pixels.ndim == 2 else pixels, dims=("y", "x", "c"),
+                        transformations=self._placed(library, scale, (0.0, 0.0)),
+                    )  # fmt: skip
+
+    def add_observations(self, table: AnnData) -> None:
+        """Add circles, and let the table annotate them."""
+        from spatialdata.models import ShapesModel
+
+        element = np.empty(table.n_obs, dtype=object)
+        spatial: Any = table.uns.get(_keys.SPATIAL, {})
+        for library, rows, spacing in zip(self.where.libs.names, self.where.parts, self.where.spacings, strict=True):
+            entry = spatial.get(library, {}) if isinstance(spatial, Mapping) else {}
+            factors = entry.get(_keys.SCALEFACTORS, {}) if isinstance(entry, Mapping) else {}
+            diameter = float(factors.get(_keys.SPOT_DIAMETER, spacing))
+            element[rows] = name = self._name(OBSERVATIONS, library)
+            self.shapes[name] = ShapesModel.parse(
+                self.where.xy[rows], geometry=0, radius=diameter / 2, index=pd.Index(rows),
+                transformations=self._placed(library),
+            )  # fmt: skip
+        _annotate(table, element, np.arange(table.n_obs))
+
+    def add_masks(self, key: str, masks: Mapping[str, Any]) -> None:
+        """Add the masks of a segmentation as labels."""
+        from spatialdata.models import Labels2DModel
+
+        for library, mask in masks.items():
+            self.labels[self._name(_clean(key), library)] = Labels2DModel.parse(
+                np.asarray(mask["image"]), dims=("y", "x"),
+                transformations=self._placed(library, float(mask["scale"]), mask["origin"]),
+            )  # fmt: skip
+
+    def add_regions(self, regions: AnnData, region: pd.Series) -> AnnData:
+        """Add the outlines of regions, and return the table that annotates them."""
+        from geopandas import GeoDataFrame
+        from spatialdata.models import ShapesModel
+
+        codes = regions.obs_names.get_indexer(pd.Index(region.astype(object)))
+        element = np.empty(regions.n_obs, dtype=object)
+        where = self.where
+        for library, grid, rows, spacing in zip(
+            where.libs.names, where.grids, where.parts, where.spacings, strict=True
+        ):
+            reach = spacing * (REACH_SCATTERED if grid.lattice == "scattered" else REACH)
+            found = outlines(where.xy[rows], codes[rows], reach)
+            if not found:
+                continue
+            at = list(found)
+            element[at] = name = self._name(f"{_keys.SEGMENT}_regions", library)
+            frame = GeoDataFrame(
+                {"segment": regions.obs["segment"].iloc[at].astype(str).to_numpy()},
+                geometry=list(found.values()), index=regions.obs_names[at],
+            )  # fmt: skip
+            self.shapes[name] = ShapesModel.parse(frame, transformations=self._placed(library))
+        return _annotate(regions, element, regions.obs_names.to_numpy())
+
+
+def _annotate(table: AnnData, element: Any, instance: Any) -> AnnData:
+    from spatialdata.models import TableModel
+
+    table.obs[REGION_KEY] = pd.Categorical(element)
+    table.obs[INSTANCE_KEY] = instance
+    return TableModel.parse(
+        table, region=list(table.obs[REGION_KEY].cat.categories), region_key=REGION_KEY, instance_key=INSTANCE_KEY
+    )
+
+
+def _clean(name: str) -> str:
+    """Return a name that SpatialData allows."""
+    return re.sub(r"[^\w.-]", "_", name).lstrip("_") or "_"

@@ -1,0 +1,132 @@
+"""Files and vendors' folders as AnnData: counts, positions in their unit, images, the section's name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import vendor_folders as folders
+from anndata.tests.helpers import assert_equal
+from PIL import Image
+from scipy import sparse
+
+import stxtools as st
+from stxtools.__main__ import main
+
+
+def _checked(folder: Path, names: list[str], xy: np.ndarray, library: str) -> ad.AnnData:
+    adata = st.io.read(folder)
+    assert list(adata.obs_names) == names
+    assert list(adata.var_names) == list(folders.GENES)
+    assert sparse.issparse(adata.X)
+    np.testing.assert_array_equal(adata.X.toarray(), folders.counts(len(names)))
+    np.testing.assert_allclose(adata.obsm["spatial"], xy, rtol=1e-12)
+    assert adata.obsm["spatial"].dtype == np.float64
+    assert list(adata.uns["spatial"]) == [library]
+    assert "spatialdata_attrs" not in adata.uns
+    return adata
+
+
+def _check_image(adata: ad.AnnData, folder: Path) -> None:
+    """Scanpy's layout: pixels of the image are positions times the factor."""
+    entry = next(iter(adata.uns["spatial"].values()))
+    factors = json.loads(next(folder.rglob("scalefactors_json.json")).read_text())
+    for name in ("hires", "lowres"):
+        stored = np.asarray(Image.open(next(folder.rglob(f"tissue_{name}_image.png"))))
+        np.testing.assert_array_equal(entry["images"][name], stored)
+        assert entry["scalefactors"][f"tissue_{name}_scalef"] == factors[f"tissue_{name}_scalef"]
+
+
+@pytest.mark.parametrize("outs", [True, False])
+def test_visium(tmp_path: Path, outs: bool) -> None:
+    folder = tmp_path / "run" / "outs" if outs else tmp_path / "run"
+    spots = folders.visium(folder)
+    xy = spots[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
+    adata = _checked(tmp_path / "run", list(spots["barcode"]), xy, "V1_Human")
+    assert list(adata.obs["array_col"]) == list(spots["array_col"])
+    assert adata.uns["spatial"]["V1_Human"]["scalefactors"]["spot_diameter_fullres"] == 55.0
+    assert adata.uns["spatial"]["V1_Human"]["metadata"]["chemistry_description"] == "Visium V4 Slide"
+    _check_image(adata, folder)
+    adata.write_h5ad(tmp_path / "section.h5ad")
+    assert_equal(st.io.read(tmp_path / "section.h5ad"), adata)
+
+
+def test_visium_hd(tmp_path: Path) -> None:
+    bins = folders.visium_hd(tmp_path / "Kolon" / "outs")
+    xy = bins[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
+    adata = _checked(tmp_path / "Kolon", list(bins["barcode"]), xy, "Kolon")
+    assert adata.uns["spatial"]["Kolon"]["scalefactors"]["microns_per_pixel"] == 0.5
+    _check_image(adata, tmp_path)
+    assert st.io.read(tmp_path / "Kolon", bin_size=16).n_obs == 9
+    with pytest.raises(ValueError, match=r"bin_size=2.*8, 16"):
+        st.io.read(tmp_path / "Kolon", bin_size=2)
+
+
+def test_xenium(tmp_path: Path) -> None:
+    cells = folders.xenium(tmp_path / "output")
+    xy = cells[["x_centroid", "y_centroid"]].to_numpy()
+    adata = _checked(tmp_path / "output", list(cells["cell_id"]), xy, "Region_1")
+    assert adata.uns["spatial"]["Region_1"]["metadata"]["unit"] == "micron"
+    assert adata.uns["spatial"]["Region_1"]["metadata"]["pixel_size"] == 0.2125
+    assert list(adata.obs["cell_area"]) == [30.0] * 5
+
+
+def test_merscope(tmp_path: Path) -> None:
+    cells = folders.merscope(tmp_path / "region_0")
+    xy = cells[["center_x", "center_y"]].to_numpy()
+    adata = _checked(tmp_path / "region_0", list(cells["EntityID"]), xy, "region_0")
+    assert adata.uns["spatial"]["region_0"]["metadata"]["unit"] == "micron"
+    adata.write_zarr(tmp_path / "section.zarr")
+    assert_equal(st.io.read(tmp_path / "section.zarr"), adata)
+
+
+@pytest.mark.parametrize(("millimetres", "scale"), [(True, 0.12), (False, 1.0)])
+def test_cosmx(tmp_path: Path, millimetres: bool, scale: float) -> None:
+    cells = folders.cosmx(tmp_path / "Lung5", millimetres=millimetres)
+    names = [f"{cell}_{fov}" for cell, fov in zip(cells["cell_ID"], cells["fov"], strict=True)]
+    xy = cells[["CenterX_global_px", "CenterY_global_px"]].to_numpy() * scale
+    adata = _checked(tmp_path / "Lung5", names, xy, "Lung")
+    assert adata.uns["spatial"]["Lung"]["metadata"]["unit"] == ("micron" if millimetres else "pixel")
+
+
+def test_spatialdata(tmp_path: Path, make_section: Callable[..., ad.AnnData]) -> None:
+    adata = make_section("hex", 6, 6)
+    st.io.to_spatialdata(adata).write(tmp_path / "section.zarr")
+    assert_equal(st.io.read(tmp_path / "section.zarr"), adata)
+
+
+def test_the_command_line_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = ["--input", str(tmp_path / "one" / "outs"), str(tmp_path / "two" / "outs")]
+    for name in ("one", "two"):
+        folders.visium(tmp_path / name / "outs")
+    assert main(["run", *inputs, "--out", str(tmp_path / "results"), "--groupby", "nothing"]) == 2
+    assert "array_row, array_col, library" in capsys.readouterr().err.replace("'", "")
+
+
+def test_what_is_none_of_these_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no file"):
+        st.io.read(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"Space Ranger .* Xenium .* MERSCOPE .* CosMx"):
+        st.io.read(tmp_path)
+    folders.xenium(tmp_path / "output")
+    with pytest.raises(ValueError, match=r"neither \.h5ad nor \.zarr.*folder that it lies in"):
+        st.io.read(tmp_path / "output" / "cell_feature_matrix.h5")
+    (tmp_path / "output" / "cells.parquet").unlink()
+    with pytest.raises(ValueError, match="output of xenium; is it complete"):
+        st.io.read(tmp_path / "output")
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.zarr" / "zarr.json").write_text("{}")
+    with pytest.raises(ValueError, match="is it complete"):
+        st.io.read(tmp_path / "broken.zarr")
+
+
+def test_without_spatialdata_io_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders.merscope(tmp_path / "region_0")
+    monkeypatch.setitem(sys.modules, "spatialdata_io", None)
+    with pytest.raises(ImportError, match=r"pip install \"stxtools\[io\]\""):
+        st.io.read(tmp_path / "region_0")

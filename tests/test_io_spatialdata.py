@@ -1,0 +1,164 @@
+"""To SpatialData, through zarr, and back; calls on SpatialData of other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+from anndata.tests.helpers import assert_equal
+from shapely import Point, contains
+from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Affine, Scale, get_transformation
+
+import stxtools as st
+
+QUICK = {"epochs": 1, "pretrain": "none"}
+
+
+def _with_results(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
+    st.tl.segment(adata, n_segments=3, library_key=library_key, params=QUICK)
+    st.tl.region_graph(adata, max_size=None)
+    return adata
+
+
+def _through_zarr(adata: ad.AnnData, folder: Path, library_key: str | None = None) -> ad.AnnData:
+    st.io.to_spatialdata(adata, library_key).write(folder / "section.zarr")
+    return st.io.from_spatialdata(sd.read_zarr(folder / "section.zarr"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dlpfc_151673", "xenium_breast_idc"])
+def test_a_real_section_comes_back_equal(name: str, real_section: Callable[[str], ad.AnnData], tmp_path: Path) -> None:
+    adata = _with_results(real_section(name))
+    assert_equal(_through_zarr(adata, tmp_path), adata)
+
+
+@pytest.fixture
+def two_sections(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
+    adata = make_section("hex", 12, 10, libraries=2)
+    image = np.random.default_rng(0).integers(0, 255, (60, 70, 3), dtype=np.uint8)
+    factors = {"tissue_hires_scalef": 0.05, "spot_diameter_fullres": 55.0}
+    adata.uns["spatial"] = {"lib0": {"images": {"hires": image}, "scalefactors": factors}, "lib1": {}}
+    return _with_results(adata, "library")
+
+
+def test_two_sections_come_back_equal(two_sections: ad.AnnData, tmp_path: Path) -> None:
+    before = two_sections.copy()
+    assert_equal(_through_zarr(two_sections, tmp_path), two_sections)
+    assert_equal(two_sections, before)
+
+
+def test_elements_lie_where_the_observations_are(two_sections: ad.AnnData) -> None:
+    sdata = st.io.to_spatialdata(two_sections)
+    assert {"segment_lib0", "segment_lib1"} <= set(sdata.labels)
+    assert {"observations_lib0", "segment_regions_lib0"} <= set(sdata.shapes)
+    assert {"global", "lib0", "lib1"} == set(sdata.coordinate_systems)
+    regions = sdata["regions"]
+    assert regions.n_obs == two_sections.uns["regions"].n_obs
+    for name in ("lib0", "lib1"):
+        rows = np.flatnonzero(two_sections.obs["library"] == name)
+        xy = two_sections.obsm["spatial"][rows]
+        labels = sdata[f"segment_{name}"]
+        matrix = get_transformation(labels, "global").to_affine_matrix(("x", "y"), ("x", "y"))
+        pixel = np.floor(np.c_[xy, np.ones(len(xy))] @ np.linalg.inv(matrix)[:2].T).astype(int)
+        found = np.asarray(labels)[pixel[:, 1], pixel[:, 0]]
+        assert (found == two_sections.obs["segment_id"].to_numpy()[rows]).mean() > 0.99
+        shapes = sdata[f"segment_regions_{name}"]
+        of = two_sections.obs["region_id"].astype(str).iloc[rows]
+        assert contains(shapes.geometry.loc[of].to_numpy(), [Point(*at) for at in xy]).all()
+        assert list(shapes["segment"].loc[of]) == list(two_sections.obs["segment"].astype(str).iloc[rows])
+        inside = regions.obs["annotated_element"] == f"segment_regions_{name}"
+        assert set(regions.obs["annotated_instance"][inside]) == set(shapes.index)
+    assert shapes.geometry.union_all().area == pytest.approx(shapes.geometry.area.sum())  # nothing overlaps
+
+
+def test_the_converter_of_spatialdata_io_takes_results(two_sections: ad.AnnData) -> None:
+    from spatialdata_io.experimental import from_legacy_anndata
+
+    sdata = from_legacy_anndata(two_sections)
+    assert list(sdata["table"].obs["segment"]) == list(two_sections.obs["segment"])
+    assert "lib0_hires" in sdata.images
+
+
+def _times(factor: float) -> dict[str, Scale]:
+    return {"global": Scale([factor, factor], axes=("x", "y"))}
+
+
+def _foreign(adata: ad.AnnData, *, by_labels: bool = False) -> sd.SpatialData:
+    """Lay a section out as another program might: cells in another unit and order, images that fit and others."""
+    xy, cells = adata.obsm["spatial"], np.arange(adata.n_obs)[::-1] + 1
+    table = ad.AnnData(adata.X.copy(), obs=adata.obs[["band"]].copy(), var=adata.var.copy())
+    table.obs["region"], table.obs["cell"] = pd.Categorical(["cells"] * adata.n_obs), cells
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 50), dtype=np.uint8)
+    turn = {"global": Affine([[0, -1, 0], [1, 0, 0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))}
+    images = {"he_hires": (pixels, _times(10)), "turned": (pixels, turn), "channels": (np.zeros((5, 8, 8)), _times(1))}
+    out = sd.SpatialData(
+        images={k: Image2DModel.parse(v, dims=("c", "y", "x"), transformations=t) for k, (v, t) in images.items()},
+        tables={"cells_table": TableModel.parse(table, region="cells", region_key="region", instance_key="cell")},
+    )
+    if by_labels:
+        mask = np.zeros((400, 500), dtype=np.int32)
+        mask[tuple(np.rint(xy[:, ::-1] / 4).astype(int).T)] = cells
+        out["cells"] = Labels2DModel.parse(mask, dims=("y", "x"), transformations=_times(4))
+    else:
+        out["cells"] = ShapesModel.parse(
+            xy[::-1] / 2, geometry=0, radius=3.0, index=pd.Index(cells[::-1]), transformations=_times(2)
+        )
+    return out
+
+
+def test_positions_and_images_of_another_program(make_section: Callable[..., ad.AnnData]) -> None:
+    source = make_section("square", 9, 9)
+    sdata = _foreign(source)
+    adata = st.io.from_spatialdata(sdata, "cells_table")
+    np.testing.assert_allclose(adata.obsm["spatial"], source.obsm["spatial"])
+    assert set(adata.uns["spatial"]["cells"]["images"]) == {"hires"}
+    assert adata.uns["spatial"]["cells"]["scalefactors"]["tissue_hires_scalef"] == pytest.approx(0.1)
+    np.testing.assert_array_equal(
+        adata.uns["spatial"]["cells"]["images"]["hires"], np.moveaxis(sdata["he_hires"].to_numpy(), 0, -1)
+    )
+    by_labels = st.io.from_spatialdata(_foreign(source, by_labels=True), "cells_table")
+    np.testing.assert_allclose(by_labels.obsm["spatial"], source.obsm["spatial"], atol=2.1)  # half a pixel of 4
+
+
+def test_a_call_writes_into_the_table_and_nowhere_else(make_section: Callable[..., ad.AnnData]) -> None:
+    sdata = _foreign(make_section("square", 9, 9))
+    before = sdata["cells_table"].copy()
+    out = st.tl.segment(sdata, 2, params=QUICK, table_key="cells_table", copy=True)
+    assert_equal(sdata["cells_table"], before)
+    assert isinstance(out, sd.SpatialData)
+    assert out["cells"] is sdata["cells"]
+    st.tl.segment(adata=sdata, n_segments=2, params=QUICK, table_key="cells_table", coordinate_system="global")
+    assert_equal(sdata["cells_table"], out["cells_table"])
+    assert set(sdata["cells_table"].uns) >= {"segment", "spatialdata_attrs"}
+    assert "spatial" not in sdata["cells_table"].obsm
+    assert "spatial" not in sdata["cells_table"].uns
+    axes = st.pl.segment(sdata, table_key="cells_table", show=False)
+    assert axes.images, "the image lies beneath"
+    assert list(st.get.segments(sdata, table_key="cells_table").index) == list(
+        st.get.segments(sdata["cells_table"]).index
+    )
+
+
+def test_errors_name_what_there_is(make_section: Callable[..., ad.AnnData]) -> None:
+    adata = make_section("square", 9, 9)
+    sdata = _foreign(adata)
+    with pytest.raises(KeyError, match=r"table_key='table'.*'cells_table'"):
+        st.tl.segment(sdata)
+    with pytest.raises(ValueError, match=r"coordinate_system='microns'.*'global'"):
+        st.tl.segment(sdata, table_key="cells_table", coordinate_system="microns")
+    with pytest.raises(TypeError, match="table_key"):
+        st.tl.segment(adata, table_key="table")
+    with pytest.raises(TypeError, match=r"must be spatialdata\.SpatialData, not AnnData"):
+        st.io.from_spatialdata(adata)
+    del sdata["cells_table"].uns["spatialdata_attrs"]
+    with pytest.raises(KeyError, match="annotates no element"):
+        st.io.from_spatialdata(sdata, "cells_table")
+    adata.obs["a column"] = 1
+    with pytest.raises(ValueError, match="a column"):
+        st.io.to_spatialdata(adata)
