@@ -83,6 +83,7 @@ CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
         a, "unet", region_key="band", n_folds=2, max_folds=1, space={"width": [4]}, search="grid", params={"epochs": 1}
     ),
 }
+ON_TWO = ("pp.align", "tl.track")  # of two sections, with their regions
 # palettes may be stored beside any categorical, as scanpy does
 IGNORED = "_colors"
 
@@ -110,7 +111,9 @@ def _section(library: int = 0) -> ad.AnnData:
 
 
 def _two_sections() -> ad.AnnData:
-    return ad.concat([_section(0), _section(1)], label="library", keys=LIBRARIES)
+    adata = ad.concat([_section(0), _section(1)], label="library", keys=LIBRARIES)
+    st.tl.region_graph(adata, "band", max_size=20, library_key="library")
+    return adata
 
 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -153,9 +156,7 @@ def written() -> dict[str, tuple[ad.AnnData, set[tuple[str, str]]]]:
     section = _section()
     steps = {}
     for call, run in CALLS.items():
-        adata = _two_sections() if call in ("pp.align", "tl.track") else section
-        if call == "tl.track":
-            st.tl.region_graph(adata, "band", max_size=20, library_key="library")
+        adata = _two_sections() if call in ON_TWO else section
         before = _slots(adata.copy())
         run(adata)
         after = _slots(adata)
@@ -223,12 +224,10 @@ def test_types_and_shapes_are_those_of_the_table(call: str, written: dict[str, A
 @pytest.fixture(scope="module")
 def written_to_spatialdata() -> dict[str, ad.AnnData]:
     """Return, per call, the AnnData out of SpatialData whose table knows no positions: its circles do."""
-    sections = {"": st.io.to_spatialdata(_section()), "pp.align": st.io.to_spatialdata(_two_sections(), "library")}
-    for sdata in sections.values():
-        del sdata["table"].obsm["spatial"]
-    steps = {}
+    section, steps = st.io.to_spatialdata(_section()), {}
     for call, run in CALLS.items():
-        sdata = sections[call if call in sections else ""]
+        sdata = st.io.to_spatialdata(_two_sections()) if call in ON_TWO else section
+        sdata["table"].obsm.pop("spatial", None)
         run(sdata)
         assert "spatial" not in sdata["table"].obsm
         steps[call] = st.io.from_spatialdata(sdata)
