@@ -64,13 +64,13 @@ def trends(
     heatmap, fdr = check_bool("heatmap", heatmap), check_number("fdr", fdr, minimum=0, maximum=1)
     n_top = check_int("n_top", (30 if heatmap else 8) if n_top is None else n_top, minimum=1, maximum=ROWS_MAX)
     chosen = {"compartment": compartment, "feature": feature, "key": key}
-    table = get_trends(adata, kind, **chosen)  # type: ignore[arg-type]
+    table = get_trends(adata, kind, **chosen)  # type: ignore[call-overload]
     if not len(table):
         raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
     params = adata.uns[f"{key}_params"]
     times = np.asarray(params["times"], dtype=float)
     first = np.lexsort((-table["slope"].abs(), table["pvals"].fillna(2.0)))[:n_top]
-    values = get_trends(adata, kind, values=True, **chosen).to_numpy(dtype=object)[:, -len(times) :]  # type: ignore[arg-type]
+    values = get_trends(adata, kind, values=True, **chosen).to_numpy(dtype=object)[:, -len(times) :]  # type: ignore[call-overload]
     values = values[first].astype(float)
     table, label = table.iloc[first], str(params["time_key"])
     if heatmap:
