@@ -42,7 +42,8 @@ TASKS = {
         "pl.biomarkers", "pl.describe", "pl.targets",
     ),
     "Compare patients and time points": (
-        "tl.compare", "get.compare", "pl.compare", "pl.trends",
+        "tl.compare", "tl.trends", "tl.track", "get.compare", "get.trends", "get.track",
+        "pl.compare", "pl.trends", "pl.track",
     ),
     "Predict tissue class and disease": (
         "tl.multitask", "tl.distill", "tl.attention_fidelity", "pl.attention_fidelity",
@@ -73,7 +74,9 @@ QUESTIONS = (
     ("I have labels for all spots", "generated/tutorials/framework", "Predict tissue class and disease jointly."),
     ("I have a million cells", "larger", "Tiles, backed files, several machines."),
     ("I have SpatialData or QuPath files", "io", "Read vendor folders and annotations, write them back."),
-    ("I have a cluster", "command_line", "Every step on files, with a configuration and exit codes."),
+    ("I want to mark spots by hand", "annotate", "Draw labels on the tissue and segment again."),
+    ("I have a cluster", "steps", "Every step on files, with a configuration and exit codes."),
+    ("I want to hand on results", "report", "One HTML file that opens in a browser."),
 )
 
 # The plot that shows what a call wrote, where it has another name.
