@@ -209,6 +209,14 @@ def test_a_report_without_results_opens(make_section, tmp_path):
     with Chromium() as page:
         page.open(tmp_path / "report.html", READY)
         assert page("[...document.querySelectorAll('section')].filter(e => !e.hidden).length") == 2
+        adata.obs["segment"] = adata.obs["band"]
+        table = with_table(adata).uns["biomarkers"]
+        table.loc[:2, "pvals_adj"], table.loc[2:4, "logfoldchanges"] = np.nan, np.nan  # a test that could not be made
+        for rows in (len(table), 0):
+            adata.uns["biomarkers"] = table[:rows]
+            written(adata, tmp_path)
+            page.open(tmp_path / "report.html", READY)
+            assert page("!document.querySelector('#biomarkers').hidden") == bool(rows)
         assert page.errors == []
 
 

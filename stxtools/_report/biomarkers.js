@@ -145,9 +145,9 @@ function drawVolcano() {
   Object.assign(volcano, { width: box.width * dpr, height: box.height * dpr });
   pen.scale(dpr, dpr);
   const rows = [], seen = new Set(filtered);
-  let least = 1;
+  let least = 1e-3; // a p value of 0 lies above all others
   for (let row = 0; row < meta.biomarkers.n; row++) {
-    if (!inGroup(row) || !Number.isFinite(table.logfoldchanges[row])) continue;
+    if (!inGroup(row) || !Number.isFinite(table.logfoldchanges[row] + table.pvals_adj[row])) continue;
     rows.push(row);
     if (table.pvals_adj[row] > 0) least = Math.min(least, table.pvals_adj[row]);
   }

@@ -30,9 +30,8 @@ class BiomarkerTable:
 
 def biomarker_table(adata: AnnData, key: str) -> BiomarkerTable | None:
     """Return the biomarkers, None where there are none."""
-    if key not in adata.uns:
+    if key not in adata.uns or not len(rows := get.biomarkers(adata, key=key)):
         return None
-    rows = get.biomarkers(adata, key=key)
     params = adata.uns.get(f"{key}_params", {})
     groups, genes = (pd.factorize(rows[name].astype(str)) for name in ("group", "names"))
     numbers = [c for c in _NUMBERS if c in rows]

@@ -29,7 +29,7 @@ def findings(
         out.append(_segments(adata, key, params_of(slot), slot))
     if _keys.REGIONS in adata.uns:
         out.append(_regions(adata))
-    if biomarkers_key in adata.uns:
+    if len(adata.uns.get(biomarkers_key, ())):
         out.append(_biomarkers(adata.uns[biomarkers_key], adata.uns.get(f"{biomarkers_key}_params", {}), key))
     return out
 
@@ -84,19 +84,17 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
     if not len(found):
         text += f"no gene marks a {what}."
     elif len(groups) == 1:
-        text += f"{_count(len(found), 'gene')} of {len(table):,} differ between {groups[0]} and {_other(params)}."
+        text += f"{len(found):,} of {len(table):,} genes tell {groups[0]} from {_other(params)}."
     else:
         most = found["group"].value_counts()
         text += (
-            f"{_count(found['names'].nunique(), 'gene')} of {table['names'].nunique():,} mark at least one of "
+            f"{found['names'].nunique():,} of {table['names'].nunique():,} genes mark at least one of "
             f"{len(groups)} {what}s; {most.iloc[0]:,} of them mark {what} {most.index[0]}."
         )
     if "beyond_composition" in found and len(found):
-        beyond = int(found["beyond_composition"].sum())
-        how_many = "All" if beyond == len(found) else f"{beyond:,}"
         text += (
-            f" {how_many} of these {len(found):,} differences {'is' if beyond == 1 else 'are'} larger than the mixture "
-            "of cells in the group explains."
+            f" Differences larger than the mixture of cells in the group explains: "
+            f"{int(found['beyond_composition'].sum()):,} of {len(found):,}."
         )
     return text
 

@@ -60,7 +60,7 @@ def annotate(
 
     Returns
     -------
-    An :class:`Annotator`, which a notebook shows. Its methods do what its buttons do.
+    An ``Annotator``, which a notebook shows. Its methods do what its buttons do.
 
     Raises
     ------
