@@ -22,7 +22,7 @@ from matplotlib import image as mpl_image
 from scipy import sparse
 
 import stxtools as st
-from stxtools.datasets import _download, _public, _sections
+from stxtools.datasets import _download, _public, _sections, _stereo_series
 
 H5 = "V1_Adult_Mouse_Brain_filtered_feature_bc_matrix.h5"
 TAR = "V1_Adult_Mouse_Brain_spatial.tar.gz"
@@ -414,3 +414,50 @@ def test_duplicates_of_osmfish(real_section: Callable[[str], ad.AnnData], monkey
     everything = np.column_stack([adata.X.toarray(), adata.obsm["spatial"]])
     assert len(np.unique(everything, axis=0)) == adata.n_obs
     assert st.datasets.osmfish_sscortex(drop_duplicates=False).n_obs == full.n_obs
+
+
+def _stereo(path: Path, counts: np.ndarray, *, layer: str, label: str) -> bytes:
+    """One section as STOmicsDB has them: logarithms in X, counts in a layer, labels, positions."""
+    adata = ad.AnnData(np.log1p(counts).astype(np.float32))
+    adata.obs_names = [f"cell{i}" for i in range(len(counts))]
+    adata.var_names = [f"Gene{j}" for j in range(counts.shape[1])]
+    adata.layers[layer] = sparse.csr_matrix(counts)
+    adata.obs[label] = pd.Categorical(["Brain", "Heart"] * (len(counts) // 2))
+    adata.obsm["spatial"] = np.column_stack([np.arange(len(counts)), np.arange(len(counts))])
+    adata.write_h5ad(path)
+    return path.read_bytes()
+
+
+def test_stereo_series(server: Server, datasetdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                       counts: np.ndarray) -> None:  # fmt: skip
+    monkeypatch.setattr(_stereo_series, "_STOMICS_URL", server.url)
+    for name in ("E9.5_E1S1", "E10.5_E2S1"):
+        server.files[f"{name}.MOSTA.h5ad"] = _stereo(tmp_path / "m.h5ad", counts, layer="count", label="annotation")
+    server.files["2DPI_1.h5ad"] = _stereo(tmp_path / "a.h5ad", counts, layer="counts", label="Annotation")
+    with pytest.warns(UserWarning, match=r"E9\.5_E1S1\.MOSTA\.h5ad .*not checked"):
+        adata = st.datasets.mosta(["E9.5_E1S1", "E10.5_E2S1"])
+    np.testing.assert_array_equal(adata.X.toarray(), np.vstack([counts, counts]))
+    assert adata.obs.groupby("section", observed=True)["time"].first().to_dict() == {
+        "E9.5_E1S1": 9.5,
+        "E10.5_E2S1": 10.5,
+    }
+    assert list(adata.obs["subject"].cat.categories) == ["E10.5_E2", "E9.5_E1"]
+    assert adata.obs_names.is_unique
+    with pytest.warns(UserWarning, match="not checked"):
+        one = st.datasets.axolotl_regeneration()
+    assert set(one.obs["annotation"]) == {"Brain", "Heart"}
+    assert "subject" not in one.obs
+    assert set(one.obs["time"]) == {2.0}
+    n = len(server.requests)
+    st.datasets.axolotl_regeneration("2DPI_1")
+    assert len(server.requests) == n
+    with pytest.raises(ConnectionError, match="artista"):
+        st.datasets.axolotl_regeneration("5DPI_1")
+    with pytest.raises(ValueError, match=r"E9\.5_E1S1"):
+        st.datasets.mosta("../E9.5")
+    server.files["E11.5_E1S1.MOSTA.h5ad"] = server.files["2DPI_1.h5ad"][:500]
+    with (
+        pytest.warns(UserWarning, match="not checked"),
+        pytest.raises(ValueError, match="not a section of this series"),
+    ):
+        st.datasets.mosta("E11.5_E1S1")

@@ -9,4 +9,6 @@ from ._sections import starmap_mpfc as starmap_mpfc
 from ._sections import xenium_breast_idc as xenium_breast_idc
 from ._sections import xenium_mouse_brain as xenium_mouse_brain
 from ._series import synthetic_series as synthetic_series
+from ._stereo_series import axolotl_regeneration as axolotl_regeneration
+from ._stereo_series import mosta as mosta
 from ._synthetic import synthetic_tissue as synthetic_tissue
