@@ -60,7 +60,7 @@ ifeq ($(OUT) $(filter --resume,$(ARGS)),demo )
 DEMO_FLAGS = --overwrite
 endif
 
-demo: $(VENV)/.stamp-run ## run all steps: [INPUT=section.h5ad] [LIBRARY_KEY=] [GROUPBY=] [LABELS_KEY=] [OUT=demo] [ARGS=]
+demo: $(VENV)/.stamp-run ## run all steps: [INPUT=section.h5ad or a folder] [LIBRARY_KEY=] [GROUPBY=] [LABELS_KEY=] [OUT=demo] [ARGS=]
 	@MPLBACKEND=Agg $(BIN)/python -m stxtools run \
 	  $${INPUT:+--input "$$INPUT"} $${LIBRARY_KEY:+--library-key "$$LIBRARY_KEY"} \
 	  $${GROUPBY:+--groupby "$$GROUPBY"} $${LABELS_KEY:+--labels-key "$$LABELS_KEY"} --out "$$OUT" \

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stxtools import _keys
 from stxtools._checks import check_writable, listing
+from stxtools._spatialdata import on_spatialdata
 from stxtools._validate import check_adata, check_in
 from stxtools._version import __version__
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _SCRIPTS = ("page", "map", "biomarkers")
 
 
+@on_spatialdata
 def report(
     adata: AnnData, path: str | os.PathLike[str] = "report.html", *,
     genes: Sequence[str] | None = None, color: Sequence[str] = (), title: str | None = None,
