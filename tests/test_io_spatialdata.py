@@ -72,6 +72,7 @@ def test_elements_lie_where_the_observations_are(two_sections: ad.AnnData) -> No
         of = two_sections.obs["region_id"].astype(str).iloc[rows]
         assert contains(shapes.geometry.loc[of].to_numpy(), [Point(*at) for at in xy]).all()
         assert list(shapes["segment"].loc[of]) == list(two_sections.obs["segment"].astype(str).iloc[rows])
+        assert isinstance(shapes["segment"].dtype, pd.CategoricalDtype)  # spatialdata-plot takes "1" for a number
         inside = regions.obs["annotated_element"] == f"segment_regions_{name}"
         assert set(regions.obs["annotated_instance"][inside]) == set(shapes.index)
     assert shapes.geometry.union_all().area == pytest.approx(shapes.geometry.area.sum())  # nothing overlaps

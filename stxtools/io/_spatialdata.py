@@ -213,7 +213,7 @@ class _Elements:
             at = list(found)
             element[at] = name = self._name(f"{_keys.SEGMENT}_regions", library)
             frame = GeoDataFrame(
-                {"segment": regions.obs["segment"].iloc[at].astype("category").to_numpy()},
+                {"segment": regions.obs["segment"].iloc[at].astype("category").array},
                 geometry=list(found.values()), index=regions.obs_names[at],
             )  # fmt: skip
             self.shapes[name] = ShapesModel.parse(frame, transformations=self._placed(library))
