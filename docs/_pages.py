@@ -153,7 +153,7 @@ def write_api() -> None:
     text = [
         "# API by task\n",
         "```python\nimport stxtools as st\n```\n",
-        "Every function takes an {class}`~anndata.AnnData` or SpatialData first and writes its results into it. The page "
+        "Every function takes an {class}`~anndata.AnnData` or SpatialData first and writes its results there. The page "
         "[slots](slots.md) lists them. It returns nothing; `copy=True` returns a changed copy instead.\n",
         f"```{{toctree}}\n:maxdepth: 1\n:hidden:\n\n{entries}\n```\n",
     ]
