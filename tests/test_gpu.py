@@ -13,8 +13,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 import stxtools as st
-from stxtools.nn._tiles import PixelRaster, predict_pixels
-from stxtools.nn._unet import SegmentationNet, UNet
+from stxtools.nn import PixelRaster, SegmentationNet, UNet, predict_pixels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

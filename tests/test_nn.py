@@ -11,20 +11,30 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from stxtools import settings
-from stxtools.nn._layers import ChannelNorm, GaussianPyramid
-from stxtools.nn._losses import nt_xent, soft_cross_entropy
-from stxtools.nn._recipe import Training, seeded
-from stxtools.nn._student import JointNet, PyramidMLP
-from stxtools.nn._tiles import LARGEST_TILE, PixelRaster, predict_pixels, tile_margin, tile_side
-from stxtools.nn._training import Task, run_training
-from stxtools.nn._unet import SegmentationNet, UNet
-from stxtools.nn._views import (
+from stxtools.nn import (
+    LARGEST_TILE,
     WHOLE,
     Augmentation,
+    ChannelNorm,
+    GaussianPyramid,
+    JointNet,
+    PixelRaster,
+    PyramidMLP,
     RandomViews,
+    SegmentationNet,
+    Task,
+    Training,
+    UNet,
     affine_grid,
     block_mask,
+    nt_xent,
+    predict_pixels,
     resample,
+    run_training,
+    seeded,
+    soft_cross_entropy,
+    tile_margin,
+    tile_side,
     usual_epochs,
     view_loader,
     whole_loader,

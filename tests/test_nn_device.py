@@ -15,22 +15,31 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stxtools.nn._gnn import RegionGNN
-from stxtools.nn._recipe import Training
-from stxtools.nn._segmentation import (
+from stxtools.nn import (
+    SCHEMES,
+    Augmentation,
     ContrastivePretraining,
+    EmbeddingTask,
+    GraphTask,
+    GraphTensors,
     Imitation,
+    JointNet,
     MaskedPretraining,
+    PixelRaster,
+    PyramidMLP,
+    RegionGNN,
+    SegmentationNet,
     SegmentationTask,
+    Task,
+    TissueModule,
+    TissueTask,
+    Training,
+    UNet,
+    UNetPretraining,
+    task_weighting,
+    view_loader,
+    whole_loader,
 )
-from stxtools.nn._student import JointNet, PyramidMLP
-from stxtools.nn._tiles import PixelRaster
-from stxtools.nn._tissue import GraphTensors, TissueModule
-from stxtools.nn._tissue_task import EmbeddingTask, GraphTask, TissueTask, UNetPretraining
-from stxtools.nn._training import Task
-from stxtools.nn._unet import SegmentationNet, UNet
-from stxtools.nn._views import Augmentation, view_loader, whole_loader
-from stxtools.nn._weighting import SCHEMES, task_weighting
 
 CARD = torch.device("meta")
 CHANNELS, CLASSES = 3, 4

@@ -19,14 +19,29 @@ import stxtools as st
 from stxtools._spatial.subgraphs import subgraphs
 from stxtools.models import RegionSection, Section, TissueNet
 from stxtools.models.tissuenet.partition import fitting_regions, graph_parts
-from stxtools.nn._gnn import GraphPart, RegionGNN, SumConv
-from stxtools.nn._losses import soft_cross_entropy, weighted_mse
-from stxtools.nn._recipe import Training, seeded
-from stxtools.nn._tissue import GraphTensors, TissueModule, _turn, _turn_back, pooled
-from stxtools.nn._tissue_task import EmbeddingTask, TissueTask, UNetPretraining
-from stxtools.nn._training import run_training
-from stxtools.nn._unet import UNet
-from stxtools.nn._weighting import SCHEMES, Famo, GradNorm, Uncertainty, task_weighting
+from stxtools.nn import (
+    SCHEMES,
+    EmbeddingTask,
+    Famo,
+    GradNorm,
+    GraphPart,
+    GraphTensors,
+    RegionGNN,
+    SumConv,
+    TissueModule,
+    TissueTask,
+    Training,
+    Uncertainty,
+    UNet,
+    UNetPretraining,
+    pooled,
+    run_training,
+    seeded,
+    soft_cross_entropy,
+    task_weighting,
+    weighted_mse,
+)
+from stxtools.nn._tissue import _turn, _turn_back
 
 TASKS = {"biomarker": 2, "classification": 3}
 EDGES = torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]])
