@@ -255,7 +255,7 @@ def write_tutorials() -> None:
     entries = "\n".join(f"tutorials/{p.stem}" for p in notebooks)
     _write(
         GENERATED / "tutorials.md",
-        "# Tutorials\n\nNotebooks run on real sections; `make tutorials` runs them again.\n\n"
+        "# Tutorials\n\nNotebooks run on real sections and generated patients; `make tutorials` runs them again.\n\n"
         f"{_grid(cards, '1 2 3 3')}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{entries}\n```\n",
     )
 
