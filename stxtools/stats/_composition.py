@@ -44,8 +44,12 @@ def n_components(n_obs: int) -> int:
 
 def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
     """Multiply every observation by a factor on the linear scale."""
-    linear = np.expm1(matrix.data.astype(np.float64))
-    data = np.log1p(linear * np.repeat(factor, np.diff(matrix.indptr))).astype(np.float32)
+    data = np.empty(matrix.nnz, dtype=np.float32)
+    for rows in chunks(matrix.shape[0]):
+        ends = matrix.indptr[rows.start : rows.stop + 1]
+        values = slice(ends[0], ends[-1])
+        linear = np.expm1(matrix.data[values].astype(np.float64))
+        data[values] = np.log1p(linear * np.repeat(factor[rows], np.diff(ends)))
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
@@ -222,7 +226,8 @@ class PartialCorrelation:
         ridge = 1e-6 * max(float(np.trace(gram)) / max(z.shape[1], 1), 1e-12) * np.eye(z.shape[1])
         self._inverse = np.linalg.inv(gram + ridge)
         mean = np.asarray(by_gene.sum(axis=1, dtype=np.float64)).ravel() / n
-        squares = np.asarray(by_gene.astype(np.float64).power(2).sum(axis=1)).ravel()
+        square = sparse.csr_matrix((np.square(by_gene.data, dtype=np.float64), by_gene.indices, by_gene.indptr))
+        squares = np.asarray(square.sum(axis=1)).ravel()
         total = squares - n * mean**2
         total = np.where(total > 1e-6 * squares, total, 0.0)  # below this, float32 rounding
         total = np.maximum(total - self._metric.smooth_part(self._by_gene), 0.0)

@@ -220,6 +220,7 @@ class SectionExpression:
 def _variance(genes: sparse.csr_matrix) -> Floats:
     n = genes.shape[1]
     mean = np.asarray(genes.sum(axis=1), dtype=np.float64).ravel() / n
-    square = np.asarray(genes.multiply(genes).sum(axis=1), dtype=np.float64).ravel() / n
+    squares = sparse.csr_matrix((np.square(genes.data), genes.indices, genes.indptr), shape=genes.shape)
+    square = np.asarray(squares.sum(axis=1), dtype=np.float64).ravel() / n
     variance = np.maximum(square - mean**2, 0.0)
     return np.where(variance > 1e-6 * square, variance, 0.0)  # below this, float32 rounding
