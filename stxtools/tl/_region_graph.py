@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
 from stxtools._data.expression import Expression
-from stxtools._data.representation import log_normalize
+from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
@@ -34,6 +35,8 @@ from stxtools._validate import (
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+
+_MEMBERS = 65_536  # observations whose expression is averaged at a time
 
 
 @documented
@@ -169,13 +172,13 @@ def _region_adata(
     n_regions = int(region.max()) + 1
     member = sparse.csr_matrix((np.ones(len(known)), (region[known], known)), shape=(n_regions, len(region)))
     size = np.asarray(member.sum(axis=1)).ravel()
-    mean = sparse.diags(1 / size) @ member
+    mean = sparse.csr_matrix(sparse.diags(1 / size) @ member)
     first = known[np.unique(region[known], return_index=True)[1]]
     library = where.libs.codes[first]
     labels = [f"r{i}" for i in range(n_regions)]
 
     out = _AnnData(
-        sparse.csr_matrix(mean @ log_normalize(read.matrix, read.scale)).astype(np.float32),
+        _region_means(mean, read),
         obs=pd.DataFrame(index=pd.Index(labels)),
         var=pd.DataFrame(index=adata.var_names.copy()),
     )
@@ -196,3 +199,16 @@ def _region_adata(
     out.obsp[_keys.DISTANCES] = sparse.csr_matrix((distance, (coo.row, coo.col)), shape=shape)
     out.obsp[_keys.CONTACT] = sparse.csr_matrix(contact)
     return out, labels
+
+
+def _region_means(mean: sparse.csr_matrix, read: Expression) -> sparse.csr_matrix:
+    """Mean log expression of every region, some regions at a time: no second matrix of all observations."""
+    target, parts = median_depth(read.survey.depth), []
+    ends = np.searchsorted(mean.indptr, np.arange(0, mean.nnz + _MEMBERS, _MEMBERS)).clip(max=mean.shape[0])
+    for first, last in pairwise(np.unique(ends).tolist()):
+        some = mean[first:last]
+        rows, place = np.unique(some.indices, return_inverse=True)
+        weight = sparse.csr_matrix((some.data, place, some.indptr), shape=(some.shape[0], len(rows)))
+        logged = log_normalize(read.matrix[rows], read.scale, target_sum=target)
+        parts.append(sparse.csr_matrix(weight @ logged).astype(np.float32))
+    return sparse.csr_matrix(sparse.vstack(parts, format="csr"))
