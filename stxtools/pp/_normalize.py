@@ -122,7 +122,7 @@ def normalize(
     slots = Slots(
         "pp.normalize",
         replaces=("var/highly_variable", f"obsm/{_keys.X_PCA}", "varm/PCs", "uns/pca", "uns/log1p"),  # scanpy's slots
-        X=logged if sparse.issparse(source.stored) else logged.toarray(),
+        X=logged.toarray() if isinstance(source.stored, np.ndarray) else logged,
         var={"highly_variable": selected},
         obsm={_keys.X_PCA: scores},
         varm={"PCs": all_loadings},
