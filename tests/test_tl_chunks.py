@@ -121,6 +121,24 @@ def test_model_applied_out_of_core_equals_in_memory(
     np.testing.assert_array_equal(new.obsm["segment_proba"], lazy.obsm["segment_proba"])
 
 
+def test_training_out_of_core_finds_components_on_a_sample(
+    section: ad.AnnData, quick_unet: dict[str, Any], tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a small matrix is the sample; of a large one, a part gives components that segment as well."""
+    lazy, few = _stored(section, "backed", tmp_path), _stored(section, "dask", tmp_path)
+    for adata in (section, lazy):
+        st.tl.segment(adata, 3, params=quick_unet)
+    assert is_out_of_core(lazy.X)
+    np.testing.assert_array_equal(section.obsm["segment_proba"], lazy.obsm["segment_proba"])
+    monkeypatch.setattr("stxtools._data.expression.AT_HAND", section.X.nnz // 2)
+    right = {}
+    for name, adata in (("whole", section), ("few", few)):
+        adata.obs["some"] = adata.obs["band"].where(np.arange(adata.n_obs) % 4 == 0)
+        st.tl.segment(adata, labels_key="some", params=quick_unet)
+        right[name] = (adata.obs["segment"] == adata.obs["band"]).mean()
+    assert right["few"] > right["whole"] - 0.1
+
+
 def test_read_lazy_works_once_the_tables_are_read(
     make_section: Callable[..., ad.AnnData], model: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._progress import stage
+from stxtools._spatial.order import name_order
 from stxtools._warn import at_caller
 
 from .chunks import AT_ONCE, Survey, is_backed, iter_rows, look_at, to_csr
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
+
+AT_HAND = 60_000_000  # stored values that may be read together to choose genes or for Lanczos steps
 
 
 class Expression:
@@ -94,6 +97,20 @@ class Expression:
                 "`adata.obsm`."
             )
 
+    def sample(self, names: NDArray[np.str_], seed: int) -> sparse.csr_matrix:
+        """Return observations at random, in the order of rows: as many as hold ``AT_HAND`` values, or all.
+
+        They are drawn in the order of their ``names``, so that the order of rows does not matter.
+        """
+        n_obs = int(self.matrix.shape[0])
+        share = AT_HAND / max(float(self.survey.seen.sum()), 1.0)
+        taken = np.arange(n_obs)
+        if share < 1:
+            drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
+            taken = np.sort(name_order(names)[drawn])
+        pieces = [piece for piece in iter_rows(self.matrix, partial(_taken, taken)) if piece.shape[0]]
+        return sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
+
     @property
     def record(self) -> dict[str, str]:
         """Entries of ``params`` on the expression."""
@@ -154,6 +171,11 @@ def _raw_matrix(adata: AnnData) -> tuple[Any, str]:
     if is_backed(matrix):
         matrix = to_csr(matrix)
     return matrix[:, at], ""
+
+
+def _taken(taken: NDArray[np.int64], chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+    low, high = np.searchsorted(taken, [rows.start, rows.stop])
+    return chunk if high - low == chunk.shape[0] else chunk[taken[low:high] - rows.start]
 
 
 def log_chunks(

@@ -15,7 +15,8 @@ from stxtools import _keys
 from stxtools._validate import check_in
 from stxtools._warn import at_caller
 
-from .expression import Expression, log_chunks
+from .chunks import is_out_of_core
+from .expression import Expression, log_chunks, stored_matrix
 from .representation import (
     N_COMPS,
     N_TOP_GENES,
@@ -72,11 +73,23 @@ def compute_representation(
     adata: AnnData, layer: str | None = None, *,
     n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES, random_state: int = 0,
 ) -> Representation:  # fmt: skip
-    """PCA of the log-normalised variable genes of an AnnData."""
-    read = Expression(adata, layer)
+    """PCA of the log-normalised variable genes of an AnnData.
+
+    Of a matrix that is not in memory and holds more than ``AT_HAND`` values, genes and axes come from a sample.
+    """
+    away = is_out_of_core(stored_matrix(adata, layer)[0])
+    read = Expression(adata, layer, in_memory=not away)
+    matrix = read.sample(np.asarray(adata.obs_names, dtype=str), random_state) if away else read.matrix
     rep = principal_components(
-        read.matrix, read.scale, read.names, n_comps=n_comps, n_top_genes=n_top_genes, random_state=random_state
-    )
+        matrix, read.scale, read.names, n_comps=n_comps, n_top_genes=n_top_genes, random_state=random_state,
+        depth=read.survey.depth if away else None,
+    )  # fmt: skip
+    projection = None if len(rep.values) == adata.n_obs else _projection(rep)
+    if projection is not None:  # of a sample
+        names = [str(name) for name in read.names]
+        parts = log_chunks(read, partial(_projected, projection, names), projection.target_sum, at_once=None)
+        values = np.concatenate(list(parts))
+        rep = replace(rep, values=values, variance=values.var(axis=0, dtype=np.float64))
     return replace(rep, read=read.record)
 
 
@@ -115,13 +128,19 @@ class TrainingFeatures:
 
 def remember_input(model: ReadsGenes, rep: Representation) -> None:
     """Tell the model where its features came from."""
+    model.use_rep = rep.name
+    projection = _projection(rep)
+    if projection is not None:
+        model.projection = projection
+
+
+def _projection(rep: Representation) -> GeneProjection | None:
+    """How genes make the representation, if that is known."""
     from stxtools.models import GeneProjection
 
-    model.use_rep = rep.name
-    if rep.genes is not None and rep.mean is not None and rep.components is not None and rep.target_sum is not None:
-        model.projection = GeneProjection(
-            rep.genes, rep.mean, rep.components, rep.target_sum, rep.variance, rep.noise, rep.gene_scale
-        )
+    if rep.genes is None or rep.mean is None or rep.components is None or rep.target_sum is None:
+        return None
+    return GeneProjection(rep.genes, rep.mean, rep.components, rep.target_sum, rep.variance, rep.noise, rep.gene_scale)
 
 
 class ModelFeatures:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from stxtools._data.chunks import iter_rows
+from stxtools._data.expression import AT_HAND
 from stxtools._data.gene_blocks import GeneBlocks
 from stxtools._data.representation import (
     GRAM_ROWS,
@@ -17,7 +17,6 @@ from stxtools._data.representation import (
     principal_axes,
     select_genes,
 )
-from stxtools._spatial.order import name_order
 from stxtools._validate import Libraries
 from stxtools.stats._design import Design
 from stxtools.stats._expression import equal_blocks
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
-_AT_HAND = 60_000_000  # stored values that may be read together to choose genes or for Lanczos steps
 _FEW = 3  # observations in which a gene must be seen
 
 
@@ -97,24 +95,7 @@ def _chosen_genes(expression: GeneBlocks, names: NDArray[np.str_], seed: int) ->
     seen = np.flatnonzero(read.survey.seen >= min(_FEW, n_obs))
     if len(seen) <= N_TOP_GENES:
         return seen
-    share = _AT_HAND / float(read.survey.seen.sum())
-    taken = np.arange(n_obs)
-    if share < 1:
-        drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
-        taken = np.sort(name_order(names)[drawn])
-    pieces = [piece for piece in iter_rows(read.matrix, _Taken(taken)) if piece.shape[0]]
-    return select_genes(sparse.csr_matrix(sparse.vstack(pieces, format="csr")), read.scale)
-
-
-class _Taken:
-    """Some observations of a chunk."""
-
-    def __init__(self, taken: NDArray[np.int64]) -> None:
-        self.taken = taken
-
-    def __call__(self, chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-        low, high = np.searchsorted(self.taken, [rows.start, rows.stop])
-        return chunk if high - low == chunk.shape[0] else chunk[self.taken[low:high] - rows.start]
+    return select_genes(read.sample(names, seed), read.scale)
 
 
 def _row_blocks(expression: GeneBlocks, genes: NDArray[np.int64]) -> Iterator[sparse.csr_matrix]:
@@ -126,7 +107,7 @@ def _axes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     n_values = int(expression.read.survey.seen[genes].sum())
     shape = (expression.shape[0], len(genes))
-    if n_values <= _AT_HAND and lanczos_pays(shape, n_values, n_comps):
+    if n_values <= AT_HAND and lanczos_pays(shape, n_values, n_comps):
         matrix = sparse.vstack(list(_row_blocks(expression, genes)), format="csr")
         return principal_axes(sparse.csr_matrix(matrix), n_comps, random_state=seed)
     return axes_of_rows(_row_blocks(expression, genes), shape, n_comps)
