@@ -114,7 +114,7 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("uns", f"{k.SEGMENT}/stability", "DataFrame", "n_tried x n_columns",
          "BIC, agreement; only if chosen here", False),
         ("uns", f"{k.SEGMENT}/members", "DataFrame", "n_libraries x n_members",
-         "only with ``model``", False),
+         "weights of members", False),
     ),
     "io.read_annotations": (
         ("obs", "annotation", "category", "n_obs", "name of the annotation; missing outside any"),

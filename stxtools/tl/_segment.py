@@ -73,7 +73,7 @@ def segment(
 ) -> AnnData | None:  # fmt: skip
     """Segment tissue into compartments with a U-Net (Ronneberger et al. 2015) on the expression raster.
 
-    After masked reconstruction it learns pseudo-labels: of mixtures or, with ``labels_key``, discriminant analyses.
+    It learns pseudo-labels: of mixtures or discriminant analyses. With many labels these and trees vote, too.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def segment(
         )  # fmt: skip
         if genes is not None:
             remember_names(known, fitted)
-        results = fitted.predict(sections, accelerator=accelerator)
+        results = fitted.predict(sections, members=fitted.members, accelerator=accelerator)
     else:
         source = None if names is None else GeneSource(adata, layer)
         genes = transfer_genes(source, fitted, where, names)
@@ -196,7 +196,8 @@ def segment(
             abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
             adapt=adapt, pretrained=pretrained is not None,
             pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
-            representation=fitted.use_rep, temperature=fitted.temperature,
+            representation=fitted.use_rep,
+            temperature=fitted.joint_temperature if model is None and fitted.members else fitted.temperature,
             spatial_key=spatial_key, library_key=library_key, random_state=random_state, **read.record,
             model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
         )

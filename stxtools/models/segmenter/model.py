@@ -26,6 +26,7 @@ from stxtools.nn._views import Augmentation, usual_epochs, view_loader, view_siz
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
+from .members import WEIGHTS, Members
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
 from .rasters import FeatureScaling, target_rasters
 from .transfer import Transfer, transfer_targets
@@ -60,7 +61,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     SimCLR) or starts from a U-Net pretrained on others, then trained on pseudo-labels (soft targets). Without labels
     these are a consensus of Gaussian mixtures on spatially averaged features; with labels, discriminant
     analyses on neighbourhood means for the unlabelled observations and the labels themselves for the labelled
-    ones. A temperature brings its confidence to that of the pseudo-labels.
+    ones. Where many are labelled, ``members`` decide beside it on these sections. A temperature brings its confidence
+    to that of the pseudo-labels.
 
     Parameters
     ----------
@@ -89,6 +91,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.start: dict[str, torch.Tensor] | None = None
         self.scaling = FeatureScaling()
         self.transfer: Transfer | None = None
+        self.members: list[Members] = []
+        self.joint_temperature = 1.0
 
     @property
     def n_features(self) -> int:
@@ -138,6 +142,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             If there are fewer distinct observations than ``n_segments``.
         """
         self.net, self.transfer, self.history, run = None, None, [], completed(run)
+        self.members = []
         orders = [s.canonical_order() for s in sections]
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
@@ -149,7 +154,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         else:
             ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]
             pseudo_labels = pseudo_labels_from_labels(
-                sections, ordered, list(classes or []), np.random.default_rng(run["random_state"]), class_shares
+                sections, ordered, list(classes or []), run["random_state"], class_shares
             )
         self.classes, self.curve = pseudo_labels.classes, pseudo_labels.curve
         tensors, members = target_rasters(sections, pseudo_labels, self.scale, run["random_state"])
@@ -163,6 +168,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             predicted = self._predicted(tensors, accelerator)
         proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
         self.temperature = expected_temperature(proba, pseudo_labels)
+        if pseudo_labels.members is not None:
+            parts = pseudo_labels.members.split([s.n_obs for s in sections])
+            joint = [m.joined(p) for m, p in zip(parts, proba, strict=True)]
+            self.joint_temperature = expected_temperature(joint, pseudo_labels)
+            self.members = [m.taken(np.argsort(order)) for m, order in zip(parts, orders, strict=True)]
         if labels is None:
             self._order_by_size(as_given, accelerator)
         elif expression is not None:
@@ -307,6 +317,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         expression: Sequence[GeneSection] | None = None,
         labels: Sequence[NDArray[np.int64]] | None = None,
         adapt: bool = True,
+        members: Sequence[Members] = (),
         accelerator: str = "auto",
     ) -> list[Segmentation]:
         """Segment ``sections``.
@@ -322,6 +333,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             Per section, class codes of what is labelled there, else -1; they need ``expression``.
         adapt
             Whether the members adapt to each section's own components.
+        members
+            :attr:`members`, where ``sections`` are those that were learned from: they decide beside the U-Net.
         accelerator
             Where the U-Net runs.
         """
@@ -330,6 +343,10 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         for i, section in enumerate(sections):
             raster, member = self.scaling.raster(section)
             proba, features = predict_pixels(net, raster, device)
+            if members:
+                joint = tempered(members[i].joined(proba.numpy()[member]), self.joint_temperature)
+                out.append(Segmentation(joint, features.numpy()[member], WEIGHTS))
+                continue
             if expression is None or self.transfer is None:
                 out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
                 continue
