@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -36,3 +37,10 @@ def test_a_long_sentence_and_a_metaphor_are_found(prose: ModuleType, monkeypatch
         3,
         0,
     ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_files_that_a_page_links_exist(page: str) -> None:
+    root = SCRIPT.parents[1]
+    links = re.findall(r"\]\(([^)#\s]+)", (root / page).read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (root / link).exists()] == []
