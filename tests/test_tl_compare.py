@@ -226,6 +226,10 @@ def test_bad_input_is_named_and_changes_nothing() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             st.tl.compare(adata, *args, groupby="band", library_key="section")
+    lost = adata.copy()
+    lost.obs.loc[lost.obs["condition"] == "case", "subject"] = np.nan
+    with pytest.raises(ValueError, match="No subject"):
+        _compared(lost)
     with pytest.raises(ValueError, match="is no condition"):
         _compared(adata, reference="neither")
     with pytest.raises(KeyError, match="segment"):

@@ -1,8 +1,10 @@
-"""Calibration, power, double dipping, replication and cost of `st.tl.biomarkers`; writes markdown tables.
+"""Calibration, power, double dipping, replication and cost of `st.tl.biomarkers`; calibration of `st.tl.describe`.
+
+Writes markdown tables:
 
     python benchmarks/biomarkers --data FOLDER --out tables.md
 
-`--parts` chooses some of the five. Null regions are Gaussian random fields cut at the 70 % quantile; the length scale
+`--parts` chooses some of the six. Null regions are Gaussian random fields cut at the 70 % quantile; the length scale
 is a multiple of the tissue's standard deviation. Power: the counts of 30 genes outside a region (length scale 0.5) are
 thinned binomially to 1 / fold change.
 """
@@ -10,18 +12,20 @@ thinned binomially to 1 / fold change.
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 from cost import cost
+from described import described
 from homogeneous import double_dipping
 from regions import MIN_SHARE_SEEN, calibration, known_variance, power
 from replication import replication
 
 import stxtools as st
 
-PARTS = ("calibration", "power", "homogeneous", "replication", "cost")
+PARTS = ("calibration", "power", "homogeneous", "describe", "replication", "cost")
 
 
 def read(folder: Path, name: str) -> ad.AnnData:
@@ -75,6 +79,10 @@ def main() -> None:
                     where = {"section": name, "length scale": f"{value:g}"}
                     rows = calibration(adata, value, args.regions, args.seed)
                     add("Null regions", [{**where, **row} for row in rows])
+        elif part == "describe":
+            for name, length in product(args.sections, args.lengths):
+                rows = described(read(args.data, name), length, args.regions, args.seed)
+                add("Compartments at random", [{"section": name, "length scale": f"{length:g}", **row} for row in rows])
         elif part == "homogeneous":
             for depth in args.depths:
                 found = double_dipping(depth, args.tissues, segment=True)

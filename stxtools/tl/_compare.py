@@ -152,7 +152,7 @@ def compare(
     genes = np.asarray(adata.var_names, dtype=str)
     tables, within = [], []
     for other in range(len(condition_names)):
-        if other == base:
+        if other == base or not {base, other} <= set(pairs[1].tolist()):
             continue
         chosen, paired = _units(pairs, other, base, subject_names, condition_names)
         group = pairs[1, chosen] == other
@@ -167,6 +167,10 @@ def compare(
                 found.insert(0, "group", condition_names[other])
                 tables.append(found)
         within += [condition_names[other]] * paired
+    if not tables:
+        raise ValueError(
+            f"No subject (`{subject_key}`) is known in {condition_names[base]!r} and in another condition."
+        )
     table = pd.concat(tables, ignore_index=True)
     slots = Slots("tl.compare")
     slots.uns[key] = table
