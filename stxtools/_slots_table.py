@@ -168,7 +168,7 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str
         ("uns", f"{k.MULTITASK}/params", "dict", "-", PARAMS),
         ("uns", f"{k.MULTITASK}/history", "DataFrame", "n_epochs x n_losses", "losses and weights by epoch"),
         ("uns", f"{k.MULTITASK}/task_weights", "dict", "-", "the last of these"),
-        ("uns", f"{k.MULTITASK}/weights", "DataFrame", "n_tasks * n_libraries x 7",
+        ("uns", f"{k.MULTITASK}/weights", "DataFrame", "n_tasks * n_libraries x 8",
          "factor of each member by task and section, ``bandwidth`` of the labels"),
         ("uns", f"{k.MULTITASK}/training", "dict", "-",
          "whether it ``converged``"),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 from scipy.special import log_softmax
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
+from stxtools.models import GeneSection
+from stxtools.models.ensemble.gene_classifier import PENALTIES, GeneClassifier
 from stxtools.models.ensemble.label_propagation import propagated_logits
 from stxtools.models.ensemble.linear import Linear, LinearInput, linear_classifier, linear_regression
 from stxtools.models.ensemble.logistic import ridge_logistic
@@ -229,35 +232,17 @@ def test_framework_propagates_labels_only_where_there_are_some(tmp_path):
     np.testing.assert_allclose(adata.obsm["shown_proba"].to_numpy(), proba[False], atol=1e-5)
 
 
-def _linear_input(whole: bool = False) -> tuple[LinearInput, np.ndarray]:
+def _linear_input() -> tuple[LinearInput, np.ndarray]:
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(3), 60)
     z = (rng.normal(size=(180, 10)) + np.eye(3, 10)[y] * 3).astype(np.float32)
-    return LinearInput(z, (7, 19), 2, 1.0, np.arange(180) % 6, whole), y
+    return LinearInput(z, (7, 19), 2, 1.0, np.arange(180) % 6), y
 
 
-def test_across_sections_the_inverse_temperature_suits_held_out_sections():
-    inp, y = _linear_input(whole=True)
-    inp = replace(inp, z=np.roll(inp.z, 4, axis=1))  # the classes differ in genes
-    codes = np.where(np.arange(180) % 6 == 5, -1, y)
-    linear = linear_classifier(inp, codes, 3, np.random.default_rng(0))
-    left = codes < 0
-
-    def loss(slope):
-        logits = linear.scaled(slope)(inp.z[left])
-        return -log_softmax(logits, axis=1)[np.arange(left.sum()), y[left]].mean()
-
-    assert loss(1.0) < min(loss(0.1), loss(10.0))
-    assert (linear(inp.z[left]).argmax(1) == y[left]).mean() > 0.8
-    assert not linear.coef[:4].any()  # components may tell sections apart: only genes are read
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_linear_classifier(whole):
-    inp, y = _linear_input(whole)
-    inp = replace(inp, z=np.roll(inp.z, 4, axis=1)) if whole else inp  # only genes are read across sections
+def test_linear_classifier():
+    inp, y = _linear_input()
     codes = np.where(np.arange(180) % 3 == 0, y, -1)
-    linear = linear_classifier(inp, codes, 4, np.random.default_rng(0))
+    linear = linear_classifier(inp, codes, 4)
     called = linear(inp.z).argmax(axis=1)
     direct = LogisticRegression().fit(inp.z[codes >= 0], y[codes >= 0]).predict(inp.z)
     assert (called == y)[codes < 0].mean() >= (direct == y)[codes < 0].mean() - 0.05
@@ -271,3 +256,52 @@ def test_linear_regression_and_mixture():
     np.testing.assert_allclose(found(inp.z)[150:], values[150:], rtol=0.1, atol=2.0)
     one, two = Linear(np.ones((2, 1)), np.zeros(1)), Linear(np.zeros((2, 1)), np.ones(1))
     np.testing.assert_allclose(one.mixed(two, 0.25)(np.ones((1, 2))), [[1.75]])
+
+
+def _donor(seed: int, share: float, n_genes: int = 60) -> tuple[GeneSection, np.ndarray]:
+    """Half of a section is tumour: twelve genes say so in all donors, the rest follow gradients of their own."""
+    rng = np.random.default_rng(seed)
+    xy = np.stack(np.meshgrid(np.arange(18.0), np.arange(16.0)), axis=-1).reshape(-1, 2)
+    codes = (xy[:, 0] >= 18 * (1 - share)).astype(np.int64)
+    waves = np.stack([np.sin(xy @ rng.normal(size=2) / 3 + rng.uniform(0, 6)) for _ in range(4)], axis=1)
+    rate = 0.5 * waves @ rng.normal(size=(4, n_genes)) + rng.uniform(0, 1, n_genes)
+    rate[:, :12] += 1.5 * codes[:, None]
+    logged = sparse.csr_matrix(np.log1p(rng.poisson(np.exp(rate))).astype(np.float32))
+    return GeneSection(logged, [f"g{i}" for i in range(n_genes)], xy), codes
+
+
+def test_held_out_donors_choose_the_penalty_and_any_panel_will_do():
+    sections, codes = zip(*(_donor(seed, share) for seed, share in enumerate((0.3, 0.5, 0.7, 0.4))), strict=True)
+    fitted = GeneClassifier.fit(sections[:3], codes[:3], 2, np.random.default_rng(0))
+    few = GeneClassifier.fit(sections[:1], codes[:1], 2, np.random.default_rng(0))
+    assert fitted.penalty in PENALTIES
+    assert few.penalty is None  # one donor cannot say what donors share
+    new, order = sections[3], np.random.default_rng(1).permutation(60)[:40]
+    other = GeneSection(new.logged[:, order], [new.genes[i] for i in order], new.xy)
+    for section in (new, other):
+        logits = fitted.logits(section)
+        assert roc_auc_score(codes[3], logits[:, 1] - logits[:, 0]) > 0.9
+    shuffled = GeneSection(new.logged[:, ::-1], new.genes[::-1], new.xy)
+    np.testing.assert_allclose(fitted.logits(shuffled), fitted.logits(new), atol=1e-3)
+    direct = new.logged[:, :12].toarray().sum(axis=1)
+    assert roc_auc_score(codes[3], fitted.logits(new)[:, 1]) > roc_auc_score(codes[3], direct) - 0.05
+
+
+def test_a_saved_framework_reads_genes_by_either_name(make_section, tmp_path):
+    adata = make_section("hex", libraries=2)
+    adata.var["gene_ids"] = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+    st.tl.region_graph(adata, "band", library_key="library", max_size=20)
+    how = {"params": QUICK, "ensemble": ["genes"], "show_progress": False}
+    st.tl.multitask(adata, None, "band", library_key="library", save_model=tmp_path / "m.stx", **how)
+    proba = adata.obsm["band_proba"].to_numpy()
+    assert (adata.obs["band_pred"].astype(str) == adata.obs["band"].astype(str)).mean() > 0.8
+    assert (adata.uns["multitask"]["weights"]["genes"] == 1).all()
+    adata.var_names = adata.var["gene_ids"].to_numpy()
+    del adata.var["gene_ids"]
+    st.tl.multitask(adata, None, "band", model=tmp_path / "m.stx", library_key="library", show_progress=False)
+    np.testing.assert_allclose(adata.obsm["band_proba"].to_numpy(), proba, atol=1e-5)
+    with pytest.raises(ValueError, match="'genes', but no expression is read"):
+        st.tl.multitask(
+            adata, None, "band", ensemble=["genes"], params={**QUICK, "genes": False},
+            show_progress=False,
+        )  # fmt: skip

@@ -198,4 +198,4 @@ def test_four_donors_all_labelled(real_section, tmp_path):
     st.tl.multitask(adata, None, "annotation", model=tmp_path / "net.stx", **HOW)
     applied = adata.uns["multitask"]["weights"]
     assert (applied["network"] == 0).all()
-    assert (applied["linear"] == 1).all()
+    assert (applied["genes"] == 1).all()

@@ -8,12 +8,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stxtools._warn import at_caller
 
 from .expression import Expression
-from .features import ModelFeatures, TrainingFeatures, compute_representation, remember_input
+from .features import ModelFeatures, TrainingFeatures, check_genes, compute_representation, remember_input
+from .gene_sections import GeneNames, GeneSource
 from .regions import Regions, region_sections
 from .representation import log_normalize, median_depth, select_genes
 
@@ -31,11 +33,18 @@ class _FrameworkInput:
     genes: sparse.csr_matrix | None
     labels: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
     targets: NDArray[np.float32] | None = None
+    named: tuple[GeneSource, Sequence[str], NDArray[np.int64] | None] | None = None
     record: dict[str, Any]
 
     def sections(self, regions: Regions) -> list[Any]:
         """Split by section what a model reads and learns."""
-        return region_sections(self.values, regions, self.labels, genes=self.genes, expression=self.targets)
+        by_name = None
+        if self.named is not None:
+            source, names, at = self.named
+            by_name = source.sections(regions.where, names, at)
+        return region_sections(
+            self.values, regions, self.labels, genes=self.genes, expression=self.targets, by_name=by_name
+        )
 
 
 class TrainingInput(_FrameworkInput):
@@ -91,6 +100,9 @@ class TrainingInput(_FrameworkInput):
         model.genes = [str(g) for g in read.names[chosen]]
         self.record = own | read.record
         self.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, chosen]
+        known = GeneNames(source)
+        self.named = GeneSource(source, layer), known.own, None
+        model.ids = dict(zip(known.own, known.others(), strict=False))
 
 
 class KnownInput(_FrameworkInput):
@@ -99,14 +111,18 @@ class KnownInput(_FrameworkInput):
     def __init__(self, adata: AnnData, model: TissueNet, layer: str | None) -> None:
         if model.expression:  # they took no part in the depth when it was trained
             adata = adata[:, ~adata.var_names.isin(model.expression)]
-        features = ModelFeatures(adata, model, layer)
+        names = GeneNames(adata).as_model(model.read_genes, model.ids)
+        if model.projection is not None:
+            check_genes(model.projection.genes, names)
+        features = ModelFeatures(adata, model, layer, names=names)
         self.values, self.record = features.values, features.record
         self.genes = None
         if model.genes is None:
             return
+        self.named = GeneSource(adata, layer), names, np.flatnonzero(np.isin(names, model.read_genes))
         read = Expression(adata, layer)
         logged = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)
-        at = read.names.get_indexer(model.genes)
+        at = pd.Index(names).get_indexer(model.genes)
         # a gene that is not there stays 0, which is average after centring by section
         pick = sparse.csr_matrix(
             (np.ones(int((at >= 0).sum()), np.float32), (at[at >= 0], np.flatnonzero(at >= 0))),

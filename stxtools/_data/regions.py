@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from stxtools.models import GeneSection
+
 
 class Regions:
     """Region graph of an AnnData, checked against its observations.
@@ -146,7 +148,7 @@ def node_features(values: NDArray[np.float32], inp: Regions) -> NDArray[np.float
 def region_sections(
     values: NDArray[np.float32], inp: Regions, labels: Mapping[str, NDArray[np.int64]] | None = None, *,
     nodes: NDArray[np.float32] | None = None, genes: sparse.csr_matrix | None = None,
-    expression: NDArray[np.float32] | None = None,
+    expression: NDArray[np.float32] | None = None, by_name: Sequence[GeneSection] | None = None,
 ) -> list[Any]:  # fmt: skip
     """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`.
 
@@ -164,7 +166,8 @@ def region_sections(
         near = inp.adjacency[rows][:, rows].tocsr()
         read = None if genes is None else genes[obs]
         learned = None if expression is None else expression[obs]
-        out.append(RegionSection(section, local[inp.region[obs]], nodes[rows], near, own, read, learned))
+        named = None if by_name is None else by_name[i]
+        out.append(RegionSection(section, local[inp.region[obs]], nodes[rows], near, own, read, learned, named))
     return out
 
 

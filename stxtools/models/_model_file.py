@@ -111,6 +111,13 @@ class ModelFile:
         """Names, or None."""
         return None if self.config.get(key) is None else self.names(key)
 
+    def paired_names(self, first: str, second: str) -> dict[str, str]:
+        """Names of one list with those of another."""
+        keys, values = self.names(first), self.names(second)
+        if len(keys) != len(values):
+            raise self.damaged(f"it has {len(values)} names in {second!r} for {len(keys)} in {first!r}")
+        return dict(zip(keys, values, strict=True))
+
     def _names(self, key: str, value: Any) -> list[str]:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value) or len(set(value)) < len(value):
             raise self.damaged(f"{key!r} in its description is {_short(value)}, not a list of names, each once")

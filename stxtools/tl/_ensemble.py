@@ -56,7 +56,7 @@ def warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved:
         if where or saved:
             scope = f"in {listing(where)}" if where else "in the sections that the saved model will be applied to"
             warnings.warn(
-                f"The network has weight 0 {scope}: three or more sections have labels, so that the linear classifier, "
+                f"The network has weight 0 {scope}: three or more sections have labels, so that a linear classifier, "
                 f"chosen on held-out sections, predicts alone where there are none (`adata.uns[{key!r}]['weights']`). "
                 "`ensemble=` names other members.",
                 UserWarning,

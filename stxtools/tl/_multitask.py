@@ -78,8 +78,9 @@ def multitask(
     save_model
         Where to write the trained model.
     ensemble
-        Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"``, or ``"auto"``: all but a network
-        that has not converged; linear alone for sections without labels where three have some.
+        Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"``, and, in sections without labels,
+        ``"genes"``, which reads genes standardised within each. Or ``"auto"``: all in their place, but a network that
+        has not converged; ``"genes"`` alone for sections without labels where three have some.
     params
         :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields, as ``alpha`` and ``beta``.
     %(parameters)s

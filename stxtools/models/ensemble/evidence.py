@@ -12,7 +12,7 @@ from .adaptation import cotrained, same_class
 from .gene_means import SIZES, FloatArray, GeneMeans
 from .moments import N_COMPS, LinearMembers
 
-_RIDGE_SCALE = 6.0  # from scores to logits
+RIDGE_SCALE = 6.0  # from scores to logits
 _LEAST_LOG = -8.0
 _ADAPT_FROM = SIZES[0] * 2 * N_COMPS  # observations: an independent neighbourhood for each component that is read
 _GATE_FROM = 100  # observations from which the agreement of two classifiers is measured
@@ -43,7 +43,7 @@ class Answers:
         scores = parts[0][0] + parts[0][1] + members.ridge_intercept
         z, components = (_standardised(np.hstack(pair)) for pair in parts[1:])
         lda = log_softmax(z @ members.lda + members.lda_intercept, axis=1)
-        ridge = log_softmax(_RIDGE_SCALE * scores, axis=1)
+        ridge = log_softmax(RIDGE_SCALE * scores, axis=1)
         return cls(ridge, log_softmax(np.maximum(lda, _LEAST_LOG), axis=1)), components
 
     def gated(self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, adapt: bool = True) -> Evidence:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 from sklearn.linear_model import Ridge
 
 from .discriminant import ShrinkageLDA, class_shrinkage
@@ -20,8 +19,6 @@ FloatArray = NDArray[np.float64]
 
 PAIRS = ((7, 19), (19, 61), (37, 127))
 SHARE, PENALTY = 0.5, 1e-2  # of the ridge, against the discriminant analysis; its inverse strength
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
-INVERSE_TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _FOLDS = 4
 _ROWS = 8000  # observations that a fit uses; more add time, not accuracy
 _ABSENT = -12.0  # logit of a class without labels
@@ -37,10 +34,6 @@ class Linear:
     def __call__(self, z: NDArray[np.floating]) -> FloatArray:
         """Logits of observations (n, d), (n, K)."""
         return z @ self.coef + self.intercept
-
-    def scaled(self, inverse_temperature: float) -> Linear:
-        """The same order of observations, the logits so many times as far from the intercept."""
-        return Linear(self.coef * inverse_temperature, self.intercept)
 
     def mixed(self, other: Linear, share: float) -> Linear:
         """``share`` of ``other`` and the rest of this one."""
@@ -59,7 +52,6 @@ class LinearInput:
     width: int  # columns of each block
     unit: float  # scale by which the gene scores were divided
     group: NDArray[np.int64]  # block or section of each observation: never split between learning and judging, (n,)
-    whole: bool = False  # whether groups are whole sections
 
     @property
     def genes(self) -> slice:
@@ -73,39 +65,17 @@ class LinearInput:
         return found or [np.arange(self.width * len(self.sizes))]
 
 
-def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int, rng: np.random.Generator) -> Linear:
+def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int) -> Linear:
     """Fit the classifier to class ``codes`` (-1 unlabelled): discriminant analysis and ridge regression together.
 
-    Within sections they count alike and the penalty is fixed: on seven sections, choosing them by cross-validation over
-    blocks lost accuracy. Across sections the ridge stands alone, for components may separate donors rather than
-    tissue. It needs a far stronger penalty there, which makes its logits small: penalty and inverse temperature are
-    those with the lowest cross-entropy on held-out sections.
+    They count alike and the penalty is fixed: on seven sections, choosing them by cross-validation over blocks lost
+    accuracy.
     """
     known = np.flatnonzero(codes >= 0)
-    has_genes = inp.genes.start < inp.genes.stop
-    if inp.whole and has_genes:
-        penalty, inverse_temperature = _chosen(inp, codes, known, n_classes, rng)
-        return _logistic(inp, codes, known, n_classes, penalty).scaled(inverse_temperature)
     linear = _discriminant(inp, codes, known, n_classes)
-    return linear.mixed(_logistic(inp, codes, known, n_classes, PENALTY), SHARE) if has_genes else linear
-
-
-def _chosen(
-    inp: LinearInput, codes: NDArray[np.int64], known: NDArray[np.int64], n_classes: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Penalty of the ridge and inverse temperature of its logits: lowest cross-entropy on held-out sections."""
-    fold = deal_folds(inp.group[known], rng)
-    lost: dict[tuple[float, float], float] = {}
-    for k in range(int(fold.max()) + 1):
-        seen, left = known[fold != k], known[fold == k]
-        if len(np.unique(codes[seen])) < 2:
-            continue
-        for penalty in PENALTIES:
-            ridge = _logistic(inp, codes, seen, n_classes, penalty)
-            for scale in INVERSE_TEMPERATURES:
-                loss = _cross_entropy(ridge.scaled(scale)(inp.z[left]), codes[left])
-                lost[penalty, scale] = lost.get((penalty, scale), 0.0) + loss
-    return min(lost, key=lambda at: lost[at]) if lost else (PENALTIES[1], 1.0)
+    if inp.genes.start == inp.genes.stop:
+        return linear
+    return linear.mixed(_logistic(inp, codes, known, n_classes), SHARE)
 
 
 def linear_regression(
@@ -155,14 +125,14 @@ def _discriminant(inp: LinearInput, codes: NDArray[np.int64], rows: NDArray[np.i
     return _absent(coef, intercept, seen)
 
 
-def _logistic(inp: LinearInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int, c: float) -> Linear:
+def _logistic(inp: LinearInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int) -> Linear:
     """Ridge logistic regression of the gene scores."""
     rows = sampled(rows)
     coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.zeros(n_classes)
     seen = np.bincount(codes[rows], minlength=n_classes) > 0
     u = inp.z[rows, inp.genes].astype(np.float64) * inp.unit
     local = (np.cumsum(seen) - 1)[codes[rows]]
-    found, offset = ridge_logistic(u, local, int(seen.sum()), c)
+    found, offset = ridge_logistic(u, local, int(seen.sum()), PENALTY)
     coef[np.ix_(np.arange(inp.genes.start, inp.genes.stop), np.flatnonzero(seen))] = found * inp.unit
     intercept[seen] = offset
     return _absent(coef, intercept, seen)
@@ -181,7 +151,3 @@ def _absent(coef: FloatArray, intercept: FloatArray, seen: NDArray[np.bool_]) ->
     intercept[seen] -= intercept[seen].mean()
     intercept[~seen] = _ABSENT
     return Linear(coef, intercept)
-
-
-def _cross_entropy(logits: FloatArray, truth: NDArray[np.int64]) -> float:
-    return -float(log_softmax(logits, axis=1)[np.arange(len(truth)), truth].mean())

@@ -78,13 +78,17 @@ class LabelMoments:
         """Number of classes."""
         return len(self.prior)
 
-    def solve(self, chosen: NDArray[np.int64]) -> LinearMembers:
+    def solve(self, chosen: NDArray[np.int64], penalty: float = PENALTY) -> LinearMembers:
         """Classifiers that read only the ``chosen`` of the genes."""
         g = len(chosen)
         columns = np.concatenate([chosen, chosen + len(self.genes)])
         b, d = self.factor[:, columns].astype(np.float64), self.rest[columns].astype(np.float64)
         cross, mean = self.cross[columns].astype(np.float64), self.mean[columns].astype(np.float64)
-        coef = _ridge(b, d + PENALTY, 2 * cross)
+        coef = _ridge(b, d + penalty, 2 * cross)
+        if penalty > PENALTY:  # a strong one shrinks the scores; least squares bring their scale back
+            coef *= (
+                2 * float((coef * cross).sum()) / max(float(((b @ coef) ** 2).sum() + d @ (coef**2).sum(axis=1)), 1e-12)
+            )
         axes = leading_axes(b[:, :g].T @ b[:, :g] + np.diag(d[:g]), N_COMPS)
         lda, lda_intercept = self._discriminant(axes, b, d, cross, mean)
         intercept = 2 * self.prior - 1 - mean @ coef
@@ -110,28 +114,25 @@ class LabelMoments:
         intercept = -0.5 * np.einsum("dk,dk->k", means, coef) + np.log(np.maximum(self.prior, 1e-6)) - middle @ coef
         return coef, intercept
 
-    def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def to_file(self, prefix: str = "moments") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return what a model file keeps."""
-        arrays: dict[str, NDArray[Any]] = {
-            "moments.factor": self.factor, "moments.rest": self.rest, "moments.mean": self.mean,
-            "moments.cross": self.cross, "moments.prior": self.prior,
-        }  # fmt: skip
-        return {"moments_genes": self.genes}, arrays
+        arrays = {f"{prefix}.{name}": value for name, value in vars(self).items() if name != "genes"}
+        return {f"{prefix}_genes": self.genes}, arrays
 
     @classmethod
-    def from_file(cls, file: ModelFile, n_classes: int) -> LabelMoments | None:
+    def from_file(cls, file: ModelFile, n_classes: int, prefix: str = "moments") -> LabelMoments | None:
         """Return the moments of a model file, None where it has none."""
-        genes = file.optional_names("moments_genes")
+        genes = file.optional_names(f"{prefix}_genes")
         if genes is None:
             return None
         d = 2 * len(genes)
         return cls(
             genes,
-            file.array("moments.factor", (None, d)),
-            file.array("moments.rest", (d,), minimum=0.0),
-            file.array("moments.mean", (d,)),
-            file.array("moments.cross", (d, n_classes)),
-            file.array("moments.prior", (n_classes,), minimum=0.0),
+            file.array(f"{prefix}.factor", (None, d)),
+            file.array(f"{prefix}.rest", (d,), minimum=0.0),
+            file.array(f"{prefix}.mean", (d,)),
+            file.array(f"{prefix}.cross", (d, n_classes)),
+            file.array(f"{prefix}.prior", (n_classes,), minimum=0.0),
         )
 
 
@@ -152,9 +153,12 @@ def moments_of(
 
 
 def _row_factor(x: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Return (r, d) whose rows span the leading part of the rows of ``x`` (n, d): all of it where n <= rank."""
+    """Return (r, d) whose rows span the leading part of the rows of ``x`` (n, d): all of it where n <= rank.
+
+    They are no observations: a model file should hold none.
+    """
     if len(x) <= rank:
-        return x
+        return np.asarray(np.linalg.qr(x, mode="r"))
     rank = min(rank, x.shape[1])
     basis = x @ np.random.default_rng(0).standard_normal((x.shape[1], rank)).astype(np.float32)
     basis = np.linalg.qr(x @ (x.T @ np.linalg.qr(basis)[0]))[0]

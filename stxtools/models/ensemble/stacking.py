@@ -1,4 +1,4 @@
-"""A stacked ensemble: network, linear classifier, trees and label propagation, weighted by out-of-fold predictions.
+"""A stacked ensemble: network, linear classifiers, trees and label propagation, weighted by out-of-fold predictions.
 
 Linear classifier, trees and label propagation are trained without some blocks and predict them; the weights of their
 logits are those of the lowest cross-entropy there (stacking, Wolpert 1992), which also calibrates them.
@@ -18,6 +18,8 @@ from scipy.special import log_softmax
 
 from stxtools.models._model_file import ModelFile
 
+from .gene_classifier import GeneClassifier
+from .gene_means import GeneSection
 from .label_propagation import BANDWIDTHS, propagated_logits, typical_gap
 from .linear import Linear
 from .trees import Trees
@@ -42,13 +44,14 @@ class Weights:
     trees: float = 0.0
     label_propagation: float = 0.0
     bandwidth: float = 0.0
+    genes: float = 0.0
 
     def with_network(self, share: float) -> Weights:
         """Weights with the network at ``share``; the others keep their proportions."""
         rest = 1 - share
         return replace(
             self, network=share, linear=rest * self.linear, trees=rest * self.trees,
-            label_propagation=rest * self.label_propagation,
+            label_propagation=rest * self.label_propagation, genes=rest * self.genes,
         )  # fmt: skip
 
 
@@ -59,6 +62,7 @@ class Stack:
     weights: Weights
     linear: Linear | None = None
     trees: Trees | None = None
+    genes: GeneClassifier | None = None
 
     def __call__(
         self,
@@ -66,10 +70,12 @@ class Stack:
         n_means: int,
         network: NDArray[np.floating],
         propagated: FloatArray | None = None,
+        by_genes: FloatArray | None = None,
     ) -> FloatArray:
         """Logits (or values) of observations from input features (m, d), of which trees read the first ``n_means``.
 
-        ``network`` and ``propagated`` are the logits of the network and of label propagation, (m, K).
+        ``network``, ``propagated`` and ``by_genes`` are the logits of the network, of label propagation and of the
+        classifier of genes, (m, K).
         """
         w = self.weights
         logits = w.network * network.astype(np.float64)
@@ -79,6 +85,8 @@ class Stack:
             logits += w.trees * self.trees(own[:, :n_means])
         if propagated is not None and w.label_propagation > 0:
             logits += w.label_propagation * propagated
+        if by_genes is not None:
+            logits += w.genes * by_genes
         return logits
 
 
@@ -90,43 +98,59 @@ class Ensemble:
     labelled: Stack | None = None  # for sections that have labels themselves; None where nothing is gained by them
     linear_alone: float = 1.0  # weight of the linear classifier beside the network where no other member takes part
 
-    def stack(self, codes: Codes | None) -> Stack:
-        """The members for a section with these labels (-1 none)."""
+    def stack(self, codes: Codes | None, found: float = 1.0) -> Stack:
+        """The members for a section with these labels (-1 none), in which a share of the network's genes was found.
+
+        What the network does not find is inferred from the rest: the classifier of genes takes as much of its weight.
+        """
         has_labels = codes is not None and bool((codes >= 0).any())
-        return self.labelled if has_labels and self.labelled is not None else self.elsewhere
+        if has_labels and self.labelled is not None:
+            return self.labelled
+        w = self.elsewhere.weights
+        if w.genes == 0:
+            return self.elsewhere
+        weights = replace(w, network=found * w.network, genes=w.genes + (1 - found) * w.network)
+        return replace(self.elsewhere, weights=weights)
 
     def __call__(
         self, own: NDArray[np.float32], n_means: int, network: NDArray[np.floating], xy: FloatArray,
-        codes: Codes | None, known: Mask,
+        codes: Codes | None, known: Mask, by_name: GeneSection | None = None, found: float = 1.0,
     ) -> FloatArray:  # fmt: skip
-        """Logits (or values) of the observations ``known`` of a section; ``xy`` and ``codes`` are of all of them."""
-        stack = self.stack(codes)
-        propagated = None
+        """Logits (or values) of the observations ``known`` of a section; the other arrays are of all of them."""
+        stack = self.stack(codes, found)
+        propagated = by_genes = None
+        if stack.genes is not None and by_name is not None and stack.weights.genes > 0:
+            by_genes = stack.genes.logits(by_name)[known]
         if codes is not None and stack.weights.label_propagation > 0:
             propagated = propagated_logits(xy, codes, network.shape[1], stack.weights.bandwidth)[known]
-        return stack(own, n_means, network, propagated)
+        return stack(own, n_means, network, propagated, by_genes)
 
-    def to_file(self, prefix: str) -> dict[str, NDArray[Any]]:
-        """Arrays that a model file keeps."""
+    def to_file(self, prefix: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Names and arrays that a model file keeps."""
         stack = self.elsewhere
         w = stack.weights
-        arrays = {f"{prefix}.weights": np.array([w.network, w.linear, w.trees, self.linear_alone])}
+        arrays = {f"{prefix}.weights": np.array([w.network, w.linear, w.trees, w.genes, self.linear_alone])}
         if stack.linear is not None:
             arrays |= {f"{prefix}.coef": stack.linear.coef, f"{prefix}.intercept": stack.linear.intercept}
-        return arrays | (stack.trees.to_file(f"{prefix}.trees") if stack.trees is not None else {})
+        named, moments = ({}, {}) if stack.genes is None else stack.genes.to_file(f"{prefix}.genes")
+        return named, arrays | moments | (stack.trees.to_file(f"{prefix}.trees") if stack.trees is not None else {})
 
     @classmethod
     def from_file(cls, file: ModelFile, prefix: str, n_own: int, n_means: int, n_classes: int) -> Ensemble:
         """Return what :meth:`to_file` wrote; an observation has ``n_own`` features, ``n_means`` of them means."""
-        network, linear, trees, alone = (float(w) for w in file.array(f"{prefix}.weights", (4,), minimum=0.0))
+        network, linear, trees, genes, alone = (float(w) for w in file.array(f"{prefix}.weights", (5,), minimum=0.0))
         fitted = None
-        if linear > 0 or f"{prefix}.coef" in file.arrays:
+        if linear > 0 or f"{prefix}.coef" in file.arrays or f"{prefix}.intercept" in file.arrays:
             coef = file.array(f"{prefix}.coef", (n_own, n_classes))
             fitted = Linear(coef, file.array(f"{prefix}.intercept", (n_classes,)))
         grown = Trees.from_file(file, f"{prefix}.trees", n_means, n_classes)
         if trees > 0 and grown is None:
             raise file.damaged(f"{prefix!r} weighs trees and has none")
-        return cls(Stack(Weights(network, linear, trees), fitted, grown), linear_alone=alone)
+        classifier = GeneClassifier.from_file(file, f"{prefix}.genes", n_classes)
+        if genes > 0 and classifier is None:
+            raise file.damaged(f"{prefix!r} weighs a classifier of genes and has none")
+        weights = Weights(network, linear, trees, genes=genes)
+        return cls(Stack(weights, fitted, grown, classifier), linear_alone=alone)
 
 
 @dataclass(frozen=True)

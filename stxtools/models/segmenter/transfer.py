@@ -86,10 +86,7 @@ class Transfer:
         if moments is None:
             return None
         self = cls(moments, inverse_temperature=file.number("inverse_temperature", 1.0, above=0.0))
-        first, second = file.names("id_genes"), file.names("ids")
-        if len(first) != len(second):
-            raise file.damaged(f"it has {len(second)} second names of {len(first)} genes")
-        self.ids = dict(zip(first, second, strict=True))
+        self.ids = file.paired_names("id_genes", "ids")
         return self
 
 

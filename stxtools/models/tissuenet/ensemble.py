@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.linear import (
     Linear,
     LinearInput,
@@ -16,7 +17,7 @@ from stxtools.models.ensemble.linear import (
     linear_regression,
     sampled,
 )
-from stxtools.models.ensemble.stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold
+from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights, out_of_fold
 from stxtools.models.ensemble.trees import N_HELD_OUT_TREES, N_TREES, Trees, grow_trees
 
 from .features import EXPRESSION, TrainingTargets
@@ -34,26 +35,45 @@ _LARGE = 16  # large blocks of a section to hold out for the members' weights
 class EnsembleFit:
     """Fits the members beside the network on the sections that it learned from.
 
-    ``members`` names them, or is ``"auto"``: all, but across sections, where components and network may separate donors
-    rather than tissue, the linear classifier alone; and no network that has not ``converged`` on held-out labels.
+    ``members`` names them, or is ``"auto"``: in sections with labels all but the classifier of genes, elsewhere this
+    one, for components and trees of one section mean something else in another. The network takes part if it has
+    ``converged`` on held-out labels; elsewhere not where the model is made ``across`` three sections or more.
     """
 
     def __init__(self, training: TrainingTargets, members: str | Sequence[str], *, converged: bool) -> None:
         self.training, self.sections, self.rng = training, training.sections, training.rng
-        within = MEMBERS if members == "auto" else tuple(members)
-        self.within = [m for m in within if members != "auto" or converged or m != "network"]
-        self.elsewhere = ["linear"] if members == "auto" and training.across else self.within
+        auto = members == "auto"
+        named = MEMBERS if auto else tuple(members)
+        self.within = [m for m in named if not auto or (m != "genes" and (converged or m != "network"))]
+        self.by_name = [s.by_name for s in self.sections if s.by_name is not None]
+        self.elsewhere = [m for m in self.within if m != "genes"]
+        if len(self.by_name) == len(self.sections) and "genes" in named:
+            self.elsewhere = [m for m in self.within if m == "network" and not (auto and training.across)] + ["genes"]
+        elif auto and training.across:
+            self.elsewhere = ["linear"]
         self.in_region = np.concatenate([s.region >= 0 for s in self.sections])
 
     def of(self, task: str) -> Ensemble:
         """Fit the ensemble of ``task`` on all its labels."""
         if task == EXPRESSION:
             return self._regression()
-        blocks = self._stacked(task, self.within, self._input(across=False))
-        if not self.training.across:
-            return blocks
-        other = self._stacked(task, self.elsewhere, self._input(across=True))
-        return Ensemble(other.elsewhere, blocks.labelled or blocks.elsewhere, other.linear_alone)
+        own = [m for m in self.within if m != "genes"]
+        blocks = self._stacked(task, own) if set(own) - {"label_propagation", "network"} else None
+        here = None if blocks is None else blocks.labelled or blocks.elsewhere
+        if "genes" in self.elsewhere:
+            share = _share(task, self.elsewhere)
+            linear = here.linear if here is not None else None  # for the attribution of genes
+            stack = Stack(Weights(genes=1.0).with_network(share), linear, genes=self._genes(task))
+            return Ensemble(stack, here, blocks.linear_alone if blocks is not None else 1.0)
+        if blocks is None or self.elsewhere == own:
+            return blocks or self._stacked(task, own)
+        other = self._stacked(task, self.elsewhere)
+        return Ensemble(other.elsewhere, here, other.linear_alone)
+
+    def _genes(self, task: str) -> GeneClassifier:
+        """Fit the classifier of genes to the labels in any region."""
+        codes = [np.where(s.region >= 0, s.labels[task], -1) for s in self.sections]
+        return GeneClassifier.fit(self.by_name, codes, self.training.tasks[task], self.rng)
 
     def _regression(self) -> Ensemble:
         share = _share(EXPRESSION, self.within)
@@ -64,30 +84,28 @@ class EnsembleFit:
         fitted = linear_regression(self._input(across=self.training.across), values, known, self.rng)
         return Ensemble(Stack(Weights(linear=1.0).with_network(share), fitted))
 
-    def _stacked(self, task: str, members: Sequence[str], inp: LinearInput) -> Ensemble:
-        codes, n_classes = self._codes(task), self.training.tasks[task]
+    def _stacked(self, task: str, members: Sequence[str]) -> Ensemble:
+        inp, codes, n_classes = self._input(across=False), self._codes(task), self.training.tasks[task]
         codes = np.where(self.in_region, codes, -1)
         known, share = codes >= 0, _share(task, members)
         seed = int(self.rng.integers(2**31))
 
         def linear(seen: Mask) -> Linear:
-            return linear_classifier(inp, np.where(seen, codes, -1), n_classes, self.rng)
+            return linear_classifier(inp, np.where(seen, codes, -1), n_classes)
 
         def trees(seen: Mask, n_trees: int = N_TREES) -> Trees:
             rows = sampled(np.flatnonzero(seen))
             return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed, n_trees)
 
         fitted = linear(known) if "linear" in members else None
-        predicted: OutOfFold | None = None
-        if set(members) - {"network", "linear"} or not inp.whole:  # across sections it is calibrated already
-            predicted = out_of_fold(
-                [(s.section.xy, np.where(s.region >= 0, s.labels[task], -1)) for s in self.sections],
-                self._folds(known, inp), n_classes,
-                linear=(lambda seen, held: linear(seen)(inp.z[held])) if fitted is not None else None,
-                trees=(lambda seen, held: trees(seen, N_HELD_OUT_TREES)(inp.z[held, : inp.genes.start]))
-                if "trees" in members else None,
-                label_propagation="label_propagation" in members and not inp.whole,
-            )  # fmt: skip
+        predicted = out_of_fold(
+            [(s.section.xy, np.where(s.region >= 0, s.labels[task], -1)) for s in self.sections],
+            self._folds(known, inp), n_classes,
+            linear=(lambda seen, held: linear(seen)(inp.z[held])) if fitted is not None else None,
+            trees=(lambda seen, held: trees(seen, N_HELD_OUT_TREES)(inp.z[held, : inp.genes.start]))
+            if "trees" in members else None,
+            label_propagation="label_propagation" in members,
+        )  # fmt: skip
         if predicted is None:
             first = next((m for m in ("linear", "trees") if m in members), "network")
             without, around, alone = Weights(**{first: 1.0}), None, 1.0
@@ -113,20 +131,17 @@ class EnsembleFit:
         featurizer = self.training.featurizer
         width, unit = len(featurizer.scaling["centre"]), float(featurizer.scaling["unit"][0])
         groups = np.concatenate(groups_of(self.sections, whole=across))
-        return LinearInput(self._features, featurizer.params.neighbours, width, unit, groups, across)
+        return LinearInput(self._features, featurizer.params.neighbours, width, unit, groups)
 
     def _folds(self, known: Mask, inp: LinearInput) -> list[Codes]:
-        """Divisions of the labels into folds of whole blocks or sections, -1 where nothing is known.
+        """Divisions of the labels into folds of whole blocks, -1 where nothing is known.
 
-        Within sections by small blocks and by large ones, for it is unknown how far from labels a model will predict:
+        By small blocks and by large ones, for it is unknown how far from labels a model will predict:
         trees that read a wide neighbourhood, and label propagation, do too well on a small block between labelled ones;
         large ones are few.
         """
-        groups = [inp.group]
-        if not inp.whole:
-            groups.append(np.concatenate(groups_of(self.sections, whole=False, most=_LARGE)))
         found = []
-        for group in groups:
+        for group in (inp.group, np.concatenate(groups_of(self.sections, whole=False, most=_LARGE))):
             if len(np.unique(group[known])) > 1:
                 fold = np.full(len(known), -1)
                 fold[known] = deal_folds(group[known], self.rng)

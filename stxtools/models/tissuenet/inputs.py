@@ -11,6 +11,7 @@ from scipy import sparse
 
 from stxtools._spatial.blocks import spatial_blocks
 from stxtools.models._section import Section
+from stxtools.models.ensemble.gene_means import GeneSection
 
 BLOCKS = 36  # of a section, from which those for early stopping are drawn
 HELD = 7  # one in so many
@@ -38,6 +39,8 @@ class RegionSection:
         Log expression of the genes that are read beside the features, (n, G) sparse, or None.
     expression
         Log expression of the genes to predict, (n, T); NaN rows where it is not to be learned from; or None.
+    by_name
+        Log expression of all genes with their names, for the classifier that crosses sections, or None.
     """
 
     section: Section
@@ -47,6 +50,7 @@ class RegionSection:
     labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     genes: sparse.csr_matrix | None = None
     expression: NDArray[np.float32] | None = None
+    by_name: GeneSection | None = None
 
 
 def label_shares(

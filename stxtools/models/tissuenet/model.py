@@ -88,6 +88,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self.expression: list[str] = []
         self.genes: list[str] | None = None
         self.target_sum: float | None = None
+        self.ids: dict[str, str] = {}  # second names of genes that are read by name
         self.featurizer = Featurizer(self.params)
         self.ensembles: dict[str, Ensemble] = {}
         self.convergence: dict[str, Any] = {}
@@ -102,6 +103,13 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     def n_means(self) -> int:
         """How many neighbourhood means of features an observation reads."""
         return self.n_features * len(self.params.neighbours)
+
+    @property
+    def read_genes(self) -> list[str]:
+        """Names of all genes that are read."""
+        found = [e.elsewhere.genes.moments.genes for e in self.ensembles.values() if e.elsewhere.genes is not None]
+        found += [self.genes or [], self.projection.genes if self.projection is not None else []]
+        return list(dict.fromkeys(gene for genes in found for gene in genes))
 
     @property
     def tasks(self) -> dict[str, int]:
@@ -141,6 +149,8 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         named = self.params.ensemble
         if self.expression and named != "auto" and not {"network", "linear"} & set(named):
             raise ValueError("The network and the linear member predict genes; name one of them in `ensemble`.")
+        if named != "auto" and "genes" in named and any(s.by_name is None for s in sections):
+            raise ValueError("`ensemble` names 'genes', but no expression is read: there is none, or `params` say so.")
         self.history, self.net, self.ensembles, self.convergence, run = [], None, {}, {}, completed(run)
         factors = self._factors()
         rng = np.random.default_rng(run["random_state"])
@@ -279,8 +289,10 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         if ensemble is None or g.own is None:
             return 1.0, np.zeros(network.shape), np.zeros((len(s.nodes), network.shape[1]))
         codes = s.labels.get(task)
-        share = ensemble.stack(codes).weights.network
-        others = ensemble(g.own.numpy(), self.n_means, network, s.section.xy, codes, known) - share * network
+        found = self._found(s)
+        share = ensemble.stack(codes, found).weights.network
+        own = g.own.numpy()
+        others = ensemble(own, self.n_means, network, s.section.xy, codes, known, s.by_name, found) - share * network
         mean, _ = region_means(s.region[known], others, np.ones(len(others), dtype=bool), len(s.nodes))
         return share, others, mean.astype(np.float64)
 
@@ -289,15 +301,26 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         ensemble = self.ensembles.get(task)
         if ensemble is None:
             return Weights(network=1.0)
-        return ensemble.stack(None if section is None else section.labels.get(task)).weights
+        if section is None:
+            return ensemble.elsewhere.weights
+        return ensemble.stack(section.labels.get(task), self._found(section)).weights
+
+    def _found(self, s: RegionSection) -> float:
+        """Share of the network's genes that a section has."""
+        if s.by_name is None or not self.genes:
+            return 1.0
+        return float(np.isin(self.genes, s.by_name.genes).mean())
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        arrays = self.featurizer.to_file()
+        arrays, named = self.featurizer.to_file(), dict[str, Any]()
         for task, ensemble in self.ensembles.items():
-            arrays |= ensemble.to_file(f"ensemble.{task}")
-        return {
+            names, values = ensemble.to_file(f"ensemble.{task}")
+            named, arrays = named | names, arrays | values
+        ids = {gene: self.ids[gene] for gene in self.read_genes if gene in self.ids}
+        return named | {
             "classes": self.classes, "expression": self.expression, "read_genes": self.genes,
             "read_target_sum": self.target_sum, "task_weights": self.task_weights, "ensembles": list(self.ensembles),
+            "id_genes": list(ids), "ids": list(ids.values()),
         }, arrays  # fmt: skip
 
     def _from_file(self, file: ModelFile) -> None:
@@ -305,6 +328,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         file.check_tasks("classes", self.classes, {BIOMARKER: 0, CLASSES: 0})
         self.expression, self.genes = file.names("expression"), file.optional_names("read_genes")
         self.target_sum = file.optional_number("read_target_sum")
+        self.ids = file.paired_names("id_genes", "ids")
         self.task_weights = file.numbers_by_task("task_weights", self.tasks)
         self.featurizer = Featurizer.from_file(self.params, file, self.tasks)
         smoothed = self.featurizer.smoothed

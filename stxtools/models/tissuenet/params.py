@@ -13,7 +13,7 @@ Pretraining = Literal["masked", "none"]
 Holdout = Literal["auto", "block", "section"]
 Objective = Literal["masked", "contrastive"]
 
-MEMBERS = ("network", "linear", "trees", "label_propagation")
+MEMBERS = ("network", "linear", "trees", "label_propagation", "genes")
 
 
 def check_ensemble(value: object) -> None:
@@ -34,7 +34,7 @@ def check_ensemble(value: object) -> None:
         raise ValueError(f"`ensemble={list(value)!r}` must name one member at least, and each once.")
     if tuple(value) == ("label_propagation",):
         raise ValueError("`ensemble` names label propagation alone, which predicts nothing in a section without "
-                         "labels; add 'network', 'linear' or 'trees'.")  # fmt: skip
+                         "labels; add 'network', 'linear', 'trees' or 'genes'.")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class TissueNetParams:
     ensemble
         Members whose weighted logits are the prediction, some of ``"network"``, ``"linear"`` (discriminant analysis of
         the representation's neighbourhood means, ridge logistic regression of the genes'), ``"trees"`` (extremely
-        randomised trees of the representation's) and ``"label_propagation"``; or ``"auto"``. See
+        randomised trees of the representation's), ``"label_propagation"`` and ``"genes"`` (ridge regression of
+        neighbourhood means of genes standardised within each section, in sections without labels); or ``"auto"``. See
         :func:`stxtools.tl.multitask`.
     alpha, beta, gamma
         Factors of the biomarker, the tissue-class and the expression loss; a task whose factor is 0 is not trained.
@@ -75,9 +76,9 @@ class TissueNetParams:
         Weight of the loss on the regions' label shares beside that on the observations.
     holdout
         What is held out: spatial ``"block"`` s, whole ``"section"`` s, or ``"auto"``. That is blocks for early
-        stopping; and for the linear classifier sections, where three at least have labels and either another has none
-        or all are labelled throughout (at most 6 % of their blocks without a label): the model is made for sections
-        to come.
+        stopping; and ``"auto"`` leaves the network out of the ensemble in sections without labels, where three at least
+        have some and either another has none or all are labelled throughout (at most 6 % of their blocks without a
+        label): the model is made for sections to come.
     objective
         Without labels: ``"masked"`` reconstruction of hidden regions or ``"contrastive"`` agreement of two views
         (Zhu et al. 2020).
