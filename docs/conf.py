@@ -46,7 +46,8 @@ needs_sphinx = "8.0"
 # of the private modules have no pages.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(anndata|collections|lightning|matplotlib|numpy|os|pandas|scanpy|scipy|squidpy|torch|typing)\..*"),
+    (r"py:.*", r"(collections|lightning|matplotlib|numpy|os|pandas|scipy|torch|typing)\..*"),
+    (r"py:.*", r"(anndata|scanpy|spatialdata|squidpy)\..*"),
     (r"py:.*", r"(Ellipsis|stxtools\.(nn|models)\..*|stxtools\._.*)"),
 ]
 

@@ -6,7 +6,7 @@ place of AnnData. It works on ``sdata.tables[table_key]`` (``"table"``), where i
 of the annotated shapes, labels or points in that system, ``"global"`` by default. Colour images that lie over these
 elements serve as images of the tissue. With ``copy=True`` the call returns SpatialData that shares all else.
 
-:func:`read` needs spatialdata-io for vendors' folders: ``pip install "stxtools[io]"``.
+:func:`~stxtools.io.read` needs spatialdata-io for vendors' folders: ``pip install "stxtools[io]"``.
 """
 
 from stxtools._lazy import attach
