@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -69,17 +70,27 @@ if __name__ == "__main__":
 """
 
 
+def _srun(rank: int) -> dict[str, str]:
+    """What ``srun`` sets for a task on each of two nodes."""
+    nodes = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1"}
+    task = {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURM_LOCALID": "0"}
+    return {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", **nodes, **task}
+
+
 @pytest.mark.slow
-def test_two_machines_end_with_the_same_segments(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launched", [lambda rank: {"WORLD_SIZE": "2", "NODE_RANK": str(rank)}, _srun], ids=["by_hand", "srun"]
+)
+def test_two_machines_end_with_the_same_segments(tmp_path: Path, launched: Callable[[int], dict[str, str]]) -> None:
     """Two nodes that run the user's script; here both are this machine."""
     script = tmp_path / "train.py"
     script.write_text(_SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     nodes = [
-        subprocess.Popen([sys.executable, script, tmp_path / f"{rank}.h5ad"], env=env | {"NODE_RANK": str(rank)})
+        subprocess.Popen([sys.executable, script, tmp_path / f"{rank}.h5ad"], env=env | launched(rank))
         for rank in range(2)
     ]
     try:
