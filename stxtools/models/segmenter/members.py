@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
-from sklearn.ensemble import ExtraTreesClassifier
 
 FloatArray = NDArray[np.float64]
 
@@ -55,6 +54,8 @@ def tree_proba(views: Sequence[FloatArray], labels: NDArray[np.int64], n_classes
     known = np.flatnonzero(labels >= 0)
     known = known[np.unique(np.linspace(0, len(known) - 1, min(len(known), _MOST)).astype(np.int64))]
     z = np.concatenate(list(views), axis=1, dtype=np.float32)
+    from sklearn.ensemble import ExtraTreesClassifier
+
     forest = ExtraTreesClassifier(_TREES, min_samples_leaf=_LEAF, random_state=seed).fit(z[known], labels[known])
     out = np.zeros((len(z), n_classes))
     out[:, forest.classes_] = forest.predict_proba(z)
