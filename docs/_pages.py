@@ -61,7 +61,6 @@ QUESTIONS = (
         "generated/tutorials/quickstart",
         "Compartments, their graph and marker genes.",
     ),
-    ("I have no annotations", "quickstart", "Compartments without labels, and how many there are."),
     (
         "I have a few annotations",
         "generated/tutorials/scribbles",
