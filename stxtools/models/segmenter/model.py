@@ -334,7 +334,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         adapt
             Whether the members adapt to each section's own components.
         members
-            :attr:`members`, where ``sections`` are those that were learned from: they decide beside the U-Net.
+            ``members``, where ``sections`` are those that were learned from: they decide beside the U-Net.
         accelerator
             Where the U-Net runs.
         """
