@@ -67,7 +67,7 @@ class SegmenterParams:
         for name in ("pretrain_epochs", "steps_per_epoch", "batch_size", "patience"):
             check_int(name, getattr(self, name), minimum=1)
         check_int("width", self.width, minimum=1, maximum=WIDEST)
-        check_int("kernel_size", self.kernel_size, minimum=1, maximum=WIDEST_KERNEL)
+        check_kernel_size(self.kernel_size)
         if self.epochs is not None:
             check_int("epochs", self.epochs, minimum=1)
         check_int("depth", self.depth, minimum=0, maximum=6)
@@ -76,13 +76,17 @@ class SegmenterParams:
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)
         for name in ("lr", "weight_decay", "rotation", "scaling"):
             check_number(name, getattr(self, name), minimum=0)
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"`kernel_size={self.kernel_size}` must be odd.")
         check_numbers("sigmas", self.sigmas)
         if not self.sigmas:
             raise ValueError("`sigmas` is empty; name one smoothing scale at least, such as (0.0,).")
         for sigma in self.sigmas:
             check_number("sigmas", sigma, minimum=0, maximum=WIDEST_SIGMA)
+
+
+def check_kernel_size(value: Any) -> None:
+    """Check the side of a filter: an odd number."""
+    if check_int("kernel_size", value, minimum=1, maximum=WIDEST_KERNEL) % 2 == 0:
+        raise ValueError(f"`kernel_size={value}` must be odd.")
 
 
 def check_numbers(name: str, value: Any) -> None:

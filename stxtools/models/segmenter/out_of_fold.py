@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,10 @@ _FOLD_RANK = 128  # for a fold: as good, in half the time
 
 
 def calibrated(
-    genes: Sequence[str],
-    means: Sequence[GeneMeans],
-    xy: Sequence[NDArray[np.float64]],
-    shares: Sequence[FloatArray],
-    weights: Sequence[NDArray[np.float64]],
-    rng: np.random.Generator,
+    logits_of: Iterable[tuple[int, FloatArray]], shares: Sequence[FloatArray], weights: Sequence[NDArray[np.float64]]
 ) -> float:
-    """Inverse temperature with the lowest cross-entropy of out-of-fold logits, with either member and both."""
-    found = list(_out_of_fold(genes, means, xy, shares, weights, rng))
+    """Inverse temperature with the lowest cross-entropy of logits, those of :func:`out_of_fold`."""
+    found = list(logits_of)
 
     def loss(log_factor: float) -> float:
         likely = [log_softmax(np.exp(log_factor) * logits, axis=1) for _, logits in found]
@@ -39,7 +34,7 @@ def calibrated(
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 1.5), method="bounded").x))
 
 
-def _out_of_fold(
+def out_of_fold(
     genes: Sequence[str],
     means: Sequence[GeneMeans],
     xy: Sequence[NDArray[np.float64]],

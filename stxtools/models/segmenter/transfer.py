@@ -16,7 +16,7 @@ from stxtools.models.ensemble.evidence import Answers, Evidence
 from stxtools.models.ensemble.gene_means import READ_GENES, FloatArray, GeneMeans, GeneSection, chosen_genes
 from stxtools.models.ensemble.moments import N_COMPS, LabelMoments, moments_of
 
-from .out_of_fold import calibrated
+from .out_of_fold import calibrated, out_of_fold
 from .pseudo_labels import PseudoLabels
 
 _DENSE = 0.5  # share of labelled observations from which the others count nothing
@@ -54,7 +54,8 @@ class Transfer:
         moments = moments_of(genes, means, shares, weights)
         genes, means = genes[:READ_GENES], [m.leading(READ_GENES) for m in means]
         xy, rng = [e.xy for e in expression], np.random.default_rng(seed)
-        return cls(moments, inverse_temperature=calibrated(genes, means, xy, shares, weights, rng))
+        logits = out_of_fold(genes, means, xy, shares, weights, rng)
+        return cls(moments, inverse_temperature=calibrated(logits, shares, weights))
 
     def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions, in the model and in ``names``, of the best genes that both have."""

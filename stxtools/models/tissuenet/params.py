@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stxtools._checks import check_bool, check_choice, check_int, check_number
-from stxtools.models._params import DEEPEST, WIDEST, WIDEST_KERNEL, check_numbers
+from stxtools.models._params import DEEPEST, WIDEST, check_kernel_size, check_numbers
 
 Weighting = Literal["fixed", "gradnorm", "uncertainty", "famo"]
 Pretraining = Literal["masked", "none"]
@@ -139,7 +139,7 @@ class TissueNetParams:
         for name in ("hidden", "out_channels", "heads", "unet_width", "spot_width"):
             check_int(name, getattr(self, name), minimum=1, maximum=WIDEST)
         check_int("layers", self.layers, minimum=1, maximum=DEEPEST)
-        check_int("kernel_size", self.kernel_size, minimum=1, maximum=WIDEST_KERNEL)
+        check_kernel_size(self.kernel_size)
         check_int("unet_depth", self.unet_depth, minimum=0, maximum=6)
         for name in ("dropout", "embed_dropout", "hide", "input_dropout"):
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)
@@ -147,8 +147,6 @@ class TissueNetParams:
             check_number(name, getattr(self, name), minimum=0)
         if self.alpha == self.beta == 0:
             raise ValueError("`alpha` and `beta` are both 0: nothing would be learned.")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"`kernel_size={self.kernel_size}` must be odd.")
         check_numbers("neighbours", self.neighbours)
         if not self.neighbours:
             raise ValueError("`neighbours` is empty; name one neighbourhood size at least, such as (1,).")
