@@ -1,8 +1,9 @@
 """Fill the docstrings of public functions: parameters that many of them have, and the slots that they write.
 
 ``%(parameters)s`` in a docstring stands for the parameters of the signature that it does not describe itself, with
-the texts of :data:`PARAMETERS`; ``%(slots)s`` for the slots in :mod:`stxtools._slots_table`. Both are filled in as
-plain text when the module is imported.
+the texts of :data:`PARAMETERS`; ``%(slots)s`` for the slots in :mod:`stxtools._slots_table`; ``%(returns)s`` for the
+section on what most functions of a namespace return, slots included. All are filled in as plain text when the module
+is imported.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WIDTH = 116
+RETURNS = {
+    "get": ["Returns", "-------", "A new table in the order of the slot."],
+    "pp": ["Returns", "-------", "None, or the changed copy with ``copy=True``. Sets:", "", "%(slots)s"],
+}
+RETURNS["tl"] = RETURNS["pp"]
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 
 # the first that fits is taken; one that starts with a namespace is for the functions of that namespace
@@ -30,6 +36,7 @@ PARAMETERS = {
     "result was made with. ``False``: all observations are one section.",
     "pl.spatial_key": "Key of ``obsm`` with the positions to draw at.",
     "pl.key": "Name under which the results were written.",
+    "get.fdr": "Keep rows with ``pvals_adj`` of at most this.",
     "get.key": "Name under which the results were written.",
     "accelerator, devices": "Where to train, as in Lightning.",
     "accelerator": "Where to train, as in Lightning.",
@@ -72,6 +79,9 @@ def _fill(function: Callable[..., Any]) -> None:
     namespace = function.__module__.split(".")[1]
     rows = [row for row in SLOTS if row.call == f"{namespace}.{function.__name__}"]
     lines = inspect.cleandoc(function.__doc__ or "").splitlines()
+    if "%(returns)s" in lines:
+        at = lines.index("%(returns)s")
+        lines[at : at + 1] = RETURNS[namespace]
     if "%(slots)s" in lines:
         at = lines.index("%(slots)s")
         lines[at : at + 1] = _slots(rows)

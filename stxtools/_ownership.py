@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._validate import check_key_added
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -36,6 +38,16 @@ def check_free(adata: AnnData, call: str, **slots: Iterable[str]) -> None:
         If one of them is there and something else wrote it.
     """
     check_paths_free(adata, call, [(container, key) for container, keys in slots.items() for key in keys])
+
+
+def free_key(adata: AnnData, call: str, key_added: str | None, default: str, **suffixes: Iterable[str]) -> str:
+    """Return the checked output name, after :func:`check_free` for the slots that it begins.
+
+    - ``**suffixes``: What follows the name, by container: ``uns=["", "_params"]``.
+    """
+    key = check_key_added(key_added, default)
+    check_free(adata, call, **{where: [f"{key}{end}" for end in ends] for where, ends in suffixes.items()})
+    return key
 
 
 def check_paths_free(adata: AnnData, call: str, paths: Iterable[Path], replaces: Collection[str] = ()) -> None:

@@ -113,10 +113,8 @@ def axolotl_regeneration(
 
     Raises
     ------
-    ConnectionError
-        If a download fails; nothing is left behind, and the message says how to do it by hand.
-    ValueError
-        If a section is no name, a file has not its checksum or is not such a section.
+    ConnectionError, ValueError
+        As :func:`mosta`.
 
     Examples
     --------

@@ -31,8 +31,6 @@ def biomarkers(
 
     Parameters
     ----------
-    fdr
-        Keep genes with ``pvals_adj`` of at most this.
     sign
         ``"up"`` keeps genes that are higher in the group, ``"down"`` those that are lower.
     min_libraries

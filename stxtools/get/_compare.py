@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
-
 from stxtools import _keys
-from stxtools._checks import check_key
 from stxtools._docs import documented
-from stxtools._validate import check_adata
 
-from ._rows import rows_of
+from ._rows import rows_of, stored_table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 COLUMNS = {"group", "kind", "compartment", "names", "logfoldchanges", "ci_low", "ci_high", "pvals", "pvals_adj"}
@@ -36,20 +33,14 @@ def compare(
     ----------
     kind
         ``"share"``, ``"contact"`` or ``"expression"``; all by default.
-    fdr
-        Keep rows with ``pvals_adj`` of at most this.
     %(parameters)s
 
-    Returns
-    -------
-    A new table in the order of the slot.
+    %(returns)s
 
     Raises
     ------
-    KeyError
-        There is no such table.
-    ValueError
-        It has no such kind, group or compartment.
+    KeyError, ValueError
+        There is no such table, or it has no such kind, group or compartment.
 
     Examples
     --------
@@ -58,11 +49,6 @@ def compare(
     >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
     >>> shares = st.get.compare(adata, "share")
     """
-    check_adata(adata, unique_vars=False)
-    table = adata.uns.get(check_key("key", key))
-    if not isinstance(table, pd.DataFrame) or not set(table.columns) >= COLUMNS:
-        raise KeyError(
-            f"`adata.uns[{key!r}]` holds no comparison of conditions. Run `st.tl.compare(adata, condition_key, "
-            "subject_key)` first, or name the table with `key`."
-        )
+    call = "st.tl.compare(adata, condition_key, subject_key)"
+    table = stored_table(adata, key, COLUMNS, "comparison of conditions", call)
     return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, group=group, compartment=compartment)

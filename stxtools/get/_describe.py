@@ -12,6 +12,8 @@ from stxtools._checks import check_key, check_names
 from stxtools._docs import documented
 from stxtools._validate import check_adata, check_number, listing
 
+from ._rows import rows_of
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -31,20 +33,14 @@ def describe(
     ----------
     kind
         ``"activity"`` (or a name that ``net`` was given) or ``"contact"`` for the evidence; by default the summary.
-    fdr
-        Keep evidence with ``pvals_adj`` of at most this.
     %(parameters)s
 
-    Returns
-    -------
-    A new table in the order of the slot.
+    %(returns)s
 
     Raises
     ------
-    KeyError
-        There is no description.
-    ValueError
-        It has no such kind or group.
+    KeyError, ValueError
+        There is no description, or it has no such kind or group.
 
     Examples
     --------
@@ -73,5 +69,4 @@ def describe(
         raise ValueError(f"`kind={kind!r}` was not described, {listing(kinds) if kinds else 'nor any other'}: call "
                          "`st.tl.describe` with `net=` for activities and with `resource=` for contacts.")  # fmt: skip
     keep = (evidence["kind"].astype(str) == kind) & evidence["group"].astype(str).isin(wanted)
-    table = evidence[keep if fdr is None else keep & (evidence["pvals_adj"] <= fdr)]
-    return table.reset_index(drop=True).copy()
+    return rows_of(evidence[keep], f"adata.uns[{f'{key}_evidence'!r}]", fdr)

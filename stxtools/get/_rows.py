@@ -1,13 +1,27 @@
-"""Rows of a table of results, by the names in its columns."""
+"""Tables of results, and their rows by the names in the columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from stxtools._checks import check_names
-from stxtools._validate import check_number, listing
+from stxtools._checks import check_key, check_names
+from stxtools._validate import check_adata, check_number, listing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def stored_table(adata: AnnData, key: str, columns: AbstractSet[str], what: str, call: str) -> pd.DataFrame:
+    """Return the table ``uns[key]``, which has ``columns``, or say which call makes it."""
+    check_adata(adata, unique_vars=False)
+    table = adata.uns.get(check_key("key", key))
+    if not isinstance(table, pd.DataFrame) or not columns <= set(table.columns):
+        raise KeyError(f"`adata.uns[{key!r}]` holds no {what}. Run `{call}` first, or name the table with `key`.")
+    return table
 
 
 def rows_of(

@@ -39,20 +39,14 @@ def track(
     event
         Keep links of these kinds: ``"continues"``, ``"splits"``, ``"merges"``, ``"appears"``, ``"disappears"``. All by
         default, those between which there is no link (``"none"``) included.
-    fdr
-        Keep links with ``pvals_adj`` of at most this.
     %(parameters)s
 
-    Returns
-    -------
-    A new table in the order of the slot.
+    %(returns)s
 
     Raises
     ------
-    KeyError
-        There is no such table.
-    ValueError
-        There is no such event, or events of another table than ``"links"`` are asked for.
+    KeyError, ValueError
+        There is no such table or event, or events of another table than ``"links"`` are asked for.
 
     Examples
     --------

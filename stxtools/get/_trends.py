@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._checks import check_key
 from stxtools._docs import documented
-from stxtools._validate import check_adata
 
-from ._rows import rows_of
+from ._rows import rows_of, stored_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,22 +37,16 @@ def trends(
         ``"share"``, ``"area"``, ``"contact"`` or ``"expression"``; all by default.
     feature
         Gene or genes, or the other compartment of a contact; all by default.
-    fdr
-        Keep rows with ``pvals_adj`` of at most this.
     values
         Whether to add the log2 value of every subject, in columns named by the subjects.
     %(parameters)s
 
-    Returns
-    -------
-    A new table in the order of the slot.
+    %(returns)s
 
     Raises
     ------
-    KeyError
-        There is no such table.
-    ValueError
-        It has no such kind, compartment or feature.
+    KeyError, ValueError
+        There is no such table, or it has no such kind, compartment or feature.
 
     Examples
     --------
@@ -63,13 +55,7 @@ def trends(
     >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
     >>> shares = st.get.trends(adata, "share")
     """
-    check_adata(adata, unique_vars=False)
-    table = adata.uns.get(check_key("key", key))
-    if not isinstance(table, pd.DataFrame) or not set(table.columns) >= COLUMNS:
-        raise KeyError(
-            f"`adata.uns[{key!r}]` holds no trends. Run `st.tl.trends(adata, time_key, subject_key=...)` first, or "
-            "name the table with `key`."
-        )
+    table = stored_table(adata, key, COLUMNS, "trends", "st.tl.trends(adata, time_key, subject_key=...)")
     if values:
         subjects = [str(name) for name in adata.uns[f"{key}_params"]["subjects"]]
         table = pd.concat([table, adata.uns[f"{key}_values"].set_axis(subjects, axis=1)], axis=1)

@@ -82,11 +82,7 @@ def align(
         Seed of the observations that are used of sections with more than 3000.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------

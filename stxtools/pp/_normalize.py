@@ -67,11 +67,7 @@ def normalize(
         observations (scanpy's ``batch_key``). ``False``: all are one.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------

@@ -53,11 +53,7 @@ def rasterize(
         ``"auto"``, ``"hex"``, ``"square"`` or ``"scattered"`` (bins, whatever the observations form).
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------

@@ -50,11 +50,7 @@ def split_counts(
         Seed. An observation's split depends on its name and not on its row.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     By its parameters :func:`stxtools.tl.biomarkers` knows that groups were found in the other part.
 

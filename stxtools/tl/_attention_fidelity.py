@@ -75,11 +75,7 @@ def attention_fidelity(
         Most regions of a section whose predictions are examined; drawn at random.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------

@@ -9,19 +9,15 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.expression import Expression
-from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import check_free
+from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
     categories,
     check_adata,
     check_bool,
-    check_in,
     check_int,
-    check_key_added,
     check_seed,
     copied,
     listing,
@@ -30,8 +26,7 @@ from stxtools._warn import at_caller
 from stxtools.stats._meta_analysis import adjust_bh
 from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_pairs, compare_subjects
 
-from ._region_graph import inherited_library_key
-from ._subject_values import contacts, expression, one_each, pseudobulk, shares
+from ._subject_values import Observed, contacts, expression, one_each, shares
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -97,11 +92,7 @@ def compare(
         Seed of the permutations, where there are too many for all of them.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------
@@ -117,36 +108,23 @@ def compare(
     >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
     >>> shares = adata.uns["compare"].query("kind == 'share'")
     """
-    check_adata(adata)
-    key = check_key_added(key_added, _keys.COMPARE)
-    check_free(adata, "tl.compare", uns=[key, f"{key}_params"])
+    check_adata(adata, layer=layer)
+    key = free_key(adata, "tl.compare", key_added, _keys.COMPARE, uns=["", "_params"])
     seed, copy = check_seed(random_state), check_bool("copy", copy)
     min_obs = check_int("min_obs", min_obs, minimum=1)
     conditions, condition_names = categories(adata, condition_key, "condition_key", min_classes=2)
-    subjects, subject_names = categories(adata, subject_key, "subject_key", min_classes=2)
-    compartments, compartment_names = categories(adata, groupby, "groupby")
     if reference is not None and reference not in condition_names:
         raise ValueError(f"`reference={reference!r}` is no condition; `adata.obs[{condition_key!r}]` has "
                          f"{listing(condition_names)}.")  # fmt: skip
     base = 0 if reference is None else condition_names.index(reference)
-    if layer is not None:
-        check_in(adata, "layers", layer, "layer")
-    library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
-    where = Geometry(adata, spatial_key, library_key)
-    for codes, known, of_key in ((subjects, subject_names, subject_key), (conditions, condition_names, condition_key)):
-        one_each(where.libs.codes, codes, where.libs.names, known, "library_key", of_key)
+    seen = Observed(adata, subject_key, groupby, spatial_key, library_key)
+    one_each(seen.where.libs, conditions, condition_names, condition_key)
     # a unit is a subject in a condition
-    here = (subjects >= 0) & (conditions >= 0)
-    pairs, unit = np.unique(np.stack([subjects, conditions])[:, here], axis=1, return_inverse=True)
+    here = (seen.subjects >= 0) & (conditions >= 0)
+    pairs, unit = np.unique(np.stack([seen.subjects, conditions])[:, here], axis=1, return_inverse=True)
     units = np.full(adata.n_obs, -1)
     units[here] = unit
-
-    used = (compartments >= 0) & here
-    shape = (pairs.shape[1], len(compartment_names))
-    cell = np.where(used, units * shape[1] + compartments, -1)
-    sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
-    read = Expression(adata, layer, in_memory=False)
-    sums, seen = pseudobulk(read, cell, shape)
+    has = seen.counted(adata, layer, units)
 
     stage("comparing subjects")
     genes = np.asarray(adata.var_names, dtype=str)
@@ -154,12 +132,12 @@ def compare(
     for other in range(len(condition_names)):
         if other == base or not {base, other} <= set(pairs[1].tolist()):
             continue
-        chosen, paired = _units(pairs, other, base, subject_names, condition_names)
+        chosen, paired = _units(pairs, other, base, seen.subject_names, condition_names)
         group = pairs[1, chosen] == other
         parts = (
-            shares(sizes[chosen], compartment_names),
-            contacts(where, compartments, units, chosen, sizes[chosen] >= min_obs, compartment_names),
-            expression(sums[chosen], seen[chosen], sizes[chosen], (group, ~group), min_obs, compartment_names, genes),
+            shares(has.sizes[chosen], seen.names),
+            contacts(seen, units, chosen, has.sizes[chosen] >= min_obs),
+            expression(has, chosen, (group, ~group), min_obs, seen.names, genes),
         )
         for kind, (values, level, names) in zip(KINDS, parts, strict=True):
             if len(names):
@@ -176,8 +154,8 @@ def compare(
     slots.uns[key] = table
     slots.uns[f"{key}_params"] = provenance(
         condition_key=condition_key, subject_key=subject_key, groupby=groupby, reference=condition_names[base],
-        min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **read.record, spatial_key=spatial_key,
-        library_key=library_key, random_state=seed, compartments=compartment_names, within_subjects=within,
+        min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **has.record, spatial_key=spatial_key,
+        library_key=seen.library_key, random_state=seed, compartments=seen.names, within_subjects=within,
     )  # fmt: skip
     target = copied(adata, copy)
     slots.write(target)

@@ -52,11 +52,7 @@ def embed(
         over the neighbours, in which every neighbour has the same attention.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------

@@ -70,11 +70,7 @@ def region_graph(
         Name of the AnnData in ``uns`` instead of ``"regions"``; the column of ``obs`` is then ``"{key_added}_region"``.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------

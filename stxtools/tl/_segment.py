@@ -103,11 +103,7 @@ def segment(
         :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -13,10 +14,15 @@ from scipy import sparse
 from stxtools._data.chunks import map_rows
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
-from stxtools._validate import listing
+from stxtools._validate import categories, listing
+
+from ._region_graph import inherited_library_key
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
+
+    from stxtools._validate import Libraries
 
 _HALF = 0.5  # added to counts before logarithms
 
@@ -24,31 +30,66 @@ _HALF = 0.5  # added to counts before logarithms
 Values = tuple["NDArray[np.float64]", "NDArray[np.float64] | None", list[tuple[str, str]]]
 
 
-def one_each(
-    unit: NDArray[np.int64], of: NDArray[np.int64], units: list[str], names: list[str], unit_key: str, of_key: str
-) -> NDArray[np.int64]:
-    """Return the one value of ``of`` that each unit has; -1 where it has none."""
-    pairs = np.unique(np.stack([unit, of], axis=1)[(unit >= 0) & (of >= 0)], axis=0)
+def one_each(libs: Libraries, of: NDArray[np.int64], names: list[str], of_key: str) -> NDArray[np.int64]:
+    """Return the one value of ``of`` that each section has; -1 where it has none."""
+    pairs = np.unique(np.stack([libs.codes, of], axis=1)[(libs.codes >= 0) & (of >= 0)], axis=0)
     found, times = np.unique(pairs[:, 0], return_counts=True)
     if (times > 1).any():
         first = int(found[np.argmax(times > 1)])
         several = [names[i] for i in pairs[pairs[:, 0] == first, 1]]
         raise ValueError(
-            f"{units[first]!r} (`{unit_key}`) has several values in `adata.obs[{of_key!r}]`: {listing(several)}. "
+            f"{libs.names[first]!r} (`library_key`) has several values in `adata.obs[{of_key!r}]`: {listing(several)}. "
             "A section belongs to one subject and to one condition."
         )
-    out = np.full(len(units), -1)
+    out = np.full(len(libs.names), -1)
     out[pairs[:, 0]] = pairs[:, 1]
     return out
 
 
-def pseudobulk(
-    read: Expression, cell: NDArray[np.int64], shape: tuple[int, int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum of expression and number of observations that express, (n_subjects, n_compartments, n_genes)."""
-    parts = map_rows(read.matrix, partial(_chunk_sums, cell, read.scale == "log", shape[0] * shape[1]))
-    sums, seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
-    return sums, seen
+@dataclass(frozen=True)
+class Counted:
+    """What subjects (or units of them) have in compartments.
+
+    - ``cell``: Subject times number of compartments plus compartment, of each observation; -1 outside any.
+    - ``sizes``: Observations, (n_subjects, n_compartments).
+    - ``sums``, ``seen``: Sum of expression, and observations that express, (n_subjects, n_compartments, n_genes).
+    - ``record``: Which expression was read.
+    """
+
+    cell: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    sums: NDArray[np.float64]
+    seen: NDArray[np.float64]
+    record: dict[str, str]
+
+
+class Observed:
+    """Subject, compartment and place of each observation; a section has one subject.
+
+    - ``subjects``, ``compartments``: Codes; -1 where there is none.
+    - ``subject_names``, ``names``: What the codes of subjects and of compartments mean.
+    - ``where``, ``library_key``: Where observations lie; by default in the sections that ``groupby`` was made with.
+    """
+
+    def __init__(
+        self, adata: AnnData, subject_key: str, groupby: str, spatial_key: str, library_key: str | bool | None
+    ) -> None:
+        self.subjects, self.subject_names = categories(adata, subject_key, "subject_key", min_classes=2)
+        self.compartments, self.names = categories(adata, groupby, "groupby")
+        self.library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
+        self.where = Geometry(adata, spatial_key, self.library_key)
+        one_each(self.where.libs, self.subjects, self.subject_names, subject_key)
+
+    def counted(self, adata: AnnData, layer: str | None, unit: NDArray[np.int64]) -> Counted:
+        """Count and sum what each unit has in each compartment; observations with -1 are left out."""
+        used = (self.compartments >= 0) & (unit >= 0)
+        shape = (int(unit.max()) + 1, len(self.names))
+        cell = np.where(used, unit * shape[1] + self.compartments, -1)
+        sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
+        read = Expression(adata, layer, in_memory=False)
+        parts = map_rows(read.matrix, partial(_chunk_sums, cell, read.scale == "log", shape[0] * shape[1]))
+        sums, seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
+        return Counted(cell, sizes, sums, seen, read.record)
 
 
 def _chunk_sums(
@@ -70,15 +111,11 @@ def shares(sizes: NDArray[np.int64], names: list[str]) -> Values:
 
 
 def contacts(
-    where: Geometry,
-    compartments: NDArray[np.int64],
-    subjects: NDArray[np.int64],
-    chosen: NDArray[np.int64],
-    present: NDArray[np.bool_],
-    names: list[str],
+    observed: Observed, subjects: NDArray[np.int64], chosen: NDArray[np.int64], present: NDArray[np.bool_]
 ) -> Values:
-    """Neighbours between two compartments over those expected of their sizes, of every subject."""
-    k, edges = len(names), where.graph.tocoo()
+    """Neighbours between two compartments over those expected of their sizes, of every ``chosen`` subject."""
+    compartments, names, edges = observed.compartments, observed.names, observed.where.graph.tocoo()
+    k = len(names)
     inside = (compartments[edges.row] >= 0) & (compartments[edges.col] >= 0) & (subjects[edges.row] >= 0)
     row, col = edges.row[inside], edges.col[inside]
     cell = (subjects[row] * k + compartments[row]) * k + compartments[col]
@@ -93,15 +130,15 @@ def contacts(
 
 
 def expression(
-    sums: NDArray[np.float64],
-    seen: NDArray[np.float64],
-    sizes: NDArray[np.int64],
+    counted: Counted,
+    chosen: NDArray[np.int64],
     sides: Sequence[NDArray[np.bool_]],
     min_obs: int,
     names: list[str],
     genes: NDArray[np.str_],
 ) -> Values:
     """Pseudobulk of the genes that are expressed enough in the smaller of two ``sides``, compartment by compartment."""
+    sums, seen, sizes = counted.sums[chosen], counted.seen[chosen], counted.sizes[chosen]
     values, level, labels = [], [], []
     for c, name in enumerate(names):
         present = sizes[:, c] >= min_obs

@@ -46,11 +46,7 @@ def suggest_labels(
         observations are one section.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------

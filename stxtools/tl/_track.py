@@ -12,7 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
-from stxtools._ownership import check_free
+from stxtools._ownership import free_key
 from stxtools._progress import progress, whole_call
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._validate import (
@@ -21,7 +21,6 @@ from stxtools._validate import (
     check_adata,
     check_bool,
     check_int,
-    check_key_added,
     check_number,
     check_seed,
     copied,
@@ -86,18 +85,12 @@ def track(
         Column of ``obs`` with the section of each observation; by default that of the region graph.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------
-    KeyError
-        If there is no region graph: call :func:`region_graph` first.
-    ValueError
-        If a section has several times, or there is one time only.
+    KeyError, ValueError
+        If there is no region graph, a section has several times, or there is one time only.
     ImportError
         If POT is not installed.
 
@@ -110,8 +103,7 @@ def track(
     >>> table = adata.uns["track"]["links"]
     """
     check_adata(adata)
-    key = check_key_added(key_added, _keys.TRACK)
-    check_free(adata, "tl.track", obs=[key, f"{key}_next", f"{key}_previous"], uns=[key])
+    key = free_key(adata, "tl.track", key_added, _keys.TRACK, obs=["", "_next", "_previous"], uns=[""])
     seed, copy = check_seed(random_state), check_bool("copy", copy)
     structure = check_number("structure", structure, minimum=0)
     slack = check_number("slack", slack, minimum=1e-3)
@@ -170,7 +162,7 @@ def _check_pot() -> None:
 
 def _subjects(adata: AnnData, subject_key: str, libs: Libraries) -> NDArray[np.int64]:
     codes, names = categories(adata, subject_key, "subject_key")
-    return one_each(libs.codes, codes, libs.names, names, "library_key", subject_key)
+    return one_each(libs, codes, names, subject_key)
 
 
 def _pairs(

@@ -8,19 +8,15 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.expression import Expression
-from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import check_free
+from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import observation_area
 from stxtools._validate import (
-    categories,
     check_adata,
     check_bool,
     check_int,
-    check_key_added,
     check_seed,
     copied,
 )
@@ -28,8 +24,7 @@ from stxtools.stats._jonckheere import jonckheere
 from stxtools.stats._meta_analysis import adjust_bh
 from stxtools.stats._subjects import MIN_SUBJECTS, regress_subjects
 
-from ._region_graph import inherited_library_key
-from ._subject_values import Values, contacts, expression, one_each, pseudobulk, shares
+from ._subject_values import Observed, Values, contacts, expression, shares
 from ._times import time_of
 
 if TYPE_CHECKING:
@@ -79,24 +74,17 @@ def trends(
         Observations that a subject must have in a compartment, for its area, contacts and genes to count. A gene is
         tested where as many observations express it, in as many subjects as the smaller half of the range has.
     library_key
-        Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
-        ``False``: all observations are one section.
+        As in :func:`compare`.
     random_state
-        Seed of the permutations, where there are too many for all of them.
+        As in :func:`compare`.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------
-    KeyError
-        If a key is missing.
-    ValueError
-        If a subject has several times, a section several subjects, or there is one time only.
+    KeyError, ValueError
+        If a key is missing, a subject has several times, a section several subjects, or there is one time only.
 
     Examples
     --------
@@ -106,37 +94,26 @@ def trends(
     >>> shares = adata.uns["trends"].query("kind == 'share'")
     """
     check_adata(adata, layer=layer)
-    key = check_key_added(key_added, _keys.TRENDS)
-    check_free(adata, "tl.trends", uns=[key, f"{key}_params", f"{key}_values"])
+    key = free_key(adata, "tl.trends", key_added, _keys.TRENDS, uns=["", "_params", "_values"])
     seed, copy = check_seed(random_state), check_bool("copy", copy)
     min_obs = check_int("min_obs", min_obs, minimum=1)
-    subjects, subject_names = categories(adata, subject_key, "subject_key", min_classes=2)
-    compartments, compartment_names = categories(adata, groupby, "groupby")
-    library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
-    where = Geometry(adata, spatial_key, library_key)
-    times = time_of(adata, time_key, subjects, subject_names, subject_key)
-    one_each(where.libs.codes, subjects, where.libs.names, subject_names, "library_key", subject_key)
+    seen = Observed(adata, subject_key, groupby, spatial_key, library_key)
+    times = time_of(adata, time_key, seen.subjects, seen.subject_names, subject_key)
 
     # subjects in the order of their times; those without one are left out
     order = np.argsort(times, kind="stable")[: np.isfinite(times).sum()]
     x, middle = times[order], (np.nanmin(times) + np.nanmax(times)) / 2
     sides = (x < middle, x > middle)
-    used = (compartments >= 0) & (subjects >= 0)
-    shape = (len(subject_names), len(compartment_names))
-    cell = np.where(used, subjects * shape[1] + compartments, -1)
-    sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
-    read = Expression(adata, layer, in_memory=False)
-    sums, seen = pseudobulk(read, cell, shape)
+    has = seen.counted(adata, layer, seen.subjects)
 
     stage("testing trends")
-    here = sizes[order]
+    present = has.sizes[order] >= min_obs
     parts = (
-        shares(here, compartment_names),
-        _areas(where, cell, subjects, order, here >= min_obs, compartment_names),
-        contacts(where, compartments, subjects, order, here >= min_obs, compartment_names),
-        expression(sums[order], seen[order], here, sides, min_obs, compartment_names,
-                   np.asarray(adata.var_names, dtype=str)),
-    )  # fmt: skip
+        shares(has.sizes[order], seen.names),
+        _areas(seen, has.cell, order, present),
+        contacts(seen, seen.subjects, order, present),
+        expression(has, order, sides, min_obs, seen.names, np.asarray(adata.var_names, dtype=str)),
+    )
     table = pd.concat([_table(p, x, sides, kind, seed) for kind, p in zip(KINDS, parts, strict=True) if p[2]])
     slots = Slots("tl.trends")
     slots.uns[key] = table.reset_index(drop=True)
@@ -144,19 +121,17 @@ def trends(
     slots.uns[f"{key}_values"] = pd.DataFrame(values, columns=[f"s{i}" for i in range(len(x))])
     slots.uns[f"{key}_params"] = provenance(
         time_key=time_key, subject_key=subject_key, groupby=groupby, min_obs=min_obs, min_subjects=MIN_SUBJECTS,
-        layer=layer, **read.record, spatial_key=spatial_key, library_key=library_key, random_state=seed,
-        compartments=compartment_names, subjects=[subject_names[i] for i in order], times=x,
+        layer=layer, **has.record, spatial_key=spatial_key, library_key=seen.library_key, random_state=seed,
+        compartments=seen.names, subjects=[seen.subject_names[i] for i in order], times=x,
     )  # fmt: skip
     target = copied(adata, copy)
     slots.write(target)
     return target if copy else None
 
 
-def _areas(
-    where: Geometry, cell: NDArray[np.int64], subjects: NDArray[np.int64], chosen: NDArray[np.int64],
-    present: NDArray[np.bool_], names: list[str],
-) -> Values:  # fmt: skip
+def _areas(seen: Observed, cell: NDArray[np.int64], chosen: NDArray[np.int64], present: NDArray[np.bool_]) -> Values:
     """Mean area of each compartment in the sections of each subject."""
+    where, subjects, names = seen.where, seen.subjects, seen.names
     area = observation_area(where.xy, where.libs.codes, where.grids, where.meshes)
     used = cell >= 0
     n_subjects = int(subjects.max()) + 1

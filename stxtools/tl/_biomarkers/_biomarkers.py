@@ -109,11 +109,7 @@ def biomarkers(
         Random regions per group and section; the error of a null standard deviation is ``0.71 / sqrt(n_null)``.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Columns of the table: ``group``, ``names``, ``scores``, ``logfoldchanges``, ``pvals``, ``pvals_adj``, those of the
     other test (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``),

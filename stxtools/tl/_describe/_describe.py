@@ -16,7 +16,7 @@ from stxtools._checks import check_key
 from stxtools._data.expression import log_chunks
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import check_free
+from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
@@ -26,7 +26,6 @@ from stxtools._validate import (
     check_bool,
     check_choice,
     check_int,
-    check_key_added,
     check_seed,
     copied,
 )
@@ -107,11 +106,7 @@ def describe(
         Random regions per compartment and section.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     To accept the names: ``adata.obs["name"] = adata.obs[groupby].map(adata.uns["describe"]["proposed_name"])``.
 
@@ -131,9 +126,7 @@ def describe(
     >>> st.get.describe(adata)["proposed_name"]
     """
     check_adata(adata, min_obs=2 * MIN_OBS, layer=layer)
-    key = check_key_added(key_added, _keys.DESCRIBE)
-    slots_of = [key, f"{key}_evidence", f"{key}_params"]
-    check_free(adata, "tl.describe", uns=slots_of)
+    key = free_key(adata, "tl.describe", key_added, _keys.DESCRIBE, uns=["", "_evidence", "_params"])
     check_choice("protect", protect, PROTECTIONS)
     n_null, n_top = check_int("n_null", n_null, minimum=MIN_NULL), check_int("n_top", n_top, minimum=1)
     seed, copy = check_seed(random_state), check_bool("copy", copy)

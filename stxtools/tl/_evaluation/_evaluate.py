@@ -11,7 +11,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._checks import check_names
 from stxtools._docs import documented
-from stxtools._ownership import check_free
+from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
@@ -19,7 +19,6 @@ from stxtools._validate import (
     check_bool,
     check_choice,
     check_int,
-    check_key_added,
     check_number,
     check_seed,
     copied,
@@ -99,11 +98,7 @@ def evaluate(
         (``FILE.lock`` keeps them apart).
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------
@@ -120,9 +115,8 @@ def evaluate(
     >>> table = st.get.evaluation(adata)
     """
     check_adata(adata, min_obs=20, layer=layer)
-    key = check_key_added(key_added, _keys.EVALUATION)
+    key = free_key(adata, "tl.evaluate", key_added, _keys.EVALUATION, uns=["", "_params"])
     seed = check_seed(random_state)
-    check_free(adata, "tl.evaluate", uns=[key, f"{key}_params"])
     chosen = _models(models)
     if params is not None and not (
         isinstance(params, Mapping) and all(isinstance(v, Mapping) for v in params.values())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._ownership import check_free
+from stxtools._ownership import free_key
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
@@ -15,7 +15,6 @@ from stxtools._validate import (
     check_bool,
     check_choice,
     check_int,
-    check_key_added,
     check_number,
     check_seed,
     copied,
@@ -100,11 +99,7 @@ def tune(
         How to split, as in :func:`evaluate`, and the most folds that a trial runs.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------
@@ -122,9 +117,8 @@ def tune(
     >>> st.tl.segment(adata, labels_key="compartment", params=adata.uns["tune"]["best_params"])
     """
     check_adata(adata, min_obs=20, layer=layer)
-    key = check_key_added(key_added, _keys.TUNE)
+    key = free_key(adata, "tl.tune", key_added, _keys.TUNE, uns=[""])
     seed = check_seed(random_state)
-    check_free(adata, "tl.tune", uns=[key])
     check_choice("part", part, tuple(PARTS))
     check_choice("metric", metric, CLASS_METRICS)
     how = PARTS[part][0] if search is None else search

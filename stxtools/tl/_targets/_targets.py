@@ -79,11 +79,7 @@ def targets(
         Name in ``uns`` of a new joined table. By default the columns are joined to ``uns[key]``.
     %(parameters)s
 
-    Returns
-    -------
-    None, or the changed copy with ``copy=True``. Sets:
-
-    %(slots)s
+    %(returns)s
 
     Raises
     ------
