@@ -12,11 +12,18 @@ import numpy as np
 import pytest
 import vendor_folders as folders
 from anndata.tests.helpers import assert_equal
+from packaging.version import Version
 from PIL import Image
 from scipy import sparse
 
 import stxtools as st
 from stxtools.__main__ import main
+
+READS_BY_DTYPE = pytest.mark.xfail(
+    Version(ad.__version__) >= Version("0.13"),
+    reason="spatialdata-io 0.7 calls AnnData(dtype=), which anndata 0.13 refuses",
+    raises=TypeError,
+)
 
 
 def _checked(folder: Path, names: list[str], xy: np.ndarray, library: str) -> ad.AnnData:
@@ -76,6 +83,7 @@ def test_xenium(tmp_path: Path) -> None:
     assert list(adata.obs["cell_area"]) == [30.0] * 5
 
 
+@READS_BY_DTYPE
 def test_merscope(tmp_path: Path) -> None:
     cells = folders.merscope(tmp_path / "region_0")
     xy = cells[["center_x", "center_y"]].to_numpy()
@@ -85,6 +93,7 @@ def test_merscope(tmp_path: Path) -> None:
     assert_equal(st.io.read(tmp_path / "section.zarr"), adata)
 
 
+@READS_BY_DTYPE
 @pytest.mark.parametrize(("millimetres", "scale"), [(True, 0.12), (False, 1.0)])
 def test_cosmx(tmp_path: Path, millimetres: bool, scale: float) -> None:
     cells = folders.cosmx(tmp_path / "Lung5", millimetres=millimetres)

@@ -27,7 +27,7 @@ def test_intervals_leave_zero_out_where_significant(tested):
     for _, part in tested.uns["biomarkers"].groupby("group"):
         called = part["pvals_adj"] <= 0.05
         assert 0 < called.sum() < len(part)
-        same = part["scores"] * part["logfoldchanges"] > 0
+        same = (part["scores"] * part["logfoldchanges"] > 0) & (part["scores"].abs() >= 0.1)
         assert (part["ci_low"].isna() == ~same).all()
         assert (part["ci_high"].isna() == ~same).all()
         out = (part["ci_low"] >= -1e-12) | (part["ci_high"] <= 1e-12)

@@ -115,7 +115,7 @@ def biomarkers(
     other test (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``),
     ``beyond_composition``, ``pct_nz_group``, ``pct_nz_reference``, ``ci_low``, ``ci_high``, ``certain_logfoldchanges``,
     ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``; see the method page.
-    NaN: the other test between libraries, ``ci_low`` and ``ci_high`` where test and fold change differ in sign.
+    NaN: the other test between libraries; limits where test and fold change differ in sign or ``abs(scores) < 0.1``.
 
     Raises
     ------

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FDR = 0.05  # of the genes that stand first, and of the intervals
+_LEAST_Z = 0.1  # a test statistic nearer to 0 does not tell the error of the fold change
 _DIGITS = 10  # of an attribution: below is rounding, which may not rank genes
 _TWIN = {"names": object, "scores": np.float32, "logfoldchanges": np.float32, "pvals": np.float64,
          "pvals_adj": np.float64}  # fmt: skip
@@ -96,13 +97,15 @@ def intervals(
     """Return confidence limits of log2 fold changes whose false coverage rate is that of the first genes.
 
     The level is that of the p-value at which Benjamini & Hochberg call a gene (Benjamini & Yekutieli 2005): a gene is
-    called if and only if its interval leaves 0 out. NaN where change and test have different signs or there is no test.
+    called if and only if its interval leaves 0 out. NaN where change and test have different signs or there is no test,
+    and where the statistic is near 0: the error, their ratio, would be endless.
     """
     called = adjusted_p <= FDR
     share = max(int(called.sum()), 1) / max(len(z), 1)
     critical = norm.isf(np.clip(FDR * share * weights, 1e-300, 1.0) / 2)
     critical = np.where(called, np.minimum(critical, np.abs(z)), critical)  # rounding at the last gene called
-    half = np.divide(np.abs(change) * critical, np.abs(z), out=np.full(len(z), np.nan), where=change * z > 0)
+    told = (change * z > 0) & (np.abs(z) >= _LEAST_Z)
+    half = np.divide(np.abs(change) * critical, np.abs(z), out=np.full(len(z), np.nan), where=told)
     return change - half, change + half
 
 
