@@ -90,6 +90,20 @@ def _as_anndata(sdata: SpatialData, table_key: str, system: str | None) -> Itera
         _put_back(table, *before)
 
 
+@contextmanager
+def lent(table: AnnData, xy: Any, spatial: Any) -> Iterator[None]:
+    """Give a table without positions these, and images, for the length of a block."""
+    if _keys.SPATIAL in table.obsm:
+        yield
+        return
+    before = table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL)
+    _put_back(table, xy, spatial)
+    try:
+        yield
+    finally:
+        _put_back(table, *before)
+
+
 def _put_back(table: AnnData, xy: Any, spatial: Any) -> None:
     for slot, value in ((table.obsm, xy), (table.uns, spatial)):
         if value is not None:

@@ -112,3 +112,19 @@ def test_what_does_not_fit(make_section, monkeypatch):
     monkeypatch.setitem(sys.modules, "jscatter", None)
     with pytest.raises(ImportError, match=r"stxtools\[annotate\]"):
         st.pl.annotate(adata, "layer")
+
+
+def test_buttons_work_on_spatialdata_whose_table_has_no_positions(make_section):
+    adata = make_section(rows=12, cols=10)
+    sdata = st.io.to_spatialdata(adata)
+    table = sdata.tables["table"]
+    table.obsm.pop("spatial", None)
+    before = "spatial" in table.uns
+    annotator = st.pl.annotate(sdata, "layer", ["outer", "inner"], **HOW)
+    assert "spatial" not in table.obsm
+    for name, band in (("outer", "a"), ("inner", "c")):
+        annotator.label(np.flatnonzero(adata.obs["band"] == band)[:8], name)
+    annotator.segment()
+    assert set(table.obs["segment"]) == {"outer", "inner"}
+    assert table.obs["suggested"].notna().any()
+    assert ("spatial" in table.obsm, "spatial" in table.uns) == (False, before)

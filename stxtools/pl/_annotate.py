@@ -12,6 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._colors import default_colors
 from stxtools._docs import documented
+from stxtools._spatialdata import lent
 from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
 
 from ._output import store_colors
@@ -100,6 +101,8 @@ class Annotator:
         segment_params: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.adata, self.key = adata, key
+        # SpatialData lends them to its table until the call returns; each button is a call of its own
+        self._place = adata.obsm.get(_keys.SPATIAL), adata.uns.get(_keys.SPATIAL)
         self._n, self._how, self._params = n_suggested, dict(how), dict(segment_params)
         codes, there = category_codes(adata, key) if key in adata.obs else (np.full(adata.n_obs, -1), [])
         self.classes = list(dict.fromkeys([*there, *map(str, classes)]))
@@ -149,7 +152,8 @@ class Annotator:
 
         labels: dict[str, Any] = {"labels_key": self.key} if self.key in self.adata.obs else {}
         where: dict[str, Any] = {name: self._how[name] for name in ("spatial_key", "library_key")}
-        tl.suggest_labels(self.adata, self._n, key=self._how["key_added"], **labels, **where)
+        with lent(self.adata, *self._place):
+            tl.suggest_labels(self.adata, self._n, key=self._how["key_added"], **labels, **where)
         self.refresh()
 
     def segment(self) -> None:
@@ -157,7 +161,8 @@ class Annotator:
         from stxtools import tl
 
         check_in(self.adata, "obs", self.key, "key", "Label some observations first.")
-        tl.segment(self.adata, labels_key=self.key, show_progress=False, **self._how, **self._params)
+        with lent(self.adata, *self._place):
+            tl.segment(self.adata, labels_key=self.key, show_progress=False, **self._how, **self._params)
         self.suggest()
 
     def refresh(self) -> None:
