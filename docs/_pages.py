@@ -260,7 +260,7 @@ def write_tutorials() -> None:
 
 
 def write_cards() -> None:
-    """Write the cards of the home page: what a reader has, and where to go; pages that do not exist are left out."""
+    """Write the cards of the home page: what a reader has, and where to go; pages that do not exist get none."""
     cards = [
         f":::{{grid-item-card}} {have}\n:link: /{page}\n:link-type: doc\n\n{then}\n:::\n\n"
         for have, page, then in QUESTIONS

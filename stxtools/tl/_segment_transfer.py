@@ -58,7 +58,7 @@ def transfer_genes(
     """Genes of all sections that the model's linear members read."""
     if fitted.transfer is None or source is None or names is None:
         return None
-    return source.sections(where, names, fitted.transfer.match(names)[1])
+    return source.sections(where, names, fitted.transfer.moments.match(names)[1])
 
 
 def labels_for_model(

@@ -56,7 +56,7 @@ class Tissue:
         expression = to_csr(graph.X)
         mean = sparse.diags(1 / total) @ member
         nodes = Nodes(
-            np.asarray((mean @ expression[:, _variable(expression)]).todense(), dtype=np.float64), total,
+            np.asarray((mean @ expression[:, _variable(expression)]).toarray(), dtype=np.float64), total,
             inp.library[first], compartment[first], time,
         )  # fmt: skip
         centre, touch = mean @ xy, ((member != 0) @ inp.adjacency @ (member != 0).T).tocoo()

@@ -78,16 +78,9 @@ class GeneClassifier:
             return cls(self.moments, best, _calibrated([j.one_against_rest for j in judged[best]]))
         return cls(self.moments, None, _calibrated([j.all_at_once for j in judged[PENALTY]]))
 
-    def match(self, names: Sequence[str]) -> tuple[Codes, Codes]:
-        """Positions, in the model and in ``names``, of the best genes that both have."""
-        place = {name: i for i, name in enumerate(names)}
-        pairs = [(i, place[gene]) for i, gene in enumerate(self.moments.genes) if gene in place][:READ_GENES]
-        ours, theirs = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        return ours, theirs
-
     def logits(self, section: GeneSection) -> FloatArray:
         """Class logits of all observations of a section, (n, K)."""
-        ours, theirs = self.match(section.genes)
+        ours, theirs = self.moments.match(section.genes)
         means = GeneMeans(section, theirs)
         members = self.moments.solve(ours, self.penalty or PENALTY)
         answers, components = Answers.of(members, means, means.axes(N_COMPS))

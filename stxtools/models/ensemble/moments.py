@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stxtools.models._model_file import ModelFile
 
-from .gene_means import FloatArray, GeneMeans, leading_axes
+from .gene_means import READ_GENES, FloatArray, GeneMeans, leading_axes
 
 RANK = 192  # rows of the factor; the rest of the covariance is kept as a diagonal
 N_COMPS = 20
@@ -77,6 +77,13 @@ class LabelMoments:
     def n_classes(self) -> int:
         """Number of classes."""
         return len(self.prior)
+
+    def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions, in the model and in ``names``, of the best genes that both have."""
+        place = {name: i for i, name in enumerate(names)}
+        pairs = [(i, place[gene]) for i, gene in enumerate(self.genes) if gene in place][:READ_GENES]
+        ours, theirs = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return ours, theirs
 
     def solve(self, chosen: NDArray[np.int64], penalty: float = PENALTY) -> LinearMembers:
         """Classifiers that read only the ``chosen`` of the genes."""

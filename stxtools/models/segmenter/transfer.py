@@ -57,18 +57,11 @@ class Transfer:
         logits = out_of_fold(genes, means, xy, shares, weights, rng)
         return cls(moments, inverse_temperature=calibrated(logits, shares, weights))
 
-    def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions, in the model and in ``names``, of the best genes that both have."""
-        place = {name: i for i, name in enumerate(names)}
-        pairs = [(i, place[gene]) for i, gene in enumerate(self.moments.genes) if gene in place][:READ_GENES]
-        ours, theirs = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        return ours, theirs
-
     def predict(
         self, expression: GeneSection, *, labels: NDArray[np.int64] | None = None, adapt: bool = True
     ) -> Evidence:
         """Class logits of a section that may share only some of the genes, and may have some ``labels`` itself."""
-        ours, theirs = self.match(expression.genes)
+        ours, theirs = self.moments.match(expression.genes)
         means = GeneMeans(expression, theirs)
         answers, components = Answers.of(self.moments.solve(ours), means, means.axes(N_COMPS))
         found = answers.gated(components, labels, adapt=adapt)
