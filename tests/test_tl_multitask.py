@@ -95,6 +95,7 @@ def test_the_same_seed_gives_the_same_bits(line, quick_net):
         ({"expression": []}, ValueError, "0 gene"),
         ({"expression_key": "band"}, ValueError, "name the genes"),
         ({"expression": ["gene0"], "expression_key": "band"}, TypeError, "boolean"),
+        ({"params": {"genes": ["gene0", "nope"]}}, KeyError, "nope"),
     ],
 )
 def test_wrong_genes(line, kwargs, error, match):
@@ -102,6 +103,14 @@ def test_wrong_genes(line, kwargs, error, match):
     with pytest.raises(error, match=match):
         st.tl.multitask(line, None, "band", **kwargs, **HOW)
     assert_same(before, line)
+
+
+def test_genes_to_read_can_be_named(line, quick_net, tmp_path):
+    params = {**quick_net, "genes": ["gene3", "gene1"], "epochs": 1}
+    st.tl.multitask(line, None, "band", params=params, ensemble=["linear", "genes"], save_model=tmp_path / "n", **HOW)
+    net = st.models.load(tmp_path / "n")
+    assert net.genes == ["gene1", "gene3"]  # beside the representation; the classifier of genes reads all
+    assert len(net.read_genes) > 2
 
 
 # ---------------------------------------------------------------- the ensemble and the sections

@@ -95,7 +95,7 @@ class TrainingInput(_FrameworkInput):
                 stacklevel=at_caller(),
             )
             return
-        chosen = select_genes(read.matrix, read.scale)
+        chosen = _genes_to_read(read, model.params.genes)
         model.target_sum = median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
         model.genes = [str(g) for g in read.names[chosen]]
         self.record = own | read.record
@@ -103,6 +103,17 @@ class TrainingInput(_FrameworkInput):
         known = GeneNames(source)
         self.named = GeneSource(source, layer), known.own, None
         model.ids = dict(zip(known.own, known.others(), strict=False))
+
+
+def _genes_to_read(read: Expression, named: bool | tuple[str, ...]) -> NDArray[np.int64]:
+    """Positions of the genes that are named, or of the variable ones."""
+    if isinstance(named, bool):
+        return select_genes(read.matrix, read.scale)
+    at = read.names.get_indexer(list(named))
+    if (at < 0).any():
+        raise KeyError(f"`params['genes']` names {[named[i] for i in np.flatnonzero(at < 0)[:3]]}, not found in "
+                       "`adata.var_names` (genes to predict are not read).")  # fmt: skip
+    return np.unique(at)
 
 
 class KnownInput(_FrameworkInput):

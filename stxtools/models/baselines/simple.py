@@ -27,8 +27,14 @@ Classes = Mapping[str, int]
 class EvaluationSection(Section):
     """A section with the additional input of some baselines."""
 
-    # log-normalised expression before any reduction, (n, G) sparse; None where there is only a representation
-    raw: sparse.csr_matrix | None = None
+    # log-normalised expression of all genes, (n, G) sparse, and the variable ones; none where a representation is all
+    logged: sparse.csr_matrix | None = None
+    variable: Sequence[int] = ()
+
+    @property
+    def raw(self) -> sparse.csr_matrix | None:
+        """Log-normalised expression of the variable genes, before any reduction."""
+        return None if self.logged is None else self.logged[:, np.asarray(self.variable)].tocsr()
 
 
 class Baseline(ABC):

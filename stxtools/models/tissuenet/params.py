@@ -60,7 +60,7 @@ class TissueNetParams:
         Width of the layer that reads them, share of them dropped.
     genes
         Whether the expression of up to 2,000 variable genes, averaged over neighbourhoods, is read beside the
-        representation.
+        representation; or the names of the genes to read there.
     ensemble
         Members whose weighted logits are the prediction, some of ``"network"``, ``"linear"`` (discriminant analysis of
         the representation's neighbourhood means, ridge logistic regression of the genes'), ``"trees"`` (extremely
@@ -109,7 +109,7 @@ class TissueNetParams:
     neighbours: tuple[int, ...] = (1, 7, 19, 37, 61, 127)
     spot_width: int = 64
     input_dropout: float = 0.3
-    genes: bool = True
+    genes: bool | tuple[str, ...] = True
     ensemble: Literal["auto"] | tuple[str, ...] = "auto"
     alpha: float = 1.0
     beta: float = 1.0
@@ -132,8 +132,9 @@ class TissueNetParams:
         check_choice("holdout", self.holdout, ("auto", "block", "section"))
         check_choice("objective", self.objective, ("masked", "contrastive"))
         check_ensemble(self.ensemble)
-        for name in ("unet", "genes"):
-            check_bool(name, getattr(self, name))
+        check_bool("unet", self.unet)
+        if not isinstance(self.genes, tuple):
+            check_bool("genes", self.genes)
         for name in ("pretrain_epochs", "epochs", "patience", "max_nodes"):
             check_int(name, getattr(self, name), minimum=1)
         for name in ("hidden", "out_channels", "heads", "unet_width", "spot_width"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,13 @@ from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry, make_sections
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from numpy.typing import NDArray
 
     from stxtools.models import Section
+
+# features, log expression of all genes, and which of them are variable; the latter none for a stored representation
+Read = tuple["NDArray[np.float32]", sparse.csr_matrix | None, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -43,36 +44,35 @@ class FeatureSource:
     seed: int
 
 
-def read_features(
-    adata: AnnData, how: FeatureSource, learn_from: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.float32], sparse.csr_matrix | None]:
-    """Return features (n, d) of all observations, and their log-normalised expression where it was read.
+def read_features(adata: AnnData, how: FeatureSource, learn_from: NDArray[np.bool_] | None = None) -> Read:
+    """Features (n, d) of all observations, log expression and variable genes; no label is looked at.
 
-    No label is looked at. With ``learn_from`` the choice of genes, the depth to which expression is scaled and the
-    principal components come from these observations alone.
+    With ``learn_from`` the variable genes, the depth to which expression is scaled and the principal components come
+    from these observations alone.
     """
     if how.use_rep is not None:
-        return stored_representation(adata, how.use_rep).values, None
+        return stored_representation(adata, how.use_rep).values, None, ()
     adata = adata.to_memory() if adata.isbacked else adata  # anndata divides no part of a file again
     rows = slice(None) if learn_from is None else np.flatnonzero(learn_from)
     rep = compute_representation(adata[rows], how.layer, random_state=how.seed)
     read = Expression(adata, how.layer)
     if rep.genes is None or rep.mean is None or rep.components is None:  # for the type checker: it was computed
-        return rep.values, None
+        return rep.values, None, ()
     columns = adata.var_names.get_indexer(rep.genes)
-    logged = log_normalize(read.matrix, read.scale, target_sum=rep.target_sum)[:, columns].tocsr()
-    values = np.asarray(logged @ rep.components) - rep.mean @ rep.components
-    return np.ascontiguousarray(values, dtype=np.float32), logged
+    logged = log_normalize(read.matrix, read.scale, target_sum=rep.target_sum)
+    values = np.asarray(logged[:, columns] @ rep.components) - rep.mean @ rep.components
+    return np.ascontiguousarray(values, dtype=np.float32), logged, columns.tolist()
 
 
-def evaluation_sections(values: NDArray[np.float32], raw: sparse.csr_matrix | None, where: Geometry) -> list[Section]:
+def evaluation_sections(read: Read, where: Geometry) -> list[Section]:
     """Split features and expression by section."""
     from stxtools.models.baselines.simple import EvaluationSection
 
+    values, logged, variable = read
     out: list[Section] = []
     for rows, s in zip(where.parts, make_sections(values, where), strict=True):
-        own = None if raw is None else raw[rows]
-        out.append(EvaluationSection(s.name, s.features, s.pixels, s.shape, s.graph, s.xy, own))
+        own = None if logged is None else logged[rows]
+        out.append(EvaluationSection(s.name, s.features, s.pixels, s.shape, s.graph, s.xy, own, variable))
     return out
 
 

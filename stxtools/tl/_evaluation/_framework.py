@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools.models import TissueNetParams
+from stxtools.models._params import resolve
 from stxtools.models.baselines.simple import Baseline, Classes, EvaluationSection, Labels
 from stxtools.tl._multitask import multitask
 from stxtools.tl._region_graph import region_graph
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _REP, _LIBRARY, _TRUTH = "evaluated", "evaluated_library", "evaluated_{}"
-_HIDDEN, _SHOWN = "hidden_gene{}", "expression_shown"
+_HIDDEN, _SHOWN, _VARIABLE = "hidden_gene{}", "expression_shown", "variable"
 _STAGES = ("segment", "region_graph", "multitask")
 
 
@@ -43,11 +45,15 @@ class Framework(Baseline):
         return {"random_state": self.random_state, "accelerator": self.accelerator, "show_progress": False}
 
     def _joint(self, adata: AnnData) -> dict[str, Any]:
-        """Arguments of the user for the joint network, which reads no genes where only a representation was given."""
+        """Arguments of the user for the joint network, which reads the variable genes beside the representation."""
         arguments = dict(self.params.get("multitask", {}))
-        if adata.X.min() >= 0 or not isinstance(arguments.get("params", {}), Mapping):
-            return arguments
-        return arguments | {"params": {"genes": False} | dict(arguments.get("params", {}))}
+        params = resolve(arguments.get("params"), TissueNetParams)
+        if params.genes is True:
+            variable = tuple(adata.var_names[adata.var[_VARIABLE]])
+            params = replace(
+                params, genes=variable or bool(adata.X.min() >= 0)
+            )  # a representation may be no expression
+        return arguments | {"params": params}
 
     def prepare(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> AnnData:
         """Return an AnnData of the sections with labels, compartments and region graph."""
@@ -117,7 +123,7 @@ def _with_genes(adata: AnnData, values: NDArray[np.float64]) -> AnnData:
     out = _AnnData(
         sparse.hstack([adata.X, sparse.csr_matrix(shown)], format="csr").astype(np.float32),
         obs=adata.obs.assign(**{_SHOWN: known}),
-        var=pd.DataFrame(index=adata.var_names.append(pd.Index(names))),
+        var=pd.concat([adata.var, pd.DataFrame({_VARIABLE: False}, index=names)]),
         obsm={key: adata.obsm[key] for key in (_REP, _keys.SPATIAL)},
     )
     kept = ("log1p", _keys.SEGMENT, _keys.REGIONS, _keys.MULTITASK)  # with the records of whose columns these are
@@ -134,7 +140,7 @@ def _as_adata(sections: Sequence[EvaluationSection]) -> AnnData:
     from anndata import AnnData as _AnnData
     from scipy import sparse
 
-    parts = [sparse.csr_matrix(s.features) if s.raw is None else s.raw for s in sections]
+    parts = [sparse.csr_matrix(s.features) if s.logged is None else s.logged for s in sections]
     n_obs = [s.n_obs for s in sections]
     names = pd.Index([f"o{i}" for i in range(sum(n_obs))])
     library = np.repeat([s.name for s in sections], n_obs)
@@ -143,6 +149,7 @@ def _as_adata(sections: Sequence[EvaluationSection]) -> AnnData:
         obs=pd.DataFrame({_LIBRARY: pd.Categorical(library, categories=[s.name for s in sections])}, index=names),
         var=pd.DataFrame(index=pd.Index([f"g{i}" for i in range(parts[0].shape[1])])),
     )
+    adata.var[_VARIABLE] = np.isin(np.arange(adata.n_vars), sections[0].variable)
     adata.uns["log1p"] = {}  # these values are logarithms
     adata.obsm[_REP] = np.concatenate([s.features for s in sections])
     adata.obsm[_keys.SPATIAL] = np.concatenate([s.xy - s.xy.min(axis=0) for s in sections])

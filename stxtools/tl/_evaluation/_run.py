@@ -150,7 +150,7 @@ def _splits(
             continue
         features = read_features(noised, how, ~test) if shared is None else shared
         truth = None if values is None else standardised(values, ~test)
-        yield _Split(scheme, seed, noise, name, test, evaluation_sections(*features, where), truth)
+        yield _Split(scheme, seed, noise, name, test, evaluation_sections(features, where), truth)
 
 
 def _noised(adata: AnnData, p: Protocol, seed: int, noise: float) -> tuple[AnnData, FeatureSource]:

@@ -223,7 +223,7 @@ class _Objective:
         found = (
             self.features if self.features is not None else read_features(self.adata, self.task.protocol.source, ~test)
         )
-        return evaluation_sections(*found, self.where)
+        return evaluation_sections(found, self.where)
 
     def __call__(self, trial: Any) -> float:
         import optuna
