@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._settings import settings
@@ -14,9 +14,6 @@ from stxtools._settings import settings
 from .chunks import is_out_of_core, to_csr
 from .expression import Expression, log_chunks
 from .representation import log_normalize, median_depth
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _BYTES = 64  # of a stored value, in all forms that a test needs: by row and by column, logged, linear, ranked
 _SHARE = 4  # of the memory, for what is held from block to block

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 N_NEIGHBOURS = 6  # a planar tiling has six neighbours on average
 

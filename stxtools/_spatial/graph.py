@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from .raster import RasterGrid, split_rows
 from .triangulation import Mesh, triangulate
 
 Meshes = Sequence[Mesh | None]
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _TWIN = 1e-3  # distance between observations at one place, in units of the local spacing
 

@@ -7,15 +7,13 @@ along the column direction. Every module that reads pixel indices of a hexagonal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Kind = Literal["auto", "hex", "square", "scattered"]
 

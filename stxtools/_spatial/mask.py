@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _BLOCK = 1 << 20  # pixels per nearest-neighbour query
 REACH = 0.75  # for lattices

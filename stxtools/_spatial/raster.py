@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .density import typical_spacing
 from .lattice import Kind, fit_lattice
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 LATTICES = ("auto", "hex", "square", "scattered")
 _AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside those for each observation

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 REACH = 127  # observations in the largest neighbourhood: six rings of a hexagonal lattice
 _GUIDE = 6  # components in which edges are looked for: later ones are mostly noise

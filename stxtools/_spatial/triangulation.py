@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import Delaunay, QhullError
 
 from .density import local_area, neighbour_radius, unique_points
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 TRIM = 2.0
 
