@@ -40,7 +40,7 @@ SHARED: dict[str, Any] = {"n_seeds": 2, "n_folds": 3}
 @pytest.mark.parametrize("damage", ["twice", "cut", "merged", "head", "garbage"])
 def test_a_damaged_checkpoint_costs_what_is_lost(adata: ad.AnnData, tmp_path: Path, damage: str) -> None:
     """Rows that stand twice count once; a row that was cut is made again, and never more than once."""
-    path, calls = tmp_path / "run.csv", list[int]()
+    path, calls = tmp_path / "run.jsonl", list[int]()
     how = {"region_key": "compartment", "biomarker_key": "disease", "checkpoint": path} | SHARED
     st.tl.evaluate(adata, {"m": _counted(calls)}, **how)
     expected, before = _without_time(adata.uns["evaluation"]), len(calls)
@@ -68,7 +68,7 @@ def test_any_name_may_stand_in_a_checkpoint(adata: ad.AnnData, tmp_path: Path, o
     adata.obs[f"key{odd}"] = adata.obs["compartment"]
     adata.obs["library"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 2, library, "two"))
     calls: list[int] = []
-    how: dict[str, Any] = {"region_key": f"key{odd}", "checkpoint": tmp_path / "run.csv"} | SHARED
+    how: dict[str, Any] = {"region_key": f"key{odd}", "checkpoint": tmp_path / "run.jsonl"} | SHARED
     how |= {"scheme": "library", "library_key": "library"}
     for _ in range(2):
         st.tl.evaluate(adata, {f"m{odd}": _counted(calls)}, **how)
@@ -82,7 +82,7 @@ def test_a_function_is_known_by_its_code(adata: ad.AnnData, tmp_path: Path) -> N
         return [np.eye(n_classes)[np.full(s.n_obs, n_classes - 1)] for s in sections]
 
     calls: list[int] = []
-    how = {"region_key": "compartment", "checkpoint": tmp_path / "run.csv"} | SHARED
+    how = {"region_key": "compartment", "checkpoint": tmp_path / "run.jsonl"} | SHARED
     st.tl.evaluate(adata, {"m": sharp}, **how)
     first = adata.uns["evaluation"]
     for _ in range(2):
@@ -109,23 +109,23 @@ sys.stdout.write(str(len(adata.uns["evaluation"])))
 
 @pytest.mark.slow
 def test_processes_share_a_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "run.csv"
+    path = tmp_path / "run.jsonl"
     processes = [
         subprocess.Popen([sys.executable, "-c", _SHARE, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     assert [p.communicate(timeout=300)[0] for p in processes] == ["20"] * 3
-    rows = path.read_text().splitlines()[2:]
+    rows = path.read_text().splitlines()[1:]
     assert len({tuple(row.split(",")[:9]) for row in rows}) == 20
     assert all(row.count(",") == rows[0].count(",") for row in rows)
-    assert {p.name for p in tmp_path.iterdir()} <= {"run.csv", "run.csv.lock"}
+    assert {p.name for p in tmp_path.iterdir()} <= {"run.jsonl", "run.jsonl.lock"}
 
 
 def test_a_checkpoint_on_a_full_disk_is_an_os_error(adata: ad.AnnData, tmp_path: Path) -> None:
-    path, before = tmp_path / "run.csv", adata.copy()
+    path, before = tmp_path / "run.jsonl", adata.copy()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
-        with pytest.raises(OSError, match=r"checkpoint.*run\.csv"):
+        with pytest.raises(OSError, match=r"checkpoint.*run\.jsonl"):
             st.tl.evaluate(adata, ["nearest_label"], region_key="compartment", checkpoint=path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -362,7 +362,7 @@ def test_noise_costs_a_forest_accuracy(adata: ad.AnnData) -> None:
 
 
 def test_interrupted_run_goes_on_where_it_stopped(adata: ad.AnnData, tmp_path: Path) -> None:
-    path, calls = tmp_path / "run.csv", []
+    path, calls = tmp_path / "run.jsonl", []
 
     def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
         calls.append(random_state)
@@ -389,7 +389,7 @@ def test_interrupted_run_goes_on_where_it_stopped(adata: ad.AnnData, tmp_path: P
 
 @pytest.mark.parametrize("change", ["labels", "expression", "folds", "params"])
 def test_stale_checkpoint_is_refused(adata: ad.AnnData, tmp_path: Path, change: str) -> None:
-    path = tmp_path / "run.csv"
+    path = tmp_path / "run.jsonl"
     how: dict[str, Any] = {"region_key": "compartment", "n_seeds": 1, "checkpoint": path}
     st.tl.evaluate(adata, ["logistic"], **how)
     if change == "labels":

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from io import StringIO
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def stored(chosen: list[Case], work: Path) -> dict[str, pd.DataFrame]:
     """Rows that earlier runs left, finished or not; each table says how many seeds a model has."""
     tables = {}
     for case in chosen:
-        parts = [pd.read_csv(path, comment="#", dtype={"fold": str}) for path in work.glob(f"{case.name}_[0-9]*.csv")]
+        parts = [pd.read_csv(path) for path in work.glob(f"{case.name}_[0-9]*.csv")]
+        parts += [_checkpoint(path) for path in work.glob(f"{case.name}_[0-9]*.jsonl")]
         parts = [t for t in parts if len(t)]
         if not parts:
             continue
@@ -71,6 +73,12 @@ def stored(chosen: list[Case], work: Path) -> dict[str, pd.DataFrame]:
             table = table.sort_values("model", key=lambda c, o=order: c.map(o), kind="stable")
         tables[case.name] = table
     return tables
+
+
+def _checkpoint(path: Path) -> pd.DataFrame:
+    """Rows of a checkpoint of tl.evaluate; the first line tells its settings."""
+    _, _, rows = path.read_text(encoding="utf-8").partition("\n")
+    return pd.read_json(StringIO(rows), lines=True, dtype={"fold": str})
 
 
 def mark(work: Path) -> str:

@@ -60,7 +60,7 @@ class Case:
             return None
         adata = self.make(seed)
         st.tl.evaluate(
-            adata, models, n_seeds=1, random_state=seed, checkpoint=work / f"{self.name}_{seed}.csv", **self.how
+            adata, models, n_seeds=1, random_state=seed, checkpoint=work / f"{self.name}_{seed}.jsonl", **self.how
         )
         return adata.uns["evaluation"]
 

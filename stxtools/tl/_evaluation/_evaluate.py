@@ -94,7 +94,7 @@ def evaluate(
     params
         Model name -> its parameters; for ``"framework"`` by call: ``{"multitask": {"params": {"alpha": 2}}}``.
     checkpoint
-        CSV file of finished folds: a run with it goes on where it was interrupted, also in several processes
+        File of finished folds (JSON lines): a run with it goes on where it was interrupted, also in several processes
         (``FILE.lock`` keeps them apart).
     %(parameters)s
 
