@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys, pl
+from stxtools.pl._history import stage_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 _SIZE = (3.7, 2.7)  # inches: as wide as a phone, so that text keeps its size there
-_STAGES = {"pretrain_masked": "masked pretraining", "pretrain_contrastive": "contrastive pretraining"}
 
 
 def training_figures(adata: AnnData, key: str) -> str:
@@ -28,7 +28,7 @@ def training_figures(adata: AnnData, key: str) -> str:
         history = _table(adata, name, "history")
         stages = list(dict.fromkeys(history["stage"].astype(str))) if "stage" in history else []
         for stage in stages:
-            title = f"{what}: {_STAGES.get(stage, stage.replace('_', ' '))}"
+            title = f"{what}: {stage_name(stage)}"
             figures.append(_figure(title, pl.history, adata, name, stage=stage))
     return "".join(figures)
 

@@ -14,7 +14,7 @@ from stxtools import _keys
 from stxtools._checks import check_names
 from stxtools._validate import check_choice, check_in, check_number
 
-from . import _base, _graph, _legend, _output
+from . import _base, _legend, _output, _region_graph
 from ._legend import mappable
 from ._palette import category_codes, colors_of, rgba
 from ._sections import Panel
@@ -83,7 +83,7 @@ def attention(
     keys, several = check_names("key", key, "a key of the attention"), not isinstance(key, str)
     if ax is not None and several:
         raise ValueError("`ax` takes one key; several are drawn side by side in a figure of their own.")
-    view = _graph.view_of(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
+    view = _region_graph.view_of(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
     for name in keys:
         if not several or (name not in adata.obs and name not in view.regions.obsp):
             check_in(view.regions, "obsp", name, "key", _EMBED)
@@ -131,7 +131,7 @@ class _Layer:
     colors: dict[str, str] = field(default_factory=dict)
 
 
-def _titles(view: _graph.GraphView, keys: list[str], title: str | Sequence[str] | None) -> list[str]:
+def _titles(view: _region_graph.GraphView, keys: list[str], title: str | Sequence[str] | None) -> list[str]:
     """Return the title of each panel, section by section."""
     if title is None:
         names = [_legend.plain(key.replace("_", " ")) for key in keys]
@@ -145,7 +145,7 @@ def _titles(view: _graph.GraphView, keys: list[str], title: str | Sequence[str] 
 
 
 def _layer(
-    adata: AnnData, view: _graph.GraphView, key: str, *, color: str | None, cmap: str, top: float | None
+    adata: AnnData, view: _region_graph.GraphView, key: str, *, color: str | None, cmap: str, top: float | None
 ) -> _Layer:
     """Edges where the regions hold the key, else observations coloured by class or value."""
     if key in view.regions.obsp:
@@ -178,9 +178,9 @@ def _values(adata: AnnData, key: str, rows: Any, *, percentile: float, cmap: Any
 
 
 def _edges(
-    adata: AnnData, view: _graph.GraphView, key: str, *, color: str | None, cmap: str, top: float | None
+    adata: AnnData, view: _region_graph.GraphView, key: str, *, color: str | None, cmap: str, top: float | None
 ) -> _Layer:
-    given = _graph.weights_of(view.regions, key)
+    given = _region_graph.weights_of(view.regions, key)
     weights = ((given + given.T) / 2).tocsr()
     edges = {panel.library: view.edges(weights, panel) for panel in view.panels}
     strongest = max((float(weight[-1]) for _, _, weight in edges.values() if len(weight)), default=0.0)

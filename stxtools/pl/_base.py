@@ -1,15 +1,16 @@
-"""What all plots share: the results that they read, and panels with their titles and frames."""
+"""What all plots share: the results that they read, panels with their titles and frames, and heat maps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from stxtools._validate import listing
 
-from ._legend import plain
+from . import _legend
 from ._output import check_pixels
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS_MAX = 100
+DIVERGING = "RdBu_r"
+_LETTER = 0.08  # inches of small print
+_DARK = 0.6  # of a diverging scale: a black dot is not seen on what lies beyond
 
 
 def params_of(slot: Any) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def titles_of(names: Sequence[str], title: Any) -> list[str]:
     """Return the title of each panel: its name, behind the title that was given where there are several."""
     if title is not None and not isinstance(title, str):
         raise TypeError(f"`title` must be a string, not {title!r}.")
-    plain_names = [plain(name) for name in names]
+    plain_names = [_legend.plain(name) for name in names]
     if title is None:
         return plain_names
     if title.count("$") > 1:
@@ -85,7 +89,10 @@ def panels(
     """Return one Axes for each name, in a new figure or the caller's own, and with them the names and the titles."""
     titles = titles_of(names, title)
     check_room(ax, names, what, what)
-    axes = grid(len(names), width, height, **layout) if ax is None else [ax]
+    if ax is None:
+        axes = grid(len(names), max(width, _legend.text_inches(titles, "medium") + 0.2), height, **layout)
+    else:
+        axes = [ax]
     return axes, list(zip(axes, names, titles, strict=True))
 
 
@@ -116,3 +123,44 @@ def finish(ax: Axes, title: str | None, xlabel: str = "", ylabel: str = "") -> N
     ax.set_ylabel(ylabel, fontsize="small")
     ax.tick_params(labelsize="small")
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def rows(ax: Axes, names: Sequence[str], place: Any = None, **font: Any) -> None:
+    """Name the rows of a panel, the first on top, without frame or ticks beside them."""
+    place = np.arange(len(names)) if place is None else place
+    ax.set_yticks(place, names, fontsize="small", **font)
+    ax.set_ylim(place[-1] + 0.6, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
+def heat(
+    values: pd.DataFrame, title: str, *, label: str, legend: bool, ax: Axes | None, limit: float | None = None,
+    cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "", marks: pd.DataFrame | None = None, mark: str = "",
+) -> Axes:  # fmt: skip
+    """Draw a table as a heat map around 0, with a colour bar of that ``label`` and a dot where ``marks`` is true.
+
+    ``cell`` is the size of a cell in inches.
+    """
+    names, columns = ([_legend.plain(str(name)) for name in axis] for axis in (values.index, values.columns))
+    longest, turned = max(map(len, columns)), max(map(len, columns)) * _LETTER > cell[0]
+    own = ax is None
+    if ax is None:
+        width = cell[0] * len(columns) + _LETTER * max(map(len, names)) + 1.0
+        height = max(cell[1] * len(names), 1.0) + 0.6 + (_LETTER * longest if turned else 0.2)
+        ax = grid(1, max(width, 2.6), height, bottom=0.6 * legend)[0]
+    limit = limit or float(np.nanmax(np.abs(values.to_numpy()), initial=0.0)) or 1.0
+    ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    ax.set_xticks(range(len(columns)), columns, rotation=90 if turned else 0)
+    ax.set_yticks(range(len(names)), names)
+    if marks is not None:
+        row, column = np.nonzero(marks.to_numpy())
+        dark = np.abs(values.to_numpy()[row, column]) > _DARK * limit
+        ax.scatter(column, row, s=8, c=np.where(dark, "white", "black"))
+    finish(ax, title, xlabel)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    if legend:
+        handles = [] if marks is None else [_legend.dot(mark, "black", size=4)]
+        _legend.add_legend([ax], handles, own=own, bars=[(_legend.mappable(-limit, limit, DIVERGING), label)])
+    return ax

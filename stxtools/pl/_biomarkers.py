@@ -11,10 +11,11 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_names
-from stxtools._validate import check_choice, check_int, check_number, listing
+from stxtools._validate import check_choice, check_in, check_int, check_number, listing
 
-from . import _base, _expression, _legend, _output, _volcano
-from ._sections import panels_of
+from . import _base, _legend, _output, _volcano
+from ._sections import Panel, panels_of
+from ._tissue import draw_sections, draw_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,7 +28,6 @@ _EFFECTS = {
     "scores": "test statistic (z)",
     "attribution": "attribution",
 }
-_DIVERGING = "RdBu_r"
 GENES_MAX = 200
 _CALL = "st.tl.biomarkers(adata, groupby=...)"
 
@@ -88,8 +88,8 @@ def biomarkers(
                              f"({listing(groups)}); choose one with `group={next(iter(groups))!r}`.")  # fmt: skip
         genes = list(next(iter(groups.values()))["names"].astype(str)[:n_genes])
         panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
-        axes = _expression.draw(adata, panels, genes, layer=layer, title=title, legend=legend, ax=ax,
-                                spatial_key=spatial_key, scale_bar=scale_bar)  # fmt: skip
+        axes = _spatial(adata, panels, genes, layer=layer, title=title, legend=legend, ax=ax, spatial_key=spatial_key,
+                        scale_bar=scale_bar)  # fmt: skip
         return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
     if kind == "volcano":
         axes, volcanoes = _base.panels(list(groups), title, ax, "group", 4.4, 3.8, ncols=3)
@@ -104,14 +104,8 @@ def biomarkers(
         shown = {name: _shown(part, n_genes, both) for name, part in groups.items()}
         height = 0.26 * max(map(len, shown.values())) + 0.7
         axes, ranked = _base.panels(list(shown), title, ax, "group", 2.9, height, bottom=0.8 * legend)
-        _ranked(
-            [(axis, text, shown[name]) for axis, name, text in ranked],
-            fdr=fdr,
-            effect=effect,
-            both=both,
-            legend=legend,
-            own=ax is None,
-        )
+        parts = [(axis, text, shown[name]) for axis, name, text in ranked]
+        _ranked(parts, fdr=fdr, effect=effect, both=both, legend=legend, own=ax is None)
     return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
 
 
@@ -155,7 +149,7 @@ def _ranked(
     axes, _, parts = zip(*panels, strict=True)
     change = np.abs(np.concatenate([_numbers(p, "logfoldchanges") for p in parts]))
     limit = float(np.max(change, where=np.isfinite(change), initial=0.0)) or 1.0
-    colors = _legend.mappable(-limit, limit, _DIVERGING)
+    colors = _legend.mappable(-limit, limit, _base.DIVERGING)
     origin = 0.5 if effect == "auroc" else 0.0
     hollow = False
     for axis, text, part in panels:
@@ -171,11 +165,8 @@ def _ranked(
         axis.scatter(value, place, s=_area(part.get("pct_nz_group", np.full(len(part), 3 / 7))), c=face,
                      edgecolors=rim, linewidths=0.8, zorder=2, label="genes")  # fmt: skip
         _base.finish(axis, text, _EFFECTS[effect])
-        axis.set_yticks(place, [_legend.plain(n) for n in part["names"].astype(str)], fontsize="small", style="italic")
-        axis.set_ylim(len(part) - 0.4 + 0.5 * bool(lower.any()), -0.6)
+        _base.rows(axis, [_legend.plain(n) for n in part["names"].astype(str)], place, style="italic")
         axis.locator_params(axis="x", nbins=4)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
     every = np.append(np.concatenate([_numbers(p, effect) for p in parts]), origin)
     low, high = np.min(every[np.isfinite(every)]), np.max(every[np.isfinite(every)])
     pad = 0.08 * (high - low) or 0.1
@@ -186,7 +177,7 @@ def _ranked(
         handles += [_legend.ring("not significant", "#888888")] if hollow else []
         if "pct_nz_group" in parts[0]:
             sizes = [_legend.dot(f"{s:.0%}", "#888888", size=float(np.sqrt(_area(s)))) for s in (0.2, 0.6, 1.0)]
-            handles = [_legend.heading("expressed in"), *sizes, *handles]
+            handles += [_legend.heading("expressed in"), *sizes]
         _legend.add_legend(axes, handles, own=own, bars=[(colors, _EFFECTS["logfoldchanges"])])
 
 
@@ -196,3 +187,71 @@ def _numbers(part: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 def _area(fraction: Any) -> NDArray[np.float64]:
     return 15 + 105 * np.clip(np.nan_to_num(np.asarray(fraction, dtype=float)), 0, 1)
+
+
+def _spatial(
+    adata: AnnData, panels: Sequence[Panel], genes: list[str], *, layer: str | None, title: str | None, legend: bool,
+    ax: Axes | None, spatial_key: str, scale_bar: float | bool | None,
+) -> list[Axes]:  # fmt: skip
+    """Draw genes in columns and, where there are several, sections in rows; a gene has one scale in all sections."""
+    n = len(genes)
+    if layer is not None:
+        check_in(adata, "layers", layer, "layer")
+    if ax is not None and n * len(panels) > 1:
+        raise ValueError(f"`ax` takes one gene of one section, but there are {n} and {len(panels)}; give "
+                         f"`n_genes=1` and `library={panels[0].library!r}`, or leave `ax` out.")  # fmt: skip
+    absent = [g for g in genes if g not in adata.var_names]
+    if absent:
+        raise KeyError(f"The table names genes that are not in `adata.var_names`: {listing(absent)}; "
+                       "run `st.tl.biomarkers(adata, groupby=...)` again.")  # fmt: skip
+    if not adata.var_names.is_unique:
+        raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
+    values = _values(adata, genes, layer)
+    drawn = np.concatenate([panel.rows for panel in panels])
+    colors = [_legend.mappable(*_range(values[drawn, j]), _legend.color_map("viridis")) for j in range(n)]
+    cells = [panel for panel in panels for _ in genes]
+    names = [_legend.plain(gene) for gene in genes]
+    if len(panels) > 1:
+        names = [f"{name}, {_legend.plain(panel.library)}" for panel in panels for name in names]
+
+    def draw_gene(axis: Axes, i: int, over: bool) -> None:
+        rows, bar = cells[i].rows, colors[i % n]
+        draw_spots(axis, cells[i].xy, values[rows, i % n], cmap=bar.cmap, norm=bar.norm, label=genes[i % n])
+
+    axes = draw_sections(
+        adata, cells, draw_gene, ax=ax, spatial_key=spatial_key, title=_base.titles_of(names, title),
+        scale_bar=scale_bar, ncols=5 if len(panels) == 1 else n, shrink=0.8, bottom=0.4 * legend,
+    )  # fmt: skip
+    label = "expression" if layer is None else f"expression ({_legend.plain(layer)})"
+    for j, bar in enumerate(colors if legend else []):
+        _legend.add_legend(axes[j::n] if len(panels) > 1 else [axes[j]], [], own=ax is None, bars=[(bar, label)])
+    for axis in axes:
+        axis.title.set_fontstyle("italic")
+    return axes
+
+
+def _values(adata: AnnData, genes: list[str], layer: str | None) -> NDArray[np.float64]:
+    """Dense expression of a few genes."""
+    part: Any = adata[:, genes]
+    part = part.layers[layer] if layer is not None else part.X
+    name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    if part is None:
+        raise ValueError(f"`{name}` is empty; name a layer that holds expression with `layer=`.")
+    if hasattr(part, "compute"):  # out of core: the genes alone are read
+        part = part.compute()
+    values = np.asarray(part.toarray() if hasattr(part, "toarray") else part)
+    if values.dtype.kind not in "buif":
+        raise TypeError(f"`{name}` holds {values.dtype}, not real numbers; name a layer that does with `layer=`.")
+    return np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+
+
+def _range(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Ends of the colour scale; a few extreme counts would leave the rest of the tissue in one colour."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return 0.0, 1.0
+    low = min(0.0, float(finite.min()))
+    high = float(np.quantile(finite, 0.995))
+    if high <= low:
+        high = float(finite.max())
+    return low, high if high > low else low + 1.0

@@ -13,13 +13,13 @@ from stxtools import _keys
 from stxtools._validate import check_int, check_number
 from stxtools.get import describe as get_describe
 
-from . import _base, _legend, _output
+from . import _base, _output
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_COLORS, _CELL, _LIMIT, _MOST = "RdBu_r", 0.28, 6.0, 60
+_LIMIT, _MOST = 6.0, 60
 
 
 @_output.plot
@@ -78,21 +78,7 @@ def describe(
                          "choose some with `group=`, or fewer with `n_top=`.")  # fmt: skip
     wide = [table.pivot(index="names", columns="column", values=v).reindex(index=names, columns=columns)
             for v in ("scores", "pvals_adj")]  # fmt: skip
-    width = _CELL * len(columns) + 0.09 * max(map(len, names)) + 1.0
-    axes, panels = _base.panels([kind], title, ax, "panel", max(width, 2.6), _CELL * len(names) + 1.6)
-    _heat(panels[0][0], wide[0], wide[1], fdr, panels[0][2])
-    if legend:
-        bar = _legend.mappable(-_LIMIT, _LIMIT, _COLORS), "z, against random regions"
-        _legend.add_legend(axes, [_legend.dot(f"FDR ≤ {fdr:g}", "black", size=4)], own=ax is None, bars=[bar])
-    return _output.done("describe", axes, ax=ax, show=show, save=save)
-
-
-def _heat(ax: Axes, scores: pd.DataFrame, adjusted: pd.DataFrame, fdr: float, title: str) -> None:
-    ax.imshow(scores, cmap=_COLORS, vmin=-_LIMIT, vmax=_LIMIT, aspect="auto", interpolation="nearest")
-    row, column = np.nonzero(adjusted.to_numpy() <= fdr)
-    ax.scatter(column, row, s=8, c="black")
-    ax.set_xticks(range(scores.shape[1]), [_legend.plain(name) for name in scores.columns], rotation=90)
-    ax.set_yticks(range(scores.shape[0]), [_legend.plain(name) for name in scores.index])
-    _base.finish(ax, title)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    (text,) = _base.titles_of([kind], title)
+    axis = _base.heat(wide[0], text, label="z, against random regions", limit=_LIMIT, marks=wide[1] <= fdr,
+                      mark=f"FDR ≤ {fdr:g}", legend=legend, ax=ax)  # fmt: skip
+    return _output.done("describe", [axis], ax=ax, show=show, save=save)

@@ -20,12 +20,13 @@ LABEL_MAX = 40  # characters
 _ROW_INCHES = 0.18  # height of a legend entry in small print
 _BAR_INCHES = 0.5  # height of a colour bar with its ticks and label, inside an Axes
 _BAR_WIDTH = 1.5  # inches
+_BAR_LONGEST = 3.5  # of one beside the panels
 _HEADING = "heading"
 
 
 def plain(label: str) -> str:
-    """Return a name as it is written, no formula in it, of a length that leaves room for the plot."""
-    label = label if len(label) <= LABEL_MAX else label[: LABEL_MAX - 3] + "..."
+    """Return a name as it is written, no formula in it, of a length that leaves room; names may differ at their end."""
+    label = label if len(label) <= LABEL_MAX else f"{label[: LABEL_MAX // 2]}...{label[3 - LABEL_MAX // 2 :]}"
     return label.replace("$", r"\$") if label.count("$") > 1 else label
 
 
@@ -74,7 +75,7 @@ def add_legend(
     if handles:
         ncols = max(1, -(-len(handles) // max(4, int(figure.get_size_inches()[1] / _ROW_INCHES) - 2)))
         _draw(figure, handles, title, loc="outside right center", ncols=ncols)
-        longest = _text_inches([title or "", *(str(h.get_label()) for h in handles)])
+        longest = text_inches([title or "", *(str(h.get_label()) for h in handles)])
         figure.set_figwidth(figure.get_figwidth() + ncols * (longest + 0.55) + 0.1)
     for bar, label in bars:
         color_bar(axes, bar, label)
@@ -82,8 +83,13 @@ def add_legend(
 
 def color_bar(axes: Sequence[Axes], bar: Any, label: str) -> None:
     """Put a slim horizontal colour bar under panels of our own figure, clear of the legend to the right."""
-    how: dict[str, Any] = {"location": "bottom", "shrink": 0.7, "aspect": 30, "pad": 0.02, "fraction": 0.05}
-    _label(axes[0].figure.colorbar(bar, ax=list(axes), **how), label)
+    figure: Any = axes[0].figure
+    places = [axis.get_subplotspec() for axis in axes]
+    wide, tall = figure.get_size_inches() / [places[0].get_gridspec().ncols, 1]
+    wide *= len({place.colspan.start for place in places})
+    how: dict[str, Any] = {"location": "bottom", "aspect": 30, "fraction": 0.05}
+    drawn = figure.colorbar(bar, ax=list(axes), shrink=min(0.7, _BAR_LONGEST / wide), pad=0.02 + 0.1 / tall, **how)
+    _label(drawn, label)
 
 
 def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
@@ -129,7 +135,7 @@ def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[
     under = _BAR_INCHES * len(bars)
     beside, legend = _fitting_legend(ax, handles, title, width, height - under, top=bool(bars) and not equal)
     if bars and not equal:
-        beside = min(max(beside, _text_inches([label for _, label in bars]) + 0.2, _BAR_WIDTH), 0.6 * width)
+        beside = min(max(beside, text_inches([label for _, label in bars]) + 0.2, _BAR_WIDTH), 0.6 * width)
     ticks = [t for t in ax.get_xticks() if min(ax.get_xlim()) <= t <= max(ax.get_xlim())]
     width, height = _make_room(ax, beside, under if equal else 0.0, width, height)
     if not equal:  # no ticks beside the data, where the scale may mean nothing
@@ -181,11 +187,11 @@ def _inches(ax: Axes) -> tuple[float, float]:
     return float(box.width * whole.width / ax.figure.dpi), float(box.height * whole.height / ax.figure.dpi)
 
 
-def _text_inches(labels: Sequence[str]) -> float:
-    """Width of the longest label in small print, in bold, as headings are."""
+def text_inches(labels: Sequence[str], size: str = "small") -> float:
+    """Width of the longest label, in bold, as headings are."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    font = FontProperties(size="small", weight="bold")
-    size = font.get_size_in_points()
-    return max((TextPath((0, 0), x, size=size, prop=font).get_extents().width for x in labels if x), default=0.0) / 72
+    font = FontProperties(size=size, weight="bold")
+    points = font.get_size_in_points()
+    return max((TextPath((0, 0), x, size=points, prop=font).get_extents().width for x in labels if x), default=0.0) / 72

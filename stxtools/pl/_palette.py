@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MISSING = "#d3d3d3"  # scanpy's "lightgray"
 MISSING_LABEL = "NA"
+UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito: distinguishable for colour-blind readers
 
 
 def category_codes(adata: AnnData, key: str) -> tuple[NDArray[np.int64], list[str]]:

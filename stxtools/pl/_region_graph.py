@@ -1,21 +1,38 @@
-"""Regions and their neighbours over the tissue."""
+"""Regions and their neighbours over the tissue, and what the plots of the region graph share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from stxtools import _keys
-from stxtools._validate import check_bool, check_in
+import numpy as np
+from scipy import sparse
 
-from . import _graph, _legend, _output
+from stxtools import _keys
+from stxtools._checks import check_key
+from stxtools._validate import check_bool, check_in, coordinates
+from stxtools.get._regions import regions_of
+
+from . import _base, _legend, _output
+from ._palette import MISSING, category_codes, colors_of, rgba, share_colors
+from ._sections import Panel, panels_of
 from ._tissue import draw_sections, draw_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from scipy import sparse
+    from numpy.typing import NDArray
+
+NODE_MAX = 320.0  # area of the largest node, points^2
+NODE_MIN = 12.0
+NODE_BUDGET = 6400.0  # of all nodes of a panel together, points^2: about a twentieth of the panel
+WIDTH_MAX = 5.0  # points
+WIDTH_MIN = 0.4
+_AGAIN = "Run `st.tl.region_graph(adata)` again."
+
+Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.float64]"]
 
 
 @_output.plot
@@ -58,12 +75,10 @@ def region_graph(
     >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
     >>> ax = st.pl.region_graph(adata)
     """
-    view = _graph.view_of(
-        adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette
-    )
+    view = view_of(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
     regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", "Run `st.tl.region_graph(adata)` again.")
-    weights = _graph.weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
+    weights = weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
     labels, spots = check_bool("labels", labels), check_bool("spots", spots)
     top = float(weights.data.max()) if weights.nnz else 1.0
 
@@ -82,11 +97,171 @@ def region_graph(
     return _output.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
 
 
-def _contact_handles(view: _graph.GraphView, weights: sparse.csr_matrix, top: float) -> list[Any]:
+def _contact_handles(view: GraphView, weights: sparse.csr_matrix, top: float) -> list[Any]:
     from matplotlib.lines import Line2D
 
     if weights.nnz == 0:
         return []
-    steps = _graph.nice_steps(float(weights.data.min()), top)
+    steps = nice_steps(float(weights.data.min()), top)
     lines = [Line2D([], [], color="#333333", linewidth=float(view.widths(s, top)), label=f"{s:g}") for s in steps]
     return [_legend.heading("contact length"), *lines]
+
+
+@dataclass(frozen=True)
+class GraphView:
+    """Sections, regions and colours of one plot."""
+
+    regions: AnnData
+    panels: list[Panel]
+    spatial_key: str
+    centroids: NDArray[np.float64]
+    library: NDArray[Any]  # section of each region
+    colors: dict[str, str]
+    names: list[str]  # segments
+    nodes: NDArray[np.float64]  # RGBA of each region
+    spots: NDArray[np.float64]  # RGBA of each observation
+    stores: list[tuple[AnnData, str, dict[str, str]]]  # colours to keep once the plot is done
+
+    @property
+    def sizes(self) -> NDArray[np.float64]:
+        """Number of observations of each region."""
+        return self.regions.obs["n_obs"].to_numpy(dtype=float)
+
+    @property
+    def crowd(self) -> int:
+        """Regions in the fullest panel: many nodes are drawn smaller and their edges thinner."""
+        return max((int((self.library == panel.library).sum()) for panel in self.panels), default=0)
+
+    def widths(self, weight: Any, top: float) -> NDArray[np.float64]:
+        """Line width in points: linear in the weight."""
+        widest = float(np.clip(WIDTH_MAX * np.sqrt(25 / max(self.crowd, 1)), WIDTH_MAX / 3, WIDTH_MAX))
+        return WIDTH_MIN + (widest - WIDTH_MIN) * np.clip(np.asarray(weight, dtype=float) / (top or 1.0), 0, 1)
+
+    def node_area(self, n_obs: Any) -> NDArray[np.float64]:
+        """Area of a node in square points: linear in the number of observations, small ones still seen."""
+        largest = min(NODE_MAX, max(NODE_BUDGET / max(self.crowd, 1), 2 * NODE_MIN))
+        return np.maximum(largest * np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0), NODE_MIN)
+
+    def faint(self, panel: Panel, alpha: float = 0.3) -> NDArray[np.float64]:
+        """Colours of a section's observations, mixed with white rather than transparent: overlaps stay even."""
+        color = self.spots[panel.rows].copy()
+        color[:, :3] = 1 - alpha * (1 - color[:, :3])
+        return color
+
+    def edges(self, weights: sparse.csr_matrix, panel: Panel) -> Edges:
+        """Undirected edges of a section, weakest first, so that the strong ones lie on top."""
+        upper = sparse.triu(weights, k=1).tocoo()
+        keep = (self.library[upper.row] == panel.library) & (self.library[upper.col] == panel.library)
+        order = np.argsort(upper.data[keep], kind="stable")
+        return upper.row[keep][order], upper.col[keep][order], upper.data[keep][order].astype(float)
+
+    def draw_edges(self, ax: Axes, edges: Edges, top: float, **kwargs: Any) -> None:
+        """Draw straight edges between centroids, ``top`` being the weight of the widest."""
+        from matplotlib.collections import LineCollection
+
+        rows, columns, weight = edges
+        segments = np.stack([self.centroids[rows], self.centroids[columns]], axis=1)
+        width = self.widths(weight, top)
+        lines = LineCollection(list(segments), linewidths=width, capstyle="round", zorder=2, **kwargs)
+        ax.add_collection(lines, autolim=False)
+
+    def draw_nodes(self, ax: Axes, panel: Panel, *, scale: float = 1.0, labels: bool = False) -> None:
+        """Draw the regions of a section, the largest first, so that small ones lie on top."""
+        from matplotlib.patheffects import withStroke
+
+        here = np.flatnonzero(self.library == panel.library)
+        here = here[np.argsort(-self.sizes[here], kind="stable")]
+        area = scale * self.node_area(self.sizes[here])
+        x, y = self.centroids[here].T
+        ax.scatter(x, y, s=area, c=self.nodes[here], edgecolors="black", linewidths=0.8, zorder=3,
+                   label="regions")  # fmt: skip
+        for i, size in zip(here, area, strict=True) if labels else ():
+            name = _legend.plain(str(self.regions.obs_names[i]))
+            ax.annotate(
+                name, self.centroids[i], xytext=(float(np.sqrt(size)) / 2 + 2, 0), textcoords="offset points",
+                fontsize="x-small", va="center", zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")],
+            )  # fmt: skip
+
+    def handles(self) -> list[Any]:
+        """Legend entries: the segments, and what the areas of the nodes mean."""
+        sizes = nice_steps(float(self.sizes.min()), float(self.sizes.max()))
+        return [
+            _legend.heading("segment"),
+            *_legend.class_handles(self.names, self.colors, missing=False),
+            _legend.heading("observations"),
+            *[_legend.dot(f"{s:g}", MISSING, size=float(np.sqrt(self.node_area(s)))) for s in sizes],
+        ]
+
+
+def view_of(
+    adata: AnnData,
+    key: str,
+    *,
+    spatial_key: str,
+    library_key: str | bool | None,
+    library: str | Sequence[str] | None,
+    palette: str | Sequence[str] | Mapping[str, str] | None = None,
+) -> GraphView:
+    """Read what both graph plots need."""
+    regions = regions_of(adata, key)
+    sizes = regions.obs.get("n_obs")
+    if sizes is None or not np.issubdtype(getattr(sizes.dtype, "type", object), np.number) or not len(sizes):
+        raise KeyError(f"`adata.uns[{key!r}].obs['n_obs']`, the size of each region, is missing or holds no numbers; "
+                       "run `st.tl.region_graph(adata)` again.")  # fmt: skip
+    check_in(regions, "obs", _keys.SEGMENT, "segment of the regions", _AGAIN)
+    check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _AGAIN)
+    params = _base.params_of(regions)
+    made_with = str(params.get("spatial_key", check_key("spatial_key", spatial_key)))
+    if spatial_key not in (_keys.SPATIAL, made_with):
+        raise ValueError(f"The centroids of the regions lie in `obsm[{made_with!r}]`, not in {spatial_key!r}; run "
+                         f"`st.tl.region_graph(adata, spatial_key={spatial_key!r})` first.")  # fmt: skip
+    panels = panels_of(adata, spatial_key=made_with, library_key=library_key, library=library, params=params)
+    segment_key = str(params.get("segment_key", _keys.SEGMENT))
+    stores: list[tuple[AnnData, str, dict[str, str]]] = []
+    if segment_key in adata.obs:
+        known = colors_of(adata, segment_key, palette)
+        spots = rgba(*category_codes(adata, segment_key), known)
+        colors = share_colors(regions, known)
+        stores = [(adata, segment_key, known)]
+    else:
+        colors = colors_of(regions, _keys.SEGMENT, palette)
+        spots = np.tile(rgba(np.array([-1]), [], {}), (adata.n_obs, 1))
+    codes, names = category_codes(regions, _keys.SEGMENT)
+    return GraphView(
+        regions=regions,
+        panels=panels,
+        spatial_key=made_with,
+        centroids=coordinates(regions),
+        library=_library_of(regions, panels),
+        colors=colors,
+        names=names,
+        nodes=rgba(codes, names, colors),
+        spots=spots,
+        stores=[*stores, (regions, _keys.SEGMENT, colors)],
+    )
+
+
+def _library_of(regions: AnnData, panels: list[Panel]) -> NDArray[Any]:
+    home = regions.obs["library"].astype(str).to_numpy() if "library" in regions.obs else np.array([""] * regions.n_obs)
+    if len(panels) == 1 and len(set(home)) <= 1:  # one section needs no name to be known
+        return np.full(regions.n_obs, panels[0].library, dtype=object)
+    return np.asarray(home, dtype=object)
+
+
+def weights_of(regions: AnnData, key: str) -> sparse.csr_matrix:
+    """Return the weights of all edges, finite and real."""
+    weights = sparse.csr_matrix(regions.obsp[key])
+    if weights.dtype.kind not in "buif" or not np.isfinite(weights.data).all():
+        raise ValueError(f"`obsp[{key!r}]` of the regions holds {weights.dtype} that is not finite and real; run the "
+                         "call that wrote it again.")  # fmt: skip
+    return weights
+
+
+def nice_steps(low: float, high: float) -> list[float]:
+    """Up to three round numbers (1, 2 or 5 times a power of ten) between ``low`` and ``high``."""
+    if not high > 0:
+        return []
+    powers = np.floor(np.log10(high))
+    steps = [m * 10.0**p for p in np.arange(powers, powers - 3, -1) for m in (5, 2, 1)]
+    within = [s for s in steps if low <= s <= high] or [high]
+    return sorted({within[0], within[len(within) // 2], within[-1]})

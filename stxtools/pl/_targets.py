@@ -131,11 +131,10 @@ def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: 
     ax.set_xticks(range(len(columns)), [KNOWN.get(c, c) for c in columns], rotation=60, ha="left",
                   rotation_mode="anchor", fontsize="small")  # fmt: skip
     ax.xaxis.tick_top()
-    ax.set_yticks(range(len(part)), part["names"].astype(str), fontsize="small", style="italic")
+    _base.rows(ax, [_legend.plain(n) for n in part["names"].astype(str)], style="italic")
     for label, p in zip(ax.get_yticklabels(), part["pvals_adj"].to_numpy(dtype=float), strict=True):
         label.set_color("black" if p <= fdr else "#999999")
     ax.set_xlim(-0.6, len(columns) - 0.4)
-    ax.set_ylim(len(part) - 0.4, -0.6)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(title, fontsize="medium")

@@ -10,8 +10,8 @@ import numpy as np
 from stxtools import _keys
 from stxtools._validate import listing
 
-from . import _base, _scale_bar
-from ._sections import Panel, image_slots, positive, spacing
+from . import _base
+from ._sections import Panel, bars_of, draw_bar, image_slots, positive, spacing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,7 +45,7 @@ def draw_sections(
     """
     names = [panel.library for panel in panels]
     titles = _base.titles_of(names if len(names) > 1 else [""], title) if _is_one(title) else list(title or ())
-    bars = _scale_bar.bars_of(adata, panels, spatial_key, scale_bar)
+    bars = bars_of(adata, panels, spatial_key, scale_bar)
     _base.check_room(ax, names, "section", "library")
     if ax is not None:
         axes = [ax]
@@ -58,7 +58,7 @@ def draw_sections(
     for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
         draw(axis, i, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
         _frame(axis, panel, titles[i])
-        _scale_bar.draw(axis, panel, bars[panel.library])
+        draw_bar(axis, panel, bars[panel.library])
     return axes
 
 

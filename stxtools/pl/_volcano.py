@@ -9,12 +9,13 @@ import pandas as pd
 
 from . import _legend
 from ._base import finish
+from ._palette import DOWN, UP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#c8c8c8"  # Okabe and Ito: distinguishable for colour-blind readers
+_NEITHER = "#c8c8c8"
 _GAP = 0.06  # share of the width between the outermost point and the names
 _LINE = 0.14  # height of a name, inches
 _LETTER = 0.075  # width of a letter, inches
@@ -40,7 +41,7 @@ def draw(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) 
     height = -np.log10(np.maximum(p, floor))
     passed = adjusted <= fdr
     for chosen, color, label in (
-        (~passed, NEITHER, "not significant"),
+        (~passed, _NEITHER, "not significant"),
         (passed & (change >= 0), UP, "higher"),
         (passed & (change < 0), DOWN, "lower"),
     ):
@@ -52,10 +53,10 @@ def draw(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) 
     order = np.lexsort((inward, p))
     named = _fitting(ax, order[passed[order]][:n_genes], change)
     _limits(ax, change, height, names, named)
-    _threshold(ax, change, height, passed, fdr)
-    for side in (1, -1):
-        here = named[(change[named] >= 0) == (side > 0)]
-        _names(ax, names[here], change[here], height[here], float(change.max() if side > 0 else change.min()), side)
+    line = _threshold(ax, height, passed, fdr)
+    for side, taken in ((-1, line), (1, np.inf)):
+        here, end = named[(change[named] >= 0) == (side > 0)], float(change.max() if side > 0 else change.min())
+        _names(ax, names[here], change[here], height[here], end, side, taken)
     finish(ax, title, "$\\log_2$ fold change", "$-\\log_{10}$ p" if raw else "$-\\log_{10}$ adjusted p")
 
 
@@ -87,22 +88,28 @@ def _limits(ax: Axes, change: NDArray[Any], height: NDArray[Any], names: NDArray
     ax.set_ylim(-0.03 * (top or 1.0), 1.08 * (top or 1.0))
 
 
-def _threshold(ax: Axes, change: NDArray[Any], height: NDArray[Any], passed: NDArray[Any], fdr: float) -> None:
-    """Draw the line between the genes that pass and those that do not, where there are both."""
+def _threshold(ax: Axes, height: NDArray[Any], passed: NDArray[Any], fdr: float) -> float:
+    """Draw and return the line between the genes that pass and those that do not, where there are both."""
+    from matplotlib.patheffects import withStroke
+
     if not passed.any() or passed.all():
-        return
+        return np.inf
     least = float(height[passed].min())
     below = height[~passed & (height < least)]
     at = (least + float(below.max())) / 2 if len(below) else least
     ax.axhline(at, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
-    ax.annotate(f"FDR {fdr:g}", (float(change.min()), at), xytext=(0, 1), textcoords="offset points", ha="left",
-                va="bottom", fontsize="x-small", color="#666666")  # fmt: skip
+    ax.annotate(f"FDR {fdr:g}", (0, at), xycoords=("axes fraction", "data"), xytext=(3, 1), textcoords="offset points",
+                ha="left", va="bottom", fontsize="x-small", color="#666666", zorder=5,
+                path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+    return at
 
 
-def _names(ax: Axes, names: NDArray[Any], x: NDArray[Any], y: NDArray[Any], outermost: float, side: int) -> None:
+def _names(
+    ax: Axes, names: NDArray[Any], x: NDArray[Any], y: NDArray[Any], outermost: float, side: int, taken: float
+) -> None:
     """Write names in a column beyond the outermost point, each with a thin line to its point.
 
-    Places are given out so that the lines are shortest in sum; such lines do not cross.
+    Places are given out so that the lines are shortest in sum; such lines do not cross. At ``taken`` stands a label.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -114,6 +121,8 @@ def _names(ax: Axes, names: NDArray[Any], x: NDArray[Any], y: NDArray[Any], oute
     n_places = max(len(names), int(tall / _LINE))
     step = 1 / n_places
     places = low + (np.arange(n_places) + 0.5) * step * (high - low)
+    free = np.abs(places - taken - 0.5 * step * (high - low)) > step * (high - low)
+    places = places[free] if free.sum() >= len(names) else places
     across = (x - column)[:, None] * width / (right - left)
     along = (y[:, None] - places[None, :]) * tall / (high - low)
     chosen = linear_sum_assignment(np.hypot(across, along))[1]

@@ -1,0 +1,202 @@
+"""Conditions and times compared: effects with their intervals, lines over time, or a heat map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._validate import check_bool, check_int, check_number
+from stxtools.get import compare as get_compare
+from stxtools.get import trends as get_trends
+
+from . import _base, _legend, _output
+from ._palette import DOWN, NEITHER, UP
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+COMPARED_MAX, TRENDS_MAX = 100, 60  # rows of a panel
+_TITLES = {"share": "share of the tissue", "contact": "contact", "expression": "expression"}
+_UNITS = {
+    "share": "share of the tissue", "area": "area", "contact": "contact over chance",
+    "expression": "counts per million",
+}  # fmt: skip
+
+
+@_output.plot
+def compare(
+    adata: AnnData,
+    kind: Literal["share", "contact", "expression"] | None = None,
+    *,
+    group: str | Sequence[str] | None = None,
+    compartment: str | Sequence[str] | None = None,
+    n_top: int = 15,
+    fdr: float = 0.05,
+    key: str = _keys.COMPARE,
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
+    """Draw the effects of :func:`stxtools.tl.compare` with their 95 % intervals, one panel per condition and kind.
+
+    A filled dot passes ``fdr``. Rows are those with the smallest p-values, or the largest effects where there are none.
+
+    Parameters
+    ----------
+    kind
+        ``"share"``, ``"contact"`` or ``"expression"``; all by default.
+    n_top
+        Rows per panel, at most 100.
+    %(parameters)s
+
+    Examples
+    --------
+    >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")
+    >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
+    >>> axes = st.pl.compare(adata)
+    """
+    n_top = check_int("n_top", n_top, minimum=1, maximum=COMPARED_MAX)
+    fdr = check_number("fdr", fdr, minimum=0, maximum=1)
+    table = get_compare(adata, kind, group=group, compartment=compartment, key=key)
+    parts = [part for _, part in table.groupby(["group", "kind"], sort=False, observed=True)]
+    if not parts:
+        raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
+    if ax is not None and len(parts) > 1:
+        raise ValueError(f"`ax` takes one panel, but there are {len(parts)}; choose one with `kind=` and `group=`.")
+    parts = [part if len(part) <= n_top else part.iloc[_first(part, "logfoldchanges")[:n_top]] for part in parts]
+    longest = max(len(name) for part in parts for name in _names(part, "names"))
+    height = 0.26 * max(len(part) for part in parts) + 1.0
+    names = [f"{_TITLES[part['kind'].iloc[0]]}: {part['group'].iloc[0]}" for part in parts]
+    axes, panels = _base.panels(names, title, ax, "panel", 2.6 + 0.065 * longest, height, ncols=3)
+    for (axis, _, text), part in zip(panels, parts, strict=True):
+        effect, color = part["logfoldchanges"].to_numpy(dtype=float), _colors(part, "logfoldchanges", fdr)
+        place = np.arange(len(part))
+        axis.axvline(0, color="#888888", linewidth=0.8, zorder=0)
+        axis.hlines(place, part["ci_low"], part["ci_high"], colors=color, linewidth=1.5)
+        face = np.where(color == NEITHER, "white", color)
+        axis.scatter(effect, place, s=36, c=face, edgecolors=color, linewidths=1.2, zorder=2)
+        _base.rows(axis, _names(part, "names"))
+        _base.finish(axis, text, "$\\log_2$ fold change, 95 % interval")
+    if legend:
+        _legend.add_legend(axes, _handles("higher", "lower", _colors(pd.concat(parts), "logfoldchanges", fdr)),
+                           own=ax is None)  # fmt: skip
+    return _output.done("compare", axes, ax=ax, show=show, save=save)
+
+
+@_output.plot
+def trends(
+    adata: AnnData,
+    kind: Literal["share", "area", "contact", "expression"] = "share",
+    *,
+    compartment: str | Sequence[str] | None = None,
+    feature: str | Sequence[str] | None = None,
+    heatmap: bool = False,
+    n_top: int | None = None,
+    fdr: float = 0.05,
+    key: str = _keys.TRENDS,
+    title: str | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
+    """Draw the trends of :func:`stxtools.tl.trends`: a line with its 95 % interval per value, or one heat map.
+
+    Dots are subjects. A coloured line passes ``fdr``. Drawn are the values with the smallest p-values, or the steepest
+    where there are none.
+
+    Parameters
+    ----------
+    kind
+        ``"share"``, ``"area"``, ``"contact"`` or ``"expression"``.
+    feature
+        Gene or genes, or the other compartment of a contact; all by default.
+    heatmap
+        Whether to draw the means of the subjects at each time, a row per value, as deviations from the row's mean.
+    n_top
+        Values to draw, at most 60; by default 8 lines, or 30 rows of the heat map.
+    %(parameters)s
+
+    Examples
+    --------
+    >>> adata = st.datasets.synthetic_series(3, 3, obs_per_section=200)
+    >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
+    >>> axes = st.pl.trends(adata, "share")
+    """
+    heatmap, fdr = check_bool("heatmap", heatmap), check_number("fdr", fdr, minimum=0, maximum=1)
+    n_top = check_int("n_top", (30 if heatmap else 8) if n_top is None else n_top, minimum=1, maximum=TRENDS_MAX)
+    chosen = {"compartment": compartment, "feature": feature, "key": key}
+    table, valued = (get_trends(adata, kind, values=v, **chosen) for v in (False, True))  # type: ignore[call-overload]
+    if not len(table):
+        raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
+    params = adata.uns[f"{key}_params"]
+    times = np.asarray(params["times"], dtype=float)
+    order = _first(table, "slope")[:n_top]
+    table, values = table.iloc[order], valued.iloc[order, -len(times) :].to_numpy(dtype=float)
+    draw = _heatmap if heatmap else _lines
+    axes = draw(table, times, values, fdr, title, str(params["time_key"]), legend=legend, ax=ax)
+    return _output.done("trends", axes, ax=ax, show=show, save=save)
+
+
+def _first(table: pd.DataFrame, effect: str) -> NDArray[np.int64]:
+    """Return the order of the rows by p-value, or by effect where there are none."""
+    return np.lexsort((-table[effect].abs(), table["pvals"].fillna(2.0)))
+
+
+def _names(table: pd.DataFrame, other: str) -> list[str]:
+    """Name rows by compartment, by both of a contact, and by gene and compartment."""
+    kind, one, two = str(table["kind"].iloc[0]), table["compartment"].astype(str), table[other].astype(str)
+    joined = {"contact": one + " – " + two, "expression": two + " (" + one + ")"}.get(kind, one)
+    return [_legend.plain(name) for name in joined]
+
+
+def _colors(table: pd.DataFrame, effect: str, fdr: float) -> NDArray[Any]:
+    """Return the colour of each row: of its direction where it passes."""
+    return np.where(table["pvals_adj"] <= fdr, np.where(table[effect] > 0, UP, DOWN), NEITHER)
+
+
+def _handles(up: str, down: str, colors: NDArray[Any]) -> list[Any]:
+    """Return legend entries of the colours that occur."""
+    entries = ((up, UP), (down, DOWN), ("not significant", NEITHER))
+    return [_legend.dot(label, color) for label, color in entries if color in colors]
+
+
+def _lines(
+    table: pd.DataFrame, times: NDArray[Any], values: NDArray[Any], fdr: float, title: str | None, time_key: str, *,
+    legend: bool, ax: Axes | None,
+) -> list[Axes]:  # fmt: skip
+    axes, panels = _base.panels(_names(table, "feature"), title, ax, "feature", 2.4, 2.2)
+    colors = _colors(table, "slope", fdr)
+    for (axis, _, name), color, (_, row), value in zip(panels, colors, table.iterrows(), values, strict=True):
+        known = np.isfinite(value)
+        x, centre, middle = np.linspace(times.min(), times.max(), 50), times[known].mean(), value[known].mean()
+        low, high = (middle + row[c] * (x - centre) for c in ("ci_low", "ci_high"))
+        axis.fill_between(x, 2 ** np.fmin(low, high), 2 ** np.fmax(low, high), color=color, alpha=0.15, linewidth=0)
+        axis.plot(x, 2 ** (middle + row["slope"] * (x - centre)), color=color, linewidth=1.8)
+        axis.scatter(times[known], 2 ** value[known], s=22, color=color, edgecolors="white", linewidths=0.5, zorder=3)
+        axis.set_ylim(0, 1.35 * (2 ** value[known]).max())
+        if len(np.unique(times)) <= 6:
+            axis.set_xticks(np.unique(times))
+        outer = ax is not None or axis.get_subplotspec().is_first_col()
+        _base.finish(axis, name, time_key, _UNITS[str(row["kind"])] if outer else "")
+    if legend:
+        _legend.add_legend(axes, _handles("rises", "falls", colors), own=ax is None)
+    return axes
+
+
+def _heatmap(
+    table: pd.DataFrame, times: NDArray[Any], values: NDArray[Any], fdr: float, title: str | None, time_key: str, *,
+    legend: bool, ax: Axes | None,
+) -> list[Axes]:  # fmt: skip
+    table = table.assign(name=_names(table, "feature")).reset_index(drop=True)
+    mean = pd.DataFrame(values).T.groupby(times).mean().T
+    mean = mean.sub(mean.mean(axis=1), axis=0)
+    order = np.argsort(table["slope"].to_numpy())[::-1]
+    mean, table = mean.iloc[order], table.iloc[order]
+    names = table["name"] + np.where(table["pvals_adj"] <= fdr, " *", "")
+    text = title if title is not None else f"* passes an FDR of {fdr:g}"
+    return [_base.heat(mean.set_axis(names).set_axis([f"{t:g}" for t in mean], axis=1), text, xlabel=time_key,
+                       label="$\\log_2$ deviation from the mean", cell=(0.5, 0.22), legend=legend, ax=ax)]  # fmt: skip
