@@ -180,8 +180,9 @@ def _lines(
         axis.set_ylim(0, 1.35 * (2 ** value[known]).max())
         if len(np.unique(times)) <= 6:
             axis.set_xticks(np.unique(times))
-        outer = ax is not None or axis.get_subplotspec().is_first_col()
-        _base.finish(axis, name, time_key, _UNITS[str(row["kind"])] if outer else "")
+        place: Any = axis.get_subplotspec()
+        first = ax is not None or place.is_first_col()
+        _base.finish(axis, name, time_key, _UNITS[str(row["kind"])] if first else "")
     if legend:
         _legend.add_legend(axes, _handles("rises", "falls", colors), own=ax is None)
     return axes

@@ -155,7 +155,7 @@ def _limits(ax: Axes, values: NDArray[np.float64], metric: str) -> None:
     if metric == "auroc" and low < 0.65:
         low = min(low, 0.5)
         ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--", zorder=1)
-    ax.set_ylim(max(0.0, low - air), min(1.0, high + air) if high < 1 else 1.0 + 0.3 * air)
+    ax.set_ylim(max(0.0, low - air), min(1.0 + 0.3 * air, high + air))
 
 
 def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.DataFrame:

@@ -84,7 +84,7 @@ def add_legend(
 def color_bar(axes: Sequence[Axes], bar: Any, label: str) -> None:
     """Put a slim horizontal colour bar under panels of our own figure, clear of the legend to the right."""
     figure: Any = axes[0].figure
-    places = [axis.get_subplotspec() for axis in axes]
+    places: list[Any] = [axis.get_subplotspec() for axis in axes]
     wide, tall = figure.get_size_inches() / [places[0].get_gridspec().ncols, 1]
     wide *= len({place.colspan.start for place in places})
     how: dict[str, Any] = {"location": "bottom", "aspect": 30, "fraction": 0.05}
