@@ -1,9 +1,7 @@
-"""Fill the docstrings of public functions: parameters that many of them have, and the slots that they write.
+"""Fill the docstrings of public functions with texts that many of them share, at import, as plain text.
 
-``%(parameters)s`` in a docstring stands for the parameters of the signature that it does not describe itself, with
-the texts of :data:`PARAMETERS`; ``%(slots)s`` for the slots in :mod:`stxtools._slots_table`; ``%(returns)s`` for the
-section on what most functions of a namespace return, slots included. All are filled in as plain text when the module
-is imported.
+``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
+of :data:`PARAMETERS`; ``%(slots)s`` for the rows of :mod:`stxtools._slots_table`; ``%(returns)s`` for a whole section.
 """
 
 from __future__ import annotations

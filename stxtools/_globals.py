@@ -1,8 +1,7 @@
 """State that all threads of a process share: generators, loggers, warning filters, signal handlers, BLAS threads.
 
-PyTorch's dropout draws from one generator, and Lightning and Optuna speak through loggers and warnings. Whoever sets
-these for a while and gives them back does it inside :func:`exclusive`. Of two threads that each kept and restored the
-same state at once, one would draw from the other's generator, and the last would restore what the other had set.
+Whoever sets these for a while and gives them back does it inside :func:`exclusive`: else the last of two threads would
+restore what the other had set.
 """
 
 from __future__ import annotations

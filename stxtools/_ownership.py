@@ -26,17 +26,7 @@ _PALETTE = "_colors"  # a palette follows its column, as in scanpy
 
 
 def check_free(adata: AnnData, call: str, **slots: Iterable[str]) -> None:
-    """Check, before any work is done, that a call would replace nothing but its own earlier output.
-
-    - ``adata``: Where the call will write.
-    - ``call``: Its name, such as ``"tl.segment"``.
-    - ``**slots``: Keys by container: ``obs=["segment"], uns=["segment"]``.
-
-    Raises
-    ------
-    ValueError
-        If one of them is there and something else wrote it.
-    """
+    """Check, before any work, that a call would replace nothing but its own output: ``obs=[key], uns=[key]``."""
     check_paths_free(adata, call, [(container, key) for container, keys in slots.items() for key in keys])
 
 
@@ -72,10 +62,7 @@ def written_by(adata: AnnData, slot: str) -> set[str]:
 
 
 def sign(adata: AnnData, call: str, uns: Mapping[str, Any], paths: Sequence[Path]) -> None:
-    """Write the call's name and slots into the new records in ``uns``.
-
-    Slots that the record of an earlier call under the same key named, and that remain, stay listed.
-    """
+    """Write the call's name and slots into the new records; slots of its earlier one that remain stay listed."""
     for key, value in uns.items():
         for params in records({key: value}):
             if "call" in params:  # the record of an earlier call, kept beside this one's

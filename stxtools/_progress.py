@@ -1,8 +1,7 @@
 """One progress bar for each public call, in terminals and notebooks, that can be switched off.
 
-A public call opens the bar (:func:`whole_call`) before anything is imported or computed. What takes long inside it
-names itself (:func:`stage`, :func:`progress`) and moves the bar through its share of the call's time; a call inside
-another call does the same and opens no bar of its own. Outside any call, :func:`progress` opens a bar.
+A public call opens the bar (:func:`whole_call`). What takes long inside it names itself (:func:`stage`,
+:func:`progress`) and moves the bar through its share of the time. Outside any call, :func:`progress` opens a bar.
 """
 
 from __future__ import annotations
@@ -40,11 +39,9 @@ def is_shown(show_progress: bool | None) -> bool:
 class Stage:
     """A part of a call: a range of the one bar, through which :meth:`update` and the stages inside it move.
 
-    - ``bar``: The bar, or None where none is shown.
-    - ``path``: Names of the call and of the parts down to this one.
-    - ``start``, ``end``: Range of the bar, which is 1 long.
-    - ``total``: Number of steps of :meth:`update`; None where the stages inside move the bar.
-    - ``shares``: Name -> share of the time, of the stages inside.
+    ``path`` names the call and the parts down to this one; ``total`` is the number of steps, None where the stages
+    inside
+    move the bar; ``shares`` says how much of the time each of these takes.
     """
 
     def __init__(
@@ -80,9 +77,8 @@ class Stage:
             self.bar.refresh()
 
     def range_of(self, name: str) -> tuple[float, float]:
-        """Return the range of a stage inside, which begins now.
+        """Return the range of a stage inside, which begins now: its share of what is left to it and those behind it.
 
-        It gets its share of what is left to this stage and those behind it: a stage that is skipped leaves no gap.
         In a stage that counts its steps, it is the step that goes on.
         """
         if name in self.shares:
@@ -142,10 +138,7 @@ def stage(name: str) -> None:
 
 
 def whole_call(shares: Mapping[str, float] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show one bar from the first line of a public function to its end, and keep BLAS to few threads meanwhile.
-
-    ``shares`` are the names of its stages in their order, and the share of the time that each usually takes.
-    """
+    """Show one bar for a public function, with the ``shares`` of its stages, and keep BLAS to few threads."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)

@@ -30,13 +30,12 @@ _CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")
 class Slots:
     """Results waiting to be written; :meth:`write` puts them into an AnnData, all or none.
 
-    - ``call``: Name of the public call, such as ``"tl.segment"``.
     - ``nested``: Values that lie deeper in ``uns``, by the path of their keys; what stands beside them stays.
     - ``inner``: What is written into the AnnData that ``uns`` holds under this key.
-    - ``replaces``: Slots, such as ``"uns/log1p"``, that the call replaces whoever wrote them, as its documentation
-      says.
-    - ``missing``: Slots in which NaN means "none", and the rows where it may stand (None: any). Every other number that
-      is written must be finite, but those in tables of ``uns``, where NaN says that a column does not apply.
+    - ``replaces``: Slots, such as ``"uns/log1p"``, that the call replaces whoever wrote them.
+    - ``missing``: Slots in which NaN means "none", and the rows where it may stand (None: any). Every other number must
+      be
+      finite, but those in tables of ``uns``, where NaN says that a column does not apply.
     """
 
     call: str
@@ -54,13 +53,7 @@ class Slots:
     missing: dict[str, NDArray[np.bool_] | None] = field(default_factory=dict)
 
     def write(self, adata: AnnData) -> None:
-        """Write every slot; on any error (or Ctrl-C) put back what was there and raise.
-
-        Raises
-        ------
-        ValueError
-            If a slot holds what something else wrote, or a result is not finite.
-        """
+        """Write every slot; on any error (or Ctrl-C) put back what was there and raise."""
         paths = self.paths()
         check_paths_free(adata, self.call, paths, self.replaces)
         self.check_finite()
@@ -198,8 +191,7 @@ def categorical(codes: NDArray[np.int64], names: Sequence[str]) -> pd.Categorica
 def put_frame(slots: Slots, key: str, values: NDArray[Any], names: Sequence[str]) -> None:
     """Put a table of observations x ``names`` into ``obsm[key]``.
 
-    Names that no file can hold as a column (``"L2/3"``) are replaced there; ``uns["{key}_columns"]`` then has the true
-    ones in the order of the columns, and :func:`column_names` reads them.
+    Names that no file can hold (``"L2/3"``) are replaced there; ``uns["{key}_columns"]`` has the true ones.
     """
     columns = _storable_columns(names)
     slots.obsm[key] = pd.DataFrame(np.asarray(values, dtype=np.float32), columns=columns)

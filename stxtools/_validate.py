@@ -279,17 +279,7 @@ def label_classes(adata: AnnData, key: str, param: str) -> tuple[NDArray[np.int6
 
 
 def genes_to_predict(adata: AnnData, genes: Sequence[str] | None, key: str | None) -> list[str]:
-    """Check the genes of ``expression=``, and the column ``obs[key]`` that says where they are learned from.
-
-    Raises
-    ------
-    KeyError
-        If one of them is not in ``var_names``, or there is no such column.
-    ValueError
-        If none, one twice, or all genes are named (something must be left to read), or the column is false everywhere.
-    TypeError
-        If it is a single string, or the column is not boolean.
-    """
+    """Check the genes of ``expression=``, and the column ``obs[key]`` that says where they are learned from."""
     if genes is None:
         if key is not None:
             raise ValueError("`expression_key` says where `expression` may be learned from; name the genes, too.")

@@ -1,8 +1,7 @@
 """A matrix by chunks of rows, wherever it lies: in memory, in a file (backed), or in a dask array.
 
-Chunks of a dask array are worked on by the :class:`dask.distributed.Client` that the user has started, else by dask's
-own scheduler in this process; so are chunks of a backed matrix where there is a client. What is done to a chunk returns
-something small (features, sums); chunks themselves are never all in memory at once.
+Chunks of a dask array go to the user's :class:`dask.distributed.Client`, else to dask's own scheduler; so do chunks of
+a backed matrix where there is a client. What is done to a chunk returns something small.
 """
 
 from __future__ import annotations
@@ -73,10 +72,7 @@ def rows_per_chunk(n_vars: int) -> int:
 def map_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], n_rows: int | None = None) -> list[T]:
     """Apply ``work(chunk, rows)`` to every chunk of rows (CSR) and return the results in order.
 
-    - ``matrix``: Observations x variables: scipy sparse, numpy, backed, or a dask array. A backed matrix that is stored
-      by column is read as a whole.
-    - ``work``: Picklable for work on a cluster: a function of a module, or a :func:`functools.partial` of one.
-    - ``n_rows``: Rows of a chunk where the matrix has no chunks of its own; by default :func:`rows_per_chunk`.
+    ``work`` is picklable for work on a cluster; ``n_rows`` counts where the matrix has no chunks of its own.
     """
     return list(iter_rows(matrix, work, n_rows, at_once=None))
 
@@ -163,10 +159,7 @@ def _as_dask(matrix: Any) -> Any:
 
 @dataclass(frozen=True)
 class Survey:
-    """Summary of a matrix, or of some of its rows, from which its scale is recognised.
-
-    ``depth`` is the sum of each observation; ``seen`` says in how many observations each gene is not 0.
-    """
+    """Summary of a matrix or of some rows: extremes, depth of each observation, how often each gene is ``seen``."""
 
     lowest: float
     highest: float

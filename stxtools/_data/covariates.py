@@ -32,15 +32,7 @@ def covariate_names(covariates: Any) -> list[str]:
 
 
 def covariate_columns(adata: AnnData, names: list[str], groupby: str) -> NDArray[np.float64] | None:
-    """Return the columns that ``covariates`` names, beside the composition, which is made per section.
-
-    Raises
-    ------
-    KeyError
-        A name is neither in ``obs`` nor in ``obsm``.
-    ValueError
-        A covariate is the grouping itself, or has missing values.
-    """
+    """Return the columns that ``covariates`` names, beside the composition, which is made per section."""
     if groupby in names:
         raise ValueError(f"`covariates` names the grouping {groupby!r} itself; nothing would be left to test.")
     columns = [_columns(adata, name) for name in names if name != COMPOSITION]

@@ -1,13 +1,9 @@
 """Which matrix of an AnnData holds expression, and on which scale: decided by all of its values.
 
 * ``counts``: non-negative integers;
-* ``linear``: non-negative, not integers, with a largest value above 30 (volume-normalised counts, say) or one depth for
-  all observations (normalised without a logarithm);
+* ``linear``: non-negative, with a largest value above 30 or one depth for all observations;
 * ``log``: other non-negative values;
-* ``scaled``: some are negative (z-scores, residuals, components). That is no expression, which is then looked for in
-  ``adata.raw``.
-
-``uns["log1p"]`` decides nothing; a warning says where it contradicts the values.
+* ``scaled``: some are negative. That is no expression, which is then looked for in ``adata.raw``.
 """
 
 from __future__ import annotations
@@ -182,10 +178,9 @@ def log_chunks(
     read: Expression, work: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
     at_once: int | None = AT_ONCE,
 ) -> Iterator[T]:  # fmt: skip
-    """Yield ``work(logged_chunk, rows)`` for every chunk of rows; log expression is never all in memory.
+    """Yield ``work(logged_chunk, rows)`` for every chunk of rows: log expression is never all in memory.
 
-    Results are as in memory. ``at_once`` chunks of a dask array are under way; None asks for all at once, which is
-    right where results are small.
+    ``at_once`` chunks of a dask array are under way; None asks for all at once, which is right where results are small.
     """
     target = median_depth(read.survey.depth) if target_sum is None else target_sum
     yield from iter_rows(read.matrix, partial(_normalized, read.scale, target, work), at_once=at_once)

@@ -73,10 +73,7 @@ def compute_representation(
     adata: AnnData, layer: str | None = None, *,
     n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES, random_state: int = 0,
 ) -> Representation:  # fmt: skip
-    """PCA of the log-normalised variable genes of an AnnData.
-
-    Of a matrix that is not in memory and holds more than ``AT_HAND`` values, genes and axes come from a sample.
-    """
+    """PCA of the log-normalised variable genes; of a large matrix out of core, axes come from a sample."""
     away = is_out_of_core(stored_matrix(adata, layer)[0])
     read = Expression(adata, layer, in_memory=not away)
     matrix = read.sample(np.asarray(adata.obs_names, dtype=str), random_state) if away else read.matrix
@@ -105,10 +102,7 @@ def representation(
 
 
 class TrainingFeatures:
-    """The representation that a new model reads, and what ``params`` say of it.
-
-    It is the same for a model that is saved (``portable``), which also learns how to make it elsewhere.
-    """
+    """The representation that a new model reads; if ``portable``, with how to make it elsewhere."""
 
     def __init__(
         self, adata: AnnData, use_rep: str | None, layer: str | None, *,
@@ -146,18 +140,9 @@ def _projection(rep: Representation) -> GeneProjection | None:
 class ModelFeatures:
     """The features that a trained model reads of an AnnData, and what ``params`` say of them.
 
-    That is the share of the model's genes that were found, and the scale and source of the expression; nothing where it
-    reads no genes. Expression is read in chunks of rows and may lie in a file or in a dask array. ``n_others`` of the
-    model's features come from elsewhere (an image). ``names`` are those that the model uses for the genes; without them
-    ``var_names`` are read, and checked.
-
-    Raises
-    ------
-    ValueError
-        If fewer than 20 of its genes (a quarter of a small panel), or than one in fifty, are there; below a half it
-        warns.
-    KeyError
-        If it reads a key of ``obsm`` that is not there.
+    Expression is read in chunks of rows and may lie out of core. ``n_others`` of the model's features come from
+    elsewhere
+    (an image). ``names`` are the model's for the genes; without them ``var_names`` are read, and checked.
     """
 
     values: NDArray[np.float32]
@@ -192,15 +177,9 @@ def _projected(
 
 
 def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | None = None) -> float:
-    """Share of the model's ``genes`` that are among ``names``.
+    """Share of the model's ``genes`` that are among ``names``; an error where fewer than 20 are, or one in fifty.
 
-    ``enough`` genes make a good model of any panel; by default a model needs its own.
-
-    Raises
-    ------
-    ValueError
-        If fewer than 20 (a quarter of a small panel) are there, or than one in fifty of those that a model needs; it
-        warns below a half, where there are not ``enough``.
+    ``enough`` genes make a good model of any panel; by default a model needs its own, and a warning comes below a half.
     """
     found, total = len(set(genes).intersection(names)), len(genes)
     share = found / total
@@ -228,9 +207,9 @@ def _with_loadings(
 ) -> Representation:
     """Return ``rep``, a stored PCA, with the linear map from log expression that gives its values again.
 
-    In a PCA the loadings are the regression of the genes on the scores, so that they are found whichever tool made
-    it, with ``varm["PCs"]`` or without, from scaled genes or not. Where no map reproduces the values (they were
-    integrated or made by a network, or expression is missing), ``rep`` comes back as it is with a warning.
+    In a PCA the loadings are the regression of the genes on the scores, so that they are found whichever tool made it,
+    from
+    scaled genes or not. Where no map reproduces the values, ``rep`` comes back as it is with a warning.
     """
     centred = rep.values - rep.values.mean(axis=0, dtype=np.float64)
     total = float(np.square(centred).sum())

@@ -50,17 +50,8 @@ class _FrameworkInput:
 class TrainingInput(_FrameworkInput):
     """What a new model reads and learns; it remembers what it reads.
 
-    - ``adata``: Annotated data.
-    - ``model``: The model.
-    - ``labels``: Class codes of the observations by task.
-    - ``targets``: Genes to predict, which are not read, and the column of ``obs`` that says where they are learned
-      from.
-    - ``use_rep``, ``layer``, ``portable``, ``random_state``: As in :class:`~stxtools._data.features.TrainingFeatures`.
-
-    - ``values``, ``genes``: The representation and, where the model reads any, log expression of genes. Where there is
-      a representation but no expression (a scaled ``X``), no genes are read beside it.
-    - ``targets``: Log expression of the genes to predict, NaN where it is not learned from.
-    - ``record``: What ``params`` say of the expression.
+    ``targets`` are the genes to predict, which are not read, and the column of ``obs`` that says where they are learned
+    from. Where there is a representation but no expression (a scaled ``X``), no genes are read beside it.
     """
 
     def __init__(

@@ -20,10 +20,7 @@ _SHARE = 4  # of the memory, for what is held from block to block
 
 
 class GeneBlocks:
-    """Expression for tests gene by gene; it may be out of core.
-
-    - ``read``: Expression, as stored.
-    """
+    """Expression, as read, for tests gene by gene; it may be out of core."""
 
     def __init__(self, read: Expression) -> None:
         self.read = read

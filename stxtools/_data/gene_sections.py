@@ -67,8 +67,8 @@ class GeneNames:
     def as_model(self, genes: Sequence[str], ids: Mapping[str, str]) -> list[str]:
         """Names as a model calls the genes, which knows ``genes`` and second names of some.
 
-        Of all names, those that match best are taken; a version after an Ensembl id is left out. Genes that the model
-        does not know keep their own name.
+        Those names are taken that match best; a version after an Ensembl id is left out. Other genes keep their own
+        name.
         """
         known = [{_plain(g): g for g in genes}, {_plain(i): g for g, i in ids.items()}]
         best, most = self.own, sum(g in known[0] for g in self.own)

@@ -29,15 +29,7 @@ class Images:
         self._spatial: Any = adata.uns.get(_keys.SPATIAL, {})
 
     def features(self, where: Geometry, image_key: str) -> NDArray[np.float32]:
-        """Mean and standard deviation of red, green and blue in a window as wide as the spacing, (n_obs, 6).
-
-        Raises
-        ------
-        KeyError
-            If a section has no such image or scale factor.
-        ValueError
-            If the image has not three or four channels, or an observation lies outside it.
-        """
+        """Mean and standard deviation of red, green and blue in a window as wide as the spacing, (n_obs, 6)."""
         out = np.empty((len(where.xy), N_IMAGE_FEATURES), dtype=np.float32)
         for name, rows, spacing in zip(where.libs.names, where.parts, where.spacings, strict=True):
             pixels, scale = self._read(name, image_key)

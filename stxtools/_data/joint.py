@@ -31,17 +31,9 @@ def joint_representation(
 ) -> tuple[list[NDArray[np.float32]], Representation, list[Expression]]:
     """PCA of the log-normalised genes that all share; the variable ones, by how many of the data call them so.
 
-    Expression is brought to the median depth of all observations. Each data set's own mean is taken out before the
-    components are computed, so that they describe tissue and not batches.
-
-    Returns
-    -------
-    The values of each data set (n_obs, n_comps), the representation without values, and each one's expression.
-
-    Raises
-    ------
-    ValueError
-        If fewer than 20 genes are shared.
+    Each data set's own mean is taken out before the components are computed, so that they describe tissue and not
+    batches.
+    Returns the values of each data set, the representation without values, and each one's expression.
     """
     shared = sorted(set.intersection(*(set(map(str, a.var_names)) for a in adatas)))
     if len(shared) < MIN_SHARED:

@@ -27,20 +27,9 @@ if TYPE_CHECKING:
 class Regions:
     """Region graph of an AnnData, checked against its observations.
 
-    - ``adata``: Annotated data.
-    - ``regions_key``, ``spatial_key``: Keys of the graph and of the coordinates.
-    - ``library_key``: Column that should name the sections of the graph; None asks nothing.
-
-    - ``where``: Where the observations lie.
-    - ``names``, ``adjacency``: The regions, and which of them touch.
-    - ``region``, ``library``: Region of each observation (-1: none), and section of each region.
-
-    Raises
-    ------
-    KeyError
-        If there is no region graph yet.
-    ValueError
-        If observations, regions or sections were subset, renamed or changed after the graph was made.
+    ``region`` of each observation (-1: none), ``library`` of each region, ``adjacency``: which regions touch, and
+    ``where``
+    the observations lie. ``library_key`` should name the sections of the graph; None asks nothing.
     """
 
     def __init__(

@@ -29,11 +29,10 @@ _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy tak
 class Representation:
     """A dense representation of the observations and where it came from.
 
-    ``genes``, ``mean``, ``components`` (n_genes x n_comps) and ``target_sum`` are there when it was computed
-    from expression: then it can be computed again on another section with the same genes. ``variance`` is that of
-    the values (n_comps,), ``noise`` the mean variance of a gene that the components leave. ``gene_scale`` is there
-    where genes were divided by it before the components were found: they include the division.
-    ``read`` is what ``params`` say of the expression.
+    ``genes``, ``mean``, ``components`` (n_genes x n_comps) and ``target_sum`` make it again from expression, if known.
+    ``noise`` is the mean variance of a gene that the components leave; ``gene_scale`` what genes were divided by, which
+    the
+    components include; ``read`` what ``params`` say of the expression.
     """
 
     values: NDArray[np.float32]
@@ -54,7 +53,7 @@ def log_normalize(
 ) -> sparse.csr_matrix:  # fmt: skip
     """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth.
 
-    Observations without any count stay zero. ``"log"`` and ``"scaled"`` come back as float32 only.
+    ``"log"`` and ``"scaled"`` come back as float32 only.
     """
     if scale in ("log", "scaled"):
         return matrix.astype(np.float32)
@@ -79,11 +78,11 @@ def select_genes(
     n_top_genes: int = N_TOP_GENES,
     batch: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Return indices of the genes to use: all of a small panel, else the most variable ones.
+    """Return indices of the genes to use: all of a small panel, else the most variable ones by scanpy's functions.
 
-    Genes seen in fewer than three observations never count. Counts are ranked by ``seurat_v3``
-    (variance over a loess of the mean), other scales by ``seurat`` dispersion: scanpy's functions. They rank genes
-    within each ``batch``, apart from those that are too small for it.
+    Genes seen in fewer than three observations never count. Counts are ranked by ``seurat_v3``, other scales by
+    ``seurat``,
+    within each ``batch`` that is large enough.
     """
     from anndata import AnnData as _AnnData
 
@@ -131,11 +130,9 @@ def principal_components(
     n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES, random_state: int = 0,
     depth: NDArray[np.float64] | None = None,
 ) -> Representation:  # fmt: skip
-    """PCA of the log-normalised variable genes; depth is taken over all genes.
+    """PCA of the log-normalised variable genes, brought to the median ``depth``, that over all genes by default.
 
-    Expression is brought to the median ``depth``, by default that of the observations.
-
-    The PCA is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
+    It is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
     """
     stage("choosing genes")
     genes = select_genes(matrix, scale, n_top_genes)
@@ -170,8 +167,7 @@ def principal_axes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix.
 
-    From the covariance, or by Lanczos steps on the sparse matrix, whichever takes fewer operations: both are linear
-    in observations and agree to rounding. Signs are scikit-learn's: the largest loading is positive.
+    From the covariance, or by Lanczos steps, whichever takes fewer operations. Signs are scikit-learn's.
     """
     n_obs = matrix.shape[0]
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):

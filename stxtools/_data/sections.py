@@ -38,13 +38,7 @@ class Geometry:
     """Where the observations lie: coordinates, sections and, made when asked for, raster and neighbours.
 
     The raster is that of :func:`stxtools.pp.rasterize` where one was made of these coordinates. ``raster`` says whether
-    it will be needed.
-
-    Raises
-    ------
-    ValueError
-        If no ``library_key`` is given and the observations look like several sections at the same place, or the raster
-        would be too large.
+    it will be needed. Observations that look like several sections at one place are an error without ``library_key``.
     """
 
     def __init__(
@@ -197,10 +191,7 @@ def _groups(obs: pd.DataFrame, column: Any) -> NDArray[np.int64] | None:
 
 
 def _mixing(xy: NDArray[np.float64], codes: NDArray[np.int64]) -> tuple[float, float]:
-    """Return how often neighbours are of other groups, relative to chance, and how often groups side by side have it.
-
-    Groups side by side mix along their borders alone, of which small groups have more.
-    """
+    """How often neighbours are of other groups, relative to chance, and the most of groups that lie side by side."""
     from scipy.spatial import cKDTree
 
     rows = np.flatnonzero(codes >= 0)

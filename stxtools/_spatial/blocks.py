@@ -7,10 +7,7 @@ from numpy.typing import NDArray
 
 
 def spatial_blocks(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
-    """Cut a section into a grid of about ``n_blocks`` blocks that hold as many observations each.
-
-    Columns first, then rows inside each column, by rank: sparse tissue gets larger blocks, not emptier ones.
-    """
+    """Cut a section into about ``n_blocks`` blocks of as many observations: columns, then rows in each, by rank."""
     columns = max(1, int(np.sqrt(n_blocks)))
     rows = -(-int(n_blocks) // columns)
     column = _ranked(xy[:, 0], columns)

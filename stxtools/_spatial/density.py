@@ -29,10 +29,7 @@ def neighbour_radius(points: NDArray[np.float64], k: int = N_NEIGHBOURS) -> NDAr
 def local_area(
     points: NDArray[np.float64], k: int = N_NEIGHBOURS, radius: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Return the area that each distinct point has to itself, ``pi r_k**2 / k`` (1 for a lone point).
-
-    ``radius`` is what :func:`neighbour_radius` returns for the same ``k``, where it is known.
-    """
+    """Area that each distinct point has to itself, ``pi r_k**2 / k`` (1 for a lone point); ``radius`` is r_k."""
     if len(points) < 2:
         return np.ones(len(points))
     radius = neighbour_radius(points, k) if radius is None else radius

@@ -36,11 +36,8 @@ def spatial_graph(
 ) -> sparse.csr_matrix:
     """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections).
 
-    Hexagonal lattices: the six pixels around; square ones: the four that share a side; both read from the
-    pixel index, so a missing spot leaves a gap. Scattered cells: the trimmed Delaunay triangulation of
-    :func:`~stxtools._spatial.triangulation.triangulate`. Observations at one place are joined to each other
-    (to the first of them, at a thousandth of the local spacing) and share its neighbours. An observation far
-    from all others has no edge. ``meshes`` are those of :func:`section_meshes`, where they are at hand.
+    Pixels that touch on a lattice (six or four), so a missing spot leaves a gap; the trimmed triangulation of scattered
+    cells. Observations at one place are joined to the first of them and share its neighbours.
     """
     i, j, distance, _ = _edges(xy, codes, index, grids, meshes)
     return _symmetric(i, j, distance, len(xy))
@@ -55,9 +52,9 @@ def contact_lengths(
 ) -> sparse.csr_matrix:
     """Return the length of the border that neighbours share, on the pattern of ``graph``.
 
-    Hexagonal: ``s / sqrt(3)``; square: ``s``; scattered: the Voronoi border, at most twice the local spacing
-    (the edge length over ``sqrt(3)`` where the border is open, at the rim of the tissue). Observations at one
-    place share the border of that place, and have none (a stored 0) with each other.
+    Hexagonal: ``s / sqrt(3)``; square: ``s``; scattered: the Voronoi border, at most twice the local spacing.
+    Observations
+    at one place have a stored 0 with each other.
     """
     n = len(xy)
     out = sparse.csr_matrix((np.zeros(graph.nnz), graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
@@ -86,9 +83,7 @@ def observation_area(
 ) -> NDArray[np.float64]:
     """Return the area of tissue that each observation stands for, in squared units of the coordinates.
 
-    Hexagonal: ``s**2 sqrt(3) / 2``; square: ``s**2``; scattered: a third of the triangles around it, or
-    ``pi r**2 / 6`` with the distance ``r`` to the sixth neighbour where there is none. Observations at one
-    place share its area.
+    Hexagonal: ``s**2 sqrt(3) / 2``; square: ``s**2``; scattered: a third of the triangles around it, else its density.
     """
     area = np.ones(len(xy))
     meshes = section_meshes(xy, codes, grids) if meshes is None else meshes
@@ -103,10 +98,7 @@ def observation_area(
 def neighbour_mean(
     graph: sparse.csr_matrix, values: NDArray[Any], rounds: int = 1, include_self: bool = True
 ) -> NDArray[Any]:
-    """Average ``values`` (n x d) over neighbours, ``rounds`` times; float32 stays float32.
-
-    An observation without neighbours keeps its own values.
-    """
+    """Average (n x d) over neighbours, ``rounds`` times; an observation without neighbours keeps its own values."""
     out = np.asarray(values)
     weight = averaging(graph, out.dtype, include_self)
     for _ in range(rounds):

@@ -44,11 +44,7 @@ def fit_lattice(
 ) -> Lattice | None:
     """Return the lattice of one section, or None where there is none.
 
-    - ``xy``: Coordinates (n x 2).
-    - ``array``: Row and column of every observation on the instrument's array (n x 2), as in ``obs["array_row"]`` and
-      ``obs["array_col"]``. Used when they are unique integers and agree with the coordinates (the nearest neighbour in
-      space is a neighbour on the array); otherwise the coordinates alone decide.
-    - ``kind``: ``"hex"`` and ``"square"`` look for that lattice only.
+    ``array`` is each observation's row and column on the instrument; it counts where it agrees with the coordinates.
     """
     if kind == "scattered" or len(xy) < 2:
         return None
@@ -125,8 +121,7 @@ def _agrees(xy: NDArray[np.float64], grid: NDArray[np.int64]) -> bool:
 def _shape_of_parity_lattice(xy: NDArray[np.float64], grid: NDArray[np.int64]) -> str:
     """Tell hexagonal from square where row + column is always even (or always odd).
 
-    On the hexagonal array of Visium (1, 1), (1, -1) and (0, 2) are equally long; on a square lattice that
-    stands on its corner (1, 1) and (1, -1) are, and (0, 2) and (2, 0) are longer by the root of two.
+    Steps (1, 1), (1, -1) and (0, 2) are equally long on Visium's array; on a square one on its corner (0, 2) is longer.
     """
     centred = grid - grid.mean(axis=0)
     if np.linalg.matrix_rank(centred) < 2:
@@ -147,10 +142,7 @@ def _shape_of_parity_lattice(xy: NDArray[np.float64], grid: NDArray[np.int64]) -
 
 
 def _doubled_columns(xy: NDArray[np.float64], grid: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Return Visium-like rows and columns if the array counts hexagonal columns without gaps, else None.
-
-    Then every second row lies half a column to one side, which the coordinates show.
-    """
+    """Rows and columns as Visium counts them, if the array counts hexagonal columns without gaps, else None."""
     grid = grid - grid.min(axis=0)
     if np.linalg.matrix_rank(grid - grid.mean(axis=0)) < 2:
         return None

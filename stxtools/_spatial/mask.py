@@ -24,14 +24,7 @@ class Frame(NamedTuple):
 def tissue_frame(
     xy: NDArray[np.float64], spacing: float, *, pixels_per_spot: float = 4, max_side: int = 2048, margin: float = REACH
 ) -> Frame:
-    """Return a frame that covers the tissue, wherever it lies, and nothing else.
-
-    - ``xy``: Coordinates (n x 2).
-    - ``spacing``: Distance between neighbouring observations.
-    - ``pixels_per_spot``: Pixels per spacing, unless the image would be larger than ``max_side``.
-    - ``max_side``: Largest number of rows or columns.
-    - ``margin``: Spacings around the outermost observations.
-    """
+    """Return a frame that covers the tissue and ``margin`` spacings around it, wherever it lies."""
     if not spacing > 0:
         raise ValueError(f"`spacing={spacing}` must be positive.")
     low = xy.min(axis=0) - margin * spacing
@@ -51,21 +44,9 @@ def render_mask(
     *,
     reach: float = REACH,
 ) -> NDArray[np.uint32]:
-    """Return a label image, rows along y.
+    """Return a label image, rows along y: the value of the nearest observation, 0 beyond ``reach`` spacings.
 
-    A pixel has the value of the nearest observation, or 0 (background) where that is farther than
-    ``reach`` spacings away (``REACH`` suits lattices, ``REACH_SCATTERED`` cells).
-
-    - ``xy``: Coordinates (n x 2).
-    - ``values``: One integer per observation; 0 stands for background.
-    - ``spacing``: Distance between neighbouring observations.
-    - ``frame``: Where the pixels are.
-    - ``reach``: Distance, in spacings, beyond which there is background.
-
-    Raises
-    ------
-    ValueError
-        If a value is negative, or there is not one for each observation.
+    ``REACH`` suits lattices, ``REACH_SCATTERED`` cells.
     """
     if len(xy) == 0 or len(xy) != len(values):
         raise ValueError(f"A mask needs one value per observation; got {len(values)} for {len(xy)}.")

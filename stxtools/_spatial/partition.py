@@ -18,19 +18,9 @@ def bounded_parts(
 ) -> NDArray[np.int64]:
     """Cut the parts that have more than ``max_size`` members into connected ones that have not.
 
-    Seeds are spread over each large part, every member goes to its nearest seed along the graph (a
-    Voronoi partition, whose cells are connected); cells that are still too large are cut again, finally
-    into pieces of a walk along the cell, so the bound always holds.
-
-    - ``graph``: Edge lengths between members of the same part, (n, n) symmetric; edges between parts are ignored.
-    - ``part``: Part of each of the n observations; each part is connected.
-    - ``xy``: Coordinates, (n, 2).
-    - ``max_size``: Most members of a part.
-    - ``rng``: Source of randomness for the seeds.
-
-    Returns
-    -------
-    Part of each observation, 0 .. n_parts - 1.
+    Seeds are spread over each large part, and every member goes to its nearest seed along the graph of edge lengths:
+    Voronoi
+    cells, which are connected. Cells that are still too large are cut again, in the end by a walk along the cell.
     """
     part = np.unique(part, return_inverse=True)[1].astype(np.int64)
     for _ in range(12):

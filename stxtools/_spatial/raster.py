@@ -18,11 +18,10 @@ _AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside thos
 
 @dataclass(frozen=True)
 class RasterGrid:
-    """The raster of one section.
+    """The raster of one section; lengths are in units of the coordinates.
 
-    - ``shape``: Rows and columns.
-    - ``pixel_size``: Distance between the centres of neighbouring pixels, in units of the coordinates.
-    - ``origin``: x, y of the centre of pixel (0, 0).
+    - ``pixel_size``, ``origin``: Distance between the centres of neighbouring pixels; x, y of the centre of pixel (0,
+      0).
     - ``lattice``: ``"hex"`` (odd rows lie half a pixel further along the column direction), ``"square"`` or
       ``"scattered"`` (bins of a square grid, which may hold several observations).
     - ``spacing``: Typical distance between scattered observations, where it was measured; it is not stored.
@@ -63,16 +62,9 @@ def rasterize(
 ) -> tuple[NDArray[np.int32], RasterGrid]:
     """Return the pixel (row, col) of every observation of one section, and the grid.
 
-    Scattered cells get a pixel that holds ``occupancy`` of them on average: ``sqrt(occupancy)`` times the
-    square root of the median area per cell, which is ``pi r**2 / 6`` with the distance ``r`` to the sixth
-    neighbour. A lone observation (or several at one place) is pixel (0, 0) of a 1 x 1 scattered raster whose
-    pixel size is 1 unless given. Observations on a line make a raster of few rows or columns. ``pixel_size``
-    with ``lattice="auto"`` asks for bins of that size and so for ``"scattered"``.
-
-    Raises
-    ------
-    ValueError
-        If ``lattice`` names one that the observations do not form, or the raster would be too large.
+    The pixel of scattered cells holds ``occupancy`` of them on average; ``pixel_size`` asks for bins of that size. A
+    lone
+    observation is pixel (0, 0) of a 1 x 1 raster.
     """
     if lattice not in LATTICES:
         raise ValueError(f"`lattice={lattice!r}` is not understood; choose one of {', '.join(map(repr, LATTICES))}.")
@@ -132,10 +124,7 @@ def rasterize_libraries(
     pixel_size: float | None = None,
     occupancy: float = 2.0,
 ) -> tuple[NDArray[np.int32], list[RasterGrid]]:
-    """Rasterise every section by itself; scattered ones share the median of their pixel sizes.
-
-    A pixel then means the same area of tissue in every scattered section.
-    """
+    """Rasterise every section by itself; scattered ones share the median of their pixel sizes, to compare areas."""
     index = np.zeros((len(xy), 2), dtype=np.int32)
     grids: list[RasterGrid] = []
     sections = split_rows(codes, n_libraries)

@@ -14,12 +14,7 @@ _CHUNK = 8192
 
 
 class Neighbourhoods:
-    """The nearest observations of some, and means of features over them.
-
-    - ``features``: Features of all observations of a section, (n, d).
-    - ``xy``: Coordinates, (n, 2).
-    - ``rows``: Observations whose neighbourhoods are wanted, all by default.
-    """
+    """The nearest observations of some ``rows``, all by default, and means of ``features`` (n, d) over them."""
 
     def __init__(
         self, features: NDArray[np.float32], xy: NDArray[np.float64], rows: NDArray[np.int64] | None = None
@@ -40,16 +35,13 @@ class Neighbourhoods:
         return np.asarray(pool @ self.features)
 
     def edge_preserving_mean(self, guide: NDArray[np.float32], tolerance: float) -> NDArray[np.float32]:
-        r"""Mean over those of the near observations whose guide is alike, (m, d).
+        r"""Mean over those of the near observations whose guide (smoothed features, (n, d)) is alike, (m, d).
 
         A joint bilateral filter with a flat spatial kernel (Tomasi and Manduchi 1998; Petschnigg et al. 2004):
-        observation :math:`j` counts :math:`\exp(-d_{ij}^2 / 2 \tau^2)`, where :math:`d_{ij}^2` is the mean over
-        components of the squared difference of the guide, in units of its median between touching observations.
-        Thin layers keep their borders, wide ones are averaged over many observations. The neighbourhood is at most
-        a third of the section.
-
-        - ``guide``: Smoothed features of all observations, (n, d).
-        - ``tolerance``: :math:`\tau`.
+        observation
+        :math:`j` counts :math:`\exp(-d_{ij}^2 / 2 \tau^2)` with the tolerance :math:`\tau`, where :math:`d_{ij}^2` is
+        the mean
+        squared difference of the guide, in units of its median between touching observations.
         """
         guide = np.asarray(guide[:, :_GUIDE], dtype=np.float32)
         near = self.near[:, : max(min(REACH, len(self.features) // 3), 1)]

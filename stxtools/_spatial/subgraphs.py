@@ -15,12 +15,7 @@ from .blocks import deal, spatial_blocks
 
 @dataclass(frozen=True)
 class Subgraph:
-    """A part of a graph with what it reads around it.
-
-    - ``nodes``: Nodes of the whole graph, those of the part first, then the halo by distance, (m,).
-    - ``core``: How many of them the part consists of; every node belongs to the core of one part.
-    - ``edges``: Edges among them as places in ``nodes``, rows source and target, (2, E).
-    """
+    """A part: its ``nodes``, the first ``core`` its own, then the halo; ``edges`` (2, E) as places among them."""
 
     nodes: NDArray[np.int64]
     core: int
@@ -32,11 +27,10 @@ def subgraphs(
 ) -> Iterator[Subgraph]:
     """Cut a symmetric graph into parts of at most ``max_size`` nodes, each with a halo of ``hops`` steps.
 
-    Message passing over ``hops`` layers gives the nodes of a core what it gives them on the whole graph: a node of
-    the halo at distance k is right up to layer ``hops - k``, and that is as far as the core reads it.
-
-    A part consists of up to ``pieces`` compact blocks from all over the section, so that each is a sample of it. The
-    blocks are cut by rank of the coordinates: they hold as many nodes each, whatever gaps the tissue has.
+    Message passing over ``hops`` layers gives a core what it gives it on the whole graph: a node of the halo at
+    distance k
+    is right up to layer ``hops - k``. A part has up to ``pieces`` compact blocks, so that it is a sample of the
+    section.
     """
     pieces = min(pieces, max_size)
     block = spatial_blocks(xy, _n_blocks(len(xy), max_size // pieces))

@@ -29,9 +29,7 @@ class Mesh:
 def triangulate(xy: NDArray[np.float64]) -> Mesh:
     """Triangulate; drop edges longer than ``TRIM`` times the local sixth-neighbour distance.
 
-    The local distance of an edge is the geometric mean of its ends', so that an edge between a sparse and a
-    dense part stays and one from a lone observation far off does not. Fewer than four distinct points, or
-    points on a line, are joined to a chain along their main direction.
+    That of an edge is the geometric mean of its ends'. Points on a line, or fewer than four, are joined to a chain.
     """
     points, first, member = unique_points(xy - xy.mean(axis=0))
     radius = neighbour_radius(points)

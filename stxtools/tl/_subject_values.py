@@ -51,9 +51,8 @@ class Counted:
     """What subjects (or units of them) have in compartments.
 
     - ``cell``: Subject times number of compartments plus compartment, of each observation; -1 outside any.
-    - ``sizes``: Observations, (n_subjects, n_compartments).
-    - ``sums``, ``seen``: Sum of expression, and observations that express, (n_subjects, n_compartments, n_genes).
-    - ``record``: Which expression was read.
+    - ``sizes``, ``sums``, ``seen``: Observations, summed expression, observations that express, by subject,
+      compartment, gene.
     """
 
     cell: NDArray[np.int64]
@@ -64,12 +63,7 @@ class Counted:
 
 
 class Observed:
-    """Subject, compartment and place of each observation; a section has one subject.
-
-    - ``subjects``, ``compartments``: Codes; -1 where there is none.
-    - ``subject_names``, ``names``: What the codes of subjects and of compartments mean.
-    - ``where``, ``library_key``: Where observations lie; by default in the sections that ``groupby`` was made with.
-    """
+    """Subject and compartment (-1: none) and place of each observation; sections as ``groupby`` was made with."""
 
     def __init__(
         self, adata: AnnData, subject_key: str, groupby: str, spatial_key: str, library_key: str | bool | None

@@ -54,14 +54,7 @@ def activities(logged: sparse.csr_matrix, genes: Sequence[str], net: pd.DataFram
 
 
 class Contacts:
-    """Observations that touch another compartment, and which one they touch most.
-
-    - ``graph``: Spatial neighbours, (n, n).
-    - ``codes``: Compartment of each observation, -1 for none.
-    - ``n``: Number of compartments.
-
-    - ``code``: ``own * n + other`` of each observation, -1 where it touches none.
-    """
+    """Observations that touch another compartment: their ``code`` is ``own * n + other``, the one they touch most."""
 
     def __init__(self, graph: sparse.csr_matrix, codes: NDArray[np.int64], n: int) -> None:
         edges = graph.tocoo()

@@ -15,8 +15,7 @@ import numpy as np
 def function_code(function: Callable[..., Any]) -> str:
     """Digest of a function's code, of the constants it is bound to, and of the functions of its module that it calls.
 
-    It is the same in every process. Lists, arrays and other data that may change do not count, and a function written
-    in another language counts by its name.
+    Lists, arrays and other data that may change do not count, and a function in another language counts by its name.
     """
     digest = hashlib.sha256()
     for part in _parts(function, set()):
