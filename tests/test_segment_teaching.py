@@ -16,7 +16,6 @@ from stxtools.models.ensemble.discriminant import ShrinkageLDA
 from stxtools.models.segmenter.calibration import matching_temperature, tempered
 from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with_all_classes
 from stxtools.models.segmenter.discriminants import spread_labels, voted_confidence
-from stxtools.models.segmenter.members import Members, tree_proba
 from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures
 from stxtools.models.segmenter.number import choose_number
 
@@ -120,27 +119,6 @@ def test_temperature_brings_the_mean_confidence_to_the_accuracy(accuracy: float)
     assert after.max(1).mean() == pytest.approx(accuracy, abs=1e-3)
     assert (after.argmax(1) == proba.argmax(1)).all()
     np.testing.assert_allclose(after.sum(1), 1, atol=1e-6)
-
-
-def test_members_and_network_are_averaged_and_no_member_is_certain():
-    network = np.array([[0.9, 0.1], [0.2, 0.8]], dtype=np.float32)
-    members = Members(np.array([[0.4, 0.6], [1.0, 0.0]]), np.array([[0.5, 0.5], [0.9, 0.1]]))
-    expected = np.array([[0.9 * 0.4 * 0.5, 0.1 * 0.6 * 0.5], [0.2 * 1.0 * 0.9, 0.8 * 0.01 * 0.1]]) ** (1 / 3)
-    expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(members.joined(network), expected, rtol=1e-5)
-    parts = members.split([1, 1])
-    np.testing.assert_allclose(
-        np.concatenate([p.joined(network[[i]]) for i, p in enumerate(parts)]), expected, rtol=1e-5
-    )
-
-
-def test_trees_cut_out_a_class_inside_another():
-    z = np.random.default_rng(0).normal(size=(2000, 2))
-    inside = (np.hypot(*z.T) < 1).astype(np.int64)
-    labels = np.where(np.arange(2000) % 2, inside, -1)
-    proba = tree_proba([z[:, :1], z[:, 1:]], labels, 3, 0)
-    assert (proba.argmax(axis=1) == inside)[labels < 0].mean() > 0.9
-    assert (proba[:, 2] == 0).all()
 
 
 def test_temperature_of_one_class_or_none_is_one():

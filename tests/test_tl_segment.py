@@ -156,17 +156,6 @@ def test_labels_can_be_kept_and_doubtful_observations_left_out(make_section, qui
         run(adata, quick_unet, 3, abstain_below=1.5)
 
 
-@pytest.mark.parametrize(("every", "decide"), [(3, True), (20, False)])
-def test_members_decide_beside_the_network_where_there_are_many_labels(make_section, quick_unet, every, decide):
-    adata = make_section(libraries=2)
-    adata.obs["some"] = adata.obs["band"].where(np.arange(adata.n_obs) % every == 0)
-    run(adata, quick_unet, labels_key="some", library_key="library")
-    assert ("members" in adata.uns["segment"]) == decide
-    if decide:
-        assert adata.uns["segment"]["members"]["library"].tolist() == ["lib0", "lib1"]
-        assert (adata.obs["segment"].astype(str) == adata.obs["band"].astype(str)).mean() > 0.9
-
-
 def test_suggested_labels_are_doubtful_unlabelled_and_apart(make_section, quick_unet):
     adata = make_section(rows=30, cols=20)
     adata.obs["scribble"] = adata.obs["band"].where(np.arange(adata.n_obs) % 40 == 0)

@@ -12,11 +12,10 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import nn
 
-from ._model_file import ModelFile
 from ._params import as_dict, resolve
 from ._projection import GeneProjection
 from ._shipped import shipped_path
-from ._storage import read_model, write_model
+from ._storage import ModelFile, damaged, read_model, write_model
 
 P = TypeVar("P")
 N = TypeVar("N", bound=nn.Module)
@@ -105,16 +104,18 @@ class BaseModel(ABC, Generic[P, N]):
 
     @classmethod
     def from_file(cls, file: ModelFile) -> Self:
-        """Make the model that a file holds; each value is checked."""
-        self = cls(file.params(cls.params_type))
-        self.use_rep = file.text("use_rep")
-        self._from_file(file)
-        self._read_net(file)
-        file.finish()
+        """Make the model that a file holds."""
+        try:
+            self = cls(file.config["params"])
+            self.use_rep = file.config["use_rep"]
+            self._from_file(file)
+            self._read_net(file)
+        except (KeyError, TypeError, ValueError, RuntimeError) as err:
+            raise damaged(file.path, f"it does not hold what a {cls.__name__} of this version does ({err})") from err
         return self
 
     def _read_net(self, file: ModelFile) -> None:
-        self.projection = GeneProjection.from_file(file, self.n_features)
+        self.projection = GeneProjection.from_file(file)
         self.net = file.module(self._new_net, "net.")
 
 

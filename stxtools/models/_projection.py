@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._model_file import ModelFile
+from ._storage import ModelFile
 
 POOLED = 7  # observations: a spot and the ring around it
 
@@ -97,33 +97,12 @@ class GeneProjection:
         return {"genes": self.genes, "target_sum": self.target_sum, "noise": self.noise}, arrays
 
     @classmethod
-    def from_file(cls, file: ModelFile, n_features: int, *, alone: bool = True) -> GeneProjection | None:
-        """Return the projection of a model file, or None if the model reads a stored representation.
-
-        Parameters
-        ----------
-        file
-            The file.
-        n_features
-            Number of features that the model reads.
-        alone
-            Whether the projection makes all of them.
-        """
-        genes = file.optional_names("genes")
-        if genes is None:
-            if any(name.startswith("projection.") for name in file.arrays):
-                raise file.damaged("it projects genes and does not name them")
+    def from_file(cls, file: ModelFile) -> GeneProjection | None:
+        """Return the projection of a model file, or None if the model reads a stored representation."""
+        if "genes" not in file.config:
             return None
-        mean = file.array("projection.mean", (len(genes),))
-        components = file.array("projection.components", (len(genes), n_features if alone else None))
-        made = components.shape[1]
-        if not 0 < made <= n_features:
-            raise file.damaged(f"its genes make {made} features, and it reads {n_features}")
-        variance = None
-        if "projection.variance" in file.arrays:
-            variance = file.array("projection.variance", (made,), minimum=0.0)
-        scale = None
-        if "projection.gene_scale" in file.arrays:
-            scale = file.array("projection.gene_scale", (len(genes),), minimum=0.0)
-        target_sum, noise = file.number("target_sum", above=0.0), file.number("noise", 0.0)
-        return cls(genes, mean, components, target_sum, variance, noise, scale)
+        mean, components, variance, scale = (
+            file.arrays.get(f"projection.{name}") for name in ("mean", "components", "variance", "gene_scale")
+        )
+        described = file.config["target_sum"], variance, file.config["noise"], scale
+        return cls(file.config["genes"], mean, components, *described)  # type: ignore[arg-type]

@@ -1,7 +1,6 @@
 """Model files: weights as safetensors, the rest as JSON in the same file's header. No pickle.
 
-A file carries a checksum of all it holds. What is read is checked against it, and each value against what the model
-expects, before anything is made of it: see :mod:`._model_file`.
+A file carries a checksum of all it holds. It is looked at first: what is read is what was written, or an error.
 """
 
 from __future__ import annotations
@@ -10,20 +9,65 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from stxtools._checks import check_writable
 
-from ._model_file import LARGEST, ModelFile, beyond, damaged
-
 FORMAT = "stxtools-model"
 FORMAT_VERSION = 2
-_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # those of numpy
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Description (``config``) and arrays of a model of the class ``kind``, as they were saved."""
+
+    path: Path
+    kind: str
+    config: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+
+    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Return the weights whose names begin with ``prefix``, without it."""
+        found = {name: value for name, value in self.arrays.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): torch.from_numpy(value.copy()) for name, value in found.items()}
+
+    def module(self, make: Callable[[], M], prefix: str) -> M:
+        """Return the module that ``make`` makes, with the file's weights, in eval mode.
+
+        It is made without memory and without random numbers, and gets the weights once they are known to fit.
+        """
+        with torch.device("meta"), _Uninitialised():
+            module = make()
+        module.load_state_dict(self.weights(prefix), assign=True)
+        return module.eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leave out the drawing of first weights: on torch's meta device it would import its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in {"normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"}:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def damaged(path: Path, what: str) -> ValueError:
+    """Return the error of a file that no longer holds what was written."""
+    return ValueError(
+        f"The model file {str(path)!r} is damaged: {what}. Copy it again from where it came from, or train and save "
+        "the model again."
+    )
 
 
 def write_model(
@@ -75,19 +119,23 @@ def read_model(path: str | os.PathLike[str]) -> ModelFile:
     from safetensors import SafetensorError, safe_open
 
     source = _existing(path)
-    header = _header(source)
     try:
         with safe_open(str(source), framework="numpy") as file:
-            arrays = {}
-            for key in file.keys():  # noqa: SIM118
-                dtype = str(file.get_slice(key).get_dtype())
-                if dtype not in _DTYPES:
-                    raise damaged(source, f"its array {key!r} is of the type {dtype}, which no model has")
-                arrays[key] = file.get_tensor(key)
-    except SafetensorError as err:
-        raise damaged(source, f"its arrays cannot be read ({err})") from err
-    intact = header.get("checksum") == _checksum(header, arrays)
-    return ModelFile(source, header["config"], arrays, intact, header["kind"])
+            text = (file.metadata() or {}).get(FORMAT)
+            arrays = {key: file.get_tensor(key) for key in file.keys()} if text is not None else {}  # noqa: SIM118
+    except (SafetensorError, TypeError) as err:  # TypeError: a type that numpy has not
+        raise ValueError(
+            f"{str(source)!r} is not a model file written by stxtools, or it is damaged ({err}). Copy it again from "
+            "where it came from, or train the model again."
+        ) from err
+    except OSError as err:
+        raise OSError(err.errno, f"The model file cannot be read ({err.strerror or err})", str(source)) from err
+    if text is None:
+        raise ValueError(f"{str(source)!r} is a safetensors file, but not a model file written by stxtools.")
+    header = _header(source, text)
+    if header.get("checksum") != _checksum(header, arrays):
+        raise damaged(source, "its values are not those that were saved (the checksum differs)")
+    return ModelFile(source, header["kind"], header["config"], arrays)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
@@ -105,22 +153,8 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     return source
 
 
-def _header(source: Path) -> dict[str, Any]:
+def _header(source: Path, text: str) -> dict[str, Any]:
     """Description in a model file, of the form that this version reads."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(source), framework="numpy") as file:
-            text = (file.metadata() or {}).get(FORMAT)
-    except SafetensorError as err:
-        raise ValueError(
-            f"{str(source)!r} is not a model file written by stxtools, or it is damaged ({err}). Copy it again from "
-            "where it came from, or train the model again."
-        ) from err
-    except OSError as err:
-        raise OSError(err.errno, f"The model file cannot be read ({err.strerror or err})", str(source)) from err
-    if text is None:
-        raise ValueError(f"{str(source)!r} is a safetensors file, but not a model file written by stxtools.")
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as err:
@@ -154,10 +188,9 @@ def _checksum(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
 
 def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
     for name, value in arrays.items():
-        open_ended = name.endswith(".threshold")  # a leaf splits nothing: its threshold is infinite
-        bad = np.isnan(value) if open_ended else beyond(value) if value.dtype.kind == "f" else False
-        if np.any(bad):
+        # a leaf splits nothing: its threshold is infinite
+        if np.isnan(value).any() if name.endswith(".threshold") else not np.isfinite(value).all():
             raise ValueError(
-                f"The model's {name!r} holds values that are not finite or beyond {LARGEST:g}: its training has "
-                "diverged. Train it again with a lower learning rate, e.g. `params={'lr': 1e-3}`; nothing was saved."
+                f"The model's {name!r} holds values that are not finite: its training has diverged. Train it again "
+                "with a lower learning rate, e.g. `params={'lr': 1e-3}`; nothing was saved."
             )

@@ -73,7 +73,7 @@ def segment(
 ) -> AnnData | None:  # fmt: skip
     """Segment tissue into compartments with a U-Net (Ronneberger et al. 2015) on the expression raster.
 
-    It learns pseudo-labels: of mixtures or discriminant analyses. With many labels these and trees vote, too.
+    It learns pseudo-labels, of mixtures or of discriminant analyses.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def segment(
         )  # fmt: skip
         if genes is not None:
             remember_names(known, fitted)
-        results = fitted.predict(sections, members=fitted.members, accelerator=accelerator)
+        results = fitted.predict(sections, accelerator=accelerator)
     else:
         source = None if names is None else GeneSource(adata, layer)
         genes = transfer_genes(source, fitted, where, names)
@@ -193,7 +193,7 @@ def segment(
             adapt=adapt, pretrained=pretrained is not None,
             pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
             representation=fitted.use_rep,
-            temperature=fitted.joint_temperature if model is None and fitted.members else fitted.temperature,
+            temperature=fitted.temperature,
             spatial_key=spatial_key, library_key=library_key, random_state=random_state, **read.record,
             model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
         )

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from stxtools._spatial.blocks import deal, spatial_blocks
-from stxtools.models._model_file import ModelFile
+from stxtools.models._storage import ModelFile
 
 from .evidence import RIDGE_SCALE, Answers
 from .gene_means import READ_GENES, FloatArray, GeneMeans, GeneSection, chosen_genes
@@ -95,12 +95,12 @@ class GeneClassifier:
         return described, arrays | {f"{prefix}.how": np.array([self.penalty or 0.0, self.factor])}
 
     @classmethod
-    def from_file(cls, file: ModelFile, prefix: str, n_classes: int) -> GeneClassifier | None:
+    def from_file(cls, file: ModelFile, prefix: str) -> GeneClassifier | None:
         """Return what :meth:`to_file` wrote, None where there is nothing."""
-        moments = LabelMoments.from_file(file, n_classes, prefix)
+        moments = LabelMoments.from_file(file, prefix)
         if moments is None:
             return None
-        penalty, factor = (float(v) for v in file.array(f"{prefix}.how", (2,), minimum=0.0))
+        penalty, factor = file.arrays[f"{prefix}.how"].tolist()
         return cls(moments, penalty or None, factor)
 
 

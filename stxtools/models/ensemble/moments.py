@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stxtools.models._model_file import ModelFile
+from stxtools.models._storage import ModelFile
 
 from .gene_means import READ_GENES, FloatArray, GeneMeans, leading_axes
 
@@ -127,20 +127,11 @@ class LabelMoments:
         return {f"{prefix}_genes": self.genes}, arrays
 
     @classmethod
-    def from_file(cls, file: ModelFile, n_classes: int, prefix: str = "moments") -> LabelMoments | None:
+    def from_file(cls, file: ModelFile, prefix: str = "moments") -> LabelMoments | None:
         """Return the moments of a model file, None where it has none."""
-        genes = file.optional_names(f"{prefix}_genes")
-        if genes is None:
-            return None
-        d = 2 * len(genes)
-        return cls(
-            genes,
-            file.array(f"{prefix}.factor", (None, d)),
-            file.array(f"{prefix}.rest", (d,), minimum=0.0),
-            file.array(f"{prefix}.mean", (d,)),
-            file.array(f"{prefix}.cross", (d, n_classes)),
-            file.array(f"{prefix}.prior", (n_classes,), minimum=0.0),
-        )
+        genes = file.config.get(f"{prefix}_genes")
+        names = ("factor", "rest", "mean", "cross", "prior")
+        return None if genes is None else cls(genes, *(file.arrays[f"{prefix}.{name}"] for name in names))
 
 
 def moments_of(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from stxtools.models._model_file import ModelFile
+from stxtools.models._storage import ModelFile
 
 from .gene_classifier import GeneClassifier
 from .gene_means import GeneSection
@@ -136,21 +136,14 @@ class Ensemble:
         return named, arrays | moments | (stack.trees.to_file(f"{prefix}.trees") if stack.trees is not None else {})
 
     @classmethod
-    def from_file(cls, file: ModelFile, prefix: str, n_own: int, n_means: int, n_classes: int) -> Ensemble:
-        """Return what :meth:`to_file` wrote; an observation has ``n_own`` features, ``n_means`` of them means."""
-        network, linear, trees, genes, alone = (float(w) for w in file.array(f"{prefix}.weights", (5,), minimum=0.0))
+    def from_file(cls, file: ModelFile, prefix: str) -> Ensemble:
+        """Return what :meth:`to_file` wrote."""
+        network, linear, trees, genes, alone = file.arrays[f"{prefix}.weights"].tolist()
         fitted = None
-        if linear > 0 or f"{prefix}.coef" in file.arrays or f"{prefix}.intercept" in file.arrays:
-            coef = file.array(f"{prefix}.coef", (n_own, n_classes))
-            fitted = Linear(coef, file.array(f"{prefix}.intercept", (n_classes,)))
-        grown = Trees.from_file(file, f"{prefix}.trees", n_means, n_classes)
-        if trees > 0 and grown is None:
-            raise file.damaged(f"{prefix!r} weighs trees and has none")
-        classifier = GeneClassifier.from_file(file, f"{prefix}.genes", n_classes)
-        if genes > 0 and classifier is None:
-            raise file.damaged(f"{prefix!r} weighs a classifier of genes and has none")
-        weights = Weights(network, linear, trees, genes=genes)
-        return cls(Stack(weights, fitted, grown, classifier), linear_alone=alone)
+        if f"{prefix}.coef" in file.arrays:
+            fitted = Linear(file.arrays[f"{prefix}.coef"], file.arrays[f"{prefix}.intercept"])
+        grown, by_genes = Trees.from_file(file, f"{prefix}.trees"), GeneClassifier.from_file(file, f"{prefix}.genes")
+        return cls(Stack(Weights(network, linear, trees, genes=genes), fitted, grown, by_genes), linear_alone=alone)
 
 
 @dataclass(frozen=True)

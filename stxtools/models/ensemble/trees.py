@@ -6,14 +6,14 @@ Classes that fold back on each other in expression are not separated by planes; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier
 
-from stxtools.models._model_file import ModelFile
+from stxtools.models._storage import ModelFile
 
 FloatArray = NDArray[np.float64]
 
@@ -64,22 +64,10 @@ class Trees:
         return {f"{prefix}.{name}": value for name, value in vars(self).items()}
 
     @classmethod
-    def from_file(cls, file: ModelFile, prefix: str, n_features: int, n_classes: int) -> Trees | None:
+    def from_file(cls, file: ModelFile, prefix: str) -> Trees | None:
         """Return what :meth:`to_file` wrote, or None."""
-        if not any(name.startswith(f"{prefix}.") for name in file.arrays):
-            return None
-        threshold = file.array(f"{prefix}.threshold", (None,), endless=True)
-        n = len(threshold)
-        child = file.array(f"{prefix}.child", (n, 2), kind="i", minimum=0, maximum=n - 1)
-        own = np.arange(n)
-        if not ((child == own[:, None]).all(axis=1) | (child > own[:, None]).all(axis=1)).all():
-            raise file.damaged(f"the nodes of {prefix!r} are no trees")  # a walk down would not end
-        feature = file.array(f"{prefix}.feature", (n,), kind="i", minimum=0, maximum=n_features - 1)
-        share = file.array(f"{prefix}.share", (n, n_classes), minimum=0.0, maximum=1.0 + 1e-5)
-        roots = file.array(f"{prefix}.roots", (None,), kind="i", minimum=0, maximum=n - 1)
-        if len(roots) == 0:
-            raise file.damaged(f"{prefix!r} has no trees")
-        return cls(child, feature, threshold, share, roots)
+        found = {f.name: file.arrays.get(f"{prefix}.{f.name}") for f in fields(cls)}
+        return None if found["roots"] is None else cls(**found)  # type: ignore[arg-type]
 
 
 def grow_trees(

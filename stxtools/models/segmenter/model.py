@@ -13,10 +13,10 @@ from scipy.special import softmax
 
 from stxtools._progress import stage
 from stxtools.models._base import BaseModel, best_device
-from stxtools.models._model_file import ModelFile
 from stxtools.models._params import SegmenterParams
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
+from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._tiles import PixelRaster, predict_pixels
@@ -26,7 +26,6 @@ from stxtools.nn._views import Augmentation, usual_epochs, view_loader, view_siz
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
-from .members import WEIGHTS, Members
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
 from .rasters import FeatureScaling, target_rasters
 from .transfer import Transfer, transfer_targets
@@ -61,8 +60,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     SimCLR) or starts from a U-Net pretrained on others, then trained on pseudo-labels (soft targets). Without labels
     these are a consensus of Gaussian mixtures on spatially averaged features; with labels, discriminant
     analyses on neighbourhood means for the unlabelled observations and the labels themselves for the labelled
-    ones. Where many are labelled, ``members`` decide beside it on these sections. A temperature brings its confidence
-    to that of the pseudo-labels.
+    ones. A temperature brings its confidence to that of the pseudo-labels.
 
     Parameters
     ----------
@@ -91,8 +89,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.start: dict[str, torch.Tensor] | None = None
         self.scaling = FeatureScaling()
         self.transfer: Transfer | None = None
-        self.members: list[Members] = []
-        self.joint_temperature = 1.0
 
     @property
     def n_features(self) -> int:
@@ -142,7 +138,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             If there are fewer distinct observations than ``n_segments``.
         """
         self.net, self.transfer, self.history, run = None, None, [], completed(run)
-        self.members = []
         orders = [s.canonical_order() for s in sections]
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
@@ -168,11 +163,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             predicted = self._predicted(tensors, accelerator)
         proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
         self.temperature = expected_temperature(proba, pseudo_labels)
-        if pseudo_labels.members is not None:
-            parts = pseudo_labels.members.split([s.n_obs for s in sections])
-            joint = [m.joined(p) for m, p in zip(parts, proba, strict=True)]
-            self.joint_temperature = expected_temperature(joint, pseudo_labels)
-            self.members = [m.taken(np.argsort(order)) for m, order in zip(parts, orders, strict=True)]
         if labels is None:
             self._order_by_size(as_given, accelerator)
         elif expression is not None:
@@ -317,7 +307,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         expression: Sequence[GeneSection] | None = None,
         labels: Sequence[NDArray[np.int64]] | None = None,
         adapt: bool = True,
-        members: Sequence[Members] = (),
         accelerator: str = "auto",
     ) -> list[Segmentation]:
         """Segment ``sections``.
@@ -333,8 +322,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             Per section, class codes of what is labelled there, else -1; they need ``expression``.
         adapt
             Whether the members adapt to each section's own components.
-        members
-            ``members``, where ``sections`` are those that were learned from: they decide beside the U-Net.
         accelerator
             Where the U-Net runs.
         """
@@ -343,10 +330,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         for i, section in enumerate(sections):
             raster, member = self.scaling.raster(section)
             proba, features = predict_pixels(net, raster, device)
-            if members:
-                joint = tempered(members[i].joined(proba.numpy()[member]), self.joint_temperature)
-                out.append(Segmentation(joint, features.numpy()[member], WEIGHTS))
-                continue
             if expression is None or self.transfer is None:
                 out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
                 continue
@@ -368,17 +351,16 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         return config | described, arrays | self.scaling.to_file()
 
     def _from_file(self, file: ModelFile) -> None:
-        self.classes, self.image_key = file.names("classes"), file.text("image_key")
-        self.temperature = file.number("temperature", above=0.0)
-        self.scaling = FeatureScaling.from_file(file)
-        self.transfer = Transfer.from_file(file, len(self.classes))
+        self.classes, self.image_key = file.config["classes"], file.config["image_key"]
+        self.temperature = file.config["temperature"]
+        self.scaling, self.transfer = FeatureScaling.from_file(file), Transfer.from_file(file)
 
     def _read_net(self, file: ModelFile) -> None:
-        self.projection = GeneProjection.from_file(file, self.n_features, alone=self.image_key is None)
         if self.classes:
-            self.net = file.module(self._new_net, "net.")
+            super()._read_net(file)
         else:
-            self.start = file.weights(self._new_unet, "net.unet.")
+            self.projection = GeneProjection.from_file(file)
+            self.start = file.module(self._new_unet, "net.unet.").state_dict()
 
     def starting_point(self) -> Segmenter:
         """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""

@@ -13,8 +13,7 @@ from stxtools._progress import progress, stage
 from stxtools.models._section import Section
 
 from .classes import with_all_classes
-from .discriminants import SCALES, label_views, spread_labels, voted_confidence
-from .members import LEAST_LABELLED, Members, tree_proba
+from .discriminants import label_views, spread_labels, voted_confidence
 from .mixtures import (
     consensus,
     cotrain,
@@ -43,7 +42,6 @@ class PseudoLabels:
     - ``confidence``: Probability that each class is right (n, K); rows of NaN where it is unknown.
     - ``labelled``: Observations with a label of their own, (n,).
     - ``curve``: What the number of classes was chosen by (:class:`.number.Choice`); empty where it was given.
-    - ``members``: Classifiers that decide beside the U-Net, where there are enough labels.
     """
 
     classes: list[str]
@@ -52,7 +50,6 @@ class PseudoLabels:
     confidence: FloatArray
     labelled: NDArray[np.bool_]
     curve: dict[str, list[float]] = field(default_factory=dict)
-    members: Members | None = None
 
 
 def pseudo_labels_from_clustering(
@@ -119,10 +116,7 @@ def pseudo_labels_from_labels(
     weight = (target.max(axis=1) - 1 / k) / (1 - 1 / k)
     target[known[rows]] = np.eye(k)[codes[rows][known[rows]]]
     weight[known[rows]] = 2.0
-    full = _for_all(list(classes), len(codes), rows, target, weight, confidence, known, {})
-    if class_shares is None and known.mean() >= LEAST_LABELLED and len(rows) == len(codes):
-        full.members = Members(confidence, tree_proba(views[: len(SCALES)], codes, k, seed))
-    return full
+    return _for_all(list(classes), len(codes), rows, target, weight, confidence, known, {})
 
 
 def _for_all(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stxtools.models._model_file import ModelFile
 from stxtools.models._section import Section
+from stxtools.models._storage import ModelFile
 from stxtools.nn._tiles import PixelRaster
 from stxtools.nn._views import block_mask
 
@@ -68,8 +68,7 @@ class FeatureScaling:
     @classmethod
     def from_file(cls, file: ModelFile) -> FeatureScaling:
         """Read what :meth:`to_file` gave."""
-        centre = file.array("centre", (None,))
-        return cls(centre, file.array("scale", centre.shape, above=0.0))
+        return cls(file.arrays["centre"], file.arrays["scale"])
 
 
 def section_raster(section: Section, scale: NDArray[np.floating]) -> tuple[PixelRaster, NDArray[np.int64]]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stxtools._progress import stage
-from stxtools.models._model_file import ModelFile
 from stxtools.models._section import Section
+from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.evidence import Answers, Evidence
 from stxtools.models.ensemble.gene_means import READ_GENES, FloatArray, GeneMeans, GeneSection, chosen_genes
 from stxtools.models.ensemble.moments import N_COMPS, LabelMoments, moments_of
@@ -74,14 +74,13 @@ class Transfer:
         return described | {"id_genes": list(self.ids), "ids": list(self.ids.values())}, arrays
 
     @classmethod
-    def from_file(cls, file: ModelFile, n_classes: int) -> Transfer | None:
+    def from_file(cls, file: ModelFile) -> Transfer | None:
         """Return what :meth:`to_file` wrote, None where there is nothing."""
-        moments = LabelMoments.from_file(file, n_classes)
+        moments = LabelMoments.from_file(file)
         if moments is None:
             return None
-        self = cls(moments, inverse_temperature=file.number("inverse_temperature", 1.0, above=0.0))
-        self.ids = file.paired_names("id_genes", "ids")
-        return self
+        ids = dict(zip(file.config["id_genes"], file.config["ids"], strict=True))
+        return cls(moments, ids, file.config["inverse_temperature"])
 
 
 def transfer_targets(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from stxtools.models._model_file import ModelFile
+from stxtools.models._storage import ModelFile
 from stxtools.models.segmenter.rasters import centred
 from stxtools.nn._tissue import GraphTensors
 
@@ -110,23 +110,11 @@ class Featurizer:
         return arrays | (self.smoothed.to_file() if self.smoothed is not None else {})
 
     @classmethod
-    def from_file(cls, params: TissueNetParams, file: ModelFile, tasks: Mapping[str, int]) -> Featurizer:
-        """Return what :meth:`to_file` wrote; ``tasks`` tells which parts a model has."""
+    def from_file(cls, params: TissueNetParams, file: ModelFile) -> Featurizer:
+        """Return what :meth:`to_file` wrote."""
         self = cls(params)
-        sizes: dict[str, int | None] = {"": None, "node_": None}
-        if tasks:
-            sizes["own_"] = None
-        if EXPRESSION in tasks:
-            sizes["expression_"] = tasks[EXPRESSION]
-        for part, size in sizes.items():
-            centre = file.array(f"scaling.{part}centre", (size,))
-            self.scaling[f"{part}centre"] = centre
-            self.scaling[f"{part}scale"] = file.array(f"scaling.{part}scale", centre.shape, above=0.0)
-        if tasks:
-            n_means = len(self.scaling["centre"]) * len(params.neighbours)
-            if len(self.scaling["own_centre"]) != n_means:
-                raise file.damaged(f"it reads {n_means} neighbourhood means and scales others")
-            self.scaling["unit"] = file.array("scaling.unit", (1,), above=0.0)
+        names = [name for name in file.arrays if name.startswith("scaling.")]
+        self.scaling = {name.removeprefix("scaling."): file.arrays[name] for name in names}
         self.smoothed = SmoothedGenes.from_file(file)
         return self
 

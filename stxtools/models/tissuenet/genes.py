@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from sklearn.utils.extmath import randomized_svd
 
-from stxtools.models._model_file import ModelFile
+from stxtools.models._storage import ModelFile
 
 FloatArray = NDArray[np.float64]
 
@@ -119,14 +119,11 @@ class SmoothedGenes:
     @classmethod
     def from_file(cls, file: ModelFile) -> SmoothedGenes | None:
         """Return what :meth:`to_file` wrote, or None."""
-        if not any(name.startswith("smoothed.") for name in file.arrays):
+        if "smoothed.axes" not in file.arrays:
             return None
-        self = cls(file.array("smoothed.sizes", (None,), kind="i", minimum=1).tolist())
-        self.gene_scale = file.array("smoothed.gene_scale", (None,), above=0.0)
-        n_rows = len(self.gene_scale) * len(self.sizes)
-        self.scale = file.array("smoothed.scale", (n_rows,), above=0.0)
-        self.axes = file.array("smoothed.axes", (n_rows, None))
-        self.by_section = bool(file.array("smoothed.by_section", (1,), kind="b")[0])
+        self = cls(file.arrays["smoothed.sizes"].tolist())
+        self.gene_scale, self.scale = file.arrays["smoothed.gene_scale"], file.arrays["smoothed.scale"]
+        self.axes, self.by_section = file.arrays["smoothed.axes"], bool(file.arrays["smoothed.by_section"][0])
         return self
 
 

@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from stxtools._progress import stage
 from stxtools.models._base import BaseModel, best_device
-from stxtools.models._model_file import ModelFile
+from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.stacking import Ensemble, Weights
 from stxtools.nn._gnn import RegionGNN
 from stxtools.nn._recipe import Run, Training, completed, seeded
@@ -324,19 +324,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         }, arrays  # fmt: skip
 
     def _from_file(self, file: ModelFile) -> None:
-        self.classes = file.names_by_task("classes")
-        file.check_tasks("classes", self.classes, {BIOMARKER: 0, CLASSES: 0})
-        self.expression, self.genes = file.names("expression"), file.optional_names("read_genes")
-        self.target_sum = file.optional_number("read_target_sum")
-        self.ids = file.paired_names("id_genes", "ids")
-        self.task_weights = file.numbers_by_task("task_weights", self.tasks)
-        self.featurizer = Featurizer.from_file(self.params, file, self.tasks)
-        smoothed = self.featurizer.smoothed
-        if smoothed is not None and self.genes is None and (self.use_rep or file.config.get("genes")):
-            raise file.damaged("it reads genes and does not name them")
-        if smoothed is not None and self.genes is not None and len(smoothed.gene_scale) != len(self.genes):
-            raise file.damaged(f"it names {len(self.genes)} genes and scales {len(smoothed.gene_scale)}")
-        weighed = file.names("ensembles")
-        file.check_tasks("ensembles", weighed, self.tasks)
-        sizes = self.featurizer.n_own, self.n_means
-        self.ensembles = {t: Ensemble.from_file(file, f"ensemble.{t}", *sizes, self.tasks[t]) for t in weighed}
+        config = file.config
+        self.classes, self.expression, self.genes = config["classes"], config["expression"], config["read_genes"]
+        self.target_sum, self.task_weights = config["read_target_sum"], config["task_weights"]
+        self.ids = dict(zip(config["id_genes"], config["ids"], strict=True))
+        self.featurizer = Featurizer.from_file(self.params, file)
+        self.ensembles = {task: Ensemble.from_file(file, f"ensemble.{task}") for task in config["ensembles"]}

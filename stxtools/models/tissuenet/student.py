@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from stxtools._progress import stage
 from stxtools._spatial.blocks import spatial_blocks
 from stxtools.models._base import BaseModel, best_device
-from stxtools.models._model_file import ModelFile
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._section import Section
+from stxtools.models._storage import ModelFile
 from stxtools.models.segmenter.rasters import FeatureScaling
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._student import JointNet, Means, PyramidMLP
@@ -216,7 +216,7 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
         return {"tasks": self.tasks}, self.scaling.to_file()
 
     def _from_file(self, file: ModelFile) -> None:
-        self.tasks, self.scaling = file.names_by_task("tasks"), FeatureScaling.from_file(file)
+        self.tasks, self.scaling = file.config["tasks"], FeatureScaling.from_file(file)
 
 
 def _held_out(flat: NDArray[np.int64], width: int, rng: np.random.Generator) -> torch.Tensor:
