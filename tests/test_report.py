@@ -99,6 +99,19 @@ def test_the_file_holds_what_the_slots_hold(line, tmp_path):
         assert text in page
 
 
+def test_a_map_of_many_observations_is_thinned(line, tmp_path, monkeypatch):
+    monkeypatch.setattr("stxtools._report.map.POINTS_MAX", 100)
+    page = written(line, tmp_path, color=["band"], library_key="library")
+    assert page == written(line, tmp_path, color=["band"], library_key="library")  # the same ones each time
+    meta = meta_of(page)
+    assert [section["n"] for section in meta["sections"]] == [50, 50]
+    band = next(entry for entry in meta["colors"] if entry["label"] == "band")
+    assert len(block(page, "xy", "<f4")) == 200
+    assert len(block(page, band["block"], "<u2")) == 100
+    assert "show 100 of the 448 observations, drawn at random" in page
+    assert "448 observations and" in page
+
+
 def test_leading_genes_come_from_every_group(line, tmp_path):
     adata = with_table(line)
     genes = [name for name, _ in meta_of(written(adata, tmp_path))["genes"]]

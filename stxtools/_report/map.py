@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _IMAGE_SIDE = 1400  # pixels of a tissue image; more are not seen behind the observations
 _CLASSES_MAX = 1000
+POINTS_MAX = 200_000  # a browser opens no larger file in a moment
 
 
 @dataclass
@@ -44,6 +45,7 @@ def tissue_map(
     """Collect all that the map shows, section by section."""
     params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=None, params=params)
+    panels = _thinned(panels, adata.n_obs)
     order = np.concatenate([panel.rows for panel in panels])
     shifts = side_by_side(panels)
     bars = bars_of(adata, panels, spatial_key, None)
@@ -71,6 +73,14 @@ def tissue_map(
         out.meta["genes"].append([gene, round(top, 4)])
         out.blocks[f"gene{i}"] = packed(levels(column, 0.0, top))
     return out
+
+
+def _thinned(panels: Sequence[Panel], n_obs: int) -> list[Panel]:
+    """Return observations drawn at random, the same share of every section, where there are too many."""
+    share, rng = min(1.0, POINTS_MAX / n_obs), np.random.default_rng(0)
+    sizes = [max(1, int(share * len(panel.rows))) for panel in panels]
+    kept = [np.sort(rng.choice(len(p.rows), size, replace=False)) for p, size in zip(panels, sizes, strict=True)]
+    return [Panel(p.library, p.rows[at], p.xy[at]) for p, at in zip(panels, kept, strict=True)]
 
 
 def _image(adata: AnnData, panel: Panel, shift: NDArray[np.float64]) -> dict[str, Any] | None:

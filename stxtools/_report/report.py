@@ -33,7 +33,8 @@ def report(
 
     It holds a map of the tissue to zoom into, coloured by segment, confidence, region, attention or a gene; the
     biomarkers as a volcano and a table to sort and filter; stability, training curves, parameters and versions; and
-    what was found in words. Steps that were not run are left out.
+    what was found in words. Steps that were not run are left out. Of more than 200,000 observations the map shows as
+    many, drawn at random; all else is of all.
 
     Parameters
     ----------
@@ -101,8 +102,14 @@ def report(
     name = title or _title(sections)
     meta = tissue.meta | {"key": key, "biomarkers": None if table is None else table.meta}
     blocks = tissue.blocks | ({} if table is None else table.blocks)
+    n_drawn = tissue.meta["n"]
+    drawn = "" if n_drawn == adata.n_obs else (
+        f'<p class="note">The map and its legend show {n_drawn:,} of the {adata.n_obs:,} observations, drawn at '
+        "random.</p>"
+    )  # fmt: skip
     page = _page(
         title=html.escape(name),
+        drawn=drawn,
         sizes=f"{adata.n_obs:,} observations · {adata.n_vars:,} genes · stxtools {__version__}",
         findings="".join(f"<p>{html.escape(text)}</p>" for text in findings(adata, sections, key, biomarkers_key)),
         figures=training_figures(adata, key), parameters=parameter_tables(adata, key, biomarkers_key),
