@@ -22,9 +22,10 @@ R = TypeVar("R")
 
 WIDTH = 116
 RETURNS = {
-    "get": ["Returns", "-------", "A new table in the order of the slot."],
+    "get": ["Returns", "-------", "A new table in the order of the slot.", "", "Raises", "------",
+            "KeyError, ValueError", "    There is no such table, or it does not hold what was named."],
     "pp": ["Returns", "-------", "None, or the changed copy with ``copy=True``. Sets:", "", "%(slots)s"],
-}
+}  # fmt: skip
 RETURNS["tl"] = RETURNS["pp"]
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 

@@ -1,9 +1,9 @@
-from ._biomarkers import biomarkers as biomarkers
-from ._compare import compare as compare
-from ._describe import describe as describe
-from ._evaluation import evaluation as evaluation
-from ._probabilities import probabilities as probabilities
 from ._regions import regions as regions
+from ._segments import probabilities as probabilities
 from ._segments import segments as segments
-from ._track import track as track
-from ._trends import trends as trends
+from ._tables import biomarkers as biomarkers
+from ._tables import compare as compare
+from ._tables import describe as describe
+from ._tables import evaluation as evaluation
+from ._tables import track as track
+from ._tables import trends as trends

@@ -1,0 +1,349 @@
+"""Tables of results, filtered by the names in their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._checks import check_bool, check_choice, check_int, check_key, check_names
+from stxtools._docs import documented
+from stxtools._validate import check_adata, check_number, listing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
+_COMPARED = _EFFECTS | {"group", "names", "logfoldchanges"}
+_TRENDS = _EFFECTS | {"feature", "slope", "pvals_order"}
+_METRICS = ("accuracy", "precision", "recall", "auroc", "mse")
+_BY = ("model", "target", "scheme", "leaky", "noise")
+
+
+@documented
+def biomarkers(
+    adata: AnnData,
+    group: str | Sequence[str] | None = None,
+    *,
+    fdr: float | None = None,
+    sign: Literal["both", "up", "down"] = "both",
+    min_libraries: int = 0,
+    n_top: int | None = None,
+    key: str = _keys.BIOMARKERS,
+) -> pd.DataFrame:
+    """Return the table of :func:`stxtools.tl.biomarkers`, filtered.
+
+    Parameters
+    ----------
+    sign
+        ``"up"`` keeps genes that are higher in the group, ``"down"`` those that are lower.
+    min_libraries
+        Keep genes whose effect was estimated in at least as many libraries.
+    n_top
+        Keep as many genes per group, the first of the table (for ``sign="down"`` the last), after the other filters.
+    %(parameters)s
+
+    %(returns)s
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue()
+    >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
+    >>> table = st.get.biomarkers(adata, fdr=0.05, sign="up")
+    """
+    columns = {"group", "names", "scores", "pvals_adj"}
+    table = stored_table(adata, key, columns, "biomarker table", "st.tl.biomarkers(adata, groupby=...)")
+    check_choice("sign", sign, ("both", "up", "down"))
+    min_libraries = check_int("min_libraries", min_libraries, minimum=0)
+    hint = (" Of two groups only the second is tested by default: name others in "
+            "`st.tl.biomarkers(adata, groupby, groups=[...])`.")  # fmt: skip
+    table = rows_of(table, f"adata.uns[{key!r}]", fdr, hint, group=group)
+    if sign != "both":
+        table = table[table["scores"] > 0 if sign == "up" else table["scores"] < 0]
+    if min_libraries > 0:
+        table = table[table["n_libraries"] >= min_libraries]
+    if n_top is not None:
+        n_top = check_int("n_top", n_top, minimum=1)
+        by_group = table.groupby("group", sort=False, observed=True)
+        table = by_group.tail(n_top) if sign == "down" else by_group.head(n_top)
+    return table.reset_index(drop=True)
+
+
+@documented
+def compare(
+    adata: AnnData,
+    kind: Literal["share", "contact", "expression"] | None = None,
+    *,
+    group: str | Sequence[str] | None = None,
+    compartment: str | Sequence[str] | None = None,
+    fdr: float | None = None,
+    key: str = _keys.COMPARE,
+) -> pd.DataFrame:
+    """Return the table of :func:`stxtools.tl.compare`, filtered.
+
+    Parameters
+    ----------
+    kind
+        ``"share"``, ``"contact"`` or ``"expression"``; all by default.
+    %(parameters)s
+
+    %(returns)s
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")
+    >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
+    >>> shares = st.get.compare(adata, "share")
+    """
+    call = "st.tl.compare(adata, condition_key, subject_key)"
+    table = stored_table(adata, key, _COMPARED, "comparison of conditions", call)
+    return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, group=group, compartment=compartment)
+
+
+@documented
+def describe(
+    adata: AnnData,
+    kind: str | None = None,
+    *,
+    group: str | Sequence[str] | None = None,
+    fdr: float | None = None,
+    key: str = _keys.DESCRIBE,
+) -> pd.DataFrame:
+    """Return what :func:`stxtools.tl.describe` found: the summary of the compartments, or the evidence of one kind.
+
+    Parameters
+    ----------
+    kind
+        ``"activity"`` (or a name that ``net`` was given) or ``"contact"`` for the evidence; by default the summary.
+    %(parameters)s
+
+    %(returns)s
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue()
+    >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
+    >>> st.tl.describe(adata, "compartment")
+    >>> summary = st.get.describe(adata, group="layer_1")
+    """
+    check_adata(adata, unique_vars=False)
+    summary, evidence = (adata.uns.get(name) for name in (check_key("key", key), f"{key}_evidence"))
+    if not isinstance(summary, pd.DataFrame) or not {"proposed_name", "markers"} <= set(summary.columns):
+        raise KeyError(f"`adata.uns[{key!r}]` holds no description; run `st.tl.describe(adata, groupby)` first, or "
+                       "name it with `key`.")  # fmt: skip
+    groups = summary.index.astype(str)
+    wanted = list(groups) if group is None else check_names("group", group, "a group")
+    unknown = [name for name in wanted if name not in groups]
+    if unknown:
+        raise ValueError(f"`group` names {listing(unknown)}; `adata.uns[{key!r}]` has {listing(groups)}.")
+    if fdr is not None:
+        fdr = check_number("fdr", fdr, minimum=0.0, maximum=1.0)
+    if kind is None:
+        return summary[groups.isin(wanted)].copy()
+    kinds = [] if not isinstance(evidence, pd.DataFrame) else list(pd.unique(evidence["kind"].astype(str)))
+    if check_key("kind", kind) not in kinds:
+        raise ValueError(f"`kind={kind!r}` was not described, {listing(kinds) if kinds else 'nor any other'}: call "
+                         "`st.tl.describe` with `net=` for activities and with `resource=` for contacts.")  # fmt: skip
+    keep = (evidence["kind"].astype(str) == kind) & evidence["group"].astype(str).isin(wanted)
+    return rows_of(evidence[keep], f"adata.uns[{f'{key}_evidence'!r}]", fdr)
+
+
+@documented
+def evaluation(
+    adata: AnnData,
+    metric: str | None = None,
+    *,
+    target: str | None = None,
+    versus: str | None = None,
+    per_seed: bool = False,
+    key: str = _keys.EVALUATION,
+) -> pd.DataFrame:
+    """Return mean and standard deviation over seeds of what :func:`stxtools.tl.evaluate` measured.
+
+    The folds of a seed are averaged first; seeds, not folds, are the replicates.
+
+    Parameters
+    ----------
+    metric
+        ``"accuracy"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"mse"``; all by default.
+    versus
+        A model to compare the others with, seed by seed: adds ``difference`` and its standard error ``se``.
+    per_seed
+        Return the seeds themselves, ``seed`` and ``value`` instead of ``mean``, ``sd`` and ``n``.
+    %(parameters)s
+
+    Returns
+    -------
+    A new table with one row per model, target, scheme, noise level and metric, and the columns ``model``, ``target``,
+    ``scheme``, ``leaky``, ``noise``, ``metric``, ``mean``, ``sd`` (NaN for one seed), ``n`` (seeds), and with
+    ``versus`` also ``difference`` and ``se``.
+
+    Raises
+    ------
+    KeyError
+        There is no such table.
+    ValueError
+        A metric, target or model that is not in it.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_tissue(n_obs=600)
+    >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
+    >>> table = st.get.evaluation(adata, "accuracy", versus="nearest_label")
+    """
+    columns = {*_BY, "seed", "fold", *_METRICS}
+    table = stored_table(adata, key, columns, "evaluation", "st.tl.evaluate(adata, region_key=...)")
+    if metric is not None:
+        check_choice("metric", metric, _METRICS)
+    models = list(dict.fromkeys(table["model"].astype(str)))
+    targets = list(dict.fromkeys(table["target"].astype(str)))
+    for name, value in (("target", target), ("versus", versus)):
+        if value is not None:
+            check_key(name, value)
+    if target is not None and target not in targets:
+        raise ValueError(f"`target={target!r}` is not in the evaluation; it has {listing(targets)}.")
+    if versus is not None and versus not in models:
+        raise ValueError(f"`versus={versus!r}` is not among the models; they are {listing(models)}.")
+    long = table.melt([*_BY, "seed", "fold"], list(_METRICS) if metric is None else [metric], "metric", "value")
+    long = long[long["value"].notna() & (target is None or long["target"] == target)]
+    by = [*_BY, "metric"]
+    seeds = long.groupby([*by, "seed"], sort=False, observed=True)["value"].mean().reset_index()
+    order = {name: i for i, name in enumerate(models)}
+    if check_bool("per_seed", per_seed):
+        return _ordered(seeds, order)
+    out = seeds.groupby(by, sort=False, observed=True)["value"].agg(mean="mean", sd="std", n="size").reset_index()
+    if versus is not None:
+        out = out.merge(_differences(seeds, by, versus), on=by, how="left")
+    return _ordered(out, order)
+
+
+@documented
+def track(
+    adata: AnnData,
+    table: Literal["links", "compartments", "regions"] = "links",
+    *,
+    event: str | Sequence[str] | None = None,
+    fdr: float | None = None,
+    key: str = _keys.TRACK,
+) -> pd.DataFrame:
+    """Return a table of :func:`stxtools.tl.track`.
+
+    Parameters
+    ----------
+    table
+        ``"links"``: compartments of one time against those of the next. ``"compartments"``: each at each time, with its
+        lineage. ``"regions"``: the best counterparts of every region.
+    event
+        Keep links of these kinds: ``"continues"``, ``"splits"``, ``"merges"``, ``"appears"``, ``"disappears"``. All by
+        default, those between which there is no link (``"none"``) included.
+    %(parameters)s
+
+    %(returns)s
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_series(3, 2, obs_per_section=200)
+    >>> st.tl.region_graph(adata, "compartment", library_key="section", max_size=20)
+    >>> st.tl.track(adata, "time")
+    >>> found = st.get.track(adata, "compartments")
+    """
+    check_adata(adata, unique_vars=False)
+    check_choice("table", table, ("links", "compartments", "regions"))
+    slot = adata.uns.get(check_key("key", key))
+    if not isinstance(slot, Mapping) or not isinstance(slot.get(table), pd.DataFrame):
+        raise KeyError(
+            f"`adata.uns[{key!r}]` holds no tracked compartments. Run `st.tl.track(adata, time_key)` first, or name "
+            "the slot with `key`."
+        )
+    if table != "links" and (event is not None or fdr is not None):
+        raise ValueError(f"`event` and `fdr` choose links; `table={table!r}` has neither.")
+    return rows_of(slot[table], f"adata.uns[{key!r}][{table!r}]", fdr, event=event)
+
+
+@documented
+def trends(
+    adata: AnnData,
+    kind: Literal["share", "area", "contact", "expression"] | None = None,
+    *,
+    compartment: str | Sequence[str] | None = None,
+    feature: str | Sequence[str] | None = None,
+    fdr: float | None = None,
+    values: bool = False,
+    key: str = _keys.TRENDS,
+) -> pd.DataFrame:
+    """Return the table of :func:`stxtools.tl.trends`, filtered.
+
+    Parameters
+    ----------
+    kind
+        ``"share"``, ``"area"``, ``"contact"`` or ``"expression"``; all by default.
+    feature
+        Gene or genes, or the other compartment of a contact; all by default.
+    values
+        Whether to add the log2 value of every subject, in columns named by the subjects.
+    %(parameters)s
+
+    %(returns)s
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.datasets.synthetic_series(3, 3, obs_per_section=200)
+    >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
+    >>> shares = st.get.trends(adata, "share")
+    """
+    table = stored_table(adata, key, _TRENDS, "trends", "st.tl.trends(adata, time_key, subject_key=...)")
+    if values:
+        subjects = [str(name) for name in adata.uns[f"{key}_params"]["subjects"]]
+        table = pd.concat([table, adata.uns[f"{key}_values"].set_axis(subjects, axis=1)], axis=1)
+    return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, compartment=compartment, feature=feature)
+
+
+def stored_table(adata: AnnData, key: str, columns: AbstractSet[str], what: str, call: str) -> pd.DataFrame:
+    """Return the table ``uns[key]``, which has ``columns``, or say which call makes it."""
+    check_adata(adata, unique_vars=False)
+    table = adata.uns.get(check_key("key", key))
+    if not isinstance(table, pd.DataFrame) or not columns <= set(table.columns):
+        raise KeyError(f"`adata.uns[{key!r}]` holds no {what}. Run `{call}` first, or name the table with `key`.")
+    return table
+
+
+def rows_of(
+    table: pd.DataFrame, where: str, fdr: float | None = None, hint: str = "", **wanted: str | Sequence[str] | None
+) -> pd.DataFrame:
+    """Return the rows with the ``wanted`` names in their columns and ``pvals_adj`` of at most ``fdr``, as a copy."""
+    for column, value in wanted.items():
+        if value is None:
+            continue
+        names = check_names(column, value, f"a {column}")
+        present = pd.unique(table[column].astype(str))
+        unknown = [name for name in names if name not in present]
+        if unknown:
+            raise ValueError(f"`{column}` names {listing(unknown)}; `{where}` has {listing(present)}.{hint}")
+        table = table[table[column].astype(str).isin(names)]
+    if fdr is not None:
+        table = table[table["pvals_adj"] <= check_number("fdr", fdr, minimum=0.0, maximum=1.0)]
+    return table.reset_index(drop=True).copy()
+
+
+def _ordered(table: pd.DataFrame, order: dict[str, int]) -> pd.DataFrame:
+    """Sort by what is compared, then by model in the order of the call."""
+    table = table.sort_values("model", key=lambda column: column.map(order), kind="stable")
+    return table.sort_values(["target", "metric", "scheme", "noise"], kind="stable").reset_index(drop=True)
+
+
+def _differences(seeds: pd.DataFrame, by: list[str], versus: str) -> pd.DataFrame:
+    """Mean difference to one model over the seeds that both have, and its standard error."""
+    rest = [c for c in by if c != "model"]
+    other = seeds.loc[seeds["model"] == versus, [*rest, "seed", "value"]].rename(columns={"value": "other"})
+    both = seeds.merge(other, on=[*rest, "seed"])
+    both["difference"] = both["value"] - both["other"]
+    return both.groupby(by, sort=False, observed=True)["difference"].agg(difference="mean", se="sem").reset_index()
