@@ -28,7 +28,6 @@ class GeneBlocks:
         budget = settings.max_memory * 2**30
         self.slices = gene_slices(read.survey.seen, budget / _BYTES)
         self.limit = budget / _SHARE
-        self._whole: sparse.csr_matrix | None = None
 
     @property
     def depth(self) -> NDArray[np.float64] | None:
@@ -36,14 +35,7 @@ class GeneBlocks:
         return None if self.read.scale == "log" else self.read.survey.depth
 
     def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return log expression of some genes for all observations; where there is one block it is kept."""
-        if len(self.slices) > 1:
-            return self._read(genes)
-        if self._whole is None:
-            self._whole = self._read(genes)
-        return self._whole
-
-    def _read(self, genes: slice) -> sparse.csr_matrix:
+        """Return log expression of some genes for all observations."""
         if genes == slice(0, self.shape[1]) and not is_out_of_core(self.read.matrix):
             target = median_depth(self.read.survey.depth)
             return log_normalize(to_csr(self.read.matrix), self.read.scale, target_sum=target)
@@ -51,9 +43,6 @@ class GeneBlocks:
 
     def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield log expression chunk of rows by chunk, of some genes or of all."""
-        if self._whole is not None:
-            yield slice(0, self.shape[0]), self._whole if genes is None else sparse.csr_matrix(self._whole[:, genes])
-            return
         yield from log_chunks(self.read, partial(_with_rows, genes))
 
 

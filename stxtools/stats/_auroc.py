@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 _AT_ONCE = 4_000_000  # values
+
+
+def aurocs(matrix: sparse.csr_matrix, labels: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """AUROC of every gene for each label against the rest (genes x labels).
+
+    - ``matrix``: Observations x genes.
+    """
+    by_gene = sparse.csr_matrix(matrix.T)
+    by_gene.eliminate_zeros()
+    out = np.empty((by_gene.shape[0], len(labels)))
+    ends = by_gene.indptr
+    first = 0
+    while first < len(out):  # blocks of genes: sorting takes eight times the memory of the values
+        last = max(first + 1, int(np.searchsorted(ends, ends[first] + _AT_ONCE, side="right")) - 1)
+        ranks = midranks(by_gene[first:last])
+        for i, label in enumerate(labels):
+            out[first:last, i] = auroc_from_ranks(*ranks, label)
+        first = last
+    return out
 
 
 def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, NDArray[np.float64]]:
@@ -21,19 +40,7 @@ def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, NDArray[np.
     The ranks of the stored values, and per gene the rank that all its zeros share.
     """
     n_genes, n_obs = by_gene.shape
-    ranks, zero_rank = np.empty(by_gene.nnz), np.empty(n_genes)
-    ends = by_gene.indptr
-    first = 0
-    while first < n_genes:  # blocks of genes: sorting takes eight times the memory of the values
-        last = max(first + 1, int(np.searchsorted(ends, ends[first] + _AT_ONCE, side="right")) - 1)
-        some = slice(ends[first], ends[last])
-        ranks[some], zero_rank[first:last] = _midranks(by_gene.data[some], np.diff(ends[first : last + 1]), n_obs)
-        first = last
-    return sparse.csr_matrix((ranks, by_gene.indices, by_gene.indptr), shape=by_gene.shape), zero_rank
-
-
-def _midranks(data: NDArray[Any], per_gene: NDArray[Any], n_obs: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    n_genes = len(per_gene)
+    data, per_gene = by_gene.data, np.diff(by_gene.indptr)
     gene = np.repeat(np.arange(n_genes), per_gene)
     ends = np.cumsum(per_gene)
     # gene by gene: several times as fast as a sort by two keys; equal values share a rank in whatever order
@@ -48,7 +55,8 @@ def _midranks(data: NDArray[Any], per_gene: NDArray[Any], n_obs: int) -> tuple[N
     rank += np.where(value > 0, n_zero[gene], 0)
     ranks = np.empty(len(value))
     ranks[order] = rank
-    return ranks, np.bincount(gene[data < 0], minlength=n_genes) + (n_zero + 1) / 2.0
+    zero_rank = np.bincount(gene[data < 0], minlength=n_genes) + (n_zero + 1) / 2.0
+    return sparse.csr_matrix((ranks, by_gene.indices, by_gene.indptr), shape=by_gene.shape), zero_rank
 
 
 def auroc_from_ranks(

@@ -5,16 +5,16 @@ Components are computed without the tested gene, so that no gene explains itself
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
-from ._smooth import Metric, chunks, summed
+from ._smooth import Metric, gene_sums, mean_and_variance, row_chunks, summed
 
 Floats = NDArray[np.float64]
 
@@ -45,11 +45,11 @@ def n_components(n_obs: int) -> int:
 def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
     """Multiply every observation by a factor on the linear scale."""
     data = np.empty(matrix.nnz, dtype=np.float32)
-    for rows in chunks(matrix.shape[0]):
-        ends = matrix.indptr[rows.start : rows.stop + 1]
-        values = slice(ends[0], ends[-1])
-        linear = np.expm1(matrix.data[values].astype(np.float64))
-        data[values] = np.log1p(linear * np.repeat(factor[rows], np.diff(ends)))
+    done = 0
+    for rows, part in row_chunks(matrix):
+        linear = np.expm1(part.data.astype(np.float64))
+        data[done : done + part.nnz] = np.log1p(linear * np.repeat(factor[rows], np.diff(part.indptr)))
+        done += part.nnz
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
@@ -57,14 +57,13 @@ class Depths:
     """Depth of observations with all genes and without some, accumulated over pieces of rows.
 
     - ``n_genes``: Number of genes.
-    - ``without``: Sets of genes to exclude.
+    - ``without``: Genes to exclude.
     """
 
-    def __init__(self, n_genes: int, without: Sequence[NDArray[np.int64]]) -> None:
-        self._counted = np.ones((len(without), n_genes))
-        for counted, genes in zip(self._counted, without, strict=True):
-            counted[genes] = 0.0
-        self._lowest, self._depth, self._kept = np.inf, [np.zeros(0)], [np.zeros((len(without), 0))]
+    def __init__(self, n_genes: int, without: NDArray[np.int64]) -> None:
+        self._counted = np.ones((n_genes, 2))
+        self._counted[without, 1] = 0.0
+        self._lowest, self._depths = np.inf, [np.zeros((0, 2))]
 
     def add(self, logged: sparse.csr_matrix) -> Depths:
         """Read the next observations."""
@@ -72,25 +71,18 @@ class Depths:
             self._lowest = min(self._lowest, float(logged.data.min()))
         data = np.expm1(logged.data.astype(np.float64))
         linear = sparse.csr_matrix((data, logged.indices, logged.indptr), logged.shape)
-        self._depth.append(np.asarray(linear.sum(axis=1)).ravel())
-        self._kept.append(np.stack([np.asarray(linear @ counted).ravel() for counted in self._counted]))
+        self._depths.append(np.asarray(linear @ self._counted))
         return self
 
-    def factors(self) -> list[Floats | None]:
-        """Return the factor of every observation for each set of genes.
-
-        None where expression was not normalised by depth.
-        """
-        depth = np.concatenate(self._depth)
+    def factor(self) -> Floats | None:
+        """Return the factor of every observation, None where expression was not normalised by depth."""
+        depth, kept = np.concatenate(self._depths).T
         positive = depth[depth > 0]
         linear = 0 <= self._lowest < np.inf and len(positive) > 0
         if not linear or np.ptp(positive) > 1e-2 * positive.mean():
-            return [None] * len(self._counted)
-        out: list[Floats | None] = []
-        for kept in np.concatenate(self._kept, axis=1):
-            middle = float(np.median(kept[kept > 0])) if (kept > 0).any() else 1.0
-            out.append(np.divide(middle, kept, out=np.zeros_like(kept), where=kept > 0))
-        return out
+            return None
+        middle = float(np.median(kept[kept > 0])) if (kept > 0).any() else 1.0
+        return np.divide(middle, kept, out=np.zeros_like(kept), where=kept > 0)
 
 
 @dataclass(frozen=True)
@@ -112,9 +104,6 @@ class Rows(Protocol):
     def shape(self) -> tuple[int, int]:
         """Observations and genes."""
 
-    def mean(self, genes: NDArray[np.int64]) -> Floats:
-        """Mean of some genes."""
-
     def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
         """Yield ``size`` observations of some genes at a time, in the order of storage."""
 
@@ -122,49 +111,25 @@ class Rows(Protocol):
         """Bring values (observations on the first axis) from the order of storage into that of the section."""
 
 
-class MatrixRows:
-    """Rows of a matrix in memory."""
-
-    def __init__(self, matrix: sparse.csr_matrix) -> None:
-        self._matrix, self.shape = matrix, matrix.shape
-        self._genes: NDArray[np.int64] | None = None
-        self._chosen = matrix
-
-    def _columns(self, genes: NDArray[np.int64]) -> sparse.csr_matrix:
-        if self._genes is None or not np.array_equal(genes, self._genes):
-            self._genes, self._chosen = genes, sparse.csr_matrix(self._matrix[:, genes])
-        return self._chosen
-
-    def mean(self, genes: NDArray[np.int64]) -> Floats:
-        """Mean of some genes."""
-        return np.asarray(self._columns(genes).mean(axis=0, dtype=np.float64)).ravel()
-
-    def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
-        """Yield ``size`` observations of some genes at a time, in order."""
-        chosen = self._columns(genes)
-        for start in range(0, chosen.shape[0], size):
-            yield chosen[start : start + size]
-
-    def reordered(self, values: Floats) -> Floats:
-        """Return ``values``: the orders of storage and section are the same."""
-        return values
-
-
 class ExpressionSpace:
-    """Second moments of a section's most variable genes: components without some genes are cheap."""
+    """Second moments of a section's most variable genes: components without some genes are cheap.
 
-    def __init__(self, matrix: sparse.csr_matrix | Rows, variance: Floats, max_genes: int = MAX_GENES) -> None:
-        self._rows: Rows = MatrixRows(matrix) if sparse.issparse(matrix) else matrix
-        shape: tuple[int, int] = self._rows.shape
-        self._n_obs, self._n_genes = shape
+    - ``rows``: Log expression.
+    - ``mean``, ``variance``: Of every gene.
+    - ``max_genes``: Genes at most.
+    """
+
+    def __init__(self, rows: Rows, mean: Floats, variance: Floats, max_genes: int = MAX_GENES) -> None:
+        self._rows = rows
+        self._n_obs, self._n_genes = rows.shape
         top = np.argsort(-variance, kind="stable")[:max_genes]
         self._genes = np.sort(top[variance[top] > 0])
-        self._mean = self._rows.mean(self._genes)
         moments = np.zeros((len(self._genes), len(self._genes)))
-        for rows in self._rows.blocks(self._genes, _BLOCK):
-            block = rows.toarray().astype(np.float64, copy=False)
+        for some in rows.blocks(self._genes, _BLOCK):
+            block = some.toarray().astype(np.float64, copy=False)
             moments += block.T @ block
-        self._covariance = moments / self._n_obs - np.outer(self._mean, self._mean)
+        mean = mean[self._genes]
+        self._covariance = moments / self._n_obs - np.outer(mean, mean)
 
     def components(self, n_comps: int, without: NDArray[np.int64] | None = None, rows: Rows | None = None) -> Nuisance:
         """Return the leading principal components of the genes that are not in ``without``.
@@ -180,9 +145,8 @@ class ExpressionSpace:
         vectors = _leading(self._covariance[np.ix_(kept, kept)], n_comps)
         loadings = np.zeros((self._n_genes, n_comps))
         loadings[self._genes[kept]] = vectors
-        wide = np.zeros((len(self._genes), n_comps))
-        wide[kept] = vectors
         rows = self._rows if rows is None else rows
+        wide = loadings[self._genes]
         scores = np.concatenate([np.asarray(block @ wide) for block in rows.blocks(self._genes, _BLOCK)])
         return Nuisance(rows.reordered(scores - scores.mean(axis=0)), loadings)
 
@@ -203,35 +167,24 @@ class PartialCorrelation:
     other genes. Their Gram matrix is that of Z with a change of rank two, so that products with Z give the result
     (Woodbury's identity). Inner products are those of a ``metric``, by default the plain ones.
 
-    - ``by_gene``: Genes x observations.
+    - ``matrix``: Observations x genes.
     - ``nuisance``: Covariates.
-    - ``columns``: The same matrix by column, where that makes products with many labels faster.
     - ``metric``: Smooth functions that are weighed down.
     """
 
     def __init__(
-        self,
-        by_gene: sparse.csr_matrix,
-        nuisance: Nuisance | None = None,
-        columns: sparse.csc_matrix | None = None,
-        metric: Metric | None = None,
+        self, matrix: sparse.csr_matrix, nuisance: Nuisance | None = None, metric: Metric | None = None
     ) -> None:
-        self._by_gene = by_gene if columns is None else columns
-        n = by_gene.shape[1]
-        empty = Nuisance(np.zeros((n, 0)), np.zeros((by_gene.shape[0], 0)))
-        z, self._v = (empty if nuisance is None else nuisance).scores, (nuisance or empty).loadings
-        self._metric = Metric.plain(n) if metric is None else metric
+        n, n_genes = matrix.shape
+        nuisance = Nuisance(np.zeros((n, 0)), np.zeros((n_genes, 0))) if nuisance is None else nuisance
+        z, self._v = nuisance.scores, nuisance.loadings
+        self._matrix, self._metric = matrix, Metric.plain(n) if metric is None else metric
         self._z = self._metric(z)
         gram = z.T @ self._z
         ridge = 1e-6 * max(float(np.trace(gram)) / max(z.shape[1], 1), 1e-12) * np.eye(z.shape[1])
         self._inverse = np.linalg.inv(gram + ridge)
-        mean = np.asarray(by_gene.sum(axis=1, dtype=np.float64)).ravel() / n
-        square = sparse.csr_matrix((np.square(by_gene.data, dtype=np.float64), by_gene.indices, by_gene.indptr))
-        squares = np.asarray(square.sum(axis=1)).ravel()
-        total = squares - n * mean**2
-        total = np.where(total > 1e-6 * squares, total, 0.0)  # below this, float32 rounding
-        total = np.maximum(total - self._metric.smooth_part(self._by_gene), 0.0)
-        cross = np.asarray(self._by_gene @ self._z)
+        total = np.maximum(n * mean_and_variance(matrix)[1] - self._metric.smooth_part(matrix), 0.0)
+        cross = gene_sums(matrix, self._z)
         given = _product(cross, self._inverse)
         self._vv = np.einsum("gi,gi->g", _product(self._v, self._inverse), self._v)
         self._s = np.einsum("gi,gi->g", given, self._v) - 1.0
@@ -240,27 +193,25 @@ class PartialCorrelation:
         self.residual = self._k / self._det
         self.known = (total > 0) & (self.residual > 1e-4 * total)
 
-    def __call__(self, labels: NDArray[np.floating]) -> tuple[Floats, Floats]:
+    def __call__(self, labels: NDArray[Any], less: float = 0.0) -> tuple[Floats, Floats]:
         """Return correlations and the labels' residual sums of squares, (genes x labels) both.
 
-        ``labels`` (observations x labels) are centred.
+        ``labels`` (observations x labels) are centred once ``less`` is subtracted.
         """
-        explained = self._inverse @ summed(self._z, labels)
-        smooth = self._metric.smooth(labels)
-        left, spread = np.empty(labels.shape, dtype=np.float32), np.zeros(labels.shape[1])
-        label_squares = np.zeros(labels.shape[1])
-        for rows in chunks(len(labels)):
-            part = labels[rows]
-            rest = self._metric.applied(part, smooth, rows) - self._z[rows] @ explained
-            spread += np.einsum("nb,nb->b", part, rest, dtype=np.float64)
-            label_squares += np.einsum("nb,nb->b", part, part, dtype=np.float64)
-            left[rows] = rest
-        # labels are centred, so float32 sums are differences of means and stay small
-        d = np.asarray(self._by_gene @ left, dtype=np.float64)
+        explained = self._inverse @ summed(self._z, labels, less)
+        smooth = self._metric.smooth(labels, less)
+        spread, squares = np.zeros((2, labels.shape[1]))
+        d = np.zeros((len(self._v), labels.shape[1]))
+        for rows, part in row_chunks(self._matrix):
+            label = np.subtract(labels[rows], less, dtype=np.float32)
+            rest = self._metric.applied(label, smooth, rows) - self._z[rows] @ explained
+            spread += np.einsum("nb,nb->b", label, rest, dtype=np.float64)
+            squares += np.einsum("nb,nb->b", label, label, dtype=np.float64)
+            # labels are centred, so float32 sums are differences of means and stay small
+            d += part.T @ rest.astype(np.float32)
         own = _product(self._v, explained)
         k, s, vv, det = (x[:, None] for x in (self._k, self._s, self._vv, self._det))
-        label_ss = spread + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det
-        label_ss = np.maximum(label_ss, 1e-9 * label_squares)
+        label_ss = np.maximum(spread + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det, 1e-9 * squares)
         residual = np.where(self.known, self.residual, 1.0)[:, None]
         r = np.where(self.known[:, None], (k * own + s * d) / det / np.sqrt(label_ss * residual), 0.0)
         return np.clip(r, -1.0, 1.0), label_ss

@@ -147,18 +147,16 @@ def compare_between(
 
     The description pools all libraries.
     """
-    expression = views[0].expression
     described, errors, group, reference = [], [], [], []
+    expression = views[0].expression
     for genes in expression.slices:
         block = expression.block(genes)
-        parts = [LibrarySides(view.section(genes, block), *side) for view, side in zip(views, sides, strict=True)]
+        parts = [LibrarySides(view.section(block), *side) for view, side in zip(views, sides, strict=True)]
         description, error = _describe_pool(parts)
         described.append(description)
         errors.append(error)
         group.append(np.stack([p.section.mean_log(p.inside) for p in parts if p.inside.sum() >= MIN_OBS]))
         reference.append(np.stack([p.section.mean_log(p.outside) for p in parts if p.outside.sum() >= MIN_OBS]))
-        for view in views:
-            view.release()
     tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1))
     error = np.concatenate(errors)
     return Outcome(concatenated(described), error, tested, error, float("nan"))
@@ -175,9 +173,11 @@ def _describe_pool(parts: list[LibrarySides]) -> tuple[Description, Floats]:
     matrix = sparse.vstack([p.section.matrix[u] for p, u in zip(parts, used, strict=True)], format="csr")
     label = np.concatenate([p.inside[u] for p, u in zip(parts, used, strict=True)])
     sides = [
-        np.stack([p.section.root_mean(getattr(p, side)) for p in parts if getattr(p, side).sum() >= MIN_OBS])
+        np.stack(
+            [p.section.root_means(getattr(p, side)[:, None])[:, 0] for p in parts if getattr(p, side).sum() >= MIN_OBS]
+        )
         for side in ("inside", "outside")
     ]
     effect = sides[0].mean(axis=0) - sides[1].mean(axis=0)
     error = np.sqrt(sum(side.var(axis=0, ddof=1) / len(side) for side in sides))
-    return replace(SectionExpression(matrix).describe(label), effect=effect), error
+    return replace(SectionExpression(matrix).describe([label])[0], effect=effect), error

@@ -17,7 +17,7 @@ class ExpressionReader(Protocol):
     slices: list[slice]
 
     def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return some genes of all observations; with a single block, always the same object."""
+        """Return some genes of all observations."""
 
     def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield consecutive observations, of some genes or of all."""

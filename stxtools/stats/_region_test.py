@@ -21,7 +21,6 @@ from ._composition import (
     Covariates,
     Depths,
     ExpressionSpace,
-    MatrixRows,
     Nuisance,
     design_matrix,
     join_nuisance,
@@ -31,7 +30,7 @@ from ._composition import (
 from ._expression import ExpressionReader, equal_blocks
 from ._meta_analysis import adjust_bh, two_sided
 from ._null_model import LagPairs, RegionDraws, sample_lag_pairs
-from ._section import Adjustment, Description, RegionEffect, SectionExpression
+from ._section import Adjustment, Description, Moments, RegionEffect, SectionExpression
 from ._smooth import N_FUNCTIONS, Metric, SmoothBasis, smooth_basis
 
 Floats = NDArray[np.float64]
@@ -50,7 +49,6 @@ class SectionView:
     - ``seed``: Seed of the sampled pairs of observations.
     - ``depth``: Counts before normalisation, see :class:`SectionExpression`.
     - ``covariates``: Covariates that effects are adjusted for.
-    - ``factor``: Factor of every observation on the linear scale.
     - ``plain``: Whether smooth variation counts in full, not weighed down (:attr:`metric`).
     """
 
@@ -62,15 +60,12 @@ class SectionView:
         seed: int,
         depth: Floats | None = None,
         covariates: Covariates | None = None,
-        factor: Floats | None = None,
         plain: bool = False,
     ) -> None:
         self.expression, self.rows, self.seed, self.plain = expression, rows, seed, plain
         self.xy = np.asarray(xy, dtype=np.float64)
-        self.depth, self.covariates, self.factor = depth, covariates, factor
-        self.single_block = len(expression.slices) == 1
+        self.depth, self.covariates = depth, covariates
         self.moments: Moments | None = None
-        self._section: tuple[slice, SectionExpression] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,12 +78,6 @@ class SectionView:
         covariates = None if self.covariates is None else self.covariates.subset(chosen)
         return SectionView(
             self.expression, self.rows[chosen], self.xy[chosen], self.seed, depth, covariates, plain=self.plain
-        )
-
-    def with_factor(self, factor: Floats) -> SectionView:
-        """Return the same observations, multiplied by ``factor``."""
-        return SectionView(
-            self.expression, self.rows, self.xy, self.seed, covariates=self.covariates, factor=factor, plain=self.plain
         )
 
     @cached_property
@@ -123,27 +112,20 @@ class SectionView:
         out[..., self._storage_order] = values
         return out
 
-    def select(self, piece: sparse.csr_matrix, first: int = 0) -> sparse.csr_matrix:
-        """Return this view's observations among the rows of ``piece``, the first of which is ``first``."""
+    def select(self, piece: sparse.csr_matrix, first: int, factor: Floats | None = None) -> sparse.csr_matrix:
+        """Return this view's observations among the rows of ``piece``, the first of which is ``first``.
+
+        - ``factor``: Factor of every observation of the view on the linear scale.
+        """
         stored = self._stored_rows
         low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
         at = stored[low:high] - first
         out = piece if len(at) == piece.shape[0] else piece[at]
-        return out if self.factor is None else rescaled(out, self.factor[self._storage_order[low:high]])
+        return out if factor is None else rescaled(out, factor[self._storage_order[low:high]])
 
-    def section(self, genes: slice, block: sparse.csr_matrix) -> SectionExpression:
-        """Return a block of genes for the observations; the last block is cached."""
-        if self._section is None or self._section[0] != genes:
-            as_stored = len(self.rows) == block.shape[0] and bool((np.diff(self.rows) > 0).all())
-            own = block if as_stored else block[self.rows]
-            own = own if self.factor is None else rescaled(own, self.factor)
-            self._section = (genes, SectionExpression(own, self.depth))
-        return self._section[1]
-
-    def release(self) -> None:
-        """Drop the cached block, unless it is the only one and will be used again."""
-        if not self.single_block or self.factor is not None:
-            self._section = None
+    def section(self, block: sparse.csr_matrix) -> SectionExpression:
+        """Return a block of genes for the observations."""
+        return SectionExpression(block[self.rows], self.depth)
 
     @cached_property
     def metric(self) -> Metric:
@@ -154,7 +136,7 @@ class SectionView:
     @cached_property
     def space(self) -> ExpressionSpace:
         """Second moments of the most variable genes."""
-        return ExpressionSpace(ViewRows(self, self._known.mean), self._known.variance)
+        return ExpressionSpace(ViewRows(self), self._known.mean, self._known.variance)
 
     @property
     def _known(self) -> Moments:
@@ -179,58 +161,23 @@ class SectionView:
         return Adjustment(composition, nuisance, Metric.plain(len(self)) if composition or self.plain else self.metric)
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Per gene: variance and mean over the observations, strength of smooth variation."""
-
-    variance: Floats
-    mean: Floats
-    strength: Floats
-
-
 class ViewRows:
-    """Rows of a view in the order of storage, in blocks of one size whatever the chunks of the expression."""
+    """Rows of a view in the order of storage, in blocks of one size whatever the chunks of the expression.
 
-    def __init__(self, view: SectionView, mean: Floats | None = None) -> None:
-        self._view, self._mean = view, mean
+    - ``factor``: Factor of every observation of the view on the linear scale.
+    """
+
+    def __init__(self, view: SectionView, factor: Floats | None = None) -> None:
+        self._view, self._factor = view, factor
         self.shape = (len(view), view.expression.shape[1])
-        self._chosen: MatrixRows | None = None  # in memory, the genes are selected once
-
-    def mean(self, genes: NDArray[np.int64]) -> Floats:
-        if self._mean is None:
-            raise RuntimeError("The genes' means are not known.")
-        return self._mean[genes]
 
     def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
         view = self._view
-        if view.single_block:
-            if self._chosen is None:
-                self._chosen = MatrixRows(view.select(view.expression.block(view.expression.slices[0])))
-            yield from self._chosen.blocks(genes, size)
-            return
-        pieces = (view.select(piece, rows.start) for rows, piece in view.expression.rows(genes))
+        pieces = (view.select(piece, rows.start, self._factor) for rows, piece in view.expression.rows(genes))
         yield from equal_blocks(pieces, size)
 
     def reordered(self, values: Floats) -> Floats:
         return self._view.reordered(values.T).T
-
-
-def compute_gene_moments(views: Sequence[SectionView]) -> None:
-    """Compute the moments of every gene in each view: one pass over the blocks."""
-    wanted = list({id(v): v for v in views if v.moments is None}.values())
-    if not wanted:
-        return
-    expression = wanted[0].expression
-    found: list[list[Moments]] = [[] for _ in wanted]
-    for genes in expression.slices:
-        block = expression.block(genes)
-        for view, parts in zip(wanted, found, strict=True):
-            section = view.section(genes, block)
-            mean = np.asarray(section.matrix.mean(axis=0, dtype=np.float64)).ravel()
-            parts.append(Moments(section.total_variance, mean, section.strengths(view.basis)))
-            view.release()
-    for view, parts in zip(wanted, found, strict=True):
-        view.moments = concatenated(parts)
 
 
 @dataclass
@@ -260,6 +207,7 @@ class _RegionTest:
 
     def __init__(self, contrast: Contrast, draws: RegionDraws, *, composition: bool) -> None:
         self.contrast, self.draws, self.view, self.composition = contrast, draws, contrast.view, composition
+        self.factor: Floats | None = None
         n_null = contrast.n_null
         self.begin(self.view.adjustment(composition=composition), max(n_null // 4, MIN_NULL), final=False)
 
@@ -270,6 +218,8 @@ class _RegionTest:
     def __call__(self, genes: slice, section: SectionExpression) -> None:
         nuisance = self.adjustment.nuisance
         own = replace(self.adjustment, nuisance=None if nuisance is None else nuisance.of(genes))
+        if self.factor is not None:
+            section = SectionExpression(rescaled(section.matrix, self.factor))
         self.found.append(section.test_region(self.draws, self.n_null, own, tails=self.final))
 
     def significant(self) -> NDArray[np.int64]:
@@ -300,57 +250,64 @@ def concatenated(parts: Sequence[P]) -> P:
 
 
 def compare_regions(
-    contrasts: Sequence[Contrast], limit: float = np.inf, *, done: Callable[[int], object] | None = None
+    contrasts: Sequence[Contrast], limit: float = np.inf, *, done: Callable[[int], object] = lambda n: None
 ) -> None:
     """Describe and test regions of one expression; the contrasts get the results.
 
-    - ``contrasts``: Regions to test. As many as fit into ``limit`` share one pass over the expression.
+    - ``contrasts``: Regions to test. As many as fit into ``limit`` share two passes over the expression.
     - ``limit``: Bytes that may be held between blocks.
     - ``done``: Called with the number of contrasts finished since its last call.
     """
+    _describe(contrasts)
     group: list[Contrast] = []
     for i, contrast in enumerate(contrasts):
         group.append(contrast)
-        last = i + 1 == len(contrasts)
-        if last or contrast.view.single_block or sum(c.size for c in [*group, contrasts[i + 1]]) > limit:
-            _compare(group, limit)
-            if done is not None:
-                done(len(group))
+        if i + 1 == len(contrasts) or sum(c.size for c in [*group, contrasts[i + 1]]) > limit:
+            _test(group, limit, done)
             group = []
 
 
-def _compare(contrasts: Sequence[Contrast], limit: float) -> None:
-    compute_gene_moments([c.view for c in contrasts])
+def _describe(contrasts: Sequence[Contrast]) -> None:
+    """Describe all contrasts and compute the moments of every gene in their views: one pass over the blocks."""
+    by_view: dict[SectionView, list[Contrast]] = {}
+    for c in contrasts:
+        by_view.setdefault(c.view, []).append(c)
+    moments: dict[SectionView, list[Moments]] = {view: [] for view in by_view}
+    described: dict[SectionView, list[list[Description]]] = {view: [] for view in by_view}
+    for _, view, section in _sections(list(by_view)):
+        moments[view].append(section.moments(view.basis))
+        described[view].append(section.describe([c.label for c in by_view[view]]))
+    for view, of_view in by_view.items():
+        view.moments = concatenated(moments[view])
+        for c, parts in zip(of_view, zip(*described[view], strict=True), strict=True):
+            c.description = concatenated(parts)
+
+
+def _sections(views: Sequence[SectionView]) -> Iterator[tuple[slice, SectionView, SectionExpression]]:
+    """Read the expression once: every block of genes in every view."""
+    for genes in views[0].expression.slices if views else ():
+        block = views[0].expression.block(genes)
+        for view in views:
+            yield genes, view, view.section(block)
+
+
+def _test(contrasts: Sequence[Contrast], limit: float, done: Callable[[int], object]) -> None:
     tests: list[_RegionTest] = []
-    described: list[list[Description]] = [[] for _ in contrasts]
     for c in contrasts:
         draws = RegionDraws(c.view.xy, c.view.pairs, c.label, c.n_null, c.seed, limit)
         tests += [_RegionTest(c, draws, composition=q) for q in c.questions]
-
-    def describe(genes: slice, block: sparse.csr_matrix) -> None:
-        for c, parts in zip(contrasts, described, strict=True):
-            parts.append(c.view.section(genes, block).describe(c.label))
-
-    _each_block(tests, describe)
-    _exclude_significant(tests)
-    _each_block(tests)
-    for c, parts in zip(contrasts, described, strict=True):
-        c.description = concatenated(parts)
-        c.effects = tuple(test.effect() for test in tests if test.contrast is c)
-
-
-def _each_block(tests: Sequence[_RegionTest], also: Callable[[slice, sparse.csr_matrix], None] | None = None) -> None:
-    expression = tests[0].view.expression
-    views = {id(test.view): test.view for test in tests}
-    for genes in expression.slices:
-        block = expression.block(genes)
-        if also is not None:
-            also(genes, block)
-        for view in views.values():
+    views = list(dict.fromkeys(c.view for c in contrasts))
+    for final in (False, True):
+        if final:
+            _exclude_significant(tests)
+        for genes, view, section in _sections(views):
             for test in tests:
                 if test.view is view:
-                    test(genes, view.section(genes, block))
-            view.release()
+                    test(genes, section)
+                    last_one = test.composition == test.contrast.questions[-1]
+                    done(int(final and last_one and genes.stop == view.expression.shape[1]))
+    for c in contrasts:
+        c.effects = tuple(test.effect() for test in tests if test.contrast is c)
 
 
 def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
@@ -362,12 +319,10 @@ def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
     """
     significant = [test.significant() for test in tests]
     for test, genes, factor in zip(tests, significant, _factors(tests, significant), strict=True):
-        view = test.view
-        if factor is not None:
-            test.view = view.with_factor(factor)
+        view, test.factor = test.view, factor
         components = None
         if test.composition and len(genes):
-            components = view.space.components(n_components(len(view)), genes, ViewRows(test.view))
+            components = view.space.components(n_components(len(view)), genes, ViewRows(view, factor))
         adjustment = view.adjustment(composition=test.composition, components=components)
         test.begin(adjustment, test.contrast.n_null, final=True)
 
@@ -376,12 +331,12 @@ def _factors(tests: Sequence[_RegionTest], significant: Sequence[NDArray[np.int6
     """Return the factors that take significant genes out of the depth: one pass over the rows."""
     out: list[Floats | None] = [None] * len(tests)
     n_genes = tests[0].view.expression.shape[1]
-    depths = {i: Depths(n_genes, [genes]) for i, genes in enumerate(significant) if len(genes)}
+    depths = {i: Depths(n_genes, genes) for i, genes in enumerate(significant) if len(genes)}
     if depths:
         for rows, piece in tests[0].view.expression.rows():
             for i, depth in depths.items():
                 depth.add(tests[i].view.select(piece, rows.start))
     for i, depth in depths.items():
-        factor = depth.factors()[0]
+        factor = depth.factor()
         out[i] = None if factor is None else tests[i].view.reordered(factor)
     return out

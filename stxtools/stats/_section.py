@@ -7,17 +7,18 @@ same; the effective sample size follows Clifford, Richardson & Hemon (1989) and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._auroc import auroc_from_ranks, complement_auroc, midranks
+from ._auroc import aurocs, complement_auroc
 from ._composition import Nuisance, PartialCorrelation
 from ._null_model import LabelModel, RegionDraws
-from ._smooth import Metric, SmoothBasis
+from ._smooth import Metric, SmoothBasis, gene_sums, mean_and_variance
 from ._tails import region_statistic, shrunken_kurtosis
 
 Floats = NDArray[np.float64]
@@ -82,8 +83,17 @@ class Description:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Per gene: mean and variance over the observations, strength of smooth variation."""
+
+    mean: Floats
+    variance: Floats
+    strength: Floats
+
+
 class SectionExpression:
-    """Log expression (observations x genes, CSR) of one section, with what the tests of its regions share.
+    """Log expression (observations x genes, CSR) of one section, or of some of its genes.
 
     - ``matrix``: Log-normalised expression.
     - ``depth``: Counts of every observation before normalisation: the weights of a region's mean.
@@ -97,80 +107,45 @@ class SectionExpression:
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
 
-    @cached_property
-    def by_gene(self) -> sparse.csr_matrix:
-        """Genes x observations, CSR, no stored zeros."""
-        out = sparse.csr_matrix(self.matrix.T, dtype=np.float32)
-        out.eliminate_zeros()
-        return out
-
-    def _columns(self, *, composition: bool) -> sparse.csc_matrix:
-        """The tested values, genes by column.
-
-        With more observations than genes, products with many labels are nine times faster and equal to the bit.
-        """
-        matrix = self.matrix
-        data = matrix.data.astype(np.float32, copy=False)
-        if not composition and data.size and data.min() >= 0:
-            data = np.log1p(FLATTER * np.expm1(data)).astype(np.float32)
-        return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape).T
-
-    @cached_property
+    @property
     def _flat(self) -> sparse.csr_matrix:
         """Genes on a flatter logarithm, log(1 + x / 20).
 
         The mean of log(1 + x) depends on depth, which gives false differences. The mean of x does not, but few
         observations dominate it. Measured power is best between the two.
         """
-        genes = self.by_gene
-        if genes.nnz == 0 or genes.data.min() < 0:
-            return genes
-        data = np.log1p(FLATTER * np.expm1(genes.data)).astype(np.float32)
-        return sparse.csr_matrix((data, genes.indices, genes.indptr), shape=genes.shape)
+        matrix = self.matrix
+        if matrix.nnz == 0 or matrix.data.min() < 0:
+            return matrix
+        data = np.log1p(FLATTER * np.expm1(matrix.data), dtype=np.float32)
+        return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
-    @cached_property
-    def _linear(self) -> sparse.csr_matrix:
-        genes = self.by_gene
-        # negative values (z-scores, residuals) have no linear scale and no meaningful fold change
-        data = np.expm1(np.maximum(genes.data, 0.0)).astype(np.float32)
-        return sparse.csr_matrix((data, genes.indices, genes.indptr), shape=genes.shape)
+    def moments(self, basis: SmoothBasis) -> Moments:
+        """Mean and variance of every gene, and how strong its smooth variation is."""
+        return Moments(*mean_and_variance(self.matrix), basis.strengths(self._flat))
 
-    @cached_property
-    def _pattern(self) -> sparse.csr_matrix:
-        genes = self.by_gene
-        ones = np.ones(len(genes.data), dtype=np.float32)
-        return sparse.csr_matrix((ones, genes.indices, genes.indptr), shape=genes.shape)
+    def describe(self, labels: Sequence[NDArray[np.bool_]]) -> list[Description]:
+        """Describe every gene inside each label and outside."""
+        inside = np.stack(labels, axis=1)
+        n1 = inside.sum(axis=0)
+        n0 = len(self) - n1
+        sides = np.concatenate([inside / n1, ~inside / n0], axis=1)
+        mean = np.split(gene_sums(self.matrix, sides, _linear), 2, axis=1)
+        nonzero = np.split(gene_sums(self.matrix, sides, _is_expressed), 2, axis=1)
+        root = np.split(self.root_means(np.concatenate([inside, ~inside], axis=1)), 2, axis=1)
+        seen = (nonzero[0] * n1 + nonzero[1] * n0) / len(self)
+        found = (*mean, *nonzero, seen, aurocs(self.matrix, labels), root[0] - root[1])
+        return [Description(*(x[:, i].copy() for x in found)) for i in range(len(labels))]
 
-    @cached_property
-    def _ranks(self) -> tuple[sparse.csr_matrix, Floats]:
-        return midranks(self.by_gene)
-
-    @cached_property
-    def total_variance(self) -> Floats:
-        """Variance of every gene over the observations."""
-        return _variance(self.by_gene)
-
-    def describe(self, label: NDArray[np.bool_]) -> Description:
-        """Describe every gene inside ``label`` and outside."""
-        n1, n0 = int(label.sum()), int((~label).sum())
-        sides = np.stack([label, ~label], axis=1).astype(np.float64) / np.array([n1, n0])
-        mean = np.asarray(self._linear @ sides)
-        nonzero = np.asarray(self._pattern @ sides)
-        auroc = auroc_from_ranks(*self._ranks, label)
-        effect = self.root_mean(label) - self.root_mean(~label)
-        both = (nonzero[:, 0] * n1 + nonzero[:, 1] * n0) / (n1 + n0)
-        return Description(mean[:, 0], mean[:, 1], nonzero[:, 0], nonzero[:, 1], both, auroc, effect)
-
-    def root_mean(self, label: NDArray[np.bool_]) -> Floats:
-        """Square root of every gene's pooled expression over ``label``: stabilises the variance."""
-        weight = label.astype(np.float64) if self.depth is None else np.where(label, self.depth, 0.0)
-        total = float(weight.sum())
-        pooled = np.asarray(self._linear @ weight) / total if total > 0 else np.zeros(self.matrix.shape[1])
-        return np.sqrt(pooled + ONE_COUNT)
+    def root_means(self, labels: NDArray[np.bool_]) -> Floats:
+        """Square root of every gene's pooled expression over each label (a column): stabilises the variance."""
+        weight = labels * (1.0 if self.depth is None else self.depth[:, None])
+        total = weight.sum(axis=0)
+        return np.sqrt(gene_sums(self.matrix, weight, _linear) / np.where(total > 0, total, 1.0) + ONE_COUNT)
 
     def mean_log(self, label: NDArray[np.bool_]) -> Floats:
         """Return mean log expression of every gene over ``label``."""
-        return np.asarray(self.by_gene @ label.astype(np.float64)) / int(label.sum())
+        return gene_sums(self.matrix, label[:, None].astype(np.float64))[:, 0] / int(label.sum())
 
     def test_region(self, draws: RegionDraws, n_null: int, test: Adjustment, *, tails: bool = True) -> RegionEffect:
         """Test every gene for the region of ``draws`` against its first ``n_null`` random regions.
@@ -180,10 +155,10 @@ class SectionExpression:
         label = draws.side
         n, share = len(self), float(label.mean())
         correlate = self._correlation(test)
-        r, label_ss = (x[:, 0] for x in correlate((label - share)[:, None]))
+        r, label_ss = (x[:, 0] for x in correlate(label[:, None], share))
         square, cube, fourth = np.zeros((3, len(r)))
         for labels in draws.first(n_null):
-            null = correlate(np.subtract(labels, share, dtype=np.float32))[0]
+            null = correlate(labels, share)[0]
             squares = null * null
             square += squares.sum(axis=1)
             cube += np.einsum("gb,gb->g", squares, null)
@@ -201,26 +176,20 @@ class SectionExpression:
         ratio = np.where(known, correlate.residual / label_ss, 0.0)
         return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, draws.model)
 
-    def strengths(self, basis: SmoothBasis) -> Floats:
-        """Return how strong each gene's smooth variation is."""
-        return basis.strengths(self._flat, _variance(self._flat))
-
     def _correlation(self, test: Adjustment) -> PartialCorrelation:
         """Correlation of genes with centred labels; without covariates the same for all regions."""
         if test.nuisance is None and self._plain is not None:
             return self._plain
-        genes = self.by_gene if test.composition else self._flat
-        products = self._columns(composition=test.composition) if len(self) > genes.shape[0] else genes
-        found = PartialCorrelation(genes, test.nuisance, products, test.metric)
+        found = PartialCorrelation(self.matrix if test.composition else self._flat, test.nuisance, test.metric)
         if test.nuisance is None:
             self._plain = found
         return found
 
 
-def _variance(genes: sparse.csr_matrix) -> Floats:
-    n = genes.shape[1]
-    mean = np.asarray(genes.sum(axis=1), dtype=np.float64).ravel() / n
-    squares = sparse.csr_matrix((np.square(genes.data), genes.indices, genes.indptr), shape=genes.shape)
-    square = np.asarray(squares.sum(axis=1), dtype=np.float64).ravel() / n
-    variance = np.maximum(square - mean**2, 0.0)
-    return np.where(variance > 1e-6 * square, variance, 0.0)  # below this, float32 rounding
+def _linear(data: NDArray[Any]) -> NDArray[Any]:
+    # negative values (z-scores, residuals) have no linear scale and no meaningful fold change
+    return np.expm1(np.maximum(data, 0.0))
+
+
+def _is_expressed(data: NDArray[Any]) -> NDArray[Any]:
+    return (data != 0).astype(np.float32)

@@ -10,6 +10,7 @@ likeliest: with its own, a gene whose effect is large and smooth would have the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +32,46 @@ def chunks(n: int) -> list[slice]:
     return [slice(i, i + _ROWS) for i in range(0, n, _ROWS)]
 
 
-def summed(left: NDArray[Any], right: NDArray[Any]) -> Floats:
-    """Return ``left' right`` (both observations x some): products in the precision of ``left``, sums in float64."""
+def summed(left: NDArray[Any], right: NDArray[Any], less: float = 0.0) -> Floats:
+    """Return ``left' (right - less)`` (both observations x some): products in ``left``'s precision, sums in float64."""
     out = np.zeros((left.shape[1], right.shape[1]))
     for rows in chunks(len(left)):
-        out += left[rows].T @ right[rows].astype(left.dtype, copy=False)
+        out += left[rows].T @ np.subtract(right[rows], less, dtype=left.dtype)
     return out
+
+
+def row_chunks(matrix: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Yield some rows at a time, which share the memory of the matrix."""
+    for rows in chunks(matrix.shape[0]):
+        ends = matrix.indptr[rows.start : rows.stop + 1]
+        own = slice(ends[0], ends[-1])
+        shape = (len(ends) - 1, matrix.shape[1])
+        yield rows, sparse.csr_matrix((matrix.data[own], matrix.indices[own], ends - ends[0]), shape)
+
+
+def gene_sums(
+    matrix: sparse.csr_matrix, values: NDArray[Any], of: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
+) -> Floats:
+    """Return ``of(matrix)' values``: genes x columns of ``values``, by chunks of observations.
+
+    - ``matrix``: Observations x genes.
+    - ``of``: What is made of the stored values first.
+    """
+    out = np.zeros((matrix.shape[1], values.shape[1]))
+    for rows, part in row_chunks(matrix):
+        part.data = of(part.data)
+        out += part.T @ values[rows]
+    return out
+
+
+def mean_and_variance(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
+    """Return the mean of every gene over the observations, and its variance."""
+    n = matrix.shape[0]
+    every = np.ones((n, 1))
+    mean = gene_sums(matrix, every)[:, 0] / n
+    square = gene_sums(matrix, every, np.square)[:, 0] / n
+    found = np.maximum(square - mean**2, 0.0)
+    return mean, np.where(found > 1e-6 * square, found, 0.0)  # below this, float32 rounding
 
 
 @dataclass(frozen=True)
@@ -53,11 +88,11 @@ class Metric:
 
     def __call__(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """Multiply values (observations x some) by the metric's matrix."""
-        return self.applied(values, self.smooth(values))
+        return self.applied(values, self.smooth(values)) if len(self.weight) else values
 
-    def smooth(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return the weighted smooth part of values, as coefficients (K x some)."""
-        return (self.weight[:, None] * summed(self.basis, values)).astype(np.float32)
+    def smooth(self, values: NDArray[Any], less: float = 0.0) -> NDArray[np.float32]:
+        """Return the weighted smooth part of ``values - less``, as coefficients (K x some)."""
+        return (self.weight[:, None] * summed(self.basis, values, less)).astype(np.float32)
 
     def applied(
         self, values: NDArray[np.floating], smooth: NDArray[np.float32], rows: slice = slice(None)
@@ -65,9 +100,9 @@ class Metric:
         """Take the smooth part out of the values of some observations."""
         return values - self.basis[rows] @ smooth
 
-    def smooth_part(self, genes: sparse.csr_matrix | sparse.csc_matrix) -> Floats:
+    def smooth_part(self, matrix: sparse.csr_matrix) -> Floats:
         """Return by how much the metric lowers each gene's sum of squares."""
-        return np.einsum("gk,k->g", np.asarray(genes @ self.basis, dtype=np.float64) ** 2, self.weight)
+        return np.einsum("gk,k->g", gene_sums(matrix, self.basis) ** 2, self.weight)
 
 
 @dataclass(frozen=True)
@@ -77,14 +112,14 @@ class SmoothBasis:
     values: NDArray[np.float32]
     frequency: Floats
 
-    def strengths(self, genes: sparse.csr_matrix, variance: Floats) -> Floats:
+    def strengths(self, matrix: sparse.csr_matrix) -> Floats:
         """Return the likeliest strength c of smooth variation of each gene; NaN where its variance is 0.
 
         Whittle's (1953) likelihood; what the basis does not hold is the white noise.
         """
         n, k = self.values.shape
-        square = np.asarray(genes @ self.values, dtype=np.float64) ** 2
-        white = np.maximum(variance * n - square.sum(axis=1), 0.0) / max(n - 1 - k, 1)
+        square = gene_sums(matrix, self.values) ** 2
+        white = np.maximum(mean_and_variance(matrix)[1] * n - square.sum(axis=1), 0.0) / max(n - 1 - k, 1)
         ratio = square / np.maximum(white, 1e-300)[:, None]
         spread = 1.0 + _STRENGTHS[:, None] * self.frequency**-_POWER
         loss = np.log(spread).sum(axis=1) + np.einsum("gk,ck->gc", ratio, 1.0 / spread)
