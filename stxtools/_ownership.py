@@ -31,10 +31,7 @@ def check_free(adata: AnnData, call: str, **slots: Iterable[str]) -> None:
 
 
 def free_key(adata: AnnData, call: str, key_added: str | None, default: str, **suffixes: Iterable[str]) -> str:
-    """Return the checked output name, after :func:`check_free` for the slots that it begins.
-
-    - ``**suffixes``: What follows the name, by container: ``uns=["", "_params"]``.
-    """
+    """Return the checked output name, after :func:`check_free` for what begins with it: ``uns=["", "_params"]``."""
     key = check_key_added(key_added, default)
     check_free(adata, call, **{where: [f"{key}{end}" for end in ends] for where, ends in suffixes.items()})
     return key

@@ -40,8 +40,7 @@ class Stage:
     """A part of a call: a range of the one bar, through which :meth:`update` and the stages inside it move.
 
     ``path`` names the call and the parts down to this one; ``total`` is the number of steps, None where the stages
-    inside
-    move the bar; ``shares`` says how much of the time each of these takes.
+    inside move the bar; ``shares`` says how much of the time each of these takes.
     """
 
     def __init__(

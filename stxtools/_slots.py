@@ -34,8 +34,7 @@ class Slots:
     - ``inner``: What is written into the AnnData that ``uns`` holds under this key.
     - ``replaces``: Slots, such as ``"uns/log1p"``, that the call replaces whoever wrote them.
     - ``missing``: Slots in which NaN means "none", and the rows where it may stand (None: any). Every other number must
-      be
-      finite, but those in tables of ``uns``, where NaN says that a column does not apply.
+      be finite, but those in tables of ``uns``, where NaN says that a column does not apply.
     """
 
     call: str

@@ -34,23 +34,11 @@ AT_HAND = 60_000_000  # stored values that may be read together to choose genes 
 
 
 class Expression:
-    """The matrix of an AnnData that holds expression, unchanged.
+    """The matrix of an AnnData that holds expression, unchanged, with its scale, its source and what its values say.
 
-    - ``adata``: Annotated data.
-    - ``layer``: Layer to take; by default ``layers["counts"]`` if there, else ``X``, else (with a warning) ``raw``.
-    - ``scaled``: Whether negative values are taken where nothing else is there and no layer was named.
-    - ``in_memory``: Whether the matrix is read (CSR); else it stays where it is, and its values are looked at by
-      chunks.
-
-    - ``matrix``, ``stored``: The matrix, as read and as stored.
-    - ``scale``, ``source``: The scale of its values, and where it was found.
-    - ``survey``: What all of its values say.
-    - ``names``: Names of the genes.
-
-    Raises
-    ------
-    ValueError
-        If the values are scaled and there are no others.
+    By default ``layers["counts"]`` if there, else ``X``, else (with a warning) ``raw``. With ``scaled`` negative values
+    are taken where nothing else is there. ``in_memory=False`` leaves ``matrix`` where it is; ``stored`` is that in any
+    case.
     """
 
     def __init__(

@@ -141,8 +141,7 @@ class ModelFeatures:
     """The features that a trained model reads of an AnnData, and what ``params`` say of them.
 
     Expression is read in chunks of rows and may lie out of core. ``n_others`` of the model's features come from
-    elsewhere
-    (an image). ``names`` are the model's for the genes; without them ``var_names`` are read, and checked.
+    elsewhere (an image). ``names`` are the model's for the genes; without them ``var_names`` are read, and checked.
     """
 
     values: NDArray[np.float32]
@@ -208,8 +207,7 @@ def _with_loadings(
     """Return ``rep``, a stored PCA, with the linear map from log expression that gives its values again.
 
     In a PCA the loadings are the regression of the genes on the scores, so that they are found whichever tool made it,
-    from
-    scaled genes or not. Where no map reproduces the values, ``rep`` comes back as it is with a warning.
+    from scaled genes or not. Where no map reproduces the values, ``rep`` comes back as it is with a warning.
     """
     centred = rep.values - rep.values.mean(axis=0, dtype=np.float64)
     total = float(np.square(centred).sum())

@@ -28,8 +28,7 @@ class Regions:
     """Region graph of an AnnData, checked against its observations.
 
     ``region`` of each observation (-1: none), ``library`` of each region, ``adjacency``: which regions touch, and
-    ``where``
-    the observations lie. ``library_key`` should name the sections of the graph; None asks nothing.
+    ``where`` the observations lie. ``library_key`` should name the sections of the graph; None asks nothing.
     """
 
     def __init__(

@@ -31,8 +31,7 @@ class Representation:
 
     ``genes``, ``mean``, ``components`` (n_genes x n_comps) and ``target_sum`` make it again from expression, if known.
     ``noise`` is the mean variance of a gene that the components leave; ``gene_scale`` what genes were divided by, which
-    the
-    components include; ``read`` what ``params`` say of the expression.
+    the components include; ``read`` what ``params`` say of the expression.
     """
 
     values: NDArray[np.float32]
@@ -81,8 +80,7 @@ def select_genes(
     """Return indices of the genes to use: all of a small panel, else the most variable ones by scanpy's functions.
 
     Genes seen in fewer than three observations never count. Counts are ranked by ``seurat_v3``, other scales by
-    ``seurat``,
-    within each ``batch`` that is large enough.
+    ``seurat``, within each ``batch`` that is large enough.
     """
     from anndata import AnnData as _AnnData
 

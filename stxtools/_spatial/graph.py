@@ -53,8 +53,7 @@ def contact_lengths(
     """Return the length of the border that neighbours share, on the pattern of ``graph``.
 
     Hexagonal: ``s / sqrt(3)``; square: ``s``; scattered: the Voronoi border, at most twice the local spacing.
-    Observations
-    at one place have a stored 0 with each other.
+    Observations at one place have a stored 0 with each other.
     """
     n = len(xy)
     out = sparse.csr_matrix((np.zeros(graph.nnz), graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)

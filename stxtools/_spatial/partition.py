@@ -19,8 +19,8 @@ def bounded_parts(
     """Cut the parts that have more than ``max_size`` members into connected ones that have not.
 
     Seeds are spread over each large part, and every member goes to its nearest seed along the graph of edge lengths:
-    Voronoi
-    cells, which are connected. Cells that are still too large are cut again, in the end by a walk along the cell.
+    Voronoi cells, which are connected. Cells that are still too large are cut again, in the end by a walk along the
+    cell.
     """
     part = np.unique(part, return_inverse=True)[1].astype(np.int64)
     for _ in range(12):

@@ -63,8 +63,7 @@ def rasterize(
     """Return the pixel (row, col) of every observation of one section, and the grid.
 
     The pixel of scattered cells holds ``occupancy`` of them on average; ``pixel_size`` asks for bins of that size. A
-    lone
-    observation is pixel (0, 0) of a 1 x 1 raster.
+    lone observation is pixel (0, 0) of a 1 x 1 raster.
     """
     if lattice not in LATTICES:
         raise ValueError(f"`lattice={lattice!r}` is not understood; choose one of {', '.join(map(repr, LATTICES))}.")

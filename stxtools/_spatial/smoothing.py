@@ -38,10 +38,9 @@ class Neighbourhoods:
         r"""Mean over those of the near observations whose guide (smoothed features, (n, d)) is alike, (m, d).
 
         A joint bilateral filter with a flat spatial kernel (Tomasi and Manduchi 1998; Petschnigg et al. 2004):
-        observation
-        :math:`j` counts :math:`\exp(-d_{ij}^2 / 2 \tau^2)` with the tolerance :math:`\tau`, where :math:`d_{ij}^2` is
-        the mean
-        squared difference of the guide, in units of its median between touching observations.
+        observation :math:`j` counts :math:`\exp(-d_{ij}^2 / 2 \tau^2)` with the tolerance :math:`\tau`, where
+        :math:`d_{ij}^2` is the mean squared difference of the guide, in units of its median between touching
+        observations.
         """
         guide = np.asarray(guide[:, :_GUIDE], dtype=np.float32)
         near = self.near[:, : max(min(REACH, len(self.features) // 3), 1)]

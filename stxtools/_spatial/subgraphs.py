@@ -28,9 +28,8 @@ def subgraphs(
     """Cut a symmetric graph into parts of at most ``max_size`` nodes, each with a halo of ``hops`` steps.
 
     Message passing over ``hops`` layers gives a core what it gives it on the whole graph: a node of the halo at
-    distance k
-    is right up to layer ``hops - k``. A part has up to ``pieces`` compact blocks, so that it is a sample of the
-    section.
+    distance k is right up to layer ``hops - k``. A part has up to ``pieces`` compact blocks, so that it is a sample of
+    the section.
     """
     pieces = min(pieces, max_size)
     block = spatial_blocks(xy, _n_blocks(len(xy), max_size // pieces))
