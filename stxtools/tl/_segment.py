@@ -14,7 +14,7 @@ from stxtools import _keys
 from stxtools._colors import segment_colors
 from stxtools._data.features import ModelFeatures, TrainingFeatures
 from stxtools._data.gene_sections import GeneNames, GeneSource
-from stxtools._data.image import Images
+from stxtools._data.image import N_IMAGE_FEATURES, Images
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
@@ -35,15 +35,17 @@ from stxtools._validate import (
 )
 
 from ._segment_slots import segment_slots
-from ._segment_transfer import (
+from ._segmenters import (
+    agreed_image,
     label_codes,
     labels_for_model,
+    new_segmenter,
     remember_names,
-    training_genes,
+    started_segmenter,
+    trained_segmenter,
     transfer_genes,
     transfer_names,
 )
-from ._segmenters import agreed_image, new_segmenter, number_of_image_features, started_segmenter, trained_segmenter
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -146,9 +148,8 @@ def segment(
         if model is not None:
             fitted = shallow_copy(fitted)  # the caller's model stays as it is
         fitted.image_key, names = agreed_image(fitted, image_key), transfer_names(known, fitted)
-        read: ModelFeatures | TrainingFeatures = ModelFeatures(
-            adata, fitted, layer, n_others=number_of_image_features(fitted), names=names
-        )
+        n_others = 0 if fitted.image_key is None else N_IMAGE_FEATURES
+        read: ModelFeatures | TrainingFeatures = ModelFeatures(adata, fitted, layer, n_others=n_others, names=names)
     else:
         read = TrainingFeatures(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
         fitted = new_segmenter(params, read.rep, image_key)
@@ -158,7 +159,7 @@ def segment(
         if labels is not None and save_model is not None and use_rep is None and fitted.image_key is None:
             # without expression the representation is all there is, and the model reads that of other sections, too
             source = GeneSource(adata, layer, optional=layer is None)
-        genes = training_genes(source, where, known)
+        genes = None if source is None else source.sections(where, known.own)
         _fit(
             fitted, sections, where, n_segments, labels, class_shares, genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,

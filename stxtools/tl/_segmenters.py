@@ -1,20 +1,26 @@
-"""Segmenters as segment gets them: new, loaded from a file, or started from a pretrained one."""
+"""Segmenters as segment gets them (new, loaded, or started from a pretrained one), and their genes and labels."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from stxtools._data.features import remember_input
-from stxtools._data.image import N_IMAGE_FEATURES
+import numpy as np
+
+from stxtools._data.features import check_genes, remember_input
+from stxtools._data.gene_sections import GeneNames, GeneSource
 from stxtools._data.representation import Representation
 from stxtools._lazy import importing
 from stxtools._progress import stage
+from stxtools._validate import Labels, listing
 
 if TYPE_CHECKING:
-    from stxtools.models import Segmenter, SegmenterParams
+    from numpy.typing import NDArray
+
+    from stxtools._data.sections import Geometry
+    from stxtools.models import GeneSection, Segmenter, SegmenterParams
 
 _ARCHITECTURE = ("width", "depth", "kernel_size", "sigmas")
 
@@ -31,13 +37,7 @@ def new_segmenter(params: Any, rep: Representation, image_key: str | None) -> Se
 
 
 def trained_segmenter(model: str | os.PathLike[str] | Segmenter) -> Segmenter:
-    """Return a Segmenter that can be applied.
-
-    Raises
-    ------
-    ValueError
-        If it was pretrained only.
-    """
+    """Return a Segmenter that can be applied; an error if it was pretrained only."""
     out = _segmenter(model, "model")
     if out.net is None:
         raise ValueError(
@@ -63,9 +63,8 @@ def started_segmenter(
     start = _segmenter(model, "pretrained").starting_point()
     if params is None:
         return start
-    merged = {f.name: getattr(start.params, f.name) for f in fields(start.params)}
-    fields_set = params if isinstance(params, Mapping) else {f.name: getattr(params, f.name) for f in fields(params)}
-    wanted = Segmenter(merged | dict(fields_set)).params
+    given = params if isinstance(params, Mapping) else {f.name: getattr(params, f.name) for f in fields(params)}
+    wanted = Segmenter({f.name: getattr(start.params, f.name) for f in fields(start.params)} | dict(given)).params
     other = [name for name in _ARCHITECTURE if getattr(wanted, name) != getattr(start.params, name)]
     if other:
         raise ValueError(
@@ -77,18 +76,66 @@ def started_segmenter(
 
 
 def agreed_image(model: Segmenter, image_key: str | None) -> str | None:
-    """Image that a model reads: its own, or another one that is named instead (``"hires"`` for ``"lowres"``).
-
-    Raises
-    ------
-    ValueError
-        If the model was trained without an image.
-    """
+    """Image that a model reads: its own, or another one that is named instead (``"hires"`` for ``"lowres"``)."""
     if image_key is not None and model.image_key is None:
         raise ValueError(f"The model was trained without an image; drop `image_key={image_key!r}`.")
     return image_key if image_key is not None else model.image_key
 
 
-def number_of_image_features(model: Segmenter) -> int:
-    """Number of channels that come from the image."""
-    return 0 if model.image_key is None else N_IMAGE_FEATURES
+def remember_names(known: GeneNames, fitted: Segmenter) -> None:
+    """Let the model know its genes by their second names, too."""
+    ids = known.others()
+    if fitted.transfer is not None and ids:
+        read = set(_genes_read(fitted))
+        fitted.transfer.ids = {g: i for g, i in zip(known.own, ids, strict=True) if g in read}
+
+
+def transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
+    """Names of the genes, of which it must know enough, as the model calls them; None where it learned none by name."""
+    if fitted.transfer is None:
+        return None
+    names = known.as_model(_genes_read(fitted), fitted.transfer.ids)
+    check_genes(fitted.transfer.moments.genes, names, enough=fitted.transfer.enough)
+    return names
+
+
+def _genes_read(fitted: Segmenter) -> list[str]:
+    """Genes of the model, of the linear members and of the components."""
+    members = [] if fitted.transfer is None else fitted.transfer.moments.genes
+    return list(dict.fromkeys([*members, *(fitted.projection.genes if fitted.projection is not None else [])]))
+
+
+def transfer_genes(
+    source: GeneSource | None, fitted: Segmenter, where: Geometry, names: Sequence[str] | None
+) -> list[GeneSection] | None:
+    """Genes of all sections that the model's linear members read."""
+    if fitted.transfer is None or source is None or names is None:
+        return None
+    return source.sections(where, names, fitted.transfer.moments.match(names)[1])
+
+
+def labels_for_model(
+    labels: Labels | None, labels_key: str | None, fitted: Segmenter, where: Geometry
+) -> list[NDArray[np.int64]] | None:
+    """Class codes of the labelled observations by section, in the model's classes."""
+    if labels is None:
+        return None
+    if fitted.transfer is None:
+        raise ValueError(
+            "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
+            "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
+        )
+    codes = label_codes(labels, labels_key, fitted.classes)
+    return [codes[rows] for rows in where.parts]
+
+
+def label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Class of each observation among ``classes``, -1 where it has no label."""
+    unknown = [name for name in labels.names if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"`adata.obs[{labels_key!r}]` has the classes {listing(unknown)}, which the model does not know; it knows "
+            f"{listing(list(classes))}. Rename them, or train without `model=`."
+        )
+    place = np.array([list(classes).index(name) for name in labels.names], dtype=np.int64)
+    return np.where(labels.codes >= 0, place[labels.codes], -1)
