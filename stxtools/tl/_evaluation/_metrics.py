@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 CLASS_METRICS = ("accuracy", "precision", "recall", "auroc")
 METRICS = (*CLASS_METRICS, "mse")
@@ -26,8 +24,3 @@ def scores(proba: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[str, f
     aurocs = [roc_auc_score(truth == k, proba[:, k]) for k in classes] if len(classes) > 1 else [np.nan]
     values = (accuracy_score(truth, found), precision, recall, np.mean(aurocs), np.nan)
     return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
-
-
-def expression_error(found: NDArray[np.floating], truth: NDArray[np.floating]) -> dict[str, float]:
-    """Mean squared error over genes and observations."""
-    return dict.fromkeys(CLASS_METRICS, np.nan) | {"mse": float(np.mean((found - truth) ** 2))}

@@ -9,8 +9,6 @@ import numpy as np
 from stxtools._spatial.blocks import deal, spatial_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from stxtools._validate import Libraries
@@ -41,11 +39,3 @@ def folds_of(
             unit = spatial_blocks(xy[rows], int(wanted))
         fold[rows] = deal(unit, n_folds, rng)
     return fold, [str(k) for k in range(n_folds)]
-
-
-def each_fold(fold: NDArray[np.int64], names: list[str], most: int | None) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Name and test mask of each of the first ``most`` folds; those without observations are left out."""
-    for k, name in enumerate(names[:most]):
-        test = fold == k
-        if test.any():
-            yield name, test

@@ -24,8 +24,6 @@ from ._run import checked_folds
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stxtools._data.sections import Geometry
-
     from ._protocol import Protocol
 
 SEARCHES = ("grid", "random", "tpe")
@@ -145,7 +143,8 @@ def study_of(
         )  # fmt: skip
         _claim(study, objective.fingerprint)
         with progress(task.most_trials, "tune", show_progress) as bar:
-            bar.update(min(len(study.get_trials(False, finished)), task.most_trials))
+            n_done = len(study.get_trials(False, finished))
+            bar.update(min(n_done, task.most_trials))
 
             def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
                 bar.update(1)
@@ -153,29 +152,25 @@ def study_of(
                 if len(trials) >= task.most_trials or _stalled(trials, task.patience):
                     study.stop()
 
-            if len(study.get_trials(False, finished)) < task.most_trials:
+            if n_done < task.most_trials:
                 study.optimize(objective, callbacks=[after], n_trials=task.most_trials)
         trials = study.get_trials(deepcopy=False)
-        complete = [t for t in trials if t.state == TrialState.COMPLETE]
-        if not complete:
+        best = _best(trials)
+        if best is None:
             raise ValueError("No trial was completed; check `space`, or raise `n_trials`.")
-        best = max(complete, key=lambda t: (t.value, -t.number))
     return task.fixed | dict(best.params), float(best.value or 0.0), _table(trials, task)
 
 
 def _stalled(trials: Sequence[Any], patience: int | None) -> bool:
     """Whether as many trials passed without a better one."""
-    if patience is None:
-        return False
-    from optuna.trial import TrialState
+    best = _best(trials)
+    return patience is not None and sum(best is None or t.number > best.number for t in trials) >= patience
 
-    best, since = -np.inf, 0
-    for t in sorted(trials, key=lambda t: t.number):
-        if t.state == TrialState.COMPLETE and t.value is not None and t.value > best:
-            best, since = t.value, 0
-        else:
-            since += 1
-    return since >= patience
+
+def _best(trials: Sequence[Any]) -> Any:
+    """Return the first of the best completed trials; None where there is none."""
+    complete = [t for t in trials if t.state.name == "COMPLETE"]
+    return max(complete, key=lambda t: (t.value, -t.number), default=None)
 
 
 def _sampler(task: Search, seed: int, *, shared: bool) -> Any:
@@ -216,14 +211,7 @@ class _Objective:
                     "max_folds": p.max_folds, "seed": seed, "inputs": p.fingerprint(adata, where)}  # fmt: skip
         self.fingerprint = settings_fingerprint(settings)
         self.prepared: dict[str, Any] = {}
-        shared = p.schemes[0] != "library"
-        self.features = read_features(adata, p.source) if shared else None
-
-    def _sections(self, test: Any) -> list[Any]:
-        found = (
-            self.features if self.features is not None else read_features(self.adata, self.task.protocol.source, ~test)
-        )
-        return evaluation_sections(found, self.where)
+        self.shared = None if p.schemes[0] == "library" else read_features(adata, p.source)
 
     def __call__(self, trial: Any) -> float:
         import optuna
@@ -246,7 +234,8 @@ class _Objective:
     def _fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
         """Metric of each target on one fold."""
         p = self.task.protocol
-        sections = self._sections(test)
+        features = read_features(self.adata, p.source, ~test) if self.shared is None else self.shared
+        sections = evaluation_sections(features, self.where)
         labels = {t.name: [np.where(test, -1, t.codes)[rows] for rows in self.where.parts] for t in p.targets}
         classes = {t.name: len(t.classes) for t in p.targets}
         model = self._trained(name, fields, sections, labels, classes)
