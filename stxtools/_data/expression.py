@@ -48,38 +48,45 @@ class Expression:
         self.names = adata.var_names
         self.stored, self.source = stored_matrix(adata, layer)
         self.matrix, self.survey = look_at(self.stored, in_memory)
-        self.scale = self.survey.scale
         if self.scale != "scaled":
             if self.source == "X" and "log1p" in adata.uns:
                 _check_marker(self.survey)
             return
-        lowest, highest, source = self.survey.lowest, self.survey.highest, self.source
-        if source != "X":
+        if self.source == "X":
+            why = self._read_raw(adata, in_memory)
+        else:
             named = layer is not None
             why = "nothing else is read where a layer was named" if named else "the layer's name says counts"
-        else:
-            other, why = _raw_matrix(adata)
-            if other is not None:
-                matrix, survey = look_at(other, in_memory)
-                if survey.scale != "scaled":
-                    warnings.warn(
-                        "`adata.X` holds negative values, as after scaling, which are not expression: `adata.raw` is "
-                        f"read instead (scale: {survey.scale}). Counts in `adata.layers['counts']` would come first.",
-                        UserWarning,
-                        stacklevel=at_caller(),
-                    )
-                    self.matrix, self.stored, self.survey, self.source = matrix, other, survey, "raw.X"
-                    self.scale = survey.scale
-                    return
-                why = "`adata.raw` holds negative values, too"
-        if not scaled or layer is not None:
+        if why and (not scaled or layer is not None):
             raise ValueError(
-                f"`adata.{source}` holds negative values (from {lowest:.3g} to {highest:.3g}), as after scaling or "
-                f"centring: they are not expression, counts or logarithms, and {why}. Put raw counts into "
-                "`adata.layers['counts']`, keep log values before you scale (`adata.raw = adata`), or name a `layer` "
-                "that holds either. Calls with `use_rep=` read scaled values as features: `use_rep='X'`, or a key of "
-                "`adata.obsm`."
+                f"`adata.{self.source}` holds negative values (from {self.survey.lowest:.3g} to "
+                f"{self.survey.highest:.3g}), as after scaling or centring: they are not expression, counts or "
+                f"logarithms, and {why}. Put raw counts into `adata.layers['counts']`, keep log values before you "
+                "scale (`adata.raw = adata`), or name a `layer` that holds either. Calls with `use_rep=` read scaled "
+                "values as features: `use_rep='X'`, or a key of `adata.obsm`."
             )
+
+    @property
+    def scale(self) -> str:
+        """``"counts"``, ``"linear"``, ``"log"`` or ``"scaled"``."""
+        return self.survey.scale
+
+    def _read_raw(self, adata: AnnData, in_memory: bool) -> str:
+        """Take the values of ``raw``, and warn of it; or say why not."""
+        stored, why = _raw_matrix(adata)
+        if stored is None:
+            return why
+        matrix, survey = look_at(stored, in_memory)
+        if survey.scale == "scaled":
+            return "`adata.raw` holds negative values, too"
+        warnings.warn(
+            "`adata.X` holds negative values, as after scaling, which are not expression: `adata.raw` is read instead "
+            f"(scale: {survey.scale}). Counts in `adata.layers['counts']` would come first.",
+            UserWarning,
+            stacklevel=at_caller(),
+        )
+        self.matrix, self.stored, self.survey, self.source = matrix, stored, survey, "raw.X"
+        return ""
 
     def sample(self, names: NDArray[np.str_], seed: int) -> sparse.csr_matrix:
         """Return observations at random, in the order of rows: as many as hold ``AT_HAND`` values, or all.

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -33,22 +33,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stxtools.models import GeneProjection
+    from stxtools.models._base import BaseModel
 
 _WARN_SHARE = 0.5  # of the genes: fewer, and the user is warned
 _MIN_SHARE, _MIN_GENES = 0.02, 20  # fewer cannot tell the components apart
 _REPRODUCED = 0.999  # part of the variance of the stored values that the loadings must give again
 _TARGET = 1e4  # scanpy's other usual depth
-
-
-class ReadsGenes(Protocol):
-    """A model that knows its input."""
-
-    projection: GeneProjection | None
-    use_rep: str | None
-
-    @property
-    def n_features(self) -> int:
-        """Length of the feature vectors."""
 
 
 def stored_representation(adata: AnnData, use_rep: str) -> Representation:
@@ -120,7 +110,7 @@ class TrainingFeatures:
         self.rep, self.values, self.record = rep, rep.values, rep.read
 
 
-def remember_input(model: ReadsGenes, rep: Representation) -> None:
+def remember_input(model: BaseModel[Any, Any], rep: Representation) -> None:
     """Tell the model where its features came from."""
     model.use_rep = rep.name
     projection = _projection(rep)
@@ -148,7 +138,7 @@ class ModelFeatures:
     record: dict[str, Any]
 
     def __init__(
-        self, adata: AnnData, model: ReadsGenes, layer: str | None, *,
+        self, adata: AnnData, model: BaseModel[Any, Any], layer: str | None, *,
         n_others: int = 0, names: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         projection = model.projection

@@ -26,7 +26,8 @@ def noised_values(
     """Return noised expression (sparse where it was), or ``obsm[use_rep]`` with noise, and what ``params`` say."""
     rng = np.random.default_rng(seed)
     if use_rep is None:
-        source, name = _source(adata, kind, layer)
+        use_x = kind != "counts" and layer is None and adata.X is not None
+        source, name = (adata.X, "X") if use_x else stored_matrix(adata, layer)
         values, scale = _noised(source, level, kind, rng)
         return values, {"expression_scale": scale, "expression_source": name}
     values = stored_representation(adata, use_rep).values
@@ -51,14 +52,6 @@ def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) 
         target.uns.pop("log1p", None)  # X holds counts now
     target.X = values
     return target
-
-
-def _source(adata: AnnData, kind: str, layer: str | None) -> tuple[Any, str]:
-    if kind == "counts" or layer is not None:
-        return stored_matrix(adata, layer)
-    if adata.X is None:
-        raise ValueError("`adata.X` is empty (None); put expression there or name a `layer`.")
-    return adata.X, "X"
 
 
 def _noised(source: Any, level: float, kind: str, rng: np.random.Generator) -> tuple[Any, str]:

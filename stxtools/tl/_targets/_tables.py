@@ -30,20 +30,13 @@ _NULL = ["NULL", "null", "None", "NA", "N/A", "nan", "NaN", ""]
 
 @dataclass
 class TargetTable:
-    """One row per gene. ``columns`` is indexed by symbol (or by Ensembl id where ``symbols`` is None)."""
+    """One row per gene, indexed by symbol, by Ensembl id, or both ways; symbols that are ambiguous or outdated."""
 
     format: str
-    columns: pd.DataFrame
-    symbols: pd.Index | None
-    ids: pd.Index | None
+    by_symbol: pd.DataFrame | None = None
+    by_id: pd.DataFrame | None = None
     ambiguous: set[str] = field(default_factory=set)
     aliases: dict[str, str] = field(default_factory=dict)
-    by_id: pd.DataFrame | None = None
-
-    def index_by_ids(self) -> None:
-        """Index ``columns`` by Ensembl id."""
-        if self.by_id is not None:
-            self.columns = self.by_id
 
 
 def read_table(table: Any, param: str = "table") -> pd.DataFrame:
@@ -167,7 +160,7 @@ def _interactions(raw: pd.DataFrame) -> TargetTable:
     columns["drugs"] = by_gene["drug"].agg(_SEPARATOR.join).reindex(index, fill_value="").astype(object)
     columns["interaction_types"] = all_rows["kind"].agg(_join).reindex(index).astype(object)
     columns["interaction_score"] = all_rows["score"].max().reindex(index).astype(np.float64)
-    out = TargetTable("dgidb_interactions", columns, index, None)
+    out = TargetTable("dgidb_interactions", columns)
     if "gene_claim_name" in raw:
         pairs = pd.DataFrame({"old": _text(raw["gene_claim_name"])[use], "new": gene[use]}).drop_duplicates()
         pairs = pairs[(pairs["old"] != "") & (pairs["old"] != pairs["new"])]
@@ -181,7 +174,7 @@ def _categories(raw: pd.DataFrame, symbol: str, category: str) -> TargetTable:
     rows = rows[rows["gene"] != ""]
     joined = rows.groupby("gene", sort=True)["category"].agg(_join).astype(object)
     columns = pd.DataFrame({"gene_categories": joined.to_numpy()}, index=pd.Index(joined.index, dtype=object))
-    return TargetTable("dgidb_categories", columns, columns.index, None)
+    return TargetTable("dgidb_categories", columns)
 
 
 def _prioritisation(raw: pd.DataFrame) -> TargetTable:
@@ -256,7 +249,7 @@ def _clinical(raw: pd.DataFrame) -> TargetTable:
         "clinical_stage": by_gene["stage"].first().astype(object),
     })  # fmt: skip
     columns.index = pd.Index([str(i) for i in columns.index], dtype=object)
-    return TargetTable("opentargets_clinical", columns, None, columns.index, by_id=columns)
+    return TargetTable("opentargets_clinical", by_id=columns)
 
 
 def _mechanisms(raw: pd.DataFrame) -> TargetTable:
@@ -280,11 +273,10 @@ def _two_way(name: str, values: pd.DataFrame, ids: pd.Series, symbol: pd.Series 
     ids = ids.str.replace(r"\.\d+$", "", regex=True)
     by_id = _one_row(values, ids)
     if symbol is None:
-        return TargetTable(name, by_id, None, by_id.index, by_id=by_id)
-    columns = _one_row(values, symbol)
+        return TargetTable(name, by_id=by_id)
     n_ids = pd.DataFrame({"s": symbol, "i": ids}).drop_duplicates().groupby("s").size()
     unclear = {str(s) for s in n_ids.index[n_ids > 1] if s != ""}
-    return TargetTable(name, columns, columns.index, by_id.index, ambiguous=unclear, by_id=by_id)
+    return TargetTable(name, _one_row(values, symbol), by_id, ambiguous=unclear)
 
 
 def _generic(raw: pd.DataFrame, symbol_col: str) -> TargetTable:
@@ -297,11 +289,9 @@ def _generic(raw: pd.DataFrame, symbol_col: str) -> TargetTable:
         raise TypeError(f"Column(s) {unordered} of the table hold complex numbers, which have no order; drop them.")
     values.columns = [str(c) for c in values.columns]
     gene = _text(raw[symbol_col])
-    columns = _one_row(values, gene)
     if gene.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:
-        columns = _one_row(values, gene.str.replace(r"\.\d+$", "", regex=True))
-        return TargetTable("table", columns, None, columns.index, by_id=columns)
-    return TargetTable("table", columns, columns.index, None)
+        return TargetTable("table", by_id=_one_row(values, gene.str.replace(r"\.\d+$", "", regex=True)))
+    return TargetTable("table", _one_row(values, gene))
 
 
 def _one_row(values: pd.DataFrame, gene: pd.Series) -> pd.DataFrame:

@@ -121,36 +121,28 @@ def targets(
         check_key("symbol_col", symbol_col)
     parsed = parse_target_table(read_table(table), symbol_col, disease)
     names = pd.Index(adata.var_names.astype(str))
-    queries, matched_by = _queries(
-        adata, parsed, symbol_key, ensembl_key, None if symbols is None else symbol_map(read_table(symbols))
-    )  # fmt: skip
-    position = parsed.columns.index.get_indexer(queries.to_numpy())
-    report = _report(parsed, queries, names, position, matched_by)
+    known = None if symbols is None else symbol_map(read_table(symbols))
+    rows, queries, matched_by = _queries(adata, parsed, symbol_key, ensembl_key, known)
+    position = rows.index.get_indexer(queries.to_numpy())
+    report = _report(parsed, rows.index, queries, names, position, matched_by)
 
-    clash = [c for c in parsed.columns.columns if c in COLUMNS]
+    clash = [c for c in rows.columns if c in COLUMNS]
     if clash:
         raise ValueError(f"The table's column(s) {clash} have names of the biomarker table's own; rename them first.")
     joined = found.copy()
     row = position[names.get_indexer(joined["names"].astype(str))]
     joined[f"in_{parsed.format}"] = row >= 0
-    for column in parsed.columns.columns:
-        values = _take(parsed.columns[column], row)
+    for column in rows.columns:
+        values = _take(rows[column], row)
         joined[column] = pd.Series(values, index=joined.index).astype(str) if values.dtype == object else values
     params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
     earlier = adata.uns.get(params_key)
     record = dict(earlier) if isinstance(earlier, Mapping) else {}
     source = "DataFrame" if isinstance(table, pd.DataFrame) else os.path.basename(os.fspath(table))
     record[parsed.format] = provenance(
-        table=source,
-        disease=disease,
-        symbol_col=symbol_col,
-        symbol_key=symbol_key,
-        ensembl_key=ensembl_key,
-        key=key,
-        matched_by=matched_by,
-        n_matched=int((position >= 0).sum()),
-        n_unmatched=int((position < 0).sum()),
-    )
+        table=source, disease=disease, symbol_col=symbol_col, symbol_key=symbol_key, ensembl_key=ensembl_key, key=key,
+        matched_by=matched_by, n_matched=int((position >= 0).sum()), n_unmatched=int((position < 0).sum()),
+    )  # fmt: skip
     record[parsed.format].update({k: np.array(v, dtype=object) for k, v in report.items()})
     _warn(parsed.format, len(names), report)
     own = {f"uns/{out_key}"} if out_key == key else set()  # the table that was named gets more columns
@@ -162,33 +154,31 @@ def targets(
 
 def _queries(
     adata: AnnData, parsed: TargetTable, symbol_key: str | None, ensembl_key: str, known: pd.Series | None
-) -> tuple[pd.Series, str]:
-    """Return what to look up for every variable, and by what kind of name."""
+) -> tuple[pd.DataFrame, pd.Series, str]:
+    """Return where to look up every variable, as what, and by what kind of name."""
     names = pd.Series(np.asarray(adata.var_names, dtype=str), dtype=object)
     ids = None
     if ensembl_key in adata.var:
         ids = pd.Series(np.asarray(adata.var[ensembl_key].astype(str), dtype=str), dtype=object)
     elif names.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:
         ids = names
-    if parsed.ids is not None and ids is not None:
-        parsed.index_by_ids()
-        return ids.str.replace(r"\.\d+$", "", regex=True), "ensembl"
+    if parsed.by_id is not None and ids is not None:
+        return parsed.by_id, ids.str.replace(r"\.\d+$", "", regex=True), "ensembl"
     if symbol_key is not None:
         names = pd.Series(np.asarray(adata.var[symbol_key].astype(str), dtype=str), dtype=object)
-    if parsed.symbols is None and known is not None:
-        parsed.index_by_ids()
-        return names.map(known).fillna(names).astype(object), "symbol to ensembl"
-    if parsed.symbols is None:
+    if parsed.by_symbol is not None:
+        return parsed.by_symbol, names, "symbol"
+    if parsed.by_id is None or known is None:
         raise ValueError(
             f"The table ({parsed.format}) names genes by Ensembl id only, and `adata.var` has no column "
             f"{ensembl_key!r} with such ids; add one, name it with `ensembl_key`, or pass Open Targets' table of "
             "targets as `symbols=`."
         )
-    return names, "symbol"
+    return parsed.by_id, names.map(known).fillna(names).astype(object), "symbol to ensembl"
 
 
 def _report(
-    parsed: TargetTable, queries: pd.Series, names: pd.Index, position: np.ndarray, matched_by: str
+    parsed: TargetTable, known: pd.Index, queries: pd.Series, names: pd.Index, position: np.ndarray, matched_by: str
 ) -> dict[str, list[str]]:
     label = [n if n == q else f"{n} ({q})" for n, q in zip(names, queries, strict=True)]
     missing = np.flatnonzero(position < 0)
@@ -197,7 +187,7 @@ def _report(
     unclear = parsed.ambiguous if matched_by == "symbol" else set()
     out["ambiguous"] = [label[i] for i in range(len(label)) if (twice[i] and position[i] >= 0) or queries[i] in unclear]
     if matched_by == "symbol":
-        upper = {str(s).upper() for s in parsed.columns.index}
+        upper = {str(s).upper() for s in known}
         out["case_mismatch"] = [label[i] for i in missing if queries[i].upper() in upper]
         out["outdated"] = [
             f"{label[i]} -> {parsed.aliases[queries[i]]}" for i in missing if queries[i] in parsed.aliases
