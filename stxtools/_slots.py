@@ -51,11 +51,12 @@ class Slots:
     replaces: Collection[str] = ()
     missing: dict[str, NDArray[np.bool_] | None] = field(default_factory=dict)
 
-    def write(self, adata: AnnData) -> None:
-        """Write every slot; on any error (or Ctrl-C) put back what was there and raise."""
+    def write(self, adata: AnnData, copy: bool = False) -> AnnData | None:
+        """Write every slot, or return a copy with them; on any error (or Ctrl-C) put back what was there."""
         paths = self.paths()
         check_paths_free(adata, self.call, paths, self.replaces)
         self.check_finite()
+        adata = adata.copy() if copy else adata
         sign(adata, self.call, self.uns, paths)
         uns = self._new_uns(adata)
         if adata.is_view:
@@ -79,6 +80,7 @@ class Slots:
             if old_x is not None:
                 adata.X = old_x
             raise
+        return adata if copy else None
 
     def paths(self) -> list[Path]:
         """Paths of all slots, those inside an inner AnnData included."""

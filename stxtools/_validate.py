@@ -16,7 +16,7 @@ from ._checks import check_bool, check_choice, check_int, check_number, check_se
 __all__ = [
     "Labels", "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice",
     "check_class_names",
-    "check_in", "check_int", "check_key_added", "check_number", "check_seed", "check_writable", "coordinates", "copied",
+    "check_in", "check_int", "check_key_added", "check_number", "check_seed", "check_writable", "coordinates",
     "fingerprint", "genes_to_predict", "label_classes", "libraries", "listing", "stored_library_key",
 ]  # fmt: skip
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 _FARTHEST = 1e100  # squares of more are infinite
 
 
-def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer: str | None = None) -> None:
-    """Check that ``adata`` is a non-empty AnnData with unique names and, where one is named, has the layer."""
+def check_adata(
+    adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer: str | None = None, copy: bool = False
+) -> None:
+    """Check that ``adata`` is a non-empty AnnData with unique names, has the layer and, if asked, can be copied."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
@@ -49,13 +51,8 @@ def check_adata(adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer
         raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
     if layer is not None:
         check_in(adata, "layers", layer, "layer")
-
-
-def copied(adata: AnnData, copy: bool) -> AnnData:
-    """Return what a call writes into: ``adata``, or a copy of it."""
-    if copy and adata.isbacked:
+    if check_bool("copy", copy) and adata.isbacked:
         raise ValueError("`copy=True` cannot copy an AnnData that lies in a file; pass `adata.to_memory()`.")
-    return adata.copy() if copy else adata
 
 
 def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") -> None:

@@ -15,7 +15,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import Libraries, check_adata, check_bool, check_choice, check_key_added, check_seed, copied
+from stxtools._validate import Libraries, check_adata, check_bool, check_choice, check_key_added, check_seed
 
 from ._register import PointSet, register
 
@@ -101,9 +101,9 @@ def align(
     >>> adata.uns["align"]["matrices"]["b"].round(6)[:, 2]
     array([-5., -5.])
     """
-    check_adata(adata, layer=layer)
+    check_adata(adata, layer=layer, copy=copy)
     check_choice("method", method, METHODS)
-    allow_reflection, copy = check_bool("allow_reflection", allow_reflection), check_bool("copy", copy)
+    allow_reflection = check_bool("allow_reflection", allow_reflection)
     random_state = check_seed(random_state)
     obsm_key, uns_key = check_key_added(key_added, _keys.SPATIAL_ALIGNED), check_key_added(key_added, _keys.ALIGN)
     check_free(adata, "pp.align", obsm=[obsm_key], uns=[uns_key])
@@ -138,9 +138,7 @@ def align(
         use_rep=use_rep, layer=layer, **read, spatial_key=spatial_key, random_state=random_state,
     )  # fmt: skip
     stored = {"matrices": matrices, "score": score, "reference": reference, "params": params}
-    target = copied(adata, copy)
-    Slots("pp.align", obsm={obsm_key: aligned}, uns={uns_key: stored}).write(target)
-    return target if copy else None
+    return Slots("pp.align", obsm={obsm_key: aligned}, uns={uns_key: stored}).write(adata, copy)
 
 
 def _joint_components(adata: AnnData, layer: str | None, random_state: int) -> Representation:

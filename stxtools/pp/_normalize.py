@@ -16,7 +16,7 @@ from stxtools._lazy import importing
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, copied, libraries
+from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,9 +84,9 @@ def normalize(
     >>> adata.obsm["X_pca"].shape
     (500, 10)
     """
-    check_adata(adata, min_obs=2, layer=layer)
+    check_adata(adata, min_obs=2, layer=layer, copy=copy)
     check_free(adata, "pp.normalize", uns=["normalize"])
-    scale, copy = check_bool("scale", scale), check_bool("copy", copy)
+    scale = check_bool("scale", scale)
     n_top_genes = check_int("n_top_genes", n_top_genes, minimum=1)
     n_comps = check_int("n_comps", n_comps, minimum=1)
     random_state = check_seed(random_state)
@@ -126,9 +126,7 @@ def normalize(
     )
     if _keys.COUNTS not in adata.layers:
         slots.layers[_keys.COUNTS] = source.stored.copy()
-    target = copied(adata, copy)
-    slots.write(target)
-    return target if copy else None
+    return slots.write(adata, copy)
 
 
 def _source(adata: AnnData, layer: str | None) -> Expression:

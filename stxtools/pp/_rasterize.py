@@ -13,11 +13,9 @@ from stxtools._spatial.raster import LATTICES, rasterize_libraries
 from stxtools._validate import (
     array_positions,
     check_adata,
-    check_bool,
     check_choice,
     check_key_added,
     check_number,
-    copied,
     fingerprint,
 )
 
@@ -70,8 +68,7 @@ def rasterize(
     >>> adata.obsm["raster"].shape
     (500, 2)
     """
-    check_adata(adata, unique_vars=False)
-    copy = check_bool("copy", copy)
+    check_adata(adata, unique_vars=False, copy=copy)
     check_choice("lattice", lattice, LATTICES)
     if pixel_size is not None:
         pixel_size = check_number("pixel_size", pixel_size)
@@ -92,6 +89,4 @@ def rasterize(
         library_key=library_key,
         coordinates=fingerprint(xy),
     )
-    target = copied(adata, copy)
-    Slots("pp.rasterize", obsm={key: index}, uns={key: stored}).write(target)
-    return target if copy else None
+    return Slots("pp.rasterize", obsm={key: index}, uns={key: stored}).write(adata, copy)

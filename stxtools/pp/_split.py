@@ -13,7 +13,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.order import name_order
-from stxtools._validate import check_adata, check_bool, check_key_added, check_number, check_seed, copied
+from stxtools._validate import check_adata, check_key_added, check_number, check_seed
 from stxtools.stats._thinning import thin_counts
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def split_counts(
     >>> st.tl.segment(adata, n_segments=4, layer="split_train")
     >>> st.tl.biomarkers(adata, groupby="segment", layer="split_test", n_null=100)
     """
-    check_adata(adata, layer=layer)
+    check_adata(adata, layer=layer, copy=copy)
     fraction = check_number("fraction", fraction, minimum=0, maximum=1)
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction={fraction:g}` leaves one part empty; choose a number between 0 and 1.")
@@ -77,7 +77,6 @@ def split_counts(
     seed = check_seed(random_state)
     names = [f"{key}_train", f"{key}_test"]
     check_free(adata, "pp.split_counts", layers=names, uns=[key])
-    check_bool("copy", copy)
     found = Expression(adata, layer)
     counts = found.matrix
     if found.scale != "counts":
@@ -94,6 +93,4 @@ def split_counts(
             fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1], **found.record
         )
     }
-    target = copied(adata, copy)
-    slots.write(target)
-    return target if copy else None
+    return slots.write(adata, copy)

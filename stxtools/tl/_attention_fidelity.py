@@ -19,13 +19,11 @@ from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
     check_adata,
-    check_bool,
     check_choice,
     check_int,
     check_key_added,
     check_number,
     check_seed,
-    copied,
 )
 
 if TYPE_CHECKING:
@@ -97,7 +95,7 @@ def attention_fidelity(
     from stxtools.models._base import model_of
     from stxtools.models.explain.edges import RegionAttribution
 
-    check_adata(adata, layer=layer)
+    check_adata(adata, layer=layer, copy=copy)
     key = check_key_added(key_added, _keys.FIDELITY)
     random_state = check_seed(random_state)
     check_free(adata, "tl.attention_fidelity", obs=[_keys.SALIENCY], uns=[key])
@@ -113,7 +111,6 @@ def attention_fidelity(
     fitted: TissueNet = model_of(model, "TissueNet")
     task = _task_of(fitted, task)
     weight = _network_weight(fitted, task, of)
-    adata = copied(adata, check_bool("copy", copy))
 
     read = KnownInput(adata, fitted, layer)
     sections = read.sections(inp)
@@ -150,8 +147,7 @@ def attention_fidelity(
             corrected=corrected, of=of, network_weight=weight, **read.record,
         ),
     }  # fmt: skip
-    slots.write(adata)
-    return adata if copy else None
+    return slots.write(adata, copy)
 
 
 def _task_of(model: TissueNet, task: str | None) -> str:

@@ -16,10 +16,8 @@ from stxtools._slots import Slots, provenance
 from stxtools._validate import (
     categories,
     check_adata,
-    check_bool,
     check_int,
     check_seed,
-    copied,
     listing,
 )
 from stxtools._warn import at_caller
@@ -108,9 +106,9 @@ def compare(
     >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
     >>> shares = adata.uns["compare"].query("kind == 'share'")
     """
-    check_adata(adata, layer=layer)
+    check_adata(adata, layer=layer, copy=copy)
     key = free_key(adata, "tl.compare", key_added, _keys.COMPARE, uns=["", "_params"])
-    seed, copy = check_seed(random_state), check_bool("copy", copy)
+    seed = check_seed(random_state)
     min_obs = check_int("min_obs", min_obs, minimum=1)
     conditions, condition_names = categories(adata, condition_key, "condition_key", min_classes=2)
     if reference is not None and reference not in condition_names:
@@ -157,9 +155,7 @@ def compare(
         min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **has.record, spatial_key=spatial_key,
         library_key=seen.library_key, random_state=seed, compartments=seen.names, within_subjects=within,
     )  # fmt: skip
-    target = copied(adata, copy)
-    slots.write(target)
-    return target if copy else None
+    return slots.write(adata, copy)
 
 
 def _units(

@@ -17,7 +17,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable, copied
+from stxtools._validate import check_adata, check_key_added, check_seed, check_writable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,7 +88,7 @@ def distill(
     >>> adata.obs["disease_pred"].cat.categories.tolist()
     ['healthy', 'diseased']
     """
-    check_adata(adata, min_obs=MIN_OBS, layer=layer)
+    check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
     key = check_key_added(key_added, _keys.DISTILL)
     check_free(adata, "tl.distill", uns=[key])
     how: dict[str, Any] = {
@@ -100,7 +100,6 @@ def distill(
     from stxtools.models._base import model_of
 
     teacher: TissueNet = model_of(model, "TissueNet")
-    adata = copied(adata, check_bool("copy", copy))
 
     regions = Regions(adata, regions_key, spatial_key, library_key)
     read = KnownInput(adata, teacher, layer)
@@ -118,5 +117,4 @@ def distill(
         "history": pd.DataFrame(student.history),
         "agreement": student.agreements,
     }  # fmt: skip
-    Slots("tl.distill", uns={key: entry}).write(adata)
-    return adata if copy else None
+    return Slots("tl.distill", uns={key: entry}).write(adata, copy)

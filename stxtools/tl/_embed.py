@@ -15,7 +15,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import provenance
-from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, copied
+from stxtools._validate import check_adata, check_key_added, check_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -71,12 +71,11 @@ def embed(
     stage("loading PyTorch")
     from stxtools.models import TissueNet
 
-    check_adata(adata, layer=layer)
+    check_adata(adata, layer=layer, copy=copy)
     key = check_key_added(key_added, _keys.EMBED)
     random_state = check_seed(random_state)
     check_free(adata, "tl.embed", obs=[_keys.ATTENTION], obsm=[_keys.X_GNN], uns=[key])
     model = TissueNet(params)
-    adata = copied(adata, check_bool("copy", copy))
 
     regions = Regions(adata, regions_key, spatial_key)
     features = TrainingFeatures(adata, use_rep, layer, random_state=random_state)
@@ -99,5 +98,4 @@ def embed(
         "history": pd.DataFrame(model.history),
         "Z": z,
     }  # fmt: skip
-    slots.write(adata)
-    return adata if copy else None
+    return slots.write(adata, copy)

@@ -20,11 +20,9 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance, put_frame
 from stxtools._validate import (
     check_adata,
-    check_bool,
     check_key_added,
     check_seed,
     check_writable,
-    copied,
     genes_to_predict,
     label_classes,
 )
@@ -103,7 +101,7 @@ def multitask(
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.multitask(adata, "disease", "compartment", params={"epochs": 5})
     """
-    check_adata(adata, layer=layer)
+    check_adata(adata, layer=layer, copy=copy)
     key = check_key_added(key_added, _keys.MULTITASK)
     random_state = check_seed(random_state)
     if save_model is not None:
@@ -123,7 +121,6 @@ def multitask(
         columns = _columns(biomarker_key, region_key, needed=True)
         _check_tasks(applied.tasks, columns)
         check_free(adata, "tl.multitask", uns=[key], **_class_slots(columns))
-        adata = copied(adata, check_bool("copy", copy))
         where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, applied, layer)
         slots = _student_slots(applied, make_sections(features.values, where), where, columns, accelerator)
         slots.uns[key] = {
@@ -132,8 +129,7 @@ def multitask(
                 spatial_key=spatial_key, library_key=library_key, model="student", student=applied.params_dict(),
             )
         }  # fmt: skip
-        slots.write(adata)
-        return adata if copy else None
+        return slots.write(adata, copy)
     from stxtools.models import TissueNet  # a student, applied above, needs none of what this imports
 
     fitted = TissueNet(with_ensemble(params, ensemble)) if applied is None else applied
@@ -149,7 +145,6 @@ def multitask(
         adata, "tl.multitask", uns=[key], obs=[*named["obs"], _keys.ATTENTION],
         obsm=[*named["obsm"], _keys.X_GNN, *([_keys.EXPRESSION_PRED] if wanted else [])],
     )  # fmt: skip
-    adata = copied(adata, check_bool("copy", copy))
 
     if applied is not None:
         read: KnownInput | TrainingInput = KnownInput(adata, fitted, layer)
@@ -186,8 +181,7 @@ def multitask(
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)
         slots.uns[key]["training"] = fitted.convergence
         warn_of_network(fitted, weights, key, saved=save_model is not None)
-    slots.write(adata)
-    return adata if copy else None
+    return slots.write(adata, copy)
 
 
 def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool) -> dict[str, str]:

@@ -23,12 +23,10 @@ from stxtools._spatial.partition import bounded_parts
 from stxtools._validate import (
     categories,
     check_adata,
-    check_bool,
     check_in,
     check_int,
     check_key_added,
     check_seed,
-    copied,
     stored_library_key,
 )
 
@@ -87,17 +85,16 @@ def region_graph(
     >>> bool(adata.uns["regions"].obs["n_obs"].max() <= 50)
     True
     """
-    check_adata(adata, layer=layer)
+    check_adata(adata, layer=layer, copy=copy)
     key = check_key_added(key_added, _keys.REGIONS)
     obs_key = _keys.region_id(key)
     check_free(adata, "tl.region_graph", obs=[obs_key], uns=[key])
     hint = "Run `st.tl.segment(adata)` first, or name a column with classes."
     check_in(adata, "obs", segment_key, "segment_key", hint)
-    random_state, copy = check_seed(random_state), check_bool("copy", copy)
+    random_state = check_seed(random_state)
     max_size = None if max_size is None else check_int("max_size", max_size, minimum=1)
     library_key = library_key if library_key is not None else inherited_library_key(adata, segment_key)
     codes, names = categories(adata, segment_key, "segment_key", min_classes=1)
-    adata = copied(adata, copy)
 
     where = Geometry(adata, spatial_key, library_key)
     graph = where.graph if connectivity_key is None else _given_graph(adata, connectivity_key, where)
@@ -113,8 +110,7 @@ def region_graph(
     colors = adata.uns.get(_keys.colors(segment_key))
     if colors is not None and len(colors) == len(names):
         regions.uns[_keys.colors("segment")] = np.asarray(colors)
-    Slots("tl.region_graph", obs={obs_key: categorical(region, labels)}, uns={key: regions}).write(adata)
-    return adata if copy else None
+    return Slots("tl.region_graph", obs={obs_key: categorical(region, labels)}, uns={key: regions}).write(adata, copy)
 
 
 def inherited_library_key(adata: AnnData, key: str) -> str | bool | None:

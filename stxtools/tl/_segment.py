@@ -29,7 +29,6 @@ from stxtools._validate import (
     check_number,
     check_seed,
     check_writable,
-    copied,
     label_classes,
     listing,
 )
@@ -118,7 +117,7 @@ def segment(
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.segment(adata, n_segments=4)
     """
-    check_adata(adata, min_obs=MIN_OBS, layer=layer)
+    check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
     labels = None if labels_key is None else Labels(*label_classes(adata, labels_key, "labels_key"))
     key = check_key_added(key_added, _keys.SEGMENT)
     random_state = check_seed(random_state)
@@ -130,13 +129,11 @@ def segment(
     arguments: dict[str, Any] = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
     arguments |= {"params": params, "class_shares": class_shares}
     _check_mode(adata.n_obs, key, n_segments, labels_key, labels, arguments)
-    copy = check_bool("copy", copy)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
     adapt = check_bool("adapt", adapt)
     if check_bool("keep_labels", keep_labels) and labels is None:
         raise ValueError("`keep_labels=True` needs `labels_key=`, the column with the labels to keep.")
-    adata = copied(adata, copy)
 
     where, images = Geometry(adata, spatial_key, library_key), Images(adata)
     if model is not None:
@@ -207,8 +204,7 @@ def segment(
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)
         if fitted.curve:
             slots.uns[key]["stability"] = pd.DataFrame(fitted.curve)
-    slots.write(adata)
-    return adata if copy else None
+    return slots.write(adata, copy)
 
 
 def _check_mode(

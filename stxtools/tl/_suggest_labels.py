@@ -12,7 +12,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import neighbour_mean
-from stxtools._validate import check_adata, check_in, check_int, check_key_added, copied
+from stxtools._validate import check_adata, check_in, check_int, check_key_added
 
 from ._region_graph import inherited_library_key
 
@@ -64,7 +64,7 @@ def suggest_labels(
     >>> int(adata.obs["suggested"].notna().sum())
     5
     """
-    check_adata(adata)
+    check_adata(adata, copy=copy)
     n = check_int("n", n, minimum=1)
     out = check_key_added(key_added, _keys.SUGGESTED)
     check_free(adata, "tl.suggest_labels", obs=[out], uns=[out])
@@ -86,15 +86,13 @@ def suggest_labels(
     rank = np.full(adata.n_obs, np.nan)
     rank[order] = np.arange(1, n + 1)
 
-    adata = copied(adata, copy)
     slots = Slots("tl.suggest_labels", obs={out: rank}, missing={f"obs/{out}": None})
     slots.uns[out] = {
         "params": provenance(
             n=n, key=key, labels_key=labels_key, spatial_key=spatial_key, library_key=library_key, key_added=out
         )
     }
-    slots.write(adata)
-    return adata if copy else None
+    return slots.write(adata, copy)
 
 
 def _doubtful_and_far(

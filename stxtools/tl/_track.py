@@ -19,11 +19,9 @@ from stxtools._validate import (
     Libraries,
     categories,
     check_adata,
-    check_bool,
     check_int,
     check_number,
     check_seed,
-    copied,
     stored_library_key,
 )
 from stxtools.stats._correspondence import HALF, Shared, events, lineages, shared_mass
@@ -102,9 +100,9 @@ def track(
     >>> st.tl.track(adata, "time")
     >>> table = adata.uns["track"]["links"]
     """
-    check_adata(adata)
+    check_adata(adata, copy=copy)
     key = free_key(adata, "tl.track", key_added, _keys.TRACK, obs=["", "_next", "_previous"], uns=[""])
-    seed, copy = check_seed(random_state), check_bool("copy", copy)
+    seed = check_seed(random_state)
     structure = check_number("structure", structure, minimum=0)
     slack = check_number("slack", slack, minimum=1e-3)
     max_regions = check_int("max_regions", max_regions, minimum=2)
@@ -150,9 +148,7 @@ def track(
     for name, forward in ((f"{key}_next", True), (f"{key}_previous", False)):
         slots.obs[name] = inp.to_obs(tissue.kept(plans, forward=forward)[tissue.group])
         slots.missing[f"obs/{name}"] = None
-    target = copied(adata, copy)
-    slots.write(target)
-    return target if copy else None
+    return slots.write(adata, copy)
 
 
 def _check_pot() -> None:

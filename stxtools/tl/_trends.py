@@ -15,10 +15,8 @@ from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import observation_area
 from stxtools._validate import (
     check_adata,
-    check_bool,
     check_int,
     check_seed,
-    copied,
 )
 from stxtools.stats._jonckheere import jonckheere
 from stxtools.stats._meta_analysis import adjust_bh
@@ -93,9 +91,9 @@ def trends(
     >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
     >>> shares = adata.uns["trends"].query("kind == 'share'")
     """
-    check_adata(adata, layer=layer)
+    check_adata(adata, layer=layer, copy=copy)
     key = free_key(adata, "tl.trends", key_added, _keys.TRENDS, uns=["", "_params", "_values"])
-    seed, copy = check_seed(random_state), check_bool("copy", copy)
+    seed = check_seed(random_state)
     min_obs = check_int("min_obs", min_obs, minimum=1)
     seen = Observed(adata, subject_key, groupby, spatial_key, library_key)
     times = time_of(adata, time_key, seen.subjects, seen.subject_names, subject_key)
@@ -124,9 +122,7 @@ def trends(
         layer=layer, **has.record, spatial_key=spatial_key, library_key=seen.library_key, random_state=seed,
         compartments=seen.names, subjects=[seen.subject_names[i] for i in order], times=x,
     )  # fmt: skip
-    target = copied(adata, copy)
-    slots.write(target)
-    return target if copy else None
+    return slots.write(adata, copy)
 
 
 def _areas(seen: Observed, cell: NDArray[np.int64], chosen: NDArray[np.int64], present: NDArray[np.bool_]) -> Values:

@@ -22,12 +22,10 @@ from stxtools._validate import (
     Labels,
     categories,
     check_adata,
-    check_bool,
     check_choice,
     check_int,
     check_key_added,
     check_seed,
-    copied,
 )
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, plan
@@ -134,7 +132,7 @@ def biomarkers(
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> table = st.get.biomarkers(adata, fdr=0.05)
     """
-    check_adata(adata, min_obs=2 * MIN_OBS, layer=layer)
+    check_adata(adata, min_obs=2 * MIN_OBS, layer=layer, copy=copy)
     check_choice("method", method, _METHODS)
     check_choice("protect", protect, PROTECTIONS)
     n_null = check_int("n_null", n_null, minimum=MIN_NULL)
@@ -143,7 +141,6 @@ def biomarkers(
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
     named = Labels(*categories(adata, groupby, "groupby", min_classes=2))
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
-    check_bool("copy", copy)
     where = Geometry(adata, spatial_key, library_key, raster=False)
     xy, libs, names = where.xy, where.libs, named.names
     adjusted_for = covariate_names(covariates)
@@ -198,9 +195,7 @@ def biomarkers(
         design=np.array([d.kind for d in designs], dtype=object),
         correlation_length=np.array([o.length for o in outcomes], dtype=np.float64), libraries=libs.names,
     )  # fmt: skip
-    target = copied(adata, copy)
-    slots.write(target)
-    return target if copy else None
+    return slots.write(adata, copy)
 
 
 def _check_adjustable(designs: Sequence[Design], covariates: Sequence[str]) -> None:

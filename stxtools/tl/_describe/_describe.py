@@ -23,11 +23,9 @@ from stxtools._validate import (
     Labels,
     categories,
     check_adata,
-    check_bool,
     check_choice,
     check_int,
     check_seed,
-    copied,
 )
 from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
@@ -125,11 +123,11 @@ def describe(
     >>> st.tl.describe(adata, "compartment")
     >>> st.get.describe(adata)["proposed_name"]
     """
-    check_adata(adata, min_obs=2 * MIN_OBS, layer=layer)
+    check_adata(adata, min_obs=2 * MIN_OBS, layer=layer, copy=copy)
     key = free_key(adata, "tl.describe", key_added, _keys.DESCRIBE, uns=["", "_evidence", "_params"])
     check_choice("protect", protect, PROTECTIONS)
     n_null, n_top = check_int("n_null", n_null, minimum=MIN_NULL), check_int("n_top", n_top, minimum=1)
-    seed, copy = check_seed(random_state), check_bool("copy", copy)
+    seed = check_seed(random_state)
     named = Labels(*categories(adata, groupby, "groupby", min_classes=2))
     markers = _markers(adata, biomarkers_key, groupby)
     genes = [str(name) for name in adata.var_names]
@@ -162,9 +160,7 @@ def describe(
         biomarkers_key=biomarkers_key, protect=protect, layer=layer, spatial_key=spatial_key, library_key=library_key,
         n_null=n_null, random_state=seed, **record,
     )  # fmt: skip
-    target = copied(adata, copy)
-    slots.write(target)
-    return target if copy else None
+    return slots.write(adata, copy)
 
 
 def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:

@@ -16,12 +16,10 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import (
     check_adata,
-    check_bool,
     check_choice,
     check_int,
     check_number,
     check_seed,
-    copied,
     listing,
 )
 
@@ -114,7 +112,7 @@ def evaluate(
     >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
     >>> table = st.get.evaluation(adata)
     """
-    check_adata(adata, min_obs=20, layer=layer)
+    check_adata(adata, min_obs=20, layer=layer, copy=copy)
     key = free_key(adata, "tl.evaluate", key_added, _keys.EVALUATION, uns=["", "_params"])
     seed = check_seed(random_state)
     chosen = _models(models)
@@ -140,7 +138,6 @@ def evaluate(
         accelerator=accelerator, params=model_params, genes=genes, noise_kind=noise_kind,
         noise=[check_number("noise", level, minimum=0, maximum=1) for level in levels],
     )  # fmt: skip
-    adata = copied(adata, check_bool("copy", copy))
     read_from, record = readable(adata, protocol.source)
     rows = run(read_from, protocol, checkpoint, show_progress=show_progress)
     slots = Slots("tl.evaluate")
@@ -152,8 +149,7 @@ def evaluate(
         **record, spatial_key=spatial_key, library_key=library_key, random_state=seed,
         params={name: str(value) for name, value in model_params.items()} or None,
     )  # fmt: skip
-    slots.write(adata)
-    return adata if copy else None
+    return slots.write(adata, copy)
 
 
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:

@@ -17,7 +17,6 @@ from stxtools._validate import (
     check_int,
     check_number,
     check_seed,
-    copied,
     listing,
 )
 
@@ -116,7 +115,7 @@ def tune(
     >>> st.tl.tune(adata, "unet", region_key="compartment", space=space, n_trials=2, n_folds=2, params={"epochs": 3})
     >>> st.tl.segment(adata, labels_key="compartment", params=adata.uns["tune"]["best_params"])
     """
-    check_adata(adata, min_obs=20, layer=layer)
+    check_adata(adata, min_obs=20, layer=layer, copy=copy)
     key = free_key(adata, "tl.tune", key_added, _keys.TUNE, uns=[""])
     seed = check_seed(random_state)
     check_choice("part", part, tuple(PARTS))
@@ -146,7 +145,6 @@ def tune(
         part=part, kind=how, space=fields, fixed=fixed, stages={k: dict(v) for k, v in (stages or {}).items()},
         metric=metric, n_trials=n_trials, patience=patience, prune=check_bool("prune", prune), protocol=protocol,
     )  # fmt: skip
-    adata = copied(adata, check_bool("copy", copy))
     read_from, record = readable(adata, protocol.source)
     best, value, trials = study_of(
         read_from, task, storage, study_name or f"stxtools_{part}", seed, show_progress=show_progress
@@ -164,5 +162,4 @@ def tune(
             random_state=seed, **record,
         ),
     }  # fmt: skip
-    slots.write(adata)
-    return adata if copy else None
+    return slots.write(adata, copy)

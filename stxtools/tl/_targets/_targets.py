@@ -15,7 +15,7 @@ from stxtools._checks import check_key
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_in, check_key_added, copied
+from stxtools._validate import check_adata, check_in, check_key_added
 from stxtools._warn import at_caller
 from stxtools.tl._biomarkers._table import COLUMNS
 
@@ -103,8 +103,7 @@ def targets(
     >>> drugs = pd.DataFrame({"gene_name": adata.var_names[:2], "drug_name": ["A", "B"], "approved": [True, False]})
     >>> st.tl.targets(adata, drugs)
     """
-    check_adata(adata)
-    check_bool("copy", copy)
+    check_adata(adata, copy=copy)
     found = adata.uns.get(key)
     if not isinstance(found, pd.DataFrame) or "names" not in found.columns:
         raise KeyError(
@@ -147,9 +146,7 @@ def targets(
     _warn(parsed.format, len(names), report)
     own = {f"uns/{out_key}"} if out_key == key else set()  # the table that was named gets more columns
     slots = Slots("tl.targets", uns={out_key: joined, params_key: record}, replaces=own)
-    target = copied(adata, copy)
-    slots.write(target)
-    return target if copy else None
+    return slots.write(adata, copy)
 
 
 def _queries(
