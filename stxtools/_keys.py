@@ -66,31 +66,10 @@ LIBRARY = "section"
 
 
 # names that ``key_added`` must not take, except where they are a call's own default
-RESERVED = frozenset(
-    {
-        SPATIAL,
-        RASTER,
-        ALIGN,
-        SEGMENT,
-        SPLIT,
-        PRETRAIN,
-        REGIONS,
-        EMBED,
-        MULTITASK,
-        BIOMARKERS,
-        COMPARE,
-        TRACK,
-        TRENDS,
-        DESCRIBE,
-        X_PCA,
-        X_UNET,
-        X_GNN,
-        EVALUATION,
-        TUNE,
-        "log1p",
-        "pca",
-    }
-)
+RESERVED = frozenset({
+    SPATIAL, RASTER, ALIGN, SEGMENT, SPLIT, PRETRAIN, REGIONS, EMBED, MULTITASK, BIOMARKERS, COMPARE, TRACK, TRENDS,
+    DESCRIBE, X_PCA, X_UNET, X_GNN, EVALUATION, TUNE, "log1p", "pca",
+})  # fmt: skip
 
 
 def proba(key: str) -> str:

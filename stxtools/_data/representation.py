@@ -72,10 +72,7 @@ def median_depth(depth: NDArray[Any]) -> float:
 
 
 def select_genes(
-    matrix: sparse.csr_matrix,
-    scale: str,
-    n_top_genes: int = N_TOP_GENES,
-    batch: NDArray[np.int64] | None = None,
+    matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES, batch: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
     """Return indices of the genes to use: all of a small panel, else the most variable ones by scanpy's functions.
 

@@ -75,10 +75,7 @@ def contact_lengths(
 
 
 def observation_area(
-    xy: NDArray[np.float64],
-    codes: NDArray[np.int64],
-    grids: Sequence[RasterGrid],
-    meshes: Meshes | None = None,
+    xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid], meshes: Meshes | None = None
 ) -> NDArray[np.float64]:
     """Return the area of tissue that each observation stands for, in squared units of the coordinates.
 

@@ -37,12 +37,7 @@ def tissue_frame(
 
 
 def render_mask(
-    xy: NDArray[np.float64],
-    values: NDArray[np.integer[Any]],
-    spacing: float,
-    frame: Frame,
-    *,
-    reach: float = REACH,
+    xy: NDArray[np.float64], values: NDArray[np.integer[Any]], spacing: float, frame: Frame, *, reach: float = REACH
 ) -> NDArray[np.uint32]:
     """Return a label image, rows along y: the value of the nearest observation, 0 beyond ``reach`` spacings.
 

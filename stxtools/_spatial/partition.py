@@ -10,11 +10,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 
 
 def bounded_parts(
-    graph: sparse.csr_matrix,
-    part: NDArray[np.int64],
-    xy: NDArray[np.float64],
-    max_size: int,
-    rng: np.random.Generator,
+    graph: sparse.csr_matrix, part: NDArray[np.int64], xy: NDArray[np.float64], max_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Cut the parts that have more than ``max_size`` members into connected ones that have not.
 
@@ -36,11 +32,7 @@ def bounded_parts(
 
 
 def _voronoi(
-    graph: sparse.csr_matrix,
-    own: NDArray[np.int64],
-    size: NDArray[np.int64],
-    max_size: int,
-    rng: np.random.Generator,
+    graph: sparse.csr_matrix, own: NDArray[np.int64], size: NDArray[np.int64], max_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Nearest seed along the graph for each observation, whose part is ``own``; two seeds at least in every part."""
     order = np.lexsort((rng.random(len(own)), own))

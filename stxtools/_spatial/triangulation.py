@@ -44,9 +44,7 @@ def triangulate(xy: NDArray[np.float64]) -> Mesh:
     return Mesh(first, member, edges[keep], length[keep], contact[keep], area, spacing)
 
 
-def _mesh(
-    points: NDArray[np.float64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _mesh(points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     n = len(points)
     none = np.zeros((0, 3), dtype=np.int64)
     if n < 4 or np.linalg.matrix_rank(points - points.mean(axis=0), tol=1e-9 * np.abs(points).max() * n) < 2:
@@ -91,10 +89,7 @@ def _circumcentres(corners: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _areas(
-    points: NDArray[np.float64],
-    simplices: NDArray[np.int64],
-    kept: NDArray[np.int64],
-    fallback: NDArray[np.float64],
+    points: NDArray[np.float64], simplices: NDArray[np.int64], kept: NDArray[np.int64], fallback: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return a third of the area of every whole triangle around a point; its local density where there is none."""
     n = len(points)

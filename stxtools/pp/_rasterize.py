@@ -10,14 +10,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.raster import LATTICES, rasterize_libraries
-from stxtools._validate import (
-    array_positions,
-    check_adata,
-    check_choice,
-    check_key_added,
-    check_number,
-    fingerprint,
-)
+from stxtools._validate import array_positions, check_adata, check_choice, check_key_added, check_number, fingerprint
 
 if TYPE_CHECKING:
     from anndata import AnnData

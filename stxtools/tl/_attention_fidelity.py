@@ -17,14 +17,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import (
-    check_adata,
-    check_choice,
-    check_int,
-    check_key_added,
-    check_number,
-    check_seed,
-)
+from stxtools._validate import check_adata, check_choice, check_int, check_key_added, check_number, check_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -13,13 +13,7 @@ from stxtools._docs import documented
 from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import (
-    categories,
-    check_adata,
-    check_int,
-    check_seed,
-    listing,
-)
+from stxtools._validate import categories, check_adata, check_int, check_seed, listing
 from stxtools._warn import at_caller
 from stxtools.stats._meta_analysis import adjust_bh
 from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_pairs, compare_subjects
@@ -36,21 +30,11 @@ KINDS = ("share", "contact", "expression")
 @documented
 @whole_call({"reading expression": 1, "comparing subjects": 1})
 def compare(
-    adata: AnnData,
-    condition_key: str,
-    subject_key: str,
-    *,
-    groupby: str = _keys.SEGMENT,
-    reference: str | None = None,
-    min_obs: int = 10,
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    key_added: str | None = None,
-    random_state: int = 0,
-    show_progress: bool | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, condition_key: str, subject_key: str, *, groupby: str = _keys.SEGMENT, reference: str | None = None,
+    min_obs: int = 10, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, key_added: str | None = None, random_state: int = 0,
+    show_progress: bool | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Compare compartments between conditions: their shares, their contacts and the genes within them.
 
     The subject (patient, animal) is the unit, however many sections and observations it has. Three kinds of values

@@ -18,14 +18,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance, put_frame
-from stxtools._validate import (
-    check_adata,
-    check_key_added,
-    check_seed,
-    check_writable,
-    genes_to_predict,
-    label_classes,
-)
+from stxtools._validate import check_adata, check_key_added, check_seed, check_writable, genes_to_predict, label_classes
 
 from ._ensemble import warn_of_network, weights_table, with_ensemble
 

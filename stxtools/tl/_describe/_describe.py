@@ -19,14 +19,7 @@ from stxtools._docs import documented
 from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import (
-    Labels,
-    categories,
-    check_adata,
-    check_choice,
-    check_int,
-    check_seed,
-)
+from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_seed
 from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
 from stxtools.stats._region_test import MIN_NULL
@@ -58,23 +51,12 @@ _NOTHING = pd.DataFrame({
 @documented
 @whole_call({"segment": 16, "testing genes": 8})
 def describe(
-    adata: AnnData,
-    groupby: str = _keys.SEGMENT,
-    *,
-    net: Table | Mapping[str, Table] | None = None,
-    resource: Table | None = None,
-    n_top: int = 5,
-    biomarkers_key: str = _keys.BIOMARKERS,
-    protect: Literal["thinning"] | None = "thinning",
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    n_null: int = 400,
-    key_added: str | None = None,
-    random_state: int = 0,
-    show_progress: bool | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, groupby: str = _keys.SEGMENT, *, net: Table | Mapping[str, Table] | None = None,
+    resource: Table | None = None, n_top: int = 5, biomarkers_key: str = _keys.BIOMARKERS,
+    protect: Literal["thinning"] | None = "thinning", layer: str | None = None, spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, n_null: int = 400, key_added: str | None = None, random_state: int = 0,
+    show_progress: bool | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Describe each compartment: its markers, its active gene sets, its ligand-receptor pairs, and a short name.
 
     Markers are those of :func:`biomarkers`, which is called first. Pathways, transcription factors or cell types are

@@ -14,14 +14,7 @@ from stxtools._docs import documented
 from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import (
-    check_adata,
-    check_choice,
-    check_int,
-    check_number,
-    check_seed,
-    listing,
-)
+from stxtools._validate import check_adata, check_choice, check_int, check_number, check_seed, listing
 
 from ._data import FeatureSource
 from ._protocol import checked_protocol, readable
@@ -38,30 +31,15 @@ MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "l
     "loading PyTorch": 4, "evaluate": 100,
 })  # fmt: skip
 def evaluate(
-    adata: AnnData,
-    models: Sequence[str | Callable[..., Any]] | Mapping[str, str | Callable[..., Any]] | None = None,
-    *,
-    biomarker_key: str | None = None,
-    region_key: str | None = None,
-    genes: int | Sequence[str] | None = None,
-    scheme: Literal["block", "library", "random"] | Sequence[str] = "block",
-    n_folds: int = 5,
-    max_folds: int | None = None,
-    n_seeds: int = 5,
-    noise: float | Sequence[float] = 0.0,
-    noise_kind: Literal["gaussian", "counts"] = "gaussian",
-    params: Mapping[str, Mapping[str, Any]] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    use_rep: str | None = None,
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    random_state: int = 0,
-    accelerator: str = "auto",
-    show_progress: bool | None = None,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, models: Sequence[str | Callable[..., Any]] | Mapping[str, str | Callable[..., Any]] | None = None,
+    *, biomarker_key: str | None = None, region_key: str | None = None, genes: int | Sequence[str] | None = None,
+    scheme: Literal["block", "library", "random"] | Sequence[str] = "block", n_folds: int = 5,
+    max_folds: int | None = None, n_seeds: int = 5, noise: float | Sequence[float] = 0.0,
+    noise_kind: Literal["gaussian", "counts"] = "gaussian", params: Mapping[str, Mapping[str, Any]] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None, use_rep: str | None = None, layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, random_state: int = 0,
+    accelerator: str = "auto", show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Measure how well models predict held-out parts of the tissue, over folds, seeds and noise levels.
 
     Labels of the test observations are removed before any model sees the data; expression and coordinates stay. Genes

@@ -10,15 +10,7 @@ from stxtools._docs import documented
 from stxtools._ownership import free_key
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import (
-    check_adata,
-    check_bool,
-    check_choice,
-    check_int,
-    check_number,
-    check_seed,
-    listing,
-)
+from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_number, check_seed, listing
 
 from ._data import FeatureSource
 from ._metrics import CLASS_METRICS
@@ -35,34 +27,16 @@ if TYPE_CHECKING:
     "loading PyTorch": 4, "tune": 100,
 })  # fmt: skip
 def tune(
-    adata: AnnData,
-    part: Literal["unet", "gnn", "weights"] = "gnn",
-    *,
-    biomarker_key: str | None = None,
-    region_key: str | None = None,
-    space: Mapping[str, Sequence[Any]] | None = None,
-    search: Literal["grid", "random", "tpe"] | None = None,
-    n_trials: int | None = None,
-    metric: Literal["accuracy", "precision", "recall", "auroc"] = "auroc",
-    patience: int | None = None,
-    prune: bool = True,
-    params: Mapping[str, Any] | None = None,
-    stages: Mapping[str, Mapping[str, Any]] | None = None,
-    storage: Any = None,
-    study_name: str | None = None,
-    scheme: Literal["block", "library"] = "block",
-    n_folds: int = 3,
-    max_folds: int | None = None,
-    use_rep: str | None = None,
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    random_state: int = 0,
-    accelerator: str = "auto",
-    show_progress: bool | None = None,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, part: Literal["unet", "gnn", "weights"] = "gnn", *, biomarker_key: str | None = None,
+    region_key: str | None = None, space: Mapping[str, Sequence[Any]] | None = None,
+    search: Literal["grid", "random", "tpe"] | None = None, n_trials: int | None = None,
+    metric: Literal["accuracy", "precision", "recall", "auroc"] = "auroc", patience: int | None = None,
+    prune: bool = True, params: Mapping[str, Any] | None = None, stages: Mapping[str, Mapping[str, Any]] | None = None,
+    storage: Any = None, study_name: str | None = None, scheme: Literal["block", "library"] = "block", n_folds: int = 3,
+    max_folds: int | None = None, use_rep: str | None = None, layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, random_state: int = 0,
+    accelerator: str = "auto", show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Search parameters of the U-Net, of the graph network, or the weights of the two losses, with Optuna.
 
     A trial is judged by the mean of ``metric`` over targets and folds, with the splits of :func:`evaluate`. The best

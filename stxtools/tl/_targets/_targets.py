@@ -29,18 +29,11 @@ _N_SHOWN = 8
 
 @documented
 def targets(
-    adata: AnnData,
-    table: str | os.PathLike[str] | pd.DataFrame,
-    *,
-    disease: str | None = None,
-    symbols: str | os.PathLike[str] | pd.DataFrame | None = None,
-    symbol_col: str | None = None,
-    symbol_key: str | None = None,
-    ensembl_key: str = "gene_ids",
-    key: str = _keys.BIOMARKERS,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, table: str | os.PathLike[str] | pd.DataFrame, *, disease: str | None = None,
+    symbols: str | os.PathLike[str] | pd.DataFrame | None = None, symbol_col: str | None = None,
+    symbol_key: str | None = None, ensembl_key: str = "gene_ids", key: str = _keys.BIOMARKERS,
+    key_added: str | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Join tractability, known drugs and safety flags to the biomarker table.
 
     The format of the table is found by its header:
