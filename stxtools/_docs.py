@@ -47,6 +47,7 @@ PARAMETERS = {
     "group": "Group or groups; all by default.",
     "img": "Whether the tissue image is drawn beneath, or its name; by default it is drawn where there is one.",
     "key_added": 'Name of the output instead of ``"{key}"``.',
+    "known_hash": 'Checksums that you trust, as ``{file name: "sha256:..."}`` (``"md5:..."`` works too).',
     "layer": 'Layer with expression; by default ``layers["counts"]`` where there is one, else ``X``.',
     "legend": "Whether legends and colour bars are drawn: beside the panels, or inside ``ax``.",
     "library": "Section or sections to draw; all by default, one panel each.",

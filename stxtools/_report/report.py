@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stxtools import _keys
-from stxtools._checks import check_writable, listing
+from stxtools._checks import check_key, check_writable, listing
 from stxtools._spatialdata import on_spatialdata
 from stxtools._validate import check_adata, check_in
 from stxtools._version import __version__
@@ -89,6 +89,7 @@ def report(
     for name, value in (("genes", genes), ("color", color)):
         if isinstance(value, str) or not isinstance(value, (Sequence, type(None))):
             raise TypeError(f"`{name}` must be a list of names, not {value!r}.")
+    check_key("key", key), check_key("biomarkers_key", biomarkers_key)
     for column in color:
         check_in(adata, "obs", column, "color")
     absent = [] if genes is None else [g for g in genes if g not in adata.var_names]

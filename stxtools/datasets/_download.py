@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tarfile
 import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
 
 from stxtools._progress import is_shown
 from stxtools._warn import at_caller
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _CHECKSUM = re.compile(r"(sha256:)?[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}|sha1:[0-9a-fA-F]{40}")
 
@@ -28,13 +33,9 @@ class RemoteFile:
 
 
 def fetch(
-    files: tuple[RemoteFile, ...],
-    folder: Path,
-    *,
-    help_text: str,
-    known_hash: Mapping[str, str] | None = None,
+    files: tuple[RemoteFile, ...], folder: Path, *, help_text: str, known_hash: Mapping[str, str] | None = None,
     show_progress: bool | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Put ``files`` into ``folder``, downloading those that are not there, and check every one."""
     names = [file.name for file in files]
     if known_hash is not None and not isinstance(known_hash, Mapping):
@@ -124,48 +125,41 @@ def _download(
 def extract(archive: Path, member: str) -> Path:
     """Unpack the folder ``member`` of a tar archive beside it, completely or not at all, and return it.
 
-    A folder that is there already must hold what the archive does.
+    A folder that is there already must hold what the archive does, to the byte.
     """
     target = archive.parent / member
-    if target.is_dir():
-        _check_folder(archive, member, target)
-        return target
-    scratch = Path(tempfile.mkdtemp(prefix=f".{member}-", dir=archive.parent))
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
-        if not (scratch / member).is_dir():
-            raise ValueError(f"{archive} holds no folder {member!r}; delete it and call again.")
-        (scratch / member).rename(target)
+            if target.is_dir():
+                _check_folder(tar, member, target)
+                return target
+            with tempfile.TemporaryDirectory(prefix=f".{member}-", dir=archive.parent) as scratch:
+                tar.extractall(scratch, filter="data")
+                if not (Path(scratch) / member).is_dir():
+                    raise ValueError(f"{archive} holds no folder {member!r}; delete it and call again.")
+                (Path(scratch) / member).rename(target)
     except (tarfile.TarError, EOFError, OSError) as err:
         raise ValueError(f"{archive} cannot be unpacked ({err}); delete it and call again.") from err
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
-def _check_folder(archive: Path, member: str, target: Path) -> None:
-    """Check that every file of the archive's folder ``member`` lies in ``target``, equal to the byte."""
-    try:
-        with tarfile.open(archive) as tar:
-            for entry in tar:
-                parts = Path(entry.name).parts
-                if entry.isfile() and member in parts:
-                    path = target.joinpath(*parts[parts.index(member) + 1 :])
-                    if not _is_equal(tar.extractfile(entry), path, entry.size):
-                        raise ValueError(
-                            f"{path} is missing or is not what {archive.name} holds. Delete the folder {target} and "
-                            "call again: it is unpacked anew."
-                        )
-    except (tarfile.TarError, EOFError, OSError) as err:
-        raise ValueError(f"{archive} cannot be unpacked ({err}); delete it and call again.") from err
+def _check_folder(tar: tarfile.TarFile, member: str, target: Path) -> None:
+    for entry in tar:
+        parts = Path(entry.name).parts
+        content = tar.extractfile(entry) if entry.isfile() and member in parts else None
+        if content is not None:
+            path = target.joinpath(*parts[parts.index(member) + 1 :])
+            if not path.is_file() or path.read_bytes() != content.read():
+                raise ValueError(
+                    f"{path} is missing or is not what the archive holds. Delete the folder {target} and call again: "
+                    "it is unpacked anew."
+                )
 
 
-def _is_equal(content: IO[bytes] | None, path: Path, size: int) -> bool:
-    if content is None or not path.is_file() or path.stat().st_size != size:
-        return False
-    with path.open("rb") as file:
-        while block := content.read(1 << 20):
-            if file.read(len(block)) != block:
-                return False
-    return True
+def check_cells(counts: Any, xy: NDArray[np.float64]) -> None:
+    """Check that a table that nothing else vouches for holds counts and positions."""
+    values = counts.data if sparse.issparse(counts) else np.asarray(counts)
+    if not np.isfinite(values).all() or (values < 0).any() or (values != np.floor(values)).any():
+        raise ValueError("the matrix holds other values than counts")
+    if not np.isfinite(xy).all():
+        raise ValueError("there are cells without a position")

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._settings import settings
 
-from ._download import RemoteFile, extract, fetch
+from ._download import RemoteFile, check_cells, extract, fetch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,8 +50,6 @@ def visium_mouse_brain(*, known_hash: Mapping[str, str] | None = None, show_prog
 
     Parameters
     ----------
-    known_hash
-        Checksums that you trust instead, as ``{file name: "sha256:..."}`` (``"md5:..."`` works too).
     %(parameters)s
 
     Returns
@@ -99,8 +96,6 @@ def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_p
 
     Parameters
     ----------
-    known_hash
-        Checksums that you trust, as ``{file name: "sha256:..."}`` (``"md5:..."`` works too).
     %(parameters)s
 
     Returns
@@ -130,7 +125,7 @@ def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_p
             folder, counts_file=_VIZGEN_FILES[0], meta_file=_VIZGEN_FILES[1], library_id=_VIZGEN_LIBRARY
         )
         adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
-        _check_cells(adata)
+        _check_table(adata)
     except (KeyError, ValueError, TypeError, OSError) as err:
         raise ValueError(
             f"The files {' and '.join(_VIZGEN_FILES)} in {folder} are not the tables of {_VIZGEN_LIBRARY} ({err}). "
@@ -139,14 +134,10 @@ def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_p
     return adata
 
 
-def _check_cells(adata: AnnData) -> None:
+def _check_table(adata: AnnData) -> None:
     """Check that two tables that nothing else vouches for are counts and positions of the same cells."""
-    counts = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X)
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"there are {adata.n_obs} cells and {adata.n_vars} genes")
-    if not np.isfinite(counts).all() or (counts < 0).any() or (counts != np.floor(counts)).any():
-        raise ValueError("the matrix holds other values than counts")
+    check_cells(adata.X, adata.obsm[_keys.SPATIAL])
     if not adata.obs_names.is_unique or not adata.var_names.is_unique:
         raise ValueError("a cell or a gene is there twice")
-    if not np.isfinite(adata.obsm[_keys.SPATIAL]).all():
-        raise ValueError("there are cells without a position")

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
-from stxtools._validate import check_choice, check_int, check_number, check_seed
+from stxtools._validate import check_int, check_number, check_seed
 
+from ._assembly import Section, assemble, checked_depth, checked_hardness, joined, model, programs, section_of
 from ._counts import deep_counts
-from ._fields import gaussian_field
 from ._shapes import Anatomy, draw_anatomy, inward, lattice, layer_height, neighbouring, share, sigmoid
-from ._truth import N_PROGRAMS, PLATFORMS, Genes, Hardness, Platform, draw_genes, fold_changes
+from ._truth import N_PROGRAMS, Genes, Hardness, Platform, draw_genes, fold_changes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,7 +34,6 @@ _TREND = ("none", "linear", "transient")
 _ISLAND_SHARE = 0.1  # of the tissue, where the island is there
 _FACTOR = 2.5  # by which the growing layer grows, and the shrinking one shrinks
 _SUBJECT = 0.15  # sd of the subjects, in log share and log expression
-_PROGRAM_LENGTHS = (0.08, 0.45)  # as in synthetic_tissue
 
 
 @documented
@@ -110,46 +108,46 @@ def synthetic_series(
     >>> adata.obs["subject"].nunique()
     6
     """
-    check_choice("platform", platform, tuple(PLATFORMS))
-    preset = PLATFORMS[platform]
+    preset, hardness = checked_hardness(platform, difficulty)
     n_times = check_int("n_times", n_times, minimum=2, maximum=100)
     n_subjects = check_int("n_subjects", n_subjects, minimum=1)
     per_subject = check_int("sections_per_subject", sections_per_subject, minimum=1)
     n_obs = check_int("obs_per_section", obs_per_section, minimum=100)
     n_vars = check_int("n_vars", n_vars, minimum=2 * len(_NAMES))
     n_trends = check_int("n_trends", n_vars // 5 if n_trends is None else n_trends, minimum=0, maximum=n_vars // 2)
-    logfc, difficulty = check_number("logfc", logfc), check_number("difficulty", difficulty, minimum=0, maximum=1)
-    depth = min(preset.counts_per_gene * n_vars, preset.max_depth) if mean_depth is None else mean_depth
-    depth = check_number("mean_depth", depth, minimum=1e-3)
+    logfc, depth = check_number("logfc", logfc), checked_depth(mean_depth, preset, n_vars)
     seed = check_seed(random_state)
 
     gene_rng, tissue_rng, count_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
-    hardness = Hardness.at(difficulty, preset)
     log2fc = fold_changes(logfc, n_trends)
     genes = draw_genes(gene_rng, n_vars, len(_NAMES), N_PROGRAMS + preset.n_states, log2fc, hardness)
     trends = _Trends.of(genes, n_trends)
     plan = {name: int(tissue_rng.integers(1, n_times)) for name in ("c4", "c5", "c6", "c7")}
     sections = _draw_sections(tissue_rng, preset, hardness, n_times, n_subjects, per_subject, n_obs, plan)
-    design, effects = _model(sections, genes, trends, hardness, gene_rng, n_times)
+    subjects = list(dict.fromkeys(s.subject for s in sections))
+    own = {name: _SUBJECT * gene_rng.standard_normal(n_vars) for name in subjects}
+    batch = np.array([own[s.subject] + hardness.batch * gene_rng.standard_normal(n_vars) for s in sections])
+    which = section_of(sections)
+    time = np.array([float(s.known) for s in sections])[which]
+    design, effects = model(sections, genes, hardness, *trends.effects(joined(sections, "mixture"), time, genes), batch)
     counts = deep_counts(count_rng, design, effects, genes, hardness, depth, show_progress)
     params = provenance(
         n_times=n_times, n_subjects=n_subjects, sections_per_subject=per_subject, obs_per_section=n_obs, n_vars=n_vars,
-        platform=platform, n_trends=n_trends, logfc=logfc, difficulty=difficulty, mean_depth=depth, random_state=seed,
+        platform=platform, n_trends=n_trends, logfc=logfc, difficulty=float(difficulty), mean_depth=depth,
+        random_state=seed,
     )  # fmt: skip
-    lineage = _lineage(plan, n_times)
-    return _assemble(
-        counts, sections, genes, trends, {"params": params, "effects": hardness.as_dict(), "lineage": lineage}
-    )
-
-
-@dataclass(frozen=True)
-class _Section:
-    """Where and when a section is, and of its observations where they lie and what they are."""
-
-    time: int
-    subject: str
-    name: str
-    of: dict[str, NDArray[Any]]
+    obs = {
+        "time": time,
+        "subject": categorical(np.array([subjects.index(s.subject) for s in sections])[which], subjects),
+        "section": categorical(which, [s.name for s in sections]),
+        "compartment": pd.Categorical(categorical(joined(sections, "compartment"), _NAMES)).remove_unused_categories(),
+    }
+    var = {
+        "trend": categorical(trends.kind, _TREND),
+        "trend_in": categorical(np.where(trends.kind > 0, trends.place + 1, 0), ["none", *_TREND_IN]),
+    }
+    truth = {"params": params, "effects": hardness.as_dict(), "lineage": _lineage(plan, n_times)}
+    return assemble(counts, sections, obs, var, genes, _NAMES, truth)
 
 
 @dataclass(frozen=True)
@@ -167,6 +165,16 @@ class _Trends:
         kind[chosen] = 1 + np.arange(n_trends) % 2
         place[chosen] = np.arange(n_trends) // 2 % len(_TREND_IN)
         return cls(kind, place)
+
+    def effects(
+        self, mixture: NDArray[np.float64], time: NDArray[np.float64], genes: Genes
+    ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
+        """Return how far each observation is in a linear and a transient course, and what that does to each gene."""
+        s, here = (time / time.max())[:, None], mixture[:, [_NAMES.index(name) for name in _TREND_IN]]
+        cell = (self.kind[None] == np.repeat([1, 2], len(_TREND_IN))[:, None]) & (
+            self.place[None] == np.tile(np.arange(len(_TREND_IN)), 2)[:, None]
+        )
+        return [s * here, 4 * s * (1 - s) * here], cell * genes.log2fc * np.log(2)
 
 
 def _present(plan: dict[str, int], step: int) -> tuple[str, ...]:
@@ -196,9 +204,9 @@ def _lineage(plan: dict[str, int], n_times: int) -> pd.DataFrame:
 def _draw_sections(
     rng: np.random.Generator, preset: Platform, hardness: Hardness, n_times: int, n_subjects: int, per_subject: int,
     n_obs: int, plan: dict[str, int],
-) -> list[_Section]:  # fmt: skip
+) -> list[Section]:  # fmt: skip
     base, order = draw_anatomy(rng, 3 * len(_ISLANDS)), rng.permutation(len(_LAYERS))
-    out: list[_Section] = []
+    out: list[Section] = []
     for step in range(n_times):
         for k in range(n_subjects):
             subject = f"T{step}_{k + 1}"
@@ -209,7 +217,7 @@ def _draw_sections(
             for s in range(per_subject):
                 here = anatomy if s == 0 else neighbouring(anatomy, rng)
                 of = _draw(rng, preset, hardness.border, n_obs, here, sizes, order, _present(plan, step))
-                out.append(_Section(step, subject, f"{subject}_S{s + 1}", of))
+                out.append(Section(subject, f"{subject}_S{s + 1}", step, of))
     return out
 
 
@@ -220,13 +228,11 @@ def _draw(
     """Observations of one section: positions, compartments and what their expression is made of."""
     unit, array, half = lattice(n_obs, preset.kind, rng)
     code, mixture = _compartments(unit, anatomy, sizes, order, present, border)
-    smooth = [gaussian_field(rng, float(rng.uniform(*_PROGRAM_LENGTHS)))(unit) for _ in range(N_PROGRAMS)]
-    states = [rng.standard_normal(n_obs) for _ in range(preset.n_states)]
+    of = {"compartment": code, "mixture": mixture, "programs": programs(rng, unit, preset)}
     angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25)
     linear = scale * half * preset.spacing * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     xy = unit @ linear.T
-    of = {"spatial": xy - xy.min(axis=0) + preset.spacing, "compartment": code, "mixture": mixture}
-    return of | {"programs": np.column_stack([*smooth, *states])} | ({} if array is None else {"array": array})
+    return of | {"spatial": xy - xy.min(axis=0) + preset.spacing} | ({} if array is None else {"array": array})
 
 
 def _compartments(
@@ -260,59 +266,3 @@ def _compartments(
             mixture[:, _NAMES.index(name)] = inside
             code[place > top] = _NAMES.index(name)
     return code, mixture
-
-
-def _model(
-    sections: list[_Section], genes: Genes, trends: _Trends, hardness: Hardness, rng: np.random.Generator, n_times: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """State of each observation, and its effect on each gene (natural logarithms)."""
-    strength = np.full(len(genes.programs), hardness.nuisance)
-    strength[N_PROGRAMS:] = hardness.state
-    n_vars = len(genes.baseline)
-    subjects = {name: _SUBJECT * rng.standard_normal(n_vars) for name in dict.fromkeys(s.subject for s in sections)}
-    own = np.array([subjects[s.subject] + hardness.batch * rng.standard_normal(n_vars) for s in sections])
-    cell = (trends.kind[None] == np.repeat([1, 2], len(_TREND_IN))[:, None]) & (
-        trends.place[None] == np.tile(np.arange(len(_TREND_IN)), 2)[:, None]
-    )
-    effects = np.vstack([genes.markers, strength[:, None] * genes.programs, cell * genes.log2fc * np.log(2), own])
-    columns = [_NAMES.index(name) for name in _TREND_IN]
-    blocks = []
-    for i, section in enumerate(sections):
-        s, mixture = section.time / (n_times - 1), section.of["mixture"]
-        where = np.zeros((len(mixture), len(sections)))
-        where[:, i] = 1
-        blocks.append(np.hstack([
-            mixture, section.of["programs"], s * mixture[:, columns], 4 * s * (1 - s) * mixture[:, columns], where,
-        ]))  # fmt: skip
-    return np.concatenate(blocks).astype(np.float32), effects.astype(np.float32)
-
-
-def _assemble(counts: Any, sections: list[_Section], genes: Genes, trends: _Trends, truth: dict[str, Any]) -> AnnData:
-    from anndata import AnnData
-
-    sizes = [len(s.of["compartment"]) for s in sections]
-    which = np.repeat(np.arange(len(sections)), sizes)
-    subjects = list(dict.fromkeys(s.subject for s in sections))
-    joined = {what: np.concatenate([s.of[what] for s in sections]) for what in sections[0].of}
-    obs = pd.DataFrame(
-        {
-            "time": np.array([float(s.time) for s in sections])[which],
-            "subject": categorical(np.array([subjects.index(s.subject) for s in sections])[which], subjects),
-            "section": categorical(which, [s.name for s in sections]),
-            "compartment": pd.Categorical(categorical(joined["compartment"], _NAMES)).remove_unused_categories(),
-        },
-        index=pd.Index([f"{s.name}_{i}" for s, n in zip(sections, sizes, strict=True) for i in range(n)]),
-    )
-    if "array" in joined:
-        obs[_keys.ARRAY_ROW], obs[_keys.ARRAY_COL] = joined["array"].T
-    digits = len(str(len(genes.baseline)))
-    var = pd.DataFrame(
-        {
-            "trend": categorical(trends.kind, _TREND),
-            "trend_in": categorical(np.where(trends.kind > 0, trends.place + 1, 0), ["none", *_TREND_IN]),
-            "true_logfc": genes.log2fc,
-            "marker_of": categorical(genes.marker_of + 1, ["none", *_NAMES]),
-        },
-        index=pd.Index([f"gene{j + 1:0{digits}d}" for j in range(len(genes.baseline))]),
-    )
-    return AnnData(counts, obs=obs, var=var, obsm={_keys.SPATIAL: joined["spatial"]}, uns={"synthetic": truth})

@@ -15,7 +15,7 @@ from stxtools._checks import check_names
 from stxtools._docs import documented
 from stxtools._settings import settings
 
-from ._download import RemoteFile, fetch
+from ._download import RemoteFile, check_cells, fetch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,8 +63,6 @@ def mosta(
     samples
         Section or sections: stage, embryo and section, such as ``"E9.5_E1S1"``. Several are joined on the genes that
         all have.
-    known_hash
-        Checksums that you trust, as ``{file name: "sha256:..."}`` (``"md5:..."`` works too).
     %(parameters)s
 
     Returns
@@ -102,8 +100,6 @@ def axolotl_regeneration(
     samples
         Section or sections: days after the injury and number, such as ``"2DPI_1"``. Several are joined on the genes
         that all have.
-    known_hash
-        Checksums that you trust, as ``{file name: "sha256:..."}`` (``"md5:..."`` works too).
     %(parameters)s
 
     Returns
@@ -165,8 +161,6 @@ def _section(series: _Series, name: str, adata: AnnData) -> AnnData:
     if not layer or not label or _keys.SPATIAL not in adata.obsm:
         raise KeyError(f"it lacks counts (layers {_COUNTS}), labels (obs {_LABELS}) or obsm['spatial']")
     counts = sparse.csr_matrix(adata.layers[layer], dtype=np.float32)
-    if not np.isfinite(counts.data).all() or (counts.data < 0).any() or (counts.data != np.floor(counts.data)).any():
-        raise ValueError("the matrix holds other values than counts")
     out = _AnnData(counts, obs=adata.obs[[label]].set_axis(["annotation"], axis=1), var=adata.var[[]].copy())
     out.var_names_make_unique()
     out.obs_names = [f"{name}_{i}" for i in adata.obs_names]
@@ -174,6 +168,5 @@ def _section(series: _Series, name: str, adata: AnnData) -> AnnData:
     out.obs = out.obs.assign(time=float(time), section=name, **({"subject": subject} if subject else {}))
     out.obs["annotation"] = out.obs["annotation"].astype(str)
     out.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)[:, :2]
-    if not np.isfinite(out.obsm[_keys.SPATIAL]).all():
-        raise ValueError("there are cells without a position")
+    check_cells(counts, out.obsm[_keys.SPATIAL])
     return out

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
-from stxtools._validate import check_choice, check_int, check_number, check_seed
+from stxtools._validate import check_choice, check_int, check_seed
 
+from ._assembly import Section, assemble, checked_depth, checked_hardness, joined, model, programs, section_of
 from ._counts import deep_counts
-from ._fields import gaussian_field
 from ._shapes import Anatomy, compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
-from ._truth import N_PROGRAMS, PLATFORMS, Genes, Hardness, Platform, draw_genes, fold_changes
+from ._truth import N_PROGRAMS, Hardness, Platform, draw_genes, fold_changes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
 _DISEASE = ("healthy", "diseased")
-_PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths of the tissue
 
 
 @documented
@@ -113,9 +110,8 @@ def synthetic_tissue(
     >>> adata.shape
     (600, 20)
     """
-    check_choice("platform", platform, tuple(PLATFORMS))
+    preset, hardness = checked_hardness(platform, difficulty)
     check_choice("disease", disease, ("auto", "lesion", "patient"))
-    preset = PLATFORMS[platform]
     n_compartments = check_int("n_compartments", n_compartments, minimum=2, maximum=20)
     n_patients = check_int("n_patients", n_patients, minimum=1)
     n_sections = n_patients * check_int("sections_per_patient", sections_per_patient, minimum=1)
@@ -129,10 +125,7 @@ def synthetic_tissue(
     if n_biomarkers is None:
         n_biomarkers = max(1, round(0.1 * n_vars))
     n_biomarkers = check_int("n_biomarkers", n_biomarkers, minimum=0, maximum=n_vars - 1)
-    difficulty = check_number("difficulty", difficulty, minimum=0, maximum=1)
-    if mean_depth is None:
-        mean_depth = min(preset.counts_per_gene * n_vars, preset.max_depth)
-    mean_depth = check_number("mean_depth", mean_depth, minimum=1e-3)
+    mean_depth = checked_depth(mean_depth, preset, n_vars)
     random_state = check_seed(random_state)
     if disease == "auto":
         disease = "lesion" if n_patients == 1 else "patient"
@@ -140,77 +133,65 @@ def synthetic_tissue(
         raise ValueError("`disease='patient'` needs `n_patients` of 2 or more, or no observation would be healthy.")
 
     gene_rng, tissue_rng, count_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(random_state).spawn(3))
-    hardness = Hardness.at(difficulty, preset)
     log2fc = fold_changes(logfc, n_biomarkers)
     genes = draw_genes(gene_rng, n_vars, n_compartments, N_PROGRAMS + preset.n_states, log2fc, hardness)
     batch = hardness.batch * gene_rng.standard_normal((n_sections, n_vars)) if n_sections > 1 else np.zeros((1, n_vars))
 
     sections = _draw_sections(tissue_rng, preset, hardness, n_obs, n_compartments, n_patients, n_sections, disease)
-    design, effects = _model(sections, genes, batch, hardness)
+    diseased = joined(sections, "diseased")
+    design, effects = model(sections, genes, hardness, [diseased[:, None]], np.log(2) * genes.log2fc, batch)
     counts = deep_counts(count_rng, design, effects, genes, hardness, mean_depth, show_progress)
     params = provenance(
         n_obs=n_obs, n_vars=n_vars, platform=platform, n_compartments=n_compartments, n_patients=n_patients,
         sections_per_patient=n_sections // n_patients, disease=disease, n_biomarkers=n_biomarkers, logfc=log2fc,
-        difficulty=difficulty, mean_depth=mean_depth, random_state=random_state,
+        difficulty=float(difficulty), mean_depth=mean_depth, random_state=random_state,
     )  # fmt: skip
-    return _assemble(counts, sections, genes, hardness, params, n_compartments)
-
-
-@dataclass(frozen=True)
-class _Section:
-    """One section, and of its observations where they are and what they are."""
-
-    patient: str
-    name: str
-    affine: NDArray[np.float64]
-    of: dict[str, NDArray[Any]]
-
-
-def _joined(sections: list[_Section], what: str) -> NDArray[Any]:
-    return np.concatenate([section.of[what] for section in sections])
+    names, which = compartment_names(n_compartments), section_of(sections)
+    patients = list(dict.fromkeys(s.subject for s in sections))
+    obs = {
+        "compartment": categorical(joined(sections, "compartment"), names),
+        "disease": categorical(diseased.astype(np.int64), _DISEASE),
+        "patient": categorical(np.array([patients.index(s.subject) for s in sections])[which], patients),
+        "section": categorical(which, [s.name for s in sections]),
+    }
+    affine = {s.name: {"affine": s.known} for s in sections}
+    truth = {"params": params, "effects": hardness.as_dict(), "sections": affine}
+    out = assemble(counts, sections, obs, {"is_biomarker": genes.log2fc != 0}, genes, names, truth)
+    out.obsm["spatial_tissue"] = joined(sections, "tissue")
+    mixture = joined(sections, "mixture").astype(np.float32)
+    out.obsm["compartment_mixture"] = pd.DataFrame(mixture, index=out.obs_names, columns=names)
+    return out
 
 
 def _draw_sections(
-    rng: np.random.Generator,
-    preset: Platform,
-    hardness: Hardness,
-    n_obs: int,
-    n_compartments: int,
-    n_patients: int,
-    n_sections: int,
-    disease: str,
-) -> list[_Section]:
+    rng: np.random.Generator, preset: Platform, hardness: Hardness, n_obs: int, n_compartments: int, n_patients: int,
+    n_sections: int, disease: str,
+) -> list[Section]:  # fmt: skip
     sizes = np.full(n_sections, n_obs // n_sections)
     sizes[: n_obs % n_sections] += 1
     # every second patient in a random order: both states occur from two patients on
     ill = rng.permutation(np.arange(n_patients) % 2 == 1)
-    out: list[_Section] = []
+    out: list[Section] = []
     for p in range(n_patients):
         anatomy = draw_anatomy(rng, n_compartments)
         for s in range(n_sections // n_patients):
             here = anatomy if s == 0 else neighbouring(anatomy, rng)
-            name, state = (f"P{p + 1}", f"P{p + 1}_S{s + 1}"), None if disease == "lesion" else bool(ill[p])
+            state = None if disease == "lesion" else bool(ill[p])
             n = int(sizes[len(out)])
-            out.append(_draw_section(rng, preset, hardness.border, n, n_compartments, here, name, state, bool(out)))
+            affine, of = _draw(rng, preset, hardness.border, n, n_compartments, here, state, bool(out))
+            out.append(Section(f"P{p + 1}", f"P{p + 1}_S{s + 1}", affine, of))
     return out
 
 
-def _draw_section(
-    rng: np.random.Generator,
-    preset: Platform,
-    border: float,
-    n_obs: int,
-    n_compartments: int,
-    anatomy: Anatomy,
-    names: tuple[str, str],
-    state: bool | None,
-    moved: bool,
-) -> _Section:
+def _draw(
+    rng: np.random.Generator, preset: Platform, border: float, n_obs: int, n_compartments: int, anatomy: Anatomy,
+    state: bool | None, moved: bool,
+) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:  # fmt: skip
+    """Return the map from tissue to positions, and what the observations of a section are."""
     unit, array, half = lattice(n_obs, preset.kind, rng)
     code, mixture = compartments(unit, anatomy, n_compartments, border)
     diseased = lesion(unit, anatomy) if state is None else np.full(n_obs, state)
-    smooth = [gaussian_field(rng, float(rng.uniform(*_PROGRAM_LENGTHS)))(unit) for _ in range(N_PROGRAMS)]
-    states = [rng.standard_normal(n_obs) for _ in range(preset.n_states)]
+    of = {"compartment": code, "mixture": mixture, "diseased": diseased, "programs": programs(rng, unit, preset)}
     # the frame's centre goes to 1.5 half widths, so that tissue coordinates are positive too
     tissue = (unit + 1.5) * (half * preset.spacing)
     angle = np.deg2rad(rng.uniform(-30, 30)) if moved else 0.0
@@ -218,74 +199,5 @@ def _draw_section(
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turned = tissue @ linear.T
     shift = preset.spacing - turned.min(axis=0)
-    of = {"spatial": turned + shift, "tissue": tissue, "compartment": code, "mixture": mixture, "diseased": diseased}
-    of |= {"programs": np.column_stack([*smooth, *states])} | ({} if array is None else {"array": array})
-    return _Section(*names, np.column_stack([linear, shift]), of)
-
-
-def _model(
-    sections: list[_Section], genes: Genes, batch: NDArray[np.float64], hardness: Hardness
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """State of each observation, and its effect on each gene (natural logarithms)."""
-    strength = np.full(len(genes.programs), hardness.nuisance)
-    strength[N_PROGRAMS:] = hardness.state
-    effects = np.vstack([genes.markers, strength[:, None] * genes.programs, np.log(2) * genes.log2fc, batch])
-    which = np.repeat(np.arange(len(sections)), [len(s.of["compartment"]) for s in sections])
-    design = np.zeros((len(which), len(effects)), dtype=np.float32)
-    start = 0
-    for what in ("mixture", "programs", "diseased"):
-        block = _joined(sections, what).reshape(len(which), -1)
-        design[:, start : start + block.shape[1]] = block
-        start += block.shape[1]
-    design[np.arange(len(which)), start + which] = 1
-    return design, effects.astype(np.float32)
-
-
-def _assemble(
-    counts: Any, sections: list[_Section], genes: Genes, hardness: Hardness, params: dict[str, Any], n_compartments: int
-) -> AnnData:
-    from anndata import AnnData
-
-    names = compartment_names(n_compartments)
-    sizes = [len(s.of["compartment"]) for s in sections]
-    which = np.repeat(np.arange(len(sections)), sizes)
-    patients = list(dict.fromkeys(s.patient for s in sections))
-    patient_of = np.array([patients.index(s.patient) for s in sections])
-    obs = pd.DataFrame(
-        {
-            "compartment": categorical(_joined(sections, "compartment"), names),
-            "disease": categorical(_joined(sections, "diseased").astype(np.int64), _DISEASE),
-            "patient": categorical(patient_of[which], patients),
-            "section": categorical(which, [s.name for s in sections]),
-        },
-        index=pd.Index([f"{s.name}_{i}" for s, n in zip(sections, sizes, strict=True) for i in range(n)]),
-    )
-    if "array" in sections[0].of:
-        obs[_keys.ARRAY_ROW], obs[_keys.ARRAY_COL] = _joined(sections, "array").T
-    digits = len(str(len(genes.baseline)))
-    var = pd.DataFrame(
-        {
-            "is_biomarker": genes.log2fc != 0,
-            "true_logfc": genes.log2fc,
-            "marker_of": categorical(genes.marker_of + 1, ["none", *names]),
-        },
-        index=pd.Index([f"gene{j + 1:0{digits}d}" for j in range(len(genes.baseline))]),
-    )
-    mixture = _joined(sections, "mixture").astype(np.float32)
-    return AnnData(
-        counts,
-        obs=obs,
-        var=var,
-        obsm={
-            _keys.SPATIAL: _joined(sections, "spatial"),
-            "spatial_tissue": _joined(sections, "tissue"),
-            "compartment_mixture": pd.DataFrame(mixture, index=obs.index, columns=names),
-        },
-        uns={
-            "synthetic": {
-                "params": params,
-                "effects": hardness.as_dict(),
-                "sections": {s.name: {"affine": s.affine} for s in sections},
-            }
-        },
-    )
+    of |= {"spatial": turned + shift, "tissue": tissue} | ({} if array is None else {"array": array})
+    return np.column_stack([linear, shift]), of

@@ -15,7 +15,7 @@ from stxtools._validate import check_in
 from stxtools.get import track as get_track
 
 from . import _base, _legend, _output
-from ._palette import category_codes, colors_of, rgba
+from ._palette import MISSING, category_codes, colors_of, rgba
 from ._sections import panels_of
 from ._tissue import draw_sections, draw_spots
 
@@ -87,6 +87,7 @@ def track(
 
 def _alluvial(axis: Axes, table: pd.DataFrame, links: pd.DataFrame, colors: Mapping[str, str]) -> None:
     times = np.sort(table["time"].unique())
+    colors = dict.fromkeys(table["lineage"], MISSING) | dict(colors)  # a subset may lack a lineage
     bottom: dict[tuple[int, str], float] = {}
     ordered = table.assign(number=table["lineage"].astype(int)).sort_values(["time", "number", "compartment"])
     for i, time in enumerate(times):

@@ -1,0 +1,102 @@
+"""Sections as they are drawn, and the AnnData that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
+from stxtools._slots import categorical
+from stxtools._validate import check_choice, check_number
+
+from ._fields import gaussian_field
+from ._truth import N_PROGRAMS, PLATFORMS, Genes, Hardness, Platform
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths of the tissue
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of a subject: what is known of it as a whole, and of its observations where and what they are."""
+
+    subject: str
+    name: str
+    known: Any
+    of: dict[str, NDArray[Any]]
+
+
+def checked_hardness(platform: str, difficulty: float) -> tuple[Platform, Hardness]:
+    """Check what all synthetic sections take, and return what it stands for."""
+    check_choice("platform", platform, tuple(PLATFORMS))
+    preset = PLATFORMS[platform]
+    return preset, Hardness.at(check_number("difficulty", difficulty, minimum=0, maximum=1), preset)
+
+
+def checked_depth(mean_depth: float | None, preset: Platform, n_vars: int) -> float:
+    """Return the mean counts per observation, by default those of the platform."""
+    depth = min(preset.counts_per_gene * n_vars, preset.max_depth) if mean_depth is None else mean_depth
+    return check_number("mean_depth", depth, minimum=1e-3)
+
+
+def programs(rng: np.random.Generator, unit: NDArray[np.float64], preset: Platform) -> NDArray[np.float64]:
+    """Draw what varies without a label: smooth programs, and those that differ between neighbours."""
+    smooth = [gaussian_field(rng, float(rng.uniform(*_PROGRAM_LENGTHS)))(unit) for _ in range(N_PROGRAMS)]
+    return np.column_stack([*smooth, *(rng.standard_normal(len(unit)) for _ in range(preset.n_states))])
+
+
+def joined(sections: Sequence[Section], what: str) -> NDArray[Any]:
+    """Return what the observations of all sections are."""
+    return np.concatenate([section.of[what] for section in sections])
+
+
+def section_of(sections: Sequence[Section]) -> NDArray[np.int64]:
+    """Return the section of each observation."""
+    return np.repeat(np.arange(len(sections)), [len(section.of["compartment"]) for section in sections])
+
+
+def model(
+    sections: Sequence[Section], genes: Genes, hardness: Hardness, blocks: Sequence[NDArray[Any]],
+    effects: NDArray[np.float64], batch: NDArray[np.float64],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
+    """Return the state of each observation, and its effect on each gene (natural logarithms).
+
+    The state is its mixture of compartments, its programs, the ``blocks`` that ``effects`` act on, and its section.
+    """
+    strength = np.full(len(genes.programs), hardness.nuisance)
+    strength[N_PROGRAMS:] = hardness.state
+    rows = np.vstack([genes.markers, strength[:, None] * genes.programs, effects, batch])
+    which = section_of(sections)
+    design = np.zeros((len(which), len(rows)), dtype=np.float32)
+    start = 0
+    for block in (joined(sections, "mixture"), joined(sections, "programs"), *blocks):
+        design[:, start : start + block.shape[1]] = block
+        start += block.shape[1]
+    design[np.arange(len(which)), start + which] = 1
+    return design, rows.astype(np.float32)
+
+
+def assemble(
+    counts: Any, sections: Sequence[Section], obs: dict[str, Any], var: dict[str, Any], genes: Genes,
+    compartments: Sequence[str], truth: dict[str, Any],
+) -> AnnData:  # fmt: skip
+    """Return the AnnData, with names of observations and genes, and positions on the lattice where there is one."""
+    from anndata import AnnData
+
+    index = [f"{section.name}_{i}" for section in sections for i in range(len(section.of["compartment"]))]
+    table = pd.DataFrame(obs, index=pd.Index(index))
+    if "array" in sections[0].of:
+        table[_keys.ARRAY_ROW], table[_keys.ARRAY_COL] = joined(sections, "array").T
+    n_vars = len(genes.baseline)
+    names = pd.Index([f"gene{j + 1:0{len(str(n_vars))}d}" for j in range(n_vars)])
+    marker_of = categorical(genes.marker_of + 1, ["none", *compartments])
+    features = pd.DataFrame(var | {"true_logfc": genes.log2fc, "marker_of": marker_of}, index=names)
+    positions = {_keys.SPATIAL: joined(sections, "spatial")}
+    return AnnData(counts, obs=table, var=features, obsm=positions, uns={"synthetic": truth})
