@@ -22,7 +22,7 @@ from matplotlib import image as mpl_image
 from scipy import sparse
 
 import stxtools as st
-from stxtools.datasets import _download, _public, _sections, _stereo_series
+from stxtools.datasets import _download, _public, _sections
 
 H5 = "V1_Adult_Mouse_Brain_filtered_feature_bc_matrix.h5"
 TAR = "V1_Adult_Mouse_Brain_spatial.tar.gz"
@@ -430,7 +430,7 @@ def _stereo(path: Path, counts: np.ndarray, *, layer: str, label: str) -> bytes:
 
 def test_stereo_series(server: Server, datasetdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                        counts: np.ndarray) -> None:  # fmt: skip
-    monkeypatch.setattr(_stereo_series, "_STOMICS_URL", server.url)
+    monkeypatch.setattr(_public, "_STOMICS_URL", server.url)
     for name in ("E9.5_E1S1", "E10.5_E2S1"):
         server.files[f"{name}.MOSTA.h5ad"] = _stereo(tmp_path / "m.h5ad", counts, layer="count", label="annotation")
     server.files["2DPI_1.h5ad"] = _stereo(tmp_path / "a.h5ad", counts, layer="counts", label="Annotation")

@@ -14,7 +14,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 import stxtools as st
 from stxtools.datasets._counts import negative_binomial, sample_counts
-from stxtools.datasets._fields import gaussian_field
+from stxtools.datasets._shapes import gaussian_field
 
 PLATFORM_NAMES = ["visium", "merfish"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ class Call:
     @property
     def function(self) -> Callable[..., Any]:
         """The function itself."""
-        namespace, name = self.name.split(".")
-        return getattr(getattr(st, namespace), name)
+        return reduce(getattr, self.name.split("."), st)  # type: ignore[arg-type]
 
     @property
     def parameters(self) -> list[str]:
@@ -92,7 +92,10 @@ CALLS: tuple[Call, ...] = (
     _call("tl.describe", True, groupby="band", resource=pairs(), n_null=50, library_key="library", show_progress=False,
           variants=[{"net": SETS}, {"net": {"sets": SETS}, "resource": None}]),
     _call("tl.compare", condition_key="library", subject_key="library", groupby="band", library_key="library",
-          variants=[{"groupby": "disease"}, {"reference": "two", "min_obs": 1}]),
+          variants=[{"groupby": "disease"}, {"reference": "two", "min_obs": 1}, {"subject_key": "patient"}]),
+    _call("tl.trends", time_key="day", subject_key="library", groupby="band", library_key="library",
+          variants=[{"groupby": "disease", "min_obs": 1}]),
+    _call("tl.track", True, time_key="day", show_progress=False, variants=[{"subject_key": "patient"}]),
     _call("tl.targets", True, table=drugs()),
     _call(
         "tl.evaluate", models=["lda", "nearest_label"], region_key="band", library_key="library", n_folds=2,
@@ -116,6 +119,12 @@ CALLS: tuple[Call, ...] = (
     _call("pl.targets", True),
     _call("pl.compare", True, variants=[{"kind": "share"}, {"n_top": 3}]),
     _call("pl.describe", True, kind="contact", variants=[{"group": "a"}]),
+    _call("pl.trends", True, variants=[{"kind": "expression"}, {"kind": "contact", "heatmap": True}]),
+    _call("pl.track", True, variants=[{"kind": "tissue"}]),
+    _call("pl.annotate", classes=["a", "b"], weight=0.5, variants=[{"key": "band"}, {"key": "disease"}]),
+    _call("report", True, path=Path("report.html"), weight=1.5, variants=[{"genes": ["GENE1"]}, {"color": ["band"]}]),
+    _call("get.trends", True, variants=[{"kind": "area", "values": True}]),
+    _call("get.track", True, variants=[{"table": "regions"}]),
     _call("get.compare", True, variants=[{"kind": "contact"}]),
     _call("get.describe", True, variants=[{"kind": "contact", "fdr": 0.5}]),
     _call("get.biomarkers", True, weight=1.5, variants=[{"group": "a"}, {"n_top": 3}]),
@@ -161,7 +170,7 @@ _PARAMS: list[Any] = [
     {"batch_size": 0}, {"batch_size": 64}, {"view_size": 1}, {"rotation": 1e9}, {"scaling": 0.9}, {"drop": 0.95},
 ]  # fmt: skip
 SPECIAL: dict[str, list[Any]] = {
-    **dict.fromkeys(("model", "save_model", "pretrained", "attribution_model"), _FILES),
+    **dict.fromkeys(("model", "save_model", "pretrained", "attribution_model", "path"), _FILES),
     "params": _PARAMS,
     "devices": [0, -2, "x", 1.5, None, [], "auto", True, 10**6],
     "accelerator": ["tpu", "gpu", "nope", 5, None, "", True, ["cpu"]],

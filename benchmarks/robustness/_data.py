@@ -40,6 +40,7 @@ def fresh() -> ad.AnnData:
         part.obs["band"] = pd.Categorical.from_codes(band, ["a", "b", "c"])
         part.obs["disease"] = pd.Categorical.from_codes((c > 3).astype(int), ["healthy", "diseased"])
         part.obs["library"] = pd.Categorical([name] * part.n_obs, categories=["one", "two"])
+        part.obs["patient"], part.obs["day"] = "both", float(name == "two")
         part.obs["score"] = rng.normal(size=part.n_obs)
         part.obs["array_row"], part.obs["array_col"] = r, 2 * c + r % 2
         part.obsm["spatial"] = xy
@@ -68,6 +69,8 @@ def finished(folder: Path) -> ad.AnnData:
     st.tl.biomarkers(out, "band", n_null=50, library_key="library", protect=None, show_progress=False)
     st.tl.describe(out, "band", resource=pairs(), n_null=50, library_key="library", show_progress=False)
     st.tl.compare(out, "library", "library", groupby="band", library_key="library")
+    st.tl.trends(out, "day", subject_key="library", groupby="band", library_key="library")
+    st.tl.track(out, "day", show_progress=False)
     st.tl.targets(out, drugs())
     st.tl.evaluate(out, ["lda", "nearest_label"], region_key="band", n_folds=2, n_seeds=1, library_key="library", **HOW)
     st.tl.tune(out, "unet", region_key="band", library_key="library", n_folds=2, max_folds=1, n_trials=2,

@@ -36,6 +36,7 @@ SUBJECTS = {
 # what may be missing, and why
 MAY_BE_MISSING = [
     r"^obs/[^/]*suggested",  # no number: not suggested
+    r"^obs/[^/]*(_next|_previous)$|^uns/[^/]*_values\[|^uns/.*/(compartments|links)\[",  # no section, no neighbouring time
     r"^obs/[^/]*attention|^obsm/X_gnn|^obs/.*saliency",  # observations outside any region
     r"^obsm/[^/]*(_proba|_pred)",  # the same
     r"^obsp/|/obsp/",  # checked on their stored values only
@@ -43,7 +44,7 @@ MAY_BE_MISSING = [
     r"^uns/.*\[(accuracy|precision|recall|auroc|mse)\]$",  # a metric that a fold or a target does not allow
     r"^uns/.*/trials\[",  # the spread over one fold; a field that a trial does not have
     r"^uns/.*/table\[",  # attention_fidelity: a change where nothing is left
-    r"^uns/[^/]*\[(effect|ci_|mean_|logfold|pvals|scores|auroc|direction|attribution)[^/]*\]$",  # not tested
+    r"^uns/[^/]*\[(effect|slope|ci_|mean_|logfold|pvals|scores|auroc|direction|attribution)[^/]*\]$",  # not tested
     r"^uns/[^/]*\[\w*(tractab|drug|safety|score)\w*\]$",  # targets: a gene that the table does not know
     r"^uns/.*/attribution_agreement$",  # a correlation over genes of which all are alike
     r"^uns/align/score",  # what a method does not measure

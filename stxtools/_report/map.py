@@ -16,14 +16,13 @@ from stxtools._colors import default_colors
 from stxtools.pl._palette import category_codes, colors_of
 from stxtools.pl._sections import Panel, bars_of, image_slots, panels_of, positive, side_by_side, spacing
 
-from .blocks import levels, packed
-from .genes import expression_of, leading_genes
+from .arrays import expression_of, leading_genes, levels, packed
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from .table import BiomarkerTable
+    from .arrays import BiomarkerTable
 
 _IMAGE_SIDE = 1400  # pixels of a tissue image; more are not seen behind the observations
 _CLASSES_MAX = 1000

@@ -77,11 +77,10 @@ def report(
     >>> st.tl.segment(adata, n_segments=4)
     >>> st.report(adata, "report.html")
     """
+    from .arrays import biomarker_table
     from .figures import training_figures
     from .map import tissue_map
-    from .parameters import parameter_tables
-    from .table import biomarker_table
-    from .words import findings
+    from .words import findings, parameter_tables
 
     check_adata(adata, layer=layer)
     if title is not None and not isinstance(title, str):

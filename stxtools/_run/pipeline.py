@@ -18,11 +18,9 @@ from stxtools._report.report import report
 from stxtools._report.words import all_marked, findings
 from stxtools.pl._sections import panels_of
 
-from .checks import check_against, check_numbers
-from .files import whole, write_h5ad
-from .inputs import checked_path, read_sections
+from .files import DATA, FIGURES, REPORT, TABLE, Folder, whole, write_h5ad
+from .inputs import check_against, check_numbers, checked_path, read_sections
 from .options import Options, UsageError
-from .state import DATA, FIGURES, REPORT, TABLE, Folder
 
 if TYPE_CHECKING:
     from anndata import AnnData

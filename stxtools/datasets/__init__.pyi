@@ -1,4 +1,6 @@
+from ._public import axolotl_regeneration as axolotl_regeneration
 from ._public import merfish_breast_cancer as merfish_breast_cancer
+from ._public import mosta as mosta
 from ._public import visium_mouse_brain as visium_mouse_brain
 from ._sections import dlpfc as dlpfc
 from ._sections import her2st as her2st
@@ -9,6 +11,4 @@ from ._sections import starmap_mpfc as starmap_mpfc
 from ._sections import xenium_breast_idc as xenium_breast_idc
 from ._sections import xenium_mouse_brain as xenium_mouse_brain
 from ._series import synthetic_series as synthetic_series
-from ._stereo_series import axolotl_regeneration as axolotl_regeneration
-from ._stereo_series import mosta as mosta
 from ._synthetic import synthetic_tissue as synthetic_tissue

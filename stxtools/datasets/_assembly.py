@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._slots import categorical
 from stxtools._validate import check_choice, check_number
 
-from ._fields import gaussian_field
+from ._shapes import gaussian_field
 from ._truth import N_PROGRAMS, PLATFORMS, Genes, Hardness, Platform
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
-"""Annotations of a pathologist as a column of labels."""
+"""Annotations of a pathologist as a column of labels, and labels or segments as annotations that QuPath opens."""
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._checks import check_number, listing
+from stxtools._checks import check_number, check_writable, listing
 from stxtools._colors import annotation_colors
+from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.density import typical_spacing
+from stxtools._spatial.mask import REACH, REACH_SCATTERED
+from stxtools._spatial.outlines import outlines
 from stxtools._validate import Libraries, categories, check_adata, check_key_added, coordinates, libraries
 from stxtools._warn import at_caller
 
@@ -172,3 +176,75 @@ def _spot_radius(adata: AnnData, library: str, xy: NDArray[np.float64]) -> float
     entry: Any = adata.uns.get(_keys.SPATIAL, {}).get(library, {})
     diameter = entry.get(_keys.SCALEFACTORS, {}).get(_keys.SPOT_DIAMETER)
     return float(typical_spacing(xy) if diameter is None else diameter) / 2
+
+
+@documented
+def write_annotations(
+    adata: AnnData, key: str, path: str | os.PathLike[str], *,
+    library: str | None = None, scale: float = 1.0,
+    spatial_key: str = _keys.SPATIAL, library_key: str | None = None,
+) -> None:  # fmt: skip
+    """Write the regions of a column as GeoJSON, which QuPath opens: one annotation per connected region.
+
+    Annotations have the names and colours of the categories. :func:`read_annotations` gives the column back.
+
+    Parameters
+    ----------
+    key
+        Categorical column of ``obs``, such as ``"segment"``.
+    path
+        The file to write, ``.geojson``. In QuPath: File, Import objects from file.
+    library
+        The section to write, where there are several.
+    scale
+        Pixels of the image per unit of ``obsm[spatial_key]``, as in :func:`read_annotations`.
+    library_key
+        Column of ``obs`` with the section of each observation, with ``library``.
+    %(parameters)s
+
+    Returns
+    -------
+    None.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such column or section, or no observation has a category.
+
+    Examples
+    --------
+    >>> st.io.write_annotations(adata, "segment", "segments.geojson")  # doctest: +SKIP
+    """
+    check_adata(adata, unique_vars=False)
+    codes, names = categories(adata, key, "key")
+    scale = check_number("scale", scale, minimum=0)
+    check_writable(path)
+    libs, rows = rows_of(adata, library, library_key)
+    where = Geometry(adata, spatial_key, library_key)
+    index = int(libs.codes[rows[0]])
+    spacing, scattered = where.spacings[index], where.grids[index].lattice == "scattered"
+    reach = spacing * (REACH_SCATTERED if scattered else REACH)
+    colors = annotation_colors(adata, key, names, {})
+    features = [
+        _feature(part, names[code], str(colors[code]), scale)
+        for code, outline in outlines(where.xy[rows], codes[rows], reach).items()
+        for part in getattr(outline, "geoms", [outline])
+    ]
+    collection = {"type": "FeatureCollection", "features": features}
+    Path(path).expanduser().write_text(json.dumps(collection, ensure_ascii=False), encoding="utf-8")
+
+
+def _feature(polygon: Any, name: str, color: str, scale: float) -> dict[str, Any]:
+    import shapely
+
+    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return {
+        "type": "Feature",
+        "geometry": shapely.geometry.mapping(shapely.transform(polygon, lambda xy: xy * scale)),
+        "properties": {
+            "objectType": "annotation",
+            "name": name,
+            "classification": {"name": name, "color": rgb},
+            "isLocked": False,
+        },
+    }

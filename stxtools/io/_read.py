@@ -1,18 +1,167 @@
-"""Reading a section from a file or a vendor's folder."""
+"""Reading a section from a file or a vendor's folder, that with spatialdata-io."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+
+from stxtools import _keys
 from stxtools._checks import check_int
 
 from ._spatialdata import from_spatialdata
-from ._vendors import VENDORS
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
+
+_MATRIX = "filtered_feature_bc_matrix.h5"
+_BIN = "square_{:03d}um"
+_ELEMENT = "section"  # a name that SpatialData allows, whatever the section is called
+
+
+class Vendor(NamedTuple):
+    """How a folder is recognised, and read."""
+
+    is_in: Callable[[Path], bool]
+    read: Callable[[Path, int], AnnData]
+
+
+def section_name(path: Path) -> str:
+    """Return the name that a path gives a section; ``outs`` is none."""
+    path = path.expanduser().resolve()
+    name = path.parent.name if path.name == "outs" else path.name
+    return name.removesuffix(".h5ad").removesuffix(".zarr")
+
+
+def _sdata(reader: str, folder: Path, **arguments: Any) -> SpatialData:
+    """Call a reader; what it warns about is left out on purpose, such as the full-resolution image."""
+    try:
+        import spatialdata_io
+    except ImportError as err:
+        raise ImportError(f'Reading {str(folder)!r} needs spatialdata-io: pip install "stxtools[io]".') from err
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        try:
+            return getattr(spatialdata_io, reader)(folder, **arguments)
+        except (AssertionError, IndexError, KeyError, OSError, ValueError) as err:
+            raise ValueError(
+                f"{str(folder)!r} cannot be read as the output of {reader}; is it complete? "
+                f"({type(err).__name__}: {err})"
+            ) from err
+
+
+def _adata(sdata: SpatialData, library: str, table_key: str = "table", **entry: Any) -> AnnData:
+    """Return the table as scanpy lays it out: sparse counts, the library in ``uns["spatial"]``."""
+    from scipy import sparse
+
+    adata = from_spatialdata(sdata, table_key)
+    if not sparse.issparse(adata.X):
+        adata.X = sparse.csr_matrix(np.asarray(adata.X, dtype=np.float32))
+    adata.var_names_make_unique()
+    adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
+    read: dict[str, Any] = next(iter(adata.uns.get(_keys.SPATIAL, {}).values()), {})
+    merged = {**read, **entry}
+    for key in (_keys.SCALEFACTORS, "metadata"):
+        merged[key] = {**read.get(key, {}), **entry.get(key, {})}
+    adata.uns[_keys.SPATIAL] = {library: {key: value for key, value in merged.items() if value}}
+    return adata
+
+
+def _microns(platform: str) -> dict[str, str]:
+    return {"unit": "micron", "platform": platform}
+
+
+def _is_visium(folder: Path) -> bool:
+    return bool(list(folder.glob(f"*{_MATRIX}"))) and (folder / "spatial").is_dir()
+
+
+def _read_visium(folder: Path, _: int) -> AnnData:
+    import h5py
+
+    matrix = next(folder.glob(f"*{_MATRIX}"))
+    sdata = _sdata("visium", folder, dataset_id=_ELEMENT, counts_file=matrix.name)
+    with h5py.File(matrix) as file:
+        named = [name.decode() if isinstance(name, bytes) else str(name) for name in file.attrs.get("library_ids", [])]
+    factors = json.loads((folder / "spatial" / "scalefactors_json.json").read_text())
+    library = named[0] if named else section_name(folder)
+    adata = _adata(sdata, library, scalefactors=factors)
+    adata.obs = adata.obs.drop(columns=["region", "spot_id"])
+    return adata
+
+
+def _is_visium_hd(folder: Path) -> bool:
+    return (folder / "binned_outputs").is_dir() or bool(list(folder.glob("*feature_slice.h5")))
+
+
+def _read_visium_hd(folder: Path, bin_size: int) -> AnnData:
+    bins = folder / "binned_outputs" if (folder / "binned_outputs").is_dir() else folder
+    there = sorted(int(m[1]) for one in bins.iterdir() if (m := re.fullmatch(r"square_(\d+)um", one.name)))
+    if bin_size not in there:
+        raise ValueError(f"`bin_size={bin_size}`: {str(folder)!r} has bins of {', '.join(map(str, there))} microns.")
+    name = _BIN.format(bin_size)
+    sdata = _sdata(
+        "visium_hd", folder, dataset_id=_ELEMENT, bin_size=bin_size, bins_as_squares=False,
+        load_segmentations_only=False,
+    )  # fmt: skip
+    factors = json.loads((bins / name / "spatial" / "scalefactors_json.json").read_text())
+    adata = _adata(sdata, section_name(folder), name, scalefactors=factors)
+    adata.obs = adata.obs.drop(columns=["region", "location_id"])
+    return adata
+
+
+def _read_xenium(folder: Path, _: int) -> AnnData:
+    elements = ("cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts")
+    images = ("morphology_mip", "morphology_focus", "aligned_images")
+    sdata = _sdata("xenium", folder, cells_as_circles=True, **dict.fromkeys([*elements, *images], False))
+    specs = json.loads((folder / "experiment.xenium").read_text())
+    metadata = {key: specs[key] for key in ("run_name", "region_name", "pixel_size") if specs.get(key)}
+    adata = _adata(sdata, str(specs.get("region_name") or section_name(folder)), metadata=metadata | _microns("Xenium"))
+    adata.obs = adata.obs.drop(columns="region")
+    return adata
+
+
+def _read_merscope(folder: Path, _: int) -> AnnData:
+    sdata = _sdata("merscope", folder, transcripts=False, cells_boundaries=False, mosaic_images=False)
+    adata = _adata(sdata, section_name(folder), metadata=_microns("MERSCOPE"))
+    adata.obs = adata.obs.drop(columns=["region", "slide", "dataset_id", "cells_region"])
+    return adata
+
+
+def _read_cosmx(folder: Path, _: int) -> AnnData:
+    matrix = next(folder.glob("*_exprMat_file.csv"))
+    library = matrix.name.removesuffix("_exprMat_file.csv")
+    sdata = _sdata("cosmx", folder, dataset_id=library, transcripts=False)
+    table = sdata["table"]
+    scale = _microns_per_pixel(pd.read_csv(folder / f"{library}_fov_positions_file.csv"))
+    table.obsm[_keys.SPATIAL] = table.obsm.pop("global") * (1.0 if scale is None else scale)
+    metadata = {"unit": "pixel", "platform": "CosMx"} if scale is None else _microns("CosMx") | {"pixel_size": scale}
+    return _adata(sdata, library, metadata=metadata)
+
+
+def _microns_per_pixel(fovs: pd.DataFrame) -> float | None:
+    """Return the size of a pixel where fields of view have their place in millimetres and in pixels."""
+    columns = [c for c in ("x_global_px", "x_global_mm") if c in fovs]
+    if len(columns) < 2 or (span := np.ptp(fovs[columns].to_numpy(), axis=0))[0] == 0:
+        return None
+    return float(1000 * span[1] / span[0])
+
+
+VENDORS = (
+    Vendor(lambda folder: (folder / "experiment.xenium").is_file(), _read_xenium),
+    Vendor(_is_visium_hd, _read_visium_hd),
+    Vendor(_is_visium, _read_visium),
+    Vendor(lambda folder: (folder / "cell_by_gene.csv").is_file(), _read_merscope),
+    Vendor(lambda folder: bool(list(folder.glob("*_exprMat_file.csv"))), _read_cosmx),
+)
 
 
 def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:

@@ -4,13 +4,13 @@ from ._biomarkers import biomarkers as biomarkers
 from ._conditions import compare as compare
 from ._conditions import trends as trends
 from ._describe import describe as describe
+from ._evaluation import attention_fidelity as attention_fidelity
 from ._evaluation import evaluation as evaluation
 from ._evaluation import robustness as robustness
-from ._fidelity import attention_fidelity as attention_fidelity
 from ._history import history as history
+from ._history import sensitivity as sensitivity
 from ._history import stability as stability
 from ._region_graph import region_graph as region_graph
 from ._segment import segment as segment
-from ._sensitivity import sensitivity as sensitivity
 from ._targets import targets as targets
 from ._track import track as track

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._colors import default_colors
 from stxtools._docs import documented
 from stxtools._spatialdata import lent
@@ -17,7 +18,7 @@ from stxtools._validate import check_adata, check_class_names, check_in, check_i
 
 from ._output import store_colors
 from ._palette import MISSING, category_codes, colors_of
-from ._sections import Panel, panels_of, side_by_side, spacing
+from ._sections import Panel, panels_of, side_by_side
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,6 +80,9 @@ def annotate(
     check_adata(adata)
     if adata.is_view:
         raise ValueError("`adata` is a view, whose labels would be lost; pass a copy (`adata = adata.copy()`).")
+    check_key("key", key), check_key("segment_key", segment_key)
+    if not isinstance(segment_params, (Mapping, type(None))):
+        raise TypeError(f"`segment_params` must be a mapping of arguments, not {segment_params!r}.")
     if key not in adata.obs:
         check_key_added(key, "annotation")
     if isinstance(classes, str) or not isinstance(classes, Sequence):
@@ -228,7 +232,7 @@ class _View:
         xy = np.concatenate([p.xy + s for p, s in zip(panels, side_by_side(panels), strict=True)])
         xy[:, 1] *= -1  # positions count downwards, as pixels do
         middle, half = (xy.max(axis=0) + xy.min(axis=0)) / 2, 0.52 * max(np.ptp(xy, axis=0).max(), 1e-9)
-        pitch = min(spacing(panel.xy) for panel in panels)
+        pitch = min(panel.pitch for panel in panels)
         size = float(np.clip(0.9 * pitch * _SIDE / (2 * half), 2, 14))
         self._sizes = [size, max(1.8 * size, 7.0)]
         self.maps = [

@@ -53,14 +53,10 @@ def attention(
 
     Parameters
     ----------
-    adata
-        Annotated data after :func:`stxtools.tl.embed` or :func:`stxtools.tl.multitask`.
     key
         Key of the attention in the regions' ``obsp`` and in ``obs``. Several keys are drawn side by side, each on its
         own scale. A key that only ``obs`` has colours the observations: by class, or by value up to the 99th
         percentile.
-    regions_key
-        Key of the region AnnData in ``uns``.
     color
         Colour of the observations beneath: their ``"segment"``, the ``"attention"`` that their region gets, or None.
     cmap

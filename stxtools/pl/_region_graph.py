@@ -57,10 +57,6 @@ def region_graph(
 
     Parameters
     ----------
-    adata
-        Annotated data with the regions in ``uns[key]``.
-    key
-        Key of the region AnnData in ``uns``.
     spots
         Whether the observations are drawn faintly beneath.
     labels

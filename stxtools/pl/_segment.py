@@ -52,8 +52,6 @@ def segment(
 
     Parameters
     ----------
-    adata
-        Annotated data with ``obs[key]``.
     key
         Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
     show_confidence

@@ -65,14 +65,10 @@ def targets(
 
     Parameters
     ----------
-    adata
-        Annotated data with a biomarker table that knows targets.
     n_genes
         Number of genes per group, at most 200.
     columns
         Columns of the table to show; by default drugs, clinical phase, tractability, location in the cell and safety.
-    key
-        Key of the table in ``uns``.
     %(parameters)s
 
     Examples

@@ -74,7 +74,7 @@ def track(
         face[:, 3] = np.fmax(np.where(np.isnan(kept).all(axis=1), 1.0, np.fmin(*kept.T)), _FAINTEST)
 
         def draw(axis: Axes, i: int, over: bool) -> None:
-            draw_spots(axis, panels[i].xy, face[panels[i].rows], label=key)
+            draw_spots(axis, panels[i], face, label=key)
 
         titles = [f"{panel.library}, {params['time_key']} {time[panel.rows[0]]:g}" for panel in panels]
         axes = draw_sections(adata, panels, draw, ax=ax, spatial_key=spatial_key, scale_bar=scale_bar,

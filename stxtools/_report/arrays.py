@@ -1,23 +1,45 @@
-"""The genes that can colour the map, and their expression."""
+"""The arrays of the page, as text: the genes that can colour the map, and the biomarkers."""
 
 from __future__ import annotations
 
+import base64
+import gzip
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stxtools import _keys
+from stxtools import _keys, get
 from stxtools._data.expression import Expression, log_chunks
 
 from .words import FDR
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
-    from .table import BiomarkerTable
+MISSING = 255
+_LEVELS = 254  # a colour scale has no more; 255 is a missing value
+
+
+def packed(values: NDArray[Any] | Sequence[str]) -> str:
+    """Return an array (little-endian), or lines of text, as base64 of gzip."""
+    if isinstance(values, np.ndarray):
+        data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
+    else:
+        data = "\n".join(values).encode()
+    return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
+
+
+def levels(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Round numbers to the levels of a colour scale; what is not finite is missing."""
+    known = np.isfinite(values)
+    share = np.clip((np.where(known, values, low) - low) / (high - low or 1.0), 0, 1)
+    return np.where(known, np.rint(share * _LEVELS), MISSING).astype(np.uint8)
+
 
 _N = 100
 
@@ -70,3 +92,39 @@ def _moments(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, Any]:
 
 def _as_it_is(chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     return chunk
+
+
+_NUMBERS = ("logfoldchanges", "pvals_adj", "auroc")
+
+
+@dataclass(frozen=True)
+class BiomarkerTable:
+    """The table, what the page says of it, and its columns as text."""
+
+    rows: pd.DataFrame
+    groupby: str | None
+    meta: dict[str, Any]
+    blocks: dict[str, str]
+
+
+def biomarker_table(adata: AnnData, key: str) -> BiomarkerTable | None:
+    """Return the biomarkers, None where there are none."""
+    if key not in adata.uns or not len(rows := get.biomarkers(adata, key=key)):
+        return None
+    params = adata.uns.get(f"{key}_params", {})
+    groups, genes = (pd.factorize(rows[name].astype(str)) for name in ("group", "names"))
+    numbers = [c for c in _NUMBERS if c in rows]
+    blocks = {f"t-{c}": packed(rows[c].to_numpy(dtype=np.float32, na_value=np.nan)) for c in numbers}
+    blocks["t-group"] = packed(groups[0].astype(np.uint16))
+    blocks["t-gene"] = packed(genes[0].astype(np.uint32))
+    blocks["t-names"] = packed([str(name) for name in genes[1]])
+    composition = "beyond_composition" in rows
+    if composition:
+        blocks["t-beyond"] = packed(rows["beyond_composition"].fillna(False).to_numpy(dtype=np.uint8))
+    groupby = params.get("groupby")
+    return BiomarkerTable(
+        rows, None if groupby is None else str(groupby),
+        {"n": len(rows), "groups": [str(g) for g in groups[1]], "numbers": numbers, "composition": composition,
+         "groupby": groupby, "reference": str(params.get("reference", "rest"))},
+        blocks,
+    )  # fmt: skip
