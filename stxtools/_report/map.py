@@ -14,7 +14,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._colors import default_colors
 from stxtools.pl._palette import category_codes, colors_of
-from stxtools.pl._sections import Panel, bars_of, image_slots, panels_of, positive, side_by_side, spacing
+from stxtools.pl._sections import Panel, bars_of, image_slots, panels_of, positive, side_by_side
 
 from .arrays import expression_of, leading_genes, levels, packed
 
@@ -54,7 +54,7 @@ def tissue_map(
         box = [left + shift[0], top + shift[1], right + shift[0], bottom + shift[1]]
         bar = bars[panel.library]
         sections.append({
-            "name": panel.library, "n": len(panel.rows), "box": box, "pitch": spacing(panel.xy),
+            "name": panel.library, "n": len(panel.rows), "box": box, "pitch": panel.pitch,
             "micron": None if bar is None else bar.microns_per_unit, "image": _image(adata, panel, shift),
         })  # fmt: skip
     xy = np.concatenate([panel.xy + shift for panel, shift in zip(panels, shifts, strict=True)])

@@ -6,6 +6,8 @@ import argparse
 import difflib
 import json
 import re
+import sys
+import time
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -147,15 +149,22 @@ def read_config(path: str) -> dict[str, Any]:
     """Read a file of options, each checked to be one and of the right type."""
     out = {}
     for key, value in load_config(path).items():
-        name = key.replace("-", "_")
-        if name not in _TYPES:
-            near = difflib.get_close_matches(name, _TYPES, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(_TYPES)}."
-            raise UsageError(f"{path!r} sets {key!r}, which is no option; {hint}")
+        name = option_name(path, key, _TYPES)
         if name in out:
             raise UsageError(f"{path!r} sets {name!r} twice, with - and with _.")
         out[name] = _checked(path, name, value)
     return out
+
+
+def option_name(path: str, key: str, known: Collection[str], of: str = "") -> str:
+    """Return what an option in a file is called in Python, or say which one was meant."""
+    name = key.replace("-", "_")
+    name = "random_state" if name == "seed" and "seed" not in known else name
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}."
+        raise UsageError(f"{path!r} sets {key!r}, which is no option{of}; {hint}")
+    return name
 
 
 def _checked(path: str, name: str, value: Any) -> Any:
@@ -189,3 +198,9 @@ def as_flags(message: str, names: Collection[str] = _TYPES) -> str:
 
     message = message.replace("`library_key=False`", "`--one-section`")
     return re.sub(r"`(\w+)(=)", flag, message).replace("=`", "`").replace("`covariates`", "`--covariates`")
+
+
+def tell(text: str) -> None:
+    """Write a line with the time of day."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from stxtools.pl._sections import panels_of
 
 from .files import DATA, FIGURES, REPORT, TABLE, Folder, whole, write_h5ad
 from .inputs import check_against, check_numbers, checked_path, read_sections
-from .options import Options, UsageError
+from .options import Options, UsageError, tell
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -97,8 +96,7 @@ class Run:
     def _tell(self, text: str) -> None:
         """Write a line with the time of day where no bar is watched."""
         if not self.options.quiet and not is_shown(None):
-            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-            sys.stderr.flush()
+            tell(text)
 
     @property
     def _how(self) -> dict[str, Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from stxtools._report.report import report
 
 from .files import whole, write_h5ad
 from .inputs import checked_path, read_sections
-from .options import UsageError, as_flags, integer_or_text, load_config
+from .options import UsageError, as_flags, integer_or_text, load_config, option_name, tell
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -175,20 +173,14 @@ class Step:
         values = {}
         for table, known in ((top, anywhere), (own, set(parameters_of(self.step)))):
             for key, value in table.items():
-                name = key.replace("-", "_")
-                name = "random_state" if name == "seed" else name
-                if name not in known:
-                    near = difflib.get_close_matches(name, known, 1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(sorted(known))}."
-                    raise UsageError(f"{path!r} sets {key!r}, which is no option of {self.step}; {hint}")
+                name = option_name(path, key, sorted(known), f" of {self.step}")
                 if name in parameters_of(self.step):
                     values[name] = value
         return values
 
     def _tell(self, text: str) -> None:
         if not self.arguments["quiet"]:
-            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-            sys.stderr.flush()
+            tell(text)
 
     def saved(self) -> str:
         """Say what is left of a step that stopped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,12 +86,7 @@ def attention(
             check_in(view.regions, "obsp", name, "key", _EMBED)
         if color == "attention" and name in view.regions.obsp:
             check_in(adata, "obs", name, "key", _EMBED)
-    if several:
-        titles: Any = _titles(view, keys, title)
-    elif title is None or isinstance(title, str):
-        titles = title
-    else:
-        raise ValueError("`title` takes several titles only for several keys; pass one string.")
+    titles = _titles(view, keys, title, several)
     layers = [_layer(adata, view, name, color=color, cmap=cmap, top=top) for name in keys]
     n = len(keys)
     axes = draw_sections(
@@ -127,15 +123,14 @@ class _Layer:
     colors: dict[str, str] = field(default_factory=dict)
 
 
-def _titles(view: _region_graph.GraphView, keys: list[str], title: str | Sequence[str] | None) -> list[str]:
+def _titles(view: _region_graph.GraphView, keys: list[str], title: Any, several: bool) -> list[str]:
     """Return the title of each panel, section by section."""
-    if title is None:
-        names = [_legend.plain(key.replace("_", " ")) for key in keys]
-    elif isinstance(title, str) or len(check_names("title", title, "a title")) != len(keys):
-        raise ValueError(f"`title` takes one title for each of the {len(keys)} keys.")
-    else:
-        names = [str(text) for text in title]
-    sections = [panel.library for panel in view.panels]
+    names: list[Any] = [_legend.plain(key.replace("_", " ")) if several else None for key in keys]
+    if title is not None:
+        names = check_names("title", title, "a title")
+    if len(names) != len(keys):
+        raise ValueError(f"`title` takes one title for each of {len(keys)} keys, and several only for several keys.")
+    sections = [panel.library for panel in view.panels] if len(view.panels) > 1 else [""]
     rows = zip(*(_base.titles_of(sections, name) for name in names), strict=True)
     return [text for row in rows for text in row]
 
@@ -152,7 +147,7 @@ def _layer(
         return _values(adata, key, drawn, percentile=99, cmap=_legend.color_map(cmap))
     colors = colors_of(adata, key)
     face = rgba(*category_codes(adata, key), colors)
-    return _Layer(key, lambda axis, panel: draw_spots(axis, panel.xy, face[panel.rows]), colors=colors)
+    return _Layer(key, partial(draw_spots, colors=face), colors=colors)
 
 
 def _values(adata: AnnData, key: str, rows: Any, *, percentile: float, cmap: Any, label: str | None = None) -> _Layer:
@@ -166,10 +161,8 @@ def _values(adata: AnnData, key: str, rows: Any, *, percentile: float, cmap: Any
     low, top = np.percentile(finite, [0, percentile]) if len(finite) else (0.0, 1.0)
     bar = mappable(low, top if top > low else low + 1.0, cmap)
 
-    def draw(axis: Axes, panel: Panel) -> None:
-        shown = np.minimum(values[panel.rows], top)  # single high values would leave all others pale
-        draw_spots(axis, panel.xy, shown, cmap=cmap, norm=bar.norm)
-
+    shown = np.minimum(values, top)  # single high values would leave all others pale
+    draw = partial(draw_spots, colors=shown, cmap=cmap, norm=bar.norm)
     return _Layer(key, draw, [(bar, label or _legend.plain(key.replace("_", " ")))])
 
 
@@ -191,7 +184,7 @@ def _edges(
         if ground is not None:
             ground.draw(axis, panel)
         else:
-            draw_spots(axis, panel.xy, view.faint(panel) if color == "segment" else "#e6e6e6")
+            draw_spots(axis, panel, view.faint if color == "segment" else "#e6e6e6")
         here = edges[panel.library]
         view.draw_edges(axis, here, widest, array=here[2], cmap=bar.cmap, norm=bar.norm, label="attention")
         view.draw_nodes(axis, panel, scale=0.4)

@@ -212,8 +212,8 @@ def _spatial(
         names = [f"{name}, {_legend.plain(panel.library)}" for panel in panels for name in names]
 
     def draw_gene(axis: Axes, i: int, over: bool) -> None:
-        rows, bar = cells[i].rows, colors[i % n]
-        draw_spots(axis, cells[i].xy, values[rows, i % n], cmap=bar.cmap, norm=bar.norm, label=genes[i % n])
+        bar = colors[i % n]
+        draw_spots(axis, cells[i], values[:, i % n], cmap=bar.cmap, norm=bar.norm, label=genes[i % n])
 
     axes = draw_sections(
         adata, cells, draw_gene, ax=ax, spatial_key=spatial_key, title=_base.titles_of(names, title),

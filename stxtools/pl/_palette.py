@@ -48,33 +48,33 @@ def colors_of(
     in the palette as long as ``obsm["{key}_proba"]`` names all classes.
     """
     _, names = category_codes(adata, key)
-    stored = _stored(adata, key) if palette is None else None
-    if stored is not None and _fits(adata, key, len(stored), len(names)):
-        return dict(zip(names, stored, strict=False))
-    if palette is None:
-        known = _colors_of_truth(adata, key)
-        order = _all_classes(adata, key, names)
-        colors = known | {n: c for n, c in zip(order, default_colors(len(order)), strict=True) if n not in known}
-    else:
-        colors = _from_palette(palette, names)
-    return {name: colors[name] for name in names}
+    if palette is not None:
+        return _from_palette(palette, names)
+    stored = _stored(adata, key)
+    if stored is not None:
+        return stored
+    truth = key.removesuffix("_pred")  # `layer_pred` takes the colours of `layer`, for a comparison
+    known = (_stored(adata, truth) or {}) if truth != key and truth in adata.obs else {}
+    order = _all_classes(adata, key, names)
+    defaults = dict(zip(order, default_colors(len(order)), strict=True))
+    return {name: known.get(name, defaults[name]) for name in names}
 
 
-def _stored(adata: AnnData, key: str) -> list[str] | None:
-    """Colours in ``uns["{key}_colors"]``, None where there are none that matplotlib knows."""
+def _stored(adata: AnnData, key: str) -> dict[str, str] | None:
+    """Colours in ``uns["{key}_colors"]``, None where there are none for these classes that matplotlib knows.
+
+    Plain strings forget the classes that are absent: as many colours as classes must be there.
+    """
     from matplotlib.colors import is_color_like
 
     stored = adata.uns.get(_keys.colors(key))
     if isinstance(stored, (str, Mapping)) or stored is None or np.ndim(stored) != 1:
         return None
-    colors = [str(c) for c in stored]
-    return colors if all(is_color_like(c) for c in colors) else None
-
-
-def _fits(adata: AnnData, key: str, n_stored: int, n_names: int) -> bool:
-    """Whether stored colours belong to these classes: plain strings forget the ones that are absent."""
+    _, names = category_codes(adata, key)
     categorical = isinstance(adata.obs[key].dtype, pd.CategoricalDtype)
-    return n_stored >= n_names if categorical else n_stored == n_names
+    fits = len(stored) >= len(names) if categorical else len(stored) == len(names)
+    colors = [str(c) for c in stored]
+    return dict(zip(names, colors, strict=False)) if fits and all(map(is_color_like, colors)) else None
 
 
 def share_colors(regions: AnnData, colors: Mapping[str, str], key: str = _keys.SEGMENT) -> dict[str, str]:
@@ -91,16 +91,6 @@ def rgba(codes: NDArray[np.int64], names: Sequence[str], colors: Mapping[str, st
 
     table = to_rgba_array([*(colors[n] for n in names), MISSING])
     return np.asarray(table[codes])  # code -1 is the last row
-
-
-def _colors_of_truth(adata: AnnData, key: str) -> dict[str, str]:
-    """``layer_pred`` takes the colours of ``layer``, so that truth and prediction can be compared."""
-    base = key.removesuffix("_pred")
-    stored = _stored(adata, base)
-    if base == key or base not in adata.obs or stored is None:
-        return {}
-    _, names = category_codes(adata, base)
-    return dict(zip(names, stored, strict=False)) if len(stored) >= len(names) else {}
 
 
 def _all_classes(adata: AnnData, key: str, names: list[str]) -> list[str]:

@@ -81,7 +81,7 @@ def region_graph(
     def draw(axis: Axes, i: int, over: bool) -> None:
         panel = view.panels[i]
         if spots:
-            draw_spots(axis, panel.xy, view.faint(panel))
+            draw_spots(axis, panel, view.faint)
         view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333", label="edges")
         view.draw_nodes(axis, panel, labels=labels)
 
@@ -138,11 +138,10 @@ class GraphView:
         largest = min(NODE_MAX, max(NODE_BUDGET / max(self.crowd, 1), 2 * NODE_MIN))
         return np.maximum(largest * np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0), NODE_MIN)
 
-    def faint(self, panel: Panel, alpha: float = 0.3) -> NDArray[np.float64]:
-        """Colours of a section's observations, mixed with white rather than transparent: overlaps stay even."""
-        color = self.spots[panel.rows].copy()
-        color[:, :3] = 1 - alpha * (1 - color[:, :3])
-        return color
+    @property
+    def faint(self) -> NDArray[np.float64]:
+        """Colours of the observations, mixed with white rather than transparent: overlaps stay even."""
+        return 1 - 0.3 * (1 - self.spots)
 
     def edges(self, weights: sparse.csr_matrix, panel: Panel) -> Edges:
         """Undirected edges of a section, weakest first, so that the strong ones lie on top."""

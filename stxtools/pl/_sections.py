@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,12 +36,31 @@ class Panel:
     rows: NDArray[np.int64]
     xy: NDArray[np.float64]
 
-    @property
+    @cached_property
     def limits(self) -> tuple[float, float, float, float]:
         """Left, right, top, bottom of the section with a margin."""
         low, high = self.xy.min(axis=0), self.xy.max(axis=0)
-        pad = max(spacing(self.xy), 0.01 * float((high - low).max()))
+        pad = max(self.pitch, 0.01 * float((high - low).max()))
         return low[0] - pad, high[0] + pad, low[1] - pad, high[1] + pad
+
+    @cached_property
+    def pitch(self) -> float:
+        """Typical distance of neighbouring observations: the median distance to the third neighbour.
+
+        It is the pitch of hexagonal and square lattices, and about one over the root of the density for scattered
+        cells. Observations at the very same place are not neighbours.
+        """
+        from scipy.spatial import cKDTree
+
+        if len(self.xy) < 2:
+            return 1.0
+        probe = self.xy[:: max(1, len(self.xy) // 2000)]
+        distance = cKDTree(self.xy).query(probe, k=min(10, len(self.xy)))[0]
+        distance = np.sort(np.where(distance > 0, distance, np.inf), axis=1)
+        third = distance[:, min(2, distance.shape[1] - 1)]
+        third = np.where(np.isfinite(third), third, distance[:, 0])
+        third = third[np.isfinite(third)]
+        return float(np.median(third)) if len(third) else 1.0
 
 
 def panels_of(
@@ -102,25 +122,6 @@ def side_by_side(panels: Sequence[Panel]) -> list[NDArray[np.float64]]:
     cols = int(np.ceil(np.sqrt(len(panels))))
     places = np.array([[i % cols, i // cols] for i in range(len(panels))])
     return list(places * cell + (cell - sizes) / 2 - limits[:, [0, 2]])
-
-
-def spacing(xy: NDArray[np.float64]) -> float:
-    """Typical distance of neighbouring observations, in the units of ``xy``.
-
-    The median distance to the third neighbour: the pitch of hexagonal and square lattices, and about one over the
-    root of the density for scattered cells. Observations at the very same place are not neighbours.
-    """
-    from scipy.spatial import cKDTree
-
-    if len(xy) < 2:
-        return 1.0
-    probe = xy[:: max(1, len(xy) // 2000)]
-    distance = cKDTree(xy).query(probe, k=min(10, len(xy)))[0]
-    distance = np.sort(np.where(distance > 0, distance, np.inf), axis=1)
-    third = distance[:, min(2, distance.shape[1] - 1)]
-    third = np.where(np.isfinite(third), third, distance[:, 0])
-    third = third[np.isfinite(third)]
-    return float(np.median(third)) if len(third) else 1.0
 
 
 def image_slots(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
@@ -203,9 +204,8 @@ def _known(adata: AnnData, panel: Panel) -> float | None:
     diameter = positive(factors.get(_keys.SPOT_DIAMETER))
     if diameter is None or not _hexagonal(adata, panel):
         return None
-    pitch = spacing(panel.xy)
     low, high = _VISIUM_RATIO
-    return _VISIUM_PITCH / pitch if low <= diameter / pitch <= high else None
+    return _VISIUM_PITCH / panel.pitch if low <= diameter / panel.pitch <= high else None
 
 
 def _hexagonal(adata: AnnData, panel: Panel) -> bool:

@@ -92,7 +92,7 @@ def segment(
             show_image(axis, _paint(image, adata, key, colors), scale, origin,
                        interpolation="nearest", alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
         else:
-            draw_spots(axis, panels[i].xy, face[panels[i].rows], size=size * (0.8 if over else 1.0), label=key)
+            draw_spots(axis, panels[i], face, size=size * (0.8 if over else 1.0), label=key)
 
     axes = draw_sections(adata, panels, draw, ax=ax, spatial_key=spatial_key, title=title, img=img, scale_bar=scale_bar)
     if legend:

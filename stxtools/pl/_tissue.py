@@ -10,8 +10,8 @@ import numpy as np
 from stxtools import _keys
 from stxtools._validate import listing
 
-from . import _base
-from ._sections import Panel, bars_of, draw_bar, image_slots, positive, spacing
+from . import _base, _legend
+from ._sections import Panel, bars_of, draw_bar, image_slots, positive
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,7 +31,7 @@ def draw_sections(
     *,
     ax: Axes | None,
     spatial_key: str,
-    title: str | Sequence[str] | None = None,
+    title: str | list[str] | None = None,
     img: bool | str | None = False,
     scale_bar: float | bool | None = None,
     bottom: float = 0.0,
@@ -44,7 +44,7 @@ def draw_sections(
     :func:`._legend.add_legend` widens the figure by what it needs.
     """
     names = [panel.library for panel in panels]
-    titles = _base.titles_of(names if len(names) > 1 else [""], title) if _is_one(title) else list(title or ())
+    titles = title if isinstance(title, list) else _base.titles_of(names if len(names) > 1 else [""], title)
     bars = bars_of(adata, panels, spatial_key, scale_bar)
     _base.check_room(ax, names, "section", "library")
     if ax is not None:
@@ -54,16 +54,13 @@ def draw_sections(
         ratio = float(np.median([(b[3] - b[2]) / (b[1] - b[0]) for b in boxes]))
         side = PANEL_INCHES * shrink * (0.75 if len(panels) > 1 else 1.0)
         width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
+        width = max(width, _legend.text_inches(titles, "medium") + 0.2)
         axes = _base.grid(len(panels), width, height, bottom=bottom, ncols=ncols, layout="compressed")
     for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
         draw(axis, i, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
         _frame(axis, panel, titles[i])
         draw_bar(axis, panel, bars[panel.library])
     return axes
-
-
-def _is_one(title: Any) -> bool:
-    return not isinstance(title, (list, tuple))
 
 
 def _frame(ax: Axes, panel: Panel, title: str | None) -> None:
@@ -76,18 +73,24 @@ def _frame(ax: Axes, panel: Panel, title: str | None) -> None:
 
 
 def draw_spots(
-    ax: Axes, xy: NDArray[np.float64], colors: Any, *, size: float = 1.0, label: str = "observations", **kwargs: Any
+    ax: Axes, panel: Panel, colors: Any, *, size: float = 1.0, label: str = "observations", **kwargs: Any
 ) -> None:
-    """Draw observations as discs whose diameter is in data units, so that they tile the tissue at any figure size."""
+    """Draw a section as discs whose diameter is in data units, so that they tile the tissue at any figure size.
+
+    ``colors`` is one colour, or RGBA or a number for a colour map of every observation of all sections.
+    """
     from matplotlib.collections import EllipseCollection
 
-    diameter = [spacing(xy) * size]
-    if np.ndim(colors) == 1:  # numbers for a colour map; those of high value lie on top, the missing at the bottom
-        order = np.argsort(colors, kind="stable")
-        order = np.roll(order, int(np.isnan(colors).sum()))
-        xy, kwargs["array"] = xy[order], np.ma.masked_invalid(np.asarray(colors, dtype=float)[order])
-    else:
+    diameter, xy = [panel.pitch * size], panel.xy
+    if isinstance(colors, str):
         kwargs["facecolors"] = colors
+    elif np.ndim(colors) == 1:  # those of high value lie on top, the missing at the bottom
+        values = colors[panel.rows]
+        order = np.argsort(values, kind="stable")
+        order = np.roll(order, int(np.isnan(values).sum()))
+        xy, kwargs["array"] = xy[order], np.ma.masked_invalid(np.asarray(values, dtype=float)[order])
+    else:
+        kwargs["facecolors"] = colors[panel.rows]
     spots = EllipseCollection(
         diameter, diameter, [0.0], units="xy", offsets=xy, offset_transform=ax.transData, linewidths=0,
         rasterized=len(xy) > RASTERIZE_ABOVE, label=label, **kwargs,
