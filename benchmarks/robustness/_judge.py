@@ -36,7 +36,7 @@ SUBJECTS = {
 # what may be missing, and why
 MAY_BE_MISSING = [
     r"^obs/[^/]*suggested",  # no number: not suggested
-    r"^obs/[^/]*(_next|_previous)$|^uns/[^/]*_values\[|^uns/.*/(compartments|links)\[",  # no section, no neighbouring time
+    r"^obs/[^/]*(_next|_previous)$|^uns/[^/]*_values\[|^uns/.*/(compartments|links)\[",  # at no other time
     r"^obs/[^/]*attention|^obsm/X_gnn|^obs/.*saliency",  # observations outside any region
     r"^obsm/[^/]*(_proba|_pred)",  # the same
     r"^obsp/|/obsp/",  # checked on their stored values only
