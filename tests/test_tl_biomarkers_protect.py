@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import anndata as ad
@@ -217,6 +218,19 @@ def test_regions_and_predictions_are_known_too(line):
     largest = line.obs["region_id"].mode()[0]
     with pytest.warns(UserWarning, match="only groups of `st.tl.segment` can be found again"):
         st.tl.biomarkers(line, "region_id", n_null=60, library_key="library", groups=[largest], **HOW)
+
+
+def test_annotations_of_a_pathologist_are_no_groups_of_this_package(banded, tmp_path):
+    adata = banded.copy()
+    boxes = [[[x, -1], [x + 8, -1], [x + 8, 24], [x, 24], [x, -1]] for x in (-0.5, 7.5)]
+    features = [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [box]}, "properties": {"name": name}}
+                for name, box in zip("ab", boxes, strict=True)]  # fmt: skip
+    (tmp_path / "slide.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    st.io.read_annotations(adata, tmp_path / "slide.geojson")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        st.tl.biomarkers(adata, "annotation", n_null=50, **HOW)
+    assert not adata.uns["biomarkers_params"]["protected"]
 
 
 def test_labels_are_spread_again(banded, quick_params):

@@ -81,7 +81,8 @@ def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool
     """Return whether this package found the groups of ``obs[groupby]`` in the expression that is to be tested."""
     record, split = Record(adata.uns.get(groupby)), Record(adata.uns.get(_keys.SPLIT))
     if record.params:
-        return not _other_half(split.params, record.params, layer)
+        drawn = record.params.get("call") == "io.read_annotations"  # by a pathologist, on the image
+        return not drawn and not _other_half(split.params, record.params, layer)
     regions: Any = adata.uns.get(_keys.REGIONS)
     if groupby == _keys.REGION_ID and hasattr(regions, "obs"):
         source = str(Record(regions.uns).params.get("segment_key", ""))
