@@ -67,23 +67,3 @@ def difference_table(
             splits, seeds = max(splits, found[2]), max(seeds, len(both))
         rows.append([NAMES.get(other, other), str(seeds), str(splits), *cells])
     return markdown(rows)
-
-
-def verdict(table: pd.DataFrame, targets: dict[str, str], metrics: tuple[str, ...] = ("accuracy", "auroc")) -> str:
-    """Per target and metric, the models that the framework is better than by two standard errors, as a list."""
-    lines = []
-    for target, name in targets.items():
-        for metric in metrics:
-            part = table[(table["target"] == target) & table[metric].notna()]
-            others = [m for m in dict.fromkeys(part["model"]) if m != "framework"]
-            found = {m: paired(part, "framework", m, metric) for m in others}
-            sign = -1 if metric == "mse" else 1
-            short = [NAMES.get(m, m) for m, (mean, error, _) in found.items() if not sign * mean > 2 * error]
-            label = f"- {name}, {'AUROC' if metric == 'auroc' else 'MSE' if metric == 'mse' else metric}: "
-            if max((n for _, _, n in found.values()), default=0) < 2:
-                lines.append(label + "one split tells nothing")
-            elif len(short) == len(others):
-                lines.append(label + "none")
-            else:
-                lines.append(label + ("all" if not short else f"all but {'; '.join(short)}"))
-    return "\n".join(["Better by two standard errors than:\n", *lines])
