@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import re
 import shutil
 from itertools import groupby
 from pathlib import Path
@@ -28,7 +29,7 @@ NAMESPACES = {
 
 # The order of a reader's questions. A name that is not listed stands last in its namespace.
 TASKS = {
-    "Read data": ("io", "datasets"),
+    "Read and write": ("io",),
     "Prepare a section": ("pp",),
     "Find compartments": (
         "tl.segment", "tl.suggest_labels", "tl.pretrain", "get.segments", "get.probabilities",
@@ -52,6 +53,7 @@ TASKS = {
         "tl.evaluate", "tl.tune", "get.evaluation", "pl.evaluation", "pl.robustness", "pl.sensitivity",
     ),
     "Train and keep models": ("models",),
+    "Public and generated sections": ("datasets",),
 }  # fmt: skip
 
 # What a reader has, the page to go to, and what is there.
@@ -71,8 +73,12 @@ QUESTIONS = (
     ("I have patients", "generated/tutorials/conditions", "Compare conditions, with the patient as the replicate."),
     ("I have time points", "generated/tutorials/time", "Trends of compartments and genes over time."),
     ("I have labels for all spots", "generated/tutorials/framework", "Predict tissue class and disease jointly."),
-    ("I have a million cells", "larger", "Tiles, backed files, several machines."),
-    ("I have SpatialData or QuPath files", "io", "Read vendor folders and annotations, write them back."),
+    ("I have a million cells", "generated/tutorials/large", "What costs what; expression that stays in a file."),
+    (
+        "I have SpatialData or QuPath files",
+        "generated/tutorials/spatialdata",
+        "Annotations in, segments and a report out.",
+    ),
     ("I want to mark spots by hand", "annotate", "Draw labels on the tissue and segment again."),
     ("I have a cluster", "steps", "Every step on files, with a configuration and exit codes."),
     ("I want to hand on results", "report", "One HTML file that opens in a browser."),
@@ -218,21 +224,31 @@ def write_slots() -> None:
 
 
 def _first_figure(notebook: Path) -> bytes | None:
+    """Return the first figure that is not much higher than wide (a PNG's size stands in bytes 16 to 23)."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     outputs = (output for cell in cells for output in cell.get("outputs", []))
-    figures = (output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {}))
-    figure = next(figures, None)
-    return None if figure is None else base64.b64decode("".join(figure))
+    found = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    figures = [base64.b64decode("".join(figure)) for figure in found]
+    wide = (f for f in figures if 1.3 * int.from_bytes(f[16:20], "big") > int.from_bytes(f[20:24], "big"))
+    return next(wide, None)
 
 
 def _grid(cards: list[str], columns: str) -> str:
     return f"::::{{grid}} {columns}\n:gutter: 2\n\n" + "".join(cards) + "::::\n"
 
 
+def _summary(notebook: Path) -> tuple[str, str]:
+    """Return a notebook's title, and how long it takes."""
+    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
+    takes = re.search(r"Takes (.+?) on one core", first)
+    return first.splitlines()[0].removeprefix("# "), takes[1] if takes else ""
+
+
 def write_tutorials() -> None:
-    """Copy the executed notebooks beside the pages, ``quickstart`` first, and make a card of each one."""
+    """Copy the executed notebooks beside the pages, in the order of :data:`QUESTIONS`, and make a card of each one."""
     target = GENERATED / "tutorials"
-    notebooks = sorted((DOCS.parent / "tutorials").glob("*.ipynb"), key=lambda p: (p.stem != "quickstart", p.stem))
+    asked = {page.split("/")[-1]: (place, have) for place, (have, page, _) in enumerate(QUESTIONS)}
+    notebooks = sorted((DOCS.parent / "tutorials").glob("*.ipynb"), key=lambda p: asked.get(p.stem, (len(asked), "")))
     target.mkdir(parents=True, exist_ok=True)
     for stale in {p.name for p in target.glob("*.ipynb")} - {p.name for p in notebooks}:
         (target / stale).unlink()
@@ -241,20 +257,20 @@ def write_tutorials() -> None:
         copy = target / notebook.name
         if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
             shutil.copyfile(notebook, copy)
-        first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
-        title = "".join(first).splitlines()[0].removeprefix("# ")
+        title, takes = _summary(notebook)
         figure, image = _first_figure(notebook), ""
         if figure is not None:
             (target / f"{notebook.stem}.png").write_bytes(figure)
             image = f":img-bottom: tutorials/{notebook.stem}.png\n:img-alt: First figure of the tutorial\n"
         cards.append(
             f":::{{grid-item-card}} {title}\n:link: tutorials/{notebook.stem}\n:link-type: doc\n{image}"
-            ":class-card: stx-thumbnail\n:::\n\n"
+            f":class-card: stx-thumbnail\n\n*{asked[notebook.stem][1]}*: {takes}.\n:::\n\n"
         )
     entries = "\n".join(f"tutorials/{p.stem}" for p in notebooks)
     _write(
         GENERATED / "tutorials.md",
-        "# Tutorials\n\nNotebooks run on real sections and generated patients; `make tutorials` runs them again.\n\n"
+        "# Tutorials\n\nNotebooks on real and generated sections, with the time that each takes on one core. Download one with the "
+        "button at the top of its page; `make tutorials` runs all.\n\n"
         f"{_grid(cards, '1 2 3 3')}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{entries}\n```\n",
     )
 

@@ -11,8 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import _pages
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import NumpyDocstring
+from sphinx.writers.html5 import HTML5Translator
 
 _pages.write_all()
 
@@ -27,7 +29,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
@@ -58,13 +59,14 @@ typehints_use_rtype = False
 typehints_document_rtype = False
 always_use_bars_union = True
 autodoc_member_order = "bysource"
+python_maximum_signature_line_length = 88  # longer ones have a line for each parameter
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 
 
 def _returns_as_written(self: NumpyDocstring, section: str) -> list[str]:
-    """Keep a section "Returns" as the reStructuredText it is: prose, and slots as a definition list."""
-    lines = self._strip_empty(self._dedent(self._consume_to_next_section()))
+    """Keep a section "Returns" as it is: prose, and a list of slots. sphinx_autodoc_typehints puts a colon before it."""
+    lines = self._strip_empty([x for x in self._dedent(self._consume_to_next_section()) if x.strip() != ":"])
     return [*self._format_block(":returns: ", lines), ""]
 
 
@@ -112,6 +114,7 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_context = {"default_mode": "auto"}
 html_domain_indices = False
+html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_title = f"{project} {release}"
 html_theme_options = {
@@ -141,6 +144,17 @@ def _name_figures(app: Sphinx, doctree: nodes.document) -> None:
                 image["alt"] = f"Figure drawn by {drawn[-1]}" if drawn else "Figure"
 
 
+def _inline_math(writer: HTML5Translator, node: nodes.math) -> None:
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block_math(writer: HTML5Translator, node: nodes.math_block) -> None:
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))  # browsers draw it: no script
     app.connect("doctree-read", _name_figures)
     app.connect("autodoc-process-docstring", _add_links, priority=900)  # after napoleon

@@ -132,7 +132,7 @@ class Run:
     def _figures(self) -> None:
         draw(self.adata, self.folder.work)
         with whole(self.folder.work / TABLE) as part:
-            get.biomarkers(self.adata).to_csv(part, index=False)
+            get.biomarkers(self.adata).to_csv(part, index=False, float_format="%.6g")
         report(
             self.adata, self.folder.work / REPORT, layer=self.options.layer, spatial_key=self.options.spatial_key,
             library_key=self.library_key,

@@ -136,7 +136,7 @@ class Step:
         if self.arguments.get("table") is not None:
             key = self.options.get("key_added") or _keys.BIOMARKERS
             with whole(Path(self.arguments["table"]).expanduser()) as part:
-                get.biomarkers(adata, key=key).to_csv(part, index=False)
+                get.biomarkers(adata, key=key).to_csv(part, index=False, float_format="%.6g")
         self._tell(f"wrote {to}")
         return True
 
