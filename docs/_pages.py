@@ -269,8 +269,8 @@ def write_tutorials() -> None:
     entries = "\n".join(f"tutorials/{p.stem}" for p in notebooks)
     _write(
         GENERATED / "tutorials.md",
-        "# Tutorials\n\nNotebooks on real and generated sections, with the time that each takes on one core. Download one with the "
-        "button at the top of its page; `make tutorials` runs all.\n\n"
+        "# Tutorials\n\nNotebooks on real and generated sections, with the time that each takes on one core. Download "
+        "one with the button at the top of its page; `make tutorials` runs all.\n\n"
         f"{_grid(cards, '1 2 3 3')}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{entries}\n```\n",
     )
 

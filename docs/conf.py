@@ -65,7 +65,7 @@ napoleon_use_rtype = False
 
 
 def _returns_as_written(self: NumpyDocstring, section: str) -> list[str]:
-    """Keep a section "Returns" as it is: prose, and a list of slots. sphinx_autodoc_typehints puts a colon before it."""
+    """Keep a section "Returns" as it is: prose and a list of slots; sphinx_autodoc_typehints sets a colon before it."""
     lines = self._strip_empty([x for x in self._dedent(self._consume_to_next_section()) if x.strip() != ":"])
     return [*self._format_block(":returns: ", lines), ""]
 
@@ -145,7 +145,7 @@ def _name_figures(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def _inline_math(writer: HTML5Translator, node: nodes.math) -> None:
-    writer.body.append(tex2mathml(node.astext()))
+    writer.body.append(f'<span class="math">{tex2mathml(node.astext())}</span>')
     raise nodes.SkipNode
 
 

@@ -58,7 +58,9 @@ def _as_before(sections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_tutorial_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if notebook.stem == "large":
         whole = st.datasets.synthetic_tissue
-        monkeypatch.setattr(st.datasets, "synthetic_tissue", lambda n, *args, **kw: whole(min(n, 4 * WIDE), *args, **kw))
+        monkeypatch.setattr(
+            st.datasets, "synthetic_tissue", lambda n, *rest, **kw: whole(min(n, 4 * WIDE), *rest, **kw)
+        )
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     names: dict[str, object] = {"__name__": "__main__", "display": print}
     for number, cell in enumerate(cells):

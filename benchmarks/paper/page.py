@@ -20,8 +20,8 @@ Values are mean ± standard deviation over {seeds}; every seed draws its own tis
 its own models. Accuracy, precision and recall are in per cent; precision, recall and AUROC are averages over classes,
 AUROC one class against the rest. Differences are paired by split: a fold of a seed or, where patients are held
 out, a patient averaged over seeds. They are given ± standard error, with the number of standard errors in brackets:
-from 2 on (MSE: -2) the framework is better. The best of the others is bold. Published figures are of data and splits that are
-not available.
+from 2 on (MSE: -2) the framework is better. The best of the others is bold. Published figures are of data and splits
+that are not available.
 
 Rows were measured with stxtools {sources} (version and digest of the models' code).
 """
