@@ -32,3 +32,16 @@ def few_blas_threads() -> Iterator[None]:
         return
     with libraries.limit(limits=_BLAS_THREADS):
         yield
+
+
+def keep_torch_threads() -> None:
+    """Start numba's threads now: that sets OpenMP's number of threads, also PyTorch's, and so the last bits of sums.
+
+    scanpy starts them with its first parallel function, which may lie between two calls that should give the same.
+    """
+    import numba
+    import torch
+
+    before = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(before)

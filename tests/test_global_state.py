@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -122,6 +125,27 @@ def test_two_threads_give_the_bits_of_one(one_math_thread, make_section, quick_u
     kept, found = before.pop("warnings"), after.pop("warnings")
     assert [filter_ for filter_ in kept if filter_ not in found] == []
     assert [key for key in before if before[key] != after[key]] == []
+
+
+_BETWEEN = """
+import numba, numpy as np, torch
+import stxtools as st
+
+adata = st.datasets.synthetic_tissue(200, 12, show_progress=False)
+adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=(200, 8))
+how = {"params": {"width": 8, "epochs": 1, "pretrain": "none"}, "show_progress": False, "copy": True}
+before = torch.get_num_threads()
+first = st.tl.segment(adata, 2, **how)
+numba.get_num_threads()  # starts its threads, as a parallel function of scanpy does
+assert torch.get_num_threads() == before, torch.get_num_threads()
+assert (st.tl.segment(adata, 2, **how).obsm["X_unet"] == first.obsm["X_unet"]).all()
+"""
+
+
+def test_threads_of_numba_between_two_calls_change_no_bit() -> None:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", _BETWEEN], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _blas_threads() -> int:
