@@ -170,7 +170,7 @@ def test_calls_in_the_wrong_order_say_what_to_run(make_section):
     with pytest.raises(KeyError, match=r"st\.tl\.region_graph"):
         st.tl.embed(adata)
     with pytest.raises(KeyError, match=r"st\.tl\.region_graph"):
-        st.tl.multitask(adata, "band", "library")
+        st.tl.multitask(adata, None, "band")
     assert_same(before, adata)
 
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +27,10 @@ from .representation import log_normalize, median_depth
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+
+    from stxtools.models import GeneSection
+
+    from .sections import Geometry
 
 T = TypeVar("T")
 
@@ -102,6 +106,17 @@ class Expression:
         pieces = [piece for piece in iter_rows(self.matrix, partial(_taken, taken)) if piece.shape[0]]
         return sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
 
+    def by_section(
+        self, where: Geometry, names: Sequence[str], genes: NDArray[np.int64] | None = None
+    ) -> list[GeneSection]:
+        """Log expression of some genes (all by default), under their ``names``, by section."""
+        from stxtools.models import GeneSection
+
+        at = np.arange(len(self.names)) if genes is None else genes
+        parts = list(log_chunks(self, partial(_columns, at), at_once=None))
+        logged = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+        return [GeneSection(logged[rows], [names[k] for k in at], where.xy[rows]) for rows in where.parts]
+
     @property
     def record(self) -> dict[str, str]:
         """Entries of ``params`` on the expression."""
@@ -162,6 +177,10 @@ def _raw_matrix(adata: AnnData) -> tuple[Any, str]:
     if is_backed(matrix):
         matrix = to_csr(matrix)
     return matrix[:, at], ""
+
+
+def _columns(genes: NDArray[np.int64], logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+    return logged[:, genes]
 
 
 def _taken(taken: NDArray[np.int64], chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,13 @@ _REPRODUCED = 0.999  # part of the variance of the stored values that the loadin
 _TARGET = 1e4  # scanpy's other usual depth
 
 
+_NAME_COLUMNS = (
+    "gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "gene_symbols", "gene_symbol", "symbol", "gene_name",
+    "gene_names", "feature_name",
+)  # fmt: skip
+_VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
+
+
 def stored_representation(adata: AnnData, use_rep: str) -> Representation:
     """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
     if not isinstance(use_rep, str):
@@ -62,7 +70,7 @@ def stored_representation(adata: AnnData, use_rep: str) -> Representation:
 def compute_representation(
     adata: AnnData, layer: str | None = None, *,
     n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES, random_state: int = 0,
-) -> Representation:  # fmt: skip
+) -> tuple[Representation, Expression]:  # fmt: skip
     """PCA of the log-normalised variable genes; of a large matrix out of core, axes come from a sample."""
     away = is_out_of_core(stored_matrix(adata, layer)[0])
     read = Expression(adata, layer, in_memory=not away)
@@ -77,37 +85,37 @@ def compute_representation(
         parts = log_chunks(read, partial(_projected, projection, names), projection.target_sum, at_once=None)
         values = np.concatenate(list(parts))
         rep = replace(rep, values=values, variance=values.var(axis=0, dtype=np.float64))
-    return replace(rep, read=read.record)
-
-
-def representation(
-    adata: AnnData, use_rep: str | None, layer: str | None = None, *, random_state: int = 0
-) -> Representation:
-    """Choose as :func:`scanpy.pp.neighbors` does: ``use_rep``, else ``X_pca``, else a PCA made here."""
-    if use_rep is not None:
-        return stored_representation(adata, use_rep)
-    if layer is None and _keys.X_PCA in adata.obsm:
-        return stored_representation(adata, _keys.X_PCA)
-    return compute_representation(adata, layer, random_state=random_state)
+    return replace(rep, read=read.record), read
 
 
 class TrainingFeatures:
-    """The representation that a new model reads; if ``portable``, with how to make it elsewhere."""
+    """The representation that a new model reads; if ``portable``, with how to make it elsewhere.
+
+    That is ``use_rep``, else ``X_pca`` (unless ``anew``), else a PCA made here. ``expression`` is what was read for it.
+    """
 
     def __init__(
         self, adata: AnnData, use_rep: str | None, layer: str | None, *,
-        portable: bool = False, random_state: int = 0,
+        portable: bool = False, anew: bool = False, random_state: int = 0,
     ) -> None:  # fmt: skip
-        rep = representation(adata, use_rep, layer, random_state=random_state)
-        if portable and use_rep is None and rep.genes is None:
-            try:
-                read = Expression(adata, layer)
-            except (ValueError, KeyError):  # no expression: the PCA is all there is
-                candidates: Iterable[tuple[sparse.csr_matrix, float]] = ()
-            else:
-                candidates = _log_candidates(read, _depth_of_x(adata))
-            rep = _with_loadings(rep, candidates, _gene_sets(adata, rep.values.shape[1]), adata.var_names)
-        self.rep, self.values, self.record = rep, rep.values, rep.read
+        if use_rep is None and not anew and layer is None and _keys.X_PCA in adata.obsm:
+            rep, read = stored_representation(adata, _keys.X_PCA), None
+            if portable:
+                read = _expression_if_any(adata)
+                candidates = () if read is None else _log_candidates(read, _depth_of_x(adata))
+                rep = _with_loadings(rep, candidates, _gene_sets(adata, rep.values.shape[1]), adata.var_names)
+        elif use_rep is not None:
+            rep, read = stored_representation(adata, use_rep), None
+        else:
+            rep, read = compute_representation(adata, layer, random_state=random_state)
+        self.rep, self.values, self.record, self.expression = rep, rep.values, rep.read, read
+
+
+def _expression_if_any(adata: AnnData) -> Expression | None:
+    try:
+        return Expression(adata)
+    except (ValueError, KeyError):  # the PCA is all there is
+        return None
 
 
 def remember_input(model: BaseModel[Any, Any], rep: Representation) -> None:
@@ -130,19 +138,24 @@ def _projection(rep: Representation) -> GeneProjection | None:
 class ModelFeatures:
     """The features that a trained model reads of an AnnData, and what ``params`` say of them.
 
-    Expression is read in chunks of rows and may lie out of core. ``n_others`` of the model's features come from
-    elsewhere (an image). ``names`` are the model's for the genes; without them ``var_names`` are read, and checked.
+    Expression is read in chunks of rows and may lie out of core; it is kept as ``expression``, and read for models that
+    know genes ``by_name`` in any case. ``n_others`` of the model's features come from elsewhere (an image). ``names``
+    are the model's for the genes; without them ``var_names`` are read, and checked.
     """
 
     values: NDArray[np.float32]
     record: dict[str, Any]
+    expression: Expression | None
 
     def __init__(
         self, adata: AnnData, model: BaseModel[Any, Any], layer: str | None, *,
-        n_others: int = 0, names: Sequence[str] | None = None,
+        n_others: int = 0, names: Sequence[str] | None = None, by_name: bool = False,
     ) -> None:  # fmt: skip
-        projection = model.projection
-        if projection is None:
+        projection, read = model.projection, None
+        if projection is not None or by_name:
+            read = Expression(adata, layer, in_memory=False)
+        self.expression = read
+        if projection is None or read is None:
             self.values, self.record = stored_representation(adata, str(model.use_rep)).values, {}
             if self.values.shape[1] != model.n_features - n_others:
                 raise ValueError(
@@ -154,7 +167,6 @@ class ModelFeatures:
         if names is None:
             check_genes(projection.genes, known)
         share = len(set(projection.genes).intersection(known)) / len(projection.genes)
-        read = Expression(adata, layer, in_memory=False)
         parts = log_chunks(read, partial(_projected, projection, known), projection.target_sum, at_once=None)
         self.values, self.record = np.concatenate(list(parts)), {"genes_found": share, **read.record}
 
@@ -163,6 +175,53 @@ def _projected(
     projection: GeneProjection, names: list[str], logged: sparse.csr_matrix, rows: slice
 ) -> NDArray[np.float32]:
     return projection.transform(logged, names)
+
+
+class GeneNames:
+    """What genes are called: their names, and the columns of ``var`` that give them others."""
+
+    def __init__(self, adata: AnnData) -> None:
+        self.own = [str(name) for name in adata.var_names]
+        found: list[Any] = [adata.var[c] for c in _NAME_COLUMNS if c in adata.var]
+        self._columns = [[_plain(str(name)) for name in column] for column in found]
+
+    def others(self) -> list[str]:
+        """Second name of each gene, from the first column that gives one to all; none where there is none."""
+        return next((names for names in self._columns if len(set(names)) == len(names)), [])
+
+    def as_model(self, genes: Sequence[str], ids: Mapping[str, str]) -> list[str]:
+        """Names as a model calls the genes, which knows ``genes`` and second names of some.
+
+        Those names are taken that match best; a version after an Ensembl id is left out. Other genes keep their own
+        name.
+        """
+        known = [{_plain(g): g for g in genes}, {_plain(i): g for g, i in ids.items()}]
+        best, most = self.own, sum(g in known[0] for g in self.own)
+        for names in ([_plain(g) for g in self.own], *self._columns):
+            for called in known:
+                found = [called.get(name, "") for name in names]
+                count = len({f for f in found if f})
+                if count > most:
+                    best, most = _once(found, self.own), count
+        return best
+
+
+def _once(found: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Names that the model uses, each for one gene alone; the others keep their own."""
+    used: set[str] = {f for f in found if f}
+    seen: set[str] = set()
+    out = []
+    for name, mine in zip(found, own, strict=True):
+        if name and name not in seen:
+            seen.add(name)
+            out.append(name)
+        else:
+            out.append(mine if mine not in used else f"{mine}'")
+    return out
+
+
+def _plain(name: str) -> str:
+    return _VERSION.sub(r"\1", name)
 
 
 def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | None = None) -> float:

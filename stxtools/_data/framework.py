@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ from scipy import sparse
 
 from stxtools._warn import at_caller
 
-from .expression import Expression
-from .features import ModelFeatures, TrainingFeatures, check_genes, compute_representation, remember_input
-from .gene_sections import GeneNames, GeneSource
+from .chunks import is_out_of_core
+from .expression import Expression, log_chunks
+from .features import GeneNames, ModelFeatures, TrainingFeatures, check_genes, remember_input
 from .regions import Regions, region_sections
 from .representation import log_normalize, median_depth, select_genes
 
@@ -33,15 +34,15 @@ class _FrameworkInput:
     genes: sparse.csr_matrix | None
     labels: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
     targets: NDArray[np.float32] | None = None
-    named: tuple[GeneSource, Sequence[str], NDArray[np.int64] | None] | None = None
+    named: tuple[Expression, Sequence[str], NDArray[np.int64] | None] | None = None
     record: dict[str, Any]
 
     def sections(self, regions: Regions) -> list[Any]:
         """Split by section what a model reads and learns."""
         by_name = None
         if self.named is not None:
-            source, names, at = self.named
-            by_name = source.sections(regions.where, names, at)
+            read, names, at = self.named
+            by_name = read.by_section(regions.where, names, at)
         return region_sections(
             self.values, regions, self.labels, genes=self.genes, expression=self.targets, by_name=by_name
         )
@@ -69,15 +70,16 @@ class TrainingInput(_FrameworkInput):
             if learned_at is not None:
                 self.targets[~adata.obs[learned_at].to_numpy()] = np.nan
         source = adata[:, ~adata.var_names.isin(list(withheld))] if withheld else adata
-        if withheld and use_rep is None:
-            rep = compute_representation(source, layer, random_state=random_state)
-        else:
-            rep = TrainingFeatures(adata, use_rep, layer, portable=portable, random_state=random_state).rep
-        remember_input(model, rep)
-        self.values, self.record = rep.values, own | rep.read
+        features = TrainingFeatures(
+            source, use_rep, layer, portable=portable, anew=bool(withheld), random_state=random_state
+        )
+        remember_input(model, features.rep)
+        self.values, self.record = features.values, own | features.record
         if not model.params.genes:
             return
-        read = Expression(source, layer, scaled=True)
+        read = features.expression
+        if read is None or is_out_of_core(read.matrix):
+            read = Expression(source, layer, scaled=True)
         if read.scale == "scaled":
             warnings.warn(
                 "`adata.X` holds negative values, as after scaling, which are not expression, and there is no other: "
@@ -92,7 +94,7 @@ class TrainingInput(_FrameworkInput):
         self.record = own | read.record
         self.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, chosen]
         known = GeneNames(source)
-        self.named = GeneSource(source, layer), known.own, None
+        self.named = read, known.own, None
         model.ids = dict(zip(known.own, known.others(), strict=False))
 
 
@@ -116,19 +118,22 @@ class KnownInput(_FrameworkInput):
         names = GeneNames(adata).as_model(model.read_genes, model.ids)
         if model.projection is not None:
             check_genes(model.projection.genes, names)
-        features = ModelFeatures(adata, model, layer, names=names)
+        features = ModelFeatures(adata, model, layer, names=names, by_name=model.genes is not None)
         self.values, self.record = features.values, features.record
-        self.genes = None
-        if model.genes is None:
+        self.genes, read = None, features.expression
+        if model.genes is None or read is None:
             return
-        self.named = GeneSource(adata, layer), names, np.flatnonzero(np.isin(names, model.read_genes))
-        read = Expression(adata, layer)
-        logged = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)
+        self.named = read, names, np.flatnonzero(np.isin(names, model.read_genes))
         at = pd.Index(names).get_indexer(model.genes)
         # a gene that is not there stays 0, which is average after centring by section
         pick = sparse.csr_matrix(
             (np.ones(int((at >= 0).sum()), np.float32), (at[at >= 0], np.flatnonzero(at >= 0))),
             shape=(len(read.names), len(at)),
         )
-        self.genes = sparse.csr_matrix(logged @ pick)
+        parts = list(log_chunks(read, partial(_picked, pick), model.target_sum, at_once=None))
+        self.genes = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
         self.record = self.record or {"genes_found": float((at >= 0).mean()), **read.record}
+
+
+def _picked(pick: sparse.csr_matrix, logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+    return logged @ pick

@@ -142,7 +142,8 @@ def align(
 
 
 def _joint_components(adata: AnnData, layer: str | None, random_state: int) -> Representation:
-    return compute_representation(adata, layer, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES, random_state=random_state)
+    how = {"n_comps": _N_COMPS, "n_top_genes": _N_TOP_GENES, "random_state": random_state}
+    return compute_representation(adata, layer, **how)[0]
 
 
 def _check_sizes(sections: Libraries, xy: NDArray[np.float64]) -> None:

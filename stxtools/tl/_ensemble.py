@@ -13,7 +13,7 @@ from stxtools._validate import listing
 from stxtools._warn import at_caller
 
 if TYPE_CHECKING:
-    from stxtools.models import RegionSection, TissueNet, TissueNetParams
+    from stxtools.models import TissueNet, TissueNetParams, TissuePrediction
 
 
 def with_ensemble(params: TissueNetParams | Mapping[str, Any] | None, ensemble: str | Sequence[str]) -> TissueNetParams:
@@ -27,14 +27,11 @@ def with_ensemble(params: TissueNetParams | Mapping[str, Any] | None, ensemble: 
     return resolved if isinstance(ensemble, str) else replace(resolved, ensemble=tuple(ensemble))
 
 
-def weights_table(model: TissueNet, sections: Sequence[RegionSection]) -> pd.DataFrame:
+def weights_table(predictions: Sequence[TissuePrediction], libraries: Sequence[str]) -> pd.DataFrame:
     """Factor of each member's logits in every task and section."""
-    rows = [
-        {"task": task, "library": s.section.name} | vars(model.weights(task, s))
-        for task in model.tasks
-        for s in sections
-    ]
-    return pd.DataFrame(rows)
+    tasks = predictions[0].weights
+    pairs = list(zip(libraries, predictions, strict=True))
+    return pd.DataFrame([{"task": t, "library": name} | vars(p.weights[t]) for t in tasks for name, p in pairs])
 
 
 def warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved: bool) -> None:

@@ -110,16 +110,25 @@ def multitask(
     from stxtools.models._base import model_of
 
     applied = None if model is None else model_of(model, "TissueNet", "TissueStudent")
-    if isinstance(applied, TissueStudent):
-        columns = _columns(biomarker_key, region_key, needed=True)
-        _check_tasks(applied.tasks, columns)
-        check_free(adata, "tl.multitask", uns=[key], **_class_slots(columns))
-        where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, applied, layer)
-        slots = _student_slots(applied, make_sections(features.values, where), where, columns, accelerator)
+    student = applied if isinstance(applied, TissueStudent) else None
+    needed = student is not None or (applied is None and expression is None)
+    columns = _columns(biomarker_key, region_key, needed=needed)
+    if applied is not None:
+        _check_tasks(applied.classes if student is None else student.tasks, columns)
+    taught = columns if applied is None else {}
+    labels = {task: label_classes(adata, column, _PARAMS[task]) for task, column in taught.items()}
+    wanted = genes_to_predict(adata, expression, expression_key)
+    pred, proba = [_keys.pred(c) for c in columns.values()], [_keys.proba(c) for c in columns.values()]
+    if student is None:
+        pred, proba = [*pred, _keys.ATTENTION], [*proba, _keys.X_GNN, *([_keys.EXPRESSION_PRED] if wanted else [])]
+    check_free(adata, "tl.multitask", uns=[key], obs=pred, obsm=proba)
+    if student is not None:
+        where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, student, layer)
+        slots = _student_slots(student, make_sections(features.values, where), where, columns, accelerator)
         slots.uns[key] = {
             "params": provenance(
                 biomarker_key=biomarker_key, region_key=region_key, layer=layer, **features.record,
-                spatial_key=spatial_key, library_key=library_key, model="student", student=applied.params_dict(),
+                spatial_key=spatial_key, library_key=library_key, model="student", student=student.params_dict(),
             )
         }  # fmt: skip
         return slots.write(adata, copy)
@@ -127,18 +136,6 @@ def multitask(
 
     fitted = TissueNet(with_ensemble(params, ensemble)) if applied is None else applied
     regions = Regions(adata, regions_key, spatial_key, library_key)
-    columns = _columns(biomarker_key, region_key, needed=applied is None and expression is None)
-    if applied is not None:
-        _check_tasks(fitted.classes, columns)
-    taught = columns if applied is None else {}
-    labels = {task: label_classes(adata, column, _PARAMS[task]) for task, column in taught.items()}
-    wanted = genes_to_predict(adata, expression, expression_key)
-    named = _class_slots(columns)
-    check_free(
-        adata, "tl.multitask", uns=[key], obs=[*named["obs"], _keys.ATTENTION],
-        obsm=[*named["obsm"], _keys.X_GNN, *([_keys.EXPRESSION_PRED] if wanted else [])],
-    )  # fmt: skip
-
     if applied is not None:
         read: KnownInput | TrainingInput = KnownInput(adata, fitted, layer)
         sections = read.sections(regions)
@@ -158,7 +155,7 @@ def multitask(
 
     slots, z = graph_slots("tl.multitask", regions_key, predictions, regions)
     _put_predictions(slots, slots.inner[regions_key], fitted, predictions, regions, columns)
-    weights = weights_table(fitted, sections)
+    weights = weights_table(predictions, regions.where.libs.names)
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, expression=wanted or None,
@@ -186,11 +183,6 @@ def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool)
     if columns and biomarker_key == region_key:
         raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
     return columns
-
-
-def _class_slots(columns: Mapping[str, str]) -> dict[str, list[str]]:
-    """Keys of the predicted classes and their probabilities."""
-    return {"obs": [_keys.pred(c) for c in columns.values()], "obsm": [_keys.proba(c) for c in columns.values()]}
 
 
 def _check_tasks(known: Mapping[str, Sequence[str]], columns: dict[str, str]) -> None:

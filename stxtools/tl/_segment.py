@@ -12,8 +12,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._colors import segment_colors
-from stxtools._data.features import ModelFeatures, TrainingFeatures
-from stxtools._data.gene_sections import GeneNames, GeneSource
+from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures
 from stxtools._data.image import N_IMAGE_FEATURES, Images
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
@@ -121,11 +120,6 @@ def segment(
     labels = None if labels_key is None else Labels(*label_classes(adata, labels_key, "labels_key"))
     key = check_key_added(key_added, _keys.SEGMENT)
     random_state = check_seed(random_state)
-    unet_key = _keys.X_UNET if key == _keys.SEGMENT else f"{key}_unet"
-    check_free(
-        adata, "tl.segment", obs=[key, _keys.mask_id(key), _keys.confidence(key)],
-        obsm=[_keys.proba(key), unet_key], uns=[key],
-    )  # fmt: skip
     arguments: dict[str, Any] = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
     arguments |= {"params": params, "class_shares": class_shares}
     _check_mode(adata.n_obs, key, n_segments, labels_key, labels, arguments)
@@ -134,6 +128,11 @@ def segment(
     adapt = check_bool("adapt", adapt)
     if check_bool("keep_labels", keep_labels) and labels is None:
         raise ValueError("`keep_labels=True` needs `labels_key=`, the column with the labels to keep.")
+    unet_key = _keys.X_UNET if key == _keys.SEGMENT else f"{key}_unet"
+    check_free(
+        adata, "tl.segment", obs=[key, _keys.mask_id(key), _keys.confidence(key)],
+        obsm=[_keys.proba(key), unet_key], uns=[key],
+    )  # fmt: skip
 
     where, images = Geometry(adata, spatial_key, library_key), Images(adata)
     if model is not None:
@@ -146,17 +145,18 @@ def segment(
             fitted = shallow_copy(fitted)  # the caller's model stays as it is
         fitted.image_key, names = agreed_image(fitted, image_key), transfer_names(known, fitted)
         n_others = 0 if fitted.image_key is None else N_IMAGE_FEATURES
-        read: ModelFeatures | TrainingFeatures = ModelFeatures(adata, fitted, layer, n_others=n_others, names=names)
+        read: ModelFeatures | TrainingFeatures = ModelFeatures(
+            adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None
+        )
     else:
         read = TrainingFeatures(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
         fitted = new_segmenter(params, read.rep, image_key)
     sections = make_sections(images.beside(read.values, where, fitted.image_key), where)
-    source: GeneSource | None = None
     if model is None:
-        if labels is not None and save_model is not None and use_rep is None and fitted.image_key is None:
-            # without expression the representation is all there is, and the model reads that of other sections, too
-            source = GeneSource(adata, layer, optional=layer is None)
-        genes = None if source is None else source.sections(where, known.own)
+        genes = None
+        # without expression the representation is all there is, and the model reads that of other sections, too
+        if save_model is not None and labels is not None and fitted.image_key is None and read.expression is not None:
+            genes = read.expression.by_section(where, known.own)
         _fit(
             fitted, sections, where, n_segments, labels, class_shares, genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
@@ -165,8 +165,7 @@ def segment(
             remember_names(known, fitted)
         results = fitted.predict(sections, accelerator=accelerator)
     else:
-        source = None if names is None else GeneSource(adata, layer)
-        genes = transfer_genes(source, fitted, where, names)
+        genes = transfer_genes(read.expression, fitted, where, names)
         results = fitted.predict(
             sections, expression=genes, adapt=adapt,
             labels=labels_for_model(labels, labels_key, fitted, where), accelerator=accelerator,

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stxtools._data.features import check_genes, remember_input
-from stxtools._data.gene_sections import GeneNames, GeneSource
+from stxtools._data.features import GeneNames, check_genes, remember_input
 from stxtools._data.representation import Representation
 from stxtools._lazy import importing
 from stxtools._progress import stage
@@ -19,6 +18,7 @@ from stxtools._validate import Labels, listing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stxtools._data.expression import Expression
     from stxtools._data.sections import Geometry
     from stxtools.models import GeneSection, Segmenter, SegmenterParams
 
@@ -106,12 +106,12 @@ def _genes_read(fitted: Segmenter) -> list[str]:
 
 
 def transfer_genes(
-    source: GeneSource | None, fitted: Segmenter, where: Geometry, names: Sequence[str] | None
+    read: Expression | None, fitted: Segmenter, where: Geometry, names: Sequence[str] | None
 ) -> list[GeneSection] | None:
     """Genes of all sections that the model's linear members read."""
-    if fitted.transfer is None or source is None or names is None:
+    if fitted.transfer is None or read is None or names is None:
         return None
-    return source.sections(where, names, fitted.transfer.moments.match(names)[1])
+    return read.by_section(where, names, fitted.transfer.moments.match(names)[1])
 
 
 def labels_for_model(

@@ -47,6 +47,8 @@ class TissuePrediction:
         Row: the region that receives, column: the region it attends to; rows sum to 1, (R, R) sparse.
     expression, obs_expression
         Predicted log expression of the regions (R, T) and of the observations (n, T), or None.
+    weights
+        Task -> factors of the logits of the ensemble's members.
     """
 
     states: NDArray[np.float32]
@@ -56,6 +58,7 @@ class TissuePrediction:
     obs_proba: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     expression: NDArray[np.float32] | None = None
     obs_expression: NDArray[np.float32] | None = None
+    weights: dict[str, Weights] = field(default_factory=dict)
 
 
 class TissueNet(BaseModel[TissueNetParams, TissueModule]):
@@ -264,6 +267,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
                 TissuePrediction(
                     out.states.cpu().numpy(), out.z.cpu().numpy(), {t: regions[t] for t in self.classes}, attention,
                     {t: observations[t] for t in self.classes}, regions.get(EXPRESSION), observations.get(EXPRESSION),
+                    {task: self.weights(task, s) for task in self.tasks},
                 )
             )  # fmt: skip
         net.to("cpu")
