@@ -80,7 +80,7 @@ QUESTIONS = (
         "Annotations in, segments and a report out.",
     ),
     ("I want to mark spots by hand", "annotate", "Draw labels on the tissue and segment again."),
-    ("I have a cluster", "steps", "Every step on files, with a configuration and exit codes."),
+    ("I have a cluster", "command_line", "Every step on files, with exit codes and Snakemake."),
     ("I want to hand on results", "report", "One HTML file that opens in a browser."),
 )
 

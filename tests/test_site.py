@@ -54,7 +54,7 @@ TOO_WIDE = """() => {
   if (root.scrollWidth <= root.clientWidth) return [];
   const wide = [...document.querySelectorAll('.bd-main *')].filter((e) =>
     e.getBoundingClientRect().right > root.clientWidth + 1
-    && !e.closest('.highlight, .pst-scrollable-table-container, .output, mjx-container'));
+    && !e.closest('.highlight, .pst-scrollable-table-container, .output, .math'));
   return [`${root.scrollWidth} px`, ...wide.slice(0, 3).map((e) => `${e.tagName}.${e.className}`)];
 }"""
 
@@ -115,6 +115,11 @@ def test_links_and_images_lead_somewhere(soups: dict[str, Any]) -> None:
                 if not target.is_file() or (fragment and name in anchors and unquote(fragment) not in anchors[name]):
                     broken.append(f"{page}: {link}")
     assert [b for b in broken if not b.endswith("#")] == []
+
+
+def test_equations_are_drawn_by_the_browser(soups: dict[str, Any]) -> None:
+    assert len(soups["method.html"].find_all("math")) > 20
+    assert [page for page, soup in soups.items() if "mathjax" in str(soup).lower()] == []
 
 
 def test_figures_have_a_text(soups: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def folder(make_section: Callable[..., ad.AnnData], tmp_path: Path, monkeypatch:
 
 def rules() -> list[dict[str, str]]:
     """Return the rules of the Snakefile in the documentation."""
-    page = (Path(__file__).parents[1] / "docs" / "steps.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "command_line.md").read_text(encoding="utf-8")
     text = re.search(r"```python\n(SECTIONS.*?)```", page, re.DOTALL)[1]
     parts = re.split(r"^rule (\w+):$", text, flags=re.MULTILINE)
     return [
