@@ -376,7 +376,7 @@ def test_several_sections_without_a_key(several: ad.AnnData) -> None:
 def test_many_observations_are_rasterised(make_section: Callable[..., ad.AnnData], monkeypatch) -> None:
     adata = _annotate(make_section())
     assert not _one(st.pl.segment(adata), EllipseCollection, "segment").get_rasterized()
-    monkeypatch.setattr("stxtools.pl._tissue.RASTERIZE_ABOVE", 100)
+    monkeypatch.setattr("stxtools.pl._sections.RASTERIZE_ABOVE", 100)
     assert _one(st.pl.segment(adata), EllipseCollection, "segment").get_rasterized()
 
 

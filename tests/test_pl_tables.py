@@ -185,7 +185,7 @@ def test_spatial(adata: ad.AnnData) -> None:
     norms = [next(c for c in ax.collections if isinstance(c, EllipseCollection)).norm for ax in axes]
     assert norms[0] is norms[2], "a gene has one scale in all sections"
     bars = [ax for ax in axes[0].figure.axes if ax not in axes]
-    assert [bar.get_xlabel() for bar in bars] == ["expression"] * 2
+    assert [bar.get_xlabel() for bar in bars] == ["expression (X)"] * 2
     with pytest.raises(ValueError, match="library='lib0'"):
         st.pl.biomarkers(several, n_genes=1, ax=plt.subplots()[1], **how)
 

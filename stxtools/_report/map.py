@@ -13,7 +13,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._colors import default_colors
-from stxtools.pl._palette import category_codes, colors_of
+from stxtools.pl._legend import category_codes, colors_of
 from stxtools.pl._sections import Panel, bars_of, image_slots, panels_of, positive, side_by_side
 
 from .arrays import expression_of, leading_genes, levels, packed

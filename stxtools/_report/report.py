@@ -78,9 +78,8 @@ def report(
     >>> st.report(adata, "report.html")
     """
     from .arrays import biomarker_table
-    from .figures import training_figures
     from .map import tissue_map
-    from .words import findings, parameter_tables
+    from .words import findings, parameter_tables, training_figures
 
     check_adata(adata, layer=layer)
     if title is not None and not isinstance(title, str):

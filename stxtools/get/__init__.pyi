@@ -1,5 +1,5 @@
-from ._regions import regions as regions
 from ._segments import probabilities as probabilities
+from ._segments import regions as regions
 from ._segments import segments as segments
 from ._tables import biomarkers as biomarkers
 from ._tables import compare as compare

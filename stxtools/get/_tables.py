@@ -301,7 +301,7 @@ def trends(
     >>> shares = st.get.trends(adata, "share")
     """
     table = stored_table(adata, key, _TRENDS, "trends", "st.tl.trends(adata, time_key, subject_key=...)")
-    if values:
+    if check_bool("values", values):
         subjects = [str(name) for name in adata.uns[f"{key}_params"]["subjects"]]
         table = pd.concat([table, adata.uns[f"{key}_values"].set_axis(subjects, axis=1)], axis=1)
     return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, compartment=compartment, feature=feature)

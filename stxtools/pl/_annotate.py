@@ -16,8 +16,8 @@ from stxtools._docs import documented
 from stxtools._spatialdata import lent
 from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
 
+from ._legend import MISSING, category_codes, colors_of
 from ._output import store_colors
-from ._palette import MISSING, category_codes, colors_of
 from ._sections import Panel, panels_of, side_by_side
 
 if TYPE_CHECKING:

@@ -16,10 +16,8 @@ from stxtools._checks import check_names
 from stxtools._validate import check_choice, check_in, check_number
 
 from . import _base, _legend, _output, _region_graph
-from ._legend import mappable
-from ._palette import category_codes, colors_of, rgba
-from ._sections import Panel
-from ._tissue import draw_sections, draw_spots
+from ._legend import category_codes, colors_of, mappable, rgba
+from ._sections import Panel, draw_sections, draw_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,9 +14,8 @@ from stxtools._checks import check_names
 from stxtools._validate import check_choice, check_in, check_int, check_number, listing
 
 from . import _base, _legend, _output
-from ._palette import DOWN, UP
-from ._sections import Panel, panels_of
-from ._tissue import draw_sections, draw_spots
+from ._legend import DOWN, UP
+from ._sections import Panel, draw_sections, draw_spots, panels_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -219,7 +218,7 @@ def _spatial(
         adata, cells, draw_gene, ax=ax, spatial_key=spatial_key, title=_base.titles_of(names, title),
         scale_bar=scale_bar, ncols=5 if len(panels) == 1 else n, shrink=0.8, bottom=0.4 * legend,
     )  # fmt: skip
-    label = "expression" if layer is None else f"expression ({_legend.plain(layer)})"
+    label = f"expression ({'X' if layer is None else _legend.plain(layer)})"
     for j, bar in enumerate(colors if legend else []):
         _legend.add_legend(axes[j::n] if len(panels) > 1 else [axes[j]], [], own=ax is None, bars=[(bar, label)])
     for axis in axes:

@@ -15,7 +15,7 @@ from stxtools.get import compare as get_compare
 from stxtools.get import trends as get_trends
 
 from . import _base, _legend, _output
-from ._palette import DOWN, NEITHER, UP
+from ._legend import DOWN, NEITHER, UP
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COMPARED_MAX, TRENDS_MAX = 100, 60  # rows of a panel
 _TITLES = {"share": "share of the tissue", "contact": "contact", "expression": "expression"}
 _UNITS = {
-    "share": "share of the tissue", "area": "area", "contact": "contact over chance",
+    "share": "share of the tissue", "area": "area (square units)", "contact": "contact over chance",
     "expression": "counts per million",
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from stxtools._validate import check_bool, listing
 
 from . import _base, _legend, _output
 from ._evaluation import LABELS
-from ._palette import DOWN, UP
+from ._legend import DOWN, UP
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -13,12 +13,11 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._validate import check_bool, check_in, coordinates
-from stxtools.get._regions import regions_of
+from stxtools.get._segments import regions_of
 
 from . import _base, _legend, _output
-from ._palette import MISSING, category_codes, colors_of, rgba, share_colors
-from ._sections import Panel, panels_of
-from ._tissue import draw_sections, draw_spots
+from ._legend import MISSING, category_codes, colors_of, rgba, share_colors
+from ._sections import Panel, bars_of, draw_sections, draw_spots, panels_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,18 +88,24 @@ def region_graph(
         adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
     )
     if legend:
-        _legend.add_legend(axes, [*view.handles(), *_contact_handles(view, weights, top)], own=ax is None)
+        bars = bars_of(adata, view.panels, view.spatial_key, scale_bar).values()
+        units = {bar.microns_per_unit if bar is not None and _keys.CONTACT in regions.obsp else None for bar in bars}
+        unit = units.pop() if len(units) == 1 else None
+        _legend.add_legend(axes, [*view.handles(), *_contact_handles(view, weights, top, unit)], own=ax is None)
     return _output.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
 
 
-def _contact_handles(view: GraphView, weights: sparse.csr_matrix, top: float) -> list[Any]:
+def _contact_handles(view: GraphView, weights: sparse.csr_matrix, top: float, unit: float | None) -> list[Any]:
+    """Legend entries of the edges: in microns where their unit is known."""
     from matplotlib.lines import Line2D
 
     if weights.nnz == 0:
         return []
-    steps = nice_steps(float(weights.data.min()), top)
-    lines = [Line2D([], [], color="#333333", linewidth=float(view.widths(s, top)), label=f"{s:g}") for s in steps]
-    return [_legend.heading("contact length"), *lines]
+    scale = unit or 1.0
+    steps = nice_steps(scale * float(weights.data.min()), scale * top)
+    widths = [float(view.widths(s / scale, top)) for s in steps]
+    lines = [Line2D([], [], color="#333333", linewidth=w, label=f"{s:g}") for s, w in zip(steps, widths, strict=True)]
+    return [_legend.heading("contact length" if unit is None else "contact length (µm)"), *lines]
 
 
 @dataclass(frozen=True)

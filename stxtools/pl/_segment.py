@@ -14,9 +14,8 @@ from stxtools._slots import column_names
 from stxtools._validate import check_bool, check_in, check_number
 
 from . import _base, _legend, _output
-from ._palette import MISSING, category_codes, colors_of, rgba
-from ._sections import panels_of, positive
-from ._tissue import draw_sections, draw_spots, show_image
+from ._legend import MISSING, category_codes, colors_of, rgba
+from ._sections import draw_sections, draw_spots, panels_of, positive, show_image
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,9 +15,8 @@ from stxtools._validate import check_in
 from stxtools.get import track as get_track
 
 from . import _base, _legend, _output
-from ._palette import MISSING, category_codes, colors_of, rgba
-from ._sections import panels_of
-from ._tissue import draw_sections, draw_spots
+from ._legend import MISSING, category_codes, colors_of, rgba
+from ._sections import draw_sections, draw_spots, panels_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

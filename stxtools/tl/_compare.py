@@ -95,7 +95,7 @@ def compare(
     seed = check_seed(random_state)
     min_obs = check_int("min_obs", min_obs, minimum=1)
     conditions, condition_names = categories(adata, condition_key, "condition_key", min_classes=2)
-    if reference is not None and reference not in condition_names:
+    if reference is not None and (not isinstance(reference, str) or reference not in condition_names):
         raise ValueError(f"`reference={reference!r}` is no condition; `adata.obs[{condition_key!r}]` has "
                          f"{listing(condition_names)}.")  # fmt: skip
     base = 0 if reference is None else condition_names.index(reference)
