@@ -1,16 +1,17 @@
-"""Stack level of warnings: that of the line which called the package."""
+"""Warnings that name the line which called the package."""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).resolve().parent)
 
 
-def at_caller() -> int:
-    """Return the ``stacklevel`` at which a warning names the user's line, however many frames lie between."""
-    level, frame = 1, sys._getframe(1)
+def warn(message: str) -> None:
+    """Warn the user at the line of theirs that called the package, however many frames lie between."""
+    level, frame = 1, sys._getframe()
     while frame.f_back is not None and str(Path(frame.f_code.co_filename).resolve()).startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
-    return level
+    warnings.warn(message, UserWarning, stacklevel=level)

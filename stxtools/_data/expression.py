@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +18,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._progress import stage
 from stxtools._spatial.order import name_order
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 
 from .chunks import AT_ONCE, Survey, is_backed, iter_rows, look_at, to_csr
 from .representation import log_normalize, median_depth
@@ -83,11 +82,9 @@ class Expression:
         matrix, survey = look_at(stored, in_memory)
         if survey.scale == "scaled":
             return "`adata.raw` holds negative values, too"
-        warnings.warn(
+        warn(
             "`adata.X` holds negative values, as after scaling, which are not expression: `adata.raw` is read instead "
             f"(scale: {survey.scale}). Counts in `adata.layers['counts']` would come first.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
         self.matrix, self.stored, self.survey, self.source = matrix, stored, survey, "raw.X"
         return ""
@@ -152,12 +149,10 @@ def _check_marker(seen: Survey) -> None:
     if seen.scale == "log" or seen.highest == 0:
         return
     found = "integers" if seen.scale == "counts" else f"no logarithms (the largest is {seen.highest:.4g})"
-    warnings.warn(
+    warn(
         f"`adata.uns['log1p']` says that `adata.X` holds logarithms, but its values are {found}: they are taken as "
         f"{seen.scale if seen.scale == 'counts' else 'linear expression'}. If the entry is out of date, "
         "`del adata.uns['log1p']`; if not, name the `layer` with expression.",
-        UserWarning,
-        stacklevel=at_caller(),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._validate import check_in
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 
 from .chunks import is_out_of_core
 from .expression import Expression, log_chunks, stored_matrix
@@ -239,10 +238,8 @@ def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | Non
         )
     if share < _WARN_SHARE and (enough is None or found < enough):
         how = "the rest is inferred from them" if enough is None else "its classifiers read only these"
-        warnings.warn(
+        warn(
             f"`adata` has {found} of the model's {total} genes ({share:.0%}); {how}.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
     return share
 
@@ -281,12 +278,10 @@ def _with_loadings(
                         rep, genes=[str(g) for g in names[genes]], mean=mean - shift, components=components,
                         target_sum=target, variance=found.var(axis=0), noise=noise, gene_scale=scale,
                     )  # fmt: skip
-    warnings.warn(
+    warn(
         f"`adata.obsm[{rep.name!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
         f"`obsm[{rep.name!r}]` of other sections too: they must hold the same representation. Delete "
         f"`adata.obsm[{rep.name!r}]` to train a model on a PCA that it carries along.",
-        UserWarning,
-        stacklevel=at_caller(),
     )
     return rep
 

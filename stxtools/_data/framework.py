@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 
 from .chunks import is_out_of_core
 from .expression import Expression, log_chunks
@@ -81,11 +80,9 @@ class TrainingInput(_FrameworkInput):
         if read is None or is_out_of_core(read.matrix):
             read = Expression(source, layer, scaled=True)
         if read.scale == "scaled":
-            warnings.warn(
+            warn(
                 "`adata.X` holds negative values, as after scaling, which are not expression, and there is no other: "
                 "the model reads the representation alone. `params={'genes': False}` says so beforehand.",
-                UserWarning,
-                stacklevel=at_caller(),
             )
             return
         chosen = _genes_to_read(read, model.params.genes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tarfile
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from stxtools._progress import is_shown
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,11 +73,9 @@ def fetch_one(
 
         found = pooch.file_hash(str(path))
         record.write_text(f"{found}  {file.name}\n")
-        warnings.warn(
+        warn(
             f"No checksum of {file.name} is published: this copy was not checked. Its own, sha256:{found}, is recorded "
             f"in {record.name} and holds from now on; compare it with a colleague's, or pass one as `known_hash=`.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
     return path
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.mask import REACH, REACH_SCATTERED
 from stxtools._spatial.outlines import outlines
 from stxtools._validate import Libraries, categories, check_adata, check_key_added, coordinates, libraries
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -290,9 +289,8 @@ def _by_place(
     out[at[order]] = names[which[order]]
     several = int((pd.DataFrame({"at": at, "name": names[which]}).groupby("at")["name"].nunique() > 1).sum())
     if several:
-        warnings.warn(
+        warn(
             f"{several} observations lie in shapes of several names; each has that of the smallest shape.",
-            stacklevel=at_caller(),
         )
     return out
 

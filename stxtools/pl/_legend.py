@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._colors import default_colors
 from stxtools._slots import column_names
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -282,8 +281,7 @@ def _fitting_legend(
         if need <= 0.6 * width and tall <= height:
             return need, legend
         legend.remove()
-    warnings.warn("The legend does not fit into `ax` and is not drawn; pass a larger `ax`, or `legend=False`.",
-                  stacklevel=at_caller())  # fmt: skip
+    warn("The legend does not fit into `ax` and is not drawn; pass a larger `ax`, or `legend=False`.")
     return 0.0, None
 
 

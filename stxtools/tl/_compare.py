@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import categories, check_adata, check_int, check_seed, listing
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 from stxtools.stats._meta_analysis import adjust_bh
 from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_pairs, compare_subjects
 
@@ -152,12 +151,10 @@ def _units(
         return chosen, False
     alone = found[times == 1]
     if len(alone):
-        warnings.warn(
+        warn(
             f"{condition_names[group]!r} and {condition_names[reference]!r} are compared within the "
             f"{len(found) - len(alone)} subject(s) that have both; left out: "
             f"{listing(subject_names[i] for i in alone)}.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
     return chosen[~np.isin(pairs[0, chosen], alone)], True
 

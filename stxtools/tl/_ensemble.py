@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools._validate import listing
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 
 if TYPE_CHECKING:
     from stxtools.models import TissueNet, TissueNetParams, TissuePrediction
@@ -40,24 +39,20 @@ def warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved:
     named = model.params.ensemble != "auto"
     if not how["converged"]:
         what = "It keeps the weight that `ensemble` gives it" if named else "Its weight in the ensemble is 0"
-        warnings.warn(
+        warn(
             f"The network has not converged: its lowest loss on {how['judged_on']} is {how['loss']:.3g} (epoch "
             f"{how['best_epoch'] + 1} of {how['epochs']}), not below {how['uninformed_loss']:.3g}, that of predicting "
             f"the classes' shares. {what}; embeddings and attention are those of this network. More labels, more "
             "epochs or a smaller `params['lr']` may help.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
     elif not named and any(_without_network(model, task) for task in model.classes):
         where = sorted(set(weights.loc[weights["network"] == 0, "library"]))
         if where or saved:
             scope = f"in {listing(where)}" if where else "in the sections that the saved model will be applied to"
-            warnings.warn(
+            warn(
                 f"The network has weight 0 {scope}: three or more sections have labels, so that a linear classifier, "
                 f"chosen on held-out sections, predicts alone where there are none (`adata.uns[{key!r}]['weights']`). "
                 "`ensemble=` names other members.",
-                UserWarning,
-                stacklevel=at_caller(),
             )
 
 

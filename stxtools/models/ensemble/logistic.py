@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 
 FloatArray = NDArray[np.float64]
 
@@ -49,11 +47,9 @@ def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: f
     )  # fmt: skip
     left = float(np.abs(found.jac).max())
     if not np.isfinite(found.fun) or left > 100 * _TOLERANCE * steepest:
-        warnings.warn(
+        warn(
             f"The linear classifier of the ensemble has not converged after {found.nit} steps (its gradient is "
             f"{left / steepest:.1e} of that at the start): look for extreme values in the expression.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
     w = found.x.reshape(d + 1, n_classes) * scale
     coef = w[:-1] - w[:-1].mean(axis=1, keepdims=True)

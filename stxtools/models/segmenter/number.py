@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from scipy.special import logsumexp
 
 from stxtools._spatial.graph import neighbour_mean
 from stxtools._spatial.smoothing import Neighbourhoods
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 from stxtools.models._section import Section
 
 from .agreement import pairwise_rand_index
@@ -60,11 +59,9 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
     places = [_Places.of(s, window, rng) for s in sections]
     x, z = _spatial_components(sections, places, rng)
     if z.shape[1] == 0:
-        warnings.warn(
+        warn(
             "Nothing in this tissue is arranged in space more than permuted observations are: it becomes one segment. "
             "`n_segments=` asks for a number all the same.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
         return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
     ks = [k for k in range(1, MOST + 1) if k <= max(2, n // 20)]

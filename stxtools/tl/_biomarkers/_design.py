@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 from stxtools.stats._design import Design
 from stxtools.stats._section import MIN_OBS
 
@@ -59,10 +58,8 @@ def usable(planned: list[Design], reference: str, groupby: str, *, explicit: boo
             "in every section; leave them out with `groups=[...]`, or merge them with others."
         )
     if small:
-        warnings.warn(
+        warn(
             f"Group(s) {small} of `{groupby}` are left out: fewer than {MIN_OBS} observations in every section.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
     return out
 
@@ -71,9 +68,7 @@ def warn_single(designs: list[Design], groupby: str, library_key: str | bool | N
     """Warn where a comparison rests on one library although several were named."""
     single = [d.name for d in designs if d.kind == "within" and len(d.libraries) == 1]
     if library_key is not None and single:
-        warnings.warn(
+        warn(
             f"Group(s) {single} of `{groupby}` can be compared within one library only: their p-values speak of that "
             "section and not of others (`n_libraries` is 1).",
-            UserWarning,
-            stacklevel=at_caller(),
         )

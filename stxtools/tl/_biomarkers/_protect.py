@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, stored_matrix
 from stxtools._spatial.order import name_order
 from stxtools._validate import Labels, check_in
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 from stxtools.stats._thinning import thin_counts
 
 from ._found_again import FoundAgain, SegmentationInput
@@ -134,23 +133,19 @@ def _warn_other_groups(groupby: str, agreement: float, missing: list[str]) -> No
     if agreement < _FOUND_AGAIN:
         parts.append(f"agree with `{groupby}` to an adjusted Rand index of {agreement:.2f} only")
     if parts:
-        warnings.warn(
+        warn(
             f"The tested groups were found again in one half of the counts. They {' and '.join(parts)}: the table "
             f"describes these groups, not those of `{groupby}`. See `protect_agreement` in the table's params.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
 
 
 def warn_unprotected(groupby: str, why: str) -> None:
     """Warn that p-values are optimistic."""
-    warnings.warn(
+    warn(
         f"The groups of `{groupby}` were found in the expression that is tested, so p-values are optimistic"
         f"{f' (not protected: {why})' if why else ''}. Use `protect='thinning'` on integer counts (`layer=`), or split "
         "the counts with `st.pp.split_counts`, find groups in one part and test the other (`layer=`). "
         "Otherwise rank genes by effect (`auroc`, `logfoldchanges`), not by p-value.",
-        UserWarning,
-        stacklevel=at_caller(),
     )
 
 

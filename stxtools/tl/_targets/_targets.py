@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_in, check_key_added
-from stxtools._warn import at_caller
+from stxtools._warn import warn
 from stxtools.tl._biomarkers._table import COLUMNS
 
 from ._tables import TargetTable, parse_target_table, read_table, symbol_map
@@ -198,11 +197,9 @@ def _warn(fmt: str, n_vars: int, report: dict[str, list[str]]) -> None:
             more = ", ..." if len(genes) > _N_SHOWN else ""
             parts.append(f"{len(genes)} {text} ({', '.join(genes[:_N_SHOWN])}{more})")
     if parts:
-        warnings.warn(
+        warn(
             f"Of {n_vars} genes looked up in {fmt}, {'; '.join(parts)}. All of them are listed in "
             "`uns['targets_params']`.",
-            UserWarning,
-            stacklevel=at_caller(),
         )
 
 
