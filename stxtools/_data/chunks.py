@@ -69,18 +69,14 @@ def rows_per_chunk(n_vars: int) -> int:
     return max(256, int(settings.max_memory * 2**30 / 4 / (8 * n_vars)))
 
 
-def map_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], n_rows: int | None = None) -> list[T]:
-    """Apply ``work(chunk, rows)`` to every chunk of rows (CSR) and return the results in order.
-
-    ``work`` is picklable for work on a cluster; ``n_rows`` counts where the matrix has no chunks of its own.
-    """
-    return list(iter_rows(matrix, work, n_rows, at_once=None))
+def map_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T]) -> list[T]:
+    """Apply ``work(chunk, rows)``, picklable for a cluster, to chunks of rows (CSR); return the results in order."""
+    return list(iter_rows(matrix, work, at_once=None))
 
 
 def iter_rows(
-    matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], n_rows: int | None = None, *,
-    at_once: int | None = AT_ONCE,
-) -> Iterator[T]:  # fmt: skip
+    matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_once: int | None = AT_ONCE
+) -> Iterator[T]:
     """Yield what :func:`map_rows` returns, chunk by chunk; ``at_once`` chunks of a dask array are under way."""
     if is_backed(matrix) and _by_column(matrix):
         matrix = to_csr(matrix)
@@ -92,16 +88,11 @@ def iter_rows(
         return
     if not is_backed(matrix) and not isinstance(matrix, np.ndarray):
         matrix = to_csr(matrix)
-    for rows, chunk in _local_chunks(matrix, n_rows):
-        yield work(chunk, rows)
-
-
-def _local_chunks(matrix: Any, n_rows: int | None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
     n, n_vars = matrix.shape
-    step = rows_per_chunk(n_vars) if n_rows is None else n_rows
+    step = rows_per_chunk(n_vars)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        yield rows, to_csr(matrix[rows])
+        yield work(to_csr(matrix[rows]), rows)
 
 
 def _iter_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], at_once: int | None) -> Iterator[T]:

@@ -84,7 +84,7 @@ class Expression:
             return "`adata.raw` holds negative values, too"
         warn(
             "`adata.X` holds negative values, as after scaling, which are not expression: `adata.raw` is read instead "
-            f"(scale: {survey.scale}). Counts in `adata.layers['counts']` would come first.",
+            f"(scale: {survey.scale}). Counts in `adata.layers['counts']` would come first."
         )
         self.matrix, self.stored, self.survey, self.source = matrix, stored, survey, "raw.X"
         return ""
@@ -110,8 +110,7 @@ class Expression:
         from stxtools.models import GeneSection
 
         at = np.arange(len(self.names)) if genes is None else genes
-        parts = list(log_chunks(self, partial(_columns, at), at_once=None))
-        logged = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+        logged = log_matrix(self, at, at_once=None)
         return [GeneSection(logged[rows], [names[k] for k in at], where.xy[rows]) for rows in where.parts]
 
     @property
@@ -152,7 +151,7 @@ def _check_marker(seen: Survey) -> None:
     warn(
         f"`adata.uns['log1p']` says that `adata.X` holds logarithms, but its values are {found}: they are taken as "
         f"{seen.scale if seen.scale == 'counts' else 'linear expression'}. If the entry is out of date, "
-        "`del adata.uns['log1p']`; if not, name the `layer` with expression.",
+        "`del adata.uns['log1p']`; if not, name the `layer` with expression."
     )
 
 
@@ -174,10 +173,6 @@ def _raw_matrix(adata: AnnData) -> tuple[Any, str]:
     return matrix[:, at], ""
 
 
-def _columns(genes: NDArray[np.int64], logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-    return logged[:, genes]
-
-
 def _taken(taken: NDArray[np.int64], chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     low, high = np.searchsorted(taken, [rows.start, rows.stop])
     return chunk if high - low == chunk.shape[0] else chunk[taken[low:high] - rows.start]
@@ -193,6 +188,15 @@ def log_chunks(
     """
     target = median_depth(read.survey.depth) if target_sum is None else target_sum
     yield from iter_rows(read.matrix, partial(_normalized, read.scale, target, work), at_once=at_once)
+
+
+def log_matrix(read: Expression, genes: Any = slice(None), *, at_once: int | None = AT_ONCE) -> sparse.csr_matrix:
+    """Return log expression of some genes, or all, of all observations."""
+    return sparse.csr_matrix(sparse.vstack(list(log_chunks(read, partial(_of_genes, genes), at_once=at_once)), "csr"))
+
+
+def _of_genes(genes: Any, logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+    return logged[:, genes]
 
 
 def _normalized(

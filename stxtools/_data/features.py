@@ -238,9 +238,7 @@ def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | Non
         )
     if share < _WARN_SHARE and (enough is None or found < enough):
         how = "the rest is inferred from them" if enough is None else "its classifiers read only these"
-        warn(
-            f"`adata` has {found} of the model's {total} genes ({share:.0%}); {how}.",
-        )
+        warn(f"`adata` has {found} of the model's {total} genes ({share:.0%}); {how}.")
     return share
 
 
@@ -281,7 +279,7 @@ def _with_loadings(
     warn(
         f"`adata.obsm[{rep.name!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
         f"`obsm[{rep.name!r}]` of other sections too: they must hold the same representation. Delete "
-        f"`adata.obsm[{rep.name!r}]` to train a model on a PCA that it carries along.",
+        f"`adata.obsm[{rep.name!r}]` to train a model on a PCA that it carries along."
     )
     return rep
 

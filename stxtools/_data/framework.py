@@ -82,7 +82,7 @@ class TrainingInput(_FrameworkInput):
         if read.scale == "scaled":
             warn(
                 "`adata.X` holds negative values, as after scaling, which are not expression, and there is no other: "
-                "the model reads the representation alone. `params={'genes': False}` says so beforehand.",
+                "the model reads the representation alone. `params={'genes': False}` says so beforehand."
             )
             return
         chosen = _genes_to_read(read, model.params.genes)

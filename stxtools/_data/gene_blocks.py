@@ -12,7 +12,7 @@ from scipy import sparse
 from stxtools._settings import settings
 
 from .chunks import is_out_of_core, to_csr
-from .expression import Expression, log_chunks
+from .expression import Expression, log_chunks, log_matrix
 from .representation import log_normalize, median_depth
 
 _BYTES = 64  # of a stored value, in all forms that a test needs: by row and by column, logged, linear, ranked
@@ -39,7 +39,7 @@ class GeneBlocks:
         if genes == slice(0, self.shape[1]) and not is_out_of_core(self.read.matrix):
             target = median_depth(self.read.survey.depth)
             return log_normalize(to_csr(self.read.matrix), self.read.scale, target_sum=target)
-        return sparse.csr_matrix(sparse.vstack(list(log_chunks(self.read, partial(_some_genes, genes))), format="csr"))
+        return log_matrix(self.read, genes)
 
     def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield log expression chunk of rows by chunk, of some genes or of all."""
@@ -56,10 +56,6 @@ def gene_slices(seen: NDArray[np.int64], most: float) -> list[slice]:
         out.append(slice(start, stop))
         start, before = stop, float(ends[stop - 1])
     return out or [slice(0, 0)]
-
-
-def _some_genes(genes: slice, logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-    return logged[:, genes]
 
 
 def _with_rows(

@@ -12,7 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
-from stxtools._spatial.raster import RasterGrid, rasterize_libraries
+from stxtools._spatial.raster import RasterGrid, rasterize_libraries, split_rows
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ class Geometry:
         """Distances between spatial neighbours, (n, n)."""
         return spatial_graph(self.xy, self.libs.codes, self.pixels, self.grids, self.meshes)
 
-    @property
+    @cached_property
     def parts(self) -> list[NDArray[np.int64]]:
         """Per section, the positions of its observations."""
-        return [self.libs.rows(i) for i in range(len(self.libs))]
+        return split_rows(self.libs.codes, len(self.libs))
 
     def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Put arrays of each section back into the order of the observations."""

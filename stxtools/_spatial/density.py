@@ -17,26 +17,23 @@ def unique_points(xy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return points.view(np.float64).reshape(-1, 2), first.astype(np.int64), inverse.reshape(-1).astype(np.int64)
 
 
-def neighbour_radius(points: NDArray[np.float64], k: int = N_NEIGHBOURS) -> NDArray[np.float64]:
-    """Return the distance of each distinct point to its ``k``-th neighbour (to the farthest if there are fewer)."""
-    k = min(k, len(points) - 1)
+def neighbour_radius(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distance of each distinct point to its sixth neighbour (to the farthest if there are fewer)."""
+    k = min(N_NEIGHBOURS, len(points) - 1)
     if k < 1:
         return np.ones(len(points))
     distance, _ = cKDTree(points).query(points, k=[k + 1])
     return distance[:, 0]
 
 
-def local_area(
-    points: NDArray[np.float64], k: int = N_NEIGHBOURS, radius: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """Area that each distinct point has to itself, ``pi r_k**2 / k`` (1 for a lone point); ``radius`` is r_k."""
-    if len(points) < 2:
-        return np.ones(len(points))
-    radius = neighbour_radius(points, k) if radius is None else radius
-    return np.pi * radius**2 / min(k, len(points) - 1)
+def local_area(radius: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area that each distinct point has to itself, ``pi r**2 / 6`` of :func:`neighbour_radius` (1 for a lone point)."""
+    if len(radius) < 2:
+        return np.ones(len(radius))
+    return np.pi * radius**2 / min(N_NEIGHBOURS, len(radius) - 1)
 
 
 def typical_spacing(xy: NDArray[np.float64]) -> float:
     """Return the square root of the median area per observation (1.0 for a lone position)."""
     points, _, _ = unique_points(xy)
-    return float(np.sqrt(np.median(local_area(points)))) if len(points) > 1 else 1.0
+    return float(np.sqrt(np.median(local_area(neighbour_radius(points))))) if len(points) > 1 else 1.0

@@ -91,24 +91,21 @@ def observation_area(
     return area
 
 
-def neighbour_mean(
-    graph: sparse.csr_matrix, values: NDArray[Any], rounds: int = 1, include_self: bool = True
-) -> NDArray[Any]:
-    """Average (n x d) over neighbours, ``rounds`` times; an observation without neighbours keeps its own values."""
+def neighbour_mean(graph: sparse.csr_matrix, values: NDArray[Any], rounds: int = 1) -> NDArray[Any]:
+    """Average (n x d) over observations and their neighbours, ``rounds`` times."""
     out = np.asarray(values)
-    weight = averaging(graph, out.dtype, include_self)
+    weight = averaging(graph, out.dtype)
     for _ in range(rounds):
         out = weight @ out
     return np.asarray(out, dtype=weight.dtype)
 
 
-def averaging(graph: sparse.csr_matrix, dtype: Any = np.float64, include_self: bool = True) -> sparse.csr_matrix:
-    """Return the matrix that averages over neighbours: float32 for ``dtype`` float32, else float64."""
+def averaging(graph: sparse.csr_matrix, dtype: Any = np.float64) -> sparse.csr_matrix:
+    """Return the matrix that averages over an observation and its neighbours, float32 for it, else float64."""
     dtype = np.float32 if dtype == np.float32 else np.float64
     n = graph.shape[0]
     weight = sparse.csr_matrix((np.ones(graph.nnz, dtype=dtype), graph.indices, graph.indptr), shape=graph.shape)
-    own = np.ones(n) if include_self else (np.diff(graph.indptr) == 0).astype(np.float64)
-    weight = (weight + sparse.diags(own, format="csr", dtype=dtype)).tocsr()
+    weight = (weight + sparse.identity(n, dtype=dtype, format="csr")).tocsr()
     weight.data /= np.repeat(np.asarray(weight.sum(axis=1)).ravel(), np.diff(weight.indptr)).astype(dtype)
     return weight
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+_PIXELS_PER_SPOT = 4  # unless the image would be larger than `max_side`
 _BLOCK = 1 << 20  # pixels per nearest-neighbour query
 REACH = 0.75  # for lattices
 REACH_SCATTERED = 1.5
@@ -21,16 +22,14 @@ class Frame(NamedTuple):
     origin: tuple[float, float] = (0.0, 0.0)
 
 
-def tissue_frame(
-    xy: NDArray[np.float64], spacing: float, *, pixels_per_spot: float = 4, max_side: int = 2048, margin: float = REACH
-) -> Frame:
+def tissue_frame(xy: NDArray[np.float64], spacing: float, *, max_side: int = 2048, margin: float = REACH) -> Frame:
     """Return a frame that covers the tissue and ``margin`` spacings around it, wherever it lies."""
     if not spacing > 0:
         raise ValueError(f"`spacing={spacing}` must be positive.")
     low = xy.min(axis=0) - margin * spacing
     size = xy.max(axis=0) + margin * spacing - low
     # - 2, + 2: the image must hold the pixel of the outermost observation, rounded either way
-    scale = min(pixels_per_spot / spacing, (max_side - 2) / float(size.max()))
+    scale = min(_PIXELS_PER_SPOT / spacing, (max_side - 2) / float(size.max()))
     # rounded, so that the same tissue elsewhere gets an image of the same size
     width, height = (min(int(np.ceil(np.round(v * scale, 6))) + 2, max_side) for v in size)
     return Frame((height, width), float(scale), (float(low[0]), float(low[1])))

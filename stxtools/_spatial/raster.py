@@ -13,6 +13,7 @@ from .density import typical_spacing
 from .lattice import Kind, fit_lattice
 
 LATTICES = ("auto", "hex", "square", "scattered")
+_OCCUPANCY = 2.0  # scattered observations in a pixel
 _AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside those for each observation
 
 
@@ -58,11 +59,10 @@ def rasterize(
     array: NDArray[Any] | None = None,
     lattice: Kind = "auto",
     pixel_size: float | None = None,
-    occupancy: float = 2.0,
 ) -> tuple[NDArray[np.int32], RasterGrid]:
     """Return the pixel (row, col) of every observation of one section, and the grid.
 
-    The pixel of scattered cells holds ``occupancy`` of them on average; ``pixel_size`` asks for bins of that size. A
+    The pixel of scattered cells holds two of them on average; ``pixel_size`` asks for bins of that size. A
     lone observation is pixel (0, 0) of a 1 x 1 raster.
     """
     if lattice not in LATTICES:
@@ -90,7 +90,7 @@ def rasterize(
     if pixel_size is not None:
         return _bin(xy, float(pixel_size))
     spacing = typical_spacing(xy)
-    return _bin(xy, spacing * np.sqrt(occupancy) if (xy != xy[0]).any() else 1.0, spacing)
+    return _bin(xy, spacing * np.sqrt(_OCCUPANCY) if (xy != xy[0]).any() else 1.0, spacing)
 
 
 def _bin(xy: NDArray[np.float64], size: float, spacing: float | None = None) -> tuple[NDArray[np.int32], RasterGrid]:
@@ -121,7 +121,6 @@ def rasterize_libraries(
     *,
     lattice: Kind = "auto",
     pixel_size: float | None = None,
-    occupancy: float = 2.0,
 ) -> tuple[NDArray[np.int32], list[RasterGrid]]:
     """Rasterise every section by itself; scattered ones share the median of their pixel sizes, to compare areas."""
     index = np.zeros((len(xy), 2), dtype=np.int32)
@@ -129,7 +128,7 @@ def rasterize_libraries(
     sections = split_rows(codes, n_libraries)
     for rows in sections:
         part = None if array is None else array[rows]
-        index[rows], grid = rasterize(xy[rows], array=part, lattice=lattice, pixel_size=pixel_size, occupancy=occupancy)
+        index[rows], grid = rasterize(xy[rows], array=part, lattice=lattice, pixel_size=pixel_size)
         grids.append(grid)
     if pixel_size is None:
         binned = [i for i, grid in enumerate(grids) if grid.lattice == "scattered"]

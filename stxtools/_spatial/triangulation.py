@@ -33,7 +33,7 @@ def triangulate(xy: NDArray[np.float64]) -> Mesh:
     """
     points, first, member = unique_points(xy - xy.mean(axis=0))
     radius = neighbour_radius(points)
-    spacing = np.sqrt(local_area(points, radius=radius))
+    spacing = np.sqrt(local_area(radius))
     simplices, edges, contact = _mesh(points)
     length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
     keep = length <= TRIM * np.sqrt(radius[edges[:, 0]] * radius[edges[:, 1]])

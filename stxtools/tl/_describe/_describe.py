@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
-from stxtools._data.expression import log_chunks
+from stxtools._data.expression import log_matrix
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import free_key
@@ -122,7 +121,7 @@ def describe(
         where = Geometry(adata, spatial_key, library_key, raster=pairs is not None)
         tested = Tested(adata, groupby, named, layer, protect, seed, show_progress)
         record = {"protected": tested.protected, **tested.record}
-        logged = sparse.csr_matrix(sparse.vstack(list(log_chunks(tested.read, _keep)), format="csr"))
+        logged = log_matrix(tested.read)
         test = _Test(adata, where, n_null, seed, show_progress)
         for name, table in nets.items():
             parts.append(test(name, activities(logged, genes, table), tested.codes, named.names, groupby))
@@ -156,10 +155,6 @@ def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
         raise ValueError(f"`adata.uns[{key!r}]` was made for `groupby={made_for!r}`; run `st.tl.biomarkers(adata, "
                          f"{groupby!r}, key_added=...)` and name its table with `biomarkers_key`.")  # fmt: skip
     return table[(table["scores"] > 0) & (table["pvals_adj"] <= FDR)]
-
-
-def _keep(logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-    return logged
 
 
 class _Test:

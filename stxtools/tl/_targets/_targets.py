@@ -206,12 +206,5 @@ def _warn(fmt: str, n_vars: int, report: dict[str, list[str]]) -> None:
 def _take(column: pd.Series, row: np.ndarray) -> np.ndarray:
     """Values of ``column`` at ``row``; where it is -1: NaN, 0, False or an empty text."""
     values = column.to_numpy()
-    if values.dtype == object:
-        fill: object = ""
-    elif values.dtype.kind == "f":
-        fill = np.nan
-    else:
-        fill = values.dtype.type(0)
-    out = np.full(len(row), fill, dtype=values.dtype)
-    out[row >= 0] = values[row[row >= 0]]
-    return out
+    fill = {"O": "", "f": np.nan}.get(values.dtype.kind, values.dtype.type(0))
+    return pd.api.extensions.take(values, row, allow_fill=True, fill_value=fill)
