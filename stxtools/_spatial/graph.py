@@ -101,7 +101,7 @@ def neighbour_mean(graph: sparse.csr_matrix, values: NDArray[Any], rounds: int =
 
 
 def averaging(graph: sparse.csr_matrix, dtype: Any = np.float64) -> sparse.csr_matrix:
-    """Return the matrix that averages over an observation and its neighbours, float32 for it, else float64."""
+    """Return the matrix that averages over neighbours: float32 where ``dtype`` is, else float64."""
     dtype = np.float32 if dtype == np.float32 else np.float64
     n = graph.shape[0]
     weight = sparse.csr_matrix((np.ones(graph.nnz, dtype=dtype), graph.indices, graph.indptr), shape=graph.shape)
