@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import anndata as ad
@@ -13,6 +14,7 @@ import pandas as pd
 import stxtools as st
 
 DEPTH = 50
+MIN_CELLS = 50  # of a region in either half
 
 
 def rank_biased_overlap(a: Sequence[str], b: Sequence[str], p: float, depth: int = DEPTH) -> float:
@@ -25,31 +27,34 @@ def rank_biased_overlap(a: Sequence[str], b: Sequence[str], p: float, depth: int
     return (1 - p) * total / (1 - p**depth)
 
 
-def ours(adata: ad.AnnData, key: str, group: str) -> list[str]:
-    several = adata.obs["library"].nunique() > 1
-    st.tl.biomarkers(adata, key, groups=[group], library_key="library" if several else None, show_progress=False)
-    return adata.uns["biomarkers"]["names"].tolist()
-
-
-def wilcoxon(adata: ad.AnnData, key: str, group: str) -> list[str]:
+def orders(adata: ad.AnnData, key: str, group: str) -> dict[str, list[str]]:
+    """Genes in the order of the table, by ``rank_score`` alone, and by a Wilcoxon test of pooled observations."""
     import scanpy as sc
 
+    several = adata.obs["library"].nunique() > 1
+    st.tl.biomarkers(adata, key, groups=[group], library_key="library" if several else None, show_progress=False)
+    table = adata.uns["biomarkers"]
     logged = adata.copy()
     sc.pp.normalize_total(logged)
     sc.pp.log1p(logged)
     sc.tl.rank_genes_groups(logged, key, groups=[group], method="wilcoxon")
-    return sc.get.rank_genes_groups_df(logged, group)["names"].tolist()
+    return {
+        "table": table["names"].tolist(),
+        "`rank_score`": table.sort_values(["rank_score", "scores"], ascending=False, kind="stable")["names"].tolist(),
+        "Wilcoxon": sc.get.rank_genes_groups_df(logged, group)["names"].tolist(),
+    }
 
 
 def compare(first: ad.AnnData, second: ad.AnnData, key: str, group: str) -> dict[str, float]:
     out = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, rank in (("stxtools", ours), ("Wilcoxon", wilcoxon)):
-            a, b = rank(first, key, group), rank(second, key, group)
-            for p in (0.9, 0.98):
-                out[f"{name}, p = {p}"] = rank_biased_overlap(a, b, p)
-            out[f"{name}, shared of {DEPTH}"] = len(set(a[:DEPTH]) & set(b[:DEPTH])) / DEPTH
+        one, two = orders(first, key, group), orders(second, key, group)
+    for name, a in one.items():
+        b = two[name]
+        for p in (0.9, 0.98):
+            out[f"{name}, p = {p}"] = rank_biased_overlap(a, b, p)
+        out[f"{name}, shared of {DEPTH}"] = len(set(a[:DEPTH]) & set(b[:DEPTH])) / DEPTH
     return out
 
 
@@ -62,22 +67,37 @@ def read(folder: Path, name: str) -> ad.AnnData:
     return adata
 
 
+def mean_row(data: str, split: str, found: list[dict[str, float]]) -> dict[str, str]:
+    return {"data": data, "split": split} | {k: f"{v:.3f}" for k, v in pd.DataFrame(found).mean().items()}
+
+
 def replication(folder: Path) -> list[dict[str, str]]:
-    rows = []
+    rows, every = [], []
     patients = {p: read(folder, f"her2st_{p}1") for p in "ABCD"}
     for adata in patients.values():
         adata.obs["tumour"] = adata.obs["is_tumour"].astype(str)
     common = sorted(set.intersection(*(set(a.var_names) for a in patients.values())))
     patients = {p: a[a.obs["annotation"].notna(), common].copy() for p, a in patients.items()}
-    for pair in ("AB-CD", "AC-BD", "AD-BC"):
-        sides = [ad.concat([patients[p] for p in side]) for side in pair.split("-")]
-        for group in ("tumour", "non-tumour"):
-            found = compare(*sides, "tumour", group)
-            rows.append({"data": f"HER2ST, {group}", "patients": pair} | {k: f"{v:.3f}" for k, v in found.items()})
+    for group in ("tumour", "non-tumour"):
+        for pair in ("AB-CD", "AC-BD", "AD-BC"):
+            sides = [ad.concat([patients[p] for p in side]) for side in pair.split("-")]
+            every.append(compare(*sides, "tumour", group))
+            rows.append(mean_row(f"HER2ST, {group}", pair, every[-1:]))
+    rows.append(mean_row("HER2ST, mean", "three splits", every))
+    alone = [compare(patients[a], patients[b], "tumour", group)
+             for a, b in combinations("ABCD", 2) for group in ("tumour", "non-tumour")]  # fmt: skip
+    rows.append(mean_row("HER2ST, single patients, mean", "six pairs", alone))
     layers = [read(folder, f"dlpfc_{s}") for s in ("151673", "151675")]
     common = sorted(set(layers[0].var_names) & set(layers[1].var_names))
     layers = [a[a.obs["layer"].notna(), common].copy() for a in layers]
-    found = pd.DataFrame([compare(*layers, "layer", name) for name in sorted(layers[0].obs["layer"].unique())]).mean()
-    rows.append({"data": "DLPFC, mean of 7 layers", "patients": "151673-151675"}
-                | {k: f"{v:.3f}" for k, v in found.items()})  # fmt: skip
+    found = [compare(*layers, "layer", name) for name in sorted(layers[0].obs["layer"].unique())]
+    rows.append(mean_row("DLPFC, mean of 7 layers", "151673-151675", found))
+    breast = read(folder, "xenium_breast_idc")
+    breast = breast[breast.obs["region"].notna() & (np.asarray(breast.X.sum(axis=1)).ravel() > 0)].copy()
+    halves = []
+    for place in breast.obsm["spatial"].T:
+        sides = [breast[(place > np.median(place)) == side].copy() for side in (False, True)]
+        cells = pd.concat([side.obs["region"].value_counts() for side in sides], axis=1).min(axis=1)
+        halves += [compare(*sides, "region", name) for name in sorted(cells.index[cells >= MIN_CELLS])]
+    rows.append(mean_row("Xenium, mean of regions", "halves by x and y", halves))
     return rows

@@ -46,14 +46,11 @@ def adjust_bh(pvals: Floats, weights: Floats | None = None) -> Floats:
     return stats.false_discovery_control(weighted, method="bh") if len(pvals) else pvals
 
 
-def expression_weights(nonzero: Floats) -> Floats:
-    """Weights of genes by the share of observations that express them: its square root, with mean 1.
-
-    A gene that is hardly seen can hardly be found.
-    """
-    root = np.sqrt(nonzero)
-    mean = float(root.mean()) if len(root) else 0.0
-    return root / mean if mean > 0 else np.ones(len(root))
+def expression_weights(mean: Floats) -> Floats:
+    """Weights of genes by the root of their mean expression, with mean 1: a count tells a fold change as well as that."""
+    root = np.sqrt(mean)
+    middle = float(root.mean()) if len(root) else 0.0
+    return root / middle if middle > 0 else np.ones(len(root))
 
 
 def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:

@@ -63,14 +63,14 @@ class RegionEffect:
 class Description:
     """Per gene: means on the linear scale, shares of observations that express it, AUROC, effect to rank by.
 
-    ``nonzero`` is the share on both sides together.
+    ``mean`` is that of both sides together.
     """
 
     mean_group: Floats
     mean_reference: Floats
+    mean: Floats
     nonzero_group: Floats
     nonzero_reference: Floats
-    nonzero: Floats
     auroc: Floats
     effect: Floats
 
@@ -78,7 +78,7 @@ class Description:
         """Return the description of the complement."""
         auroc = complement_auroc(self.auroc, n_group, n_reference)
         return Description(
-            self.mean_reference, self.mean_group, self.nonzero_reference, self.nonzero_group, self.nonzero, auroc,
+            self.mean_reference, self.mean_group, self.mean, self.nonzero_reference, self.nonzero_group, auroc,
             -self.effect,
         )  # fmt: skip
 
@@ -133,8 +133,8 @@ class SectionExpression:
         mean = np.split(gene_sums(self.matrix, sides, _linear), 2, axis=1)
         nonzero = np.split(gene_sums(self.matrix, sides, _is_expressed), 2, axis=1)
         root = np.split(self.root_means(np.concatenate([inside, ~inside], axis=1)), 2, axis=1)
-        seen = (nonzero[0] * n1 + nonzero[1] * n0) / len(self)
-        found = (*mean, *nonzero, seen, aurocs(self.matrix, labels), root[0] - root[1])
+        both = (mean[0] * n1 + mean[1] * n0) / len(self)
+        found = (*mean, both, *nonzero, aurocs(self.matrix, labels), root[0] - root[1])
         return [Description(*(x[:, i].copy() for x in found)) for i in range(len(labels))]
 
     def root_means(self, labels: NDArray[np.bool_]) -> Floats:

@@ -48,7 +48,7 @@ def design_table(
     effect, error = found.effect, outcome.error
     if adjusted and design.kind == "within":
         effect, error = tested.effect, outcome.tested_error
-    weights = expression_weights(found.nonzero)
+    weights = expression_weights(found.mean)
     z, adjusted_p = signed_z(tested.statistic, tested.df), adjust_bh(tested.pvals, weights)
     change = np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO))
     low, high = intervals(change, z, adjusted_p, weights)
