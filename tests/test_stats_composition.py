@@ -25,7 +25,7 @@ from stxtools.stats._composition import (
     rescaled,
 )
 from stxtools.stats._expression import equal_blocks
-from stxtools.stats._region_test import SectionView, ViewRows
+from stxtools.stats._region_test import SectionView
 from stxtools.stats._smooth import smooth_basis
 
 
@@ -38,7 +38,7 @@ def _expression(n: int = 120, genes: int = 25, seed: int = 0) -> np.ndarray:
 
 def _space(y: np.ndarray, **kwargs: int) -> ExpressionSpace:
     view = SectionView(InMemory(sparse.csr_matrix(y)), np.arange(len(y)), np.zeros((len(y), 2)), 0)
-    return ExpressionSpace(ViewRows(view), y.mean(axis=0, dtype=float), y.var(axis=0), **kwargs)
+    return ExpressionSpace(view.stored, len(y), y.mean(axis=0, dtype=float), y.var(axis=0), **kwargs)
 
 
 def _partial(y: np.ndarray, label: np.ndarray, z: np.ndarray) -> tuple[float, float]:

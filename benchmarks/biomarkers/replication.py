@@ -97,7 +97,7 @@ def replication(folder: Path) -> list[dict[str, str]]:
     halves = []
     for place in breast.obsm["spatial"].T:
         sides = [breast[(place > np.median(place)) == side].copy() for side in (False, True)]
-        cells = pd.concat([side.obs["region"].value_counts() for side in sides], axis=1).min(axis=1)
+        cells = pd.concat([side.obs["region"].value_counts() for side in sides], axis=1).min(axis=1, skipna=False)
         halves += [compare(*sides, "region", name) for name in sorted(cells.index[cells >= MIN_CELLS])]
     rows.append(mean_row("Xenium, mean of regions", "halves by x and y", halves))
     return rows

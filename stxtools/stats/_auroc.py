@@ -72,10 +72,3 @@ def auroc_from_ranks(
     stored = sparse.csr_matrix((ones, ranks.indices, ranks.indptr), shape=ranks.shape) @ inside
     total = ranks @ inside + (n1 - stored) * zero_rank  # sums of halves: exact
     return np.asarray((total - n1 * (n1 + 1) / 2.0) / (float(n1) * n0), dtype=np.float64)
-
-
-def complement_auroc(auroc: NDArray[np.float64], n_group: int, n_reference: int) -> NDArray[np.float64]:
-    """AUROC of the reference against the group, equal to the bit to :func:`auroc_from_ranks`."""
-    pairs = float(n_group) * n_reference
-    won = np.rint(2.0 * auroc * pairs) / 2.0  # Mann-Whitney U, a multiple of 1/2
-    return (pairs - won) / pairs

@@ -5,9 +5,9 @@ Components are computed without the tested gene, so that no gene explains itself
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,45 +97,31 @@ class Nuisance:
         return Nuisance(self.scores, self.loadings[genes])
 
 
-class Rows(Protocol):
-    """Log expression of a section, read by rows."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Observations and genes."""
-
-    def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
-        """Yield ``size`` observations of some genes at a time, in the order of storage."""
-
-    def reordered(self, values: Floats) -> Floats:
-        """Bring values (observations on the first axis) from the order of storage into that of the section."""
+ReadRows = Callable[[NDArray[np.int64], int], Iterator[sparse.csr_matrix]]  # of some genes, so many at a time
 
 
 class ExpressionSpace:
     """Second moments of a section's most variable genes: components without some genes are cheap.
 
-    - ``rows``: Log expression.
+    - ``read``: Reads log expression of ``n_obs`` observations.
     - ``mean``, ``variance``: Of every gene.
-    - ``max_genes``: Genes at most.
     """
 
-    def __init__(self, rows: Rows, mean: Floats, variance: Floats, max_genes: int = MAX_GENES) -> None:
-        self._rows = rows
-        self._n_obs, self._n_genes = rows.shape
+    def __init__(self, read: ReadRows, n_obs: int, mean: Floats, variance: Floats, max_genes: int = MAX_GENES) -> None:
+        self._read, self._n_obs, self._n_genes = read, n_obs, len(mean)
         top = np.argsort(-variance, kind="stable")[:max_genes]
         self._genes = np.sort(top[variance[top] > 0])
         moments = np.zeros((len(self._genes), len(self._genes)))
-        for some in rows.blocks(self._genes, _BLOCK):
+        for some in read(self._genes, _BLOCK):
             block = some.toarray().astype(np.float64, copy=False)
             moments += block.T @ block
         mean = mean[self._genes]
         self._covariance = moments / self._n_obs - np.outer(mean, mean)
 
-    def components(self, n_comps: int, without: NDArray[np.int64] | None = None, rows: Rows | None = None) -> Nuisance:
-        """Return the leading principal components of the genes that are not in ``without``.
-
-        ``rows``: whose scores, by default those of the rows that the moments come from.
-        """
+    def components(
+        self, n_comps: int, without: NDArray[np.int64] | None = None, read: ReadRows | None = None
+    ) -> Nuisance:
+        """Return the leading components of genes not in ``without``; scores are in the order of ``read``."""
         kept = np.arange(len(self._genes))
         if without is not None and len(without):
             kept = kept[~np.isin(self._genes, without)]
@@ -145,10 +131,9 @@ class ExpressionSpace:
         vectors = _leading(self._covariance[np.ix_(kept, kept)], n_comps)
         loadings = np.zeros((self._n_genes, n_comps))
         loadings[self._genes[kept]] = vectors
-        rows = self._rows if rows is None else rows
         wide = loadings[self._genes]
-        scores = np.concatenate([np.asarray(block @ wide) for block in rows.blocks(self._genes, _BLOCK)])
-        return Nuisance(rows.reordered(scores - scores.mean(axis=0)), loadings)
+        scores = np.concatenate([np.asarray(block @ wide) for block in (read or self._read)(self._genes, _BLOCK)])
+        return Nuisance(scores - scores.mean(axis=0), loadings)
 
 
 def _leading(covariance: Floats, k: int) -> Floats:

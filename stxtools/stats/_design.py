@@ -86,22 +86,6 @@ class Outcome:
     other: Combined | None = None
 
 
-def are_mirrored(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> bool:
-    """Whether contrasts test the complements of others in every library."""
-    return len(contrasts) == len(others) and all(
-        c.view is o.view and np.array_equal(c.label, ~o.label) for c, o in zip(contrasts, others, strict=True)
-    )
-
-
-def copy_mirrored(contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> None:
-    """Copy results from the complements: both sides use the same random regions."""
-    for contrast, other in zip(contrasts, others, strict=True):
-        if other.description is None:
-            raise RuntimeError("The complement was not tested yet.")
-        contrast.description = other.description.mirrored(int(other.label.sum()), int((~other.label).sum()))
-        contrast.effects = tuple(effect.mirrored() for effect in other.effects)
-
-
 def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
     """Combine the tests of a group over libraries."""
     described, error = _mean_description([c.description for c in contrasts if c.description is not None])

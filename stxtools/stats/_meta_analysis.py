@@ -47,7 +47,7 @@ def adjust_bh(pvals: Floats, weights: Floats | None = None) -> Floats:
 
 
 def expression_weights(mean: Floats) -> Floats:
-    """Weights of genes by the root of their mean expression, with mean 1: a count tells a fold change as well as that."""
+    """Weights of genes by the root of their mean expression, with mean 1: so precise are fold changes of counts."""
     root = np.sqrt(mean)
     middle = float(root.mean()) if len(root) else 0.0
     return root / middle if middle > 0 else np.ones(len(root))

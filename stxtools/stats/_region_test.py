@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -113,10 +113,7 @@ class SectionView:
         return out
 
     def select(self, piece: sparse.csr_matrix, first: int, factor: Floats | None = None) -> sparse.csr_matrix:
-        """Return this view's observations among the rows of ``piece``, the first of which is ``first``.
-
-        - ``factor``: Factor of every observation of the view on the linear scale.
-        """
+        """Return this view's observations among the rows of ``piece``, the first of which is ``first``."""
         stored = self._stored_rows
         low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
         at = stored[low:high] - first
@@ -133,10 +130,23 @@ class SectionView:
         known = self._known.strength[~np.isnan(self._known.strength)]
         return self.basis.metric(float(np.median(known)) if len(known) else 0.0)
 
+    def stored(self, genes: NDArray[np.int64], size: int, factor: Floats | None = None) -> Iterator[sparse.csr_matrix]:
+        """Yield ``size`` observations at a time in the order of storage, whatever the chunks of the expression.
+
+        ``factor``: of every observation of the view, on the linear scale.
+        """
+        pieces = (self.select(piece, rows.start, factor) for rows, piece in self.expression.rows(genes))
+        yield from equal_blocks(pieces, size)
+
     @cached_property
     def space(self) -> ExpressionSpace:
         """Second moments of the most variable genes."""
-        return ExpressionSpace(ViewRows(self), self._known.mean, self._known.variance)
+        return ExpressionSpace(self.stored, len(self), self._known.mean, self._known.variance)
+
+    def components(self, without: NDArray[np.int64] | None = None, factor: Floats | None = None) -> Nuisance:
+        """Return the components of the genes that are not in ``without``."""
+        found = self.space.components(n_components(len(self)), without, partial(self.stored, factor=factor))
+        return Nuisance(self.reordered(found.scores.T).T, found.loadings)
 
     @property
     def _known(self) -> Moments:
@@ -147,7 +157,7 @@ class SectionView:
     @cached_property
     def first_components(self) -> Nuisance:
         """The components of all genes."""
-        return self.space.components(n_components(len(self)))
+        return self.components()
 
     def adjustment(self, *, composition: bool, components: Nuisance | None = None) -> Adjustment:
         """Return what a test adjusts for: columns and, where asked for, components (by default those of all genes).
@@ -159,25 +169,6 @@ class SectionView:
             parts = [self.first_components if components is None else components, *parts]
         nuisance = join_nuisance(parts, self.expression.shape[1]) if parts else None
         return Adjustment(composition, nuisance, Metric.plain(len(self)) if composition or self.plain else self.metric)
-
-
-class ViewRows:
-    """Rows of a view in the order of storage, in blocks of one size whatever the chunks of the expression.
-
-    - ``factor``: Factor of every observation of the view on the linear scale.
-    """
-
-    def __init__(self, view: SectionView, factor: Floats | None = None) -> None:
-        self._view, self._factor = view, factor
-        self.shape = (len(view), view.expression.shape[1])
-
-    def blocks(self, genes: NDArray[np.int64], size: int) -> Iterator[sparse.csr_matrix]:
-        view = self._view
-        pieces = (view.select(piece, rows.start, self._factor) for rows, piece in view.expression.rows(genes))
-        yield from equal_blocks(pieces, size)
-
-    def reordered(self, values: Floats) -> Floats:
-        return self._view.reordered(values.T).T
 
 
 @dataclass
@@ -322,7 +313,7 @@ def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
         view, test.factor = test.view, factor
         components = None
         if test.composition and len(genes):
-            components = view.space.components(n_components(len(view)), genes, ViewRows(view, factor))
+            components = view.components(genes, factor)
         adjustment = view.adjustment(composition=test.composition, components=components)
         test.begin(adjustment, test.contrast.n_null, final=True)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._auroc import aurocs, complement_auroc
+from ._auroc import aurocs
 from ._composition import Nuisance, PartialCorrelation
 from ._null_model import LabelModel, RegionDraws
 from ._smooth import Metric, SmoothBasis, gene_sums, mean_and_variance
@@ -73,14 +73,6 @@ class Description:
     nonzero_reference: Floats
     auroc: Floats
     effect: Floats
-
-    def mirrored(self, n_group: int, n_reference: int) -> Description:
-        """Return the description of the complement."""
-        auroc = complement_auroc(self.auroc, n_group, n_reference)
-        return Description(
-            self.mean_reference, self.mean_group, self.mean, self.nonzero_reference, self.nonzero_group, auroc,
-            -self.effect,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from stxtools._progress import progress
 from stxtools._spatial.order import position_order
 from stxtools._validate import Libraries
-from stxtools.stats._design import Design, Outcome, are_mirrored, compare_between, copy_mirrored, outcome_within
+from stxtools.stats._design import Design, Outcome, compare_between, outcome_within
 from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def compare(
     xy: NDArray[np.float64], names: NDArray[np.str_], covariates: Covariates | None, *,
     n_null: int, seed: int, show_progress: bool | None, both: bool = True, plain: bool = False,
 ) -> list[Outcome]:  # fmt: skip
-    """Test every design; of a group and its complement only one is computed.
+    """Test every design.
 
     ``both``: ask the other question, too. ``plain``: smooth variation is not weighed down, as on strips.
 
@@ -44,7 +44,6 @@ def compare(
     composition = covariates is not None and covariates.composition
     questions = (composition, not composition) if both else (composition,)
     within: dict[int, list[Contrast]] = {}
-    other_side: dict[int, int] = {}
     for k, design in enumerate(designs):
         if design.kind != "within":
             continue
@@ -53,11 +52,8 @@ def compare(
             inside, outside = sides[k][i]
             used = inside | outside
             contrasts.append(Contrast(views[i].subset(used), inside[used], n_null, (seed, i), questions))
-        same = next((j for j, others in within.items() if are_mirrored(contrasts, others)), None)
-        if same is not None and same not in other_side:
-            other_side[k] = same
         within[k] = contrasts
-    computed = [c for k, contrasts in within.items() if k not in other_side for c in contrasts]
+    computed = [c for contrasts in within.values() for c in contrasts]
     between = [k for k, design in enumerate(designs) if design.kind == "between"]
     outcomes: dict[int, Outcome] = {}
     with progress(len(computed) + len(between), "testing genes", show_progress) as bar:
@@ -66,7 +62,5 @@ def compare(
             libraries = designs[k].libraries
             outcomes[k] = compare_between([views[i] for i in libraries], [sides[k][i] for i in libraries])
             bar.update(1)
-    for k, same in other_side.items():
-        copy_mirrored(within[k], within[same])
     outcomes |= {k: outcome_within(contrasts) for k, contrasts in within.items()}
     return [outcomes[k] for k in range(len(designs))]
