@@ -303,7 +303,10 @@ def trends(
     table = stored_table(adata, key, _TRENDS, "trends", "st.tl.trends(adata, time_key, subject_key=...)")
     if check_bool("values", values):
         subjects = [str(name) for name in adata.uns[f"{key}_params"]["subjects"]]
-        table = pd.concat([table, adata.uns[f"{key}_values"].set_axis(subjects, axis=1)], axis=1)
+        found = adata.uns.get(f"{key}_values")
+        if not isinstance(found, pd.DataFrame) or found.shape != (len(table), len(subjects)):
+            raise ValueError(f"`adata.uns['{key}_values']` lacks a column for each subject; run `st.tl.trends` again.")
+        table = pd.concat([table, found.set_axis(subjects, axis=1)], axis=1)
     return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, compartment=compartment, feature=feature)
 
 

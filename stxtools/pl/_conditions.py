@@ -130,6 +130,8 @@ def trends(
     n_top = check_int("n_top", (30 if heatmap else 8) if n_top is None else n_top, minimum=1, maximum=TRENDS_MAX)
     chosen = {"compartment": compartment, "feature": feature, "key": key}
     table, valued = (get_trends(adata, kind, values=v, **chosen) for v in (False, True))  # type: ignore[call-overload]
+    tested = table["slope"].notna().to_numpy()  # others were seen at one time
+    table, valued = table[tested], valued[tested]
     if not len(table):
         raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
     params = adata.uns[f"{key}_params"]

@@ -206,6 +206,7 @@ def color_bar(axes: Sequence[Axes], bar: Any, label: str) -> None:
     how: dict[str, Any] = {"location": "bottom", "aspect": 30, "fraction": 0.05}
     drawn = figure.colorbar(bar, ax=list(axes), shrink=min(0.7, _BAR_LONGEST / wide), pad=0.02 + 0.1 / tall, **how)
     _label(drawn, label)
+    drawn.ax.locator_params(nbins=5)
 
 
 def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
@@ -309,4 +310,5 @@ def text_inches(labels: Sequence[str], size: str = "small") -> float:
 
     font = FontProperties(size=size, weight="bold")
     points = font.get_size_in_points()
-    return max((TextPath((0, 0), x, size=points, prop=font).get_extents().width for x in labels if x), default=0.0) / 72
+    drawn = (TextPath((0, 0), text, size=points, prop=font) for text in labels if text.strip())
+    return max((path.get_extents().width for path in drawn), default=0.0) / 72

@@ -61,9 +61,13 @@ def track(
     check_in(adata, "obs", key, "key", "Run `st.tl.track(adata, time_key)` again.")
     colors, params = colors_of(adata, key, palette), _base.params_of(adata.uns[key])
     if kind == "alluvial":
-        axes = [ax] if ax is not None else _base.grid(1, 1.5 + 1.7 * table["time"].nunique(), 4.2)
+        longest = _legend.text_inches([_legend.plain(name) for name in table["compartment"]], "x-small")
+        step = max(1.7, longest + 0.8)
+        axes = [ax] if ax is not None else _base.grid(1, 0.9 + step * table["time"].nunique(), 4.2)
         _alluvial(axes[0], table, get_track(adata, key=key), colors)
-        _base.finish(axes[0], title, str(params["time_key"]), "share of the tissue")
+        axes[0].set_xlim(-0.3, table["time"].nunique() - 1 + _BAR + max(longest / step, 0.2))
+        (text,) = _base.titles_of([""], title)
+        _base.finish(axes[0], text, str(params["time_key"]), "share of the tissue")
     else:
         panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
         time = adata.obs[params["time_key"]].astype(float).to_numpy()
@@ -85,6 +89,8 @@ def track(
 
 
 def _alluvial(axis: Axes, table: pd.DataFrame, links: pd.DataFrame, colors: Mapping[str, str]) -> None:
+    from matplotlib.patheffects import withStroke
+
     times = np.sort(table["time"].unique())
     colors = dict.fromkeys(table["lineage"], MISSING) | dict(colors)  # a subset may lack a lineage
     bottom: dict[tuple[int, str], float] = {}
@@ -94,8 +100,9 @@ def _alluvial(axis: Axes, table: pd.DataFrame, links: pd.DataFrame, colors: Mapp
         for row in ordered[ordered["time"] == time].itertuples():
             bottom[i, row.compartment] = level
             axis.bar(i, row.share, _BAR, level, color=colors[row.lineage], edgecolor="white", linewidth=0.8, zorder=2)
-            axis.annotate(_legend.plain(row.compartment), (i, level + row.share / 2), ha="center", va="center",
-                          fontsize="x-small", zorder=3)  # fmt: skip
+            axis.annotate(_legend.plain(row.compartment), (i + _BAR / 2, level + row.share / 2), xytext=(3, 0),
+                          textcoords="offset points", ha="left", va="center", fontsize="x-small", zorder=3,
+                          path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
             level += row.share
     share = table.set_index(["time", "compartment"])
     out, into = dict(bottom), dict(bottom)
@@ -109,7 +116,6 @@ def _alluvial(axis: Axes, table: pd.DataFrame, links: pd.DataFrame, colors: Mapp
         out[left] += heights[0]
         into[right] += heights[1]
     axis.set_xticks(range(len(times)), [f"{time:g}" for time in times])
-    axis.set_xlim(-0.5, len(times) - 0.5)
     axis.set_ylim(0, 1.02)
 
 
