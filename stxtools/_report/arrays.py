@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MISSING = 255
 _LEVELS = 254  # a colour scale has no more; 255 is a missing value
+_N = 100
+_NUMBERS = ("logfoldchanges", "pvals_adj", "auroc")
 
 
 def packed(values: NDArray[Any] | Sequence[str]) -> str:
@@ -39,9 +41,6 @@ def levels(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     known = np.isfinite(values)
     share = np.clip((np.where(known, values, low) - low) / (high - low or 1.0), 0, 1)
     return np.where(known, np.rint(share * _LEVELS), MISSING).astype(np.uint8)
-
-
-_N = 100
 
 
 def leading_genes(adata: AnnData, table: BiomarkerTable | None, layer: str | None) -> list[str]:
@@ -92,9 +91,6 @@ def _moments(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, Any]:
 
 def _as_it_is(chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     return chunk
-
-
-_NUMBERS = ("logfoldchanges", "pvals_adj", "auroc")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FDR = 0.05
 _NAMED = 8  # genes that are named in each direction
 _DOUBT = 0.5
+_SHOWN = 20  # values of an array
+_SIZE = (3.7, 2.7)  # inches: as wide as a phone, so that text keeps its size there
 
 
 def findings(
@@ -137,9 +139,6 @@ def _share(part: float) -> str:
     return "none" if part == 0 else f"{100 * part:.0f} %" if part >= 0.01 else "less than 1 %"
 
 
-_SHOWN = 20  # values of an array
-
-
 def parameter_tables(adata: AnnData, key: str, biomarkers_key: str) -> str:
     """Return one table for each step that was run."""
     slots: list[Any] = [adata.uns.get(name) for name in (key, _keys.REGIONS, _keys.EMBED, _keys.MULTITASK)]
@@ -168,9 +167,6 @@ def _said(value: Any) -> str:
         listed = [_said(v) for v in np.ravel(np.asarray(value, dtype=object))]
         return ", ".join(listed[:_SHOWN]) + (f", ... ({len(listed)})" if len(listed) > _SHOWN else "")
     return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
-
-
-_SIZE = (3.7, 2.7)  # inches: as wide as a phone, so that text keeps its size there
 
 
 def training_figures(adata: AnnData, key: str) -> str:

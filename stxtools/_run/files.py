@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _PART = ".part"
+RECORD = "run.json"
+DATA = "adata.h5ad"
+TABLE = "biomarkers.csv"
+REPORT = "report.html"
+FIGURES = ("segments", "region_graph", "attention", "biomarkers", "history")
+RESULTS = (DATA, TABLE, REPORT, *(f"{name}.png" for name in FIGURES), RECORD)
+_STEP = "step.h5ad"
+_SLOTS = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 
 
 @contextmanager
@@ -108,16 +116,6 @@ class _Guarded(io.FileIO):
         except OSError as err:
             self.error = err
             return size or 0
-
-
-RECORD = "run.json"
-DATA = "adata.h5ad"
-TABLE = "biomarkers.csv"
-REPORT = "report.html"
-FIGURES = ("segments", "region_graph", "attention", "biomarkers", "history")
-RESULTS = (DATA, TABLE, REPORT, *(f"{name}.png" for name in FIGURES), RECORD)
-_STEP = "step.h5ad"
-_SLOTS = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 
 
 class Folder:

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 LIBRARY_KEY = "library"
-
-
 Read = tuple["AnnData", str | None, list[str]]
+_LEAST = 3  # observations of a class, on average
 
 
 def read_sections(sources: Sequence[str], library_key: str | None, use_rep: str | None) -> Read:
@@ -135,9 +134,6 @@ def _add_columns(out: AnnData, parts: list[AnnData]) -> None:
             out.obs[column] = pd.to_numeric(values).to_numpy(dtype=float)
         else:
             out.obs[column] = pd.Categorical(values.where(values.isna(), values.astype(str)))
-
-
-_LEAST = 3  # observations of a class, on average
 
 
 def check_numbers(options: Options) -> None:

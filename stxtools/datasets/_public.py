@@ -33,7 +33,6 @@ _TENX_HELP = (
     "Check the connection and try again, or download the file by hand from "
     "https://www.10xgenomics.com/datasets/mouse-brain-section-coronal-1-standard-1-1-0."
 )
-
 _VIZGEN_URL = "https://storage.googleapis.com/vz-ffpe-showcase/HumanBreastCancerPatient1"
 _VIZGEN_LIBRARY = "HumanBreastCancerPatient1"
 _VIZGEN_FILES = ("cell_by_gene.csv", "cell_metadata.csv")
@@ -41,6 +40,9 @@ _VIZGEN_HELP = (
     "Vizgen gives access to registered users: register at https://info.vizgen.com/ffpe-showcase and download "
     f"the file of {_VIZGEN_LIBRARY} from https://console.cloud.google.com/storage/browser/vz-ffpe-showcase."
 )
+_STOMICS_URL = "https://ftp.cngb.org/pub/SciRAID/stomics"
+_LABELS = ("annotation", "Annotation")
+_COUNTS = ("count", "counts")  # layers, as the two data sets call them
 
 
 @documented
@@ -138,42 +140,6 @@ def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_p
     return adata
 
 
-def _check_table(adata: AnnData) -> None:
-    """Check that two tables that nothing else vouches for are counts and positions of the same cells."""
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ValueError(f"there are {adata.n_obs} cells and {adata.n_vars} genes")
-    check_cells(adata.X, adata.obsm[_keys.SPATIAL])
-    if not adata.obs_names.is_unique or not adata.var_names.is_unique:
-        raise ValueError("a cell or a gene is there twice")
-
-
-_STOMICS_URL = "https://ftp.cngb.org/pub/SciRAID/stomics"
-_LABELS = ("annotation", "Annotation")
-_COUNTS = ("count", "counts")  # layers, as the two data sets call them
-
-
-@dataclass(frozen=True)
-class _Series:
-    """Where the sections of a series are, and the pattern of their names, whose groups are time and animal."""
-
-    folder: str
-    accession: str
-    file: str
-    name: re.Pattern[str]
-    example: str
-    page: str
-
-
-_MOSTA = _Series(
-    "mosta", "STDS0000058", "{}.MOSTA.h5ad", re.compile(r"(?=E(\d+\.\d))(E\d+\.\d_E\d+)S\d+"), "E9.5_E1S1",
-    "https://db.cngb.org/stomics/mosta/download/",
-)  # fmt: skip
-_ARTISTA = _Series(
-    "axolotl_regeneration", "STDS0000056", "{}.h5ad", re.compile(r"(\d+)DPI_\d+()"), "2DPI_1",
-    "https://db.cngb.org/stomics/artista/download/",
-)  # fmt: skip
-
-
 @documented
 def mosta(
     samples: str | Sequence[str] = "E9.5_E1S1", *,
@@ -245,6 +211,39 @@ def axolotl_regeneration(
     >>> adata = st.datasets.axolotl_regeneration(["2DPI_1", "5DPI_1"])  # doctest: +SKIP
     """
     return _read(_ARTISTA, samples, known_hash, show_progress)
+
+
+def _check_table(adata: AnnData) -> None:
+    """Check that two tables that nothing else vouches for are counts and positions of the same cells."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"there are {adata.n_obs} cells and {adata.n_vars} genes")
+    check_cells(adata.X, adata.obsm[_keys.SPATIAL])
+    if not adata.obs_names.is_unique or not adata.var_names.is_unique:
+        raise ValueError("a cell or a gene is there twice")
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Where the sections of a series are, and the pattern of their names, whose groups are time and animal."""
+
+    folder: str
+    accession: str
+    file: str
+    name: re.Pattern[str]
+    example: str
+    page: str
+
+
+_MOSTA = _Series(
+    "mosta", "STDS0000058", "{}.MOSTA.h5ad", re.compile(r"(?=E(\d+\.\d))(E\d+\.\d_E\d+)S\d+"), "E9.5_E1S1",
+    "https://db.cngb.org/stomics/mosta/download/",
+)  # fmt: skip
+
+
+_ARTISTA = _Series(
+    "axolotl_regeneration", "STDS0000056", "{}.h5ad", re.compile(r"(\d+)DPI_\d+()"), "2DPI_1",
+    "https://db.cngb.org/stomics/artista/download/",
+)  # fmt: skip
 
 
 def _read(

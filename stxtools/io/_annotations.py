@@ -30,6 +30,140 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@documented
+def read_annotations(
+    adata: AnnData, path: str | os.PathLike[str], *,
+    key_added: str = "annotation", library: str | None = None, scale: float = 1.0,
+    spatial_key: str = _keys.SPATIAL, library_key: str | None = None,
+) -> None:  # fmt: skip
+    """Read annotations of QuPath, Xenium Explorer or Loupe Browser as labels of the observations.
+
+    - QuPath, GeoJSON: annotations with a class, or else a name. Lines (scribbles) and points label the spots that they
+      touch; detections and cells are left out.
+    - Xenium Explorer, CSV: the coordinates of selections (in microns), or their cells.
+    - Loupe Browser, CSV: barcodes and a category.
+
+    An observation belongs to a shape that its centre lies in; where shapes overlap, to the smallest.
+
+    Parameters
+    ----------
+    path
+        The file.
+    key_added
+        Name of the column.
+    library
+        The section that the file is of, where there are several; labels of the others stay.
+    scale
+        Pixels of the file per unit of ``obsm[spatial_key]``: 1 for an annotated full-resolution image of Visium,
+        ``tissue_hires_scalef`` for the small one, 1 / 0.2125 for QuPath on a Xenium image with positions in microns.
+    library_key
+        Column of ``obs`` with the section of each observation, with ``library``.
+    %(parameters)s
+
+    Returns
+    -------
+    None. Sets:
+
+    %(slots)s
+
+    Raises
+    ------
+    KeyError, ValueError
+        If the file names no observation, there is no such section, or something else wrote ``obs[key_added]``.
+
+    Examples
+    --------
+    >>> st.io.read_annotations(adata, "slide.geojson")  # doctest: +SKIP
+    >>> st.tl.segment(adata, labels_key="annotation")  # doctest: +SKIP
+    """
+    check_adata(adata, unique_vars=False)
+    key = check_key_added(key_added, "annotation")
+    check_free(adata, "io.read_annotations", obs=[key], uns=[key])
+    scale = check_number("scale", scale, minimum=0)
+    if scale == 0:
+        raise ValueError("`scale=0`: expected the pixels of the file per unit of the positions.")
+    libs, rows = rows_of(adata, library, library_key)
+    path = Path(path).expanduser()
+    found = read_file(path)
+    if isinstance(found, Named):
+        labels = _by_name(found.names, adata.obs_names[rows], path)
+    else:
+        xy = coordinates(adata, spatial_key)[rows]
+        labels = _by_place(found, xy * scale, _spot_radius(adata, libs.names[libs.codes[rows[0]]], xy) * scale, path)
+    names = list(dict.fromkeys(found.names))
+    codes = np.full(adata.n_obs, -1, dtype=np.int64)
+    if library is not None and key in adata.obs:  # the labels of the other sections
+        before, known = categories(adata, key, "key_added", min_classes=0)
+        names = list(dict.fromkeys([*known, *names]))
+        codes = np.where(libs.codes == libs.codes[rows[0]], -1, before)
+    codes[rows] = pd.Index(names).get_indexer(pd.Index(labels, dtype=object))
+    colors = annotation_colors(adata, key, names, found.colors if isinstance(found, Shapes) else {})
+    params = provenance(
+        path=path.name, format=found.format, library=library, library_key=library_key, spatial_key=spatial_key,
+        scale=scale,
+    )  # fmt: skip
+    Slots(
+        "io.read_annotations", obs={key: categorical(codes, names)},
+        uns={key: {"params": params}, _keys.colors(key): colors},
+    ).write(adata)  # fmt: skip
+
+
+@documented
+def write_annotations(
+    adata: AnnData, key: str, path: str | os.PathLike[str], *,
+    library: str | None = None, scale: float = 1.0,
+    spatial_key: str = _keys.SPATIAL, library_key: str | None = None,
+) -> None:  # fmt: skip
+    """Write the regions of a column as GeoJSON, which QuPath opens: one annotation per connected region.
+
+    Annotations have the names and colours of the categories. :func:`read_annotations` gives the column back.
+
+    Parameters
+    ----------
+    key
+        Categorical column of ``obs``, such as ``"segment"``.
+    path
+        The file to write, ``.geojson``. In QuPath: File, Import objects from file.
+    library
+        The section to write, where there are several.
+    scale
+        Pixels of the image per unit of ``obsm[spatial_key]``, as in :func:`read_annotations`.
+    library_key
+        Column of ``obs`` with the section of each observation, with ``library``.
+    %(parameters)s
+
+    Returns
+    -------
+    None.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such column or section, or no observation has a category.
+
+    Examples
+    --------
+    >>> st.io.write_annotations(adata, "segment", "segments.geojson")  # doctest: +SKIP
+    """
+    check_adata(adata, unique_vars=False)
+    codes, names = categories(adata, key, "key")
+    scale = check_number("scale", scale, minimum=0)
+    check_writable(path)
+    libs, rows = rows_of(adata, library, library_key)
+    where = Geometry(adata, spatial_key, library_key)
+    index = int(libs.codes[rows[0]])
+    spacing, scattered = where.spacings[index], where.grids[index].lattice == "scattered"
+    reach = spacing * (REACH_SCATTERED if scattered else REACH)
+    colors = annotation_colors(adata, key, names, {})
+    features = [
+        _feature(part, names[code], str(colors[code]), scale)
+        for code, outline in outlines(where.xy[rows], codes[rows], reach).items()
+        for part in getattr(outline, "geoms", [outline])
+    ]
+    collection = {"type": "FeatureCollection", "features": features}
+    Path(path).expanduser().write_text(json.dumps(collection, ensure_ascii=False), encoding="utf-8")
+
+
 @dataclass
 class Shapes:
     """Shapes in the coordinates of the file, their names, and colours of some of the names."""
@@ -156,84 +290,6 @@ def _selections(table: pd.DataFrame, title: str) -> Shapes:
     return out
 
 
-@documented
-def read_annotations(
-    adata: AnnData, path: str | os.PathLike[str], *,
-    key_added: str = "annotation", library: str | None = None, scale: float = 1.0,
-    spatial_key: str = _keys.SPATIAL, library_key: str | None = None,
-) -> None:  # fmt: skip
-    """Read annotations of QuPath, Xenium Explorer or Loupe Browser as labels of the observations.
-
-    - QuPath, GeoJSON: annotations with a class, or else a name. Lines (scribbles) and points label the spots that they
-      touch; detections and cells are left out.
-    - Xenium Explorer, CSV: the coordinates of selections (in microns), or their cells.
-    - Loupe Browser, CSV: barcodes and a category.
-
-    An observation belongs to a shape that its centre lies in; where shapes overlap, to the smallest.
-
-    Parameters
-    ----------
-    path
-        The file.
-    key_added
-        Name of the column.
-    library
-        The section that the file is of, where there are several; labels of the others stay.
-    scale
-        Pixels of the file per unit of ``obsm[spatial_key]``: 1 for an annotated full-resolution image of Visium,
-        ``tissue_hires_scalef`` for the small one, 1 / 0.2125 for QuPath on a Xenium image with positions in microns.
-    library_key
-        Column of ``obs`` with the section of each observation, with ``library``.
-    %(parameters)s
-
-    Returns
-    -------
-    None. Sets:
-
-    %(slots)s
-
-    Raises
-    ------
-    KeyError, ValueError
-        If the file names no observation, there is no such section, or something else wrote ``obs[key_added]``.
-
-    Examples
-    --------
-    >>> st.io.read_annotations(adata, "slide.geojson")  # doctest: +SKIP
-    >>> st.tl.segment(adata, labels_key="annotation")  # doctest: +SKIP
-    """
-    check_adata(adata, unique_vars=False)
-    key = check_key_added(key_added, "annotation")
-    check_free(adata, "io.read_annotations", obs=[key], uns=[key])
-    scale = check_number("scale", scale, minimum=0)
-    if scale == 0:
-        raise ValueError("`scale=0`: expected the pixels of the file per unit of the positions.")
-    libs, rows = rows_of(adata, library, library_key)
-    path = Path(path).expanduser()
-    found = read_file(path)
-    if isinstance(found, Named):
-        labels = _by_name(found.names, adata.obs_names[rows], path)
-    else:
-        xy = coordinates(adata, spatial_key)[rows]
-        labels = _by_place(found, xy * scale, _spot_radius(adata, libs.names[libs.codes[rows[0]]], xy) * scale, path)
-    names = list(dict.fromkeys(found.names))
-    codes = np.full(adata.n_obs, -1, dtype=np.int64)
-    if library is not None and key in adata.obs:  # the labels of the other sections
-        before, known = categories(adata, key, "key_added", min_classes=0)
-        names = list(dict.fromkeys([*known, *names]))
-        codes = np.where(libs.codes == libs.codes[rows[0]], -1, before)
-    codes[rows] = pd.Index(names).get_indexer(pd.Index(labels, dtype=object))
-    colors = annotation_colors(adata, key, names, found.colors if isinstance(found, Shapes) else {})
-    params = provenance(
-        path=path.name, format=found.format, library=library, library_key=library_key, spatial_key=spatial_key,
-        scale=scale,
-    )  # fmt: skip
-    Slots(
-        "io.read_annotations", obs={key: categorical(codes, names)},
-        uns={key: {"params": params}, _keys.colors(key): colors},
-    ).write(adata)  # fmt: skip
-
-
 def rows_of(adata: AnnData, library: str | None, library_key: str | None) -> tuple[Libraries, NDArray[np.int64]]:
     """Return the sections and the observations of ``library``, or all where there is one section."""
     libs = libraries(adata, library_key)
@@ -300,62 +356,6 @@ def _spot_radius(adata: AnnData, library: str, xy: NDArray[np.float64]) -> float
     entry: Any = adata.uns.get(_keys.SPATIAL, {}).get(library, {})
     diameter = entry.get(_keys.SCALEFACTORS, {}).get(_keys.SPOT_DIAMETER)
     return float(typical_spacing(xy) if diameter is None else diameter) / 2
-
-
-@documented
-def write_annotations(
-    adata: AnnData, key: str, path: str | os.PathLike[str], *,
-    library: str | None = None, scale: float = 1.0,
-    spatial_key: str = _keys.SPATIAL, library_key: str | None = None,
-) -> None:  # fmt: skip
-    """Write the regions of a column as GeoJSON, which QuPath opens: one annotation per connected region.
-
-    Annotations have the names and colours of the categories. :func:`read_annotations` gives the column back.
-
-    Parameters
-    ----------
-    key
-        Categorical column of ``obs``, such as ``"segment"``.
-    path
-        The file to write, ``.geojson``. In QuPath: File, Import objects from file.
-    library
-        The section to write, where there are several.
-    scale
-        Pixels of the image per unit of ``obsm[spatial_key]``, as in :func:`read_annotations`.
-    library_key
-        Column of ``obs`` with the section of each observation, with ``library``.
-    %(parameters)s
-
-    Returns
-    -------
-    None.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If there is no such column or section, or no observation has a category.
-
-    Examples
-    --------
-    >>> st.io.write_annotations(adata, "segment", "segments.geojson")  # doctest: +SKIP
-    """
-    check_adata(adata, unique_vars=False)
-    codes, names = categories(adata, key, "key")
-    scale = check_number("scale", scale, minimum=0)
-    check_writable(path)
-    libs, rows = rows_of(adata, library, library_key)
-    where = Geometry(adata, spatial_key, library_key)
-    index = int(libs.codes[rows[0]])
-    spacing, scattered = where.spacings[index], where.grids[index].lattice == "scattered"
-    reach = spacing * (REACH_SCATTERED if scattered else REACH)
-    colors = annotation_colors(adata, key, names, {})
-    features = [
-        _feature(part, names[code], str(colors[code]), scale)
-        for code, outline in outlines(where.xy[rows], codes[rows], reach).items()
-        for part in getattr(outline, "geoms", [outline])
-    ]
-    collection = {"type": "FeatureCollection", "features": features}
-    Path(path).expanduser().write_text(json.dumps(collection, ensure_ascii=False), encoding="utf-8")
 
 
 def _feature(polygon: Any, name: str, color: str, scale: float) -> dict[str, Any]:

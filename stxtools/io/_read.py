@@ -27,6 +27,60 @@ _BIN = "square_{:03d}um"
 _ELEMENT = "section"  # a name that SpatialData allows, whatever the section is called
 
 
+def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
+    """Read a section: ``.h5ad``, AnnData or SpatialData zarr, or the output folder of a platform.
+
+    A folder is recognised by its files: Space Ranger (Visium, Visium HD), Xenium, MERSCOPE or CosMx. Vendors' folders
+    are read with spatialdata-io: ``pip install "stxtools[io]"``.
+
+    Positions are pixels of the full-resolution image for Visium and Visium HD, whose ``uns["spatial"]`` has images and
+    scale factors. They are microns for Xenium and MERSCOPE, and for CosMx where ``fov_positions_file`` has millimetres;
+    ``uns["spatial"][library]["metadata"]["unit"]`` says so.
+
+    Parameters
+    ----------
+    path
+        File or folder. Space Ranger's is the run or its ``outs``.
+    bin_size
+        Side of the bins of Visium HD, in microns.
+
+    Returns
+    -------
+    AnnData with counts as sparse ``X``, ``obsm["spatial"]``, and ``uns["spatial"]`` with the name of the section.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is none of these, or cannot be read.
+    ImportError
+        If it is a vendor's folder and spatialdata-io is not installed.
+
+    Examples
+    --------
+    >>> import stxtools as st
+    >>> adata = st.io.read("V1_Breast_Cancer/outs")  # doctest: +SKIP
+    """
+    path = Path(path).expanduser()
+    check_int("bin_size", bin_size, minimum=1)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if path.is_file():
+        return _read_file(path)
+    if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        return _read_zarr(path)
+    folder = path / "outs" if (path / "outs").is_dir() else path
+    for vendor in VENDORS:
+        if vendor.is_in(folder):
+            return vendor.read(folder, bin_size)
+    raise ValueError(
+        f"{str(path)!r} is neither .h5ad nor .zarr, nor the output folder of Space Ranger "
+        "(filtered_feature_bc_matrix.h5 and spatial/, or binned_outputs/), Xenium (experiment.xenium), MERSCOPE "
+        "(cell_by_gene.csv) or CosMx (*_exprMat_file.csv). Write it as .h5ad with anndata first."
+    )
+
+
 class Vendor(NamedTuple):
     """How a folder is recognised, and read."""
 
@@ -162,60 +216,6 @@ VENDORS = (
     Vendor(lambda folder: (folder / "cell_by_gene.csv").is_file(), _read_merscope),
     Vendor(lambda folder: bool(list(folder.glob("*_exprMat_file.csv"))), _read_cosmx),
 )
-
-
-def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
-    """Read a section: ``.h5ad``, AnnData or SpatialData zarr, or the output folder of a platform.
-
-    A folder is recognised by its files: Space Ranger (Visium, Visium HD), Xenium, MERSCOPE or CosMx. Vendors' folders
-    are read with spatialdata-io: ``pip install "stxtools[io]"``.
-
-    Positions are pixels of the full-resolution image for Visium and Visium HD, whose ``uns["spatial"]`` has images and
-    scale factors. They are microns for Xenium and MERSCOPE, and for CosMx where ``fov_positions_file`` has millimetres;
-    ``uns["spatial"][library]["metadata"]["unit"]`` says so.
-
-    Parameters
-    ----------
-    path
-        File or folder. Space Ranger's is the run or its ``outs``.
-    bin_size
-        Side of the bins of Visium HD, in microns.
-
-    Returns
-    -------
-    AnnData with counts as sparse ``X``, ``obsm["spatial"]``, and ``uns["spatial"]`` with the name of the section.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is none of these, or cannot be read.
-    ImportError
-        If it is a vendor's folder and spatialdata-io is not installed.
-
-    Examples
-    --------
-    >>> import stxtools as st
-    >>> adata = st.io.read("V1_Breast_Cancer/outs")  # doctest: +SKIP
-    """
-    path = Path(path).expanduser()
-    check_int("bin_size", bin_size, minimum=1)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    if path.is_file():
-        return _read_file(path)
-    if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
-        return _read_zarr(path)
-    folder = path / "outs" if (path / "outs").is_dir() else path
-    for vendor in VENDORS:
-        if vendor.is_in(folder):
-            return vendor.read(folder, bin_size)
-    raise ValueError(
-        f"{str(path)!r} is neither .h5ad nor .zarr, nor the output folder of Space Ranger "
-        "(filtered_feature_bc_matrix.h5 and spatial/, or binned_outputs/), Xenium (experiment.xenium), MERSCOPE "
-        "(cell_by_gene.csv) or CosMx (*_exprMat_file.csv). Write it as .h5ad with anndata first."
-    )
 
 
 def _read_file(path: Path) -> AnnData:

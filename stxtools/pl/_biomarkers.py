@@ -30,6 +30,10 @@ _EFFECTS = {
 }
 GENES_MAX = 200
 _CALL = "st.tl.biomarkers(adata, groupby=...)"
+_NEITHER = "#c8c8c8"
+_GAP = 0.06  # share of the width between the outermost point and the names
+_LINE = 0.14  # height of a name, inches
+_LETTER = 0.075  # width of a letter, inches
 
 
 @_output.plot
@@ -251,12 +255,6 @@ def _range(values: NDArray[np.float64]) -> tuple[float, float]:
     if high <= low:
         high = float(finite.max())
     return low, high if high > low else low + 1.0
-
-
-_NEITHER = "#c8c8c8"
-_GAP = 0.06  # share of the width between the outermost point and the names
-_LINE = 0.14  # height of a name, inches
-_LETTER = 0.075  # width of a letter, inches
 
 
 def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) -> None:

@@ -23,6 +23,13 @@ LABELS = {
     "accuracy": "accuracy", "precision": "precision (macro)", "recall": "recall (macro)",
     "auroc": "AUROC (one against rest, macro)", "mse": "MSE of held-out genes",
 }  # fmt: skip
+_METHODS = {
+    "attention": ("attention", "#0072B2"),
+    "attention_gradient": ("attention x gradient", "#D55E00"),
+    "occlusion": ("occlusion", "#009E73"),
+    "gradient": ("gradient", "#CC79A7"),
+    "random": ("random", "#7f7f7f"),
+}
 
 
 @_output.plot
@@ -131,70 +138,6 @@ def robustness(
     return _output.done("robustness", axes, ax=ax, show=show, save=save)
 
 
-def _point(ax: Axes, x: float, values: NDArray[np.float64], color: Any, *, hollow: bool, label: str) -> None:
-    """Draw a model: its seeds small, their mean large, their standard deviation as a line."""
-    ax.plot(np.full(len(values), x + 0.12), values, ".", color="#8c8c8c", markersize=4, label="_seeds", zorder=2)
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    ax.errorbar(
-        [x], [values.mean()], [spread], fmt="o", color=color, markersize=7, capsize=3, elinewidth=1.2, zorder=3,
-        markerfacecolor="white" if hollow else color, label=label,
-    )  # fmt: skip
-
-
-def _limits(ax: Axes, values: NDArray[np.float64], metric: str) -> None:
-    """Show all values with some air; a share ends at 1, and chance is seen where values come near it."""
-    low, high = float(values.min()), float(values.max())
-    air = max(0.12 * (high - low), 0.02 * max(abs(low), abs(high)), 1e-6)
-    if metric == "mse":
-        ax.set_ylim(max(0.0, low - air), high + air)
-        return
-    if metric == "auroc" and low < 0.65:
-        low = min(low, 0.5)
-        ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--", zorder=1)
-    ax.set_ylim(max(0.0, low - air), min(1.0 + 0.3 * air, high + air))
-
-
-def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.DataFrame:
-    """Return one value per model, target, scheme, level and seed; leaky schemes are called so."""
-    if not isinstance(metric, str):
-        raise ValueError(f"`metric={metric!r}` is not understood; choose one of {listing(LABELS)}.")
-    stored = _base.slot_of(adata, key)
-    if isinstance(stored, pd.DataFrame):
-        columns = [c for c in (*LABELS, "noise") if c in stored]
-        _base.check_columns(stored, columns, f"adata.uns[{key!r}]", "st.tl.evaluate(adata, ...)")
-    table = _table(adata, metric, target=target, per_seed=True, key=key)
-    if table.empty:
-        raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")
-    if not np.isfinite(table["value"].to_numpy(dtype=float)).all():
-        raise ValueError(f"{metric!r} is infinite for some seeds in `adata.uns[{key!r}]`; run "
-                         "`st.tl.evaluate(adata, ...)` again.")  # fmt: skip
-    leaky = table["leaky"].to_numpy(dtype=bool)
-    return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
-
-
-def targets_of(table: pd.DataFrame) -> list[str]:
-    """Return the targets, one panel each."""
-    return [str(t) for t in dict.fromkeys(table["target"])]
-
-
-def model_colors(table: pd.DataFrame) -> dict[str, Any]:
-    """One colour for each model, the same in every plot of an evaluation."""
-    import seaborn as sns
-
-    models = list(dict.fromkeys(table["model"]))
-    palette = "colorblind" if len(models) <= 10 else "husl"
-    return dict(zip(models, sns.color_palette(palette, len(models)), strict=True))
-
-
-_METHODS = {
-    "attention": ("attention", "#0072B2"),
-    "attention_gradient": ("attention x gradient", "#D55E00"),
-    "occlusion": ("occlusion", "#009E73"),
-    "gradient": ("gradient", "#CC79A7"),
-    "random": ("random", "#7f7f7f"),
-}
-
-
 @_output.plot
 def attention_fidelity(
     adata: AnnData,
@@ -256,3 +199,58 @@ def attention_fidelity(
     if legend:
         _legend.add_legend(axes, axes[0].get_legend_handles_labels()[0], own=ax is None, title="order")
     return _output.done("attention_fidelity", axes, ax=ax, show=show, save=save)
+
+
+def _point(ax: Axes, x: float, values: NDArray[np.float64], color: Any, *, hollow: bool, label: str) -> None:
+    """Draw a model: its seeds small, their mean large, their standard deviation as a line."""
+    ax.plot(np.full(len(values), x + 0.12), values, ".", color="#8c8c8c", markersize=4, label="_seeds", zorder=2)
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    ax.errorbar(
+        [x], [values.mean()], [spread], fmt="o", color=color, markersize=7, capsize=3, elinewidth=1.2, zorder=3,
+        markerfacecolor="white" if hollow else color, label=label,
+    )  # fmt: skip
+
+
+def _limits(ax: Axes, values: NDArray[np.float64], metric: str) -> None:
+    """Show all values with some air; a share ends at 1, and chance is seen where values come near it."""
+    low, high = float(values.min()), float(values.max())
+    air = max(0.12 * (high - low), 0.02 * max(abs(low), abs(high)), 1e-6)
+    if metric == "mse":
+        ax.set_ylim(max(0.0, low - air), high + air)
+        return
+    if metric == "auroc" and low < 0.65:
+        low = min(low, 0.5)
+        ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--", zorder=1)
+    ax.set_ylim(max(0.0, low - air), min(1.0 + 0.3 * air, high + air))
+
+
+def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.DataFrame:
+    """Return one value per model, target, scheme, level and seed; leaky schemes are called so."""
+    if not isinstance(metric, str):
+        raise ValueError(f"`metric={metric!r}` is not understood; choose one of {listing(LABELS)}.")
+    stored = _base.slot_of(adata, key)
+    if isinstance(stored, pd.DataFrame):
+        columns = [c for c in (*LABELS, "noise") if c in stored]
+        _base.check_columns(stored, columns, f"adata.uns[{key!r}]", "st.tl.evaluate(adata, ...)")
+    table = _table(adata, metric, target=target, per_seed=True, key=key)
+    if table.empty:
+        raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")
+    if not np.isfinite(table["value"].to_numpy(dtype=float)).all():
+        raise ValueError(f"{metric!r} is infinite for some seeds in `adata.uns[{key!r}]`; run "
+                         "`st.tl.evaluate(adata, ...)` again.")  # fmt: skip
+    leaky = table["leaky"].to_numpy(dtype=bool)
+    return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
+
+
+def targets_of(table: pd.DataFrame) -> list[str]:
+    """Return the targets, one panel each."""
+    return [str(t) for t in dict.fromkeys(table["target"])]
+
+
+def model_colors(table: pd.DataFrame) -> dict[str, Any]:
+    """One colour for each model, the same in every plot of an evaluation."""
+    import seaborn as sns
+
+    models = list(dict.fromkeys(table["model"]))
+    palette = "colorblind" if len(models) <= 10 else "husl"
+    return dict(zip(models, sns.color_palette(palette, len(models)), strict=True))

@@ -71,30 +71,6 @@ def history(
     return _output.done("history", axes, ax=ax, show=show, save=save)
 
 
-def stage_name(stage: str) -> str:
-    """Return what a stage of training is called in a figure."""
-    return _STAGES.get(stage, stage.replace("_", " "))
-
-
-def _draw(ax: Axes, table: pd.DataFrame, *, log: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    epoch = table["epoch"].to_numpy(dtype=float)
-    for column, label, color in (("loss", "training", DOWN), ("val_loss", "validation", UP)):
-        loss = table[column].to_numpy(dtype=float) if column in table else np.full(len(table), np.nan)
-        seen = np.isfinite(loss)
-        if not seen.any():
-            continue
-        # a stage of a single epoch is a point, which a line alone would not show
-        ax.plot(epoch[seen], loss[seen], color=color, label=label, marker="o" if seen.sum() == 1 else None)
-        if column == "val_loss":
-            best = int(np.nanargmin(loss))
-            ax.plot(epoch[best], loss[best], "o", color=color, markersize=6, label=f"best (epoch {epoch[best]:g})")
-    if log:
-        ax.set_yscale("log")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-
-
 @_output.plot
 def stability(
     adata: AnnData,
@@ -207,6 +183,30 @@ def sensitivity(
     _base.finish(axis, text, _greek(x), _greek(y))
     axis.tick_params(axis="y", rotation=0)
     return _output.done("sensitivity", [axis], ax=ax, show=show, save=save)
+
+
+def stage_name(stage: str) -> str:
+    """Return what a stage of training is called in a figure."""
+    return _STAGES.get(stage, stage.replace("_", " "))
+
+
+def _draw(ax: Axes, table: pd.DataFrame, *, log: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    epoch = table["epoch"].to_numpy(dtype=float)
+    for column, label, color in (("loss", "training", DOWN), ("val_loss", "validation", UP)):
+        loss = table[column].to_numpy(dtype=float) if column in table else np.full(len(table), np.nan)
+        seen = np.isfinite(loss)
+        if not seen.any():
+            continue
+        # a stage of a single epoch is a point, which a line alone would not show
+        ax.plot(epoch[seen], loss[seen], color=color, label=label, marker="o" if seen.sum() == 1 else None)
+        if column == "val_loss":
+            best = int(np.nanargmin(loss))
+            ax.plot(epoch[best], loss[best], "o", color=color, markersize=6, label=f"best (epoch {epoch[best]:g})")
+    if log:
+        ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
 def _annotations(best: pd.DataFrame, cells: pd.DataFrame, x: str, y: str, *, spread: str | None) -> Any:

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 MISSING = "#d3d3d3"  # scanpy's "lightgray"
 MISSING_LABEL = "NA"
 UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito: distinguishable for colour-blind readers
+LEGEND_MAX = 40
+LABEL_MAX = 40  # characters
+_ROW_INCHES = 0.18  # height of a legend entry in small print
+_BAR_INCHES = 0.5  # height of a colour bar with its ticks and label, inside an Axes
+_BAR_WIDTH = 1.5  # inches
+_BAR_LONGEST = 3.5  # of one beside the panels
+_HEADING = "heading"
 
 
 def category_codes(adata: AnnData, key: str) -> tuple[NDArray[np.int64], list[str]]:
@@ -129,15 +136,6 @@ def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
         if not is_color_like(color):
             raise ValueError(f"`palette` has {color!r}, which matplotlib does not know as a colour.")
     return dict(zip(names, (to_hex(c) for c in chosen), strict=False))
-
-
-LEGEND_MAX = 40
-LABEL_MAX = 40  # characters
-_ROW_INCHES = 0.18  # height of a legend entry in small print
-_BAR_INCHES = 0.5  # height of a colour bar with its ticks and label, inside an Axes
-_BAR_WIDTH = 1.5  # inches
-_BAR_LONGEST = 3.5  # of one beside the panels
-_HEADING = "heading"
 
 
 def plain(label: str) -> str:

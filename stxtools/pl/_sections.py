@@ -14,7 +14,6 @@ from stxtools._checks import check_names
 from stxtools._validate import array_positions, coordinates, libraries, listing, stored_library_key
 
 from . import _base, _legend
-from ._base import params_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,6 +28,8 @@ _VISIUM_PITCH = 100.0  # microns between the centres of neighbouring spots
 # spot diameter / pitch: 0.55 by design; older Space Ranger wrote up to 0.71, so that the pitch is what is measured
 _VISIUM_RATIO = (0.45, 0.8)
 _GAP = 0.08  # between sections side by side, as a share of the largest
+RASTERIZE_ABOVE = 50_000  # so many circles make a vector file that no viewer opens
+PANEL_INCHES = 4.6
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def panels_of(
 
 def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool | None:
     slots = [adata.uns.get(_keys.SEGMENT), adata.uns.get(_keys.REGIONS)]
-    for made_with in (params or {}, *(params_of(slot) for slot in slots)):
+    for made_with in (params or {}, *(_base.params_of(slot) for slot in slots)):
         key = stored_library_key(made_with)
         if key is False or (isinstance(key, str) and key in adata.obs):
             return key
@@ -232,10 +233,6 @@ def draw_bar(ax: Axes, panel: Panel, bar: Bar | None) -> None:
     ax.annotate(text, (end, y), xytext=(4, 0), textcoords="offset points", ha="left", va="center",
                 fontsize="small", annotation_clip=False)  # fmt: skip
     ax.set(xlim=(left, right), ylim=(bottom + 0.07 * (bottom - top), top))
-
-
-RASTERIZE_ABOVE = 50_000  # so many circles make a vector file that no viewer opens
-PANEL_INCHES = 4.6
 
 
 def draw_sections(
