@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import polygamma
 
 from ._tails import normal_scores
@@ -67,23 +67,10 @@ def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:
     spread = float(e.var(ddof=1) - polygamma(1, d).mean())
     if spread <= 0:
         return float(np.exp(e.mean())), np.inf
-    half = _trigamma_inverse(spread)
+    # 1 / y < trigamma(y) < 1 / y + 1 / y^2
+    most = (1.0 + np.sqrt(1.0 + 4.0 * spread)) / (2.0 * spread)
+    half = float(optimize.brentq(lambda y: polygamma(1, y) - spread, 0.5 / spread, 2.0 * most, rtol=1e-12))
     return float(np.exp(e.mean() + polygamma(0, half) - np.log(half))), 2.0 * half
-
-
-def _trigamma_inverse(value: float) -> float:
-    if value > 1e7:
-        return 1.0 / np.sqrt(value)
-    if value < 1e-6:
-        return 1.0 / value
-    y = 0.5 + 1.0 / value
-    for _ in range(60):
-        tri = float(polygamma(1, y))
-        step = tri * (1.0 - tri / value) / float(polygamma(2, y))
-        y += step
-        if -step / y < 1e-10:
-            break
-    return y
 
 
 def _moderate(variance: Floats, df: Floats, floor: float = 0.0) -> tuple[Floats, Floats]:
@@ -96,11 +83,7 @@ def _moderate(variance: Floats, df: Floats, floor: float = 0.0) -> tuple[Floats,
 
 
 def combine_sections(
-    effects: Floats,
-    variances: Floats,
-    dfs: Floats,
-    skewness: Floats | None = None,
-    kurtosis: Floats | None = None,
+    effects: Floats, variances: Floats, dfs: Floats, skewness: Floats | None = None, kurtosis: Floats | None = None
 ) -> Combined:
     """Combine effects within libraries (libraries x genes).
 

@@ -158,25 +158,17 @@ class LabelSampler:
         at = (xy - low) / step
         corner = np.minimum(at.astype(np.int64), np.array(shape) - 2)
         frac = at - corner
-        rows, cols, weights = [], [], []
-        for dx in (0, 1):
-            for dy in (0, 1):
-                rows.append(np.arange(len(xy)))
-                cols.append((corner[:, 0] + dx) * shape[1] + corner[:, 1] + dy)
-                weights.append(np.abs(1 - dx - frac[:, 0]) * np.abs(1 - dy - frac[:, 1]))
+        dx, dy = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
+        columns = (corner[:, :1] + dx) * shape[1] + corner[:, 1:] + dy
+        weights = np.abs(1 - dx - frac[:, :1]) * np.abs(1 - dy - frac[:, 1:])
+        ends = 4 * np.arange(len(xy) + 1)
         self._read = sparse.csr_matrix(
-            (np.concatenate(weights).astype(np.float32), (np.concatenate(rows), np.concatenate(cols))),
-            shape=(len(xy), shape[0] * shape[1]),
+            (weights.astype(np.float32).ravel(), columns.ravel(), ends), (len(xy), shape[0] * shape[1])
         )
-
-    @property
-    def n_obs(self) -> int:
-        """Number of observations."""
-        return int(self._read.shape[0])
 
     def draw(self, n_labels: int, rng: np.random.Generator, batch: int = 64) -> Iterator[NDArray[np.bool_]]:
         """Yield labels, observations x ``batch`` at a time, ``n_labels`` in all."""
-        n = self.n_obs
+        n = int(self._read.shape[0])
         for start in range(0, n_labels, batch):
             size = min(batch, n_labels - start)
             values = np.empty((n, size), dtype=np.float32)
@@ -206,22 +198,15 @@ class RegionDraws:
     A region and its complement use the same random regions: ``side`` is the one of the two without the first
     observation, and ``flipped`` says whether that is the complement.
 
-    - ``xy``, ``pairs``: Positions of the section's observations, and sampled pairs of them.
-    - ``label``: The region.
     - ``n_null``: Number of random regions.
     - ``seed``: Seed of the random regions, together with the region itself.
     - ``limit``: Bytes that may be held, one bit per observation and random region; above it, they are drawn again.
     """
 
     def __init__(
-        self,
-        xy: NDArray[np.float64],
-        pairs: LagPairs,
-        label: NDArray[np.bool_],
-        n_null: int,
-        seed: Sequence[int],
+        self, xy: NDArray[np.float64], pairs: LagPairs, label: NDArray[np.bool_], n_null: int, seed: Sequence[int],
         limit: float = np.inf,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.flipped = bool(label[0])
         self.side = ~label if self.flipped else label
         self.model = fit_label_model(pairs, self.side)

@@ -12,17 +12,12 @@ Floats = NDArray[np.float64]
 
 
 def contrast_weights(label: NDArray[np.bool_], blocks: NDArray[np.int64] | None = None) -> Floats:
-    """Weights of observations whose weighted sum is a mean difference without differences between blocks.
-
-    - ``label``: Group (True) against reference.
-    - ``blocks``: Section of every observation; sections' means are subtracted.
-
-    Returns
-    -------
-    One weight per observation.
-    """
+    """Weights of observations whose weighted sum is a mean difference without differences between blocks (sections)."""
     weight = np.where(label, 1.0 / max(int(label.sum()), 1), -1.0 / max(int((~label).sum()), 1))
-    return weight if blocks is None else _centre(weight[:, None], blocks)[:, 0]
+    if blocks is None:
+        return weight
+    codes = np.unique(blocks, return_inverse=True)[1]
+    return weight - (np.bincount(codes, weight) / np.bincount(codes))[codes]
 
 
 def explain_discriminant(pooled: Floats, components: Floats, difference: Floats, shrinkage: float = 0.1) -> Floats:
@@ -32,14 +27,11 @@ def explain_discriminant(pooled: Floats, components: Floats, difference: Floats,
     gene j gets ``w_j (mean_group,j - mean_reference,j)``, and the genes' parts add up to the distance of the two
     classes' mean scores.
 
-    - ``pooled``: Pooled covariance of the components within the two classes, see :class:`Moments`.
-    - ``components``: Genes x components, orthonormal.
+    - ``pooled``: Pooled covariance of the components (genes x components) within the two classes.
     - ``difference``: Mean difference of every gene, with the weights of :func:`contrast_weights`.
     - ``shrinkage``: Share of the pooled covariance that is replaced by a multiple of the identity.
 
-    Returns
-    -------
-    One number per gene; absolute values sum to 1 (all 0 where the classes' means agree).
+    Absolute values of the result sum to 1, or are 0 where the classes' means agree.
     """
     ridge = float(np.trace(pooled)) / len(pooled)
     if ridge <= 0:
@@ -53,11 +45,7 @@ def explain_discriminant(pooled: Floats, components: Floats, difference: Floats,
 
 
 class Moments:
-    """Sums and products of components by group and section; they give any pooled covariance.
-
-    - ``codes``, ``blocks``: Group and section of every observation; those of group -1 are excluded.
-    - ``n_comps``: Number of components.
-    """
+    """Sums and products of components by group (``codes``, -1: none) and section; they give any pooled covariance."""
 
     def __init__(self, codes: NDArray[np.int64], blocks: NDArray[np.int64], n_comps: int) -> None:
         used = codes >= 0
@@ -77,10 +65,7 @@ class Moments:
             self._products[i] += part.T @ part
 
     def pooled(self, group: int, reference: int | None, blocks: Sequence[int], *, centred: bool) -> Floats:
-        """Pooled covariance within group and reference (None: the rest), in some sections.
-
-        ``centred`` subtracts sections' means first.
-        """
+        """Pooled covariance within group and reference (None: the rest); ``centred``: less the sections' means."""
         block, code = self._cells
         inside, outside = code == group, (code != group) if reference is None else (code == reference)
         among = np.isin(block, list(blocks))
@@ -97,10 +82,3 @@ class Moments:
             mean = total[side].sum(axis=0)
             scatter -= np.outer(mean, mean) / max(self._count[side].sum(), 1.0)
         return scatter / max(self._count[used].sum() - 2, 1)
-
-
-def _centre(x: Floats, blocks: NDArray[np.int64]) -> Floats:
-    _, codes = np.unique(blocks, return_inverse=True)
-    total = np.zeros((codes.max() + 1, x.shape[1]))
-    np.add.at(total, codes, x)
-    return x - (total / np.bincount(codes)[:, None])[codes]

@@ -51,12 +51,7 @@ class Slope:
 
 
 def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
-    """Compare two groups of subjects feature by feature: :func:`regress_subjects` on a column of 0 and 1.
-
-    - ``values``: Subjects x features; NaN where a subject lacks the feature.
-    - ``group``: Which subjects are in the group; the others are the reference.
-    - ``level``, ``seed``: As there.
-    """
+    """Compare two groups of subjects feature by feature: :func:`regress_subjects` on a column of 0 and 1."""
     known = np.isfinite(values)
     found = regress_subjects(values, group.astype(float), (group, ~group), level, seed)
     n1, n0 = known[group].sum(axis=0), known[~group].sum(axis=0)
@@ -70,9 +65,7 @@ def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | N
 def compare_pairs(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
     """Compare two conditions within subjects: the differences of the pairs, whose signs are flipped for the null.
 
-    - ``values``: Rows x features: the subjects in the group's condition, and in the same order in the reference's.
-    - ``group``: Which rows are the group's.
-    - ``level``, ``seed``: As for :func:`regress_subjects`.
+    ``values``: the subjects (rows) in the group's condition, and in the same order in the reference's.
     """
     one, two = values[group], values[~group]
     both = np.isfinite(one) & np.isfinite(two)
@@ -93,10 +86,8 @@ def regress_subjects(
     the spread of the statistic without an effect; where it is above 1 the statistic is divided by it.
 
     - ``values``: Subjects x features; NaN where a subject lacks the feature.
-    - ``x``: Number of each subject.
     - ``sides``: Subjects on the two sides of the range of ``x``; p-values need :data:`MIN_SUBJECTS` on both.
     - ``level``: Abundance of each feature.
-    - ``seed``: Of the permutations, where there are too many for all of them.
     - ``paired``: Whether values are differences: the line goes through 0, and signs are flipped, not subjects permuted.
     """
     known = np.isfinite(values)
@@ -159,15 +150,9 @@ def _trend(log_variance: Floats, level: Floats, at: Floats) -> Floats:
 
 
 def _null_spread(
-    filled: Floats,
-    known: NDArray[np.bool_],
-    x: Floats,
-    tested: NDArray[np.bool_],
-    expected: Floats,
-    prior: float,
-    seed: int,
-    paired: bool,
-) -> float:
+    filled: Floats, known: NDArray[np.bool_], x: Floats, tested: NDArray[np.bool_], expected: Floats, prior: float,
+    seed: int, paired: bool,
+) -> float:  # fmt: skip
     """Root mean square of the normal scores under permutations that mix the subjects, or flips of signs."""
     if not tested.any():
         return 1.0

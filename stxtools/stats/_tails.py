@@ -20,13 +20,10 @@ _NEAR_GAMMA = 5e-3  # margin below the gamma distribution's kurtosis, where type
 
 
 def beta_tails(z: Floats, skewness: Floats, kurtosis: Floats) -> Floats:
-    """Return two-sided tail probabilities of ``|z|`` for a beta distribution with mean 0, variance 1, these moments.
-
-    Kurtoses are clipped to the range of beta distributions: from that of the arcsine distribution to nearly that of
-    the gamma distribution (3 without skewness: the normal).
-    """
+    """Return two-sided tail probabilities of ``|z|`` for a beta distribution with mean 0, variance 1, these moments."""
     z = np.abs(z)
     square = np.maximum(skewness**2, 1e-12)
+    # from the arcsine distribution's to nearly the gamma distribution's (3 without skewness: the normal)
     kurtosis = np.clip(kurtosis, 1.5 + square, 3.0 + 1.5 * square - _NEAR_GAMMA)
     total = 6.0 * (kurtosis - square - 1.0) / (6.0 + 3.0 * square - 2.0 * kurtosis)
     apart = 0.5 * total * (total + 2.0) * np.sqrt(square / (square * (total + 2.0) ** 2 + 16.0 * (total + 1.0)))
@@ -51,10 +48,7 @@ def region_statistic(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats) 
     """Return t statistics (``df`` degrees of freedom) with the p-values of correlations under random regions.
 
     A beta distribution is bounded and its moments are estimates: no p-value is below the square of the t-test's.
-
-    - ``r``: Correlations of genes with the tested region.
-    - ``df``: Effective degrees of freedom: the null variance of r is 1 / (df + 1).
-    - ``skewness``, ``kurtosis``: Of the correlations with random regions, about zero; see :func:`shrunken_kurtosis`.
+    The null variance of r is 1 / (df + 1).
     """
     plain = 2.0 * stats.t.sf(np.abs(r) * np.sqrt(df / (1.0 - r**2)), df)
     pvals = beta_tails(r * np.sqrt(df + 1.0), skewness, kurtosis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,54 +23,44 @@ _FOUND = "found_again"  # the column in which they are found
 _TARGETS = (None, 1e4)  # depth after normalisation: the median, or scanpy's habit
 
 
-class FoundAgain:
-    """Groups of a segmentation, found again in a part of the counts with the same parameters.
+def found_again(
+    source: SegmentationInput, given: Mapping[str, Any], show_progress: bool | None
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Segment ``source`` with the parameters of another segmentation; return the groups and their names."""
+    from stxtools.tl._segment import segment
 
-    - ``source``: What is segmented.
-    - ``given``: Parameters of the segmentation.
-    - ``show_progress``: Whether to show progress.
-
-    - ``codes``, ``names``: The groups.
-    """
-
-    def __init__(self, source: SegmentationInput, given: Mapping[str, Any], show_progress: bool | None) -> None:
-        from stxtools.tl._segment import segment
-
-        labels_key = None if given.get("labels_key") is None else str(given["labels_key"])
-        shares = given.get("class_shares")
-        if shares is not None and labels_key is not None:  # 0: not given
-            classes = categories(source.adata, labels_key, "labels_key")[1]
-            shares = {c: float(v) for c, v in zip(classes, shares, strict=True) if v}
-        how = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in given["segmenter"].items()}
-        segment(
-            source.adata,
-            n_segments=None if labels_key is not None else int(given["n_segments"]),
-            labels_key=labels_key,
-            keep_labels=bool(given.get("keep_labels", False)),
-            class_shares=shares,
-            abstain_below=given.get("abstain_below"),
-            pretrained=source.pretrained,
-            image_key=source.image_key,
-            spatial_key=str(given.get("spatial_key", _keys.SPATIAL)),
-            library_key=stored_library_key(given),
-            params=how,
-            random_state=int(given.get("random_state", 0)),
-            show_progress=show_progress,
-            key_added=_FOUND,
-        )
-        self.codes, self.names = categories(source.adata, _FOUND, "groupby")
+    labels_key = None if given.get("labels_key") is None else str(given["labels_key"])
+    shares = given.get("class_shares")
+    if shares is not None and labels_key is not None:  # 0: not given
+        classes = categories(source.adata, labels_key, "labels_key")[1]
+        shares = {c: float(v) for c, v in zip(classes, shares, strict=True) if v}
+    how = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in given["segmenter"].items()}
+    segment(
+        source.adata,
+        n_segments=None if labels_key is not None else int(given["n_segments"]),
+        labels_key=labels_key,
+        keep_labels=bool(given.get("keep_labels", False)),
+        class_shares=shares,
+        abstain_below=given.get("abstain_below"),
+        pretrained=source.pretrained,
+        image_key=source.image_key,
+        spatial_key=str(given.get("spatial_key", _keys.SPATIAL)),
+        library_key=stored_library_key(given),
+        params=how,
+        random_state=int(given.get("random_state", 0)),
+        show_progress=show_progress,
+        key_added=_FOUND,
+    )
+    return categories(source.adata, _FOUND, "groupby")
 
 
 class SegmentationInput:
     """The input of a segmentation, made again from a part of the counts.
 
-    - ``adata``: What was segmented.
-    - ``part``: An AnnData with a part of the counts, to be completed.
-    - ``counts``: All counts.
+    - ``adata``, ``counts``: What was segmented, and all of its counts.
+    - ``part``: An AnnData with a part of the counts, to be completed: the attribute ``adata``.
     - ``given``: Parameters of the segmentation.
 
-    - ``adata``, ``image_key``, ``pretrained``: What to segment, the image that is read, and the model that training
-      starts from.
     - ``representation``, ``missing``: What groups will be found in, and what the segmentation read beside it.
     """
 
@@ -87,12 +78,12 @@ class SegmentationInput:
         )
         if _reads_stored_pca(given, there=_keys.X_PCA in adata.obsm):
             if _keys.X_PCA in adata.obsm:
-                self._make_pca(StoredPca(adata), counts)
+                self._make_pca(adata, counts)
             else:
                 self.missing.append("`obsm['X_pca']`, which is not there any more")
 
-    def _make_pca(self, stored: StoredPca, counts: sparse.csr_matrix) -> None:
-        values, how, explained = stored.made_again(counts, self.adata.X)
+    def _make_pca(self, adata: AnnData, counts: sparse.csr_matrix) -> None:
+        values, how, explained = _made_again(adata, counts, self.adata.X)
         self.adata.obsm[_keys.X_PCA] = values
         self.representation = f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
         if explained < SAME:
@@ -135,50 +126,46 @@ def _reads_stored_pca(given: Mapping[str, Any], *, there: bool) -> bool:
     return "layer" not in given and there and not given.get("pretrained", False)
 
 
-class StoredPca:
-    """``obsm["X_pca"]``, centred, and the genes that it may have been made of."""
+def _made_again(
+    adata: AnnData, counts: sparse.csr_matrix, part: sparse.csr_matrix
+) -> tuple[NDArray[np.float32], str, float]:
+    """Make ``obsm["X_pca"]`` again from ``part`` of the counts, in the way that makes it from all ``counts``.
 
-    def __init__(self, adata: AnnData) -> None:
-        values = np.asarray(adata.obsm[_keys.X_PCA], dtype=np.float64)
-        self.values = values - values.mean(axis=0)
-        self.used: dict[str, NDArray[np.bool_]] = {}
-        if "PCs" in adata.varm:
-            used = np.abs(np.asarray(adata.varm["PCs"], dtype=np.float64)).sum(axis=1) > 0
-            self.used["genes with loadings"] = used
-        if "highly_variable" in adata.var:
-            self.used["variable genes"] = np.asarray(adata.var["highly_variable"], dtype=bool)
+    Of the usual ways (normalised to the median depth or to 10,000, with z-scores or without) the one is taken whose
+    components of all counts explain most of the stored ones. Components are those of the part: stored loadings have
+    seen the noise of the other part, too.
 
-    def made_again(self, counts: sparse.csr_matrix, part: sparse.csr_matrix) -> tuple[NDArray[np.float32], str, float]:
-        """Make it again from ``part`` of the counts, in the way that makes it from all ``counts``.
+    Returns
+    -------
+    The values, how they were made, and the share of the stored components' variance that is explained.
+    """
+    stored = np.asarray(adata.obsm[_keys.X_PCA], dtype=np.float64)
+    stored = stored - stored.mean(axis=0)
+    genes, chosen = _genes_of_pca(adata, counts)
+    best: tuple[float, float | None, bool] = (-np.inf, None, False)
+    for target, scaled in product(_TARGETS, (False, True)):
+        found = _pca(counts, genes, stored.shape[1], target, scaled).astype(np.float64)
+        left = stored - found @ np.linalg.lstsq(found, stored, rcond=None)[0]
+        explained = 1.0 - float(np.square(left).sum()) / max(float(np.square(stored).sum()), 1e-300)
+        best = max(best, (explained, target, scaled), key=lambda b: b[0])
+    explained, target, scaled = best
+    depth = "the median" if target is None else f"{target:g}"
+    how = f"{stored.shape[1]} components of {len(genes)} {chosen}, depth {depth}{', z-scores' if scaled else ''}"
+    return _pca(part, genes, stored.shape[1], target, scaled), how, explained
 
-        The genes are those of ``varm["PCs"]`` or ``var["highly_variable"]``, the number of components is the same; of
-        the usual ways (normalised to the median depth or to 10,000, with z-scores or without) the one is taken whose
-        components of all counts explain most of the stored ones. Components are those of the part: stored loadings have
-        seen the noise of the other part, too.
 
-        Returns
-        -------
-        The values, how they were made, and the share of the stored components' variance that is explained.
-        """
-        stored, (genes, chosen) = self.values, self._genes(counts)
-        best: tuple[float, float | None, bool] = (-np.inf, None, False)
-        for target in _TARGETS:
-            for scaled in (False, True):
-                found = _pca(counts, genes, stored.shape[1], target, scaled).astype(np.float64)
-                left = stored - found @ np.linalg.lstsq(found, stored, rcond=None)[0]
-                explained = 1.0 - float(np.square(left).sum()) / max(float(np.square(stored).sum()), 1e-300)
-                best = max(best, (explained, target, scaled), key=lambda b: b[0])
-        explained, target, scaled = best
-        depth = "the median" if target is None else f"{target:g}"
-        how = f"{stored.shape[1]} components of {len(genes)} {chosen}, depth {depth}{', z-scores' if scaled else ''}"
-        return _pca(part, genes, stored.shape[1], target, scaled), how, explained
-
-    def _genes(self, counts: sparse.csr_matrix) -> tuple[NDArray[np.int64], str]:
-        seen = np.asarray((counts > 0).sum(axis=0)).ravel() >= min(3, counts.shape[0])
-        for how, used in self.used.items():
-            if (used & seen).sum() > 1:
-                return np.flatnonzero(used & seen), how
-        return select_genes(counts, "counts"), "variable genes chosen here"
+def _genes_of_pca(adata: AnnData, counts: sparse.csr_matrix) -> tuple[NDArray[np.int64], str]:
+    """Return the genes that a stored PCA was made of, as far as the AnnData says so, and how they are known."""
+    used: dict[str, NDArray[np.bool_]] = {}
+    if "PCs" in adata.varm:
+        used["genes with loadings"] = np.abs(np.asarray(adata.varm["PCs"], dtype=np.float64)).sum(axis=1) > 0
+    if "highly_variable" in adata.var:
+        used["variable genes"] = np.asarray(adata.var["highly_variable"], dtype=bool)
+    seen = np.asarray((counts > 0).sum(axis=0)).ravel() >= min(3, counts.shape[0])
+    for how, some in used.items():
+        if (some & seen).sum() > 1:
+            return np.flatnonzero(some & seen), how
+    return select_genes(counts, "counts"), "variable genes chosen here"
 
 
 def _pca(

@@ -16,7 +16,7 @@ from stxtools._validate import Labels, check_in
 from stxtools._warn import warn
 from stxtools.stats._thinning import thin_counts
 
-from ._found_again import FoundAgain, SegmentationInput
+from ._found_again import SegmentationInput, found_again
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,14 +31,10 @@ _FOUND_AGAIN = 0.8  # below this Rand index the groups of half the counts are no
 class Tested:
     """What is tested: expression and groups; where these were found in it, one half of the counts and of the other.
 
-    - ``adata``: Annotated data.
-    - ``groupby``, ``groups``: The column of ``obs``, and what it holds.
-    - ``layer``: Layer to take expression from.
+    - ``groups``: What ``obs[groupby]`` holds.
     - ``protect``: ``"thinning"`` divides counts in which the groups were found; otherwise a warning says that nothing
       does.
-    - ``seed``, ``show_progress``: Seed of the division, and whether to show progress.
 
-    - ``adata``, ``layer``, ``read``: Where the expression is, and the expression.
     - ``codes``: Group of every observation.
     - ``protected``, ``record``: Whether counts were divided, and what ``params`` say of that and of the expression.
     """
@@ -78,16 +74,16 @@ class Protected:
 
 def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool:
     """Return whether this package found the groups of ``obs[groupby]`` in the expression that is to be tested."""
-    record, split = Record(adata.uns.get(groupby)), Record(adata.uns.get(_keys.SPLIT))
-    if record.params:
-        drawn = record.params.get("call") == "io.read_annotations"  # by a pathologist, on the image
-        return not drawn and not _other_half(split.params, record.params, layer)
+    params, split = recorded(adata.uns.get(groupby)), recorded(adata.uns.get(_keys.SPLIT))
+    if params:
+        drawn = params.get("call") == "io.read_annotations"  # by a pathologist, on the image
+        return not drawn and not _other_half(split, params, layer)
     regions: Any = adata.uns.get(_keys.REGIONS)
     if groupby == _keys.REGION_ID and hasattr(regions, "obs"):
-        source = str(Record(regions.uns).params.get("segment_key", ""))
+        source = str(recorded(regions.uns).get("segment_key", ""))
         return source != groupby and found_in_expression(adata, source, layer)
-    predicted = Record(adata.uns.get(_keys.MULTITASK))
-    keys = [predicted.params.get(name) for name in ("biomarker_key", "region_key")]
+    predicted = recorded(adata.uns.get(_keys.MULTITASK))
+    keys = [predicted.get(name) for name in ("biomarker_key", "region_key")]
     return groupby in {_keys.pred(str(key)) for key in keys if key is not None}
 
 
@@ -95,8 +91,7 @@ def _divided(
     adata: AnnData, groupby: str, groups: Labels, layer: str | None, seed: int, show_progress: bool | None
 ) -> Protected | str:
     """Segment again on one half of the counts and return the other, or say why that cannot be done."""
-    record = Record(adata.uns.get(groupby))
-    params = record.params
+    params = recorded(adata.uns.get(groupby))
     if "segmenter" not in params:
         return f"only groups of `st.tl.segment` can be found again, and `{groupby}` is none"
     if str(params.get("model", "trained")) == "given":
@@ -118,8 +113,7 @@ def _divided(
         return "there are too few counts to divide"
     work, tested = _with_counts(adata, train), _with_counts(adata, test)
     source = SegmentationInput(adata, work, read.matrix, params)
-    again = FoundAgain(source, params, show_progress)
-    matched, agreement = _match(groups.codes, again.codes, groups.names, again.names)
+    matched, agreement = _match(groups, *found_again(source, params, show_progress))
     _warn_other_groups(groupby, agreement, source.missing)
     found = {"protect_representation": source.representation, "protect_missing": source.missing or None}
     return Protected(tested, matched, {"protect_agreement": agreement, **found, **read.record})
@@ -149,15 +143,13 @@ def warn_unprotected(groupby: str, why: str) -> None:
     )
 
 
-class Record:
-    """Parameters that a call of this package wrote into an entry of ``uns``; none where something else did."""
-
-    def __init__(self, entry: Any) -> None:
-        self.params: dict[str, Any] = {}
-        params = entry.get("params") if isinstance(entry, Mapping) else None
-        if isinstance(params, Mapping) and isinstance(params.get("versions"), Mapping):
-            plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
-            self.params = plain if "stxtools" in params["versions"] else {}
+def recorded(entry: Any) -> dict[str, Any]:
+    """Return the parameters that a call of this package wrote into an entry of ``uns``; none where another did."""
+    params = entry.get("params") if isinstance(entry, Mapping) else None
+    versions = params.get("versions") if isinstance(params, Mapping) else None
+    if not isinstance(versions, Mapping) or "stxtools" not in versions:
+        return {}
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in entry["params"].items()}
 
 
 def _other_half(split: Mapping[str, Any], params: Mapping[str, Any], layer: str | None) -> bool:
@@ -185,13 +177,12 @@ def _with_counts(adata: AnnData, counts: sparse.csr_matrix) -> AnnData:
     return out
 
 
-def _match(
-    codes: NDArray[np.int64], found: NDArray[np.int64], names: list[str], found_names: list[str]
-) -> tuple[NDArray[np.int64], float]:
+def _match(groups: Labels, found: NDArray[np.int64], found_names: list[str]) -> tuple[NDArray[np.int64], float]:
     """Give every class that was found again the user's class it overlaps most, one to one where the numbers agree."""
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score
 
+    codes, names = groups.codes, groups.names
     both = (codes >= 0) & (found >= 0)
     overlap = np.zeros((len(found_names), len(names)))
     np.add.at(overlap, (found[both], codes[both]), 1.0)
