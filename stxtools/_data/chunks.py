@@ -69,15 +69,13 @@ def rows_per_chunk(n_vars: int) -> int:
     return max(256, int(settings.max_memory * 2**30 / 4 / (8 * n_vars)))
 
 
-def map_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T]) -> list[T]:
-    """Apply ``work(chunk, rows)``, picklable for a cluster, to chunks of rows (CSR); return the results in order."""
-    return list(iter_rows(matrix, work, at_once=None))
-
-
 def iter_rows(
     matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_once: int | None = AT_ONCE
 ) -> Iterator[T]:
-    """Yield what :func:`map_rows` returns, chunk by chunk; ``at_once`` chunks of a dask array are under way."""
+    """Yield ``work(chunk, rows)``, picklable for a cluster, for chunks of rows (CSR) in their order.
+
+    ``at_once`` chunks of a dask array are under way, None for all.
+    """
     if is_backed(matrix) and _by_column(matrix):
         matrix = to_csr(matrix)
     if is_backed(matrix) and _client() is not None:
@@ -209,7 +207,7 @@ def look_at(stored: Any, in_memory: bool) -> tuple[Any, Survey]:
     if in_memory:
         matrix = to_csr(stored)
         return matrix, Survey.of(matrix)
-    return stored, Survey.joined(map_rows(stored, _survey_chunk))
+    return stored, Survey.joined(list(iter_rows(stored, _survey_chunk, at_once=None)))
 
 
 def _survey_chunk(chunk: sparse.csr_matrix, rows: slice) -> Survey:

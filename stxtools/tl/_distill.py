@@ -14,10 +14,10 @@ from stxtools._data.framework import KnownInput
 from stxtools._data.regions import Regions
 from stxtools._data.sections import make_sections
 from stxtools._docs import documented
-from stxtools._ownership import check_free
+from stxtools._ownership import free_key
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_key_added, check_seed, check_writable
+from stxtools._validate import check_adata, check_seed, check_writable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,8 +89,7 @@ def distill(
     ['healthy', 'diseased']
     """
     check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
-    key = check_key_added(key_added, _keys.DISTILL)
-    check_free(adata, "tl.distill", uns=[key])
+    key = free_key(adata, "tl.distill", key_added, _keys.DISTILL, uns=[""])
     how: dict[str, Any] = {
         "random_state": check_seed(random_state), "accelerator": accelerator,
         "devices": devices, "show_progress": show_progress,

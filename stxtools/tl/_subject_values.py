@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from stxtools._data.chunks import map_rows
+from stxtools._data.chunks import iter_rows
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
 from stxtools._validate import categories, listing
@@ -81,7 +81,8 @@ class Observed:
         cell = np.where(used, unit * shape[1] + self.compartments, -1)
         sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
         read = Expression(adata, layer, in_memory=False)
-        parts = map_rows(read.matrix, partial(_chunk_sums, cell, read.scale == "log", shape[0] * shape[1]))
+        work = partial(_chunk_sums, cell, read.scale == "log", shape[0] * shape[1])
+        parts = iter_rows(read.matrix, work, at_once=None)
         sums, seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
         return Counted(cell, sizes, sums, seen, read.record)
 

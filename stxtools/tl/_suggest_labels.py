@@ -9,10 +9,10 @@ import numpy as np
 from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import check_free
+from stxtools._ownership import free_key
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import neighbour_mean
-from stxtools._validate import check_adata, check_in, check_int, check_key_added
+from stxtools._validate import check_adata, check_in, check_int
 
 from ._region_graph import inherited_library_key
 
@@ -66,8 +66,7 @@ def suggest_labels(
     """
     check_adata(adata, copy=copy)
     n = check_int("n", n, minimum=1)
-    out = check_key_added(key_added, _keys.SUGGESTED)
-    check_free(adata, "tl.suggest_labels", obs=[out], uns=[out])
+    out = free_key(adata, "tl.suggest_labels", key_added, _keys.SUGGESTED, obs=[""], uns=[""])
     check_in(adata, "obsm", _keys.proba(key), "key", "Run `st.tl.segment(adata)` first.")
     params = adata.uns.get(key, {}).get("params", {})
     if labels_key is None and "labels_key" in params:

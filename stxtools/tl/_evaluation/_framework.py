@@ -48,11 +48,9 @@ class Framework(Baseline):
         """Arguments of the user for the joint network, which reads the variable genes beside the representation."""
         arguments = dict(self.params.get("multitask", {}))
         params = resolve(arguments.get("params"), TissueNetParams)
-        if params.genes is True:
-            variable = tuple(adata.var_names[adata.var[_VARIABLE]])
-            params = replace(
-                params, genes=variable or bool(adata.X.min() >= 0)
-            )  # a representation may be no expression
+        if params.genes is True:  # a representation that stands for expression may have negative values
+            genes = tuple(adata.var_names[adata.var[_VARIABLE]]) or bool(adata.X.min() >= 0)
+            params = replace(params, genes=genes)
         return arguments | {"params": params}
 
     def prepare(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> AnnData:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,16 +67,12 @@ class Search:
     protocol: Protocol
 
     @property
-    def n_grid(self) -> int:
-        """Number of points of the grid."""
-        return int(np.prod([len(values) for values in self.space.values()]))
-
-    @property
     def most_trials(self) -> int:
         """Trials of all processes together."""
-        if self.kind == "grid":
-            return self.n_grid if self.n_trials is None else min(self.n_trials, self.n_grid)
-        return _TRIALS if self.n_trials is None else self.n_trials
+        if self.kind != "grid":
+            return _TRIALS if self.n_trials is None else self.n_trials
+        n_grid = prod(len(values) for values in self.space.values())
+        return n_grid if self.n_trials is None else min(self.n_trials, n_grid)
 
 
 def search_space(
