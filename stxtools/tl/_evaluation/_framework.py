@@ -55,7 +55,8 @@ class Framework(Baseline):
 
     def prepare(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> AnnData:
         """Return an AnnData of the sections with labels, compartments and region graph."""
-        adata = _as_adata(sections)
+        # the classifier of genes chooses among all of them, and predicts where a section has no labels
+        adata = _as_adata(sections, all_genes=any((c < 0).all() for codes in labels.values() for c in codes))
         for target, codes in labels.items():
             every = np.concatenate(list(codes))
             names = pd.Index([str(k) for k in range(classes[target])])
@@ -133,12 +134,13 @@ def _cuts(sections: Sequence[EvaluationSection]) -> NDArray[np.int64]:
     return np.cumsum([s.n_obs for s in sections])[:-1]
 
 
-def _as_adata(sections: Sequence[EvaluationSection]) -> AnnData:
-    """Put arrays back into the AnnData that the public calls read."""
+def _as_adata(sections: Sequence[EvaluationSection], *, all_genes: bool) -> AnnData:
+    """Put arrays back into the AnnData that the public calls read, with all genes or the variable ones."""
     from anndata import AnnData as _AnnData
     from scipy import sparse
 
-    parts = [sparse.csr_matrix(s.features) if s.logged is None else s.logged for s in sections]
+    logged = [s.logged if all_genes else s.raw for s in sections]
+    parts = [sparse.csr_matrix(s.features) if g is None else g for s, g in zip(sections, logged, strict=True)]
     n_obs = [s.n_obs for s in sections]
     names = pd.Index([f"o{i}" for i in range(sum(n_obs))])
     library = np.repeat([s.name for s in sections], n_obs)
@@ -147,7 +149,8 @@ def _as_adata(sections: Sequence[EvaluationSection]) -> AnnData:
         obs=pd.DataFrame({_LIBRARY: pd.Categorical(library, categories=[s.name for s in sections])}, index=names),
         var=pd.DataFrame(index=pd.Index([f"g{i}" for i in range(parts[0].shape[1])])),
     )
-    adata.var[_VARIABLE] = np.isin(np.arange(adata.n_vars), sections[0].variable)
+    variable = sections[0].variable if all_genes or logged[0] is None else range(adata.n_vars)
+    adata.var[_VARIABLE] = np.isin(np.arange(adata.n_vars), variable)
     adata.uns["log1p"] = {}  # these values are logarithms
     adata.obsm[_REP] = np.concatenate([s.features for s in sections])
     adata.obsm[_keys.SPATIAL] = np.concatenate([s.xy - s.xy.min(axis=0) for s in sections])
