@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -122,7 +123,8 @@ def describe(
         tested = Tested(adata, groupby, named, layer, protect, seed, show_progress)
         record = {"protected": tested.protected, **tested.record}
         logged = log_matrix(tested.read)
-        test = _Test(adata, where, n_null, seed, show_progress)
+        how = {"n_null": n_null, "seed": seed, "show_progress": show_progress}
+        test = partial(_tested, where, np.asarray(adata.obs_names, dtype=str), how)
         for name, table in nets.items():
             parts.append(test(name, activities(logged, genes, table), tested.codes, named.names, groupby))
         if pairs is not None:
@@ -157,36 +159,27 @@ def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
     return table[(table["scores"] > 0) & (table["pvals_adj"] <= FDR)]
 
 
-class _Test:
-    """The test of :func:`stxtools.tl.biomarkers` for other values than genes."""
-
-    def __init__(self, adata: AnnData, where: Geometry, n_null: int, seed: int, show_progress: bool | None) -> None:
-        self.where, self.n_null, self.seed, self.show_progress = where, n_null, seed, show_progress
-        self.observations = np.asarray(adata.obs_names, dtype=str)
-
-    def __call__(
-        self, kind: str, features: Features, codes: np.ndarray, names: list[str], groupby: str
-    ) -> pd.DataFrame:
-        """Test every group that is large enough; a name of two compartments is one at its contact with the other."""
-        stage("testing genes")
-        libs = self.where.libs
-        groups, sizes = np.unique(codes[codes >= 0], return_counts=True)
-        chosen = groups[sizes >= (MIN_CONTACT if kind == CONTACT else MIN_OBS)]
-        planned = [plan(names[g], int(g), None, codes, libs.codes, len(libs)) for g in chosen]
-        if kind == CONTACT:
-            designs = [_one_side(design, groups, isqrt(len(names))) for design in planned if design.kind == "within"]
-        else:
-            designs = usable(planned, "rest", groupby, explicit=False)
-        if not designs or not features.names:
-            return _NOTHING
-        outcomes = compare(
-            features, designs, codes, libs, self.where.xy, self.observations, None,
-            n_null=self.n_null, seed=self.seed, show_progress=self.show_progress, both=False,
-            plain=kind == CONTACT,  # a border is a strip: smooth variation along it must count
-        )  # fmt: skip
-        tables = [_table(kind, design, outcome.tested, features, codes) for design, outcome in
-                  zip(designs, outcomes, strict=True)]  # fmt: skip
-        return pd.concat(tables, ignore_index=True)
+def _tested(
+    where: Geometry, names_of_obs: np.ndarray, how: Mapping[str, Any], kind: str, features: Features,
+    codes: np.ndarray, names: list[str], groupby: str,
+) -> pd.DataFrame:  # fmt: skip
+    """Test as biomarkers does every group that is large enough; a name of two is one at its contact with the other."""
+    stage("testing genes")
+    groups, sizes = np.unique(codes[codes >= 0], return_counts=True)
+    chosen = groups[sizes >= (MIN_CONTACT if kind == CONTACT else MIN_OBS)]
+    planned = [plan(names[g], int(g), None, codes, where.libs.codes, len(where.libs)) for g in chosen]
+    if kind == CONTACT:
+        designs = [_one_side(design, groups, isqrt(len(names))) for design in planned if design.kind == "within"]
+    else:
+        designs = usable(planned, "rest", groupby, explicit=False)
+    if not designs or not features.names:
+        return _NOTHING
+    outcomes = compare(
+        features, designs, codes, where.libs, where.xy, names_of_obs, None, both=False,
+        plain=kind == CONTACT, **how,  # a border is a strip: smooth variation along it must count
+    )  # fmt: skip
+    tables = [_table(kind, d, outcome.tested, features, codes) for d, outcome in zip(designs, outcomes, strict=True)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _one_side(design: Design, groups: np.ndarray, n: int) -> Design:

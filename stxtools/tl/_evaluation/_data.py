@@ -54,8 +54,8 @@ def read_features(adata: AnnData, how: FeatureSource, learn_from: NDArray[np.boo
         return stored_representation(adata, how.use_rep).values, None, ()
     adata = adata.to_memory() if adata.isbacked else adata  # anndata divides no part of a file again
     rows = slice(None) if learn_from is None else np.flatnonzero(learn_from)
-    rep = compute_representation(adata[rows], how.layer, random_state=how.seed)[0]
-    read = Expression(adata, how.layer)
+    rep, read = compute_representation(adata[rows], how.layer, random_state=how.seed)
+    read = read if learn_from is None else Expression(adata, how.layer)
     if rep.genes is None or rep.mean is None or rep.components is None:  # for the type checker: it was computed
         return rep.values, None, ()
     columns = adata.var_names.get_indexer(rep.genes)
