@@ -15,7 +15,7 @@ from stxtools.models import Section
 from stxtools.models.ensemble.discriminant import ShrinkageLDA
 from stxtools.models.segmenter.calibration import matching_temperature, tempered
 from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with_all_classes
-from stxtools.models.segmenter.discriminants import spread_labels, voted_confidence
+from stxtools.models.segmenter.discriminants import label_views, spread_labels, voted_confidence
 from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures
 from stxtools.models.segmenter.number import choose_number
 
@@ -180,6 +180,22 @@ def test_labels_spread_and_unlabelled_observations_help():
     rest = labels < 0
     assert (helped == y)[rest].mean() > (alone == y)[rest].mean()
     assert (helped == y)[rest].mean() > 0.8
+
+
+def test_fine_views_tell_narrow_stripes_of_a_small_section_apart():
+    xy = _grid(18)
+    y = (xy[:, 0] // 2).astype(int) % 3
+    labels = np.where((np.abs(xy[:, 1] - 9) < 3.5) & (xy[:, 0] < 6), y, -1)
+    gain = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(3, 8))[y] + rng.normal(size=(len(xy), 8))
+        section = Section("s", x.astype(np.float32), xy.astype(np.int32), (18, 18), kneighbors_graph(xy, 4), xy)
+        views = label_views([section], [np.arange(len(xy))])
+        coarse = [view for i, view in enumerate(views) if i not in (3, 6)]
+        found, without = ((spread_labels(v, labels, 3).argmax(1) == y)[labels < 0].mean() for v in (views, coarse))
+        gain.append(found - without)
+    assert np.mean(gain) > 0.05
 
 
 def test_spreading_from_one_example_of_a_class():

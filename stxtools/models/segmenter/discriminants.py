@@ -21,6 +21,8 @@ IntArray = NDArray[np.int64]
 
 SCALES = ((7, 19), (19, 61), (37, 127))  # nearest observations whose means are read side by side
 EDGES = (((19,), 1.5), ((19, 61), 1.0))  # plain means, and the tolerance of the edge-preserving one beside them
+FINE_SCALES, FINE_EDGES = ((1, 7),), (((7,), 1.5),)  # the same, read as well in sections that hold ...
+_SMALL = 2000  # ... fewer observations on average: wide means blur what little there is
 ROUNDS = 8  # of co-training
 MEMBERS = 24  # classifiers whose mean probability is the confidence of the pseudo-labels
 SHARE = 0.6  # of the components that each of them sees
@@ -31,18 +33,21 @@ _SHARES_STEPS = 60
 def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[FloatArray]:
     """Neighbourhood features of the chosen rows of all sections: a matrix (n, d) for each kind, standardised.
 
-    The first three hold plain means at two scales each, the others an edge-preserving mean as well.
+    The first three hold plain means at two scales each, the others an edge-preserving mean as well. Small sections
+    have finer ones besides.
     """
+    small = sum(s.n_obs for s in sections) < _SMALL * len(sections)
+    scales = SCALES + FINE_SCALES if small else SCALES
+    edges = EDGES + FINE_EDGES if small else EDGES
     parts: list[list[NDArray[np.float32]]] = []
     for section, chosen in zip(sections, rows, strict=True):
         near = Neighbourhoods(section.features, section.xy, chosen)
         guide = neighbour_mean(section.graph, section.features, rounds=2)
-        sizes = sorted({size for pair in (*SCALES, *(plain for plain, _ in EDGES)) for size in pair})
-        mean = {size: near.mean(size) for size in sizes}
-        views = [np.concatenate([mean[size] for size in pair], axis=1) for pair in SCALES]
+        mean = {size: near.mean(size) for size in sorted({size for plain in scales for size in plain})}
+        views = [np.concatenate([mean[size] for size in plain], axis=1) for plain in scales]
         views += [
             np.concatenate([*(mean[size] for size in plain), near.edge_preserving_mean(guide, tolerance)], axis=1)
-            for plain, tolerance in EDGES
+            for plain, tolerance in edges
         ]
         parts.append(views)
     return [_standardised(np.concatenate(views).astype(np.float64)) for views in zip(*parts, strict=True)]
