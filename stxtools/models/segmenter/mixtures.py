@@ -116,19 +116,15 @@ def stacked(parts: Sequence[Sequence[View]]) -> list[View]:
 
 def consensus(
     views: Sequence[View | FloatArray], k: int, rng: np.random.Generator, tick: Callable[[], object] = lambda: None
-) -> tuple[FloatArray, FloatArray]:
-    """Soft partition into ``k`` classes: the mean of many mixtures, matched to the one most like the others.
+) -> FloatArray:
+    """Soft partition into ``k`` classes (n, k): the mean of many mixtures, matched to the one most like the others.
 
     The reference is the medoid under the adjusted Rand index. The classes of each mixture are matched to
     it (Hungarian method), and their mean, weighted by how much a mixture is like the others, is the next
     reference, five times (voting; Dimitriadou, Weingessel and Hornik 2002). A single mixture can end in a
     bad optimum; their consensus rarely does. Mixtures are fitted, compared and matched on samples; the
-    observations as a whole are passed once, in chunks.
-
-    Returns
-    -------
-    Target probabilities (n, k), and the share of the mixtures that agree with the chosen class (n,) in 0..1. Where
-    no mixture keeps all classes apart, some may be the most probable one nowhere.
+    observations as a whole are passed once, in chunks. Where no mixture keeps all classes apart, some may be the most
+    probable one nowhere.
     """
     fitted: list[Mixtures] = []
     complete: list[bool] = []
@@ -153,7 +149,7 @@ def consensus(
         alone = np.zeros(len(standing))
         alone[medoid] = 1.0
         target = _voted(views, fitted, order, alone)
-    return target, target.max(axis=1)
+    return target
 
 
 def _voted(

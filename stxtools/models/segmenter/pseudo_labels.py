@@ -64,8 +64,7 @@ def pseudo_labels_from_clustering(
     """
     if len(sections) > 1:  # what is left of donors' means, if little, is what small sections would be split by
         sections = [replace(s, features=s.features - s.features.mean(axis=0)) for s in sections]
-    sizes = [s.n_obs for s in sections]
-    n, rounds = sum(sizes), most_rounds(sum(sizes) // len(sections))
+    n = sum(s.n_obs for s in sections)
     rows = some_rows(n, MOST_TARGETS, rng)
     features, graph = _joint(sections)
     curve: dict[str, list[float]] = {}
@@ -77,12 +76,11 @@ def pseudo_labels_from_clustering(
     if k == 1:
         one = np.ones((n, 1))
         return PseudoLabels(names, one, one[:, 0], one, np.zeros(n, dtype=bool), curve)
-    views = multiscale_views(features, graph, rounds, rows)
+    views = multiscale_views(features, graph, most_rounds(n // len(sections)), rows)
     with progress(len(views), "finding compartments", show_progress) as bar:
-        voted, _ = consensus(views, k, rng, lambda: bar.update(1))
+        voted = consensus(views, k, rng, lambda: bar.update(1))
     voted = with_all_classes(voted, [views[0][slice(None)], features[rows]])
-    local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
-    sharp = stacked([edge_views(s, part) for s, part in zip(sections, local, strict=True)])
+    sharp = stacked([edge_views(s, part) for s, part in zip(sections, _by_section(rows, sections), strict=True)])
     stage("agreeing on compartments")
     target = cotrain([*views, *sharp], voted, rng)
     agreement = target.max(axis=1)
@@ -102,15 +100,13 @@ def pseudo_labels_from_labels(
     """Co-trained discriminant analyses of several views for the unlabelled, and the labels themselves."""
     rng = np.random.default_rng(seed)
     codes, k = np.concatenate(list(labels)), len(classes)
-    sizes = [s.n_obs for s in sections]
     known = codes >= 0
     rows = np.flatnonzero(known)
     free = np.flatnonzero(~known)
     free = free[some_rows(len(free), max(MOST_TARGETS - len(rows), 1), rng)]
     rows = np.sort(np.concatenate([rows, free]))
-    local = [part - start for part, start in zip(_split(rows, sizes), np.cumsum([0, *sizes[:-1]]), strict=True)]
     stage("spreading labels")
-    views = label_views(sections, local)
+    views = label_views(sections, _by_section(rows, sections))
     target = spread_labels(views, codes[rows], k, class_shares=class_shares)
     confidence = voted_confidence(views, codes[rows], k, rng)
     weight = (target.max(axis=1) - 1 / k) / (1 - 1 / k)
@@ -143,6 +139,7 @@ def _joint(sections: Sequence[Section]) -> tuple[NDArray[np.float32], sparse.csr
     return np.concatenate([s.features for s in sections]), graph
 
 
-def _split(rows: IntArray, sizes: Sequence[int]) -> list[IntArray]:
-    """Split ascending rows of all sections by section."""
-    return np.split(rows, np.searchsorted(rows, np.cumsum(sizes)[:-1]))
+def _by_section(rows: IntArray, sections: Sequence[Section]) -> list[IntArray]:
+    """Split ascending rows of all sections into rows of each."""
+    starts = np.cumsum([0, *(s.n_obs for s in sections)])[:-1]
+    return [part - start for part, start in zip(np.split(rows, np.searchsorted(rows, starts[1:])), starts, strict=True)]
