@@ -35,15 +35,6 @@ def negative_binomial(
     return rng.poisson(rate)
 
 
-def log_rates(
-    design: NDArray[np.float32], effects: NDArray[np.float32], baseline: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Natural-log expected counts: what holds at each observation times what it does to each gene."""
-    out = design @ effects
-    out += baseline
-    return out
-
-
 def sample_counts(
     rng: np.random.Generator,
     design: NDArray[np.float32],
@@ -62,7 +53,8 @@ def sample_counts(
     with progress(n_obs, "counts", show_progress) as bar:
         for start in range(0, n_obs, step):
             rows = slice(start, min(start + step, n_obs))
-            mean = log_rates(design[rows], effects, baseline)
+            mean = design[rows] @ effects  # natural logarithms
+            mean += baseline
             mean += log_depth[rows, None]
             np.exp(mean, out=mean)
             counts = negative_binomial(rng, mean, inverse_dispersion, dropout)
@@ -84,7 +76,7 @@ def deep_counts(
     n_obs, baseline = len(design), genes.baseline.astype(np.float32)
     log_depth = (hardness.depth_sd * rng.standard_normal(n_obs)).astype(np.float32)
     sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)
-    rates = np.exp(log_rates(design[sample], effects, baseline) + log_depth[sample, None])
+    rates = np.exp(design[sample] @ effects + baseline + log_depth[sample, None])
     log_depth += np.float32(np.log(mean_depth / ((1 - hardness.dropout) * rates.sum(axis=1, dtype=np.float64).mean())))
     dispersion = genes.inverse_dispersion.astype(np.float32)
     return sample_counts(

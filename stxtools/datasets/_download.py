@@ -35,7 +35,13 @@ def fetch(
     files: tuple[RemoteFile, ...], folder: Path, *, help_text: str, known_hash: Mapping[str, str] | None = None,
     show_progress: bool | None = None,
 ) -> None:  # fmt: skip
-    """Put ``files`` into ``folder``, downloading those that are not there, and check every one."""
+    """Put ``files`` into ``folder``, downloading those that are not there, and check every one.
+
+    Where no checksum is known, the first copy is taken unchecked, with a warning, and its checksum is recorded beside
+    it, so that later calls read the same file.
+    """
+    import pooch
+
     names = [file.name for file in files]
     if known_hash is not None and not isinstance(known_hash, Mapping):
         raise TypeError(f"`known_hash` must be a mapping of file names to checksums, not {known_hash!r}.")
@@ -49,35 +55,22 @@ def fetch(
                 f"`known_hash[{name!r}]` is {checksum!r}; a checksum is written as 'sha256:' or 'md5:' and its digits."
             )
     for file in files:
-        fetch_one(file, folder, chosen.get(file.name), help_text=help_text, show_progress=show_progress)
-
-
-def fetch_one(
-    file: RemoteFile, folder: Path, known_hash: str | None, *, help_text: str, show_progress: bool | None
-) -> Path:
-    """Return the path of a checked file.
-
-    Where no checksum is known, the first copy is taken unchecked, with a warning, and its checksum is recorded beside
-    it, so that later calls read the same file.
-    """
-    path = folder / file.name
-    record = folder / f"{file.name}.sha256"
-    recorded = f"sha256:{record.read_text().split()[0]}" if record.exists() and path.exists() else None
-    expected = known_hash or file.known_hash or recorded
-    if not path.exists():
-        _download(file, path, expected, help_text=help_text, show_progress=show_progress)
-    elif expected is not None:
-        _check(path, expected)
-    if expected is None:
-        import pooch
-
-        found = pooch.file_hash(str(path))
-        record.write_text(f"{found}  {file.name}\n")
-        warn(
-            f"No checksum of {file.name} is published: this copy was not checked. Its own, sha256:{found}, is recorded "
-            f"in {record.name} and holds from now on; compare it with a colleague's, or pass one as `known_hash=`.",
-        )
-    return path
+        path = folder / file.name
+        record = folder / f"{file.name}.sha256"
+        recorded = f"sha256:{record.read_text().split()[0]}" if record.exists() and path.exists() else None
+        expected = chosen.get(file.name) or file.known_hash or recorded
+        if not path.exists():
+            _download(file, path, expected, help_text=help_text, show_progress=show_progress)
+        elif expected is not None:
+            _check(path, expected)
+        if expected is None:
+            found = pooch.file_hash(str(path))
+            record.write_text(f"{found}  {file.name}\n")
+            warn(
+                f"No checksum of {file.name} is published: this copy was not checked. Its own, sha256:{found}, is "
+                f"recorded in {record.name} and holds from now on; compare it with a colleague's, or pass one as "
+                "`known_hash=`."
+            )
 
 
 def _check(path: Path, expected: str) -> None:

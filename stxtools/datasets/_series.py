@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -146,7 +146,7 @@ def synthetic_series(
         "trend": categorical(trends.kind, _TREND),
         "trend_in": categorical(np.where(trends.kind > 0, trends.place + 1, 0), ["none", *_TREND_IN]),
     }
-    truth = {"params": params, "effects": hardness.as_dict(), "lineage": _lineage(plan, n_times)}
+    truth = {"params": params, "effects": asdict(hardness), "lineage": _lineage(plan, n_times)}
     return assemble(counts, sections, obs, var, genes, _NAMES, truth)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -155,7 +156,7 @@ def synthetic_tissue(
         "section": categorical(which, [s.name for s in sections]),
     }
     affine = {s.name: {"affine": s.known} for s in sections}
-    truth = {"params": params, "effects": hardness.as_dict(), "sections": affine}
+    truth = {"params": params, "effects": asdict(hardness), "sections": affine}
     out = assemble(counts, sections, obs, {"is_biomarker": genes.log2fc != 0}, genes, names, truth)
     out.obsm["spatial_tissue"] = joined(sections, "tissue")
     mixture = joined(sections, "mixture").astype(np.float32)

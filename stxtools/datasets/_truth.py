@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,10 +65,6 @@ class Hardness:
             inverse_dispersion=float(10.0 ** (1 - d)),
             border=platform.border * (0.2 + 1.6 * d),
         )
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the numbers under their names."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_names
-from stxtools._validate import check_choice, check_in, check_int, check_number, listing
+from stxtools._validate import check_choice, check_in, check_int, listing
 
 from . import _base, _legend, _output
 from ._legend import DOWN, UP
@@ -79,7 +79,7 @@ def biomarkers(
     >>> axes = st.pl.biomarkers(adata, n_genes=5)
     """
     check_choice("kind", kind, ("ranked", "volcano", "spatial"))
-    table, groups = read_biomarkers(adata, key, group, n_genes=n_genes, fdr=fdr)
+    table, groups = read_biomarkers(adata, key, group, n_genes)
     stored = adata.uns.get(f"{key}_params")
     params = stored if isinstance(stored, Mapping) else {}
     if kind == "spatial":
@@ -110,11 +110,10 @@ def biomarkers(
 
 
 def read_biomarkers(
-    adata: AnnData, key: str, group: str | Sequence[str] | None, *, n_genes: int, fdr: float
+    adata: AnnData, key: str, group: str | Sequence[str] | None, n_genes: int
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Return the table, or say which call makes it, and the rows of the groups asked for, by default of all."""
     check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX)
-    check_number("fdr", fdr, minimum=0, maximum=1)
     table = _base.slot_of(adata, key)
     if table is None:
         raise KeyError(f"`adata.uns[{key!r}]` is missing; run `{_CALL}` first.")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import check_bool, check_int, check_number
+from stxtools._validate import check_int
 from stxtools.get import compare as get_compare
 from stxtools.get import trends as get_trends
 
@@ -62,7 +62,6 @@ def compare(
     >>> axes = st.pl.compare(adata)
     """
     n_top = check_int("n_top", n_top, minimum=1, maximum=COMPARED_MAX)
-    fdr = check_number("fdr", fdr, minimum=0, maximum=1)
     table = get_compare(adata, kind, group=group, compartment=compartment, key=key)
     parts = [part for _, part in table.groupby(["group", "kind"], sort=False, observed=True)]
     if not parts:
@@ -126,7 +125,6 @@ def trends(
     >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
     >>> axes = st.pl.trends(adata, "share")
     """
-    heatmap, fdr = check_bool("heatmap", heatmap), check_number("fdr", fdr, minimum=0, maximum=1)
     n_top = check_int("n_top", (30 if heatmap else 8) if n_top is None else n_top, minimum=1, maximum=TRENDS_MAX)
     chosen = {"compartment": compartment, "feature": feature, "key": key}
     table, valued = (get_trends(adata, kind, values=v, **chosen) for v in (False, True))  # type: ignore[call-overload]

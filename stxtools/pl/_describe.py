@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import check_int, check_number
+from stxtools._validate import check_int
 from stxtools.get import describe as get_describe
 
 from . import _base, _output
@@ -56,7 +56,7 @@ def describe(
     >>> st.tl.describe(adata, "compartment", resource=pairs)
     >>> ax = st.pl.describe(adata, "contact")
     """
-    n_top, fdr = check_int("n_top", n_top, minimum=1), check_number("fdr", fdr, minimum=0, maximum=1)
+    n_top = check_int("n_top", n_top, minimum=1)
     table = get_describe(adata, kind, group=group, key=key)
     where = f"adata.uns[{f'{key}_evidence'!r}]"
     _base.check_columns(table, ["scores", "pvals_adj"], where, "st.tl.describe(adata, ...)")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._validate import check_bool, listing
+from stxtools._validate import listing
 
 from . import _base, _legend, _output
 from ._evaluation import LABELS
@@ -50,7 +50,6 @@ def history(
     >>> st.tl.segment(adata)
     >>> ax = st.pl.history(adata)
     """
-    log = check_bool("log", log)
     call = _CALLS.get(key, _CALLS[_keys.SEGMENT]) if isinstance(key, str) else ""
     table = _base.table_of(adata, key, "history", ["epoch"], call)
     if table.empty:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._spatialdata import OnSpatialData
-from stxtools._validate import check_adata, check_bool
+from stxtools._validate import check_adata, check_bool, check_number
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -200,10 +200,12 @@ def _check_img(img: Any) -> None:
         raise TypeError(f"`img` must be True, False, None or the name of an image, not {img!r}.")
 
 
+_SWITCHES = ("legend", "heatmap", "labels", "log", "mask", "show_confidence", "spots")
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "ax": _check_axes,
     "show": _check_show,
     "save": _check_save,
-    "legend": functools.partial(check_bool, "legend"),
+    "fdr": functools.partial(check_number, "fdr", minimum=0, maximum=1),
+    **{name: functools.partial(check_bool, name) for name in _SWITCHES},
     "img": _check_img,
 }

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
-from stxtools._validate import check_bool, check_in, coordinates
+from stxtools._validate import check_in, coordinates
 from stxtools.get._segments import regions_of
 
 from . import _base, _legend, _output
@@ -74,7 +74,6 @@ def region_graph(
     regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", "Run `st.tl.region_graph(adata)` again.")
     weights = weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
-    labels, spots = check_bool("labels", labels), check_bool("spots", spots)
     top = float(weights.data.max()) if weights.nnz else 1.0
 
     def draw(axis: Axes, i: int, over: bool) -> None:

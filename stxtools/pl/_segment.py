@@ -11,7 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._slots import column_names
-from stxtools._validate import check_bool, check_in, check_number
+from stxtools._validate import check_in, check_number
 
 from . import _base, _legend, _output
 from ._legend import MISSING, category_codes, colors_of, rgba
@@ -74,11 +74,11 @@ def segment(
     if size == 0:
         raise ValueError("`size=0` draws nothing; 1 makes neighbours touch.")
     params = _base.params_of(adata.uns.get(key))
-    if check_bool("mask", mask):
+    if mask:
         spatial_key = str(params.get("spatial_key", spatial_key))
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
-    alpha = _alpha(adata, key, len(names)) if check_bool("show_confidence", show_confidence) else None
+    alpha = _alpha(adata, key, len(names)) if show_confidence else None
     masks = [_mask(adata, panel.library, key) for panel in panels] if mask else []
     colors = colors_of(adata, key, palette)
     face = rgba(codes, names, colors)

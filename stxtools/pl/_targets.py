@@ -81,7 +81,7 @@ def targets(
     >>> st.tl.targets(adata, drugs)
     >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
     """
-    table, groups = read_biomarkers(adata, key, group, n_genes=n_genes, fdr=fdr)
+    table, groups = read_biomarkers(adata, key, group, n_genes)
     shown = _columns(table, columns, key)
     _base.check_columns(table, [c for c in shown if c.startswith("n_")], f"adata.uns[{key!r}]", _CALL)
     parts = [part.iloc[:n_genes] for part in groups.values()]
