@@ -13,6 +13,14 @@ _CLOSE = 7  # an observation and the ring around it
 _CHUNK = 8192
 
 
+def averages(near: NDArray[np.integer], n: int) -> sparse.csr_matrix:
+    """Matrix (m, n) that takes the mean over the observations in each row of ``near`` (m, size)."""
+    m, size = near.shape
+    return sparse.csr_matrix(
+        (np.full(m * size, 1 / size, np.float32), near.ravel(), np.arange(0, m * size + 1, size)), shape=(m, n)
+    )
+
+
 class Neighbourhoods:
     """The nearest observations of some ``rows``, all by default, and means of ``features`` (n, d) over them."""
 
@@ -27,12 +35,7 @@ class Neighbourhoods:
 
     def mean(self, size: int) -> NDArray[np.float32]:
         """Mean over the nearest ``size`` observations, itself included, (m, d)."""
-        m, size = len(self.rows), min(size, self.near.shape[1])
-        pool = sparse.csr_matrix(
-            (np.full(m * size, 1 / size, np.float32), self.near[:, :size].ravel(), np.arange(0, m * size + 1, size)),
-            shape=(m, len(self.features)),
-        )
-        return np.asarray(pool @ self.features)
+        return np.asarray(averages(self.near[:, :size], len(self.features)) @ self.features)
 
     def edge_preserving_mean(self, guide: NDArray[np.float32], tolerance: float) -> NDArray[np.float32]:
         r"""Mean over those of the near observations whose guide (smoothed features, (n, d)) is alike, (m, d).

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from stxtools._spatial.smoothing import averages
+
 FloatArray = NDArray[np.float64]
 
 SIZES = (19, 61)  # nearest observations, itself included
@@ -43,13 +45,9 @@ class GeneSection:
 
 
 class GeneMeans:
-    """Means over the nearest observations of some genes of a section, standardised within it.
+    """Means over the nearest observations of some genes (columns) of a section, standardised within it.
 
     Nothing of the size observations x genes is made, but for :attr:`sample` of the observations.
-
-    - ``section``: The section.
-    - ``genes``: Columns of the genes to read.
-    - ``most_values``: Values of the sample at each size, at most.
     """
 
     def __init__(self, section: GeneSection, genes: NDArray[np.int64], most_values: int = MOST_VALUES) -> None:
@@ -63,7 +61,7 @@ class GeneMeans:
         ]
         self._near = np.concatenate(parts).reshape(n, size)
         self.sample = _spread(n, min(SAMPLE, max(most_values // max(len(genes), 1), 1)))
-        means = [_pool(self._near[self.sample, :size], n).dot(self.logged).toarray() for size in SIZES]
+        means = [averages(self._near[self.sample, :size], n).dot(self.logged).toarray() for size in SIZES]
         self.centre = [m.mean(axis=0, dtype=np.float64) for m in means]
         spread = [m.std(axis=0, dtype=np.float64) for m in means]
         self.scale = [np.where(s > _CONSTANT, s, np.inf) for s in spread]  # what is constant says nothing
@@ -91,7 +89,7 @@ class GeneMeans:
         out = []
         for size, centre, scale, w in zip(SIZES, self.centre, self.scale, coef, strict=True):
             part = np.asarray(self.logged @ (w / scale[:, None]).astype(np.float32))
-            out.append(_pool(self._near[:, :size], self.n_obs).dot(part).astype(np.float64) - (centre / scale) @ w)
+            out.append(averages(self._near[:, :size], self.n_obs).dot(part).astype(np.float64) - (centre / scale) @ w)
         return out
 
     def components(self, axes: FloatArray) -> FloatArray:
@@ -117,7 +115,7 @@ def structure(section: GeneSection) -> FloatArray:
     values = section.logged[rows]
     mean = np.asarray(values.mean(axis=0), dtype=np.float64).ravel()
     variance = np.asarray(values.multiply(values).mean(axis=0), dtype=np.float64).ravel() - mean**2
-    pooled = _pool(near, n).dot(section.logged)
+    pooled = averages(near, n).dot(section.logged)
     centre = np.asarray(pooled.mean(axis=0), dtype=np.float64).ravel()
     kept = np.asarray(pooled.multiply(pooled).mean(axis=0), dtype=np.float64).ravel() - centre**2
     share = np.clip(kept / np.maximum(variance, 1e-9), 0.0, 1.0)
@@ -146,14 +144,6 @@ def _columns(section: GeneSection, genes: Sequence[str]) -> NDArray[np.int64]:
 def _spread(n: int, most: int) -> NDArray[np.int64]:
     """Positions of at most ``most`` of n observations, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
-
-
-def _pool(near: NDArray[np.integer], n: int) -> sparse.csr_matrix:
-    """Matrix (m, n) that takes the mean over the observations in each row of ``near``."""
-    m, size = near.shape
-    return sparse.csr_matrix(
-        (np.full(m * size, 1 / size, np.float32), near.ravel(), np.arange(0, m * size + 1, size)), shape=(m, n)
-    )
 
 
 def leading_axes(covariance: FloatArray, n_comps: int) -> FloatArray:

@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from sklearn.utils.extmath import randomized_svd
 
+from stxtools._spatial.smoothing import averages
 from stxtools.models._storage import ModelFile
 
 FloatArray = NDArray[np.float64]
@@ -26,21 +27,14 @@ _SECTION_FLOOR = 0.1  # added to that of a smoothed gene in one section of sever
 def pooling(xy: FloatArray, size: int) -> sparse.csr_matrix:
     """Mean over the nearest ``size`` observations, itself included, as a sparse (n, n) matrix."""
     n = len(xy)
-    size = min(size, n)
-    near = cKDTree(xy).query(xy, k=size)[1].reshape(n, -1)
-    weight = np.full(n * size, 1 / size, dtype=np.float32)
-    return sparse.csr_matrix((weight, near.ravel(), np.arange(0, n * size + 1, size)), shape=(n, n))
+    return averages(cKDTree(xy).query(xy, k=min(size, n))[1].reshape(n, -1), n)
 
 
 class SmoothedGenes:
     """Principal axes of genes that were centred by section, scaled, and averaged over several neighbourhoods.
 
-    The scores keep their variances: a ridge penalty on them is a ridge penalty on the genes themselves.
-    Sections are centred on their own means, so a gene that a section lacks counts as average there. Where there are
-    several, smoothed genes are also divided by their own spread in each: how much a gene varies differs between
-    donors more than where it is high.
-
-    - ``sizes``: Neighbourhood sizes.
+    The scores keep their variances: a ridge penalty on them is one on the genes themselves. A gene that a section lacks
+    counts as average. Of several sections each one's smoothed genes are also divided by their own spread.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -82,10 +76,7 @@ class SmoothedGenes:
     def loadings(
         self, coefficients: NDArray[np.floating], sections: Sequence[tuple[sparse.csr_matrix, FloatArray]]
     ) -> list[NDArray[np.float64]]:
-        """Carry a linear map of the scores, (k, m), back to the genes: (G, m) for the means of each size.
-
-        Where genes are scaled section by section, with the mean scale of ``sections``.
-        """
+        """Carry a linear map of the scores, (k, m), back to the genes: (G, m) for the means of each size."""
         scale = np.mean([self._scale([pooling(xy, s) for s in self.sizes], g) for g, xy in sections], axis=0)
         whole = (self.axes @ coefficients) / scale[:, None]
         return np.split(whole.astype(np.float64), len(self.sizes))
