@@ -166,7 +166,7 @@ _PARAMS: list[Any] = [
     {"layers": 10**9}, {"heads": 0}, {"conv": "nope"}, {"neighbours": []}, {"neighbours": [10**9]}, {"alpha": 0.0},
     {"alpha": -1.0}, {"alpha": 1e30}, {"alpha": 0.0, "beta": 0.0}, {"unet": "yes"}, {"unet": False},
     {"ensemble": ("network", "linear")},
-    {"weighting": "famo"}, {"weight_decay": 1e30}, {"max_nodes": 1}, {"holdout": "section"}, {"steps_per_epoch": 0},
+    {"weighting": "famo"}, {"weight_decay": 1e30}, {"max_nodes": 1}, {"steps_per_epoch": 0},
     {"batch_size": 0}, {"batch_size": 64}, {"view_size": 1}, {"rotation": 1e9}, {"scaling": 0.9}, {"drop": 0.95},
 ]  # fmt: skip
 SPECIAL: dict[str, list[Any]] = {

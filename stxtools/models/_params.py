@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -66,33 +66,33 @@ class SegmenterParams:
         check_choice("pretrain", self.pretrain, ("masked", "contrastive", "none"))
         for name in ("pretrain_epochs", "steps_per_epoch", "batch_size", "patience"):
             check_int(name, getattr(self, name), minimum=1)
-        check_int("width", self.width, minimum=1, maximum=WIDEST)
-        check_kernel_size(self.kernel_size)
+        check_unet(self.width, self.depth, self.kernel_size)
         if self.epochs is not None:
             check_int("epochs", self.epochs, minimum=1)
-        check_int("depth", self.depth, minimum=0, maximum=6)
         check_int("view_size", self.view_size, minimum=8)
         for name in ("dropout", "drop"):
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)
         for name in ("lr", "weight_decay", "rotation", "scaling"):
             check_number(name, getattr(self, name), minimum=0)
-        check_numbers("sigmas", self.sigmas)
-        if not self.sigmas:
-            raise ValueError("`sigmas` is empty; name one smoothing scale at least, such as (0.0,).")
-        for sigma in self.sigmas:
+        for sigma in several("sigmas", self.sigmas):
             check_number("sigmas", sigma, minimum=0, maximum=WIDEST_SIGMA)
 
 
-def check_kernel_size(value: Any) -> None:
-    """Check the side of a filter: an odd number."""
-    if check_int("kernel_size", value, minimum=1, maximum=WIDEST_KERNEL) % 2 == 0:
-        raise ValueError(f"`kernel_size={value}` must be odd.")
+def check_unet(width: Any, depth: Any, kernel_size: Any, prefix: str = "") -> None:
+    """Check channels, halvings and the side of the filters, an odd number."""
+    check_int(f"{prefix}width", width, minimum=1, maximum=WIDEST)
+    check_int(f"{prefix}depth", depth, minimum=0, maximum=6)
+    if check_int("kernel_size", kernel_size, minimum=1, maximum=WIDEST_KERNEL) % 2 == 0:
+        raise ValueError(f"`kernel_size={kernel_size}` must be odd.")
 
 
-def check_numbers(name: str, value: Any) -> None:
-    """Check that several numbers are given as a tuple or list; each is looked at afterwards."""
+def several(name: str, value: Any) -> Sequence[Any]:
+    """Return numbers that are given as a tuple or list, one at least."""
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"`{name}` must be a tuple or list of numbers, not {value!r}.")
+    if not value:
+        raise ValueError(f"`{name}` is empty; name one number at least, such as (1,).")
+    return value
 
 
 def resolve(params: P | Mapping[str, Any] | None, kind: type[P]) -> P:

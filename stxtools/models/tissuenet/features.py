@@ -15,7 +15,7 @@ from stxtools.models.segmenter.rasters import centred
 from stxtools.nn._tissue import GraphTensors
 
 from .genes import GENE_SIZES, SmoothedGenes, pooling
-from .inputs import RegionSection, groups_of, held_out, holds_out_sections, label_shares, region_means
+from .inputs import RegionSection, groups_of, held_out, label_shares, made_for_others, region_means
 from .params import TissueNetParams
 from .partition import graph_parts
 
@@ -120,7 +120,7 @@ class Featurizer:
 
 
 class TrainingTargets:
-    """Training sections as tensors with targets; some blocks of labels, or sections, are held out for early stopping.
+    """Training sections as tensors with targets; some blocks of labels are held out for early stopping.
 
     ``across`` says whether the model is made for sections without labels, where the network then takes no part. Its
     training stops by held-out blocks even then: one held-out donor of three judges by how much of a class it holds, and
@@ -136,10 +136,8 @@ class TrainingTargets:
         rng: np.random.Generator,
     ) -> None:
         self.featurizer, self.sections, self.tasks, self.rng = featurizer, list(sections), dict(tasks), rng
-        how = featurizer.params.holdout
-        self.across = holds_out_sections(sections) if how == "auto" else how == "section"
-        self.groups = groups_of(sections, whole=how == "section")
-        self.held = held_out(sections, self.groups, rng)
+        self.across = made_for_others(sections)
+        self.held = held_out(sections, groups_of(sections, whole=False), rng)
         self.graphs = [self._with_targets(*parts) for parts in zip(sections, own, self.held, strict=True)]
 
     def _with_targets(self, s: RegionSection, own: NDArray[np.float32], held: NDArray[np.bool_]) -> GraphTensors:

@@ -57,13 +57,7 @@ def label_shares(
     region: NDArray[np.int64], codes: NDArray[np.int64], n_regions: int, n_classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Share of each class among the labelled observations of each region, and the share of them that is labelled."""
-    known = (region >= 0) & (codes >= 0)
-    count = np.zeros((n_regions, n_classes))
-    np.add.at(count, (region[known], codes[known]), 1.0)
-    labelled = count.sum(axis=1)
-    size = np.bincount(region[region >= 0], minlength=n_regions)
-    share = np.divide(count, labelled[:, None], out=np.zeros_like(count), where=labelled[:, None] > 0)
-    return share.astype(np.float32), (labelled / np.maximum(size, 1)).astype(np.float32)
+    return region_means(region, np.eye(n_classes)[codes], codes >= 0, n_regions)
 
 
 def region_means(
@@ -90,10 +84,10 @@ def groups_of(sections: Sequence[RegionSection], *, whole: bool, most: int = BLO
     return out
 
 
-def holds_out_sections(sections: Sequence[RegionSection]) -> bool:
-    """Whether whole sections should be held out: three or more have labels, and what is to be predicted is another one.
+def made_for_others(sections: Sequence[RegionSection]) -> bool:
+    """Whether three or more have labels, and another one is to be predicted: one without labels, or a later one.
 
-    That is, one at hand has no labels, or all of them are labelled throughout: then the model is made for later ones.
+    It is a later one where all at hand are labelled throughout.
     """
     labelled = [s for s in sections if _labelled(s).any()]
     if len(labelled) < 3 or len(labelled) < len(sections):
@@ -108,13 +102,12 @@ def held_out(
 ) -> list[NDArray[np.bool_]]:
     """Observations that early stopping is judged on: one in seven of the groups with labels, the same for all tasks.
 
-    None where fewer than six groups (three whole sections) have labels. Labels of a class that would lose more
-    than half of its observations stay in training.
+    None where fewer than six groups have labels. Labels of a class that would lose more than half of its observations
+    stay in training.
     """
     known = [_labelled(s) for s in sections]
     names = np.unique(np.concatenate([g[k] for g, k in zip(groups, known, strict=True)]))
-    whole = all(len(np.unique(g)) == 1 for g in groups)
-    if len(names) < (3 if whole else _FEW):
+    if len(names) < _FEW:
         return [np.zeros(s.section.n_obs, dtype=bool) for s in sections]
     chosen = rng.permutation(names)[: max(1, len(names) // HELD)]
     held = [np.isin(g, chosen) for g in groups]

@@ -6,24 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stxtools._checks import check_bool, check_choice, check_int, check_number
-from stxtools.models._params import DEEPEST, WIDEST, check_kernel_size, check_numbers
+from stxtools.models._params import DEEPEST, WIDEST, check_unet, several
 
 Weighting = Literal["fixed", "gradnorm", "uncertainty", "famo"]
 Pretraining = Literal["masked", "none"]
-Holdout = Literal["auto", "block", "section"]
 Objective = Literal["masked", "contrastive"]
 
 MEMBERS = ("network", "linear", "trees", "label_propagation", "genes")
 
 
 def check_ensemble(value: object) -> None:
-    """Check the names of an ensemble's members.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no sequence of names, names none, one twice or an unknown one, or label propagation alone.
-    """
+    """Check the names of an ensemble's members."""
     if isinstance(value, str) and value == "auto":
         return
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
@@ -74,11 +67,6 @@ class TissueNetParams:
         ``"uncertainty"`` (Kendall et al. 2018) or ``"famo"`` (Liu et al. 2023).
     region_loss
         Weight of the loss on the regions' label shares beside that on the observations.
-    holdout
-        What is held out: spatial ``"block"`` s, whole ``"section"`` s, or ``"auto"``. That is blocks for early
-        stopping; and ``"auto"`` leaves the network out of the ensemble in sections without labels, where three at least
-        have some and either another has none or all are labelled throughout (at most 6 % of their blocks without a
-        label): the model is made for sections to come.
     objective
         Without labels: ``"masked"`` reconstruction of hidden regions or ``"contrastive"`` agreement of two views
         (Zhu et al. 2020).
@@ -116,7 +104,6 @@ class TissueNetParams:
     gamma: float = 1.0
     weighting: Weighting = "fixed"
     region_loss: float = 0.5
-    holdout: Holdout = "auto"
     objective: Objective = "masked"
     hide: float = 0.3
     max_nodes: int = 10_000
@@ -129,7 +116,6 @@ class TissueNetParams:
         check_choice("conv", self.conv, ("gatv2", "sum"))
         check_choice("pretrain", self.pretrain, ("masked", "none"))
         check_choice("weighting", self.weighting, ("fixed", "gradnorm", "uncertainty", "famo"))
-        check_choice("holdout", self.holdout, ("auto", "block", "section"))
         check_choice("objective", self.objective, ("masked", "contrastive"))
         check_ensemble(self.ensemble)
         check_bool("unet", self.unet)
@@ -137,21 +123,17 @@ class TissueNetParams:
             check_bool("genes", self.genes)
         for name in ("pretrain_epochs", "epochs", "patience", "max_nodes"):
             check_int(name, getattr(self, name), minimum=1)
-        for name in ("hidden", "out_channels", "heads", "unet_width", "spot_width"):
+        for name in ("hidden", "out_channels", "heads", "spot_width"):
             check_int(name, getattr(self, name), minimum=1, maximum=WIDEST)
         check_int("layers", self.layers, minimum=1, maximum=DEEPEST)
-        check_kernel_size(self.kernel_size)
-        check_int("unet_depth", self.unet_depth, minimum=0, maximum=6)
+        check_unet(self.unet_width, self.unet_depth, self.kernel_size, "unet_")
         for name in ("dropout", "embed_dropout", "hide", "input_dropout"):
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)
         for name in ("alpha", "beta", "gamma", "region_loss", "lr", "weight_decay"):
             check_number(name, getattr(self, name), minimum=0)
         if self.alpha == self.beta == 0:
             raise ValueError("`alpha` and `beta` are both 0: nothing would be learned.")
-        check_numbers("neighbours", self.neighbours)
-        if not self.neighbours:
-            raise ValueError("`neighbours` is empty; name one neighbourhood size at least, such as (1,).")
-        for size in self.neighbours:
+        for size in several("neighbours", self.neighbours):
             check_int("neighbours", size, minimum=1)
         if self.conv == "gatv2" and (self.hidden % self.heads or self.out_channels % self.heads):
             raise ValueError(
