@@ -25,18 +25,10 @@ _MODULES = {"Segmenter": "segmenter.model", "TissueNet": "tissuenet.model", "Tis
 
 
 class BaseModel(ABC, Generic[P, N]):
-    """A network with its parameters and what it reads. Once fitted, it holds no training data.
+    """A network with its parameters and what it reads. Once fitted, it holds no training data."""
 
-    - ``params``: Architecture and training; an instance, a mapping of fields, or None for the defaults.
-    """
-
-    registry: ClassVar[dict[str, type[BaseModel[Any, Any]]]] = {}  # by the name that a model file keeps
     params_type: type[P]
     used_by: ClassVar[str]  # the public call that applies a model of this class
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.registry[cls.__name__] = cls
 
     def __init__(self, params: P | Mapping[str, Any] | None = None) -> None:
         self.params: P = resolve(params, self.params_type)
@@ -67,13 +59,7 @@ class BaseModel(ABC, Generic[P, N]):
         return as_dict(self.params)
 
     def fitted_net(self) -> N:
-        """Return the network.
-
-        Raises
-        ------
-        ValueError
-            If the model is not fitted.
-        """
+        """Return the network, which must be fitted."""
         if self.net is None:
             raise ValueError(f"This {type(self).__name__} is not trained; call `fit` or load a saved one.")
         return self.net
@@ -150,19 +136,7 @@ def load(path: str | os.PathLike[str]) -> BaseModel[Any, Any]:
 
 
 def model_of(model: Any, *kinds: str, param: str = "model") -> Any:
-    """Return a fitted model, or the one in the file of that path.
-
-    - ``model``: A path or a model.
-    - ``kinds``: Names of the classes that will do; all where none is named.
-    - ``param``: What the caller calls ``model``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    TypeError, ValueError
-        If it is no model, a damaged one, or one of another class.
-    """
+    """Return a fitted model, or the one in the file of that path, of one of these ``kinds`` (if any are named)."""
     if isinstance(model, (str, os.PathLike)):
         return _opened(model, kinds)
     if not isinstance(model, BaseModel):
@@ -185,14 +159,13 @@ def _check_kind(what: str, found: type[BaseModel[Any, Any]], kinds: Sequence[str
 
 
 def _class_of(file: ModelFile) -> type[BaseModel[Any, Any]]:
-    if file.kind in _MODULES:
-        import_module(f"stxtools.models.{_MODULES[file.kind]}")
-    if file.kind not in BaseModel.registry:
+    if file.kind not in _MODULES:
         raise ValueError(
             f"{str(file.path)!r} holds a {file.kind[:40]}, which this version of stxtools does not have; train the "
             "model again."
         )
-    return BaseModel.registry[file.kind]
+    found: type[BaseModel[Any, Any]] = getattr(import_module(f"stxtools.models.{_MODULES[file.kind]}"), file.kind)
+    return found
 
 
 def best_device(accelerator: str) -> torch.device:

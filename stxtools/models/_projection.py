@@ -15,6 +15,14 @@ from ._storage import ModelFile
 POOLED = 7  # observations: a spot and the ring around it
 
 
+def matched(genes: Sequence[str], names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions in ``genes``, and in ``names``, of those that both have, in the order of ``genes``."""
+    place = {str(name): i for i, name in enumerate(names)}
+    pairs = [(i, place[gene]) for i, gene in enumerate(genes) if gene in place]
+    ours, theirs = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return ours, theirs
+
+
 @dataclass(frozen=True)
 class GeneProjection:
     """Centred linear projection of log-normalised expression.
@@ -49,10 +57,7 @@ class GeneProjection:
 
     def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the shared genes in this projection and in ``names``."""
-        place = {str(name): i for i, name in enumerate(names)}
-        pairs = [(i, place[gene]) for i, gene in enumerate(self.genes) if gene in place]
-        ours, theirs = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        return ours, theirs
+        return matched(self.genes, names)
 
     def transform(self, logged: sparse.csr_matrix, names: Sequence[str]) -> NDArray[np.float32]:
         """Project log expression (n, len(names)), normalised to ``target_sum``.

@@ -73,15 +73,7 @@ def damaged(path: Path, what: str) -> ValueError:
 def write_model(
     path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> Path:
-    """Write a model file, whole or not at all, with the permissions that new files have; ``config`` goes into JSON.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, such as on a full disk; the file that was there before is then kept.
-    ValueError
-        If a value is not finite: the training has diverged.
-    """
+    """Write a model file, whole or not at all, with the permissions that new files have; ``config`` goes into JSON."""
     from safetensors.numpy import save
 
     check_writable(path)
@@ -107,15 +99,7 @@ def write_model(
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
-    """Read a model file; what it holds is checked when it is taken out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is another file, from another version, or damaged.
-    """
+    """Read a model file of this version; a ValueError where it is another file, or damaged."""
     from safetensors import SafetensorError, safe_open
 
     source = _existing(path)

@@ -106,13 +106,8 @@ def couple(
     """Mass that each region of a section shares with each of another, (n, m); what fits nowhere is left out.
 
     Solves the fused unbalanced Gromov-Wasserstein problem (Sejourne et al. 2021, Thual et al. 2022) by block coordinate
-    descent, without entropy.
-
-    - ``cost``: Squared distances of features.
-    - ``structure``: Distances within the two sections.
-    - ``weight``: Share of each region in its section.
-    - ``structure_weight``: Factor of ``structure``.
-    - ``slack``: Price of mass that is left out.
+    descent, without entropy, for a ``cost`` of features, distances within the sections (``structure``, which counts
+    ``structure_weight``) and shares of the regions (``weight``); ``slack`` is the price of mass that is left out.
     """
     import ot
 

@@ -10,11 +10,7 @@ from torch.nn import functional as F
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel.
-
-    Unlike batch, instance or group normalisation it uses no statistic of the whole raster: a tile
-    is normalised exactly as the same pixels of the full raster are.
-    """
+    """Layer normalisation over the channels of each pixel: a tile is normalised exactly as the full raster is."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

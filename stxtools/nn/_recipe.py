@@ -33,13 +33,7 @@ class Run(TypedDict, total=False):
 
 
 def completed(how: Run) -> Run:
-    """Return ``how`` with the defaults of what it leaves out.
-
-    Raises
-    ------
-    TypeError
-        If it has another keyword.
-    """
+    """Return ``how`` with the defaults of what it leaves out."""
     defaults = Run(random_state=0, accelerator="auto", devices=1, show_progress=None)
     if unknown := sorted(set(how) - set(defaults)):
         raise TypeError(f"Unknown keyword(s) {', '.join(unknown)}; there are {', '.join(defaults)}.")

@@ -33,10 +33,7 @@ class MaskedPretraining(Task):
 
 
 class ContrastivePretraining(Task):
-    """Two random views of the same place should agree, views of other places should not.
-
-    SimCLR (Chen et al. 2020): normalised temperature-scaled cross-entropy over pooled features.
-    """
+    """Two views of a place should agree, those of other places should not (SimCLR; Chen et al. 2020)."""
 
     def __init__(self, unet: UNet, channels: int, training: Training) -> None:
         super().__init__(training)

@@ -16,9 +16,8 @@ SQUEEZED = 16  # channels that are smoothed: genes of a disease are not among th
 class PyramidMLP(nn.Module):
     """Two-layer perceptron on the raster at several smoothing scales; stands in for a :class:`UNet`.
 
-    Means over neighbourhoods followed by a perceptron are what a trained graph or convolution network can often be
-    reduced to (SIGN, Frasca et al. 2020; GLNN, Zhang et al. 2022). A linear map takes the channels to a few
-    first: it commutes with the means, so that training can read means that are made once.
+    Trained graph or convolution networks can often be reduced to it (SIGN, Frasca et al. 2020; GLNN, Zhang et al.
+    2022). A linear map takes the channels to a few first: training can then read means that are made once.
     """
 
     stride = 1

@@ -90,34 +90,13 @@ class PixelRaster:
         return self.window(0, 0, *self.shape)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A part of the raster that is predicted at once: the core that is kept, within the window that is read."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def tile_window(shape: tuple[int, int], top: int, left: int, side: int, margin: int) -> Tile:
-    """Return the core at (``top``, ``left``) widened by ``margin`` on all sides, within the raster."""
-    first_row, first_col = max(top - margin, 0), max(left - margin, 0)
-    end_row, end_col = min(top + side + margin, shape[0]), min(left + side + margin, shape[1])
-    return Tile(first_row, first_col, end_row - first_row, end_col - first_col)
-
-
 def tile_margin(unet: UNet) -> int:
     """Context of a tile in pixels: the receptive field, rounded up so that tiles begin on the U-Net's stride."""
     return -(-unet.receptive_field // unet.stride) * unet.stride
 
 
 def tile_side(unet: UNet, channels: int) -> int:
-    """Return the largest core of a tile whose prediction fits into ``settings.max_memory``.
-
-    The estimate of 4 bytes for each input value at each scale and for 20 feature maps of the first level is a little
-    above what was measured.
-    """
+    """Return the largest core of a tile whose prediction fits into ``settings.max_memory``, by a generous estimate."""
     per_pixel = 4 * (channels * (3 + 2 * len(unet.pyramid.sigmas)) + 20 * unet.width)
     fits = math.isqrt(int(settings.max_memory * 2**30 / per_pixel)) - 2 * tile_margin(unet)
     side = min(max(fits, SMALLEST_TILE), LARGEST_TILE)
@@ -148,10 +127,9 @@ def predict_pixels(
     proba: Tensor | None = None
     features: Tensor | None = None
     for members, tile in _tiles(flat, raster.shape, side, tile_margin(net.unet)):
-        view = raster.window(tile.top, tile.left, tile.height, tile.width)
+        view, (top, left, _, across) = raster.window(*tile), tile
         logits, found = net(view.x[None].to(device), view.occupied[None].to(device))
-        row, col = flat[members] // width - tile.top, flat[members] % width - tile.left
-        at = (row * tile.width + col).to(device)
+        at = ((flat[members] // width - top) * across + flat[members] % width - left).to(device)
         part = logits[0].flatten(1)[:, at].softmax(dim=0).T.to(raster.x.device)
         part_features = found[0].flatten(1)[:, at].T.to(raster.x.device)
         if proba is None or features is None:
@@ -172,15 +150,23 @@ def _home(raster: PixelRaster, width: int, device: torch.device) -> torch.device
     return device
 
 
-def _tiles(flat: Tensor, shape: tuple[int, int], side: int, margin: int) -> Iterator[tuple[Tensor, Tile]]:
-    """Positions of the pixels in the core of every tile that has any, and the tile; the whole raster if it is small."""
+def _tiles(
+    flat: Tensor, shape: tuple[int, int], side: int, margin: int
+) -> Iterator[tuple[Tensor, tuple[int, int, int, int]]]:
+    """Pixels in the core of every tile that has any, and its window: first row and column, height, width.
+
+    The window is the core widened by ``margin`` on all sides, within the raster; the whole raster if it is small.
+    """
     height, width = shape
     if height * width <= side * side and len(flat):
-        yield torch.arange(len(flat)), Tile(0, 0, height, width)
+        yield torch.arange(len(flat)), (0, 0, height, width)
         return
     across = -(-width // side)
     number = (flat // width // side) * across + flat % width // side
     order = torch.argsort(number, stable=True)
     found, count = torch.unique_consecutive(number[order], return_counts=True)
     for tile, members in zip(found.tolist(), order.split(count.tolist()), strict=True):
-        yield members, tile_window(shape, tile // across * side, tile % across * side, side, margin)
+        row, col = tile // across * side, tile % across * side
+        top, left = max(row - margin, 0), max(col - margin, 0)
+        bottom, right = min(row + side + margin, height), min(col + side + margin, width)
+        yield members, (top, left, bottom - top, right - left)

@@ -118,20 +118,17 @@ class TissueModule(nn.Module):
         for head in (*self.heads.values(), *self.obs_heads.values()):
             nn.init.xavier_uniform_(head.get_parameter("weight"))
 
-    def forward(
-        self, g: GraphTensors, hidden: Tensor | None = None, turn: int = 0, gate: Tensor | None = None
-    ) -> TissueOutput:
+    def forward(self, g: GraphTensors, hidden: Tensor | None = None, turn: int = 0) -> TissueOutput:
         """Run the framework on one section, with the features of ``hidden`` regions (R,) replaced by a learned token.
 
         ``turn`` is quarter turns (0-3) and reflection (+4) of the raster before the U-Net; features are turned back.
-        ``gate`` (E,) multiplies the messages along the edges.
         """
         nodes = g.nodes if hidden is None else torch.where(hidden[:, None], self.mask_token, g.nodes)
         at_obs = self.observe(g, turn)
         if at_obs is not None:
             nodes = torch.cat([nodes, pooled(at_obs, g)], dim=1)
-        by_parts = g.parts if gate is None and not self.training else []
-        states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, gate, by_parts)
+        parts = () if self.training else g.parts
+        states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, parts=parts)
         obs_logits = {}
         for name, region_logits in logits.items():
             if g.region is not None:

@@ -224,13 +224,6 @@ def run_training(
     """Train ``task``, leave it with its best weights on the CPU in eval mode, and return the history.
 
     ``threads`` limits the CPU threads: on small graphs more of them cost time, a lot of it on a busy machine.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If interrupted; nothing outside ``task`` has changed then.
-    ValueError
-        If the training diverged.
     """
     how, run = task.training_params, completed(run)
     with (

@@ -55,12 +55,7 @@ def affine_grid(
 
 
 def resample(values: Tensor, weight: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample ``values`` (C, H, W) known where ``weight`` (1, H, W) is positive, by normalised interpolation.
-
-    Returns
-    -------
-    Values (C, size, size), zero where unknown, and weights (1, size, size).
-    """
+    """Sample ``values`` (C, H, W), known where ``weight`` (1, H, W) is positive, and the weight; 0 where unknown."""
     stack = torch.cat([values * weight, weight])[None]
     out = F.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     weight_out = out[-1:]

@@ -14,11 +14,7 @@ SCHEMES = ("fixed", "gradnorm", "uncertainty", "famo")
 
 
 class TaskWeighting(nn.Module):
-    """Fixed factors: L = sum_i c_i L_i. The other schemes derive from it.
-
-    - ``factors``: Task -> factor of its loss, positive.
-    - ``squared``: Tasks whose loss is a squared error; the others are cross-entropies.
-    """
+    """Fixed factors: L = sum_i c_i L_i. The other schemes derive from it; the losses ``squared`` are squared errors."""
 
     def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
         super().__init__()

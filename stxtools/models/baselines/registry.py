@@ -39,13 +39,7 @@ BASELINES = (*_NETWORKS, *_SIMPLE)
 
 
 def baseline(name: str | Callable[..., Any], **how: Any) -> Baseline:
-    """Return the baseline of that name, or a caller's function behind the same interface.
-
-    Raises
-    ------
-    ValueError
-        If no baseline has that name.
-    """
+    """Return the baseline of that name, or a caller's function behind the same interface."""
     if not isinstance(name, str):
         return FunctionBaseline(name, **how)
     if name in _NETWORKS:

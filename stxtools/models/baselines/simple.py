@@ -38,10 +38,7 @@ class EvaluationSection(Section):
 
 
 class Baseline(ABC):
-    """A classifier of the observations of sections, for one or several targets at once.
-
-    ``params`` are the model's own parameters; only networks look at ``accelerator`` (as in Lightning).
-    """
+    """A classifier of the observations of sections, for one or several targets at once."""
 
     def __init__(
         self, params: Mapping[str, Any] | None = None, *, random_state: int = 0, accelerator: str = "auto"
@@ -141,10 +138,7 @@ def own_expression(s: EvaluationSection) -> Any:
 
 
 def means(s: EvaluationSection) -> FloatArray:
-    """Neighbourhood means, from the section's own mean: the simplest account of donor, depth and staining.
-
-    No label goes into it. Without it the linear floors are far lower where whole patients are held out.
-    """
+    """Neighbourhood means, from the section's own mean: the simplest account of donor, depth and staining."""
     return neighbourhood_means(s.features - s.features.mean(axis=0), s.xy)
 
 
@@ -166,11 +160,7 @@ def neighbourhood_means(features: NDArray[np.float32], xy: FloatArray, sizes: Se
 
 
 class NearestLabel(Baseline):
-    """The class of the nearest labelled observation of the same section, by coordinates alone.
-
-    Probabilities fall with the distance to the nearest label of each class. A section without labels gets the
-    shares of the classes elsewhere.
-    """
+    """The class of the nearest labelled observation of the section, or else the shares of the classes elsewhere."""
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Note where the labels are."""

@@ -22,16 +22,11 @@ _LEAST_WEIGHT = 1e-3
 def cotrained(
     logits: FloatArray, views: Sequence[FloatArray], labels: IntArray | None = None, *, prior: float = 1.0
 ) -> FloatArray:
-    """Logits of all observations once the section's own views have learned from what the given ones say, and agreed.
+    """Logits of all observations once the section's own ``views`` have learned from the ``logits`` given, and agreed.
 
     In each round every view's discriminant analysis is fitted to the class shares (co-training; Blum and Mitchell
     1998), weighted by how far the largest exceeds a half; the shares are then those of the views' mean log
-    probabilities plus ``prior`` times the logits given.
-
-    - ``logits``: Evidence from elsewhere, (n, K).
-    - ``views``: Features of the section, (n, d) each.
-    - ``labels``: Class of labelled observations, -1 elsewhere; together they weigh as much as the others.
-    - ``prior``: Weight of the given logits beside the views.
+    probabilities plus ``prior`` times the logits given. Labels (-1 none) together weigh as much as the others.
     """
     n, k = logits.shape
     rows = np.unique(np.linspace(0, n - 1, min(n, _MOST)).astype(np.int64))

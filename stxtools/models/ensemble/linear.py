@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
+from stxtools._spatial.blocks import deal
+
 from .discriminant import ShrinkageLDA, class_shrinkage
 from .logistic import ridge_logistic
 
@@ -66,16 +68,16 @@ class LinearInput:
 
 
 def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int) -> Linear:
-    """Fit the classifier to class ``codes`` (-1 unlabelled): discriminant analysis and ridge regression together.
-
-    They count alike and the penalty is fixed: on seven sections, choosing them by cross-validation over blocks lost
-    accuracy.
-    """
-    known = np.flatnonzero(codes >= 0)
-    linear = _discriminant(inp, codes, known, n_classes)
-    if inp.genes.start == inp.genes.stop:
-        return linear
-    return linear.mixed(_logistic(inp, codes, known, n_classes), SHARE)
+    """Fit discriminant analysis and ridge regression, which count alike, to class ``codes`` (-1 unlabelled)."""
+    rows = sampled(np.flatnonzero(codes >= 0))
+    seen = np.bincount(codes[rows], minlength=n_classes) > 0
+    local = (np.cumsum(seen) - 1)[codes[rows]]  # among the classes that have labels
+    found = _discriminant(inp, rows, local)
+    if inp.genes.start < inp.genes.stop:
+        found = found.mixed(_logistic(inp, rows, local), SHARE)
+    coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.full(n_classes, _ABSENT)
+    coef[:, seen], intercept[seen] = found.coef, found.intercept
+    return Linear(coef, intercept)
 
 
 def linear_regression(
@@ -103,39 +105,29 @@ def linear_regression(
 def deal_folds(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """Fold of each observation; whole groups, dealt out at random."""
     names, at = np.unique(group, return_inverse=True)
-    dealt = np.empty(len(names), dtype=np.int64)
-    dealt[rng.permutation(len(names))] = np.arange(len(names)) % min(_FOLDS, len(names))
-    return dealt[at.reshape(-1)]
+    return deal(at.reshape(-1), min(_FOLDS, len(names)), rng)
 
 
-def _discriminant(inp: LinearInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int) -> Linear:
-    """Mean of the shrinkage discriminant analyses of the pairs of scales."""
-    rows = sampled(rows)
-    coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.zeros(n_classes)
-    seen = np.bincount(codes[rows], minlength=n_classes) > 0
-    share = np.eye(n_classes)[codes[rows]][:, seen]
-    local = (np.cumsum(seen) - 1)[codes[rows]]
+def _discriminant(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> Linear:
+    """Mean of the shrinkage discriminant analyses of the pairs of scales; ``codes`` are those of ``rows``."""
+    share = np.eye(int(codes.max()) + 1)[codes]
+    coef, intercept = np.zeros((inp.z.shape[1], share.shape[1])), np.zeros(share.shape[1])
     pairs = inp.pairs()
     for columns in pairs:
         z = inp.z[np.ix_(rows, columns)].astype(np.float64)
-        shrinkage = class_shrinkage(z, local, int(seen.sum()))
-        lda = ShrinkageLDA().fit(z, share, np.ones(len(rows)), shrinkage)
-        coef[np.ix_(columns, seen)] += lda.coef_ / len(pairs)
-        intercept[seen] += lda.intercept_ / len(pairs)
-    return _absent(coef, intercept, seen)
+        lda = ShrinkageLDA().fit(z, share, np.ones(len(rows)), class_shrinkage(z, codes, share.shape[1]))
+        coef[columns] += lda.coef_ / len(pairs)
+        intercept += lda.intercept_ / len(pairs)
+    return _centred(coef, intercept)
 
 
-def _logistic(inp: LinearInput, codes: NDArray[np.int64], rows: NDArray[np.int64], n_classes: int) -> Linear:
+def _logistic(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> Linear:
     """Ridge logistic regression of the gene scores."""
-    rows = sampled(rows)
-    coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.zeros(n_classes)
-    seen = np.bincount(codes[rows], minlength=n_classes) > 0
     u = inp.z[rows, inp.genes].astype(np.float64) * inp.unit
-    local = (np.cumsum(seen) - 1)[codes[rows]]
-    found, offset = ridge_logistic(u, local, int(seen.sum()), PENALTY)
-    coef[np.ix_(np.arange(inp.genes.start, inp.genes.stop), np.flatnonzero(seen))] = found * inp.unit
-    intercept[seen] = offset
-    return _absent(coef, intercept, seen)
+    found, intercept = ridge_logistic(u, codes, int(codes.max()) + 1, PENALTY)
+    coef = np.zeros((inp.z.shape[1], found.shape[1]))
+    coef[inp.genes] = found * inp.unit
+    return _centred(coef, intercept)
 
 
 def sampled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -145,9 +137,6 @@ def sampled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows[np.linspace(0, len(rows) - 1, _ROWS).astype(np.int64)]
 
 
-def _absent(coef: FloatArray, intercept: FloatArray, seen: NDArray[np.bool_]) -> Linear:
-    """Bring logits to a mean of 0 over the classes that were seen, and put the others far below."""
-    coef[:, seen] -= coef[:, seen].mean(axis=1, keepdims=True)
-    intercept[seen] -= intercept[seen].mean()
-    intercept[~seen] = _ABSENT
-    return Linear(coef, intercept)
+def _centred(coef: FloatArray, intercept: FloatArray) -> Linear:
+    """Bring logits to a mean of 0 over the classes."""
+    return Linear(coef - coef.mean(axis=1, keepdims=True), intercept - intercept.mean())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools.models._projection import matched
 from stxtools.models._storage import ModelFile
 
 from .gene_means import READ_GENES, FloatArray, GeneMeans, leading_axes
@@ -80,10 +81,8 @@ class LabelMoments:
 
     def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions, in the model and in ``names``, of the best genes that both have."""
-        place = {name: i for i, name in enumerate(names)}
-        pairs = [(i, place[gene]) for i, gene in enumerate(self.genes) if gene in place][:READ_GENES]
-        ours, theirs = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        return ours, theirs
+        ours, theirs = matched(self.genes, names)
+        return ours[:READ_GENES], theirs[:READ_GENES]
 
     def solve(self, chosen: NDArray[np.int64], penalty: float = PENALTY) -> LinearMembers:
         """Classifiers that read only the ``chosen`` of the genes."""

@@ -34,10 +34,7 @@ _GAIN = 1e-3  # cross-entropy that label propagation must save to take part
 
 @dataclass(frozen=True)
 class Weights:
-    """Factors of the members' logits (of the values, in a regression).
-
-    ``bandwidth`` is the standard deviation of the kernel of label propagation, in the unit of the coordinates.
-    """
+    """Factors of the members' logits (of the values, in a regression); ``bandwidth`` is that of label propagation."""
 
     network: float = 0.0
     linear: float = 0.0
@@ -201,9 +198,8 @@ def out_of_fold(
 ) -> OutOfFold | None:
     """Train on all folds but one and predict it, fold by fold, for each division; None where there are not two folds.
 
-    ``sections`` are coordinates and class codes (-1 unlabelled). Each of ``folds`` is a division: the fold of every
-    observation of all sections, whole blocks; -1 for those to leave alone. ``linear`` and ``trees`` give logits of
-    the second observations, learned from the first; None for a member that takes no part.
+    Each of ``folds`` is a division: the fold of every observation of all sections, whole blocks; -1 for those to leave
+    alone. ``linear`` and ``trees`` give logits of the second observations, learned from the first.
     """
     codes = np.concatenate([c for _, c in sections])
     divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]

@@ -73,10 +73,7 @@ class Trees:
 def grow_trees(
     z: NDArray[np.float32], codes: NDArray[np.int64], n_classes: int, seed: int, n_trees: int = N_TREES
 ) -> Trees:
-    """Grow trees on labelled observations, features (n, d), all classes counting alike.
-
-    Classes without observations get the least probability.
-    """
+    """Grow trees on labelled observations, features (n, d), all classes counting alike."""
     forest = ExtraTreesClassifier(
         n_trees, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed
     )

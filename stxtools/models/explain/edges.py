@@ -24,8 +24,7 @@ METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 class RegionAttribution:
     """The graph network of a trained model on one section, with everything before it held fixed.
 
-    The prediction of a task is that of the ensemble, in which the network's logits have their weight and what the other
-    members add is held fixed; or (``alone``) the network's.
+    Its logits have their weight in the ensemble, and what other members add is held fixed; ``alone`` leaves these out.
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
@@ -109,11 +108,7 @@ class RegionAttribution:
         return by_gate.double().numpy(), by_node.double().norm(dim=1).numpy()
 
     def saliency(self) -> NDArray[np.float32]:
-        """Length of the gradient of the predicted class's logits in each observation's own input, (n,).
-
-        Observations outside regions do not count. The input is the raster where there is a U-Net, else what the
-        observation reads.
-        """
+        """Length of the gradient of the predicted class's logits in each observation's raster or features, (n,)."""
         g = replace(self.graph)
         raster = g.x is not None
         g.x = g.x.clone().requires_grad_(True) if g.x is not None else None

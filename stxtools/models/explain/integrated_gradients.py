@@ -30,15 +30,9 @@ STEPS = 32  # Gauss-Legendre points on the path; a normalised layer bends more n
 class TissueEvidence:
     """A trained model on one section: the evidence for a class, and its gradient on the path from the mean tissue.
 
-    The evidence is the log odds of the class against others by the ensemble's members that have a gradient: network and
-    linear classifier, with the weights that these two have without the others. Trees have no gradient, and label
-    propagation reads no genes. A network of weight 0 has no part in it. Observations are weighted by ``side``; those
-    outside any region do not count. The path runs straight
-    from a section in which every observation has the mean expression to the section itself (Sundararajan et al. 2017).
-
-    - ``net``: A model trained with labels.
-    - ``section``: Where to look.
-    - ``task``: Which of its tasks.
+    The evidence is the log odds of the class against others by network and linear classifier, with the weights that
+    these two have without the others: trees have no gradient, and label propagation reads no genes. The path runs
+    straight from the mean expression to the section itself (Sundararajan et al. 2017).
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:
@@ -46,11 +40,7 @@ class TissueEvidence:
         self.module = net.fitted_net().eval()
         self.graph = net.featurizer.tensors(section)
         self._known = section.region >= 0
-        self._shapes = {
-            name: tuple(value.shape)
-            for name in ("nodes", "x", "own")
-            if (value := getattr(self.graph, name)) is not None
-        }
+        self._read = [name for name in ("nodes", "x", "own") if getattr(self.graph, name) is not None]
 
     def baseline(self) -> GraphTensors:
         """Return the section if every observation had its mean expression."""
@@ -94,7 +84,7 @@ class TissueEvidence:
         z = np.zeros((n, width))
         at_genes: Floats = np.zeros(0)
         if "own" in gradient:
-            own = np.zeros((n, self._shapes["own"][1]))
+            own = np.zeros((n, gradient["own"].shape[1]))
             own[self._known] = gradient["own"]
             n_means = self.net.n_means
             at_means = own[:, :n_means] / scaling["own_scale"]
@@ -125,27 +115,15 @@ class TissueEvidence:
         """Gradient averaged over the path, by Captum, of each thing that is read."""
         from captum.attr import IntegratedGradients
 
-        explainer = IntegratedGradients(
-            lambda flat: torch.stack([self.evidence(self._graph(row), group, others, side) for row in flat]),
-            multiply_by_inputs=False,
+        def evidence(*parts: torch.Tensor) -> torch.Tensor:
+            """Of a batch of points on the path."""
+            graphs = (
+                replace(self.graph, **dict(zip(self._read, row, strict=True))) for row in zip(*parts, strict=True)
+            )
+            return torch.stack([self.evidence(graph, group, others, side) for graph in graphs])
+
+        ends = [tuple(getattr(graph, name)[None] for name in self._read) for graph in (self.graph, self.baseline())]
+        found = IntegratedGradients(evidence, multiply_by_inputs=False).attribute(
+            *ends, n_steps=STEPS, internal_batch_size=1
         )
-        found = explainer.attribute(
-            self._flat(self.graph), self._flat(self.baseline()), n_steps=STEPS, internal_batch_size=1
-        )[0]
-        out, start = {}, 0
-        for name, shape in self._shapes.items():
-            stop = start + int(np.prod(shape))
-            out[name] = found[start:stop].detach().double().numpy().reshape(shape)
-            start = stop
-        return out
-
-    def _flat(self, graph: GraphTensors) -> torch.Tensor:
-        return torch.cat([getattr(graph, name).flatten() for name in self._shapes])[None]
-
-    def _graph(self, flat: torch.Tensor) -> GraphTensors:
-        out, start = replace(self.graph), 0
-        for name, shape in self._shapes.items():
-            stop = start + int(np.prod(shape))
-            setattr(out, name, flat[start:stop].reshape(shape))
-            start = stop
-        return out
+        return {name: part[0].detach().double().numpy() for name, part in zip(self._read, found, strict=True)}

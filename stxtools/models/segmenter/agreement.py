@@ -9,12 +9,9 @@ from numpy.typing import NDArray
 
 
 def pairwise_rand_index(partitions: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """Adjusted Rand index of every pair of partitions (Hubert and Arabie 1985), (m, m).
+    """Adjusted Rand index of every pair of partitions (Hubert and Arabie 1985), (m, m), by one matrix product.
 
-    All contingency tables come from one matrix product: for seventy partitions of three thousand observations some
-    hundred times faster than one call for each pair.
-
-    - ``partitions``: Class codes of the same observations, each from 0.
+    For seventy partitions of three thousand observations this is some hundred times faster than one call for each pair.
     """
     n, m = len(partitions[0]), len(partitions)
     n_classes = [int(p.max()) + 1 for p in partitions]

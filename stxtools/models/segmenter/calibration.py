@@ -16,10 +16,7 @@ _COOLEST, _HOTTEST = 0.25, 50.0
 
 
 def matching_temperature(proba: NDArray[np.floating], accuracy: float) -> float:
-    """Temperature at which the mean confidence of ``proba`` (n, K) equals the accuracy that is expected.
-
-    One temperature never changes which class is the most probable (Guo et al. 2017).
-    """
+    """Temperature (Guo et al. 2017) at which the mean confidence of ``proba`` (n, K) equals the accuracy expected."""
     if len(proba) == 0 or proba.shape[1] < 2:
         return 1.0
 

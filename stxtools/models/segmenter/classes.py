@@ -24,18 +24,10 @@ def class_sizes(scores: NDArray[np.floating], k: int | None = None) -> IntArray:
 
 
 def with_all_classes(target: FloatArray, spaces: Sequence[NDArray[np.floating]]) -> FloatArray:
-    """Memberships in which every class is the most probable one of some observation.
+    """Memberships (n, K) in which every class is the most probable one of some observation.
 
-    A class that has none takes over half of the class with the largest scatter, cut across its first principal axis,
-    with the memberships of both exchanged there and at least half of each row on the new class.
-
-    - ``target``: Memberships, (n, K); returned as they are where no class is missing.
-    - ``spaces``: Features in which scatter is measured, (n, d) each: the first in which some class can still be cut.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer distinct observations than classes.
+    A class that has none takes over half of the class with the largest scatter, cut across its first principal axis in
+    the first of the ``spaces`` where one can be cut, with the memberships of both exchanged there.
     """
     sizes = class_sizes(target)
     if (sizes > 0).all():
@@ -75,19 +67,11 @@ def _largest_half(z: FloatArray, labels: IntArray) -> IntArray | None:
 
 
 def offsets_for_all(logits: FloatArray, wanted: NDArray[Any]) -> FloatArray:
-    """Offsets (K,) of the logits that give every class some observations.
+    """Offsets (K,) of the logits (P, K) that give every class some observations; 0 where no class is lost.
 
     A class with next to none gets ``_KEPT`` of what it was ``wanted`` to have, one at least: those observations
     whose logits speak least against it. Where that empties another class, its offset rises in turn (the prices of an
-    auction; Bertsekas 1979). All offsets are 0 where no class is lost.
-
-    - ``logits``: (P, K).
-    - ``wanted``: Observations of each class among the targets, (K,).
-
-    Raises
-    ------
-    ValueError
-        If fewer distinct observations than classes are there.
+    auction; Bertsekas 1979).
     """
     offsets = np.zeros(logits.shape[1])
     sizes = class_sizes(logits)

@@ -24,12 +24,7 @@ _DENSE = 0.5  # share of labelled observations from which the others count nothi
 
 @dataclass
 class Transfer:
-    """Linear members that were learned from labelled sections.
-
-    - ``moments``: What the linear members are solved from.
-    - ``ids``: Second names of genes that the model reads (Ensembl ids beside symbols).
-    - ``inverse_temperature``: Factor that calibrates the logits on held-out blocks or sections.
-    """
+    """Linear members learned from labelled sections, calibrated, and second names (``ids``) of their genes."""
 
     moments: LabelMoments
     ids: dict[str, str] = field(default_factory=dict)
@@ -88,8 +83,7 @@ def transfer_targets(
 ) -> tuple[list[FloatArray], list[NDArray[np.float64]]]:
     """Class shares and weights of the observations of each section.
 
-    Where less than half of a section is labelled, its unlabelled observations count as well, together as much as the
-    labels, by how sure their pseudo-labels are. A section without any label counts nothing.
+    Where less than half of a section is labelled, its other observations together weigh as much as the labels.
     """
     shares, weights, end = [], [], 0
     for section in sections:

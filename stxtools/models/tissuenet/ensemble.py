@@ -136,9 +136,8 @@ class EnsembleFit:
     def _folds(self, known: Mask, inp: LinearInput) -> list[Codes]:
         """Divisions of the labels into folds of whole blocks, -1 where nothing is known.
 
-        By small blocks and by large ones, for it is unknown how far from labels a model will predict:
-        trees that read a wide neighbourhood, and label propagation, do too well on a small block between labelled ones;
-        large ones are few.
+        By small blocks and by large ones: it is unknown how far from labels a model will predict, and trees and label
+        propagation do too well on a small block between labelled ones.
         """
         found = []
         for group in (inp.group, np.concatenate(groups_of(self.sections, whole=False, most=_LARGE))):

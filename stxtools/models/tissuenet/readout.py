@@ -27,14 +27,10 @@ def with_readout(
     logits: Sequence[NDArray[np.floating]],
     rng: np.random.Generator,
 ) -> GeneProjection:
-    """Add to a projection the axes of the genes along which the predictions change.
+    """Add to a projection at most ``N_AXES`` axes of the genes along which the predictions change.
 
-    The first components of expression separate tissues, but not always a disease. A ridge regression of the
-    logits on the smoothed genes, carried back to the genes, gives an axis for each class and neighbourhood size;
-    what they add to the components is kept in at most ``N_AXES`` orthonormal axes.
-
-    ``genes`` are smoothed by the framework (``smoothed``), and ``sections`` hold their log expression; ``logits`` are
-    the framework's logits or log probabilities of the observations of each section, (n, K), NaN where there is none.
+    The first components of expression separate tissues, but not always a disease. A ridge regression of the ``logits``
+    (NaN: none) on the ``smoothed`` genes, carried back to the genes, gives an axis for each class and size.
     """
     parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
     share = _ROWS / max(sum(len(a) for a in logits), 1)

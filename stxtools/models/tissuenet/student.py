@@ -101,13 +101,7 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
         random_state: int = 0,
         accelerator: str = "auto",
     ) -> SoftTargets:
-        """Predict ``sections`` with the teacher; sets what the student reads (``projection``, ``use_rep``).
-
-        Raises
-        ------
-        ValueError
-            If the teacher knows no classes: it embeds, or predicts genes alone.
-        """
+        """Predict ``sections`` with the teacher; sets what the student reads (``projection``, ``use_rep``)."""
         from .readout import with_readout  # a student that is only applied needs none of what it imports
 
         if not teacher.classes:
