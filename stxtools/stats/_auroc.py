@@ -12,10 +12,7 @@ _AT_ONCE = 4_000_000  # values
 
 
 def aurocs(matrix: sparse.csr_matrix, labels: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """AUROC of every gene for each label against the rest (genes x labels).
-
-    - ``matrix``: Observations x genes.
-    """
+    """AUROC of every gene of a matrix (observations x genes) for each label against the rest: genes x labels."""
     by_gene = sparse.csr_matrix(matrix.T)
     by_gene.eliminate_zeros()
     out = np.empty((by_gene.shape[0], len(labels)))
@@ -31,14 +28,7 @@ def aurocs(matrix: sparse.csr_matrix, labels: Sequence[NDArray[np.bool_]]) -> ND
 
 
 def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, NDArray[np.float64]]:
-    """Ranks of every gene's values over the observations, ties shared.
-
-    - ``by_gene``: Genes x observations without stored zeros.
-
-    Returns
-    -------
-    The ranks of the stored values, and per gene the rank that all its zeros share.
-    """
+    """Ranks of stored values (genes x observations, no zeros), ties shared, and the rank of each gene's zeros."""
     n_genes, n_obs = by_gene.shape
     data, per_gene = by_gene.data, np.diff(by_gene.indptr)
     gene = np.repeat(np.arange(n_genes), per_gene)

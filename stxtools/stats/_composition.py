@@ -54,11 +54,7 @@ def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
 
 
 class Depths:
-    """Depth of observations with all genes and without some, accumulated over pieces of rows.
-
-    - ``n_genes``: Number of genes.
-    - ``without``: Genes to exclude.
-    """
+    """Depth of observations with all genes and without some, accumulated over pieces of rows."""
 
     def __init__(self, n_genes: int, without: NDArray[np.int64]) -> None:
         self._counted = np.ones((n_genes, 2))
@@ -101,11 +97,7 @@ ReadRows = Callable[[NDArray[np.int64], int], Iterator[sparse.csr_matrix]]  # of
 
 
 class ExpressionSpace:
-    """Second moments of a section's most variable genes: components without some genes are cheap.
-
-    - ``read``: Reads log expression of ``n_obs`` observations.
-    - ``mean``, ``variance``: Of every gene.
-    """
+    """Second moments of a section's most variable genes: components without some genes are cheap."""
 
     def __init__(self, read: ReadRows, n_obs: int, mean: Floats, variance: Floats, max_genes: int = MAX_GENES) -> None:
         self._read, self._n_obs, self._n_genes = read, n_obs, len(mean)
@@ -151,10 +143,6 @@ class PartialCorrelation:
     With leading components Z = Y V of centred expression Y, gene y is tested given ``Z - y v'``: the components of all
     other genes. Their Gram matrix is that of Z with a change of rank two, so that products with Z give the result
     (Woodbury's identity). Inner products are those of a ``metric``, by default the plain ones.
-
-    - ``matrix``: Observations x genes.
-    - ``nuisance``: Covariates.
-    - ``metric``: Smooth functions that are weighed down.
     """
 
     def __init__(

@@ -38,15 +38,6 @@ class Design:
         return inside, outside & (codes != self.left_out)
 
 
-@dataclass(frozen=True)
-class LibrarySides:
-    """Group and reference in one library."""
-
-    section: SectionExpression
-    inside: NDArray[np.bool_]
-    outside: NDArray[np.bool_]
-
-
 def _sides(codes: NDArray[np.int64], code: int, reference: int | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     inside = codes == code
     outside = (codes >= 0) & ~inside if reference is None else codes == reference
@@ -131,16 +122,18 @@ def compare_between(
 
     The description pools all libraries.
     """
-    described, errors, group, reference = [], [], [], []
+    described, errors = [], []
+    group: list[Floats] = []
+    reference: list[Floats] = []
     expression = views[0].expression
     for genes in expression.slices:
         block = expression.block(genes)
-        parts = [LibrarySides(view.section(block), *side) for view, side in zip(views, sides, strict=True)]
-        description, error = _describe_pool(parts)
+        sections = [view.section(block) for view in views]
+        description, error = _describe_pool(sections, sides)
         described.append(description)
         errors.append(error)
-        group.append(np.stack([p.section.mean_log(p.inside) for p in parts if p.inside.sum() >= MIN_OBS]))
-        reference.append(np.stack([p.section.mean_log(p.outside) for p in parts if p.outside.sum() >= MIN_OBS]))
+        for means, some in zip((group, reference), zip(*sides, strict=True), strict=True):
+            means.append(np.stack([s.mean_log(x) for s, x in zip(sections, some, strict=True) if x.sum() >= MIN_OBS]))
     tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1))
     error = np.concatenate(errors)
     return Outcome(concatenated(described), error, tested, error, float("nan"))
@@ -152,16 +145,16 @@ def _mean_description(found: Sequence[Description]) -> tuple[Description, Floats
     return Description(*means), standard_error(np.stack([f.effect for f in found]))
 
 
-def _describe_pool(parts: list[LibrarySides]) -> tuple[Description, Floats]:
-    used = [p.inside | p.outside for p in parts]
-    matrix = sparse.vstack([p.section.matrix[u] for p, u in zip(parts, used, strict=True)], format="csr")
-    label = np.concatenate([p.inside[u] for p, u in zip(parts, used, strict=True)])
-    sides = [
-        np.stack(
-            [p.section.root_means(getattr(p, side)[:, None])[:, 0] for p in parts if getattr(p, side).sum() >= MIN_OBS]
-        )
-        for side in ("inside", "outside")
+def _describe_pool(
+    sections: Sequence[SectionExpression], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+) -> tuple[Description, Floats]:
+    used = [inside | outside for inside, outside in sides]
+    matrix = sparse.vstack([s.matrix[u] for s, u in zip(sections, used, strict=True)], format="csr")
+    label = np.concatenate([inside[u] for (inside, _), u in zip(sides, used, strict=True)])
+    root = [
+        np.stack([s.root_means(x[:, None])[:, 0] for s, x in zip(sections, some, strict=True) if x.sum() >= MIN_OBS])
+        for some in zip(*sides, strict=True)
     ]
-    effect = sides[0].mean(axis=0) - sides[1].mean(axis=0)
-    error = np.sqrt(sum(side.var(axis=0, ddof=1) / len(side) for side in sides))
+    effect = root[0].mean(axis=0) - root[1].mean(axis=0)
+    error = np.sqrt(sum(side.var(axis=0, ddof=1) / len(side) for side in root))
     return replace(SectionExpression(matrix).describe([label])[0], effect=effect), error

@@ -15,10 +15,7 @@ def jonckheere(values: Floats, x: Floats) -> Floats:
     """Two-sided p-values of every feature against no order over ``x``; NaN without two different ``x``.
 
     All permutations of the subjects are counted; above 50 subjects the statistic is taken as normal. Equal values count
-    a half, rounded towards no order.
-
-    - ``values``: Subjects x features; NaN where a subject lacks the feature.
-    - ``x``: Number of each subject.
+    a half, rounded towards no order. NaN: a subject lacks the feature.
     """
     out = np.full(values.shape[1], np.nan)
     patterns, which = np.unique(np.isfinite(values), axis=1, return_inverse=True)

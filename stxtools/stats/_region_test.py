@@ -39,33 +39,26 @@ FIRST_PASS_FDR = 0.2
 MIN_NULL = 50
 
 
+@dataclass(eq=False)
 class SectionView:
     """Observations of one section, read from an expression by blocks of genes, with what all blocks share.
 
-    - ``expression``: Where expression is read.
     - ``rows``: Rows of the observations, in the order of computation. In the order of positions
       (:func:`stxtools._spatial.order.position_order`) results do not depend on the order of storage.
     - ``xy``: Positions, in the order of ``rows`` like all that follow.
     - ``seed``: Seed of the sampled pairs of observations.
-    - ``depth``: Counts before normalisation, see :class:`SectionExpression`.
-    - ``covariates``: Covariates that effects are adjusted for.
+    - ``depth``: Counts before normalisation.
     - ``plain``: Whether smooth variation counts in full, not weighed down (:attr:`metric`).
     """
 
-    def __init__(
-        self,
-        expression: ExpressionReader,
-        rows: NDArray[np.int64],
-        xy: Floats,
-        seed: int,
-        depth: Floats | None = None,
-        covariates: Covariates | None = None,
-        plain: bool = False,
-    ) -> None:
-        self.expression, self.rows, self.seed, self.plain = expression, rows, seed, plain
-        self.xy = np.asarray(xy, dtype=np.float64)
-        self.depth, self.covariates = depth, covariates
-        self.moments: Moments | None = None
+    expression: ExpressionReader
+    rows: NDArray[np.int64]
+    xy: Floats
+    seed: int
+    depth: Floats | None = None
+    covariates: Covariates | None = None
+    plain: bool = False
+    moments: Moments | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,9 +69,7 @@ class SectionView:
             return self
         depth = None if self.depth is None else self.depth[chosen]
         covariates = None if self.covariates is None else self.covariates.subset(chosen)
-        return SectionView(
-            self.expression, self.rows[chosen], self.xy[chosen], self.seed, depth, covariates, plain=self.plain
-        )
+        return replace(self, rows=self.rows[chosen], xy=self.xy[chosen], depth=depth, covariates=covariates)
 
     @cached_property
     def pairs(self) -> LagPairs:
@@ -99,12 +90,7 @@ class SectionView:
 
     @cached_property
     def _storage_order(self) -> NDArray[np.int64]:
-        """Indices that sort the observations by row."""
         return np.argsort(self.rows)
-
-    @cached_property
-    def _stored_rows(self) -> NDArray[np.int64]:
-        return self.rows[self._storage_order]
 
     def reordered(self, values: Floats) -> Floats:
         """Bring values (observations on the last axis) from the order of storage into the order of this view."""
@@ -114,7 +100,7 @@ class SectionView:
 
     def select(self, piece: sparse.csr_matrix, first: int, factor: Floats | None = None) -> sparse.csr_matrix:
         """Return this view's observations among the rows of ``piece``, the first of which is ``first``."""
-        stored = self._stored_rows
+        stored = self.rows[self._storage_order]
         low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
         at = stored[low:high] - first
         out = piece if len(at) == piece.shape[0] else piece[at]
@@ -156,7 +142,7 @@ class SectionView:
 
     @cached_property
     def first_components(self) -> Nuisance:
-        """The components of all genes."""
+        """Components of all genes."""
         return self.components()
 
     def adjustment(self, *, composition: bool, components: Nuisance | None = None) -> Adjustment:
@@ -175,8 +161,7 @@ class SectionView:
 class Contrast:
     """A region of a view against the rest of it, and the results once it is tested.
 
-    ``questions`` are the tests: False for the total effect, True for that given composition. ``effects`` has one for
-    each.
+    ``effects`` has one for each of ``questions``: False for the total effect, True for that given composition.
     """
 
     view: SectionView
@@ -245,9 +230,8 @@ def compare_regions(
 ) -> None:
     """Describe and test regions of one expression; the contrasts get the results.
 
-    - ``contrasts``: Regions to test. As many as fit into ``limit`` share two passes over the expression.
-    - ``limit``: Bytes that may be held between blocks.
-    - ``done``: Called with the number of contrasts finished since its last call.
+    As many as fit into ``limit`` bytes, held between blocks, share two passes over the expression. ``done`` is called
+    with the number of contrasts finished since its last call.
     """
     _describe(contrasts)
     group: list[Contrast] = []

@@ -85,15 +85,10 @@ class Moments:
 
 
 class SectionExpression:
-    """Log expression (observations x genes, CSR) of one section, or of some of its genes.
-
-    - ``matrix``: Log-normalised expression.
-    - ``depth``: Counts of every observation before normalisation: the weights of a region's mean.
-    """
+    """Log expression (observations x genes) of a section, or of some genes; ``depth``: weights of a region's mean."""
 
     def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None) -> None:
-        self.matrix = matrix
-        self.depth = depth
+        self.matrix, self.depth = matrix, depth
         self._plain: PartialCorrelation | None = None
 
     def __len__(self) -> int:

@@ -52,11 +52,7 @@ def row_chunks(matrix: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_ma
 def gene_sums(
     matrix: sparse.csr_matrix, values: NDArray[Any], of: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
 ) -> Floats:
-    """Return ``of(matrix)' values``: genes x columns of ``values``, by chunks of observations.
-
-    - ``matrix``: Observations x genes.
-    - ``of``: What is made of the stored values first.
-    """
+    """Return ``of(matrix)' values`` (genes x columns of ``values``) by chunks of observations."""
     out = np.zeros((matrix.shape[1], values.shape[1]))
     for rows, part in row_chunks(matrix):
         part.data = of(part.data)

@@ -19,14 +19,8 @@ def thin_counts(
     Of a negative binomial count with dispersion a (variance ``m + a * m**2``) their correlation is ``a * m`` over
     ``sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction.
 
-    - ``counts``: Non-negative integers, of any dtype.
-    - ``fraction``: Share of the molecules that the first part gets, between 0 and 1.
-    - ``rng``: Generator.
-    - ``order``: Order in which rows are drawn, so that a row's draw can depend on its name. By default as stored.
-
-    Returns
-    -------
-    Both parts, CSR with the dtype of ``counts`` and without stored zeros.
+    Both have the dtype of ``counts`` and no stored zeros. Rows are drawn in ``order``, by default as stored, so that a
+    row's draw can depend on its name.
     """
     counts = sparse.csr_matrix(counts)
     if not counts.has_canonical_format or not counts.data.all():  # draws go by column, not by where it is stored

@@ -29,13 +29,7 @@ _WINDOW = 256  # pixels; a longer raster is explained window by window
 
 
 def load_models(models: Any) -> list[Segmenter | TissueNet]:
-    """Return fitted models from a path, a Segmenter or TissueNet, or several of them; none for None.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Something else, or a model that does not know its genes.
-    """
+    """Return fitted models that know their genes from a path, a Segmenter or TissueNet, or several; none for None."""
     if models is None:
         return []
     from stxtools.models import Segmenter
@@ -66,15 +60,7 @@ def reads_regions(models: Sequence[Segmenter | TissueNet]) -> bool:
 
 
 class ModelAttribution:
-    """Attribution of groups by models, averaged; what groups share (features, sections) is made once.
-
-    - ``adata``, ``layer``: Where the expression is.
-    - ``models``: From :func:`load_models`.
-    - ``groups``: The groups.
-    - ``reference``: ``"rest"`` or a group.
-    - ``where``: Where the observations lie.
-    - ``regions``: Region graph, where a TissueNet reads one.
-    """
+    """Attribution of groups by models, averaged; what groups share (features, sections) is made once."""
 
     def __init__(
         self, adata: AnnData, models: Sequence[Segmenter | TissueNet], groups: Sequence[str], reference: str,

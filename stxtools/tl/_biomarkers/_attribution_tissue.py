@@ -25,16 +25,7 @@ if TYPE_CHECKING:
 class TissueSource:
     """A joint model on the sections of an AnnData, its region graph held fixed.
 
-    - ``adata``: Expression.
-    - ``model``: A TissueNet with labels.
-    - ``wanted``: Classes that one of its tasks must know.
-    - ``layer``: As in :func:`stxtools.tl.biomarkers`.
-    - ``regions``: The region graph.
-
-    Raises
-    ------
-    ValueError
-        No task tells these classes apart, or no member of the ensemble has a gradient.
+    ``wanted``: classes that one of its tasks must know.
     """
 
     def __init__(

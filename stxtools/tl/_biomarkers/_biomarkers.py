@@ -27,7 +27,7 @@ from stxtools.stats._section import MIN_OBS
 from ._attribution import ModelAttribution, load_models, reads_regions
 from ._compare import compare
 from ._design import chosen_groups, other_group, usable, warn_single
-from ._probe import LinearProbe
+from ._probe import probe_attributions
 from ._protect import METHODS as PROTECTIONS
 from ._protect import Tested
 from ._table import design_table, ordered, scanpy_twin
@@ -158,7 +158,7 @@ def biomarkers(
         explain = ModelAttribution(tested.adata, models, tested_groups, reference, tested.layer, where, regions)
         attributions = [explain.of(d, codes, libs.codes) for d in designs]
     else:
-        attributions = LinearProbe(blocks, observations, codes, libs, seed)(designs)
+        attributions = probe_attributions(blocks, observations, codes, libs, designs, seed)
     outcomes = compare(
         blocks, designs, codes, libs, xy, observations, adjusters, n_null=n_null, seed=seed, show_progress=show_progress
     )

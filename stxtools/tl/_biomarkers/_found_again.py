@@ -133,11 +133,7 @@ def _made_again(
 
     Of the usual ways (normalised to the median depth or to 10,000, with z-scores or without) the one is taken whose
     components of all counts explain most of the stored ones. Components are those of the part: stored loadings have
-    seen the noise of the other part, too.
-
-    Returns
-    -------
-    The values, how they were made, and the share of the stored components' variance that is explained.
+    seen the noise of the other part, too. Also returns how, and the share of the stored variance that is explained.
     """
     stored = np.asarray(adata.obsm[_keys.X_PCA], dtype=np.float64)
     stored = stored - stored.mean(axis=0)

@@ -31,62 +31,37 @@ _COMPS = 100  # a biomarker is a small part of the variance: with 20 components 
 _FEW = 3  # observations in which a gene must be seen
 
 
-class LinearProbe:
-    """Expression PCs of the tested observations, and each design's attribution on them.
-
-    - ``expression``: What is tested.
-    - ``names``: Names of the observations.
-    - ``codes``, ``libs``: Group and section of every observation.
-    - ``seed``: Seed of the PCA.
-    """
-
-    def __init__(
-        self, expression: GeneBlocks, names: NDArray[np.str_], codes: NDArray[np.int64], libs: Libraries, seed: int
-    ) -> None:
-        self._expression, self._libraries, self._codes = expression, libs.codes, codes
-        self._genes = _chosen_genes(expression, names, seed)
-        if len(self._genes) == 0:
-            return
-        n_obs = expression.shape[0]
-        n_comps = min(int(np.clip(n_obs // 10, 2, _COMPS)), len(self._genes), n_obs - 1)
-        mean, self._components = _axes(expression, self._genes, n_comps, seed)
-        self._moments = Moments(codes, libs.codes, n_comps)
-        start, offset = 0, mean @ self._components
-        for rows in _row_blocks(expression, self._genes):
-            values = (np.asarray(rows @ self._components) - offset).astype(np.float32)
-            self._moments.add(slice(start, start + len(values)), values)
-            start += len(values)
-
-    def differences(self, designs: list[Design]) -> list[NDArray[np.float64]]:
-        """Mean difference of every gene in each design, free of differences between sections."""
-        out = [np.zeros(self._expression.shape[1]) for _ in designs]
-        if len(self._genes) == 0:
-            return out
-        for genes in self._expression.slices:
-            block = self._expression.block(genes)
-            for design, found in zip(designs, out, strict=True):
-                found[genes] = np.asarray(self._weight(design) @ block).ravel()
+def probe_attributions(
+    expression: GeneBlocks, names: NDArray[np.str_], codes: NDArray[np.int64], libs: Libraries, designs: list[Design],
+    seed: int,
+) -> list[NDArray[np.float64]]:  # fmt: skip
+    """Attribution on expression PCs, one number per gene for each design; absolute values sum to 1."""
+    out = [np.zeros(expression.shape[1]) for _ in designs]
+    genes, n_obs = _chosen_genes(expression, names, seed), expression.shape[0]
+    if len(genes) == 0:
         return out
+    n_comps = min(int(np.clip(n_obs // 10, 2, _COMPS)), len(genes), n_obs - 1)
+    mean, components = _axes(expression, genes, n_comps, seed)
+    moments = Moments(codes, libs.codes, n_comps)
+    start, offset = 0, mean @ components
+    for rows in _row_blocks(expression, genes):
+        moments.add(slice(start, start + rows.shape[0]), (np.asarray(rows @ components) - offset).astype(np.float32))
+        start += rows.shape[0]
+    weights = np.stack([_weights(design, codes, libs.codes) for design in designs])
+    differences = np.concatenate([np.asarray(weights @ expression.block(s)) for s in expression.slices], axis=1)
+    for found, design, difference in zip(out, designs, differences, strict=True):
+        pooled = moments.pooled(design.code, design.reference, design.libraries, centred=design.kind == "within")
+        found[genes] = explain_discriminant(pooled, components, difference[genes])
+    return out
 
-    def _weight(self, design: Design) -> NDArray[np.float64]:
-        inside, outside = design.sides(self._codes)
-        used = (inside | outside) & np.isin(self._libraries, design.libraries)
-        weight = np.zeros(len(used))
-        weight[used] = contrast_weights(inside[used], self._libraries[used] if design.kind == "within" else None)
-        return weight
 
-    def __call__(self, designs: list[Design]) -> list[NDArray[np.float64]]:
-        """Return one number per gene for each design; absolute values sum to 1."""
-        out = []
-        for design, difference in zip(designs, self.differences(designs), strict=True):
-            found = np.zeros(self._expression.shape[1])
-            if len(self._genes):
-                pooled = self._moments.pooled(
-                    design.code, design.reference, design.libraries, centred=design.kind == "within"
-                )
-                found[self._genes] = explain_discriminant(pooled, self._components, difference[self._genes])
-            out.append(found)
-        return out
+def _weights(design: Design, codes: NDArray[np.int64], library: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weights of observations that give mean differences free of differences between sections."""
+    inside, outside = design.sides(codes)
+    used = (inside | outside) & np.isin(library, design.libraries)
+    weight = np.zeros(len(used))
+    weight[used] = contrast_weights(inside[used], library[used] if design.kind == "within" else None)
+    return weight
 
 
 def _chosen_genes(expression: GeneBlocks, names: NDArray[np.str_], seed: int) -> NDArray[np.int64]:
