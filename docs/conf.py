@@ -41,7 +41,7 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "literal"
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
-needs_sphinx = "8.0"
+needs_sphinx = "9.0"
 
 # Every reference to a name of this package must resolve. Other packages' inventories may be out of reach, and types
 # of the private modules have no pages.
