@@ -238,12 +238,9 @@ def provenance(**params: Any) -> dict[str, Any]:
 def _storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _storable(v) for k, v in value.items() if v is not None}
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, (bool, int, float)):
+        return value
     if isinstance(value, (list, tuple, set, frozenset)):
         items = sorted(value) if isinstance(value, (set, frozenset)) else list(value)
         return (

@@ -81,13 +81,9 @@ def table_of(sdata: SpatialData, table_key: str) -> AnnData:
 @contextmanager
 def _as_anndata(sdata: SpatialData, table_key: str, system: str | None) -> Iterator[AnnData]:
     """Give the table positions and images for the length of a call; what the call writes stays."""
-    table = table_of(sdata, table_key)
-    before = table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL)
-    complete(table, sdata, system)
-    try:
+    with _restored(table_of(sdata, table_key)) as table:
+        complete(table, sdata, system)
         yield table
-    finally:
-        _put_back(table, *before)
 
 
 @contextmanager
@@ -96,10 +92,16 @@ def lent(table: AnnData, xy: Any, spatial: Any) -> Iterator[None]:
     if _keys.SPATIAL in table.obsm:
         yield
         return
-    before = table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL)
-    _put_back(table, xy, spatial)
-    try:
+    with _restored(table):
+        _put_back(table, xy, spatial)
         yield
+
+
+@contextmanager
+def _restored(table: AnnData) -> Iterator[AnnData]:
+    before = table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL)
+    try:
+        yield table
     finally:
         _put_back(table, *before)
 
