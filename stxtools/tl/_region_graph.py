@@ -105,11 +105,11 @@ def region_graph(
     regions, labels = _region_adata(adata, region, codes, names, graph, where, read)
     regions.uns["params"] = provenance(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,
-        **read.record,        spatial_key=spatial_key, library_key=library_key, random_state=random_state,
+        **read.record, spatial_key=spatial_key, library_key=library_key, random_state=random_state,
     )  # fmt: skip
     colors = adata.uns.get(_keys.colors(segment_key))
     if colors is not None and len(colors) == len(names):
-        regions.uns[_keys.colors("segment")] = np.asarray(colors)
+        regions.uns[_keys.colors("segment")] = np.array(colors)
     return Slots("tl.region_graph", obs={obs_key: categorical(region, labels)}, uns={key: regions}).write(adata, copy)
 
 
