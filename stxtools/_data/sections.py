@@ -129,14 +129,9 @@ def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Any]:
         return [Section(where.libs.names[0], values, where.pixels, where.grids[0].shape, lambda: where.graph, where.xy)]
     return [
         Section(
-            where.libs.names[i],
-            values[rows],
-            where.pixels[rows],
-            where.grids[i].shape,
-            cache(partial(_within, where, rows)),
-            where.xy[rows],
+            name, values[rows], where.pixels[rows], grid.shape, cache(partial(_within, where, rows)), where.xy[rows]
         )
-        for i, rows in enumerate(where.parts)
+        for name, grid, rows in zip(where.libs.names, where.grids, where.parts, strict=True)
     ]
 
 
