@@ -99,7 +99,7 @@ def normalize(
     size = None if size_key is None else _sizes(adata, size_key, counts)
     sections = None if library_key is None else libraries(adata, library_key)
     stage("normalising")
-    logged = _log_values(counts, size, target_sum)
+    logged = log_normalize(counts, "counts", library_size=size, target_sum=target_sum)
     stage("choosing genes")
     genes = select_genes(counts, kind, n_top_genes, None if sections is None else sections.codes)
     stage("computing components")
@@ -159,25 +159,11 @@ def _sizes(adata: AnnData, size_key: str, counts: sparse.csr_matrix) -> NDArray[
     return np.where(np.isfinite(size) & (size > 0), size, 0.0)
 
 
-def _log_values(
-    counts: sparse.csr_matrix, size: NDArray[np.float64] | None, target_sum: float | None
-) -> sparse.csr_matrix:
-    with importing():
-        import scanpy as sc
-    from anndata import AnnData as _AnnData
-
-    if size is not None:  # scanpy's function takes no sizes
-        return log_normalize(counts, "counts", library_size=size, target_sum=target_sum)
-    box = _AnnData(counts.astype(np.float32, copy=True))
-    sc.pp.normalize_total(box, target_sum=target_sum)
-    sc.pp.log1p(box)
-    return sparse.csr_matrix(box.X)
-
-
 def _pca(
     logged: sparse.csr_matrix, n_comps: int, scale: bool, random_state: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any]]:
-    import scanpy as sc
+    with importing():
+        import scanpy as sc
     from anndata import AnnData as _AnnData
 
     n_comps = min(n_comps, min(logged.shape) - 1)
