@@ -214,18 +214,17 @@ def tied_logits(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArra
     The total covariance being the identity, the one within classes is the identity less the one between them, so
     that a step costs n * d * k and no pass over (n, d, d).
     """
-    mass = share.sum(axis=0)
-    means = (share.T @ z) / (mass[:, None] + 1e-9)
-    coef = np.linalg.solve(tied_covariance(z, share), means.T)
-    prior = (mass + 1) / (len(z) + len(mass))
+    means, covariance = tied_moments(z, share)
+    coef = np.linalg.solve(covariance, means.T)
+    prior = (share.sum(axis=0) + 1) / (len(z) + share.shape[1])
     return coef, -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
 
 
-def tied_covariance(z: FloatArray, share: FloatArray) -> FloatArray:
-    """Covariance within the classes of whitened ``z``."""
+def tied_moments(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Means of the classes of whitened ``z``, and the covariance within them."""
     mass = share.sum(axis=0)
     means = (share.T @ z) / (mass[:, None] + 1e-9)
-    return np.asarray((1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means)
+    return means, np.asarray((1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means)
 
 
 def fit_mixtures(

@@ -18,7 +18,7 @@ from stxtools._warn import warn
 from stxtools.models._section import Section
 
 from .agreement import pairwise_rand_index
-from .mixtures import fit_tied, from_tree, some_rows, tied_covariance, whitening
+from .mixtures import fit_tied, from_tree, some_rows, tied_moments, whitening
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -163,7 +163,7 @@ class _Mixtures:
             coef, intercept = fit_tied(part, from_tree(sample, labels, k), max_iter=50)
             logits = part @ coef + intercept
             total = logsumexp(logits, axis=1, keepdims=True)
-            within = tied_covariance(part, np.exp(logits - total))
+            within = tied_moments(part, np.exp(logits - total))[1]
             precision = np.linalg.inv(within)
             distance = np.einsum("nd,de,ne->n", part, precision, part)
             models.append((coef, intercept))
