@@ -183,11 +183,11 @@ def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.rand
     for view in views:
         part = view[rows]
         centre, white = whitening(part)
-        whitened.append(((part - centre) @ white, centre, white))
+        whitened.append((((part - centre) @ white).astype(np.float32), centre, white))
     models: list[tuple[FloatArray, FloatArray]] = []
     for _ in range(_COTRAINING):
         models = [tied_logits(z, share) for z, _, _ in whitened]
-        share = np.zeros_like(share)
+        share = np.zeros(share.shape, dtype=np.float32)
         for (z, _, _), (coef, intercept) in zip(whitened, models, strict=True):
             share += softmax_of_rows(z @ coef + intercept) / len(views)
     out = np.zeros_like(target)
@@ -200,12 +200,12 @@ def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.rand
 
 
 def softmax_of_rows(logits: FloatArray) -> FloatArray:
-    """Softmax over the columns, which are few: their maximum is taken column by column, which is faster."""
+    """Softmax over the columns, which are few: maximum column by column and sum by a product are faster."""
     top = logits[:, 0].copy()
     for column in logits.T[1:]:
         np.maximum(top, column, out=top)
     out = np.exp(logits - top[:, None])
-    return np.asarray(out / out.sum(axis=1, keepdims=True))
+    return np.asarray(out / (out @ np.ones(out.shape[1], out.dtype))[:, None])
 
 
 def tied_logits(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -214,17 +214,18 @@ def tied_logits(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArra
     The total covariance being the identity, the one within classes is the identity less the one between them, so
     that a step costs n * d * k and no pass over (n, d, d).
     """
-    means, covariance = tied_moments(z, share)
+    mass, means, covariance = tied_moments(z, share)
     coef = np.linalg.solve(covariance, means.T)
-    prior = (share.sum(axis=0) + 1) / (len(z) + share.shape[1])
-    return coef, -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
+    prior = (mass + 1) / (len(z) + len(mass))
+    intercept = -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
+    return coef.astype(z.dtype), intercept.astype(z.dtype)
 
 
-def tied_moments(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Means of the classes of whitened ``z``, and the covariance within them."""
-    mass = share.sum(axis=0)
+def tied_moments(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Sizes and means of the classes of whitened ``z``, and the covariance within them."""
+    mass = (np.ones(len(z), share.dtype) @ share).astype(np.float64)
     means = (share.T @ z) / (mass[:, None] + 1e-9)
-    return means, np.asarray((1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means)
+    return mass, means, np.asarray((1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means)
 
 
 def fit_mixtures(
@@ -233,7 +234,7 @@ def fit_mixtures(
     """Fit ``starts`` tied mixtures to a sample; also whether each keeps its ``k`` classes apart on it."""
     part = z[some_rows(len(z), _FIT, rng)]
     centre, white = whitening(part)
-    part = (part - centre) @ white
+    part = ((part - centre) @ white).astype(np.float32)
     coefs, intercepts, complete = [], [], []
     for _ in range(starts):
         sample = part[some_rows(len(part), max(_TREE, 10 * k), rng)]
@@ -253,12 +254,12 @@ def fit_tied(
     z: FloatArray, logits: tuple[FloatArray, FloatArray], *, max_iter: int = 100, tol: float = 1e-3
 ) -> tuple[FloatArray, FloatArray]:
     """EM of a tied Gaussian mixture, as linear logits; ``z`` must be whitened by its own mean and covariance."""
-    coef, intercept = logits
+    coef, intercept = (part.astype(z.dtype) for part in logits)
     share = softmax_of_rows(z @ coef + intercept)
     for _ in range(max_iter):
         coef, intercept = tied_logits(z, share)
         new = softmax_of_rows(z @ coef + intercept)
-        change, share = float(np.abs(new - share).sum()) / (2 * len(z)), new
+        change, share = float(np.abs(new - share).sum(dtype=np.float64)) / (2 * len(z)), new
         if change < tol:
             break
     return coef, intercept

@@ -163,7 +163,7 @@ class _Mixtures:
             coef, intercept = fit_tied(part, from_tree(sample, labels, k), max_iter=50)
             logits = part @ coef + intercept
             total = logsumexp(logits, axis=1, keepdims=True)
-            within = tied_moments(part, np.exp(logits - total))[1]
+            within = tied_moments(part, np.exp(logits - total))[2]
             precision = np.linalg.inv(within)
             distance = np.einsum("nd,de,ne->n", part, precision, part)
             models.append((coef, intercept))
