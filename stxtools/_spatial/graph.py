@@ -63,14 +63,12 @@ def contact_lengths(
         return out
     scattered = [grid if grid.lattice == "scattered" else None for grid in grids]
     i, j, _, contact = _edges(xy, codes, np.zeros((n, 2), dtype=np.int64), scattered, meshes)
-    key = np.r_[i * n + j, j * n + i]
-    order = np.argsort(key, kind="stable")
-    row = np.repeat(np.arange(n, dtype=np.int64), np.diff(graph.indptr))
+    shared = _symmetric(i, j, contact, n)
+    key, wanted = (np.repeat(np.arange(n), np.diff(m.indptr)) * n + m.indices for m in (shared, graph))
     pick = np.flatnonzero(np.isnan(out.data))
     if len(pick):
-        wanted = row[pick] * n + graph.indices[pick]
-        place = order[np.minimum(np.searchsorted(key[order], wanted), len(key) - 1)]
-        out.data[pick] = np.where(key[place] == wanted, np.r_[contact, contact][place], 0.0)
+        place = np.minimum(np.searchsorted(key, wanted[pick]), len(key) - 1)
+        out.data[pick] = np.where(key[place] == wanted[pick], shared.data[place], 0.0)
     return out
 
 

@@ -18,7 +18,7 @@ def bounded_parts(
     Voronoi cells, which are connected. Cells that are still too large are cut again, in the end by a walk along the
     cell.
     """
-    part = np.unique(part, return_inverse=True)[1].astype(np.int64)
+    part = pd.factorize(part)[0].astype(np.int64)
     for _ in range(12):
         size = np.bincount(part)
         large = np.flatnonzero(size[part] > max_size)
@@ -44,7 +44,7 @@ def _voronoi(
     for _ in range(2):  # Lloyd's steps even the cells out
         seeds = _medoids(graph, nearest, seeds)
         nearest = _nearest_seed(graph, seeds)
-    return np.unique(nearest, return_inverse=True)[1].astype(np.int64)
+    return nearest
 
 
 def _nearest_seed(graph: sparse.csr_matrix, seeds: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -56,7 +56,7 @@ def _medoids(graph: sparse.csr_matrix, nearest: NDArray[np.int64], seeds: NDArra
     """Member of each cell that lies deepest in it, counted in steps from the cell's rim."""
     coo = graph.tocoo()
     crossing = nearest[coo.row] != nearest[coo.col]
-    rim = np.unique(coo.row[crossing])
+    rim = np.flatnonzero(np.bincount(coo.row[crossing]))
     if len(rim) == 0:
         return seeds
     depth = dijkstra(graph, directed=False, indices=rim, min_only=True, unweighted=True)

@@ -35,9 +35,8 @@ def triangulate(xy: NDArray[np.float64]) -> Mesh:
     radius = neighbour_radius(points)
     spacing = np.sqrt(local_area(radius))
     simplices, edges, contact = _mesh(points)
-    length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
-    keep = length <= TRIM * np.sqrt(radius[edges[:, 0]] * radius[edges[:, 1]])
-    area = _areas(points, simplices, edges[keep], spacing**2)
+    length, keep = _trimmed(points, radius, edges[:, 0], edges[:, 1])
+    area = _areas(points, simplices, radius, spacing**2)
     # a border at the rim of the tissue may run to infinity: as long as between hexagonal cells, then
     contact = np.where(np.isfinite(contact), contact, length / np.sqrt(3))
     contact = np.minimum(contact, 2 * np.sqrt(spacing[edges[:, 0]] * spacing[edges[:, 1]]))
@@ -88,20 +87,22 @@ def _circumcentres(corners: NDArray[np.float64]) -> NDArray[np.float64]:
     return a + np.where(np.isfinite(u), u, 1e150)
 
 
+def _trimmed(
+    points: NDArray[np.float64], radius: NDArray[np.float64], i: NDArray[np.int64], j: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Length of each edge, and whether it stays."""
+    length = np.linalg.norm(points[i] - points[j], axis=1)
+    return length, length <= TRIM * np.sqrt(radius[i] * radius[j])
+
+
 def _areas(
-    points: NDArray[np.float64], simplices: NDArray[np.int64], kept: NDArray[np.int64], fallback: NDArray[np.float64]
+    points: NDArray[np.float64], simplices: NDArray[np.int64], radius: NDArray[np.float64], fallback: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return a third of the area of every whole triangle around a point; its local density where there is none."""
     n = len(points)
-    if len(simplices) == 0:
-        return fallback
-    known = np.sort(kept[:, 0] * n + kept[:, 1])
     whole = np.ones(len(simplices), dtype=bool)
     for k in range(3):
-        ends = np.sort(simplices[:, [(k + 1) % 3, (k + 2) % 3]], axis=1)
-        key = ends[:, 0] * n + ends[:, 1]
-        place = np.minimum(np.searchsorted(known, key), max(len(known) - 1, 0))
-        whole &= known[place] == key if len(known) else False
+        whole &= _trimmed(points, radius, simplices[:, k], simplices[:, k - 1])[1]
     used = simplices[whole]
     b, c = points[used[:, 1]] - points[used[:, 0]], points[used[:, 2]] - points[used[:, 0]]
     third = np.abs(b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]) / 6
