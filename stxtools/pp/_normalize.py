@@ -10,9 +10,8 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.expression import Expression
-from stxtools._data.representation import N_COMPS, N_TOP_GENES, log_normalize, select_genes
+from stxtools._data.representation import N_COMPS, N_TOP_GENES, log_normalize, principal_axes, select_genes
 from stxtools._docs import documented
-from stxtools._lazy import importing
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
@@ -43,7 +42,7 @@ def normalize(
 ) -> AnnData | None:
     """Normalise depth, take logarithms, select variable genes and compute principal components.
 
-    scanpy's own functions in the usual order: :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`,
+    The same as scanpy's functions in the usual order: :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`,
     :func:`scanpy.pp.highly_variable_genes` (``seurat_v3`` on counts; ``seurat`` on log values where the data are not
     integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout.
 
@@ -162,10 +161,6 @@ def _sizes(adata: AnnData, size_key: str, counts: sparse.csr_matrix) -> NDArray[
 def _pca(
     logged: sparse.csr_matrix, n_comps: int, scale: bool, random_state: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any]]:
-    with importing():
-        import scanpy as sc
-    from anndata import AnnData as _AnnData
-
     n_comps = min(n_comps, min(logged.shape) - 1)
     if n_comps < 1:
         raise ValueError(
@@ -176,9 +171,12 @@ def _pca(
     spread = np.asarray(logged.multiply(logged).mean(axis=0, dtype=np.float64)).ravel() - mean**2
     if spread.max() <= 1e-5 * max(float(np.square(mean).max()), 1e-12):
         raise ValueError("The expression of every gene is the same in all observations; a PCA finds nothing.")
-    box = _AnnData(logged.copy())
-    if scale:
-        sc.pp.scale(box, zero_center=False)  # the PCA centres: together the z-score, and sparse
-    sc.pp.pca(box, n_comps=n_comps, svd_solver="arpack", random_state=random_state)
-    found = {name: np.asarray(box.uns["pca"][name]) for name in ("variance", "variance_ratio")}
-    return np.ascontiguousarray(box.obsm["X_pca"], dtype=np.float32), np.asarray(box.varm["PCs"]), found
+    unbiased = logged.shape[0] / (logged.shape[0] - 1)
+    if scale:  # the PCA centres: together the z-score, and sparse
+        deviation = np.sqrt(np.where(spread > 0, spread * unbiased, 1.0))
+        logged, spread = sparse.csr_matrix(logged @ sparse.diags(1 / deviation)), spread / deviation**2
+    mean, axes = principal_axes(logged, n_comps, random_state=random_state)
+    scores = logged @ axes - mean @ axes
+    variance = scores.var(axis=0, ddof=1)
+    found = {"variance": variance, "variance_ratio": variance / (spread.sum() * unbiased)}
+    return np.ascontiguousarray(scores, dtype=np.float32), axes, found
