@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -131,14 +132,11 @@ def _standardised_variance(counts: sparse.csr_matrix) -> NDArray[np.float64]:
     varies, fitted = variance > 0, np.ones(len(mean))
     for span in _SPANS:
         model = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=span, degree=2)
-        try:
+        with suppress(ValueError):
             model.fit()
             break
-        except ValueError as err:
-            if span == _SPANS[-1]:
-                raise ValueError(
-                    f"The variable genes of these counts cannot be found ({err}); name a `use_rep`."
-                ) from err
+    else:
+        raise ValueError("The variable genes of these counts cannot be found: too many share a mean; name a `use_rep`.")
     fitted[varies] = 10**model.outputs.fitted_values
     most = np.sqrt(fitted * n) + mean
     square = _column_sums(counts, lambda x, column: np.minimum(x, most[column]) ** 2)

@@ -96,7 +96,10 @@ def _trimmed(
 
 
 def _areas(
-    points: NDArray[np.float64], simplices: NDArray[np.int64], radius: NDArray[np.float64], fallback: NDArray[np.float64]
+    points: NDArray[np.float64],
+    simplices: NDArray[np.int64],
+    radius: NDArray[np.float64],
+    fallback: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return a third of the area of every whole triangle around a point; its local density where there is none."""
     n = len(points)
