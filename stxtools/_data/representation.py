@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stxtools._lazy import importing
 from stxtools._progress import stage
 
 if TYPE_CHECKING:
@@ -100,9 +99,8 @@ def select_genes(
 
 def _variable_logs(logged: sparse.csr_matrix, n_top_genes: int, batch: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """Genes of the largest dispersion (``seurat``)."""
-    with importing():
-        import scanpy as sc
-        from anndata import AnnData
+    import scanpy as sc
+    from anndata import AnnData
 
     box = AnnData(logged, obs=None if batch is None else {"batch": pd.Categorical(batch.astype(str))})
     sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, batch_key=None if batch is None else "batch")
