@@ -87,29 +87,24 @@ def select_genes(
     if len(seen) <= n_top_genes:
         return seen
     values = matrix[:, seen]
-    if batch is not None:
-        large = np.bincount(batch)[batch] >= _MIN_BATCH
-        if len(np.unique(batch[large])) > 1:
-            values, batch = values[large], batch[large]
-        else:
-            batch = None
-    rank = _variable_counts if scale == "counts" else _variable_logs
-    return seen[rank(values if scale == "counts" else log_normalize(values, scale), n_top_genes, batch)]
+    large = [] if batch is None else np.flatnonzero(np.bincount(batch) >= _MIN_BATCH)
+    parts = [values[batch == b] for b in large] if len(large) > 1 else [values]
+    return seen[_variable_counts(parts, n_top_genes) if scale == "counts" else _variable(parts, scale, n_top_genes)]
 
 
-def _variable_logs(logged: sparse.csr_matrix, n_top_genes: int, batch: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _variable(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int) -> NDArray[np.int64]:
     """Genes of the largest dispersion (``seurat``)."""
     import scanpy as sc
     from anndata import AnnData
 
-    box = AnnData(logged, obs=None if batch is None else {"batch": pd.Categorical(batch.astype(str))})
-    sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, batch_key=None if batch is None else "batch")
+    box = AnnData(log_normalize(sparse.vstack(parts, format="csr"), scale))
+    box.obs["batch"] = pd.Categorical(np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts]))
+    sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, batch_key="batch" if len(parts) > 1 else None)
     return np.flatnonzero(box.var["highly_variable"])
 
 
-def _variable_counts(counts: sparse.csr_matrix, n_top_genes: int, batch: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> NDArray[np.int64]:
     """Genes of the largest standardised variance (``seurat_v3``); scanpy's import takes longer than all else here."""
-    parts = [counts] if batch is None else [counts[batch == b] for b in np.unique(batch)]
     excess = np.stack([_standardised_variance(part) for part in parts])
     rank = np.argsort(np.argsort(-excess, axis=1), axis=1).astype(np.float32)
     rank[rank >= n_top_genes] = np.nan

@@ -56,20 +56,16 @@ def contact_lengths(
     Observations at one place have a stored 0 with each other.
     """
     n = len(xy)
-    out = sparse.csr_matrix((np.zeros(graph.nnz), graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
-    per_library = np.array([_lattice_contact(grid) for grid in grids])
-    out.data[:] = np.repeat(per_library[codes], np.diff(graph.indptr))
-    if not any(grid.lattice == "scattered" for grid in grids):
-        return out
-    scattered = [grid if grid.lattice == "scattered" else None for grid in grids]
-    i, j, _, contact = _edges(xy, codes, np.zeros((n, 2), dtype=np.int64), scattered, meshes)
-    shared = _symmetric(i, j, contact, n)
-    key, wanted = (np.repeat(np.arange(n), np.diff(m.indptr)) * n + m.indices for m in (shared, graph))
-    pick = np.flatnonzero(np.isnan(out.data))
+    data = np.repeat(np.array([_lattice_contact(grid) for grid in grids])[codes], np.diff(graph.indptr))
+    pick = np.flatnonzero(np.isnan(data))
     if len(pick):
+        scattered = [grid if grid.lattice == "scattered" else None for grid in grids]
+        i, j, _, contact = _edges(xy, codes, np.zeros((n, 2), dtype=np.int64), scattered, meshes)
+        shared = _symmetric(i, j, contact, n)
+        key, wanted = (np.repeat(np.arange(n), np.diff(m.indptr)) * n + m.indices for m in (shared, graph))
         place = np.minimum(np.searchsorted(key, wanted[pick]), len(key) - 1)
-        out.data[pick] = np.where(key[place] == wanted[pick], shared.data[place], 0.0)
-    return out
+        data[pick] = np.where(key[place] == wanted[pick], shared.data[place], 0.0)
+    return sparse.csr_matrix((data, graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
 
 
 def observation_area(

@@ -96,10 +96,7 @@ def _trimmed(
 
 
 def _areas(
-    points: NDArray[np.float64],
-    simplices: NDArray[np.int64],
-    radius: NDArray[np.float64],
-    fallback: NDArray[np.float64],
+    points: NDArray[np.float64], simplices: NDArray[np.int64], radius: NDArray[np.float64], default: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return a third of the area of every whole triangle around a point; its local density where there is none."""
     n = len(points)
@@ -110,4 +107,4 @@ def _areas(
     b, c = points[used[:, 1]] - points[used[:, 0]], points[used[:, 2]] - points[used[:, 0]]
     third = np.abs(b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]) / 6
     area = np.bincount(used.ravel(), weights=np.repeat(third, 3), minlength=n)
-    return np.where(area > 0, area, fallback)
+    return np.where(area > 0, area, default)
