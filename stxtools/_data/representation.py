@@ -87,7 +87,7 @@ def select_genes(
     if len(seen) <= n_top_genes:
         return seen
     values = matrix[:, seen]
-    large = [] if batch is None else np.flatnonzero(np.bincount(batch) >= _MIN_BATCH)
+    large = np.zeros(0, dtype=np.int64) if batch is None else np.flatnonzero(np.bincount(batch) >= _MIN_BATCH)
     parts = [values[batch == b] for b in large] if len(large) > 1 else [values]
     return seen[_variable_counts(parts, n_top_genes) if scale == "counts" else _variable(parts, scale, n_top_genes)]
 

@@ -208,7 +208,7 @@ def softmax_of_rows(logits: FloatArray) -> FloatArray:
     return np.asarray(out / (out @ np.ones(out.shape[1], out.dtype))[:, None])
 
 
-def tied_logits(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArray]:
+def tied_logits(z: NDArray[np.floating], share: NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
     """M-step of a tied Gaussian mixture on whitened ``z``, as linear logits (coefficients, intercept).
 
     The total covariance being the identity, the one within classes is the identity less the one between them, so
@@ -221,7 +221,7 @@ def tied_logits(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArra
     return coef.astype(z.dtype), intercept.astype(z.dtype)
 
 
-def tied_moments(z: FloatArray, share: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def tied_moments(z: NDArray[np.floating], share: NDArray[np.floating]) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Sizes and means of the classes of whitened ``z``, and the covariance within them."""
     mass = (np.ones(len(z), share.dtype) @ share).astype(np.float64)
     means = (share.T @ z) / (mass[:, None] + 1e-9)
