@@ -15,7 +15,7 @@ from torch import nn
 from ._params import as_dict, resolve
 from ._projection import GeneProjection
 from ._shipped import shipped_path
-from ._storage import ModelFile, damaged, read_model, write_model
+from ._storage import ModelFile, read_model, write_model
 
 P = TypeVar("P")
 N = TypeVar("N", bound=nn.Module)
@@ -97,7 +97,10 @@ class BaseModel(ABC, Generic[P, N]):
             self._from_file(file)
             self._read_net(file)
         except (KeyError, TypeError, ValueError, RuntimeError) as err:
-            raise damaged(file.path, f"it does not hold what a {cls.__name__} of this version does ({err})") from err
+            raise ValueError(
+                f"The model file {str(file.path)!r} was written by another version of stxtools: it is whole, but does "
+                f"not hold what a {cls.__name__} of this version does ({err}). Train and save the model again."
+            ) from err
         return self
 
     def _read_net(self, file: ModelFile) -> None:
