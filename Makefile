@@ -69,7 +69,7 @@ demo: $(VENV)/.stamp-run ## run all steps: [INPUT=section.h5ad or a folder] [LIB
 # --- checks ----------------------------------------------------------------------------------------------------
 
 test: $(VENV)/.stamp-test ## run the tests, a process for each core: [ARGS="-k segment -n 0"], with coverage: [ARGS=--cov]
-	MPLBACKEND=Agg $(BIN)/python -m pytest -n auto --dist loadfile --durations=10 $(ARGS)
+	MPLBACKEND=Agg $(BIN)/python -m pytest -n auto --dist worksteal --durations=10 $(ARGS)
 
 lint: $(VENV)/.stamp-lint ## check style and format
 	$(BIN)/ruff check
