@@ -71,12 +71,14 @@ def test_no_deep_call_changes_the_state_of_the_process(
     two_math_threads, line, make_section, quick_unet, quick_net, tmp_path
 ):
     adata = make_section(libraries=2)
+    quick_unet |= {"epochs": 1, "steps_per_epoch": 1}
+    quick_net |= {"epochs": 1}
     adata.obs["half"] = np.where(adata.obsm["spatial"][:, 0] > 600, "left", "right")
     calls = _deep_calls(adata, quick_unet, quick_net, tmp_path)
     net = tmp_path / "n.stx"
     calls["multitask"] = lambda: st.tl.multitask(adata, "half", "band", params=quick_net, save_model=net, **HOW)
     calls["distill"] = lambda: st.tl.distill(
-        adata, net, library_key="library", params={"epochs": 2}, save_model=tmp_path / "s.stx", **HOW
+        adata, net, library_key="library", params={"epochs": 1}, save_model=tmp_path / "s.stx", **HOW
     )
     for name, call in calls.items():
         before = _state()

@@ -34,7 +34,9 @@ def _through_zarr(adata: ad.AnnData, folder: Path, library_key: str | None = Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dlpfc_151673", "xenium_breast_idc"])
 def test_a_real_section_comes_back_equal(name: str, real_section: Callable[[str], ad.AnnData], tmp_path: Path) -> None:
-    adata = _with_results(real_section(name))
+    whole = real_section(name)
+    part = np.argsort(whole.obsm["spatial"][:, 1])[:900]  # connected
+    adata = _with_results(whole[part].copy())
     assert_equal(_through_zarr(adata, tmp_path), adata)
 
 

@@ -151,7 +151,7 @@ CLASSES = {"biomarker": ["no", "yes"], "classification": ["a", "b", "c"]}
 @pytest.mark.parametrize("conv", ["gatv2", "sum"])
 def test_tissue_net_learns_two_tasks(make_section, conv, tmp_path):
     s = region_section(make_section(rows=24, cols=20), labelled=True)
-    params = QUICK_NET | {"conv": conv, "epochs": 40, "lr": 0.01}
+    params = QUICK_NET | {"conv": conv, "epochs": 40, "lr": 0.01, "ensemble": ("network", "linear")}
     model = quick(TissueNet(params), [s], classes=CLASSES)
     out = model.predict([s], accelerator="cpu")[0]
     most = pd.crosstab(s.region, s.labels["classification"]).to_numpy().argmax(1)

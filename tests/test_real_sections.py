@@ -64,7 +64,7 @@ def test_the_line_and_its_files(real_section, name, tmp_path):
     assert_same(adata, ad.read_h5ad(tmp_path / "a.h5ad"))
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", ["merfish_hypothalamus", "her2st"])
 def test_two_segments(real_section, name):
     adata, library_key = read(real_section, name)
     st.tl.segment(adata, 2, library_key=library_key, params=params_for(name), **HOW)

@@ -40,8 +40,9 @@ def test_segments_of_cells_are_numbered_by_cells_and_not_by_pixels(make_section,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dlpfc_151673", "xenium_breast_idc", "osmfish_mouse_sscortex"])
-@pytest.mark.parametrize("share", [1.0, 0.05])
+@pytest.mark.parametrize(
+    ("name", "share"), [("dlpfc_151673", 0.05), ("xenium_breast_idc", 1.0), ("osmfish_mouse_sscortex", 0.05)]
+)
 def test_real_sections_at_any_depth(real_section, quick_unet, name, share):
     adata = real_section(name)
     adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()

@@ -121,11 +121,11 @@ def test_between_libraries(tissue, tmp_path, little_memory, monkeypatch):
     assert (found["n_libraries"].max(), found["group"].nunique()) == (4, 1)
 
 
-@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_workers_give_the_same(tissue, tmp_path, little_memory, processes):
+@pytest.mark.slow
+def test_two_workers_give_the_same(tissue, tmp_path, little_memory):
     distributed = pytest.importorskip("distributed")
     backed, dask = _stored(tissue, "backed h5ad", tmp_path), _stored(tissue, "dask zarr", tmp_path)
-    how: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "processes": processes, "dashboard_address": None}
+    how: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with distributed.LocalCluster(**how) as cluster, distributed.Client(cluster) as client:
         tables = [_table(backed), _table(dask)]
         worked = client.run(lambda dask_worker: dask_worker.state.task_counter.current_count())

@@ -111,9 +111,9 @@ sys.stdout.write(str(len(adata.uns["evaluation"])))
 def test_processes_share_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     processes = [
-        subprocess.Popen([sys.executable, "-c", _SHARE, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", _SHARE, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    assert [p.communicate(timeout=300)[0] for p in processes] == ["20"] * 3
+    assert [p.communicate(timeout=300)[0] for p in processes] == ["20"] * 2
     rows = path.read_text().splitlines()[1:]
     assert len({tuple(row.split(",")[:9]) for row in rows}) == 20
     assert all(row.count(",") == rows[0].count(",") for row in rows)

@@ -8,17 +8,28 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pytest
+from conftest import QUICK_NET
 
 import stxtools as st
 from stxtools.models import TissueStudent
 
 
+@pytest.fixture(scope="module")
+def trained(_line: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[ad.AnnData, Path]:
+    adata, path = _line.copy(), tmp_path_factory.mktemp("framework") / "framework.stx"
+    adata.obs["side"] = np.where(adata.obsm["spatial"][:, 0] < np.median(adata.obsm["spatial"][:, 0]), "left", "right")
+    st.tl.multitask(adata, "side", "band", params=QUICK_NET | {"epochs": 15}, save_model=path)
+    return adata, path
+
+
 @pytest.fixture
-def framework(line: ad.AnnData, quick_net: dict[str, Any], tmp_path: Path) -> Path:
-    line.obs["side"] = np.where(line.obsm["spatial"][:, 0] < np.median(line.obsm["spatial"][:, 0]), "left", "right")
-    path = tmp_path / "framework.stx"
-    st.tl.multitask(line, "side", "band", params=quick_net | {"epochs": 15}, save_model=path)
-    return path
+def line(trained: tuple[ad.AnnData, Path]) -> ad.AnnData:
+    return trained[0].copy()
+
+
+@pytest.fixture
+def framework(trained: tuple[ad.AnnData, Path]) -> Path:
+    return trained[1]
 
 
 def test_student_of_the_framework_needs_no_region_graph(line: ad.AnnData, framework: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_same
+from conftest import QUICK_NET, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 from scipy import sparse
@@ -307,14 +307,12 @@ def test_framework_runs_by_the_public_calls(
         st.tl.evaluate(adata, ["framework"], region_key="compartment", params={"framework": {"train": {}}})
 
 
-def test_framework_reads_all_genes_where_it_crosses_sections(
-    tmp_path: Path, quick_unet: dict[str, Any], quick_net: dict[str, Any]
-) -> None:
+def test_framework_reads_all_genes_where_it_crosses_sections(tmp_path: Path, quick_unet: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     two = _tissue(rng.uniform(0, 10, (120, 2)), np.repeat(["a", "b"], 60))
     adata = ad.AnnData(sparse.csr_matrix(rng.poisson(1.0, (120, 2100)).astype(np.float32)), two.obs, obsm=two.obsm)
     adata.obs["side"] = np.where(adata.obsm["spatial"][:, 0] > 5, "left", "right")
-    joint = {"params": quick_net, "save_model": tmp_path / "net.stx"}
+    joint = {"params": QUICK_NET, "save_model": tmp_path / "net.stx"}
     st.tl.evaluate(
         adata, ["framework"], region_key="side", scheme="library", library_key="library", n_seeds=1, max_folds=1,
         params={"framework": {"segment": {"params": quick_unet}, "multitask": joint}}, accelerator="cpu",

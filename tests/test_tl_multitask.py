@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_same
+from conftest import QUICK_NET, assert_same
 
 import stxtools as st
 from stxtools.models import TissueNet
@@ -49,15 +49,20 @@ def test_observations_of_one_region_get_predictions_of_their_own(make_section, q
 
 
 @pytest.mark.parametrize("weighting", ["gradnorm", "uncertainty", "famo"])
-def test_genes_are_predicted_and_weights_written(line, quick_net, tmp_path, weighting):
-    line.obs["learn"] = np.arange(line.n_obs) % 2 == 0
-    genes = ["gene3", "gene20"]
-    how = {"params": quick_net | {"epochs": 4, "weighting": weighting}, **HOW}
-    st.tl.multitask(line, "library", "band", expression=genes, expression_key="learn", save_model=tmp_path / "n", **how)
+def test_weights_of_the_tasks_are_written(line, quick_net, weighting):
+    params = quick_net | {"epochs": 2, "weighting": weighting, "ensemble": ("network",)}
+    st.tl.multitask(line, "library", "band", expression=["gene3"], params=params, **HOW)
     history = line.uns["multitask"]["history"]
     for task in ("biomarker", "classification", "expression"):
         assert history[f"weight_{task}"].notna().sum() == history[f"loss_{task}"].notna().sum() > 0
         assert line.uns["multitask"]["task_weights"][task] == pytest.approx(history[f"weight_{task}"].iloc[-1])
+
+
+def test_genes_are_predicted(line, quick_net, tmp_path):
+    line.obs["learn"] = np.arange(line.n_obs) % 2 == 0
+    genes = ["gene3", "gene20"]
+    how = {"params": quick_net | {"epochs": 4}, **HOW}
+    st.tl.multitask(line, "library", "band", expression=genes, expression_key="learn", save_model=tmp_path / "n", **how)
     found = line.obsm["expression_pred"]
     assert list(found.columns) == genes
     depth = np.asarray(line.X.sum(1)).ravel()
@@ -165,8 +170,8 @@ def test_wrong_ensembles(line, ensemble, error, match):
     assert_same(before, line)
 
 
-def test_a_network_that_has_not_converged_has_no_weight(line, quick_net):
-    still = quick_net | {"lr": 0.0, "epochs": 2, "pretrain": "none"}
+def test_a_network_that_has_not_converged_has_no_weight(line):
+    still = QUICK_NET | {"lr": 0.0, "epochs": 2, "pretrain": "none"}
     with pytest.warns(UserWarning, match=r"has not converged.*weight in the ensemble is 0"):
         st.tl.multitask(line, None, "band", params=still, **HOW)
     assert not line.uns["multitask"]["training"]["converged"]

@@ -357,9 +357,7 @@ def test_squidpy_and_scanpy_draw_the_slots(line):
     sq.pl.spatial_scatter(line, color="segment", shape=None, **here)
     sc.pl.spatial(line[line.obs["library"] == "lib0"], color="segment", spot_size=90, show=False)
     regions = line.uns["regions"]
-    sc.pp.neighbors(regions, use_rep="X_gnn", n_neighbors=5)
-    sc.tl.diffmap(regions, n_comps=5)  # UMAP would compile for ten seconds first
-    sc.pl.diffmap(regions, color=["segment", "gene0"], show=False)
+    sc.pl.embedding(regions, "X_gnn", color=["segment", "gene0"], show=False)
     sq.pl.spatial_scatter(
         regions, color="segment", shape=None, connectivity_key="spatial_connectivities", library_key="library"
     )

@@ -128,9 +128,9 @@ from optuna.storages.journal import JournalFileBackend
 
 adata = st.datasets.synthetic_tissue(150, 12, difficulty=0.2, random_state=1, show_progress=False)
 st.tl.tune(
-    adata, "unet", region_key="compartment", n_folds=2, max_folds=1, n_trials=4, search="random",
+    adata, "unet", region_key="compartment", n_folds=2, max_folds=1, n_trials=3, search="random",
     space={"lr": [1e-3, 3e-3, 1e-2]},
-    params={"width": 4, "epochs": 2, "pretrain": "none"}, storage=JournalStorage(JournalFileBackend(sys.argv[1])),
+    params={"width": 4, "epochs": 1, "pretrain": "none"}, storage=JournalStorage(JournalFileBackend(sys.argv[1])),
     accelerator="cpu",
 )
 sys.stdout.write(str(len(adata.uns["tune"]["trials"])))
@@ -146,7 +146,7 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal))
     trials = optuna.load_study(study_name="stxtools_unet", storage=storage).trials
     assert [t.number for t in trials] == list(range(len(trials)))
-    assert 4 <= len(trials) <= 5  # the last two may have begun at the same time
+    assert 3 <= len(trials) <= 4  # the last two may have begun at the same time
     assert max(counts) == len(trials)
 
 
