@@ -204,7 +204,7 @@ def color_bar(axes: Sequence[Axes], bar: Any, label: str) -> None:
     how: dict[str, Any] = {"location": "bottom", "aspect": 30, "fraction": 0.05}
     drawn = figure.colorbar(bar, ax=list(axes), shrink=min(0.7, _BAR_LONGEST / wide), pad=0.02 + 0.1 / tall, **how)
     _label(drawn, label)
-    drawn.ax.locator_params(nbins=5)
+    drawn.ax.locator_params(nbins=5 if wide > 4 else 3)  # inches
 
 
 def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
