@@ -91,7 +91,7 @@ def multiscale_views(
         means[r] = (x if rows is None else x[rows]).astype(np.float32)
     d = x.shape[1]
     widths = sorted({d, max(1, round(0.75 * d))}, reverse=True)
-    single = sorted({min(r, cap) for r in _SINGLE})
+    single = sorted({min(r, cap) for r in _SINGLE} | {1 for r in _SINGLE if r > cap})  # a small section has fine ones
     pairs = sorted({(min(a, cap), min(b, cap)) for a, b in _PAIRS if min(a, cap) < min(b, cap)})
     joint = [View(tuple(means[r] for r in pair), q) for q in widths for pair in pairs]
     return joint + [View((means[r],), q) for r in single for q in widths]
