@@ -23,7 +23,7 @@ N_PAIRS = 6000
 _POWERS = np.array([1.0, 1.5, 2.0])
 _NUGGETS = np.array([0.0, 0.03, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0])
 _MAX_GRID = 1024
-_FIELDS = 8  # random fields that are simulated at a time
+_FIELDS = 4  # random fields that are simulated at a time
 
 
 @dataclass(frozen=True)

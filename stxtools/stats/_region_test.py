@@ -263,7 +263,10 @@ def _sections(views: Sequence[SectionView]) -> Iterator[tuple[slice, SectionView
     for genes in views[0].expression.slices if views else ():
         block = views[0].expression.block(genes)
         for view in views:
-            yield genes, view, view.section(block)
+            section = view.section(block)
+            if view is views[-1]:
+                del block  # only the section is held while it is tested
+            yield genes, view, section
 
 
 def _test(contrasts: Sequence[Contrast], limit: float, done: Callable[[int], object]) -> None:
