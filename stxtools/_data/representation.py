@@ -185,18 +185,19 @@ def residual_variance(logged: sparse.csr_matrix, mean: NDArray[np.float64], valu
 
 
 def principal_axes(
-    matrix: sparse.csr_matrix, n_comps: int, *, random_state: int = 0
+    matrix: sparse.csr_matrix, n_comps: int, *, random_state: int = 0, dtype: Any = np.float64
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix.
 
-    From the covariance, or by Lanczos steps, whichever takes fewer operations. Signs are scikit-learn's.
+    From the covariance, or by Lanczos steps in ``dtype``, whichever takes fewer operations. Signs are scikit-learn's.
     """
     n_obs = matrix.shape[0]
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
         from sklearn.decomposition import PCA
 
-        pca = PCA(n_components=n_comps, svd_solver="arpack", random_state=random_state).fit(matrix.astype(np.float64))
-        return np.asarray(pca.mean_, dtype=np.float64).ravel(), np.ascontiguousarray(pca.components_.T)
+        pca = PCA(n_components=n_comps, svd_solver="arpack", random_state=random_state)
+        pca.fit(matrix.astype(dtype, copy=False))
+        return np.asarray(pca.mean_, dtype=np.float64).ravel(), pca.components_.T.astype(np.float64, order="C")
     return axes_of_rows((matrix[i : i + GRAM_ROWS] for i in range(0, n_obs, GRAM_ROWS)), matrix.shape, n_comps)
 
 

@@ -175,7 +175,7 @@ def _pca(
     if scale:  # the PCA centres: together the z-score, and sparse
         deviation = np.sqrt(np.where(spread > 0, spread * unbiased, 1.0))
         logged, spread = sparse.csr_matrix(logged @ sparse.diags(1 / deviation)), spread / deviation**2
-    mean, axes = principal_axes(logged, n_comps, random_state=random_state)
+    mean, axes = principal_axes(logged, n_comps, random_state=random_state, dtype=np.float32)
     scores = logged @ axes - mean @ axes
     variance = scores.var(axis=0, ddof=1)
     found = {"variance": variance, "variance_ratio": variance / (spread.sum() * unbiased)}
