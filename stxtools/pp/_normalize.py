@@ -106,7 +106,7 @@ def normalize(
 
     selected = np.zeros(adata.n_vars, dtype=bool)
     selected[genes] = True
-    all_loadings = np.zeros((adata.n_vars, loadings.shape[1]), dtype=loadings.dtype)
+    all_loadings = np.zeros((adata.n_vars, loadings.shape[1]), dtype=np.float32)
     all_loadings[genes] = loadings
     pca["params"] = {"zero_center": True, "use_highly_variable": True, "mask_var": "highly_variable"}
     pca["params"] |= {"scale": scale, "random_state": random_state}
