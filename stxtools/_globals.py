@@ -44,4 +44,5 @@ def keep_torch_threads() -> None:
 
     before = torch.get_num_threads()
     numba.get_num_threads()
-    torch.set_num_threads(before)
+    if torch.get_num_threads() != before:  # setting the number again makes convolutions slower
+        torch.set_num_threads(before)
