@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 from scipy import sparse
@@ -98,10 +99,19 @@ def test_empty_observations_stay_zero(section: ad.AnnData) -> None:
 
 def test_library_key_ranks_within_sections(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("hex", n_vars=90, libraries=2)
-    expected = adata.copy()
-    sc.pp.highly_variable_genes(expected, n_top_genes=30, flavor="seurat_v3", batch_key="library")
+    # the median rank over sections; with a `batch_key`, scanpy 1.12 has other variances than for each section alone
+    excess = {
+        name: sc.pp.highly_variable_genes(
+            adata[adata.obs["library"] == name], n_top_genes=30, flavor="seurat_v3", inplace=False
+        ).set_index(adata.var_names)["variances_norm"]
+        for name in adata.obs["library"].unique()
+    }
+    rank = pd.DataFrame(excess).rank(ascending=False)
+    rank = rank.where(rank <= 30)
+    table = pd.DataFrame({"rank": rank.median(axis=1), "missing": rank.isna().sum(axis=1)})
+    expected = table.sort_values(["rank", "missing"]).index[:30]
     st.pp.normalize(adata, n_top_genes=30, library_key="library", n_comps=5)
-    np.testing.assert_array_equal(adata.var["highly_variable"], expected.var["highly_variable"])
+    assert set(adata.var_names[adata.var["highly_variable"]]) == set(expected)
 
 
 def test_tiny_library_is_no_obstacle(make_section: Callable[..., ad.AnnData]) -> None:
