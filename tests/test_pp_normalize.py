@@ -122,6 +122,16 @@ def test_tiny_library_is_no_obstacle(make_section: Callable[..., ad.AnnData]) ->
     assert adata.var["highly_variable"].sum() == 30
 
 
+def test_section_without_counts_ranks_no_gene(make_section: Callable[..., ad.AnnData]) -> None:
+    adata = make_section("hex", n_vars=90, libraries=2)
+    empty = (adata.obs["library"] == adata.obs["library"].unique()[0]).to_numpy()
+    adata.X = sparse.csr_matrix(adata.X.multiply(~empty[:, None]))
+    other = adata[~empty].copy()
+    st.pp.normalize(other, n_top_genes=30, n_comps=5)
+    st.pp.normalize(adata, n_top_genes=30, library_key="library", n_comps=5)
+    np.testing.assert_array_equal(adata.var["highly_variable"], other.var["highly_variable"])
+
+
 def test_not_integers(section: ad.AnnData) -> None:
     section.X = sparse.csr_matrix(section.X.multiply(np.pi * 10))
     expected = section.copy()

@@ -22,6 +22,7 @@ GRAM_ROWS = 4096  # observations that are dense at a time
 _DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
 _MIN_BATCH = 20  # fewer observations give no loess of variance on mean
 _AT_ONCE = 2**22  # stored values that are summed at a time
+_MIN_GENES = 4  # that vary; with fewer the loess ends the process
 _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
 
 
@@ -107,34 +108,38 @@ def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> NDArra
     """Genes of the largest standardised variance (``seurat_v3``); scanpy's import takes longer than all else here."""
     excess = np.stack([_standardised_variance(part) for part in parts])
     rank = np.argsort(np.argsort(-excess, axis=1), axis=1).astype(np.float32)
-    rank[rank >= n_top_genes] = np.nan
+    rank[(rank >= n_top_genes) | (excess == 0)] = np.nan
     table = pd.DataFrame({"rank": pd.DataFrame(rank).median(), "fewest": np.isnan(rank).sum(axis=0)})
     return np.sort(table.sort_values(["rank", "fewest"]).index[:n_top_genes].to_numpy())
 
 
 def _standardised_variance(counts: sparse.csr_matrix) -> NDArray[np.float64]:
-    """Variance of each gene over a loess of it on the mean; its local fit is singular where many genes have one mean.
+    """Variance of each gene over a loess of it on the mean; where few genes vary, the variance itself.
 
     Counts above ``sqrt(n)`` standard deviations are clipped.
     """
-    from skmisc.loess import loess
-
     n = counts.shape[0]
     mean = _column_sums(counts, lambda x, _: x) / n
     variance = (_column_sums(counts, lambda x, _: x**2) / n - mean**2) * (n / (n - 1))
     varies, fitted = variance > 0, np.ones(len(mean))
-    for span in _SPANS:
-        model = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=span, degree=2)
-        with suppress(ValueError):
-            model.fit()
-            break
-    else:
-        raise ValueError("The variable genes of these counts cannot be found: too many share a mean; name a `use_rep`.")
-    fitted[varies] = 10**model.outputs.fitted_values
+    if varies.sum() >= _MIN_GENES:
+        fitted[varies] = 10 ** _loess(np.log10(mean[varies]), np.log10(variance[varies]))
     most = np.sqrt(fitted * n) + mean
     square = _column_sums(counts, lambda x, column: np.minimum(x, most[column]) ** 2)
     total = _column_sums(counts, lambda x, column: np.minimum(x, most[column]))
     return (n * mean**2 + square - 2 * total * mean) / ((n - 1) * fitted)
+
+
+def _loess(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Local regression; it is singular where many genes have one mean, and then takes more of them at a time."""
+    from skmisc.loess import loess
+
+    for span in _SPANS:
+        model = loess(x, y, span=span, degree=2)
+        with suppress(ValueError):
+            model.fit()
+            return np.asarray(model.outputs.fitted_values)
+    raise ValueError("The variable genes of these counts cannot be found: too many share a mean; name a `use_rep`.")
 
 
 def _column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> NDArray[np.float64]:
