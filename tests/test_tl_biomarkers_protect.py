@@ -85,15 +85,13 @@ def test_protection_survives_the_disk_and_new_names(banded, tested, tmp_path):
 @pytest.fixture
 def again(monkeypatch) -> list[tuple[ad.AnnData, dict]]:
     """Record what the tissue is segmented again from, without training: the user's groups are found."""
-    from stxtools.tl import _segment
-
     seen = []
 
     def recorded(work, **kwargs):
         seen.append((work, kwargs))
         work.obs[kwargs["key_added"]] = work.obs["segment"]
 
-    monkeypatch.setattr(_segment, "segment", recorded)
+    monkeypatch.setattr(st.tl, "segment", recorded)
     return seen
 
 
@@ -168,12 +166,10 @@ def test_image_and_pretrained_model_are_used_again(banded, again, tmp_path):
 
 
 def test_groups_that_are_not_found_again_are_said(banded, again, monkeypatch):
-    from stxtools.tl import _segment
-
     def other(work, **kwargs):
         work.obs[kwargs["key_added"]] = pd.Categorical((work.obsm["spatial"][:, 1] // 8).astype(int).astype(str))
 
-    monkeypatch.setattr(_segment, "segment", other)
+    monkeypatch.setattr(st.tl, "segment", other)
     with pytest.warns(UserWarning, match=r"adjusted Rand index of -?0\.\d\d only.*protect_agreement"):
         assert _tested(banded.copy())["protect_agreement"] < 0.8
 

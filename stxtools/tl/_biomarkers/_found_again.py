@@ -24,97 +24,75 @@ _TARGETS = (None, 1e4)  # depth after normalisation: the median, or scanpy's hab
 
 
 def found_again(
-    source: SegmentationInput, given: Mapping[str, Any], show_progress: bool | None
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Segment ``source`` with the parameters of another segmentation; return the groups and their names."""
-    from stxtools.tl._segment import segment
+    adata: AnnData, part: AnnData, counts: sparse.csr_matrix, given: Mapping[str, Any], show_progress: bool | None
+) -> tuple[NDArray[np.int64], list[str], dict[str, Any]]:
+    """Segment ``part``, which holds a part of the ``counts`` of ``adata``, with the parameters of its segmentation.
+
+    Return the groups, their names, and what ``params`` say of them: in what they were found, and what was missing.
+    """
+    from stxtools.tl import segment
+
+    missing: list[str] = []
+    image_key, pretrained = _image(adata, given, missing), _start(given, missing)
+    spatial_key = str(given.get("spatial_key", _keys.SPATIAL))
+    part.obsm[spatial_key] = adata.obsm[spatial_key]
+    if _keys.RASTER in adata.uns and _keys.RASTER in adata.obsm:
+        part.obsm[_keys.RASTER], part.uns[_keys.RASTER] = adata.obsm[_keys.RASTER], adata.uns[_keys.RASTER]
+    if image_key is not None:
+        part.uns[_keys.SPATIAL] = adata.uns[_keys.SPATIAL]
+    representation = "PCA of the variable genes" if pretrained is None else "components of the pretrained model"
+    if _reads_stored_pca(given, there=_keys.X_PCA in adata.obsm):
+        representation = _put_pca(adata, part, counts, missing) or representation
 
     labels_key = None if given.get("labels_key") is None else str(given["labels_key"])
     shares = given.get("class_shares")
     if shares is not None and labels_key is not None:  # 0: not given
-        classes = categories(source.adata, labels_key, "labels_key")[1]
+        classes = categories(part, labels_key, "labels_key")[1]
         shares = {c: float(v) for c, v in zip(classes, shares, strict=True) if v}
-    how = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in given["segmenter"].items()}
     segment(
-        source.adata,
+        part,
         n_segments=None if labels_key is not None else int(given["n_segments"]),
         labels_key=labels_key,
         keep_labels=bool(given.get("keep_labels", False)),
         class_shares=shares,
         abstain_below=given.get("abstain_below"),
-        pretrained=source.pretrained,
-        image_key=source.image_key,
-        spatial_key=str(given.get("spatial_key", _keys.SPATIAL)),
+        pretrained=pretrained,
+        image_key=image_key,
+        spatial_key=spatial_key,
         library_key=stored_library_key(given),
-        params=how,
+        params={k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in given["segmenter"].items()},
         random_state=int(given.get("random_state", 0)),
         show_progress=show_progress,
         key_added=_FOUND,
     )
-    return categories(source.adata, _FOUND, "groupby")
+    read = {"protect_representation": representation, "protect_missing": missing or None}
+    return *categories(part, _FOUND, "groupby"), read
 
 
-class SegmentationInput:
-    """The input of a segmentation, made again from a part of the counts.
-
-    - ``adata``, ``counts``: What was segmented, and all of its counts.
-    - ``part``: An AnnData with a part of the counts, to be completed: the attribute ``adata``.
-    - ``given``: Parameters of the segmentation.
-
-    - ``representation``, ``missing``: What groups will be found in, and what the segmentation read beside it.
-    """
-
-    def __init__(self, adata: AnnData, part: AnnData, counts: sparse.csr_matrix, given: Mapping[str, Any]) -> None:
-        self.missing: list[str] = []
-        self.adata = part
-        self.image_key = self._image(adata.uns.get(_keys.SPATIAL, {}), given)
-        self.pretrained = self._start(given)
-        spatial_key = str(given.get("spatial_key", _keys.SPATIAL))
-        part.obsm[spatial_key] = adata.obsm[spatial_key]
-        if self.image_key is not None:
-            part.uns[_keys.SPATIAL] = adata.uns[_keys.SPATIAL]
-        self.representation = (
-            "PCA of the variable genes" if self.pretrained is None else "components of the pretrained model"
-        )
-        if _reads_stored_pca(given, there=_keys.X_PCA in adata.obsm):
-            if _keys.X_PCA in adata.obsm:
-                self._make_pca(adata, counts)
-            else:
-                self.missing.append("`obsm['X_pca']`, which is not there any more")
-
-    def _make_pca(self, adata: AnnData, counts: sparse.csr_matrix) -> None:
-        values, how, explained = _made_again(adata, counts, self.adata.X)
-        self.adata.obsm[_keys.X_PCA] = values
-        self.representation = f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
-        if explained < SAME:
-            self.missing.append(
-                f"`obsm['X_pca']` as it is: of the usual ways to make it from these counts none explains more than "
-                f"{explained:.0%} of it"
-            )
-
-    def _image(self, spatial: Any, given: Mapping[str, Any]) -> str | None:
-        """Return the image that was read, if it is still there."""
-        if given.get("image_key") is None:
-            return None
-        key = str(given["image_key"])
-        there = isinstance(spatial, Mapping) and any(key in e.get(_keys.IMAGES, {}) for e in spatial.values())
-        if not there:
-            self.missing.append(f"the image {key!r}, which is not in `uns['spatial']` any more")
-        return key if there else None
-
-    def _start(self, given: Mapping[str, Any]) -> str | None:
-        """Return the file of the pretrained model that training started from, if it is still there."""
-        if not given.get("pretrained", False):
-            return None
-        path = str(given.get("pretrained_path", ""))
-        if path and os.path.exists(path):
-            return path
-        self.missing.append(
-            f"the pretrained model, which is not at {path!r} any more"
-            if path
-            else "the pretrained model, which was given in memory (name its file as `pretrained=`)"
-        )
+def _image(adata: AnnData, given: Mapping[str, Any], missing: list[str]) -> str | None:
+    """Return the image that was read, if it is still there."""
+    if given.get("image_key") is None:
         return None
+    key, spatial = str(given["image_key"]), adata.uns.get(_keys.SPATIAL)
+    if isinstance(spatial, Mapping) and any(key in entry.get(_keys.IMAGES, {}) for entry in spatial.values()):
+        return key
+    missing.append(f"the image {key!r}, which is not in `uns['spatial']` any more")
+    return None
+
+
+def _start(given: Mapping[str, Any], missing: list[str]) -> str | None:
+    """Return the file of the pretrained model that training started from, if it is still there."""
+    path = str(given.get("pretrained_path", ""))
+    if not given.get("pretrained", False):
+        return None
+    if os.path.exists(path):
+        return path
+    missing.append(
+        f"the pretrained model, which is not at {path!r} any more"
+        if path
+        else "the pretrained model, which was given in memory (name its file as `pretrained=`)"
+    )
+    return None
 
 
 def _reads_stored_pca(given: Mapping[str, Any], *, there: bool) -> bool:
@@ -126,15 +104,16 @@ def _reads_stored_pca(given: Mapping[str, Any], *, there: bool) -> bool:
     return "layer" not in given and there and not given.get("pretrained", False)
 
 
-def _made_again(
-    adata: AnnData, counts: sparse.csr_matrix, part: sparse.csr_matrix
-) -> tuple[NDArray[np.float32], str, float]:
-    """Make ``obsm["X_pca"]`` again from ``part`` of the counts, in the way that makes it from all ``counts``.
+def _put_pca(adata: AnnData, part: AnnData, counts: sparse.csr_matrix, missing: list[str]) -> str:
+    """Make ``obsm["X_pca"]`` again from ``part`` of the counts, in the way that makes it from all; return how.
 
     Of the usual ways (normalised to the median depth or to 10,000, with z-scores or without) the one is taken whose
     components of all counts explain most of the stored ones. Components are those of the part: stored loadings have
-    seen the noise of the other part, too. Also returns how, and the share of the stored variance that is explained.
+    seen the noise of the other part, too.
     """
+    if _keys.X_PCA not in adata.obsm:
+        missing.append("`obsm['X_pca']`, which is not there any more")
+        return ""
     stored = np.asarray(adata.obsm[_keys.X_PCA], dtype=np.float64)
     stored = stored - stored.mean(axis=0)
     genes, chosen = _genes_of_pca(adata, counts)
@@ -145,9 +124,15 @@ def _made_again(
         explained = 1.0 - float(np.square(left).sum()) / max(float(np.square(stored).sum()), 1e-300)
         best = max(best, (explained, target, scaled), key=lambda b: b[0])
     explained, target, scaled = best
+    part.obsm[_keys.X_PCA] = _pca(part.X, genes, stored.shape[1], target, scaled)
+    if explained < SAME:
+        missing.append(
+            f"`obsm['X_pca']` as it is: of the usual ways to make it from these counts none explains more than "
+            f"{explained:.0%} of it"
+        )
     depth = "the median" if target is None else f"{target:g}"
     how = f"{stored.shape[1]} components of {len(genes)} {chosen}, depth {depth}{', z-scores' if scaled else ''}"
-    return _pca(part, genes, stored.shape[1], target, scaled), how, explained
+    return f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
 
 
 def _genes_of_pca(adata: AnnData, counts: sparse.csr_matrix) -> tuple[NDArray[np.int64], str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +15,11 @@ from stxtools._validate import Labels, check_in
 from stxtools._warn import warn
 from stxtools.stats._thinning import thin_counts
 
-from ._found_again import SegmentationInput, found_again
+from ._found_again import found_again
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
-    from scipy import sparse
 
 METHODS = ("thinning", None)
 _HALF = 0.5
@@ -29,14 +27,9 @@ _FOUND_AGAIN = 0.8  # below this Rand index the groups of half the counts are no
 
 
 class Tested:
-    """What is tested: expression and groups; where these were found in it, one half of the counts and of the other.
+    """What is tested: expression and the groups' ``codes``; where these were found in it, of one half of the counts.
 
-    - ``groups``: What ``obs[groupby]`` holds.
-    - ``protect``: ``"thinning"`` divides counts in which the groups were found; otherwise a warning says that nothing
-      does.
-
-    - ``codes``: Group of every observation.
-    - ``protected``, ``record``: Whether counts were divided, and what ``params`` say of that and of the expression.
+    ``protected`` says whether counts were divided, ``record`` what ``params`` say of that and of the expression.
     """
 
     def __init__(
@@ -44,32 +37,16 @@ class Tested:
         show_progress: bool | None,
     ) -> None:  # fmt: skip
         self.adata, self.layer, self.codes = adata, layer, groups.codes
-        found: Protected | str | None = None
+        record: dict[str, Any] = {}
         if found_in_expression(adata, groupby, layer):
-            if protect is not None and is_out_of_core(stored_matrix(adata, layer)[0]):
-                raise ValueError(
-                    f"The groups of `{groupby}` were found in this expression. `protect='thinning'` splits the counts "
-                    "and segments again in memory, but the expression is out of core. Load it (`adata.to_memory()`), "
-                    "or split the counts with `st.pp.split_counts`, find groups in one part and test the other "
-                    "(`layer=`). With `protect=None` p-values are optimistic: rank genes by effect."
-                )
-            found = "" if protect is None else _divided(adata, groupby, groups, layer, seed, show_progress)
-        self.protected = isinstance(found, Protected)
-        if isinstance(found, Protected):
-            self.adata, self.layer, self.codes = found.adata, None, found.codes
-        elif found is not None:
-            warn_unprotected(groupby, found)
+            half = "" if protect is None else _divided(adata, groupby, groups, layer, seed, show_progress)
+            if isinstance(half, str):
+                warn_unprotected(groupby, half)
+            else:
+                self.layer, (self.adata, self.codes, record) = None, half
+        self.protected = bool(record)
         self.read = Expression(self.adata, self.layer, in_memory=False)
-        self.record = found.record if isinstance(found, Protected) else self.read.record
-
-
-@dataclass(frozen=True)
-class Protected:
-    """One half of the counts, the groups found in the other, and what ``params`` say of them."""
-
-    adata: AnnData
-    codes: NDArray[np.int64]
-    record: dict[str, Any]
+        self.record = record or self.read.record
 
 
 def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool:
@@ -89,8 +66,17 @@ def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool
 
 def _divided(
     adata: AnnData, groupby: str, groups: Labels, layer: str | None, seed: int, show_progress: bool | None
-) -> Protected | str:
-    """Segment again on one half of the counts and return the other, or say why that cannot be done."""
+) -> tuple[AnnData, NDArray[np.int64], dict[str, Any]] | str:
+    """Segment again on one half of the counts; return the other with those groups, or say why that cannot be done."""
+    from anndata import AnnData as _AnnData
+
+    if is_out_of_core(stored_matrix(adata, layer)[0]):
+        raise ValueError(
+            f"The groups of `{groupby}` were found in this expression. `protect='thinning'` splits the counts "
+            "and segments again in memory, but the expression is out of core. Load it (`adata.to_memory()`), "
+            "or split the counts with `st.pp.split_counts`, find groups in one part and test the other "
+            "(`layer=`). With `protect=None` p-values are optimistic: rank genes by effect."
+        )
     params = recorded(adata.uns.get(groupby))
     if "segmenter" not in params:
         return f"only groups of `st.tl.segment` can be found again, and `{groupby}` is none"
@@ -105,21 +91,20 @@ def _divided(
     if read_from is not None:
         check_in(adata, "layers", read_from, "layer")
     read = Expression(adata, read_from)
-    if not _are_counts(read.matrix):
+    if read.scale != "counts" or read.matrix.nnz == 0:
         return "the expression is not integer counts: name a `layer` that holds them"
     names = np.asarray(adata.obs_names, dtype=str)
     train, test = thin_counts(read.matrix, _HALF, np.random.default_rng(seed), name_order(names))
     if train.nnz == 0 or test.nnz == 0:
         return "there are too few counts to divide"
-    work, tested = _with_counts(adata, train), _with_counts(adata, test)
-    source = SegmentationInput(adata, work, read.matrix, params)
-    matched, agreement = _match(groups, *found_again(source, params, show_progress))
-    _warn_other_groups(groupby, agreement, source.missing)
-    found = {"protect_representation": source.representation, "protect_missing": source.missing or None}
-    return Protected(tested, matched, {"protect_agreement": agreement, **found, **read.record})
+    work, tested = (_AnnData(part, obs=adata.obs.copy(), var=adata.var[[]].copy()) for part in (train, test))
+    found, found_names, how = found_again(adata, work, read.matrix, params, show_progress)
+    matched, agreement = _match(groups, found, found_names)
+    _warn_other_groups(groupby, agreement, how["protect_missing"])
+    return tested, matched, {"protect_agreement": agreement, **how, **read.record}
 
 
-def _warn_other_groups(groupby: str, agreement: float, missing: list[str]) -> None:
+def _warn_other_groups(groupby: str, agreement: float, missing: list[str] | None) -> None:
     """Warn where the tested groups differ from the user's."""
     parts = []
     if missing:
@@ -157,24 +142,6 @@ def _other_half(split: Mapping[str, Any], params: Mapping[str, Any], layer: str 
     if not split or layer is None or "layer" not in params:
         return False
     return {layer, str(params["layer"])} == {str(split["train"]), str(split["test"])}
-
-
-def _are_counts(counts: sparse.csr_matrix) -> bool:
-    data = counts.data
-    return data.size > 0 and bool(data.min() >= 0) and np.array_equal(data, np.rint(data))
-
-
-def _with_counts(adata: AnnData, counts: sparse.csr_matrix) -> AnnData:
-    """Return ``adata`` with ``counts`` as its only expression, and no representation of the others."""
-    from anndata import AnnData as _AnnData
-
-    out = _AnnData(counts, obs=adata.obs.copy(), var=adata.var[[]].copy())
-    for key in adata.obsm:
-        if key.startswith(_keys.SPATIAL) or key == _keys.RASTER:
-            out.obsm[key] = adata.obsm[key]
-    if _keys.RASTER in adata.uns:
-        out.uns[_keys.RASTER] = adata.uns[_keys.RASTER]
-    return out
 
 
 def _match(groups: Labels, found: NDArray[np.int64], found_names: list[str]) -> tuple[NDArray[np.int64], float]:
