@@ -180,6 +180,7 @@ def test_trends_of_few_subjects_missing_compartments_and_several_sections() -> N
     ("change", "error", "match"),
     [
         (lambda o: o.assign(time="E9"), TypeError, "finite numbers"),
+        (lambda o: o.assign(time=pd.to_datetime(o["time"], unit="D")), TypeError, "'1970-01-01"),
         (lambda o: o.assign(time=1.0), ValueError, "at least two"),
         (lambda o: o.assign(time=np.arange(len(o))), ValueError, "several values"),
         (lambda o: o.assign(section="s"), ValueError, "several values"),

@@ -30,14 +30,15 @@ def time_of(
     """
     check_in(adata, "obs", time_key, "time_key")
     column = adata.obs[time_key]
-    plain = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
-    time = pd.to_numeric(plain, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = np.isnan(time) & column.notna().to_numpy()
-    if column.dtype == bool or wrong.any() or np.isinf(time).any():
-        found = column[wrong | np.isinf(time)] if column.dtype != bool else column
+    # as objects: pandas would take dates for their nanoseconds, or microseconds, and a missing one for -2**63
+    time = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = (np.isnan(time) & column.notna().to_numpy()) | np.isinf(time) | pd.api.types.is_bool_dtype(column.dtype)
+    if wrong.any():
+        there = f"adata.obs[{time_key!r}]"
         raise TypeError(
-            f"`adata.obs[{time_key!r}]` holds {listing(pd.unique(found).tolist())}; times are finite numbers. "
-            f"Map them, e.g. `adata.obs[{time_key!r}] = adata.obs[{time_key!r}].map({{'E9.5': 9.5}}).astype(float)`."
+            f"`{there}` holds {listing(column[wrong].drop_duplicates())}; times are finite numbers. "
+            f"Map them, e.g. `{there} = {there}.map({{'E9.5': 9.5}}).astype(float)`; of dates take the days, "
+            f"`({there} - {there}.min()).dt.days`."
         )
     known = (unit >= 0) & np.isfinite(time)
     of = pd.Series(time[known]).groupby(unit[known])
