@@ -83,6 +83,10 @@ class Geometry:
         """Per section, the positions of its observations."""
         return split_rows(self.libs.codes, len(self.libs))
 
+    def split(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Values of the observations of each section."""
+        return [values[rows] for rows in self.parts]
+
     def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Put arrays of each section back into the order of the observations."""
         out = np.empty((self.libs.codes.size, *parts[0].shape[1:]), dtype=parts[0].dtype)

@@ -167,7 +167,7 @@ def check_against(adata: AnnData, options: Options, groupby: str, library_key: s
     from stxtools._data.covariates import covariate_columns, covariate_names
     from stxtools._data.sections import Geometry
     from stxtools.tl._biomarkers._design import chosen_groups
-    from stxtools.tl._segment import MIN_OBS, _check_mode
+    from stxtools.tl._segment import MIN_OBS, check_mode
 
     check_adata(adata, min_obs=MIN_OBS)
     _check_slots(adata)
@@ -176,7 +176,7 @@ def check_against(adata: AnnData, options: Options, groupby: str, library_key: s
     if options.labels_key is not None:
         labels = Labels(*label_classes(adata, options.labels_key, "labels_key"))
         _groups(adata, options.labels_key, "labels_key")
-    _check_mode(
+    check_mode(
         adata.n_obs, _keys.SEGMENT, options.n_segments, options.labels_key, labels,
         {**inputs, "save_model": None, "params": None},
     )  # fmt: skip

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from copy import copy as shallow_copy
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from stxtools import _keys
 from stxtools._colors import segment_colors
@@ -34,13 +32,12 @@ from stxtools._validate import (
 
 from ._segment_slots import segment_slots
 from ._segmenters import (
-    agreed_image,
+    genes_to_learn,
+    given_segmenter,
     label_codes,
     labels_for_model,
     new_segmenter,
     remember_names,
-    started_segmenter,
-    trained_segmenter,
     transfer_genes,
     transfer_names,
 )
@@ -49,8 +46,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stxtools.models import GeneSection, Section, Segmenter, SegmenterParams
-    from stxtools.nn._recipe import Run
+    from stxtools.models import Segmenter, SegmenterParams
 
 MIN_OBS = 10
 
@@ -118,11 +114,11 @@ def segment(
     """
     check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
     labels = None if labels_key is None else Labels(*label_classes(adata, labels_key, "labels_key"))
-    key = check_key_added(key_added, _keys.SEGMENT)
-    random_state = check_seed(random_state)
+    key, random_state = check_key_added(key_added, _keys.SEGMENT), check_seed(random_state)
     arguments: dict[str, Any] = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
     arguments |= {"params": params, "class_shares": class_shares}
-    _check_mode(adata.n_obs, key, n_segments, labels_key, labels, arguments)
+    check_mode(adata.n_obs, key, n_segments, labels_key, labels, arguments)
+    shares = None if class_shares is None else _shares(class_shares, labels)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
     adapt = check_bool("adapt", adapt)
@@ -134,79 +130,59 @@ def segment(
         obsm=[_keys.proba(key), unet_key], uns=[key],
     )  # fmt: skip
 
-    where, images = Geometry(adata, spatial_key, library_key), Images(adata)
-    if model is not None:
-        fitted: Segmenter | None = trained_segmenter(model)
-    else:
-        fitted = None if pretrained is None else started_segmenter(pretrained, params)
-    known, names = GeneNames(adata), None
-    if fitted is not None:
-        if model is not None:
-            fitted = shallow_copy(fitted)  # the caller's model stays as it is
-        fitted.image_key, names = agreed_image(fitted, image_key), transfer_names(known, fitted)
-        n_others = 0 if fitted.image_key is None else N_IMAGE_FEATURES
+    where, images, known = Geometry(adata, spatial_key, library_key), Images(adata), GeneNames(adata)
+    start = given_segmenter(model, pretrained, params, image_key)
+    names = None if start is None else transfer_names(known, start)
+    if start is not None:
+        n_others = 0 if start.image_key is None else N_IMAGE_FEATURES
         read: ModelFeatures | TrainingFeatures = ModelFeatures(
-            adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None
+            adata, start, layer, n_others=n_others, names=names, by_name=names is not None
         )
+        fitted = start
     else:
         read = TrainingFeatures(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
         fitted = new_segmenter(params, read.rep, image_key)
     sections = make_sections(images.beside(read.values, where, fitted.image_key), where)
+
     if model is None:
-        genes = None
-        # without expression the representation is all there is, and the model reads that of other sections, too
-        if save_model is not None and labels is not None and fitted.image_key is None and read.expression is not None:
-            genes = read.expression.by_section(where, known.own)
-        _fit(
-            fitted, sections, where, n_segments, labels, class_shares, genes,
+        genes = None if save_model is None else genes_to_learn(read.expression, fitted, labels, where, known)
+        fitted.fit(
+            sections, n_segments=n_segments, labels=None if labels is None else where.split(labels.codes),
+            classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
         if genes is not None:
             remember_names(known, fitted)
         results = fitted.predict(sections, accelerator=accelerator)
     else:
-        genes = transfer_genes(read.expression, fitted, where, names)
         results = fitted.predict(
-            sections, expression=genes, adapt=adapt,
+            sections, expression=transfer_genes(read.expression, fitted, where, names), adapt=adapt,
             labels=labels_for_model(labels, labels_key, fitted, where), accelerator=accelerator,
         )  # fmt: skip
     if save_model is not None:
         fitted.save(save_model)
-    proba = where.join([r.proba for r in results])
-    if keep_labels and labels is not None:
-        codes = label_codes(labels, labels_key, fitted.classes)
-        proba[codes >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[codes[codes >= 0]]
+
     slots = segment_slots(
-        fitted.classes, proba, where, images if spatial_key == _keys.SPATIAL else None,
-        key=key, abstain_below=abstain_below,
+        fitted, results, where, images if spatial_key == _keys.SPATIAL else None, key=key, unet_key=unet_key,
+        kept=label_codes(labels, labels_key, fitted.classes) if keep_labels and labels is not None else None,
+        abstain_below=abstain_below, trained=model is None,
     )  # fmt: skip
     slots.uns[_keys.colors(key)] = segment_colors(adata, fitted.classes, key, labels_key)
-    slots.obsm[unet_key] = where.join([r.features for r in results])
-    slots.uns[key] |= {
-        "params": provenance(
-            n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
-            class_shares=None if class_shares is None else [float(class_shares.get(c, 0)) for c in fitted.classes],
-            abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
-            adapt=adapt, pretrained=pretrained is not None,
-            pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
-            representation=fitted.use_rep,
-            temperature=fitted.temperature,
-            spatial_key=spatial_key, library_key=library_key, random_state=random_state, **read.record,
-            model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
-        )
-    }  # fmt: skip
-    if any(r.weights for r in results):
-        members = pd.DataFrame([r.weights for r in results])
-        members.insert(0, "library", list(where.libs.names))
-        slots.uns[key]["members"] = members
-    if model is None:
-        slots.uns[key]["history"] = pd.DataFrame(fitted.history)
-        if fitted.curve:
-            slots.uns[key]["stability"] = pd.DataFrame(fitted.curve)
+    slots.uns[key]["params"] = provenance(
+        n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
+        class_shares=None if class_shares is None else [float(class_shares.get(c, 0)) for c in fitted.classes],
+        abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
+        adapt=adapt, pretrained=pretrained is not None,
+        pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
+        representation=fitted.use_rep,
+        temperature=fitted.temperature,
+        spatial_key=spatial_key, library_key=library_key, random_state=random_state, **read.record,
+        model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
+    )  # fmt: skip
     return slots.write(adata, copy)
 
 
-def _check_mode(
+def check_mode(
     n_obs: int, key: str, n_segments: int | None, labels_key: str | None, labels: Labels | None,
     arguments: Mapping[str, Any],
 ) -> None:  # fmt: skip
@@ -230,21 +206,19 @@ def _check_mode(
                 f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop one "
                 "of them."
             )
-        if arguments.get("class_shares") is not None:
-            _shares(arguments["class_shares"], labels.names)
-    elif arguments.get("class_shares") is not None:
-        raise ValueError("`class_shares=` needs `labels_key=`, the column with some labelled observations.")
 
 
-def _shares(class_shares: Mapping[str, float], names: list[str]) -> NDArray[np.float64]:
+def _shares(class_shares: Mapping[str, float], labels: Labels | None) -> NDArray[np.float64]:
     """Return the share of every class, NaN where it is not given."""
+    if labels is None:
+        raise ValueError("`class_shares=` needs `labels_key=`, the column with some labelled observations.")
     if not isinstance(class_shares, Mapping):
         raise TypeError(f"`class_shares` must map classes to shares, not {type(class_shares).__name__}.")
-    unknown = [name for name in class_shares if name not in names]
+    unknown = [name for name in class_shares if name not in labels.names]
     if unknown:
-        raise ValueError(f"`class_shares` names {listing(unknown)}; the labels have {listing(names)}.")
+        raise ValueError(f"`class_shares` names {listing(unknown)}; the labels have {listing(labels.names)}.")
     given = {c: check_number(f"class_shares[{c!r}]", v, minimum=1e-4, maximum=1) for c, v in class_shares.items()}
-    shares = np.array([given.get(name, np.nan) for name in names], dtype=np.float64)
+    shares = np.array([given.get(name, np.nan) for name in labels.names], dtype=np.float64)
     total = float(np.nansum(shares))
     if np.isnan(shares).any():
         if total >= 1:
@@ -253,16 +227,3 @@ def _shares(class_shares: Mapping[str, float], names: list[str]) -> NDArray[np.f
     if not 0.5 <= total <= 2:
         raise ValueError(f"`class_shares` of all classes add up to {total:g}; expected about 1.")
     return shares / total
-
-
-def _fit(
-    fitted: Segmenter, sections: list[Section], where: Geometry, n_segments: int | None, labels: Labels | None,
-    class_shares: Mapping[str, float] | None, genes: list[GeneSection] | None, **run: Unpack[Run],
-) -> None:  # fmt: skip
-    if labels is None:
-        fitted.fit(sections, n_segments=n_segments, **run)
-        return
-    fitted.fit(
-        sections, labels=[labels.codes[rows] for rows in where.parts], classes=labels.names, expression=genes,
-        class_shares=None if class_shares is None else _shares(class_shares, labels.names), **run,
-    )  # fmt: skip

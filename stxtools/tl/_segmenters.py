@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from copy import copy
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,50 +36,52 @@ def new_segmenter(params: Any, rep: Representation, image_key: str | None) -> Se
     return out
 
 
-def trained_segmenter(model: str | os.PathLike[str] | Segmenter) -> Segmenter:
-    """Return a Segmenter that can be applied; an error if it was pretrained only."""
-    out = _segmenter(model, "model")
-    if out.net is None:
-        raise ValueError(
-            "This model was pretrained but knows no compartments yet; give it as `pretrained=` to train on from it."
-        )
-    return out
-
-
-def _segmenter(model: str | os.PathLike[str] | Segmenter, param: str) -> Segmenter:
+def given_segmenter(model: Any, pretrained: Any, params: Any, image_key: str | None) -> Segmenter | None:
+    """Return a copy of the model to apply, or one whose training starts from a pretrained U-Net; None for a new one."""
+    if model is None and pretrained is None:
+        return None
     stage("loading PyTorch")
     with importing():
         from stxtools.models._base import model_of
 
-    return model_of(model, "Segmenter", param=param)
+    if model is not None:
+        out: Segmenter = copy(model_of(model, "Segmenter", param="model"))
+        if out.net is None:
+            raise ValueError(
+                "This model was pretrained but knows no compartments yet; give it as `pretrained=` to train on from it."
+            )
+    else:
+        out = model_of(pretrained, "Segmenter", param="pretrained").starting_point()
+        out.params = out.params if params is None else _continued(out, params)
+    if image_key is not None and out.image_key is None:
+        raise ValueError(f"The model was trained without an image; drop `image_key={image_key!r}`.")
+    out.image_key = out.image_key if image_key is None else image_key  # another one: "hires" for "lowres"
+    return out
 
 
-def started_segmenter(
-    model: str | os.PathLike[str] | Segmenter, params: SegmenterParams | Mapping[str, Any] | None
-) -> Segmenter:
-    """Return a Segmenter whose training starts from a pretrained U-Net; ``params`` must keep its architecture."""
-    from stxtools.models import Segmenter
-
-    start = _segmenter(model, "pretrained").starting_point()
-    if params is None:
-        return start
-    given = params if isinstance(params, Mapping) else {f.name: getattr(params, f.name) for f in fields(params)}
-    wanted = Segmenter({f.name: getattr(start.params, f.name) for f in fields(start.params)} | dict(given)).params
+def _continued(start: Segmenter, params: SegmenterParams | Mapping[str, Any]) -> SegmenterParams:
+    """Parameters of a training that continues: ``params`` must keep the architecture."""
+    given = params if isinstance(params, Mapping) else asdict(params)
+    wanted = type(start)(asdict(start.params) | dict(given)).params
     other = [name for name in _ARCHITECTURE if getattr(wanted, name) != getattr(start.params, name)]
     if other:
         raise ValueError(
             f"`params` change {', '.join(f'`{name}`' for name in other)}, but the pretrained U-Net has "
             f"{', '.join(f'{name}={getattr(start.params, name)}' for name in other)}; drop them."
         )
-    start.params = wanted
-    return start
+    return wanted
 
 
-def agreed_image(model: Segmenter, image_key: str | None) -> str | None:
-    """Image that a model reads: its own, or another one that is named instead (``"hires"`` for ``"lowres"``)."""
-    if image_key is not None and model.image_key is None:
-        raise ValueError(f"The model was trained without an image; drop `image_key={image_key!r}`.")
-    return image_key if image_key is not None else model.image_key
+def genes_to_learn(
+    read: Expression | None, fitted: Segmenter, labels: Labels | None, where: Geometry, known: GeneNames
+) -> list[GeneSection] | None:
+    """Genes that a model for other sections learns by name.
+
+    Without expression the representation is all there is, and the model reads that of other sections, too.
+    """
+    if labels is None or fitted.image_key is not None or read is None:
+        return None
+    return read.by_section(where, known.own)
 
 
 def remember_names(known: GeneNames, fitted: Segmenter) -> None:
@@ -125,8 +127,7 @@ def labels_for_model(
             "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
             "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
         )
-    codes = label_codes(labels, labels_key, fitted.classes)
-    return [codes[rows] for rows in where.parts]
+    return where.split(label_codes(labels, labels_key, fitted.classes))
 
 
 def label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> NDArray[np.int64]:
