@@ -16,7 +16,7 @@ from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
 from stxtools.models.explain.integrated_gradients import TissueEvidence
-from stxtools.tl._biomarkers._attribution_tissue import TissueSource
+from stxtools.tl._biomarkers._attribution import ModelSource
 
 HOW: dict[str, Any] = {"show_progress": False}
 QUICK = {"epochs": 10, "pretrain_epochs": 1, "unet_width": 8, "hidden": 16, "out_channels": 16}
@@ -50,14 +50,18 @@ def nets(tissue, tmp_path_factory) -> list[str]:
     return paths
 
 
-def _change(source: TissueSource, group: str, side: np.ndarray) -> float:
+def _source(adata: ad.AnnData, model: str, task: str) -> ModelSource:
+    regions = Regions(adata, "regions", "spatial")
+    return ModelSource(adata, TissueNet.load(model), task, None, regions.where, regions)
+
+
+def _change(source: ModelSource, group: str, side: np.ndarray) -> float:
     """Change of the model's evidence from the mean tissue to the tissue, by the network itself."""
     import torch
 
-    names = source._model.classes[source._task]
-    at, total = names.index(group), 0.0
-    others = [i for i in range(len(names)) if i != at]
-    for evidence, rows in zip(source._sections, source._region.where.parts, strict=True):
+    at, total = source.classes.index(group), 0.0
+    others = [i for i in range(len(source.classes)) if i != at]
+    for evidence, rows in zip(source.evidence, source.parts, strict=True):
         assert isinstance(evidence, TissueEvidence)
         with torch.no_grad():
             ends = [evidence.evidence(g, at, others, side[rows]) for g in (evidence.graph, evidence.baseline())]
@@ -66,9 +70,11 @@ def _change(source: TissueSource, group: str, side: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize(("column", "group"), [("disease", "diseased"), ("compartment", "layer_2")])
-def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which, column, group):
-    source = TissueSource(tissue, TissueNet.load(nets[which]), [group], None, Regions(tissue, "regions", "spatial"))
+@pytest.mark.parametrize(
+    ("column", "task", "group"), [("disease", "biomarker", "diseased"), ("compartment", "classification", "layer_2")]
+)
+def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which, column, task, group):
+    source = _source(tissue, nets[which], task)
     inside = (tissue.obs[column] == group).to_numpy()
     parts = source.explain(group, "rest", inside, ~inside)
     side = inside / inside.sum() - ~inside / (~inside).sum()
@@ -90,14 +96,13 @@ def test_the_evidence_is_that_of_the_predictions(tissue, nets, tmp_path):
     net.save(tmp_path / "without.stx")
     work = tissue.copy()
     st.tl.multitask(work, "disease", "compartment", model=tmp_path / "without.stx", **HOW)
-    source = TissueSource(tissue, TissueNet.load(nets[0]), ["diseased"], None, Regions(tissue, "regions", "spatial"))
+    source = _source(tissue, nets[0], "biomarker")
     inside = (tissue.obs["disease"] == "diseased").to_numpy()
-    source.explain("diseased", "rest", inside, ~inside)
     side = inside / inside.sum() - ~inside / (~inside).sum()
     proba = np.log(work.obsm["disease_proba"])
     expected = float((proba["diseased"] - proba["healthy"]).to_numpy() @ side)
-    at = source._model.classes["biomarker"].index("diseased")
-    found = source._sections[0].evidence(source._sections[0].graph, at, [1 - at], side)
+    at, (evidence,) = source.classes.index("diseased"), source.evidence
+    found = evidence.evidence(evidence.graph, at, [1 - at], side)
     assert float(found.detach()) == pytest.approx(expected, rel=1e-3)
 
 

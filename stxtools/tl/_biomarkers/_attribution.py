@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stxtools._data.expression import Expression
+from stxtools._data.expression import Expression, log_chunks
 from stxtools._data.features import ModelFeatures
+from stxtools._data.framework import KnownInput
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._validate import listing
 from stxtools.stats._design import Design
 
-from ._attribution_genes import carried_to_genes
-from ._attribution_tissue import TissueSource
-
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from stxtools._data.regions import Regions
-    from stxtools.models import Section, Segmenter, TissueNet
-
-_STEPS = 16  # Gauss-Legendre points on the path; the sum over genes is then within 1 % of the logits' difference
-_WINDOW = 256  # pixels; a longer raster is explained window by window
+    from stxtools.models import GeneProjection, Segmenter, TissueNet
 
 
 def load_models(models: Any) -> list[Segmenter | TissueNet]:
@@ -59,114 +56,118 @@ def reads_regions(models: Sequence[Segmenter | TissueNet]) -> bool:
     return any(isinstance(model, TissueNet) for model in models)
 
 
-class ModelAttribution:
-    """Attribution of groups by models, averaged; what groups share (features, sections) is made once."""
+def model_attributions(
+    adata: AnnData, models: Sequence[Segmenter | TissueNet], designs: Sequence[Design], codes: NDArray[np.int64],
+    reference: str, layer: str | None, where: Geometry, regions: Regions | None,
+) -> list[NDArray[np.float64]]:  # fmt: skip
+    """Attribution by models, averaged: one number per gene for each design; absolute values sum to 1."""
+    wanted = [*[design.name for design in designs], *([] if reference == "rest" else [reference])]
+    tasks = [_checked_task(model, wanted) for model in models]
+    totals = [np.zeros(adata.n_vars) for _ in designs]
+    for model, task in zip(models, tasks, strict=True):
+        source = ModelSource(adata, model, task, layer, where, regions)
+        for total, design in zip(totals, designs, strict=True):
+            inside, outside = design.sides(codes)
+            used = np.isin(where.libs.codes, design.libraries)
+            total += _normed(source.explain(design.name, reference, inside & used, outside & used))
+    return [_normed(total) for total in totals]
+
+
+def _normed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    norm = float(np.abs(values).sum())
+    return values / norm if norm > 0 else values
+
+
+def _checked_task(model: Any, wanted: Sequence[str]) -> str | None:
+    """Return the task of a joint model that tells the groups apart, None for a Segmenter; an error where none does."""
+    if not reads_regions([model]):
+        unknown = [g for g in wanted if g not in model.classes]
+        if unknown:
+            raise ValueError(
+                f"The model in `attribution_model` tells {listing(model.classes)} apart, not {listing(unknown)}; "
+                "group by what it was trained on, or name its classes in `groups`."
+            )
+        return None
+    task = next((t for t, names in model.classes.items() if set(wanted) <= set(names)), None)
+    if task is None:
+        known = "; ".join(f"{t}: {listing(names)}" for t, names in model.classes.items())
+        raise ValueError(
+            f"No task of the model in `attribution_model` tells {listing(wanted)} apart ({known or 'none'}); "
+            "group by what it was trained on, or name classes of one task in `groups`."
+        )
+    ensemble = model.ensembles.get(task)
+    if ensemble is not None and ensemble.elsewhere.weights.network == 0 and ensemble.elsewhere.linear is None:
+        raise ValueError(
+            f"The model in `attribution_model` predicts {listing(model.classes[task])} by trees, which have no "
+            "gradient. Train one with `st.tl.multitask(..., ensemble=['network', 'linear'])`."
+        )
+    return task
+
+
+class ModelSource:
+    """A model on the sections of an AnnData, its region graph, if it reads one, held fixed."""
 
     def __init__(
-        self, adata: AnnData, models: Sequence[Segmenter | TissueNet], groups: Sequence[str], reference: str,
-        layer: str | None, where: Geometry, regions: Regions | None,
-    ) -> None:  # fmt: skip
-        from stxtools.models import TissueNet
+        self, adata: AnnData, model: Any, task: str | None, layer: str | None, where: Geometry, regions: Regions | None
+    ) -> None:
+        from stxtools.models.explain.integrated_gradients import SegmenterEvidence, TissueEvidence
 
-        wanted = [*groups, *([] if reference == "rest" else [reference])]
-        self._adata, self._layer, self._reference = adata, layer, reference
-        self._sources: list[TissueSource | SegmenterSource] = []
-        for model in models:
-            if isinstance(model, TissueNet):
-                if regions is not None:  # always: it was read for this model
-                    self._sources.append(TissueSource(adata, model, wanted, layer, regions))
-                continue
-            unknown = [g for g in wanted if g not in model.classes]
-            if unknown:
-                raise ValueError(
-                    f"The model in `attribution_model` tells {listing(model.classes)} apart, not {listing(unknown)}; "
-                    "group by what it was trained on, or name its classes in `groups`."
-                )
-            self._sources.append(SegmenterSource(adata, model, layer, where))
-
-    def of(self, design: Design, codes: NDArray[np.int64], library: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return one number per gene for a design, absolute values summing to 1."""
-        inside, outside = design.sides(codes)
-        used = np.isin(library, design.libraries)
-        total = np.zeros(self._adata.n_vars)
-        for source in self._sources:
-            values = source.explain(design.name, self._reference, inside & used, outside & used)
-            norm = float(np.abs(values).sum())
-            total += values / norm if norm > 0 else values
-        norm = float(np.abs(total).sum())
-        return total / norm if norm > 0 else total
-
-
-class SegmenterSource:
-    """A segmenter on the sections of an AnnData."""
-
-    def __init__(self, adata: AnnData, model: Segmenter, layer: str | None, where: Geometry) -> None:
-        self._adata, self._model, self._layer, self._where = adata, model, layer, where
-        self._sections: list[Section] | None = None
+        self._model, self._layer, self._n_vars = model, layer, adata.n_vars
+        self._genes, self._adata = np.arange(adata.n_vars), adata
+        self.known = np.ones(adata.n_obs, dtype=bool)
+        if task is None or regions is None:
+            self.classes, self.parts = model.classes, where.parts
+            sections = make_sections(ModelFeatures(adata, model, layer).values, where)
+            self.evidence: list[Any] = [SegmenterEvidence(model, section) for section in sections]
+            return
+        self.classes, self.parts, self.known = model.classes[task], regions.where.parts, regions.region >= 0
+        self.evidence = [
+            TissueEvidence(model, section, task) for section in KnownInput(adata, model, layer).sections(regions)
+        ]
+        if model.expression:  # genes to predict were not read
+            self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))
+            self._adata = adata[:, self._genes]
 
     def explain(
         self, group: str, reference: str, inside: NDArray[np.bool_], outside: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
         """Return every gene's part of the evidence for a group."""
-        model, projection = self._model, self._model.projection
-        if projection is None:
-            return np.zeros(self._adata.n_vars)
-        if self._sections is None:
-            self._sections = make_sections(ModelFeatures(self._adata, model, self._layer).values, self._where)
+        at, classes = self.classes.index(group), range(len(self.classes))
+        others = [i for i in classes if i != at] if reference == "rest" else [self.classes.index(reference)]
+        inside, outside = inside & self.known, outside & self.known
         side = inside / max(int(inside.sum()), 1) - outside / max(int(outside.sum()), 1)
-        gradient = np.zeros((self._adata.n_obs, model.n_features))
-        for section, rows in zip(self._sections, self._where.parts, strict=True):
+        gradient, own = np.zeros((len(side), self._model.n_features)), np.zeros(len(self._genes))
+        for evidence, rows in zip(self.evidence, self.parts, strict=True):
             if np.any(side[rows]):
-                gradient[rows] = section_gradient(model, section, group, reference, side[rows])
-        return carried_to_genes(
-            Expression(self._adata, self._layer, in_memory=False), projection, gradient, self._where.parts
-        )
+                gradient[rows], direct = evidence.parts(at, others, side[rows])
+                if len(direct):
+                    place = self._adata.var_names.get_indexer(self._model.genes)
+                    own[place[place >= 0]] += direct[place >= 0]
+        read = Expression(self._adata, self._layer, in_memory=False)
+        own += carried_to_genes(read, self._model.projection, gradient, self.parts)
+        out = np.zeros(self._n_vars)
+        out[self._genes] = own
+        return out
 
 
-def section_gradient(
-    model: Segmenter, section: Section, group: str, reference: str, side: NDArray[np.float64]
+def carried_to_genes(
+    read: Expression, projection: GeneProjection, gradient: NDArray[np.float64], parts: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.float64]:
-    """Path gradient of a model's evidence for a group with respect to the observations' features, (n, C).
+    """Return genes' parts of what features do: each gene's difference from its section's mean, times the gradient.
 
-    The evidence is the log odds of the group (against ``reference``, or against all other classes), averaged over
-    the group's observations minus over the reference's (``side``). The gradient is averaged over the straight path
-    from the section's mean expression to what was measured (integrated gradients, Sundararajan et al. 2017, by Captum).
+    Genes make features linearly, so that the parts follow exactly. Expression is read by chunks of rows.
     """
-    import torch
-    from captum.attr import IntegratedGradients
-
-    net = model.net
-    if net is None:
-        raise ValueError("The model in `attribution_model` is not trained.")
-    net.eval()
-    target = model.classes.index(group)
-    others = [i for i in range(len(model.classes)) if i != target]
-    if reference != "rest":
-        others = [model.classes.index(reference)]
-    z = (section.features - section.features.mean(axis=0)) / model.scale
-    x, occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
-    count = np.bincount(section.flat_pixels, minlength=section.shape[0] * section.shape[1])
-    at_pixel = np.bincount(section.flat_pixels, side, minlength=len(count)).reshape(section.shape)
-    weight = torch.from_numpy(at_pixel.astype(np.float32))
-    gradient = torch.zeros_like(x)
-    for rows, columns in _windows(section.shape):
-        here = weight[rows, columns]
-        if not bool((here != 0).any()):
-            continue
-        known = occupied[None, :, rows, columns]
-
-        def evidence(values: torch.Tensor, known: torch.Tensor = known, here: torch.Tensor = here) -> torch.Tensor:
-            logits, _ = net(values, known.expand(len(values), -1, -1, -1))
-            odds = logits[:, target] - torch.logsumexp(logits[:, others], dim=1)
-            return (odds * here).sum(dim=(1, 2))
-
-        explainer = IntegratedGradients(evidence, multiply_by_inputs=False)
-        found = explainer.attribute(x[None, :, rows, columns], n_steps=_STEPS, internal_batch_size=1)
-        gradient[:, rows, columns] = found[0].detach().float()
-    share = gradient.flatten(1).numpy().T / np.maximum(count, 1)[:, None]
-    return share[section.flat_pixels].astype(np.float64) / model.scale
+    centred = np.array(gradient)
+    for rows in parts:  # (y - mean)' g = y' (g - mean of g)
+        centred[rows] -= gradient[rows].mean(axis=0)
+    theirs, loadings = projection.loadings(list(read.names))
+    total = np.zeros((len(read.names), gradient.shape[1]))
+    for part in log_chunks(read, partial(_weighted_sum, centred), projection.target_sum, at_once=None):
+        total += part
+    out = np.zeros(len(read.names))
+    out[theirs] = (total[theirs] * loadings).sum(axis=1)
+    return out
 
 
-def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
-    starts = [range(0, size, _WINDOW) for size in shape]
-    return [(slice(r, r + _WINDOW), slice(c, c + _WINDOW)) for r in starts[0] for c in starts[1]]
+def _weighted_sum(weights: NDArray[np.float64], logged: sparse.csr_matrix, rows: slice) -> NDArray[np.float64]:
+    return np.asarray(logged.T @ weights[rows], dtype=np.float64)

@@ -24,7 +24,7 @@ from stxtools.stats._design import Design, plan
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 
-from ._attribution import ModelAttribution, load_models, reads_regions
+from ._attribution import load_models, model_attributions, reads_regions
 from ._compare import compare
 from ._design import chosen_groups, other_group, usable, warn_single
 from ._probe import probe_attributions
@@ -154,9 +154,7 @@ def biomarkers(
     blocks, observations = GeneBlocks(tested.read), np.asarray(adata.obs_names, dtype=str)
     stage("attributing genes")
     if models:
-        tested_groups = [d.name for d in designs]
-        explain = ModelAttribution(tested.adata, models, tested_groups, reference, tested.layer, where, regions)
-        attributions = [explain.of(d, codes, libs.codes) for d in designs]
+        attributions = model_attributions(tested.adata, models, designs, codes, reference, tested.layer, where, regions)
     else:
         attributions = probe_attributions(blocks, observations, codes, libs, designs, seed)
     outcomes = compare(
