@@ -44,18 +44,13 @@ def check_paths_free(adata: AnnData, call: str, paths: Iterable[Path], replaces:
         slot = "/".join(path)
         if slot in replaces or slot.endswith(_PALETTE) or not _is_there(adata, path):
             continue
-        writers = written_by(adata, slot)
+        writers = {str(p["call"]) for p in records(adata.uns) if "call" in p and slot in slots_of(p)}
         if writers & family:
             continue
         by = f"`st.{min(writers)}` wrote it" if writers else f"nothing says that `st.{call}` wrote it"
         fixed = call in _FIXED_NAMES and not (path[0] == "uns" and len(path) == 2)
         mend = "Rename or delete it first" if fixed else "Pass `key_added=` to write under another name, or delete it"
         raise ValueError(f"`adata.{_code(path)}` is there already and {by}: it would be lost. {mend}.")
-
-
-def written_by(adata: AnnData, slot: str) -> set[str]:
-    """Names of the calls whose records say that they wrote ``slot``."""
-    return {str(p["call"]) for p in records(adata.uns) if "call" in p and slot in slots_of(p)}
 
 
 def sign(adata: AnnData, call: str, uns: Mapping[str, Any], paths: Sequence[Path]) -> None:

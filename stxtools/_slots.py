@@ -213,18 +213,17 @@ def column_names(adata: AnnData, key: str) -> list[str] | None:
 
 def _storable_columns(names: Sequence[str]) -> list[str]:
     """Column names that h5ad and zarr can hold, as near to ``names`` as may be and all different."""
-    fine = [unstorable(name, column=True) is None and "/" not in name for name in names]
-    taken = {name for name, ok in zip(names, fine, strict=True) if ok}
-    out = []
-    for i, (name, ok) in enumerate(zip(names, fine, strict=True)):
-        column = name
-        if not ok:
-            column = name.replace("/", "_").replace("\0", "_")
-            column = f"class_{i}" if unstorable(column, column=True) is not None else column
-            while column in taken:
-                column += "_"
-            taken.add(column)
-        out.append(column)
+    taken = {name for name in names if unstorable(name, column=True) is None and "/" not in name}
+    out = list(names)
+    for i, name in enumerate(names):
+        if name in taken:
+            continue
+        column = name.replace("/", "_").replace("\0", "_")
+        column = f"class_{i}" if unstorable(column, column=True) is not None else column
+        while column in taken:
+            column += "_"
+        taken.add(column)
+        out[i] = column
     return out
 
 
@@ -239,15 +238,8 @@ def _storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _storable(v) for k, v in value.items() if v is not None}
     value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, (bool, int, float)):
-        return value
     if isinstance(value, (list, tuple, set, frozenset)):
         items = sorted(value) if isinstance(value, (set, frozenset)) else list(value)
-        return (
-            np.array([str(v) for v in items], dtype=object)
-            if any(isinstance(v, str) for v in items)
-            else np.array(items)
-        )
-    if isinstance(value, np.ndarray):
-        return value
-    return str(value)
+        texts = any(isinstance(v, str) for v in items)
+        return np.array([str(v) for v in items], dtype=object) if texts else np.array(items)
+    return value if isinstance(value, (bool, int, float, np.ndarray)) else str(value)

@@ -1,7 +1,4 @@
-"""Covariates of a test: cell types, or the section's leading expression components (its composition).
-
-Components are computed without the tested gene, so that no gene explains itself.
-"""
+"""Covariates of a test: columns, or the section's leading expression components without the tested gene."""
 
 from __future__ import annotations
 
@@ -191,10 +188,7 @@ class PartialCorrelation:
 
 
 def _product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats:
-    """Matrix product whose rows are equal to the bit for any number and order of genes.
-
-    BLAS uses other kernels for few rows or columns and at the edges, so all panels have one size.
-    """
+    """Matrix product whose rows are equal to the bit for any number and order of genes: all panels have one size."""
     rows, columns = len(genes), other.shape[1]
     if columns < _LABELS:
         other = np.concatenate([other, np.zeros((len(other), _LABELS - columns))], axis=1)
@@ -208,10 +202,7 @@ def _product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats
 
 
 def design_matrix(columns: Floats) -> Nuisance | None:
-    """Centre and orthogonalise covariates (observations x q) without constant ones; None if all are constant.
-
-    Loadings are zero: covariates that were computed from expression may contain the tested gene.
-    """
+    """Centre and orthogonalise covariates (observations x q) without constant ones; None if all are constant."""
     centred = columns - columns.mean(axis=0)
     size = centred.std(axis=0)
     kept = centred[:, size > 1e-12] / size[size > 1e-12]

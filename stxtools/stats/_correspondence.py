@@ -19,12 +19,7 @@ HALF = 0.5  # share of its mass with a counterpart, under which a compartment ap
 
 @dataclass(frozen=True)
 class Shared:
-    """Compartments of one time (rows) against those of the next (columns).
-
-    - ``mass``: Mean mass that they share.
-    - ``before``, ``after``: Mean share of each compartment in its sections.
-    - ``pvals``: Against labels shuffled over the regions.
-    """
+    """Compartments of one time (rows) against those of the next: mean ``mass`` shared, and share in their sections."""
 
     mass: Floats
     before: Floats
@@ -55,15 +50,11 @@ def shared_mass(
     couplings: Sequence[Coupling], weights: Sequence[tuple[Floats, Floats]], shape: tuple[int, int],
     n_permutations: int, rng: np.random.Generator,
 ) -> Shared:  # fmt: skip
-    """Sum couplings of regions up to compartments, and compare them with labels that are shuffled in the later section.
-
-    Region by region, that is: neighbours of one compartment are taken as exchangeable.
-    """
+    """Sum couplings of regions up to compartments, and compare them with labels shuffled over later regions."""
     mass, null = np.zeros(shape), np.zeros((n_permutations, *shape))
     before, after = np.zeros(shape[0]), np.zeros(shape[1])
     for (plan, rows, columns), (one, two) in zip(couplings, weights, strict=True):
-        half = _one_hot(rows, shape[0]).T @ plan
-        labels = _one_hot(columns, shape[1])
+        half, labels = np.eye(shape[0])[rows].T @ plan, np.eye(shape[1])[columns]
         mass += half @ labels
         before += np.bincount(rows, one, minlength=shape[0])
         after += np.bincount(columns, two, minlength=shape[1])
@@ -72,10 +63,6 @@ def shared_mass(
     n = len(couplings)
     pvals = (1 + (null >= mass * (1 - 1e-12)).sum(axis=0)) / (1 + n_permutations)
     return Shared(mass / n, before / n, after / n, pvals)
-
-
-def _one_hot(codes: Codes, n: int) -> Floats:
-    return (codes[:, None] == np.arange(n)[None]).astype(np.float64)
 
 
 def events(links: NDArray[np.bool_]) -> NDArray[np.str_]:

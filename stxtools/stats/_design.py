@@ -20,9 +20,8 @@ Floats = NDArray[np.float64]
 class Design:
     """A group, its reference, and the libraries; the library is a block or a replicate.
 
-    ``kind`` is ``"within"`` (each library holds both sides), ``"between"`` (libraries hold one side each),
-    ``"unreplicated"`` (sides in different libraries, fewer than two of them on one side) or ``"small"``
-    (a side with fewer than ``MIN_OBS`` observations in every library).
+    ``kind``: ``"within"`` each library, ``"between"`` libraries that hold one side each, ``"unreplicated"`` (the same,
+    with fewer than two on a side) or ``"small"`` (a side below ``MIN_OBS`` observations in every library).
     """
 
     name: str
@@ -63,10 +62,9 @@ def plan(
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a comparison: description and test, each with the standard error of its effect over libraries.
+    """Description and test, each with the standard error of its effect over libraries (NaN with one).
 
-    Errors are NaN with one library. ``length`` is the group's median correlation length, NaN between libraries.
-    ``other`` is the test of the other question (given composition, or total), if it was asked.
+    ``length``: the group's median correlation length. ``other``: the test of the other question, if it was asked.
     """
 
     described: Description
@@ -106,10 +104,7 @@ def standard_error(effects: Floats) -> Floats:
 
 
 def shrink(effect: Floats, error: Floats) -> Floats:
-    """Shrink effects towards zero by ``effect ** 2 / (effect ** 2 + error ** 2)``.
-
-    An unknown error (NaN) counts as 0.
-    """
+    """Shrink effects by ``effect ** 2 / (effect ** 2 + error ** 2)``; an unknown error (NaN) counts as 0."""
     square = effect**2
     total = square + np.nan_to_num(error) ** 2
     return np.divide(effect * square, total, out=np.zeros_like(effect), where=total > 0)

@@ -56,8 +56,7 @@ def expression_weights(mean: Floats) -> Floats:
 def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:
     """Prior of a scaled inverse chi-square for gene variances: (scale, degrees of freedom).
 
-    Moment estimator of Smyth (2004), section 6.2, on log variances; degrees of freedom are infinite where the
-    variances differ no more than by sampling error.
+    Moment estimator of Smyth (2004), section 6.2; degrees of freedom are infinite without more than sampling error.
     """
     use = (variance > 0) & (df > 0)
     if use.sum() < 3:
@@ -73,13 +72,15 @@ def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:
     return float(np.exp(e.mean() + polygamma(0, half) - np.log(half))), 2.0 * half
 
 
+def posterior_variance(variance: Floats, df: Floats, expected: Floats, prior: float) -> Floats:
+    """Variances drawn towards the ``expected`` ones, which have ``prior`` degrees of freedom."""
+    return expected if np.isinf(prior) else (prior * expected + df * variance) / np.maximum(prior + df, 1e-12)
+
+
 def _moderate(variance: Floats, df: Floats, floor: float = 0.0) -> tuple[Floats, Floats]:
     scale, prior = squeeze_variance(variance, df)
-    scale = max(scale, floor)
-    if np.isinf(prior):
-        return np.full_like(variance, scale), np.full_like(df, 1e6)
-    out = (prior * scale + df * variance) / np.maximum(prior + df, 1e-12)
-    return np.maximum(out, floor), prior + df
+    out = posterior_variance(variance, df, np.full_like(variance, max(scale, floor)), prior)
+    return np.maximum(out, floor), np.full_like(df, 1e6) if np.isinf(prior) else prior + df
 
 
 def combine_sections(
@@ -88,13 +89,10 @@ def combine_sections(
     """Combine effects within libraries (libraries x genes).
 
     Random-effects meta-analysis with inverse-variance weights. The standard error is scaled by the effects'
-    variation over libraries (Hartung & Knapp 2001), never below the within-library one (Rover et al. 2015).
-    Empirical Bayes shares that scale between genes (Smyth 2004), which adds degrees of freedom when libraries are
-    few. Variance 0 marks an effect that a library cannot estimate.
+    variation over libraries (Hartung & Knapp 2001), never below the within-library one (Rover et al. 2015); empirical
+    Bayes shares that scale between genes (Smyth 2004). Variance 0 marks an effect that a library cannot estimate.
 
-    ``skewness`` and ``kurtosis`` are those of effects under the null (normal by default). Libraries are independent,
-    so cumulants of the weighted mean are sums of theirs; the between-library part is taken as normal. The mean is
-    transformed to its normal quantile before scaling.
+    ``skewness`` and ``kurtosis`` of effects under the null (normal by default) give the mean its normal quantile first.
     """
     known = variances > 0
     k = known.sum(axis=0)

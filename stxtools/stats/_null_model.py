@@ -1,10 +1,4 @@
-"""Random regions with the correlogram of a region (surrogate maps): the null distribution of a region test.
-
-A region (any two-class label of observations) is modelled as a thresholded Gaussian random field. The field's
-correlation is fitted to the label's correlogram, and new labels are drawn on the same observations. A gene that is
-independent of the region differs between region and rest as much as between a random region and its rest, however
-smooth gene and region are. Regions are fitted and drawn once and used for every block of genes.
-"""
+"""Random regions with the correlogram of a region (surrogate maps): the null distribution of a region test."""
 
 from __future__ import annotations
 
@@ -103,8 +97,8 @@ def _binary_correlation(rho: NDArray[np.float64], fraction: float) -> NDArray[np
 def fit_label_model(pairs: LagPairs, label: NDArray[np.bool_]) -> LabelModel:
     """Fit length, smoothness and nugget of a label by least squares on its correlogram.
 
-    The correlogram of a finite section is biased: the label's mean comes from the same section, which subtracts
-    the mean correlation over all pairs. The model's correlogram gets the same bias before the comparison.
+    The label's mean comes from the same section, which subtracts the mean correlation over all pairs, from the model's,
+    too.
     """
     label = np.asarray(label, dtype=bool)
     p = float(label.mean())
@@ -135,11 +129,9 @@ def fit_label_model(pairs: LagPairs, label: NDArray[np.bool_]) -> LabelModel:
 
 
 class LabelSampler:
-    """Draws random regions of a :class:`LabelModel` on given positions.
+    """Draws random regions of a :class:`LabelModel` on given positions, each of the size of the tested one.
 
-    The field is simulated on a torus by its spectrum (circulant embedding, Dietrich & Newsam 1993), large enough
-    not to wrap around. It is interpolated bilinearly at the observations and thresholded so that every region has
-    the size of the tested one.
+    The field is simulated by its spectrum on a large enough torus (circulant embedding, Dietrich & Newsam 1993).
     """
 
     def __init__(self, xy: NDArray[np.float64], model: LabelModel, spacing: float) -> None:
@@ -193,14 +185,10 @@ class LabelSampler:
 
 
 class RegionDraws:
-    """The tested side of a region, and its random regions: the same at every iteration.
+    """The tested side of a region, and its random regions: the same at every iteration, and for its complement.
 
-    A region and its complement use the same random regions: ``side`` is the one of the two without the first
-    observation, and ``flipped`` says whether that is the complement.
-
-    - ``n_null``: Number of random regions.
-    - ``seed``: Seed of the random regions, together with the region itself.
-    - ``limit``: Bytes that may be held, one bit per observation and random region; above it, they are drawn again.
+    ``side`` is the one of the two without the first observation, ``flipped`` whether that is the complement. Above
+    ``limit`` bytes (a bit per observation and random region) regions are drawn again each time.
     """
 
     def __init__(

@@ -23,15 +23,9 @@ def contrast_weights(label: NDArray[np.bool_], blocks: NDArray[np.int64] | None 
 def explain_discriminant(pooled: Floats, components: Floats, difference: Floats, shrinkage: float = 0.1) -> Floats:
     """Integrated gradients (Sundararajan et al. 2017) of a discriminant on principal components, per gene.
 
-    For a linear score ``w . x`` the path integral from the reference's mean to the group's mean is exact:
-    gene j gets ``w_j (mean_group,j - mean_reference,j)``, and the genes' parts add up to the distance of the two
-    classes' mean scores.
-
-    - ``pooled``: Pooled covariance of the components (genes x components) within the two classes.
-    - ``difference``: Mean difference of every gene, with the weights of :func:`contrast_weights`.
-    - ``shrinkage``: Share of the pooled covariance that is replaced by a multiple of the identity.
-
-    Absolute values of the result sum to 1, or are 0 where the classes' means agree.
+    For a linear score ``w . x`` they are ``w_j (mean_group,j - mean_reference,j)``; absolute values sum to 1, or are 0.
+    ``pooled`` is the covariance of the components within the two classes; of it ``shrinkage`` is replaced by a multiple
+    of the identity.
     """
     ridge = float(np.trace(pooled)) / len(pooled)
     if ridge <= 0:

@@ -1,9 +1,7 @@
-"""Test regions on genes that are read block by block: expression is never in memory as a whole.
+"""Test regions on genes that are read block by block, with results equal to the bit for every division.
 
-A gene's test needs three things from the other genes, and each comes from rows or from a sum over blocks: the depth,
-the components that stand for the composition, and the genes significant in a first test (depth and components of the
-second test exclude them). Random regions depend on the region only, so all blocks use the same ones.
-Results are equal to the bit for every division into blocks.
+What a gene's test needs of the others comes from rows or from a sum over blocks: the depth, the components that stand
+for the composition, and the genes significant in a first test, which both of the second test exclude.
 """
 
 from __future__ import annotations
@@ -43,9 +41,7 @@ MIN_NULL = 50
 class SectionView:
     """Observations of one section, read from an expression by blocks of genes, with what all blocks share.
 
-    - ``rows``: Rows of the observations, in the order of computation. In the order of positions
-      (:func:`stxtools._spatial.order.position_order`) results do not depend on the order of storage.
-    - ``xy``: Positions, in the order of ``rows`` like all that follow.
+    - ``rows``: Rows of the observations, in the order of computation and of what follows.
     - ``seed``: Seed of the sampled pairs of observations.
     - ``depth``: Counts before normalisation.
     - ``plain``: Whether smooth variation counts in full, not weighed down (:attr:`metric`).
@@ -291,9 +287,8 @@ def _test(contrasts: Sequence[Contrast], limit: float, done: Callable[[int], obj
 def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
     """Prepare the second test: exclude the genes significant in the first.
 
-    Genes that differ in the region pass their difference to others through shared components and through the
-    depth used for normalisation. Components and depth of the second test are therefore computed from the other
-    genes (empirical control genes, as in Risso et al. 2014).
+    They pass their difference to others through components and depth, which come from the other genes then (empirical
+    control genes, as in Risso et al. 2014).
     """
     significant = [test.significant() for test in tests]
     for test, genes, factor in zip(tests, significant, _factors(tests, significant), strict=True):

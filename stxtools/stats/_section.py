@@ -1,9 +1,4 @@
-"""All genes of a section against one region of it: effect, null distribution, and description.
-
-The null variance of a gene's mean difference is the variance of the same statistic over random regions that are as
-smooth as the tested one (:mod:`stxtools.stats._null_model`). Tests of correlation between autocorrelated maps do the
-same; the effective sample size follows Clifford, Richardson & Hemon (1989) and Dutilleul (1993).
-"""
+"""All genes of a section against one region of it: effect, null distribution, and description."""
 
 from __future__ import annotations
 
@@ -61,10 +56,7 @@ class RegionEffect:
 
 @dataclass(frozen=True)
 class Description:
-    """Per gene: means on the linear scale, shares of observations that express it, AUROC, effect to rank by.
-
-    ``mean`` is that of both sides together.
-    """
+    """Per gene: linear means (``mean``: of both sides), shares that express it, AUROC, effect to rank by."""
 
     mean_group: Floats
     mean_reference: Floats
@@ -98,8 +90,7 @@ class SectionExpression:
     def _flat(self) -> sparse.csr_matrix:
         """Genes on a flatter logarithm, log(1 + x / 20).
 
-        The mean of log(1 + x) depends on depth, which gives false differences. The mean of x does not, but few
-        observations dominate it. Measured power is best between the two.
+        The mean of log(1 + x) depends on depth; few observations dominate the mean of x. Power is best in between.
         """
         matrix = self.matrix
         if matrix.nnz == 0 or matrix.data.min() < 0:

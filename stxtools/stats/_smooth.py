@@ -1,11 +1,8 @@
-"""Smooth variation of genes, which generalised least squares weighs down.
+"""Smooth variation of genes, which generalised least squares (Aitken 1936) weighs down.
 
-Most of what makes a gene differ between random regions is smooth: gradients, large structures. A region has borders,
-which tell its effect from smooth variation. The covariance of genes over a section is modelled as white noise and a
-power law, ``I + c B diag(f ** -1.5) B'``, with B the functions of lowest frequency f that the section allows (half
-waves over its longest side). Its inverse is ``I - B diag(w) B'`` with ``w = s / (1 + s)``, ``s = c f ** -1.5``: the
-metric of generalised least squares (Aitken 1936). One strength c serves all genes of a section, the median of their
-likeliest: with its own, a gene whose effect is large and smooth would have the effect taken for noise.
+The covariance of genes over a section is modelled as ``I + c B diag(f ** -1.5) B'``, with B functions of the lowest
+frequencies f. Its inverse is ``I - B diag(w) B'`` with ``w = s / (1 + s)``, ``s = c f ** -1.5``. One strength c serves
+all genes of a section: with its own, a gene whose effect is large and smooth would have the effect taken for noise.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ._meta_analysis import signed_z, squeeze_variance, two_sided
+from ._meta_analysis import posterior_variance, signed_z, squeeze_variance, two_sided
 
 Floats = NDArray[np.float64]
 
@@ -22,21 +22,6 @@ _VALUES = 4_000_000  # permuted statistics in all
 _CONSTANT = 1e-6  # of the median variance: less is rounding
 _ROUNDING = 1e-10  # of the largest value: less deviation is rounding
 _KNOTS = 4  # degree of the variance trend, at most
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Per feature: mean of each side, their difference with 95 % limits, normal score, p-value, subjects."""
-
-    mean: Floats
-    mean_reference: Floats
-    effect: Floats
-    low: Floats
-    high: Floats
-    score: Floats
-    pvals: Floats
-    n: NDArray[np.int64]
-    n_reference: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -50,16 +35,28 @@ class Slope:
     pvals: Floats
 
 
+@dataclass(frozen=True)
+class Difference(Slope):
+    """The slope between two sides, with mean and subjects of each."""
+
+    mean: Floats
+    mean_reference: Floats
+    n: NDArray[np.int64]
+    n_reference: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, slope: Slope, one: Floats, two: Floats) -> Difference:
+        """Describe the two sides, subjects x features each."""
+        counts = [np.isfinite(side).sum(axis=0) for side in (one, two)]
+        totals = [np.where(np.isfinite(side), side, 0.0).sum(axis=0) for side in (one, two)]
+        means = [np.where(n > 0, total / np.maximum(n, 1), np.nan) for total, n in zip(totals, counts, strict=True)]
+        return cls(**vars(slope), mean=means[0], mean_reference=means[1], n=counts[0], n_reference=counts[1])
+
+
 def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
     """Compare two groups of subjects feature by feature: :func:`regress_subjects` on a column of 0 and 1."""
-    known = np.isfinite(values)
     found = regress_subjects(values, group.astype(float), (group, ~group), level, seed)
-    n1, n0 = known[group].sum(axis=0), known[~group].sum(axis=0)
-    m1, m0 = (np.where(known[g], values[g], 0.0).sum(axis=0) / np.maximum(n, 1) for g, n in ((group, n1), (~group, n0)))
-    return Difference(
-        np.where(n1 > 0, m1, np.nan), np.where(n0 > 0, m0, np.nan), found.effect, found.low, found.high,
-        found.score, found.pvals, n1.astype(np.int64), n0.astype(np.int64),
-    )  # fmt: skip
+    return Difference.of(found, values[group], values[~group])
 
 
 def compare_pairs(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
@@ -68,11 +65,9 @@ def compare_pairs(values: Floats, group: NDArray[np.bool_], level: Floats | None
     ``values``: the subjects (rows) in the group's condition, and in the same order in the reference's.
     """
     one, two = values[group], values[~group]
-    both = np.isfinite(one) & np.isfinite(two)
     found = regress_subjects(one - two, np.ones(len(one)), (np.ones(len(one), dtype=bool),), level, seed, paired=True)
-    n = both.sum(axis=0)
-    m1, m0 = (np.where(n > 0, np.where(both, v, 0.0).sum(axis=0) / np.maximum(n, 1), np.nan) for v in (one, two))
-    return Difference(m1, m0, found.effect, found.low, found.high, found.score, found.pvals, n, n)
+    alone = ~np.isfinite(one - two)
+    return Difference.of(found, np.where(alone, np.nan, one), np.where(alone, np.nan, two))
 
 
 def regress_subjects(
@@ -86,9 +81,8 @@ def regress_subjects(
     the spread of the statistic without an effect; where it is above 1 the statistic is divided by it.
 
     - ``values``: Subjects x features; NaN where a subject lacks the feature.
-    - ``sides``: Subjects on the two sides of the range of ``x``; p-values need :data:`MIN_SUBJECTS` on both.
-    - ``level``: Abundance of each feature.
-    - ``paired``: Whether values are differences: the line goes through 0, and signs are flipped, not subjects permuted.
+    - ``sides``: Subjects at either end of ``x``; p-values need :data:`MIN_SUBJECTS` of both.
+    - ``paired``: Values are differences: the line goes through 0, and signs are flipped, not subjects permuted.
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
@@ -105,7 +99,7 @@ def regress_subjects(
     tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
     spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, seed, paired))
 
-    error = spread * np.sqrt(_moderated(variance, df, trend * scale, prior) / np.where(sxx > 0, sxx, 1.0))
+    error = spread * np.sqrt(posterior_variance(variance, df, trend * scale, prior) / np.where(sxx > 0, sxx, 1.0))
     total = np.clip(df + prior, 1.0, 1e6)
     effect = np.where(sxx > 0, slope, np.nan)
     statistic = np.divide(effect, error, out=np.zeros_like(error), where=tested & (error > 0))
@@ -135,12 +129,6 @@ def _fit(
     return n, sxx, slope, rest, (sxx > 0) & (leverage < 1 - 1e-9)
 
 
-def _moderated(variance: Floats, df: Floats, expected: Floats, prior: float) -> Floats:
-    if np.isinf(prior):
-        return expected
-    return (prior * expected + df * variance) / np.maximum(prior + df, 1e-12)
-
-
 def _trend(log_variance: Floats, level: Floats, at: Floats) -> Floats:
     """Variance expected at each level: a polynomial in the rank of the level, fitted to log variances."""
     order = np.sort(level)
@@ -162,7 +150,7 @@ def _null_spread(
     for other in _flips(len(x), most, seed) if paired else _permutations(x, most, seed):
         n, sxx, slope, rest, fits = _fit(filled, known, other, paired)
         df = (n - 2 + paired).astype(float)
-        error = np.sqrt(_moderated(rest / df, df, expected, prior) / np.where(sxx > 0, sxx, 1.0))
+        error = np.sqrt(posterior_variance(rest / df, df, expected, prior) / np.where(sxx > 0, sxx, 1.0))
         statistic = np.divide(slope, error, out=np.zeros_like(error), where=fits & (error > 0))
         score = signed_z(statistic, np.minimum(df + prior, 1e6))[fits]
         squares, count = squares + float((score**2).sum()), count + len(score)
@@ -176,7 +164,8 @@ def _permutations(x: Floats, most: int, seed: int) -> Iterator[Floats]:
     if ways <= most:
         found = _arrangements(values[::-1], counts[::-1], np.arange(len(x)), np.empty(len(x)))
     else:
-        found = _shuffled(np.sort(x)[::-1], np.random.default_rng(seed))
+        ordered, rng = np.sort(x)[::-1], np.random.default_rng(seed)
+        found = (ordered[np.argsort(rng.permutation(len(x)))] for _ in range(most))
     centred = x - x.mean()
     for other in islice(found, most):
         if abs((other - x.mean()) @ centred) < (1 - 1e-9) * (centred @ centred):
@@ -189,7 +178,7 @@ def _flips(n: int, most: int, seed: int) -> Iterator[Floats]:
         found: Iterator[Any] = product((1.0,), *[(1.0, -1.0)] * (n - 1))
     else:
         rng = np.random.default_rng(seed)
-        found = (rng.choice((-1.0, 1.0), n) for _ in iter(int, 1))
+        found = (rng.choice((-1.0, 1.0), n) for _ in range(most))
     for signs in islice(found, most):
         if abs(sum(signs)) < n:
             yield np.array(signs)
@@ -204,10 +193,3 @@ def _arrangements(values: Floats, counts: NDArray[np.int64], free: NDArray[np.in
     for chosen in combinations(free.tolist(), int(counts[0])):
         out[list(chosen)] = values[0]
         yield from _arrangements(values[1:], counts[1:], np.setdiff1d(free, chosen), out)
-
-
-def _shuffled(ordered: Floats, rng: np.random.Generator) -> Iterator[Floats]:
-    while True:
-        out = np.empty(len(ordered))
-        out[rng.permutation(len(ordered))] = ordered
-        yield out

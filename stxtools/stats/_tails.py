@@ -1,10 +1,7 @@
-"""Tails of a correlation over random regions.
+"""Tails of a correlation over random regions: Pearson's type I, matched to skewness and kurtosis (Pitman 1937).
 
-The t-test of a correlation r assumes that r ** 2 is beta distributed, as between normal samples of an effective size.
-Over random regions this holds in the centre but not in the tails. A large region has few possible patterns, which
-bounds the correlations (a kurtosis of 2.4 to 2.8, where normal samples have 3); a gene expressed in a few patches is
-skewed. Beta distributions matched to moments have approximated permutation distributions of correlations since
-Pitman (1937); with skewness and kurtosis they are Pearson's type I.
+The t-test's hold in the centre only: a large region has few possible patterns, which bounds the correlations, and a
+gene expressed in a few patches is skewed.
 """
 
 from __future__ import annotations
@@ -34,11 +31,7 @@ def beta_tails(z: Floats, skewness: Floats, kurtosis: Floats) -> Floats:
 
 
 def shrunken_kurtosis(kurtosis: Floats, df: Floats, n_null: int) -> Floats:
-    """Shrink the kurtoses of correlations with ``n_null`` random regions towards the t-test's.
-
-    The t-test's kurtosis is 3 (df + 1) / (df + 3). Larger kurtoses are kept. Smaller ones are shrunken by their
-    sampling variance, 24 / n, against the genes' ``SPREAD``: 0.4 of the difference remains with 400 regions.
-    """
+    """Shrink kurtoses over ``n_null`` random regions below the t-test's by their sampling variance, 24 / n."""
     expected = 3.0 * (df + 1.0) / (df + 3.0)
     weight = SPREAD**2 / (SPREAD**2 + 24.0 / n_null)
     return np.maximum(kurtosis, expected + weight * (kurtosis - expected))

@@ -10,7 +10,7 @@ LARGEST_COUNT = 2.0**53  # float64 does not hold larger integers exactly
 
 
 def thin_counts(
-    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: NDArray[np.int64] | None = None
+    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: NDArray[np.int64]
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Split counts into two parts that add up to them.
 
@@ -19,8 +19,7 @@ def thin_counts(
     Of a negative binomial count with dispersion a (variance ``m + a * m**2``) their correlation is ``a * m`` over
     ``sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction.
 
-    Both have the dtype of ``counts`` and no stored zeros. Rows are drawn in ``order``, by default as stored, so that a
-    row's draw can depend on its name.
+    Both have the dtype of ``counts`` and no stored zeros. Rows are drawn in ``order``.
     """
     counts = sparse.csr_matrix(counts)
     if not counts.has_canonical_format or not counts.data.all():  # draws go by column, not by where it is stored
@@ -32,15 +31,11 @@ def thin_counts(
             f"The expression holds values from {counts.data.min():g} to {counts.data.max():g}, which are no counts "
             f"to split: these lie between 0 and {LARGEST_COUNT:g}."
         )
-    drawn = counts if order is None else counts[order]
-    taken = rng.binomial(drawn.data.astype(np.int64), fraction)
-    if order is not None:
-        taken = sparse.csr_matrix((taken, drawn.indices, drawn.indptr), counts.shape)[np.argsort(order)].data
-    parts = []
-    for values in (taken, counts.data.astype(np.int64) - taken):
-        part = sparse.csr_matrix(
-            (values.astype(counts.dtype), counts.indices.copy(), counts.indptr.copy()), counts.shape
-        )
-        part.eliminate_zeros()
-        parts.append(part)
-    return parts[0], parts[1]
+    drawn = counts[order]
+    drawn.data = rng.binomial(drawn.data.astype(np.int64), fraction)
+    taken, rest = counts.copy(), counts.copy()
+    taken.data = drawn[np.argsort(order)].data.astype(counts.dtype)
+    rest.data -= taken.data
+    taken.eliminate_zeros()
+    rest.eliminate_zeros()
+    return taken, rest

@@ -50,21 +50,13 @@ def found_again(
         classes = categories(part, labels_key, "labels_key")[1]
         shares = {c: float(v) for c, v in zip(classes, shares, strict=True) if v}
     segment(
-        part,
-        n_segments=None if labels_key is not None else int(given["n_segments"]),
-        labels_key=labels_key,
-        keep_labels=bool(given.get("keep_labels", False)),
-        class_shares=shares,
-        abstain_below=given.get("abstain_below"),
-        pretrained=pretrained,
-        image_key=image_key,
-        spatial_key=spatial_key,
-        library_key=stored_library_key(given),
+        part, None if labels_key is not None else int(given["n_segments"]), labels_key=labels_key,
+        keep_labels=bool(given.get("keep_labels", False)), class_shares=shares,
+        abstain_below=given.get("abstain_below"), pretrained=pretrained, image_key=image_key,
+        spatial_key=spatial_key, library_key=stored_library_key(given),
         params={k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in given["segmenter"].items()},
-        random_state=int(given.get("random_state", 0)),
-        show_progress=show_progress,
-        key_added=_FOUND,
-    )
+        random_state=int(given.get("random_state", 0)), show_progress=show_progress, key_added=_FOUND,
+    )  # fmt: skip
     read = {"protect_representation": representation, "protect_missing": missing or None}
     return *categories(part, _FOUND, "groupby"), read
 
