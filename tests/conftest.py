@@ -197,6 +197,23 @@ class InMemory:
         yield slice(0, self.shape[0]), self.matrix if genes is None else self.matrix[:, genes]
 
 
+class _Read(Exception):
+    """Ends a call at its model, which it carries the sections to."""
+
+
+def sections_read(model: type, method: str, call: Callable[[], object]) -> list[Any]:
+    """Return the sections that ``call`` gives to ``model.method``, and end the call there."""
+
+    def stop(self: Any, sections: list[Any], **kwargs: Any) -> None:
+        raise _Read(sections)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, method, stop)
+        with pytest.raises(_Read) as read:
+            call()
+    return read.value.args[0]
+
+
 def region_effects(
     values: np.ndarray,
     xy: np.ndarray,

@@ -12,7 +12,6 @@ import pytest
 from conftest import QUICK_NET, QUICK_UNET
 
 import stxtools as st
-from stxtools import _progress
 from stxtools._progress import progress, stage, whole_call
 
 CPU = {"accelerator": "cpu", "show_progress": True}
@@ -50,7 +49,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
         opened.append(Bar())
         return opened[-1]
 
-    monkeypatch.setattr(_progress, "_open_bar", open_bar)
+    monkeypatch.setattr("stxtools._progress._open_bar", open_bar)
     return opened
 
 
@@ -132,7 +131,7 @@ def test_ranges() -> None:
 
     bar = Bar()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_progress, "_open_bar", lambda: bar)
+        patch.setattr("stxtools._progress._open_bar", lambda: bar)
         works(show_progress=True)
     assert bar.path == sorted(bar.path)
 

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from stxtools._spatial import lattice
 from stxtools._spatial.density import typical_spacing, unique_points
 from stxtools._spatial.graph import spatial_graph
-from stxtools._spatial.lattice import fit_lattice
+from stxtools._spatial.lattice import _LARGE, fit_lattice
 from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries, split_rows
 
 
@@ -306,9 +305,9 @@ def test_a_large_lattice_extended_from_a_patch_equals_that_of_all_neighbours(
     xy = np.c_[col + (0.5 * (row & 1) if kind == "hex" else 0.0), row * (np.sqrt(0.75) if kind == "hex" else 1.0)]
     xy = xy @ np.array([[0.98, 0.2], [-0.21, 0.98]]) + rng.normal(0, 0.02, xy.shape)
     xy[:, 1] += warp * np.sin(xy[:, 0] / 40)
-    assert len(xy) > lattice._LARGE
+    assert len(xy) > _LARGE
     fast = fit_lattice(xy)
-    monkeypatch.setattr(lattice, "_LARGE", len(xy))
+    monkeypatch.setattr("stxtools._spatial.lattice._LARGE", len(xy))
     slow = fit_lattice(xy)
     if warp and slow is None:
         assert fast is None

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_same
+from conftest import assert_same, sections_read
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
-from stxtools._data.framework import KnownInput
-from stxtools._data.regions import Regions
 from stxtools.models import TissueNet
 from stxtools.models.explain.edges import METHODS, RegionAttribution
 
@@ -56,19 +52,19 @@ def taught(tmp_path_factory) -> tuple[ad.AnnData, np.ndarray, str]:
     return adata, sends, path
 
 
-def _sections(adata: ad.AnnData, net: TissueNet, inp: Regions) -> list[Any]:
-    return KnownInput(adata, net, None).sections(inp)
+def _look(adata: ad.AnnData, path: str) -> RegionAttribution:
+    net = TissueNet.load(path)
+    (section,) = sections_read(TissueNet, "predict", lambda: st.tl.multitask(adata, model=net, **HOW))
+    return RegionAttribution(net, section, "classification")
 
 
 def test_corrected_attention_finds_the_planted_edges(taught):
     adata, sends, path = taught
     assert (adata.obs["class_pred"].astype(str) == adata.obs["class"].astype(str)).mean() > 0.9
     found = {}
-    net, inp = TissueNet.load(path), Regions(adata, "regions", "spatial")
-    sections = _sections(adata, net, inp)
-    look = RegionAttribution(net, sections[0], "classification")
+    look = _look(adata, path)
     assert look.proba == pytest.approx(adata.uns["regions"].obsm["class_proba"].to_numpy(), abs=1e-5)
-    told = np.flatnonzero(look.predicted == list(net.classes["classification"]).index("told"))
+    told = np.flatnonzero(look.predicted == TissueNet.load(path).classes["classification"].index("told"))
     leads = np.isin(look.target, told)
     for method in METHODS:
         scores = look.edge_scores(method, told, np.random.default_rng(0))
@@ -104,8 +100,7 @@ def test_slots_say_that_true_orders_change_more(taught, tmp_path):
 
 def test_removing_all_edges_is_what_no_graph_gives(taught):
     adata, _, path = taught
-    net, inp = TissueNet.load(path), Regions(adata, "regions", "spatial")
-    look = RegionAttribution(net, _sections(adata, net, inp)[0], "classification")
+    look = _look(adata, path)
     regions = np.arange(look.n)
     everything = look.top_edges(np.zeros(len(look.source)), regions, 1.0)
     assert everything.all()
@@ -138,8 +133,7 @@ def test_the_prediction_looked_at_is_that_of_the_ensemble(make_section, quick_ne
     how = {"params": quick_net, "save_model": tmp_path / "net.stx", **HOW}
     st.tl.multitask(adata, None, "band", ensemble=["network", "linear"], **how)
     st.tl.multitask(adata, None, "band", model=tmp_path / "net.stx", **HOW)
-    net, inp = TissueNet.load(tmp_path / "net.stx"), Regions(adata, "regions", "spatial")
-    look = RegionAttribution(net, _sections(adata, net, inp)[0], "classification")
+    net, look = TissueNet.load(tmp_path / "net.stx"), _look(adata, tmp_path / "net.stx")
     assert look.proba == pytest.approx(adata.uns["regions"].obsm["band_proba"].to_numpy(), abs=1e-5)
     changes, saliency = {}, {}
     for of in ("ensemble", "network"):

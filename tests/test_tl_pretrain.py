@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scanpy as sc
-from conftest import QUICK_UNET, assert_same
+from conftest import QUICK_UNET, assert_same, sections_read
 from scipy import sparse
 from sklearn.decomposition import PCA
 
@@ -182,11 +182,11 @@ def _with_image(adata: ad.AnnData) -> ad.AnnData:
 
 
 def test_image_is_read_where_the_observations_lie(make_section):
-    from stxtools._data.image import Images
-    from stxtools._data.sections import Geometry
-
     adata = _with_image(make_section())
-    found = Images(adata).features(Geometry(adata, "spatial", None), "hires")
+    (section,) = sections_read(
+        Segmenter, "fit", lambda: st.tl.segment(adata, 3, image_key="hires", params=QUICK_UNET, **QUIET)
+    )
+    found = section.features[:, -6:]
     x, middle = adata.obsm["spatial"][:, 0], adata.obsm["spatial"][:, 0].max() / 2
     far = np.abs(x - middle) > 150
     np.testing.assert_allclose(found[far & (x < middle), 0], 1, atol=1e-6)
