@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from io import StringIO
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -76,9 +75,8 @@ def stored(chosen: list[Case], work: Path) -> dict[str, pd.DataFrame]:
 
 
 def _checkpoint(path: Path) -> pd.DataFrame:
-    """Rows of a checkpoint of tl.evaluate; the first line tells its settings."""
-    _, _, rows = path.read_text(encoding="utf-8").partition("\n")
-    return pd.read_json(StringIO(rows), lines=True, dtype={"fold": str})
+    """Rows of a checkpoint of tl.evaluate."""
+    return pd.read_json(path, lines=True, dtype={"fold": str})
 
 
 def mark(work: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-_MARK = "# stxtools evaluation, settings "
+_MARK = b'{"settings": "'
 
 
 def settings_fingerprint(settings: Mapping[str, Any]) -> str:
@@ -23,42 +23,28 @@ def settings_fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 class Checkpoint:
-    """Rows as lines of JSON in a file whose first line tells the settings they were made with.
+    """Rows as lines of JSON, each with the settings it was made with; processes may share the file, which is locked."""
 
-    Processes may share it: it is locked (a file beside it, ``.lock``) while it is read or written, and
-    :meth:`refresh` shows what others added. A row that was cut off, or that is none, is skipped.
-    """
-
-    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: str, types: Mapping[str, type]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, settings: str, types: Mapping[str, type]) -> None:
         self.path = None if path is None else _checked_path(path)
-        self.types, self.rows = dict(types), list[dict[str, Any]]()
-        self._head, self._size = f"{_MARK}{fingerprint}\n".encode(), -1
+        self.settings, self.types, self.rows = settings, {"settings": str, **types}, list[dict[str, Any]]()
         self.refresh()
 
-    def refresh(self) -> bool:
-        """Read the rows that are there now, those of other processes too; return whether any came."""
+    def refresh(self) -> None:
+        """Read the rows that are there now, those of other processes too; what is no whole row is skipped."""
         if self.path is None:
-            return False
+            return
         with _opened(self.path) as file:
-            if file.seek(0, os.SEEK_END) == self._size:
-                return False
             file.seek(0)
             content = file.read()
-            if len(content) < len(self._head) and self._head.startswith(content):  # new, or cut off in its head
-                file.truncate(0)
-                content = self._head
-                _append(file, content)
-        if not content.startswith(_MARK.encode()):
+        if not content.startswith(_MARK[: len(content)]):
             raise ValueError(f"`checkpoint={str(self.path)!r}` is not a table of `st.tl.evaluate`; name another file.")
-        if not content.startswith(self._head):
+        self.rows = [row for line in content.splitlines() if (row := self._row(line)) is not None]
+        if any(row["settings"] != self.settings for row in self.rows):
             raise ValueError(
                 f"`checkpoint={str(self.path)!r}` was written with other data or settings; name another file, or "
                 "delete it to start anew."
             )
-        self._size = len(content)
-        rows = [self._row(line) for line in content[len(self._head) :].splitlines()]
-        self.rows = [row for row in rows if row is not None]
-        return True
 
     def _row(self, line: bytes) -> dict[str, Any] | None:
         """Values of a line; None if it was cut off, or two were written into one."""
@@ -71,14 +57,13 @@ class Checkpoint:
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows in one go: to the table and to the file."""
-        self.rows += [dict(r) for r in rows]
-        if self.path is None:
-            return
-        text = "".join(json.dumps({name: row[name] for name in self.types}) + "\n" for row in rows)
-        with _opened(self.path) as file:
-            file.seek(-1, os.SEEK_END)
-            whole = file.read() == b"\n"  # a process that was stopped may have left a part of a row
-            _append(file, (text if whole else f"\n{text}").encode())
+        added = [{"settings": self.settings, **row} for row in rows]
+        self.rows += added
+        if self.path is not None:
+            with _opened(self.path) as file:
+                file.seek(max(file.tell() - 1, 0))
+                cut = file.read() not in (b"", b"\n")  # a process that was stopped may have left a part of a row
+                file.write(("\n" * cut + "".join(json.dumps(row) + "\n" for row in added)).encode())
 
 
 @contextmanager
@@ -101,10 +86,3 @@ def _checked_path(path: Any) -> Path:
     if not usable:
         raise ValueError(f"`checkpoint={str(path)!r}` must name a file in a folder that exists.")
     return found
-
-
-def _append(file: io.BufferedRandom, content: bytes) -> None:
-    file.seek(0, os.SEEK_END)
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())

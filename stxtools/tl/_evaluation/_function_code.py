@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -17,60 +16,36 @@ def function_code(function: Callable[..., Any]) -> str:
 
     Lists, arrays and other data that may change do not count, and a function in another language counts by its name.
     """
-    digest = hashlib.sha256()
-    for part in _parts(function, set()):
-        digest.update(part.encode("utf-8", "backslashreplace") + b"\0")
-    return digest.hexdigest()[:16]
+    text = "\0".join(_parts(function, set()))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _parts(value: Any, seen: set[int]) -> Iterator[str]:
-    if id(value) in seen:
-        return
-    if isinstance(value, FunctionType):
-        seen.add(id(value))
-        yield from _code(value.__code__)
-        for bound in (value.__defaults__ or (), value.__kwdefaults__ or {}, value.__closure__ or ()):
-            yield from _parts(bound, seen)
-        for name in value.__code__.co_names:
-            other = value.__globals__.get(name)
-            if isinstance(other, FunctionType) and other.__module__ == value.__module__:
-                yield from _parts(other, seen)
-    elif isinstance(value, partial):
-        for part in (value.func, value.args, value.keywords):
-            yield from _parts(part, seen)
-    elif isinstance(value, MethodType):
-        yield from _parts(value.__func__, seen)
-        yield from _parts(value.__self__, seen)
-    elif isinstance(value, type):
-        seen.add(id(value))
-        yield f"{value.__module__}.{value.__qualname__}"
-        for name, member in sorted(vars(value).items()):
-            if isinstance(member, FunctionType):
-                yield name
-                yield from _parts(member, seen)
-    elif type(value).__name__ == "cell":  # of a closure
-        with suppress(ValueError):  # not filled yet
-            yield from _parts(value.cell_contents, seen)
+    if value is None or isinstance(value, (str, bytes, int, float, complex, np.generic)):
+        yield repr(value)
+    elif isinstance(value, frozenset):  # its order differs between processes
+        yield repr(sorted(map(repr, value)))
     elif isinstance(value, (tuple, dict)):
         for item in value.items() if isinstance(value, dict) else value:
             yield from _parts(item, seen)
-    elif value is None or isinstance(value, (str, bytes, int, float, complex, np.generic)):
-        yield repr(value)
-    elif hasattr(value, "__dict__") and not isinstance(value, (list, set, ModuleType)):
+    elif id(value) not in seen:
         seen.add(id(value))
-        yield from _parts(type(value), seen)
-        yield from _parts(vars(value), seen)
-    elif callable(value):
-        yield f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+        yield from _parts(_bound(value), seen)
 
 
-def _code(code: CodeType) -> Iterator[str]:
-    yield code.co_code.hex()
-    yield repr(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _code(constant)
-        elif isinstance(constant, frozenset):  # its order differs between processes
-            yield repr(sorted(map(repr, constant)))
-        else:
-            yield repr(constant)
+def _bound(value: Any) -> tuple[Any, ...]:
+    """What makes a callable, or an object it is bound to, what it is."""
+    if isinstance(value, FunctionType):
+        called = (value.__globals__.get(name) for name in value.__code__.co_names)
+        own = tuple(f for f in called if isinstance(f, FunctionType) and f.__module__ == value.__module__)
+        cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
+        return value.__code__, value.__defaults__, value.__kwdefaults__, cells, own
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, value.co_consts
+    if isinstance(value, partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, MethodType):
+        return value.__func__, value.__self__
+    if callable(value) and isinstance(getattr(type(value), "__call__", None), FunctionType):  # noqa: B004
+        return f"{type(value).__module__}.{type(value).__qualname__}", type(value).__call__, vars(value)
+    return (f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}",)

@@ -72,8 +72,8 @@ def run(
             for split in _splits(adata, p, where, folds[scheme, seed], (scheme, seed, noise), columns, todo):
                 for name in p.models:
                     if split.unit(name) in todo:
-                        if store.refresh():  # another process may have done it meanwhile
-                            done |= _finished(store.rows, targets, codes)
+                        store.refresh()  # another process may have done it meanwhile
+                        done |= _finished(store.rows, targets, codes)
                         if split.unit(name) in done:
                             bar.update(1)
                             continue

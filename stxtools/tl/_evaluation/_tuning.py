@@ -151,11 +151,10 @@ def study_of(
 
             if n_done < task.most_trials:
                 study.optimize(objective, callbacks=[after], n_trials=task.most_trials)
-        trials = study.get_trials(deepcopy=False)
-        best = _best(trials)
+        best = _best(study.get_trials(deepcopy=False))
         if best is None:
             raise ValueError("No trial was completed; check `space`, or raise `n_trials`.")
-    return task.fixed | dict(best.params), float(best.value or 0.0), _table(trials, task)
+    return task.fixed | dict(best.params), float(best.value or 0.0), _table(study, task)
 
 
 def _stalled(trials: Sequence[Any], patience: int | None) -> bool:
@@ -257,20 +256,16 @@ class _Objective:
         return model.train(self.prepared[name].copy(), classes)
 
 
-def _table(trials: Sequence[Any], task: Search) -> pd.DataFrame:
-    targets = [t.name for t in task.protocol.targets]
-    rows = []
-    for t in trials:
-        seconds = t.duration.total_seconds() if t.duration is not None else np.nan
-        row = {"number": t.number, "state": t.state.name, "value": np.nan if t.value is None else t.value}
-        row["value_sd"] = t.user_attrs.get("value_sd", np.nan)
-        row |= {f"value_{name}": t.user_attrs.get(f"value_{name}", np.nan) for name in targets}
-        row |= {"n_folds": int(t.user_attrs.get("n_folds", 0)), "seconds": seconds}
-        rows.append(row | {name: t.params.get(name, np.nan) for name in task.space})
-    table = pd.DataFrame(rows)
+def _table(study: Any, task: Search) -> pd.DataFrame:
+    found = study.trials_dataframe(("number", "state", "value", "user_attrs", "duration", "params"))
+    found.columns = found.columns.str.removeprefix("params_").str.removeprefix("user_attrs_")
+    found["seconds"] = found.pop("duration").dt.total_seconds()
+    targets = [f"value_{t.name}" for t in task.protocol.targets]
+    columns = ["number", "state", "value", "value_sd", *targets, "n_folds", "seconds"]
+    table = found.reindex(columns=columns + list(task.space)).fillna({"n_folds": 0})
     for name, values in task.space.items():
         if any(isinstance(v, str) for v in values):
             table[name] = table[name].fillna("").astype(str)
         elif all(isinstance(v, bool) for v in values):
             table[name] = table[name].astype(float)
-    return table.astype({"state": str})
+    return table.astype({"state": str, "n_folds": int} | dict.fromkeys(("value", "value_sd", *targets), float))
