@@ -55,9 +55,18 @@ class Regions:
                 f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was one of them "
                 "subset since?); run `st.tl.region_graph(adata)` again."
             )
-        if segment_key in adata.obs:
-            _check_segments(adata.obs[segment_key], graph.obs["segment"], self.region, segment_key)
-        self.library = _section_of_regions(self.where, graph.obs["library"], self.region, made_with)
+        known = self.region >= 0
+        for key, column in ((segment_key, "segment"), (made_with, "library")):
+            if key not in adata.obs:
+                continue
+            now, then = adata.obs[key][known], graph.obs[column].iloc[self.region[known]]
+            if not np.array_equal(*(np.asarray(names, dtype=object).astype(str) for names in (now, then))):
+                raise ValueError(
+                    f"`adata.obs[{key!r}]` has changed since the region graph was made; run "
+                    "`st.tl.region_graph(adata)` again."
+                )
+        self.library = np.zeros(len(self), dtype=np.int64)
+        self.library[self.region[known]] = self.where.libs.codes[known]
         if named is not None:
             _check_sections(named, self.where.libs, library_key, regions_key)
 
@@ -81,37 +90,6 @@ class Regions:
         for i, part in enumerate(parts):
             out[self.rows(i)] = part
         return out
-
-
-def _section_of_regions(
-    where: Geometry, stored: pd.Series, region: NDArray[np.int64], library_key: str | bool | None
-) -> NDArray[np.int64]:
-    """Index of every region's section, as its observations say, checked against what the graph says."""
-    known = region >= 0
-    library = np.zeros(len(stored), dtype=np.int64)
-    library[region[known]] = where.libs.codes[known]
-    mixed = not np.array_equal(library[region[known]], where.libs.codes[known])
-    now = np.asarray(where.libs.names, dtype=object)[library]
-    then = stored.astype(str).to_numpy()
-    if isinstance(library_key, str) and (mixed or not np.array_equal(now, then)):
-        raise ValueError(
-            f"The sections in `adata.obs[{library_key!r}]` ({listing(where.libs.names)}) are not those that the region "
-            f"graph was made of ({listing(pd.unique(then))}; were they renamed since?); run "
-            "`st.tl.region_graph(adata)` again."
-        )
-    return library
-
-
-def _check_segments(column: pd.Series, stored: pd.Series, region: NDArray[np.int64], segment_key: str) -> None:
-    """Check that the compartments are still those that the regions were cut from."""
-    known = region >= 0
-    now = column.astype(object).to_numpy()[known].astype(str)
-    then = stored.astype(object).to_numpy()[region[known]].astype(str)
-    if not np.array_equal(now, then):
-        raise ValueError(
-            f"`adata.obs[{segment_key!r}]` has changed since the region graph was made; run "
-            "`st.tl.region_graph(adata)` again."
-        )
 
 
 def _check_sections(libs: Libraries, graph: Libraries, library_key: str | bool | None, regions_key: str) -> None:

@@ -10,16 +10,14 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 
 
 def bounded_parts(
-    graph: sparse.csr_matrix, part: NDArray[np.int64], xy: NDArray[np.float64], max_size: int, rng: np.random.Generator
+    graph: sparse.csr_matrix, part: NDArray[np.int64], max_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Cut the parts that have more than ``max_size`` members into connected ones that have not.
 
-    Seeds are spread over each large part, and every member goes to its nearest seed along the graph of edge lengths:
-    Voronoi cells, which are connected. Cells that are still too large are cut again, in the end by a walk along the
-    cell.
+    Every member goes to the nearest of some seeds along the graph: Voronoi cells, two at least, which are connected.
     """
     part = pd.factorize(part)[0].astype(np.int64)
-    for _ in range(12):
+    while True:
         size = np.bincount(part)
         large = np.flatnonzero(size[part] > max_size)
         if len(large) == 0:
@@ -28,7 +26,6 @@ def bounded_parts(
         cell = _voronoi(_within(sub, part[large]), part[large], size, max_size, rng)
         part[large] = part.max() + 1 + _connected(sub, cell)
         part = pd.factorize(part)[0].astype(np.int64)
-    return _chop(part, xy, max_size, graph)
 
 
 def _voronoi(
@@ -73,17 +70,3 @@ def _within(graph: sparse.csr_matrix, part: NDArray[np.int64]) -> sparse.csr_mat
 
 def _connected(graph: sparse.csr_matrix, part: NDArray[np.int64]) -> NDArray[np.int64]:
     return connected_components(_within(graph, part), directed=False)[1].astype(np.int64)
-
-
-def _chop(
-    part: NDArray[np.int64], xy: NDArray[np.float64], max_size: int, graph: sparse.csr_matrix
-) -> NDArray[np.int64]:
-    """Last resort: slices of at most ``max_size`` members across the longer side, then connected pieces of them."""
-    size = np.bincount(part)
-    out, next_free = part.copy(), int(part.max()) + 1
-    for p in np.flatnonzero(size > max_size):
-        rows = np.flatnonzero(part == p)
-        axis = int(np.argmax(np.ptp(xy[rows], axis=0)))
-        out[rows[np.argsort(xy[rows, axis], kind="stable")]] = next_free + np.arange(len(rows)) // max_size
-        next_free = int(out.max()) + 1
-    return np.unique(_connected(graph, out), return_inverse=True)[1].astype(np.int64)

@@ -140,7 +140,7 @@ def _regions(
     inside = sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)
     component = connected_components(inside, directed=False)[1].astype(np.int64)
     if max_size is not None:
-        component = bounded_parts(inside, component, where.xy, max_size, np.random.default_rng(seed))
+        component = bounded_parts(inside, component, max_size, np.random.default_rng(seed))
     known = codes >= 0
     if not known.any():
         raise ValueError("No observation has a class, so there are no regions.")
