@@ -55,7 +55,7 @@ def test_weights_are_those_of_a_regression():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 4000)
     linear, trees = (np.stack([-v, v], axis=1) for v in truth - 0.5 + rng.normal(size=(2, 4000)) * [[1.0], [0.7]])
-    apart, around = OutOfFold(linear, trees, {}, truth).weights()
+    apart, around = OutOfFold({"linear": linear, "trees": trees}, {}, truth).weights()
     known = LogisticRegression(C=1e6, fit_intercept=False).fit(np.stack([linear[:, 1], trees[:, 1]], 1), truth).coef_[0]
     np.testing.assert_allclose([apart.linear, apart.trees], known / 2, rtol=0.02)
     assert around is None
@@ -65,8 +65,8 @@ def test_weights_make_sure_logits_less_sure():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, 2000)
     honest = np.eye(3)[truth] * 2 + rng.normal(size=(2000, 3))
-    best = OutOfFold(honest, None, {}, truth).weights()[0].linear
-    apart, _ = OutOfFold(honest * 5, None, {}, truth).weights()
+    best = OutOfFold({"linear": honest}, {}, truth).weights()[0].linear
+    apart, _ = OutOfFold({"linear": honest * 5}, {}, truth).weights()
     assert apart.linear == pytest.approx(best / 5, rel=1e-3)
     assert apart.trees == 0
 
@@ -80,7 +80,7 @@ def test_label_propagation_counts_where_it_helps(labelled_patches):
     xy, codes = labelled_patches(rng)
     fold = _blocks(xy, 36) % 4
     vague = np.eye(3)[codes] * 1.7 + rng.normal(size=(len(xy), 3))
-    said = out_of_fold([(xy, codes)], [fold], 3, linear=lambda seen, held: vague[held], label_propagation=True)
+    said = out_of_fold([(xy, codes)], [fold], 3, {"linear": lambda seen, held: vague[held]}, label_propagation=True)
     assert said is not None
     without, best = said.weights()
     assert without.label_propagation == 0
@@ -108,7 +108,7 @@ def test_label_propagation_has_no_weight_where_labels_are_scattered(labelled_pat
     scattered = rng.integers(0, 3, len(xy))
     sure = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
     fold = _blocks(xy, 36) % 4
-    said = out_of_fold([(xy, scattered)], [fold], 3, linear=lambda seen, held: sure[held], label_propagation=True)
+    said = out_of_fold([(xy, scattered)], [fold], 3, {"linear": lambda seen, held: sure[held]}, label_propagation=True)
     assert said is not None
     _, best = said.weights()
     assert best is None or best.label_propagation < 0.1 * best.linear
@@ -117,7 +117,7 @@ def test_label_propagation_has_no_weight_where_labels_are_scattered(labelled_pat
 def test_without_two_folds_nothing_is_weighed(labelled_patches):
     xy, codes = labelled_patches(np.random.default_rng(0))
     fold = np.zeros(len(xy), dtype=np.int64)
-    assert out_of_fold([(xy, codes)], [fold], 3, linear=lambda seen, held: np.zeros((held.sum(), 3))) is None
+    assert out_of_fold([(xy, codes)], [fold], 3, {"linear": lambda seen, held: np.zeros((held.sum(), 3))}) is None
 
 
 def test_predictions_are_out_of_fold(labelled_patches):
@@ -129,7 +129,7 @@ def test_predictions_are_out_of_fold(labelled_patches):
         assert (seen | held).all()
         return np.zeros((held.sum(), 3))
 
-    said = out_of_fold([(xy, codes)], [fold, _blocks(xy, 9) % 3], 3, linear=strict, trees=strict)
+    said = out_of_fold([(xy, codes)], [fold, _blocks(xy, 9) % 3], 3, {"linear": strict, "trees": strict})
     assert said is not None
     assert len(said.truth) == 2 * len(xy)
     assert said.propagated == {}

@@ -6,7 +6,7 @@ logits are those of the lowest cross-entropy there (stacking, Wolpert 1992), whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -61,31 +61,6 @@ class Stack:
     trees: Trees | None = None
     genes: GeneClassifier | None = None
 
-    def __call__(
-        self,
-        own: NDArray[np.float32],
-        n_means: int,
-        network: NDArray[np.floating],
-        propagated: FloatArray | None = None,
-        by_genes: FloatArray | None = None,
-    ) -> FloatArray:
-        """Logits (or values) of observations from input features (m, d), of which trees read the first ``n_means``.
-
-        ``network``, ``propagated`` and ``by_genes`` are the logits of the network, of label propagation and of the
-        classifier of genes, (m, K).
-        """
-        w = self.weights
-        logits = w.network * network.astype(np.float64)
-        if self.linear is not None and w.linear > 0:
-            logits += w.linear * self.linear(own)
-        if self.trees is not None and w.trees > 0:
-            logits += w.trees * self.trees(own[:, :n_means])
-        if propagated is not None and w.label_propagation > 0:
-            logits += w.label_propagation * propagated
-        if by_genes is not None:
-            logits += w.genes * by_genes
-        return logits
-
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -113,14 +88,22 @@ class Ensemble:
         self, own: NDArray[np.float32], n_means: int, network: NDArray[np.floating], xy: FloatArray,
         codes: Codes | None, known: Mask, by_name: GeneSection | None = None, found: float = 1.0,
     ) -> FloatArray:  # fmt: skip
-        """Logits (or values) of the observations ``known`` of a section; the other arrays are of all of them."""
+        """Logits (or values) of the observations ``known`` of a section; trees read the first ``n_means`` features.
+
+        Features ``own`` and the logits of the ``network`` are of these observations, all else is of all of them.
+        """
         stack = self.stack(codes, found)
-        propagated = by_genes = None
-        if stack.genes is not None and by_name is not None and stack.weights.genes > 0:
-            by_genes = stack.genes.logits(by_name)[known]
-        if codes is not None and stack.weights.label_propagation > 0:
-            propagated = propagated_logits(xy, codes, network.shape[1], stack.weights.bandwidth)[known]
-        return stack(own, n_means, network, propagated, by_genes)
+        w = stack.weights
+        logits = w.network * network.astype(np.float64)
+        if stack.linear is not None and w.linear > 0:
+            logits += w.linear * stack.linear(own)
+        if stack.trees is not None and w.trees > 0:
+            logits += w.trees * stack.trees(own[:, :n_means])
+        if codes is not None and w.label_propagation > 0:
+            logits += w.label_propagation * propagated_logits(xy, codes, network.shape[1], w.bandwidth)[known]
+        if stack.genes is not None and by_name is not None and w.genes > 0:
+            logits += w.genes * stack.genes.logits(by_name)[known]
+        return logits
 
     def to_file(self, prefix: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Names and arrays that a model file keeps."""
@@ -147,36 +130,29 @@ class Ensemble:
 class OutOfFold:
     """Out-of-fold predictions of labelled observations."""
 
-    linear: FloatArray | None  # logits, (n, K); None where the member takes no part
-    trees: FloatArray | None
+    members: dict[str, FloatArray]  # name -> logits, (n, K)
     propagated: dict[float, FloatArray]  # bandwidth -> logits of label propagation, (n, K)
     truth: Codes  # class codes, (n,)
 
     def linear_alone(self) -> float:
         """Best weight of the linear classifier where no other member takes part."""
-        return OutOfFold(self.linear, None, {}, self.truth).weights()[0].linear if self.linear is not None else 0.0
+        return self._fitted({name: self.members[name] for name in self.members if name == "linear"})[1].linear
 
     def weights(self) -> tuple[Weights, Weights | None]:
         """Best weights without and with label propagation; None where that adds nothing."""
-        loss, without = self._fitted(None)
-        found = (self._fitted(bandwidth) for bandwidth in self.propagated)
+        loss, without = self._fitted(self.members)
+        found = (self._fitted(self.members | {"label_propagation": p}, b) for b, p in self.propagated.items())
         least, best = min(found, key=itemgetter(0), default=(np.inf, None))
         return without, best if least < loss - _GAIN else None
 
-    def _fitted(self, bandwidth: float | None) -> tuple[float, Weights]:
-        parts = {"linear": self.linear, "trees": self.trees}
-        if bandwidth is not None:
-            parts["label_propagation"] = self.propagated[bandwidth]
-        used = {name: logits for name, logits in parts.items() if logits is not None}
-        if not used:
+    def _fitted(self, members: dict[str, FloatArray], bandwidth: float = 0.0) -> tuple[float, Weights]:
+        if not members:
             return np.inf, Weights()
-        logits = np.stack(list(used.values()))
         found = minimize(
-            _loss, np.full(len(used), 0.5), args=(logits, self.truth), method="L-BFGS-B", jac=True,
-            bounds=[(0.0, _MOST)] * len(used),
+            _loss, np.full(len(members), 0.5), args=(np.stack(list(members.values())), self.truth),
+            method="L-BFGS-B", jac=True, bounds=[(0.0, _MOST)] * len(members),
         )  # fmt: skip
-        weights = {name: float(w) for name, w in zip(used, found.x, strict=True)}
-        return float(found.fun), Weights(**weights, bandwidth=bandwidth or 0.0)
+        return float(found.fun), Weights(**dict(zip(members, found.x.tolist(), strict=True)), bandwidth=bandwidth)
 
 
 def _loss(weights: FloatArray, logits: FloatArray, truth: Codes) -> tuple[float, FloatArray]:
@@ -188,43 +164,33 @@ def _loss(weights: FloatArray, logits: FloatArray, truth: Codes) -> tuple[float,
 
 
 def out_of_fold(
-    sections: Sequence[tuple[FloatArray, Codes]],
-    folds: Sequence[Codes],
-    n_classes: int,
-    *,
-    linear: Callable[[Mask, Mask], FloatArray] | None = None,
-    trees: Callable[[Mask, Mask], FloatArray] | None = None,
-    label_propagation: bool = False,
-) -> OutOfFold | None:
+    sections: Sequence[tuple[FloatArray, Codes]], folds: Sequence[Codes], n_classes: int,
+    members: Mapping[str, Callable[[Mask, Mask], FloatArray]], *, label_propagation: bool = False,
+) -> OutOfFold | None:  # fmt: skip
     """Train on all folds but one and predict it, fold by fold, for each division; None where there are not two folds.
 
     Each of ``folds`` is a division: the fold of every observation of all sections, whole blocks; -1 for those to leave
-    alone. ``linear`` and ``trees`` give logits of the second observations, learned from the first.
+    alone. ``members`` give logits of the second observations, learned from the first.
     """
     codes = np.concatenate([c for _, c in sections])
     divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]
     unit = 0.0
     if label_propagation and divisions:
         unit = float(np.mean([typical_gap(sections, fold, known) for fold, known in divisions]))
-    predicted: dict[str, list[FloatArray]] = {"linear": [], "trees": []}
+    predicted: dict[str, list[FloatArray]] = {name: [] for name in members}
     propagated: dict[float, list[FloatArray]] = {b * unit: [] for b in BANDWIDTHS} if unit > 0 else {}
-    truth = []
+    truth, ends = [], np.cumsum([len(xy) for xy, _ in sections])[:-1]
     for held, seen in (turn for fold, known in divisions for turn in _turns(codes, fold, known)):
-        for name, member in (("linear", linear), ("trees", trees)):
-            if member is not None:
-                predicted[name].append(member(seen, held))
+        for name, member in members.items():
+            predicted[name].append(member(seen, held))
+        hidden = [(xy, np.where(h, -1, c)) for (xy, c), h in zip(sections, np.split(held, ends), strict=True)]
         for bandwidth, found in propagated.items():
-            parts = [propagated_logits(xy, c, n_classes, bandwidth) for xy, c in _hidden(sections, held)]
-            found.append(np.concatenate(parts)[held])
+            found.append(np.concatenate([propagated_logits(xy, c, n_classes, bandwidth) for xy, c in hidden])[held])
         truth.append(codes[held])
     if not truth:
         return None
-    return OutOfFold(
-        np.concatenate(predicted["linear"]) if linear is not None else None,
-        np.concatenate(predicted["trees"]) if trees is not None else None,
-        {bandwidth: np.concatenate(found) for bandwidth, found in propagated.items()},
-        np.concatenate(truth),
-    )
+    joined: Any = [{key: np.concatenate(found) for key, found in parts.items()} for parts in (predicted, propagated)]
+    return OutOfFold(*joined, np.concatenate(truth))
 
 
 def _turns(codes: Codes, fold: Codes, known: Mask) -> Iterator[tuple[Mask, Mask]]:
@@ -235,12 +201,3 @@ def _turns(codes: Codes, fold: Codes, known: Mask) -> Iterator[tuple[Mask, Mask]
         seen = known & ~held
         if len(np.unique(codes[seen])) > 1:
             yield held, seen
-
-
-def _hidden(sections: Sequence[tuple[FloatArray, Codes]], held: Mask) -> list[tuple[FloatArray, Codes]]:
-    """The sections without the labels of ``held``."""
-    out, start = [], 0
-    for xy, codes in sections:
-        out.append((xy, np.where(held[start : start + len(xy)], -1, codes)))
-        start += len(xy)
-    return out

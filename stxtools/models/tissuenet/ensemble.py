@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -97,13 +97,14 @@ class EnsembleFit:
             rows = sampled(np.flatnonzero(seen))
             return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed, n_trees)
 
+        asked: dict[str, Callable[[Mask, Mask], NDArray[np.float64]]] = {
+            "linear": lambda seen, held: linear(seen)(inp.z[held]),
+            "trees": lambda seen, held: trees(seen, N_HELD_OUT_TREES)(inp.z[held, : inp.genes.start]),
+        }
         fitted = linear(known) if "linear" in members else None
         predicted = out_of_fold(
             [(s.section.xy, np.where(s.region >= 0, s.labels[task], -1)) for s in self.sections],
-            self._folds(known, inp), n_classes,
-            linear=(lambda seen, held: linear(seen)(inp.z[held])) if fitted is not None else None,
-            trees=(lambda seen, held: trees(seen, N_HELD_OUT_TREES)(inp.z[held, : inp.genes.start]))
-            if "trees" in members else None,
+            self._folds(known, inp), n_classes, {name: asked[name] for name in asked if name in members},
             label_propagation="label_propagation" in members,
         )  # fmt: skip
         if predicted is None:
