@@ -17,7 +17,6 @@ from stxtools.nn import (
     Augmentation,
     ChannelNorm,
     GaussianPyramid,
-    JointNet,
     PixelRaster,
     PyramidMLP,
     RandomViews,
@@ -302,7 +301,7 @@ def test_window_is_the_slice_of_the_whole_raster_padded_with_nothing() -> None:
     raster = _raster((23, 31), 3, 0.5)
     raster.target = torch.rand(len(raster.flat), 2)
     raster.weight = torch.rand(len(raster.flat))
-    whole = raster.whole()
+    whole = raster.window(0, 0, *raster.shape)
     padded = torch.nn.functional.pad(whole.x, (40, 40, 40, 40))
     for top, left, height, width in [(0, 0, 23, 31), (5, 7, 9, 11), (-4, 20, 12, 30), (18, -9, 20, 15), (30, 40, 4, 4)]:
         window = raster.window(top, left, height, width)
@@ -387,7 +386,7 @@ def test_views_do_not_depend_on_the_order_in_which_they_are_drawn() -> None:
 
 def test_student_in_tiles_equals_the_whole() -> None:
     torch.manual_seed(0)
-    net = SegmentationNet(PyramidMLP(3, width=8, sigmas=(0.0, 2.0, 4.0)), 4).eval()  # type: ignore[arg-type]
+    net = PyramidMLP(3, [4], width=8, sigmas=(0.0, 2.0, 4.0)).eval()
     flat = torch.nonzero(torch.rand(90 * 77) < 0.7)[:, 0]
     raster = PixelRaster((90, 77), flat, torch.randn(len(flat), 3))
     tiled = predict_pixels(net, raster, torch.device("cpu"), side=20)
@@ -399,11 +398,11 @@ def test_student_in_tiles_equals_the_whole() -> None:
     )
 
 
-def test_softmax_of_a_joint_network_is_that_of_each_task() -> None:
+def test_softmax_of_a_student_is_that_of_each_task() -> None:
     torch.manual_seed(0)
-    net = JointNet(PyramidMLP(3, width=8, sigmas=(0.0, 1.0)), [2, 4]).eval()
+    net = PyramidMLP(3, [2, 4], width=8, sigmas=(0.0, 1.0)).eval()
     x, occupied = torch.randn(1, 3, 9, 8), torch.ones(1, 1, 9, 8)
-    raw = net.head(net.unet(x, occupied))
-    both = net(x, occupied)[0].softmax(dim=1) * 2
+    logits, features = net(x, occupied)
+    raw, both = net.head(features), logits.softmax(dim=1) * 2
     assert torch.allclose(both[:, :2], raw[:, :2].softmax(dim=1), atol=1e-6)
     assert torch.allclose(both[:, 2:], raw[:, 2:].softmax(dim=1), atol=1e-6)

@@ -23,7 +23,6 @@ from stxtools.nn import (
     GraphTask,
     GraphTensors,
     Imitation,
-    JointNet,
     MaskedPretraining,
     PixelRaster,
     PyramidMLP,
@@ -114,9 +113,9 @@ def test_held_out_pixels_are_judged_on_the_card() -> None:
 
 
 def test_the_student_trains_on_the_card() -> None:
-    net = JointNet(PyramidMLP(CHANNELS), [2, CLASSES])
-    means = torch.randn(5, CHANNELS * net.unet.n_scales, device=CARD)
-    task = Imitation(net, Training(), [2, CLASSES])  # type: ignore[arg-type]
+    net = PyramidMLP(CHANNELS, [2, CLASSES], width=16, sigmas=(0.0, 1.0))
+    means = torch.randn(5, CHANNELS * 2, device=CARD)
+    task = Imitation(net, Training())
     one_step(task, iter([[means, torch.rand(5, 2 + CLASSES, device=CARD)]]))
 
 

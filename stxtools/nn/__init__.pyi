@@ -12,7 +12,6 @@ from ._segmentation import ContrastivePretraining as ContrastivePretraining
 from ._segmentation import Imitation as Imitation
 from ._segmentation import MaskedPretraining as MaskedPretraining
 from ._segmentation import SegmentationTask as SegmentationTask
-from ._student import JointNet as JointNet
 from ._student import PyramidMLP as PyramidMLP
 from ._tiles import LARGEST_TILE as LARGEST_TILE
 from ._tiles import PixelRaster as PixelRaster

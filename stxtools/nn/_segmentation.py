@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,25 +69,16 @@ class SegmentationTask(Task):
 
 
 class Imitation(Task):
-    """Cross-entropy of the student's classes with the teacher's probabilities (Hinton et al. 2015), summed over tasks.
+    """Cross-entropy of the student's classes with the teacher's probabilities (Hinton et al. 2015), summed over tasks."""
 
-    ``sizes`` are the numbers of classes of the tasks; their probabilities stand side by side.
-    """
-
-    def __init__(self, net: SegmentationNet, training: Training, sizes: Sequence[int]) -> None:
+    def __init__(self, net: PyramidMLP, training: Training) -> None:
         super().__init__(training)
-        self.net, self.sizes = net, list(sizes)
-
-    def logits(self, means: Tensor) -> Tensor:
-        """(B, F) -> (B, K)."""
-        student: PyramidMLP = self.net.unet  # type: ignore[assignment]
-        return self.net.head(student.from_means(means)[:, :, None, None])[:, :, 0, 0]
+        self.net = net
 
     def loss(self, batch: list[Tensor]) -> Tensor:
-        """Mean over pixels."""
+        """Mean over pixels; the probabilities of the tasks stand side by side."""
         means, target = batch
-        logits = self.logits(means).split(self.sizes, dim=1)
-        parts = zip(logits, target.split(self.sizes, dim=1), strict=True)
+        parts = zip(self.net.from_means(means), target.split(self.net.sizes, dim=1), strict=True)
         even = torch.ones(len(means), device=means.device)
         return torch.stack([soft_cross_entropy(found, wanted, even) for found, wanted in parts]).sum()
 

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ._layers import GaussianPyramid, he_init
-from ._unet import SegmentationNet
 
 SQUEEZED = 16  # channels that are smoothed: genes of a disease are not among the first few
 
 
 class PyramidMLP(nn.Module):
-    """Two-layer perceptron on the raster at several smoothing scales; stands in for a :class:`UNet`.
+    """Two-layer perceptron on the raster at several smoothing scales, that classifies pixels for one or more tasks.
 
     Trained graph or convolution networks can often be reduced to it (SIGN, Frasca et al. 2020; GLNN, Zhang et al.
     2022). A linear map takes the channels to a few first: training can then read means that are made once.
@@ -22,43 +21,47 @@ class PyramidMLP(nn.Module):
 
     stride = 1
 
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        width: int = 16,
-        sigmas: Sequence[float] = (0.0, 1.0, 2.0, 4.0),
-    ) -> None:
+    def __init__(self, in_channels: int, sizes: Sequence[int], *, width: int, sigmas: Sequence[float]) -> None:
         super().__init__()
-        self.width = width
+        self.sizes, self.width = list(sizes), width  # numbers of classes of the tasks
         self.pyramid = GaussianPyramid(sigmas)
-        self.n_scales = len(self.pyramid.sigmas)
         self.squeeze = nn.Conv2d(in_channels, min(SQUEEZED, in_channels), 1, bias=False)
         self.body = nn.Sequential(
-            nn.Conv2d(self.squeeze.out_channels * self.n_scales + 1, width, 1),
+            nn.Conv2d(self.squeeze.out_channels * len(sigmas) + 1, width, 1),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 1),
             nn.ReLU(inplace=True),
         )
         he_init(self)
         nn.init.orthogonal_(self.squeeze.weight)
+        self.head = nn.Conv2d(width, sum(sizes), 1)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    @property
+    def unet(self) -> PyramidMLP:
+        """Itself: it stands in for a segmentation network and its U-Net."""
+        return self
 
     @property
     def receptive_field(self) -> int:
         """Distance in pixels from which an output pixel can be influenced."""
         return self.pyramid.radius
 
-    def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
-        """Return features, (B, width, H, W)."""
+    def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each task's logarithmic probabilities (B, K, H, W), and features (B, width, H, W)."""
         x = self.squeeze(x.contiguous(memory_format=torch.channels_last))
-        return self.body(torch.cat([self.pyramid(x, occupied), occupied], dim=1))
+        features = self.body(torch.cat([self.pyramid(x, occupied), occupied], dim=1))
+        parts = self.head(features).split(self.sizes, dim=1)
+        return torch.cat([part.log_softmax(dim=1) for part in parts], dim=1), features
 
-    def from_means(self, means: Tensor) -> Tensor:
-        """Return features (B, width) of pixels from the means of all channels (B, n_scales * C) at them."""
+    def from_means(self, means: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of each task (B, K) of pixels from the means of all channels (B, n_scales * C) at them."""
         n = len(means)
-        scales = means.reshape(n * self.n_scales, -1)[:, :, None, None]
+        scales = means.reshape(n * len(self.pyramid.sigmas), -1)[:, :, None, None]
         squeezed = self.squeeze(scales).reshape(n, -1, 1, 1)
-        return self.body(torch.cat([squeezed, torch.ones_like(squeezed[:, :1])], dim=1))[:, :, 0, 0]
+        features = self.body(torch.cat([squeezed, torch.ones_like(squeezed[:, :1])], dim=1))
+        return self.head(features)[:, :, 0, 0].split(self.sizes, dim=1)
 
 
 class Means(nn.Module):
@@ -71,19 +74,3 @@ class Means(nn.Module):
     def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mask in place of logits, and the means."""
         return occupied, self.unet.pyramid(x, occupied)
-
-
-class JointNet(SegmentationNet):
-    """Pixel classifier of several tasks at once: the logits of each are its logarithmic probabilities.
-
-    A softmax over all of them then gives each task's probabilities, divided by the number of tasks.
-    """
-
-    def __init__(self, unet: PyramidMLP, sizes: Sequence[int]) -> None:
-        super().__init__(unet, sum(sizes))  # type: ignore[arg-type]
-        self.sizes = list(sizes)
-
-    def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, K, H, W) and features (B, width, H, W)."""
-        logits, features = super().forward(x, occupied)
-        return torch.cat([part.log_softmax(dim=1) for part in logits.split(self.sizes, dim=1)], dim=1), features

@@ -17,6 +17,7 @@ from torch import Tensor
 from stxtools._settings import settings
 
 if TYPE_CHECKING:
+    from ._student import PyramidMLP
     from ._unet import SegmentationNet, UNet
 
 LARGEST_TILE = 512  # pixels; larger ones save little: the context of a tile is some 40 pixels wide
@@ -32,11 +33,6 @@ class RasterTensors:
     target: Tensor | None = None  # class probabilities to learn, (K, H, W), or None for pretraining
     weight: Tensor | None = None  # how much a pixel counts in training and in validation, (1, H, W)
     val_weight: Tensor | None = None
-
-    def part(self, top: int, left: int, height: int, width: int) -> RasterTensors:
-        """Return the part whose first pixel is (``top``, ``left``)."""
-        values = {k: v[:, top : top + height, left : left + width] for k, v in vars(self).items() if v is not None}
-        return RasterTensors(**values)
 
 
 @dataclass
@@ -85,17 +81,13 @@ class PixelRaster:
         occupied = occupied.reshape(1, height, width)
         return RasterTensors(dense(self.x), occupied, dense(self.target), dense(self.weight), dense(self.val_weight))  # type: ignore[arg-type]
 
-    def whole(self) -> RasterTensors:
-        """Return the dense raster."""
-        return self.window(0, 0, *self.shape)
 
-
-def tile_margin(unet: UNet) -> int:
+def tile_margin(unet: UNet | PyramidMLP) -> int:
     """Context of a tile in pixels: the receptive field, rounded up so that tiles begin on the U-Net's stride."""
     return -(-unet.receptive_field // unet.stride) * unet.stride
 
 
-def tile_side(unet: UNet, channels: int) -> int:
+def tile_side(unet: UNet | PyramidMLP, channels: int) -> int:
     """Return the largest core of a tile whose prediction fits into ``settings.max_memory``, by a generous estimate."""
     per_pixel = 4 * (channels * (3 + 2 * len(unet.pyramid.sigmas)) + 20 * unet.width)
     fits = math.isqrt(int(settings.max_memory * 2**30 / per_pixel)) - 2 * tile_margin(unet)
@@ -105,7 +97,7 @@ def tile_side(unet: UNet, channels: int) -> int:
 
 @torch.no_grad()
 def predict_pixels(
-    net: SegmentationNet,
+    net: SegmentationNet | PyramidMLP,
     raster: PixelRaster,
     device: torch.device,
     *,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ._tiles import PixelRaster, RasterTensors
+from ._tiles import PixelRaster
 
 WHOLE = 65_536  # pixels up to which a section is validated as a whole, and that its windows have together beyond
 _WINDOW = 128
@@ -94,12 +94,10 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         self.share = (counts / counts.sum()).cumsum(0)
         # a view reaches this far from its middle: half its diagonal, shrunk to the largest, and a pixel to interpolate
         self.reach = math.ceil(size / 2 * math.sqrt(2) * (1 + how.scaling)) + 2
-        self.place(torch.device("cpu"))
 
     def place(self, device: torch.device) -> None:
         """Make the views on ``device``."""
         self.sections = [s.to(device) for s in self.sections]
-        self.dense = [s.whole() if math.prod(s.shape) <= WHOLE else None for s in self.sections]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose views are drawn."""
@@ -127,18 +125,13 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         pixel = int(section.flat[int(torch.randint(len(section.flat), (), generator=generator))])
         return float(pixel // width), float(pixel % width)
 
-    def _around(self, which: int, centre: tuple[float, float]) -> tuple[RasterTensors, tuple[float, float]]:
-        """Return the window that a view can reach, all of a small section, and the view's middle in it."""
-        section, dense = self.sections[which], self.dense[which]
-        top, left = (max(int(c) - self.reach, 0) for c in centre)
-        end = [min(math.ceil(c) + self.reach + 1, length) for c, length in zip(centre, section.shape, strict=True)]
-        window = (section.window if dense is None else dense.part)(top, left, end[0] - top, end[1] - left)
-        return window, (centre[0] - top, centre[1] - left)
-
     def _view(self, which: int, centre: tuple[float, float], generator: torch.Generator) -> dict[str, Tensor]:
-        s, centre = self._around(which, centre)
-        shape, device = (s.x.shape[1], s.x.shape[2]), s.x.device
-        grid = affine_grid(shape, self.size, centre, generator, self.how, device)
+        section, device = self.sections[which], self.sections[which].x.device
+        top, left = (max(int(c) - self.reach, 0) for c in centre)  # the window that the view can reach
+        end = [min(math.ceil(c) + self.reach + 1, length) for c, length in zip(centre, section.shape, strict=True)]
+        shape = (end[0] - top, end[1] - left)
+        s = section.window(top, left, *shape)
+        grid = affine_grid(shape, self.size, (centre[0] - top, centre[1] - left), generator, self.how, device)
         x, occupied = resample(s.x, s.occupied, grid)
         hidden = (torch.rand(occupied.shape, generator=generator) < self.how.drop).to(device)
         view = {"clean": x, "present": (occupied > 0).float()}

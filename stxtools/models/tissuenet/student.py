@@ -19,7 +19,7 @@ from stxtools.models._section import Section
 from stxtools.models._storage import ModelFile
 from stxtools.models.segmenter.rasters import FeatureScaling
 from stxtools.nn._recipe import Run, Training, completed, seeded
-from stxtools.nn._student import JointNet, Means, PyramidMLP
+from stxtools.nn._student import Means, PyramidMLP
 from stxtools.nn._tiles import predict_pixels
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SoftTargets:
         return out
 
 
-class TissueStudent(BaseModel[SegmenterParams, JointNet]):
+class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
     """Small network that predicts what a :class:`~stxtools.models.TissueNet` does, observation by observation.
 
     It reads spatial means of the framework's components and of a few more axes of the genes, those along which the
@@ -142,14 +142,14 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
         rng = np.random.default_rng(seed)
         with seeded(seed):
             net = self._new_net()
-        means, wanted, held_out = self._pixels(sections, targets, net.unet, rng, device)
+        means, wanted, held_out = self._pixels(sections, targets, net, rng, device)
         if held_out.all() or not held_out.any():
             raise ValueError(
                 f"The {len(held_out)} pixels of the raster cannot be divided into blocks to learn from and blocks held "
                 "out; check the coordinates, or distil on more tissue."
             )
         epochs = _DEFAULTS["epochs"] if p.epochs is None else p.epochs
-        task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay), targets.sizes)
+        task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
         train = DataLoader(
             TensorDataset(means[~held_out], wanted[~held_out]),
             batch_size=min(max(int((~held_out).sum()) // 30, 16), BATCH),
@@ -160,20 +160,16 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
         self.history = run_training(task, train, val, stage="distill", desc="training the student", **run)
         self.net = net
         with torch.no_grad():
-            predicted = task.logits(means[held_out]).split(targets.sizes, dim=1)
+            predicted = net.from_means(means[held_out])
         parts = zip(predicted, wanted[held_out].split(targets.sizes, dim=1), strict=True)
         same = [float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean()) for a, b in parts]
         self.agreements = dict(zip(self.tasks, same, strict=True))
         return self
 
     def _pixels(
-        self,
-        sections: Sequence[Section],
-        targets: SoftTargets,
-        net: Any,
-        rng: np.random.Generator,
+        self, sections: Sequence[Section], targets: SoftTargets, net: PyramidMLP, rng: np.random.Generator,
         device: torch.device,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         """Means and targets of the pixels that are learned from, and which of them are held out."""
         share = SAMPLE / max(sum(s.n_obs for s in sections), 1)
         parts = []
@@ -202,9 +198,9 @@ class TissueStudent(BaseModel[SegmenterParams, JointNet]):
         net.to("cpu")
         return out
 
-    def _new_net(self) -> JointNet:
-        mlp = PyramidMLP(self.n_features, width=self.params.width, sigmas=self.params.sigmas)
-        return JointNet(mlp, [len(names) for names in self.tasks.values()])
+    def _new_net(self) -> PyramidMLP:
+        sizes = [len(names) for names in self.tasks.values()]
+        return PyramidMLP(self.n_features, sizes, width=self.params.width, sigmas=self.params.sigmas)
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"tasks": self.tasks}, self.scaling.to_file()
