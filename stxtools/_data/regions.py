@@ -59,8 +59,9 @@ class Regions:
         for key, column in ((segment_key, "segment"), (made_with, "library")):
             if key not in adata.obs:
                 continue
-            now, then = adata.obs[key][known], graph.obs[column].iloc[self.region[known]]
-            if not np.array_equal(*(np.asarray(names, dtype=object).astype(str) for names in (now, then))):
+            now = adata.obs[key][known].astype(object).to_numpy().astype(str)
+            then = graph.obs[column].astype(object).to_numpy()[self.region[known]].astype(str)
+            if not np.array_equal(now, then):
                 raise ValueError(
                     f"`adata.obs[{key!r}]` has changed since the region graph was made; run "
                     "`st.tl.region_graph(adata)` again."

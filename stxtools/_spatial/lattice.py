@@ -7,7 +7,7 @@ along the column direction. Every module that reads pixel indices of a hexagonal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +108,7 @@ def _halved(doubled: Index) -> Index:
 
 
 def _distortion(xy: Floats, kind: str, index: Index) -> float:
-    """How far coordinates are from an ideal lattice that was turned and scaled: stretch, and distance from their fit."""
+    """How far coordinates are from an ideal lattice that was turned and scaled: by stretch and by misfit."""
     place = _place(index, kind) * (1, np.sqrt(0.75) if kind == "hex" else 1)
     place, centred = place - place.mean(axis=0), xy - xy.mean(axis=0)
     matrix, *_ = np.linalg.lstsq(place, centred, rcond=None)
@@ -175,7 +175,8 @@ def _grown(xy: Floats, basis: Floats, spacing: float) -> Index:
         rows = _some(np.flatnonzero(reach <= radius))
         steps = np.rint((xy[rows] - start) @ np.linalg.inv(basis))
         if np.linalg.matrix_rank(steps - steps.mean(axis=0)) == 2:
-            *basis, start = np.linalg.lstsq(np.c_[steps, np.ones(len(rows))], xy[rows], rcond=None)[0]
+            found: Any = np.linalg.lstsq(np.c_[steps, np.ones(len(rows))], xy[rows], rcond=None)[0]
+            basis, start = found[:2], found[2]
         if radius >= reach.max():
             return np.rint((xy - start) @ np.linalg.inv(basis)).astype(np.int64)
         radius *= _GROWTH

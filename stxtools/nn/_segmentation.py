@@ -69,7 +69,7 @@ class SegmentationTask(Task):
 
 
 class Imitation(Task):
-    """Cross-entropy of the student's classes with the teacher's probabilities (Hinton et al. 2015), summed over tasks."""
+    """Cross-entropy of a student's classes with a teacher's probabilities (Hinton et al. 2015), summed over tasks."""
 
     def __init__(self, net: PyramidMLP, training: Training) -> None:
         super().__init__(training)

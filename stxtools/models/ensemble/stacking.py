@@ -189,8 +189,11 @@ def out_of_fold(
         truth.append(codes[held])
     if not truth:
         return None
-    joined: Any = [{key: np.concatenate(found) for key, found in parts.items()} for parts in (predicted, propagated)]
-    return OutOfFold(*joined, np.concatenate(truth))
+    return OutOfFold(
+        {name: np.concatenate(found) for name, found in predicted.items()},
+        {bandwidth: np.concatenate(found) for bandwidth, found in propagated.items()},
+        np.concatenate(truth),
+    )
 
 
 def _turns(codes: Codes, fold: Codes, known: Mask) -> Iterator[tuple[Mask, Mask]]:
