@@ -130,6 +130,7 @@ def test_what_was_written_comes_back_equal(tmp_path: Path, scale: float, kind: s
         ),
         ("#Selection name: Rand\n#Area (µm^2): 9\nCell ID,Cluster\n3-3,1\n4-4,2\n", {"3-3": "Rand", "4-4": "Rand"}),
         ("Barcode,Pathologie\n0-0,Tumor\n1-0,\n2-0,Stroma\nnowhere-1,Stroma\n", {"0-0": "Tumor", "2-0": "Stroma"}),
+        ("Barcode,Cluster\n0-0,1\n1-0,\n2-0,02\n", {"0-0": "1", "2-0": "02"}),  # numbers beside an empty cell
     ],
 )
 def test_csv_of_xenium_explorer_and_loupe_browser(tmp_path: Path, text: str, expected: dict[str, str]) -> None:
@@ -141,6 +142,7 @@ def test_csv_of_xenium_explorer_and_loupe_browser(tmp_path: Path, text: str, exp
 
 def test_a_file_of_one_of_two_sections(tmp_path: Path) -> None:
     both = ad.concat({"one": _grid(), "two": _grid()}, label="section", index_unique=" ")
+    both.obsm["spatial"] = np.c_[both.obsm["spatial"], np.repeat([0.0, 10.0], SIDE**2)]  # a stack: z of each section
     slide = _write(tmp_path / "a.geojson", _feature("Polygon", [_box(-5, -5, 15, 5)], _class("Tumor")))
     with pytest.raises(ValueError, match=r"2 sections .*library="):
         st.io.read_annotations(both, slide, library_key="section")
@@ -152,6 +154,8 @@ def test_a_file_of_one_of_two_sections(tmp_path: Path) -> None:
     st.io.write_annotations(both, "annotation", tmp_path / "c.geojson", library_key="section", library="two")
     st.io.read_annotations(both, tmp_path / "c.geojson", key_added="again", library_key="section", library="two")
     assert _labels(both, "again") == {"0-0 two": "Tumor", "1-0 two": "Tumor"}
+    with pytest.raises(ValueError, match="section 'one' has a category"):
+        st.io.write_annotations(both, "again", tmp_path / "d.geojson", library_key="section", library="one")
 
 
 def test_barcodes_of_joined_sections(tmp_path: Path) -> None:
@@ -171,6 +175,7 @@ def test_barcodes_of_joined_sections(tmp_path: Path) -> None:
         ("a.csv", "Barcode,Graph,Other\n0-0,1,2\n", ValueError, "the one category"),
         ("a.csv", "gene,value\n0-0,1\n", ValueError, "expected X and Y"),
         ("a.csv", "X,Y\n1000,1000\n1001,1000\n1000,1001\n", ValueError, r"x 1000 to 1001.*Is `scale` right"),
+        ("a.csv", "Barcode,Graph\n0-0,Gef\udce4ß\n", ValueError, "not UTF-8"),
         ("a.txt", "", ValueError, "neither .geojson"),
         ("absent.csv", None, FileNotFoundError, "no file"),
     ],
@@ -179,7 +184,7 @@ def test_errors_leave_the_anndata_alone(
     tmp_path: Path, name: str, text: str | None, error: type[Exception], match: str
 ) -> None:
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     adata = _grid()
     with pytest.raises(error, match=match):
         st.io.read_annotations(adata, tmp_path / name)

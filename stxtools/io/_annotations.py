@@ -88,7 +88,7 @@ def read_annotations(
     if isinstance(found, Named):
         labels = _by_name(found.names, adata.obs_names[rows], path)
     else:
-        xy = coordinates(adata, spatial_key)[rows]
+        xy = coordinates(adata, spatial_key, libs)[rows]
         labels = _by_place(found, xy * scale, _spot_radius(adata, libs.names[libs.codes[rows[0]]], xy) * scale, path)
     names = list(dict.fromkeys(found.names))
     codes = np.full(adata.n_obs, -1, dtype=np.int64)
@@ -154,6 +154,8 @@ def write_annotations(
     index = int(libs.codes[rows[0]])
     spacing, scattered = where.spacings[index], where.grids[index].lattice == "scattered"
     reach = spacing * (REACH_SCATTERED if scattered else REACH)
+    if (codes[rows] < 0).all():
+        raise ValueError(f"No observation of section {libs.names[index]!r} has a category in `adata.obs[{key!r}]`.")
     colors = annotation_colors(adata, key, names, {})
     features = [
         _feature(part, names[code], str(colors[code]), scale)
@@ -194,7 +196,10 @@ def read_file(path: Path) -> Shapes | Named:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{str(path)!r} is not UTF-8 text; in Excel save it as 'CSV UTF-8'.") from err
     if path.suffix.lower() in {".geojson", ".json"}:
         return _geojson(text, path)
     if path.suffix.lower() == ".csv":
@@ -254,7 +259,8 @@ def _name_and_color(properties: dict[str, Any]) -> tuple[str, str | None]:
 def _csv(text: str, path: Path) -> Shapes | Named:
     comments = [line for line in text.splitlines() if line.startswith("#")]
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-    table = pd.read_csv(io.StringIO(body)) if body.strip() else pd.DataFrame()
+    # as text: beside an empty cell pandas would make cluster 1 to "1.0", and 01 to "1"
+    table = pd.read_csv(io.StringIO(body), dtype=str) if body.strip() else pd.DataFrame()
     title = next((c.partition(":")[2].strip() for c in comments if c.lower().startswith("#selection name")), path.stem)
     columns = list(table.columns)
     if {"X", "Y"} <= set(columns):
@@ -275,8 +281,7 @@ def _csv(text: str, path: Path) -> Shapes | Named:
         raise ValueError(
             f"{str(path)!r} has the columns {listing(columns)}; keep {identifiers!r} and the one category."
         )
-    names = names.where(names.isna(), names.astype(str))
-    return Named(pd.Series(names.to_numpy(dtype=object), index=table[identifiers].astype(str)).dropna())
+    return Named(pd.Series(names.to_numpy(dtype=object), index=table[identifiers]).dropna())
 
 
 def _selections(table: pd.DataFrame, title: str) -> Shapes:
