@@ -8,17 +8,18 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stxtools._run.options import UsageError, add_arguments, as_flags, gathered
-from stxtools._run.steps import STEPS, Step, add_step
+from stxtools._run.options import STEPS, UsageError, add_options, as_flags, options_of, text_of
 
 from ._version import __version__
 
 if TYPE_CHECKING:
     from stxtools._run.pipeline import Run
+    from stxtools._run.steps import Step
 
 _DESCRIPTION = """\
 Segments tissue, builds the region graph, embeds it and finds biomarkers; writes adata.h5ad, biomarkers.csv,
@@ -29,16 +30,20 @@ _EPILOG = "exit status: 0 done; 1 an error on the way; 2 the arguments do not fi
 
 
 def parser(asked: str | None = None) -> argparse.ArgumentParser:
-    """Return the command line's description; of the steps only the one asked for, whose function is imported."""
+    """Return the command line's description; of the commands only the one asked for has its options."""
     top = argparse.ArgumentParser(prog="stxtools", description="Spatial transcriptomics: from a section to biomarkers.")
     top.add_argument("--version", action="version", version=f"stxtools {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
-    help_ = "segment, region graph, embedding, biomarkers and report of one file or several"
-    add_arguments(commands.add_parser("run", help=help_, description=_DESCRIPTION, epilog=_EPILOG))
-    for step, help_ in STEPS.items():
-        one = commands.add_parser(step, help=help_, description=f"One step on a file: {help_}.", epilog=_EPILOG)
-        if step == asked:
-            add_step(one, step)
+    about = {"run": "segment, region graph, embedding, biomarkers and report of one file or several"} | STEPS
+    for name, help_ in about.items():
+        text = _DESCRIPTION if name == "run" else f"One step on a file: {help_}."
+        one = commands.add_parser(name, help=help_, description=text, epilog=_EPILOG)
+        if name == asked:
+            if name != "run":
+                ending = "html" if name == "report" else "h5ad"
+                one.add_argument("input", metavar="IN", help="the section: what `run --input` reads")
+                one.add_argument("output", metavar="OUT", help=f"the .{ending} file to write, replaced if it is there")
+            add_options(one, name)
     return top
 
 
@@ -47,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = vars(parser(next(iter(argv), None)).parse_args(argv))
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
+    known = options_of(arguments["command"])
     with warnings.catch_warnings(), _terminable():
-        warnings.showwarning = _show_warning
-        return _run(arguments)
+        warnings.showwarning = partial(_show_warning, known)
+        return _run(arguments, known)
 
 
 @contextmanager
@@ -65,29 +71,28 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(arguments: dict[str, Any]) -> int:
+def _run(arguments: dict[str, Any], known: Collection[str]) -> int:
     run: Run | Step | None = None
     try:
         if arguments["command"] == "run":
             from stxtools._run.pipeline import Run
 
-            run = Run(gathered(arguments))
+            run = Run(arguments)
         else:
+            from stxtools._run.steps import Step
+
             run = Step(arguments)
         if not run():
             _say(f"the run in {run.output} is complete; nothing to do.")
             return 0
     except UsageError as err:
-        _say(as_flags(str(err)))
+        _say(str(err))
         return 2
     except KeyboardInterrupt:
         _say(f"interrupted; {'nothing was written.' if run is None else run.saved()}")
         return 130
     except (KeyError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as err:
-        message = err.args[0] if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
-        if isinstance(err, OSError) and err.strerror:
-            message = err.strerror if err.filename is None else f"{err.strerror}: {err.filename}"
-        _say(f"{as_flags(str(message))}\nstopped{'' if run is None else f' in step {run.step}; {run.saved()}'}")
+        _say(f"{as_flags(text_of(err), known)}\nstopped{'' if run is None else f' in step {run.step}; {run.saved()}'}")
         return 1
     sys.stdout.write(run.summary())
     return 0
@@ -98,12 +103,14 @@ def _say(text: str) -> None:
         sys.stderr.write(f"stxtools: {line}\n")
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+def _show_warning(
+    known: Collection[str], message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any
+) -> None:
     """Show a warning of this package without the line of code; it is nothing the user wrote."""
     from tqdm import tqdm
 
     if issubclass(category, (UserWarning, RuntimeWarning)):
-        tqdm.write(f"stxtools: warning: {as_flags(str(message))}", file=sys.stderr)
+        tqdm.write(f"stxtools: warning: {as_flags(str(message), known)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

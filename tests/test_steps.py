@@ -15,7 +15,7 @@ from conftest import QUICK_NET, QUICK_UNET, assert_same
 
 import stxtools as st
 from stxtools.__main__ import main
-from stxtools._run.steps import STEPS, parameters_of
+from stxtools._run.options import STEPS, options_of
 
 CONFIG = f"""
 seed = 3
@@ -155,6 +155,6 @@ def test_every_parameter_is_an_option(step, capsys):
         main([step, "--help"])
     assert stop.value.code == 0
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
-    names = set(parameters_of(step)) - {"random_state"}
+    names = set(options_of(step)) - {"random_state"}
     assert {f"--{name.replace('_', '-')}" for name in names} <= set(re.findall(r"--[a-z-]+", said))
     assert "section of each observation" in said or step == "embed"  # descriptions come from the docstrings

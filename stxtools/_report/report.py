@@ -7,11 +7,11 @@ import json
 import os
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stxtools import _keys
 from stxtools._checks import check_key, check_writable, listing
+from stxtools._files import write_text
 from stxtools._spatialdata import on_spatialdata
 from stxtools._validate import check_adata, check_in
 from stxtools._version import __version__
@@ -115,13 +115,7 @@ def report(
         meta=json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         blocks="\n".join(f'<script type="text/plain" id="block-{n}">{b}</script>' for n, b in blocks.items()),
     )  # fmt: skip
-    target = Path(path).expanduser()
-    part = target.with_name(f".{target.name}.part")
-    try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, page)
 
 
 def _title(sections: Sequence[str]) -> str:

@@ -9,41 +9,23 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys, io
-from stxtools._ownership import check_free
-from stxtools._settings import settings
-from stxtools._validate import (
-    Labels,
-    categories,
-    check_adata,
-    check_in,
-    check_int,
-    check_seed,
-    check_writable,
-    label_classes,
-    listing,
-)
+from stxtools._ownership import check_paths_free
+from stxtools._slots_table import SLOTS
+from stxtools._validate import categories, listing
 from stxtools.io._read import section_name
 
-from .options import Options, UsageError
+from .options import UsageError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 LIBRARY_KEY = "library"
-Read = tuple["AnnData", str | None, list[str]]
+Read = tuple["AnnData", str | bool | None, list[str]]
 _LEAST = 3  # observations of a class, on average
 
 
-def read_sections(sources: Sequence[str], library_key: str | None, use_rep: str | None) -> Read:
-    """Read the files, or generate tissue; return the AnnData, the column that names its sections, and notes.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If a file is neither ``.h5ad`` nor ``.zarr``, or the files do not fit together.
-    """
+def read_sections(sources: Sequence[str], library_key: str | bool | None, use_rep: str | None) -> Read:
+    """Read the files, or generate tissue; return the AnnData, the column that names its sections, and notes."""
     if not sources:
         from stxtools import datasets
 
@@ -54,7 +36,7 @@ def read_sections(sources: Sequence[str], library_key: str | None, use_rep: str 
     parts = [io.read(path) for path in paths]
     if len(parts) == 1:
         return parts[0], library_key, []
-    return _joined(parts, [section_name(path) for path in paths], library_key or LIBRARY_KEY, use_rep)
+    return _joined(parts, [section_name(path) for path in paths], str(library_key or LIBRARY_KEY), use_rep)
 
 
 def checked_path(source: str) -> Path:
@@ -101,7 +83,8 @@ def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: s
         for part in parts:
             part.obsm.pop(_keys.X_PCA, None)
     out = anndata.concat(parts, join="inner", merge="same", uns_merge="same", index_unique="-", keys=stems)
-    _add_columns(out, parts)
+    obs = pd.concat([part.obs.astype(dict.fromkeys(part.obs.select_dtypes("category"), object)) for part in parts])
+    out.obs = obs.set_axis(out.obs_names).convert_dtypes(*[False] * 2, convert_integer=False, convert_floating=False)
     spatial = {name: entry for part in parts for name, entry in dict(part.uns.get(_keys.SPATIAL, {})).items()}
     if spatial:
         out.uns[_keys.SPATIAL] = spatial
@@ -122,78 +105,23 @@ def _name_section(part: AnnData, name: str, library_key: str) -> None:
         part.uns[_keys.SPATIAL] = dict.fromkeys([name], *entries) if entries else {}
 
 
-def _add_columns(out: AnnData, parts: list[AnnData]) -> None:
-    """Add the columns of ``obs`` that only some of the sections have, missing elsewhere."""
-    for column in dict.fromkeys(c for part in parts for c in part.obs if c not in out.obs):
-        pieces = [part.obs[column] if column in part.obs else pd.Series([None] * part.n_obs) for part in parts]
-        values = pd.concat([piece.astype(object) for piece in pieces], ignore_index=True)
-        there = [part.obs[column] for part in parts if column in part.obs]
-        if all(pd.api.types.is_bool_dtype(piece.dtype) for piece in there):
-            out.obs[column] = pd.array(values, dtype="boolean")
-        elif all(pd.api.types.is_numeric_dtype(piece.dtype) for piece in there):
-            out.obs[column] = pd.to_numeric(values).to_numpy(dtype=float)
-        else:
-            out.obs[column] = pd.Categorical(values.where(values.isna(), values.astype(str)))
-
-
-def check_numbers(options: Options) -> None:
-    """Check what can be checked without a file."""
-    check_seed(options.seed)
-    if options.n_segments is not None:
-        check_int("n_segments", options.n_segments, minimum=1)
-    if options.max_memory is not None:
-        try:
-            settings.max_memory = options.max_memory
-        except TypeError as err:
-            raise UsageError(f"--max-memory is a positive number of GB, not {options.max_memory!r}.") from err
-    for name in ("model", "pretrained"):
-        path = getattr(options, name)
-        if path is not None and not Path(path).expanduser().is_file():
-            raise UsageError(f"There is no model file {path!r} (--{name}).")
-    if options.save_model is not None and Path(options.save_model).parent.resolve() != Path(options.out).resolve():
-        check_writable(options.save_model)  # the folder of the results will be made
-    if (options.accelerator, options.devices) not in (("auto", 1), ("cpu", 1)):
-        _check_devices(options)
-
-
-def _check_devices(options: Options) -> None:
-    from stxtools.nn._training import check_devices
-
-    check_devices(options.accelerator, options.devices)
-
-
-def check_against(adata: AnnData, options: Options, groupby: str, library_key: str | bool | None) -> None:
-    """Check names of columns, keys and groups as the calls that come later do."""
+def check_against(adata: AnnData, options: Any, groupby: str) -> None:
+    """Check what the later steps take, before the first does anything: that one checks its own arguments."""
     from stxtools._data.covariates import covariate_columns, covariate_names
-    from stxtools._data.sections import Geometry
     from stxtools.tl._biomarkers._design import chosen_groups
-    from stxtools.tl._segment import MIN_OBS, check_mode
 
-    check_adata(adata, min_obs=MIN_OBS)
     _check_slots(adata)
-    inputs = {name: getattr(options, name) for name in ("model", "pretrained", "use_rep")}
-    labels = None
+    if (options.accelerator, options.devices) not in (("auto", 1), ("cpu", 1)):
+        from stxtools.nn._training import check_devices
+
+        check_devices(options.accelerator, options.devices)
     if options.labels_key is not None:
-        labels = Labels(*label_classes(adata, options.labels_key, "labels_key"))
         _groups(adata, options.labels_key, "labels_key")
-    check_mode(
-        adata.n_obs, _keys.SEGMENT, options.n_segments, options.labels_key, labels,
-        {**inputs, "save_model": None, "params": None},
-    )  # fmt: skip
-    sections = Geometry(adata, options.spatial_key, library_key, raster=False).libs
-    if options.layer is not None:
-        check_in(adata, "layers", options.layer, "layer")
-    if options.use_rep not in (None, "X"):
-        check_in(adata, "obsm", str(options.use_rep), "use_rep")
-    if options.image_key is not None:
-        _check_images(adata, options.image_key, sections.names)
-    if groupby == _keys.SEGMENT:
-        if options.reference != "rest" and options.labels_key is None and options.model is None:
-            raise UsageError(f"--reference={options.reference}: the segments have no names yet; give --groupby, too.")
-    else:
-        names = _groups(adata, groupby, "groupby")
-        chosen_groups("all", options.reference, names, groupby)
-    covariate_columns(adata, covariate_names(list(options.covariates)), groupby)
+    if groupby != _keys.SEGMENT:
+        chosen_groups("all", options.reference, _groups(adata, groupby, "groupby"), groupby)
+    elif options.reference != "rest" and options.labels_key is None and options.model is None:
+        raise UsageError(f"--reference={options.reference}: the segments have no names yet; give --groupby, too.")
+    covariate_columns(adata, covariate_names(options.covariates), groupby)
 
 
 def _groups(adata: AnnData, key: str, param: str) -> list[str]:
@@ -210,27 +138,10 @@ def _groups(adata: AnnData, key: str, param: str) -> list[str]:
 
 def _check_slots(adata: AnnData) -> None:
     """Check that no step would replace what something else wrote."""
-    segment = _keys.SEGMENT
-    slots: dict[str, dict[str, list[str]]] = {
-        "tl.segment": {
-            "obs": [segment, _keys.mask_id(segment), _keys.confidence(segment)],
-            "obsm": [_keys.proba(segment), _keys.X_UNET], "uns": [segment],
-        },
-        "tl.region_graph": {"obs": [_keys.REGION_ID], "uns": [_keys.REGIONS]},
-        "tl.embed": {"obs": [_keys.ATTENTION], "obsm": [_keys.X_GNN], "uns": [_keys.EMBED]},
-        "tl.biomarkers": {"var": [_keys.BIOMARKER_SCORE], "uns": [_keys.BIOMARKERS, _keys.twin(_keys.BIOMARKERS)]},
-    }  # fmt: skip
-    for call, keys in slots.items():
+    for call in ("tl.segment", "tl.region_graph", "tl.embed", "tl.biomarkers"):
+        paths = [(row.where, row.key.split("/")[0]) for row in SLOTS if row.call == call and "{" not in row.key]
         try:
-            check_free(adata, call, **keys)
+            check_paths_free(adata, call, [path for path in paths if hasattr(adata, path[0])])
         except ValueError as err:
             found = str(err).split(": it would be lost")[0]
             raise UsageError(f"{found}: it would be lost. Rename or delete it, and save the file again.") from err
-
-
-def _check_images(adata: AnnData, image_key: str, sections: list[str]) -> None:
-    spatial: Any = adata.uns.get(_keys.SPATIAL, {})
-    for name in sections:
-        there = spatial.get(name, {}).get(_keys.IMAGES, {})
-        if image_key not in there:
-            raise KeyError(f"`image_key={image_key!r}`: section {name!r} has the images {listing(there)}.")

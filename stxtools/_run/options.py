@@ -1,71 +1,125 @@
-"""Options of ``python -m stxtools run``: on the command line, in a TOML or JSON file, or by default."""
+"""Options of the commands: those of the public functions' signatures, on the command line, in a file, or by default."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import json
 import re
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+STEPS = {
+    "segment": "tissue compartments: st.tl.segment",
+    "regions": "connected regions as a graph: st.tl.region_graph",
+    "embed": "region embeddings and attention: st.tl.embed",
+    "biomarkers": "genes that mark each group: st.tl.biomarkers",
+    "report": "all results as one HTML file: st.report",
+}
+_OURS = ("adata", "path", "copy", "show_progress")
 
 
 class UsageError(Exception):
     """What was asked for cannot be done; nothing was started."""
 
 
-def _option(default: Any, group: str, help: str, **how: Any) -> Any:
-    return field(default=default, metadata={"group": group, "help": help, **how})
-
-
 @dataclass(frozen=True)
-class Options:
-    """The options with their defaults; a field ``labels_key`` is ``--labels-key`` and ``labels_key = ...`` in TOML."""
+class Option:
+    """An option: its type as a signature writes it, its default, and what it means."""
 
-    input: tuple[str, ...] = _option(
-        (), "input", ".h5ad files or .zarr folders; several are joined on their shared genes, and the column of "
-        "--library-key (default: library) names the file; default: generated tissue", metavar="FILE", many=True,
+    type: str
+    default: Any
+    help: str
+
+
+# the options of the command line's own, and those of `run` that it takes from the steps
+OWN = {
+    "table": Option("str | None", None, "write the table as CSV, too"),
+    "quiet": Option("bool", False, "neither progress bar nor a line for each step"),
+}
+_RUN = {
+    "input": Option(
+        "Sequence[str]", (), ".h5ad files or .zarr folders; several are joined on their shared genes, and the column "
+        "of --library-key (default: library) names the file; default: generated tissue",
+    ),
+    "library_key": Option("str | bool | None", None, "obs column that names the section"),
+    "groupby": Option(
+        "str | None", None, "obs column to find biomarkers for (default: the segments; of generated tissue: disease)"
+    ),
+    "max_memory": Option("float | None", None, "GB for the dense working arrays of a step (default: 2)"),
+    "out": Option("str", "demo", "where to write"),
+    "overwrite": Option("bool", False, "replace the results in --out once the new ones are complete"),
+    "resume": Option("bool", False, "go on with the unfinished run in --out (or start, if there is none)"),
+}  # fmt: skip
+_TAKEN = {
+    "segment": ("layer", "spatial_key", "use_rep", "image_key", "n_segments", "labels_key", "model", "pretrained",
+                "save_model", "random_state", "accelerator", "devices"),
+    "biomarkers": ("reference", "covariates", "protect"),
+}  # fmt: skip
+
+
+def function_of(step: str) -> Callable[..., None]:
+    """Return the public function behind a step."""
+    from stxtools import report, tl
+
+    return report if step == "report" else getattr(tl, {"regions": "region_graph"}.get(step, step))
+
+
+def options_of(command: str) -> dict[str, Option]:
+    """Return the options of a command: all parameters but the data and what the command line does itself."""
+    own = {"quiet": OWN["quiet"]} | ({"table": OWN["table"]} if command == "biomarkers" else {})
+    if command == "run":
+        taken = {name: options_of(step)[name] for step, names in _TAKEN.items() for name in names}
+        return _RUN | taken | own
+    described = _described(function_of(command))
+    parameters = inspect.signature(function_of(command)).parameters
+    return own | {
+        name: Option(str(p.annotation), p.default, described.get(name, ""))
+        for name, p in parameters.items() if name not in _OURS
+    }  # fmt: skip
+
+
+def _described(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the description of each parameter, from the docstring."""
+    section = (inspect.getdoc(function) or "").partition("Parameters\n----------\n")[2].partition("\n\n")[0]
+    out: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        if line.startswith(" "):
+            plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", line.strip()).replace("``", "")
+            out |= {name: f"{out.get(name, '')} {plain}".strip() for name in names}
+        else:
+            names = line.split(", ")
+    return out
+
+
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add the options of a command, without defaults: what was not given must not hide what the file says."""
+    for name, option in options_of(command).items():
+        text = option.help.replace("%", "%%")
+        if option.default not in (None, (), inspect.Parameter.empty) and not isinstance(option.default, bool):
+            text += f" (default: {option.default})"
+        how: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        either = parser.add_mutually_exclusive_group()
+        either.add_argument(f"--{flag(name)}", **how, **_KINDS[_kind(option.type)][2], **_choices(option.type))
+        if name == "library_key":
+            how |= {"action": "store_const", "const": False, "help": "all observations are one section"}
+            either.add_argument("--one-section", **how)
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML or JSON file with these options (n_segments = 7); the command line wins"
+        + ("" if command == "run" else f"; those in a table [{command}] are of this step alone"),
     )  # fmt: skip
-    library_key: str | None = _option(None, "input", "obs column that names the section", metavar="COLUMN")
-    one_section: bool = _option(False, "input", "all observations are one section, even where positions coincide")
-    layer: str | None = _option(None, "input", "layer with expression (default: counts, else X)", metavar="LAYER")
-    spatial_key: str = _option("spatial", "input", "obsm key of the coordinates", metavar="KEY")
-    use_rep: str | None = _option(None, "input", "obsm key to segment and embed (default: X_pca, else a PCA)",
-                                  metavar="KEY")  # fmt: skip
-    image_key: str | None = _option(None, "input", "image whose colours are read too, e.g. lowres", metavar="IMAGE")
 
-    n_segments: int | None = _option(None, "segments", "number of segments (default: chosen)", metavar="K")
-    labels_key: str | None = _option(None, "segments", "obs column with some labelled observations", metavar="COLUMN")
-    model: str | None = _option(None, "segments", "saved model to apply instead of training one", metavar="FILE")
-    pretrained: str | None = _option(None, "segments", "saved model to start the training from", metavar="FILE")
-    save_model: str | None = _option(None, "segments", "where to save the trained model", metavar="FILE")
 
-    groupby: str | None = _option(
-        None, "biomarkers", "obs column to find biomarkers for (default: the segments; of generated tissue: disease)",
-        metavar="COLUMN",
-    )  # fmt: skip
-    reference: str = _option("rest", "biomarkers", "group that the others are compared with, or rest", metavar="GROUP")
-    covariates: tuple[str, ...] = _option(
-        (), "biomarkers", "composition, or obs columns and obsm keys, to adjust for", metavar="NAME", many=True
-    )
-    protect: str = _option("thinning", "biomarkers", "how groups found in the same counts are tested",
-                           choices=("thinning", "none"))  # fmt: skip
-
-    seed: int = _option(0, "computation", "seed of every random choice", metavar="N")
-    accelerator: str = _option("auto", "computation", "auto, cpu, gpu ...", metavar="NAME")
-    devices: int | str = _option(1, "computation", "number of devices, a list (0,1), or auto", metavar="N")
-    max_memory: float | None = _option(None, "computation", "GB for the dense working arrays of a step (default: 2)",
-                                       metavar="GB")  # fmt: skip
-
-    out: str = _option("demo", "output", "where to write", metavar="FOLDER")
-    overwrite: bool = _option(False, "output", "replace the results in --out once the new ones are complete")
-    resume: bool = _option(False, "output", "go on with the unfinished run in --out (or start, if there is none)")
-    quiet: bool = _option(False, "output", "neither progress bar nor a line for each step")
+def flag(name: str) -> str:
+    """Return what a parameter is called on the command line."""
+    return "seed" if name == "random_state" else name.replace("_", "-")
 
 
 def integer_or_text(text: str) -> int | str:
@@ -73,63 +127,75 @@ def integer_or_text(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
-# what a TOML file may hold, how that is called, and how argparse reads it
-_KINDS: dict[str, tuple[Any, str, Callable[[str], Any]]] = {
-    "str": ((str,), "a text", str),
-    "int": ((int,), "an integer", int),
-    "float": ((int, float), "a number", float),
-    "bool": ((bool,), "true or false", bool),
-    "int | str": ((int, str), "an integer or a text", integer_or_text),
+def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        return text if text == "none" else number(text)
+
+    parse.__name__ = number.__name__  # argparse names it in its error
+    return parse
+
+
+# what a file may hold, how that is called, and how argparse reads it
+_KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "Mapping": (Mapping, "a table", {"type": json.loads, "metavar": "JSON"}),
+    "Sequence": ((str, list), "a text or a list of texts", {"nargs": "+", "action": "extend", "metavar": "NAME"}),
+    "int | str": ((int, str), "an integer or a text", {"type": integer_or_text, "metavar": "N"}),
+    "bool": (bool, "true or false", {"action": argparse.BooleanOptionalAction}),
+    "int": (int, "an integer", {"type": _or_none(int), "metavar": "N"}),
+    "float": ((int, float), "a number", {"type": _or_none(float), "metavar": "N"}),
+    "str": (str, "a text", {}),
 }
-_TYPES = {f.name: f.type for f in fields(Options)}
-_FREE = {"out", "overwrite", "resume", "quiet", "max_memory"}  # they do not change the result
 
 
-def add_arguments(run: argparse.ArgumentParser) -> None:
-    """Add all options, without defaults: what was not given must not hide what the TOML file says."""
-    groups: dict[str, Any] = {}
-    for f in fields(Options):
-        name = f.metadata["group"]
-        group = groups.setdefault(name, run.add_argument_group(name))
-        how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f.metadata["help"]}
-        if isinstance(f.default, bool):
-            group.add_argument(f"--{f.name.replace('_', '-')}", action="store_true", **how)
-            continue
-        if f.default not in (None, ()) and "default" not in how["help"]:
-            how["help"] += f" (default: {f.default})"
-        how |= {k: f.metadata[k] for k in ("metavar", "choices") if k in f.metadata}
-        if f.metadata.get("many"):
-            how |= {"nargs": "+", "action": "extend"}
-        else:
-            how["type"] = _KINDS[str(f.type).removesuffix(" | None")][2]
-        group.add_argument(f"--{f.name.replace('_', '-')}", **how)
-    run.add_argument(
-        "--config", metavar="FILE", help="TOML or JSON file with these options (n_segments = 7); the command line wins"
-    )
+def _kind(annotation: str) -> str:
+    """Return the first kind of value that a type begins with, or a mapping or list that it names anywhere."""
+    found = (k for k in _KINDS if annotation.startswith(k) or (k in annotation and k in ("Mapping", "Sequence")))
+    return next(found, "str")
 
 
-def gathered(arguments: Mapping[str, Any]) -> Options:
-    """Put the command line over the file over the defaults.
-
-    Raises
-    ------
-    UsageError
-        If the file cannot be read or names something that is no option.
-    """
-    path = arguments.get("config")
-    values = {} if path is None else read_config(path)
-    values |= {name: value for name, value in arguments.items() if name in _TYPES}
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    options = Options(**values)
-    if options.overwrite and options.resume:
-        raise UsageError("--overwrite starts anew and --resume goes on; give one of them.")
-    if options.one_section and (options.library_key is not None or len(options.input) > 1):
-        raise UsageError("--one-section excludes --library-key and several inputs.")
-    return options
+def _choices(annotation: str) -> dict[str, Any]:
+    names = re.findall(r"'(\w+)'", annotation) if annotation.startswith("Literal") else []
+    return {"choices": [*names, "none"]} if names and "Sequence" not in annotation else {}
 
 
-def load_config(path: str) -> dict[str, Any]:
-    """Read a TOML file, or a JSON file that holds an object."""
+def gathered(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the command line over the file; what neither gives has its default, in `run` here, in a step there."""
+    command, path = arguments["command"], arguments.get("config")
+    known = options_of(command)
+    values = {} if path is None else _from_file(path, command, known)
+    values |= {name: value for name, value in arguments.items() if name in known}
+    for name, value in values.items():
+        if value == "none" and known[name].type.endswith("| None"):
+            values[name] = None
+        elif isinstance(value, list) and len(value) == 1 and not known[name].type.startswith("Sequence"):
+            values[name] = value[0]
+    absent = [name for name, o in known.items() if o.default is inspect.Parameter.empty and name not in values]
+    if absent:
+        raise UsageError(f"{command} needs {', '.join(f'--{flag(name)}' for name in absent)}.")
+    return {name: option.default for name, option in known.items()} | values if command == "run" else values
+
+
+def _from_file(path: str, command: str, known: Mapping[str, Option]) -> dict[str, Any]:
+    """Return the options in a file: those at its top that the command has, and those in a step's own table."""
+    found = _loaded(path)
+    own, anywhere, of = {}, sorted(known), ""
+    if command != "run":
+        own, of = found.get(command, {}), f" of {command}"
+        if not isinstance(own, Mapping):
+            raise UsageError(f"{path!r}: {command!r} is a table of options, not {own!r}.")
+        found = {key: value for key, value in found.items() if key not in STEPS}
+        anywhere = sorted({name for step in STEPS for name in options_of(step)})
+    values: dict[str, Any] = {}
+    for table, names in ((found, anywhere), (own, sorted(known))):
+        here = [(_name(path, key, names, of), value) for key, value in table.items()]
+        twice = {name for i, (name, _) in enumerate(here) if name in dict(here[:i])}
+        if twice:
+            raise UsageError(f"{path!r} sets {min(twice)!r} twice, with - and with _.")
+        values |= {name: _checked(path, name, value, known[name].type) for name, value in here if name in known}
+    return values
+
+
+def _loaded(path: str) -> dict[str, Any]:
     kind = "JSON" if Path(path).suffix == ".json" else "TOML"
     try:
         with Path(path).expanduser().open("rb") as file:
@@ -145,21 +211,9 @@ def load_config(path: str) -> dict[str, Any]:
     return found
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Read a file of options, each checked to be one and of the right type."""
-    out = {}
-    for key, value in load_config(path).items():
-        name = option_name(path, key, _TYPES)
-        if name in out:
-            raise UsageError(f"{path!r} sets {name!r} twice, with - and with _.")
-        out[name] = _checked(path, name, value)
-    return out
-
-
-def option_name(path: str, key: str, known: Collection[str], of: str = "") -> str:
+def _name(path: str, key: str, known: Collection[str], of: str) -> str:
     """Return what an option in a file is called in Python, or say which one was meant."""
-    name = key.replace("-", "_")
-    name = "random_state" if name == "seed" and "seed" not in known else name
+    name = "random_state" if key == "seed" else key.replace("-", "_")
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}."
@@ -167,37 +221,37 @@ def option_name(path: str, key: str, known: Collection[str], of: str = "") -> st
     return name
 
 
-def _checked(path: str, name: str, value: Any) -> Any:
-    spec = next(f for f in fields(Options) if f.name == name)
-    kind = str(spec.type).removesuffix(" | None")
-    if spec.metadata.get("many"):
-        listed = [value] if isinstance(value, str) else value
-        if not isinstance(listed, list) or not all(isinstance(v, str) for v in listed):
-            raise UsageError(f"{path!r}: {name!r} is a text or a list of texts, not {value!r}.")
-        return listed
-    kinds, wanted, _ = _KINDS[kind]
-    if not isinstance(value, kinds) or isinstance(value, bool) != (kind == "bool"):
+def _checked(path: str, name: str, value: Any, annotation: str) -> Any:
+    """Check a value in a file: the functions check it too, but `run` would call the last of them late."""
+    kinds, wanted, _ = _KINDS[_kind(annotation)]
+    choices = _choices(annotation).get("choices")
+    if value is None or (value == "none" and annotation.endswith("| None")):
+        return None
+    listed = value if isinstance(value, list) else []
+    if not isinstance(value, kinds) or (isinstance(value, bool) and "bool" not in annotation) or (
+        kinds == (str, list) and not all(isinstance(v, str) for v in listed)
+    ):  # fmt: skip
         raise UsageError(f"{path!r}: {name!r} is {wanted}, not {value!r}.")
-    if "choices" in spec.metadata and value not in spec.metadata["choices"]:
-        raise UsageError(f"{path!r}: {name!r} is one of {', '.join(spec.metadata['choices'])}, not {value!r}.")
-    return float(value) if kind == "float" else value
+    if choices and value not in choices:
+        raise UsageError(f"{path!r}: {name!r} is one of {', '.join(choices)}, not {value!r}.")
+    return [value] if kinds == (str, list) and isinstance(value, str) else value
 
 
-def that_matter(options: Options) -> dict[str, Any]:
-    """Return the options that decide the result, as JSON can hold them."""
-    values = {f.name: getattr(options, f.name) for f in fields(Options) if f.name not in _FREE}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+def text_of(err: BaseException) -> str:
+    """Return the text of an error; that of a KeyError has no quotes around it."""
+    if isinstance(err, OSError) and err.strerror:
+        return err.strerror if err.filename is None else f"{err.strerror}: {err.filename}"
+    return str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
 
 
-def as_flags(message: str, names: Collection[str] = _TYPES) -> str:
+def as_flags(message: str, names: Collection[str]) -> str:
     """Say ``--labels-key=`` where a function says ```labels_key=```."""
 
-    def flag(match: re.Match[str]) -> str:
-        name = "seed" if match[1] == "random_state" else match[1]
-        return f"`--{name.replace('_', '-')}{match[2]}" if match[1] in names or name in names else match[0]
+    def said(match: re.Match[str]) -> str:
+        return f"`--{flag(match[1])}{match[2]}" if match[1] in names else match[0]
 
-    message = message.replace("`library_key=False`", "`--one-section`")
-    return re.sub(r"`(\w+)(=)", flag, message).replace("=`", "`").replace("`covariates`", "`--covariates`")
+    message = message.replace("`library_key=False`", "`--one-section`").replace("settings.max_", "--max-")
+    return re.sub(r"`(\w+)(=)", said, message).replace("=`", "`").replace("`covariates`", "`--covariates`")
 
 
 def tell(text: str) -> None:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stxtools import _keys, get, pl, tl
+from stxtools._files import whole
 from stxtools._progress import Stage, is_shown, progress
 from stxtools._report.report import report
 from stxtools._report.words import all_marked, findings
+from stxtools._settings import settings
 from stxtools.pl._sections import panels_of
 
-from .files import DATA, FIGURES, REPORT, TABLE, Folder, whole, write_h5ad
-from .inputs import check_against, check_numbers, checked_path, read_sections
-from .options import Options, UsageError, tell
+from .files import DATA, FIGURES, REPORT, TABLE, Folder, write_h5ad
+from .inputs import check_against, read_sections
+from .options import UsageError, as_flags, gathered, tell, text_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 STEPS = ("segment", "region_graph", "embed", "biomarkers", "figures", "write")
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
+_MISFITS = (KeyError, ValueError, TypeError, OSError)
 
 
 class Run:
@@ -34,17 +38,20 @@ class Run:
     adata: AnnData
     folder: Folder
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.groupby = options.groupby or (_keys.SEGMENT if options.input else "disease")
-        self.library_key: str | bool | None = options.library_key
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        options = gathered(arguments)
+        if options["overwrite"] and options["resume"]:
+            raise UsageError("--overwrite starts anew and --resume goes on; give one of them.")
+        if options["library_key"] is False and len(options["input"]) > 1:
+            raise UsageError("--one-section excludes several inputs.")
+        self.options = SimpleNamespace(**options)
+        self.groupby = self.options.groupby or (_keys.SEGMENT if self.options.input else "disease")
         self.notes: list[str] = []
-        self.output, self.step = options.out, "read"
+        self.output, self.step = self.options.out, "read"
 
     def __call__(self) -> bool:
         """Check, then run all steps; return False where everything was there already."""
-        show = False if self.options.quiet else None
-        with progress(None, "run", show, shares=_SHARES) as bar:
+        with progress(None, "run", False if self.options.quiet else None, shares=_SHARES) as bar:
             if not self._prepare(bar):
                 return False
             self._go(bar)
@@ -52,23 +59,18 @@ class Run:
 
     def _prepare(self, bar: Stage) -> bool:
         """Read and check everything before the first step; after a UsageError nothing was written."""
-        options, start = self.options, time.perf_counter()
+        o, start = self.options, time.perf_counter()
         bar.enter("read")
         try:
-            check_numbers(options)
-            for source in options.input:
-                checked_path(source)
-            folder = Folder(options)
-            if not folder.look(overwrite=options.overwrite, resume=options.resume):
+            if o.max_memory is not None:
+                settings.max_memory = o.max_memory
+            folder = Folder(vars(o))
+            if not folder.look(overwrite=o.overwrite, resume=o.resume):
                 return False
-            self.adata, self.library_key, self.notes = read_sections(
-                options.input, options.library_key, options.use_rep
-            )
-            if options.one_section:
-                self.library_key = False
-            check_against(self.adata, options, self.groupby, self.library_key)
-        except (KeyError, ValueError, TypeError, OSError) as err:
-            raise UsageError(str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err)) from err
+            self.adata, self.library_key, self.notes = read_sections(o.input, o.library_key, o.use_rep)
+            check_against(self.adata, o, self.groupby)
+        except _MISFITS as err:
+            raise UsageError(as_flags(text_of(err), vars(o))) from err
         folder.create()
         self.folder = folder
         shape = f"{self.adata.n_obs:,} observations x {self.adata.n_vars:,} genes"
@@ -87,9 +89,14 @@ class Run:
             if name in folder.finished:
                 continue
             start = time.perf_counter()
-            getattr(self, f"_{name}")()
-            keeps = self.adata if name in STEPS[:4] else None
-            folder.save(name, time.perf_counter() - start, keeps)
+            try:
+                getattr(self, f"_{name}")()
+            except _MISFITS as err:
+                if folder.finished:
+                    raise
+                folder.discard()  # the first step checks its own arguments before it does anything
+                raise UsageError(as_flags(text_of(err), vars(self.options))) from err
+            folder.save(name, time.perf_counter() - start, self.adata if name in STEPS[:4] else None)
             self._tell(f"{name} {time.perf_counter() - start:.1f} s ({STEPS.index(name) + 1} of {len(STEPS)})")
         folder.publish()
 
@@ -98,36 +105,26 @@ class Run:
         if not self.options.quiet and not is_shown(None):
             tell(text)
 
-    @property
-    def _how(self) -> dict[str, Any]:
-        return {"random_state": self.options.seed, "spatial_key": self.options.spatial_key, "layer": self.options.layer}
-
-    @property
-    def _devices(self) -> dict[str, Any]:
-        return {"accelerator": self.options.accelerator, "devices": self.options.devices}
+    def _how(self, *names: str) -> dict[str, Any]:
+        """Return the options of these names, and those that all steps take."""
+        return {name: getattr(self.options, name) for name in (*names, "random_state", "spatial_key", "layer")}
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
     def _segment(self) -> None:
-        o = self.options
-        tl.segment(
-            self.adata, o.n_segments, labels_key=o.labels_key, model=o.model, save_model=o.save_model,
-            pretrained=o.pretrained, use_rep=o.use_rep, image_key=o.image_key, library_key=self.library_key,
-            **self._how, **self._devices,
-        )  # fmt: skip
+        names = ("n_segments", "labels_key", "model", "save_model", "pretrained", "use_rep", "image_key",
+                 "accelerator", "devices")  # fmt: skip
+        tl.segment(self.adata, library_key=self.library_key, **self._how(*names))
 
     def _region_graph(self) -> None:
-        tl.region_graph(self.adata, library_key=self.library_key, **self._how)
+        tl.region_graph(self.adata, library_key=self.library_key, **self._how())
 
     def _embed(self) -> None:
-        tl.embed(self.adata, use_rep=self.options.use_rep, **self._how, **self._devices)
+        tl.embed(self.adata, **self._how("use_rep", "accelerator", "devices"))
 
     def _biomarkers(self) -> None:
-        o = self.options
-        tl.biomarkers(
-            self.adata, self.groupby, reference=o.reference, covariates=list(o.covariates) or None,
-            protect="thinning" if o.protect == "thinning" else None, library_key=self.library_key, **self._how,
-        )  # fmt: skip
+        names = ("reference", "covariates", "protect")
+        tl.biomarkers(self.adata, self.groupby, library_key=self.library_key, **self._how(*names))
 
     def _figures(self) -> None:
         draw(self.adata, self.folder.work)

@@ -17,6 +17,7 @@ from stxtools._checks import check_number, check_writable, listing
 from stxtools._colors import annotation_colors
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
+from stxtools._files import write_text
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.density import typical_spacing
@@ -65,11 +66,6 @@ def read_annotations(
     None. Sets:
 
     %(slots)s
-
-    Raises
-    ------
-    KeyError, ValueError
-        If the file names no observation, there is no such section, or something else wrote ``obs[key_added]``.
 
     Examples
     --------
@@ -136,11 +132,6 @@ def write_annotations(
     -------
     None.
 
-    Raises
-    ------
-    KeyError, ValueError
-        If there is no such column or section, or no observation has a category.
-
     Examples
     --------
     >>> st.io.write_annotations(adata, "segment", "segments.geojson")  # doctest: +SKIP
@@ -163,7 +154,7 @@ def write_annotations(
         for part in getattr(outline, "geoms", [outline])
     ]
     collection = {"type": "FeatureCollection", "features": features}
-    Path(path).expanduser().write_text(json.dumps(collection, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(collection, ensure_ascii=False))
 
 
 @dataclass
@@ -185,15 +176,7 @@ class Named:
 
 
 def read_file(path: Path) -> Shapes | Named:
-    """Read QuPath's GeoJSON, or the CSV of Xenium Explorer or Loupe Browser.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is of another kind, or names nothing.
-    """
+    """Read QuPath's GeoJSON, or the CSV of Xenium Explorer or Loupe Browser."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:

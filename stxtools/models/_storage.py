@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from stxtools._checks import check_writable
+from stxtools._files import whole
 
 FORMAT = "stxtools-model"
 FORMAT_VERSION = 2
@@ -72,30 +72,21 @@ def damaged(path: Path, what: str) -> ValueError:
 
 def write_model(
     path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, NDArray[Any]]
-) -> Path:
-    """Write a model file, whole or not at all, with the permissions that new files have; ``config`` goes into JSON."""
+) -> None:
+    """Write a model file, whole or not at all; ``config`` goes into JSON."""
     from safetensors.numpy import save
 
     check_writable(path)
     _check_finite(arrays)
-    # a link stays a link: what it leads to is replaced
-    target = Path(os.path.realpath(Path(path).expanduser()))
     contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, "config": config}
     header["checksum"] = _checksum(header, contiguous)
     content = save(contiguous, metadata={FORMAT: json.dumps(header)})
-    part = target.with_name(f".{target.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        with whole(path) as part:
+            part.write_bytes(content)
     except OSError as err:
-        raise OSError(err.errno, f"The model cannot be written ({err.strerror})", str(target)) from err
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+        raise OSError(err.errno, f"The model cannot be written ({err.strerror})", str(path)) from err
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelFile:

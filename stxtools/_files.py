@@ -1,0 +1,43 @@
+"""Files that are there whole or not at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PART = ".part"
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a path beside ``path``; the file there takes its place at the end of the block, and is removed on errors."""
+    target = Path(os.path.realpath(Path(path).expanduser()))  # a link stays a link: what it leads to is replaced
+    part = target.with_name(f".{target.stem[:100]}-{secrets.token_hex(4)}{PART}{target.suffix}")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+        sync_folder(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some network file systems cannot
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
