@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from stxtools._checks import check_names
 from stxtools._docs import documented
 from stxtools._settings import settings
 
-from ._download import RemoteFile, check_cells, extract, fetch
+from ._download import check_cells, extract, fetch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,10 +24,10 @@ _TENX_URL = "https://cf.10xgenomics.com/samples/spatial-exp/1.1.0/V1_Adult_Mouse
 _TENX_LIBRARY = "V1_Adult_Mouse_Brain"
 # 10x Genomics publishes no SHA-256; two public projects that use these files list the same ones.
 _TENX_HASHES = {
-    "V1_Adult_Mouse_Brain_filtered_feature_bc_matrix.h5": (
+    f"{_TENX_LIBRARY}_filtered_feature_bc_matrix.h5": (
         "sha256:eb78379e02dcf48036abf05b67233e73ecb0d880787feb82f76ff16f6ce01eb3"
     ),
-    "V1_Adult_Mouse_Brain_spatial.tar.gz": ("sha256:46d6b05ba740f232d6bf4b27b9a8846815851e000985fb878f1364bab04e5bd4"),
+    f"{_TENX_LIBRARY}_spatial.tar.gz": "sha256:46d6b05ba740f232d6bf4b27b9a8846815851e000985fb878f1364bab04e5bd4",
 }
 _TENX_HELP = (
     "Check the connection and try again, or download the file by hand from "
@@ -46,13 +46,12 @@ _COUNTS = ("count", "counts")  # layers, as the two data sets call them
 
 
 @documented
-def visium_mouse_brain(*, known_hash: Mapping[str, str] | None = None, show_progress: bool | None = None) -> AnnData:
+def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
     """Read a coronal section of an adult mouse brain (10x Genomics Visium, fresh frozen, H&E).
 
     ``V1_Adult_Mouse_Brain``, Space Ranger 1.1.0, downloaded from 10x Genomics into ``settings.datasetdir /
-    "visium_mouse_brain"`` at the first call and read with :func:`squidpy.read.visium`. Files that you put there
-    yourself are used as they are. The publisher gives no SHA-256 checksums: those checked are the ones that public
-    projects list.
+    "visium_mouse_brain"`` at the first call and read with :func:`squidpy.read.visium`. The publisher gives no SHA-256
+    checksums: those checked are the ones that public projects list.
 
     Parameters
     ----------
@@ -73,15 +72,13 @@ def visium_mouse_brain(*, known_hash: Mapping[str, str] | None = None, show_prog
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.visium_mouse_brain()  # doctest: +SKIP
     """
     import squidpy as sq
 
     folder = settings.datasetdir / "visium_mouse_brain"
-    files = tuple(RemoteFile(name, f"{_TENX_URL}/{name}", digest) for name, digest in _TENX_HASHES.items())
-    fetch(files, folder, help_text=_TENX_HELP, known_hash=known_hash, show_progress=show_progress)
-    counts_file, archive = (file.name for file in files)
+    counts_file, archive = _TENX_HASHES
+    fetch({name: f"{_TENX_URL}/{name}" for name in _TENX_HASHES}, folder, _TENX_HELP, show_progress, _TENX_HASHES)
     extract(folder / archive, "spatial")
     adata = sq.read.visium(folder, counts_file=counts_file, library_id=_TENX_LIBRARY)
     adata.var_names_make_unique()
@@ -90,15 +87,13 @@ def visium_mouse_brain(*, known_hash: Mapping[str, str] | None = None, show_prog
 
 
 @documented
-def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_progress: bool | None = None) -> AnnData:
+def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
     """Read a human breast cancer section (Vizgen MERSCOPE, FFPE, immuno-oncology panel).
 
     ``HumanBreastCancerPatient1`` of Vizgen's MERFISH FFPE Human Immuno-oncology release. Its tables
     ``cell_by_gene.csv`` and ``cell_metadata.csv`` belong in ``settings.datasetdir / "merfish_breast_cancer"`` and are
     read with :func:`squidpy.read.vizgen`, which holds the matrix dense while it reads. Vizgen's storage answers
-    registered users only: the error of a refused download says where to register. There are no published checksums: the
-    first copy of a file is taken unchecked, with a warning; its checksum is recorded beside it and checked at every
-    later call.
+    registered users only: the error of a refused download says where to register. Checksums are not published.
 
     Parameters
     ----------
@@ -114,42 +109,36 @@ def merfish_breast_cancer(*, known_hash: Mapping[str, str] | None = None, show_p
     ConnectionError
         If a download fails or is refused; nothing is left behind.
     ValueError
-        If a file does not have its checksum, or the tables do not fit together.
+        If the tables do not fit together.
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.merfish_breast_cancer()  # doctest: +SKIP
     """
     import squidpy as sq
 
     folder = settings.datasetdir / "merfish_breast_cancer"
-    files = tuple(RemoteFile(name, f"{_VIZGEN_URL}/{name}") for name in _VIZGEN_FILES)
-    fetch(files, folder, help_text=_VIZGEN_HELP, known_hash=known_hash, show_progress=show_progress)
+    fetch({name: f"{_VIZGEN_URL}/{name}" for name in _VIZGEN_FILES}, folder, _VIZGEN_HELP, show_progress)
     try:
         adata = sq.read.vizgen(
             folder, counts_file=_VIZGEN_FILES[0], meta_file=_VIZGEN_FILES[1], library_id=_VIZGEN_LIBRARY
         )
         adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
-        _check_table(adata)
+        check_cells(adata)
     except (KeyError, ValueError, TypeError, OSError) as err:
         raise ValueError(
             f"The files {' and '.join(_VIZGEN_FILES)} in {folder} are not the tables of {_VIZGEN_LIBRARY} ({err}). "
-            f"Delete them and the *.sha256 files beside them. {_VIZGEN_HELP}"
+            f"Delete them. {_VIZGEN_HELP}"
         ) from err
     return adata
 
 
 @documented
-def mosta(
-    samples: str | Sequence[str] = "E9.5_E1S1", *,
-    known_hash: Mapping[str, str] | None = None, show_progress: bool | None = None,
-) -> AnnData:  # fmt: skip
+def mosta(samples: str | Sequence[str] = "E9.5_E1S1", *, show_progress: bool | None = None) -> AnnData:
     """Read sections of mouse embryos from E9.5 to E16.5 (Stereo-seq, bins of 50).
 
     MOSTA, Chen et al. 2022, Cell 185:1777, doi:10.1016/j.cell.2022.04.003. The files are downloaded from STOmicsDB
-    (STDS0000058) into ``settings.datasetdir / "mosta"`` at the first call. No checksums are published: the first copy
-    is taken unchecked, with a warning; its own checksum is recorded beside it and checked at every later call.
+    (STDS0000058) into ``settings.datasetdir / "mosta"`` at the first call. Checksums are not published.
 
     Parameters
     ----------
@@ -168,25 +157,21 @@ def mosta(
     ConnectionError
         If a download fails; nothing is left behind, and the message says how to do it by hand.
     ValueError
-        If a section is no name, a file has not its checksum or is not such a section.
+        If a section is no name, or a file is not such a section.
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.mosta(["E9.5_E1S1", "E10.5_E1S1"])  # doctest: +SKIP
     """
-    return _read(_MOSTA, samples, known_hash, show_progress)
+    return _read(_MOSTA, samples, show_progress)
 
 
 @documented
-def axolotl_regeneration(
-    samples: str | Sequence[str] = "2DPI_1", *,
-    known_hash: Mapping[str, str] | None = None, show_progress: bool | None = None,
-) -> AnnData:  # fmt: skip
+def axolotl_regeneration(samples: str | Sequence[str] = "2DPI_1", *, show_progress: bool | None = None) -> AnnData:
     """Read sections of the axolotl telencephalon 2 to 60 days after an injury (Stereo-seq, single cells).
 
     ARTISTA, Wei et al. 2022, Science 377:eabp9444, doi:10.1126/science.abp9444. Downloaded from STOmicsDB (STDS0000056)
-    into ``settings.datasetdir / "axolotl_regeneration"`` and checked as :func:`mosta` does.
+    into ``settings.datasetdir / "axolotl_regeneration"`` at the first call. Checksums are not published.
 
     Parameters
     ----------
@@ -207,19 +192,9 @@ def axolotl_regeneration(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.axolotl_regeneration(["2DPI_1", "5DPI_1"])  # doctest: +SKIP
     """
-    return _read(_ARTISTA, samples, known_hash, show_progress)
-
-
-def _check_table(adata: AnnData) -> None:
-    """Check that two tables that nothing else vouches for are counts and positions of the same cells."""
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ValueError(f"there are {adata.n_obs} cells and {adata.n_vars} genes")
-    check_cells(adata.X, adata.obsm[_keys.SPATIAL])
-    if not adata.obs_names.is_unique or not adata.var_names.is_unique:
-        raise ValueError("a cell or a gene is there twice")
+    return _read(_ARTISTA, samples, show_progress)
 
 
 @dataclass(frozen=True)
@@ -246,9 +221,7 @@ _ARTISTA = _Series(
 )  # fmt: skip
 
 
-def _read(
-    series: _Series, samples: str | Sequence[str], known_hash: Mapping[str, str] | None, show_progress: bool | None
-) -> AnnData:
+def _read(series: _Series, samples: str | Sequence[str], show_progress: bool | None) -> AnnData:
     import anndata
 
     names = check_names("samples", samples, "a section")
@@ -256,20 +229,17 @@ def _read(
     if wrong or not names or len(set(names)) < len(names):
         raise ValueError(f"`samples={samples!r}`: name each section once, as in {series.example!r}; see {series.page}.")
     folder = settings.datasetdir / series.folder
-    files = tuple(
-        RemoteFile(series.file.format(n), f"{_STOMICS_URL}/{series.accession}/stomics/{series.file.format(n)}")
-        for n in names
-    )
+    files = {name: series.file.format(name) for name in names}
     help_text = f"Check the connection and the name of the section at {series.page}, or download the file there."
-    fetch(files, folder, help_text=help_text, known_hash=known_hash, show_progress=show_progress)
+    addresses = {file: f"{_STOMICS_URL}/{series.accession}/stomics/{file}" for file in files.values()}
+    fetch(addresses, folder, help_text, show_progress)
     parts = []
-    for name, file in zip(names, files, strict=True):
+    for name, file in files.items():
         try:
-            parts.append(_section(series, name, anndata.read_h5ad(folder / file.name)))
+            parts.append(_section(series, name, anndata.read_h5ad(folder / file)))
         except (OSError, KeyError, ValueError, TypeError) as err:
             raise ValueError(
-                f"The file {file.name} in {folder} is not a section of this series ({err}). Delete it and "
-                f"{file.name}.sha256 beside it. {help_text}"
+                f"The file {file} in {folder} is not a section of this series ({err}). Delete it. {help_text}"
             ) from err
     out = parts[0] if len(parts) == 1 else anndata.concat(parts, join="inner", merge="same")
     for column in ("annotation", "section", "subject"):  # what is joined has lost its categories
@@ -294,5 +264,5 @@ def _section(series: _Series, name: str, adata: AnnData) -> AnnData:
     out.obs = out.obs.assign(time=float(time), section=name, **({"subject": subject} if subject else {}))
     out.obs["annotation"] = out.obs["annotation"].astype(str)
     out.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)[:, :2]
-    check_cells(counts, out.obsm[_keys.SPATIAL])
+    check_cells(out)
     return out
