@@ -2,6 +2,7 @@
 
 ``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
 of :data:`PARAMETERS`; ``%(slots)s`` for the rows of :mod:`stxtools._slots_table`; ``%(returns)s`` for a whole section.
+"Raises", where a docstring has none, and the first line of an example are put in for all.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ R = TypeVar("R")
 
 WIDTH = 116
 RETURNS = {
-    "get": ["Returns", "-------", "A new table in the order of the slot.", "", "Raises", "------",
-            "KeyError, ValueError", "    There is no such table, or it does not hold what was named."],
+    "get": ["Returns", "-------", "A new table in the order of the slot."],
     "pp": ["Returns", "-------", "None, or the changed copy with ``copy=True``. Sets:", "", "%(slots)s"],
 }  # fmt: skip
 RETURNS["tl"] = RETURNS["pp"]
+RAISES = ["Raises", "------", "KeyError, ValueError, TypeError",
+          "    What an argument names is missing or does not fit; the message says how to mend it.", ""]  # fmt: skip
+IMPORT = ">>> import stxtools as st"
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 
 # the first that fits is taken; one that starts with a namespace is for the functions of that namespace
@@ -47,7 +50,6 @@ PARAMETERS = {
     "group": "Group or groups; all by default.",
     "img": "Whether the tissue image is drawn beneath, or its name; by default it is drawn where there is one.",
     "key_added": 'Name of the output instead of ``"{key}"``.',
-    "known_hash": 'Checksums that you trust, as ``{file name: "sha256:..."}`` (``"md5:..."`` works too).',
     "layer": 'Layer with expression; by default ``layers["counts"]`` where there is one, else ``X``.',
     "legend": "Whether legends and colour bars are drawn: beside the panels, or inside ``ax``.",
     "library": "Section or sections to draw; all by default, one panel each.",
@@ -88,6 +90,12 @@ def _fill(function: Callable[..., Any]) -> None:
     if "%(parameters)s" in lines:
         start, at = lines.index("Parameters") + 2, lines.index("%(parameters)s")
         lines[start : at + 1] = _parameters(function, lines[start:at], namespace, rows)
+    if "Examples" in lines:
+        at = lines.index("Examples")
+        if not any("stxtools as st" in line for line in lines):
+            lines.insert(at + 2, IMPORT)
+        if "Raises" not in lines:
+            lines[at:at] = RAISES
     function.__doc__ = "\n".join(lines)
 
 

@@ -66,10 +66,7 @@ def model(
     sections: Sequence[Section], genes: Genes, hardness: Hardness, blocks: Sequence[NDArray[Any]],
     effects: NDArray[np.float64], batch: NDArray[np.float64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-    """Return the state of each observation, and its effect on each gene (natural logarithms).
-
-    The state is its mixture of compartments, its programs, the ``blocks`` that ``effects`` act on, and its section.
-    """
+    """Return the state of each observation (mixture, programs, ``blocks``, section) and its effect on each gene."""
     strength = np.full(len(genes.programs), hardness.nuisance)
     strength[N_PROGRAMS:] = hardness.state
     rows = np.vstack([genes.markers, strength[:, None] * genes.programs, effects, batch])

@@ -22,11 +22,7 @@ _DEPTH_SAMPLE = 2_000  # observations on which the mean depth is set
 def negative_binomial(
     rng: np.random.Generator, mean: NDArray[np.float32], inverse_dispersion: NDArray[np.float32], dropout: float
 ) -> NDArray[np.int64]:
-    r"""Draw counts of mean :math:`(1-\pi)\mu` for dropout :math:`\pi`.
-
-    Without dropout the variance is :math:`\mu + \mu^2/\theta`: a Poisson count whose rate is
-    gamma-distributed with shape :math:`\theta` (one per gene). Dropout sets a count to zero.
-    """
+    """Draw gamma-Poisson counts of variance ``mean + mean**2 / inverse_dispersion``; ``dropout`` sets some to 0."""
     rate = rng.standard_gamma(inverse_dispersion, size=mean.shape, dtype=np.float32)
     rate *= mean
     rate /= inverse_dispersion

@@ -96,14 +96,8 @@ def synthetic_series(
     - ``uns["synthetic"]`` (dict): ``params``, ``effects``, and ``lineage``: a table of which compartment at a time goes
       on as which at the next (``time_from``, ``time_to``, ``source``, ``target``; an empty text for none)
 
-    Raises
-    ------
-    ValueError, TypeError
-        If a number is out of range or of the wrong type.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_series(3, 2, obs_per_section=200)
     >>> adata.obs["subject"].nunique()
     6

@@ -37,11 +37,7 @@ class SmoothField:
 
 
 def gaussian_field(rng: np.random.Generator, length_scale: float) -> SmoothField:
-    r"""Draw a stationary Gaussian field of mean 0 and variance 1.
-
-    White noise is filtered with a Gaussian in the frequency domain, so the covariance at distance :math:`r` is
-    :math:`\exp(-r^2 / (2 \ell^2))` with :math:`\ell` the length scale, in units of half the tissue's width.
-    """
+    """Draw a Gaussian field of variance 1 and covariance ``exp(-r**2 / 2 / length_scale**2)``: filtered noise."""
     frequency = np.fft.fftfreq(_GRID, d=2 * _HALF_WIDTH / _GRID) * 2 * np.pi
     half = np.fft.rfftfreq(_GRID, d=2 * _HALF_WIDTH / _GRID) * 2 * np.pi
     squared = frequency[:, None] ** 2 + half[None, :] ** 2
@@ -179,11 +175,7 @@ def inward(field: SmoothField, unit: NDArray[np.float64]) -> NDArray[np.float64]
 def compartments(
     unit: NDArray[np.float64], anatomy: Anatomy, n_compartments: int, border: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the compartment of each observation and its mixture of compartments (n_obs, n_compartments).
-
-    The mixture changes over ``border`` (in layer thicknesses); between the first two layers over three times
-    that, a gradient. The compartment is the one on whose side of the border an observation lies.
-    """
+    """Return the compartment of each observation and its mixture of them, which changes over ``border`` layers."""
     islands = len(anatomy.islands)
     layers = n_compartments - islands
     depth = layers * share(layer_height(unit, anatomy))

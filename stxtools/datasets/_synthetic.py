@@ -99,14 +99,8 @@ def synthetic_tissue(
     - ``uns["synthetic"]`` (dict): ``params``, ``effects``, and of each section the ``affine`` from ``spatial_tissue``
       to ``spatial``
 
-    Raises
-    ------
-    ValueError, TypeError
-        If a number is out of range or of the wrong type, or there are too few observations for the sections.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(600, 20, random_state=1)
     >>> adata.shape
     (600, 20)

@@ -37,14 +37,8 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
     section's observations that have a segment) and ``confidence`` (mean, where ``obs["{key}_confidence"]`` is).
     Segments that a section does not have are listed with ``n_obs`` 0.
 
-    Raises
-    ------
-    KeyError
-        ``obs[key]`` or ``obs[library_key]`` is missing.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.segment(adata)
     >>> table = st.get.segments(adata)
@@ -85,14 +79,8 @@ def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
     -------
     A new table, observations x classes; NaN outside any region.
 
-    Raises
-    ------
-    KeyError
-        There are no probabilities of ``key``.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.segment(adata, n_segments=3)
     >>> st.get.probabilities(adata).columns.tolist()
@@ -126,16 +114,8 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     the coordinates), ``x`` and ``y`` of the centroid, ``degree`` (number of neighbouring regions), ``contact_length``
     (length of all borders with other regions) where it is known, and ``attention`` after :func:`stxtools.tl.embed`.
 
-    Raises
-    ------
-    KeyError
-        There are no regions in ``uns[key]``.
-    TypeError
-        ``uns[key]`` is no region AnnData.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.region_graph(adata, "compartment")
     >>> table = st.get.regions(adata)

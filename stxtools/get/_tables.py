@@ -50,7 +50,6 @@ def biomarkers(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue()
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> table = st.get.biomarkers(adata, fdr=0.05, sign="up")
@@ -95,7 +94,6 @@ def compare(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")
     >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
     >>> shares = st.get.compare(adata, "share")
@@ -126,7 +124,6 @@ def describe(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue()
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> st.tl.describe(adata, "compartment")
@@ -184,16 +181,8 @@ def evaluation(
     ``scheme``, ``leaky``, ``noise``, ``metric``, ``mean``, ``sd`` (NaN for one seed), ``n`` (seeds), and with
     ``versus`` also ``difference`` and ``se``.
 
-    Raises
-    ------
-    KeyError
-        There is no such table.
-    ValueError
-        A metric, target or model that is not in it.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
     >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
     >>> table = st.get.evaluation(adata, "accuracy", versus="nearest_label")
@@ -249,7 +238,6 @@ def track(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_series(3, 2, obs_per_section=200)
     >>> st.tl.region_graph(adata, "compartment", library_key="section", max_size=20)
     >>> st.tl.track(adata, "time")
@@ -295,7 +283,6 @@ def trends(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_series(3, 3, obs_per_section=200)
     >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
     >>> shares = st.get.trends(adata, "share")

@@ -73,7 +73,6 @@ def annotate(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.pl.annotate(adata, "layer", ["outer", "inner"])  # doctest: +SKIP
     """

@@ -138,10 +138,7 @@ def heat(
     values: pd.DataFrame, title: str, *, label: str, legend: bool, ax: Axes | None, limit: float | None = None,
     cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "", marks: pd.DataFrame | None = None, mark: str = "",
 ) -> Axes:  # fmt: skip
-    """Draw a table as a heat map around 0, with a colour bar of that ``label`` and a dot where ``marks`` is true.
-
-    ``cell`` is the size of a cell in inches.
-    """
+    """Draw a table around 0 as cells (of so many inches) with a colour bar, and dots where ``marks`` is true."""
     names, columns = ([_legend.plain(str(name)) for name in axis] for axis in (values.index, values.columns))
     longest, turned = max(map(len, columns)), max(map(len, columns)) * _LETTER > cell[0]
     own = ax is None

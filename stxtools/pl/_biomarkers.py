@@ -257,11 +257,7 @@ def _range(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) -> None:
-    """Draw one group; up to ``n_genes`` significant genes, in either direction, are named.
-
-    They are the top points, and of equal p-values those that stand nearest to an end of the table.
-    The p-values are those before correction: corrected ones are equal over long runs of genes and end in a flat top.
-    """
+    """Draw one group by uncorrected p-values (corrected ones end in a flat top); name the first significant genes."""
     raw = "pvals" in part
     change = part["logfoldchanges"].to_numpy(dtype=float, na_value=np.nan)
     p = part["pvals" if raw else "pvals_adj"].to_numpy(dtype=float, na_value=np.nan)
@@ -342,10 +338,7 @@ def _threshold(ax: Axes, height: NDArray[Any], passed: NDArray[Any], fdr: float)
 def _names(
     ax: Axes, names: NDArray[Any], x: NDArray[Any], y: NDArray[Any], outermost: float, side: int, taken: float
 ) -> None:
-    """Write names in a column beyond the outermost point, each with a thin line to its point.
-
-    Places are given out so that the lines are shortest in sum; such lines do not cross. At ``taken`` stands a label.
-    """
+    """Write names beyond the outermost point, where the lines to the points are shortest in sum: such do not cross."""
     from scipy.optimize import linear_sum_assignment
 
     if not len(names):

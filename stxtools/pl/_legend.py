@@ -51,11 +51,7 @@ def category_codes(adata: AnnData, key: str) -> tuple[NDArray[np.int64], list[st
 def colors_of(
     adata: AnnData, key: str, palette: str | Sequence[str] | Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Colour of every category of ``obs[key]``; nothing is written.
-
-    Existing colours are kept unless ``palette`` is given. A class that is absent from a subset still has its place
-    in the palette as long as ``obsm["{key}_proba"]`` names all classes.
-    """
+    """Colour of every category of ``obs[key]``: of ``palette``, else as stored, else scanpy's; nothing is written."""
     _, names = category_codes(adata, key)
     if palette is not None:
         return _from_palette(palette, names)
@@ -70,10 +66,7 @@ def colors_of(
 
 
 def _stored(adata: AnnData, key: str) -> dict[str, str] | None:
-    """Colours in ``uns["{key}_colors"]``, None where there are none for these classes that matplotlib knows.
-
-    Plain strings forget the classes that are absent: as many colours as classes must be there.
-    """
+    """Colours in ``uns["{key}_colors"]``, None where they are not of these classes, or none that matplotlib knows."""
     from matplotlib.colors import is_color_like
 
     stored = adata.uns.get(_keys.colors(key))
@@ -178,10 +171,7 @@ def add_legend(
     title: str | None = None,
     bars: Sequence[tuple[Any, str]] = (),
 ) -> None:
-    """Put one legend and the colour bars ``(mappable, label)`` beside the panels, or inside the caller's Axes.
-
-    In a figure of our ``own`` the legend is to the right of all panels and the figure grows by its width.
-    """
+    """Put one legend and the colour bars ``(mappable, label)`` beside the panels, or inside the caller's Axes."""
     if not own:
         _inside(axes[0], handles, title, bars)
         return

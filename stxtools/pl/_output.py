@@ -40,16 +40,13 @@ KeyError
 ValueError, TypeError
     An argument does not fit the data, or ``ax`` is given and there are several panels.
 
-Examples
---------
->>> import stxtools as st
 """
 
 
 def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
     """Check what all plots take, close the figures that a failing call leaves, and complete the docstring."""
     if function.__doc__ is not None:  # python -OO
-        function.__doc__ = inspect.cleandoc(function.__doc__).replace("Examples\n--------\n", _SHARED_DOC, 1)
+        function.__doc__ = inspect.cleandoc(function.__doc__).replace("Examples\n---", f"{_SHARED_DOC}Examples\n---", 1)
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -80,10 +77,7 @@ def done(
     save: bool | str | os.PathLike[str] | None,
     colors: Sequence[Colors] = (),
 ) -> Any:
-    """Save the figure, store the colours of categories, show the figure; return its Axes where it was not shown.
-
-    Colours come after the file, so that a failing call has written nothing into the AnnData.
-    """
+    """Save the figure, then store the colours of categories, show it; return its Axes where it was not shown."""
     import matplotlib.pyplot as plt
 
     figure = axes[0].figure.canvas.figure  # of an Axes in a sub-figure, the whole

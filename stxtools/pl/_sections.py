@@ -49,11 +49,7 @@ class Panel:
 
     @cached_property
     def pitch(self) -> float:
-        """Typical distance of neighbouring observations: the median distance to the third neighbour.
-
-        It is the pitch of hexagonal and square lattices, and about one over the root of the density for scattered
-        cells. Observations at the very same place are not neighbours.
-        """
+        """Median distance to the third neighbour: the pitch of a lattice, or about one over the root of the density."""
         from scipy.spatial import cKDTree
 
         if len(self.xy) < 2:
@@ -75,11 +71,7 @@ def panels_of(
     library: str | Sequence[str] | None,
     params: Mapping[str, Any] | None = None,
 ) -> list[Panel]:
-    """Return the sections to draw, all by default.
-
-    Without ``library_key`` it is the one in ``params``, or in those of the segments or regions, or the column that
-    holds the names of the sections in ``uns["spatial"]``.
-    """
+    """Return the sections to draw, all by default; ``params`` are those of the call whose results are drawn."""
     libs = libraries(adata, _library_key(adata, params) if library_key is None else library_key)
     xy = coordinates(adata, spatial_key, libs)
     wanted = libs.names if library is None else check_names("library", library, "a section")
@@ -249,11 +241,7 @@ def draw_sections(
     ncols: int = 4,
     shrink: float = 1.0,
 ) -> list[Axes]:
-    """Let ``draw`` fill one Axes per panel, those of a new figure that fits the tissue or the given one.
-
-    Several titles are taken as they are. ``bottom`` are the inches kept for colour bars;
-    :func:`._legend.add_legend` widens the figure by what it needs.
-    """
+    """Let ``draw`` fill one Axes per panel, those of a new figure that fits the tissue or the given one."""
     names = [panel.library for panel in panels]
     titles = title if isinstance(title, list) else _base.titles_of(names if len(names) > 1 else [""], title)
     bars = bars_of(adata, panels, spatial_key, scale_bar)
@@ -286,10 +274,7 @@ def _frame(ax: Axes, panel: Panel, title: str | None) -> None:
 def draw_spots(
     ax: Axes, panel: Panel, colors: Any, *, size: float = 1.0, label: str = "observations", **kwargs: Any
 ) -> None:
-    """Draw a section as discs whose diameter is in data units, so that they tile the tissue at any figure size.
-
-    ``colors`` is one colour, or RGBA or a number for a colour map of every observation of all sections.
-    """
+    """Draw discs whose diameter is in data units, in one colour, or in RGBA or a number of every observation of all."""
     from matplotlib.collections import EllipseCollection
 
     diameter, xy = [panel.pitch * size], panel.xy
@@ -310,10 +295,7 @@ def draw_spots(
 
 
 def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> bool:
-    """Draw the section's image under the spots, in the coordinates of the spots; return whether there was one.
-
-    ``img=None`` draws the image where there is one and the coordinates are those of the image (``fits``).
-    """
+    """Draw the section's image under the spots, by default where their coordinates fit; return whether there is one."""
     from matplotlib.patches import Rectangle
 
     if img is False or (img is None and not fits):

@@ -84,13 +84,6 @@ def align(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If a key, the reference or a section's landmarks are missing.
-    ValueError
-        If landmarks do not determine the map, or a section has fewer than 10 observations and no landmarks.
-
     Examples
     --------
     >>> import numpy as np, stxtools as st

@@ -57,16 +57,8 @@ def add_noise(
 
     %(slots)s
 
-    Raises
-    ------
-    KeyError
-        If ``layer`` or ``use_rep`` is missing.
-    ValueError
-        If ``level`` is not a fraction, or count noise is asked for values that are not counts.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> noised = st.pp.add_noise(adata, 0.1, kind="counts", copy=True)
     >>> bool(noised.X.sum() == adata.X.sum())

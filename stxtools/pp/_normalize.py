@@ -68,16 +68,8 @@ def normalize(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If ``layer``, ``size_key`` or ``library_key`` is missing.
-    ValueError
-        If the values are logarithmic or negative, no gene is expressed, or sizes are not positive.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.pp.normalize(adata, n_comps=10)
     >>> adata.obsm["X_pca"].shape

@@ -46,16 +46,8 @@ def rasterize(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If ``spatial_key`` or ``library_key`` is missing.
-    ValueError
-        If coordinates are not finite, ``lattice`` is named but not there, or the raster would be too large.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.pp.rasterize(adata)
     >>> adata.obsm["raster"].shape

@@ -1,9 +1,4 @@
-"""Register one section onto another: arrays in, a 2 x 3 matrix out.
-
-A section becomes a *feature image*: tissue (0 to 1) and smoothed expression features on a fine grid. The fit
-finds the map under which the moving section's features correlate with the reference's at the same position
-and the two tissues overlap.
-"""
+"""Register one section onto another, as images of tissue and of smoothed features: arrays in, a 2 x 3 matrix out."""
 
 from __future__ import annotations
 
@@ -56,10 +51,7 @@ class PointSet:
 
 
 def feature_image(points: PointSet, sigma: float) -> list[RegularGridInterpolator]:
-    """Smooth tissue, and tissue with features, into images by a Gaussian of ``sigma`` (units of the coordinates).
-
-    The images are read by bilinear interpolation at (y, x), 0 outside.
-    """
+    """Smooth tissue, and tissue with features, by a Gaussian of ``sigma`` into images to read at (y, x), 0 outside."""
     margin = 3 * sigma + 2 * points.spacing
     low, high = points.xy.min(axis=0) - margin, points.xy.max(axis=0) + margin
     pixel = max(float((high - low).max()) / _MAX_SIDE, 0.5 * points.spacing)
@@ -79,10 +71,7 @@ def feature_image(points: PointSet, sigma: float) -> list[RegularGridInterpolato
 
 
 class Objective:
-    """Agreement of a moved section with the reference: correlation of features + overlap of tissues.
-
-    Both are at most 1, and 1 for a section on itself.
-    """
+    """Agreement of a moved section with the reference: correlation of features + overlap of tissues, each at most 1."""
 
     def __init__(
         self, moving: PointSet, reference: PointSet, share: float, max_points: int, rng: np.random.Generator
@@ -138,12 +127,7 @@ def register(
     allow_reflection: bool = False,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], float, float]:
-    """Return the matrix that maps ``moving`` onto ``reference``, and the correlation and overlap reached.
-
-    Starts are 24 rotations (and, if allowed, their mirror images), scales from the areas and from the
-    spacings, and shifts around the centroid; the best few are optimised by Nelder-Mead on smooth
-    images, the best of those on fine ones.
-    """
+    """Return the map of ``moving`` onto ``reference``, its correlation and overlap: the best of many starts."""
     coarse = Objective(moving, reference, _COARSE, _POINTS[0], rng)
     centre, target = moving.xy.mean(axis=0), reference.xy.mean(axis=0)
     step = 0.12 * reference.extent

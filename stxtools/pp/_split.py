@@ -54,16 +54,8 @@ def split_counts(
 
     By its parameters :func:`stxtools.tl.biomarkers` knows that groups were found in the other part.
 
-    Raises
-    ------
-    KeyError
-        There is no such layer.
-    ValueError
-        The values are not counts, or ``fraction`` leaves one part empty.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.pp.split_counts(adata)
     >>> st.tl.segment(adata, n_segments=4, layer="split_train")

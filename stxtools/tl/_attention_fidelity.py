@@ -76,7 +76,6 @@ def attention_fidelity(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.multitask(adata, None, "compartment", save_model="net.stx", params={"epochs": 2})

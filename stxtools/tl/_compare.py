@@ -75,16 +75,8 @@ def compare(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If a key is missing.
-    ValueError
-        If a section has several subjects or conditions, or there is one condition only.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")
     >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
     >>> shares = adata.uns["compare"].query("kind == 'share'")

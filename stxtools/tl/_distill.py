@@ -79,7 +79,6 @@ def distill(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.multitask(adata, "disease", "compartment", save_model="teacher.stx", params={"epochs": 2})

@@ -61,7 +61,6 @@ def embed(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.embed(adata)

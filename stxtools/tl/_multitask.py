@@ -89,7 +89,6 @@ def multitask(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
     >>> st.tl.region_graph(adata, "compartment", max_size=20)
     >>> st.tl.multitask(adata, "disease", "compartment", params={"epochs": 5})

@@ -77,7 +77,6 @@ def pretrain(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> sections = [st.datasets.synthetic_tissue(n_obs=400, random_state=i) for i in range(2)]
     >>> st.tl.pretrain(sections, save_model="tissue.stx")
     >>> st.tl.segment(sections[0], n_segments=4, pretrained="tissue.stx")

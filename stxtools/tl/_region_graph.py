@@ -79,7 +79,6 @@ def region_graph(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.region_graph(adata, "compartment")
     >>> bool(adata.uns["regions"].obs["n_obs"].max() <= 50)

@@ -57,7 +57,6 @@ def suggest_labels(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.segment(adata, n_segments=3)
     >>> st.tl.suggest_labels(adata, n=5)

@@ -85,16 +85,8 @@ def track(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError, ValueError
-        If there is no region graph, a section has several times, or there is one time only.
-    ImportError
-        If POT is not installed.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_series(3, 2, obs_per_section=200)
     >>> st.tl.region_graph(adata, "compartment", library_key="section", max_size=20)
     >>> st.tl.track(adata, "time")

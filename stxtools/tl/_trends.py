@@ -75,14 +75,8 @@ def trends(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError, ValueError
-        If a key is missing, a subject has several times, a section several subjects, or there is one time only.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_series(3, 3, obs_per_section=200)
     >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
     >>> shares = adata.uns["trends"].query("kind == 'share'")

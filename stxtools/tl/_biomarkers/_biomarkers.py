@@ -119,7 +119,6 @@ def biomarkers(
 
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue()
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> table = st.get.biomarkers(adata, fdr=0.05)

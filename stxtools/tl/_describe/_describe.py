@@ -63,6 +63,7 @@ def describe(
     scored in every observation (decoupler's univariate linear model). A ligand in one compartment and its receptor in
     the neighbours across a border give a score at each observation of the border. These values are tested like genes:
     against random regions. A contact is compared with all other borders or, where there is none, with its other side.
+    Gene sets and pairs need ``pip install 'stxtools[describe]'``.
 
     Parameters
     ----------
@@ -90,16 +91,8 @@ def describe(
 
     To accept the names: ``adata.obs["name"] = adata.obs[groupby].map(adata.uns["describe"]["proposed_name"])``.
 
-    Raises
-    ------
-    KeyError, ValueError
-        If there is no biomarker table for ``groupby``, or ``net`` or ``resource`` does not fit the genes.
-    ImportError
-        If decoupler or liana is needed and missing: ``pip install 'stxtools[describe]'``.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue()
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> st.tl.describe(adata, "compartment")

@@ -73,15 +73,6 @@ def targets(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If there is no biomarker table, or a named column is missing.
-    ValueError
-        If the format is not recognised, or the table has Ensembl ids only and ``adata`` has none.
-    FileNotFoundError
-        If there is no such file.
-
     Warns
     -----
     UserWarning
