@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys, get
-from stxtools._data.expression import Expression, log_chunks
+from stxtools._data.expression import Expression, log_chunks, log_matrix
 
 from .words import FDR
 
@@ -50,15 +50,12 @@ def leading_genes(adata: AnnData, table: BiomarkerTable | None, layer: str | Non
         return []
     if table is None:
         n, sums, squares = adata.n_obs, np.zeros(adata.n_vars), np.zeros(adata.n_vars)
-        for total, square in log_chunks(read, _moments):
-            sums, squares = sums + total, squares + square
+        for part in log_chunks(read, lambda part, _: part):
+            sums, squares = sums + np.ravel(part.sum(axis=0)), squares + np.ravel(part.multiply(part).sum(axis=0))
         names = adata.var_names[np.argsort(-(squares / n - (sums / n) ** 2), kind="stable")]
     else:
         higher = table.rows["scores"] > 0
-        parts = [
-            table.rows[higher],
-            table.rows[~higher][::-1],
-        ]  # the lowest come last
+        parts = [table.rows[higher], table.rows[~higher][::-1]]  # the lowest come last
         turns = [part.groupby("group", sort=False, observed=True).cumcount() for part in parts]
         rows, turn = pd.concat(parts), pd.concat([turns[0], 2 * turns[1]])
         names = rows["names"].to_numpy()[np.lexsort((turn, rows["pvals_adj"] > FDR))]
@@ -73,8 +70,7 @@ def expression_of(adata: AnnData, genes: Sequence[str], layer: str | None) -> sp
     read = _expression(adata, layer)
     if read is None:
         raise ValueError("`genes` are given, but `adata` holds no expression; put it into `X` or name a `layer`.")
-    at = adata.var_names.get_indexer(list(genes))
-    return sparse.vstack([part[:, at] for part in log_chunks(read, _as_it_is)]).tocsc()
+    return log_matrix(read, adata.var_names.get_indexer(list(genes))).tocsc()
 
 
 def _expression(adata: AnnData, layer: str | None) -> Expression | None:
@@ -83,14 +79,6 @@ def _expression(adata: AnnData, layer: str | None) -> Expression | None:
         return None
     read = Expression(adata, layer, scaled=True, in_memory=False)
     return None if read.scale == "scaled" else read
-
-
-def _moments(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, Any]:
-    return np.asarray(chunk.sum(axis=0)).ravel(), np.asarray(chunk.multiply(chunk).sum(axis=0)).ravel()
-
-
-def _as_it_is(chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-    return chunk
 
 
 @dataclass(frozen=True)

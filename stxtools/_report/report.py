@@ -98,7 +98,8 @@ def report(
     table = biomarker_table(adata, biomarkers_key)
     tissue = tissue_map(adata, genes, color, key, table, layer, spatial_key, library_key)
     sections = [section["name"] for section in tissue.meta["sections"]]
-    name = title or _title(sections)
+    one = "Tissue section" if sections[0] == _keys.LIBRARY else f"Section {sections[0]}"
+    name = title or (one if len(sections) == 1 else f"{len(sections)} sections")
     meta = tissue.meta | {"key": key, "biomarkers": None if table is None else table.meta}
     blocks = tissue.blocks | ({} if table is None else table.blocks)
     n_drawn = tissue.meta["n"]
@@ -116,12 +117,6 @@ def report(
         blocks="\n".join(f'<script type="text/plain" id="block-{n}">{b}</script>' for n, b in blocks.items()),
     )  # fmt: skip
     write_text(path, page)
-
-
-def _title(sections: Sequence[str]) -> str:
-    if len(sections) > 1:
-        return f"{len(sections)} sections"
-    return "Tissue section" if sections[0] == _keys.LIBRARY else f"Section {sections[0]}"
 
 
 def _page(**parts: str) -> str:

@@ -31,20 +31,18 @@ def negative_binomial(
     return rng.poisson(rate)
 
 
-def sample_counts(
-    rng: np.random.Generator,
-    design: NDArray[np.float32],
-    effects: NDArray[np.float32],
-    baseline: NDArray[np.float32],
-    log_depth: NDArray[np.float32],
-    inverse_dispersion: NDArray[np.float32],
-    dropout: float,
-    *,
-    show_progress: bool | None = None,
-) -> sparse.csr_matrix:
-    """Draw the count matrix (CSR, float32) chunk by chunk: memory is that of the non-zero counts."""
-    n_obs, n_vars = len(design), effects.shape[1]
-    step = max(1, _CHUNK_ENTRIES // n_vars)
+def deep_counts(
+    rng: np.random.Generator, design: NDArray[np.float32], effects: NDArray[np.float32], genes: Genes,
+    hardness: Hardness, mean_depth: float, show_progress: bool | None = None,
+) -> sparse.csr_matrix:  # fmt: skip
+    """Draw counts (CSR, float32) whose depth varies around ``mean_depth``: memory is that of those above 0."""
+    n_obs, baseline = len(design), genes.baseline.astype(np.float32)
+    log_depth = (hardness.depth_sd * rng.standard_normal(n_obs)).astype(np.float32)
+    sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)
+    rates = np.exp(design[sample] @ effects + baseline + log_depth[sample, None])
+    log_depth += np.float32(np.log(mean_depth / ((1 - hardness.dropout) * rates.sum(axis=1, dtype=np.float64).mean())))
+    dispersion = genes.inverse_dispersion.astype(np.float32)
+    step = max(1, _CHUNK_ENTRIES // effects.shape[1])
     parts = []
     with progress(n_obs, "counts", show_progress) as bar:
         for start in range(0, n_obs, step):
@@ -53,28 +51,7 @@ def sample_counts(
             mean += baseline
             mean += log_depth[rows, None]
             np.exp(mean, out=mean)
-            counts = negative_binomial(rng, mean, inverse_dispersion, dropout)
+            counts = negative_binomial(rng, mean, dispersion, hardness.dropout)
             parts.append(sparse.csr_matrix(counts, dtype=np.float32))
             bar.update(rows.stop - start)
     return sparse.vstack(parts, format="csr", dtype=np.float32)
-
-
-def deep_counts(
-    rng: np.random.Generator,
-    design: NDArray[np.float32],
-    effects: NDArray[np.float32],
-    genes: Genes,
-    hardness: Hardness,
-    mean_depth: float,
-    show_progress: bool | None,
-) -> sparse.csr_matrix:
-    """Draw counts whose depth varies around ``mean_depth``."""
-    n_obs, baseline = len(design), genes.baseline.astype(np.float32)
-    log_depth = (hardness.depth_sd * rng.standard_normal(n_obs)).astype(np.float32)
-    sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)
-    rates = np.exp(design[sample] @ effects + baseline + log_depth[sample, None])
-    log_depth += np.float32(np.log(mean_depth / ((1 - hardness.dropout) * rates.sum(axis=1, dtype=np.float64).mean())))
-    dispersion = genes.inverse_dispersion.astype(np.float32)
-    return sample_counts(
-        rng, design, effects, baseline, log_depth, dispersion, hardness.dropout, show_progress=show_progress
-    )

@@ -291,14 +291,9 @@ def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: s
     _base.finish(ax, title, "$\\log_2$ fold change", "$-\\log_{10}$ p" if raw else "$-\\log_{10}$ adjusted p")
 
 
-def _inches(ax: Axes) -> tuple[float, float]:
-    box = ax.get_window_extent()
-    return float(box.width / ax.figure.dpi), float(box.height / ax.figure.dpi)
-
-
 def _fitting(ax: Axes, named: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
     """Return the genes whose names have room: a line each, on either side."""
-    room = max(1, int(0.9 * _inches(ax)[1] / _LINE))
+    room = max(1, int(0.9 * _legend.inches(ax)[1] / _LINE))
     higher = change[named] >= 0
     rank = np.where(higher, np.cumsum(higher), np.cumsum(~higher))
     return named[rank <= room]
@@ -308,7 +303,7 @@ def _limits(ax: Axes, change: NDArray[Any], height: NDArray[Any], names: NDArray
     """Leave room for the names left and right of all points."""
     low, high = (float(change.min()), float(change.max())) if len(change) else (-1.0, 1.0)
     low, high = min(low, -0.1), max(high, 0.1)
-    width = _inches(ax)[0]
+    width = _legend.inches(ax)[0]
     share = []
     for side in (change[named] < 0, change[named] >= 0):
         longest = max((len(n) for n in names[named[side]]), default=0)
@@ -344,7 +339,7 @@ def _names(
     if not len(names):
         return
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    width, tall = _inches(ax)
+    width, tall = _legend.inches(ax)
     column = outermost + side * 0.6 * _GAP * (right - left)
     n_places = max(len(names), int(tall / _LINE))
     step = 1 / n_places

@@ -235,7 +235,7 @@ def _label(bar: Any, label: str, size: float | str = "small") -> None:
 
 def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[tuple[Any, str]]) -> None:
     """Make room within the Axes' own rectangle: the legend to the right of the data, bars under a map or the legend."""
-    width, height = _inches(ax)
+    width, height = inches(ax)
     equal = ax.get_aspect() != "auto"
     under = _BAR_INCHES * len(bars)
     beside, legend = _fitting_legend(ax, handles, title, width, height - under, top=bool(bars) and not equal)
@@ -285,7 +285,7 @@ def _make_room(ax: Axes, beside: float, under: float, width: float, height: floa
     return abs(right - left) / across + beside, abs(top - bottom) / up + under
 
 
-def _inches(ax: Axes) -> tuple[float, float]:
+def inches(ax: Axes) -> tuple[float, float]:
     """Width and height that the figure's layout gives to the Axes."""
     box, whole = ax.get_position(original=True), ax.figure.bbox
     return float(box.width * whole.width / ax.figure.dpi), float(box.height * whole.height / ax.figure.dpi)

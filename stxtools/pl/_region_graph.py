@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
@@ -225,26 +226,22 @@ def view_of(
     else:
         colors = colors_of(regions, _keys.SEGMENT, palette)
         spots = np.tile(rgba(np.array([-1]), [], {}), (adata.n_obs, 1))
+    home = regions.obs.get("library", pd.Series("", index=regions.obs_names)).to_numpy(dtype=object).astype(str)
+    if len(panels) == 1 and len(set(home)) <= 1:  # one section needs no name to be known
+        home = np.full(regions.n_obs, panels[0].library, dtype=object)
     codes, names = category_codes(regions, _keys.SEGMENT)
     return GraphView(
         regions=regions,
         panels=panels,
         spatial_key=made_with,
         centroids=coordinates(regions),
-        library=_library_of(regions, panels),
+        library=home,
         colors=colors,
         names=names,
         nodes=rgba(codes, names, colors),
         spots=spots,
         stores=[*stores, (regions, _keys.SEGMENT, colors)],
     )
-
-
-def _library_of(regions: AnnData, panels: list[Panel]) -> NDArray[Any]:
-    home = regions.obs["library"].astype(str).to_numpy() if "library" in regions.obs else np.array([""] * regions.n_obs)
-    if len(panels) == 1 and len(set(home)) <= 1:  # one section needs no name to be known
-        return np.full(regions.n_obs, panels[0].library, dtype=object)
-    return np.asarray(home, dtype=object)
 
 
 def weights_of(regions: AnnData, key: str) -> sparse.csr_matrix:

@@ -257,18 +257,14 @@ def draw_sections(
         axes = _base.grid(len(panels), width, height, bottom=bottom, ncols=ncols, layout="compressed")
     for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
         draw(axis, i, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
-        _frame(axis, panel, titles[i])
+        # image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader
+        left, right, top, end = panel.limits
+        axis.set(xlim=(left, right), ylim=(end, top), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
+        axis.spines[:].set_visible(False)
+        if titles[i]:
+            axis.set_title(titles[i], fontsize="medium")
         draw_bar(axis, panel, bars[panel.library])
     return axes
-
-
-def _frame(ax: Axes, panel: Panel, title: str | None) -> None:
-    """Image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader."""
-    left, right, top, bottom = panel.limits
-    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
-    ax.spines[:].set_visible(False)
-    if title:
-        ax.set_title(title, fontsize="medium")
 
 
 def draw_spots(
@@ -307,7 +303,7 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, 
     for name in [img] if isinstance(img, str) else found:
         scale = scalefactors.get(f"tissue_{name}_scalef")
         if name in images and scale is not None:
-            show_image(ax, _image_array(images[name], name, library), _factor(scale, name, library), zorder=-1)
+            show_image(ax, *_checked_image(images[name], scale, name, library), zorder=-1)
             # a scale bar or a legend beside the section stands on white
             left, right, top, bottom = panel.limits
             ax.images[-1].set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=ax.transData))
@@ -320,7 +316,9 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, 
     )
 
 
-def _image_array(value: Any, name: str, library: str) -> NDArray[Any]:
+def _checked_image(value: Any, scale: Any, name: str, library: str) -> tuple[NDArray[Any], float]:
+    """Return an image and its pixels per unit, or say what is none."""
+    where = f"`adata.uns['spatial'][{library!r}]"
     try:
         pixels = np.asarray(value)
     except (TypeError, ValueError):
@@ -328,21 +326,15 @@ def _image_array(value: Any, name: str, library: str) -> NDArray[Any]:
     is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
     if pixels.dtype.kind not in "buif" or not is_image or pixels.size == 0:
         raise ValueError(
-            f"`adata.uns['spatial'][{library!r}]['images'][{name!r}]` is no image (height x width, or height x width "
-            f"x 3 or 4 colours, of numbers): it is a {type(value).__name__} of shape {np.shape(pixels)} and type "
-            f"{pixels.dtype}; replace it, or pass `img=False`."
+            f"{where}['images'][{name!r}]` is no image (height x width, or height x width x 3 or 4 colours, of "
+            f"numbers): it is a {type(value).__name__} of shape {np.shape(pixels)} and type {pixels.dtype}; replace "
+            "it, or pass `img=False`."
         )
-    return pixels
-
-
-def _factor(value: Any, name: str, library: str) -> float:
-    number = positive(value)
-    if number is None:
-        raise ValueError(
-            f"`adata.uns['spatial'][{library!r}]['scalefactors']['tissue_{name}_scalef']` must be a number above 0, "
-            f"not {value!r}; mend it, or pass `img=False`."
-        )
-    return number
+    factor = positive(scale)
+    if factor is None:
+        raise ValueError(f"{where}['scalefactors']['tissue_{name}_scalef']` must be a number above 0, not {scale!r}; "
+                         "mend it, or pass `img=False`.")  # fmt: skip
+    return pixels, factor
 
 
 def show_image(ax: Axes, pixels: NDArray[Any], scale: float, origin: Any = (0.0, 0.0), **kwargs: Any) -> None:

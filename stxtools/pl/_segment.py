@@ -69,7 +69,8 @@ def segment(
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> ax = st.pl.segment(adata, "compartment", library_key="section")
     """
-    check_in(adata, "obs", key, "key", _hint(key))
+    call = "multitask(adata, ...)" if str(key).endswith("_pred") else "segment(adata)"
+    check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
     size = check_number("size", size, minimum=0, maximum=_SIZE_MAX)
     if size == 0:
         raise ValueError("`size=0` draws nothing; 1 makes neighbours touch.")
@@ -102,12 +103,6 @@ def segment(
             handles += [_legend.heading("confidence"), *_confidence_handles(len(names))]
         _legend.add_legend(axes, handles, own=ax is None, title=key)
     return _output.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
-
-
-def _hint(key: Any) -> str:
-    if str(key).endswith("_pred"):
-        return "Run `st.tl.multitask(adata, ...)` first, or name another column."
-    return "Run `st.tl.segment(adata)` first, or name another column."
 
 
 def _alpha(adata: AnnData, key: str, n: int) -> NDArray[np.float64]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from stxtools import _keys
 from stxtools._data.features import compute_representation, stored_representation
-from stxtools._data.representation import Representation
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
@@ -114,7 +113,9 @@ def align(
     else:
         _check_sizes(sections, xy)
         if use_rep is None:
-            rep = _joint_components(adata, layer, random_state)
+            rep, *_ = compute_representation(
+                adata, layer, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES, random_state=random_state
+            )
         else:
             rep = stored_representation(adata, use_rep)
         read = rep.read
@@ -132,11 +133,6 @@ def align(
     )  # fmt: skip
     stored = {"matrices": matrices, "score": score, "reference": reference, "params": params}
     return Slots("pp.align", obsm={obsm_key: aligned}, uns={uns_key: stored}).write(adata, copy)
-
-
-def _joint_components(adata: AnnData, layer: str | None, random_state: int) -> Representation:
-    how = {"n_comps": _N_COMPS, "n_top_genes": _N_TOP_GENES, "random_state": random_state}
-    return compute_representation(adata, layer, **how)[0]
 
 
 def _check_sizes(sections: Libraries, xy: NDArray[np.float64]) -> None:

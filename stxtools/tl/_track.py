@@ -16,7 +16,6 @@ from stxtools._ownership import free_key
 from stxtools._progress import progress, whole_call
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._validate import (
-    Libraries,
     categories,
     check_adata,
     check_int,
@@ -98,14 +97,19 @@ def track(
     structure = check_number("structure", structure, minimum=0)
     slack = check_number("slack", slack, minimum=1e-3)
     max_regions = check_int("max_regions", max_regions, minimum=2)
-    _check_pot()
+    if find_spec("ot") is None:
+        raise ImportError("`st.tl.track` needs the package POT: `pip install 'stxtools[time]'`.")
     inp = Regions(adata, regions_key, spatial_key, library_key)
     libs = inp.where.libs
     times = time_of(adata, time_key, libs.codes, libs.names, "library_key")
     if np.isnan(times).any():
         lacking = libs.names[int(np.argmax(np.isnan(times)))]
         raise ValueError(f"Section {lacking!r} has no time in `adata.obs[{time_key!r}]`; leave it out or give it one.")
-    owner = np.full(len(libs), -1) if subject_key is None else _subjects(adata, subject_key, libs)
+    owner = (
+        np.full(len(libs), -1)
+        if subject_key is None
+        else one_each(libs, *categories(adata, subject_key, "subject_key"), subject_key)
+    )
 
     rng = np.random.default_rng(seed)
     steps, time = np.unique(times, return_inverse=True)
@@ -141,16 +145,6 @@ def track(
         slots.obs[name] = inp.to_obs(tissue.kept(plans, forward=forward)[tissue.group])
         slots.missing[f"obs/{name}"] = None
     return slots.write(adata, copy)
-
-
-def _check_pot() -> None:
-    if find_spec("ot") is None:
-        raise ImportError("`st.tl.track` needs the package POT: `pip install 'stxtools[time]'`.")
-
-
-def _subjects(adata: AnnData, subject_key: str, libs: Libraries) -> NDArray[np.int64]:
-    codes, names = categories(adata, subject_key, "subject_key")
-    return one_each(libs, codes, names, subject_key)
 
 
 def _pairs(

@@ -124,18 +124,17 @@ def _joined(
     most: int, seed: int,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Group of each region: itself, or one of about ``most`` compact groups within the compartments of its section."""
+    from sklearn.cluster import KMeans
+
     group, next_free = np.empty(len(xy), dtype=np.int64), 0
     for code in np.unique(section):
         here = np.flatnonzero(section == code)
         parts = [here[compartment[here] == c] for c in np.unique(compartment[here])]
         for rows in parts:
             k = len(rows) if len(here) <= most else max(1, int(most * len(rows) / len(here)))
-            label = np.arange(k) if k == len(rows) else _k_means(xy[rows], size[rows], k, seed)
+            if k < len(rows):
+                label = KMeans(k, n_init=1, random_state=seed).fit(xy[rows], sample_weight=size[rows]).labels_
+            else:
+                label = np.arange(k)
             group[rows], next_free = next_free + label, next_free + k
     return np.unique(group, return_inverse=True)[1].ravel().astype(np.int64)
-
-
-def _k_means(xy: NDArray[np.float64], size: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
-    from sklearn.cluster import KMeans
-
-    return KMeans(k, n_init=1, random_state=seed).fit(xy, sample_weight=size).labels_.astype(np.int64)

@@ -94,13 +94,17 @@ def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None, disease
         ("gene_claim_name", "gene_category_name"),
     ):
         if {symbol, category} <= header:
-            return _categories(raw, symbol, category)
+            values = raw[[category]].set_axis(["gene_categories"], axis=1)
+            return TargetTable("dgidb_categories", _one_row(values, _text(raw[symbol])))
     if header >= _CLINICAL:
         return _clinical(raw)
     if {"mechanismOfAction", "targets"} <= header:
         return _mechanisms(raw)
     if "geneEssentiality" in header and header & {"id", "targetId"}:
-        values = pd.DataFrame({"is_essential": [_any_essential(v) for v in raw["geneEssentiality"]]}, index=raw.index)
+        values = pd.DataFrame(
+            {"is_essential": [any(e.get("isEssential") for e in _structs(v)) for v in raw["geneEssentiality"]]},
+            index=raw.index,
+        )
         return _two_way("opentargets_essentiality", values, _ids(raw), None)
     if "targetId" in header and header & _PRIORITISATION:
         return _prioritisation(raw)
@@ -139,42 +143,26 @@ def _interactions(raw: pd.DataFrame) -> TargetTable:
     drug = _text(raw["drug_name"])
     if "drug_claim_name" in raw:
         drug = drug.where(drug != "", _text(raw["drug_claim_name"]))
-    rows = pd.DataFrame(
-        {
-            "gene": gene,
-            "drug": drug,
-            "approved": _truth(raw[approved]) if approved else False,
-            "kind": _text(raw[kind]).str.replace(",", "|") if kind else "",
-            "score": pd.to_numeric(raw[score], errors="coerce") if score else np.nan,
-        }
-    )[use]
-    per_drug = rows[rows["drug"] != ""].groupby(["gene", "drug"], sort=False)["approved"].any().reset_index()
-    per_drug = per_drug.sort_values("approved", ascending=False, kind="stable")
-    by_gene = per_drug.groupby("gene", sort=False)
-    all_rows = rows.groupby("gene", sort=True)
-    index = pd.Index(sorted(rows["gene"].unique()), dtype=object)
-    columns = pd.DataFrame(index=index)
-    columns["n_drugs"] = by_gene.size().reindex(index, fill_value=0).astype(np.int64)
-    if approved:
-        columns["n_approved_drugs"] = by_gene["approved"].sum().reindex(index, fill_value=0).astype(np.int64)
-    columns["drugs"] = by_gene["drug"].agg(_SEPARATOR.join).reindex(index, fill_value="").astype(object)
-    columns["interaction_types"] = all_rows["kind"].agg(_join).reindex(index).astype(object)
-    columns["interaction_score"] = all_rows["score"].max().reindex(index).astype(np.float64)
-    out = TargetTable("dgidb_interactions", columns)
+    rows = pd.DataFrame({
+        "gene": gene,
+        "drug": drug,
+        "approved": _truth(raw[approved]) if approved else False,
+        "interaction_types": _text(raw[kind]).str.replace(",", "|") if kind else "",
+        "interaction_score": pd.to_numeric(raw[score], errors="coerce") if score else np.nan,
+    })[use]  # fmt: skip
+    per_drug = rows[rows["drug"] != ""].groupby(["gene", "drug"], sort=False, as_index=False)["approved"].any()
+    by_gene = per_drug.sort_values("approved", ascending=False, kind="stable").groupby("gene", sort=False)
+    types = _one_row(rows[["interaction_types", "interaction_score"]], rows["gene"])
+    counts = {"n_drugs": by_gene.size()} | ({"n_approved_drugs": by_gene["approved"].sum()} if approved else {})
+    columns = pd.DataFrame(counts).reindex(types.index, fill_value=0).astype(np.int64)
+    columns["drugs"] = by_gene["drug"].agg(_SEPARATOR.join).reindex(types.index, fill_value="").astype(object)
+    out = TargetTable("dgidb_interactions", columns.join(types))
     if "gene_claim_name" in raw:
         pairs = pd.DataFrame({"old": _text(raw["gene_claim_name"])[use], "new": gene[use]}).drop_duplicates()
         pairs = pairs[(pairs["old"] != "") & (pairs["old"] != pairs["new"])]
         single = pairs.groupby("old")["new"].agg(lambda s: " or ".join(sorted(s)))
         out.aliases = {str(k): str(v) for k, v in single.items()}
     return out
-
-
-def _categories(raw: pd.DataFrame, symbol: str, category: str) -> TargetTable:
-    rows = pd.DataFrame({"gene": _text(raw[symbol]), "category": _text(raw[category])})
-    rows = rows[rows["gene"] != ""]
-    joined = rows.groupby("gene", sort=True)["category"].agg(_join).astype(object)
-    columns = pd.DataFrame({"gene_categories": joined.to_numpy()}, index=pd.Index(joined.index, dtype=object))
-    return TargetTable("dgidb_categories", columns)
 
 
 def _prioritisation(raw: pd.DataFrame) -> TargetTable:
@@ -214,10 +202,6 @@ def _structs(value: Any) -> list[Mapping[str, Any]]:
 
 def _ids(raw: pd.DataFrame) -> pd.Series:
     return _text(raw["id" if "id" in raw and "targetId" not in raw else "targetId"])
-
-
-def _any_essential(value: Any) -> bool:
-    return any(bool(entry.get("isEssential")) for entry in _structs(value))
 
 
 def _disease_names(value: Any) -> set[str]:
