@@ -14,10 +14,9 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import categories, check_adata, check_int, check_seed, listing
 from stxtools._warn import warn
-from stxtools.stats._meta_analysis import adjust_bh
 from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_pairs, compare_subjects
 
-from ._subject_values import Observed, contacts, expression, one_each, shares
+from ._subject_values import Observed, contacts, effect_table, expression, one_each, shares
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -152,23 +151,10 @@ def _units(
 
 
 def _table(found: Difference, kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
-    table = pd.DataFrame({
-        "kind": kind,
-        "compartment": [compartment for compartment, _ in names],
-        "names": [name for _, name in names],
-        "logfoldchanges": found.effect,
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "scores": found.score,
-        "pvals": found.pvals,
-        "pvals_adj": np.nan,
-        "mean_group": np.exp2(found.mean),
-        "mean_reference": np.exp2(found.mean_reference),
-        "n_group": found.n,
-        "n_reference": found.n_reference,
-    })  # fmt: skip
-    tested = np.isfinite(found.pvals)
-    table.loc[tested, "pvals_adj"] = adjust_bh(found.pvals[tested])
+    table = effect_table(
+        found, kind, names, "names", "logfoldchanges", mean_group=np.exp2(found.mean),
+        mean_reference=np.exp2(found.mean_reference), n_group=found.n, n_reference=found.n_reference,
+    )  # fmt: skip
     if kind != "expression":
         return table
     place = table["compartment"].map({name: i for i, name in enumerate(dict.fromkeys(table["compartment"]))})

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stxtools._data.chunks import iter_rows
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
 from stxtools._validate import categories, listing
+from stxtools.stats._meta_analysis import adjust_bh
 
 from ._region_graph import inherited_library_key
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stxtools._validate import Libraries
+    from stxtools.stats._subjects import Difference, Slope
 
 _HALF = 0.5  # added to counts before logarithms
 
@@ -150,3 +153,18 @@ def expression(
     if not labels:
         return np.empty((len(sizes), 0)), None, []
     return np.concatenate(values, axis=1), np.concatenate(level), labels
+
+
+def effect_table(
+    found: Difference | Slope, kind: str, names: list[tuple[str, str]], feature: str, effect: str, **more: Any
+) -> pd.DataFrame:
+    """Return the table of effects of one kind; p-values are corrected over those that are known."""
+    first, second = ([name[i] for name in names] for i in (0, 1))
+    table = pd.DataFrame({
+        "kind": kind, "compartment": first, feature: second, effect: found.effect, "ci_low": found.low,
+        "ci_high": found.high, "scores": found.score, "pvals": found.pvals, "pvals_adj": np.nan, **more,
+    })  # fmt: skip
+    tested = np.isfinite(found.pvals)
+    for column in [c for c in ("pvals", "pvals_order") if c in table]:
+        table.loc[tested, f"{column}_adj"] = adjust_bh(table.loc[tested, column].to_numpy())
+    return table

@@ -15,10 +15,9 @@ from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import observation_area
 from stxtools._validate import check_adata, check_int, check_seed
 from stxtools.stats._jonckheere import jonckheere
-from stxtools.stats._meta_analysis import adjust_bh
 from stxtools.stats._subjects import MIN_SUBJECTS, regress_subjects
 
-from ._subject_values import Observed, Values, contacts, expression, shares
+from ._subject_values import Observed, Values, contacts, effect_table, expression, shares
 from ._times import time_of
 
 if TYPE_CHECKING:
@@ -136,26 +135,11 @@ def _table(
     found = regress_subjects(values, x, sides, level, seed)
     known = np.isfinite(values)
     n = known.sum(axis=0)
-    tested = np.isfinite(found.pvals)
     centre = np.where(known, values, 0).sum(axis=0) / np.maximum(n, 1)
     at = x @ known / np.maximum(n, 1)
-    order = np.where(tested, jonckheere(values, x), np.nan)
-    table = pd.DataFrame({
-        "kind": kind,
-        "compartment": [compartment for compartment, _ in names],
-        "feature": [feature for _, feature in names],
-        "slope": found.effect,
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "scores": found.score,
-        "pvals": found.pvals,
-        "pvals_adj": np.nan,
-        "pvals_order": order,
-        "pvals_order_adj": np.nan,
-        "mean_start": np.exp2(centre + found.effect * (x.min() - at)),
-        "mean_end": np.exp2(centre + found.effect * (x.max() - at)),
-        "n_subjects": n,
-    })  # fmt: skip
-    for column in ("pvals", "pvals_order"):
-        table.loc[tested, f"{column}_adj"] = adjust_bh(table.loc[tested, column].to_numpy())
-    return table
+    return effect_table(
+        found, kind, names, "feature", "slope",
+        pvals_order=np.where(np.isfinite(found.pvals), jonckheere(values, x), np.nan), pvals_order_adj=np.nan,
+        mean_start=np.exp2(centre + found.effect * (x.min() - at)),
+        mean_end=np.exp2(centre + found.effect * (x.max() - at)), n_subjects=n,
+    )  # fmt: skip
