@@ -83,8 +83,13 @@ def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: s
         for part in parts:
             part.obsm.pop(_keys.X_PCA, None)
     out = anndata.concat(parts, join="inner", merge="same", uns_merge="same", index_unique="-", keys=stems)
-    obs = pd.concat([part.obs.astype(dict.fromkeys(part.obs.select_dtypes("category"), object)) for part in parts])
-    out.obs = obs.set_axis(out.obs_names).convert_dtypes(*[False] * 2, convert_integer=False, convert_floating=False)
+    # columns that only some of the sections have are missing elsewhere
+    rest = pd.concat([part.obs[[c for c in part.obs if c not in out.obs]] for part in parts])
+    for column, values in rest.set_axis(out.obs_names).items():
+        if pd.api.types.is_numeric_dtype(values.dropna().infer_objects().dtype):  # truth, too
+            out.obs[column] = values.astype("boolean" if values.dtype == object else float)
+        else:
+            out.obs[column] = pd.Categorical(values.dropna().astype(str).reindex(values.index))
     spatial = {name: entry for part in parts for name, entry in dict(part.uns.get(_keys.SPATIAL, {})).items()}
     if spatial:
         out.uns[_keys.SPATIAL] = spatial
