@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from sklearn.ensemble import RandomForestClassifier
 
 import stxtools as st
-from stxtools.datasets._counts import negative_binomial
+from stxtools.datasets._assembly import negative_binomial
 from stxtools.datasets._shapes import gaussian_field
 
 PLATFORM_NAMES = ["visium", "merfish"]
@@ -111,7 +111,7 @@ def test_negative_binomial_moments() -> None:
 def test_counts_of_chunks_keep_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows cut into chunks keep their order and expectation."""
     whole = st.datasets.synthetic_tissue(2_000, 20, random_state=4)
-    monkeypatch.setattr("stxtools.datasets._counts._CHUNK_ENTRIES", 700)
+    monkeypatch.setattr("stxtools.datasets._assembly._CHUNK_ENTRIES", 700)
     cut = st.datasets.synthetic_tissue(2_000, 20, random_state=4)
     assert (whole.obs["compartment"] == cut.obs["compartment"]).all()
     depth = [np.asarray(a.X.sum(axis=1)).ravel() for a in (whole, cut)]

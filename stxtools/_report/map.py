@@ -14,7 +14,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._colors import default_colors
 from stxtools.pl._legend import category_codes, colors_of
-from stxtools.pl._sections import Panel, bars_of, image_slots, panels_of, positive, side_by_side
+from stxtools.pl._sections import Panel, image_slots, panels_of, positive, side_by_side, units_of
 
 from .arrays import expression_of, leading_genes, levels, packed
 
@@ -47,15 +47,14 @@ def tissue_map(
     panels = _thinned(panels, adata.n_obs)
     order = np.concatenate([panel.rows for panel in panels])
     shifts = side_by_side(panels)
-    bars = bars_of(adata, panels, spatial_key, None)
+    units = units_of(adata, panels, spatial_key, None)
     sections = []
     for panel, shift in zip(panels, shifts, strict=True):
         left, right, top, bottom = panel.limits
         box = [left + shift[0], top + shift[1], right + shift[0], bottom + shift[1]]
-        bar = bars[panel.library]
         sections.append({
             "name": panel.library, "n": len(panel.rows), "box": box, "pitch": panel.pitch,
-            "micron": None if bar is None else bar.microns_per_unit, "image": _image(adata, panel, shift),
+            "micron": units[panel.library], "image": _image(adata, panel, shift),
         })  # fmt: skip
     xy = np.concatenate([panel.xy + shift for panel, shift in zip(panels, shifts, strict=True)])
     out = TissueMap({"n": len(order), "sections": sections, "colors": [], "genes": []})

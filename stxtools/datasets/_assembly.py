@@ -1,4 +1,4 @@
-"""Sections as they are drawn, and the AnnData that they become."""
+"""Sections as they are drawn, their counts, and the AnnData that they become."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from stxtools import _keys
+from stxtools._progress import progress
 from stxtools._slots import categorical
 from stxtools._validate import check_choice, check_number
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+# A fixed size, since the random stream (and so the counts) depends on the order of the draws.
+_CHUNK_ENTRIES = 4_000_000
+_DEPTH_SAMPLE = 2_000  # observations on which the mean depth is set
 _PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths of the tissue
 
 
@@ -62,7 +67,7 @@ def section_of(sections: Sequence[Section]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(sections)), [len(section.of["compartment"]) for section in sections])
 
 
-def model(
+def _model(
     sections: Sequence[Section], genes: Genes, hardness: Hardness, blocks: Sequence[NDArray[Any]],
     effects: NDArray[np.float64], batch: NDArray[np.float64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
@@ -78,6 +83,46 @@ def model(
         start += block.shape[1]
     design[np.arange(len(which)), start + which] = 1
     return design, rows.astype(np.float32)
+
+
+def negative_binomial(
+    rng: np.random.Generator, mean: NDArray[np.float32], inverse_dispersion: NDArray[np.float32], dropout: float
+) -> NDArray[np.int64]:
+    """Draw gamma-Poisson counts of variance ``mean + mean**2 / inverse_dispersion``; ``dropout`` sets some to 0."""
+    rate = rng.standard_gamma(inverse_dispersion, size=mean.shape, dtype=np.float32)
+    rate *= mean
+    rate /= inverse_dispersion
+    if dropout > 0:
+        rate *= rng.random(mean.shape, dtype=np.float32) >= dropout
+    return rng.poisson(rate)
+
+
+def counts_of(
+    rng: np.random.Generator, sections: Sequence[Section], genes: Genes, hardness: Hardness,
+    blocks: Sequence[NDArray[Any]], effects: NDArray[np.float64], batch: NDArray[np.float64], mean_depth: float,
+    show_progress: bool | None = None,
+) -> sparse.csr_matrix:  # fmt: skip
+    """Draw counts (CSR, float32) whose depth varies around ``mean_depth``: memory is that of those above 0."""
+    design, on_genes = _model(sections, genes, hardness, blocks, effects, batch)
+    n_obs, baseline = len(design), genes.baseline.astype(np.float32)
+    log_depth = (hardness.depth_sd * rng.standard_normal(n_obs)).astype(np.float32)
+    sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)
+    rates = np.exp(design[sample] @ on_genes + baseline + log_depth[sample, None])
+    log_depth += np.float32(np.log(mean_depth / ((1 - hardness.dropout) * rates.sum(axis=1, dtype=np.float64).mean())))
+    dispersion = genes.inverse_dispersion.astype(np.float32)
+    step = max(1, _CHUNK_ENTRIES // on_genes.shape[1])
+    parts = []
+    with progress(n_obs, "counts", show_progress) as bar:
+        for start in range(0, n_obs, step):
+            rows = slice(start, min(start + step, n_obs))
+            mean = design[rows] @ on_genes  # natural logarithms
+            mean += baseline
+            mean += log_depth[rows, None]
+            np.exp(mean, out=mean)
+            counts = negative_binomial(rng, mean, dispersion, hardness.dropout)
+            parts.append(sparse.csr_matrix(counts, dtype=np.float32))
+            bar.update(rows.stop - start)
+    return sparse.vstack(parts, format="csr", dtype=np.float32)
 
 
 def assemble(

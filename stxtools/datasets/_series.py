@@ -13,8 +13,7 @@ from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
 from stxtools._validate import check_int, check_number, check_seed
 
-from ._assembly import Section, assemble, checked_depth, checked_hardness, joined, model, programs, section_of
-from ._counts import deep_counts
+from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
 from ._shapes import Anatomy, draw_anatomy, inward, lattice, layer_height, neighbouring, share, sigmoid
 from ._truth import N_PROGRAMS, Genes, Hardness, Platform, draw_genes, fold_changes
 
@@ -123,8 +122,8 @@ def synthetic_series(
     batch = np.array([own[s.subject] + hardness.batch * gene_rng.standard_normal(n_vars) for s in sections])
     which = section_of(sections)
     time = np.array([float(s.known) for s in sections])[which]
-    design, effects = model(sections, genes, hardness, *trends.effects(joined(sections, "mixture"), time, genes), batch)
-    counts = deep_counts(count_rng, design, effects, genes, hardness, depth, show_progress)
+    effects = trends.effects(joined(sections, "mixture"), time, genes)
+    counts = counts_of(count_rng, sections, genes, hardness, *effects, batch, depth, show_progress)
     params = provenance(
         n_times=n_times, n_subjects=n_subjects, sections_per_subject=per_subject, obs_per_section=n_obs, n_vars=n_vars,
         platform=platform, n_trends=n_trends, logfc=logfc, difficulty=float(difficulty), mean_depth=depth,

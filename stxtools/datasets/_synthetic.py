@@ -14,8 +14,7 @@ from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
 from stxtools._validate import check_choice, check_int, check_seed
 
-from ._assembly import Section, assemble, checked_depth, checked_hardness, joined, model, programs, section_of
-from ._counts import deep_counts
+from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
 from ._shapes import Anatomy, compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
 from ._truth import N_PROGRAMS, Hardness, Platform, draw_genes, fold_changes
 
@@ -44,15 +43,11 @@ def synthetic_tissue(
     random_state: int = 0,
     show_progress: bool | None = None,
 ) -> AnnData:
-    r"""Generate sections with known compartments, disease and biomarkers.
+    """Generate sections with known compartments, disease and biomarkers.
 
-    The count of gene :math:`g` in observation :math:`i` is negative binomial with mean
-
-    .. math:: \mu_{ig} = d_i \exp\left(b_g + m_i^\top M_g + n_i^\top N_g + \delta_i \beta_g \ln 2 + e_{s(i) g}\right)
-
-    and variance :math:`\mu + \mu^2/\theta_g`, followed by dropout: :math:`d_i` is the depth, :math:`m_i` the mixture of
-    compartments, :math:`n_i` nuisance programs (smooth Gaussian random fields, independent of all labels),
-    :math:`\delta_i` the disease, :math:`\beta_g` the log2 fold change, :math:`e_{sg}` the batch effect of a section.
+    Counts are negative binomial, with dropout. The logarithm of their mean adds the gene's baseline, the depth, the
+    mixture of compartments, nuisance programs (smooth Gaussian random fields, independent of all labels), the disease's
+    fold change, and the batch effect of the section.
 
     Parameters
     ----------
@@ -134,8 +129,8 @@ def synthetic_tissue(
 
     sections = _draw_sections(tissue_rng, preset, hardness, n_obs, n_compartments, n_patients, n_sections, disease)
     diseased = joined(sections, "diseased")
-    design, effects = model(sections, genes, hardness, [diseased[:, None]], np.log(2) * genes.log2fc, batch)
-    counts = deep_counts(count_rng, design, effects, genes, hardness, mean_depth, show_progress)
+    effects = [diseased[:, None]], np.log(2) * genes.log2fc, batch
+    counts = counts_of(count_rng, sections, genes, hardness, *effects, mean_depth, show_progress)
     params = provenance(
         n_obs=n_obs, n_vars=n_vars, platform=platform, n_compartments=n_compartments, n_patients=n_patients,
         sections_per_patient=n_sections // n_patients, disease=disease, n_biomarkers=n_biomarkers, logfc=log2fc,

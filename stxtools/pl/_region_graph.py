@@ -18,7 +18,7 @@ from stxtools.get._segments import regions_of
 
 from . import _base, _legend, _output
 from ._legend import MISSING, category_codes, colors_of, rgba, share_colors
-from ._sections import Panel, bars_of, draw_sections, draw_spots, panels_of
+from ._sections import Panel, draw_sections, draw_spots, panels_of, units_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,9 +88,8 @@ def region_graph(
         adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
     )
     if legend:
-        bars = bars_of(adata, view.panels, view.spatial_key, scale_bar).values()
-        units = {bar.microns_per_unit if bar is not None and _keys.CONTACT in regions.obsp else None for bar in bars}
-        unit = units.pop() if len(units) == 1 else None
+        units = set(units_of(adata, view.panels, view.spatial_key, scale_bar).values())
+        unit = units.pop() if len(units) == 1 and _keys.CONTACT in regions.obsp else None
         _legend.add_legend(axes, [*view.handles(), *_contact_handles(view, weights, top, unit)], own=ax is None)
     return _output.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
 

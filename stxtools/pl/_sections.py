@@ -144,29 +144,7 @@ def positive(value: Any) -> float | None:
 # --- scale bars, where the unit of the coordinates is known -------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Bar:
-    """Microns of a unit of the coordinates, and of the bar."""
-
-    microns_per_unit: float
-    microns: float
-
-
-def bars_of(
-    adata: AnnData, panels: Sequence[Panel], spatial_key: str, scale_bar: float | bool | None
-) -> dict[str, Bar | None]:
-    """Return the bar of each section, None where none is drawn; all are of one round length."""
-    units = _units_of(adata, panels, spatial_key, scale_bar)
-    widths = [unit * (p.limits[1] - p.limits[0]) for p in panels if (unit := units[p.library]) is not None]
-    if not widths:
-        return dict.fromkeys(units)
-    longest = min(widths) / 3
-    power = 10.0 ** np.floor(np.log10(longest))
-    length = float(max(m * power for m in (1, 2, 5) if m * power <= longest * (1 + 1e-9)))
-    return {name: None if unit is None else Bar(unit, length) for name, unit in units.items()}
-
-
-def _units_of(
+def units_of(
     adata: AnnData, panels: Sequence[Panel], spatial_key: str, scale_bar: float | bool | None
 ) -> dict[str, float | None]:
     """Return the microns of a unit of the coordinates for each section."""
@@ -213,18 +191,21 @@ def _hexagonal(adata: AnnData, panel: Panel) -> bool:
     return bool(np.isfinite(total).all() and (total % 2 == total[0] % 2).all())
 
 
-def draw_bar(ax: Axes, panel: Panel, bar: Bar | None) -> None:
-    """Draw the bar under the tissue."""
-    if bar is None:
-        return
-    left, right, top, bottom = panel.limits
-    x, y = left + 0.02 * (right - left), bottom + 0.03 * (bottom - top)
-    end = x + bar.microns / bar.microns_per_unit
-    ax.plot([x, end], [y, y], color="black", linewidth=2, solid_capstyle="butt", label="scale bar")
-    text = f"{bar.microns / 1000:g} mm" if bar.microns >= 1000 else f"{bar.microns:g} µm"
-    ax.annotate(text, (end, y), xytext=(4, 0), textcoords="offset points", ha="left", va="center",
-                fontsize="small", annotation_clip=False)  # fmt: skip
-    ax.set(xlim=(left, right), ylim=(bottom + 0.07 * (bottom - top), top))
+def _draw_bars(axes: Sequence[Axes], panels: Sequence[Panel], units: Mapping[str, float | None]) -> None:
+    """Draw bars of one round length under the sections whose unit is known."""
+    known = [(axis, panel, unit) for axis, panel in zip(axes, panels, strict=True) if (unit := units[panel.library])]
+    longest = min((unit * (panel.limits[1] - panel.limits[0]) for _, panel, unit in known), default=1.0) / 3
+    power = 10.0 ** np.floor(np.log10(longest))
+    microns = float(max(m * power for m in (1, 2, 5) if m * power <= longest * (1 + 1e-9)))
+    text = f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} µm"
+    for ax, panel, unit in known:
+        left, right, top, bottom = panel.limits
+        x, y = left + 0.02 * (right - left), bottom + 0.03 * (bottom - top)
+        end = x + microns / unit
+        ax.plot([x, end], [y, y], color="black", linewidth=2, solid_capstyle="butt", label="scale bar")
+        ax.annotate(text, (end, y), xytext=(4, 0), textcoords="offset points", ha="left", va="center",
+                    fontsize="small", annotation_clip=False)  # fmt: skip
+        ax.set(xlim=(left, right), ylim=(bottom + 0.07 * (bottom - top), top))
 
 
 def draw_sections(
@@ -244,7 +225,7 @@ def draw_sections(
     """Let ``draw`` fill one Axes per panel, those of a new figure that fits the tissue or the given one."""
     names = [panel.library for panel in panels]
     titles = title if isinstance(title, list) else _base.titles_of(names if len(names) > 1 else [""], title)
-    bars = bars_of(adata, panels, spatial_key, scale_bar)
+    units = units_of(adata, panels, spatial_key, scale_bar)
     _base.check_room(ax, names, "section", "library")
     if ax is not None:
         axes = [ax]
@@ -263,7 +244,7 @@ def draw_sections(
         axis.spines[:].set_visible(False)
         if titles[i]:
             axis.set_title(titles[i], fontsize="medium")
-        draw_bar(axis, panel, bars[panel.library])
+    _draw_bars(axes, panels, units)
     return axes
 
 
