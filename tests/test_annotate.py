@@ -21,7 +21,7 @@ HOW = {"segment_params": {"params": QUICK_UNET, "accelerator": "cpu"}}
 
 def draw(annotator: Any, points: list[int]) -> None:
     """Do what the lasso does: its points become the selection."""
-    annotator._view.maps[0].widget.selection = np.array(points, dtype=np.uint32)
+    annotator.maps[0].widget.selection = np.array(points, dtype=np.uint32)
 
 
 def colors(scatter: Any) -> np.ndarray:
@@ -30,15 +30,15 @@ def colors(scatter: Any) -> np.ndarray:
 
 
 def press(annotator: Any, name: str) -> str:
-    annotator._view.buttons[name].click()
-    return annotator._view.status.value
+    annotator.buttons[name].click()
+    return annotator.status.value
 
 
 def test_strokes_become_labels(make_section):
     adata = make_section(libraries=2, rows=6, cols=5)
     adata = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()  # points are in the order of the sections
     annotator = st.pl.annotate(adata, "layer", ["outer", "inner"], library_key="library")
-    view = annotator._view
+    view = annotator
     assert "layer" not in adata.obs
     order = np.concatenate([np.flatnonzero(adata.obs["library"] == name) for name in ("lib0", "lib1")])
     draw(annotator, [0, 1, 31])
@@ -67,7 +67,7 @@ def test_strokes_become_labels(make_section):
 def test_one_click_segments_and_suggests(make_section):
     adata = make_section(rows=12, cols=10)
     annotator = st.pl.annotate(adata, "layer", ["a", "b"], n_suggested=4, **HOW)
-    view = annotator._view
+    view = annotator
     assert "Label some observations first" in press(annotator, "Segment")
     assert view.right.layout.display == "none"
     downwards = np.argsort(adata.obsm["spatial"][:, 1], kind="stable")

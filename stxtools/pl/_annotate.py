@@ -97,6 +97,7 @@ class Annotator:
     - ``adata``, ``key``: Where the labels are written: ``adata.obs[key]``.
     - ``classes``: Names of the classes.
     - ``active``: The class that the next stroke gives; None takes labels away.
+    - ``widget``: The ipywidgets box that a notebook shows.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Annotator:
             params=adata.uns.get(how["key_added"], {}).get("params"),
         )  # fmt: skip
         self._order = np.concatenate([panel.rows for panel in panels])  # points of the maps -> observations
-        self._view = _View(self, panels)
+        self.widget = self._built(panels)
         self.refresh()
 
     def label(self, observations: Any, name: str | None) -> None:
@@ -170,7 +171,31 @@ class Annotator:
 
     def refresh(self) -> None:
         """Draw what the AnnData holds."""
-        self._view.draw(self.classes, self._colors, self._shown(), self._segments())
+        (left, right), key = self.maps, self._how["key_added"]
+        shown = self._codes + 2  # 0: no label, 1: suggested, from 2: the classes
+        shown[self._codes < 0] = 0
+        suggested = self.adata.obs.get(_keys.SUGGESTED)
+        if suggested is not None:
+            shown[(self._codes < 0) & suggested.notna().to_numpy()] = 1
+        shown, colors = shown[self._order], [self._colors[name] for name in self.classes]
+        _color(left, shown, [_NONE, _MARKED, *self.classes], [MISSING, _DARK, *colors])
+        left.size(by=(shown == 1).astype(float), map=self._sizes, norm=(0, 1))  # sends the colours, too
+        self.right.layout.display = "" if key in self.adata.obs else "none"
+        if key in self.adata.obs:
+            codes, palette = category_codes(self.adata, key)[0][self._order], colors_of(self.adata, key)
+            _color(right, codes + 1, [_NONE, *palette], [MISSING, *palette.values()])
+            right.size(by=np.zeros(len(codes)), map=self._sizes, norm=(0, 1))
+        self._silent = True
+        self.choice.options = [*self.classes, _ERASER]
+        self.choice.value = self.active or _ERASER
+        self._silent = False
+        counts = np.bincount(shown, minlength=len(self.classes) + 2)
+        self.status.value = f"{counts[2:].sum():,} of {len(shown):,} labelled"
+        entries = list(zip(self.classes, colors, counts[2:], strict=True))
+        entries += [(_MARKED, _DARK, counts[1])] if counts[1] else []
+        self.legend.value = " &emsp; ".join(
+            f'<span style="color:{color}">&#9679;</span> {html.escape(name)} {n:,}' for name, color, n in entries
+        )
 
     def _rows(self, observations: Any) -> NDArray[np.int64]:
         asked = np.atleast_1d(np.asarray(observations))
@@ -190,44 +215,18 @@ class Annotator:
         store_colors(self.adata, self.key, self._colors)
         self.refresh()
 
-    def _shown(self) -> NDArray[np.int64]:
-        """Return what each point shows: 0 no label, 1 suggested, from 2 the classes."""
-        shown = self._codes + 2
-        shown[self._codes < 0] = 0
-        suggested = self.adata.obs.get(_keys.SUGGESTED)
-        if suggested is not None:
-            shown[(self._codes < 0) & suggested.notna().to_numpy()] = 1
-        return shown[self._order]
-
-    def _segments(self) -> tuple[NDArray[np.int64], dict[str, str]] | None:
-        key = self._how["key_added"]
-        if key not in self.adata.obs:
-            return None
-        return category_codes(self.adata, key)[0][self._order], colors_of(self.adata, key)
-
-    def stroke(self, points: NDArray[Any]) -> None:
-        """Label what was drawn on the map with the active class."""
-        self.label(self._order[np.asarray(points, dtype=np.int64)], self.active)
-
-    @property
-    def widget(self) -> Any:
-        """The ipywidgets box that a notebook shows."""
-        return self._view.box
-
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return self.widget._repr_mimebundle_(**kwargs)
 
+    # --- widgets -------------------------------------------------------------------------------------------------
 
-class _View:
-    """The widgets: two maps, the classes, and the buttons."""
-
-    def __init__(self, annotator: Annotator, panels: Sequence[Panel]) -> None:
+    def _built(self, panels: Sequence[Panel]) -> Any:
+        """Make two maps, the classes, and the buttons."""
         try:
             import ipywidgets as ui
             import jscatter
         except ImportError as err:
             raise ImportError("`pl.annotate` needs jupyter-scatter: `pip install 'stxtools[annotate]'`.") from err
-        self.annotator = annotator
         xy = np.concatenate([p.xy + s for p, s in zip(panels, side_by_side(panels), strict=True)])
         xy[:, 1] *= -1  # positions count downwards, as pixels do
         middle, half = (xy.max(axis=0) + xy.min(axis=0)) / 2, 0.52 * max(np.ptp(xy, axis=0).max(), 1e-9)
@@ -262,56 +261,31 @@ class _View:
             button.on_click(lambda _, name=name: self._pressed(name))
         tools = ["pan_zoom", "lasso", "lasso_type", "lasso_brush_size", "reset"]
         self.right = ui.VBox([ui.HTML("<b>Segments</b>"), segments.show(buttons=["pan_zoom", "reset"])])
-        self.box = ui.VBox([
+        return ui.VBox([
             ui.HBox([self.choice, self.new]),
             ui.HBox([*self.buttons.values(), self.status]),
             ui.HBox([ui.VBox([ui.HTML("<b>Labels</b>"), labels.show(buttons=tools), self.legend]), self.right]),
         ])  # fmt: skip
 
-    def draw(
-        self, classes: Sequence[str], colors: Mapping[str, str], shown: NDArray[np.int64],
-        segments: tuple[NDArray[np.int64], dict[str, str]] | None,
-    ) -> None:  # fmt: skip
-        """Colour both maps."""
-        left, right = self.maps
-        _color(left, shown, [_NONE, _MARKED, *classes], [MISSING, _DARK, *(colors[c] for c in classes)])
-        left.size(by=(shown == 1).astype(float), map=self._sizes, norm=(0, 1))  # sends the colours, too
-        self.right.layout.display = "none" if segments is None else ""
-        if segments is not None:
-            codes, palette = segments
-            _color(right, codes + 1, [_NONE, *palette], [MISSING, *palette.values()])
-            right.size(by=np.zeros(len(codes)), map=self._sizes, norm=(0, 1))
-        self._silent = True
-        self.choice.options = [*classes, _ERASER]
-        self.choice.value = self.annotator.active or _ERASER
-        self._silent = False
-        counts = np.bincount(shown, minlength=len(classes) + 2)
-        self.status.value = f"{counts[2:].sum():,} of {len(shown):,} labelled"
-        entries = [(name, colors[name], n) for name, n in zip(classes, counts[2:], strict=True)]
-        entries += [(_MARKED, _DARK, counts[1])] if counts[1] else []
-        self.legend.value = " &emsp; ".join(
-            f'<span style="color:{color}">&#9679;</span> {html.escape(name)} {n:,}' for name, color, n in entries
-        )
-
     def _drawn(self, change: Mapping[str, Any]) -> None:
         points = change["new"]
         if points is not None and len(points):
-            self.annotator.stroke(points)
+            self.label(self._order[np.asarray(points, dtype=np.int64)], self.active)
             self.maps[0].selection(None)
 
     def _chosen(self, change: Mapping[str, Any]) -> None:
         if not self._silent:
-            self.annotator.active = None if change["new"] == _ERASER else change["new"]
+            self.active = None if change["new"] == _ERASER else change["new"]
 
     def _added(self, change: Mapping[str, Any]) -> None:
         name = change["new"].strip()
         if name:
-            self._try(lambda: self.annotator.add_class(name))
+            self._try(lambda: self.add_class(name))
             self.new.value = ""
 
     def _pressed(self, name: str) -> None:
         self.status.value = "segmenting ..." if name == "Segment" else ""
-        self._try(getattr(self.annotator, name.lower()))
+        self._try(getattr(self, name.lower()))
 
     def _try(self, call: Any) -> None:
         """Call, and say under the buttons what does not fit: a notebook shows no error of a button."""
