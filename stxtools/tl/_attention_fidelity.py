@@ -68,12 +68,6 @@ def attention_fidelity(
 
     %(returns)s
 
-    Raises
-    ------
-    ValueError
-        If the model has no such task, an order is not known, or the network has weight 0 in the ensemble: its attention
-        then says nothing about the ensemble's predictions.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)

@@ -54,11 +54,6 @@ def embed(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If there is no region graph: call :func:`region_graph` first.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)

@@ -82,11 +82,6 @@ def multitask(
 
     %(slots)s
 
-    Raises
-    ------
-    KeyError, ValueError
-        If a column, a gene or the region graph is missing, or a column has fewer than two classes.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)

@@ -68,13 +68,6 @@ def pretrain(
 
     %(slots)s
 
-    Raises
-    ------
-    ValueError
-        If the data share fewer than 20 genes, or the representations differ in width.
-    TypeError
-        If something else than AnnData is given.
-
     Examples
     --------
     >>> sections = [st.datasets.synthetic_tissue(n_obs=400, random_state=i) for i in range(2)]

@@ -70,13 +70,6 @@ def region_graph(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If ``segment_key`` is not there: call :func:`segment` first.
-    ValueError
-        If no observation has a class, or something else wrote a slot that this call would write.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)

@@ -101,11 +101,6 @@ def segment(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError, ValueError
-        If a key does not exist, there are fewer than 10 observations, or a model knows too few of the genes.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)

@@ -48,13 +48,6 @@ def suggest_labels(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If there are no segments yet: call :func:`segment` first.
-    ValueError
-        If fewer than ``n`` observations are unlabelled.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)

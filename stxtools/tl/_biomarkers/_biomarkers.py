@@ -107,11 +107,6 @@ def biomarkers(
     ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``; see the method page.
     NaN: the other test between libraries; limits where test and fold change differ in sign or ``abs(scores) < 0.1``.
 
-    Raises
-    ------
-    KeyError, ValueError
-        If a key is missing, a group is unknown or too small, there are too few libraries, or thinning is out of core.
-
     Warns
     -----
     UserWarning

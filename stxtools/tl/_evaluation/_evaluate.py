@@ -76,13 +76,6 @@ def evaluate(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If a key, or a gene to hide, is not there.
-    ValueError
-        If an argument is not understood, a fold has fewer than two classes, or the checkpoint is of another run.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)

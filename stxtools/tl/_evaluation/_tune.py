@@ -74,13 +74,6 @@ def tune(
 
     %(returns)s
 
-    Raises
-    ------
-    KeyError
-        If a key is not there.
-    ValueError
-        If a field or a search is not understood, or the study in ``storage`` belongs to other data.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
