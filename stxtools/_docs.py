@@ -46,6 +46,7 @@ PARAMETERS = {
     "ax": "Axes to draw into; only for one panel.",
     "compartment": "Compartment or compartments; all by default.",
     "copy": "Whether to return a changed copy instead of changing ``adata``.",
+    "feature": "Gene or genes, or the other compartment of a contact; all by default.",
     "fdr": "False discovery rate up to which ``pvals_adj`` counts as significant.",
     "group": "Group or groups; all by default.",
     "img": "Whether the tissue image is drawn beneath, or its name; by default it is drawn where there is one.",
@@ -56,6 +57,7 @@ PARAMETERS = {
     "library_key": "Column of ``obs`` with the section of each observation; nothing crosses sections. "
     "``False``: all are one.",
     "metric": '``"accuracy"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"mse"``.',
+    "palette": "Colours of the classes, as in :func:`stxtools.pl.segment`.",
     "random_state": "Seed. The same seed gives the same result, to the bit on a CPU.",
     "regions_key": "Key of ``uns`` with the region graph.",
     "save": "Whether the figure is saved, the end of its file's name, or a path; see :mod:`stxtools.pl`.",
@@ -64,6 +66,7 @@ PARAMETERS = {
     "show": "Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.",
     "show_progress": "Whether to show progress; by default in terminals and notebooks.",
     "spatial_key": "Key of ``obsm`` with the positions (x, y).",
+    "subject_key": "Column of ``obs`` with the subject of each observation.",
     "target": '``"biomarker"``, ``"region"`` or ``"expression"``; by default all that have the metric.',
     "title": "Title; by default each of several panels has its own.",
     "use_rep": "Key of ``obsm`` to read, instead of the components that :func:`stxtools.tl.segment` would take.",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from stxtools import _keys
 from stxtools._checks import check_key, check_writable, listing
+from stxtools._docs import documented
 from stxtools._files import write_text
-from stxtools._spatialdata import on_spatialdata
 from stxtools._validate import check_adata, check_in
 from stxtools._version import __version__
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SCRIPTS = ("page", "map", "biomarkers")
 
 
-@on_spatialdata
+@documented
 def report(
     adata: AnnData, path: str | os.PathLike[str] = "report.html", *,
     genes: Sequence[str] | None = None, color: Sequence[str] = (), title: str | None = None,
@@ -52,12 +52,9 @@ def report(
         ``"segment"``, or the ``key_added`` of :func:`stxtools.tl.segment`.
     biomarkers_key
         ``"biomarkers"``, or the ``key_added`` of :func:`stxtools.tl.biomarkers`.
-    layer
-        Layer with expression; by default ``layers["counts"]`` where there is one, else ``X``.
-    spatial_key
-        Key of ``obsm`` with the positions (x, y).
     library_key
         Column of ``obs`` with the section of each observation; by default that of the segments. ``False``: all are one.
+    %(parameters)s
 
     Returns
     -------

@@ -167,8 +167,6 @@ def evaluation(
 
     Parameters
     ----------
-    metric
-        ``"accuracy"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"mse"``; all by default.
     versus
         A model to compare the others with, seed by seed: adds ``difference`` and its standard error ``se``.
     per_seed
@@ -273,8 +271,6 @@ def trends(
     ----------
     kind
         ``"share"``, ``"area"``, ``"contact"`` or ``"expression"``; all by default.
-    feature
-        Gene or genes, or the other compartment of a contact; all by default.
     values
         Whether to add the log2 value of every subject, in columns named by the subjects.
     %(parameters)s

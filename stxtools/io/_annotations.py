@@ -57,8 +57,6 @@ def read_annotations(
     scale
         Pixels of the file per unit of ``obsm[spatial_key]``: 1 for an annotated full-resolution image of Visium,
         ``tissue_hires_scalef`` for the small one, 1 / 0.2125 for QuPath on a Xenium image with positions in microns.
-    library_key
-        Column of ``obs`` with the section of each observation, with ``library``.
     %(parameters)s
 
     Returns
@@ -124,8 +122,6 @@ def write_annotations(
         The section to write, where there are several.
     scale
         Pixels of the image per unit of ``obsm[spatial_key]``, as in :func:`read_annotations`.
-    library_key
-        Column of ``obs`` with the section of each observation, with ``library``.
     %(parameters)s
 
     Returns

@@ -111,8 +111,6 @@ def trends(
     ----------
     kind
         ``"share"``, ``"area"``, ``"contact"`` or ``"expression"``.
-    feature
-        Gene or genes, or the other compartment of a contact; all by default.
     heatmap
         Whether to draw the means of the subjects at each time, a row per value, as deviations from the row's mean.
     n_top

@@ -61,8 +61,6 @@ def region_graph(
         Whether the observations are drawn faintly beneath.
     labels
         Whether the regions' names are written beside the nodes.
-    palette
-        Colours of the segments, as in :func:`stxtools.pl.segment`.
     %(parameters)s
 
     Examples

@@ -45,8 +45,6 @@ def track(
         ``"alluvial"``: compartments as bars at each time, as high as their share, and links as ribbons as wide as the
         mass that they carry. ``"tissue"``: the sections in the order of their times; what has no counterpart at a
         neighbouring time is pale.
-    palette
-        Colours of the lineages, as in :func:`stxtools.pl.segment`.
     %(parameters)s
 
     Examples

@@ -62,8 +62,6 @@ def align(
 
     Parameters
     ----------
-    adata
-        Annotated data with several sections.
     reference
         Name of the section that stays; the first in order of their names if None.
     landmarks
@@ -77,8 +75,6 @@ def align(
         Key of ``obsm`` with features comparable across sections, instead of joint principal components.
     key_added
         Name of the outputs in ``obsm`` and ``uns``; ``"spatial_aligned"`` and ``"align"`` if None.
-    random_state
-        Seed of the observations that are used of sections with more than 3000.
     %(parameters)s
 
     %(returns)s

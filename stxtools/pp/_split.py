@@ -40,8 +40,6 @@ def split_counts(
 
     Parameters
     ----------
-    adata
-        Annotated data with integer counts.
     fraction
         Share of the molecules in the part to find groups in, between 0 and 1.
     key_added

@@ -56,8 +56,6 @@ def compare(
     ----------
     condition_key
         Column of ``obs`` with the condition of each observation. A section has one condition.
-    subject_key
-        Column of ``obs`` with the subject of each observation.
     groupby
         Column of ``obs`` with the compartments. Observations without one are left out.
     reference
@@ -68,8 +66,6 @@ def compare(
     library_key
         Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
         ``False``: all observations are one section.
-    random_state
-        Seed of the permutations, where there are too many for all of them.
     %(parameters)s
 
     %(returns)s

@@ -58,8 +58,6 @@ def trends(
     ----------
     time_key
         Column of ``obs`` with the time of each observation: numbers, at any distance.
-    subject_key
-        Column of ``obs`` with the subject of each observation.
     groupby
         Column of ``obs`` with the compartments; equal names mean the same compartment at all times. The column that
         :func:`track` writes is one. Observations without a compartment are left out.
@@ -67,8 +65,6 @@ def trends(
         Observations that a subject must have in a compartment, for its area, contacts and genes to count. A gene is
         tested where as many observations express it, in as many subjects as the smaller half of the range has.
     library_key
-        As in :func:`compare`.
-    random_state
         As in :func:`compare`.
     %(parameters)s
 

@@ -51,8 +51,6 @@ def targets(
 
     Parameters
     ----------
-    adata
-        Annotated data with a biomarker table.
     table
         A DataFrame, or a path: tsv, csv (also gzipped), parquet (needs pyarrow) or a folder of parquet parts.
     disease
