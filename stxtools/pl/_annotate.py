@@ -260,7 +260,7 @@ class Annotator:
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._pressed(name))
         tools = ["pan_zoom", "lasso", "lasso_type", "lasso_brush_size", "reset"]
-        self.right = ui.VBox([ui.HTML("<b>Segments</b>"), segments.show(buttons=["pan_zoom", "reset"])])
+        self.right: Any = ui.VBox([ui.HTML("<b>Segments</b>"), segments.show(buttons=["pan_zoom", "reset"])])
         return ui.VBox([
             ui.HBox([self.choice, self.new]),
             ui.HBox([*self.buttons.values(), self.status]),
