@@ -54,6 +54,19 @@ def test_loadings_give_the_scores(section: ad.AnnData) -> None:
     np.testing.assert_allclose((x - x.mean(axis=0)) @ section.varm["PCs"], section.obsm["X_pca"], atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(300, 900), (900, 400)])
+def test_components_of_sparse_counts(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    rate = 0.05 + np.outer(np.arange(shape[0]) % 3 == 0, np.arange(shape[1]) < 60)
+    rate += 2 * np.outer(np.arange(shape[0]) % 5 == 0, np.arange(shape[1]) > 350)
+    adata = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    adata.obsm["spatial"] = rng.random((shape[0], 2))
+    st.pp.normalize(adata, n_comps=2)
+    x = adata.X.toarray().astype(np.float64)[:, adata.var["highly_variable"]]
+    u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(adata.obsm["X_pca"]), np.abs(u * s)[:, :2], rtol=1e-3, atol=1e-3)
+
+
 def test_small_panel_takes_all_seen_genes(section: ad.AnnData) -> None:
     x = section.X.toarray()
     x[:, 7] = 0

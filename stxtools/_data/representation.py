@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools._progress import stage
 
@@ -198,12 +199,24 @@ def principal_axes(
     """
     n_obs = matrix.shape[0]
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
-        from sklearn.decomposition import PCA
-
-        pca = PCA(n_components=n_comps, svd_solver="arpack", random_state=random_state)
-        pca.fit(matrix.astype(dtype, copy=False))
-        return np.asarray(pca.mean_, dtype=np.float64).ravel(), pca.components_.T.astype(np.float64, order="C")
+        return _axes_by_lanczos(matrix.astype(dtype, copy=False), n_comps, random_state)
     return axes_of_rows((matrix[i : i + GRAM_ROWS] for i in range(0, n_obs, GRAM_ROWS)), matrix.shape, n_comps)
+
+
+def _axes_by_lanczos(
+    matrix: sparse.csr_matrix, n_comps: int, random_state: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and principal axes as scikit-learn's PCA finds them, whose import takes longer than the rest."""
+    mean, transposed = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel().astype(matrix.dtype), matrix.T
+    centred = LinearOperator(
+        matrix.shape,
+        matvec=lambda x: matrix @ x.ravel() - mean @ x.ravel(),
+        rmatvec=lambda x: transposed @ x.ravel() - mean * x.sum(),
+        dtype=matrix.dtype,
+    )
+    start = np.random.RandomState(random_state).uniform(-1, 1, min(matrix.shape))
+    axes = svds(centred, n_comps, v0=start)[2][::-1].T.astype(np.float64)
+    return mean.astype(np.float64), _signed(axes)
 
 
 def axes_of_rows(
@@ -218,9 +231,13 @@ def axes_of_rows(
         products += rows.T @ rows
     mean = total / n_obs
     covariance = (products - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
-    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps]
-    sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_comps)])
-    return mean, np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))
+    return mean, _signed(np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps])
+
+
+def _signed(axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn each axis so that its largest loading is positive."""
+    sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    return np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))
 
 
 def lanczos_pays(shape: tuple[int, int], n_values: int, n_comps: int) -> bool:
