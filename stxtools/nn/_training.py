@@ -50,7 +50,7 @@ class Task(pl.LightningModule):
         """Adam (AdamW where decay is asked for) with a cosine schedule over the longest run."""
         how = self.training_params
         params = [p for p in self.parameters() if p.requires_grad]
-        fused = True if params[0].is_cuda else None
+        fused = params[0].device.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(params, lr=how.lr, weight_decay=how.weight_decay, fused=fused)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.max_epochs, eta_min=how.lr * 0.05)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
