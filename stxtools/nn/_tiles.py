@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._student import PyramidMLP
     from ._unet import SegmentationNet, UNet
 
-LARGEST_TILE = 512  # pixels; larger ones save little: the context of a tile is some 40 pixels wide
+LARGEST_TILE = 256  # pixels; larger ones leave the processor's cache: 1.4 times the time, 1.7 times the memory
 SMALLEST_TILE = 64
 
 
@@ -107,7 +107,7 @@ def predict_pixels(
     """Return class probabilities (P, K) and features (P, width) of the occupied pixels, on the CPU.
 
     Tiles have cores of ``side`` pixels, a multiple of the U-Net's stride; by default what fits into
-    ``settings.max_memory``, at most 512. A raster that fits into one tile is predicted whole. ``only`` are positions of
+    ``settings.max_memory``, at most 256. A raster that fits into one tile is predicted whole. ``only`` are positions of
     the occupied pixels that are wanted, ascending.
     """
     net = net.to(device).eval()
