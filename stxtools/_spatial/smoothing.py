@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from .graph import neighbour_mean
+
 REACH = 127  # observations in the largest neighbourhood: six rings of a hexagonal lattice
 _GUIDE = 6  # components in which edges are looked for: later ones are mostly noise
 _CLOSE = 7  # an observation and the ring around it
@@ -37,15 +39,15 @@ class Neighbourhoods:
         """Mean over the nearest ``size`` observations, itself included, (m, d)."""
         return np.asarray(averages(self.near[:, :size], len(self.features)) @ self.features)
 
-    def edge_preserving_mean(self, guide: NDArray[np.float32], tolerance: float) -> NDArray[np.float32]:
-        r"""Mean over those of the near observations whose guide (smoothed features, (n, d)) is alike, (m, d).
+    def edge_preserving_mean(self, graph: sparse.csr_matrix, tolerance: float) -> NDArray[np.float32]:
+        r"""Mean over those of the near observations whose guide (features averaged on ``graph``) is alike, (m, d).
 
         A joint bilateral filter with a flat spatial kernel (Tomasi and Manduchi 1998; Petschnigg et al. 2004):
         observation :math:`j` counts :math:`\exp(-d_{ij}^2 / 2 \tau^2)` with the tolerance :math:`\tau`, where
         :math:`d_{ij}^2` is the mean squared difference of the guide, in units of its median between touching
         observations.
         """
-        guide = np.asarray(guide[:, :_GUIDE], dtype=np.float32)
+        guide = neighbour_mean(graph, self.features[:, :_GUIDE], rounds=2).astype(np.float32)
         near = self.near[:, : max(min(REACH, len(self.features) // 3), 1)]
         some = slice(None, None, max(1, len(near) // 5000))
         close = guide[near[some, 1:_CLOSE]] - guide[self.rows[some]][:, None]

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from stxtools._spatial.graph import neighbour_mean
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models.ensemble.discriminant import ShrinkageLDA, class_shrinkage
 
@@ -41,12 +40,11 @@ def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[F
     edges = EDGES + FINE_EDGES if small else EDGES
     parts: list[list[NDArray[np.float32]]] = []
     for section, chosen in zip(sections, rows, strict=True):
-        near = Neighbourhoods(section.features, section.xy, chosen)
-        guide = neighbour_mean(section.graph, section.features, rounds=2)
+        near, graph = Neighbourhoods(section.features, section.xy, chosen), section.graph
         mean = {size: near.mean(size) for size in sorted({size for plain in scales for size in plain})}
         views = [np.concatenate([mean[size] for size in plain], axis=1) for plain in scales]
         views += [
-            np.concatenate([*(mean[size] for size in plain), near.edge_preserving_mean(guide, tolerance)], axis=1)
+            np.concatenate([*(mean[size] for size in plain), near.edge_preserving_mean(graph, tolerance)], axis=1)
             for plain, tolerance in edges
         ]
         parts.append(views)

@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 
-from stxtools._spatial.graph import averaging, neighbour_mean
+from stxtools._spatial.graph import averaging
 from stxtools._spatial.smoothing import Neighbourhoods
 
 from .agreement import pairwise_rand_index
@@ -27,6 +27,7 @@ STARTS = 3  # mixtures for each view
 _TREE = 800  # observations of a tree: few, so that starts differ and cost little
 _FIT = 20_000  # observations that a mixture is fitted to
 _JUDGE = 3000  # observations on which partitions are compared
+_COLUMNS = 16  # components that are averaged at a time, in float64
 _CHUNK = 32_768  # observations whose memberships are computed at a time
 _PAIRS = ((1, 3), (1, 5), (2, 5), (2, 8))  # rounds of averaging that are read side by side
 _SINGLE = (2, 4)
@@ -84,12 +85,15 @@ def multiscale_views(
     observations that are wanted, all by default.
     """
     cap = most_rounds(len(features)) if rounds is None else rounds
-    x, mean = features.astype(np.float64), averaging(graph)
-    means: dict[int, NDArray[np.float32]] = {}
-    for r in range(1, cap + 1):
-        x = mean @ x
-        means[r] = (x if rows is None else x[rows]).astype(np.float32)
-    d = x.shape[1]
+    mean, d = averaging(graph), features.shape[1]
+    wanted = slice(None) if rows is None else rows
+    means = {r: np.empty((len(features) if rows is None else len(rows), d), np.float32) for r in range(1, cap + 1)}
+    for start in range(0, d, _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        x = features[:, columns].astype(np.float64)
+        for out in means.values():
+            x = mean @ x
+            out[:, columns] = x[wanted]
     widths = sorted({d, max(1, round(0.75 * d))}, reverse=True)
     single = sorted({min(r, cap) for r in _SINGLE} | {1 for r in _SINGLE if r > cap})  # a small section has fine ones
     pairs = sorted({(min(a, cap), min(b, cap)) for a, b in _PAIRS if min(a, cap) < min(b, cap)})
@@ -100,9 +104,8 @@ def multiscale_views(
 def edge_views(section: Section, rows: IntArray) -> list[View]:
     """Edge-preserving means alone, beside means over 19, and over 19 and 61 observations, of one section."""
     near = Neighbourhoods(section.features, section.xy, rows)
-    guide = neighbour_mean(section.graph, section.features, rounds=2)
     fine, coarse, d = near.mean(19), near.mean(61), section.features.shape[1]
-    sharp = [near.edge_preserving_mean(guide, tolerance) for tolerance in _TOLERANCES]
+    sharp = [near.edge_preserving_mean(section.graph, tolerance) for tolerance in _TOLERANCES]
     return [View((*plain, mean), d) for mean in sharp for plain in ((), (fine,), (fine, coarse))]
 
 

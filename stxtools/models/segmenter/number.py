@@ -12,7 +12,6 @@ from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial import cKDTree
 from scipy.special import logsumexp
 
-from stxtools._spatial.graph import neighbour_mean
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools._warn import warn
 from stxtools.models._section import Section
@@ -116,9 +115,8 @@ class _Places:
 
     def edge_preserving(self, section: Section, x: NDArray[np.float32]) -> FloatArray:
         """Means of ``x`` (n, q) that stop at edges, for ``rows``."""
-        guide = neighbour_mean(section.graph, x, rounds=2)
         near = Neighbourhoods(x, section.xy, self.rows)
-        return near.edge_preserving_mean(guide, _TOLERANCE).astype(np.float64)
+        return near.edge_preserving_mean(section.graph, _TOLERANCE).astype(np.float64)
 
 
 def _spatial_components(
