@@ -33,6 +33,7 @@ class Slots:
     - ``nested``: Values that lie deeper in ``uns``, by the path of their keys; what stands beside them stays.
     - ``inner``: What is written into the AnnData that ``uns`` holds under this key.
     - ``replaces``: Slots, such as ``"uns/log1p"``, that the call replaces whoever wrote them.
+    - ``open_ended``: Columns of tables in ``uns`` in which an infinite number is an open limit.
     - ``missing``: Slots in which NaN means "none", and the rows where it may stand (None: any). Every other number must
       be finite, but those in tables of ``uns``, where NaN says that a column does not apply.
     """
@@ -50,6 +51,7 @@ class Slots:
     inner: dict[str, Slots] = field(default_factory=dict)
     replaces: Collection[str] = ()
     missing: dict[str, NDArray[np.bool_] | None] = field(default_factory=dict)
+    open_ended: Collection[str] = ()
 
     def write(self, adata: AnnData, copy: bool = False) -> AnnData | None:
         """Write every slot, or return a copy with them; on any error (or Ctrl-C) put back what was there."""
@@ -97,6 +99,8 @@ class Slots:
         if self.X is not None:
             _check_finite(self.call, f"{owner}X", self.X, _NOWHERE)
         for key, value in self.uns.items():
+            if isinstance(value, pd.DataFrame):
+                value = value.drop(columns=list(self.open_ended))
             _check_finite_uns(self.call, f"{owner}uns[{key!r}]", value)
         for path, value in self.nested.items():
             _check_finite_uns(self.call, "uns" + "".join(f"[{key!r}]" for key in path), value)

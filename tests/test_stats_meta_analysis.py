@@ -12,16 +12,16 @@ from stxtools.stats._meta_analysis import (
     compare_libraries,
     signed_z,
     squeeze_variance,
-    two_sided,
+    t_pvals,
 )
 from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
 
 
 def test_two_sided_and_signed_z():
     t, df = np.array([0.0, 2.0, -3.0, 50.0]), np.array([5.0, 5.0, 20.0, 1000.0])
-    np.testing.assert_allclose(two_sided(t, df)[:3], 2 * stats.t.sf(np.abs(t[:3]), df[:3]))
+    np.testing.assert_allclose(t_pvals(t, df)[:3], 2 * stats.t.sf(np.abs(t[:3]), df[:3]))
     z = signed_z(t, df)
-    np.testing.assert_allclose(2 * stats.norm.sf(np.abs(z)), two_sided(t, df), rtol=1e-6)
+    np.testing.assert_allclose(2 * stats.norm.sf(np.abs(z)), t_pvals(t, df), rtol=1e-6)
     assert (np.sign(z) == np.sign(t)).all()
     assert np.isfinite(signed_z(np.array([1e6]), np.array([1e6]))).all()
 

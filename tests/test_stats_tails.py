@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from stxtools.stats._meta_analysis import combine_sections, two_sided
+from stxtools.stats._meta_analysis import combine_sections, t_pvals
 from stxtools.stats._tails import beta_tails, normal_scores, region_statistic, shrunken_kurtosis
 
 
@@ -26,6 +26,10 @@ def test_beta_laws_are_found_again_from_their_moments(a, b):
     expected = law.sf(mean + away) + law.cdf(mean - away)
     found = beta_tails(z, np.full(81, skewness), np.full(81, excess + 3.0))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+    at = mean + z * np.sqrt(variance)
+    expected = 2 * np.where(z > 0, law.sf(at), law.cdf(at))
+    found = beta_tails(z, np.full(81, skewness), np.full(81, excess + 3.0), one_sided=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-12)
 
 
 def test_limits_are_the_normal_and_the_gamma_distribution():
@@ -58,7 +62,7 @@ def test_statistics_rise_with_the_correlation_and_are_odd(df, skewness, kurtosis
     assert (np.diff(found) >= 0).all()
     np.testing.assert_array_equal(_statistic(-r, *args, 400), -found)
     plain = 2 * stats.t.sf(r * np.sqrt(df / (1 - r**2)), df)
-    assert (two_sided(found, args[0]) >= plain**2 * (1 - 1e-6) - 1e-299).all()
+    assert (t_pvals(found, args[0]) >= plain**2 * (1 - 1e-6) - 1e-299).all()
 
 
 def test_regions_of_few_patterns_have_short_tails():
@@ -71,11 +75,11 @@ def test_regions_of_few_patterns_have_short_tails():
     df = np.full(n, 1 / variance - 1)
     plain = 2 * stats.t.sf(np.abs(r) * np.sqrt(df / (1 - r**2)), df)
     moments = (np.zeros(n), np.full(n, 3 * d / (d + 2)))
-    pvals = two_sided(_statistic(r, df, *moments, 400), df)
+    pvals = t_pvals(_statistic(r, df, *moments, 400), df)
     for level in (0.01, 0.001):
         assert np.mean(plain < level) < 0.65 * level
         assert np.mean(plain < level) < np.mean(pvals < level) <= level
-    few, many = (two_sided(_statistic(r, df, *moments, k), df) for k in (50, 10**6))
+    few, many = (t_pvals(_statistic(r, df, *moments, k), df) for k in (50, 10**6))
     assert np.mean(few < 0.001) < np.mean(pvals < 0.001)  # a kurtosis from few regions has little weight
     assert np.mean(many < 0.001) == pytest.approx(0.001, rel=0.35)
 
@@ -85,9 +89,39 @@ def test_long_tail_of_a_skewed_null_is_allowed_for():
     null = (rng.gamma(6.0, size=100_000) - 6.0) / np.sqrt(6.0)  # skewness 2 / sqrt(6), kurtosis 4
     df = np.full(len(null), 1e5)
     moments = (np.full(len(null), 2 / np.sqrt(6)), np.full(len(null), 4.0))
-    p = two_sided(_statistic(null / np.sqrt(1e5 + 1), df, *moments, 400), df)
+    p = t_pvals(_statistic(null / np.sqrt(1e5 + 1), df, *moments, 400), df)
     assert np.mean(2 * stats.norm.sf(np.abs(null)) < 0.001) > 0.003
     assert np.mean(p < 0.001) < 0.0015
+
+
+@pytest.mark.parametrize("n_libraries", [1, 2])
+def test_each_side_of_a_skewed_null_is_uniform(n_libraries):
+    n = 100_000
+    null = (np.random.default_rng(0).gamma(4.0, size=(n_libraries, n)) - 4.0) / 2.0  # skewness 1, kurtosis 4.5
+    df, skewness, kurtosis = np.full((n_libraries, n), 1e5), np.ones((n_libraries, n)), np.full((n_libraries, n), 4.5)
+    if n_libraries == 1:
+        r = null[0] / np.sqrt(1e5 + 1)
+        statistic = region_statistic(r, df[0], skewness[0], kurtosis[0], one_sided=True)
+        greater, less = (t_pvals(statistic, df[0], side) for side in ("greater", "less"))
+    else:
+        size = np.array([[0.5], [1.5]])
+        args = null * size, np.repeat(size**2, n, axis=1), df, skewness, kurtosis
+        greater, less = (combine_sections(*args, alternative=side).pvals for side in ("greater", "less"))
+    np.testing.assert_allclose(greater + less, 1.0)
+    for pvals in (greater, less):
+        assert stats.kstest(pvals, "uniform").statistic < 0.02
+        assert np.mean(pvals < 0.01) == pytest.approx(0.01, rel=0.2)
+        assert np.mean(pvals < 0.001) < 0.002
+
+
+@pytest.mark.parametrize("df", [6.0, 300.0])
+def test_one_side_is_half_of_both_where_the_null_is_symmetric(df):
+    r = np.linspace(-0.9, 0.9, 19)
+    args = np.full(19, df), np.zeros(19), np.full(19, 3 * (df + 1) / (df + 3))
+    both = t_pvals(region_statistic(r, *args), args[0])
+    statistic = region_statistic(r, *args, one_sided=True)
+    np.testing.assert_allclose(t_pvals(statistic, args[0], "greater"), np.where(r > 0, both / 2, 1 - both / 2), 1e-2)
+    np.testing.assert_allclose(t_pvals(statistic, args[0], "less"), np.where(r < 0, both / 2, 1 - both / 2), 1e-2)
 
 
 def test_pvalues_over_true_regions_are_uniform_and_equal_for_the_complement():
@@ -102,8 +136,8 @@ def test_pvalues_over_true_regions_are_uniform_and_equal_for_the_complement():
     values = [field(9.0) for _ in range(25)]
     regions = [value > np.quantile(value, 0.7) for value in values]
     *found, complement = region_effects(smooth, xy, [*regions, ~regions[0]], 200, [*range(25), 0])
-    pvals = [two_sided(effect.statistic, effect.df) for effect in found]
-    np.testing.assert_array_equal(two_sided(complement.statistic, complement.df), pvals[0])
+    pvals = [t_pvals(effect.statistic, effect.df) for effect in found]
+    np.testing.assert_array_equal(t_pvals(complement.statistic, complement.df), pvals[0])
     pooled = np.concatenate(pvals)
     assert stats.kstest(pooled, "uniform").statistic < 0.07
     assert np.mean(pooled < 0.01) < 0.02

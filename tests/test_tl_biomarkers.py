@@ -322,6 +322,12 @@ def test_libraries_are_replicates_where_the_condition_varies_between_them():
     assert {f"g{i}" for i in range(4)} <= set(found["names"])
     assert len(found) <= 6
     assert (adata.uns["biomarkers"]["n_libraries"] == 8).all()
+    both = adata.uns["biomarkers"].set_index("names")
+    for alternative, sign in (("greater", 1), ("less", -1)):
+        st.tl.biomarkers(adata, "condition", groups=["sick"], library_key="library", alternative=alternative)
+        one = adata.uns["biomarkers"].set_index("names").loc[both.index]
+        half = both["pvals"] / 2
+        np.testing.assert_allclose(one["pvals"], np.where(sign * both["scores"] > 0, half, 1 - half), rtol=1e-9)
 
 
 def test_too_few_libraries_are_an_error_and_one_library_a_warning():

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scanpy as sc
-from scipy.stats import false_discovery_control, norm
-from test_tl_biomarkers import _section, _tested
+from scipy.stats import false_discovery_control, kstest, norm
+from test_tl_biomarkers import _section, _smooth, _tested
 
 import stxtools as st
 
@@ -107,3 +107,64 @@ def test_scanpy_reads_the_table(tested, fmt, tmp_path):
         assert [t.get_text() for t in axes[0].texts] == tested.uns["biomarkers"]["names"][:5].tolist()
         sc.pl.rank_genes_groups_dotplot(adata, n_genes=2, key=key, show=False, dendrogram=False)
         plt.close("all")
+
+
+@pytest.mark.parametrize(("alternative", "sign"), [("greater", 1), ("less", -1)])
+def test_one_sided_tables(tested, alternative, sign, tmp_path):
+    adata = tested.copy()
+    st.tl.biomarkers(adata, "region", groups=["in", "out"], n_null=150, alternative=alternative)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert adata.uns["biomarkers_params"]["alternative"] == alternative
+    two_sided = tested.uns["biomarkers"].set_index(["group", "names"])
+    for group, part in adata.uns["biomarkers"].groupby("group"):
+        score, called = sign * part["scores"].to_numpy(), part["pvals_adj"].to_numpy() <= 0.05
+        np.testing.assert_allclose(norm.sf(score), part["pvals"], rtol=1e-6)
+        np.testing.assert_allclose(norm.sf(sign * part["scores_composition"]), part["pvals_composition"], rtol=1e-6)
+        assert called.any()
+        assert called[: called.sum()].all()  # they stand first
+        assert (score[called] > 0).all()
+        assert (part["pvals_adj"].to_numpy()[score < 0] == 1).all()
+        assert (
+            st.get.biomarkers(adata, group, sign="up" if sign > 0 else "down", n_top=3)["names"].tolist()
+            == part["names"].tolist()[:3]
+        )
+        assert (
+            sc.get.rank_genes_groups_df(adata, group, key="rank_genes_groups_biomarkers")["names"].tolist()
+            == part["names"].tolist()
+        )
+        near, far = ("ci_low", "ci_high") if sign > 0 else ("ci_high", "ci_low")
+        known = part[far].notna().to_numpy()
+        assert (part[far][known] == sign * np.inf).all()
+        assert ((sign * part[near] >= -1e-12) == called)[known].all()
+        change = two_sided.loc[group].loc[part["names"], "logfoldchanges"].to_numpy()
+        np.testing.assert_array_equal(part["logfoldchanges"], change)
+        critical = (part["logfoldchanges"] - part[near]) / (part["logfoldchanges"] / part["scores"])
+        assert (sign * critical[known] > 0).all()
+        weight = norm.sf(sign * critical[known]) / (0.05 * called.sum() / len(part))
+        expression = sc.pp.normalize_total(tested, copy=True).to_df()[part["names"]].mean().to_numpy()
+        expected = (np.sqrt(expression) / np.sqrt(expression).mean())[known]
+        np.testing.assert_allclose(weight, expected, rtol=1e-4)
+
+
+def test_one_sided_p_values_are_uniform_without_an_effect():
+    """Regions that no gene knows of; the two sides are one distribution and its mirror image."""
+    adata, rng, found = _section(5, side=24, n_vars=40), np.random.default_rng(1), []
+    for _ in range(25):
+        field = _smooth(adata.obsm["spatial"] / 100, 5.0, rng)
+        adata.obs["null"] = np.where(field > np.quantile(field, 0.7), "in", "out")
+        st.tl.biomarkers(adata, "null", groups=["in"], n_null=150, alternative="greater")
+        found.append(adata.uns["biomarkers"])
+    for column in ("pvals", "pvals_composition"):
+        greater = np.concatenate([table[column] for table in found])
+        for pvals in (greater, 1 - greater):
+            assert kstest(pvals, "uniform").statistic < 0.09
+            assert np.mean(pvals < 0.01) < 0.02
+    assert np.mean([(table["pvals_adj"] <= 0.05).mean() for table in found]) <= 0.02
+
+
+def test_alternative_is_checked(tested):
+    before = tested.uns["biomarkers"]
+    with pytest.raises(ValueError, match=r"alternative.*two-sided"):
+        st.tl.biomarkers(tested, "region", alternative="up")
+    assert tested.uns["biomarkers"] is before

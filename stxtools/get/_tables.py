@@ -43,7 +43,8 @@ def biomarkers(
     min_libraries
         Keep genes whose effect was estimated in at least as many libraries.
     n_top
-        Keep as many genes per group, the first of the table (for ``sign="down"`` the last), after the other filters.
+        Keep as many genes per group, the first of the table (for ``sign="down"`` those at the end where lower genes
+        stand), after the other filters.
     %(parameters)s
 
     %(returns)s
@@ -68,7 +69,8 @@ def biomarkers(
     if n_top is not None:
         n_top = check_int("n_top", n_top, minimum=1)
         by_group = table.groupby("group", sort=False, observed=True)
-        table = by_group.tail(n_top) if sign == "down" else by_group.head(n_top)
+        lower_last = adata.uns.get(f"{key}_params", {}).get("alternative") != "less"
+        table = by_group.tail(n_top) if sign == "down" and lower_last else by_group.head(n_top)
     return table.reset_index(drop=True)
 
 

@@ -101,6 +101,7 @@ def biomarkers(
             raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
         # groups that were compared with one group: no other rows show that group's own markers
         both = "scores" in table and str(params.get("reference", "rest")) != "rest"
+        both &= params.get("alternative", "two-sided") == "two-sided"
         shown = {name: _shown(part, n_genes, both) for name, part in groups.items()}
         height = 0.26 * max(map(len, shown.values())) + 0.7
         axes, ranked = _base.panels(list(shown), title, ax, "group", 2.9, height, bottom=0.8 * legend)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._meta_analysis import Combined, combine_sections, compare_libraries, two_sided
+from ._meta_analysis import Alternative, Combined, combine_sections, compare_libraries, t_pvals
 from ._region_test import Contrast, SectionView, concatenated
 from ._section import MIN_OBS, Description, RegionEffect, SectionExpression
 
@@ -79,19 +79,20 @@ def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
     """Combine the tests of a group over libraries."""
     described, error = _mean_description([c.description for c in contrasts if c.description is not None])
     length = float(np.median([c.effects[0].model.length for c in contrasts]))
-    tested = [_combined([c.effects[i] for c in contrasts]) for i in range(len(contrasts[0].effects))]
+    alternative = contrasts[0].alternative
+    tested = [_combined([c.effects[i] for c in contrasts], alternative) for i in range(len(contrasts[0].effects))]
     adjusted_error = standard_error(np.stack([c.effects[0].effect for c in contrasts]))
     return Outcome(described, error, tested[0], adjusted_error, length, tested[1] if len(tested) > 1 else None)
 
 
-def _combined(found: Sequence[RegionEffect]) -> Combined:
+def _combined(found: Sequence[RegionEffect], alternative: Alternative) -> Combined:
     """Combine one test over libraries."""
     if len(found) > 1:
         moments = (np.stack([getattr(f, m) for f in found]) for m in ("variance", "df", "skewness", "kurtosis"))
-        return combine_sections(np.stack([f.effect for f in found]), *moments)
+        return combine_sections(np.stack([f.effect for f in found]), *moments, alternative=alternative)
     one = found[0]
     known = one.variance > 0
-    pvals = np.where(known, two_sided(one.statistic, one.df), 1.0)
+    pvals = np.where(known, t_pvals(one.statistic, one.df, alternative), 1.0)
     agreement = (known & (one.effect != 0)).astype(np.float64)
     return Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
 
@@ -111,8 +112,9 @@ def shrink(effect: Floats, error: Floats) -> Floats:
 
 
 def compare_between(
-    views: Sequence[SectionView], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]
-) -> Outcome:
+    views: Sequence[SectionView], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
+    alternative: Alternative = "two-sided",
+) -> Outcome:  # fmt: skip
     """Test library means of the group against library means of the reference, by blocks of genes.
 
     The description pools all libraries.
@@ -129,7 +131,7 @@ def compare_between(
         errors.append(error)
         for means, some in zip((group, reference), zip(*sides, strict=True), strict=True):
             means.append(np.stack([s.mean_log(x) for s, x in zip(sections, some, strict=True) if x.sum() >= MIN_OBS]))
-    tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1))
+    tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1), alternative)
     error = np.concatenate(errors)
     return Outcome(concatenated(described), error, tested, error, float("nan"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from scipy.special import polygamma
 from ._tails import normal_scores
 
 Floats = NDArray[np.float64]
+Alternative: TypeAlias = Literal["two-sided", "greater", "less"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,17 @@ class Combined:
     agreement: Floats  # share of the libraries with the sign of the combined effect
 
 
-def two_sided(statistic: Floats, df: Floats) -> Floats:
-    """Two-sided p-values of t statistics; 1 where the statistic is 0."""
-    return np.clip(2.0 * stats.t.sf(np.abs(statistic), df), np.finfo(float).tiny, 1.0)
+def t_pvals(statistic: Floats, df: Floats, alternative: Alternative = "two-sided") -> Floats:
+    """Return p-values of t statistics."""
+    if alternative == "two-sided":
+        pvals = 2.0 * stats.t.sf(np.abs(statistic), df)
+    else:
+        pvals = stats.t.sf(statistic if alternative == "greater" else -statistic, df)
+    return np.clip(pvals, np.finfo(float).tiny, 1.0)
 
 
 def signed_z(statistic: Floats, df: Floats) -> Floats:
-    """Normal quantiles with the p-values of t statistics: comparable over degrees of freedom."""
+    """Normal quantiles with the tails of t statistics: comparable over degrees of freedom."""
     half = np.maximum(stats.t.logsf(np.abs(statistic), df), np.log(np.finfo(float).tiny))
     return np.sign(statistic) * np.maximum(-stats.norm.ppf(np.exp(half)), 0.0)
 
@@ -84,8 +90,9 @@ def _moderate(variance: Floats, df: Floats, floor: float = 0.0) -> tuple[Floats,
 
 
 def combine_sections(
-    effects: Floats, variances: Floats, dfs: Floats, skewness: Floats | None = None, kurtosis: Floats | None = None
-) -> Combined:
+    effects: Floats, variances: Floats, dfs: Floats, skewness: Floats | None = None, kurtosis: Floats | None = None,
+    *, alternative: Alternative = "two-sided",
+) -> Combined:  # fmt: skip
     """Combine effects within libraries (libraries x genes).
 
     Random-effects meta-analysis with inverse-variance weights. The standard error is scaled by the effects'
@@ -120,12 +127,12 @@ def combine_sections(
     if skewness is not None and kurtosis is not None:
         power = np.where(known, weight * np.sqrt(v), 0.0) / np.sqrt(np.where(total > 0, total, 1.0))
         third, excess = (power**3 * skewness).sum(axis=0), (power**4 * (kurtosis - 3.0)).sum(axis=0)
-        statistic = normal_scores(statistic, third, 3.0 + excess)
+        statistic = normal_scores(statistic, third, 3.0 + excess, one_sided=alternative != "two-sided")
     statistic = np.where(k > 0, statistic / np.sqrt(factor), 0.0)
     shared = np.maximum(shared, 1.0)
     same = (np.sign(effects) == np.sign(mean)) & known & (mean != 0)
     agreement = same.sum(axis=0) / np.maximum(k, 1)
-    pvals = np.where(k > 0, two_sided(statistic, shared), 1.0)
+    pvals = np.where(k > 0, t_pvals(statistic, shared, alternative), 1.0)
     return Combined(mean, statistic, shared, pvals, k.astype(np.int64), agreement)
 
 
@@ -135,7 +142,7 @@ def _heterogeneity(effects: Floats, weight: Floats) -> tuple[Floats, Floats]:
     return (weight * (effects - mean) ** 2).sum(axis=0), mean
 
 
-def compare_libraries(group: Floats, reference: Floats) -> Combined:
+def compare_libraries(group: Floats, reference: Floats, alternative: Alternative = "two-sided") -> Combined:
     """Compare library means of two sets of libraries (libraries x genes) by a moderated t-test (Smyth 2004)."""
     k1, k0 = len(group), len(reference)
     effect = group.mean(axis=0) - reference.mean(axis=0)
@@ -152,7 +159,7 @@ def compare_libraries(group: Floats, reference: Floats) -> Combined:
     sign = np.sign(effect)
     same = (np.sign(group - reference.mean(axis=0)) == sign).sum(axis=0)
     same = same + (np.sign(group.mean(axis=0) - reference) == sign).sum(axis=0)
-    pvals = np.where(known, two_sided(statistic, moderated), 1.0)
+    pvals = np.where(known, t_pvals(statistic, moderated, alternative), 1.0)
     return Combined(
         np.where(known, effect, 0.0), statistic, moderated, pvals,
         np.where(known, k1 + k0, 0).astype(np.int64), np.where(known, same / (k1 + k0), 0.0),

@@ -26,7 +26,7 @@ from ._composition import (
     rescaled,
 )
 from ._expression import ExpressionReader, equal_blocks
-from ._meta_analysis import adjust_bh, two_sided
+from ._meta_analysis import Alternative, adjust_bh, t_pvals
 from ._null_model import LagPairs, RegionDraws, sample_lag_pairs
 from ._section import Adjustment, Description, Moments, RegionEffect, SectionExpression
 from ._smooth import N_FUNCTIONS, Metric, SmoothBasis, smooth_basis
@@ -165,6 +165,7 @@ class Contrast:
     n_null: int
     seed: Sequence[int]
     questions: tuple[bool, ...] = (False,)
+    alternative: Alternative = "two-sided"
     description: Description | None = None
     effects: tuple[RegionEffect, ...] = ()
 
@@ -192,12 +193,13 @@ class _RegionTest:
         own = replace(self.adjustment, nuisance=None if nuisance is None else nuisance.of(genes))
         if self.factor is not None:
             section = SectionExpression(rescaled(section.matrix, self.factor))
-        self.found.append(section.test_region(self.draws, self.n_null, own, tails=self.final))
+        alternative = self.contrast.alternative if self.final else None
+        self.found.append(section.test_region(self.draws, self.n_null, own, alternative))
 
     def significant(self) -> NDArray[np.int64]:
         """Return the significant genes by p-value, at most half of all."""
         first = concatenated(self.found)
-        pvals = np.where(first.variance > 0, two_sided(first.statistic, first.df), 1.0)
+        pvals = np.where(first.variance > 0, t_pvals(first.statistic, first.df), 1.0)
         significant = np.flatnonzero(adjust_bh(pvals) <= FIRST_PASS_FDR)
         return significant[np.argsort(pvals[significant], kind="stable")][: int((first.variance > 0).sum()) // 2]
 

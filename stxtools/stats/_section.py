@@ -12,6 +12,7 @@ from scipy import sparse
 
 from ._auroc import aurocs
 from ._composition import Nuisance, PartialCorrelation
+from ._meta_analysis import Alternative
 from ._null_model import LabelModel, RegionDraws
 from ._smooth import Metric, SmoothBasis, gene_sums, mean_and_variance
 from ._tails import region_statistic, shrunken_kurtosis
@@ -125,10 +126,12 @@ class SectionExpression:
         """Return mean log expression of every gene over ``label``."""
         return gene_sums(self.matrix, label[:, None].astype(np.float64))[:, 0] / int(label.sum())
 
-    def test_region(self, draws: RegionDraws, n_null: int, test: Adjustment, *, tails: bool = True) -> RegionEffect:
+    def test_region(
+        self, draws: RegionDraws, n_null: int, test: Adjustment, alternative: Alternative | None = "two-sided"
+    ) -> RegionEffect:
         """Test every gene for the region of ``draws`` against its first ``n_null`` random regions.
 
-        Without ``tails`` the test is the t-test of a correlation.
+        Without an ``alternative`` the test is the t-test of a correlation.
         """
         label = draws.side
         n, share = len(self), float(label.mean())
@@ -150,7 +153,10 @@ class SectionExpression:
         skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
         kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
         kurtosis = shrunken_kurtosis(kurtosis, df, n_null)
-        statistic = region_statistic(r, df, skewness, kurtosis) if tails else r * np.sqrt(df / (1.0 - r**2))
+        if alternative is None:
+            statistic = r * np.sqrt(df / (1.0 - r**2))
+        else:
+            statistic = region_statistic(r, df, skewness, kurtosis, one_sided=alternative != "two-sided")
         ratio = np.where(known, correlate.residual / label_ss, 0.0)
         return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, draws.model)
 

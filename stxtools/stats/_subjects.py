@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ._meta_analysis import posterior_variance, signed_z, squeeze_variance, two_sided
+from ._meta_analysis import posterior_variance, signed_z, squeeze_variance, t_pvals
 
 Floats = NDArray[np.float64]
 
@@ -106,7 +106,7 @@ def regress_subjects(
     width = np.where(usable, stats.t.ppf(0.975, total) * error, np.nan)
     return Slope(
         effect, effect - width, effect + width, np.where(tested, signed_z(statistic, total), np.nan),
-        np.where(tested, two_sided(statistic, total), np.nan),
+        np.where(tested, t_pvals(statistic, total), np.nan),
     )  # fmt: skip
 
 

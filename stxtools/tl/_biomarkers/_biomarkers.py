@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from stxtools._slots import Slots, provenance
 from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_key_added, check_seed
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, plan
+from stxtools.stats._meta_analysis import Alternative
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 
@@ -50,6 +51,7 @@ def biomarkers(
     *,
     groups: Literal["all"] | Sequence[str] = "all",
     reference: str = "rest",
+    alternative: Literal["two-sided", "greater", "less"] = "two-sided",
     covariates: str | Sequence[str] | None = None,
     protect: Literal["thinning"] | None = "thinning",
     attribution_model: str
@@ -70,10 +72,9 @@ def biomarkers(
 ) -> AnnData | None:
     """Rank the genes that mark each group, with a false discovery rate that holds on tissue.
 
-    Neighbouring spots are alike, so a smooth region differs from the rest in many genes by chance. A gene's mean
-    difference is therefore compared with that of *random regions* of the section, as large, smooth and patchy as the
-    group. Sections (patients) are the unit of replication. A second test asks which genes differ more than the mixture
-    of cells in the group explains (``beyond_composition``).
+    Neighbouring spots are alike: a smooth region differs from the rest in many genes by chance. A mean difference is
+    compared with that of *random regions* of the section, as large, smooth and patchy. Sections (patients) are the
+    unit of replication. A second test asks which genes differ more than the mixture of cells in the group explains.
 
     Parameters
     ----------
@@ -85,14 +86,15 @@ def biomarkers(
         The groups to test, or ``"all"``: of two groups that is the second one, with the first as its reference.
     reference
         ``"rest"`` (all other observations with a group), or the name of a group.
+    alternative
+        ``"greater"`` asks for higher genes only, ``"less"`` for lower ones, which then stand first.
     covariates
         What effects are adjusted for: keys of ``obs`` or ``obsm``, or ``"composition"`` (expression components made
         without the tested gene), which exchanges the two tests; or a list of those. None: the total effect.
     protect
         ``"thinning"`` finds groups of :func:`segment` again in half of the counts and tests the other half; or None.
     attribution_model
-        A model (or several, fitted or paths) that predicts the groups, explained in the column ``attribution``: a
-        Segmenter (its U-Net) or a TissueNet. By default a linear probe.
+        Segmenter or TissueNet of the groups (or several; paths) that ``attribution`` explains; else a linear probe.
     method
         ``"random_regions"``, the test above.
     n_null
@@ -121,6 +123,7 @@ def biomarkers(
     check_adata(adata, min_obs=2 * MIN_OBS, layer=layer, copy=copy)
     check_choice("method", method, _METHODS)
     check_choice("protect", protect, PROTECTIONS)
+    check_choice("alternative", alternative, get_args(Alternative))
     n_null = check_int("n_null", n_null, minimum=MIN_NULL)
     seed = check_seed(random_state)
     key = check_key_added(key_added, _keys.BIOMARKERS)
@@ -152,26 +155,28 @@ def biomarkers(
     else:
         attributions = probe_attributions(blocks, observations, codes, libs, designs, seed)
     outcomes = compare(
-        blocks, designs, codes, libs, xy, observations, adjusters, n_null=n_null, seed=seed, show_progress=show_progress
-    )
+        blocks, designs, codes, libs, xy, observations, adjusters, n_null=n_null, seed=seed,
+        show_progress=show_progress, alternative=alternative,
+    )  # fmt: skip
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
     tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)
     for design, outcome, attribution in zip(designs, outcomes, attributions, strict=True):
         table, agrees = design_table(
             design, outcome, attribution, gene_names, adjusted=adjusters is not None,
-            composition=adjusters is not None and adjusters.composition,
+            composition=adjusters is not None and adjusters.composition, alternative=alternative,
         )  # fmt: skip
-        tables.append(ordered(table))
+        tables.append(ordered(table, alternative))
         agreement.append(agrees)
         gene_score = np.maximum(gene_score, np.abs(table["certain_logfoldchanges"].to_numpy()))
-    slots = Slots("tl.biomarkers")
+    slots = Slots("tl.biomarkers", open_ended=("ci_low", "ci_high"))
     table = pd.concat(tables, ignore_index=True)
     slots.uns[key] = table.astype({"group": str, "names": str})  # object, or pandas 3's str: as read back
     slots.var[score_key] = gene_score
     compared_with = other_group(chosen, reference, names)
     slots.uns[_keys.twin(key)] = scanpy_twin(tables, groupby, compared_with, method, layer)
     slots.uns[f"{key}_params"] = provenance(
-        groupby=groupby, groups=[d.name for d in designs], reference=compared_with, covariates=adjusted_for or None,
+        groupby=groupby, groups=[d.name for d in designs], reference=compared_with, alternative=alternative,
+        covariates=adjusted_for or None,
         protect=protect, protected=tested.protected,
         attribution=f"{len(models)} model(s)" if models else "linear probe",
         attribution_agreement=np.array(agreement, dtype=np.float64), layer=layer, **tested.record,

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
     from stxtools._data.gene_blocks import GeneBlocks
     from stxtools.stats._composition import Covariates
+    from stxtools.stats._meta_analysis import Alternative
     from stxtools.tl._describe._features import Features
 
 
 def compare(
     expression: GeneBlocks | Features, designs: list[Design], codes: NDArray[np.int64], libs: Libraries,
     xy: NDArray[np.float64], names: NDArray[np.str_], covariates: Covariates | None, *,
-    n_null: int, seed: int, show_progress: bool | None, both: bool = True, plain: bool = False,
+    n_null: int, seed: int, show_progress: bool | None, alternative: Alternative = "two-sided", both: bool = True,
+    plain: bool = False,
 ) -> list[Outcome]:  # fmt: skip
     """Test every design.
 
@@ -51,7 +53,7 @@ def compare(
         for i in design.libraries:
             inside, outside = sides[k][i]
             used = inside | outside
-            contrasts.append(Contrast(views[i].subset(used), inside[used], n_null, (seed, i), questions))
+            contrasts.append(Contrast(views[i].subset(used), inside[used], n_null, (seed, i), questions, alternative))
         within[k] = contrasts
     computed = [c for contrasts in within.values() for c in contrasts]
     between = [k for k, design in enumerate(designs) if design.kind == "between"]
@@ -60,7 +62,8 @@ def compare(
         compare_regions(computed, expression.limit, done=bar.update)
         for k in between:
             libraries = designs[k].libraries
-            outcomes[k] = compare_between([views[i] for i in libraries], [sides[k][i] for i in libraries])
+            parts = [views[i] for i in libraries], [sides[k][i] for i in libraries]
+            outcomes[k] = compare_between(*parts, alternative)
             bar.update(1)
     outcomes |= {k: outcome_within(contrasts) for k, contrasts in within.items()}
     return [outcomes[k] for k in range(len(designs))]

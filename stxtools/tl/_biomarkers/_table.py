@@ -9,13 +9,15 @@ import pandas as pd
 from scipy.stats import norm, rankdata
 
 from stxtools.stats._design import Design, Outcome, shrink
-from stxtools.stats._meta_analysis import adjust_bh, expression_weights, signed_z
+from stxtools.stats._meta_analysis import Alternative, adjust_bh, expression_weights, signed_z
 from stxtools.stats._section import ONE_COUNT, PSEUDO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from stxtools.stats._meta_analysis import Combined
 
 FDR = 0.05  # of the genes that stand first, and of the intervals
 _LEAST_Z = 0.1  # a test statistic nearer to 0 does not tell the error of the fold change
@@ -38,6 +40,7 @@ def design_table(
     *,
     adjusted: bool,
     composition: bool,
+    alternative: Alternative,
 ) -> tuple[pd.DataFrame, float]:
     """Return a design's table in the order of the genes, and how attribution and evidence agree.
 
@@ -49,21 +52,21 @@ def design_table(
     if adjusted and design.kind == "within":
         effect, error = tested.effect, outcome.tested_error
     weights = expression_weights(found.mean)
-    z, adjusted_p = signed_z(tested.statistic, tested.df), adjust_bh(tested.pvals, weights)
+    z, adjusted_p = _adjusted(tested, weights, alternative)
     change = np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO))
-    low, high = intervals(change, z, adjusted_p, weights)
+    low, high = intervals(change, z, adjusted_p, weights, alternative)
     damped = np.log2((found.mean_group + ONE_COUNT) / (found.mean_reference + ONE_COUNT))
-    bounds = intervals(damped, z, adjusted_p, weights)
+    bounds = intervals(damped, z, adjusted_p, weights, alternative)
     certain = np.sign(z) * np.maximum(np.nan_to_num(np.where(z > 0, bounds[0], -bounds[1])), 0.0)
     size = np.asarray(np.round(np.abs(attribution), _DIGITS), dtype=np.float64)
     rank = np.where(size > 0, rankdata(size) / len(size), 0.0)
-    score = shrink(effect, error) * (1 - tested.pvals / 2) * (0.9 + 0.1 * rank)
+    tail = tested.pvals / 2 if alternative == "two-sided" else np.minimum(tested.pvals, 1 - tested.pvals)
+    score = shrink(effect, error) * (1 - tail) * (0.9 + 0.1 * rank)
     score = np.where((tested.n_libraries > 0) & (effect * z > 0), score, 0.0)
     other_z, other_p, other_adjusted = (np.full(len(z), np.nan) for _ in range(3))
     if outcome.other is not None:
-        other = outcome.other
-        other_z, other_p = signed_z(other.statistic, other.df), other.pvals
-        other_adjusted = adjust_bh(other_p, weights)
+        other_z, other_adjusted = _adjusted(outcome.other, weights, alternative)
+        other_p = outcome.other.pvals
     asked = "total" if composition else "composition"
     table = pd.DataFrame({
         "group": np.full(len(gene_names), design.name, dtype=object),
@@ -91,10 +94,23 @@ def design_table(
     return table, _spearman(size, np.abs(z))
 
 
-def intervals(
-    change: NDArray[np.float64], z: NDArray[np.float64], adjusted_p: NDArray[np.float64], weights: NDArray[np.float64]
+def _adjusted(
+    tested: Combined, weights: NDArray[np.float64], alternative: Alternative
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return signed normal scores, and adjusted p-values: 1 on the other side of the ``alternative``."""
+    z, adjusted_p = signed_z(tested.statistic, tested.df), adjust_bh(tested.pvals, weights)
+    if alternative != "two-sided":
+        adjusted_p = np.where(z > 0 if alternative == "greater" else z < 0, adjusted_p, 1.0)
+    return z, adjusted_p
+
+
+def intervals(
+    change: NDArray[np.float64], z: NDArray[np.float64], adjusted_p: NDArray[np.float64], weights: NDArray[np.float64],
+    alternative: Alternative,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
     """Return confidence limits of log2 fold changes whose false coverage rate is that of the first genes.
+
+    The limit on the side of a one-sided ``alternative`` is infinite.
 
     The level is that of the p-value at which Benjamini & Hochberg call a gene (Benjamini & Yekutieli 2005): a gene is
     called if and only if its interval leaves 0 out. NaN where change and test have different signs or there is no test,
@@ -102,18 +118,24 @@ def intervals(
     """
     called = adjusted_p <= FDR
     share = max(int(called.sum()), 1) / max(len(z), 1)
-    critical = norm.isf(np.clip(FDR * share * weights, 1e-300, 1.0) / 2)
+    sides = 2 if alternative == "two-sided" else 1
+    critical = norm.isf(np.clip(FDR * share * weights / sides, 5e-301, 0.5))
     critical = np.where(called, np.minimum(critical, np.abs(z)), critical)  # rounding at the last gene called
     told = (change * z > 0) & (np.abs(z) >= _LEAST_Z)
     half = np.divide(np.abs(change) * critical, np.abs(z), out=np.full(len(z), np.nan), where=told)
-    return change - half, change + half
+    low = np.where(told & (alternative == "less"), -np.inf, change - half)
+    return low, np.where(told & (alternative == "greater"), np.inf, change + half)
 
 
-def ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """Sort a group: genes called up first and those called down last; among themselves by ``rank_score``."""
+def ordered(table: pd.DataFrame, alternative: Alternative) -> pd.DataFrame:
+    """Sort a group: genes called up first and those called down last; among themselves by ``rank_score``.
+
+    The other way round where only lower genes were asked for.
+    """
     z = table["scores"].to_numpy()
     side = np.sign(z) * (table["pvals_adj"].to_numpy() <= FDR)
-    return table.iloc[np.lexsort((-z, -table["rank_score"].to_numpy(), -side))]
+    table = table.iloc[np.lexsort((-z, -table["rank_score"].to_numpy(), -side))]
+    return table[::-1] if alternative == "less" else table
 
 
 def scanpy_twin(
