@@ -55,6 +55,14 @@ def test_two_sections_come_back_equal(two_sections: ad.AnnData, tmp_path: Path) 
     assert_equal(two_sections, before)
 
 
+def test_a_part_of_what_was_segmented(two_sections: ad.AnnData) -> None:
+    one = two_sections[two_sections.obs["library"] == "lib0"].copy()
+    sdata = st.io.to_spatialdata(one)
+    mask = two_sections.uns["segment"]["masks"]["lib0"]["image"]
+    np.testing.assert_array_equal(sdata.labels["segment"].to_numpy(), mask)
+    assert sorted(sdata.tables["regions"].obs_names) == sorted(one.obs["region_id"].unique())
+
+
 def test_elements_lie_where_the_observations_are(two_sections: ad.AnnData) -> None:
     sdata = st.io.to_spatialdata(two_sections)
     assert {"segment_lib0", "segment_lib1"} <= set(sdata.labels)

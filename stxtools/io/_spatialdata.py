@@ -83,7 +83,7 @@ def to_spatialdata(
         elements.add_masks(key, adata.uns[key][_keys.MASKS])
     tables = {"table": table}
     if hasattr(regions, "obsm"):
-        tables["regions"] = elements.add_regions(regions.copy(), adata.obs[_keys.region_id(_keys.REGIONS)])
+        tables["regions"] = elements.add_regions(regions, adata.obs[_keys.region_id(_keys.REGIONS)])
     return SpatialData(images=elements.images, labels=elements.labels, shapes=elements.shapes, tables=tables)
 
 
@@ -189,7 +189,9 @@ class _Elements:
         """Add the masks of a segmentation as labels."""
         from spatialdata.models import Labels2DModel
 
-        for library, mask in masks.items():
+        known = [library for library in masks if library in self.where.libs.names]
+        for library in known or masks:  # not of sections that were left out since
+            mask = masks[library]
             self.labels[self._name(_clean(key), library)] = Labels2DModel.parse(
                 np.asarray(mask["image"]), dims=("y", "x"),
                 transformations=self._placed(library, float(mask["scale"]), mask["origin"]),
@@ -217,7 +219,9 @@ class _Elements:
                 geometry=list(found.values()), index=regions.obs_names[at],
             )  # fmt: skip
             self.shapes[name] = ShapesModel.parse(frame, transformations=self._placed(library))
-        return _annotate(regions, element, regions.obs_names.to_numpy())
+        here = np.not_equal(element, None)  # the others lie in observations that were left out since
+        regions = regions[here].copy()
+        return _annotate(regions, element[here], regions.obs_names.to_numpy())
 
 
 def _annotate(table: AnnData, element: Any, instance: Any) -> AnnData:
