@@ -379,6 +379,7 @@ def test_several_files(quick, no_figures, make_section, tmp_path, capsys):
         (lambda a: a.obs.__setitem__("library", "lib0"), "same name in 'library': 'lib0'"),
         (lambda a: setattr(a, "var_names", [f"x{i}" for i in range(a.n_vars)]), "share no gene"),
         (lambda a: setattr(a, "var_names", ["g"] * a.n_vars), "not unique"),
+        (lambda a: setattr(a, "X", a.X.log1p()), "different scales in `X` ('A': counts, 'B': log)"),
     ],
 )
 def test_files_that_do_not_fit(make_section, tmp_path, capsys, change, match):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stxtools import _keys, io
+from stxtools._data.chunks import look_at
 from stxtools._ownership import check_paths_free
 from stxtools._slots_table import SLOTS
 from stxtools._validate import categories, listing
@@ -24,7 +25,9 @@ Read = tuple["AnnData", str | bool | None, list[str]]
 _LEAST = 3  # observations of a class, on average
 
 
-def read_sections(sources: Sequence[str], library_key: str | bool | None, use_rep: str | None) -> Read:
+def read_sections(
+    sources: Sequence[str], library_key: str | bool | None, use_rep: str | None, layer: str | None = None
+) -> Read:
     """Read the files, or generate tissue; return the AnnData, the column that names its sections, and notes."""
     if not sources:
         from stxtools import datasets
@@ -36,7 +39,10 @@ def read_sections(sources: Sequence[str], library_key: str | bool | None, use_re
     parts = [io.read(path) for path in paths]
     if len(parts) == 1:
         return parts[0], library_key, []
-    return _joined(parts, [section_name(path) for path in paths], str(library_key or LIBRARY_KEY), use_rep)
+    names = [section_name(path) for path in paths]
+    if layer is None:
+        _check_scales(parts, names)
+    return _joined(parts, names, str(library_key or LIBRARY_KEY), use_rep)
 
 
 def checked_path(source: str) -> Path:
@@ -94,6 +100,20 @@ def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: s
     if spatial:
         out.uns[_keys.SPATIAL] = spatial
     return out, library_key, notes
+
+
+def _check_scales(parts: list[AnnData], stems: list[str]) -> None:
+    """Check that all hold counts, or all logarithms: side by side the one would be taken for the other."""
+    counted = all(_keys.COUNTS in part.layers for part in parts)
+    stored = [part.layers[_keys.COUNTS] if counted else part.X for part in parts]
+    named = zip(stems, stored, strict=True)
+    scales = {stem: look_at(x, in_memory=True)[1].scale for stem, x in named if x is not None}
+    if len(set(scales.values())) > 1:
+        found = ", ".join(f"{stem!r}: {scale}" for stem, scale in scales.items())
+        raise ValueError(
+            f"The files hold expression of different scales in `X` ({found}). Put counts into `layers['counts']` of "
+            "each, or name a layer that all have with --layer."
+        )
 
 
 def _name_section(part: AnnData, name: str, library_key: str) -> None:

@@ -67,7 +67,7 @@ class Run:
             folder = Folder(vars(o))
             if not folder.look(overwrite=o.overwrite, resume=o.resume):
                 return False
-            self.adata, self.library_key, self.notes = read_sections(o.input, o.library_key, o.use_rep)
+            self.adata, self.library_key, self.notes = read_sections(o.input, o.library_key, o.use_rep, o.layer)
             check_against(self.adata, o, self.groupby)
         except _MISFITS as err:
             raise UsageError(as_flags(text_of(err), vars(o))) from err
