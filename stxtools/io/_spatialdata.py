@@ -219,7 +219,7 @@ class _Elements:
                 geometry=list(found.values()), index=regions.obs_names[at],
             )  # fmt: skip
             self.shapes[name] = ShapesModel.parse(frame, transformations=self._placed(library))
-        here = np.not_equal(element, None)  # the others lie in observations that were left out since
+        here = pd.notna(element)  # the others lie in observations that were left out since
         regions = regions[here].copy()
         return _annotate(regions, element[here], regions.obs_names.to_numpy())
 
