@@ -54,7 +54,7 @@ _NETWORK = (
 _ROWS: dict[str, tuple[tuple[str, str, str, str, str] | tuple[str, str, str, str, str, bool], ...]] = {
     "pp.normalize": (
         ("layers", k.COUNTS, "as X was", "n_obs x n_vars", "the values before normalisation; kept where there is one"),
-        ("X", "", "csr float32", "n_obs x n_vars", "log1p of depth-normalised expression; dense where it was"),
+        ("X", "", "csr float32", "n_obs x n_vars", "log1p of depth-normalised expression; dense or lazy where it was"),
         ("var", "highly_variable", "bool", "n_vars", "genes used for the PCA"),
         ("obsm", k.X_PCA, "float32", "n_obs x n_comps", "principal components"),
         ("varm", "PCs", "float32", "n_vars x n_comps", "loadings; 0 for genes that were not used"),

@@ -209,6 +209,40 @@ def test_nan_in_a_late_chunk_is_reported_and_nothing_written(
     assert "segment" not in lazy.uns
 
 
+@pytest.mark.parametrize("kind", ["dask", "dask_columns", "zarr"])
+@pytest.mark.parametrize("size_key", [None, "size"])
+def test_normalize_leaves_a_dask_array_where_it_is(
+    section: ad.AnnData, tmp_path: Path, kind: str, size_key: str | None
+) -> None:
+    section.obs["size"] = np.linspace(20, 60, section.n_obs)
+    lazy = _stored(section, kind, tmp_path)
+    for adata in (section, lazy):
+        st.pp.normalize(adata, n_top_genes=8, n_comps=3, scale=True, size_key=size_key)
+    assert is_out_of_core(lazy.X)
+    assert is_out_of_core(lazy.layers["counts"])
+    lazy.write_h5ad(tmp_path / "lazy.h5ad")
+    back = ad.read_h5ad(tmp_path / "lazy.h5ad")
+    for name in ("counts", None):
+        np.testing.assert_array_equal(*(np.asarray(a.to_df(name)) for a in (back, section)))
+    assert isinstance(back.X, np.ndarray) == (kind == "dask_columns")
+    pd.testing.assert_frame_equal(back.var, section.var)
+    np.testing.assert_array_equal(lazy.obsm["X_pca"], section.obsm["X_pca"])
+
+
+def test_normalize_a_large_dask_array(section: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Components come from some observations, and every observation has its scores on them."""
+    monkeypatch.setattr("stxtools._data.expression.AT_HAND", section.X.nnz // 2)
+    lazy = _stored(section, "dask", tmp_path)
+    st.pp.normalize(lazy, n_comps=3, scale=True)
+    st.pp.normalize(section, n_comps=3)
+    np.testing.assert_array_equal(lazy.X.compute().toarray(), section.X.toarray())
+    logged, scores = section.X.toarray(), lazy.obsm["X_pca"]
+    weights = np.linalg.lstsq(np.c_[logged, np.ones(len(logged))], scores, rcond=None)[0]
+    np.testing.assert_allclose(np.c_[logged, np.ones(len(logged))] @ weights, scores, atol=1e-4)
+    deviation = np.tile(logged.std(axis=0, ddof=1)[:, None], 3)
+    np.testing.assert_allclose(lazy.varm["PCs"] / weights[:-1], deviation, rtol=0.1)  # that of the sample
+
+
 def test_other_calls_read_what_is_out_of_core(section: ad.AnnData, tmp_path: Path) -> None:
     section.obs["band"] = section.obs["band"].astype("category")
     lazy = _stored(section, "dask", tmp_path)

@@ -89,17 +89,21 @@ class Expression:
         self.matrix, self.stored, self.survey, self.source = matrix, stored, survey, "raw.X"
         return ""
 
-    def sample(self, names: NDArray[np.str_], seed: int) -> sparse.csr_matrix:
+    def sampled(self, names: NDArray[np.str_], seed: int) -> NDArray[np.int64]:
         """Return observations at random, in the order of rows: as many as hold ``AT_HAND`` values, or all.
 
         They are drawn in the order of their ``names``, so that the order of rows does not matter.
         """
         n_obs = int(self.matrix.shape[0])
         share = AT_HAND / max(float(self.survey.seen.sum()), 1.0)
-        taken = np.arange(n_obs)
-        if share < 1:
-            drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
-            taken = np.sort(name_order(names)[drawn])
+        if share >= 1:
+            return np.arange(n_obs)
+        drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
+        return np.sort(name_order(names)[drawn])
+
+    def sample(self, names: NDArray[np.str_], seed: int) -> sparse.csr_matrix:
+        """Return the expression of :meth:`sampled` observations."""
+        taken = self.sampled(names, seed)
         pieces = [piece for piece in iter_rows(self.matrix, partial(_taken, taken)) if piece.shape[0]]
         return sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
 

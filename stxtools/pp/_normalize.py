@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +11,16 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._data.expression import Expression
-from stxtools._data.representation import N_COMPS, N_TOP_GENES, log_normalize, principal_axes, select_genes
+from stxtools._data.chunks import is_dask, iter_rows, to_csr
+from stxtools._data.expression import Expression, stored_matrix
+from stxtools._data.representation import (
+    N_COMPS,
+    N_TOP_GENES,
+    log_normalize,
+    median_depth,
+    principal_axes,
+    select_genes,
+)
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
@@ -44,7 +54,8 @@ def normalize(
 
     The same as scanpy's functions in the usual order: :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`,
     :func:`scanpy.pp.highly_variable_genes` (``seurat_v3`` on counts; ``seurat`` on log values where the data are not
-    integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout.
+    integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout. Of a dask array ``X`` is
+    computed as it is read; where it is large, genes and components come from observations at random.
 
     Parameters
     ----------
@@ -86,15 +97,25 @@ def normalize(
     if adata.isbacked:
         raise ValueError("`adata` is backed by a file; load it first with `adata = adata.to_memory()`.")
     source = _source(adata, layer)
-    counts, kind = source.matrix, source.scale
-    size = None if size_key is None else _sizes(adata, size_key, counts)
-    sections = None if library_key is None else libraries(adata, library_key)
+    size = None if size_key is None else _sizes(adata, size_key, source.survey.depth)
+    sections = None if library_key is None else libraries(adata, library_key).codes
     stage("normalising")
-    logged = log_normalize(counts, "counts", library_size=size, target_sum=target_sum)
+    if is_dask(source.matrix):
+        size = source.survey.depth if size is None else size
+        target = median_depth(size) if target_sum is None else target_sum
+        logged = _lazily(source.matrix, size, target)
+        rows = source.sampled(np.asarray(adata.obs_names, dtype=str), random_state)
+        counts = to_csr(source.matrix[rows])
+        some = log_normalize(counts, "counts", library_size=size[rows], target_sum=target)
+    else:
+        rows, counts = np.arange(adata.n_obs), source.matrix
+        some = logged = log_normalize(counts, "counts", library_size=size, target_sum=target_sum)
     stage("choosing genes")
-    genes = select_genes(counts, kind, n_top_genes, None if sections is None else sections.codes)
+    genes = select_genes(counts, source.scale, n_top_genes, None if sections is None else sections[rows])
     stage("computing components")
-    scores, loadings, pca = _pca(logged[:, genes], n_comps, scale, random_state)
+    scores, loadings, pca, projected = _pca(some[:, genes], n_comps, scale, random_state)
+    if len(rows) < adata.n_obs:
+        scores = np.concatenate(list(iter_rows(logged, partial(projected, genes), at_once=None)))
 
     selected = np.zeros(adata.n_vars, dtype=bool)
     selected[genes] = True
@@ -120,8 +141,25 @@ def normalize(
     return slots.write(adata, copy)
 
 
+def _lazily(matrix: Any, size: NDArray[np.float64], target: float) -> Any:
+    """Return the dask array of log expression, which is computed as it is read."""
+    from dask import array
+
+    kind = np.zeros((0, 0)) if isinstance(matrix._meta, np.ndarray) else sparse.csr_matrix((0, 0))
+    matrix = matrix.rechunk({1: -1})
+    sizes = array.from_array(size[:, None], chunks=(matrix.chunks[0], 1))
+    return array.map_blocks(
+        _logged_block, matrix, sizes, target, dtype=np.float32, chunks=matrix.chunks, meta=kind.astype(np.float32)
+    )
+
+
+def _logged_block(block: Any, size: NDArray[np.float64], target: float) -> Any:
+    logged = log_normalize(to_csr(block), "counts", library_size=size.ravel(), target_sum=target)
+    return logged.toarray() if isinstance(block, np.ndarray) else logged
+
+
 def _source(adata: AnnData, layer: str | None) -> Expression:
-    found = Expression(adata, layer)
+    found = Expression(adata, layer, in_memory=not is_dask(stored_matrix(adata, layer)[0]))
     if found.scale == "log":
         raise ValueError(
             f"`adata.{found.source}` is not raw: its values go from {found.survey.lowest:g} to "
@@ -134,13 +172,12 @@ def _source(adata: AnnData, layer: str | None) -> Expression:
     return found
 
 
-def _sizes(adata: AnnData, size_key: str, counts: sparse.csr_matrix) -> NDArray[np.float64]:
+def _sizes(adata: AnnData, size_key: str, depth: NDArray[np.float64]) -> NDArray[np.float64]:
     check_in(adata, "obs", size_key, "size_key")
     if not pd.api.types.is_numeric_dtype(adata.obs[size_key].dtype):
         raise TypeError(f"`adata.obs[{size_key!r}]` holds {adata.obs[size_key].dtype}; `size_key` needs numbers.")
     size = adata.obs[size_key].to_numpy(dtype=np.float64, na_value=np.nan)
-    filled = np.asarray(counts.sum(axis=1)).ravel() > 0
-    bad = filled & ~(np.isfinite(size) & (size > 0))
+    bad = (depth > 0) & ~(np.isfinite(size) & (size > 0))
     if bad.any():
         first = int(np.argmax(bad))
         raise ValueError(
@@ -152,7 +189,8 @@ def _sizes(adata: AnnData, size_key: str, counts: sparse.csr_matrix) -> NDArray[
 
 def _pca(
     logged: sparse.csr_matrix, n_comps: int, scale: bool, random_state: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], Callable[..., NDArray[np.float32]]]:
+    """Return scores, axes, their variances, and what makes the scores of other observations."""
     n_comps = min(n_comps, min(logged.shape) - 1)
     if n_comps < 1:
         raise ValueError(
@@ -164,11 +202,20 @@ def _pca(
     if spread.max() <= 1e-5 * max(float(np.square(mean).max()), 1e-12):
         raise ValueError("The expression of every gene is the same in all observations; a PCA finds nothing.")
     unbiased = logged.shape[0] / (logged.shape[0] - 1)
+    deviation = np.ones(logged.shape[1])
     if scale:  # the PCA centres: together the z-score, and sparse
         deviation = np.sqrt(np.where(spread > 0, spread * unbiased, 1.0))
         logged, spread = sparse.csr_matrix(logged @ sparse.diags(1 / deviation)), spread / deviation**2
     mean, axes = principal_axes(logged, n_comps, random_state=random_state, dtype=np.float32)
+    projected = partial(_projected, axes / deviation[:, None], mean @ axes)
     scores = logged @ axes - mean @ axes
     variance = scores.var(axis=0, ddof=1)
     found = {"variance": variance, "variance_ratio": variance / (spread.sum() * unbiased)}
-    return np.ascontiguousarray(scores, dtype=np.float32), axes, found
+    return np.ascontiguousarray(scores, dtype=np.float32), axes, found, projected
+
+
+def _projected(
+    axes: NDArray[np.float64], origin: NDArray[np.float64], genes: NDArray[np.int64], chunk: sparse.csr_matrix,
+    rows: slice,
+) -> NDArray[np.float32]:  # fmt: skip
+    return (chunk[:, genes] @ axes - origin).astype(np.float32)

@@ -11,7 +11,9 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
-from stxtools._data.expression import Expression
+from stxtools._data.chunks import is_out_of_core
+from stxtools._data.expression import Expression, stored_matrix
+from stxtools._data.gene_blocks import GeneBlocks
 from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
@@ -31,8 +33,13 @@ from stxtools._validate import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from numpy.typing import NDArray
+
+    # regions, their observations, and the log expression of these
+    _Some = tuple[NDArray[np.int64], NDArray[np.int64], sparse.csr_matrix]
 
 _MEMBERS = 65_536  # observations whose expression is averaged at a time
 
@@ -93,7 +100,8 @@ def region_graph(
     stage("finding regions")
     region = _regions(graph, codes, where, max_size, random_state)
     stage("describing regions")
-    read = Expression(adata, layer, scaled=True)
+    away = is_out_of_core(stored_matrix(adata, layer)[0])
+    read = Expression(adata, layer, scaled=True, in_memory=not away)
     regions, labels = _region_adata(adata, region, codes, names, graph, where, read)
     regions.uns["params"] = provenance(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,
@@ -162,7 +170,7 @@ def _region_adata(
     labels = [f"r{i}" for i in range(n_regions)]
 
     out = _AnnData(
-        _region_means(mean, read),
+        _region_means(mean, region, read),
         obs=pd.DataFrame(index=pd.Index(labels)),
         var=pd.DataFrame(index=adata.var_names.copy()),
     )
@@ -185,14 +193,50 @@ def _region_adata(
     return out, labels
 
 
-def _region_means(mean: sparse.csr_matrix, read: Expression) -> sparse.csr_matrix:
+def _region_means(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expression) -> sparse.csr_matrix:
     """Mean log expression of every region, some regions at a time: no second matrix of all observations."""
-    target, parts = median_depth(read.survey.depth), []
+    parts = []
+    for regions, rows, logged in _by_chunk(mean, region, read) if is_out_of_core(read.matrix) else _at_once(mean, read):
+        some = mean[regions]
+        weight = sparse.csr_matrix(
+            (some.data, np.searchsorted(rows, some.indices), some.indptr), shape=(len(regions), len(rows))
+        )
+        parts.append((regions, sparse.csr_matrix(weight @ logged).astype(np.float32)))
+    return _put_together(parts, (mean.shape[0], int(read.matrix.shape[1])))
+
+
+def _at_once(mean: sparse.csr_matrix, read: Expression) -> Iterator[_Some]:
+    """Yield regions, their observations, and the log expression of these, in memory."""
+    target = median_depth(read.survey.depth)
     ends = np.searchsorted(mean.indptr, np.arange(0, mean.nnz + _MEMBERS, _MEMBERS)).clip(max=mean.shape[0])
     for first, last in pairwise(np.unique(ends).tolist()):
-        some = mean[first:last]
-        rows, place = np.unique(some.indices, return_inverse=True)
-        weight = sparse.csr_matrix((some.data, place, some.indptr), shape=(some.shape[0], len(rows)))
-        logged = log_normalize(read.matrix[rows], read.scale, target_sum=target)
-        parts.append(sparse.csr_matrix(weight @ logged).astype(np.float32))
-    return sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+        rows = np.unique(mean[first:last].indices)
+        yield np.arange(first, last), rows, log_normalize(read.matrix[rows], read.scale, target_sum=target)
+
+
+def _by_chunk(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expression) -> Iterator[_Some]:
+    """Yield the same, out of core: observations are held until the chunk with the last one of their region."""
+    last = np.maximum.reduceat(mean.indices, mean.indptr[:-1])
+    order = np.argsort(last, kind="stable")
+    rows, logged = np.zeros(0, dtype=np.int64), sparse.csr_matrix((0, read.matrix.shape[1]), dtype=np.float32)
+    for at, chunk in GeneBlocks(read).rows():
+        rows, logged = np.r_[rows, at.start : at.stop], sparse.vstack([logged, chunk], format="csr")
+        yield order[slice(*np.searchsorted(last[order], [at.start, at.stop]))], rows, logged
+        later = (region[rows] >= 0) & (last[region[rows]] >= at.stop)
+        rows, logged = rows[later], logged[later]
+
+
+def _put_together(
+    parts: list[tuple[NDArray[np.int64], sparse.csr_matrix]], shape: tuple[int, int]
+) -> sparse.csr_matrix:
+    """Return the matrix whose rows come in ``parts``, in any order; these are freed one by one."""
+    length = np.zeros(shape[0], dtype=np.int64)
+    for rows, part in parts:
+        length[rows] = np.diff(part.indptr)
+    start = np.r_[0, np.cumsum(length)]
+    data, indices = np.empty(start[-1], dtype=np.float32), np.empty(start[-1], dtype=np.int32)
+    while parts:
+        rows, part = parts.pop()
+        to = np.repeat(start[rows] - part.indptr[:-1], length[rows]) + np.arange(part.nnz)
+        data[to], indices[to] = part.data, part.indices
+    return sparse.csr_matrix((data, indices, start), shape=shape)
