@@ -4,6 +4,7 @@ python benchmarks/time track     # against nearest centroid and Hungarian matchi
 python benchmarks/time null      # permuted times, 6 subjects
 python benchmarks/time power     # a doubled gene, 9 subjects at 3 times; Wilcoxon on spots beside it
 python benchmarks/time cost      # 12 sections of 5,000 cells
+python benchmarks/time spread    # how far subjects differ, generated and in real tissue (--data FOLDER)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -21,6 +23,7 @@ import scanpy as sc
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
+from spread import spread
 
 import stxtools as st
 
@@ -189,9 +192,13 @@ def cost(seeds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["track", "null", "power", "cost"])
+    parser.add_argument("what", choices=["track", "null", "power", "cost", "spread"])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the annotated sections")
     args = parser.parse_args()
+    if args.what == "spread":
+        spread(args.seeds, args.data)
+        return
     {"track": track, "null": null, "power": power, "cost": cost}[args.what](args.seeds)
 
 
