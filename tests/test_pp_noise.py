@@ -31,6 +31,15 @@ def test_count_noise_keeps_depth(counts: ad.AnnData) -> None:
     assert 0 < kept <= 0.2
 
 
+def test_counts_of_eight_bits_do_not_wrap() -> None:
+    adata = ad.AnnData(np.full((60, 4), 250, dtype=np.uint8))
+    adata.X[::2] = 200
+    moved = st.pp.add_noise(adata, 0.2, kind="counts", copy=True)
+    np.testing.assert_array_equal(moved.X.sum(axis=1), adata.X.sum(axis=1))
+    assert moved.X.max() > 255
+    assert st.pp.add_noise(adata, 0.2, copy=True).X.min() > 150  # a standard deviation is 25
+
+
 def test_full_count_noise_leaves_only_the_profile(counts: ad.AnnData) -> None:
     out = st.pp.add_noise(counts, 1.0, kind="counts", copy=True)
     profile = np.asarray(counts.X.sum(axis=0)).ravel()

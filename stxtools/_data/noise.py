@@ -55,7 +55,9 @@ def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) 
 
 
 def _noised(source: Any, level: float, kind: str, rng: np.random.Generator) -> tuple[Any, str]:
-    matrix = to_csr(source).copy()
+    matrix = to_csr(source)
+    # what is added may be more than 8 or 16 bits hold
+    matrix = matrix.astype(np.int64 if matrix.dtype.kind in "iu" else matrix.dtype, copy=True)
     matrix.sum_duplicates()
     scale = Survey.of(matrix).scale
     integers = scale == "counts"
