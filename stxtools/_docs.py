@@ -20,6 +20,7 @@ from ._spatialdata import OnSpatialData, on_spatialdata
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 WIDTH = 116
 RETURNS = {
@@ -75,12 +76,13 @@ PARAMETERS = {
 
 def documented(function: Callable[P, R]) -> OnSpatialData[P, R]:
     """Let a public function take SpatialData, too, and fill the placeholders in its docstring."""
-    if function.__doc__ is not None:  # python -OO
-        _fill(function)
-    return on_spatialdata(function)
+    return on_spatialdata(filled(function))
 
 
-def _fill(function: Callable[..., Any]) -> None:
+def filled(function: F) -> F:
+    """Fill the placeholders in the docstring of a public function."""
+    if function.__doc__ is None:  # python -OO
+        return function
     namespace = function.__module__.split(".")[1]
     rows = [row for row in SLOTS if row.call == f"{namespace}.{function.__name__}"]
     lines = inspect.cleandoc(function.__doc__ or "").splitlines()
@@ -100,6 +102,7 @@ def _fill(function: Callable[..., Any]) -> None:
         if "Raises" not in lines:
             lines[at:at] = RAISES
     function.__doc__ = "\n".join(lines)
+    return function
 
 
 def _parameters(function: Callable[..., Any], own: list[str], namespace: str, rows: list[SlotRow]) -> list[str]:

@@ -195,7 +195,7 @@ def test_spatial(adata: ad.AnnData) -> None:
     [
         ({"group": "unknown"}, ValueError, "tumour"), ({"kind": "pie"}, ValueError, "kind"),
         ({"n_genes": 0}, ValueError, "n_genes"), ({"key": "nothing"}, KeyError, r"st\.tl\.biomarkers"),
-        ({"key": "segment"}, TypeError, r"st\.tl\.biomarkers"),
+        ({"key": "segment"}, KeyError, r"st\.tl\.biomarkers"),
     ],
 )  # fmt: skip
 def test_biomarker_errors(adata: ad.AnnData, how: dict[str, Any], error: type[Exception], match: str) -> None:

@@ -60,16 +60,8 @@ def report(
     -------
     None. ``adata`` stays as it is.
 
-    Raises
-    ------
-    KeyError
-        A gene, a column or the positions are missing.
-    ValueError, OSError
-        The file cannot be written there.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.segment(adata, n_segments=4)
     >>> st.report(adata, "report.html")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_int
+from stxtools._docs import filled
 
 from ._spatialdata import from_spatialdata
 
@@ -27,6 +28,7 @@ _BIN = "square_{:03d}um"
 _ELEMENT = "section"  # a name that SpatialData allows, whatever the section is called
 
 
+@filled
 def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     """Read a section: ``.h5ad``, AnnData or SpatialData zarr, or the output folder of a platform.
 
@@ -48,18 +50,8 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     -------
     AnnData with counts as sparse ``X``, ``obsm["spatial"]``, and ``uns["spatial"]`` with the name of the section.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is none of these, or cannot be read.
-    ImportError
-        If it is a vendor's folder and spatialdata-io is not installed.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.io.read("V1_Breast_Cancer/outs")  # doctest: +SKIP
     """
     path = Path(path).expanduser()

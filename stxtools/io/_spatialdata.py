@@ -11,6 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._data.sections import Geometry
+from stxtools._docs import filled
 from stxtools._spatial.mask import REACH, REACH_SCATTERED
 from stxtools._spatial.outlines import outlines
 from stxtools._spatialdata import ATTRS, GLOBAL, complete, is_spatialdata, table_of
@@ -24,6 +25,7 @@ REGION_KEY, INSTANCE_KEY = "annotated_element", "annotated_instance"
 OBSERVATIONS = "observations"
 
 
+@filled
 def to_spatialdata(
     adata: AnnData, library_key: str | bool | None = None, *, spatial_key: str = _keys.SPATIAL
 ) -> SpatialData:
@@ -39,8 +41,7 @@ def to_spatialdata(
     library_key
         Column of ``obs`` with the section of each observation; by default the one that the results were made with.
         ``False``: all are one.
-    spatial_key
-        Key of ``obsm`` with the positions (x, y).
+    %(parameters)s
 
     Returns
     -------
@@ -52,14 +53,8 @@ def to_spatialdata(
     - shapes ``"segment_regions"``, the outline of each region with the column ``segment``; ``"regions"`` annotates them
     - images ``"{library}_{name}"``, those of ``uns["spatial"]``
 
-    Raises
-    ------
-    ValueError
-        If names in the AnnData are none that SpatialData allows (letters, digits, ``_``, ``-``, ``.``).
-
     Examples
     --------
-    >>> import stxtools as st
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> sdata = st.io.to_spatialdata(adata, "section")
     >>> sdata.write("section.zarr")  # doctest: +SKIP
@@ -87,6 +82,7 @@ def to_spatialdata(
     return SpatialData(images=elements.images, labels=elements.labels, shapes=elements.shapes, tables=tables)
 
 
+@filled
 def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate_system: str | None = None) -> AnnData:
     """Return a table of SpatialData as AnnData, with positions and images.
 
@@ -107,14 +103,8 @@ def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate
     A copy of the table with ``obsm["spatial"]``, and in ``uns["spatial"]`` the colour images that lie over the
     annotated elements, at most 2048 pixels wide or high.
 
-    Raises
-    ------
-    KeyError, ValueError
-        If there is no such table, it annotates no element, or that element is not in the coordinate system.
-
     Examples
     --------
-    >>> import stxtools as st
     >>> sdata = st.io.to_spatialdata(st.datasets.synthetic_tissue(n_obs=400), "section")
     >>> adata = st.io.from_spatialdata(sdata)
     """

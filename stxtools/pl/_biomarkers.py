@@ -12,6 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._checks import check_names
 from stxtools._validate import check_choice, check_in, check_int, listing
+from stxtools.get import biomarkers as get_biomarkers
 
 from . import _base, _legend, _output
 from ._legend import DOWN, UP
@@ -100,7 +101,7 @@ def biomarkers(
         if effect not in table:
             raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
         # groups that were compared with one group: no other rows show that group's own markers
-        both = "scores" in table and str(params.get("reference", "rest")) != "rest"
+        both = str(params.get("reference", "rest")) != "rest"
         both &= params.get("alternative", "two-sided") == "two-sided"
         shown = {name: _shown(part, n_genes, both) for name, part in groups.items()}
         height = 0.26 * max(map(len, shown.values())) + 0.7
@@ -113,25 +114,16 @@ def biomarkers(
 def read_biomarkers(
     adata: AnnData, key: str, group: str | Sequence[str] | None, n_genes: int
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """Return the table, or say which call makes it, and the rows of the groups asked for, by default of all."""
+    """Return the table of the groups asked for, by default of all, and the rows of each."""
     check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX)
-    table = _base.slot_of(adata, key)
-    if table is None:
-        raise KeyError(f"`adata.uns[{key!r}]` is missing; run `{_CALL}` first.")
-    if not isinstance(table, pd.DataFrame) or not {"group", "names", "logfoldchanges", "pvals_adj"} <= set(table):
-        raise TypeError(f"`adata.uns[{key!r}]` is not the table of `st.tl.biomarkers`; run `{_CALL}`, "
-                        "or name another `key`.")  # fmt: skip
+    table = get_biomarkers(adata, group, key=key)
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]` has no rows; run `{_CALL}` on data with genes to test.")
     columns = [c for c in (*_EFFECTS, "pvals", "pvals_adj", "pct_nz_group") if c in table]
     _base.check_columns(table, columns, f"adata.uns[{key!r}]", _CALL)
     group_of = table["group"].astype(str)
-    there = list(dict.fromkeys(group_of))
-    wanted = there if group is None else check_names("group", group, "a group")
-    absent = [g for g in wanted if g not in there]
-    if absent or not wanted:
-        raise ValueError(f"`group={group!r}` is not in the table; the groups are {listing(there)}.")
-    return table, {name: table[group_of == name] for name in wanted}
+    names = pd.unique(group_of) if group is None else check_names("group", group, "a group")
+    return table, {name: table[group_of == name] for name in names}
 
 
 def _shown(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:

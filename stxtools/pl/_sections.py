@@ -79,8 +79,14 @@ def panels_of(
     if absent or not wanted:
         raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
     panels = [Panel(name, rows, xy[rows]) for name in wanted for rows in [libs.rows(libs.names.index(name))]]
-    for panel in panels:
-        _check_extent(panel, spatial_key)
+    for panel in panels:  # can observations be distinguished on an axis of double precision?
+        far, span = float(np.abs(panel.xy).max()), float(np.ptp(panel.xy, axis=0).max())
+        if span > 0 and span < max(1 / _LARGEST, _FINEST * far):
+            raise ValueError(
+                f"`adata.obsm[{spatial_key!r}]` reaches {far:.3g} and spans {span:.3g} in section {panel.library!r}, "
+                "which cannot be drawn; move it near 0 and give it another unit, e.g. "
+                f"`xy = adata.obsm[{spatial_key!r}]; adata.obsm[{spatial_key!r}] = xy - xy.min(axis=0)`."
+            )
     return panels
 
 
@@ -97,17 +103,6 @@ def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool
             if column.dtype.kind not in "fc" and set(column.astype(str).unique()) <= known:
                 return str(name)
     return None
-
-
-def _check_extent(panel: Panel, spatial_key: str) -> None:
-    """Check that the observations of a section can be distinguished on an axis of double precision."""
-    far, span = float(np.abs(panel.xy).max()), float(np.ptp(panel.xy, axis=0).max())
-    if far > _LARGEST or (span > 0 and (span < 1 / _LARGEST or span < _FINEST * far)):
-        raise ValueError(
-            f"`adata.obsm[{spatial_key!r}]` reaches {far:.3g} and spans {span:.3g} in section {panel.library!r}, which "
-            "cannot be drawn; move it near 0 and give it another unit, e.g. "
-            f"`xy = adata.obsm[{spatial_key!r}]; adata.obsm[{spatial_key!r}] = xy - xy.min(axis=0)`."
-        )
 
 
 def side_by_side(panels: Sequence[Panel]) -> list[NDArray[np.float64]]:
