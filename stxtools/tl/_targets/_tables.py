@@ -25,6 +25,7 @@ _STAGES = (
     "PRECLINICAL", "IND", "EARLY_PHASE_1", "PHASE_1", "PHASE_1_2", "PHASE_2", "PHASE_2_3", "PHASE_3", "PREAPPROVAL",
     "PHASE_4", "APPROVAL",
 )  # fmt: skip
+_VERSION = r"\.\d+$"  # of an Ensembl id
 _NULL = ["NULL", "null", "None", "NA", "N/A", "nan", "NaN", ""]
 
 
@@ -99,17 +100,19 @@ def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None, disease
     if header >= _CLINICAL:
         return _clinical(raw)
     if {"mechanismOfAction", "targets"} <= header:
-        return _mechanisms(raw)
+        long = raw.reset_index(drop=True).explode("targets")
+        values = long[[c for c in ("mechanismOfAction", "actionType") if c in long]]
+        values = values.set_axis(["mechanisms", "action_types"][: values.shape[1]], axis=1)
+        return _two_way("opentargets_mechanisms", long.rename(columns={"targets": "targetId"}), values)
     if "geneEssentiality" in header and header & {"id", "targetId"}:
-        values = pd.DataFrame(
-            {"is_essential": [any(e.get("isEssential") for e in _structs(v)) for v in raw["geneEssentiality"]]},
-            index=raw.index,
-        )
-        return _two_way("opentargets_essentiality", values, _ids(raw), None)
+        essential = [any(e.get("isEssential") for e in _structs(v)) for v in raw["geneEssentiality"]]
+        values = pd.DataFrame({"is_essential": essential}, index=raw.index)
+        return _two_way("opentargets_essentiality", raw, values)
     if "targetId" in header and header & _PRIORITISATION:
-        return _prioritisation(raw)
+        numeric = [c for c in raw.columns if c != "targetId" and pd.api.types.is_numeric_dtype(raw[c].dtype)]
+        return _two_way("opentargets_prioritisation", raw, raw[numeric].astype(np.float64))
     if "tractability" in header and header & {"id", "targetId"}:
-        return _tractability(raw)
+        return _two_way("opentargets_tractability", raw, _tractability(raw))
     raise ValueError(
         "The table is none that is known: DGIdb interactions (gene_name, drug_name), DGIdb categories "
         "(gene_claim_name, gene_category_name), Open Targets prioritisation (targetId, maxClinicalStage, ...), targets "
@@ -165,14 +168,7 @@ def _interactions(raw: pd.DataFrame) -> TargetTable:
     return out
 
 
-def _prioritisation(raw: pd.DataFrame) -> TargetTable:
-    numeric = [c for c in raw.columns if c != "targetId" and pd.api.types.is_numeric_dtype(raw[c].dtype)]
-    values = raw[numeric].astype(np.float64)
-    symbol = _text(raw["approvedSymbol"]) if "approvedSymbol" in raw else None
-    return _two_way("opentargets_prioritisation", values, _text(raw["targetId"]), symbol)
-
-
-def _tractability(raw: pd.DataFrame) -> TargetTable:
+def _tractability(raw: pd.DataFrame) -> pd.DataFrame:
     values = pd.DataFrame(index=raw.index)
     for modality in _MODALITIES:
         values[f"tractability_{modality.lower()}"] = [_held(v, modality) for v in raw["tractability"]]
@@ -182,8 +178,7 @@ def _tractability(raw: pd.DataFrame) -> TargetTable:
     ):
         if column in raw:
             values[name] = [_join(e[key] for e in _structs(v) if e.get(key)) for v in raw[column]]
-    symbol = _text(raw["approvedSymbol"]) if "approvedSymbol" in raw else None
-    return _two_way("opentargets_tractability", values, _ids(raw), symbol)
+    return values
 
 
 def _held(assessments: Any, modality: str) -> str:
@@ -200,18 +195,11 @@ def _structs(value: Any) -> list[Mapping[str, Any]]:
     return [v for v in value if isinstance(v, Mapping)] if isinstance(value, (list, tuple, np.ndarray)) else []
 
 
-def _ids(raw: pd.DataFrame) -> pd.Series:
-    return _text(raw["id" if "id" in raw and "targetId" not in raw else "targetId"])
-
-
-def _disease_names(value: Any) -> set[str]:
-    """Ids and names of the diseases of a clinical target."""
-    found = {str(v) for entry in _structs(value) for v in entry.values() if isinstance(v, str)}
-    return {name.lower() for name in found}
-
-
 def _of_disease(raw: pd.DataFrame, disease: str) -> pd.DataFrame:
-    rows = np.array([disease.lower() in _disease_names(v) for v in raw["diseases"]], dtype=bool)
+    named = [
+        [x.lower() for entry in _structs(v) for x in entry.values() if isinstance(x, str)] for v in raw["diseases"]
+    ]
+    rows = np.array([disease.lower() in names for names in named], dtype=bool)
     if not rows.any():
         raise ValueError(
             f"No clinical target has `disease={disease!r}`. It takes an id (such as 'EFO_0000305') or a name of the "
@@ -236,14 +224,6 @@ def _clinical(raw: pd.DataFrame) -> TargetTable:
     return TargetTable("opentargets_clinical", by_id=columns)
 
 
-def _mechanisms(raw: pd.DataFrame) -> TargetTable:
-    long = raw.reset_index(drop=True).explode("targets")
-    values = pd.DataFrame({"mechanisms": long["mechanismOfAction"]})
-    if "actionType" in long:
-        values["action_types"] = long["actionType"]
-    return _two_way("opentargets_mechanisms", values, _text(long["targets"]), None)
-
-
 def symbol_map(raw: pd.DataFrame) -> pd.Series:
     """Ensembl id of every symbol that Open Targets' targets give to one gene only."""
     if not {"id", "approvedSymbol"} <= set(map(str, raw.columns)):
@@ -253,11 +233,15 @@ def symbol_map(raw: pd.DataFrame) -> pd.Series:
     return pairs.set_index("symbol")["id"]
 
 
-def _two_way(name: str, values: pd.DataFrame, ids: pd.Series, symbol: pd.Series | None) -> TargetTable:
-    ids = ids.str.replace(r"\.\d+$", "", regex=True)
+def _two_way(name: str, raw: pd.DataFrame, values: pd.DataFrame) -> TargetTable:
+    """Bring values to one row per Ensembl id, and per symbol where the table has symbols."""
+    ids = _text(raw["id" if "id" in raw and "targetId" not in raw else "targetId"]).str.replace(
+        _VERSION, "", regex=True
+    )
     by_id = _one_row(values, ids)
-    if symbol is None:
+    if "approvedSymbol" not in raw:
         return TargetTable(name, by_id=by_id)
+    symbol = _text(raw["approvedSymbol"])
     n_ids = pd.DataFrame({"s": symbol, "i": ids}).drop_duplicates().groupby("s").size()
     unclear = {str(s) for s in n_ids.index[n_ids > 1] if s != ""}
     return TargetTable(name, _one_row(values, symbol), by_id, ambiguous=unclear)
@@ -274,7 +258,7 @@ def _generic(raw: pd.DataFrame, symbol_col: str) -> TargetTable:
     values.columns = [str(c) for c in values.columns]
     gene = _text(raw[symbol_col])
     if gene.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:
-        return TargetTable("table", by_id=_one_row(values, gene.str.replace(r"\.\d+$", "", regex=True)))
+        return TargetTable("table", by_id=_one_row(values, gene.str.replace(_VERSION, "", regex=True)))
     return TargetTable("table", _one_row(values, gene))
 
 
