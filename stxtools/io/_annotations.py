@@ -157,8 +157,8 @@ def write_annotations(
 class Shapes:
     """Shapes in the coordinates of the file, their names, and colours of some of the names."""
 
-    geometry: list[Any] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    geometry: list[Any]
+    names: list[str]
     colors: dict[str, str] = field(default_factory=dict)
     format: str = "geojson"
 
@@ -197,23 +197,17 @@ def _geojson(text: str, path: Path) -> Shapes:
     features = found.get("features", [found]) if isinstance(found, dict) else found
     if not isinstance(features, list) or not all(isinstance(f, dict) and "geometry" in f for f in features):
         raise ValueError(f"{str(path)!r} holds no GeoJSON features.")
-    out = Shapes()
     kept = [f for f in features if f["geometry"] is not None and _is_annotation(f)]
-    for feature in kept:
-        name, color = _name_and_color(feature.get("properties") or {})
-        out.names.append(name)
-        if name and color:
-            out.colors.setdefault(name, color)
-    if kept:  # without a CRS: these are pixels
-        out.geometry = list(GeoDataFrame.from_features([{**f, "properties": {}} for f in kept]).geometry)
-    named = [i for i, name in enumerate(out.names) if name]
+    named = [(f, name, color) for f in kept for name, color in [_name_and_color(f.get("properties") or {})] if name]
     if not named:
         raise ValueError(
             f"{str(path)!r} holds {len(features)} features, none of them an annotation with a class or a name; set the "
             "class of the annotations in QuPath."
         )
-    out.geometry, out.names = [out.geometry[i] for i in named], [out.names[i] for i in named]
-    return out
+    # without a CRS: these are pixels
+    geometry = GeoDataFrame.from_features([{**feature, "properties": {}} for feature, _, _ in named]).geometry
+    colors = {name: color for _, name, color in reversed(named) if color}  # of a name the first
+    return Shapes(list(geometry), [name for _, name, _ in named], colors)
 
 
 def _is_annotation(feature: dict[str, Any]) -> bool:
@@ -266,12 +260,9 @@ def _csv(text: str, path: Path) -> Shapes | Named:
 def _selections(table: pd.DataFrame, title: str) -> Shapes:
     from shapely import Polygon
 
-    groups = table.groupby("Selection", sort=False) if "Selection" in table else [(title, table)]
-    out = Shapes(format="xenium")
-    for name, part in groups:
-        out.names.append(str(name))
-        out.geometry.append(Polygon(part[["X", "Y"]].to_numpy(dtype=float)))
-    return out
+    parts = dict(list(table.groupby("Selection", sort=False))) if "Selection" in table else {title: table}
+    shapes = [Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
+    return Shapes(shapes, [str(name) for name in parts], format="xenium")
 
 
 def rows_of(adata: AnnData, library: str | None, library_key: str | None) -> tuple[Libraries, NDArray[np.int64]]:
