@@ -103,10 +103,11 @@ def test_the_command_line_wins_and_json_is_read(folder, monkeypatch):
     config = {"biomarkers": {"groupby": "band", "covariates": ["composition"], "protect": None}, "seed": 4}
     Path("c.json").write_text(json.dumps(config))
     arguments = ["biomarkers", "sections/A1.h5ad", "out.h5ad", "--config", "c.json", "--quiet"]
-    assert main([*arguments, "--n-null", "7", "--groups", "a", "b", "--seed", "5", "--one-section"]) == 0
+    assert main([*arguments, "--n-null", "7", "--groups", "a", "b", "--seed", "5", "--one-section",
+                 "--alternative", "two-sided"]) == 0  # fmt: skip
     assert asked == {
         "groupby": "band", "covariates": "composition", "protect": None, "n_null": 7, "groups": ["a", "b"],
-        "library_key": False, "random_state": 5, "show_progress": False,
+        "library_key": False, "random_state": 5, "alternative": "two-sided", "show_progress": False,
     }  # fmt: skip
 
 

@@ -154,8 +154,9 @@ def _kind(annotation: str) -> str:
 
 
 def _choices(annotation: str) -> dict[str, Any]:
-    names = re.findall(r"'(\w+)'", annotation) if annotation.startswith("Literal") else []
-    return {"choices": [*names, "none"]} if names and "Sequence" not in annotation else {}
+    if not annotation.startswith("Literal") or "Sequence" in annotation:
+        return {}
+    return {"choices": re.findall(r"'([^']+)'", annotation) + (["none"] if annotation.endswith("| None") else [])}
 
 
 def gathered(arguments: Mapping[str, Any]) -> dict[str, Any]:
