@@ -109,6 +109,9 @@ def test_the_command_line_wins_and_json_is_read(folder, monkeypatch):
         "groupby": "band", "covariates": "composition", "protect": None, "n_null": 7, "groups": ["a", "b"],
         "library_key": False, "random_state": 5, "alternative": "two-sided", "show_progress": False,
     }  # fmt: skip
+    for given, groups in ((["a"], ["a"]), (["all"], "all")):
+        assert main([*arguments, "--groups", *given, "--covariates", "none"]) == 0
+        assert (asked["groups"], asked["covariates"]) == (groups, None)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,7 @@ def test_the_command_line_wins_and_json_is_read(folder, monkeypatch):
         (["segment", "sections/A1.h5ad", "out.h5ad", "--seed", "-1"], "`--seed=-1`"),
         (["regions", "sections/A1.h5ad", "out.h5ad"], "segment"),
         (["biomarkers", "sections/A1.h5ad", "out.h5ad"], "needs --groupby"),
+        (["biomarkers", "sections/A1.h5ad", "out.h5ad", "--groupby", "band", "--table", "none/t.csv"], "create it"),
         (["report", "sections/A1.h5ad", "out.h5ad"], "must end in .html"),
         (["report", "sections/A1.h5ad", "out.html", "--genes", "nope"], "names 'nope'"),
         (["embed", "sections/A1.h5ad", "out.h5ad", "--config", "wrong.toml"], "did you mean 'layer'"),

@@ -166,10 +166,11 @@ def gathered(arguments: Mapping[str, Any]) -> dict[str, Any]:
     values = {} if path is None else _from_file(path, command, known)
     values |= {name: value for name, value in arguments.items() if name in known}
     for name, value in values.items():
-        if value == "none" and known[name].type.endswith("| None"):
+        kind, one = known[name].type, value[0] if isinstance(value, list) and len(value) == 1 else value
+        if one == "none" and kind.endswith("| None"):
             values[name] = None
-        elif isinstance(value, list) and len(value) == 1 and not known[name].type.startswith("Sequence"):
-            values[name] = value[0]
+        elif kind.startswith("str") or f"Literal[{one!r}]" in kind:  # of a name where lists alone are taken, a list
+            values[name] = one
     absent = [name for name, o in known.items() if o.default is inspect.Parameter.empty and name not in values]
     if absent:
         raise UsageError(f"{command} needs {', '.join(f'--{flag(name)}' for name in absent)}.")

@@ -34,7 +34,8 @@ class Step:
         try:
             if to.suffix != ending:
                 raise ValueError(f"OUT, {str(to)!r}, must end in {ending}.")
-            check_writable(to)
+            for path in filter(None, (to, table)):
+                check_writable(path)
             checked_path(self.input)
             start = time.perf_counter()
             adata = read_sections([self.input], None, None)[0]
