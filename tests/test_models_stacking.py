@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import stxtools as st
 from stxtools.models import GeneSection
-from stxtools.models.ensemble.gene_classifier import PENALTIES, GeneClassifier
+from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.label_propagation import propagated_logits
 from stxtools.models.ensemble.linear import Linear, LinearInput, linear_classifier, linear_regression
 from stxtools.models.ensemble.logistic import ridge_logistic
@@ -270,21 +270,22 @@ def _donor(seed: int, share: float, n_genes: int = 60) -> tuple[GeneSection, np.
     return GeneSection(logged, [f"g{i}" for i in range(n_genes)], xy), codes
 
 
-def test_held_out_donors_choose_the_penalty_and_any_panel_will_do():
+def test_held_out_donors_say_that_genes_count_alone_and_any_panel_will_do():
     sections, codes = zip(*(_donor(seed, share) for seed, share in enumerate((0.3, 0.5, 0.7, 0.4))), strict=True)
-    fitted = GeneClassifier.fit(sections[:3], codes[:3], 2, np.random.default_rng(0))
-    few = GeneClassifier.fit(sections[:1], codes[:1], 2, np.random.default_rng(0))
-    assert fitted.penalty in PENALTIES
-    assert few.penalty is None  # one donor cannot say what donors share
+    shares, weights = [np.eye(2)[c] for c in codes], [np.ones(len(c)) for c in codes]
+    fitted = GeneClassifier.fit(sections[:3], shares[:3], weights[:3], np.random.default_rng(0))
+    few = GeneClassifier.fit(sections[:1], shares[:1], weights[:1], np.random.default_rng(0))
+    assert fitted.alone
+    assert not few.alone  # one donor cannot say what donors share
     new, order = sections[3], np.random.default_rng(1).permutation(60)[:40]
     other = GeneSection(new.logged[:, order], [new.genes[i] for i in order], new.xy)
     for section in (new, other):
-        logits = fitted.logits(section)
+        logits = fitted.evidence(section).logits
         assert roc_auc_score(codes[3], logits[:, 1] - logits[:, 0]) > 0.9
     shuffled = GeneSection(new.logged[:, ::-1], new.genes[::-1], new.xy)
-    np.testing.assert_allclose(fitted.logits(shuffled), fitted.logits(new), atol=1e-3)
+    np.testing.assert_allclose(fitted.evidence(shuffled).logits, fitted.evidence(new).logits, atol=1e-3)
     direct = new.logged[:, :12].toarray().sum(axis=1)
-    assert roc_auc_score(codes[3], fitted.logits(new)[:, 1]) > roc_auc_score(codes[3], direct) - 0.05
+    assert roc_auc_score(codes[3], fitted.evidence(new).logits[:, 1]) > roc_auc_score(codes[3], direct) - 0.05
 
 
 def test_a_saved_framework_reads_genes_by_either_name(make_section, tmp_path):

@@ -23,7 +23,7 @@ from stxtools._checks import check_writable
 from stxtools._files import whole
 
 FORMAT = "stxtools-model"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 M = TypeVar("M", bound=nn.Module)
 

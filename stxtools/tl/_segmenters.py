@@ -87,23 +87,23 @@ def genes_to_learn(
 def remember_names(known: GeneNames, fitted: Segmenter) -> None:
     """Let the model know its genes by their second names, too."""
     ids = known.others()
-    if fitted.transfer is not None and ids:
+    if fitted.by_genes is not None and ids:
         read = set(_genes_read(fitted))
-        fitted.transfer.ids = {g: i for g, i in zip(known.own, ids, strict=True) if g in read}
+        fitted.ids = {g: i for g, i in zip(known.own, ids, strict=True) if g in read}
 
 
 def transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
     """Names of the genes, of which it must know enough, as the model calls them; None where it learned none by name."""
-    if fitted.transfer is None:
+    if fitted.by_genes is None:
         return None
-    names = known.as_model(_genes_read(fitted), fitted.transfer.ids)
-    check_genes(fitted.transfer.moments.genes, names, enough=fitted.transfer.enough)
+    names = known.as_model(_genes_read(fitted), fitted.ids)
+    check_genes(fitted.by_genes.moments.genes, names, enough=fitted.by_genes.enough)
     return names
 
 
 def _genes_read(fitted: Segmenter) -> list[str]:
     """Genes of the model, of the linear members and of the components."""
-    members = [] if fitted.transfer is None else fitted.transfer.moments.genes
+    members = [] if fitted.by_genes is None else fitted.by_genes.moments.genes
     return list(dict.fromkeys([*members, *(fitted.projection.genes if fitted.projection is not None else [])]))
 
 
@@ -111,9 +111,9 @@ def transfer_genes(
     read: Expression | None, fitted: Segmenter, where: Geometry, names: Sequence[str] | None
 ) -> list[GeneSection] | None:
     """Genes of all sections that the model's linear members read."""
-    if fitted.transfer is None or read is None or names is None:
+    if fitted.by_genes is None or read is None or names is None:
         return None
-    return read.by_section(where, names, fitted.transfer.moments.match(names)[1])
+    return read.by_section(where, names, fitted.by_genes.moments.match(names)[1])
 
 
 def labels_for_model(
@@ -122,7 +122,7 @@ def labels_for_model(
     """Class codes of the labelled observations by section, in the model's classes."""
     if labels is None:
         return None
-    if fitted.transfer is None:
+    if fitted.by_genes is None:
         raise ValueError(
             "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
             "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."

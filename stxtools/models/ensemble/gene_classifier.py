@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax, logit
-from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
+from stxtools._progress import stage
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools.models._storage import ModelFile
 
-from .evidence import RIDGE_SCALE, Answers
+from .evidence import RIDGE_SCALE, Answers, Evidence
 from .gene_means import READ_GENES, FloatArray, GeneMeans, GeneSection, chosen_genes
 from .moments import N_COMPS, PENALTY, LabelMoments, moments_of
 
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-PENALTIES = (5000.0, 500.0, 50.0, 5.0, PENALTY)  # from 500 on each gene counts by itself, whatever the others do
+ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself, whatever the others do
 SEVERAL = 3  # labelled sections from which on they choose the penalty
+_TIE = 0.01  # of AUROC
 _PRIOR = 0.5  # of the classes' log odds elsewhere: composition differs between donors
 _FOLDS, _BLOCKS = 5, 25
+_FOLD_RANK = 128  # for a fold: as good, in half the time
 
 
 @dataclass(frozen=True)
@@ -34,101 +36,74 @@ class GeneClassifier:
     """Ridge regression of standardised genes, solved for those that a section has.
 
     - ``moments``: What it is solved from.
-    - ``penalty``: Of the ridge; None where the sections did not choose it. Then discriminant analysis of components
-      takes part where the section's own components agree with it.
+    - ``alone``: Whether each gene counts by itself, and each class against the rest. Elsewhere discriminant analysis
+      of components takes part where the section's own components agree with it.
     - ``factor``: Of the logits, which it calibrates.
     """
 
     moments: LabelMoments
-    penalty: float | None = None
+    alone: bool = False
     factor: float = 1.0
+
+    enough: ClassVar[int] = READ_GENES  # genes that it reads at most
 
     @classmethod
     def fit(
-        cls, expression: Sequence[GeneSection], codes: Sequence[Codes], n_classes: int, rng: np.random.Generator
+        cls,
+        expression: Sequence[GeneSection],
+        shares: Sequence[FloatArray],
+        weights: Sequence[NDArray[np.float64]],
+        rng: np.random.Generator,
     ) -> GeneClassifier:
-        """Learn from the labels (-1 none) of sections, all of which count alike.
+        """Learn from sections with class shares (n, K) and weights (n,) of their observations; all count alike.
 
-        Of three sections or more, those held out choose the penalty: the strongest whose AUROC is not significantly
-        below the best. Cross-entropy would judge how their composition differs. Fewer cannot tell what donors share.
+        Of three sections or more, those held out say by AUROC whether genes count alone. Cross-entropy would judge how
+        their composition differs. Fewer cannot tell what donors share.
         """
-        labelled = [i for i, c in enumerate(codes) if (c >= 0).any()]
-        expression, codes = [expression[i] for i in labelled], [codes[i] for i in labelled]
+        stage("solving linear members")
+        labelled = [i for i, w in enumerate(weights) if w.any()]
+        expression, shares = [expression[i] for i in labelled], [shares[i] for i in labelled]
+        weights = [weights[i] / weights[i].sum() for i in labelled]
         genes, means = chosen_genes(expression)
-        shares = [np.where((c >= 0)[:, None], np.eye(n_classes)[c], 0.0) for c in codes]
-        weights = [(c >= 0) / (c >= 0).sum() for c in codes]
-        self = cls(moments_of(genes, means, shares, weights))
-        several = len(codes) >= SEVERAL
-        genes, means = genes[:READ_GENES], [m.leading(READ_GENES) for m in means]
-        judged: dict[float, list[_Judged]] = {p: [] for p in (PENALTIES if several else (PENALTY,))}
-        for held in _folds(expression, codes, rng):
-            learned = moments_of(
-                genes, means, shares, [np.where(h, 0.0, w) for h, w in zip(held, weights, strict=True)]
-            )
-            for penalty, found in judged.items():
-                members = learned.solve(np.arange(len(genes)), penalty)
-                for m, h, c in zip(means, held, codes, strict=True):
-                    rows = h & (c >= 0)
-                    if rows.any():
-                        answers = Answers.of(members, m)[0]
-                        logits = _scores(answers, learned.prior) if several else answers.ridge + answers.lda
-                        found.append(_Judged(logits[rows], learned.prior, c[rows]))
-        if several:
-            best = _strongest(judged)
-            return cls(self.moments, best, _calibrated([j.one_against_rest for j in judged[best]]))
-        return cls(self.moments, None, _calibrated([j.all_at_once for j in judged[PENALTY]]))
+        moments = moments_of(genes, means, shares, weights)
+        means = [m.leading(READ_GENES) for m in means]
+        penalties = (PENALTY, ALONE) if len(means) >= SEVERAL else (PENALTY,)
+        held_out = _held_out(genes, means, shares, weights, _folds([e.xy for e in expression], rng), penalties)
+        together = [(a, m.components(m.axes(N_COMPS))) for (a, _), m in zip(held_out[PENALTY], means, strict=True)]
+        if ALONE in held_out:
+            alone = [(_scores(a, prior), prior) for a, prior in held_out[ALONE]]
+            least = _auroc([answers.gated(own).logits for answers, own in together], shares, weights) - _TIE
+            if _auroc([scores for scores, _ in alone], shares, weights) >= least:
+                factor = _calibrated(lambda x: [_one_against_rest(x * s, prior) for s, prior in alone], shares, weights)
+                return cls(moments, True, factor)
+        adapted = [a.joined(own, with_lda=with_lda).logits for with_lda in (False, True) for a, own in together]
+        return cls(moments, False, _calibrated(lambda x: [x * a for a in adapted], [*shares, *shares], weights * 2))
 
-    def logits(self, section: GeneSection) -> FloatArray:
-        """Class logits of all observations of a section, (n, K)."""
+    def evidence(self, section: GeneSection, *, labels: Codes | None = None, adapt: bool = True) -> Evidence:
+        """Class logits of a section that may share only some of the genes, and may have some ``labels`` itself."""
         ours, theirs = self.moments.match(section.genes)
         means = GeneMeans(section, theirs)
-        members = self.moments.solve(ours, self.penalty or PENALTY)
+        members = self.moments.solve(ours, ALONE if self.alone else PENALTY)
         answers, components = Answers.of(members, means, means.axes(N_COMPS))
-        if self.penalty is None:
-            return self.factor * answers.gated(components).logits
+        if not self.alone:
+            found = answers.gated(components, labels, adapt=adapt)
+            return Evidence(self.factor * found.logits, found.weights)
         logits = _one_against_rest(self.factor * _scores(answers, self.moments.prior), self.moments.prior)
-        return Answers(logits, answers.lda).joined(components, with_lda=False).logits
+        return Answers(logits, answers.lda).joined(components, with_lda=False, labels=labels, adapt=adapt)
 
-    def to_file(self, prefix: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def to_file(self, prefix: str = "genes") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return what a model file keeps: settings and arrays."""
         described, arrays = self.moments.to_file(prefix)
-        return described, arrays | {f"{prefix}.how": np.array([self.penalty or 0.0, self.factor])}
+        return described, arrays | {f"{prefix}.how": np.array([self.alone, self.factor])}
 
     @classmethod
-    def from_file(cls, file: ModelFile, prefix: str) -> GeneClassifier | None:
+    def from_file(cls, file: ModelFile, prefix: str = "genes") -> GeneClassifier | None:
         """Return what :meth:`to_file` wrote, None where there is nothing."""
         moments = LabelMoments.from_file(file, prefix)
         if moments is None:
             return None
-        penalty, factor = file.arrays[f"{prefix}.how"].tolist()
-        return cls(moments, penalty or None, factor)
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Scores or logits of held-out observations, the shares of the classes elsewhere, and their own classes."""
-
-    logits: FloatArray
-    prior: FloatArray
-    codes: Codes
-
-    def auroc(self) -> float:
-        """Mean over the classes, weighted by their size."""
-        sizes = np.bincount(self.codes, minlength=self.logits.shape[1])
-        used = [k for k in range(len(sizes)) if 0 < sizes[k] < len(self.codes)]
-        found = [roc_auc_score(self.codes == k, self.logits[:, k]) for k in used]
-        return float(np.average(found, weights=sizes[used])) if used else 0.5
-
-    def one_against_rest(self, factor: float) -> float:
-        """Cross-entropy."""
-        return self._loss(_one_against_rest(factor * self.logits, self.prior))
-
-    def all_at_once(self, factor: float) -> float:
-        """Cross-entropy."""
-        return self._loss(factor * self.logits)
-
-    def _loss(self, logits: FloatArray) -> float:
-        return -float(log_softmax(logits, axis=1)[np.arange(len(self.codes)), self.codes].mean())
+        alone, factor = file.arrays[f"{prefix}.how"].tolist()
+        return cls(moments, bool(alone), factor)
 
 
 def _scores(answers: Answers, prior: FloatArray) -> FloatArray:
@@ -142,34 +117,66 @@ def _one_against_rest(scores: FloatArray, prior: FloatArray) -> FloatArray:
     return np.asarray(log_expit(scores + _PRIOR * logit(prior.clip(1e-3, 1 - 1e-3))))
 
 
-def _folds(expression: Sequence[GeneSection], codes: Sequence[Codes], rng: np.random.Generator) -> Iterator[list[Mask]]:
-    """Held-out observations of every section, whole sections or blocks of a single one, where labels are left."""
-    if len(codes) > 1:
-        dealt = rng.permutation(len(codes)) % _FOLDS
-        folds = [np.full(len(c), f) for c, f in zip(codes, dealt, strict=True)]
+def _folds(xy: Sequence[FloatArray], rng: np.random.Generator) -> list[list[Mask]]:
+    """Observations of every section that are held out together: whole sections, or blocks of a single one."""
+    if len(xy) > 1:
+        dealt = rng.permutation(len(xy)) % _FOLDS
+        fold = [np.full(len(at), f) for at, f in zip(xy, dealt, strict=True)]
     else:
-        folds = [deal(spatial_blocks(expression[0].xy, _BLOCKS), _FOLDS, rng)]
-    for k in range(_FOLDS):
-        held = [f == k for f in folds]
-        left = [bool(((c >= 0) & ~h).any()) for c, h in zip(codes, held, strict=True)]
-        if any(left) and any(h.any() for h in held):
-            yield held
+        angle = rng.uniform(0, np.pi)
+        turned = xy[0] @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        fold = [deal(spatial_blocks(turned, _BLOCKS), _FOLDS, rng)]
+    return [[f == k for f in fold] for k in range(_FOLDS)]
 
 
-def _strongest(judged: dict[float, list[_Judged]]) -> float:
-    """Strongest penalty whose AUROC is not significantly below the best: a paired t-test over sections at 5 %."""
-    found = {penalty: np.array([j.auroc() for j in parts]) for penalty, parts in judged.items()}
-    best = max(found.values(), key=lambda a: float(a.mean()))
-    n = len(best)
-    most = student.ppf(0.95, n - 1) / n**0.5  # standard deviations of the difference
-    return next(p for p, a in found.items() if (best - a).mean() <= most * (best - a).std(ddof=1))
+def _held_out(
+    genes: Sequence[str],
+    means: Sequence[GeneMeans],
+    shares: Sequence[FloatArray],
+    weights: Sequence[NDArray[np.float64]],
+    folds: Sequence[Sequence[Mask]],
+    penalties: Sequence[float],
+) -> dict[float, list[tuple[Answers, FloatArray]]]:
+    """Answers for each section by members that did not see it, or the block, and the classes' shares elsewhere."""
+    found = {
+        p: [(Answers(np.zeros_like(s), np.zeros_like(s)), np.zeros(s.shape[1])) for s in shares] for p in penalties
+    }
+    for held in folds:
+        seen = [np.where(h, 0.0, w) for h, w in zip(held, weights, strict=True)]
+        if not any(w.any() for w in seen) or not any(h.any() for h in held):
+            continue
+        learned = moments_of(genes[:READ_GENES], means, shares, seen, rank=_FOLD_RANK)
+        for penalty, parts in found.items():
+            members = learned.solve(np.arange(len(learned.genes)), penalty)
+            for m, h, (answers, prior) in zip(means, held, parts, strict=True):
+                if h.any():
+                    new, _ = Answers.of(members, m)
+                    answers.ridge[h], answers.lda[h], prior[:] = new.ridge[h], new.lda[h], learned.prior
+    return found
 
 
-def _calibrated(losses: Sequence[Callable[[float], float]]) -> float:
-    """Factor with the least mean loss; 1 where there is none."""
-    if not losses:
-        return 1.0
-    found = minimize_scalar(
-        lambda x: float(np.mean([loss(float(np.exp(x))) for loss in losses])), bounds=(-4.0, 2.0), method="bounded"
-    )
-    return float(np.exp(found.x))
+def _auroc(logits: Sequence[FloatArray], shares: Sequence[FloatArray], weights: Sequence[NDArray[np.float64]]) -> float:
+    """Mean over sections of the mean over classes, weighted by their size."""
+    out = []
+    for each, share, weight in zip(logits, shares, weights, strict=True):
+        codes, rows = share.argmax(axis=1)[weight > 0], each[weight > 0]
+        sizes = np.bincount(codes, minlength=share.shape[1])
+        used = np.flatnonzero((sizes > 0) & (sizes < len(codes)))
+        if len(used):
+            areas = [roc_auc_score(codes == k, rows[:, k]) for k in used]
+            out.append(float(np.average(areas, weights=sizes[used])))
+    return float(np.mean(out)) if out else 0.5
+
+
+def _calibrated(
+    logits: Callable[[float], Sequence[FloatArray]],
+    shares: Sequence[FloatArray],
+    weights: Sequence[NDArray[np.float64]],
+) -> float:
+    """Factor of ``logits`` with the lowest cross-entropy, of which all sections have the same part."""
+
+    def loss(log_factor: float) -> float:
+        found = zip(logits(float(np.exp(log_factor))), shares, weights, strict=True)
+        return -float(np.mean([w @ (s * log_softmax(each, axis=1)).sum(axis=1) for each, s, w in found]))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 2.0), method="bounded").x))

@@ -102,7 +102,7 @@ class Ensemble:
         if codes is not None and w.label_propagation > 0:
             logits += w.label_propagation * propagated_logits(xy, codes, network.shape[1], w.bandwidth)[known]
         if stack.genes is not None and by_name is not None and w.genes > 0:
-            logits += w.genes * stack.genes.logits(by_name)[known]
+            logits += w.genes * stack.genes.evidence(by_name).logits[known]
         return logits
 
     def to_file(self, prefix: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -17,6 +17,7 @@ from stxtools.models._params import SegmenterParams
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
 from stxtools.models._storage import ModelFile
+from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._tiles import PixelRaster, predict_pixels
@@ -28,7 +29,6 @@ from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
 from .rasters import FeatureScaling, target_rasters
-from .transfer import Transfer, transfer_targets
 
 _TIES, _NUDGES = 4, 16
 _DRAWS = 0  # seed of the consensus, which is a property of the data
@@ -88,7 +88,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
         self.scaling = FeatureScaling()
-        self.transfer: Transfer | None = None
+        self.by_genes: GeneClassifier | None = None  # decides on other sections
+        self.ids: dict[str, str] = {}  # second names of its genes
 
     @property
     def n_features(self) -> int:
@@ -137,7 +138,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         ValueError
             If there are fewer distinct observations than ``n_segments``.
         """
-        self.net, self.transfer, self.history, run = None, None, [], completed(run)
+        self.net, self.by_genes, self.history, run = None, None, [], completed(run)
         orders = [s.canonical_order() for s in sections]
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
@@ -167,7 +168,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             self._order_by_size(as_given, accelerator)
         elif expression is not None:
             genes = [e.taken(order) for e, order in zip(expression, orders, strict=True)]
-            self.transfer = Transfer.fit(genes, *transfer_targets(pseudo_labels, sections), run["random_state"])
+            rng = np.random.default_rng(run["random_state"])
+            self.by_genes = GeneClassifier.fit(genes, *pseudo_labels.by_section(sections), rng)
         return self
 
     def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:
@@ -330,11 +332,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         for i, section in enumerate(sections):
             raster, member = self.scaling.raster(section)
             proba, features = predict_pixels(net, raster, device)
-            if expression is None or self.transfer is None:
+            if expression is None or self.by_genes is None:
                 out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
                 continue
             known = None if labels is None or not (labels[i] >= 0).any() else labels[i]
-            found = self.transfer.predict(expression[i], labels=known, adapt=adapt)
+            found = self.by_genes.evidence(expression[i], labels=known, adapt=adapt)
             share = softmax(found.logits, axis=1).astype(np.float32)
             out.append(Segmentation(share, features.numpy()[member], found.weights))
         net.to("cpu")
@@ -347,13 +349,15 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
         config = {"classes": self.classes, "temperature": self.temperature, "image_key": self.image_key}
-        described, arrays = ({}, {}) if self.transfer is None else self.transfer.to_file()
+        config |= {"id_genes": list(self.ids), "ids": list(self.ids.values())}
+        described, arrays = ({}, {}) if self.by_genes is None else self.by_genes.to_file()
         return config | described, arrays | self.scaling.to_file()
 
     def _from_file(self, file: ModelFile) -> None:
         self.classes, self.image_key = file.config["classes"], file.config["image_key"]
         self.temperature = file.config["temperature"]
-        self.scaling, self.transfer = FeatureScaling.from_file(file), Transfer.from_file(file)
+        self.ids = dict(zip(file.config["id_genes"], file.config["ids"], strict=True))
+        self.scaling, self.by_genes = FeatureScaling.from_file(file), GeneClassifier.from_file(file)
 
     def _read_net(self, file: ModelFile) -> None:
         if self.classes:

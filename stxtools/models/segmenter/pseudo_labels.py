@@ -30,6 +30,7 @@ IntArray = NDArray[np.int64]
 
 SHARPEN = 3  # averaged memberships are soft; trained on as they are, the U-Net loses small classes
 MOST_TARGETS = 60_000  # observations that get a target, at most
+_DENSE = 0.5  # share of labelled observations of a section from which the others count nothing
 
 
 @dataclass
@@ -50,6 +51,24 @@ class PseudoLabels:
     confidence: FloatArray
     labelled: NDArray[np.bool_]
     curve: dict[str, list[float]] = field(default_factory=dict)
+
+    def by_section(self, sections: Sequence[Section]) -> tuple[list[FloatArray], list[FloatArray]]:
+        """Class shares and weights of the observations of each section, for what learns from its labels.
+
+        Where less than half of a section is labelled, its other observations together weigh as much as the labels.
+        """
+        shares, weights, end = [], [], 0
+        for section in sections:
+            rows = slice(end, end + section.n_obs)
+            end = rows.stop
+            known, weight = self.labelled[rows], self.weight[rows].astype(np.float64)
+            if not known.any() or known.mean() >= _DENSE:
+                weight = known.astype(np.float64)
+            else:
+                weight = np.where(known, max(float(weight[~known].sum()) / float(known.sum()), 1.0), weight)
+            shares.append(self.target[rows])
+            weights.append(weight)
+        return shares, weights
 
 
 def pseudo_labels_from_clustering(

@@ -72,8 +72,10 @@ class EnsembleFit:
 
     def _genes(self, task: str) -> GeneClassifier:
         """Fit the classifier of genes to the labels in any region."""
-        codes = [np.where(s.region >= 0, s.labels[task], -1) for s in self.sections]
-        return GeneClassifier.fit(self.by_name, codes, self.training.tasks[task], self.rng)
+        one_hot = np.eye(self.training.tasks[task])
+        shares = [one_hot[s.labels[task]] for s in self.sections]
+        weights = [((s.region >= 0) & (s.labels[task] >= 0)).astype(np.float64) for s in self.sections]
+        return GeneClassifier.fit(self.by_name, shares, weights, self.rng)
 
     def _regression(self) -> Ensemble:
         share = _share(EXPRESSION, self.within)
