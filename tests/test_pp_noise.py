@@ -136,7 +136,9 @@ def test_seed(counts: ad.AnnData) -> None:
 
 def test_copy_hides_no_clean_values(counts: ad.AnnData) -> None:
     st.pp.normalize(counts)
+    counts.raw = counts
     gaussian = st.pp.add_noise(counts, 0.2, copy=True)
+    assert gaussian.raw is None
     assert "counts" not in gaussian.layers
     assert "X_pca" not in gaussian.obsm
     molecules = st.pp.add_noise(counts, 0.2, kind="counts", copy=True)
@@ -146,6 +148,7 @@ def test_copy_hides_no_clean_values(counts: ad.AnnData) -> None:
     st.pp.normalize(molecules)
     assert "counts" in counts.layers
     assert "X_pca" in counts.obsm
+    assert counts.raw is not None
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])

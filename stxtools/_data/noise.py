@@ -41,6 +41,7 @@ def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) 
     if use_rep is not None:
         target.obsm[use_rep] = values
         return target
+    target.raw = None  # read where X is scaled
     if _keys.COUNTS in target.layers:
         if kind == "counts":
             target.layers[_keys.COUNTS] = values.copy()

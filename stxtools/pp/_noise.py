@@ -47,7 +47,7 @@ def add_noise(
     key_added
         Name of the layer (``obsm`` entry with ``use_rep``) written with ``copy=False``, instead of ``"noise"``.
     copy
-        Return a copy whose ``X`` (or ``obsm[use_rep]``) is noised. It has no ``layers["counts"]`` and no
+        Return a copy whose ``X`` (or ``obsm[use_rep]``) is noised. It has no ``layers["counts"]``, ``raw`` or
         ``obsm["X_pca"]`` free of noise that a later call could read.
     %(parameters)s
 
