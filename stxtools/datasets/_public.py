@@ -68,7 +68,7 @@ def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
     ConnectionError
         If a download fails; nothing is left behind, and the message says how to do it by hand.
     ValueError
-        If a file does not have its checksum or cannot be unpacked.
+        If a file is not what it should be.
 
     Examples
     --------
@@ -106,10 +106,8 @@ def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
 
     Raises
     ------
-    ConnectionError
-        If a download fails or is refused; nothing is left behind.
-    ValueError
-        If the tables do not fit together.
+    ConnectionError, ValueError
+        As :func:`visium_mouse_brain`.
 
     Examples
     --------
@@ -154,10 +152,8 @@ def mosta(samples: str | Sequence[str] = "E9.5_E1S1", *, show_progress: bool | N
 
     Raises
     ------
-    ConnectionError
-        If a download fails; nothing is left behind, and the message says how to do it by hand.
-    ValueError
-        If a section is no name, or a file is not such a section.
+    ConnectionError, ValueError
+        As :func:`visium_mouse_brain`.
 
     Examples
     --------
@@ -188,7 +184,7 @@ def axolotl_regeneration(samples: str | Sequence[str] = "2DPI_1", *, show_progre
     Raises
     ------
     ConnectionError, ValueError
-        As :func:`mosta`.
+        As :func:`visium_mouse_brain`.
 
     Examples
     --------

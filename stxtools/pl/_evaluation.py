@@ -68,7 +68,7 @@ def evaluation(
     colors = model_colors(table)
     schemes = list(dict.fromkeys(table["scheme"]))
     width = max(2.6, 0.55 * len(colors) + 1.6)
-    axes, panels = _base.panels(targets_of(table), title, ax, "target", width, 3.4)
+    axes, panels = _base.panels(list(pd.unique(table["target"].astype(str))), title, ax, "target", width, 3.4)
     for axis, name, text in panels:
         part = table[table["target"] == name]
         for j, scheme in enumerate(schemes):
@@ -121,7 +121,7 @@ def robustness(
             f"Only the noise level {levels[0]:g} was measured; run `st.tl.evaluate(adata, ..., "
             "noise=[0, 0.05, 0.1, 0.2])` first."
         )
-    axes, panels = _base.panels(targets_of(table), title, ax, "target", 4.2, 3.4)
+    axes, panels = _base.panels(list(pd.unique(table["target"].astype(str))), title, ax, "target", 4.2, 3.4)
     style = {"style": "scheme"} if table["scheme"].nunique() > 1 else {}
     for axis, name, text in panels:
         part = table[table["target"] == name].assign(percent=lambda t: 100 * t["noise"])
@@ -240,11 +240,6 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
                          "`st.tl.evaluate(adata, ...)` again.")  # fmt: skip
     leaky = table["leaky"].to_numpy(dtype=bool)
     return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
-
-
-def targets_of(table: pd.DataFrame) -> list[str]:
-    """Return the targets, one panel each."""
-    return [str(t) for t in dict.fromkeys(table["target"])]
 
 
 def model_colors(table: pd.DataFrame) -> dict[str, Any]:
