@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
-from ._smooth import Metric, gene_sums, mean_and_variance, row_chunks, summed
+from ._smooth import Metric, by_chunks, gene_sums, mean_and_variance, row_chunks, summed
 
 Floats = NDArray[np.float64]
 
@@ -62,9 +62,9 @@ class Depths:
         """Read the next observations."""
         if logged.nnz:
             self._lowest = min(self._lowest, float(logged.data.min()))
-        data = np.expm1(logged.data.astype(np.float64))
-        linear = sparse.csr_matrix((data, logged.indices, logged.indptr), logged.shape)
-        self._depths.append(np.asarray(linear @ self._counted))
+        for _, part in row_chunks(logged):
+            part.data = np.expm1(part.data.astype(np.float64))
+            self._depths.append(np.asarray(part @ self._counted))
         return self
 
     def factor(self) -> Floats | None:
@@ -172,13 +172,17 @@ class PartialCorrelation:
         smooth = self._metric.smooth(labels, less)
         spread, squares = np.zeros((2, labels.shape[1]))
         d = np.zeros((len(self._v), labels.shape[1]))
-        for rows, part in row_chunks(self._matrix):
+
+        def products(rows: slice, part: sparse.csr_matrix) -> tuple[NDArray[Any], ...]:
             label = np.subtract(labels[rows], less, dtype=np.float32)
             rest = self._metric.applied(label, smooth, rows) - self._z[rows] @ explained
-            spread += np.einsum("nb,nb->b", label, rest, dtype=np.float64)
-            squares += np.einsum("nb,nb->b", label, label, dtype=np.float64)
+            own = (np.einsum("nb,nb->b", label, other, dtype=np.float64) for other in (rest, label))
             # labels are centred, so float32 sums are differences of means and stay small
-            d += part.T @ rest.astype(np.float32)
+            return (*own, part.T @ rest.astype(np.float32))
+
+        for parts in by_chunks(products, self._matrix):
+            for total, part in zip((spread, squares, d), parts, strict=True):
+                total += part
         own = _product(self._v, explained)
         k, s, vv, det = (x[:, None] for x in (self._k, self._s, self._vv, self._det))
         label_ss = np.maximum(spread + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det, 1e-9 * squares)

@@ -12,6 +12,8 @@ from scipy import fft, sparse
 from scipy.spatial import cKDTree
 from scipy.special import ndtri
 
+from ._smooth import chunks
+
 N_LAGS = 14
 N_PAIRS = 6000
 _POWERS = np.array([1.0, 1.5, 2.0])
@@ -169,9 +171,9 @@ class LabelSampler:
                 values[:, fields] = self._fields(fields.stop - first, rng)
             if self.model.nugget > 0:
                 values *= np.float32(np.sqrt(1 - self.model.nugget))
-                white = rng.standard_normal((n, size), dtype=np.float32)
-                white *= np.float32(np.sqrt(self.model.nugget))
-                values += white
+                for rows in chunks(n):
+                    white = rng.standard_normal(values[rows].shape, dtype=np.float32)
+                    values[rows] += np.float32(np.sqrt(self.model.nugget)) * white
             label = np.zeros((size, n), dtype=bool)
             for one, field_at in zip(label, values.T, strict=True):
                 one[np.argpartition(np.ascontiguousarray(field_at), n - self.n_in)[n - self.n_in :]] = True

@@ -96,7 +96,9 @@ class SectionExpression:
         matrix = self.matrix
         if matrix.nnz == 0 or matrix.data.min() < 0:
             return matrix
-        data = np.log1p(FLATTER * np.expm1(matrix.data), dtype=np.float32)
+        data = np.expm1(matrix.data, dtype=np.float32)
+        data *= np.float32(FLATTER)
+        np.log1p(data, out=data)
         return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
     def moments(self, basis: SmoothBasis) -> Moments:

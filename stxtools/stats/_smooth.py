@@ -7,9 +7,12 @@ all genes of a section: with its own, a gene whose effect is large and smooth wo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,8 @@ _OBS_PER_FUNCTION = 10
 _POWER = 1.5
 _STRENGTHS = np.r_[0.0, np.geomspace(0.5, 3e4, 14)]
 _ROWS = 16384  # observations at a time
+_THREADS = min(4, os.cpu_count() or 1)
+R = TypeVar("R")
 
 
 def chunks(n: int) -> list[slice]:
@@ -46,14 +51,26 @@ def row_chunks(matrix: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_ma
         yield rows, sparse.csr_matrix((matrix.data[own], matrix.indices[own], ends - ends[0]), shape)
 
 
+def by_chunks(of: Callable[[slice, sparse.csr_matrix], R], matrix: sparse.csr_matrix) -> Iterator[R]:
+    """Yield ``of(rows, part)`` for some rows at a time, in order; in threads, for scipy's products use one."""
+    parts = row_chunks(matrix)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while some := list(islice(parts, 2 * _THREADS)):  # results wait for their turn: not all at once
+            yield from (pool.map if len(some) > 1 else map)(lambda part: of(*part), some)
+
+
 def gene_sums(
     matrix: sparse.csr_matrix, values: NDArray[Any], of: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
 ) -> Floats:
     """Return ``of(matrix)' values`` (genes x columns of ``values``) by chunks of observations."""
     out = np.zeros((matrix.shape[1], values.shape[1]))
-    for rows, part in row_chunks(matrix):
+
+    def products(rows: slice, part: sparse.csr_matrix) -> NDArray[Any]:
         part.data = of(part.data)
-        out += part.T @ values[rows]
+        return np.asarray(part.T @ values[rows])
+
+    for found in by_chunks(products, matrix):
+        out += found
     return out
 
 
