@@ -165,7 +165,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
         self.temperature = expected_temperature(proba, pseudo_labels)
         if labels is None:
-            self._order_by_size(as_given, accelerator)
+            self._order_by_size(as_given, np.concatenate(proba), accelerator)
         elif expression is not None:
             genes = [e.taken(order) for e, order in zip(expression, orders, strict=True)]
             rng = np.random.default_rng(run["random_state"])
@@ -209,13 +209,17 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             head.bias += torch.from_numpy(offsets).float()
         return bool(offsets.any())
 
-    def _order_by_size(self, sections: Sequence[Section], accelerator: str) -> None:
-        """Number the classes from the one with most observations to the one with fewest, as they are predicted."""
+    def _order_by_size(self, sections: Sequence[Section], proba: NDArray[np.float32], accelerator: str) -> None:
+        """Number the classes from the one with most observations to the one with fewest, as they are predicted.
+
+        ``proba``: what was predicted in training, which gives the order but for rounding.
+        """
         head = self.fitted_net().head
         for turn in range(_TIES + _NUDGES):
-            proba = np.concatenate([found.proba for found in self.predict(sections, accelerator=accelerator)])
+            if turn:
+                proba = np.concatenate([found.proba for found in self.predict(sections, accelerator=accelerator)])
             smaller = np.diff(class_sizes(proba)) > 0
-            if not smaller.any():
+            if turn and not smaller.any():
                 break
             with torch.no_grad():
                 if turn < _TIES:
