@@ -195,12 +195,13 @@ def principal_axes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix.
 
-    From the covariance, or by Lanczos steps in ``dtype``, whichever takes fewer operations. Signs are scikit-learn's.
+    From the covariance, or by Lanczos steps, whichever takes fewer operations, in ``dtype``. Signs are scikit-learn's.
     """
     n_obs = matrix.shape[0]
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
         return _axes_by_lanczos(matrix.astype(dtype, copy=False), n_comps, random_state)
-    return axes_of_rows((matrix[i : i + GRAM_ROWS] for i in range(0, n_obs, GRAM_ROWS)), matrix.shape, n_comps)
+    blocks = (matrix[i : i + GRAM_ROWS].astype(dtype) for i in range(0, n_obs, GRAM_ROWS))
+    return axes_of_rows(blocks, matrix.shape, n_comps)
 
 
 def _axes_by_lanczos(
@@ -222,12 +223,15 @@ def _axes_by_lanczos(
 def axes_of_rows(
     blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows."""
+    """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows.
+
+    Products are computed in the blocks' precision and summed in float64.
+    """
     n_obs, n_vars = shape
     total, products = np.zeros(n_vars), np.zeros((n_vars, n_vars))
     for block in blocks:
-        rows = block.toarray().astype(np.float64)
-        total += rows.sum(axis=0)
+        rows = block.toarray()
+        total += rows.sum(axis=0, dtype=np.float64)
         products += rows.T @ rows
     mean = total / n_obs
     covariance = (products - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
