@@ -214,6 +214,12 @@ def test_a_model_remembers_that_it_reads_a_image(make_section, tmp_path):
     same = _with_image(make_section())
     st.tl.segment(same, model=tmp_path / "m.stx")
     np.testing.assert_array_equal(same.obsm["segment_proba"], adata.obsm["segment_proba"])
+    for image in (lambda x: x / np.float32(255), lambda x: x.astype(np.float32), lambda x: x * np.uint16(257)):
+        other = _with_image(make_section())
+        images = other.uns["spatial"]["s1"]["images"]
+        images["hires"] = image(images["hires"])
+        st.tl.segment(other, model=tmp_path / "m.stx")
+        np.testing.assert_allclose(other.obsm["segment_proba"], adata.obsm["segment_proba"], atol=1e-5)
     bare = make_section()
     with pytest.raises(KeyError, match="no such image"):
         st.tl.segment(bare, model=tmp_path / "m.stx")

@@ -90,5 +90,7 @@ class Images:
             raise ValueError(
                 f"The image {image_key!r} of section {library!r} has shape {pixels.shape}; expected RGB(A)."
             )
-        top = 255.0 if pixels.dtype == np.uint8 else 1.0
-        return pixels[..., :3].astype(np.float64) / top, float(entry[_keys.SCALEFACTORS][factor])
+        values = pixels[..., :3].astype(np.float64)
+        # white: colours of 8 or 16 bits may be stored as any type, shares of 1 may be a little above it
+        top = 255.0 if pixels.dtype == np.uint8 else next((w for w in (1.0, 255.0) if values.max() < 2 * w), 65535.0)
+        return values / top, float(entry[_keys.SCALEFACTORS][factor])
