@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -114,9 +115,5 @@ def _page(**parts: str) -> str:
     page = (folder / "page.html").read_text(encoding="utf-8")
     parts["css"] = (folder / "page.css").read_text(encoding="utf-8")
     parts["js"] = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
-    pieces = page.split("{{")
-    filled = [pieces[0]]
-    for piece in pieces[1:]:  # each place once, so that no text that is put in is looked into
-        name, _, rest = piece.partition("}}")
-        filled += [parts[name], rest]
-    return "".join(filled)
+    # each place once, so that no text that is put in is looked into
+    return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], page)

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -63,21 +64,14 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
         return _read_zarr(path)
     folder = path / "outs" if (path / "outs").is_dir() else path
-    for vendor in VENDORS:
-        if vendor.is_in(folder):
-            return vendor.read(folder, bin_size)
+    for file, reader in _VENDORS.items():
+        if list(folder.glob(file)):
+            return reader(folder, bin_size)
     raise ValueError(
         f"{str(path)!r} is neither .h5ad nor .zarr, nor the output folder of Space Ranger "
         "(filtered_feature_bc_matrix.h5 and spatial/, or binned_outputs/), Xenium (experiment.xenium), MERSCOPE "
         "(cell_by_gene.csv) or CosMx (*_exprMat_file.csv). Write it as .h5ad with anndata first."
     )
-
-
-class Vendor(NamedTuple):
-    """How a folder is recognised, and read."""
-
-    is_in: Callable[[Path], bool]
-    read: Callable[[Path, int], AnnData]
 
 
 def section_name(path: Path) -> str:
@@ -105,7 +99,9 @@ def _sdata(reader: str, folder: Path, **arguments: Any) -> SpatialData:
             ) from err
 
 
-def _adata(sdata: SpatialData, library: str, table_key: str = "table", **entry: Any) -> AnnData:
+def _adata(
+    sdata: SpatialData, library: str, table_key: str = "table", drop: Sequence[str] = (), **entry: Any
+) -> AnnData:
     """Return the table as scanpy lays it out: sparse counts, the library in ``uns["spatial"]``."""
     from scipy import sparse
 
@@ -113,6 +109,7 @@ def _adata(sdata: SpatialData, library: str, table_key: str = "table", **entry: 
     if not sparse.issparse(adata.X):
         adata.X = sparse.csr_matrix(np.asarray(adata.X, dtype=np.float32))
     adata.var_names_make_unique()
+    adata.obs = adata.obs.drop(columns=list(drop))
     adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
     read: dict[str, Any] = next(iter(adata.uns.get(_keys.SPATIAL, {}).values()), {})
     merged = {**read, **entry}
@@ -126,10 +123,6 @@ def _microns(platform: str) -> dict[str, str]:
     return {"unit": "micron", "platform": platform}
 
 
-def _is_visium(folder: Path) -> bool:
-    return bool(list(folder.glob(f"*{_MATRIX}"))) and (folder / "spatial").is_dir()
-
-
 def _read_visium(folder: Path, _: int) -> AnnData:
     import h5py
 
@@ -139,13 +132,7 @@ def _read_visium(folder: Path, _: int) -> AnnData:
         named = [name.decode() if isinstance(name, bytes) else str(name) for name in file.attrs.get("library_ids", [])]
     factors = json.loads((folder / "spatial" / "scalefactors_json.json").read_text())
     library = named[0] if named else section_name(folder)
-    adata = _adata(sdata, library, scalefactors=factors)
-    adata.obs = adata.obs.drop(columns=["region", "spot_id"])
-    return adata
-
-
-def _is_visium_hd(folder: Path) -> bool:
-    return (folder / "binned_outputs").is_dir() or bool(list(folder.glob("*feature_slice.h5")))
+    return _adata(sdata, library, drop=["region", "spot_id"], scalefactors=factors)
 
 
 def _read_visium_hd(folder: Path, bin_size: int) -> AnnData:
@@ -159,9 +146,7 @@ def _read_visium_hd(folder: Path, bin_size: int) -> AnnData:
         load_segmentations_only=False,
     )  # fmt: skip
     factors = json.loads((bins / name / "spatial" / "scalefactors_json.json").read_text())
-    adata = _adata(sdata, section_name(folder), name, scalefactors=factors)
-    adata.obs = adata.obs.drop(columns=["region", "location_id"])
-    return adata
+    return _adata(sdata, section_name(folder), name, ["region", "location_id"], scalefactors=factors)
 
 
 def _read_xenium(folder: Path, _: int) -> AnnData:
@@ -170,16 +155,14 @@ def _read_xenium(folder: Path, _: int) -> AnnData:
     sdata = _sdata("xenium", folder, cells_as_circles=True, **dict.fromkeys([*elements, *images], False))
     specs = json.loads((folder / "experiment.xenium").read_text())
     metadata = {key: specs[key] for key in ("run_name", "region_name", "pixel_size") if specs.get(key)}
-    adata = _adata(sdata, str(specs.get("region_name") or section_name(folder)), metadata=metadata | _microns("Xenium"))
-    adata.obs = adata.obs.drop(columns="region")
-    return adata
+    library = str(specs.get("region_name") or section_name(folder))
+    return _adata(sdata, library, drop=["region"], metadata=metadata | _microns("Xenium"))
 
 
 def _read_merscope(folder: Path, _: int) -> AnnData:
     sdata = _sdata("merscope", folder, transcripts=False, cells_boundaries=False, mosaic_images=False)
-    adata = _adata(sdata, section_name(folder), metadata=_microns("MERSCOPE"))
-    adata.obs = adata.obs.drop(columns=["region", "slide", "dataset_id", "cells_region"])
-    return adata
+    columns = ["region", "slide", "dataset_id", "cells_region"]
+    return _adata(sdata, section_name(folder), drop=columns, metadata=_microns("MERSCOPE"))
 
 
 def _read_cosmx(folder: Path, _: int) -> AnnData:
@@ -201,13 +184,14 @@ def _microns_per_pixel(fovs: pd.DataFrame) -> float | None:
     return float(1000 * span[1] / span[0])
 
 
-VENDORS = (
-    Vendor(lambda folder: (folder / "experiment.xenium").is_file(), _read_xenium),
-    Vendor(_is_visium_hd, _read_visium_hd),
-    Vendor(_is_visium, _read_visium),
-    Vendor(lambda folder: (folder / "cell_by_gene.csv").is_file(), _read_merscope),
-    Vendor(lambda folder: bool(list(folder.glob("*_exprMat_file.csv"))), _read_cosmx),
-)
+_VENDORS = {  # what a folder holds, in this order, and who reads it
+    "experiment.xenium": _read_xenium,
+    "binned_outputs": _read_visium_hd,
+    "*feature_slice.h5": _read_visium_hd,
+    f"*{_MATRIX}": _read_visium,
+    "cell_by_gene.csv": _read_merscope,
+    "*_exprMat_file.csv": _read_cosmx,
+}
 
 
 def _read_file(path: Path) -> AnnData:
@@ -216,26 +200,29 @@ def _read_file(path: Path) -> AnnData:
     if path.suffix != ".h5ad":
         hint = " Name the folder that it lies in." if path.suffix in {".h5", ".xenium", ".csv"} else ""
         raise ValueError(f"{str(path)!r} is neither .h5ad nor .zarr, nor a folder of a platform.{hint}")
-    try:
+    with _whole(path, "AnnData"):
         return anndata.read_h5ad(path)
-    except PermissionError:
-        raise
-    except Exception as err:  # h5py and anndata raise many kinds for a file that is damaged
-        raise ValueError(f"{str(path)!r} cannot be read as AnnData; is it complete? ({err})") from err
 
 
 def _read_zarr(path: Path) -> AnnData:
     import anndata
     import zarr
 
-    try:
+    with _whole(path, "AnnData or SpatialData"):
         if "spatialdata_attrs" not in zarr.open_group(path, mode="r").attrs:
             return anndata.read_zarr(path)
         from spatialdata import read_zarr
 
         sdata = read_zarr(path)
+    return from_spatialdata(sdata)
+
+
+@contextmanager
+def _whole(path: Path, what: str) -> Iterator[None]:
+    """Say that a file may be damaged: h5py, zarr and anndata raise many kinds of errors then."""
+    try:
+        yield
     except PermissionError:
         raise
-    except Exception as err:  # zarr and anndata raise many kinds for a store that is damaged
-        raise ValueError(f"{str(path)!r} cannot be read as AnnData or SpatialData; is it complete? ({err})") from err
-    return from_spatialdata(sdata)
+    except Exception as err:
+        raise ValueError(f"{str(path)!r} cannot be read as {what}; is it complete? ({err})") from err
