@@ -19,14 +19,12 @@ from stxtools.stats._composition import (
     Nuisance,
     PartialCorrelation,
     _product,
-    design_matrix,
-    join_nuisance,
     n_components,
     rescaled,
 )
 from stxtools.stats._expression import equal_blocks
 from stxtools.stats._region_test import SectionView
-from stxtools.stats._smooth import smooth_basis
+from stxtools.stats._smooth import Metric, smooth_basis
 
 
 def _expression(n: int = 120, genes: int = 25, seed: int = 0) -> np.ndarray:
@@ -51,12 +49,10 @@ def _partial(y: np.ndarray, label: np.ndarray, z: np.ndarray) -> tuple[float, fl
 def test_partial_correlations_equal_least_squares_gene_by_gene():
     y = _expression()
     space = _space(y)
-    nuisance = space.components(4)
-    fixed = design_matrix(np.random.default_rng(1).standard_normal((len(y), 2)))
-    nuisance = join_nuisance([nuisance, fixed], y.shape[1])
+    nuisance = space.components(4).beside(np.random.default_rng(1).standard_normal((len(y), 2)))
     labels = (np.random.default_rng(2).random((len(y), 3)) < 0.4).astype(float)
     labels -= labels.mean(axis=0)
-    r, left = PartialCorrelation(sparse.csr_matrix(y), nuisance)(labels)
+    r, left = PartialCorrelation(sparse.csr_matrix(y), nuisance, Metric.plain(len(y)))(labels)
     centred = y.astype(float) - y.mean(axis=0)
     for j in range(y.shape[1]):
         others = nuisance.scores - centred[:, [j]] * nuisance.loadings[[j]]
@@ -68,10 +64,10 @@ def test_partial_correlations_equal_least_squares_gene_by_gene():
 
 def test_covariates_without_loadings_are_ordinary_ones():
     y = _expression(seed=3)
-    z = design_matrix(np.random.default_rng(0).standard_normal((len(y), 3)))
+    z = Nuisance.empty(*y.shape).beside(np.random.default_rng(0).standard_normal((len(y), 3)))
     labels = np.random.default_rng(5).standard_normal((len(y), 2))
     labels -= labels.mean(axis=0)
-    r, _ = PartialCorrelation(sparse.csr_matrix(y), join_nuisance([z], y.shape[1]))(labels)
+    r, _ = PartialCorrelation(sparse.csr_matrix(y), z, Metric.plain(len(y)))(labels)
     expected = [[_partial(y[:, j].astype(float), labels[:, b], z.scores)[0] for b in range(2)] for j in range(25)]
     np.testing.assert_allclose(r, expected, atol=2e-4)
 
@@ -115,9 +111,9 @@ def test_depth_without_some_genes():
 
 
 def test_designs():
-    assert design_matrix(np.ones((10, 2))) is None
+    assert Nuisance.empty(10, 4).beside(np.ones((10, 2))).scores.shape == (10, 0)
     twice = np.random.default_rng(0).standard_normal((30, 1)).repeat(2, axis=1)
-    assert design_matrix(twice).scores.shape == (30, 1)
+    assert Nuisance.empty(30, 4).beside(twice).scores.shape == (30, 1)
     assert [n_components(n) for n in (60, 500, 10**6)] == [2, 10, 20]
 
 
@@ -136,8 +132,8 @@ def test_a_gene_does_not_explain_itself():
     own = _space(logged).components(3)
     blind = Nuisance(own.scores, np.zeros_like(own.loadings))
     centred = (label - label.mean())[:, None]
-    with_itself = PartialCorrelation(sparse.csr_matrix(logged), blind)
-    without = PartialCorrelation(sparse.csr_matrix(logged), own)
+    with_itself = PartialCorrelation(sparse.csr_matrix(logged), blind, Metric.plain(625))
+    without = PartialCorrelation(sparse.csr_matrix(logged), own, Metric.plain(625))
     assert with_itself.residual[0] < 0.1 * without.residual[0]
     assert abs(without(centred)[0][0, 0]) > 0.5
 

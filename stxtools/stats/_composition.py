@@ -85,9 +85,26 @@ class Nuisance:
     scores: Floats
     loadings: Floats
 
+    @classmethod
+    def empty(cls, n_obs: int, n_genes: int) -> Nuisance:
+        """Return no covariates."""
+        return cls(np.zeros((n_obs, 0)), np.zeros((n_genes, 0)))
+
     def of(self, genes: slice) -> Nuisance:
         """Return the same covariates for some of the genes."""
         return Nuisance(self.scores, self.loadings[genes])
+
+    def beside(self, columns: Floats) -> Nuisance:
+        """Add columns, orthogonalised, without constant ones; loadings are 0, as they may contain the tested gene."""
+        centred = columns - columns.mean(axis=0)
+        size = centred.std(axis=0)
+        kept = centred[:, size > 1e-12] / size[size > 1e-12]
+        if not kept.shape[1]:
+            return self
+        u, s, _ = np.linalg.svd(kept, full_matrices=False)
+        u = u[:, s > 1e-8 * s[0]] * np.sqrt(len(kept))
+        none = np.zeros((len(self.loadings), u.shape[1]))
+        return Nuisance(np.concatenate([self.scores, u], axis=1), np.concatenate([self.loadings, none], axis=1))
 
 
 ReadRows = Callable[[NDArray[np.int64], int], Iterator[sparse.csr_matrix]]  # of some genes, so many at a time
@@ -116,7 +133,7 @@ class ExpressionSpace:
             kept = kept[~np.isin(self._genes, without)]
         n_comps = min(n_comps, len(kept) - 1, self._n_obs - 3)
         if n_comps < 1:
-            return Nuisance(np.zeros((self._n_obs, 0)), np.zeros((self._n_genes, 0)))
+            return Nuisance.empty(self._n_obs, self._n_genes)
         vectors = _leading(self._covariance[np.ix_(kept, kept)], n_comps)
         loadings = np.zeros((self._n_genes, n_comps))
         loadings[self._genes[kept]] = vectors
@@ -139,16 +156,13 @@ class PartialCorrelation:
 
     With leading components Z = Y V of centred expression Y, gene y is tested given ``Z - y v'``: the components of all
     other genes. Their Gram matrix is that of Z with a change of rank two, so that products with Z give the result
-    (Woodbury's identity). Inner products are those of a ``metric``, by default the plain ones.
+    (Woodbury's identity). Inner products are those of a ``metric``.
     """
 
-    def __init__(
-        self, matrix: sparse.csr_matrix, nuisance: Nuisance | None = None, metric: Metric | None = None
-    ) -> None:
-        n, n_genes = matrix.shape
-        nuisance = Nuisance(np.zeros((n, 0)), np.zeros((n_genes, 0))) if nuisance is None else nuisance
+    def __init__(self, matrix: sparse.csr_matrix, nuisance: Nuisance, metric: Metric) -> None:
+        n = matrix.shape[0]
         z, self._v = nuisance.scores, nuisance.loadings
-        self._matrix, self._metric = matrix, Metric.plain(n) if metric is None else metric
+        self._matrix, self._metric = matrix, metric
         self._z = self._metric(z)
         gram = z.T @ self._z
         ridge = 1e-6 * max(float(np.trace(gram)) / max(z.shape[1], 1), 1e-12) * np.eye(z.shape[1])
@@ -203,21 +217,3 @@ def _product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats
             panel = np.concatenate([panel, np.zeros((_PANEL - len(panel), genes.shape[1]))])
         out[start : start + _PANEL] = (panel @ other)[: rows - start, :columns]
     return out
-
-
-def design_matrix(columns: Floats) -> Nuisance | None:
-    """Centre and orthogonalise covariates (observations x q) without constant ones; None if all are constant."""
-    centred = columns - columns.mean(axis=0)
-    size = centred.std(axis=0)
-    kept = centred[:, size > 1e-12] / size[size > 1e-12]
-    if not kept.shape[1]:
-        return None
-    u, s, _ = np.linalg.svd(kept, full_matrices=False)
-    u = u[:, s > 1e-8 * s[0]] * np.sqrt(len(kept))
-    return Nuisance(u, np.zeros((0, u.shape[1])))
-
-
-def join_nuisance(parts: list[Nuisance], n_genes: int) -> Nuisance:
-    """Concatenate covariates."""
-    loadings = [p.loadings if len(p.loadings) else np.zeros((n_genes, p.scores.shape[1])) for p in parts]
-    return Nuisance(np.concatenate([p.scores for p in parts], axis=1), np.concatenate(loadings, axis=1))

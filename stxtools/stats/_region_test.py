@@ -20,8 +20,6 @@ from ._composition import (
     Depths,
     ExpressionSpace,
     Nuisance,
-    design_matrix,
-    join_nuisance,
     n_components,
     rescaled,
 )
@@ -76,13 +74,6 @@ class SectionView:
     def basis(self) -> SmoothBasis:
         """Smooth functions of position."""
         return smooth_basis(self.xy)
-
-    @cached_property
-    def fixed(self) -> Nuisance | None:
-        """Covariates that are columns, without the composition."""
-        if self.covariates is None or self.covariates.columns is None:
-            return None
-        return design_matrix(self.covariates.columns)
 
     @cached_property
     def _storage_order(self) -> NDArray[np.int64]:
@@ -146,10 +137,11 @@ class SectionView:
 
         Components hold most of the smooth variation: weighed down beside them, regions lose power.
         """
-        parts = [] if self.fixed is None else [self.fixed]
+        nuisance = Nuisance.empty(len(self), self.expression.shape[1])
         if composition:
-            parts = [self.first_components if components is None else components, *parts]
-        nuisance = join_nuisance(parts, self.expression.shape[1]) if parts else None
+            nuisance = self.first_components if components is None else components
+        if self.covariates is not None and self.covariates.columns is not None:
+            nuisance = nuisance.beside(self.covariates.columns)
         return Adjustment(composition, nuisance, Metric.plain(len(self)) if composition or self.plain else self.metric)
 
 
@@ -189,8 +181,7 @@ class _RegionTest:
         self.found: list[RegionEffect] = []
 
     def __call__(self, genes: slice, section: SectionExpression) -> None:
-        nuisance = self.adjustment.nuisance
-        own = replace(self.adjustment, nuisance=None if nuisance is None else nuisance.of(genes))
+        own = replace(self.adjustment, nuisance=self.adjustment.nuisance.of(genes))
         if self.factor is not None:
             section = SectionExpression(rescaled(section.matrix, self.factor))
         alternative = self.contrast.alternative if self.final else None

@@ -30,7 +30,7 @@ class Adjustment:
     """What a test adjusts for: whether for composition, with which covariates, in which metric."""
 
     composition: bool
-    nuisance: Nuisance | None
+    nuisance: Nuisance
     metric: Metric
 
 
@@ -149,8 +149,7 @@ class SectionExpression:
         known = correlate.known & (square > 0)
         null_variance = np.where(known, square / n_null, 1.0)
         # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
-        q = 0 if test.nuisance is None else test.nuisance.scores.shape[1]
-        df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n - 2.0 - q, 1.0))
+        df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n - 2.0 - test.nuisance.scores.shape[1], 1.0))
         r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
         skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
         kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
@@ -164,11 +163,11 @@ class SectionExpression:
 
     def _correlation(self, test: Adjustment) -> PartialCorrelation:
         """Correlation of genes with centred labels; without covariates the same for all regions."""
-        if test.nuisance is None and self._plain is not None:
+        adjusted = test.composition or test.nuisance.scores.shape[1] > 0
+        if not adjusted and self._plain is not None:
             return self._plain
         found = PartialCorrelation(self.matrix if test.composition else self._flat, test.nuisance, test.metric)
-        if test.nuisance is None:
-            self._plain = found
+        self._plain = self._plain if adjusted else found
         return found
 
 
