@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, sparse
+from scipy.integrate import cumulative_trapezoid
 from scipy.spatial import cKDTree
 from scipy.special import ndtri
 
@@ -24,10 +25,7 @@ _FIELDS = 4  # random fields that are simulated at a time
 
 @dataclass(frozen=True)
 class LabelModel:
-    """A thresholded Gaussian random field: correlation ``(1 - nugget) exp(-(h / length) ** power)``.
-
-    A share ``fraction`` lies above the threshold. ``length`` is in the unit of the coordinates.
-    """
+    """A Gaussian random field, correlation ``(1 - nugget) exp(-(h / length) ** power)``; a ``fraction`` is inside."""
 
     fraction: float
     length: float
@@ -63,7 +61,7 @@ def sample_lag_pairs(xy: NDArray[np.float64], rng: np.random.Generator) -> LagPa
     nearest = tree.query(xy[probe], k=2)[0][:, 1]
     spacing = float(np.median(nearest[nearest > 0])) if (nearest > 0).any() else extent / np.sqrt(n)
     lags = np.geomspace(spacing, max(0.5 * extent, 2 * spacing), N_LAGS)
-    first, second, lag = [], [], []
+    pairs = []
     for b, h in enumerate(lags):
         i = rng.integers(0, n, size=N_PAIRS)
         angle = rng.uniform(0, 2 * np.pi, size=N_PAIRS)
@@ -71,28 +69,19 @@ def sample_lag_pairs(xy: NDArray[np.float64], rng: np.random.Generator) -> LagPa
         own = near[:, 0] == i
         j, miss = np.where(own, near[:, 1], near[:, 0]), np.where(own, off[:, 1], off[:, 0])
         keep = (miss <= max(0.3 * h, 0.75 * spacing)) & (j != i)
-        first.append(i[keep])
-        second.append(j[keep])
-        lag.append(np.full(int(keep.sum()), b))
-    f, s = np.concatenate(first), np.concatenate(second)
-    a, b_ = rng.integers(0, n, size=(2, 4 * N_PAIRS))
-    far = np.hypot(*(xy[a] - xy[b_]).T)
-    return LagPairs(
-        spacing, extent, f, s, np.concatenate(lag), np.hypot(*(xy[f] - xy[s]).T),
-        np.quantile(far, (np.arange(400) + 0.5) / 400),
-    )  # fmt: skip
+        pairs.append(np.stack([i, j, np.full(N_PAIRS, b)])[:, keep])
+    first, second, lag = np.concatenate(pairs, axis=1)
+    one, two = rng.integers(0, n, size=(2, 4 * N_PAIRS))
+    distance, far = np.hypot(*(xy[first] - xy[second]).T), np.hypot(*(xy[one] - xy[two]).T)
+    return LagPairs(spacing, extent, first, second, lag, distance, np.quantile(far, (np.arange(400) + 0.5) / 400))
 
 
 def _binary_correlation(rho: NDArray[np.float64], fraction: float) -> NDArray[np.float64]:
-    """Correlation of a bivariate normal pair (correlation ``rho`` >= 0) after thresholding both at the same quantile.
-
-    From dP/drho of the orthant probability (Plackett 1954), integrated over the angle asin(rho).
-    """
+    """Correlation of a normal pair (``rho`` >= 0) after thresholding both at one quantile (Plackett 1954)."""
     threshold = ndtri(1.0 - fraction)
     angle = np.linspace(0.0, np.pi / 2, 513)
     density = np.exp(-(threshold**2) / (1.0 + np.sin(angle))) / (2 * np.pi)
-    step = angle[1] - angle[0]
-    covariance = np.r_[0.0, np.cumsum(0.5 * (density[1:] + density[:-1]) * step)]
+    covariance = cumulative_trapezoid(density, dx=angle[1] - angle[0], initial=0)
     return np.interp(np.arcsin(np.clip(rho, 0.0, 1.0)), angle, covariance / covariance[-1])
 
 

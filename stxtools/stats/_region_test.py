@@ -7,7 +7,7 @@ for the composition, and the genes significant in a first test, which both of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -52,7 +52,7 @@ class SectionView:
     depth: Floats | None = None
     covariates: Covariates | None = None
     plain: bool = False
-    moments: Moments | None = None
+    moments: Moments = field(init=False)  # known once all blocks are described
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,32 +100,23 @@ class SectionView:
     @cached_property
     def metric(self) -> Metric:
         """Inner products that weigh smooth variation down as much as the median gene needs."""
-        known = self._known.strength[~np.isnan(self._known.strength)]
+        known = self.moments.strength[~np.isnan(self.moments.strength)]
         return self.basis.metric(float(np.median(known)) if len(known) else 0.0)
 
     def stored(self, genes: NDArray[np.int64], size: int, factor: Floats | None = None) -> Iterator[sparse.csr_matrix]:
-        """Yield ``size`` observations at a time in the order of storage, whatever the chunks of the expression.
-
-        ``factor``: of every observation of the view, on the linear scale.
-        """
+        """Yield ``size`` observations at a time in the order of storage, times a ``factor`` on the linear scale."""
         pieces = (self.select(piece, rows.start, factor) for rows, piece in self.expression.rows(genes))
         yield from equal_blocks(pieces, size)
 
     @cached_property
     def space(self) -> ExpressionSpace:
         """Second moments of the most variable genes."""
-        return ExpressionSpace(self.stored, len(self), self._known.mean, self._known.variance)
+        return ExpressionSpace(self.stored, len(self), self.moments.mean, self.moments.variance)
 
     def components(self, without: NDArray[np.int64] | None = None, factor: Floats | None = None) -> Nuisance:
         """Return the components of the genes that are not in ``without``."""
         found = self.space.components(n_components(len(self)), without, partial(self.stored, factor=factor))
         return Nuisance(self.reordered(found.scores.T).T, found.loadings)
-
-    @property
-    def _known(self) -> Moments:
-        if self.moments is None:
-            raise RuntimeError("The genes' moments are not known yet.")
-        return self.moments
 
     @cached_property
     def first_components(self) -> Nuisance:
@@ -217,10 +208,9 @@ def concatenated(parts: Sequence[P]) -> P:
 def compare_regions(
     contrasts: Sequence[Contrast], limit: float = np.inf, *, done: Callable[[int], object] = lambda n: None
 ) -> None:
-    """Describe and test regions of one expression; the contrasts get the results.
+    """Describe and test regions of one expression; the contrasts get the results, and ``done`` how many are finished.
 
-    As many as fit into ``limit`` bytes, held between blocks, share two passes over the expression. ``done`` is called
-    with the number of contrasts finished since its last call.
+    As many as fit into ``limit`` bytes, held between blocks, share two passes over the expression.
     """
     _describe(contrasts)
     group: list[Contrast] = []
@@ -284,25 +274,16 @@ def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
     control genes, as in Risso et al. 2014).
     """
     significant = [test.significant() for test in tests]
-    for test, genes, factor in zip(tests, significant, _factors(tests, significant), strict=True):
-        view, test.factor = test.view, factor
-        components = None
-        if test.composition and len(genes):
-            components = view.components(genes, factor)
+    n_genes = tests[0].view.expression.shape[1]
+    depths = {test: Depths(n_genes, genes) for test, genes in zip(tests, significant, strict=True) if len(genes)}
+    for rows, piece in tests[0].view.expression.rows() if depths else ():
+        for test, depth in depths.items():
+            depth.add(test.view.select(piece, rows.start))
+    for test, genes in zip(tests, significant, strict=True):
+        view, components = test.view, None
+        if test in depths:
+            factor = depths[test].factor()
+            test.factor = None if factor is None else view.reordered(factor)
+            components = view.components(genes, test.factor) if test.composition else None
         adjustment = view.adjustment(composition=test.composition, components=components)
         test.begin(adjustment, test.contrast.n_null, final=True)
-
-
-def _factors(tests: Sequence[_RegionTest], significant: Sequence[NDArray[np.int64]]) -> list[Floats | None]:
-    """Return the factors that take significant genes out of the depth: one pass over the rows."""
-    out: list[Floats | None] = [None] * len(tests)
-    n_genes = tests[0].view.expression.shape[1]
-    depths = {i: Depths(n_genes, genes) for i, genes in enumerate(significant) if len(genes)}
-    if depths:
-        for rows, piece in tests[0].view.expression.rows():
-            for i, depth in depths.items():
-                depth.add(tests[i].view.select(piece, rows.start))
-    for i, depth in depths.items():
-        factor = depth.factor()
-        out[i] = None if factor is None else tests[i].view.reordered(factor)
-    return out

@@ -36,10 +36,9 @@ class Adjustment:
 
 @dataclass(frozen=True)
 class RegionEffect:
-    """Per gene: mean difference, its variance over random regions, t statistic, effective degrees of freedom.
+    """Per gene: mean difference, its moments over random regions, t statistic, effective degrees of freedom.
 
-    ``skewness`` and ``kurtosis`` are those of the mean difference over random regions, the kurtosis shrunken.
-    A variance of 0 marks a gene without variance in the section.
+    A variance of 0 marks a gene without variance in the section; the kurtosis is shrunken.
     """
 
     effect: Floats

@@ -153,10 +153,7 @@ class ModelSource:
 def carried_to_genes(
     read: Expression, projection: GeneProjection, gradient: NDArray[np.float64], parts: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.float64]:
-    """Return genes' parts of what features do: each gene's difference from its section's mean, times the gradient.
-
-    Genes make features linearly, so that the parts follow exactly. Expression is read by chunks of rows.
-    """
+    """Return genes' parts of what features do: each gene's difference from its section's mean, times the gradient."""
     centred = np.array(gradient)
     for rows in parts:  # (y - mean)' g = y' (g - mean of g)
         centred[rows] -= gradient[rows].mean(axis=0)

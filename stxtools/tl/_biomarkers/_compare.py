@@ -27,11 +27,9 @@ def compare(
     n_null: int, seed: int, show_progress: bool | None, alternative: Alternative = "two-sided", both: bool = True,
     plain: bool = False,
 ) -> list[Outcome]:  # fmt: skip
-    """Test every design.
+    """Test every design; results do not depend on the order of rows.
 
     ``both``: ask the other question, too. ``plain``: smooth variation is not weighed down, as on strips.
-
-    Observations are sorted by position and then by ``names``, so results do not depend on the order of rows.
     """
     depth = expression.depth
     views: dict[int, SectionView] = {}
