@@ -13,6 +13,11 @@ _AT_ONCE = 2_000_000  # values
 
 def aurocs(matrix: sparse.csr_matrix, labels: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
     """AUROC of every gene of a matrix (observations x genes) for each label against the rest: genes x labels."""
+    inside = np.stack(labels, axis=1).astype(np.float64)
+    n1 = inside.sum(axis=0)
+    n0 = len(inside) - n1
+    if not (n1 * n0).all():
+        raise ValueError("An AUROC needs observations on both sides.")
     out = np.empty((matrix.shape[1], len(labels)))
     ends = np.r_[0, np.cumsum(np.bincount(matrix.indices, minlength=len(out)))]
     first = 0
@@ -20,9 +25,11 @@ def aurocs(matrix: sparse.csr_matrix, labels: Sequence[NDArray[np.bool_]]) -> ND
         last = max(first + 1, int(np.searchsorted(ends, ends[first] + _AT_ONCE, side="right")) - 1)
         by_gene = sparse.csr_matrix(matrix[:, first:last].T)
         by_gene.eliminate_zeros()
-        ranks = midranks(by_gene)
-        for i, label in enumerate(labels):
-            out[first:last, i] = auroc_from_ranks(*ranks, label)
+        ranks, zero_rank = midranks(by_gene)
+        ones = np.broadcast_to(1.0, ranks.data.shape)
+        stored = sparse.csr_matrix((ones, ranks.indices, ranks.indptr), shape=ranks.shape) @ inside
+        total = ranks @ inside + (n1 - stored) * zero_rank[:, None]  # sums of halves: exact
+        out[first:last] = (total - n1 * (n1 + 1) / 2.0) / (n1 * n0)
         first = last
     return out
 
@@ -47,18 +54,3 @@ def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, NDArray[np.
     ranks[order] = rank
     zero_rank = np.bincount(gene[data < 0], minlength=n_genes) + (n_zero + 1) / 2.0
     return sparse.csr_matrix((ranks, by_gene.indices, by_gene.indptr), shape=by_gene.shape), zero_rank
-
-
-def auroc_from_ranks(
-    ranks: sparse.csr_matrix, zero_rank: NDArray[np.float64], label: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """AUROC of every gene for ``label`` against the rest, from :func:`midranks`."""
-    n1 = int(label.sum())
-    n0 = len(label) - n1
-    if n1 == 0 or n0 == 0:
-        raise ValueError("An AUROC needs observations on both sides.")
-    inside = label.astype(np.float64)
-    ones = np.broadcast_to(1.0, ranks.data.shape)
-    stored = sparse.csr_matrix((ones, ranks.indices, ranks.indptr), shape=ranks.shape) @ inside
-    total = ranks @ inside + (n1 - stored) * zero_rank  # sums of halves: exact
-    return np.asarray((total - n1 * (n1 + 1) / 2.0) / (float(n1) * n0), dtype=np.float64)

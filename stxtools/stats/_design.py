@@ -33,31 +33,26 @@ class Design:
 
     def sides(self, codes: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return masks of the group and of the reference."""
-        inside, outside = _sides(codes, self.code, self.reference)
+        inside = codes == self.code
+        outside = (codes >= 0) & ~inside if self.reference is None else codes == self.reference
         return inside, outside & (codes != self.left_out)
-
-
-def _sides(codes: NDArray[np.int64], code: int, reference: int | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    inside = codes == code
-    outside = (codes >= 0) & ~inside if reference is None else codes == reference
-    return inside, outside
 
 
 def plan(
     name: str, code: int, reference: int | None, codes: NDArray[np.int64], library: NDArray[np.int64], n_libraries: int
 ) -> Design:
     """Choose the design of a comparison by where its two sides occur."""
-    n_in, n_out = (np.bincount(library[side], minlength=n_libraries) for side in _sides(codes, code, reference))
+    design = Design(name, code, reference, "small", [])
+    n_in, n_out = (np.bincount(library[side], minlength=n_libraries) for side in design.sides(codes))
     has_in, has_out = n_in >= MIN_OBS, n_out >= MIN_OBS
     both = np.flatnonzero(has_in & has_out)
     only_in, only_out = np.flatnonzero(has_in & ~has_out), np.flatnonzero(has_out & ~has_in)
     between = min(len(only_in), len(only_out)) >= 2
     if len(both) >= 2 or (len(both) == 1 and not between):
-        return Design(name, code, reference, "within", both.tolist())
+        return replace(design, kind="within", libraries=both.tolist())
     if between:
-        return Design(name, code, reference, "between", sorted([*only_in.tolist(), *only_out.tolist()]))
-    kind = "unreplicated" if has_in.any() and has_out.any() else "small"
-    return Design(name, code, reference, kind, [])
+        return replace(design, kind="between", libraries=sorted([*only_in.tolist(), *only_out.tolist()]))
+    return replace(design, kind="unreplicated") if has_in.any() and has_out.any() else design
 
 
 @dataclass(frozen=True)

@@ -176,39 +176,24 @@ class LabelSampler:
 
 
 class RegionDraws:
-    """The tested side of a region, and its random regions: the same at every iteration, and for its complement.
+    """The tested side of a region, and its random regions, the same for its complement; they are held as bits.
 
-    ``side`` is the one of the two without the first observation, ``flipped`` whether that is the complement. Above
-    ``limit`` bytes (a bit per observation and random region) regions are drawn again each time.
+    ``side`` is the one of the two without the first observation, ``flipped`` whether that is the complement.
     """
 
     def __init__(
-        self, xy: NDArray[np.float64], pairs: LagPairs, label: NDArray[np.bool_], n_null: int, seed: Sequence[int],
-        limit: float = np.inf,
-    ) -> None:  # fmt: skip
+        self, xy: NDArray[np.float64], pairs: LagPairs, label: NDArray[np.bool_], n_null: int, seed: Sequence[int]
+    ) -> None:
         self.flipped = bool(label[0])
         self.side = ~label if self.flipped else label
         self.model = fit_label_model(pairs, self.side)
-        self._n_null, self._kept = n_null, len(label) * n_null / 8 <= limit
-        self._seed = [*seed, zlib.crc32(np.packbits(self.side).tobytes())]
-        self._sampler = LabelSampler(xy, self.model, pairs.spacing)
-        self._packed: list[tuple[NDArray[np.uint8], int]] = []
+        rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(self.side).tobytes())])
+        drawn = LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng)
+        self._packed = [(np.packbits(labels, axis=1), labels.shape[1]) for labels in drawn]
 
     def first(self, n_labels: int) -> Iterator[NDArray[np.bool_]]:
         """Yield the first ``n_labels`` random regions as columns, some at a time."""
-        left = n_labels
-        for labels in self._all():
-            yield labels[:, :left]
-            left -= labels.shape[1]
-            if left <= 0:
-                return
-
-    def _all(self) -> Iterator[NDArray[np.bool_]]:
-        if not self._kept:
-            yield from self._sampler.draw(self._n_null, np.random.default_rng(self._seed))
-            return
-        if not self._packed:
-            drawn = self._sampler.draw(self._n_null, np.random.default_rng(self._seed))
-            self._packed = [(np.packbits(labels, axis=1), labels.shape[1]) for labels in drawn]
         for packed, count in self._packed:
-            yield np.unpackbits(packed, axis=1, count=count).view(np.bool_)
+            if n_labels > 0:
+                yield np.unpackbits(packed, axis=1, count=min(count, n_labels)).view(np.bool_)
+            n_labels -= count

@@ -217,7 +217,7 @@ def compare_regions(
     for i, contrast in enumerate(contrasts):
         group.append(contrast)
         if i + 1 == len(contrasts) or sum(c.size for c in [*group, contrasts[i + 1]]) > limit:
-            _test(group, limit, done)
+            _test(group, done)
             group = []
 
 
@@ -248,10 +248,10 @@ def _sections(views: Sequence[SectionView]) -> Iterator[tuple[slice, SectionView
             yield genes, view, section
 
 
-def _test(contrasts: Sequence[Contrast], limit: float, done: Callable[[int], object]) -> None:
+def _test(contrasts: Sequence[Contrast], done: Callable[[int], object]) -> None:
     tests: list[_RegionTest] = []
     for c in contrasts:
-        draws = RegionDraws(c.view.xy, c.view.pairs, c.label, c.n_null, c.seed, limit)
+        draws = RegionDraws(c.view.xy, c.view.pairs, c.label, c.n_null, c.seed)
         tests += [_RegionTest(c, draws, composition=q) for q in c.questions]
     views = list(dict.fromkeys(c.view for c in contrasts))
     for final in (False, True):
