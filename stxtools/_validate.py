@@ -188,15 +188,13 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
         spatial = adata.uns.get(_keys.SPATIAL)
         entries = spatial.items() if isinstance(spatial, Mapping) else ()
         names = [str(name) for name, entry in entries if isinstance(entry, Mapping)]  # others name no section
-        if len(names) > 1 and library_key is False:
-            names = []
-        if len(names) > 1:
+        if len(names) > 1 and library_key is None:
             raise ValueError(
                 f"`adata.uns['spatial']` names several sections ({listing(names)}) but `library_key` is None; "
                 "pass `library_key=`, the obs column that says which section an observation belongs to, or "
                 "`library_key=False` if all are one section."
             )
-        return Libraries([names[0] if names else _keys.LIBRARY], np.zeros(adata.n_obs, dtype=np.int64))
+        return Libraries(names if len(names) == 1 else [_keys.LIBRARY], np.zeros(adata.n_obs, dtype=np.int64))
     if library_key is True:
         raise TypeError("`library_key=True` names no column; it takes a column of `adata.obs`, False or None.")
     check_in(adata, "obs", library_key, "library_key")
