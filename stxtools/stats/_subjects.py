@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice, product
+from itertools import combinations, product
 from math import factorial, prod
 from typing import Any
 
@@ -164,7 +164,7 @@ def _permutations(x: Floats, most: int, seed: int) -> Iterator[Floats]:
         ordered, rng = np.sort(x)[::-1], np.random.default_rng(seed)
         found = (ordered[np.argsort(rng.permutation(len(x)))] for _ in range(most))
     centred = x - x.mean()
-    for other in islice(found, most):
+    for other in found:
         if abs((other - x.mean()) @ centred) < (1 - 1e-9) * (centred @ centred):
             yield other
 
@@ -176,7 +176,7 @@ def _flips(n: int, most: int, seed: int) -> Iterator[Floats]:
     else:
         rng = np.random.default_rng(seed)
         found = (rng.choice((-1.0, 1.0), n) for _ in range(most))
-    for signs in islice(found, most):
+    for signs in found:
         if abs(sum(signs)) < n:
             yield np.array(signs)
 
