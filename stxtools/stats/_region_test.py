@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,12 +197,8 @@ def concatenated(parts: Sequence[P]) -> P:
     """Concatenate results of consecutive blocks of genes."""
     if len(parts) == 1:
         return parts[0]
-    changes: dict[str, Any] = {}
-    for each in fields(parts[0]):
-        values = [getattr(part, each.name) for part in parts]
-        if isinstance(values[0], np.ndarray):
-            changes[each.name] = np.concatenate(values)
-    return replace(parts[0], **changes)
+    values = {each.name: [getattr(part, each.name) for part in parts] for each in fields(parts[0])}
+    return replace(parts[0], **{k: np.concatenate(v) for k, v in values.items() if isinstance(v[0], np.ndarray)})
 
 
 def compare_regions(

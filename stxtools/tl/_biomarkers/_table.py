@@ -33,15 +33,9 @@ COLUMNS = (
 
 
 def design_table(
-    design: Design,
-    outcome: Outcome,
-    attribution: NDArray[np.float64],
-    gene_names: NDArray[np.object_],
-    *,
-    adjusted: bool,
-    composition: bool,
-    alternative: Alternative,
-) -> tuple[pd.DataFrame, float]:
+    design: Design, outcome: Outcome, attribution: NDArray[np.float64], gene_names: NDArray[np.object_], *,
+    adjusted: bool, composition: bool, alternative: Alternative,
+) -> tuple[pd.DataFrame, float]:  # fmt: skip
     """Return a design's table in the order of the genes, and how attribution and evidence agree.
 
     ``adjusted``: ``rank_score`` is made of the effect that was adjusted for covariates. ``composition``: composition is
@@ -155,6 +149,5 @@ def scanpy_twin(
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+    known = len(a) >= 3 and np.ptp(a) > 0 and np.ptp(b) > 0
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1]) if known else float("nan")
