@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,7 +198,8 @@ def concatenated(parts: Sequence[P]) -> P:
     if len(parts) == 1:
         return parts[0]
     values = {each.name: [getattr(part, each.name) for part in parts] for each in fields(parts[0])}
-    return replace(parts[0], **{k: np.concatenate(v) for k, v in values.items() if isinstance(v[0], np.ndarray)})
+    joined: dict[str, Any] = {k: np.concatenate(v) for k, v in values.items() if isinstance(v[0], np.ndarray)}
+    return replace(parts[0], **joined)
 
 
 def compare_regions(
