@@ -266,3 +266,17 @@ def test_masked_values_are_not_read(make_section):
     adata.layers["masked"] = values
     with pytest.raises(ValueError, match="masked"):
         _read(adata, "masked")
+
+
+def test_a_value_stored_in_parts_is_their_sum(make_section):
+    adata = make_section(rows=8, cols=8)
+    whole = adata.X.tocsr()
+    ends, half = 2 * whole.indptr, np.floor(whole.data / 2)
+    data, genes = np.stack([half, whole.data - half], axis=1).ravel(), np.repeat(whole.indices, 2)
+    parts = adata.copy()
+    parts.X = sparse.csr_matrix((data, genes, ends), whole.shape)
+    for one in (adata, parts):
+        st.pp.normalize(one)
+    np.testing.assert_array_equal(parts.X.toarray(), adata.X.toarray())
+    np.testing.assert_array_equal(parts.obsm["X_pca"], adata.obsm["X_pca"])
+    assert parts.layers["counts"].nnz == 2 * whole.nnz  # as it was given

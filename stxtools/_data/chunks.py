@@ -59,6 +59,9 @@ def to_csr(matrix: Any) -> sparse.csr_matrix:
     elif not dtype.isnative:
         matrix = matrix.astype(dtype.newbyteorder("="))
     out = sparse.csr_matrix(matrix)
+    if not out.has_canonical_format:  # a value may be stored in parts, and a logarithm of parts is another
+        out = out.copy()
+        out.sum_duplicates()
     if not np.isfinite(out.data).all():
         raise ValueError("The expression matrix holds NaN or infinite values; fill or drop them first.")
     return out
