@@ -354,6 +354,7 @@ def test_several_files(quick, no_figures, make_section, tmp_path, capsys):
         part.uns["spatial"] = {"img": {"images": {"lowres": np.zeros((40, 40, 3))},
                                        "scalefactors": {"tissue_lowres_scalef": 0.01}}}  # fmt: skip
         part.obsm["X_pca"] = np.ones((part.n_obs, 2))
+        part.uns["regions"] = ad.AnnData(np.ones((2, 3)))
         part.write_h5ad(tmp_path / f"{name}.h5ad")
     one.obs["only"] = pd.Categorical(np.where(np.arange(one.n_obs) < 9, "x", "y"))
     one.write_h5ad(tmp_path / "A.h5ad")

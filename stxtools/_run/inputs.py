@@ -88,6 +88,8 @@ def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: s
         notes.append(f"obsm[{_keys.X_PCA!r}] of the files is dropped: components of one file mean nothing in another")
         for part in parts:
             part.obsm.pop(_keys.X_PCA, None)
+    for part in parts:  # anndata joins none in `uns`, such as earlier regions
+        part.uns = {key: value for key, value in part.uns.items() if not isinstance(value, anndata.AnnData)}
     out = anndata.concat(parts, join="inner", merge="same", uns_merge="same", index_unique="-", keys=stems)
     # columns that only some of the sections have are missing elsewhere
     rest = pd.concat([part.obs[[c for c in part.obs if c not in out.obs]] for part in parts])
