@@ -280,3 +280,15 @@ def test_a_value_stored_in_parts_is_their_sum(make_section):
     np.testing.assert_array_equal(parts.X.toarray(), adata.X.toarray())
     np.testing.assert_array_equal(parts.obsm["X_pca"], adata.obsm["X_pca"])
     assert parts.layers["counts"].nnz == 2 * whole.nnz  # as it was given
+
+
+def test_a_file_can_be_read_as_features(make_section, quick_unet, tmp_path):
+    adata = make_section(rows=8, cols=8)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    stored = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    for one in (adata, stored):
+        st.tl.segment(one, 3, use_rep="X", params=quick_unet, **HOW)
+    pd.testing.assert_frame_equal(stored.obsm["segment_proba"], adata.obsm["segment_proba"])
+    adata.obsm["names"] = np.array([["a", "b"]] * adata.n_obs)
+    with pytest.raises(TypeError, match="`use_rep='names'` holds no numbers"):
+        st.tl.segment(adata, 3, use_rep="names", key_added="again", params=quick_unet, **HOW)

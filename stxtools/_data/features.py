@@ -52,13 +52,15 @@ def stored_representation(adata: AnnData, use_rep: str) -> Representation:
     """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
     if not isinstance(use_rep, str):
         raise TypeError(f"`use_rep` must be a string, 'X' or a key of `adata.obsm`; got {use_rep!r}.")
-    if use_rep == "X":
-        values = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
-    else:
+    if use_rep != "X":
         check_in(adata, "obsm", use_rep, "use_rep", "Use 'X' for the expression matrix itself.")
-        values = adata.obsm[use_rep]
-        values = values.toarray() if sparse.issparse(values) else values
-    array = np.array(values, dtype=np.float32, order="C")  # sums depend on the order: the same as read from a file
+    values: Any = adata.X if use_rep == "X" else adata.obsm[use_rep]
+    for read in ("to_memory", "compute", "toarray"):  # of a sparse matrix in a file, of dask, of a sparse one
+        values = getattr(values, read)() if hasattr(values, read) else values
+    try:
+        array = np.array(values, dtype=np.float32, order="C")  # sums depend on the order: the same as read from a file
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"`use_rep={use_rep!r}` holds no numbers: {err}") from err
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"`use_rep={use_rep!r}` has shape {array.shape}; expected (n_obs, n_features).")
     if not np.isfinite(array).all():
