@@ -37,11 +37,7 @@ def is_shown(show_progress: bool | None) -> bool:
 
 
 class Stage:
-    """A part of a call: a range of the one bar, through which :meth:`update` and the stages inside it move.
-
-    ``path`` names the call and the parts down to this one; ``total`` is the number of steps, None where the stages
-    inside move the bar; ``shares`` says how much of the time each of these takes.
-    """
+    """A part of a call: a range of the one bar, through which :meth:`update` and the stages inside it move."""
 
     def __init__(
         self, bar: tqdm[Any] | None, path: tuple[str, ...], start: float = 0.0, end: float = 1.0,
@@ -76,10 +72,7 @@ class Stage:
             self.bar.refresh()
 
     def range_of(self, name: str) -> tuple[float, float]:
-        """Return the range of a stage inside, which begins now: its share of what is left to it and those behind it.
-
-        In a stage that counts its steps, it is the step that goes on.
-        """
+        """Return the range of a stage inside, which begins now: its share of what is left to it and those behind it."""
         if name in self.shares:
             names = list(self.shares)
             behind = sum(self.shares[n] for n in names[names.index(name) :])

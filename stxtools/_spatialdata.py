@@ -221,10 +221,7 @@ def _pixels(image: Any) -> NDArray[Any]:
 
 
 def _scale_between(element: Any, image: Any, system: str | None) -> float | None:
-    """Pixels of an image per unit of the positions, those of ``element`` itself or in ``system``; None if it is turned.
-
-    The images of scanpy's layout have a scale and nothing else.
-    """
+    """Pixels of an image per unit of the positions, of ``element`` itself or in ``system``; None if it is turned."""
     from spatialdata.transformations import get_transformation
 
     theirs = get_transformation(image, get_all=True)

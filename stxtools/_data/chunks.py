@@ -75,10 +75,7 @@ def rows_per_chunk(n_vars: int) -> int:
 def iter_rows(
     matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_once: int | None = AT_ONCE
 ) -> Iterator[T]:
-    """Yield ``work(chunk, rows)``, picklable for a cluster, for chunks of rows (CSR) in their order.
-
-    ``at_once`` chunks of a dask array are under way, None for all.
-    """
+    """Yield ``work(chunk, rows)``, picklable for a cluster, for chunks of rows (CSR) in their order."""
     if is_backed(matrix) and _by_column(matrix):
         matrix = to_csr(matrix)
     if is_backed(matrix) and _client() is not None:

@@ -90,10 +90,7 @@ class Expression:
         return ""
 
     def sampled(self, names: NDArray[np.str_], seed: int) -> NDArray[np.int64]:
-        """Return observations at random, in the order of rows: as many as hold ``AT_HAND`` values, or all.
-
-        They are drawn in the order of their ``names``, so that the order of rows does not matter.
-        """
+        """Return observations at random, in the order of rows: as many as hold ``AT_HAND`` values, or all."""
         n_obs = int(self.matrix.shape[0])
         share = AT_HAND / max(float(self.survey.seen.sum()), 1.0)
         if share >= 1:
@@ -186,10 +183,7 @@ def log_chunks(
     read: Expression, work: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
     at_once: int | None = AT_ONCE,
 ) -> Iterator[T]:  # fmt: skip
-    """Yield ``work(logged_chunk, rows)`` for every chunk of rows: log expression is never all in memory.
-
-    ``at_once`` chunks of a dask array are under way; None asks for all at once, which is right where results are small.
-    """
+    """Yield ``work(logged_chunk, rows)`` for every chunk of rows: log expression is never all in memory."""
     target = median_depth(read.survey.depth) if target_sum is None else target_sum
     yield from iter_rows(read.matrix, partial(_normalized, read.scale, target, work), at_once=at_once)
 

@@ -90,10 +90,7 @@ def compute_representation(
 
 
 class TrainingFeatures:
-    """The representation that a new model reads; if ``portable``, with how to make it elsewhere.
-
-    That is ``use_rep``, else ``X_pca`` (unless ``anew``), else a PCA made here. ``expression`` is what was read for it.
-    """
+    """The representation that a new model reads; if ``portable``, with how to make it elsewhere."""
 
     def __init__(
         self, adata: AnnData, use_rep: str | None, layer: str | None, *,
@@ -137,12 +134,7 @@ def _projection(rep: Representation) -> GeneProjection | None:
 
 
 class ModelFeatures:
-    """The features that a trained model reads of an AnnData, and what ``params`` say of them.
-
-    Expression is read in chunks of rows and may lie out of core; it is kept as ``expression``, and read for models that
-    know genes ``by_name`` in any case. ``n_others`` of the model's features come from elsewhere (an image). ``names``
-    are the model's for the genes; without them ``var_names`` are read, and checked.
-    """
+    """The features that a trained model reads of an AnnData, and what ``params`` say of them."""
 
     values: NDArray[np.float32]
     record: dict[str, Any]
@@ -191,11 +183,7 @@ class GeneNames:
         return next((names for names in self._columns if len(set(names)) == len(names)), [])
 
     def as_model(self, genes: Sequence[str], ids: Mapping[str, str]) -> list[str]:
-        """Names as a model calls the genes, which knows ``genes`` and second names of some.
-
-        Those names are taken that match best; a version after an Ensembl id is left out. Other genes keep their own
-        name.
-        """
+        """Names as a model calls the genes, which knows ``genes`` and second names of some."""
         known = [{_plain(g): g for g in genes}, {_plain(i): g for g, i in ids.items()}]
         best, most = self.own, sum(g in known[0] for g in self.own)
         for names in ([_plain(g) for g in self.own], *self._columns):
@@ -226,10 +214,7 @@ def _plain(name: str) -> str:
 
 
 def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | None = None) -> float:
-    """Share of the model's ``genes`` that are among ``names``; an error where fewer than 20 are, or one in fifty.
-
-    ``enough`` genes make a good model of any panel; by default a model needs its own, and a warning comes below a half.
-    """
+    """Share of the model's ``genes`` that are among ``names``; an error where fewer than 20 are, or one in fifty."""
     found, total = len(set(genes).intersection(names)), len(genes)
     share = found / total
     needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total)) if enough is None else 0), int(np.ceil(total / 4)))
@@ -250,11 +235,7 @@ def _with_loadings(
     gene_sets: Sequence[NDArray[np.int64]],
     names: pd.Index,
 ) -> Representation:
-    """Return ``rep``, a stored PCA, with the linear map from log expression that gives its values again.
-
-    In a PCA the loadings are the regression of the genes on the scores, so that they are found whichever tool made it,
-    from scaled genes or not. Where no map reproduces the values, ``rep`` comes back as it is with a warning.
-    """
+    """Return ``rep``, a stored PCA, with the linear map from log expression that gives its values again."""
     centred = rep.values - rep.values.mean(axis=0, dtype=np.float64)
     total = float(np.square(centred).sum())
     for logged, target in candidates:

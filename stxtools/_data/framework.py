@@ -48,11 +48,7 @@ class _FrameworkInput:
 
 
 class TrainingInput(_FrameworkInput):
-    """What a new model reads and learns; it remembers what it reads.
-
-    ``targets`` are the genes to predict, which are not read, and the column of ``obs`` that says where they are learned
-    from. Where there is a representation but no expression (a scaled ``X``), no genes are read beside it.
-    """
+    """What a new model reads and learns; it remembers what it reads."""
 
     def __init__(
         self, adata: AnnData, model: TissueNet, labels: Mapping[str, NDArray[np.int64]],

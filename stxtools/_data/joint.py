@@ -29,11 +29,7 @@ MIN_SHARED = 20
 def joint_representation(
     adatas: Sequence[AnnData], layer: str | None = None
 ) -> tuple[list[NDArray[np.float32]], Representation, list[Expression]]:
-    """PCA of the log-normalised genes that all share; the variable ones, by how many of the data call them so.
-
-    Each data set's own mean is taken out before the components are computed, so that they describe tissue and not
-    batches. Returns the values of each data set, the representation without values, and each one's expression.
-    """
+    """PCA of the log-normalised genes that all share; the variable ones, by how many of the data call them so."""
     shared = sorted(set.intersection(*(set(map(str, a.var_names)) for a in adatas)))
     if len(shared) < MIN_SHARED:
         raise ValueError(

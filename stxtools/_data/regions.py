@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 class Regions:
-    """Region graph of an AnnData, checked against its observations.
-
-    ``region`` of each observation (-1: none), ``library`` of each region, ``adjacency``: which regions touch, and
-    ``where`` the observations lie. ``library_key`` should name the sections of the graph; None asks nothing.
-    """
+    """Region graph of an AnnData, checked against its observations."""
 
     def __init__(
         self, adata: AnnData, regions_key: str, spatial_key: str, library_key: str | bool | None = None
@@ -117,10 +113,7 @@ def region_sections(
     nodes: NDArray[np.float32] | None = None, genes: sparse.csr_matrix | None = None,
     expression: NDArray[np.float32] | None = None, by_name: Sequence[GeneSection] | None = None,
 ) -> list[Any]:  # fmt: skip
-    """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`.
-
-    ``nodes`` are features of the regions, by default the means of ``values``.
-    """
+    """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`."""
     from stxtools.models import RegionSection
 
     nodes = node_features(values, inp) if nodes is None else nodes

@@ -52,10 +52,7 @@ def log_normalize(
     matrix: sparse.csr_matrix, scale: str, *,
     library_size: NDArray[Any] | None = None, target_sum: float | None = None,
 ) -> sparse.csr_matrix:  # fmt: skip
-    """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth.
-
-    ``"log"`` and ``"scaled"`` come back as float32 only.
-    """
+    """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth."""
     if scale in ("log", "scaled"):
         return matrix.astype(np.float32)
     depth = np.asarray(matrix.sum(axis=1)).ravel() if library_size is None else np.asarray(library_size, dtype=float)
@@ -76,11 +73,7 @@ def median_depth(depth: NDArray[Any]) -> float:
 def select_genes(
     matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES, batch: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Return indices of the genes to use: all of a small panel, else the most variable ones, as scanpy finds them.
-
-    Genes seen in fewer than three observations never count. Counts are ranked by ``seurat_v3``, other scales by
-    ``seurat``, within each ``batch`` that is large enough.
-    """
+    """Return indices of the genes to use: all of a small panel, else the most variable ones, as scanpy finds them."""
     seen = np.flatnonzero(
         np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1]) >= min(3, matrix.shape[0])
     )
@@ -115,10 +108,7 @@ def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> NDArra
 
 
 def _standardised_variance(counts: sparse.csr_matrix) -> NDArray[np.float64]:
-    """Variance of each gene over a loess of it on the mean; where few genes vary, the variance itself.
-
-    Counts above ``sqrt(n)`` standard deviations are clipped.
-    """
+    """Variance of each gene over a loess of it on the mean; where few genes vary, the variance itself."""
     n = counts.shape[0]
     mean = _column_sums(counts, lambda x, _: x) / n
     variance = (_column_sums(counts, lambda x, _: x**2) / n - mean**2) * (n / (n - 1))
@@ -193,10 +183,7 @@ def residual_variance(logged: sparse.csr_matrix, mean: NDArray[np.float64], valu
 def principal_axes(
     matrix: sparse.csr_matrix, n_comps: int, *, random_state: int = 0, dtype: Any = np.float64
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix.
-
-    From the covariance, or by Lanczos steps, whichever takes fewer operations, in ``dtype``. Signs are scikit-learn's.
-    """
+    """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix."""
     n_obs = matrix.shape[0]
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
         return _axes_by_lanczos(matrix.astype(dtype, copy=False), n_comps, random_state)

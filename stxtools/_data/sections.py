@@ -35,11 +35,7 @@ _MOST_GROUPS = 500
 
 
 class Geometry:
-    """Where the observations lie: coordinates, sections and, made when asked for, raster and neighbours.
-
-    The raster is that of :func:`stxtools.pp.rasterize` where one was made of these coordinates. ``raster`` says whether
-    it will be needed. Observations that look like several sections at one place are an error without ``library_key``.
-    """
+    """Where the observations lie: coordinates, sections and, made when asked for, raster and neighbours."""
 
     def __init__(
         self, adata: AnnData, spatial_key: str, library_key: str | bool | None, *, raster: bool = True

@@ -34,11 +34,7 @@ def spatial_graph(
     grids: Sequence[RasterGrid],
     meshes: Meshes | None = None,
 ) -> sparse.csr_matrix:
-    """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections).
-
-    Pixels that touch on a lattice (six or four), so a missing spot leaves a gap; the trimmed triangulation of scattered
-    cells. Observations at one place are joined to the first of them and share its neighbours.
-    """
+    """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections)."""
     i, j, distance, _ = _edges(xy, codes, index, grids, meshes)
     return _symmetric(i, j, distance, len(xy))
 
@@ -50,11 +46,7 @@ def contact_lengths(
     grids: Sequence[RasterGrid],
     meshes: Meshes | None = None,
 ) -> sparse.csr_matrix:
-    """Return the length of the border that neighbours share, on the pattern of ``graph``.
-
-    Hexagonal: ``s / sqrt(3)``; square: ``s``; scattered: the Voronoi border, at most twice the local spacing.
-    Observations at one place have a stored 0 with each other.
-    """
+    """Return the length of the border that neighbours share, on the pattern of ``graph``."""
     n = len(xy)
     data = np.repeat(np.array([_lattice_contact(grid) for grid in grids])[codes], np.diff(graph.indptr))
     pick = np.flatnonzero(np.isnan(data))
@@ -71,10 +63,7 @@ def contact_lengths(
 def observation_area(
     xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid], meshes: Meshes | None = None
 ) -> NDArray[np.float64]:
-    """Return the area of tissue that each observation stands for, in squared units of the coordinates.
-
-    Hexagonal: ``s**2 sqrt(3) / 2``; square: ``s**2``; scattered: a third of the triangles around it, else its density.
-    """
+    """Return the area of tissue that each observation stands for, in squared units of the coordinates."""
     area = np.ones(len(xy))
     meshes = section_meshes(xy, codes, grids) if meshes is None else meshes
     for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):

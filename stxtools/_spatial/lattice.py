@@ -39,10 +39,7 @@ class Lattice:
 
 
 def fit_lattice(xy: Floats, array: NDArray[np.generic] | None = None, kind: Kind = "auto") -> Lattice | None:
-    """Return the lattice of one section, or None where there is none.
-
-    ``array`` is each observation's row and column on the instrument; it counts where it agrees with the coordinates.
-    """
+    """Return the lattice of one section, or None where there is none."""
     if kind == "scattered" or len(xy) < 2:
         return None
     found = None if array is None else _from_array(xy, array, kind)

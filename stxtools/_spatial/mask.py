@@ -38,10 +38,7 @@ def tissue_frame(xy: NDArray[np.float64], spacing: float, *, max_side: int = 204
 def render_mask(
     xy: NDArray[np.float64], values: NDArray[np.integer[Any]], spacing: float, frame: Frame, *, reach: float = REACH
 ) -> NDArray[np.uint32]:
-    """Return a label image, rows along y: the value of the nearest observation, 0 beyond ``reach`` spacings.
-
-    ``REACH`` suits lattices, ``REACH_SCATTERED`` cells.
-    """
+    """Return a label image, rows along y: the value of the nearest observation, 0 beyond ``reach`` spacings."""
     if len(xy) == 0 or len(xy) != len(values):
         raise ValueError(f"A mask needs one value per observation; got {len(values)} for {len(xy)}.")
     if np.min(values) < 0:

@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 
 
 def outlines(xy: NDArray[np.float64], codes: NDArray[np.integer[Any]], reach: float) -> dict[int, Any]:
-    """Return a shapely polygon or multipolygon for each code from 0 on; together they tile the tissue.
-
-    A group has the points nearest to its observations (their Voronoi cells), up to ``reach`` away.
-    """
+    """Return a shapely polygon or multipolygon for each code from 0 on; together they tile the tissue."""
     import shapely
 
     first = np.sort(np.unique(xy, axis=0, return_index=True)[1])

@@ -12,10 +12,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 def bounded_parts(
     graph: sparse.csr_matrix, part: NDArray[np.int64], max_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Cut the parts that have more than ``max_size`` members into connected ones that have not.
-
-    Every member goes to the nearest of some seeds along the graph: Voronoi cells, two at least, which are connected.
-    """
+    """Cut the parts that have more than ``max_size`` members into connected ones that have not."""
     part = pd.factorize(part)[0].astype(np.int64)
     while True:
         size = np.bincount(part)

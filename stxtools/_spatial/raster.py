@@ -60,11 +60,7 @@ def rasterize(
     lattice: Kind = "auto",
     pixel_size: float | None = None,
 ) -> tuple[NDArray[np.int32], RasterGrid]:
-    """Return the pixel (row, col) of every observation of one section, and the grid.
-
-    The pixel of scattered cells holds two of them on average; ``pixel_size`` asks for bins of that size. A
-    lone observation is pixel (0, 0) of a 1 x 1 raster.
-    """
+    """Return the pixel (row, col) of every observation of one section, and the grid."""
     if lattice not in LATTICES:
         raise ValueError(f"`lattice={lattice!r}` is not understood; choose one of {', '.join(map(repr, LATTICES))}.")
     if pixel_size is not None and lattice in ("hex", "square"):

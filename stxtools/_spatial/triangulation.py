@@ -27,10 +27,7 @@ class Mesh:
 
 
 def triangulate(xy: NDArray[np.float64]) -> Mesh:
-    """Triangulate; drop edges longer than ``TRIM`` times the local sixth-neighbour distance.
-
-    That of an edge is the geometric mean of its ends'. Points on a line, or fewer than four, are joined to a chain.
-    """
+    """Triangulate; drop edges longer than ``TRIM`` times the local sixth-neighbour distance."""
     points, first, member = unique_points(xy - xy.mean(axis=0))
     radius = neighbour_radius(points)
     spacing = np.sqrt(local_area(radius))

@@ -43,10 +43,7 @@ class ModelFile:
         return {name.removeprefix(prefix): torch.from_numpy(value.copy()) for name, value in found.items()}
 
     def module(self, make: Callable[[], M], prefix: str) -> M:
-        """Return the module that ``make`` makes, with the file's weights, in eval mode.
-
-        It is made without memory and without random numbers, and gets the weights once they are known to fit.
-        """
+        """Return the module that ``make`` makes, with the file's weights, in eval mode."""
         with torch.device("meta"), _Uninitialised():
             module = make()
         module.load_state_dict(self.weights(prefix), assign=True)
@@ -129,25 +126,19 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 
 def _header(source: Path, text: str) -> dict[str, Any]:
-    """Description in a model file, of the form that this version reads."""
+    """Description in a model file, of the version that is read here."""
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as err:
-        raise damaged(source, f"its description is no JSON ({type(err).__name__})") from err
-    wanted: dict[str, type] = {"format": str, "version": int, "kind": str, "config": dict}
-    for key, kind in wanted.items():
-        value = header.get(key) if isinstance(header, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise damaged(source, f"its description has no {key!r} of the type {kind.__name__}")
-    if header["format"] != FORMAT:
-        raise damaged(source, f"its description names the format {header['format']!r}")
-    if header["version"] != FORMAT_VERSION:
-        older = header["version"] < FORMAT_VERSION
+        header = dict(json.loads(text))
+        version = header["version"]
+    except (ValueError, TypeError, KeyError, RecursionError) as err:
+        raise damaged(source, f"its description is no JSON with a version ({type(err).__name__})") from err
+    if version != FORMAT_VERSION:
+        older = isinstance(version, int) and version < FORMAT_VERSION
         raise ValueError(
             f"{str(source)!r} was written by {'an older' if older else 'a newer'} stxtools (file format "
-            f"{str(header['version'])[:20]}, not {FORMAT_VERSION}); {'train the model again' if older else 'upgrade'}."
+            f"{str(version)[:20]}, not {FORMAT_VERSION}); {'train the model again' if older else 'upgrade'}."
         )
-    return dict(header)
+    return header
 
 
 def _checksum(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -89,10 +89,7 @@ def _separation(centroids: Floats, time: Codes) -> float:
 
 
 def graph_distances(edges: sparse.csr_matrix, weight: Floats) -> Floats:
-    """Lengths of the shortest paths between regions, in units of their mean: no turn and no scale of a section matters.
-
-    Parts of a section that do not touch are as far from each other as the farthest regions that do.
-    """
+    """Lengths of the shortest paths between regions, in units of their mean: no scale of a section matters."""
     distance = np.asarray(shortest_path(edges, directed=False))
     reached = np.isfinite(distance)
     distance[~reached] = distance[reached].max()

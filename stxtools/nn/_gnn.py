@@ -52,10 +52,7 @@ class SumConv(MessagePassing):
 
 
 class GatedGATv2(GATv2Conv):
-    """GATv2 (Brody et al. 2022) whose messages can be gated: closing an edge's gate shows what it is worth.
-
-    The gates (E,) are given as ``edge_attr``: they multiply the attention. Self loops are the caller's to add.
-    """
+    """GATv2 (Brody et al. 2022) whose messages can be gated: closing an edge's gate shows what it is worth."""
 
     def __init__(self, in_channels: int, out_channels: int, heads: int) -> None:
         super().__init__(in_channels, out_channels, heads=heads, add_self_loops=False)
@@ -69,10 +66,7 @@ class GatedGATv2(GATv2Conv):
 
 
 class RegionGNN(nn.Module):
-    """Layers of message passing over regions, ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"``.
-
-    ``hidden`` and ``out_channels``, the lengths of the node states, must be multiples of the attention heads.
-    """
+    """Layers of message passing over regions, ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"``."""
 
     def __init__(
         self,
@@ -107,13 +101,7 @@ class RegionGNN(nn.Module):
                 self.norms.append(nn.LayerNorm(b))
 
     def forward(self, h: Tensor, edge_index: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',).
-
-        ``gate`` (E,) multiplies what travels along each edge, in all layers.
-
-        The edges contain a self loop for each region. For ``"sum"`` every neighbour counts alike, and
-        the weights are one over the number of neighbours.
-        """
+        """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',)."""
         edges, weights = edge_index, h.new_zeros(edge_index.shape[1])
         last = len(self.convs) - 1
         if self.kind == "gatv2":  # PyG would look for loops in every layer, and the host wait for what it finds

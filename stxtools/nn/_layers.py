@@ -24,11 +24,7 @@ class ChannelNorm(nn.Module):
 
 
 class GaussianPyramid(nn.Module):
-    """The raster at several smoothing scales (pixels; 0 keeps it as it is), averaged over occupied pixels only.
-
-    A blurred value is a weighted mean over occupied pixels (normalised convolution; Knutsson and
-    Westin 1993), so holes and the tissue's border do not pull it to zero.
-    """
+    """The raster at several smoothing scales (pixels; 0 keeps it as it is), averaged over occupied pixels only."""
 
     def __init__(self, sigmas: Sequence[float]) -> None:
         super().__init__()

@@ -13,11 +13,7 @@ SQUEEZED = 16  # channels that are smoothed: genes of a disease are not among th
 
 
 class PyramidMLP(nn.Module):
-    """Two-layer perceptron on the raster at several smoothing scales, that classifies pixels for one or more tasks.
-
-    Trained graph or convolution networks can often be reduced to it (SIGN, Frasca et al. 2020; GLNN, Zhang et al.
-    2022). A linear map takes the channels to a few first: training can then read means that are made once.
-    """
+    """Two-layer perceptron on the raster at several smoothing scales, that classifies pixels for one or more tasks."""
 
     stride = 1
 

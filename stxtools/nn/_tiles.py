@@ -104,12 +104,7 @@ def predict_pixels(
     side: int | None = None,
     only: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return class probabilities (P, K) and features (P, width) of the occupied pixels, on the CPU.
-
-    Tiles have cores of ``side`` pixels, a multiple of the U-Net's stride; by default what fits into
-    ``settings.max_memory``, at most 256. A raster that fits into one tile is predicted whole. ``only`` are positions of
-    the occupied pixels that are wanted, ascending.
-    """
+    """Return class probabilities (P, K) and features (P, width) of the occupied pixels, on the CPU."""
     net = net.to(device).eval()
     raster = raster.to(_home(raster, net.unet.width, device))
     side = tile_side(net.unet, raster.x.shape[1]) if side is None else side
@@ -145,10 +140,7 @@ def _home(raster: PixelRaster, width: int, device: torch.device) -> torch.device
 def _tiles(
     flat: Tensor, shape: tuple[int, int], side: int, margin: int
 ) -> Iterator[tuple[Tensor, tuple[int, int, int, int]]]:
-    """Pixels in the core of every tile that has any, and its window: first row and column, height, width.
-
-    The window is the core widened by ``margin`` on all sides, within the raster; the whole raster if it is small.
-    """
+    """Pixels in the core of every tile that has any, and its window: first row and column, height, width."""
     height, width = shape
     if height * width <= side * side and len(flat):
         yield torch.arange(len(flat)), (0, 0, height, width)

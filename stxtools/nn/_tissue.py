@@ -62,11 +62,7 @@ class GraphTensors:
 
 @dataclass
 class TissueOutput:
-    """Output of the framework for a section.
-
-    States and Z, outputs per task of the regions (R, K) and of the observations (n, K), the reconstruction of the
-    regions' features, attention as edges (2, E') and weights (E',), and what the graph network read, (R, F').
-    """
+    """Output of the framework for a section."""
 
     states: Tensor
     z: Tensor
@@ -79,13 +75,7 @@ class TissueOutput:
 
 
 class TissueModule(nn.Module):
-    """U-Net (optional), reader of neighbourhoods (optional), GNN, readout, decoder and two heads a task.
-
-    An observation's output is that of its region plus what its own features add. The heads' loss thus reaches
-    the U-Net on two ways: at the observation, and pooled through the graph, whose states have ``channels``.
-    ``own`` is the length of an observation's neighbourhood features (0: none), which the reader brings to ``width``;
-    ``tasks`` maps a task to the number of its classes or values.
-    """
+    """U-Net (optional), reader of neighbourhoods (optional), GNN, readout, decoder and two heads a task."""
 
     def __init__(
         self,
@@ -119,10 +109,7 @@ class TissueModule(nn.Module):
             nn.init.xavier_uniform_(head.get_parameter("weight"))
 
     def forward(self, g: GraphTensors, hidden: Tensor | None = None, turn: int = 0) -> TissueOutput:
-        """Run the framework on one section, with the features of ``hidden`` regions (R,) replaced by a learned token.
-
-        ``turn`` is quarter turns (0-3) and reflection (+4) of the raster before the U-Net; features are turned back.
-        """
+        """Run the framework on one section, the features of ``hidden`` regions (R,) replaced by a learned token."""
         nodes = g.nodes if hidden is None else torch.where(hidden[:, None], self.mask_token, g.nodes)
         at_obs = self.observe(g, turn)
         if at_obs is not None:

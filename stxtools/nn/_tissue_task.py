@@ -102,10 +102,7 @@ class TissueTask(GraphTask):
         return [i for i, tasks in enumerate(self.labelled["val_weight"]) if tasks]
 
     def uninformed_loss(self) -> float:
-        """Loss, on what is held out (on all labels where nothing is), of predicting the shares of the classes.
-
-        Values are predicted by their mean. A network that does no better has learned nothing.
-        """
+        """Loss, on what is held out (on all labels where nothing is), of predicting the shares of the classes."""
         which = "val_weight" if self.judged() else "weight"
         shares = {task: self._class_shares(task) for task in self.weighting.tasks}
         total = []

@@ -70,10 +70,7 @@ class Task(pl.LightningModule):
 
 
 class _Keeper(Callback):
-    """Writes the history, keeps the best weights, stops early, and moves the progress bar.
-
-    Where the training runs in processes of its own, the first of them leaves the history in the file ``report``.
-    """
+    """Writes the history, keeps the best weights, stops early, and moves the progress bar."""
 
     def __init__(self, training: Training, bar: Any, stage: str, report: Path) -> None:
         self.how, self.bar, self.stage, self.report = training, bar, stage, report

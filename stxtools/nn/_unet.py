@@ -12,10 +12,7 @@ from ._layers import ChannelNorm, GaussianPyramid, he_init
 
 
 class ConvBlock(nn.Module):
-    """Two convolutions, each followed by channel normalisation and ReLU.
-
-    The ReLU is not in place: its input is a view, around whose change autograd would copy.
-    """
+    """Two convolutions, each followed by channel normalisation and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dropout: float) -> None:
         super().__init__()
@@ -36,12 +33,7 @@ class ConvBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net over a multi-scale view of the raster; one feature vector per pixel.
-
-    The first level has ``width`` channels, each of the ``depth`` levels below twice as many; filters are squares of
-    ``kernel_size`` pixels (odd; larger ones suit coarser grids), ``dropout`` drops feature maps in training, and
-    ``sigmas`` are the smoothing scales of the input (:class:`GaussianPyramid`).
-    """
+    """U-Net over a multi-scale view of the raster; one feature vector per pixel."""
 
     def __init__(
         self,

@@ -74,10 +74,7 @@ def block_mask(
 
 
 class RandomViews(Dataset[dict[str, Tensor]]):
-    """Random views of sections; the view of an item depends on seed, epoch and index alone.
-
-    Random numbers are drawn on the CPU; the views are made where :meth:`place` put the sections.
-    """
+    """Random views of sections; the view of an item depends on seed, epoch and index alone."""
 
     def __init__(
         self,

@@ -33,11 +33,7 @@ class TaskWeighting(nn.Module):
         return dict(zip(self.tasks, weights.tolist(), strict=True))
 
     def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
-        """Return the loss to descend.
-
-        - ``losses``: Task -> loss; tasks without labels in this batch are absent.
-        - ``shared``: A tensor that all tasks depend on, such as the common states: GradNorm compares gradients there.
-        """
+        """Return the loss to descend."""
         at = self._positions(losses)
         weights = (self.get_buffer("factors") * self.own)[at]
         return (weights * torch.stack(list(losses.values()))).sum()

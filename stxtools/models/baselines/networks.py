@@ -64,12 +64,7 @@ class UNetAlone(Baseline):
 
 
 class SpotGNN(Baseline):
-    """Graph attention network on the graph of neighbouring observations, without raster and regions.
-
-    ``params``: those of :class:`stxtools.nn._gnn.RegionGNN` (``hidden``, ``out_channels``, ``layers``, ``heads``,
-    ``dropout``, ``conv``), and ``epochs``, ``patience``, ``lr``, ``weight_decay``. One head a target; their
-    cross-entropies add up.
-    """
+    """Graph attention network on the graph of neighbouring observations, without raster and regions."""
 
     TRAINING: Mapping[str, Any] = {"epochs": 60, "patience": 12, "lr": 3e-3, "weight_decay": 1e-4}
 

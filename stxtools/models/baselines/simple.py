@@ -49,11 +49,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
-        """Learn from labelled observations.
-
-        ``sections`` are all of them, those without any label too; ``labels`` maps a target to class codes per section,
-        -1 for unlabelled observations, and ``classes`` to the number of classes.
-        """
+        """Learn from labelled observations."""
 
     @abstractmethod
     def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
@@ -78,10 +74,7 @@ def _regress(model: Any, features: Sequence[Any], values: Sequence[FloatArray]) 
 
 
 class PointwiseBaseline(Baseline):
-    """A classifier from scikit-learn that reads one row of features for each observation.
-
-    ``make`` returns it, untrained, from the seed and the caller's parameters; ``read`` are the features of a section.
-    """
+    """A classifier from scikit-learn that reads one row of features for each observation."""
 
     def __init__(self, make: Callable[[int, dict[str, Any]], Any], read: Callable[..., Any], **how: Any) -> None:
         super().__init__(**how)

@@ -11,11 +11,7 @@ IntArray = NDArray[np.int64]
 
 
 class ShrinkageLDA:
-    """Linear discriminant analysis with weights, whose pooled covariance is drawn to its own diagonal.
-
-    How far is the mean, over classes, of what Ledoit and Wolf (2004) find for each class: correlations shrink,
-    variances do not. Classes with one or two observations are allowed.
-    """
+    """Linear discriminant analysis with weights, whose pooled covariance is drawn to its own diagonal."""
 
     def fit(self, z: FloatArray, share: FloatArray, weight: FloatArray, shrinkage: float) -> ShrinkageLDA:
         """Fit to observations (n, d) with class shares (n, K) and weights (n,)."""

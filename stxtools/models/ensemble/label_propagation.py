@@ -22,10 +22,7 @@ _PRIOR = 0.05  # weight of the section's class shares, in that of a well-labelle
 
 
 def propagated_logits(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, bandwidth: float) -> FloatArray:
-    """Log ratio of the classes' shares around each observation to their shares in the section, (n, K).
-
-    Labels are averaged by a Gaussian kernel on a grid: time and memory are linear in observations.
-    """
+    """Log ratio of the classes' shares around each observation to their shares in the section, (n, K)."""
     known = codes >= 0
     if not known.any():
         return np.zeros((len(xy), n_classes))

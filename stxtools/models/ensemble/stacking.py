@@ -71,10 +71,7 @@ class Ensemble:
     linear_alone: float = 1.0  # weight of the linear classifier beside the network where no other member takes part
 
     def stack(self, codes: Codes | None, found: float = 1.0) -> Stack:
-        """The members for a section with these labels (-1 none), in which a share of the network's genes was found.
-
-        What the network does not find is inferred from the rest: the classifier of genes takes as much of its weight.
-        """
+        """The members for a section with these labels (-1 none), in which a share of the network's genes was found."""
         has_labels = codes is not None and bool((codes >= 0).any())
         if has_labels and self.labelled is not None:
             return self.labelled
@@ -88,10 +85,7 @@ class Ensemble:
         self, own: NDArray[np.float32], n_means: int, network: NDArray[np.floating], xy: FloatArray,
         codes: Codes | None, known: Mask, by_name: GeneSection | None = None, found: float = 1.0,
     ) -> FloatArray:  # fmt: skip
-        """Logits (or values) of the observations ``known`` of a section; trees read the first ``n_means`` features.
-
-        Features ``own`` and the logits of the ``network`` are of these observations, all else is of all of them.
-        """
+        """Logits (or values) of the observations ``known`` of a section; trees read the first ``n_means`` features."""
         stack = self.stack(codes, found)
         w = stack.weights
         logits = w.network * network.astype(np.float64)
@@ -167,11 +161,7 @@ def out_of_fold(
     sections: Sequence[tuple[FloatArray, Codes]], folds: Sequence[Codes], n_classes: int,
     members: Mapping[str, Callable[[Mask, Mask], FloatArray]], *, label_propagation: bool = False,
 ) -> OutOfFold | None:  # fmt: skip
-    """Train on all folds but one and predict it, fold by fold, for each division; None where there are not two folds.
-
-    Each of ``folds`` is a division: the fold of every observation of all sections, whole blocks; -1 for those to leave
-    alone. ``members`` give logits of the second observations, learned from the first.
-    """
+    """Train on all folds but one and predict it, for each division into ``folds`` (-1: left alone); None without two."""
     codes = np.concatenate([c for _, c in sections])
     divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]
     unit = 0.0

@@ -22,10 +22,7 @@ METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 
 
 class RegionAttribution:
-    """The graph network of a trained model on one section, with everything before it held fixed.
-
-    Its logits have their weight in the ensemble, and what other members add is held fixed; ``alone`` leaves these out.
-    """
+    """The graph network of a trained model on one section, with everything before it held fixed."""
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
         self.module, self.task = net.fitted_net().eval(), task
@@ -71,13 +68,7 @@ class RegionAttribution:
         return self.weight * self.module.pass_messages(nodes, edges, gate)[2][self.task] + self._at_regions
 
     def edge_scores(self, method: str, regions: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Scores of the edges that lead to ``regions``, NaN for the others, (E,).
-
-        ``"attention"``: of the last layer, mean over heads. ``"gradient"``: length of the gradient of v's logit in
-        u's features. ``"attention_gradient"``: size of the derivative of v's logit by a gate on the messages of the
-        edge, in all layers: attention times what becomes of the message. ``"occlusion"``: change of v's
-        probabilities when the edge is taken out. ``"random"``.
-        """
+        """Scores of the edges that lead to ``regions``, NaN for the others, (E,)."""
         wanted = np.isin(self.target, regions)
         scores = np.full(len(self.target), np.nan)
         if method == "attention":

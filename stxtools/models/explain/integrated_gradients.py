@@ -33,10 +33,7 @@ STEPS = 32  # of a joint model: a normalised layer bends more near the baseline 
 
 
 class SegmenterEvidence:
-    """A trained Segmenter on one section: the evidence for a class, and its gradient on the path from the mean tissue.
-
-    The evidence is the log odds of the class against others.
-    """
+    """A Segmenter on one section: the evidence for a class, and its gradient on the path from the mean tissue."""
 
     def __init__(self, model: Segmenter, section: Section) -> None:
         self.net, self.scale, self.section = model.fitted_net().eval(), model.scale, section
@@ -121,11 +118,7 @@ class TissueEvidence:
         return (odds * torch.from_numpy(side[self._known].astype(np.float32))).sum()
 
     def parts(self, group: int, others: list[int], side: Floats) -> tuple[Floats, Floats]:
-        """Return the gradient with respect to every observation's features, (n, C), and the read genes' own parts.
-
-        The latter are gradient times difference from the mean, summed over observations, (G,); empty where the model
-        reads no genes beside the features.
-        """
+        """Return the gradient with respect to every observation's features, (n, C), and the read genes' own parts."""
         gradient = self._integrated(group, others, side)
         scaling, section = self.net.featurizer.scaling, self.section.section
         n, width = section.features.shape

@@ -41,10 +41,7 @@ def tempered(proba: NDArray[np.floating], temperature: float) -> NDArray[np.floa
 
 
 def expected_temperature(proba: Sequence[NDArray[np.float32]], pseudo_labels: PseudoLabels) -> float:
-    """Temperature at which the mean confidence is the one that the pseudo-labels have in the predicted classes.
-
-    The few observations left without a label where most have one are no sample of the tissue: all count then.
-    """
+    """Temperature at which the mean confidence is the one that the pseudo-labels have in the predicted classes."""
     predicted = np.concatenate(list(proba))
     judged = ~np.isnan(pseudo_labels.confidence[:, 0])
     if pseudo_labels.labelled.mean() < 0.5:

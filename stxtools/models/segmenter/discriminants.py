@@ -30,11 +30,7 @@ _SHARES_STEPS = 60
 
 
 def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[FloatArray]:
-    """Neighbourhood features of the chosen rows of all sections: a matrix (n, d) for each kind, standardised.
-
-    The first three hold plain means at two scales each, the others an edge-preserving mean as well. Small sections
-    have finer ones besides.
-    """
+    """Neighbourhood features of the chosen rows of all sections: a matrix (n, d) for each kind, standardised."""
     small = sum(s.n_obs for s in sections) < _SMALL * len(sections)
     scales = SCALES + FINE_SCALES if small else SCALES
     edges = EDGES + FINE_EDGES if small else EDGES
@@ -87,11 +83,7 @@ def spread_labels(
 
 
 def share_offsets(proba: FloatArray, class_shares: FloatArray) -> FloatArray:
-    """Offsets (K,) of the logits that bring the mean probability of each class towards its share.
-
-    They are ``SHARES_TRUST`` of those that would bring it there. Classes whose share is NaN divide what the others
-    leave as they did before.
-    """
+    """Offsets (K,) of the logits that bring the mean probability of each class towards its share."""
     logits, offsets = np.log(proba.clip(1e-9)), np.zeros(proba.shape[1])
     unknown = np.isnan(class_shares)
     for _ in range(_SHARES_STEPS):

@@ -43,10 +43,7 @@ def most_rounds(n_obs: int) -> int:
 
 @dataclass(frozen=True)
 class View:
-    """Spatial means of several scales side by side, for the given rows.
-
-    ``means`` are shared by the views of a section, so that many views cost no more memory than the scales do.
-    """
+    """Spatial means of several scales side by side, for the given rows."""
 
     means: tuple[NDArray[np.float32], ...]
     width: int
@@ -79,11 +76,7 @@ def multiscale_views(
     rounds: int | None = None,
     rows: IntArray | None = None,
 ) -> list[View]:
-    """Fine and coarse spatial means side by side, and single scales; of all and of 3/4 of the components.
-
-    ``rounds`` bounds the averaging; by default :func:`most_rounds` of the number of observations. ``rows`` are the
-    observations that are wanted, all by default.
-    """
+    """Fine and coarse spatial means side by side, and single scales; of all and of 3/4 of the components."""
     cap = most_rounds(len(features)) if rounds is None else rounds
     mean, d = averaging(graph), features.shape[1]
     wanted = slice(None) if rows is None else rows
@@ -212,11 +205,7 @@ def softmax_of_rows(logits: FloatArray) -> FloatArray:
 
 
 def tied_logits(z: NDArray[np.floating], share: NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
-    """M-step of a tied Gaussian mixture on whitened ``z``, as linear logits (coefficients, intercept).
-
-    The total covariance being the identity, the one within classes is the identity less the one between them, so
-    that a step costs n * d * k and no pass over (n, d, d).
-    """
+    """M-step of a tied Gaussian mixture on whitened ``z``, as linear logits (coefficients, intercept)."""
     mass, means, covariance = tied_moments(z, share)
     coef = np.linalg.solve(covariance, means.T)
     prior = (mass + 1) / (len(z) + len(mass))

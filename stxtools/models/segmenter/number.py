@@ -35,11 +35,7 @@ _RINGS = (1, 7, 19, 37, 61, 91, 127)  # observations within so many rings of a h
 
 @dataclass(frozen=True)
 class Choice:
-    """A number of segments, 1 where nothing is arranged in space, and what it was chosen by.
-
-    ``curve`` holds, for each ``n_segments``, the mean adjusted Rand index between mixtures started from random halves
-    (``stability``) and the Bayesian information criterion (``bic``).
-    """
+    """A number of segments, 1 where nothing is arranged in space, and what it was chosen by."""
 
     k: int
     curve: dict[str, list[float]]
@@ -91,10 +87,7 @@ def _lowest_bic(
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a section is looked at: the means of a sample, of some probes and of all near these.
-
-    ``rows`` are all these, and ``near`` holds the nearest of each probe, itself first, as places in ``rows``.
-    """
+    """Where a section is looked at: the means of a sample, of some probes and of all near these."""
 
     rows: IntArray
     means: sparse.csr_matrix

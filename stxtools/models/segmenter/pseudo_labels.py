@@ -74,13 +74,7 @@ class PseudoLabels:
 def pseudo_labels_from_clustering(
     sections: Sequence[Section], k: int | None, rng: np.random.Generator, show_progress: bool | None
 ) -> PseudoLabels:
-    """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer distinct observations than ``k``.
-    """
+    """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures."""
     if len(sections) > 1:  # what is left of donors' means, if little, is what small sections would be split by
         sections = [replace(s, features=s.features - s.features.mean(axis=0)) for s in sections]
     n = sum(s.n_obs for s in sections)

@@ -137,11 +137,7 @@ class EnsembleFit:
         return LinearInput(self._features, featurizer.params.neighbours, width, unit, groups)
 
     def _folds(self, known: Mask, inp: LinearInput) -> list[Codes]:
-        """Divisions of the labels into folds of whole blocks, -1 where nothing is known.
-
-        By small blocks and by large ones: it is unknown how far from labels a model will predict, and trees and label
-        propagation do too well on a small block between labelled ones.
-        """
+        """Divisions of the labels into folds of whole blocks, -1 where nothing is known."""
         found = []
         for group in (inp.group, np.concatenate(groups_of(self.sections, whole=False, most=_LARGE))):
             if len(np.unique(group[known])) > 1:

@@ -85,10 +85,7 @@ def groups_of(sections: Sequence[RegionSection], *, whole: bool, most: int = BLO
 
 
 def made_for_others(sections: Sequence[RegionSection]) -> bool:
-    """Whether three or more have labels, and another one is to be predicted: one without labels, or a later one.
-
-    It is a later one where all at hand are labelled throughout.
-    """
+    """Whether three or more have labels, and another one is to be predicted: one without labels, or a later one."""
     labelled = [s for s in sections if _labelled(s).any()]
     if len(labelled) < 3 or len(labelled) < len(sections):
         return len(labelled) >= 3
@@ -100,11 +97,7 @@ def made_for_others(sections: Sequence[RegionSection]) -> bool:
 def held_out(
     sections: Sequence[RegionSection], groups: Sequence[NDArray[np.int64]], rng: np.random.Generator
 ) -> list[NDArray[np.bool_]]:
-    """Observations that early stopping is judged on: one in seven of the groups with labels, the same for all tasks.
-
-    None where fewer than six groups have labels. Labels of a class that would lose more than half of its observations
-    stay in training.
-    """
+    """Observations that early stopping is judged on: one in seven of the groups with labels, the same for all tasks."""
     known = [_labelled(s) for s in sections]
     names = np.unique(np.concatenate([g[k] for g, k in zip(groups, known, strict=True)]))
     if len(names) < _FEW:

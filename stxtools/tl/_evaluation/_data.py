@@ -45,11 +45,7 @@ class FeatureSource:
 
 
 def read_features(adata: AnnData, how: FeatureSource, learn_from: NDArray[np.bool_] | None = None) -> Read:
-    """Features (n, d) of all observations, log expression and variable genes; no label is looked at.
-
-    With ``learn_from`` the variable genes, the depth to which expression is scaled and the principal components come
-    from these observations alone.
-    """
+    """Features (n, d) of all observations, log expression and variable genes; no label is looked at."""
     if how.use_rep is not None:
         return stored_representation(adata, how.use_rep).values, None, ()
     adata = adata.to_memory() if adata.isbacked else adata  # anndata divides no part of a file again

@@ -28,11 +28,7 @@ _STAGES = ("segment", "region_graph", "multitask")
 
 
 class Framework(Baseline):
-    """U-Net, region graph and graph network, trained together on the targets.
-
-    ``params`` may hold ``segment``, ``region_graph`` and ``multitask``: keyword arguments of these calls
-    (``{"multitask": {"params": {"alpha": 2.0}}}``, say).
-    """
+    """U-Net, region graph and graph network, trained together on the targets."""
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Run the calls on the sections and keep the predictions for :meth:`predict_proba`."""

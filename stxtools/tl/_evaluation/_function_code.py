@@ -12,10 +12,7 @@ import numpy as np
 
 
 def function_code(function: Callable[..., Any]) -> str:
-    """Digest of a function's code, of the constants it is bound to, and of the functions of its module that it calls.
-
-    Lists, arrays and other data that may change do not count, and a function in another language counts by its name.
-    """
+    """Digest of a function's code, of constants it is bound to, and of the functions of its module that it calls."""
     text = "\0".join(_parts(function, set()))
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 

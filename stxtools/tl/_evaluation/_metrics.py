@@ -12,10 +12,7 @@ METRICS = (*CLASS_METRICS, "mse")
 
 
 def scores(proba: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy, and precision, recall and AUROC averaged over the classes that occur in ``truth``.
-
-    AUROC is one class against the rest, ties count half; NaN where ``truth`` has a single class.
-    """
+    """Accuracy, and precision, recall and AUROC averaged over the classes that occur in ``truth``."""
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
     found, classes = proba.argmax(axis=1), np.unique(truth)

@@ -22,11 +22,7 @@ _SMALLEST_BLOCK = 16  # observations
 def folds_of(
     scheme: str, xy: NDArray[np.float64], libs: Libraries, n_folds: int, seed: int
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the fold of every observation and the names of the folds.
-
-    ``"block"`` cuts each section into blocks that hold as many observations each and deals them out at random;
-    ``"library"`` makes one fold of each section; ``"random"`` deals out single observations.
-    """
+    """Return the fold of every observation and the names of the folds."""
     if scheme == "library":
         return libs.codes.copy(), list(libs.names)
     rng = np.random.default_rng([seed, 7])
