@@ -373,13 +373,13 @@ def test_no_loss_looks_at_the_halo():
         module = TissueModule(4, RegionGNN(4, hidden=8, out_channels=8, heads=2), 8, None, {}).eval()
         piece = GraphTensors(torch.randn(len(part.nodes), 4), part.edges, core=part.core)
         task = EmbeddingTask(module, [piece], Training(), "masked", 0.3)
-    before = float(task._loss((0, 3)).detach())
+    before = float(task.loss((0, 3)).detach())
     hidden = torch.rand(len(part.nodes), generator=torch.Generator().manual_seed(3)) < task.hide
     assert hidden[part.core :].any()
     piece.nodes[part.core :][hidden[part.core :]] += 100.0  # hidden, so it is not read either
-    assert float(task._loss((0, 3)).detach()) == before
+    assert float(task.loss((0, 3)).detach()) == before
     piece.nodes[: part.core][hidden[: part.core]] += 100.0
-    assert float(task._loss((0, 3)).detach()) > 100 * before
+    assert float(task.loss((0, 3)).detach()) > 100 * before
 
 
 def _epoch(loader, epoch):

@@ -25,35 +25,15 @@ def matched(genes: Sequence[str], names: Sequence[str]) -> tuple[NDArray[np.int6
 
 @dataclass(frozen=True)
 class GeneProjection:
-    """Centred linear projection of log-normalised expression.
-
-    Attributes
-    ----------
-    genes
-        Gene names, in the order of the rows of ``components``.
-    mean
-        Mean log expression of the genes in training, (n_genes,).
-    components
-        Loadings, (n_genes, n_features).
-    target_sum
-        Depth to which expression was normalised before the logarithm: that of the training data, so that
-        a shallower section is brought to the same scale.
-    variance
-        Variance of the features in training, (n_features,).
-    noise
-        Mean variance of a gene that the features leave.
-    gene_scale
-        Standard deviation that each gene was divided by before its components were found; ``components`` include the
-        division, ``noise`` is that of divided genes. None where genes were not scaled.
-    """
+    """Centred linear projection of log-normalised expression."""
 
     genes: list[str]
-    mean: NDArray[np.float64]
-    components: NDArray[np.float64]
-    target_sum: float = 1e4
-    variance: NDArray[np.float64] | None = None
-    noise: float = 0.0
-    gene_scale: NDArray[np.float64] | None = None
+    mean: NDArray[np.float64]  # log expression in training, (n_genes,)
+    components: NDArray[np.float64]  # loadings, (n_genes, n_features)
+    target_sum: float = 1e4  # depth of the training data, to which other sections are brought before the logarithm
+    variance: NDArray[np.float64] | None = None  # of the features in training, (n_features,)
+    noise: float = 0.0  # mean variance of a gene, divided by its scale if it has one, that the features leave
+    gene_scale: NDArray[np.float64] | None = None  # what genes were divided by, which ``components`` include
 
     def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the shared genes in this projection and in ``names``."""

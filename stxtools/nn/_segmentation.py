@@ -24,11 +24,11 @@ class MaskedPretraining(Task):
         self.unet = unet
         self.decoder = nn.Conv2d(unet.width, channels, 1)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: dict[str, Tensor], held_out: bool = False) -> Tensor:
         """Mean squared error of the hidden pixels' smoothed features."""
         keep = batch["occupied"] * (1 - batch["block"])
         hidden = batch["present"] * batch["block"]
-        return self.record(reconstruction_error(self.unet, self.decoder, batch["x"], keep, batch["clean"], hidden))
+        return reconstruction_error(self.unet, self.decoder, batch["x"], keep, batch["clean"], hidden)
 
 
 class ContrastivePretraining(Task):
@@ -39,10 +39,10 @@ class ContrastivePretraining(Task):
         self.unet = unet
         self.projector = nn.Sequential(nn.Linear(unet.width, unet.width), nn.ReLU(), nn.Linear(unet.width, unet.width))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: dict[str, Tensor], held_out: bool = False) -> Tensor:
         """NT-Xent loss of a batch of twin views."""
         z = torch.cat([self._embed(batch["x"], batch["occupied"]), self._embed(batch["x2"], batch["occupied2"])])
-        return self.record(nt_xent(z, _TEMPERATURE))
+        return nt_xent(z, _TEMPERATURE)
 
     def _embed(self, x: Tensor, occupied: Tensor) -> Tensor:
         features = self.unet(x, occupied) * occupied
@@ -56,16 +56,10 @@ class SegmentationTask(Task):
         super().__init__(training)
         self.net = net
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Weighted cross-entropy of random views."""
-        logits, _ = self.net(batch["x"], batch["occupied"])
-        return self.record(soft_cross_entropy(logits, batch["target"], batch["weight"][:, 0]))
-
-    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
-        """The same on the pixels held out, of a whole section."""
-        x, occupied, target, weight = batch
-        logits, _ = self.net(x, occupied)
-        self.log("val_loss", soft_cross_entropy(logits, target, weight[:, 0]), batch_size=1)
+    def loss(self, batch: Any, held_out: bool = False) -> Tensor:
+        """Weighted cross-entropy of random views, or of the pixels held out in a whole section."""
+        x, occupied, target, weight = batch if held_out else (batch[k] for k in ("x", "occupied", "target", "weight"))
+        return soft_cross_entropy(self.net(x, occupied)[0], target, weight[:, 0])
 
 
 class Imitation(Task):
@@ -75,17 +69,9 @@ class Imitation(Task):
         super().__init__(training)
         self.net = net
 
-    def loss(self, batch: list[Tensor]) -> Tensor:
+    def loss(self, batch: list[Tensor], held_out: bool = False) -> Tensor:
         """Mean over pixels; the probabilities of the tasks stand side by side."""
         means, target = batch
         parts = zip(self.net.from_means(means), target.split(self.net.sizes, dim=1), strict=True)
         even = torch.ones(len(means), device=means.device)
         return torch.stack([soft_cross_entropy(found, wanted, even) for found, wanted in parts]).sum()
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch of pixels."""
-        return self.record(self.loss(batch))
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """The same on pixels held out."""
-        self.log("val_loss", self.loss(batch), batch_size=len(batch[0]))

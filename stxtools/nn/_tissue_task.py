@@ -157,11 +157,9 @@ class TissueTask(GraphTask):
             self.weighting.after_step(before, again)
             self._last = None
 
-    def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
+    def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
         """Loss on what is held out, with the user's factors alone: learned weights would change the yardstick."""
-        g = self.graphs[batch[0]]
-        losses = self.losses(batch[0], self.module(g), "val_weight")
-        self.log("val_loss", self._total(losses), batch_size=1)
+        return self._total(self.losses(batch[0], self.module(self.graphs[batch[0]]), "val_weight"))
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
         factors = dict(zip(self.weighting.tasks, self.weighting.get_buffer("factors"), strict=True))
@@ -228,15 +226,8 @@ class EmbeddingTask(GraphTask):
     def judged(self) -> list[int]:
         return self._order()[: max(self.sections, JUDGED)]
 
-    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
-        """Loss of one section, or of a part of one."""
-        return self.record(self._loss(batch))
-
-    def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
-        """The same with other regions hidden, and without dropout."""
-        self.log("val_loss", self._loss(batch), batch_size=1)
-
-    def _loss(self, batch: tuple[int, int]) -> Tensor:
+    def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
+        """Loss of one section, or of a part of one; other regions are hidden in what is judged."""
         g, generator = self.graphs[batch[0]], torch.Generator().manual_seed(batch[1])
         return self._masked(g, generator) if self.objective == "masked" else self._contrastive(g, generator)
 
@@ -269,7 +260,7 @@ class UNetPretraining(GraphTask):
     def judged(self) -> list[int]:
         return []
 
-    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+    def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
         """Mean squared error at the hidden pixels that hold observations."""
         g, generator = self.graphs[batch[0]], torch.Generator().manual_seed(batch[1])
         if g.x is None or g.occupied is None:
@@ -277,4 +268,4 @@ class UNetPretraining(GraphTask):
         shape = (g.x.shape[1], g.x.shape[2])
         hidden = block_mask(shape, 0.3, 4, generator, g.x.device).to(g.x)[None]
         keep, judged = (g.occupied * (1 - hidden))[None], (g.occupied * hidden)[None]
-        return self.record(reconstruction_error(self.unet, self.decoder, g.x[None], keep, g.x[None], judged))
+        return reconstruction_error(self.unet, self.decoder, g.x[None], keep, g.x[None], judged)

@@ -55,6 +55,18 @@ class Task(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.max_epochs, eta_min=how.lr * 0.05)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
+    def loss(self, batch: Any, held_out: bool = False) -> torch.Tensor:
+        """Return the loss of a batch, of what is learned from or of what is held out."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+        """Note the loss."""
+        return self.record(self.loss(batch))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss of what is held out."""
+        self.log("val_loss", self.loss(batch, True), batch_size=len(batch[0]) if isinstance(batch, list) else 1)
+
     def record(self, loss: torch.Tensor) -> torch.Tensor:
         """Note a training step's loss and hand it back."""
         self.step_losses.append(loss.detach())

@@ -148,18 +148,12 @@ class _SpotTask(GraphTask):
         every = list(range(len(self.graphs)))
         return every if any(bool(w.any()) for g in self.graphs for w in g.val_weight.values()) else []
 
-    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
-        """Loss of one section."""
-        return self.record(self._loss(self.graphs[batch[0]], "weight"))
-
-    def validation_step(self, batch: tuple[int, int], batch_idx: int) -> None:
-        """Loss on the blocks held out."""
-        self.log("val_loss", self._loss(self.graphs[batch[0]], "val_weight"), batch_size=1)
-
-    def _loss(self, g: GraphTensors, which: str) -> Tensor:
+    def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
+        """Loss of one section, on the blocks held out or on all others."""
+        g = self.graphs[batch[0]]
         h, _, _ = self.net.gnn(g.nodes, g.edges)
         total = h.sum() * 0.0  # a section without labels contributes nothing
-        for target, counts in getattr(g, which).items():
+        for target, counts in (g.val_weight if held_out else g.weight).items():
             if bool(counts.any()):
                 total = total + F.cross_entropy(self.net.heads[f"head_{target}"](h[counts]), g.targets[target][counts])
         return total

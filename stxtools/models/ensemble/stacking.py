@@ -161,7 +161,7 @@ def out_of_fold(
     sections: Sequence[tuple[FloatArray, Codes]], folds: Sequence[Codes], n_classes: int,
     members: Mapping[str, Callable[[Mask, Mask], FloatArray]], *, label_propagation: bool = False,
 ) -> OutOfFold | None:  # fmt: skip
-    """Train on all folds but one and predict it, for each division into ``folds`` (-1: left alone); None without two."""
+    """Train on all folds but one and predict it, for each division into ``folds`` (-1: none); None without two."""
     codes = np.concatenate([c for _, c in sections])
     divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]
     unit = 0.0

@@ -36,21 +36,11 @@ _DRAWS = 0  # seed of the consensus, which is a property of the data
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Result for one section.
+    """Result for one section."""
 
-    Attributes
-    ----------
-    proba
-        Class probabilities of the observations, (n, K).
-    features
-        The U-Net's feature vector at every observation, (n, width).
-    weights
-        Weight of each member of the ensemble that decided, where there is one.
-    """
-
-    proba: NDArray[np.float32]
-    features: NDArray[np.float32]
-    weights: dict[str, float] = field(default_factory=dict)
+    proba: NDArray[np.float32]  # class probabilities of the observations, (n, K)
+    features: NDArray[np.float32]  # of the U-Net at every observation, (n, width)
+    weights: dict[str, float] = field(default_factory=dict)  # of each member of the ensemble, where one decided
 
 
 class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
@@ -173,15 +163,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         return self
 
     def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:
-        """Train the U-Net without labels or classes; :meth:`fit` then starts from it.
-
-        Parameters
-        ----------
-        sections
-            What to learn from; the more tissue, the better.
-        **run
-            As in :meth:`fit`.
-        """
+        """Train the U-Net without labels or classes; :meth:`fit`, which has the same keywords, then starts from it."""
         if self.params.pretrain == "none":
             raise ValueError("`params` name no pretraining; choose `pretrain='masked'` or 'contrastive'.")
         self.net, self.start, self.history, run = None, None, [], completed(run)

@@ -21,36 +21,16 @@ STRAYS = 0.06  # share of blocks without any label up to which the unlabelled ar
 
 @dataclass
 class RegionSection:
-    """A section with its regions.
-
-    Attributes
-    ----------
-    section
-        Observations, raster and features.
-    region
-        Region of each observation, 0 .. R - 1 within the section; -1 for none.
-    nodes
-        Features of the regions, (R, F).
-    adjacency
-        Which regions touch, (R, R) sparse and symmetric.
-    labels
-        Task -> class codes of the observations, -1 where unlabelled.
-    genes
-        Log expression of the genes that are read beside the features, (n, G) sparse, or None.
-    expression
-        Log expression of the genes to predict, (n, T); NaN rows where it is not to be learned from; or None.
-    by_name
-        Log expression of all genes with their names, for the classifier that crosses sections, or None.
-    """
+    """A section with its regions."""
 
     section: Section
-    region: NDArray[np.int64]
-    nodes: NDArray[np.float32]
-    adjacency: sparse.csr_matrix
-    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    genes: sparse.csr_matrix | None = None
-    expression: NDArray[np.float32] | None = None
-    by_name: GeneSection | None = None
+    region: NDArray[np.int64]  # of each observation, 0 .. R - 1 within the section; -1 for none
+    nodes: NDArray[np.float32]  # features of the regions, (R, F)
+    adjacency: sparse.csr_matrix  # which regions touch, (R, R), symmetric
+    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # task -> class codes, -1 where unlabelled
+    genes: sparse.csr_matrix | None = None  # log expression that is read beside the features, (n, G)
+    expression: NDArray[np.float32] | None = None  # the same to be predicted, (n, T); NaN where nothing is learned
+    by_name: GeneSection | None = None  # the same of all genes, for the classifier that crosses sections
 
 
 def label_shares(

@@ -31,34 +31,17 @@ MANY = 5000  # regions from which on several CPU threads pay
 
 @dataclass(frozen=True)
 class TissuePrediction:
-    """Result for one section.
+    """Result for one section."""
 
-    Attributes
-    ----------
-    states
-        Embeddings of the regions, (R, d).
-    z
-        Embedding of the section, (d,).
-    proba
-        Task -> class probabilities of the regions, (R, K).
-    obs_proba
-        Task -> class probabilities of the observations, (n, K); NaN outside any region.
-    attention
-        Row: the region that receives, column: the region it attends to; rows sum to 1, (R, R) sparse.
-    expression, obs_expression
-        Predicted log expression of the regions (R, T) and of the observations (n, T), or None.
-    weights
-        Task -> factors of the logits of the ensemble's members.
-    """
-
-    states: NDArray[np.float32]
-    z: NDArray[np.float32]
-    proba: dict[str, NDArray[np.float32]]
-    attention: sparse.csr_matrix
+    states: NDArray[np.float32]  # embeddings of the regions, (R, d)
+    z: NDArray[np.float32]  # embedding of the section, (d,)
+    proba: dict[str, NDArray[np.float32]]  # task -> class probabilities of the regions, (R, K)
+    attention: sparse.csr_matrix  # of the region in a row to that in a column; rows sum to 1, (R, R)
+    # task -> class probabilities of the observations, (n, K); NaN outside any region
     obs_proba: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    expression: NDArray[np.float32] | None = None
-    obs_expression: NDArray[np.float32] | None = None
-    weights: dict[str, Weights] = field(default_factory=dict)
+    expression: NDArray[np.float32] | None = None  # predicted log expression of the regions, (R, T)
+    obs_expression: NDArray[np.float32] | None = None  # and of the observations, (n, T)
+    weights: dict[str, Weights] = field(default_factory=dict)  # task -> factors of the ensemble's members
 
 
 class TissueNet(BaseModel[TissueNetParams, TissueModule]):
@@ -128,7 +111,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         expression: Sequence[str] | None = None,
         **run: Unpack[Run],
     ) -> TissueNet:
-        """Train on ``sections``.
+        """Train on ``sections``, without labels where neither ``classes`` nor ``expression`` are given.
 
         Parameters
         ----------
@@ -137,15 +120,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         classes
             Task (``"biomarker"``, ``"classification"``) -> class names.
         expression
-            Names of the genes that the sections' ``expression`` holds, to be predicted. Without ``classes`` and
-            ``expression`` it trains without labels.
+            Names of the genes that the sections' ``expression`` holds, to be predicted.
         **run
             ``random_state``, ``accelerator``, ``devices`` and ``show_progress``, as in :func:`stxtools.tl.multitask`.
-
-        Raises
-        ------
-        ValueError
-            If the factors of all tasks are 0.
         """
         self.classes = {task: list(names) for task, names in (classes or {}).items()}
         self.expression = list(expression or [])
