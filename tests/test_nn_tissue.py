@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import stxtools as st
 from stxtools._spatial.subgraphs import subgraphs
 from stxtools.models import RegionSection, Section, TissueNet
-from stxtools.models.tissuenet.partition import fitting_regions, graph_parts
+from stxtools.models.tissuenet.features import fitting_regions, graph_parts
 from stxtools.nn import (
     SCHEMES,
     EmbeddingTask,

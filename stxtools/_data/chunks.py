@@ -207,8 +207,4 @@ def look_at(stored: Any, in_memory: bool) -> tuple[Any, Survey]:
     if in_memory:
         matrix = to_csr(stored)
         return matrix, Survey.of(matrix)
-    return stored, Survey.joined(list(iter_rows(stored, _survey_chunk, at_once=None)))
-
-
-def _survey_chunk(chunk: sparse.csr_matrix, rows: slice) -> Survey:
-    return Survey.of(chunk)
+    return stored, Survey.joined(list(iter_rows(stored, lambda chunk, rows: Survey.of(chunk), at_once=None)))

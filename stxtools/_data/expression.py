@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -101,7 +100,12 @@ class Expression:
     def sample(self, names: NDArray[np.str_], seed: int) -> sparse.csr_matrix:
         """Return the expression of :meth:`sampled` observations."""
         taken = self.sampled(names, seed)
-        pieces = [piece for piece in iter_rows(self.matrix, partial(_taken, taken)) if piece.shape[0]]
+
+        def among(chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+            low, high = np.searchsorted(taken, [rows.start, rows.stop])
+            return chunk if high - low == chunk.shape[0] else chunk[taken[low:high] - rows.start]
+
+        pieces = [piece for piece in iter_rows(self.matrix, among) if piece.shape[0]]
         return sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
 
     def by_section(
@@ -174,30 +178,19 @@ def _raw_matrix(adata: AnnData) -> tuple[Any, str]:
     return matrix[:, at], ""
 
 
-def _taken(taken: NDArray[np.int64], chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-    low, high = np.searchsorted(taken, [rows.start, rows.stop])
-    return chunk if high - low == chunk.shape[0] else chunk[taken[low:high] - rows.start]
-
-
 def log_chunks(
     read: Expression, work: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
     at_once: int | None = AT_ONCE,
 ) -> Iterator[T]:  # fmt: skip
     """Yield ``work(logged_chunk, rows)`` for every chunk of rows: log expression is never all in memory."""
     target = median_depth(read.survey.depth) if target_sum is None else target_sum
-    yield from iter_rows(read.matrix, partial(_normalized, read.scale, target, work), at_once=at_once)
+    scale = read.scale  # what goes to the workers is the scale, not all that was read
+    yield from iter_rows(
+        read.matrix, lambda chunk, rows: work(log_normalize(chunk, scale, target_sum=target), rows), at_once=at_once
+    )
 
 
 def log_matrix(read: Expression, genes: Any = slice(None), *, at_once: int | None = AT_ONCE) -> sparse.csr_matrix:
     """Return log expression of some genes, or all, of all observations."""
-    return sparse.csr_matrix(sparse.vstack(list(log_chunks(read, partial(_of_genes, genes), at_once=at_once)), "csr"))
-
-
-def _of_genes(genes: Any, logged: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-    return logged[:, genes]
-
-
-def _normalized(
-    scale: str, target_sum: float, work: Callable[[sparse.csr_matrix, slice], T], chunk: sparse.csr_matrix, rows: slice
-) -> T:
-    return work(log_normalize(chunk, scale, target_sum=target_sum), rows)
+    parts = log_chunks(read, lambda logged, rows: logged[:, genes], at_once=at_once)
+    return sparse.csr_matrix(sparse.vstack(list(parts), "csr"))

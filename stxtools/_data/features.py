@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,9 +81,7 @@ def compute_representation(
     )  # fmt: skip
     projection = None if len(rep.values) == adata.n_obs else _projection(rep)
     if projection is not None:  # of a sample
-        names = [str(name) for name in read.names]
-        parts = log_chunks(read, partial(_projected, projection, names), projection.target_sum, at_once=None)
-        values = np.concatenate(list(parts))
+        values = _projected(read, projection, [str(name) for name in read.names])
         rep = replace(rep, values=values, variance=values.var(axis=0, dtype=np.float64))
     return replace(rep, read=read.record), read
 
@@ -160,14 +157,13 @@ class ModelFeatures:
         if names is None:
             check_genes(projection.genes, known)
         share = len(set(projection.genes).intersection(known)) / len(projection.genes)
-        parts = log_chunks(read, partial(_projected, projection, known), projection.target_sum, at_once=None)
-        self.values, self.record = np.concatenate(list(parts)), {"genes_found": share, **read.record}
+        self.values = _projected(read, projection, known)
+        self.record = {"genes_found": share, **read.record}
 
 
-def _projected(
-    projection: GeneProjection, names: list[str], logged: sparse.csr_matrix, rows: slice
-) -> NDArray[np.float32]:
-    return projection.transform(logged, names)
+def _projected(read: Expression, projection: GeneProjection, names: list[str]) -> NDArray[np.float32]:
+    parts = log_chunks(read, lambda x, rows: projection.transform(x, names), projection.target_sum, at_once=None)
+    return np.concatenate(list(parts))
 
 
 class GeneNames:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +42,7 @@ class GeneBlocks:
 
     def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield log expression chunk of rows by chunk, of some genes or of all."""
-        yield from log_chunks(self.read, partial(_with_rows, genes))
+        yield from log_chunks(self.read, lambda logged, rows: (rows, logged if genes is None else logged[:, genes]))
 
 
 def gene_slices(seen: NDArray[np.int64], most: float) -> list[slice]:
@@ -56,9 +55,3 @@ def gene_slices(seen: NDArray[np.int64], most: float) -> list[slice]:
         out.append(slice(start, stop))
         start, before = stop, float(ends[stop - 1])
     return out or [slice(0, 0)]
-
-
-def _with_rows(
-    genes: NDArray[np.int64] | None, logged: sparse.csr_matrix, rows: slice
-) -> tuple[slice, sparse.csr_matrix]:
-    return rows, logged if genes is None else logged[:, genes]

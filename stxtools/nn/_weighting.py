@@ -21,11 +21,12 @@ class TaskWeighting(nn.Module):
         self.tasks = list(factors)
         self.squared = frozenset(squared)
         self.register_buffer("factors", torch.tensor([float(f) for f in factors.values()]))
+        self.register_buffer("weights", torch.ones(len(self.tasks)))
 
     @property
     def own(self) -> Tensor:
         """Weights beside the factors, one a task; 1 where nothing is learned."""
-        return torch.ones_like(self.get_buffer("factors"))
+        return self.get_buffer("weights")
 
     def current(self) -> dict[str, float]:
         """Task -> weight of its loss now, factor included."""
@@ -76,14 +77,9 @@ class _Learned(TaskWeighting):
 
     def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
         super().__init__(factors, squared)
-        self.register_buffer("weights", torch.ones(len(self.tasks)))
         self.register_buffer("state", torch.ones(len(self.tasks)))
+        self.register_buffer("first", torch.zeros(len(self.tasks)))
         self._adam: torch.optim.Adam | None = None
-
-    @property
-    def own(self) -> Tensor:
-        """Weights with a mean of 1."""
-        return self.get_buffer("weights")
 
     def _move(self, at: Sequence[int], slope: Tensor) -> None:
         state = self.get_buffer("state")
@@ -104,10 +100,6 @@ class GradNorm(_Learned):
     """
 
     RESTORING = 1.5
-
-    def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
-        super().__init__(factors, squared)
-        self.register_buffer("first", torch.zeros(len(self.tasks)))
 
     def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
         """Weighted losses; the weights then move for the next step."""

@@ -12,7 +12,7 @@ from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial import cKDTree
 from scipy.special import logsumexp
 
-from stxtools._spatial.smoothing import Neighbourhoods
+from stxtools._spatial.smoothing import Neighbourhoods, averages
 from stxtools._warn import warn
 from stxtools.models._section import Section
 
@@ -100,10 +100,7 @@ class _Places:
         near = tree.query(section.xy[probes], k=max(min(_RINGS[-1], n // 3), 2))[1]
         near[:, 0] = probes  # a twin may come first
         rows = np.union1d(near, some_rows(n, _SAMPLE, rng))
-        size = min(window, n)
-        around = tree.query(section.xy[rows], k=size)[1].ravel()
-        ends = np.arange(0, len(around) + 1, size)
-        means = sparse.csr_matrix((np.full(len(around), 1 / size, np.float32), around, ends), shape=(len(rows), n))
+        means = averages(tree.query(section.xy[rows], k=min(window, n))[1].reshape(len(rows), -1), n)
         return cls(rows, means, np.searchsorted(rows, near))
 
     def edge_preserving(self, section: Section, x: NDArray[np.float32]) -> FloatArray:

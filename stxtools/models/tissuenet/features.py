@@ -10,17 +10,22 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._settings import settings
+from stxtools._spatial.subgraphs import subgraphs
 from stxtools.models._storage import ModelFile
 from stxtools.models.segmenter.rasters import centred
+from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
 
 from .genes import GENE_SIZES, SmoothedGenes, pooling
 from .inputs import RegionSection, groups_of, held_out, label_shares, made_for_others, region_means
 from .params import TissueNetParams
-from .partition import graph_parts
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
+_PART = 4096  # regions of a part: on a graph of 20,000, twelve steps an epoch then embed as well as six with all
+_COPIES = 10  # arrays of one value an edge and channel that a layer keeps for its gradient
+_SMALLEST = 256  # regions of a part, however little memory is allowed
 
 
 class Featurizer:
@@ -171,3 +176,31 @@ class TrainingTargets:
             return np.zeros((s.section.n_obs, self.tasks[EXPRESSION]), np.float32), np.zeros(s.section.n_obs, bool)
         values = (s.expression - scaling["expression_centre"]) / scaling["expression_scale"]
         return values.astype(np.float32), np.isfinite(values).all(axis=1)
+
+
+def graph_parts(s: RegionSection, params: TissueNetParams) -> list[GraphPart]:
+    """Parts of a graph of more than ``max_nodes`` regions, or than fit into ``settings.max_memory``; else none."""
+    most = min(params.max_nodes, fitting_regions(s, params))
+    if len(s.nodes) <= most:
+        return []
+    size = min(most, _PART)
+    return [
+        GraphPart(torch.from_numpy(part.nodes), part.core, torch.from_numpy(part.edges))
+        for part in subgraphs(s.adjacency, region_centres(s), size, params.layers)
+    ]
+
+
+def fitting_regions(s: RegionSection, params: TissueNetParams) -> int:
+    """Regions whose edges and states fit into ``settings.max_memory`` while the network learns."""
+    edges = s.adjacency.nnz / max(len(s.nodes), 1) + 1
+    width = params.hidden * (params.layers - 1) + params.out_channels
+    per_region = 4 * (_COPIES * edges * width + 4 * s.nodes.shape[1])
+    return max(int(settings.max_memory * 2**30 / per_region), _SMALLEST)
+
+
+def region_centres(s: RegionSection) -> NDArray[np.float64]:
+    """Mean position of the observations of each region, (R, 2)."""
+    inside, n = s.region >= 0, len(s.nodes)
+    count = np.maximum(np.bincount(s.region[inside], minlength=n), 1)
+    sums = [np.bincount(s.region[inside], s.section.xy[inside, axis], minlength=n) for axis in range(2)]
+    return np.stack(sums, axis=1) / count[:, None]
