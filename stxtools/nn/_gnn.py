@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import GATv2Conv, MessagePassing
+from torch_geometric.nn import GATv2Conv, SimpleConv
 from torch_geometric.typing import OptTensor
+from torch_geometric.utils import degree
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class GraphPart:
         return GraphPart(self.nodes.to(device), self.core, self.edges.to(device))
 
 
-class SumConv(MessagePassing):
+class SumConv(nn.Module):
     r"""Plain sum aggregation.
 
     :math:`h_v^{(l+1)} = \sigma\big(\sum_{u \in N(v)} W^{(l)} h_u^{(l)} + b^{(l)}\big)` with Xavier
@@ -36,19 +37,15 @@ class SumConv(MessagePassing):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(aggr="add")
+        super().__init__()
+        self.neighbours = SimpleConv(aggr="sum")
         self.weight = nn.Linear(in_channels, out_channels, bias=False)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.xavier_uniform_(self.weight.weight)
 
     def forward(self, h: Tensor, edge_index: Tensor, gate: Tensor | None = None) -> Tensor:
         """(R, in) and (2, E) with rows source, target -> (R, out); ``gate`` (E,) multiplies the messages."""
-        gate = h.new_ones(edge_index.shape[1]) if gate is None else gate
-        return self.propagate(edge_index, x=self.weight(h), gate=gate, size=(len(h), len(h))) + self.bias
-
-    def message(self, x_j: Tensor, gate: Tensor) -> Tensor:
-        """The neighbour's transformed state."""
-        return x_j * gate[:, None]
+        return self.neighbours(self.weight(h), edge_index, gate) + self.bias
 
 
 class GatedGATv2(GATv2Conv):
@@ -119,7 +116,7 @@ class RegionGNN(nn.Module):
                 h = self.norms[i](out + self.skips[i](h))
                 h = F.elu(h) if i < last else h
         if self.kind == "sum":
-            edges, weights = edge_index, _uniform_weights(edge_index, len(h)).to(h)
+            edges, weights = edge_index, 1 / degree(edge_index[1], len(h), h.dtype)[edge_index[1]]
         return h, edges, weights
 
     def by_parts(self, h: Tensor, parts: Sequence[GraphPart]) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,12 +131,6 @@ class RegionGNN(nn.Module):
         place = torch.cat([part.nodes[: part.core] for part in parts])
         found = torch.cat(states)
         return torch.empty_like(found).index_copy(0, place, found), torch.cat(edges, dim=1), torch.cat(weights)
-
-
-def _uniform_weights(edge_index: Tensor, n: int) -> Tensor:
-    target = edge_index[1]
-    degree = torch.zeros(n, device=target.device).index_add(0, target, torch.ones_like(target, dtype=torch.float32))
-    return 1.0 / degree[target]
 
 
 class Readout(nn.Module):
