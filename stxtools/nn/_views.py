@@ -187,15 +187,9 @@ def _judged_windows(s: PixelRaster) -> list[tuple[int, int, int, int]]:
 
 
 def view_loader(
-    sections: Sequence[PixelRaster],
-    *,
-    size: int,
-    steps: int,
-    batch_size: int,
-    how: Augmentation,
-    seed: int,
+    sections: Sequence[PixelRaster], *, size: int, steps: int, batch_size: int, how: Augmentation, seed: int,
     twins: bool = False,
-) -> DataLoader[dict[str, Tensor]]:
+) -> DataLoader[dict[str, Tensor]]:  # fmt: skip
     """Batches of random views; ``steps`` of them make an epoch."""
     return DataLoader(RandomViews(sections, size, steps * batch_size, how, seed, twins), batch_size=batch_size)
 

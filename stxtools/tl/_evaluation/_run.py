@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stxtools.models.baselines.simple import Baseline
+    from stxtools.models.baselines.simple import Baseline, Classes, Labels
+
+    from ._data import Target
 
 UNIT = ("model", "scheme", "seed", "noise", "fold")
 COLUMNS: dict[str, Any] = {
@@ -160,17 +162,13 @@ def _measure(name: str, split: _Split, p: Protocol, where: Geometry) -> list[dic
     """Train one model on one split and score each target."""
     start = time.perf_counter()
     model = _model(name, split.seed, p)
-    masked = {t.name: np.where(split.test, -1, t.codes) for t in p.targets}
-    labels = {target: [codes[rows] for rows in where.parts] for target, codes in masked.items()}
-    model.fit(split.sections, labels, {t.name: len(t.classes) for t in p.targets})
+    model.fit(split.sections, *learned_labels(p, where, split.test))
     proba = model.predict_proba(split.sections)
     seconds = time.perf_counter() - start
     rows = []
-    for t in p.targets:
-        judged = split.test & (t.codes >= 0)
-        found = where.join(proba[t.name])[judged]
-        sizes = {"n_train": int((masked[t.name] >= 0).sum()), "n_test": int(judged.sum())}
-        rows.append(_row(name, t.name, t.key, split, sizes, scores(found, t.codes[judged]), seconds))
+    for t, reached in judged(p, where, split.test, proba):
+        sizes = {f"n_{n}": int((t.codes[r] >= 0).sum()) for n, r in (("train", ~split.test), ("test", split.test))}
+        rows.append(_row(name, t.name, t.key, split, sizes, reached, seconds))
     if split.expression is not None:
         start = time.perf_counter()
         shown = np.where(split.test[:, None], np.nan, split.expression)
@@ -180,6 +178,22 @@ def _measure(name: str, split: _Split, p: Protocol, where: Geometry) -> list[dic
         sizes = {"n_train": int((~split.test).sum()), "n_test": int(split.test.sum())}
         rows.append(_row(name, "expression", "", split, sizes, error, time.perf_counter() - start))
     return rows
+
+
+def learned_labels(p: Protocol, where: Geometry, test: NDArray[np.bool_]) -> tuple[Labels, Classes]:
+    """Class codes of each target per section, hidden (-1) in the test part, and the numbers of classes."""
+    masked = {t.name: np.where(test, -1, t.codes) for t in p.targets}
+    labels = {name: [codes[rows] for rows in where.parts] for name, codes in masked.items()}
+    return labels, {t.name: len(t.classes) for t in p.targets}
+
+
+def judged(
+    p: Protocol, where: Geometry, test: NDArray[np.bool_], proba: Mapping[str, Any]
+) -> Iterator[tuple[Target, dict[str, float]]]:
+    """Yield each target with the scores of its test part."""
+    for t in p.targets:
+        rows = test & (t.codes >= 0)
+        yield t, scores(where.join(proba[t.name])[rows], t.codes[rows])
 
 
 def _model(name: str, seed: int, p: Protocol) -> Baseline:

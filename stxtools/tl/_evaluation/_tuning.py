@@ -19,8 +19,7 @@ from stxtools._progress import progress
 
 from ._checkpoint import settings_fingerprint
 from ._data import evaluation_sections, read_features
-from ._metrics import scores
-from ._run import checked_folds
+from ._run import checked_folds, judged, learned_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -232,15 +231,9 @@ class _Objective:
         p = self.task.protocol
         features = read_features(self.adata, p.source, ~test) if self.shared is None else self.shared
         sections = evaluation_sections(features, self.where)
-        labels = {t.name: [np.where(test, -1, t.codes)[rows] for rows in self.where.parts] for t in p.targets}
-        classes = {t.name: len(t.classes) for t in p.targets}
-        model = self._trained(name, fields, sections, labels, classes)
-        proba = model.predict_proba(sections)
-        out = []
-        for t in p.targets:
-            judged = test & (t.codes >= 0)
-            out.append(scores(self.where.join(proba[t.name])[judged], t.codes[judged])[self.task.metric])
-        return out
+        model = self._trained(name, fields, sections, *learned_labels(p, self.where, test))
+        found = judged(p, self.where, test, model.predict_proba(sections))
+        return [values[self.task.metric] for _, values in found]
 
     def _trained(self, name: str, fields: dict[str, Any], sections: Any, labels: Any, classes: Any) -> Any:
         from stxtools.models.baselines.registry import baseline
