@@ -65,7 +65,9 @@ class Task(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss of what is held out."""
-        self.log("val_loss", self.loss(batch, True), batch_size=len(batch[0]) if isinstance(batch, list) else 1)
+        self.log(
+            "val_loss", self.loss(batch, True), batch_size=len(batch[0]) if isinstance(batch[0], torch.Tensor) else 1
+        )
 
     def record(self, loss: torch.Tensor) -> torch.Tensor:
         """Note a training step's loss and hand it back."""
