@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ class RegionAttribution:
         self.source, self.target = self.edges.numpy()
         self.proba = self.predict()
         self.predicted = self.proba.argmax(axis=1)
-        place = {pair: i for i, pair in enumerate(zip(self.source.tolist(), self.target.tolist(), strict=True))}
-        self.attention = np.zeros(self.edges.shape[1])
-        for u, v, weight in zip(*out.edges.tolist(), out.attention.tolist(), strict=True):
-            if (u, v) in place:
-                self.attention[place[u, v]] = weight
+        found = sparse.csr_matrix((out.attention.double().numpy(), tuple(out.edges.numpy())), shape=(self.n, self.n))
+        self.attention = np.asarray(found[self.source, self.target]).ravel()
 
     def predict(
         self, kept: NDArray[np.bool_] | None = None, hidden: NDArray[np.bool_] | None = None

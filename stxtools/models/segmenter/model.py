@@ -147,12 +147,16 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self._train(tensors, run)
         accelerator = run["accelerator"]
         predicted = self._predicted(tensors, accelerator)
-        if labels is None and self._keep_all_classes(tensors, [features for _, features in predicted]):
-            predicted = self._predicted(tensors, accelerator)
-        if class_shares is not None:
-            self._impose(class_shares, [p[m] for (p, _), m in zip(predicted, members, strict=True)])
-            predicted = self._predicted(tensors, accelerator)
         proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
+        offsets = np.zeros(len(self.classes))
+        if labels is None:
+            offsets = self._offsets_for_all(tensors, np.concatenate([features for _, features in predicted]))
+        elif class_shares is not None:
+            offsets = share_offsets(np.concatenate(proba).astype(np.float64), class_shares)
+        if offsets.any():
+            with torch.no_grad():
+                self.fitted_net().head.bias += torch.from_numpy(offsets).float()  # type: ignore[operator]
+            proba = [p[m] for (p, _), m in zip(self._predicted(tensors, accelerator), members, strict=True)]
         self.temperature = expected_temperature(proba, pseudo_labels)
         if labels is None:
             self._order_by_size(as_given, np.concatenate(proba), accelerator)
@@ -180,16 +184,12 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         if self.start is None:
             self.scaling = FeatureScaling.of(sections)
 
-    def _keep_all_classes(self, tensors: list[PixelRaster], features: list[NDArray[np.float32]]) -> bool:
-        """Shift the biases of the classifier should a class have been lost in training; return whether one had been."""
+    def _offsets_for_all(self, tensors: list[PixelRaster], features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Offsets of the logits that bring back a class which was lost in training."""
         head: Any = self.fitted_net().head
         weight, bias = head.weight.detach()[:, :, 0, 0].double().numpy(), head.bias.detach().double().numpy()
-        logits = np.concatenate(features) @ weight.T + bias
         wanted = class_sizes(np.concatenate([t.target.numpy() for t in tensors if t.target is not None]))
-        offsets = offsets_for_all(logits, wanted)
-        with torch.no_grad():
-            head.bias += torch.from_numpy(offsets).float()
-        return bool(offsets.any())
+        return offsets_for_all(features @ weight.T + bias, wanted)
 
     def _order_by_size(self, sections: Sequence[Section], proba: NDArray[np.float32], accelerator: str) -> None:
         """Number the classes from the one with most observations to the one with fewest, as they are predicted.
@@ -210,12 +210,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                     head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
                 else:  # in each order, rounding makes the first of two nearly equal classes the smaller one
                     head.bias[:-1][torch.from_numpy(smaller)] += 1e-6 * 2.0 ** (turn - _TIES)  # type: ignore[index]
-
-    def _impose(self, class_shares: NDArray[np.float64], proba: Sequence[NDArray[np.float32]]) -> None:
-        """Shift the logits of the network towards the shares of the classes."""
-        offsets = share_offsets(np.concatenate(proba).astype(np.float64), class_shares)
-        with torch.no_grad():
-            self.net.head.bias += torch.from_numpy(offsets).float()  # type: ignore[union-attr, operator]
 
     def _predicted(
         self, tensors: list[PixelRaster], accelerator: str
