@@ -41,16 +41,11 @@ class SoftTargets:
     # per section, the class probabilities of all tasks side by side, (n, K); NaN outside any region
     proba: list[NDArray[np.float32]]
 
-    @property
-    def sizes(self) -> list[int]:
-        """Number of classes of each task."""
-        return [len(names) for names in self.classes.values()]
-
     def logits(self) -> list[NDArray[np.float64]]:
         """Log probabilities without what all classes of a task share."""
-        out = []
+        out, ends = [], np.cumsum([len(names) for names in self.classes.values()])[:-1]
         for proba in self.proba:
-            logs = np.split(np.log(np.maximum(proba.astype(np.float64), _LEAST)), np.cumsum(self.sizes)[:-1], axis=1)
+            logs = np.split(np.log(np.maximum(proba.astype(np.float64), _LEAST)), ends, axis=1)
             out.append(np.concatenate([part - part.mean(axis=1, keepdims=True) for part in logs], axis=1))
         return out
 
@@ -161,7 +156,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         self.net = net
         with torch.no_grad():
             predicted = net.from_means(means[held_out])
-        parts = zip(predicted, wanted[held_out].split(targets.sizes, dim=1), strict=True)
+        parts = zip(predicted, wanted[held_out].split(net.sizes, dim=1), strict=True)
         same = [float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean()) for a, b in parts]
         self.agreements = dict(zip(self.tasks, same, strict=True))
         return self
