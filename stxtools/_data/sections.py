@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -104,21 +104,15 @@ def _stored_raster(
     described: Any, stored: Any, xy: NDArray[np.float64], libs: Libraries
 ) -> tuple[NDArray[np.int32], list[RasterGrid]] | None:
     """Return the raster that :func:`stxtools.pp.rasterize` wrote, if it was made from these very coordinates."""
-    params = described.get("params") if isinstance(described, Mapping) else None
-    if not isinstance(params, Mapping) or str(params.get("coordinates")) != str(fingerprint(xy)):
-        return None
-    entries = [described.get(name) for name in libs.names]
-    if not all(isinstance(entry, Mapping) and RasterGrid.keys <= entry.keys() for entry in entries):
-        return None
-    if np.shape(stored) != (len(xy), 2) or np.asarray(stored).dtype.kind not in "iu":
-        return None
-    pixels = np.asarray(stored, dtype=np.int32)
-    grids = [RasterGrid.from_uns(entry) for entry in entries]
-    for i, grid in enumerate(grids):
-        rows = libs.rows(i)
-        if (pixels[rows] < 0).any() or (pixels[rows] >= np.array(grid.shape)).any():
+    try:
+        if str(described["params"]["coordinates"]) != str(fingerprint(xy)):
             return None
-    return pixels, grids
+        grids = [RasterGrid.from_uns(described[name]) for name in libs.names]
+    except (KeyError, IndexError, TypeError, ValueError):  # something else of that name
+        return None
+    pixels, shapes = np.asarray(stored), np.array([grid.shape for grid in grids])[libs.codes]
+    fits = pixels.shape == shapes.shape and pixels.dtype.kind in "iu" and ((pixels >= 0) & (pixels < shapes)).all()
+    return (pixels.astype(np.int32), grids) if fits else None
 
 
 def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,6 @@ class RasterGrid:
     origin: tuple[float, float]
     lattice: str
     spacing: float | None = field(default=None, compare=False)
-
-    keys: ClassVar[frozenset[str]] = frozenset({"shape", "pixel_size", "origin", "lattice"})  # of what ``uns`` holds
 
     def to_uns(self) -> dict[str, Any]:
         """Return what ``uns`` can hold."""
