@@ -195,6 +195,18 @@ def test_reference_files_and_order_of_rows(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(backed.uns["again"], table)
 
 
+def test_observations_without_a_subject_are_no_neighbours() -> None:
+    adata = _cohort()
+    lost = (adata.obs["band"] == "a").to_numpy() & (np.random.default_rng(0).random(adata.n_obs) < 0.5)
+    adata.obs.loc[lost, "subject"] = np.nan
+    turned = adata.copy()
+    turned.obs["band"] = pd.Categorical(turned.obs["band"], ["b", "a"])
+    tables = [_compared(one).query("kind == 'contact'") for one in (adata[~lost].copy(), adata, turned)]
+    found = [table["logfoldchanges"] for table in tables]
+    np.testing.assert_allclose(found[1], found[0])
+    np.testing.assert_allclose(found[2], found[0])
+
+
 def test_get_and_pl() -> None:
     adata = _cohort(fold=3.0)
     table = _compared(adata)

@@ -114,7 +114,8 @@ def contacts(
     """Neighbours between two compartments over those expected of their sizes, of every ``chosen`` subject."""
     compartments, names, edges = observed.compartments, observed.names, observed.where.graph.tocoo()
     k = len(names)
-    inside = (compartments[edges.row] >= 0) & (compartments[edges.col] >= 0) & (subjects[edges.row] >= 0)
+    known = (compartments >= 0) & (subjects >= 0)
+    inside = known[edges.row] & known[edges.col]
     row, col = edges.row[inside], edges.col[inside]
     cell = (subjects[row] * k + compartments[row]) * k + compartments[col]
     pairs = np.bincount(cell, minlength=(int(subjects.max()) + 1) * k * k).reshape(-1, k, k)[chosen].astype(float)
