@@ -249,6 +249,9 @@ def test_other_calls_read_what_is_out_of_core(section: ad.AnnData, tmp_path: Pat
     for adata in (section, lazy):
         st.tl.region_graph(adata, "band", max_size=20)
         st.tl.biomarkers(adata, "band", n_null=50)
+        st.tl.evaluate(adata, ["lda"], region_key="band", n_folds=3, n_seeds=1, show_progress=False)
     regions, expected = lazy.uns["regions"], section.uns["regions"]
     np.testing.assert_array_equal(regions.X.toarray(), expected.X.toarray())
     assert lazy.uns["biomarkers"].equals(section.uns["biomarkers"])
+    accuracies = [st.get.evaluation(adata, "accuracy")["mean"] for adata in (lazy, section)]
+    np.testing.assert_allclose(*accuracies)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression
 from stxtools._data.features import compute_representation, stored_representation
 from stxtools._data.representation import log_normalize, median_depth
@@ -51,7 +52,8 @@ def read_features(adata: AnnData, how: FeatureSource, learn_from: NDArray[np.boo
     adata = adata.to_memory() if adata.isbacked else adata  # anndata divides no part of a file again
     rows = slice(None) if learn_from is None else np.flatnonzero(learn_from)
     rep, read = compute_representation(adata[rows], how.layer, random_state=how.seed)
-    read = read if learn_from is None else Expression(adata, how.layer)
+    if learn_from is not None or is_out_of_core(read.matrix):
+        read = Expression(adata, how.layer)
     if rep.genes is None or rep.mean is None or rep.components is None:  # for the type checker: it was computed
         return rep.values, None, ()
     columns = adata.var_names.get_indexer(rep.genes)
