@@ -1,3 +1,4 @@
+from ._gene_sets import hallmark_gene_sets as hallmark_gene_sets
 from ._public import axolotl_regeneration as axolotl_regeneration
 from ._public import merfish_breast_cancer as merfish_breast_cancer
 from ._public import mosta as mosta

@@ -71,7 +71,8 @@ def describe(
         Column of ``obs`` with the compartments.
     net
         Gene sets in decoupler's layout (``source``, ``target``, and ``weight`` if there is one), such as
-        ``decoupler.op.progeny()``: a DataFrame or a path (csv, tsv, parquet, gmt), or a dict of several by name.
+        :func:`stxtools.datasets.hallmark_gene_sets` or ``decoupler.op.progeny()``: a DataFrame or a path (csv, tsv,
+        parquet, gmt), or a dict of several by name.
     resource
         Pairs of ``ligand`` and ``receptor`` (subunits joined by ``_``): a DataFrame, a path, or the name of one of
         liana's resources (``"consensus"``, ``"mouseconsensus"``).
