@@ -31,7 +31,7 @@ class SegmenterParams:
         ``"contrastive"`` (SimCLR-style) or ``"none"``.
     pretrain_epochs, epochs
         Most epochs of each stage; training stops early when the validation loss no longer falls. ``epochs=None`` takes
-        12, or 20 where there is more tissue than four training views hold.
+        10, or 20 where there is more tissue than four training views hold.
     steps_per_epoch, batch_size
         Random views a step and steps an epoch.
     view_size
@@ -50,7 +50,7 @@ class SegmenterParams:
     dropout: float = 0.1
     sigmas: tuple[float, ...] = (0.0, 1.0, 2.0)
     pretrain: Literal["masked", "contrastive", "none"] = "masked"
-    pretrain_epochs: int = 4
+    pretrain_epochs: int = 2
     epochs: int | None = None
     steps_per_epoch: int = 8
     batch_size: int = 1
