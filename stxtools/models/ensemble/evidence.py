@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from .moments import N_COMPS, LinearMembers
 
 RIDGE_SCALE = 6.0  # from scores to logits
 _LEAST_LOG = -8.0
-_ADAPT_FROM = SIZES[0] * 2 * N_COMPS  # observations: an independent neighbourhood for each component that is read
+ADAPT_FROM = SIZES[0] * 2 * N_COMPS  # observations: an independent neighbourhood for each component that is read
+_CLEARLY = 0.05  # more of the observations in the same class
 _GATE_FROM = 100  # observations from which the agreement of two classifiers is measured
 
 
@@ -46,6 +47,12 @@ class Answers:
         ridge = log_softmax(RIDGE_SCALE * scores, axis=1)
         return cls(ridge, log_softmax(np.maximum(lda, _LEAST_LOG), axis=1)), components
 
+    def moved(self, shift: FloatArray, components: FloatArray) -> Answers:
+        """With ``shift`` (K,) of the ridge's logits, if its own components then agree clearly more."""
+        other = replace(self, ridge=log_softmax(self.ridge + shift, axis=1))
+        now, then = (same_class(cotrained(a.ridge, [components], prior=0.0), a.ridge) for a in (self, other))
+        return other if then > now + _CLEARLY else self
+
     def gated(self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, adapt: bool = True) -> Evidence:
         """Combine the members for a section with these components of its own.
 
@@ -68,7 +75,7 @@ class Answers:
     ) -> Evidence:
         """Sum of the members, then co-trained with the section's own ``components``."""
         logits = log_softmax(self.ridge + self.lda, axis=1) if with_lda else self.ridge
-        adapts = labels is not None or (adapt and len(logits) >= _ADAPT_FROM)
+        adapts = labels is not None or (adapt and len(logits) >= ADAPT_FROM)
         if adapts:
             logits = cotrained(logits, [components], labels)
         return Evidence(logits, {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)})

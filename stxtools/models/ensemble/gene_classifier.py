@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax, logit
+from sklearn.metrics import roc_auc_score
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools.models._storage import ModelFile
 
-from .evidence import RIDGE_SCALE, Answers, Evidence
+from .evidence import ADAPT_FROM, RIDGE_SCALE, Answers, Evidence
 from .gene_means import READ_GENES, FloatArray, GeneMeans, GeneSection, chosen_genes
-from .moments import N_COMPS, PENALTY, LabelMoments, moments_of
+from .moments import N_COMPS, PENALTY, LabelMoments, LinearMembers, moments_of
 
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -25,6 +26,7 @@ Mask = NDArray[np.bool_]
 ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself, whatever the others do
 SEVERAL = 3  # labelled sections from which on they choose the penalty
 _TIE = 0.01  # of AUROC
+_TOWARDS = 0.5  # the mean of the sources, where a section moves there
 _PRIOR = 0.5  # of the classes' log odds elsewhere: composition differs between donors
 _FOLDS, _BLOCKS = 5, 25
 _FOLD_RANK = 128  # for a fold: as good, in half the time
@@ -35,12 +37,16 @@ class GeneClassifier:
     """Ridge regression of standardised genes, solved for those that a section has.
 
     - ``moments``: What it is solved from.
+    - ``centre``, ``unit``: Mean of each gene's neighbourhood means in the sections, and the inverse of their standard
+      deviation (0 where there is none), at each size, (2, g).
     - ``alone``: Whether each gene counts by itself, and each class against the rest. Elsewhere discriminant analysis
       of components takes part where the section's own components agree with it.
     - ``factor``: Of the logits, which it calibrates.
     """
 
     moments: LabelMoments
+    centre: NDArray[np.float32]
+    unit: NDArray[np.float32]
     alone: bool = False
     factor: float = 1.0
 
@@ -64,7 +70,7 @@ class GeneClassifier:
         expression, shares = [expression[i] for i in labelled], [shares[i] for i in labelled]
         weights = [weights[i] / weights[i].sum() for i in labelled]
         genes, means = chosen_genes(expression)
-        moments = moments_of(genes, means, shares, weights)
+        known = moments_of(genes, means, shares, weights), *_location(means)
         means = [m.leading(READ_GENES) for m in means]
         penalties = (PENALTY, ALONE) if len(means) >= SEVERAL else (PENALTY,)
         held_out = _held_out(genes, means, shares, weights, _folds([e.xy for e in expression], rng), penalties)
@@ -74,9 +80,9 @@ class GeneClassifier:
             least = _auroc([answers.gated(own).logits for answers, own in together], shares, weights) - _TIE
             if _auroc([scores for scores, _ in alone], shares, weights) >= least:
                 factor = _calibrated(lambda x: [_one_against_rest(x * s, prior) for s, prior in alone], shares, weights)
-                return cls(moments, True, factor)
+                return cls(*known, True, factor)
         adapted = [a.joined(own, with_lda=with_lda).logits for with_lda in (False, True) for a, own in together]
-        return cls(moments, False, _calibrated(lambda x: [x * a for a in adapted], [*shares, *shares], weights * 2))
+        return cls(*known, False, _calibrated(lambda x: [x * a for a in adapted], [*shares, *shares], weights * 2))
 
     def evidence(self, section: GeneSection, *, labels: Codes | None = None, adapt: bool = True) -> Evidence:
         """Class logits of a section that may share only some of the genes, and may have some ``labels`` itself."""
@@ -85,14 +91,32 @@ class GeneClassifier:
         members = self.moments.solve(ours, ALONE if self.alone else PENALTY)
         answers, components = Answers.of(members, means, means.axes(N_COMPS))
         if not self.alone:
+            if adapt and means.n_obs >= ADAPT_FROM:
+                answers = answers.moved(self._towards_sources(means, members, ours), components)
             found = answers.gated(components, labels, adapt=adapt)
             return Evidence(self.factor * found.logits, found.weights)
         logits = _one_against_rest(self.factor * _scores(answers, self.moments.prior), self.moments.prior)
         return Answers(logits, answers.lda).joined(components, with_lda=False, labels=labels, adapt=adapt)
 
+    def _towards_sources(self, means: GeneMeans, members: LinearMembers, ours: NDArray[np.int64]) -> FloatArray:
+        """What the ridge's logits gain if the section's mean moves towards that of the sources, (K,).
+
+        Standardised within the section, another composition looks like other expression. A curve over the genes takes
+        out what depth and panel do to their means.
+        """
+        gained = np.zeros(self.moments.n_classes)
+        for own, scale, centre, unit, coef in zip(
+            means.centre, means.scale, self.centre[:, ours], self.unit[:, ours], members.ridge, strict=True
+        ):
+            weight = np.where(np.isfinite(scale), unit, 0.0)
+            usual = np.polyval(np.polyfit(centre, own, 2, w=weight), centre)
+            gained += ((own - usual) * weight) @ coef
+        return _TOWARDS * RIDGE_SCALE * gained
+
     def to_file(self, prefix: str = "genes") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return what a model file keeps: settings and arrays."""
         described, arrays = self.moments.to_file(prefix)
+        arrays |= {f"{prefix}.centre": self.centre, f"{prefix}.unit": self.unit}
         return described, arrays | {f"{prefix}.how": np.array([self.alone, self.factor])}
 
     @classmethod
@@ -102,7 +126,14 @@ class GeneClassifier:
         if moments is None:
             return None
         alone, factor = file.arrays[f"{prefix}.how"].tolist()
-        return cls(moments, bool(alone), factor)
+        return cls(moments, file.arrays[f"{prefix}.centre"], file.arrays[f"{prefix}.unit"], bool(alone), factor)
+
+
+def _location(means: Sequence[GeneMeans]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean over sections of their genes' means, and the inverse of that of their standard deviations, (2, g) each."""
+    centre = np.mean([m.centre for m in means], axis=0)
+    scale = np.mean([m.scale for m in means], axis=0)
+    return centre.astype(np.float32), (1 / scale).astype(np.float32)
 
 
 def _scores(answers: Answers, prior: FloatArray) -> FloatArray:
@@ -156,8 +187,6 @@ def _held_out(
 
 def _auroc(logits: Sequence[FloatArray], shares: Sequence[FloatArray], weights: Sequence[NDArray[np.float64]]) -> float:
     """Mean over sections of the mean over classes, weighted by their size."""
-    from sklearn.metrics import roc_auc_score  # its import takes 0.3 s, also where this is never called
-
     out = []
     for each, share, weight in zip(logits, shares, weights, strict=True):
         codes, rows = share.argmax(axis=1)[weight > 0], each[weight > 0]
