@@ -47,7 +47,7 @@ class Expression:
         self, adata: AnnData, layer: str | None = None, *, scaled: bool = False, in_memory: bool = True
     ) -> None:
         stage("reading expression")
-        self.names = adata.var_names
+        self.names, self._obs_names = adata.var_names, adata.obs_names
         self.stored, self.source = stored_matrix(adata, layer)
         self.matrix, self.survey = look_at(self.stored, in_memory)
         if self.scale != "scaled":
@@ -88,18 +88,18 @@ class Expression:
         self.matrix, self.stored, self.survey, self.source = matrix, stored, survey, "raw.X"
         return ""
 
-    def sampled(self, names: NDArray[np.str_], seed: int) -> NDArray[np.int64]:
+    def sampled(self, seed: int) -> NDArray[np.int64]:
         """Return observations at random, in the order of rows: as many as hold ``AT_HAND`` values, or all."""
         n_obs = int(self.matrix.shape[0])
         share = AT_HAND / max(float(self.survey.seen.sum()), 1.0)
         if share >= 1:
             return np.arange(n_obs)
         drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
-        return np.sort(name_order(names)[drawn])
+        return np.sort(name_order(np.asarray(self._obs_names, dtype=str))[drawn])
 
-    def sample(self, names: NDArray[np.str_], seed: int) -> sparse.csr_matrix:
+    def sample(self, seed: int) -> sparse.csr_matrix:
         """Return the expression of :meth:`sampled` observations."""
-        taken = self.sampled(names, seed)
+        taken = self.sampled(seed)
 
         def among(chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
             low, high = np.searchsorted(taken, [rows.start, rows.stop])

@@ -74,7 +74,7 @@ def compute_representation(
     """PCA of the log-normalised variable genes; of a large matrix out of core, axes come from a sample."""
     away = is_out_of_core(stored_matrix(adata, layer)[0])
     read = Expression(adata, layer, in_memory=not away)
-    matrix = read.sample(np.asarray(adata.obs_names, dtype=str), random_state) if away else read.matrix
+    matrix = read.sample(random_state) if away else read.matrix
     rep = principal_components(
         matrix, read.scale, read.names, n_comps=n_comps, n_top_genes=n_top_genes, random_state=random_state,
         depth=read.survey.depth if away else None,

@@ -104,7 +104,7 @@ def normalize(
         size = source.survey.depth if size is None else size
         target = median_depth(size) if target_sum is None else target_sum
         logged = _lazily(source.matrix, size, target)
-        rows = source.sampled(np.asarray(adata.obs_names, dtype=str), random_state)
+        rows = source.sampled(random_state)
         counts = to_csr(source.matrix[rows])
         some = log_normalize(counts, "counts", library_size=size[rows], target_sum=target)
     else:

@@ -153,7 +153,7 @@ def biomarkers(
     if models:
         attributions = model_attributions(tested.adata, models, designs, codes, reference, tested.layer, where, regions)
     else:
-        attributions = probe_attributions(blocks, observations, codes, libs, designs, seed)
+        attributions = probe_attributions(blocks, codes, libs, designs, seed)
     outcomes = compare(
         blocks, designs, codes, libs, xy, observations, adjusters, n_null=n_null, seed=seed,
         show_progress=show_progress, alternative=alternative,

@@ -32,12 +32,11 @@ _FEW = 3  # observations in which a gene must be seen
 
 
 def probe_attributions(
-    expression: GeneBlocks, names: NDArray[np.str_], codes: NDArray[np.int64], libs: Libraries, designs: list[Design],
-    seed: int,
-) -> list[NDArray[np.float64]]:  # fmt: skip
+    expression: GeneBlocks, codes: NDArray[np.int64], libs: Libraries, designs: list[Design], seed: int
+) -> list[NDArray[np.float64]]:
     """Attribution on expression PCs, one number per gene for each design; absolute values sum to 1."""
     out = [np.zeros(expression.shape[1]) for _ in designs]
-    genes, n_obs = _chosen_genes(expression, names, seed), expression.shape[0]
+    genes, n_obs = _chosen_genes(expression, seed), expression.shape[0]
     if len(genes) == 0:
         return out
     n_comps = min(int(np.clip(n_obs // 10, 2, _COMPS)), len(genes), n_obs - 1)
@@ -64,13 +63,13 @@ def _weights(design: Design, codes: NDArray[np.int64], library: NDArray[np.int64
     return weight
 
 
-def _chosen_genes(expression: GeneBlocks, names: NDArray[np.str_], seed: int) -> NDArray[np.int64]:
+def _chosen_genes(expression: GeneBlocks, seed: int) -> NDArray[np.int64]:
     """Genes of the PCA; of a very large matrix the variable ones are chosen from a random part of the observations."""
     read, n_obs = expression.read, expression.shape[0]
     seen = np.flatnonzero(read.survey.seen >= min(_FEW, n_obs))
     if len(seen) <= N_TOP_GENES:
         return seen
-    return select_genes(read.sample(names, seed), read.scale)
+    return select_genes(read.sample(seed), read.scale)
 
 
 def _row_blocks(expression: GeneBlocks, genes: NDArray[np.int64]) -> Iterator[sparse.csr_matrix]:
