@@ -110,10 +110,7 @@ def compare_between(
     views: Sequence[SectionView], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
     alternative: Alternative = "two-sided",
 ) -> Outcome:  # fmt: skip
-    """Test library means of the group against library means of the reference, by blocks of genes.
-
-    The description pools all libraries.
-    """
+    """Test library means of the group against those of the reference; the description pools all libraries."""
     described, errors = [], []
     group: list[Floats] = []
     reference: list[Floats] = []

@@ -44,10 +44,7 @@ def signed_z(statistic: Floats, df: Floats) -> Floats:
 
 
 def adjust_bh(pvals: Floats, weights: Floats | None = None) -> Floats:
-    """Adjusted p-values of Benjamini & Hochberg (1995), of ``pvals / weights`` where there are weights.
-
-    Weights with mean 1 that do not depend on the p-values keep the false discovery rate (Genovese et al. 2006).
-    """
+    """Adjusted p-values of Benjamini & Hochberg (1995); ``weights`` have mean 1 (Genovese et al. 2006)."""
     weighted = pvals if weights is None else np.minimum(pvals / np.maximum(weights, 1e-12), 1.0)
     return stats.false_discovery_control(weighted, method="bh") if len(pvals) else pvals
 
@@ -60,10 +57,7 @@ def expression_weights(mean: Floats) -> Floats:
 
 
 def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:
-    """Prior of a scaled inverse chi-square for gene variances: (scale, degrees of freedom).
-
-    Moment estimator of Smyth (2004), section 6.2; degrees of freedom are infinite without more than sampling error.
-    """
+    """Prior of gene variances: scale and degrees of freedom, infinite without more than sampling error (Smyth 2004)."""
     use = (variance > 0) & (df > 0)
     if use.sum() < 3:
         return (float(variance[use].mean()) if use.any() else 1.0), 0.0

@@ -86,11 +86,7 @@ def _binary_correlation(rho: NDArray[np.float64], fraction: float) -> NDArray[np
 
 
 def fit_label_model(pairs: LagPairs, label: NDArray[np.bool_]) -> LabelModel:
-    """Fit length, smoothness and nugget of a label by least squares on its correlogram.
-
-    The label's mean comes from the same section, which subtracts the mean correlation over all pairs, from the model's,
-    too.
-    """
+    """Fit length, smoothness and nugget of a label by least squares on its correlogram less the mean of all pairs."""
     label = np.asarray(label, dtype=bool)
     p = float(label.mean())
     if not 0.0 < p < 1.0:

@@ -123,10 +123,7 @@ class SmoothBasis:
     frequency: Floats
 
     def strengths(self, matrix: sparse.csr_matrix) -> Floats:
-        """Return the likeliest strength c of smooth variation of each gene; NaN where its variance is 0.
-
-        Whittle's (1953) likelihood; what the basis does not hold is the white noise.
-        """
+        """Return the likeliest strength c of each gene (Whittle 1953), NaN where its variance is 0."""
         n, k = self.values.shape
         square = gene_sums(matrix, self.values) ** 2
         white = np.maximum(mean_and_variance(matrix)[1] * n - square.sum(axis=1), 0.0) / max(n - 1 - k, 1)

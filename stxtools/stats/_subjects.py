@@ -60,10 +60,7 @@ def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | N
 
 
 def compare_pairs(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
-    """Compare two conditions within subjects: the differences of the pairs, whose signs are flipped for the null.
-
-    ``values``: the subjects (rows) in the group's condition, and in the same order in the reference's.
-    """
+    """Compare the subjects (rows) in the group's condition with the same, in the same order, in the reference's."""
     one, two = values[group], values[~group]
     found = regress_subjects(one - two, np.ones(len(one)), (np.ones(len(one), dtype=bool),), level, seed, paired=True)
     alone = ~np.isfinite(one - two)

@@ -14,12 +14,10 @@ def thin_counts(
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Split counts into two parts that add up to them.
 
-    Every molecule goes to the first part with probability ``fraction``. Of a Poisson count with mean m the parts are
-    independent and Poisson with means ``fraction * m`` and ``(1 - fraction) * m`` (Neufeld et al. 2024, Biostatistics).
-    Of a negative binomial count with dispersion a (variance ``m + a * m**2``) their correlation is ``a * m`` over
-    ``sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction.
-
-    Both have the dtype of ``counts`` and no stored zeros. Rows are drawn in ``order``.
+    Every molecule goes to the first part with probability ``fraction``. Of Poisson counts the parts are independent
+    (Neufeld et al. 2024, Biostatistics). Of negative binomial counts with mean m and variance ``m + a * m**2`` their
+    correlation is ``a * m / sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction.
+    Rows are drawn in ``order``.
     """
     counts = sparse.csr_matrix(counts)
     if not counts.has_canonical_format or not counts.data.all():  # draws go by column, not by where it is stored

@@ -25,10 +25,7 @@ def segment_slots(
     fitted: Segmenter, results: Sequence[Segmentation], where: Geometry, images: Images | None, *,
     key: str, unet_key: str, kept: NDArray[np.int64] | None, abstain_below: float | None, trained: bool,
 ) -> Slots:  # fmt: skip
-    """Classes (those ``kept`` where labels are), probabilities, features, and what ``uns[key]`` holds but ``params``.
-
-    Masks have the pixels of ``images`` where there are some.
-    """
+    """Classes (those ``kept`` where there are some), probabilities, features, and ``uns[key]`` but for ``params``."""
     proba = where.join([r.proba for r in results])
     if kept is not None:
         proba[kept >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[kept[kept >= 0]]

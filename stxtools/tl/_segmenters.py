@@ -75,10 +75,7 @@ def _continued(start: Segmenter, params: SegmenterParams | Mapping[str, Any]) ->
 def genes_to_learn(
     read: Expression | None, fitted: Segmenter, labels: Labels | None, where: Geometry, known: GeneNames
 ) -> list[GeneSection] | None:
-    """Genes that a model for other sections learns by name.
-
-    Without expression the representation is all there is, and the model reads that of other sections, too.
-    """
+    """Genes that a model for other sections learns by name; None where it reads their representation, or an image."""
     if labels is None or fitted.image_key is not None or read is None:
         return None
     return read.by_section(where, known.own)

@@ -11,10 +11,7 @@ from stxtools.stats._section import MIN_OBS
 
 
 def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -> list[str]:
-    """Return the groups to test, checked.
-
-    Of two groups, each the other's rest, ``"all"`` is the last one, as a factor's first level is its reference.
-    """
+    """Return the groups to test, checked; of two groups, ``"all"`` is the last one, the first its reference."""
     if not isinstance(reference, str) or (reference != "rest" and reference not in names):
         raise ValueError(f"`reference={reference!r}` is neither 'rest' nor a group of `{groupby}`; it has {names}.")
     if isinstance(groups, str) and groups == "all":

@@ -99,9 +99,8 @@ def _reads_stored_pca(given: Mapping[str, Any], *, there: bool) -> bool:
 def _put_pca(adata: AnnData, part: AnnData, counts: sparse.csr_matrix, missing: list[str]) -> str:
     """Make ``obsm["X_pca"]`` again from ``part`` of the counts, in the way that makes it from all; return how.
 
-    Of the usual ways (normalised to the median depth or to 10,000, with z-scores or without) the one is taken whose
-    components of all counts explain most of the stored ones. Components are those of the part: stored loadings have
-    seen the noise of the other part, too.
+    Of the usual ways the one is taken whose components of all counts explain most of the stored ones. Components are
+    those of the part: stored loadings have seen the noise of the other part, too.
     """
     if _keys.X_PCA not in adata.obsm:
         missing.append("`obsm['X_pca']`, which is not there any more")
