@@ -50,7 +50,7 @@ def found_again(
         classes = categories(part, labels_key, "labels_key")[1]
         shares = {c: float(v) for c, v in zip(classes, shares, strict=True) if v}
     segment(
-        part, None if labels_key is not None else int(given["n_segments"]), labels_key=labels_key,
+        part, n_segments=None if labels_key is not None else int(given["n_segments"]), labels_key=labels_key,
         keep_labels=bool(given.get("keep_labels", False)), class_shares=shares,
         abstain_below=given.get("abstain_below"), pretrained=pretrained, image_key=image_key,
         spatial_key=spatial_key, library_key=stored_library_key(given),
