@@ -37,7 +37,7 @@ class Slope:
 
 @dataclass(frozen=True)
 class Difference(Slope):
-    """The slope between two sides, with mean and subjects of each."""
+    """Difference of two sides, with the mean and the subjects of each."""
 
     mean: Floats
     mean_reference: Floats
