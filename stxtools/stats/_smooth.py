@@ -25,7 +25,7 @@ _OBS_PER_FUNCTION = 10
 _POWER = 1.5
 _STRENGTHS = np.r_[0.0, np.geomspace(0.5, 3e4, 14)]
 _ROWS = 16384  # observations at a time
-_THREADS = min(4, os.cpu_count() or 1)
+_MOST_THREADS = 4
 R = TypeVar("R")
 
 
@@ -51,11 +51,18 @@ def row_chunks(matrix: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_ma
         yield rows, sparse.csr_matrix((matrix.data[own], matrix.indices[own], ends - ends[0]), shape)
 
 
+def _threads() -> int:
+    """Threads to start: the process's cores, or as many as OpenMP's libraries may start."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(_MOST_THREADS, cores, int(allowed) if allowed.isdigit() else cores))
+
+
 def by_chunks(of: Callable[[slice, sparse.csr_matrix], R], matrix: sparse.csr_matrix) -> Iterator[R]:
     """Yield ``of(rows, part)`` for some rows at a time, in order; in threads, for scipy's products use one."""
-    parts = row_chunks(matrix)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while some := list(islice(parts, 2 * _THREADS)):  # results wait for their turn: not all at once
+    parts, threads = row_chunks(matrix), _threads()
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(parts, 2 * threads)):  # results wait for their turn: not all at once
             yield from (pool.map if len(some) > 1 else map)(lambda part: of(*part), some)
 
 
