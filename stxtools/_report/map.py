@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,19 +28,11 @@ _CLASSES_MAX = 1000
 POINTS_MAX = 200_000  # a browser opens no larger file in a moment
 
 
-@dataclass
-class TissueMap:
-    """What the page says of the map, and its arrays as text."""
-
-    meta: dict[str, Any]
-    blocks: dict[str, str] = field(default_factory=dict)
-
-
 def tissue_map(
     adata: AnnData, genes: Sequence[str] | None, color: Sequence[str], key: str, table: BiomarkerTable | None,
     layer: str | None, spatial_key: str, library_key: str | bool | None,
-) -> TissueMap:  # fmt: skip
-    """Collect all that the map shows, section by section."""
+) -> tuple[dict[str, Any], dict[str, str]]:  # fmt: skip
+    """Return what the page says of the map, and its arrays as text."""
     params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=None, params=params)
     panels = _thinned(panels, adata.n_obs)
@@ -57,20 +48,19 @@ def tissue_map(
             "micron": units[panel.library], "image": _image(adata, panel, shift),
         })  # fmt: skip
     xy = np.concatenate([panel.xy + shift for panel, shift in zip(panels, shifts, strict=True)])
-    out = TissueMap({"n": len(order), "sections": sections, "colors": [], "genes": []})
-    out.blocks["xy"] = packed(xy.astype(np.float32))
-    out.blocks["names"] = packed([str(name) for name in adata.obs_names[order]])
+    meta: dict[str, Any] = {"n": len(order), "sections": sections, "colors": [], "genes": []}
+    blocks = {"xy": packed(xy.astype(np.float32)), "names": packed([str(name) for name in adata.obs_names[order]])}
     groupby = None if table is None else table.groupby
     for column, label in _columns(adata, key, params, groupby, color).items():
-        _add_column(out, adata, column, label, order)
+        _add_column(meta, blocks, adata, column, label, order)
     chosen = leading_genes(adata, table, layer) if genes is None else list(dict.fromkeys(genes))
     values = expression_of(adata, chosen, layer)
     for i, gene in enumerate(chosen):
         column = values[:, i].toarray().ravel()[order]
         top = float(column.max())
-        out.meta["genes"].append([gene, round(top, 4)])
-        out.blocks[f"gene{i}"] = packed(levels(column, 0.0, top))
-    return out
+        meta["genes"].append([gene, round(top, 4)])
+        blocks[f"gene{i}"] = packed(levels(column, 0.0, top))
+    return meta, blocks
 
 
 def _thinned(panels: Sequence[Panel], n_obs: int) -> list[Panel]:
@@ -114,9 +104,11 @@ def _columns(adata: AnnData, key: str, params: Any, groupby: str | None, color: 
     return names | {str(c): str(c) for c in others if c is not None and c in adata.obs and c not in names}
 
 
-def _add_column(out: TissueMap, adata: AnnData, column: str, label: str, order: NDArray[np.int64]) -> None:
+def _add_column(
+    meta: dict[str, Any], blocks: dict[str, str], adata: AnnData, column: str, label: str, order: NDArray[np.int64]
+) -> None:
     values = adata.obs[column]
-    entry: dict[str, Any] = {"key": column, "label": label, "block": f"column{len(out.meta['colors'])}"}
+    entry: dict[str, Any] = {"key": column, "label": label, "block": f"column{len(meta['colors'])}"}
     if pd.api.types.is_float_dtype(values.dtype) or (
         pd.api.types.is_numeric_dtype(values.dtype) and values.nunique() > 50
     ):
@@ -128,7 +120,7 @@ def _add_column(out: TissueMap, adata: AnnData, column: str, label: str, order: 
         if column == _keys.ATTENTION:  # a few regions have much of it
             high = float(np.quantile(known, 0.99))
         entry |= {"low": low, "high": high}
-        out.blocks[entry["block"]] = packed(levels(numbers, low, high))
+        blocks[entry["block"]] = packed(levels(numbers, low, high))
     else:
         codes, names = category_codes(adata, column)
         regions = column == _keys.REGION_ID
@@ -136,5 +128,5 @@ def _add_column(out: TissueMap, adata: AnnData, column: str, label: str, order: 
         cycle = default_colors(20)
         entry |= {"names": names, "colors": [colors.get(n, cycle[i % 20]) for i, n in enumerate(names)]}
         entry["legend"] = not regions and len(names) <= _CLASSES_MAX
-        out.blocks[entry["block"]] = packed(np.where(codes < 0, 2**16 - 1, codes)[order].astype(np.uint16))
-    out.meta["colors"].append(entry)
+        blocks[entry["block"]] = packed(np.where(codes < 0, 2**16 - 1, codes)[order].astype(np.uint16))
+    meta["colors"].append(entry)

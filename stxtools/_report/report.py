@@ -86,13 +86,13 @@ def report(
     check_writable(path)
 
     table = biomarker_table(adata, biomarkers_key)
-    tissue = tissue_map(adata, genes, color, key, table, layer, spatial_key, library_key)
-    sections = [section["name"] for section in tissue.meta["sections"]]
+    meta, blocks = tissue_map(adata, genes, color, key, table, layer, spatial_key, library_key)
+    sections = [section["name"] for section in meta["sections"]]
     one = "Tissue section" if sections[0] == _keys.LIBRARY else f"Section {sections[0]}"
     name = title or (one if len(sections) == 1 else f"{len(sections)} sections")
-    meta = tissue.meta | {"key": key, "biomarkers": None if table is None else table.meta}
-    blocks = tissue.blocks | ({} if table is None else table.blocks)
-    n_drawn = tissue.meta["n"]
+    meta |= {"key": key, "biomarkers": None if table is None else table.meta}
+    blocks |= {} if table is None else table.blocks
+    n_drawn = meta["n"]
     drawn = "" if n_drawn == adata.n_obs else (
         f'<p class="note">The map and its legend show {n_drawn:,} of the {adata.n_obs:,} observations, drawn at '
         "random.</p>"
