@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax, logit
-from sklearn.metrics import roc_auc_score
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import deal, spatial_blocks
@@ -187,6 +186,8 @@ def _held_out(
 
 def _auroc(logits: Sequence[FloatArray], shares: Sequence[FloatArray], weights: Sequence[NDArray[np.float64]]) -> float:
     """Mean over sections of the mean over classes, weighted by their size."""
+    from sklearn.metrics import roc_auc_score
+
     out = []
     for each, share, weight in zip(logits, shares, weights, strict=True):
         codes, rows = share.argmax(axis=1)[weight > 0], each[weight > 0]
