@@ -31,7 +31,7 @@ class SegmenterParams:
         ``"contrastive"`` (SimCLR-style) or ``"none"``.
     pretrain_epochs, epochs
         Most epochs of each stage; training stops early when the validation loss no longer falls. ``epochs=None`` takes
-        10, or 20 where there is more tissue than four training views hold.
+        10, or 30 where there is more tissue than four training views hold.
     steps_per_epoch, batch_size
         Random views a step and steps an epoch.
     view_size

@@ -15,7 +15,7 @@ from ._tiles import PixelRaster
 
 WHOLE = 65_536  # pixels up to which a section is validated as a whole, and that its windows have together beyond
 _WINDOW = 128
-_EPOCHS, _EPOCHS_LARGE, _MANY_VIEWS = 10, 20, 4
+_EPOCHS, _EPOCHS_LARGE, _MANY_VIEWS = 10, 30, 4
 
 
 @dataclass(frozen=True)
