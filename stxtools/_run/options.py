@@ -60,7 +60,7 @@ _RUN = {
 _TAKEN = {
     "segment": ("layer", "spatial_key", "use_rep", "image_key", "n_segments", "labels_key", "model", "pretrained",
                 "save_model", "random_state", "accelerator", "devices"),
-    "biomarkers": ("reference", "covariates", "protect"),
+    "biomarkers": ("reference", "alternative", "covariates", "protect"),
 }  # fmt: skip
 
 

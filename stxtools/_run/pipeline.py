@@ -123,7 +123,7 @@ class Run:
         tl.embed(self.adata, **self._how("use_rep", "accelerator", "devices"))
 
     def _biomarkers(self) -> None:
-        names = ("reference", "covariates", "protect")
+        names = ("reference", "alternative", "covariates", "protect")
         tl.biomarkers(self.adata, self.groupby, library_key=self.library_key, **self._how(*names))
 
     def _figures(self) -> None:
