@@ -180,7 +180,7 @@ class _Elements:
         from spatialdata.models import Labels2DModel
 
         known = [library for library in masks if library in self.where.libs.names]
-        for library in known or masks:  # not of sections that were left out since
+        for library in known or masks:  # not of sections that were removed since
             mask = masks[library]
             self.labels[self._name(_clean(key), library)] = Labels2DModel.parse(
                 np.asarray(mask["image"]), dims=("y", "x"),
@@ -209,7 +209,7 @@ class _Elements:
                 geometry=list(found.values()), index=regions.obs_names[at],
             )  # fmt: skip
             self.shapes[name] = ShapesModel.parse(frame, transformations=self._placed(library))
-        here = pd.notna(element)  # the others lie in observations that were left out since
+        here = pd.notna(element)  # the others lie in observations that were removed since
         regions = regions[here].copy()
         return _annotate(regions, element[here], regions.obs_names.to_numpy())
 

@@ -110,7 +110,7 @@ def regress_subjects(
 def _fit(
     filled: Floats, known: NDArray[np.bool_], x: Floats, paired: bool
 ) -> tuple[NDArray[np.int64], Floats, Floats, Floats, NDArray[np.bool_]]:
-    """Least squares by feature: subjects, sum of squares of ``x``, slope, residual sum, whether any can be left out."""
+    """Least squares by feature: subjects, squares of ``x``, slope, residual sum, whether it fits without any one."""
     n = known.sum(axis=0)
     middle = 0.0 if paired else x @ known / np.maximum(n, 1)
     off = known * (x[:, None] - middle)
