@@ -104,3 +104,12 @@ def test_labels_beside_a_model_that_never_saw_any(make_section, quick_unet, tmp_
     st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", **HOW)
     with pytest.raises(ValueError, match="labels_key"):
         st.tl.segment(adata, model=tmp_path / "m.stx", labels_key="band", key_added="again", **HOW)
+
+
+def test_a_model_of_two_genes_warns_of_nothing(make_section, quick_unet, tmp_path, recwarn):
+    """A large section moves towards the sources along a curve over the genes, of which two are too few."""
+    adata = make_section("hex", 30, 30)[:, :2].copy()
+    st.tl.segment(adata, labels_key="band", params=quick_unet, save_model=tmp_path / "m.stx", **HOW)
+    st.tl.segment(adata, model=tmp_path / "m.stx", **HOW)
+    assert not [str(w.message) for w in recwarn]
+    assert np.isfinite(adata.obsm["segment_proba"].to_numpy()).all()

@@ -26,6 +26,7 @@ ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself, what
 SEVERAL = 3  # labelled sections from which on they choose the penalty
 _TIE = 0.01  # of AUROC
 _TOWARDS = 0.5  # the mean of the sources, where a section moves there
+_CURVE = 2  # degree of what depth and panel do to the genes' means
 _PRIOR = 0.5  # of the classes' log odds elsewhere: composition differs between donors
 _FOLDS, _BLOCKS = 5, 25
 _FOLD_RANK = 128  # for a fold: as good, in half the time
@@ -108,7 +109,9 @@ class GeneClassifier:
             means.centre, means.scale, self.centre[:, ours], self.unit[:, ours], members.ridge, strict=True
         ):
             weight = np.where(np.isfinite(scale), unit, 0.0)
-            usual = np.polyval(np.polyfit(centre, own, 2, w=weight), centre)
+            if np.count_nonzero(weight) <= _CURVE + 1:
+                continue  # a curve through all of them leaves nothing
+            usual = np.polyval(np.polyfit(centre, own, _CURVE, w=weight), centre)
             gained += ((own - usual) * weight) @ coef
         return _TOWARDS * RIDGE_SCALE * gained
 
