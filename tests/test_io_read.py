@@ -101,6 +101,8 @@ def test_cosmx(tmp_path: Path, millimetres: bool, scale: float) -> None:
     xy = cells[["CenterX_global_px", "CenterY_global_px"]].to_numpy() * scale
     adata = _checked(tmp_path / "Lung5", names, xy, "Lung")
     assert adata.uns["spatial"]["Lung"]["metadata"]["unit"] == ("micron" if millimetres else "pixel")
+    assert adata.obsm["blank"].columns.tolist() == ["NegPrb1", "SystemControl2"]
+    assert (adata.obsm["blank"] == [1, 2]).all(axis=None)
 
 
 def test_spatialdata(tmp_path: Path, make_section: Callable[..., ad.AnnData]) -> None:

@@ -137,7 +137,7 @@ def cosmx(folder: Path, *, millimetres: bool = True) -> pd.DataFrame:
     cells["CenterX_local_px"], cells["CenterY_local_px"] = x, y
     cells["CenterX_global_px"], cells["CenterY_global_px"] = x + 5000 * (cells["fov"] - 1), y + 300
     cells.assign(Area=50).to_csv(folder / "Lung_metadata_file.csv", index=False)
-    table = pd.DataFrame(counts(8), columns=list(GENES))
+    table = pd.DataFrame(counts(8), columns=list(GENES)).assign(NegPrb1=1, SystemControl2=2)
     pd.concat([cells[["fov", "cell_ID"]], table], axis=1).to_csv(folder / "Lung_exprMat_file.csv", index=False)
     fovs = pd.DataFrame({"fov": [1, 2], "x_global_px": [0.0, 5000.0], "y_global_px": [300.0, 300.0]})
     if millimetres:

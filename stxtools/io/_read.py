@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MATRIX = "filtered_feature_bc_matrix.h5"
 _BIN = "square_{:03d}um"
+_COSMX_CONTROLS = r"NegPrb|Negative\d|SystemControl|FalseCode"
 _ELEMENT = "section"  # a name that SpatialData allows, whatever the section is called
 
 
@@ -38,7 +39,8 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
 
     Positions are pixels of the full-resolution image for Visium and Visium HD, whose ``uns["spatial"]`` has images and
     scale factors. They are microns for Xenium and MERSCOPE, and for CosMx where ``fov_positions_file`` has millimetres;
-    ``uns["spatial"][library]["metadata"]["unit"]`` says so.
+    ``uns["spatial"][library]["metadata"]["unit"]`` says so. Control probes are not among the genes; those of MERSCOPE
+    and CosMx are in ``obsm["blank"]``.
 
     Parameters
     ----------
@@ -173,7 +175,10 @@ def _read_cosmx(folder: Path, _: int) -> AnnData:
     scale = _microns_per_pixel(pd.read_csv(folder / f"{library}_fov_positions_file.csv"))
     table.obsm[_keys.SPATIAL] = table.obsm.pop("global") * (1.0 if scale is None else scale)
     metadata = {"unit": "pixel", "platform": "CosMx"} if scale is None else _microns("CosMx") | {"pixel_size": scale}
-    return _adata(sdata, library, metadata=metadata)
+    adata = _adata(sdata, library, metadata=metadata)
+    control = adata.var_names.str.match(_COSMX_CONTROLS)
+    adata.obsm["blank"] = adata[:, control].to_df()  # the name that spatialdata-io gives MERSCOPE's
+    return adata[:, ~control].copy()
 
 
 def _microns_per_pixel(fovs: pd.DataFrame) -> float | None:
