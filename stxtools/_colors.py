@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from . import _keys
 
@@ -44,25 +43,7 @@ def default_colors(n: int) -> list[str]:
     return ["#" + "".join(f"{round(255 * x):02x}" for x in color) for color in rgb]
 
 
-def segment_colors(adata: AnnData, classes: Sequence[str], key: str, labels_key: str | None) -> NDArray[np.object_]:
-    """Colours of segments: those of the labels, those that were there, else default ones."""
-    labelled = {} if labels_key is None else _stored_colors(adata, labels_key)
-    return np.array(_colors_for(list(classes), labelled, _stored_colors(adata, key)), dtype=object)
-
-
-def _stored_colors(adata: AnnData, key: str) -> dict[str, str]:
-    """Colours in ``uns["{key}_colors"]`` by category of ``obs[key]``; empty where they do not fit."""
-    stored = adata.uns.get(_keys.colors(key))
-    if key not in adata.obs or stored is None or isinstance(stored, str):
-        return {}
-    column = adata.obs[key]
-    if not isinstance(column.dtype, pd.CategoricalDtype) or np.ndim(stored) != 1:
-        return {}
-    names = [str(name) for name in column.cat.categories]
-    return {} if len(stored) < len(names) else dict(zip(names, map(str, stored), strict=False))
-
-
-def _colors_for(names: Sequence[str], *known: dict[str, str]) -> list[str]:
+def colors_for(names: Sequence[str], *known: Mapping[str, str]) -> dict[str, str]:
     """Return a colour for every name: the first that is known, else a default one that no other name has."""
     n = len(names)
     own = dict(zip(names, default_colors(n), strict=True))
@@ -73,9 +54,18 @@ def _colors_for(names: Sequence[str], *known: dict[str, str]) -> list[str]:
         if name not in colors:
             colors[name] = own[name] if own[name] in spare else spare[0]
             spare.remove(colors[name])
-    return [colors[name] for name in names]
+    return {name: colors[name] for name in names}
 
 
-def annotation_colors(adata: AnnData, key: str, names: Sequence[str], given: dict[str, str]) -> NDArray[np.object_]:
-    """Colours of annotations: those of their file, those that were there, else default ones."""
-    return np.array(_colors_for(list(names), given, _stored_colors(adata, key)), dtype=object)
+def stored_colors(adata: AnnData, key: str | None) -> dict[str, str]:
+    """Colours in ``uns["{key}_colors"]`` by category of ``obs[key]``; empty where there are none, or too few."""
+    stored = None if key is None else adata.uns.get(_keys.colors(key))
+    if key not in adata.obs or np.ndim(stored) != 1 or isinstance(stored, str):
+        return {}
+    names = adata.obs[key].astype("category").cat.categories
+    return {} if len(stored) < len(names) else dict(zip(map(str, names), map(str, stored), strict=False))
+
+
+def colors_slot(colors: Mapping[str, str]) -> NDArray[np.object_]:
+    """Return colours as scanpy and squidpy keep them in ``uns["{key}_colors"]``."""
+    return np.array(list(colors.values()), dtype=object)

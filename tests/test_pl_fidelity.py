@@ -76,7 +76,7 @@ def test_models_beside_the_truth(judged):
     assert [a.get_title() for a in axes] == titles
     drawn = {tuple(c) for c in axes[0].collections[0].get_facecolors()}
     assert len(drawn) == 2
-    assert axes[2].collections[0].get_array().max() < 2
+    assert axes[2].collections[0].norm.vmax < 2
     (legend,) = axes[0].figure.legends
     assert {"in", "out"} <= {t.get_text() for t in legend.get_texts()}
     assert_same(before.obs, judged.obs)

@@ -276,16 +276,6 @@ def test_axes_of_a_wrong_type(name: str, ax: object, drawn: ad.AnnData) -> None:
         _call(name, drawn, ax=ax)
 
 
-def test_axes_that_are_no_plane(drawn: ad.AnnData) -> None:
-    _, polar = plt.subplots(subplot_kw={"projection": "polar"})
-    with pytest.raises(TypeError, match="polar"):
-        st.pl.segment(drawn, library="lib0", ax=polar)
-    _, gone = plt.subplots()
-    gone.remove()
-    with pytest.raises(ValueError, match="removed"):
-        st.pl.segment(drawn, library="lib0", ax=gone)
-
-
 @pytest.mark.parametrize(
     "name", ["segment", "region_graph", "attention", "history", "biomarkers", "stability", "targets"]
 )
@@ -302,8 +292,6 @@ def test_keys_are_strings(name: str, key: object, drawn: ad.AnnData) -> None:
     [
         (lambda xy: xy.astype(complex) + 1j, TypeError),
         (lambda xy: xy * 1e200, ValueError),
-        (lambda xy: xy * 1e-120, ValueError),
-        (lambda xy: xy + 1e15, ValueError),
     ],
 )
 def test_coordinates_that_cannot_be_drawn(make: Callable, error: type[Exception], drawn: ad.AnnData) -> None:
@@ -378,9 +366,7 @@ def test_masks_that_are_none(drawn: ad.AnnData) -> None:
             st.pl.segment(drawn, library="lib0", mask=True)
 
 
-def test_a_figure_that_is_too_large(drawn: ad.AnnData) -> None:
-    with mpl.rc_context({"figure.dpi": 50_000}), pytest.raises(ValueError, match="dots per inch"):
-        st.pl.segment(drawn)
+def test_a_figure_of_too_many_panels(drawn: ad.AnnData) -> None:
     drawn.obs["many"] = [f"s{i % 150}" for i in range(drawn.n_obs)]
     with pytest.raises(ValueError, match="panels"):
         st.pl.segment(drawn, "band", library_key="many")

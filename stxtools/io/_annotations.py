@@ -14,7 +14,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_number, check_writable, listing
-from stxtools._colors import annotation_colors
+from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._files import write_text
@@ -91,14 +91,14 @@ def read_annotations(
         names = list(dict.fromkeys([*known, *names]))
         codes = np.where(libs.codes == libs.codes[rows[0]], -1, before)
     codes[rows] = pd.Index(names).get_indexer(pd.Index(labels, dtype=object))
-    colors = annotation_colors(adata, key, names, found.colors if isinstance(found, Shapes) else {})
+    colors = colors_for(names, found.colors if isinstance(found, Shapes) else {}, stored_colors(adata, key))
     params = provenance(
         path=path.name, format=found.format, library=library, library_key=library_key, spatial_key=spatial_key,
         scale=scale,
     )  # fmt: skip
     Slots(
         "io.read_annotations", obs={key: categorical(codes, names)},
-        uns={key: {"params": params}, _keys.colors(key): colors},
+        uns={key: {"params": params}, _keys.colors(key): colors_slot(colors)},
     ).write(adata)  # fmt: skip
 
 
@@ -143,9 +143,9 @@ def write_annotations(
     reach = spacing * (REACH_SCATTERED if scattered else REACH)
     if (codes[rows] < 0).all():
         raise ValueError(f"No observation of section {libs.names[index]!r} has a category in `adata.obs[{key!r}]`.")
-    colors = annotation_colors(adata, key, names, {})
+    colors = colors_for(names, stored_colors(adata, key))
     features = [
-        _feature(part, names[code], str(colors[code]), scale)
+        _feature(part, names[code], colors[names[code]], scale)
         for code, outline in outlines(where.xy[rows], codes[rows], reach).items()
         for part in getattr(outline, "geoms", [outline])
     ]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_key
-from stxtools._colors import default_colors
+from stxtools._colors import colors_for
 from stxtools._docs import documented
 from stxtools._spatialdata import lent
 from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
@@ -111,9 +111,7 @@ class Annotator:
         codes, there = category_codes(adata, key) if key in adata.obs else (np.full(adata.n_obs, -1), [])
         self.classes = list(dict.fromkeys([*there, *map(str, classes)]))
         check_class_names(self.classes, key)
-        known = colors_of(adata, key) if there else {}
-        spare = [c for c in default_colors(max(20, len(self.classes) + 1)) if c not in known.values()]
-        self._colors = {name: known.get(name) or spare.pop(0) for name in self.classes}
+        self._colors = colors_for(self.classes, colors_of(adata, key) if there else {})
         self._codes: NDArray[np.int64] = np.array(codes, dtype=np.int64)
         self._earlier: list[NDArray[np.int64]] = []
         self.active: str | None = self.classes[0] if self.classes else None
@@ -144,9 +142,8 @@ class Annotator:
         """Add a class, which the next stroke gives."""
         if name not in self.classes:
             check_class_names([*self.classes, name], self.key)
-            free = (c for c in default_colors(max(20, len(self.classes) + 1)) if c not in self._colors.values())
-            self._colors[name] = next(free)
             self.classes.append(name)
+            self._colors = colors_for(self.classes, self._colors)
         self.active = name
         self.refresh()
 
@@ -199,16 +196,11 @@ class Annotator:
 
     def _rows(self, observations: Any) -> NDArray[np.int64]:
         asked = np.atleast_1d(np.asarray(observations))
-        if asked.dtype.kind == "b" and asked.shape == (self.adata.n_obs,):
-            return np.flatnonzero(asked)
-        if asked.dtype.kind in "OU":
-            rows = self.adata.obs_names.get_indexer(asked)
-            if (rows < 0).any():
-                raise KeyError(f"{asked[rows < 0][0]!r} is none of `adata.obs_names`.")
-            return np.asarray(rows, dtype=np.int64)
-        if asked.dtype.kind not in "iu" or (len(asked) and not 0 <= asked.min() <= asked.max() < self.adata.n_obs):
-            raise ValueError(f"Observations are rows from 0 to {self.adata.n_obs - 1}, names, or a mask of all.")
-        return asked.astype(np.int64)
+        rows = pd.Series(np.arange(self.adata.n_obs), index=self.adata.obs_names)
+        try:
+            return (rows.loc if asked.dtype.kind in "OU" else rows.iloc)[asked].to_numpy()
+        except IndexError as err:
+            raise ValueError(f"Observations are rows from 0 to {len(rows) - 1}, names, or a mask of all.") from err
 
     def _write(self) -> None:
         self.adata.obs[self.key] = pd.Categorical.from_codes(self._codes, categories=self.classes)

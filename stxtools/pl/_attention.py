@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,11 +16,13 @@ from stxtools._validate import check_choice, check_in, check_number
 
 from . import _base, _legend, _output, _region_graph
 from ._legend import category_codes, colors_of, mappable, rgba
-from ._sections import Panel, draw_sections, draw_spots
+from ._sections import Panel, draw_sections, draw_spots, spots_drawn
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+
+    from ._sections import Draw
 
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
@@ -86,13 +87,9 @@ def attention(
             check_in(adata, "obs", name, "key", _EMBED)
     titles = _titles(view, keys, title, several)
     layers = [_layer(adata, view, name, color=color, cmap=cmap, top=top) for name in keys]
-    n = len(keys)
     axes = draw_sections(
-        adata, [panel for panel in view.panels for _ in keys],
-        lambda axis, i, over: layers[i % n].draw(axis, view.panels[i // n]),
-        ax=ax, spatial_key=view.spatial_key, title=titles, img=img, scale_bar=scale_bar,
-        bottom=0.7 * max(len(layer.bars) for layer in layers) if legend else 0.0,
-        ncols=n if several and len(view.panels) > 1 else 4,
+        adata, view.panels, [layer.draw for layer in layers], ax=ax, spatial_key=view.spatial_key, title=titles,
+        img=img, scale_bar=scale_bar, bottom=0.7 * max(len(layer.bars) for layer in layers) if legend else 0.0,
     )  # fmt: skip
     if legend:
         handles = _legend.class_handles(view.names, view.colors, missing=False)
@@ -106,7 +103,7 @@ def attention(
         _legend.add_legend(axes, handles, own=ax is None, title=None if several else "segment", bars=bars)
         for i, layer in enumerate(layers if several else []):
             for bar, label in layer.bars:
-                _legend.color_bar(axes[i::n], bar, label)
+                _legend.color_bar(axes[i :: len(keys)], bar, label)
     stores = [*view.stores, *((adata, layer.key, layer.colors) for layer in layers if layer.colors)]
     return _output.done("attention", axes, ax=ax, show=show, save=save, colors=stores)
 
@@ -116,7 +113,7 @@ class _Layer:
     """What is drawn of one key: its painter, its colour bars and the colours of its classes."""
 
     key: str
-    draw: Callable[[Axes, Panel], None]
+    draw: Draw
     bars: list[tuple[Any, str]] = field(default_factory=list)
     colors: dict[str, str] = field(default_factory=dict)
 
@@ -142,25 +139,20 @@ def _layer(
     column = adata.obs[key]
     if is_numeric_dtype(column.dtype) and not is_bool_dtype(column.dtype):
         drawn = np.concatenate([panel.rows for panel in view.panels])
-        return _values(adata, key, drawn, percentile=99, cmap=_legend.color_map(cmap))
+        return _values(adata, key, drawn, _legend.color_map(cmap), percentile=99)
     colors = colors_of(adata, key)
-    face = rgba(*category_codes(adata, key), colors)
-    return _Layer(key, partial(draw_spots, colors=face), colors=colors)
+    return _Layer(key, spots_drawn(rgba(*category_codes(adata, key), colors), key), colors=colors)
 
 
-def _values(adata: AnnData, key: str, rows: Any, *, percentile: float, cmap: Any, label: str | None = None) -> _Layer:
+def _values(adata: AnnData, key: str, rows: Any, cmap: Any, *, percentile: float, label: str | None = None) -> _Layer:
     """Observations coloured by a number; what is above a percentile has the colour of it."""
     column = adata.obs[key]
     if not is_numeric_dtype(column.dtype) or is_complex_dtype(column.dtype):
         raise TypeError(f"`adata.obs[{key!r}]` holds {column.dtype}, not numbers; run `st.tl.embed(adata)` again, or "
                         "name another key.")  # fmt: skip
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    finite = values[rows][np.isfinite(values[rows])]
-    low, top = np.percentile(finite, [0, percentile]) if len(finite) else (0.0, 1.0)
-    bar = mappable(low, top if top > low else low + 1.0, cmap)
-
-    shown = np.minimum(values, top)  # single high values would leave all others pale
-    draw = partial(draw_spots, colors=shown, cmap=cmap, norm=bar.norm)
+    bar = _legend.value_scale(values[rows], cmap, percentile=percentile)
+    draw = spots_drawn(values, "observations", cmap=cmap, norm=bar.norm)
     return _Layer(key, draw, [(bar, label or _legend.plain(key.replace("_", " ")))])
 
 
@@ -175,12 +167,12 @@ def _edges(
     bar = mappable(0.0, widest or 1.0, _legend.color_map(cmap))
     ground: _Layer | None = None
     if color == "attention":
-        ground = _values(adata, key, slice(None), percentile=100, cmap=_legend.color_map("Blues", 0.05, 0.8),
+        ground = _values(adata, key, slice(None), _legend.color_map("Blues", 0.05, 0.8), percentile=100,
                          label="attention from other regions")  # fmt: skip
 
-    def draw(axis: Axes, panel: Panel) -> None:
+    def draw(axis: Axes, panel: Panel, over: bool) -> None:
         if ground is not None:
-            ground.draw(axis, panel)
+            ground.draw(axis, panel, False)
         else:
             draw_spots(axis, panel, view.faint if color == "segment" else "#e6e6e6")
         here = edges[panel.library]

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stxtools._validate import listing
+from stxtools._checks import check_key, listing
 
 from . import _legend
-from ._output import check_pixels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,16 +29,9 @@ def params_of(slot: Any) -> dict[str, Any]:
     return dict(params) if isinstance(params, Mapping) else {}
 
 
-def slot_of(adata: AnnData, key: Any, param: str = "key") -> Any:
-    """Return ``uns[key]``, None where there is none; a key is a string."""
-    if not isinstance(key, str):
-        raise TypeError(f"`{param}` must be a string, a key of `adata.uns`; got {key!r}.")
-    return adata.uns.get(key)
-
-
 def table_of(adata: AnnData, key: Any, name: str, columns: Sequence[str], call: str, hint: str = "") -> pd.DataFrame:
     """Return the table ``uns[key][name]``, which has numbers in ``columns``, or say which call makes it."""
-    slot = slot_of(adata, key)
+    slot = adata.uns.get(check_key("key", key))
     table = slot.get(name) if isinstance(slot, Mapping) else None
     where = f"adata.uns[{key!r}][{name!r}]"
     if not isinstance(table, pd.DataFrame):
@@ -66,13 +58,6 @@ def titles_of(names: Sequence[str], title: Any) -> list[str]:
     plain_names = [_legend.plain(name) for name in names]
     if title is None:
         return plain_names
-    if title.count("$") > 1:
-        from matplotlib.mathtext import MathTextParser
-
-        try:
-            MathTextParser("path").parse(title)
-        except ValueError as err:
-            raise ValueError(f"`title={title!r}` is no formula that matplotlib can draw: {err}") from err
     return [title] if len(names) == 1 else [f"{title}: {name}" for name in plain_names]
 
 
@@ -108,7 +93,6 @@ def grid(
     rows = -(-n // ncols)
     cols = -(-n // rows)
     size = (cols * width, rows * height + bottom)
-    check_pixels(*size, plt.rcParams["figure.dpi"])
     figure, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout=layout)
     flat = list(axes.ravel())
     for spare in flat[n:]:

@@ -16,7 +16,7 @@ from stxtools.get import biomarkers as get_biomarkers
 
 from . import _base, _legend, _output
 from ._legend import DOWN, UP
-from ._sections import Panel, draw_sections, draw_spots, panels_of
+from ._sections import Panel, draw_sections, panels_of, spots_drawn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -199,24 +199,19 @@ def _spatial(
     if not adata.var_names.is_unique:
         raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
     values = _values(adata, genes, layer)
-    drawn = np.concatenate([panel.rows for panel in panels])
-    colors = [_legend.mappable(*_range(values[drawn, j]), _legend.color_map("viridis")) for j in range(n)]
-    cells = [panel for panel in panels for _ in genes]
+    drawn, cmap = np.concatenate([panel.rows for panel in panels]), _legend.color_map("viridis")
+    bars = [_legend.value_scale(column[drawn], cmap, percentile=99.5, low=0.0) for column in values.T]
+    draws = [spots_drawn(v, g, cmap=cmap, norm=b.norm) for v, g, b in zip(values.T, genes, bars, strict=True)]
     names = [_legend.plain(gene) for gene in genes]
     if len(panels) > 1:
         names = [f"{name}, {_legend.plain(panel.library)}" for panel in panels for name in names]
-
-    def draw_gene(axis: Axes, i: int, over: bool) -> None:
-        bar = colors[i % n]
-        draw_spots(axis, cells[i], values[:, i % n], cmap=bar.cmap, norm=bar.norm, label=genes[i % n])
-
     axes = draw_sections(
-        adata, cells, draw_gene, ax=ax, spatial_key=spatial_key, title=_base.titles_of(names, title),
-        scale_bar=scale_bar, ncols=5 if len(panels) == 1 else n, shrink=0.8, bottom=0.4 * legend,
+        adata, panels, draws, ax=ax, spatial_key=spatial_key, title=_base.titles_of(names, title), scale_bar=scale_bar,
+        ncols=5, shrink=0.8, bottom=0.4 * legend,
     )  # fmt: skip
     label = f"expression ({'X' if layer is None else _legend.plain(layer)})"
-    for j, bar in enumerate(colors if legend else []):
-        _legend.add_legend(axes[j::n] if len(panels) > 1 else [axes[j]], [], own=ax is None, bars=[(bar, label)])
+    for j, bar in enumerate(bars if legend else []):
+        _legend.add_legend(axes[j::n], [], own=ax is None, bars=[(bar, label)])
     for axis in axes:
         axis.title.set_fontstyle("italic")
     return axes
@@ -225,28 +220,14 @@ def _spatial(
 def _values(adata: AnnData, genes: list[str], layer: str | None) -> NDArray[np.float64]:
     """Dense expression of a few genes."""
     part: Any = adata[:, genes]
-    part = part.layers[layer] if layer is not None else part.X
-    name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    if part is None:
-        raise ValueError(f"`{name}` is empty; name a layer that holds expression with `layer=`.")
+    part = part.X if layer is None else part.layers[layer]
     if hasattr(part, "compute"):  # out of core: the genes alone are read
         part = part.compute()
     values = np.asarray(part.toarray() if hasattr(part, "toarray") else part)
     if values.dtype.kind not in "buif":
+        name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         raise TypeError(f"`{name}` holds {values.dtype}, not real numbers; name a layer that does with `layer=`.")
     return np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-
-
-def _range(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Ends of the colour scale; a few extreme counts would leave the rest of the tissue in one colour."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return 0.0, 1.0
-    low = min(0.0, float(finite.min()))
-    high = float(np.quantile(finite, 0.995))
-    if high <= low:
-        high = float(finite.max())
-    return low, high if high > low else low + 1.0
 
 
 def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._validate import check_choice, check_number, listing
 from stxtools.get import evaluation as _table
 
@@ -228,7 +229,7 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
     """Return one value per model, target, scheme, level and seed; leaky schemes are called so."""
     if not isinstance(metric, str):
         raise ValueError(f"`metric={metric!r}` is not understood; choose one of {listing(LABELS)}.")
-    stored = _base.slot_of(adata, key)
+    stored = adata.uns.get(check_key("key", key))
     if isinstance(stored, pd.DataFrame):
         columns = [c for c in (*LABELS, "noise") if c in stored]
         _base.check_columns(stored, columns, f"adata.uns[{key!r}]", "st.tl.evaluate(adata, ...)")

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._colors import default_colors
+from stxtools._checks import listing
+from stxtools._colors import colors_for, stored_colors
 from stxtools._slots import column_names
 from stxtools._warn import warn
 
@@ -52,38 +53,18 @@ def colors_of(
     adata: AnnData, key: str, palette: str | Sequence[str] | Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Colour of every category of ``obs[key]``: of ``palette``, else as stored, else scanpy's; nothing is written."""
+    from matplotlib.colors import is_color_like
+
     _, names = category_codes(adata, key)
     if palette is not None:
         return _from_palette(palette, names)
-    stored = _stored(adata, key)
-    if stored is not None:
+    stored = stored_colors(adata, key)
+    if stored and all(map(is_color_like, stored.values())):
         return stored
     truth = key.removesuffix("_pred")  # `layer_pred` takes the colours of `layer`, for a comparison
-    known = (_stored(adata, truth) or {}) if truth != key and truth in adata.obs else {}
-    order = _all_classes(adata, key, names)
-    defaults = dict(zip(order, default_colors(len(order)), strict=True))
-    return {name: known.get(name, defaults[name]) for name in names}
-
-
-def _stored(adata: AnnData, key: str) -> dict[str, str] | None:
-    """Colours in ``uns["{key}_colors"]``, None where they are not of these classes, or none that matplotlib knows."""
-    from matplotlib.colors import is_color_like
-
-    stored = adata.uns.get(_keys.colors(key))
-    if isinstance(stored, (str, Mapping)) or stored is None or np.ndim(stored) != 1:
-        return None
-    _, names = category_codes(adata, key)
-    categorical = isinstance(adata.obs[key].dtype, pd.CategoricalDtype)
-    fits = len(stored) >= len(names) if categorical else len(stored) == len(names)
-    colors = [str(c) for c in stored]
-    return dict(zip(names, colors, strict=False)) if fits and all(map(is_color_like, colors)) else None
-
-
-def share_colors(regions: AnnData, colors: Mapping[str, str], key: str = _keys.SEGMENT) -> dict[str, str]:
-    """Give the region AnnData the colours that the observations have."""
-    _, names = category_codes(regions, key)
-    if not set(names) <= set(colors):
-        return colors_of(regions, key)
+    classes = (column_names(adata, _keys.proba(name)) or [] for name in (key, truth))
+    order = next((known for known in classes if set(names) <= set(known)), names)  # a subset may lack some of them
+    colors = colors_for(order, {} if truth == key else stored_colors(adata, truth))
     return {name: colors[name] for name in names}
 
 
@@ -95,40 +76,27 @@ def rgba(codes: NDArray[np.int64], names: Sequence[str], colors: Mapping[str, st
     return np.asarray(table[codes])  # code -1 is the last row
 
 
-def _all_classes(adata: AnnData, key: str, names: list[str]) -> list[str]:
-    for base in (key, key.removesuffix("_pred")):
-        classes = column_names(adata, _keys.proba(base))
-        if classes is not None and set(names) <= set(classes):
-            return classes
-    return names
-
-
 def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
     from matplotlib import colormaps
     from matplotlib.colors import is_color_like, to_hex
 
-    if isinstance(palette, Mapping):
-        absent = [n for n in names if n not in palette]
-        if absent:
-            raise ValueError(f"`palette` has no colour for {absent}; it has colours for {[str(k) for k in palette]}.")
-        chosen = [palette[n] for n in names]
-    elif isinstance(palette, str):
+    if isinstance(palette, str):
         if palette not in colormaps:
             raise ValueError(f"`palette={palette!r}` is no colour map of matplotlib; give a name such as 'tab20'.")
         cmap = colormaps[palette]
         cmap = cmap if cmap.N <= 64 else cmap.resampled(max(len(names), 2))
-        chosen = [cmap(i % cmap.N) for i in range(len(names))]
-    elif not isinstance(palette, (Sequence, np.ndarray)):
+        palette = [cmap(i % cmap.N) for i in range(len(names))]
+    if not isinstance(palette, (Mapping, Sequence, np.ndarray)):
         raise TypeError(f"`palette` must be the name of a colour map, a list of colours or a mapping from category "
                         f"to colour, not {palette!r}.")  # fmt: skip
-    else:
-        chosen = list(palette)
-        if len(chosen) < len(names):
-            raise ValueError(f"`palette` has {len(chosen)} colours for {len(names)} categories ({names}).")
-    for color in chosen:
-        if not is_color_like(color):
-            raise ValueError(f"`palette` has {color!r}, which matplotlib does not know as a colour.")
-    return dict(zip(names, (to_hex(c) for c in chosen), strict=False))
+    chosen = dict(palette) if isinstance(palette, Mapping) else dict(zip(names, palette, strict=False))
+    absent = [name for name in names if name not in chosen]
+    if absent:
+        raise ValueError(f"`palette` has {len(palette)} colours, and none for {listing(absent)}.")
+    wrong = [chosen[name] for name in names if not is_color_like(chosen[name])]
+    if wrong:
+        raise ValueError(f"`palette` has {wrong[0]!r}, which matplotlib does not know as a colour.")
+    return {name: to_hex(chosen[name]) for name in names}
 
 
 def plain(label: str) -> str:
@@ -213,6 +181,15 @@ def mappable(low: float, high: float, cmap: Any) -> Any:
     from matplotlib.colors import Normalize
 
     return ScalarMappable(Normalize(low, high), cmap)
+
+
+def value_scale(values: NDArray[np.float64], cmap: Any, *, percentile: float, low: float = np.inf) -> Any:
+    """Return a colour scale up to a percentile: a few extreme values would leave all others in one colour."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return mappable(0.0, 1.0, cmap)
+    low = min(low, float(finite.min()))
+    return mappable(low, next((t for t in np.percentile(finite, [percentile, 100]) if t > low), low + 1.0), cmap)
 
 
 def _draw(where: Any, handles: Sequence[Any], title: str | None, size: float | str = "small", **kwargs: Any) -> Any:

@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from stxtools import _keys
+from stxtools._colors import colors_slot
 from stxtools._docs import documented
 from stxtools._spatialdata import OnSpatialData
 from stxtools._validate import check_adata, check_bool, check_number
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PIXELS_MAX = 2**16  # matplotlib draws no larger image
 _CANNOT_SHOW = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
 
@@ -97,17 +99,11 @@ def done(
 
 def store_colors(adata: AnnData, key: str, colors: Mapping[str, str]) -> None:
     """Keep the colours of categories where scanpy and squidpy look for them; views are never written."""
-    import numpy as np
-
-    slot, new = _keys.colors(key), [str(c) for c in colors.values()]
+    slot, new = _keys.colors(key), colors_slot(colors)
     old = adata.uns.get(slot)
-    if (
-        adata.is_view
-        or isinstance(old, Mapping)
-        or (old is not None and np.ndim(old) == 1 and [str(c) for c in old] == new)
-    ):
-        return
-    adata.uns[slot] = np.array(new, dtype=object)
+    same = np.ndim(old) == 1 and [str(c) for c in old] == list(new)
+    if not (adata.is_view or isinstance(old, Mapping) or same):
+        adata.uns[slot] = new
 
 
 def _can_show() -> bool:
@@ -122,8 +118,6 @@ def _can_show() -> bool:
 
 
 def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None, *, own: bool) -> bool:
-    import matplotlib as mpl
-
     if save is None and own:
         scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
         save = scanpy is not None and bool(scanpy.settings.autosave)
@@ -132,44 +126,24 @@ def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None, *,
     if isinstance(save, os.PathLike):
         path = Path(save).expanduser()
     else:
-        import scanpy as sc
+        from scanpy import settings
 
-        text = "" if save is True else str(save)
-        ending = Path(text).suffix[1:] if Path(text).suffix[1:] in figure.canvas.get_supported_filetypes() else ""
-        text = text.removesuffix(f".{ending}") if ending else text
-        path = Path(sc.settings.figdir) / (
-            f"{name}{text}{sc.settings.plot_suffix}.{ending or sc.settings.file_format_figs}"
-        )
+        text = "" if save is True else save
+        ending = Path(text).suffix
+        if ending[1:] not in figure.canvas.get_supported_filetypes():
+            ending = f".{settings.file_format_figs}"
+        path = Path(settings.figdir) / f"{name}{text.removesuffix(ending)}{settings.plot_suffix}{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
-    dpi = mpl.rcParams["savefig.dpi"]
-    width, height = figure.get_size_inches()
-    check_pixels(width, height, figure.dpi if isinstance(dpi, str) else float(dpi))
     figure.savefig(path, bbox_inches="tight")
     return True
 
 
-def check_pixels(width: float, height: float, dpi: float) -> None:
-    """Check that a figure (in inches) is one that can be drawn."""
-    if not max(width, height) * dpi < PIXELS_MAX:
-        raise ValueError(
-            f"The figure would be {width:.0f} x {height:.0f} inches, at {dpi:g} dots per inch more than the "
-            f"{PIXELS_MAX} pixels a side that matplotlib can draw; show less in one figure, or lower the resolution in "
-            "`matplotlib.rcParams` ('figure.dpi', 'savefig.dpi')."
-        )
-
-
 def _check_axes(ax: Any) -> None:
-    if ax is None:
-        return
     from matplotlib.axes import Axes
 
-    if not isinstance(ax, Axes):
+    if ax is not None and not isinstance(ax, Axes):
         hint = " One of them is, such as `ax=axes[0]`." if isinstance(ax, (list, tuple)) or hasattr(ax, "ravel") else ""
         raise TypeError(f"`ax` must be a matplotlib Axes, such as `plt.subplots()[1]`, not {type(ax).__name__}.{hint}")
-    if ax.name != "rectilinear":
-        raise TypeError(f"`ax` must have two rectangular axes; this one has the projection {ax.name!r}.")
-    if ax.figure is None:
-        raise ValueError("`ax` was removed from its figure; pass one that is in a figure.")
 
 
 def _check_show(show: Any) -> None:

@@ -17,7 +17,7 @@ from stxtools._validate import check_in, coordinates
 from stxtools.get._segments import regions_of
 
 from . import _base, _legend, _output
-from ._legend import MISSING, category_codes, colors_of, rgba, share_colors
+from ._legend import MISSING, category_codes, colors_of, rgba
 from ._sections import Panel, draw_sections, draw_spots, panels_of, units_of
 
 if TYPE_CHECKING:
@@ -75,15 +75,14 @@ def region_graph(
     weights = weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
     top = float(weights.data.max()) if weights.nnz else 1.0
 
-    def draw(axis: Axes, i: int, over: bool) -> None:
-        panel = view.panels[i]
+    def draw(axis: Axes, panel: Panel, over: bool) -> None:
         if spots:
             draw_spots(axis, panel, view.faint)
         view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333", label="edges")
         view.draw_nodes(axis, panel, labels=labels)
 
     axes = draw_sections(
-        adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
+        adata, view.panels, [draw], ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
     )
     if legend:
         units = set(units_of(adata, view.panels, view.spatial_key, scale_bar).values())
@@ -214,11 +213,12 @@ def view_of(
                          f"`st.tl.region_graph(adata, spatial_key={spatial_key!r})` first.")  # fmt: skip
     panels = panels_of(adata, spatial_key=made_with, library_key=library_key, library=library, params=params)
     segment_key = str(params.get("segment_key", _keys.SEGMENT))
+    codes, names = category_codes(regions, _keys.SEGMENT)
     stores: list[tuple[AnnData, str, dict[str, str]]] = []
     if segment_key in adata.obs:
         known = colors_of(adata, segment_key, palette)
         spots = rgba(*category_codes(adata, segment_key), known)
-        colors = share_colors(regions, known)
+        colors = {name: known[name] for name in names} if set(names) <= set(known) else colors_of(regions, "segment")
         stores = [(adata, segment_key, known)]
     else:
         colors = colors_of(regions, _keys.SEGMENT, palette)
@@ -226,7 +226,6 @@ def view_of(
     home = regions.obs.get("library", pd.Series("", index=regions.obs_names)).to_numpy(dtype=object).astype(str)
     if len(panels) == 1 and len(set(home)) <= 1:  # one section needs no name to be known
         home = np.full(regions.n_obs, panels[0].library, dtype=object)
-    codes, names = category_codes(regions, _keys.SEGMENT)
     return GraphView(
         regions=regions,
         panels=panels,

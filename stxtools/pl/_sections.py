@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    Draw = Callable[[Axes, int, bool], object]  # which panel, and whether it lies over an image
+    Draw = Callable[[Axes, "Panel", bool], object]  # whether it lies over an image
 
-_LARGEST, _FINEST = 1e100, 1e-9  # coordinates that can be squared, and distinguished at their distance from 0
 _MICRONS = frozenset({"micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres", "um", "µm", "μm"})
 _VISIUM_PITCH = 100.0  # microns between the centres of neighbouring spots
 # spot diameter / pitch: 0.55 by design; older Space Ranger wrote up to 0.71, so that the pitch is what is measured
@@ -56,9 +56,8 @@ class Panel:
             return 1.0
         probe = self.xy[:: max(1, len(self.xy) // 2000)]
         distance = cKDTree(self.xy).query(probe, k=min(10, len(self.xy)))[0]
-        distance = np.sort(np.where(distance > 0, distance, np.inf), axis=1)
-        third = distance[:, min(2, distance.shape[1] - 1)]
-        third = np.where(np.isfinite(third), third, distance[:, 0])
+        apart = np.sort(np.where(distance > 0, distance, np.nan), axis=1)  # what lies at the same place comes last
+        third = np.fmax.reduce(apart[:, :3], axis=1)
         third = third[np.isfinite(third)]
         return float(np.median(third)) if len(third) else 1.0
 
@@ -78,16 +77,8 @@ def panels_of(
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:
         raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
-    panels = [Panel(name, rows, xy[rows]) for name in wanted for rows in [libs.rows(libs.names.index(name))]]
-    for panel in panels:  # can observations be distinguished on an axis of double precision?
-        far, span = float(np.abs(panel.xy).max()), float(np.ptp(panel.xy, axis=0).max())
-        if span > 0 and span < max(1 / _LARGEST, _FINEST * far):
-            raise ValueError(
-                f"`adata.obsm[{spatial_key!r}]` reaches {far:.3g} and spans {span:.3g} in section {panel.library!r}, "
-                "which cannot be drawn; move it near 0 and give it another unit, e.g. "
-                f"`xy = adata.obsm[{spatial_key!r}]; adata.obsm[{spatial_key!r}] = xy - xy.min(axis=0)`."
-            )
-    return panels
+    found = ((name, libs.rows(libs.names.index(name))) for name in wanted)
+    return [Panel(name, rows, xy[rows]) for name, rows in found]
 
 
 def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool | None:
@@ -126,14 +117,8 @@ def image_slots(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
 
 
 def positive(value: Any) -> float | None:
-    """Return a number above 0 that others can be divided by as a float, None for anything else."""
-    if isinstance(value, (bool, str)) or np.ndim(value) != 0 or np.iscomplexobj(value):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if 1 / _LARGEST < number < _LARGEST else None
+    """Return a number above 0 as a float, None for anything else."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) and 0 < value < np.inf else None
 
 
 # --- scale bars, where the unit of the coordinates is known -------------------------------------------------------
@@ -206,7 +191,7 @@ def _draw_bars(axes: Sequence[Axes], panels: Sequence[Panel], units: Mapping[str
 def draw_sections(
     adata: AnnData,
     panels: Sequence[Panel],
-    draw: Draw,
+    draws: Sequence[Draw],
     *,
     ax: Axes | None,
     spatial_key: str,
@@ -217,30 +202,40 @@ def draw_sections(
     ncols: int = 4,
     shrink: float = 1.0,
 ) -> list[Axes]:
-    """Let ``draw`` fill one Axes per panel, those of a new figure that fits the tissue or the given one."""
-    names = [panel.library for panel in panels]
+    """Let each of ``draws`` fill one Axes per section: those of a new figure that fits the tissue, or the given one.
+
+    The Axes are in the order of the sections, in rows of one section where there are several of both.
+    """
+    _base.check_room(ax, [panel.library for panel in panels], "section", "library")
+    cells = [(panel, draw) for panel in panels for draw in draws]
+    names = [panel.library for panel, _ in cells]
     titles = title if isinstance(title, list) else _base.titles_of(names if len(names) > 1 else [""], title)
     units = units_of(adata, panels, spatial_key, scale_bar)
-    _base.check_room(ax, names, "section", "library")
     if ax is not None:
         axes = [ax]
     else:
         boxes = [panel.limits for panel in panels]
         ratio = float(np.median([(b[3] - b[2]) / (b[1] - b[0]) for b in boxes]))
-        side = PANEL_INCHES * shrink * (0.75 if len(panels) > 1 else 1.0)
-        width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
+        side = PANEL_INCHES * shrink * (0.75 if len(cells) > 1 else 1.0)
+        width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(cells) > 1)
         width = max(width, _legend.text_inches(titles, "medium") + 0.2)
-        axes = _base.grid(len(panels), width, height, bottom=bottom, ncols=ncols, layout="compressed")
-    for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
-        draw(axis, i, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
+        ncols = len(draws) if min(len(draws), len(panels)) > 1 else ncols
+        axes = _base.grid(len(cells), width, height, bottom=bottom, ncols=ncols, layout="compressed")
+    for axis, (panel, draw), text in zip(axes, cells, titles, strict=True):
+        draw(axis, panel, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
         # image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader
         left, right, top, end = panel.limits
         axis.set(xlim=(left, right), ylim=(end, top), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
         axis.spines[:].set_visible(False)
-        if titles[i]:
-            axis.set_title(titles[i], fontsize="medium")
-    _draw_bars(axes, panels, units)
+        if text:
+            axis.set_title(text, fontsize="medium")
+    _draw_bars(axes, [panel for panel, _ in cells], units)
     return axes
+
+
+def spots_drawn(colors: Any, label: str, size: float = 1.0, **how: Any) -> Draw:
+    """Return what draws the observations as :func:`draw_spots` does, smaller where they lie over an image."""
+    return lambda ax, panel, over: draw_spots(ax, panel, colors, size=size * (0.8 if over else 1), label=label, **how)
 
 
 def draw_spots(
@@ -279,7 +274,15 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, 
     for name in [img] if isinstance(img, str) else found:
         scale = scalefactors.get(f"tissue_{name}_scalef")
         if name in images and scale is not None:
-            show_image(ax, *_checked_image(images[name], scale, name, library), zorder=-1)
+            pixels, factor = np.asarray(images[name]), positive(scale)
+            colors = pixels.shape[2:] if pixels.ndim > 1 else None
+            if factor is None or pixels.dtype.kind not in "buif" or colors not in ((), (3,), (4,)):
+                raise ValueError(
+                    f"`adata.uns['spatial'][{library!r}]`: image {name!r} has shape {pixels.shape} and type "
+                    f"{pixels.dtype}, and `tissue_{name}_scalef` is {scale!r}; expected height x width, or height x "
+                    "width x 3 or 4 colours, of numbers, and a scale above 0. Replace them, or pass `img=False`."
+                )
+            show_image(ax, pixels, factor, zorder=-1)
             # a scale bar or a legend beside the section stands on white
             left, right, top, bottom = panel.limits
             ax.images[-1].set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=ax.transData))
@@ -290,27 +293,6 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, 
         f"`img={img!r}`: section {library!r} has the images {listing(found)} and the scale factors "
         f"{listing(scalefactors)} in `adata.uns['spatial']`; an image NAME needs `tissue_NAME_scalef`."
     )
-
-
-def _checked_image(value: Any, scale: Any, name: str, library: str) -> tuple[NDArray[Any], float]:
-    """Return an image and its pixels per unit, or say what is none."""
-    where = f"`adata.uns['spatial'][{library!r}]"
-    try:
-        pixels = np.asarray(value)
-    except (TypeError, ValueError):
-        pixels = np.empty(0, dtype=object)
-    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
-    if pixels.dtype.kind not in "buif" or not is_image or pixels.size == 0:
-        raise ValueError(
-            f"{where}['images'][{name!r}]` is no image (height x width, or height x width x 3 or 4 colours, of "
-            f"numbers): it is a {type(value).__name__} of shape {np.shape(pixels)} and type {pixels.dtype}; replace "
-            "it, or pass `img=False`."
-        )
-    factor = positive(scale)
-    if factor is None:
-        raise ValueError(f"{where}['scalefactors']['tissue_{name}_scalef']` must be a number above 0, not {scale!r}; "
-                         "mend it, or pass `img=False`.")  # fmt: skip
-    return pixels, factor
 
 
 def show_image(ax: Axes, pixels: NDArray[Any], scale: float, origin: Any = (0.0, 0.0), **kwargs: Any) -> None:

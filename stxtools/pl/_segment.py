@@ -15,7 +15,7 @@ from stxtools._validate import check_in, check_number
 
 from . import _base, _legend, _output
 from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import draw_sections, draw_spots, panels_of, positive, show_image
+from ._sections import Panel, draw_sections, panels_of, positive, show_image, spots_drawn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _FAINTEST = 0.12
 _SIZE_MAX = 100.0
-_IDS_MAX = 2**20  # a mask of more segments is none
 
 
 @_output.plot
@@ -80,21 +79,20 @@ def segment(
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
     alpha = _alpha(adata, key, len(names)) if show_confidence else None
-    masks = [_mask(adata, panel.library, key) for panel in panels] if mask else []
+    masks = {panel.library: _mask(adata, panel.library, key) for panel in panels} if mask else {}
     colors = colors_of(adata, key, palette)
     face = rgba(codes, names, colors)
     if alpha is not None:
         face[:, 3] = alpha
 
-    def draw(axis: Axes, i: int, over: bool) -> None:
-        if mask:
-            image, scale, origin = masks[i]
-            show_image(axis, _paint(image, adata, key, colors), scale, origin,
-                       interpolation="nearest", alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
-        else:
-            draw_spots(axis, panels[i], face, size=size * (0.8 if over else 1.0), label=key)
+    def draw_mask(axis: Axes, panel: Panel, over: bool) -> None:
+        image, scale, origin = masks[panel.library]
+        show_image(axis, _paint(image, adata, key, colors), scale, origin, interpolation="nearest",
+                   alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
 
-    axes = draw_sections(adata, panels, draw, ax=ax, spatial_key=spatial_key, title=title, img=img, scale_bar=scale_bar)
+    draw = draw_mask if mask else spots_drawn(face, key, size)
+    axes = draw_sections(adata, panels, [draw], ax=ax, spatial_key=spatial_key, title=title, img=img,
+                         scale_bar=scale_bar)  # fmt: skip
     if legend:
         drawn = np.concatenate([codes[p.rows] for p in panels])
         present = [n for i, n in enumerate(names) if (drawn == i).any()]
@@ -108,7 +106,6 @@ def segment(
 def _alpha(adata: AnnData, key: str, n: int) -> NDArray[np.float64]:
     name = _keys.confidence(key)
     check_in(adata, "obs", name, "show_confidence=True reads", "Run `st.tl.segment(adata)` first.")
-    _base.check_columns(adata.obs, [name], "adata.obs", "st.tl.segment(adata)")
     return _fade(np.nan_to_num(adata.obs[name].to_numpy(dtype=float, na_value=np.nan)), n)
 
 
@@ -134,8 +131,7 @@ def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float, 
             "`origin`); run `st.tl.segment(adata)` first."
         )
     values, factor, origin = np.asarray(entry["image"]), positive(entry["scale"]), np.asarray(entry["origin"])
-    drawable = values.ndim == 2 and values.dtype.kind in "iu" and values.size and 0 <= values.max() < _IDS_MAX
-    if not drawable or values.min() < 0 or factor is None or origin.shape != (2,) or origin.dtype.kind not in "iuf":
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.min() < 0 or factor is None:
         raise ValueError(
             f"`adata.uns[{key!r}][{_keys.MASKS!r}][{library!r}]` is no mask (`image`: height x width, of segment "
             f"numbers; `scale` above 0; `origin`: x, y): it has shape {values.shape}, type {values.dtype} and scale "

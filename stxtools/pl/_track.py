@@ -16,7 +16,7 @@ from stxtools.get import track as get_track
 
 from . import _base, _legend, _output
 from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import draw_sections, draw_spots, panels_of
+from ._sections import draw_sections, panels_of, spots_drawn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -73,13 +73,9 @@ def track(
         codes, names = category_codes(adata, key)
         face, kept = rgba(codes, names, colors), adata.obs[[f"{key}_previous", f"{key}_next"]].to_numpy(dtype=float)
         face[:, 3] = np.fmax(np.where(np.isnan(kept).all(axis=1), 1.0, np.fmin(*kept.T)), _FAINTEST)
-
-        def draw(axis: Axes, i: int, over: bool) -> None:
-            draw_spots(axis, panels[i], face, label=key)
-
         titles = [f"{panel.library}, {params['time_key']} {time[panel.rows[0]]:g}" for panel in panels]
-        axes = draw_sections(adata, panels, draw, ax=ax, spatial_key=spatial_key, scale_bar=scale_bar,
-                             title=titles if title is None else title)  # fmt: skip
+        axes = draw_sections(adata, panels, [spots_drawn(face, key)], ax=ax, spatial_key=spatial_key,
+                             scale_bar=scale_bar, title=titles if title is None else title)  # fmt: skip
     if legend:
         _legend.add_legend(axes, _legend.class_handles(list(colors), colors, missing=False), own=ax is None,
                            title="lineage")  # fmt: skip

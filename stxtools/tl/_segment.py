@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools import _keys
-from stxtools._colors import segment_colors
+from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures
 from stxtools._data.image import N_IMAGE_FEATURES, Images
 from stxtools._data.sections import Geometry, make_sections
@@ -161,7 +161,9 @@ def segment(
         kept=label_codes(labels, labels_key, fitted.classes) if keep_labels and labels is not None else None,
         abstain_below=abstain_below, trained=model is None,
     )  # fmt: skip
-    slots.uns[_keys.colors(key)] = segment_colors(adata, fitted.classes, key, labels_key)
+    slots.uns[_keys.colors(key)] = colors_slot(
+        colors_for(fitted.classes, stored_colors(adata, labels_key), stored_colors(adata, key))
+    )
     slots.uns[key]["params"] = provenance(
         n_segments=len(fitted.classes), labels_key=labels_key, keep_labels=keep_labels,
         class_shares=None if class_shares is None else [float(class_shares.get(c, 0)) for c in fitted.classes],
