@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def colors_for(names: Sequence[str], *known: Mapping[str, str]) -> dict[str, str
 
 def stored_colors(adata: AnnData, key: str | None) -> dict[str, str]:
     """Colours in ``uns["{key}_colors"]`` by category of ``obs[key]``; empty where there are none, or too few."""
-    stored = None if key is None else adata.uns.get(_keys.colors(key))
+    stored: Any = None if key is None else adata.uns.get(_keys.colors(key))
     if key not in adata.obs or np.ndim(stored) != 1 or isinstance(stored, str):
         return {}
     names = adata.obs[key].astype("category").cat.categories

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +117,8 @@ def image_slots(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
 
 def positive(value: Any) -> float | None:
     """Return a number above 0 as a float, None for anything else."""
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) and 0 < value < np.inf else None
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return float(value) if number and 0 < value < np.inf else None
 
 
 # --- scale bars, where the unit of the coordinates is known -------------------------------------------------------
