@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._storage import ModelFile
+from ._storage import ModelFile, arrays_of
 
 POOLED = 7  # observations: a spot and the ring around it
 
@@ -74,20 +74,13 @@ class GeneProjection:
 
     def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
         """Return what a model file keeps: plain values and arrays."""
-        arrays = {"projection.mean": self.mean, "projection.components": self.components}
-        if self.variance is not None:
-            arrays["projection.variance"] = self.variance
-        if self.gene_scale is not None:
-            arrays["projection.gene_scale"] = self.gene_scale
-        return {"genes": self.genes, "target_sum": self.target_sum, "noise": self.noise}, arrays
+        described = {"genes": self.genes, "target_sum": self.target_sum, "noise": self.noise}
+        return described, arrays_of(self, "projection.")
 
     @classmethod
     def from_file(cls, file: ModelFile) -> GeneProjection | None:
         """Return the projection of a model file, or None if the model reads a stored representation."""
         if "genes" not in file.config:
             return None
-        mean, components, variance, scale = (
-            file.arrays.get(f"projection.{name}") for name in ("mean", "components", "variance", "gene_scale")
-        )
-        described = file.config["target_sum"], variance, file.config["noise"], scale
-        return cls(file.config["genes"], mean, components, *described)  # type: ignore[arg-type]
+        described = {name: file.config[name] for name in ("genes", "target_sum", "noise")}
+        return cls(**described, **file.under("projection."))

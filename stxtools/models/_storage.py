@@ -37,16 +37,16 @@ class ModelFile:
     config: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Return the weights whose names begin with ``prefix``, without it."""
-        found = {name: value for name, value in self.arrays.items() if name.startswith(prefix)}
-        return {name.removeprefix(prefix): torch.from_numpy(value.copy()) for name, value in found.items()}
+    def under(self, prefix: str) -> dict[str, Any]:
+        """Return the arrays whose names begin with ``prefix``, without it: what :func:`arrays_of` gave."""
+        return {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
 
     def module(self, make: Callable[[], M], prefix: str) -> M:
         """Return the module that ``make`` makes, with the file's weights, in eval mode."""
         with torch.device("meta"), _Uninitialised():
             module = make()
-        module.load_state_dict(self.weights(prefix), assign=True)
+        weights = {name: torch.from_numpy(value.copy()) for name, value in self.under(prefix).items()}
+        module.load_state_dict(weights, assign=True)
         return module.eval()
 
 
@@ -57,6 +57,11 @@ class _Uninitialised(TorchFunctionMode):
         if getattr(func, "__name__", "") in {"normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"}:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def arrays_of(thing: Any, prefix: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays among the attributes of ``thing``, their names after ``prefix``."""
+    return {prefix + name: value for name, value in vars(thing).items() if isinstance(value, np.ndarray)}
 
 
 def damaged(path: Path, what: str) -> ValueError:

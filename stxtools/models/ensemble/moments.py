@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stxtools.models._projection import matched
-from stxtools.models._storage import ModelFile
+from stxtools.models._storage import ModelFile, arrays_of
 
 from .gene_means import READ_GENES, FloatArray, GeneMeans, leading_axes
 
@@ -122,8 +122,7 @@ class LabelMoments:
 
     def to_file(self, prefix: str = "moments") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return what a model file keeps."""
-        arrays = {f"{prefix}.{name}": value for name, value in vars(self).items() if name != "genes"}
-        return {f"{prefix}_genes": self.genes}, arrays
+        return {f"{prefix}_genes": self.genes}, arrays_of(self, f"{prefix}.")
 
     @classmethod
     def from_file(cls, file: ModelFile, prefix: str = "moments") -> LabelMoments | None:

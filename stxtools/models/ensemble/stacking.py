@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from stxtools.models._storage import ModelFile
+from stxtools.models._storage import ModelFile, arrays_of
 
 from .gene_classifier import GeneClassifier
 from .gene_means import GeneSection
@@ -107,7 +107,7 @@ class Ensemble:
         if stack.linear is not None:
             arrays |= {f"{prefix}.coef": stack.linear.coef, f"{prefix}.intercept": stack.linear.intercept}
         named, moments = ({}, {}) if stack.genes is None else stack.genes.to_file(f"{prefix}.genes")
-        return named, arrays | moments | (stack.trees.to_file(f"{prefix}.trees") if stack.trees is not None else {})
+        return named, arrays | moments | ({} if stack.trees is None else arrays_of(stack.trees, f"{prefix}.trees."))
 
     @classmethod
     def from_file(cls, file: ModelFile, prefix: str) -> Ensemble:
@@ -116,8 +116,9 @@ class Ensemble:
         fitted = None
         if f"{prefix}.coef" in file.arrays:
             fitted = Linear(file.arrays[f"{prefix}.coef"], file.arrays[f"{prefix}.intercept"])
-        grown, by_genes = Trees.from_file(file, f"{prefix}.trees"), GeneClassifier.from_file(file, f"{prefix}.genes")
-        return cls(Stack(Weights(network, linear, trees, genes=genes), fitted, grown, by_genes), linear_alone=alone)
+        grown, by_genes = file.under(f"{prefix}.trees."), GeneClassifier.from_file(file, f"{prefix}.genes")
+        stack = Stack(Weights(network, linear, trees, genes=genes), fitted, Trees(**grown) if grown else None, by_genes)
+        return cls(stack, linear_alone=alone)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,12 @@ Classes that fold back on each other in expression are not separated by planes; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier
-
-from stxtools.models._storage import ModelFile
 
 FloatArray = NDArray[np.float64]
 
@@ -58,16 +56,6 @@ class Trees:
             at[walking] = there
             walking = walking[there != here]
         return at.reshape(n, -1)
-
-    def to_file(self, prefix: str) -> dict[str, NDArray[Any]]:
-        """Arrays that a model file keeps."""
-        return {f"{prefix}.{name}": value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_file(cls, file: ModelFile, prefix: str) -> Trees | None:
-        """Return what :meth:`to_file` wrote, or None."""
-        found = {f.name: file.arrays.get(f"{prefix}.{f.name}") for f in fields(cls)}
-        return None if found["roots"] is None else cls(**found)  # type: ignore[arg-type]
 
 
 def grow_trees(

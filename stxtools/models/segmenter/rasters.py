@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from stxtools.models._section import Section
-from stxtools.models._storage import ModelFile
 from stxtools.nn._tiles import PixelRaster
 from stxtools.nn._views import block_mask
 
@@ -60,15 +59,6 @@ class FeatureScaling:
     def raster(self, section: Section) -> tuple[PixelRaster, NDArray[np.int64]]:
         """Raster of the centred and scaled section, and each observation's place among its pixels."""
         return section_raster(self.centred(section), self.scale)
-
-    def to_file(self) -> dict[str, NDArray[np.float32]]:
-        """Arrays of a model file."""
-        return {"centre": self.centre, "scale": self.scale}
-
-    @classmethod
-    def from_file(cls, file: ModelFile) -> FeatureScaling:
-        """Read what :meth:`to_file` gave."""
-        return cls(file.arrays["centre"], file.arrays["scale"])
 
 
 def section_raster(section: Section, scale: NDArray[np.floating]) -> tuple[PixelRaster, NDArray[np.int64]]:

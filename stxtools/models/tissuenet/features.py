@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stxtools._settings import settings
 from stxtools._spatial.subgraphs import subgraphs
-from stxtools.models._storage import ModelFile
+from stxtools.models._storage import ModelFile, arrays_of
 from stxtools.models.segmenter.rasters import centred
 from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
@@ -112,15 +112,14 @@ class Featurizer:
     def to_file(self) -> dict[str, NDArray[Any]]:
         """Arrays that a model file keeps."""
         arrays = {f"scaling.{k}": v for k, v in self.scaling.items()}
-        return arrays | (self.smoothed.to_file() if self.smoothed is not None else {})
+        return arrays | ({} if self.smoothed is None else arrays_of(self.smoothed, "smoothed."))
 
     @classmethod
     def from_file(cls, params: TissueNetParams, file: ModelFile) -> Featurizer:
         """Return what :meth:`to_file` wrote."""
         self = cls(params)
-        names = [name for name in file.arrays if name.startswith("scaling.")]
-        self.scaling = {name.removeprefix("scaling."): file.arrays[name] for name in names}
-        self.smoothed = SmoothedGenes.from_file(file)
+        self.scaling, smoothed = file.under("scaling."), file.under("smoothed.")
+        self.smoothed = SmoothedGenes(**smoothed) if smoothed else None
         return self
 
 

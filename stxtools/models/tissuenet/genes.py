@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from scipy.spatial import cKDTree
 from sklearn.utils.extmath import randomized_svd
 
 from stxtools._spatial.smoothing import averages
-from stxtools.models._storage import ModelFile
 
 FloatArray = NDArray[np.float64]
 
@@ -30,6 +30,7 @@ def pooling(xy: FloatArray, size: int) -> sparse.csr_matrix:
     return averages(cKDTree(xy).query(xy, k=min(size, n))[1].reshape(n, -1), n)
 
 
+@dataclass(eq=False)
 class SmoothedGenes:
     """Principal axes of genes that were centred by section, scaled, and averaged over several neighbourhoods.
 
@@ -37,17 +38,16 @@ class SmoothedGenes:
     counts as average. Of several sections each one's smoothed genes are also divided by their own spread.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.sizes = [int(s) for s in sizes]
-        self.by_section = False
-        self.gene_scale: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
-        self.scale: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
-        self.axes: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
+    sizes: Any  # of the neighbourhoods
+    by_section: Any = False  # whether there were several sections
+    gene_scale: Any = None  # divisors of the genes, (G,), and then of the smoothed ones, (sizes x G,)
+    scale: Any = None
+    axes: Any = None  # (sizes x G, k)
 
     def fit(self, sections: Sequence[tuple[sparse.csr_matrix, FloatArray]], rng: np.random.Generator) -> SmoothedGenes:
         """Learn scales and axes from log expression (n, G) and coordinates of the sections."""
         n = np.array([logged.shape[0] for logged, _ in sections])
-        self.by_section = len(sections) > 1
+        self.sizes, self.by_section = np.array(self.sizes, dtype=np.int64), np.array([len(sections) > 1])
         spread = sum(_variance(logged) * len_ for (logged, _), len_ in zip(sections, n, strict=True)) / n.sum()
         self.gene_scale = (np.sqrt(spread) + _FLOOR).astype(np.float32)
         take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
@@ -98,24 +98,6 @@ class SmoothedGenes:
             return np.tile(self.gene_scale, len(self.sizes)) * self.scale
         some = np.unique(np.linspace(0, logged.shape[0] - 1, _CHUNK).astype(np.int64))
         return np.asarray(_smoothed(pools, logged, some).std(axis=0) + _SECTION_FLOOR)
-
-    def to_file(self) -> dict[str, NDArray[Any]]:
-        """Arrays that a model file keeps."""
-        return {
-            "smoothed.sizes": np.array(self.sizes, dtype=np.int64), "smoothed.gene_scale": self.gene_scale,
-            "smoothed.scale": self.scale, "smoothed.axes": self.axes,
-            "smoothed.by_section": np.array([self.by_section]),
-        }  # fmt: skip
-
-    @classmethod
-    def from_file(cls, file: ModelFile) -> SmoothedGenes | None:
-        """Return what :meth:`to_file` wrote, or None."""
-        if "smoothed.axes" not in file.arrays:
-            return None
-        self = cls(file.arrays["smoothed.sizes"].tolist())
-        self.gene_scale, self.scale = file.arrays["smoothed.gene_scale"], file.arrays["smoothed.scale"]
-        self.axes, self.by_section = file.arrays["smoothed.axes"], bool(file.arrays["smoothed.by_section"][0])
-        return self
 
 
 def _smoothed(

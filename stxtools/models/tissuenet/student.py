@@ -16,7 +16,7 @@ from stxtools._spatial.blocks import spatial_blocks
 from stxtools.models._base import BaseModel, best_device
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._section import Section
-from stxtools.models._storage import ModelFile
+from stxtools.models._storage import ModelFile, arrays_of
 from stxtools.models.segmenter.rasters import FeatureScaling
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._student import Means, PyramidMLP
@@ -198,10 +198,10 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         return PyramidMLP(self.n_features, sizes, width=self.params.width, sigmas=self.params.sigmas)
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"tasks": self.tasks}, self.scaling.to_file()
+        return {"tasks": self.tasks}, arrays_of(self.scaling, "")
 
     def _from_file(self, file: ModelFile) -> None:
-        self.tasks, self.scaling = file.config["tasks"], FeatureScaling.from_file(file)
+        self.tasks, self.scaling = file.config["tasks"], FeatureScaling(file.arrays["centre"], file.arrays["scale"])
 
 
 def _held_out(flat: NDArray[np.int64], width: int, rng: np.random.Generator) -> torch.Tensor:
