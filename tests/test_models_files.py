@@ -142,6 +142,13 @@ def test_what_a_model_lacks_is_named(folder: Path, tmp_path: Path, kind: str) ->
     assert "use_rep" in _refused(kind, tmp_path / "bad", OTHER)
 
 
+def test_a_model_with_a_parameter_that_is_gone_is_read(folder: Path, tmp_path: Path) -> None:
+    header, arrays = _content(folder / "net")
+    config = header["config"] | {"params": header["config"]["params"] | {"objective": "masked"}}
+    write_model(tmp_path / "older", header["kind"], config, arrays)
+    assert st.models.load(tmp_path / "older").params == st.models.load(folder / "net").params
+
+
 def test_a_huge_network_is_not_built(folder: Path, tmp_path: Path) -> None:
     """Sizes of the description are compared with what is there before anything is allocated."""
     for kind, sizes in (("segmenter", ("width", "kernel_size")), ("net", ("hidden", "layers", "unet_width"))):

@@ -302,16 +302,14 @@ def test_window_is_the_slice_of_the_whole_raster_padded_with_nothing() -> None:
     raster.target = torch.rand(len(raster.flat), 2)
     raster.weight = torch.rand(len(raster.flat))
     whole = raster.window(0, 0, *raster.shape)
-    padded = torch.nn.functional.pad(whole.x, (40, 40, 40, 40))
+    padded = torch.nn.functional.pad(whole["x"], (40, 40, 40, 40))
     for top, left, height, width in [(0, 0, 23, 31), (5, 7, 9, 11), (-4, 20, 12, 30), (18, -9, 20, 15), (30, 40, 4, 4)]:
         window = raster.window(top, left, height, width)
-        assert torch.equal(window.x, padded[:, top + 40 : top + 40 + height, left + 40 : left + 40 + width])
-        assert window.occupied.shape == (1, height, width)
-        assert window.target is not None
-        assert window.target.shape == (2, height, width)
-        assert window.val_weight is None
-    assert whole.weight is not None
-    assert whole.weight.flatten()[raster.flat].tolist() == raster.weight.tolist()
+        assert torch.equal(window["x"], padded[:, top + 40 : top + 40 + height, left + 40 : left + 40 + width])
+        assert window["occupied"].shape == (1, height, width)
+        assert window["target"].shape == (2, height, width)
+        assert "val_weight" not in window
+    assert whole["weight"].flatten()[raster.flat].tolist() == raster.weight.tolist()
 
 
 def test_views_of_a_large_section_are_those_of_its_window() -> None:

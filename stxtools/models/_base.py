@@ -92,7 +92,8 @@ class BaseModel(ABC, Generic[P, N]):
     def from_file(cls, file: ModelFile) -> Self:
         """Make the model that a file holds."""
         try:
-            self = cls(file.config["params"])
+            known = cls().params_dict()  # an older version may have had more
+            self = cls({name: value for name, value in file.config["params"].items() if name in known})
             self.use_rep = file.config["use_rep"]
             self._from_file(file)
             self._read_net(file)

@@ -27,7 +27,7 @@ def reconstruction_error(
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """NT-Xent loss (Chen et al. 2020) of embeddings (2B, d) whose rows i and i + B are twins; GRACE has it, too."""
+    """NT-Xent loss (Chen et al. 2020) of embeddings (2B, d) whose rows i and i + B are twins."""
     z = F.normalize(z, dim=1)
     n = len(z)
     similarity = z @ z.T / temperature

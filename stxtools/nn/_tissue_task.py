@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ._losses import nt_xent, reconstruction_error, soft_cross_entropy, weighted_mse
+from ._losses import reconstruction_error, soft_cross_entropy, weighted_mse
 from ._recipe import Training
-from ._tissue import GraphTensors, TissueModule, TissueOutput
+from ._tissue import GraphTensors, TissueModule
 from ._training import Task
 from ._unet import UNet
 from ._views import block_mask
@@ -20,7 +20,6 @@ from ._weighting import TaskWeighting
 STEPS = 6  # an epoch, at least
 PART_STEPS = 12  # an epoch, at least, where sections are learned from in parts
 JUDGED = 4  # parts on which early stopping is judged
-_TEMPERATURE = 0.5
 
 
 class _Graphs(Dataset[tuple[int, int]]):
@@ -41,13 +40,13 @@ class _Graphs(Dataset[tuple[int, int]]):
 
 
 class GraphTask(Task):
-    """A task over whole sections, one a step."""
-
-    least_steps = STEPS
+    """A task over whole sections, one a step: ``learned`` and ``judged`` are those for training and validation."""
 
     def __init__(self, graphs: Sequence[GraphTensors], training: Training) -> None:
         super().__init__(training)
         self.graphs = list(graphs)
+        self.learned, self.judged = [list(range(len(self.graphs))) for _ in range(2)]
+        self.steps = max(len(self.graphs), STEPS)
 
     def setup(self, stage: str) -> None:
         """Move the sections to the device once."""
@@ -55,20 +54,11 @@ class GraphTask(Task):
 
     def loaders(self, seed: int) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
         """Training and validation loaders; the batch is a section's index and a seed."""
-        learned, judged = self._learned(), self.judged()
-        train = DataLoader(_Graphs(learned, self._steps(learned), seed), batch_size=None)
-        val = DataLoader(_Graphs(judged, len(judged), seed + 1), batch_size=None) if judged else None
-        return train, val
-
-    def _steps(self, learned: list[int]) -> int:
-        return max(len(learned), self.least_steps)
-
-    def _learned(self) -> list[int]:
-        return list(range(len(self.graphs)))
-
-    def judged(self) -> list[int]:
-        """Sections on which the validation loss is measured."""
-        return list(range(len(self.graphs)))
+        val = _Graphs(self.judged, len(self.judged), seed + 1)
+        return (
+            DataLoader(_Graphs(self.learned, self.steps, seed), batch_size=None),
+            DataLoader(val, batch_size=None) if self.judged else None,
+        )
 
 
 class TissueTask(GraphTask):
@@ -91,28 +81,22 @@ class TissueTask(GraphTask):
         self.module, self.weighting, self.region_loss = module, weighting, region_loss
         # the tasks of which each section has labels: read here once, for the host would wait in every step
         self.labelled = {which: [_labelled(g, which) for g in self.graphs] for which in ("weight", "val_weight")}
+        self.learned = [i for i in self.learned if self.labelled["weight"][i]] or self.learned
+        self.judged = [i for i in self.judged if self.labelled["val_weight"][i]]
+        self.steps = max(len(self.learned), STEPS)
         self.task_losses: dict[str, list[Tensor]] = {}
         self._last: tuple[int, int, dict[str, Tensor]] | None = None
 
-    def _learned(self) -> list[int]:
-        found = [i for i, tasks in enumerate(self.labelled["weight"]) if tasks]
-        return found or super()._learned()
-
-    def judged(self) -> list[int]:
-        return [i for i, tasks in enumerate(self.labelled["val_weight"]) if tasks]
-
     def uninformed_loss(self) -> float:
         """Loss, on what is held out (on all labels where nothing is), of predicting the shares of the classes."""
-        which = "val_weight" if self.judged() else "weight"
+        which = "val_weight" if self.judged else "weight"
         shares = {task: self._class_shares(task) for task in self.weighting.tasks}
         total = []
-        for i in self.judged() or self._learned():
+        for i in self.judged or self.learned:
             g = self.graphs[i]
             logits = {t: shares[t].expand(len(g.nodes), -1) for t in shares}
             at_obs = {t: shares[t].expand(len(rows), -1) for t, rows in g.obs_targets.items() if t in shares}
-            empty = g.nodes[:0]
-            out = TissueOutput(empty, empty, logits, at_obs, empty, empty, empty, empty)
-            total.append(float(self._total(self.losses(i, out, which))))
+            total.append(float(self._total(self.losses(i, logits, at_obs, which))))
         return sum(total) / max(len(total), 1)
 
     def _class_shares(self, task: str) -> Tensor:
@@ -123,46 +107,50 @@ class TissueTask(GraphTask):
             return torch.zeros_like(self.graphs[0].targets[task][0])
         return ((count + 1) / (count + 1).sum()).log()
 
-    def losses(self, index: int, out: TissueOutput, which: str) -> dict[str, Tensor]:
+    def losses(
+        self, index: int, logits: dict[str, Tensor], obs_logits: dict[str, Tensor], which: str
+    ) -> dict[str, Tensor]:
         """Task -> loss, for the tasks of which this section has labels."""
         g, found = self.graphs[index], {}
         for task in (t for t in self.weighting.tasks if t in self.labelled[which][index]):
             measure = weighted_mse if task in self.weighting.squared else soft_cross_entropy
             weight, obs_weight = getattr(g, which)[task], getattr(g, f"obs_{which}").get(task)
-            loss = self.region_loss * measure(out.logits[task], g.targets[task], weight)
-            if obs_weight is not None and task in out.obs_logits:
-                loss = loss + measure(out.obs_logits[task], g.obs_targets[task], obs_weight)
+            loss = self.region_loss * measure(logits[task], g.targets[task], weight)
+            if obs_weight is not None and task in obs_logits:
+                loss = loss + measure(obs_logits[task], g.obs_targets[task], obs_weight)
             found[task] = loss
         return found
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor | None:
         """Weighted loss of one section."""
         index, seed = batch
-        g = self.graphs[index]
         turn = int(torch.randint(8, (), generator=torch.Generator().manual_seed(seed)))
-        out = self.module(g, turn=turn)
-        losses = self.losses(index, out, "weight")
+        states, losses = self._forward(index, turn, "weight")
         if not losses:
             return None
         for task, loss in losses.items():
             self.task_losses.setdefault(task, []).append(loss.detach())
         self._last = (index, turn, {task: loss.detach() for task, loss in losses.items()})
-        return self.record(self.weighting.combine(losses, out.states))
+        return self.record(self.weighting.combine(losses, states))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let the weighting see what the step did."""
         if self._last is not None:
             index, turn, before = self._last
-            again = lambda: self.losses(index, self.module(self.graphs[index], turn=turn), "weight")  # noqa: E731
-            self.weighting.after_step(before, again)
+            self.weighting.after_step(before, lambda: self._forward(index, turn, "weight")[1])
             self._last = None
 
     def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
         """Loss on what is held out, with the user's factors alone: learned weights would change the yardstick."""
-        return self._total(self.losses(batch[0], self.module(self.graphs[batch[0]]), "val_weight"))
+        return self._total(self._forward(batch[0], 0, "val_weight")[1])
+
+    def _forward(self, index: int, turn: int, which: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """States of a section's regions, and the losses."""
+        out = self.module(self.graphs[index], turn=turn)
+        return out.states, self.losses(index, out.logits, out.obs_logits, which)
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        factors = dict(zip(self.weighting.tasks, self.weighting.get_buffer("factors"), strict=True))
+        factors = dict(zip(self.weighting.tasks, self.weighting.factors, strict=True))
         return torch.stack([factors[task] * loss for task, loss in losses.items()]).sum()
 
     def extra_metrics(self) -> dict[str, float]:
@@ -192,61 +180,29 @@ def _labelled(g: GraphTensors, which: str) -> set[str]:
 
 
 class EmbeddingTask(GraphTask):
-    """Training of :class:`TissueModule` without labels.
-
-    ``"masked"``: features of hidden regions are reconstructed from the others through the states and Z.
-    ``"contrastive"``: in two views of the graph, with features and edges hidden at random, a region's two states
-    should be nearer to each other than to any other state (GRACE; Zhu et al. 2020).
+    """Training of :class:`TissueModule` without labels: hidden regions are reconstructed from the others.
 
     A section that was cut into parts is learned from by its parts, one a step, in random order; the loss looks at a
     part's own regions, not at its halo, and Z is then the part's. Some of the parts are judged.
     """
 
-    def __init__(
-        self, module: TissueModule, graphs: Sequence[GraphTensors], training: Training, objective: str, hide: float
-    ) -> None:
+    def __init__(self, module: TissueModule, graphs: Sequence[GraphTensors], training: Training, hide: float) -> None:
         super().__init__([piece for g in graphs for piece in g.pieces()], training)
-        self.module, self.objective, self.hide = module, objective, hide
-        self.sections = len(graphs)
-        channels = module.readout.gate.in_features
-        self.projector = nn.Sequential(nn.Linear(channels, channels), nn.ELU(), nn.Linear(channels, channels))
-
-    def _order(self) -> list[int]:
-        """All pieces, in an order that jumps over the tissue where sections were cut."""
-        n = len(self.graphs)
-        whole = n == self.sections
-        return list(range(n)) if whole else torch.randperm(n, generator=torch.Generator().manual_seed(n)).tolist()
-
-    def _learned(self) -> list[int]:
-        return self._order()
-
-    def _steps(self, learned: list[int]) -> int:
-        return max(self.sections, STEPS if len(learned) == self.sections else PART_STEPS)
-
-    def judged(self) -> list[int]:
-        return self._order()[: max(self.sections, JUDGED)]
+        self.module, self.hide = module, hide
+        sections, n = len(graphs), len(self.graphs)
+        self.steps = max(sections, STEPS if n == sections else PART_STEPS)
+        if n > sections:  # an order that jumps over the tissue
+            self.learned = torch.randperm(n, generator=torch.Generator().manual_seed(n)).tolist()
+        self.judged = self.learned[: max(sections, JUDGED)]
 
     def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
-        """Loss of one section, or of a part of one; other regions are hidden in what is judged."""
+        """Mean squared error of the hidden regions of a section, or of a part of one; one at least is hidden."""
         g, generator = self.graphs[batch[0]], torch.Generator().manual_seed(batch[1])
-        return self._masked(g, generator) if self.objective == "masked" else self._contrastive(g, generator)
-
-    def _masked(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
         hidden = torch.rand(len(g.nodes), generator=generator) < self.hide
         hidden[int(torch.randint(g.judged, (), generator=generator))] = True
         judged = torch.nonzero(hidden[: g.judged])[:, 0].to(g.nodes.device)
         out = self.module(g, hidden.to(g.nodes.device))
         return (out.reconstruction - g.nodes)[judged].square().mean()
-
-    def _contrastive(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
-        a, b = (self.projector(self._view(g, generator)[: g.judged]) for _ in range(2))
-        rows = torch.randperm(len(a), generator=generator)[:2048].to(a.device)  # of a large section, a sample
-        return nt_xent(torch.cat([a[rows], b[rows]]), _TEMPERATURE)
-
-    def _view(self, g: GraphTensors, generator: torch.Generator) -> Tensor:
-        keep = (torch.rand(g.nodes.shape[1], generator=generator) >= self.hide).to(g.nodes)
-        kept = torch.nonzero(torch.rand(g.edges.shape[1], generator=generator) >= self.hide)[:, 0].to(g.edges.device)
-        return self.module.gnn(g.nodes * keep, g.edges[:, kept])[0]
 
 
 class UNetPretraining(GraphTask):
@@ -256,9 +212,7 @@ class UNetPretraining(GraphTask):
         super().__init__(graphs, training)
         self.unet = unet
         self.decoder = nn.Conv2d(unet.width, channels, 1)
-
-    def judged(self) -> list[int]:
-        return []
+        self.judged = []
 
     def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
         """Mean squared error at the hidden pixels that hold observations."""

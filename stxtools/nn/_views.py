@@ -129,15 +129,15 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         shape = (end[0] - top, end[1] - left)
         s = section.window(top, left, *shape)
         grid = affine_grid(shape, self.size, (centre[0] - top, centre[1] - left), generator, self.how, device)
-        x, occupied = resample(s.x, s.occupied, grid)
+        x, occupied = resample(s["x"], s["occupied"], grid)
         hidden = (torch.rand(occupied.shape, generator=generator) < self.how.drop).to(device)
         view = {"clean": x, "present": (occupied > 0).float()}
         view["occupied"] = view["present"] * ~hidden
         view["x"] = x * view["occupied"]
         view["block"] = block_mask((self.size, self.size), 0.3, 4, generator, device)[None].float()
-        if s.target is not None and s.weight is not None:
-            stacked, weight = resample(s.target, s.weight, grid)
-            view["target"], view["weight"] = stacked, weight * view["present"]
+        if "target" in s:
+            view["target"], weight = resample(s["target"], s["weight"], grid)
+            view["weight"] = weight * view["present"]
         return view
 
 
@@ -169,7 +169,7 @@ class _Whole(Dataset[list[Tensor]]):
     def __getitem__(self, index: int) -> list[Tensor]:
         section, where = self.windows[index]
         s = self.sections[section].window(*where)
-        return [s.x, s.occupied, s.target, s.val_weight]  # type: ignore[list-item]
+        return [s["x"], s["occupied"], s["target"], s["val_weight"]]
 
 
 def _judged_windows(s: PixelRaster) -> list[tuple[int, int, int, int]]:

@@ -16,6 +16,9 @@ SCHEMES = ("fixed", "gradnorm", "uncertainty", "famo")
 class TaskWeighting(nn.Module):
     """Fixed factors: L = sum_i c_i L_i. The other schemes derive from it; the losses ``squared`` are squared errors."""
 
+    factors: Tensor
+    weights: Tensor
+
     def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
         super().__init__()
         self.tasks = list(factors)
@@ -26,17 +29,16 @@ class TaskWeighting(nn.Module):
     @property
     def own(self) -> Tensor:
         """Weights beside the factors, one a task; 1 where nothing is learned."""
-        return self.get_buffer("weights")
+        return self.weights
 
     def current(self) -> dict[str, float]:
         """Task -> weight of its loss now, factor included."""
-        weights = (self.get_buffer("factors") * self.own).detach()
+        weights = (self.factors * self.own).detach()
         return dict(zip(self.tasks, weights.tolist(), strict=True))
 
     def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
         """Return the loss to descend."""
-        at = self._positions(losses)
-        weights = (self.get_buffer("factors") * self.own)[at]
+        weights = (self.factors * self.own)[self._positions(losses)]
         return (weights * torch.stack(list(losses.values()))).sum()
 
     def after_step(self, before: Mapping[str, Tensor], again: Callable[[], Mapping[str, Tensor]]) -> None:
@@ -66,7 +68,7 @@ class Uncertainty(TaskWeighting):
     def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
         """Weighted losses and the price of a large variance."""
         at = self._positions(losses)
-        price = self.get_buffer("factors")[at] * self.log_variance[at] / 2
+        price = self.factors[at] * self.log_variance[at] / 2
         return super().combine(losses, shared) + price.sum()
 
 
@@ -74,6 +76,8 @@ class _Learned(TaskWeighting):
     """Weights that an Adam of their own moves, by a slope that is computed rather than traced."""
 
     RATE, DECAY = 0.025, 0.0
+    state: Tensor
+    first: Tensor
 
     def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
         super().__init__(factors, squared)
@@ -82,13 +86,12 @@ class _Learned(TaskWeighting):
         self._adam: torch.optim.Adam | None = None
 
     def _move(self, at: Sequence[int], slope: Tensor) -> None:
-        state = self.get_buffer("state")
         if self._adam is None:  # made late: the module may have moved to another device
-            self._adam = torch.optim.Adam([state], lr=self.RATE, weight_decay=self.DECAY)
-        state.grad = torch.zeros_like(state)
-        state.grad[list(at)] = slope
+            self._adam = torch.optim.Adam([self.state], lr=self.RATE, weight_decay=self.DECAY)
+        self.state.grad = torch.zeros_like(self.state)
+        self.state.grad[list(at)] = slope
         self._adam.step()
-        state.grad = None
+        self.state.grad = None
 
 
 class GradNorm(_Learned):
@@ -112,17 +115,15 @@ class GradNorm(_Learned):
         return total
 
     def _balance(self, at: list[int], norms: Tensor, now: Tensor) -> None:
-        first = self.get_buffer("first")
-        first[at] = torch.where(first[at] == 0, now, first[at])
-        pace = now / first[at]
-        scaled = self.get_buffer("factors")[at] * norms
-        own = self.get_buffer("weights")[at] * scaled
+        self.first[at] = torch.where(self.first[at] == 0, now, self.first[at])
+        pace = now / self.first[at]
+        scaled = self.factors[at] * norms
+        own = self.weights[at] * scaled
         target = own.mean() * (pace / pace.mean()) ** self.RESTORING
         self._move(at, torch.sign(own - target) * scaled)
-        state = self.get_buffer("state")
-        state.clamp_(min=1e-3)
-        state.mul_(len(state) / state.sum())
-        self.get_buffer("weights").copy_(state)
+        self.state.clamp_(min=1e-3)
+        self.state.mul_(len(self.state) / self.state.sum())
+        self.weights.copy_(self.state)
 
 
 class Famo(_Learned):
@@ -140,8 +141,8 @@ class Famo(_Learned):
         at = self._positions(losses)
         with torch.no_grad():
             now = torch.stack([loss.detach() for loss in losses.values()]).clamp_min(1e-8)
-            share = torch.softmax(self.get_buffer("state")[at], dim=0) / now
-            self.get_buffer("weights")[at] = share * len(at) / share.sum()
+            share = torch.softmax(self.state[at], dim=0) / now
+            self.weights[at] = share * len(at) / share.sum()
         return super().combine(losses, shared)
 
     @torch.no_grad()
@@ -152,7 +153,7 @@ class Famo(_Learned):
         after = again()
         at = self._positions(before)
         fell = torch.stack([torch.log(before[t].clamp_min(1e-8) / after[t].clamp_min(1e-8)) for t in before])
-        share = torch.softmax(self.get_buffer("state")[at], dim=0)
+        share = torch.softmax(self.state[at], dim=0)
         self._move(at, share * (fell - (share * fell).sum()))
 
 

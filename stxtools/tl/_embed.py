@@ -40,8 +40,7 @@ def embed(
 
     Nodes are the regions of :func:`region_graph` with the mean representation of their observations (and the U-Net's
     features where :func:`segment` wrote them). The network passes messages (GATv2, Brody et al. 2022) and reads the
-    section's embedding Z. With ``params={"objective": "contrastive"}`` two views of the graph should agree instead
-    (GRACE, Zhu et al. 2020). No labels are used.
+    section's embedding Z. No labels are used.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.special import softmax
 
 if TYPE_CHECKING:
     from .pseudo_labels import PseudoLabels
@@ -36,8 +37,7 @@ def tempered(proba: NDArray[np.floating], temperature: float) -> NDArray[np.floa
     if temperature == 1.0:
         return proba.astype(np.float32)
     logits = np.log(proba.astype(np.float64).clip(1e-30)) / temperature
-    share = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+    return softmax(logits, axis=1).astype(np.float32)
 
 
 def expected_temperature(proba: Sequence[NDArray[np.float32]], pseudo_labels: PseudoLabels) -> float:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
+from torch.utils.data import DataLoader
 
 from stxtools._progress import stage
 from stxtools.models._base import BaseModel, best_device
 from stxtools.models._params import SegmenterParams
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
-from stxtools.models._storage import ModelFile
+from stxtools.models._storage import ModelFile, arrays_of
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.nn._recipe import Run, Training, completed, seeded
@@ -241,44 +242,35 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             net = self._new_net()
         if p.pretrain != "none" and self.start is None:
             self._pretrain(net.unet, tensors, run)
-        size = view_size(tensors, net.unet.stride, p.view_size)
-        epochs = usual_epochs(tensors, size) if p.epochs is None else p.epochs
+        epochs = p.epochs or usual_epochs(tensors, view_size(tensors, net.unet.stride, p.view_size))
         task = SegmentationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
-        views = view_loader(
-            tensors, size=size, steps=p.steps_per_epoch,
-            batch_size=p.batch_size, how=self._augmentation, seed=run["random_state"],
-        )  # fmt: skip
+        views = self._views(tensors, net.unet, run["random_state"])
         self.history += run_training(
             task, views, whole_loader(tensors), stage="segment", desc="training the U-Net", **run
         )
         self.net = net
 
-    @property
-    def _augmentation(self) -> Augmentation:
-        return Augmentation(self.params.rotation, self.params.scaling, True, self.params.drop)
-
     def _pretrain(self, unet: UNet, tensors: list[PixelRaster], run: Run) -> None:
         from stxtools.nn._segmentation import ContrastivePretraining, MaskedPretraining
         from stxtools.nn._training import run_training
 
-        p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
+        p, seed = self.params, run["random_state"] + 1
         training = Training(p.pretrain_epochs, p.pretrain_epochs, lr=p.lr, weight_decay=p.weight_decay)
-        with seeded(run["random_state"] + 1):
-            if p.pretrain == "masked":
-                task: Any = MaskedPretraining(unet, self.n_features, training)
-            else:
-                task = ContrastivePretraining(unet, self.n_features, training)
-        twins = p.pretrain == "contrastive"
-        views = view_loader(
-            tensors,
-            size=min(size, 32) if twins else size,
-            steps=p.steps_per_epoch,
-            batch_size=16 if twins else p.batch_size,
-            how=self._augmentation,
-            seed=run["random_state"] + 1,
-            twins=twins,
-        )
+        contrastive = p.pretrain == "contrastive"
+        with seeded(seed):
+            kind = ContrastivePretraining if contrastive else MaskedPretraining
+            task = kind(unet, self.n_features, training)
+        views = self._views(tensors, unet, seed, twins=contrastive)
         self.history += run_training(task, views, None, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run)
+
+    def _views(self, tensors: list[PixelRaster], unet: UNet, seed: int, *, twins: bool = False) -> DataLoader[Any]:
+        """Random views for training, or many small pairs of them."""
+        p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
+        size, batch = (min(size, 32), 16) if twins else (size, p.batch_size)
+        how = Augmentation(p.rotation, p.scaling, True, p.drop)
+        return view_loader(
+            tensors, size=size, steps=p.steps_per_epoch, batch_size=batch, how=how, seed=seed, twins=twins
+        )
 
     # ---------------------------------------------------------------- use
 
@@ -331,13 +323,14 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         config = {"classes": self.classes, "temperature": self.temperature, "image_key": self.image_key}
         config |= {"id_genes": list(self.ids), "ids": list(self.ids.values())}
         described, arrays = ({}, {}) if self.by_genes is None else self.by_genes.to_file()
-        return config | described, arrays | self.scaling.to_file()
+        return config | described, arrays | arrays_of(self.scaling, "")
 
     def _from_file(self, file: ModelFile) -> None:
         self.classes, self.image_key = file.config["classes"], file.config["image_key"]
         self.temperature = file.config["temperature"]
         self.ids = dict(zip(file.config["id_genes"], file.config["ids"], strict=True))
-        self.scaling, self.by_genes = FeatureScaling.from_file(file), GeneClassifier.from_file(file)
+        self.scaling = FeatureScaling(file.arrays["centre"], file.arrays["scale"])
+        self.by_genes = GeneClassifier.from_file(file)
 
     def _read_net(self, file: ModelFile) -> None:
         if self.classes:

@@ -161,7 +161,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         p, module = self.params, self.fitted_net()
         graphs = [self.featurizer.tensors(s) for s in sections]
         with seeded(run["random_state"]):
-            task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.objective, p.hide)
+            task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.hide)
         few = sum(len(s.nodes) for s in sections) < MANY
         loaders = task.loaders(run["random_state"])
         self.history += run_training(
@@ -190,7 +190,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         found = run_training(
             task, *task.loaders(run["random_state"]), stage="multitask", desc="training the network", **run
         )
-        self.convergence = convergence(found, uninformed, held_out=bool(task.judged()))
+        self.convergence = convergence(found, uninformed, held_out=bool(task.judged))
         self.history += found
         last = self.history[-1]
         self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}

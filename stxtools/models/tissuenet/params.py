@@ -10,7 +10,6 @@ from stxtools.models._params import DEEPEST, WIDEST, check_unet, several
 
 Weighting = Literal["fixed", "gradnorm", "uncertainty", "famo"]
 Pretraining = Literal["masked", "none"]
-Objective = Literal["masked", "contrastive"]
 
 MEMBERS = ("network", "linear", "trees", "label_propagation", "genes")
 
@@ -67,11 +66,8 @@ class TissueNetParams:
         ``"uncertainty"`` (Kendall et al. 2018) or ``"famo"`` (Liu et al. 2023).
     region_loss
         Weight of the loss on the regions' label shares beside that on the observations.
-    objective
-        Without labels: ``"masked"`` reconstruction of hidden regions or ``"contrastive"`` agreement of two views
-        (Zhu et al. 2020).
     hide
-        Share of regions (masked) or of features and edges (contrastive) hidden without labels.
+        Share of regions that are hidden, to be reconstructed, without labels.
     max_nodes
         Regions of a section up to which its graph is passed through the network at once. A larger one is cut into
         parts of 4,096 regions at most (fewer where this or ``settings.max_memory`` asks for it): compact blocks from
@@ -104,7 +100,6 @@ class TissueNetParams:
     gamma: float = 1.0
     weighting: Weighting = "fixed"
     region_loss: float = 0.5
-    objective: Objective = "masked"
     hide: float = 0.3
     max_nodes: int = 10_000
     epochs: int = 60
@@ -116,7 +111,6 @@ class TissueNetParams:
         check_choice("conv", self.conv, ("gatv2", "sum"))
         check_choice("pretrain", self.pretrain, ("masked", "none"))
         check_choice("weighting", self.weighting, ("fixed", "gradnorm", "uncertainty", "famo"))
-        check_choice("objective", self.objective, ("masked", "contrastive"))
         check_ensemble(self.ensemble)
         check_bool("unet", self.unet)
         if not isinstance(self.genes, tuple):
