@@ -116,7 +116,7 @@ def test_counts_layer_comes_first_and_without_a_warning(make_section):
     adata.layers["counts"] = adata.X.copy()
     adata = _scaled(adata)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         _, params = _read(adata)
     assert (params["expression_scale"], params["expression_source"]) == ("counts", "layers['counts']")
 
@@ -171,7 +171,7 @@ def test_an_empty_matrix_contradicts_nothing(make_section):
     adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
     adata.uns["log1p"] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         _, params = _read(adata)
     assert params["expression_scale"] == "counts"
 
