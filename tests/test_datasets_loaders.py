@@ -20,7 +20,7 @@ from matplotlib import image as mpl_image
 from scipy import sparse
 
 import stxtools as st
-from stxtools.datasets import _gene_sets, _public, _sections
+from stxtools.datasets import _public, _sections
 
 H5 = "V1_Adult_Mouse_Brain_filtered_feature_bc_matrix.h5"
 TAR = "V1_Adult_Mouse_Brain_spatial.tar.gz"
@@ -175,12 +175,12 @@ def test_the_real_checksums_are_sha256() -> None:
 
 def test_hallmark_gene_sets(server: Server, datasetdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = b"HALLMARK_ONE\thttp://a\tG1\tG2\nHALLMARK_TWO\thttp://b\tG2\tG3\tG4\n"
-    server.files = {_gene_sets._HALLMARK: body}
-    monkeypatch.setattr(_gene_sets, "_HALLMARK_URL", server.url)
+    server.files = {_public._HALLMARK: body}
+    monkeypatch.setattr(_public, "_HALLMARK_URL", server.url)
     with pytest.raises(ValueError, match="hash"):  # not the file that the checksum is of
         st.datasets.hallmark_gene_sets()
     assert not [path for path in datasetdir.rglob("*") if path.is_file()]
-    monkeypatch.setattr(_gene_sets, "_HALLMARK_HASH", _sha(body))
+    monkeypatch.setattr(_public, "_HALLMARK_SHA", _sha(body))
     net = st.datasets.hallmark_gene_sets()
     assert net.groupby("source")["target"].agg(list).to_dict() == {"ONE": ["G1", "G2"], "TWO": ["G2", "G3", "G4"]}
     pd.testing.assert_frame_equal(st.datasets.hallmark_gene_sets(), net)

@@ -1,5 +1,5 @@
-from ._gene_sets import hallmark_gene_sets as hallmark_gene_sets
 from ._public import axolotl_regeneration as axolotl_regeneration
+from ._public import hallmark_gene_sets as hallmark_gene_sets
 from ._public import merfish_breast_cancer as merfish_breast_cancer
 from ._public import mosta as mosta
 from ._public import visium_mouse_brain as visium_mouse_brain

@@ -1,21 +1,24 @@
-"""Public data sets that are downloaded: those on which the method was described, and series in time."""
+"""Public data that are downloaded: gene sets, sections on which the method was described, and series in time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_names
 from stxtools._docs import documented
+from stxtools._progress import is_shown
 from stxtools._settings import settings
-
-from ._download import check_cells, extract, fetch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,6 +46,48 @@ _VIZGEN_HELP = (
 _STOMICS_URL = "https://ftp.cngb.org/pub/SciRAID/stomics"
 _LABELS = ("annotation", "Annotation")
 _COUNTS = ("count", "counts")  # layers, as the two data sets call them
+_HALLMARK = "h.all.v7.0.symbols.gmt"
+_HALLMARK_URL = "https://raw.githubusercontent.com/zqfang/GSEApy/8611014ddbde0117dc0d1f0422c9846ac94a6a41/tests/extdata"
+_HALLMARK_SHA = "sha256:4803c09aae50bbd96d53fc681bd5545a4c89278993c15145dd7b7c994f893516"  # of the file at that commit
+_HALLMARK_HELP = (
+    "Check the connection, or download the hallmark sets (symbols, release 7.0) from https://www.gsea-msigdb.org."
+)
+
+
+@documented
+def hallmark_gene_sets(*, show_progress: bool | None = None) -> pd.DataFrame:
+    """Read the hallmark gene sets, 50 pathways and states of human cells, for :func:`stxtools.tl.describe`.
+
+    MSigDB 7.0 (CC BY 4.0), Liberzon et al. 2015, Cell Systems 1:417, doi:10.1016/j.cels.2015.12.004. Downloaded at the
+    first call into ``settings.datasetdir / "gene_sets"`` from the repository of GSEApy at a fixed commit, and checked.
+
+    Parameters
+    ----------
+    %(parameters)s
+
+    Returns
+    -------
+    DataFrame with ``source`` (the set) and ``target`` (a gene symbol), decoupler's layout.
+
+    Raises
+    ------
+    ConnectionError
+        If the download fails; nothing is left behind.
+    ValueError
+        If the file does not have its checksum.
+
+    Examples
+    --------
+    >>> net = st.datasets.hallmark_gene_sets()  # doctest: +SKIP
+    >>> st.tl.describe(adata, "compartment", net=net)  # doctest: +SKIP
+    """
+    folder = settings.datasetdir / "gene_sets"
+    _fetch(
+        {_HALLMARK: f"{_HALLMARK_URL}/{_HALLMARK}"}, folder, _HALLMARK_HELP, show_progress, {_HALLMARK: _HALLMARK_SHA}
+    )
+    sets = [line.split("\t") for line in (folder / _HALLMARK).read_text().splitlines()]
+    rows = [(name.removeprefix("HALLMARK_"), gene) for name, _, *genes in sets for gene in genes]
+    return pd.DataFrame(rows, columns=["source", "target"])
 
 
 @documented
@@ -78,8 +123,8 @@ def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
 
     folder = settings.datasetdir / "visium_mouse_brain"
     counts_file, archive = _TENX_HASHES
-    fetch({name: f"{_TENX_URL}/{name}" for name in _TENX_HASHES}, folder, _TENX_HELP, show_progress, _TENX_HASHES)
-    extract(folder / archive, "spatial")
+    _fetch({name: f"{_TENX_URL}/{name}" for name in _TENX_HASHES}, folder, _TENX_HELP, show_progress, _TENX_HASHES)
+    _extract(folder / archive, "spatial")
     adata = sq.read.visium(folder, counts_file=counts_file, library_id=_TENX_LIBRARY)
     adata.var_names_make_unique()
     adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
@@ -116,13 +161,13 @@ def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
     import squidpy as sq
 
     folder = settings.datasetdir / "merfish_breast_cancer"
-    fetch({name: f"{_VIZGEN_URL}/{name}" for name in _VIZGEN_FILES}, folder, _VIZGEN_HELP, show_progress)
+    _fetch({name: f"{_VIZGEN_URL}/{name}" for name in _VIZGEN_FILES}, folder, _VIZGEN_HELP, show_progress)
     try:
         adata = sq.read.vizgen(
             folder, counts_file=_VIZGEN_FILES[0], meta_file=_VIZGEN_FILES[1], library_id=_VIZGEN_LIBRARY
         )
         adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
-        check_cells(adata)
+        _check_cells(adata)
     except (KeyError, ValueError, TypeError, OSError) as err:
         raise ValueError(
             f"The files {' and '.join(_VIZGEN_FILES)} in {folder} are not the tables of {_VIZGEN_LIBRARY} ({err}). "
@@ -228,7 +273,7 @@ def _read(series: _Series, samples: str | Sequence[str], show_progress: bool | N
     files = {name: series.file.format(name) for name in names}
     help_text = f"Check the connection and the name of the section at {series.page}, or download the file there."
     addresses = {file: f"{_STOMICS_URL}/{series.accession}/stomics/{file}" for file in files.values()}
-    fetch(addresses, folder, help_text, show_progress)
+    _fetch(addresses, folder, help_text, show_progress)
     parts = []
     for name, file in files.items():
         try:
@@ -260,5 +305,59 @@ def _section(series: _Series, name: str, adata: AnnData) -> AnnData:
     out.obs = out.obs.assign(time=float(time), section=name, **({"subject": subject} if subject else {}))
     out.obs["annotation"] = out.obs["annotation"].astype(str)
     out.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)[:, :2]
-    check_cells(out)
+    _check_cells(out)
     return out
+
+
+# --- files: fetched once, complete or not at all ----------------------------------------------------------------------
+
+
+def _fetch(
+    files: Mapping[str, str], folder: Path, help_text: str, show_progress: bool | None,
+    hashes: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Put files (name: address) into ``folder``, downloading those that are not there; check those with a hash."""
+    import pooch
+
+    for name, url in files.items():
+        path, known = folder / name, (hashes or {}).get(name)
+        if path.exists():
+            if known is not None and not pooch.hashes.hash_matches(str(path), known):
+                raise ValueError(f"{path} has not the checksum {known}: it is incomplete or another version. Delete it "
+                                 "and call again.")  # fmt: skip
+            continue
+        try:
+            # pooch writes to a temporary file and moves it into place when it is complete and its checksum is right
+            pooch.retrieve(url, known, fname=name, path=folder, progressbar=is_shown(show_progress))
+        except (OSError, ValueError) as err:
+            kind = ValueError if isinstance(err, ValueError) and not isinstance(err, OSError) else ConnectionError
+            raise kind(
+                f"Could not download {url} ({type(err).__name__}: {err}). Nothing was kept. {help_text} "
+                f"Then save the file as {path} and call again."
+            ) from err
+
+
+def _extract(archive: Path, member: str) -> None:
+    """Unpack the folder ``member`` of a tar archive beside it, completely or not at all, where it is not there."""
+    target = archive.parent / member
+    if target.is_dir():
+        return
+    try:
+        with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
+            tar.extractall(scratch, filter="data")
+            (Path(scratch) / member).rename(target)
+    except (tarfile.TarError, EOFError, OSError) as err:
+        raise ValueError(f"{archive} cannot be unpacked ({err}); delete it and call again.") from err
+
+
+def _check_cells(adata: AnnData) -> None:
+    """Check that a table that nothing else vouches for holds counts and positions of different cells."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"there are {adata.n_obs} cells and {adata.n_vars} genes")
+    values = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X)
+    if not np.isfinite(values).all() or (values < 0).any() or (values != np.floor(values)).any():
+        raise ValueError("the matrix holds other values than counts")
+    if not np.isfinite(adata.obsm[_keys.SPATIAL]).all():
+        raise ValueError("there are cells without a position")
+    if not adata.obs_names.is_unique or not adata.var_names.is_unique:
+        raise ValueError("a cell or a gene is there twice")
