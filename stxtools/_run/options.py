@@ -57,11 +57,15 @@ _RUN = {
     "overwrite": Option("bool", False, "replace the results in --out once the new ones are complete"),
     "resume": Option("bool", False, "go on with the unfinished run in --out (or start, if there is none)"),
 }  # fmt: skip
-_TAKEN = {
-    "segment": ("layer", "spatial_key", "use_rep", "image_key", "n_segments", "labels_key", "model", "pretrained",
-                "save_model", "random_state", "accelerator", "devices"),
-    "biomarkers": ("reference", "alternative", "covariates", "protect"),
+# the calls of a run, and their options beside those that all have
+CALLS = {
+    "segment": ("library_key", "n_segments", "labels_key", "model", "save_model", "pretrained", "use_rep", "image_key",
+                "accelerator", "devices"),
+    "region_graph": ("library_key",),
+    "embed": ("use_rep", "accelerator", "devices"),
+    "biomarkers": ("library_key", "groupby", "reference", "alternative", "covariates", "protect"),
 }  # fmt: skip
+ALL_HAVE = ("layer", "spatial_key", "random_state")
 
 
 def function_of(step: str) -> Callable[..., None]:
@@ -75,8 +79,8 @@ def options_of(command: str) -> dict[str, Option]:
     """Return the options of a command: all parameters but the data and what the command line does itself."""
     own = {"quiet": OWN["quiet"]} | ({"table": OWN["table"]} if command == "biomarkers" else {})
     if command == "run":
-        taken = {name: options_of(step)[name] for step, names in _TAKEN.items() for name in names}
-        return _RUN | taken | own
+        steps = [(options_of(step), (*ALL_HAVE, *CALLS[step])) for step in reversed(CALLS)]
+        return {name: o for options, taken in steps for name, o in options.items() if name in taken} | _RUN | own
     described = _described(function_of(command))
     parameters = inspect.signature(function_of(command)).parameters
     return own | {

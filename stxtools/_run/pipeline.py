@@ -22,12 +22,12 @@ from stxtools.pl._sections import panels_of
 
 from .files import DATA, FIGURES, REPORT, TABLE, Folder, write_h5ad
 from .inputs import check_against, read_sections
-from .options import UsageError, as_flags, gathered, tell, text_of
+from .options import ALL_HAVE, CALLS, UsageError, as_flags, gathered, tell, text_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-STEPS = ("segment", "region_graph", "embed", "biomarkers", "figures", "write")
+STEPS = (*CALLS, "figures", "write")
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
 _MISFITS = (KeyError, ValueError, TypeError, OSError)
 
@@ -90,13 +90,16 @@ class Run:
                 continue
             start = time.perf_counter()
             try:
-                getattr(self, f"_{name}")()
+                if name in CALLS:
+                    self._call(name)
+                else:
+                    getattr(self, f"_{name}")()
             except _MISFITS as err:
                 if folder.finished:
                     raise
                 folder.discard()  # the first step checks its own arguments before it does anything
                 raise UsageError(as_flags(text_of(err), vars(self.options))) from err
-            folder.save(name, time.perf_counter() - start, self.adata if name in STEPS[:4] else None)
+            folder.save(name, time.perf_counter() - start, self.adata if name in CALLS else None)
             self._tell(f"{name} {time.perf_counter() - start:.1f} s ({STEPS.index(name) + 1} of {len(STEPS)})")
         folder.publish()
 
@@ -105,26 +108,13 @@ class Run:
         if not self.options.quiet and not is_shown(None):
             tell(text)
 
-    def _how(self, *names: str) -> dict[str, Any]:
-        """Return the options of these names, and those that all steps take."""
-        return {name: getattr(self.options, name) for name in (*names, "random_state", "spatial_key", "layer")}
-
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    def _segment(self) -> None:
-        names = ("n_segments", "labels_key", "model", "save_model", "pretrained", "use_rep", "image_key",
-                 "accelerator", "devices")  # fmt: skip
-        tl.segment(self.adata, library_key=self.library_key, **self._how(*names))
-
-    def _region_graph(self) -> None:
-        tl.region_graph(self.adata, library_key=self.library_key, **self._how())
-
-    def _embed(self) -> None:
-        tl.embed(self.adata, **self._how("use_rep", "accelerator", "devices"))
-
-    def _biomarkers(self) -> None:
-        names = ("reference", "alternative", "covariates", "protect")
-        tl.biomarkers(self.adata, self.groupby, library_key=self.library_key, **self._how(*names))
+    def _call(self, step: str) -> None:
+        """Run one of the package's calls with the options that it takes."""
+        options = vars(self.options) | {"library_key": self.library_key, "groupby": self.groupby}
+        names = (*ALL_HAVE, *CALLS[step])
+        getattr(tl, step)(self.adata, **{name: options[name] for name in names})
 
     def _figures(self) -> None:
         draw(self.adata, self.folder.work)
