@@ -100,7 +100,7 @@ def test_the_file_holds_what_the_slots_hold(line, tmp_path):
 
 
 def test_a_map_of_many_observations_is_thinned(line, tmp_path, monkeypatch):
-    monkeypatch.setattr("stxtools._report.map.POINTS_MAX", 100)
+    monkeypatch.setattr("stxtools._report.arrays.POINTS_MAX", 100)
     page = written(line, tmp_path, color=["band"], library_key="library")
     assert page == written(line, tmp_path, color=["band"], library_key="library")  # the same ones each time
     meta = meta_of(page)

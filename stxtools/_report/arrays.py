@@ -1,19 +1,22 @@
-"""The arrays of the page, as text: the genes that can colour the map, and the biomarkers."""
+"""The arrays of the page, as text: the map and what can colour it, and the biomarkers."""
 
 from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stxtools import _keys, get
+from stxtools import _keys
+from stxtools._colors import default_colors
 from stxtools._data.expression import Expression, log_chunks, log_matrix
+from stxtools.pl._legend import category_codes, colors_of
+from stxtools.pl._sections import Panel, image_slots, panels_of, positive, side_by_side, units_of
 
 from .words import FDR
 
@@ -25,6 +28,111 @@ MISSING = 255
 _LEVELS = 254  # a colour scale has no more; 255 is a missing value
 _N = 100
 _NUMBERS = ("logfoldchanges", "pvals_adj", "auroc")
+_IMAGE_SIDE = 1400  # pixels of a tissue image; more are not seen behind the observations
+_CLASSES_MAX = 1000
+POINTS_MAX = 200_000  # a browser opens no larger file in a moment
+
+
+def tissue_map(
+    adata: AnnData, genes: Sequence[str] | None, color: Sequence[str], key: str,
+    biomarkers: pd.DataFrame | None, layer: str | None, spatial_key: str, library_key: str | bool | None,
+) -> tuple[dict[str, Any], dict[str, str]]:  # fmt: skip
+    """Return what the page says of the map, and its arrays as text."""
+    params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
+    panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=None, params=params)
+    panels = _thinned(panels, adata.n_obs)
+    order = np.concatenate([panel.rows for panel in panels])
+    shifts = side_by_side(panels)
+    units = units_of(adata, panels, spatial_key, None)
+    sections = []
+    for panel, shift in zip(panels, shifts, strict=True):
+        left, right, top, bottom = panel.limits
+        box = [left + shift[0], top + shift[1], right + shift[0], bottom + shift[1]]
+        sections.append({
+            "name": panel.library, "n": len(panel.rows), "box": box, "pitch": panel.pitch,
+            "micron": units[panel.library], "image": _image(adata, panel, shift),
+        })  # fmt: skip
+    xy = np.concatenate([panel.xy + shift for panel, shift in zip(panels, shifts, strict=True)])
+    meta: dict[str, Any] = {"n": len(order), "sections": sections, "colors": [], "genes": []}
+    blocks = {"xy": packed(xy.astype(np.float32)), "names": packed([str(name) for name in adata.obs_names[order]])}
+    for column, label in _columns(adata, key, [params.get("labels_key"), *color]).items():
+        _add_column(meta, blocks, adata, column, label, order)
+    chosen = leading_genes(adata, biomarkers, layer) if genes is None else list(dict.fromkeys(genes))
+    values = expression_of(adata, chosen, layer)
+    for i, gene in enumerate(chosen):
+        column = values[:, i].toarray().ravel()[order]
+        top = float(column.max())
+        meta["genes"].append([gene, round(top, 4)])
+        blocks[f"gene{i}"] = packed(levels(column, 0.0, top))
+    return meta, blocks
+
+
+def _thinned(panels: Sequence[Panel], n_obs: int) -> list[Panel]:
+    """Return observations drawn at random, the same share of every section, where there are too many."""
+    share, rng = min(1.0, POINTS_MAX / n_obs), np.random.default_rng(0)
+    sizes = [max(1, int(share * len(panel.rows))) for panel in panels]
+    kept = [np.sort(rng.choice(len(p.rows), size, replace=False)) for p, size in zip(panels, sizes, strict=True)]
+    return [Panel(p.library, p.rows[at], p.xy[at]) for p, at in zip(panels, kept, strict=True)]
+
+
+def _image(adata: AnnData, panel: Panel, shift: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Return the section's image as a JPEG and where it lies, None where there is none."""
+    from PIL import Image
+
+    slots = image_slots(adata, panel.library)
+    for name in ("hires", "lowres"):
+        scale = positive(slots[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef"))
+        pixels = slots[_keys.IMAGES].get(name)
+        if scale is None or pixels is None or np.ndim(pixels) != 3 or np.shape(pixels)[2] not in (3, 4):
+            continue
+        values = np.asarray(pixels)[..., :3]
+        if values.dtype != np.uint8:
+            values = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+        image = Image.fromarray(values)
+        width, height = image.size
+        image.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=85)
+        box = [shift[0], shift[1], shift[0] + width / scale, shift[1] + height / scale]
+        return {"src": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), "box": box}
+    return None
+
+
+def _columns(adata: AnnData, key: str, others: Sequence[str | None]) -> dict[str, str]:
+    """Return the columns of ``obs`` that colour the map, and what they are called there."""
+    ours = {
+        key: "Segment", _keys.confidence(key): "Confidence", _keys.REGION_ID: "Region", _keys.ATTENTION: "Attention",
+    }  # fmt: skip
+    names = {column: label for column, label in ours.items() if column in adata.obs}
+    return names | {str(c): str(c) for c in others if c is not None and c in adata.obs and c not in names}
+
+
+def _add_column(
+    meta: dict[str, Any], blocks: dict[str, str], adata: AnnData, column: str, label: str, order: NDArray[np.int64]
+) -> None:
+    values = adata.obs[column]
+    entry: dict[str, Any] = {"key": column, "label": label, "block": f"column{len(meta['colors'])}"}
+    if pd.api.types.is_float_dtype(values.dtype) or (
+        pd.api.types.is_numeric_dtype(values.dtype) and values.nunique() > 50
+    ):
+        numbers = values.to_numpy(dtype=float)[order]
+        known = numbers[np.isfinite(numbers)]
+        if not len(known):
+            return
+        low, high = float(known.min()), float(known.max())
+        if column == _keys.ATTENTION:  # a few regions have much of it
+            high = float(np.quantile(known, 0.99))
+        entry |= {"low": low, "high": high}
+        blocks[entry["block"]] = packed(levels(numbers, low, high))
+    else:
+        codes, names = category_codes(adata, column)
+        regions = column == _keys.REGION_ID
+        colors = colors_of(adata, column) if len(names) <= 102 and not regions else {}
+        cycle = default_colors(20)
+        entry |= {"names": names, "colors": [colors.get(n, cycle[i % 20]) for i, n in enumerate(names)]}
+        entry["legend"] = not regions and len(names) <= _CLASSES_MAX
+        blocks[entry["block"]] = packed(np.where(codes < 0, 2**16 - 1, codes)[order].astype(np.uint16))
+    meta["colors"].append(entry)
 
 
 def packed(values: NDArray[Any] | Sequence[str]) -> str:
@@ -43,19 +151,19 @@ def levels(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     return np.where(known, np.rint(share * _LEVELS), MISSING).astype(np.uint8)
 
 
-def leading_genes(adata: AnnData, table: BiomarkerTable | None, layer: str | None) -> list[str]:
+def leading_genes(adata: AnnData, biomarkers: pd.DataFrame | None, layer: str | None) -> list[str]:
     """Return the first biomarkers of every group in turn; without any, the genes of the largest variance."""
     read = _expression(adata, layer)
     if read is None:
         return []
-    if table is None:
+    if biomarkers is None:
         n, sums, squares = adata.n_obs, np.zeros(adata.n_vars), np.zeros(adata.n_vars)
         for part in log_chunks(read, lambda part, _: part):
             sums, squares = sums + np.ravel(part.sum(axis=0)), squares + np.ravel(part.multiply(part).sum(axis=0))
         names = adata.var_names[np.argsort(-(squares / n - (sums / n) ** 2), kind="stable")]
     else:
-        higher = table.rows["scores"] > 0
-        parts = [table.rows[higher], table.rows[~higher][::-1]]  # the lowest come last
+        higher = biomarkers["scores"] > 0
+        parts = [biomarkers[higher], biomarkers[~higher][::-1]]  # the lowest come last
         turns = [part.groupby("group", sort=False, observed=True).cumcount() for part in parts]
         rows, turn = pd.concat(parts), pd.concat([turns[0], 2 * turns[1]])
         names = rows["names"].to_numpy()[np.lexsort((turn, rows["pvals_adj"] > FDR))]
@@ -81,21 +189,8 @@ def _expression(adata: AnnData, layer: str | None) -> Expression | None:
     return None if read.scale == "scaled" else read
 
 
-@dataclass(frozen=True)
-class BiomarkerTable:
-    """The table, what the page says of it, and its columns as text."""
-
-    rows: pd.DataFrame
-    groupby: str | None
-    meta: dict[str, Any]
-    blocks: dict[str, str]
-
-
-def biomarker_table(adata: AnnData, key: str) -> BiomarkerTable | None:
-    """Return the biomarkers, None where there are none."""
-    if key not in adata.uns or not len(rows := get.biomarkers(adata, key=key)):
-        return None
-    params = adata.uns.get(f"{key}_params", {})
+def biomarker_arrays(rows: pd.DataFrame, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what the page says of the biomarkers, and the columns of their table as text."""
     groups, genes = (pd.factorize(rows[name].astype(str)) for name in ("group", "names"))
     numbers = [c for c in _NUMBERS if c in rows]
     blocks = {f"t-{c}": packed(rows[c].to_numpy(dtype=np.float32, na_value=np.nan)) for c in numbers}
@@ -105,10 +200,8 @@ def biomarker_table(adata: AnnData, key: str) -> BiomarkerTable | None:
     composition = "beyond_composition" in rows
     if composition:
         blocks["t-beyond"] = packed(rows["beyond_composition"].fillna(False).to_numpy(dtype=np.uint8))
-    groupby = params.get("groupby")
-    return BiomarkerTable(
-        rows, None if groupby is None else str(groupby),
-        {"n": len(rows), "groups": [str(g) for g in groups[1]], "numbers": numbers, "composition": composition,
-         "groupby": groupby, "reference": str(params.get("reference", "rest"))},
-        blocks,
-    )  # fmt: skip
+    meta = {
+        "n": len(rows), "groups": [str(g) for g in groups[1]], "numbers": numbers, "composition": composition,
+        "groupby": params.get("groupby"), "reference": str(params.get("reference", "rest")),
+    }  # fmt: skip
+    return meta, blocks

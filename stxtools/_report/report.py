@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from stxtools import _keys
+from stxtools import _keys, get
 from stxtools._checks import check_key, check_writable, listing
 from stxtools._docs import documented
 from stxtools._files import write_text
@@ -67,8 +67,7 @@ def report(
     >>> st.tl.segment(adata, n_segments=4)
     >>> st.report(adata, "report.html")
     """
-    from .arrays import biomarker_table
-    from .map import tissue_map
+    from .arrays import biomarker_arrays, tissue_map
     from .words import findings, parameter_tables, training_figures
 
     check_adata(adata, layer=layer)
@@ -85,13 +84,17 @@ def report(
         raise KeyError(f"`genes` names {listing(absent)}, which `adata.var_names` lacks.")
     check_writable(path)
 
-    table = biomarker_table(adata, biomarkers_key)
-    meta, blocks = tissue_map(adata, genes, color, key, table, layer, spatial_key, library_key)
+    rows = get.biomarkers(adata, key=biomarkers_key) if biomarkers_key in adata.uns else ()
+    biomarkers = rows if len(rows) else None
+    params = adata.uns.get(f"{biomarkers_key}_params", {})
+    colored = [params.get("groupby"), *color] if biomarkers is not None else color
+    meta, blocks = tissue_map(adata, genes, colored, key, biomarkers, layer, spatial_key, library_key)
     sections = [section["name"] for section in meta["sections"]]
     one = "Tissue section" if sections[0] == _keys.LIBRARY else f"Section {sections[0]}"
     name = title or (one if len(sections) == 1 else f"{len(sections)} sections")
-    meta |= {"key": key, "biomarkers": None if table is None else table.meta}
-    blocks |= {} if table is None else table.blocks
+    about, columns = (None, {}) if biomarkers is None else biomarker_arrays(biomarkers, params)
+    meta |= {"key": key, "biomarkers": about}
+    blocks |= columns
     n_drawn = meta["n"]
     drawn = "" if n_drawn == adata.n_obs else (
         f'<p class="note">The map and its legend show {n_drawn:,} of the {adata.n_obs:,} observations, drawn at '

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,19 +147,12 @@ def parameter_tables(adata: AnnData, key: str, biomarkers_key: str) -> str:
 
 
 def _step(params: Mapping[str, Any]) -> str:
+    (flat,) = pd.json_normalize({k: v for k, v in params.items() if k not in ("call", "slots")}).to_dict("records")
     rows = "".join(
-        f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-        for name, text in _flat(params) if name not in ("call", "slots")
-    )  # fmt: skip
+        f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(_said(value))}</td></tr>"
+        for name, value in flat.items()
+    )
     return f"<details><summary>{html.escape(str(params.get('call', 'step')))}</summary><table>{rows}</table></details>"
-
-
-def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _said(value)
 
 
 def _said(value: Any) -> str:
