@@ -509,7 +509,7 @@ def test_plots_say_what_is_missing(evaluated: ad.AnnData, adata: ad.AnnData) -> 
         st.pl.evaluation(evaluated, ax=plt.subplots()[1])
     with pytest.raises(ValueError, match="not in the evaluation"):
         st.get.evaluation(evaluated, target="expression")
-    with pytest.raises(ValueError, match="not among the models"):
+    with pytest.raises(ValueError, match="is not in the evaluation"):
         st.get.evaluation(evaluated, versus="unet")
     one = evaluated.copy()
     one.uns["evaluation"] = one.uns["evaluation"].query("noise == 0")

@@ -191,26 +191,22 @@ def evaluation(
     table = stored_table(adata, key, columns, "evaluation", "st.tl.evaluate(adata, region_key=...)")
     if metric is not None:
         check_choice("metric", metric, _METRICS)
-    models = list(dict.fromkeys(table["model"].astype(str)))
-    targets = list(dict.fromkeys(table["target"].astype(str)))
-    for name, value in (("target", target), ("versus", versus)):
-        if value is not None:
-            check_key(name, value)
-    if target is not None and target not in targets:
-        raise ValueError(f"`target={target!r}` is not in the evaluation; it has {listing(targets)}.")
-    if versus is not None and versus not in models:
-        raise ValueError(f"`versus={versus!r}` is not among the models; they are {listing(models)}.")
+    for name, value, column in (("target", target, "target"), ("versus", versus, "model")):
+        there = pd.unique(table[column].astype(str))
+        if value is not None and check_key(name, value) not in there:
+            raise ValueError(f"`{name}={value!r}` is not in the evaluation; it has {listing(there)}.")
     long = table.melt([*_BY, "seed", "fold"], list(_METRICS) if metric is None else [metric], "metric", "value")
     long = long[long["value"].notna() & (target is None or long["target"] == target)]
     by = [*_BY, "metric"]
-    seeds = long.groupby([*by, "seed"], sort=False, observed=True)["value"].mean().reset_index()
-    order = {name: i for i, name in enumerate(models)}
-    if check_bool("per_seed", per_seed):
-        return _ordered(seeds, order)
-    out = seeds.groupby(by, sort=False, observed=True)["value"].agg(mean="mean", sd="std", n="size").reset_index()
-    if versus is not None:
-        out = out.merge(_differences(seeds, by, versus), on=by, how="left")
-    return _ordered(out, order)
+    out = seeds = long.groupby([*by, "seed"], sort=False, observed=True)["value"].mean().reset_index()
+    if not check_bool("per_seed", per_seed):
+        out = seeds.groupby(by, sort=False, observed=True)["value"].agg(mean="mean", sd="std", n="size").reset_index()
+        if versus is not None:
+            out = out.merge(_differences(seeds, by, versus), on=by, how="left")
+    # by what is compared, then by model in the order of the call
+    order = {name: i for i, name in enumerate(pd.unique(table["model"]))}
+    out = out.sort_values("model", key=lambda column: column.map(order), kind="stable")
+    return out.sort_values(["target", "metric", "scheme", "noise"], kind="stable").reset_index(drop=True)
 
 
 @documented
@@ -320,12 +316,6 @@ def rows_of(
     if fdr is not None:
         table = table[table["pvals_adj"] <= check_number("fdr", fdr, minimum=0.0, maximum=1.0)]
     return table.reset_index(drop=True).copy()
-
-
-def _ordered(table: pd.DataFrame, order: dict[str, int]) -> pd.DataFrame:
-    """Sort by what is compared, then by model in the order of the call."""
-    table = table.sort_values("model", key=lambda column: column.map(order), kind="stable")
-    return table.sort_values(["target", "metric", "scheme", "noise"], kind="stable").reset_index(drop=True)
 
 
 def _differences(seeds: pd.DataFrame, by: list[str], versus: str) -> pd.DataFrame:
