@@ -12,6 +12,8 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
+from stxtools._spatial.mask import REACH, REACH_SCATTERED
+from stxtools._spatial.outlines import outlines
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries, split_rows
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing
 
@@ -98,6 +100,11 @@ class Geometry:
             known = grid.spacing if grid.lattice == "scattered" else grid.pixel_size
             found.append(typical_spacing(self.xy[rows]) if known is None else known)
         return found
+
+    def outlines(self, index: int, codes: NDArray[np.integer[Any]]) -> dict[int, Any]:
+        """Return a shapely (multi)polygon for each code of the observations of a section, from 0 on."""
+        rows, reach = self.parts[index], REACH_SCATTERED if self.grids[index].lattice == "scattered" else REACH
+        return outlines(self.xy[rows], codes[rows], reach * self.spacings[index])
 
 
 def _stored_raster(

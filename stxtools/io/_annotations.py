@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,14 @@ from stxtools._files import write_text
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.density import typical_spacing
-from stxtools._spatial.mask import REACH, REACH_SCATTERED
-from stxtools._spatial.outlines import outlines
 from stxtools._validate import Libraries, categories, check_adata, check_key_added, coordinates, libraries
 from stxtools._warn import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+
+_LEAST_SCALE = 1e-9
 
 
 @documented
@@ -73,29 +72,30 @@ def read_annotations(
     check_adata(adata, unique_vars=False)
     key = check_key_added(key_added, "annotation")
     check_free(adata, "io.read_annotations", obs=[key], uns=[key])
-    scale = check_number("scale", scale, minimum=0)
-    if scale == 0:
-        raise ValueError("`scale=0`: expected the pixels of the file per unit of the positions.")
+    scale = check_number("scale", scale, minimum=_LEAST_SCALE)
     libs, rows = rows_of(adata, library, library_key)
     path = Path(path).expanduser()
     found = read_file(path)
-    if isinstance(found, Named):
-        labels = _by_name(found.names, adata.obs_names[rows], path)
-    else:
+    kind = "csv"
+    if "geometry" in found:
+        kind = "xenium" if path.suffix.lower() == ".csv" else "geojson"
         xy = coordinates(adata, spatial_key, libs)[rows]
         labels = _by_place(found, xy * scale, _spot_radius(adata, libs.names[libs.codes[rows[0]]], xy) * scale, path)
-    names = list(dict.fromkeys(found.names))
+    else:
+        labels = _by_identifier(found["name"], adata.obs_names[rows], path)
+    names = list(dict.fromkeys(found["name"]))
     codes = np.full(adata.n_obs, -1, dtype=np.int64)
     if library is not None and key in adata.obs:  # the labels of the other sections
         before, known = categories(adata, key, "key_added", min_classes=0)
         names = list(dict.fromkeys([*known, *names]))
         codes = np.where(libs.codes == libs.codes[rows[0]], -1, before)
     codes[rows] = pd.Index(names).get_indexer(pd.Index(labels, dtype=object))
-    colors = colors_for(names, found.colors if isinstance(found, Shapes) else {}, stored_colors(adata, key))
+    colored = found.reindex(columns=["name", "color"]).dropna().drop_duplicates("name")
+    given = dict(zip(colored["name"], colored["color"], strict=True))
     params = provenance(
-        path=path.name, format=found.format, library=library, library_key=library_key, spatial_key=spatial_key,
-        scale=scale,
+        path=path.name, format=kind, library=library, library_key=library_key, spatial_key=spatial_key, scale=scale
     )  # fmt: skip
+    colors = colors_for(names, given, stored_colors(adata, key))
     Slots(
         "io.read_annotations", obs={key: categorical(codes, names)},
         uns={key: {"params": params}, _keys.colors(key): colors_slot(colors)},
@@ -134,45 +134,28 @@ def write_annotations(
     """
     check_adata(adata, unique_vars=False)
     codes, names = categories(adata, key, "key")
-    scale = check_number("scale", scale, minimum=0)
+    scale = check_number("scale", scale, minimum=_LEAST_SCALE)
     check_writable(path)
     libs, rows = rows_of(adata, library, library_key)
-    where = Geometry(adata, spatial_key, library_key)
-    index = int(libs.codes[rows[0]])
-    spacing, scattered = where.spacings[index], where.grids[index].lattice == "scattered"
-    reach = spacing * (REACH_SCATTERED if scattered else REACH)
+    where, index = Geometry(adata, spatial_key, library_key), int(libs.codes[rows[0]])
     if (codes[rows] < 0).all():
         raise ValueError(f"No observation of section {libs.names[index]!r} has a category in `adata.obs[{key!r}]`.")
     colors = colors_for(names, stored_colors(adata, key))
     features = [
         _feature(part, names[code], colors[names[code]], scale)
-        for code, outline in outlines(where.xy[rows], codes[rows], reach).items()
+        for code, outline in where.outlines(index, codes).items()
         for part in getattr(outline, "geoms", [outline])
     ]
     collection = {"type": "FeatureCollection", "features": features}
     write_text(path, json.dumps(collection, ensure_ascii=False))
 
 
-@dataclass
-class Shapes:
-    """Shapes in the coordinates of the file, their names, and colours of some of the names."""
+def read_file(path: Path) -> pd.DataFrame:
+    """Return what a file of QuPath, Xenium Explorer or Loupe Browser holds, with the column ``name``.
 
-    geometry: list[Any]
-    names: list[str]
-    colors: dict[str, str] = field(default_factory=dict)
-    format: str = "geojson"
-
-
-@dataclass
-class Named:
-    """Names by identifier of the observation (barcode, cell)."""
-
-    names: pd.Series
-    format: str = "csv"
-
-
-def read_file(path: Path) -> Shapes | Named:
-    """Read QuPath's GeoJSON, or the CSV of Xenium Explorer or Loupe Browser."""
+    Rows are shapes (``geometry`` in the coordinates of the file, and a ``color`` where it has one), or observations by
+    their identifier.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
@@ -186,7 +169,7 @@ def read_file(path: Path) -> Shapes | Named:
     raise ValueError(f"{str(path)!r} is neither .geojson, .json (QuPath) nor .csv (Xenium Explorer, Loupe Browser).")
 
 
-def _geojson(text: str, path: Path) -> Shapes:
+def _geojson(text: str, path: Path) -> pd.DataFrame:
     from geopandas import GeoDataFrame
 
     try:
@@ -204,10 +187,8 @@ def _geojson(text: str, path: Path) -> Shapes:
             f"{str(path)!r} holds {len(features)} features, none of them an annotation with a class or a name; set the "
             "class of the annotations in QuPath."
         )
-    # without a CRS: these are pixels
-    geometry = GeoDataFrame.from_features([{**feature, "properties": {}} for feature, _, _ in named]).geometry
-    colors = {name: color for _, name, color in reversed(named) if color}  # of a name the first
-    return Shapes(list(geometry), [name for _, name, _ in named], colors)
+    rows = [f | {"properties": {"name": name, "color": color}} for f, name, color in named]
+    return GeoDataFrame.from_features(rows)  # without a CRS: these are pixels
 
 
 def _is_annotation(feature: dict[str, Any]) -> bool:
@@ -229,7 +210,7 @@ def _name_and_color(properties: dict[str, Any]) -> tuple[str, str | None]:
     return str(known or properties.get("name") or ""), hexadecimal
 
 
-def _csv(text: str, path: Path) -> Shapes | Named:
+def _csv(text: str, path: Path) -> pd.DataFrame:
     comments = [line for line in text.splitlines() if line.startswith("#")]
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     # as text: beside an empty cell pandas would make cluster 1 to "1.0", and 01 to "1"
@@ -254,15 +235,15 @@ def _csv(text: str, path: Path) -> Shapes | Named:
         raise ValueError(
             f"{str(path)!r} has the columns {listing(columns)}; keep {identifiers!r} and the one category."
         )
-    return Named(pd.Series(names.to_numpy(dtype=object), index=table[identifiers]).dropna())
+    return pd.DataFrame({"name": names.to_numpy(dtype=object)}, index=table[identifiers]).dropna()
 
 
-def _selections(table: pd.DataFrame, title: str) -> Shapes:
+def _selections(table: pd.DataFrame, title: str) -> pd.DataFrame:
     from shapely import Polygon
 
     parts = dict(list(table.groupby("Selection", sort=False))) if "Selection" in table else {title: table}
     shapes = [Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
-    return Shapes(shapes, [str(name) for name in parts], format="xenium")
+    return pd.DataFrame({"name": [str(name) for name in parts], "geometry": shapes})
 
 
 def rows_of(adata: AnnData, library: str | None, library_key: str | None) -> tuple[Libraries, NDArray[np.int64]]:
@@ -280,7 +261,7 @@ def rows_of(adata: AnnData, library: str | None, library_key: str | None) -> tup
     return libs, libs.rows(libs.names.index(library))
 
 
-def _by_name(names: pd.Series, observations: pd.Index, path: Path) -> NDArray[np.object_]:
+def _by_identifier(names: pd.Series, observations: pd.Index, path: Path) -> NDArray[np.object_]:
     """Return the name of each observation; barcodes of joined sections may have something behind."""
     known = pd.Index(observations.astype(str))
     if not names.index.isin(known).any():
@@ -297,13 +278,11 @@ def _by_name(names: pd.Series, observations: pd.Index, path: Path) -> NDArray[np
     return out
 
 
-def _by_place(
-    shapes: Shapes, xy: NDArray[np.float64], radius: float, path: Path
-) -> NDArray[np.object_]:  # fmt: skip
+def _by_place(shapes: pd.DataFrame, xy: NDArray[np.float64], radius: float, path: Path) -> NDArray[np.object_]:
     """Return the name of the smallest shape that each observation lies in."""
     import shapely
 
-    geometry = np.array(shapes.geometry, dtype=object)
+    geometry = np.array(shapes["geometry"], dtype=object)
     flat = shapely.area(geometry) == 0  # lines and points
     geometry = shapely.make_valid(np.where(flat, shapely.buffer(geometry, radius), geometry))
     which, at = shapely.STRtree(shapely.points(xy)).query(geometry, predicate="intersects")
@@ -315,14 +294,12 @@ def _by_place(
             f"{xy[:, 0].max():.4g}, y {xy[:, 1].min():.4g} to {xy[:, 1].max():.4g}. Is `scale` right?"
         )
     order = np.argsort(-shapely.area(geometry)[which], kind="stable")  # the smallest is the last to write
-    names = np.array(shapes.names, dtype=object)
+    names = shapes["name"].to_numpy(dtype=object)
     out = np.full(len(xy), None, dtype=object)
     out[at[order]] = names[which[order]]
     several = int((pd.DataFrame({"at": at, "name": names[which]}).groupby("at")["name"].nunique() > 1).sum())
     if several:
-        warn(
-            f"{several} observations lie in shapes of several names; each has that of the smallest shape.",
-        )
+        warn(f"{several} observations lie in shapes of several names; each has that of the smallest shape.")
     return out
 
 
