@@ -15,8 +15,8 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any, ParamSpec, TypeVar
 
+from ._on_spatialdata import OnSpatialData, on_spatialdata
 from ._slots_table import PARAMS, SLOTS, SlotRow
-from ._spatialdata import OnSpatialData, on_spatialdata
 
 P = ParamSpec("P")
 R = TypeVar("R")

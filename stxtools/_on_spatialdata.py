@@ -45,23 +45,23 @@ def on_spatialdata(function: Callable[P, R]) -> OnSpatialData[P, R]:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        data = args[0] if args else kwargs.get("adata")
-        many = isinstance(data, Sequence)
-        if not any(map(is_spatialdata, data if many else [data])):  # type: ignore[arg-type]
+        if not args and "adata" in kwargs:
+            args = (kwargs.pop("adata"),)
+        many = bool(args) and isinstance(args[0], Sequence)
+        sources = list(args[0]) if many else list(args[:1])
+        if not any(map(is_spatialdata, sources)):
             return function(*args, **kwargs)
         key, system = kwargs.pop("table_key", "table"), kwargs.pop("coordinate_system", None)
         with ExitStack() as stack:
-            sources: list[Any] = list(data) if many else [data]  # type: ignore[arg-type]
-            tables = [stack.enter_context(_as_anndata(s, key, system)) if is_spatialdata(s) else s for s in sources]
-            first: Any = tables if many else tables[0]
-            if args:
-                args = (first, *args[1:])
-            else:
-                kwargs["adata"] = first
-            result = function(*args, **kwargs)
+            tables = list(sources)
+            for i, source in enumerate(sources):
+                if is_spatialdata(source):
+                    tables[i] = table = table_of(source, key)
+                    stack.enter_context(lent(table, *place_of(table, source, system)))
+            result = function(tables if many else tables[0], *args[1:], **kwargs)  # type: ignore[arg-type]
         if isinstance(result, list) and len(result) == len(sources):
             return [_beside(one, source, key) for one, source in zip(result, sources, strict=True)]
-        return _beside(result, data, key)
+        return _beside(result, args[0], key)
 
     return call  # type: ignore[return-value]
 
@@ -79,34 +79,18 @@ def table_of(sdata: SpatialData, table_key: str) -> AnnData:
 
 
 @contextmanager
-def _as_anndata(sdata: SpatialData, table_key: str, system: str | None) -> Iterator[AnnData]:
-    """Give the table positions and images for the length of a call; what the call writes stays."""
-    with _restored(table_of(sdata, table_key)) as table:
-        complete(table, sdata, system)
-        yield table
-
-
-@contextmanager
-def lent(table: AnnData, xy: Any, spatial: Any) -> Iterator[None]:
-    """Give a table without positions these, and images, for the length of a block."""
-    if _keys.SPATIAL in table.obsm:
-        yield
-        return
-    with _restored(table):
-        _put_back(table, xy, spatial)
-        yield
-
-
-@contextmanager
-def _restored(table: AnnData) -> Iterator[AnnData]:
+def lent(table: AnnData, xy: Any, spatial: Any) -> Iterator[AnnData]:
+    """Give a table these positions and images for the length of a block; all else that is written stays."""
     before = table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL)
     try:
+        put(table, xy, spatial)
         yield table
     finally:
-        _put_back(table, *before)
+        put(table, *before)
 
 
-def _put_back(table: AnnData, xy: Any, spatial: Any) -> None:
+def put(table: AnnData, xy: Any, spatial: Any) -> None:
+    """Set positions and images, or take away what is None."""
     for slot, value in ((table.obsm, xy), (table.uns, spatial)):
         if value is not None:
             slot[_keys.SPATIAL] = value
@@ -121,21 +105,19 @@ def _beside(result: Any, sdata: Any, table_key: str) -> Any:
     if not is_spatialdata(sdata) or not isinstance(result, AnnData):
         return result
     table = table_of(sdata, table_key)
-    _put_back(result, table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL))
+    put(result, table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL))
     elements = {kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "points", "shapes", "tables")}
     elements["tables"][table_key] = result
     return type(sdata)(**elements, attrs=sdata.attrs)
 
 
-def complete(table: AnnData, sdata: SpatialData, system: str | None) -> None:
-    """Set positions, unless the table has some and no coordinate system is named, and images with their scales."""
-    given = system is None and _keys.SPATIAL in table.obsm
-    xy = None if given else _centroids(sdata, table, GLOBAL if system is None else system)
-    spatial = _with_images(sdata, table, None if given else GLOBAL if system is None else system)
-    if xy is not None:
-        table.obsm[_keys.SPATIAL] = xy
-    if spatial:
-        table.uns[_keys.SPATIAL] = spatial
+def place_of(table: AnnData, sdata: SpatialData, system: str | None) -> tuple[Any, Any]:
+    """Return positions, those that the table has unless a coordinate system is named, and images with their scales."""
+    stored = table.obsm.get(_keys.SPATIAL) if system is None else None
+    named = system or GLOBAL
+    xy = _centroids(sdata, table, named) if stored is None else stored
+    spatial = _with_images(sdata, table, named if stored is None else None)
+    return xy, spatial or table.uns.get(_keys.SPATIAL)
 
 
 def regions_of(table: AnnData) -> list[str]:

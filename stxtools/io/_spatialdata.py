@@ -12,9 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import filled
-from stxtools._spatial.mask import REACH, REACH_SCATTERED
-from stxtools._spatial.outlines import outlines
-from stxtools._spatialdata import ATTRS, GLOBAL, complete, is_spatialdata, table_of
+from stxtools._on_spatialdata import ATTRS, GLOBAL, is_spatialdata, place_of, put, table_of
 from stxtools._validate import check_adata, stored_library_key
 
 if TYPE_CHECKING:
@@ -111,7 +109,7 @@ def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate
     if not is_spatialdata(sdata):
         raise TypeError(f"`sdata` must be spatialdata.SpatialData, not {type(sdata).__name__}.")
     adata = table_of(sdata, table_key).copy()
-    complete(adata, sdata, coordinate_system)
+    put(adata, *place_of(adata, sdata, coordinate_system))
     attrs = adata.uns.pop(ATTRS, {})
     if attrs.get("region_key") == REGION_KEY:
         adata.obs = adata.obs.drop(columns=[REGION_KEY, INSTANCE_KEY])
@@ -194,12 +192,8 @@ class _Elements:
 
         codes = regions.obs_names.get_indexer(pd.Index(region.astype(object)))
         element = np.empty(regions.n_obs, dtype=object)
-        where = self.where
-        for library, grid, rows, spacing in zip(
-            where.libs.names, where.grids, where.parts, where.spacings, strict=True
-        ):
-            reach = spacing * (REACH_SCATTERED if grid.lattice == "scattered" else REACH)
-            found = outlines(where.xy[rows], codes[rows], reach)
+        for index, library in enumerate(self.where.libs.names):
+            found = self.where.outlines(index, codes)
             if not found:
                 continue
             at = list(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._colors import colors_for
 from stxtools._docs import documented
-from stxtools._spatialdata import lent
+from stxtools._on_spatialdata import lent
 from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
 
+from ._base import store_colors
 from ._legend import MISSING, category_codes, colors_of
-from ._output import store_colors
 from ._sections import Panel, panels_of, side_by_side
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Annotator:
     ) -> None:  # fmt: skip
         self.adata, self.key = adata, key
         # SpatialData lends them to its table until the call returns; each button is a call of its own
-        self._place = adata.obsm.get(_keys.SPATIAL), adata.uns.get(_keys.SPATIAL)
+        self._lent = adata.obsm.get(_keys.SPATIAL), adata.uns.get(_keys.SPATIAL)
         self._n, self._how, self._params = n_suggested, dict(how), dict(segment_params)
         codes, there = category_codes(adata, key) if key in adata.obs else (np.full(adata.n_obs, -1), [])
         self.classes = list(dict.fromkeys([*there, *map(str, classes)]))
@@ -153,7 +154,7 @@ class Annotator:
 
         labels: dict[str, Any] = {"labels_key": self.key} if self.key in self.adata.obs else {}
         where: dict[str, Any] = {name: self._how[name] for name in ("spatial_key", "library_key")}
-        with lent(self.adata, *self._place):
+        with self._placed():
             tl.suggest_labels(self.adata, self._n, key=self._how["key_added"], **labels, **where)
         self.refresh()
 
@@ -162,9 +163,13 @@ class Annotator:
         from stxtools import tl
 
         check_in(self.adata, "obs", self.key, "key", "Label some observations first.")
-        with lent(self.adata, *self._place):
+        with self._placed():
             tl.segment(self.adata, labels_key=self.key, show_progress=False, **self._how, **self._params)
         self.suggest()
+
+    def _placed(self) -> AbstractContextManager[Any]:
+        """Give a table of SpatialData positions and images for the length of a block."""
+        return nullcontext() if _keys.SPATIAL in self.adata.obsm else lent(self.adata, *self._lent)
 
     def refresh(self) -> None:
         """Draw what the AnnData holds."""
@@ -182,10 +187,9 @@ class Annotator:
             codes, palette = category_codes(self.adata, key)[0][self._order], colors_of(self.adata, key)
             _color(right, codes + 1, [_NONE, *palette], [MISSING, *palette.values()])
             right.size(by=np.zeros(len(codes)), map=self._sizes, norm=(0, 1))
-        self._silent = True
+        active = self.active  # new options choose the first of them
         self.choice.options = [*self.classes, _ERASER]
-        self.choice.value = self.active or _ERASER
-        self._silent = False
+        self.choice.value = active or _ERASER
         counts = np.bincount(shown, minlength=len(self.classes) + 2)
         self.status.value = f"{counts[2:].sum():,} of {len(shown):,} labelled"
         entries = list(zip(self.classes, colors, counts[2:], strict=True))
@@ -246,7 +250,6 @@ class Annotator:
             )
         }  # fmt: skip
         self.status, self.legend = ui.HTML(), ui.HTML()
-        self._silent = False
         self.choice.observe(self._chosen, "value")
         self.new.observe(self._added, "value")
         for name, button in self.buttons.items():
@@ -266,8 +269,7 @@ class Annotator:
             self.maps[0].selection(None)
 
     def _chosen(self, change: Mapping[str, Any]) -> None:
-        if not self._silent:
-            self.active = None if change["new"] == _ERASER else change["new"]
+        self.active = None if change["new"] == _ERASER else change["new"]
 
     def _added(self, change: Mapping[str, Any]) -> None:
         name = change["new"].strip()

@@ -8,14 +8,16 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_names
 from stxtools._validate import check_choice, check_in, check_number
 
-from . import _base, _legend, _output, _region_graph
+from . import _base, _legend
 from ._legend import category_codes, colors_of, mappable, rgba
+from ._region_graph import GraphView
 from ._sections import Panel, draw_sections, draw_spots, spots_drawn
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
 
-@_output.plot
+@_base.plot
 def attention(
     adata: AnnData,
     key: str | Sequence[str] = _keys.ATTENTION,
@@ -79,7 +81,7 @@ def attention(
     keys, several = check_names("key", key, "a key of the attention"), not isinstance(key, str)
     if ax is not None and several:
         raise ValueError("`ax` takes one key; several are drawn side by side in a figure of their own.")
-    view = _region_graph.view_of(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
+    view = GraphView(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
     for name in keys:
         if not several or (name not in adata.obs and name not in view.regions.obsp):
             check_in(view.regions, "obsp", name, "key", _EMBED)
@@ -105,7 +107,7 @@ def attention(
             for bar, label in layer.bars:
                 _legend.color_bar(axes[i :: len(keys)], bar, label)
     stores = [*view.stores, *((adata, layer.key, layer.colors) for layer in layers if layer.colors)]
-    return _output.done("attention", axes, ax=ax, show=show, save=save, colors=stores)
+    return _base.done("attention", axes, ax=ax, show=show, save=save, colors=stores)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class _Layer:
     colors: dict[str, str] = field(default_factory=dict)
 
 
-def _titles(view: _region_graph.GraphView, keys: list[str], title: Any, several: bool) -> list[str]:
+def _titles(view: GraphView, keys: list[str], title: Any, several: bool) -> list[str]:
     """Return the title of each panel, section by section."""
     names: list[Any] = [_legend.plain(key.replace("_", " ")) if several else None for key in keys]
     if title is not None:
@@ -130,9 +132,7 @@ def _titles(view: _region_graph.GraphView, keys: list[str], title: Any, several:
     return [text for row in rows for text in row]
 
 
-def _layer(
-    adata: AnnData, view: _region_graph.GraphView, key: str, *, color: str | None, cmap: str, top: float | None
-) -> _Layer:
+def _layer(adata: AnnData, view: GraphView, key: str, *, color: str | None, cmap: str, top: float | None) -> _Layer:
     """Edges where the regions hold the key, else observations coloured by class or value."""
     if key in view.regions.obsp:
         return _edges(adata, view, key, color=color, cmap=cmap, top=top)
@@ -146,20 +146,14 @@ def _layer(
 
 def _values(adata: AnnData, key: str, rows: Any, cmap: Any, *, percentile: float, label: str | None = None) -> _Layer:
     """Observations coloured by a number; what is above a percentile has the colour of it."""
-    column = adata.obs[key]
-    if not is_numeric_dtype(column.dtype) or is_complex_dtype(column.dtype):
-        raise TypeError(f"`adata.obs[{key!r}]` holds {column.dtype}, not numbers; run `st.tl.embed(adata)` again, or "
-                        "name another key.")  # fmt: skip
-    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    values = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
     bar = _legend.value_scale(values[rows], cmap, percentile=percentile)
     draw = spots_drawn(values, "observations", cmap=cmap, norm=bar.norm)
     return _Layer(key, draw, [(bar, label or _legend.plain(key.replace("_", " ")))])
 
 
-def _edges(
-    adata: AnnData, view: _region_graph.GraphView, key: str, *, color: str | None, cmap: str, top: float | None
-) -> _Layer:
-    given = _region_graph.weights_of(view.regions, key)
+def _edges(adata: AnnData, view: GraphView, key: str, *, color: str | None, cmap: str, top: float | None) -> _Layer:
+    given = sparse.csr_matrix(view.regions.obsp[key])
     weights = ((given + given.T) / 2).tocsr()
     edges = {panel.library: view.edges(weights, panel) for panel in view.panels}
     strongest = max((float(weight[-1]) for _, _, weight in edges.values() if len(weight)), default=0.0)

@@ -14,7 +14,7 @@ from stxtools._checks import check_names
 from stxtools._validate import check_choice, check_in, check_int, listing
 from stxtools.get import biomarkers as get_biomarkers
 
-from . import _base, _legend, _output
+from . import _base, _legend
 from ._legend import DOWN, UP
 from ._sections import Panel, draw_sections, panels_of, spots_drawn
 
@@ -37,7 +37,7 @@ _LINE = 0.14  # height of a name, inches
 _LETTER = 0.075  # width of a letter, inches
 
 
-@_output.plot
+@_base.plot
 def biomarkers(
     adata: AnnData,
     group: str | Sequence[str] | None = None,
@@ -91,7 +91,7 @@ def biomarkers(
         panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
         axes = _spatial(adata, panels, genes, layer=layer, title=title, legend=legend, ax=ax, spatial_key=spatial_key,
                         scale_bar=scale_bar)  # fmt: skip
-        return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
+        return _base.done("biomarkers", axes, ax=ax, show=show, save=save)
     if kind == "volcano":
         axes, volcanoes = _base.panels(list(groups), title, ax, "group", 4.4, 3.8, ncols=3)
         for axis, name, text in volcanoes:
@@ -108,7 +108,7 @@ def biomarkers(
         axes, ranked = _base.panels(list(shown), title, ax, "group", 2.9, height, bottom=0.8 * legend)
         parts = [(axis, text, shown[name]) for axis, name, text in ranked]
         _ranked(parts, fdr=fdr, effect=effect, both=both, legend=legend, own=ax is None)
-    return _output.done("biomarkers", axes, ax=ax, show=show, save=save)
+    return _base.done("biomarkers", axes, ax=ax, show=show, save=save)
 
 
 def read_biomarkers(

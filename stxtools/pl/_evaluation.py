@@ -13,7 +13,7 @@ from stxtools._checks import check_key
 from stxtools._validate import check_choice, check_number, listing
 from stxtools.get import evaluation as _table
 
-from . import _base, _legend, _output
+from . import _base, _legend
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,7 +33,7 @@ _METHODS = {
 }
 
 
-@_output.plot
+@_base.plot
 def evaluation(
     adata: AnnData,
     metric: str = "auroc",
@@ -72,12 +72,11 @@ def evaluation(
     axes, panels = _base.panels(list(pd.unique(table["target"].astype(str))), title, ax, "target", width, 3.4)
     for axis, name, text in panels:
         part = table[table["target"] == name]
-        for j, scheme in enumerate(schemes):
+        for (model, scheme), seeds in part.groupby(["model", "scheme"], observed=True)["value"]:
+            i, j = list(colors).index(model), schemes.index(scheme)
             shift = 0.5 * ((j + 0.5) / len(schemes) - 0.5)
-            for i, (model, color) in enumerate(colors.items()):
-                values = part.loc[(part["model"] == model) & (part["scheme"] == scheme), "value"].to_numpy(dtype=float)
-                if len(values):
-                    _point(axis, i + shift, values, color, hollow=j > 0, label=f"{model}, {scheme}")
+            _point(axis, i + shift, seeds.to_numpy(dtype=float), colors[model], hollow=j > 0,
+                   label=f"{model}, {scheme}")  # fmt: skip
         axis.set_xticks(range(len(colors)), [_legend.plain(m) for m in colors], rotation=40, ha="right",
                         rotation_mode="anchor")  # fmt: skip
         axis.set_xlim(-0.6, len(colors) - 0.4)
@@ -88,10 +87,10 @@ def evaluation(
     if legend and len(schemes) > 1:
         handles = [(_legend.ring if j else _legend.dot)(scheme, "#444444") for j, scheme in enumerate(schemes)]
         _legend.add_legend(axes, handles, own=ax is None, title="split")
-    return _output.done("evaluation", axes, ax=ax, show=show, save=save)
+    return _base.done("evaluation", axes, ax=ax, show=show, save=save)
 
 
-@_output.plot
+@_base.plot
 def robustness(
     adata: AnnData,
     metric: str = "accuracy",
@@ -136,10 +135,10 @@ def robustness(
         _base.finish(axis, text, "noise (% of a gene's standard deviation)", LABELS[metric])
     if legend:
         _legend.add_legend(axes, handles, own=ax is None)
-    return _output.done("robustness", axes, ax=ax, show=show, save=save)
+    return _base.done("robustness", axes, ax=ax, show=show, save=save)
 
 
-@_output.plot
+@_base.plot
 def attention_fidelity(
     adata: AnnData,
     unit: str | None = None,
@@ -184,10 +183,9 @@ def attention_fidelity(
     wanted = [(u, m) for u in ("edges", "regions") if unit in (None, u) for m in ("remove", "keep")]
     wanted = wanted if ax is None else wanted[:1]
     verbs = {"remove": "removed", "keep": "kept"}
-    titles = _base.titles_of([f"{name} {verbs[mode]}" for name, mode in wanted], title)
-    axes = _base.grid(len(wanted), 3.0, 2.6) if ax is None else [ax]
+    axes, panels = _base.panels([f"{name} {verbs[mode]}" for name, mode in wanted], title, ax, "unit", 3.0, 2.6)
     ylabel = "change of the probabilities" if value == "change" else "regions with another class"
-    for axis, (name, mode), text in zip(axes, wanted, titles, strict=True):
+    for (axis, _, text), (name, mode) in zip(panels, wanted, strict=True):
         part = table[(table["unit"] == name) & (table["mode"] == mode)]
         for method, (label, color) in _METHODS.items():
             mean = part[part["method"] == method].groupby("share")[value].mean().dropna()
@@ -199,7 +197,7 @@ def attention_fidelity(
         axis.locator_params(axis="x", nbins=4)
     if legend:
         _legend.add_legend(axes, axes[0].get_legend_handles_labels()[0], own=ax is None, title="order")
-    return _output.done("attention_fidelity", axes, ax=ax, show=show, save=save)
+    return _base.done("attention_fidelity", axes, ax=ax, show=show, save=save)
 
 
 def _point(ax: Axes, x: float, values: NDArray[np.float64], color: Any, *, hollow: bool, label: str) -> None:
@@ -227,8 +225,7 @@ def _limits(ax: Axes, values: NDArray[np.float64], metric: str) -> None:
 
 def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.DataFrame:
     """Return one value per model, target, scheme, level and seed; leaky schemes are called so."""
-    if not isinstance(metric, str):
-        raise ValueError(f"`metric={metric!r}` is not understood; choose one of {listing(LABELS)}.")
+    check_choice("metric", metric, tuple(LABELS))
     stored = adata.uns.get(check_key("key", key))
     if isinstance(stored, pd.DataFrame):
         columns = [c for c in (*LABELS, "noise") if c in stored]
@@ -236,9 +233,6 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
     table = _table(adata, metric, target=target, per_seed=True, key=key)
     if table.empty:
         raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")
-    if not np.isfinite(table["value"].to_numpy(dtype=float)).all():
-        raise ValueError(f"{metric!r} is infinite for some seeds in `adata.uns[{key!r}]`; run "
-                         "`st.tl.evaluate(adata, ...)` again.")  # fmt: skip
     leaky = table["leaky"].to_numpy(dtype=bool)
     return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
 

@@ -11,7 +11,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._validate import listing
 
-from . import _base, _legend, _output
+from . import _base, _legend
 from ._evaluation import LABELS
 from ._legend import DOWN, UP
 
@@ -24,7 +24,7 @@ _CALLS = {_keys.SEGMENT: "st.tl.segment(adata)", _keys.EMBED: "st.tl.embed(adata
 _STAGES = {"pretrain_masked": "masked pretraining", "pretrain_contrastive": "contrastive pretraining"}
 
 
-@_output.plot
+@_base.plot
 def history(
     adata: AnnData,
     key: str = _keys.SEGMENT,
@@ -67,10 +67,10 @@ def history(
         _base.finish(axis, text, "epoch", "loss")
     if legend:
         axes[-1].legend(frameon=False, fontsize="small")
-    return _output.done("history", axes, ax=ax, show=show, save=save)
+    return _base.done("history", axes, ax=ax, show=show, save=save)
 
 
-@_output.plot
+@_base.plot
 def stability(
     adata: AnnData,
     key: str = _keys.SEGMENT,
@@ -108,10 +108,10 @@ def stability(
     axis.set_xticks(x)
     axis.legend(frameon=False, fontsize="small")
     _base.finish(axis, text, "number of segments", "BIC")
-    return _output.done("stability", [axis], ax=ax, show=show, save=save)
+    return _base.done("stability", [axis], ax=ax, show=show, save=save)
 
 
-@_output.plot
+@_base.plot
 def sensitivity(
     adata: AnnData,
     x: str = "alpha",
@@ -181,7 +181,7 @@ def sensitivity(
     axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
     _base.finish(axis, text, _greek(x), _greek(y))
     axis.tick_params(axis="y", rotation=0)
-    return _output.done("sensitivity", [axis], ax=ax, show=show, save=save)
+    return _base.done("sensitivity", [axis], ax=ax, show=show, save=save)
 
 
 def stage_name(stage: str) -> str:

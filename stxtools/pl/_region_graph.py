@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +15,16 @@ from stxtools._checks import check_key
 from stxtools._validate import check_in, coordinates
 from stxtools.get._segments import regions_of
 
-from . import _base, _legend, _output
+from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import Panel, draw_sections, draw_spots, panels_of, units_of
+from ._sections import draw_sections, draw_spots, panels_of, units_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+    from ._sections import Panel
 
 NODE_MAX = 320.0  # area of the largest node, points^2
 NODE_MIN = 12.0
@@ -35,7 +36,7 @@ _AGAIN = "Run `st.tl.region_graph(adata)` again."
 Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.float64]"]
 
 
-@_output.plot
+@_base.plot
 def region_graph(
     adata: AnnData,
     key: str = _keys.REGIONS,
@@ -69,10 +70,10 @@ def region_graph(
     >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
     >>> ax = st.pl.region_graph(adata)
     """
-    view = view_of(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
+    view = GraphView(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
     regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", "Run `st.tl.region_graph(adata)` again.")
-    weights = weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
+    weights = sparse.csr_matrix(regions.obsp[_keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES])
     top = float(weights.data.max()) if weights.nnz else 1.0
 
     def draw(axis: Axes, panel: Panel, over: bool) -> None:
@@ -88,7 +89,7 @@ def region_graph(
         units = set(units_of(adata, view.panels, view.spatial_key, scale_bar).values())
         unit = units.pop() if len(units) == 1 and _keys.CONTACT in regions.obsp else None
         _legend.add_legend(axes, [*view.handles(), *_contact_handles(view, weights, top, unit)], own=ax is None)
-    return _output.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
+    return _base.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
 
 
 def _contact_handles(view: GraphView, weights: sparse.csr_matrix, top: float, unit: float | None) -> list[Any]:
@@ -104,25 +105,51 @@ def _contact_handles(view: GraphView, weights: sparse.csr_matrix, top: float, un
     return [_legend.heading("contact length" if unit is None else "contact length (µm)"), *lines]
 
 
-@dataclass(frozen=True)
 class GraphView:
-    """Sections, regions and colours of one plot."""
+    """What the plots of the region graph share: sections, regions, and their colours.
 
-    regions: AnnData
-    panels: list[Panel]
-    spatial_key: str
-    centroids: NDArray[np.float64]
-    library: NDArray[Any]  # section of each region
-    colors: dict[str, str]
-    names: list[str]  # segments
-    nodes: NDArray[np.float64]  # RGBA of each region
-    spots: NDArray[np.float64]  # RGBA of each observation
-    stores: list[tuple[AnnData, str, dict[str, str]]]  # colours to keep once the plot is done
+    - ``regions``, ``panels``: The AnnData of the regions, and the sections that are drawn.
+    - ``centroids``, ``library``, ``sizes``: Of each region, its place, section and number of observations.
+    - ``names``, ``colors``: Segments and their colours.
+    - ``nodes``, ``spots``: RGBA of each region and each observation.
+    - ``stores``: Colours to keep once the plot is done.
+    """
 
-    @property
-    def sizes(self) -> NDArray[np.float64]:
-        """Number of observations of each region."""
-        return self.regions.obs["n_obs"].to_numpy(dtype=float)
+    def __init__(
+        self, adata: AnnData, key: str, *, spatial_key: str, library_key: str | bool | None,
+        library: str | Sequence[str] | None, palette: str | Sequence[str] | Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.regions = regions = regions_of(adata, key)
+        check_in(regions, "obs", "n_obs", "size of the regions", _AGAIN)
+        check_in(regions, "obs", _keys.SEGMENT, "segment of the regions", _AGAIN)
+        check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _AGAIN)
+        self.sizes, self.centroids = regions.obs["n_obs"].to_numpy(dtype=float), coordinates(regions)
+        params = _base.params_of(regions)
+        self.spatial_key = str(params.get("spatial_key", check_key("spatial_key", spatial_key)))
+        if spatial_key not in (_keys.SPATIAL, self.spatial_key):
+            raise ValueError(f"The centroids of the regions lie in `obsm[{self.spatial_key!r}]`, not in "
+                             f"{spatial_key!r}; run `st.tl.region_graph(adata, spatial_key={spatial_key!r})` "
+                             "first.")  # fmt: skip
+        self.panels = panels_of(
+            adata, spatial_key=self.spatial_key, library_key=library_key, library=library, params=params
+        )
+        home = regions.obs.get("library", pd.Series("", index=regions.obs_names)).to_numpy(dtype=object).astype(str)
+        one = len(self.panels) == 1 and len(set(home)) <= 1  # one section needs no name to be known
+        self.library = np.full(regions.n_obs, self.panels[0].library, dtype=object) if one else home
+        segment_key = str(params.get("segment_key", _keys.SEGMENT))
+        codes, self.names = category_codes(regions, _keys.SEGMENT)
+        self.stores: list[tuple[AnnData, str, dict[str, str]]] = []
+        if segment_key in adata.obs:
+            known = colors_of(adata, segment_key, palette)
+            self.spots = rgba(*category_codes(adata, segment_key), known)
+            shared = set(self.names) <= set(known)
+            self.colors = {n: known[n] for n in self.names} if shared else colors_of(regions, _keys.SEGMENT)
+            self.stores.append((adata, segment_key, known))
+        else:
+            self.colors = colors_of(regions, _keys.SEGMENT, palette)
+            self.spots = np.tile(rgba(np.array([-1]), [], {}), (adata.n_obs, 1))
+        self.stores.append((regions, _keys.SEGMENT, self.colors))
+        self.nodes = rgba(codes, self.names, self.colors)
 
     @property
     def crowd(self) -> int:
@@ -187,66 +214,6 @@ class GraphView:
             _legend.heading("observations"),
             *[_legend.dot(f"{s:g}", MISSING, size=float(np.sqrt(self.node_area(s)))) for s in sizes],
         ]
-
-
-def view_of(
-    adata: AnnData,
-    key: str,
-    *,
-    spatial_key: str,
-    library_key: str | bool | None,
-    library: str | Sequence[str] | None,
-    palette: str | Sequence[str] | Mapping[str, str] | None = None,
-) -> GraphView:
-    """Read what both graph plots need."""
-    regions = regions_of(adata, key)
-    sizes = regions.obs.get("n_obs")
-    if sizes is None or not np.issubdtype(getattr(sizes.dtype, "type", object), np.number) or not len(sizes):
-        raise KeyError(f"`adata.uns[{key!r}].obs['n_obs']`, the size of each region, is missing or holds no numbers; "
-                       "run `st.tl.region_graph(adata)` again.")  # fmt: skip
-    check_in(regions, "obs", _keys.SEGMENT, "segment of the regions", _AGAIN)
-    check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _AGAIN)
-    params = _base.params_of(regions)
-    made_with = str(params.get("spatial_key", check_key("spatial_key", spatial_key)))
-    if spatial_key not in (_keys.SPATIAL, made_with):
-        raise ValueError(f"The centroids of the regions lie in `obsm[{made_with!r}]`, not in {spatial_key!r}; run "
-                         f"`st.tl.region_graph(adata, spatial_key={spatial_key!r})` first.")  # fmt: skip
-    panels = panels_of(adata, spatial_key=made_with, library_key=library_key, library=library, params=params)
-    segment_key = str(params.get("segment_key", _keys.SEGMENT))
-    codes, names = category_codes(regions, _keys.SEGMENT)
-    stores: list[tuple[AnnData, str, dict[str, str]]] = []
-    if segment_key in adata.obs:
-        known = colors_of(adata, segment_key, palette)
-        spots = rgba(*category_codes(adata, segment_key), known)
-        colors = {name: known[name] for name in names} if set(names) <= set(known) else colors_of(regions, "segment")
-        stores = [(adata, segment_key, known)]
-    else:
-        colors = colors_of(regions, _keys.SEGMENT, palette)
-        spots = np.tile(rgba(np.array([-1]), [], {}), (adata.n_obs, 1))
-    home = regions.obs.get("library", pd.Series("", index=regions.obs_names)).to_numpy(dtype=object).astype(str)
-    if len(panels) == 1 and len(set(home)) <= 1:  # one section needs no name to be known
-        home = np.full(regions.n_obs, panels[0].library, dtype=object)
-    return GraphView(
-        regions=regions,
-        panels=panels,
-        spatial_key=made_with,
-        centroids=coordinates(regions),
-        library=home,
-        colors=colors,
-        names=names,
-        nodes=rgba(codes, names, colors),
-        spots=spots,
-        stores=[*stores, (regions, _keys.SEGMENT, colors)],
-    )
-
-
-def weights_of(regions: AnnData, key: str) -> sparse.csr_matrix:
-    """Return the weights of all edges, finite and real."""
-    weights = sparse.csr_matrix(regions.obsp[key])
-    if weights.dtype.kind not in "buif" or not np.isfinite(weights.data).all():
-        raise ValueError(f"`obsp[{key!r}]` of the regions holds {weights.dtype} that is not finite and real; run the "
-                         "call that wrote it again.")  # fmt: skip
-    return weights
 
 
 def nice_steps(low: float, high: float) -> list[float]:

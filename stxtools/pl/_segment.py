@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._slots import column_names
 from stxtools._validate import check_in, check_number
 
-from . import _base, _legend, _output
+from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
 from ._sections import Panel, draw_sections, panels_of, positive, show_image, spots_drawn
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FAINTEST = 0.12
-_SIZE_MAX = 100.0
+_SIZE_MIN, _SIZE_MAX = 0.001, 100.0
 
 
-@_output.plot
+@_base.plot
 def segment(
     adata: AnnData,
     key: str = _keys.SEGMENT,
@@ -70,9 +70,7 @@ def segment(
     """
     call = "multitask(adata, ...)" if str(key).endswith("_pred") else "segment(adata)"
     check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
-    size = check_number("size", size, minimum=0, maximum=_SIZE_MAX)
-    if size == 0:
-        raise ValueError("`size=0` draws nothing; 1 makes neighbours touch.")
+    size = check_number("size", size, minimum=_SIZE_MIN, maximum=_SIZE_MAX)
     params = _base.params_of(adata.uns.get(key))
     if mask:
         spatial_key = str(params.get("spatial_key", spatial_key))
@@ -100,7 +98,7 @@ def segment(
         if alpha is not None:
             handles += [_legend.heading("confidence"), *_confidence_handles(len(names))]
         _legend.add_legend(axes, handles, own=ax is None, title=key)
-    return _output.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
+    return _base.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
 def _alpha(adata: AnnData, key: str, n: int) -> NDArray[np.float64]:
