@@ -1,7 +1,8 @@
 """Fill the docstrings of public functions with texts that many of them share, at import, as plain text.
 
 ``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
-of :data:`PARAMETERS`; ``%(slots)s`` for the rows of :mod:`stxtools._slots_table`; ``%(returns)s`` for a whole section.
+of :data:`PARAMETERS`; ``%(slots)s`` for the rows of :mod:`stxtools._slots_table`; ``%(returns)s`` and ``%(download)s``
+for a whole section.
 "Raises", where a docstring has none, and the first line of an example are put in for all.
 """
 
@@ -30,6 +31,9 @@ RETURNS = {
 RETURNS["tl"] = RETURNS["pp"]
 RAISES = ["Raises", "------", "KeyError, ValueError, TypeError",
           "    What an argument names is missing or does not fit; the message says how to mend it.", ""]  # fmt: skip
+DOWNLOAD = ["Raises", "------", "ConnectionError",
+            "    A download fails; nothing is left behind, and the message says how to do it by hand.",
+            "ValueError", "    A file is not what it should be."]  # fmt: skip
 IMPORT = ">>> import stxtools as st"
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 
@@ -86,9 +90,10 @@ def filled(function: F) -> F:
     namespace = function.__module__.split(".")[1]
     rows = [row for row in SLOTS if row.call == f"{namespace}.{function.__name__}"]
     lines = inspect.cleandoc(function.__doc__ or "").splitlines()
-    if "%(returns)s" in lines:
-        at = lines.index("%(returns)s")
-        lines[at : at + 1] = RETURNS[namespace]
+    for mark, section in (("%(returns)s", RETURNS.get(namespace, [])), ("%(download)s", DOWNLOAD)):
+        if mark in lines:
+            at = lines.index(mark)
+            lines[at : at + 1] = section
     if "%(slots)s" in lines:
         at = lines.index("%(slots)s")
         lines[at : at + 1] = _slots(rows)

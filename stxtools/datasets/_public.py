@@ -69,12 +69,7 @@ def hallmark_gene_sets(*, show_progress: bool | None = None) -> pd.DataFrame:
     -------
     DataFrame with ``source`` (the set) and ``target`` (a gene symbol), decoupler's layout.
 
-    Raises
-    ------
-    ConnectionError
-        If the download fails; nothing is left behind.
-    ValueError
-        If the file does not have its checksum.
+    %(download)s
 
     Examples
     --------
@@ -108,12 +103,7 @@ def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
     ``obs["array_col"]``, ``obsm["spatial"]`` (float64, pixels of the full-resolution image) and images and scale
     factors in ``uns["spatial"]["V1_Adult_Mouse_Brain"]``.
 
-    Raises
-    ------
-    ConnectionError
-        If a download fails; nothing is left behind, and the message says how to do it by hand.
-    ValueError
-        If a file is not what it should be.
+    %(download)s
 
     Examples
     --------
@@ -149,10 +139,7 @@ def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
     AnnData of counts (CSR, float32) with the cell table in ``obs``, ``obsm["spatial"]`` (float64, µm) and the blank
     barcodes, which measure false positives, in ``obsm["blank_genes"]`` (DataFrame).
 
-    Raises
-    ------
-    ConnectionError, ValueError
-        As :func:`visium_mouse_brain`.
+    %(download)s
 
     Examples
     --------
@@ -195,10 +182,7 @@ def mosta(samples: str | Sequence[str] = "E9.5_E1S1", *, show_progress: bool | N
     AnnData of counts (CSR, float32) with ``obs["time"]`` (days), ``obs["subject"]`` (embryo), ``obs["section"]``,
     ``obs["annotation"]`` (the authors' tissues) and ``obsm["spatial"]`` (float64).
 
-    Raises
-    ------
-    ConnectionError, ValueError
-        As :func:`visium_mouse_brain`.
+    %(download)s
 
     Examples
     --------
@@ -226,10 +210,7 @@ def axolotl_regeneration(samples: str | Sequence[str] = "2DPI_1", *, show_progre
     AnnData of counts (CSR, float32) with ``obs["time"]`` (days), ``obs["section"]``, ``obs["annotation"]`` (the
     authors' cell types) and ``obsm["spatial"]`` (float64). The files name no animal.
 
-    Raises
-    ------
-    ConnectionError, ValueError
-        As :func:`visium_mouse_brain`.
+    %(download)s
 
     Examples
     --------
