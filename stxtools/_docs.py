@@ -2,8 +2,7 @@
 
 ``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
 of :data:`PARAMETERS`; ``%(slots)s`` for the rows of :mod:`stxtools._slots_table`; ``%(returns)s`` and ``%(download)s``
-for a whole section.
-"Raises", where a docstring has none, and the first line of an example are put in for all.
+for a whole section. "Returns" and "Raises", where a docstring has none, and the first line of an example are put in.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 WIDTH = 116
 RETURNS = {
     "get": ["Returns", "-------", "A new table in the order of the slot."],
+    "pl": ["Returns", "-------", "None where the figure was shown, else the Axes, or a list of one Axes per panel."],
     "pp": ["Returns", "-------", "None, or the changed copy with ``copy=True``. Sets:", "", "%(slots)s"],
 }  # fmt: skip
 RETURNS["tl"] = RETURNS["pp"]
@@ -90,10 +90,14 @@ def filled(function: F) -> F:
     namespace = function.__module__.split(".")[1]
     rows = [row for row in SLOTS if row.call == f"{namespace}.{function.__name__}"]
     lines = inspect.cleandoc(function.__doc__ or "").splitlines()
-    for mark, section in (("%(returns)s", RETURNS.get(namespace, [])), ("%(download)s", DOWNLOAD)):
+    returns = RETURNS.get(namespace, [])
+    for mark, section in (("%(returns)s", returns), ("%(download)s", DOWNLOAD)):
         if mark in lines:
             at = lines.index(mark)
             lines[at : at + 1] = section
+    if "Returns" not in lines and "Examples" in lines:
+        at = lines.index("Examples")
+        lines[at:at] = [*returns, ""]
     if "%(slots)s" in lines:
         at = lines.index("%(slots)s")
         lines[at : at + 1] = _slots(rows)

@@ -47,8 +47,6 @@ def biomarkers(
         stand), after the other filters.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue()
@@ -92,8 +90,6 @@ def compare(
         ``"share"``, ``"contact"`` or ``"expression"``; all by default.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")
@@ -122,8 +118,6 @@ def describe(
         ``"activity"`` (or a name that ``net`` was given) or ``"contact"`` for the evidence; by default the summary.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue()
@@ -131,18 +125,14 @@ def describe(
     >>> st.tl.describe(adata, "compartment")
     >>> summary = st.get.describe(adata, group="layer_1")
     """
-    check_adata(adata, unique_vars=False)
-    summary, evidence = (adata.uns.get(name) for name in (check_key("key", key), f"{key}_evidence"))
-    if not isinstance(summary, pd.DataFrame) or not {"proposed_name", "markers"} <= set(summary.columns):
-        raise KeyError(f"`adata.uns[{key!r}]` holds no description; run `st.tl.describe(adata, groupby)` first, or "
-                       "name it with `key`.")  # fmt: skip
+    columns = {"proposed_name", "markers"}
+    summary = stored_table(adata, key, columns, "description", "st.tl.describe(adata, groupby)")
+    evidence = adata.uns.get(f"{key}_evidence")
     groups = summary.index.astype(str)
     wanted = list(groups) if group is None else check_names("group", group, "a group")
     unknown = [name for name in wanted if name not in groups]
     if unknown:
         raise ValueError(f"`group` names {listing(unknown)}; `adata.uns[{key!r}]` has {listing(groups)}.")
-    if fdr is not None:
-        fdr = check_number("fdr", fdr, minimum=0.0, maximum=1.0)
     if kind is None:
         return summary[groups.isin(wanted)].copy()
     kinds = [] if not isinstance(evidence, pd.DataFrame) else list(pd.unique(evidence["kind"].astype(str)))
@@ -230,8 +220,6 @@ def track(
         default, those between which there is no link (``"none"``) included.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_series(3, 2, obs_per_section=200)
@@ -272,8 +260,6 @@ def trends(
     values
         Whether to add the log2 value of every subject, in columns named by the subjects.
     %(parameters)s
-
-    %(returns)s
 
     Examples
     --------

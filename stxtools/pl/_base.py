@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,25 +37,8 @@ _DARK = 0.6  # of a diverging scale: a black dot is not seen on what lies beyond
 _CANNOT_SHOW = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
 
-_SHARED_DOC = """\
-Returns
--------
-None where the figure was shown, else the Axes, or a list of one Axes per panel.
-
-Raises
-------
-KeyError
-    What is to be drawn is missing; the message names the call that makes it.
-ValueError, TypeError
-    An argument does not fit the data, or ``ax`` is given and there are several panels.
-
-"""
-
-
 def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
     """Check what all plots take, close the figures that a failing call leaves, and complete the docstring."""
-    if function.__doc__ is not None:  # python -OO
-        function.__doc__ = inspect.cleandoc(function.__doc__).replace("Examples\n---", f"{_SHARED_DOC}Examples\n---", 1)
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:

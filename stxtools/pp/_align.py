@@ -77,8 +77,6 @@ def align(
         Name of the outputs in ``obsm`` and ``uns``; ``"spatial_aligned"`` and ``"align"`` if None.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> import numpy as np, stxtools as st

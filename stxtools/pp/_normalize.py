@@ -77,8 +77,6 @@ def normalize(
         observations (scanpy's ``batch_key``). ``False``: all are one.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)

@@ -66,8 +66,6 @@ def attention_fidelity(
         Most regions of a section whose predictions are examined; drawn at random.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)

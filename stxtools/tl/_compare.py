@@ -68,8 +68,6 @@ def compare(
         ``False``: all observations are one section.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")

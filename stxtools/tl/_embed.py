@@ -51,8 +51,6 @@ def embed(
         over the neighbours, in which every neighbour has the same attention.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)

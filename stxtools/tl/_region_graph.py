@@ -75,8 +75,6 @@ def region_graph(
         Name of the AnnData in ``uns`` instead of ``"regions"``; the column of ``obs`` is then ``"{key_added}_region"``.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)

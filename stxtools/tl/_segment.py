@@ -99,8 +99,6 @@ def segment(
         :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)

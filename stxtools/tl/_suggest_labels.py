@@ -46,8 +46,6 @@ def suggest_labels(
         observations are one section.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)

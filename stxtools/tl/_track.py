@@ -82,8 +82,6 @@ def track(
         Column of ``obs`` with the section of each observation; by default that of the region graph.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_series(3, 2, obs_per_section=200)

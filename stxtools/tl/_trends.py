@@ -68,8 +68,6 @@ def trends(
         As in :func:`compare`.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_series(3, 3, obs_per_section=200)

@@ -74,8 +74,6 @@ def evaluate(
         (``FILE.lock`` keeps them apart).
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)

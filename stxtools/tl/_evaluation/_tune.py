@@ -72,8 +72,6 @@ def tune(
         How to split, as in :func:`evaluate`, and the most folds that a trial runs.
     %(parameters)s
 
-    %(returns)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
