@@ -38,13 +38,10 @@ class UNetAlone(Baseline):
             )
         return self
 
-    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Probabilities; a class without any label in training has 0."""
-        out = {}
-        for target, net in self.nets.items():
-            found = net.predict(sections, accelerator=self.accelerator)
-            out[target] = [widened(p.proba, self.seen[target], self.classes[target]) for p in found]
-        return out
+        found = self.nets[target].predict(sections, accelerator=self.accelerator)
+        return [widened(p.proba, self.seen[target], self.classes[target]) for p in found]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the U-Nets' last features side by side."""
@@ -80,10 +77,9 @@ class SpotGNN(Baseline):
     def _predicted(self, sections: Sequence[EvaluationSection]) -> list[TissuePrediction]:
         return self.net.predict([self._spots(s, {}) for s in sections], accelerator=self.accelerator)
 
-    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Class probabilities of the observations."""
-        found = self._predicted(sections)
-        return {target: [p.obs_proba[self.TASKS[target]] for p in found] for target in self.classes}
+        return [p.obs_proba[self.TASKS[target]] for p in self._predicted(sections)]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the states before the heads."""

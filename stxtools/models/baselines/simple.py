@@ -51,9 +51,13 @@ class Baseline(ABC):
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Learn from labelled observations."""
 
-    @abstractmethod
     def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
         """Target -> per section, class probabilities of all observations, (n, K)."""
+        return {target: self.proba(target, sections) for target in self.classes}
+
+    @abstractmethod
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+        """Class probabilities for one target."""
 
     @abstractmethod
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
@@ -91,13 +95,10 @@ class PointwiseBaseline(Baseline):
             self.fitted[target] = self.make(self.random_state, self.params).fit(x[rows], y[rows])
         return self
 
-    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Probabilities; a class without any label in training has 0."""
-        features = self.embed(sections)
-        return {
-            target: [widened(model.predict_proba(x), model.classes_, self.classes[target]) for x in features]
-            for target, model in self.fitted.items()
-        }
+        model, n = self.fitted[target], self.classes[target]
+        return [widened(model.predict_proba(x), model.classes_, n) for x in self.embed(sections)]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Features that are read."""
@@ -161,14 +162,12 @@ class NearestLabel(Baseline):
         self.labels = {target: [np.asarray(c) for c in codes] for target, codes in labels.items()}
         return self
 
-    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Inverse distances to the nearest label of each class, scaled to sum to 1."""
-        out = {}
-        for target, codes in self.labels.items():
-            n_classes, every = self.classes[target], np.concatenate(codes)
-            share = np.bincount(every[every >= 0], minlength=n_classes) / max(int((every >= 0).sum()), 1)
-            out[target] = [_by_distance(s.xy, c, n_classes, share) for s, c in zip(sections, codes, strict=True)]
-        return out
+        codes, n_classes = self.labels[target], self.classes[target]
+        every = np.concatenate(codes)
+        share = np.bincount(every[every >= 0], minlength=n_classes) / max(int((every >= 0).sum()), 1)
+        return [_by_distance(s.xy, c, n_classes, share) for s, c in zip(sections, codes, strict=True)]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Coordinates."""
@@ -211,21 +210,17 @@ class FunctionBaseline(Baseline):
         self.classes, self.labels = dict(classes), dict(labels)
         return self
 
-    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
-        """Call the function for each target and check what it returns."""
-        out = {}
-        for target, codes in self.labels.items():
-            n_classes = self.classes[target]
-            found = self.function(list(sections), [c.copy() for c in codes], n_classes, self.random_state)
-            shapes = [np.shape(p) for p in found]
-            wanted = [(s.n_obs, n_classes) for s in sections]
-            if shapes != wanted:
-                raise ValueError(
-                    f"The model {getattr(self.function, '__name__', self.function)!r} returned arrays of shapes "
-                    f"{shapes}; expected one array of class probabilities per section: {wanted}."
-                )
-            out[target] = [np.asarray(p, dtype=np.float32) for p in found]
-        return out
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+        """Call the function and check what it returns."""
+        codes, n_classes = [c.copy() for c in self.labels[target]], self.classes[target]
+        found = self.function(list(sections), codes, n_classes, self.random_state)
+        shapes, wanted = [np.shape(p) for p in found], [(s.n_obs, n_classes) for s in sections]
+        if shapes != wanted:
+            raise ValueError(
+                f"The model {getattr(self.function, '__name__', self.function)!r} returned arrays of shapes "
+                f"{shapes}; expected one array of class probabilities per section: {wanted}."
+            )
+        return [np.asarray(p, dtype=np.float32) for p in found]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the representation itself: nothing more is known of the function."""

@@ -73,17 +73,14 @@ class Framework(Baseline):
         multitask(adata, **tasks | {"use_rep": _REP} | self._how() | self._joint(adata))
         return self
 
-    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Probabilities of the observations; the shares of the classes where an observation is in no region."""
-        out = {}
-        for target, n_classes in self.classes.items():
-            frame = self.adata.obsm[_keys.proba(_TRUTH.format(target))]
-            proba = np.zeros((self.adata.n_obs, n_classes), dtype=np.float32)
-            proba[:, [int(c) for c in frame.columns]] = frame.to_numpy()
-            unknown = np.isnan(proba).any(axis=1)
-            proba[unknown] = proba[~unknown].mean(axis=0)
-            out[target] = np.split(proba, _cuts(sections))
-        return out
+        frame = self.adata.obsm[_keys.proba(_TRUTH.format(target))]
+        proba = np.zeros((self.adata.n_obs, self.classes[target]), dtype=np.float32)
+        proba[:, [int(c) for c in frame.columns]] = frame.to_numpy()
+        unknown = np.isnan(proba).any(axis=1)
+        proba[unknown] = proba[~unknown].mean(axis=0)
+        return np.split(proba, _cuts(sections))
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the states of the regions at their observations, beside the U-Net's features."""
