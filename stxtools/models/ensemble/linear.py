@@ -5,14 +5,15 @@ A network that learns from a few labelled blocks varies from one seed to the nex
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import logsumexp
-from sklearn.linear_model import Ridge
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import PredefinedSplit
 
 from stxtools._spatial.blocks import deal
 from stxtools._warn import warn
@@ -26,8 +27,8 @@ SHARE, PENALTY = 0.5, 1e-2  # of the ridge, against the discriminant analysis; i
 _FOLDS = 4
 _ROWS = 8000  # observations that a fit uses; more add time, not accuracy
 _ABSENT = -12.0  # logit of a class without labels
-_TOLERANCE = 1e-5  # largest gradient, relative to that of the start
-_STEPS = 2000  # a well-scaled problem takes some tens
+_TOLERANCE = 1e-6  # largest gradient
+_STEPS = 2000  # most problems take some tens
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,12 @@ def linear_regression(
     inp: LinearInput, values: FloatArray, known: NDArray[np.bool_], rng: np.random.Generator
 ) -> Linear:
     """Ridge regression of ``values`` (n, G), its penalty chosen on held-out groups."""
-    rows = np.flatnonzero(known)
-    fold = deal_folds(inp.group[rows], rng)
-    best: tuple[float, float] = (np.inf, 100.0)
-    for penalty in (10.0, 100.0, 1000.0, 10000.0):
-        error = 0.0
-        for k in range(int(fold.max()) + 1):
-            seen, left = rows[fold != k], rows[fold == k]
-            if len(seen) > 1:
-                seen = sampled(seen)
-                fitted = Ridge(penalty).fit(inp.z[seen].astype(np.float64), values[seen])
-                error += float(np.square(fitted.predict(inp.z[left]).reshape(len(left), -1) - values[left]).sum())
-        best = min(best, (error, penalty))
-    rows = sampled(rows)
-    fitted = Ridge(best[1]).fit(inp.z[rows].astype(np.float64), values[rows])
+    rows = sampled(np.flatnonzero(known))
+    folds = PredefinedSplit(deal_folds(inp.group[rows], rng))
+    several = folds.get_n_splits() > 1
+    penalties = (10.0, 100.0, 1000.0, 10000.0) if several else (100.0,)
+    model = RidgeCV(penalties, cv=folds if several else None, scoring="neg_mean_squared_error")
+    fitted = model.fit(inp.z[rows].astype(np.float64), values[rows])
     coef = np.asarray(fitted.coef_, dtype=np.float64).reshape(values.shape[1], -1).T
     return Linear(coef, np.asarray(fitted.intercept_, dtype=np.float64).reshape(-1))
 
@@ -135,45 +128,20 @@ def _logistic(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.int64
 
 
 def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: float) -> tuple[FloatArray, FloatArray]:
-    r"""Coefficients (d, K) and intercepts (K,) of the multinomial model with the lowest penalised cross-entropy.
-
-    Minimises :math:`\sum_i -\log p(y_i) + \lVert W \rVert^2 / 2c` with intercepts free of penalty, by L-BFGS in
-    variables that are divided by the root of an upper bound of the curvature. ``u`` are features (n, d); each class of
-    ``codes`` (n,) occurs. For two classes ``c`` is that of the usual model with one vector of coefficients.
-    """
-    n, d = u.shape
-    penalty = (2.0 if n_classes == 2 else 1.0) / c  # two vectors of half the length carry half the squares
-    centre = u.mean(axis=0)
-    x = np.concatenate([u - centre, np.ones((n, 1))], axis=1)
-    ridge = np.append(np.full(d, penalty), 0.0)[:, None]
-    scale = 1 / np.sqrt(np.square(x).sum(axis=0)[:, None] / 4 + ridge + 1e-12)
-    truth = np.zeros((n, n_classes))
-    truth[np.arange(n), codes] = 1.0
-
-    def loss(flat: FloatArray) -> tuple[float, FloatArray]:
-        w = flat.reshape(d + 1, n_classes) * scale
-        logits = x @ w
-        total = logsumexp(logits, axis=1)
-        value = float((total - (logits * truth).sum(axis=1)).sum() + (ridge * w**2).sum() / 2)
-        gradient = x.T @ (np.exp(logits - total[:, None]) - truth) + ridge * w
-        return value, (gradient * scale).ravel()
-
-    start = np.zeros((d + 1) * n_classes)
-    steepest = float(np.abs(loss(start)[1]).max())
-    found = minimize(
-        loss, start, jac=True, method="L-BFGS-B",
-        options={"maxiter": _STEPS, "maxfun": 2 * _STEPS, "gtol": _TOLERANCE * steepest, "ftol": 0.0, "maxcor": 20},
-    )  # fmt: skip
-    left = float(np.abs(found.jac).max())
-    if not np.isfinite(found.fun) or left > 100 * _TOLERANCE * steepest:
+    """Coefficients (d, K) and intercepts (K,) of ridge logistic regression, of mean 0 over the classes."""
+    model = LogisticRegression(C=c, tol=_TOLERANCE, max_iter=_STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(u, codes)
+    if model.n_iter_.max() >= _STEPS:
         warn(
-            f"The linear classifier of the ensemble has not converged after {found.nit} steps (its gradient is "
-            f"{left / steepest:.1e} of that at the start): look for extreme values in the expression.",
+            f"The linear classifier of the ensemble has not converged after {_STEPS} steps: look for extreme values in "
+            "the expression.",
         )
-    w = found.x.reshape(d + 1, n_classes) * scale
-    coef = w[:-1] - w[:-1].mean(axis=1, keepdims=True)
-    intercept = w[-1] - centre @ coef
-    return coef, intercept - intercept.mean()
+    coef, intercept = np.asarray(model.coef_.T), np.asarray(model.intercept_)
+    if n_classes == 2:  # scikit-learn has the second class alone
+        coef, intercept = coef * [-0.5, 0.5], intercept * [-0.5, 0.5]
+    return coef - coef.mean(axis=1, keepdims=True), intercept - intercept.mean()
 
 
 def sampled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
