@@ -10,7 +10,7 @@ from scipy import sparse
 
 from stxtools.models import GeneProjection, RegionSection, Section
 from stxtools.models.tissuenet.genes import SmoothedGenes, pooling
-from stxtools.models.tissuenet.inputs import groups_of, held_out, label_shares, made_for_others, region_means
+from stxtools.models.tissuenet.inputs import groups_of, held_out, made_for_others, region_means
 from stxtools.models.tissuenet.readout import with_readout
 
 
@@ -139,6 +139,7 @@ def test_loadings_carry_scores_back_to_the_genes() -> None:
 
 
 def test_label_shares_by_hand():
-    share, weight = label_shares(np.array([0, 0, 0, 1, 1, -1]), np.array([0, 1, -1, -1, -1, 1]), 3, 2)
+    codes = np.array([0, 1, -1, -1, -1, 1])
+    share, weight = region_means(np.array([0, 0, 0, 1, 1, -1]), np.eye(2)[codes], codes >= 0, 3)
     assert share.tolist() == [[0.5, 0.5], [0, 0], [0, 0]]
     assert weight.tolist() == pytest.approx([2 / 3, 0, 0])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.utils import scatter
 
 from ._gnn import GraphPart, Readout, RegionGNN
 from ._unet import UNet
@@ -117,10 +118,8 @@ class TissueModule(nn.Module):
         parts = () if self.training else g.parts
         states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, parts=parts)
         obs_logits = {}
-        for name, region_logits in logits.items():
-            if g.region is not None:
-                own = self.obs_heads[name](at_obs) if at_obs is not None else 0.0
-                obs_logits[name] = region_logits[g.region] + own
+        if at_obs is not None:
+            obs_logits = {name: found[g.region] + self.obs_heads[name](at_obs) for name, found in logits.items()}
         reconstruction = self.decoder(torch.cat([states, z.expand_as(states)], dim=1))
         return TissueOutput(states, z, logits, obs_logits, reconstruction, edges, attention, nodes)
 
@@ -146,10 +145,7 @@ class TissueModule(nn.Module):
 
 def pooled(at_obs: Tensor, g: GraphTensors) -> Tensor:
     """Mean over the observations of each region, (R, d): gradients reach whatever made the features."""
-    region = g.region if g.region is not None else torch.zeros(0, dtype=torch.long)
-    total = at_obs.new_zeros(len(g.nodes), at_obs.shape[1]).index_add(0, region, at_obs)
-    count = at_obs.new_zeros(len(g.nodes)).index_add(0, region, at_obs.new_ones(len(region)))
-    return total / count.clamp_min(1)[:, None]
+    return scatter(at_obs, g.region, dim_size=len(g.nodes), reduce="mean")
 
 
 def _turn(x: Tensor, turn: int) -> Tensor:

@@ -95,17 +95,17 @@ class TissueTask(GraphTask):
         for i in self.judged or self.learned:
             g = self.graphs[i]
             logits = {t: shares[t].expand(len(g.nodes), -1) for t in shares}
-            at_obs = {t: shares[t].expand(len(rows), -1) for t, rows in g.obs_targets.items() if t in shares}
+            at_obs = {t: shares[t].expand(len(g.obs_targets[t]), -1) for t in shares}
             total.append(float(self._total(self.losses(i, logits, at_obs, which))))
         return sum(total) / max(len(total), 1)
 
     def _class_shares(self, task: str) -> Tensor:
         """Logarithm of the classes' shares among the labels learned from; zeros for values."""
-        parts = [g for g in self.graphs if task in g.obs_targets]
-        count = sum((g.obs_targets[task] * g.obs_weight[task][:, None]).sum(dim=0) for g in parts)
-        if task in self.weighting.squared or not isinstance(count, Tensor):
+        if task in self.weighting.squared:
             return torch.zeros_like(self.graphs[0].targets[task][0])
-        return ((count + 1) / (count + 1).sum()).log()
+        seen = [(g.obs_targets[task] * g.obs_weight[task][:, None]).sum(dim=0) for g in self.graphs]
+        count = torch.stack(seen).sum(dim=0) + 1
+        return (count / count.sum()).log()
 
     def losses(
         self, index: int, logits: dict[str, Tensor], obs_logits: dict[str, Tensor], which: str
@@ -114,11 +114,9 @@ class TissueTask(GraphTask):
         g, found = self.graphs[index], {}
         for task in (t for t in self.weighting.tasks if t in self.labelled[which][index]):
             measure = weighted_mse if task in self.weighting.squared else soft_cross_entropy
-            weight, obs_weight = getattr(g, which)[task], getattr(g, f"obs_{which}").get(task)
-            loss = self.region_loss * measure(logits[task], g.targets[task], weight)
-            if obs_weight is not None and task in obs_logits:
-                loss = loss + measure(obs_logits[task], g.obs_targets[task], obs_weight)
-            found[task] = loss
+            at_regions = measure(logits[task], g.targets[task], getattr(g, which)[task])
+            at_obs = measure(obs_logits[task], g.obs_targets[task], getattr(g, f"obs_{which}")[task])
+            found[task] = self.region_loss * at_regions + at_obs
         return found
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor | None:

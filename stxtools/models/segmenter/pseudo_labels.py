@@ -52,6 +52,14 @@ class PseudoLabels:
     labelled: NDArray[np.bool_]
     curve: dict[str, list[float]] = field(default_factory=dict)
 
+    def spread(self, rows: IntArray, n: int) -> PseudoLabels:
+        """Return the pseudo-labels of n observations of which these are the ``rows``; the others have none."""
+        nothing = {"target": 1 / len(self.classes), "weight": 0.0, "confidence": np.nan, "labelled": False}
+        full = {name: np.full((n, *getattr(self, name).shape[1:]), value) for name, value in nothing.items()}
+        for name, values in full.items():
+            values[rows] = getattr(self, name)
+        return replace(self, **full)  # type: ignore[arg-type]
+
     def by_section(self, sections: Sequence[Section]) -> tuple[list[FloatArray], list[FloatArray]]:
         """Class shares and weights of the observations of each section, for what learns from its labels.
 
@@ -100,7 +108,7 @@ def pseudo_labels_from_clustering(
     target = target**SHARPEN / (target**SHARPEN).sum(axis=1, keepdims=True)
     balance = (target.mean() / target.mean(axis=0).clip(1e-6)) ** 0.5  # small compartments are not to be lost
     weight = agreement * balance[target.argmax(axis=1)]
-    return _for_all(names, n, rows, target, weight, voted, np.zeros(n, dtype=bool), curve)
+    return PseudoLabels(names, target, weight, voted, np.zeros(len(rows), dtype=bool), curve).spread(rows, n)
 
 
 def pseudo_labels_from_labels(
@@ -125,24 +133,7 @@ def pseudo_labels_from_labels(
     weight = (target.max(axis=1) - 1 / k) / (1 - 1 / k)
     target[known[rows]] = np.eye(k)[codes[rows][known[rows]]]
     weight[known[rows]] = 2.0
-    return _for_all(list(classes), len(codes), rows, target, weight, confidence, known, {})
-
-
-def _for_all(
-    names: list[str],
-    n: int,
-    rows: IntArray,
-    target: FloatArray,
-    weight: FloatArray,
-    confidence: FloatArray,
-    labelled: NDArray[np.bool_],
-    curve: dict[str, list[float]],
-) -> PseudoLabels:
-    """Pseudo-labels of all observations from those of ``rows``."""
-    k = len(names)
-    full = PseudoLabels(names, np.full((n, k), 1 / k), np.zeros(n), np.full((n, k), np.nan), labelled, curve)
-    full.target[rows], full.weight[rows], full.confidence[rows] = target, weight, confidence
-    return full
+    return PseudoLabels(list(classes), target, weight, confidence, known[rows]).spread(rows, len(codes))
 
 
 def _joint(sections: Sequence[Section]) -> tuple[NDArray[np.float32], sparse.csr_matrix]:

@@ -18,7 +18,7 @@ from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
 
 from .genes import GENE_SIZES, SmoothedGenes, pooling
-from .inputs import RegionSection, groups_of, held_out, label_shares, made_for_others, region_means
+from .inputs import RegionSection, groups_of, held_out, made_for_others, region_means
 from .params import TissueNetParams
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
@@ -149,15 +149,10 @@ class TrainingTargets:
         for task, size in self.tasks.items():
             if task == EXPRESSION:
                 values, known = self.values(s)
-                seen = region_means(s.region, values, known & ~held, n)
-                judged = region_means(s.region, values, known & held, n)
-                at_obs = np.nan_to_num(values)
             else:
-                codes = s.labels[task]
-                known = codes >= 0
-                seen = label_shares(s.region, np.where(held, -1, codes), n, size)
-                judged = label_shares(s.region, np.where(held, codes, -1), n, size)
-                at_obs = np.where(known[:, None], np.eye(size, dtype=np.float32)[codes], 0)
+                values, known = np.eye(size)[s.labels[task]], s.labels[task] >= 0
+            seen, judged = (region_means(s.region, values, rows, n) for rows in (known & ~held, known & held))
+            at_obs = np.where(known[:, None], values, 0)
             # a region that lies across the border of a block would be learned and judged at once
             apart = judged[1] * (seen[1] == 0)
             target = np.where(apart[:, None] > 0, judged[0], seen[0])
@@ -168,7 +163,7 @@ class TrainingTargets:
                 store[task] = torch.from_numpy(rows[inside].astype(np.float32))
         return out
 
-    def values(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def values(self, s: RegionSection) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
         """Standardised expression to predict, (n, T), and where it is known, (n,)."""
         scaling = self.featurizer.scaling
         if s.expression is None:

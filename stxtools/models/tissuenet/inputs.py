@@ -33,13 +33,6 @@ class RegionSection:
     by_name: GeneSection | None = None  # the same of all genes, for the classifier that crosses sections
 
 
-def label_shares(
-    region: NDArray[np.int64], codes: NDArray[np.int64], n_regions: int, n_classes: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Share of each class among the labelled observations of each region, and the share of them that is labelled."""
-    return region_means(region, np.eye(n_classes)[codes], codes >= 0, n_regions)
-
-
 def region_means(
     region: NDArray[np.int64], values: NDArray[np.floating], known: NDArray[np.bool_], n_regions: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
