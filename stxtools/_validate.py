@@ -17,7 +17,8 @@ __all__ = [
     "Labels", "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice",
     "check_class_names",
     "check_in", "check_int", "check_key_added", "check_number", "check_seed", "check_writable", "coordinates",
-    "fingerprint", "genes_to_predict", "label_classes", "libraries", "listing", "stored_library_key",
+    "fingerprint", "genes_to_predict", "label_classes", "libraries", "listing", "spatial_entry",
+    "stored_library_key",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -212,6 +213,16 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
         )
     codes, names = pd.factorize(column.astype(str), sort=True)
     return Libraries([str(n) for n in names], codes.astype(np.int64))
+
+
+def spatial_entry(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
+    """Return images, scale factors and metadata in ``uns["spatial"][library]``, each empty where there is none."""
+
+    def mapping(value: Any) -> Mapping[str, Any]:
+        return value if isinstance(value, Mapping) else {}
+
+    entry = mapping(mapping(adata.uns.get(_keys.SPATIAL)).get(library))
+    return {name: mapping(entry.get(name)) for name in (_keys.IMAGES, _keys.SCALEFACTORS, "metadata")}
 
 
 def stored_library_key(params: Mapping[str, Any]) -> str | bool | None:

@@ -15,8 +15,9 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._colors import default_colors
 from stxtools._data.expression import Expression, log_chunks, log_matrix
+from stxtools._validate import spatial_entry
 from stxtools.pl._legend import category_codes, colors_of
-from stxtools.pl._sections import Panel, image_slots, panels_of, positive, side_by_side, units_of
+from stxtools.pl._sections import Panel, panels_of, positive, side_by_side, units_of
 
 from .words import FDR
 
@@ -79,7 +80,7 @@ def _image(adata: AnnData, panel: Panel, shift: NDArray[np.float64]) -> dict[str
     """Return the section's image as a JPEG and where it lies, None where there is none."""
     from PIL import Image
 
-    slots = image_slots(adata, panel.library)
+    slots = spatial_entry(adata, panel.library)
     for name in ("hires", "lowres"):
         scale = positive(slots[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef"))
         pixels = slots[_keys.IMAGES].get(name)

@@ -20,7 +20,15 @@ from stxtools._files import write_text
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.density import typical_spacing
-from stxtools._validate import Libraries, categories, check_adata, check_key_added, coordinates, libraries
+from stxtools._validate import (
+    Libraries,
+    categories,
+    check_adata,
+    check_key_added,
+    coordinates,
+    libraries,
+    spatial_entry,
+)
 from stxtools._warn import warn
 
 if TYPE_CHECKING:
@@ -305,8 +313,7 @@ def _by_place(shapes: pd.DataFrame, xy: NDArray[np.float64], radius: float, path
 
 def _spot_radius(adata: AnnData, library: str, xy: NDArray[np.float64]) -> float:
     """Half a spot: of its diameter where it is known, else of the distance between observations."""
-    entry: Any = adata.uns.get(_keys.SPATIAL, {}).get(library, {})
-    diameter = entry.get(_keys.SCALEFACTORS, {}).get(_keys.SPOT_DIAMETER)
+    diameter = spatial_entry(adata, library)[_keys.SCALEFACTORS].get(_keys.SPOT_DIAMETER)
     return float(typical_spacing(xy) if diameter is None else diameter) / 2
 
 

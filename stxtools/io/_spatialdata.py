@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import filled
 from stxtools._on_spatialdata import ATTRS, GLOBAL, is_spatialdata, place_of, put, table_of
-from stxtools._validate import check_adata, stored_library_key
+from stxtools._validate import check_adata, spatial_entry, stored_library_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -143,14 +143,14 @@ class _Elements:
         """Move images from ``uns["spatial"]`` into elements, and name these in their place."""
         from spatialdata.models import Image2DModel
 
-        spatial: Any = table.uns.get(_keys.SPATIAL)
-        for library, entry in spatial.items() if isinstance(spatial, Mapping) else ():
-            images: Any = entry.get(_keys.IMAGES) if isinstance(entry, Mapping) else None
-            for name, image in list(images.items()) if isinstance(images, Mapping) else ():
-                scale = float(entry.get(_keys.SCALEFACTORS, {}).get(f"tissue_{name}_scalef", 0))
+        spatial = table.uns.get(_keys.SPATIAL)
+        for library in spatial if isinstance(spatial, Mapping) else ():
+            entry: Any = spatial_entry(table, library)
+            for name, image in list(entry[_keys.IMAGES].items()):
+                scale = float(entry[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef", 0))
                 if scale > 0 and np.ndim(image) in (2, 3):
                     pixels = np.asarray(image)
-                    images[name] = element = _clean(f"{library}_{name}")
+                    entry[_keys.IMAGES][name] = element = _clean(f"{library}_{name}")
                     self.images[element] = Image2DModel.parse(
                         pixels[..., None] if pixels.ndim == 2 else pixels, dims=("y", "x", "c"),
                         transformations=self._placed(library, scale, (0.0, 0.0)),
@@ -161,11 +161,8 @@ class _Elements:
         from spatialdata.models import ShapesModel
 
         element = np.empty(table.n_obs, dtype=object)
-        spatial: Any = table.uns.get(_keys.SPATIAL, {})
         for library, rows, spacing in zip(self.where.libs.names, self.where.parts, self.where.spacings, strict=True):
-            entry = spatial.get(library, {}) if isinstance(spatial, Mapping) else {}
-            factors = entry.get(_keys.SCALEFACTORS, {}) if isinstance(entry, Mapping) else {}
-            diameter = float(factors.get(_keys.SPOT_DIAMETER, spacing))
+            diameter = float(spatial_entry(table, library)[_keys.SCALEFACTORS].get(_keys.SPOT_DIAMETER, spacing))
             element[rows] = name = self._name(OBSERVATIONS, library)
             self.shapes[name] = ShapesModel.parse(
                 self.where.xy[rows], geometry=0, radius=diameter / 2, index=pd.Index(rows),

@@ -94,13 +94,13 @@ def attention(
         img=img, scale_bar=scale_bar, bottom=0.7 * max(len(layer.bars) for layer in layers) if legend else 0.0,
     )  # fmt: skip
     if legend:
-        handles = _legend.class_handles(view.names, view.colors, missing=False)
-        classes = [layer for layer in layers if layer.colors and layer.colors != view.colors]
-        if classes:
-            handles = [_legend.heading("segment"), *handles]
-        for layer in classes:
-            names = list(layer.colors)
-            handles += [_legend.heading(layer.key), *_legend.class_handles(names, layer.colors, missing=False)]
+        drawn = [view.colors if layer.key in view.regions.obsp else layer.colors for layer in layers]
+        segments = [("segment", view.colors)] if view.colors in drawn else []
+        classes = [(layer.key, layer.colors) for layer in layers if layer.colors and layer.colors != view.colors]
+        handles: list[Any] = []
+        for name, colors in (*segments, *classes):
+            handles += [_legend.heading(name)] if classes else []
+            handles += _legend.class_handles(list(colors), colors, missing=False)
         bars = [] if several else layers[0].bars
         _legend.add_legend(axes, handles, own=ax is None, title=None if several else "segment", bars=bars)
         for i, layer in enumerate(layers if several else []):

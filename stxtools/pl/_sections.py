@@ -11,7 +11,7 @@ import numpy as np
 
 from stxtools import _keys
 from stxtools._checks import check_names
-from stxtools._validate import array_positions, coordinates, libraries, listing, stored_library_key
+from stxtools._validate import array_positions, coordinates, libraries, listing, spatial_entry, stored_library_key
 
 from . import _base, _legend
 
@@ -105,16 +105,6 @@ def side_by_side(panels: Sequence[Panel]) -> list[NDArray[np.float64]]:
     return list(places * cell + (cell - sizes) / 2 - limits[:, [0, 2]])
 
 
-def image_slots(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
-    """Return ``images``, ``scalefactors`` and ``metadata`` of a section, empty where it has none."""
-
-    def mapping(value: Any) -> Mapping[str, Any]:
-        return value if isinstance(value, Mapping) else {}
-
-    entry = mapping(mapping(adata.uns.get(_keys.SPATIAL)).get(library))
-    return {name: mapping(entry.get(name)) for name in (_keys.IMAGES, _keys.SCALEFACTORS, "metadata")}
-
-
 def positive(value: Any) -> float | None:
     """Return a number above 0 as a float, None for anything else."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -148,7 +138,7 @@ def units_of(
 
 
 def _known(adata: AnnData, panel: Panel) -> float | None:
-    slots = image_slots(adata, panel.library)
+    slots = spatial_entry(adata, panel.library)
     factors, about = slots[_keys.SCALEFACTORS], slots["metadata"]
     recorded = positive(factors.get("microns_per_pixel"))
     if recorded is not None:
@@ -268,7 +258,7 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, 
     if img is False or (img is None and not fits):
         return False
     library = panel.library
-    images, scalefactors = (image_slots(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
+    images, scalefactors = (spatial_entry(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
     found = [name for name in ("hires", "lowres") if name in images]
     found += [str(n) for n in images if n not in found]
     for name in [img] if isinstance(img, str) else found:
