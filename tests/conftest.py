@@ -221,12 +221,13 @@ def region_effects(
     n_null: int,
     seeds: Sequence[int] | None = None,
     covariates: Any = None,
+    n_genes: np.ndarray | None = None,
 ) -> list[Any]:
     """Test regions of one section (observations x genes) against the rest of it."""
     from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 
     matrix = sparse.csr_matrix(values.astype(np.float32))
-    view = SectionView(InMemory(matrix), np.arange(len(xy)), xy, 0, covariates=covariates)
+    view = SectionView(InMemory(matrix), np.arange(len(xy)), xy, 0, None, covariates, n_genes)
     seeds = [0] * len(regions) if seeds is None else seeds
     questions = (covariates is not None and covariates.composition,)
     contrasts = [Contrast(view, label, n_null, (i,), questions) for label, i in zip(regions, seeds, strict=True)]

@@ -52,7 +52,9 @@ def test_partial_correlations_equal_least_squares_gene_by_gene():
     nuisance = space.components(4).beside(np.random.default_rng(1).standard_normal((len(y), 2)))
     labels = (np.random.default_rng(2).random((len(y), 3)) < 0.4).astype(float)
     labels -= labels.mean(axis=0)
-    r, left = PartialCorrelation(sparse.csr_matrix(y), nuisance, Metric.plain(len(y)))(labels)
+    r, left = PartialCorrelation(sparse.csr_matrix(y), nuisance, Metric.plain(np.ones(len(y), dtype=np.float32)))(
+        labels
+    )
     centred = y.astype(float) - y.mean(axis=0)
     for j in range(y.shape[1]):
         others = nuisance.scores - centred[:, [j]] * nuisance.loadings[[j]]
@@ -67,7 +69,7 @@ def test_covariates_without_loadings_are_ordinary_ones():
     z = Nuisance.empty(*y.shape).beside(np.random.default_rng(0).standard_normal((len(y), 3)))
     labels = np.random.default_rng(5).standard_normal((len(y), 2))
     labels -= labels.mean(axis=0)
-    r, _ = PartialCorrelation(sparse.csr_matrix(y), z, Metric.plain(len(y)))(labels)
+    r, _ = PartialCorrelation(sparse.csr_matrix(y), z, Metric.plain(np.ones(len(y), dtype=np.float32)))(labels)
     expected = [[_partial(y[:, j].astype(float), labels[:, b], z.scores)[0] for b in range(2)] for j in range(25)]
     np.testing.assert_allclose(r, expected, atol=2e-4)
 
@@ -132,8 +134,8 @@ def test_a_gene_does_not_explain_itself():
     own = _space(logged).components(3)
     blind = Nuisance(own.scores, np.zeros_like(own.loadings))
     centred = (label - label.mean())[:, None]
-    with_itself = PartialCorrelation(sparse.csr_matrix(logged), blind, Metric.plain(625))
-    without = PartialCorrelation(sparse.csr_matrix(logged), own, Metric.plain(625))
+    with_itself = PartialCorrelation(sparse.csr_matrix(logged), blind, Metric.plain(np.ones(625, dtype=np.float32)))
+    without = PartialCorrelation(sparse.csr_matrix(logged), own, Metric.plain(np.ones(625, dtype=np.float32)))
     assert with_itself.residual[0] < 0.1 * without.residual[0]
     assert abs(without(centred)[0][0, 0]) > 0.5
 
@@ -145,10 +147,14 @@ def test_effect_given_covariates_equals_generalised_least_squares():
     covariate = rng.standard_normal(300) + label
     y = np.outer(label, np.linspace(0, 1, 6)) + covariate[:, None] + rng.normal(0, 0.3, (300, 6)) - 5
     y = y.astype(np.float32)
-    found, mirror = region_effects(y, xy, [label, ~label], 100, covariates=Covariates(columns=covariate[:, None]))
-    basis = smooth_basis(xy)
+    n_genes = rng.integers(20, 900, 300)
+    given_one = Covariates(columns=covariate[:, None])
+    found, mirror = region_effects(y, xy, [label, ~label], 100, covariates=given_one, n_genes=n_genes)
+    weight = n_genes / n_genes.mean()  # where many genes are seen, expression is precise
+    basis = smooth_basis(xy, weight.astype(np.float32))
     strength = np.median(basis.strengths(sparse.csr_matrix(y)))
-    covariance = np.eye(300) + basis.values @ np.diag(strength * basis.frequency**-1.5) @ basis.values.T
+    functions = basis.values[:, 1:] / weight[:, None]
+    covariance = np.diag(1 / weight) + functions @ np.diag(strength * basis.frequency[1:] ** -1.5) @ functions.T
     design = np.c_[np.ones(300), label, covariate]
     weighted = np.linalg.solve(covariance, design)
     expected = np.linalg.solve(weighted.T @ design, weighted.T @ y.astype(float))[1]

@@ -129,18 +129,26 @@ def test_null_variance_of_smooth_genes_equals_that_over_true_regions(xy):
 
 
 def test_the_metric_is_that_of_generalised_least_squares(xy):
-    basis = smooth_basis(xy[:400])
-    k = basis.values.shape[1]
-    np.testing.assert_allclose(basis.values.T @ basis.values, np.eye(k), atol=1e-5)
-    np.testing.assert_allclose(basis.values.mean(axis=0), 0, atol=1e-7)
-    assert k == 40
+    rng = np.random.default_rng(0)
+    weight = rng.uniform(0.3, 1.7, 400).astype(np.float32)
+    basis = smooth_basis(xy[:400], weight)
+    functions = basis.values / weight[:, None]
+    k = functions.shape[1]
+    np.testing.assert_allclose(functions.T @ basis.values, np.eye(k), atol=1e-5)
+    np.testing.assert_allclose(functions[:, 0], functions[0, 0], rtol=1e-5)
+    assert k == 41
+    assert basis.frequency[0] == 0
     assert (np.diff(basis.frequency) >= 0).all()
-    covariance = np.eye(400) + 7.0 * basis.values @ np.diag(basis.frequency**-1.5) @ basis.values.T
-    values = np.random.default_rng(0).standard_normal((400, 3))
-    np.testing.assert_allclose(basis.metric(7.0)(values), np.linalg.solve(covariance, values), atol=1e-5)
-    rng = np.random.default_rng(1)
-    root = basis.values * np.sqrt(30.0 * basis.frequency**-1.5)
-    genes = (root @ rng.standard_normal((k, 200)) + rng.standard_normal((400, 200))).astype(np.float32)
+    size = np.r_[1e8, 7.0 * basis.frequency[1:] ** -1.5]  # the mean may be anything
+    covariance = np.diag(1.0 / weight) + functions @ np.diag(size) @ functions.T
+    values = rng.standard_normal((400, 3))
+    expected = np.linalg.solve(covariance.astype(float), values)
+    np.testing.assert_allclose(basis.metric(7.0)(values), expected, atol=1e-5)
+    matrix = sparse.csr_matrix(values.astype(np.float32))
+    np.testing.assert_allclose(basis.metric(7.0).squares(matrix), (values * expected).sum(axis=0), rtol=1e-5)
+    root = functions[:, 1:] * np.sqrt(30.0 * basis.frequency[1:] ** -1.5)
+    noise = rng.standard_normal((400, 200)) / np.sqrt(weight)[:, None]
+    genes = (root @ rng.standard_normal((k - 1, 200)) + noise).astype(np.float32)
     found = basis.strengths(sparse.csr_matrix(genes))
     assert 15 < np.median(found) < 60
 

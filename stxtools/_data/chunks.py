@@ -148,24 +148,27 @@ def _as_dask(matrix: Any) -> Any:
 
 @dataclass(frozen=True)
 class Survey:
-    """Summary of a matrix or of some rows: extremes, depth of each observation, how often each gene is ``seen``."""
+    """Summary of a matrix or of some rows: extremes, depth, genes per observation, how often each gene is ``seen``."""
 
     lowest: float
     highest: float
     whole: bool
     depth: NDArray[np.float64]
+    n_genes: NDArray[np.int64]
     seen: NDArray[np.int64]
 
     @classmethod
     def of(cls, matrix: sparse.csr_matrix) -> Survey:
         """Summarise all values."""
         data, depth = matrix.data, np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
-        seen = np.zeros(matrix.shape[1], dtype=np.int64)
+        n_genes, seen = np.diff(matrix.indptr).astype(np.int64), np.zeros(matrix.shape[1], dtype=np.int64)
         if data.size == 0:
-            return cls(0.0, 0.0, True, depth, seen)
+            return cls(0.0, 0.0, True, depth, n_genes, seen)
         for part in _parts(data):
             seen += np.bincount(matrix.indices[part][data[part] != 0], minlength=len(seen))
-        return cls(float(data.min()), float(data.max()), _whole(data), depth, seen)
+            zeros = part.start + np.flatnonzero(data[part] == 0)
+            np.subtract.at(n_genes, np.searchsorted(matrix.indptr, zeros, side="right") - 1, 1)
+        return cls(float(data.min()), float(data.max()), _whole(data), depth, n_genes, seen)
 
     @classmethod
     def joined(cls, parts: Sequence[Survey]) -> Survey:
@@ -175,6 +178,7 @@ class Survey:
             max(p.highest for p in parts),
             all(p.whole for p in parts),
             np.concatenate([p.depth for p in parts]),
+            np.concatenate([p.n_genes for p in parts]),
             np.sum([p.seen for p in parts], axis=0),
         )
 

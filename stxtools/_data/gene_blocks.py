@@ -33,6 +33,11 @@ class GeneBlocks:
         """Depth of the observations, None on the log scale."""
         return None if self.read.scale == "log" else self.read.survey.depth
 
+    @property
+    def n_genes(self) -> NDArray[np.int64]:
+        """Genes that each observation expresses."""
+        return self.read.survey.n_genes
+
     def block(self, genes: slice) -> sparse.csr_matrix:
         """Return log expression of some genes for all observations."""
         if genes == slice(0, self.shape[1]) and not is_out_of_core(self.read.matrix):

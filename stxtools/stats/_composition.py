@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
-from ._smooth import Metric, by_chunks, gene_sums, mean_and_variance, row_chunks, summed
+from ._smooth import Metric, by_chunks, gene_sums, row_chunks, summed
 
 Floats = NDArray[np.float64]
 
@@ -160,14 +160,13 @@ class PartialCorrelation:
     """
 
     def __init__(self, matrix: sparse.csr_matrix, nuisance: Nuisance, metric: Metric) -> None:
-        n = matrix.shape[0]
         z, self._v = nuisance.scores, nuisance.loadings
         self._matrix, self._metric = matrix, metric
         self._z = self._metric(z)
         gram = z.T @ self._z
         ridge = 1e-6 * max(float(np.trace(gram)) / max(z.shape[1], 1), 1e-12) * np.eye(z.shape[1])
         self._inverse = np.linalg.inv(gram + ridge)
-        total = np.maximum(n * mean_and_variance(matrix)[1] - self._metric.smooth_part(matrix), 0.0)
+        total = self._metric.squares(matrix)
         cross = gene_sums(matrix, self._z)
         given = _product(cross, self._inverse)
         self._vv = np.einsum("gi,gi->g", _product(self._v, self._inverse), self._v)

@@ -42,6 +42,7 @@ class SectionView:
     - ``rows``: Rows of the observations, in the order of computation and of what follows.
     - ``seed``: Seed of the sampled pairs of observations.
     - ``depth``: Counts before normalisation.
+    - ``n_genes``: Genes that each observation expresses.
     - ``plain``: Whether smooth variation counts in full, not weighed down (:attr:`metric`).
     """
 
@@ -51,6 +52,7 @@ class SectionView:
     seed: int
     depth: Floats | None = None
     covariates: Covariates | None = None
+    n_genes: NDArray[np.int64] | None = None
     plain: bool = False
     moments: Moments = field(init=False)  # known once all blocks are described
 
@@ -62,8 +64,10 @@ class SectionView:
         if chosen.all():
             return self
         depth = None if self.depth is None else self.depth[chosen]
+        n_genes = None if self.n_genes is None else self.n_genes[chosen]
         covariates = None if self.covariates is None else self.covariates.subset(chosen)
-        return replace(self, rows=self.rows[chosen], xy=self.xy[chosen], depth=depth, covariates=covariates)
+        rows, xy = self.rows[chosen], self.xy[chosen]
+        return replace(self, rows=rows, xy=xy, depth=depth, covariates=covariates, n_genes=n_genes)
 
     @cached_property
     def pairs(self) -> LagPairs:
@@ -73,7 +77,14 @@ class SectionView:
     @cached_property
     def basis(self) -> SmoothBasis:
         """Smooth functions of position."""
-        return smooth_basis(self.xy)
+        return smooth_basis(self.xy, self.weight)
+
+    @cached_property
+    def weight(self) -> NDArray[np.float32]:
+        """Weights of observations, with mean 1: where few genes are seen, expression is noisy."""
+        if self.n_genes is None or not self.n_genes.any():
+            return np.ones(len(self), dtype=np.float32)
+        return (self.n_genes / self.n_genes.mean()).astype(np.float32)
 
     @cached_property
     def _storage_order(self) -> NDArray[np.int64]:
@@ -133,7 +144,8 @@ class SectionView:
             nuisance = self.first_components if components is None else components
         if self.covariates is not None and self.covariates.columns is not None:
             nuisance = nuisance.beside(self.covariates.columns)
-        return Adjustment(composition, nuisance, Metric.plain(len(self)) if composition or self.plain else self.metric)
+        metric = Metric.plain(self.weight) if composition or self.plain else self.metric
+        return Adjustment(composition, nuisance, metric)
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Smooth variation of genes, which generalised least squares (Aitken 1936) weighs down.
 
-The covariance of genes over a section is modelled as ``I + c B diag(f ** -1.5) B'``, with B functions of the lowest
-frequencies f. Its inverse is ``I - B diag(w) B'`` with ``w = s / (1 + s)``, ``s = c f ** -1.5``. One strength c serves
-all genes of a section: with its own, a gene whose effect is large and smooth would have the effect taken for noise.
+The covariance of genes over a section is modelled as ``1 / W + c B diag(f ** -1.5) B'``: noise of observations with
+weights W, and functions B of the lowest frequencies f. Where ``B' W B`` is the identity, the inverse is
+``W - A diag(s / (1 + s)) A'`` with ``A = W B``, ``s = c f ** -1.5``. One strength c serves all genes of a section:
+with its own, a gene whose effect is large and smooth would have the effect taken for noise.
 """
 
 from __future__ import annotations
@@ -93,39 +94,48 @@ def mean_and_variance(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True)
 class Metric:
-    """Inner products ``x' (I - B diag(weight) B') y`` of centred values, B (observations x K) orthonormal."""
+    """Inner products ``x' (W - A diag(shrink) A') y``: W the weights of observations, A (observations x K) smooth.
 
-    basis: NDArray[np.float32]
+    The first column of A is the constant's, taken out whole: inner products are of centred values.
+    """
+
     weight: NDArray[np.float32]
+    basis: NDArray[np.float32]
+    shrink: NDArray[np.float32]
 
     @classmethod
-    def plain(cls, n_obs: int) -> Metric:
-        """Return the plain inner product."""
-        return cls(np.zeros((n_obs, 0), dtype=np.float32), np.zeros(0, dtype=np.float32))
+    def plain(cls, weight: NDArray[np.float32]) -> Metric:
+        """Return the inner product that only centres."""
+        return cls(weight, _constant(weight), np.ones(1, dtype=np.float32))
 
     def __call__(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """Multiply values (observations x some) by the metric's matrix."""
-        return self.applied(values, self.smooth(values)) if len(self.weight) else values
+        return self.applied(values, self.smooth(values))
 
     def smooth(self, values: NDArray[Any], less: float = 0.0) -> NDArray[np.float32]:
         """Return the weighted smooth part of ``values - less``, as coefficients (K x some)."""
-        return (self.weight[:, None] * summed(self.basis, values, less)).astype(np.float32)
+        return (self.shrink[:, None] * summed(self.basis, values, less)).astype(np.float32)
 
     def applied(
         self, values: NDArray[np.floating], smooth: NDArray[np.float32], rows: slice = slice(None)
     ) -> NDArray[np.floating]:
         """Take the smooth part out of the values of some observations."""
-        return values - self.basis[rows] @ smooth
+        return self.weight[rows, None] * values - self.basis[rows] @ smooth
 
-    def smooth_part(self, matrix: sparse.csr_matrix) -> Floats:
-        """Return by how much the metric lowers each gene's sum of squares."""
-        return np.einsum("gk,k->g", gene_sums(matrix, self.basis) ** 2, self.weight)
+    def squares(self, matrix: sparse.csr_matrix) -> Floats:
+        """Return each gene's sum of squares."""
+        smooth = np.einsum("gk,k->g", gene_sums(matrix, self.basis) ** 2, self.shrink)
+        return _without(gene_sums(matrix, self.weight[:, None], np.square)[:, 0], smooth)
 
 
 @dataclass(frozen=True)
 class SmoothBasis:
-    """Orthonormal functions of position without a mean (observations x K), and their frequencies."""
+    """Smooth functions of position, and their frequencies, from 0 for the constant.
 
+    ``values`` (observations x K) are weighted functions: orthonormal under the ``weight`` of observations, times it.
+    """
+
+    weight: NDArray[np.float32]
     values: NDArray[np.float32]
     frequency: Floats
 
@@ -133,30 +143,41 @@ class SmoothBasis:
         """Return the likeliest strength c of each gene (Whittle 1953), NaN where its variance is 0."""
         n, k = self.values.shape
         square = gene_sums(matrix, self.values) ** 2
-        white = np.maximum(mean_and_variance(matrix)[1] * n - square.sum(axis=1), 0.0) / max(n - 1 - k, 1)
-        ratio = square / np.maximum(white, 1e-300)[:, None]
-        spread = 1.0 + _STRENGTHS[:, None] * self.frequency**-_POWER
+        total = gene_sums(matrix, self.weight[:, None], np.square)[:, 0]
+        white = _without(total, square.sum(axis=1)) / max(n - k, 1)
+        ratio = square[:, 1:] / np.maximum(white, 1e-300)[:, None]
+        spread = 1.0 + _STRENGTHS[:, None] * self.frequency[1:] ** -_POWER
         loss = np.log(spread).sum(axis=1) + np.einsum("gk,ck->gc", ratio, 1.0 / spread)
         return np.where(white > 0, _STRENGTHS[np.argmin(loss, axis=1)], np.nan)
 
     def metric(self, strength: float) -> Metric:
         """Return the metric for a strength of smooth variation."""
-        smooth = strength * self.frequency**-_POWER
-        return Metric(self.values, (smooth / (1.0 + smooth)).astype(np.float32))
+        smooth = strength * self.frequency[1:] ** -_POWER
+        return Metric(self.weight, self.values, np.r_[1.0, smooth / (1.0 + smooth)].astype(np.float32))
 
 
-def smooth_basis(xy: Floats) -> SmoothBasis:
+def _constant(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (weight / np.sqrt(weight.sum(dtype=np.float64)))[:, None].astype(np.float32)
+
+
+def _without(squares: Floats, part: Floats) -> Floats:
+    """Return what is left of sums of squares; 0 where it is rounding of float32."""
+    left = squares - part
+    return np.where(left > 1e-6 * squares, left, 0.0)
+
+
+def smooth_basis(xy: Floats, weight: NDArray[np.float32]) -> SmoothBasis:
     """Return cosines on the box of the positions, orthogonalised from low to high frequency; linear in observations."""
     low, span = xy.min(axis=0), np.ptp(xy, axis=0)
     n_functions = min(N_FUNCTIONS, len(xy) // _OBS_PER_FUNCTION)
     longest = float(span.max())
     if n_functions == 0 or longest == 0:
-        return SmoothBasis(np.zeros((len(xy), 0), dtype=np.float32), np.zeros(0))
+        return SmoothBasis(weight, _constant(weight), np.zeros(1))
     side = np.where(span > 0, span, longest)
     each = [np.arange(N_FUNCTIONS + 1) if s > 0 else np.zeros(1, dtype=np.int64) for s in span]
     waves = np.stack(np.meshgrid(*each, indexing="ij"), axis=-1).reshape(-1, 2)
     frequency = np.hypot(*(waves * longest / side).T)
-    chosen = np.argsort(frequency, kind="stable")[1 : n_functions + 1]
+    chosen = np.argsort(frequency, kind="stable")[: n_functions + 1]
     waves, frequency = waves[chosen], frequency[chosen]
 
     each = [np.arange(most + 1) for most in waves.max(axis=0)]
@@ -167,16 +188,15 @@ def smooth_basis(xy: Floats) -> SmoothBasis:
         return np.asarray(across * along)
 
     parts = chunks(len(xy))
-    mean = np.sum([cosines(rows).sum(axis=0) for rows in parts], axis=0) / len(xy)
     gram = np.zeros((len(chosen), len(chosen)))
     for rows in parts:
-        centred = cosines(rows) - mean
-        gram += centred.T @ centred
+        waved = cosines(rows)
+        gram += waved.T @ (weight[rows, None] * waved)
     kept, triangle = _gram_schmidt(gram)
     values = np.empty((len(xy), len(kept)), dtype=np.float32)
     for rows in parts:
-        values[rows] = (cosines(rows) - mean)[:, kept] @ triangle
-    return SmoothBasis(values, frequency[kept])
+        values[rows] = weight[rows, None] * (cosines(rows)[:, kept] @ triangle)
+    return SmoothBasis(weight, values, frequency[kept])
 
 
 def _gram_schmidt(gram: Floats) -> tuple[NDArray[np.int64], Floats]:

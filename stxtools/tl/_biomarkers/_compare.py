@@ -31,15 +31,15 @@ def compare(
 
     ``both``: ask the other question, too. ``plain``: smooth variation is not weighed down, as on strips.
     """
-    depth = expression.depth
+    depth, n_genes = expression.depth, expression.n_genes
     views: dict[int, SectionView] = {}
     order = position_order(xy, names)
     for i in range(len(libs)):
         rows = order[(libs.codes[order] == i) & (codes[order] >= 0)]
         if len(rows):
             own = None if covariates is None else covariates.subset(rows)
-            own_depth = None if depth is None else depth[rows]
-            views[i] = SectionView(expression, rows, xy[rows], seed, own_depth, own, plain=plain)
+            own_depth, own_genes = (None if each is None else each[rows] for each in (depth, n_genes))
+            views[i] = SectionView(expression, rows, xy[rows], seed, own_depth, own, own_genes, plain)
     sides = [{i: d.sides(codes[views[i].rows]) for i in d.libraries} for d in designs]
     composition = covariates is not None and covariates.composition
     questions = (composition, not composition) if both else (composition,)

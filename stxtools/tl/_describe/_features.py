@@ -17,7 +17,7 @@ _ROWS = 5000  # observations that decoupler makes dense at a time
 class Features:
     """Features of all observations (CSR), read like expression."""
 
-    depth = None
+    depth = n_genes = None
     limit = np.inf
 
     def __init__(self, values: sparse.csr_matrix, names: Sequence[str]) -> None:
