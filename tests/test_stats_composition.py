@@ -64,6 +64,24 @@ def test_partial_correlations_equal_least_squares_gene_by_gene():
             assert left[j, b] == pytest.approx(spread, rel=1e-3)
 
 
+def test_smooth_variation_given_composition_is_that_of_residuals():
+    rng = np.random.default_rng(0)
+    xy, weight = rng.uniform(0, 1, (300, 2)), rng.uniform(0.5, 1.5, 300).astype(np.float32)
+    basis = smooth_basis(xy, weight)
+    waves = np.sin(4 * xy[:, :1] * np.linspace(0, 3, 25))
+    y = (_expression(300) + waves).astype(np.float32)
+    nuisance = _space(y).components(4)
+    found = PartialCorrelation(sparse.csr_matrix(y), nuisance, Metric.plain(weight)).strengths(basis)
+    root = np.sqrt(weight)[:, None]
+    rest = np.empty_like(y)
+    for j in range(25):
+        others = np.c_[np.ones(300), nuisance.scores - (y - y.mean(axis=0))[:, [j]] * nuisance.loadings[[j]]]
+        rest[:, j] = y[:, j] - others @ np.linalg.lstsq(root * others, root[:, 0] * y[:, j], rcond=None)[0]
+    expected = basis.likeliest(rest.T @ basis.values[:, 1:], (weight[:, None] * rest**2).sum(axis=0), 4)
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found)) > 3
+
+
 def test_covariates_without_loadings_are_ordinary_ones():
     y = _expression(seed=3)
     z = Nuisance.empty(*y.shape).beside(np.random.default_rng(0).standard_normal((len(y), 3)))

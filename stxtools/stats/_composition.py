@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
-from ._smooth import Metric, by_chunks, gene_sums, row_chunks, summed
+from ._smooth import Metric, SmoothBasis, by_chunks, gene_sums, row_chunks, summed
 
 Floats = NDArray[np.float64]
 
@@ -160,14 +160,15 @@ class PartialCorrelation:
     """
 
     def __init__(self, matrix: sparse.csr_matrix, nuisance: Nuisance, metric: Metric) -> None:
+        self.n_covariates = nuisance.scores.shape[1]
         z, self._v = nuisance.scores, nuisance.loadings
-        self._matrix, self._metric = matrix, metric
+        self._matrix, self._metric, self._scores = matrix, metric, z
         self._z = self._metric(z)
         gram = z.T @ self._z
         ridge = 1e-6 * max(float(np.trace(gram)) / max(z.shape[1], 1), 1e-12) * np.eye(z.shape[1])
         self._inverse = np.linalg.inv(gram + ridge)
         total = self._metric.squares(matrix)
-        cross = gene_sums(matrix, self._z)
+        self._cross = cross = gene_sums(matrix, self._z)
         given = _product(cross, self._inverse)
         self._vv = np.einsum("gi,gi->g", _product(self._v, self._inverse), self._v)
         self._s = np.einsum("gi,gi->g", given, self._v) - 1.0
@@ -175,6 +176,15 @@ class PartialCorrelation:
         self._det = self._vv * self._k - self._s**2
         self.residual = self._k / self._det
         self.known = (total > 0) & (self.residual > 1e-4 * total)
+
+    def strengths(self, basis: SmoothBasis) -> Floats:
+        """Return the likeliest strength of the smooth variation of each gene that the covariates leave."""
+        k, s, det = (x[:, None] for x in (self._k, self._s, self._det))
+        left = _product(k * self._v - s * self._cross, self._inverse)
+        functions = basis.values[:, 1:]
+        smooth = s * gene_sums(self._matrix, functions) + _product(left, summed(self._scores, functions))
+        found = basis.likeliest(smooth / det, self.residual, self.n_covariates)
+        return np.where(self.known, found, np.nan)
 
     def __call__(self, labels: NDArray[Any], less: float = 0.0) -> tuple[Floats, Floats]:
         """Return correlations and the labels' residual sums of squares, (genes x labels) both.

@@ -55,6 +55,7 @@ class SectionView:
     n_genes: NDArray[np.int64] | None = None
     plain: bool = False
     moments: Moments = field(init=False)  # known once all blocks are described
+    left: dict[int, Floats] = field(init=False, default_factory=dict)  # by block: strengths given composition
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,12 +109,6 @@ class SectionView:
         """Return a block of genes for the observations."""
         return SectionExpression(block[self.rows], self.depth)
 
-    @cached_property
-    def metric(self) -> Metric:
-        """Inner products that weigh smooth variation down as much as the median gene needs."""
-        known = self.moments.strength[~np.isnan(self.moments.strength)]
-        return self.basis.metric(float(np.median(known)) if len(known) else 0.0)
-
     def stored(self, genes: NDArray[np.int64], size: int, factor: Floats | None = None) -> Iterator[sparse.csr_matrix]:
         """Yield ``size`` observations at a time in the order of storage, times a ``factor`` on the linear scale."""
         pieces = (self.select(piece, rows.start, factor) for rows, piece in self.expression.rows(genes))
@@ -134,18 +129,20 @@ class SectionView:
         """Components of all genes."""
         return self.components()
 
-    def adjustment(self, *, composition: bool, components: Nuisance | None = None) -> Adjustment:
+    def adjustment(self, *, composition: bool, final: bool, components: Nuisance | None = None) -> Adjustment:
         """Return what a test adjusts for: columns and, where asked for, components (by default those of all genes).
 
-        Components hold most of the smooth variation: weighed down beside them, regions lose power.
+        Components hold most of the smooth variation; the first test finds what they leave, for the final one.
         """
         nuisance = Nuisance.empty(len(self), self.expression.shape[1])
         if composition:
             nuisance = self.first_components if components is None else components
         if self.covariates is not None and self.covariates.columns is not None:
             nuisance = nuisance.beside(self.covariates.columns)
-        metric = Metric.plain(self.weight) if composition or self.plain else self.metric
-        return Adjustment(composition, nuisance, metric)
+        if self.plain or (composition and not final):
+            return Adjustment(composition, nuisance, Metric.plain(self.weight))
+        strengths = np.concatenate(list(self.left.values())) if composition else self.moments.strength
+        return Adjustment(composition, nuisance, self.basis.metric(strengths))
 
 
 @dataclass
@@ -177,7 +174,8 @@ class _RegionTest:
         self.contrast, self.draws, self.view, self.composition = contrast, draws, contrast.view, composition
         self.factor: Floats | None = None
         n_null = contrast.n_null
-        self.begin(self.view.adjustment(composition=composition), max(n_null // 4, MIN_NULL), final=False)
+        first = self.view.adjustment(composition=composition, final=False)
+        self.begin(first, max(n_null // 4, MIN_NULL), final=False)
 
     def begin(self, adjustment: Adjustment, n_null: int, *, final: bool) -> None:
         self.adjustment, self.n_null, self.final = adjustment, n_null, final
@@ -187,8 +185,11 @@ class _RegionTest:
         own = replace(self.adjustment, nuisance=self.adjustment.nuisance.of(genes))
         if self.factor is not None:
             section = SectionExpression(rescaled(section.matrix, self.factor))
+        correlate = section.correlation(own)
+        if self.composition and not self.view.plain and genes.start not in self.view.left:
+            self.view.left[genes.start] = correlate.strengths(self.view.basis)
         alternative = self.contrast.alternative if self.final else None
-        self.found.append(section.test_region(self.draws, self.n_null, own, alternative))
+        self.found.append(section.test_region(self.draws, self.n_null, correlate, alternative))
 
     def significant(self) -> NDArray[np.int64]:
         """Return the significant genes by p-value, at most half of all."""
@@ -294,5 +295,5 @@ def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
             factor = depths[test].factor()
             test.factor = None if factor is None else view.reordered(factor)
             components = view.components(genes, test.factor) if test.composition else None
-        adjustment = view.adjustment(composition=test.composition, components=components)
+        adjustment = view.adjustment(composition=test.composition, final=True, components=components)
         test.begin(adjustment, test.contrast.n_null, final=True)

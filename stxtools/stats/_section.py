@@ -128,7 +128,7 @@ class SectionExpression:
         return gene_sums(self.matrix, label[:, None].astype(np.float64))[:, 0] / int(label.sum())
 
     def test_region(
-        self, draws: RegionDraws, n_null: int, test: Adjustment, alternative: Alternative | None = "two-sided"
+        self, draws: RegionDraws, n_null: int, correlate: PartialCorrelation, alternative: Alternative | None
     ) -> RegionEffect:
         """Test every gene for the region of ``draws`` against its first ``n_null`` random regions.
 
@@ -136,7 +136,6 @@ class SectionExpression:
         """
         label = draws.side
         n, share = len(self), float(label.mean())
-        correlate = self._correlation(test)
         r, label_ss = (x[:, 0] for x in correlate(label[:, None], share))
         square, cube, fourth = np.zeros((3, len(r)))
         for labels in draws.first(n_null):
@@ -148,7 +147,7 @@ class SectionExpression:
         known = correlate.known & (square > 0)
         null_variance = np.where(known, square / n_null, 1.0)
         # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
-        df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n - 2.0 - test.nuisance.scores.shape[1], 1.0))
+        df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n - 2.0 - correlate.n_covariates, 1.0))
         r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
         skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
         kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
@@ -160,7 +159,7 @@ class SectionExpression:
         ratio = np.where(known, correlate.residual / label_ss, 0.0)
         return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, draws.model)
 
-    def _correlation(self, test: Adjustment) -> PartialCorrelation:
+    def correlation(self, test: Adjustment) -> PartialCorrelation:
         """Correlation of genes with centred labels; without covariates the same for all regions."""
         adjusted = test.composition or test.nuisance.scores.shape[1] > 0
         if not adjusted and self._plain is not None:

@@ -132,7 +132,7 @@ class Metric:
 class SmoothBasis:
     """Smooth functions of position, and their frequencies, from 0 for the constant.
 
-    ``values`` (observations x K) are weighted functions: orthonormal under the ``weight`` of observations, times it.
+    ``values`` (observations x K) are the functions, orthonormal under the ``weight`` of observations, times the weight.
     """
 
     weight: NDArray[np.float32]
@@ -140,19 +140,26 @@ class SmoothBasis:
     frequency: Floats
 
     def strengths(self, matrix: sparse.csr_matrix) -> Floats:
-        """Return the likeliest strength c of each gene (Whittle 1953), NaN where its variance is 0."""
-        n, k = self.values.shape
-        square = gene_sums(matrix, self.values) ** 2
-        total = gene_sums(matrix, self.weight[:, None], np.square)[:, 0]
-        white = _without(total, square.sum(axis=1)) / max(n - k, 1)
-        ratio = square[:, 1:] / np.maximum(white, 1e-300)[:, None]
+        """Return the likeliest strength c of each gene, NaN where its variance is 0."""
+        smooth = gene_sums(matrix, self.values)
+        square = gene_sums(matrix, self.weight[:, None], np.square)[:, 0]
+        return self.likeliest(smooth[:, 1:], _without(square, smooth[:, 0] ** 2))
+
+    def likeliest(self, smooth: Floats, square: Floats, n_covariates: int = 0) -> Floats:
+        """Return likeliest strengths (Whittle 1953) from coefficients (genes x K - 1) and sums of squares."""
+        smooth = smooth**2
+        white = _without(square, smooth.sum(axis=1)) / max(len(self.weight) - len(self.frequency) - n_covariates, 1)
+        ratio = smooth / np.maximum(white, 1e-300)[:, None]
         spread = 1.0 + _STRENGTHS[:, None] * self.frequency[1:] ** -_POWER
         loss = np.log(spread).sum(axis=1) + np.einsum("gk,ck->gc", ratio, 1.0 / spread)
         return np.where(white > 0, _STRENGTHS[np.argmin(loss, axis=1)], np.nan)
 
-    def metric(self, strength: float) -> Metric:
-        """Return the metric for a strength of smooth variation."""
-        smooth = strength * self.frequency[1:] ** -_POWER
+    def metric(self, strengths: Floats) -> Metric:
+        """Return the metric that weighs smooth variation down as much as the median of genes needs."""
+        known = strengths[~np.isnan(strengths)]
+        smooth = (np.median(known) if len(known) else 0.0) * self.frequency[1:] ** -_POWER
+        if not smooth.any():
+            return Metric.plain(self.weight)
         return Metric(self.weight, self.values, np.r_[1.0, smooth / (1.0 + smooth)].astype(np.float32))
 
 
