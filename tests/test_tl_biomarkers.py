@@ -191,15 +191,19 @@ def test_regions_that_mean_nothing_have_no_markers():
     assert 0.3 < np.median(pooled) < 0.7
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_disease_of_the_demo_is_found(seed):
-    adata = st.datasets.synthetic_tissue(n_patients=3, sections_per_patient=2, disease="lesion", random_state=seed)
-    st.tl.biomarkers(adata, "disease", library_key="section")
-    table = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
-    called, planted = table["pvals_adj"] <= 0.05, adata.var["is_biomarker"]
-    assert called[planted].sum() >= 4
-    assert not called[~planted].any()
-    assert (np.sign(table["scores"]) == np.sign(adata.var["true_logfc"]))[called].all()
+def test_the_disease_of_the_demo_is_found():
+    calls = []
+    for seed in range(4):  # 0: the demo's
+        adata = st.datasets.synthetic_tissue(n_patients=3, sections_per_patient=2, disease="lesion", random_state=seed)
+        st.tl.biomarkers(adata, "disease", library_key="section")
+        table = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
+        called, planted = table["pvals_adj"] <= 0.05, adata.var["is_biomarker"]
+        assert (np.sign(table["scores"]) == np.sign(adata.var["true_logfc"]))[called & planted].all()
+        calls.append((called[planted].sum(), called[~planted].sum()))
+    found, false = np.transpose(calls)
+    assert (found >= 4).all()
+    assert false[0] == 0
+    assert false.sum() <= 0.05 * (found + false).sum()
 
 
 def test_real_section_null_regions(real_section):
