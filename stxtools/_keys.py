@@ -1,6 +1,6 @@
 """Every AnnData key that the package reads or writes by default, in one place.
 
-``key_added`` replaces the base name of a call's outputs; the functions below derive the rest from it.
+``key_added`` replaces the base name of a call's outputs, from which the last lines derive the rest.
 """
 
 from __future__ import annotations
@@ -71,42 +71,16 @@ RESERVED = frozenset({
     DESCRIBE, X_PCA, X_UNET, X_GNN, EVALUATION, TUNE, "log1p", "pca",
 })  # fmt: skip
 
-
-def proba(key: str) -> str:
-    """``obsm`` key of class probabilities."""
-    return f"{key}_proba"
-
-
-def confidence(key: str) -> str:
-    """``obs`` key of the probability of the predicted class."""
-    return f"{key}_confidence"
+# names that a call derives from a key
+proba = "{}_proba".format  # obsm: class probabilities
+confidence = "{}_confidence".format  # obs: probability of the predicted class
+mask_id = "{}_id".format  # obs: value that the observation's class has in the mask image
+columns = "{}_columns".format  # uns: true names of the columns of an obsm table, where files cannot hold them
+pred = "{}_pred".format  # obs: predicted class
+colors = "{}_colors".format  # uns: scanpy's palette for a categorical obs column
+twin = f"{RANK_GENES_GROUPS}_{{}}".format  # uns: biomarkers in the layout of scanpy.tl.rank_genes_groups
 
 
 def region_id(regions_key: str) -> str:
     """``obs`` key of the region of an observation."""
     return REGION_ID if regions_key == REGIONS else f"{regions_key}_region"
-
-
-def mask_id(key: str) -> str:
-    """``obs`` key of the value that the observation's class has in the mask image."""
-    return f"{key}_id"
-
-
-def columns(key: str) -> str:
-    """``uns`` key of the true names of the columns of ``obsm[key]``, where files cannot hold them as columns."""
-    return f"{key}_columns"
-
-
-def pred(key: str) -> str:
-    """``obs`` key of a predicted class."""
-    return f"{key}_pred"
-
-
-def colors(key: str) -> str:
-    """``uns`` key of scanpy's palette for a categorical ``obs`` column."""
-    return f"{key}_colors"
-
-
-def twin(key: str) -> str:
-    """``uns`` key of a biomarker table in the layout of :func:`scanpy.tl.rank_genes_groups`."""
-    return f"{RANK_GENES_GROUPS}_{key}"

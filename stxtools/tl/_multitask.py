@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,16 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance, put_frame
-from stxtools._validate import check_adata, check_key_added, check_seed, check_writable, genes_to_predict, label_classes
-
-from ._ensemble import warn_of_network, weights_table, with_ensemble
+from stxtools._validate import (
+    check_adata,
+    check_key_added,
+    check_seed,
+    check_writable,
+    genes_to_predict,
+    label_classes,
+    listing,
+)
+from stxtools._warn import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -126,9 +134,7 @@ def multitask(
             )
         }  # fmt: skip
         return slots.write(adata, copy)
-    from stxtools.models import TissueNet  # a student, applied above, needs none of what this imports
-
-    fitted = TissueNet(with_ensemble(params, ensemble)) if applied is None else applied
+    fitted = _new_model(params, ensemble) if applied is None else applied
     regions = Regions(adata, regions_key, spatial_key, library_key)
     if applied is not None:
         read: KnownInput | TrainingInput = KnownInput(adata, fitted, layer)
@@ -149,7 +155,9 @@ def multitask(
 
     slots, z = graph_slots("tl.multitask", regions_key, predictions, regions)
     _put_predictions(slots, slots.inner[regions_key], fitted, predictions, regions, columns)
-    weights = weights_table(predictions, regions.where.libs.names)
+    named = list(zip(regions.where.libs.names, predictions, strict=True))
+    tasks = predictions[0].weights  # factor of each member's logits in every task and section
+    weights = pd.DataFrame([{"task": t, "library": name} | vars(p.weights[t]) for t in tasks for name, p in named])
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, expression=wanted or None,
@@ -164,8 +172,19 @@ def multitask(
     if applied is None:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)
         slots.uns[key]["training"] = fitted.convergence
-        warn_of_network(fitted, weights, key, saved=save_model is not None)
+        _warn_of_network(fitted, weights, key, saved=save_model is not None)
     return slots.write(adata, copy)
+
+
+def _new_model(params: TissueNetParams | Mapping[str, Any] | None, ensemble: str | Sequence[str]) -> TissueNet:
+    """Return an untrained model with the members named in ``ensemble=``; ``"auto"`` leaves what ``params`` say."""
+    from stxtools.models import TissueNet, TissueNetParams  # a student needs none of what this imports
+    from stxtools.models._params import resolve
+    from stxtools.models.tissuenet.params import check_ensemble
+
+    check_ensemble(ensemble)
+    resolved = resolve(params, TissueNetParams)
+    return TissueNet(resolved if isinstance(ensemble, str) else replace(resolved, ensemble=tuple(ensemble)))
 
 
 def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool) -> dict[str, str]:
@@ -219,3 +238,26 @@ def _put_predictions(
 def _put_classes(slots: Slots, column: str, proba: NDArray[np.float32], names: list[str]) -> None:
     slots.obs[_keys.pred(column)] = called(proba, names)
     put_frame(slots, _keys.proba(column), proba, names)
+
+
+def _warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved: bool) -> None:
+    """Warn where the network has not converged, or has no weight."""
+    how = model.convergence
+    named = model.params.ensemble != "auto"
+    if not how["converged"]:
+        what = "It keeps the weight that `ensemble` gives it" if named else "Its weight in the ensemble is 0"
+        warn(
+            f"The network has not converged: its lowest loss on {how['judged_on']} is {how['loss']:.3g} (epoch "
+            f"{how['best_epoch'] + 1} of {how['epochs']}), not below {how['uninformed_loss']:.3g}, that of predicting "
+            f"the classes' shares. {what}; embeddings and attention are those of this network. More labels, more "
+            "epochs or a smaller `params['lr']` may help.",
+        )
+    elif not named and any(task in model.ensembles and model.weights(task).network == 0 for task in model.classes):
+        where = sorted(set(weights.loc[weights["network"] == 0, "library"]))
+        if where or saved:
+            scope = f"in {listing(where)}" if where else "in the sections that the saved model will be applied to"
+            warn(
+                f"The network has weight 0 {scope}: three or more sections have labels, so that a linear classifier, "
+                f"chosen on held-out sections, predicts alone where there are none (`adata.uns[{key!r}]['weights']`). "
+                "`ensemble=` names other members.",
+            )

@@ -200,7 +200,8 @@ def _region_means(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expr
             (some.data, np.searchsorted(rows, some.indices), some.indptr), shape=(len(regions), len(rows))
         )
         parts.append((regions, sparse.csr_matrix(weight @ logged).astype(np.float32)))
-    return _put_together(parts, (mean.shape[0], int(read.matrix.shape[1])))
+    order = np.concatenate([regions for regions, _ in parts])
+    return sparse.csr_matrix(sparse.vstack([part for _, part in parts], format="csr")[np.argsort(order)])
 
 
 def _at_once(mean: sparse.csr_matrix, read: Expression) -> Iterator[_Some]:
@@ -222,19 +223,3 @@ def _by_chunk(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expressi
         yield order[slice(*np.searchsorted(last[order], [at.start, at.stop]))], rows, logged
         later = (region[rows] >= 0) & (last[region[rows]] >= at.stop)
         rows, logged = rows[later], logged[later]
-
-
-def _put_together(
-    parts: list[tuple[NDArray[np.int64], sparse.csr_matrix]], shape: tuple[int, int]
-) -> sparse.csr_matrix:
-    """Return the matrix whose rows come in ``parts``, in any order; these are freed one by one."""
-    length = np.zeros(shape[0], dtype=np.int64)
-    for rows, part in parts:
-        length[rows] = np.diff(part.indptr)
-    start = np.r_[0, np.cumsum(length)]
-    data, indices = np.empty(start[-1], dtype=np.float32), np.empty(start[-1], dtype=np.int32)
-    while parts:
-        rows, part = parts.pop()
-        to = np.repeat(start[rows] - part.indptr[:-1], length[rows]) + np.arange(part.nnz)
-        data[to], indices[to] = part.data, part.indices
-    return sparse.csr_matrix((data, indices, start), shape=shape)

@@ -26,8 +26,7 @@ from stxtools._validate import (
 from stxtools.stats._correspondence import HALF, Shared, events, lineages, shared_mass
 from stxtools.stats._meta_analysis import adjust_bh
 
-from ._subject_values import one_each
-from ._times import time_of
+from ._subject_values import one_each, time_of
 from ._track_tissue import Plans, Tissue
 
 if TYPE_CHECKING:

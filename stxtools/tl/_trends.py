@@ -17,8 +17,7 @@ from stxtools._validate import check_adata, check_int, check_seed
 from stxtools.stats._jonckheere import jonckheere
 from stxtools.stats._subjects import MIN_SUBJECTS, regress_subjects
 
-from ._subject_values import Observed, Values, contacts, effect_table, expression, shares
-from ._times import time_of
+from ._subject_values import Observed, Values, contacts, effect_table, expression, shares, time_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
