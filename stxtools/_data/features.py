@@ -13,13 +13,13 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._validate import check_in
 from stxtools._warn import warn
+from stxtools.models._projection import GeneProjection
 
 from .chunks import is_out_of_core
 from .expression import Expression, log_chunks, stored_matrix
 from .representation import (
     N_COMPS,
     N_TOP_GENES,
-    Representation,
     log_normalize,
     median_depth,
     principal_components,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stxtools.models import GeneProjection
     from stxtools.models._base import BaseModel
 
 _WARN_SHARE = 0.5  # of the genes: fewer, and the user is warned
@@ -47,7 +46,7 @@ _NAME_COLUMNS = (
 _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 
 
-def stored_representation(adata: AnnData, use_rep: str) -> Representation:
+def stored_representation(adata: AnnData, use_rep: str) -> NDArray[np.float32]:
     """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
     if not isinstance(use_rep, str):
         raise TypeError(f"`use_rep` must be a string, 'X' or a key of `adata.obsm`; got {use_rep!r}.")
@@ -64,46 +63,54 @@ def stored_representation(adata: AnnData, use_rep: str) -> Representation:
         raise ValueError(f"`use_rep={use_rep!r}` has shape {array.shape}; expected (n_obs, n_features).")
     if not np.isfinite(array).all():
         raise ValueError(f"`use_rep={use_rep!r}` holds NaN or infinite values; fill or drop them first.")
-    return Representation(array, use_rep)
+    return array
 
 
 def compute_representation(
-    adata: AnnData, layer: str | None = None, *,
-    n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES, random_state: int = 0,
-) -> tuple[Representation, Expression]:  # fmt: skip
+    adata: AnnData, layer: str | None, random_state: int, *, n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES
+) -> tuple[NDArray[np.float32], GeneProjection, Expression]:
     """PCA of the log-normalised variable genes; of a large matrix out of core, axes come from a sample."""
     away = is_out_of_core(stored_matrix(adata, layer)[0])
     read = Expression(adata, layer, in_memory=not away)
     matrix = read.sample(random_state) if away else read.matrix
-    rep = principal_components(
+    values, projection = principal_components(
         matrix, read.scale, read.names, n_comps=n_comps, n_top_genes=n_top_genes, random_state=random_state,
         depth=read.survey.depth if away else None,
     )  # fmt: skip
-    projection = None if len(rep.values) == adata.n_obs else _projection(rep)
-    if projection is not None:  # of a sample
+    if len(values) < adata.n_obs:  # of a sample
         values = _projected(read, projection, [str(name) for name in read.names])
-        rep = replace(rep, values=values, variance=values.var(axis=0, dtype=np.float64))
-    return replace(rep, read=read.record), read
+        projection = replace(projection, variance=values.var(axis=0, dtype=np.float64))
+    return values, projection, read
 
 
 class TrainingFeatures:
-    """The representation that a new model reads; if ``portable``, with how to make it elsewhere."""
+    """The representation that a new model reads; if ``portable``, with how to make it elsewhere.
+
+    - ``name``, ``projection``: What the model remembers of it.
+    - ``record``: What ``params`` say of the expression.
+    """
 
     def __init__(
         self, adata: AnnData, use_rep: str | None, layer: str | None, *,
         portable: bool = False, anew: bool = False, random_state: int = 0,
     ) -> None:  # fmt: skip
+        self.projection: GeneProjection | None = None
+        self.expression: Expression | None = None
+        self.record: dict[str, str] = {}
+        stored = use_rep
         if use_rep is None and not anew and layer is None and _keys.X_PCA in adata.obsm:
-            rep, read = stored_representation(adata, _keys.X_PCA), None
-            if portable:
-                read = _expression_if_any(adata)
-                candidates = () if read is None else _log_candidates(read, _depth_of_x(adata))
-                rep = _with_loadings(rep, candidates, _gene_sets(adata, rep.values.shape[1]), adata.var_names)
-        elif use_rep is not None:
-            rep, read = stored_representation(adata, use_rep), None
-        else:
-            rep, read = compute_representation(adata, layer, random_state=random_state)
-        self.rep, self.values, self.record, self.expression = rep, rep.values, rep.read, read
+            stored = _keys.X_PCA
+        self.name = stored or "pca"
+        if stored is None:
+            self.values, self.projection, self.expression = compute_representation(adata, layer, random_state)
+            self.record = self.expression.record
+            return
+        self.values = stored_representation(adata, stored)
+        if portable and use_rep is None:
+            self.expression = _expression_if_any(adata)
+            candidates = () if self.expression is None else _log_candidates(self.expression, _depth_of_x(adata))
+            gene_sets = _gene_sets(adata, self.values.shape[1])
+            self.projection = _projection_of(self.values, stored, candidates, gene_sets, adata.var_names)
 
 
 def _expression_if_any(adata: AnnData) -> Expression | None:
@@ -111,23 +118,6 @@ def _expression_if_any(adata: AnnData) -> Expression | None:
         return Expression(adata)
     except (ValueError, KeyError):  # the PCA is all there is
         return None
-
-
-def remember_input(model: BaseModel[Any, Any], rep: Representation) -> None:
-    """Tell the model where its features came from."""
-    model.use_rep = rep.name
-    projection = _projection(rep)
-    if projection is not None:
-        model.projection = projection
-
-
-def _projection(rep: Representation) -> GeneProjection | None:
-    """How genes make the representation, if that is known."""
-    from stxtools.models import GeneProjection
-
-    if rep.genes is None or rep.mean is None or rep.components is None or rep.target_sum is None:
-        return None
-    return GeneProjection(rep.genes, rep.mean, rep.components, rep.target_sum, rep.variance, rep.noise, rep.gene_scale)
 
 
 class ModelFeatures:
@@ -146,7 +136,7 @@ class ModelFeatures:
             read = Expression(adata, layer, in_memory=False)
         self.expression = read
         if projection is None or read is None:
-            self.values, self.record = stored_representation(adata, str(model.use_rep)).values, {}
+            self.values, self.record = stored_representation(adata, str(model.use_rep)), {}
             if self.values.shape[1] != model.n_features - n_others:
                 raise ValueError(
                     f"The model reads {model.n_features - n_others} columns of `adata.obsm[{model.use_rep!r}]`; "
@@ -225,14 +215,13 @@ def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | Non
     return share
 
 
-def _with_loadings(
-    rep: Representation,
-    candidates: Iterable[tuple[sparse.csr_matrix, float]],
-    gene_sets: Sequence[NDArray[np.int64]],
-    names: pd.Index,
-) -> Representation:
-    """Return ``rep``, a stored PCA, with the linear map from log expression that gives its values again."""
-    centred = rep.values - rep.values.mean(axis=0, dtype=np.float64)
+def _projection_of(
+    values: NDArray[np.float32], name: str, candidates: Iterable[tuple[sparse.csr_matrix, float]],
+    gene_sets: Sequence[NDArray[np.int64]], names: pd.Index,
+) -> GeneProjection | None:  # fmt: skip
+    """Return the linear map from log expression that gives the ``values`` of a stored PCA again, if there is one."""
+    centre = values.mean(axis=0, dtype=np.float64)
+    centred = values - centre
     total = float(np.square(centred).sum())
     for logged, target in candidates:
         for genes in gene_sets:
@@ -243,24 +232,23 @@ def _with_loadings(
             for scale in (None, np.where(spread > 0, spread, 1.0)):
                 components = shared if scale is None else shared / scale[:, None] ** 2
                 found = np.asarray(part @ components) - mean @ components
-                if np.square(found - centred).sum() <= (1 - _REPRODUCED) * total:
-                    # the stored scores of a section may have a mean of their own
-                    shift = np.linalg.lstsq(components.T, rep.values.mean(axis=0, dtype=np.float64), rcond=None)[0]
-                    noise = (
-                        residual_variance(part, mean, found)
-                        if scale is None
-                        else float(max(len(genes) - np.square(found).mean(axis=0).sum(), 0.0) / len(genes))
-                    )
-                    return replace(
-                        rep, genes=[str(g) for g in names[genes]], mean=mean - shift, components=components,
-                        target_sum=target, variance=found.var(axis=0), noise=noise, gene_scale=scale,
-                    )  # fmt: skip
+                if np.square(found - centred).sum() > (1 - _REPRODUCED) * total:
+                    continue
+                # the stored scores of a section may have a mean of their own
+                shift = np.linalg.lstsq(components.T, centre, rcond=None)[0]
+                if scale is None:
+                    noise = residual_variance(part, mean, found)
+                else:
+                    noise = float(max(len(genes) - np.square(found).mean(axis=0).sum(), 0.0) / len(genes))
+                return GeneProjection(
+                    [str(g) for g in names[genes]], mean - shift, components, target, found.var(axis=0), noise, scale
+                )
     warn(
-        f"`adata.obsm[{rep.name!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
-        f"`obsm[{rep.name!r}]` of other sections too: they must hold the same representation. Delete "
-        f"`adata.obsm[{rep.name!r}]` to train a model on a PCA that it carries along."
+        f"`adata.obsm[{name!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
+        f"`obsm[{name!r}]` of other sections too: they must hold the same representation. Delete "
+        f"`adata.obsm[{name!r}]` to train a model on a PCA that it carries along."
     )
-    return rep
+    return None
 
 
 def _log_candidates(read: Expression, others: Sequence[float]) -> Iterator[tuple[sparse.csr_matrix, float]]:

@@ -14,7 +14,7 @@ from stxtools._warn import warn
 
 from .chunks import is_out_of_core
 from .expression import Expression, log_chunks
-from .features import GeneNames, ModelFeatures, TrainingFeatures, check_genes, remember_input
+from .features import GeneNames, ModelFeatures, TrainingFeatures, check_genes
 from .regions import Regions, region_sections
 from .representation import log_normalize, median_depth, select_genes
 
@@ -67,7 +67,7 @@ class TrainingInput(_FrameworkInput):
         features = TrainingFeatures(
             source, use_rep, layer, portable=portable, anew=bool(withheld), random_state=random_state
         )
-        remember_input(model, features.rep)
+        model.use_rep, model.projection = features.name, features.projection
         self.values, self.record = features.values, own | features.record
         if not model.params.genes:
             return

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from stxtools.models._projection import GeneProjection
+
 from .expression import Expression
-from .representation import (
-    N_COMPS,
-    N_TOP_GENES,
-    Representation,
-    log_normalize,
-    median_depth,
-    residual_variance,
-    select_genes,
-)
+from .representation import N_COMPS, N_TOP_GENES, log_normalize, median_depth, residual_variance, select_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,7 +22,7 @@ MIN_SHARED = 20
 
 def joint_representation(
     adatas: Sequence[AnnData], layer: str | None = None
-) -> tuple[list[NDArray[np.float32]], Representation, list[Expression]]:
+) -> tuple[list[NDArray[np.float32]], GeneProjection, list[Expression]]:
     """PCA of the log-normalised genes that all share; the variable ones, by how many of the data call them so."""
     shared = sorted(set.intersection(*(set(map(str, a.var_names)) for a in adatas)))
     if len(shared) < MIN_SHARED:
@@ -40,11 +34,11 @@ def joint_representation(
     depths = [np.asarray(r.matrix.sum(axis=1)).ravel() for r in read if r.scale != "log"]
     target = median_depth(np.concatenate(depths)) if depths else 1.0
     votes, logged = np.zeros(len(shared)), []
-    for a, (matrix, scale) in zip(adatas, [(r.matrix, r.scale) for r in read], strict=True):
-        columns = a.var_names.astype(str).get_indexer(shared)
-        chosen = select_genes(matrix[:, columns], scale)
+    for r in read:
+        columns = r.names.astype(str).get_indexer(shared)
+        chosen = select_genes(r.matrix[:, columns], r.scale)
         votes[chosen] += 1 / len(chosen)
-        logged.append(log_normalize(matrix, scale, target_sum=target)[:, columns])
+        logged.append(log_normalize(r.matrix, r.scale, target_sum=target)[:, columns])
     genes = np.sort(np.argsort(-votes, kind="stable")[: min(N_TOP_GENES, int((votes > 0).sum()))])
     logged = [part[:, genes] for part in logged]
     means = [np.asarray(part.mean(axis=0)).ravel() for part in logged]
@@ -57,9 +51,7 @@ def joint_representation(
     within = np.concatenate([v - v.mean(axis=0) for v in values])
     noise = residual_variance(stacked, overall, np.concatenate(values))
     names = [shared[i] for i in genes]
-    nothing = np.empty((0, n_comps), np.float32)
-    rep = Representation(nothing, "pca", names, overall, components, target, within.var(axis=0), noise)
-    return values, rep, read
+    return values, GeneProjection(names, overall, components, target, within.var(axis=0), noise), read
 
 
 def _within_components(

@@ -30,7 +30,7 @@ def noised_values(
         source, name = (adata.X, "X") if use_x else stored_matrix(adata, layer)
         values, scale = _noised(source, level, kind, rng)
         return values, {"expression_scale": scale, "expression_source": name}
-    values = stored_representation(adata, use_rep).values
+    values = stored_representation(adata, use_rep)
     noise = rng.standard_normal(values.shape, dtype=np.float32)
     return values + np.float32(level) * values.std(axis=0) * noise, {}
 

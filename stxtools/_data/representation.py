@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools._progress import stage
+from stxtools.models._projection import GeneProjection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,27 +25,6 @@ _MIN_BATCH = 20  # fewer observations give no loess of variance on mean
 _AT_ONCE = 2**22  # stored values that are summed at a time
 _MIN_GENES = 4  # that vary; with fewer the loess ends the process
 _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
-
-
-@dataclass(frozen=True)
-class Representation:
-    """A dense representation of the observations and where it came from.
-
-    ``genes``, ``mean``, ``components`` (n_genes x n_comps) and ``target_sum`` make it again from expression, if known.
-    ``noise`` is the mean variance of a gene that the components leave; ``gene_scale`` what genes were divided by, which
-    the components include; ``read`` what ``params`` say of the expression.
-    """
-
-    values: NDArray[np.float32]
-    name: str
-    genes: list[str] | None = None
-    mean: NDArray[np.float64] | None = None
-    components: NDArray[np.float64] | None = None
-    target_sum: float | None = None
-    variance: NDArray[np.float64] | None = None
-    noise: float = 0.0
-    gene_scale: NDArray[np.float64] | None = None
-    read: dict[str, str] = field(default_factory=dict)
 
 
 def log_normalize(
@@ -145,10 +124,9 @@ def _column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> ND
 
 def principal_components(
     matrix: sparse.csr_matrix, scale: str, names: pd.Index, *,
-    n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES, random_state: int = 0,
-    depth: NDArray[np.float64] | None = None,
-) -> Representation:  # fmt: skip
-    """PCA of the log-normalised variable genes, brought to the median ``depth``, that over all genes by default.
+    n_comps: int, n_top_genes: int, random_state: int, depth: NDArray[np.float64] | None,
+) -> tuple[NDArray[np.float32], GeneProjection]:  # fmt: skip
+    """PCA of the log-normalised variable genes, brought to the median ``depth`` (None: that over all genes).
 
     It is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
     """
@@ -162,16 +140,11 @@ def principal_components(
         raise ValueError(f"`adata` has {matrix.shape[0]} observation(s); a representation needs at least 2.")
     mean, components = principal_axes(logged, n_comps, random_state=random_state)
     values = np.asarray(logged @ components) - mean @ components
-    return Representation(
-        np.ascontiguousarray(values, dtype=np.float32),
-        "pca",
-        [str(g) for g in names[genes]],
-        mean,
-        components,
-        target,
-        values.var(axis=0),
+    projection = GeneProjection(
+        [str(g) for g in names[genes]], mean, components, target, values.var(axis=0),
         residual_variance(logged, mean, values),
-    )
+    )  # fmt: skip
+    return np.ascontiguousarray(values, dtype=np.float32), projection
 
 
 def residual_variance(logged: sparse.csr_matrix, mean: NDArray[np.float64], values: NDArray[np.floating]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._storage import ModelFile, arrays_of
+if TYPE_CHECKING:
+    from ._storage import ModelFile
 
 POOLED = 7  # observations: a spot and the ring around it
 
@@ -74,6 +75,8 @@ class GeneProjection:
 
     def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
         """Return what a model file keeps: plain values and arrays."""
+        from ._storage import arrays_of  # here: it imports PyTorch, which a projection does without
+
         described = {"genes": self.genes, "target_sum": self.target_sum, "noise": self.noise}
         return described, arrays_of(self, "projection.")
 

@@ -107,14 +107,14 @@ def align(
     else:
         _check_sizes(sections, xy)
         if use_rep is None:
-            rep, *_ = compute_representation(
-                adata, layer, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES, random_state=random_state
+            features, _, expression = compute_representation(
+                adata, layer, random_state, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES
             )
+            read = expression.record
         else:
-            rep = stored_representation(adata, use_rep)
-        read = rep.read
+            features = stored_representation(adata, use_rep)
         rng = np.random.default_rng(random_state)
-        found = _from_sections(xy, rep.values, sections, reference, method, allow_reflection, rng)
+        found = _from_sections(xy, features, sections, reference, method, allow_reflection, rng)
     matrices = {name: found[name][0] if name in found else np.eye(2, 3) for name in sections.names}
     score = {name: reached for name, (_, reached) in found.items()}
     aligned = np.empty_like(xy)
@@ -184,18 +184,16 @@ def _from_landmarks(
             )
         if name == reference:
             continue
-        matrix = _fit(points[name], points[reference], method, name)
-        if method == "affine":
-            if np.linalg.det(matrix[:, :2]) < 0 and not allow_reflection:
-                raise ValueError(
-                    f"The landmarks of section {name!r} turn it over; check their order, or pass "
-                    "`allow_reflection=True` if it was mounted upside down."
-                )
-        elif allow_reflection:
-            mirror = _fit(points[name] * [-1, 1], points[reference], method, name) * [[-1, 1, 1]]
-            candidates = (matrix, mirror)
-            matrix = min(candidates, key=lambda m: _rmse(m, points[name], points[reference]))
-        found[name] = matrix, {"rmse": _rmse(matrix, points[name], points[reference])}
+        turned = (1, -1) if allow_reflection and method != "affine" else (1,)  # an affine map turns over by itself
+        source, target = points[name], points[reference]
+        fits = [_fit(source * [sign, 1], target, method, name) * [[sign, 1, 1]] for sign in turned]
+        rmse, best = min((_rmse(fit, source, target), i) for i, fit in enumerate(fits))
+        if not allow_reflection and np.linalg.det(fits[best][:, :2]) < 0:
+            raise ValueError(
+                f"The landmarks of section {name!r} turn it over; check their order, or pass "
+                "`allow_reflection=True` if it was mounted upside down."
+            )
+        found[name] = fits[best], {"rmse": rmse}
     return found
 
 

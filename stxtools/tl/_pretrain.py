@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.features import remember_input, stored_representation
+from stxtools._data.features import stored_representation
 from stxtools._data.joint import joint_representation
-from stxtools._data.representation import Representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stxtools.models import SegmenterParams
+    from stxtools.models import GeneProjection, SegmenterParams
 
 
 @documented
@@ -91,9 +90,9 @@ def pretrain(
     adatas = [one.copy() for one in adatas] if check_bool("copy", copy) else adatas
 
     where = [Geometry(one, spatial_key, library_key) for one in adatas]
-    values, rep, reads = _values(adatas, use_rep, layer)
+    values, projection, reads = _values(adatas, use_rep, layer)
     model = Segmenter(params)
-    remember_input(model, rep)
+    model.use_rep, model.projection = use_rep or "pca", projection
     sections = [s for v, place in zip(values, where, strict=True) for s in make_sections(v, place)]
     model.pretrain(
         sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
@@ -116,12 +115,12 @@ def pretrain(
 
 def _values(
     adatas: Sequence[AnnData], use_rep: str | None, layer: str | None
-) -> tuple[list[NDArray[np.float32]], Representation, list[dict[str, str]]]:
+) -> tuple[list[NDArray[np.float32]], GeneProjection | None, list[dict[str, str]]]:
     if use_rep is None:
-        values, rep, read = joint_representation(adatas, layer)
-        return values, rep, [r.record for r in read]
-    reps = [stored_representation(one, use_rep) for one in adatas]
-    widths = [r.values.shape[1] for r in reps]
+        values, projection, read = joint_representation(adatas, layer)
+        return values, projection, [r.record for r in read]
+    values = [stored_representation(one, use_rep) for one in adatas]
+    widths = [v.shape[1] for v in values]
     if len(set(widths)) > 1:
         raise ValueError(f"`adata.obsm[{use_rep!r}]` has different widths: {widths}; give one common basis.")
-    return [r.values for r in reps], reps[0], [{} for _ in reps]
+    return values, None, [{} for _ in values]

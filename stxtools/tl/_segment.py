@@ -15,7 +15,7 @@ from stxtools._data.image import N_IMAGE_FEATURES, Images
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free
-from stxtools._progress import whole_call
+from stxtools._progress import stage, whole_call
 from stxtools._slots import provenance
 from stxtools._validate import (
     Labels,
@@ -31,16 +31,7 @@ from stxtools._validate import (
 )
 
 from ._segment_slots import segment_slots
-from ._segmenters import (
-    genes_to_learn,
-    given_segmenter,
-    label_codes,
-    labels_for_model,
-    new_segmenter,
-    remember_names,
-    transfer_genes,
-    transfer_names,
-)
+from ._segmenters import given_segmenter, label_codes, remember_names, transfer_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -123,21 +114,25 @@ def segment(
     )  # fmt: skip
 
     where, images, known = Geometry(adata, spatial_key, library_key), Images(adata), GeneNames(adata)
-    start = given_segmenter(model, pretrained, params, image_key)
-    names = None if start is None else transfer_names(known, start)
-    if start is not None:
-        n_others = 0 if start.image_key is None else N_IMAGE_FEATURES
-        read: ModelFeatures | TrainingFeatures = ModelFeatures(
-            adata, start, layer, n_others=n_others, names=names, by_name=names is not None
-        )
-        fitted = start
-    else:
+    read: ModelFeatures | TrainingFeatures
+    if model is None and pretrained is None:
         read = TrainingFeatures(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
-        fitted = new_segmenter(params, read.rep, image_key)
+        stage("loading PyTorch")
+        from stxtools.models import Segmenter
+
+        fitted, names = Segmenter(params), None
+        fitted.use_rep, fitted.projection, fitted.image_key = read.name, read.projection, image_key
+    else:
+        fitted = given_segmenter(model, pretrained, params, image_key)
+        names, n_others = transfer_names(known, fitted), 0 if fitted.image_key is None else N_IMAGE_FEATURES
+        read = ModelFeatures(adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None)
     sections = make_sections(images.beside(read.values, where, fitted.image_key), where)
 
+    genes, expression = None, read.expression
     if model is None:
-        genes = None if save_model is None else genes_to_learn(read.expression, fitted, labels, where, known)
+        # a model for other sections learns genes by name, too, where it reads no image
+        if save_model is not None and labels is not None and expression is not None and fitted.image_key is None:
+            genes = expression.by_section(where, known.own)
         fitted.fit(
             sections, n_segments=n_segments, labels=None if labels is None else where.split(labels.codes),
             classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
@@ -147,10 +142,15 @@ def segment(
             remember_names(known, fitted)
         results = fitted.predict(sections, accelerator=accelerator)
     else:
-        results = fitted.predict(
-            sections, expression=transfer_genes(read.expression, fitted, where, names), adapt=adapt,
-            labels=labels_for_model(labels, labels_key, fitted, where), accelerator=accelerator,
-        )  # fmt: skip
+        if fitted.by_genes is not None and expression is not None and names is not None:
+            genes = expression.by_section(where, names, fitted.by_genes.moments.match(names)[1])
+        elif labels is not None:
+            raise ValueError(
+                "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
+                "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
+            )
+        codes = None if labels is None else where.split(label_codes(labels, labels_key, fitted.classes))
+        results = fitted.predict(sections, expression=genes, adapt=adapt, labels=codes, accelerator=accelerator)
     if save_model is not None:
         fitted.save(save_model)
 

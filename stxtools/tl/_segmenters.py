@@ -1,4 +1,4 @@
-"""Segmenters as segment gets them (new, loaded, or started from a pretrained one), and their genes and labels."""
+"""Segmenters that segment is given, to apply or to train on from: their genes and their classes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stxtools._data.features import GeneNames, check_genes, remember_input
-from stxtools._data.representation import Representation
+from stxtools._data.features import GeneNames, check_genes
 from stxtools._lazy import importing
 from stxtools._progress import stage
 from stxtools._validate import Labels, listing
@@ -18,28 +17,13 @@ from stxtools._validate import Labels, listing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stxtools._data.expression import Expression
-    from stxtools._data.sections import Geometry
-    from stxtools.models import GeneSection, Segmenter, SegmenterParams
+    from stxtools.models import Segmenter, SegmenterParams
 
 _ARCHITECTURE = ("width", "depth", "kernel_size", "sigmas")
 
 
-def new_segmenter(params: Any, rep: Representation, image_key: str | None) -> Segmenter:
-    """Return an untrained Segmenter that knows its input."""
-    stage("loading PyTorch")
-    from stxtools.models import Segmenter
-
-    out = Segmenter(params)
-    remember_input(out, rep)
-    out.image_key = image_key
-    return out
-
-
-def given_segmenter(model: Any, pretrained: Any, params: Any, image_key: str | None) -> Segmenter | None:
-    """Return a copy of the model to apply, or one whose training starts from a pretrained U-Net; None for a new one."""
-    if model is None and pretrained is None:
-        return None
+def given_segmenter(model: Any, pretrained: Any, params: Any, image_key: str | None) -> Segmenter:
+    """Return a copy of the model to apply, or one whose training starts from a pretrained U-Net."""
     stage("loading PyTorch")
     with importing():
         from stxtools.models._base import model_of
@@ -72,15 +56,6 @@ def _continued(start: Segmenter, params: SegmenterParams | Mapping[str, Any]) ->
     return wanted
 
 
-def genes_to_learn(
-    read: Expression | None, fitted: Segmenter, labels: Labels | None, where: Geometry, known: GeneNames
-) -> list[GeneSection] | None:
-    """Genes that a model for other sections learns by name; None where it reads their representation, or an image."""
-    if labels is None or fitted.image_key is not None or read is None:
-        return None
-    return read.by_section(where, known.own)
-
-
 def remember_names(known: GeneNames, fitted: Segmenter) -> None:
     """Let the model know its genes by their second names, too."""
     ids = known.others()
@@ -102,29 +77,6 @@ def _genes_read(fitted: Segmenter) -> list[str]:
     """Genes of the model, of the linear members and of the components."""
     members = [] if fitted.by_genes is None else fitted.by_genes.moments.genes
     return list(dict.fromkeys([*members, *(fitted.projection.genes if fitted.projection is not None else [])]))
-
-
-def transfer_genes(
-    read: Expression | None, fitted: Segmenter, where: Geometry, names: Sequence[str] | None
-) -> list[GeneSection] | None:
-    """Genes of all sections that the model's linear members read."""
-    if fitted.by_genes is None or read is None or names is None:
-        return None
-    return read.by_section(where, names, fitted.by_genes.moments.match(names)[1])
-
-
-def labels_for_model(
-    labels: Labels | None, labels_key: str | None, fitted: Segmenter, where: Geometry
-) -> list[NDArray[np.int64]] | None:
-    """Class codes of the labelled observations by section, in the model's classes."""
-    if labels is None:
-        return None
-    if fitted.by_genes is None:
-        raise ValueError(
-            "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
-            "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
-        )
-    return where.split(label_codes(labels, labels_key, fitted.classes))
 
 
 def label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> NDArray[np.int64]:

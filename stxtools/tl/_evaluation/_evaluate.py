@@ -16,9 +16,8 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_choice, check_int, check_number, check_seed, listing
 
-from ._data import FeatureSource
-from ._protocol import checked_protocol, readable
-from ._run import COLUMNS, run
+from ._protocol import checked_protocol
+from ._run import COLUMNS, Evaluation
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -99,22 +98,22 @@ def evaluate(
         raise ValueError("`noise_kind='counts'` needs expression, which `use_rep=` bypasses; drop one of them.")
     levels = [noise] if isinstance(noise, (int, float)) else noise
     protocol = checked_protocol(
-        adata, chosen, {"biomarker": biomarker_key, "region": region_key},
-        check_names("scheme", scheme, "a scheme"),
-        [seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))], FeatureSource(use_rep, layer, seed),
-        n_folds=n_folds, max_folds=max_folds, spatial_key=spatial_key, library_key=library_key,
-        accelerator=accelerator, params=model_params, genes=genes, noise_kind=noise_kind,
-        noise=[check_number("noise", level, minimum=0, maximum=1) for level in levels],
+        adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"),
+        n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
+        library_key=library_key, seed=seed, accelerator=accelerator,
     )  # fmt: skip
-    read_from, record = readable(adata, protocol.source)
-    rows = run(read_from, protocol, checkpoint, show_progress=show_progress)
+    evaluation = Evaluation(
+        protocol, chosen, model_params, [seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))],
+        [check_number("noise", level, minimum=0, maximum=1) for level in levels], noise_kind, genes,
+    )  # fmt: skip
+    rows = evaluation.run(checkpoint, show_progress=show_progress)
     slots = Slots("tl.evaluate")
     slots.uns[key] = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     slots.uns[f"{key}_params"] = provenance(
         models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,
-        n_folds=n_folds, max_folds=max_folds, n_seeds=n_seeds, noise=protocol.noise, noise_kind=noise_kind,
+        n_folds=n_folds, max_folds=max_folds, n_seeds=n_seeds, noise=evaluation.noise, noise_kind=noise_kind,
         genes=genes if genes is None or isinstance(genes, int) else list(genes), use_rep=use_rep, layer=layer,
-        **record, spatial_key=spatial_key, library_key=library_key, random_state=seed,
+        **protocol.record, spatial_key=spatial_key, library_key=library_key, random_state=seed,
         params={name: str(value) for name, value in model_params.items()} or None,
     )  # fmt: skip
     return slots.write(adata, copy)

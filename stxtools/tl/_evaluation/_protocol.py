@@ -1,86 +1,183 @@
-"""Checked settings of an evaluation or a search: targets, splits and input."""
+"""What an evaluation and a search have in common: data, targets, splits, hidden labels and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from scipy import sparse
+
+from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, with_expression_in_x
-from stxtools._validate import categories, check_choice, check_in, check_int, libraries
+from stxtools._data.features import compute_representation, stored_representation
+from stxtools._data.representation import log_normalize
+from stxtools._data.sections import Geometry, make_sections
+from stxtools._spatial.blocks import deal, spatial_blocks
+from stxtools._validate import categories, check_choice, check_in, check_int
 from stxtools._version import __version__
 
-from ._checkpoint import settings_fingerprint
-from ._data import FeatureSource, Target, data_checksum
-from ._function_code import function_code
-from ._splits import SCHEMES
-
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from stxtools._data.sections import Geometry
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stxtools.models.baselines.simple import Classes, EvaluationSection, Labels
+
+    # features, log expression of all genes, and which of them are variable; the latter none for a representation
+    Read = tuple[NDArray[np.float32], sparse.csr_matrix | None, Sequence[int]]
+    Fold = tuple[str, NDArray[np.bool_]]  # name, and which observations are predicted
+
+SCHEMES = ("block", "library", "random")
+LEAKY = frozenset({"random"})  # the neighbours of a test observation are in the training set
+CLASS_METRICS = ("accuracy", "precision", "recall", "auroc")
+METRICS = (*CLASS_METRICS, "mse")
+_BLOCKS_A_FOLD = 5
+_SMALLEST_BLOCK = 16  # observations
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target: its name, the column, class codes (-1: unknown) and class names."""
+
+    name: str
+    key: str
+    codes: NDArray[np.int64]
+    classes: list[str]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that an evaluation and a search have in common, checked."""
+    """Checked settings, and the data to read, in whose ``X`` is the expression that was found (``record``)."""
 
-    models: Mapping[str, str | Callable[..., Any]]
+    adata: AnnData
+    where: Geometry
     targets: list[Target]
     schemes: list[str]
     n_folds: int
     max_folds: int | None
-    seeds: list[int]
-    source: FeatureSource
-    spatial_key: str
-    library_key: str | bool | None
+    use_rep: str | None
+    layer: str | None
+    seed: int  # of the components
     accelerator: str
-    params: dict[str, dict[str, Any]] = field(default_factory=dict)
-    genes: Any = None
-    noise: Sequence[float] = (0.0,)
-    noise_kind: str = "gaussian"
+    record: dict[str, str]
+    settings: dict[str, Any]  # what every result depends on
 
-    def codes(self) -> dict[str, str]:
-        """Model -> what it is: the registered name, or a digest of the function's code."""
-        return {name: m if isinstance(m, str) else function_code(m) for name, m in self.models.items()}
+    def folds(self, scheme: str, seed: int) -> list[Fold]:
+        """Folds in which every target has something to learn from and something to predict."""
+        fold, names = self._dealt(scheme, seed)
+        out = []
+        for k, name in enumerate(names[: self.max_folds]):
+            test = fold == k
+            for t in self.targets:
+                seen = np.unique(t.codes[~test & (t.codes >= 0)])
+                if len(seen) < 2:
+                    found = [t.classes[k] for k in seen]
+                    raise ValueError(
+                        f"With scheme {scheme!r} and seed {seed}, the training part of fold {name!r} holds only "
+                        f"{found} of `adata.obs[{t.key!r}]`; two classes are needed. Use more folds, another scheme, "
+                        "or more labels."
+                    )
+            if all((t.codes[test] >= 0).any() for t in self.targets):
+                out.append((name, test))
+        if not out:
+            raise ValueError(f"No fold of scheme {scheme!r} has labelled observations to predict.")
+        return out
 
-    def fingerprint(self, adata: AnnData, where: Geometry) -> str:
-        """Digest of data and settings. Models, seeds and levels are left out: each row names its own."""
-        genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
-        return settings_fingerprint(
-            {
-                "version": __version__, "data": data_checksum(adata, where, self.targets, self.source),
-                "n_folds": self.n_folds, "genes": genes, "noise_kind": self.noise_kind, "params": self.params,
-                "use_rep": self.source.use_rep, "layer": self.source.layer, "pca_seed": self.source.seed,
-            }
-        )  # fmt: skip
+    def _dealt(self, scheme: str, seed: int) -> tuple[NDArray[np.int64], list[str]]:
+        """Fold of every observation, and the names of the folds."""
+        libs, xy = self.where.libs, self.where.xy
+        if scheme == "library":
+            return libs.codes.copy(), list(libs.names)
+        rng = np.random.default_rng([seed, 7])
+        fold = np.empty(len(xy), dtype=np.int64)
+        for rows in self.where.parts:
+            unit = np.arange(len(rows))
+            if scheme == "block":
+                wanted = np.clip(len(rows) // _SMALLEST_BLOCK, self.n_folds, _BLOCKS_A_FOLD * self.n_folds)
+                unit = spatial_blocks(xy[rows], int(wanted))
+            fold[rows] = deal(unit, self.n_folds, rng)
+        return fold, [str(k) for k in range(self.n_folds)]
+
+    def features(self, learn_from: NDArray[np.bool_] | None = None) -> Read:
+        """Features (n, d) of all observations, log expression and variable genes; no label is looked at."""
+        if self.use_rep is not None:
+            return stored_representation(self.adata, self.use_rep), None, ()
+        adata = self.adata.to_memory() if self.adata.isbacked else self.adata  # anndata divides no part of a file again
+        rows = slice(None) if learn_from is None else np.flatnonzero(learn_from)
+        _, projection, read = compute_representation(adata[rows], self.layer, self.seed)
+        if learn_from is not None or is_out_of_core(read.matrix):
+            read = Expression(adata, self.layer)
+        logged = log_normalize(read.matrix, read.scale, target_sum=projection.target_sum)
+        values = projection.transform(logged, adata.var_names)
+        return values, logged, adata.var_names.get_indexer(projection.genes).tolist()
+
+    def sections(self, read: Read) -> list[EvaluationSection]:
+        """Split features and expression by section."""
+        from stxtools.models.baselines.simple import EvaluationSection
+
+        values, logged, variable = read
+        out = []
+        for rows, s in zip(self.where.parts, make_sections(values, self.where), strict=True):
+            own = None if logged is None else logged[rows]
+            out.append(EvaluationSection(s.name, s.features, s.pixels, s.shape, s.graph, s.xy, own, variable))
+        return out
+
+    def labels(self, test: NDArray[np.bool_]) -> tuple[Labels, Classes]:
+        """Class codes of each target per section, hidden (-1) in the test part, and the numbers of classes."""
+        labels = {t.name: self.where.split(np.where(test, -1, t.codes)) for t in self.targets}
+        return labels, {t.name: len(t.classes) for t in self.targets}
+
+    def scores(self, test: NDArray[np.bool_], proba: Mapping[str, Any]) -> Iterator[tuple[Target, dict[str, float]]]:
+        """Yield each target with the scores of its test part."""
+        for t in self.targets:
+            rows = test & (t.codes >= 0)
+            yield t, _scores(self.where.join(proba[t.name])[rows], t.codes[rows])
+
+
+def _scores(proba: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy, and precision, recall and AUROC averaged over the classes that occur in ``truth``."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
+
+    found, classes = proba.argmax(axis=1), np.unique(truth)
+    how: dict[str, Any] = {"labels": classes, "average": "macro", "zero_division": 0}
+    precision, recall, *_ = precision_recall_fscore_support(truth, found, **how)
+    aurocs = [roc_auc_score(truth == k, proba[:, k]) for k in classes] if len(classes) > 1 else [np.nan]
+    values = (accuracy_score(truth, found), precision, recall, np.mean(aurocs), np.nan)
+    return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
 
 
 def checked_protocol(
-    adata: AnnData,
-    models: Mapping[str, str | Callable[..., Any]],
-    keys: Mapping[str, str | None],
-    schemes: Sequence[str],
-    seeds: list[int],
-    source: FeatureSource,
-    *,
-    n_folds: int,
-    max_folds: int | None,
-    library_key: str | bool | None,
-    allowed: Sequence[str] = SCHEMES,
-    **how: Any,
-) -> Protocol:
+    adata: AnnData, keys: Mapping[str, str | None], schemes: Sequence[str], allowed: Sequence[str] = SCHEMES, *,
+    n_folds: int, max_folds: int | None, use_rep: str | None, layer: str | None, spatial_key: str,
+    library_key: str | bool | None, seed: int, accelerator: str,
+) -> Protocol:  # fmt: skip
     """Check what both calls take: the keys of the targets (``biomarker``, ``region``), splits and representation."""
     for name in schemes:
         check_choice("scheme", name, allowed)
-    if "library" in schemes and len(libraries(adata, library_key)) < 2:
+    where = Geometry(adata, spatial_key, library_key)
+    if "library" in schemes and len(where.libs) < 2:
         raise ValueError("`scheme='library'` leaves whole sections out: name them with `library_key=`; two at least.")
-    if source.use_rep is not None:
-        check_in(adata, "obsm", source.use_rep, "use_rep")
+    if use_rep is not None:
+        check_in(adata, "obsm", use_rep, "use_rep")
+    targets, n_folds = _targets(adata, keys), check_int("n_folds", n_folds, minimum=2)
+    max_folds = None if max_folds is None else check_int("max_folds", max_folds, minimum=1)
+    record: dict[str, str] = {}
+    if use_rep is not None:
+        matrix = sparse.csr_matrix(stored_representation(adata, use_rep))
+    else:
+        found = Expression(adata, layer)
+        matrix, record = found.matrix, found.record
+        adata = adata if layer is not None else with_expression_in_x(adata, found)
+    settings = {
+        "version": __version__, "data": _checksum(adata, where, targets, matrix), "n_folds": n_folds,
+        "use_rep": use_rep, "layer": layer, "pca_seed": seed,
+    }  # fmt: skip
     return Protocol(
-        models, _targets(adata, keys), list(dict.fromkeys(schemes)), check_int("n_folds", n_folds, minimum=2),
-        None if max_folds is None else check_int("max_folds", max_folds, minimum=1),
-        seeds, source, library_key=library_key, **how,
+        adata, where, targets, list(dict.fromkeys(schemes)), n_folds, max_folds, use_rep, layer, seed, accelerator,
+        record, settings,
     )  # fmt: skip
 
 
@@ -95,9 +192,11 @@ def _targets(adata: AnnData, keys: Mapping[str, str | None]) -> list[Target]:
     return out
 
 
-def readable(adata: AnnData, source: FeatureSource) -> tuple[AnnData, dict[str, str]]:
-    """Return the AnnData to read, with the expression that was found in ``X``, and what ``params`` say of it."""
-    if source.use_rep is not None:
-        return adata, {}
-    found = Expression(adata, source.layer)
-    return (adata if source.layer is not None else with_expression_in_x(adata, found)), found.record
+def _checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], matrix: sparse.csr_matrix) -> int:
+    """Checksum of what is read: names, coordinates, sections, labels and values."""
+    text = [*where.libs.names, *adata.obs_names, *adata.var_names, *(c for t in targets for c in [t.key, *t.classes])]
+    value = zlib.crc32("\n".join(str(x) for x in text).encode())
+    arrays = [where.xy, where.libs.codes, matrix.data, matrix.indices, matrix.indptr, *(t.codes for t in targets)]
+    for array in arrays:
+        value = zlib.crc32(np.ascontiguousarray(array).tobytes(), value)
+    return value

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stxtools._data.expression import Expression
 from stxtools._data.noise import noised_copy, noised_values
-from stxtools._data.sections import Geometry
+from stxtools._data.representation import log_normalize
 from stxtools._progress import progress
 
-from ._checkpoint import Checkpoint
-from ._data import FeatureSource, evaluation_sections, held_out_genes, log_values, read_features, standardised
-from ._metrics import CLASS_METRICS, METRICS, scores
-from ._protocol import Protocol
-from ._splits import LEAKY, folds_of
+from ._checkpoint import Checkpoint, settings_fingerprint
+from ._function_code import function_code
+from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stxtools.models.baselines.simple import Baseline, Classes, Labels
+    from stxtools.models.baselines.simple import Baseline
 
-    from ._data import Target
+    from ._protocol import Fold
 
 UNIT = ("model", "scheme", "seed", "noise", "fold")
 COLUMNS: dict[str, Any] = {
@@ -37,7 +37,7 @@ COLUMNS: dict[str, Any] = {
 
 @dataclass
 class _Split:
-    """One split of one noised data set."""
+    """One split of one noised data set; ``expression`` of hidden genes, standardised over the training part."""
 
     scheme: str
     seed: int
@@ -47,44 +47,130 @@ class _Split:
     sections: list[Any]
     expression: NDArray[np.float64] | None
 
-    def unit(self, model: str) -> tuple[Any, ...]:
-        return (model, self.scheme, self.seed, self.noise, self.fold)
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Models to compare, on every split of the protocol, for every seed and level of noise."""
 
-def run(
-    adata: AnnData, p: Protocol, checkpoint: str | os.PathLike[str] | None, *, show_progress: bool | None
-) -> list[dict[str, Any]]:
-    """Run what is not in the checkpoint yet and return all rows that were asked for, in the order asked for."""
-    where = Geometry(adata, p.spatial_key, p.library_key)
-    hidden = None if p.genes is None else {seed: held_out_genes(adata, p.genes, seed) for seed in p.seeds}
-    codes = p.codes()
-    store = Checkpoint(checkpoint, p.fingerprint(adata, where), {"code": str, **COLUMNS})
-    targets = [(t.name, t.key) for t in p.targets] + ([("expression", "")] if p.genes is not None else [])
-    done = _finished(store.rows, targets, codes)
-    plan = [(scheme, seed, noise) for scheme in p.schemes for seed in p.seeds for noise in p.noise]
-    folds = {(scheme, seed): checked_folds(scheme, seed, where, p) for scheme in p.schemes for seed in p.seeds}
-    wanted = [(model, *at, name) for at in plan for name, _ in folds[at[:2]] for model in p.models]
-    with progress(len(wanted), "evaluate", show_progress) as bar:
-        for scheme, seed, noise in plan:
-            todo = {u for u in wanted if u[1:4] == (scheme, seed, noise)} - done.keys()
-            bar.update(len(p.models) * len(folds[scheme, seed]) - len(todo))
-            if not todo:
-                continue
-            columns = None if hidden is None else hidden[seed]
-            for split in _splits(adata, p, where, folds[scheme, seed], (scheme, seed, noise), columns, todo):
-                for name in p.models:
-                    if split.unit(name) in todo:
-                        store.refresh()  # another process may have done it meanwhile
-                        done |= _finished(store.rows, targets, codes)
-                        if split.unit(name) in done:
-                            bar.update(1)
-                            continue
-                        bar.set_postfix({"model": name, "fold": split.fold})
-                        rows = _measure(name, split, p, where)
-                        store.add([{"code": codes[name], **row} for row in rows])
-                        done[split.unit(name)] = rows
+    protocol: Protocol
+    models: Mapping[str, str | Callable[..., Any]]
+    params: dict[str, dict[str, Any]]
+    seeds: list[int]
+    noise: list[float]
+    noise_kind: str
+    genes: int | Sequence[str] | None
+
+    def run(self, checkpoint: str | os.PathLike[str] | None, *, show_progress: bool | None) -> list[dict[str, Any]]:
+        """Run what is not in the checkpoint yet and return all rows that were asked for, in the order asked for."""
+        p, plan = self.protocol, list(product(self.protocol.schemes, self.seeds, self.noise))
+        hidden = {seed: self._hidden(seed) for seed in self.seeds}
+        codes = {name: m if isinstance(m, str) else function_code(m) for name, m in self.models.items()}
+        store = Checkpoint(checkpoint, self._fingerprint(), {"code": str, **COLUMNS})
+        targets = [(t.name, t.key) for t in p.targets] + ([("expression", "")] if self.genes is not None else [])
+        done = _finished(store.rows, targets, codes)
+        folds = {(scheme, seed): p.folds(scheme, seed) for scheme in p.schemes for seed in self.seeds}
+        wanted = [(model, *at, name) for at in plan for name, _ in folds[at[:2]] for model in self.models]
+        with progress(len(wanted), "evaluate", show_progress) as bar:
+            for at in plan:
+                some = [f for f in folds[at[:2]] if any((model, *at, f[0]) not in done for model in self.models)]
+                bar.update(len(self.models) * (len(folds[at[:2]]) - len(some)))
+                for split in self._splits(at, some, hidden[at[1]]) if some else ():
+                    for name in self.models:
+                        unit = (name, *at, split.fold)
+                        if unit not in done:
+                            store.refresh()  # another process may have done it meanwhile
+                            done |= _finished(store.rows, targets, codes)
+                        if unit not in done:
+                            bar.set_postfix({"model": name, "fold": split.fold})
+                            done[unit] = self._measure(name, split)
+                            store.add([{"code": codes[name], **row} for row in done[unit]])
                         bar.update(1)
-    return [row for unit in wanted for row in done[unit]]
+        return [row for unit in wanted for row in done[unit]]
+
+    def _fingerprint(self) -> str:
+        """Digest of data and settings. Models, seeds and levels are left out: each row names its own."""
+        genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
+        own = {"genes": genes, "noise_kind": self.noise_kind, "params": self.params}
+        return settings_fingerprint(self.protocol.settings | own)
+
+    def _hidden(self, seed: int) -> NDArray[np.int64] | None:
+        """Positions of the genes that are hidden from the models and predicted."""
+        adata, genes = self.protocol.adata, self.genes
+        if genes is None:
+            return None
+        if isinstance(genes, (int, np.integer)):
+            if not 1 <= genes < adata.n_vars - 1:
+                raise ValueError(f"`genes={genes}` must be between 1 and {adata.n_vars - 2}: two genes must be left.")
+            return np.sort(np.random.default_rng([seed, 13]).permutation(adata.n_vars)[:genes])
+        if isinstance(genes, str) or not isinstance(genes, Iterable):
+            raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
+        names = [str(g) for g in genes]
+        place = adata.var_names.get_indexer(names)
+        unknown = [g for g, p in zip(names, place, strict=True) if p < 0]
+        if unknown or not names:
+            raise KeyError(f"`genes` must name genes of `adata.var_names`; not there: {unknown or 'an empty list'}.")
+        if len(set(names)) > adata.n_vars - 2:
+            raise ValueError(f"`genes` names {len(names)} of {adata.n_vars} genes; two must be left to predict from.")
+        return np.unique(place)
+
+    def _splits(
+        self, at: tuple[str, int, float], folds: Sequence[Fold], hidden: NDArray[np.int64] | None
+    ) -> Iterator[_Split]:
+        """Noise, features and hidden expression for some folds."""
+        scheme, seed, noise = at
+        p = self.protocol if noise == 0 else self._noised(seed, noise)
+        values = None
+        if hidden is not None:
+            values = _log_values(p.adata, p.layer, hidden)
+            p = replace(p, adata=p.adata[:, np.setdiff1d(np.arange(p.adata.n_vars), hidden)])
+        # nothing of a left-out section may go into genes and components; within sections no label is looked at anyway
+        shared = None if scheme == "library" else p.features()
+        for name, test in folds:
+            sections = p.sections(p.features(~test) if shared is None else shared)
+            yield _Split(scheme, seed, noise, name, test, sections, values if values is None else _scaled(values, test))
+
+    def _noised(self, seed: int, noise: float) -> Protocol:
+        """Protocol for a copy with noise."""
+        p, kind = self.protocol, self.noise_kind
+        values, _ = noised_values(p.adata, noise, kind=kind, layer=p.layer, use_rep=p.use_rep, seed=seed)
+        return replace(p, adata=noised_copy(p.adata, values, kind=kind, use_rep=p.use_rep), layer=None)  # they are in X
+
+    def _measure(self, name: str, split: _Split) -> list[dict[str, Any]]:
+        """Train one model on one split and score each target."""
+        p, test, every = self.protocol, split.test, np.ones(len(split.test), dtype=bool)
+        start = time.perf_counter()
+        model = self._model(name, split.seed)
+        model.fit(split.sections, *p.labels(test))
+        proba = model.predict_proba(split.sections)
+        seconds = time.perf_counter() - start
+        found = [(t.name, t.key, t.codes >= 0, reached, seconds) for t, reached in p.scores(test, proba)]
+        if split.expression is not None:
+            start = time.perf_counter()
+            shown = p.where.split(np.where(test[:, None], np.nan, split.expression))
+            predicted = p.where.join(model.predict_expression(split.sections, shown))
+            missed = float(np.mean((predicted[test] - split.expression[test]) ** 2))
+            error = dict.fromkeys(CLASS_METRICS, np.nan) | {"mse": missed}
+            found.append(("expression", "", every, error, time.perf_counter() - start))
+        rows = []
+        for target, key, known, reached, seconds in found:
+            row = {
+                "model": name, "target": target, "key": key, "scheme": split.scheme, "leaky": split.scheme in LEAKY,
+                "seed": split.seed, "noise": split.noise, "fold": split.fold, "n_train": int((known & ~test).sum()),
+                "n_test": int((known & test).sum()),
+            }  # fmt: skip
+            rows.append(row | reached | {"seconds": seconds})
+        return rows
+
+    def _model(self, name: str, seed: int) -> Baseline:
+        from stxtools.models.baselines.registry import baseline
+
+        how: dict[str, Any] = {"params": self.params.get(name), "random_state": seed}
+        how["accelerator"] = self.protocol.accelerator
+        if self.models[name] != "framework":
+            return baseline(self.models[name], **how)
+        from ._framework import Framework  # here: it imports the whole pipeline
+
+        return Framework(**how)
 
 
 def _finished(
@@ -103,116 +189,12 @@ def _finished(
     }
 
 
-def checked_folds(scheme: str, seed: int, where: Geometry, p: Protocol) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Folds in which every target has something to learn from and something to predict."""
-    fold, names = folds_of(scheme, where.xy, where.libs, p.n_folds, seed)
-    out = []
-    for k, name in enumerate(names[: p.max_folds]):
-        test = fold == k
-        for t in p.targets:
-            seen = np.unique(t.codes[~test & (t.codes >= 0)])
-            if len(seen) < 2:
-                found = [t.classes[k] for k in seen]
-                raise ValueError(
-                    f"With scheme {scheme!r} and seed {seed}, the training part of fold {name!r} holds only {found} of "
-                    f"`adata.obs[{t.key!r}]`; two classes are needed. Use more folds, another scheme, or more labels."
-                )
-        if all((t.codes[test] >= 0).any() for t in p.targets):
-            out.append((name, test))
-    if not out:
-        raise ValueError(f"No fold of scheme {scheme!r} has labelled observations to predict.")
-    return out
+def _log_values(adata: AnnData, layer: str | None, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Log-normalised expression of some genes, dense."""
+    read = Expression(adata, layer)
+    return log_normalize(read.matrix, read.scale)[:, columns].toarray().astype(np.float64)
 
 
-def _splits(
-    adata: AnnData,
-    p: Protocol,
-    where: Geometry,
-    folds: list[tuple[str, NDArray[np.bool_]]],
-    at: tuple[str, int, float],
-    hidden: NDArray[np.int64] | None,
-    todo: set[tuple[Any, ...]],
-) -> Iterator[_Split]:
-    """Noise and features for each split that has something to do."""
-    scheme, seed, noise = at
-    noised, how = _noised(adata, p, seed, noise)
-    values = None if hidden is None else log_values(noised, how.layer, hidden)
-    if hidden is not None:
-        noised = noised[:, np.setdiff1d(np.arange(noised.n_vars), hidden)]
-    # nothing of a left-out section may go into genes and components; within sections no label is looked at anyway
-    shared = None if scheme == "library" else read_features(noised, how)
-    for name, test in folds:
-        if not any(unit[4] == name for unit in todo):
-            continue
-        features = read_features(noised, how, ~test) if shared is None else shared
-        truth = None if values is None else standardised(values, ~test)
-        yield _Split(scheme, seed, noise, name, test, evaluation_sections(features, where), truth)
-
-
-def _noised(adata: AnnData, p: Protocol, seed: int, noise: float) -> tuple[AnnData, FeatureSource]:
-    how = p.source
-    if noise == 0:
-        return adata, how
-    values, _ = noised_values(adata, noise, kind=p.noise_kind, layer=how.layer, use_rep=how.use_rep, seed=seed)
-    out = noised_copy(adata, values, kind=p.noise_kind, use_rep=how.use_rep)
-    return out, FeatureSource(how.use_rep, None, how.seed)  # the noised values are in X
-
-
-def _measure(name: str, split: _Split, p: Protocol, where: Geometry) -> list[dict[str, Any]]:
-    """Train one model on one split and score each target."""
-    start = time.perf_counter()
-    model = _model(name, split.seed, p)
-    model.fit(split.sections, *learned_labels(p, where, split.test))
-    proba = model.predict_proba(split.sections)
-    seconds = time.perf_counter() - start
-    rows = []
-    for t, reached in judged(p, where, split.test, proba):
-        sizes = {f"n_{n}": int((t.codes[r] >= 0).sum()) for n, r in (("train", ~split.test), ("test", split.test))}
-        rows.append(_row(name, t.name, t.key, split, sizes, reached, seconds))
-    if split.expression is not None:
-        start = time.perf_counter()
-        shown = np.where(split.test[:, None], np.nan, split.expression)
-        found = where.join(model.predict_expression(split.sections, [shown[rows] for rows in where.parts]))
-        missed = float(np.mean((found[split.test] - split.expression[split.test]) ** 2))
-        error = dict.fromkeys(CLASS_METRICS, np.nan) | {"mse": missed}
-        sizes = {"n_train": int((~split.test).sum()), "n_test": int(split.test.sum())}
-        rows.append(_row(name, "expression", "", split, sizes, error, time.perf_counter() - start))
-    return rows
-
-
-def learned_labels(p: Protocol, where: Geometry, test: NDArray[np.bool_]) -> tuple[Labels, Classes]:
-    """Class codes of each target per section, hidden (-1) in the test part, and the numbers of classes."""
-    masked = {t.name: np.where(test, -1, t.codes) for t in p.targets}
-    labels = {name: [codes[rows] for rows in where.parts] for name, codes in masked.items()}
-    return labels, {t.name: len(t.classes) for t in p.targets}
-
-
-def judged(
-    p: Protocol, where: Geometry, test: NDArray[np.bool_], proba: Mapping[str, Any]
-) -> Iterator[tuple[Target, dict[str, float]]]:
-    """Yield each target with the scores of its test part."""
-    for t in p.targets:
-        rows = test & (t.codes >= 0)
-        yield t, scores(where.join(proba[t.name])[rows], t.codes[rows])
-
-
-def _model(name: str, seed: int, p: Protocol) -> Baseline:
-    from stxtools.models.baselines.registry import baseline
-
-    chosen = p.models[name]
-    how: dict[str, Any] = {"params": p.params.get(name), "random_state": seed, "accelerator": p.accelerator}
-    if chosen != "framework":
-        return baseline(chosen, **how)
-    from ._framework import Framework  # here: it imports the whole pipeline
-
-    return Framework(**how)
-
-
-def _row(
-    model: str, target: str, key: str, split: _Split, sizes: dict[str, int], found: dict[str, float], seconds: float
-) -> dict[str, Any]:
-    head = {
-        "model": model, "target": target, "key": key, "scheme": split.scheme, "leaky": split.scheme in LEAKY,
-        "seed": split.seed, "noise": split.noise, "fold": split.fold,
-    }  # fmt: skip
-    return head | sizes | found | {"seconds": seconds}
+def _scaled(values: NDArray[np.float64], test: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Scale to mean 0 and variance 1 over the training part: predicting the mean then has an MSE near 1."""
+    return (values - values[~test].mean(axis=0)) / (values[~test].std(axis=0) + 1e-9)

@@ -12,11 +12,8 @@ from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_number, check_seed, listing
 
-from ._data import FeatureSource
-from ._metrics import CLASS_METRICS
-from ._protocol import checked_protocol, readable
-from ._splits import LEAKY, SCHEMES
-from ._tuning import PARTS, SEARCHES, Search, search_space, study_of
+from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, checked_protocol
+from ._tuning import PARTS, SEARCHES, Search, search_space
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -100,19 +97,15 @@ def tune(
     if patience is not None:
         check_number("patience", patience, minimum=1)
     protocol = checked_protocol(
-        adata, {part: "unet" if part == "unet" else "framework"}, {"biomarker": biomarker_key, "region": region_key},
-        [scheme], [seed], FeatureSource(use_rep, layer, seed), n_folds=n_folds, max_folds=max_folds,
-        spatial_key=spatial_key, library_key=library_key, accelerator=accelerator,
-        allowed=[s for s in SCHEMES if s not in LEAKY],
+        adata, {"biomarker": biomarker_key, "region": region_key}, [scheme], [s for s in SCHEMES if s not in LEAKY],
+        n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
+        library_key=library_key, seed=seed, accelerator=accelerator,
     )  # fmt: skip
-    task = Search(
-        part=part, kind=how, space=fields, fixed=fixed, stages={k: dict(v) for k, v in (stages or {}).items()},
-        metric=metric, n_trials=n_trials, patience=patience, prune=check_bool("prune", prune), protocol=protocol,
+    search_of_part = Search(
+        protocol, part, how, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, metric, n_trials, patience,
+        check_bool("prune", prune),
     )  # fmt: skip
-    read_from, record = readable(adata, protocol.source)
-    best, value, trials = study_of(
-        read_from, task, storage, study_name or f"stxtools_{part}", seed, show_progress=show_progress
-    )
+    best, value, trials = search_of_part.run(storage, study_name or f"stxtools_{part}", show_progress=show_progress)
     slots = Slots("tl.tune")
     slots.uns[key] = {
         "best_params": best,
@@ -123,7 +116,7 @@ def tune(
             n_trials=n_trials, patience=patience, prune=prune, scheme=scheme, n_folds=n_folds, max_folds=max_folds,
             space={name: str(list(values)) for name, values in fields.items()}, fixed=str(fixed) if fixed else None,
             study_name=study_name, use_rep=use_rep, layer=layer, spatial_key=spatial_key, library_key=library_key,
-            random_state=seed, **record,
+            random_state=seed, **protocol.record,
         ),
     }  # fmt: skip
     return slots.write(adata, copy)
