@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 
+@dataclass(eq=False)
 class Settings:
     """Settings that hold for a whole process.
 
@@ -26,62 +28,36 @@ class Settings:
         ``{"strategy": "ddp", "num_nodes": 2}``. Starts empty.
     """
 
-    def __init__(self) -> None:
-        self._datasetdir = Path(os.environ.get("STXTOOLS_DATASETDIR", "~/.cache/stxtools")).expanduser()
-        self._show_progress: bool | None = None
-        self._max_memory = 2.0
-        self._trainer: dict[str, Any] = {}
+    datasetdir: Path = Path(os.environ.get("STXTOOLS_DATASETDIR", "~/.cache/stxtools"))
+    show_progress: bool | None = None
+    max_memory: float = 2.0
+    trainer: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def datasetdir(self) -> Path:
-        """Folder of the data sets."""
-        return self._datasetdir
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check a value and keep it."""
+        super().__setattr__(name, _checked(name, value))
 
-    @datasetdir.setter
-    def datasetdir(self, value: str | os.PathLike[str]) -> None:
-        self._datasetdir = Path(value).expanduser()
 
-    @property
-    def show_progress(self) -> bool | None:
-        """Whether long calls show a progress bar (``None``: in a terminal or a notebook)."""
-        return self._show_progress
-
-    @show_progress.setter
-    def show_progress(self, value: bool | None) -> None:
+def _checked(name: str, value: Any) -> Any:
+    if name == "datasetdir":
+        return Path(value).expanduser()
+    if name == "show_progress":
         if value is not None and not isinstance(value, bool):
             raise TypeError(f"settings.show_progress is True, False or None, not {value!r}.")
-        self._show_progress = value
-
-    @property
-    def max_memory(self) -> float:
-        """Memory in GB for the dense working arrays of a step."""
-        return self._max_memory
-
-    @max_memory.setter
-    def max_memory(self, value: float) -> None:
+        return value
+    if name == "max_memory":
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise TypeError(f"settings.max_memory is a positive number of GB, not {value!r}.")
-        self._max_memory = float(value)
-
-    @property
-    def trainer(self) -> dict[str, Any]:
-        """Arguments for every Lightning Trainer beside those of a call."""
-        return dict(self._trainer)
-
-    @trainer.setter
-    def trainer(self, value: Mapping[str, Any]) -> None:
+        return float(value)
+    if name == "trainer":
         taken = {"accelerator", "devices", "max_epochs", "callbacks"}
         if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
             raise TypeError(f"settings.trainer is a mapping of argument names to values, not {value!r}.")
         if taken & set(value):
             raise ValueError(f"settings.trainer cannot hold {sorted(taken & set(value))}: the calls set them.")
-        self._trainer = dict(value)
-
-    def __repr__(self) -> str:
-        return (
-            f"Settings(datasetdir={str(self.datasetdir)!r}, show_progress={self.show_progress}, "
-            f"max_memory={self.max_memory:g})"
-        )
+        return dict(value)
+    known = ", ".join(f.name for f in fields(Settings))
+    raise AttributeError(f"There is no settings.{name}; there are {known}.")
 
 
 settings = Settings()

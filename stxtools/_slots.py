@@ -30,7 +30,6 @@ _CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")
 class Slots:
     """Results waiting to be written; :meth:`write` puts them into an AnnData, all or none.
 
-    - ``nested``: Values that lie deeper in ``uns``, by the path of their keys; what stands beside them stays.
     - ``inner``: What is written into the AnnData that ``uns`` holds under this key.
     - ``replaces``: Slots, such as ``"uns/log1p"``, that the call replaces whoever wrote them.
     - ``open_ended``: Columns of tables in ``uns`` in which an infinite number is an open limit.
@@ -47,7 +46,6 @@ class Slots:
     layers: dict[str, Any] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
     X: Any = None
-    nested: dict[Path, Any] = field(default_factory=dict)
     inner: dict[str, Slots] = field(default_factory=dict)
     replaces: Collection[str] = ()
     missing: dict[str, NDArray[np.bool_] | None] = field(default_factory=dict)
@@ -87,7 +85,6 @@ class Slots:
     def paths(self) -> list[Path]:
         """Paths of all slots, those inside an inner AnnData included."""
         found: list[Path] = [(name, key) for name in _CONTAINERS for key in getattr(self, name)]
-        found += [("uns", *path) for path in self.nested]
         return found + [("uns", key, *path) for key, slots in self.inner.items() for path in slots.paths()]
 
     def check_finite(self, owner: str = "") -> None:
@@ -102,29 +99,12 @@ class Slots:
             if isinstance(value, pd.DataFrame):
                 value = value.drop(columns=list(self.open_ended))
             _check_finite_uns(self.call, f"{owner}uns[{key!r}]", value)
-        for path, value in self.nested.items():
-            _check_finite_uns(self.call, "uns" + "".join(f"[{key!r}]" for key in path), value)
         for key, slots in self.inner.items():
             slots.check_finite(f"{owner}uns[{key!r}].")
 
     def _new_uns(self, adata: AnnData) -> dict[str, Any]:
-        """Entries of ``uns`` to set; dicts and AnnData that get something new inside are copies."""
+        """Entries of ``uns`` to set; an AnnData that gets something new inside is a copy."""
         new = dict(self.uns)
-        for path, value in self.nested.items():
-            level: dict[str, Any] = new
-            there: Any = adata.uns
-            for depth, key in enumerate(path[:-1], start=1):
-                there = there.get(key, {})
-                if key not in level or level[key] is there:
-                    if not isinstance(there, Mapping):
-                        code = "".join(f"[{k!r}]" for k in path[:depth])
-                        raise ValueError(
-                            f"`adata.uns{code}` is a {type(there).__name__}, and `st.{self.call}` writes into a dict "
-                            "there. Rename or delete it first."
-                        )
-                    level[key] = dict(there)
-                level = level[key]
-            level[path[-1]] = value
         for key, slots in self.inner.items():
             new[key] = adata.uns[key].copy()
             for name in _CONTAINERS:

@@ -401,7 +401,7 @@ def test_little_memory_asks_for_smaller_parts(monkeypatch):
     params = TissueNet().params
     assert graph_parts(section, params) == []
     plenty = fitting_regions(section, params)
-    monkeypatch.setattr(st.settings, "_max_memory", st.settings.max_memory / 4)
+    monkeypatch.setattr(st.settings, "max_memory", st.settings.max_memory / 4)
     assert fitting_regions(section, params) == pytest.approx(plenty / 4, rel=1e-3)
     monkeypatch.setattr(st.settings, "_max_memory", 1e-6)
     assert fitting_regions(section, params) == 256  # a part still has something to learn from

@@ -117,7 +117,6 @@ def test_results_must_be_finite(make_section):
         Slots("tl.x", obsm={"new": pd.DataFrame({"a": bad}, index=adata.obs_names)}),
         Slots("tl.x", uns={"new": {"value": float("nan")}}),
         Slots("tl.x", uns={"new": pd.DataFrame({"a": [np.inf]})}),
-        Slots("tl.x", nested={("new", "deep", "er"): bad}),
         Slots("tl.x", layers={"new": adata.X * np.nan}),
     ):
         with pytest.raises(ValueError, match="NaN or infinite"):
@@ -134,15 +133,3 @@ def test_diverged_training_writes_nothing(line, quick_net):
     with pytest.raises(ValueError, match="diverged"):
         st.tl.embed(line, params={**quick_net, "lr": 1e30}, **HOW)
     assert_same(before, line)
-
-
-def test_nested_values_stand_beside_others(make_section):
-    adata = make_section()
-    adata.uns["a"] = {"b": {"kept": 1}}
-    kept = adata.uns["a"]
-    Slots("tl.x", nested={("a", "b", "new"): 2, ("a", "c", "d"): 3}).write(adata)
-    assert adata.uns["a"] == {"b": {"kept": 1, "new": 2}, "c": {"d": 3}}
-    assert kept == {"b": {"kept": 1}}, "a copy shares this dict"
-    adata.uns["a"] = [1]
-    with pytest.raises(ValueError, match="is a list"):
-        Slots("tl.x", nested={("a", "b"): 2}).write(adata)
