@@ -16,7 +16,7 @@ from scipy.spatial import Delaunay
 from torch.nn import functional as F
 
 import stxtools as st
-from stxtools._spatial.subgraphs import subgraphs
+from stxtools._spatial.blocks import subgraphs
 from stxtools.models import RegionSection, Section, TissueNet
 from stxtools.models.tissuenet.features import fitting_regions, graph_parts
 from stxtools.nn import (
@@ -403,7 +403,7 @@ def test_little_memory_asks_for_smaller_parts(monkeypatch):
     plenty = fitting_regions(section, params)
     monkeypatch.setattr(st.settings, "max_memory", st.settings.max_memory / 4)
     assert fitting_regions(section, params) == pytest.approx(plenty / 4, rel=1e-3)
-    monkeypatch.setattr(st.settings, "_max_memory", 1e-6)
+    monkeypatch.setattr(st.settings, "max_memory", 1e-6)
     assert fitting_regions(section, params) == 256  # a part still has something to learn from
 
 

@@ -12,8 +12,7 @@ import pandas as pd
 from stxtools import _keys
 from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
-from stxtools._spatial.mask import REACH, REACH_SCATTERED
-from stxtools._spatial.outlines import outlines
+from stxtools._spatial.mask import REACH, REACH_SCATTERED, outlines
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries, split_rows
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing
 

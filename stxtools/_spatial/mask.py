@@ -1,4 +1,4 @@
-"""Draw observations as a label image, the way that squidpy reads segmentation masks."""
+"""Groups of observations drawn: as a label image, the way that squidpy reads masks, and as polygons."""
 
 from __future__ import annotations
 
@@ -57,3 +57,22 @@ def render_mask(
         _, nearest = tree.query(pixels, distance_upper_bound=limit)
         mask[top : top + len(y)] = padded[nearest].reshape(len(y), width)
     return mask
+
+
+def outlines(xy: NDArray[np.float64], codes: NDArray[np.integer[Any]], reach: float) -> dict[int, Any]:
+    """Return a shapely polygon or multipolygon for each code from 0 on; together they tile the tissue."""
+    import shapely
+
+    first = np.sort(np.unique(xy, axis=0, return_index=True)[1])
+    xy, codes = xy[first], np.asarray(codes)[first]
+    discs = shapely.buffer(shapely.points(xy), reach, quad_segs=4)
+    if len(xy) > 1:
+        tissue = shapely.union_all(discs)
+        frame = shapely.box(*(xy.min(axis=0) - 2 * reach), *(xy.max(axis=0) + 2 * reach))
+        cells = shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(xy), extend_to=frame, ordered=True))
+    else:
+        tissue, cells = discs[0], discs
+    return {
+        int(code): shapely.intersection(shapely.coverage_union_all(cells[codes == code]), tissue)
+        for code in np.unique(codes[codes >= 0])
+    }

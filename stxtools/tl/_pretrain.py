@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._data.features import stored_representation
-from stxtools._data.joint import joint_representation
+from stxtools._data.features import joint_representation, stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free

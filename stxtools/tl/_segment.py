@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy as copied
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from stxtools import _keys
 from stxtools._colors import colors_for, colors_slot, stored_colors
-from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures
+from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures, check_genes
 from stxtools._data.image import N_IMAGE_FEATURES, Images
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
+from stxtools._lazy import importing
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import provenance
+from stxtools._slots import Slots, categorical, provenance, put_frame
+from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask, tissue_frame
 from stxtools._validate import (
     Labels,
     check_adata,
@@ -30,16 +35,14 @@ from stxtools._validate import (
     listing,
 )
 
-from ._segment_slots import segment_slots
-from ._segmenters import given_segmenter, label_codes, remember_names, transfer_names
-
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stxtools.models import Segmenter, SegmenterParams
+    from stxtools.models import Segmentation, Segmenter, SegmenterParams
 
 MIN_OBS = 10
+_ARCHITECTURE = ("width", "depth", "kernel_size", "sigmas")
 
 
 @documented
@@ -123,8 +126,8 @@ def segment(
         fitted, names = Segmenter(params), None
         fitted.use_rep, fitted.projection, fitted.image_key = read.name, read.projection, image_key
     else:
-        fitted = given_segmenter(model, pretrained, params, image_key)
-        names, n_others = transfer_names(known, fitted), 0 if fitted.image_key is None else N_IMAGE_FEATURES
+        fitted = _given_segmenter(model, pretrained, params, image_key)
+        names, n_others = _transfer_names(known, fitted), 0 if fitted.image_key is None else N_IMAGE_FEATURES
         read = ModelFeatures(adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None)
     sections = make_sections(images.beside(read.values, where, fitted.image_key), where)
 
@@ -139,7 +142,7 @@ def segment(
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
         if genes is not None:
-            remember_names(known, fitted)
+            _remember_names(known, fitted)
         results = fitted.predict(sections, accelerator=accelerator)
     else:
         if fitted.by_genes is not None and expression is not None and names is not None:
@@ -149,14 +152,14 @@ def segment(
                 "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
                 "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
             )
-        codes = None if labels is None else where.split(label_codes(labels, labels_key, fitted.classes))
+        codes = None if labels is None else where.split(_label_codes(labels, labels_key, fitted.classes))
         results = fitted.predict(sections, expression=genes, adapt=adapt, labels=codes, accelerator=accelerator)
     if save_model is not None:
         fitted.save(save_model)
 
-    slots = segment_slots(
+    slots = _slots_of(
         fitted, results, where, images if spatial_key == _keys.SPATIAL else None, key=key, unet_key=unet_key,
-        kept=label_codes(labels, labels_key, fitted.classes) if keep_labels and labels is not None else None,
+        kept=_label_codes(labels, labels_key, fitted.classes) if keep_labels and labels is not None else None,
         abstain_below=abstain_below, trained=model is None,
     )  # fmt: skip
     slots.uns[_keys.colors(key)] = colors_slot(
@@ -221,3 +224,121 @@ def _shares(class_shares: Mapping[str, float], labels: Labels | None) -> NDArray
     if not 0.5 <= total <= 2:
         raise ValueError(f"`class_shares` of all classes add up to {total:g}; expected about 1.")
     return shares / total
+
+
+def _given_segmenter(model: Any, pretrained: Any, params: Any, image_key: str | None) -> Segmenter:
+    """Return a copy of the model to apply, or one whose training starts from a pretrained U-Net."""
+    stage("loading PyTorch")
+    with importing():
+        from stxtools.models._base import model_of
+
+    if model is not None:
+        out: Segmenter = copied(model_of(model, "Segmenter", param="model"))
+        if out.net is None:
+            raise ValueError(
+                "This model was pretrained but knows no compartments yet; give it as `pretrained=` to train on from it."
+            )
+    else:
+        out = model_of(pretrained, "Segmenter", param="pretrained").starting_point()
+        out.params = out.params if params is None else _continued(out, params)
+    if image_key is not None and out.image_key is None:
+        raise ValueError(f"The model was trained without an image; drop `image_key={image_key!r}`.")
+    out.image_key = out.image_key if image_key is None else image_key  # another one: "hires" for "lowres"
+    return out
+
+
+def _continued(start: Segmenter, params: SegmenterParams | Mapping[str, Any]) -> SegmenterParams:
+    """Parameters of a training that continues: ``params`` must keep the architecture."""
+    given = params if isinstance(params, Mapping) else asdict(params)
+    wanted = type(start)(asdict(start.params) | dict(given)).params
+    other = [name for name in _ARCHITECTURE if getattr(wanted, name) != getattr(start.params, name)]
+    if other:
+        raise ValueError(
+            f"`params` change {', '.join(f'`{name}`' for name in other)}, but the pretrained U-Net has "
+            f"{', '.join(f'{name}={getattr(start.params, name)}' for name in other)}; drop them."
+        )
+    return wanted
+
+
+def _remember_names(known: GeneNames, fitted: Segmenter) -> None:
+    """Let the model know its genes by their second names, too."""
+    ids = known.others()
+    if fitted.by_genes is not None and ids:
+        read = set(_genes_read(fitted))
+        fitted.ids = {g: i for g, i in zip(known.own, ids, strict=True) if g in read}
+
+
+def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
+    """Names of the genes, of which it must know enough, as the model calls them; None where it learned none by name."""
+    if fitted.by_genes is None:
+        return None
+    names = known.as_model(_genes_read(fitted), fitted.ids)
+    check_genes(fitted.by_genes.moments.genes, names, enough=fitted.by_genes.enough)
+    return names
+
+
+def _genes_read(fitted: Segmenter) -> list[str]:
+    """Genes of the model, of the linear members and of the components."""
+    members = [] if fitted.by_genes is None else fitted.by_genes.moments.genes
+    return list(dict.fromkeys([*members, *(fitted.projection.genes if fitted.projection is not None else [])]))
+
+
+def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Class of each observation among ``classes``, -1 where it has no label."""
+    unknown = [name for name in labels.names if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"`adata.obs[{labels_key!r}]` has the classes {listing(unknown)}, which the model does not know; it knows "
+            f"{listing(list(classes))}. Rename them, or train without `model=`."
+        )
+    place = np.array([list(classes).index(name) for name in labels.names], dtype=np.int64)
+    return np.where(labels.codes >= 0, place[labels.codes], -1)
+
+
+def _slots_of(
+    fitted: Segmenter, results: Sequence[Segmentation], where: Geometry, images: Images | None, *,
+    key: str, unet_key: str, kept: NDArray[np.int64] | None, abstain_below: float | None, trained: bool,
+) -> Slots:  # fmt: skip
+    """Classes (those ``kept`` where there are some), probabilities, features, and ``uns[key]`` but for ``params``."""
+    proba = where.join([r.proba for r in results])
+    if kept is not None:
+        proba[kept >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[kept[kept >= 0]]
+    codes = proba.argmax(axis=1)
+    if abstain_below is not None:
+        codes = np.where(proba.max(axis=1) < abstain_below, -1, codes)
+    slots = Slots("tl.segment")
+    slots.obs[key] = categorical(codes, fitted.classes)
+    slots.obs[_keys.mask_id(key)] = (codes + 1).astype(np.int32)
+    slots.obs[_keys.confidence(key)] = proba.max(axis=1)
+    put_frame(slots, _keys.proba(key), proba, fitted.classes)
+    slots.obsm[unet_key] = where.join([r.features for r in results])
+    slots.uns[key] = {_keys.MASKS: _masks(codes + 1, where, images)}
+    if len(where.libs) > 1:
+        from sklearn.metrics import normalized_mutual_info_score
+
+        slots.uns[key]["library_nmi"] = float(normalized_mutual_info_score(where.libs.codes, codes))
+    if any(r.weights for r in results):
+        slots.uns[key]["members"] = pd.DataFrame(
+            [{"library": n, **r.weights} for n, r in zip(where.libs.names, results, strict=True)]
+        )
+    if trained:
+        slots.uns[key]["history"] = pd.DataFrame(fitted.history)
+    if trained and fitted.curve:
+        slots.uns[key]["stability"] = pd.DataFrame(fitted.curve)
+    return slots
+
+
+def _masks(values: NDArray[Any], where: Geometry, images: Images | None) -> dict[str, dict[str, Any]]:
+    out = {}
+    for name, grid, rows, spacing in zip(where.libs.names, where.grids, where.parts, where.spacings, strict=True):
+        reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH
+        xy = where.xy[rows]
+        frame = None if images is None else images.frame(name, xy, spacing)
+        if frame is None:
+            frame = tissue_frame(xy, spacing, margin=reach)
+        out[name] = {
+            "image": render_mask(xy, values[rows], spacing, frame, reach=reach),
+            "scale": frame.scale,
+            "origin": np.array(frame.origin, dtype=np.float64),
+        }
+    return out

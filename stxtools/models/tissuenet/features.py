@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._settings import settings
-from stxtools._spatial.subgraphs import subgraphs
+from stxtools._spatial.blocks import subgraphs
 from stxtools.models._storage import ModelFile, arrays_of
 from stxtools.models.segmenter.rasters import centred
 from stxtools.nn._gnn import GraphPart

@@ -16,8 +16,7 @@ from stxtools._data.noise import noised_copy, noised_values
 from stxtools._data.representation import log_normalize
 from stxtools._progress import progress
 
-from ._checkpoint import Checkpoint, settings_fingerprint
-from ._function_code import function_code
+from ._checkpoint import Checkpoint, function_code, settings_fingerprint
 from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol
 
 if TYPE_CHECKING:
