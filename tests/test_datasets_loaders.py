@@ -69,7 +69,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def datasetdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "data"
-    monkeypatch.setattr(st.settings, "_datasetdir", folder)
+    monkeypatch.setattr(st.settings, "datasetdir", folder)
     return folder
 
 
@@ -352,7 +352,7 @@ def test_duplicates_of_osmfish(real_section: Callable[[str], ad.AnnData], monkey
     full = real_section("osmfish_mouse_sscortex")
     from conftest import _DATA
 
-    monkeypatch.setattr(st.settings, "_datasetdir", _DATA)
+    monkeypatch.setattr(st.settings, "datasetdir", _DATA)
     adata = st.datasets.osmfish_sscortex()
     assert adata.n_obs == full.n_obs - int(full.obs["is_duplicate"].sum())
     assert not adata.is_view

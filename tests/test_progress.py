@@ -89,7 +89,7 @@ def test_a_call_in_a_call_opens_no_second_bar(bars: list[Bar], make_section: Cal
 def test_short_calls_have_one_too(
     bars: list[Bar], line: ad.AnnData, monkeypatch: pytest.MonkeyPatch, call: Callable[[ad.AnnData], Any]
 ) -> None:
-    monkeypatch.setattr(st.settings, "_show_progress", True)
+    monkeypatch.setattr(st.settings, "show_progress", True)
     call(line)
     (bar,) = bars
     assert bar.closed

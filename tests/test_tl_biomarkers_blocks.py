@@ -53,7 +53,7 @@ def tissue() -> ad.AnnData:
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five blocks of genes or so, chunks of 200 observations."""
-    monkeypatch.setattr(st.settings, "_max_memory", 64 * 5000 / 2**30)
+    monkeypatch.setattr(st.settings, "max_memory", 64 * 5000 / 2**30)
     monkeypatch.setattr("stxtools._data.chunks.rows_per_chunk", lambda n_vars: 200)
 
 
@@ -90,7 +90,7 @@ def test_blocks_of_genes_change_nothing(tissue, call, little_memory, monkeypatch
     found = _table(tissue, **CALLS[call])
     assert len(seen) > 3
     seen.clear()
-    monkeypatch.setattr(st.settings, "_max_memory", 2.0)
+    monkeypatch.setattr(st.settings, "max_memory", 2.0)
     pd.testing.assert_frame_equal(found, _table(tissue, **CALLS[call]), check_exact=True)
     assert len(seen) == 1
 
@@ -116,7 +116,7 @@ def test_between_libraries(tissue, tmp_path, little_memory, monkeypatch):
     lazy = _stored(tissue, "dask h5ad", tmp_path)
     kwargs = {"groupby": "sick", "library_key": "quarter"}
     found = _table(lazy, **kwargs)
-    monkeypatch.setattr(st.settings, "_max_memory", 2.0)
+    monkeypatch.setattr(st.settings, "max_memory", 2.0)
     pd.testing.assert_frame_equal(found, _table(tissue, **kwargs), check_exact=True)
     assert (found["n_libraries"].max(), found["group"].nunique()) == (4, 1)
 
@@ -198,7 +198,7 @@ def test_variable_genes_of_a_large_matrix_come_from_a_part_of_it(tissue, monkeyp
     for module in ("tl._biomarkers._probe", "_data.expression"):
         monkeypatch.setattr(f"stxtools.{module}.AT_HAND", tissue.X.nnz // 2)
     part = _table(tissue, "two")
-    monkeypatch.setattr(st.settings, "_max_memory", 64 * 5000 / 2**30)
+    monkeypatch.setattr(st.settings, "max_memory", 64 * 5000 / 2**30)
     pd.testing.assert_frame_equal(_table(tissue, "two"), part, check_exact=True)
     both = [t.set_index(["group", "names"])["attribution"] for t in (whole, part)]
     assert np.corrcoef(both[0], both[1][both[0].index])[0, 1] > 0.95
