@@ -14,7 +14,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 import stxtools as st
 from stxtools.datasets._assembly import negative_binomial
-from stxtools.datasets._shapes import gaussian_field
+from stxtools.datasets._shapes import field_at, gaussian_field
 
 PLATFORM_NAMES = ["visium", "merfish"]
 
@@ -170,7 +170,7 @@ def test_markers_are_raised_in_their_compartment() -> None:
 def test_field_is_standard_normal_with_the_stated_correlation() -> None:
     rng = np.random.default_rng(0)
     at = np.array([[0.0, 0.0], [0.3, 0.0], [0.0, 0.6]])
-    values = np.array([gaussian_field(rng, 0.3)(at) for _ in range(600)])
+    values = np.array([field_at(gaussian_field(rng, 0.3), at) for _ in range(600)])
     assert np.abs(values.mean(axis=0)).max() < 0.15
     np.testing.assert_allclose(values.std(axis=0), 1, atol=0.1)
     correlation = np.corrcoef(values.T)[0]

@@ -15,7 +15,7 @@ from stxtools._progress import progress
 from stxtools._slots import categorical
 from stxtools._validate import check_choice, check_number
 
-from ._shapes import gaussian_field
+from ._shapes import field_at, gaussian_field
 from ._truth import N_PROGRAMS, PLATFORMS, Genes, Hardness, Platform
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def checked_depth(mean_depth: float | None, preset: Platform, n_vars: int) -> fl
 
 def programs(rng: np.random.Generator, unit: NDArray[np.float64], preset: Platform) -> NDArray[np.float64]:
     """Draw what varies without a label: smooth programs, and those that differ between neighbours."""
-    smooth = [gaussian_field(rng, float(rng.uniform(*_PROGRAM_LENGTHS)))(unit) for _ in range(N_PROGRAMS)]
+    smooth = [field_at(gaussian_field(rng, float(rng.uniform(*_PROGRAM_LENGTHS))), unit) for _ in range(N_PROGRAMS)]
     return np.column_stack([*smooth, *(rng.standard_normal(len(unit)) for _ in range(preset.n_states))])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from stxtools._slots import categorical, provenance
 from stxtools._validate import check_int, check_number, check_seed
 
 from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
-from ._shapes import Anatomy, draw_anatomy, inward, lattice, layer_height, neighbouring, share, sigmoid
+from ._shapes import Anatomy, draw_anatomy, field_at, inward, lattice, layer_height, neighbouring, share, sigmoid
 from ._truth import N_PROGRAMS, Genes, Hardness, Platform, draw_genes, fold_changes
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def synthetic_series(
     gene_rng, tissue_rng, count_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     log2fc = fold_changes(logfc, n_trends)
     genes = draw_genes(gene_rng, n_vars, len(_NAMES), N_PROGRAMS + preset.n_states, log2fc, hardness)
-    trends = _Trends.of(genes, n_trends)
+    kind, place = _planted_trends(genes, n_trends)
     plan = {name: int(tissue_rng.integers(1, n_times)) for name in ("c4", "c5", "c6", "c7")}
     sections = _draw_sections(tissue_rng, preset, hardness, n_times, n_subjects, per_subject, n_obs, plan)
     subjects = list(dict.fromkeys(s.subject for s in sections))
@@ -122,7 +122,7 @@ def synthetic_series(
     batch = np.array([own[s.subject] + hardness.batch * gene_rng.standard_normal(n_vars) for s in sections])
     which = section_of(sections)
     time = np.array([float(s.known) for s in sections])[which]
-    effects = trends.effects(joined(sections, "mixture"), time, genes)
+    effects = _trend_effects(kind, place, joined(sections, "mixture"), time, genes)
     counts = counts_of(count_rng, sections, genes, hardness, *effects, batch, depth, show_progress)
     params = provenance(
         n_times=n_times, n_subjects=n_subjects, sections_per_subject=per_subject, obs_per_section=n_obs, n_vars=n_vars,
@@ -136,38 +136,32 @@ def synthetic_series(
         "compartment": pd.Categorical(categorical(joined(sections, "compartment"), _NAMES)).remove_unused_categories(),
     }
     var = {
-        "trend": categorical(trends.kind, _TREND),
-        "trend_in": categorical(np.where(trends.kind > 0, trends.place + 1, 0), ["none", *_TREND_IN]),
+        "trend": categorical(kind, _TREND),
+        "trend_in": categorical(np.where(kind > 0, place + 1, 0), ["none", *_TREND_IN]),
     }
     truth = {"params": params, "effects": asdict(hardness), "lineage": _lineage(plan, n_times)}
     return assemble(counts, sections, obs, var, genes, _NAMES, truth)
 
 
-@dataclass(frozen=True)
-class _Trends:
-    """Per gene, the kind of its trend (0: none) and the compartment that it has it in."""
+def _planted_trends(genes: Genes, n_trends: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return per gene the kind of its trend (0: none) and the compartment that it has it in."""
+    kind, place = np.zeros((2, len(genes.baseline)), dtype=np.int64)
+    chosen = np.flatnonzero(genes.marker_of < 0)
+    chosen = chosen[np.argsort(genes.log2fc[chosen] == 0, kind="stable")][:n_trends]
+    kind[chosen] = 1 + np.arange(n_trends) % 2
+    place[chosen] = np.arange(n_trends) // 2 % len(_TREND_IN)
+    return kind, place
 
-    kind: NDArray[np.int64]
-    place: NDArray[np.int64]
 
-    @classmethod
-    def of(cls, genes: Genes, n_trends: int) -> _Trends:
-        kind, place = np.zeros((2, len(genes.baseline)), dtype=np.int64)
-        chosen = np.flatnonzero(genes.marker_of < 0)
-        chosen = chosen[np.argsort(genes.log2fc[chosen] == 0, kind="stable")][:n_trends]
-        kind[chosen] = 1 + np.arange(n_trends) % 2
-        place[chosen] = np.arange(n_trends) // 2 % len(_TREND_IN)
-        return cls(kind, place)
-
-    def effects(
-        self, mixture: NDArray[np.float64], time: NDArray[np.float64], genes: Genes
-    ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
-        """Return how far each observation is in a linear and a transient course, and what that does to each gene."""
-        s, here = (time / time.max())[:, None], mixture[:, [_NAMES.index(name) for name in _TREND_IN]]
-        cell = (self.kind[None] == np.repeat([1, 2], len(_TREND_IN))[:, None]) & (
-            self.place[None] == np.tile(np.arange(len(_TREND_IN)), 2)[:, None]
-        )
-        return [s * here, 4 * s * (1 - s) * here], cell * genes.log2fc * np.log(2)
+def _trend_effects(
+    kind: NDArray[np.int64], place: NDArray[np.int64], mixture: NDArray[np.float64], time: NDArray[np.float64],
+    genes: Genes,
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:  # fmt: skip
+    """Return how far each observation is in a linear and a transient course, and what that does to each gene."""
+    s, here = (time / time.max())[:, None], mixture[:, [_NAMES.index(name) for name in _TREND_IN]]
+    courses = np.repeat([1, 2], len(_TREND_IN))[:, None], np.tile(np.arange(len(_TREND_IN)), 2)[:, None]
+    cell = (kind == courses[0]) & (place == courses[1])
+    return [s * here, 4 * s * (1 - s) * here], cell * genes.log2fc * np.log(2)
 
 
 def _present(plan: dict[str, int], step: int) -> tuple[str, ...]:
@@ -244,7 +238,7 @@ def _compartments(
         mixture[:, _NAMES.index(_LAYERS[which])] = above - below
         above = below
     code = np.array([_NAMES.index(name) for name in _LAYERS])[layer]
-    side = unit[:, 0] + 0.12 * anatomy.lesion(unit)
+    side = unit[:, 0] + 0.12 * field_at(anatomy.lesion, unit)
     for name in ("c4", "c5"):
         if name + "a" in present:
             at, right = _NAMES.index(name), sigmoid(side * len(order) / border)

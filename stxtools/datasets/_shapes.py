@@ -5,11 +5,12 @@ Positions are in the tissue's own frame: centre at 0, the edge at about 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
+from scipy.stats import rankdata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,26 +19,8 @@ _HALF_WIDTH = 1.8  # the grid reaches beyond the tissue (about -1 ... 1), so tha
 _GRID = 256
 
 
-@dataclass(frozen=True)
-class SmoothField:
-    """A smooth function of the position in the tissue's frame."""
-
-    grid: NDArray[np.float64]
-
-    def __call__(self, unit_xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Values at positions (n, 2), interpolated linearly."""
-        index = (unit_xy.T + _HALF_WIDTH) * (self.grid.shape[0] / (2 * _HALF_WIDTH))
-        return ndimage.map_coordinates(self.grid, index, order=1, mode="grid-wrap")
-
-    def __add__(self, other: SmoothField) -> SmoothField:
-        return SmoothField(self.grid + other.grid)
-
-    def __mul__(self, factor: float) -> SmoothField:
-        return SmoothField(self.grid * factor)
-
-
-def gaussian_field(rng: np.random.Generator, length_scale: float) -> SmoothField:
-    """Draw a Gaussian field of variance 1 and covariance ``exp(-r**2 / 2 / length_scale**2)``: filtered noise."""
+def gaussian_field(rng: np.random.Generator, length_scale: float) -> NDArray[np.float64]:
+    """Draw a Gaussian field of variance 1 and covariance ``exp(-r**2 / 2 / length_scale**2)`` on a grid."""
     frequency = np.fft.fftfreq(_GRID, d=2 * _HALF_WIDTH / _GRID) * 2 * np.pi
     half = np.fft.rfftfreq(_GRID, d=2 * _HALF_WIDTH / _GRID) * 2 * np.pi
     squared = frequency[:, None] ** 2 + half[None, :] ** 2
@@ -45,8 +28,13 @@ def gaussian_field(rng: np.random.Generator, length_scale: float) -> SmoothField
     kernel = np.exp(-(length_scale**2) * squared / 4)
     white = rng.standard_normal((_GRID, _GRID))
     full_power = np.exp(-(length_scale**2) * (frequency[:, None] ** 2 + frequency[None, :] ** 2) / 2)
-    grid = np.fft.irfft2(np.fft.rfft2(white) * kernel, s=(_GRID, _GRID)) / np.sqrt(full_power.mean())
-    return SmoothField(grid)
+    return np.fft.irfft2(np.fft.rfft2(white) * kernel, s=(_GRID, _GRID)) / np.sqrt(full_power.mean())
+
+
+def field_at(field: NDArray[np.float64], unit_xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values of a field at positions (n, 2) in the tissue's frame, interpolated linearly."""
+    index = (unit_xy.T + _HALF_WIDTH) * (len(field) / (2 * _HALF_WIDTH))
+    return ndimage.map_coordinates(field, index, order=1, mode="grid-wrap")
 
 
 _ISLAND_SHARE = 0.15  # of the tissue's area, for each kind of island
@@ -117,9 +105,9 @@ class Anatomy:
 
     tilt: float
     curvature: float
-    wobble: SmoothField
-    islands: tuple[SmoothField, ...]
-    lesion: SmoothField
+    wobble: NDArray[np.float64]
+    islands: tuple[NDArray[np.float64], ...]
+    lesion: NDArray[np.float64]
 
 
 def draw_anatomy(rng: np.random.Generator, n_compartments: int) -> Anatomy:
@@ -137,12 +125,11 @@ def neighbouring(anatomy: Anatomy, rng: np.random.Generator, change: float = 0.3
     """Return the anatomy a little further into the block: the same shapes, slightly moved borders."""
     keep = float(np.sqrt(1 - change**2))
 
-    def moved(field: SmoothField, length: float) -> SmoothField:
+    def moved(field: NDArray[np.float64], length: float) -> NDArray[np.float64]:
         return field * keep + gaussian_field(rng, length) * change
 
-    return Anatomy(
-        tilt=anatomy.tilt,
-        curvature=anatomy.curvature,
+    return replace(
+        anatomy,
         wobble=moved(anatomy.wobble, _BORDER_LENGTH),
         islands=tuple(moved(field, _BORDER_LENGTH) for field in anatomy.islands),
         lesion=moved(anatomy.lesion, 0.5),
@@ -152,7 +139,7 @@ def neighbouring(anatomy: Anatomy, rng: np.random.Generator, change: float = 0.3
 def layer_height(unit: NDArray[np.float64], anatomy: Anatomy) -> NDArray[np.float64]:
     """What grows across the layers: a tilted, curved and wobbly height."""
     height = unit[:, 1] + anatomy.tilt * unit[:, 0] - anatomy.curvature * unit[:, 0] ** 2
-    return height + 0.12 * anatomy.wobble(unit)
+    return height + 0.12 * field_at(anatomy.wobble, unit)
 
 
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,14 +149,12 @@ def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def share(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rank of each value, from 0 to 1: thresholds then cut off shares of the tissue's area."""
-    rank = np.empty(len(values))
-    rank[np.argsort(values, kind="stable")] = (np.arange(len(values)) + 0.5) / len(values)
-    return rank
+    return (rankdata(values, method="ordinal") - 0.5) / len(values)
 
 
-def inward(field: SmoothField, unit: NDArray[np.float64]) -> NDArray[np.float64]:
+def inward(field: NDArray[np.float64], unit: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values of a field, lowered towards the edge: what is cut out of it lies mostly inside the tissue."""
-    return field(unit) - 0.8 * (unit**2).sum(axis=1)
+    return field_at(field, unit) - 0.8 * (unit**2).sum(axis=1)
 
 
 def compartments(
