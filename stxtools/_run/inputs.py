@@ -35,7 +35,10 @@ def read_sections(
         # one lesion in each section: patients are replicates, and disease and health lie side by side
         tissue = datasets.synthetic_tissue(n_patients=3, sections_per_patient=2, disease="lesion")
         return tissue, library_key or "section", []
-    paths = [checked_path(source) for source in sources]
+    paths = [Path(source).expanduser() for source in sources]
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent:  # said before the first of many is read
+        raise FileNotFoundError(f"There is no file {absent[0]!r}.")
     parts = [io.read(path) for path in paths]
     if len(parts) == 1:
         return parts[0], library_key, []
@@ -43,16 +46,6 @@ def read_sections(
     if layer is None:
         _check_scales(parts, names)
     return _joined(parts, names, str(library_key or LIBRARY_KEY), use_rep)
-
-
-def checked_path(source: str) -> Path:
-    """Return the path of a file that is there and can be read, or of a folder."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    if path.is_file() and path.suffix != ".h5ad":
-        raise ValueError(f"{str(path)!r} is neither .h5ad nor .zarr, nor a folder that `st.io.read` knows.")
-    return path
 
 
 def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: str | None) -> Read:

@@ -12,7 +12,7 @@ from stxtools._checks import check_writable
 from stxtools._files import whole
 
 from .files import write_h5ad
-from .inputs import checked_path, read_sections
+from .inputs import read_sections
 from .options import OWN, UsageError, as_flags, function_of, gathered, options_of, tell, text_of
 
 
@@ -36,7 +36,6 @@ class Step:
                 raise ValueError(f"OUT, {str(to)!r}, must end in {ending}.")
             for path in filter(None, (to, table)):
                 check_writable(path)
-            checked_path(self.input)
             start = time.perf_counter()
             adata = read_sections([self.input], None, None)[0]
             log(f"read {time.perf_counter() - start:.1f} s: {adata.n_obs:,} x {adata.n_vars:,}")
