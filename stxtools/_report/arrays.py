@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-MISSING = 255
-_LEVELS = 254  # a colour scale has no more; 255 is a missing value
-_N = 100
-_NUMBERS = ("logfoldchanges", "pvals_adj", "auroc")
+MISSING = 255  # where there is no value
+_LEVELS = 254  # a colour scale has no more
+_MOST_GENES = 100  # that can colour the map
+_COLUMNS = ("logfoldchanges", "pvals_adj", "auroc")
 _IMAGE_SIDE = 1400  # pixels of a tissue image; more are not seen behind the observations
-_CLASSES_MAX = 1000
+_CLASSES_MAX = 1000  # that a legend lists
 POINTS_MAX = 200_000  # a browser opens no larger file in a moment
 
 
@@ -169,7 +169,7 @@ def leading_genes(adata: AnnData, biomarkers: pd.DataFrame | None, layer: str | 
         rows, turn = pd.concat(parts), pd.concat([turns[0], 2 * turns[1]])
         names = rows["names"].to_numpy()[np.lexsort((turn, rows["pvals_adj"] > FDR))]
     known = set(adata.var_names)
-    return [str(name) for name in dict.fromkeys(names) if name in known][:_N]
+    return [str(name) for name in dict.fromkeys(names) if name in known][:_MOST_GENES]
 
 
 def expression_of(adata: AnnData, genes: Sequence[str], layer: str | None) -> sparse.csc_matrix:
@@ -193,7 +193,7 @@ def _expression(adata: AnnData, layer: str | None) -> Expression | None:
 def biomarker_arrays(rows: pd.DataFrame, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what the page says of the biomarkers, and the columns of their table as text."""
     groups, genes = (pd.factorize(rows[name].astype(str)) for name in ("group", "names"))
-    numbers = [c for c in _NUMBERS if c in rows]
+    numbers = [c for c in _COLUMNS if c in rows]
     blocks = {f"t-{c}": packed(rows[c].to_numpy(dtype=np.float32, na_value=np.nan)) for c in numbers}
     blocks["t-group"] = packed(groups[0].astype(np.uint16))
     blocks["t-gene"] = packed(genes[0].astype(np.uint32))

@@ -76,15 +76,16 @@ def segment(
         spatial_key = str(params.get("spatial_key", spatial_key))
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
-    alpha = _alpha(adata, key, len(names)) if show_confidence else None
-    masks = {panel.library: _mask(adata, panel.library, key) for panel in panels} if mask else {}
     colors = colors_of(adata, key, palette)
     face = rgba(codes, names, colors)
-    if alpha is not None:
-        face[:, 3] = alpha
+    if show_confidence:
+        check_in(adata, "obs", _keys.confidence(key), "show_confidence=True reads",
+                 "Run `st.tl.segment(adata)` first.")  # fmt: skip
+        confidence = adata.obs[_keys.confidence(key)].to_numpy(dtype=float, na_value=np.nan)
+        face[:, 3] = _fade(np.nan_to_num(confidence), len(names))
 
     def draw_mask(axis: Axes, panel: Panel, over: bool) -> None:
-        image, scale, origin = masks[panel.library]
+        image, scale, origin = _mask(adata, panel.library, key)
         show_image(axis, _paint(image, adata, key, colors), scale, origin, interpolation="nearest",
                    alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
 
@@ -95,27 +96,18 @@ def segment(
         drawn = np.concatenate([codes[p.rows] for p in panels])
         present = [n for i, n in enumerate(names) if (drawn == i).any()]
         handles = _legend.class_handles(present, colors, missing=bool((drawn < 0).any()))
-        if alpha is not None:
-            handles += [_legend.heading("confidence"), *_confidence_handles(len(names))]
+        if show_confidence:
+            steps = np.linspace(1 / max(len(names), 2), 1, 3)
+            dots = [_legend.dot(f"{s:.2f}", "#444444", alpha=float(_fade(s, len(names)))) for s in steps]
+            handles += [_legend.heading("confidence"), *dots]
         _legend.add_legend(axes, handles, own=ax is None, title=key)
     return _base.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
-def _alpha(adata: AnnData, key: str, n: int) -> NDArray[np.float64]:
-    name = _keys.confidence(key)
-    check_in(adata, "obs", name, "show_confidence=True reads", "Run `st.tl.segment(adata)` first.")
-    return _fade(np.nan_to_num(adata.obs[name].to_numpy(dtype=float, na_value=np.nan)), n)
-
-
 def _fade(confidence: Any, n: int) -> NDArray[np.float64]:
+    """Return the opacity of a confidence in one of ``n`` classes."""
     chance = 1.0 / max(n, 2)
     return _FAINTEST + (1 - _FAINTEST) * np.clip((np.asarray(confidence) - chance) / (1 - chance), 0, 1)
-
-
-def _confidence_handles(n: int) -> list[Any]:
-    chance = 1.0 / max(n, 2)
-    steps = [chance, (1 + chance) / 2, 1.0]
-    return [_legend.dot(f"{step:.2f}", "#444444", alpha=float(_fade(step, n))) for step in steps]
 
 
 def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float, NDArray[Any]]:
