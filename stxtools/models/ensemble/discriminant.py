@@ -10,6 +10,23 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+def linear_logits(means: FloatArray, within: FloatArray, prior: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Coefficients (d, K) and intercepts (K,) of normal classes of these means (K, d), one covariance and shares."""
+    coef = np.asarray(np.linalg.solve(within, means.T))
+    return coef, -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
+
+
+def shrunken(covariance: FloatArray, shrinkage: float) -> FloatArray:
+    """Draw a covariance to its own diagonal, and add next to nothing that it can be inverted."""
+    covariance = (1 - shrinkage) * covariance + shrinkage * np.diag(np.diag(covariance))
+    return covariance + 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-9) * np.eye(len(covariance))
+
+
+def standardised(z: FloatArray) -> FloatArray:
+    """Each column with a mean of 0 and a standard deviation of 1; one that does not vary is 0."""
+    return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)
+
+
 class ShrinkageLDA:
     """Linear discriminant analysis with weights, whose pooled covariance is drawn to its own diagonal."""
 
@@ -19,12 +36,8 @@ class ShrinkageLDA:
         count = mass.sum(axis=0)
         means = (mass.T @ z) / (count[:, None] + 1e-12)
         total = (z * weight[:, None]).T @ z / count.sum()
-        within = total - (means.T * (count / count.sum())) @ means
-        within = (1 - shrinkage) * within + shrinkage * np.diag(np.diag(within))
-        within += 1e-6 * max(float(np.trace(within)) / len(within), 1e-9) * np.eye(len(within))
-        self.coef_ = np.linalg.solve(within, means.T)
-        prior = (count + 1) / (count + 1).sum()
-        self.intercept_ = -0.5 * np.einsum("kd,dk->k", means, self.coef_) + np.log(prior)
+        within = shrunken(total - (means.T * (count / count.sum())) @ means, shrinkage)
+        self.coef_, self.intercept_ = linear_logits(means, within, (count + 1) / (count + 1).sum())
         return self
 
     def predict_proba(self, z: FloatArray) -> FloatArray:
@@ -40,6 +53,5 @@ def class_shrinkage(z: FloatArray, labels: IntArray, n_classes: int) -> float:
     for c in range(n_classes):
         part = z[labels == c]
         sizes.append(len(part))
-        scaled = (part - part.mean(axis=0)) / (part.std(axis=0) + 1e-9)
-        found.append(ledoit_wolf(scaled)[1] if len(part) > 2 else 1.0)
+        found.append(ledoit_wolf(standardised(part))[1] if len(part) > 2 else 1.0)
     return float(np.average(found, weights=sizes))

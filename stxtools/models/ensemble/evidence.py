@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from .adaptation import cotrained, same_class
+from .discriminant import standardised
 from .gene_means import SIZES, FloatArray, GeneMeans
 from .moments import N_COMPS, LinearMembers
 
@@ -42,7 +43,7 @@ class Answers:
         first, second = means.projected([np.hstack([w, members.axes, own]) for w in members.ridge])
         parts = list(zip(np.split(first, ends, axis=1), np.split(second, ends, axis=1), strict=True))
         scores = parts[0][0] + parts[0][1] + members.ridge_intercept
-        z, components = (_standardised(np.hstack(pair)) for pair in parts[1:])
+        z, components = (standardised(np.hstack(pair)) for pair in parts[1:])
         lda = log_softmax(z @ members.lda + members.lda_intercept, axis=1)
         ridge = log_softmax(RIDGE_SCALE * scores, axis=1)
         return cls(ridge, log_softmax(np.maximum(lda, _LEAST_LOG), axis=1)), components
@@ -79,7 +80,3 @@ class Answers:
         if adapts:
             logits = cotrained(logits, [components], labels)
         return Evidence(logits, {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)})
-
-
-def _standardised(z: FloatArray) -> FloatArray:
-    return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)

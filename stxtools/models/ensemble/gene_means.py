@@ -13,6 +13,8 @@ from scipy.spatial import cKDTree
 
 from stxtools._spatial.smoothing import averages
 
+from .discriminant import standardised
+
 FloatArray = NDArray[np.float64]
 
 SIZES = (19, 61)  # nearest observations, itself included
@@ -94,8 +96,7 @@ class GeneMeans:
 
     def components(self, axes: FloatArray) -> FloatArray:
         """Return components at both sizes, standardised, (n, 2 k)."""
-        z = np.hstack(self.projected([axes, axes]))
-        return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)
+        return standardised(np.hstack(self.projected([axes, axes])))
 
     def axes(self, n_comps: int) -> FloatArray:
         """Principal axes of the section's own standardised means at the smaller size, (g, k)."""

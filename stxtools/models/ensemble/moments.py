@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stxtools.models._projection import matched
 from stxtools.models._storage import ModelFile, arrays_of
 
+from .discriminant import linear_logits, shrunken
 from .gene_means import READ_GENES, FloatArray, GeneMeans, leading_axes
 
 RANK = 192  # rows of the factor; the rest of the covariance is kept as a diagonal
@@ -112,13 +113,9 @@ class LabelMoments:
         unit = np.sqrt(np.maximum(np.diag(total), 1e-12))
         total = total / np.outer(unit, unit)
         means = (both.T @ cross) / unit[:, None] / np.maximum(self.prior, 1e-9)  # from the middle, (2 k, K)
-        within = total - (means * self.prior) @ means.T
-        within = (1 - SHRINKAGE) * within + SHRINKAGE * np.diag(np.diag(within))
-        within += 1e-6 * max(float(np.trace(within)) / len(within), 1e-9) * np.eye(len(within))
-        coef = np.linalg.solve(within, means)
-        middle = both.T @ mean / unit
-        intercept = -0.5 * np.einsum("dk,dk->k", means, coef) + np.log(np.maximum(self.prior, 1e-6)) - middle @ coef
-        return coef, intercept
+        within = shrunken(total - (means * self.prior) @ means.T, SHRINKAGE)
+        coef, intercept = linear_logits(means.T, within, np.maximum(self.prior, 1e-6))
+        return coef, intercept - (both.T @ mean / unit) @ coef
 
     def to_file(self, prefix: str = "moments") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return what a model file keeps."""

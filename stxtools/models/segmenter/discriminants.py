@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from stxtools._spatial.smoothing import Neighbourhoods
-from stxtools.models.ensemble.discriminant import ShrinkageLDA, class_shrinkage
+from stxtools.models.ensemble.discriminant import ShrinkageLDA, class_shrinkage, standardised
 
 if TYPE_CHECKING:
     from stxtools.models._section import Section
@@ -44,7 +44,7 @@ def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[F
             for plain, tolerance in edges
         ]
         parts.append(views)
-    return [_standardised(np.concatenate(views).astype(np.float64)) for views in zip(*parts, strict=True)]
+    return [standardised(np.concatenate(views).astype(np.float64)) for views in zip(*parts, strict=True)]
 
 
 def spread_labels(
@@ -128,7 +128,3 @@ def _agreed(
     for z, s in zip(views, shrinkage, strict=True):
         logs += np.log(ShrinkageLDA().fit(z, share, weight, s).predict_proba(z).clip(1e-4)) / len(views)
     return softmax(logs, axis=1)
-
-
-def _standardised(z: FloatArray) -> FloatArray:
-    return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)

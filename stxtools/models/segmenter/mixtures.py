@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from stxtools._spatial.graph import averaging
 from stxtools._spatial.smoothing import Neighbourhoods
+from stxtools.models.ensemble.discriminant import linear_logits
 
 from .agreement import pairwise_rand_index
 
@@ -28,7 +29,6 @@ _TREE = 800  # observations of a tree: few, so that starts differ and cost littl
 _FIT = 20_000  # observations that a mixture is fitted to
 _JUDGE = 3000  # observations on which partitions are compared
 _COLUMNS = 16  # components that are averaged at a time, in float64
-_CHUNK = 32_768  # observations whose memberships are computed at a time
 _PAIRS = ((1, 3), (1, 5), (2, 5), (2, 8))  # rounds of averaging that are read side by side
 _SINGLE = (2, 4)
 _TOLERANCES = (1.0, 1.5)  # of the edge-preserving means
@@ -115,11 +115,10 @@ def consensus(
 ) -> FloatArray:
     """Soft partition into ``k`` classes (n, k): the mean of many mixtures, matched to the one most like the others.
 
-    The reference is the medoid under the adjusted Rand index. The classes of each mixture are matched to
-    it (Hungarian method), and their mean, weighted by how much a mixture is like the others, is the next
-    reference, five times (voting; Dimitriadou, Weingessel and Hornik 2002). A single mixture can end in a
-    bad optimum; their consensus rarely does. Mixtures are fitted, compared and matched on samples; the
-    observations as a whole are passed once, in chunks. Where no mixture keeps all classes apart, some may be the most
+    The reference is the medoid under the adjusted Rand index. The classes of each mixture are matched to it (Hungarian
+    method), and their mean, weighted by how much a mixture is like the others, is the next reference, five times
+    (voting; Dimitriadou, Weingessel and Hornik 2002). A single mixture can end in a bad optimum; their consensus rarely
+    does. Mixtures are fitted, compared and matched on samples. Where none keeps all classes apart, some may be the most
     probable one nowhere.
     """
     fitted: list[Mixtures] = []
@@ -151,20 +150,14 @@ def consensus(
 def _voted(
     views: Sequence[View | FloatArray], fitted: Sequence[Mixtures], order: IntArray, weight: FloatArray
 ) -> FloatArray:
-    """Weighted mean of the memberships, classes in the given order: one pass over the observations."""
-    n, k = len(views[0]), order.shape[1]
-    out, per_view = np.empty((n, k)), np.split(np.arange(len(order)), len(views))
-    for start in range(0, n, _CHUNK):
-        rows = slice(start, min(start + _CHUNK, n))
-        total = np.zeros((rows.stop - start, k))
-        for view, mixtures, members in zip(views, fitted, per_view, strict=True):
-            if not weight[members].any():
-                continue
-            share = mixtures.memberships(view[rows])
+    """Weighted mean of the memberships, classes in the given order."""
+    total, per_view = np.zeros((len(views[0]), order.shape[1])), np.split(np.arange(len(order)), len(views))
+    for view, mixtures, members in zip(views, fitted, per_view, strict=True):
+        if weight[members].any():
+            share = mixtures.memberships(view[:])
             for j, m in enumerate(members):
                 total += weight[m] * share[:, j, order[m]]
-        out[rows] = total / weight.sum()
-    return out
+    return total / weight.sum()
 
 
 def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -187,10 +180,8 @@ def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.rand
         for (z, _, _), (coef, intercept) in zip(whitened, models, strict=True):
             share += softmax_of_rows(z @ coef + intercept) / len(views)
     out = np.zeros_like(target)
-    for start in range(0, len(target), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        for view, (_, centre, white), (coef, intercept) in zip(views, whitened, models, strict=True):
-            out[chunk] += softmax_of_rows((view[chunk] - centre) @ white @ coef + intercept) / len(views)
+    for view, (_, centre, white), (coef, intercept) in zip(views, whitened, models, strict=True):
+        out += softmax_of_rows((view[:] - centre) @ white @ coef + intercept) / len(views)
     kept = np.bincount(out.argmax(axis=1), minlength=target.shape[1]) > 0
     return out if kept.all() else target
 
@@ -207,9 +198,7 @@ def softmax_of_rows(logits: FloatArray) -> FloatArray:
 def tied_logits(z: NDArray[np.floating], share: NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
     """M-step of a tied Gaussian mixture on whitened ``z``, as linear logits (coefficients, intercept)."""
     mass, means, covariance = tied_moments(z, share)
-    coef = np.linalg.solve(covariance, means.T)
-    prior = (mass + 1) / (len(z) + len(mass))
-    intercept = -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
+    coef, intercept = linear_logits(means, covariance, (mass + 1) / (len(z) + len(mass)))
     return coef.astype(z.dtype), intercept.astype(z.dtype)
 
 
@@ -274,6 +263,5 @@ def from_tree(z: FloatArray, labels: IntArray, k: int) -> tuple[FloatArray, Floa
     """Linear logits of the classes of a tree over whitened observations."""
     means = np.stack([z[labels == c].mean(axis=0) for c in range(k)])
     rest = z - means[labels]
-    coef = np.linalg.solve(rest.T @ rest / len(z) + 1e-3 * np.eye(z.shape[1]), means.T)
-    prior = np.bincount(labels, minlength=k) / len(labels)
-    return coef, -0.5 * np.einsum("kd,dk->k", means, coef) + np.log(prior)
+    within = rest.T @ rest / len(z) + 1e-3 * np.eye(z.shape[1])
+    return linear_logits(means, within, np.bincount(labels, minlength=k) / len(labels))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.linear_model import Ridge
 
 from stxtools.models._projection import GeneProjection
 
@@ -39,9 +40,8 @@ def with_readout(
         [smoothed.transform(logged, xy, at) for (logged, xy), at in zip(parts, rows, strict=True)]
     ).astype(np.float64)
     wanted = np.concatenate([a[at] for a, at in zip(logits, rows, strict=True)]).astype(np.float64)
-    scores, wanted = scores - scores.mean(axis=0), wanted - wanted.mean(axis=0)
-    penalty = max(_RIDGE * len(scores) * float(scores.var(axis=0).mean()), 1e-12) * np.eye(scores.shape[1])
-    coefficients = np.linalg.solve(scores.T @ scores + penalty, scores.T @ wanted)
+    penalty = max(_RIDGE * len(scores) * float(scores.var(axis=0).mean()), 1e-12)
+    coefficients = Ridge(penalty).fit(scores, wanted).coef_.T
     loadings = np.concatenate(smoothed.loadings(coefficients, parts), axis=1)
     return _extended(projection, genes, loadings, [logged for logged, _ in parts])
 
