@@ -39,7 +39,7 @@ def test_edge_preserving_mean_keeps_the_border_that_a_plain_mean_blurs():
     truth = (xy[:, 0] >= 12).astype(np.float32)[:, None] * 4
     x = truth + np.random.default_rng(0).normal(size=truth.shape).astype(np.float32)
     near = Neighbourhoods(x, xy)
-    plain, kept = near.mean(61), near.edge_preserving_mean(kneighbors_graph(xy, 8), 1.5)
+    plain, kept = near.mean(61), near.edge_preserving_means(kneighbors_graph(xy, 8), [1.5])[1.5]
     border = np.abs(xy[:, 0] - 11.5) < 2
     assert np.abs(kept - truth)[border].mean() < 0.6 * np.abs(plain - truth)[border].mean()
     inside = np.abs(xy[:, 0] - 11.5) > 6
@@ -51,7 +51,7 @@ def test_edge_preserving_mean_with_a_flat_guide_is_the_plain_mean():
     x = np.zeros((400, 8), dtype=np.float32)
     x[:, 6:] = np.random.default_rng(1).normal(size=(400, 2))  # edges are looked for in the first six components
     near = Neighbourhoods(x, xy)
-    np.testing.assert_allclose(near.edge_preserving_mean(kneighbors_graph(xy, 8), 1.0), near.mean(127), atol=1e-5)
+    np.testing.assert_allclose(near.edge_preserving_means(kneighbors_graph(xy, 8), [1.0])[1.0], near.mean(127), atol=1e-5)
 
 
 def _views(y: np.ndarray, n_views: int, rng: np.random.Generator, noise: float) -> list[np.ndarray]:

@@ -22,7 +22,7 @@ def neighbour_radius(points: NDArray[np.float64]) -> NDArray[np.float64]:
     k = min(N_NEIGHBOURS, len(points) - 1)
     if k < 1:
         return np.ones(len(points))
-    distance, _ = cKDTree(points).query(points, k=[k + 1])
+    distance, _ = cKDTree(points).query(points, k=[k + 1], workers=-1)
     return distance[:, 0]
 
 

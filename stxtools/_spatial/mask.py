@@ -54,7 +54,7 @@ def render_mask(
     for top in range(0, height, step):
         y = np.arange(top, min(top + step, height)) / frame.scale
         pixels = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-        _, nearest = tree.query(pixels, distance_upper_bound=limit)
+        _, nearest = tree.query(pixels, distance_upper_bound=limit, workers=-1)
         mask[top : top + len(y)] = padded[nearest].reshape(len(y), width)
     return mask
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 
 def position_order(xy: NDArray[np.float64], names: NDArray[np.str_]) -> NDArray[np.int64]:
     """Return the rows sorted by x, then y, then, where observations lie at one position, by name."""
-    order = np.lexsort((xy[:, 1], xy[:, 0])).astype(np.int64)
-    placed = xy[order]
-    same = np.zeros(len(order) + 1, dtype=bool)  # whether a row lies where the one before it does
+    return ties_sorted(np.lexsort((xy[:, 1], xy[:, 0])), xy, names)
+
+
+def ties_sorted(order: NDArray[np.int64], values: NDArray[Any], *keys: NDArray[Any]) -> NDArray[np.int64]:
+    """Sort rows of equal ``values`` (n, d), neighbours in ``order``, by ``keys`` (the last first): they are few."""
+    placed = values[order]
+    same = np.zeros(len(order) + 1, dtype=bool)  # whether a row is the one before it again
     same[1:-1] = (placed[1:] == placed[:-1]).all(axis=1)
     tied = np.flatnonzero(same[:-1] | same[1:])
     if len(tied):
         rows, stack = order[tied], np.cumsum(~same[:-1])[tied]
-        order[tied] = rows[np.lexsort((names[rows], stack))]
+        order[tied] = rows[np.lexsort((*(key[rows] for key in keys), stack))]
     return order
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -39,8 +41,10 @@ class Neighbourhoods:
         """Mean over the nearest ``size`` observations, itself included, (m, d)."""
         return np.asarray(averages(self.near[:, :size], len(self.features)) @ self.features)
 
-    def edge_preserving_mean(self, graph: sparse.csr_matrix, tolerance: float) -> NDArray[np.float32]:
-        r"""Mean over those of the near observations whose guide (features averaged on ``graph``) is alike, (m, d).
+    def edge_preserving_means(
+        self, graph: sparse.csr_matrix, tolerances: Sequence[float]
+    ) -> dict[float, NDArray[np.float32]]:
+        r"""Means over those of the near observations whose guide (features averaged on ``graph``) is alike, (m, d).
 
         A joint bilateral filter with a flat spatial kernel (Tomasi and Manduchi 1998; Petschnigg et al. 2004):
         observation :math:`j` counts :math:`\exp(-d_{ij}^2 / 2 \tau^2)` with the tolerance :math:`\tau`, where
@@ -53,16 +57,17 @@ class Neighbourhoods:
         close = guide[near[some, 1:_CLOSE]] - guide[self.rows[some]][:, None]
         noise = np.median(close**2, axis=(0, 1)) + 1e-12 if close.size else np.ones(guide.shape[1])
         guide = guide / np.sqrt(noise).astype(np.float32)
-        out = np.empty((len(self.rows), self.features.shape[1]), dtype=np.float32)
+        found = {t: np.empty((len(self.rows), self.features.shape[1]), dtype=np.float32) for t in tolerances}
         for start in range(0, len(near), _CHUNK):
             block = near[start : start + _CHUNK]
             centre = guide[self.rows[start : start + _CHUNK]]
             distance = ((guide[block] - centre[:, None]) ** 2).mean(axis=2)
-            weight = np.exp(-distance / (2 * tolerance**2))
-            weight /= weight.sum(axis=1, keepdims=True)
-            pool = sparse.csr_matrix(
-                (weight.ravel(), block.ravel(), np.arange(0, block.size + 1, block.shape[1])),
-                shape=(len(block), len(self.features)),
-            )
-            out[start : start + _CHUNK] = pool @ self.features
-        return out
+            for tolerance, out in found.items():
+                weight = np.exp(-distance / (2 * tolerance**2))
+                weight /= weight.sum(axis=1, keepdims=True)
+                pool = sparse.csr_matrix(
+                    (weight.ravel(), block.ravel(), np.arange(0, block.size + 1, block.shape[1])),
+                    shape=(len(block), len(self.features)),
+                )
+                out[start : start + _CHUNK] = pool @ self.features
+        return found

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._spatial.order import ties_sorted
+
 _COLUMNS = 16  # that are pooled at a time, in float64
 
 
@@ -51,7 +53,8 @@ class Section:
         By features, the first first, then by the distance from the middle of the section, which no rotation changes.
         """
         distance = np.linalg.norm(self.xy - self.xy.mean(axis=0), axis=1)
-        return np.lexsort((distance, *self.features.T[::-1]))
+        by_first = np.argsort(self.features[:, 0], kind="stable")
+        return ties_sorted(by_first, self.features[:, :1], distance, *self.features.T[:0:-1])
 
     def taken(self, rows: NDArray[np.int64]) -> Section:
         """Return the section with its observations in another order."""

@@ -36,12 +36,12 @@ def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[F
     edges = EDGES + FINE_EDGES if small else EDGES
     parts: list[list[NDArray[np.float32]]] = []
     for section, chosen in zip(sections, rows, strict=True):
-        near, graph = Neighbourhoods(section.features, section.xy, chosen), section.graph
+        near = Neighbourhoods(section.features, section.xy, chosen)
+        sharp = near.edge_preserving_means(section.graph, [tolerance for _, tolerance in edges])
         mean = {size: near.mean(size) for size in sorted({size for plain in scales for size in plain})}
         views = [np.concatenate([mean[size] for size in plain], axis=1) for plain in scales]
         views += [
-            np.concatenate([*(mean[size] for size in plain), near.edge_preserving_mean(graph, tolerance)], axis=1)
-            for plain, tolerance in edges
+            np.concatenate([*(mean[size] for size in plain), sharp[tolerance]], axis=1) for plain, tolerance in edges
         ]
         parts.append(views)
     return [standardised(np.concatenate(views).astype(np.float64)) for views in zip(*parts, strict=True)]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from stxtools._spatial.graph import averaging
 from stxtools._spatial.smoothing import Neighbourhoods
@@ -79,11 +80,14 @@ def multiscale_views(
     """Fine and coarse spatial means side by side, and single scales; of all and of 3/4 of the components."""
     cap = most_rounds(len(features)) if rounds is None else rounds
     mean, d = averaging(graph), features.shape[1]
-    wanted = slice(None) if rows is None else rows
+    order = reverse_cuthill_mckee(graph, symmetric_mode=True)  # neighbours lie near each other in memory, too
+    place, mean = np.argsort(order).astype(mean.indices.dtype), mean[order]
+    mean.indices = place[mean.indices]  # not sorted: a sum keeps its order, and so its last bits
+    wanted = place if rows is None else place[rows]
     means = {r: np.empty((len(features) if rows is None else len(rows), d), np.float32) for r in range(1, cap + 1)}
     for start in range(0, d, _COLUMNS):
         columns = slice(start, start + _COLUMNS)
-        x = features[:, columns].astype(np.float64)
+        x = features[order, columns].astype(np.float64)
         for out in means.values():
             x = mean @ x
             out[:, columns] = x[wanted]
@@ -98,8 +102,8 @@ def edge_views(section: Section, rows: IntArray) -> list[View]:
     """Edge-preserving means alone, beside means over 19, and over 19 and 61 observations, of one section."""
     near = Neighbourhoods(section.features, section.xy, rows)
     fine, coarse, d = near.mean(19), near.mean(61), section.features.shape[1]
-    sharp = [near.edge_preserving_mean(section.graph, tolerance) for tolerance in _TOLERANCES]
-    return [View((*plain, mean), d) for mean in sharp for plain in ((), (fine,), (fine, coarse))]
+    sharp = near.edge_preserving_means(section.graph, _TOLERANCES)
+    return [View((*plain, mean), d) for mean in sharp.values() for plain in ((), (fine,), (fine, coarse))]
 
 
 def stacked(parts: Sequence[Sequence[View]]) -> list[View]:

@@ -201,16 +201,19 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         for turn in range(_TIES + _NUDGES):
             if turn:
                 proba = np.concatenate([found.proba for found in self.predict(sections, accelerator=accelerator)])
-            smaller = np.diff(class_sizes(proba)) > 0
+            sizes = class_sizes(proba)
+            smaller = np.diff(sizes) > 0
             if turn and not smaller.any():
                 break
             with torch.no_grad():
                 if turn < _TIES:
-                    order = torch.from_numpy(np.argsort(-class_sizes(proba), kind="stable"))
+                    order = torch.from_numpy(np.argsort(-sizes, kind="stable"))
                     head.weight.copy_(head.weight[order])
                     head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
                 else:  # in each order, rounding makes the first of two nearly equal classes the smaller one
                     head.bias[:-1][torch.from_numpy(smaller)] += 1e-6 * 2.0 ** (turn - _TIES)  # type: ignore[index]
+            if (np.diff(np.sort(sizes)) > len(proba) / 1000 + 2).all():  # more than rounding moves
+                break
 
     def _predicted(
         self, tensors: list[PixelRaster], accelerator: str

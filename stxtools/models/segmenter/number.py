@@ -106,7 +106,7 @@ class _Places:
     def edge_preserving(self, section: Section, x: NDArray[np.float32]) -> FloatArray:
         """Means of ``x`` (n, q) that stop at edges, for ``rows``."""
         near = Neighbourhoods(x, section.xy, self.rows)
-        return near.edge_preserving_mean(section.graph, _TOLERANCE).astype(np.float64)
+        return near.edge_preserving_means(section.graph, [_TOLERANCE])[_TOLERANCE].astype(np.float64)
 
 
 def _spatial_components(
