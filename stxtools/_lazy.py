@@ -19,8 +19,8 @@ def importing() -> Iterator[None]:
         yield
     finally:
         if enabled:
-            if not gc.get_freeze_count():  # modules live on: into the oldest generation, without two searches on the way
-                gc.freeze()
+            if not gc.get_freeze_count():
+                gc.freeze()  # and back: what was imported is now old, and not searched twice on the way there
                 gc.unfreeze()
             gc.enable()
 

@@ -51,7 +51,9 @@ def test_edge_preserving_mean_with_a_flat_guide_is_the_plain_mean():
     x = np.zeros((400, 8), dtype=np.float32)
     x[:, 6:] = np.random.default_rng(1).normal(size=(400, 2))  # edges are looked for in the first six components
     near = Neighbourhoods(x, xy)
-    np.testing.assert_allclose(near.edge_preserving_means(kneighbors_graph(xy, 8), [1.0])[1.0], near.mean(127), atol=1e-5)
+    np.testing.assert_allclose(
+        near.edge_preserving_means(kneighbors_graph(xy, 8), [1.0])[1.0], near.mean(127), atol=1e-5
+    )
 
 
 def _views(y: np.ndarray, n_views: int, rng: np.random.Generator, noise: float) -> list[np.ndarray]:

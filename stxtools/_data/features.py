@@ -15,7 +15,7 @@ from stxtools._validate import check_in
 from stxtools._warn import warn
 from stxtools.models._projection import GeneProjection
 
-from .chunks import is_out_of_core
+from .chunks import is_out_of_core, iter_rows
 from .expression import Expression, log_chunks, stored_matrix
 from .representation import (
     N_COMPS,
@@ -273,21 +273,16 @@ def _projection_of(
     total = float(np.square(centred).sum())
     for logged, target in candidates:
         for genes in gene_sets:
-            part = logged[:, genes].astype(np.float64)
-            mean = np.asarray(part.mean(axis=0)).ravel()
-            spread = np.sqrt(np.maximum(np.asarray(part.multiply(part).mean(axis=0)).ravel() - mean**2, 0.0))
-            shared = np.asarray(part.T @ centred) / np.maximum(np.square(centred).sum(axis=0), 1e-12)
+            mean, spread, shared = _moments(logged, genes, centred)
             for scale in (None, np.where(spread > 0, spread, 1.0)):
                 components = shared if scale is None else shared / scale[:, None] ** 2
-                found = np.asarray(part @ components) - mean @ components
+                found = _scores(logged, genes, components) - mean @ components
                 if np.square(found - centred).sum() > (1 - _REPRODUCED) * total:
                     continue
                 # the stored scores of a section may have a mean of their own
                 shift = np.linalg.lstsq(components.T, centre, rcond=None)[0]
-                if scale is None:
-                    noise = residual_variance(part, mean, found)
-                else:
-                    noise = float(max(len(genes) - np.square(found).mean(axis=0).sum(), 0.0) / len(genes))
+                variance = float(np.square(spread).sum()) if scale is None else len(genes)
+                noise = max(variance - float(np.square(found).mean(axis=0).sum()), 0.0) / len(genes)
                 return GeneProjection(
                     [str(g) for g in names[genes]], mean - shift, components, target, found.var(axis=0), noise, scale
                 )
@@ -297,6 +292,27 @@ def _projection_of(
         f"`adata.obsm[{name!r}]` to train a model on a PCA that it carries along."
     )
     return None
+
+
+def _moments(
+    logged: sparse.csr_matrix, genes: NDArray[np.int64], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of some genes, and their regression on centred ``scores``."""
+
+    def sums(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, ...]:
+        part = chunk[:, genes].astype(np.float64)
+        return part.sum(axis=0), part.multiply(part).sum(axis=0), part.T @ scores[rows]
+
+    total, squares, products = (sum(parts) for parts in zip(*iter_rows(logged, sums), strict=True))
+    mean, square = np.asarray(total).ravel() / len(scores), np.asarray(squares).ravel() / len(scores)
+    regression = np.asarray(products) / np.maximum(np.square(scores).sum(axis=0), 1e-12)
+    return mean, np.sqrt(np.maximum(square - mean**2, 0.0)), regression
+
+
+def _scores(
+    logged: sparse.csr_matrix, genes: NDArray[np.int64], components: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.concatenate(list(iter_rows(logged, lambda part, _: part[:, genes].astype(np.float64) @ components)))
 
 
 def _log_candidates(read: Expression, others: Sequence[float]) -> Iterator[tuple[sparse.csr_matrix, float]]:
@@ -312,9 +328,13 @@ def _log_candidates(read: Expression, others: Sequence[float]) -> Iterator[tuple
 
 def _depth_of_logs(matrix: Any) -> float:
     """Median depth that a matrix of logarithms was brought to."""
-    back = sparse.csr_matrix(matrix, dtype=np.float64, copy=True)
-    back.data = np.expm1(np.minimum(back.data, 50.0))
-    return median_depth(np.asarray(back.sum(axis=1)).ravel())
+
+    def depth(chunk: sparse.csr_matrix, _: slice) -> NDArray[np.float64]:
+        back = chunk.astype(np.float64)
+        back.data = np.expm1(np.minimum(back.data, 50.0))
+        return np.asarray(back.sum(axis=1)).ravel()
+
+    return median_depth(np.concatenate(list(iter_rows(matrix, depth))))
 
 
 def _depth_of_x(adata: AnnData) -> list[float]:

@@ -212,7 +212,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                     head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
                 else:  # in each order, rounding makes the first of two nearly equal classes the smaller one
                     head.bias[:-1][torch.from_numpy(smaller)] += 1e-6 * 2.0 ** (turn - _TIES)  # type: ignore[index]
-            if (np.diff(np.sort(sizes)) > len(proba) / 1000 + 2).all():  # more than rounding moves
+            if (np.diff(np.sort(sizes)) > 2 + len(proba) // 1000).all():  # more than rounding moves
                 break
 
     def _predicted(
