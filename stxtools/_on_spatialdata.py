@@ -83,13 +83,13 @@ def lent(table: AnnData, xy: Any, spatial: Any) -> Iterator[AnnData]:
     """Give a table these positions and images for the length of a block; all else that is written stays."""
     before = table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL)
     try:
-        put(table, xy, spatial)
+        set_place(table, xy, spatial)
         yield table
     finally:
-        put(table, *before)
+        set_place(table, *before)
 
 
-def put(table: AnnData, xy: Any, spatial: Any) -> None:
+def set_place(table: AnnData, xy: Any, spatial: Any) -> None:
     """Set positions and images, or take away what is None."""
     for slot, value in ((table.obsm, xy), (table.uns, spatial)):
         if value is not None:
@@ -105,7 +105,7 @@ def _beside(result: Any, sdata: Any, table_key: str) -> Any:
     if not is_spatialdata(sdata) or not isinstance(result, AnnData):
         return result
     table = table_of(sdata, table_key)
-    put(result, table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL))
+    set_place(result, table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL))
     elements = {kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "points", "shapes", "tables")}
     elements["tables"][table_key] = result
     return type(sdata)(**elements, attrs=sdata.attrs)

@@ -30,12 +30,13 @@ _PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths
 
 @dataclass(frozen=True)
 class Section:
-    """One section of a subject: what is known of it as a whole, and of its observations where and what they are."""
+    """One section of a subject: what and where its observations are, its time, and its affine map from the tissue."""
 
     subject: str
     name: str
-    known: Any
-    of: dict[str, NDArray[Any]]
+    arrays: dict[str, NDArray[Any]]
+    time: float = 0.0
+    affine: NDArray[np.float64] | None = None
 
 
 def checked_hardness(platform: str, difficulty: float) -> tuple[Platform, Hardness]:
@@ -59,12 +60,12 @@ def programs(rng: np.random.Generator, unit: NDArray[np.float64], preset: Platfo
 
 def joined(sections: Sequence[Section], what: str) -> NDArray[Any]:
     """Return what the observations of all sections are."""
-    return np.concatenate([section.of[what] for section in sections])
+    return np.concatenate([section.arrays[what] for section in sections])
 
 
 def section_of(sections: Sequence[Section]) -> NDArray[np.int64]:
     """Return the section of each observation."""
-    return np.repeat(np.arange(len(sections)), [len(section.of["compartment"]) for section in sections])
+    return np.repeat(np.arange(len(sections)), [len(section.arrays["compartment"]) for section in sections])
 
 
 def _model(
@@ -132,9 +133,9 @@ def assemble(
     """Return the AnnData, with names of observations and genes, and positions on the lattice where there is one."""
     from anndata import AnnData
 
-    index = [f"{section.name}_{i}" for section in sections for i in range(len(section.of["compartment"]))]
+    index = [f"{section.name}_{i}" for section in sections for i in range(len(section.arrays["compartment"]))]
     table = pd.DataFrame(obs, index=pd.Index(index))
-    if "array" in sections[0].of:
+    if "array" in sections[0].arrays:
         table[_keys.ARRAY_ROW], table[_keys.ARRAY_COL] = joined(sections, "array").T
     n_vars = len(genes.baseline)
     names = pd.Index([f"gene{j + 1:0{len(str(n_vars))}d}" for j in range(n_vars)])

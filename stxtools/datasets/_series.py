@@ -121,7 +121,7 @@ def synthetic_series(
     own = {name: _SUBJECT * gene_rng.standard_normal(n_vars) for name in subjects}
     batch = np.array([own[s.subject] + hardness.batch * gene_rng.standard_normal(n_vars) for s in sections])
     which = section_of(sections)
-    time = np.array([float(s.known) for s in sections])[which]
+    time = np.array([s.time for s in sections])[which]
     effects = _trend_effects(kind, place, joined(sections, "mixture"), time, genes)
     counts = counts_of(count_rng, sections, genes, hardness, *effects, batch, depth, show_progress)
     params = provenance(
@@ -203,8 +203,8 @@ def _draw_sections(
             sizes[2] /= _FACTOR ** (step / (n_times - 1))
             for s in range(per_subject):
                 here = anatomy if s == 0 else neighbouring(anatomy, rng)
-                of = _draw(rng, preset, hardness.border, n_obs, here, sizes, order, _present(plan, step))
-                out.append(Section(subject, f"{subject}_S{s + 1}", step, of))
+                arrays = _draw(rng, preset, hardness.border, n_obs, here, sizes, order, _present(plan, step))
+                out.append(Section(subject, f"{subject}_S{s + 1}", arrays, time=float(step)))
     return out
 
 
@@ -215,11 +215,11 @@ def _draw(
     """Observations of one section: positions, compartments and what their expression is made of."""
     unit, array, half = lattice(n_obs, preset.kind, rng)
     code, mixture = _compartments(unit, anatomy, sizes, order, present, border)
-    of = {"compartment": code, "mixture": mixture, "programs": programs(rng, unit, preset)}
+    arrays = {"compartment": code, "mixture": mixture, "programs": programs(rng, unit, preset)}
     angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25)
     linear = scale * half * preset.spacing * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     xy = unit @ linear.T
-    return of | {"spatial": xy - xy.min(axis=0) + preset.spacing} | ({} if array is None else {"array": array})
+    return arrays | {"spatial": xy - xy.min(axis=0) + preset.spacing} | ({} if array is None else {"array": array})
 
 
 def _compartments(

@@ -144,7 +144,7 @@ def synthetic_tissue(
         "patient": categorical(np.array([patients.index(s.subject) for s in sections])[which], patients),
         "section": categorical(which, [s.name for s in sections]),
     }
-    affine = {s.name: {"affine": s.known} for s in sections}
+    affine = {s.name: {"affine": s.affine} for s in sections}
     truth = {"params": params, "effects": asdict(hardness), "sections": affine}
     out = assemble(counts, sections, obs, {"is_biomarker": genes.log2fc != 0}, genes, names, truth)
     out.obsm["spatial_tissue"] = joined(sections, "tissue")
@@ -168,8 +168,8 @@ def _draw_sections(
             here = anatomy if s == 0 else neighbouring(anatomy, rng)
             state = None if disease == "lesion" else bool(ill[p])
             n = int(sizes[len(out)])
-            affine, of = _draw(rng, preset, hardness.border, n, n_compartments, here, state, bool(out))
-            out.append(Section(f"P{p + 1}", f"P{p + 1}_S{s + 1}", affine, of))
+            affine, arrays = _draw(rng, preset, hardness.border, n, n_compartments, here, state, bool(out))
+            out.append(Section(f"P{p + 1}", f"P{p + 1}_S{s + 1}", arrays, affine=affine))
     return out
 
 
@@ -181,7 +181,7 @@ def _draw(
     unit, array, half = lattice(n_obs, preset.kind, rng)
     code, mixture = compartments(unit, anatomy, n_compartments, border)
     diseased = lesion(unit, anatomy) if state is None else np.full(n_obs, state)
-    of = {"compartment": code, "mixture": mixture, "diseased": diseased, "programs": programs(rng, unit, preset)}
+    arrays = {"compartment": code, "mixture": mixture, "diseased": diseased, "programs": programs(rng, unit, preset)}
     # the frame's centre goes to 1.5 half widths, so that tissue coordinates are positive too
     tissue = (unit + 1.5) * (half * preset.spacing)
     angle = np.deg2rad(rng.uniform(-30, 30)) if moved else 0.0
@@ -189,5 +189,5 @@ def _draw(
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turned = tissue @ linear.T
     shift = preset.spacing - turned.min(axis=0)
-    of |= {"spatial": turned + shift, "tissue": tissue} | ({} if array is None else {"array": array})
-    return np.column_stack([linear, shift]), of
+    arrays |= {"spatial": turned + shift, "tissue": tissue} | ({} if array is None else {"array": array})
+    return np.column_stack([linear, shift]), arrays

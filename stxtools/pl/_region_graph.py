@@ -152,18 +152,18 @@ class GraphView:
         self.nodes = rgba(codes, self.names, self.colors)
 
     @property
-    def crowd(self) -> int:
+    def most_regions(self) -> int:
         """Regions in the fullest panel: many nodes are drawn smaller and their edges thinner."""
         return max((int((self.library == panel.library).sum()) for panel in self.panels), default=0)
 
     def widths(self, weight: Any, top: float) -> NDArray[np.float64]:
         """Line width in points: linear in the weight."""
-        widest = float(np.clip(WIDTH_MAX * np.sqrt(25 / max(self.crowd, 1)), WIDTH_MAX / 3, WIDTH_MAX))
+        widest = float(np.clip(WIDTH_MAX * np.sqrt(25 / max(self.most_regions, 1)), WIDTH_MAX / 3, WIDTH_MAX))
         return WIDTH_MIN + (widest - WIDTH_MIN) * np.clip(np.asarray(weight, dtype=float) / (top or 1.0), 0, 1)
 
     def node_area(self, n_obs: Any) -> NDArray[np.float64]:
         """Area of a node in square points: linear in the number of observations, small ones still seen."""
-        largest = min(NODE_MAX, max(NODE_BUDGET / max(self.crowd, 1), 2 * NODE_MIN))
+        largest = min(NODE_MAX, max(NODE_BUDGET / max(self.most_regions, 1), 2 * NODE_MIN))
         return np.maximum(largest * np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0), NODE_MIN)
 
     @property
