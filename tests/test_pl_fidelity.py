@@ -79,6 +79,8 @@ def test_models_beside_the_truth(judged):
     assert axes[2].collections[0].norm.vmax < 2
     (legend,) = axes[0].figure.legends
     assert {"in", "out"} <= {t.get_text() for t in legend.get_texts()}
+    (legend,) = st.pl.attention(judged, key=["truth", "attention_saliency"], library="lib0")[0].figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["truth", "in", "out"], "segments are not drawn there"
     assert_same(before.obs, judged.obs)
     with pytest.raises(ValueError, match="one title for each"):
         st.pl.attention(judged, key=keys, title="one", library="lib0")
