@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
@@ -16,6 +17,7 @@ from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
 from stxtools.models.explain.integrated_gradients import TissueEvidence
+from stxtools.models.explain.ridge import RidgeEvidence
 from stxtools.tl._biomarkers._attribution import ModelSource
 
 HOW: dict[str, Any] = {"show_progress": False}
@@ -39,9 +41,9 @@ def small() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def nets(tissue, tmp_path_factory) -> list[str]:
-    """Two seeds; and the second without a U-Net, without genes beside the features."""
+    """Of all members; and of network and linear classifier, without a U-Net, without genes beside the features."""
     folder, paths = tmp_path_factory.mktemp("nets"), []
-    for seed, changes in ((0, {}), (1, {"unet": False, "genes": False, "ensemble": ("network",)})):
+    for seed, changes in ((0, {}), (1, {"unet": False, "genes": False, "ensemble": ("network", "linear")})):
         paths.append(str(folder / f"{seed}.stx"))
         st.tl.multitask(
             tissue.copy(), "disease", "compartment", save_model=paths[-1], random_state=seed,
@@ -56,15 +58,19 @@ def _source(adata: ad.AnnData, model: str, task: str) -> ModelSource:
 
 
 def _change(source: ModelSource, group: str, side: np.ndarray) -> float:
-    """Change of the model's evidence from the mean tissue to the tissue, by the network itself."""
+    """Change of the model's evidence from the mean tissue to the tissue, by the model itself."""
     import torch
 
     at, total = source.classes.index(group), 0.0
     others = [i for i in range(len(source.classes)) if i != at]
     for evidence, rows in zip(source.evidence, source.parts, strict=True):
-        assert isinstance(evidence, TissueEvidence)
-        with torch.no_grad():
-            ends = [evidence.evidence(g, at, others, side[rows]) for g in (evidence.graph, evidence.baseline())]
+        if isinstance(evidence, RidgeEvidence):
+            logits = (evidence.logits, np.broadcast_to(evidence.intercept, evidence.logits.shape))
+            ends = [side[rows] @ (x[:, at] - logsumexp(x[:, others], axis=1)) for x in logits]
+        else:
+            assert isinstance(evidence, TissueEvidence)
+            with torch.no_grad():
+                ends = [evidence.evidence(g, at, others, side[rows]) for g in (evidence.graph, evidence.baseline())]
         total += float(ends[0] - ends[1])
     return total
 
@@ -83,20 +89,11 @@ def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which
     assert parts.sum() == pytest.approx(change, rel=0.03)
 
 
-def test_the_evidence_is_that_of_the_predictions(tissue, nets, tmp_path):
-    """Log odds of two classes are the difference of the log probabilities that `multitask(model=)` writes.
-
-    Those of the model without its trees, which have no gradient.
-    """
-    net = TissueNet.load(nets[0])
-    net.ensembles = {
-        task: Ensemble(Stack(Weights(e.elsewhere.weights.network, e.linear_alone), e.elsewhere.linear))
-        for task, e in net.ensembles.items()
-    }
-    net.save(tmp_path / "without.stx")
+def test_the_evidence_is_that_of_the_predictions(tissue, nets):
+    """Log odds of two classes are the difference of the log probabilities that `multitask(model=)` writes."""
     work = tissue.copy()
-    st.tl.multitask(work, "disease", "compartment", model=tmp_path / "without.stx", **HOW)
-    source = _source(tissue, nets[0], "biomarker")
+    st.tl.multitask(work, "disease", "compartment", model=nets[1], **HOW)
+    source = _source(tissue, nets[1], "biomarker")
     inside = (tissue.obs["disease"] == "diseased").to_numpy()
     side = inside / inside.sum() - ~inside / (~inside).sum()
     proba = np.log(work.obsm["disease_proba"])

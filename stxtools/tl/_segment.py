@@ -264,7 +264,7 @@ def _remember_names(known: GeneNames, fitted: Segmenter) -> None:
     """Let the model know its genes by their second names, too."""
     ids = known.others()
     if fitted.by_genes is not None and ids:
-        read = set(_genes_read(fitted))
+        read = set(fitted.read_genes)
         fitted.ids = {g: i for g, i in zip(known.own, ids, strict=True) if g in read}
 
 
@@ -272,15 +272,9 @@ def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
     """Names of the genes, of which it must know enough, as the model calls them; None where it learned none by name."""
     if fitted.by_genes is None:
         return None
-    names = known.as_model(_genes_read(fitted), fitted.ids)
+    names = known.as_model(fitted.read_genes, fitted.ids)
     check_genes(fitted.by_genes.moments.genes, names, enough=fitted.by_genes.enough)
     return names
-
-
-def _genes_read(fitted: Segmenter) -> list[str]:
-    """Genes of the model, of the linear members and of the components."""
-    members = [] if fitted.by_genes is None else fitted.by_genes.moments.genes
-    return list(dict.fromkeys([*members, *(fitted.projection.genes if fitted.projection is not None else [])]))
 
 
 def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> NDArray[np.int64]:

@@ -86,9 +86,7 @@ class GeneClassifier:
 
     def evidence(self, section: GeneSection, *, labels: Codes | None = None, adapt: bool = True) -> Evidence:
         """Class logits of a section that may share only some of the genes, and may have some ``labels`` itself."""
-        ours, theirs = self.moments.match(section.genes)
-        means = GeneMeans(section, theirs)
-        members = self.moments.solve(ours, ALONE if self.alone else PENALTY)
+        means, members, ours = self.solved(section)
         answers, components = Answers.of(members, means, means.axes(N_COMPS))
         if not self.alone:
             if adapt and means.n_obs >= ADAPT_FROM:
@@ -97,6 +95,11 @@ class GeneClassifier:
             return Evidence(self.factor * found.logits, found.weights)
         logits = _one_against_rest(self.factor * _scores(answers, self.moments.prior), self.moments.prior)
         return Answers(logits, answers.lda).joined(components, with_lda=False, labels=labels, adapt=adapt)
+
+    def solved(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, NDArray[np.int64]]:
+        """Means of the best genes that the section has, the members that read them, and their place in the model."""
+        ours, theirs = self.moments.match(section.genes)
+        return GeneMeans(section, theirs), self.moments.solve(ours, ALONE if self.alone else PENALTY), ours
 
     def _towards_sources(self, means: GeneMeans, members: LinearMembers, ours: NDArray[np.int64]) -> FloatArray:
         """What the ridge's logits gain if the section's mean moves towards that of the sources, (K,).

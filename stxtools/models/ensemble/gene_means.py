@@ -94,6 +94,14 @@ class GeneMeans:
             out.append(averages(self._near[:, :size], self.n_obs).dot(part).astype(np.float64) - (centre / scale) @ w)
         return out
 
+    def parts(self, coef: Sequence[FloatArray], at: FloatArray) -> FloatArray:
+        """Return each gene's part, (g,), of the sum of :meth:`projected` at both sizes times ``at`` (n, k)."""
+        out = np.zeros(self.logged.shape[1])
+        for size, centre, scale, w in zip(SIZES, self.centre, self.scale, coef, strict=True):
+            summed = self.logged.T @ averages(self._near[:, :size], self.n_obs).T.dot(at)
+            out += ((summed - np.outer(centre, at.sum(axis=0))) / scale[:, None] * w).sum(axis=1)
+        return out
+
     def components(self, axes: FloatArray) -> FloatArray:
         """Return components at both sizes, standardised, (n, 2 k)."""
         return standardised(np.hstack(self.projected([axes, axes])))

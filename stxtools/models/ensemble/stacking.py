@@ -68,7 +68,6 @@ class Ensemble:
 
     elsewhere: Stack  # for sections without labels; a model file keeps it
     labelled: Stack | None = None  # for sections that have labels themselves; None where nothing is gained by them
-    linear_alone: float = 1.0  # weight of the linear classifier beside the network where no other member takes part
 
     def stack(self, codes: Codes | None, found: float = 1.0) -> Stack:
         """The members for a section with these labels (-1 none), in which a share of the network's genes was found."""
@@ -103,7 +102,7 @@ class Ensemble:
         """Names and arrays that a model file keeps."""
         stack = self.elsewhere
         w = stack.weights
-        arrays = {f"{prefix}.weights": np.array([w.network, w.linear, w.trees, w.genes, self.linear_alone])}
+        arrays = {f"{prefix}.weights": np.array([w.network, w.linear, w.trees, w.genes])}
         if stack.linear is not None:
             arrays |= {f"{prefix}.coef": stack.linear.coef, f"{prefix}.intercept": stack.linear.intercept}
         named, moments = ({}, {}) if stack.genes is None else stack.genes.to_file(f"{prefix}.genes")
@@ -112,13 +111,13 @@ class Ensemble:
     @classmethod
     def from_file(cls, file: ModelFile, prefix: str) -> Ensemble:
         """Return what :meth:`to_file` wrote."""
-        network, linear, trees, genes, alone = file.arrays[f"{prefix}.weights"].tolist()
+        network, linear, trees, genes, *_ = file.arrays[f"{prefix}.weights"].tolist()
         fitted = None
         if f"{prefix}.coef" in file.arrays:
             fitted = Linear(file.arrays[f"{prefix}.coef"], file.arrays[f"{prefix}.intercept"])
         grown, by_genes = file.under(f"{prefix}.trees."), GeneClassifier.from_file(file, f"{prefix}.genes")
         stack = Stack(Weights(network, linear, trees, genes=genes), fitted, Trees(**grown) if grown else None, by_genes)
-        return cls(stack, linear_alone=alone)
+        return cls(stack)
 
 
 @dataclass(frozen=True)
@@ -128,10 +127,6 @@ class OutOfFold:
     members: dict[str, FloatArray]  # name -> logits, (n, K)
     propagated: dict[float, FloatArray]  # bandwidth -> logits of label propagation, (n, K)
     truth: Codes  # class codes, (n,)
-
-    def linear_alone(self) -> float:
-        """Best weight of the linear classifier where no other member takes part."""
-        return self._fitted({name: self.members[name] for name in self.members if name == "linear"})[1].linear
 
     def weights(self) -> tuple[Weights, Weights | None]:
         """Best weights without and with label propagation; None where that adds nothing."""

@@ -12,6 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -38,7 +39,7 @@ class SegmenterEvidence:
     def __init__(self, model: Segmenter, section: Section) -> None:
         self.net, self.scale, self.section = model.fitted_net().eval(), model.scale, section
 
-    def parts(self, group: int, others: list[int], side: Floats) -> tuple[Floats, Floats]:
+    def parts(self, group: int, others: list[int], side: Floats) -> tuple[Floats, pd.Series]:
         """Return the gradient with respect to every observation's features, (n, C); no genes are read beside them."""
         from captum.attr import IntegratedGradients
 
@@ -64,7 +65,7 @@ class SegmenterEvidence:
             found = explainer.attribute(x[None, :, rows, columns], n_steps=_UNET_STEPS, internal_batch_size=1)
             gradient[:, rows, columns] = found[0].detach().float()
         share = gradient.flatten(1).numpy().T / np.maximum(count, 1)[:, None]
-        return share[section.flat_pixels].astype(np.float64) / self.scale, np.zeros(0)
+        return share[section.flat_pixels].astype(np.float64) / self.scale, pd.Series(dtype=np.float64)
 
 
 def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
@@ -75,9 +76,9 @@ def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
 class TissueEvidence:
     """A trained model on one section: the evidence for a class, and its gradient on the path from the mean tissue.
 
-    The evidence is the log odds of the class against others by network and linear classifier, with the weights that
-    these two have without the others: trees have no gradient, and label propagation reads no genes. The path runs
-    straight from the mean expression to the section itself (Sundararajan et al. 2017).
+    The evidence is the log odds of the class against others by network and linear classifier, with their weights on a
+    section without labels; trees have no gradient. The path runs straight from the mean expression to the section
+    itself (Sundararajan et al. 2017).
     """
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str) -> None:
@@ -106,24 +107,22 @@ class TissueEvidence:
 
     def evidence(self, graph: GraphTensors, group: int, others: list[int], side: Floats) -> torch.Tensor:
         """Return the weighted log odds of class ``group`` against ``others``, a number."""
-        logits = self.module(graph).obs_logits[self.task]
-        ensemble = self.net.ensembles.get(self.task)
-        if ensemble is not None and graph.own is not None:
-            linear = ensemble.elsewhere.linear
-            logits = ensemble.elsewhere.weights.network * logits
-            if linear is not None:
-                coef, intercept = (torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in vars(linear).values())
-                logits = logits + ensemble.linear_alone * (graph.own @ coef + intercept)
+        weights, ensemble = self.net.weights(self.task), self.net.ensembles.get(self.task)
+        logits = weights.network * self.module(graph).obs_logits[self.task]
+        linear = None if ensemble is None else ensemble.elsewhere.linear
+        if linear is not None and graph.own is not None:
+            coef, intercept = (torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in vars(linear).values())
+            logits = logits + weights.linear * (graph.own @ coef + intercept)
         odds = logits[:, group] - torch.logsumexp(logits[:, others], dim=1)
         return (odds * torch.from_numpy(side[self._known].astype(np.float32))).sum()
 
-    def parts(self, group: int, others: list[int], side: Floats) -> tuple[Floats, Floats]:
+    def parts(self, group: int, others: list[int], side: Floats) -> tuple[Floats, pd.Series]:
         """Return the gradient with respect to every observation's features, (n, C), and the read genes' own parts."""
         gradient = self._integrated(group, others, side)
         scaling, section = self.net.featurizer.scaling, self.section.section
         n, width = section.features.shape
         z = np.zeros((n, width))
-        at_genes: Floats = np.zeros(0)
+        at_genes = pd.Series(dtype=np.float64)
         if "own" in gradient:
             own = np.zeros((n, gradient["own"].shape[1]))
             own[self._known] = gradient["own"]
@@ -143,14 +142,14 @@ class TissueEvidence:
         features[self._known] += at_nodes[self.section.region[self._known]]
         return features, at_genes
 
-    def _gene_parts(self, at_scores: Floats) -> Floats:
+    def _gene_parts(self, at_scores: Floats) -> pd.Series:
         smoothed, genes = self.net.featurizer.smoothed, self.section.genes
         if smoothed is None or genes is None:
-            return np.zeros(0)
+            return pd.Series(dtype=np.float64)
         total = np.zeros(len(smoothed.axes))
         for at, rows in smoothed.chunks(genes, self.section.section.xy, np.arange(len(at_scores))):
             total += (rows * (at_scores[at] @ smoothed.axes.T)).sum(axis=0)
-        return total.reshape(len(smoothed.sizes), -1).sum(axis=0)
+        return pd.Series(total.reshape(len(smoothed.sizes), -1).sum(axis=0), self.net.genes)
 
     def _integrated(self, group: int, others: list[int], side: Floats) -> dict[str, Floats]:
         """Gradient averaged over the path, by Captum, of each thing that is read."""

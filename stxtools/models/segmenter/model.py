@@ -92,6 +92,12 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         """Standard deviation of each feature within the training sections, (C,)."""
         return self.scaling.scale
 
+    @property
+    def read_genes(self) -> list[str]:
+        """Genes of the linear members and of the components."""
+        members = [] if self.by_genes is None else self.by_genes.moments.genes
+        return list(dict.fromkeys([*members, *(self.projection.genes if self.projection is not None else [])]))
+
     # ---------------------------------------------------------------- training
 
     def fit(

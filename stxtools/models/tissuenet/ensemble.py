@@ -61,14 +61,11 @@ class EnsembleFit:
         blocks = self._stacked(task, own) if set(own) - {"label_propagation", "network"} else None
         here = None if blocks is None else blocks.labelled or blocks.elsewhere
         if "genes" in self.elsewhere:
-            share = _share(task, self.elsewhere)
-            linear = here.linear if here is not None else None  # for the attribution of genes
-            stack = Stack(Weights(genes=1.0).with_network(share), linear, genes=self._genes(task))
-            return Ensemble(stack, here, blocks.linear_alone if blocks is not None else 1.0)
+            weights = Weights(genes=1.0).with_network(_share(task, self.elsewhere))
+            return Ensemble(Stack(weights, genes=self._genes(task)), here)
         if blocks is None or self.elsewhere == own:
             return blocks or self._stacked(task, own)
-        other = self._stacked(task, self.elsewhere)
-        return Ensemble(other.elsewhere, here, other.linear_alone)
+        return Ensemble(self._stacked(task, self.elsewhere).elsewhere, here)
 
     def _genes(self, task: str) -> GeneClassifier:
         """Fit the classifier of genes to the labels in any region."""
@@ -111,14 +108,13 @@ class EnsembleFit:
         )  # fmt: skip
         if predicted is None:
             first = next((m for m in ("linear", "trees") if m in members), "network")
-            without, around, alone = Weights(**{first: 1.0}), None, 1.0
+            without, around = Weights(**{first: 1.0}), None
         else:
-            (without, around), alone = predicted.weights(), predicted.linear_alone()
+            without, around = predicted.weights()
         grown = trees(known) if without.trees > 0 or (around is not None and around.trees > 0) else None
         return Ensemble(
             Stack(_beside(without, share), fitted, grown),
             Stack(_beside(around, share), fitted, grown) if around is not None else None,
-            (1 - share) * alone,
         )
 
     def _codes(self, task: str) -> Codes:

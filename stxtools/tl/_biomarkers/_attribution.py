@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools._data.expression import Expression, log_chunks
-from stxtools._data.features import ModelFeatures
+from stxtools._data.features import GeneNames, ModelFeatures, check_genes
 from stxtools._data.framework import KnownInput
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._validate import listing
@@ -95,8 +95,8 @@ def _checked_task(model: Any, wanted: Sequence[str]) -> str | None:
             f"No task of the model in `attribution_model` tells {listing(wanted)} apart ({known or 'none'}); "
             "group by what it was trained on, or name classes of one task in `groups`."
         )
-    ensemble = model.ensembles.get(task)
-    if ensemble is not None and ensemble.elsewhere.weights.network == 0 and ensemble.elsewhere.linear is None:
+    weights = model.weights(task)
+    if weights.network == weights.linear == weights.genes == 0:
         raise ValueError(
             f"The model in `attribution_model` predicts {listing(model.classes[task])} by trees, which have no "
             "gradient. Train one with `st.tl.multitask(..., ensemble=['network', 'linear'])`."
@@ -111,22 +111,35 @@ class ModelSource:
         self, adata: AnnData, model: Any, task: str | None, layer: str | None, where: Geometry, regions: Regions | None
     ) -> None:
         from stxtools.models.explain.integrated_gradients import SegmenterEvidence, TissueEvidence
+        from stxtools.models.explain.ridge import RidgeEvidence
 
         self._model, self._layer, self._n_vars = model, layer, adata.n_vars
         self._genes, self._adata = np.arange(adata.n_vars), adata
+        self._names: Sequence[str] = list(adata.var_names)
         self.known = np.ones(adata.n_obs, dtype=bool)
         if task is None or regions is None:
             self.classes, self.parts = model.classes, where.parts
-            sections = make_sections(ModelFeatures(adata, model, layer).values, where)
-            self.evidence: list[Any] = [SegmenterEvidence(model, section) for section in sections]
+            if model.by_genes is None:
+                sections = make_sections(ModelFeatures(adata, model, layer).values, where)
+                self.evidence: list[Any] = [SegmenterEvidence(model, section) for section in sections]
+                return
+            self._names = GeneNames(adata).as_model(model.read_genes, model.ids)
+            check_genes(model.by_genes.moments.genes, self._names, enough=model.by_genes.enough)
+            at = model.by_genes.moments.match(self._names)[1]
+            genes = Expression(adata, layer, in_memory=False).by_section(where, self._names, at)
+            self.evidence = [RidgeEvidence(model.by_genes, section) for section in genes]
             return
         self.classes, self.parts, self.known = model.classes[task], regions.where.parts, regions.region >= 0
-        self.evidence = [
-            TissueEvidence(model, section, task) for section in KnownInput(adata, model, layer).sections(regions)
-        ]
+        read = KnownInput(adata, model, layer)
+        ensemble, sections = model.ensembles.get(task), read.sections(regions)
+        if ensemble is not None and ensemble.elsewhere.genes is not None:
+            self.evidence = [RidgeEvidence(ensemble.elsewhere.genes, section.by_name) for section in sections]
+        else:
+            self.evidence = [TissueEvidence(model, section, task) for section in sections]
         if model.expression:  # genes to predict were not read
             self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))
             self._adata = adata[:, self._genes]
+        self._names = list(self._adata.var_names) if read.named is None else read.named[1]
 
     def explain(
         self, group: str, reference: str, inside: NDArray[np.bool_], outside: NDArray[np.bool_]
@@ -139,12 +152,13 @@ class ModelSource:
         gradient, own = np.zeros((len(side), self._model.n_features)), np.zeros(len(self._genes))
         for evidence, rows in zip(self.evidence, self.parts, strict=True):
             if np.any(side[rows]):
-                gradient[rows], direct = evidence.parts(at, others, side[rows])
-                if len(direct):
-                    place = self._adata.var_names.get_indexer(self._model.genes)
-                    own[place[place >= 0]] += direct[place >= 0]
-        read = Expression(self._adata, self._layer, in_memory=False)
-        own += carried_to_genes(read, self._model.projection, gradient, self.parts)
+                features, direct = evidence.parts(at, others, side[rows])
+                own += direct.reindex(self._names, fill_value=0.0)
+                if features.size:
+                    gradient[rows] = features
+        if gradient.any():
+            read = Expression(self._adata, self._layer, in_memory=False)
+            own += carried_to_genes(read, self._model.projection, gradient, self.parts)
         out = np.zeros(self._n_vars)
         out[self._genes] = own
         return out
