@@ -76,11 +76,6 @@ def test_a_tile_with_margin_equals_the_full_raster():
     torch.testing.assert_close(tile[:, :, margin : margin + 40], full, atol=1e-5, rtol=1e-5)
 
 
-def test_unet_refuses_even_filters():
-    with pytest.raises(ValueError, match="odd"):
-        UNet(3, kernel_size=4)
-
-
 def test_he_and_xavier_initialisation():
     with seeded(0):
         net = SegmentationNet(UNet(20, width=32, depth=1), 5)

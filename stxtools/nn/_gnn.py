@@ -77,12 +77,6 @@ class RegionGNN(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"`layers` must be at least 1, not {layers}.")
-        if conv == "gatv2" and (hidden % heads or out_channels % heads):
-            raise ValueError(
-                f"`hidden={hidden}` and `out_channels={out_channels}` must be multiples of `heads={heads}`."
-            )
         self.kind, self.dropout = conv, dropout
         widths = [in_channels] + [hidden] * (layers - 1) + [out_channels]
         self.convs, self.skips, self.norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()

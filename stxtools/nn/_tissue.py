@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch_geometric.utils import scatter
 
 from ._gnn import GraphPart, Readout, RegionGNN
@@ -50,15 +50,7 @@ class GraphTensors:
 
     def to(self, device: torch.device) -> GraphTensors:
         """Return a copy on ``device``."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {k: v.to(device) for k, v in value.items()}
-            if isinstance(value, list):
-                return [v.to(device) for v in value]
-            return value.to(device) if isinstance(value, Tensor) else value
-
-        return GraphTensors(**{k: move(v) for k, v in vars(self).items()})
+        return GraphTensors(**tree_map(lambda v: v.to(device) if hasattr(v, "to") else v, vars(self)))
 
 
 @dataclass

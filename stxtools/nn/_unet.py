@@ -46,8 +46,6 @@ class UNet(nn.Module):
         sigmas: Sequence[float] = (0.0, 1.0, 2.0),
     ) -> None:
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"`kernel_size` must be odd, not {kernel_size}.")
         self.depth, self.width, self.kernel_size = depth, width, kernel_size
         self.pyramid = GaussianPyramid(sigmas)
         widths = [width * 2**i for i in range(depth + 1)]

@@ -52,11 +52,8 @@ def typical_gap(
     sections: Sequence[tuple[FloatArray, NDArray[np.int64]]], fold: NDArray[np.int64], known: NDArray[np.bool_]
 ) -> float:
     """Median distance of a held-out observation to the nearest label that is left."""
-    far, start = [], 0
-    for xy, _ in sections:
-        rows = slice(start, start + len(xy))
-        here, f = known[rows], fold[rows]
-        start += len(xy)
+    far, ends = [], np.cumsum([len(xy) for xy, _ in sections])[:-1]
+    for (xy, _), here, f in zip(sections, np.split(known, ends), np.split(fold, ends), strict=True):
         for k in np.unique(f[here]):
             seen, left = xy[here & (f != k)], xy[here & (f == k)]
             if len(seen):

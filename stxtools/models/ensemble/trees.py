@@ -7,7 +7,6 @@ Classes that fold back on each other in expression are not separated by planes; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,20 +64,18 @@ def grow_trees(
     forest = ExtraTreesClassifier(
         n_trees, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed
     )
-    grown = forest.fit(z, codes)
-    seen = grown.classes_.astype(np.int64)
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("child", "feature", "threshold", "share")}
-    roots = np.zeros(n_trees, dtype=np.int64)
-    start = 0
-    for i, tree in enumerate(estimator.tree_ for estimator in grown.estimators_):
-        own, leaf = np.arange(tree.node_count), tree.children_left < 0
-        child = np.stack([np.where(leaf, own, side) for side in (tree.children_left, tree.children_right)], axis=1)
-        share = np.zeros((tree.node_count, n_classes), dtype=np.float32)
-        share[:, seen] = tree.value[:, 0] / tree.value[:, 0].sum(axis=1, keepdims=True)
-        parts["child"].append((child + start).astype(np.int32))
-        parts["feature"].append(np.where(leaf, 0, tree.feature).astype(np.int32))
-        parts["threshold"].append(np.where(leaf, np.inf, tree.threshold))
-        parts["share"].append(share)
-        roots[i] = start
-        start += tree.node_count
-    return Trees(**{name: np.concatenate(found) for name, found in parts.items()}, roots=roots)
+    grown = [estimator.tree_ for estimator in forest.fit(z, codes).estimators_]
+    left, right, feature, threshold = (
+        np.concatenate([getattr(tree, name) for tree in grown])
+        for name in ("children_left", "children_right", "feature", "threshold")
+    )
+    value = np.concatenate([tree.value[:, 0] for tree in grown])
+    share = np.zeros((len(left), n_classes), dtype=np.float32)
+    share[:, forest.classes_.astype(np.int64)] = value / value.sum(axis=1, keepdims=True)
+    count = np.array([tree.node_count for tree in grown])
+    roots, leaf = np.cumsum(count) - count, left < 0
+    sides = [np.where(leaf, np.arange(len(left)), side + np.repeat(roots, count)) for side in (left, right)]
+    return Trees(
+        np.stack(sides, axis=1).astype(np.int32), np.where(leaf, 0, feature).astype(np.int32),
+        np.where(leaf, np.inf, threshold), share, roots,
+    )  # fmt: skip

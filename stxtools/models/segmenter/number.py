@@ -168,8 +168,7 @@ class _Mixtures:
         coef, intercept = self.models[-1]
         logits = seen @ coef + intercept
         share = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-        means = (share.T @ seen) / (share.sum(axis=0)[:, None] + 1e-9)
-        rest = (seen - share @ means) @ self.within
+        rest = (seen - share @ tied_moments(seen, share)[1]) @ self.within
         return np.asarray((rest - rest.mean(axis=0)) / (rest.std(axis=0) + 1e-12))
 
 
