@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
     # regions, their observations, and the log expression of these
     _Some = tuple[NDArray[np.int64], NDArray[np.int64], sparse.csr_matrix]
+    _Part = tuple[NDArray[np.int64], sparse.csr_matrix]  # regions and their means
 
 _MEMBERS = 65_536  # observations whose expression is averaged at a time
+_RETURNED = 2**24  # values of a matrix whose memory goes back to the system once it is freed; that of small ones stays
 
 
 @documented
@@ -193,15 +195,26 @@ def _region_adata(
 
 def _region_means(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expression) -> sparse.csr_matrix:
     """Mean log expression of every region, some regions at a time: no second matrix of all observations."""
-    parts = []
+    parts: list[_Part] = []
+    some: list[_Part] = []
     for regions, rows, logged in _by_chunk(mean, region, read) if is_out_of_core(read.matrix) else _at_once(mean, read):
-        some = mean[regions]
+        own = mean[regions]
         weight = sparse.csr_matrix(
-            (some.data, np.searchsorted(rows, some.indices), some.indptr), shape=(len(regions), len(rows))
+            (own.data, np.searchsorted(rows, own.indices), own.indptr), shape=(len(regions), len(rows))
         )
-        parts.append((regions, sparse.csr_matrix(weight @ logged).astype(np.float32)))
-    order = np.concatenate([regions for regions, _ in parts])
-    return sparse.csr_matrix(sparse.vstack([part for _, part in parts], format="csr")[np.argsort(order)])
+        some.append((regions, sparse.csr_matrix(weight @ logged).astype(np.float32)))
+        if sum(part.nnz for _, part in some) >= _RETURNED:
+            _join(some, parts)
+    _join(some, parts)
+    return _put_together(parts, (mean.shape[0], int(read.matrix.shape[1])))
+
+
+def _join(some: list[_Part], parts: list[_Part]) -> None:
+    """Move some small parts to the others, as one."""
+    if some:
+        rows, means = zip(*some, strict=True)
+        parts.append((np.concatenate(rows), sparse.vstack(means, format="csr")))
+        some.clear()
 
 
 def _at_once(mean: sparse.csr_matrix, read: Expression) -> Iterator[_Some]:
@@ -223,3 +236,17 @@ def _by_chunk(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expressi
         yield order[slice(*np.searchsorted(last[order], [at.start, at.stop]))], rows, logged
         later = (region[rows] >= 0) & (last[region[rows]] >= at.stop)
         rows, logged = rows[later], logged[later]
+
+
+def _put_together(parts: list[_Part], shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Return the matrix whose rows come in ``parts``, in any order; these are freed one by one."""
+    length = np.zeros(shape[0], dtype=np.int64)
+    for rows, part in parts:
+        length[rows] = np.diff(part.indptr)
+    start = np.r_[0, np.cumsum(length)]
+    data, indices = np.empty(start[-1], dtype=np.float32), np.empty(start[-1], dtype=np.int32)
+    while parts:
+        rows, part = parts.pop()
+        to = np.repeat(start[rows] - part.indptr[:-1], length[rows]) + np.arange(part.nnz)
+        data[to], indices[to] = part.data, part.indices
+    return sparse.csr_matrix((data, indices, start), shape=shape)
