@@ -20,7 +20,7 @@ from stxtools._spatial.order import name_order
 from stxtools._warn import warn
 
 from .chunks import AT_ONCE, Survey, is_backed, iter_rows, look_at, to_csr
-from .representation import log_normalize, median_depth
+from .representation import log_view, median_depth
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -182,11 +182,11 @@ def log_chunks(
     read: Expression, work: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
     at_once: int | None = AT_ONCE,
 ) -> Iterator[T]:  # fmt: skip
-    """Yield ``work(logged_chunk, rows)`` for every chunk of rows: log expression is never all in memory."""
+    """Yield ``work(logged_chunk, rows)``, which is to read the chunk only, for every chunk of rows."""
     target = median_depth(read.survey.depth) if target_sum is None else target_sum
     scale = read.scale  # what goes to the workers is the scale, not all that was read
     yield from iter_rows(
-        read.matrix, lambda chunk, rows: work(log_normalize(chunk, scale, target_sum=target), rows), at_once=at_once
+        read.matrix, lambda chunk, rows: work(log_view(chunk, scale, target_sum=target), rows), at_once=at_once
     )
 
 

@@ -12,7 +12,7 @@ from stxtools._settings import settings
 
 from .chunks import is_out_of_core, to_csr
 from .expression import Expression, log_chunks, log_matrix
-from .representation import log_normalize, median_depth
+from .representation import log_view, median_depth
 
 _BYTES = 64  # of a stored value, in all forms that a test needs: by row and by column, logged, linear, ranked
 _SHARE = 4  # of the memory, for what is held from block to block
@@ -39,15 +39,16 @@ class GeneBlocks:
         return self.read.survey.n_genes
 
     def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return log expression of some genes for all observations."""
+        """Return log expression of some genes for all observations, to be read only."""
         if genes == slice(0, self.shape[1]) and not is_out_of_core(self.read.matrix):
             target = median_depth(self.read.survey.depth)
-            return log_normalize(to_csr(self.read.matrix), self.read.scale, target_sum=target)
+            return log_view(to_csr(self.read.matrix), self.read.scale, target_sum=target)
         return log_matrix(self.read, genes)
 
     def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield log expression chunk of rows by chunk, of some genes or of all."""
-        yield from log_chunks(self.read, lambda logged, rows: (rows, logged if genes is None else logged[:, genes]))
+        every = genes is None or len(genes) == self.shape[1]
+        yield from log_chunks(self.read, lambda logged, rows: (rows, logged if every else logged[:, genes]))
 
 
 def gene_slices(seen: NDArray[np.int64], most: float) -> list[slice]:

@@ -21,6 +21,7 @@ N_TOP_GENES = 2000
 N_COMPS = 20
 GRAM_ROWS = 4096  # observations that are dense at a time
 _DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
+_ROWS = 65_536  # observations whose logarithms are computed at a time
 _MIN_BATCH = 20  # fewer observations give no loess of variance on mean
 _AT_ONCE = 2**22  # stored values that are summed at a time
 _MIN_GENES = 4  # that vary; with fewer the loess ends the process
@@ -32,15 +33,29 @@ def log_normalize(
     library_size: NDArray[Any] | None = None, target_sum: float | None = None,
 ) -> sparse.csr_matrix:  # fmt: skip
     """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth."""
-    if scale in ("log", "scaled"):
-        return matrix.astype(np.float32)
-    depth = np.asarray(matrix.sum(axis=1)).ravel() if library_size is None else np.asarray(library_size, dtype=float)
-    target = median_depth(depth) if target_sum is None else target_sum
-    factor = np.divide(target, depth, out=np.zeros_like(depth, dtype=np.float64), where=depth > 0)
-    out = matrix.astype(np.float32, copy=True)
-    out.data *= np.repeat(factor.astype(np.float32), np.diff(out.indptr))
-    np.log1p(out.data, out=out.data)
+    out = log_view(matrix, scale, library_size=library_size, target_sum=target_sum)
+    out.indices, out.indptr = out.indices.copy(), out.indptr.copy()
     return out
+
+
+def log_view(
+    matrix: sparse.csr_matrix, scale: str, *,
+    library_size: NDArray[Any] | None = None, target_sum: float | None = None,
+) -> sparse.csr_matrix:  # fmt: skip
+    """Return the same with the indices of ``matrix``, to be read only."""
+    data = matrix.data.astype(np.float32)
+    if scale not in ("log", "scaled"):
+        sums = matrix.sum(axis=1) if library_size is None else np.asarray(library_size, dtype=float)
+        depth = np.asarray(sums).ravel()
+        target = median_depth(depth) if target_sum is None else target_sum
+        factor = np.divide(target, depth, out=np.zeros_like(depth, dtype=np.float64), where=depth > 0)
+        factor = factor.astype(np.float32)
+        for start in range(0, len(depth), _ROWS):
+            ends = matrix.indptr[start : start + _ROWS + 1]
+            some = data[ends[0] : ends[-1]]
+            some *= np.repeat(factor[start : start + _ROWS], np.diff(ends))
+            np.log1p(some, out=some)
+    return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def median_depth(depth: NDArray[Any]) -> float:

@@ -119,15 +119,16 @@ class ExpressionSpace:
         self._genes = np.sort(top[variance[top] > 0])
         moments = np.zeros((len(self._genes), len(self._genes)))
         for some in read(self._genes, _BLOCK):
-            block = some.toarray().astype(np.float64, copy=False)
-            moments += block.T @ block
+            block = some.toarray()
+            moments += block.T @ block  # products in float32, sums in float64
         mean = mean[self._genes]
         self._covariance = moments / self._n_obs - np.outer(mean, mean)
 
     def components(
-        self, n_comps: int, without: NDArray[np.int64] | None = None, read: ReadRows | None = None
-    ) -> Nuisance:
-        """Return the leading components of genes not in ``without``; scores are in the order of ``read``."""
+        self, n_comps: int, without: NDArray[np.int64] | None = None, read: ReadRows | None = None,
+        order: NDArray[np.int64] | None = None,
+    ) -> Nuisance:  # fmt: skip
+        """Return the leading components of genes not in ``without``; ``order``: rows of the scores of what is read."""
         kept = np.arange(len(self._genes))
         if without is not None and len(without):
             kept = kept[~np.isin(self._genes, without)]
@@ -137,9 +138,13 @@ class ExpressionSpace:
         vectors = _leading(self._covariance[np.ix_(kept, kept)], n_comps)
         loadings = np.zeros((self._n_genes, n_comps))
         loadings[self._genes[kept]] = vectors
-        wide = loadings[self._genes]
-        scores = np.concatenate([np.asarray(block @ wide) for block in (read or self._read)(self._genes, _BLOCK)])
-        return Nuisance(scores - scores.mean(axis=0), loadings)
+        wide, scores, done = loadings[self._genes], np.empty((self._n_obs, n_comps)), 0
+        for block in (read or self._read)(self._genes, _BLOCK):
+            rows = slice(done, done + block.shape[0])
+            scores[rows if order is None else order[rows]] = block @ wide
+            done = rows.stop
+        scores -= scores.mean(axis=0)
+        return Nuisance(scores, loadings)
 
 
 def _leading(covariance: Floats, k: int) -> Floats:
@@ -163,12 +168,13 @@ class PartialCorrelation:
         self.n_covariates = nuisance.scores.shape[1]
         z, self._v = nuisance.scores, nuisance.loadings
         self._matrix, self._metric, self._scores = matrix, metric, z
-        self._z = self._metric(z)
-        gram = z.T @ self._z
+        weighed = metric(z)
+        gram = z.T @ weighed
         ridge = 1e-6 * max(float(np.trace(gram)) / max(z.shape[1], 1), 1e-12) * np.eye(z.shape[1])
         self._inverse = np.linalg.inv(gram + ridge)
         total = self._metric.squares(matrix)
-        self._cross = cross = gene_sums(matrix, self._z)
+        self._cross = cross = gene_sums(matrix, weighed)
+        self._z = weighed.astype(np.float32)
         given = _product(cross, self._inverse)
         self._vv = np.einsum("gi,gi->g", _product(self._v, self._inverse), self._v)
         self._s = np.einsum("gi,gi->g", given, self._v) - 1.0
@@ -198,10 +204,12 @@ class PartialCorrelation:
 
         def products(rows: slice, part: sparse.csr_matrix) -> tuple[NDArray[Any], ...]:
             label = np.subtract(labels[rows], less, dtype=np.float32)
-            rest = self._metric.applied(label, smooth, rows) - self._z[rows] @ explained
+            rest = self._metric.applied(label, smooth, rows)
+            if len(explained):
+                rest = rest - self._z[rows] @ explained.astype(np.float32)
             own = (np.einsum("nb,nb->b", label, other, dtype=np.float64) for other in (rest, label))
             # labels are centred, so float32 sums are differences of means and stay small
-            return (*own, part.T @ rest.astype(np.float32))
+            return (*own, part.T @ rest)
 
         for parts in by_chunks(products, self._matrix):
             for total, part in zip((spread, squares, d), parts, strict=True):

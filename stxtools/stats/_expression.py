@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._spatial.matrices import row_view
+
 
 class ExpressionReader(Protocol):
     """Log expression of observations x genes, read by blocks of genes or by rows."""
@@ -30,7 +32,7 @@ def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[spa
     for piece in pieces:
         start = 0
         while start < piece.shape[0]:
-            part = piece[start : start + size - n]
+            part = row_view(piece, slice(start, start + size - n))
             start, n = start + part.shape[0], n + part.shape[0]
             held.append(part)
             if n == size:

@@ -145,24 +145,27 @@ class LabelSampler:
             (weights.astype(np.float32).ravel(), columns.ravel(), ends), (len(xy), shape[0] * shape[1])
         )
 
-    def draw(self, n_labels: int, rng: np.random.Generator, batch: int = 64) -> Iterator[NDArray[np.bool_]]:
-        """Yield labels, observations x ``batch`` at a time, ``n_labels`` in all."""
+    def draw(self, n_labels: int, rng: np.random.Generator, batch: int = 64) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        """Yield labels as bits (observations x bytes), at most ``batch`` at a time, and how many."""
         n = int(self._read.shape[0])
+        memory = np.empty((min(batch, n_labels), n), dtype=np.float32)
         for start in range(0, n_labels, batch):
-            size = min(batch, n_labels - start)
-            values = np.empty((n, size), dtype=np.float32)
-            for first in range(0, size, _FIELDS):
-                fields = slice(first, min(first + _FIELDS, size))
-                values[:, fields] = self._fields(fields.stop - first, rng)
+            values = memory[: n_labels - start]
+            for first in range(0, len(values), _FIELDS):
+                some = values[first : first + _FIELDS]
+                some[:] = self._fields(len(some), rng).T
             if self.model.nugget > 0:
                 values *= np.float32(np.sqrt(1 - self.model.nugget))
                 for rows in chunks(n):
-                    white = rng.standard_normal(values[rows].shape, dtype=np.float32)
-                    values[rows] += np.float32(np.sqrt(self.model.nugget)) * white
-            label = np.zeros((size, n), dtype=bool)
-            for one, field_at in zip(label, values.T, strict=True):
-                one[np.argpartition(np.ascontiguousarray(field_at), n - self.n_in)[n - self.n_in :]] = True
-            yield np.ascontiguousarray(label.T)
+                    white = rng.standard_normal(values[:, rows].T.shape, dtype=np.float32)
+                    values[:, rows] += np.float32(np.sqrt(self.model.nugget)) * white.T
+            bits = np.empty((n, -(-len(values) // 8)), dtype=np.uint8)
+            for byte in range(bits.shape[1]):
+                label = np.zeros((8, n), dtype=bool)
+                for one, field_at in zip(label, values[8 * byte :], strict=False):
+                    one[np.argpartition(field_at, n - self.n_in)[n - self.n_in :]] = True
+                bits[:, byte] = np.packbits(label, axis=0)
+            yield bits, len(values)
 
     def _fields(self, n_fields: int, rng: np.random.Generator) -> NDArray[np.float32]:
         """Values of some random fields at the observations, (n, n_fields)."""
@@ -184,12 +187,11 @@ class RegionDraws:
         self.side = ~label if self.flipped else label
         self.model = fit_label_model(pairs, self.side)
         rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(self.side).tobytes())])
-        drawn = LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng)
-        self._packed = [(np.packbits(labels, axis=1), labels.shape[1]) for labels in drawn]
+        self._drawn = list(LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng))
 
     def first(self, n_labels: int) -> Iterator[NDArray[np.bool_]]:
         """Yield the first ``n_labels`` random regions as columns, some at a time."""
-        for packed, count in self._packed:
+        for bits, count in self._drawn:
             if n_labels > 0:
-                yield np.unpackbits(packed, axis=1, count=min(count, n_labels)).view(np.bool_)
+                yield np.unpackbits(bits, axis=1, count=min(count, n_labels)).view(np.bool_)
             n_labels -= count

@@ -92,9 +92,9 @@ class SectionView:
         return np.argsort(self.rows)
 
     def reordered(self, values: Floats) -> Floats:
-        """Bring values (observations on the last axis) from the order of storage into the order of this view."""
+        """Bring values of observations from the order of storage into the order of this view."""
         out = np.empty_like(values)
-        out[..., self._storage_order] = values
+        out[self._storage_order] = values
         return out
 
     def select(self, piece: sparse.csr_matrix, first: int, factor: Floats | None = None) -> sparse.csr_matrix:
@@ -121,8 +121,8 @@ class SectionView:
 
     def components(self, without: NDArray[np.int64] | None = None, factor: Floats | None = None) -> Nuisance:
         """Return the components of the genes that are not in ``without``."""
-        found = self.space.components(n_components(len(self)), without, partial(self.stored, factor=factor))
-        return Nuisance(self.reordered(found.scores.T).T, found.loadings)
+        read = partial(self.stored, factor=factor)
+        return self.space.components(n_components(len(self)), without, read, self._storage_order)
 
     @cached_property
     def first_components(self) -> Nuisance:

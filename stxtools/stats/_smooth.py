@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._spatial.matrices import row_view
+
 Floats = NDArray[np.float64]
 
 N_FUNCTIONS = 120
@@ -46,10 +48,7 @@ def summed(left: NDArray[Any], right: NDArray[Any], less: float = 0.0) -> Floats
 def row_chunks(matrix: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_matrix]]:
     """Yield some rows at a time, which share the memory of the matrix."""
     for rows in chunks(matrix.shape[0]):
-        ends = matrix.indptr[rows.start : rows.stop + 1]
-        own = slice(ends[0], ends[-1])
-        shape = (len(ends) - 1, matrix.shape[1])
-        yield rows, sparse.csr_matrix((matrix.data[own], matrix.indices[own], ends - ends[0]), shape)
+        yield rows, row_view(matrix, rows)
 
 
 def _threads() -> int:
@@ -110,7 +109,10 @@ class Metric:
 
     def __call__(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """Multiply values (observations x some) by the metric's matrix."""
-        return self.applied(values, self.smooth(values))
+        smooth, out = self.smooth(values), np.empty_like(values)
+        for rows in chunks(len(values)):
+            out[rows] = self.applied(values[rows], smooth, rows)
+        return out
 
     def smooth(self, values: NDArray[Any], less: float = 0.0) -> NDArray[np.float32]:
         """Return the weighted smooth part of ``values - less``, as coefficients (K x some)."""
