@@ -11,6 +11,7 @@ import pytest
 import scanpy as sc
 import torch
 from scipy import sparse
+from scipy.spatial import cKDTree
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
@@ -69,9 +70,27 @@ def test_planted_genes_come_first(section, models):
     assert params["attribution_agreement"].min() > 0.2
 
 
-def test_attribution_is_that_of_integrated_gradients(section, models):
+def test_attribution_is_what_genes_add_to_the_ridge(section, models):
+    """Weight times standardised neighbourhood mean, by NumPy: of two classes the log odds are linear."""
+    model = st.models.Segmenter.load(models[0])
+    ours, theirs = model.by_genes.moments.match(list(section.var_names))
+    logged = sc.pp.log1p(sc.pp.normalize_total(section, copy=True), copy=True).X.toarray()[:, theirs]
+    near = cKDTree(section.obsm["spatial"]).query(section.obsm["spatial"], k=61)[1]
+    inside, at = (section.obs["region"] == "in").to_numpy(), model.classes.index("in")
+    parts = np.zeros(section.n_vars)
+    for size, coef in zip((19, 61), model.by_genes.moments.solve(ours).ridge, strict=True):
+        means = np.stack([logged[rows[:size]].mean(axis=0) for rows in near])
+        z = (means - means.mean(axis=0)) / means.std(axis=0)
+        parts[theirs] += (z[inside].mean(axis=0) - z[~inside].mean(axis=0)) * (coef[:, at] - coef[:, 1 - at])
+    adata = section.copy()
+    st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=models[0], n_null=60)
+    np.testing.assert_allclose(_table(adata)["attribution"], parts / np.abs(parts).sum(), atol=1e-5)
+
+
+def test_attribution_of_a_unet_is_that_of_integrated_gradients(section, models):
     """The genes' parts by 64 steps of its own gradient: they sum to F(x) - F(baseline), and are the table's."""
     model = st.models.Segmenter.load(models[0])
+    model.by_genes = None  # as without labels
     inside = (section.obs["region"] == "in").to_numpy()
     side = torch.from_numpy(inside / inside.sum() - ~inside / (~inside).sum())
     logged = sc.pp.log1p(sc.pp.normalize_total(section, target_sum=model.projection.target_sum, copy=True), copy=True).X
@@ -95,7 +114,7 @@ def test_attribution_is_that_of_integrated_gradients(section, models):
     parts = ((centred.T @ mean) * model.projection.components[ours]).sum(axis=1)
     assert parts.sum() == pytest.approx(evidence(1.0)[0] - evidence(0.0)[0], rel=0.05)
     adata = section.copy()
-    st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=models[0], n_null=60)
+    st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=model, n_null=60)
     found = _table(adata)["attribution"].to_numpy()[theirs]
     np.testing.assert_allclose(found, parts / np.abs(parts).sum(), atol=0.02 * np.abs(found).max())
 

@@ -9,15 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from scipy.special import logsumexp
+from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
+from stxtools._data.framework import KnownInput
 from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
-from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
-from stxtools.models.explain.integrated_gradients import TissueEvidence
-from stxtools.models.explain.ridge import RidgeEvidence
 from stxtools.tl._biomarkers._attribution import ModelSource
 
 HOW: dict[str, Any] = {"show_progress": False}
@@ -41,9 +39,9 @@ def small() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def nets(tissue, tmp_path_factory) -> list[str]:
-    """Of all members; and of network and linear classifier, without a U-Net, without genes beside the features."""
+    """Two models of all members, the second without a U-Net; and one of the network alone."""
     folder, paths = tmp_path_factory.mktemp("nets"), []
-    for seed, changes in ((0, {}), (1, {"unet": False, "genes": False, "ensemble": ("network", "linear")})):
+    for seed, changes in enumerate(({}, {"unet": False}, {"unet": False, "ensemble": ("network",)})):
         paths.append(str(folder / f"{seed}.stx"))
         st.tl.multitask(
             tissue.copy(), "disease", "compartment", save_model=paths[-1], random_state=seed,
@@ -59,19 +57,11 @@ def _source(adata: ad.AnnData, model: str, task: str) -> ModelSource:
 
 def _change(source: ModelSource, group: str, side: np.ndarray) -> float:
     """Change of the model's evidence from the mean tissue to the tissue, by the model itself."""
-    import torch
-
     at, total = source.classes.index(group), 0.0
     others = [i for i in range(len(source.classes)) if i != at]
     for evidence, rows in zip(source.evidence, source.parts, strict=True):
-        if isinstance(evidence, RidgeEvidence):
-            logits = (evidence.logits, np.broadcast_to(evidence.intercept, evidence.logits.shape))
-            ends = [side[rows] @ (x[:, at] - logsumexp(x[:, others], axis=1)) for x in logits]
-        else:
-            assert isinstance(evidence, TissueEvidence)
-            with torch.no_grad():
-                ends = [evidence.evidence(g, at, others, side[rows]) for g in (evidence.graph, evidence.baseline())]
-        total += float(ends[0] - ends[1])
+        tissue, mean = (x[:, at] - logsumexp(x[:, others], axis=1) for x in (evidence.logits, evidence.intercept[None]))
+        total += float(side[rows] @ (tissue - mean))
     return total
 
 
@@ -89,24 +79,23 @@ def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which
     assert parts.sum() == pytest.approx(change, rel=0.03)
 
 
-def test_the_evidence_is_that_of_the_predictions(tissue, nets):
-    """Log odds of two classes are the difference of the log probabilities that `multitask(model=)` writes."""
-    work = tissue.copy()
-    st.tl.multitask(work, "disease", "compartment", model=nets[1], **HOW)
-    source = _source(tissue, nets[1], "biomarker")
-    inside = (tissue.obs["disease"] == "diseased").to_numpy()
-    side = inside / inside.sum() - ~inside / (~inside).sum()
-    proba = np.log(work.obsm["disease_proba"])
-    expected = float((proba["diseased"] - proba["healthy"]).to_numpy() @ side)
-    at, (evidence,) = source.classes.index("diseased"), source.evidence
-    found = evidence.evidence(evidence.graph, at, [1 - at], side)
-    assert float(found.detach()) == pytest.approx(expected, rel=1e-3)
+def test_the_ridge_is_that_of_the_predictions(tissue, nets):
+    """Without adaptation and components, its log probabilities are those of the classifier of genes."""
+    net = TissueNet.load(nets[0])
+    source = _source(tissue, nets[0], "classification")
+    (section,) = KnownInput(tissue, net, None).sections(Regions(tissue, "regions", "spatial"))
+    genes = net.ensembles["classification"].elsewhere.genes
+    components = genes.evidence(section.by_name, adapt=False)
+    assert components.weights["lda"] == 0
+    np.testing.assert_allclose(
+        log_softmax(source.evidence[0].logits, axis=1), log_softmax(components.logits, axis=1), atol=1e-6
+    )
 
 
 def test_planted_genes_come_first(tissue, nets):
     truth = tissue.var["is_biomarker"].to_numpy()
     tables = []
-    for model in (TissueNet.load(nets[0]), nets[0], nets):
+    for model in (TissueNet.load(nets[0]), nets[0], nets[:2]):
         adata = tissue.copy()
         st.tl.biomarkers(
             adata, "disease", groups=["diseased"], attribution_model=model, n_null=50, key_added="found", **HOW
@@ -121,7 +110,7 @@ def test_planted_genes_come_first(tissue, nets):
 
 def test_a_segmenter_and_a_framework_together(small, tmp_path, quick_unet, quick_net):
     adata = small
-    st.tl.multitask(adata, "disease", params=quick_net, save_model=tmp_path / "n.stx", **HOW)
+    st.tl.multitask(adata, "disease", params=quick_net | {"ensemble": ("genes",)}, save_model=tmp_path / "n.stx", **HOW)
     st.tl.segment(adata, labels_key="disease", params=quick_unet, save_model=tmp_path / "s.stx", key_added="s", **HOW)
     how: dict[str, Any] = {"groups": ["diseased"], "reference": "healthy", "n_null": 50} | HOW
     single = []
@@ -135,7 +124,8 @@ def test_a_segmenter_and_a_framework_together(small, tmp_path, quick_unet, quick
 def test_genes_that_were_predicted_have_none(small, tmp_path, quick_net):
     adata = small
     hidden = [str(g) for g in adata.var_names[:2]]
-    st.tl.multitask(adata, "disease", expression=hidden, save_model=tmp_path / "e.stx", params=quick_net, **HOW)
+    params = quick_net | {"ensemble": ("linear", "genes")}
+    st.tl.multitask(adata, "disease", expression=hidden, save_model=tmp_path / "e.stx", params=params, **HOW)
     st.tl.biomarkers(adata, "disease", attribution_model=tmp_path / "e.stx", n_null=50, **HOW)
     table = adata.uns["biomarkers"].set_index("names")
     assert (table.loc[hidden, "attribution"] == 0).all()
@@ -150,10 +140,8 @@ def test_models_that_cannot_answer_are_refused(tissue, nets):
     before = list(adata.uns)
     with pytest.raises(ValueError, match=r"No task .*'right'.*biomarker: .*classification: "):
         st.tl.biomarkers(adata, "half", attribution_model=nets[0], n_null=50, **HOW)
-    rooted = TissueNet.load(nets[0])
-    rooted.ensembles = {t: Ensemble(Stack(Weights(trees=1.0))) for t in rooted.ensembles}
-    with pytest.raises(ValueError, match=r"by trees.*ensemble"):
-        st.tl.biomarkers(adata, "disease", attribution_model=rooted, n_null=50, **HOW)
+    with pytest.raises(ValueError, match=r"without the classifier of genes.*ensemble"):
+        st.tl.biomarkers(adata, "disease", attribution_model=nets[2], n_null=50, **HOW)
     blind = TissueNet(QUICK)
     blind.use_rep = "X_pca"
     with pytest.raises(ValueError, match=r"multitask.*save_model"):

@@ -95,22 +95,21 @@ def _checked_task(model: Any, wanted: Sequence[str]) -> str | None:
             f"No task of the model in `attribution_model` tells {listing(wanted)} apart ({known or 'none'}); "
             "group by what it was trained on, or name classes of one task in `groups`."
         )
-    weights = model.weights(task)
-    if weights.network == weights.linear == weights.genes == 0:
+    if task not in model.ensembles or model.ensembles[task].elsewhere.genes is None:
         raise ValueError(
-            f"The model in `attribution_model` predicts {listing(model.classes[task])} by trees, which have no "
-            "gradient. Train one with `st.tl.multitask(..., ensemble=['network', 'linear'])`."
+            f"The model in `attribution_model` predicts {listing(model.classes[task])} without the classifier of "
+            "genes, which attribution explains. Train one with `st.tl.multitask(..., ensemble='auto')`."
         )
     return task
 
 
 class ModelSource:
-    """A model on the sections of an AnnData, its region graph, if it reads one, held fixed."""
+    """A model on the sections of an AnnData: its ridge of genes, or the U-Net where it has learned none."""
 
     def __init__(
         self, adata: AnnData, model: Any, task: str | None, layer: str | None, where: Geometry, regions: Regions | None
     ) -> None:
-        from stxtools.models.explain.integrated_gradients import SegmenterEvidence, TissueEvidence
+        from stxtools.models.explain.integrated_gradients import SegmenterEvidence
         from stxtools.models.explain.ridge import RidgeEvidence
 
         self._model, self._layer, self._n_vars = model, layer, adata.n_vars
@@ -131,11 +130,8 @@ class ModelSource:
             return
         self.classes, self.parts, self.known = model.classes[task], regions.where.parts, regions.region >= 0
         read = KnownInput(adata, model, layer)
-        ensemble, sections = model.ensembles.get(task), read.sections(regions)
-        if ensemble is not None and ensemble.elsewhere.genes is not None:
-            self.evidence = [RidgeEvidence(ensemble.elsewhere.genes, section.by_name) for section in sections]
-        else:
-            self.evidence = [TissueEvidence(model, section, task) for section in sections]
+        genes = model.ensembles[task].elsewhere.genes
+        self.evidence = [RidgeEvidence(genes, section.by_name) for section in read.sections(regions)]
         if model.expression:  # genes to predict were not read
             self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))
             self._adata = adata[:, self._genes]
