@@ -21,16 +21,11 @@ class UNetAlone(Baseline):
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Train a U-Net for each target; ``params`` are those of :class:`stxtools.models.SegmenterParams`."""
         self.classes, self.nets = dict(classes), {}
-        self.seen: dict[str, NDArray[np.int64]] = {}
         for target, codes in labels.items():
-            every = np.concatenate(list(codes))
-            seen = np.unique(every[every >= 0])
-            place = np.full(classes[target] + 1, -1)
-            place[seen] = np.arange(len(seen))
-            self.seen[target] = seen
+            seen = np.setdiff1d(np.concatenate(list(codes)), [-1])
             self.nets[target] = Segmenter(self.params or None).fit(
                 sections,
-                labels=[place[c] for c in codes],
+                labels=[np.where(c < 0, -1, np.searchsorted(seen, c)) for c in codes],
                 classes=[str(k) for k in seen],
                 random_state=self.random_state,
                 accelerator=self.accelerator,
@@ -40,8 +35,10 @@ class UNetAlone(Baseline):
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Probabilities; a class without any label in training has 0."""
-        found = self.nets[target].predict(sections, accelerator=self.accelerator)
-        return [widened(p.proba, self.seen[target], self.classes[target]) for p in found]
+        net = self.nets[target]
+        seen = np.array([int(name) for name in net.classes])
+        found = net.predict(sections, accelerator=self.accelerator)
+        return [widened(p.proba, seen, self.classes[target]) for p in found]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the U-Nets' last features side by side."""

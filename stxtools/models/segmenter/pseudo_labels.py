@@ -65,18 +65,14 @@ class PseudoLabels:
 
         Where less than half of a section is labelled, its other observations together weigh as much as the labels.
         """
-        shares, weights, end = [], [], 0
-        for section in sections:
-            rows = slice(end, end + section.n_obs)
-            end = rows.stop
-            known, weight = self.labelled[rows], self.weight[rows].astype(np.float64)
+        ends = np.cumsum([s.n_obs for s in sections])[:-1]
+        weights = []
+        for known, weight in zip(np.split(self.labelled, ends), np.split(self.weight, ends), strict=True):
             if not known.any() or known.mean() >= _DENSE:
-                weight = known.astype(np.float64)
+                weights.append(known.astype(np.float64))
             else:
-                weight = np.where(known, max(float(weight[~known].sum()) / float(known.sum()), 1.0), weight)
-            shares.append(self.target[rows])
-            weights.append(weight)
-        return shares, weights
+                weights.append(np.where(known, max(float(weight[~known].sum()) / float(known.sum()), 1.0), weight))
+        return np.split(self.target, ends), weights
 
 
 def pseudo_labels_from_clustering(
