@@ -13,7 +13,7 @@ from scipy import sparse
 from stxtools._settings import settings
 from stxtools._spatial.blocks import subgraphs
 from stxtools.models._storage import ModelFile, arrays_of
-from stxtools.models.segmenter.rasters import centred
+from stxtools.models.segmenter.rasters import FeatureScaling, centred
 from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
 
@@ -46,13 +46,9 @@ class Featurizer:
         self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool
     ) -> list[NDArray[np.float32]]:
         """Learn means, scales and gene axes; return what :meth:`own` gives of the sections, with labels."""
-        centre = np.concatenate([s.section.features for s in sections]).mean(axis=0)
-        features = [centred(s.section.features, centre) for s in sections]
         nodes = np.concatenate([s.nodes for s in sections])
-        self.scaling = {
-            "centre": centre, "scale": np.concatenate(features).std(axis=0) + 1e-6,
-            "node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6,
-        }  # fmt: skip
+        self.scaling = arrays_of(FeatureScaling.of([s.section for s in sections]), "")
+        self.scaling |= {"node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6}
         if not labelled:
             return []
         if self.params.genes and all(s.genes is not None and s.genes.shape[1] > 0 for s in sections):
@@ -74,8 +70,11 @@ class Featurizer:
             self.scaling["expression_scale"] = np.nanstd(values, axis=0) + 1e-6
         return [self._scaled(*parts) for parts in read]
 
+    def _standardised(self, s: RegionSection) -> NDArray[np.float32]:
+        return centred(s.section.features, self.scaling["centre"]) / self.scaling["scale"]
+
     def _means(self, s: RegionSection) -> NDArray[np.float32]:
-        z = centred(s.section.features, self.scaling["centre"]) / self.scaling["scale"]
+        z = self._standardised(s)
         return np.concatenate([pooling(s.section.xy, size) @ z for size in self.params.neighbours], axis=1)
 
     def _scores(self, s: RegionSection) -> NDArray[np.float32]:
@@ -105,7 +104,7 @@ class Featurizer:
         out.region = torch.from_numpy(s.region[known])
         out.own = torch.from_numpy((self.own(s) if own is None else own)[known])
         if self.params.unet:
-            z = centred(section.features, self.scaling["centre"]) / self.scaling["scale"]
+            z = self._standardised(s)
             out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
         return out
 
