@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools._progress import stage
+from stxtools._spatial.matrices import column_moments, column_sums
 from stxtools.models._projection import GeneProjection
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ GRAM_ROWS = 4096  # observations that are dense at a time
 _DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
 _ROWS = 65_536  # observations whose logarithms are computed at a time
 _MIN_BATCH = 20  # fewer observations give no loess of variance on mean
-_AT_ONCE = 2**22  # stored values that are summed at a time
 _MIN_GENES = 4  # that vary; with fewer the loess ends the process
 _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
 
@@ -104,14 +104,14 @@ def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> NDArra
 def _standardised_variance(counts: sparse.csr_matrix) -> NDArray[np.float64]:
     """Variance of each gene over a loess of it on the mean; where few genes vary, the variance itself."""
     n = counts.shape[0]
-    mean = _column_sums(counts, lambda x, _: x) / n
-    variance = (_column_sums(counts, lambda x, _: x**2) / n - mean**2) * (n / (n - 1))
+    mean, variance = column_moments(counts)
+    variance *= n / (n - 1)
     varies, fitted = variance > 0, np.ones(len(mean))
     if varies.sum() >= _MIN_GENES:
         fitted[varies] = 10 ** _loess(np.log10(mean[varies]), np.log10(variance[varies]))
     most = np.sqrt(fitted * n) + mean
-    square = _column_sums(counts, lambda x, column: np.minimum(x, most[column]) ** 2)
-    total = _column_sums(counts, lambda x, column: np.minimum(x, most[column]))
+    square = column_sums(counts, lambda x, column: np.minimum(x, most[column]) ** 2)
+    total = column_sums(counts, lambda x, column: np.minimum(x, most[column]))
     return (n * mean**2 + square - 2 * total * mean) / ((n - 1) * fitted)
 
 
@@ -125,16 +125,6 @@ def _loess(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
             model.fit()
             return np.asarray(model.outputs.fitted_values)
     raise ValueError("The variable genes of these counts cannot be found: too many share a mean; name a `use_rep`.")
-
-
-def _column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> NDArray[np.float64]:
-    """Sum of ``of(values, columns)`` over each column, some values at a time."""
-    total = np.zeros(matrix.shape[1])
-    for start in range(0, matrix.nnz, _AT_ONCE):
-        column = matrix.indices[start : start + _AT_ONCE]
-        values = matrix.data[start : start + _AT_ONCE].astype(np.float64)
-        total += np.bincount(column, of(values, column), matrix.shape[1])
-    return total
 
 
 def principal_components(

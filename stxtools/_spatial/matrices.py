@@ -1,8 +1,15 @@
-"""Rows of sparse matrices without a copy."""
+"""Rows and columns of sparse matrices without a copy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
+
+_AT_ONCE = 2**22  # stored values that are summed at a time
 
 
 def row_view(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
@@ -11,3 +18,20 @@ def row_view(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     ends = matrix.indptr[start : stop + 1]
     own = slice(ends[0], ends[-1])
     return sparse.csr_matrix((matrix.data[own], matrix.indices[own], ends - ends[0]), (stop - start, matrix.shape[1]))
+
+
+def column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> NDArray[np.float64]:
+    """Sum of ``of(values, columns)`` over each column, in float64."""
+    total = np.zeros(matrix.shape[1])
+    for start in range(0, matrix.nnz, _AT_ONCE):
+        column = matrix.indices[start : start + _AT_ONCE]
+        values = matrix.data[start : start + _AT_ONCE].astype(np.float64)
+        total += np.bincount(column, of(values, column), matrix.shape[1])
+    return total
+
+
+def column_moments(matrix: sparse.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and variance of each column."""
+    mean = column_sums(matrix, lambda x, _: x) / matrix.shape[0]
+    square = column_sums(matrix, lambda x, _: x**2) / matrix.shape[0]
+    return mean, np.maximum(square - mean**2, 0.0)

@@ -25,6 +25,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
+from stxtools._spatial.matrices import column_moments
 from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
 
 if TYPE_CHECKING:
@@ -195,8 +196,7 @@ def _pca(
             f"A PCA needs at least 2 observations and 2 genes seen in three or more of them; found {logged.shape[0]} "
             f"and {logged.shape[1]}."
         )
-    mean = np.asarray(logged.mean(axis=0, dtype=np.float64)).ravel()
-    spread = np.asarray(logged.multiply(logged).mean(axis=0, dtype=np.float64)).ravel() - mean**2
+    mean, spread = column_moments(logged)
     if spread.max() <= 1e-5 * max(float(np.square(mean).max()), 1e-12):
         raise ValueError("The expression of every gene is the same in all observations; a PCA finds nothing.")
     unbiased = logged.shape[0] / (logged.shape[0] - 1)

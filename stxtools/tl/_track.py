@@ -19,6 +19,7 @@ from stxtools._docs import documented
 from stxtools._ownership import free_key
 from stxtools._progress import progress, whole_call
 from stxtools._slots import Slots, categorical, provenance
+from stxtools._spatial.matrices import column_moments
 from stxtools._validate import (
     categories,
     check_adata,
@@ -308,9 +309,7 @@ class Tissue:
 
 def _variable(expression: sparse.csr_matrix) -> NDArray[np.int64]:
     """Genes that vary most between regions, in their order."""
-    mean = np.asarray(expression.mean(axis=0)).ravel()
-    variance = np.asarray(expression.multiply(expression).mean(axis=0)).ravel() - mean**2
-    return np.sort(np.argsort(-variance, kind="stable")[:_MOST_GENES])
+    return np.sort(np.argsort(-column_moments(expression)[1], kind="stable")[:_MOST_GENES])
 
 
 def _joined(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from stxtools._spatial.matrices import column_moments
 from stxtools._spatial.smoothing import averages
 
 from .discriminant import standardised
@@ -121,12 +122,8 @@ def structure(section: GeneSection) -> FloatArray:
     n = len(section.xy)
     rows = _spread(n, SAMPLE)
     near = cKDTree(section.xy).query(section.xy[rows], k=min(SIZES[0], n), workers=-1)[1].reshape(len(rows), -1)
-    values = section.logged[rows]
-    mean = np.asarray(values.mean(axis=0), dtype=np.float64).ravel()
-    variance = np.asarray(values.multiply(values).mean(axis=0), dtype=np.float64).ravel() - mean**2
-    pooled = averages(near, n).dot(section.logged)
-    centre = np.asarray(pooled.mean(axis=0), dtype=np.float64).ravel()
-    kept = np.asarray(pooled.multiply(pooled).mean(axis=0), dtype=np.float64).ravel() - centre**2
+    mean, variance = column_moments(section.logged[rows])
+    kept = column_moments(averages(near, n).dot(section.logged))[1]
     share = np.clip(kept / np.maximum(variance, 1e-9), 0.0, 1.0)
     return np.where(variance > _CONSTANT**2, share - (mean <= EXPRESSED), -1.0)
 

@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from sklearn.utils.extmath import randomized_svd
 
+from stxtools._spatial.matrices import column_moments
 from stxtools._spatial.smoothing import averages
 
 FloatArray = NDArray[np.float64]
@@ -48,7 +49,7 @@ class SmoothedGenes:
         """Learn scales and axes from log expression (n, G) and coordinates of the sections."""
         n = np.array([logged.shape[0] for logged, _ in sections])
         self.sizes, self.by_section = np.array(self.sizes, dtype=np.int64), np.array([len(sections) > 1])
-        spread = sum(_variance(logged) * len_ for (logged, _), len_ in zip(sections, n, strict=True)) / n.sum()
+        spread = sum(column_moments(logged)[1] * len_ for (logged, _), len_ in zip(sections, n, strict=True)) / n.sum()
         self.gene_scale = (np.sqrt(spread) + _FLOOR).astype(np.float32)
         take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
         self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
@@ -105,8 +106,3 @@ def _smoothed(
 ) -> NDArray[np.float32]:
     """Means of all genes over each neighbourhood of ``rows``, (rows, sizes x G)."""
     return np.concatenate([(pool[rows] @ logged).toarray() for pool in pools], axis=1)
-
-
-def _variance(logged: sparse.csr_matrix) -> FloatArray:
-    mean = np.asarray(logged.mean(axis=0)).ravel().astype(np.float64)
-    return np.maximum(np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2, 0)

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
+from stxtools._spatial.matrices import column_moments
 from stxtools._validate import categories, stored_library_key
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ def _pca(
     depth = median_depth(np.asarray(counts.sum(axis=1)).ravel()) if target is None else target
     logged = sparse.csr_matrix(log_normalize(counts, "counts", target_sum=depth)[:, genes], dtype=np.float64)
     if scaled:
-        mean = np.asarray(logged.mean(axis=0)).ravel()
-        spread = np.sqrt(np.maximum(np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2, 0.0))
+        spread = np.sqrt(column_moments(logged)[1])
         logged = sparse.csr_matrix(logged @ sparse.diags(1.0 / np.where(spread > 0, spread, 1.0)))
     mean, axes = principal_axes(logged, min(n_comps, len(genes), counts.shape[0] - 1))
     return np.ascontiguousarray(np.asarray(logged @ axes) - mean @ axes, dtype=np.float32)
