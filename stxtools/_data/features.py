@@ -231,16 +231,9 @@ class GeneNames:
 
 def _once(found: Sequence[str], own: Sequence[str]) -> list[str]:
     """Names that the model uses, each for one gene alone; the others keep their own."""
-    used: set[str] = {f for f in found if f}
-    seen: set[str] = set()
-    out = []
-    for name, mine in zip(found, own, strict=True):
-        if name and name not in seen:
-            seen.add(name)
-            out.append(name)
-        else:
-            out.append(mine if mine not in used else f"{mine}'")
-    return out
+    used = dict(zip(reversed(found), reversed(range(len(found))), strict=True))  # where each stands first
+    kept = [mine if mine not in used else f"{mine}'" for mine in own]
+    return [name if name and used[name] == i else kept[i] for i, name in enumerate(found)]
 
 
 def _plain(name: str) -> str:

@@ -28,24 +28,18 @@ def section_meshes(
 
 
 def spatial_graph(
-    xy: NDArray[np.float64],
-    codes: NDArray[np.int64],
-    index: NDArray[np.integer[Any]],
-    grids: Sequence[RasterGrid],
+    xy: NDArray[np.float64], codes: NDArray[np.int64], index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid],
     meshes: Meshes | None = None,
-) -> sparse.csr_matrix:
+) -> sparse.csr_matrix:  # fmt: skip
     """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections)."""
     i, j, distance, _ = _edges(xy, codes, index, grids, meshes)
     return _symmetric(i, j, distance, len(xy))
 
 
 def contact_lengths(
-    graph: sparse.csr_matrix,
-    xy: NDArray[np.float64],
-    codes: NDArray[np.int64],
-    grids: Sequence[RasterGrid],
+    graph: sparse.csr_matrix, xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid],
     meshes: Meshes | None = None,
-) -> sparse.csr_matrix:
+) -> sparse.csr_matrix:  # fmt: skip
     """Return the length of the border that neighbours share, on the pattern of ``graph``."""
     n = len(xy)
     data = np.repeat(np.array([_lattice_contact(grid) for grid in grids])[codes], np.diff(graph.indptr))
@@ -100,12 +94,9 @@ def _lattice_contact(grid: RasterGrid) -> float:
 
 
 def _edges(
-    xy: NDArray[np.float64],
-    codes: NDArray[np.int64],
-    index: NDArray[np.integer[Any]],
-    grids: Sequence[RasterGrid | None],
-    meshes: Meshes | None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    xy: NDArray[np.float64], codes: NDArray[np.int64], index: NDArray[np.integer[Any]],
+    grids: Sequence[RasterGrid | None], meshes: Meshes | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
     """Return each edge once: its ends, length and contact; sections whose grid is None are left out."""
     parts = []
     meshes = section_meshes(xy, codes, grids) if meshes is None else meshes

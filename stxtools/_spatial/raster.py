@@ -52,12 +52,9 @@ class RasterGrid:
 
 
 def rasterize(
-    xy: NDArray[np.float64],
-    *,
-    array: NDArray[Any] | None = None,
-    lattice: Kind = "auto",
+    xy: NDArray[np.float64], *, array: NDArray[Any] | None = None, lattice: Kind = "auto",
     pixel_size: float | None = None,
-) -> tuple[NDArray[np.int32], RasterGrid]:
+) -> tuple[NDArray[np.int32], RasterGrid]:  # fmt: skip
     """Return the pixel (row, col) of every observation of one section, and the grid."""
     if lattice not in LATTICES:
         raise ValueError(f"`lattice={lattice!r}` is not understood; choose one of {', '.join(map(repr, LATTICES))}.")
@@ -108,14 +105,9 @@ def _check_area(rows: float, cols: float, n_obs: int, size: float) -> None:
 
 
 def rasterize_libraries(
-    xy: NDArray[np.float64],
-    codes: NDArray[np.int64],
-    n_libraries: int,
-    array: NDArray[Any] | None = None,
-    *,
-    lattice: Kind = "auto",
-    pixel_size: float | None = None,
-) -> tuple[NDArray[np.int32], list[RasterGrid]]:
+    xy: NDArray[np.float64], codes: NDArray[np.int64], n_libraries: int, array: NDArray[Any] | None = None, *,
+    lattice: Kind = "auto", pixel_size: float | None = None,
+) -> tuple[NDArray[np.int32], list[RasterGrid]]:  # fmt: skip
     """Rasterise every section by itself; scattered ones share the median of their pixel sizes, to compare areas."""
     index = np.zeros((len(xy), 2), dtype=np.int32)
     grids: list[RasterGrid] = []

@@ -38,21 +38,11 @@ _N_TOP_GENES = 500  # enough for a position; and faster than the 2000 of an anal
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1, "aligning": 3,
 })  # fmt: skip
 def align(
-    adata: AnnData,
-    reference: str | None = None,
-    *,
-    library_key: str | bool | None = None,
-    landmarks: Mapping[str, ArrayLike] | None = None,
-    method: Method = "similarity",
-    allow_reflection: bool = False,
-    use_rep: str | None = None,
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    key_added: str | None = None,
-    random_state: int = 0,
-    show_progress: bool | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, reference: str | None = None, *, library_key: str | bool | None = None,
+    landmarks: Mapping[str, ArrayLike] | None = None, method: Method = "similarity", allow_reflection: bool = False,
+    use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
+    key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Bring sections into one frame by an affine map of each onto a reference section.
 
     With ``landmarks`` the map is their least-squares fit. Without, images of the tissue and of its smoothed expression
@@ -140,14 +130,9 @@ def _check_sizes(sections: Libraries, xy: NDArray[np.float64]) -> None:
 
 
 def _from_sections(
-    xy: NDArray[np.float64],
-    features: NDArray[np.float32],
-    sections: Libraries,
-    reference: str,
-    method: Method,
-    allow_reflection: bool,
-    rng: np.random.Generator,
-) -> Maps:
+    xy: NDArray[np.float64], features: NDArray[np.float32], sections: Libraries, reference: str, method: Method,
+    allow_reflection: bool, rng: np.random.Generator,
+) -> Maps:  # fmt: skip
     parts = {name: PointSet.make(xy[rows], features[rows])
              for code, name in enumerate(sections.names) for rows in [sections.rows(code)]}  # fmt: skip
     found = {}

@@ -17,16 +17,9 @@ if TYPE_CHECKING:
 
 @documented
 def add_noise(
-    adata: AnnData,
-    level: float,
-    *,
-    kind: Literal["gaussian", "counts"] = "gaussian",
-    layer: str | None = None,
-    use_rep: str | None = None,
-    key_added: str | None = None,
-    random_state: int = 0,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, level: float, *, kind: Literal["gaussian", "counts"] = "gaussian", layer: str | None = None,
+    use_rep: str | None = None, key_added: str | None = None, random_state: int = 0, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Add noise whose size is a fraction of the signal.
 
     ``kind="gaussian"`` adds ``level * sd * N(0, 1)`` with the standard deviation of the gene or feature. In an

@@ -38,19 +38,10 @@ if TYPE_CHECKING:
     "normalising": 1, "choosing genes": 4, "computing components": 2,
 })  # fmt: skip
 def normalize(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    target_sum: float | None = None,
-    n_top_genes: int = N_TOP_GENES,
-    n_comps: int = N_COMPS,
-    scale: bool = False,
-    size_key: str | None = None,
-    library_key: str | bool | None = None,
-    random_state: int = 0,
-    show_progress: bool | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, *, layer: str | None = None, target_sum: float | None = None, n_top_genes: int = N_TOP_GENES,
+    n_comps: int = N_COMPS, scale: bool = False, size_key: str | None = None, library_key: str | bool | None = None,
+    random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Normalise depth, take logarithms, select variable genes and compute principal components.
 
     The same as scanpy's functions in the usual order: :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`,

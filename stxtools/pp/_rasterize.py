@@ -20,15 +20,9 @@ if TYPE_CHECKING:
 
 @documented
 def rasterize(
-    adata: AnnData,
-    *,
-    pixel_size: float | None = None,
-    lattice: Kind = "auto",
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, *, pixel_size: float | None = None, lattice: Kind = "auto", spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, key_added: str | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Give every observation its pixel on the raster of its section.
 
     The hexagonal lattice of Visium becomes a raster without holes or doubled pixels (odd rows lie half a pixel further

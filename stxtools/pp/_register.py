@@ -120,13 +120,9 @@ def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64], flip: 
 
 
 def register(
-    moving: PointSet,
-    reference: PointSet,
-    *,
-    method: Method = "similarity",
-    allow_reflection: bool = False,
+    moving: PointSet, reference: PointSet, *, method: Method = "similarity", allow_reflection: bool = False,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.float64], float, float]:
+) -> tuple[NDArray[np.float64], float, float]:  # fmt: skip
     """Return the map of ``moving`` onto ``reference``, its correlation and overlap: the best of many starts."""
     coarse = Objective(moving, reference, _COARSE, _POINTS[0], rng)
     centre, target = moving.xy.mean(axis=0), reference.xy.mean(axis=0)

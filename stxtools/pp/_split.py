@@ -22,14 +22,9 @@ if TYPE_CHECKING:
 
 @documented
 def split_counts(
-    adata: AnnData,
-    fraction: float = 0.5,
-    *,
-    layer: str | None = None,
-    key_added: str | None = None,
-    random_state: int = 0,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, fraction: float = 0.5, *, layer: str | None = None, key_added: str | None = None,
+    random_state: int = 0, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Split counts into two parts that add up to them: find groups in one, test on the other.
 
     Clusters always differ in the genes they were found from, in tissue without any structure too. Binomial thinning

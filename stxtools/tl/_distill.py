@@ -68,15 +68,6 @@ def distill(
 
     %(slots)s
 
-    Raises
-    ------
-    KeyError
-        If a key does not exist, or there is no region graph.
-    ValueError
-        If the teacher is a segmentation model or a student, knows too few of the genes, or predicts no classes.
-    FileNotFoundError
-        If there is no such model, or no folder to write to.
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)

@@ -164,13 +164,9 @@ def contacts(
 
 
 def expression(
-    counted: Counted,
-    chosen: NDArray[np.int64],
-    sides: Sequence[NDArray[np.bool_]],
-    min_obs: int,
-    names: list[str],
+    counted: Counted, chosen: NDArray[np.int64], sides: Sequence[NDArray[np.bool_]], min_obs: int, names: list[str],
     genes: NDArray[np.str_],
-) -> Values:
+) -> Values:  # fmt: skip
     """Pseudobulk of the genes that are expressed enough in the smaller of two ``sides``, compartment by compartment."""
     sums, seen, sizes = counted.sums[chosen], counted.seen[chosen], counted.sizes[chosen]
     values, level, labels = [], [], []

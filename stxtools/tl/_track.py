@@ -50,21 +50,11 @@ Plans = dict[tuple[int, int], "NDArray[np.float64]"]  # by the two sections
 @documented
 @whole_call({"matching sections": 1})
 def track(
-    adata: AnnData,
-    time_key: str,
-    *,
-    subject_key: str | None = None,
-    regions_key: str = _keys.REGIONS,
-    structure: float = 2.0,
-    slack: float = 0.36,
-    max_regions: int = 200,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    key_added: str | None = None,
-    random_state: int = 0,
-    show_progress: bool | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, time_key: str, *, subject_key: str | None = None, regions_key: str = _keys.REGIONS,
+    structure: float = 2.0, slack: float = 0.36, max_regions: int = 200, spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, key_added: str | None = None, random_state: int = 0,
+    show_progress: bool | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Match the compartments of each time with those of the next: what continues, splits, merges, appears, disappears.
 
     Regions of the sections of two consecutive times are coupled by fused unbalanced Gromov-Wasserstein transport

@@ -29,20 +29,10 @@ KINDS = ("share", "area", "contact", "expression")
 @documented
 @whole_call({"reading expression": 1, "testing trends": 1})
 def trends(
-    adata: AnnData,
-    time_key: str,
-    *,
-    subject_key: str,
-    groupby: str = _keys.SEGMENT,
-    min_obs: int = 10,
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    key_added: str | None = None,
-    random_state: int = 0,
-    show_progress: bool | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+    adata: AnnData, time_key: str, *, subject_key: str, groupby: str = _keys.SEGMENT, min_obs: int = 10,
+    layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
+) -> AnnData | None:  # fmt: skip
     """Test trends of compartments over time: their shares, areas and contacts, and the genes within them.
 
     The subject (animal, donor) is the unit, however many sections and observations it has, and has one time. The values
