@@ -14,7 +14,7 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import Libraries, check_adata, check_bool, check_choice, check_key_added, check_seed
+from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_seed
 
 from ._register import PointSet, register
 
@@ -84,18 +84,17 @@ def align(
     obsm_key, uns_key = check_key_added(key_added, _keys.SPATIAL_ALIGNED), check_key_added(key_added, _keys.ALIGN)
     check_free(adata, "pp.align", obsm=[obsm_key], uns=[uns_key])
     where = Geometry(adata, spatial_key, library_key, raster=False)
-    xy, sections = where.xy, where.libs
+    sections = where.libs
     if reference is None:
         reference = sections.names[0]
     elif not isinstance(reference, str) or reference not in sections.names:
         raise KeyError(f"`reference={reference!r}` is not a section; there are {', '.join(map(repr, sections.names))}.")
     read: dict[str, str] = {}
+    found: Maps = {}
     if landmarks is not None:
         found = _from_landmarks(landmarks, sections.names, reference, method, allow_reflection)
-    elif len(sections) == 1:
-        found = {}
-    else:
-        _check_sizes(sections, xy)
+    elif len(sections) > 1:
+        _check_sizes(where)
         if use_rep is None:
             features, _, expression = compute_representation(
                 adata, layer, random_state, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES
@@ -103,49 +102,34 @@ def align(
             read = expression.record
         else:
             features = stored_representation(adata, use_rep)
-        rng = np.random.default_rng(random_state)
-        found = _from_sections(xy, features, sections, reference, method, allow_reflection, rng)
+        points = [PointSet.make(*part) for part in zip(where.split(where.xy), where.split(features), strict=True)]
+        fixed, rng = points[sections.names.index(reference)], np.random.default_rng(random_state)
+        for name, moving in zip(sections.names, points, strict=True):
+            if name != reference:
+                stage("aligning")
+                matrix, correlation, overlap = register(
+                    moving, fixed, method=method, allow_reflection=allow_reflection, rng=rng
+                )
+                found[name] = matrix, {"correlation": correlation, "overlap": overlap}
     matrices = {name: found[name][0] if name in found else np.eye(2, 3) for name in sections.names}
     score = {name: reached for name, (_, reached) in found.items()}
-    aligned = np.empty_like(xy)
-    for code, name in enumerate(sections.names):
-        rows, matrix = sections.rows(code), matrices[name]
-        aligned[rows] = xy[rows] if name == reference else xy[rows] @ matrix[:, :2].T + matrix[:, 2]
+    aligned = [part if name == reference else part @ matrix[:, :2].T + matrix[:, 2]
+               for (name, matrix), part in zip(matrices.items(), where.split(where.xy), strict=True)]  # fmt: skip
     params = provenance(
         library_key=library_key, landmarks=landmarks is not None, method=method, allow_reflection=allow_reflection,
         use_rep=use_rep, layer=layer, **read, spatial_key=spatial_key, random_state=random_state,
     )  # fmt: skip
     stored = {"matrices": matrices, "score": score, "reference": reference, "params": params}
-    return Slots("pp.align", obsm={obsm_key: aligned}, uns={uns_key: stored}).write(adata, copy)
+    return Slots("pp.align", obsm={obsm_key: where.join(aligned)}, uns={uns_key: stored}).write(adata, copy)
 
 
-def _check_sizes(sections: Libraries, xy: NDArray[np.float64]) -> None:
-    for code, name in enumerate(sections.names):
-        part = xy[sections.rows(code)]
+def _check_sizes(where: Geometry) -> None:
+    for name, part in zip(where.libs.names, where.split(where.xy), strict=True):
         if len(np.unique(part, axis=0)) < _MIN_OBS or np.linalg.matrix_rank(part - part.mean(axis=0)) < 2:
             raise ValueError(
                 f"Section {name!r} has {len(part)} observation(s), too few (or on a line) to be aligned by itself: "
                 f"{_MIN_OBS} places are needed. Pass `landmarks`, or drop the section."
             )
-
-
-def _from_sections(
-    xy: NDArray[np.float64], features: NDArray[np.float32], sections: Libraries, reference: str, method: Method,
-    allow_reflection: bool, rng: np.random.Generator,
-) -> Maps:  # fmt: skip
-    parts = {name: PointSet.make(xy[rows], features[rows])
-             for code, name in enumerate(sections.names) for rows in [sections.rows(code)]}  # fmt: skip
-    found = {}
-    for name in (name for name in sections.names if name != reference):
-        stage("aligning")
-        matrix, correlation, overlap = register(
-            parts[name], parts[reference], method=method, allow_reflection=allow_reflection, rng=rng
-        )
-        found[name] = matrix, {"correlation": correlation, "overlap": overlap}
-    return found
-
-
-# --- landmarks ----------------------------------------------------------------------------------
 
 
 def _from_landmarks(
