@@ -102,8 +102,4 @@ def _is_there(adata: AnnData, path: Path) -> bool:
 
 def _code(path: Path) -> str:
     """A slot as a user would type it."""
-    out = ""
-    for i, part in enumerate(path):
-        container = i == 0 or (i == 2 and path[0] == "uns" and part in {"obs", "var", "obsm", "obsp", "varm", "layers"})
-        out += (part if i == 0 else f".{part}") if container else f"[{part!r}]"
-    return out
+    return ".".join(f"{container}[{key!r}]" for container, key in zip(path[::2], path[1::2], strict=True))

@@ -19,7 +19,7 @@ from stxtools._progress import stage
 from stxtools._spatial.order import name_order
 from stxtools._warn import warn
 
-from .chunks import AT_ONCE, Survey, is_backed, iter_rows, look_at, to_csr
+from .chunks import AT_ONCE, Survey, is_backed, is_out_of_core, iter_rows, look_at, to_csr
 from .representation import log_view, median_depth
 
 if TYPE_CHECKING:
@@ -39,16 +39,17 @@ class Expression:
     """The matrix of an AnnData that holds expression, unchanged, with its scale, its source and what its values say.
 
     By default ``layers["counts"]`` if there, else ``X``, else (with a warning) ``raw``. With ``scaled`` negative values
-    are taken where nothing else is there. ``in_memory=False`` leaves ``matrix`` where it is; ``stored`` is that in any
-    case.
+    are taken where nothing else is there. ``in_memory=False`` leaves ``matrix`` where it is, None only where that is a
+    file or dask; ``stored`` is that in any case.
     """
 
     def __init__(
-        self, adata: AnnData, layer: str | None = None, *, scaled: bool = False, in_memory: bool = True
+        self, adata: AnnData, layer: str | None = None, *, scaled: bool = False, in_memory: bool | None = True
     ) -> None:
         stage("reading expression")
         self.names, self._obs_names = adata.var_names, adata.obs_names
         self.stored, self.source = stored_matrix(adata, layer)
+        in_memory = not is_out_of_core(self.stored) if in_memory is None else in_memory
         self.matrix, self.survey = look_at(self.stored, in_memory)
         if self.scale != "scaled":
             if self.source == "X" and "log1p" in adata.uns:

@@ -16,7 +16,7 @@ from stxtools._warn import warn
 from stxtools.models._projection import GeneProjection
 
 from .chunks import is_out_of_core, iter_rows
-from .expression import Expression, log_chunks, stored_matrix
+from .expression import Expression, log_chunks
 from .representation import (
     N_COMPS,
     N_TOP_GENES,
@@ -72,8 +72,8 @@ def compute_representation(
     adata: AnnData, layer: str | None, random_state: int, *, n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES
 ) -> tuple[NDArray[np.float32], GeneProjection, Expression]:
     """PCA of the log-normalised variable genes; of a large matrix out of core, axes come from a sample."""
-    away = is_out_of_core(stored_matrix(adata, layer)[0])
-    read = Expression(adata, layer, in_memory=not away)
+    read = Expression(adata, layer, in_memory=None)
+    away = is_out_of_core(read.matrix)
     matrix = read.sample(random_state) if away else read.matrix
     values, projection = principal_components(
         matrix, read.scale, read.names, n_comps=n_comps, n_top_genes=n_top_genes, random_state=random_state,

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.chunks import is_dask, iter_rows, to_csr
-from stxtools._data.expression import Expression, stored_matrix
+from stxtools._data.expression import Expression
 from stxtools._data.representation import (
     N_COMPS,
     N_TOP_GENES,
@@ -149,7 +149,7 @@ def _logged_block(block: Any, size: NDArray[np.float64], target: float) -> Any:
 
 
 def _source(adata: AnnData, layer: str | None) -> Expression:
-    found = Expression(adata, layer, in_memory=not is_dask(stored_matrix(adata, layer)[0]))
+    found = Expression(adata, layer, in_memory=None)
     if found.scale == "log":
         raise ValueError(
             f"`adata.{found.source}` is not raw: its values go from {found.survey.lowest:g} to "

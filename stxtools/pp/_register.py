@@ -144,7 +144,7 @@ def register(
         if len(chosen) == _REFINED:
             break
     size = np.array([np.deg2rad(8.0), 0.05, step / 2, step / 2, 0.03, 0.03])
-    free = np.array([True, method != "rigid", True, True])
+    free = np.array([True, method != "rigid", True, True, True, True])
 
     def cost(objective: Objective, flip: bool) -> Cost:
         return lambda p: objective(_matrix(p, centre, flip))
@@ -157,11 +157,8 @@ def register(
         goal = cost(fine, flip)
         _, p = _descend(goal, p, size * 0.25, free)
         if method == "affine":
-            p, free_ = np.r_[p, 0.0, 0.0], np.ones(6, dtype=bool)
-            _, p = _descend(goal, p, size * 0.25, free_)
-        else:
-            free_ = free
-        reached, p = _descend(goal, p, size * 0.05, free_)
+            _, p = _descend(goal, np.r_[p, 0.0, 0.0], size * 0.25, free)
+        reached, p = _descend(goal, p, size * 0.05, free)
         finished.append((reached, _matrix(p, centre, flip)))
     matrix = min(finished, key=lambda f: f[0])[1]
     correlation, overlap = fine.parts(matrix)
@@ -181,13 +178,12 @@ def _descend(
     cost: Cost, start: NDArray[np.float64], size: NDArray[np.float64], free: NDArray[np.bool_]
 ) -> tuple[float, NDArray[np.float64]]:
     """Return the lowest cost found from ``start`` by steps of ``size`` in the ``free`` parameters, and its place."""
+    moves = np.diag(size)[: len(start), np.flatnonzero(free[: len(start)])]
 
     def moved(z: NDArray[np.float64]) -> NDArray[np.float64]:
-        p = start.copy()
-        p[free] += z * size[: len(start)][free]
-        return p
+        return start + moves @ z
 
-    n = int(free.sum())
+    n = moves.shape[1]
     result = optimize.minimize(
         lambda z: cost(moved(z)),
         np.zeros(n),

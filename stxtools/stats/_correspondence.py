@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
-Coupling = tuple[Floats, Codes, Codes]  # plan, compartments of its rows and of its columns
+Coupling = tuple[Floats, Codes, Codes, Floats, Floats]  # plan, compartments and weights of its rows and columns
 
 HALF = 0.5  # share of its mass with a counterpart, under which a compartment appears or disappears
 
@@ -47,13 +47,12 @@ class Shared:
 
 
 def shared_mass(
-    couplings: Sequence[Coupling], weights: Sequence[tuple[Floats, Floats]], shape: tuple[int, int],
-    n_permutations: int, rng: np.random.Generator,
-) -> Shared:  # fmt: skip
+    couplings: Sequence[Coupling], shape: tuple[int, int], n_permutations: int, rng: np.random.Generator
+) -> Shared:
     """Sum couplings of regions up to compartments, and compare them with labels shuffled over later regions."""
     mass, null = np.zeros(shape), np.zeros((n_permutations, *shape))
     before, after = np.zeros(shape[0]), np.zeros(shape[1])
-    for (plan, rows, columns), (one, two) in zip(couplings, weights, strict=True):
+    for plan, rows, columns, one, two in couplings:
         half, labels = np.eye(shape[0])[rows].T @ plan, np.eye(shape[1])[columns]
         mass += half @ labels
         before += np.bincount(rows, one, minlength=shape[0])

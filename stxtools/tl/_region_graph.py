@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
-from stxtools._data.expression import Expression, stored_matrix
+from stxtools._data.expression import Expression
 from stxtools._data.gene_blocks import GeneBlocks
 from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry
@@ -100,8 +100,7 @@ def region_graph(
     stage("finding regions")
     region = _regions(graph, codes, where, max_size, random_state)
     stage("describing regions")
-    away = is_out_of_core(stored_matrix(adata, layer)[0])
-    read = Expression(adata, layer, scaled=True, in_memory=not away)
+    read = Expression(adata, layer, scaled=True, in_memory=None)
     regions, labels = _region_adata(adata, region, codes, names, graph, where, read)
     regions.uns["params"] = provenance(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,

@@ -158,9 +158,9 @@ def _pairs(
 
 def _shared(tissue: Tissue, plans: Plans, pairs: list[tuple[int, int]], n: int, rng: np.random.Generator) -> Shared:
     of = tissue.nodes.compartment
-    couplings = [(plans[one, two], of[tissue.rows(one)], of[tissue.rows(two)]) for one, two in pairs]
-    weights = [(tissue.weight(one), tissue.weight(two)) for one, two in pairs]
-    return shared_mass(couplings, weights, (n, n), _PERMUTATIONS, rng)
+    couplings = [(plans[one, two], of[tissue.rows(one)], of[tissue.rows(two)], tissue.weight(one), tissue.weight(two))
+                 for one, two in pairs]  # fmt: skip
+    return shared_mass(couplings, (n, n), _PERMUTATIONS, rng)
 
 
 def _lineages(tissue: Tissue, time: NDArray[np.int64], shared: list[Shared], n: int) -> NDArray[np.int64]:
