@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -123,7 +123,8 @@ class Libraries:
         return np.flatnonzero(self.codes == index)
 
 
-class Labels(NamedTuple):
+@dataclass(frozen=True)
+class Labels:
     """Classes of the observations: codes (-1: none) and names."""
 
     codes: NDArray[np.int64]
@@ -246,8 +247,8 @@ def fingerprint(xy: NDArray[np.float64]) -> int:
     return zlib.crc32(np.ascontiguousarray(xy, dtype=np.float64).tobytes())
 
 
-def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) -> Labels:
-    """Return the classes of a categorical, string, boolean or integer column."""
+def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) -> tuple[NDArray[np.int64], list[str]]:
+    """Return codes (-1 where missing) and class names of a categorical, string, boolean or integer column."""
     check_in(adata, "obs", key, param)
     column = adata.obs[key]
     if pd.api.types.is_float_dtype(column.dtype):
@@ -273,14 +274,14 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
         raise ValueError(
             f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({listing(labels)}); `{param}` needs {min_classes}."
         )
-    return Labels(codes, labels)
+    return codes, labels
 
 
-def label_classes(adata: AnnData, key: str, param: str) -> Labels:
-    """Return the classes of a label column, checked to be two at least that files can hold."""
-    found = categories(adata, key, param, min_classes=2)
-    check_class_names(found.names, key)
-    return found
+def label_classes(adata: AnnData, key: str, param: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return codes and names of a label column, checked to have two classes at least that files can hold."""
+    codes, names = categories(adata, key, param, min_classes=2)
+    check_class_names(names, key)
+    return codes, names
 
 
 def genes_to_predict(adata: AnnData, genes: Sequence[str] | None, key: str | None) -> list[str]:

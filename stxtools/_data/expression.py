@@ -69,6 +69,14 @@ class Expression:
                 "values as features: `use_rep='X'`, or a key of `adata.obsm`."
             )
 
+    @classmethod
+    def if_any(cls, adata: AnnData) -> Expression | None:
+        """Return the expression; None where there is none, as beside a PCA that is all there is."""
+        try:
+            return cls(adata)
+        except (ValueError, KeyError):
+            return None
+
     @property
     def scale(self) -> str:
         """``"counts"``, ``"linear"``, ``"log"`` or ``"scaled"``."""

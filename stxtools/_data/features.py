@@ -69,20 +69,19 @@ def stored_representation(adata: AnnData, use_rep: str) -> NDArray[np.float32]:
 
 
 def compute_representation(
-    adata: AnnData, layer: str | None, random_state: int, *, n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES
-) -> tuple[NDArray[np.float32], GeneProjection, Expression]:
+    read: Expression, random_state: int, *, n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES
+) -> tuple[NDArray[np.float32], GeneProjection]:
     """PCA of the log-normalised variable genes; of a large matrix out of core, axes come from a sample."""
-    read = Expression(adata, layer, in_memory=None)
     away = is_out_of_core(read.matrix)
     matrix = read.sample(random_state) if away else read.matrix
     values, projection = principal_components(
         matrix, read.scale, read.names, n_comps=n_comps, n_top_genes=n_top_genes, random_state=random_state,
         depth=read.survey.depth if away else None,
     )  # fmt: skip
-    if len(values) < adata.n_obs:  # of a sample
+    if len(values) < len(read.survey.depth):  # of a sample
         values = _projected(read, projection, [str(name) for name in read.names])
         projection = replace(projection, variance=values.var(axis=0, dtype=np.float64))
-    return values, projection, read
+    return values, projection
 
 
 def joint_representation(
@@ -138,34 +137,29 @@ class TrainingFeatures:
     - ``record``: What ``params`` say of the expression.
     """
 
+    projection: GeneProjection | None
+    expression: Expression | None
+
     def __init__(
         self, adata: AnnData, use_rep: str | None, layer: str | None, *,
         portable: bool = False, anew: bool = False, random_state: int = 0,
     ) -> None:  # fmt: skip
-        self.projection: GeneProjection | None = None
-        self.expression: Expression | None = None
-        self.record: dict[str, str] = {}
         stored = use_rep
         if use_rep is None and not anew and layer is None and _keys.X_PCA in adata.obsm:
             stored = _keys.X_PCA
-        self.name = stored or "pca"
+        self.name, self.projection, self.expression = stored or "pca", None, None
+        self.record: dict[str, str] = {}
         if stored is None:
-            self.values, self.projection, self.expression = compute_representation(adata, layer, random_state)
-            self.record = self.expression.record
+            self.expression = read = Expression(adata, layer, in_memory=None)
+            self.values, self.projection = compute_representation(read, random_state)
+            self.record = read.record
             return
         self.values = stored_representation(adata, stored)
         if portable and use_rep is None:
-            self.expression = _expression_if_any(adata)
+            self.expression = Expression.if_any(adata)
             candidates = () if self.expression is None else _log_candidates(self.expression, _depth_of_x(adata))
             gene_sets = _gene_sets(adata, self.values.shape[1])
             self.projection = _projection_of(self.values, stored, candidates, gene_sets, adata.var_names)
-
-
-def _expression_if_any(adata: AnnData) -> Expression | None:
-    try:
-        return Expression(adata)
-    except (ValueError, KeyError):  # the PCA is all there is
-        return None
 
 
 class ModelFeatures:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stxtools import _keys
+from stxtools._data.expression import Expression
 from stxtools._data.features import compute_representation, stored_representation
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
@@ -96,9 +97,8 @@ def align(
     elif len(sections) > 1:
         _check_sizes(where)
         if use_rep is None:
-            features, _, expression = compute_representation(
-                adata, layer, random_state, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES
-            )
+            expression = Expression(adata, layer, in_memory=None)
+            features, _ = compute_representation(expression, random_state, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES)
             read = expression.record
         else:
             features = stored_representation(adata, use_rep)

@@ -107,7 +107,8 @@ class Protocol:
             return stored_representation(self.adata, self.use_rep), None, ()
         adata = self.adata.to_memory() if self.adata.isbacked else self.adata  # anndata divides no part of a file again
         rows = slice(None) if learn_from is None else np.flatnonzero(learn_from)
-        _, projection, read = compute_representation(adata[rows], self.layer, self.seed)
+        read = Expression(adata[rows], self.layer, in_memory=None)
+        _, projection = compute_representation(read, self.seed)
         if learn_from is not None or is_out_of_core(read.matrix):
             read = Expression(adata, self.layer)
         logged = log_normalize(read.matrix, read.scale, target_sum=projection.target_sum)
