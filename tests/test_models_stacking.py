@@ -283,6 +283,10 @@ def test_held_out_donors_say_that_genes_count_alone_and_any_panel_will_do():
         assert roc_auc_score(codes[3], logits[:, 1] - logits[:, 0]) > 0.9
     shuffled = GeneSection(new.logged[:, ::-1], new.genes[::-1], new.xy)
     np.testing.assert_allclose(fitted.evidence(shuffled).logits, fitted.evidence(new).logits, atol=1e-3)
+    for seed in (4, 5, 6):  # nearly all tumour: its mean moves towards that of the three
+        section, truth = _donor(seed, 0.9)
+        moved, stayed = (fitted.evidence(section, adapt=adapt).logits.argmax(axis=1) for adapt in (True, False))
+        assert (moved == truth).mean() > (stayed == truth).mean()
     direct = new.logged[:, :12].toarray().sum(axis=1)
     assert roc_auc_score(codes[3], fitted.evidence(new).logits[:, 1]) > roc_auc_score(codes[3], direct) - 0.05
 

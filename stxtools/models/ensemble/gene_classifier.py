@@ -26,6 +26,7 @@ ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself, what
 SEVERAL = 3  # labelled sections from which on they choose the penalty
 _TIE = 0.01  # of AUROC
 _TOWARDS = 0.5  # the mean of the sources, where a section moves there
+_TOWARDS_ALONE = 0.25  # where genes count alone: without a look at the section's components, so by less
 _CURVE = 2  # degree of what depth and panel do to the genes' means
 _PRIOR = 0.5  # of the classes' log odds elsewhere: composition differs between donors
 _FOLDS, _BLOCKS = 5, 25
@@ -90,9 +91,12 @@ class GeneClassifier:
         answers, components = Answers.of(members, means, means.axes(N_COMPS))
         if not self.alone:
             if adapt and means.n_obs >= ADAPT_FROM:
-                answers = answers.moved(self._towards_sources(means, members, ours), components)
+                answers = answers.moved(_TOWARDS * self._towards_sources(means, members, ours), components)
             found = answers.gated(components, labels, adapt=adapt)
             return Evidence(self.factor * found.logits, found.weights)
+        if adapt:
+            shift = _TOWARDS_ALONE * self._towards_sources(means, members, ours)
+            answers = Answers(answers.ridge + shift, answers.lda)
         logits = _one_against_rest(self.factor * _scores(answers, self.moments.prior), self.moments.prior)
         return Answers(logits, answers.lda).joined(components, with_lda=False, labels=labels, adapt=adapt)
 
@@ -102,7 +106,7 @@ class GeneClassifier:
         return GeneMeans(section, theirs), self.moments.solve(ours, ALONE if self.alone else PENALTY), ours
 
     def _towards_sources(self, means: GeneMeans, members: LinearMembers, ours: NDArray[np.int64]) -> FloatArray:
-        """What the ridge's logits gain if the section's mean moves towards that of the sources, (K,).
+        """What the ridge's logits gain if the section's mean moves to that of the sources, (K,).
 
         Standardised within the section, another composition looks like other expression. A curve over the genes takes
         out what depth and panel do to their means.
@@ -116,7 +120,7 @@ class GeneClassifier:
                 continue  # a curve through all of them leaves nothing
             usual = np.polyval(np.polyfit(centre, own, _CURVE, w=weight), centre)
             gained += ((own - usual) * weight) @ coef
-        return _TOWARDS * RIDGE_SCALE * gained
+        return RIDGE_SCALE * gained
 
     def to_file(self, prefix: str = "genes") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return what a model file keeps: settings and arrays."""
