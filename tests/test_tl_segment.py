@@ -183,6 +183,12 @@ def test_sections_do_not_mix(make_section, quick_unet):
     assert both.uns["segment"]["params"]["library_key"] == "library"
     expected = normalized_mutual_info_score(both.obs["library"], both.obs["segment"])
     assert both.uns["segment"]["library_nmi"] == pytest.approx(expected)
+    integrated = both.copy()  # such as by scanpy.external.pp.harmony_integrate
+    both.obsm["X_pca"] = integrated.obsm["X_pca_harmony"] = np.asarray(both.X[:, :12].toarray(), dtype=np.float64)
+    run(both, quick_unet, 3, library_key="library")
+    run(integrated, quick_unet, 3, library_key="library", use_rep="X_pca_harmony")
+    np.testing.assert_array_equal(integrated.obsm["segment_proba"], both.obsm["segment_proba"])
+    assert integrated.uns["segment"]["params"]["representation"] == "X_pca_harmony"
     both.uns["spatial"] = {"lib0": {}, "lib1": {}}
     with pytest.raises(ValueError, match="library_key"):
         run(both, quick_unet, 3)
