@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -41,6 +42,7 @@ def _state() -> dict[str, object]:
         "rcParams": dict(mpl.rcParams),
         "warnings": list(warnings.filters),
         "interrupt": signal.getsignal(signal.SIGINT),
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
     }
 
 
