@@ -59,7 +59,7 @@ STEPS: dict[str, tuple[str, Callable[[ad.AnnData], Any]]] = {
         "stxtools.models.segmenter.model.predict_pixels", lambda a: st.tl.segment(a, labels_key="band", params=QUICK)
     ),
     "segment, mask": (
-        "stxtools.tl._segment_slots.render_mask", lambda a: st.tl.segment(a, labels_key="band", params=QUICK)
+        "stxtools.tl._segment.render_mask", lambda a: st.tl.segment(a, labels_key="band", params=QUICK)
     ),
     "region_graph": ("stxtools.tl._region_graph.contact_lengths", lambda a: st.tl.region_graph(a, "band")),
     "embed": (_BAR, lambda a: st.tl.embed(a, params=NET)),
