@@ -241,6 +241,7 @@ def _describe(contrasts: Sequence[Contrast]) -> None:
     for _, view, section in _sections(list(by_view)):
         moments[view].append(section.moments(view.basis))
         described[view].append(section.describe([c.label for c in by_view[view]]))
+        del section
     for view, of_view in by_view.items():
         view.moments = concatenated(moments[view])
         for c, parts in zip(of_view, zip(*described[view], strict=True), strict=True):
@@ -256,6 +257,7 @@ def _sections(views: Sequence[SectionView]) -> Iterator[tuple[slice, SectionView
             if view is views[-1]:
                 del block  # only the section is held while it is tested
             yield genes, view, section
+            del section  # nor is it held while the next block is read
 
 
 def _test(contrasts: Sequence[Contrast], done: Callable[[int], object]) -> None:
@@ -273,6 +275,7 @@ def _test(contrasts: Sequence[Contrast], done: Callable[[int], object]) -> None:
                     test(genes, section)
                     last_one = test.composition == test.contrast.questions[-1]
                     done(int(final and last_one and genes.stop == view.expression.shape[1]))
+            del section
     for c in contrasts:
         c.effects = tuple(test.effect() for test in tests if test.contrast is c)
 
