@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ._globals import few_blas_threads
+from ._globals import few_blas_threads, return_memory
 from ._settings import settings
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ def whole_call(shares: Mapping[str, float] | None = None) -> Callable[[Callable[
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             bar = progress(None, function.__name__, kwargs.get("show_progress"), shares=shares)  # type: ignore[arg-type]
             with few_blas_threads(), bar:
-                return function(*args, **kwargs)
+                out = function(*args, **kwargs)
+            return_memory()
+            return out
 
         return call
 
