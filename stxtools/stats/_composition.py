@@ -119,8 +119,8 @@ class ExpressionSpace:
         self._genes = np.sort(top[variance[top] > 0])
         moments = np.zeros((len(self._genes), len(self._genes)))
         for some in read(self._genes, _BLOCK):
-            block = some.toarray()
-            moments += block.T @ block  # products in float32, sums in float64
+            block = some.toarray().astype(np.float64, copy=False)  # float32 would depend on the order of observations
+            moments += block.T @ block
         mean = mean[self._genes]
         self._covariance = moments / self._n_obs - np.outer(mean, mean)
 

@@ -84,4 +84,4 @@ def _axes(
     if n_values <= AT_HAND and lanczos_pays(shape, n_values, n_comps):
         matrix = sparse.vstack(list(_row_blocks(expression, genes)), format="csr")
         return principal_axes(sparse.csr_matrix(matrix), n_comps, random_state=seed)
-    return axes_of_rows(_row_blocks(expression, genes), shape, n_comps)
+    return axes_of_rows((block.astype(np.float64) for block in _row_blocks(expression, genes)), shape, n_comps)
