@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., "AnnData"])
 
+_LONGEST = 100  # letters of a section's name
 _WIDTH = 112  # of a line of a docstring
 
 
@@ -153,7 +154,7 @@ def _read(name: str, sample: str = "") -> AnnData:
     entry = _REGISTRY[name]
     if not isinstance(sample, str):
         raise TypeError(f"`sample` must be a string such as {entry.samples[0]!r}, not {sample!r}.")
-    if any(c in sample for c in "/\\\0"):
+    if any(c in sample for c in "/\\\0") or len(sample) > _LONGEST:
         raise ValueError(f"`sample={sample!r}` is the name of a section, not a path.")
     path = settings.datasetdir / f"{entry.files.get(sample, entry.pattern.format(sample=sample))}.h5ad"
     if not path.is_file():
