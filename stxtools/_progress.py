@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ._globals import few_blas_threads, return_memory
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_LONG = 5.0  # seconds of a call that may leave much memory: a search for it takes up to half a second
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
@@ -135,10 +137,12 @@ def whole_call(shares: Mapping[str, float] | None = None) -> Callable[[Callable[
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            start = perf_counter()
             bar = progress(None, function.__name__, kwargs.get("show_progress"), shares=shares)  # type: ignore[arg-type]
             with few_blas_threads(), bar:
                 out = function(*args, **kwargs)
-            return_memory()
+            if perf_counter() - start > _LONG:
+                return_memory()
             return out
 
         return call
