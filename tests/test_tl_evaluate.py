@@ -459,6 +459,13 @@ def test_training_part_without_two_classes_is_an_error(make_section: Callable[..
         st.tl.evaluate(adata, FAST, region_key="state", scheme="library", library_key="library")
 
 
+def test_a_class_for_each_observation_is_an_error(make_section: Callable[..., ad.AnnData]) -> None:
+    adata = make_section()
+    adata.obs["state"] = adata.obs_names
+    with pytest.raises(ValueError, match="a class of its own"):
+        st.tl.evaluate(adata, FAST, region_key="state")
+
+
 # ------------------------------------------------------------------------------------------------- plots
 
 

@@ -300,6 +300,7 @@ def _fetch(
     """Put files (name: address) into ``folder``, downloading those that are not there; check those with a hash."""
     import pooch
 
+    shown = is_shown(show_progress)
     for name, url in files.items():
         path, known = folder / name, (hashes or {}).get(name)
         if path.exists():
@@ -309,7 +310,7 @@ def _fetch(
             continue
         try:
             # pooch writes to a temporary file and moves it into place when it is complete and its checksum is right
-            pooch.retrieve(url, known, fname=name, path=folder, progressbar=is_shown(show_progress))
+            pooch.retrieve(url, known, fname=name, path=folder, progressbar=shown)
         except (OSError, ValueError) as err:
             kind = ValueError if isinstance(err, ValueError) and not isinstance(err, OSError) else ConnectionError
             raise kind(

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_names
 from stxtools._data.framework import KnownInput
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
@@ -84,7 +85,7 @@ def attention_fidelity(
     random_state = check_seed(random_state)
     check_free(adata, "tl.attention_fidelity", obs=[_keys.SALIENCY], uns=[key])
     max_regions = check_int("max_regions", max_regions, minimum=1)
-    methods = list(methods)
+    methods = check_names("methods", methods, "a method")
     for method in methods:
         check_choice("methods", method, _METHODS)
     for share in shares:

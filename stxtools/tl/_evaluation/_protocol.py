@@ -72,7 +72,12 @@ class Protocol:
         for k, name in enumerate(names[: self.max_folds]):
             test = fold == k
             for t in self.targets:
-                seen = np.unique(t.codes[~test & (t.codes >= 0)])
+                seen, often = np.unique(t.codes[~test & (t.codes >= 0)], return_counts=True)
+                if len(seen) > 1 and often.max() == 1:
+                    raise ValueError(
+                        f"`adata.obs[{t.key!r}]` gives every observation a class of its own in the training part of "
+                        f"fold {name!r}; name a column whose classes repeat."
+                    )
                 if len(seen) < 2:
                     found = [t.classes[k] for k in seen]
                     raise ValueError(
