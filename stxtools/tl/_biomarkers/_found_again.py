@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
+from stxtools._data.representation import log_view, median_depth, principal_axes, select_genes
 from stxtools._spatial.matrices import column_moments
 from stxtools._validate import categories, stored_library_key
 
@@ -145,9 +145,12 @@ def _pca(
     counts: sparse.csr_matrix, genes: NDArray[np.int64], n_comps: int, target: float | None, scaled: bool
 ) -> NDArray[np.float32]:
     depth = median_depth(np.asarray(counts.sum(axis=1)).ravel()) if target is None else target
-    logged = sparse.csr_matrix(log_normalize(counts, "counts", target_sum=depth)[:, genes], dtype=np.float64)
+    logged = log_view(counts, "counts", target_sum=depth)  # shares indices with the counts, as does what follows
+    if len(genes) < counts.shape[1]:
+        logged = logged[:, genes]
+    logged = sparse.csr_matrix((logged.data.astype(np.float64), logged.indices, logged.indptr), shape=logged.shape)
     if scaled:
         spread = np.sqrt(column_moments(logged)[1])
-        logged = sparse.csr_matrix(logged @ sparse.diags(1.0 / np.where(spread > 0, spread, 1.0)))
+        logged.data *= (1.0 / np.where(spread > 0, spread, 1.0))[logged.indices]
     mean, axes = principal_axes(logged, min(n_comps, len(genes), counts.shape[0] - 1))
     return np.ascontiguousarray(np.asarray(logged @ axes) - mean @ axes, dtype=np.float32)
