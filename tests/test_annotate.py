@@ -105,6 +105,9 @@ def test_what_does_not_fit(make_section, monkeypatch):
     for rows, name, match in (([0], "y", "none of the classes"), ([16], "x", "from 0 to 15"), ([True], "x", "a mask")):
         with pytest.raises(ValueError, match=match):
             annotator.label(rows, name)
+    for rows in ([-1], [0.5], [1j]):
+        with pytest.raises(ValueError, match="from 0 to 15"):
+            annotator.label(rows, "x")
     with pytest.raises(KeyError, match="'nope'"):
         annotator.label(["nope"], "x")
     assert "st.tl.segment" in press(annotator, "Suggest")

@@ -200,11 +200,16 @@ class Annotator:
 
     def _rows(self, observations: Any) -> NDArray[np.int64]:
         asked = np.atleast_1d(np.asarray(observations))
-        rows = pd.Series(np.arange(self.adata.n_obs), index=self.adata.obs_names)
-        try:
-            return (rows.loc if asked.dtype.kind in "OU" else rows.iloc)[asked].to_numpy()
-        except IndexError as err:
-            raise ValueError(f"Observations are rows from 0 to {len(rows) - 1}, names, or a mask of all.") from err
+        if asked.dtype.kind == "b" and asked.shape == (self.adata.n_obs,):
+            return np.flatnonzero(asked)
+        if asked.dtype.kind in "OU":
+            rows = self.adata.obs_names.get_indexer(asked)
+            if (rows < 0).any():
+                raise KeyError(f"{asked[rows < 0][0]!r} is none of `adata.obs_names`.")
+            return np.asarray(rows, dtype=np.int64)
+        if asked.dtype.kind not in "iu" or (len(asked) and not 0 <= asked.min() <= asked.max() < self.adata.n_obs):
+            raise ValueError(f"Observations are rows from 0 to {self.adata.n_obs - 1}, names, or a mask of all.")
+        return asked.astype(np.int64)
 
     def _write(self) -> None:
         self.adata.obs[self.key] = pd.Categorical.from_codes(self._codes, categories=self.classes)
