@@ -56,8 +56,8 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def loss(self, batch: Any, held_out: bool = False) -> torch.Tensor:
-        """Return the loss of a batch, of what is learned from or of what is held out."""
-        raise NotImplementedError
+        """Return the loss of a batch, of what is learned from or of what is held out; every task has its own."""
+        raise NotImplementedError(f"{type(self).__name__} defines no loss.")
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
         """Note the loss."""

@@ -87,7 +87,7 @@ class Evaluation:
         return [row for unit in wanted for row in done[unit]]
 
     def _fingerprint(self) -> str:
-        """Digest of data and settings. Models, seeds and levels are left out: each row names its own."""
+        """Digest of data and settings, without models, seeds and noise levels, which are columns of every row."""
         genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
         own = {"genes": genes, "noise_kind": self.noise_kind, "params": self.params}
         return settings_fingerprint(self.protocol.settings | own)
