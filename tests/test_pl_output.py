@@ -332,10 +332,21 @@ def test_foreign_content_beside_the_pictures(
     st.pl.segment(adata, "band", img=False)
 
 
+def test_axes_that_are_no_plane(drawn: ad.AnnData) -> None:
+    _, polar = plt.subplots(subplot_kw={"projection": "polar"})
+    with pytest.raises(TypeError, match="polar"):
+        st.pl.segment(drawn, library="lib0", ax=polar)
+    _, gone = plt.subplots()
+    gone.remove()
+    with pytest.raises(ValueError, match="removed"):
+        st.pl.segment(drawn, library="lib0", ax=gone)
+
+
 @pytest.mark.parametrize(
     ("name", "slot", "column", "value", "error"),
     [
         ("evaluation", ("evaluation",), "accuracy", "high", TypeError),
+        ("evaluation", ("evaluation",), "accuracy", np.inf, ValueError),
         ("robustness", ("evaluation",), "noise", "high", TypeError),
         ("history", ("segment", "history"), "epoch", "first", TypeError),
         ("history", ("segment", "history"), "epoch", None, KeyError),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
-from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_names
@@ -17,7 +16,7 @@ from stxtools._validate import check_choice, check_in, check_number
 
 from . import _base, _legend
 from ._legend import category_codes, colors_of, mappable, rgba
-from ._region_graph import GraphView
+from ._region_graph import GraphView, weights_of
 from ._sections import Panel, draw_sections, draw_spots, spots_drawn
 
 if TYPE_CHECKING:
@@ -146,6 +145,7 @@ def _layer(adata: AnnData, view: GraphView, key: str, *, color: str | None, cmap
 
 def _values(adata: AnnData, key: str, rows: Any, cmap: Any, *, percentile: float, label: str | None = None) -> _Layer:
     """Observations coloured by a number; what is above a percentile has the colour of it."""
+    _base.check_columns(adata.obs, [key], "adata.obs", "st.tl.embed(adata)")
     values = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
     bar = _legend.value_scale(values[rows], cmap, percentile=percentile)
     draw = spots_drawn(values, "observations", cmap=cmap, norm=bar.norm)
@@ -153,7 +153,7 @@ def _values(adata: AnnData, key: str, rows: Any, cmap: Any, *, percentile: float
 
 
 def _edges(adata: AnnData, view: GraphView, key: str, *, color: str | None, cmap: str, top: float | None) -> _Layer:
-    given = sparse.csr_matrix(view.regions.obsp[key])
+    given = weights_of(view.regions, key)
     weights = ((given + given.T) / 2).tocsr()
     edges = {panel.library: view.edges(weights, panel) for panel in view.panels}
     strongest = max((float(weight[-1]) for _, _, weight in edges.values() if len(weight)), default=0.0)

@@ -134,6 +134,10 @@ def _check_axes(ax: Any) -> None:
     if ax is not None and not isinstance(ax, Axes):
         hint = " One of them is, such as `ax=axes[0]`." if isinstance(ax, (list, tuple)) or hasattr(ax, "ravel") else ""
         raise TypeError(f"`ax` must be a matplotlib Axes, such as `plt.subplots()[1]`, not {type(ax).__name__}.{hint}")
+    if ax is not None and ax.name != "rectilinear":
+        raise TypeError(f"`ax` must have two rectangular axes; this one has the projection {ax.name!r}.")
+    if ax is not None and ax.figure is None:
+        raise ValueError("`ax` was removed from its figure; pass one that is in a figure.")
 
 
 def _check_show(show: Any) -> None:

@@ -233,6 +233,9 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
     table = _table(adata, metric, target=target, per_seed=True, key=key)
     if table.empty:
         raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")
+    if not np.isfinite(table["value"].to_numpy(dtype=float)).all():
+        raise ValueError(f"{metric!r} is infinite for some seeds in `adata.uns[{key!r}]`; run "
+                         "`st.tl.evaluate(adata, ...)` again.")  # fmt: skip
     leaky = table["leaky"].to_numpy(dtype=bool)
     return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
 

@@ -87,6 +87,8 @@ def describe(
     _base.check_columns(table, ["scores", "pvals_adj"], where, "st.tl.describe(adata, ...)")
     partner = table["partner"].astype(str)
     table["column"] = table["group"].astype(str) + np.where(partner == "", "", " \N{RIGHTWARDS ARROW} " + partner)
+    if table.duplicated(["column", "names"]).any():
+        raise ValueError(f"`{where}` names rows twice; run `st.tl.describe` again.")
     higher = table[table["scores"] > 0]
     called = pd.unique(higher.loc[higher["pvals_adj"] <= fdr, "column"])
     if kind == "contact" and len(called):

@@ -40,7 +40,12 @@ def category_codes(adata: AnnData, key: str) -> tuple[NDArray[np.int64], list[st
             f"`sc.pl.spatial` or `sq.pl.spatial_scatter(adata, color={key!r})`."
         )
     if not isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype("category")
+        try:
+            column = column.astype("category")
+        except TypeError as err:
+            raise TypeError(
+                f"`adata.obs[{key!r}]` holds no classes: {err}; store strings, one an observation."
+            ) from err
     return np.asarray(column.cat.codes, dtype=np.int64), [str(c) for c in column.cat.categories]
 
 

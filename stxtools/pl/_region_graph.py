@@ -73,7 +73,7 @@ def region_graph(
     view = GraphView(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
     regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", "Run `st.tl.region_graph(adata)` again.")
-    weights = sparse.csr_matrix(regions.obsp[_keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES])
+    weights = weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
     top = float(weights.data.max()) if weights.nnz else 1.0
 
     def draw(axis: Axes, panel: Panel, over: bool) -> None:
@@ -120,7 +120,7 @@ class GraphView:
         library: str | Sequence[str] | None, palette: str | Sequence[str] | Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.regions = regions = regions_of(adata, key)
-        check_in(regions, "obs", "n_obs", "size of the regions", _AGAIN)
+        _base.check_columns(regions.obs, ["n_obs"], f"adata.uns[{key!r}].obs", "st.tl.region_graph(adata)")
         check_in(regions, "obs", _keys.SEGMENT, "segment of the regions", _AGAIN)
         check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _AGAIN)
         self.sizes, self.centroids = regions.obs["n_obs"].to_numpy(dtype=float), coordinates(regions)
@@ -224,3 +224,12 @@ def nice_steps(low: float, high: float) -> list[float]:
     steps = [m * 10.0**p for p in np.arange(powers, powers - 3, -1) for m in (5, 2, 1)]
     within = [s for s in steps if low <= s <= high] or [high]
     return sorted({within[0], within[len(within) // 2], within[-1]})
+
+
+def weights_of(regions: AnnData, key: str) -> sparse.csr_matrix:
+    """Return the weights of all edges, finite and real."""
+    weights = sparse.csr_matrix(regions.obsp[key])
+    if weights.dtype.kind not in "buif" or not np.isfinite(weights.data).all():
+        raise ValueError(f"`obsp[{key!r}]` of the regions holds {weights.dtype} that is not finite and real; run the "
+                         "call that wrote it again.")  # fmt: skip
+    return weights
