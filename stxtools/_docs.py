@@ -1,7 +1,7 @@
 """Fill the docstrings of public functions with texts that many of them share, at import, as plain text.
 
 ``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
-of :data:`PARAMETERS`; ``%(slots)s`` for the rows of :mod:`stxtools._slots_table`; ``%(returns)s`` and ``%(download)s``
+of :data:`PARAMETERS`; ``%(slots)s`` for the rows of ``_slots.tsv``; ``%(returns)s`` and ``%(download)s``
 for a whole section. "Returns" and "Raises", where a docstring has none, and the first line of an example are put in.
 """
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,35 +23,9 @@ from stxtools._settings import settings
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_TENX_URL = "https://cf.10xgenomics.com/samples/spatial-exp/1.1.0/V1_Adult_Mouse_Brain"
-_TENX_LIBRARY = "V1_Adult_Mouse_Brain"
-# 10x Genomics publishes no SHA-256; two public projects that use these files list the same ones.
-_TENX_HASHES = {
-    f"{_TENX_LIBRARY}_filtered_feature_bc_matrix.h5": (
-        "sha256:eb78379e02dcf48036abf05b67233e73ecb0d880787feb82f76ff16f6ce01eb3"
-    ),
-    f"{_TENX_LIBRARY}_spatial.tar.gz": "sha256:46d6b05ba740f232d6bf4b27b9a8846815851e000985fb878f1364bab04e5bd4",
-}
-_TENX_HELP = (
-    "Check the connection and try again, or download the file by hand from "
-    "https://www.10xgenomics.com/datasets/mouse-brain-section-coronal-1-standard-1-1-0."
-)
-_VIZGEN_URL = "https://storage.googleapis.com/vz-ffpe-showcase/HumanBreastCancerPatient1"
-_VIZGEN_LIBRARY = "HumanBreastCancerPatient1"
-_VIZGEN_FILES = ("cell_by_gene.csv", "cell_metadata.csv")
-_VIZGEN_HELP = (
-    "Vizgen gives access to registered users: register at https://info.vizgen.com/ffpe-showcase and download "
-    f"the file of {_VIZGEN_LIBRARY} from https://console.cloud.google.com/storage/browser/vz-ffpe-showcase."
-)
-_STOMICS_URL = "https://ftp.cngb.org/pub/SciRAID/stomics"
+_SOURCES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("_downloads.json").read_text("utf-8"))
 _LABELS = ("annotation", "Annotation")
 _COUNTS = ("count", "counts")  # layers, as the two data sets call them
-_HALLMARK = "h.all.v7.0.symbols.gmt"
-_HALLMARK_URL = "https://raw.githubusercontent.com/zqfang/GSEApy/8611014ddbde0117dc0d1f0422c9846ac94a6a41/tests/extdata"
-_HALLMARK_SHA = "sha256:4803c09aae50bbd96d53fc681bd5545a4c89278993c15145dd7b7c994f893516"  # of the file at that commit
-_HALLMARK_HELP = (
-    "Check the connection, or download the hallmark sets (symbols, release 7.0) from https://www.gsea-msigdb.org."
-)
 
 
 @documented
@@ -76,11 +50,8 @@ def hallmark_gene_sets(*, show_progress: bool | None = None) -> pd.DataFrame:
     >>> net = st.datasets.hallmark_gene_sets()  # doctest: +SKIP
     >>> st.tl.describe(adata, "compartment", net=net)  # doctest: +SKIP
     """
-    folder = settings.datasetdir / "gene_sets"
-    _fetch(
-        {_HALLMARK: f"{_HALLMARK_URL}/{_HALLMARK}"}, folder, _HALLMARK_HELP, show_progress, {_HALLMARK: _HALLMARK_SHA}
-    )
-    sets = [line.split("\t") for line in (folder / _HALLMARK).read_text().splitlines()]
+    [path] = _fetch("hallmark_gene_sets", settings.datasetdir / "gene_sets", show_progress)
+    sets = [line.split("\t") for line in path.read_text().splitlines()]
     rows = [(name.removeprefix("HALLMARK_"), gene) for name, _, *genes in sets for gene in genes]
     return pd.DataFrame(rows, columns=["source", "target"])
 
@@ -112,10 +83,9 @@ def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
     import squidpy as sq
 
     folder = settings.datasetdir / "visium_mouse_brain"
-    counts_file, archive = _TENX_HASHES
-    _fetch({name: f"{_TENX_URL}/{name}" for name in _TENX_HASHES}, folder, _TENX_HELP, show_progress, _TENX_HASHES)
-    _extract(folder / archive, "spatial")
-    adata = sq.read.visium(folder, counts_file=counts_file, library_id=_TENX_LIBRARY)
+    counts, archive = _fetch("visium_mouse_brain", folder, show_progress)
+    _extract(archive, "spatial")
+    adata = sq.read.visium(folder, counts_file=counts.name, library_id="V1_Adult_Mouse_Brain")
     adata.var_names_make_unique()
     adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
     return adata
@@ -147,18 +117,16 @@ def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
     """
     import squidpy as sq
 
-    folder = settings.datasetdir / "merfish_breast_cancer"
-    _fetch({name: f"{_VIZGEN_URL}/{name}" for name in _VIZGEN_FILES}, folder, _VIZGEN_HELP, show_progress)
+    folder, library = settings.datasetdir / "merfish_breast_cancer", "HumanBreastCancerPatient1"
+    counts, meta = _fetch("merfish_breast_cancer", folder, show_progress)
     try:
-        adata = sq.read.vizgen(
-            folder, counts_file=_VIZGEN_FILES[0], meta_file=_VIZGEN_FILES[1], library_id=_VIZGEN_LIBRARY
-        )
+        adata = sq.read.vizgen(folder, counts_file=counts.name, meta_file=meta.name, library_id=library)
         adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
         _check_cells(adata)
     except (KeyError, ValueError, TypeError, OSError) as err:
         raise ValueError(
-            f"The files {' and '.join(_VIZGEN_FILES)} in {folder} are not the tables of {_VIZGEN_LIBRARY} ({err}). "
-            f"Delete them. {_VIZGEN_HELP}"
+            f"The files {counts.name} and {meta.name} in {folder} are not the tables of {library} ({err}). "
+            f"Delete them. {_SOURCES['merfish_breast_cancer']['help']}"
         ) from err
     return adata
 
@@ -188,7 +156,7 @@ def mosta(samples: str | Sequence[str] = "E9.5_E1S1", *, show_progress: bool | N
     --------
     >>> adata = st.datasets.mosta(["E9.5_E1S1", "E10.5_E1S1"])  # doctest: +SKIP
     """
-    return _read(_MOSTA, samples, show_progress)
+    return _read("mosta", samples, show_progress)
 
 
 @documented
@@ -216,52 +184,29 @@ def axolotl_regeneration(samples: str | Sequence[str] = "2DPI_1", *, show_progre
     --------
     >>> adata = st.datasets.axolotl_regeneration(["2DPI_1", "5DPI_1"])  # doctest: +SKIP
     """
-    return _read(_ARTISTA, samples, show_progress)
+    return _read("axolotl_regeneration", samples, show_progress)
 
 
-@dataclass(frozen=True)
-class _Series:
-    """Where the sections of a series are, and the pattern of their names, whose groups are time and animal."""
-
-    folder: str
-    accession: str
-    file: str
-    name: re.Pattern[str]
-    example: str
-    page: str
-
-
-_MOSTA = _Series(
-    "mosta", "STDS0000058", "{}.MOSTA.h5ad", re.compile(r"(?=E(\d+\.\d))(E\d+\.\d_E\d+)S\d+"), "E9.5_E1S1",
-    "https://db.cngb.org/stomics/mosta/download/",
-)  # fmt: skip
-
-
-_ARTISTA = _Series(
-    "axolotl_regeneration", "STDS0000056", "{}.h5ad", re.compile(r"(\d+)DPI_\d+()"), "2DPI_1",
-    "https://db.cngb.org/stomics/artista/download/",
-)  # fmt: skip
-
-
-def _read(series: _Series, samples: str | Sequence[str], show_progress: bool | None) -> AnnData:
+def _read(series: str, samples: str | Sequence[str], show_progress: bool | None) -> AnnData:
+    """Read sections of a series, whose names have a ``pattern`` with groups for time and animal."""
     import anndata
 
-    names = check_names("samples", samples, "a section")
-    wrong = [name for name in names if not series.name.fullmatch(name)]
+    source, names = _SOURCES[series], check_names("samples", samples, "a section")
+    wrong = [name for name in names if not re.fullmatch(source["pattern"], name)]
     if wrong or not names or len(set(names)) < len(names):
-        raise ValueError(f"`samples={samples!r}`: name each section once, as in {series.example!r}; see {series.page}.")
-    folder = settings.datasetdir / series.folder
-    files = {name: series.file.format(name) for name in names}
-    help_text = f"Check the connection and the name of the section at {series.page}, or download the file there."
-    addresses = {file: f"{_STOMICS_URL}/{series.accession}/stomics/{file}" for file in files.values()}
-    _fetch(addresses, folder, help_text, show_progress)
+        raise ValueError(
+            f"`samples={samples!r}`: name each section once, as in {source['example']!r}; see {source['page']}."
+        )
+    files = [source["file"].format(name) for name in names]
     parts = []
-    for name, file in files.items():
+    for name, path in zip(names, _fetch(series, settings.datasetdir / series, show_progress, files), strict=True):
         try:
-            parts.append(_section(series, name, anndata.read_h5ad(folder / file)))
+            time, subject = re.findall(source["pattern"], name)[0]
+            parts.append(_section(name, time, subject, anndata.read_h5ad(path)))
         except (OSError, KeyError, ValueError, TypeError) as err:
             raise ValueError(
-                f"The file {file} in {folder} is not a section of this series ({err}). Delete it. {help_text}"
+                f"The file {path.name} in {path.parent} is not a section of this series ({err}). Delete it. "
+                f"{source['help']}"
             ) from err
     out = parts[0] if len(parts) == 1 else anndata.concat(parts, join="inner", merge="same")
     for column in ("annotation", "section", "subject"):  # what is joined has lost its categories
@@ -270,7 +215,7 @@ def _read(series: _Series, samples: str | Sequence[str], show_progress: bool | N
     return out
 
 
-def _section(series: _Series, name: str, adata: AnnData) -> AnnData:
+def _section(name: str, time: str, subject: str, adata: AnnData) -> AnnData:
     """Counts, labels and positions of one file under common names."""
     from anndata import AnnData as _AnnData
 
@@ -282,7 +227,6 @@ def _section(series: _Series, name: str, adata: AnnData) -> AnnData:
     out = _AnnData(counts, obs=adata.obs[[label]].set_axis(["annotation"], axis=1), var=adata.var[[]].copy())
     out.var_names_make_unique()
     out.obs_names = [f"{name}_{i}" for i in adata.obs_names]
-    time, subject = series.name.findall(name)[0]
     out.obs = out.obs.assign(time=float(time), section=name, **({"subject": subject} if subject else {}))
     out.obs["annotation"] = out.obs["annotation"].astype(str)
     out.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)[:, :2]
@@ -293,16 +237,14 @@ def _section(series: _Series, name: str, adata: AnnData) -> AnnData:
 # --- files: fetched once, complete or not at all ----------------------------------------------------------------------
 
 
-def _fetch(
-    files: Mapping[str, str], folder: Path, help_text: str, show_progress: bool | None,
-    hashes: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
-    """Put files (name: address) into ``folder``, downloading those that are not there; check those with a hash."""
+def _fetch(name: str, folder: Path, show_progress: bool | None, files: Sequence[str] | None = None) -> list[Path]:
+    """Return the files of a source in ``folder``, downloading those that are not there; check those with a hash."""
     import pooch
 
-    shown = is_shown(show_progress)
-    for name, url in files.items():
-        path, known = folder / name, (hashes or {}).get(name)
+    source, shown, paths = _SOURCES[name], is_shown(show_progress), []
+    for file, known in (source["files"] if files is None else dict.fromkeys(files)).items():
+        path, url = folder / file, f"{source['url']}/{file}"
+        paths.append(path)
         if path.exists():
             if known is not None and not pooch.hashes.hash_matches(str(path), known):
                 raise ValueError(f"{path} has not the checksum {known}: it is incomplete or another version. Delete it "
@@ -310,13 +252,14 @@ def _fetch(
             continue
         try:
             # pooch writes to a temporary file and moves it into place when it is complete and its checksum is right
-            pooch.retrieve(url, known, fname=name, path=folder, progressbar=shown)
+            pooch.retrieve(url, known, fname=file, path=folder, progressbar=shown)
         except (OSError, ValueError) as err:
             kind = ValueError if isinstance(err, ValueError) and not isinstance(err, OSError) else ConnectionError
             raise kind(
-                f"Could not download {url} ({type(err).__name__}: {err}). Nothing was kept. {help_text} "
+                f"Could not download {url} ({type(err).__name__}: {err}). Nothing was kept. {source['help']} "
                 f"Then save the file as {path} and call again."
             ) from err
+    return paths
 
 
 def _extract(archive: Path, member: str) -> None:
