@@ -15,7 +15,7 @@ from torch import nn
 from ._params import as_dict, resolve
 from ._projection import GeneProjection
 from ._shipped import shipped_path
-from ._storage import ModelFile, read_model, write_model
+from ._storage import ModelFile, packed, read_model, write_model
 
 P = TypeVar("P")
 N = TypeVar("N", bound=nn.Module)
@@ -29,6 +29,7 @@ class BaseModel(ABC, Generic[P, N]):
 
     params_type: type[P]
     used_by: ClassVar[str]  # the public call that applies a model of this class
+    saved: ClassVar[tuple[str, ...]] = ("use_rep", "projection")  # attributes that a model file holds, beside the rest
 
     def __init__(self, params: P | Mapping[str, Any] | None = None) -> None:
         self.params: P = resolve(params, self.params_type)
@@ -46,14 +47,6 @@ class BaseModel(ABC, Generic[P, N]):
     def _new_net(self) -> N:
         """Return the untrained network."""
 
-    @abstractmethod
-    def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Plain values and arrays of a model file, beside those that all models have."""
-
-    @abstractmethod
-    def _from_file(self, file: ModelFile) -> None:
-        """Take them from a model file."""
-
     def params_dict(self) -> dict[str, Any]:
         """Parameters as plain values."""
         return as_dict(self.params)
@@ -66,16 +59,15 @@ class BaseModel(ABC, Generic[P, N]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights (safetensors) and description (JSON) to one file."""
-        arrays = self._weights()
-        described, own = self._to_file()
-        config = {"params": self.params_dict(), "use_rep": self.use_rep} | described
-        if self.projection is not None:
-            described, projected = self.projection.to_file()
-            config, own = config | described, own | projected
-        write_model(path, type(self).__name__, config, arrays | own)
+        arrays = {f"net.{name}": value.detach().cpu().numpy() for name, value in self._weights().items()}
+        config = {"params": self.params_dict()} | packed(self._state(), "", arrays)
+        write_model(path, type(self).__name__, config, arrays)
 
-    def _weights(self) -> dict[str, Any]:
-        return {f"net.{k}": v.detach().cpu().numpy() for k, v in self.fitted_net().state_dict().items()}
+    def _weights(self) -> Mapping[str, torch.Tensor]:
+        return self.fitted_net().state_dict()
+
+    def _state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.saved}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -94,8 +86,8 @@ class BaseModel(ABC, Generic[P, N]):
         try:
             known = cls().params_dict()  # an older version may have had more
             self = cls({name: value for name, value in file.config["params"].items() if name in known})
-            self.use_rep = file.config["use_rep"]
-            self._from_file(file)
+            for name in cls.saved:
+                setattr(self, name, file.restored(file.config[name]))
             self._read_net(file)
         except (KeyError, TypeError, ValueError, RuntimeError) as err:
             raise ValueError(
@@ -105,7 +97,6 @@ class BaseModel(ABC, Generic[P, N]):
         return self
 
     def _read_net(self, file: ModelFile) -> None:
-        self.projection = GeneProjection.from_file(file)
         self.net = file.module(self._new_net, "net.")
 
 

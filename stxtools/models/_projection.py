@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-
-if TYPE_CHECKING:
-    from ._storage import ModelFile
 
 POOLED = 7  # observations: a spot and the ring around it
 
@@ -72,18 +68,3 @@ class GeneProjection:
         components = self.components[ours]
         scaled = components if self.gene_scale is None else components * self.gene_scale[ours, None]
         return scaled.T @ scaled + np.diag(max(self.noise, 1e-9) / POOLED / np.maximum(self.variance, 1e-12))
-
-    def to_file(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-        """Return what a model file keeps: plain values and arrays."""
-        from ._storage import arrays_of  # here: it imports PyTorch, which a projection does without
-
-        described = {"genes": self.genes, "target_sum": self.target_sum, "noise": self.noise}
-        return described, arrays_of(self, "projection.")
-
-    @classmethod
-    def from_file(cls, file: ModelFile) -> GeneProjection | None:
-        """Return the projection of a model file, or None if the model reads a stored representation."""
-        if "genes" not in file.config:
-            return None
-        described = {name: file.config[name] for name in ("genes", "target_sum", "noise")}
-        return cls(**described, **file.under("projection."))

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,15 @@ from stxtools._checks import check_writable
 from stxtools._files import whole
 
 FORMAT = "stxtools-model"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+
+_ARRAY, _KIND = "__array__", "__kind__"  # in the description: the name of an array, the class of a part
+_PARTS = {
+    "GeneProjection": "_projection", "FeatureScaling": "segmenter.rasters", "SmoothedGenes": "tissuenet.genes",
+    "GeneClassifier": "ensemble.gene_classifier", "LabelMoments": "ensemble.moments", "Linear": "ensemble.linear",
+    "Trees": "ensemble.trees", "Weights": "ensemble.stacking", "Stack": "ensemble.stacking",
+    "Ensemble": "ensemble.stacking",
+}  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -37,15 +46,25 @@ class ModelFile:
     config: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
 
-    def under(self, prefix: str) -> dict[str, Any]:
-        """Return the arrays whose names begin with ``prefix``, without it: what :func:`arrays_of` gave."""
-        return {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
+    def restored(self, value: Any) -> Any:
+        """Return what :func:`packed` was given."""
+        if not isinstance(value, dict):
+            return value
+        if _ARRAY in value:
+            return self.arrays[value[_ARRAY]]
+        parts = {name: self.restored(part) for name, part in value.items() if name != _KIND}
+        if _KIND not in value:
+            return parts
+        return getattr(import_module(f"stxtools.models.{_PARTS[value[_KIND]]}"), value[_KIND])(**parts)
 
     def module(self, make: Callable[[], M], prefix: str) -> M:
         """Return the module that ``make`` makes, with the file's weights, in eval mode."""
         with torch.device("meta"), _Uninitialised():
             module = make()
-        weights = {name: torch.from_numpy(value.copy()) for name, value in self.under(prefix).items()}
+        weights = {
+            name.removeprefix(prefix): torch.from_numpy(value.copy())
+            for name, value in self.arrays.items() if name.startswith(prefix)
+        }  # fmt: skip
         module.load_state_dict(weights, assign=True)
         return module.eval()
 
@@ -59,9 +78,17 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def arrays_of(thing: Any, prefix: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays among the attributes of ``thing``, their names after ``prefix``."""
-    return {prefix + name: value for name, value in vars(thing).items() if isinstance(value, np.ndarray)}
+def packed(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
+    """Return ``value`` for JSON: an array goes to ``arrays`` under its ``name``, a dataclass becomes its fields."""
+    if isinstance(value, np.ndarray):
+        arrays[name] = value
+        return {_ARRAY: name}
+    kind = {}
+    if is_dataclass(value):
+        kind, value = {_KIND: type(value).__name__}, vars(value)
+    if not isinstance(value, dict):
+        return value
+    return kind | {key: packed(part, f"{name}.{key}" if name else key, arrays) for key, part in value.items()}
 
 
 def damaged(path: Path, what: str) -> ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ from scipy.special import log_expit, log_softmax, logit
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import deal, spatial_blocks
-from stxtools.models._storage import ModelFile
 
 from .evidence import ADAPT_FROM, RIDGE_SCALE, Answers, Evidence
 from .gene_means import READ_GENES, FloatArray, GeneMeans, GeneSection, chosen_genes
@@ -121,21 +120,6 @@ class GeneClassifier:
             usual = np.polyval(np.polyfit(centre, own, _CURVE, w=weight), centre)
             gained += ((own - usual) * weight) @ coef
         return RIDGE_SCALE * gained
-
-    def to_file(self, prefix: str = "genes") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """Return what a model file keeps: settings and arrays."""
-        described, arrays = self.moments.to_file(prefix)
-        arrays |= {f"{prefix}.centre": self.centre, f"{prefix}.unit": self.unit}
-        return described, arrays | {f"{prefix}.how": np.array([self.alone, self.factor])}
-
-    @classmethod
-    def from_file(cls, file: ModelFile, prefix: str = "genes") -> GeneClassifier | None:
-        """Return what :meth:`to_file` wrote, None where there is nothing."""
-        moments = LabelMoments.from_file(file, prefix)
-        if moments is None:
-            return None
-        alone, factor = file.arrays[f"{prefix}.how"].tolist()
-        return cls(moments, file.arrays[f"{prefix}.centre"], file.arrays[f"{prefix}.unit"], bool(alone), factor)
 
 
 def _location(means: Sequence[GeneMeans]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stxtools.models._projection import matched
-from stxtools.models._storage import ModelFile, arrays_of
 
 from .discriminant import linear_logits, shrunken
 from .gene_means import READ_GENES, FloatArray, GeneMeans, leading_axes
@@ -116,17 +114,6 @@ class LabelMoments:
         within = shrunken(total - (means * self.prior) @ means.T, SHRINKAGE)
         coef, intercept = linear_logits(means.T, within, np.maximum(self.prior, 1e-6))
         return coef, intercept - (both.T @ mean / unit) @ coef
-
-    def to_file(self, prefix: str = "moments") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """Return what a model file keeps."""
-        return {f"{prefix}_genes": self.genes}, arrays_of(self, f"{prefix}.")
-
-    @classmethod
-    def from_file(cls, file: ModelFile, prefix: str = "moments") -> LabelMoments | None:
-        """Return the moments of a model file, None where it has none."""
-        genes = file.config.get(f"{prefix}_genes")
-        names = ("factor", "rest", "mean", "cross", "prior")
-        return None if genes is None else cls(genes, *(file.arrays[f"{prefix}.{name}"] for name in names))
 
 
 def moments_of(

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-
-from stxtools.models._storage import ModelFile, arrays_of
 
 from .gene_classifier import GeneClassifier
 from .gene_means import GeneSection
@@ -97,27 +94,6 @@ class Ensemble:
         if stack.genes is not None and by_name is not None and w.genes > 0:
             logits += w.genes * stack.genes.evidence(by_name).logits[known]
         return logits
-
-    def to_file(self, prefix: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """Names and arrays that a model file keeps."""
-        stack = self.elsewhere
-        w = stack.weights
-        arrays = {f"{prefix}.weights": np.array([w.network, w.linear, w.trees, w.genes])}
-        if stack.linear is not None:
-            arrays |= {f"{prefix}.coef": stack.linear.coef, f"{prefix}.intercept": stack.linear.intercept}
-        named, moments = ({}, {}) if stack.genes is None else stack.genes.to_file(f"{prefix}.genes")
-        return named, arrays | moments | ({} if stack.trees is None else arrays_of(stack.trees, f"{prefix}.trees."))
-
-    @classmethod
-    def from_file(cls, file: ModelFile, prefix: str) -> Ensemble:
-        """Return what :meth:`to_file` wrote."""
-        network, linear, trees, genes, *_ = file.arrays[f"{prefix}.weights"].tolist()
-        fitted = None
-        if f"{prefix}.coef" in file.arrays:
-            fitted = Linear(file.arrays[f"{prefix}.coef"], file.arrays[f"{prefix}.intercept"])
-        grown, by_genes = file.under(f"{prefix}.trees."), GeneClassifier.from_file(file, f"{prefix}.genes")
-        stack = Stack(Weights(network, linear, trees, genes=genes), fitted, Trees(**grown) if grown else None, by_genes)
-        return cls(stack)
 
 
 @dataclass(frozen=True)

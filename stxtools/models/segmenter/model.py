@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader
 from stxtools._progress import stage
 from stxtools.models._base import BaseModel, best_device
 from stxtools.models._params import SegmenterParams
-from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
-from stxtools.models._storage import ModelFile, arrays_of
+from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.nn._recipe import Run, Training, completed, seeded
@@ -70,6 +69,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     params_type = SegmenterParams
     used_by = "st.tl.segment(adata, model=...)"
+    saved = (*BaseModel.saved, "classes", "temperature", "image_key", "ids", "scaling", "by_genes")
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
@@ -323,29 +323,15 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         net.to("cpu")
         return out
 
-    def _weights(self) -> dict[str, Any]:
+    def _weights(self) -> Mapping[str, torch.Tensor]:
         if self.net is None and self.start is not None:  # pretrained only
-            return {f"net.unet.{k}": v.numpy() for k, v in self.start.items()}
+            return {f"unet.{name}": value for name, value in self.start.items()}
         return super()._weights()
-
-    def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        config = {"classes": self.classes, "temperature": self.temperature, "image_key": self.image_key}
-        config |= {"id_genes": list(self.ids), "ids": list(self.ids.values())}
-        described, arrays = ({}, {}) if self.by_genes is None else self.by_genes.to_file()
-        return config | described, arrays | arrays_of(self.scaling, "")
-
-    def _from_file(self, file: ModelFile) -> None:
-        self.classes, self.image_key = file.config["classes"], file.config["image_key"]
-        self.temperature = file.config["temperature"]
-        self.ids = dict(zip(file.config["id_genes"], file.config["ids"], strict=True))
-        self.scaling = FeatureScaling(file.arrays["centre"], file.arrays["scale"])
-        self.by_genes = GeneClassifier.from_file(file)
 
     def _read_net(self, file: ModelFile) -> None:
         if self.classes:
             super()._read_net(file)
         else:
-            self.projection = GeneProjection.from_file(file)
             self.start = file.module(self._new_unet, "net.unet.").state_dict()
 
     def starting_point(self) -> Segmenter:

@@ -12,7 +12,6 @@ from scipy import sparse
 
 from stxtools._settings import settings
 from stxtools._spatial.blocks import subgraphs
-from stxtools.models._storage import ModelFile, arrays_of
 from stxtools.models.segmenter.rasters import FeatureScaling, centred
 from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
@@ -31,10 +30,11 @@ _SMALLEST = 256  # regions of a part, however little memory is allowed
 class Featurizer:
     """Input features of the network from a section: means, scales and gene axes of the training sections."""
 
-    def __init__(self, params: TissueNetParams) -> None:
-        self.params = params
-        self.scaling: dict[str, NDArray[Any]] = {}
-        self.smoothed: SmoothedGenes | None = None
+    def __init__(
+        self, params: TissueNetParams, scaling: dict[str, NDArray[Any]] | None = None,
+        smoothed: SmoothedGenes | None = None,
+    ) -> None:  # fmt: skip
+        self.params, self.scaling, self.smoothed = params, scaling or {}, smoothed
 
     @property
     def n_own(self) -> int:
@@ -47,7 +47,7 @@ class Featurizer:
     ) -> list[NDArray[np.float32]]:
         """Learn means, scales and gene axes; return what :meth:`own` gives of the sections, with labels."""
         nodes = np.concatenate([s.nodes for s in sections])
-        self.scaling = arrays_of(FeatureScaling.of([s.section for s in sections]), "")
+        self.scaling = dict(vars(FeatureScaling.of([s.section for s in sections])))
         self.scaling |= {"node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6}
         if not labelled:
             return []
@@ -107,19 +107,6 @@ class Featurizer:
             z = self._standardised(s)
             out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
         return out
-
-    def to_file(self) -> dict[str, NDArray[Any]]:
-        """Arrays that a model file keeps."""
-        arrays = {f"scaling.{k}": v for k, v in self.scaling.items()}
-        return arrays | ({} if self.smoothed is None else arrays_of(self.smoothed, "smoothed."))
-
-    @classmethod
-    def from_file(cls, params: TissueNetParams, file: ModelFile) -> Featurizer:
-        """Return what :meth:`to_file` wrote."""
-        self = cls(params)
-        self.scaling, smoothed = file.under("scaling."), file.under("smoothed.")
-        self.smoothed = SmoothedGenes(**smoothed) if smoothed else None
-        return self
 
 
 class TrainingTargets:

@@ -67,6 +67,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
     params_type = TissueNetParams
     used_by = "st.tl.multitask(adata, model=...)"
+    saved = (
+        *BaseModel.saved, "classes", "expression", "genes", "target_sum", "ids", "task_weights", "ensembles",
+    )  # fmt: skip
 
     def __init__(self, params: TissueNetParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
@@ -292,22 +295,12 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             return 1.0
         return float(np.isin(self.genes, s.by_name.genes).mean())
 
-    def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        arrays, named = self.featurizer.to_file(), dict[str, Any]()
-        for task, ensemble in self.ensembles.items():
-            names, values = ensemble.to_file(f"ensemble.{task}")
-            named, arrays = named | names, arrays | values
-        ids = {gene: self.ids[gene] for gene in self.read_genes if gene in self.ids}
-        return named | {
-            "classes": self.classes, "expression": self.expression, "read_genes": self.genes,
-            "read_target_sum": self.target_sum, "task_weights": self.task_weights, "ensembles": list(self.ensembles),
-            "id_genes": list(ids), "ids": list(ids.values()),
-        }, arrays  # fmt: skip
+    def _state(self) -> dict[str, Any]:
+        state, read = super()._state(), set(self.read_genes)
+        state["featurizer"] = {"scaling": self.featurizer.scaling, "smoothed": self.featurizer.smoothed}
+        state["ensembles"] = {task: Ensemble(ensemble.elsewhere) for task, ensemble in self.ensembles.items()}
+        return state | {"ids": {gene: second for gene, second in self.ids.items() if gene in read}}
 
-    def _from_file(self, file: ModelFile) -> None:
-        config = file.config
-        self.classes, self.expression, self.genes = config["classes"], config["expression"], config["read_genes"]
-        self.target_sum, self.task_weights = config["read_target_sum"], config["task_weights"]
-        self.ids = dict(zip(config["id_genes"], config["ids"], strict=True))
-        self.featurizer = Featurizer.from_file(self.params, file)
-        self.ensembles = {task: Ensemble.from_file(file, f"ensemble.{task}") for task in config["ensembles"]}
+    def _read_net(self, file: ModelFile) -> None:
+        self.featurizer = Featurizer(self.params, **file.restored(file.config["featurizer"]))
+        super()._read_net(file)

@@ -16,7 +16,6 @@ from stxtools._spatial.blocks import spatial_blocks
 from stxtools.models._base import BaseModel, best_device
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._section import Section
-from stxtools.models._storage import ModelFile, arrays_of
 from stxtools.models.segmenter.rasters import FeatureScaling
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._student import Means, PyramidMLP
@@ -75,6 +74,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
 
     params_type = SegmenterParams
     used_by = "st.tl.multitask(adata, model=...)"
+    saved = (*BaseModel.saved, "tasks", "scaling")
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         resolve(params, SegmenterParams)  # says what is wrong with something else
@@ -196,12 +196,6 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
     def _new_net(self) -> PyramidMLP:
         sizes = [len(names) for names in self.tasks.values()]
         return PyramidMLP(self.n_features, sizes, width=self.params.width, sigmas=self.params.sigmas)
-
-    def _to_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"tasks": self.tasks}, arrays_of(self.scaling, "")
-
-    def _from_file(self, file: ModelFile) -> None:
-        self.tasks, self.scaling = file.config["tasks"], FeatureScaling(file.arrays["centre"], file.arrays["scale"])
 
 
 def _held_out(flat: NDArray[np.int64], width: int, rng: np.random.Generator) -> torch.Tensor:
