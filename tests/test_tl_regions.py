@@ -53,6 +53,20 @@ def test_region_slots_by_hand(make_section):
     assert sparse.issparse(regions.X)
 
 
+@pytest.mark.parametrize("kind", ["hex", "scattered"])
+def test_regions_do_not_depend_on_the_order_of_rows(make_section, kind):
+    adata = make_section(kind, rows=20, cols=20)
+    adata.obsm["spatial"] = np.round(adata.obsm["spatial"])  # some on one circle, and two at one place
+    adata.obsm["spatial"][3] = adata.obsm["spatial"][40]
+    adata.obs_names = np.random.default_rng(1).permutation(adata.obs_names)
+    other = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    for one in (adata, other):
+        st.tl.region_graph(one, "band", max_size=12)
+    assert adata.obs["region_id"].equals(other.obs["region_id"][adata.obs_names])
+    for key in ("spatial_connectivities", "contact_length"):
+        np.testing.assert_allclose(*(one.uns["regions"].obsp[key].toarray() for one in (adata, other)), atol=1e-9)
+
+
 def test_no_edge_crosses_sections(line):
     regions = line.uns["regions"]
     coo = regions.obsp["spatial_connectivities"].tocoo()

@@ -42,15 +42,13 @@ def contact_lengths(
 ) -> sparse.csr_matrix:  # fmt: skip
     """Return the length of the border that neighbours share, on the pattern of ``graph``."""
     n = len(xy)
-    data = np.repeat(np.array([_lattice_contact(grid) for grid in grids])[codes], np.diff(graph.indptr))
+    row = np.repeat(np.arange(n), np.diff(graph.indptr))
+    data = np.array([_lattice_contact(grid) for grid in grids])[codes[row]]
     pick = np.flatnonzero(np.isnan(data))
     if len(pick):
         scattered = [grid if grid.lattice == "scattered" else None for grid in grids]
         i, j, _, contact = _edges(xy, codes, np.zeros((n, 2), dtype=np.int64), scattered, meshes)
-        shared = _symmetric(i, j, contact, n)
-        key, wanted = (np.repeat(np.arange(n), np.diff(m.indptr)) * n + m.indices for m in (shared, graph))
-        place = np.minimum(np.searchsorted(key, wanted[pick]), len(key) - 1)
-        data[pick] = np.where(key[place] == wanted[pick], shared.data[place], 0.0)
+        data[pick] = _symmetric(i, j, contact, n)[row[pick], graph.indices[pick]]
     return sparse.csr_matrix((data, graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
 
 

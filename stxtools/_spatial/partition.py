@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components, dijkstra
 
 
-def bounded_parts(
-    graph: sparse.csr_matrix, part: NDArray[np.int64], max_size: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Cut the parts that have more than ``max_size`` members into connected ones that have not."""
-    part = pd.factorize(part)[0].astype(np.int64)
+def bounded_parts(graph: sparse.csr_matrix, max_size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Connected components; those of more than ``max_size`` members are cut into connected parts that have not."""
+    found, rows, start = np.empty(graph.shape[0], dtype=np.int64), np.arange(graph.shape[0]), 0
     while True:
+        count, part = connected_components(graph, directed=False)
+        found[rows], start = start + part, start + count
         size = np.bincount(part)
-        large = np.flatnonzero(size[part] > max_size)
-        if len(large) == 0:
-            return part
-        sub = graph if len(large) == len(part) else graph[large][:, large].tocsr()  # the others stay as they are
-        cell = _voronoi(_within(sub, part[large]), part[large], size, max_size, rng)
-        part[large] = part.max() + 1 + _connected(sub, cell)
-        part = pd.factorize(part)[0].astype(np.int64)
+        large = size[part] > max_size
+        if not large.any():
+            return found
+        if not large.all():
+            rows, part, graph = rows[large], part[large], graph[large][:, large].tocsr()
+        graph = _within(graph, _voronoi(graph, part, size, max_size, rng))
 
 
 def _voronoi(
-    graph: sparse.csr_matrix, own: NDArray[np.int64], size: NDArray[np.int64], max_size: int, rng: np.random.Generator
+    graph: sparse.csr_matrix, own: NDArray[np.int32], size: NDArray[np.int64], max_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Nearest seed along the graph for each observation, whose part is ``own``; two seeds at least in every part."""
     order = np.lexsort((rng.random(len(own)), own))
@@ -63,7 +61,3 @@ def _within(graph: sparse.csr_matrix, part: NDArray[np.int64]) -> sparse.csr_mat
     coo = graph.tocoo()
     same = part[coo.row] == part[coo.col]
     return sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)
-
-
-def _connected(graph: sparse.csr_matrix, part: NDArray[np.int64]) -> NDArray[np.int64]:
-    return connected_components(_within(graph, part), directed=False)[1].astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,43 +29,48 @@ class Mesh:
 
 def triangulate(xy: NDArray[np.float64]) -> Mesh:
     """Triangulate; drop edges longer than ``TRIM`` times the local sixth-neighbour distance."""
-    points, first, member = unique_points(xy - xy.mean(axis=0))
+    points, first, member = unique_points(xy)
+    points -= points.mean(axis=0)  # of points in their order: no bit depends on that of the rows
     radius = neighbour_radius(points)
-    spacing = np.sqrt(local_area(radius))
-    simplices, edges, contact = _mesh(points)
+    own = local_area(radius)
+    edges, contact, area = _edges(points, radius)
     length, keep = _trimmed(points, radius, edges[:, 0], edges[:, 1])
-    area = _areas(points, simplices, radius, spacing**2)
+    edges, length, contact = edges[keep], length[keep], contact[keep]
+    spacing = np.sqrt(own)
     # a border at the rim of the tissue may run to infinity: as long as between hexagonal cells, then
     contact = np.where(np.isfinite(contact), contact, length / np.sqrt(3))
     contact = np.minimum(contact, 2 * np.sqrt(spacing[edges[:, 0]] * spacing[edges[:, 1]]))
-    return Mesh(first, member, edges[keep], length[keep], contact[keep], area, spacing)
+    return Mesh(first, member, edges, length, contact, np.where(area > 0, area, own), spacing)
 
 
-def _mesh(points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _edges(
+    points: NDArray[np.float64], radius: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return edges, the border of each, and a third of the area of the whole triangles around each point."""
     n = len(points)
-    none = np.zeros((0, 3), dtype=np.int64)
-    if n < 4 or np.linalg.matrix_rank(points - points.mean(axis=0), tol=1e-9 * np.abs(points).max() * n) < 2:
-        return none, *_chain(points)
+    if n < 4 or np.linalg.matrix_rank(points, tol=1e-9 * np.abs(points).max() * n) < 2:
+        return *_chain(points), np.zeros(n)
     try:
         mesh = Delaunay(points)
     except QhullError:  # on a line but for rounding
-        return none, *_chain(points)
-    simplices = mesh.simplices.astype(np.int64)
-    neighbours = mesh.neighbors
-    centre = _circumcentres(points[simplices])
-    edges, borders = [], []
+        return *_chain(points), np.zeros(n)
+    corners, centre = mesh.simplices, _circumcentres(points[mesh.simplices])
+    whole, edges, borders = np.ones(len(corners), dtype=bool), [], []
     for k in range(3):  # the edge opposite to corner k
-        ends = np.sort(simplices[:, [(k + 1) % 3, (k + 2) % 3]], axis=1)
-        other = neighbours[:, k]
-        border = np.linalg.norm(centre - centre[other], axis=1)
-        border[other < 0] = np.inf
-        once = (other < 0) | (np.arange(len(simplices)) < other)
-        edges.append(ends[once])
-        borders.append(border[once])
+        ends, other = corners[:, [k - 2, k - 1]], mesh.neighbors[:, k]
+        whole &= _trimmed(points, radius, *ends.T)[1]
+        once = np.flatnonzero(other < np.arange(len(other)))
+        ends, other = ends[once], other[once]
+        edges.append(np.sort(ends, axis=1))
+        borders.append(np.where(other < 0, np.inf, np.linalg.norm(centre[once] - centre[other], axis=1)))
     if len(mesh.coplanar):  # points that Qhull took for one with another
-        edges.append(np.sort(mesh.coplanar[:, [0, 2]].astype(np.int64), axis=1))
+        edges.append(np.sort(mesh.coplanar[:, [0, 2]], axis=1))
         borders.append(np.full(len(mesh.coplanar), np.inf))
-    return simplices, np.concatenate(edges), np.concatenate(borders)
+    used = corners[whole]
+    b, c = points[used[:, 1]] - points[used[:, 0]], points[used[:, 2]] - points[used[:, 0]]
+    third = np.abs(b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]) / 6
+    area: NDArray[Any] = np.bincount(used.ravel(), np.repeat(third, 3), n)
+    return np.concatenate(edges).astype(np.int64), np.concatenate(borders), area
 
 
 def _chain(points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -90,18 +96,3 @@ def _trimmed(
     """Length of each edge, and whether it stays."""
     length = np.linalg.norm(points[i] - points[j], axis=1)
     return length, length <= TRIM * np.sqrt(radius[i] * radius[j])
-
-
-def _areas(
-    points: NDArray[np.float64], simplices: NDArray[np.int64], radius: NDArray[np.float64], default: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return a third of the area of every whole triangle around a point; its local density where there is none."""
-    n = len(points)
-    whole = np.ones(len(simplices), dtype=bool)
-    for k in range(3):
-        whole &= _trimmed(points, radius, simplices[:, k], simplices[:, k - 1])[1]
-    used = simplices[whole]
-    b, c = points[used[:, 1]] - points[used[:, 0]], points[used[:, 2]] - points[used[:, 0]]
-    third = np.abs(b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]) / 6
-    area = np.bincount(used.ravel(), weights=np.repeat(third, 3), minlength=n)
-    return np.where(area > 0, area, default)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
@@ -21,6 +20,7 @@ from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, categorical, provenance
 from stxtools._spatial.graph import contact_lengths, observation_area
+from stxtools._spatial.order import position_order
 from stxtools._spatial.partition import bounded_parts
 from stxtools._validate import (
     categories,
@@ -98,7 +98,7 @@ def region_graph(
     where = Geometry(adata, spatial_key, library_key)
     graph = where.graph if connectivity_key is None else _given_graph(adata, connectivity_key, where)
     stage("finding regions")
-    region = _regions(graph, codes, where, max_size, random_state)
+    region = _regions(graph, codes, where, np.asarray(adata.obs_names, dtype=str), max_size, random_state)
     stage("describing regions")
     read = Expression(adata, layer, scaled=True, in_memory=None)
     regions, labels = _region_adata(adata, region, codes, names, graph, where, read)
@@ -131,25 +131,29 @@ def _given_graph(adata: AnnData, connectivity_key: str, where: Geometry) -> spar
 
 
 def _regions(
-    graph: sparse.csr_matrix, codes: NDArray[np.int64], where: Geometry, max_size: int | None, seed: int
-) -> NDArray[np.int64]:
-    """Region of every observation (-1: none), numbered section by section from large compartments to small ones."""
+    graph: sparse.csr_matrix, codes: NDArray[np.int64], where: Geometry, names: NDArray[np.str_],
+    max_size: int | None, seed: int,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Region of every observation (-1: none), numbered section by section from large compartments to small ones.
+
+    All is done in the order of positions: neither regions nor their numbers depend on the order of rows.
+    """
+    order = position_order(where.xy, names)
+    place = np.argsort(order)
     coo = graph.tocoo()
     same = (codes[coo.row] == codes[coo.col]) & (codes[coo.row] >= 0)
-    inside = sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)
-    component = connected_components(inside, directed=False)[1].astype(np.int64)
-    if max_size is not None:
-        component = bounded_parts(inside, component, max_size, np.random.default_rng(seed))
-    known = codes >= 0
-    if not known.any():
+    ends = place[coo.row[same]], place[coo.col[same]]
+    inside = sparse.csr_matrix((coo.data[same], ends), shape=graph.shape)
+    largest = len(order) if max_size is None else max_size
+    component = bounded_parts(inside, largest, np.random.default_rng(seed))
+    known = np.flatnonzero(codes[order] >= 0)
+    if not len(known):
         raise ValueError("No observation has a class, so there are no regions.")
+    _, first, member = np.unique(component[known], return_index=True, return_inverse=True)
+    rows = order[known[first]]
+    rank = np.argsort(np.lexsort((first, codes[rows], where.libs.codes[rows])))
     region = np.full(len(codes), -1, dtype=np.int64)
-    found, first = np.unique(component[known], return_index=True)
-    rows = np.flatnonzero(known)[first]
-    order = np.lexsort((rows, codes[rows], where.libs.codes[rows]))
-    rank = np.empty(len(found), dtype=np.int64)
-    rank[order] = np.arange(len(found))
-    region[known] = rank[np.searchsorted(found, component[known])]
+    region[order[known]] = rank[member]
     return region
 
 
@@ -178,18 +182,25 @@ def _region_adata(
     out.obs["n_obs"] = size.astype(np.int64)
     out.obs["area"] = member @ observation_area(where.xy, where.libs.codes, where.grids, where.meshes)
     out.obsm[_keys.SPATIAL] = mean @ where.xy
-    contact = member @ contact_lengths(graph, where.xy, where.libs.codes, where.grids, where.meshes) @ member.T
-    touch = member @ (graph != 0).astype(np.float64) @ member.T
-    for matrix in (contact, touch):
-        matrix.setdiag(0)
-        matrix.eliminate_zeros()
-    coo = touch.tocoo()
+    contact = _between(contact_lengths(graph, where.xy, where.libs.codes, where.grids, where.meshes), region, n_regions)
+    contact.eliminate_zeros()
+    coo = _between(graph, region, n_regions).tocoo()
     distance = np.linalg.norm(out.obsm[_keys.SPATIAL][coo.row] - out.obsm[_keys.SPATIAL][coo.col], axis=1)
     shape = (n_regions, n_regions)
     out.obsp[_keys.CONNECTIVITIES] = sparse.csr_matrix((np.ones(coo.nnz), (coo.row, coo.col)), shape=shape)
     out.obsp[_keys.DISTANCES] = sparse.csr_matrix((distance, (coo.row, coo.col)), shape=shape)
-    out.obsp[_keys.CONTACT] = sparse.csr_matrix(contact)
+    out.obsp[_keys.CONTACT] = contact
     return out, labels
+
+
+def _between(values: sparse.csr_matrix, region: NDArray[np.int64], n_regions: int) -> sparse.csr_matrix:
+    """Sum of symmetric ``values`` between the observations of each two regions."""
+    coo = values.tocoo()
+    ends = np.sort(np.c_[region[coo.row], region[coo.col]][coo.row < coo.col], axis=1)
+    data = coo.data[coo.row < coo.col]
+    apart = (ends[:, 0] != ends[:, 1]) & (ends[:, 0] >= 0)
+    total = sparse.csr_matrix((data[apart], tuple(ends[apart].T)), shape=(n_regions, n_regions))
+    return sparse.csr_matrix(total + total.T)
 
 
 def _region_means(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expression) -> sparse.csr_matrix:
