@@ -67,6 +67,21 @@ def test_regions_do_not_depend_on_the_order_of_rows(make_section, kind):
         np.testing.assert_allclose(*(one.uns["regions"].obsp[key].toarray() for one in (adata, other)), atol=1e-9)
 
 
+def test_cells_are_triangulated_once_while_they_stay_where_they_are(make_section, quick_unet, monkeypatch):
+    made = []
+    monkeypatch.setattr("stxtools._spatial.triangulation.Delaunay", lambda xy: made.append(len(xy)) or Delaunay(xy))
+    adata = make_section("scattered")
+    st.tl.segment(adata, 3, params=quick_unet, **HOW)
+    st.tl.region_graph(adata)
+    assert made == [adata.n_obs]
+    adata.obsm["spatial"][:, 0] = np.random.default_rng(0).permutation(adata.obsm["spatial"][:, 0])
+    moved = ad.AnnData(adata.X, adata.obs[["segment"]], obsm={"spatial": adata.obsm["spatial"].copy()})
+    for one in (adata, moved):
+        st.tl.region_graph(one)
+    assert len(made) == 3
+    assert_same(adata.uns["regions"].obsp["contact_length"], moved.uns["regions"].obsp["contact_length"])
+
+
 def test_no_edge_crosses_sections(line):
     regions = line.uns["regions"]
     coo = regions.obsp["spatial_connectivities"].tocoo()
