@@ -68,24 +68,6 @@ def section_of(sections: Sequence[Section]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(sections)), [len(section.arrays["compartment"]) for section in sections])
 
 
-def _model(
-    sections: Sequence[Section], genes: Genes, hardness: Hardness, blocks: Sequence[NDArray[Any]],
-    effects: NDArray[np.float64], batch: NDArray[np.float64],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-    """Return the state of each observation (mixture, programs, ``blocks``, section) and its effect on each gene."""
-    strength = np.full(len(genes.programs), hardness.nuisance)
-    strength[N_PROGRAMS:] = hardness.state
-    rows = np.vstack([genes.markers, strength[:, None] * genes.programs, effects, batch])
-    which = section_of(sections)
-    design = np.zeros((len(which), len(rows)), dtype=np.float32)
-    start = 0
-    for block in (joined(sections, "mixture"), joined(sections, "programs"), *blocks):
-        design[:, start : start + block.shape[1]] = block
-        start += block.shape[1]
-    design[np.arange(len(which)), start + which] = 1
-    return design, rows.astype(np.float32)
-
-
 def negative_binomial(
     rng: np.random.Generator, mean: NDArray[np.float32], inverse_dispersion: NDArray[np.float32], dropout: float
 ) -> NDArray[np.int64]:
@@ -103,8 +85,16 @@ def counts_of(
     blocks: Sequence[NDArray[Any]], effects: NDArray[np.float64], batch: NDArray[np.float64], mean_depth: float,
     show_progress: bool | None = None,
 ) -> sparse.csr_matrix:  # fmt: skip
-    """Draw counts (CSR, float32) whose depth varies around ``mean_depth``: memory is that of those above 0."""
-    design, on_genes = _model(sections, genes, hardness, blocks, effects, batch)
+    """Draw counts (CSR, float32) whose depth varies around ``mean_depth``: memory is that of those above 0.
+
+    Mixture, programs, ``blocks`` and section of an observation change the genes by markers, programs, ``effects`` and
+    ``batch``.
+    """
+    own = np.eye(len(sections), dtype=np.float32)[section_of(sections)]
+    state = joined(sections, "mixture"), joined(sections, "programs"), *blocks, own
+    design = np.hstack(state, dtype=np.float32, casting="same_kind")
+    strength = np.where(np.arange(len(genes.programs)) < N_PROGRAMS, hardness.nuisance, hardness.state)
+    on_genes = np.vstack([genes.markers, strength[:, None] * genes.programs, effects, batch]).astype(np.float32)
     n_obs, baseline = len(design), genes.baseline.astype(np.float32)
     log_depth = (hardness.depth_sd * rng.standard_normal(n_obs)).astype(np.float32)
     sample = np.linspace(0, n_obs - 1, min(n_obs, _DEPTH_SAMPLE)).astype(np.int64)

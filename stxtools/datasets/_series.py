@@ -13,9 +13,9 @@ from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
 from stxtools._validate import check_int, check_number, check_seed
 
+from . import _shapes as shapes
 from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
-from ._shapes import Anatomy, draw_anatomy, field_at, inward, lattice, layer_height, neighbouring, share, sigmoid
-from ._truth import N_PROGRAMS, Genes, Hardness, Platform, draw_genes, fold_changes
+from ._truth import Genes, Hardness, Platform, draw_genes, fold_changes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -113,7 +113,7 @@ def synthetic_series(
 
     gene_rng, tissue_rng, count_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     log2fc = fold_changes(logfc, n_trends)
-    genes = draw_genes(gene_rng, n_vars, len(_NAMES), N_PROGRAMS + preset.n_states, log2fc, hardness)
+    genes = draw_genes(gene_rng, n_vars, len(_NAMES), preset.n_states, log2fc, hardness)
     kind, place = _planted_trends(genes, n_trends)
     plan = {name: int(tissue_rng.integers(1, n_times)) for name in ("c4", "c5", "c6", "c7")}
     sections = _draw_sections(tissue_rng, preset, hardness, n_times, n_subjects, per_subject, n_obs, plan)
@@ -192,28 +192,28 @@ def _draw_sections(
     rng: np.random.Generator, preset: Platform, hardness: Hardness, n_times: int, n_subjects: int, per_subject: int,
     n_obs: int, plan: dict[str, int],
 ) -> list[Section]:  # fmt: skip
-    base, order = draw_anatomy(rng, 3 * len(_ISLANDS)), rng.permutation(len(_LAYERS))
+    base, order = shapes.draw_anatomy(rng, 3 * len(_ISLANDS)), rng.permutation(len(_LAYERS))
     out: list[Section] = []
     for step in range(n_times):
         for k in range(n_subjects):
             subject = f"T{step}_{k + 1}"
-            anatomy = neighbouring(base, rng)
+            anatomy = shapes.neighbouring(base, rng)
             sizes = np.exp(_SUBJECT * rng.standard_normal(len(FATES)))
             sizes[1] *= _FACTOR ** (step / (n_times - 1))
             sizes[2] /= _FACTOR ** (step / (n_times - 1))
             for s in range(per_subject):
-                here = anatomy if s == 0 else neighbouring(anatomy, rng)
+                here = anatomy if s == 0 else shapes.neighbouring(anatomy, rng)
                 arrays = _draw(rng, preset, hardness.border, n_obs, here, sizes, order, _present(plan, step))
                 out.append(Section(subject, f"{subject}_S{s + 1}", arrays, time=float(step)))
     return out
 
 
 def _draw(
-    rng: np.random.Generator, preset: Platform, border: float, n_obs: int, anatomy: Anatomy, sizes: NDArray[np.float64],
-    order: NDArray[np.int64], present: tuple[str, ...],
+    rng: np.random.Generator, preset: Platform, border: float, n_obs: int, anatomy: shapes.Anatomy,
+    sizes: NDArray[np.float64], order: NDArray[np.int64], present: tuple[str, ...],
 ) -> dict[str, NDArray[Any]]:  # fmt: skip
     """Observations of one section: positions, compartments and what their expression is made of."""
-    unit, array, half = lattice(n_obs, preset.kind, rng)
+    unit, array, half = shapes.lattice(n_obs, preset.kind, rng)
     code, mixture = _compartments(unit, anatomy, sizes, order, present, border)
     arrays = {"compartment": code, "mixture": mixture, "programs": programs(rng, unit, preset)}
     angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25)
@@ -223,33 +223,25 @@ def _draw(
 
 
 def _compartments(
-    unit: NDArray[np.float64], anatomy: Anatomy, sizes: NDArray[np.float64], order: NDArray[np.int64],
+    unit: NDArray[np.float64], anatomy: shapes.Anatomy, sizes: NDArray[np.float64], order: NDArray[np.int64],
     present: tuple[str, ...], border: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
     """Return the compartment of each observation, and its mixture of expression programs (n_obs, n_names)."""
     ends = np.cumsum(sizes[order]) / sizes[order].sum()
-    rank = share(layer_height(unit, anatomy))
-    layer = order[np.minimum(np.searchsorted(ends, rank), len(order) - 1)]
-    above, mixture = np.ones(len(unit)), np.zeros((len(unit), len(_NAMES)))
-    for which, end in zip(order, ends, strict=True):
-        below = (
-            np.minimum(sigmoid((rank - end) * len(order) / border), above) if end < 1 - 1e-9 else np.zeros(len(unit))
-        )
-        mixture[:, _NAMES.index(_LAYERS[which])] = above - below
-        above = below
-    code = np.array([_NAMES.index(name) for name in _LAYERS])[layer]
-    side = unit[:, 0] + 0.12 * field_at(anatomy.lesion, unit)
+    rank = shapes.share(shapes.layer_height(unit, anatomy))
+    layers = np.array([_NAMES.index(_LAYERS[which]) for which in order])
+    code = layers[np.minimum(np.searchsorted(ends, rank), len(order) - 1)]
+    mixture = np.zeros((len(unit), len(_NAMES)))
+    mixture[:, layers] = shapes.stacked((rank - end) * len(order) / border for end in ends[:-1])
+    side = unit[:, 0] + 0.12 * shapes.field_at(anatomy.lesion, unit)
     for name in ("c4", "c5"):
         if name + "a" in present:
-            at, right = _NAMES.index(name), sigmoid(side * len(order) / border)
+            at, right = _NAMES.index(name), shapes.sigmoid(side * len(order) / border)
             mixture[:, at + 1 : at + 3] = mixture[:, [at]] * np.c_[1 - right, right]
             code[code == at] += 1 + (side[code == at] > 0)
     for k, name in enumerate(_ISLANDS):
         if name in present:
             top = 1 - min(_ISLAND_SHARE * sizes[len(_LAYERS) + k], 0.5)
-            place = share(inward(anatomy.islands[k], unit))
-            inside = sigmoid((place - top) / (0.2 * border))
-            mixture *= (1 - inside)[:, None]
-            mixture[:, _NAMES.index(name)] = inside
-            code[place > top] = _NAMES.index(name)
+            rank = shapes.share(shapes.inward(anatomy.islands[k], unit))
+            shapes.add_island(code, mixture, _NAMES.index(name), rank, top, border)
     return code, mixture

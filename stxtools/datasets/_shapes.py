@@ -5,18 +5,19 @@ Positions are in the tissue's own frame: centre at 0, the edge at about 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import rankdata
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 _HALF_WIDTH = 1.8  # the grid reaches beyond the tissue (about -1 ... 1), so that its wrapped edges never meet inside
 _GRID = 256
+_ISLAND_SHARE = 0.15  # of the tissue's area, for each kind of island
+_LESION_SHARE = 0.3
+_BORDER_LENGTH = 0.35  # length scale of the wobble of borders
 
 
 def gaussian_field(rng: np.random.Generator, length_scale: float) -> NDArray[np.float64]:
@@ -37,21 +38,10 @@ def field_at(field: NDArray[np.float64], unit_xy: NDArray[np.float64]) -> NDArra
     return ndimage.map_coordinates(field, index, order=1, mode="grid-wrap")
 
 
-_ISLAND_SHARE = 0.15  # of the tissue's area, for each kind of island
-_LESION_SHARE = 0.3
-_BORDER_LENGTH = 0.35  # length scale of the wobble of borders
-
-
-def n_islands(n_compartments: int) -> int:
-    """Every third compartment is a kind of island, the others are layers: 5 -> 4 layers and 1 island."""
-    return n_compartments // 3
-
-
 def compartment_names(n_compartments: int) -> list[str]:
-    """Names of the compartments: layers from the surface inwards, then islands."""
-    islands = n_islands(n_compartments)
-    layers = [f"layer_{k + 1}" for k in range(n_compartments - islands)]
-    return layers + [f"island_{k + 1}" for k in range(islands)]
+    """Names of the compartments, of which every third is an island: layers from the surface inwards, then islands."""
+    kinds = ("layer", n_compartments - n_compartments // 3), ("island", n_compartments // 3)
+    return [f"{kind}_{k + 1}" for kind, n in kinds for k in range(n)]
 
 
 def lattice(
@@ -63,24 +53,19 @@ def lattice(
     (scattered), the array rows and columns of a hexagonal lattice (Visium's way: columns count in steps
     of two, odd rows shifted by one), and the half width, which maps the positions to the tissue's frame.
     """
-    area_per_obs = np.sqrt(3) / 2 if kind == "hex" else 1.0
-    half = np.sqrt(n_obs * area_per_obs) / 2
-    reach = half * 1.25 + 3
-    if kind == "hex":
-        rows = 2 * int(np.ceil(reach / (np.sqrt(3) / 2))) + 1
-        cols = 2 * int(np.ceil(reach)) + 1
-    else:
-        rows = cols = 2 * int(np.ceil(reach)) + 1
+    height = np.sqrt(3) / 2 if kind == "hex" else 1.0  # of a row
+    half = np.sqrt(n_obs * height) / 2
+    rows, cols = (2 * int(np.ceil((half * 1.25 + 3) / step)) + 1 for step in (height, 1.0))
     r, c = (a.ravel() for a in np.mgrid[:rows, :cols])
     array = None
     if kind == "hex":
         array = np.column_stack([r, 2 * c + r % 2])
-        xy = np.column_stack([array[:, 1] / 2.0, r * np.sqrt(3) / 2])
-        centre = np.array([(cols - 1) / 2, (rows - 1) * np.sqrt(3) / 4])
+        xy = np.column_stack([array[:, 1] / 2.0, r * height])
+        centre = np.array([cols - 1, (rows - 1) * height]) / 2
     else:
         # one cell at a random place of each square: irregular, but as evenly spread as packed cells are
         xy = np.column_stack([c, r]) + rng.random((len(r), 2))
-        centre = np.array([cols / 2, rows / 2])
+        centre = np.array([cols, rows]) / 2
     unit = (xy - centre) / half
     inside = np.argpartition(_outline(unit, rng), n_obs - 1)[:n_obs]
     inside.sort()  # reading order
@@ -116,7 +101,7 @@ def draw_anatomy(rng: np.random.Generator, n_compartments: int) -> Anatomy:
         tilt=float(rng.uniform(-0.3, 0.3)),
         curvature=float(rng.uniform(0.25, 0.5)),
         wobble=gaussian_field(rng, _BORDER_LENGTH),
-        islands=tuple(gaussian_field(rng, _BORDER_LENGTH) for _ in range(n_islands(n_compartments))),
+        islands=tuple(gaussian_field(rng, _BORDER_LENGTH) for _ in range(n_compartments // 3)),
         lesion=gaussian_field(rng, 0.5),
     )
 
@@ -157,6 +142,27 @@ def inward(field: NDArray[np.float64], unit: NDArray[np.float64]) -> NDArray[np.
     return field_at(field, unit) - 0.8 * (unit**2).sum(axis=1)
 
 
+def stacked(beyond: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Shares of layers, by how far ``beyond`` each border between two of them an observation is, in its widths."""
+    above: NDArray[np.float64] = np.ones(1)
+    shares = []
+    for past in beyond:
+        below = np.minimum(sigmoid(past), above)
+        shares.append(above - below)
+        above = below
+    return np.column_stack([*shares, above])
+
+
+def add_island(
+    code: NDArray[np.int64], mixture: NDArray[np.float64], at: int, rank: NDArray[np.float64], top: float, border: float
+) -> None:
+    """Let what ranks above ``top`` be of compartment ``at``, which blends into the others at its ``border``."""
+    inside = sigmoid((rank - top) / (0.2 * border))
+    mixture *= (1 - inside)[:, None]
+    mixture[:, at] = inside
+    code[rank > top] = at
+
+
 def compartments(
     unit: NDArray[np.float64], anatomy: Anatomy, n_compartments: int, border: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -165,20 +171,11 @@ def compartments(
     layers = n_compartments - islands
     depth = layers * share(layer_height(unit, anatomy))
     code = np.minimum(depth.astype(np.int64), layers - 1)
-    mixture = np.zeros((len(unit), n_compartments))
-    above = np.ones(len(unit))
-    for k in range(layers - 1):
-        width = border * (3 if k == 0 and layers > 2 else 1)
-        below = np.minimum(sigmoid((depth - (k + 1)) / width), above)
-        mixture[:, k] = above - below
-        above = below
-    mixture[:, layers - 1] = above
+    mixture, width = np.zeros((len(unit), n_compartments)), np.full(layers - 1, border)
+    width[: layers > 2] *= 3  # the first border is a gradient
+    mixture[:, :layers] = stacked((depth - (k + 1)) / width[k] for k in range(layers - 1))
     for k, field in enumerate(anatomy.islands):
-        rank = share(inward(field, unit))
-        inside = sigmoid((rank - (1 - _ISLAND_SHARE)) / (0.2 * border))
-        mixture *= (1 - inside)[:, None]
-        mixture[:, layers + k] = inside
-        code[rank > 1 - _ISLAND_SHARE] = layers + k
+        add_island(code, mixture, layers + k, share(inward(field, unit)), 1 - _ISLAND_SHARE, border)
     return code, mixture
 
 

@@ -16,7 +16,7 @@ from stxtools._validate import check_choice, check_int, check_seed
 
 from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
 from ._shapes import Anatomy, compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
-from ._truth import N_PROGRAMS, Hardness, Platform, draw_genes, fold_changes
+from ._truth import Hardness, Platform, draw_genes, fold_changes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,8 +112,7 @@ def synthetic_tissue(
             f"`n_obs={n_obs}` is too few for {n_sections} section(s) of {n_compartments} compartments; "
             f"ask for at least {4 * n_compartments * n_sections} (it is the number over all sections)."
         )
-    if n_biomarkers is None:
-        n_biomarkers = max(1, round(0.1 * n_vars))
+    n_biomarkers = max(1, round(0.1 * n_vars)) if n_biomarkers is None else n_biomarkers
     n_biomarkers = check_int("n_biomarkers", n_biomarkers, minimum=0, maximum=n_vars - 1)
     mean_depth = checked_depth(mean_depth, preset, n_vars)
     random_state = check_seed(random_state)
@@ -124,7 +123,7 @@ def synthetic_tissue(
 
     gene_rng, tissue_rng, count_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(random_state).spawn(3))
     log2fc = fold_changes(logfc, n_biomarkers)
-    genes = draw_genes(gene_rng, n_vars, n_compartments, N_PROGRAMS + preset.n_states, log2fc, hardness)
+    genes = draw_genes(gene_rng, n_vars, n_compartments, preset.n_states, log2fc, hardness)
     batch = hardness.batch * gene_rng.standard_normal((n_sections, n_vars)) if n_sections > 1 else np.zeros((1, n_vars))
 
     sections = _draw_sections(tissue_rng, preset, hardness, n_obs, n_compartments, n_patients, n_sections, disease)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 N_PROGRAMS = 16  # autocorrelated programs without a label
 _MARKER_SHARE = 0.6  # of the genes that are not biomarkers
@@ -95,29 +92,20 @@ def fold_changes(logfc: float | Sequence[float], n_biomarkers: int) -> NDArray[n
 
 
 def draw_genes(
-    rng: np.random.Generator,
-    n_vars: int,
-    n_compartments: int,
-    n_programs: int,
-    log2fc: NDArray[np.float64],
+    rng: np.random.Generator, n_vars: int, n_compartments: int, n_states: int, log2fc: NDArray[np.float64],
     hardness: Hardness,
-) -> Genes:
+) -> Genes:  # fmt: skip
     """Give every gene its part: biomarker, marker of a compartment, or neither; programs may drive any."""
-    order = rng.permutation(n_vars)
-    n_biomarkers = len(log2fc)
-    rest = order[n_biomarkers:]
-    n_markers = int(np.ceil(_MARKER_SHARE * len(rest)))
+    responding, rest = np.split(rng.permutation(n_vars), [len(log2fc)])
+    genes = rest[: int(np.ceil(_MARKER_SHARE * len(rest)))]
     marker_of = np.full(n_vars, -1, dtype=np.int64)
-    marker_of[rest[:n_markers]] = np.arange(n_markers) % n_compartments
-    markers = np.zeros((n_compartments, n_vars))
-    genes = rest[:n_markers]
-    markers[marker_of[genes], genes] = hardness.marker * rng.uniform(0.6, 1.4, size=n_markers)
-    planted = np.zeros(n_vars)
-    planted[order[:n_biomarkers]] = log2fc
-    driven = rng.random((n_programs, n_vars)) < _LOADING_SHARE
+    marker_of[genes] = np.arange(len(genes)) % n_compartments
+    markers, planted = np.zeros((n_compartments, n_vars)), np.zeros(n_vars)
+    markers[marker_of[genes], genes] = hardness.marker * rng.uniform(0.6, 1.4, size=len(genes))
+    planted[responding] = log2fc
+    driven = rng.random((N_PROGRAMS + n_states, n_vars)) < _LOADING_SHARE
     # all programs of a kind together then have a standard deviation of 1 on the average gene
-    alike = np.where(np.arange(n_programs) < N_PROGRAMS, N_PROGRAMS, n_programs - N_PROGRAMS)
-    size = 1 / np.sqrt(alike * _LOADING_SHARE)
+    size = 1 / np.sqrt(np.repeat([N_PROGRAMS, n_states], [N_PROGRAMS, n_states]) * _LOADING_SHARE)
     proportion = rng.lognormal(0, 0.6, size=n_vars)
     return Genes(
         baseline=np.log(proportion / proportion.sum()),
