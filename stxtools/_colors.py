@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,30 +15,14 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-# scanpy.plotting.palettes.default_20, _28 and _102, six hexadecimal digits a colour
-_20 = (
-    "1f77b4ff7f0e279e68d62728aa40fc8c564be377c2b5bd6117becfaec7e8ffbb7898df8aff9896c5b0d5c49c94f7b6d2dbdb8d"
-    "9edae5ad494a8c6d31"
-)
-_28 = (
-    "023fa57d87b9bec1d4d6bcc0bb77848e063b4a6fe38595e1b5bbe3e6afb9e07b91d33f6a11c6388dd593c6dec7ead3c6f0b98d"
-    "ef97080fcfc09cded6d5eae7f3e1ebf6c4e1f79cd47f7f7fc7c7c71ce6ff336600"
-)
-_102 = (
-    "ffff001ce6ffff34ffff4a46008941006fa6a30059ffdbe57a49000000a663ffacb79762004d438fb0ff997d875a0007809693"
-    "6a3a4c1b44004fc6013b5dff4a3b53ff2f8061615aba09006b790000c2a0ffaa92ff90c9b903aad16100ddefff0000357b4f4b"
-    "a1c2993000180aa6d801334900846f372101ffb500c2ffeda079bfcc0744c0b9b2c2ff99001e0900489c6f00620cbd66eec3ff"
-    "456d75b77b687a87a1788d66885578fad09fff8a9ad157a0bec4594566480086ed886f4c34362db4a8bd00a6aa452c2c636375"
-    "a3c8c9ff913f938a8157532900fecfb05b6f8cd0ff3b970004f757c8a1a11e6e007900d7a775006367a9a058376b002c772600"
-    "d790ff9b9700549e79fff69f20162572418fbc23ff99adc03a24659223295b4534fde8dc404e550089a3cb7e98a4e804324e72"
-)
+_PALETTES = Path(__file__).with_name("_palettes.txt").read_text(encoding="utf-8").splitlines()[1:]
 
 
 def default_colors(n: int) -> list[str]:
     """Return scanpy's default colours for ``n`` categories."""
-    for digits in (_20, _28, _102):
-        if 6 * n <= len(digits):
-            return [f"#{digits[6 * i : 6 * i + 6]}" for i in range(n)]
+    for palette in (line.split(",") for line in _PALETTES):
+        if n <= len(palette):
+            return [f"#{digits}" for digits in palette[:n]]
     # beyond 102 no palette tells categories apart: steps of the golden ratio keep neighbours in the list distinct
     rgb = (colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.55 + 0.4 * (i % 2), 0.9 - 0.15 * (i % 3)) for i in range(n))
     return ["#" + "".join(f"{round(255 * x):02x}" for x in color) for color in rgb]

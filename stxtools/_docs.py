@@ -1,7 +1,7 @@
 """Fill the docstrings of public functions with texts that many of them share, at import, as plain text.
 
 ``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
-of :data:`PARAMETERS`; ``%(slots)s`` for the rows of ``_slots.tsv``; ``%(returns)s`` and ``%(download)s``
+of ``_parameters.tsv``; ``%(slots)s`` for the rows of ``_slots.tsv``; ``%(returns)s`` and ``%(download)s``
 for a whole section. "Returns" and "Raises", where a docstring has none, and the first line of an example are put in.
 """
 
@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ._on_spatialdata import OnSpatialData, on_spatialdata
@@ -38,44 +39,8 @@ IMPORT = ">>> import stxtools as st"
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 
 # the first that fits is taken; one that starts with a namespace is for the functions of that namespace
-PARAMETERS = {
-    "pl.library_key": "Column of ``obs`` with the section of each observation; by default the one that the drawn "
-    "result was made with. ``False``: all observations are one section.",
-    "pl.spatial_key": "Key of ``obsm`` with the positions to draw at.",
-    "pl.key": "Name under which the results were written.",
-    "get.fdr": "Keep rows with ``pvals_adj`` of at most this.",
-    "get.key": "Name under which the results were written.",
-    "accelerator, devices": "Where to train, as in Lightning.",
-    "accelerator": "Where to train, as in Lightning.",
-    "adata": "Annotated data, or SpatialData with a table (see :mod:`stxtools.io`).",
-    "ax": "Axes to draw into; only for one panel.",
-    "compartment": "Compartment or compartments; all by default.",
-    "copy": "Whether to return a changed copy instead of changing ``adata``.",
-    "feature": "Gene or genes, or the other compartment of a contact; all by default.",
-    "fdr": "False discovery rate up to which ``pvals_adj`` counts as significant.",
-    "group": "Group or groups; all by default.",
-    "img": "Whether the tissue image is drawn beneath, or its name; by default it is drawn where there is one.",
-    "key_added": 'Name of the output instead of ``"{key}"``.',
-    "layer": 'Layer with expression; by default ``layers["counts"]`` where there is one, else ``X``.',
-    "legend": "Whether legends and colour bars are drawn: beside the panels, or inside ``ax``.",
-    "library": "Section or sections to draw; all by default, one panel each.",
-    "library_key": "Column of ``obs`` with the section of each observation; nothing crosses sections. "
-    "``False``: all are one.",
-    "metric": '``"accuracy"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"mse"``.',
-    "palette": "Colours of the classes, as in :func:`stxtools.pl.segment`.",
-    "random_state": "Seed. The same seed gives the same result, to the bit on a CPU.",
-    "regions_key": "Key of ``uns`` with the region graph.",
-    "save": "Whether the figure is saved, the end of its file's name, or a path; see :mod:`stxtools.pl`.",
-    "scale_bar": "Whether a scale bar is drawn, or the microns of a unit of the coordinates; by default where "
-    "these are known (see :mod:`stxtools.pl`).",
-    "show": "Whether the figure is shown, as in scanpy; see :mod:`stxtools.pl`.",
-    "show_progress": "Whether to show progress; by default in terminals and notebooks.",
-    "spatial_key": "Key of ``obsm`` with the positions (x, y).",
-    "subject_key": "Column of ``obs`` with the subject of each observation.",
-    "target": '``"biomarker"``, ``"region"`` or ``"expression"``; by default all that have the metric.',
-    "title": "Title; by default each of several panels has its own.",
-    "use_rep": "Key of ``obsm`` to read, instead of the components that :func:`stxtools.tl.segment` would take.",
-}
+_LINES = Path(__file__).with_name("_parameters.tsv").read_text(encoding="utf-8").splitlines()
+PARAMETERS = dict(line.split("\t") for line in _LINES)
 
 
 def documented(function: Callable[P, R]) -> OnSpatialData[P, R]:
@@ -164,11 +129,6 @@ def _item(row: SlotRow) -> tuple[str, ...]:
 
 
 def _wrap(text: str, indent: str, first: str | None = None) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent if first is None else first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    first = indent if first is None else first
+    whole: Any = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, **whole)
