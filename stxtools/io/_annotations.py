@@ -88,7 +88,10 @@ def read_annotations(
     if "geometry" in found:
         kind = "xenium" if path.suffix.lower() == ".csv" else "geojson"
         xy = coordinates(adata, spatial_key, libs)[rows]
-        labels = _by_place(found, xy * scale, _spot_radius(adata, libs.names[libs.codes[rows[0]]], xy) * scale, path)
+        factors = spatial_entry(adata, libs.names[libs.codes[rows[0]]])[_keys.SCALEFACTORS]
+        diameter = factors.get(_keys.SPOT_DIAMETER)  # of a spot where it is known, else between observations
+        radius = float(typical_spacing(xy) if diameter is None else diameter) / 2
+        labels = _by_place(found, xy * scale, radius * scale, path)
     else:
         labels = _by_identifier(found["name"], adata.obs_names[rows], path)
     names = list(dict.fromkeys(found["name"]))
@@ -219,6 +222,8 @@ def _name_and_color(properties: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def _csv(text: str, path: Path) -> pd.DataFrame:
+    from shapely import Polygon
+
     comments = [line for line in text.splitlines() if line.startswith("#")]
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     # as text: beside an empty cell pandas would make cluster 1 to "1.0", and 01 to "1"
@@ -226,7 +231,9 @@ def _csv(text: str, path: Path) -> pd.DataFrame:
     title = next((c.partition(":")[2].strip() for c in comments if c.lower().startswith("#selection name")), path.stem)
     columns = list(table.columns)
     if {"X", "Y"} <= set(columns):
-        return _selections(table, title)
+        parts = dict(list(table.groupby("Selection", sort=False))) if "Selection" in table else {title: table}
+        shapes = [Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
+        return pd.DataFrame({"name": [str(name) for name in parts], "geometry": shapes})
     identifiers = next((c for c in columns if str(c).lower() in {"barcode", "cell id", "cell_id"}), None)
     if identifiers is None:
         raise ValueError(
@@ -244,14 +251,6 @@ def _csv(text: str, path: Path) -> pd.DataFrame:
             f"{str(path)!r} has the columns {listing(columns)}; keep {identifiers!r} and the one category."
         )
     return pd.DataFrame({"name": names.to_numpy(dtype=object)}, index=table[identifiers]).dropna()
-
-
-def _selections(table: pd.DataFrame, title: str) -> pd.DataFrame:
-    from shapely import Polygon
-
-    parts = dict(list(table.groupby("Selection", sort=False))) if "Selection" in table else {title: table}
-    shapes = [Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
-    return pd.DataFrame({"name": [str(name) for name in parts], "geometry": shapes})
 
 
 def rows_of(adata: AnnData, library: str | None, library_key: str | None) -> tuple[Libraries, NDArray[np.int64]]:
@@ -309,12 +308,6 @@ def _by_place(shapes: pd.DataFrame, xy: NDArray[np.float64], radius: float, path
     if several:
         warn(f"{several} observations lie in shapes of several names; each has that of the smallest shape.")
     return out
-
-
-def _spot_radius(adata: AnnData, library: str, xy: NDArray[np.float64]) -> float:
-    """Half a spot: of its diameter where it is known, else of the distance between observations."""
-    diameter = spatial_entry(adata, library)[_keys.SCALEFACTORS].get(_keys.SPOT_DIAMETER)
-    return float(typical_spacing(xy) if diameter is None else diameter) / 2
 
 
 def _feature(polygon: Any, name: str, color: str, scale: float) -> dict[str, Any]:

@@ -121,10 +121,6 @@ def _adata(
     return adata
 
 
-def _microns(platform: str) -> dict[str, str]:
-    return {"unit": "micron", "platform": platform}
-
-
 def _read_visium(folder: Path, _: int) -> AnnData:
     import h5py
 
@@ -158,13 +154,14 @@ def _read_xenium(folder: Path, _: int) -> AnnData:
     specs = json.loads((folder / "experiment.xenium").read_text())
     metadata = {key: specs[key] for key in ("run_name", "region_name", "pixel_size") if specs.get(key)}
     library = str(specs.get("region_name") or section_name(folder))
-    return _adata(sdata, library, drop=["region"], metadata=metadata | _microns("Xenium"))
+    return _adata(sdata, library, drop=["region"], metadata=metadata | {"unit": "micron", "platform": "Xenium"})
 
 
 def _read_merscope(folder: Path, _: int) -> AnnData:
     sdata = _sdata("merscope", folder, transcripts=False, cells_boundaries=False, mosaic_images=False)
     columns = ["region", "slide", "dataset_id", "cells_region"]
-    return _adata(sdata, section_name(folder), drop=columns, metadata=_microns("MERSCOPE"))
+    metadata = {"unit": "micron", "platform": "MERSCOPE"}
+    return _adata(sdata, section_name(folder), drop=columns, metadata=metadata)
 
 
 def _read_cosmx(folder: Path, _: int) -> AnnData:
@@ -172,21 +169,16 @@ def _read_cosmx(folder: Path, _: int) -> AnnData:
     library = matrix.name.removesuffix("_exprMat_file.csv")
     sdata = _sdata("cosmx", folder, dataset_id=library, transcripts=False)
     table = sdata["table"]
-    scale = _microns_per_pixel(pd.read_csv(folder / f"{library}_fov_positions_file.csv"))
-    table.obsm[_keys.SPATIAL] = table.obsm.pop("global") * (1.0 if scale is None else scale)
-    metadata = {"unit": "pixel", "platform": "CosMx"} if scale is None else _microns("CosMx") | {"pixel_size": scale}
+    fovs = pd.read_csv(folder / f"{library}_fov_positions_file.csv")
+    metadata: dict[str, Any] = {"unit": "pixel", "platform": "CosMx"}
+    span = np.ptp(fovs.reindex(columns=["x_global_px", "x_global_mm"]).to_numpy(dtype=float), axis=0)
+    if np.isfinite(span).all() and span[0] > 0:  # fields of view have their place in millimetres and in pixels
+        metadata |= {"unit": "micron", "pixel_size": float(1000 * span[1] / span[0])}
+    table.obsm[_keys.SPATIAL] = table.obsm.pop("global") * metadata.get("pixel_size", 1.0)
     adata = _adata(sdata, library, metadata=metadata)
     control = adata.var_names.str.match(_COSMX_CONTROLS)
     adata.obsm["blank"] = adata[:, control].to_df()  # the name that spatialdata-io gives MERSCOPE's
     return adata[:, ~control].copy()
-
-
-def _microns_per_pixel(fovs: pd.DataFrame) -> float | None:
-    """Return the size of a pixel where fields of view have their place in millimetres and in pixels."""
-    columns = [c for c in ("x_global_px", "x_global_mm") if c in fovs]
-    if len(columns) < 2 or (span := np.ptp(fovs[columns].to_numpy(), axis=0))[0] == 0:
-        return None
-    return float(1000 * span[1] / span[0])
 
 
 _VENDORS = {  # what a folder holds, in this order, and who reads it
