@@ -38,7 +38,7 @@ class Lattice:
     origin: tuple[float, float]  # x, y of pixel (0, 0)
 
 
-def fit_lattice(xy: Floats, array: NDArray[np.generic] | None = None, kind: Kind = "auto") -> Lattice | None:
+def fit_lattice(xy: Floats, array: NDArray[Any] | None = None, kind: Kind = "auto") -> Lattice | None:
     """Return the lattice of one section, or None where there is none."""
     if kind == "scattered" or len(xy) < 2:
         return None
@@ -46,10 +46,12 @@ def fit_lattice(xy: Floats, array: NDArray[np.generic] | None = None, kind: Kind
     return _from_coordinates(xy, kind) if found is None else found
 
 
-def _from_array(xy: Floats, array: NDArray[np.generic], kind: Kind) -> Lattice | None:
+def _from_array(xy: Floats, array: NDArray[Any], kind: Kind) -> Lattice | None:
     """Of the lattices that rows and columns may count, the one that lies in space nearest to how it should."""
-    grid = _usable_array(array)
-    if grid is None or not _agrees(xy, grid):
+    if not np.isfinite(array).all() or (array != np.rint(array)).any():
+        return None
+    grid = array.astype(np.int64)
+    if not _all_different(grid) or not _agrees(xy, grid):
         return None
     grid = grid - grid.min(axis=0)
     grid //= np.maximum(np.gcd.reduce(grid, axis=0), 1)
@@ -64,17 +66,6 @@ def _from_array(xy: Floats, array: NDArray[np.generic], kind: Kind) -> Lattice |
     shapes = [("square", square)] if kind == "square" else [("square", square), *(("hex", _halved(d)) for d in doubled)]
     found, index = min(shapes, key=lambda shape: _distortion(xy, *shape))
     return None if kind == "hex" != found else _build(xy, index, found)
-
-
-def _usable_array(array: NDArray[np.generic]) -> Index | None:
-    try:
-        values = np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    if not np.isfinite(values).all() or not np.array_equal(values, np.rint(values)):
-        return None
-    grid = values.astype(np.int64)
-    return grid if _all_different(grid) else None
 
 
 def _all_different(index: Index) -> bool:
