@@ -154,15 +154,14 @@ def _from_landmarks(
         if name == reference:
             continue
         turned = (1, -1) if allow_reflection and method != "affine" else (1,)  # an affine map turns over by itself
-        source, target = points[name], points[reference]
-        fits = [_fit(source * [sign, 1], target, method, name) * [[sign, 1, 1]] for sign in turned]
-        rmse, best = min((_rmse(fit, source, target), i) for i, fit in enumerate(fits))
-        if not allow_reflection and np.linalg.det(fits[best][:, :2]) < 0:
+        fits = [_fit(points[name], points[reference], sign, method, name) for sign in turned]
+        rmse, best = min((rmse, i) for i, (_, rmse) in enumerate(fits))
+        if not allow_reflection and np.linalg.det(fits[best][0][:, :2]) < 0:
             raise ValueError(
                 f"The landmarks of section {name!r} turn it over; check their order, or pass "
                 "`allow_reflection=True` if it was mounted upside down."
             )
-        found[name] = fits[best], {"rmse": rmse}
+        found[name] = fits[best][0], {"rmse": rmse}
     return found
 
 
@@ -183,17 +182,17 @@ def _points(name: str, value: Any, method: str) -> NDArray[np.float64]:
     return points
 
 
-def _fit(source: NDArray[np.float64], target: NDArray[np.float64], method: str, name: str) -> NDArray[np.float64]:
+def _fit(
+    source: NDArray[np.float64], target: NDArray[np.float64], sign: int, method: str, name: str
+) -> tuple[NDArray[np.float64], float]:
+    """Return the map of landmarks, turned over where ``sign`` is -1, and the root of its mean squared error."""
     from skimage.transform import estimate_transform
 
     kind = "euclidean" if method == "rigid" else method
-    fitted = getattr(estimate_transform(kind, source, target), "params", np.nan)  # a failure has none, or NaN
-    matrix = np.asarray(fitted, dtype=np.float64)
+    fitted = estimate_transform(kind, source * [sign, 1], target)
+    matrix = np.asarray(getattr(fitted, "params", np.nan), dtype=np.float64)  # a failure has none, or NaN
     if not np.isfinite(matrix).all():
         raise ValueError(f"The landmarks of section {name!r} do not determine a {method} map.")
-    return matrix[:2]
-
-
-def _rmse(matrix: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]) -> float:
-    moved = source @ matrix[:, :2].T + matrix[:, 2]
-    return float(np.sqrt(((moved - target) ** 2).sum(axis=1).mean()))
+    matrix = matrix[:2] * [[sign, 1, 1]]
+    missed = source @ matrix[:, :2].T + matrix[:, 2] - target
+    return matrix, float(np.sqrt((missed**2).sum(axis=1).mean()))

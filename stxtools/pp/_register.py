@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage, optimize
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from stxtools._spatial.density import typical_spacing
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 Method = Literal["rigid", "similarity", "affine"]
-Cost = Callable[["NDArray[np.float64]"], float]
+Cost = Callable[[NDArray[np.float64]], float]
 
 _MAX_SIDE = 192  # pixels of a feature image
 _POINTS = (600, 3000)  # observations sampled by the coarse and the fine fit
@@ -129,11 +127,9 @@ def register(
     step = 0.12 * reference.extent
     logs = {0.0} if method == "rigid" else {0.0, *(np.log(r) for r in _ratios(moving, reference))}
     starts = []
-    turns = np.arange(_ANGLES) * 2 * np.pi / _ANGLES
-    shifts = (-step, 0.0, step)
-    for flip, angle, scale, dx, dy in product(
-        (False, True)[: 1 + allow_reflection], turns, sorted(logs), shifts, shifts
-    ):
+    turns, shifts = np.arange(_ANGLES) * 2 * np.pi / _ANGLES, (-step, 0.0, step)
+    flips = (False, True)[: 1 + allow_reflection]
+    for flip, angle, scale, dx, dy in product(flips, turns, sorted(logs), shifts, shifts):
         p = np.array([angle, scale, target[0] + dx, target[1] + dy])
         starts.append((coarse(_matrix(p, centre, flip)), flip, p))
     starts.sort(key=lambda s: s[0])
@@ -150,10 +146,9 @@ def register(
         return lambda p: objective(_matrix(p, centre, flip))
 
     found = [(*_descend(cost(coarse, flip), p, size, free), flip) for _, flip, p in chosen]
-    found.sort(key=lambda f: f[0])
     fine = Objective(moving, reference, 0.0, _POINTS[1], rng)
     finished = []
-    for _, p, flip in found[:2]:
+    for _, p, flip in sorted(found, key=lambda f: f[0])[:2]:
         goal = cost(fine, flip)
         _, p = _descend(goal, p, size * 0.25, free)
         if method == "affine":
@@ -179,17 +174,9 @@ def _descend(
 ) -> tuple[float, NDArray[np.float64]]:
     """Return the lowest cost found from ``start`` by steps of ``size`` in the ``free`` parameters, and its place."""
     moves = np.diag(size)[: len(start), np.flatnonzero(free[: len(start)])]
-
-    def moved(z: NDArray[np.float64]) -> NDArray[np.float64]:
-        return start + moves @ z
-
     n = moves.shape[1]
+    options = {"initial_simplex": np.eye(n + 1, n, k=-1), "xatol": 1e-3, "fatol": 1e-5, "maxfev": 50 * n}
     result = optimize.minimize(
-        lambda z: cost(moved(z)),
-        np.zeros(n),
-        method="Nelder-Mead",
-        options={
-            "initial_simplex": np.vstack([np.zeros(n), np.eye(n)]), "xatol": 1e-3, "fatol": 1e-5, "maxfev": 50 * n,
-        },
+        lambda z: cost(start + moves @ z), np.zeros(n), method="Nelder-Mead", options=options
     )  # fmt: skip
-    return float(result.fun), moved(result.x)
+    return float(result.fun), start + moves @ result.x
