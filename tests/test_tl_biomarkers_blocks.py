@@ -17,7 +17,7 @@ from scipy import sparse
 
 import stxtools as st
 from stxtools._data import chunks as _chunks
-from stxtools._data.gene_blocks import GeneBlocks, gene_slices
+from stxtools._data.expression import GeneBlocks, gene_slices
 
 h5py = pytest.importorskip("h5py")
 HOW: dict[str, Any] = {"n_null": 66, "show_progress": False}

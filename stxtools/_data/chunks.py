@@ -72,15 +72,13 @@ def rows_per_chunk(n_vars: int) -> int:
     return max(256, int(settings.max_memory * 2**30 / 4 / (8 * n_vars)))
 
 
-def iter_rows(
-    matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_once: int | None = AT_ONCE
-) -> Iterator[T]:
-    """Yield ``work(chunk, rows)``, picklable for a cluster, for chunks of rows (CSR) in their order."""
-    if is_backed(matrix) and _by_column(matrix):
-        matrix = to_csr(matrix)
-    if is_backed(matrix) and _client() is not None:
-        lazy = _as_dask(matrix)
-        matrix = matrix if lazy is None else lazy
+def iter_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_once: int | None = None) -> Iterator[T]:
+    """Yield ``work(chunk, rows)``, picklable for a cluster, for chunks of rows (CSR) in their order.
+
+    ``at_once`` chunks of a dask array are computed and held together, or all.
+    """
+    if is_backed(matrix):
+        matrix = to_csr(matrix) if getattr(matrix, "format", "csr") == "csc" else _as_dask(matrix)
     if is_dask(matrix):
         yield from _iter_dask(matrix, work, at_once)
         return
@@ -121,29 +119,15 @@ def _run(shared: _Work, block: Any, rows: slice) -> Any:
     return shared.function(to_csr(block), rows)
 
 
-def _client() -> Any:
-    """Return the user's dask client, if there is one."""
-    if "distributed" not in sys.modules:
-        return None
-    try:
-        return sys.modules["distributed"].get_client()
-    except ValueError:
-        return None
-
-
-def _by_column(matrix: Any) -> bool:
-    return getattr(matrix, "format", "csr") == "csc"
-
-
 def _as_dask(matrix: Any) -> Any:
-    """Return a backed matrix as a dask array whose chunks the workers read from the file themselves."""
-    from anndata.experimental import read_elem_lazy
-
-    group = getattr(matrix, "group", matrix)
+    """Return a backed matrix as a dask array whose chunks workers of the user's client read; as it is without one."""
     try:
-        return read_elem_lazy(group)
-    except (TypeError, ValueError, KeyError, NotImplementedError):  # no file that a worker could open
-        return None
+        sys.modules["distributed"].get_client()
+        from anndata.experimental import read_elem_lazy
+
+        return read_elem_lazy(getattr(matrix, "group", matrix))
+    except (TypeError, ValueError, KeyError, NotImplementedError):  # no client, or no file that a worker could open
+        return matrix
 
 
 @dataclass(frozen=True)
@@ -162,13 +146,14 @@ class Survey:
         """Summarise all values."""
         data, depth = matrix.data, np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
         n_genes, seen = np.diff(matrix.indptr).astype(np.int64), np.zeros(matrix.shape[1], dtype=np.int64)
-        if data.size == 0:
-            return cls(0.0, 0.0, True, depth, n_genes, seen)
-        for part in _parts(data):
-            seen += np.bincount(matrix.indices[part][data[part] != 0], minlength=len(seen))
-            zeros = part.start + np.flatnonzero(data[part] == 0)
+        whole, (lowest, highest) = True, (data.min(), data.max()) if data.size else (0, 0)
+        for start in range(0, data.size, _LOOKED_AT):
+            part, genes = data[start : start + _LOOKED_AT], matrix.indices[start : start + _LOOKED_AT]
+            whole = whole and (data.dtype.kind in "iu" or np.array_equal(part, np.rint(part)))
+            seen += np.bincount(genes[part != 0], minlength=len(seen))
+            zeros = start + np.flatnonzero(part == 0)
             np.subtract.at(n_genes, np.searchsorted(matrix.indptr, zeros, side="right") - 1, 1)
-        return cls(float(data.min()), float(data.max()), _whole(data), depth, n_genes, seen)
+        return cls(float(lowest), float(highest), whole, depth, n_genes, seen)
 
     @classmethod
     def joined(cls, parts: Sequence[Survey]) -> Survey:
@@ -189,21 +174,9 @@ class Survey:
             return "scaled"
         if self.whole:
             return "counts"
-        return "linear" if self.highest > _LOG_MAX or self._one_depth() else "log"
-
-    def _one_depth(self) -> bool:
         depth = self.depth[self.depth > 0]
-        return len(depth) >= _FEW and float(np.ptp(depth)) <= _ONE_DEPTH * float(depth.mean())
-
-
-def _whole(data: NDArray[Any]) -> bool:
-    if data.dtype.kind in "bui":
-        return True
-    return all(np.array_equal(data[part], np.rint(data[part])) for part in _parts(data))
-
-
-def _parts(data: NDArray[Any]) -> Iterator[slice]:
-    return (slice(start, start + _LOOKED_AT) for start in range(0, data.size, _LOOKED_AT))
+        one_depth = len(depth) >= _FEW and float(np.ptp(depth)) <= _ONE_DEPTH * float(depth.mean())
+        return "linear" if self.highest > _LOG_MAX or one_depth else "log"
 
 
 def look_at(stored: Any, in_memory: bool) -> tuple[Any, Survey]:
@@ -211,4 +184,4 @@ def look_at(stored: Any, in_memory: bool) -> tuple[Any, Survey]:
     if in_memory:
         matrix = to_csr(stored)
         return matrix, Survey.of(matrix)
-    return stored, Survey.joined(list(iter_rows(stored, lambda chunk, rows: Survey.of(chunk), at_once=None)))
+    return stored, Survey.joined(list(iter_rows(stored, lambda chunk, rows: Survey.of(chunk))))

@@ -16,11 +16,12 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._progress import stage
+from stxtools._settings import settings
 from stxtools._spatial.order import name_order
 from stxtools._warn import warn
 
 from .chunks import AT_ONCE, Survey, is_backed, is_out_of_core, iter_rows, look_at, to_csr
-from .representation import log_view, median_depth
+from .representation import log_normalize, median_depth
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_BYTES = 64  # of a stored value, in all forms that a test needs: by row and by column, logged, linear, ranked
+_SHARE = 4  # of the memory, for what is held from block to block
 AT_HAND = 60_000_000  # stored values that may be read together to choose genes or for Lanczos steps
 
 
@@ -124,7 +127,7 @@ class Expression:
         from stxtools.models import GeneSection
 
         at = np.arange(len(self.names)) if genes is None else genes
-        logged = log_matrix(self, at, at_once=None)
+        logged = log_matrix(self, at)
         return [GeneSection(logged[rows], [names[k] for k in at], where.xy[rows]) for rows in where.parts]
 
     @property
@@ -189,17 +192,64 @@ def _raw_matrix(adata: AnnData) -> tuple[Any, str]:
 
 def log_chunks(
     read: Expression, work: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
-    at_once: int | None = AT_ONCE,
+    at_once: int | None = None,
 ) -> Iterator[T]:  # fmt: skip
     """Yield ``work(logged_chunk, rows)``, which is to read the chunk only, for every chunk of rows."""
     target = median_depth(read.survey.depth) if target_sum is None else target_sum
     scale = read.scale  # what goes to the workers is the scale, not all that was read
     yield from iter_rows(
-        read.matrix, lambda chunk, rows: work(log_view(chunk, scale, target_sum=target), rows), at_once=at_once
+        read.matrix, lambda chunk, rows: work(log_normalize(chunk, scale, target_sum=target), rows), at_once=at_once
     )
 
 
-def log_matrix(read: Expression, genes: Any = slice(None), *, at_once: int | None = AT_ONCE) -> sparse.csr_matrix:
+def log_matrix(read: Expression, genes: Any = slice(None)) -> sparse.csr_matrix:
     """Return log expression of some genes, or all, of all observations."""
-    parts = log_chunks(read, lambda logged, rows: logged[:, genes], at_once=at_once)
+    parts = log_chunks(read, lambda logged, rows: logged[:, genes])
     return sparse.csr_matrix(sparse.vstack(list(parts), "csr"))
+
+
+class GeneBlocks:
+    """Expression, as read, for tests gene by gene; it may be out of core."""
+
+    def __init__(self, read: Expression) -> None:
+        self.read = read
+        self.shape = (int(read.matrix.shape[0]), int(read.matrix.shape[1]))
+        budget = settings.max_memory * 2**30
+        self.slices = gene_slices(read.survey.seen, budget / _BYTES)
+        self.limit = budget / _SHARE
+
+    @property
+    def depth(self) -> NDArray[np.float64] | None:
+        """Depth of the observations, None on the log scale."""
+        return None if self.read.scale == "log" else self.read.survey.depth
+
+    @property
+    def n_genes(self) -> NDArray[np.int64]:
+        """Genes that each observation expresses."""
+        return self.read.survey.n_genes
+
+    def block(self, genes: slice) -> sparse.csr_matrix:
+        """Return log expression of some genes for all observations, to be read only."""
+        if genes == slice(0, self.shape[1]) and not is_out_of_core(self.read.matrix):
+            target = median_depth(self.read.survey.depth)
+            return log_normalize(to_csr(self.read.matrix), self.read.scale, target_sum=target)
+        return log_matrix(self.read, genes)
+
+    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """Yield log expression chunk of rows by chunk, of some genes or of all."""
+        every = genes is None or len(genes) == self.shape[1]
+        yield from log_chunks(
+            self.read, lambda logged, rows: (rows, logged if every else logged[:, genes]), at_once=AT_ONCE
+        )
+
+
+def gene_slices(seen: NDArray[np.int64], most: float) -> list[slice]:
+    """Divide genes into runs of ``most`` stored values at most; a gene is never divided."""
+    ends = np.cumsum(np.asarray(seen, dtype=np.float64))
+    out: list[slice] = []
+    start, before = 0, 0.0
+    while start < len(seen):
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        out.append(slice(start, stop))
+        start, before = stop, float(ends[stop - 1])
+    return out or [slice(0, 0)]

@@ -25,6 +25,7 @@ from .representation import (
     principal_components,
     residual_variance,
     select_genes,
+    signed,
 )
 
 if TYPE_CHECKING:
@@ -110,24 +111,15 @@ def joint_representation(
     stacked = sparse.vstack(logged, format="csr").astype(np.float64)
     weights = np.array([part.shape[0] for part in logged], dtype=np.float64)
     overall = np.average(np.stack(means), axis=0, weights=weights)
-    components = _components_within(stacked, means, weights, n_comps)
+    moment = (stacked.T @ stacked).toarray()  # within data sets
+    for mean, weight in zip(means, weights, strict=True):
+        moment -= weight * np.outer(mean, mean)
+    components = signed(np.linalg.eigh(moment / weights.sum())[1][:, ::-1][:, :n_comps])
     values = [np.asarray(part @ components - overall @ components, dtype=np.float32) for part in logged]
     within = np.concatenate([v - v.mean(axis=0) for v in values])
     noise = residual_variance(stacked, overall, np.concatenate(values))
     names = [shared[i] for i in genes]
     return values, GeneProjection(names, overall, components, target, within.var(axis=0), noise), read
-
-
-def _components_within(
-    stacked: sparse.csr_matrix, means: Sequence[NDArray[np.float64]], weights: NDArray[np.float64], n_comps: int
-) -> NDArray[np.float64]:
-    """Leading eigenvectors of the covariance within data sets, (genes, n_comps); their largest entry is positive."""
-    moment = (stacked.T @ stacked).toarray()
-    for mean, weight in zip(means, weights, strict=True):
-        moment -= weight * np.outer(mean, mean)
-    _, vectors = np.linalg.eigh(moment / weights.sum())
-    out = np.ascontiguousarray(vectors[:, ::-1][:, :n_comps])
-    return out * np.sign(out[np.abs(out).argmax(axis=0), np.arange(n_comps)])
 
 
 class TrainingFeatures:
@@ -157,7 +149,7 @@ class TrainingFeatures:
         self.values = stored_representation(adata, stored)
         if portable and use_rep is None:
             self.expression = Expression.if_any(adata)
-            candidates = () if self.expression is None else _log_candidates(self.expression, _depth_of_x(adata))
+            candidates = () if self.expression is None else _log_candidates(adata, self.expression)
             gene_sets = _gene_sets(adata, self.values.shape[1])
             self.projection = _projection_of(self.values, stored, candidates, gene_sets, adata.var_names)
 
@@ -194,7 +186,7 @@ class ModelFeatures:
 
 
 def _projected(read: Expression, projection: GeneProjection, names: list[str]) -> NDArray[np.float32]:
-    parts = log_chunks(read, lambda x, rows: projection.transform(x, names), projection.target_sum, at_once=None)
+    parts = log_chunks(read, lambda x, rows: projection.transform(x, names), projection.target_sum)
     return np.concatenate(list(parts))
 
 
@@ -302,14 +294,15 @@ def _scores(
     return np.concatenate(list(iter_rows(logged, lambda part, _: part[:, genes].astype(np.float64) @ components)))
 
 
-def _log_candidates(read: Expression, others: Sequence[float]) -> Iterator[tuple[sparse.csr_matrix, float]]:
+def _log_candidates(adata: AnnData, read: Expression) -> Iterator[tuple[sparse.csr_matrix, float]]:
     """Log expression as the PCA may have seen it, and the depth to which counts are brought for it."""
     matrix, scale = read.matrix, read.scale
     if scale == "log":
         yield matrix, _depth_of_logs(matrix)
         return
+    beside = _keys.COUNTS in adata.layers and adata.X is not None and "log1p" in adata.uns  # logarithms in `X`
     depth = median_depth(np.asarray(matrix.sum(axis=1)).ravel())
-    for target in dict.fromkeys((*others, depth, _TARGET)):
+    for target in dict.fromkeys(([_depth_of_logs(adata.X)] if beside else []) + [depth, _TARGET]):
         yield log_normalize(matrix, scale, target_sum=target), target
 
 
@@ -322,13 +315,6 @@ def _depth_of_logs(matrix: Any) -> float:
         return np.asarray(back.sum(axis=1)).ravel()
 
     return median_depth(np.concatenate(list(iter_rows(matrix, depth))))
-
-
-def _depth_of_x(adata: AnnData) -> list[float]:
-    """Depth to which ``X`` was brought, where it holds log values beside the counts."""
-    if _keys.COUNTS not in adata.layers or adata.X is None or "log1p" not in adata.uns:
-        return []
-    return [_depth_of_logs(adata.X)]
 
 
 def _gene_sets(adata: AnnData, width: int) -> list[NDArray[np.int64]]:

@@ -122,6 +122,6 @@ class KnownInput(_FrameworkInput):
             (np.ones(int((at >= 0).sum()), np.float32), (at[at >= 0], np.flatnonzero(at >= 0))),
             shape=(len(read.names), len(at)),
         )
-        parts = list(log_chunks(read, lambda logged, rows: logged @ pick, model.target_sum, at_once=None))
+        parts = list(log_chunks(read, lambda logged, rows: logged @ pick, model.target_sum))
         self.genes = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
         self.record = self.record or {"genes_found": float((at >= 0).mean()), **read.record}

@@ -15,7 +15,6 @@ from .features import stored_representation
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
 
 _BLOCK = 4_000_000  # molecules redistributed at a time
 
@@ -42,15 +41,12 @@ def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) 
         target.obsm[use_rep] = values
         return target
     target.raw = None  # read where X is scaled
-    if _keys.COUNTS in target.layers:
-        if kind == "counts":
-            target.layers[_keys.COUNTS] = values.copy()
-        else:
-            del target.layers[_keys.COUNTS]
-    if _keys.X_PCA in target.obsm:
-        del target.obsm[_keys.X_PCA]
+    target.obsm.pop(_keys.X_PCA, None)
+    known = target.layers.pop(_keys.COUNTS, None)
     if kind == "counts":
         target.uns.pop("log1p", None)  # X holds counts now
+        if known is not None:
+            target.layers[_keys.COUNTS] = values.copy()
     target.X = values
     return target
 
@@ -102,7 +98,8 @@ def _thin_and_refill(matrix: sparse.csr_matrix, level: float, rng: np.random.Gen
     kept = sparse.csr_matrix((counts - lost, matrix.indices, matrix.indptr), shape=matrix.shape)
     per_row = np.diff(np.r_[0, np.cumsum(lost)][matrix.indptr])
     blocks = []
-    for rows in np.split(np.arange(len(per_row)), _cuts(per_row)):
+    cuts = np.flatnonzero(np.diff(np.cumsum(per_row) // _BLOCK)) + 1
+    for rows in np.split(np.arange(len(per_row)), cuts):
         total = int(per_row[rows].sum())
         gene = np.searchsorted(share, rng.uniform(0, share[-1] if len(share) else 0, size=total), side="right")
         row = np.repeat(np.arange(len(rows)), per_row[rows])
@@ -112,9 +109,3 @@ def _thin_and_refill(matrix: sparse.csr_matrix, level: float, rng: np.random.Gen
     out.eliminate_zeros()
     out.sort_indices()
     return out
-
-
-def _cuts(per_row: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where to cut the rows so that a block redistributes about ``_BLOCK`` molecules."""
-    block = np.cumsum(per_row) // _BLOCK
-    return np.flatnonzero(np.diff(block)) + 1

@@ -139,23 +139,20 @@ def called(proba: NDArray[np.float32], names: list[str]) -> pd.Categorical:
     return categorical(codes, names)
 
 
-def received_attention(attention: sparse.csr_matrix) -> NDArray[np.float32]:
-    """Mean share of attention that a region gets from the regions around it; 0 without any."""
-    coo = attention.tocoo()
-    other = coo.row != coo.col
-    total = np.bincount(coo.col[other], coo.data[other], minlength=attention.shape[0])
-    count = np.bincount(coo.col[other], minlength=attention.shape[0])
-    return (total / np.maximum(count, 1)).astype(np.float32)
-
-
 def graph_slots(call: str, regions_key: str, predictions: Sequence[Any], inp: Regions) -> tuple[Slots, pd.DataFrame]:
-    """Embeddings and attention of the regions and, carried over, of the observations; and the sections' embeddings."""
+    """Embeddings and attention of the regions and, carried over, of the observations; and the sections' embeddings.
+
+    The attention of a region is the mean share that it gets from the regions around it; 0 without any.
+    """
     edges, rows = [p.attention.tocoo() for p in predictions], [inp.rows(i) for i in range(len(predictions))]
     to = np.concatenate([at[coo.row] for at, coo in zip(rows, edges, strict=True)])
     of = np.concatenate([at[coo.col] for at, coo in zip(rows, edges, strict=True)])
     values = np.concatenate([coo.data for coo in edges])
     attention = sparse.csr_matrix((values, (to, of)), shape=(len(inp), len(inp)), dtype=np.float32)
-    received, states = received_attention(attention), inp.join([p.states for p in predictions])
+    around = to != of
+    total, count = (np.bincount(of[around], w, minlength=len(inp)) for w in (values[around], None))
+    received = (total / np.maximum(count, 1)).astype(np.float32)
+    states = inp.join([p.states for p in predictions])
     z = np.stack([p.z for p in predictions])
     outside = inp.region < 0
     slots = Slots(

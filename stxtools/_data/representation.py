@@ -32,17 +32,10 @@ def log_normalize(
     matrix: sparse.csr_matrix, scale: str, *,
     library_size: NDArray[Any] | None = None, target_sum: float | None = None,
 ) -> sparse.csr_matrix:  # fmt: skip
-    """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth."""
-    out = log_view(matrix, scale, library_size=library_size, target_sum=target_sum)
-    out.indices, out.indptr = out.indices.copy(), out.indptr.copy()
-    return out
+    """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth.
 
-
-def log_view(
-    matrix: sparse.csr_matrix, scale: str, *,
-    library_size: NDArray[Any] | None = None, target_sum: float | None = None,
-) -> sparse.csr_matrix:  # fmt: skip
-    """Return the same with the indices of ``matrix``, to be read only."""
+    It shares the indices of ``matrix``, and is to be read only.
+    """
     data = matrix.data.astype(np.float32)
     if scale not in ("log", "scaled"):
         sums = matrix.sum(axis=1) if library_size is None else np.asarray(library_size, dtype=float)
@@ -182,7 +175,7 @@ def _axes_by_lanczos(
     )
     start = np.random.RandomState(random_state).uniform(-1, 1, min(matrix.shape))
     axes = svds(centred, n_comps, v0=start)[2][::-1].T.astype(np.float64)
-    return mean.astype(np.float64), _signed(axes)
+    return mean.astype(np.float64), signed(axes)
 
 
 def axes_of_rows(
@@ -200,10 +193,10 @@ def axes_of_rows(
         products += rows.T @ rows
     mean = total / n_obs
     covariance = (products - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
-    return mean, _signed(np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps])
+    return mean, signed(np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps])
 
 
-def _signed(axes: NDArray[np.float64]) -> NDArray[np.float64]:
+def signed(axes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Turn each axis so that its largest loading is positive."""
     sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))

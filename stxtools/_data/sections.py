@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -151,14 +151,11 @@ def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Any]:
         return [Section(where.libs.names[0], values, where.pixels, where.grids[0].shape, lambda: where.graph, where.xy)]
     return [
         Section(
-            name, values[rows], where.pixels[rows], grid.shape, cache(partial(_within, where, rows)), where.xy[rows]
+            name, values[rows], where.pixels[rows], grid.shape,
+            cache(lambda rows=rows: where.graph[rows][:, rows].tocsr()), where.xy[rows],
         )
         for name, grid, rows in zip(where.libs.names, where.grids, where.parts, strict=True)
-    ]
-
-
-def _within(where: Geometry, rows: NDArray[np.int64]) -> sparse.csr_matrix:
-    return where.graph[rows][:, rows].tocsr()
+    ]  # fmt: skip
 
 
 def check_one_section(obs: pd.DataFrame, xy: NDArray[np.float64]) -> None:

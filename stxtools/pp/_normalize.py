@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,19 +98,23 @@ def normalize(
     else:
         rows, counts = np.arange(adata.n_obs), source.matrix
         some = logged = log_normalize(counts, "counts", library_size=size, target_sum=target_sum)
+        logged.indices, logged.indptr = logged.indices.copy(), logged.indptr.copy()  # `X` and a layer share nothing
     stage("choosing genes")
     genes = select_genes(counts, source.scale, n_top_genes, None if sections is None else sections[rows])
     stage("computing components")
-    scores, loadings, pca, projected = _pca(some[:, genes], n_comps, scale, random_state)
+    scores, axes, pca, (turned, origin) = _pca(some[:, genes], n_comps, scale, random_state)
     if len(rows) < adata.n_obs:
-        scores = np.concatenate(list(iter_rows(logged, partial(projected, genes), at_once=None)))
+        parts = iter_rows(logged, lambda chunk, _: (chunk[:, genes] @ turned - origin).astype(np.float32))
+        scores = np.concatenate(list(parts))
 
     selected = np.zeros(adata.n_vars, dtype=bool)
     selected[genes] = True
-    all_loadings = np.zeros((adata.n_vars, loadings.shape[1]), dtype=np.float32)
-    all_loadings[genes] = loadings
-    pca["params"] = {"zero_center": True, "use_highly_variable": True, "mask_var": "highly_variable"}
-    pca["params"] |= {"scale": scale, "random_state": random_state}
+    loadings = np.zeros((adata.n_vars, axes.shape[1]), dtype=np.float32)
+    loadings[genes] = axes
+    pca["params"] = {
+        "zero_center": True, "use_highly_variable": True, "mask_var": "highly_variable", "scale": scale,
+        "random_state": random_state,
+    }  # fmt: skip
     params = provenance(
         layer=layer, target_sum=target_sum, n_top_genes=n_top_genes, n_comps=n_comps, scale=scale, size_key=size_key,
         library_key=library_key, random_state=random_state, **source.record,
@@ -123,7 +125,7 @@ def normalize(
         X=logged.toarray() if isinstance(source.stored, np.ndarray) else logged,
         var={"highly_variable": selected},
         obsm={_keys.X_PCA: scores},
-        varm={"PCs": all_loadings},
+        varm={"PCs": loadings},
         uns={"pca": pca, "log1p": {}, "normalize": {"params": params}},
     )
     if _keys.COUNTS not in adata.layers:
@@ -145,7 +147,7 @@ def _lazily(matrix: Any, size: NDArray[np.float64], target: float) -> Any:
 
 def _logged_block(block: Any, size: NDArray[np.float64], target: float) -> Any:
     logged = log_normalize(to_csr(block), "counts", library_size=size.ravel(), target_sum=target)
-    return logged.toarray() if isinstance(block, np.ndarray) else logged
+    return logged.toarray() if isinstance(block, np.ndarray) else logged.copy()
 
 
 def _source(adata: AnnData, layer: str | None) -> Expression:
@@ -179,8 +181,8 @@ def _sizes(adata: AnnData, size_key: str, depth: NDArray[np.float64]) -> NDArray
 
 def _pca(
     logged: sparse.csr_matrix, n_comps: int, scale: bool, random_state: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], Callable[..., NDArray[np.float32]]]:
-    """Return scores, axes, their variances, and what makes the scores of other observations."""
+) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return scores, axes, their variances, and the map (axes, origin) from log expression to scores."""
     n_comps = min(n_comps, min(logged.shape) - 1)
     if n_comps < 1:
         raise ValueError(
@@ -196,15 +198,8 @@ def _pca(
         deviation = np.sqrt(np.where(spread > 0, spread * unbiased, 1.0))
         logged, spread = sparse.csr_matrix(logged @ sparse.diags(1 / deviation)), spread / deviation**2
     mean, axes = principal_axes(logged, n_comps, random_state=random_state, dtype=np.float32)
-    projected = partial(_projected, axes / deviation[:, None], mean @ axes)
-    scores = logged @ axes - mean @ axes
+    origin = mean @ axes
+    scores = logged @ axes - origin
     variance = scores.var(axis=0, ddof=1)
     found = {"variance": variance, "variance_ratio": variance / (spread.sum() * unbiased)}
-    return np.ascontiguousarray(scores, dtype=np.float32), axes, found, projected
-
-
-def _projected(
-    axes: NDArray[np.float64], origin: NDArray[np.float64], genes: NDArray[np.int64], chunk: sparse.csr_matrix,
-    rows: slice,
-) -> NDArray[np.float32]:  # fmt: skip
-    return (chunk[:, genes] @ axes - origin).astype(np.float32)
+    return np.ascontiguousarray(scores, dtype=np.float32), axes, found, (axes / deviation[:, None], origin)

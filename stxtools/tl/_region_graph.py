@@ -11,8 +11,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
-from stxtools._data.expression import Expression
-from stxtools._data.gene_blocks import GeneBlocks
+from stxtools._data.expression import Expression, GeneBlocks
 from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented

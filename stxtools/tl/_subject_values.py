@@ -120,7 +120,7 @@ class Observed:
         sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
         read = Expression(adata, layer, in_memory=False)
         work = partial(_chunk_sums, cell, read.scale == "log", shape[0] * shape[1])
-        parts = iter_rows(read.matrix, work, at_once=None)
+        parts = iter_rows(read.matrix, work)
         sums, seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
         return Counted(cell, sizes, sums, seen, read.record)
 

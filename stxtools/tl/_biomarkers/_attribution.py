@@ -169,7 +169,7 @@ def carried_to_genes(
         centred[rows] -= gradient[rows].mean(axis=0)
     theirs, loadings = projection.loadings(list(read.names))
     total = np.zeros((len(read.names), gradient.shape[1]))
-    for part in log_chunks(read, partial(_weighted_sum, centred), projection.target_sum, at_once=None):
+    for part in log_chunks(read, partial(_weighted_sum, centred), projection.target_sum):
         total += part
     out = np.zeros(len(read.names))
     out[theirs] = (total[theirs] * loadings).sum(axis=1)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._data.covariates import COMPOSITION, covariate_columns, covariate_names
-from stxtools._data.gene_blocks import GeneBlocks
+from stxtools._data.expression import GeneBlocks
 from stxtools._data.regions import Regions
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented

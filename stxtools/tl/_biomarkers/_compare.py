@@ -15,7 +15,7 @@ from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stxtools._data.gene_blocks import GeneBlocks
+    from stxtools._data.expression import GeneBlocks
     from stxtools.stats._composition import Covariates
     from stxtools.stats._meta_analysis import Alternative
     from stxtools.tl._describe._features import Features

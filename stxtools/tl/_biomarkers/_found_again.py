@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._data.representation import log_view, median_depth, principal_axes, select_genes
+from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
 from stxtools._spatial.matrices import column_moments
 from stxtools._validate import categories, stored_library_key
 
@@ -145,7 +145,7 @@ def _pca(
     counts: sparse.csr_matrix, genes: NDArray[np.int64], n_comps: int, target: float | None, scaled: bool
 ) -> NDArray[np.float32]:
     depth = median_depth(np.asarray(counts.sum(axis=1)).ravel()) if target is None else target
-    logged = log_view(counts, "counts", target_sum=depth)  # shares indices with the counts, as does what follows
+    logged = log_normalize(counts, "counts", target_sum=depth)  # shares indices with the counts, as does what follows
     if len(genes) < counts.shape[1]:
         logged = logged[:, genes]
     logged = sparse.csr_matrix((logged.data.astype(np.float64), logged.indices, logged.indptr), shape=logged.shape)

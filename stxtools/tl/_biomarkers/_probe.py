@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from stxtools._data.expression import AT_HAND
-from stxtools._data.gene_blocks import GeneBlocks
+from stxtools._data.expression import AT_HAND, GeneBlocks
 from stxtools._data.representation import (
     GRAM_ROWS,
     N_TOP_GENES,
