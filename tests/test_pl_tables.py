@@ -214,8 +214,7 @@ def test_history(adata: ad.AnnData) -> None:
     assert validation.get_ydata().tolist() == [9.0, 6.0, 5.0, 7.0]
     assert (best.get_xdata()[0], best.get_ydata()[0]) == (2, 5.0)
     _, ax = plt.subplots()
-    assert st.pl.history(adata, stage="fit", ax=ax, log=True) is ax
-    assert ax.get_yscale() == "log"
+    assert st.pl.history(adata, stage="fit", ax=ax) is ax
 
 
 def test_history_errors(adata: ad.AnnData) -> None:

@@ -484,7 +484,7 @@ def test_points_are_the_means(evaluated: ad.AnnData) -> None:
     assert isinstance(axes, list)
     assert [ax.get_title() for ax in axes] == ["biomarker", "region"]
     table = st.get.evaluation(evaluated, "accuracy", target="region").query("noise == 0")
-    means = [c.lines[0].get_ydata()[0] for c in axes[1].containers]
+    means = np.concatenate([line.get_ydata() for line in axes[1].lines if line.get_marker() == "o"])
     np.testing.assert_allclose(sorted(means), sorted(table["mean"]), rtol=1e-6)
     assert not axes[1].patches, "no bar that does not start at 0"
     assert "random (leaky)" in [t.get_text() for t in axes[0].figure.legends[0].get_texts()]

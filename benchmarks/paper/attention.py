@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import experiments
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import report
+import squidpy as sq
 import torch
 from anndata import AnnData
 
@@ -38,7 +41,14 @@ def attention_figure(out: Path, work: Path, *, quick: bool) -> AnnData:
     spots_alone = {"unet": False, "ensemble": ("network",)}
     st.tl.multitask(spots, None, _TRUTH, params=spots_alone, key_added="spots", **how)
     adata.obs["gnn_attention"] = spots.obs["attention"]
-    st.pl.attention(adata, key=list(PANELS), title=list(PANELS.values()), show=False)
+    for ax, (key, title) in zip(plt.subplots(2, 3, figsize=(14, 8))[1].flat, PANELS.items(), strict=True):
+        if key in adata.uns["regions"].obsp:
+            st.pl.attention(adata, key, title=title, ax=ax)
+        elif isinstance(adata.obs[key].dtype, pd.CategoricalDtype):
+            st.pl.segment(adata, key, title=title, ax=ax)
+        else:  # up to a percentile: a few spots have most of it
+            top = adata.obs[key].quantile(0.99)
+            sq.pl.spatial_scatter(adata, color=key, shape=None, cmap="magma_r", vmax=top, title=title, ax=ax)
     report.save(out, "figure3")
     return adata
 

@@ -110,7 +110,7 @@ CALLS: tuple[Call, ...] = (
     _call("pl.attention_fidelity", True),
     _call("pl.biomarkers", True, weight=2.0, variants=[{"kind": "volcano"}, {"kind": "spatial", "group": "a"}]),
     _call("pl.evaluation", True),
-    _call("pl.history", True, variants=[{"key": "multitask"}, {"key": "embed"}, {"log": True}]),
+    _call("pl.history", True, variants=[{"key": "multitask"}, {"key": "embed"}]),
     _call("pl.region_graph", True, weight=1.5),
     _call("pl.robustness", True),
     _call("pl.segment", True, weight=2.0, variants=[{"mask": True}, {"show_confidence": True}, {"library": "one"}]),

@@ -10,8 +10,8 @@ caller's figure: only ``show=True`` shows it.
 ``segment_layers.png`` there. ``save=pathlib.Path("figure1.png")`` writes that very file. The resolution is that of
 ``rcParams["savefig.dpi"]``. A figure that was saved is closed, except for the caller's own (``ax=``).
 
-**Into your own figure.** With ``ax=`` legends and colour bars are drawn inside that Axes, which makes room for them;
-titles, ticks and axis labels are around it as usual.
+**Into your own figure.** With ``ax=`` the plot shares the place of that Axes with its legend, to the right, and its
+colour bars, below; titles, ticks and axis labels are around it as usual.
 
 **Colours.** Categories have the colours in ``uns["{key}_colors"]``, where scanpy and squidpy look as well. Where
 there are none, they are chosen from scanpy's palette and stored, once the plot is done. Nothing else in the AnnData

@@ -32,9 +32,6 @@ R = TypeVar("R")
 
 PANELS_MAX = 100
 DIVERGING = "RdBu_r"
-_LETTER = 0.08  # inches of small print
-_DARK = 0.6  # of a diverging scale: a black dot is not seen on what lies beyond
-_CANNOT_SHOW = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
 
 def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
@@ -61,26 +58,25 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
 
 
 def done(
-    name: str,
-    axes: Sequence[Axes],
-    *,
-    ax: Axes | None,
-    show: bool | None,
-    save: bool | str | os.PathLike[str] | None,
-    colors: Sequence[Colors] = (),
-) -> Any:
+    name: str, axes: Sequence[Axes], *, ax: Axes | None, show: bool | None,
+    save: bool | str | os.PathLike[str] | None, colors: Sequence[Colors] = (),
+) -> Any:  # fmt: skip
     """Save the figure, then store the colours of categories, show it; return its Axes where it was not shown."""
     import matplotlib.pyplot as plt
 
     figure = axes[0].figure.canvas.figure  # of an Axes in a sub-figure, the whole
-    saved = _save(figure, name, save, own=ax is None)
+    if save is None and ax is None:
+        scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
+        save = scanpy is not None and bool(scanpy.settings.autosave)
+    if save not in (None, False):
+        _save(figure, name, save)
     for adata, key, chosen in colors:
         store_colors(adata, key, chosen)
     if show is None:
         show = ax is None and _can_show()
     if show:
         plt.show()
-    if saved and ax is None:  # as scanpy does: a loop over many plots leaves no figures open
+    if save not in (None, False) and ax is None:  # as scanpy does: a loop over many plots leaves no figures open
         plt.close(figure)
     if show:
         return None
@@ -99,33 +95,27 @@ def store_colors(adata: AnnData, key: str, colors: Mapping[str, str]) -> None:
 def _can_show() -> bool:
     """Whether a figure is shown without being asked: the backend can, and scanpy's settings do not forbid it."""
     import matplotlib.pyplot as plt
+    from matplotlib.backends import BackendFilter, backend_registry
 
-    if plt.get_backend().lower() in _CANNOT_SHOW:
+    if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         return False
-    import scanpy as sc
+    from scanpy import settings
 
-    return bool(sc.settings.autoshow)
+    return bool(settings.autoshow)
 
 
-def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None, *, own: bool) -> bool:
-    if save is None and own:
-        scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
-        save = scanpy is not None and bool(scanpy.settings.autosave)
-    if save is None or save is False:
-        return False
-    if isinstance(save, os.PathLike):
-        path = Path(save).expanduser()
-    else:
-        from scanpy import settings
+def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None) -> None:
+    from scanpy import settings
 
-        text = "" if save is True else save
+    path = Path(save).expanduser() if isinstance(save, os.PathLike) else None
+    if path is None:
+        text = "" if save is True else str(save)
         ending = Path(text).suffix
         if ending[1:] not in figure.canvas.get_supported_filetypes():
             ending = f".{settings.file_format_figs}"
         path = Path(settings.figdir) / f"{name}{text.removesuffix(ending)}{settings.plot_suffix}{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")
-    return True
 
 
 def _check_axes(ax: Any) -> None:
@@ -229,15 +219,13 @@ def panels(
     titles = titles_of(names, title)
     check_room(ax, names, what, what)
     if ax is None:
-        axes = grid(len(names), max(width, _legend.text_inches(titles, "medium") + 0.2), height, **layout)
+        axes = grid(len(names), max(width, _legend.text_inches(titles) + 0.2), height, **layout)
     else:
         axes = [ax]
     return axes, list(zip(axes, names, titles, strict=True))
 
 
-def grid(
-    n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4, layout: str = "constrained"
-) -> list[Axes]:
+def grid(n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4) -> list[Axes]:
     """Return ``n`` Axes of a new figure in a grid, each of ``width`` x ``height`` inches."""
     import matplotlib.pyplot as plt
 
@@ -247,7 +235,7 @@ def grid(
     rows = -(-n // ncols)
     cols = -(-n // rows)
     size = (cols * width, rows * height + bottom)
-    figure, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout=layout)
+    figure, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout="compressed")
     flat = list(axes.ravel())
     for spare in flat[n:]:
         figure.delaxes(spare)
@@ -261,6 +249,13 @@ def finish(ax: Axes, title: str | None, xlabel: str = "", ylabel: str = "") -> N
     ax.set_ylabel(ylabel, fontsize="small")
     ax.tick_params(labelsize="small")
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def halo() -> Any:
+    """Return a white rim of letters that lie on a drawing."""
+    from matplotlib.patheffects import withStroke
+
+    return withStroke(linewidth=2, foreground="white")
 
 
 def rows(ax: Axes, names: Sequence[str], place: Any = None, **font: Any) -> None:
@@ -278,11 +273,11 @@ def heat(
 ) -> Axes:  # fmt: skip
     """Draw a table around 0 as cells (of so many inches) with a colour bar, and dots where ``marks`` is true."""
     names, columns = ([_legend.plain(str(name)) for name in axis] for axis in (values.index, values.columns))
-    longest, turned = max(map(len, columns)), max(map(len, columns)) * _LETTER > cell[0]
+    longest, turned = max(map(len, columns)), max(map(len, columns)) * _legend.LETTER > cell[0]
     own = ax is None
     if ax is None:
-        width = cell[0] * len(columns) + _LETTER * max(map(len, names)) + 1.0
-        height = max(cell[1] * len(names), 1.0) + 0.6 + (_LETTER * longest if turned else 0.2)
+        width = cell[0] * len(columns) + _legend.LETTER * max(map(len, names)) + 1.0
+        height = max(cell[1] * len(names), 1.0) + 0.6 + (_legend.LETTER * longest if turned else 0.2)
         ax = grid(1, max(width, 2.6), height, bottom=0.6 * legend)[0]
     limit = limit or float(np.nanmax(np.abs(values.to_numpy()), initial=0.0)) or 1.0
     ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
@@ -290,7 +285,7 @@ def heat(
     ax.set_yticks(range(len(names)), names)
     if marks is not None:
         row, column = np.nonzero(marks.to_numpy())
-        dark = np.abs(values.to_numpy()[row, column]) > _DARK * limit
+        dark = np.abs(values.to_numpy()[row, column]) > 0.6 * limit
         ax.scatter(column, row, s=8, c=np.where(dark, "white", "black"))
     finish(ax, title, xlabel)
     ax.tick_params(length=0)

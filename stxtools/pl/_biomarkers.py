@@ -11,7 +11,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_names
-from stxtools._validate import check_choice, check_in, check_int, listing
+from stxtools._validate import check_adata, check_choice, check_int, listing
 from stxtools.get import biomarkers as get_biomarkers
 
 from . import _base, _legend
@@ -24,17 +24,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _EFFECTS = {
-    "auroc": "AUROC",
-    "logfoldchanges": "$\\log_2$ fold change",
-    "scores": "test statistic (z)",
+    "auroc": "AUROC", "logfoldchanges": "$\\log_2$ fold change", "scores": "test statistic (z)",
     "attribution": "attribution",
-}
+}  # fmt: skip
 GENES_MAX = 200
 _CALL = "st.tl.biomarkers(adata, groupby=...)"
 _NEITHER = "#c8c8c8"
 _GAP = 0.06  # share of the width between the outermost point and the names
 _LINE = 0.14  # height of a name, inches
-_LETTER = 0.075  # width of a letter, inches
 
 
 @_base.plot
@@ -186,9 +183,8 @@ def _spatial(
     ax: Axes | None, spatial_key: str, scale_bar: float | bool | None,
 ) -> list[Axes]:  # fmt: skip
     """Draw genes in columns and, where there are several, sections in rows; a gene has one scale in all sections."""
+    check_adata(adata, layer=layer)
     n = len(genes)
-    if layer is not None:
-        check_in(adata, "layers", layer, "layer")
     if ax is not None and n * len(panels) > 1:
         raise ValueError(f"`ax` takes one gene of one section, but there are {n} and {len(panels)}; give "
                          f"`n_genes=1` and `library={panels[0].library!r}`, or leave `ax` out.")  # fmt: skip
@@ -196,8 +192,6 @@ def _spatial(
     if absent:
         raise KeyError(f"The table names genes that are not in `adata.var_names`: {listing(absent)}; "
                        "run `st.tl.biomarkers(adata, groupby=...)` again.")  # fmt: skip
-    if not adata.var_names.is_unique:
-        raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
     values = _values(adata, genes, layer)
     drawn, cmap = np.concatenate([panel.rows for panel in panels]), _legend.color_map("viridis")
     bars = [_legend.value_scale(column[drawn], cmap, percentile=99.5, low=0.0) for column in values.T]
@@ -205,10 +199,8 @@ def _spatial(
     names = [_legend.plain(gene) for gene in genes]
     if len(panels) > 1:
         names = [f"{name}, {_legend.plain(panel.library)}" for panel in panels for name in names]
-    axes = draw_sections(
-        adata, panels, draws, ax=ax, spatial_key=spatial_key, title=_base.titles_of(names, title), scale_bar=scale_bar,
-        ncols=5, shrink=0.8, bottom=0.4 * legend,
-    )  # fmt: skip
+    axes = draw_sections(adata, panels, draws, ax=ax, spatial_key=spatial_key, title=_base.titles_of(names, title),
+                         scale_bar=scale_bar, bottom=0.4 * legend)  # fmt: skip
     label = f"expression ({'X' if layer is None else _legend.plain(layer)})"
     for j, bar in enumerate(bars if legend else []):
         _legend.add_legend(axes[j::n], [], own=ax is None, bars=[(bar, label)])
@@ -233,98 +225,52 @@ def _values(adata: AnnData, genes: list[str], layer: str | None) -> NDArray[np.f
 def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) -> None:
     """Draw one group by uncorrected p-values (corrected ones end in a flat top); name the first significant genes."""
     raw = "pvals" in part
-    change = part["logfoldchanges"].to_numpy(dtype=float, na_value=np.nan)
-    p = part["pvals" if raw else "pvals_adj"].to_numpy(dtype=float, na_value=np.nan)
-    adjusted = part["pvals_adj"].to_numpy(dtype=float, na_value=np.nan)
-    seen = np.isfinite(change) & np.isfinite(p) & (p >= 0)
-    names, change, p, adjusted = part["names"].astype(str).to_numpy()[seen], change[seen], p[seen], adjusted[seen]
-    if not len(change):
+    x, p, adjusted = (_numbers(part, c) for c in ("logfoldchanges", "pvals" if raw else "pvals_adj", "pvals_adj"))
+    table = pd.DataFrame({"name": part["names"].astype(str).to_numpy(), "x": x, "p": p, "passed": adjusted <= fdr})
+    table = table[np.isfinite(x) & np.isfinite(p) & (p >= 0)].reset_index(drop=True)
+    if table.empty:
         raise ValueError(f"No gene of {title!r} has a finite log fold change and p-value to draw; run "
                          "`st.tl.biomarkers(adata, groupby=...)` again.")  # fmt: skip
     # p = 0 is an underflow: it is drawn at the smallest p that was not
-    floor = float(p[p > 0].min()) if (p > 0).any() else 1.0
-    height = -np.log10(np.maximum(p, floor))
-    passed = adjusted <= fdr
-    for chosen, color, label in (
-        (~passed, _NEITHER, "not significant"),
-        (passed & (change >= 0), UP, "higher"),
-        (passed & (change < 0), DOWN, "lower"),
-    ):
-        ax.scatter(change[chosen], height[chosen], s=14, c=color, linewidths=0, label=label,
-                   rasterized=len(change) > 5000, zorder=1 if label == "not significant" else 2)  # fmt: skip
+    table["y"] = -np.log10(table["p"].clip(lower=table["p"].where(table["p"] > 0, 1.0).min()))
+    kind = np.where(~table["passed"], "not significant", np.where(table["x"] >= 0, "higher", "lower"))
+    for label, color in (("not significant", _NEITHER), ("higher", UP), ("lower", DOWN)):
+        ax.scatter("x", "y", data=table[kind == label], s=14, c=color, linewidths=0, label=label,
+                   rasterized=len(table) > 5000)  # fmt: skip
     ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-    # the top points; the table's order breaks ties of p-values that end in a floor
-    inward = np.minimum(np.arange(len(p)), np.arange(len(p))[::-1])
-    order = np.lexsort((inward, p))
-    named = _fitting(ax, order[passed[order]][:n_genes], change)
-    _limits(ax, change, height, names, named)
-    line = _threshold(ax, height, passed, fdr)
-    for side, taken in ((-1, line), (1, np.inf)):
-        here, end = named[(change[named] >= 0) == (side > 0)], float(change.max() if side > 0 else change.min())
-        _names(ax, names[here], change[here], height[here], end, side, taken)
     _base.finish(ax, title, "$\\log_2$ fold change", "$-\\log_{10}$ p" if raw else "$-\\log_{10}$ adjusted p")
+    if table["passed"].any() and not table["passed"].all():
+        least = table.loc[table["passed"], "y"].min()
+        below = table.loc[~table["passed"] & (table["y"] < least), "y"].max()
+        at = np.nanmean([least, below])
+        ax.axhline(at, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
+        ax.annotate(f"FDR {fdr:g}", (0, at), xytext=(0, 1), textcoords="offset points", ha="center", va="bottom",
+                    fontsize="x-small", color="#666666", zorder=5, path_effects=[_base.halo()])  # fmt: skip
+    # the top points; the table's order breaks ties of p-values that end in a floor
+    table["inward"] = np.minimum(table.index, table.index[::-1])
+    top = table[table["passed"]].sort_values(["p", "inward"]).head(n_genes)
+    sides = [top[side].head(max(1, int(0.9 * _legend.inches(ax)[1] / _LINE))) for side in (top["x"] < 0, top["x"] >= 0)]
+    _name(ax, sides, min(table["x"].min(), -0.1), max(table["x"].max(), 0.1), table["y"].max() or 1.0)
 
 
-def _fitting(ax: Axes, named: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
-    """Return the genes whose names have room: a line each, on either side."""
-    room = max(1, int(0.9 * _legend.inches(ax)[1] / _LINE))
-    higher = change[named] >= 0
-    rank = np.where(higher, np.cumsum(higher), np.cumsum(~higher))
-    return named[rank <= room]
-
-
-def _limits(ax: Axes, change: NDArray[Any], height: NDArray[Any], names: NDArray[Any], named: NDArray[Any]) -> None:
-    """Leave room for the names left and right of all points."""
-    low, high = (float(change.min()), float(change.max())) if len(change) else (-1.0, 1.0)
-    low, high = min(low, -0.1), max(high, 0.1)
-    width = _legend.inches(ax)[0]
-    share = []
-    for side in (change[named] < 0, change[named] >= 0):
-        longest = max((len(n) for n in names[named[side]]), default=0)
-        share.append(min(0.35, longest * _LETTER / width + _GAP) if longest else 0.04)
-    unit = (high - low) / (1 - sum(share))
-    ax.set_xlim(low - share[0] * unit, high + share[1] * unit)
-    top = float(height.max()) if len(height) else 0.0
-    ax.set_ylim(-0.03 * (top or 1.0), 1.08 * (top or 1.0))
-
-
-def _threshold(ax: Axes, height: NDArray[Any], passed: NDArray[Any], fdr: float) -> float:
-    """Draw and return the line between the genes that pass and those that do not, where there are both."""
-    from matplotlib.patheffects import withStroke
-
-    if not passed.any() or passed.all():
-        return np.inf
-    least = float(height[passed].min())
-    below = height[~passed & (height < least)]
-    at = (least + float(below.max())) / 2 if len(below) else least
-    ax.axhline(at, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
-    ax.annotate(f"FDR {fdr:g}", (0, at), xycoords=("axes fraction", "data"), xytext=(3, 1), textcoords="offset points",
-                ha="left", va="bottom", fontsize="x-small", color="#666666", zorder=5,
-                path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
-    return at
-
-
-def _names(
-    ax: Axes, names: NDArray[Any], x: NDArray[Any], y: NDArray[Any], outermost: float, side: int, taken: float
-) -> None:
-    """Write names beyond the outermost point, where the lines to the points are shortest in sum: such do not cross."""
+def _name(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: float, top: float) -> None:
+    """Write names left and right of all points, where the lines to them are shortest in sum: such do not cross."""
     from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
 
-    if not len(names):
-        return
-    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    width, tall = _legend.inches(ax)
-    column = outermost + side * 0.6 * _GAP * (right - left)
-    n_places = max(len(names), int(tall / _LINE))
-    step = 1 / n_places
-    places = low + (np.arange(n_places) + 0.5) * step * (high - low)
-    free = np.abs(places - taken - 0.5 * step * (high - low)) > step * (high - low)
-    places = places[free] if free.sum() >= len(names) else places
-    across = (x - column)[:, None] * width / (right - left)
-    along = (y[:, None] - places[None, :]) * tall / (high - low)
-    chosen = linear_sum_assignment(np.hypot(across, along))[1]
-    for i, place in enumerate(places[chosen]):
-        ax.plot([x[i], column], [y[i], place], color="#999999", linewidth=0.5, zorder=1.5, label="_leader")
-        ax.annotate(_legend.plain(names[i]), (column, place), xytext=(2 * side, 0), textcoords="offset points",
-                    ha="left" if side > 0 else "right", va="center", fontsize="x-small", style="italic",
-                    zorder=4)  # fmt: skip
+    size = np.array(_legend.inches(ax))
+    shares = [min(0.35, _legend.text_inches(part["name"]) / size[0] + _GAP) if len(part) else 0.04 for part in sides]
+    span = (high - low) / (1 - sum(shares))
+    ax.set(xlim=(low - shares[0] * span, high + shares[1] * span), ylim=(-0.03 * top, 1.08 * top))
+    scale = size / [span, 1.11 * top]  # inches per unit
+    for part, side, column in zip(sides, (-1, 1), (low, high), strict=True):
+        n = max(len(part), int(size[1] / _LINE))
+        heights = np.linspace(-0.03 * top, 1.08 * top, 2 * n + 1)[1::2]
+        places = np.c_[np.full(n, column + side * 0.6 * _GAP * span), heights]
+        chosen = linear_sum_assignment(cdist(part[["x", "y"]] * scale, places * scale))[1]
+        for row, place in zip(part.itertuples(), places[chosen], strict=True):
+            ax.plot(*zip((row.x, row.y), place, strict=True), color="#999999", linewidth=0.5, zorder=1.5,
+                    label="_leader")  # fmt: skip
+            ax.annotate(_legend.plain(row.name), place, xytext=(2 * side, 0), textcoords="offset points",
+                        ha="left" if side > 0 else "right", va="center", fontsize="x-small", style="italic",
+                        zorder=4)  # fmt: skip

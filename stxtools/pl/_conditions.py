@@ -239,7 +239,7 @@ def track(
     check_in(adata, "obs", key, "key", "Run `st.tl.track(adata, time_key)` again.")
     colors, params = colors_of(adata, key, palette), _base.params_of(adata.uns[key])
     if kind == "alluvial":
-        longest = _legend.text_inches([_legend.plain(name) for name in table["compartment"]], "x-small")
+        longest = 0.8 * _legend.text_inches([_legend.plain(name) for name in table["compartment"]])
         step = max(1.7, longest + 0.8)
         axes = [ax] if ax is not None else _base.grid(1, 0.9 + step * table["time"].nunique(), 4.2)
         _alluvial(axes[0], table, get_track(adata, key=key), colors)
@@ -250,8 +250,8 @@ def track(
         panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
         time = adata.obs[params["time_key"]].astype(float).to_numpy()
         panels = sorted(panels, key=lambda panel: time[panel.rows[0]])
-        codes, names = category_codes(adata, key)
-        face, kept = rgba(codes, names, colors), adata.obs[[f"{key}_previous", f"{key}_next"]].to_numpy(dtype=float)
+        codes, _ = category_codes(adata, key)
+        face, kept = rgba(codes, colors), adata.obs[[f"{key}_previous", f"{key}_next"]].to_numpy(dtype=float)
         face[:, 3] = np.fmax(np.where(np.isnan(kept).all(axis=1), 1.0, np.fmin(*kept.T)), _FAINTEST)
         titles = [f"{panel.library}, {params['time_key']} {time[panel.rows[0]]:g}" for panel in panels]
         axes = draw_sections(adata, panels, [spots_drawn(face, key)], ax=ax, spatial_key=spatial_key,
@@ -263,41 +263,28 @@ def track(
 
 
 def _alluvial(axis: Axes, table: pd.DataFrame, links: pd.DataFrame, colors: Mapping[str, str]) -> None:
-    from matplotlib.patheffects import withStroke
-
     times = np.sort(table["time"].unique())
     colors = dict.fromkeys(table["lineage"], MISSING) | dict(colors)  # a subset may lack a lineage
-    bottom: dict[tuple[int, str], float] = {}
-    ordered = table.assign(number=table["lineage"].astype(int)).sort_values(["time", "number", "compartment"])
-    for i, time in enumerate(times):
-        level = 0.0
-        for row in ordered[ordered["time"] == time].itertuples():
-            bottom[i, row.compartment] = level
-            axis.bar(i, row.share, _BAR, level, color=colors[row.lineage], edgecolor="white", linewidth=0.8, zorder=2)
-            axis.annotate(_legend.plain(row.compartment), (i + _BAR / 2, level + row.share / 2), xytext=(3, 0),
-                          textcoords="offset points", ha="left", va="center", fontsize="x-small", zorder=3,
-                          path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
-            level += row.share
-    share = table.set_index(["time", "compartment"])
-    out, into = dict(bottom), dict(bottom)
+    ordered = table.assign(number=table["lineage"].astype(int), x=np.searchsorted(times, table["time"]))
+    ordered = ordered.sort_values(["time", "number", "compartment"])
+    ordered["bottom"] = ordered.groupby("time")["share"].cumsum() - ordered["share"]
+    paint = [colors[lineage] for lineage in ordered["lineage"]]
+    axis.bar(ordered["x"], ordered["share"], _BAR, ordered["bottom"], color=paint, edgecolor="white", linewidth=0.8,
+             zorder=2)  # fmt: skip
+    for row in ordered.itertuples():
+        axis.annotate(_legend.plain(row.compartment), (row.x + _BAR / 2, row.bottom + row.share / 2), xytext=(3, 0),
+                      textcoords="offset points", ha="left", va="center", fontsize="x-small", zorder=3,
+                      path_effects=[_base.halo()])  # fmt: skip
     drawn = links[~links["event"].isin(["none", "appears", "disappears"])]
-    for row in drawn.itertuples():
-        i, j = int(np.searchsorted(times, row.time_from)), int(np.searchsorted(times, row.time_to))
-        left, right = (i, row.source), (j, row.target)
-        start, end = share.loc[(row.time_from, row.source)], share.loc[(row.time_to, row.target)]
-        heights = min(row.forward, 1.0) * start["share"], min(row.backward, 1.0) * end["share"]
-        _ribbon(axis, (i + _BAR / 2, j - _BAR / 2), (out[left], into[right]), heights, colors[start["lineage"]])
-        out[left] += heights[0]
-        into[right] += heights[1]
+    bars, ends = ordered.set_index(["time", "compartment"]), []
+    for names, mass, side in ((["time_from", "source"], "forward", 1), (["time_to", "target"], "backward", -1)):
+        bar = bars.loc[list(drawn[names].itertuples(index=False, name=None))]
+        height = drawn[mass].clip(upper=1.0) * bar["share"].to_numpy()
+        low = bar["bottom"].to_numpy() + height.groupby([drawn[name] for name in names]).cumsum() - height
+        ends.append(zip(bar["x"] + side * _BAR / 2, low, low + height, bar["lineage"], strict=True))
+    t = np.linspace(0, 1, 40)
+    for (x, low, high, lineage), (to, low_to, high_to, _) in zip(*ends, strict=True):
+        between = [a + (b - a) * t**2 * (3 - 2 * t) for a, b in ((low, low_to), (high, high_to))]
+        axis.fill_between(x + (to - x) * t, *between, color=colors[lineage], alpha=0.4, linewidth=0, zorder=1)
     axis.set_xticks(range(len(times)), [f"{time:g}" for time in times])
     axis.set_ylim(0, 1.02)
-
-
-def _ribbon(
-    axis: Axes, x: tuple[float, float], low: tuple[float, float], height: tuple[float, float], color: str
-) -> None:
-    t = np.linspace(0, 1, 40)
-    ease = t**2 * (3 - 2 * t)
-    under = low[0] + (low[1] - low[0]) * ease
-    over = low[0] + height[0] + (low[1] + height[1] - low[0] - height[0]) * ease
-    axis.fill_between(x[0] + (x[1] - x[0]) * t, under, over, color=color, alpha=0.4, linewidth=0, zorder=1)

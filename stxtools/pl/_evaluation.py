@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,19 +18,15 @@ from . import _base, _legend
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
 LABELS = {
     "accuracy": "accuracy", "precision": "precision (macro)", "recall": "recall (macro)",
     "auroc": "AUROC (one against rest, macro)", "mse": "MSE of held-out genes",
 }  # fmt: skip
 _METHODS = {
-    "attention": ("attention", "#0072B2"),
-    "attention_gradient": ("attention x gradient", "#D55E00"),
-    "occlusion": ("occlusion", "#009E73"),
-    "gradient": ("gradient", "#CC79A7"),
-    "random": ("random", "#7f7f7f"),
-}
+    "attention": ("attention", "#0072B2"), "attention_gradient": ("attention x gradient", "#D55E00"),
+    "occlusion": ("occlusion", "#009E73"), "gradient": ("gradient", "#CC79A7"), "random": ("random", "#7f7f7f"),
+}  # fmt: skip
 
 
 @_base.plot
@@ -60,32 +56,35 @@ def evaluation(
     >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
     >>> ax = st.pl.evaluation(adata, "accuracy")
     """
-    table = seeds_of(adata, metric, target, key)
+    import seaborn as sns
+
+    table = _seeds(adata, metric, target, key)
     levels = sorted(table["noise"].unique())
     level = levels[0] if noise is None else check_number("noise", noise)
     if level not in levels:
         raise ValueError(f"`noise={noise!r}` was not measured; the levels are {listing(levels)}.")
     table = table[table["noise"] == level]
-    colors = model_colors(table)
-    schemes = list(dict.fromkeys(table["scheme"]))
-    width = max(2.6, 0.55 * len(colors) + 1.6)
+    models, schemes = pd.unique(table["model"]), list(pd.unique(table["scheme"]))
+    colors = dict(zip(schemes, sns.color_palette("colorblind", len(schemes)), strict=True))
+    width = max(2.6, 0.55 * len(models) + 1.6)
     axes, panels = _base.panels(list(pd.unique(table["target"].astype(str))), title, ax, "target", width, 3.4)
     for axis, name, text in panels:
         part = table[table["target"] == name]
-        for (model, scheme), seeds in part.groupby(["model", "scheme"], observed=True)["value"]:
-            i, j = list(colors).index(model), schemes.index(scheme)
-            shift = 0.5 * ((j + 0.5) / len(schemes) - 0.5)
-            _point(axis, i + shift, seeds.to_numpy(dtype=float), colors[model], hollow=j > 0,
-                   label=f"{model}, {scheme}")  # fmt: skip
-        axis.set_xticks(range(len(colors)), [_legend.plain(m) for m in colors], rotation=40, ha="right",
+        how = {"data": part, "x": "model", "y": "value", "hue": "scheme", "order": models, "legend": False, "ax": axis}
+        sns.stripplot(**how, palette=dict.fromkeys(schemes, "#8c8c8c"), dodge=len(schemes) > 1, jitter=False,
+                      marker="_", size=10, linewidth=1, zorder=2)  # fmt: skip
+        sns.pointplot(**how, palette=colors, dodge=0.4 * (len(schemes) > 1), linestyle="none", errorbar="sd",
+                      markersize=6, capsize=0.1, err_kws={"linewidth": 1.2}, zorder=3)  # fmt: skip
+        if metric == "auroc" and part["value"].min() < 0.65:
+            axis.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--", zorder=1)
+        axis.set_xticks(range(len(models)), [_legend.plain(m) for m in models], rotation=40, ha="right",
                         rotation_mode="anchor")  # fmt: skip
-        axis.set_xlim(-0.6, len(colors) - 0.4)
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
-        _limits(axis, part["value"].to_numpy(dtype=float), metric)
+        axis.margins(y=0.12)
         _base.finish(axis, text, ylabel=LABELS[metric])
     if legend and len(schemes) > 1:
-        handles = [(_legend.ring if j else _legend.dot)(scheme, "#444444") for j, scheme in enumerate(schemes)]
+        handles = [_legend.dot(scheme, colors[scheme]) for scheme in schemes]
         _legend.add_legend(axes, handles, own=ax is None, title="split")
     return _base.done("evaluation", axes, ax=ax, show=show, save=save)
 
@@ -114,20 +113,19 @@ def robustness(
     """
     import seaborn as sns
 
-    table = seeds_of(adata, metric, target, key)
+    table = _seeds(adata, metric, target, key)
     levels = sorted(table["noise"].unique())
     if len(levels) < 2:
-        raise ValueError(
-            f"Only the noise level {levels[0]:g} was measured; run `st.tl.evaluate(adata, ..., "
-            "noise=[0, 0.05, 0.1, 0.2])` first."
-        )
+        raise ValueError(f"Only the noise level {levels[0]:g} was measured; run `st.tl.evaluate(adata, ..., "
+                         "noise=[0, 0.05, 0.1, 0.2])` first.")  # fmt: skip
     axes, panels = _base.panels(list(pd.unique(table["target"].astype(str))), title, ax, "target", 4.2, 3.4)
-    style = {"style": "scheme"} if table["scheme"].nunique() > 1 else {}
+    style = "scheme" if table["scheme"].nunique() > 1 else None
+    palette = "colorblind" if table["model"].nunique() <= 10 else "husl"
     for axis, name, text in panels:
         part = table[table["target"] == name].assign(percent=lambda t: 100 * t["noise"])
         sns.lineplot(
-            part, x="percent", y="value", hue="model", palette=model_colors(table), errorbar="sd", err_style="bars",
-            marker="o", markersize=5, err_kws={"capsize": 2, "elinewidth": 1}, ax=axis, **style,
+            part, x="percent", y="value", hue="model", style=style, palette=palette, errorbar="sd", err_style="bars",
+            marker="o", markersize=5, err_kws={"capsize": 2, "elinewidth": 1}, ax=axis,
         )  # fmt: skip
         axis.set_xticks([100 * level for level in levels])
         handles = axis.get_legend_handles_labels()[0]
@@ -150,9 +148,8 @@ def attention_fidelity(
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw how a prediction changes when the first edges or regions of each order are removed, or kept alone.
 
-    Removed, a faithful order lies above the random one; kept, below it. Sections are averaged.
-
-    There is one panel for removing and one for keeping, for each unit.
+    Removed, a faithful order lies above the random one; kept, below it. Sections are averaged. There is one panel for
+    removing and one for keeping, for each unit.
 
     Parameters
     ----------
@@ -200,30 +197,7 @@ def attention_fidelity(
     return _base.done("attention_fidelity", axes, ax=ax, show=show, save=save)
 
 
-def _point(ax: Axes, x: float, values: NDArray[np.float64], color: Any, *, hollow: bool, label: str) -> None:
-    """Draw a model: its seeds small, their mean large, their standard deviation as a line."""
-    ax.plot(np.full(len(values), x + 0.12), values, ".", color="#8c8c8c", markersize=4, label="_seeds", zorder=2)
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    ax.errorbar(
-        [x], [values.mean()], [spread], fmt="o", color=color, markersize=7, capsize=3, elinewidth=1.2, zorder=3,
-        markerfacecolor="white" if hollow else color, label=label,
-    )  # fmt: skip
-
-
-def _limits(ax: Axes, values: NDArray[np.float64], metric: str) -> None:
-    """Show all values with some air; a share ends at 1, and chance is seen where values come near it."""
-    low, high = float(values.min()), float(values.max())
-    air = max(0.12 * (high - low), 0.02 * max(abs(low), abs(high)), 1e-6)
-    if metric == "mse":
-        ax.set_ylim(max(0.0, low - air), high + air)
-        return
-    if metric == "auroc" and low < 0.65:
-        low = min(low, 0.5)
-        ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--", zorder=1)
-    ax.set_ylim(max(0.0, low - air), min(1.0 + 0.3 * air, high + air))
-
-
-def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.DataFrame:
+def _seeds(adata: AnnData, metric: str, target: str | None, key: str) -> pd.DataFrame:
     """Return one value per model, target, scheme, level and seed; leaky schemes are called so."""
     check_choice("metric", metric, tuple(LABELS))
     stored = adata.uns.get(check_key("key", key))
@@ -238,12 +212,3 @@ def seeds_of(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Da
                          "`st.tl.evaluate(adata, ...)` again.")  # fmt: skip
     leaky = table["leaky"].to_numpy(dtype=bool)
     return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
-
-
-def model_colors(table: pd.DataFrame) -> dict[str, Any]:
-    """One colour for each model, the same in every plot of an evaluation."""
-    import seaborn as sns
-
-    models = list(dict.fromkeys(table["model"]))
-    palette = "colorblind" if len(models) <= 10 else "husl"
-    return dict(zip(models, sns.color_palette(palette, len(models)), strict=True))

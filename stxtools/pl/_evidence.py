@@ -23,26 +23,14 @@ if TYPE_CHECKING:
 
 # of the columns that st.tl.targets joins, those that decide whether a gene can be a target
 KNOWN = {
-    "n_approved_drugs": "approved drugs",
-    "n_drugs": "drugs",
-    "n_clinical_drugs": "clinical drugs",
-    "maxClinicalStage": "clinical stage",
-    "maxClinicalTrialPhase": "clinical phase",
-    "tractability_ab": "antibody",
-    "tractability_sm": "small molecule",
-    "tractability_pr": "degrader",
-    "isInMembrane": "membrane protein",
-    "isSecreted": "secreted protein",
-    "hasLigand": "ligand",
-    "hasPocket": "pocket",
-    "hasSafetyEvent": "safety",
-    "safety_events": "safety events",
-    "is_essential": "essential",
-    "tissueSpecificity": "tissue specificity",
-}
+    "n_approved_drugs": "approved drugs", "n_drugs": "drugs", "n_clinical_drugs": "clinical drugs",
+    "maxClinicalStage": "clinical stage", "maxClinicalTrialPhase": "clinical phase", "tractability_ab": "antibody",
+    "tractability_sm": "small molecule", "tractability_pr": "degrader", "isInMembrane": "membrane protein",
+    "isSecreted": "secreted protein", "hasLigand": "ligand", "hasPocket": "pocket", "hasSafetyEvent": "safety",
+    "safety_events": "safety events", "is_essential": "essential", "tissueSpecificity": "tissue specificity",
+}  # fmt: skip
 _AGAINST = {"is_essential", "safety_events"}
 _CALL = "st.tl.targets(adata, table=...)"
-_COLORS = "RdBu"
 _CELL = 0.26
 _LIMIT, _MOST = 6.0, 60
 
@@ -125,7 +113,7 @@ def targets(
 
     A row is a gene, in the order of the table; one that does not pass ``fdr`` is grey. A column is a kind of evidence.
     Blue speaks for the target and red against it, on Open Targets' scale from -1 to 1; numbers of drugs and
-    tractability are blue. A dot says that the file does not list the gene.
+    tractability are blue. A grey cell says that the file does not list the gene.
 
     Parameters
     ----------
@@ -146,7 +134,13 @@ def targets(
     >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
     """
     table, groups = read_biomarkers(adata, key, group, n_genes)
-    shown = _columns(table, columns, key)
+    found = [c for c in KNOWN if c in table]
+    if columns is None and not found:
+        raise KeyError(f"`adata.uns[{key!r}]` knows nothing of targets; run `{_CALL}` first, or name `columns`.")
+    shown = found if columns is None else check_names("columns", columns, "a column")
+    absent = [c for c in shown if c not in table]
+    if absent or not shown:
+        raise KeyError(f"`columns` names {listing(absent)}; `adata.uns[{key!r}]` has {listing(table.columns)}.")
     _base.check_columns(table, [c for c in shown if c.startswith("n_")], f"adata.uns[{key!r}]", _CALL)
     parts = [part.iloc[:n_genes] for part in groups.values()]
     width, height = max(_CELL * len(shown) + 1.5, 2.6), _CELL * max(len(p) for p in parts) + 1.5
@@ -154,50 +148,27 @@ def targets(
     for (axis, _, text), part in zip(panels, parts, strict=True):
         _panel(axis, part, shown, fdr, text)
     if legend:
-        bar = _legend.mappable(-1, 1, _COLORS), "against the target - for it"
+        bar = _legend.mappable(-1, 1, "RdBu"), "against the target - for it"
         _legend.add_legend(axes, [], own=ax is None, bars=[bar])
     return _base.done("targets", axes, ax=ax, show=show, save=save)
 
 
-def _columns(table: pd.DataFrame, columns: Sequence[str] | None, key: str) -> list[str]:
-    if columns is None:
-        found = [c for c in KNOWN if c in table]
-        if not found:
-            raise KeyError(f"`adata.uns[{key!r}]` knows nothing of targets; run `{_CALL}` first, or name `columns`.")
-        return found
-    wanted = check_names("columns", columns, "a column")
-    absent = [c for c in wanted if c not in table]
-    if absent or not wanted:
-        raise KeyError(f"`columns` names {listing(absent)}; `adata.uns[{key!r}]` has {listing(table.columns)}.")
-    return wanted
-
-
 def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: str) -> None:
-    from matplotlib import colormaps
+    import seaborn as sns
 
     value = np.column_stack([favour(part[c]) for c in columns])
-    rows, cols = np.divmod(np.arange(value.size).reshape(value.shape), len(columns))
-    known = np.isfinite(value)
-    paint = colormaps[_COLORS]((np.clip(value[known], -1, 1) + 1) / 2)
-    ax.scatter(
-        cols[known], rows[known], s=150, marker="s", c=paint, edgecolors="#999999", linewidths=0.5, label="cells"
-    )
-    ax.scatter(cols[~known], rows[~known], s=3, c="#999999", label="unknown")
-    for j, column in enumerate(columns):
-        if column.startswith("n_"):
-            for i, n in enumerate(part[column].to_numpy(dtype=float)):
-                if n > 0:
-                    ax.text(j, i, f"{n:.0f}", ha="center", va="center", fontsize="x-small", color="white")
-    ax.set_xticks(range(len(columns)), [KNOWN.get(c, c) for c in columns], rotation=60, ha="left",
-                  rotation_mode="anchor", fontsize="small")  # fmt: skip
+    numbers = np.column_stack([[f"{n:.0f}" if c.startswith("n_") and n > 0 else "" for n in part[c]] for c in columns])
+    ax.set_facecolor("#ececec")  # what is not known
+    sns.heatmap(value, vmin=-1, vmax=1, cmap="RdBu", annot=numbers, fmt="", annot_kws={"size": "x-small"}, cbar=False,
+                linewidths=0.5, linecolor="#999999", xticklabels=[KNOWN.get(c, c) for c in columns],
+                yticklabels=[_legend.plain(n) for n in part["names"].astype(str)], ax=ax)  # fmt: skip
+    _base.finish(ax, title)
     ax.xaxis.tick_top()
-    _base.rows(ax, [_legend.plain(n) for n in part["names"].astype(str)], style="italic")
-    for label, p in zip(ax.get_yticklabels(), part["pvals_adj"].to_numpy(dtype=float), strict=True):
-        label.set_color("black" if p <= fdr else "#999999")
-    ax.set_xlim(-0.6, len(columns) - 0.4)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize="medium")
+    for label in ax.get_xticklabels():
+        label.set(rotation=60, ha="left", rotation_mode="anchor")
+    for label, p in zip(ax.get_yticklabels(), part["pvals_adj"].to_numpy(dtype=float), strict=True):
+        label.set(rotation=0, style="italic", color="black" if p <= fdr else "#999999")
 
 
 def favour(column: pd.Series) -> NDArray[np.float64]:

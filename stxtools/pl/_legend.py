@@ -1,4 +1,4 @@
-"""Colours of categories, legends and colour bars: beside the panels of our own figures, inside the Axes of a caller."""
+"""Colours of categories, legends and colour bars: beside the panels of our own figures, or beside a caller's plot."""
 
 from __future__ import annotations
 
@@ -20,14 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MISSING = "#d3d3d3"  # scanpy's "lightgray"
-MISSING_LABEL = "NA"
 UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito: distinguishable for colour-blind readers
-LEGEND_MAX = 40
-LABEL_MAX = 40  # characters
-_ROW_INCHES = 0.18  # height of a legend entry in small print
-_BAR_INCHES = 0.5  # height of a colour bar with its ticks and label, inside an Axes
-_BAR_WIDTH = 1.5  # inches
-_BAR_LONGEST = 3.5  # of one beside the panels
+LEGEND_MAX = LABEL_MAX = 40  # entries; characters
+LETTER = 0.08  # inches, in print of medium size
+_ROW = 0.18  # inches of a legend entry in small print
 _HEADING = "heading"
 
 
@@ -68,35 +64,32 @@ def colors_of(
     return {name: colors[name] for name in names}
 
 
-def rgba(codes: NDArray[np.int64], names: Sequence[str], colors: Mapping[str, str]) -> NDArray[np.float64]:
-    """RGBA of every code; a missing one is light grey."""
+def rgba(codes: NDArray[np.int64], colors: Mapping[str, str]) -> NDArray[np.float64]:
+    """RGBA of every code, those of the names in ``colors``; a missing one is light grey."""
     from matplotlib.colors import to_rgba_array
 
-    table = to_rgba_array([*(colors[n] for n in names), MISSING])
-    return np.asarray(table[codes])  # code -1 is the last row
+    return np.asarray(to_rgba_array([*colors.values(), MISSING])[codes])  # code -1 is the last row
 
 
 def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
-    from matplotlib import colormaps
-    from matplotlib.colors import is_color_like, to_hex
+    from matplotlib.colors import to_hex
+    from seaborn import color_palette
 
-    if isinstance(palette, str):
-        if palette not in colormaps:
-            raise ValueError(f"`palette={palette!r}` is no colour map of matplotlib; give a name such as 'tab20'.")
-        cmap = colormaps[palette]
-        cmap = cmap if cmap.N <= 64 else cmap.resampled(max(len(names), 2))
-        palette = [cmap(i % cmap.N) for i in range(len(names))]
-    if not isinstance(palette, (Mapping, Sequence, np.ndarray)):
+    try:
+        chosen = color_palette(palette, len(names)) if isinstance(palette, str) else palette
+    except ValueError as err:
+        raise ValueError(f"`palette={palette!r}` is no colour map; give a name such as 'tab20'.") from err
+    if not isinstance(chosen, (Mapping, Sequence, np.ndarray)):
         raise TypeError(f"`palette` must be the name of a colour map, a list of colours or a mapping from category "
                         f"to colour, not {palette!r}.")  # fmt: skip
-    chosen = dict(palette) if isinstance(palette, Mapping) else dict(zip(names, palette, strict=False))
+    chosen = chosen if isinstance(chosen, Mapping) else dict(zip(names, chosen, strict=False))
     absent = [name for name in names if name not in chosen]
     if absent:
         raise ValueError(f"`palette` has {len(palette)} colours, and none for {listing(absent)}.")
-    wrong = [chosen[name] for name in names if not is_color_like(chosen[name])]
-    if wrong:
-        raise ValueError(f"`palette` has {wrong[0]!r}, which matplotlib does not know as a colour.")
-    return {name: to_hex(chosen[name]) for name in names}
+    try:
+        return {name: to_hex(chosen[name]) for name in names}
+    except ValueError as err:
+        raise ValueError(f"`palette` has a colour that matplotlib does not know: {err}") from err
 
 
 def plain(label: str) -> str:
@@ -128,27 +121,22 @@ def class_handles(names: Sequence[str], colors: Mapping[str, str], missing: bool
     handles = [dot(n, colors[n]) for n in names[:LEGEND_MAX]]
     if len(names) > LEGEND_MAX:
         handles.append(heading(f"... and {len(names) - LEGEND_MAX} more"))
-    return [*handles, dot(MISSING_LABEL, MISSING)] if missing else handles
+    return [*handles, dot("NA", MISSING)] if missing else handles
 
 
 def add_legend(
-    axes: Sequence[Axes],
-    handles: Sequence[Any],
-    *,
-    own: bool,
-    title: str | None = None,
+    axes: Sequence[Axes], handles: Sequence[Any], *, own: bool, title: str | None = None,
     bars: Sequence[tuple[Any, str]] = (),
-) -> None:
-    """Put one legend and the colour bars ``(mappable, label)`` beside the panels, or inside the caller's Axes."""
+) -> None:  # fmt: skip
+    """Put one legend and the colour bars ``(mappable, label)`` beside the panels, or into the caller's Axes' place."""
     if not own:
         _inside(axes[0], handles, title, bars)
         return
     figure: Any = axes[0].figure
     if handles:
-        ncols = max(1, -(-len(handles) // max(4, int(figure.get_size_inches()[1] / _ROW_INCHES) - 2)))
-        _draw(figure, handles, title, loc="outside right center", ncols=ncols)
-        longest = text_inches([title or "", *(str(h.get_label()) for h in handles)])
-        figure.set_figwidth(figure.get_figwidth() + ncols * (longest + 0.55) + 0.1)
+        ncols = max(1, -(-len(handles) // max(4, int(figure.get_size_inches()[1] / _ROW) - 2)))
+        legend = _draw(figure, handles, title, loc="outside right center", ncols=ncols)
+        figure.set_figwidth(figure.get_figwidth() + legend.get_window_extent().width / figure.dpi)
     for bar, label in bars:
         color_bar(axes, bar, label)
 
@@ -160,7 +148,7 @@ def color_bar(axes: Sequence[Axes], bar: Any, label: str) -> None:
     wide, tall = figure.get_size_inches() / [places[0].get_gridspec().ncols, 1]
     wide *= len({place.colspan.start for place in places})
     how: dict[str, Any] = {"location": "bottom", "aspect": 30, "fraction": 0.05}
-    drawn = figure.colorbar(bar, ax=list(axes), shrink=min(0.7, _BAR_LONGEST / wide), pad=0.02 + 0.1 / tall, **how)
+    drawn = figure.colorbar(bar, ax=list(axes), shrink=min(0.7, 3.5 / wide), pad=0.02 + 0.1 / tall, **how)
     _label(drawn, label)
     drawn.ax.locator_params(nbins=5 if wide > 4 else 3)  # inches
 
@@ -211,55 +199,30 @@ def _label(bar: Any, label: str, size: float | str = "small") -> None:
 
 
 def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[tuple[Any, str]]) -> None:
-    """Make room within the Axes' own rectangle: the legend to the right of the data, bars under a map or the legend."""
+    """Divide the Axes' own place: beside what is drawn the legend, in the largest print that fits, and colour bars."""
+    from mpl_toolkits.axes_grid1 import make_axes_locatable
+
+    divider = make_axes_locatable(ax)
     width, height = inches(ax)
-    equal = ax.get_aspect() != "auto"
-    under = _BAR_INCHES * len(bars)
-    beside, legend = _fitting_legend(ax, handles, title, width, height - under, top=bool(bars) and not equal)
-    if bars and not equal:
-        beside = min(max(beside, text_inches([label for _, label in bars]) + 0.2, _BAR_WIDTH), 0.6 * width)
-    ticks = [t for t in ax.get_xticks() if min(ax.get_xlim()) <= t <= max(ax.get_xlim())]
-    width, height = _make_room(ax, beside, under if equal else 0.0, width, height)
-    if not equal:  # no ticks beside the data, where the scale may mean nothing
-        ax.set_xticks(ticks)
-    elif legend is not None:
-        legend.set_bbox_to_anchor((1.0, 0.5 * (1 + under / height)))
-    start, span = (0.1 * (width - beside), 0.8 * (width - beside)) if equal else (width - beside + 0.1, beside - 0.2)
-    for i, (bar, label) in enumerate(reversed(bars)):
-        bottom = _BAR_INCHES * i + 0.36
-        place = ax.inset_axes((start / width, bottom / height, span / width, 0.08 / height))
-        drawn = ax.figure.colorbar(bar, cax=place, orientation="horizontal")
-        _label(drawn, label, 7.0)
-        drawn.ax.locator_params(nbins=3)
-
-
-def _fitting_legend(
-    ax: Axes, handles: Sequence[Any], title: str | None, width: float, height: float, *, top: bool
-) -> tuple[float, Any]:
-    """Draw the legend in the largest print that fits; return the width it takes (inches) and the legend."""
-    if not handles:
-        return 0.0, None
-    for size in (8.0, 7.0, 6.0, 5.0, 4.0):
-        legend = _draw(ax, handles, title, size, loc="upper right" if top else "center right",
-                       bbox_to_anchor=(1.0, 1.0 if top else 0.5), borderaxespad=0.0, borderpad=0.2)  # fmt: skip
-        box = legend.get_window_extent()
-        need, tall = box.width / ax.figure.dpi + 0.1, box.height / ax.figure.dpi
-        if need <= 0.6 * width and tall <= height:
-            return need, legend
+    drawn: Any = ax.get_tightbbox()
+    below = (ax.bbox.y0 - drawn.y0) / ax.figure.dpi  # ticks and label of the x axis
+    for size in (8.0, 7.0, 6.0, 5.0, 4.0) if handles else ():
+        legend = _draw(ax, handles, title, size, loc="center left", bbox_to_anchor=(1.0, 0.5), borderpad=0.2)
+        needed, tall = legend.get_window_extent().size / ax.figure.dpi
+        if needed + 0.1 <= 0.6 * width and tall <= height:
+            divider.append_axes("right", needed + 0.1, pad=0).set_axis_off()
+            break
         legend.remove()
-    warn("The legend does not fit into `ax` and is not drawn; pass a larger `ax`, or `legend=False`.")
-    return 0.0, None
-
-
-def _make_room(ax: Axes, beside: float, under: float, width: float, height: float) -> tuple[float, float]:
-    """Extend the x axis to the right and the y axis down by so many inches; return the size of what is drawn."""
-    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    across, up = abs(right - left) / (width - beside), abs(top - bottom) / (height - under)  # units per inch
-    if ax.get_aspect() != "auto":
-        across = up = max(across, up)
-    ax.set_xlim(left, right + np.sign(right - left) * beside * across)
-    ax.set_ylim(bottom - np.sign(top - bottom) * under * up, top)
-    return abs(right - left) / across + beside, abs(top - bottom) / up + under
+    else:
+        if handles:
+            warn("The legend does not fit into `ax` and is not drawn; pass a larger `ax`, or `legend=False`.")
+    for bar, label in bars:
+        strip = divider.append_axes("bottom", 0.45, pad=below + 0.1)  # inches
+        strip.set_axis_off()
+        drawn = ax.figure.colorbar(bar, cax=strip.inset_axes((0.1, 0.8, 0.8, 0.2)), orientation="horizontal")
+        _label(drawn, label, 7.0)
+        drawn.ax.locator_params(nbins=4)
+        below = 0.0
 
 
 def inches(ax: Axes) -> tuple[float, float]:
@@ -268,12 +231,6 @@ def inches(ax: Axes) -> tuple[float, float]:
     return float(box.width * whole.width / ax.figure.dpi), float(box.height * whole.height / ax.figure.dpi)
 
 
-def text_inches(labels: Sequence[str], size: str = "small") -> float:
-    """Width of the longest label, in bold, as headings are."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    font = FontProperties(size=size, weight="bold")
-    points = font.get_size_in_points()
-    drawn = (TextPath((0, 0), text, size=points, prop=font) for text in labels if text.strip())
-    return max((path.get_extents().width for path in drawn), default=0.0) / 72
+def text_inches(labels: Sequence[str]) -> float:
+    """Width of the longest label, about."""
+    return LETTER * max(map(len, labels), default=0)

@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 
     from ._sections import Panel
 
-NODE_MAX = 320.0  # area of the largest node, points^2
-NODE_MIN = 12.0
+NODE_MIN, NODE_MAX = 12.0, 320.0  # area of a node, points^2
 NODE_BUDGET = 6400.0  # of all nodes of a panel together, points^2: about a twentieth of the panel
-WIDTH_MAX = 5.0  # points
-WIDTH_MIN = 0.4
+WIDTH_MIN, WIDTH_MAX = 0.4, 5.0  # points
 _AGAIN = "Run `st.tl.region_graph(adata)` again."
 
 Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.float64]"]
@@ -52,9 +50,7 @@ def region_graph(
     """Draw the region graph over the tissue: a node per region, an edge per shared border.
 
     Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges grow
-    wider with the length of the shared border.
-
-    The colours of the segments are stored in ``adata.uns`` and in the region AnnData.
+    wider with the length of the shared border. The colours are stored in ``adata.uns`` and in the region AnnData.
 
     Parameters
     ----------
@@ -70,9 +66,11 @@ def region_graph(
     >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
     >>> ax = st.pl.region_graph(adata)
     """
+    from matplotlib.lines import Line2D
+
     view = GraphView(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
     regions = view.regions
-    check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", "Run `st.tl.region_graph(adata)` again.")
+    check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", _AGAIN)
     weights = weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
     top = float(weights.data.max()) if weights.nnz else 1.0
 
@@ -88,21 +86,17 @@ def region_graph(
     if legend:
         units = set(units_of(adata, view.panels, view.spatial_key, scale_bar).values())
         unit = units.pop() if len(units) == 1 and _keys.CONTACT in regions.obsp else None
-        _legend.add_legend(axes, [*view.handles(), *_contact_handles(view, weights, top, unit)], own=ax is None)
+        handles = [_legend.heading("segment"), *_legend.class_handles(view.names, view.colors, missing=False)]
+        sizes = _steps(float(view.sizes.min()), float(view.sizes.max()))
+        handles += [_legend.heading("observations")]
+        handles += [_legend.dot(f"{s:g}", MISSING, size=float(np.sqrt(view.node_area(s)))) for s in sizes]
+        if weights.nnz:
+            scale = unit or 1.0  # in microns where they are known
+            handles += [_legend.heading("contact length" if unit is None else "contact length (µm)")]
+            handles += [Line2D([], [], color="#333333", linewidth=float(view.widths(s / scale, top)), label=f"{s:g}")
+                        for s in _steps(scale * float(weights.data.min()), scale * top)]  # fmt: skip
+        _legend.add_legend(axes, handles, own=ax is None)
     return _base.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
-
-
-def _contact_handles(view: GraphView, weights: sparse.csr_matrix, top: float, unit: float | None) -> list[Any]:
-    """Legend entries of the edges: in microns where their unit is known."""
-    from matplotlib.lines import Line2D
-
-    if weights.nnz == 0:
-        return []
-    scale = unit or 1.0
-    steps = nice_steps(scale * float(weights.data.min()), scale * top)
-    widths = [float(view.widths(s / scale, top)) for s in steps]
-    lines = [Line2D([], [], color="#333333", linewidth=w, label=f"{s:g}") for s, w in zip(steps, widths, strict=True)]
-    return [_legend.heading("contact length" if unit is None else "contact length (µm)"), *lines]
 
 
 class GraphView:
@@ -112,6 +106,7 @@ class GraphView:
     - ``centroids``, ``library``, ``sizes``: Of each region, its place, section and number of observations.
     - ``names``, ``colors``: Segments and their colours.
     - ``nodes``, ``spots``: RGBA of each region and each observation.
+    - ``most``: Regions in the fullest panel; many nodes are drawn smaller, and their edges thinner.
     - ``stores``: Colours to keep once the plot is done.
     """
 
@@ -130,40 +125,35 @@ class GraphView:
             raise ValueError(f"The centroids of the regions lie in `obsm[{self.spatial_key!r}]`, not in "
                              f"{spatial_key!r}; run `st.tl.region_graph(adata, spatial_key={spatial_key!r})` "
                              "first.")  # fmt: skip
-        self.panels = panels_of(
-            adata, spatial_key=self.spatial_key, library_key=library_key, library=library, params=params
-        )
+        where: dict[str, Any] = {"spatial_key": self.spatial_key, "library_key": library_key, "library": library}
+        self.panels = panels_of(adata, **where, params=params)
         home = regions.obs.get("library", pd.Series("", index=regions.obs_names)).to_numpy(dtype=object).astype(str)
         one = len(self.panels) == 1 and len(set(home)) <= 1  # one section needs no name to be known
         self.library = np.full(regions.n_obs, self.panels[0].library, dtype=object) if one else home
+        self.most = max(int((self.library == panel.library).sum()) for panel in self.panels)
         segment_key = str(params.get("segment_key", _keys.SEGMENT))
         codes, self.names = category_codes(regions, _keys.SEGMENT)
         self.stores: list[tuple[AnnData, str, dict[str, str]]] = []
         if segment_key in adata.obs:
             known = colors_of(adata, segment_key, palette)
-            self.spots = rgba(*category_codes(adata, segment_key), known)
+            self.spots = rgba(category_codes(adata, segment_key)[0], known)
             shared = set(self.names) <= set(known)
             self.colors = {n: known[n] for n in self.names} if shared else colors_of(regions, _keys.SEGMENT)
             self.stores.append((adata, segment_key, known))
         else:
             self.colors = colors_of(regions, _keys.SEGMENT, palette)
-            self.spots = np.tile(rgba(np.array([-1]), [], {}), (adata.n_obs, 1))
+            self.spots = rgba(np.full(adata.n_obs, -1), {})
         self.stores.append((regions, _keys.SEGMENT, self.colors))
-        self.nodes = rgba(codes, self.names, self.colors)
-
-    @property
-    def most_regions(self) -> int:
-        """Regions in the fullest panel: many nodes are drawn smaller and their edges thinner."""
-        return max((int((self.library == panel.library).sum()) for panel in self.panels), default=0)
+        self.nodes = rgba(codes, self.colors)
 
     def widths(self, weight: Any, top: float) -> NDArray[np.float64]:
         """Line width in points: linear in the weight."""
-        widest = float(np.clip(WIDTH_MAX * np.sqrt(25 / max(self.most_regions, 1)), WIDTH_MAX / 3, WIDTH_MAX))
+        widest = float(np.clip(WIDTH_MAX * np.sqrt(25 / max(self.most, 1)), WIDTH_MAX / 3, WIDTH_MAX))
         return WIDTH_MIN + (widest - WIDTH_MIN) * np.clip(np.asarray(weight, dtype=float) / (top or 1.0), 0, 1)
 
     def node_area(self, n_obs: Any) -> NDArray[np.float64]:
         """Area of a node in square points: linear in the number of observations, small ones still seen."""
-        largest = min(NODE_MAX, max(NODE_BUDGET / max(self.most_regions, 1), 2 * NODE_MIN))
+        largest = min(NODE_MAX, max(NODE_BUDGET / max(self.most, 1), 2 * NODE_MIN))
         return np.maximum(largest * np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0), NODE_MIN)
 
     @property
@@ -190,8 +180,6 @@ class GraphView:
 
     def draw_nodes(self, ax: Axes, panel: Panel, *, scale: float = 1.0, labels: bool = False) -> None:
         """Draw the regions of a section, the largest first, so that small ones lie on top."""
-        from matplotlib.patheffects import withStroke
-
         here = np.flatnonzero(self.library == panel.library)
         here = here[np.argsort(-self.sizes[here], kind="stable")]
         area = scale * self.node_area(self.sizes[here])
@@ -202,27 +190,16 @@ class GraphView:
             name = _legend.plain(str(self.regions.obs_names[i]))
             ax.annotate(
                 name, self.centroids[i], xytext=(float(np.sqrt(size)) / 2 + 2, 0), textcoords="offset points",
-                fontsize="x-small", va="center", zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")],
+                fontsize="x-small", va="center", zorder=4, path_effects=[_base.halo()],
             )  # fmt: skip
 
-    def handles(self) -> list[Any]:
-        """Legend entries: the segments, and what the areas of the nodes mean."""
-        sizes = nice_steps(float(self.sizes.min()), float(self.sizes.max()))
-        return [
-            _legend.heading("segment"),
-            *_legend.class_handles(self.names, self.colors, missing=False),
-            _legend.heading("observations"),
-            *[_legend.dot(f"{s:g}", MISSING, size=float(np.sqrt(self.node_area(s)))) for s in sizes],
-        ]
 
-
-def nice_steps(low: float, high: float) -> list[float]:
+def _steps(low: float, high: float) -> list[float]:
     """Up to three round numbers (1, 2 or 5 times a power of ten) between ``low`` and ``high``."""
     if not high > 0:
         return []
-    powers = np.floor(np.log10(high))
-    steps = [m * 10.0**p for p in np.arange(powers, powers - 3, -1) for m in (5, 2, 1)]
-    within = [s for s in steps if low <= s <= high] or [high]
+    powers = 10.0 ** (np.floor(np.log10(high)) - np.arange(3))
+    within = [float(s) for s in np.outer(powers, [5, 2, 1]).ravel() if low <= s <= high] or [high]
     return sorted({within[0], within[len(within) // 2], within[-1]})
 
 

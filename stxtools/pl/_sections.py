@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_names
@@ -51,24 +52,17 @@ class Panel:
         """Median distance to the third neighbour: the pitch of a lattice, or about one over the root of the density."""
         from scipy.spatial import cKDTree
 
-        if len(self.xy) < 2:
+        places = pd.DataFrame(self.xy).drop_duplicates().to_numpy()
+        if len(places) < 2:
             return 1.0
-        probe = self.xy[:: max(1, len(self.xy) // 2000)]
-        distance = cKDTree(self.xy).query(probe, k=min(10, len(self.xy)))[0]
-        apart = np.sort(np.where(distance > 0, distance, np.nan), axis=1)  # what lies at the same place comes last
-        third = np.fmax.reduce(apart[:, :3], axis=1)
-        third = third[np.isfinite(third)]
-        return float(np.median(third)) if len(third) else 1.0
+        probe = places[:: max(1, len(places) // 2000)]
+        return float(np.median(cKDTree(places).query(probe, k=min(4, len(places)))[0][:, -1]))
 
 
 def panels_of(
-    adata: AnnData,
-    *,
-    spatial_key: str,
-    library_key: str | bool | None,
-    library: str | Sequence[str] | None,
+    adata: AnnData, *, spatial_key: str, library_key: str | bool | None, library: str | Sequence[str] | None,
     params: Mapping[str, Any] | None = None,
-) -> list[Panel]:
+) -> list[Panel]:  # fmt: skip
     """Return the sections to draw, all by default; ``params`` are those of the call whose results are drawn."""
     libs = libraries(adata, _library_key(adata, params) if library_key is None else library_key)
     xy = coordinates(adata, spatial_key, libs)
@@ -76,8 +70,8 @@ def panels_of(
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:
         raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
-    found = ((name, libs.rows(libs.names.index(name))) for name in wanted)
-    return [Panel(name, rows, xy[rows]) for name, rows in found]
+    rows = {name: libs.rows(libs.names.index(name)) for name in wanted}
+    return [Panel(name, rows[name], xy[rows[name]]) for name in wanted]
 
 
 def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool | None:
@@ -161,41 +155,17 @@ def _hexagonal(adata: AnnData, panel: Panel) -> bool:
     return bool(np.isfinite(total).all() and (total % 2 == total[0] % 2).all())
 
 
-def _draw_bars(axes: Sequence[Axes], panels: Sequence[Panel], units: Mapping[str, float | None]) -> None:
-    """Draw bars of one round length under the sections whose unit is known."""
-    known = [(axis, panel, unit) for axis, panel in zip(axes, panels, strict=True) if (unit := units[panel.library])]
-    longest = min((unit * (panel.limits[1] - panel.limits[0]) for _, panel, unit in known), default=1.0) / 3
-    power = 10.0 ** np.floor(np.log10(longest))
-    microns = float(max(m * power for m in (1, 2, 5) if m * power <= longest * (1 + 1e-9)))
-    text = f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} µm"
-    for ax, panel, unit in known:
-        left, right, top, bottom = panel.limits
-        x, y = left + 0.02 * (right - left), bottom + 0.03 * (bottom - top)
-        end = x + microns / unit
-        ax.plot([x, end], [y, y], color="black", linewidth=2, solid_capstyle="butt", label="scale bar")
-        ax.annotate(text, (end, y), xytext=(4, 0), textcoords="offset points", ha="left", va="center",
-                    fontsize="small", annotation_clip=False)  # fmt: skip
-        ax.set(xlim=(left, right), ylim=(bottom + 0.07 * (bottom - top), top))
-
-
 def draw_sections(
-    adata: AnnData,
-    panels: Sequence[Panel],
-    draws: Sequence[Draw],
-    *,
-    ax: Axes | None,
-    spatial_key: str,
-    title: str | list[str] | None = None,
-    img: bool | str | None = False,
-    scale_bar: float | bool | None = None,
+    adata: AnnData, panels: Sequence[Panel], draws: Sequence[Draw], *, ax: Axes | None, spatial_key: str,
+    title: str | list[str] | None = None, img: bool | str | None = False, scale_bar: float | bool | None = None,
     bottom: float = 0.0,
-    ncols: int = 4,
-    shrink: float = 1.0,
-) -> list[Axes]:
+) -> list[Axes]:  # fmt: skip
     """Let each of ``draws`` fill one Axes per section: those of a new figure that fits the tissue, or the given one.
 
     The Axes are in the order of the sections, in rows of one section where there are several of both.
     """
+    from matplotlib_scalebar.scalebar import ScaleBar
+
     _base.check_room(ax, [panel.library for panel in panels], "section", "library")
     cells = [(panel, draw) for panel in panels for draw in draws]
     names = [panel.library for panel, _ in cells]
@@ -206,11 +176,11 @@ def draw_sections(
     else:
         boxes = [panel.limits for panel in panels]
         ratio = float(np.median([(b[3] - b[2]) / (b[1] - b[0]) for b in boxes]))
-        side = PANEL_INCHES * shrink * (0.75 if len(cells) > 1 else 1.0)
+        side = PANEL_INCHES * (0.75 if len(cells) > 1 else 1.0)
         width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(cells) > 1)
-        width = max(width, _legend.text_inches(titles, "medium") + 0.2)
-        ncols = len(draws) if min(len(draws), len(panels)) > 1 else ncols
-        axes = _base.grid(len(cells), width, height, bottom=bottom, ncols=ncols, layout="compressed")
+        width = max(width, _legend.text_inches(titles) + 0.2)
+        ncols = len(draws) if min(len(draws), len(panels)) > 1 else 4
+        axes = _base.grid(len(cells), width, height, bottom=bottom, ncols=ncols)
     for axis, (panel, draw), text in zip(axes, cells, titles, strict=True):
         draw(axis, panel, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
         # image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader
@@ -219,7 +189,10 @@ def draw_sections(
         axis.spines[:].set_visible(False)
         if text:
             axis.set_title(text, fontsize="medium")
-    _draw_bars(axes, [panel for panel, _ in cells], units)
+        if unit := units[panel.library]:
+            axis.set_ylim(end + 0.07 * (end - top), top)  # below the tissue
+            axis.add_artist(ScaleBar(unit, "um", location="lower left", scale_loc="right", length_fraction=0.35, pad=0,
+                                     border_pad=0.2, frameon=False, font_properties={"size": "small"}))  # fmt: skip
     return axes
 
 

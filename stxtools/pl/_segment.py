@@ -77,7 +77,7 @@ def segment(
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
     colors = colors_of(adata, key, palette)
-    face = rgba(codes, names, colors)
+    face = rgba(codes, colors)
     if show_confidence:
         check_in(adata, "obs", _keys.confidence(key), "show_confidence=True reads",
                  "Run `st.tl.segment(adata)` first.")  # fmt: skip
