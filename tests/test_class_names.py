@@ -39,7 +39,6 @@ def test_segment_keeps_the_names(make_section, quick_unet, tmp_path):
         assert list(st.get.segments(one)["segment"]) == NAMES
         entries = [t.get_text() for t in st.pl.segment(one).figure.legends[0].get_texts()]
         assert "L2/3" in entries
-        st.pl.segment(one, mask=True)
     again = _named(make_section(seed=1))
     st.tl.segment(again, model=tmp_path / "m.stx", **HOW)
     assert list(st.get.probabilities(again).columns) == NAMES

@@ -368,14 +368,6 @@ def test_damaged_tables_are_named(
         _call(name, drawn)
 
 
-def test_masks_that_are_none(drawn: ad.AnnData) -> None:
-    entry = drawn.uns["segment"]["masks"]["lib0"]
-    for mask in ("mask", np.ones((4, 4, 3), int), -np.ones((4, 4), int), np.full((4, 4), 0.5)):
-        entry["image"] = mask
-        with pytest.raises(ValueError, match="is no mask"):
-            st.pl.segment(drawn, library="lib0", mask=True)
-
-
 def test_a_figure_of_too_many_panels(drawn: ad.AnnData) -> None:
     drawn.obs["many"] = [f"s{i % 150}" for i in range(drawn.n_obs)]
     with pytest.raises(ValueError, match="panels"):

@@ -170,8 +170,6 @@ def test_colors_stay_when_a_category_is_absent(adata: ad.AnnData, stored: bool) 
     assert view.is_view, "drawing does not turn the user's view into a copy"
     c = (view.obs["segment"] == "c").to_numpy()
     np.testing.assert_allclose(face[c], np.tile(to_rgba(color_of_c), (c.sum(), 1)))
-    mask = st.pl.segment(view.copy(), mask=True).images[0].get_array()
-    np.testing.assert_allclose(mask[-1, 0], to_rgba(color_of_c), atol=1e-6)
 
 
 def test_colors_survive_a_file(adata: ad.AnnData, tmp_path) -> None:
@@ -219,25 +217,6 @@ def test_confidence_fades(adata: ad.AnnData) -> None:
     del adata.obs["segment_confidence"]
     with pytest.raises(KeyError, match=r"st\.tl\.segment"):
         st.pl.segment(adata, show_confidence=True)
-
-
-def test_mask_has_the_colors_of_the_spots(adata: ad.AnnData) -> None:
-    ax = st.pl.segment(adata, mask=True)
-    image = ax.images[0]
-    picture = image.get_array()
-    assert picture[0, 0, 3] == 0, "background is transparent"
-    for row, color in zip((5, 10, 15), adata.uns["segment_colors"], strict=True):
-        np.testing.assert_allclose(picture[row, 0], to_rgba(color), atol=1e-6)
-    # pixel centres are integers: column 0 lies at x = 0, 100 units a pixel
-    assert image.get_extent() == pytest.approx((-50, 1950, 1950, -50))
-    with pytest.raises(KeyError, match="no mask of 'band'"):
-        st.pl.segment(adata, key="band", mask=True)
-    adata.uns["segment"]["masks"]["section"]["origin"] = np.array([200.0, -100.0])
-    moved = st.pl.segment(adata, mask=True).images[0].get_extent()
-    assert moved == pytest.approx((150, 2150, 1850, -150))
-    del adata.uns["segment"]["masks"]
-    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
-        st.pl.segment(adata, mask=True)
 
 
 def test_picture_of_the_tissue(adata: ad.AnnData) -> None:

@@ -324,7 +324,7 @@ def test_get_and_pl_trends() -> None:
     np.testing.assert_allclose((line[0], line[-1]), (row["mean_start"], row["mean_end"]), rtol=1e-4)
     assert len(axes[0].collections[1].get_offsets()) == 9
     ax = st.pl.trends(adata, "expression", heatmap=True, n_top=5)
-    assert ax.images[0].get_array().shape == (5, 3)
+    assert ax.collections[0].get_array().shape == (5, 3)
     assert "0 (a) *" in [tick.get_text() for tick in ax.get_yticklabels()]
     with pytest.raises(ValueError, match="feature"):
         st.pl.trends(adata, "expression", feature="none")

@@ -151,7 +151,7 @@ def test_plot() -> None:
     ax = st.pl.describe(adata, "contact", show=False)
     assert [text.get_text() for text in ax.get_xticklabels()] == ["outer → middle"]
     assert ax.get_yticklabels()[0].get_text() == "G10^G11_G12"
-    drawn = ax.images[0].get_array()[0, 0]
+    drawn = ax.collections[0].get_array()[0, 0]
     assert drawn == pytest.approx(st.get.describe(adata, "contact", group="outer")["scores"].iloc[0])
     with pytest.raises(ValueError, match="was not described"):
         st.pl.describe(adata, "activity")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -20,7 +18,7 @@ from stxtools._version import __version__
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_SCRIPTS = ("page", "map", "biomarkers")
+_FILES = ("page.html", "page.css", "page.js", "map.js", "biomarkers.js")
 
 
 @documented
@@ -67,6 +65,8 @@ def report(
     >>> st.tl.segment(adata, n_segments=4)
     >>> st.report(adata, "report.html")
     """
+    from jinja2 import Template
+
     from .arrays import biomarker_arrays, tissue_map
     from .words import findings, parameter_tables, training_figures
 
@@ -95,28 +95,12 @@ def report(
     about, columns = (None, {}) if biomarkers is None else biomarker_arrays(biomarkers, params)
     meta |= {"key": key, "biomarkers": about}
     blocks |= columns
-    n_drawn = meta["n"]
-    drawn = "" if n_drawn == adata.n_obs else (
-        f'<p class="note">The map and its legend show {n_drawn:,} of the {adata.n_obs:,} observations, drawn at '
-        "random.</p>"
-    )  # fmt: skip
-    page = _page(
-        title=html.escape(name),
-        drawn=drawn,
-        sizes=f"{adata.n_obs:,} observations · {adata.n_vars:,} genes · stxtools {__version__}",
-        findings="".join(f"<p>{html.escape(text)}</p>" for text in findings(adata, sections, key, biomarkers_key)),
-        figures=training_figures(adata, key), parameters=parameter_tables(adata, key, biomarkers_key),
+    folder = files("stxtools._report")
+    text = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES}
+    page = Template(text["page.html"], autoescape=True, keep_trailing_newline=True).render(
+        text=text, title=name, n_obs=adata.n_obs, n_vars=adata.n_vars, n_drawn=meta["n"], version=__version__,
+        findings=findings(adata, sections, key, biomarkers_key), figures=training_figures(adata, key),
+        parameters=parameter_tables(adata, key, biomarkers_key), blocks=blocks,
         meta=json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        blocks="\n".join(f'<script type="text/plain" id="block-{n}">{b}</script>' for n, b in blocks.items()),
     )  # fmt: skip
     write_text(path, page)
-
-
-def _page(**parts: str) -> str:
-    """Fill the page; style and script are put into it, so that it needs no other file."""
-    folder = files("stxtools._report")
-    page = (folder / "page.html").read_text(encoding="utf-8")
-    parts["css"] = (folder / "page.css").read_text(encoding="utf-8")
-    parts["js"] = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
-    # each place once, so that no text that is put in is looked into
-    return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], page)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -139,20 +138,15 @@ def _share(part: float) -> str:
     return "none" if part == 0 else f"{100 * part:.0f} %" if part >= 0.01 else "less than 1 %"
 
 
-def parameter_tables(adata: AnnData, key: str, biomarkers_key: str) -> str:
-    """Return one table for each step that was run."""
+def parameter_tables(adata: AnnData, key: str, biomarkers_key: str) -> list[tuple[str, dict[str, str]]]:
+    """Return the parameters of each step that was run, as text."""
     slots: list[Any] = [adata.uns.get(name) for name in (key, _keys.REGIONS, _keys.EMBED, _keys.MULTITASK)]
     steps = [*map(params_of, slots), dict(adata.uns.get(f"{biomarkers_key}_params", {}))]
-    return "".join(_step(params) for params in steps if params)
-
-
-def _step(params: Mapping[str, Any]) -> str:
-    (flat,) = pd.json_normalize({k: v for k, v in params.items() if k not in ("call", "slots")}).to_dict("records")
-    rows = "".join(
-        f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(_said(value))}</td></tr>"
-        for name, value in flat.items()
-    )
-    return f"<details><summary>{html.escape(str(params.get('call', 'step')))}</summary><table>{rows}</table></details>"
+    tables = []
+    for params in filter(None, steps):
+        (flat,) = pd.json_normalize({k: v for k, v in params.items() if k not in ("call", "slots")}).to_dict("records")
+        tables.append((str(params.get("call", "step")), {str(name): _said(value) for name, value in flat.items()}))
+    return tables
 
 
 def _said(value: Any) -> str:
@@ -162,18 +156,16 @@ def _said(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
 
 
-def training_figures(adata: AnnData, key: str) -> str:
-    """Return the figures as HTML, empty where nothing was trained or chosen."""
+def training_figures(adata: AnnData, key: str) -> list[tuple[str, str]]:
+    """Return title and SVG of each figure, none where nothing was trained or chosen."""
     figures = []
     if "bic" in _table(adata, key, "stability"):
-        figures.append(_figure("How the number of segments was chosen", pl.stability, adata, key))
+        figures.append(("How the number of segments was chosen", _svg(pl.stability, adata, key)))
     for name, what in ((key, "U-Net"), (_keys.EMBED, "Graph network"), (_keys.MULTITASK, "Multi-task network")):
         history = _table(adata, name, "history")
-        stages = list(dict.fromkeys(history["stage"].astype(str))) if "stage" in history else []
-        for stage in stages:
-            title = f"{what}: {stage_name(stage)}"
-            figures.append(_figure(title, pl.history, adata, name, stage=stage))
-    return "".join(figures)
+        stages = pd.unique(history["stage"].astype(str)) if "stage" in history else ()
+        figures += [(f"{what}: {stage_name(stage)}", _svg(pl.history, adata, name, stage=stage)) for stage in stages]
+    return figures
 
 
 def _table(adata: AnnData, key: str, name: str) -> pd.DataFrame:
@@ -182,7 +174,8 @@ def _table(adata: AnnData, key: str, name: str) -> pd.DataFrame:
     return table if isinstance(table, pd.DataFrame) and len(table) else pd.DataFrame()
 
 
-def _figure(title: str, draw: Any, adata: AnnData, key: str, **how: Any) -> str:
+def _svg(draw: Any, adata: AnnData, key: str, **how: Any) -> str:
+    """Draw a figure and return it as base64 of SVG."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -193,8 +186,4 @@ def _figure(title: str, draw: Any, adata: AnnData, key: str, **how: Any) -> str:
         draw(adata, key, ax=figure.subplots(), title="", show=False, **how)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
-    source = base64.b64encode(file.getvalue()).decode()
-    text = html.escape(title)
-    return (
-        f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/svg+xml;base64,{source}"></figure>'
-    )
+    return base64.b64encode(file.getvalue()).decode()

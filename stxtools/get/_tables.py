@@ -127,20 +127,14 @@ def describe(
     """
     columns = {"proposed_name", "markers"}
     summary = stored_table(adata, key, columns, "description", "st.tl.describe(adata, groupby)")
-    evidence = adata.uns.get(f"{key}_evidence")
-    groups = summary.index.astype(str)
-    wanted = list(groups) if group is None else check_names("group", group, "a group")
-    unknown = [name for name in wanted if name not in groups]
-    if unknown:
-        raise ValueError(f"`group` names {listing(unknown)}; `adata.uns[{key!r}]` has {listing(groups)}.")
+    groups = pd.DataFrame({"group": summary.index.astype(str)})
+    wanted = rows_of(groups, f"adata.uns[{key!r}]", group=group)["group"]
     if kind is None:
-        return summary[groups.isin(wanted)].copy()
-    kinds = [] if not isinstance(evidence, pd.DataFrame) else list(pd.unique(evidence["kind"].astype(str)))
-    if check_key("kind", kind) not in kinds:
-        raise ValueError(f"`kind={kind!r}` was not described, {listing(kinds) if kinds else 'nor any other'}: call "
-                         "`st.tl.describe` with `net=` for activities and with `resource=` for contacts.")  # fmt: skip
-    keep = (evidence["kind"].astype(str) == kind) & evidence["group"].astype(str).isin(wanted)
-    return rows_of(evidence[keep], f"adata.uns[{f'{key}_evidence'!r}]", fdr)
+        return summary[summary.index.astype(str).isin(wanted)].copy()
+    evidence = adata.uns.get(f"{key}_evidence", pd.DataFrame(columns=["kind", "group"]))
+    hint = " What was not described needs `net=` for activities or `resource=` for contacts in `st.tl.describe`."
+    found = rows_of(evidence, f"adata.uns[{f'{key}_evidence'!r}]", fdr, hint, kind=check_key("kind", kind))
+    return found[found["group"].astype(str).isin(wanted)].reset_index(drop=True)
 
 
 @documented
@@ -227,17 +221,11 @@ def track(
     >>> st.tl.track(adata, "time")
     >>> found = st.get.track(adata, "compartments")
     """
-    check_adata(adata, unique_vars=False)
     check_choice("table", table, ("links", "compartments", "regions"))
-    slot = adata.uns.get(check_key("key", key))
-    if not isinstance(slot, Mapping) or not isinstance(slot.get(table), pd.DataFrame):
-        raise KeyError(
-            f"`adata.uns[{key!r}]` holds no tracked compartments. Run `st.tl.track(adata, time_key)` first, or name "
-            "the slot with `key`."
-        )
+    found = stored_table(adata, key, set(), "tracked compartments", "st.tl.track(adata, time_key)", table)
     if table != "links" and (event is not None or fdr is not None):
         raise ValueError(f"`event` and `fdr` choose links; `table={table!r}` has neither.")
-    return rows_of(slot[table], f"adata.uns[{key!r}][{table!r}]", fdr, event=event)
+    return rows_of(found, f"adata.uns[{key!r}][{table!r}]", fdr, event=event)
 
 
 @documented
@@ -277,12 +265,16 @@ def trends(
     return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, compartment=compartment, feature=feature)
 
 
-def stored_table(adata: AnnData, key: str, columns: AbstractSet[str], what: str, call: str) -> pd.DataFrame:
-    """Return the table ``uns[key]``, which has ``columns``, or say which call makes it."""
+def stored_table(
+    adata: AnnData, key: str, columns: AbstractSet[str], what: str, call: str, part: str | None = None
+) -> pd.DataFrame:
+    """Return the table ``uns[key]``, or a ``part`` of that slot, which has ``columns``, or say which call makes it."""
     check_adata(adata, unique_vars=False)
     table = adata.uns.get(check_key("key", key))
+    if part is not None:
+        table = table.get(part) if isinstance(table, Mapping) else None
     if not isinstance(table, pd.DataFrame) or not columns <= set(table.columns):
-        raise KeyError(f"`adata.uns[{key!r}]` holds no {what}. Run `{call}` first, or name the table with `key`.")
+        raise KeyError(f"`adata.uns[{key!r}]` holds no {what}. Run `{call}` first, or name the slot with `key`.")
     return table
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from stxtools import _keys
-from stxtools._checks import check_bool, check_key, check_number, listing
+from stxtools._checks import check_bool, check_number, listing
 from stxtools._colors import colors_slot
 from stxtools._docs import documented
 from stxtools._on_spatialdata import OnSpatialData
 from stxtools._validate import check_adata
+from stxtools.get._tables import stored_table
 
 from . import _legend
 
@@ -152,7 +153,7 @@ def _check_img(img: Any) -> None:
         raise TypeError(f"`img` must be True, False, None or the name of an image, not {img!r}.")
 
 
-_SWITCHES = ("legend", "heatmap", "labels", "log", "mask", "show_confidence", "spots")
+_SWITCHES = ("legend", "heatmap", "labels", "show_confidence", "spots")
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "ax": _check_axes,
     "show": _check_show,
@@ -173,14 +174,10 @@ def params_of(slot: Any) -> dict[str, Any]:
     return dict(params) if isinstance(params, Mapping) else {}
 
 
-def table_of(adata: AnnData, key: Any, name: str, columns: Sequence[str], call: str, hint: str = "") -> pd.DataFrame:
-    """Return the table ``uns[key][name]``, which has numbers in ``columns``, or say which call makes it."""
-    slot = adata.uns.get(check_key("key", key))
-    table = slot.get(name) if isinstance(slot, Mapping) else None
-    where = f"adata.uns[{key!r}][{name!r}]"
-    if not isinstance(table, pd.DataFrame):
-        raise KeyError(f"`{where}` is missing; run `{call}` first{hint}, or name another `key`.")
-    check_columns(table, columns, where, call)
+def table_of(adata: AnnData, key: Any, part: str, columns: Sequence[str], call: str, what: str) -> pd.DataFrame:
+    """Return the table ``uns[key][part]``, which has numbers in ``columns``, or say which call makes it."""
+    table = stored_table(adata, key, set(), what, call, part)
+    check_columns(table, columns, f"adata.uns[{key!r}][{part!r}]", call)
     return table
 
 
@@ -269,27 +266,24 @@ def rows(ax: Axes, names: Sequence[str], place: Any = None, **font: Any) -> None
 
 def heat(
     values: pd.DataFrame, title: str, *, label: str, legend: bool, ax: Axes | None, limit: float | None = None,
-    cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "", marks: pd.DataFrame | None = None, mark: str = "",
+    cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "", marks: Any = None, mark: str = "",
 ) -> Axes:  # fmt: skip
     """Draw a table around 0 as cells (of so many inches) with a colour bar, and dots where ``marks`` is true."""
+    import seaborn as sns
+
     names, columns = ([_legend.plain(str(name)) for name in axis] for axis in (values.index, values.columns))
-    longest, turned = max(map(len, columns)), max(map(len, columns)) * _legend.LETTER > cell[0]
-    own = ax is None
+    own, turned = ax is None, _legend.text_inches(columns) > cell[0]
     if ax is None:
-        width = cell[0] * len(columns) + _legend.LETTER * max(map(len, names)) + 1.0
-        height = max(cell[1] * len(names), 1.0) + 0.6 + (_legend.LETTER * longest if turned else 0.2)
+        width = cell[0] * len(columns) + _legend.text_inches(names) + 1.0
+        height = max(cell[1] * len(names), 1.0) + 0.6 + (_legend.text_inches(columns) if turned else 0.2)
         ax = grid(1, max(width, 2.6), height, bottom=0.6 * legend)[0]
     limit = limit or float(np.nanmax(np.abs(values.to_numpy()), initial=0.0)) or 1.0
-    ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    ax.set_xticks(range(len(columns)), columns, rotation=90 if turned else 0)
-    ax.set_yticks(range(len(names)), names)
-    if marks is not None:
-        row, column = np.nonzero(marks.to_numpy())
-        dark = np.abs(values.to_numpy()[row, column]) > 0.6 * limit
-        ax.scatter(column, row, s=8, c=np.where(dark, "white", "black"))
+    dots = None if marks is None else np.where(marks, "\N{BULLET}", "")
+    sns.heatmap(values, vmin=-limit, vmax=limit, cmap=DIVERGING, annot=dots, fmt="", cbar=False, xticklabels=columns,
+                yticklabels=names, ax=ax)  # fmt: skip
     finish(ax, title, xlabel)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    ax.tick_params(axis="x", length=0, rotation=90 if turned else 0)
+    ax.tick_params(axis="y", length=0, rotation=0)
     if legend:
         handles = [] if marks is None else [_legend.dot(mark, "black", size=4)]
         _legend.add_legend([ax], handles, own=own, bars=[(_legend.mappable(-limit, limit, DIVERGING), label)])

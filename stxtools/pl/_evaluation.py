@@ -12,6 +12,7 @@ from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._validate import check_choice, check_number, listing
 from stxtools.get import evaluation as _table
+from stxtools.get._tables import stored_table
 
 from . import _base, _legend
 
@@ -173,10 +174,9 @@ def attention_fidelity(
     check_choice("unit", unit, ("edges", "regions", None))
     if ax is not None and unit is None:
         raise ValueError("`ax` takes one panel; choose `unit='edges'` or `unit='regions'`, or leave `ax` out.")
-    table = _base.table_of(adata, key, "table", ["share", value], "st.tl.attention_fidelity(adata, model)")
-    if not {"unit", "mode", "method"} <= set(table):
-        raise KeyError(f"`adata.uns[{key!r}]['table']` is not that of `st.tl.attention_fidelity`; run "
-                       "`st.tl.attention_fidelity(adata, model)` first, or name another `key`.")  # fmt: skip
+    call, columns = "st.tl.attention_fidelity(adata, model)", {"unit", "mode", "method"}
+    table = stored_table(adata, key, columns, "fidelity of attention", call, "table")
+    _base.check_columns(table, ["share", value], f"adata.uns[{key!r}]['table']", call)
     wanted = [(u, m) for u in ("edges", "regions") if unit in (None, u) for m in ("remove", "keep")]
     wanted = wanted if ax is None else wanted[:1]
     verbs = {"remove": "removed", "keep": "kept"}

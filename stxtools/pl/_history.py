@@ -52,7 +52,7 @@ def history(
     from matplotlib.ticker import MaxNLocator
 
     call = _CALLS.get(key, _CALLS[_keys.SEGMENT]) if isinstance(key, str) else ""
-    table = _base.table_of(adata, key, "history", ["epoch"], call)
+    table = _base.table_of(adata, key, "history", ["epoch"], call, "training curve")
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]['history']` is empty: nothing was trained in that call.")
     losses = [c for c in ("loss", "val_loss") if c in table]
@@ -104,8 +104,8 @@ def stability(
     >>> ax = st.pl.stability(adata)
     """
     (text,) = _base.titles_of([""], title)
-    call, hint = "st.tl.segment(adata)", ", without `n_segments` and `labels_key`"
-    curve = _base.table_of(adata, key, "stability", ["n_segments", "stability", "bic"], call, hint)
+    what = "choice of a number of segments (made without `n_segments` and `labels_key`)"
+    curve = _base.table_of(adata, key, "stability", ["n_segments", "bic"], "st.tl.segment(adata)", what)
     taken = _base.params_of(adata.uns[key]).get("n_segments")
     if taken not in set(curve["n_segments"]):
         raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the number that was taken, {taken!r}; run "
@@ -157,7 +157,7 @@ def sensitivity(
 
     if not isinstance(x, str) or not isinstance(y, str) or x == y:
         raise ValueError(f"`x` and `y` must be the names of two parameters, not {x!r} and {y!r}.")
-    trials = _base.table_of(adata, key, "trials", ["value"], "st.tl.tune(adata, 'weights', ...)")
+    trials = _base.table_of(adata, key, "trials", ["value"], "st.tl.tune(adata, 'weights', ...)", "trials")
     absent = [c for c in (x, y, "state") if c not in trials]
     if absent:
         raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")

@@ -132,19 +132,13 @@ class GraphView:
         self.library = np.full(regions.n_obs, self.panels[0].library, dtype=object) if one else home
         self.most = max(int((self.library == panel.library).sum()) for panel in self.panels)
         segment_key = str(params.get("segment_key", _keys.SEGMENT))
+        check_in(adata, "obs", segment_key, "segment_key of the regions", _AGAIN)
+        known = colors_of(adata, segment_key, palette)
         codes, self.names = category_codes(regions, _keys.SEGMENT)
-        self.stores: list[tuple[AnnData, str, dict[str, str]]] = []
-        if segment_key in adata.obs:
-            known = colors_of(adata, segment_key, palette)
-            self.spots = rgba(category_codes(adata, segment_key)[0], known)
-            shared = set(self.names) <= set(known)
-            self.colors = {n: known[n] for n in self.names} if shared else colors_of(regions, _keys.SEGMENT)
-            self.stores.append((adata, segment_key, known))
-        else:
-            self.colors = colors_of(regions, _keys.SEGMENT, palette)
-            self.spots = rgba(np.full(adata.n_obs, -1), {})
-        self.stores.append((regions, _keys.SEGMENT, self.colors))
-        self.nodes = rgba(codes, self.colors)
+        own = colors_of(regions, _keys.SEGMENT)  # of segments that a subset of the observations lacks
+        self.colors = {name: known.get(name, own[name]) for name in self.names}
+        self.spots, self.nodes = rgba(category_codes(adata, segment_key)[0], known), rgba(codes, self.colors)
+        self.stores = [(adata, segment_key, known), (regions, _keys.SEGMENT, self.colors)]
 
     def widths(self, weight: Any, top: float) -> NDArray[np.float64]:
         """Line width in points: linear in the weight."""

@@ -232,36 +232,28 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, 
         return False
     library = panel.library
     images, scalefactors = (spatial_entry(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
-    found = [name for name in ("hires", "lowres") if name in images]
-    found += [str(n) for n in images if n not in found]
-    for name in [img] if isinstance(img, str) else found:
-        scale = scalefactors.get(f"tissue_{name}_scalef")
-        if name in images and scale is not None:
-            pixels, factor = np.asarray(images[name]), positive(scale)
-            colors = pixels.shape[2:] if pixels.ndim > 1 else None
-            if factor is None or pixels.dtype.kind not in "buif" or colors not in ((), (3,), (4,)):
-                raise ValueError(
-                    f"`adata.uns['spatial'][{library!r}]`: image {name!r} has shape {pixels.shape} and type "
-                    f"{pixels.dtype}, and `tissue_{name}_scalef` is {scale!r}; expected height x width, or height x "
-                    "width x 3 or 4 colours, of numbers, and a scale above 0. Replace them, or pass `img=False`."
-                )
-            show_image(ax, pixels, factor, zorder=-1)
-            # a scale bar or a legend beside the section stands on white
-            left, right, top, bottom = panel.limits
-            ax.images[-1].set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=ax.transData))
-            return True
-    if img is None or (img is True and not found):
-        return False
-    raise KeyError(
-        f"`img={img!r}`: section {library!r} has the images {listing(found)} and the scale factors "
-        f"{listing(scalefactors)} in `adata.uns['spatial']`; an image NAME needs `tissue_NAME_scalef`."
-    )
-
-
-def show_image(ax: Axes, pixels: NDArray[Any], scale: float, origin: Any = (0.0, 0.0), **kwargs: Any) -> None:
-    """Draw an image in the coordinates of the spots; ``scale`` is pixels per unit, ``origin`` the first pixel."""
-    height, width = pixels.shape[:2]
-    extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / scale + np.repeat(origin, 2)
-    ax.imshow(
-        pixels, extent=tuple(extent), origin="upper", **({"cmap": "gray", "interpolation": "antialiased"} | kwargs)
-    )
+    found = sorted(map(str, images), key=lambda name: (name != "hires", name != "lowres"))
+    wanted = [img] if isinstance(img, str) else found
+    name = next((n for n in wanted if n in images and f"tissue_{n}_scalef" in scalefactors), None)
+    if name is None:
+        if not isinstance(img, str) and (img is None or not found):
+            return False
+        raise KeyError(
+            f"`img={img!r}`: section {library!r} has the images {listing(found)} and the scale factors "
+            f"{listing(scalefactors)} in `adata.uns['spatial']`; an image NAME needs `tissue_NAME_scalef`."
+        )
+    pixels, scale = np.asarray(images[name]), scalefactors[f"tissue_{name}_scalef"]
+    factor, colors = positive(scale), pixels.shape[2:] if pixels.ndim > 1 else None
+    if factor is None or pixels.dtype.kind not in "buif" or colors not in ((), (3,), (4,)):
+        raise ValueError(
+            f"`adata.uns['spatial'][{library!r}]`: image {name!r} has shape {pixels.shape} and type "
+            f"{pixels.dtype}, and `tissue_{name}_scalef` is {scale!r}; expected height x width, or height x "
+            "width x 3 or 4 colours, of numbers, and a scale above 0. Replace them, or pass `img=False`."
+        )
+    height, width = pixels.shape[:2]  # the centre of the first pixel is 0, 0
+    extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / factor
+    image = ax.imshow(pixels, extent=tuple(extent), origin="upper", cmap="gray", zorder=-1)
+    left, right, top, bottom = panel.limits
+    # a scale bar or a legend beside the section stands on white
+    image.set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=ax.transData))
+    return True

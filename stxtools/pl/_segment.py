@@ -7,15 +7,13 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from stxtools import _keys
-from stxtools._slots import column_names
 from stxtools._validate import check_in, check_number
 
 from . import _base, _legend
-from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import Panel, draw_sections, panels_of, positive, show_image, spots_drawn
+from ._legend import category_codes, colors_of, rgba
+from ._sections import draw_sections, panels_of, spots_drawn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,7 +32,6 @@ def segment(
     library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
     spatial_key: str = _keys.SPATIAL,
     show_confidence: bool = False,
-    mask: bool = False,
     img: bool | str | None = None,
     size: float = 1.0,
     palette: str | Sequence[str] | Mapping[str, str] | None = None,
@@ -44,9 +41,8 @@ def segment(
     """Draw the segments of every section over the tissue.
 
     Any categorical column can be drawn, for instance a pathologist's annotation or the prediction of
-    :func:`stxtools.tl.multitask`; a column ``"{name}_pred"`` takes the colours of ``name``.
-
-    Colours are stored in ``adata.uns["{key}_colors"]`` in the order of all categories.
+    :func:`stxtools.tl.multitask`; a column ``"{name}_pred"`` takes the colours of ``name``. Colours are stored in
+    ``adata.uns["{key}_colors"]`` in the order of all categories.
 
     Parameters
     ----------
@@ -54,8 +50,6 @@ def segment(
         Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
     show_confidence
         Fade observations by ``obs["{key}_confidence"]``: full colour at 1, nearly transparent at chance.
-    mask
-        Draw the mask image of :func:`stxtools.tl.segment` instead of the observations.
     size
         Diameter of an observation relative to the spacing of the observations; 1 makes neighbours touch.
     palette
@@ -72,8 +66,6 @@ def segment(
     check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
     size = check_number("size", size, minimum=_SIZE_MIN, maximum=_SIZE_MAX)
     params = _base.params_of(adata.uns.get(key))
-    if mask:
-        spatial_key = str(params.get("spatial_key", spatial_key))
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
     colors = colors_of(adata, key, palette)
@@ -83,15 +75,8 @@ def segment(
                  "Run `st.tl.segment(adata)` first.")  # fmt: skip
         confidence = adata.obs[_keys.confidence(key)].to_numpy(dtype=float, na_value=np.nan)
         face[:, 3] = _fade(np.nan_to_num(confidence), len(names))
-
-    def draw_mask(axis: Axes, panel: Panel, over: bool) -> None:
-        image, scale, origin = _mask(adata, panel.library, key)
-        show_image(axis, _paint(image, adata, key, colors), scale, origin, interpolation="nearest",
-                   alpha=0.7 if over else 1.0, label="mask")  # fmt: skip
-
-    draw = draw_mask if mask else spots_drawn(face, key, size)
-    axes = draw_sections(adata, panels, [draw], ax=ax, spatial_key=spatial_key, title=title, img=img,
-                         scale_bar=scale_bar)  # fmt: skip
+    axes = draw_sections(adata, panels, [spots_drawn(face, key, size)], ax=ax, spatial_key=spatial_key, title=title,
+                         img=img, scale_bar=scale_bar)  # fmt: skip
     if legend:
         drawn = np.concatenate([codes[p.rows] for p in panels])
         present = [n for i, n in enumerate(names) if (drawn == i).any()]
@@ -108,41 +93,3 @@ def _fade(confidence: Any, n: int) -> NDArray[np.float64]:
     """Return the opacity of a confidence in one of ``n`` classes."""
     chance = 1.0 / max(n, 2)
     return _FAINTEST + (1 - _FAINTEST) * np.clip((np.asarray(confidence) - chance) / (1 - chance), 0, 1)
-
-
-def _mask(adata: AnnData, library: str, key: str) -> tuple[NDArray[Any], float, NDArray[Any]]:
-    """Return the mask of a section, its pixels per unit of the coordinates, and the coordinates of its first pixel."""
-    entry: Any = adata.uns
-    for part in (key, _keys.MASKS, library):
-        entry = entry.get(part) if isinstance(entry, Mapping) else None
-    if not isinstance(entry, Mapping) or not {"image", "scale", "origin"} <= set(entry):
-        raise KeyError(
-            f"There is no mask of {key!r} in `adata.uns[{key!r}][{_keys.MASKS!r}][{library!r}]` (`image`, `scale`, "
-            "`origin`); run `st.tl.segment(adata)` first."
-        )
-    values, factor, origin = np.asarray(entry["image"]), positive(entry["scale"]), np.asarray(entry["origin"])
-    if values.ndim != 2 or values.dtype.kind not in "iu" or values.min() < 0 or factor is None:
-        raise ValueError(
-            f"`adata.uns[{key!r}][{_keys.MASKS!r}][{library!r}]` is no mask (`image`: height x width, of segment "
-            f"numbers; `scale` above 0; `origin`: x, y): it has shape {values.shape}, type {values.dtype} and scale "
-            f"{entry['scale']!r}; run `st.tl.segment(adata)` again."
-        )
-    return values, factor, origin.astype(float)
-
-
-def _paint(image: NDArray[Any], adata: AnnData, key: str, colors: Mapping[str, str]) -> NDArray[np.float32]:
-    """Colour the mask: 0 is transparent, a value is the class that the observations with that id have."""
-    from matplotlib.colors import to_rgba
-
-    table = np.tile(np.asarray(to_rgba(MISSING)), (int(image.max()) + 1, 1))
-    table[0] = 0.0
-    codes, names = category_codes(adata, key)
-    value_of = {i + 1: name for i, name in enumerate(column_names(adata, _keys.proba(key)) or names)}
-    ids = _keys.mask_id(key)
-    if ids in adata.obs:  # a subset may have lost categories, and with them the codes; the ids stay
-        seen = pd.DataFrame({"id": adata.obs[ids].to_numpy(), "code": codes}).drop_duplicates()
-        value_of |= {int(i): names[c] for i, c in zip(seen["id"], seen["code"], strict=True) if c >= 0}
-    for value, name in value_of.items():
-        if value < len(table) and name in colors:
-            table[value] = to_rgba(colors[name])
-    return table[image].astype(np.float32)
