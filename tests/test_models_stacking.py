@@ -90,14 +90,14 @@ def test_label_propagation_counts_where_it_helps(labelled_patches):
     both, nearest = [], []
     for test in (fold == k for k in range(4)):
         seen = np.where(test, -1, codes)
-        logits = ensemble(own, 3, network, xy, seen, known)
+        logits = ensemble.stack(seen)(own, 3, network, xy, seen, known)
         expected = best.linear * vague + best.label_propagation * propagated_logits(xy, seen, 3, best.bandwidth)
         np.testing.assert_allclose(logits, expected, atol=1e-5)
         both.append((logits.argmax(1) == codes)[test].mean())
         nearest.append(KNeighborsClassifier(1).fit(xy[~test], codes[~test]).score(xy[test], codes[test]))
     assert np.mean(both) > max((vague.argmax(1) == codes).mean() + 0.1, np.mean(nearest))
     for nothing in (None, np.full(len(xy), -1)):  # a section without labels
-        found = ensemble(own, 3, network, xy, nothing, known)
+        found = ensemble.stack(nothing)(own, 3, network, xy, nothing, known)
         np.testing.assert_allclose(found, without.linear * vague, atol=1e-5)
 
 
@@ -140,8 +140,8 @@ def test_the_network_gets_its_share_beside_the_others(labelled_patches):
     weights = Weights(linear=2.0, trees=0.0).with_network(0.2)
     assert (weights.network, weights.linear) == (0.2, pytest.approx(1.6))
     own = np.eye(3, dtype=np.float32)[codes]
-    ensemble = Ensemble(Stack(weights, Linear(np.eye(3), np.zeros(3))))
-    found = ensemble(own, 3, network, xy, None, np.ones(len(xy), bool))
+    stack = Stack(weights, Linear(np.eye(3), np.zeros(3)))
+    found = stack(own, 3, network, xy, None, np.ones(len(xy), bool))
     np.testing.assert_allclose(found, 0.2 * network + 1.6 * own, atol=1e-6)
 
 
@@ -248,13 +248,11 @@ def test_linear_classifier():
     assert (called != 3).all()  # a class without labels
 
 
-def test_linear_regression_and_mixture():
+def test_linear_regression():
     inp, _ = _linear_input()
     values = inp.z @ np.arange(20.0).reshape(10, 2) + 3
     found = linear_regression(inp, values, np.arange(180) < 150, np.random.default_rng(0))
     np.testing.assert_allclose(found(inp.z)[150:], values[150:], rtol=0.1, atol=2.0)
-    one, two = Linear(np.ones((2, 1)), np.zeros(1)), Linear(np.zeros((2, 1)), np.ones(1))
-    np.testing.assert_allclose(one.mixed(two, 0.25)(np.ones((1, 2))), [[1.75]])
 
 
 def _donor(seed: int, share: float, n_genes: int = 60) -> tuple[GeneSection, np.ndarray]:

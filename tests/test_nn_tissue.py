@@ -27,7 +27,6 @@ from stxtools.nn import (
     GraphPart,
     GraphTensors,
     RegionGNN,
-    SumConv,
     TissueModule,
     TissueTask,
     Training,
@@ -139,9 +138,9 @@ def test_losses_by_hand():
 
 
 def test_sum_convolution_by_hand():
-    conv = SumConv(2, 3)
+    conv = RegionGNN(2, out_channels=3, layers=1, conv="sum").convs[0]
     h, edges = torch.randn(4, 2), torch.tensor([[0, 1, 2, 3], [1, 0, 1, 2]])
-    transformed = h @ conv.weight.weight.T
+    transformed = h @ conv.lin.weight.T
     expected = (
         torch.stack([transformed[1], transformed[0] + transformed[2], transformed[3], torch.zeros(3)]) + conv.bias
     )

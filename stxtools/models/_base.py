@@ -143,7 +143,12 @@ def model_of(model: Any, *kinds: str, param: str = "model") -> Any:
 
 def _opened(path: str | os.PathLike[str], kinds: Sequence[str] = ()) -> Any:
     file = read_model(shipped_path(path))
-    found = _class_of(file)
+    if file.kind not in _MODULES:
+        raise ValueError(
+            f"{str(file.path)!r} holds a {file.kind[:40]}, which this version of stxtools does not have; train the "
+            "model again."
+        )
+    found = getattr(import_module(f"stxtools.models.{_MODULES[file.kind]}"), file.kind)
     _check_kind(f"{str(file.path)!r} holds", found, kinds)
     return found.from_file(file)
 
@@ -151,16 +156,6 @@ def _opened(path: str | os.PathLike[str], kinds: Sequence[str] = ()) -> Any:
 def _check_kind(what: str, found: type[BaseModel[Any, Any]], kinds: Sequence[str]) -> None:
     if kinds and not any(c.__name__ in kinds for c in found.__mro__):
         raise ValueError(f"{what} a {found.__name__}, not a {' or '.join(kinds)}; apply it with `{found.used_by}`.")
-
-
-def _class_of(file: ModelFile) -> type[BaseModel[Any, Any]]:
-    if file.kind not in _MODULES:
-        raise ValueError(
-            f"{str(file.path)!r} holds a {file.kind[:40]}, which this version of stxtools does not have; train the "
-            "model again."
-        )
-    found: type[BaseModel[Any, Any]] = getattr(import_module(f"stxtools.models.{_MODULES[file.kind]}"), file.kind)
-    return found
 
 
 def best_device(accelerator: str) -> torch.device:

@@ -1,6 +1,5 @@
 from ._gnn import GraphPart as GraphPart
 from ._gnn import RegionGNN as RegionGNN
-from ._gnn import SumConv as SumConv
 from ._layers import ChannelNorm as ChannelNorm
 from ._layers import GaussianPyramid as GaussianPyramid
 from ._losses import nt_xent as nt_xent

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import GATv2Conv, SimpleConv
+from torch_geometric.nn import GATv2Conv, GCNConv
 from torch_geometric.typing import OptTensor
 from torch_geometric.utils import degree
 
 
-@dataclass(frozen=True)
-class GraphPart:
+class GraphPart(NamedTuple):
     """A part of a graph: its nodes (m,), of which the first ``core`` are its own, and the edges among them (2, E)."""
 
     nodes: Tensor
     core: int
     edges: Tensor
-
-    def to(self, device: torch.device) -> GraphPart:
-        """Return a copy on ``device``."""
-        return GraphPart(self.nodes.to(device), self.core, self.edges.to(device))
-
-
-class SumConv(nn.Module):
-    r"""Plain sum aggregation.
-
-    :math:`h_v^{(l+1)} = \sigma\big(\sum_{u \in N(v)} W^{(l)} h_u^{(l)} + b^{(l)}\big)` with Xavier
-    initialisation; the non-linearity is applied by the caller. ``N(v)`` are the neighbours without
-    ``v`` itself.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.neighbours = SimpleConv(aggr="sum")
-        self.weight = nn.Linear(in_channels, out_channels, bias=False)
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-        nn.init.xavier_uniform_(self.weight.weight)
-
-    def forward(self, h: Tensor, edge_index: Tensor, gate: Tensor | None = None) -> Tensor:
-        """(R, in) and (2, E) with rows source, target -> (R, out); ``gate`` (E,) multiplies the messages."""
-        return self.neighbours(self.weight(h), edge_index, gate) + self.bias
 
 
 class GatedGATv2(GATv2Conv):
@@ -63,7 +37,11 @@ class GatedGATv2(GATv2Conv):
 
 
 class RegionGNN(nn.Module):
-    """Layers of message passing over regions, ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"``."""
+    r"""Layers of message passing over regions, ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"``.
+
+    The plain sum is :math:`h_v^{(l+1)} = \sigma\big(\sum_{u \in N(v)} W^{(l)} h_u^{(l)} + b^{(l)}\big)` with Xavier
+    initialisation; ``N(v)`` are the neighbours without ``v`` itself.
+    """
 
     def __init__(
         self,
@@ -82,7 +60,7 @@ class RegionGNN(nn.Module):
         self.convs, self.skips, self.norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for a, b in pairwise(widths):
             if conv == "sum":
-                self.convs.append(SumConv(a, b))
+                self.convs.append(GCNConv(a, b, add_self_loops=False, normalize=False))
             else:
                 layer = GatedGATv2(a, b // heads, heads)
                 for linear in (layer.lin_l, layer.lin_r):

@@ -91,14 +91,15 @@ class _Keeper(Callback):
         self.best, self.waited = float("inf"), 0
         self.best_state: dict[str, torch.Tensor] | None = None
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Task) -> None:
-        dataset = getattr(trainer.train_dataloader, "dataset", None)
-        if dataset is not None and hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(trainer.current_epoch)
-        _place(trainer.train_dataloader, pl_module.device)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for loader in (trainer.train_dataloader, trainer.val_dataloaders):
+            dataset: Any = getattr(loader, "dataset", None)
+            if hasattr(dataset, "place"):  # it can make its items on the device
+                dataset.place(pl_module.device)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _place(trainer.val_dataloaders, pl_module.device)
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Task) -> None:
+        if hasattr(dataset := trainer.train_dataloader.dataset, "set_epoch"):
+            dataset.set_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
         loss = pl_module.epoch_loss()
@@ -134,13 +135,6 @@ class _Keeper(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "bar": None}  # a bar belongs to the process that draws it
-
-
-def _place(loader: Any, device: torch.device) -> None:
-    """Let a dataset that can make its items on ``device`` do so."""
-    dataset = getattr(loader, "dataset", None)
-    if dataset is not None and hasattr(dataset, "place"):
-        dataset.place(device)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def _task_of(model: TissueNet, task: str | None) -> str:
 def _network_weight(model: TissueNet, task: str, of: str) -> float:
     """Factor of the network's logits in the prediction that is looked at."""
     check_choice("of", of, ("ensemble", "network"))
-    weight = 1.0 if of == "network" else model.weights(task).network
+    weight = 1.0 if of == "network" else model.elsewhere(task).weights.network
     if weight == 0:
         raise ValueError(
             f"The network has weight 0 in the ensemble that predicts {task!r}: neither attention nor edges change what "

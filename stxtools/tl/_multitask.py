@@ -252,7 +252,7 @@ def _warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved
             f"the classes' shares. {what}; embeddings and attention are those of this network. More labels, more "
             "epochs or a smaller `params['lr']` may help.",
         )
-    elif not named and any(task in model.ensembles and model.weights(task).network == 0 for task in model.classes):
+    elif not named and any(model.elsewhere(task).weights.network == 0 for task in model.classes):
         where = sorted(set(weights.loc[weights["network"] == 0, "library"]))
         if where or saved:
             scope = f"in {listing(where)}" if where else "in the sections that the saved model will be applied to"

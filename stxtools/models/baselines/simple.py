@@ -47,9 +47,10 @@ class Baseline(ABC):
         self.random_state, self.accelerator = random_state, accelerator
         self.classes: dict[str, int] = {}
 
-    @abstractmethod
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
-        """Learn from labelled observations."""
+        """Learn from labelled observations: keep them, where a baseline does no more."""
+        self.classes, self.labels = dict(classes), dict(labels)
+        return self
 
     def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
         """Target -> per section, class probabilities of all observations, (n, K)."""
@@ -141,26 +142,13 @@ def neighbourhood_means(features: NDArray[np.float32], xy: FloatArray, sizes: Se
 
     Written out here, apart from what the models read: a floor must not move with them.
     """
-    n = len(features)
-    sizes = [min(s, n) for s in sizes]
-    near = cKDTree(xy).query(xy, k=max(sizes))[1].reshape(n, -1)
-    out = []
-    for size in sizes:
-        pool = sparse.csr_matrix(
-            (np.full(n * size, 1 / size), near[:, :size].ravel(), np.arange(0, n * size + 1, size)), shape=(n, n)
-        )
-        out.append(np.asarray(pool @ features.astype(np.float64)))
-    return np.concatenate(out, axis=1)
+    near = cKDTree(xy).query(xy, k=min(max(sizes), len(xy)))[1].reshape(len(xy), -1).T
+    values = features.astype(np.float64)
+    return np.concatenate([np.asarray(sum(values[i] for i in near[:k])) / min(k, len(xy)) for k in sizes], axis=1)
 
 
 class NearestLabel(Baseline):
     """The class of the nearest labelled observation of the section, or else the shares of the classes elsewhere."""
-
-    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
-        """Note where the labels are."""
-        self.classes = dict(classes)
-        self.labels = {target: [np.asarray(c) for c in codes] for target, codes in labels.items()}
-        return self
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Inverse distances to the nearest label of each class, scaled to sum to 1."""
@@ -178,13 +166,11 @@ class NearestLabel(Baseline):
     ) -> list[FloatArray]:
         """Expression of the nearest observation that is known; the mean of all in a section without any."""
         mean = np.nanmean(np.concatenate(list(values)), axis=0)
-        out = []
-        for section, value in zip(sections, values, strict=True):
+        out = [np.tile(mean, (len(value), 1)) for value in values]
+        for i, (section, value) in enumerate(zip(sections, values, strict=True)):
             known = np.flatnonzero(~np.isnan(value).any(axis=1))
-            if len(known) == 0:
-                out.append(np.tile(mean, (len(value), 1)))
-            else:
-                out.append(value[known[cKDTree(section.xy[known]).query(section.xy)[1]]])
+            if len(known):
+                out[i] = value[known[cKDTree(section.xy[known]).query(section.xy)[1]]]
         return out
 
 
@@ -204,11 +190,6 @@ class FunctionBaseline(Baseline):
     def __init__(self, function: Callable[..., Any], **how: Any) -> None:
         super().__init__(**how)
         self.function = function
-
-    def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
-        """Keep the labels: the function learns and predicts in one go."""
-        self.classes, self.labels = dict(classes), dict(labels)
-        return self
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Call the function and check what it returns."""

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
+from stxtools._spatial.order import evenly_spread
+
 from .discriminant import ShrinkageLDA
 
 FloatArray = NDArray[np.float64]
@@ -29,7 +31,7 @@ def cotrained(
     probabilities plus ``prior`` times the logits given. Labels (-1 none) together weigh as much as the others.
     """
     n, k = logits.shape
-    rows = np.unique(np.linspace(0, n - 1, min(n, _MOST)).astype(np.int64))
+    rows = evenly_spread(n, _MOST)
     if labels is not None:
         rows = np.union1d(rows, np.flatnonzero(labels >= 0))
     known = np.zeros(len(rows), dtype=bool) if labels is None else labels[rows] >= 0

@@ -70,7 +70,8 @@ class GeneClassifier:
         expression, shares = [expression[i] for i in labelled], [shares[i] for i in labelled]
         weights = [weights[i] / weights[i].sum() for i in labelled]
         genes, means = chosen_genes(expression)
-        known = moments_of(genes, means, shares, weights), *_location(means)
+        centre, scale = (np.mean([getattr(m, name) for m in means], axis=0) for name in ("centre", "scale"))
+        known = moments_of(genes, means, shares, weights), centre.astype(np.float32), (1 / scale).astype(np.float32)
         means = [m.leading(READ_GENES) for m in means]
         penalties = (PENALTY, ALONE) if len(means) >= SEVERAL else (PENALTY,)
         held_out = _held_out(genes, means, shares, weights, _folds([e.xy for e in expression], rng), penalties)
@@ -120,13 +121,6 @@ class GeneClassifier:
             usual = np.polyval(np.polyfit(centre, own, _CURVE, w=weight), centre)
             gained += ((own - usual) * weight) @ coef
         return RIDGE_SCALE * gained
-
-
-def _location(means: Sequence[GeneMeans]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean over sections of their genes' means, and the inverse of that of their standard deviations, (2, g) each."""
-    centre = np.mean([m.centre for m in means], axis=0)
-    scale = np.mean([m.scale for m in means], axis=0)
-    return centre.astype(np.float32), (1 / scale).astype(np.float32)
 
 
 def _scores(answers: Answers, prior: FloatArray) -> FloatArray:

@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from stxtools._spatial.matrices import column_moments
+from stxtools._spatial.order import evenly_spread
 from stxtools._spatial.smoothing import averages
 
 from .discriminant import standardised
@@ -63,7 +64,7 @@ class GeneMeans:
             for start in range(0, n, _CHUNK)
         ]
         self._near = np.concatenate(parts).reshape(n, size)
-        self.sample = _spread(n, min(SAMPLE, max(most_values // max(len(genes), 1), 1)))
+        self.sample = evenly_spread(n, min(SAMPLE, max(most_values // max(len(genes), 1), 1)))
         means = [averages(self._near[self.sample, :size], n).dot(self.logged).toarray() for size in SIZES]
         self.centre = [m.mean(axis=0, dtype=np.float64) for m in means]
         spread = [m.std(axis=0, dtype=np.float64) for m in means]
@@ -120,7 +121,7 @@ def structure(section: GeneSection) -> FloatArray:
     those that do not vary have -1.
     """
     n = len(section.xy)
-    rows = _spread(n, SAMPLE)
+    rows = evenly_spread(n, SAMPLE)
     near = cKDTree(section.xy).query(section.xy[rows], k=min(SIZES[0], n), workers=-1)[1].reshape(len(rows), -1)
     mean, variance = column_moments(section.logged[rows])
     kept = column_moments(averages(near, n).dot(section.logged))[1]
@@ -145,11 +146,6 @@ def chosen_genes(expression: Sequence[GeneSection]) -> tuple[list[str], list[Gen
 def _columns(section: GeneSection, genes: Sequence[str]) -> NDArray[np.int64]:
     place = {gene: i for i, gene in enumerate(section.genes)}
     return np.array([place[g] for g in genes], dtype=np.int64)
-
-
-def _spread(n: int, most: int) -> NDArray[np.int64]:
-    """Positions of at most ``most`` of n observations, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
 def leading_axes(covariance: FloatArray, n_comps: int) -> FloatArray:

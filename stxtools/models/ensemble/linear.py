@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import PredefinedSplit
 
 from stxtools._spatial.blocks import deal
+from stxtools._spatial.order import evenly_spread
 from stxtools._warn import warn
 
 from .discriminant import ShrinkageLDA, class_shrinkage
@@ -23,7 +24,7 @@ from .discriminant import ShrinkageLDA, class_shrinkage
 FloatArray = NDArray[np.float64]
 
 PAIRS = ((7, 19), (19, 61), (37, 127))
-SHARE, PENALTY = 0.5, 1e-2  # of the ridge, against the discriminant analysis; its inverse strength
+PENALTY = 1e-2  # of the ridge: its inverse strength
 _FOLDS = 4
 _ROWS = 8000  # observations that a fit uses; more add time, not accuracy
 _ABSENT = -12.0  # logit of a class without labels
@@ -41,11 +42,6 @@ class Linear:
     def __call__(self, z: NDArray[np.floating]) -> FloatArray:
         """Logits of observations (n, d), (n, K)."""
         return z @ self.coef + self.intercept
-
-    def mixed(self, other: Linear, share: float) -> Linear:
-        """``share`` of ``other`` and the rest of this one."""
-        coef = (1 - share) * self.coef + share * other.coef
-        return Linear(coef, (1 - share) * self.intercept + share * other.intercept)
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,8 @@ def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int
     local = (np.cumsum(seen) - 1)[codes[rows]]  # among the classes that have labels
     found = _discriminant(inp, rows, local)
     if inp.genes.start < inp.genes.stop:
-        found = found.mixed(_logistic(inp, rows, local), SHARE)
+        other = _logistic(inp, rows, local)
+        found = Linear((found.coef + other.coef) / 2, (found.intercept + other.intercept) / 2)
     coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.full(n_classes, _ABSENT)
     coef[:, seen], intercept[seen] = found.coef, found.intercept
     return Linear(coef, intercept)
@@ -128,7 +125,7 @@ def _logistic(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.int64
 
 
 def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: float) -> tuple[FloatArray, FloatArray]:
-    """Coefficients (d, K) and intercepts (K,) of ridge logistic regression, of mean 0 over the classes."""
+    """Coefficients (d, K) and intercepts (K,) of ridge logistic regression."""
     model = LogisticRegression(C=c, tol=_TOLERANCE, max_iter=_STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -141,14 +138,12 @@ def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: f
     coef, intercept = np.asarray(model.coef_.T), np.asarray(model.intercept_)
     if n_classes == 2:  # scikit-learn has the second class alone
         coef, intercept = coef * [-0.5, 0.5], intercept * [-0.5, 0.5]
-    return coef - coef.mean(axis=1, keepdims=True), intercept - intercept.mean()
+    return coef, intercept
 
 
 def sampled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """At most ``_ROWS`` of the rows, evenly spread."""
-    if len(rows) <= _ROWS:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, _ROWS).astype(np.int64)]
+    return rows[evenly_spread(len(rows), _ROWS)]
 
 
 def _centred(coef: FloatArray, intercept: FloatArray) -> Linear:

@@ -58,6 +58,23 @@ class Stack:
     trees: Trees | None = None
     genes: GeneClassifier | None = None
 
+    def __call__(
+        self, own: NDArray[np.float32], n_means: int, network: NDArray[np.floating], xy: FloatArray,
+        codes: Codes | None, known: Mask, by_name: GeneSection | None = None,
+    ) -> FloatArray:  # fmt: skip
+        """Logits (or values) of the observations ``known`` of a section; trees read the first ``n_means`` features."""
+        w = self.weights
+        logits = w.network * network.astype(np.float64)
+        if self.linear is not None and w.linear > 0:
+            logits += w.linear * self.linear(own)
+        if self.trees is not None and w.trees > 0:
+            logits += w.trees * self.trees(own[:, :n_means])
+        if codes is not None and w.label_propagation > 0:
+            logits += w.label_propagation * propagated_logits(xy, codes, network.shape[1], w.bandwidth)[known]
+        if self.genes is not None and by_name is not None and w.genes > 0:
+            logits += w.genes * self.genes.evidence(by_name).logits[known]
+        return logits
+
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -68,32 +85,13 @@ class Ensemble:
 
     def stack(self, codes: Codes | None, found: float = 1.0) -> Stack:
         """The members for a section with these labels (-1 none), in which a share of the network's genes was found."""
-        has_labels = codes is not None and bool((codes >= 0).any())
-        if has_labels and self.labelled is not None:
+        if self.labelled is not None and codes is not None and (codes >= 0).any():
             return self.labelled
         w = self.elsewhere.weights
         if w.genes == 0:
             return self.elsewhere
         weights = replace(w, network=found * w.network, genes=w.genes + (1 - found) * w.network)
         return replace(self.elsewhere, weights=weights)
-
-    def __call__(
-        self, own: NDArray[np.float32], n_means: int, network: NDArray[np.floating], xy: FloatArray,
-        codes: Codes | None, known: Mask, by_name: GeneSection | None = None, found: float = 1.0,
-    ) -> FloatArray:  # fmt: skip
-        """Logits (or values) of the observations ``known`` of a section; trees read the first ``n_means`` features."""
-        stack = self.stack(codes, found)
-        w = stack.weights
-        logits = w.network * network.astype(np.float64)
-        if stack.linear is not None and w.linear > 0:
-            logits += w.linear * stack.linear(own)
-        if stack.trees is not None and w.trees > 0:
-            logits += w.trees * stack.trees(own[:, :n_means])
-        if codes is not None and w.label_propagation > 0:
-            logits += w.label_propagation * propagated_logits(xy, codes, network.shape[1], w.bandwidth)[known]
-        if stack.genes is not None and by_name is not None and w.genes > 0:
-            logits += w.genes * stack.genes.evidence(by_name).logits[known]
-        return logits
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,10 @@ class RegionAttribution:
         if alone:
             self.weight, others, mean = 1.0, np.zeros_like(others), np.zeros_like(mean)
         self._others, self._at_regions = (torch.from_numpy(a.astype(np.float32)) for a in (others, mean))
-        ensemble = None if alone else net.ensembles.get(task)
-        linear = None if ensemble is None else ensemble.elsewhere.linear
-        if ensemble is not None and linear is not None:
-            coef = ensemble.elsewhere.weights.linear * linear.coef
-            self._linear: Tensor | None = torch.from_numpy(coef.astype(np.float32))
-        else:
-            self._linear = None
+        stack = net.elsewhere(task)
+        self._linear: Tensor | None = None
+        if stack.linear is not None and not alone:
+            self._linear = torch.from_numpy((stack.weights.linear * stack.linear.coef).astype(np.float32))
         coo = section.adjacency.tocoo()
         self.edges = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
         self.source, self.target = self.edges.numpy()

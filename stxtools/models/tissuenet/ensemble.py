@@ -27,8 +27,7 @@ from .params import MEMBERS
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-NETWORK_SHARE = {EXPRESSION: 1 / 3}  # of the logits, where the network takes part
-_NETWORK_SHARE = 0.2
+_OF_LOGITS, _OF_VALUES = 0.2, 1 / 3  # the network's share where it takes part
 _LARGE = 16  # large blocks of a section to hold out for the members' weights
 
 
@@ -78,14 +77,16 @@ class EnsembleFit:
         share = _share(EXPRESSION, self.within)
         if "linear" not in self.within:
             return Ensemble(Stack(Weights(network=1.0)))
-        values = np.concatenate([self.training.values(s)[0] for s in self.sections])
-        known = np.concatenate([self.training.values(s)[1] for s in self.sections]) & self.in_region
-        fitted = linear_regression(self._input(across=self.training.across), values, known, self.rng)
+        read = [self.training.values(s) for s in self.sections]
+        values, known = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        inp = self._input(across=self.training.across)
+        fitted = linear_regression(inp, values, known & self.in_region, self.rng)
         return Ensemble(Stack(Weights(linear=1.0).with_network(share), fitted))
 
     def _stacked(self, task: str, members: Sequence[str]) -> Ensemble:
-        inp, codes, n_classes = self._input(across=False), self._codes(task), self.training.tasks[task]
-        codes = np.where(self.in_region, codes, -1)
+        inp, n_classes = self._input(across=False), self.training.tasks[task]
+        labels = [np.where(s.region >= 0, s.labels[task], -1) for s in self.sections]
+        codes = np.concatenate(labels)
         known, share = codes >= 0, _share(task, members)
         seed = int(self.rng.integers(2**31))
 
@@ -102,7 +103,7 @@ class EnsembleFit:
         }
         fitted = linear(known) if "linear" in members else None
         predicted = out_of_fold(
-            [(s.section.xy, np.where(s.region >= 0, s.labels[task], -1)) for s in self.sections],
+            [(s.section.xy, found) for s, found in zip(self.sections, labels, strict=True)],
             self._folds(known, inp), n_classes, {name: asked[name] for name in asked if name in members},
             label_propagation="label_propagation" in members,
         )  # fmt: skip
@@ -116,9 +117,6 @@ class EnsembleFit:
             Stack(_beside(without, share), fitted, grown),
             Stack(_beside(around, share), fitted, grown) if around is not None else None,
         )
-
-    def _codes(self, task: str) -> Codes:
-        return np.concatenate([s.labels[task] for s in self.sections])
 
     @cached_property
     def _features(self) -> NDArray[np.float32]:
@@ -147,7 +145,7 @@ def _share(task: str, members: Sequence[str]) -> float:
     """The network's share of the logits."""
     if "network" not in members:
         return 0.0
-    return NETWORK_SHARE.get(task, _NETWORK_SHARE) if len(members) > 1 else 1.0
+    return 1.0 if len(members) == 1 else _OF_VALUES if task == EXPRESSION else _OF_LOGITS
 
 
 def _beside(weights: Weights, share: float) -> Weights:

@@ -164,9 +164,10 @@ def graph_parts(s: RegionSection, params: TissueNetParams) -> list[GraphPart]:
     if len(s.nodes) <= most:
         return []
     size = min(most, _PART)
+    centres = region_means(s.region, s.section.xy, s.region >= 0, len(s.nodes))[0].astype(np.float64)
     return [
         GraphPart(torch.from_numpy(part.nodes), part.core, torch.from_numpy(part.edges))
-        for part in subgraphs(s.adjacency, region_centres(s), size, params.layers)
+        for part in subgraphs(s.adjacency, centres, size, params.layers)
     ]
 
 
@@ -176,11 +177,3 @@ def fitting_regions(s: RegionSection, params: TissueNetParams) -> int:
     width = params.hidden * (params.layers - 1) + params.out_channels
     per_region = 4 * (_COPIES * edges * width + 4 * s.nodes.shape[1])
     return max(int(settings.max_memory * 2**30 / per_region), _SMALLEST)
-
-
-def region_centres(s: RegionSection) -> NDArray[np.float64]:
-    """Mean position of the observations of each region, (R, 2)."""
-    inside, n = s.region >= 0, len(s.nodes)
-    count = np.maximum(np.bincount(s.region[inside], minlength=n), 1)
-    sums = [np.bincount(s.region[inside], s.section.xy[inside, axis], minlength=n) for axis in range(2)]
-    return np.stack(sums, axis=1) / count[:, None]

@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from sklearn.utils.extmath import randomized_svd
 
 from stxtools._spatial.matrices import column_moments
+from stxtools._spatial.order import evenly_spread
 from stxtools._spatial.smoothing import averages
 
 FloatArray = NDArray[np.float64]
@@ -54,7 +55,7 @@ class SmoothedGenes:
         take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
         self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
         parts = [
-            np.concatenate([rows for _, rows in self.chunks(logged, xy, np.sort(rng.permutation(len(xy))[:count]))])
+            np.concatenate(list(self.chunks(logged, xy, np.sort(rng.permutation(len(xy))[:count]))))
             for (logged, xy), count in zip(sections, take, strict=True)
         ]
         sample = np.concatenate(parts)
@@ -71,7 +72,7 @@ class SmoothedGenes:
     ) -> NDArray[np.float32]:
         """Scores of a section, (n, k), or of some of its ``rows``."""
         rows = np.arange(len(xy)) if rows is None else rows
-        parts = [smoothed @ self.axes for _, smoothed in self.chunks(logged, xy, rows)]
+        parts = [smoothed @ self.axes for smoothed in self.chunks(logged, xy, rows)]
         return np.concatenate(parts) if parts else np.empty((0, self.axes.shape[1]), dtype=np.float32)
 
     def loadings(
@@ -84,20 +85,19 @@ class SmoothedGenes:
 
     def chunks(
         self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Yield some of ``rows`` and their smoothed and scaled genes, (m, sizes x G), a chunk at a time."""
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the smoothed and scaled genes of some of ``rows``, (m, sizes x G), a chunk at a time."""
         mean = np.tile(np.asarray(logged.mean(axis=0)).ravel(), len(self.sizes)).astype(np.float32)
         pools = [pooling(xy, size) for size in self.sizes]
         scale = self._scale(pools, logged)
         for start in range(0, len(rows), _CHUNK):
-            at = rows[start : start + _CHUNK]
-            yield at, ((_smoothed(pools, logged, at) - mean) / scale).astype(np.float32)
+            yield ((_smoothed(pools, logged, rows[start : start + _CHUNK]) - mean) / scale).astype(np.float32)
 
     def _scale(self, pools: Sequence[sparse.csr_matrix], logged: sparse.csr_matrix) -> NDArray[np.float32]:
         """Divisor of each smoothed gene, (sizes x G,)."""
         if not self.by_section:
             return np.tile(self.gene_scale, len(self.sizes)) * self.scale
-        some = np.unique(np.linspace(0, logged.shape[0] - 1, _CHUNK).astype(np.int64))
+        some = evenly_spread(logged.shape[0], _CHUNK)
         return np.asarray(_smoothed(pools, logged, some).std(axis=0) + _SECTION_FLOOR)
 
 

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from stxtools._progress import stage
 from stxtools.models._base import BaseModel, best_device
 from stxtools.models._storage import ModelFile
-from stxtools.models.ensemble.stacking import Ensemble, Weights
+from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
 from stxtools.nn._gnn import RegionGNN
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._tissue import GraphTensors, TissueModule
@@ -87,11 +87,6 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     def n_features(self) -> int:
         """Length of the feature vectors of the observations."""
         return len(self.featurizer.scaling["centre"])
-
-    @property
-    def n_means(self) -> int:
-        """How many neighbourhood means of features an observation reads."""
-        return self.n_features * len(self.params.neighbours)
 
     @property
     def read_genes(self) -> list[str]:
@@ -227,7 +222,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
     def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
         """Embed ``sections`` and predict their observations and regions."""
-        net, device, found = self.fitted_net(), best_device(accelerator), []
+        net, device, predicted = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
         net.to(device).eval()
         for s in sections:
@@ -239,19 +234,15 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             attention = sparse.csr_matrix((out.attention.cpu().numpy(), (target, source)), shape=(n, n))
             regions, observations = {}, {}
             for task in self.tasks:
-                at_regions, at_obs = self._mixed(task, out, g, s)
-                regions[task] = at_regions
-                observations[task] = np.full((len(s.region), at_obs.shape[1]), np.nan, dtype=np.float32)
-                observations[task][s.region >= 0] = at_obs
-            found.append(
-                TissuePrediction(
-                    out.states.cpu().numpy(), out.z.cpu().numpy(), {t: regions[t] for t in self.classes}, attention,
-                    {t: observations[t] for t in self.classes}, regions.get(EXPRESSION), observations.get(EXPRESSION),
-                    {task: self.weights(task, s) for task in self.tasks},
-                )
-            )  # fmt: skip
+                regions[task], found = self._mixed(task, out, g, s)
+                observations[task] = np.full((len(s.region), found.shape[1]), np.nan, dtype=np.float32)
+                observations[task][s.region >= 0] = found
+            values = regions.pop(EXPRESSION, None), observations.pop(EXPRESSION, None)
+            weights = {task: self._stack(task, s).weights for task in self.tasks}
+            states, z = out.states.cpu().numpy(), out.z.cpu().numpy()
+            predicted.append(TissuePrediction(states, z, regions, attention, observations, *values, weights))
         net.to("cpu")
-        return found
+        return predicted
 
     def _mixed(
         self, task: str, out: Any, g: GraphTensors, s: RegionSection
@@ -269,31 +260,26 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self, task: str, network: NDArray[np.float32], g: GraphTensors, s: RegionSection
     ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """Return the network's weight, and the other members' share of the logits of observations and regions."""
-        ensemble, known = self.ensembles.get(task), s.region >= 0
-        if ensemble is None or g.own is None:
+        if g.own is None:
             return 1.0, np.zeros(network.shape), np.zeros((len(s.nodes), network.shape[1]))
-        codes = s.labels.get(task)
-        found = self._found(s)
-        share = ensemble.stack(codes, found).weights.network
-        own = g.own.numpy()
-        others = ensemble(own, self.n_means, network, s.section.xy, codes, known, s.by_name, found) - share * network
+        stack, known, n_means = self._stack(task, s), s.region >= 0, self.n_features * len(self.params.neighbours)
+        share, codes = stack.weights.network, s.labels.get(task)
+        others = stack(g.own.numpy(), n_means, network, s.section.xy, codes, known, s.by_name) - share * network
         mean, _ = region_means(s.region[known], others, np.ones(len(others), dtype=bool), len(s.nodes))
         return share, others, mean.astype(np.float64)
 
-    def weights(self, task: str, section: RegionSection | None = None) -> Weights:
-        """Factors of the members' logits for ``task``: in a section, or in one without labels."""
-        ensemble = self.ensembles.get(task)
-        if ensemble is None:
-            return Weights(network=1.0)
-        if section is None:
-            return ensemble.elsewhere.weights
-        return ensemble.stack(section.labels.get(task), self._found(section)).weights
+    def elsewhere(self, task: str) -> Stack:
+        """Members that predict ``task`` in sections without labels; the network alone where it was not trained."""
+        return self.ensembles[task].elsewhere if task in self.ensembles else Stack(Weights(network=1.0))
 
-    def _found(self, s: RegionSection) -> float:
-        """Share of the network's genes that a section has."""
-        if s.by_name is None or not self.genes:
-            return 1.0
-        return float(np.isin(self.genes, s.by_name.genes).mean())
+    def _stack(self, task: str, s: RegionSection) -> Stack:
+        """Members that predict ``task`` in a section; genes that it lacks take from the network's share."""
+        if task not in self.ensembles:
+            return self.elsewhere(task)
+        found = 1.0
+        if s.by_name is not None and self.genes:
+            found = float(np.isin(self.genes, s.by_name.genes).mean())
+        return self.ensembles[task].stack(s.labels.get(task), found)
 
     def _state(self) -> dict[str, Any]:
         state, read = super()._state(), set(self.read_genes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -54,24 +55,23 @@ def _extended(
 ) -> GeneProjection:
     """Projection with the directions of ``loadings`` (G, m) that its components lack, strongest first."""
     names = [*projection.genes, *(g for g in genes if g not in set(projection.genes))]
-    at = pd.Index(names).get_indexer(list(genes))
+    at, known = pd.Index(names).get_indexer(list(genes)), len(projection.genes)
     old = np.zeros((len(names), projection.components.shape[1]))
-    old[: len(projection.genes)] = projection.components
+    old[:known] = projection.components
     new = np.zeros((len(names), loadings.shape[1]))
     new[at] = loadings / np.maximum(np.linalg.norm(loadings, axis=0), 1e-12)
     new -= old @ np.linalg.lstsq(old, new, rcond=None)[0]
     left, strength, _ = np.linalg.svd(new, full_matrices=False)
     axes = left[:, :N_AXES][:, strength[:N_AXES] > 1e-6]
     axes -= old @ np.linalg.lstsq(old, axes, rcond=None)[0]  # to rounding
-    mean = np.zeros(len(names))
-    n = sum(part.shape[0] for part in logged)
-    mean[at] = sum(np.asarray(part.sum(axis=0)).ravel() for part in logged) / n
-    mean[: len(projection.genes)] = projection.mean
+    mean, scale = np.zeros(len(names)), np.ones(len(names))
+    mean[at] = sum(np.asarray(part.sum(axis=0)).ravel() for part in logged) / sum(part.shape[0] for part in logged)
+    mean[:known] = projection.mean
     scores = np.concatenate([np.asarray(part @ axes[at]) for part in logged])
     variance = None if projection.variance is None else np.concatenate([projection.variance, scores.var(axis=0)])
-    scale = None
     if projection.gene_scale is not None:  # the other genes were not scaled
-        scale = np.ones(len(names))
-        scale[: len(projection.genes)] = projection.gene_scale
-    components = np.concatenate([old, axes], axis=1)
-    return GeneProjection(names, mean, components, projection.target_sum, variance, projection.noise, scale)
+        scale[:known] = projection.gene_scale
+    return replace(
+        projection, genes=names, mean=mean, components=np.concatenate([old, axes], axis=1), variance=variance,
+        gene_scale=None if projection.gene_scale is None else scale,
+    )  # fmt: skip

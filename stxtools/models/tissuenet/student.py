@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -30,23 +29,6 @@ BATCH = 512  # at most: a small section is learned in smaller steps, some 30 an 
 _BLOCKS, _HELD = 40, 4  # blocks of a section, and how many of them are held out: neighbouring pixels are alike
 _DEFAULTS: dict[str, Any] = {"width": 32, "depth": 0, "sigmas": (0.0, 1.0, 2.0, 4.0), "epochs": 20, "patience": 4}
 _LEAST = 1e-3  # smallest probability whose logarithm is taken
-
-
-@dataclass(frozen=True)
-class SoftTargets:
-    """Class probabilities that a teacher predicts for the observations of each section."""
-
-    classes: dict[str, list[str]]  # task -> class names
-    # per section, the class probabilities of all tasks side by side, (n, K); NaN outside any region
-    proba: list[NDArray[np.float32]]
-
-    def logits(self) -> list[NDArray[np.float64]]:
-        """Log probabilities without what all classes of a task share."""
-        out, ends = [], np.cumsum([len(names) for names in self.classes.values()])[:-1]
-        for proba in self.proba:
-            logs = np.split(np.log(np.maximum(proba.astype(np.float64), _LEAST)), ends, axis=1)
-            out.append(np.concatenate([part - part.mean(axis=1, keepdims=True) for part in logs], axis=1))
-        return out
 
 
 class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
@@ -95,8 +77,11 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         *,
         random_state: int = 0,
         accelerator: str = "auto",
-    ) -> SoftTargets:
-        """Predict ``sections`` with the teacher; sets what the student reads (``projection``, ``use_rep``)."""
+    ) -> list[NDArray[np.float32]]:
+        """Predict ``sections`` with the teacher; sets what the student reads and predicts.
+
+        Returns for each section the class probabilities of all tasks side by side, (n, K); NaN outside any region.
+        """
         from .readout import with_readout  # a student that is only applied needs none of what it imports
 
         if not teacher.classes:
@@ -105,15 +90,26 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
             )
         found = teacher.predict(sections, accelerator=accelerator)
         proba = [np.concatenate([p.obs_proba[task] for task in teacher.classes], axis=1) for p in found]
-        targets = SoftTargets({task: list(names) for task, names in teacher.classes.items()}, proba)
+        self.tasks = {task: list(names) for task, names in teacher.classes.items()}
         self.projection, self.use_rep = teacher.projection, teacher.use_rep
         smoothed, genes = teacher.featurizer.smoothed, teacher.genes
         if self.projection is not None and smoothed is not None and genes is not None:
             rng = np.random.default_rng(random_state)
-            self.projection = with_readout(self.projection, genes, smoothed, sections, targets.logits(), rng)
-        return targets
+            logits = [self._logits(p) for p in proba]
+            self.projection = with_readout(self.projection, genes, smoothed, sections, logits, rng)
+        return proba
 
-    def fit(self, sections: Sequence[Section], targets: SoftTargets, **run: Unpack[Run]) -> TissueStudent:
+    def _logits(self, proba: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Log probabilities without what all classes of a task share."""
+        logs = self._by_task(np.log(np.maximum(proba.astype(np.float64), _LEAST)))
+        return np.concatenate([part - part.mean(axis=1, keepdims=True) for part in logs], axis=1)
+
+    def _by_task(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        return np.split(values, np.cumsum([len(names) for names in self.tasks.values()])[:-1], axis=1)
+
+    def fit(
+        self, sections: Sequence[Section], targets: Sequence[NDArray[np.float32]], **run: Unpack[Run]
+    ) -> TissueStudent:
         """Learn to predict the teacher's probabilities on ``sections``, whose features the student reads.
 
         Sets ``agreements``: for each task the share of pixels in held-out blocks on which both predict the same
@@ -133,7 +129,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
 
         p, run = self.params, completed(run)
         seed, device = run["random_state"], best_device(run["accelerator"])
-        self.tasks, self.scaling = targets.classes, FeatureScaling.of(sections)
+        self.scaling = FeatureScaling.of(sections)
         rng = np.random.default_rng(seed)
         with seeded(seed):
             net = self._new_net()
@@ -162,13 +158,13 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         return self
 
     def _pixels(
-        self, sections: Sequence[Section], targets: SoftTargets, net: PyramidMLP, rng: np.random.Generator,
-        device: torch.device,
+        self, sections: Sequence[Section], targets: Sequence[NDArray[np.float32]], net: PyramidMLP,
+        rng: np.random.Generator, device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         """Means and targets of the pixels that are learned from, and which of them are held out."""
         share = SAMPLE / max(sum(s.n_obs for s in sections), 1)
         parts = []
-        for section, proba in zip(sections, targets.proba, strict=True):
+        for section, proba in zip(sections, targets, strict=True):
             raster, member = self.scaling.raster(section)
             known = np.asarray(np.isfinite(proba).all(axis=1), dtype=np.float64)
             target = section.pooled(np.nan_to_num(proba), member, known)
@@ -185,11 +181,10 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         """Task -> class probabilities of the observations (n, K), for each section."""
         net, device, out = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
-        cuts = np.cumsum([len(names) for names in self.tasks.values()])[:-1]
         for section in sections:
             raster, member = self.scaling.raster(section)
             proba = predict_pixels(net, raster, device)[0].numpy()[member]
-            out.append(dict(zip(self.tasks, np.split(proba * len(self.tasks), cuts, axis=1), strict=True)))
+            out.append(dict(zip(self.tasks, self._by_task(proba * len(self.tasks)), strict=True)))
         net.to("cpu")
         return out
 
