@@ -1,5 +1,6 @@
 from ._base import load as load
 from ._params import SegmenterParams as SegmenterParams
+from ._params import TissueNetParams as TissueNetParams
 from ._projection import GeneProjection as GeneProjection
 from ._section import Section as Section
 from ._shipped import available as available
@@ -9,5 +10,4 @@ from .segmenter.model import Segmenter as Segmenter
 from .tissuenet.inputs import RegionSection as RegionSection
 from .tissuenet.model import TissueNet as TissueNet
 from .tissuenet.model import TissuePrediction as TissuePrediction
-from .tissuenet.params import TissueNetParams as TissueNetParams
 from .tissuenet.student import TissueStudent as TissueStudent

@@ -179,8 +179,7 @@ def multitask(
 def _new_model(params: TissueNetParams | Mapping[str, Any] | None, ensemble: str | Sequence[str]) -> TissueNet:
     """Return an untrained model with the members named in ``ensemble=``; ``"auto"`` leaves what ``params`` say."""
     from stxtools.models import TissueNet, TissueNetParams  # a student needs none of what this imports
-    from stxtools.models._params import resolve
-    from stxtools.models.tissuenet.params import check_ensemble
+    from stxtools.models._params import check_ensemble, resolve
 
     check_ensemble(ensemble)
     resolved = resolve(params, TissueNetParams)

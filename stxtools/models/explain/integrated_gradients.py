@@ -1,4 +1,4 @@
-"""Integrated gradients (Sundararajan et al. 2017) of the evidence of a U-Net for a class in its input features."""
+"""Integrated gradients (Sundararajan et al. 2017) of the evidence for a class, by a U-Net and by the ridge of genes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
+
+from stxtools.models.ensemble.evidence import RIDGE_SCALE
 
 if TYPE_CHECKING:
     from stxtools.models._section import Section
+    from stxtools.models.ensemble.gene_classifier import GeneClassifier
+    from stxtools.models.ensemble.gene_means import GeneSection
     from stxtools.models.segmenter.model import Segmenter
 
 Floats = NDArray[np.float64]
 
-_UNET_STEPS = 16  # Gauss-Legendre points on the path; genes then sum to within 1 % of the logits' difference
+_POINTS = 16  # Gauss-Legendre points on the path; genes then sum to within 1 % of the logits' difference
 _WINDOW = 256  # pixels; a longer raster is explained window by window
 
 
@@ -49,7 +54,7 @@ class SegmenterEvidence:
                 return (odds * here).sum(dim=(1, 2))
 
             explainer = IntegratedGradients(evidence, multiply_by_inputs=False)
-            found = explainer.attribute(x[None, :, rows, columns], n_steps=_UNET_STEPS, internal_batch_size=1)
+            found = explainer.attribute(x[None, :, rows, columns], n_steps=_POINTS, internal_batch_size=1)
             gradient[:, rows, columns] = found[0].detach().float()
         share = gradient.flatten(1).numpy().T / np.maximum(count, 1)[:, None]
         return share[section.flat_pixels].astype(np.float64) / self.scale, pd.Series(dtype=np.float64)
@@ -58,3 +63,27 @@ class SegmenterEvidence:
 def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
     rows, columns = ([slice(start, start + _WINDOW) for start in range(0, size, _WINDOW)] for size in shape)
     return list(product(rows, columns))
+
+
+class RidgeEvidence:
+    """The ridge on one section: ``logits`` (n, K), which are ``intercept`` (K,) at the section's mean expression.
+
+    It decides most where a model is applied. Networks beside it blur which genes count.
+    """
+
+    def __init__(self, model: GeneClassifier, section: GeneSection) -> None:
+        self._means, members, ours = model.solved(section)
+        self._genes = [model.moments.genes[i] for i in ours]
+        scale = model.factor * RIDGE_SCALE
+        self._coef, self.intercept = [scale * w for w in members.ridge], scale * members.ridge_intercept
+        self.logits = self.intercept + np.sum(self._means.projected(self._coef), axis=0)
+
+    def parts(self, group: int, others: list[int], side: Floats) -> tuple[Floats, pd.Series]:
+        """Return no gradient with respect to features, and what each gene adds to the log odds of ``group``."""
+        gradient = np.zeros_like(self.logits)
+        gradient[:, group] = 1
+        for at, weight in zip(*np.polynomial.legendre.leggauss(_POINTS), strict=True):
+            logits = self.intercept + (at + 1) / 2 * (self.logits - self.intercept)
+            gradient[:, others] -= weight / 2 * softmax(logits[:, others], axis=1)
+        parts = self._means.parts(self._coef, gradient * side[:, None])
+        return np.zeros((len(side), 0)), pd.Series(parts, self._genes)

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools.models._params import MEMBERS
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.linear import (
     Linear,
@@ -22,7 +23,6 @@ from stxtools.models.ensemble.trees import N_HELD_OUT_TREES, N_TREES, Trees, gro
 
 from .features import EXPRESSION, TrainingTargets
 from .inputs import groups_of
-from .params import MEMBERS
 
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -12,13 +12,13 @@ from scipy import sparse
 
 from stxtools._settings import settings
 from stxtools._spatial.blocks import subgraphs
+from stxtools.models._params import TissueNetParams
 from stxtools.models.segmenter.rasters import FeatureScaling, centred
 from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
 
 from .genes import GENE_SIZES, SmoothedGenes, pooling
 from .inputs import RegionSection, groups_of, held_out, made_for_others, region_means
-from .params import TissueNetParams
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many

@@ -14,6 +14,7 @@ from scipy.special import softmax
 
 from stxtools._progress import stage
 from stxtools.models._base import BaseModel, best_device
+from stxtools.models._params import TissueNetParams
 from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
 from stxtools.nn._gnn import RegionGNN
@@ -24,7 +25,6 @@ from stxtools.nn._weighting import task_weighting
 
 from .features import BIOMARKER, CLASSES, EXPRESSION, Featurizer, TrainingTargets
 from .inputs import RegionSection, region_means
-from .params import TissueNetParams
 
 MANY = 5000  # regions from which on several CPU threads pay
 

@@ -109,8 +109,7 @@ class ModelSource:
     def __init__(
         self, adata: AnnData, model: Any, task: str | None, layer: str | None, where: Geometry, regions: Regions | None
     ) -> None:
-        from stxtools.models.explain.integrated_gradients import SegmenterEvidence
-        from stxtools.models.explain.ridge import RidgeEvidence
+        from stxtools.models.explain.integrated_gradients import RidgeEvidence, SegmenterEvidence
 
         self._model, self._layer, self._n_vars = model, layer, adata.n_vars
         self._genes, self._adata = np.arange(adata.n_vars), adata

@@ -122,7 +122,7 @@ def evaluate(
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     """Name -> registered name or function."""
     stage("loading PyTorch")
-    from stxtools.models.baselines.registry import BASELINES
+    from stxtools.models.baselines.simple import BASELINES
 
     if models is None:
         models = MODELS

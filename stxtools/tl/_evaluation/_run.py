@@ -161,7 +161,7 @@ class Evaluation:
         return rows
 
     def _model(self, name: str, seed: int) -> Baseline:
-        from stxtools.models.baselines.registry import baseline
+        from stxtools.models.baselines.simple import baseline
 
         how: dict[str, Any] = {"params": self.params.get(name), "random_state": seed}
         how["accelerator"] = self.protocol.accelerator
