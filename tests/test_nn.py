@@ -35,7 +35,6 @@ from stxtools.nn import (
     tile_margin,
     tile_side,
     usual_epochs,
-    view_loader,
     whole_loader,
 )
 
@@ -368,7 +367,7 @@ def test_tiles_must_begin_on_the_stride_and_hold_something() -> None:
 def test_views_do_not_depend_on_the_order_in_which_they_are_drawn() -> None:
     raster = _raster((90, 70), 2, 0.7)
     raster.target, raster.weight = torch.rand(len(raster.flat), 3), torch.ones(len(raster.flat))
-    loader = view_loader([raster], size=32, steps=2, batch_size=2, how=Augmentation(), seed=1)
+    loader = torch.utils.data.DataLoader(RandomViews([raster], 32, 4, Augmentation(), 1), batch_size=2)
     first = list(loader)
     dataset = loader.dataset
     again = [dataset[i] for i in (3, 2, 1, 0)]

@@ -26,6 +26,7 @@ from stxtools.nn import (
     MaskedPretraining,
     PixelRaster,
     PyramidMLP,
+    RandomViews,
     RegionGNN,
     SegmentationNet,
     SegmentationTask,
@@ -36,7 +37,6 @@ from stxtools.nn import (
     UNet,
     UNetPretraining,
     task_weighting,
-    view_loader,
     whole_loader,
 )
 
@@ -83,7 +83,7 @@ def rasters(side: int) -> list[PixelRaster]:
 
 
 def views(side: int, twins: bool = False) -> Iterator[Any]:
-    loader = view_loader(rasters(side), size=32, steps=1, batch_size=2, how=Augmentation(), seed=0, twins=twins)
+    loader = torch.utils.data.DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, twins), batch_size=2)
     loader.dataset.place(CARD)  # type: ignore[attr-defined]
     return iter(loader)
 

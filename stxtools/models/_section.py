@@ -48,10 +48,7 @@ class Section:
         return self.neighbours() if callable(self.neighbours) else self.neighbours
 
     def canonical_order(self) -> NDArray[np.int64]:
-        """Order of the observations by what they are and where, so that draws from it do not depend on rows.
-
-        By features, the first first, then by the distance from the middle of the section, which no rotation changes.
-        """
+        """Order by features, then by distance from the section's middle: draws from it depend on no row or rotation."""
         distance = np.linalg.norm(self.xy - self.xy.mean(axis=0), axis=1)
         by_first = np.argsort(self.features[:, 0], kind="stable")
         return ties_sorted(by_first, self.features[:, :1], distance, *self.features.T[:0:-1])

@@ -1,7 +1,4 @@
-"""Model files: weights as safetensors, the rest as JSON in the same file's header. No pickle.
-
-A file carries a checksum of all it holds. It is looked at first: what is read is what was written, or an error.
-"""
+"""Model files: safetensors, with the description as JSON in the header and a checksum of all that a file holds."""
 
 from __future__ import annotations
 

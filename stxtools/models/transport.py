@@ -18,19 +18,13 @@ _WITHIN = 0.3  # how much of its own deviation from its compartment a region kee
 
 @dataclass(frozen=True)
 class Nodes:
-    """Regions of all sections.
+    """Regions of all sections."""
 
-    - ``expression``: (n_regions, n_genes), mean log expression.
-    - ``size``: Observations of each region.
-    - ``section``, ``compartment``: Of each region.
-    - ``time``: Index of the time of each section.
-    """
-
-    expression: Floats
-    size: Floats
-    section: Codes
+    expression: Floats  # mean log expression, (n_regions, n_genes)
+    size: Floats  # observations of each region
+    section: Codes  # of each region, as its compartment
     compartment: Codes
-    time: Codes
+    time: Codes  # index of the time of each section
 
 
 def discriminant_features(nodes: Nodes) -> Floats:

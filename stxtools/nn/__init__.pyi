@@ -35,7 +35,6 @@ from ._views import affine_grid as affine_grid
 from ._views import block_mask as block_mask
 from ._views import resample as resample
 from ._views import usual_epochs as usual_epochs
-from ._views import view_loader as view_loader
 from ._views import whole_loader as whole_loader
 from ._weighting import SCHEMES as SCHEMES
 from ._weighting import Famo as Famo

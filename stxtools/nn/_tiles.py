@@ -1,7 +1,6 @@
 """Rasters kept as their occupied pixels, cut into windows for training and into tiles for prediction.
 
-No raster need be dense as a whole: a section of ten million pixels costs what its observations cost. Every layer
-of the U-Net has a bounded reach, so a tile that carries as much context gives the same numbers as the whole raster.
+Every layer has a bounded reach, so a tile that carries as much context gives the same numbers as the whole raster.
 """
 
 from __future__ import annotations

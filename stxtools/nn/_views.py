@@ -186,14 +186,6 @@ def _judged_windows(s: PixelRaster) -> list[tuple[int, int, int, int]]:
     return [(n // across * _WINDOW, n % across * _WINDOW, _WINDOW, _WINDOW) for n in chosen]
 
 
-def view_loader(
-    sections: Sequence[PixelRaster], *, size: int, steps: int, batch_size: int, how: Augmentation, seed: int,
-    twins: bool = False,
-) -> DataLoader[dict[str, Tensor]]:  # fmt: skip
-    """Batches of random views; ``steps`` of them make an epoch."""
-    return DataLoader(RandomViews(sections, size, steps * batch_size, how, seed, twins), batch_size=batch_size)
-
-
 def whole_loader(sections: Sequence[PixelRaster]) -> DataLoader[list[Tensor]] | None:
     """Whole sections one by one, or None if nothing is held out."""
     dataset = _Whole(sections)

@@ -1,7 +1,4 @@
-"""Weights of the losses of several tasks in joint training.
-
-Each scheme multiplies the user's factors (alpha, beta) by weights of its own. A task whose factor is 0 never gets here.
-"""
+"""Weights of the losses of several tasks: each scheme multiplies the user's factors (alpha, beta) by its own."""
 
 from __future__ import annotations
 

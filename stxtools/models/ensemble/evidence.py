@@ -60,10 +60,9 @@ class Answers:
         return other if then > now + _CLEARLY else self
 
     def gated(self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, adapt: bool = True) -> Evidence:
-        """Combine the members for a section with these components of its own.
+        """Combine the members: discriminant analysis takes part where the section's own components come nearer to it.
 
-        The discriminant analysis takes part where the section's own components, refined by the ridge, come nearer to it
-        than the ridge itself: they do not where components of another donor mean something else.
+        They do not where components of another donor mean something else.
         """
         with_lda = len(self.ridge) < _GATE_FROM
         if not with_lda:

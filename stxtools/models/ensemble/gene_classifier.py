@@ -34,21 +34,17 @@ _FOLD_RANK = 128  # for a fold: as good, in half the time
 
 @dataclass(frozen=True)
 class GeneClassifier:
-    """Ridge regression of standardised genes, solved for those that a section has.
+    """Ridge regression of standardised genes, solved for those that a section has."""
 
-    - ``moments``: What it is solved from.
-    - ``centre``, ``unit``: Mean of each gene's neighbourhood means in the sections, and the inverse of their standard
-      deviation (0 where there is none), at each size, (2, g).
-    - ``alone``: Whether each gene counts by itself, and each class against the rest. Elsewhere discriminant analysis
-      of components takes part where the section's own components agree with it.
-    - ``factor``: Of the logits, which it calibrates.
-    """
-
-    moments: LabelMoments
+    moments: LabelMoments  # what it is solved from
+    # mean of each gene's neighbourhood means in the sections, at each size, (2, g), and the inverse of their standard
+    # deviation, 0 where there is none
     centre: NDArray[np.float32]
     unit: NDArray[np.float32]
+    # whether each gene counts by itself, and each class against the rest; elsewhere discriminant analysis of components
+    # takes part where the section's own components agree with it
     alone: bool = False
-    factor: float = 1.0
+    factor: float = 1.0  # of the logits, which it calibrates
 
     enough: ClassVar[int] = READ_GENES  # genes that it reads at most
 
@@ -108,8 +104,7 @@ class GeneClassifier:
     def _towards_sources(self, means: GeneMeans, members: LinearMembers, ours: NDArray[np.int64]) -> FloatArray:
         """What the ridge's logits gain if the section's mean moves to that of the sources, (K,).
 
-        Standardised within the section, another composition looks like other expression. A curve over the genes takes
-        out what depth and panel do to their means.
+        A curve over the genes takes out what depth and panel do to their means.
         """
         gained = np.zeros(self.moments.n_classes)
         for own, scale, centre, unit, coef in zip(

@@ -32,16 +32,11 @@ _LEAST_SAMPLE = 500  # observations of each section: of many sections, fewer gen
 
 @dataclass(frozen=True)
 class GeneSection:
-    """Log-normalised expression of a section.
+    """Log-normalised expression of a section."""
 
-    - ``logged``: Observations x genes.
-    - ``genes``: Names of the genes.
-    - ``xy``: Coordinates, (n, 2).
-    """
-
-    logged: sparse.csr_matrix
-    genes: Sequence[str]
-    xy: NDArray[np.float64]
+    logged: sparse.csr_matrix  # observations x genes
+    genes: Sequence[str]  # their names
+    xy: NDArray[np.float64]  # coordinates, (n, 2)
 
     def taken(self, rows: NDArray[np.int64]) -> GeneSection:
         """Return the section with its observations in another order."""
@@ -115,10 +110,9 @@ class GeneMeans:
 
 
 def structure(section: GeneSection) -> FloatArray:
-    """Share of each gene's variance that survives averaging over few observations, (n_genes,).
+    """Share of each gene's variance that survives averaging over few observations, in some of them, (n_genes,).
 
-    Measured in some of the observations. Genes that are hardly expressed come after all others, with a share less 1;
-    those that do not vary have -1.
+    It is less by 1 for genes that are hardly expressed, and -1 for those that do not vary.
     """
     n = len(section.xy)
     rows = evenly_spread(n, SAMPLE)

@@ -1,8 +1,4 @@
-"""Label propagation: the ensemble's member that reads the labels near an observation, and no expression.
-
-Tissue classes are patches: a spot between labelled spots of a class is likely of that class, whatever was measured
-in it (as in correct and smooth, Huang et al. 2021). Its bandwidth and its weight are chosen on held-out blocks.
-"""
+"""Label propagation (as in correct and smooth, Huang et al. 2021): the member that reads nearby labels alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The ensemble's linear member: classifiers and regressions of neighbourhood means, in closed form or convex.
-
-A network that learns from a few labelled blocks varies from one seed to the next; these do not.
-"""
+"""The ensemble's linear member: classifiers and regressions of neighbourhood means, in closed form or convex."""
 
 from __future__ import annotations
 

@@ -22,18 +22,12 @@ _HALF_MAX = 6e4  # float16 ends at 65504
 
 @dataclass(frozen=True)
 class LinearMembers:
-    """Classifiers of standardised neighbourhood means.
+    """Classifiers of standardised neighbourhood means."""
 
-    - ``ridge``, ``ridge_intercept``: Coefficients for each size, (g, K) each, and intercept, (K,).
-    - ``axes``: Components that the discriminant analysis reads, (g, k).
-    - ``lda``, ``lda_intercept``: Its coefficients of the standardised components at both sizes, (2 k, K), and
-      intercept, (K,).
-    """
-
-    ridge: Sequence[FloatArray]
+    ridge: Sequence[FloatArray]  # coefficients for each size, (g, K) each, and intercept, (K,)
     ridge_intercept: FloatArray
-    axes: FloatArray
-    lda: FloatArray
+    axes: FloatArray  # components that the discriminant analysis reads, (g, k)
+    lda: FloatArray  # its coefficients of the standardised components at both sizes, (2 k, K), and intercept, (K,)
     lda_intercept: FloatArray
 
 
@@ -44,19 +38,14 @@ class LabelMoments:
     The covariance of the features is :math:`B^T B + D`: a factor of ``RANK`` rows by random projections (Halko,
     Martinsson and Tropp 2011) and the diagonal of what is left.
 
-    - ``genes``: Names, best first.
-    - ``factor``, ``rest``: :math:`B` (r, 2 g) in half precision, and the diagonal of :math:`D` (2 g,).
-    - ``mean``: Weighted mean of the features, (2 g,).
-    - ``cross``: Covariance of features and class shares, (2 g, K).
-    - ``prior``: Share of each class, (K,).
     """
 
-    genes: list[str]
-    factor: NDArray[np.float16]
-    rest: NDArray[np.float32]
-    mean: NDArray[np.float32]
-    cross: NDArray[np.float32]
-    prior: NDArray[np.float64]
+    genes: list[str]  # names, best first
+    factor: NDArray[np.float16]  # B, (r, 2 g)
+    rest: NDArray[np.float32]  # diagonal of D, (2 g,)
+    mean: NDArray[np.float32]  # weighted mean of the features, (2 g,)
+    cross: NDArray[np.float32]  # covariance of features and class shares, (2 g, K)
+    prior: NDArray[np.float64]  # share of each class, (K,)
 
     @classmethod
     def of(
@@ -133,10 +122,7 @@ def moments_of(
 
 
 def _row_factor(x: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Return (r, d) whose rows span the leading part of the rows of ``x`` (n, d): all of it where n <= rank.
-
-    They are no observations: a model file should hold none.
-    """
+    """Return (r, d) that spans the leading part of the rows of ``x`` (n, d), all where n <= rank; no row is one."""
     if len(x) <= rank:
         return np.asarray(np.linalg.qr(x, mode="r"))
     rank = min(rank, x.shape[1])

@@ -1,8 +1,4 @@
-"""A stacked ensemble: network, linear classifiers, trees and label propagation, weighted by out-of-fold predictions.
-
-Linear classifier, trees and label propagation are trained without some blocks and predict them; the weights of their
-logits are those of the lowest cross-entropy there (stacking, Wolpert 1992), which also calibrates them.
-"""
+"""Stacking (Wolpert 1992): weights of the members' logits with the lowest cross-entropy in held-out blocks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Extremely randomised trees that a model file can keep: plain arrays, no pickle.
-
-Classes that fold back on each other in expression are not separated by planes; trees cut them out (Geurts et al.
-2006). scikit-learn grows them; here they are stored and read.
-"""
+"""Extremely randomised trees (Geurts et al. 2006), grown by scikit-learn, as arrays that a model file can keep."""
 
 from __future__ import annotations
 

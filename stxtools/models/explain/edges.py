@@ -1,7 +1,6 @@
-"""Which neighbours and which regions drive a region's prediction: attention, and measures that correct it.
+"""Which edges u -> v and which regions drive the predicted class of v: attention, and measures that correct it.
 
-Attention says what a layer mixed, not what the output depended on (Jain and Wallace 2019): the message it weighs may
-be small, or be ignored further on. Each score here belongs to a directed edge u -> v and to v's own predicted class.
+Attention says what a layer mixed, not what the output depended on (Jain and Wallace 2019).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._unet import SegmentationNet, UNet
-from stxtools.nn._views import Augmentation, usual_epochs, view_loader, view_size, whole_loader
+from stxtools.nn._views import Augmentation, RandomViews, usual_epochs, view_size, whole_loader
 
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
@@ -277,9 +277,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
         size, batch = (min(size, 32), 16) if twins else (size, p.batch_size)
         how = Augmentation(p.rotation, p.scaling, True, p.drop)
-        return view_loader(
-            tensors, size=size, steps=p.steps_per_epoch, batch_size=batch, how=how, seed=seed, twins=twins
-        )
+        views = RandomViews(tensors, size, p.steps_per_epoch * batch, how, seed, twins)
+        return DataLoader(views, batch_size=batch)
 
     # ---------------------------------------------------------------- use
 
