@@ -109,9 +109,9 @@ def test_attribution_of_a_unet_is_that_of_integrated_gradients(section, models):
         return float(total), gradient[0].flatten(1)[:, one.flat_pixels].T.numpy()
 
     mean = np.mean([evidence((step + 0.5) / 64)[1] for step in range(64)], axis=0) / model.scale
-    ours, theirs = model.projection.match(list(section.var_names))
+    theirs, loadings = model.projection.loadings(list(section.var_names))
     centred = logged[:, theirs].toarray() - logged[:, theirs].toarray().mean(axis=0)
-    parts = ((centred.T @ mean) * model.projection.components[ours]).sum(axis=1)
+    parts = ((centred.T @ mean) * loadings).sum(axis=1)
     assert parts.sum() == pytest.approx(evidence(1.0)[0] - evidence(0.0)[0], rel=0.05)
     adata = section.copy()
     st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=model, n_null=60)

@@ -32,10 +32,6 @@ class GeneProjection:
     noise: float = 0.0  # mean variance of a gene, divided by its scale if it has one, that the features leave
     gene_scale: NDArray[np.float64] | None = None  # what genes were divided by, which ``components`` include
 
-    def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions of the shared genes in this projection and in ``names``."""
-        return matched(self.genes, names)
-
     def transform(self, logged: sparse.csr_matrix, names: Sequence[str]) -> NDArray[np.float32]:
         """Project log expression (n, len(names)), normalised to ``target_sum``.
 
@@ -43,7 +39,7 @@ class GeneProjection:
         model of probabilistic PCA (Tipping and Bishop 1999); the noise is that of a mean over ``POOLED``
         observations, because features are averaged in space before they are used.
         """
-        ours, theirs = self.match(names)
+        ours, theirs = matched(self.genes, names)
         if len(theirs) == logged.shape[1]:  # all are read: put the loadings in their order, no copy of the values
             out: NDArray[np.floating] = np.asarray(logged @ self.components[ours[np.argsort(theirs)]])
         else:
@@ -56,7 +52,7 @@ class GeneProjection:
 
     def loadings(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return which of ``names`` are read, and what each adds to the features, (n_found, n_features)."""
-        ours, theirs = self.match(names)
+        ours, theirs = matched(self.genes, names)
         precision = self._precision(ours)
         components = self.components[ours]
         return theirs, components if precision is None else np.asarray(np.linalg.solve(precision, components.T).T)

@@ -91,13 +91,12 @@ class TissueTask(GraphTask):
         """Loss, on what is held out (on all labels where nothing is), of predicting the shares of the classes."""
         which = "val_weight" if self.judged else "weight"
         shares = {task: self._class_shares(task) for task in self.weighting.tasks}
-        total = []
-        for i in self.judged or self.learned:
+        total, chosen = 0.0, self.judged or self.learned
+        for i in chosen:
             g = self.graphs[i]
-            logits = {t: shares[t].expand(len(g.nodes), -1) for t in shares}
-            at_obs = {t: shares[t].expand(len(g.obs_targets[t]), -1) for t in shares}
-            total.append(float(self._total(self.losses(i, logits, at_obs, which))))
-        return sum(total) / max(len(total), 1)
+            logits, at_obs = ({t: s.expand_as(to[t]) for t, s in shares.items()} for to in (g.targets, g.obs_targets))
+            total += float(self._total(self.losses(i, logits, at_obs, which)))
+        return total / max(len(chosen), 1)
 
     def _class_shares(self, task: str) -> Tensor:
         """Logarithm of the classes' shares among the labels learned from; zeros for values."""

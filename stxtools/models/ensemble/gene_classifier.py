@@ -174,11 +174,9 @@ def _auroc(logits: Sequence[FloatArray], shares: Sequence[FloatArray], weights: 
     out = []
     for each, share, weight in zip(logits, shares, weights, strict=True):
         codes, rows = share.argmax(axis=1)[weight > 0], each[weight > 0]
-        sizes = np.bincount(codes, minlength=share.shape[1])
-        used = np.flatnonzero((sizes > 0) & (sizes < len(codes)))
-        if len(used):
-            areas = [roc_auc_score(codes == k, rows[:, k]) for k in used]
-            out.append(float(np.average(areas, weights=sizes[used])))
+        used = np.unique(codes)
+        if len(used) > 1:
+            out.append(roc_auc_score(codes[:, None] == used, rows[:, used], average="weighted"))
     return float(np.mean(out)) if out else 0.5
 
 

@@ -130,25 +130,20 @@ def out_of_fold(
     """Train on all folds but one and predict it, for each division into ``folds`` (-1: none); None without two."""
     codes = np.concatenate([c for _, c in sections])
     divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]
-    unit = 0.0
-    if label_propagation and divisions:
-        unit = float(np.mean([typical_gap(sections, fold, known) for fold, known in divisions]))
-    predicted: dict[str, list[FloatArray]] = {name: [] for name in members}
-    propagated: dict[float, list[FloatArray]] = {b * unit: [] for b in BANDWIDTHS} if unit > 0 else {}
-    truth, ends = [], np.cumsum([len(xy) for xy, _ in sections])[:-1]
-    for held, seen in (turn for fold, known in divisions for turn in _turns(codes, fold, known)):
-        for name, member in members.items():
-            predicted[name].append(member(seen, held))
-        hidden = [(xy, np.where(h, -1, c)) for (xy, c), h in zip(sections, np.split(held, ends), strict=True)]
-        for bandwidth, found in propagated.items():
-            found.append(np.concatenate([propagated_logits(xy, c, n_classes, bandwidth) for xy, c in hidden])[held])
-        truth.append(codes[held])
-    if not truth:
+    turns = [turn for division in divisions for turn in _turns(codes, *division)]
+    if not turns:
         return None
+    ends = np.cumsum([len(xy) for xy, _ in sections])[:-1]
+    unit = float(np.mean([typical_gap(sections, *division) for division in divisions])) if label_propagation else 0.0
+
+    def propagated(bandwidth: float, held: Mask) -> FloatArray:
+        parts = zip(sections, np.split(np.where(held, -1, codes), ends), strict=True)
+        return np.concatenate([propagated_logits(xy, seen, n_classes, bandwidth) for (xy, _), seen in parts])[held]
+
     return OutOfFold(
-        {name: np.concatenate(found) for name, found in predicted.items()},
-        {bandwidth: np.concatenate(found) for bandwidth, found in propagated.items()},
-        np.concatenate(truth),
+        {name: np.concatenate([member(seen, held) for held, seen in turns]) for name, member in members.items()},
+        {b * unit: np.concatenate([propagated(b * unit, held) for held, _ in turns]) for b in BANDWIDTHS if unit > 0},
+        np.concatenate([codes[held] for held, _ in turns]),
     )
 
 

@@ -56,7 +56,7 @@ class Featurizer:
             # a neighbourhood of half a small section says little about a place in it
             largest = max(float(np.median([s.section.n_obs for s in sections])) / 4, GENE_SIZES[0])
             self.smoothed = SmoothedGenes([size for size in GENE_SIZES if size <= largest]).fit(parts, rng)
-        read = [(self._means(s), self._scores(s)) for s in sections]
+        read = [self._read(s) for s in sections]
         means, scores = (np.concatenate(parts) for parts in zip(*read, strict=True))
         unit = np.sqrt(scores.var(axis=0)[:_UNIT_AXES].mean()) + 1e-6 if scores.size else 1.0
         self.scaling |= {
@@ -73,18 +73,17 @@ class Featurizer:
     def _standardised(self, s: RegionSection) -> NDArray[np.float32]:
         return centred(s.section.features, self.scaling["centre"]) / self.scaling["scale"]
 
-    def _means(self, s: RegionSection) -> NDArray[np.float32]:
+    def _read(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Neighbourhood means of the features, and scores of the genes."""
         z = self._standardised(s)
-        return np.concatenate([pooling(s.section.xy, size) @ z for size in self.params.neighbours], axis=1)
-
-    def _scores(self, s: RegionSection) -> NDArray[np.float32]:
+        means = np.concatenate([pooling(s.section.xy, size) @ z for size in self.params.neighbours], axis=1)
         if self.smoothed is None or s.genes is None:
-            return np.zeros((s.section.n_obs, 0), dtype=np.float32)
-        return self.smoothed.transform(s.genes, s.section.xy)
+            return means, np.zeros((s.section.n_obs, 0), dtype=np.float32)
+        return means, self.smoothed.transform(s.genes, s.section.xy)
 
     def own(self, s: RegionSection) -> NDArray[np.float32]:
         """Neighbourhood features of the observations, (n, d)."""
-        return self._scaled(self._means(s), self._scores(s))
+        return self._scaled(*self._read(s))
 
     def _scaled(self, means: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         means = (means - self.scaling["own_centre"]) / self.scaling["own_scale"]

@@ -137,8 +137,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         with seeded(run["random_state"]):
             self.net = self._new_net()
         if self.tasks:
-            training = TrainingTargets(self.featurizer, sections, own, self.tasks, rng)
-            self._fit_tasks(training, factors, run)
+            self._fit_tasks(TrainingTargets(self.featurizer, sections, own, self.tasks, rng), factors, run)
         else:
             self._fit_embedding(sections, run)
         return self
@@ -158,8 +157,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
         p, module = self.params, self.fitted_net()
         graphs = [self.featurizer.tensors(s) for s in sections]
-        with seeded(run["random_state"]):
-            task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.hide)
+        task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.hide)
         few = sum(len(s.nodes) for s in sections) < MANY
         loaders = task.loaders(run["random_state"])
         self.history += run_training(
@@ -172,8 +170,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
         from .ensemble import EnsembleFit
 
-        p, module = self.params, self.fitted_net()
-        graphs = training.graphs
+        p, module, graphs = self.params, self.fitted_net(), training.graphs
         if module.unet is not None and p.pretrain != "none":
             with seeded(run["random_state"] + 1):
                 before = UNetPretraining(
@@ -181,8 +178,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
                 )
             loaders = before.loaders(run["random_state"] + 1)
             self.history += run_training(before, *loaders, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run)
-        squared = [task for task in factors if task == EXPRESSION]
-        weighting = task_weighting(p.weighting, factors, squared)
+        weighting = task_weighting(p.weighting, factors, [task for task in factors if task == EXPRESSION])
         task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
         uninformed = task.uninformed_loss()
         found = run_training(
