@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,18 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from stxtools.stats._composition import (
+    Adjustment,
     Covariates,
     Depths,
     ExpressionSpace,
     Nuisance,
     PartialCorrelation,
-    _product,
     n_components,
+    product,
     rescaled,
 )
 from stxtools.stats._expression import equal_blocks
+from stxtools.stats._null_model import PackedLabels
 from stxtools.stats._region_test import SectionView
 from stxtools.stats._smooth import Metric, smooth_basis
 
@@ -39,6 +42,17 @@ def _space(y: np.ndarray, **kwargs: int) -> ExpressionSpace:
     return ExpressionSpace(view.stored, len(y), y.mean(axis=0, dtype=float), y.var(axis=0), **kwargs)
 
 
+def _correlation(
+    y: np.ndarray, nuisance: Nuisance, labels: np.ndarray, xy: np.ndarray | None = None, weight: Any = None
+) -> PartialCorrelation:
+    """Correlate genes with labels (columns), with centring alone for a metric."""
+    weight = np.ones(len(y), dtype=np.float32) if weight is None else weight
+    basis = smooth_basis(np.zeros((len(y), 2)) if xy is None else xy, weight)
+    test = Adjustment(nuisance, Metric(basis, np.ones(1)))
+    packed = test.labels(PackedLabels(iter(labels.T.astype(bool)), *labels.shape), labels.shape[1])
+    return PartialCorrelation(basis.sums(sparse.csr_matrix(y)), slice(None), test, packed)
+
+
 def _partial(y: np.ndarray, label: np.ndarray, z: np.ndarray) -> tuple[float, float]:
     """Correlation of the residuals of ``y`` and ``label`` on ``z`` (and a constant), by least squares."""
     design = np.c_[np.ones(len(y)), z]
@@ -51,10 +65,7 @@ def test_partial_correlations_equal_least_squares_gene_by_gene():
     space = _space(y)
     nuisance = space.components(4).beside(np.random.default_rng(1).standard_normal((len(y), 2)))
     labels = (np.random.default_rng(2).random((len(y), 3)) < 0.4).astype(float)
-    labels -= labels.mean(axis=0)
-    r, left = PartialCorrelation(sparse.csr_matrix(y), nuisance, Metric.plain(np.ones(len(y), dtype=np.float32)))(
-        labels
-    )
+    r, left = _correlation(y, nuisance, labels)(slice(0, 3))
     centred = y.astype(float) - y.mean(axis=0)
     for j in range(y.shape[1]):
         others = nuisance.scores - centred[:, [j]] * nuisance.loadings[[j]]
@@ -71,7 +82,7 @@ def test_smooth_variation_given_composition_is_that_of_residuals():
     waves = np.sin(4 * xy[:, :1] * np.linspace(0, 3, 25))
     y = (_expression(300) + waves).astype(np.float32)
     nuisance = _space(y).components(4)
-    found = PartialCorrelation(sparse.csr_matrix(y), nuisance, Metric.plain(weight)).strengths(basis)
+    found = _correlation(y, nuisance, xy[:, :1] > 0.5, xy, weight).strengths()
     root = np.sqrt(weight)[:, None]
     rest = np.empty_like(y)
     for j in range(25):
@@ -85,9 +96,8 @@ def test_smooth_variation_given_composition_is_that_of_residuals():
 def test_covariates_without_loadings_are_ordinary_ones():
     y = _expression(seed=3)
     z = Nuisance.empty(*y.shape).beside(np.random.default_rng(0).standard_normal((len(y), 3)))
-    labels = np.random.default_rng(5).standard_normal((len(y), 2))
-    labels -= labels.mean(axis=0)
-    r, _ = PartialCorrelation(sparse.csr_matrix(y), z, Metric.plain(np.ones(len(y), dtype=np.float32)))(labels)
+    labels = (np.random.default_rng(5).random((len(y), 2)) < 0.5).astype(float)
+    r, _ = _correlation(y, z, labels)(slice(0, 2))
     expected = [[_partial(y[:, j].astype(float), labels[:, b], z.scores)[0] for b in range(2)] for j in range(25)]
     np.testing.assert_allclose(r, expected, atol=2e-4)
 
@@ -151,11 +161,9 @@ def test_a_gene_does_not_explain_itself():
     assert np.abs(found.statistic[1:]).max() < 8
     own = _space(logged).components(3)
     blind = Nuisance(own.scores, np.zeros_like(own.loadings))
-    centred = (label - label.mean())[:, None]
-    with_itself = PartialCorrelation(sparse.csr_matrix(logged), blind, Metric.plain(np.ones(625, dtype=np.float32)))
-    without = PartialCorrelation(sparse.csr_matrix(logged), own, Metric.plain(np.ones(625, dtype=np.float32)))
+    with_itself, without = (_correlation(logged, given, label[:, None]) for given in (blind, own))
     assert with_itself.residual[0] < 0.1 * without.residual[0]
-    assert abs(without(centred)[0][0, 0]) > 0.5
+    assert abs(without()[0][0, 0]) > 0.5
 
 
 def test_effect_given_covariates_equals_generalised_least_squares():
@@ -170,7 +178,7 @@ def test_effect_given_covariates_equals_generalised_least_squares():
     found, mirror = region_effects(y, xy, [label, ~label], 100, covariates=given_one, n_genes=n_genes)
     weight = n_genes / n_genes.mean()  # where many genes are seen, expression is precise
     basis = smooth_basis(xy, weight.astype(np.float32))
-    strength = np.median(basis.strengths(sparse.csr_matrix(y)))
+    strength = np.median(basis.strengths(basis.sums(sparse.csr_matrix(y))))
     functions = basis.values[:, 1:] / weight[:, None]
     covariance = np.diag(1 / weight) + functions @ np.diag(strength * basis.frequency[1:] ** -1.5) @ functions.T
     design = np.c_[np.ones(300), label, covariate]
@@ -198,6 +206,6 @@ def test_rows_in_blocks_of_one_size(sizes, size):
 def test_rows_of_a_product_do_not_depend_on_their_place(start, length, labels, width):
     rng = np.random.default_rng(0)
     genes, other = rng.normal(size=(300, width)), rng.normal(size=(width, labels))
-    whole, some_rows = _product(genes, other), slice(start, start + length)
-    np.testing.assert_array_equal(_product(genes[some_rows], other), whole[some_rows])
+    whole, some_rows = product(genes, other), slice(start, start + length)
+    np.testing.assert_array_equal(product(genes[some_rows], other), whole[some_rows])
     np.testing.assert_allclose(whole, genes @ other, atol=1e-10)

@@ -7,6 +7,7 @@ import pytest
 from conftest import region_effects
 from scipy import sparse, stats
 
+from stxtools._spatial.kernels import add_products, label_sums, whole
 from stxtools.stats._null_model import (
     LabelModel,
     LabelSampler,
@@ -94,7 +95,7 @@ def test_sampled_labels_have_size_and_correlation_of_the_model(xy, model):
 
 
 def _drawn(sampler, n, rng):
-    return np.concatenate([np.unpackbits(b, axis=1, count=k) for b, k in sampler.draw(n, rng)], axis=1).astype(bool)
+    return np.stack(list(sampler.draw(n, rng)), axis=1)
 
 
 def test_draws_depend_on_the_generator_alone(xy):
@@ -145,13 +146,15 @@ def test_the_metric_is_that_of_generalised_least_squares(xy):
     values = rng.standard_normal((400, 3))
     expected = np.linalg.solve(covariance.astype(float), values)
     metric = basis.metric(np.array([7.0]))
-    np.testing.assert_allclose(metric(values), expected, atol=1e-5)
-    matrix = sparse.csr_matrix(values.astype(np.float32))
-    np.testing.assert_allclose(metric.squares(matrix), (values * expected).sum(axis=0), rtol=1e-5)
+    genes = basis.sums(sparse.csr_matrix(values.astype(np.float32)))
+    np.testing.assert_allclose(metric.squares(genes), (values * expected).sum(axis=0), rtol=1e-5)
+    smooth = basis.values.T @ values
+    found = values.T @ (weight[:, None] * values) - smooth.T @ metric.weighed(smooth)
+    np.testing.assert_allclose(found, values.T @ expected, atol=1e-4)
     root = functions[:, 1:] * np.sqrt(30.0 * basis.frequency[1:] ** -1.5)
     noise = rng.standard_normal((400, 200)) / np.sqrt(weight)[:, None]
     genes = (root @ rng.standard_normal((k - 1, 200)) + noise).astype(np.float32)
-    found = basis.strengths(sparse.csr_matrix(genes))
+    found = basis.strengths(basis.sums(sparse.csr_matrix(genes)))
     assert 15 < np.median(found) < 60
 
 
@@ -172,14 +175,30 @@ def test_duplicate_positions_and_a_line_are_fine():
         assert (found.variance > 0).all()
 
 
-def test_random_regions_are_the_same_at_every_iteration():
-    xy = np.random.default_rng(0).uniform(0, 20, (400, 2))
+def test_sums_over_a_region_and_its_random_regions():
+    rng = np.random.default_rng(0)
+    xy, values, weight = rng.uniform(0, 20, (400, 2)), rng.standard_normal((400, 3)), rng.random(400, dtype=np.float32)
     label = xy[:, 0] > 12
     geo = sample_lag_pairs(xy, np.random.default_rng(1))
     draws = RegionDraws(xy, geo, label, 70, (3,))
-    found = [np.concatenate(list(draws.first(n)), axis=1) for n in (70, 30, 70, 66)]
-    for labels in found:
-        assert labels.dtype == bool
-        np.testing.assert_array_equal(labels, found[0][:, : labels.shape[1]])
-    assert [labels.shape[1] for labels in found] == [70, 30, 70, 66]
-    assert (found[0].sum(axis=0) == found[0][:, 0].sum()).all()
+    assert draws.flipped == label[0]
+    bits = np.unpackbits(draws.words.view(np.uint8), axis=1, bitorder="little")
+    assert bits.shape == (400, 128)
+    np.testing.assert_array_equal(bits[:, 0], label ^ label[0])
+    assert (bits[:, :71].sum(axis=0) == bits[:, 0].sum()).all()
+    assert not bits[:, 71:].any()
+    assert np.unique(bits[:, :71], axis=1).shape[1] == 71
+    for n, n_bits in ((71, 128), (64, 64)):
+        expected = (weight[:, None] * values).T @ (bits[:, :n_bits] - draws.share)
+        np.testing.assert_allclose(draws.sums(values, n, weight), expected, atol=1e-4)
+    sparsely = sparse.csc_matrix(np.where(values > 0, values, 0).astype(np.float32))
+    found = label_sums(sparsely.indptr, sparsely.indices, sparsely.data, weight, draws.words, draws.share)
+    np.testing.assert_allclose(found, sparsely.T @ (weight[:, None] * (bits - draws.share)), atol=1e-12)
+
+
+def test_products_of_sparse_rows_are_those_of_dense_ones():
+    for fill in (0.1, 0.6):
+        matrix, out = sparse.random(50, 20, fill, format="csr", random_state=0), np.zeros((20, 20))
+        add_products(matrix[:30], out)
+        add_products(matrix[30:], out)
+        np.testing.assert_allclose(whole(out), (matrix.T @ matrix).toarray(), atol=1e-12)

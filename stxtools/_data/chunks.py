@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._settings import settings
+from stxtools._spatial.matrices import row_view
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def rows_per_chunk(n_vars: int) -> int:
 
 
 def iter_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_once: int | None = None) -> Iterator[T]:
-    """Yield ``work(chunk, rows)``, picklable for a cluster, for chunks of rows (CSR) in their order.
+    """Yield ``work(chunk, rows)``, picklable for a cluster, for chunks of rows (CSR, to be read only) in their order.
 
     ``at_once`` chunks of a dask array are computed and held together, or all.
     """
@@ -88,7 +89,7 @@ def iter_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_
     step = rows_per_chunk(n_vars)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        yield work(to_csr(matrix[rows]), rows)
+        yield work(row_view(matrix, rows) if sparse.issparse(matrix) else to_csr(matrix[rows]), rows)
 
 
 def _iter_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], at_once: int | None) -> Iterator[T]:

@@ -230,10 +230,11 @@ class GeneBlocks:
 
     def block(self, genes: slice) -> sparse.csr_matrix:
         """Return log expression of some genes for all observations, to be read only."""
-        if genes == slice(0, self.shape[1]) and not is_out_of_core(self.read.matrix):
-            target = median_depth(self.read.survey.depth)
-            return log_normalize(to_csr(self.read.matrix), self.read.scale, target_sum=target)
-        return log_matrix(self.read, genes)
+        if is_out_of_core(self.read.matrix):
+            return log_matrix(self.read, genes)
+        matrix, depth = to_csr(self.read.matrix), self.read.survey.depth
+        some = matrix if genes == slice(0, self.shape[1]) else matrix[:, genes]
+        return log_normalize(some, self.read.scale, library_size=depth)
 
     def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield log expression chunk of rows by chunk, of some genes or of all."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools._progress import stage
-from stxtools._spatial.matrices import column_moments, column_sums
+from stxtools._spatial.matrices import column_moments, column_sums, row_view
 from stxtools.models._projection import GeneProjection
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 N_TOP_GENES = 2000
 N_COMPS = 20
-GRAM_ROWS = 4096  # observations that are dense at a time
+BLOCK = 4096  # observations whose products are summed at a time
 _DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
 _ROWS = 65_536  # observations whose logarithms are computed at a time
 _MIN_BATCH = 20  # fewer observations give no loess of variance on mean
@@ -155,10 +155,9 @@ def principal_axes(
     matrix: sparse.csr_matrix, n_comps: int, *, random_state: int = 0, dtype: Any = np.float64
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix."""
-    n_obs = matrix.shape[0]
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
         return _axes_by_lanczos(matrix.astype(dtype, copy=False), n_comps, random_state)
-    blocks = (matrix[i : i + GRAM_ROWS].astype(dtype) for i in range(0, n_obs, GRAM_ROWS))
+    blocks = (row_view(matrix, slice(i, i + BLOCK)) for i in range(0, matrix.shape[0], BLOCK))
     return axes_of_rows(blocks, matrix.shape, n_comps)
 
 
@@ -181,19 +180,18 @@ def _axes_by_lanczos(
 def axes_of_rows(
     blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows.
+    """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows."""
+    from stxtools._spatial.kernels import add_products, whole
 
-    Products are computed in the blocks' precision and summed in float64.
-    """
     n_obs, n_vars = shape
     total, products = np.zeros(n_vars), np.zeros((n_vars, n_vars))
     for block in blocks:
-        rows = block.toarray()
-        total += rows.sum(axis=0, dtype=np.float64)
-        products += rows.T @ rows
+        total += np.bincount(block.indices, block.data, n_vars)
+        add_products(block, products)
     mean = total / n_obs
-    covariance = (products - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
-    return mean, signed(np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps])
+    covariance = (whole(products) - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
+    axes = linalg.eigh(covariance, subset_by_index=[n_vars - n_comps, n_vars - 1])[1]
+    return mean, signed(axes[:, ::-1])
 
 
 def signed(axes: NDArray[np.float64]) -> NDArray[np.float64]:

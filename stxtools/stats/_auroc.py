@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._spatial.matrices import row_view
+
 _AT_ONCE = 2_000_000  # values
 
 
@@ -19,13 +21,13 @@ def aurocs(matrix: sparse.csr_matrix, labels: Sequence[NDArray[np.bool_]]) -> ND
     if not (n1 * n0).all():
         raise ValueError("An AUROC needs observations on both sides.")
     out = np.empty((matrix.shape[1], len(labels)))
-    ends = np.r_[0, np.cumsum(np.bincount(matrix.indices, minlength=len(out)))]
+    by_gene = sparse.csr_matrix(matrix.T)
+    by_gene.eliminate_zeros()
+    ends = by_gene.indptr.astype(np.int64)
     first = 0
     while first < len(out):  # blocks of genes: sorting takes eight times the memory of the values
         last = max(first + 1, int(np.searchsorted(ends, ends[first] + _AT_ONCE, side="right")) - 1)
-        by_gene = sparse.csr_matrix(matrix[:, first:last].T)
-        by_gene.eliminate_zeros()
-        ranks, zero_rank = midranks(by_gene)
+        ranks, zero_rank = midranks(row_view(by_gene, slice(first, last)))
         ones = np.broadcast_to(1.0, ranks.data.shape)
         stored = sparse.csr_matrix((ones, ranks.indices, ranks.indptr), shape=ranks.shape) @ inside
         total = ranks @ inside + (n1 - stored) * zero_rank[:, None]  # sums of halves: exact

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
-from ._smooth import Metric, SmoothBasis, by_chunks, gene_sums, row_chunks, summed
+from stxtools._spatial.kernels import add_products, label_sums, whole
+
+from ._null_model import PackedLabels, n_words
+from ._smooth import GeneSums, Metric, added, row_chunks, summed
 
 Floats = NDArray[np.float64]
 
 N_COMPS = 20
 _OBS_PER_COMPONENT = 50
 MAX_GENES = 2000
-_BLOCK = 4096  # observations that are dense at a time, with MAX_GENES genes at most
+_BLOCK = 4096  # observations whose products are summed at a time
 _PANEL, _LABELS = 128, 32  # genes and labels of one matrix product
 
 
@@ -90,10 +93,6 @@ class Nuisance:
         """Return no covariates."""
         return cls(np.zeros((n_obs, 0)), np.zeros((n_genes, 0)))
 
-    def of(self, genes: slice) -> Nuisance:
-        """Return the same covariates for some of the genes."""
-        return Nuisance(self.scores, self.loadings[genes])
-
     def beside(self, columns: Floats) -> Nuisance:
         """Add columns, orthogonalised, without constant ones; loadings are 0, as they may contain the tested gene."""
         centred = columns - columns.mean(axis=0)
@@ -117,12 +116,11 @@ class ExpressionSpace:
         self._read, self._n_obs, self._n_genes = read, n_obs, len(mean)
         top = np.argsort(-variance, kind="stable")[:max_genes]
         self._genes = np.sort(top[variance[top] > 0])
-        moments = np.zeros((len(self._genes), len(self._genes)))
+        products = np.zeros((len(self._genes), len(self._genes)))
         for some in read(self._genes, _BLOCK):
-            block = some.toarray().astype(np.float64, copy=False)  # float32 would depend on the order of observations
-            moments += block.T @ block
+            add_products(some, products)
         mean = mean[self._genes]
-        self._covariance = moments / self._n_obs - np.outer(mean, mean)
+        self._covariance = whole(products) / self._n_obs - np.outer(mean, mean)
 
     def components(
         self, n_comps: int, without: NDArray[np.int64] | None = None, read: ReadRows | None = None,
@@ -156,73 +154,99 @@ def _leading(covariance: Floats, k: int) -> Floats:
     return np.ascontiguousarray(vectors[:, ::-1])
 
 
+class Adjustment:
+    """What a test adjusts for: whether for composition, with which covariates, in which metric."""
+
+    def __init__(self, nuisance: Nuisance, metric: Metric, *, composition: bool = False) -> None:
+        self.composition, self.metric = composition, metric
+        self.scores, self.loadings = nuisance.scores, nuisance.loadings
+        self.n_covariates = n = self.scores.shape[1]
+        weight = metric.basis.weight[:, None]
+        self.smooth = summed(metric.basis.values, self.scores)
+        gram = self.scores.T @ (weight * self.scores) - self._without_smooth(self.smooth)
+        self.inverse = np.linalg.inv(gram + 1e-6 * max(float(np.trace(gram)) / max(n, 1), 1e-12) * np.eye(n))
+
+    def _without_smooth(self, smooth: Floats) -> Floats:
+        return self.smooth[: len(self.metric.shrink)].T @ self.metric.weighed(smooth)
+
+    def labels(self, packed: PackedLabels, n_labels: int) -> Labels:
+        """Return what correlations need of the first labels."""
+        basis = self.metric.basis
+        smooth = packed.smooth(basis, n_labels)
+        products = packed.sums(self.scores, n_labels, basis.weight) - self._without_smooth(smooth)
+        explained = self.inverse @ products
+        root, share = np.sqrt(basis.weight.sum(dtype=np.float64)), packed.share
+        square = (1 - 2 * share) * root * smooth[0] + share * (1 - share) * root**2
+        weighed = self.metric.weighed(smooth)
+        spread = square - (weighed * smooth[: len(weighed)]).sum(axis=0) - (explained * products).sum(axis=0)
+        return Labels(packed.words[:, : n_words(n_labels)], share, weighed, explained, square, spread)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as bits (observations x words), less their mean: weighed smooth part, what covariates explain, squares.
+
+    - ``spread``: Sum of squares that smooth part and covariates leave.
+    """
+
+    words: NDArray[np.uint64]
+    less: float
+    smooth: Floats
+    explained: Floats
+    square: Floats
+    spread: Floats
+
+
 class PartialCorrelation:
-    """Partial correlation of every gene with a label, given covariates without the gene's own share.
+    """Partial correlation of every gene with labels, given covariates without the gene's own share.
 
     With leading components Z = Y V of centred expression Y, gene y is tested given ``Z - y v'``: the components of all
     other genes. Their Gram matrix is that of Z with a change of rank two, so that products with Z give the result
-    (Woodbury's identity). Inner products are those of a ``metric``.
+    (Woodbury's identity). Inner products are those of a metric.
     """
 
-    def __init__(self, matrix: sparse.csr_matrix, nuisance: Nuisance, metric: Metric) -> None:
-        self.n_covariates = nuisance.scores.shape[1]
-        z, self._v = nuisance.scores, nuisance.loadings
-        self._matrix, self._metric, self._scores = matrix, metric, z
-        weighed = metric(z)
-        gram = z.T @ weighed
-        ridge = 1e-6 * max(float(np.trace(gram)) / max(z.shape[1], 1), 1e-12) * np.eye(z.shape[1])
-        self._inverse = np.linalg.inv(gram + ridge)
-        total = self._metric.squares(matrix)
-        self._cross = cross = gene_sums(matrix, weighed)
-        self._z = weighed.astype(np.float32)
-        given = _product(cross, self._inverse)
-        self._vv = np.einsum("gi,gi->g", _product(self._v, self._inverse), self._v)
+    def __init__(self, genes: GeneSums, own: slice, test: Adjustment, labels: Labels) -> None:
+        self._genes, self._test, self._labels, self._v = genes, test, labels, test.loadings[own]
+        self.n_covariates = test.n_covariates
+        weight, scores = test.metric.basis.weight, test.scores
+
+        def products(rows: slice, part: sparse.csr_matrix) -> tuple[NDArray[Any], ...]:
+            by_gene, words = part.tocsc(), np.ascontiguousarray(labels.words[rows])
+            found = label_sums(by_gene.indptr, by_gene.indices, by_gene.data, weight[rows], words, labels.less)
+            return found, part.T @ (weight[rows, None] * scores[rows])
+
+        self._sums, cross = added(products, genes.matrix)
+        smooth = genes.smooth[:, : len(labels.smooth)]
+        self._cross = cross = cross - product(smooth, test.metric.weighed(test.smooth))
+        self._sums -= product(smooth, labels.smooth) + product(cross, labels.explained)
+        total, given = test.metric.squares(genes), product(cross, test.inverse)
+        self._vv = np.einsum("gi,gi->g", product(self._v, test.inverse), self._v)
         self._s = np.einsum("gi,gi->g", given, self._v) - 1.0
         self._k = np.einsum("gi,gi->g", given, cross) - total
         self._det = self._vv * self._k - self._s**2
         self.residual = self._k / self._det
         self.known = (total > 0) & (self.residual > 1e-4 * total)
 
-    def strengths(self, basis: SmoothBasis) -> Floats:
+    def strengths(self) -> Floats:
         """Return the likeliest strength of the smooth variation of each gene that the covariates leave."""
         k, s, det = (x[:, None] for x in (self._k, self._s, self._det))
-        left = _product(k * self._v - s * self._cross, self._inverse)
-        functions = basis.values[:, 1:]
-        smooth = s * gene_sums(self._matrix, functions) + _product(left, summed(self._scores, functions))
-        found = basis.likeliest(smooth / det, self.residual, self.n_covariates)
+        left = product(k * self._v - s * self._cross, self._test.inverse)
+        smooth = s * self._genes.smooth[:, 1:] + product(left, self._test.smooth[1:].T)
+        found = self._test.metric.basis.likeliest(smooth / det, self.residual, self._test.n_covariates)
         return np.where(self.known, found, np.nan)
 
-    def __call__(self, labels: NDArray[Any], less: float = 0.0) -> tuple[Floats, Floats]:
-        """Return correlations and the labels' residual sums of squares, (genes x labels) both.
-
-        ``labels`` (observations x labels) are centred once ``less`` is subtracted.
-        """
-        explained = self._inverse @ summed(self._z, labels, less)
-        smooth = self._metric.smooth(labels, less)
-        spread, squares = np.zeros((2, labels.shape[1]))
-        d = np.zeros((len(self._v), labels.shape[1]))
-
-        def products(rows: slice, part: sparse.csr_matrix) -> tuple[NDArray[Any], ...]:
-            label = np.subtract(labels[rows], less, dtype=np.float32)
-            rest = self._metric.applied(label, smooth, rows)
-            if len(explained):
-                rest = rest - self._z[rows] @ explained.astype(np.float32)
-            own = (np.einsum("nb,nb->b", label, other, dtype=np.float64) for other in (rest, label))
-            # labels are centred, so float32 sums are differences of means and stay small
-            return (*own, part.T @ rest)
-
-        for parts in by_chunks(products, self._matrix):
-            for total, part in zip((spread, squares, d), parts, strict=True):
-                total += part
-        own = _product(self._v, explained)
+    def __call__(self, some: slice = slice(None)) -> tuple[Floats, Floats]:
+        """Return correlations with some labels and the labels' residual sums of squares, (genes x labels) both."""
+        own, d = product(self._v, self._labels.explained[:, some]), self._sums[:, some]
         k, s, vv, det = (x[:, None] for x in (self._k, self._s, self._vv, self._det))
-        label_ss = np.maximum(spread + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det, 1e-9 * squares)
+        left = self._labels.spread[some] + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det
+        label_ss = np.maximum(left, 1e-9 * self._labels.square[some])
         residual = np.where(self.known, self.residual, 1.0)[:, None]
         r = np.where(self.known[:, None], (k * own + s * d) / det / np.sqrt(label_ss * residual), 0.0)
         return np.clip(r, -1.0, 1.0), label_ss
 
 
-def _product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats:
+def product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats:
     """Matrix product whose rows are equal to the bit for any number and order of genes: all panels have one size."""
     rows, columns = len(genes), other.shape[1]
     if columns < _LABELS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,9 @@ from scipy.integrate import cumulative_trapezoid
 from scipy.spatial import cKDTree
 from scipy.special import ndtri
 
-from ._smooth import chunks
+from stxtools._spatial.kernels import BITS
+
+from ._smooth import SmoothBasis, chunks
 
 N_LAGS = 14
 N_PAIRS = 6000
@@ -21,6 +24,7 @@ _POWERS = np.array([1.0, 1.5, 2.0])
 _NUGGETS = np.array([0.0, 0.03, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0])
 _MAX_GRID = 1024
 _FIELDS = 4  # random fields that are simulated at a time
+_BATCH = 64  # labels that are drawn at a time
 
 
 @dataclass(frozen=True)
@@ -145,11 +149,11 @@ class LabelSampler:
             (weights.astype(np.float32).ravel(), columns.ravel(), ends), (len(xy), shape[0] * shape[1])
         )
 
-    def draw(self, n_labels: int, rng: np.random.Generator, batch: int = 64) -> Iterator[tuple[NDArray[np.uint8], int]]:
-        """Yield labels as bits (observations x bytes), at most ``batch`` at a time, and how many."""
+    def draw(self, n_labels: int, rng: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
+        """Yield labels."""
         n = int(self._read.shape[0])
-        memory = np.empty((min(batch, n_labels), n), dtype=np.float32)
-        for start in range(0, n_labels, batch):
+        memory = np.empty((min(_BATCH, n_labels), n), dtype=np.float32)
+        for start in range(0, n_labels, _BATCH):
             values = memory[: n_labels - start]
             for first in range(0, len(values), _FIELDS):
                 some = values[first : first + _FIELDS]
@@ -159,13 +163,10 @@ class LabelSampler:
                 for rows in chunks(n):
                     white = rng.standard_normal(values[:, rows].T.shape, dtype=np.float32)
                     values[:, rows] += np.float32(np.sqrt(self.model.nugget)) * white.T
-            bits = np.empty((n, -(-len(values) // 8)), dtype=np.uint8)
-            for byte in range(bits.shape[1]):
-                label = np.zeros((8, n), dtype=bool)
-                for one, field_at in zip(label, values[8 * byte :], strict=False):
-                    one[np.argpartition(field_at, n - self.n_in)[n - self.n_in :]] = True
-                bits[:, byte] = np.packbits(label, axis=0)
-            yield bits, len(values)
+            for field in values:
+                label = np.zeros(n, dtype=bool)
+                label[np.argpartition(field, n - self.n_in)[n - self.n_in :]] = True
+                yield label
 
     def _fields(self, n_fields: int, rng: np.random.Generator) -> NDArray[np.float32]:
         """Values of some random fields at the observations, (n, n_fields)."""
@@ -174,8 +175,42 @@ class LabelSampler:
         return np.asarray(self._read @ np.ascontiguousarray(field.reshape(n_fields, -1).T))
 
 
-class RegionDraws:
-    """The tested side of a region, and its random regions, the same for its complement; they are held as bits.
+class PackedLabels:
+    """Labels as the bits of ``words`` (observations x words), less the ``share`` of the first one."""
+
+    def __init__(self, labels: Iterator[NDArray[np.bool_]], n_obs: int, n_labels: int) -> None:
+        self._bytes = np.zeros((n_obs, 8 * n_words(n_labels)), dtype=np.uint8)
+        for byte in range(-(-n_labels // 8)):
+            self._bytes[:, byte] = np.packbits(list(islice(labels, 8)), axis=0, bitorder="little")[0]
+        self.words, self.share = self._bytes.view(np.uint64), float((self._bytes[:, 0] & 1).mean())
+        self._smooth: NDArray[np.float64] | None = None
+
+    def sums(
+        self, values: NDArray[np.floating], n_labels: int, weight: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float64]:
+        """Return ``(weight * values)' (labels - share)``, (columns x labels): float32 products, sums in float64."""
+        n_bytes = 8 * n_words(n_labels)
+        out = np.zeros((values.shape[1], 8 * n_bytes))
+        for rows in chunks(len(values)):
+            labels = np.unpackbits(self._bytes[rows, :n_bytes], axis=1, bitorder="little")
+            left = values[rows] if weight is None else weight[rows, None] * values[rows]
+            out += left.astype(np.float32, copy=False).T @ np.subtract(labels, self.share, dtype=np.float32)
+        return out
+
+    def smooth(self, basis: SmoothBasis, n_labels: int) -> NDArray[np.float64]:
+        """Return the same of smooth functions."""
+        if self._smooth is None:
+            self._smooth = self.sums(basis.values, 8 * self._bytes.shape[1])
+        return self._smooth[:, : BITS * n_words(n_labels)]
+
+
+def n_words(n_labels: int) -> int:
+    """Words that hold labels."""
+    return -(-n_labels // BITS)
+
+
+class RegionDraws(PackedLabels):
+    """The tested side of a region and, after it, its random regions, the same for its complement.
 
     ``side`` is the one of the two without the first observation, ``flipped`` whether that is the complement.
     """
@@ -184,14 +219,8 @@ class RegionDraws:
         self, xy: NDArray[np.float64], pairs: LagPairs, label: NDArray[np.bool_], n_null: int, seed: Sequence[int]
     ) -> None:
         self.flipped = bool(label[0])
-        self.side = ~label if self.flipped else label
-        self.model = fit_label_model(pairs, self.side)
-        rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(self.side).tobytes())])
-        self._drawn = list(LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng))
-
-    def first(self, n_labels: int) -> Iterator[NDArray[np.bool_]]:
-        """Yield the first ``n_labels`` random regions as columns, some at a time."""
-        for bits, count in self._drawn:
-            if n_labels > 0:
-                yield np.unpackbits(bits, axis=1, count=min(count, n_labels)).view(np.bool_)
-            n_labels -= count
+        side = ~label if self.flipped else label
+        self.model = fit_label_model(pairs, side)
+        rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(side).tobytes())])
+        drawn = LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng)
+        super().__init__(chain([side], drawn), len(xy), 1 + n_null)

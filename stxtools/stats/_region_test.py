@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ._composition import (
+    Adjustment,
     Covariates,
     Depths,
     ExpressionSpace,
     Nuisance,
+    PartialCorrelation,
     n_components,
     rescaled,
 )
 from ._expression import ExpressionReader, equal_blocks
 from ._meta_analysis import Alternative, adjust_bh, t_pvals
 from ._null_model import LagPairs, RegionDraws, sample_lag_pairs
-from ._section import Adjustment, Description, Moments, RegionEffect, SectionExpression
+from ._section import Description, Moments, RegionEffect, SectionExpression, test_region
 from ._smooth import N_FUNCTIONS, Metric, SmoothBasis, smooth_basis
 
 Floats = NDArray[np.float64]
@@ -139,10 +141,10 @@ class SectionView:
             nuisance = self.first_components if components is None else components
         if self.covariates is not None and self.covariates.columns is not None:
             nuisance = nuisance.beside(self.covariates.columns)
-        if self.plain or (composition and not final):
-            return Adjustment(composition, nuisance, Metric.plain(self.weight))
-        strengths = np.concatenate(list(self.left.values())) if composition else self.moments.strength
-        return Adjustment(composition, nuisance, self.basis.metric(strengths))
+        strengths = np.concatenate([np.zeros(0), *self.left.values()]) if composition else self.moments.strength
+        plain = self.plain or (composition and not final)
+        metric = Metric(self.basis, np.ones(1)) if plain else self.basis.metric(strengths)
+        return Adjustment(nuisance, metric, composition=composition)
 
 
 @dataclass
@@ -179,17 +181,18 @@ class _RegionTest:
 
     def begin(self, adjustment: Adjustment, n_null: int, *, final: bool) -> None:
         self.adjustment, self.n_null, self.final = adjustment, n_null, final
+        self.labels = adjustment.labels(self.draws, 1 + n_null)
         self.found: list[RegionEffect] = []
 
     def __call__(self, genes: slice, section: SectionExpression) -> None:
-        own = replace(self.adjustment, nuisance=self.adjustment.nuisance.of(genes))
         if self.factor is not None:
             section = SectionExpression(rescaled(section.matrix, self.factor))
-        correlate = section.correlation(own)
+        of_genes = section.genes(self.view.basis, flat=not self.composition)
+        correlate = PartialCorrelation(of_genes, genes, self.adjustment, self.labels)
         if self.composition and not self.view.plain and genes.start not in self.view.left:
-            self.view.left[genes.start] = correlate.strengths(self.view.basis)
+            self.view.left[genes.start] = correlate.strengths()
         alternative = self.contrast.alternative if self.final else None
-        self.found.append(section.test_region(self.draws, self.n_null, correlate, alternative))
+        self.found.append(test_region(correlate, self.n_null, len(section), self.draws.model, alternative))
 
     def significant(self) -> NDArray[np.int64]:
         """Return the significant genes by p-value, at most half of all."""

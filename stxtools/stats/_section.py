@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._spatial.kernels import BITS
+
 from ._auroc import aurocs
-from ._composition import Nuisance, PartialCorrelation
+from ._composition import PartialCorrelation
 from ._meta_analysis import Alternative
-from ._null_model import LabelModel, RegionDraws
-from ._smooth import Metric, SmoothBasis, gene_sums, mean_and_variance
+from ._null_model import LabelModel
+from ._smooth import GeneSums, SmoothBasis, gene_sums, mean_and_variance
 from ._tails import region_statistic, shrunken_kurtosis
 
 Floats = NDArray[np.float64]
@@ -23,15 +25,6 @@ MIN_OBS = 3  # on each side; one or two spots have no correlogram
 PSEUDO = 1e-3  # expression units; keeps fold changes of absent genes finite
 FLATTER = 0.05  # factor on expression before the logarithm
 ONE_COUNT = 1.0  # pseudocount under the root: one molecule at median depth
-
-
-@dataclass(frozen=True)
-class Adjustment:
-    """What a test adjusts for: whether for composition, with which covariates, in which metric."""
-
-    composition: bool
-    nuisance: Nuisance
-    metric: Metric
 
 
 @dataclass(frozen=True)
@@ -81,28 +74,29 @@ class SectionExpression:
 
     def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None) -> None:
         self.matrix, self.depth = matrix, depth
-        self._plain: PartialCorrelation | None = None
+        self._genes: dict[bool, GeneSums] = {}
 
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
 
-    @property
-    def _flat(self) -> sparse.csr_matrix:
-        """Genes on a flatter logarithm, log(1 + x / 20).
+    def genes(self, basis: SmoothBasis, *, flat: bool) -> GeneSums:
+        """Return the genes as they are, or on a flatter logarithm, log(1 + x / 20), with sums over a view's ``basis``.
 
         The mean of log(1 + x) depends on depth; few observations dominate the mean of x. Power is best in between.
         """
-        matrix = self.matrix
-        if matrix.nnz == 0 or matrix.data.min() < 0:
-            return matrix
-        data = np.expm1(matrix.data, dtype=np.float32)
-        data *= np.float32(FLATTER)
-        np.log1p(data, out=data)
-        return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+        if flat not in self._genes:
+            matrix = self.matrix
+            if flat and matrix.nnz and matrix.data.min() >= 0:
+                data = np.expm1(matrix.data, dtype=np.float32)
+                data *= np.float32(FLATTER)
+                np.log1p(data, out=data)
+                matrix = sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+            self._genes[flat] = basis.sums(matrix)
+        return self._genes[flat]
 
     def moments(self, basis: SmoothBasis) -> Moments:
         """Mean and variance of every gene, and how strong its smooth variation is."""
-        return Moments(*mean_and_variance(self.matrix), basis.strengths(self._flat))
+        return Moments(*mean_and_variance(self.matrix), basis.strengths(self.genes(basis, flat=True)))
 
     def describe(self, labels: Sequence[NDArray[np.bool_]]) -> list[Description]:
         """Describe every gene inside each label and outside."""
@@ -127,46 +121,37 @@ class SectionExpression:
         """Return mean log expression of every gene over ``label``."""
         return gene_sums(self.matrix, label[:, None].astype(np.float64))[:, 0] / int(label.sum())
 
-    def test_region(
-        self, draws: RegionDraws, n_null: int, correlate: PartialCorrelation, alternative: Alternative | None
-    ) -> RegionEffect:
-        """Test every gene for the region of ``draws`` against its first ``n_null`` random regions.
 
-        Without an ``alternative`` the test is the t-test of a correlation.
-        """
-        label = draws.side
-        n, share = len(self), float(label.mean())
-        r, label_ss = (x[:, 0] for x in correlate(label[:, None], share))
-        square, cube, fourth = np.zeros((3, len(r)))
-        for labels in draws.first(n_null):
-            null = correlate(labels, share)[0]
-            squares = null * null
-            square += squares.sum(axis=1)
-            cube += np.einsum("gb,gb->g", squares, null)
-            fourth += np.einsum("gb,gb->g", squares, squares)
-        known = correlate.known & (square > 0)
-        null_variance = np.where(known, square / n_null, 1.0)
-        # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
-        df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n - 2.0 - correlate.n_covariates, 1.0))
-        r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
-        skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
-        kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
-        kurtosis = shrunken_kurtosis(kurtosis, df, n_null)
-        if alternative is None:
-            statistic = r * np.sqrt(df / (1.0 - r**2))
-        else:
-            statistic = region_statistic(r, df, skewness, kurtosis, one_sided=alternative != "two-sided")
-        ratio = np.where(known, correlate.residual / label_ss, 0.0)
-        return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, draws.model)
+def test_region(
+    correlate: PartialCorrelation, n_null: int, n_obs: int, model: LabelModel, alternative: Alternative | None
+) -> RegionEffect:
+    """Test every gene for a region, the first of its labels, against ``n_null`` random regions.
 
-    def correlation(self, test: Adjustment) -> PartialCorrelation:
-        """Correlation of genes with centred labels; without covariates the same for all regions."""
-        adjusted = test.composition or test.nuisance.scores.shape[1] > 0
-        if not adjusted and self._plain is not None:
-            return self._plain
-        found = PartialCorrelation(self.matrix if test.composition else self._flat, test.nuisance, test.metric)
-        self._plain = self._plain if adjusted else found
-        return found
+    Without an ``alternative`` the test is the t-test of a correlation.
+    """
+    square, cube, fourth = np.zeros((3, len(correlate.known)))
+    for first in range(0, n_null + 1, BITS):
+        null, spread = correlate(slice(first, min(first + BITS, n_null + 1)))
+        if first == 0:
+            r, label_ss, null = null[:, 0], spread[:, 0], null[:, 1:]
+        squares = null * null
+        square += squares.sum(axis=1)
+        cube += np.einsum("gb,gb->g", squares, null)
+        fourth += np.einsum("gb,gb->g", squares, squares)
+    known = correlate.known & (square > 0)
+    null_variance = np.where(known, square / n_null, 1.0)
+    # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
+    df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n_obs - 2.0 - correlate.n_covariates, 1.0))
+    r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
+    skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
+    kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
+    kurtosis = shrunken_kurtosis(kurtosis, df, n_null)
+    if alternative is None:
+        statistic = r * np.sqrt(df / (1.0 - r**2))
+    else:
+        statistic = region_statistic(r, df, skewness, kurtosis, one_sided=alternative != "two-sided")
+    ratio = np.where(known, correlate.residual / label_ss, 0.0)
+    return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, model)
 
 
 def _linear(data: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ with its own, a gene whose effect is large and smooth would have the effect take
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -37,11 +37,11 @@ def chunks(n: int) -> list[slice]:
     return [slice(i, i + _ROWS) for i in range(0, n, _ROWS)]
 
 
-def summed(left: NDArray[Any], right: NDArray[Any], less: float = 0.0) -> Floats:
-    """Return ``left' (right - less)`` (both observations x some): products in ``left``'s precision, sums in float64."""
+def summed(left: NDArray[Any], right: NDArray[Any]) -> Floats:
+    """Return ``left' right`` (both observations x some): products in ``left``'s precision, sums in float64."""
     out = np.zeros((left.shape[1], right.shape[1]))
     for rows in chunks(len(left)):
-        out += left[rows].T @ np.subtract(right[rows], less, dtype=left.dtype)
+        out += left[rows].T @ right[rows].astype(left.dtype)
     return out
 
 
@@ -66,19 +66,26 @@ def by_chunks(of: Callable[[slice, sparse.csr_matrix], R], matrix: sparse.csr_ma
             yield from (pool.map if len(some) > 1 else map)(lambda part: of(*part), some)
 
 
+def added(of: Callable[[slice, sparse.csr_matrix], Sequence[NDArray[Any]]], matrix: sparse.csr_matrix) -> list[Floats]:
+    """Return the sums of what :func:`by_chunks` yields."""
+    out: list[Floats] = []
+    for found in by_chunks(of, matrix):
+        out = out or [np.zeros(x.shape) for x in found]
+        for total, some in zip(out, found, strict=True):
+            total += some
+    return out
+
+
 def gene_sums(
     matrix: sparse.csr_matrix, values: NDArray[Any], of: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
 ) -> Floats:
     """Return ``of(matrix)' values`` (genes x columns of ``values``) by chunks of observations."""
-    out = np.zeros((matrix.shape[1], values.shape[1]))
 
-    def products(rows: slice, part: sparse.csr_matrix) -> NDArray[Any]:
+    def products(rows: slice, part: sparse.csr_matrix) -> list[NDArray[Any]]:
         part.data = of(part.data)
-        return np.asarray(part.T @ values[rows])
+        return [np.asarray(part.T @ values[rows])]
 
-    for found in by_chunks(products, matrix):
-        out += found
-    return out
+    return added(products, matrix)[0]
 
 
 def mean_and_variance(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
@@ -92,45 +99,6 @@ def mean_and_variance(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """Inner products ``x' (W - A diag(shrink) A') y``: W the weights of observations, A (observations x K) smooth.
-
-    The first column of A is the constant's, taken out whole: inner products are of centred values.
-    """
-
-    weight: NDArray[np.float32]
-    basis: NDArray[np.float32]
-    shrink: NDArray[np.float32]
-
-    @classmethod
-    def plain(cls, weight: NDArray[np.float32]) -> Metric:
-        """Return the inner product that only centres."""
-        return cls(weight, _constant(weight), np.ones(1, dtype=np.float32))
-
-    def __call__(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Multiply values (observations x some) by the metric's matrix."""
-        smooth, out = self.smooth(values), np.empty_like(values)
-        for rows in chunks(len(values)):
-            out[rows] = self.applied(values[rows], smooth, rows)
-        return out
-
-    def smooth(self, values: NDArray[Any], less: float = 0.0) -> NDArray[np.float32]:
-        """Return the weighted smooth part of ``values - less``, as coefficients (K x some)."""
-        return (self.shrink[:, None] * summed(self.basis, values, less)).astype(np.float32)
-
-    def applied(
-        self, values: NDArray[np.floating], smooth: NDArray[np.float32], rows: slice = slice(None)
-    ) -> NDArray[np.floating]:
-        """Take the smooth part out of the values of some observations."""
-        return self.weight[rows, None] * values - self.basis[rows] @ smooth
-
-    def squares(self, matrix: sparse.csr_matrix) -> Floats:
-        """Return each gene's sum of squares."""
-        smooth = np.einsum("gk,k->g", gene_sums(matrix, self.basis) ** 2, self.shrink)
-        return _without(gene_sums(matrix, self.weight[:, None], np.square)[:, 0], smooth)
-
-
-@dataclass(frozen=True)
 class SmoothBasis:
     """Smooth functions of position, and their frequencies, from 0 for the constant.
 
@@ -141,16 +109,20 @@ class SmoothBasis:
     values: NDArray[np.float32]
     frequency: Floats
 
-    def strengths(self, matrix: sparse.csr_matrix) -> Floats:
+    def sums(self, matrix: sparse.csr_matrix) -> GeneSums:
+        """Return what tests need of genes beside their sums over labels."""
+        smooth, every = gene_sums(matrix, self.values), self.weight[:, None]
+        smooth[:, :1] = gene_sums(matrix, self.values[:, :1].astype(np.float64))  # centres: float32 is too coarse
+        return GeneSums(matrix, gene_sums(matrix, every, np.square)[:, 0], smooth)
+
+    def strengths(self, genes: GeneSums) -> Floats:
         """Return the likeliest strength c of each gene, NaN where its variance is 0."""
-        smooth = gene_sums(matrix, self.values)
-        square = gene_sums(matrix, self.weight[:, None], np.square)[:, 0]
-        return self.likeliest(smooth[:, 1:], _without(square, smooth[:, 0] ** 2))
+        return self.likeliest(genes.smooth[:, 1:], without(genes.square, genes.smooth[:, 0] ** 2))
 
     def likeliest(self, smooth: Floats, square: Floats, n_covariates: int = 0) -> Floats:
         """Return likeliest strengths (Whittle 1953) from coefficients (genes x K - 1) and sums of squares."""
         smooth = smooth**2
-        white = _without(square, smooth.sum(axis=1)) / max(len(self.weight) - len(self.frequency) - n_covariates, 1)
+        white = without(square, smooth.sum(axis=1)) / max(len(self.weight) - len(self.frequency) - n_covariates, 1)
         ratio = smooth / np.maximum(white, 1e-300)[:, None]
         spread = 1.0 + _STRENGTHS[:, None] * self.frequency[1:] ** -_POWER
         loss = np.log(spread).sum(axis=1) + np.einsum("gk,ck->gc", ratio, 1.0 / spread)
@@ -160,16 +132,43 @@ class SmoothBasis:
         """Return the metric that weighs smooth variation down as much as the median of genes needs."""
         known = strengths[~np.isnan(strengths)]
         smooth = (np.median(known) if len(known) else 0.0) * self.frequency[1:] ** -_POWER
-        if not smooth.any():
-            return Metric.plain(self.weight)
-        return Metric(self.weight, self.values, np.r_[1.0, smooth / (1.0 + smooth)].astype(np.float32))
+        return Metric(self, np.r_[1.0, smooth / (1.0 + smooth)] if smooth.any() else np.ones(1))
+
+
+@dataclass(frozen=True)
+class GeneSums:
+    """Genes (observations x genes), their weighted sums of squares, and their products with the smooth functions."""
+
+    matrix: sparse.csr_matrix
+    square: Floats
+    smooth: Floats
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Inner products ``x' (W - A diag(shrink) A') y``: W the weights of observations, A (observations x K) smooth.
+
+    The first column of A is the constant's, taken out whole: inner products are of centred values. Further functions
+    than ``shrink`` has values are not weighed down.
+    """
+
+    basis: SmoothBasis
+    shrink: Floats
+
+    def weighed(self, smooth: Floats) -> Floats:
+        """Return the first rows of ``A' x`` (K x some), weighed."""
+        return self.shrink[:, None] * smooth[: len(self.shrink)]
+
+    def squares(self, genes: GeneSums) -> Floats:
+        """Return each gene's sum of squares."""
+        return without(genes.square, np.einsum("gk,k->g", genes.smooth[:, : len(self.shrink)] ** 2, self.shrink))
 
 
 def _constant(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return (weight / np.sqrt(weight.sum(dtype=np.float64)))[:, None].astype(np.float32)
 
 
-def _without(squares: Floats, part: Floats) -> Floats:
+def without(squares: Floats, part: Floats) -> Floats:
     """Return what is left of sums of squares; 0 where it is rounding of float32."""
     left = squares - part
     return np.where(left > 1e-6 * squares, left, 0.0)

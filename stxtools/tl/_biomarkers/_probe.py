@@ -9,7 +9,7 @@ from scipy import sparse
 
 from stxtools._data.expression import AT_HAND, GeneBlocks
 from stxtools._data.representation import (
-    GRAM_ROWS,
+    BLOCK,
     N_TOP_GENES,
     axes_of_rows,
     lanczos_pays,
@@ -72,15 +72,15 @@ def _chosen_genes(expression: GeneBlocks, seed: int) -> NDArray[np.int64]:
 
 
 def _row_blocks(expression: GeneBlocks, genes: NDArray[np.int64]) -> Iterator[sparse.csr_matrix]:
-    return equal_blocks((piece for _, piece in expression.rows(genes)), GRAM_ROWS)
+    return equal_blocks((piece for _, piece in expression.rows(genes)), BLOCK)
 
 
 def _axes(
     expression: GeneBlocks, genes: NDArray[np.int64], n_comps: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     n_values = int(expression.read.survey.seen[genes].sum())
-    shape = (expression.shape[0], len(genes))
+    shape, blocks = (expression.shape[0], len(genes)), _row_blocks(expression, genes)
     if n_values <= AT_HAND and lanczos_pays(shape, n_values, n_comps):
-        matrix = sparse.vstack(list(_row_blocks(expression, genes)), format="csr")
+        matrix = sparse.vstack(list(blocks), format="csr")
         return principal_axes(sparse.csr_matrix(matrix), n_comps, random_state=seed)
-    return axes_of_rows((block.astype(np.float64) for block in _row_blocks(expression, genes)), shape, n_comps)
+    return axes_of_rows(blocks, shape, n_comps)
