@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +38,11 @@ def _ranked(values: NDArray[np.float64], parts: int) -> NDArray[np.int64]:
     return rank * parts // max(len(values), 1)
 
 
-@dataclass(frozen=True)
-class Subgraph:
-    """A part: its ``nodes``, the first ``core`` its own, then the halo; ``edges`` (2, E) as places among them."""
+class Subgraph(NamedTuple):
+    """A part: its ``nodes`` and the ``edges`` (2, E), source and target, as places among them; its own come first."""
 
     nodes: NDArray[np.int64]
-    core: int
+    core: tuple[int, int]  # how many nodes are its own, and how many edges lead to these
     edges: NDArray[np.int64]
 
 
@@ -85,5 +84,6 @@ def with_halo(graph: sparse.csr_matrix, core: NDArray[np.int64], hops: int) -> S
         inside[ring] = True
         rings.append(ring)
     nodes = np.concatenate(rings)
-    among = graph[nodes][:, nodes].tocoo()
-    return Subgraph(nodes, len(core), np.stack([among.row, among.col]).astype(np.int64))
+    among = graph[nodes][:, nodes].tocsr()
+    target, source = among.nonzero()  # it is symmetric
+    return Subgraph(nodes, (len(core), int(among.indptr[len(core)])), np.stack([source, target]).astype(np.int64))

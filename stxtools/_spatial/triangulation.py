@@ -70,7 +70,7 @@ def _edges(
     b, c = points[used[:, 1]] - points[used[:, 0]], points[used[:, 2]] - points[used[:, 0]]
     third = np.abs(b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]) / 6
     area: NDArray[Any] = np.bincount(used.ravel(), np.repeat(third, 3), n)
-    return np.concatenate(edges).astype(np.int64), np.concatenate(borders), area
+    return np.concatenate(edges), np.concatenate(borders), area
 
 
 def _chain(points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

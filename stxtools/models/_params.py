@@ -121,9 +121,9 @@ class TissueNetParams:
         Share of regions that are hidden, to be reconstructed, without labels.
     max_nodes
         Regions of a section up to which its graph is passed through the network at once. A larger one is cut into
-        parts of 4,096 regions at most (fewer where this or ``settings.max_memory`` asks for it): compact blocks from
-        all over the section, each read with what lies within ``layers`` steps around it. A trained network says the
-        same either way; without labels it learns from one part a step.
+        parts of 1,024 regions (fewer where this asks for it): compact blocks from all over the section, each read with
+        what lies within ``layers`` steps around it. A trained network says the same either way; without labels it
+        learns from one part a step.
     epochs, patience, lr, weight_decay
         Most epochs, epochs without gain before stopping, Adam's learning rate and decay.
     """

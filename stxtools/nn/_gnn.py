@@ -15,10 +15,10 @@ from torch_geometric.utils import degree
 
 
 class GraphPart(NamedTuple):
-    """A part of a graph: its nodes (m,), of which the first ``core`` are its own, and the edges among them (2, E)."""
+    """A part of a graph: its nodes (m,) and the edges among them (2, E), source and target; its own come first."""
 
     nodes: Tensor
-    core: int
+    core: tuple[int, int]  # how many nodes are its own, and how many edges lead to these
     edges: Tensor
 
 
@@ -69,40 +69,41 @@ class RegionGNN(nn.Module):
                 self.skips.append(nn.Linear(a, b))
                 self.norms.append(nn.LayerNorm(b))
 
-    def forward(self, h: Tensor, edge_index: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',)."""
-        edges, weights = edge_index, h.new_zeros(edge_index.shape[1])
+    def forward(
+        self, h: Tensor, edges: Tensor, gate: Tensor | None = None, core: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',).
+
+        With ``core`` (see :class:`GraphPart`; no gate then) only those of the core.
+        """
+        # PyG would look for loops in every layer, and the host wait for what it finds
+        loops = torch.arange(len(h) if self.kind == "gatv2" else 0, device=h.device).expand(2, -1)
+        gate = None if gate is None else torch.cat([gate, gate.new_ones(loops.shape[1])])
         last = len(self.convs) - 1
-        if self.kind == "gatv2":  # PyG would look for loops in every layer, and the host wait for what it finds
-            edge_index = torch.cat([edge_index, torch.arange(len(h), device=h.device).expand(2, -1)], dim=1)
-            gate = None if gate is None else torch.cat([gate, gate.new_ones(len(h))])
         conv: Any
         for i, conv in enumerate(self.convs):
-            h = F.dropout(h, self.dropout, self.training)
+            h = at = F.dropout(h, self.dropout, self.training)
+            if i == last and core is not None:
+                at, edges, loops = h[: core[0]], edges[:, : core[1]], loops[:, : core[0]]
+            messages = torch.cat([edges, loops], dim=1)
             if self.kind == "sum":
-                h = conv(h, edge_index, gate)
+                h = conv(h, messages, gate)[: len(at)]
                 h = F.relu(h) if i < last else h
             else:
-                out, (edges, alpha) = conv(h, edge_index, gate, return_attention_weights=True)
-                weights = alpha.mean(dim=1)
-                h = self.norms[i](out + self.skips[i](h))
+                out, (_, alpha) = conv((h, at), messages, gate, return_attention_weights=True)
+                h = self.norms[i](out + self.skips[i](at))
                 h = F.elu(h) if i < last else h
         if self.kind == "sum":
-            edges, weights = edge_index, 1 / degree(edge_index[1], len(h), h.dtype)[edge_index[1]]
-        return h, edges, weights
+            return h, edges, 1 / degree(edges[1], len(h), h.dtype)[edges[1]]
+        return h, messages, alpha.mean(dim=1)
 
     def by_parts(self, h: Tensor, parts: Sequence[GraphPart]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the same, part by part; each part's halo must reach as many steps as there are layers."""
-        states, edges, weights = [], [], []
-        for part in parts:
-            out, at, weight = self(h[part.nodes], part.edges)
-            own = at[1] < part.core  # what the halo receives is another part's to tell
-            states.append(out[: part.core])
-            edges.append(part.nodes[at[:, own]])
-            weights.append(weight[own])
-        place = torch.cat([part.nodes[: part.core] for part in parts])
-        found = torch.cat(states)
-        return torch.empty_like(found).index_copy(0, place, found), torch.cat(edges, dim=1), torch.cat(weights)
+        found = [self(h[part.nodes], part.edges, core=part.core) for part in parts]
+        place = torch.cat([part.nodes[: part.core[0]] for part in parts])
+        states = torch.cat([out for out, _, _ in found])
+        edges = torch.cat([part.nodes[at] for part, (_, at, _) in zip(parts, found, strict=True)], dim=1)
+        return torch.empty_like(states).index_copy(0, place, states), edges, torch.cat([w for _, _, w in found])
 
 
 class Readout(nn.Module):

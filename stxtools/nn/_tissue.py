@@ -35,12 +35,12 @@ class GraphTensors:
     obs_val_weight: dict[str, Tensor] = field(default_factory=dict)
     # parts that are passed through the graph network one at a time where nothing is learned; empty: all at once
     parts: list[GraphPart] = field(default_factory=list)
-    core: int | None = None  # of a part taken as a graph of its own: how many regions, the first ones, it is about
+    core: tuple[int, int] | None = None  # of a part taken as a graph of its own, as that of :class:`GraphPart`
 
     @property
     def judged(self) -> int:
         """Number of regions, the first ones, that a loss may use."""
-        return len(self.nodes) if self.core is None else self.core
+        return len(self.nodes) if self.core is None else self.core[0]
 
     def pieces(self) -> list[GraphTensors]:
         """The parts as graphs of their own, without observations; the graph itself where it has none."""
@@ -108,7 +108,7 @@ class TissueModule(nn.Module):
         if at_obs is not None:
             nodes = torch.cat([nodes, pooled(at_obs, g)], dim=1)
         parts = () if self.training else g.parts
-        states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, parts=parts)
+        states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, parts=parts, core=g.core)
         obs_logits = {}
         if at_obs is not None:
             obs_logits = {name: found[g.region] + self.obs_heads[name](at_obs) for name, found in logits.items()}
@@ -116,10 +116,11 @@ class TissueModule(nn.Module):
         return TissueOutput(states, z, logits, obs_logits, reconstruction, edges, attention, nodes)
 
     def pass_messages(
-        self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None, parts: Sequence[GraphPart] = ()
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:
+        self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None, parts: Sequence[GraphPart] = (),
+        core: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
         """From node features to states, Z, outputs of the regions, and attention."""
-        states, at, attention = self.gnn.by_parts(nodes, parts) if parts else self.gnn(nodes, edges, gate)
+        states, at, attention = self.gnn.by_parts(nodes, parts) if parts else self.gnn(nodes, edges, gate, core)
         z = self.readout(states)
         both = torch.cat([states, z.expand_as(states)], dim=1)
         return states, z, {name: head(both) for name, head in self.heads.items()}, at, attention

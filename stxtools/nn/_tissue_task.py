@@ -199,7 +199,7 @@ class EmbeddingTask(GraphTask):
         hidden[int(torch.randint(g.judged, (), generator=generator))] = True
         judged = torch.nonzero(hidden[: g.judged])[:, 0].to(g.nodes.device)
         out = self.module(g, hidden.to(g.nodes.device))
-        return (out.reconstruction - g.nodes)[judged].square().mean()
+        return (out.reconstruction[judged] - g.nodes[judged]).square().mean()
 
 
 class UNetPretraining(GraphTask):

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from stxtools._settings import settings
 from stxtools._spatial.blocks import subgraphs
 from stxtools.models._params import TissueNetParams
 from stxtools.models.segmenter.rasters import FeatureScaling, centred
@@ -22,9 +21,7 @@ from .inputs import RegionSection, groups_of, held_out, made_for_others, region_
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
 _UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
-_PART = 4096  # regions of a part: on a graph of 20,000, twelve steps an epoch then embed as well as six with all
-_COPIES = 10  # arrays of one value an edge and channel that a layer keeps for its gradient
-_SMALLEST = 256  # regions of a part, however little memory is allowed
+_PART = 1024  # regions of a part: as good as 4,096 at a third of the time
 
 
 class Featurizer:
@@ -158,21 +155,9 @@ class TrainingTargets:
 
 
 def graph_parts(s: RegionSection, params: TissueNetParams) -> list[GraphPart]:
-    """Parts of a graph of more than ``max_nodes`` regions, or than fit into ``settings.max_memory``; else none."""
-    most = min(params.max_nodes, fitting_regions(s, params))
-    if len(s.nodes) <= most:
+    """Parts of a graph of more than ``max_nodes`` regions; else none."""
+    if len(s.nodes) <= params.max_nodes:
         return []
-    size = min(most, _PART)
     centres = region_means(s.region, s.section.xy, s.region >= 0, len(s.nodes))[0].astype(np.float64)
-    return [
-        GraphPart(torch.from_numpy(part.nodes), part.core, torch.from_numpy(part.edges))
-        for part in subgraphs(s.adjacency, centres, size, params.layers)
-    ]
-
-
-def fitting_regions(s: RegionSection, params: TissueNetParams) -> int:
-    """Regions whose edges and states fit into ``settings.max_memory`` while the network learns."""
-    edges = s.adjacency.nnz / max(len(s.nodes), 1) + 1
-    width = params.hidden * (params.layers - 1) + params.out_channels
-    per_region = 4 * (_COPIES * edges * width + 4 * s.nodes.shape[1])
-    return max(int(settings.max_memory * 2**30 / per_region), _SMALLEST)
+    found = subgraphs(s.adjacency, centres, min(params.max_nodes, _PART), params.layers)
+    return [GraphPart(torch.from_numpy(nodes), core, torch.from_numpy(edges)) for nodes, core, edges in found]

@@ -26,7 +26,7 @@ from stxtools.nn._weighting import task_weighting
 from .features import BIOMARKER, CLASSES, EXPRESSION, Featurizer, TrainingTargets
 from .inputs import RegionSection, region_means
 
-MANY = 5000  # regions from which on several CPU threads pay
+MANY = 5000  # regions of a step from which on several CPU threads pay
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         p, module = self.params, self.fitted_net()
         graphs = [self.featurizer.tensors(s) for s in sections]
         task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.hide)
-        few = sum(len(s.nodes) for s in sections) < MANY
+        few = max(len(g.nodes) for g in task.graphs) < MANY
         loaders = task.loaders(run["random_state"])
         self.history += run_training(
             task, *loaders, stage="embed", desc="training the network", threads=1 if few else None, **run
