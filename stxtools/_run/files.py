@@ -8,17 +8,15 @@ import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from anndata import AnnData
 from filelock import FileLock, Timeout
 
 from stxtools._files import PART, sync_folder, whole, write_text
 from stxtools._version import __version__
 
 from .options import UsageError, flag
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 RECORD = "run.json"
 DATA = "adata.h5ad"
@@ -152,10 +150,8 @@ class Folder:
     def save(self, step: str | None = None, seconds: float = 0.0, adata: AnnData | None = None) -> None:
         """Write down that a step is finished, and its results (without expression, which the input holds)."""
         if adata is not None:
-            from anndata import AnnData as _AnnData
-
             slots: dict[str, Any] = {name: getattr(adata, name) for name in _SLOTS}
-            write_h5ad(_AnnData(**slots), self.work / _STEP)
+            write_h5ad(AnnData(**slots), self.work / _STEP)
         if step is not None:
             self.record["seconds"][step] = round(seconds, 2)
         write_text(self.work / RECORD, json.dumps(self.record, indent=1) + "\n")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys, io
 from stxtools._data.chunks import look_at
@@ -16,9 +17,6 @@ from stxtools._validate import categories, listing
 from stxtools.io._read import section_name
 
 from .options import UsageError
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 LIBRARY_KEY = "library"
 Read = tuple["AnnData", str | bool | None, list[str]]

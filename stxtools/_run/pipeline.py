@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from stxtools import _keys, get, pl, tl
 from stxtools._files import whole
@@ -23,9 +24,6 @@ from stxtools.pl._sections import panels_of
 from .files import DATA, FIGURES, REPORT, TABLE, Folder, write_h5ad
 from .inputs import check_against, read_sections
 from .options import ALL_HAVE, CALLS, UsageError, as_flags, gathered, tell, text_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 STEPS = (*CALLS, "figures", "write")
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}

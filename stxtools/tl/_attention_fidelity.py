@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
@@ -21,8 +22,6 @@ from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_choice, check_int, check_key_added, check_number, check_seed
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from stxtools.models import TissueNet
 
 _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")

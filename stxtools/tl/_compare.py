@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._docs import documented
@@ -17,10 +17,6 @@ from stxtools._warn import warn
 from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_pairs, compare_subjects
 
 from ._subject_values import Observed, contacts, effect_table, expression, one_each, shares
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 KINDS = ("share", "contact", "expression")
 

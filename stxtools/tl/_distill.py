@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._data.features import ModelFeatures
@@ -20,8 +21,6 @@ from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_seed, check_writable
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from stxtools.models import SegmenterParams, TissueNet
 
 MIN_OBS = 10

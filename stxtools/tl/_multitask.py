@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._data.features import ModelFeatures
@@ -31,9 +33,6 @@ from stxtools._validate import (
 from stxtools._warn import warn
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
     from stxtools.models import TissueNet, TissueNetParams, TissueStudent
 
 _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}

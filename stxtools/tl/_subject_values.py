@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._data.chunks import iter_rows
@@ -21,9 +23,6 @@ from stxtools.stats._meta_analysis import adjust_bh
 from ._region_graph import inherited_library_key
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
     from stxtools._validate import Libraries
     from stxtools.stats._subjects import Difference, Slope
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._data.sections import Geometry
@@ -15,10 +15,6 @@ from stxtools._spatial.graph import neighbour_mean
 from stxtools._validate import check_adata, check_in, check_int
 
 from ._region_graph import inherited_library_key
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 
 @documented

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
@@ -33,10 +35,6 @@ from stxtools.stats._correspondence import HALF, Shared, events, lineages, share
 from stxtools.stats._meta_analysis import adjust_bh
 
 from ._subject_values import one_each, time_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 _MOST_PAIRS = 20  # of sections, between two times
 _PERMUTATIONS = 999

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._docs import documented
@@ -18,10 +18,6 @@ from stxtools.stats._jonckheere import jonckheere
 from stxtools.stats._subjects import MIN_SUBJECTS, regress_subjects
 
 from ._subject_values import Observed, Values, contacts, effect_table, expression, shares, time_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 KINDS = ("share", "area", "contact", "expression")
 

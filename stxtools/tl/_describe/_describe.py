@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_key
@@ -34,8 +35,6 @@ from ._features import Contacts, Features, activities
 from ._resources import Table, read_nets, read_pairs
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from stxtools.stats._design import Design
 
 CONTACT = "contact"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_names
@@ -18,9 +19,6 @@ from stxtools._validate import check_adata, check_choice, check_int, check_numbe
 
 from ._protocol import checked_protocol
 from ._run import COLUMNS, Evaluation
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools.models import TissueNetParams
@@ -15,12 +18,6 @@ from stxtools.models.baselines.simple import Baseline, Classes, EvaluationSectio
 from stxtools.tl._multitask import multitask
 from stxtools.tl._region_graph import region_graph
 from stxtools.tl._segment import segment
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 _REP, _LIBRARY, _TRUTH = "evaluated", "evaluated_library", "evaluated_{}"
 _HIDDEN, _SHOWN, _VARIABLE = "hidden_gene{}", "expression_shown", "variable"
@@ -106,13 +103,12 @@ class Framework(Baseline):
 
 def _with_genes(adata: AnnData, values: NDArray[np.float64]) -> AnnData:
     """Copy with more genes behind the others; hidden observations hold zeros and are marked."""
-    from anndata import AnnData as _AnnData
     from scipy import sparse
 
     known = np.asarray(np.isfinite(values).all(axis=1))
     names = [_HIDDEN.format(i) for i in range(values.shape[1])]
     shown = np.where(known[:, None], values, 0.0)
-    out = _AnnData(
+    out = AnnData(
         sparse.hstack([adata.X, sparse.csr_matrix(shown)], format="csr").astype(np.float32),
         obs=adata.obs.assign(**{_SHOWN: known}),
         var=pd.concat([adata.var, pd.DataFrame({_VARIABLE: False}, index=names)]),
@@ -129,7 +125,6 @@ def _cuts(sections: Sequence[EvaluationSection]) -> NDArray[np.int64]:
 
 def _as_adata(sections: Sequence[EvaluationSection], *, all_genes: bool) -> AnnData:
     """Put arrays back into the AnnData that the public calls read, with all genes or the variable ones."""
-    from anndata import AnnData as _AnnData
     from scipy import sparse
 
     logged = [s.logged if all_genes else s.raw for s in sections]
@@ -137,7 +132,7 @@ def _as_adata(sections: Sequence[EvaluationSection], *, all_genes: bool) -> AnnD
     n_obs = [s.n_obs for s in sections]
     names = pd.Index([f"o{i}" for i in range(sum(n_obs))])
     library = np.repeat([s.name for s in sections], n_obs)
-    adata = _AnnData(
+    adata = AnnData(
         sparse.vstack(parts, format="csr").astype(np.float32),
         obs=pd.DataFrame({_LIBRARY: pd.Categorical(library, categories=[s.name for s in sections])}, index=names),
         var=pd.DataFrame(index=pd.Index([f"g{i}" for i in range(parts[0].shape[1])])),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._data.chunks import is_out_of_core
@@ -19,11 +22,6 @@ from stxtools._validate import categories, check_choice, check_in, check_int
 from stxtools._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
     from stxtools.models.baselines.simple import Classes, EvaluationSection, Labels
 
     # features, log expression of all genes, and which of them are variable; the latter none for a representation

@@ -10,6 +10,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools._data.expression import Expression
 from stxtools._data.noise import noised_copy, noised_values
@@ -20,9 +22,6 @@ from ._checkpoint import Checkpoint, function_code, settings_fingerprint
 from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
     from stxtools.models.baselines.simple import Baseline
 
     from ._protocol import Fold

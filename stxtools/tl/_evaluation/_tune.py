@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._docs import documented
@@ -14,9 +16,6 @@ from stxtools._validate import check_adata, check_bool, check_choice, check_int,
 
 from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, checked_protocol
 from ._tuning import PARTS, SEARCHES, Search, search_space
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 @documented

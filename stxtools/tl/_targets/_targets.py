@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_key
@@ -19,9 +19,6 @@ from stxtools._warn import warn
 from stxtools.tl._biomarkers._table import COLUMNS
 
 from ._tables import TargetTable, parse_target_table, read_table, symbol_map
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _N_SHOWN = 8
 
