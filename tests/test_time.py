@@ -90,9 +90,9 @@ def test_regression_of_one_feature_is_scipys() -> None:
     rng, x = np.random.default_rng(0), np.repeat([0.0, 1.0, 2.5, 7.0], 3)
     values = rng.normal(size=(12, 1)) + x[:, None]
     found, plain = regress_subjects(values, x, (x < 3, x > 3), None, 0), stats.linregress(x, values[:, 0])
-    assert found.effect[0] == pytest.approx(plain.slope)
-    assert plain.pvalue * (1 - 1e-9) <= found.pvals[0] < 5 * plain.pvalue + 1e-6
-    assert found.low[0] < plain.slope < found.high[0]
+    assert found["effect"][0] == pytest.approx(plain.slope)
+    assert plain.pvalue * (1 - 1e-9) <= found["pvals"][0] < 5 * plain.pvalue + 1e-6
+    assert found["ci_low"][0] < plain.slope < found["ci_high"][0]
 
 
 def test_jonckheere_counts_all_permutations() -> None:
@@ -121,7 +121,7 @@ def test_no_trend_is_called_at_the_nominal_rate() -> None:
     rng, found, x = np.random.default_rng(1), [], np.repeat([0.0, 1.0, 2.0], 3)
     for _ in range(10):
         values = rng.normal(size=(9, 1000)) * np.exp(rng.normal(-1, 0.4, 1000))
-        found.append(regress_subjects(values, x, (x < 1, x > 1), None, 0).pvals)
+        found.append(regress_subjects(values, x, (x < 1, x > 1), None, 0)["pvals"])
     pvals = np.concatenate(found)
     assert stats.kstest(pvals, "uniform").statistic <= 0.04
     assert (pvals <= 0.005).mean() <= 0.008

@@ -78,9 +78,9 @@ def test_without_moderation_and_permutation_it_is_students_t() -> None:
     values = rng.normal(size=(12, 1)) + 3 * group[:, None]
     found = compare_subjects(values, group, None, 0)
     plain = stats.ttest_ind(values[group, 0], values[~group, 0])
-    assert found.effect[0] == pytest.approx(values[group].mean() - values[~group].mean())
-    assert plain.pvalue * (1 - 1e-9) <= found.pvals[0] < 5 * plain.pvalue  # but for rounding
-    assert found.low[0] < found.effect[0] < found.high[0]
+    assert found["effect"][0] == pytest.approx(values[group].mean() - values[~group].mean())
+    assert plain.pvalue * (1 - 1e-9) <= found["pvals"][0] < 5 * plain.pvalue  # but for rounding
+    assert found["ci_low"][0] < found["effect"][0] < found["ci_high"][0]
 
 
 @pytest.mark.parametrize("n", [6, 10])
@@ -89,7 +89,7 @@ def test_no_effect_is_called_at_the_nominal_rate(n: int) -> None:
     group = np.arange(n) < n // 2
     for _ in range(10):
         spread = np.exp(rng.normal(-1, 0.4, 1500))
-        pvals = compare_subjects(rng.normal(size=(n, 1500)) * spread, group, rng.normal(size=1500), 0).pvals
+        pvals = compare_subjects(rng.normal(size=(n, 1500)) * spread, group, rng.normal(size=1500), 0)["pvals"]
         called.append((pvals <= 0.05).mean())
         strict.append((pvals <= 0.005).mean())
     assert 0.03 < np.mean(called) <= 0.06
@@ -142,14 +142,14 @@ def test_pairs_are_the_one_sample_t_test_and_hold_their_level() -> None:
     subject = np.repeat(rng.normal(0, 3, (8, 1)), 2, axis=0)
     one = subject + rng.normal(size=(16, 1)) + 2 * group[:, None]
     found, plain = compare_pairs(one, group, None, 0), stats.ttest_rel(one[group, 0], one[~group, 0])
-    assert found.effect[0] == pytest.approx((one[group] - one[~group]).mean())
-    assert plain.pvalue <= found.pvals[0] < 5 * plain.pvalue
-    assert found.pvals[0] < compare_subjects(one, group, None, 0).pvals[0]
+    assert found["effect"][0] == pytest.approx((one[group] - one[~group]).mean())
+    assert plain.pvalue <= found["pvals"][0] < 5 * plain.pvalue
+    assert found["pvals"][0] < compare_subjects(one, group, None, 0)["pvals"][0]
     called = []
     for _ in range(8):
         spread = np.exp(rng.normal(-1, 0.4, 1500))
         noise = (np.repeat(rng.normal(0, 3, (6, 1500)), 2, axis=0) + rng.normal(size=(12, 1500))) * spread
-        pvals = compare_pairs(noise, group[:12], rng.normal(size=1500), 0).pvals
+        pvals = compare_pairs(noise, group[:12], rng.normal(size=1500), 0)["pvals"]
         called.append([(pvals <= 0.05).mean(), (pvals <= 0.005).mean()])
     assert 0.03 < np.mean(called, axis=0)[0] <= 0.06
     assert np.mean(called, axis=0)[1] <= 0.008

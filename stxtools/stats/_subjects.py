@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations, product
 from math import factorial, prod
 from typing import Any
@@ -15,6 +14,7 @@ from scipy import stats
 from ._meta_analysis import posterior_variance, signed_z, squeeze_variance, t_pvals
 
 Floats = NDArray[np.float64]
+Found = dict[str, NDArray[Any]]  # columns of a table of features
 
 MIN_SUBJECTS = 3  # a side: with fewer, effects have an interval but no p-value
 _MOST = 200  # permutations
@@ -24,54 +24,33 @@ _ROUNDING = 1e-10  # of the largest value: less deviation is rounding
 _KNOTS = 4  # degree of the variance trend, at most
 
 
-@dataclass(frozen=True)
-class Slope:
-    """Per feature: slope with 95 % limits, normal score, p-value."""
-
-    effect: Floats
-    low: Floats
-    high: Floats
-    score: Floats
-    pvals: Floats
-
-
-@dataclass(frozen=True)
-class Difference(Slope):
-    """Difference of two sides, with the mean and the subjects of each."""
-
-    mean: Floats
-    mean_reference: Floats
-    n: NDArray[np.int64]
-    n_reference: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, slope: Slope, one: Floats, two: Floats) -> Difference:
-        """Describe the two sides, subjects x features each."""
-        counts = [np.isfinite(side).sum(axis=0) for side in (one, two)]
-        totals = [np.where(np.isfinite(side), side, 0.0).sum(axis=0) for side in (one, two)]
-        means = [np.where(n > 0, total / np.maximum(n, 1), np.nan) for total, n in zip(totals, counts, strict=True)]
-        return cls(**vars(slope), mean=means[0], mean_reference=means[1], n=counts[0], n_reference=counts[1])
-
-
-def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
+def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Found:
     """Compare two groups of subjects feature by feature: :func:`regress_subjects` on a column of 0 and 1."""
     found = regress_subjects(values, group.astype(float), (group, ~group), level, seed)
-    return Difference.of(found, values[group], values[~group])
+    return found | _sides(values[group], values[~group])
 
 
-def compare_pairs(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Difference:
+def compare_pairs(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Found:
     """Compare the subjects (rows) in the group's condition with the same, in the same order, in the reference's."""
     one, two = values[group], values[~group]
     found = regress_subjects(one - two, np.ones(len(one)), (np.ones(len(one), dtype=bool),), level, seed, paired=True)
     alone = ~np.isfinite(one - two)
-    return Difference.of(found, np.where(alone, np.nan, one), np.where(alone, np.nan, two))
+    return found | _sides(np.where(alone, np.nan, one), np.where(alone, np.nan, two))
+
+
+def _sides(one: Floats, two: Floats) -> Found:
+    """Mean and number of the subjects of the group and of the reference."""
+    n = [np.isfinite(side).sum(axis=0) for side in (one, two)]
+    total = [np.where(np.isfinite(side), side, 0.0).sum(axis=0) for side in (one, two)]
+    mean = [np.where(k > 0, t / np.maximum(k, 1), np.nan) for k, t in zip(n, total, strict=True)]
+    return {"mean_group": mean[0], "mean_reference": mean[1], "n_group": n[0], "n_reference": n[1]}
 
 
 def regress_subjects(
     values: Floats, x: Floats, sides: Sequence[NDArray[np.bool_]], level: Floats | None, seed: int, *,
     paired: bool = False,
-) -> Slope:  # fmt: skip
-    """Regress every feature on a number that each subject has.
+) -> Found:  # fmt: skip
+    """Regress every feature on a number that each subject has: slope, 95 % limits, normal score, p-value.
 
     The variance of each feature is moderated by that of all others (Smyth 2004), around a trend over ``level``
     where there is one (Law et al. 2014). All permutations of the subjects (a random part where there are many) give
@@ -101,10 +80,11 @@ def regress_subjects(
     effect = np.where(sxx > 0, slope, np.nan)
     statistic = np.divide(effect, error, out=np.zeros_like(error), where=tested & (error > 0))
     width = np.where(usable, stats.t.ppf(0.975, total) * error, np.nan)
-    return Slope(
-        effect, effect - width, effect + width, np.where(tested, signed_z(statistic, total), np.nan),
-        np.where(tested, t_pvals(statistic, total), np.nan),
-    )  # fmt: skip
+    return {
+        "effect": effect, "ci_low": effect - width, "ci_high": effect + width,
+        "scores": np.where(tested, signed_z(statistic, total), np.nan),
+        "pvals": np.where(tested, t_pvals(statistic, total), np.nan),
+    }  # fmt: skip
 
 
 def _fit(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -14,9 +16,9 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import categories, check_adata, check_int, check_seed, listing
 from stxtools._warn import warn
-from stxtools.stats._subjects import MIN_SUBJECTS, Difference, compare_pairs, compare_subjects
+from stxtools.stats._subjects import MIN_SUBJECTS, compare_pairs, compare_subjects
 
-from ._subject_values import Observed, contacts, effect_table, expression, one_each, shares
+from ._subject_values import Observed, effect_table, one_each
 
 KINDS = ("share", "contact", "expression")
 
@@ -86,10 +88,9 @@ def compare(
     pairs, unit = np.unique(np.stack([seen.subjects, conditions])[:, here], axis=1, return_inverse=True)
     units = np.full(adata.n_obs, -1)
     units[here] = unit
-    has = seen.counted(adata, layer, units)
+    seen.count(adata, layer, units)
 
     stage("comparing subjects")
-    genes = np.asarray(adata.var_names, dtype=str)
     tables, within = [], []
     for other in range(len(condition_names)):
         if other == base or not {base, other} <= set(pairs[1].tolist()):
@@ -97,9 +98,9 @@ def compare(
         chosen, paired = _units(pairs, other, base, seen.subject_names, condition_names)
         group = pairs[1, chosen] == other
         parts = (
-            shares(has.sizes[chosen], seen.names),
-            contacts(seen, units, chosen, has.sizes[chosen] >= min_obs),
-            expression(has, chosen, (group, ~group), min_obs, seen.names, genes),
+            seen.shares(chosen),
+            seen.contacts(chosen, min_obs),
+            seen.expression(chosen, (group, ~group), min_obs),
         )
         for kind, (values, level, names) in zip(KINDS, parts, strict=True):
             if len(names):
@@ -116,7 +117,7 @@ def compare(
     slots.uns[key] = table
     slots.uns[f"{key}_params"] = provenance(
         condition_key=condition_key, subject_key=subject_key, groupby=groupby, reference=condition_names[base],
-        min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **has.record, spatial_key=spatial_key,
+        min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **seen.record, spatial_key=spatial_key,
         library_key=seen.library_key, random_state=seed, compartments=seen.names, within_subjects=within,
     )  # fmt: skip
     return slots.write(adata, copy)
@@ -140,11 +141,9 @@ def _units(
     return chosen[~np.isin(pairs[0, chosen], alone)], True
 
 
-def _table(found: Difference, kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
-    table = effect_table(
-        found, kind, names, "names", "logfoldchanges", mean_group=np.exp2(found.mean),
-        mean_reference=np.exp2(found.mean_reference), n_group=found.n, n_reference=found.n_reference,
-    )  # fmt: skip
+def _table(found: dict[str, NDArray[Any]], kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
+    means = {name: np.exp2(found[name]) for name in ("mean_group", "mean_reference")}
+    table = effect_table(found | means, kind, names, "names", "logfoldchanges")
     if kind != "expression":
         return table
     place = table["compartment"].map({name: i for i, name in enumerate(dict.fromkeys(table["compartment"]))})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ from ._region_graph import inherited_library_key
 
 if TYPE_CHECKING:
     from stxtools._validate import Libraries
-    from stxtools.stats._subjects import Difference, Slope
 
 _HALF = 0.5  # added to counts before logarithms
 
@@ -83,24 +81,13 @@ def time_of(
     return out
 
 
-@dataclass(frozen=True)
-class Counted:
-    """What subjects (or units of them) have in compartments.
-
-    - ``cell``: Subject times number of compartments plus compartment, of each observation; -1 outside any.
-    - ``sizes``, ``sums``, ``seen``: Observations, summed expression, observations that express, by subject,
-      compartment, gene.
-    """
-
-    cell: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    sums: NDArray[np.float64]
-    seen: NDArray[np.float64]
-    record: dict[str, str]
-
-
 class Observed:
-    """Subject and compartment (-1: none) and place of each observation; sections as ``groupby`` was made with."""
+    """Subjects, compartments (-1: none) and places; :meth:`count` adds what each unit (subject) has in compartments.
+
+    - ``cell``: Unit times number of compartments plus compartment, of each observation; -1 outside any.
+    - ``sizes``, ``sums``, ``seen``: Observations, summed expression, observations that express, by unit, compartment,
+      gene.
+    """
 
     def __init__(
         self, adata: AnnData, subject_key: str, groupby: str, spatial_key: str, library_key: str | bool | None
@@ -109,19 +96,62 @@ class Observed:
         self.compartments, self.names = categories(adata, groupby, "groupby")
         self.library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
         self.where = Geometry(adata, spatial_key, self.library_key)
+        self.genes = np.asarray(adata.var_names, dtype=str)
         one_each(self.where.libs, self.subjects, self.subject_names, subject_key)
 
-    def counted(self, adata: AnnData, layer: str | None, unit: NDArray[np.int64]) -> Counted:
+    def count(self, adata: AnnData, layer: str | None, unit: NDArray[np.int64]) -> None:
         """Count and sum what each unit has in each compartment; observations with -1 are left out."""
         used = (self.compartments >= 0) & (unit >= 0)
         shape = (int(unit.max()) + 1, len(self.names))
-        cell = np.where(used, unit * shape[1] + self.compartments, -1)
-        sizes = np.bincount(cell[used], minlength=shape[0] * shape[1]).reshape(shape)
+        self.cell = np.where(used, unit * shape[1] + self.compartments, -1)
+        self.sizes = np.bincount(self.cell[used], minlength=shape[0] * shape[1]).reshape(shape)
         read = Expression(adata, layer, in_memory=False)
-        work = partial(_chunk_sums, cell, read.scale == "log", shape[0] * shape[1])
+        work = partial(_chunk_sums, self.cell, read.scale == "log", shape[0] * shape[1])
         parts = iter_rows(read.matrix, work)
-        sums, seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
-        return Counted(cell, sizes, sums, seen, read.record)
+        self.sums, self.seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
+        self.record = read.record
+
+    def shares(self, chosen: NDArray[np.int64]) -> Values:
+        """Part of each unit's observations that lies in a compartment."""
+        sizes = self.sizes[chosen]
+        total = sizes.sum(axis=1, keepdims=True)
+        values = np.where(total > 0, np.log2((sizes + _HALF) / (total + 1.0)), np.nan)
+        return values, None, [(name, "") for name in self.names]
+
+    def contacts(self, chosen: NDArray[np.int64], min_obs: int) -> Values:
+        """Neighbours between two compartments over those expected of their sizes."""
+        edges, k, present = self.where.graph.tocoo(), len(self.names), self.sizes[chosen] >= min_obs
+        inside = (self.cell[edges.row] >= 0) & (self.cell[edges.col] >= 0)
+        row, col = edges.row[inside], edges.col[inside]
+        pairs = np.bincount(self.cell[row] * k + self.compartments[col], minlength=len(self.sizes) * k * k)
+        pairs = pairs.reshape(-1, k, k)[chosen].astype(float)
+        degree = pairs.sum(axis=2)
+        expected = degree[:, :, None] * degree[:, None, :] / np.maximum(degree.sum(axis=1), 1)[:, None, None]
+        ratio = np.log2((pairs + _HALF) / (expected + _HALF))
+        two = [(i, j) for i, j in combinations(range(k), 2) if (present[:, i] & present[:, j]).any()]
+        i, j = np.array(two, dtype=np.int64).reshape(-1, 2).T
+        values = np.where(present[:, i] & present[:, j], ratio[:, i, j], np.nan)
+        return values, None, [(self.names[a], self.names[b]) for a, b in two]
+
+    def expression(self, chosen: NDArray[np.int64], sides: Sequence[NDArray[np.bool_]], min_obs: int) -> Values:
+        """Pseudobulk of the genes that are expressed enough in the smaller of two ``sides``, by compartment."""
+        sums, seen, sizes = self.sums[chosen], self.seen[chosen], self.sizes[chosen]
+        values, level, labels = [], [], []
+        for c, name in enumerate(self.names):
+            present = sizes[:, c] >= min_obs
+            smaller = min(int((present & side).sum()) for side in sides)
+            kept = np.flatnonzero((seen[present, c] >= min_obs).sum(axis=0) >= max(smaller, 1))
+            if smaller == 0 or len(kept) == 0:
+                continue
+            bulk = sums[:, c]
+            total = bulk.sum(axis=1, keepdims=True)
+            million = np.log2((bulk[:, kept] + _HALF) / (total + 1.0) * 1e6)
+            values.append(np.where(present[:, None], million, np.nan))
+            level.append(np.log2(bulk[present][:, kept] + _HALF).mean(axis=0))
+            labels += [(name, gene) for gene in self.genes[kept]]
+        if not labels:
+            return np.empty((len(sizes), 0)), None, []
+        return np.concatenate(values, axis=1), np.concatenate(level), labels
 
 
 def _chunk_sums(
@@ -135,67 +165,14 @@ def _chunk_sums(
     return (one @ linear).toarray(), (one @ (linear > 0).astype(np.float64)).toarray()
 
 
-def shares(sizes: NDArray[np.int64], names: list[str]) -> Values:
-    """Part of each subject's observations that lies in a compartment."""
-    total = sizes.sum(axis=1, keepdims=True)
-    values = np.where(total > 0, np.log2((sizes + _HALF) / (total + 1.0)), np.nan)
-    return values, None, [(name, "") for name in names]
-
-
-def contacts(
-    observed: Observed, subjects: NDArray[np.int64], chosen: NDArray[np.int64], present: NDArray[np.bool_]
-) -> Values:
-    """Neighbours between two compartments over those expected of their sizes, of every ``chosen`` subject."""
-    compartments, names, edges = observed.compartments, observed.names, observed.where.graph.tocoo()
-    k = len(names)
-    known = (compartments >= 0) & (subjects >= 0)
-    inside = known[edges.row] & known[edges.col]
-    row, col = edges.row[inside], edges.col[inside]
-    cell = (subjects[row] * k + compartments[row]) * k + compartments[col]
-    pairs = np.bincount(cell, minlength=(int(subjects.max()) + 1) * k * k).reshape(-1, k, k)[chosen].astype(float)
-    degree = pairs.sum(axis=2)
-    expected = degree[:, :, None] * degree[:, None, :] / np.maximum(degree.sum(axis=1), 1)[:, None, None]
-    ratio = np.log2((pairs + _HALF) / (expected + _HALF))
-    two = [(i, j) for i, j in combinations(range(k), 2) if (present[:, i] & present[:, j]).any()]
-    i, j = np.array(two, dtype=np.int64).reshape(-1, 2).T
-    values = np.where(present[:, i] & present[:, j], ratio[:, i, j], np.nan)
-    return values, None, [(names[a], names[b]) for a, b in two]
-
-
-def expression(
-    counted: Counted, chosen: NDArray[np.int64], sides: Sequence[NDArray[np.bool_]], min_obs: int, names: list[str],
-    genes: NDArray[np.str_],
-) -> Values:  # fmt: skip
-    """Pseudobulk of the genes that are expressed enough in the smaller of two ``sides``, compartment by compartment."""
-    sums, seen, sizes = counted.sums[chosen], counted.seen[chosen], counted.sizes[chosen]
-    values, level, labels = [], [], []
-    for c, name in enumerate(names):
-        present = sizes[:, c] >= min_obs
-        smaller = min(int((present & side).sum()) for side in sides)
-        kept = np.flatnonzero((seen[present, c] >= min_obs).sum(axis=0) >= max(smaller, 1))
-        if smaller == 0 or len(kept) == 0:
-            continue
-        bulk = sums[:, c]
-        total = bulk.sum(axis=1, keepdims=True)
-        million = np.log2((bulk[:, kept] + _HALF) / (total + 1.0) * 1e6)
-        values.append(np.where(present[:, None], million, np.nan))
-        level.append(np.log2(bulk[present][:, kept] + _HALF).mean(axis=0))
-        labels += [(name, gene) for gene in genes[kept]]
-    if not labels:
-        return np.empty((len(sizes), 0)), None, []
-    return np.concatenate(values, axis=1), np.concatenate(level), labels
-
-
 def effect_table(
-    found: Difference | Slope, kind: str, names: list[tuple[str, str]], feature: str, effect: str, **more: Any
+    found: dict[str, NDArray[Any]], kind: str, names: list[tuple[str, str]], feature: str, effect: str
 ) -> pd.DataFrame:
     """Return the table of effects of one kind; p-values are corrected over those that are known."""
     first, second = ([name[i] for name in names] for i in (0, 1))
-    table = pd.DataFrame({
-        "kind": kind, "compartment": first, feature: second, effect: found.effect, "ci_low": found.low,
-        "ci_high": found.high, "scores": found.score, "pvals": found.pvals, "pvals_adj": np.nan, **more,
-    })  # fmt: skip
-    tested = np.isfinite(found.pvals)
+    table = pd.DataFrame({"kind": kind, "compartment": first, feature: second, **found})
+    tested = np.isfinite(found["pvals"])
     for column in [c for c in ("pvals", "pvals_order") if c in table]:
+        table.insert(table.columns.get_loc(column) + 1, f"{column}_adj", np.nan)
         table.loc[tested, f"{column}_adj"] = adjust_bh(table.loc[tested, column].to_numpy())
-    return table
+    return table.rename(columns={"effect": effect})

@@ -17,7 +17,7 @@ from stxtools._validate import check_adata, check_int, check_seed
 from stxtools.stats._jonckheere import jonckheere
 from stxtools.stats._subjects import MIN_SUBJECTS, regress_subjects
 
-from ._subject_values import Observed, Values, contacts, effect_table, expression, shares, time_of
+from ._subject_values import Observed, Values, effect_table, time_of
 
 KINDS = ("share", "area", "contact", "expression")
 
@@ -70,16 +70,13 @@ def trends(
     order = np.argsort(times, kind="stable")[: np.isfinite(times).sum()]
     x, middle = times[order], (np.nanmin(times) + np.nanmax(times)) / 2
     sides = (x < middle, x > middle)
-    has = seen.counted(adata, layer, seen.subjects)
+    seen.count(adata, layer, seen.subjects)
 
     stage("testing trends")
-    present = has.sizes[order] >= min_obs
     parts = (
-        shares(has.sizes[order], seen.names),
-        _areas(seen, has.cell, order, present),
-        contacts(seen, seen.subjects, order, present),
-        expression(has, order, sides, min_obs, seen.names, np.asarray(adata.var_names, dtype=str)),
-    )
+        seen.shares(order), _areas(seen, order, min_obs), seen.contacts(order, min_obs),
+        seen.expression(order, sides, min_obs),
+    )  # fmt: skip
     table = pd.concat([_table(p, x, sides, kind, seed) for kind, p in zip(KINDS, parts, strict=True) if p[2]])
     slots = Slots("tl.trends")
     slots.uns[key] = table.reset_index(drop=True)
@@ -87,24 +84,22 @@ def trends(
     slots.uns[f"{key}_values"] = pd.DataFrame(values, columns=[f"s{i}" for i in range(len(x))])
     slots.uns[f"{key}_params"] = provenance(
         time_key=time_key, subject_key=subject_key, groupby=groupby, min_obs=min_obs, min_subjects=MIN_SUBJECTS,
-        layer=layer, **has.record, spatial_key=spatial_key, library_key=seen.library_key, random_state=seed,
+        layer=layer, **seen.record, spatial_key=spatial_key, library_key=seen.library_key, random_state=seed,
         compartments=seen.names, subjects=[seen.subject_names[i] for i in order], times=x,
     )  # fmt: skip
     return slots.write(adata, copy)
 
 
-def _areas(seen: Observed, cell: NDArray[np.int64], chosen: NDArray[np.int64], present: NDArray[np.bool_]) -> Values:
+def _areas(seen: Observed, chosen: NDArray[np.int64], min_obs: int) -> Values:
     """Mean area of each compartment in the sections of each subject."""
-    where, subjects, names = seen.where, seen.subjects, seen.names
+    where, used, sizes = seen.where, seen.cell >= 0, seen.sizes
     area = observation_area(where.xy, where.libs.codes, where.grids, where.meshes)
-    used = cell >= 0
-    n_subjects = int(subjects.max()) + 1
-    total = np.bincount(cell[used], area[used], minlength=n_subjects * len(names)).reshape(n_subjects, -1)[chosen]
-    pairs = np.unique(np.stack([subjects, where.libs.codes], axis=1)[subjects >= 0], axis=0)
-    sections = np.bincount(pairs[:, 0], minlength=n_subjects)[chosen]
-    known = present & (total > 0)
+    total = np.bincount(seen.cell[used], area[used], minlength=sizes.size).reshape(sizes.shape)[chosen]
+    pairs = np.unique(np.stack([seen.subjects, where.libs.codes], axis=1)[seen.subjects >= 0], axis=0)
+    sections = np.bincount(pairs[:, 0], minlength=len(sizes))[chosen]
+    known = (sizes[chosen] >= min_obs) & (total > 0)
     mean = np.where(known, total, 1.0) / sections[:, None]
-    return np.where(known, np.log2(mean), np.nan), None, [(name, "") for name in names]
+    return np.where(known, np.log2(mean), np.nan), None, [(name, "") for name in seen.names]
 
 
 def _table(
@@ -116,9 +111,7 @@ def _table(
     n = known.sum(axis=0)
     centre = np.where(known, values, 0).sum(axis=0) / np.maximum(n, 1)
     at = x @ known / np.maximum(n, 1)
-    return effect_table(
-        found, kind, names, "feature", "slope",
-        pvals_order=np.where(np.isfinite(found.pvals), jonckheere(values, x), np.nan), pvals_order_adj=np.nan,
-        mean_start=np.exp2(centre + found.effect * (x.min() - at)),
-        mean_end=np.exp2(centre + found.effect * (x.max() - at)), n_subjects=n,
-    )  # fmt: skip
+    found["pvals_order"] = np.where(np.isfinite(found["pvals"]), jonckheere(values, x), np.nan)
+    for name, time in (("mean_start", x.min()), ("mean_end", x.max())):
+        found[name] = np.exp2(centre + found["effect"] * (time - at))
+    return effect_table(found | {"n_subjects": n}, kind, names, "feature", "slope")
