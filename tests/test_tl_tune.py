@@ -93,17 +93,17 @@ def test_weights_by_grid_with_a_heat_map(adata: ad.AnnData) -> None:
     assert sorted((value, float(sd)) for value, sd in texts) == spread  # values may be equal
 
 
-def test_stops_when_nothing_gets_better_and_goes_on_from_storage(adata: ad.AnnData, tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path / 'tune.db'}"
-    space = {"weight_decay": [0.0]}  # every trial is the same: none gets better
-    found = _unet(
-        adata, space=space, params=FIXED | {"width": 4}, n_trials=5, search="random", patience=1, storage=storage
-    )
-    assert len(found["trials"]) == 2
-    found = _unet(adata, space=space, params=FIXED | {"width": 4}, n_trials=3, search="random", storage=storage)
-    assert len(found["trials"]) == 3
-    with pytest.raises(ValueError, match="other data or settings"):
-        _unet(adata, space={"weight_decay": [0.1]}, params=FIXED | {"width": 4}, storage=storage)
+def test_goes_on_from_storage_with_the_same_data_and_settings(adata: ad.AnnData, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"params": FIXED | {"width": 4}, "storage": f"sqlite:///{tmp_path / 'tune.db'}"}
+    how["search"] = "random"
+    first = _unet(adata, space={"weight_decay": [0.0]}, n_trials=2, **how)
+    assert len(first["trials"]) == 2
+    more = _unet(adata, space={"weight_decay": [0.0]}, n_trials=3, **how)
+    assert len(more["trials"]) == 3
+    pd.testing.assert_frame_equal(more["trials"][:2], first["trials"])
+    other = _unet(adata, space={"weight_decay": [0.1]}, n_trials=1, **how)
+    assert len(other["trials"]) == 1
+    assert other["params"]["study"] != more["params"]["study"] == first["params"]["study"]
 
 
 def test_hopeless_trials_are_given_up(adata: ad.AnnData) -> None:
@@ -112,7 +112,7 @@ def test_hopeless_trials_are_given_up(adata: ad.AnnData) -> None:
     how: dict[str, Any] = {"space": {"lr": [1e-2, 1e-12]}, "search": "random", "storage": storage, "max_folds": None}
     how["params"] = {k: v for k, v in FIXED.items() if k != "lr"} | {"width": 4, "epochs": 3}
     _unet(adata, n_trials=1, **how)
-    study = optuna.load_study(study_name="stxtools_unet", storage=storage)
+    study = optuna.load_study(study_name=adata.uns["tune"]["params"]["study"], storage=storage)
     for lr in (1e-2, 1e-2, 1e-2, 1e-12):
         study.enqueue_trial({"lr": lr})
     found = _unet(adata, n_trials=5, **how)["trials"]
@@ -144,7 +144,7 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
     counts = [int(process.communicate(timeout=300)[0]) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal))
-    trials = optuna.load_study(study_name="stxtools_unet", storage=storage).trials
+    trials = optuna.load_study(study_name=None, storage=storage).trials  # the only one
     assert [t.number for t in trials] == list(range(len(trials)))
     assert 3 <= len(trials) <= 4  # the last two may have begun at the same time
     assert max(counts) == len(trials)

@@ -15,7 +15,7 @@ from stxtools._docs import documented
 from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_choice, check_int, check_number, check_seed, listing
+from stxtools._validate import check_adata, check_int, check_number, check_seed, listing
 
 from ._protocol import checked_protocol
 from ._run import COLUMNS, Evaluation
@@ -32,10 +32,10 @@ def evaluate(
     *, biomarker_key: str | None = None, region_key: str | None = None, genes: int | Sequence[str] | None = None,
     scheme: Literal["block", "library", "random"] | Sequence[str] = "block", n_folds: int = 5,
     max_folds: int | None = None, n_seeds: int = 5, noise: float | Sequence[float] = 0.0,
-    noise_kind: Literal["gaussian", "counts"] = "gaussian", params: Mapping[str, Mapping[str, Any]] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None, use_rep: str | None = None, layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, random_state: int = 0,
-    accelerator: str = "auto", show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+    params: Mapping[str, Mapping[str, Any]] | None = None, checkpoint: str | os.PathLike[str] | None = None,
+    use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto",
+    show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Measure how well models predict held-out parts of the tissue, over folds, seeds and noise levels.
 
@@ -62,8 +62,8 @@ def evaluate(
         Folds of ``"block"`` and ``"random"``, and the most that are run for each seed.
     n_seeds
         Number of seeds from ``random_state`` on. Each draws its own folds, noise and models.
-    noise, noise_kind
-        Noise levels and kind, as in :func:`stxtools.pp.add_noise`: on all observations, training and test.
+    noise
+        Levels of Gaussian noise, as in :func:`stxtools.pp.add_noise`: on all observations, training and test.
     params
         Model name -> its parameters; for ``"framework"`` by call: ``{"multitask": {"params": {"alpha": 2}}}``.
     checkpoint
@@ -89,29 +89,26 @@ def evaluate(
     unknown = sorted(set(model_params) - set(chosen))
     if unknown:
         raise ValueError(f"`params` names {listing(unknown)}; the models are {listing(chosen)}.")
-    check_choice("noise_kind", noise_kind, ("gaussian", "counts"))
     if use_rep is not None and genes is not None:
         raise ValueError("`genes` are hidden before the representation is made; drop `use_rep=`.")
-    if use_rep is not None and noise_kind == "counts":
-        raise ValueError("`noise_kind='counts'` needs expression, which `use_rep=` bypasses; drop one of them.")
     levels = [noise] if isinstance(noise, (int, float)) else noise
+    how = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer, "spatial_key": spatial_key,
+           "library_key": library_key}  # fmt: skip
     protocol = checked_protocol(
-        adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"),
-        n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
-        library_key=library_key, seed=seed, accelerator=accelerator,
+        adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"), seed=seed,
+        accelerator=accelerator, **how,
     )  # fmt: skip
     evaluation = Evaluation(
         protocol, chosen, model_params, [seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))],
-        [check_number("noise", level, minimum=0, maximum=1) for level in levels], noise_kind, genes,
+        [check_number("noise", level, minimum=0, maximum=1) for level in levels], genes,
     )  # fmt: skip
     rows = evaluation.run(checkpoint, show_progress=show_progress)
     slots = Slots("tl.evaluate")
     slots.uns[key] = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     slots.uns[f"{key}_params"] = provenance(
         models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,
-        n_folds=n_folds, max_folds=max_folds, n_seeds=n_seeds, noise=evaluation.noise, noise_kind=noise_kind,
-        genes=genes if genes is None or isinstance(genes, int) else list(genes), use_rep=use_rep, layer=layer,
-        **protocol.record, spatial_key=spatial_key, library_key=library_key, random_state=seed,
+        n_seeds=n_seeds, noise=evaluation.noise, random_state=seed, **how, **protocol.record,
+        genes=genes if genes is None or isinstance(genes, int) else list(genes),
         params={name: str(value) for name, value in model_params.items()} or None,
     )  # fmt: skip
     return slots.write(adata, copy)

@@ -55,7 +55,6 @@ class Evaluation:
     params: dict[str, dict[str, Any]]
     seeds: list[int]
     noise: list[float]
-    noise_kind: str
     genes: int | Sequence[str] | None
 
     def run(self, checkpoint: str | os.PathLike[str] | None, *, show_progress: bool | None) -> list[dict[str, Any]]:
@@ -88,8 +87,7 @@ class Evaluation:
     def _fingerprint(self) -> str:
         """Digest of data and settings, without models, seeds and noise levels, which are columns of every row."""
         genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
-        own = {"genes": genes, "noise_kind": self.noise_kind, "params": self.params}
-        return settings_fingerprint(self.protocol.settings | own)
+        return settings_fingerprint(self.protocol.settings | {"genes": genes, "params": self.params})
 
     def _hidden(self, seed: int) -> NDArray[np.int64] | None:
         """Positions of the genes that are hidden from the models and predicted."""
@@ -129,7 +127,7 @@ class Evaluation:
 
     def _noised(self, seed: int, noise: float) -> Protocol:
         """Protocol for a copy with noise."""
-        p, kind = self.protocol, self.noise_kind
+        p, kind = self.protocol, "gaussian"
         values, _ = noised_values(p.adata, noise, kind=kind, layer=p.layer, use_rep=p.use_rep, seed=seed)
         return replace(p, adata=noised_copy(p.adata, values, kind=kind, use_rep=p.use_rep), layer=None)  # they are in X
 

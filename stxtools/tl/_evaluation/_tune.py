@@ -12,7 +12,7 @@ from stxtools._docs import documented
 from stxtools._ownership import free_key
 from stxtools._progress import whole_call
 from stxtools._slots import Slots, provenance
-from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_number, check_seed, listing
+from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_seed, listing
 
 from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, checked_protocol
 from ._tuning import PARTS, SEARCHES, Search, search_space
@@ -26,12 +26,12 @@ def tune(
     adata: AnnData, part: Literal["unet", "gnn", "weights"] = "gnn", *, biomarker_key: str | None = None,
     region_key: str | None = None, space: Mapping[str, Sequence[Any]] | None = None,
     search: Literal["grid", "random", "tpe"] | None = None, n_trials: int | None = None,
-    metric: Literal["accuracy", "precision", "recall", "auroc"] = "auroc", patience: int | None = None,
-    prune: bool = True, params: Mapping[str, Any] | None = None, stages: Mapping[str, Mapping[str, Any]] | None = None,
-    storage: Any = None, study_name: str | None = None, scheme: Literal["block", "library"] = "block", n_folds: int = 3,
-    max_folds: int | None = None, use_rep: str | None = None, layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, random_state: int = 0,
-    accelerator: str = "auto", show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+    metric: Literal["accuracy", "precision", "recall", "auroc"] = "auroc", prune: bool = True,
+    params: Mapping[str, Any] | None = None, stages: Mapping[str, Mapping[str, Any]] | None = None, storage: Any = None,
+    scheme: Literal["block", "library"] = "block", n_folds: int = 3, max_folds: int | None = None,
+    use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
+    library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto",
+    show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Search parameters of the U-Net, of the graph network, or the weights of the two losses, with Optuna.
 
@@ -56,14 +56,15 @@ def tune(
         Most trials, of all processes together; 20, or the whole grid.
     metric
         What to maximise.
-    patience, prune
-        Trials without a better one before stopping; whether to stop trials below the median of earlier ones.
+    prune
+        Whether to stop trials that are below the median of earlier ones.
     params
         Fields that are the same in all trials.
     stages
         Arguments of earlier calls for ``"gnn"`` and ``"weights"``: ``{"segment": {...}, "region_graph": {...}}``.
-    storage, study_name
-        Optuna storage (``"sqlite:///tune.db"`` or an object) and name, to go on later or in several processes at once.
+    storage
+        Optuna storage (``"sqlite:///tune.db"`` or an object), to go on later or in several processes at once. Each
+        data set with its settings is a study of its own; ``uns["tune"]["params"]["study"]`` names it.
     scheme, n_folds, max_folds
         How to split, as in :func:`evaluate`, and the most folds that a trial runs.
     %(parameters)s
@@ -93,18 +94,17 @@ def tune(
     fields = search_space(part, space, fixed)
     if n_trials is not None:
         check_int("n_trials", n_trials, minimum=1)
-    if patience is not None:
-        check_number("patience", patience, minimum=1)
+    split = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer, "spatial_key": spatial_key,
+             "library_key": library_key}  # fmt: skip
     protocol = checked_protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, [scheme], [s for s in SCHEMES if s not in LEAKY],
-        n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
-        library_key=library_key, seed=seed, accelerator=accelerator,
+        seed=seed, accelerator=accelerator, **split,
     )  # fmt: skip
     search_of_part = Search(
-        protocol, part, how, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, metric, n_trials, patience,
+        protocol, part, how, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, metric, n_trials,
         check_bool("prune", prune),
     )  # fmt: skip
-    best, value, trials = search_of_part.run(storage, study_name or f"stxtools_{part}", show_progress=show_progress)
+    best, value, trials = search_of_part.run(storage, show_progress=show_progress)
     slots = Slots("tl.tune")
     slots.uns[key] = {
         "best_params": best,
@@ -112,10 +112,9 @@ def tune(
         "trials": trials,
         "params": provenance(
             part=part, search=how, biomarker_key=biomarker_key, region_key=region_key, metric=metric,
-            n_trials=n_trials, patience=patience, prune=prune, scheme=scheme, n_folds=n_folds, max_folds=max_folds,
+            n_trials=n_trials, prune=prune, scheme=scheme, study=search_of_part.name, random_state=seed,
             space={name: str(list(values)) for name, values in fields.items()}, fixed=str(fixed) if fixed else None,
-            study_name=study_name, use_rep=use_rep, layer=layer, spatial_key=spatial_key, library_key=library_key,
-            random_state=seed, **protocol.record,
+            **split, **protocol.record,
         ),
     }  # fmt: skip
     return slots.write(adata, copy)

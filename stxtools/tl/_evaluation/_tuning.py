@@ -58,7 +58,6 @@ class Search:
     stages: dict[str, dict[str, Any]]
     metric: str
     n_trials: int | None
-    patience: int | None
     prune: bool
     prepared: dict[str, Any] = field(default_factory=dict)  # by fold: compartments and regions, as all trials have them
 
@@ -80,43 +79,36 @@ class Search:
         """Features that all folds share; None where each has its own."""
         return None if self.protocol.schemes[0] == "library" else self.protocol.features()
 
-    def run(self, storage: Any, name: str, *, show_progress: bool | None) -> tuple[dict[str, Any], float, pd.DataFrame]:
+    def run(self, storage: Any, *, show_progress: bool | None) -> tuple[dict[str, Any], float, pd.DataFrame]:
         """Run the study, or what is left of it, and return best fields, best value and all trials."""
         import optuna
+        from optuna.study import MaxTrialsCallback
         from optuna.trial import TrialState
 
         if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
             raise TypeError(f"`storage` must be a database URL or a storage of Optuna, not {storage!r}.")
-        fingerprint = self._fingerprint()
         finished = (TrialState.COMPLETE, TrialState.PRUNED)
         with _quiet_optuna():
             study = optuna.create_study(
-                storage=storage, study_name=name, direction="maximize", load_if_exists=True,
+                storage=storage, study_name=self.name, direction="maximize", load_if_exists=True,
                 sampler=self._sampler(shared=storage is not None),
                 pruner=optuna.pruners.MedianPruner(_WARM_UP, 0) if self.prune else optuna.pruners.NopPruner(),
             )  # fmt: skip
-            _claim(study, fingerprint)
             with progress(self.most_trials, "tune", show_progress) as bar:
                 n_done = len(study.get_trials(False, finished))
                 bar.update(min(n_done, self.most_trials))
-
-                def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-                    bar.update(1)
-                    trials = study.get_trials(False, finished)
-                    if len(trials) >= self.most_trials or _stalled(trials, self.patience):
-                        study.stop()
-
                 if n_done < self.most_trials:
-                    study.optimize(self, callbacks=[after], n_trials=self.most_trials)
-            best = _best(study.get_trials(deepcopy=False))
-            if best is None:
+                    enough = MaxTrialsCallback(self.most_trials, finished)
+                    study.optimize(self, self.most_trials, callbacks=[lambda *_: bar.update(1), enough])
+            if not study.get_trials(False, [TrialState.COMPLETE]):
                 raise ValueError("No trial was completed; check `space`, or raise `n_trials`.")
-        return self.fixed | dict(best.params), float(best.value or 0.0), self._table(study)
+            return self.fixed | study.best_params, float(study.best_value), self._table(study)
 
-    def _fingerprint(self) -> str:
-        """Digest of data and settings, the folds checked beforehand."""
+    @cached_property
+    def name(self) -> str:
+        """Name of the study, with a digest of data and settings; the folds are checked for it."""
         p = self.protocol
-        return settings_fingerprint(p.settings | {
+        return f"stxtools_{self.part}_" + settings_fingerprint(p.settings | {
             "folds": len(self.folds), "part": self.part, "space": self.space,
             "kind": self.kind if self.kind == "grid" else "any", "fixed": self.fixed, "stages": self.stages,
             "metric": self.metric, "scheme": p.schemes, "max_folds": p.max_folds, "seed": p.seed,
@@ -230,29 +222,3 @@ def _quiet_optuna() -> Iterator[None]:
                 yield
         finally:
             optuna.logging.set_verbosity(before)
-
-
-def _stalled(trials: Sequence[Any], patience: int | None) -> bool:
-    """Whether as many trials passed without a better one."""
-    best = _best(trials)
-    return patience is not None and sum(best is None or t.number > best.number for t in trials) >= patience
-
-
-def _best(trials: Sequence[Any]) -> Any:
-    """Return the first of the best completed trials; None where there is none."""
-    complete = [t for t in trials if t.state.name == "COMPLETE"]
-    return max(complete, key=lambda t: (t.value, -t.number), default=None)
-
-
-def _claim(study: Any, fingerprint: str) -> None:
-    """Mark a new study as ours; refuse one that was made with other data or settings."""
-    found = study.user_attrs.get("fingerprint")
-    if found is None:
-        if study.get_trials(deepcopy=False):
-            raise ValueError(f"The study {study.study_name!r} in `storage` is not one of `st.tl.tune`; name another.")
-        study.set_user_attr("fingerprint", fingerprint)
-    elif found != fingerprint:
-        raise ValueError(
-            f"The study {study.study_name!r} in `storage` was made with other data or settings (fingerprint {found}, "
-            f"now {fingerprint}); pass another `study_name=`."
-        )
