@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import pairwise, product
-from typing import Any
+from itertools import chain, pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -108,12 +106,12 @@ def track(
 
     rng = np.random.default_rng(seed)
     steps, time = np.unique(times, return_inverse=True)
-    tissue = Tissue.of(adata.uns[regions_key], inp, time, max_regions, seed)
+    tissue = Tissue(adata.uns[regions_key], inp, time, max_regions, seed)
     pairs = [_pairs(time, step, owner, rng) for step in range(len(steps) - 1)]
     plans: Plans = {}
     with progress(sum(map(len, pairs)), "matching sections", show_progress) as bar:
-        for one, two in (pair for step in pairs for pair in step):
-            plans[one, two] = tissue.plan(one, two, structure, slack)
+        for pair in chain.from_iterable(pairs):
+            plans[pair] = tissue.plan(*pair, structure, slack)
             bar.update(1)
     names = [str(c) for c in adata.uns[regions_key].obs["segment"].cat.categories]
     shared = [_shared(tissue, plans, step, len(names), rng) for step in pairs]
@@ -210,44 +208,32 @@ def _compartments(
     })  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Tissue:
-    """Nodes of transport: regions, or groups of regions of one compartment.
+    """Nodes of transport: regions or, where a section has more than ``most``, groups of regions of one compartment.
 
-    - ``group``: Node of each region; ``names``: name of the largest region of each node.
-    - ``features``, ``edges``: Of the nodes, the latter with the distances of touching ones.
+    ``group`` is the node of each region; nodes have the name of their largest region; touching ones have ``edges``.
     """
 
-    nodes: Nodes
-    group: NDArray[np.int64]
-    names: NDArray[Any]
-    features: NDArray[np.float64]
-    edges: sparse.csr_matrix
-
-    @classmethod
-    def of(cls, graph: AnnData, inp: Regions, time: NDArray[np.int64], most: int, seed: int) -> Tissue:
-        """Join regions where a section has more than ``most``, and describe what there is then."""
+    def __init__(self, graph: AnnData, inp: Regions, time: NDArray[np.int64], most: int, seed: int) -> None:
         size = np.asarray(graph.obs["n_obs"], dtype=np.float64)
         compartment = np.asarray(graph.obs["segment"].cat.codes, dtype=np.int64)
         xy = np.asarray(graph.obsm[_keys.SPATIAL], dtype=np.float64)
-        group = _joined(xy, size, inp.library, compartment, most, seed)
+        self.group = group = _joined(xy, size, inp.library, compartment, most, seed)
         n = int(group.max()) + 1
         member = sparse.csr_matrix((size, (group, np.arange(len(group)))), shape=(n, len(group)))
         total = np.asarray(member.sum(axis=1)).ravel()
         largest = np.lexsort((-size, group))
         first = largest[np.unique(group[largest], return_index=True)[1]]
-        expression = to_csr(graph.X)
-        mean = sparse.diags(1 / total) @ member
-        nodes = Nodes(
-            np.asarray((mean @ expression[:, _variable(expression)]).toarray(), dtype=np.float64), total,
-            inp.library[first], compartment[first], time,
-        )  # fmt: skip
+        expression, mean = to_csr(graph.X), sparse.diags(1 / total) @ member
+        variable = np.sort(np.argsort(-column_moments(expression)[1], kind="stable")[:_MOST_GENES])
+        means = np.asarray((mean @ expression[:, variable]).toarray(), dtype=np.float64)
+        self.nodes = Nodes(means, total, inp.library[first], compartment[first], time)
+        self.names, self.features = np.asarray(inp.names, dtype=object)[first], discriminant_features(self.nodes)
         centre, touch = mean @ xy, ((member != 0) @ inp.adjacency @ (member != 0).T).tocoo()
         apart = touch.row != touch.col
         i, j = touch.row[apart], touch.col[apart]
         length = np.maximum(np.linalg.norm(centre[i] - centre[j], axis=1), 1e-12)
-        edges = sparse.csr_matrix((length, (i, j)), shape=(n, n))
-        return cls(nodes, group, np.asarray(inp.names, dtype=object)[first], discriminant_features(nodes), edges)
+        self.edges = sparse.csr_matrix((length, (i, j)), shape=(n, n))
 
     def rows(self, section: int) -> NDArray[np.int64]:
         """Nodes of a section."""
@@ -295,11 +281,6 @@ class Tissue:
         return pd.concat(parts, ignore_index=True)
 
 
-def _variable(expression: sparse.csr_matrix) -> NDArray[np.int64]:
-    """Genes that vary most between regions, in their order."""
-    return np.sort(np.argsort(-column_moments(expression)[1], kind="stable")[:_MOST_GENES])
-
-
 def _joined(
     xy: NDArray[np.float64], size: NDArray[np.float64], section: NDArray[np.int64], compartment: NDArray[np.int64],
     most: int, seed: int,
@@ -310,8 +291,7 @@ def _joined(
     group, next_free = np.empty(len(xy), dtype=np.int64), 0
     for code in np.unique(section):
         here = np.flatnonzero(section == code)
-        parts = [here[compartment[here] == c] for c in np.unique(compartment[here])]
-        for rows in parts:
+        for rows in (here[compartment[here] == c] for c in np.unique(compartment[here])):
             k = len(rows) if len(here) <= most else max(1, int(most * len(rows) / len(here)))
             if k < len(rows):
                 label = KMeans(k, n_init=1, random_state=seed).fit(xy[rows], sample_weight=size[rows]).labels_
