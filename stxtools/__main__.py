@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stxtools._run.options import STEPS, UsageError, add_options, as_flags, options_of, text_of
+from stxtools._run.options import NOTHING, STEPS, UsageError, add_options, as_flags, options_of, text_of
 
 from ._version import __version__
 
 if TYPE_CHECKING:
     from stxtools._run.pipeline import Run
-    from stxtools._run.steps import Step
 
 _DESCRIPTION = """\
 Segments tissue, builds the region graph, embeds it and finds biomarkers; writes adata.h5ad, biomarkers.csv,
@@ -72,27 +71,28 @@ def _terminable() -> Iterator[None]:
 
 
 def _run(arguments: dict[str, Any], known: Collection[str]) -> int:
-    run: Run | Step | None = None
+    run: Run | None = None
     try:
-        if arguments["command"] == "run":
-            from stxtools._run.pipeline import Run
+        if arguments["command"] != "run":
+            from stxtools._run.steps import run_step
 
-            run = Run(arguments)
-        else:
-            from stxtools._run.steps import Step
+            run_step(arguments)
+            return 0
+        from stxtools._run.pipeline import Run
 
-            run = Step(arguments)
+        run = Run(arguments)
         if not run():
-            _say(f"the run in {run.output} is complete; nothing to do.")
+            _say(f"the run in {run.options.out} is complete; nothing to do.")
             return 0
     except UsageError as err:
         _say(str(err))
         return 2
     except KeyboardInterrupt:
-        _say(f"interrupted; {'nothing was written.' if run is None else run.saved()}")
+        _say(f"interrupted; {NOTHING if run is None else run.saved()}")
         return 130
     except (KeyError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as err:
-        _say(f"{as_flags(text_of(err), known)}\nstopped{'' if run is None else f' in step {run.step}; {run.saved()}'}")
+        where = f"{arguments['command']}; {NOTHING}" if run is None else f"{run.step}; {run.saved()}"
+        _say(f"{as_flags(text_of(err), known)}\nstopped in step {where}")
         return 1
     sys.stdout.write(run.summary())
     return 0

@@ -15,8 +15,7 @@ import pytest
 from scipy import sparse, stats
 
 import stxtools as st
-from stxtools.stats._jonckheere import jonckheere
-from stxtools.stats._subjects import regress_subjects
+from stxtools.stats._subjects import jonckheere, regress_subjects
 
 
 def test_series_has_the_truth_that_it_tells() -> None:

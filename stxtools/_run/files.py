@@ -96,17 +96,16 @@ class Folder:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{out} is a file; name a folder.")
         begun = (self.work / RECORD).exists()
-        there = self.path.is_dir() and any(self.path.iterdir())
-        if there and not overwrite and not resume:
+        if overwrite or not (self.path.is_dir() and any(self.path.iterdir())):
+            return True
+        if not resume:
             hint = "--resume goes on with the unfinished run in it, " if begun else ""
             raise UsageError(f"{out} is not empty: {hint}--overwrite replaces the results in it.")
-        complete = (self.path / RECORD).exists() and not begun
-        if resume and (begun or complete):
-            self._take_over((self.path if complete else self.work) / RECORD)
-            return not complete
-        if resume and there:
+        record = (self.work if begun else self.path) / RECORD
+        if not record.exists():
             raise UsageError(f"{out} holds no run that could be resumed; --overwrite starts anew.")
-        return True
+        self._take_over(record)
+        return begun
 
     def _take_over(self, path: Path) -> None:
         """Go on with what an earlier run has finished, if it had the same options."""

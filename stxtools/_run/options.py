@@ -22,6 +22,7 @@ STEPS = {
     "biomarkers": "genes that mark each group: st.tl.biomarkers",
     "report": "all results as one HTML file: st.report",
 }
+NOTHING = "nothing was written."
 _OURS = ("adata", "path", "copy", "show_progress")
 
 

@@ -23,7 +23,7 @@ from stxtools.pl._sections import panels_of
 
 from .files import DATA, FIGURES, REPORT, TABLE, Folder, write_h5ad
 from .inputs import check_against, read_sections
-from .options import ALL_HAVE, CALLS, UsageError, as_flags, gathered, tell, text_of
+from .options import ALL_HAVE, CALLS, NOTHING, UsageError, as_flags, gathered, tell, text_of
 
 STEPS = (*CALLS, "figures", "write")
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
@@ -45,7 +45,7 @@ class Run:
         self.options = SimpleNamespace(**options)
         self.groupby = self.options.groupby or (_keys.SEGMENT if self.options.input else "disease")
         self.notes: list[str] = []
-        self.output, self.step = self.options.out, "read"
+        self.step = "read"
 
     def __call__(self) -> bool:
         """Check, then run all steps; return False where everything was there already."""
@@ -131,7 +131,7 @@ class Run:
     def saved(self) -> str:
         """Say what is left of a run that stopped."""
         if not hasattr(self, "folder"):
-            return "nothing was written."
+            return NOTHING
         if not self.folder.finished:
             self.folder.discard()
             return "no step was finished and nothing was written."

@@ -28,9 +28,7 @@ _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random"
 
 
 @documented
-@whole_call({
-    "loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6,
-})  # fmt: skip
+@whole_call({"loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6})
 def attention_fidelity(
     adata: AnnData, model: str | os.PathLike[str] | TissueNet, *,
     task: str | None = None, of: str = "ensemble", methods: Sequence[str] = _METHODS,

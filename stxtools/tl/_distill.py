@@ -27,9 +27,7 @@ MIN_OBS = 10
 
 
 @documented
-@whole_call({
-    "loading PyTorch": 4, "reading expression": 0.5, "predicting": 1, "training the student": 8,
-})  # fmt: skip
+@whole_call({"loading PyTorch": 4, "reading expression": 0.5, "predicting": 1, "training the student": 8})
 def distill(
     adata: AnnData, model: str | os.PathLike[str] | TissueNet, *,
     save_model: str | os.PathLike[str], layer: str | None = None, spatial_key: str = _keys.SPATIAL,

@@ -14,8 +14,7 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import observation_area
 from stxtools._validate import check_adata, check_int, check_seed
-from stxtools.stats._jonckheere import jonckheere
-from stxtools.stats._subjects import MIN_SUBJECTS, regress_subjects
+from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects
 
 from ._subject_values import Observed, Values, effect_table, time_of
 

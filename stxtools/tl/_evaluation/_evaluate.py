@@ -1,32 +1,46 @@
-"""Compare models on one's own sections, without leaks."""
+"""Compare models on one's own sections, without leaks: prepare a split, hide its labels, train, predict, score."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_names
+from stxtools._data.expression import Expression
+from stxtools._data.noise import noised_copy, noised_values
+from stxtools._data.representation import log_normalize
 from stxtools._docs import documented
 from stxtools._ownership import free_key
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_int, check_number, check_seed, listing
 
-from ._protocol import checked_protocol
-from ._run import COLUMNS, Evaluation
+from ._checkpoint import Checkpoint, function_code, settings_fingerprint
+from ._protocol import CLASS_METRICS, LEAKY, METRICS, Fold, Protocol, checked_protocol
+
+if TYPE_CHECKING:
+    from stxtools.models.baselines.simple import Baseline
 
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
+UNIT = ("model", "scheme", "seed", "noise", "fold")
+COLUMNS: dict[str, Any] = {
+    "model": str, "target": str, "key": str, "scheme": str, "leaky": bool, "seed": int, "noise": float, "fold": str,
+    "n_train": int, "n_test": int, **dict.fromkeys(METRICS, float), "seconds": float,
+}  # fmt: skip
 
 
 @documented
-@whole_call({
-    "loading PyTorch": 4, "evaluate": 100,
-})  # fmt: skip
+@whole_call({"loading PyTorch": 4, "evaluate": 100})
 def evaluate(
     adata: AnnData, models: Sequence[str | Callable[..., Any]] | Mapping[str, str | Callable[..., Any]] | None = None,
     *, biomarker_key: str | None = None, region_key: str | None = None, genes: int | Sequence[str] | None = None,
@@ -92,8 +106,8 @@ def evaluate(
     if use_rep is not None and genes is not None:
         raise ValueError("`genes` are hidden before the representation is made; drop `use_rep=`.")
     levels = [noise] if isinstance(noise, (int, float)) else noise
-    how = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer, "spatial_key": spatial_key,
-           "library_key": library_key}  # fmt: skip
+    how: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
+                           "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
     protocol = checked_protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"), seed=seed,
         accelerator=accelerator, **how,
@@ -142,3 +156,145 @@ def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
 
 def _name(model: Any) -> str:
     return model if isinstance(model, str) else str(getattr(model, "__name__", type(model).__name__))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Models to compare, on every split of the protocol, for every seed and level of noise."""
+
+    protocol: Protocol
+    models: Mapping[str, str | Callable[..., Any]]
+    params: dict[str, dict[str, Any]]
+    seeds: list[int]
+    noise: list[float]
+    genes: int | Sequence[str] | None
+
+    def run(self, checkpoint: str | os.PathLike[str] | None, *, show_progress: bool | None) -> list[dict[str, Any]]:
+        """Run what is not in the checkpoint yet and return all rows that were asked for, in the order asked for."""
+        p, plan = self.protocol, list(product(self.protocol.schemes, self.seeds, self.noise))
+        hidden = {seed: self._hidden(seed) for seed in self.seeds}
+        codes = {name: m if isinstance(m, str) else function_code(m) for name, m in self.models.items()}
+        genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
+        # without models, seeds and noise levels, which are columns of every row
+        settings = settings_fingerprint(p.settings | {"genes": genes, "params": self.params})
+        store = Checkpoint(checkpoint, settings, {"code": str, **COLUMNS})
+        targets = [(t.name, t.key) for t in p.targets] + ([("expression", "")] if self.genes is not None else [])
+        done = _finished(store.rows, targets, codes)
+        folds = {(scheme, seed): p.folds(scheme, seed) for scheme in p.schemes for seed in self.seeds}
+        wanted = [(model, *at, name) for at in plan for name, _ in folds[at[:2]] for model in self.models]
+        with progress(len(wanted), "evaluate", show_progress) as bar:
+            for at in plan:
+                some = [f for f in folds[at[:2]] if any((model, *at, f[0]) not in done for model in self.models)]
+                bar.update(len(self.models) * (len(folds[at[:2]]) - len(some)))
+                for fold, *split in self._splits(at, some, hidden[at[1]]) if some else ():
+                    for name in self.models:
+                        unit = (name, *at, fold)
+                        if unit not in done:
+                            store.refresh()  # another process may have done it meanwhile
+                            done |= _finished(store.rows, targets, codes)
+                        if unit not in done:
+                            bar.set_postfix({"model": name, "fold": fold})
+                            done[unit] = self._measure(unit, *split)
+                            store.add([{"code": codes[name], **row} for row in done[unit]])
+                        bar.update(1)
+        return [row for unit in wanted for row in done[unit]]
+
+    def _hidden(self, seed: int) -> NDArray[np.int64] | None:
+        """Positions of the genes that are hidden from the models and predicted."""
+        adata, genes = self.protocol.adata, self.genes
+        if genes is None:
+            return None
+        if isinstance(genes, (int, np.integer)):
+            if not 1 <= genes < adata.n_vars - 1:
+                raise ValueError(f"`genes={genes}` must be between 1 and {adata.n_vars - 2}: two genes must be left.")
+            return np.sort(np.random.default_rng([seed, 13]).permutation(adata.n_vars)[:genes])
+        if isinstance(genes, str) or not isinstance(genes, Iterable):
+            raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
+        names = [str(g) for g in genes]
+        place = adata.var_names.get_indexer(names)
+        unknown = [g for g, p in zip(names, place, strict=True) if p < 0]
+        if unknown or not names:
+            raise KeyError(f"`genes` must name genes of `adata.var_names`; not there: {unknown or 'an empty list'}.")
+        if len(set(names)) > adata.n_vars - 2:
+            raise ValueError(f"`genes` names {len(names)} of {adata.n_vars} genes; two must be left to predict from.")
+        return np.unique(place)
+
+    def _splits(
+        self, at: tuple[str, int, float], folds: Sequence[Fold], hidden: NDArray[np.int64] | None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield folds: name, test part, sections with noise, and hidden expression, scaled over the training part."""
+        scheme, seed, noise = at
+        p = self.protocol if noise == 0 else self._noised(seed, noise)
+        scaled = None
+        if hidden is not None:
+            read = Expression(p.adata, p.layer)
+            values = log_normalize(read.matrix, read.scale)[:, hidden].toarray().astype(np.float64)
+            p = replace(p, adata=p.adata[:, np.setdiff1d(np.arange(p.adata.n_vars), hidden)])
+        # nothing of a left-out section may go into genes and components; within sections no label is looked at anyway
+        shared = None if scheme == "library" else p.features()
+        for name, test in folds:
+            if hidden is not None:  # predicting the mean then has an MSE near 1
+                scaled = (values - values[~test].mean(axis=0)) / (values[~test].std(axis=0) + 1e-9)
+            yield name, test, p.sections(p.features(~test) if shared is None else shared), scaled
+
+    def _noised(self, seed: int, noise: float) -> Protocol:
+        """Protocol for a copy with noise."""
+        p, kind = self.protocol, "gaussian"
+        values, _ = noised_values(p.adata, noise, kind=kind, layer=p.layer, use_rep=p.use_rep, seed=seed)
+        return replace(p, adata=noised_copy(p.adata, values, kind=kind, use_rep=p.use_rep), layer=None)  # they are in X
+
+    def _measure(
+        self, unit: tuple[Any, ...], test: NDArray[np.bool_], sections: list[Any], expression: NDArray[Any] | None
+    ) -> list[dict[str, Any]]:
+        """Train one model on one split and score each target."""
+        p, (name, scheme, seed, noise, fold) = self.protocol, unit
+        start = time.perf_counter()
+        model = self._model(name, seed)
+        model.fit(sections, *p.labels(test))
+        proba = model.predict_proba(sections)
+        seconds = time.perf_counter() - start
+        found = [(t.name, t.key, t.codes >= 0, reached, seconds) for t, reached in p.scores(test, proba)]
+        if expression is not None:
+            start = time.perf_counter()
+            predicted = p.where.join(
+                model.predict_expression(sections, p.where.split(np.where(test[:, None], np.nan, expression)))
+            )
+            missed = float(np.mean((predicted[test] - expression[test]) ** 2))
+            error = dict.fromkeys(CLASS_METRICS, np.nan) | {"mse": missed}
+            every = np.ones(len(test), dtype=bool)
+            found.append(("expression", "", every, error, time.perf_counter() - start))
+        return [
+            {
+                "model": name, "target": target, "key": key, "scheme": scheme, "leaky": scheme in LEAKY, "seed": seed,
+                "noise": noise, "fold": fold, "n_train": int((known & ~test).sum()),
+                "n_test": int((known & test).sum()), **reached, "seconds": seconds,
+            }
+            for target, key, known, reached, seconds in found
+        ]  # fmt: skip
+
+    def _model(self, name: str, seed: int) -> Baseline:
+        from stxtools.models.baselines.simple import baseline
+
+        how: dict[str, Any] = {"params": self.params.get(name), "random_state": seed}
+        how["accelerator"] = self.protocol.accelerator
+        if self.models[name] != "framework":
+            return baseline(self.models[name], **how)
+        from ._framework import Framework  # here: it imports the whole pipeline
+
+        return Framework(**how)
+
+
+def _finished(
+    rows: list[dict[str, Any]], targets: list[tuple[str, str]], codes: dict[str, str]
+) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Units all of whose targets were written, each once, by the models that are asked for."""
+    units: dict[tuple[Any, ...], dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in rows:
+        if codes.get(row["model"]) == row["code"]:
+            unit = tuple(row[name] for name in UNIT)
+            units.setdefault(unit, {})[row["target"], row["key"]] = row
+    return {
+        unit: [{name: found[t][name] for name in COLUMNS} for t in targets]
+        for unit, found in units.items()
+        if found.keys() >= set(targets)
+    }

@@ -24,9 +24,9 @@ from stxtools._version import __version__
 if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Classes, EvaluationSection, Labels
 
-    # features, log expression of all genes, and which of them are variable; the latter none for a representation
-    Read = tuple[NDArray[np.float32], sparse.csr_matrix | None, Sequence[int]]
-    Fold = tuple[str, NDArray[np.bool_]]  # name, and which observations are predicted
+# features, log expression of all genes, and which of them are variable; the latter none for a representation
+Read = tuple[NDArray[np.float32], sparse.csr_matrix | None, Sequence[int]]
+Fold = tuple[str, NDArray[np.bool_]]  # name, and which observations are predicted
 
 SCHEMES = ("block", "library", "random")
 LEAKY = frozenset({"random"})  # the neighbours of a test observation are in the training set

@@ -1,27 +1,57 @@
-"""Choose parameters on one's own sections."""
+"""Choose parameters on one's own sections: :func:`stxtools.tl.tune`, and the study of Optuna behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._docs import documented
+from stxtools._globals import exclusive
 from stxtools._ownership import free_key
-from stxtools._progress import whole_call
+from stxtools._progress import progress, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_seed, listing
 
-from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, checked_protocol
-from ._tuning import PARTS, SEARCHES, Search, search_space
+from ._checkpoint import settings_fingerprint
+from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, Fold, Protocol, Read, checked_protocol
+
+SEARCHES = ("grid", "random", "tpe")
+_TRIALS = 20
+_WARM_UP = 4  # trials that are never given up: the median needs some to stand on
+
+
+PARTS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {  # part of the model -> its default search and space
+    "unet": (
+        "random",
+        {
+            "width": (16, 24, 32), "depth": (1, 2, 3), "kernel_size": (3, 5), "dropout": (0.0, 0.1, 0.3),
+            "lr": (1e-3, 3e-3, 1e-2), "pretrain": ("masked", "contrastive", "none"),
+        },
+    ),
+    "gnn": (
+        "tpe",
+        {
+            "conv": ("gatv2", "sum"), "hidden": (32, 64, 128), "out_channels": (16, 32, 64), "layers": (1, 2, 3),
+            "dropout": (0.0, 0.1, 0.3, 0.5), "lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-4, 1e-3, 1e-2),
+        },
+    ),
+    "weights": ("grid", {"alpha": (0.25, 0.5, 1.0, 2.0), "beta": (0.25, 0.5, 1.0, 2.0)}),
+}  # fmt: skip
 
 
 @documented
-@whole_call({
-    "loading PyTorch": 4, "tune": 100,
-})  # fmt: skip
+@whole_call({"loading PyTorch": 4, "tune": 100})
 def tune(
     adata: AnnData, part: Literal["unet", "gnn", "weights"] = "gnn", *, biomarker_key: str | None = None,
     region_key: str | None = None, space: Mapping[str, Sequence[Any]] | None = None,
@@ -94,8 +124,8 @@ def tune(
     fields = search_space(part, space, fixed)
     if n_trials is not None:
         check_int("n_trials", n_trials, minimum=1)
-    split = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer, "spatial_key": spatial_key,
-             "library_key": library_key}  # fmt: skip
+    split: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
+                             "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
     protocol = checked_protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, [scheme], [s for s in SCHEMES if s not in LEAKY],
         seed=seed, accelerator=accelerator, **split,
@@ -118,3 +148,181 @@ def tune(
         ),
     }  # fmt: skip
     return slots.write(adata, copy)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search: as a function, the mean metric over targets and folds of the fields that a trial chooses."""
+
+    protocol: Protocol
+    part: str
+    kind: str
+    space: dict[str, list[Any]]
+    fixed: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+    metric: str
+    n_trials: int | None
+    prune: bool
+    prepared: dict[str, Any] = field(default_factory=dict)  # by fold: compartments and regions, as all trials have them
+
+    @property
+    def most_trials(self) -> int:
+        """Trials of all processes together."""
+        if self.kind != "grid":
+            return _TRIALS if self.n_trials is None else self.n_trials
+        n_grid = prod(len(values) for values in self.space.values())
+        return n_grid if self.n_trials is None else min(self.n_trials, n_grid)
+
+    @cached_property
+    def folds(self) -> list[Fold]:
+        """Folds of every trial."""
+        return self.protocol.folds(self.protocol.schemes[0], self.protocol.seed)
+
+    @cached_property
+    def features(self) -> Read | None:
+        """Features that all folds share; None where each has its own."""
+        return None if self.protocol.schemes[0] == "library" else self.protocol.features()
+
+    def run(self, storage: Any, *, show_progress: bool | None) -> tuple[dict[str, Any], float, pd.DataFrame]:
+        """Run the study, or what is left of it, and return best fields, best value and all trials."""
+        import optuna
+        from optuna.study import MaxTrialsCallback
+        from optuna.trial import TrialState
+
+        if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
+            raise TypeError(f"`storage` must be a database URL or a storage of Optuna, not {storage!r}.")
+        finished = (TrialState.COMPLETE, TrialState.PRUNED)
+        with _quiet_optuna():
+            study = optuna.create_study(
+                storage=storage, study_name=self.name, direction="maximize", load_if_exists=True,
+                sampler=self._sampler(shared=storage is not None),
+                pruner=optuna.pruners.MedianPruner(_WARM_UP, 0) if self.prune else optuna.pruners.NopPruner(),
+            )  # fmt: skip
+            with progress(self.most_trials, "tune", show_progress) as bar:
+                n_done = len(study.get_trials(False, finished))
+                bar.update(min(n_done, self.most_trials))
+                if n_done < self.most_trials:
+                    enough = MaxTrialsCallback(self.most_trials, finished)
+                    study.optimize(self, self.most_trials, callbacks=[lambda *_: bar.update(1), enough])
+            if not study.get_trials(False, [TrialState.COMPLETE]):
+                raise ValueError("No trial was completed; check `space`, or raise `n_trials`.")
+            return self.fixed | study.best_params, float(study.best_value), self._table(study)
+
+    @cached_property
+    def name(self) -> str:
+        """Name of the study, with a digest of data and settings; the folds are checked for it."""
+        p = self.protocol
+        return f"stxtools_{self.part}_" + settings_fingerprint(p.settings | {
+            "folds": len(self.folds), "part": self.part, "space": self.space,
+            "kind": self.kind if self.kind == "grid" else "any", "fixed": self.fixed, "stages": self.stages,
+            "metric": self.metric, "scheme": p.schemes, "max_folds": p.max_folds, "seed": p.seed,
+        })  # fmt: skip
+
+    def _sampler(self, *, shared: bool) -> Any:
+        import optuna
+
+        seed = self.protocol.seed
+        if shared:  # processes that share a study must not draw the same trials
+            seed = int(np.random.SeedSequence([seed, os.getpid()]).generate_state(1)[0])
+        if self.kind == "grid":
+            return optuna.samplers.GridSampler(self.space, seed=seed)
+        if self.kind == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(3, self.most_trials // 3)))
+
+    def __call__(self, trial: Any) -> float:
+        import optuna
+
+        fields = {name: trial.suggest_categorical(name, values) for name, values in self.space.items()}
+        found: list[list[float]] = []
+        for step, (name, test) in enumerate(self.folds):
+            found.append(self._fold(name, test, self.fixed | fields))
+            trial.report(float(np.mean(found)), step)
+            if step + 1 < len(self.folds) and trial.should_prune():
+                trial.set_user_attr("n_folds", step + 1)
+                raise optuna.TrialPruned
+        trial.set_user_attr("n_folds", len(found))
+        if len(found) > 1:
+            trial.set_user_attr("value_sd", float(np.mean(found, axis=1).std(ddof=1)))
+        for t, value in zip(self.protocol.targets, np.mean(found, axis=0), strict=True):
+            trial.set_user_attr(f"value_{t.name}", float(value))
+        return float(np.mean(found))
+
+    def _fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
+        """Metric of each target on one fold."""
+        from stxtools.models.baselines.simple import baseline
+
+        from ._framework import Framework
+
+        p = self.protocol
+        sections = p.sections(p.features(~test) if self.features is None else self.features)
+        labels, classes = p.labels(test)
+        how: dict[str, Any] = {"random_state": p.seed, "accelerator": p.accelerator}
+        if self.part == "unet":
+            model = baseline("unet", params=fields, **how).fit(sections, labels, classes)
+        else:
+            model = framework = Framework(params=self.stages | {"multitask": {"params": fields}}, **how)
+            if name not in self.prepared:
+                self.prepared[name] = framework.prepare(sections, labels, classes)
+            framework.train(self.prepared[name].copy(), classes)
+        return [values[self.metric] for _, values in p.scores(test, model.predict_proba(sections))]
+
+    def _table(self, study: Any) -> pd.DataFrame:
+        """Trials as a table that files can hold."""
+        found = study.trials_dataframe(("number", "state", "value", "user_attrs", "duration", "params"))
+        found.columns = found.columns.str.removeprefix("params_").str.removeprefix("user_attrs_")
+        found["seconds"] = found.pop("duration").dt.total_seconds()
+        targets = [f"value_{t.name}" for t in self.protocol.targets]
+        columns = ["number", "state", "value", "value_sd", *targets, "n_folds", "seconds"]
+        table = found.reindex(columns=columns + list(self.space)).fillna({"n_folds": 0})
+        for name, values in self.space.items():
+            if any(isinstance(v, str) for v in values):
+                table[name] = table[name].fillna("").astype(str)
+            elif all(isinstance(v, bool) for v in values):
+                table[name] = table[name].astype(float)
+        return table.astype({"state": str, "n_folds": int} | dict.fromkeys(("value", "value_sd", *targets), float))
+
+
+def search_space(
+    part: str, space: Mapping[str, Sequence[Any]] | None, fixed: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Return the fields to search, checked against the parameter set that they belong to."""
+    from stxtools.models import SegmenterParams, TissueNetParams
+    from stxtools.models._params import resolve
+
+    kind: Any = SegmenterParams if part == "unet" else TissueNetParams
+    resolve(fixed, kind)
+    for name, value in fixed.items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise TypeError(f"`params[{name!r}]` is {value!r}; numbers, strings and booleans can be fixed.")
+    if space is not None and not isinstance(space, Mapping):
+        raise TypeError(f"`space` must map fields to the values to try, not {space!r}.")
+    chosen = PARTS[part][1] if space is None else space
+    out = {str(name): list(values) for name, values in chosen.items() if space is not None or name not in fixed}
+    both = sorted(set(out) & set(fixed))
+    if both:
+        raise ValueError(f"{', '.join(both)}: a field is either searched (`space`) or the same in all (`params`).")
+    if not out or not all(out.values()):
+        raise ValueError("`space` is empty, or one of its fields has no value to choose from.")
+    for name, values in out.items():
+        for value in values:
+            if not isinstance(value, (bool, int, float, str)):
+                raise TypeError(f"`space[{name!r}]` holds {value!r}; numbers, strings and booleans can be searched.")
+            resolve({name: value}, kind)
+    return out
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's own messages off the user's screen for the length of a study, and give its level back."""
+    import optuna
+
+    with exclusive():
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                yield
+        finally:
+            optuna.logging.set_verbosity(before)
