@@ -360,7 +360,7 @@ def test_noise_costs_a_forest_accuracy(adata: ad.AnnData) -> None:
 
 
 def test_interrupted_run_goes_on_where_it_stopped(adata: ad.AnnData, tmp_path: Path) -> None:
-    path, calls = tmp_path / "run.jsonl", []
+    path, calls = tmp_path / "run", []
 
     def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
         calls.append(random_state)
@@ -373,7 +373,6 @@ def test_interrupted_run_goes_on_where_it_stopped(adata: ad.AnnData, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         st.tl.evaluate(adata, {"m": model}, checkpoint=path, **how)
     assert "evaluation" not in adata.uns
-    path.write_text(path.read_text() + "m,region,compar")  # killed while writing
     st.tl.evaluate(adata, {"m": model}, checkpoint=path, **how)
     assert len(calls) == 4 + 3  # three were done, one broke off
     whole = st.tl.evaluate(adata, {"m": model}, copy=True, **how)
@@ -386,10 +385,11 @@ def test_interrupted_run_goes_on_where_it_stopped(adata: ad.AnnData, tmp_path: P
 
 
 @pytest.mark.parametrize("change", ["labels", "expression", "folds", "params"])
-def test_stale_checkpoint_is_refused(adata: ad.AnnData, tmp_path: Path, change: str) -> None:
-    path = tmp_path / "run.jsonl"
+def test_stale_checkpoint_is_not_read(adata: ad.AnnData, tmp_path: Path, change: str) -> None:
+    path = tmp_path / "run"
     how: dict[str, Any] = {"region_key": "compartment", "n_seeds": 1, "checkpoint": path}
     st.tl.evaluate(adata, ["logistic"], **how)
+    before = set(path.iterdir())
     if change == "labels":
         adata.obs["compartment"] = adata.obs["compartment"].to_numpy()[::-1]
     elif change == "expression":
@@ -398,11 +398,14 @@ def test_stale_checkpoint_is_refused(adata: ad.AnnData, tmp_path: Path, change: 
         how["n_folds"] = 4
     else:
         how["params"] = {"logistic": {"C": 2.0}}
-    with pytest.raises(ValueError, match="other data or settings"):
-        st.tl.evaluate(adata, ["logistic"], **how)
-    path.write_text("something else\n")
-    with pytest.raises(ValueError, match="is not a table of"):
-        st.tl.evaluate(adata, ["logistic"], **how)
+    st.tl.evaluate(adata, ["logistic"], **how)
+    found = adata.uns["evaluation"]
+    assert len(set(path.iterdir()) - before) == len(found)
+    st.tl.evaluate(adata, ["logistic"], **{**how, "checkpoint": None})
+    pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), _without_time(found))
+    (tmp_path / "file").write_text("something else\n")
+    with pytest.raises(ValueError, match="must name a folder"):
+        st.tl.evaluate(adata, ["logistic"], **{**how, "checkpoint": tmp_path / "file"})
 
 
 def test_summary_averages_folds_before_seeds(adata: ad.AnnData) -> None:

@@ -61,7 +61,7 @@ def stored(chosen: list[Case], work: Path) -> dict[str, pd.DataFrame]:
     tables = {}
     for case in chosen:
         parts = [pd.read_csv(path) for path in work.glob(f"{case.name}_[0-9]*.csv")]
-        parts += [_checkpoint(path) for path in work.glob(f"{case.name}_[0-9]*.jsonl")]
+        parts += [_checkpoint(path) for path in work.glob(f"{case.name}_[0-9]*") if path.is_dir()]
         parts = [t for t in parts if len(t)]
         if not parts:
             continue
@@ -76,7 +76,8 @@ def stored(chosen: list[Case], work: Path) -> dict[str, pd.DataFrame]:
 
 def _checkpoint(path: Path) -> pd.DataFrame:
     """Rows of a checkpoint of tl.evaluate."""
-    return pd.read_json(path, lines=True, dtype={"fold": str})
+    parts = [pd.read_json(file, dtype={"fold": str}) for file in path.glob("*.json")]
+    return pd.concat(parts).sort_values(["seed", "noise", "fold"]) if parts else pd.DataFrame()
 
 
 def mark(work: Path) -> str:

@@ -59,9 +59,7 @@ class Case:
         if not models:
             return None
         adata = self.make(seed)
-        st.tl.evaluate(
-            adata, models, n_seeds=1, random_state=seed, checkpoint=work / f"{self.name}_{seed}.jsonl", **self.how
-        )
+        st.tl.evaluate(adata, models, n_seeds=1, random_state=seed, checkpoint=work / f"{self.name}_{seed}", **self.how)
         return adata.uns["evaluation"]
 
 

@@ -101,7 +101,7 @@ CALLS: tuple[Call, ...] = (
         "tl.evaluate", models=["lda", "nearest_label"], region_key="band", library_key="library", n_folds=2,
         n_seeds=1, max_folds=1, **HOW,
         variants=[{"scheme": "library", "library_key": "library"}, {"genes": 2}, {"noise": 0.1}, {"use_rep": "X_pca"},
-                  {"checkpoint": "rows.csv"}, {"biomarker_key": "disease"}],
+                  {"checkpoint": "rows"}, {"biomarker_key": "disease"}],
     ),
     _call("tl.tune", part="unet", region_key="band", library_key="library", n_folds=2, max_folds=1, n_trials=1,
           search="random",
@@ -234,7 +234,7 @@ SPECIAL: dict[str, list[Any]] = {
         pairs().assign(ligand="", receptor=""),
         pairs().assign(receptor=lambda t: t["ligand"]),
     ],
-    "checkpoint": ["rows.csv", "text.stx", ".", "no/rows.csv", "", 5, "a\0b", "cut.csv"],
+    "checkpoint": ["rows", "text.stx", "no/rows", "", 5, "a\0b"],
     "storage": ["nope", 5, "", [], "sqlite:////no/where/x.db", True, {}],
     "space": [
         {},

@@ -1,22 +1,19 @@
-"""A file on disk to which finished rows are appended: a long run goes on after an interruption, several share it."""
+"""A folder of finished rows: a long run goes on after an interruption, and several processes share one."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-_MARK = b'{"settings": "'
+from stxtools._files import write_text
 
 
 def settings_fingerprint(settings: Mapping[str, Any]) -> str:
@@ -63,66 +60,43 @@ def _bound(value: Any) -> tuple[Any, ...]:
 
 
 class Checkpoint:
-    """Rows as lines of JSON, each with the settings it was made with; processes may share the file, which is locked."""
+    """Rows of finished folds, a file of JSON each in a folder that processes may share; without a folder, none."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, settings: str, types: Mapping[str, type]) -> None:
-        self.path = None if path is None else _checked_path(path)
-        self.settings, self.types, self.rows = settings, {"settings": str, **types}, list[dict[str, Any]]()
-        self.refresh()
+    def __init__(self, folder: str | os.PathLike[str] | None, settings: str) -> None:
+        self.folder, self.settings = None if folder is None else _checked_folder(folder), settings
 
-    def refresh(self) -> None:
-        """Read the rows that are there now, those of other processes too; what is no whole row is skipped."""
-        if self.path is None:
-            return
-        with _opened(self.path) as file:
-            file.seek(0)
-            content = file.read()
-        if not content.startswith(_MARK[: len(content)]):
-            raise ValueError(f"`checkpoint={str(self.path)!r}` is not a table of `st.tl.evaluate`; name another file.")
-        self.rows = [row for line in content.splitlines() if (row := self._row(line)) is not None]
-        if any(row["settings"] != self.settings for row in self.rows):
-            raise ValueError(
-                f"`checkpoint={str(self.path)!r}` was written with other data or settings; name another file, or "
-                "delete it to start anew."
-            )
-
-    def _row(self, line: bytes) -> dict[str, Any] | None:
-        """Values of a line; None if it was cut off, or two were written into one."""
-        try:
-            row = json.loads(line)
-        except ValueError:
+    def rows(self, *unit: Any) -> list[dict[str, Any]] | None:
+        """Rows of a unit that is finished; a file that is damaged is one of a unit that is not."""
+        if self.folder is None:
             return None
-        fits = isinstance(row, dict) and {name: type(value) for name, value in row.items()} == self.types
-        return row if fits else None
+        try:
+            return list(json.loads(self._path(unit).read_text(encoding="utf-8")))
+        except (FileNotFoundError, TypeError, ValueError):
+            return None
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows in one go: to the table and to the file."""
-        added = [{"settings": self.settings, **row} for row in rows]
-        self.rows += added
-        if self.path is not None:
-            with _opened(self.path) as file:
-                file.seek(max(file.tell() - 1, 0))
-                cut = file.read() not in (b"", b"\n")  # a process that was stopped may have left a part of a row
-                file.write(("\n" * cut + "".join(json.dumps(row) + "\n" for row in added)).encode())
+    def add(self, rows: Sequence[Mapping[str, Any]], *unit: Any) -> None:
+        """Write the rows of a unit."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(exist_ok=True)
+            write_text(self._path(unit), json.dumps(rows))
+        except OSError as err:
+            where = f"`checkpoint` cannot be used ({err.strerror or err})"
+            raise OSError(err.errno, where, str(self.folder)) from err
 
-
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedRandom]:
-    try:
-        with FileLock(f"{path}.lock"), path.open("a+b") as file:
-            yield file
-    except OSError as err:
-        raise OSError(err.errno, f"`checkpoint` cannot be used ({err.strerror or err})", str(path)) from err
+    def _path(self, unit: tuple[Any, ...]) -> Path:
+        return Path(self.folder or "") / f"{settings_fingerprint({'settings': self.settings, 'unit': unit})}.json"
 
 
-def _checked_path(path: Any) -> Path:
+def _checked_folder(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`checkpoint` must be a path, not {path!r}.")
     found = Path(path).expanduser()
     try:
-        usable = bool(str(path)) and found.parent.is_dir() and (found.is_file() or not found.exists())
+        usable = bool(str(path)) and found.parent.is_dir() and (found.is_dir() or not found.exists())
     except (OSError, ValueError):  # a name too long, or with a NUL
         usable = False
     if not usable:
-        raise ValueError(f"`checkpoint={str(path)!r}` must name a file in a folder that exists.")
+        raise ValueError(f"`checkpoint={str(path)!r}` must name a folder, new or not, in a folder that exists.")
     return found

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Baseline
 
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
-UNIT = ("model", "scheme", "seed", "noise", "fold")
 COLUMNS: dict[str, Any] = {
     "model": str, "target": str, "key": str, "scheme": str, "leaky": bool, "seed": int, "noise": float, "fold": str,
     "n_train": int, "n_test": int, **dict.fromkeys(METRICS, float), "seconds": float,
@@ -81,8 +80,8 @@ def evaluate(
     params
         Model name -> its parameters; for ``"framework"`` by call: ``{"multitask": {"params": {"alpha": 2}}}``.
     checkpoint
-        File of finished folds (JSON lines): a run with it goes on where it was interrupted, also in several processes
-        (``FILE.lock`` keeps them apart).
+        Folder of finished folds, a file of JSON each: a run with it goes on where it was interrupted, also in several
+        processes. Other data or settings are other files.
     %(parameters)s
 
     Examples
@@ -177,25 +176,22 @@ class Evaluation:
         genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
         # without models, seeds and noise levels, which are columns of every row
         settings = settings_fingerprint(p.settings | {"genes": genes, "params": self.params})
-        store = Checkpoint(checkpoint, settings, {"code": str, **COLUMNS})
-        targets = [(t.name, t.key) for t in p.targets] + ([("expression", "")] if self.genes is not None else [])
-        done = _finished(store.rows, targets, codes)
+        store = Checkpoint(checkpoint, settings)
         folds = {(scheme, seed): p.folds(scheme, seed) for scheme in p.schemes for seed in self.seeds}
         wanted = [(model, *at, name) for at in plan for name, _ in folds[at[:2]] for model in self.models]
+        done: dict[tuple[Any, ...], Any] = {unit: store.rows(codes[unit[0]], *unit) for unit in wanted}
         with progress(len(wanted), "evaluate", show_progress) as bar:
+            bar.update(sum(rows is not None for rows in done.values()))
             for at in plan:
-                some = [f for f in folds[at[:2]] if any((model, *at, f[0]) not in done for model in self.models)]
-                bar.update(len(self.models) * (len(folds[at[:2]]) - len(some)))
+                some = [f for f in folds[at[:2]] if any(done[model, *at, f[0]] is None for model in self.models)]
                 for fold, *split in self._splits(at, some, hidden[at[1]]) if some else ():
-                    for name in self.models:
-                        unit = (name, *at, fold)
-                        if unit not in done:
-                            store.refresh()  # another process may have done it meanwhile
-                            done |= _finished(store.rows, targets, codes)
-                        if unit not in done:
-                            bar.set_postfix({"model": name, "fold": fold})
+                    for unit in [u for name in self.models if done[u := (name, *at, fold)] is None]:
+                        key = (codes[unit[0]], *unit)
+                        done[unit] = store.rows(*key)  # another process may have done it meanwhile
+                        if done[unit] is None:
+                            bar.set_postfix({"model": unit[0], "fold": fold})
                             done[unit] = self._measure(unit, *split)
-                            store.add([{"code": codes[name], **row} for row in done[unit]])
+                            store.add(done[unit], *key)
                         bar.update(1)
         return [row for unit in wanted for row in done[unit]]
 
@@ -282,19 +278,3 @@ class Evaluation:
         from ._framework import Framework  # here: it imports the whole pipeline
 
         return Framework(**how)
-
-
-def _finished(
-    rows: list[dict[str, Any]], targets: list[tuple[str, str]], codes: dict[str, str]
-) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Units all of whose targets were written, each once, by the models that are asked for."""
-    units: dict[tuple[Any, ...], dict[tuple[str, str], dict[str, Any]]] = {}
-    for row in rows:
-        if codes.get(row["model"]) == row["code"]:
-            unit = tuple(row[name] for name in UNIT)
-            units.setdefault(unit, {})[row["target"], row["key"]] = row
-    return {
-        unit: [{name: found[t][name] for name in COLUMNS} for t in targets]
-        for unit, found in units.items()
-        if found.keys() >= set(targets)
-    }

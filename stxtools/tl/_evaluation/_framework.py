@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, concat
 from numpy.typing import NDArray
+from scipy import sparse
 
 from stxtools import _keys
 from stxtools.models import TissueNetParams
@@ -103,19 +104,11 @@ class Framework(Baseline):
 
 def _with_genes(adata: AnnData, values: NDArray[np.float64]) -> AnnData:
     """Copy with more genes behind the others; hidden observations hold zeros and are marked."""
-    from scipy import sparse
-
-    known = np.asarray(np.isfinite(values).all(axis=1))
-    names = [_HIDDEN.format(i) for i in range(values.shape[1])]
-    shown = np.where(known[:, None], values, 0.0)
-    out = AnnData(
-        sparse.hstack([adata.X, sparse.csr_matrix(shown)], format="csr").astype(np.float32),
-        obs=adata.obs.assign(**{_SHOWN: known}),
-        var=pd.concat([adata.var, pd.DataFrame({_VARIABLE: False}, index=names)]),
-        obsm={key: adata.obsm[key] for key in (_REP, _keys.SPATIAL)},
-    )
-    kept = ("log1p", _keys.SEGMENT, _keys.REGIONS, _keys.MULTITASK)  # with the records of whose columns these are
-    out.uns = {key: value for key, value in adata.uns.items() if key in kept}
+    known = np.isfinite(values).all(axis=1)
+    shown = sparse.csr_matrix(np.where(known[:, None], values, 0.0), dtype=np.float32)
+    var = pd.DataFrame({_VARIABLE: False}, index=[_HIDDEN.format(i) for i in range(values.shape[1])])
+    out = concat([adata, AnnData(shown, obs=adata.obs[[]], var=var)], axis="var", merge="first", uns_merge="first")
+    out.obs[_SHOWN] = known
     return out
 
 
@@ -125,8 +118,6 @@ def _cuts(sections: Sequence[EvaluationSection]) -> NDArray[np.int64]:
 
 def _as_adata(sections: Sequence[EvaluationSection], *, all_genes: bool) -> AnnData:
     """Put arrays back into the AnnData that the public calls read, with all genes or the variable ones."""
-    from scipy import sparse
-
     logged = [s.logged if all_genes else s.raw for s in sections]
     parts = [sparse.csr_matrix(s.features) if g is None else g for s, g in zip(sections, logged, strict=True)]
     n_obs = [s.n_obs for s in sections]
