@@ -42,13 +42,9 @@ def compare(
     - ``"expression"``: the counts of a gene in a compartment, summed over observations (pseudobulk) and divided by
       their total, per million.
 
-    Each value is compared by a t-test whose variance is moderated by that of all others of its kind (limma, Smyth
-    2004; for shares propeller, Phipson et al. 2022). Permuting the subjects tells how far the statistic spreads where
-    there is no effect; p-values and intervals account for it. With fewer than three subjects on a side there is an
-    interval, but no p-value.
-
-    Where subjects have both conditions (before and after, tumour and normal, each in sections of their own), they are
-    compared within subjects: the test is that of the differences, and their signs are flipped instead of permuted.
+    Each value is compared by a moderated t-test (limma, Smyth 2004; propeller, Phipson et al. 2022), calibrated by
+    permuting the subjects; with fewer than three on a side there is an interval, but no p-value. Subjects that have
+    both conditions (before and after, tumour and normal, each in sections of their own) are compared within themselves.
 
     Parameters
     ----------
@@ -63,7 +59,6 @@ def compare(
         where as many observations express it, in as many subjects as the smaller side has.
     library_key
         Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
-        ``False``: all observations are one section.
     %(parameters)s
 
     Examples

@@ -38,8 +38,7 @@ def suggest_labels(
     labels_key
         Column of ``obs`` with the labels there are; by default the one that :func:`segment` used.
     library_key
-        Column of ``obs`` with the section of each observation; by default as in :func:`segment`. ``False``: all
-        observations are one section.
+        Column of ``obs`` with the section of each observation; by default as in :func:`segment`.
     %(parameters)s
 
     Examples

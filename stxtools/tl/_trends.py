@@ -33,10 +33,9 @@ def trends(
     The subject (animal, donor) is the unit, however many sections and observations it has, and has one time. The values
     are those of :func:`compare`, and ``"area"``: the mean area of a compartment in a subject's sections, as log2.
 
-    Each value is regressed on time. The variance is moderated by that of all others of its kind (limma, Smyth 2004).
-    Permuting the subjects tells how far the statistic spreads without a trend; p-values and intervals account for it.
-    ``pvals_order`` asks for an order alone, linear or not (Jonckheere 1954, Terpstra 1952): every permutation counts.
-    With fewer than three subjects before or after the middle of the time range there is an interval, but no p-value.
+    Each value is regressed on time, with a moderated variance (limma, Smyth 2004), calibrated by permuting subjects;
+    with fewer than three before or after the middle of the time range there is an interval, but no p-value.
+    ``pvals_order`` asks for an order alone, linear or not (Jonckheere 1954, Terpstra 1952).
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,7 @@ from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_int, check_number, check_seed, listing
 
 from ._checkpoint import Checkpoint, function_code, settings_fingerprint
-from ._protocol import CLASS_METRICS, LEAKY, METRICS, Fold, Protocol, checked_protocol
+from ._protocol import CLASS_METRICS, LEAKY, METRICS, Fold, Protocol
 
 if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Baseline
@@ -107,7 +107,7 @@ def evaluate(
     levels = [noise] if isinstance(noise, (int, float)) else noise
     how: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
                            "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
-    protocol = checked_protocol(
+    protocol = Protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"), seed=seed,
         accelerator=accelerator, **how,
     )  # fmt: skip
@@ -225,7 +225,7 @@ class Evaluation:
         if hidden is not None:
             read = Expression(p.adata, p.layer)
             values = log_normalize(read.matrix, read.scale)[:, hidden].toarray().astype(np.float64)
-            p = replace(p, adata=p.adata[:, np.setdiff1d(np.arange(p.adata.n_vars), hidden)])
+            p = p.reading(p.adata[:, np.setdiff1d(np.arange(p.adata.n_vars), hidden)], p.layer)
         # nothing of a left-out section may go into genes and components; within sections no label is looked at anyway
         shared = None if scheme == "library" else p.features()
         for name, test in folds:
@@ -237,7 +237,7 @@ class Evaluation:
         """Protocol for a copy with noise."""
         p, kind = self.protocol, "gaussian"
         values, _ = noised_values(p.adata, noise, kind=kind, layer=p.layer, use_rep=p.use_rep, seed=seed)
-        return replace(p, adata=noised_copy(p.adata, values, kind=kind, use_rep=p.use_rep), layer=None)  # they are in X
+        return p.reading(noised_copy(p.adata, values, kind=kind, use_rep=p.use_rep), None)  # they are in X
 
     def _measure(
         self, unit: tuple[Any, ...], test: NDArray[np.bool_], sections: list[Any], expression: NDArray[Any] | None

@@ -104,7 +104,7 @@ class Framework(Baseline):
 
 def _with_genes(adata: AnnData, values: NDArray[np.float64]) -> AnnData:
     """Copy with more genes behind the others; hidden observations hold zeros and are marked."""
-    known = np.isfinite(values).all(axis=1)
+    known = np.asarray(np.isfinite(values).all(axis=1))
     shown = sparse.csr_matrix(np.where(known[:, None], values, 0.0), dtype=np.float32)
     var = pd.DataFrame({_VARIABLE: False}, index=[_HIDDEN.format(i) for i in range(values.shape[1])])
     out = concat([adata, AnnData(shown, obs=adata.obs[[]], var=var)], axis="var", merge="first", uns_merge="first")

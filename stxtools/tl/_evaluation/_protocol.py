@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,22 +47,47 @@ class Target:
     classes: list[str]
 
 
-@dataclass(frozen=True)
 class Protocol:
-    """Checked settings, and the data to read, in whose ``X`` is the expression that was found (``record``)."""
+    """Checked settings of both calls, and the data to read, in whose ``X`` is the expression that was found.
 
-    adata: AnnData
-    where: Geometry
-    targets: list[Target]
-    schemes: list[str]
-    n_folds: int
-    max_folds: int | None
-    use_rep: str | None
-    layer: str | None
-    seed: int  # of the components
-    accelerator: str
-    record: dict[str, str]
-    settings: dict[str, Any]  # what every result depends on
+    - ``record``: What ``params`` say of the expression; ``settings``: what every result depends on.
+    - ``seed``: Of the components.
+    """
+
+    def __init__(
+        self, adata: AnnData, keys: Mapping[str, str | None], schemes: Sequence[str], allowed: Sequence[str] = SCHEMES,
+        *, n_folds: int, max_folds: int | None, use_rep: str | None, layer: str | None, spatial_key: str,
+        library_key: str | bool | None, seed: int, accelerator: str,
+    ) -> None:  # fmt: skip
+        for name in schemes:
+            check_choice("scheme", name, allowed)
+        self.where, self.schemes = Geometry(adata, spatial_key, library_key), list(dict.fromkeys(schemes))
+        if "library" in schemes and len(self.where.libs) < 2:
+            raise ValueError(
+                "`scheme='library'` leaves whole sections out: name them with `library_key=`; two at least."
+            )
+        if use_rep is not None:
+            check_in(adata, "obsm", use_rep, "use_rep")
+        self.targets, self.n_folds = _targets(adata, keys), check_int("n_folds", n_folds, minimum=2)
+        self.max_folds = None if max_folds is None else check_int("max_folds", max_folds, minimum=1)
+        self.use_rep, self.layer, self.seed, self.accelerator = use_rep, layer, seed, accelerator
+        self.adata, self.record = adata, dict[str, str]()
+        if use_rep is not None:
+            matrix = sparse.csr_matrix(stored_representation(adata, use_rep))
+        else:
+            found = Expression(adata, layer)
+            matrix, self.record = found.matrix, found.record
+            self.adata = adata if layer is not None else with_expression_in_x(adata, found)
+        self.settings: dict[str, Any] = {
+            "version": __version__, "data": _checksum(self.adata, self.where, self.targets, matrix),
+            "n_folds": self.n_folds, "use_rep": use_rep, "layer": layer, "pca_seed": seed,
+        }  # fmt: skip
+
+    def reading(self, adata: AnnData, layer: str | None) -> Protocol:
+        """Return the same protocol for other expression of the same observations."""
+        out = copy(self)
+        out.adata, out.layer = adata, layer
+        return out
 
     def folds(self, scheme: str, seed: int) -> list[Fold]:
         """Folds in which every target has something to learn from and something to predict."""
@@ -151,38 +177,6 @@ def _scores(proba: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[str, 
     aurocs = [roc_auc_score(truth == k, proba[:, k]) for k in classes] if len(classes) > 1 else [np.nan]
     values = (accuracy_score(truth, found), precision, recall, np.mean(aurocs), np.nan)
     return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
-
-
-def checked_protocol(
-    adata: AnnData, keys: Mapping[str, str | None], schemes: Sequence[str], allowed: Sequence[str] = SCHEMES, *,
-    n_folds: int, max_folds: int | None, use_rep: str | None, layer: str | None, spatial_key: str,
-    library_key: str | bool | None, seed: int, accelerator: str,
-) -> Protocol:  # fmt: skip
-    """Check what both calls take: the keys of the targets (``biomarker``, ``region``), splits and representation."""
-    for name in schemes:
-        check_choice("scheme", name, allowed)
-    where = Geometry(adata, spatial_key, library_key)
-    if "library" in schemes and len(where.libs) < 2:
-        raise ValueError("`scheme='library'` leaves whole sections out: name them with `library_key=`; two at least.")
-    if use_rep is not None:
-        check_in(adata, "obsm", use_rep, "use_rep")
-    targets, n_folds = _targets(adata, keys), check_int("n_folds", n_folds, minimum=2)
-    max_folds = None if max_folds is None else check_int("max_folds", max_folds, minimum=1)
-    record: dict[str, str] = {}
-    if use_rep is not None:
-        matrix = sparse.csr_matrix(stored_representation(adata, use_rep))
-    else:
-        found = Expression(adata, layer)
-        matrix, record = found.matrix, found.record
-        adata = adata if layer is not None else with_expression_in_x(adata, found)
-    settings = {
-        "version": __version__, "data": _checksum(adata, where, targets, matrix), "n_folds": n_folds,
-        "use_rep": use_rep, "layer": layer, "pca_seed": seed,
-    }  # fmt: skip
-    return Protocol(
-        adata, where, targets, list(dict.fromkeys(schemes)), n_folds, max_folds, use_rep, layer, seed, accelerator,
-        record, settings,
-    )  # fmt: skip
 
 
 def _targets(adata: AnnData, keys: Mapping[str, str | None]) -> list[Target]:

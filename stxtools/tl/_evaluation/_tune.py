@@ -24,7 +24,7 @@ from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_seed, listing
 
 from ._checkpoint import settings_fingerprint
-from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, Fold, Protocol, Read, checked_protocol
+from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, Fold, Protocol, Read
 
 SEARCHES = ("grid", "random", "tpe")
 _TRIALS = 20
@@ -126,7 +126,7 @@ def tune(
         check_int("n_trials", n_trials, minimum=1)
     split: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
                              "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
-    protocol = checked_protocol(
+    protocol = Protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, [scheme], [s for s in SCHEMES if s not in LEAKY],
         seed=seed, accelerator=accelerator, **split,
     )  # fmt: skip
