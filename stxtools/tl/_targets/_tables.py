@@ -80,7 +80,7 @@ def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None, disease
     if disease is not None:
         if symbol_col is not None or not header >= _CLINICAL:
             raise ValueError("`disease=` is for Open Targets' clinical targets (targetId, drugId, diseases, ...).")
-        return _clinical(_of_disease(raw, disease))
+        raw = _of_disease(raw, disease)
     if symbol_col is not None:
         if symbol_col not in header:
             raise KeyError(f"`symbol_col={symbol_col!r}` is not a column of the table; it has {sorted(header)}.")
@@ -183,11 +183,8 @@ def _tractability(raw: pd.DataFrame) -> pd.DataFrame:
 
 def _held(assessments: Any, modality: str) -> str:
     """Names of the assessments of one modality that hold; Open Targets lists the strongest first."""
-    return _SEPARATOR.join(
-        str(a.get("id", a.get("label")))
-        for a in _structs(assessments)
-        if a.get("modality") == modality and bool(a.get("value"))
-    )
+    held = [a for a in _structs(assessments) if a.get("modality") == modality and a.get("value")]
+    return _SEPARATOR.join(str(a.get("id", a.get("label"))) for a in held)
 
 
 def _structs(value: Any) -> list[Mapping[str, Any]]:
@@ -196,9 +193,7 @@ def _structs(value: Any) -> list[Mapping[str, Any]]:
 
 
 def _of_disease(raw: pd.DataFrame, disease: str) -> pd.DataFrame:
-    named = [
-        [x.lower() for entry in _structs(v) for x in entry.values() if isinstance(x, str)] for v in raw["diseases"]
-    ]
+    named = ([str(x).lower() for entry in _structs(v) for x in entry.values()] for v in raw["diseases"])
     rows = np.array([disease.lower() in names for names in named], dtype=bool)
     if not rows.any():
         raise ValueError(
@@ -220,8 +215,7 @@ def _clinical(raw: pd.DataFrame) -> TargetTable:
         "clinical_drugs": by_gene["drug"].agg(_join).astype(object),
         "clinical_stage": by_gene["stage"].first().astype(object),
     })  # fmt: skip
-    columns.index = pd.Index([str(i) for i in columns.index], dtype=object)
-    return TargetTable("opentargets_clinical", by_id=columns)
+    return TargetTable("opentargets_clinical", by_id=columns.set_axis(columns.index.astype(object)))
 
 
 def symbol_map(raw: pd.DataFrame) -> pd.Series:
@@ -267,8 +261,7 @@ def _one_row(values: pd.DataFrame, gene: pd.Series) -> pd.DataFrame:
     use = (gene != "").to_numpy()
     grouped = values[use].groupby(gene[use].to_numpy(), sort=True)
     out = {}
-    for column in values.columns:
-        dtype = values[column].dtype
+    for column, dtype in values.dtypes.items():
         if pd.api.types.is_bool_dtype(dtype):
             out[column] = grouped[column].any()
         elif pd.api.types.is_numeric_dtype(dtype):
@@ -277,5 +270,4 @@ def _one_row(values: pd.DataFrame, gene: pd.Series) -> pd.DataFrame:
             text = _text(values[column])[use]
             out[column] = text.groupby(gene[use].to_numpy(), sort=True).agg(_join).astype(object)
     frame = pd.DataFrame(out)
-    frame.index = pd.Index([str(i) for i in frame.index], dtype=object)
-    return frame
+    return frame.set_axis(frame.index.astype(object))

@@ -115,12 +115,12 @@ def targets(
     params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
     earlier = adata.uns.get(params_key)
     record = dict(earlier) if isinstance(earlier, Mapping) else {}
-    source = "DataFrame" if isinstance(table, pd.DataFrame) else os.path.basename(os.fspath(table))
     record[parsed.format] = provenance(
-        table=source, disease=disease, symbol_col=symbol_col, symbol_key=symbol_key, ensembl_key=ensembl_key, key=key,
-        matched_by=matched_by, n_matched=int((position >= 0).sum()), n_unmatched=int((position < 0).sum()),
+        table="DataFrame" if isinstance(table, pd.DataFrame) else os.path.basename(os.fspath(table)), disease=disease,
+        symbol_col=symbol_col, symbol_key=symbol_key, ensembl_key=ensembl_key, key=key, matched_by=matched_by,
+        n_matched=int((position >= 0).sum()), n_unmatched=int((position < 0).sum()),
+        **{name: np.array(genes, dtype=object) for name, genes in report.items()},
     )  # fmt: skip
-    record[parsed.format].update({k: np.array(v, dtype=object) for k, v in report.items()})
     _warn(parsed.format, len(names), report)
     own = {f"uns/{out_key}"} if out_key == key else set()  # the table that was named gets more columns
     slots = Slots("tl.targets", uns={out_key: joined, params_key: record}, replaces=own)
@@ -155,18 +155,14 @@ def _queries(
 def _report(
     parsed: TargetTable, known: pd.Index, queries: pd.Series, names: pd.Index, position: np.ndarray, matched_by: str
 ) -> dict[str, list[str]]:
-    label = [n if n == q else f"{n} ({q})" for n, q in zip(names, queries, strict=True)]
-    missing = np.flatnonzero(position < 0)
-    out: dict[str, list[str]] = {"unmatched": [label[i] for i in missing]}
-    twice = queries.duplicated(keep=False).to_numpy()
-    unclear = parsed.ambiguous if matched_by == "symbol" else set()
-    out["ambiguous"] = [label[i] for i in range(len(label)) if (twice[i] and position[i] >= 0) or queries[i] in unclear]
+    labels = pd.Series([n if n == q else f"{n} ({q})" for n, q in zip(names, queries, strict=True)], dtype=object)
+    missing, twice = position < 0, queries.duplicated(keep=False)
+    unclear = queries.isin(parsed.ambiguous) & (matched_by == "symbol")
+    out = {"unmatched": list(labels[missing]), "ambiguous": list(labels[(twice & ~missing) | unclear])}
     if matched_by == "symbol":
-        upper = {str(s).upper() for s in known}
-        out["case_mismatch"] = [label[i] for i in missing if queries[i].upper() in upper]
-        out["outdated"] = [
-            f"{label[i]} -> {parsed.aliases[queries[i]]}" for i in missing if queries[i] in parsed.aliases
-        ]
+        out["case_mismatch"] = list(labels[missing & queries.str.upper().isin({str(s).upper() for s in known})])
+        old = missing & queries.isin(parsed.aliases.keys())
+        out["outdated"] = list(labels[old] + " -> " + queries[old].map(parsed.aliases))
     return out
 
 
