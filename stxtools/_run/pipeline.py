@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +45,8 @@ class Run:
         self.groupby = self.options.groupby or (_keys.SEGMENT if self.options.input else "disease")
         self.notes: list[str] = []
         self.step = "read"
+        # where no bar is watched
+        self._tell = (lambda text: None) if self.options.quiet or is_shown(None) else tell
 
     def __call__(self) -> bool:
         """Check, then run all steps; return False where everything was there already."""
@@ -101,18 +102,12 @@ class Run:
             self._tell(f"{name} {time.perf_counter() - start:.1f} s ({STEPS.index(name) + 1} of {len(STEPS)})")
         folder.publish()
 
-    def _tell(self, text: str) -> None:
-        """Write a line with the time of day where no bar is watched."""
-        if not self.options.quiet and not is_shown(None):
-            tell(text)
-
     # --- steps ---------------------------------------------------------------------------------------------------
 
     def _call(self, step: str) -> None:
         """Run one of the package's calls with the options that it takes."""
         options = vars(self.options) | {"library_key": self.library_key, "groupby": self.groupby}
-        names = (*ALL_HAVE, *CALLS[step])
-        getattr(tl, step)(self.adata, **{name: options[name] for name in names})
+        getattr(tl, step)(self.adata, **{name: options[name] for name in (*ALL_HAVE, *CALLS[step])})
 
     def _figures(self) -> None:
         draw(self.adata, self.folder.work)
@@ -157,15 +152,9 @@ def draw(adata: AnnData, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     trained = _keys.SEGMENT if "history" in adata.uns[_keys.SEGMENT] else _keys.EMBED
-    functions: dict[str, Callable[..., Any]] = {
-        "segments": pl.segment,
-        "region_graph": pl.region_graph,
-        "attention": pl.attention,
-        "biomarkers": pl.biomarkers,
-        "history": partial(pl.history, key=trained),
-    }
-    for name in FIGURES:
-        figure = np.ravel(np.asarray(functions[name](adata, show=False), dtype=object))[0].figure
+    for name, function in FIGURES.items():
+        how = {"key": trained} if name == "history" else {}
+        figure = np.ravel(np.asarray(getattr(pl, function)(adata, show=False, **how), dtype=object))[0].figure
         try:
             with whole(folder / f"{name}.png") as part:
                 figure.savefig(part, dpi=150, bbox_inches="tight")
