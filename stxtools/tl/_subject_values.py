@@ -30,25 +30,26 @@ _HALF = 0.5  # added to counts before logarithms
 Values = tuple["NDArray[np.float64]", "NDArray[np.float64] | None", list[tuple[str, str]]]
 
 
-def one_each(libs: Libraries, of: NDArray[np.int64], names: list[str], of_key: str) -> NDArray[np.int64]:
-    """Return the one value of ``of`` that each section has; -1 where it has none."""
+def one_each(
+    libs: Libraries, of: NDArray[np.int64], names: Sequence[Any], of_key: str, libs_key: str = "library_key",
+    why: str = "A section belongs to one subject and to one condition.",
+) -> NDArray[np.int64]:  # fmt: skip
+    """Return the one value of ``of`` that each section (or subject) has; -1 where it has none."""
     pairs = np.unique(np.stack([libs.codes, of], axis=1)[(libs.codes >= 0) & (of >= 0)], axis=0)
     found, times = np.unique(pairs[:, 0], return_counts=True)
     if (times > 1).any():
         first = int(found[np.argmax(times > 1)])
         several = [names[i] for i in pairs[pairs[:, 0] == first, 1]]
         raise ValueError(
-            f"{libs.names[first]!r} (`library_key`) has several values in `adata.obs[{of_key!r}]`: {listing(several)}. "
-            "A section belongs to one subject and to one condition."
+            f"{libs.names[first]!r} (`{libs_key}`) has several values in `adata.obs[{of_key!r}]`: {listing(several)}. "
+            + why
         )
     out = np.full(len(libs.names), -1)
     out[pairs[:, 0]] = pairs[:, 1]
     return out
 
 
-def time_of(
-    adata: AnnData, time_key: str, unit: NDArray[np.int64], names: Sequence[str], unit_key: str
-) -> NDArray[np.float64]:
+def time_of(adata: AnnData, time_key: str, units: Libraries, unit_key: str) -> NDArray[np.float64]:
     """Return the one time that each unit (subject, section) has; NaN where it has none."""
     check_in(adata, "obs", time_key, "time_key")
     column = adata.obs[time_key]
@@ -62,23 +63,15 @@ def time_of(
             f"Map them, e.g. `{there} = {there}.map({{'E9.5': 9.5}}).astype(float)`; of dates take the days, "
             f"`({there} - {there}.min()).dt.days`."
         )
-    known = (unit >= 0) & np.isfinite(time)
-    of = pd.Series(time[known]).groupby(unit[known])
-    several = of.nunique()
-    if (several > 1).any():
-        first = int(several.index[several > 1][0])
+    codes, times = pd.factorize(time, sort=True)
+    why = "A section has one time, and a subject too; trends within subjects are not tested."
+    at = one_each(units, codes, times, time_key, unit_key, why)
+    n_times = len(np.unique(at[at >= 0]))
+    if n_times < 2:
         raise ValueError(
-            f"{names[first]!r} (`{unit_key}`) has several values in `adata.obs[{time_key!r}]`: "
-            f"{listing(pd.unique(time[known & (unit == first)]).tolist())}. A section has one time, and a subject too; "
-            "trends within subjects are not tested."
+            f"`adata.obs[{time_key!r}]` has {n_times} time(s) for the values of `{unit_key}`; at least two are needed."
         )
-    out = of.first().reindex(range(len(names))).to_numpy()
-    if len(np.unique(out[np.isfinite(out)])) < 2:
-        raise ValueError(
-            f"`adata.obs[{time_key!r}]` has {len(np.unique(out[np.isfinite(out)]))} time(s) for the values of "
-            f"`{unit_key}`; at least two are needed."
-        )
-    return out
+    return np.where(at >= 0, times[at], np.nan)
 
 
 class Observed:

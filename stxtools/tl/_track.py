@@ -94,7 +94,7 @@ def track(
         raise ImportError("`st.tl.track` needs the package POT: `pip install 'stxtools[time]'`.")
     inp = Regions(adata, regions_key, spatial_key, library_key)
     libs = inp.where.libs
-    times = time_of(adata, time_key, libs.codes, libs.names, "library_key")
+    times = time_of(adata, time_key, libs, "library_key")
     if np.isnan(times).any():
         lacking = libs.names[int(np.argmax(np.isnan(times)))]
         raise ValueError(f"Section {lacking!r} has no time in `adata.obs[{time_key!r}]`; leave it out or give it one.")

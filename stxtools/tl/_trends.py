@@ -13,7 +13,7 @@ from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.graph import observation_area
-from stxtools._validate import check_adata, check_int, check_seed
+from stxtools._validate import Libraries, check_adata, check_int, check_seed
 from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects
 
 from ._subject_values import Observed, Values, effect_table, time_of
@@ -62,7 +62,7 @@ def trends(
     seed = check_seed(random_state)
     min_obs = check_int("min_obs", min_obs, minimum=1)
     seen = Observed(adata, subject_key, groupby, spatial_key, library_key)
-    times = time_of(adata, time_key, seen.subjects, seen.subject_names, subject_key)
+    times = time_of(adata, time_key, Libraries(seen.subject_names, seen.subjects), subject_key)
 
     # subjects in the order of their times; those without one are left out
     order = np.argsort(times, kind="stable")[: np.isfinite(times).sum()]
