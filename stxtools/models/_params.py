@@ -152,7 +152,7 @@ class TissueNetParams:
     weighting: Literal["fixed", "gradnorm", "uncertainty", "famo"] = "fixed"
     region_loss: float = 0.5
     hide: float = 0.3
-    max_nodes: int = 10_000
+    max_nodes: int = 4096
     epochs: int = 60
     patience: int = 15
     lr: float = 3e-3

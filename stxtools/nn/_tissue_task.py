@@ -18,7 +18,7 @@ from ._views import block_mask
 from ._weighting import TaskWeighting
 
 STEPS = 6  # an epoch, at least
-PART_STEPS = 12  # an epoch, at least, where sections are learned from in parts
+PART_STEPS = 18  # an epoch, at least, where sections are learned from in parts
 JUDGED = 4  # parts on which early stopping is judged
 
 
