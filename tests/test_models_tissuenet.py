@@ -11,7 +11,7 @@ from scipy import sparse
 from stxtools.models import GeneProjection, RegionSection, Section
 from stxtools.models.tissuenet.genes import SmoothedGenes, pooling
 from stxtools.models.tissuenet.inputs import groups_of, held_out, made_for_others, region_means
-from stxtools.models.tissuenet.readout import with_readout
+from stxtools.models.tissuenet.student import with_readout
 
 
 def _grid(side: int = 20, seed: int = 0) -> tuple[np.ndarray, np.random.Generator]:

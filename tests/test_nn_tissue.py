@@ -340,9 +340,9 @@ def test_a_trained_network_says_the_same(quick_net, labelled):
     np.testing.assert_allclose(b.z, a.z, atol=1e-5)
     assert abs(a.attention - b.attention).max() < 1e-5
     assert a.attention.nnz == b.attention.nnz
-    assert bool(a.obs_proba) is labelled
-    for task, proba in a.obs_proba.items():
-        np.testing.assert_allclose(b.obs_proba[task], proba, atol=1e-5)
+    assert bool(a.observations) is labelled
+    for task, proba in a.observations.items():
+        np.testing.assert_allclose(b.observations[task], proba, atol=1e-5)
 
 
 def test_learning_from_parts():

@@ -222,14 +222,15 @@ def _put_predictions(
     """Classes and expression of the observations, and of the regions in ``inner``."""
     outside = regions.region < 0
     for task, column in columns.items():
-        at_obs = regions.where.join([p.obs_proba[task] for p in predictions])
+        at_obs = regions.where.join([p.observations[task] for p in predictions])
         _put_classes(slots, column, at_obs, model.classes[task])
-        _put_classes(inner, column, regions.join([p.proba[task] for p in predictions]), model.classes[task])
+        _put_classes(inner, column, regions.join([p.regions[task] for p in predictions]), model.classes[task])
         slots.missing[f"obsm/{_keys.proba(column)}"] = outside
     if model.expression:
-        at_obs = regions.where.join([p.obs_expression for p in predictions if p.obs_expression is not None])
+        at_obs = regions.where.join([p.observations["expression"] for p in predictions])
+        at_regions = regions.join([p.regions["expression"] for p in predictions])
         put_frame(slots, _keys.EXPRESSION_PRED, at_obs, model.expression)
-        put_frame(inner, _keys.EXPRESSION_PRED, regions.join([p.expression for p in predictions]), model.expression)
+        put_frame(inner, _keys.EXPRESSION_PRED, at_regions, model.expression)
         slots.missing[f"obsm/{_keys.EXPRESSION_PRED}"] = outside
 
 

@@ -76,7 +76,7 @@ class SpotGNN(Baseline):
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Class probabilities of the observations."""
-        return [p.obs_proba[self.TASKS[target]] for p in self._predicted(sections)]
+        return [p.observations[self.TASKS[target]] for p in self._predicted(sections)]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
         """Return the states before the heads."""

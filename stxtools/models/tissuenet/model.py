@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
@@ -35,13 +35,11 @@ class TissuePrediction:
 
     states: NDArray[np.float32]  # embeddings of the regions, (R, d)
     z: NDArray[np.float32]  # embedding of the section, (d,)
-    proba: dict[str, NDArray[np.float32]]  # task -> class probabilities of the regions, (R, K)
     attention: sparse.csr_matrix  # of the region in a row to that in a column; rows sum to 1, (R, R)
-    # task -> class probabilities of the observations, (n, K); NaN outside any region
-    obs_proba: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    expression: NDArray[np.float32] | None = None  # predicted log expression of the regions, (R, T)
-    obs_expression: NDArray[np.float32] | None = None  # and of the observations, (n, T)
-    weights: dict[str, Weights] = field(default_factory=dict)  # task -> factors of the ensemble's members
+    # task -> class probabilities, or log expression, of regions (R, K) and observations (n, K); NaN outside any region
+    regions: dict[str, NDArray[np.float32]]
+    observations: dict[str, NDArray[np.float32]]
+    weights: dict[str, Weights]  # task -> factors of the ensemble's members
 
 
 class TissueNet(BaseModel[TissueNetParams, TissueModule]):
@@ -233,10 +231,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
                 regions[task], found = self._mixed(task, out, g, s)
                 observations[task] = np.full((len(s.region), found.shape[1]), np.nan, dtype=np.float32)
                 observations[task][s.region >= 0] = found
-            values = regions.pop(EXPRESSION, None), observations.pop(EXPRESSION, None)
             weights = {task: self._stack(task, s).weights for task in self.tasks}
             states, z = out.states.cpu().numpy(), out.z.cpu().numpy()
-            predicted.append(TissuePrediction(states, z, regions, attention, observations, *values, weights))
+            predicted.append(TissuePrediction(states, z, attention, regions, observations, weights))
         net.to("cpu")
         return predicted
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch.utils.data import DataLoader, TensorDataset
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import spatial_blocks
 from stxtools.models._base import BaseModel, best_device
 from stxtools.models._params import SegmenterParams, resolve
+from stxtools.models._projection import GeneProjection
 from stxtools.models._section import Section
 from stxtools.models.segmenter.rasters import FeatureScaling
 from stxtools.nn._recipe import Run, Training, completed, seeded
@@ -21,6 +25,7 @@ from stxtools.nn._student import Means, PyramidMLP
 from stxtools.nn._tiles import predict_pixels
 
 if TYPE_CHECKING:
+    from .genes import SmoothedGenes
     from .inputs import RegionSection
     from .model import TissueNet
 
@@ -29,6 +34,9 @@ BATCH = 512  # at most: a small section is learned in smaller steps, some 30 an 
 _BLOCKS, _HELD = 40, 4  # blocks of a section, and how many of them are held out: neighbouring pixels are alike
 _DEFAULTS: dict[str, Any] = {"width": 32, "depth": 0, "sigmas": (0.0, 1.0, 2.0, 4.0), "epochs": 20, "patience": 4}
 _LEAST = 1e-3  # smallest probability whose logarithm is taken
+N_AXES = 16
+_ROWS = 10_000  # observations that the axes are learned from
+_RIDGE = 1e-2  # penalty, in units of the mean variance of the scores
 
 
 class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
@@ -82,14 +90,12 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
 
         Returns for each section the class probabilities of all tasks side by side, (n, K); NaN outside any region.
         """
-        from .readout import with_readout  # a student that is only applied needs none of what it imports
-
         if not teacher.classes:
             raise ValueError(
                 "The model predicts no classes (it embeds regions, or predicts genes); it can have no student."
             )
         found = teacher.predict(sections, accelerator=accelerator)
-        proba = [np.concatenate([p.obs_proba[task] for task in teacher.classes], axis=1) for p in found]
+        proba = [np.concatenate([p.observations[task] for task in teacher.classes], axis=1) for p in found]
         self.tasks = {task: list(names) for task, names in teacher.classes.items()}
         self.projection, self.use_rep = teacher.projection, teacher.use_rep
         smoothed, genes = teacher.featurizer.smoothed, teacher.genes
@@ -110,19 +116,9 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
     def fit(
         self, sections: Sequence[Section], targets: Sequence[NDArray[np.float32]], **run: Unpack[Run]
     ) -> TissueStudent:
-        """Learn to predict the teacher's probabilities on ``sections``, whose features the student reads.
+        """Learn what :meth:`soft_targets` gave of ``sections`` from their features; ``run`` as in `Segmenter.fit`.
 
-        Sets ``agreements``: for each task the share of pixels in held-out blocks on which both predict the same
-        class.
-
-        Parameters
-        ----------
-        sections
-            Sections with the features that ``projection`` or ``use_rep`` name.
-        targets
-            What :meth:`soft_targets` gave for the same sections.
-        **run
-            As in :meth:`Segmenter.fit`.
+        Sets ``agreements``: for each task the share of pixels in held-out blocks on which both predict the same class.
         """
         from stxtools.nn._segmentation import Imitation
         from stxtools.nn._training import run_training
@@ -198,3 +194,61 @@ def _held_out(flat: NDArray[np.int64], width: int, rng: np.random.Generator) -> 
     block = spatial_blocks(np.column_stack([flat // width, flat % width]).astype(np.float64), _BLOCKS)
     found = np.unique(block)
     return torch.from_numpy(np.isin(block, rng.permutation(found)[: max(1, len(found) * _HELD // _BLOCKS)]))
+
+
+def with_readout(
+    projection: GeneProjection,
+    genes: Sequence[str],
+    smoothed: SmoothedGenes,
+    sections: Sequence[RegionSection],
+    logits: Sequence[NDArray[np.floating]],
+    rng: np.random.Generator,
+) -> GeneProjection:
+    """Add to a projection at most ``N_AXES`` axes of the genes along which a framework's predictions change.
+
+    The first components of expression separate tissues, but not always a disease. A ridge regression of the ``logits``
+    (NaN: none) on the ``smoothed`` genes, carried back to the genes, gives an axis for each class and size.
+    """
+    from sklearn.linear_model import Ridge  # a student that is only applied needs none of it
+
+    parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
+    share = _ROWS / max(sum(len(a) for a in logits), 1)
+    rows = [np.flatnonzero(np.isfinite(a).all(axis=1) & (rng.random(len(a)) < share)) for a in logits]
+    scores = np.concatenate(
+        [smoothed.transform(logged, xy, at) for (logged, xy), at in zip(parts, rows, strict=True)]
+    ).astype(np.float64)
+    wanted = np.concatenate([a[at] for a, at in zip(logits, rows, strict=True)]).astype(np.float64)
+    penalty = max(_RIDGE * len(scores) * float(scores.var(axis=0).mean()), 1e-12)
+    coefficients = Ridge(penalty).fit(scores, wanted).coef_.T
+    loadings = np.concatenate(smoothed.loadings(coefficients, parts), axis=1)
+    return _extended(projection, genes, loadings, [logged for logged, _ in parts])
+
+
+def _extended(
+    projection: GeneProjection,
+    genes: Sequence[str],
+    loadings: NDArray[np.float64],
+    logged: Sequence[sparse.csr_matrix],
+) -> GeneProjection:
+    """Projection with the directions of ``loadings`` (G, m) that its components lack, strongest first."""
+    names = [*projection.genes, *(g for g in genes if g not in set(projection.genes))]
+    at, known = pd.Index(names).get_indexer(list(genes)), len(projection.genes)
+    old = np.zeros((len(names), projection.components.shape[1]))
+    old[:known] = projection.components
+    new = np.zeros((len(names), loadings.shape[1]))
+    new[at] = loadings / np.maximum(np.linalg.norm(loadings, axis=0), 1e-12)
+    new -= old @ np.linalg.lstsq(old, new, rcond=None)[0]
+    left, strength, _ = np.linalg.svd(new, full_matrices=False)
+    axes = left[:, :N_AXES][:, strength[:N_AXES] > 1e-6]
+    axes -= old @ np.linalg.lstsq(old, axes, rcond=None)[0]  # to rounding
+    mean, scale = np.zeros(len(names)), np.ones(len(names))
+    mean[at] = sum(np.asarray(part.sum(axis=0)).ravel() for part in logged) / sum(part.shape[0] for part in logged)
+    mean[:known] = projection.mean
+    scores = np.concatenate([np.asarray(part @ axes[at]) for part in logged])
+    variance = None if projection.variance is None else np.concatenate([projection.variance, scores.var(axis=0)])
+    if projection.gene_scale is not None:  # the other genes were not scaled
+        scale[:known] = projection.gene_scale
+    return replace(
+        projection, genes=names, mean=mean, components=np.concatenate([old, axes], axis=1), variance=variance,
+        gene_scale=None if projection.gene_scale is None else scale,
+    )  # fmt: skip
