@@ -35,7 +35,7 @@ class GaussianPyramid(nn.Module):
     @property
     def radius(self) -> int:
         """Largest distance in pixels from which a value can come."""
-        return max((int(getattr(self, f"kernel{i}").numel()) // 2 for i in range(len(self.sigmas))), default=0)
+        return max((kernel.numel() // 2 for kernel in self.buffers()), default=0)
 
     def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
         """(B, C, H, W) and (B, 1, H, W) -> (B, C * n_scales, H, W)."""

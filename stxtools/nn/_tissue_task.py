@@ -128,9 +128,7 @@ class TissueTask(GraphTask):
         for task, loss in losses.items():
             self.task_losses.setdefault(task, []).append(loss.detach())
         self._last = (index, turn, {task: loss.detach() for task, loss in losses.items()})
-        total = self.weighting.combine(losses, states)
-        self.step_losses.append(total.detach())
-        return total
+        return self.record(self.weighting.combine(losses, states))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let the weighting see what the step did."""

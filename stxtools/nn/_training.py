@@ -61,15 +61,18 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
         """Note the loss."""
-        loss = self.loss(batch)
-        self.step_losses.append(loss.detach())
-        return loss
+        return self.record(self.loss(batch))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss of what is held out."""
         self.log(
             "val_loss", self.loss(batch, True), batch_size=len(batch[0]) if isinstance(batch[0], torch.Tensor) else 1
         )
+
+    def record(self, loss: torch.Tensor) -> torch.Tensor:
+        """Note a training step's loss and hand it back."""
+        self.step_losses.append(loss.detach())
+        return loss
 
     def epoch_loss(self) -> float:
         """Mean loss of the epoch that ends."""

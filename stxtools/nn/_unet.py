@@ -66,11 +66,8 @@ class UNet(nn.Module):
     @property
     def receptive_field(self) -> int:
         """Largest distance in pixels from which an output pixel can be influenced (an upper bound)."""
-        reach = self.kernel_size // 2 * 2  # two convolutions a block
-        total = self.pyramid.radius
-        for level in range(self.depth + 1):
-            total += reach * 2**level * (1 if level == self.depth else 2)
-        return total + 2 * self.stride
+        blocks = 3 * self.stride - 2  # of level i, each reaches 2**i times as far: two up to the lowest, which has one
+        return self.pyramid.radius + self.kernel_size // 2 * 2 * blocks + 2 * self.stride
 
     def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
         """Return features (B, width, H, W) of a raster (B, C, H, W); ``occupied`` is 1 where it holds observations."""

@@ -15,13 +15,18 @@ class TaskWeighting(nn.Module):
 
     factors: Tensor
     weights: Tensor
+    state: Tensor  # what a scheme learns, and the first losses
+    first: Tensor
+    RATE, DECAY = 0.025, 0.0
 
     def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
         super().__init__()
         self.tasks = list(factors)
         self.squared = frozenset(squared)
         self.register_buffer("factors", torch.tensor([float(f) for f in factors.values()]))
-        self.register_buffer("weights", torch.ones(len(self.tasks)))
+        for name, start in (("weights", torch.ones), ("state", torch.ones), ("first", torch.zeros)):
+            self.register_buffer(name, start(len(self.tasks)))
+        self._adam: torch.optim.Adam | None = None
 
     @property
     def own(self) -> Tensor:
@@ -43,6 +48,15 @@ class TaskWeighting(nn.Module):
 
     def _positions(self, losses: Mapping[str, Tensor]) -> list[int]:
         return [self.tasks.index(task) for task in losses]
+
+    def _move(self, at: Sequence[int], slope: Tensor) -> None:
+        """Take a step of an Adam of the weights' own, by a slope that is computed rather than traced."""
+        if self._adam is None:  # made late: the module may have moved to another device
+            self._adam = torch.optim.Adam([self.state], lr=self.RATE, weight_decay=self.DECAY)
+        self.state.grad = torch.zeros_like(self.state)
+        self.state.grad[list(at)] = slope
+        self._adam.step()
+        self.state.grad = None
 
 
 class Uncertainty(TaskWeighting):
@@ -69,29 +83,7 @@ class Uncertainty(TaskWeighting):
         return super().combine(losses, shared) + price.sum()
 
 
-class _Learned(TaskWeighting):
-    """Weights that an Adam of their own moves, by a slope that is computed rather than traced."""
-
-    RATE, DECAY = 0.025, 0.0
-    state: Tensor
-    first: Tensor
-
-    def __init__(self, factors: Mapping[str, float], squared: Sequence[str] = ()) -> None:
-        super().__init__(factors, squared)
-        self.register_buffer("state", torch.ones(len(self.tasks)))
-        self.register_buffer("first", torch.zeros(len(self.tasks)))
-        self._adam: torch.optim.Adam | None = None
-
-    def _move(self, at: Sequence[int], slope: Tensor) -> None:
-        if self._adam is None:  # made late: the module may have moved to another device
-            self._adam = torch.optim.Adam([self.state], lr=self.RATE, weight_decay=self.DECAY)
-        self.state.grad = torch.zeros_like(self.state)
-        self.state.grad[list(at)] = slope
-        self._adam.step()
-        self.state.grad = None
-
-
-class GradNorm(_Learned):
+class GradNorm(TaskWeighting):
     r"""Gradient normalisation (Chen et al. 2018).
 
     Weights are moved so that the norm of each task's gradient at the shared states nears the mean norm times
@@ -123,7 +115,7 @@ class GradNorm(_Learned):
         self.weights.copy_(self.state)
 
 
-class Famo(_Learned):
+class Famo(TaskWeighting):
     r"""Fast adaptive multitask optimisation (Liu et al. 2023).
 
     A step descends :math:`\sum_i c\, z_i \log L_i` with :math:`z = \mathrm{softmax}(\xi)` and

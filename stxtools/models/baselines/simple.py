@@ -1,20 +1,18 @@
-"""Baselines of the framework by name: simple and strong models behind one interface, arrays only."""
+"""Baselines of the framework: simple and strong models behind one interface, arrays only."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -62,9 +60,9 @@ class Baseline(ABC):
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
         """Class probabilities for one target."""
 
-    @abstractmethod
     def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-        """Per section, what the model makes of the observations before its last layer, (n, d)."""
+        """Per section, what the model makes of the observations before its last layer, (n, d); else what it reads."""
+        return [s.features for s in sections]
 
     def predict_expression(
         self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
@@ -129,9 +127,10 @@ def widened(proba: NDArray[Any], seen: NDArray[np.int64], n_classes: int) -> NDA
 
 def own_expression(s: EvaluationSection) -> Any:
     """Log-normalised expression, dense where it is small (trees read it faster so); else the representation."""
-    if s.raw is None:
+    raw = s.raw
+    if raw is None:
         return s.features
-    return s.raw.toarray() if s.raw.shape[1] <= 500 else s.raw
+    return raw.toarray() if raw.shape[1] <= 500 else raw
 
 
 def means(s: EvaluationSection) -> FloatArray:
@@ -158,10 +157,6 @@ class NearestLabel(Baseline):
         every = np.concatenate(codes)
         share = np.bincount(every[every >= 0], minlength=n_classes) / max(int((every >= 0).sum()), 1)
         return [_by_distance(s.xy, c, n_classes, share) for s, c in zip(sections, codes, strict=True)]
-
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-        """Coordinates."""
-        return [s.xy for s in sections]
 
     def predict_expression(
         self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
@@ -204,43 +199,3 @@ class FunctionBaseline(Baseline):
                 f"{shapes}; expected one array of class probabilities per section: {wanted}."
             )
         return [np.asarray(p, dtype=np.float32) for p in found]
-
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-        """Return the representation itself: nothing more is known of the function."""
-        return [s.features for s in sections]
-
-
-def _forest(seed: int, params: dict[str, Any]) -> Any:
-    return RandomForestClassifier(**{"random_state": seed} | params)
-
-
-def _lda(seed: int, params: dict[str, Any]) -> Any:
-    return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
-
-
-def _logistic(seed: int, params: dict[str, Any]) -> Any:
-    return make_pipeline(StandardScaler(), LogisticRegression(**{"C": 0.1, "max_iter": 2000} | params))
-
-
-_SIMPLE: dict[str, Callable[..., Baseline]] = {
-    "random_forest": partial(Forest, _forest, own_expression),
-    "random_forest_means": partial(Forest, _forest, means),
-    "lda": partial(PointwiseBaseline, _lda, means),
-    "logistic": partial(PointwiseBaseline, _logistic, means),
-    "nearest_label": NearestLabel,
-}
-_NETWORKS = ("unet", "gnn")
-BASELINES = (*_NETWORKS, *_SIMPLE)
-
-
-def baseline(name: str | Callable[..., Any], **how: Any) -> Baseline:
-    """Return the baseline of that name, or a caller's function behind the same interface."""
-    if not isinstance(name, str):
-        return FunctionBaseline(name, **how)
-    if name in _NETWORKS:
-        from .networks import SpotGNN, UNetAlone  # imports PyTorch, which the simple ones do without
-
-        return {"unet": UNetAlone, "gnn": SpotGNN}[name](**how)
-    if name not in _SIMPLE:
-        raise ValueError(f"There is no baseline {name!r}; there are {', '.join(BASELINES)}.")
-    return _SIMPLE[name](**how)

@@ -130,7 +130,7 @@ def evaluate(
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     """Name -> registered name or function."""
     stage("loading PyTorch")
-    from stxtools.models.baselines.simple import BASELINES
+    from stxtools.models.baselines.registry import BASELINES
 
     if models is None:
         models = MODELS
@@ -269,7 +269,7 @@ class Evaluation:
         ]  # fmt: skip
 
     def _model(self, name: str, seed: int) -> Baseline:
-        from stxtools.models.baselines.simple import baseline
+        from stxtools.models.baselines.registry import baseline
 
         how: dict[str, Any] = {"params": self.params.get(name), "random_state": seed}
         how["accelerator"] = self.protocol.accelerator
