@@ -5,15 +5,13 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from . import _keys
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 _PALETTES = Path(__file__).with_name("_palettes.txt").read_text(encoding="utf-8").splitlines()[1:]
 

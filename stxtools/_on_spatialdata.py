@@ -10,13 +10,13 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from . import _keys
 from ._checks import listing
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 P = ParamSpec("P")
@@ -100,8 +100,6 @@ def set_place(table: AnnData, xy: Any, spatial: Any) -> None:
 
 def _beside(result: Any, sdata: Any, table_key: str) -> Any:
     """Return the changed copy of a table in SpatialData that shares all else; anything but a copy as it is."""
-    from anndata import AnnData
-
     if not is_spatialdata(sdata) or not isinstance(result, AnnData):
         return result
     table = table_of(sdata, table_key)

@@ -7,14 +7,12 @@ Every call lists the slots that it wrote in the ``params`` of its record in ``un
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from ._validate import check_key_added
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 Path = tuple[str, ...]
 

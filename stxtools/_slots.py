@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from . import _keys
 from ._checks import unstorable
 from ._ownership import Path, check_paths_free, sign
 from ._version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 _MISSING = object()
 _CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")

@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -30,8 +32,6 @@ from .representation import (
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
     from stxtools.models._base import BaseModel
 

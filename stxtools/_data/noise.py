@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
@@ -12,9 +13,6 @@ from stxtools import _keys
 from .chunks import to_csr
 from .expression import Survey, stored_matrix
 from .features import stored_representation
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _BLOCK = 4_000_000  # molecules redistributed at a time
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy import sparse
 
 from stxtools import _keys
 from stxtools._spatial.density import typical_spacing
@@ -19,10 +22,6 @@ from stxtools._spatial.raster import RasterGrid, rasterize_libraries, split_rows
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-    from scipy import sparse
-
     from stxtools._spatial.triangulation import Mesh
 
 # columns that often name sections, as they are written in lower case and without _ and -

@@ -6,10 +6,12 @@ import base64
 import gzip
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -20,10 +22,6 @@ from stxtools.pl._legend import category_codes, colors_of
 from stxtools.pl._sections import Panel, panels_of, positive, side_by_side, units_of
 
 from .words import FDR
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 MISSING = 255  # where there is no value
 _LEVELS = 254  # a colour scale has no more

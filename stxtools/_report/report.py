@@ -6,7 +6,8 @@ import json
 import os
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
+
+from anndata import AnnData
 
 from stxtools import _keys, get
 from stxtools._checks import check_key, check_writable, listing
@@ -14,9 +15,6 @@ from stxtools._docs import documented
 from stxtools._files import write_text
 from stxtools._validate import check_adata, check_in
 from stxtools._version import __version__
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _FILES = ("page.html", "page.css", "page.js", "map.js", "biomarkers.js")
 

@@ -8,10 +8,11 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
@@ -19,9 +20,6 @@ from stxtools._checks import check_names
 from stxtools._docs import documented
 from stxtools._progress import is_shown
 from stxtools._settings import settings
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _SOURCES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("_downloads.json").read_text("utf-8"))
 _LABELS = ("annotation", "Annotation")
@@ -217,14 +215,12 @@ def _read(series: str, samples: str | Sequence[str], show_progress: bool | None)
 
 def _section(name: str, time: str, subject: str, adata: AnnData) -> AnnData:
     """Counts, labels and positions of one file under common names."""
-    from anndata import AnnData as _AnnData
-
     layer, label = (next((k for k in known if k in there), "") for known, there in
                     ((_COUNTS, adata.layers), (_LABELS, adata.obs)))  # fmt: skip
     if not layer or not label or _keys.SPATIAL not in adata.obsm:
         raise KeyError(f"it lacks counts (layers {_COUNTS}), labels (obs {_LABELS}) or obsm['spatial']")
     counts = sparse.csr_matrix(adata.layers[layer], dtype=np.float32)
-    out = _AnnData(counts, obs=adata.obs[[label]].set_axis(["annotation"], axis=1), var=adata.var[[]].copy())
+    out = AnnData(counts, obs=adata.obs[[label]].set_axis(["annotation"], axis=1), var=adata.var[[]].copy())
     out.var_names_make_unique()
     out.obs_names = [f"{name}_{i}" for i in adata.obs_names]
     out.obs = out.obs.assign(time=float(time), section=name, **({"subject": subject} if subject else {}))

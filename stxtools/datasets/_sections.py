@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill, indent
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from anndata import AnnData
 
 from stxtools._checks import check_bool
 from stxtools._settings import settings
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 F = TypeVar("F", bound=Callable[..., "AnnData"])
 

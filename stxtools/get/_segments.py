@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
@@ -13,9 +14,6 @@ from stxtools._checks import check_key
 from stxtools._docs import documented
 from stxtools._slots import column_names
 from stxtools._validate import check_adata, check_in, libraries
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 @documented

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_bool, check_choice, check_int, check_key, check_names
 from stxtools._docs import documented
 from stxtools._validate import check_adata, check_number, listing
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
 _COMPARED = _EFFECTS | {"group", "names", "logfoldchanges"}

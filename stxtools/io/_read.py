@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_int
@@ -21,7 +22,6 @@ from stxtools._docs import filled
 from ._spatialdata import from_spatialdata
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 _MATRIX = "filtered_feature_bc_matrix.h5"

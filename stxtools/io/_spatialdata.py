@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._data.sections import Geometry
@@ -16,7 +17,6 @@ from stxtools._on_spatialdata import ATTRS, GLOBAL, is_spatialdata, place_of, se
 from stxtools._validate import check_adata, spatial_entry, stored_library_key
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 REGION_KEY, INSTANCE_KEY = "annotated_element", "annotated_instance"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_bool, check_number, listing
@@ -23,7 +24,6 @@ from stxtools.get._tables import stored_table
 from . import _legend
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.axes import Axes
 
     Colors = tuple[AnnData, str, Mapping[str, str]]

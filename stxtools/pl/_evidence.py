@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_int, check_names, listing
@@ -17,9 +19,7 @@ from . import _base, _legend
 from ._biomarkers import read_biomarkers
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
 # of the columns that st.tl.targets joins, those that decide whether a gene can be a target
 KNOWN = {

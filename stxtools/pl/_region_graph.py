@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -20,9 +22,7 @@ from ._legend import MISSING, category_codes, colors_of, rgba
 from ._sections import draw_sections, draw_spots, panels_of, units_of
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
     from ._sections import Panel
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
 
 from stxtools import _keys
 from stxtools._data.expression import Expression
@@ -20,9 +22,6 @@ from stxtools._validate import check_adata, check_bool, check_choice, check_key_
 from ._register import PointSet, register
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import ArrayLike, NDArray
-
     from ._register import Method
 
     Maps = dict[str, tuple[NDArray[np.float64], dict[str, float]]]  # matrix and score of each section but the reference

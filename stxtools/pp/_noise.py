@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._data.noise import noised_copy, noised_values
@@ -10,9 +12,6 @@ from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 @documented

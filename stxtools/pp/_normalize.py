@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -25,10 +27,6 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, provenance
 from stxtools._spatial.matrices import column_moments
 from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 
 @documented

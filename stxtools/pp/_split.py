@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
@@ -15,9 +14,6 @@ from stxtools._slots import Slots, provenance
 from stxtools._spatial.order import name_order
 from stxtools._validate import check_adata, check_key_added, check_number, check_seed
 from stxtools.stats._thinning import thin_counts
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 @documented

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._data.features import TrainingFeatures
@@ -18,8 +19,6 @@ from stxtools._slots import provenance
 from stxtools._validate import check_adata, check_key_added, check_seed
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from stxtools.models import TissueNetParams
 
 

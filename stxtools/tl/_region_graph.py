@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -32,11 +35,6 @@ from stxtools._validate import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
     # regions, their observations, and the log expression of these
     _Some = tuple[NDArray[np.int64], NDArray[np.int64], sparse.csr_matrix]
     _Part = tuple[NDArray[np.int64], sparse.csr_matrix]  # regions and their means
@@ -160,8 +158,6 @@ def _region_adata(
     adata: AnnData, region: NDArray[np.int64], codes: NDArray[np.int64], names: list[str], graph: sparse.csr_matrix,
     where: Geometry, read: Expression,
 ) -> tuple[AnnData, list[str]]:  # fmt: skip
-    from anndata import AnnData as _AnnData
-
     known = np.flatnonzero(region >= 0)
     n_regions = int(region.max()) + 1
     member = sparse.csr_matrix((np.ones(len(known)), (region[known], known)), shape=(n_regions, len(region)))
@@ -171,7 +167,7 @@ def _region_adata(
     library = where.libs.codes[first]
     labels = [f"r{i}" for i in range(n_regions)]
 
-    out = _AnnData(
+    out = AnnData(
         _region_means(mean, region, read),
         obs=pd.DataFrame(index=pd.Index(labels)),
         var=pd.DataFrame(index=adata.var_names.copy()),

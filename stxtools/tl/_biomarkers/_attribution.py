@@ -8,6 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy import sparse
 
 from stxtools._data.expression import Expression, log_chunks
 from stxtools._data.features import GeneNames, ModelFeatures, check_genes
@@ -17,10 +20,6 @@ from stxtools._validate import listing
 from stxtools.stats._design import Design
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-    from scipy import sparse
-
     from stxtools._data.regions import Regions
     from stxtools.models import GeneProjection, Segmenter, TissueNet
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._data.covariates import COMPOSITION, covariate_columns, covariate_names
@@ -34,8 +35,6 @@ from ._protect import Tested
 from ._table import design_table, ordered, scanpy_twin
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from stxtools.models import Segmenter, TissueNet
 
 _METHODS = ("random_regions",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stxtools._progress import progress
 from stxtools._spatial.order import position_order
@@ -13,8 +14,6 @@ from stxtools.stats._design import Design, Outcome, compare_between, outcome_wit
 from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from stxtools._data.expression import GeneBlocks
     from stxtools.stats._composition import Covariates
     from stxtools.stats._meta_analysis import Alternative

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
 from stxtools._spatial.matrices import column_moments
 from stxtools._validate import categories, stored_library_key
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 SAME = 0.9  # share of a stored PCA's variance that one made of the counts must explain to pass for the same
 _FOUND = "found_again"  # the column in which they are found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._data.expression import AT_HAND, GeneBlocks
@@ -20,11 +21,6 @@ from stxtools._validate import Libraries
 from stxtools.stats._design import Design
 from stxtools.stats._expression import equal_blocks
 from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
 _COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
 _FEW = 3  # observations in which a gene must be seen

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
@@ -16,10 +18,6 @@ from stxtools._warn import warn
 from stxtools.stats._thinning import thin_counts
 
 from ._found_again import found_again
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 METHODS = ("thinning", None)
 _HALF = 0.5
@@ -68,8 +66,6 @@ def _divided(
     adata: AnnData, groupby: str, groups: Labels, layer: str | None, seed: int, show_progress: bool | None
 ) -> tuple[AnnData, NDArray[np.int64], dict[str, Any]] | str:
     """Segment again on one half of the counts; return the other with those groups, or say why that cannot be done."""
-    from anndata import AnnData as _AnnData
-
     if is_out_of_core(stored_matrix(adata, layer)[0]):
         raise ValueError(
             f"The groups of `{groupby}` were found in this expression. `protect='thinning'` splits the counts "
@@ -97,7 +93,7 @@ def _divided(
     train, test = thin_counts(read.matrix, _HALF, np.random.default_rng(seed), name_order(names))
     if train.nnz == 0 or test.nnz == 0:
         return "there are too few counts to divide"
-    work, tested = (_AnnData(part, obs=adata.obs.copy(), var=adata.var[[]].copy()) for part in (train, test))
+    work, tested = (AnnData(part, obs=adata.obs.copy(), var=adata.var[[]].copy()) for part in (train, test))
     found, found_names, how = found_again(adata, work, read.matrix, params, show_progress)
     matched, agreement = _match(groups, found, found_names)
     _warn_other_groups(groupby, agreement, how["protect_missing"])

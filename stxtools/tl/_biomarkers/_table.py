@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
 from stxtools.stats._design import Design, Outcome, shrink
@@ -13,10 +15,6 @@ from stxtools.stats._meta_analysis import Alternative, adjust_bh, expression_wei
 from stxtools.stats._section import ONE_COUNT, PSEUDO
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from stxtools.stats._meta_analysis import Combined
 
 FDR = 0.05  # of the genes that stand first, and of the intervals
