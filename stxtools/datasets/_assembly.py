@@ -85,11 +85,7 @@ def counts_of(
     blocks: Sequence[NDArray[Any]], effects: NDArray[np.float64], batch: NDArray[np.float64], mean_depth: float,
     show_progress: bool | None = None,
 ) -> sparse.csr_matrix:  # fmt: skip
-    """Draw counts (CSR, float32) whose depth varies around ``mean_depth``: memory is that of those above 0.
-
-    Mixture, programs, ``blocks`` and section of an observation change the genes by markers, programs, ``effects`` and
-    ``batch``.
-    """
+    """Draw counts (CSR, float32) whose depth varies around ``mean_depth``: memory is that of those above 0."""
     own = np.eye(len(sections), dtype=np.float32)[section_of(sections)]
     state = joined(sections, "mixture"), joined(sections, "programs"), *blocks, own
     design = np.hstack(state, dtype=np.float32, casting="same_kind")

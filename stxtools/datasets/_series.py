@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -203,23 +203,15 @@ def _draw_sections(
             sizes[2] /= _FACTOR ** (step / (n_times - 1))
             for s in range(per_subject):
                 here = anatomy if s == 0 else shapes.neighbouring(anatomy, rng)
-                arrays = _draw(rng, preset, hardness.border, n_obs, here, sizes, order, _present(plan, step))
+                unit, array, half = shapes.lattice(n_obs, preset.kind, rng)
+                code, mixture = _compartments(unit, here, sizes, order, _present(plan, step), hardness.border)
+                arrays = {"compartment": code, "mixture": mixture, "programs": programs(rng, unit, preset)}
+                angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25) * half * preset.spacing
+                xy = unit @ (scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]))
+                arrays["spatial"] = xy - xy.min(axis=0) + preset.spacing
+                arrays |= {} if array is None else {"array": array}
                 out.append(Section(subject, f"{subject}_S{s + 1}", arrays, time=float(step)))
     return out
-
-
-def _draw(
-    rng: np.random.Generator, preset: Platform, border: float, n_obs: int, anatomy: shapes.Anatomy,
-    sizes: NDArray[np.float64], order: NDArray[np.int64], present: tuple[str, ...],
-) -> dict[str, NDArray[Any]]:  # fmt: skip
-    """Observations of one section: positions, compartments and what their expression is made of."""
-    unit, array, half = shapes.lattice(n_obs, preset.kind, rng)
-    code, mixture = _compartments(unit, anatomy, sizes, order, present, border)
-    arrays = {"compartment": code, "mixture": mixture, "programs": programs(rng, unit, preset)}
-    angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25)
-    linear = scale * half * preset.spacing * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    xy = unit @ linear.T
-    return arrays | {"spatial": xy - xy.min(axis=0) + preset.spacing} | ({} if array is None else {"array": array})
 
 
 def _compartments(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,11 @@ from stxtools._slots import categorical, provenance
 from stxtools._validate import check_choice, check_int, check_seed
 
 from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
-from ._shapes import Anatomy, compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
+from ._shapes import compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
 from ._truth import Hardness, Platform, draw_genes, fold_changes
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
 
 _DISEASE = ("healthy", "diseased")
 
@@ -165,28 +164,18 @@ def _draw_sections(
         anatomy = draw_anatomy(rng, n_compartments)
         for s in range(n_sections // n_patients):
             here = anatomy if s == 0 else neighbouring(anatomy, rng)
-            state = None if disease == "lesion" else bool(ill[p])
-            n = int(sizes[len(out)])
-            affine, arrays = _draw(rng, preset, hardness.border, n, n_compartments, here, state, bool(out))
+            unit, array, half = lattice(int(sizes[len(out)]), preset.kind, rng)
+            code, mixture = compartments(unit, here, n_compartments, hardness.border)
+            diseased = lesion(unit, here) if disease == "lesion" else np.full(len(unit), ill[p])
+            nuisance = programs(rng, unit, preset)
+            # the frame's centre goes to 1.5 half widths, so that tissue coordinates are positive too
+            tissue = (unit + 1.5) * (half * preset.spacing)
+            angle, scale = (np.deg2rad(rng.uniform(-30, 30)), rng.uniform(0.9, 1.1)) if out else (0.0, 1.0)
+            linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            turned = tissue @ linear.T
+            shift = preset.spacing - turned.min(axis=0)
+            arrays = {"compartment": code, "mixture": mixture, "diseased": diseased, "programs": nuisance}
+            arrays |= {"spatial": turned + shift, "tissue": tissue} | ({} if array is None else {"array": array})
+            affine = np.column_stack([linear, shift])
             out.append(Section(f"P{p + 1}", f"P{p + 1}_S{s + 1}", arrays, affine=affine))
     return out
-
-
-def _draw(
-    rng: np.random.Generator, preset: Platform, border: float, n_obs: int, n_compartments: int, anatomy: Anatomy,
-    state: bool | None, moved: bool,
-) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:  # fmt: skip
-    """Return the map from tissue to positions, and what the observations of a section are."""
-    unit, array, half = lattice(n_obs, preset.kind, rng)
-    code, mixture = compartments(unit, anatomy, n_compartments, border)
-    diseased = lesion(unit, anatomy) if state is None else np.full(n_obs, state)
-    arrays = {"compartment": code, "mixture": mixture, "diseased": diseased, "programs": programs(rng, unit, preset)}
-    # the frame's centre goes to 1.5 half widths, so that tissue coordinates are positive too
-    tissue = (unit + 1.5) * (half * preset.spacing)
-    angle = np.deg2rad(rng.uniform(-30, 30)) if moved else 0.0
-    scale = rng.uniform(0.9, 1.1) if moved else 1.0
-    linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turned = tissue @ linear.T
-    shift = preset.spacing - turned.min(axis=0)
-    arrays |= {"spatial": turned + shift, "tissue": tissue} | ({} if array is None else {"array": array})
-    return np.column_stack([linear, shift]), arrays
