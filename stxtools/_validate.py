@@ -13,14 +13,6 @@ import pandas as pd
 from . import _keys
 from ._checks import check_bool, check_choice, check_int, check_number, check_seed, check_writable, listing, unstorable
 
-__all__ = [
-    "Labels", "Libraries", "array_positions", "categories", "check_adata", "check_bool", "check_choice",
-    "check_class_names",
-    "check_in", "check_int", "check_key_added", "check_number", "check_seed", "check_writable", "coordinates",
-    "fingerprint", "genes_to_predict", "label_classes", "libraries", "listing", "spatial_entry",
-    "stored_library_key",
-]  # fmt: skip
-
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
