@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools._checks import check_choice
+
 from .density import typical_spacing
 from .lattice import Kind, fit_lattice
 
@@ -56,8 +58,7 @@ def rasterize(
     pixel_size: float | None = None,
 ) -> tuple[NDArray[np.int32], RasterGrid]:  # fmt: skip
     """Return the pixel (row, col) of every observation of one section, and the grid."""
-    if lattice not in LATTICES:
-        raise ValueError(f"`lattice={lattice!r}` is not understood; choose one of {', '.join(map(repr, LATTICES))}.")
+    check_choice("lattice", lattice, LATTICES)
     if pixel_size is not None and lattice in ("hex", "square"):
         raise ValueError(
             f"`pixel_size={pixel_size}` and `lattice={lattice!r}` exclude each other: a lattice has its own spacing. "

@@ -9,8 +9,8 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free
 from stxtools._slots import Slots, provenance
-from stxtools._spatial.raster import LATTICES, rasterize_libraries
-from stxtools._validate import array_positions, check_adata, check_choice, check_key_added, check_number, fingerprint
+from stxtools._spatial.raster import rasterize_libraries
+from stxtools._validate import array_positions, check_adata, check_key_added, check_number, fingerprint
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,7 +46,6 @@ def rasterize(
     (500, 2)
     """
     check_adata(adata, unique_vars=False, copy=copy)
-    check_choice("lattice", lattice, LATTICES)
     if pixel_size is not None:
         pixel_size = check_number("pixel_size", pixel_size)
     key = check_key_added(key_added, _keys.RASTER)
@@ -60,10 +59,7 @@ def rasterize(
     )
     stored: dict[str, Any] = {name: grid.to_uns() for name, grid in zip(sections.names, grids, strict=True)}
     stored["params"] = provenance(
-        pixel_size=pixel_size,
-        lattice=lattice,
-        spatial_key=spatial_key,
-        library_key=library_key,
+        pixel_size=pixel_size, lattice=lattice, spatial_key=spatial_key, library_key=library_key,
         coordinates=fingerprint(xy),
-    )
+    )  # fmt: skip
     return Slots("pp.rasterize", obsm={key: index}, uns={key: stored}).write(adata, copy)

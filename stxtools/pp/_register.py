@@ -75,7 +75,10 @@ class Objective:
         self, moving: PointSet, reference: PointSet, share: float, max_points: int, rng: np.random.Generator
     ) -> None:
         self.images = [feature_image(s, max(share * s.extent, _FINE * s.spacing)) for s in (moving, reference)]
-        self.points = [_sample(s.xy, max_points, rng) for s in (moving, reference)]
+        self.points = [
+            s.xy[np.sort(rng.choice(len(s.xy), max_points, replace=False))] if len(s.xy) > max_points else s.xy
+            for s in (moving, reference)
+        ]
         self.features = self.images[0][1](self.points[0][:, ::-1])[:, 1:]
         self.tissue = [
             np.maximum(image[0](p[:, ::-1]), 1e-9) for image, p in zip(self.images, self.points, strict=True)
@@ -98,10 +101,6 @@ class Objective:
         """Return a cost to minimise."""
         correlation, overlap = self.parts(matrix)
         return -correlation - overlap
-
-
-def _sample(xy: NDArray[np.float64], size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    return xy[np.sort(rng.choice(len(xy), size, replace=False))] if len(xy) > size else xy
 
 
 def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64], flip: bool) -> NDArray[np.float64]:
