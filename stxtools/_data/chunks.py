@@ -74,10 +74,7 @@ def rows_per_chunk(n_vars: int) -> int:
 
 
 def iter_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_once: int | None = None) -> Iterator[T]:
-    """Yield ``work(chunk, rows)``, picklable for a cluster, for chunks of rows (CSR, to be read only) in their order.
-
-    ``at_once`` chunks of a dask array are computed and held together, or all.
-    """
+    """Yield ``work(chunk, rows)`` (picklable) for chunks of rows, CSR to be read only; dask's by ``at_once``."""
     if is_backed(matrix):
         matrix = to_csr(matrix) if getattr(matrix, "format", "csr") == "csc" else _as_dask(matrix)
     if is_dask(matrix):
@@ -98,7 +95,7 @@ def _iter_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], at_on
     if len(matrix.chunks[1]) > 1:
         matrix = matrix.rechunk({1: -1})
     # the work may carry arrays (loadings): one node of the graph, not a copy in each task
-    shared = dask.delayed(_Work(work), traverse=False)
+    shared = dask.delayed(work, traverse=False)
     ends = np.cumsum(matrix.chunks[0]).tolist()
     tasks = [
         dask.delayed(_run)(shared, block, slice(end - size, end))
@@ -109,15 +106,8 @@ def _iter_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], at_on
         yield from dask.compute(*tasks[start : start + step])
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A function that dask takes for data."""
-
-    function: Callable[[sparse.csr_matrix, slice], Any]
-
-
-def _run(shared: _Work, block: Any, rows: slice) -> Any:
-    return shared.function(to_csr(block), rows)
+def _run(work: Callable[[sparse.csr_matrix, slice], T], block: Any, rows: slice) -> T:
+    return work(to_csr(block), rows)
 
 
 def _as_dask(matrix: Any) -> Any:

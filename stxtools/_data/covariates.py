@@ -49,8 +49,7 @@ def _columns(adata: AnnData, name: str) -> NDArray[np.float64]:
         if numeric:
             values = column.to_numpy(dtype=np.float64)[:, None]
         else:
-            codes, levels = pd.factorize(column.astype(str), sort=True)
-            values = np.eye(len(levels))[codes][:, 1:]
+            values = pd.get_dummies(column.astype(str), drop_first=True, dtype=float).to_numpy()
     elif name in adata.obsm:
         found = adata.obsm[name]
         if sparse.issparse(found):

@@ -86,10 +86,17 @@ class Expression:
         return self.survey.scale
 
     def _read_raw(self, adata: AnnData, in_memory: bool) -> str:
-        """Take the values of ``raw``, and warn of it; or say why not."""
-        stored, why = _raw_matrix(adata)
-        if stored is None:
-            return why
+        """Take the values of ``raw`` for the genes of ``adata``, and warn of it; or say why not."""
+        if adata.raw is None:
+            return "there is no `adata.layers['counts']` and no `adata.raw`"
+        names, stored = adata.raw.var_names, adata.raw.X
+        if not names.equals(adata.var_names):
+            if not names.is_unique:
+                return "`adata.raw` names genes twice"
+            at: NDArray[np.int64] = names.get_indexer(adata.var_names)
+            if (at < 0).any():
+                return f"`adata.raw` lacks {int((at < 0).sum())} of the {adata.n_vars} genes"
+            stored = (to_csr(stored) if is_backed(stored) else stored)[:, at]
         matrix, survey = look_at(stored, in_memory)
         if survey.scale == "scaled":
             return "`adata.raw` holds negative values, too"
@@ -172,24 +179,6 @@ def _check_marker(seen: Survey) -> None:
     )
 
 
-def _raw_matrix(adata: AnnData) -> tuple[Any, str]:
-    """Return ``raw`` for the genes of ``adata``, or None and why not."""
-    if adata.raw is None:
-        return None, "there is no `adata.layers['counts']` and no `adata.raw`"
-    names = adata.raw.var_names
-    if names.equals(adata.var_names):
-        return adata.raw.X, ""
-    if not names.is_unique:
-        return None, "`adata.raw` names genes twice"
-    at: NDArray[np.int64] = names.get_indexer(adata.var_names)
-    if (at < 0).any():
-        return None, f"`adata.raw` lacks {int((at < 0).sum())} of the {adata.n_vars} genes"
-    matrix = adata.raw.X
-    if is_backed(matrix):
-        matrix = to_csr(matrix)
-    return matrix[:, at], ""
-
-
 def log_chunks(
     read: Expression, work: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
     at_once: int | None = None,
@@ -217,16 +206,8 @@ class GeneBlocks:
         budget = settings.max_memory * 2**30
         self.slices = gene_slices(read.survey.seen, budget / _BYTES)
         self.limit = budget / _SHARE
-
-    @property
-    def depth(self) -> NDArray[np.float64] | None:
-        """Depth of the observations, None on the log scale."""
-        return None if self.read.scale == "log" else self.read.survey.depth
-
-    @property
-    def n_genes(self) -> NDArray[np.int64]:
-        """Genes that each observation expresses."""
-        return self.read.survey.n_genes
+        self.depth = None if read.scale == "log" else read.survey.depth
+        self.n_genes = read.survey.n_genes
 
     def block(self, genes: slice) -> sparse.csr_matrix:
         """Return log expression of some genes for all observations, to be read only."""

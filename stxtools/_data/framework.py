@@ -37,10 +37,7 @@ class _FrameworkInput:
 
     def sections(self, regions: Regions) -> list[Any]:
         """Split by section what a model reads and learns."""
-        by_name = None
-        if self.named is not None:
-            read, names, at = self.named
-            by_name = read.by_section(regions.where, names, at)
+        by_name = None if self.named is None else self.named[0].by_section(regions.where, *self.named[1:])
         return region_sections(
             self.values, regions, self.labels, genes=self.genes, expression=self.targets, by_name=by_name
         )

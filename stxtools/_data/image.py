@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy.ndimage import uniform_filter
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._spatial.mask import Frame
+from stxtools._validate import spatial_entry
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,7 +27,7 @@ class Images:
     """Images of the sections, ``uns["spatial"][library]``, as scanpy lays them out."""
 
     def __init__(self, adata: AnnData) -> None:
-        self._spatial: Any = adata.uns.get(_keys.SPATIAL, {})
+        self._entry = partial(spatial_entry, adata)
 
     def features(self, where: Geometry, image_key: str) -> NDArray[np.float32]:
         """Mean and standard deviation of red, green and blue in a window as wide as the spacing, (n_obs, 6)."""
@@ -55,14 +56,10 @@ class Images:
 
     def frame(self, library: str, xy: NDArray[np.float64], spacing: float) -> Frame | None:
         """Pixels of the section's image, if it is fine enough and the tissue lies on it."""
-        entry: Any = self._spatial.get(library) if isinstance(self._spatial, Mapping) else None
-        kinds = (_keys.IMAGES, _keys.SCALEFACTORS)
-        images, factors = (entry.get(k) if isinstance(entry, Mapping) else None for k in kinds)
-        if not isinstance(images, Mapping) or not isinstance(factors, Mapping):
-            return None
+        images, factors = (self._entry(library)[kind] for kind in (_keys.IMAGES, _keys.SCALEFACTORS))
         for name in ("hires", "lowres"):
             scale = factors.get(f"tissue_{name}_scalef")
-            shape = np.shape(images[name]) if name in images else ()
+            shape: Any = np.shape(images[name]) if name in images else ()
             if len(shape) not in (2, 3) or not isinstance(scale, (int, float, np.number)) or not np.isfinite(scale):
                 continue
             pixels = xy * float(scale)
@@ -73,8 +70,7 @@ class Images:
 
     def _read(self, library: str, image_key: str) -> tuple[NDArray[np.float64], float]:
         check_key("image_key", image_key)
-        entry: Mapping[str, Any] = self._spatial.get(library, {})
-        images = entry.get(_keys.IMAGES, {})
+        images, factors = (self._entry(library)[kind] for kind in (_keys.IMAGES, _keys.SCALEFACTORS))
         if image_key not in images:
             there = ", ".join(map(repr, images)) or "none"
             raise KeyError(
@@ -83,7 +79,7 @@ class Images:
                 "those of `adata.uns['spatial']`."
             )
         factor = f"tissue_{image_key}_scalef"
-        if factor not in entry.get(_keys.SCALEFACTORS, {}):
+        if factor not in factors:
             raise KeyError(f"`adata.uns['spatial'][{library!r}]['scalefactors']` has no {factor!r}, the image's scale.")
         pixels = np.asarray(images[image_key])
         if pixels.ndim != 3 or pixels.shape[2] not in {3, 4}:
@@ -93,4 +89,4 @@ class Images:
         values = pixels[..., :3].astype(np.float64)
         # white: colours of 8 or 16 bits may be stored as any type, shares of 1 may be a little above it
         top = 255.0 if pixels.dtype == np.uint8 else next((w for w in (1.0, 255.0) if values.max() < 2 * w), 65535.0)
-        return values / top, float(entry[_keys.SCALEFACTORS][factor])
+        return values / top, float(factors[factor])

@@ -124,8 +124,7 @@ def region_sections(
         local[rows] = np.arange(len(rows))
         own = {task: codes[obs] for task, codes in (labels or {}).items()}
         near = inp.adjacency[rows][:, rows].tocsr()
-        read = None if genes is None else genes[obs]
-        learned = None if expression is None else expression[obs]
+        read, learned = (None if part is None else part[obs] for part in (genes, expression))
         named = None if by_name is None else by_name[i]
         out.append(RegionSection(section, local[inp.region[obs]], nodes[rows], near, own, read, learned, named))
     return out
@@ -134,22 +133,17 @@ def region_sections(
 def called(proba: NDArray[np.float32], names: list[str]) -> pd.Categorical:
     """Class with the largest probability; missing where there is none."""
     known = np.isfinite(proba).all(axis=1)
-    codes = np.full(len(proba), -1, dtype=np.int64)
-    codes[known] = proba[known].argmax(axis=1)
-    return categorical(codes, names)
+    return categorical(np.where(known, proba.argmax(axis=1), -1), names)
 
 
 def graph_slots(call: str, regions_key: str, predictions: Sequence[Any], inp: Regions) -> tuple[Slots, pd.DataFrame]:
-    """Embeddings and attention of the regions and, carried over, of the observations; and the sections' embeddings.
-
-    The attention of a region is the mean share that it gets from the regions around it; 0 without any.
-    """
+    """Embeddings and attention of the regions and, carried over, of the observations; and the sections' embeddings."""
     edges, rows = [p.attention.tocoo() for p in predictions], [inp.rows(i) for i in range(len(predictions))]
     to = np.concatenate([at[coo.row] for at, coo in zip(rows, edges, strict=True)])
     of = np.concatenate([at[coo.col] for at, coo in zip(rows, edges, strict=True)])
     values = np.concatenate([coo.data for coo in edges])
     attention = sparse.csr_matrix((values, (to, of)), shape=(len(inp), len(inp)), dtype=np.float32)
-    around = to != of
+    around = to != of  # a region gets a mean share of attention from the regions around it
     total, count = (np.bincount(of[around], w, minlength=len(inp)) for w in (values[around], None))
     received = (total / np.maximum(count, 1)).astype(np.float32)
     states = inp.join([p.states for p in predictions])

@@ -32,10 +32,7 @@ def log_normalize(
     matrix: sparse.csr_matrix, scale: str, *,
     library_size: NDArray[Any] | None = None, target_sum: float | None = None,
 ) -> sparse.csr_matrix:  # fmt: skip
-    """Return log1p of depth-normalised expression (float32 CSR), scaled to ``target_sum`` or the median depth.
-
-    It shares the indices of ``matrix``, and is to be read only.
-    """
+    """Return log1p of depth-normalised expression (float32), to be read only: it has the indices of ``matrix``."""
     data = matrix.data.astype(np.float32)
     if scale not in ("log", "scaled"):
         sums = matrix.sum(axis=1) if library_size is None else np.asarray(library_size, dtype=float)

@@ -162,11 +162,7 @@ def write_annotations(
 
 
 def read_file(path: Path) -> pd.DataFrame:
-    """Return what a file of QuPath, Xenium Explorer or Loupe Browser holds, with the column ``name``.
-
-    Rows are shapes (``geometry`` in the coordinates of the file, and a ``color`` where it has one), or observations by
-    their identifier.
-    """
+    """Return ``name`` of the file's shapes (with ``geometry``, and ``color`` if any), or of observations."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
