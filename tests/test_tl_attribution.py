@@ -98,7 +98,7 @@ def test_attribution_of_a_unet_is_that_of_integrated_gradients(section, models):
     work = st.pp.rasterize(section, copy=True)
     (shape,) = (grid["shape"] for grid in work.uns["raster"].values() if "shape" in grid)
     one = st.models.Section("s", features, work.obsm["raster"], tuple(shape), lambda: None, section.obsm["spatial"])
-    x = torch.from_numpy(one.to_raster((features - features.mean(axis=0)) / model.scale))[None]
+    x = torch.from_numpy(one.to_raster((features - features.mean(axis=0)) / model.scaling.scale))[None]
     occupied, at = torch.from_numpy(one.occupied())[None], model.classes.index("in")
 
     def evidence(share: float) -> tuple[float, np.ndarray]:
@@ -108,7 +108,7 @@ def test_attribution_of_a_unet_is_that_of_integrated_gradients(section, models):
         (gradient,) = torch.autograd.grad(total, scaled)
         return float(total), gradient[0].flatten(1)[:, one.flat_pixels].T.numpy()
 
-    mean = np.mean([evidence((step + 0.5) / 64)[1] for step in range(64)], axis=0) / model.scale
+    mean = np.mean([evidence((step + 0.5) / 64)[1] for step in range(64)], axis=0) / model.scaling.scale
     theirs, loadings = model.projection.loadings(list(section.var_names))
     centred = logged[:, theirs].toarray() - logged[:, theirs].toarray().mean(axis=0)
     parts = ((centred.T @ mean) * loadings).sum(axis=1)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ._params import as_dict, resolve
 from ._projection import GeneProjection
+from ._section import FeatureScaling
 from ._shipped import shipped_path
 from ._storage import ModelFile, packed, read_model, write_model
 
@@ -29,19 +30,20 @@ class BaseModel(ABC, Generic[P, N]):
 
     params_type: type[P]
     used_by: ClassVar[str]  # the public call that applies a model of this class
-    saved: ClassVar[tuple[str, ...]] = ("use_rep", "projection")  # attributes that a model file holds, beside the rest
+    saved: ClassVar[tuple[str, ...]] = ("use_rep", "projection", "scaling")  # attributes that a model file holds
 
     def __init__(self, params: P | Mapping[str, Any] | None = None) -> None:
         self.params: P = resolve(params, self.params_type)
         self.history: list[dict[str, Any]] = []
         self.projection: GeneProjection | None = None
         self.use_rep: str | None = None
+        self.scaling = FeatureScaling()
         self.net: N | None = None
 
     @property
-    @abstractmethod
     def n_features(self) -> int:
         """Length of the feature vectors of the observations."""
+        return len(self.scaling.centre)
 
     @abstractmethod
     def _new_net(self) -> N:

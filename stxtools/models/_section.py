@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,10 @@ from scipy import sparse
 
 from stxtools._spatial.order import ties_sorted
 
+if TYPE_CHECKING:
+    from stxtools.nn._tiles import PixelRaster
+
+PRIOR_OBS = 20
 _COLUMNS = 16  # that are pooled at a time, in float64
 
 
@@ -103,3 +108,42 @@ class Section:
     def occupied(self) -> NDArray[np.float32]:
         """1 where a pixel holds observations, (1, H, W)."""
         return self.to_raster(np.ones((self.n_obs, 1)))
+
+    def raster(self, scale: NDArray[np.floating]) -> tuple[PixelRaster, NDArray[np.int64]]:
+        """Raster of the features over ``scale``, and each observation's place among its pixels."""
+        import torch
+
+        from stxtools.nn._tiles import PixelRaster
+
+        flat, member = self.occupied_pixels()
+        x = self.pooled(self.features / scale, member)
+        return PixelRaster(self.shape, torch.from_numpy(flat), torch.from_numpy(x)), member
+
+
+@dataclass(frozen=True)
+class FeatureScaling:
+    """Mean of each feature in the training sections, and its standard deviation within them, (C,)."""
+
+    centre: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    scale: NDArray[np.float32] = field(default_factory=lambda: np.ones(0, dtype=np.float32))
+
+    @classmethod
+    def of(cls, sections: Sequence[Section]) -> FeatureScaling:
+        """Measure the features of ``sections``."""
+        centre = np.concatenate([s.features for s in sections]).mean(axis=0)
+        raw = cls(centre, np.ones_like(centre))
+        return cls(centre, np.concatenate([raw.centred(s).features for s in sections]).std(axis=0) + 1e-6)
+
+    def centred(self, section: Section) -> Section:
+        """Take the section's own mean out: the simplest account of depth, staining and donor.
+
+        The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
+        observations lay there.
+        """
+        n = section.n_obs
+        mean = (n * section.features.mean(axis=0) + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
+        return replace(section, features=(section.features - mean).astype(np.float32))
+
+    def raster(self, section: Section) -> tuple[PixelRaster, NDArray[np.int64]]:
+        """Raster of the centred and scaled section, and each observation's place among its pixels."""
+        return self.centred(section).raster(self.scale)

@@ -29,7 +29,7 @@ class SegmenterEvidence:
     """A Segmenter on one section: the evidence for a class, and its gradient on the path from the mean tissue."""
 
     def __init__(self, model: Segmenter, section: Section) -> None:
-        self.net, self.scale, self.section = model.fitted_net().eval(), model.scale, section
+        self.net, self.scale, self.section = model.fitted_net().eval(), model.scaling.scale, section
 
     def parts(self, group: int, others: list[int], side: Floats) -> tuple[Floats, pd.Series]:
         """Return the gradient with respect to every observation's features, (n, C); no genes are read beside them."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from stxtools._progress import stage
 from stxtools.models._base import BaseModel, best_device
 from stxtools.models._params import SegmenterParams
-from stxtools.models._section import Section
+from stxtools.models._section import FeatureScaling, Section
 from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
@@ -28,7 +28,7 @@ from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
-from .rasters import FeatureScaling, target_rasters
+from .rasters import target_rasters
 
 _TIES, _NUDGES = 4, 16
 _DRAWS = 0  # seed of the consensus, which is a property of the data
@@ -69,7 +69,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     params_type = SegmenterParams
     used_by = "st.tl.segment(adata, model=...)"
-    saved = (*BaseModel.saved, "classes", "temperature", "image_key", "ids", "scaling", "by_genes")
+    saved = (*BaseModel.saved, "classes", "temperature", "image_key", "ids", "by_genes")
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
@@ -78,19 +78,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.image_key: str | None = None
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
-        self.scaling = FeatureScaling()
         self.by_genes: GeneClassifier | None = None  # decides on other sections
         self.ids: dict[str, str] = {}  # second names of its genes
-
-    @property
-    def n_features(self) -> int:
-        """Length of the feature vectors it reads."""
-        return self.scaling.n_features
-
-    @property
-    def scale(self) -> NDArray[np.float32]:
-        """Standard deviation of each feature within the training sections, (C,)."""
-        return self.scaling.scale
 
     @property
     def read_genes(self) -> list[str]:
@@ -150,7 +139,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                 sections, ordered, list(classes or []), run["random_state"], class_shares
             )
         self.classes, self.curve = pseudo_labels.classes, pseudo_labels.curve
-        tensors, members = target_rasters(sections, pseudo_labels, self.scale, run["random_state"])
+        tensors, members = target_rasters(sections, pseudo_labels, self.scaling.scale, run["random_state"])
         self._train(tensors, run)
         accelerator = run["accelerator"]
         predicted = self._predicted(tensors, accelerator)

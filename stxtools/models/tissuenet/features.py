@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stxtools._spatial.blocks import subgraphs
 from stxtools.models._params import TissueNetParams
-from stxtools.models.segmenter.rasters import FeatureScaling, centred
+from stxtools.models._section import FeatureScaling
 from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
 
@@ -28,24 +28,25 @@ class Featurizer:
     """Input features of the network from a section: means, scales and gene axes of the training sections."""
 
     def __init__(
-        self, params: TissueNetParams, scaling: dict[str, NDArray[Any]] | None = None,
-        smoothed: SmoothedGenes | None = None,
+        self, params: TissueNetParams, features: FeatureScaling | None = None,
+        scaling: dict[str, NDArray[Any]] | None = None, smoothed: SmoothedGenes | None = None,
     ) -> None:  # fmt: skip
-        self.params, self.scaling, self.smoothed = params, scaling or {}, smoothed
+        self.params, self.features = params, features or FeatureScaling()
+        self.scaling, self.smoothed = scaling or {}, smoothed
 
     @property
     def n_own(self) -> int:
         """Number of neighbourhood features of an observation."""
         scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
-        return len(self.scaling["centre"]) * len(self.params.neighbours) + scores
+        return len(self.features.centre) * len(self.params.neighbours) + scores
 
     def fit(
         self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool
     ) -> list[NDArray[np.float32]]:
         """Learn means, scales and gene axes; return what :meth:`own` gives of the sections, with labels."""
         nodes = np.concatenate([s.nodes for s in sections])
-        self.scaling = dict(vars(FeatureScaling.of([s.section for s in sections])))
-        self.scaling |= {"node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6}
+        self.features = FeatureScaling.of([s.section for s in sections])
+        self.scaling = {"node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6}
         if not labelled:
             return []
         if self.params.genes and all(s.genes is not None and s.genes.shape[1] > 0 for s in sections):
@@ -68,7 +69,7 @@ class Featurizer:
         return [self._scaled(*parts) for parts in read]
 
     def _standardised(self, s: RegionSection) -> NDArray[np.float32]:
-        return centred(s.section.features, self.scaling["centre"]) / self.scaling["scale"]
+        return self.features.centred(s.section).features / self.features.scale
 
     def _read(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Neighbourhood means of the features, and scores of the genes."""

@@ -82,11 +82,6 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self.task_weights: dict[str, float] = {}
 
     @property
-    def n_features(self) -> int:
-        """Length of the feature vectors of the observations."""
-        return len(self.featurizer.scaling["centre"])
-
-    @property
     def read_genes(self) -> list[str]:
         """Names of all genes that are read."""
         found = [e.elsewhere.genes.moments.genes for e in self.ensembles.values() if e.elsewhere.genes is not None]
@@ -132,6 +127,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         rng = np.random.default_rng(run["random_state"])
         self.featurizer = Featurizer(self.params)
         own = self.featurizer.fit(sections, rng, labelled=bool(self.tasks))
+        self.scaling = self.featurizer.features
         with seeded(run["random_state"]):
             self.net = self._new_net()
         if self.tasks:
@@ -281,5 +277,5 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         return state | {"ids": {gene: second for gene, second in self.ids.items() if gene in read}}
 
     def _read_net(self, file: ModelFile) -> None:
-        self.featurizer = Featurizer(self.params, **file.restored(file.config["featurizer"]))
+        self.featurizer = Featurizer(self.params, self.scaling, **file.restored(file.config["featurizer"]))
         super()._read_net(file)

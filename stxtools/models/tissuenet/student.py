@@ -18,8 +18,7 @@ from stxtools._spatial.blocks import spatial_blocks
 from stxtools.models._base import BaseModel, best_device
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._projection import GeneProjection
-from stxtools.models._section import Section
-from stxtools.models.segmenter.rasters import FeatureScaling
+from stxtools.models._section import FeatureScaling, Section
 from stxtools.nn._recipe import Run, Training, completed, seeded
 from stxtools.nn._student import Means, PyramidMLP
 from stxtools.nn._tiles import predict_pixels
@@ -64,19 +63,13 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
 
     params_type = SegmenterParams
     used_by = "st.tl.multitask(adata, model=...)"
-    saved = (*BaseModel.saved, "tasks", "scaling")
+    saved = (*BaseModel.saved, "tasks")
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         resolve(params, SegmenterParams)  # says what is wrong with something else
         super().__init__(params if isinstance(params, SegmenterParams) else {**_DEFAULTS, **(params or {})})
         self.tasks: dict[str, list[str]] = {}
         self.agreements: dict[str, float] = {}
-        self.scaling = FeatureScaling()
-
-    @property
-    def n_features(self) -> int:
-        """Length of the feature vectors it reads."""
-        return self.scaling.n_features
 
     def soft_targets(
         self,
