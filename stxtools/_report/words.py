@@ -12,7 +12,7 @@ import pandas as pd
 
 from stxtools import _keys, get, pl
 from stxtools.pl._base import params_of
-from stxtools.pl._history import stage_name
+from stxtools.pl._evaluation import stage_name
 
 if TYPE_CHECKING:
     from anndata import AnnData

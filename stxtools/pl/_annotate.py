@@ -45,8 +45,6 @@ def annotate(
 
     Parameters
     ----------
-    adata
-        Annotated data, no view.
     key
         Column of ``obs`` for the labels; one that is there is gone on with.
     classes
@@ -55,8 +53,6 @@ def annotate(
         How many observations are suggested.
     segment_key
         Name of the segments: the ``key_added`` of :func:`stxtools.tl.segment`.
-    library_key
-        Column of ``obs`` with the section of each observation; sections are drawn side by side. ``False``: all are one.
     segment_params
         More arguments of :func:`stxtools.tl.segment`, such as ``{"use_rep": "X_pca"}``.
     %(parameters)s
@@ -64,13 +60,6 @@ def annotate(
     Returns
     -------
     An ``Annotator``, which a notebook shows. Its methods do what its buttons do.
-
-    Raises
-    ------
-    ImportError
-        jupyter-scatter is not installed.
-    KeyError, ValueError, TypeError
-        The positions are missing, or ``obs[key]`` holds no classes.
 
     Examples
     --------
@@ -93,11 +82,9 @@ def annotate(
 
 
 class Annotator:
-    """A map to label observations on, and beside it the segments that follow.
+    """A map to label observations in ``adata.obs[key]`` on, and beside it the segments that follow.
 
-    - ``adata``, ``key``: Where the labels are written: ``adata.obs[key]``.
-    - ``classes``: Names of the classes.
-    - ``active``: The class that the next stroke gives; None takes labels away.
+    - ``classes``, ``active``: Names of the classes, and the one that the next stroke gives; None takes labels away.
     - ``widget``: The ipywidgets box that a notebook shows.
     """
 
@@ -173,20 +160,16 @@ class Annotator:
 
     def refresh(self) -> None:
         """Draw what the AnnData holds."""
-        (left, right), key = self.maps, self._how["key_added"]
-        shown = self._codes + 2  # 0: no label, 1: suggested, from 2: the classes
-        shown[self._codes < 0] = 0
-        suggested = self.adata.obs.get(_keys.SUGGESTED)
-        if suggested is not None:
-            shown[(self._codes < 0) & suggested.notna().to_numpy()] = 1
-        shown, colors = shown[self._order], [self._colors[name] for name in self.classes]
-        _color(left, shown, [_NONE, _MARKED, *self.classes], [MISSING, _DARK, *colors])
-        left.size(by=(shown == 1).astype(float), map=self._sizes, norm=(0, 1))  # sends the colours, too
-        self.right.layout.display = "" if key in self.adata.obs else "none"
-        if key in self.adata.obs:
+        (left, right), key, obs = self.maps, self._how["key_added"], self.adata.obs
+        suggested = obs[_keys.SUGGESTED].notna().to_numpy() if _keys.SUGGESTED in obs else False
+        # 0: no label, 1: suggested, from 2: the classes
+        shown = np.where(self._codes < 0, np.where(suggested, 1, 0), self._codes + 2)[self._order]
+        colors = [self._colors[name] for name in self.classes]
+        self._color(left, shown, [_NONE, _MARKED, *self.classes], [MISSING, _DARK, *colors], shown == 1)
+        self.right.layout.display = "" if key in obs else "none"
+        if key in obs:
             codes, palette = category_codes(self.adata, key)[0][self._order], colors_of(self.adata, key)
-            _color(right, codes + 1, [_NONE, *palette], [MISSING, *palette.values()])
-            right.size(by=np.zeros(len(codes)), map=self._sizes, norm=(0, 1))
+            self._color(right, codes + 1, [_NONE, *palette], [MISSING, *palette.values()], codes < -1)
         active = self.active  # new options choose the first of them
         self.choice.options = [*self.classes, _ERASER]
         self.choice.value = active or _ERASER
@@ -197,6 +180,13 @@ class Annotator:
         self.legend.value = " &emsp; ".join(
             f'<span style="color:{color}">&#9679;</span> {html.escape(name)} {n:,}' for name, color, n in entries
         )
+
+    def _color(self, scatter: Any, codes: Any, names: Sequence[str], colors: Sequence[str], large: Any) -> None:
+        """Colour points by class, among those that occur: jupyter-scatter gives colours to no others."""
+        used, at = np.unique(codes, return_inverse=True)
+        by = pd.Categorical.from_codes(at, [f"{i}: {names[i]}" for i in used])  # a class may be called as one of ours
+        scatter.color(by=by, map=[colors[i] for i in used], skip_widget_update=True)
+        scatter.size(by=large.astype(float), map=self._sizes, norm=(0, 1))  # sends the colours, too
 
     def _rows(self, observations: Any) -> NDArray[np.int64]:
         asked = np.atleast_1d(np.asarray(observations))
@@ -247,13 +237,7 @@ class Annotator:
         labels.widget.observe(self._drawn, "selection")
         self.choice = ui.ToggleButtons(options=[_ERASER], description="Class")
         self.new = ui.Text(placeholder="new class", continuous_update=False, layout={"width": "10em"})
-        self.buttons = {
-            name: ui.Button(description=name, tooltip=tip)
-            for name, tip in (
-                ("Undo", "take the last stroke back"), ("Suggest", "mark what to label next"),
-                ("Segment", "segment with these labels"),
-            )
-        }  # fmt: skip
+        self.buttons = {name: ui.Button(description=name) for name in ("Undo", "Suggest", "Segment")}
         self.status, self.legend = ui.HTML(), ui.HTML()
         self.choice.observe(self._chosen, "value")
         self.new.observe(self._added, "value")
@@ -293,10 +277,3 @@ class Annotator:
         except (KeyError, ValueError, TypeError) as err:
             text = str(err.args[0]) if err.args else str(err)
             self.status.value = f'<span style="color:#b00020">{html.escape(text)}</span>'
-
-
-def _color(scatter: Any, codes: NDArray[np.int64], names: Sequence[str], colors: Sequence[str]) -> None:
-    """Colour points by class, among those that occur: jupyter-scatter gives colours to no others."""
-    used, at = np.unique(codes, return_inverse=True)
-    occurring = [f"{i}: {names[i]}" for i in used]  # a class may be called as one of ours
-    scatter.color(by=pd.Categorical.from_codes(at, occurring), map=[colors[i] for i in used], skip_widget_update=True)

@@ -197,31 +197,27 @@ def draw_sections(
 
 
 def spots_drawn(colors: Any, label: str, size: float = 1.0, **how: Any) -> Draw:
-    """Return what draws the observations as :func:`draw_spots` does, smaller where they lie over an image."""
-    return lambda ax, panel, over: draw_spots(ax, panel, colors, size=size * (0.8 if over else 1), label=label, **how)
+    """Return what draws discs whose diameter is in data units, smaller over an image.
 
-
-def draw_spots(
-    ax: Axes, panel: Panel, colors: Any, *, size: float = 1.0, label: str = "observations", **kwargs: Any
-) -> None:
-    """Draw discs whose diameter is in data units, in one colour, or in RGBA or a number of every observation of all."""
+    - ``colors``: One colour, or RGBA or a number of every observation of all sections.
+    """
     from matplotlib.collections import EllipseCollection
 
-    diameter, xy = [panel.pitch * size], panel.xy
-    if isinstance(colors, str):
-        kwargs["facecolors"] = colors
-    elif np.ndim(colors) == 1:  # those of high value lie on top, the missing at the bottom
-        values = colors[panel.rows]
-        order = np.argsort(values, kind="stable")
-        order = np.roll(order, int(np.isnan(values).sum()))
-        xy, kwargs["array"] = xy[order], np.ma.masked_invalid(np.asarray(values, dtype=float)[order])
-    else:
-        kwargs["facecolors"] = colors[panel.rows]
-    spots = EllipseCollection(
-        diameter, diameter, [0.0], units="xy", offsets=xy, offset_transform=ax.transData, linewidths=0,
-        rasterized=len(xy) > RASTERIZE_ABOVE, label=label, **kwargs,
-    )  # fmt: skip
-    ax.add_collection(spots, autolim=False)
+    def draw(ax: Axes, panel: Panel, over: bool) -> None:
+        diameter, xy, paint = [panel.pitch * size * (0.8 if over else 1)], panel.xy, dict(how)
+        if np.ndim(colors) == 1:  # numbers; those of high value lie on top, the missing at the bottom
+            values = np.asarray(colors[panel.rows], dtype=float)
+            order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
+            xy, paint["array"] = xy[order], np.ma.masked_invalid(values[order])
+        else:
+            paint["facecolors"] = colors if isinstance(colors, str) else colors[panel.rows]
+        spots = EllipseCollection(
+            diameter, diameter, [0.0], units="xy", offsets=xy, offset_transform=ax.transData, linewidths=0,
+            rasterized=len(xy) > RASTERIZE_ABOVE, label=label, **paint,
+        )  # fmt: skip
+        ax.add_collection(spots, autolim=False)
+
+    return draw
 
 
 def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> bool:

@@ -1,10 +1,10 @@
-"""Regions and their neighbours over the tissue, and what the plots of the region graph share."""
+"""Segments, the region graph and its attention over the tissue."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,24 +14,92 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
-from stxtools._validate import check_in, coordinates
+from stxtools._validate import check_choice, check_in, check_number, coordinates
 from stxtools.get._segments import regions_of
 
 from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import draw_sections, draw_spots, panels_of, units_of
+from ._sections import draw_sections, panels_of, spots_drawn, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ._sections import Panel
 
+_FAINTEST = 0.12
+_SIZE_MIN, _SIZE_MAX = 0.001, 100.0
 NODE_MIN, NODE_MAX = 12.0, 320.0  # area of a node, points^2
 NODE_BUDGET = 6400.0  # of all nodes of a panel together, points^2: about a twentieth of the panel
 WIDTH_MIN, WIDTH_MAX = 0.4, 5.0  # points
 _AGAIN = "Run `st.tl.region_graph(adata)` again."
+_EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
 Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.float64]"]
+
+
+@_base.plot
+def segment(
+    adata: AnnData,
+    key: str = _keys.SEGMENT,
+    *,
+    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    show_confidence: bool = False,
+    img: bool | str | None = None,
+    size: float = 1.0,
+    palette: str | Sequence[str] | Mapping[str, str] | None = None,
+    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
+    """Draw the segments of every section over the tissue.
+
+    Any categorical column can be drawn, for instance a pathologist's annotation or the prediction of
+    :func:`stxtools.tl.multitask`; a column ``"{name}_pred"`` takes the colours of ``name``. Colours are stored in
+    ``adata.uns["{key}_colors"]`` in the order of all categories.
+
+    Parameters
+    ----------
+    key
+        Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
+    show_confidence
+        Fade observations by ``obs["{key}_confidence"]``: full colour at 1, nearly transparent at chance.
+    size
+        Diameter of an observation relative to the spacing of the observations; 1 makes neighbours touch.
+    palette
+        Colours: the name of a colour map, a sequence in the order of the categories, or a mapping from category to
+        colour. By default those in ``uns["{key}_colors"]``, else scanpy's.
+    %(parameters)s
+
+    Examples
+    --------
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> ax = st.pl.segment(adata, "compartment", library_key="section")
+    """
+    call = "multitask(adata, ...)" if str(key).endswith("_pred") else "segment(adata)"
+    check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
+    size = check_number("size", size, minimum=_SIZE_MIN, maximum=_SIZE_MAX)
+    params = _base.params_of(adata.uns.get(key))
+    panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
+    codes, names = category_codes(adata, key)
+    colors = colors_of(adata, key, palette)
+    face = rgba(codes, colors)
+    if show_confidence:
+        check_in(adata, "obs", _keys.confidence(key), "show_confidence=True reads",
+                 "Run `st.tl.segment(adata)` first.")  # fmt: skip
+        confidence = adata.obs[_keys.confidence(key)].to_numpy(dtype=float, na_value=np.nan)
+        face[:, 3] = _fade(np.nan_to_num(confidence), len(names))
+    axes = draw_sections(adata, panels, [spots_drawn(face, key, size)], ax=ax, spatial_key=spatial_key, title=title,
+                         img=img, scale_bar=scale_bar)  # fmt: skip
+    if legend:
+        drawn = np.concatenate([codes[p.rows] for p in panels])
+        present = [n for i, n in enumerate(names) if (drawn == i).any()]
+        handles = _legend.class_handles(present, colors, missing=bool((drawn < 0).any()))
+        if show_confidence:
+            steps = np.linspace(1 / max(len(names), 2), 1, 3)
+            dots = [_legend.dot(f"{s:.2f}", "#444444", alpha=float(_fade(s, len(names)))) for s in steps]
+            handles += [_legend.heading("confidence"), *dots]
+        _legend.add_legend(axes, handles, own=ax is None, title=key)
+    return _base.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
 @_base.plot
@@ -76,7 +144,7 @@ def region_graph(
 
     def draw(axis: Axes, panel: Panel, over: bool) -> None:
         if spots:
-            draw_spots(axis, panel, view.faint)
+            spots_drawn(view.faint, "observations")(axis, panel, False)
         view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333", label="edges")
         view.draw_nodes(axis, panel, labels=labels)
 
@@ -97,6 +165,89 @@ def region_graph(
                         for s in _steps(scale * float(weights.data.min()), scale * top)]  # fmt: skip
         _legend.add_legend(axes, handles, own=ax is None)
     return _base.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
+
+
+@_base.plot
+def attention(
+    adata: AnnData,
+    key: str = _keys.ATTENTION,
+    *,
+    regions_key: str = _keys.REGIONS,
+    color: Literal["segment", "attention"] | None = "segment",
+    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    img: bool | str | None = False,
+    cmap: str = "magma_r",
+    vmax: float | None = None,
+    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+) -> Axes | list[Axes] | None:  # fmt: skip
+    """Draw the attention between regions over the tissue, on the edges of the region graph.
+
+    The width and colour of an edge are the mean attention of its two directions, on one scale for all sections; a
+    region's attention to itself is not drawn. The colours of the segments are stored in ``adata.uns`` and in the
+    region AnnData.
+
+    Parameters
+    ----------
+    key
+        Key of the attention in the regions' ``obsp``, such as ``"attention_corrected"``, and in ``obs``.
+    color
+        Colour of the observations beneath: their ``"segment"``, the ``"attention"`` that their region gets, or None.
+    cmap
+        Colour map of the edges; on a light ground a map that ends dark.
+    vmax
+        Attention at the end of the scale; the largest one by default.
+    %(parameters)s
+
+    Examples
+    --------
+    >>> adata = st.datasets.synthetic_tissue(n_obs=400)
+    >>> st.tl.segment(adata)
+    >>> st.tl.region_graph(adata)
+    >>> st.tl.embed(adata)
+    >>> ax = st.pl.attention(adata)
+    """
+    check_choice("color", color, ("segment", "attention", None))
+    colors = _legend.color_map(cmap)
+    top = None if vmax is None else check_number("vmax", vmax, minimum=0)
+    view = GraphView(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
+    check_in(view.regions, "obsp", key, "key", _EMBED)
+    given = weights_of(view.regions, key)
+    edges = {panel.library: view.edges(((given + given.T) / 2).tocsr(), panel) for panel in view.panels}
+    strongest = max((float(weight[-1]) for _, _, weight in edges.values() if len(weight)), default=0.0)
+    widest = strongest if top is None else top
+    bar = _legend.mappable(0.0, widest or 1.0, colors)
+    bars = [(bar, "attention between regions")] if strongest else []
+    spots = spots_drawn(view.faint if color == "segment" else "#e6e6e6", "observations")
+    if color == "attention":
+        check_in(adata, "obs", key, "key", _EMBED)
+        _base.check_columns(adata.obs, [key], "adata.obs", "st.tl.embed(adata)")
+        values = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
+        ground = _legend.value_scale(values, _legend.color_map("Blues", 0.05, 0.8), percentile=100)
+        spots = spots_drawn(values, "observations", cmap=ground.cmap, norm=ground.norm)
+        bars.append((ground, "attention from other regions"))
+
+    def draw(axis: Axes, panel: Panel, over: bool) -> None:
+        spots(axis, panel, False)
+        here = edges[panel.library]
+        view.draw_edges(axis, here, widest, array=here[2], cmap=bar.cmap, norm=bar.norm, label="attention")
+        view.draw_nodes(axis, panel, scale=0.4)
+
+    axes = draw_sections(
+        adata, view.panels, [draw], ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar,
+        bottom=0.7 * len(bars) * legend,
+    )  # fmt: skip
+    if legend:
+        handles = _legend.class_handles(view.names, view.colors, missing=False)
+        _legend.add_legend(axes, handles, own=ax is None, title="segment", bars=bars)
+    return _base.done("attention", axes, ax=ax, show=show, save=save, colors=view.stores)
+
+
+def _fade(confidence: Any, n: int) -> NDArray[np.float64]:
+    """Return the opacity of a confidence in one of ``n`` classes."""
+    chance = 1.0 / max(n, 2)
+    return _FAINTEST + (1 - _FAINTEST) * np.clip((np.asarray(confidence) - chance) / (1 - chance), 0, 1)
 
 
 class GraphView:
