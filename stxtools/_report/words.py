@@ -109,25 +109,22 @@ def _other(params: Mapping[str, Any]) -> str:
     return "the rest" if reference == "rest" else reference
 
 
-def marked(group: str, reference: str, table: pd.DataFrame) -> list[str]:
-    """Say which genes mark a group: a line on how many, and one for each direction."""
-    found = table[table["pvals_adj"] <= FDR]
-    beyond = f", {int(found['beyond_composition'].sum())} beyond composition" if "beyond_composition" in found else ""
-    lines = [f"{group} against {reference}: {len(found) or 'none'} of {len(table)} genes{beyond}"]
-    for direction, sign in (("higher", 1), ("lower", -1)):
-        part = found[found["scores"] * sign > 0][::sign]
-        genes = [f"{gene} ({2.0**change:.2g}-fold)" for gene, change in
-                 zip(part["names"].head(_NAMED), part["logfoldchanges"].head(_NAMED), strict=True)]  # fmt: skip
-        if genes:
-            lines.append(f"  {direction}: {', '.join(genes)}{', ...' if len(part) > _NAMED else ''}")
-    return lines
-
-
 def all_marked(adata: AnnData, key: str = _keys.BIOMARKERS) -> list[list[str]]:
-    """Say which genes mark each group."""
-    reference = _other(adata.uns[f"{key}_params"])
-    tables = adata.uns[key].groupby("group", sort=False, observed=True)
-    return [marked(str(group), reference, table) for group, table in tables]
+    """Say which genes mark each group: a line on how many, and one for each direction."""
+    reference, told = _other(adata.uns[f"{key}_params"]), []
+    for group, table in adata.uns[key].groupby("group", sort=False, observed=True):
+        found = table[table["pvals_adj"] <= FDR]
+        lines = [f"{group} against {reference}: {len(found) or 'none'} of {len(table)} genes"]
+        if "beyond_composition" in found:
+            lines[0] += f", {int(found['beyond_composition'].sum())} beyond composition"
+        for direction, sign in (("higher", 1), ("lower", -1)):
+            part = found[found["scores"] * sign > 0][::sign]
+            first = part[["names", "logfoldchanges"]].head(_NAMED).itertuples(index=False)
+            genes = [f"{gene} ({2.0**change:.2g}-fold)" for gene, change in first]
+            if genes:
+                lines.append(f"  {direction}: {', '.join(genes)}{', ...' if len(part) > _NAMED else ''}")
+        told.append(lines)
+    return told
 
 
 def _count(n: int, what: str) -> str:

@@ -19,9 +19,8 @@ changes, and nothing at all after an error.
 
 **Scale bars.** The unit of ``obsm["spatial"]`` is known where ``uns["spatial"][library]`` says so:
 ``["scalefactors"]["microns_per_pixel"]`` (Visium HD), or ``["metadata"]["unit"]`` is "micron". It is also known for
-Visium, whose spots lie 100 microns apart: ``obs["array_row"]`` and ``obs["array_col"]`` are those of its hexagonal
-lattice and ``["scalefactors"]["spot_diameter_fullres"]`` fits. (The diameter itself is no measure: 55 microns, but
-Space Ranger has written up to 70.) Coordinates in microns of other platforms, such as Xenium, need ``scale_bar=1.0``.
+Visium, whose spots lie 100 microns apart, by ``obs["array_row"]`` and ``obs["array_col"]``. Coordinates in microns of
+other platforms, such as Xenium, need ``scale_bar=1.0``.
 """
 
 from stxtools._lazy import attach

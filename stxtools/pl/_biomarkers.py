@@ -136,12 +136,14 @@ def _ranked(
 ) -> None:  # fmt: skip
     """Draw one group into each Axes; all have one scale, so that their effects can be compared."""
     axes, _, parts = zip(*panels, strict=True)
-    change = np.abs(np.concatenate([_numbers(p, "logfoldchanges") for p in parts]))
+    change = np.abs(_numbers(pd.concat(parts), "logfoldchanges"))
     limit = float(np.max(change, where=np.isfinite(change), initial=0.0)) or 1.0
     colors = _legend.mappable(-limit, limit, _base.DIVERGING)
     origin = 0.5 if effect == "auroc" else 0.0
     hollow = False
     for axis, text, part in panels:
+        if axis is not axes[0]:
+            axis.sharex(axes[0])
         value, passed = _numbers(part, effect), _numbers(part, "pvals_adj") <= fdr
         lower = _numbers(part, "scores") < 0 if both else np.zeros(len(part), dtype=bool)
         place = np.arange(len(part)) + 0.5 * (lower & (~lower).any())  # a gap before the genes that are lower
@@ -155,15 +157,11 @@ def _ranked(
                      edgecolors=rim, linewidths=0.8, zorder=2, label="genes")  # fmt: skip
         _base.finish(axis, text, _EFFECTS[effect])
         _base.rows(axis, [_legend.plain(n) for n in part["names"].astype(str)], place, style="italic")
+        axis.margins(x=0.08)
         axis.locator_params(axis="x", nbins=4)
-    every = np.append(np.concatenate([_numbers(p, effect) for p in parts]), origin)
-    low, high = np.min(every[np.isfinite(every)]), np.max(every[np.isfinite(every)])
-    pad = 0.08 * (high - low) or 0.1
-    for axis in axes:
-        axis.set_xlim(low - pad, high + pad)
     if legend:
         handles = [_legend.dot(f"FDR ≤ {fdr:g}", "#888888")]
-        handles += [_legend.ring("not significant", "#888888")] if hollow else []
+        handles += [_legend.dot("not significant", "#888888", markerfacecolor="white", markeredgewidth=1)] * hollow
         if "pct_nz_group" in parts[0]:
             sizes = [_legend.dot(f"{s:.0%}", "#888888", size=float(np.sqrt(_area(s)))) for s in (0.2, 0.6, 1.0)]
             handles += [_legend.heading("expressed in"), *sizes]
@@ -249,7 +247,8 @@ def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: s
     # the top points; the table's order breaks ties of p-values that end in a floor
     table["inward"] = np.minimum(table.index, table.index[::-1])
     top = table[table["passed"]].sort_values(["p", "inward"]).head(n_genes)
-    sides = [top[side].head(max(1, int(0.9 * _legend.inches(ax)[1] / _LINE))) for side in (top["x"] < 0, top["x"] >= 0)]
+    room = max(1, int(0.9 * _legend.inches(ax)[1] / _LINE))
+    sides = [top[side].head(room) for side in (top["x"] < 0, top["x"] >= 0)]
     _name(ax, sides, min(table["x"].min(), -0.1), max(table["x"].max(), 0.1), table["y"].max() or 1.0)
 
 
@@ -258,7 +257,7 @@ def _name(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: float, top:
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 
-    size = np.array(_legend.inches(ax))
+    size = _legend.inches(ax)
     shares = [min(0.35, _legend.text_inches(part["name"]) / size[0] + _GAP) if len(part) else 0.04 for part in sides]
     span = (high - low) / (1 - sum(shares))
     ax.set(xlim=(low - shares[0] * span, high + shares[1] * span), ylim=(-0.03 * top, 1.08 * top))

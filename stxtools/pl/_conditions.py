@@ -74,10 +74,10 @@ def compare(
     if ax is not None and len(parts) > 1:
         raise ValueError(f"`ax` takes one panel, but there are {len(parts)}; choose one with `kind=` and `group=`.")
     parts = [part if len(part) <= n_top else part.iloc[_first(part, "logfoldchanges")[:n_top]] for part in parts]
-    longest = max(len(name) for part in parts for name in _names(part, "names"))
+    longest = max(_legend.text_inches(_names(part, "names")) for part in parts)
     height = 0.26 * max(len(part) for part in parts) + 1.0
     names = [f"{_TITLES[part['kind'].iloc[0]]}: {part['group'].iloc[0]}" for part in parts]
-    axes, panels = _base.panels(names, title, ax, "panel", 2.6 + 0.065 * longest, height, ncols=3)
+    axes, panels = _base.panels(names, title, ax, "panel", 2.6 + 0.8 * longest, height, ncols=3)
     for (axis, _, text), part in zip(panels, parts, strict=True):
         effect, color = part["logfoldchanges"].to_numpy(dtype=float), _colors(part, "logfoldchanges", fdr)
         place = np.arange(len(part))
@@ -129,16 +129,15 @@ def trends(
     >>> axes = st.pl.trends(adata, "share")
     """
     n_top = check_int("n_top", (30 if heatmap else 8) if n_top is None else n_top, minimum=1, maximum=TRENDS_MAX)
-    chosen = {"compartment": compartment, "feature": feature, "key": key}
-    table, valued = (get_trends(adata, kind, values=v, **chosen) for v in (False, True))  # type: ignore[call-overload]
-    tested = table["slope"].notna().to_numpy()  # others were seen at one time
-    table, valued = table[tested], valued[tested]
-    if not len(table):
+    found = get_trends(adata, kind, compartment=compartment, feature=feature, values=True, key=key)
+    found = found[found["slope"].notna()]  # others were seen at one time
+    if not len(found):
         raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
     params = adata.uns[f"{key}_params"]
     times = np.asarray(params["times"], dtype=float)
-    order = _first(table, "slope")[:n_top]
-    table, values = table.iloc[order], valued.iloc[order, -len(times) :].to_numpy(dtype=float)
+    n = len(times)  # the values of the subjects come last
+    table = found.iloc[_first(found.iloc[:, :-n], "slope")[:n_top]]
+    table, values = table.iloc[:, :-n], table.iloc[:, -n:].to_numpy(dtype=float)
     draw = _heatmap if heatmap else _lines
     axes = draw(table, times, values, fdr, title, str(params["time_key"]), legend=legend, ax=ax)
     return _base.done("trends", axes, ax=ax, show=show, save=save)

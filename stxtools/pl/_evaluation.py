@@ -76,7 +76,7 @@ def history(
     for (axis, _, text), name in zip(panels, wanted, strict=True):
         part = table[(names == name).to_numpy()]
         for column, label, color in (("loss", "training", DOWN), ("val_loss", "validation", UP)):
-            loss = part[["epoch", *losses]].reindex(columns=["epoch", column]).astype(float).dropna().to_numpy()
+            loss = part.reindex(columns=["epoch", column]).astype(float).dropna().to_numpy()
             if len(loss):  # a stage of a single epoch is a point, which a line alone would not show
                 axis.plot(*loss.T, color=color, label=label, marker="o" if len(loss) == 1 else None)
             if len(loss) and column == "val_loss":

@@ -106,11 +106,6 @@ def dot(label: str, color: Any, *, size: float = 7.0, **kwargs: Any) -> Any:
     return Line2D([], [], label=plain(label), **how)
 
 
-def ring(label: str, color: Any) -> Any:
-    """Legend entry: a hollow disc."""
-    return dot(label, color, markerfacecolor="white", markeredgewidth=1.0)
-
-
 def heading(label: str) -> Any:
     """Legend entry: a heading above the entries that follow."""
     return dot(label, "none", marker="", gid=_HEADING)
@@ -225,10 +220,9 @@ def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[
         below = 0.0
 
 
-def inches(ax: Axes) -> tuple[float, float]:
-    """Width and height that the figure's layout gives to the Axes."""
-    box, whole = ax.get_position(original=True), ax.figure.bbox
-    return float(box.width * whole.width / ax.figure.dpi), float(box.height * whole.height / ax.figure.dpi)
+def inches(ax: Any) -> NDArray[np.float64]:
+    """Width and height of an Axes."""
+    return np.asarray(ax.bbox.size / ax.figure.dpi)
 
 
 def text_inches(labels: Sequence[str]) -> float:

@@ -139,20 +139,14 @@ def _known(adata: AnnData, panel: Panel) -> float | None:
         return recorded
     if any(str(about.get(k)).lower() in _MICRONS for k in ("unit", "units")):
         return 1.0
-    diameter = positive(factors.get(_keys.SPOT_DIAMETER))
-    if diameter is None or not _hexagonal(adata, panel):
+    diameter, positions = positive(factors.get(_keys.SPOT_DIAMETER)), array_positions(adata)
+    if diameter is None or positions is None or len(panel.rows) < 3:
         return None
-    low, high = _VISIUM_RATIO
-    return _VISIUM_PITCH / panel.pitch if low <= diameter / panel.pitch <= high else None
-
-
-def _hexagonal(adata: AnnData, panel: Panel) -> bool:
-    """Whether the array positions are those of Visium: in every row each second column, the next row shifted by one."""
-    positions = array_positions(adata)
-    if positions is None or len(panel.rows) < 3:
-        return False
+    # Visium has every second column in a row, and the next row is shifted by one
     total = positions[panel.rows].sum(axis=1)
-    return bool(np.isfinite(total).all() and (total % 2 == total[0] % 2).all())
+    hexagonal = np.isfinite(total).all() and (total % 2 == total[0] % 2).all()
+    low, high = _VISIUM_RATIO
+    return _VISIUM_PITCH / panel.pitch if hexagonal and low <= diameter / panel.pitch <= high else None
 
 
 def draw_sections(
