@@ -10,7 +10,7 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_key
-from stxtools._validate import check_choice, check_number, listing
+from stxtools._validate import check_choice, listing
 from stxtools.get import evaluation as _table
 from stxtools.get._tables import stored_table
 
@@ -197,19 +197,16 @@ def evaluation(
     metric: str = "auroc",
     *,
     target: str | None = None,
-    noise: float | None = None,
     key: str = _keys.EVALUATION,
     title: str | None = None, legend: bool = True,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw every model's mean over seeds with its standard deviation, and the seeds themselves.
 
-    A broken line is the AUROC of guessing; a leaky scheme says so.
+    A broken line is the AUROC of guessing; a leaky scheme says so. Of several noise levels the lowest is drawn.
 
     Parameters
     ----------
-    noise
-        The noise level to draw; the lowest by default.
     %(parameters)s
 
     Examples
@@ -221,11 +218,7 @@ def evaluation(
     import seaborn as sns
 
     table = _seeds(adata, metric, target, key)
-    levels = sorted(table["noise"].unique())
-    level = levels[0] if noise is None else check_number("noise", noise)
-    if level not in levels:
-        raise ValueError(f"`noise={noise!r}` was not measured; the levels are {listing(levels)}.")
-    table = table[table["noise"] == level]
+    table = table[table["noise"] == table["noise"].min()]
     models, schemes = pd.unique(table["model"]), list(pd.unique(table["scheme"]))
     colors = dict(zip(schemes, sns.color_palette("colorblind", len(schemes)), strict=True))
     width = max(2.6, 0.55 * len(models) + 1.6)
@@ -233,8 +226,8 @@ def evaluation(
     for axis, name, text in panels:
         part = table[table["target"] == name]
         how = {"data": part, "x": "model", "y": "value", "hue": "scheme", "order": models, "legend": False, "ax": axis}
-        sns.stripplot(**how, palette=dict.fromkeys(schemes, "#8c8c8c"), dodge=len(schemes) > 1, jitter=False,
-                      marker="_", size=10, linewidth=1, zorder=2)  # fmt: skip
+        sns.stripplot(**how, palette=dict.fromkeys(schemes, "#333333"), dodge=len(schemes) > 1, jitter=False,
+                      marker="_", size=12, linewidth=1, zorder=4)  # fmt: skip
         sns.pointplot(**how, palette=colors, dodge=0.4 * (len(schemes) > 1), linestyle="none", errorbar="sd",
                       markersize=6, capsize=0.1, err_kws={"linewidth": 1.2}, zorder=3)  # fmt: skip
         if metric == "auroc" and part["value"].min() < 0.65:
