@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_same
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import stxtools as st
 
@@ -192,6 +192,38 @@ def test_sections_do_not_mix(make_section, quick_unet):
     both.uns["spatial"] = {"lib0": {}, "lib1": {}}
     with pytest.raises(ValueError, match="library_key"):
         run(both, quick_unet, 3)
+
+
+def patients(effect: float) -> ad.AnnData:
+    """Two sections of three stripes, of other widths, with an effect of the patient on every gene."""
+    rng, parts = np.random.default_rng(0), []
+    x, y = (at.ravel() for at in np.meshgrid(np.arange(20), np.arange(20)))
+    for name, share in (("a", [0.6, 0.2, 0.2]), ("b", [0.2, 0.2, 0.6])):
+        tissue = np.searchsorted(np.cumsum(share), (x + 0.5) / 20)
+        mean = np.exp(effect * rng.standard_normal(60)) * np.where(np.arange(60) // 15 == tissue[:, None], 3, 1)
+        obs = pd.DataFrame({"patient": name, "tissue": tissue.astype(str)}, index=[f"{name}{i}" for i in range(400)])
+        at = {"spatial": np.column_stack([x, y]).astype(float)}
+        parts.append(ad.AnnData(rng.poisson(mean).astype(np.float32), obs=obs, obsm=at))
+    return ad.concat(parts)
+
+
+def test_patients_have_their_own_clusters_and_those_alike_are_joined(tmp_path):
+    one, two, unet = patients(0.0), patients(0.5), {"epochs": 6, "pretrain": "none"}
+    run(one, unet, 3, library_key="patient")
+    run(two, unet, 3, library_key="patient", save_model=tmp_path / "two.stx")
+    assert one.uns["segment"]["batches"]["batch"].tolist() == [0, 0]
+    found = two.uns["segment"]["batches"]
+    assert found["library"].tolist() == ["a", "b"]
+    assert found["batch"].tolist() == [0, 1]
+    assert (found["distance"] > 5).all()
+    assert (one.uns["segment"]["batches"]["distance"] < 2).all()
+    # one mixture of both, each centred by its own mean, has 0.31: the sections' means differ by composition, too
+    assert adjusted_rand_score(two.obs["tissue"], two.obs["segment"]) > 0.8
+    turned = two[::-1].copy()
+    run(turned, unet, 3, library_key="patient")
+    assert adjusted_rand_score(turned.obs["segment"][::-1], two.obs["segment"]) == 1
+    two.write_h5ad(tmp_path / "two.h5ad")
+    assert_same(ad.read_h5ad(tmp_path / "two.h5ad").uns["segment"]["batches"], found)
 
 
 def test_model_on_a_new_section(make_section, quick_unet, tmp_path):

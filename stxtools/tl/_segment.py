@@ -13,6 +13,8 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._colors import colors_for, colors_slot, stored_colors
+from stxtools._data.chunks import is_out_of_core
+from stxtools._data.expression import Expression
 from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures, check_genes
 from stxtools._data.image import N_IMAGE_FEATURES, Images
 from stxtools._data.sections import Geometry, make_sections
@@ -63,7 +65,8 @@ def segment(
 ) -> AnnData | None:  # fmt: skip
     """Segment tissue into compartments with a U-Net (Ronneberger et al. 2015) on the expression raster.
 
-    It learns pseudo-labels, of mixtures or of discriminant analyses.
+    It learns pseudo-labels, of mixtures or of discriminant analyses. Sections without labels that differ as patients do
+    are clustered alone, and clusters that are alike joined.
 
     Parameters
     ----------
@@ -136,6 +139,10 @@ def segment(
         # a model for other sections learns genes by name, too, where it reads no image
         if save_model is not None and labels is not None and expression is not None and fitted.image_key is None:
             genes = expression.by_section(where, known.own)
+        elif labels is None and use_rep is None and fitted.batches_of(sections)[0].any():
+            expression = expression or Expression.if_any(adata)
+            if expression is not None and not is_out_of_core(expression.stored):
+                genes = expression.by_section(where, known.own)
         fitted.fit(
             sections, n_segments=n_segments, labels=None if labels is None else where.split(labels.codes),
             classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
@@ -314,6 +321,10 @@ def _slots_of(
     if any(r.weights for r in results):
         slots.uns[key]["members"] = pd.DataFrame(
             [{"library": n, **r.weights} for n, r in zip(where.libs.names, results, strict=True)]
+        )
+    if trained and len(where.libs) > 1:
+        slots.uns[key]["batches"] = pd.DataFrame(
+            {"library": where.libs.names, "batch": fitted.batch, "distance": fitted.distance}
         )
     if trained:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)

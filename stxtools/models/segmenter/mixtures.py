@@ -55,6 +55,10 @@ class View:
     def __getitem__(self, rows: Any) -> FloatArray:
         return np.concatenate([m[rows, : self.width] for m in self.means], axis=1, dtype=np.float64)
 
+    def less(self, offset: FloatArray) -> View:
+        """Return the means of features from which the ``offset`` is taken."""
+        return View(tuple(m - offset.astype(m.dtype) for m in self.means), self.width)
+
 
 @dataclass(frozen=True)
 class Mixtures:
@@ -108,6 +112,8 @@ def edge_views(section: Section, rows: IntArray) -> list[View]:
 
 def stacked(parts: Sequence[Sequence[View]]) -> list[View]:
     """Views of several sections, one section under the other."""
+    if len(parts) == 1:
+        return list(parts[0])
     return [
         View(tuple(np.concatenate(m) for m in zip(*(v.means for v in views), strict=True)), views[0].width)
         for views in zip(*parts, strict=True)

@@ -24,6 +24,7 @@ from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import Augmentation, RandomViews, usual_epochs, view_size, whole_loader
 
+from .batches import batches
 from .calibration import expected_temperature, tempered
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
@@ -75,6 +76,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         super().__init__(params)
         self.classes: list[str] = []
         self.curve: dict[str, list[float]] = {}
+        self.batch, self.distance = batches([np.zeros((0, 1))])  # of each section it was trained on
         self.image_key: str | None = None
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
@@ -115,7 +117,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         class_shares
             With ``labels``: approximate share of each class among the observations, (K,); NaN where unknown.
         expression
-            Genes of the same observations: with them and ``labels``, the model learns to be applied to other sections.
+            Genes of the same observations: with them and ``labels``, the model learns to be applied to other sections;
+            without ``labels``, the clusters of different batches are compared by them.
         **run
             ``random_state``, ``accelerator``, ``devices`` and ``show_progress``, as in :func:`stxtools.tl.segment`.
 
@@ -127,11 +130,13 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.net, self.by_genes, self.history, run = None, None, [], completed(run)
         orders = [s.canonical_order() for s in sections]
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
+        genes = None if expression is None else [e.taken(order) for e, order in zip(expression, orders, strict=True)]
         self._measure(sections)
+        self.batch, self.distance = self.batches_of(sections)
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
             pseudo_labels = pseudo_labels_from_clustering(
-                sections, n_segments, np.random.default_rng(_DRAWS), run["show_progress"]
+                sections, n_segments, np.random.default_rng(_DRAWS), run["show_progress"], self.batch, genes
             )
         else:
             ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]
@@ -156,8 +161,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.temperature = expected_temperature(proba, pseudo_labels)
         if labels is None:
             self._order_by_size(as_given, np.concatenate(proba), accelerator)
-        elif expression is not None:
-            genes = [e.taken(order) for e, order in zip(expression, orders, strict=True)]
+        elif genes is not None:
             rng = np.random.default_rng(run["random_state"])
             self.by_genes = GeneClassifier.fit(genes, *pseudo_labels.by_section(sections), rng)
         return self
@@ -174,6 +178,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self._pretrain(unet, rasters, run)
         self.start = {k: v.detach().cpu().clone() for k, v in unet.state_dict().items()}
         return self
+
+    @staticmethod
+    def batches_of(sections: Sequence[Section]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Batch of each section, and its distance to the nearest other one, in standard deviations within sections."""
+        return batches([s.features for s in sections])
 
     def _measure(self, sections: Sequence[Section]) -> None:
         """Remember mean and scale of the features, unless pretraining has set them."""

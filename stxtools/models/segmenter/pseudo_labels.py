@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from stxtools._progress import progress, stage
 from stxtools.models._section import Section
+from stxtools.models.ensemble.gene_means import GeneSection
 
+from .batches import segments_of_batches
 from .classes import with_all_classes
 from .discriminants import label_views, spread_labels, voted_confidence
 from .mixtures import (
@@ -76,14 +77,22 @@ class PseudoLabels:
 
 
 def pseudo_labels_from_clustering(
-    sections: Sequence[Section], k: int | None, rng: np.random.Generator, show_progress: bool | None
+    sections: Sequence[Section],
+    k: int | None,
+    rng: np.random.Generator,
+    show_progress: bool | None,
+    batch: IntArray | None = None,
+    expression: Sequence[GeneSection] | None = None,
 ) -> PseudoLabels:
-    """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures."""
+    """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures.
+
+    With several batches (:func:`.batches.batches`, by section) each has its own, so that segments are not those of
+    patients; those alike in ``expression``, by default in the features, are joined.
+    """
     if len(sections) > 1:  # what is left of donors' means, if little, is what small sections would be split by
         sections = [replace(s, features=s.features - s.features.mean(axis=0)) for s in sections]
     n = sum(s.n_obs for s in sections)
     rows = some_rows(n, MOST_TARGETS, rng)
-    features, graph = _joint(sections)
     curve: dict[str, list[float]] = {}
     if k is None:
         stage("choosing the number of segments")
@@ -93,13 +102,26 @@ def pseudo_labels_from_clustering(
     if k == 1:
         one = np.ones((n, 1))
         return PseudoLabels(names, one, one[:, 0], one, np.zeros(n, dtype=bool), curve)
-    views = multiscale_views(features, graph, most_rounds(n // len(sections)), rows)
-    with progress(len(views), "finding compartments", show_progress) as bar:
-        voted = consensus(views, k, rng, lambda: bar.update(1))
-    voted = with_all_classes(voted, [views[0][slice(None)], features[rows]])
-    sharp = stacked([edge_views(s, part) for s, part in zip(sections, _by_section(rows, sections), strict=True)])
+    parts, rounds = _by_section(rows, sections), most_rounds(n // len(sections))
+    plain = [multiscale_views(s.features, s.graph, rounds, part) for s, part in zip(sections, parts, strict=True)]
+    sharp = [edge_views(s, part) for s, part in zip(sections, parts, strict=True)]
+    seen = [s.features[part] for s, part in zip(sections, parts, strict=True)]
+    batch = np.zeros(len(sections), dtype=np.int64) if batch is None else batch
+    with progress((batch.max() + 1) * len(plain[0]), "finding compartments", show_progress) as bar:
+        if batch.max() == 0:
+            voted = start = consensus(stacked(plain), k, rng, lambda: bar.update(1))
+        else:
+            genes = seen if expression is None else [e.logged[part] for e, part in zip(expression, parts, strict=True)]
+            voted, start, offsets = segments_of_batches(plain, sharp, seen, genes, batch, k, rng, lambda: bar.update(1))
+            plain, sharp = (
+                [[view.less(offset) for view in own] for own, offset in zip(kind, offsets, strict=True)]
+                for kind in (plain, sharp)
+            )
     stage("agreeing on compartments")
-    target = cotrain([*views, *sharp], voted, rng)
+    views = [*stacked(plain), *stacked(sharp)]
+    spaces: list[NDArray[np.floating]] = [views[0][slice(None)], np.concatenate(seen)]
+    voted = with_all_classes(voted, spaces)
+    target = cotrain(views, voted if start is voted else with_all_classes(start, spaces), rng)
     agreement = target.max(axis=1)
     target = target**SHARPEN / (target**SHARPEN).sum(axis=1, keepdims=True)
     balance = (target.mean() / target.mean(axis=0).clip(1e-6)) ** 0.5  # small compartments are not to be lost
@@ -130,13 +152,6 @@ def pseudo_labels_from_labels(
     target[known[rows]] = np.eye(k)[codes[rows][known[rows]]]
     weight[known[rows]] = 2.0
     return PseudoLabels(list(classes), target, weight, confidence, known[rows]).spread(rows, len(codes))
-
-
-def _joint(sections: Sequence[Section]) -> tuple[NDArray[np.float32], sparse.csr_matrix]:
-    if len(sections) == 1:
-        return sections[0].features, sections[0].graph
-    graph = sparse.block_diag([s.graph for s in sections], format="csr")
-    return np.concatenate([s.features for s in sections]), graph
 
 
 def _by_section(rows: IntArray, sections: Sequence[Section]) -> list[IntArray]:
