@@ -155,14 +155,14 @@ def test_tissue_net_learns_two_tasks(make_section, conv, tmp_path):
     model = quick(TissueNet(params), [s], classes=CLASSES)
     out = model.predict([s], accelerator="cpu")[0]
     most = pd.crosstab(s.region, s.labels["classification"]).to_numpy().argmax(1)
-    assert (out.proba["classification"].argmax(1) == most).mean() > 0.85
+    assert (out.regions["classification"].argmax(1) == most).mean() > 0.85
     assert out.states.shape == (len(s.nodes), 8)
     assert out.z.shape == (8,)
     np.testing.assert_allclose(np.asarray(out.attention.sum(1)).ravel(), 1, atol=1e-5)
     model.save(tmp_path / "t.stx")
     again = TissueNet.load(tmp_path / "t.stx").predict([s], accelerator="cpu")[0]
     assert np.array_equal(out.states, again.states)
-    assert np.array_equal(out.proba["biomarker"], again.proba["biomarker"])
+    assert np.array_equal(out.regions["biomarker"], again.regions["biomarker"])
 
 
 def test_tissue_net_without_labels_learns_to_fill_in(make_section):
@@ -170,7 +170,7 @@ def test_tissue_net_without_labels_learns_to_fill_in(make_section):
     model = quick(TissueNet(QUICK_NET | {"epochs": 40}), [s])
     losses = [row["loss"] for row in model.history]
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
-    assert model.predict([s])[0].proba == {}
+    assert model.predict([s])[0].regions == {}
     again = quick(TissueNet(QUICK_NET | {"epochs": 40}), [s])
     assert np.array_equal(model.predict([s])[0].states, again.predict([s])[0].states)
 
