@@ -91,8 +91,7 @@ def attention_fidelity(
         raise ValueError("`methods` and `shares` must each name one value at least.")
     inp = Regions(adata, regions_key, spatial_key)
     fitted: TissueNet = model_of(model, "TissueNet")
-    task = _task_of(fitted, task)
-    weight = _network_weight(fitted, task, of)
+    task, weight = _asked(fitted, task, of)
 
     read = KnownInput(adata, fitted, layer)
     sections = read.sections(inp)
@@ -132,18 +131,12 @@ def attention_fidelity(
     return slots.write(adata, copy)
 
 
-def _task_of(model: TissueNet, task: str | None) -> str:
-    """Task to explain; one of the model's classification tasks."""
+def _asked(model: TissueNet, task: str | None, of: str) -> tuple[str, float]:
+    """Task to explain, and the factor of the network's logits in the prediction that is looked at."""
     if not model.classes:
         raise ValueError("The model was trained for no class label; train it with `st.tl.multitask`.")
-    if task is None:
-        return list(model.classes)[-1]
+    task = list(model.classes)[-1] if task is None else task
     check_choice("task", task, tuple(model.classes))
-    return task
-
-
-def _network_weight(model: TissueNet, task: str, of: str) -> float:
-    """Factor of the network's logits in the prediction that is looked at."""
     check_choice("of", of, ("ensemble", "network"))
     weight = 1.0 if of == "network" else model.elsewhere(task).weights.network
     if weight == 0:
@@ -152,7 +145,7 @@ def _network_weight(model: TissueNet, task: str, of: str) -> float:
             "is predicted. Train with `st.tl.multitask(..., ensemble=['network', ...])`, or look at the network's own "
             "prediction with `of='network'`."
         )
-    return weight
+    return task, weight
 
 
 def _rows(
@@ -173,18 +166,16 @@ def _rows(
                 # of regions, only the effect on others counts: that a region depends on itself is no news
                 judged = regions if unit == "edges" else regions[~hidden[regions]]
                 change, flipped = found.change(proba, judged) if len(judged) else (float("nan"), float("nan"))
-                rows.append(
-                    {
-                        "library": library, "unit": unit, "method": method, "mode": mode, "share": float(share),
-                        "change": change, "flipped": flipped, "n_regions": len(judged),
-                    }
-                )  # fmt: skip
+                rows.append({
+                    "library": library, "unit": unit, "method": method, "mode": mode, "share": float(share),
+                    "change": change, "flipped": flipped, "n_regions": len(judged),
+                })  # fmt: skip
     return rows
 
 
 def _row_shares(parts: Sequence[tuple[Any, Any, Any]], n: int) -> sparse.csr_matrix:
+    from sklearn.preprocessing import normalize
+
     rows, columns, values = (np.concatenate(x) for x in zip(*parts, strict=True))
     matrix = sparse.csr_matrix((values, (rows, columns)), shape=(n, n), dtype=np.float64)
-    total = np.asarray(matrix.sum(axis=1)).ravel()
-    scale = np.divide(1, total, out=np.zeros_like(total), where=total > 0)
-    return sparse.csr_matrix(sparse.diags(scale) @ matrix).astype(np.float32)
+    return normalize(matrix, norm="l1").astype(np.float32)

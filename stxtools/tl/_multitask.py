@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._data.features import ModelFeatures
@@ -125,13 +124,16 @@ def multitask(
     check_free(adata, "tl.multitask", uns=[key], obs=pred, obsm=proba)
     if student is not None:
         where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, student, layer)
-        slots = _student_slots(student, make_sections(features.values, where), where, columns, accelerator)
-        slots.uns[key] = {
-            "params": provenance(
-                biomarker_key=biomarker_key, region_key=region_key, layer=layer, **features.record,
-                spatial_key=spatial_key, library_key=library_key, model="student", student=student.params_dict(),
-            )
-        }  # fmt: skip
+        found = student.predict(make_sections(features.values, where), accelerator=accelerator)
+        slots = Slots("tl.multitask")
+        for task, column in columns.items():
+            values, names = where.join([p[task] for p in found]).astype(np.float32), student.tasks[task]
+            put_frame(slots, _keys.proba(column), values, names)
+            slots.obs[_keys.pred(column)] = called(values, names)
+        slots.uns[key] = {"params": provenance(
+            biomarker_key=biomarker_key, region_key=region_key, layer=layer, **features.record,
+            spatial_key=spatial_key, library_key=library_key, model="student", student=student.params_dict(),
+        )}  # fmt: skip
         return slots.write(adata, copy)
     fitted = _new_model(params, ensemble) if applied is None else applied
     regions = Regions(adata, regions_key, spatial_key, library_key)
@@ -203,40 +205,21 @@ def _check_tasks(known: Mapping[str, Sequence[str]], columns: dict[str, str]) ->
         raise ValueError(f"The model was trained for {', '.join(known) or 'no class'}; drop {' and '.join(missing)}.")
 
 
-def _student_slots(
-    student: TissueStudent, sections: Sequence[Any], where: Geometry, columns: Mapping[str, str], accelerator: str
-) -> Slots:
-    """Classes of the observations by a student, which knows no regions."""
-    slots = Slots("tl.multitask")
-    predictions = student.predict(sections, accelerator=accelerator)
-    for task, column in columns.items():
-        proba = where.join([p[task] for p in predictions]).astype(np.float32)
-        _put_classes(slots, column, proba, student.tasks[task])
-    return slots
-
-
 def _put_predictions(
     slots: Slots, inner: Slots, model: TissueNet, predictions: Sequence[Any], regions: Regions,
     columns: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Classes and expression of the observations, and of the regions in ``inner``."""
-    outside = regions.region < 0
-    for task, column in columns.items():
-        at_obs = regions.where.join([p.observations[task] for p in predictions])
-        _put_classes(slots, column, at_obs, model.classes[task])
-        _put_classes(inner, column, regions.join([p.regions[task] for p in predictions]), model.classes[task])
-        slots.missing[f"obsm/{_keys.proba(column)}"] = outside
+    outputs = {task: (_keys.proba(column), model.classes[task]) for task, column in columns.items()}
     if model.expression:
-        at_obs = regions.where.join([p.observations["expression"] for p in predictions])
-        at_regions = regions.join([p.regions["expression"] for p in predictions])
-        put_frame(slots, _keys.EXPRESSION_PRED, at_obs, model.expression)
-        put_frame(inner, _keys.EXPRESSION_PRED, at_regions, model.expression)
-        slots.missing[f"obsm/{_keys.EXPRESSION_PRED}"] = outside
-
-
-def _put_classes(slots: Slots, column: str, proba: NDArray[np.float32], names: list[str]) -> None:
-    slots.obs[_keys.pred(column)] = called(proba, names)
-    put_frame(slots, _keys.proba(column), proba, names)
+        outputs["expression"] = (_keys.EXPRESSION_PRED, model.expression)
+    for name, (key, names) in outputs.items():
+        at_obs = regions.where.join([p.observations[name] for p in predictions])
+        for to, values in ((slots, at_obs), (inner, regions.join([p.regions[name] for p in predictions]))):
+            put_frame(to, key, values, names)
+            if name in columns:
+                to.obs[_keys.pred(columns[name])] = called(values, names)
+        slots.missing[f"obsm/{key}"] = regions.region < 0
 
 
 def _warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved: bool) -> None:
