@@ -77,10 +77,7 @@ def distill(
     """
     check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
     key = free_key(adata, "tl.distill", key_added, _keys.DISTILL, uns=[""])
-    how: dict[str, Any] = {
-        "random_state": check_seed(random_state), "accelerator": accelerator,
-        "devices": devices, "show_progress": show_progress,
-    }  # fmt: skip
+    seed = check_seed(random_state)
     check_writable(save_model)
     from stxtools.models import TissueStudent
     from stxtools.models._base import model_of
@@ -91,9 +88,12 @@ def distill(
     read = KnownInput(adata, teacher, layer)
     sections = read.sections(regions)
     student = TissueStudent(params)
-    targets = student.soft_targets(teacher, sections, random_state=how["random_state"], accelerator=accelerator)
+    targets = student.soft_targets(teacher, sections, random_state=seed, accelerator=accelerator)
     features = ModelFeatures(adata, student if student.projection is not None else teacher, layer)
-    student.fit(make_sections(features.values, regions.where), targets, **how)
+    student.fit(
+        make_sections(features.values, regions.where), targets, random_state=seed, accelerator=accelerator,
+        devices=devices, show_progress=show_progress,
+    )  # fmt: skip
     student.save(save_model)
     entry = {
         "params": provenance(

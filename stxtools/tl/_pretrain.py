@@ -6,10 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._data.features import joint_representation, stored_representation
@@ -21,7 +19,7 @@ from stxtools._slots import Slots, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 if TYPE_CHECKING:
-    from stxtools.models import GeneProjection, SegmenterParams
+    from stxtools.models import SegmenterParams
 
 
 @documented
@@ -88,19 +86,26 @@ def pretrain(
     adatas = [one.copy() for one in adatas] if check_bool("copy", copy) else adatas
 
     where = [Geometry(one, spatial_key, library_key) for one in adatas]
-    values, projection, reads = _values(adatas, use_rep, layer)
-    model = Segmenter(params)
-    model.use_rep, model.projection = use_rep or "pca", projection
+    model, records = Segmenter(params), [dict[str, str]()] * len(adatas)
+    model.use_rep = use_rep or "pca"
+    if use_rep is None:
+        values, model.projection, read = joint_representation(adatas, layer)
+        records = [r.record for r in read]
+    else:
+        values = [stored_representation(one, use_rep) for one in adatas]
+        widths = [v.shape[1] for v in values]
+        if len(set(widths)) > 1:
+            raise ValueError(f"`adata.obsm[{use_rep!r}]` has different widths: {widths}; give one common basis.")
     sections = [s for v, place in zip(values, where, strict=True) for s in make_sections(v, place)]
     model.pretrain(
         sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
     )
     model.save(save_model)
-    for one, read in zip(adatas, reads, strict=True):
+    for one, record in zip(adatas, records, strict=True):
         slots = Slots("tl.pretrain")
         slots.uns[key] = {
             "params": provenance(
-                n_sections=len(sections), use_rep=use_rep, layer=layer, **read, spatial_key=spatial_key,
+                n_sections=len(sections), use_rep=use_rep, layer=layer, **record, spatial_key=spatial_key,
                 library_key=library_key, random_state=random_state, segmenter=model.params_dict(),
             ),
             "history": pd.DataFrame(model.history),
@@ -109,16 +114,3 @@ def pretrain(
     if not copy:
         return None
     return adatas[0] if alone else adatas
-
-
-def _values(
-    adatas: Sequence[AnnData], use_rep: str | None, layer: str | None
-) -> tuple[list[NDArray[np.float32]], GeneProjection | None, list[dict[str, str]]]:
-    if use_rep is None:
-        values, projection, read = joint_representation(adatas, layer)
-        return values, projection, [r.record for r in read]
-    values = [stored_representation(one, use_rep) for one in adatas]
-    widths = [v.shape[1] for v in values]
-    if len(set(widths)) > 1:
-        raise ValueError(f"`adata.obsm[{use_rep!r}]` has different widths: {widths}; give one common basis.")
-    return values, None, [{} for _ in values]

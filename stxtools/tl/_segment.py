@@ -65,8 +65,7 @@ def segment(
 ) -> AnnData | None:  # fmt: skip
     """Segment tissue into compartments with a U-Net (Ronneberger et al. 2015) on the expression raster.
 
-    It learns pseudo-labels, of mixtures or of discriminant analyses. Sections without labels that differ as patients do
-    are clustered alone, and clusters that are alike joined.
+    It learns pseudo-labels, of mixtures (patients alone, then clusters that are alike joined) or discriminant analyses.
 
     Parameters
     ----------

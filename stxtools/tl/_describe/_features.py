@@ -57,6 +57,8 @@ class Contacts:
     """Observations that touch another compartment: their ``code`` is ``own * n + other``, the one they touch most."""
 
     def __init__(self, graph: sparse.csr_matrix, codes: NDArray[np.int64], n: int) -> None:
+        from sklearn.preprocessing import normalize
+
         edges = graph.tocoo()
         across = (codes[edges.row] >= 0) & (codes[edges.col] >= 0) & (codes[edges.row] != codes[edges.col])
         row, col = edges.row[across], edges.col[across]
@@ -65,8 +67,7 @@ class Contacts:
         self.code = np.where(np.diff(touched.indptr) > 0, codes * n + other, -1)
         kept = codes[col] == other[row]
         weights = sparse.csr_matrix((np.ones(kept.sum()), (row[kept], col[kept])), shape=graph.shape)
-        degree = np.maximum(np.asarray(weights.sum(axis=1)).ravel(), 1)
-        self._mean = sparse.csr_matrix(sparse.diags(1 / degree) @ weights)
+        self._mean = normalize(weights, norm="l1")
 
     def scores(self, logged: sparse.csr_matrix, genes: Sequence[str], pairs: pd.DataFrame, min_obs: int) -> Features:
         """Geometric mean of a ligand in an observation and its receptor in the neighbours across the border."""
