@@ -38,7 +38,7 @@ def few_blas_threads() -> Iterator[None]:
 
 
 def return_memory() -> None:
-    """Give memory back to the system: Lightning's trainers are cycles, and glibc keeps what was freed."""
+    """Give memory back to the system: what lies in cycles, and what glibc keeps of what was freed."""
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none

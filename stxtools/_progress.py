@@ -50,6 +50,9 @@ class Stage:
         self.shares = dict(shares or {})
         self.notes: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "bar": None}  # a bar belongs to the process that draws it
+
     def update(self, n: float = 1) -> None:
         """Move on by ``n`` of ``total`` steps."""
         self.done += n

@@ -24,7 +24,7 @@ class Settings:
         Memory in GB for the dense working arrays of a step: tiles of a raster in the U-Net, chunks of a matrix that is
         read from a file. Starts at 2. Data and results come on top.
     trainer
-        Arguments for every :class:`lightning.pytorch.Trainer` beside those of a call: ``{"strategy": "ddp_spawn"}``,
+        Arguments for every :class:`lightning.fabric.Fabric` beside those of a call: ``{"strategy": "ddp_spawn"}``,
         ``{"strategy": "ddp", "num_nodes": 2}``. Starts empty.
     """
 
@@ -50,7 +50,7 @@ def _checked(name: str, value: Any) -> Any:
             raise TypeError(f"settings.max_memory is a positive number of GB, not {value!r}.")
         return float(value)
     if name == "trainer":
-        taken = {"accelerator", "devices", "max_epochs", "callbacks"}
+        taken = {"accelerator", "devices"}
         if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
             raise TypeError(f"settings.trainer is a mapping of argument names to values, not {value!r}.")
         if taken & set(value):

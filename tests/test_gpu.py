@@ -60,13 +60,12 @@ def test_training_on_the_device_learns_and_is_repeatable(section: ad.AnnData, qu
 def test_training_is_equal_to_the_bit_with_deterministic_algorithms(
     section: ad.AnnData, quick_unet: dict[str, Any]
 ) -> None:
-    st.settings.trainer = {"deterministic": "warn"}
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         runs = [
             st.tl.segment(section, labels_key="band", params=quick_unet, accelerator="gpu", copy=True) for _ in range(2)
         ]
     finally:
-        st.settings.trainer = {}
         torch.use_deterministic_algorithms(False)
     first, second = (r for r in runs if r is not None)
     np.testing.assert_array_equal(first.obsm["X_unet"], second.obsm["X_unet"])

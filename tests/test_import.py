@@ -54,15 +54,16 @@ def test_import_is_cheap(statement: str, with_anndata: set[str]) -> None:
     assert (_packages_after(statement) - with_anndata) & HEAVY == set()
 
 
-def test_applying_a_model_imports_no_training_loop(tmp_path: Path, with_anndata: set[str]) -> None:
-    """Lightning and the compiler behind it take longer to import than a section takes to segment."""
+@pytest.mark.parametrize("how", ["model={model!r}", "n_segments=2, accelerator='cpu'"])
+def test_segmenting_imports_neither_lightning_nor_a_compiler(how: str, tmp_path: Path, with_anndata: set[str]) -> None:
+    """They take longer to import than a section takes to segment."""
     adata = st.datasets.synthetic_tissue(n_obs=300, random_state=0, show_progress=False)
     adata.write_h5ad(tmp_path / "section.h5ad")
     st.tl.segment(adata, n_segments=2, save_model=tmp_path / "tissue.stx", params={"epochs": 1, "pretrain": "none"})
     section, model = str(tmp_path / "section.h5ad"), str(tmp_path / "tissue.stx")
     new = _packages_after(
         f"import anndata, stxtools as st; adata = anndata.read_h5ad({section!r}); "
-        f"st.tl.segment(adata, model={model!r}, show_progress=False); assert 'segment' in adata.obs"
+        f"st.tl.segment(adata, {how.format(model=model)}, show_progress=False); assert 'segment' in adata.obs"
     )
     assert "torch" in new
     assert (new - with_anndata) & {"lightning", "scanpy", "sklearn", "squidpy", "sympy"} == set()

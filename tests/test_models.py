@@ -13,7 +13,7 @@ from sklearn.neighbors import kneighbors_graph
 
 import stxtools as st
 from stxtools.models import GeneProjection, RegionSection, Section, Segmenter, SegmenterParams, TissueNet
-from stxtools.models._base import best_device
+from stxtools.nn import best_device
 
 
 def section(adata) -> Section:
@@ -178,7 +178,7 @@ def test_tissue_net_without_labels_learns_to_fill_in(make_section):
 @pytest.mark.parametrize(("cuda", "apple"), [(False, False), (True, False), (False, True), (True, True)])
 def test_inference_takes_the_device_that_lightning_trains_on(monkeypatch, cuda, apple):
     from lightning.fabric.accelerators import MPSAccelerator
-    from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+    from lightning.fabric.connector import _Connector
 
     # without its cache
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(MPSAccelerator.is_available.__wrapped__))
@@ -186,10 +186,10 @@ def test_inference_takes_the_device_that_lightning_trains_on(monkeypatch, cuda, 
     monkeypatch.setattr("torch.cuda.device_count", lambda: int(cuda))
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: apple)
     monkeypatch.setattr("platform.processor", lambda: "arm" if apple else "x86_64")
-    assert best_device("auto").type == _AcceleratorConnector._choose_auto_accelerator()
+    assert best_device("auto").type == _Connector._choose_auto_accelerator()
     assert best_device("cpu").type == "cpu"
     if cuda or apple:
-        assert best_device("gpu").type == _AcceleratorConnector._choose_gpu_accelerator_backend()
+        assert best_device("gpu").type == _Connector._choose_gpu_accelerator_backend()
     else:
         with pytest.raises(ValueError, match="not available on this machine"):
             best_device("gpu")

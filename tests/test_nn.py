@@ -173,8 +173,8 @@ class _Quadratic(Task):
         super().__init__(training)
         self.at = torch.nn.Parameter(torch.tensor([3.0]))
 
-    def training_step(self, batch, batch_idx):
-        return self.record((self.at**2).sum())
+    def training_step(self, batch):
+        return (self.at**2).sum()
 
 
 def test_training_stops_early_keeps_the_best_and_leaves_the_generator_alone():
@@ -194,7 +194,7 @@ def test_interrupting_a_training_raises_keyboard_interrupt_and_restores_the_hand
     import signal
 
     class Interrupted(_Quadratic):
-        def training_step(self, batch, batch_idx):
+        def training_step(self, batch):
             raise KeyboardInterrupt
 
     handler = signal.getsignal(signal.SIGINT)

@@ -59,18 +59,17 @@ class OneDevice(TorchDispatchMode):
 def one_step(task: Task, batches: Iterator[Any]) -> None:
     """A training step and a judged batch as Lightning would run them on the card."""
     task.to(CARD)
-    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
     with OneDevice():
-        task.setup("fit")
+        task.setup(CARD)
         optimizer = torch.optim.AdamW(task.parameters())
         batch = next(batches)
-        loss = task.training_step(batch, 0)
+        loss = task(batch)
         assert loss is not None
         assert loss.device == CARD
         loss.backward()
         nn.utils.clip_grad_norm_(task.parameters(), 5.0)
         optimizer.step()
-        task.on_train_batch_end(loss, batch, 0)
+        task.after_step()
     assert all(p.grad is None or p.grad.device == CARD for p in task.parameters())
 
 
@@ -102,14 +101,11 @@ def test_pixel_networks_train_on_the_card(kind: str, side: int) -> None:
 
 def test_held_out_pixels_are_judged_on_the_card() -> None:
     task = SegmentationTask(SegmentationNet(UNet(CHANNELS, width=8), CLASSES), Training()).to(CARD)
-    logged: list[Tensor] = []
-    task.log = lambda name, value, **kwargs: logged.append(value)  # type: ignore[method-assign, assignment]
     loader = whole_loader(rasters(40))
     assert loader is not None
     loader.dataset.place(CARD)  # type: ignore[attr-defined]
     with OneDevice(), torch.no_grad():
-        task.validation_step(next(iter(loader)), 0)
-    assert logged[0].device == CARD
+        assert task(next(iter(loader)), held_out=True).device == CARD
 
 
 def test_the_student_trains_on_the_card() -> None:
@@ -150,7 +146,7 @@ def test_the_framework_trains_on_the_card(conv: str, scheme: str) -> None:
     task = TissueTask(tissue(conv), [graph()], Training(), weighting)
     one_step(task, steps_of(task))
     with OneDevice(), torch.no_grad():
-        task.validation_step((0, 1), 0)
+        task((0, 1), held_out=True)
 
 
 @pytest.mark.parametrize("conv", ["gatv2", "sum"])

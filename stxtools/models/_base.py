@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -158,18 +157,3 @@ def _opened(path: str | os.PathLike[str], kinds: Sequence[str] = ()) -> Any:
 def _check_kind(what: str, found: type[BaseModel[Any, Any]], kinds: Sequence[str]) -> None:
     if kinds and not any(c.__name__ in kinds for c in found.__mro__):
         raise ValueError(f"{what} a {found.__name__}, not a {' or '.join(kinds)}; apply it with `{found.used_by}`.")
-
-
-def best_device(accelerator: str) -> torch.device:
-    """Return the device that Lightning's ``accelerator`` names, for inference; ``"auto"`` takes the first there is."""
-    if not isinstance(accelerator, str):
-        raise TypeError(f"`accelerator` must be a str such as 'auto' or 'cpu', not {accelerator!r}.")
-    # Lightning's own rules, in its order; a model that is only applied does not import it
-    apple = torch.backends.mps.is_available() and platform.processor() in {"arm", "arm64"}
-    there = {"mps": apple and os.getenv("DISABLE_MPS", "0") != "1", "cuda": torch.cuda.is_available()}
-    for name, available in there.items():
-        if available and accelerator in {"auto", "gpu", name}:
-            return torch.device(name)
-    if accelerator in {"gpu", "cuda", "mps"}:
-        raise ValueError(f"`accelerator={accelerator!r}` is not available on this machine; use 'auto' or 'cpu'.")
-    return torch.device("cpu")

@@ -6,6 +6,7 @@ from ._losses import nt_xent as nt_xent
 from ._losses import soft_cross_entropy as soft_cross_entropy
 from ._losses import weighted_mse as weighted_mse
 from ._recipe import Training as Training
+from ._recipe import best_device as best_device
 from ._recipe import seeded as seeded
 from ._segmentation import ContrastivePretraining as ContrastivePretraining
 from ._segmentation import Imitation as Imitation

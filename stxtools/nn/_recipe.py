@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,3 +49,18 @@ def seeded(seed: int) -> Iterator[None]:
     with exclusive(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def best_device(accelerator: str) -> torch.device:
+    """Return the device that Lightning's ``accelerator`` names, for inference; ``"auto"`` takes the first there is."""
+    if not isinstance(accelerator, str):
+        raise TypeError(f"`accelerator` must be a str such as 'auto' or 'cpu', not {accelerator!r}.")
+    # Lightning's own rules, in its order; a model that is only applied does not import it
+    apple = torch.backends.mps.is_available() and platform.processor() in {"arm", "arm64"}
+    there = {"mps": apple and os.getenv("DISABLE_MPS", "0") != "1", "cuda": torch.cuda.is_available()}
+    for name, available in there.items():
+        if available and accelerator in {"auto", "gpu", name}:
+            return torch.device(name)
+    if accelerator in {"gpu", "cuda", "mps"}:
+        raise ValueError(f"`accelerator={accelerator!r}` is not available on this machine; use 'auto' or 'cpu'.")
+    return torch.device("cpu")

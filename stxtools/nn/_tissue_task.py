@@ -48,9 +48,9 @@ class GraphTask(Task):
         self.learned, self.judged = [list(range(len(self.graphs))) for _ in range(2)]
         self.steps = max(len(self.graphs), STEPS)
 
-    def setup(self, stage: str) -> None:
+    def setup(self, device: torch.device) -> None:
         """Move the sections to the device once."""
-        self.graphs = [g.to(self.device) for g in self.graphs]
+        self.graphs = [g.to(device) for g in self.graphs]
 
     def loaders(self, seed: int) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
         """Training and validation loaders; the batch is a section's index and a seed."""
@@ -118,7 +118,7 @@ class TissueTask(GraphTask):
             found[task] = self.region_loss * at_regions + at_obs
         return found
 
-    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: tuple[int, int]) -> Tensor | None:
         """Weighted loss of one section."""
         index, seed = batch
         turn = int(torch.randint(8, (), generator=torch.Generator().manual_seed(seed)))
@@ -128,9 +128,9 @@ class TissueTask(GraphTask):
         for task, loss in losses.items():
             self.task_losses.setdefault(task, []).append(loss.detach())
         self._last = (index, turn, {task: loss.detach() for task, loss in losses.items()})
-        return self.record(self.weighting.combine(losses, states))
+        return self.weighting.combine(losses, states)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_step(self) -> None:
         """Let the weighting see what the step did."""
         if self._last is not None:
             index, turn, before = self._last

@@ -13,14 +13,16 @@ from scipy.special import softmax
 from torch.utils.data import DataLoader
 
 from stxtools._progress import stage
-from stxtools.models._base import BaseModel, best_device
+from stxtools.models._base import BaseModel
 from stxtools.models._params import SegmenterParams
 from stxtools.models._section import FeatureScaling, Section
 from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
-from stxtools.nn._recipe import Run, Training, completed, seeded
+from stxtools.nn._recipe import Run, Training, best_device, completed, seeded
+from stxtools.nn._segmentation import ContrastivePretraining, MaskedPretraining, SegmentationTask
 from stxtools.nn._tiles import PixelRaster, predict_pixels
+from stxtools.nn._training import run_training
 from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import Augmentation, RandomViews, usual_epochs, view_size, whole_loader
 
@@ -241,9 +243,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         return SegmentationNet(unet, len(self.classes))
 
     def _train(self, tensors: list[PixelRaster], run: Run) -> None:
-        from stxtools.nn._segmentation import SegmentationTask
-        from stxtools.nn._training import run_training
-
         p = self.params
         with seeded(run["random_state"]):
             net = self._new_net()
@@ -258,9 +257,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.net = net
 
     def _pretrain(self, unet: UNet, tensors: list[PixelRaster], run: Run) -> None:
-        from stxtools.nn._segmentation import ContrastivePretraining, MaskedPretraining
-        from stxtools.nn._training import run_training
-
         p, seed = self.params, run["random_state"] + 1
         training = Training(p.pretrain_epochs, p.pretrain_epochs, lr=p.lr, weight_decay=p.weight_decay)
         contrastive = p.pretrain == "contrastive"

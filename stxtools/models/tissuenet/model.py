@@ -13,13 +13,15 @@ from scipy import sparse
 from scipy.special import softmax
 
 from stxtools._progress import stage
-from stxtools.models._base import BaseModel, best_device
+from stxtools.models._base import BaseModel
 from stxtools.models._params import TissueNetParams
 from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
 from stxtools.nn._gnn import RegionGNN
-from stxtools.nn._recipe import Run, Training, completed, seeded
+from stxtools.nn._recipe import Run, Training, best_device, completed, seeded
 from stxtools.nn._tissue import GraphTensors, TissueModule
+from stxtools.nn._tissue_task import EmbeddingTask, TissueTask, UNetPretraining, convergence
+from stxtools.nn._training import run_training
 from stxtools.nn._unet import UNet
 from stxtools.nn._weighting import task_weighting
 
@@ -146,9 +148,6 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         return factors
 
     def _fit_embedding(self, sections: Sequence[RegionSection], run: Run) -> None:
-        from stxtools.nn._tissue_task import EmbeddingTask
-        from stxtools.nn._training import run_training
-
         p, module = self.params, self.fitted_net()
         graphs = [self.featurizer.tensors(s) for s in sections]
         task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.hide)
@@ -159,9 +158,6 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         )
 
     def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: Run) -> None:
-        from stxtools.nn._tissue_task import TissueTask, UNetPretraining, convergence
-        from stxtools.nn._training import run_training
-
         from .ensemble import EnsembleFit
 
         p, module, graphs = self.params, self.fitted_net(), training.graphs

@@ -15,13 +15,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import spatial_blocks
-from stxtools.models._base import BaseModel, best_device
+from stxtools.models._base import BaseModel
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import FeatureScaling, Section
-from stxtools.nn._recipe import Run, Training, completed, seeded
+from stxtools.nn._recipe import Run, Training, best_device, completed, seeded
+from stxtools.nn._segmentation import Imitation
 from stxtools.nn._student import Means, PyramidMLP
 from stxtools.nn._tiles import predict_pixels
+from stxtools.nn._training import run_training
 
 if TYPE_CHECKING:
     from .genes import SmoothedGenes
@@ -113,9 +115,6 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
 
         Sets ``agreements``: for each task the share of pixels in held-out blocks on which both predict the same class.
         """
-        from stxtools.nn._segmentation import Imitation
-        from stxtools.nn._training import run_training
-
         p, run = self.params, completed(run)
         seed, device = run["random_state"], best_device(run["accelerator"])
         self.scaling = FeatureScaling.of(sections)
