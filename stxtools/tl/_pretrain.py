@@ -87,7 +87,7 @@ def pretrain(
 
     where = [Geometry(one, spatial_key, library_key) for one in adatas]
     model, records = Segmenter(params), [dict[str, str]()] * len(adatas)
-    model.use_rep = use_rep or "pca"
+    model.use_rep = "pca" if use_rep is None else use_rep
     if use_rep is None:
         values, model.projection, read = joint_representation(adatas, layer)
         records = [r.record for r in read]
