@@ -195,8 +195,8 @@ def test_variable_genes_of_a_large_matrix_come_from_a_part_of_it(tissue, monkeyp
     monkeypatch.setattr("stxtools.tl._biomarkers._probe.N_TOP_GENES", 30)
     monkeypatch.setattr("stxtools._data.representation.N_TOP_GENES", 30)
     whole = _table(tissue, "two")
-    for module in ("tl._biomarkers._probe", "_data.expression"):
-        monkeypatch.setattr(f"stxtools.{module}.AT_HAND", tissue.X.nnz // 2)
+    for limit in ("tl._biomarkers._probe._MOST", "_data.expression.AT_HAND"):
+        monkeypatch.setattr(f"stxtools.{limit}", tissue.X.nnz // 2)
     part = _table(tissue, "two")
     monkeypatch.setattr(st.settings, "max_memory", 64 * 5000 / 2**30)
     pd.testing.assert_frame_equal(_table(tissue, "two"), part, check_exact=True)

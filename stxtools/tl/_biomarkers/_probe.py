@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from stxtools._data.expression import AT_HAND, GeneBlocks
+from stxtools._data.expression import GeneBlocks
 from stxtools._data.representation import (
     BLOCK,
     N_TOP_GENES,
@@ -23,6 +23,7 @@ from stxtools.stats._expression import equal_blocks
 from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
 
 _COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
+_MOST = 3_000_000  # stored values above which second moments take less time than Lanczos steps
 _FEW = 3  # observations in which a gene must be seen
 
 
@@ -76,7 +77,7 @@ def _axes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     n_values = int(expression.read.survey.seen[genes].sum())
     shape, blocks = (expression.shape[0], len(genes)), _row_blocks(expression, genes)
-    if n_values <= AT_HAND and lanczos_pays(shape, n_values, n_comps):
+    if n_values <= _MOST and lanczos_pays(shape, n_values, n_comps):
         matrix = sparse.vstack(list(blocks), format="csr")
         return principal_axes(sparse.csr_matrix(matrix), n_comps, random_state=seed)
     return axes_of_rows(blocks, shape, n_comps)
