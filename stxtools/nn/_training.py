@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import os
@@ -226,7 +227,9 @@ def _train(
         return history, weights
     if place.is_global_zero:
         torch.save((history, weights), file)
-    if torch.distributed.is_initialized():  # gloo's threads abort a process that ends while its group is open
+    if torch.distributed.is_initialized():  # gloo aborts or blocks a process that ends while its group lives
+        del net, optimizer, learned, judged_on
+        gc.collect()  # DDP holds the group, too
         place.barrier()
         torch.distributed.destroy_process_group()
     return None
