@@ -172,6 +172,13 @@ def test_errors_leave_no_trace(kwargs: dict, error: type, message: str, tissue: 
     assert not both.uns
 
 
+def test_coordinates_too_far_away_are_named(tissue: ad.AnnData) -> None:
+    both = _two(tissue, _linear(37, 0.9), (4000.0, -700.0), seed=1)
+    both.obsm["spatial"] = both.obsm["spatial"] + 1e18
+    with pytest.raises(ValueError, match="too far from 0"):
+        st.pp.align(both, library_key="slide")
+
+
 def _agreement(both: ad.AnnData, key: str) -> float:
     """Mean correlation of log expression between each spot and the nearest one of the other section."""
     out = st.pp.normalize(both, copy=True)

@@ -170,6 +170,7 @@ def test_round_trip(suffix: str, tmp_path: Path, counts: ad.AnnData) -> None:
         (0.1, {"kind": "salt"}, ValueError, "choose one of"),
         (0.1, {"layer": "nowhere"}, KeyError, "nowhere"),
         (0.1, {"use_rep": "nowhere"}, KeyError, "nowhere"),
+        (0.1, {"use_rep": np.ones(2)}, TypeError, "must be a string"),
         (0.1, {"use_rep": "X_pca", "kind": "counts"}, ValueError, "exclude"),
         (0.1, {"layer": "halves", "kind": "counts"}, ValueError, "integer counts"),
         (0.1, {"key_added": "a/b"}, ValueError, "/"),

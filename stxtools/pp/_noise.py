@@ -66,7 +66,7 @@ def add_noise(
     if use_rep is not None and (kind == "counts" or layer is not None):
         what = 'kind="counts"' if kind == "counts" else "layer"
         raise ValueError(f"`use_rep` and `{what}` exclude each other: a representation holds no counts and no layers.")
-    if use_rep == "X":
+    if isinstance(use_rep, str) and use_rep == "X":
         raise ValueError("`use_rep='X'`: leave `use_rep` out to add noise to expression.")
     noised, read = noised_values(adata, level, kind=kind, layer=layer, use_rep=use_rep, seed=random_state)
     params = provenance(level=level, kind=kind, layer=layer, use_rep=use_rep, random_state=random_state, **read)

@@ -56,6 +56,8 @@ def feature_image(points: PointSet, sigma: float) -> list[RegularGridInterpolato
     x, y = (
         start + pixel * np.arange(int(np.ceil((end - start) / pixel) + 2)) for start, end in zip(low, high, strict=True)
     )
+    if (np.diff(x) <= 0).any() or (np.diff(y) <= 0).any():
+        raise ValueError("Coordinates are too far from 0 to tell neighbours apart; subtract their minimum first.")
     grid = np.stack(np.meshgrid(x, y), axis=-1)
     distance, nearest = cKDTree(points.xy).query(grid, distance_upper_bound=max(1.2 * points.spacing, pixel))
     tissue: NDArray[np.bool_] = np.asarray(distance) < np.inf
