@@ -169,7 +169,9 @@ def run_training(
         tempfile.TemporaryDirectory() as folder,
     ):
         place, file = _place(run["accelerator"], run["devices"]), Path(folder, "trained.pt")
-        history, weights = place.launch(_train, task, train, val, bar, file, os.getpid()) or torch.load(file, "cpu")
+        history, weights = place.launch(_train, task, train, val, bar, file, os.getpid()) or torch.load(
+            file, "cpu", weights_only=True
+        )
     if weights is not None:
         task.load_state_dict(weights)
     task.to("cpu").eval()
