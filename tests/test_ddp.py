@@ -35,6 +35,8 @@ def test_two_processes_reach_the_loss_of_one(make_section) -> None:
     try:
         settings.trainer = {"strategy": "ddp_spawn"}
         together, two = _trained(adata, 2)
+        with pytest.raises(ValueError, match=r"diverged \(.*went from \d"):  # the children's first loss came back
+            st.tl.segment(adata, labels_key="few", params=PARAMS | {"lr": 1e3, "epochs": 2}, devices=2, **HOW)
     finally:
         settings.trainer = before
     assert len(together) == len(alone) == 14

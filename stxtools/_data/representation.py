@@ -178,7 +178,7 @@ def axes_of_rows(
     blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows."""
-    from stxtools._spatial.kernels import add_products, whole
+    from stxtools._spatial.kernels import add_products, both_halves
 
     n_obs, n_vars = shape
     total, products = np.zeros(n_vars), np.zeros((n_vars, n_vars))
@@ -186,7 +186,7 @@ def axes_of_rows(
         total += np.bincount(block.indices, block.data, n_vars)
         add_products(block, products)
     mean = total / n_obs
-    covariance = (whole(products) - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
+    covariance = (both_halves(products) - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
     axes = linalg.eigh(covariance, subset_by_index=[n_vars - n_comps, n_vars - 1])[1]
     return mean, signed(axes[:, ::-1])
 

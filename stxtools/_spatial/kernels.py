@@ -14,7 +14,7 @@ _FULL = 0.25  # filled entries above which a dense product is faster
 
 
 def add_products(block: sparse.csr_matrix, out: NDArray[np.float64]) -> None:
-    """Add one half of ``block' block`` to ``out`` (:func:`whole`), computed and summed in float64."""
+    """Add one half of ``block' block`` to ``out`` (:func:`both_halves`), computed and summed in float64."""
     if block.nnz > _FULL * np.prod(block.shape):
         dense = block.toarray().astype(np.float64, copy=False)
         out += np.triu(dense.T @ dense)
@@ -22,7 +22,7 @@ def add_products(block: sparse.csr_matrix, out: NDArray[np.float64]) -> None:
         _add_products(block.indptr, block.indices, block.data, out)
 
 
-def whole(half: NDArray[np.float64]) -> NDArray[np.float64]:
+def both_halves(half: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the symmetric matrix of which each pair was summed once."""
     return half + half.T - np.diag(half.diagonal())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import logging
 import os
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
@@ -168,10 +171,9 @@ def run_training(
         seeded(run["random_state"]),
         tempfile.TemporaryDirectory() as folder,
     ):
-        place, file = _place(run["accelerator"], run["devices"]), Path(folder, "trained.pt")
-        history, weights = place.launch(_train, task, train, val, bar, file, os.getpid()) or torch.load(
-            file, "cpu", weights_only=True
-        )
+        place, file = _place(run["accelerator"], run["devices"]), Path(folder, "trained")
+        found = place.launch(_train, task, train, val, bar, file, os.getpid())
+        history, weights = found or _trained_elsewhere(task, file)
     if weights is not None:
         task.load_state_dict(weights)
     task.to("cpu").eval()
@@ -228,13 +230,23 @@ def _train(
     if os.getpid() == caller:
         return history, weights
     if place.is_global_zero:
-        torch.save((history, weights), file)
+        notes = {"history": json.dumps(history), "first_loss": json.dumps(task.first_loss)}
+        save_file({k: v.contiguous() for k, v in (weights or {}).items()}, file, notes)
     if torch.distributed.is_initialized():  # gloo aborts or blocks a process that ends while its group lives
         del net, optimizer, learned, judged_on
         gc.collect()  # DDP holds the group, too
         place.barrier()
         torch.distributed.destroy_process_group()
     return None
+
+
+def _trained_elsewhere(task: Task, file: Path) -> tuple[list[dict[str, float]], dict[str, Tensor] | None]:
+    """Read what a process that was started for the training wrote."""
+    with safe_open(file, "pt") as trained:
+        notes = {name: json.loads(text) for name, text in trained.metadata().items()}
+        weights = {k: trained.get_tensor(k) for k in trained.keys()}  # noqa: SIM118 - it is no mapping
+    task.first_loss = notes["first_loss"]
+    return notes["history"], weights or None
 
 
 def _loader_at(place: Any, loader: DataLoader[Any]) -> Any:

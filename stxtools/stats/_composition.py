@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
-from stxtools._spatial.kernels import add_products, label_sums, whole
+from stxtools._spatial.kernels import add_products, both_halves, label_sums
 
 from ._null_model import PackedLabels, n_words
 from ._smooth import GeneSums, Metric, added, row_chunks, summed
@@ -120,7 +120,7 @@ class ExpressionSpace:
         for some in read(self._genes, _BLOCK):
             add_products(some, products)
         mean = mean[self._genes]
-        self._covariance = whole(products) / self._n_obs - np.outer(mean, mean)
+        self._covariance = both_halves(products) / self._n_obs - np.outer(mean, mean)
 
     def components(
         self, n_comps: int, without: NDArray[np.int64] | None = None, read: ReadRows | None = None,
