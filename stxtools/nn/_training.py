@@ -74,17 +74,24 @@ class _AdamW(torch.optim.AdamW):
 
 
 class _Here:
-    """What the loop asks of Lightning's Fabric, on the CPU in this process; importing Lightning takes a second."""
+    """What the loop asks of Lightning's Fabric, on one device in this process; importing Lightning takes seconds."""
 
-    device, world_size = torch.device("cpu"), 1
+    world_size = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def launch(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self, *args)
 
-    def _as_it_is(self, thing: Any) -> Any:
-        return thing
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device)
 
-    setup_module = setup_optimizers = setup_dataloaders = _as_it_is
+    def setup_optimizers(self, optimizer: Any) -> Any:
+        return optimizer
+
+    def setup_dataloaders(self, loader: DataLoader[Any]) -> Any:
+        return loader if self.device.type == "cpu" else _Moved(loader, self.device)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -93,11 +100,22 @@ class _Here:
         nn.utils.clip_grad_norm_(module.parameters(), max_norm, error_if_nonfinite=error_if_nonfinite)
 
 
+class _Moved:
+    """A loader whose lists of tensors go to a device; other batches are made there, or hold none."""
+
+    def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield [part.to(self.device, non_blocking=True) for part in batch] if isinstance(batch, list) else batch
+
+
 def _place(accelerator: str, devices: int | str) -> Any:
-    """Where to train: this process's CPU, or what Lightning's Fabric makes of the arguments."""
-    on_cpu = accelerator in ("auto", "cpu") and best_device(accelerator).type == "cpu"
-    if on_cpu and devices == 1 and isinstance(devices, int) and not settings.trainer:
-        return _Here()
+    """Where to train: one device in this process, or what Lightning's Fabric makes of the arguments."""
+    known = accelerator in ("auto", "cpu", "gpu", "cuda", "mps")
+    if known and devices == 1 and isinstance(devices, int) and not settings.trainer:
+        return _Here(best_device(accelerator))
     with importing():
         from lightning.fabric import Fabric
         from lightning.fabric.utilities.exceptions import MisconfigurationException
