@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, TensorDataset
 
 from stxtools.nn import (
     SCHEMES,
@@ -39,6 +40,7 @@ from stxtools.nn import (
     task_weighting,
     whole_loader,
 )
+from stxtools.nn._training import _Here, _loader_at
 
 CARD = torch.device("meta")
 CHANNELS, CLASSES = 3, 4
@@ -73,6 +75,12 @@ def one_step(task: Task, batches: Iterator[Any]) -> None:
     assert all(p.grad is None or p.grad.device == CARD for p in task.parameters())
 
 
+def on_card(loader: DataLoader[Any] | None) -> Any:
+    """The loader as the training on a card has it."""
+    assert loader is not None
+    return _loader_at(_Here(CARD), loader)
+
+
 def rasters(side: int) -> list[PixelRaster]:
     flat = torch.nonzero(torch.rand(side * side, generator=torch.Generator().manual_seed(0)) < 0.8)[:, 0]
     n = len(flat)
@@ -82,9 +90,7 @@ def rasters(side: int) -> list[PixelRaster]:
 
 
 def views(side: int, twins: bool = False) -> Iterator[Any]:
-    loader = torch.utils.data.DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, twins), batch_size=2)
-    loader.dataset.place(CARD)  # type: ignore[attr-defined]
-    return iter(loader)
+    return iter(on_card(DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, twins), batch_size=2)))
 
 
 @pytest.mark.parametrize("side", [40, 300], ids=["small section", "section read in windows"])
@@ -101,18 +107,14 @@ def test_pixel_networks_train_on_the_card(kind: str, side: int) -> None:
 
 def test_held_out_pixels_are_judged_on_the_card() -> None:
     task = SegmentationTask(SegmentationNet(UNet(CHANNELS, width=8), CLASSES), Training()).to(CARD)
-    loader = whole_loader(rasters(40))
-    assert loader is not None
-    loader.dataset.place(CARD)  # type: ignore[attr-defined]
     with OneDevice(), torch.no_grad():
-        assert task(next(iter(loader)), held_out=True).device == CARD
+        assert task(next(iter(on_card(whole_loader(rasters(40))))), held_out=True).device == CARD
 
 
 def test_the_student_trains_on_the_card() -> None:
     net = PyramidMLP(CHANNELS, [2, CLASSES], width=16, sigmas=(0.0, 1.0))
-    means = torch.randn(5, CHANNELS * 2, device=CARD)
-    task = Imitation(net, Training())
-    one_step(task, iter([[means, torch.rand(5, 2 + CLASSES, device=CARD)]]))
+    pixels = TensorDataset(torch.randn(5, CHANNELS * 2), torch.rand(5, 2 + CLASSES))
+    one_step(Imitation(net, Training()), iter(on_card(DataLoader(pixels, batch_size=5))))
 
 
 def graph(with_parts: bool = False) -> GraphTensors:
@@ -136,7 +138,7 @@ def tissue(conv: str) -> TissueModule:
 
 
 def steps_of(task: GraphTask) -> Iterator[Any]:
-    return iter([(0, 1)])
+    return iter(on_card(task.loaders(0)[0]))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -101,14 +101,17 @@ class _Here:
 
 
 class _Moved:
-    """A loader whose lists of tensors go to a device; other batches are made there, or hold none."""
+    """A loader whose tensors go to a device; batches that are no lists are made there."""
 
     def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
         self.loader, self.device = loader, device
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
-            yield [part.to(self.device, non_blocking=True) for part in batch] if isinstance(batch, list) else batch
+            yield [self._moved(part) for part in batch] if isinstance(batch, list) else batch
+
+    def _moved(self, part: Any) -> Any:
+        return part.to(self.device, non_blocking=True) if isinstance(part, Tensor) else part
 
 
 def _place(accelerator: str, devices: int | str) -> Any:
