@@ -65,7 +65,6 @@ PLOTS: dict[str, Callable[[ad.AnnData], object]] = {
     "inside_axes": lambda a: st.pl.attention(a, library="lib0", ax=plt.subplots(figsize=(5, 4))[1]),
     "ranked": lambda a: st.pl.biomarkers(a, n_genes=8),
     "volcano": lambda a: st.pl.biomarkers(a, kind="volcano", n_genes=8),
-    "expression": lambda a: st.pl.biomarkers(a, kind="spatial", n_genes=2),
     "evaluation": lambda a: st.pl.evaluation(a, "accuracy"),
     "robustness": lambda a: st.pl.robustness(a),
     "targets": lambda a: st.pl.targets(a, n_genes=8),

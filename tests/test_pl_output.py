@@ -103,12 +103,11 @@ CALLS: dict[str, tuple[str, dict[str, object]]] = {
     "sensitivity": ("alpha", {}),
     "stability": ("segment", {}),
     "targets": ("a", {}),
-    "track": ("alluvial", {}),
+    "track": ("track", {}),
     "trends": ("share", {}),
 }
 MORE = {
     "volcano": ("biomarkers", {"kind": "volcano"}),
-    "spatial": ("biomarkers", {"kind": "spatial", "n_genes": 1, "library": "lib0"}),
     "confidence": ("segment", {"library": "lib0", "show_confidence": True, "key": "segment"}),
 }
 
@@ -190,7 +189,7 @@ def test_nothing_is_drawn_outside_the_given_axes(name: str, drawn: ad.AnnData) -
         assert box.y1 <= room.y1
 
 
-@pytest.mark.parametrize("name", ["segment", "region_graph", "attention", "spatial"])
+@pytest.mark.parametrize("name", ["segment", "region_graph", "attention"])
 def test_a_legend_inside_does_not_cover_the_tissue(name: str, drawn: ad.AnnData) -> None:
     figure, ax = plt.subplots(figsize=(5, 4))
     _call(name, drawn, ax=ax)
@@ -223,7 +222,7 @@ def test_every_colour_bar_has_a_label(name: str, drawn: ad.AnnData) -> None:
     first = axes[0] if isinstance(axes, list) else axes
     bars = [a for a in first.figure.axes if hasattr(a, "_colorbar")]
     assert all(bar.get_xlabel() or bar.get_ylabel() for bar in bars)
-    assert bars or name not in {"attention", "spatial", "sensitivity", "biomarkers", "targets"}
+    assert bars or name not in {"attention", "sensitivity", "biomarkers", "targets"}
 
 
 def _without_colors(adata: ad.AnnData) -> ad.AnnData:
@@ -254,7 +253,6 @@ BAD: list[tuple[str, dict[str, object], type[Exception]]] = [
     ("attention", {"vmax": "x"}, TypeError),
     ("attention", {"key": 5}, TypeError),
     ("biomarkers", {"n_genes": 10**6}, ValueError),
-    ("biomarkers", {"kind": "spatial", "layer": "nope"}, KeyError),
     ("targets", {"n_genes": 10**6}, ValueError),
 ]
 

@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import EllipseCollection
 
 import stxtools as st
 
@@ -163,31 +162,6 @@ def test_names_in_a_volcano_do_not_overlap(adata: ad.AnnData, n_genes: int) -> N
     for i, a in enumerate(boxes):
         assert ax.get_window_extent().contains(*a.get_points().mean(axis=0))
         assert sum(a.shrunk(0.9, 0.7).overlaps(b.shrunk(0.9, 0.7)) for b in boxes[:i]) == 0
-
-
-def test_spatial(adata: ad.AnnData) -> None:
-    axes = st.pl.biomarkers(adata, kind="spatial", group="tumour", n_genes=2)
-    genes = list(adata.uns["biomarkers"]["names"][:2])
-    assert [ax.get_title() for ax in axes] == genes
-    spots = next(c for c in axes[0].collections if isinstance(c, EllipseCollection))
-    np.testing.assert_allclose(spots.get_array(), np.sort(adata[:, genes[0]].X.toarray().ravel()))
-    adata.layers["ten"] = adata.X * 10
-    ax = st.pl.biomarkers(adata, kind="spatial", group="tumour", n_genes=1, layer="ten")
-    spots = next(c for c in ax.collections if isinstance(c, EllipseCollection))
-    np.testing.assert_allclose(spots.get_array(), 10 * np.sort(adata[:, genes[0]].X.toarray().ravel()))
-    with pytest.raises(ValueError, match="group='tumour'"):
-        st.pl.biomarkers(adata, kind="spatial")
-    several = ad.concat([adata, adata], label="library", keys=["lib0", "lib1"], index_unique="-")
-    several.uns.update(adata.uns)
-    how = {"kind": "spatial", "group": "tumour", "library_key": "library"}
-    axes = st.pl.biomarkers(several, n_genes=2, **how)
-    assert [ax.get_title() for ax in axes] == [f"{g}, {lib}" for lib in ("lib0", "lib1") for g in genes]
-    norms = [next(c for c in ax.collections if isinstance(c, EllipseCollection)).norm for ax in axes]
-    assert norms[0] is norms[2], "a gene has one scale in all sections"
-    bars = [ax for ax in axes[0].figure.axes if ax not in axes]
-    assert [bar.get_xlabel() for bar in bars] == ["expression (X)"] * 2
-    with pytest.raises(ValueError, match="library='lib0'"):
-        st.pl.biomarkers(several, n_genes=1, ax=plt.subplots()[1], **how)
 
 
 @pytest.mark.parametrize(

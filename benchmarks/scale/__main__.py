@@ -57,9 +57,7 @@ def steps(st: Any, n_segments: int, model: Path) -> dict[str, Callable[[Any], ob
         "apply": lambda a: st.tl.segment(a, model=model, key_added="applied", **quiet),
         "draw segment": lambda a: drawn(st.pl.segment(a, show=False)),
         "draw attention": lambda a: drawn(st.pl.attention(a, show=False)),
-        "draw biomarkers": lambda a: drawn(
-            st.pl.biomarkers(a, kind="spatial", group="diseased", n_genes=3, show=False)
-        ),
+        "draw biomarkers": lambda a: drawn(st.pl.biomarkers(a, group="diseased", show=False)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Biomarkers: ranked effects, volcano, and expression over the tissue."""
+"""Biomarkers: ranked effects and volcano."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._checks import check_names
-from stxtools._validate import check_adata, check_choice, check_int, listing
+from stxtools._validate import check_choice, check_int, listing
 from stxtools.get import biomarkers as get_biomarkers
 
 from . import _base, _legend
 from ._legend import DOWN, UP
-from ._sections import Panel, draw_sections, panels_of, spots_drawn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,12 +40,9 @@ def biomarkers(
     *,
     n_genes: int = 10,
     fdr: float = 0.05,
-    kind: Literal["ranked", "volcano", "spatial"] = "ranked",
+    kind: Literal["ranked", "volcano"] = "ranked",
     effect: Literal["auroc", "logfoldchanges", "scores", "attribution"] = "auroc",
-    layer: str | None = None,
     key: str = _keys.BIOMARKERS,
-    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
-    spatial_key: str = _keys.SPATIAL, scale_bar: float | bool | None = None,
     title: str | None = None, legend: bool = True,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
@@ -55,8 +51,8 @@ def biomarkers(
     ``"ranked"`` shows the first genes of every group: effect size on the axis, log fold change as colour, fraction of
     expressing observations as area; a gene that does not pass ``fdr`` is hollow. Against one named group, genes that
     are lower follow below a gap. ``"volcano"`` shows the p-values of all genes against the log fold change, and names
-    the top ones; the broken line is where ``fdr`` is reached. ``"spatial"`` shows the expression of the first genes of
-    one group.
+    the top ones; the broken line is where ``fdr`` is reached. For genes over the tissue use
+    ``scanpy.pl.embedding(adata, "spatial", color=genes)``.
 
     Parameters
     ----------
@@ -66,8 +62,6 @@ def biomarkers(
         Which plot.
     effect
         Column of the table on the horizontal axis of ``"ranked"``.
-    layer
-        Layer with the expression for ``"spatial"``; ``X`` by default.
     %(parameters)s
 
     Examples
@@ -76,19 +70,8 @@ def biomarkers(
     >>> st.tl.biomarkers(adata, groupby="disease")
     >>> axes = st.pl.biomarkers(adata, n_genes=5)
     """
-    check_choice("kind", kind, ("ranked", "volcano", "spatial"))
+    check_choice("kind", kind, ("ranked", "volcano"))
     table, groups = read_biomarkers(adata, key, group, n_genes)
-    stored = adata.uns.get(f"{key}_params")
-    params = stored if isinstance(stored, Mapping) else {}
-    if kind == "spatial":
-        if len(groups) > 1:
-            raise ValueError(f"`kind='spatial'` draws the genes of one group, but there are {len(groups)} "
-                             f"({listing(groups)}); choose one with `group={next(iter(groups))!r}`.")  # fmt: skip
-        genes = list(next(iter(groups.values()))["names"].astype(str)[:n_genes])
-        panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
-        axes = _spatial(adata, panels, genes, layer=layer, title=title, legend=legend, ax=ax, spatial_key=spatial_key,
-                        scale_bar=scale_bar)  # fmt: skip
-        return _base.done("biomarkers", axes, ax=ax, show=show, save=save)
     if kind == "volcano":
         axes, volcanoes = _base.panels(list(groups), title, ax, "group", 4.4, 3.8, ncols=3)
         for axis, name, text in volcanoes:
@@ -98,6 +81,8 @@ def biomarkers(
         if effect not in table:
             raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
         # groups that were compared with one group: no other rows show that group's own markers
+        stored = adata.uns.get(f"{key}_params")
+        params = stored if isinstance(stored, Mapping) else {}
         both = str(params.get("reference", "rest")) != "rest"
         both &= params.get("alternative", "two-sided") == "two-sided"
         shown = {name: _shown(part, n_genes, both) for name, part in groups.items()}
@@ -174,50 +159,6 @@ def _numbers(part: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 def _area(fraction: Any) -> NDArray[np.float64]:
     return 15 + 105 * np.clip(np.nan_to_num(np.asarray(fraction, dtype=float)), 0, 1)
-
-
-def _spatial(
-    adata: AnnData, panels: Sequence[Panel], genes: list[str], *, layer: str | None, title: str | None, legend: bool,
-    ax: Axes | None, spatial_key: str, scale_bar: float | bool | None,
-) -> list[Axes]:  # fmt: skip
-    """Draw genes in columns and, where there are several, sections in rows; a gene has one scale in all sections."""
-    check_adata(adata, layer=layer)
-    n = len(genes)
-    if ax is not None and n * len(panels) > 1:
-        raise ValueError(f"`ax` takes one gene of one section, but there are {n} and {len(panels)}; give "
-                         f"`n_genes=1` and `library={panels[0].library!r}`, or leave `ax` out.")  # fmt: skip
-    absent = [g for g in genes if g not in adata.var_names]
-    if absent:
-        raise KeyError(f"The table names genes that are not in `adata.var_names`: {listing(absent)}; "
-                       "run `st.tl.biomarkers(adata, groupby=...)` again.")  # fmt: skip
-    values = _values(adata, genes, layer)
-    drawn, cmap = np.concatenate([panel.rows for panel in panels]), _legend.color_map("viridis")
-    bars = [_legend.value_scale(column[drawn], cmap, percentile=99.5, low=0.0) for column in values.T]
-    draws = [spots_drawn(v, g, cmap=cmap, norm=b.norm) for v, g, b in zip(values.T, genes, bars, strict=True)]
-    names = [_legend.plain(gene) for gene in genes]
-    if len(panels) > 1:
-        names = [f"{name}, {_legend.plain(panel.library)}" for panel in panels for name in names]
-    axes = draw_sections(adata, panels, draws, ax=ax, spatial_key=spatial_key, title=_base.titles_of(names, title),
-                         scale_bar=scale_bar, bottom=0.4 * legend)  # fmt: skip
-    label = f"expression ({'X' if layer is None else _legend.plain(layer)})"
-    for j, bar in enumerate(bars if legend else []):
-        _legend.add_legend(axes[j::n], [], own=ax is None, bars=[(bar, label)])
-    for axis in axes:
-        axis.title.set_fontstyle("italic")
-    return axes
-
-
-def _values(adata: AnnData, genes: list[str], layer: str | None) -> NDArray[np.float64]:
-    """Dense expression of a few genes."""
-    part: Any = adata[:, genes]
-    part = part.X if layer is None else part.layers[layer]
-    if hasattr(part, "compute"):  # out of core: the genes alone are read
-        part = part.compute()
-    values = np.asarray(part.toarray() if hasattr(part, "toarray") else part)
-    if values.dtype.kind not in "buif":
-        name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        raise TypeError(f"`{name}` holds {values.dtype}, not real numbers; name a layer that does with `layer=`.")
-    return np.where(np.isfinite(values), values, np.nan).astype(np.float64)
 
 
 def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) -> None:

@@ -166,15 +166,6 @@ def mappable(low: float, high: float, cmap: Any) -> Any:
     return ScalarMappable(Normalize(low, high), cmap)
 
 
-def value_scale(values: NDArray[np.float64], cmap: Any, *, percentile: float, low: float = np.inf) -> Any:
-    """Return a colour scale up to a percentile: a few extreme values would leave all others in one colour."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return mappable(0.0, 1.0, cmap)
-    low = min(low, float(finite.min()))
-    return mappable(low, next((t for t in np.percentile(finite, [percentile, 100]) if t > low), low + 1.0), cmap)
-
-
 def _draw(where: Any, handles: Sequence[Any], title: str | None, size: float | str = "small", **kwargs: Any) -> Any:
     """Draw a legend into a figure or Axes, headings in bold."""
     legend = where.legend(

@@ -150,32 +150,26 @@ def _known(adata: AnnData, panel: Panel) -> float | None:
 
 
 def draw_sections(
-    adata: AnnData, panels: Sequence[Panel], draws: Sequence[Draw], *, ax: Axes | None, spatial_key: str,
-    title: str | list[str] | None = None, img: bool | str | None = False, scale_bar: float | bool | None = None,
-    bottom: float = 0.0,
+    adata: AnnData, panels: Sequence[Panel], draw: Draw, *, ax: Axes | None, spatial_key: str, title: str | None,
+    img: bool | str | None, scale_bar: float | bool | None, bottom: float = 0.0,
 ) -> list[Axes]:  # fmt: skip
-    """Let each of ``draws`` fill one Axes per section: those of a new figure that fits the tissue, or the given one.
-
-    The Axes are in the order of the sections, in rows of one section where there are several of both.
-    """
+    """Fill one Axes per section: those of a new figure that fits the tissue, or the given one."""
     from matplotlib_scalebar.scalebar import ScaleBar
 
-    _base.check_room(ax, [panel.library for panel in panels], "section", "library")
-    cells = [(panel, draw) for panel in panels for draw in draws]
-    names = [panel.library for panel, _ in cells]
-    titles = title if isinstance(title, list) else _base.titles_of(names if len(names) > 1 else [""], title)
+    names = [panel.library for panel in panels]
+    _base.check_room(ax, names, "section", "library")
+    titles = _base.titles_of(names if len(names) > 1 else [""], title)
     units = units_of(adata, panels, spatial_key, scale_bar)
     if ax is not None:
         axes = [ax]
     else:
         boxes = [panel.limits for panel in panels]
         ratio = float(np.median([(b[3] - b[2]) / (b[1] - b[0]) for b in boxes]))
-        side = PANEL_INCHES * (0.75 if len(cells) > 1 else 1.0)
-        width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(cells) > 1)
+        side = PANEL_INCHES * (0.75 if len(panels) > 1 else 1.0)
+        width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
         width = max(width, _legend.text_inches(titles) + 0.2)
-        ncols = len(draws) if min(len(draws), len(panels)) > 1 else 4
-        axes = _base.grid(len(cells), width, height, bottom=bottom, ncols=ncols)
-    for axis, (panel, draw), text in zip(axes, cells, titles, strict=True):
+        axes = _base.grid(len(panels), width, height, bottom=bottom)
+    for axis, panel, text in zip(axes, panels, titles, strict=True):
         draw(axis, panel, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
         # image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader
         left, right, top, end = panel.limits

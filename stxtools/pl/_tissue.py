@@ -88,7 +88,7 @@ def segment(
                  "Run `st.tl.segment(adata)` first.")  # fmt: skip
         confidence = adata.obs[_keys.confidence(key)].to_numpy(dtype=float, na_value=np.nan)
         face[:, 3] = _fade(np.nan_to_num(confidence), len(names))
-    axes = draw_sections(adata, panels, [spots_drawn(face, key, size)], ax=ax, spatial_key=spatial_key, title=title,
+    axes = draw_sections(adata, panels, spots_drawn(face, key, size), ax=ax, spatial_key=spatial_key, title=title,
                          img=img, scale_bar=scale_bar)  # fmt: skip
     if legend:
         drawn = np.concatenate([codes[p.rows] for p in panels])
@@ -149,7 +149,7 @@ def region_graph(
         view.draw_nodes(axis, panel, labels=labels)
 
     axes = draw_sections(
-        adata, view.panels, [draw], ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
+        adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
     )
     if legend:
         units = set(units_of(adata, view.panels, view.spatial_key, scale_bar).values())
@@ -224,7 +224,8 @@ def attention(
         check_in(adata, "obs", key, "key", _EMBED)
         _base.check_columns(adata.obs, [key], "adata.obs", "st.tl.embed(adata)")
         values = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
-        ground = _legend.value_scale(values, _legend.color_map("Blues", 0.05, 0.8), percentile=100)
+        known = values[np.isfinite(values)] if np.isfinite(values).any() else np.arange(2.0)
+        ground = _legend.mappable(known.min(), known.max(), _legend.color_map("Blues", 0.05, 0.8))
         spots = spots_drawn(values, "observations", cmap=ground.cmap, norm=ground.norm)
         bars.append((ground, "attention from other regions"))
 
@@ -235,7 +236,7 @@ def attention(
         view.draw_nodes(axis, panel, scale=0.4)
 
     axes = draw_sections(
-        adata, view.panels, [draw], ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar,
+        adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar,
         bottom=0.7 * len(bars) * legend,
     )  # fmt: skip
     if legend:
