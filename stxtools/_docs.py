@@ -1,8 +1,8 @@
 """Fill the docstrings of public functions with texts that many of them share, at import, as plain text.
 
 ``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
-of ``_parameters.tsv``; ``%(slots)s`` for the rows of ``_slots.tsv``; ``%(returns)s`` and ``%(download)s``
-for a whole section. "Returns" and "Raises", where a docstring has none, and the first line of an example are put in.
+of ``_parameters.tsv``; ``%(slots)s`` for the rows of ``_slots.tsv``; ``%(returns)s`` for a
+whole section. "Returns" and "Raises", where a docstring has none, and the first line of an example are put in.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ RETURNS = {
 RETURNS["tl"] = RETURNS["pp"]
 RAISES = ["Raises", "------", "KeyError, ValueError, TypeError",
           "    What an argument names is missing or does not fit; the message says how to mend it.", ""]  # fmt: skip
-DOWNLOAD = ["Raises", "------", "ConnectionError",
-            "    A download fails; nothing is left behind, and the message says how to do it by hand.",
-            "ValueError", "    A file is not what it should be."]  # fmt: skip
 IMPORT = ">>> import stxtools as st"
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 
@@ -56,10 +53,9 @@ def filled(function: F) -> F:
     rows = [row for row in SLOTS if row.call == f"{namespace}.{function.__name__}"]
     lines = inspect.cleandoc(function.__doc__ or "").splitlines()
     returns = RETURNS.get(namespace, [])
-    for mark, section in (("%(returns)s", returns), ("%(download)s", DOWNLOAD)):
-        if mark in lines:
-            at = lines.index(mark)
-            lines[at : at + 1] = section
+    if "%(returns)s" in lines:
+        at = lines.index("%(returns)s")
+        lines[at : at + 1] = returns
     if "Returns" not in lines and "Examples" in lines:
         at = lines.index("Examples")
         lines[at:at] = [*returns, ""]

@@ -20,11 +20,11 @@ from matplotlib import image as mpl_image
 from scipy import sparse
 
 import stxtools as st
-from stxtools.datasets import _public, _sections
+from stxtools.datasets._registry import REGISTRY
 
 H5 = "V1_Adult_Mouse_Brain_filtered_feature_bc_matrix.h5"
 TAR = "V1_Adult_Mouse_Brain_spatial.tar.gz"
-TENX = dict(_public._SOURCES["visium_mouse_brain"])
+TENX = dict(REGISTRY["visium_mouse_brain"])
 
 
 class Server:
@@ -125,7 +125,7 @@ def tenx(server: Server, datasetdir: Path, tmp_path: Path, counts: np.ndarray, m
     """Serve a small section in place of 10x Genomics'; return the folder in which it lands."""
     server.files = {H5: _tenx_h5(tmp_path / "made.h5", counts), TAR: _spatial_tar(len(counts))}
     hashes = {name: _sha(body) for name, body in server.files.items()}
-    monkeypatch.setitem(_public._SOURCES, "visium_mouse_brain", TENX | {"url": server.url, "files": hashes})
+    monkeypatch.setitem(REGISTRY, "visium_mouse_brain", TENX | {"url": server.url, "files": hashes})
     return datasetdir / "visium_mouse_brain"
 
 
@@ -141,7 +141,7 @@ def vizgen(server: Server, datasetdir: Path, counts: np.ndarray, monkeypatch: py
         "cell_by_gene.csv": pd.DataFrame(counts, index=pd.Index(cells, name="cell"), columns=genes).to_csv().encode(),
         "cell_metadata.csv": meta.iloc[::-1].to_csv().encode(),
     }
-    monkeypatch.setitem(_public._SOURCES["merfish_breast_cancer"], "url", server.url)
+    monkeypatch.setitem(REGISTRY["merfish_breast_cancer"], "url", server.url)
     return datasetdir / "merfish_breast_cancer"
 
 
@@ -176,7 +176,7 @@ def test_the_real_checksums_are_sha256() -> None:
 
 def test_hallmark_gene_sets(server: Server, datasetdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = b"HALLMARK_ONE\thttp://a\tG1\tG2\nHALLMARK_TWO\thttp://b\tG2\tG3\tG4\n"
-    source = _public._SOURCES["hallmark_gene_sets"]
+    source = REGISTRY["hallmark_gene_sets"]
     [file] = source["files"]
     server.files = {file: body}
     monkeypatch.setitem(source, "url", server.url)
@@ -223,7 +223,7 @@ def test_file_that_changed_on_disk(tenx: Path) -> None:
 def test_archives_that_cannot_be_used(tenx: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for body in (_spatial_tar(3, folder="other"), _spatial_tar(6)[:-200]):
         server.files[TAR] = body
-        monkeypatch.setitem(_public._SOURCES["visium_mouse_brain"]["files"], TAR, _sha(body))
+        monkeypatch.setitem(REGISTRY["visium_mouse_brain"]["files"], TAR, _sha(body))
         with pytest.raises(ValueError, match="cannot be unpacked"):
             st.datasets.visium_mouse_brain()
         assert sorted(p.name for p in tenx.iterdir()) == sorted([H5, TAR])
@@ -231,7 +231,7 @@ def test_archives_that_cannot_be_used(tenx: Path, server: Server, monkeypatch: p
 
 
 def test_no_server_at_all(tenx: Path, monkeypatch: pytest.MonkeyPatch, datasetdir: Path) -> None:
-    monkeypatch.setitem(_public._SOURCES["visium_mouse_brain"], "url", "http://127.0.0.1:9/set")
+    monkeypatch.setitem(REGISTRY["visium_mouse_brain"], "url", "http://127.0.0.1:9/set")
     with pytest.raises(ConnectionError, match="by hand"):
         st.datasets.visium_mouse_brain()
     assert not [path for path in datasetdir.rglob("*") if path.is_file()]
@@ -347,8 +347,8 @@ def test_sample_of_a_section(datasetdir: Path) -> None:
 
 
 def test_registry_names_functions_and_sources() -> None:
-    assert set(_sections._REGISTRY) <= set(st.datasets.__all__)
-    assert all(entry["source"] and entry["publication"] for entry in _sections._REGISTRY.values())
+    assert set(REGISTRY) <= set(st.datasets.__all__)
+    assert all(("source" in entry) != ("url" in entry) and entry["publication"] for entry in REGISTRY.values())
 
 
 def test_duplicates_of_osmfish(real_section: Callable[[str], ad.AnnData], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +379,7 @@ def _stereo(path: Path, counts: np.ndarray, *, layer: str, label: str) -> bytes:
 def test_stereo_series(server: Server, datasetdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                        counts: np.ndarray) -> None:  # fmt: skip
     for series in ("mosta", "axolotl_regeneration"):
-        monkeypatch.setitem(_public._SOURCES[series], "url", server.url)
+        monkeypatch.setitem(REGISTRY[series], "url", server.url)
     for name in ("E9.5_E1S1", "E10.5_E2S1"):
         server.files[f"{name}.MOSTA.h5ad"] = _stereo(tmp_path / "m.h5ad", counts, layer="count", label="annotation")
     server.files["2DPI_1.h5ad"] = _stereo(tmp_path / "a.h5ad", counts, layer="counts", label="Annotation")

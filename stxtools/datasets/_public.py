@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,67 +15,25 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_names
-from stxtools._docs import documented
 from stxtools._progress import is_shown
 from stxtools._settings import settings
 
-_SOURCES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("_downloads.json").read_text("utf-8"))
+from ._registry import REGISTRY, described
+
 _LABELS = ("annotation", "Annotation")
 _COUNTS = ("count", "counts")  # layers, as the two data sets call them
 
 
-@documented
+@described
 def hallmark_gene_sets(*, show_progress: bool | None = None) -> pd.DataFrame:
-    """Read the hallmark gene sets, 50 pathways and states of human cells, for :func:`stxtools.tl.describe`.
-
-    MSigDB 7.0 (CC BY 4.0), Liberzon et al. 2015, Cell Systems 1:417, doi:10.1016/j.cels.2015.12.004. Downloaded at the
-    first call into ``settings.datasetdir / "gene_sets"`` from the repository of GSEApy at a fixed commit, and checked.
-
-    Parameters
-    ----------
-    %(parameters)s
-
-    Returns
-    -------
-    DataFrame with ``source`` (the set) and ``target`` (a gene symbol), decoupler's layout.
-
-    %(download)s
-
-    Examples
-    --------
-    >>> net = st.datasets.hallmark_gene_sets()  # doctest: +SKIP
-    >>> st.tl.describe(adata, "compartment", net=net)  # doctest: +SKIP
-    """
     [path] = _fetch("hallmark_gene_sets", settings.datasetdir / "gene_sets", show_progress)
     sets = [line.split("\t") for line in path.read_text().splitlines()]
     rows = [(name.removeprefix("HALLMARK_"), gene) for name, _, *genes in sets for gene in genes]
     return pd.DataFrame(rows, columns=["source", "target"])
 
 
-@documented
+@described
 def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
-    """Read a coronal section of an adult mouse brain (10x Genomics Visium, fresh frozen, H&E).
-
-    ``V1_Adult_Mouse_Brain``, Space Ranger 1.1.0, downloaded from 10x Genomics into ``settings.datasetdir /
-    "visium_mouse_brain"`` at the first call and read with :func:`squidpy.read.visium`. The publisher gives no SHA-256
-    checksums: those checked are the ones that public projects list.
-
-    Parameters
-    ----------
-    %(parameters)s
-
-    Returns
-    -------
-    AnnData of counts (CSR, float32; unique gene symbols) with ``obs["in_tissue"]``, ``obs["array_row"]``,
-    ``obs["array_col"]``, ``obsm["spatial"]`` (float64, pixels of the full-resolution image) and images and scale
-    factors in ``uns["spatial"]["V1_Adult_Mouse_Brain"]``.
-
-    %(download)s
-
-    Examples
-    --------
-    >>> adata = st.datasets.visium_mouse_brain()  # doctest: +SKIP
-    """
     import squidpy as sq
 
     folder = settings.datasetdir / "visium_mouse_brain"
@@ -89,30 +45,8 @@ def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
     return adata
 
 
-@documented
+@described
 def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
-    """Read a human breast cancer section (Vizgen MERSCOPE, FFPE, immuno-oncology panel).
-
-    ``HumanBreastCancerPatient1`` of Vizgen's MERFISH FFPE Human Immuno-oncology release. Its tables
-    ``cell_by_gene.csv`` and ``cell_metadata.csv`` belong in ``settings.datasetdir / "merfish_breast_cancer"`` and are
-    read with :func:`squidpy.read.vizgen`, which holds the matrix dense while it reads. Vizgen's storage answers
-    registered users only: the error of a refused download says where to register. Checksums are not published.
-
-    Parameters
-    ----------
-    %(parameters)s
-
-    Returns
-    -------
-    AnnData of counts (CSR, float32) with the cell table in ``obs``, ``obsm["spatial"]`` (float64, µm) and the blank
-    barcodes, which measure false positives, in ``obsm["blank_genes"]`` (DataFrame).
-
-    %(download)s
-
-    Examples
-    --------
-    >>> adata = st.datasets.merfish_breast_cancer()  # doctest: +SKIP
-    """
     import squidpy as sq
 
     folder, library = settings.datasetdir / "merfish_breast_cancer", "HumanBreastCancerPatient1"
@@ -124,64 +58,18 @@ def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
     except (KeyError, ValueError, TypeError, OSError) as err:
         raise ValueError(
             f"The files {counts.name} and {meta.name} in {folder} are not the tables of {library} ({err}). "
-            f"Delete them. {_SOURCES['merfish_breast_cancer']['help']}"
+            f"Delete them. {REGISTRY['merfish_breast_cancer']['help']}"
         ) from err
     return adata
 
 
-@documented
+@described
 def mosta(samples: str | Sequence[str] = "E9.5_E1S1", *, show_progress: bool | None = None) -> AnnData:
-    """Read sections of mouse embryos from E9.5 to E16.5 (Stereo-seq, bins of 50).
-
-    MOSTA, Chen et al. 2022, Cell 185:1777, doi:10.1016/j.cell.2022.04.003. The files are downloaded from STOmicsDB
-    (STDS0000058) into ``settings.datasetdir / "mosta"`` at the first call. Checksums are not published.
-
-    Parameters
-    ----------
-    samples
-        Section or sections: stage, embryo and section, such as ``"E9.5_E1S1"``. Several are joined on the genes that
-        all have.
-    %(parameters)s
-
-    Returns
-    -------
-    AnnData of counts (CSR, float32) with ``obs["time"]`` (days), ``obs["subject"]`` (embryo), ``obs["section"]``,
-    ``obs["annotation"]`` (the authors' tissues) and ``obsm["spatial"]`` (float64).
-
-    %(download)s
-
-    Examples
-    --------
-    >>> adata = st.datasets.mosta(["E9.5_E1S1", "E10.5_E1S1"])  # doctest: +SKIP
-    """
     return _read("mosta", samples, show_progress)
 
 
-@documented
+@described
 def axolotl_regeneration(samples: str | Sequence[str] = "2DPI_1", *, show_progress: bool | None = None) -> AnnData:
-    """Read sections of the axolotl telencephalon 2 to 60 days after an injury (Stereo-seq, single cells).
-
-    ARTISTA, Wei et al. 2022, Science 377:eabp9444, doi:10.1126/science.abp9444. Downloaded from STOmicsDB (STDS0000056)
-    into ``settings.datasetdir / "axolotl_regeneration"`` at the first call. Checksums are not published.
-
-    Parameters
-    ----------
-    samples
-        Section or sections: days after the injury and number, such as ``"2DPI_1"``. Several are joined on the genes
-        that all have.
-    %(parameters)s
-
-    Returns
-    -------
-    AnnData of counts (CSR, float32) with ``obs["time"]`` (days), ``obs["section"]``, ``obs["annotation"]`` (the
-    authors' cell types) and ``obsm["spatial"]`` (float64). The files name no animal.
-
-    %(download)s
-
-    Examples
-    --------
-    >>> adata = st.datasets.axolotl_regeneration(["2DPI_1", "5DPI_1"])  # doctest: +SKIP
-    """
     return _read("axolotl_regeneration", samples, show_progress)
 
 
@@ -189,11 +77,11 @@ def _read(series: str, samples: str | Sequence[str], show_progress: bool | None)
     """Read sections of a series, whose names have a ``pattern`` with groups for time and animal."""
     import anndata
 
-    source, names = _SOURCES[series], check_names("samples", samples, "a section")
+    source, names = REGISTRY[series], check_names("samples", samples, "a section")
     wrong = [name for name in names if not re.fullmatch(source["pattern"], name)]
     if wrong or not names or len(set(names)) < len(names):
         raise ValueError(
-            f"`samples={samples!r}`: name each section once, as in {source['example']!r}; see {source['page']}."
+            f"`samples={samples!r}`: name each section once, as in {source['samples'][0]!r}; see {source['page']}."
         )
     files = [source["file"].format(name) for name in names]
     parts = []
@@ -237,7 +125,7 @@ def _fetch(name: str, folder: Path, show_progress: bool | None, files: Sequence[
     """Return the files of a source in ``folder``, downloading those that are not there; check those with a hash."""
     import pooch
 
-    source, shown, paths = _SOURCES[name], is_shown(show_progress), []
+    source, shown, paths = REGISTRY[name], is_shown(show_progress), []
     for file, known in (source["files"] if files is None else dict.fromkeys(files)).items():
         path, url = folder / file, f"{source['url']}/{file}"
         paths.append(path)
