@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._settings import settings
-from stxtools._spatial.matrices import row_view
 
 T = TypeVar("T")
 
@@ -86,7 +85,7 @@ def iter_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_
     step = rows_per_chunk(n_vars)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        yield work(row_view(matrix, rows) if sparse.issparse(matrix) else to_csr(matrix[rows]), rows)
+        yield work(to_csr(matrix[rows]), rows)
 
 
 def _iter_dask(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], at_once: int | None) -> Iterator[T]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +14,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._validate import check_in
 from stxtools._warn import warn
 from stxtools.models._projection import GeneProjection
 
-from .chunks import is_out_of_core, iter_rows
+from .chunks import is_out_of_core
 from .expression import Expression, log_chunks
 from .representation import (
     N_COMPS,
@@ -28,45 +28,23 @@ from .representation import (
     residual_variance,
     select_genes,
     signed,
+    stored_projection,
+    stored_representation,
 )
+from .sections import Geometry
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from stxtools.models import GeneSection
     from stxtools.models._base import BaseModel
 
 _WARN_SHARE = 0.5  # of the genes: fewer, and the user is warned
 _MIN_SHARE, _MIN_GENES = 0.02, 20  # fewer cannot tell the components apart
-_REPRODUCED = 0.999  # part of the variance of the stored values that the loadings must give again
 _MIN_SHARED = 20  # genes of several data sets
-_TARGET = 1e4  # scanpy's other usual depth
-
-
 _NAME_COLUMNS = (
     "gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "gene_symbols", "gene_symbol", "symbol", "gene_name",
     "gene_names", "feature_name",
 )  # fmt: skip
 _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
-
-
-def stored_representation(adata: AnnData, use_rep: str) -> NDArray[np.float32]:
-    """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
-    if not isinstance(use_rep, str):
-        raise TypeError(f"`use_rep` must be a string, 'X' or a key of `adata.obsm`; got {use_rep!r}.")
-    if use_rep != "X":
-        check_in(adata, "obsm", use_rep, "use_rep", "Use 'X' for the expression matrix itself.")
-    values: Any = adata.X if use_rep == "X" else adata.obsm[use_rep]
-    for read in ("to_memory", "compute", "toarray"):  # of a sparse matrix in a file, of dask, of a sparse one
-        values = getattr(values, read)() if hasattr(values, read) else values
-    try:
-        array = np.array(values, dtype=np.float32, order="C")  # sums depend on the order: the same as read from a file
-    except (TypeError, ValueError) as err:
-        raise TypeError(f"`use_rep={use_rep!r}` holds no numbers: {err}") from err
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"`use_rep={use_rep!r}` has shape {array.shape}; expected (n_obs, n_features).")
-    if not np.isfinite(array).all():
-        raise ValueError(f"`use_rep={use_rep!r}` holds NaN or infinite values; fill or drop them first.")
-    return array
 
 
 def compute_representation(
@@ -122,25 +100,50 @@ def joint_representation(
     return values, GeneProjection(names, overall, components, target, within.var(axis=0), noise), read
 
 
-class TrainingFeatures:
-    """The representation that a new model reads; if ``portable``, with how to make it elsewhere.
+class _Features:
+    """What a model reads of an AnnData.
 
-    - ``name``, ``projection``: What the model remembers of it.
-    - ``record``: What ``params`` say of the expression.
+    - ``expression``: What the features were made of, or what a model for other sections needs beside them.
+    - ``record``: What ``params`` say of it.
+    """
+
+    values: NDArray[np.float32]
+    expression: Expression | None
+    record: dict[str, Any]
+
+    def __init__(self, adata: AnnData) -> None:
+        self._any_expression = partial(Expression.if_any, adata)
+
+    def genes(
+        self, where: Geometry, names: Sequence[str], at: NDArray[np.int64] | None = None
+    ) -> list[GeneSection] | None:
+        """Log expression of genes, all or those ``at`` positions, by section; None where it was not read."""
+        return None if self.expression is None else self.expression.by_section(where, names, at)
+
+    def genes_in_memory(self, where: Geometry, names: Sequence[str]) -> list[GeneSection] | None:
+        """Log expression by section, read now if it was not; None where there is none, or it is not in memory."""
+        read = self.expression or self._any_expression()
+        return None if read is None or is_out_of_core(read.stored) else read.by_section(where, names)
+
+
+class TrainingFeatures(_Features):
+    """The representation that a new model reads, with ``name`` and ``projection``, which the model remembers.
+
+    If ``portable``, the projection says how to make a stored one elsewhere.
     """
 
     projection: GeneProjection | None
-    expression: Expression | None
 
     def __init__(
         self, adata: AnnData, use_rep: str | None, layer: str | None, *,
         portable: bool = False, anew: bool = False, random_state: int = 0,
     ) -> None:  # fmt: skip
+        super().__init__(adata)
         stored = use_rep
         if use_rep is None and not anew and layer is None and _keys.X_PCA in adata.obsm:
             stored = _keys.X_PCA
         self.name, self.projection, self.expression = stored or "pca", None, None
-        self.record: dict[str, str] = {}
+        self.record = {}
         if stored is None:
             self.expression = read = Expression(adata, layer, in_memory=None)
             self.values, self.projection = compute_representation(read, random_state)
@@ -148,23 +151,25 @@ class TrainingFeatures:
             return
         self.values = stored_representation(adata, stored)
         if portable and use_rep is None:
-            self.expression = Expression.if_any(adata)
-            candidates = () if self.expression is None else _log_candidates(adata, self.expression)
-            gene_sets = _gene_sets(adata, self.values.shape[1])
-            self.projection = _projection_of(self.values, stored, candidates, gene_sets, adata.var_names)
+            self.expression = found = Expression.if_any(adata)
+            if found is not None:
+                self.projection = stored_projection(adata, self.values, found.matrix, found.scale)
+            if self.projection is None:
+                warn(
+                    f"`adata.obsm[{stored!r}]` cannot be computed from the expression in `adata`, so the saved model "
+                    f"reads `obsm[{stored!r}]` of other sections too: they must hold the same representation. Delete "
+                    f"`adata.obsm[{stored!r}]` to train a model on a PCA that it carries along."
+                )
 
 
-class ModelFeatures:
-    """The features that a trained model reads of an AnnData, and what ``params`` say of them."""
-
-    values: NDArray[np.float32]
-    record: dict[str, Any]
-    expression: Expression | None
+class ModelFeatures(_Features):
+    """The features that a trained model reads."""
 
     def __init__(
         self, adata: AnnData, model: BaseModel[Any, Any], layer: str | None, *,
         n_others: int = 0, names: Sequence[str] | None = None, by_name: bool = False,
     ) -> None:  # fmt: skip
+        super().__init__(adata)
         projection, read = model.projection, None
         if projection is not None or by_name:
             read = Expression(adata, layer, in_memory=False)
@@ -201,6 +206,11 @@ class GeneNames:
     def others(self) -> list[str]:
         """Second name of each gene, from the first column that gives one to all; none where there is none."""
         return next((names for names in self._columns if len(set(names)) == len(names)), [])
+
+    def others_of(self, genes: Sequence[str]) -> dict[str, str]:
+        """Second names of some genes."""
+        wanted = set(genes)
+        return {g: other for g, other in zip(self.own, self.others(), strict=False) if g in wanted}
 
     def as_model(self, genes: Sequence[str], ids: Mapping[str, str]) -> list[str]:
         """Names as a model calls the genes, which knows ``genes`` and second names of some."""
@@ -240,89 +250,3 @@ def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | Non
         how = "the rest is inferred from them" if enough is None else "its classifiers read only these"
         warn(f"`adata` has {found} of the model's {total} genes ({share:.0%}); {how}.")
     return share
-
-
-def _projection_of(
-    values: NDArray[np.float32], name: str, candidates: Iterable[tuple[sparse.csr_matrix, float]],
-    gene_sets: Sequence[NDArray[np.int64]], names: pd.Index,
-) -> GeneProjection | None:  # fmt: skip
-    """Return the linear map from log expression that gives the ``values`` of a stored PCA again, if there is one."""
-    centre = values.mean(axis=0, dtype=np.float64)
-    centred = values - centre
-    total = float(np.square(centred).sum())
-    for logged, target in candidates:
-        for genes in gene_sets:
-            mean, spread, shared = _moments(logged, genes, centred)
-            for scale in (None, np.where(spread > 0, spread, 1.0)):
-                components = shared if scale is None else shared / scale[:, None] ** 2
-                found = _scores(logged, genes, components) - mean @ components
-                if np.square(found - centred).sum() > (1 - _REPRODUCED) * total:
-                    continue
-                # the stored scores of a section may have a mean of their own
-                shift = np.linalg.lstsq(components.T, centre, rcond=None)[0]
-                variance = float(np.square(spread).sum()) if scale is None else len(genes)
-                noise = max(variance - float(np.square(found).mean(axis=0).sum()), 0.0) / len(genes)
-                return GeneProjection(
-                    [str(g) for g in names[genes]], mean - shift, components, target, found.var(axis=0), noise, scale
-                )
-    warn(
-        f"`adata.obsm[{name!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
-        f"`obsm[{name!r}]` of other sections too: they must hold the same representation. Delete "
-        f"`adata.obsm[{name!r}]` to train a model on a PCA that it carries along."
-    )
-    return None
-
-
-def _moments(
-    logged: sparse.csr_matrix, genes: NDArray[np.int64], scores: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of some genes, and their regression on centred ``scores``."""
-
-    def sums(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, ...]:
-        part = chunk[:, genes].astype(np.float64)
-        return part.sum(axis=0), part.multiply(part).sum(axis=0), part.T @ scores[rows]
-
-    total, squares, products = (sum(parts) for parts in zip(*iter_rows(logged, sums), strict=True))
-    mean, square = np.asarray(total).ravel() / len(scores), np.asarray(squares).ravel() / len(scores)
-    regression = np.asarray(products) / np.maximum(np.square(scores).sum(axis=0), 1e-12)
-    return mean, np.sqrt(np.maximum(square - mean**2, 0.0)), regression
-
-
-def _scores(
-    logged: sparse.csr_matrix, genes: NDArray[np.int64], components: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    return np.concatenate(list(iter_rows(logged, lambda part, _: part[:, genes].astype(np.float64) @ components)))
-
-
-def _log_candidates(adata: AnnData, read: Expression) -> Iterator[tuple[sparse.csr_matrix, float]]:
-    """Log expression as the PCA may have seen it, and the depth to which counts are brought for it."""
-    matrix, scale = read.matrix, read.scale
-    if scale == "log":
-        yield matrix, _depth_of_logs(matrix)
-        return
-    beside = _keys.COUNTS in adata.layers and adata.X is not None and "log1p" in adata.uns  # logarithms in `X`
-    depth = median_depth(np.asarray(matrix.sum(axis=1)).ravel())
-    for target in dict.fromkeys(([_depth_of_logs(adata.X)] if beside else []) + [depth, _TARGET]):
-        yield log_normalize(matrix, scale, target_sum=target), target
-
-
-def _depth_of_logs(matrix: Any) -> float:
-    """Median depth that a matrix of logarithms was brought to."""
-
-    def depth(chunk: sparse.csr_matrix, _: slice) -> NDArray[np.float64]:
-        back = chunk.astype(np.float64)
-        back.data = np.expm1(np.minimum(back.data, 50.0))
-        return np.asarray(back.sum(axis=1)).ravel()
-
-    return median_depth(np.concatenate(list(iter_rows(matrix, depth))))
-
-
-def _gene_sets(adata: AnnData, width: int) -> list[NDArray[np.int64]]:
-    """Genes that the PCA may have been made of: those with loadings, the variable ones, all."""
-    sets = [np.arange(adata.n_vars)]
-    if "highly_variable" in adata.var:
-        sets.insert(0, np.flatnonzero(adata.var["highly_variable"].to_numpy(dtype=bool, na_value=False)))
-    loadings = adata.varm.get("PCs")
-    if loadings is not None and np.ndim(loadings) == 2 and np.shape(loadings)[1] >= width:
-        sets.insert(0, np.flatnonzero(np.asarray(loadings)[:, :width].any(axis=1)))
-    return sets

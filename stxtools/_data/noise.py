@@ -12,7 +12,7 @@ from stxtools import _keys
 
 from .chunks import to_csr
 from .expression import Survey, stored_matrix
-from .features import stored_representation
+from .representation import stored_representation
 
 _BLOCK = 4_000_000  # molecules redistributed at a time
 

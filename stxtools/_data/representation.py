@@ -1,22 +1,25 @@
-"""Log-normalised expression, its variable genes and their principal components."""
+"""Representations: log-normalised expression, its variable genes and their components; and what ``obsm`` holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
+from stxtools import _keys
 from stxtools._progress import stage
 from stxtools._spatial.matrices import column_moments, column_sums, row_view
+from stxtools._validate import check_in
 from stxtools.models._projection import GeneProjection
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from .chunks import iter_rows
 
 N_TOP_GENES = 2000
 N_COMPS = 20
@@ -26,6 +29,8 @@ _ROWS = 65_536  # observations whose logarithms are computed at a time
 _MIN_BATCH = 20  # fewer observations give no loess of variance on mean
 _MIN_GENES = 4  # that vary; with fewer the loess ends the process
 _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
+_REPRODUCED = 0.999  # part of the variance of the stored values that the loadings must give again
+_TARGET = 1e4  # scanpy's other usual depth
 
 
 def log_normalize(
@@ -74,7 +79,6 @@ def select_genes(
 def _variable(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int) -> NDArray[np.int64]:
     """Genes of the largest dispersion (``seurat``)."""
     import scanpy as sc
-    from anndata import AnnData
 
     box = AnnData(log_normalize(sparse.vstack(parts, format="csr"), scale))
     box.obs["batch"] = pd.Categorical(np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts]))
@@ -203,3 +207,104 @@ def lanczos_pays(shape: tuple[int, int], n_values: int, n_comps: int) -> bool:
     dense_work = (n_obs * n_vars**2 + 10 * n_vars**3) / _DENSE_SPEED
     lanczos_work = 8 * n_comps * n_values / _SPARSE_SPEED
     return lanczos_work < dense_work and n_comps < min(n_obs, n_vars) - 1
+
+
+def stored_representation(adata: AnnData, use_rep: str) -> NDArray[np.float32]:
+    """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
+    if not isinstance(use_rep, str):
+        raise TypeError(f"`use_rep` must be a string, 'X' or a key of `adata.obsm`; got {use_rep!r}.")
+    if use_rep != "X":
+        check_in(adata, "obsm", use_rep, "use_rep", "Use 'X' for the expression matrix itself.")
+    values: Any = adata.X if use_rep == "X" else adata.obsm[use_rep]
+    for read in ("to_memory", "compute", "toarray"):  # of a sparse matrix in a file, of dask, of a sparse one
+        values = getattr(values, read)() if hasattr(values, read) else values
+    try:
+        array = np.array(values, dtype=np.float32, order="C")  # sums depend on the order: the same as read from a file
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"`use_rep={use_rep!r}` holds no numbers: {err}") from err
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"`use_rep={use_rep!r}` has shape {array.shape}; expected (n_obs, n_features).")
+    if not np.isfinite(array).all():
+        raise ValueError(f"`use_rep={use_rep!r}` holds NaN or infinite values; fill or drop them first.")
+    return array
+
+
+def stored_projection(
+    adata: AnnData, values: NDArray[np.float32], matrix: sparse.csr_matrix, scale: str
+) -> GeneProjection | None:
+    """Return the linear map from log expression that gives the ``values`` of a stored PCA again, if there is one."""
+    centre = values.mean(axis=0, dtype=np.float64)
+    centred = values - centre
+    total = float(np.square(centred).sum())
+    gene_sets = _gene_sets(adata, values.shape[1])
+    for logged, target in _log_candidates(adata, matrix, scale):
+        for genes in gene_sets:
+            mean, spread, shared = _moments(logged, genes, centred)
+            for divisor in (None, np.where(spread > 0, spread, 1.0)):
+                components = shared if divisor is None else shared / divisor[:, None] ** 2
+                found = _scores(logged, genes, components) - mean @ components
+                if np.square(found - centred).sum() > (1 - _REPRODUCED) * total:
+                    continue
+                # the stored scores of a section may have a mean of their own
+                shift = np.linalg.lstsq(components.T, centre, rcond=None)[0]
+                variance = float(np.square(spread).sum()) if divisor is None else len(genes)
+                noise = max(variance - float(np.square(found).mean(axis=0).sum()), 0.0) / len(genes)
+                return GeneProjection(
+                    [str(g) for g in adata.var_names[genes]], mean - shift, components, target, found.var(axis=0),
+                    noise, divisor,
+                )  # fmt: skip
+    return None
+
+
+def _moments(
+    logged: sparse.csr_matrix, genes: NDArray[np.int64], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of some genes, and their regression on centred ``scores``."""
+
+    def sums(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, ...]:
+        part = chunk[:, genes].astype(np.float64)
+        return part.sum(axis=0), part.multiply(part).sum(axis=0), part.T @ scores[rows]
+
+    total, squares, products = (sum(parts) for parts in zip(*iter_rows(logged, sums), strict=True))
+    mean, square = np.asarray(total).ravel() / len(scores), np.asarray(squares).ravel() / len(scores)
+    regression = np.asarray(products) / np.maximum(np.square(scores).sum(axis=0), 1e-12)
+    return mean, np.sqrt(np.maximum(square - mean**2, 0.0)), regression
+
+
+def _scores(
+    logged: sparse.csr_matrix, genes: NDArray[np.int64], components: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.concatenate(list(iter_rows(logged, lambda part, _: part[:, genes].astype(np.float64) @ components)))
+
+
+def _log_candidates(adata: AnnData, matrix: sparse.csr_matrix, scale: str) -> Iterator[tuple[sparse.csr_matrix, float]]:
+    """Log expression as the PCA may have seen it, and the depth to which counts are brought for it."""
+    if scale == "log":
+        yield matrix, _depth_of_logs(matrix)
+        return
+    beside = _keys.COUNTS in adata.layers and adata.X is not None and "log1p" in adata.uns  # logarithms in `X`
+    depth = median_depth(np.asarray(matrix.sum(axis=1)).ravel())
+    for target in dict.fromkeys(([_depth_of_logs(adata.X)] if beside else []) + [depth, _TARGET]):
+        yield log_normalize(matrix, scale, target_sum=target), target
+
+
+def _depth_of_logs(matrix: Any) -> float:
+    """Median depth that a matrix of logarithms was brought to."""
+
+    def depth(chunk: sparse.csr_matrix, _: slice) -> NDArray[np.float64]:
+        back = chunk.astype(np.float64)
+        back.data = np.expm1(np.minimum(back.data, 50.0))
+        return np.asarray(back.sum(axis=1)).ravel()
+
+    return median_depth(np.concatenate(list(iter_rows(matrix, depth))))
+
+
+def _gene_sets(adata: AnnData, width: int) -> list[NDArray[np.int64]]:
+    """Genes that the PCA may have been made of: those with loadings, the variable ones, all."""
+    sets = [np.arange(adata.n_vars)]
+    if "highly_variable" in adata.var:
+        sets.insert(0, np.flatnonzero(adata.var["highly_variable"].to_numpy(dtype=bool, na_value=False)))
+    loadings = adata.varm.get("PCs")
+    if loadings is not None and np.ndim(loadings) == 2 and np.shape(loadings)[1] >= width:
+        sets.insert(0, np.flatnonzero(np.asarray(loadings)[:, :width].any(axis=1)))
+    return sets

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from stxtools import _keys
 from stxtools._data.expression import Expression
-from stxtools._data.features import compute_representation, stored_representation
+from stxtools._data.features import compute_representation
+from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._ownership import check_free

@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._data.features import joint_representation, stored_representation
+from stxtools._data.features import joint_representation
+from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._ownership import check_free

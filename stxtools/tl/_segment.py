@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import copy as copied
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,6 @@ import pandas as pd
 
 from stxtools import _keys
 from stxtools._colors import colors_for, colors_slot, stored_colors
-from stxtools._data.chunks import is_out_of_core
-from stxtools._data.expression import Expression
 from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures, check_genes
 from stxtools._data.image import N_IMAGE_FEATURES, Images
 from stxtools._data.sections import Geometry, make_sections
@@ -105,7 +104,9 @@ def segment(
     key, random_state = check_key_added(key_added, _keys.SEGMENT), check_seed(random_state)
     arguments: dict[str, Any] = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
     arguments |= {"params": params, "class_shares": class_shares}
-    check_mode(adata.n_obs, key, n_segments, labels_key, labels, arguments)
+    if n_segments is not None and check_int("n_segments", n_segments, minimum=1) > adata.n_obs:
+        raise ValueError(f"`n_segments={n_segments}` is more than the {adata.n_obs} observations there are.")
+    check_mode(key, n_segments, labels_key, labels, arguments)
     shares = None if class_shares is None else _shares(class_shares, labels)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
@@ -133,26 +134,23 @@ def segment(
         read = ModelFeatures(adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None)
     sections = make_sections(images.beside(read.values, where, fitted.image_key), where)
 
-    genes, expression = None, read.expression
+    genes: Any = None
     if model is None:
-        # a model for other sections learns genes by name, too, where it reads no image
-        if save_model is not None and labels is not None and expression is not None and fitted.image_key is None:
-            genes = expression.by_section(where, known.own)
-        elif labels is None and use_rep is None and fitted.batches_of(sections)[0].any():
-            expression = expression or Expression.if_any(adata)
-            if expression is not None and not is_out_of_core(expression.stored):
-                genes = expression.by_section(where, known.own)
+        if labels is None and use_rep is None:
+            genes = partial(read.genes_in_memory, where, known.own)  # read only where sections are of several batches
+        elif labels is not None and save_model is not None and fitted.image_key is None:
+            genes = read.genes(where, known.own)  # by which a model decides on other sections, where it reads no image
         fitted.fit(
             sections, n_segments=n_segments, labels=None if labels is None else where.split(labels.codes),
             classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
-        if genes is not None:
-            _remember_names(known, fitted)
+        if fitted.by_genes is not None:
+            fitted.ids = known.others_of(fitted.read_genes)
         results = fitted.predict(sections, accelerator=accelerator)
     else:
-        if fitted.by_genes is not None and expression is not None and names is not None:
-            genes = expression.by_section(where, names, fitted.by_genes.moments.match(names)[1])
+        if fitted.by_genes is not None and names is not None:
+            genes = read.genes(where, names, fitted.by_genes.moments.match(names)[1])
         elif labels is not None:
             raise ValueError(
                 "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
@@ -186,14 +184,11 @@ def segment(
 
 
 def check_mode(
-    n_obs: int, key: str, n_segments: int | None, labels_key: str | None, labels: Labels | None,
-    arguments: Mapping[str, Any],
+    key: str, n_segments: int | None, labels_key: str | None, labels: Labels | None, arguments: Mapping[str, Any]
 ) -> None:  # fmt: skip
     """Check that arguments agree."""
     if arguments["save_model"] is not None:
         check_writable(arguments["save_model"])
-    if n_segments is not None and check_int("n_segments", n_segments, minimum=1) > n_obs:
-        raise ValueError(f"`n_segments={n_segments}` is more than the {n_obs} observations there are.")
     if arguments["model"] is not None:
         others = {"n_segments": n_segments, **arguments, "model": None}
         clash = [name for name, value in others.items() if value is not None]
@@ -264,14 +259,6 @@ def _continued(start: Segmenter, params: SegmenterParams | Mapping[str, Any]) ->
             f"{', '.join(f'{name}={getattr(start.params, name)}' for name in other)}; drop them."
         )
     return wanted
-
-
-def _remember_names(known: GeneNames, fitted: Segmenter) -> None:
-    """Let the model know its genes by their second names, too."""
-    ids = known.others()
-    if fitted.by_genes is not None and ids:
-        read = set(fitted.read_genes)
-        fitted.ids = {g: i for g, i in zip(known.own, ids, strict=True) if g in read}
 
 
 def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -101,7 +101,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         labels: Sequence[NDArray[np.int64]] | None = None,
         classes: Sequence[str] | None = None,
         class_shares: NDArray[np.float64] | None = None,
-        expression: Sequence[GeneSection] | None = None,
+        expression: Sequence[GeneSection] | Callable[[], Sequence[GeneSection] | None] | None = None,
         **run: Unpack[Run],
     ) -> Segmenter:
         """Train on ``sections``.
@@ -120,7 +120,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             With ``labels``: approximate share of each class among the observations, (K,); NaN where unknown.
         expression
             Genes of the same observations: with them and ``labels``, the model learns to be applied to other sections;
-            without ``labels``, the clusters of different batches are compared by them.
+            without ``labels``, the clusters of different batches are compared by them. A function that reads them is
+            called only where there are several batches.
         **run
             ``random_state``, ``accelerator``, ``devices`` and ``show_progress``, as in :func:`stxtools.tl.segment`.
 
@@ -132,9 +133,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.net, self.by_genes, self.history, run = None, None, [], completed(run)
         orders = [s.canonical_order() for s in sections]
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
-        genes = None if expression is None else [e.taken(order) for e, order in zip(expression, orders, strict=True)]
         self._measure(sections)
-        self.batch, self.distance = self.batches_of(sections)
+        self.batch, self.distance = batches([s.features for s in sections])
+        if callable(expression):
+            expression = expression() if self.batch.any() else None
+        genes = None if expression is None else [e.taken(order) for e, order in zip(expression, orders, strict=True)]
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
             pseudo_labels = pseudo_labels_from_clustering(
@@ -180,11 +183,6 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self._pretrain(unet, rasters, run)
         self.start = {k: v.detach().cpu().clone() for k, v in unet.state_dict().items()}
         return self
-
-    @staticmethod
-    def batches_of(sections: Sequence[Section]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Batch of each section, and its distance to the nearest other one, in standard deviations within sections."""
-        return batches([s.features for s in sections])
 
     def _measure(self, sections: Sequence[Section]) -> None:
         """Remember mean and scale of the features, unless pretraining has set them."""

@@ -15,8 +15,8 @@ from scipy import sparse
 
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, with_expression_in_x
-from stxtools._data.features import compute_representation, stored_representation
-from stxtools._data.representation import log_normalize
+from stxtools._data.features import compute_representation
+from stxtools._data.representation import log_normalize, stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools._validate import categories, check_choice, check_in, check_int
