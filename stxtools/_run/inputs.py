@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from stxtools import _keys, io
 from stxtools._data.chunks import look_at
-from stxtools._ownership import check_paths_free
+from stxtools._slots import check_paths_free
 from stxtools._slots_table import SLOTS
 from stxtools._validate import categories, listing
 from stxtools.io._read import section_name

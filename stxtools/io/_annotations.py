@@ -17,8 +17,7 @@ from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._files import write_text
-from stxtools._ownership import check_free
-from stxtools._slots import Slots, categorical, provenance
+from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.density import typical_spacing
 from stxtools._validate import (
     Libraries,

@@ -9,8 +9,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._data.noise import noised_copy, noised_values
 from stxtools._docs import documented
-from stxtools._ownership import check_free
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
 
 

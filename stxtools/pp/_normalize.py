@@ -22,9 +22,8 @@ from stxtools._data.representation import (
     select_genes,
 )
 from stxtools._docs import documented
-from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.matrices import column_moments
 from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
 

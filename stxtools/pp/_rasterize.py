@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import check_free
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.raster import rasterize_libraries
 from stxtools._validate import array_positions, check_adata, check_key_added, check_number, fingerprint
 

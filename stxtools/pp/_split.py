@@ -9,8 +9,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._data.expression import Expression
 from stxtools._docs import documented
-from stxtools._ownership import check_free
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.order import name_order
 from stxtools._validate import check_adata, check_key_added, check_number, check_seed
 from stxtools.stats._thinning import thin_counts

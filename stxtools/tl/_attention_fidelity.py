@@ -16,9 +16,8 @@ from stxtools._checks import check_names
 from stxtools._data.framework import KnownInput
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
-from stxtools._ownership import check_free
 from stxtools._progress import progress, stage, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_choice, check_int, check_key_added, check_number, check_seed
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import categories, check_adata, check_int, check_seed, listing
 from stxtools._warn import warn
 from stxtools.stats._subjects import MIN_SUBJECTS, compare_pairs, compare_subjects

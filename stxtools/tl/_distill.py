@@ -15,9 +15,8 @@ from stxtools._data.framework import KnownInput
 from stxtools._data.regions import Regions
 from stxtools._data.sections import make_sections
 from stxtools._docs import documented
-from stxtools._ownership import free_key
 from stxtools._progress import whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata, check_seed, check_writable
 
 if TYPE_CHECKING:

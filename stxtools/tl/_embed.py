@@ -13,9 +13,8 @@ from stxtools import _keys
 from stxtools._data.features import TrainingFeatures
 from stxtools._data.regions import Regions, graph_slots, node_features, region_sections
 from stxtools._docs import documented
-from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import provenance
+from stxtools._slots import check_free, provenance
 from stxtools._validate import check_adata, check_key_added, check_seed
 
 if TYPE_CHECKING:

@@ -17,9 +17,8 @@ from stxtools._data.framework import KnownInput, TrainingInput
 from stxtools._data.regions import Regions, called, graph_slots
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
-from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, provenance, put_frame
+from stxtools._slots import Slots, check_free, provenance, put_frame
 from stxtools._validate import (
     check_adata,
     check_key_added,

@@ -14,9 +14,8 @@ from stxtools._data.features import joint_representation
 from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
-from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
 if TYPE_CHECKING:

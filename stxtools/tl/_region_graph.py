@@ -18,9 +18,8 @@ from stxtools._data.expression import Expression, GeneBlocks
 from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, categorical, provenance
+from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.order import position_order
 from stxtools._spatial.partition import bounded_parts

@@ -19,9 +19,8 @@ from stxtools._data.image import N_IMAGE_FEATURES, Images
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._lazy import importing
-from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, categorical, provenance, put_frame
+from stxtools._slots import Slots, categorical, check_free, provenance, put_frame
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask, tissue_frame
 from stxtools._validate import (
     Labels,

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import free_key
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import neighbour_mean
 from stxtools._validate import check_adata, check_in, check_int
 

@@ -16,9 +16,8 @@ from stxtools import _keys
 from stxtools._data.chunks import to_csr
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
-from stxtools._ownership import free_key
 from stxtools._progress import progress, whole_call
-from stxtools._slots import Slots, categorical, provenance
+from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.matrices import column_moments
 from stxtools._validate import (
     categories,

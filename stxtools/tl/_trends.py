@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import observation_area
 from stxtools._validate import Libraries, check_adata, check_int, check_seed
 from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects

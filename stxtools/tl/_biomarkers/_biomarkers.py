@@ -16,9 +16,8 @@ from stxtools._data.expression import GeneBlocks
 from stxtools._data.regions import Regions
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import check_free
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_key_added, check_seed
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, plan

@@ -17,9 +17,8 @@ from stxtools._checks import check_key
 from stxtools._data.expression import log_matrix
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._ownership import free_key
 from stxtools._progress import stage, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_seed
 from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z

@@ -20,9 +20,8 @@ from stxtools._data.expression import Expression
 from stxtools._data.noise import noised_copy, noised_values
 from stxtools._data.representation import log_normalize
 from stxtools._docs import documented
-from stxtools._ownership import free_key
 from stxtools._progress import progress, stage, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata, check_int, check_number, check_seed, listing
 
 from ._checkpoint import Checkpoint, function_code, settings_fingerprint

@@ -18,9 +18,8 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._globals import exclusive
-from stxtools._ownership import free_key
 from stxtools._progress import progress, whole_call
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_seed, listing
 
 from ._checkpoint import settings_fingerprint

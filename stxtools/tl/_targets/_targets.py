@@ -12,8 +12,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._docs import documented
-from stxtools._ownership import check_free
-from stxtools._slots import Slots, provenance
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_in, check_key_added
 from stxtools._warn import warn
 from stxtools.tl._biomarkers._table import COLUMNS
