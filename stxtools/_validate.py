@@ -5,18 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from . import _keys
 from ._checks import check_bool, check_choice, check_int, check_number, check_seed, check_writable, listing, unstorable
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
 
 _FARTHEST = 1e100  # squares of more are infinite
 
@@ -25,8 +22,6 @@ def check_adata(
     adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer: str | None = None, copy: bool = False
 ) -> None:
     """Check that ``adata`` is a non-empty AnnData with unique names, has the layer and, if asked, can be copied."""
-    from anndata import AnnData
-
     if not isinstance(adata, AnnData):
         raise TypeError(f"`adata` must be an anndata.AnnData, not {type(adata).__name__}.")
     if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):

@@ -12,14 +12,22 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.spatial import ConvexHull, Delaunay, Voronoi
 
-from stxtools._spatial.graph import contact_lengths, neighbour_mean, observation_area, spatial_graph
+from stxtools._spatial.graph import contact_lengths, neighbour_mean, observation_area, section_meshes, spatial_graph
 from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries
 
 
 def _one(xy: np.ndarray, **kwargs) -> tuple[sparse.csr_matrix, list[RasterGrid], np.ndarray]:
     codes = np.zeros(len(xy), dtype=np.int64)
     index, grid = rasterize(xy, **kwargs)
-    return spatial_graph(xy, codes, index, [grid]), [grid], codes
+    return spatial_graph(xy, codes, index, [grid], section_meshes(xy, codes, [grid])), [grid], codes
+
+
+def _area(xy: np.ndarray, codes: np.ndarray, grids: list[RasterGrid]) -> np.ndarray:
+    return observation_area(codes, grids, section_meshes(xy, codes, grids))
+
+
+def _contact(graph: sparse.csr_matrix, xy: np.ndarray, codes: np.ndarray, grids: list[RasterGrid]) -> sparse.csr_matrix:
+    return contact_lengths(graph, codes, grids, section_meshes(xy, codes, grids))
 
 
 def _check(graph: sparse.csr_matrix) -> None:
@@ -45,17 +53,17 @@ def test_square_has_four_neighbours() -> None:
     r, c = (a.ravel() for a in np.mgrid[:6, :5])
     graph, grids, codes = _one(np.c_[c, r] * 8.0)
     assert np.diff(graph.indptr).reshape(6, 5)[1:-1, 1:-1].tolist() == [[4] * 3] * 4
-    np.testing.assert_allclose(observation_area(np.c_[c, r] * 8.0, codes, grids), 64.0)
-    np.testing.assert_allclose(contact_lengths(graph, np.c_[c, r] * 8.0, codes, grids).data, 8.0)
+    np.testing.assert_allclose(_area(np.c_[c, r] * 8.0, codes, grids), 64.0)
+    np.testing.assert_allclose(_contact(graph, np.c_[c, r] * 8.0, codes, grids).data, 8.0)
 
 
 def test_hexagonal_cells_close() -> None:
     """Area and perimeter of the regular hexagon whose neighbours are 10 apart."""
     xy = _hex(9, 9, 10.0)
     graph, grids, codes = _one(xy)
-    area = observation_area(xy, codes, grids)
+    area = _area(xy, codes, grids)
     np.testing.assert_allclose(area, 50 * np.sqrt(3), rtol=1e-6)
-    border = np.asarray(contact_lengths(graph, xy, codes, grids).sum(axis=1)).ravel()
+    border = np.asarray(_contact(graph, xy, codes, grids).sum(axis=1)).ravel()
     side = 10 / np.sqrt(3)
     np.testing.assert_allclose(border[40], 6 * side, rtol=1e-6)
     np.testing.assert_allclose(area[40], 1.5 * np.sqrt(3) * side**2, rtol=1e-6)
@@ -83,7 +91,7 @@ def test_no_edge_spans_a_gap() -> None:
     graph, grids, codes = _one(xy)
     assert graph[:800, 800:].nnz == 0
     assert graph[1600].nnz == 0
-    area = observation_area(xy, codes, grids)
+    area = _area(xy, codes, grids)
     hulls = ConvexHull(left).volume + ConvexHull(right).volume
     assert area[:1600].sum() == pytest.approx(hulls, rel=0.1)
 
@@ -91,7 +99,7 @@ def test_no_edge_spans_a_gap() -> None:
 def test_contact_is_the_voronoi_ridge() -> None:
     xy = np.random.default_rng(2).uniform(0, 100, (600, 2))
     graph, grids, codes = _one(xy)
-    contact = contact_lengths(graph, xy, codes, grids)
+    contact = _contact(graph, xy, codes, grids)
     voronoi = Voronoi(xy)
     checked = 0
     for (i, j), ridge in zip(voronoi.ridge_points, voronoi.ridge_vertices, strict=True):
@@ -117,10 +125,10 @@ def test_duplicates_join_their_twin() -> None:
         assert others <= set(graph[i].indices)
         assert len(others) >= len(set(graph[i].indices) & set(range(300))) > 0
     np.testing.assert_allclose((graph[:300, :300] != 0).sum(), (plain != 0).sum(), rtol=0.01)
-    total = observation_area(twice, twice_codes, twice_grids).sum()
-    assert total == pytest.approx(observation_area(xy, codes, grids).sum(), rel=0.02)
-    before = contact_lengths(plain, xy, codes, grids).sum()
-    after = contact_lengths(graph, twice, twice_codes, twice_grids)
+    total = _area(twice, twice_codes, twice_grids).sum()
+    assert total == pytest.approx(_area(xy, codes, grids).sum(), rel=0.02)
+    before = _contact(plain, xy, codes, grids).sum()
+    after = _contact(graph, twice, twice_codes, twice_grids)
     assert after.sum() == pytest.approx(before, rel=0.02)
     assert after.nnz == graph.nnz
     assert after[0, 300] == 0
@@ -133,15 +141,15 @@ def test_few_and_collinear(n: int) -> None:
     _check(graph)
     coo = sparse.triu(graph).tocoo()
     assert set(zip(coo.row.tolist(), coo.col.tolist(), strict=True)) == {(i, i + 1) for i in range(n - 1)}
-    assert (observation_area(xy, codes, grids) > 0).all()
-    assert np.isfinite(contact_lengths(graph, xy, codes, grids).data).all()
+    assert (_area(xy, codes, grids) > 0).all()
+    assert np.isfinite(_contact(graph, xy, codes, grids).data).all()
 
 
 def test_all_at_one_place() -> None:
     graph, grids, codes = _one(np.full((4, 2), 3.0))
     _check(graph)
     assert graph[0].nnz == 3
-    np.testing.assert_allclose(observation_area(np.full((4, 2), 3.0), codes, grids).sum(), 1.0)
+    np.testing.assert_allclose(_area(np.full((4, 2), 3.0), codes, grids).sum(), 1.0)
 
 
 def test_no_edge_between_libraries() -> None:
@@ -152,11 +160,11 @@ def test_no_edge_between_libraries() -> None:
     xy, codes = xy[order], codes[order]
     index, grids = rasterize_libraries(xy, codes, 4)
     assert [g.lattice for g in grids] == ["hex", "scattered", "scattered", "hex"]
-    graph = spatial_graph(xy, codes, index, grids).tocoo()
+    graph = spatial_graph(xy, codes, index, grids, section_meshes(xy, codes, grids)).tocoo()
     assert (codes[graph.row] == codes[graph.col]).all()
-    contact = contact_lengths(graph.tocsr(), xy, codes, grids).tocoo()
+    contact = _contact(graph.tocsr(), xy, codes, grids).tocoo()
     np.testing.assert_allclose(contact.data[codes[contact.row] == 0], 1 / np.sqrt(3))
-    area = observation_area(xy, codes, grids)
+    area = _area(xy, codes, grids)
     np.testing.assert_allclose(area[codes == 3], np.sqrt(3) / 2)
 
 
@@ -166,10 +174,10 @@ def test_any_points_give_a_valid_graph(points: list[tuple[int, int]]) -> None:
     xy = np.array(points, dtype=float)
     graph, grids, codes = _one(xy, lattice="scattered")
     _check(graph)
-    area = observation_area(xy, codes, grids)
+    area = _area(xy, codes, grids)
     assert np.isfinite(area).all()
     assert (area > 0).all()
-    contact = contact_lengths(graph, xy, codes, grids)
+    contact = _contact(graph, xy, codes, grids)
     assert np.isfinite(contact.data).all()
     assert (contact.data >= 0).all()
 
@@ -193,4 +201,4 @@ def test_real_duplicates(real_section: Callable[[str], ad.AnnData]) -> None:
     _, inverse, count = np.unique(xy, axis=0, return_inverse=True, return_counts=True)
     for i in np.flatnonzero(count[inverse.ravel()] > 1)[:50]:
         assert (inverse.ravel()[graph[i].indices] == inverse.ravel()[i]).any()
-    assert observation_area(xy, codes, grids).sum() == pytest.approx(ConvexHull(xy).volume, rel=0.3)
+    assert _area(xy, codes, grids).sum() == pytest.approx(ConvexHull(xy).volume, rel=0.3)

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from scipy.spatial import cKDTree
 
 from stxtools._spatial.density import typical_spacing, unique_points
-from stxtools._spatial.graph import spatial_graph
+from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.lattice import fit_lattice
 from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries, split_rows
+
+
+def _graph(xy: np.ndarray, index: np.ndarray, grid: RasterGrid) -> sparse.csr_matrix:
+    codes = np.zeros(len(xy), dtype=np.int64)
+    return spatial_graph(xy, codes, index, [grid], section_meshes(xy, codes, [grid]))
 
 
 def _lattice(kind: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +42,7 @@ def _pairs(xy: np.ndarray, radius: float) -> set[tuple[int, int]]:
 
 
 def _graph_pairs(xy: np.ndarray, index: np.ndarray, grid: RasterGrid) -> set[tuple[int, int]]:
-    graph = spatial_graph(xy, np.zeros(len(xy), dtype=np.int64), index, [grid]).tocoo()
+    graph = _graph(xy, index, grid).tocoo()
     return {(int(i), int(j)) for i, j in zip(graph.row, graph.col, strict=True) if i < j}
 
 
@@ -245,7 +251,7 @@ def test_real_sections(name: str, real_section: Callable[[str], ad.AnnData]) -> 
     xy = np.asarray(adata.obsm["spatial"], dtype=np.float64)
     start = time.perf_counter()
     index, grid = rasterize(xy)
-    graph = spatial_graph(xy, np.zeros(len(xy), dtype=np.int64), index, [grid])
+    graph = _graph(xy, index, grid)
     assert time.perf_counter() - start < 10  # about one second on a laptop; the rest is a busy machine
     assert grid.lattice == KINDS[name]
     assert (index < grid.shape).all()
@@ -254,7 +260,7 @@ def test_real_sections(name: str, real_section: Callable[[str], ad.AnnData]) -> 
         by_array, array_grid = rasterize(xy, array=array)
         assert array_grid.lattice == grid.lattice
         assert array_grid.pixel_size == pytest.approx(grid.pixel_size, rel=1e-3)
-        other = spatial_graph(xy, np.zeros(len(xy), dtype=np.int64), by_array, [array_grid])
+        other = _graph(xy, by_array, array_grid)
         assert (graph != other).nnz == 0
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._validate import listing
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 COMPOSITION = "composition"
 

@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -19,17 +21,11 @@ from stxtools._progress import stage
 from stxtools._settings import settings
 from stxtools._spatial.order import name_order
 from stxtools._warn import warn
+from stxtools.models.ensemble.gene_means import GeneSection
 
 from .chunks import AT_ONCE, Survey, is_backed, is_out_of_core, iter_rows, look_at, to_csr
 from .representation import log_normalize, median_depth
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
-    from stxtools.models import GeneSection
-
-    from .sections import Geometry
+from .sections import Geometry
 
 T = TypeVar("T")
 
@@ -131,8 +127,6 @@ class Expression:
         self, where: Geometry, names: Sequence[str], genes: NDArray[np.int64] | None = None
     ) -> list[GeneSection]:
         """Log expression of some genes (all by default), under their ``names``, by section."""
-        from stxtools.models import GeneSection
-
         at = np.arange(len(self.names)) if genes is None else genes
         logged = log_matrix(self, at)
         return [GeneSection(logged[rows], [names[k] for k in at], where.xy[rows]) for rows in where.parts]

@@ -16,6 +16,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._warn import warn
 from stxtools.models._projection import GeneProjection
+from stxtools.models.ensemble.gene_means import GeneSection
 
 from .chunks import is_out_of_core
 from .expression import Expression, log_chunks
@@ -34,7 +35,6 @@ from .representation import (
 from .sections import Geometry
 
 if TYPE_CHECKING:
-    from stxtools.models import GeneSection
     from stxtools.models._base import BaseModel
 
 _WARN_SHARE = 0.5  # of the genes: fewer, and the user is warned

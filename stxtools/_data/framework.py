@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._warn import warn
@@ -19,9 +21,6 @@ from .regions import Regions, region_sections
 from .representation import log_normalize, median_depth, select_genes
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
     from stxtools.models import TissueNet
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from stxtools import _keys
@@ -13,11 +15,7 @@ from stxtools._checks import check_key
 from stxtools._spatial.mask import Frame
 from stxtools._validate import spatial_entry
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
-    from .sections import Geometry
+from .sections import Geometry
 
 N_IMAGE_FEATURES = 6
 _PIXELS_PER_SPOT = 2  # of an image that the mask takes its pixels from

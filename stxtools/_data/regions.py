@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
 from stxtools._validate import Libraries, check_in, libraries, listing, stored_library_key
+from stxtools.models.ensemble.gene_means import GeneSection
+from stxtools.models.tissuenet.inputs import RegionSection
 
 from .sections import Geometry, make_sections
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
-    from stxtools.models import GeneSection
 
 
 class Regions:
@@ -112,10 +109,8 @@ def region_sections(
     values: NDArray[np.float32], inp: Regions, labels: Mapping[str, NDArray[np.int64]] | None = None, *,
     nodes: NDArray[np.float32] | None = None, genes: sparse.csr_matrix | None = None,
     expression: NDArray[np.float32] | None = None, by_name: Sequence[GeneSection] | None = None,
-) -> list[Any]:  # fmt: skip
+) -> list[RegionSection]:  # fmt: skip
     """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`."""
-    from stxtools.models import RegionSection
-
     nodes = node_features(values, inp) if nodes is None else nodes
     out = []
     for i, section in enumerate(make_sections(values, inp.where)):

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Sequence
 from functools import cache, cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,9 @@ from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, outlines
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries, split_rows
+from stxtools._spatial.triangulation import Mesh
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing
-
-if TYPE_CHECKING:
-    from stxtools._spatial.triangulation import Mesh
+from stxtools.models._section import Section
 
 # columns that often name sections, as they are written in lower case and without _ and -
 _LIBRARY_NAMES = "library libraryid libraries sample sampleid samplename samples batch batchid dataset replicate"
@@ -142,10 +141,8 @@ def _stored_raster(
     return (pixels.astype(np.int32), grids) if fits else None
 
 
-def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Any]:
+def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Section]:
     """Split features by section into :class:`stxtools.models.Section`."""
-    from stxtools.models import Section
-
     if len(where.libs) == 1:  # no copies: features are the largest dense array there is
         return [Section(where.libs.names[0], values, where.pixels, where.grids[0].shape, lambda: where.graph, where.xy)]
     return [

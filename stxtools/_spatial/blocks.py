@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+_PIECES = 8  # blocks of a part
+
 
 def spatial_blocks(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
     """Cut a section into about ``n_blocks`` blocks of as many observations: columns, then rows in each, by rank."""
@@ -46,16 +48,14 @@ class Subgraph(NamedTuple):
     edges: NDArray[np.int64]
 
 
-def subgraphs(
-    graph: sparse.csr_matrix, xy: NDArray[np.float64], max_size: int, hops: int, pieces: int = 8
-) -> Iterator[Subgraph]:
+def subgraphs(graph: sparse.csr_matrix, xy: NDArray[np.float64], max_size: int, hops: int) -> Iterator[Subgraph]:
     """Cut a symmetric graph into parts of at most ``max_size`` nodes, each with a halo of ``hops`` steps.
 
     Message passing over ``hops`` layers gives a core what it gives it on the whole graph: a node of the halo at
-    distance k is right up to layer ``hops - k``. A part has up to ``pieces`` compact blocks, so that it is a sample of
+    distance k is right up to layer ``hops - k``. A part has up to eight compact blocks, so that it is a sample of
     the section.
     """
-    pieces = min(pieces, max_size)
+    pieces = min(_PIECES, max_size)
     block = spatial_blocks(xy, _n_blocks(len(xy), max_size // pieces))
     part = deal(block, ceil((int(block.max()) + 1) / pieces), np.random.default_rng(0))
     order = np.argsort(part, kind="stable")

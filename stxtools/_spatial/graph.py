@@ -17,47 +17,51 @@ Meshes = Sequence[Mesh | None]
 _TWIN = 1e-3  # distance between observations at one place, in units of the local spacing
 
 
-def section_meshes(
-    xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid | None]
-) -> list[Mesh | None]:
+def section_meshes(xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid]) -> list[Mesh | None]:
     """Triangulate every scattered section: what graph, contacts and areas share, so that it is done once."""
     return [
-        triangulate(xy[rows]) if grid is not None and grid.lattice == "scattered" and len(rows) else None
+        triangulate(xy[rows]) if grid.lattice == "scattered" else None
         for rows, grid in zip(split_rows(codes, len(grids)), grids, strict=True)
     ]
 
 
 def spatial_graph(
     xy: NDArray[np.float64], codes: NDArray[np.int64], index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid],
-    meshes: Meshes | None = None,
+    meshes: Meshes,
 ) -> sparse.csr_matrix:  # fmt: skip
     """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections)."""
-    i, j, distance, _ = _edges(xy, codes, index, grids, meshes)
-    return _symmetric(i, j, distance, len(xy))
+    edges = []
+    for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
+        if mesh is not None:
+            i, j, length, _ = _scattered_edges(mesh)
+        else:
+            i, j = _lattice_edges(index[rows], hexagonal=grid.lattice == "hex")
+            length = np.linalg.norm(xy[rows[i]] - xy[rows[j]], axis=1)
+            length = np.where(length > 0, length, _TWIN * grid.pixel_size)
+        edges.append((rows[i], rows[j], length))
+    return _symmetric(edges, len(xy))
 
 
 def contact_lengths(
-    graph: sparse.csr_matrix, xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid],
-    meshes: Meshes | None = None,
-) -> sparse.csr_matrix:  # fmt: skip
+    graph: sparse.csr_matrix, codes: NDArray[np.int64], grids: Sequence[RasterGrid], meshes: Meshes
+) -> sparse.csr_matrix:
     """Return the length of the border that neighbours share, on the pattern of ``graph``."""
-    n = len(xy)
-    row = np.repeat(np.arange(n), np.diff(graph.indptr))
-    data = np.array([_lattice_contact(grid) for grid in grids])[codes[row]]
-    pick = np.flatnonzero(np.isnan(data))
+    row = np.repeat(np.arange(len(codes)), np.diff(graph.indptr))
+    on_lattice = [grid.pixel_size / (np.sqrt(3) if grid.lattice == "hex" else 1.0) for grid in grids]
+    data, edges = np.array(on_lattice)[codes[row]], []
+    pick = np.flatnonzero(np.array([mesh is not None for mesh in meshes])[codes[row]])
+    for rows, mesh in zip(split_rows(codes, len(grids)), meshes, strict=True):
+        if mesh is not None:
+            i, j, _, contact = _scattered_edges(mesh)
+            edges.append((rows[i], rows[j], contact))
     if len(pick):
-        scattered = [grid if grid.lattice == "scattered" else None for grid in grids]
-        i, j, _, contact = _edges(xy, codes, np.zeros((n, 2), dtype=np.int64), scattered, meshes)
-        data[pick] = _symmetric(i, j, contact, n)[row[pick], graph.indices[pick]]
+        data[pick] = _symmetric(edges, len(codes))[row[pick], graph.indices[pick]]
     return sparse.csr_matrix((data, graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
 
 
-def observation_area(
-    xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid], meshes: Meshes | None = None
-) -> NDArray[np.float64]:
+def observation_area(codes: NDArray[np.int64], grids: Sequence[RasterGrid], meshes: Meshes) -> NDArray[np.float64]:
     """Return the area of tissue that each observation stands for, in squared units of the coordinates."""
-    area = np.ones(len(xy))
-    meshes = section_meshes(xy, codes, grids) if meshes is None else meshes
+    area = np.ones(len(codes))
     for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
         if mesh is not None:
             area[rows] = (mesh.area / np.bincount(mesh.member))[mesh.member]
@@ -83,37 +87,6 @@ def averaging(graph: sparse.csr_matrix, dtype: Any = np.float64) -> sparse.csr_m
     weight = (weight + sparse.identity(n, dtype=dtype, format="csr")).tocsr()
     weight.data /= np.repeat(np.asarray(weight.sum(axis=1)).ravel(), np.diff(weight.indptr)).astype(dtype)
     return weight
-
-
-def _lattice_contact(grid: RasterGrid) -> float:
-    if grid.lattice == "scattered":
-        return float("nan")
-    return grid.pixel_size / np.sqrt(3) if grid.lattice == "hex" else grid.pixel_size
-
-
-def _edges(
-    xy: NDArray[np.float64], codes: NDArray[np.int64], index: NDArray[np.integer[Any]],
-    grids: Sequence[RasterGrid | None], meshes: Meshes | None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
-    """Return each edge once: its ends, length and contact; sections whose grid is None are left out."""
-    parts = []
-    meshes = section_meshes(xy, codes, grids) if meshes is None else meshes
-    for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
-        if grid is None or len(rows) < 2:
-            continue
-        if mesh is not None:
-            i, j, length, contact = _scattered_edges(mesh)
-        else:
-            i, j = _lattice_edges(index[rows], hexagonal=grid.lattice == "hex")
-            length = np.linalg.norm(xy[rows[i]] - xy[rows[j]], axis=1)
-            length = np.where(length > 0, length, _TWIN * grid.pixel_size)
-            contact = np.full(len(i), _lattice_contact(grid))
-        parts.append((rows[i], rows[j], length, contact))
-    if not parts:
-        none = np.zeros(0, dtype=np.int64)
-        return none, none, np.zeros(0), np.zeros(0)
-    i, j, length, contact = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return i, j, length, contact
 
 
 def _lattice_edges(index: NDArray[np.integer[Any]], *, hexagonal: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -146,14 +119,16 @@ def _scattered_edges(
     if len(twins):
         place = mesh.member[twins]
         parts.append((twins, mesh.first[place], _TWIN * mesh.spacing[place], np.zeros(len(twins))))
-        both = _symmetric(a, b, np.arange(1, len(a) + 1, dtype=np.float64), len(size))[place].tocoo()
+        both = _symmetric([(a, b, np.arange(1, len(a) + 1, dtype=np.float64))], len(size))[place].tocoo()
         edge = both.data.astype(np.int64) - 1
         parts.append((twins[both.row], mesh.first[both.col], mesh.length[edge], contact[edge]))
     i, j, length, shared = (np.concatenate(column) for column in zip(*parts, strict=True))
     return i, j, length, shared
 
 
-def _symmetric(i: NDArray[np.int64], j: NDArray[np.int64], values: NDArray[np.float64], n: int) -> sparse.csr_matrix:
+def _symmetric(edges: Sequence[tuple[NDArray[Any], ...]], n: int) -> sparse.csr_matrix:
+    """Matrix (n, n) of the values of edges, each of which is given once: ends and value."""
+    i, j, values = (np.concatenate(column) for column in zip(*edges, strict=True))
     out = sparse.coo_matrix((np.r_[values, values], (np.r_[i, j], np.r_[j, i])), shape=(n, n)).tocsr()
     out.sort_indices()
     return out

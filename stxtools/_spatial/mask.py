@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-_PIXELS_PER_SPOT = 4  # unless the image would be larger than `max_side`
+_PIXELS_PER_SPOT = 4  # unless the image would be larger than _MOST
+_MOST = 2048  # rows or columns
 _BLOCK = 1 << 20  # pixels per nearest-neighbour query
 REACH = 0.75  # for lattices
 REACH_SCATTERED = 1.5
@@ -22,16 +23,14 @@ class Frame(NamedTuple):
     origin: tuple[float, float] = (0.0, 0.0)
 
 
-def tissue_frame(xy: NDArray[np.float64], spacing: float, *, max_side: int = 2048, margin: float = REACH) -> Frame:
+def tissue_frame(xy: NDArray[np.float64], spacing: float, *, margin: float = REACH) -> Frame:
     """Return a frame that covers the tissue and ``margin`` spacings around it, wherever it lies."""
-    if not spacing > 0:
-        raise ValueError(f"`spacing={spacing}` must be positive.")
     low = xy.min(axis=0) - margin * spacing
     size = xy.max(axis=0) + margin * spacing - low
     # - 2, + 2: the image must hold the pixel of the outermost observation, rounded either way
-    scale = min(_PIXELS_PER_SPOT / spacing, (max_side - 2) / float(size.max()))
+    scale = min(_PIXELS_PER_SPOT / spacing, (_MOST - 2) / float(size.max()))
     # rounded, so that the same tissue elsewhere gets an image of the same size
-    width, height = (min(int(np.ceil(np.round(v * scale, 6))) + 2, max_side) for v in size)
+    width, height = (min(int(np.ceil(np.round(v * scale, 6))) + 2, _MOST) for v in size)
     return Frame((height, width), float(scale), (float(low[0]), float(low[1])))
 
 
@@ -39,10 +38,6 @@ def render_mask(
     xy: NDArray[np.float64], values: NDArray[np.integer[Any]], spacing: float, frame: Frame, *, reach: float = REACH
 ) -> NDArray[np.uint32]:
     """Return a label image, rows along y: the value of the nearest observation, 0 beyond ``reach`` spacings."""
-    if len(xy) == 0 or len(xy) != len(values):
-        raise ValueError(f"A mask needs one value per observation; got {len(values)} for {len(xy)}.")
-    if np.min(values) < 0:
-        raise ValueError(f"Mask values must not be negative (0 is the background); found {np.min(values)}.")
     height, width = frame.shape
     limit = max(reach * spacing, 1.5 / frame.scale)  # where pixels are larger than spots, no spot is lost in between
     xy = xy - np.asarray(frame.origin)

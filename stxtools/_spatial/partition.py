@@ -34,8 +34,7 @@ def _voronoi(
     seeds = order[place < wanted]
     nearest = _nearest_seed(graph, seeds)
     for _ in range(2):  # Lloyd's steps even the cells out
-        seeds = _medoids(graph, nearest, seeds)
-        nearest = _nearest_seed(graph, seeds)
+        nearest = _nearest_seed(graph, _medoids(graph, nearest))
     return nearest
 
 
@@ -44,13 +43,11 @@ def _nearest_seed(graph: sparse.csr_matrix, seeds: NDArray[np.int64]) -> NDArray
     return source.astype(np.int64)
 
 
-def _medoids(graph: sparse.csr_matrix, nearest: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.int64]:
+def _medoids(graph: sparse.csr_matrix, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
     """Member of each cell that lies deepest in it, counted in steps from the cell's rim."""
     coo = graph.tocoo()
     crossing = nearest[coo.row] != nearest[coo.col]
     rim = np.flatnonzero(np.bincount(coo.row[crossing]))
-    if len(rim) == 0:
-        return seeds
     depth = dijkstra(graph, directed=False, indices=rim, min_only=True, unweighted=True)
     order = np.lexsort((-depth, nearest))
     first = np.r_[0, np.flatnonzero(np.diff(nearest[order])) + 1]

@@ -174,9 +174,9 @@ def _region_adata(
     out.obs["segment"] = categorical(codes[first], names)
     out.obs["library"] = categorical(library, where.libs.names)
     out.obs["n_obs"] = size.astype(np.int64)
-    out.obs["area"] = member @ observation_area(where.xy, where.libs.codes, where.grids, where.meshes)
+    out.obs["area"] = member @ observation_area(where.libs.codes, where.grids, where.meshes)
     out.obsm[_keys.SPATIAL] = mean @ where.xy
-    contact = _between(contact_lengths(graph, where.xy, where.libs.codes, where.grids, where.meshes), region, n_regions)
+    contact = _between(contact_lengths(graph, where.libs.codes, where.grids, where.meshes), region, n_regions)
     contact.eliminate_zeros()
     coo = _between(graph, region, n_regions).tocoo()
     distance = np.linalg.norm(out.obsm[_keys.SPATIAL][coo.row] - out.obsm[_keys.SPATIAL][coo.col], axis=1)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._colors import colors_for, colors_slot, stored_colors
@@ -36,9 +38,6 @@ from stxtools._validate import (
 )
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
     from stxtools.models import Segmentation, Segmenter, SegmenterParams
 
 MIN_OBS = 10

@@ -90,7 +90,7 @@ def trends(
 def _areas(seen: Observed, chosen: NDArray[np.int64], min_obs: int) -> Values:
     """Mean area of each compartment in the sections of each subject."""
     where, used, sizes = seen.where, seen.cell >= 0, seen.sizes
-    area = observation_area(where.xy, where.libs.codes, where.grids, where.meshes)
+    area = observation_area(where.libs.codes, where.grids, where.meshes)
     total = np.bincount(seen.cell[used], area[used], minlength=sizes.size).reshape(sizes.shape)[chosen]
     pairs = np.unique(np.stack([seen.subjects, where.libs.codes], axis=1)[seen.subjects >= 0], axis=0)
     sections = np.bincount(pairs[:, 0], minlength=len(sizes))[chosen]
