@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import sparse
 
 from stxtools import _keys
@@ -76,8 +77,6 @@ def _thinned(panels: Sequence[Panel], n_obs: int) -> list[Panel]:
 
 def _image(adata: AnnData, panel: Panel, shift: NDArray[np.float64]) -> dict[str, Any] | None:
     """Return the section's image as a JPEG and where it lies, None where there is none."""
-    from PIL import Image
-
     slots = spatial_entry(adata, panel.library)
     for name in ("hires", "lowres"):
         scale = positive(slots[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef"))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from stxtools import _keys, get, pl
 from stxtools.pl._base import params_of
 from stxtools.pl._evaluation import stage_name
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 FDR = 0.05
 _NAMED = 8  # genes that are named in each direction
@@ -173,10 +174,6 @@ def _table(adata: AnnData, key: str, name: str) -> pd.DataFrame:
 
 def _svg(draw: Any, adata: AnnData, key: str, **how: Any) -> str:
     """Draw a figure and return it as base64 of SVG."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     with mpl.rc_context({"svg.hashsalt": "stxtools", "font.size": 9}):  # the same file each time
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasAgg(figure)

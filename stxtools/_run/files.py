@@ -10,7 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import h5py
 from anndata import AnnData
+from anndata.io import read_h5ad, write_elem
 from filelock import FileLock, Timeout
 
 from stxtools._files import PART, sync_folder, whole, write_text
@@ -31,9 +33,6 @@ _SLOTS = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 
 def write_h5ad(adata: AnnData, path: Path) -> None:
     """Write an ``.h5ad`` file; after an error, such as a full disk, ``path`` is as it was."""
-    import h5py
-    from anndata.io import write_elem
-
     adata.strings_to_categoricals()
     with whole(path) as part, _Guarded(part, "w+") as guarded:
         try:
@@ -157,8 +156,6 @@ class Folder:
 
     def restore(self, adata: AnnData) -> None:
         """Put the results of the finished steps into what was read from the input."""
-        from anndata import read_h5ad
-
         saved = read_h5ad(self.work / _STEP)
         for name in _SLOTS:
             setattr(adata, name, getattr(saved, name))

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anndata
 import pandas as pd
 from anndata import AnnData
 
-from stxtools import _keys, io
+from stxtools import _keys, datasets, io
 from stxtools._data.chunks import look_at
+from stxtools._data.covariates import covariate_columns, covariate_names
 from stxtools._slots import check_paths_free
 from stxtools._slots_table import SLOTS
 from stxtools._validate import categories, listing
 from stxtools.io._read import section_name
+from stxtools.tl._biomarkers._design import chosen_groups
 
 from .options import UsageError
 
@@ -28,8 +31,6 @@ def read_sections(
 ) -> Read:
     """Read the files, or generate tissue; return the AnnData, the column that names its sections, and notes."""
     if not sources:
-        from stxtools import datasets
-
         # one lesion in each section: patients are replicates, and disease and health lie side by side
         tissue = datasets.synthetic_tissue(n_patients=3, sections_per_patient=2, disease="lesion")
         return tissue, library_key or "section", []
@@ -48,8 +49,6 @@ def read_sections(
 
 def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: str | None) -> Read:
     """Put sections below each other: shared genes, all columns of ``obs``, a column that names the section."""
-    import anndata
-
     if len(set(stems)) < len(stems):
         raise ValueError(f"Two input files have the same name ({listing(stems)}); it names the section. Rename one.")
     for part, stem in zip(parts, stems, strict=True):
@@ -80,7 +79,7 @@ def _joined(parts: list[AnnData], stems: list[str], library_key: str, use_rep: s
         for part in parts:
             part.obsm.pop(_keys.X_PCA, None)
     for part in parts:  # anndata joins none in `uns`, such as earlier regions
-        part.uns = {key: value for key, value in part.uns.items() if not isinstance(value, anndata.AnnData)}
+        part.uns = {key: value for key, value in part.uns.items() if not isinstance(value, AnnData)}
     out = anndata.concat(parts, join="inner", merge="same", uns_merge="same", index_unique="-", keys=stems)
     # columns that only some of the sections have are missing elsewhere
     rest = pd.concat([part.obs[[c for c in part.obs if c not in out.obs]] for part in parts])
@@ -125,9 +124,6 @@ def _name_section(part: AnnData, name: str, library_key: str) -> None:
 
 def check_against(adata: AnnData, options: Any, groupby: str) -> None:
     """Check what the later steps take, before the first does anything: that one checks its own arguments."""
-    from stxtools._data.covariates import covariate_columns, covariate_names
-    from stxtools.tl._biomarkers._design import chosen_groups
-
     _check_slots(adata)
     if (options.accelerator, options.devices) not in (("auto", 1), ("cpu", 1)):
         from stxtools.nn._training import check_devices

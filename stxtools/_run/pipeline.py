@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
 
@@ -149,8 +150,6 @@ class Run:
 
 def draw(adata: AnnData, folder: Path) -> None:
     """Write one PNG for each result."""
-    import matplotlib.pyplot as plt
-
     trained = _keys.SEGMENT if "history" in adata.uns[_keys.SEGMENT] else _keys.EMBED
     for name, function in FIGURES.items():
         how = {"key": trained} if name == "history" else {}

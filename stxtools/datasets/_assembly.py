@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -17,10 +19,6 @@ from stxtools._validate import check_choice, check_number
 
 from ._shapes import field_at, gaussian_field
 from ._truth import N_PROGRAMS, PLATFORMS, Genes, Hardness, Platform
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 # A fixed size, since the random stream (and so the counts) depends on the order of the draws.
 _CHUNK_ENTRIES = 4_000_000
@@ -117,8 +115,6 @@ def assemble(
     compartments: Sequence[str], truth: dict[str, Any],
 ) -> AnnData:  # fmt: skip
     """Return the AnnData, with names of observations and genes, and positions on the lattice where there is one."""
-    from anndata import AnnData
-
     index = [f"{section.name}_{i}" for section in sections for i in range(len(section.arrays["compartment"]))]
     table = pd.DataFrame(obs, index=pd.Index(index))
     if "array" in sections[0].arrays:

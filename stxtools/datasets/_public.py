@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -75,8 +76,6 @@ def axolotl_regeneration(samples: str | Sequence[str] = "2DPI_1", *, show_progre
 
 def _read(series: str, samples: str | Sequence[str], show_progress: bool | None) -> AnnData:
     """Read sections of a series, whose names have a ``pattern`` with groups for time and animal."""
-    import anndata
-
     source, names = REGISTRY[series], check_names("samples", samples, "a section")
     wrong = [name for name in names if not re.fullmatch(source["pattern"], name)]
     if wrong or not names or len(set(names)) < len(names):

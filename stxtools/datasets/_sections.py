@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 from stxtools._checks import check_bool
 from stxtools._settings import settings
@@ -14,8 +14,6 @@ _LONGEST = 100  # letters of a section's name
 
 def _read(name: str, sample: str = "") -> AnnData:
     """Read one section, or say where it was looked for and where it comes from."""
-    import anndata
-
     entry = REGISTRY[name]
     if not isinstance(sample, str):
         raise TypeError(f"`sample` must be a string such as {entry['samples'][0]!r}, not {sample!r}.")
@@ -31,7 +29,7 @@ def _read(name: str, sample: str = "") -> AnnData:
             f"{entry['source']} ({entry['publication']})."
         )
     try:
-        return anndata.read_h5ad(path)
+        return read_h5ad(path)
     except (OSError, KeyError, ValueError, TypeError) as err:
         raise OSError(
             f"The file {str(path)!r} cannot be read as a section ({type(err).__name__}: {err}). It is incomplete or "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools._docs import documented
 from stxtools._progress import whole_call
@@ -16,10 +18,6 @@ from stxtools._validate import check_int, check_number, check_seed
 from . import _shapes as shapes
 from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
 from ._truth import Genes, Hardness, Platform, draw_genes, fold_changes
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 # fate of each territory; the last two are islands, the others layers
 FATES = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stxtools._docs import documented
 from stxtools._progress import whole_call
@@ -17,9 +18,6 @@ from stxtools._validate import check_choice, check_int, check_seed
 from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
 from ._shapes import compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
 from ._truth import Hardness, Platform, draw_genes, fold_changes
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _DISEASE = ("healthy", "diseased")
 

@@ -6,10 +6,15 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import shapely
+from anndata import AnnData
+from geopandas import GeoDataFrame
+from numpy.typing import NDArray
+from PIL import ImageColor
 
 from stxtools import _keys
 from stxtools._checks import check_number, check_writable, listing
@@ -29,10 +34,6 @@ from stxtools._validate import (
     spatial_entry,
 )
 from stxtools._warn import warn
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 _LEAST_SCALE = 1e-9
 
@@ -151,13 +152,12 @@ def write_annotations(
     if (codes[rows] < 0).all():
         raise ValueError(f"No observation of section {libs.names[index]!r} has a category in `adata.obs[{key!r}]`.")
     colors = colors_for(names, stored_colors(adata, key))
-    features = [
-        _feature(part, names[code], colors[names[code]], scale)
-        for code, outline in where.outlines(index, codes).items()
-        for part in getattr(outline, "geoms", [outline])
-    ]
-    collection = {"type": "FeatureCollection", "features": features}
-    write_text(path, json.dumps(collection, ensure_ascii=False))
+    outlines = where.outlines(index, codes)
+    classes = [{"name": names[code], "color": ImageColor.getrgb(colors[names[code]])[:3]} for code in outlines]
+    columns = {"objectType": "annotation", "name": [known["name"] for known in classes], "classification": classes}
+    frame = GeoDataFrame(columns | {"isLocked": False}, geometry=list(outlines.values()))
+    frame.geometry = frame.scale(scale, scale, origin=(0, 0))
+    write_text(path, frame.explode().to_json(drop_id=True, ensure_ascii=False))
 
 
 def read_file(path: Path) -> pd.DataFrame:
@@ -176,8 +176,6 @@ def read_file(path: Path) -> pd.DataFrame:
 
 
 def _geojson(text: str, path: Path) -> pd.DataFrame:
-    from geopandas import GeoDataFrame
-
     try:
         found = json.loads(text)
     except json.JSONDecodeError as err:
@@ -217,8 +215,6 @@ def _name_and_color(properties: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def _csv(text: str, path: Path) -> pd.DataFrame:
-    from shapely import Polygon
-
     comments = [line for line in text.splitlines() if line.startswith("#")]
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     # as text: beside an empty cell pandas would make cluster 1 to "1.0", and 01 to "1"
@@ -227,7 +223,7 @@ def _csv(text: str, path: Path) -> pd.DataFrame:
     columns = list(table.columns)
     if {"X", "Y"} <= set(columns):
         parts = dict(list(table.groupby("Selection", sort=False))) if "Selection" in table else {title: table}
-        shapes = [Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
+        shapes = [shapely.Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
         return pd.DataFrame({"name": [str(name) for name in parts], "geometry": shapes})
     identifiers = next((c for c in columns if str(c).lower() in {"barcode", "cell id", "cell_id"}), None)
     if identifiers is None:
@@ -282,8 +278,6 @@ def _by_identifier(names: pd.Series, observations: pd.Index, path: Path) -> NDAr
 
 def _by_place(shapes: pd.DataFrame, xy: NDArray[np.float64], radius: float, path: Path) -> NDArray[np.object_]:
     """Return the name of the smallest shape that each observation lies in."""
-    import shapely
-
     geometry = np.array(shapes["geometry"], dtype=object)
     flat = shapely.area(geometry) == 0  # lines and points
     geometry = shapely.make_valid(np.where(flat, shapely.buffer(geometry, radius), geometry))
@@ -303,19 +297,3 @@ def _by_place(shapes: pd.DataFrame, xy: NDArray[np.float64], radius: float, path
     if several:
         warn(f"{several} observations lie in shapes of several names; each has that of the smallest shape.")
     return out
-
-
-def _feature(polygon: Any, name: str, color: str, scale: float) -> dict[str, Any]:
-    import shapely
-
-    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return {
-        "type": "Feature",
-        "geometry": shapely.geometry.mapping(shapely.transform(polygon, lambda xy: xy * scale)),
-        "properties": {
-            "objectType": "annotation",
-            "name": name,
-            "classification": {"name": name, "color": rgb},
-            "isLocked": False,
-        },
-    }

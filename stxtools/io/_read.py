@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata
+import h5py
 import numpy as np
 import pandas as pd
+import zarr
 from anndata import AnnData
+from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_int
@@ -105,8 +109,6 @@ def _adata(
     sdata: SpatialData, library: str, table_key: str = "table", drop: Sequence[str] = (), **entry: Any
 ) -> AnnData:
     """Return the table as scanpy lays it out: sparse counts, the library in ``uns["spatial"]``."""
-    from scipy import sparse
-
     adata = from_spatialdata(sdata, table_key)
     if not sparse.issparse(adata.X):
         adata.X = sparse.csr_matrix(np.asarray(adata.X, dtype=np.float32))
@@ -122,8 +124,6 @@ def _adata(
 
 
 def _read_visium(folder: Path, _: int) -> AnnData:
-    import h5py
-
     matrix = next(folder.glob(f"*{_MATRIX}"))
     sdata = _sdata("visium", folder, dataset_id=_ELEMENT, counts_file=matrix.name)
     with h5py.File(matrix) as file:
@@ -192,8 +192,6 @@ _VENDORS = {  # what a folder holds, in this order, and who reads it
 
 
 def _read_file(path: Path) -> AnnData:
-    import anndata
-
     if path.suffix != ".h5ad":
         hint = " Name the folder that it lies in." if path.suffix in {".h5", ".xenium", ".csv"} else ""
         raise ValueError(f"{str(path)!r} is neither .h5ad nor .zarr, nor a folder of a platform.{hint}")
@@ -202,9 +200,6 @@ def _read_file(path: Path) -> AnnData:
 
 
 def _read_zarr(path: Path) -> AnnData:
-    import anndata
-    import zarr
-
     with _whole(path, "AnnData or SpatialData"):
         if "spatialdata_attrs" not in zarr.open_group(path, mode="r").attrs:
             return anndata.read_zarr(path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_key
@@ -20,10 +22,6 @@ from stxtools._validate import check_adata, check_class_names, check_in, check_i
 from ._base import store_colors
 from ._legend import MISSING, category_codes, colors_of
 from ._sections import Panel, panels_of, side_by_side
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 _NONE, _MARKED = "no label", "suggested"
 _DARK = "#1d2329"

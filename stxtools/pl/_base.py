@@ -7,11 +7,16 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.backends import BackendFilter, backend_registry
+from matplotlib.patheffects import withStroke
 
 from stxtools import _keys
 from stxtools._checks import check_bool, check_number, listing
@@ -23,11 +28,7 @@ from stxtools.get._tables import stored_table
 
 from . import _legend
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    Colors = tuple[AnnData, str, Mapping[str, str]]
-
+Colors = tuple[AnnData, str, Mapping[str, str]]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -40,8 +41,6 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        import matplotlib.pyplot as plt
-
         if args or "adata" in kwargs:
             check_adata(args[0] if args else kwargs["adata"], unique_vars=False)
         for name, check in _CHECKS.items():
@@ -63,8 +62,6 @@ def done(
     save: bool | str | os.PathLike[str] | None, colors: Sequence[Colors] = (),
 ) -> Any:  # fmt: skip
     """Save the figure, then store the colours of categories, show it; return its Axes where it was not shown."""
-    import matplotlib.pyplot as plt
-
     figure = axes[0].figure.canvas.figure  # of an Axes in a sub-figure, the whole
     if save is None and ax is None:
         scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
@@ -95,9 +92,6 @@ def store_colors(adata: AnnData, key: str, colors: Mapping[str, str]) -> None:
 
 def _can_show() -> bool:
     """Whether a figure is shown without being asked: the backend can, and scanpy's settings do not forbid it."""
-    import matplotlib.pyplot as plt
-    from matplotlib.backends import BackendFilter, backend_registry
-
     if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         return False
     from scanpy import settings
@@ -120,8 +114,6 @@ def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None) ->
 
 
 def _check_axes(ax: Any) -> None:
-    from matplotlib.axes import Axes
-
     if ax is not None and not isinstance(ax, Axes):
         hint = " One of them is, such as `ax=axes[0]`." if isinstance(ax, (list, tuple)) or hasattr(ax, "ravel") else ""
         raise TypeError(f"`ax` must be a matplotlib Axes, such as `plt.subplots()[1]`, not {type(ax).__name__}.{hint}")
@@ -224,8 +216,6 @@ def panels(
 
 def grid(n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4) -> list[Axes]:
     """Return ``n`` Axes of a new figure in a grid, each of ``width`` x ``height`` inches."""
-    import matplotlib.pyplot as plt
-
     if n > PANELS_MAX:
         raise ValueError(f"{n} panels are more than one figure shows ({PANELS_MAX}); draw some of the sections, groups "
                          "or genes at a time.")  # fmt: skip
@@ -250,8 +240,6 @@ def finish(ax: Axes, title: str | None, xlabel: str = "", ylabel: str = "") -> N
 
 def halo() -> Any:
     """Return a white rim of letters that lie on a drawing."""
-    from matplotlib.patheffects import withStroke
-
     return withStroke(linewidth=2, foreground="white")
 
 
@@ -269,8 +257,6 @@ def heat(
     cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "", marks: Any = None, mark: str = "",
 ) -> Axes:  # fmt: skip
     """Draw a table around 0 as cells (of so many inches) with a colour bar, and dots where ``marks`` is true."""
-    import seaborn as sns
-
     names, columns = ([_legend.plain(str(name)) for name in axis] for axis in (values.index, values.columns))
     own, turned = ax is None, _legend.text_inches(columns) > cell[0]
     if ax is None:

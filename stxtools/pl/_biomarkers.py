@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from stxtools import _keys
 from stxtools._checks import check_names
@@ -16,11 +21,6 @@ from stxtools.get import biomarkers as get_biomarkers
 
 from . import _base, _legend
 from ._legend import DOWN, UP
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
 _EFFECTS = {
     "auroc": "AUROC", "logfoldchanges": "$\\log_2$ fold change", "scores": "test statistic (z)",
@@ -195,9 +195,6 @@ def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: s
 
 def _name(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: float, top: float) -> None:
     """Write names left and right of all points, where the lines to them are shortest in sum: such do not cross."""
-    from scipy.optimize import linear_sum_assignment
-    from scipy.spatial.distance import cdist
-
     size = _legend.inches(ax)
     shares = [min(0.35, _legend.text_inches(part["name"]) / size[0] + _GAP) if len(part) else 0.04 for part in sides]
     span = (high - low) / (1 - sum(shares))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_int
@@ -18,11 +21,6 @@ from stxtools.get import trends as get_trends
 
 from . import _base, _legend
 from ._legend import DOWN, MISSING, NEITHER, UP, colors_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
 COMPARED_MAX, TRENDS_MAX = 100, 60  # rows of a panel
 _TITLES = {"share": "share of the tissue", "contact": "contact", "expression": "expression"}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from stxtools import _keys
 from stxtools._checks import check_key
@@ -16,10 +20,6 @@ from stxtools.get._tables import stored_table
 
 from . import _base, _legend
 from ._legend import DOWN, UP
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
 
 LABELS = {
     "accuracy": "accuracy", "precision": "precision (macro)", "recall": "recall (macro)",
@@ -59,8 +59,6 @@ def history(
     >>> st.tl.segment(adata)
     >>> ax = st.pl.history(adata)
     """
-    from matplotlib.ticker import MaxNLocator
-
     call = _CALLS.get(key, _CALLS[_keys.SEGMENT]) if isinstance(key, str) else ""
     table = _base.table_of(adata, key, "history", ["epoch"], call, "training curve")
     if table.empty:
@@ -162,9 +160,6 @@ def sensitivity(
     ... )
     >>> ax = st.pl.sensitivity(adata)
     """
-    import seaborn as sns
-    from matplotlib.patches import Rectangle
-
     if not isinstance(x, str) or not isinstance(y, str) or x == y:
         raise ValueError(f"`x` and `y` must be the names of two parameters, not {x!r} and {y!r}.")
     trials = _base.table_of(adata, key, "trials", ["value"], "st.tl.tune(adata, 'weights', ...)", "trials")
@@ -215,8 +210,6 @@ def evaluation(
     >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2)
     >>> ax = st.pl.evaluation(adata, "accuracy")
     """
-    import seaborn as sns
-
     table = _seeds(adata, metric, target, key)
     table = table[table["noise"] == table["noise"].min()]
     models, schemes = pd.unique(table["model"]), list(pd.unique(table["scheme"]))
@@ -266,8 +259,6 @@ def robustness(
     >>> st.tl.evaluate(adata, ["lda", "nearest_label"], region_key="compartment", n_seeds=2, noise=[0, 0.2])
     >>> ax = st.pl.robustness(adata)
     """
-    import seaborn as sns
-
     table = _seeds(adata, metric, target, key)
     levels = sorted(table["noise"].unique())
     if len(levels) < 2:

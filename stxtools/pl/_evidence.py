@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from anndata import AnnData
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from stxtools import _keys
@@ -17,9 +18,6 @@ from stxtools.get import describe as get_describe
 
 from . import _base, _legend
 from ._biomarkers import read_biomarkers
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # of the columns that st.tl.targets joins, those that decide whether a gene can be a target
 KNOWN = {
@@ -154,8 +152,6 @@ def targets(
 
 
 def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: str) -> None:
-    import seaborn as sns
-
     value = np.column_stack([favour(part[c]) for c in columns])
     numbers = np.column_stack([[f"{n:.0f}" if c.startswith("n_") and n > 0 else "" for n in part[c]] for c in columns])
     ax.set_facecolor("#ececec")  # what is not known

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, is_color_like, to_hex, to_rgba_array
+from matplotlib.lines import Line2D
+from mpl_toolkits.axes_grid1 import make_axes_locatable
+from numpy.typing import NDArray
+from seaborn import color_palette
 
 from stxtools import _keys
 from stxtools._checks import listing
 from stxtools._colors import colors_for, stored_colors
 from stxtools._slots import column_names
 from stxtools._warn import warn
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
 MISSING = "#d3d3d3"  # scanpy's "lightgray"
 UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito: distinguishable for colour-blind readers
@@ -49,8 +53,6 @@ def colors_of(
     adata: AnnData, key: str, palette: str | Sequence[str] | Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Colour of every category of ``obs[key]``: of ``palette``, else as stored, else scanpy's; nothing is written."""
-    from matplotlib.colors import is_color_like
-
     _, names = category_codes(adata, key)
     if palette is not None:
         return _from_palette(palette, names)
@@ -66,15 +68,10 @@ def colors_of(
 
 def rgba(codes: NDArray[np.int64], colors: Mapping[str, str]) -> NDArray[np.float64]:
     """RGBA of every code, those of the names in ``colors``; a missing one is light grey."""
-    from matplotlib.colors import to_rgba_array
-
     return np.asarray(to_rgba_array([*colors.values(), MISSING])[codes])  # code -1 is the last row
 
 
 def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
-    from matplotlib.colors import to_hex
-    from seaborn import color_palette
-
     try:
         chosen = color_palette(palette, len(names)) if isinstance(palette, str) else palette
     except ValueError as err:
@@ -100,8 +97,6 @@ def plain(label: str) -> str:
 
 def dot(label: str, color: Any, *, size: float = 7.0, **kwargs: Any) -> Any:
     """Legend entry: a disc."""
-    from matplotlib.lines import Line2D
-
     how = {"marker": "o", "linestyle": "", "markersize": size, "color": color, "markeredgewidth": 0} | kwargs
     return Line2D([], [], label=plain(label), **how)
 
@@ -150,9 +145,6 @@ def color_bar(axes: Sequence[Axes], bar: Any, label: str) -> None:
 
 def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
     """Return a part of a colour map in which missing values are light grey."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
     if not isinstance(name, str) or name not in colormaps:
         raise ValueError(f"`cmap={name!r}` is no colour map of matplotlib; give a name such as 'magma_r'.")
     return ListedColormap(colormaps[name](np.linspace(low, high, 256))).with_extremes(bad=MISSING)
@@ -160,9 +152,6 @@ def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
 
 def mappable(low: float, high: float, cmap: Any) -> Any:
     """Return what a colour bar shows: colours from ``low`` to ``high``."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     return ScalarMappable(Normalize(low, high), cmap)
 
 
@@ -186,8 +175,6 @@ def _label(bar: Any, label: str, size: float | str = "small") -> None:
 
 def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[tuple[Any, str]]) -> None:
     """Divide the Axes' own place: beside what is drawn the legend, in the largest print that fits, and colour bars."""
-    from mpl_toolkits.axes_grid1 import make_axes_locatable
-
     divider = make_axes_locatable(ax)
     width, height = inches(ax)
     drawn: Any = ax.get_tightbbox()

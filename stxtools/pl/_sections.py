@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from matplotlib.patches import Rectangle
+from matplotlib_scalebar.scalebar import ScaleBar
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from stxtools import _keys
 from stxtools._checks import check_names
@@ -16,13 +23,7 @@ from stxtools._validate import array_positions, coordinates, libraries, listing,
 
 from . import _base, _legend
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from numpy.typing import NDArray
-
-    Draw = Callable[[Axes, "Panel", bool], object]  # whether it lies over an image
-
+Draw = Callable[[Axes, "Panel", bool], object]  # whether it lies over an image
 _MICRONS = frozenset({"micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres", "um", "µm", "μm"})
 _VISIUM_PITCH = 100.0  # microns between the centres of neighbouring spots
 # spot diameter / pitch: 0.55 by design; older Space Ranger wrote up to 0.71, so that the pitch is what is measured
@@ -50,8 +51,6 @@ class Panel:
     @cached_property
     def pitch(self) -> float:
         """Median distance to the third neighbour: the pitch of a lattice, or about one over the root of the density."""
-        from scipy.spatial import cKDTree
-
         places = pd.DataFrame(self.xy).drop_duplicates().to_numpy()
         if len(places) < 2:
             return 1.0
@@ -154,8 +153,6 @@ def draw_sections(
     img: bool | str | None, scale_bar: float | bool | None, bottom: float = 0.0,
 ) -> list[Axes]:  # fmt: skip
     """Fill one Axes per section: those of a new figure that fits the tissue, or the given one."""
-    from matplotlib_scalebar.scalebar import ScaleBar
-
     names = [panel.library for panel in panels]
     _base.check_room(ax, names, "section", "library")
     titles = _base.titles_of(names if len(names) > 1 else [""], title)
@@ -189,7 +186,6 @@ def spots_drawn(colors: Any, label: str, size: float = 1.0, **how: Any) -> Draw:
 
     - ``colors``: One colour, or RGBA or a number of every observation of all sections.
     """
-    from matplotlib.collections import EllipseCollection
 
     def draw(ax: Axes, panel: Panel, over: bool) -> None:
         diameter, xy, paint = [panel.pitch * size * (0.8 if over else 1)], panel.xy, dict(how)
@@ -210,8 +206,6 @@ def spots_drawn(colors: Any, label: str, size: float = 1.0, **how: Any) -> Draw:
 
 def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> bool:
     """Draw the section's image under the spots, by default where their coordinates fit; return whether there is one."""
-    from matplotlib.patches import Rectangle
-
     if img is False or (img is None and not fits):
         return False
     library = panel.library

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -19,12 +22,7 @@ from stxtools.get._segments import regions_of
 
 from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import draw_sections, panels_of, spots_drawn, units_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from ._sections import Panel
+from ._sections import Panel, draw_sections, panels_of, spots_drawn, units_of
 
 _FAINTEST = 0.12
 _SIZE_MIN, _SIZE_MAX = 0.001, 100.0
@@ -134,8 +132,6 @@ def region_graph(
     >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
     >>> ax = st.pl.region_graph(adata)
     """
-    from matplotlib.lines import Line2D
-
     view = GraphView(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
     regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", _AGAIN)
@@ -316,8 +312,6 @@ class GraphView:
 
     def draw_edges(self, ax: Axes, edges: Edges, top: float, **kwargs: Any) -> None:
         """Draw straight edges between centroids, ``top`` being the weight of the widest."""
-        from matplotlib.collections import LineCollection
-
         rows, columns, weight = edges
         segments = np.stack([self.centroids[rows], self.centroids[columns]], axis=1)
         width = self.widths(weight, top)
