@@ -224,12 +224,14 @@ def region_effects(
     n_genes: np.ndarray | None = None,
 ) -> list[Any]:
     """Test regions of one section (observations x genes) against the rest of it."""
+    from stxtools.stats._composition import Covariates
     from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 
+    covariates = Covariates() if covariates is None else covariates
     matrix = sparse.csr_matrix(values.astype(np.float32))
     view = SectionView(InMemory(matrix), np.arange(len(xy)), xy, 0, None, covariates, n_genes)
     seeds = [0] * len(regions) if seeds is None else seeds
-    questions = (covariates is not None and covariates.composition,)
+    questions = (covariates.composition,)
     contrasts = [Contrast(view, label, n_null, (i,), questions) for label, i in zip(regions, seeds, strict=True)]
     compare_regions(contrasts)
     return [contrast.effects[0] for contrast in contrasts]

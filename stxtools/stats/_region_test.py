@@ -53,7 +53,7 @@ class SectionView:
     xy: Floats
     seed: int
     depth: Floats | None = None
-    covariates: Covariates | None = None
+    covariates: Covariates = field(default_factory=Covariates)
     n_genes: NDArray[np.int64] | None = None
     plain: bool = False
     moments: Moments = field(init=False)  # known once all blocks are described
@@ -68,8 +68,7 @@ class SectionView:
             return self
         depth = None if self.depth is None else self.depth[chosen]
         n_genes = None if self.n_genes is None else self.n_genes[chosen]
-        covariates = None if self.covariates is None else self.covariates.subset(chosen)
-        rows, xy = self.rows[chosen], self.xy[chosen]
+        rows, xy, covariates = self.rows[chosen], self.xy[chosen], self.covariates.subset(chosen)
         return replace(self, rows=rows, xy=xy, depth=depth, covariates=covariates, n_genes=n_genes)
 
     @cached_property
@@ -139,7 +138,7 @@ class SectionView:
         nuisance = Nuisance.empty(len(self), self.expression.shape[1])
         if composition:
             nuisance = self.first_components if components is None else components
-        if self.covariates is not None and self.covariates.columns is not None:
+        if self.covariates.columns is not None:
             nuisance = nuisance.beside(self.covariates.columns)
         strengths = np.concatenate([np.zeros(0), *self.left.values()]) if composition else self.moments.strength
         plain = self.plain or (composition and not final)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy import sparse
 
 from stxtools._data.expression import Expression, log_chunks
 from stxtools._data.features import GeneNames, ModelFeatures, check_genes
@@ -46,13 +44,11 @@ def load_models(models: Any) -> list[Segmenter | TissueNet]:
     return out
 
 
-def reads_regions(models: Sequence[Segmenter | TissueNet]) -> bool:
-    """Whether one of the models reads a region graph."""
-    if not models:  # PyTorch is not needed then
-        return False
+def reads_regions(model: Segmenter | TissueNet) -> bool:
+    """Whether a model reads a region graph."""
     from stxtools.models import TissueNet
 
-    return any(isinstance(model, TissueNet) for model in models)
+    return isinstance(model, TissueNet)
 
 
 def model_attributions(
@@ -79,7 +75,7 @@ def _normed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _checked_task(model: Any, wanted: Sequence[str]) -> str | None:
     """Return the task of a joint model that tells the groups apart, None for a Segmenter; an error where none does."""
-    if not reads_regions([model]):
+    if not reads_regions(model):
         unknown = [g for g in wanted if g not in model.classes]
         if unknown:
             raise ValueError(
@@ -167,12 +163,8 @@ def carried_to_genes(
         centred[rows] -= gradient[rows].mean(axis=0)
     theirs, loadings = projection.loadings(list(read.names))
     total = np.zeros((len(read.names), gradient.shape[1]))
-    for part in log_chunks(read, partial(_weighted_sum, centred), projection.target_sum):
+    for part in log_chunks(read, lambda logged, rows: np.asarray(logged.T @ centred[rows]), projection.target_sum):
         total += part
     out = np.zeros(len(read.names))
     out[theirs] = (total[theirs] * loadings).sum(axis=1)
     return out
-
-
-def _weighted_sum(weights: NDArray[np.float64], logged: sparse.csr_matrix, rows: slice) -> NDArray[np.float64]:
-    return np.asarray(logged.T @ weights[rows], dtype=np.float64)

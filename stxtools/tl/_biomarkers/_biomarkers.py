@@ -20,14 +20,13 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_key_added, check_seed
 from stxtools.stats._composition import Covariates
-from stxtools.stats._design import Design, plan
+from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import Alternative
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 
 from ._attribution import load_models, model_attributions, reads_regions
-from ._compare import compare
-from ._design import chosen_groups, other_group, usable, warn_single
+from ._design import chosen_groups, compare, other_group, usable, warn_single
 from ._probe import probe_attributions
 from ._protect import METHODS as PROTECTIONS
 from ._protect import Tested
@@ -40,9 +39,7 @@ _METHODS = ("random_regions",)
 
 
 @documented
-@whole_call({
-    "segment": 16, "attributing genes": 2, "testing genes": 5,
-})  # fmt: skip
+@whole_call({"segment": 16, "attributing genes": 2, "testing genes": 5})
 def biomarkers(
     adata: AnnData,
     groupby: str,
@@ -89,14 +86,10 @@ def biomarkers(
     covariates
         What effects are adjusted for: keys of ``obs`` or ``obsm``, or ``"composition"`` (expression components made
         without the tested gene), which exchanges the two tests; or a list of those. None: the total effect.
-    protect
-        ``"thinning"`` finds groups of :func:`segment` again in half of the counts and tests the other half; or None.
     attribution_model
         Segmenter or TissueNet of the groups (or several; paths) that ``attribution`` explains; else a linear probe.
     method
         ``"random_regions"``, the test above.
-    n_null
-        Random regions per group and section; the error of a null standard deviation is ``0.71 / sqrt(n_null)``.
     %(parameters)s
 
     %(returns)s
@@ -131,12 +124,10 @@ def biomarkers(
     where = Geometry(adata, spatial_key, library_key, raster=False)
     xy, libs, names = where.xy, where.libs, named.names
     adjusted_for = covariate_names(covariates)
-    adjusters = None
-    if adjusted_for:
-        adjusters = Covariates(COMPOSITION in adjusted_for, covariate_columns(adata, adjusted_for, groupby))
+    adjusters = Covariates(COMPOSITION in adjusted_for, covariate_columns(adata, adjusted_for, groupby))
     chosen = chosen_groups(groups, reference, names, groupby)
     models = load_models(attribution_model)
-    regions = Regions(adata, _keys.REGIONS, spatial_key) if reads_regions(models) else None
+    regions = Regions(adata, _keys.REGIONS, spatial_key) if any(map(reads_regions, models)) else None
 
     tested = Tested(adata, groupby, named, layer, protect, seed, show_progress)
     codes = tested.codes
@@ -144,7 +135,13 @@ def biomarkers(
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs)) for name in chosen]
     designs = usable(planned, reference, groupby, explicit=not isinstance(groups, str))
     warn_single(designs, groupby, library_key)
-    _check_adjustable(designs, adjusted_for)
+    between = [d.name for d in designs if d.kind == "between"]
+    if adjusted_for and between:
+        raise ValueError(
+            f"Group(s) {between} and their reference lie in different libraries: means of libraries are compared "
+            "there, and `covariates` of observations cannot be taken out. Leave `covariates` out, or compare groups "
+            "within libraries."
+        )
 
     blocks, observations = GeneBlocks(tested.read), np.asarray(adata.obs_names, dtype=str)
     stage("attributing genes")
@@ -160,8 +157,8 @@ def biomarkers(
     tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)
     for design, outcome, attribution in zip(designs, outcomes, attributions, strict=True):
         table, agrees = design_table(
-            design, outcome, attribution, gene_names, adjusted=adjusters is not None,
-            composition=adjusters is not None and adjusters.composition, alternative=alternative,
+            design, outcome, attribution, gene_names, adjusted=bool(adjusted_for),
+            composition=adjusters.composition, alternative=alternative,
         )  # fmt: skip
         tables.append(ordered(table, alternative))
         agreement.append(agrees)
@@ -183,13 +180,3 @@ def biomarkers(
         correlation_length=np.array([o.length for o in outcomes], dtype=np.float64), libraries=libs.names,
     )  # fmt: skip
     return slots.write(adata, copy)
-
-
-def _check_adjustable(designs: Sequence[Design], covariates: Sequence[str]) -> None:
-    between = [d.name for d in designs if d.kind == "between"]
-    if covariates and between:
-        raise ValueError(
-            f"Group(s) {between} and their reference lie in different libraries: means of libraries are compared "
-            "there, and `covariates` of observations cannot be taken out. Leave `covariates` out, or compare groups "
-            "within libraries."
-        )

@@ -1,13 +1,26 @@
-"""Which groups are compared with what, and which comparisons the data allow."""
+"""Which groups are compared with what, which comparisons the data allow, and their tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from stxtools._progress import progress
+from stxtools._spatial.order import position_order
+from stxtools._validate import Libraries
 from stxtools._warn import warn
-from stxtools.stats._design import Design
+from stxtools.stats._composition import Covariates
+from stxtools.stats._design import Design, Outcome, compare_between, outcome_within
+from stxtools.stats._region_test import Contrast, SectionView, compare_regions
 from stxtools.stats._section import MIN_OBS
+
+if TYPE_CHECKING:
+    from stxtools._data.expression import GeneBlocks
+    from stxtools.stats._meta_analysis import Alternative
+    from stxtools.tl._describe._features import Features
 
 
 def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -> list[str]:
@@ -69,3 +82,43 @@ def warn_single(designs: list[Design], groupby: str, library_key: str | bool | N
             f"Group(s) {single} of `{groupby}` can be compared within one library only: their p-values speak of that "
             "section and not of others (`n_libraries` is 1).",
         )
+
+
+def compare(
+    expression: GeneBlocks | Features, designs: list[Design], codes: NDArray[np.int64], libs: Libraries,
+    xy: NDArray[np.float64], names: NDArray[np.str_], covariates: Covariates, *,
+    n_null: int, seed: int, show_progress: bool | None, alternative: Alternative = "two-sided", both: bool = True,
+    plain: bool = False,
+) -> list[Outcome]:  # fmt: skip
+    """Test every design; results do not depend on the order of rows.
+
+    ``both``: ask the other question, too. ``plain``: smooth variation is not weighed down, as on strips.
+    """
+    depth, n_genes = expression.depth, expression.n_genes
+    views: dict[int, SectionView] = {}
+    order = position_order(xy, names)
+    for i in range(len(libs)):
+        rows = order[(libs.codes[order] == i) & (codes[order] >= 0)]
+        if len(rows):
+            own_depth, own_genes = (None if each is None else each[rows] for each in (depth, n_genes))
+            own = covariates.subset(rows)
+            views[i] = SectionView(expression, rows, xy[rows], seed, own_depth, own, own_genes, plain)
+    sides = [{i: d.sides(codes[views[i].rows]) for i in d.libraries} for d in designs]
+    questions = (covariates.composition, not covariates.composition)[: 1 + both]
+    outcomes: dict[int, Outcome] = {}
+    contrasts: dict[int, list[Contrast]] = {}
+    for k, design in enumerate(designs):
+        for i in design.libraries if design.kind == "within" else ():
+            used = np.logical_or(*sides[k][i])
+            view, label = views[i].subset(used), sides[k][i][0][used]
+            contrasts.setdefault(k, []).append(Contrast(view, label, n_null, (seed, i), questions, alternative))
+    computed = [c for within in contrasts.values() for c in within]
+    between = [k for k, design in enumerate(designs) if design.kind == "between"]
+    with progress(len(computed) + len(between), "testing genes", show_progress) as bar:
+        compare_regions(computed, expression.limit, done=bar.update)
+        for k in between:
+            parts = [views[i] for i in designs[k].libraries], [sides[k][i] for i in designs[k].libraries]
+            outcomes[k] = compare_between(*parts, alternative)
+            bar.update(1)
+    outcomes |= {k: outcome_within(within) for k, within in contrasts.items()}
+    return [outcomes[k] for k in range(len(designs))]

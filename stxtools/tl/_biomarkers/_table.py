@@ -139,10 +139,8 @@ def scanpy_twin(
               "corr_method": "benjamini-hochberg"}  # fmt: skip
     out: dict[str, Any] = {"params": {k: v for k, v in params.items() if v is not None}}
     for column, dtype in _TWIN.items():
-        array = np.empty(len(tables[0]), dtype=[(group, dtype) for group in groups])
-        for name, table in zip(array.dtype.names or (), tables, strict=True):  # numpy gives an empty group another
-            array[name] = table[column].to_numpy()
-        out[column] = array.view(np.recarray)
+        wide = pd.DataFrame({group: table[column].to_numpy() for group, table in zip(groups, tables, strict=True)})
+        out[column] = wide.to_records(index=False, column_dtypes=dtype)
     return out
 
 

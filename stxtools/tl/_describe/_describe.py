@@ -20,12 +20,12 @@ from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_seed
+from stxtools.stats._composition import Covariates
 from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
-from stxtools.tl._biomarkers._compare import compare
-from stxtools.tl._biomarkers._design import usable
+from stxtools.tl._biomarkers._design import compare, usable
 from stxtools.tl._biomarkers._protect import METHODS as PROTECTIONS
 from stxtools.tl._biomarkers._protect import Tested
 from stxtools.tl._region_graph import inherited_library_key
@@ -65,8 +65,6 @@ def describe(
 
     Parameters
     ----------
-    groupby
-        Column of ``obs`` with the compartments.
     net
         Gene sets in decoupler's layout (``source``, ``target``, and ``weight`` if there is one), such as
         :func:`stxtools.datasets.hallmark_gene_sets` or ``decoupler.op.progeny()``: a DataFrame or a path (csv, tsv,
@@ -78,12 +76,8 @@ def describe(
         Number of names in each text of the summary.
     biomarkers_key
         Key of ``uns`` with the table of :func:`biomarkers` for ``groupby``.
-    protect
-        As in :func:`biomarkers`.
     library_key
         Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
-    n_null
-        Random regions per compartment and section.
     %(parameters)s
 
     %(returns)s
@@ -167,7 +161,7 @@ def _tested(
     if not designs or not features.names:
         return _NOTHING
     outcomes = compare(
-        features, designs, codes, where.libs, where.xy, names_of_obs, None, both=False,
+        features, designs, codes, where.libs, where.xy, names_of_obs, Covariates(), both=False,
         plain=kind == CONTACT, **how,  # a border is a strip: smooth variation along it must count
     )  # fmt: skip
     tables = [_table(kind, d, outcome.tested, features, codes) for d, outcome in zip(designs, outcomes, strict=True)]
