@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,10 +26,12 @@ from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata, check_int, check_number, check_seed, listing
 
 from ._checkpoint import Checkpoint, function_code, settings_fingerprint
-from ._protocol import CLASS_METRICS, LEAKY, METRICS, Fold, Protocol
+from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, Read
 
 if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Baseline
+
+    _Read = tuple[Protocol, NDArray[np.float64] | None, Read | None]
 
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
 COLUMNS: dict[str, Any] = {
@@ -64,8 +67,6 @@ def evaluate(
         ``"lda"`` and ``"logistic"`` on means over the 19 and 61 nearest ones, ``"nearest_label"``. Or functions
         ``f(sections, labels, n_classes, random_state)`` of :class:`stxtools.models.Section` and class codes (-1:
         hidden) that return class probabilities of each section.
-    biomarker_key, region_key
-        Columns of ``obs`` to predict; one of them at least.
     genes
         Genes to hide and to predict, or how many for each seed: adds the target ``"expression"`` with its ``mse``.
     scheme
@@ -174,25 +175,24 @@ class Evaluation:
         codes = {name: m if isinstance(m, str) else function_code(m) for name, m in self.models.items()}
         genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
         # without models, seeds and noise levels, which are columns of every row
-        settings = settings_fingerprint(p.settings | {"genes": genes, "params": self.params})
-        store = Checkpoint(checkpoint, settings)
+        store = Checkpoint(checkpoint, settings_fingerprint(p.settings | {"genes": genes, "params": self.params}))
         folds = {(scheme, seed): p.folds(scheme, seed) for scheme in p.schemes for seed in self.seeds}
-        wanted = [(model, *at, name) for at in plan for name, _ in folds[at[:2]] for model in self.models]
-        done: dict[tuple[Any, ...], Any] = {unit: store.rows(codes[unit[0]], *unit) for unit in wanted}
-        with progress(len(wanted), "evaluate", show_progress) as bar:
-            bar.update(sum(rows is not None for rows in done.values()))
+        rows: list[dict[str, Any]] = []
+        with progress(len(codes) * sum(len(folds[at[:2]]) for at in plan), "evaluate", show_progress) as bar:
             for at in plan:
-                some = [f for f in folds[at[:2]] if any(done[model, *at, f[0]] is None for model in self.models)]
-                for fold, *split in self._splits(at, some, hidden[at[1]]) if some else ():
-                    for unit in [u for name in self.models if done[u := (name, *at, fold)] is None]:
-                        key = (codes[unit[0]], *unit)
-                        done[unit] = store.rows(*key)  # another process may have done it meanwhile
-                        if done[unit] is None:
-                            bar.set_postfix({"model": unit[0], "fold": fold})
-                            done[unit] = self._measure(unit, *split)
-                            store.add(done[unit], *key)
+                read = cache(partial(self._read, *at, hidden[at[1]]))  # once, where anything is left to do
+                for fold, test in folds[at[:2]]:
+                    split = cache(partial(self._split, read, test))
+                    for model in self.models:
+                        unit = (model, *at, fold)
+                        found = store.rows(codes[model], *unit)
+                        if found is None:
+                            bar.set_postfix({"model": model, "fold": fold})
+                            found = self._measure(unit, test, *split())
+                            store.add(found, codes[model], *unit)
+                        rows += found
                         bar.update(1)
-        return [row for unit in wanted for row in done[unit]]
+        return rows
 
     def _hidden(self, seed: int) -> NDArray[np.int64] | None:
         """Positions of the genes that are hidden from the models and predicted."""
@@ -214,29 +214,24 @@ class Evaluation:
             raise ValueError(f"`genes` names {len(names)} of {adata.n_vars} genes; two must be left to predict from.")
         return np.unique(place)
 
-    def _splits(
-        self, at: tuple[str, int, float], folds: Sequence[Fold], hidden: NDArray[np.int64] | None
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yield folds: name, test part, sections with noise, and hidden expression, scaled over the training part."""
-        scheme, seed, noise = at
-        p = self.protocol if noise == 0 else self._noised(seed, noise)
-        scaled = None
+    def _read(self, scheme: str, seed: int, noise: float, hidden: NDArray[np.int64] | None) -> _Read:
+        """Return the data with noise, the hidden expression, and features that all folds share."""
+        p, kind, values = self.protocol, "gaussian", None
+        if noise > 0:
+            noised, _ = noised_values(p.adata, noise, kind=kind, layer=p.layer, use_rep=p.use_rep, seed=seed)
+            p = p.reading(noised_copy(p.adata, noised, kind=kind, use_rep=p.use_rep), None)  # they are in X
         if hidden is not None:
             read = Expression(p.adata, p.layer)
             values = log_normalize(read.matrix, read.scale)[:, hidden].toarray().astype(np.float64)
             p = p.reading(p.adata[:, np.setdiff1d(np.arange(p.adata.n_vars), hidden)], p.layer)
         # nothing of a left-out section may go into genes and components; within sections no label is looked at anyway
-        shared = None if scheme == "library" else p.features()
-        for name, test in folds:
-            if hidden is not None:  # predicting the mean then has an MSE near 1
-                scaled = (values - values[~test].mean(axis=0)) / (values[~test].std(axis=0) + 1e-9)
-            yield name, test, p.sections(p.features(~test) if shared is None else shared), scaled
+        return p, values, None if scheme == "library" else p.features()
 
-    def _noised(self, seed: int, noise: float) -> Protocol:
-        """Protocol for a copy with noise."""
-        p, kind = self.protocol, "gaussian"
-        values, _ = noised_values(p.adata, noise, kind=kind, layer=p.layer, use_rep=p.use_rep, seed=seed)
-        return p.reading(noised_copy(p.adata, values, kind=kind, use_rep=p.use_rep), None)  # they are in X
+    def _split(self, read: Callable[[], _Read], test: NDArray[np.bool_]) -> tuple[list[Any], NDArray[Any] | None]:
+        """Return sections, and hidden expression scaled over the training part: the mean then has an MSE near 1."""
+        p, values, shared = read()
+        scaled = None if values is None else (values - values[~test].mean(axis=0)) / (values[~test].std(axis=0) + 1e-9)
+        return p.sections(p.features(~test) if shared is None else shared), scaled
 
     def _measure(
         self, unit: tuple[Any, ...], test: NDArray[np.bool_], sections: list[Any], expression: NDArray[Any] | None
@@ -270,8 +265,8 @@ class Evaluation:
     def _model(self, name: str, seed: int) -> Baseline:
         from stxtools.models.baselines.registry import baseline
 
-        how: dict[str, Any] = {"params": self.params.get(name), "random_state": seed}
-        how["accelerator"] = self.protocol.accelerator
+        p = self.protocol
+        how: dict[str, Any] = {"params": self.params.get(name), "random_state": seed, "accelerator": p.accelerator}
         if self.models[name] != "framework":
             return baseline(self.models[name], **how)
         from ._framework import Framework  # here: it imports the whole pipeline

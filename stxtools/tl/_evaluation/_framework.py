@@ -80,12 +80,6 @@ class Framework(Baseline):
         proba[unknown] = proba[~unknown].mean(axis=0)
         return np.split(proba, _cuts(sections))
 
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
-        """Return the states of the regions at their observations, beside the U-Net's features."""
-        states = np.nan_to_num(np.asarray(self.adata.obsm[_keys.X_GNN]))
-        both = np.concatenate([states, np.asarray(self.adata.obsm[_keys.X_UNET])], axis=1)
-        return np.split(both, _cuts(sections))
-
     def predict_expression(
         self, sections: Sequence[EvaluationSection], values: Sequence[NDArray[np.float64]]
     ) -> list[NDArray[np.float64]]:

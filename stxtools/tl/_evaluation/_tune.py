@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -69,13 +69,10 @@ def tune(
 
     Parameters
     ----------
-    adata
-        Annotated data with labels.
     part
         ``"unet"``: fields of :class:`stxtools.models.SegmenterParams`. ``"gnn"``: of
-        :class:`stxtools.models.TissueNetParams`, on regions that all trials share. ``"weights"``: alpha and beta.
-    biomarker_key, region_key
-        Columns of ``obs`` to predict; one of them at least, both for ``"weights"``.
+        :class:`stxtools.models.TissueNetParams`, on regions that all trials share. ``"weights"``: both losses,
+        which need both keys.
     space
         Field -> values to choose from; by default one for each part.
     search
@@ -191,7 +188,10 @@ class Search:
         if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
             raise TypeError(f"`storage` must be a database URL or a storage of Optuna, not {storage!r}.")
         finished = (TrialState.COMPLETE, TrialState.PRUNED)
-        with _quiet_optuna():
+        with exclusive(), ExitStack() as stack, warnings.catch_warnings():
+            stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
                 storage=storage, study_name=self.name, direction="maximize", load_if_exists=True,
                 sampler=self._sampler(shared=storage is not None),
@@ -309,19 +309,3 @@ def search_space(
                 raise TypeError(f"`space[{name!r}]` holds {value!r}; numbers, strings and booleans can be searched.")
             resolve({name: value}, kind)
     return out
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Keep Optuna's own messages off the user's screen for the length of a study, and give its level back."""
-    import optuna
-
-    with exclusive():
-        before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                yield
-        finally:
-            optuna.logging.set_verbosity(before)
