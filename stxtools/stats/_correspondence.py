@@ -67,9 +67,7 @@ def shared_mass(
 def events(links: NDArray[np.bool_]) -> NDArray[np.str_]:
     """Name each link: ``continues``, ``splits`` (one of several targets), ``merges`` (of several sources), both."""
     splits, merges = links.sum(axis=1, keepdims=True) > 1, links.sum(axis=0, keepdims=True) > 1
-    return np.where(
-        splits & merges, "splits and merges", np.where(splits, "splits", np.where(merges, "merges", "continues"))
-    )
+    return np.select([splits & merges, splits, merges], ["splits and merges", "splits", "merges"], "continues")
 
 
 def lineages(n: int, linked: Sequence[tuple[int, int]]) -> Codes:

@@ -72,7 +72,9 @@ class Outcome:
 
 def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
     """Combine the tests of a group over libraries."""
-    described, error = _mean_description([c.description for c in contrasts if c.description is not None])
+    found = [c.description for c in contrasts if c.description is not None]
+    described = Description(*(np.mean([getattr(f, each.name) for f in found], axis=0) for each in fields(Description)))
+    error = standard_error(np.stack([f.effect for f in found]))
     length = float(np.median([c.effects[0].model.length for c in contrasts]))
     alternative = contrasts[0].alternative
     tested = [_combined([c.effects[i] for c in contrasts], alternative) for i in range(len(contrasts[0].effects))]
@@ -126,12 +128,6 @@ def compare_between(
     tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1), alternative)
     error = np.concatenate(errors)
     return Outcome(concatenated(described), error, tested, error, float("nan"))
-
-
-def _mean_description(found: Sequence[Description]) -> tuple[Description, Floats]:
-    """Average descriptions over libraries; with the standard error of the effect to rank by."""
-    means = [np.mean([getattr(f, field.name) for f in found], axis=0) for field in fields(Description)]
-    return Description(*means), standard_error(np.stack([f.effect for f in found]))
 
 
 def _describe_pool(

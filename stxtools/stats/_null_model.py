@@ -157,22 +157,18 @@ class LabelSampler:
             values = memory[: n_labels - start]
             for first in range(0, len(values), _FIELDS):
                 some = values[first : first + _FIELDS]
-                some[:] = self._fields(len(some), rng).T
+                noise = rng.standard_normal((len(some), *self._shape), dtype=np.float32)
+                field = fft.irfft2(fft.rfft2(noise) * self._filter, s=self._shape)
+                some[:] = (self._read @ np.ascontiguousarray(field.reshape(len(some), -1).T)).T
             if self.model.nugget > 0:
                 values *= np.float32(np.sqrt(1 - self.model.nugget))
                 for rows in chunks(n):
                     white = rng.standard_normal(values[:, rows].T.shape, dtype=np.float32)
                     values[:, rows] += np.float32(np.sqrt(self.model.nugget)) * white.T
-            for field in values:
+            for row in values:
                 label = np.zeros(n, dtype=bool)
-                label[np.argpartition(field, n - self.n_in)[n - self.n_in :]] = True
+                label[np.argpartition(row, n - self.n_in)[n - self.n_in :]] = True
                 yield label
-
-    def _fields(self, n_fields: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Values of some random fields at the observations, (n, n_fields)."""
-        noise = rng.standard_normal((n_fields, *self._shape), dtype=np.float32)
-        field = fft.irfft2(fft.rfft2(noise) * self._filter, s=self._shape)
-        return np.asarray(self._read @ np.ascontiguousarray(field.reshape(n_fields, -1).T))
 
 
 class PackedLabels:

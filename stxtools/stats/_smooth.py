@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ _POWER = 1.5
 _STRENGTHS = np.r_[0.0, np.geomspace(0.5, 3e4, 14)]
 _ROWS = 16384  # observations at a time
 _MOST_THREADS = 4
-R = TypeVar("R")
 
 
 def chunks(n: int) -> list[slice]:
@@ -58,21 +57,16 @@ def _threads() -> int:
     return max(1, min(_MOST_THREADS, cores, int(allowed) if allowed.isdigit() else cores))
 
 
-def by_chunks(of: Callable[[slice, sparse.csr_matrix], R], matrix: sparse.csr_matrix) -> Iterator[R]:
-    """Yield ``of(rows, part)`` for some rows at a time, in order; in threads, for scipy's products use one."""
+def added(of: Callable[[slice, sparse.csr_matrix], Sequence[NDArray[Any]]], matrix: sparse.csr_matrix) -> list[Floats]:
+    """Return the sums of ``of(rows, part)`` over some rows at a time; in threads, for scipy's products use one."""
+    out: list[Floats] = []
     parts, threads = row_chunks(matrix), _threads()
     with ThreadPoolExecutor(threads) as pool:
         while some := list(islice(parts, 2 * threads)):  # results wait for their turn: not all at once
-            yield from (pool.map if len(some) > 1 else map)(lambda part: of(*part), some)
-
-
-def added(of: Callable[[slice, sparse.csr_matrix], Sequence[NDArray[Any]]], matrix: sparse.csr_matrix) -> list[Floats]:
-    """Return the sums of what :func:`by_chunks` yields."""
-    out: list[Floats] = []
-    for found in by_chunks(of, matrix):
-        out = out or [np.zeros(x.shape) for x in found]
-        for total, some in zip(out, found, strict=True):
-            total += some
+            for found in (pool.map if len(some) > 1 else map)(lambda part: of(*part), some):
+                out = out or [np.zeros(x.shape) for x in found]
+                for total, own in zip(out, found, strict=True):
+                    total += own
     return out
 
 
@@ -164,10 +158,6 @@ class Metric:
         return without(genes.square, np.einsum("gk,k->g", genes.smooth[:, : len(self.shrink)] ** 2, self.shrink))
 
 
-def _constant(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (weight / np.sqrt(weight.sum(dtype=np.float64)))[:, None].astype(np.float32)
-
-
 def without(squares: Floats, part: Floats) -> Floats:
     """Return what is left of sums of squares; 0 where it is rounding of float32."""
     left = squares - part
@@ -180,7 +170,8 @@ def smooth_basis(xy: Floats, weight: NDArray[np.float32]) -> SmoothBasis:
     n_functions = min(N_FUNCTIONS, len(xy) // _OBS_PER_FUNCTION)
     longest = float(span.max())
     if n_functions == 0 or longest == 0:
-        return SmoothBasis(weight, _constant(weight), np.zeros(1))
+        constant = (weight / np.sqrt(weight.sum(dtype=np.float64)))[:, None].astype(np.float32)
+        return SmoothBasis(weight, constant, np.zeros(1))
     side = np.where(span > 0, span, longest)
     each = [np.arange(N_FUNCTIONS + 1) if s > 0 else np.zeros(1, dtype=np.int64) for s in span]
     waves = np.stack(np.meshgrid(*each, indexing="ij"), axis=-1).reshape(-1, 2)

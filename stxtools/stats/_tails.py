@@ -48,8 +48,7 @@ def region_statistic(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats, 
     The null variance of r is 1 / (df + 1).
     """
     plain = 2.0 * stats.t.sf(np.abs(r) * np.sqrt(df / (1.0 - r**2)), df)
-    pvals = beta_tails(r * np.sqrt(df + 1.0), skewness, kurtosis, one_sided=one_sided)
-    half = 0.5 * np.clip(np.maximum(pvals, plain**2 / (1 + one_sided)), 1e-300, 2.0)
+    half = _half_tail(r * np.sqrt(df + 1.0), skewness, kurtosis, plain, one_sided)
     return np.sign(r) * np.maximum(stats.t.isf(half, df), -np.inf if one_sided else 0.0)
 
 
@@ -58,7 +57,11 @@ def normal_scores(z: Floats, skewness: Floats, kurtosis: Floats, *, one_sided: b
 
     For sums over sections, whose cumulants are sums of the sections'. No p-value is below the square of the normal's.
     """
-    plain = 2.0 * stats.norm.sf(np.abs(z))
-    pvals = beta_tails(z, skewness, kurtosis, one_sided=one_sided)
-    half = 0.5 * np.clip(np.maximum(pvals, plain**2 / (1 + one_sided)), 1e-300, 2.0)
+    half = _half_tail(z, skewness, kurtosis, 2.0 * stats.norm.sf(np.abs(z)), one_sided)
     return np.sign(z) * np.maximum(stats.norm.isf(half), -np.inf if one_sided else 0.0)
+
+
+def _half_tail(z: Floats, skewness: Floats, kurtosis: Floats, plain: Floats, one_sided: bool) -> Floats:
+    """Half of a p-value that is at least the square of the ``plain`` one."""
+    pvals = beta_tails(z, skewness, kurtosis, one_sided=one_sided)
+    return 0.5 * np.clip(np.maximum(pvals, plain**2 / (1 + one_sided)), 1e-300, 2.0)
