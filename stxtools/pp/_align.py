@@ -34,9 +34,7 @@ _N_TOP_GENES = 500  # enough for a position; and faster than the 2000 of an anal
 
 
 @documented
-@whole_call({
-    "reading expression": 0.5, "choosing genes": 1, "computing components": 1, "aligning": 3,
-})  # fmt: skip
+@whole_call({"reading expression": 0.5, "choosing genes": 1, "computing components": 1, "aligning": 3})
 def align(
     adata: AnnData, reference: str | None = None, *, library_key: str | bool | None = None,
     landmarks: Mapping[str, ArrayLike] | None = None, method: Method = "similarity", allow_reflection: bool = False,
@@ -101,7 +99,7 @@ def align(
             read = expression.record
         else:
             features = stored_representation(adata, use_rep)
-        points = [PointSet.make(*part) for part in zip(where.split(where.xy), where.split(features), strict=True)]
+        points = [PointSet(*part) for part in zip(where.split(where.xy), where.split(features), strict=True)]
         fixed, rng = points[sections.names.index(reference)], np.random.default_rng(random_state)
         for name, moving in zip(sections.names, points, strict=True):
             if name != reference:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
@@ -26,26 +25,15 @@ _COARSE, _FINE = 0.06, 1.0  # smoothing: share of the section's extent; spacings
 _TURNS = np.deg2rad(10.0)
 
 
-@dataclass(frozen=True)
 class PointSet:
-    """Coordinates and features of one section, and its typical spacing."""
+    """Coordinates and features of one section, its typical spacing, and as ``extent`` the root of its area."""
 
-    xy: NDArray[np.float64]
-    features: NDArray[np.float64]
-    spacing: float
-
-    @classmethod
-    def make(cls, xy: NDArray[np.float64], features: NDArray[np.float32]) -> PointSet:
-        """Centre the features: differences between whole sections say nothing about position."""
+    def __init__(self, xy: NDArray[np.float64], features: NDArray[np.float32]) -> None:
         values = np.asarray(features, dtype=np.float64)
-        values = values - values.mean(axis=0)
-        size = float(np.sqrt((values**2).sum(axis=1).mean())) or 1.0
-        return cls(xy, values / size, typical_spacing(xy))
-
-    @property
-    def extent(self) -> float:
-        """Root of the tissue's area."""
-        return self.spacing * np.sqrt(len(self.xy))
+        values = values - values.mean(axis=0)  # differences between whole sections say nothing about position
+        self.xy, self.features = xy, values / (float(np.sqrt((values**2).sum(axis=1).mean())) or 1.0)
+        self.spacing = typical_spacing(xy)
+        self.extent = self.spacing * np.sqrt(len(xy))
 
 
 def feature_image(points: PointSet, sigma: float) -> list[RegularGridInterpolator]:
@@ -99,11 +87,6 @@ class Objective:
         overlap = 2 * covered * covers / (covered + covers) if covered + covers > 0 else 0.0
         return correlation, overlap
 
-    def __call__(self, matrix: NDArray[np.float64]) -> float:
-        """Return a cost to minimise."""
-        correlation, overlap = self.parts(matrix)
-        return -correlation - overlap
-
 
 def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64], flip: bool) -> NDArray[np.float64]:
     """Build the map from (angle, log scale, shift x, shift y[, log stretch, its angle]) about ``centre``."""
@@ -123,6 +106,10 @@ def register(
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], float, float]:  # fmt: skip
     """Return the map of ``moving`` onto ``reference``, its correlation and overlap: the best of many starts."""
+
+    def cost(objective: Objective, flip: bool) -> Cost:
+        return lambda p: -sum(objective.parts(_matrix(p, centre, flip)))
+
     coarse = Objective(moving, reference, _COARSE, _POINTS[0], rng)
     centre, target = moving.xy.mean(axis=0), reference.xy.mean(axis=0)
     step = 0.12 * reference.extent
@@ -132,7 +119,7 @@ def register(
     flips = (False, True)[: 1 + allow_reflection]
     for flip, angle, scale, dx, dy in product(flips, turns, sorted(logs), shifts, shifts):
         p = np.array([angle, scale, target[0] + dx, target[1] + dy])
-        starts.append((coarse(_matrix(p, centre, flip)), flip, p))
+        starts.append((cost(coarse, flip)(p), flip, p))
     starts.sort(key=lambda s: s[0])
     chosen: list[tuple[float, bool, NDArray[np.float64]]] = []
     for start in starts:  # the best start of each range of angles
@@ -142,10 +129,6 @@ def register(
             break
     size = np.array([np.deg2rad(8.0), 0.05, step / 2, step / 2, 0.03, 0.03])
     free = np.array([True, method != "rigid", True, True, True, True])
-
-    def cost(objective: Objective, flip: bool) -> Cost:
-        return lambda p: objective(_matrix(p, centre, flip))
-
     found = [(*_descend(cost(coarse, flip), p, size, free), flip) for _, flip, p in chosen]
     fine = Objective(moving, reference, 0.0, _POINTS[1], rng)
     finished = []

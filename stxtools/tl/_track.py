@@ -60,8 +60,6 @@ def track(
 
     Parameters
     ----------
-    time_key
-        Column of ``obs`` with the time of each section: numbers, at any distance.
     subject_key
         Column of ``obs`` with the subject of each section. Where subjects come back at the next time, only sections of
         one subject are matched; by default every section with every one of the next time.
@@ -243,16 +241,12 @@ class Tissue:
         size = self.nodes.size[self.rows(section)]
         return size / size.sum()
 
-    def distances(self, section: int) -> NDArray[np.float64]:
-        """Distances along the region graph of a section."""
-        rows = self.rows(section)
-        return graph_distances(self.edges[rows][:, rows], self.weight(section))
-
     def plan(self, one: int, two: int, structure: float, slack: float) -> NDArray[np.float64]:
         """Mass that nodes of two sections share."""
-        cost = cdist(self.features[self.rows(one)], self.features[self.rows(two)], "sqeuclidean")
-        inside = (self.distances(one), self.distances(two))
-        return couple(cost, inside, (self.weight(one), self.weight(two)), structure, slack)
+        rows, weights = (self.rows(one), self.rows(two)), (self.weight(one), self.weight(two))
+        cost = cdist(self.features[rows[0]], self.features[rows[1]], "sqeuclidean")
+        inside = [graph_distances(self.edges[r][:, r], w) for r, w in zip(rows, weights, strict=True)]
+        return couple(cost, (inside[0], inside[1]), weights, structure, slack)
 
     def kept(self, plans: Plans, *, forward: bool) -> NDArray[np.float64]:
         """Share of the mass of each node with a counterpart at the next (or previous) time; NaN without such a time."""
