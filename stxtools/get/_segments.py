@@ -101,10 +101,7 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
 
     Parameters
     ----------
-    adata
-        Annotated data after :func:`stxtools.tl.region_graph`.
-    key
-        Key of the region AnnData in ``uns``.
+    %(parameters)s
 
     Returns
     -------

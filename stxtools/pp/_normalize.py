@@ -29,9 +29,7 @@ from stxtools._validate import check_adata, check_bool, check_in, check_int, che
 
 
 @documented
-@whole_call({
-    "normalising": 1, "choosing genes": 4, "computing components": 2,
-})  # fmt: skip
+@whole_call({"normalising": 1, "choosing genes": 4, "computing components": 2})
 def normalize(
     adata: AnnData, *, layer: str | None = None, target_sum: float | None = None, n_top_genes: int = N_TOP_GENES,
     n_comps: int = N_COMPS, scale: bool = False, size_key: str | None = None, library_key: str | bool | None = None,

@@ -44,10 +44,6 @@ def attention_fidelity(
 
     Parameters
     ----------
-    adata
-        Annotated data with a region graph.
-    model
-        A model that :func:`multitask` saved (path), or a fitted :class:`stxtools.models.TissueNet`.
     task
         ``"biomarker"`` or ``"classification"``; by default the last one that the model was trained for.
     of

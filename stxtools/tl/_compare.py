@@ -49,8 +49,6 @@ def compare(
     ----------
     condition_key
         Column of ``obs`` with the condition of each observation. A section has one condition.
-    groupby
-        Column of ``obs`` with the compartments. Observations without one are left out.
     reference
         Condition that the others are compared with; by default the first.
     min_obs

@@ -46,10 +46,6 @@ def distill(
     adata
         One or several sections like those that the student will be applied to, with a region graph; labels are not
         needed.
-    model
-        The teacher: a model that :func:`multitask` saved (path), or a fitted :class:`stxtools.models.TissueNet`.
-    save_model
-        Where to write the student (``"student.stx"``).
     library_key
         Column of ``obs`` with the section of each observation; it must name the sections of the region graph.
         ``False``: all observations are one section.

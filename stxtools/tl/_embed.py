@@ -42,8 +42,6 @@ def embed(
 
     Parameters
     ----------
-    adata
-        Annotated data with a region graph.
     params
         :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields; ``conv="sum"`` is the plain sum
         over the neighbours, in which every neighbour has the same attention.

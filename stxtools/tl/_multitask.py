@@ -60,8 +60,6 @@ def multitask(
 
     Parameters
     ----------
-    adata
-        Annotated data with a region graph.
     biomarker_key, region_key
         Column of ``obs`` with the classes to predict, missing where unknown; None leaves the task out.
     expression
@@ -71,8 +69,6 @@ def multitask(
     model
         A saved model (path) or a fitted :class:`stxtools.models.TissueNet`, applied without training; the two keys then
         only name the outputs. Or its student (:func:`distill`), which needs no region graph and predicts classes.
-    save_model
-        Where to write the trained model.
     ensemble
         Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"``, and, in sections without labels,
         ``"genes"``, which reads genes standardised within each. Or ``"auto"``: all in their place, but a network that

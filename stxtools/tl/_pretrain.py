@@ -45,8 +45,6 @@ def pretrain(
     ----------
     adata
         One AnnData or several: other donors, depths and platforms, too.
-    save_model
-        Where to write the pretrained model (``"brain.stx"``).
     use_rep
         Key of ``obsm`` that all data have, of equal width, instead of expression.
     params

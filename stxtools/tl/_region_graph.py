@@ -43,9 +43,7 @@ _RETURNED = 2**24  # values of a matrix whose memory goes back to the system onc
 
 
 @documented
-@whole_call({
-    "finding regions": 2, "describing regions": 1,
-})  # fmt: skip
+@whole_call({"finding regions": 2, "describing regions": 1})
 def region_graph(
     adata: AnnData, segment_key: str = _keys.SEGMENT, *,
     max_size: int | None = 50, connectivity_key: str | None = None, layer: str | None = None,

@@ -38,8 +38,6 @@ def trends(
 
     Parameters
     ----------
-    time_key
-        Column of ``obs`` with the time of each observation: numbers, at any distance.
     groupby
         Column of ``obs`` with the compartments; equal names mean the same compartment at all times. The column that
         :func:`track` writes is one. Observations without a compartment are left out.
