@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 from scipy import sparse
 from sklearn.decomposition import PCA
 
+from stxtools._spatial.matrices import equal_blocks
 from stxtools.stats._composition import (
     Adjustment,
     Covariates,
@@ -24,7 +25,6 @@ from stxtools.stats._composition import (
     product,
     rescaled,
 )
-from stxtools.stats._expression import equal_blocks
 from stxtools.stats._null_model import PackedLabels
 from stxtools.stats._region_test import SectionView
 from stxtools.stats._smooth import Metric, smooth_basis

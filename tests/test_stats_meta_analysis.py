@@ -14,7 +14,7 @@ from stxtools.stats._meta_analysis import (
     squeeze_variance,
     t_pvals,
 )
-from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
+from stxtools.stats._probe import ComponentMoments, contrast_weights, explain_discriminant
 
 
 def test_two_sided_and_signed_z():
@@ -112,7 +112,7 @@ def test_attribution_is_the_path_integral_of_the_probe():
     values = (x - mean) @ components
     difference = contrast_weights(label) @ x
     np.testing.assert_allclose(difference, x[label].mean(0) - x[~label].mean(0))
-    moments = Moments(label.astype(np.int64), np.zeros(300, np.int64), 6)
+    moments = ComponentMoments(label.astype(np.int64), np.zeros(300, np.int64), 6)
     moments.add(slice(0, 300), values)
     found = explain_discriminant(moments.pooled(1, None, [0], centred=False), components, difference, shrinkage=0.0)
     # scikit-learn's discriminant, integrated numerically from the reference's mean to the group's
@@ -148,7 +148,7 @@ def test_a_probe_from_moments_is_that_from_all_values(reference, centred):
     codes, blocks = rng.integers(-1, 4, 400), rng.integers(0, 3, 400)
     values = rng.normal(size=(400, 5)) + codes[:, None] * rng.normal(size=5) + blocks[:, None]
     components = np.linalg.qr(rng.normal(size=(9, 5)))[0]
-    moments = Moments(codes, blocks, 5)
+    moments = ComponentMoments(codes, blocks, 5)
     for start in range(0, 400, 70):
         moments.add(slice(start, start + 70), values[start : start + 70])
     among = [0, 2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,23 @@ def row_view(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     ends = matrix.indptr[start : stop + 1]
     own = slice(ends[0], ends[-1])
     return sparse.csr_matrix((matrix.data[own], matrix.indices[own], ends - ends[0]), (stop - start, matrix.shape[1]))
+
+
+def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[sparse.csr_matrix]:
+    """Yield the rows of ``pieces`` in blocks of ``size``."""
+    held: list[sparse.csr_matrix] = []
+    n = 0
+    for piece in pieces:
+        start = 0
+        while start < piece.shape[0]:
+            part = row_view(piece, slice(start, start + size - n))
+            start, n = start + part.shape[0], n + part.shape[0]
+            held.append(part)
+            if n == size:
+                yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
+                held, n = [], 0
+    if n:
+        yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
 
 
 def column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> NDArray[np.float64]:

@@ -155,11 +155,10 @@ def _leading(covariance: Floats, k: int) -> Floats:
 
 
 class Adjustment:
-    """What a test adjusts for: whether for composition, with which covariates, in which metric."""
+    """What a test adjusts for: with which covariates, in which metric."""
 
-    def __init__(self, nuisance: Nuisance, metric: Metric, *, composition: bool = False) -> None:
-        self.composition, self.metric = composition, metric
-        self.scores, self.loadings = nuisance.scores, nuisance.loadings
+    def __init__(self, nuisance: Nuisance, metric: Metric) -> None:
+        self.metric, self.scores, self.loadings = metric, nuisance.scores, nuisance.loadings
         self.n_covariates = n = self.scores.shape[1]
         weight = metric.basis.weight[:, None]
         self.smooth = summed(metric.basis.values, self.scores)
@@ -169,7 +168,7 @@ class Adjustment:
     def _without_smooth(self, smooth: Floats) -> Floats:
         return self.smooth[: len(self.metric.shrink)].T @ self.metric.weighed(smooth)
 
-    def labels(self, packed: PackedLabels, n_labels: int) -> Labels:
+    def labels(self, packed: PackedLabels, n_labels: int) -> LabelSums:
         """Return what correlations need of the first labels."""
         basis = self.metric.basis
         smooth = packed.smooth(basis, n_labels)
@@ -179,12 +178,12 @@ class Adjustment:
         square = (1 - 2 * share) * root * smooth[0] + share * (1 - share) * root**2
         weighed = self.metric.weighed(smooth)
         spread = square - (weighed * smooth[: len(weighed)]).sum(axis=0) - (explained * products).sum(axis=0)
-        return Labels(packed.words[:, : n_words(n_labels)], share, weighed, explained, square, spread)
+        return LabelSums(packed.words[:, : n_words(n_labels)], share, weighed, explained, square, spread)
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Labels as bits (observations x words), less their mean: weighed smooth part, what covariates explain, squares.
+class LabelSums:
+    """LabelSums as bits (observations x words), less their mean: weighed smooth part, what covariates explain, squares.
 
     - ``spread``: Sum of squares that smooth part and covariates leave.
     """
@@ -205,7 +204,7 @@ class PartialCorrelation:
     (Woodbury's identity). Inner products are those of a metric.
     """
 
-    def __init__(self, genes: GeneSums, own: slice, test: Adjustment, labels: Labels) -> None:
+    def __init__(self, genes: GeneSums, own: slice, test: Adjustment, labels: LabelSums) -> None:
         self._genes, self._test, self._labels, self._v = genes, test, labels, test.loadings[own]
         self.n_covariates = test.n_covariates
         weight, scores = test.metric.basis.weight, test.scores

@@ -38,7 +38,7 @@ def explain_discriminant(pooled: Floats, components: Floats, difference: Floats,
     return out / norm if norm > 0 else np.zeros(len(components))
 
 
-class Moments:
+class ComponentMoments:
     """Sums and products of components by group (``codes``, -1: none) and section; they give any pooled covariance."""
 
     def __init__(self, codes: NDArray[np.int64], blocks: NDArray[np.int64], n_comps: int) -> None:

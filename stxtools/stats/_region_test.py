@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from stxtools._spatial.matrices import equal_blocks
 
 from ._composition import (
     Adjustment,
@@ -25,7 +27,6 @@ from ._composition import (
     n_components,
     rescaled,
 )
-from ._expression import ExpressionReader, equal_blocks
 from ._meta_analysis import Alternative, adjust_bh, t_pvals
 from ._null_model import LagPairs, RegionDraws, sample_lag_pairs
 from ._section import Description, Moments, RegionEffect, SectionExpression, test_region
@@ -35,6 +36,19 @@ Floats = NDArray[np.float64]
 
 FIRST_PASS_FDR = 0.2
 MIN_NULL = 50
+
+
+class ExpressionReader(Protocol):
+    """Log expression of observations x genes, read by blocks of genes or by rows."""
+
+    shape: tuple[int, int]
+    slices: list[slice]
+
+    def block(self, genes: slice) -> sparse.csr_matrix:
+        """Return some genes of all observations."""
+
+    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """Yield consecutive observations, of some genes or of all."""
 
 
 @dataclass(eq=False)
@@ -143,7 +157,7 @@ class SectionView:
         strengths = np.concatenate([np.zeros(0), *self.left.values()]) if composition else self.moments.strength
         plain = self.plain or (composition and not final)
         metric = Metric(self.basis, np.ones(1)) if plain else self.basis.metric(strengths)
-        return Adjustment(nuisance, metric, composition=composition)
+        return Adjustment(nuisance, metric)
 
 
 @dataclass

@@ -161,27 +161,24 @@ def _region_adata(
     size = np.asarray(member.sum(axis=1)).ravel()
     mean = sparse.csr_matrix(sparse.diags(1 / size) @ member)
     first = known[np.unique(region[known], return_index=True)[1]]
-    library = where.libs.codes[first]
     labels = [f"r{i}" for i in range(n_regions)]
-
-    out = AnnData(
-        _region_means(mean, region, read),
-        obs=pd.DataFrame(index=pd.Index(labels)),
-        var=pd.DataFrame(index=adata.var_names.copy()),
-    )
-    out.obs["segment"] = categorical(codes[first], names)
-    out.obs["library"] = categorical(library, where.libs.names)
-    out.obs["n_obs"] = size.astype(np.int64)
-    out.obs["area"] = member @ observation_area(where.libs.codes, where.grids, where.meshes)
-    out.obsm[_keys.SPATIAL] = mean @ where.xy
-    contact = _between(contact_lengths(graph, where.libs.codes, where.grids, where.meshes), region, n_regions)
+    sections = (where.libs.codes, where.grids, where.meshes)
+    obs = pd.DataFrame({
+        "segment": categorical(codes[first], names),
+        "library": categorical(where.libs.codes[first], where.libs.names),
+        "n_obs": size.astype(np.int64),
+        "area": member @ observation_area(*sections),
+    }, index=pd.Index(labels))  # fmt: skip
+    contact = _between(contact_lengths(graph, *sections), region, n_regions)
     contact.eliminate_zeros()
-    coo = _between(graph, region, n_regions).tocoo()
-    distance = np.linalg.norm(out.obsm[_keys.SPATIAL][coo.row] - out.obsm[_keys.SPATIAL][coo.col], axis=1)
-    shape = (n_regions, n_regions)
-    out.obsp[_keys.CONNECTIVITIES] = sparse.csr_matrix((np.ones(coo.nnz), (coo.row, coo.col)), shape=shape)
-    out.obsp[_keys.DISTANCES] = sparse.csr_matrix((distance, (coo.row, coo.col)), shape=shape)
-    out.obsp[_keys.CONTACT] = contact
+    centre, coo = mean @ where.xy, _between(graph, region, n_regions).tocoo()
+    distance = np.linalg.norm(centre[coo.row] - centre[coo.col], axis=1)
+    edges = [sparse.csr_matrix((x, (coo.row, coo.col)), shape=contact.shape) for x in (np.ones(coo.nnz), distance)]
+    out = AnnData(
+        _region_means(mean, region, read), obs=obs, var=pd.DataFrame(index=adata.var_names.copy()),
+        obsm={_keys.SPATIAL: centre},
+        obsp={_keys.CONNECTIVITIES: edges[0], _keys.DISTANCES: edges[1], _keys.CONTACT: contact},
+    )  # fmt: skip
     return out, labels
 
 

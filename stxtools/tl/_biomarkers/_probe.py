@@ -17,10 +17,10 @@ from stxtools._data.representation import (
     principal_axes,
     select_genes,
 )
+from stxtools._spatial.matrices import equal_blocks
 from stxtools._validate import Libraries
 from stxtools.stats._design import Design
-from stxtools.stats._expression import equal_blocks
-from stxtools.stats._probe import Moments, contrast_weights, explain_discriminant
+from stxtools.stats._probe import ComponentMoments, contrast_weights, explain_discriminant
 
 _COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
 _MOST = 3_000_000  # stored values above which second moments take less time than Lanczos steps
@@ -37,7 +37,7 @@ def probe_attributions(
         return out
     n_comps = min(int(np.clip(n_obs // 10, 2, _COMPS)), len(genes), n_obs - 1)
     mean, components = _axes(expression, genes, n_comps, seed)
-    moments = Moments(codes, libs.codes, n_comps)
+    moments = ComponentMoments(codes, libs.codes, n_comps)
     start, offset = 0, mean @ components
     for rows in _row_blocks(expression, genes):
         moments.add(slice(start, start + rows.shape[0]), (np.asarray(rows @ components) - offset).astype(np.float32))

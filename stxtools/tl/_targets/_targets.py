@@ -130,16 +130,19 @@ def _queries(
     adata: AnnData, parsed: TargetTable, symbol_key: str | None, ensembl_key: str, known: pd.Series | None
 ) -> tuple[pd.DataFrame, pd.Series, str]:
     """Return where to look up every variable, as what, and by what kind of name."""
-    names = pd.Series(np.asarray(adata.var_names, dtype=str), dtype=object)
-    ids = None
+
+    def texts(values: pd.Index | pd.Series) -> pd.Series:
+        return pd.Series(np.asarray(values.astype(str), dtype=str), dtype=object)
+
+    names, ids = texts(adata.var_names), None
     if ensembl_key in adata.var:
-        ids = pd.Series(np.asarray(adata.var[ensembl_key].astype(str), dtype=str), dtype=object)
+        ids = texts(adata.var[ensembl_key])
     elif names.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:
         ids = names
     if parsed.by_id is not None and ids is not None:
         return parsed.by_id, ids.str.replace(r"\.\d+$", "", regex=True), "ensembl"
     if symbol_key is not None:
-        names = pd.Series(np.asarray(adata.var[symbol_key].astype(str), dtype=str), dtype=object)
+        names = texts(adata.var[symbol_key])
     if parsed.by_symbol is not None:
         return parsed.by_symbol, names, "symbol"
     if parsed.by_id is None or known is None:
