@@ -41,8 +41,8 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if args or "adata" in kwargs:
-            check_adata(args[0] if args else kwargs["adata"], unique_vars=False)
+        if args:  # `documented` hands `adata` on by position
+            check_adata(args[0], unique_vars=False)
         for name, check in _CHECKS.items():
             if name in kwargs:
                 check(kwargs[name])

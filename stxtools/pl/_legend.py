@@ -127,20 +127,12 @@ def add_legend(
         ncols = max(1, -(-len(handles) // max(4, int(figure.get_size_inches()[1] / _ROW) - 2)))
         legend = _draw(figure, handles, title, loc="outside right center", ncols=ncols)
         figure.set_figwidth(figure.get_figwidth() + legend.get_window_extent().width / figure.dpi)
-    for bar, label in bars:
-        color_bar(axes, bar, label)
-
-
-def color_bar(axes: Sequence[Axes], bar: Any, label: str) -> None:
-    """Put a slim horizontal colour bar under panels of our own figure, clear of the legend to the right."""
-    figure: Any = axes[0].figure
-    places: list[Any] = [axis.get_subplotspec() for axis in axes]
-    wide, tall = figure.get_size_inches() / [places[0].get_gridspec().ncols, 1]
-    wide *= len({place.colspan.start for place in places})
+    wide, tall = figure.get_size_inches()
     how: dict[str, Any] = {"location": "bottom", "aspect": 30, "fraction": 0.05}
-    drawn = figure.colorbar(bar, ax=list(axes), shrink=min(0.7, 3.5 / wide), pad=0.02 + 0.1 / tall, **how)
-    _label(drawn, label)
-    drawn.ax.locator_params(nbins=5 if wide > 4 else 3)  # inches
+    for bar, label in bars:  # slim, under the panels, clear of the legend to the right
+        drawn = figure.colorbar(bar, ax=list(axes), shrink=min(0.7, 3.5 / wide), pad=0.02 + 0.1 / tall, **how)
+        _label(drawn, label)
+        drawn.ax.locator_params(nbins=5 if wide > 4 else 3)  # inches
 
 
 def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:

@@ -32,7 +32,7 @@ WIDTH_MIN, WIDTH_MAX = 0.4, 5.0  # points
 _AGAIN = "Run `st.tl.region_graph(adata)` again."
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
-Edges = tuple["NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.float64]"]
+Edges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 @_base.plot
