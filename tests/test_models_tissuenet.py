@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from stxtools._spatial.smoothing import averages, dense_means, nearest
 from stxtools.models import GeneProjection, RegionSection, Section
-from stxtools.models.tissuenet.genes import SmoothedGenes, pooling
+from stxtools.models.tissuenet.genes import SmoothedGenes
 from stxtools.models.tissuenet.inputs import groups_of, held_out, made_for_others, region_means
 from stxtools.models.tissuenet.student import with_readout
 
@@ -20,6 +21,10 @@ def _grid(side: int = 20, seed: int = 0) -> tuple[np.ndarray, np.random.Generato
     ), np.random.default_rng(seed)
 
 
+def pooling(xy: np.ndarray, size: int, largest: int = 19) -> sparse.csr_matrix:
+    return averages(nearest(xy, max(size, largest))[:, :size], len(xy))
+
+
 def test_pooling_is_the_mean_over_the_nearest():
     xy, rng = _grid(7)
     values = rng.normal(size=(49, 2))
@@ -27,6 +32,9 @@ def test_pooling_is_the_mean_over_the_nearest():
     expected = values[[24, 17, 31, 23, 25]].mean(axis=0)
     np.testing.assert_allclose((pooling(xy, 5) @ values)[inner], expected, rtol=1e-6)
     np.testing.assert_allclose(pooling(xy, 99) @ values, np.tile(values.mean(0), (49, 1)), rtol=1e-5)
+    genes = sparse.random(49, 300, 0.1, random_state=0, format="csr", dtype=np.float32)
+    near = nearest(xy, 9, np.array([3, 40, 8]))
+    np.testing.assert_allclose(dense_means(near, genes), genes.toarray()[near].mean(axis=1), atol=1e-6)
 
 
 def test_gene_scores_keep_what_smoothed_genes_hold():
@@ -37,7 +45,7 @@ def test_gene_scores_keep_what_smoothed_genes_hold():
     genes = SmoothedGenes((5, 13)).fit([(logged, xy)], np.random.default_rng(0))
     scores = genes.transform(logged, xy)
     dense = (logged.toarray() - logged.toarray().mean(0)) / genes.gene_scale
-    full = np.concatenate([pooling(xy, s) @ dense for s in (5, 13)], axis=1) / genes.scale
+    full = np.concatenate([pooling(xy, s, 13) @ dense for s in (5, 13)], axis=1) / genes.scale
     np.testing.assert_allclose(scores @ scores.T, full @ full.T, atol=1e-2)  # all 16 axes: nothing is lost
     lacking = logged.toarray()
     lacking[:, 7] = 0.0
@@ -49,7 +57,7 @@ def test_genes_of_several_sections_are_read_by_their_own_spread():
     pattern = 2 + 3 * (xy[:, :1] > 9) * (np.arange(8) < 4)
     first, second = (sparse.csr_matrix(np.log1p(rng.poisson(pattern, (400, 8)))).astype("f4") for _ in range(2))
     genes = SmoothedGenes((5, 13)).fit([(first, xy), (second, xy)], np.random.default_rng(0))
-    pooled = np.concatenate([pooling(xy, size) @ second.toarray() for size in (5, 13)], axis=1)
+    pooled = np.concatenate([pooling(xy, size, 13) @ second.toarray() for size in (5, 13)], axis=1)
     full = (pooled - np.tile(second.toarray().mean(0), 2)) / (pooled.std(0) + 0.1)
     scores = genes.transform(second, xy)
     np.testing.assert_allclose(scores @ scores.T, full @ full.T, atol=2e-2)  # all 16 axes

@@ -15,6 +15,8 @@ REACH = 127  # observations in the largest neighbourhood: six rings of a hexagon
 _GUIDE = 6  # components in which edges are looked for: later ones are mostly noise
 _CLOSE = 7  # an observation and the ring around it
 _CHUNK = 8192
+_COLUMNS = 256  # of a sparse matrix that are dense at a time: what they need stays in the processor's cache
+_VALUES = 2**25  # dense at a time
 
 
 def averages(near: NDArray[np.integer], n: int) -> sparse.csr_matrix:
@@ -25,6 +27,28 @@ def averages(near: NDArray[np.integer], n: int) -> sparse.csr_matrix:
     )
 
 
+def nearest(xy: NDArray[np.float64], size: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.int32]:
+    """Nearest ``size`` observations of some ``rows``, all by default, themselves included, (m, size)."""
+    tree, at, size = cKDTree(xy), xy if rows is None else xy[rows], min(size, len(xy))
+    parts = [
+        tree.query(at[start : start + _CHUNK], k=size, workers=-1)[1].astype(np.int32)
+        for start in range(0, len(at), _CHUNK)
+    ]
+    return np.concatenate(parts).reshape(-1, size)
+
+
+def dense_means(near: NDArray[np.integer], values: sparse.csr_matrix) -> NDArray[np.float32]:
+    """Means of sparse ``values`` (n, d), (m, d): few are 0, so that products of dense columns take a quarter."""
+    touched, at = np.unique(near, return_inverse=True)
+    pool, seen = averages(at.reshape(near.shape), len(touched)), values[touched].tocsc()
+    out = np.empty((len(near), values.shape[1]), dtype=np.float32)
+    step = min(_COLUMNS, _VALUES // len(touched) + 1)
+    for start in range(0, values.shape[1], step):
+        columns = slice(start, start + step)
+        out[:, columns] = pool @ seen[:, columns].toarray(order="C")
+    return out
+
+
 class Neighbourhoods:
     """The nearest observations of some ``rows``, all by default, and means of ``features`` (n, d) over them."""
 
@@ -33,9 +57,7 @@ class Neighbourhoods:
     ) -> None:
         self.features = features
         self.rows = np.arange(len(xy)) if rows is None else rows
-        size = min(REACH, len(xy))
-        self.near = cKDTree(xy).query(xy[self.rows], k=size, workers=-1)[1].reshape(len(self.rows), size)
-        self.near = self.near.astype(np.int32)
+        self.near = nearest(xy, REACH, rows)
 
     def mean(self, size: int) -> NDArray[np.float32]:
         """Mean over the nearest ``size`` observations, itself included, (m, d)."""

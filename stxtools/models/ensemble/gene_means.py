@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from stxtools._spatial.matrices import column_moments
 from stxtools._spatial.order import evenly_spread
-from stxtools._spatial.smoothing import averages
+from stxtools._spatial.smoothing import averages, dense_means, nearest
 
 from .discriminant import standardised
 
@@ -24,7 +23,6 @@ SAMPLE = 8000  # observations in which a section is measured: more do not change
 EXPRESSED = 0.02  # mean log expression below which a gene is noise
 _CONSTANT = 1e-5  # standard deviation of a gene that does not vary, but for rounding
 MOST_VALUES = 30_000_000  # of a sample, at each size
-_CHUNK = 65_536
 MOST_GENES = 10_000  # that a model keeps
 READ_GENES = 500  # the best of those that a section has: more blur what they say
 _LEAST_SAMPLE = 500  # observations of each section: of many sections, fewer genes are kept
@@ -51,25 +49,20 @@ class GeneMeans:
 
     def __init__(self, section: GeneSection, genes: NDArray[np.int64], most_values: int = MOST_VALUES) -> None:
         self.logged = section.logged[:, genes].astype(np.float32)
-        n = len(section.xy)
-        size = min(max(SIZES), n)
-        tree = cKDTree(section.xy)
-        parts = [
-            tree.query(section.xy[start : start + _CHUNK], k=size, workers=-1)[1].astype(np.int32)
-            for start in range(0, n, _CHUNK)
-        ]
-        self._near = np.concatenate(parts).reshape(n, size)
-        self.sample = evenly_spread(n, min(SAMPLE, max(most_values // max(len(genes), 1), 1)))
-        means = [averages(self._near[self.sample, :size], n).dot(self.logged).toarray() for size in SIZES]
-        self.centre = [m.mean(axis=0, dtype=np.float64) for m in means]
-        spread = [m.std(axis=0, dtype=np.float64) for m in means]
-        self.scale = [np.where(s > _CONSTANT, s, np.inf) for s in spread]  # what is constant says nothing
-        self._means = means
+        self._near = nearest(section.xy, max(SIZES))
+        self.sample = evenly_spread(self.n_obs, min(SAMPLE, max(most_values // max(len(genes), 1), 1)))
+        self._centred = [dense_means(self._near[self.sample, :size], self.logged) for size in SIZES]
+        self.centre, self.scale = [], []
+        for means in self._centred:
+            self.centre.append(means.mean(axis=0, dtype=np.float64))
+            means -= self.centre[-1].astype(np.float32)
+            spread = np.sqrt(np.einsum("ij,ij->j", means, means, dtype=np.float64) / len(means))
+            self.scale.append(np.where(spread > _CONSTANT, spread, np.inf))  # what is constant says nothing
 
     def leading(self, count: int) -> GeneMeans:
         """Return the same of the first genes alone."""
         out = copy(self)
-        out.logged, out._means = self.logged[:, :count], [m[:, :count] for m in self._means]
+        out.logged, out._centred = self.logged[:, :count], [m[:, :count] for m in self._centred]
         out.centre, out.scale = [c[:count] for c in self.centre], [c[:count] for c in self.scale]
         return out
 
@@ -80,8 +73,8 @@ class GeneMeans:
 
     def standardised(self) -> NDArray[np.float32]:
         """Return the features of the sample: all genes' means at the first size, then at the second, (m, 2 g)."""
-        parts = [(m - c) / s for m, c, s in zip(self._means, self.centre, self.scale, strict=True)]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        parts = [m / s.astype(np.float32) for m, s in zip(self._centred, self.scale, strict=True)]
+        return np.concatenate(parts, axis=1)
 
     def projected(self, coef: Sequence[FloatArray]) -> list[FloatArray]:
         """Return the products of the standardised means at each size with its ``coef`` (g, k)."""
@@ -105,7 +98,7 @@ class GeneMeans:
 
     def axes(self, n_comps: int) -> FloatArray:
         """Principal axes of the section's own standardised means at the smaller size, (g, k)."""
-        z = ((self._means[0] - self.centre[0]) / self.scale[0]).astype(np.float64)
+        z = self._centred[0] / self.scale[0]
         return leading_axes(z.T @ z / len(z), n_comps)
 
 
@@ -116,9 +109,8 @@ def structure(section: GeneSection) -> FloatArray:
     """
     n = len(section.xy)
     rows = evenly_spread(n, SAMPLE)
-    near = cKDTree(section.xy).query(section.xy[rows], k=min(SIZES[0], n), workers=-1)[1].reshape(len(rows), -1)
     mean, variance = column_moments(section.logged[rows])
-    kept = column_moments(averages(near, n).dot(section.logged))[1]
+    kept = column_moments(averages(nearest(section.xy, SIZES[0], rows), n).dot(section.logged))[1]
     share = np.clip(kept / np.maximum(variance, 1e-9), 0.0, 1.0)
     return np.where(variance > _CONSTANT**2, share - (mean <= EXPRESSED), -1.0)
 

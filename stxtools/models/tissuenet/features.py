@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.blocks import subgraphs
+from stxtools._spatial.smoothing import averages, nearest
 from stxtools.models._params import TissueNetParams
 from stxtools.models._section import FeatureScaling
 from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
 
-from .genes import GENE_SIZES, SmoothedGenes, pooling
+from .genes import GENE_SIZES, SmoothedGenes
 from .inputs import RegionSection, groups_of, held_out, made_for_others, region_means
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
@@ -73,8 +74,8 @@ class Featurizer:
 
     def _read(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Neighbourhood means of the features, and scores of the genes."""
-        z = self._standardised(s)
-        means = np.concatenate([pooling(s.section.xy, size) @ z for size in self.params.neighbours], axis=1)
+        z, near = self._standardised(s), nearest(s.section.xy, max(self.params.neighbours))
+        means = np.concatenate([averages(near[:, :size], len(z)) @ z for size in self.params.neighbours], axis=1)
         if self.smoothed is None or s.genes is None:
             return means, np.zeros((s.section.n_obs, 0), dtype=np.float32)
         return means, self.smoothed.transform(s.genes, s.section.xy)

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.spatial import cKDTree
 from sklearn.utils.extmath import randomized_svd
 
 from stxtools._spatial.matrices import column_moments
 from stxtools._spatial.order import evenly_spread
-from stxtools._spatial.smoothing import averages
+from stxtools._spatial.smoothing import averages, dense_means, nearest
 
 FloatArray = NDArray[np.float64]
 
 GENE_SIZES = (7, 19, 61, 127)
 N_AXES = 200
 _LEARN_ROWS = 4000  # observations from which the axes are learned
-_CHUNK = 2000  # observations whose smoothed genes are dense at a time
+_SCALE_ROWS = 2000  # observations in which the spread of a section's genes is measured
 _FLOOR = 0.01  # least standard deviation of a gene: rarely seen ones are not blown up
 _SECTION_FLOOR = 0.1  # added to that of a smoothed gene in one section of several (log expression)
-
-
-def pooling(xy: FloatArray, size: int) -> sparse.csr_matrix:
-    """Mean over the nearest ``size`` observations, itself included, as a sparse (n, n) matrix."""
-    n = len(xy)
-    return averages(cKDTree(xy).query(xy, k=min(size, n))[1].reshape(n, -1), n)
 
 
 @dataclass(eq=False)
@@ -55,7 +48,7 @@ class SmoothedGenes:
         take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
         self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
         parts = [
-            np.concatenate(list(self.chunks(logged, xy, np.sort(rng.permutation(len(xy))[:count]))))
+            self._standardised(logged, xy, np.sort(rng.permutation(len(xy))[:count]))
             for (logged, xy), count in zip(sections, take, strict=True)
         ]
         sample = np.concatenate(parts)
@@ -71,38 +64,42 @@ class SmoothedGenes:
         self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
         """Scores of a section, (n, k), or of some of its ``rows``."""
-        rows = np.arange(len(xy)) if rows is None else rows
-        parts = [smoothed @ self.axes for smoothed in self.chunks(logged, xy, rows)]
-        return np.concatenate(parts) if parts else np.empty((0, self.axes.shape[1]), dtype=np.float32)
+        near, mean = nearest(xy, max(self.sizes), rows), _gene_means(logged)
+        axes = np.split(self.axes / self._scale(logged, xy)[:, None], len(self.sizes))
+        if rows is not None:  # only what these read is projected
+            touched, at = np.unique(near, return_inverse=True)
+            logged, near = logged[touched], at.reshape(near.shape)
+        scores = np.zeros((len(near), self.axes.shape[1]), dtype=np.float32)
+        for size, read in zip(self.sizes, axes, strict=True):
+            scores += averages(near[:, :size], logged.shape[0]) @ (logged @ read) - mean @ read
+        return scores
 
     def loadings(
         self, coefficients: NDArray[np.floating], sections: Sequence[tuple[sparse.csr_matrix, FloatArray]]
     ) -> list[NDArray[np.float64]]:
         """Carry a linear map of the scores, (k, m), back to the genes: (G, m) for the means of each size."""
-        scale = np.mean([self._scale([pooling(xy, s) for s in self.sizes], g) for g, xy in sections], axis=0)
+        scale = np.mean([self._scale(logged, xy) for logged, xy in sections], axis=0)
         whole = (self.axes @ coefficients) / scale[:, None]
         return np.split(whole.astype(np.float64), len(self.sizes))
 
-    def chunks(
-        self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]
-    ) -> Iterator[NDArray[np.float32]]:
-        """Yield the smoothed and scaled genes of some of ``rows``, (m, sizes x G), a chunk at a time."""
-        mean = np.tile(np.asarray(logged.mean(axis=0)).ravel(), len(self.sizes)).astype(np.float32)
-        pools = [pooling(xy, size) for size in self.sizes]
-        scale = self._scale(pools, logged)
-        for start in range(0, len(rows), _CHUNK):
-            yield ((_smoothed(pools, logged, rows[start : start + _CHUNK]) - mean) / scale).astype(np.float32)
-
-    def _scale(self, pools: Sequence[sparse.csr_matrix], logged: sparse.csr_matrix) -> NDArray[np.float32]:
+    def _scale(self, logged: sparse.csr_matrix, xy: FloatArray) -> NDArray[np.float32]:
         """Divisor of each smoothed gene, (sizes x G,)."""
         if not self.by_section:
             return np.tile(self.gene_scale, len(self.sizes)) * self.scale
-        some = evenly_spread(logged.shape[0], _CHUNK)
-        return np.asarray(_smoothed(pools, logged, some).std(axis=0) + _SECTION_FLOOR)
+        some = evenly_spread(logged.shape[0], _SCALE_ROWS)
+        return np.asarray(self._smoothed(logged, xy, some).std(axis=0) + _SECTION_FLOOR)
+
+    def _standardised(self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = self._smoothed(logged, xy, rows)
+        found -= np.tile(_gene_means(logged), len(self.sizes))
+        found /= self._scale(logged, xy)
+        return found
+
+    def _smoothed(self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Means of all genes over each neighbourhood of ``rows``, (m, sizes x G)."""
+        near = nearest(xy, max(self.sizes), rows)
+        return np.concatenate([dense_means(near[:, :size], logged) for size in self.sizes], axis=1)
 
 
-def _smoothed(
-    pools: Sequence[sparse.csr_matrix], logged: sparse.csr_matrix, rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Means of all genes over each neighbourhood of ``rows``, (rows, sizes x G)."""
-    return np.concatenate([(pool[rows] @ logged).toarray() for pool in pools], axis=1)
+def _gene_means(logged: sparse.csr_matrix) -> NDArray[np.float32]:
+    return np.asarray(logged.mean(axis=0), dtype=np.float32).ravel()
