@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.datasets import make_blobs
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
@@ -12,7 +13,7 @@ from sklearn.neighbors import kneighbors_graph
 
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models import Section
-from stxtools.models.ensemble.discriminant import ShrinkageLDA
+from stxtools.models.ensemble.discriminant import shrinkage_lda
 from stxtools.models.segmenter.calibration import matching_temperature, tempered
 from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with_all_classes
 from stxtools.models.segmenter.discriminants import label_views, spread_labels, voted_confidence
@@ -164,7 +165,7 @@ def test_number_of_segments_of_stripes_in_noise(k):
 
 def test_shrinkage_lda_without_shrinkage_is_scikit_learn_s():
     z, y = make_blobs(400, 6, centers=3, cluster_std=4.0, random_state=1)
-    ours = ShrinkageLDA().fit(z, np.eye(3)[y], np.ones(400), 0.0).predict_proba(z)
+    ours = softmax(shrinkage_lda(z, np.eye(3)[y], np.ones(400), 0.0)(z), axis=1)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=(np.bincount(y) + 1) / 403).fit(z, y).predict_proba(z)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 

@@ -26,7 +26,7 @@ FORMAT_VERSION = 4
 _ARRAY, _KIND = "__array__", "__kind__"  # in the description: the name of an array, the class of a part
 _PARTS = {
     "GeneProjection": "_projection", "FeatureScaling": "_section", "SmoothedGenes": "tissuenet.genes",
-    "GeneClassifier": "ensemble.gene_classifier", "LabelMoments": "ensemble.moments", "Linear": "ensemble.linear",
+    "GeneClassifier": "ensemble.gene_classifier", "LabelMoments": "ensemble.moments", "Linear": "ensemble.discriminant",
     "Trees": "ensemble.trees", "Weights": "ensemble.stacking", "Stack": "ensemble.stacking",
     "Ensemble": "ensemble.stacking",
 }  # fmt: skip

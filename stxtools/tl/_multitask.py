@@ -143,7 +143,8 @@ def multitask(
         sections = read.sections(regions)
         fitted.fit(
             sections, classes={task: names for task, (_, names) in labels.items()}, expression=wanted,
-            random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
+            kept=save_model is not None, random_state=random_state, accelerator=accelerator, devices=devices,
+            show_progress=show_progress,
         )  # fmt: skip
     predictions = fitted.predict(sections, accelerator=accelerator)
     if save_model is not None:

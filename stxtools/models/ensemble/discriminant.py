@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Logits (or values) z @ coef + intercept; coef (d, K), intercept (K,)."""
+
+    coef: FloatArray
+    intercept: FloatArray
+
+    def __call__(self, z: NDArray[np.floating]) -> FloatArray:
+        """Logits of observations (n, d), (n, K)."""
+        return z @ self.coef + self.intercept
 
 
 def linear_logits(means: FloatArray, within: FloatArray, prior: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -27,22 +40,17 @@ def standardised(z: FloatArray) -> FloatArray:
     return (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-9)
 
 
-class ShrinkageLDA:
-    """Linear discriminant analysis with weights, whose pooled covariance is drawn to its own diagonal."""
+def shrinkage_lda(z: FloatArray, share: FloatArray, weight: FloatArray, shrinkage: float) -> Linear:
+    """Linear discriminant analysis of observations (n, d) with class shares (n, K) and weights (n,).
 
-    def fit(self, z: FloatArray, share: FloatArray, weight: FloatArray, shrinkage: float) -> ShrinkageLDA:
-        """Fit to observations (n, d) with class shares (n, K) and weights (n,)."""
-        mass = share * weight[:, None]
-        count = mass.sum(axis=0)
-        means = (mass.T @ z) / (count[:, None] + 1e-12)
-        total = (z * weight[:, None]).T @ z / count.sum()
-        within = shrunken(total - (means.T * (count / count.sum())) @ means, shrinkage)
-        self.coef_, self.intercept_ = linear_logits(means, within, (count + 1) / (count + 1).sum())
-        return self
-
-    def predict_proba(self, z: FloatArray) -> FloatArray:
-        """Class probabilities, (n, K)."""
-        return softmax(z @ self.coef_ + self.intercept_, axis=1)
+    The pooled covariance is drawn to its own diagonal.
+    """
+    mass = share * weight[:, None]
+    count = mass.sum(axis=0)
+    means = (mass.T @ z) / (count[:, None] + 1e-12)
+    total = (z * weight[:, None]).T @ z / count.sum()
+    within = shrunken(total - (means.T * (count / count.sum())) @ means, shrinkage)
+    return Linear(*linear_logits(means, within, (count + 1) / (count + 1).sum()))
 
 
 def class_shrinkage(z: FloatArray, labels: IntArray, n_classes: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.special import log_softmax, softmax
 
 from stxtools._spatial.order import evenly_spread
 
-from .discriminant import ShrinkageLDA, standardised
+from .discriminant import shrinkage_lda, standardised
 from .gene_means import SIZES, FloatArray, GeneMeans
 from .moments import N_COMPS, LinearMembers
 
@@ -56,7 +55,7 @@ class Answers:
     def moved(self, shift: FloatArray, components: FloatArray) -> Answers:
         """With ``shift`` (K,) of the ridge's logits, if its own components then agree clearly more."""
         other = replace(self, ridge=log_softmax(self.ridge + shift, axis=1))
-        now, then = (same_class(cotrained(a.ridge, [components], prior=0.0), a.ridge) for a in (self, other))
+        now, then = (same_class(cotrained(a.ridge, components, prior=0.0), a.ridge) for a in (self, other))
         return other if then > now + _CLEARLY else self
 
     def gated(self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, adapt: bool = True) -> Evidence:
@@ -66,7 +65,7 @@ class Answers:
         """
         with_lda = len(self.ridge) < _GATE_FROM
         if not with_lda:
-            refined = cotrained(self.ridge, [components], prior=0.0)
+            refined = cotrained(self.ridge, components, prior=0.0)
             with_lda = same_class(refined, self.lda) > same_class(self.ridge, self.lda)
         return self.joined(components, with_lda=with_lda, labels=labels, adapt=adapt)
 
@@ -82,18 +81,18 @@ class Answers:
         logits = log_softmax(self.ridge + self.lda, axis=1) if with_lda else self.ridge
         adapts = labels is not None or (adapt and len(logits) >= ADAPT_FROM)
         if adapts:
-            logits = cotrained(logits, [components], labels)
+            logits = cotrained(logits, components, labels)
         return Evidence(logits, {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)})
 
 
 def cotrained(
-    logits: FloatArray, views: Sequence[FloatArray], labels: NDArray[np.int64] | None = None, *, prior: float = 1.0
+    logits: FloatArray, own: FloatArray, labels: NDArray[np.int64] | None = None, *, prior: float = 1.0
 ) -> FloatArray:
-    """Logits of all observations once the section's own ``views`` have learned from the ``logits`` given, and agreed.
+    """Logits of all observations once the section's ``own`` components have learned from the ``logits`` given.
 
-    In each round every view's discriminant analysis is fitted to the class shares (co-training; Blum and Mitchell
-    1998), weighted by how far the largest exceeds a half; the shares are then those of the views' mean log
-    probabilities plus ``prior`` times the logits given. Labels (-1 none) together weigh as much as the others.
+    In each round a discriminant analysis is fitted to the class shares (co-training; Blum and Mitchell 1998), weighted
+    by how far the largest exceeds a half; the shares are then those of its log probabilities plus ``prior`` times the
+    logits given. Labels (-1 none) together weigh as much as the others.
     """
     n, k = logits.shape
     rows = evenly_spread(n, _MOST)
@@ -102,20 +101,18 @@ def cotrained(
     known = np.zeros(len(rows), dtype=bool) if labels is None else labels[rows] >= 0
     one_hot = None if labels is None else np.eye(k)[labels[rows][known]]
     share = softmax(logits[rows], axis=1)
-    fitted: list[ShrinkageLDA] = []
     for _ in range(_ROUNDS):
         weight = np.clip(2 * share.max(axis=1) - 1, 0, 1) + _LEAST_WEIGHT
         if one_hot is not None:
             share[known] = one_hot
             weight[known] = max(float(weight[~known].sum()) / max(int(known.sum()), 1), 1.0)
-        fitted = [ShrinkageLDA().fit(z[rows], share, weight, _SHRINKAGE) for z in views]
-        share = softmax(_agreed(fitted, views, rows) + prior * logits[rows], axis=1)
-    return log_softmax(_agreed(fitted, views, np.arange(n)) + prior * logits, axis=1)
+        fitted = shrinkage_lda(own[rows], share, weight, _SHRINKAGE)
+        share = softmax(_log_shares(fitted(own[rows])) + prior * logits[rows], axis=1)
+    return log_softmax(_log_shares(fitted(own)) + prior * logits, axis=1)
 
 
-def _agreed(fitted: Sequence[ShrinkageLDA], views: Sequence[FloatArray], rows: NDArray[np.int64]) -> FloatArray:
-    logs = [np.log(lda.predict_proba(z[rows]).clip(1e-6)) for lda, z in zip(fitted, views, strict=True)]
-    return np.mean(logs, axis=0)
+def _log_shares(logits: FloatArray) -> FloatArray:
+    return np.log(softmax(logits, axis=1).clip(1e-6))
 
 
 def same_class(one: FloatArray, other: FloatArray) -> float:

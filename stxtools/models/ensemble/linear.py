@@ -16,7 +16,7 @@ from stxtools._spatial.blocks import deal
 from stxtools._spatial.order import evenly_spread
 from stxtools._warn import warn
 
-from .discriminant import ShrinkageLDA, class_shrinkage
+from .discriminant import Linear, class_shrinkage, shrinkage_lda
 
 FloatArray = NDArray[np.float64]
 
@@ -25,20 +25,8 @@ PENALTY = 1e-2  # of the ridge: its inverse strength
 _FOLDS = 4
 _ROWS = 8000  # observations that a fit uses; more add time, not accuracy
 _ABSENT = -12.0  # logit of a class without labels
-_TOLERANCE = 1e-5  # largest gradient
-_STEPS = 200  # most problems take some ten
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Logits (or values) z @ coef + intercept; coef (d, K), intercept (K,)."""
-
-    coef: FloatArray
-    intercept: FloatArray
-
-    def __call__(self, z: NDArray[np.floating]) -> FloatArray:
-        """Logits of observations (n, d), (n, K)."""
-        return z @ self.coef + self.intercept
+_TOLERANCE = 1e-6  # largest gradient
+_STEPS = 2000  # most problems take some 200
 
 
 @dataclass(frozen=True)
@@ -106,9 +94,9 @@ def _discriminant(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.i
     pairs = inp.pairs()
     for columns in pairs:
         z = inp.z[np.ix_(rows, columns)].astype(np.float64)
-        lda = ShrinkageLDA().fit(z, share, np.ones(len(rows)), class_shrinkage(z, codes, share.shape[1]))
-        coef[columns] += lda.coef_ / len(pairs)
-        intercept += lda.intercept_ / len(pairs)
+        lda = shrinkage_lda(z, share, np.ones(len(rows)), class_shrinkage(z, codes, share.shape[1]))
+        coef[columns] += lda.coef / len(pairs)
+        intercept += lda.intercept / len(pairs)
     return _centred(coef, intercept)
 
 
@@ -123,16 +111,17 @@ def _logistic(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.int64
 
 def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: float) -> tuple[FloatArray, FloatArray]:
     """Coefficients (d, K) and intercepts (K,) of ridge logistic regression."""
-    model = LogisticRegression(C=c, tol=_TOLERANCE, max_iter=_STEPS, solver="newton-cg")  # columns differ in scale
+    unit = max(float(u.std(axis=0).max()), 1e-6)  # in units of it the intercept moves as fast as the coefficients
+    model = LogisticRegression(C=c * unit**2, tol=_TOLERANCE, max_iter=_STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(u, codes)
+        model.fit(u / unit, codes)
     if model.n_iter_.max() >= _STEPS:
         warn(
             f"The linear classifier of the ensemble has not converged after {_STEPS} steps: look for extreme values in "
             "the expression.",
         )
-    coef, intercept = np.asarray(model.coef_.T), np.asarray(model.intercept_)
+    coef, intercept = model.coef_.T / unit, model.intercept_
     if n_classes == 2:  # scikit-learn has the second class alone
         coef, intercept = coef * [-0.5, 0.5], intercept * [-0.5, 0.5]
     return coef, intercept

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from .discriminant import Linear
 from .gene_classifier import GeneClassifier
 from .gene_means import GeneSection
 from .label_propagation import BANDWIDTHS, propagated_logits, typical_gap
-from .linear import Linear
 from .trees import Trees
 
 FloatArray = NDArray[np.float64]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from stxtools._spatial.smoothing import Neighbourhoods
-from stxtools.models.ensemble.discriminant import ShrinkageLDA, class_shrinkage, standardised
+from stxtools.models.ensemble.discriminant import class_shrinkage, shrinkage_lda, standardised
 
 if TYPE_CHECKING:
     from stxtools.models._section import Section
@@ -126,5 +126,5 @@ def _agreed(
     """Fit one discriminant analysis a view; return the geometric mean of their probabilities."""
     logs = np.zeros_like(share)
     for z, s in zip(views, shrinkage, strict=True):
-        logs += np.log(ShrinkageLDA().fit(z, share, weight, s).predict_proba(z).clip(1e-4)) / len(views)
+        logs += np.log(softmax(shrinkage_lda(z, share, weight, s)(z), axis=1).clip(1e-4)) / len(views)
     return softmax(logs, axis=1)

@@ -9,15 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stxtools.models._params import MEMBERS
+from stxtools.models.ensemble.discriminant import Linear
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
-from stxtools.models.ensemble.linear import (
-    Linear,
-    LinearInput,
-    deal_folds,
-    linear_classifier,
-    linear_regression,
-    sampled,
-)
+from stxtools.models.ensemble.linear import LinearInput, deal_folds, linear_classifier, linear_regression, sampled
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights, out_of_fold
 from stxtools.models.ensemble.trees import N_HELD_OUT_TREES, N_TREES, Trees, grow_trees
 
@@ -37,10 +31,11 @@ class EnsembleFit:
     ``members`` names them, or is ``"auto"``: in sections with labels all but the classifier of genes, elsewhere this
     one, for components and trees of one section mean something else in another. The network takes part if it has
     ``converged`` on held-out labels; elsewhere not where the model is made ``across`` three sections or more.
+    ``kept`` says whether the model goes to other sections later; those for sections without labels are else not fitted.
     """
 
-    def __init__(self, training: TrainingTargets, members: str | Sequence[str], *, converged: bool) -> None:
-        self.training, self.sections, self.rng = training, training.sections, training.rng
+    def __init__(self, training: TrainingTargets, members: str | Sequence[str], *, converged: bool, kept: bool) -> None:
+        self.training, self.sections, self.rng, self.kept = training, training.sections, training.rng, kept
         auto = members == "auto"
         named = MEMBERS if auto else tuple(members)
         self.within = [m for m in named if not auto or (m != "genes" and (converged or m != "network"))]
@@ -58,6 +53,8 @@ class EnsembleFit:
             return self._regression()
         own = [m for m in self.within if m != "genes"]
         blocks = self._stacked(task, own) if set(own) - {"label_propagation", "network"} else None
+        if blocks is not None and not self.kept and all((s.labels[task] >= 0).any() for s in self.sections):
+            return blocks
         here = None if blocks is None else blocks.labelled or blocks.elsewhere
         if "genes" in self.elsewhere:
             weights = Weights(genes=1.0).with_network(_share(task, self.elsewhere))
@@ -71,7 +68,7 @@ class EnsembleFit:
         one_hot = np.eye(self.training.tasks[task])
         shares = [one_hot[s.labels[task]] for s in self.sections]
         weights = [((s.region >= 0) & (s.labels[task] >= 0)).astype(np.float64) for s in self.sections]
-        return GeneClassifier.fit(self.by_name, shares, weights, self.rng)
+        return GeneClassifier.fit(self.by_name, shares, weights, self.rng.spawn(1)[0])
 
     def _regression(self) -> Ensemble:
         share = _share(EXPRESSION, self.within)

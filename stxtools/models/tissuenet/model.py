@@ -102,6 +102,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         *,
         classes: Mapping[str, Sequence[str]] | None = None,
         expression: Sequence[str] | None = None,
+        kept: bool = True,
         **run: Unpack[Run],
     ) -> TissueNet:
         """Train on ``sections``, without labels where neither ``classes`` nor ``expression`` are given.
@@ -114,6 +115,8 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             Task (``"biomarker"``, ``"classification"``) -> class names.
         expression
             Names of the genes that the sections' ``expression`` holds, to be predicted.
+        kept
+            Whether other sections will be predicted, too; if not, only the members that ``sections`` need are fitted.
         **run
             ``random_state``, ``accelerator``, ``devices`` and ``show_progress``, as in :func:`stxtools.tl.multitask`.
         """
@@ -133,7 +136,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         with seeded(run["random_state"]):
             self.net = self._new_net()
         if self.tasks:
-            self._fit_tasks(TrainingTargets(self.featurizer, sections, own, self.tasks, rng), factors, run)
+            self._fit_tasks(TrainingTargets(self.featurizer, sections, own, self.tasks, rng), factors, run, kept=kept)
         else:
             self._fit_embedding(sections, run)
         return self
@@ -157,7 +160,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             task, *loaders, stage="embed", desc="training the network", threads=1 if few else None, **run
         )
 
-    def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: Run) -> None:
+    def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: Run, *, kept: bool) -> None:
         from .ensemble import EnsembleFit
 
         p, module, graphs = self.params, self.fitted_net(), training.graphs
@@ -179,7 +182,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         last = self.history[-1]
         self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
         stage("weighing the ensemble")
-        fit = EnsembleFit(training, p.ensemble, converged=self.convergence["converged"])
+        fit = EnsembleFit(training, p.ensemble, converged=self.convergence["converged"], kept=kept)
         self.ensembles = {name: fit.of(name) for name in factors}
 
     def _training(self, epochs: int, patience: int) -> Training:
