@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 import stxtools as st
 from stxtools.models import TissueNet
-from stxtools.models.explain.edges import METHODS, RegionAttribution
+from stxtools.models.explain.edges import RegionAttribution
 
+METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 HOW = {"show_progress": False, "accelerator": "cpu"}
 ALONE = {
     "unet": False, "genes": False, "ensemble": ("network",), "neighbours": (1,), "layers": 1, "hidden": 16,

@@ -8,16 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stxtools._settings import settings
 
-if TYPE_CHECKING:
-    from ._student import PyramidMLP
-    from ._unet import SegmentationNet, UNet
+from ._student import PyramidMLP
+from ._unet import SegmentationNet, UNet
 
 LARGEST_TILE = 256  # pixels; larger ones leave the processor's cache: 1.4 times the time, 1.7 times the memory
 SMALLEST_TILE = 64

@@ -22,6 +22,8 @@ FloatArray = NDArray[np.float64]
 Labels = Mapping[str, Sequence[NDArray[np.int64]]]
 Classes = Mapping[str, int]
 
+_SIZES = (19, 61)  # two rings and four of a hexagonal lattice
+
 
 @dataclass
 class EvaluationSection(Section):
@@ -134,18 +136,13 @@ def own_expression(s: EvaluationSection) -> Any:
 
 
 def means(s: EvaluationSection) -> FloatArray:
-    """Neighbourhood means, from the section's own mean: the simplest account of donor, depth and staining."""
-    return neighbourhood_means(s.features - s.features.mean(axis=0), s.xy)
-
-
-def neighbourhood_means(features: NDArray[np.float32], xy: FloatArray, sizes: Sequence[int] = (19, 61)) -> FloatArray:
-    """Means over the nearest 19 and 61 observations, itself included: two rings and four of a hexagonal lattice.
+    """Means over the nearest 19 and 61 observations, itself included, from the section's own mean.
 
     Written out here, apart from what the models read: a floor must not move with them.
     """
-    near = cKDTree(xy).query(xy, k=min(max(sizes), len(xy)))[1].reshape(len(xy), -1).T
-    values = features.astype(np.float64)
-    return np.concatenate([np.asarray(sum(values[i] for i in near[:k])) / min(k, len(xy)) for k in sizes], axis=1)
+    near = cKDTree(s.xy).query(s.xy, k=min(max(_SIZES), s.n_obs))[1].reshape(s.n_obs, -1).T
+    values = (s.features - s.features.mean(axis=0)).astype(np.float64)
+    return np.concatenate([np.asarray(sum(values[i] for i in near[:k])) / min(k, s.n_obs) for k in _SIZES], axis=1)
 
 
 class NearestLabel(Baseline):

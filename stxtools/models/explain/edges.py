@@ -6,7 +6,6 @@ Attention says what a layer mixed, not what the output depended on (Jain and Wal
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from stxtools.models.tissuenet.inputs import RegionSection
-    from stxtools.models.tissuenet.model import TissueNet
-
-METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
+from stxtools.models.tissuenet.inputs import RegionSection
+from stxtools.models.tissuenet.model import TissueNet
 
 
 class RegionAttribution:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,13 +10,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from stxtools.models._section import Section
 from stxtools.models.ensemble.evidence import RIDGE_SCALE
-
-if TYPE_CHECKING:
-    from stxtools.models._section import Section
-    from stxtools.models.ensemble.gene_classifier import GeneClassifier
-    from stxtools.models.ensemble.gene_means import GeneSection
-    from stxtools.models.segmenter.model import Segmenter
+from stxtools.models.ensemble.gene_classifier import GeneClassifier
+from stxtools.models.ensemble.gene_means import GeneSection
+from stxtools.models.segmenter.model import Segmenter
 
 Floats = NDArray[np.float64]
 
