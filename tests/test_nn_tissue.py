@@ -16,7 +16,7 @@ from scipy.spatial import Delaunay
 from torch.nn import functional as F
 
 import stxtools as st
-from stxtools._spatial.blocks import subgraphs
+from stxtools._spatial.blocks import Subgraph, subgraphs
 from stxtools.models import RegionSection, Section, TissueNet
 from stxtools.models.tissuenet.features import graph_parts
 from stxtools.nn import (
@@ -24,7 +24,6 @@ from stxtools.nn import (
     EmbeddingTask,
     Famo,
     GradNorm,
-    GraphPart,
     GraphTensors,
     RegionGNN,
     TissueModule,
@@ -278,9 +277,9 @@ def planar(n: int, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
     return ((graph + graph.T) > 0).astype(float).tocsr(), xy
 
 
-def as_parts(graph: sparse.csr_matrix, xy: np.ndarray, size: int, hops: int) -> list[GraphPart]:
+def as_parts(graph: sparse.csr_matrix, xy: np.ndarray, size: int, hops: int) -> list[Subgraph]:
     found = subgraphs(graph, xy, size, hops)
-    return [GraphPart(torch.from_numpy(p.nodes), p.core, torch.from_numpy(p.edges)) for p in found]
+    return [Subgraph(torch.from_numpy(p.nodes), p.core, torch.from_numpy(p.edges)) for p in found]
 
 
 @settings(max_examples=15, deadline=None)

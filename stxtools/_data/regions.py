@@ -16,7 +16,7 @@ from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
 from stxtools._validate import Libraries, check_in, libraries, listing, stored_library_key
 from stxtools.models.ensemble.gene_means import GeneSection
-from stxtools.models.tissuenet.inputs import RegionSection
+from stxtools.models.tissuenet.inputs import RegionSection, region_means
 
 from .sections import Geometry, make_sections
 
@@ -99,10 +99,7 @@ def _check_sections(libs: Libraries, graph: Libraries, library_key: str | bool |
 
 def node_features(values: NDArray[np.float32], inp: Regions) -> NDArray[np.float32]:
     """Mean of ``values`` (n_obs, C) in every region, (R, C)."""
-    known = np.flatnonzero(inp.region >= 0)
-    member = sparse.csr_matrix((np.ones(len(known)), (inp.region[known], known)), shape=(len(inp), len(inp.region)))
-    total = np.asarray(member @ values.astype(np.float64))
-    return (total / np.asarray(member.sum(axis=1))).astype(np.float32)
+    return region_means(inp.region, values, np.ones(len(values), dtype=bool), len(inp))[0]
 
 
 def region_sections(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +43,9 @@ def _ranked(values: NDArray[np.float64], parts: int) -> NDArray[np.int64]:
 class Subgraph(NamedTuple):
     """A part: its ``nodes`` and the ``edges`` (2, E), source and target, as places among them; its own come first."""
 
-    nodes: NDArray[np.int64]
+    nodes: Any  # arrays, or tensors for a network
     core: tuple[int, int]  # how many nodes are its own, and how many edges lead to these
-    edges: NDArray[np.int64]
+    edges: Any
 
 
 def subgraphs(graph: sparse.csr_matrix, xy: NDArray[np.float64], max_size: int, hops: int) -> Iterator[Subgraph]:

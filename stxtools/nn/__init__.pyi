@@ -1,4 +1,3 @@
-from ._gnn import GraphPart as GraphPart
 from ._gnn import RegionGNN as RegionGNN
 from ._layers import ChannelNorm as ChannelNorm
 from ._layers import GaussianPyramid as GaussianPyramid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,7 @@ from torch_geometric.nn import GATv2Conv, GCNConv
 from torch_geometric.typing import OptTensor
 from torch_geometric.utils import degree
 
-
-class GraphPart(NamedTuple):
-    """A part of a graph: its nodes (m,) and the edges among them (2, E), source and target; its own come first."""
-
-    nodes: Tensor
-    core: tuple[int, int]  # how many nodes are its own, and how many edges lead to these
-    edges: Tensor
+from stxtools._spatial.blocks import Subgraph
 
 
 class GatedGATv2(GATv2Conv):
@@ -74,7 +68,7 @@ class RegionGNN(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',).
 
-        With ``core`` (see :class:`GraphPart`; no gate then) only those of the core.
+        With ``core`` (see :class:`Subgraph`; no gate then) only those of the core.
         """
         # PyG would look for loops in every layer, and the host wait for what it finds
         loops = torch.arange(len(h) if self.kind == "gatv2" else 0, device=h.device).expand(2, -1)
@@ -97,7 +91,7 @@ class RegionGNN(nn.Module):
             return h, edges, 1 / degree(edges[1], len(h), h.dtype)[edges[1]]
         return h, messages, alpha.mean(dim=1)
 
-    def by_parts(self, h: Tensor, parts: Sequence[GraphPart]) -> tuple[Tensor, Tensor, Tensor]:
+    def by_parts(self, h: Tensor, parts: Sequence[Subgraph]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the same, part by part; each part's halo must reach as many steps as there are layers."""
         found = [self(h[part.nodes], part.edges, core=part.core) for part in parts]
         place = torch.cat([part.nodes[: part.core[0]] for part in parts])

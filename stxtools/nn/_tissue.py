@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch_geometric.utils import scatter
 
-from ._gnn import GraphPart, Readout, RegionGNN
+from stxtools._spatial.blocks import Subgraph
+
+from ._gnn import Readout, RegionGNN
 from ._unet import UNet
 
 
@@ -34,8 +36,8 @@ class GraphTensors:
     obs_weight: dict[str, Tensor] = field(default_factory=dict)
     obs_val_weight: dict[str, Tensor] = field(default_factory=dict)
     # parts that are passed through the graph network one at a time where nothing is learned; empty: all at once
-    parts: list[GraphPart] = field(default_factory=list)
-    core: tuple[int, int] | None = None  # of a part taken as a graph of its own, as that of :class:`GraphPart`
+    parts: list[Subgraph] = field(default_factory=list)
+    core: tuple[int, int] | None = None  # of a part taken as a graph of its own, as that of :class:`Subgraph`
 
     @property
     def judged(self) -> int:
@@ -116,7 +118,7 @@ class TissueModule(nn.Module):
         return TissueOutput(states, z, logits, obs_logits, reconstruction, edges, attention, nodes)
 
     def pass_messages(
-        self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None, parts: Sequence[GraphPart] = (),
+        self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None, parts: Sequence[Subgraph] = (),
         core: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
         """From node features to states, Z, outputs of the regions, and attention."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 
 SCHEMES = ("fixed", "gradnorm", "uncertainty", "famo")
 
@@ -98,7 +98,8 @@ class GradNorm(TaskWeighting):
         total = super().combine(losses, shared)
         if len(losses) > 1 and torch.is_grad_enabled() and shared.requires_grad:
             at = self._positions(losses)
-            norms = torch.stack([_gradient_norm(loss, shared) for loss in losses.values()])
+            grads = [autograd.grad(loss, shared, retain_graph=True, materialize_grads=True) for loss in losses.values()]
+            norms = torch.stack([gradient.norm() for (gradient,) in grads])
             with torch.no_grad():
                 self._balance(at, norms, torch.stack([loss.detach() for loss in losses.values()]).clamp_min(1e-8))
         return total
@@ -150,8 +151,3 @@ def task_weighting(scheme: str, factors: Mapping[str, float], squared: Sequence[
     """Return the weighting called ``scheme``, one of :data:`SCHEMES`."""
     kinds = {"fixed": TaskWeighting, "uncertainty": Uncertainty, "gradnorm": GradNorm, "famo": Famo}
     return kinds[scheme](factors, squared)
-
-
-def _gradient_norm(loss: Tensor, shared: Tensor) -> Tensor:
-    (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-    return shared.new_zeros(()) if gradient is None else gradient.norm()

@@ -58,26 +58,19 @@ class Answers:
         now, then = (same_class(cotrained(a.ridge, components, prior=0.0), a.ridge) for a in (self, other))
         return other if then > now + _CLEARLY else self
 
-    def gated(self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, adapt: bool = True) -> Evidence:
-        """Combine the members: discriminant analysis takes part where the section's own components come nearer to it.
-
-        They do not where components of another donor mean something else.
-        """
-        with_lda = len(self.ridge) < _GATE_FROM
-        if not with_lda:
-            refined = cotrained(self.ridge, components, prior=0.0)
-            with_lda = same_class(refined, self.lda) > same_class(self.ridge, self.lda)
-        return self.joined(components, with_lda=with_lda, labels=labels, adapt=adapt)
-
     def joined(
-        self,
-        components: FloatArray,
-        *,
-        with_lda: bool,
-        labels: NDArray[np.int64] | None = None,
+        self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, with_lda: bool | None = None,
         adapt: bool = True,
-    ) -> Evidence:
-        """Sum of the members, then co-trained with the section's own ``components``."""
+    ) -> Evidence:  # fmt: skip
+        """Sum of the members, then co-trained with the section's own ``components``.
+
+        Where ``with_lda`` does not say so, discriminant analysis takes part if these come nearer to it. They do not
+        where components of another donor mean something else.
+        """
+        if with_lda is None:
+            few = len(self.ridge) < _GATE_FROM
+            refined = self.ridge if few else cotrained(self.ridge, components, prior=0.0)
+            with_lda = few or same_class(refined, self.lda) > same_class(self.ridge, self.lda)
         logits = log_softmax(self.ridge + self.lda, axis=1) if with_lda else self.ridge
         adapts = labels is not None or (adapt and len(logits) >= ADAPT_FROM)
         if adapts:

@@ -74,7 +74,7 @@ class GeneClassifier:
         together = [(a, m.components(m.axes(N_COMPS))) for (a, _), m in zip(held_out[PENALTY], means, strict=True)]
         if ALONE in held_out:
             alone = [(_scores(a, prior), prior) for a, prior in held_out[ALONE]]
-            least = _auroc([answers.gated(own).logits for answers, own in together], shares, weights) - _TIE
+            least = _auroc([answers.joined(own).logits for answers, own in together], shares, weights) - _TIE
             if _auroc([scores for scores, _ in alone], shares, weights) >= least:
                 factor = _calibrated(lambda x: [_one_against_rest(x * s, prior) for s, prior in alone], shares, weights)
                 return cls(*known, True, factor)
@@ -88,13 +88,13 @@ class GeneClassifier:
         if not self.alone:
             if adapt and means.n_obs >= ADAPT_FROM:
                 answers = answers.moved(_TOWARDS * self._towards_sources(means, members, ours), components)
-            found = answers.gated(components, labels, adapt=adapt)
+            found = answers.joined(components, labels, adapt=adapt)
             return Evidence(self.factor * found.logits, found.weights)
         if adapt:
             shift = _TOWARDS_ALONE * self._towards_sources(means, members, ours)
             answers = Answers(answers.ridge + shift, answers.lda)
         logits = _one_against_rest(self.factor * _scores(answers, self.moments.prior), self.moments.prior)
-        return Answers(logits, answers.lda).joined(components, with_lda=False, labels=labels, adapt=adapt)
+        return Answers(logits, answers.lda).joined(components, labels, with_lda=False, adapt=adapt)
 
     def solved(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, NDArray[np.int64]]:
         """Means of the best genes that the section has, the members that read them, and their place in the model."""

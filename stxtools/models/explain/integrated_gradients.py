@@ -39,7 +39,8 @@ class SegmenterEvidence:
         at_pixel = np.bincount(section.flat_pixels, side, minlength=len(count)).reshape(section.shape)
         weight = torch.from_numpy(at_pixel.astype(np.float32))
         gradient = torch.zeros_like(x)
-        for rows, columns in _windows(section.shape):
+        windows = ([slice(start, start + _WINDOW) for start in range(0, size, _WINDOW)] for size in section.shape)
+        for rows, columns in product(*windows):
             here = weight[rows, columns]
             if not bool((here != 0).any()):
                 continue
@@ -55,11 +56,6 @@ class SegmenterEvidence:
             gradient[:, rows, columns] = found[0].detach().float()
         share = gradient.flatten(1).numpy().T / np.maximum(count, 1)[:, None]
         return share[section.flat_pixels].astype(np.float64) / self.scale, pd.Series(dtype=np.float64)
-
-
-def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
-    rows, columns = ([slice(start, start + _WINDOW) for start in range(0, size, _WINDOW)] for size in shape)
-    return list(product(rows, columns))
 
 
 class RidgeEvidence:

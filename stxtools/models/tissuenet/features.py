@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from stxtools._spatial.blocks import subgraphs
+from stxtools._spatial.blocks import Subgraph, subgraphs
 from stxtools._spatial.smoothing import averages, nearest
 from stxtools.models._params import TissueNetParams
 from stxtools.models._section import FeatureScaling
-from stxtools.nn._gnn import GraphPart
 from stxtools.nn._tissue import GraphTensors
 
 from .genes import GENE_SIZES, SmoothedGenes
@@ -156,10 +155,10 @@ class TrainingTargets:
         return values.astype(np.float32), np.isfinite(values).all(axis=1)
 
 
-def graph_parts(s: RegionSection, params: TissueNetParams) -> list[GraphPart]:
+def graph_parts(s: RegionSection, params: TissueNetParams) -> list[Subgraph]:
     """Parts of a graph of more than ``max_nodes`` regions; else none."""
     if len(s.nodes) <= params.max_nodes:
         return []
     centres = region_means(s.region, s.section.xy, s.region >= 0, len(s.nodes))[0].astype(np.float64)
     found = subgraphs(s.adjacency, centres, min(params.max_nodes, _PART), params.layers)
-    return [GraphPart(torch.from_numpy(nodes), core, torch.from_numpy(edges)) for nodes, core, edges in found]
+    return [Subgraph(torch.from_numpy(nodes), core, torch.from_numpy(edges)) for nodes, core, edges in found]
