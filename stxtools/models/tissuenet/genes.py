@@ -68,7 +68,7 @@ class SmoothedGenes:
         axes = np.split(self.axes / self._scale(logged, xy)[:, None], len(self.sizes))
         if rows is not None:  # only what these read is projected
             touched, at = np.unique(near, return_inverse=True)
-            logged, near = logged[touched], at.reshape(near.shape)
+            logged, near = logged[touched], at.reshape(near.shape).astype(np.int32)
         scores = np.zeros((len(near), self.axes.shape[1]), dtype=np.float32)
         for size, read in zip(self.sizes, axes, strict=True):
             scores += averages(near[:, :size], logged.shape[0]) @ (logged @ read) - mean @ read
