@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse, stats
 
 import stxtools as st
-from stxtools.stats._subjects import compare_pairs, compare_subjects
+from stxtools.stats._subjects import compare_subjects
 
 
 def _cohort(n_subjects: int = 6, *, share: float = 1.0, fold: float = 1.0, seed: int = 0) -> ad.AnnData:
@@ -141,7 +141,7 @@ def test_pairs_are_the_one_sample_t_test_and_hold_their_level() -> None:
     group = np.tile([True, False], 8)
     subject = np.repeat(rng.normal(0, 3, (8, 1)), 2, axis=0)
     one = subject + rng.normal(size=(16, 1)) + 2 * group[:, None]
-    found, plain = compare_pairs(one, group, None, 0), stats.ttest_rel(one[group, 0], one[~group, 0])
+    found, plain = compare_subjects(one, group, None, 0, paired=True), stats.ttest_rel(one[group, 0], one[~group, 0])
     assert found["effect"][0] == pytest.approx((one[group] - one[~group]).mean())
     assert plain.pvalue <= found["pvals"][0] < 5 * plain.pvalue
     assert found["pvals"][0] < compare_subjects(one, group, None, 0)["pvals"][0]
@@ -149,7 +149,7 @@ def test_pairs_are_the_one_sample_t_test_and_hold_their_level() -> None:
     for _ in range(8):
         spread = np.exp(rng.normal(-1, 0.4, 1500))
         noise = (np.repeat(rng.normal(0, 3, (6, 1500)), 2, axis=0) + rng.normal(size=(12, 1500))) * spread
-        pvals = compare_pairs(noise, group[:12], rng.normal(size=1500), 0)["pvals"]
+        pvals = compare_subjects(noise, group[:12], rng.normal(size=1500), 0, paired=True)["pvals"]
         called.append([(pvals <= 0.05).mean(), (pvals <= 0.005).mean()])
     assert 0.03 < np.mean(called, axis=0)[0] <= 0.06
     assert np.mean(called, axis=0)[1] <= 0.008

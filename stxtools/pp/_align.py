@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -19,12 +19,9 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_seed
 
-from ._register import PointSet, register
+from ._register import Method, PointSet, register
 
-if TYPE_CHECKING:
-    from ._register import Method
-
-    Maps = dict[str, tuple[NDArray[np.float64], dict[str, float]]]  # matrix and score of each section but the reference
+Maps = dict[str, tuple[NDArray[np.float64], dict[str, float]]]  # matrix and score of each section but the reference
 
 METHODS = ("rigid", "similarity", "affine")
 _LEAST = {"rigid": 2, "similarity": 2, "affine": 3}
@@ -152,13 +149,13 @@ def _from_landmarks(
             continue
         turned = (1, -1) if allow_reflection and method != "affine" else (1,)  # an affine map turns over by itself
         fits = [_fit(points[name], points[reference], sign, method, name) for sign in turned]
-        rmse, best = min((rmse, i) for i, (_, rmse) in enumerate(fits))
-        if not allow_reflection and np.linalg.det(fits[best][0][:, :2]) < 0:
+        matrix, rmse = min(fits, key=lambda fit: fit[1])
+        if not allow_reflection and np.linalg.det(matrix[:, :2]) < 0:
             raise ValueError(
                 f"The landmarks of section {name!r} turn it over; check their order, or pass "
                 "`allow_reflection=True` if it was mounted upside down."
             )
-        found[name] = fits[best][0], {"rmse": rmse}
+        found[name] = matrix, {"rmse": rmse}
     return found
 
 

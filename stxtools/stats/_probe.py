@@ -33,9 +33,13 @@ def explain_discriminant(pooled: Floats, components: Floats, difference: Floats,
     weight = np.linalg.solve(
         (1 - shrinkage) * pooled + shrinkage * ridge * np.eye(len(pooled)), components.T @ difference
     )
-    out = (components @ weight) * difference
-    norm = float(np.abs(out).sum())
-    return out / norm if norm > 0 else np.zeros(len(components))
+    return normed((components @ weight) * difference)
+
+
+def normed(values: Floats) -> Floats:
+    """Divide values by the sum of their absolute values; zeros stay."""
+    norm = float(np.abs(values).sum())
+    return values / norm if norm > 0 else np.zeros_like(values)
 
 
 class ComponentMoments:

@@ -25,26 +25,26 @@ _EXACT = 50  # subjects, at most, whose orders are all counted
 _KNOTS = 4  # degree of the variance trend, at most
 
 
-def compare_subjects(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Found:
-    """Compare two groups of subjects feature by feature: :func:`regress_subjects` on a column of 0 and 1."""
-    found = regress_subjects(values, group.astype(float), (group, ~group), level, seed)
-    return found | _sides(values[group], values[~group])
+def compare_subjects(
+    values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int, *, paired: bool = False
+) -> Found:
+    """Compare two groups of subjects (rows) feature by feature: :func:`regress_subjects` on a column of 0 and 1.
 
-
-def compare_pairs(values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int) -> Found:
-    """Compare the subjects (rows) in the group's condition with the same, in the same order, in the reference's."""
+    ``paired``: the subjects of the group's condition are those of the reference's, in the same order.
+    """
     one, two = values[group], values[~group]
-    found = regress_subjects(one - two, np.ones(len(one)), (np.ones(len(one), dtype=bool),), level, seed, paired=True)
-    alone = ~np.isfinite(one - two)
-    return found | _sides(np.where(alone, np.nan, one), np.where(alone, np.nan, two))
-
-
-def _sides(one: Floats, two: Floats) -> Found:
-    """Mean and number of the subjects of the group and of the reference."""
-    n = [np.isfinite(side).sum(axis=0) for side in (one, two)]
-    total = [np.where(np.isfinite(side), side, 0.0).sum(axis=0) for side in (one, two)]
-    mean = [np.where(k > 0, t / np.maximum(k, 1), np.nan) for k, t in zip(n, total, strict=True)]
-    return {"mean_group": mean[0], "mean_reference": mean[1], "n_group": n[0], "n_reference": n[1]}
+    if paired:
+        alone, all_of_them = ~np.isfinite(one - two), np.ones(len(one), dtype=bool)
+        found = regress_subjects(one - two, np.ones(len(one)), (all_of_them,), level, seed, paired=True)
+        one, two = np.where(alone, np.nan, one), np.where(alone, np.nan, two)
+    else:
+        found = regress_subjects(values, group.astype(float), (group, ~group), level, seed)
+    sides = {"group": one, "reference": two}
+    n = {f"n_{name}": np.isfinite(side).sum(axis=0) for name, side in sides.items()}
+    for name, side in sides.items():
+        total, k = np.where(np.isfinite(side), side, 0.0).sum(axis=0), n[f"n_{name}"]
+        found[f"mean_{name}"] = np.where(k > 0, total / np.maximum(k, 1), np.nan)
+    return found | n
 
 
 def regress_subjects(

@@ -15,7 +15,7 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import categories, check_adata, check_int, check_seed, listing
 from stxtools._warn import warn
-from stxtools.stats._subjects import MIN_SUBJECTS, compare_pairs, compare_subjects
+from stxtools.stats._subjects import MIN_SUBJECTS, compare_subjects
 
 from ._subject_values import Observed, effect_table, one_each
 
@@ -96,7 +96,7 @@ def compare(
         )
         for kind, (values, level, names) in zip(KINDS, parts, strict=True):
             if len(names):
-                found = _table((compare_pairs if paired else compare_subjects)(values, group, level, seed), kind, names)
+                found = _table(compare_subjects(values, group, level, seed, paired=paired), kind, names)
                 found.insert(0, "group", condition_names[other])
                 tables.append(found)
         within += [condition_names[other]] * paired

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -33,10 +32,9 @@ from stxtools._validate import (
     stored_library_key,
 )
 
-if TYPE_CHECKING:
-    # regions, their observations, and the log expression of these
-    _Some = tuple[NDArray[np.int64], NDArray[np.int64], sparse.csr_matrix]
-    _Part = tuple[NDArray[np.int64], sparse.csr_matrix]  # regions and their means
+# regions, their observations, and the log expression of these
+_Some = tuple[NDArray[np.int64], NDArray[np.int64], sparse.csr_matrix]
+_Part = tuple[NDArray[np.int64], sparse.csr_matrix]  # regions and their means
 
 _MEMBERS = 65_536  # observations whose expression is averaged at a time
 _RETURNED = 2**24  # values of a matrix whose memory goes back to the system once it is freed; that of small ones stays

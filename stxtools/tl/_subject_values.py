@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,18 +16,15 @@ from scipy import sparse
 from stxtools._data.chunks import iter_rows
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
-from stxtools._validate import categories, check_in, listing
+from stxtools._validate import Libraries, categories, check_in, listing
 from stxtools.stats._meta_analysis import adjust_bh
 
 from ._region_graph import inherited_library_key
 
-if TYPE_CHECKING:
-    from stxtools._validate import Libraries
-
 _HALF = 0.5  # added to counts before logarithms
 
 # subjects x values, the level that their variance depends on, and compartment and feature of each
-Values = tuple["NDArray[np.float64]", "NDArray[np.float64] | None", list[tuple[str, str]]]
+Values = tuple[NDArray[np.float64], NDArray[np.float64] | None, list[tuple[str, str]]]
 
 
 def one_each(

@@ -95,11 +95,9 @@ def track(
     if np.isnan(times).any():
         lacking = libs.names[int(np.argmax(np.isnan(times)))]
         raise ValueError(f"Section {lacking!r} has no time in `adata.obs[{time_key!r}]`; leave it out or give it one.")
-    owner = (
-        np.full(len(libs), -1)
-        if subject_key is None
-        else one_each(libs, *categories(adata, subject_key, "subject_key"), subject_key)
-    )
+    owner = np.full(len(libs), -1)
+    if subject_key is not None:
+        owner = one_each(libs, *categories(adata, subject_key, "subject_key"), subject_key)
 
     rng = np.random.default_rng(seed)
     steps, time = np.unique(times, return_inverse=True)

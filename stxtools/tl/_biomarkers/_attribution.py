@@ -16,6 +16,7 @@ from stxtools._data.framework import KnownInput
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._validate import listing
 from stxtools.stats._design import Design
+from stxtools.stats._probe import normed
 
 if TYPE_CHECKING:
     from stxtools._data.regions import Regions
@@ -64,13 +65,8 @@ def model_attributions(
         for total, design in zip(totals, designs, strict=True):
             inside, outside = design.sides(codes)
             used = np.isin(where.libs.codes, design.libraries)
-            total += _normed(source.explain(design.name, reference, inside & used, outside & used))
-    return [_normed(total) for total in totals]
-
-
-def _normed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    norm = float(np.abs(values).sum())
-    return values / norm if norm > 0 else values
+            total += normed(source.explain(design.name, reference, inside & used, outside & used))
+    return [normed(total) for total in totals]
 
 
 def _checked_task(model: Any, wanted: Sequence[str]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
 from stxtools.stats._design import Design, Outcome, shrink
-from stxtools.stats._meta_analysis import Alternative, adjust_bh, expression_weights, signed_z
+from stxtools.stats._meta_analysis import Alternative, Combined, adjust_bh, expression_weights, signed_z
 from stxtools.stats._section import ONE_COUNT, PSEUDO
-
-if TYPE_CHECKING:
-    from stxtools.stats._meta_analysis import Combined
 
 FDR = 0.05  # of the genes that stand first, and of the intervals
 _LEAST_Z = 0.1  # a test statistic nearer to 0 does not tell the error of the fold change

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from math import isqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_seed
 from stxtools.stats._composition import Covariates
-from stxtools.stats._design import plan
+from stxtools.stats._design import Design, plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
@@ -32,9 +32,6 @@ from stxtools.tl._region_graph import inherited_library_key
 
 from ._features import Contacts, Features, activities
 from ._resources import Table, read_nets, read_pairs
-
-if TYPE_CHECKING:
-    from stxtools.stats._design import Design
 
 CONTACT = "contact"
 FDR = 0.05

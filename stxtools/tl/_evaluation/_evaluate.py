@@ -132,13 +132,13 @@ def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     stage("loading PyTorch")
     from stxtools.models.baselines.registry import BASELINES
 
-    if models is None:
-        models = MODELS
-    if isinstance(models, (str, Mapping)) or callable(models):
-        pairs = dict(models) if isinstance(models, Mapping) else {_name(models): models}
+    models = MODELS if models is None else models
+    if isinstance(models, Mapping):
+        pairs = dict(models)
     else:
-        pairs = {_name(m): m for m in models}
-        if len(pairs) < len(list(models)):
+        several = [models] if isinstance(models, str) or callable(models) else list(models)
+        pairs = {_name(m): m for m in several}
+        if len(pairs) < len(several):
             raise ValueError("Two models have the same name; give them names with a mapping.")
     known = ("framework", *BASELINES)
     for name, model in pairs.items():
