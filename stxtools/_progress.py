@@ -70,12 +70,6 @@ class Stage:
             self._move(self.range_of(names[-1])[0] if names else self.start)
             self.bar.refresh()
 
-    def leave(self) -> None:
-        """Go on after a stage inside this one."""
-        if self.bar is not None:
-            self.bar.set_description_str(": ".join(self.path), refresh=False)
-            self.bar.refresh()
-
     def range_of(self, name: str) -> tuple[float, float]:
         """Return the range of a stage inside, which begins now: its share of what is left to it and those behind it."""
         if name in self.shares:
@@ -120,7 +114,7 @@ def progress(
         yield here
         here._move(here.end)
         if outer is not None and here.bar is not None:
-            outer.leave()
+            here.bar.set_description_str(": ".join(outer.path))
     finally:
         _current.reset(token)
         if outer is None and here.bar is not None:

@@ -165,22 +165,15 @@ def slots_of(params: Mapping[str, Any]) -> list[str]:
     return [str(slot) for slot in np.atleast_1d(np.asarray(params.get("slots", ()), dtype=object))]
 
 
-def records(uns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def records(uns: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
     """All parameters that this package wrote: entries of ``uns``, or one or two levels inside them."""
-    for value in uns.values():
-        inner = value.uns if hasattr(value, "uns") else value
-        yield from _records_in(inner, depth=2)
-
-
-def _records_in(value: Any, depth: int) -> Iterator[Any]:
-    if not isinstance(value, Mapping):
-        return
-    versions = value.get("versions")
+    uns = getattr(uns, "uns", uns)
+    versions = uns.get("versions") if isinstance(uns, Mapping) else None
     if isinstance(versions, Mapping) and "stxtools" in versions:
-        yield value
-    elif depth:
-        for inner in value.values():
-            yield from _records_in(inner, depth - 1)
+        yield uns
+    elif depth and isinstance(uns, Mapping):
+        for inner in uns.values():
+            yield from records(inner, depth - 1)
 
 
 def _is_there(adata: AnnData, path: Path) -> bool:
@@ -210,18 +203,16 @@ _NOWHERE = np.zeros(0, dtype=bool)
 
 def _check_finite(call: str, code: str, value: Any, allowed: NDArray[np.bool_] | None) -> None:
     """Check the numbers of one slot; NaN may stand in the rows ``allowed`` (None: in any)."""
-    bad = 0
-    for part in _float_arrays(value):
-        if part.size == 0 or (np.isfinite(part.min()) and np.isfinite(part.max())):
-            continue
-        wrong = np.isinf(part) if allowed is None else ~np.isfinite(part)
-        if allowed is not None and len(allowed) == len(part):
-            wrong &= ~(np.isnan(part) & allowed.reshape(-1, *[1] * (part.ndim - 1)))
-        bad += int(wrong.sum())
-    if bad:
+    part = _floats(value)
+    if part.size == 0 or (np.isfinite(part.min()) and np.isfinite(part.max())):
+        return
+    wrong = np.isinf(part) if allowed is None else ~np.isfinite(part)
+    if allowed is not None and len(allowed) == len(part):
+        wrong &= ~(np.isnan(part) & allowed.reshape(-1, *[1] * (part.ndim - 1)))
+    if wrong.any():
         raise ValueError(
-            f"`st.{call}` computed {bad} value(s) for `{code}` that are NaN or infinite; nothing was written. Check "
-            "the input for extreme values; where a network was trained, a smaller learning rate "
+            f"`st.{call}` computed {int(wrong.sum())} value(s) for `{code}` that are NaN or infinite; nothing was "
+            "written. Check the input for extreme values; where a network was trained, a smaller learning rate "
             "(`params={'lr': ...}`) or another `random_state` may help."
         )
 
@@ -241,18 +232,17 @@ def _check_finite_uns(call: str, code: str, value: Any) -> None:
         _check_finite(call, code, value, None if isinstance(value, pd.DataFrame) else _NOWHERE)
 
 
-def _float_arrays(value: Any) -> list[NDArray[Any]]:
-    """Parts of a slot that hold floating-point numbers, in memory."""
+def _floats(value: Any) -> NDArray[Any]:
+    """Floating-point numbers of a slot, in memory; empty where there are none."""
     if isinstance(value, pd.DataFrame):
-        floats = value.select_dtypes(include="floating")
-        return [floats.to_numpy()] if floats.shape[1] else []
-    if isinstance(value, pd.Series):
+        value = value.select_dtypes(include="floating")
+    if isinstance(value, (pd.DataFrame, pd.Series)):
         value = value.to_numpy()
     if sparse.issparse(value):
         value = value.data
     if isinstance(value, (float, np.floating)):
         value = np.atleast_1d(value)
-    return [value] if isinstance(value, np.ndarray) and value.dtype.kind == "f" else []
+    return value if isinstance(value, np.ndarray) and value.dtype.kind == "f" else np.empty(0)
 
 
 def categorical(codes: NDArray[np.int64], names: Sequence[str]) -> pd.Categorical:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -105,13 +105,8 @@ class Libraries:
     def __len__(self) -> int:
         return len(self.names)
 
-    def rows(self, index: int) -> NDArray[np.int64]:
-        """Positions of the observations of section ``index``."""
-        return np.flatnonzero(self.codes == index)
 
-
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """Classes of the observations: codes (-1: none) and names."""
 
     codes: NDArray[np.int64]
@@ -120,13 +115,8 @@ class Labels:
 
 def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL, libs: Libraries | None = None) -> NDArray[np.float64]:
     """Return x and y of ``obsm[spatial_key]`` as float64, checked to be finite; z may vary between sections only."""
-    check_in(
-        adata,
-        "obsm",
-        spatial_key,
-        "spatial_key",
-        "Put the x, y position of every observation there (n_obs x 2), or name the key that holds them.",
-    )
+    mend = "Put the x, y position of every observation there (n_obs x 2), or name the key that holds them."
+    check_in(adata, "obsm", spatial_key, "spatial_key", mend)
     where, stored = f"`adata.obsm[{spatial_key!r}]`", adata.obsm[spatial_key]
     if np.ma.is_masked(stored):
         raise ValueError(f"{where} has masked positions; drop these observations, and store a plain array.")
@@ -234,8 +224,8 @@ def fingerprint(xy: NDArray[np.float64]) -> int:
     return zlib.crc32(np.ascontiguousarray(xy, dtype=np.float64).tobytes())
 
 
-def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) -> tuple[NDArray[np.int64], list[str]]:
-    """Return codes (-1 where missing) and class names of a categorical, string, boolean or integer column."""
+def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) -> Labels:
+    """Return the classes that a categorical, string, boolean or integer column holds."""
     check_in(adata, "obs", key, param)
     column = adata.obs[key]
     if pd.api.types.is_float_dtype(column.dtype):
@@ -261,14 +251,14 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
         raise ValueError(
             f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({listing(labels)}); `{param}` needs {min_classes}."
         )
-    return codes, labels
+    return Labels(codes, labels)
 
 
-def label_classes(adata: AnnData, key: str, param: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Return codes and names of a label column, checked to have two classes at least that files can hold."""
-    codes, names = categories(adata, key, param, min_classes=2)
-    check_class_names(names, key)
-    return codes, names
+def label_classes(adata: AnnData, key: str, param: str) -> Labels:
+    """Return the classes of a label column, checked to be two at least that files can hold."""
+    labels = categories(adata, key, param, min_classes=2)
+    check_class_names(labels.names, key)
+    return labels
 
 
 def genes_to_predict(adata: AnnData, genes: Sequence[str] | None, key: str | None) -> list[str]:

@@ -79,7 +79,7 @@ def iter_rows(matrix: Any, work: Callable[[sparse.csr_matrix, slice], T], *, at_
     if is_dask(matrix):
         yield from _iter_dask(matrix, work, at_once)
         return
-    if not is_backed(matrix) and not isinstance(matrix, np.ndarray):
+    if sparse.issparse(matrix):
         matrix = to_csr(matrix)
     n, n_vars = matrix.shape
     step = rows_per_chunk(n_vars)

@@ -19,7 +19,6 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._progress import stage
 from stxtools._settings import settings
-from stxtools._spatial.order import name_order
 from stxtools._warn import warn
 from stxtools.models.ensemble.gene_means import GeneSection
 
@@ -110,7 +109,7 @@ class Expression:
         if share >= 1:
             return np.arange(n_obs)
         drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
-        return np.sort(name_order(np.asarray(self._obs_names, dtype=str))[drawn])
+        return np.sort(np.argsort(np.asarray(self._obs_names, dtype=str), kind="stable")[drawn])
 
     def sample(self, seed: int) -> sparse.csr_matrix:
         """Return the expression of :meth:`sampled` observations."""

@@ -82,8 +82,7 @@ class TrainingInput(_FrameworkInput):
         self.record = own | read.record
         self.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, chosen]
         known = GeneNames(source)
-        self.named = read, known.own, None
-        model.ids = dict(zip(known.own, known.others(), strict=False))
+        self.named, model.ids = (read, known.own, None), known.others()
 
 
 def _genes_to_read(read: Expression, named: bool | tuple[str, ...]) -> NDArray[np.int64]:

@@ -22,14 +22,26 @@ def noised_values(
 ) -> tuple[Any, dict[str, str]]:
     """Return noised expression (sparse where it was), or ``obsm[use_rep]`` with noise, and what ``params`` say."""
     rng = np.random.default_rng(seed)
-    if use_rep is None:
-        use_x = kind != "counts" and layer is None and adata.X is not None
-        source, name = (adata.X, "X") if use_x else stored_matrix(adata, layer)
-        values, scale = _noised(source, level, kind, rng)
-        return values, {"expression_scale": scale, "expression_source": name}
-    values = stored_representation(adata, use_rep)
-    noise = rng.standard_normal(values.shape, dtype=np.float32)
-    return values + np.float32(level) * values.std(axis=0) * noise, {}
+    if use_rep is not None:
+        values = stored_representation(adata, use_rep)
+        noise = rng.standard_normal(values.shape, dtype=np.float32)
+        return values + np.float32(level) * values.std(axis=0) * noise, {}
+    use_x = kind != "counts" and layer is None and adata.X is not None
+    source, name = (adata.X, "X") if use_x else stored_matrix(adata, layer)
+    matrix = to_csr(source)
+    # what is added may be more than 8 or 16 bits hold
+    matrix = matrix.astype(np.int64 if matrix.dtype.kind in "iu" else matrix.dtype, copy=True)
+    scale = Survey.of(matrix).scale
+    if kind != "counts":
+        out = _gaussian(matrix, level, rng, integers=scale == "counts")
+    elif scale == "counts":
+        out = _thin_and_refill(matrix, level, rng)
+    else:
+        raise ValueError(
+            "`kind='counts'` needs integer counts; the values found are not. Name the `layer` that holds counts, "
+            "or use `kind='gaussian'`."
+        )
+    return out if sparse.issparse(source) else out.toarray(), {"expression_scale": scale, "expression_source": name}
 
 
 def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) -> AnnData:
@@ -47,25 +59,6 @@ def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) 
             target.layers[_keys.COUNTS] = values.copy()
     target.X = values
     return target
-
-
-def _noised(source: Any, level: float, kind: str, rng: np.random.Generator) -> tuple[Any, str]:
-    matrix = to_csr(source)
-    # what is added may be more than 8 or 16 bits hold
-    matrix = matrix.astype(np.int64 if matrix.dtype.kind in "iu" else matrix.dtype, copy=True)
-    matrix.sum_duplicates()
-    scale = Survey.of(matrix).scale
-    integers = scale == "counts"
-    if kind == "counts":
-        if not integers:
-            raise ValueError(
-                "`kind='counts'` needs integer counts; the values found are not. Name the `layer` that holds counts, "
-                "or use `kind='gaussian'`."
-            )
-        out = _thin_and_refill(matrix, level, rng)
-    else:
-        out = _gaussian(matrix, level, rng, integers=integers)
-    return out if sparse.issparse(source) else out.toarray(), scale
 
 
 def _gaussian(

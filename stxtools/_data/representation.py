@@ -14,7 +14,6 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools import _keys
-from stxtools._progress import stage
 from stxtools._spatial.matrices import column_moments, column_sums, row_view
 from stxtools._validate import check_in
 from stxtools.models._projection import GeneProjection
@@ -119,31 +118,6 @@ def _loess(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
             model.fit()
             return np.asarray(model.outputs.fitted_values)
     raise ValueError("The variable genes of these counts cannot be found: too many share a mean; name a `use_rep`.")
-
-
-def principal_components(
-    matrix: sparse.csr_matrix, scale: str, names: pd.Index, *,
-    n_comps: int, n_top_genes: int, random_state: int, depth: NDArray[np.float64] | None,
-) -> tuple[NDArray[np.float32], GeneProjection]:  # fmt: skip
-    """PCA of the log-normalised variable genes, brought to the median ``depth`` (None: that over all genes).
-
-    It is not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
-    """
-    stage("choosing genes")
-    genes = select_genes(matrix, scale, n_top_genes)
-    stage("computing components")
-    target = median_depth(np.asarray(matrix.sum(axis=1)).ravel() if depth is None else depth)
-    logged = log_normalize(matrix, scale, target_sum=target)[:, genes]
-    n_comps = min(n_comps, len(genes), matrix.shape[0] - 1)
-    if n_comps < 1:
-        raise ValueError(f"`adata` has {matrix.shape[0]} observation(s); a representation needs at least 2.")
-    mean, components = principal_axes(logged, n_comps, random_state=random_state)
-    values = np.asarray(logged @ components) - mean @ components
-    projection = GeneProjection(
-        [str(g) for g in names[genes]], mean, components, target, values.var(axis=0),
-        residual_variance(logged, mean, values),
-    )  # fmt: skip
-    return np.ascontiguousarray(values, dtype=np.float32), projection
 
 
 def residual_variance(logged: sparse.csr_matrix, mean: NDArray[np.float64], values: NDArray[np.floating]) -> float:

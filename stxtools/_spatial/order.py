@@ -25,11 +25,6 @@ def ties_sorted(order: NDArray[np.int64], values: NDArray[Any], *keys: NDArray[A
     return order
 
 
-def name_order(names: NDArray[np.str_]) -> NDArray[np.int64]:
-    """Return the rows sorted by name."""
-    return np.argsort(names, kind="stable").astype(np.int64)
-
-
 def evenly_spread(n: int, most: int) -> NDArray[np.int64]:
     """Positions of at most ``most`` of n observations, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))

@@ -256,7 +256,7 @@ def rows_of(adata: AnnData, library: str | None, library_key: str | None) -> tup
     if library not in libs.names:
         hint = "" if library_key is not None else " Name the obs column of sections with `library_key=`."
         raise KeyError(f"`library={library!r}` is no section; there: {listing(libs.names)}.{hint}")
-    return libs, libs.rows(libs.names.index(library))
+    return libs, np.flatnonzero(libs.codes == libs.names.index(library))
 
 
 def _by_identifier(names: pd.Series, observations: pd.Index, path: Path) -> NDArray[np.object_]:

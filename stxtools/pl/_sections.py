@@ -69,7 +69,7 @@ def panels_of(
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:
         raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
-    rows = {name: libs.rows(libs.names.index(name)) for name in wanted}
+    rows = {name: np.flatnonzero(libs.codes == libs.names.index(name)) for name in wanted}
     return [Panel(name, rows[name], xy[rows[name]]) for name in wanted]
 
 

@@ -10,7 +10,6 @@ from stxtools import _keys
 from stxtools._data.expression import Expression
 from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._spatial.order import name_order
 from stxtools._validate import check_adata, check_key_added, check_number, check_seed
 from stxtools.stats._thinning import thin_counts
 
@@ -63,7 +62,7 @@ def split_counts(
         raise ValueError(
             "The expression is not integer counts, and only counts can be split. Name the `layer` that holds them."
         )
-    order = name_order(np.asarray(adata.obs_names, dtype=str))
+    order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     parts = thin_counts(counts, fraction, np.random.default_rng(seed), order)
     slots = Slots("pp.split_counts")
     for name, part in zip(names, parts, strict=True):

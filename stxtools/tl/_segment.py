@@ -98,7 +98,7 @@ def segment(
     >>> st.tl.segment(adata, n_segments=4)
     """
     check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
-    labels = None if labels_key is None else Labels(*label_classes(adata, labels_key, "labels_key"))
+    labels = None if labels_key is None else label_classes(adata, labels_key, "labels_key")
     key, random_state = check_key_added(key_added, _keys.SEGMENT), check_seed(random_state)
     arguments: dict[str, Any] = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
     arguments |= {"params": params, "class_shares": class_shares}
@@ -144,7 +144,8 @@ def segment(
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
         if fitted.by_genes is not None:
-            fitted.ids = known.others_of(fitted.read_genes)
+            genes_read = set(fitted.read_genes)
+            fitted.ids = {gene: other for gene, other in known.others().items() if gene in genes_read}
         results = fitted.predict(sections, accelerator=accelerator)
     else:
         if fitted.by_genes is not None and names is not None:

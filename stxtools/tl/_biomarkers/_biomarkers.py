@@ -18,7 +18,7 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_key_added, check_seed
+from stxtools._validate import categories, check_adata, check_choice, check_int, check_key_added, check_seed
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import Alternative
@@ -119,7 +119,7 @@ def biomarkers(
     seed = check_seed(random_state)
     key = check_key_added(key_added, _keys.BIOMARKERS)
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
-    named = Labels(*categories(adata, groupby, "groupby", min_classes=2))
+    named = categories(adata, groupby, "groupby", min_classes=2)
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
     where = Geometry(adata, spatial_key, library_key, raster=False)
     xy, libs, names = where.xy, where.libs, named.names

@@ -17,7 +17,6 @@ from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, stored_matrix
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
 from stxtools._spatial.matrices import column_moments
-from stxtools._spatial.order import name_order
 from stxtools._validate import Labels, categories, check_in, stored_library_key
 from stxtools._warn import warn
 from stxtools.stats._thinning import thin_counts
@@ -97,7 +96,7 @@ def _divided(
     if read.scale != "counts" or read.matrix.nnz == 0:
         return "the expression is not integer counts: name a `layer` that holds them"
     names = np.asarray(adata.obs_names, dtype=str)
-    train, test = thin_counts(read.matrix, _HALF, np.random.default_rng(seed), name_order(names))
+    train, test = thin_counts(read.matrix, _HALF, np.random.default_rng(seed), np.argsort(names, kind="stable"))
     if train.nnz == 0 or test.nnz == 0:
         return "there are too few counts to divide"
     work, tested = (AnnData(part, obs=adata.obs.copy(), var=adata.var[[]].copy()) for part in (train, test))

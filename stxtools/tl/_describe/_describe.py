@@ -93,7 +93,7 @@ def describe(
     check_choice("protect", protect, PROTECTIONS)
     n_null, n_top = check_int("n_null", n_null, minimum=MIN_NULL), check_int("n_top", n_top, minimum=1)
     seed = check_seed(random_state)
-    named = Labels(*categories(adata, groupby, "groupby", min_classes=2))
+    named = categories(adata, groupby, "groupby", min_classes=2)
     markers = _markers(adata, biomarkers_key, groupby)
     genes = [str(name) for name in adata.var_names]
     nets, pairs = read_nets(net, set(genes)), read_pairs(resource, set(genes))
