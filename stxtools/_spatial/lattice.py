@@ -6,7 +6,8 @@ along the column direction. Every module that reads pixel indices of a hexagonal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -29,24 +30,48 @@ _START, _GROWTH = 8.0, 2.0  # spacings around the middle that are fitted first, 
 
 
 @dataclass(frozen=True)
-class Lattice:
-    """Integer pixel of every observation, and where the lattice lies in space."""
+class RasterGrid:
+    """The raster of one section; lengths are in units of the coordinates.
 
-    kind: str
-    index: Index  # (n, 2) row, col; both start at 0
-    spacing: float
-    origin: tuple[float, float]  # x, y of pixel (0, 0)
+    - ``pixel_size``, ``origin``: Distance between the centres of neighbouring pixels; x, y of the centre of pixel (0,
+      0).
+    - ``lattice``: ``"hex"`` (odd rows lie half a pixel further along the column direction), ``"square"`` or
+      ``"scattered"`` (bins of a square grid, which may hold several observations).
+    - ``spacing``: Typical distance between scattered observations, where it was measured; it is not stored.
+    """
+
+    shape: tuple[int, int]
+    pixel_size: float
+    origin: tuple[float, float]
+    lattice: str
+    spacing: float | None = field(default=None, compare=False)
+
+    def to_uns(self) -> dict[str, Any]:
+        """Return what ``uns`` can hold."""
+        return {
+            "shape": np.array(self.shape, dtype=np.int64),
+            "pixel_size": float(self.pixel_size),
+            "origin": np.array(self.origin, dtype=np.float64),
+            "lattice": self.lattice,
+        }
+
+    @classmethod
+    def from_uns(cls, stored: Mapping[str, Any]) -> RasterGrid:
+        """Return the grid that :meth:`to_uns` stored."""
+        rows, cols = (int(v) for v in stored["shape"])
+        x, y = (float(v) for v in stored["origin"])
+        return cls((rows, cols), float(stored["pixel_size"]), (x, y), str(stored["lattice"]))
 
 
-def fit_lattice(xy: Floats, array: NDArray[Any] | None = None, kind: Kind = "auto") -> Lattice | None:
-    """Return the lattice of one section, or None where there is none."""
-    if kind == "scattered" or len(xy) < 2:
+def fit_lattice(xy: Floats, array: NDArray[Any] | None = None, kind: Kind = "auto") -> tuple[Index, RasterGrid] | None:
+    """Return the pixel (row, col) of every observation of one section, and its lattice; None where there is none."""
+    if len(xy) < 2:
         return None
     found = None if array is None else _from_array(xy, array, kind)
     return _from_coordinates(xy, kind) if found is None else found
 
 
-def _from_array(xy: Floats, array: NDArray[Any], kind: Kind) -> Lattice | None:
+def _from_array(xy: Floats, array: NDArray[Any], kind: Kind) -> tuple[Index, RasterGrid] | None:
     """Of the lattices that rows and columns may count, the one that lies in space nearest to how it should."""
     if not np.isfinite(array).all() or (array != np.rint(array)).any():
         return None
@@ -113,7 +138,7 @@ def _place(index: Index, kind: str) -> Floats:
     return place
 
 
-def _from_coordinates(xy: Floats, kind: Kind) -> Lattice | None:
+def _from_coordinates(xy: Floats, kind: Kind) -> tuple[Index, RasterGrid] | None:
     n = len(xy)
     if kind == "auto" and n < _MIN_DETECT:
         return None
@@ -170,7 +195,7 @@ def _grown(xy: Floats, basis: Floats, spacing: float) -> Index:
         radius *= _GROWTH
 
 
-def _build(xy: Floats, index: Index, kind: str, *, checked: bool = False) -> Lattice | None:
+def _build(xy: Floats, index: Index, kind: str, *, checked: bool = False) -> tuple[Index, RasterGrid] | None:
     """Place the lattice in space by an affine fit; reject it where it does not hold (``checked``)."""
     index = index - index.min(axis=0)
     if not _all_different(index):
@@ -188,5 +213,6 @@ def _build(xy: Floats, index: Index, kind: str, *, checked: bool = False) -> Lat
         residual = np.linalg.norm(xy - xy.mean(axis=0) - (place - mean) @ matrix, axis=1)
         if np.quantile(residual, 0.95) > _RESIDUAL * spacing:
             return None
-    origin = xy.mean(axis=0) - mean @ matrix
-    return Lattice(kind, index, spacing, (float(origin[0]), float(origin[1])))
+    x, y = xy.mean(axis=0) - mean @ matrix
+    rows, cols = index.max(axis=0) + 1
+    return index, RasterGrid((int(rows), int(cols)), spacing, (float(x), float(y)), kind)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,45 +10,11 @@ from numpy.typing import NDArray
 from stxtools._checks import check_choice
 
 from .density import typical_spacing
-from .lattice import Kind, fit_lattice
+from .lattice import Kind, RasterGrid, fit_lattice
 
 LATTICES = ("auto", "hex", "square", "scattered")
 _OCCUPANCY = 2.0  # scattered observations in a pixel
 _AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside those for each observation
-
-
-@dataclass(frozen=True)
-class RasterGrid:
-    """The raster of one section; lengths are in units of the coordinates.
-
-    - ``pixel_size``, ``origin``: Distance between the centres of neighbouring pixels; x, y of the centre of pixel (0,
-      0).
-    - ``lattice``: ``"hex"`` (odd rows lie half a pixel further along the column direction), ``"square"`` or
-      ``"scattered"`` (bins of a square grid, which may hold several observations).
-    - ``spacing``: Typical distance between scattered observations, where it was measured; it is not stored.
-    """
-
-    shape: tuple[int, int]
-    pixel_size: float
-    origin: tuple[float, float]
-    lattice: str
-    spacing: float | None = field(default=None, compare=False)
-
-    def to_uns(self) -> dict[str, Any]:
-        """Return what ``uns`` can hold."""
-        return {
-            "shape": np.array(self.shape, dtype=np.int64),
-            "pixel_size": float(self.pixel_size),
-            "origin": np.array(self.origin, dtype=np.float64),
-            "lattice": self.lattice,
-        }
-
-    @classmethod
-    def from_uns(cls, stored: Mapping[str, Any]) -> RasterGrid:
-        """Return the grid that :meth:`to_uns` stored."""
-        rows, cols = (int(v) for v in stored["shape"])
-        x, y = (float(v) for v in stored["origin"])
-        return cls((rows, cols), float(stored["pixel_size"]), (x, y), str(stored["lattice"]))
 
 
 def rasterize(
@@ -71,9 +35,9 @@ def rasterize(
     if pixel_size is None and lattice != "scattered":
         found = fit_lattice(xy, array, lattice)
         if found is not None:
-            rows, cols = (int(v) + 1 for v in found.index.max(axis=0))
-            _check_area(rows, cols, len(xy), found.spacing)
-            return found.index.astype(np.int32), RasterGrid((rows, cols), found.spacing, found.origin, found.kind)
+            index, grid = found
+            _check_area(*grid.shape, len(xy), grid.pixel_size)
+            return index.astype(np.int32), grid
         if lattice != "auto":
             raise ValueError(
                 f"The {len(xy)} observations do not form a {lattice} lattice (by their coordinates"
