@@ -35,7 +35,7 @@ class SegmenterParams:
         Most epochs of each stage; training stops early when the validation loss no longer falls. ``epochs=None`` takes
         10, or 30 where there is more tissue than four training views hold.
     steps_per_epoch, batch_size
-        Random views a step and steps an epoch.
+        Steps an epoch and random views a step.
     view_size
         Largest side of a training view in pixels.
     lr, weight_decay, patience

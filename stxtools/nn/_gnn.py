@@ -9,9 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import GATv2Conv, GCNConv
-from torch_geometric.typing import OptTensor
-from torch_geometric.utils import degree
+
+from ._pyg import GATv2Conv, GCNConv, OptTensor, degree
 
 from stxtools._spatial.blocks import Subgraph
 

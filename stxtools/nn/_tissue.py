@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torch_geometric.utils import scatter
 
 from stxtools._spatial.blocks import Subgraph
 
 from ._gnn import Readout, RegionGNN
+from ._pyg import scatter
 from ._unet import UNet
 
 
