@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import is_color_like
 
 import stxtools as st
 
@@ -37,6 +38,10 @@ def _class(name: str, color: list[int] | None = None) -> dict[str, Any]:
     return {"objectType": "annotation", "classification": {"name": name} | ({"color": color} if color else {})}
 
 
+def _text(kind: str, coordinates: Any, name: str = "Tumor") -> str:
+    return json.dumps(_feature(kind, coordinates, _class(name)))
+
+
 FEATURES = [
     # 5 x 5 spots (0..4), less those in the hole (2, 2)
     _feature("Polygon", [_box(-5, -5, 45, 45), _box(15, 15, 25, 25)], _class("Drüsengewebe", [255, 0, 16])),
@@ -44,7 +49,7 @@ FEATURES = [
     _feature("Polygon", [_box(35, -5, 65, 15)], {"objectType": "annotation", "classification": "Fett"}),
     _feature("MultiPolygon", [[_box(75, 75, 85, 85)], [_box(-5, 85, 5, 95)]], _class("Nekrose")),
     # a scribble along y = 61.5: half a spot is 2, so row 6 is touched, from column 2 to 4
-    _feature("LineString", [[20, 61.5], [40, 61.5]], _class("Übergang")),
+    _feature("LineString", [[20, 61.5], [40, 61.5]], _class("Übergang", [1, 2])),
     _feature("LineString", [[20, 52.5], [40, 52.5]], _class("zu weit")),  # 2.5 from row 5
     _feature("MultiPoint", [[91, 0], [90, 31.5]], {"objectType": "annotation", "name": "Gefäß"}),
     _feature("Polygon", [_box(-5, -5, 95, 95)], {"objectType": "detection", "classification": {"name": "Zelle"}}),
@@ -84,6 +89,7 @@ def test_qupath(tmp_path: Path, scale: float, collection: bool) -> None:
     assert isinstance(adata.obs["annotation"].dtype, pd.CategoricalDtype)
     names = list(adata.obs["annotation"].cat.categories)
     assert adata.uns["annotation_colors"][names.index("Drüsengewebe")] == "#ff0010"
+    assert all(map(is_color_like, adata.uns["annotation_colors"]))  # QuPath's, or where it has none scanpy's
     adata.write_h5ad(tmp_path / "labels.h5ad")
     pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "labels.h5ad").obs, adata.obs)
 
@@ -171,6 +177,10 @@ def test_barcodes_of_joined_sections(tmp_path: Path) -> None:
     [
         ("a.geojson", "{", ValueError, "is no GeoJSON"),
         ("a.geojson", '{"type": "FeatureCollection", "features": []}', ValueError, "none of them an annotation"),
+        ("a.geojson", _text("Polygon", [[[0, 0], [1, 1]]]), ValueError, "a.geojson' has an annotation that cannot be read"),
+        ("a.geojson", _text("Ellipse", [[0, 0]]), ValueError, "a.geojson' has an annotation that cannot be read"),
+        ("a.geojson", _text("Point", [0, 0], "a\0b"), ValueError, "contain NUL"),
+        ("a.csv", "X,Y\n0,0\n1,1\n", ValueError, "a.csv' has an annotation that cannot be read"),
         ("a.csv", "Barcode,Graph\nnowhere,1\n", ValueError, r"None of the 1 identifiers.*'nowhere'"),
         ("a.csv", "Barcode,Graph,Other\n0-0,1,2\n", ValueError, "the one category"),
         ("a.csv", "gene,value\n0-0,1\n", ValueError, "expected X and Y"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from stxtools._validate import (
     Libraries,
     categories,
     check_adata,
+    check_class_names,
     check_key_added,
     coordinates,
     libraries,
@@ -42,7 +45,7 @@ _LEAST_SCALE = 1e-9
 def read_annotations(
     adata: AnnData, path: str | os.PathLike[str], *,
     key_added: str = "annotation", library: str | None = None, scale: float = 1.0,
-    spatial_key: str = _keys.SPATIAL, library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
     """Read annotations of QuPath, Xenium Explorer or Loupe Browser as labels of the observations.
 
@@ -95,6 +98,7 @@ def read_annotations(
     else:
         labels = _by_identifier(found["name"], adata.obs_names[rows], path)
     names = list(dict.fromkeys(found["name"]))
+    check_class_names(names, key)
     codes = np.full(adata.n_obs, -1, dtype=np.int64)
     if library is not None and key in adata.obs:  # the labels of the other sections
         before, known = categories(adata, key, "key_added", min_classes=0)
@@ -117,7 +121,7 @@ def read_annotations(
 def write_annotations(
     adata: AnnData, key: str, path: str | os.PathLike[str], *,
     library: str | None = None, scale: float = 1.0,
-    spatial_key: str = _keys.SPATIAL, library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
     """Write the regions of a column as GeoJSON, which QuPath opens: one annotation per connected region.
 
@@ -184,15 +188,26 @@ def _geojson(text: str, path: Path) -> pd.DataFrame:
     features = found.get("features", [found]) if isinstance(found, dict) else found
     if not isinstance(features, list) or not all(isinstance(f, dict) and "geometry" in f for f in features):
         raise ValueError(f"{str(path)!r} holds no GeoJSON features.")
-    kept = [f for f in features if f["geometry"] is not None and _is_annotation(f)]
-    named = [(f, name, color) for f in kept for name, color in [_name_and_color(f.get("properties") or {})] if name]
+    with _readable(path):
+        kept = [f for f in features if f["geometry"] is not None and _is_annotation(f)]
+        named = [(f, name, color) for f in kept for name, color in [_name_and_color(f.get("properties") or {})] if name]
     if not named:
         raise ValueError(
             f"{str(path)!r} holds {len(features)} features, none of them an annotation with a class or a name; set the "
             "class of the annotations in QuPath."
         )
     rows = [f | {"properties": {"name": name, "color": color}} for f, name, color in named]
-    return GeoDataFrame.from_features(rows)  # without a CRS: these are pixels
+    with _readable(path):
+        return GeoDataFrame.from_features(rows)  # without a CRS: these are pixels
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name the file whose shape is none: shapely and geopandas raise many kinds of errors then."""
+    try:
+        yield
+    except Exception as err:
+        raise ValueError(f"{str(path)!r} has an annotation that cannot be read ({err}); draw it again.") from err
 
 
 def _is_annotation(feature: dict[str, Any]) -> bool:
@@ -207,10 +222,11 @@ def _name_and_color(properties: dict[str, Any]) -> tuple[str, str | None]:
     known, color = properties.get("classification"), properties.get("color")
     if isinstance(known, dict):
         color = known.get("color", known.get("colorRGB", color))
-        known = known.get("name") or ": ".join(known.get("names") or ())  # a list from version 0.4 on
+        known = known.get("name") or ": ".join(map(str, known.get("names") or ()))  # a list from version 0.4 on
     if isinstance(color, int):  # Java's signed alpha, red, green, blue
         color = [color >> 16 & 255, color >> 8 & 255, color & 255]
-    hexadecimal = "#" + "".join(f"{int(c):02x}" for c in color[:3]) if isinstance(color, list) else None
+    is_rgb = isinstance(color, list) and len(color) >= 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in color)
+    hexadecimal = "#" + "".join(f"{c:02x}" for c in color[:3]) if is_rgb else None
     return str(known or properties.get("name") or ""), hexadecimal
 
 
@@ -223,7 +239,8 @@ def _csv(text: str, path: Path) -> pd.DataFrame:
     columns = list(table.columns)
     if {"X", "Y"} <= set(columns):
         parts = dict(list(table.groupby("Selection", sort=False))) if "Selection" in table else {title: table}
-        shapes = [shapely.Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
+        with _readable(path):
+            shapes = [shapely.Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
         return pd.DataFrame({"name": [str(name) for name in parts], "geometry": shapes})
     identifiers = next((c for c in columns if str(c).lower() in {"barcode", "cell id", "cell_id"}), None)
     if identifiers is None:
@@ -244,7 +261,7 @@ def _csv(text: str, path: Path) -> pd.DataFrame:
     return pd.DataFrame({"name": names.to_numpy(dtype=object)}, index=table[identifiers]).dropna()
 
 
-def rows_of(adata: AnnData, library: str | None, library_key: str | None) -> tuple[Libraries, NDArray[np.int64]]:
+def rows_of(adata: AnnData, library: str | None, library_key: str | bool | None) -> tuple[Libraries, NDArray[np.int64]]:
     """Return the sections and the observations of ``library``, or all where there is one section."""
     libs = libraries(adata, library_key)
     if library is None:
