@@ -225,6 +225,21 @@ def test_every_colour_bar_has_a_label(name: str, drawn: ad.AnnData) -> None:
     assert bars or name not in {"attention", "sensitivity", "biomarkers", "targets"}
 
 
+@pytest.mark.parametrize("name", ["biomarkers", "describe", "region_graph", "targets", "volcano"])
+def test_on_a_dark_ground_nothing_is_written_in_its_colour(name: str, drawn: ad.AnnData) -> None:
+    more = {"region_graph": {"labels": True, "scale_bar": 1.0}}.get(name, {})
+    with plt.style.context("dark_background"):
+        axes = _call(name, drawn, show=False, **more)
+    first = axes[0] if isinstance(axes, list) else axes
+    texts = [*first.get_xticklabels(), *first.get_yticklabels(), first.title]
+    handles = [h for legend in first.figure.legends for h in (*legend.get_texts(), *legend.get_lines())]
+    colors = [h.get_color() for h in texts + handles] + [a.color for a in first.artists if isinstance(a, ScaleBar)]
+    assert not any(mpl.colors.same_color(color, "black") for color in colors)
+    rims = [effect._gc["foreground"] for text in first.texts for effect in text.get_path_effects()]
+    assert set(rims) <= {"black"}
+    assert rims or name not in {"region_graph", "volcano"}
+
+
 def _without_colors(adata: ad.AnnData) -> ad.AnnData:
     adata = adata.copy()
     for holder in (adata, adata.uns["regions"]):

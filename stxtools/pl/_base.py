@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from anndata import AnnData
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.patheffects import withStroke
@@ -239,8 +240,8 @@ def finish(ax: Axes, title: str | None, xlabel: str = "", ylabel: str = "") -> N
 
 
 def halo() -> Any:
-    """Return a white rim of letters that lie on a drawing."""
-    return withStroke(linewidth=2, foreground="white")
+    """Return a rim, in the colour of the ground, of letters that lie on a drawing."""
+    return withStroke(linewidth=2, foreground=rcParams["axes.facecolor"])
 
 
 def rows(ax: Axes, names: Sequence[str], place: Any = None, **font: Any) -> None:
@@ -271,6 +272,6 @@ def heat(
     ax.tick_params(axis="x", length=0, rotation=90 if turned else 0)
     ax.tick_params(axis="y", length=0, rotation=0)
     if legend:
-        handles = [] if marks is None else [_legend.dot(mark, "black", size=4)]
+        handles = [] if marks is None else [_legend.dot(mark, rcParams["text.color"], size=4)]
         _legend.add_legend([ax], handles, own=own, bars=[(_legend.mappable(-limit, limit, DIVERGING), label)])
     return ax

@@ -133,7 +133,8 @@ def _ranked(
         lower = _numbers(part, "scores") < 0 if both else np.zeros(len(part), dtype=bool)
         place = np.arange(len(part)) + 0.5 * (lower & (~lower).any())  # a gap before the genes that are lower
         hollow |= bool((~passed).any())
-        face = np.where(passed[:, None], colors.to_rgba(_numbers(part, "logfoldchanges")), 1.0)
+        ground = np.array(axis.get_facecolor())
+        face = np.where(passed[:, None], colors.to_rgba(_numbers(part, "logfoldchanges")), ground)
         # a thin grey rim keeps pale dots (small changes) visible
         rim = np.where(passed, "#595959", "#999999")
         axis.hlines(place, origin, value, color="#cccccc", linewidth=1, zorder=1)
@@ -146,7 +147,7 @@ def _ranked(
         axis.locator_params(axis="x", nbins=4)
     if legend:
         handles = [_legend.dot(f"FDR ≤ {fdr:g}", "#888888")]
-        handles += [_legend.dot("not significant", "#888888", markerfacecolor="white", markeredgewidth=1)] * hollow
+        handles += [_legend.dot("not significant", "#888888", markerfacecolor="none", markeredgewidth=1)] * hollow
         if "pct_nz_group" in parts[0]:
             sizes = [_legend.dot(f"{s:.0%}", "#888888", size=float(np.sqrt(_area(s)))) for s in (0.2, 0.6, 1.0)]
             handles += [_legend.heading("expressed in"), *sizes]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba_array
 from numpy.typing import NDArray
 
 from stxtools import _keys
@@ -79,7 +80,8 @@ def compare(
         place = np.arange(len(part))
         axis.axvline(0, color="#888888", linewidth=0.8, zorder=0)
         axis.hlines(place, part["ci_low"], part["ci_high"], colors=color, linewidth=1.5)
-        face = np.where(color == NEITHER, "white", color)
+        face = to_rgba_array(color)
+        face[color == NEITHER] = axis.get_facecolor()
         axis.scatter(effect, place, s=36, c=face, edgecolors=color, linewidths=1.2, zorder=2)
         _base.rows(axis, _names(part, "names"))
         _base.finish(axis, text, "$\\log_2$ fold change, 95 % interval")

@@ -164,7 +164,7 @@ def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: 
     for label in ax.get_xticklabels():
         label.set(rotation=60, ha="left", rotation_mode="anchor")
     for label, p in zip(ax.get_yticklabels(), part["pvals_adj"].to_numpy(dtype=float), strict=True):
-        label.set(rotation=0, style="italic", color="black" if p <= fdr else "#999999")
+        label.set(rotation=0, style="italic", color=label.get_color() if p <= fdr else "#999999")
 
 
 def favour(column: pd.Series) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.patches import Rectangle
@@ -177,7 +178,8 @@ def draw_sections(
         if unit := units[panel.library]:
             axis.set_ylim(end + 0.07 * (end - top), top)  # below the tissue
             axis.add_artist(ScaleBar(unit, "um", location="lower left", scale_loc="right", length_fraction=0.35, pad=0,
-                                     border_pad=0.2, frameon=False, font_properties={"size": "small"}))  # fmt: skip
+                                     border_pad=0.2, frameon=False, color=rcParams["text.color"],
+                                     font_properties={"size": "small"}))  # fmt: skip
     return axes
 
 
@@ -232,6 +234,6 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, 
     extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / factor
     image = ax.imshow(pixels, extent=tuple(extent), origin="upper", cmap="gray", zorder=-1)
     left, right, top, bottom = panel.limits
-    # a scale bar or a legend beside the section stands on white
+    # a scale bar or a legend beside the section stands on the ground
     image.set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=ax.transData))
     return True

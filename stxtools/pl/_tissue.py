@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
@@ -132,6 +133,7 @@ def region_graph(
     >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
     >>> ax = st.pl.region_graph(adata)
     """
+    ink = rcParams["text.color"]  # what stands on the ground and not on the tissue
     view = GraphView(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
     regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", _AGAIN)
@@ -141,7 +143,7 @@ def region_graph(
     def draw(axis: Axes, panel: Panel, over: bool) -> None:
         if spots:
             spots_drawn(view.faint, "observations")(axis, panel, False)
-        view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333", label="edges")
+        view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333" if spots else ink, label="edges")
         view.draw_nodes(axis, panel, labels=labels)
 
     axes = draw_sections(
@@ -157,7 +159,7 @@ def region_graph(
         if weights.nnz:
             scale = unit or 1.0  # in microns where they are known
             handles += [_legend.heading("contact length" if unit is None else "contact length (µm)")]
-            handles += [Line2D([], [], color="#333333", linewidth=float(view.widths(s / scale, top)), label=f"{s:g}")
+            handles += [Line2D([], [], color=ink, linewidth=float(view.widths(s / scale, top)), label=f"{s:g}")
                         for s in _steps(scale * float(weights.data.min()), scale * top)]  # fmt: skip
         _legend.add_legend(axes, handles, own=ax is None)
     return _base.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
