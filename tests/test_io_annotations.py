@@ -99,13 +99,17 @@ def _scaled(value: Any, scale: float) -> Any:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-@pytest.mark.parametrize("kind", ["lattice", "cells"])
+@pytest.mark.parametrize("kind", ["lattice", "turned", "doubled", "cells"])
 def test_what_was_written_comes_back_equal(tmp_path: Path, scale: float, kind: str) -> None:
     rng = np.random.default_rng(0)
-    adata = _grid() if kind == "lattice" else ad.AnnData(np.ones((400, 2), dtype=np.float32))
+    adata = ad.AnnData(np.ones((400, 2), dtype=np.float32)) if kind == "cells" else _grid()
+    if kind == "turned":
+        adata.obsm["spatial"] = adata.obsm["spatial"] @ [[np.cos(0.3), np.sin(0.3)], [-np.sin(0.3), np.cos(0.3)]]
     if kind == "cells":
         adata.obsm["spatial"] = rng.uniform(0, 1000, (400, 2))
     given = rng.choice(np.array(["Tumor", "Stroma", "Fett", None], dtype=object), adata.n_obs)
+    if kind == "doubled":
+        given[::10], adata.obsm["spatial"][::10] = given[1::10], adata.obsm["spatial"][1::10] + [[0], [1e-13]] * 5
     adata.obs["truth"] = pd.Categorical(given, ["Tumor", "Stroma", "Fett"])
     adata.uns["truth_colors"] = ["#aa0000", "#00bb00", "#0000cc"]
     st.io.write_annotations(adata, "truth", tmp_path / "truth.geojson", scale=scale)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import Voronoi, cKDTree
 
 _PIXELS_PER_SPOT = 4  # unless the image would be larger than _MOST
 _MOST = 2048  # rows or columns
@@ -58,15 +58,15 @@ def outlines(xy: NDArray[np.float64], codes: NDArray[np.integer[Any]], reach: fl
     """Return a shapely polygon or multipolygon for each code from 0 on; together they tile the tissue."""
     import shapely
 
-    first = np.sort(np.unique(xy, axis=0, return_index=True)[1])
-    xy, codes = xy[first], np.asarray(codes)[first]
-    discs = shapely.buffer(shapely.points(xy), reach, quad_segs=4)
-    if len(xy) > 1:
-        tissue = shapely.union_all(discs)
-        frame = shapely.box(*(xy.min(axis=0) - 2 * reach), *(xy.max(axis=0) + 2 * reach))
-        cells = shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(xy), extend_to=frame, ordered=True))
-    else:
-        tissue, cells = discs[0], discs
+    tissue = shapely.union_all(shapely.buffer(shapely.points(xy), reach, quad_segs=4))
+    middle, far = xy.mean(axis=0), 10 * max(float(np.ptp(xy, axis=0).max()), reach)
+    around = far * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # no cell of an observation is open
+    diagram = Voronoi(np.vstack([xy - middle, around]))  # not that of GEOS, whose cells of turned lattices overlap
+    regions, first = np.unique(diagram.point_region[: len(xy)], return_index=True)  # doubled observations share one
+    codes, corners = np.asarray(codes)[first], [diagram.regions[region] for region in regions]
+    which = np.repeat(np.arange(len(corners)), [len(corner) for corner in corners])
+    rings = shapely.linearrings(diagram.vertices[np.concatenate(corners)] + middle, indices=which)
+    cells = shapely.polygons(rings)
     return {
         int(code): shapely.intersection(shapely.coverage_union_all(cells[codes == code]), tissue)
         for code in np.unique(codes[codes >= 0])
