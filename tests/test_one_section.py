@@ -52,6 +52,13 @@ def test_groups_of_a_column_within_each_other(make_section, column):
     st.tl.biomarkers(adata, "band", library_key=column, n_null=50, show_progress=False)
 
 
+def test_of_patients_and_their_sections_the_sections_are_named():
+    adata = st.datasets.synthetic_tissue(n_obs=800, n_patients=2, sections_per_patient=2, show_progress=False)
+    assert list(adata.obs.columns).index("patient") < list(adata.obs.columns).index("section")
+    with pytest.raises(ValueError, match="library_key='section'"):
+        st.pp.rasterize(adata)
+
+
 def test_false_says_that_it_is_one_section(make_section, quick_unet, tmp_path):
     adata = make_section("scattered", rows=12, cols=12)
     adata.obs["batch"] = pd.Categorical(np.random.default_rng(0).integers(0, 2, adata.n_obs).astype(str))

@@ -171,17 +171,18 @@ def check_one_section(obs: pd.DataFrame, xy: NDArray[np.float64]) -> None:
             f"{int(twice.sum())} of {len(xy)} observations lie at exactly the position of another one, as when several "
             f"sections are put together. {named} {mend}"
         )
+    found = {}
     for column in obs.columns:
         codes = _groups(obs, column)
-        if codes is None:
-            continue
-        mixed, bound = _mixing(xy, codes)
-        if mixed > bound:
-            raise ValueError(
-                f"The groups of `adata.obs[{column!r}]` ({listing(pd.unique(obs[column].dropna()), 4)}) lie within "
-                "each other in space, as sections do whose coordinates begin at the same corner: neighbours "
-                f"would be of different groups. Pass `library_key={column!r}`; or {mend}"
-            )
+        if codes is not None and np.greater(*_mixing(xy, codes)):
+            found[column] = int(codes.max())
+    if found:
+        column = max(found, key=lambda name: found[name])  # sections, and not the patients who have several
+        raise ValueError(
+            f"The groups of `adata.obs[{column!r}]` ({listing(pd.unique(obs[column].dropna()), 4)}) lie within each "
+            "other in space, as sections do whose coordinates begin at the same corner: neighbours would be of "
+            f"different groups. Pass `library_key={column!r}`; or {mend}"
+        )
 
 
 def _groups(obs: pd.DataFrame, column: Any) -> NDArray[np.int64] | None:
