@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +103,8 @@ def couple(
     """
     import ot
 
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Numerical errors")  # what POT says of the NaN below
         try:
             plan = ot.gromov.fused_unbalanced_gromov_wasserstein(
                 structure_weight * structure[0], structure_weight * structure[1], *weight, reg_marginals=slack,
