@@ -220,8 +220,8 @@ def evaluation(
     for axis, name, text in panels:
         part = table[table["target"] == name]
         how = {"data": part, "x": "model", "y": "value", "hue": "scheme", "order": models, "legend": False, "ax": axis}
-        sns.stripplot(**how, palette=dict.fromkeys(schemes, rcParams["text.color"]), dodge=len(schemes) > 1, jitter=False,
-                      marker="_", size=12, linewidth=1, zorder=4)  # fmt: skip
+        sns.stripplot(**how, palette=dict.fromkeys(schemes, rcParams["text.color"]), dodge=len(schemes) > 1,
+                      jitter=False, marker="_", size=12, linewidth=1, zorder=4)  # fmt: skip
         sns.pointplot(**how, palette=colors, dodge=0.4 * (len(schemes) > 1), linestyle="none", errorbar="sd",
                       markersize=6, capsize=0.1, err_kws={"linewidth": 1.2}, zorder=3)  # fmt: skip
         if metric == "auroc" and part["value"].min() < 0.65:
