@@ -89,8 +89,9 @@ def test_applying_a_student_imports_nothing_of_its_teacher(tmp_path: Path, with_
 
 def test_graph_networks_are_imported_without_a_warning() -> None:
     """That of PyTorch Geometric calls what torch names deprecated, in a category by its version."""
-    errors = [f"error:`torch.jit.script` is deprecated:{category}" for category in ("DeprecationWarning", "FutureWarning")]
-    command = [sys.executable, "-W", errors[0], "-W", errors[1], "-c", "from stxtools.nn import RegionGNN"]
+    error = "error:`torch.jit.script` is deprecated:"
+    options = ["-W", f"{error}DeprecationWarning", "-W", f"{error}FutureWarning"]
+    command = [sys.executable, *options, "-c", "from stxtools.nn import RegionGNN"]
     subprocess.run(command, check=True, cwd=ROOT)
 
 

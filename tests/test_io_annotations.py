@@ -181,8 +181,8 @@ def test_barcodes_of_joined_sections(tmp_path: Path) -> None:
     [
         ("a.geojson", "{", ValueError, "is no GeoJSON"),
         ("a.geojson", '{"type": "FeatureCollection", "features": []}', ValueError, "none of them an annotation"),
-        ("a.geojson", _text("Polygon", [[[0, 0], [1, 1]]]), ValueError, "a.geojson' has an annotation that cannot be read"),
-        ("a.geojson", _text("Ellipse", [[0, 0]]), ValueError, "a.geojson' has an annotation that cannot be read"),
+        ("a.geojson", _text("Polygon", [[[0, 0], [1, 1]]]), ValueError, "annotation that cannot be read"),
+        ("a.geojson", _text("Ellipse", [[0, 0]]), ValueError, "annotation that cannot be read"),
         ("a.geojson", _text("Point", [0, 0], "a\0b"), ValueError, "contain NUL"),
         ("a.csv", "X,Y\n0,0\n1,1\n", ValueError, "a.csv' has an annotation that cannot be read"),
         ("a.csv", "Barcode,Graph\nnowhere,1\n", ValueError, r"None of the 1 identifiers.*'nowhere'"),

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._pyg import GATv2Conv, GCNConv, OptTensor, degree
-
 from stxtools._spatial.blocks import Subgraph
+
+from ._pyg import GATv2Conv, GCNConv, OptTensor, degree
 
 
 class GatedGATv2(GATv2Conv):
