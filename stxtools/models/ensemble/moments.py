@@ -54,14 +54,15 @@ class LabelMoments:
     ) -> LabelMoments:
         """Measure features (n, 2 g), class shares (n, K) and weights (n,)."""
         weight = weight / weight.sum()
-        mean, prior = weight @ z, weight @ share
+        mean, prior = weight.astype(np.float32) @ z, weight @ share
         root = np.sqrt(weight)[:, None].astype(np.float32)
-        x = (z - mean.astype(np.float32)) * root
+        x = z - mean
+        x *= root
         cross = x.T @ ((share - prior) * root).astype(np.float32)
         factor = _row_factor(x, rank).clip(-_HALF_MAX, _HALF_MAX).astype(np.float16)
         kept = np.square(factor.astype(np.float32)).sum(axis=0)
-        rest = np.maximum(np.square(x).sum(axis=0) - kept, 0.0)
-        return cls(list(genes), factor, rest, mean.astype(np.float32), cross, prior)
+        rest = np.maximum(np.einsum("ij,ij->j", x, x) - kept, 0.0)
+        return cls(list(genes), factor, rest, mean, cross, prior)
 
     @property
     def n_classes(self) -> int:
