@@ -119,11 +119,12 @@ def _made_before(adata: AnnData, *arrays: NDArray[Any] | None) -> dict[Any, Any]
     Triangles and raster of a million cells take 14 s, and calls one after the other ask for the same ones.
     """
     digest = blake2b(b"".join(b"" if a is None else np.ascontiguousarray(a).tobytes() for a in arrays)).digest()
-    if id(adata) not in _MADE:
+    made = _MADE.get(id(adata))
+    if made is None:
         weakref.finalize(adata, _MADE.pop, id(adata), None)
-    if _MADE.get(id(adata), (b"", {}))[0] != digest:
-        _MADE[id(adata)] = digest, {}
-    return _MADE[id(adata)][1]
+    if made is None or made[0] != digest:  # another thread may set its own meanwhile: the entry is read once
+        made = _MADE[id(adata)] = digest, {}
+    return made[1]
 
 
 def _stored_raster(
