@@ -29,10 +29,28 @@ def test_without_a_task_and_with_one_the_model_does_not_know(line, quick_net, tm
         st.tl.multitask(line, **HOW)
     with pytest.raises(ValueError, match="nothing would be learned"):
         st.tl.multitask(line, "band", params=quick_net | {"alpha": 0.0}, **HOW)
+    region = line.obs["region_id"].cat.categories[0]
+    other = line.copy()
+    other.obs.loc[other.obs["region_id"] != region, "region_id"] = np.nan  # all else lies outside the only region
+    other.uns["regions"] = other.uns["regions"][[region]].copy()
+    other.obs["half"] = np.where(other.obs["region_id"] == region, "in", "out")
+    with pytest.raises(ValueError, match=r"Within the regions, .*'half'.* labels 'in' of its classes 'in', 'out'"):
+        st.tl.multitask(other, "half", params=quick_net, **HOW)
     assert_same(before, line)
     st.tl.multitask(line, "band", params=quick_net, save_model=tmp_path / "n.stx", **HOW)
     with pytest.raises(ValueError, match="drop region_key"):
         st.tl.multitask(line, "band", "library", model=tmp_path / "n.stx", **HOW)
+
+
+def test_a_section_outside_all_regions_has_no_predictions(make_section, quick_net):
+    adata = make_section(rows=10, libraries=2)
+    bare = adata.obs["library"] == "lib1"
+    adata.obs["seen"] = adata.obs["band"].mask(bare)
+    st.tl.region_graph(adata, "seen", max_size=20, library_key="library")
+    st.tl.embed(adata, params=quick_net, **HOW)
+    np.testing.assert_array_equal(np.isnan(adata.obsm["X_gnn"]).all(axis=1), bare)
+    st.tl.multitask(adata, None, "band", params=quick_net, **HOW)
+    np.testing.assert_array_equal(adata.obs["band_pred"].isna(), bare)
 
 
 def test_observations_of_one_region_get_predictions_of_their_own(make_section, quick_net):

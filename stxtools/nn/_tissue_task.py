@@ -184,6 +184,7 @@ class EmbeddingTask(GraphTask):
     """
 
     def __init__(self, module: TissueModule, graphs: Sequence[GraphTensors], training: Training, hide: float) -> None:
+        graphs = [g for g in graphs if len(g.nodes)]  # a section may lie outside all regions
         super().__init__([piece for g in graphs for piece in g.pieces()], training)
         self.module, self.hide = module, hide
         sections, n = len(graphs), len(self.graphs)

@@ -132,6 +132,12 @@ def multitask(
         return slots.write(adata, copy)
     fitted = _new_model(params, ensemble) if applied is None else applied
     regions = Regions(adata, regions_key, spatial_key, library_key)
+    for task, (codes, names) in labels.items():
+        if len(inside := np.unique(codes[(codes >= 0) & (regions.region >= 0)])) < 2:
+            raise ValueError(
+                f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
+                f"classes {listing(names)}; two at least are learned from. Label observations that lie in a region."
+            )
     if applied is not None:
         read: KnownInput | TrainingInput = KnownInput(adata, fitted, layer)
         sections = read.sections(regions)
