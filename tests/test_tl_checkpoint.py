@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def test_a_function_is_known_by_its_code(adata: ad.AnnData, tmp_path: Path) -> N
     pd.testing.assert_frame_equal(adata.uns["evaluation"], first)
     st.tl.evaluate(adata, {"m": "nearest_label"}, **how)  # another model of that name
     assert not first["accuracy"].equals(adata.uns["evaluation"]["accuracy"])
+
+
+def test_a_function_is_known_by_what_it_is_bound_to(adata: ad.AnnData, tmp_path: Path) -> None:
+    def model(*args: Any, layers: Any) -> list[np.ndarray]:
+        calls.append(layers)
+        return [np.full((s.n_obs, args[2]), 1 / args[2]) for s in args[0]]
+
+    calls: list[Any] = []
+    bound = ([[1, 2], [3]], [[1, 2], [4]], {1, 2}, {1, 3}, np.arange(3), np.arange(4))
+    for layers in (*bound, *bound):
+        how = {"region_key": "compartment", "checkpoint": tmp_path / "run", "n_seeds": 1, "n_folds": 2}
+        st.tl.evaluate(adata, {"m": partial(model, layers=layers)}, **how)
+    assert len(calls) == 2 * len(bound)
 
 
 _SHARE = """

@@ -296,7 +296,8 @@ def test_framework_runs_by_the_public_calls(
         n_seeds=1,
         max_folds=1,
         params=params,
-        genes=2,
+        genes=np.int64(2),
+        noise=np.float32(0),
         accelerator="cpu",
     )
     table = adata.uns["evaluation"].set_index("target")
@@ -384,7 +385,7 @@ def test_interrupted_run_goes_on_where_it_stopped(adata: ad.AnnData, tmp_path: P
     assert len(adata.uns["evaluation"]) == 12
 
 
-@pytest.mark.parametrize("change", ["labels", "expression", "folds", "params"])
+@pytest.mark.parametrize("change", ["labels", "expression", "folds", "params", "raster"])
 def test_stale_checkpoint_is_not_read(adata: ad.AnnData, tmp_path: Path, change: str) -> None:
     path = tmp_path / "run"
     how: dict[str, Any] = {"region_key": "compartment", "n_seeds": 1, "checkpoint": path}
@@ -396,6 +397,8 @@ def test_stale_checkpoint_is_not_read(adata: ad.AnnData, tmp_path: Path, change:
         adata.X[0, 0] += 1
     elif change == "folds":
         how["n_folds"] = 4
+    elif change == "raster":
+        st.pp.rasterize(adata, pixel_size=500.0)
     else:
         how["params"] = {"logistic": {"C": 2.0}}
     st.tl.evaluate(adata, ["logistic"], **how)

@@ -31,9 +31,11 @@ def function_code(function: Callable[..., Any]) -> str:
 def _parts(value: Any, seen: set[int]) -> Iterator[str]:
     if value is None or isinstance(value, (str, bytes, int, float, complex, np.generic)):
         yield repr(value)
-    elif isinstance(value, frozenset):  # its order differs between processes
+    elif isinstance(value, (set, frozenset)):  # its order differs between processes
         yield repr(sorted(map(repr, value)))
-    elif isinstance(value, (tuple, dict)):
+    elif isinstance(value, np.ndarray):
+        yield repr(value.tolist())
+    elif isinstance(value, (tuple, list, dict)):
         for item in value.items() if isinstance(value, dict) else value:
             yield from _parts(item, seen)
     elif id(value) not in seen:
@@ -46,7 +48,8 @@ def _bound(value: Any) -> tuple[Any, ...]:
     if isinstance(value, FunctionType):
         called = (value.__globals__.get(name) for name in value.__code__.co_names)
         own = tuple(f for f in called if isinstance(f, FunctionType) and f.__module__ == value.__module__)
-        cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
+        cells = (cell.cell_contents for cell in value.__closure__ or ())
+        cells = tuple(c for c in cells if not isinstance(c, list))  # in which a function may note its calls
         return value.__code__, value.__defaults__, value.__kwdefaults__, cells, own
     if isinstance(value, CodeType):
         return value.co_code, value.co_names, value.co_consts

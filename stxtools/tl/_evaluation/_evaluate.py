@@ -104,7 +104,7 @@ def evaluate(
         raise ValueError(f"`params` names {listing(unknown)}; the models are {listing(chosen)}.")
     if use_rep is not None and genes is not None:
         raise ValueError("`genes` are hidden before the representation is made; drop `use_rep=`.")
-    levels = [noise] if isinstance(noise, (int, float)) else noise
+    genes = int(genes) if isinstance(genes, np.integer) else genes
     how: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
                            "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
     protocol = Protocol(
@@ -112,8 +112,8 @@ def evaluate(
         accelerator=accelerator, **how,
     )  # fmt: skip
     evaluation = Evaluation(
-        protocol, chosen, model_params, [seed + i for i in range(check_int("n_seeds", n_seeds, minimum=1))],
-        [check_number("noise", level, minimum=0, maximum=1) for level in levels], genes,
+        protocol, chosen, model_params, [check_seed(seed + i) for i in range(check_int("n_seeds", n_seeds, minimum=1))],
+        [check_number("noise", level, minimum=0, maximum=1) for level in np.ravel(noise)], genes,
     )  # fmt: skip
     rows = evaluation.run(checkpoint, show_progress=show_progress)
     slots = Slots("tl.evaluate")
@@ -199,7 +199,7 @@ class Evaluation:
         adata, genes = self.protocol.adata, self.genes
         if genes is None:
             return None
-        if isinstance(genes, (int, np.integer)):
+        if isinstance(genes, int):
             if not 1 <= genes < adata.n_vars - 1:
                 raise ValueError(f"`genes={genes}` must be between 1 and {adata.n_vars - 2}: two genes must be left.")
             return np.sort(np.random.default_rng([seed, 13]).permutation(adata.n_vars)[:genes])

@@ -191,10 +191,12 @@ def _targets(adata: AnnData, keys: Mapping[str, str | None]) -> list[Target]:
 
 
 def _checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], matrix: sparse.csr_matrix) -> int:
-    """Checksum of what is read: names, coordinates, sections, labels and values."""
-    text = [*where.libs.names, *adata.obs_names, *adata.var_names, *(c for t in targets for c in [t.key, *t.classes])]
+    """Checksum of what is read: names, coordinates, rasters, sections, labels and values."""
+    text = [*where.libs.names, *adata.obs_names, *adata.var_names, *(grid.lattice for grid in where.grids)]
+    text += [name for t in targets for name in (t.key, *t.classes)]
     value = zlib.crc32("\n".join(str(x) for x in text).encode())
-    arrays = [where.xy, where.libs.codes, matrix.data, matrix.indices, matrix.indptr, *(t.codes for t in targets)]
+    arrays = [where.xy, where.pixels, where.libs.codes, matrix.data, matrix.indices, matrix.indptr]
+    arrays += [t.codes for t in targets]
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array).tobytes(), value)
     return value
