@@ -169,6 +169,13 @@ def test_form_of_the_matrix_does_not_matter(form: str, section: ad.AnnData) -> N
     np.testing.assert_allclose(section.uns["regions"].X.toarray(), other.uns["regions"].X.toarray(), rtol=1e-6)
 
 
+def test_integers_of_numpy_do_what_those_of_python_do(section: ad.AnnData, quick_unet: dict[str, Any]) -> None:
+    how = {"params": quick_unet | {"epochs": 1}, "copy": True, **QUIET}
+    plain = st.tl.segment(section, 2, random_state=1, devices=1, **how)
+    found = st.tl.segment(section, np.int64(2), random_state=np.uint32(1), devices=np.int64(1), **how)
+    np.testing.assert_array_equal(found.obsm["X_unet"], plain.obsm["X_unet"])
+
+
 def test_coordinates_may_be_a_table_or_have_a_third_column(section: ad.AnnData) -> None:
     wanted = st.pp.rasterize(section, copy=True).obsm["raster"]
     for xyz in (

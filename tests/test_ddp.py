@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from multiprocessing import active_children
 from pathlib import Path
+from threading import Thread
 
 import anndata as ad
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import stxtools as st
 from stxtools import settings
+from stxtools.nn import Task, Training
+from stxtools.nn._training import run_training
 
 PARAMS = {"width": 8, "depth": 1, "sigmas": (0.0, 1.0), "dropout": 0.0, "pretrain": "none", "epochs": 14, "lr": 5e-3}
 HOW = {"accelerator": "cpu", "show_progress": False}
@@ -57,6 +65,49 @@ def test_trainer_setting_is_checked(make_section) -> None:
             st.tl.segment(make_section(), labels_key="band", params=PARAMS, **HOW)
     finally:
         settings.trainer = {}
+
+
+class _Ending(Task):
+    """A task that fails in the second of two processes, or goes on for a minute."""
+
+    def __init__(self, begun: Path, *, fails: bool) -> None:
+        super().__init__(Training(max_epochs=1))
+        self.net, self.begun, self.fails = torch.nn.Linear(2, 1), begun, fails
+
+    def loss(self, batch: list[torch.Tensor], held_out: bool = False) -> torch.Tensor:
+        if torch.distributed.get_rank() == 1:
+            self.begun.touch()
+            if self.fails:
+                raise ValueError("there is no loss here")
+            time.sleep(60)
+        return self.net(batch[0]).sum()
+
+
+def _interrupt_when(begun: Path) -> None:
+    while not begun.exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [True, False])
+def test_processes_end_with_an_error_of_one_and_with_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(settings, "trainer", {"strategy": "ddp_spawn"})
+    begun, before = tmp_path / "begun", set(active_children())
+    task, loader = _Ending(begun, fails=fails), DataLoader(TensorDataset(torch.zeros(8, 2)), batch_size=2)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    if not fails:
+        Thread(target=_interrupt_when, args=(begun,), daemon=True).start()
+    try:
+        with pytest.raises(BaseException, match="ValueError: there is no loss here" if fails else "^$"):
+            run_training(task, loader, None, devices=2, **HOW)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert time.time() - begun.stat().st_mtime < 20
+    assert set(active_children()) <= before
+    assert "MASTER_PORT" not in os.environ
 
 
 _SCRIPT = """

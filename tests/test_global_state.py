@@ -70,8 +70,10 @@ def two_math_threads():
 
 
 def test_no_deep_call_changes_the_state_of_the_process(
-    two_math_threads, line, make_section, quick_unet, quick_net, tmp_path
+    two_math_threads, line, make_section, quick_unet, quick_net, tmp_path, monkeypatch
 ):
+    seeds_of_cards = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds_of_cards.append)  # it waits for the first use of a card
     adata = make_section(libraries=2)
     quick_unet |= {"epochs": 1, "steps_per_epoch": 1}
     quick_net |= {"epochs": 1}
@@ -88,6 +90,7 @@ def test_no_deep_call_changes_the_state_of_the_process(
         after = _state()
         changed = [key for key in before if before[key] != after[key]]
         assert not changed, f"{name} changes {changed}"
+        assert not seeds_of_cards, f"{name} seeds all cards"
 
 
 def test_state_is_given_back_after_an_error(two_math_threads, make_section, quick_unet):
@@ -129,6 +132,20 @@ def test_two_threads_give_the_bits_of_one(one_math_thread, make_section, quick_u
     kept, found = before.pop("warnings"), after.pop("warnings")
     assert [filter_ for filter_ in kept if filter_ not in found] == []
     assert [key for key in before if before[key] != after[key]] == []
+
+
+def test_a_thread_with_other_coordinates_does_not_change_the_raster_of_this_one(make_section, monkeypatch):
+    class Shared(dict):
+        """What calls remember, into which another thread writes at once."""
+
+        def __setitem__(self, key, made):
+            super().__setitem__(key, made)
+            super().__setitem__(key, (b"of other coordinates", {"raster": "another"}))
+
+    adata = make_section()
+    expected = st.tl.region_graph(adata, "band", copy=True)
+    monkeypatch.setattr("stxtools._data.sections._MADE", Shared())
+    assert_same(expected, st.tl.region_graph(adata, "band", copy=True))
 
 
 _BETWEEN = """

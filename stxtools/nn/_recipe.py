@@ -13,6 +13,8 @@ import torch
 
 from stxtools._globals import exclusive
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -43,11 +45,14 @@ def completed(how: Run) -> Run:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch within the block and give the user's generator state back afterwards; one thread at a time."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with exclusive(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
+    """Seed torch within the block and give the user's generator states back afterwards; one thread at a time.
+
+    Generators of a card are left alone unless ``device`` is one: CUDA would keep the seed until its first use.
+    """
+    cards = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+    with exclusive(), torch.random.fork_rng(devices=cards):  # which starts CUDA: seeds that wait for it come first
+        (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
         yield
 
 

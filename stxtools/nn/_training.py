@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf, isfinite, nan
+from multiprocessing import active_children
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -31,6 +33,9 @@ from ._recipe import Run, Training, best_device, completed, seeded
 
 _MOST_DEVICES = 64
 _LARGEST_GRADIENT = 5.0  # norm
+
+Trained = tuple[list[dict[str, float]], dict[str, Tensor] | None]  # history and best weights
+Loaders = tuple[DataLoader[Any], DataLoader[Any] | None]
 
 EXPLODED = 10.0  # times the first loss: the best of a training that got somewhere is never as high
 
@@ -116,6 +121,7 @@ class _Moved:
 
 def _place(accelerator: str, devices: int | str) -> Any:
     """Where to train: one device in this process, or what Lightning's Fabric makes of the arguments."""
+    devices = int(devices) if isinstance(devices, Integral) else devices
     known = accelerator in ("auto", "cpu", "gpu", "cuda", "mps")
     if known and devices == 1 and isinstance(devices, int) and not settings.trainer:
         return _Here(best_device(accelerator))
@@ -189,11 +195,11 @@ def run_training(
         progress(task.training_params.max_epochs, desc, run["show_progress"]) as bar,
         _quiet_lightning(),
         _threads(threads),
-        seeded(run["random_state"]),
         tempfile.TemporaryDirectory() as folder,
     ):
         place, file = _place(run["accelerator"], run["devices"]), Path(folder, "trained")
-        found = place.launch(_train, task, train, val, bar, file, os.getpid())
+        with _no_process_left():
+            found = place.launch(_train_here, task, (train, val), bar, file, run["random_state"], os.getpid())
         history, weights = found or _trained_elsewhere(task, file)
     if weights is not None:
         task.load_state_dict(weights)
@@ -202,13 +208,47 @@ def run_training(
     return [{"stage": stage, **row} for row in history]
 
 
-def _train(
-    place: Any, task: Task, train: DataLoader[Any], val: DataLoader[Any] | None, bar: Stage, file: Path, caller: int
-) -> tuple[list[dict[str, float]], dict[str, Tensor] | None] | None:
+@contextmanager
+def _no_process_left() -> Iterator[None]:
+    """End the processes of a training that is interrupted, as torch does after errors; forget the port of all."""
+    before, port = {process.pid for process in active_children()}, os.environ.get("MASTER_PORT")
+    try:
+        yield
+    except BaseException:
+        for process in active_children():
+            if process.pid not in before:
+                process.kill()
+                process.join()
+        raise
+    finally:
+        if port is None:
+            os.environ.pop("MASTER_PORT", None)
+
+
+def _train_here(
+    place: Any, task: Task, loaders: Loaders, bar: Stage, file: Path, seed: int, caller: int
+) -> Trained | None:
     """Train in this process, one of several perhaps; return the history and the best weights.
 
     A process that was started for the training writes them into ``file``: tensors that it returned would end with it.
     """
+    try:
+        with seeded(seed, place.device):
+            history, weights = _train(place, task, *loaders, bar)
+        if os.getpid() == caller:
+            return history, weights
+        if place.is_global_zero:
+            notes = {"history": json.dumps(history), "first_loss": json.dumps(task.first_loss)}
+            save_file({k: v.contiguous() for k, v in (weights or {}).items()}, file, notes)
+        place.barrier()
+    finally:  # gloo aborts or blocks a process that ends while its group lives
+        if os.getpid() != caller and torch.distributed.is_initialized():
+            gc.collect()  # DDP holds the group, too
+            torch.distributed.destroy_process_group()
+    return None
+
+
+def _train(place: Any, task: Task, train: DataLoader[Any], val: DataLoader[Any] | None, bar: Stage) -> Trained:
     how, history, best, waited, weights = task.training_params, [], inf, 0, None
     net = place.setup_module(task)
     task.setup(place.device)
@@ -248,20 +288,10 @@ def _train(
             weights = {k: v.detach().clone() for k, v in task.state_dict().items()}
         elif (waited := waited + 1) >= how.patience:
             break
-    if os.getpid() == caller:
-        return history, weights
-    if place.is_global_zero:
-        notes = {"history": json.dumps(history), "first_loss": json.dumps(task.first_loss)}
-        save_file({k: v.contiguous() for k, v in (weights or {}).items()}, file, notes)
-    if torch.distributed.is_initialized():  # gloo aborts or blocks a process that ends while its group lives
-        del net, optimizer, learned, judged_on
-        gc.collect()  # DDP holds the group, too
-        place.barrier()
-        torch.distributed.destroy_process_group()
-    return None
+    return history, weights
 
 
-def _trained_elsewhere(task: Task, file: Path) -> tuple[list[dict[str, float]], dict[str, Tensor] | None]:
+def _trained_elsewhere(task: Task, file: Path) -> Trained:
     """Read what a process that was started for the training wrote."""
     with safe_open(file, "pt") as trained:
         notes = {name: json.loads(text) for name, text in trained.metadata().items()}
