@@ -352,7 +352,8 @@ def test_too_few_libraries_are_an_error_and_one_library_a_warning():
 
 def test_double_dipping_is_said():
     adata = _section(5, 2, side=16)
-    adata.uns["region"] = {"params": {"versions": {"stxtools": "0.1.0"}}}
+    record = {"call": "tl.segment", "slots": np.array(["obs/region"], dtype=object), "versions": {"stxtools": "0.1.0"}}
+    adata.uns["region"] = {"params": record}
     with pytest.warns(UserWarning, match="optimistic"):
         st.tl.biomarkers(adata, "region", n_null=60)
     del adata.uns["region"]

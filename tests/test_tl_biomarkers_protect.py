@@ -209,11 +209,15 @@ def test_the_other_part_of_a_split_needs_no_second_protection(quick_params):
         st.tl.biomarkers(adata, "segment", layer="split_train", protect=None, n_null=60, **HOW)
 
 
-def test_regions_and_predictions_are_known_too(line):
-    line.uns.pop("multitask", None)
-    largest = line.obs["region_id"].mode()[0]
+@pytest.mark.parametrize("column", ["region_id", "areas_region", "band_pred", "segment_id"])
+def test_regions_and_predictions_are_known_too(line, quick_net, column):
+    if column == "areas_region":
+        st.tl.region_graph(line, key_added="areas", library_key="library")
+    elif column == "band_pred":
+        st.tl.multitask(line, "band", key_added="joint", params=quick_net | {"epochs": 1}, **HOW)
+    largest = str(line.obs[column].mode()[0])
     with pytest.warns(UserWarning, match="only groups of `st.tl.segment` can be found again"):
-        st.tl.biomarkers(line, "region_id", n_null=60, library_key="library", groups=[largest], **HOW)
+        st.tl.biomarkers(line, column, n_null=60, library_key="library", groups=[largest], **HOW)
 
 
 def test_annotations_of_a_pathologist_are_no_groups_of_this_package(banded, tmp_path):

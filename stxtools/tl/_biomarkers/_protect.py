@@ -16,6 +16,7 @@ from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, stored_matrix
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
+from stxtools._slots import records, slots_of
 from stxtools._spatial.matrices import column_moments
 from stxtools._validate import Labels, categories, check_in, stored_library_key
 from stxtools._warn import warn
@@ -54,18 +55,16 @@ class Tested:
 
 def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool:
     """Return whether this package found the groups of ``obs[groupby]`` in the expression that is to be tested."""
-    params, split = recorded(adata.uns.get(groupby)), recorded(adata.uns.get(_keys.SPLIT))
-    if params:
-        drawn = params.get("call") == "io.read_annotations"  # by a pathologist, on the image
+    split = recorded(adata.uns.get(_keys.SPLIT))
+    for params in records(adata.uns):
+        call, source = str(params.get("call")), str(params.get("segment_key"))
+        if f"obs/{groupby}" not in slots_of(params) or call == "io.read_annotations":  # drawn on the image
+            continue
+        if call == "tl.region_graph":
+            return source != groupby and found_in_expression(adata, source, layer)
         other_half = bool(split) and {layer, params.get("layer")} == {split["train"], split["test"]}  # pp.split_counts
-        return not drawn and not other_half
-    regions: Any = adata.uns.get(_keys.REGIONS)
-    if groupby == _keys.REGION_ID and hasattr(regions, "obs"):
-        source = str(recorded(regions.uns).get("segment_key", ""))
-        return source != groupby and found_in_expression(adata, source, layer)
-    predicted = recorded(adata.uns.get(_keys.MULTITASK))
-    keys = [predicted.get(name) for name in ("biomarker_key", "region_key")]
-    return groupby in {_keys.pred(str(key)) for key in keys if key is not None}
+        return not other_half
+    return False
 
 
 def _divided(
