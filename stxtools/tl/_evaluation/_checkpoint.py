@@ -48,8 +48,8 @@ def _bound(value: Any) -> tuple[Any, ...]:
     if isinstance(value, FunctionType):
         called = (value.__globals__.get(name) for name in value.__code__.co_names)
         own = tuple(f for f in called if isinstance(f, FunctionType) and f.__module__ == value.__module__)
-        cells = (cell.cell_contents for cell in value.__closure__ or ())
-        cells = tuple(c for c in cells if not isinstance(c, list))  # in which a function may note its calls
+        bound = (cell.cell_contents for cell in value.__closure__ or ())
+        cells = tuple(c for c in bound if not isinstance(c, list))  # in which a function may note its calls
         return value.__code__, value.__defaults__, value.__kwdefaults__, cells, own
     if isinstance(value, CodeType):
         return value.co_code, value.co_names, value.co_consts
