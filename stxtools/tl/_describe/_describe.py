@@ -30,8 +30,7 @@ from stxtools.tl._biomarkers._protect import METHODS as PROTECTIONS
 from stxtools.tl._biomarkers._protect import Tested
 from stxtools.tl._region_graph import inherited_library_key
 
-from ._features import Contacts, Features, activities
-from ._resources import Table, read_nets, read_pairs
+from ._features import Contacts, Features, Table, activities, read_nets, read_pairs
 
 CONTACT = "contact"
 FDR = 0.05
