@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils.extmath import randomized_range_finder
 
 from stxtools.models._projection import matched
 
@@ -127,6 +126,8 @@ def _row_factor(x: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
     """Return (r, d) that spans the leading part of the rows of ``x`` (n, d), all where n <= rank; no row is one."""
     if len(x) <= rank:
         return np.asarray(np.linalg.qr(x, mode="r"))
+    from sklearn.utils.extmath import randomized_range_finder  # here: segmenting needs none of it
+
     basis = randomized_range_finder(x, size=min(rank, x.shape[1]), n_iter=1, random_state=0)
     return np.asarray(basis.T @ x)
 
