@@ -103,7 +103,7 @@ CALLS: dict[str, tuple[str, dict[str, object]]] = {
     "sensitivity": ("alpha", {}),
     "stability": ("segment", {}),
     "targets": ("a", {}),
-    "track": ("track", {}),
+    "track": ("alluvial", {}),
     "trends": ("share", {}),
 }
 MORE = {

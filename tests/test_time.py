@@ -300,8 +300,8 @@ def test_get_and_pl_track(tracked: ad.AnnData) -> None:
     assert sum(bar.get_height() for bar in bars) == pytest.approx(3)
     drawn = tracked.uns["track"]["links"]["event"].isin(["continues", "splits", "merges"]).sum()
     assert len(ax.collections) == drawn, "a ribbon per link"
-    axes = st.pl.segment(tracked, "track")
-    assert len(axes) == tracked.obs["section"].nunique(), "over the tissue, a panel per section"
+    axes = st.pl.track(tracked, "tissue")
+    assert [axis.get_title()[-1] for axis in axes] == list("001122")
     with pytest.raises(ValueError, match="event"):
         st.get.track(tracked, event="dies")
     with pytest.raises(ValueError, match="choose links"):

@@ -14,14 +14,15 @@ from matplotlib.colors import to_rgba_array
 from numpy.typing import NDArray
 
 from stxtools import _keys
-from stxtools._checks import check_int
+from stxtools._checks import check_choice, check_int
 from stxtools._validate import check_in
 from stxtools.get import compare as get_compare
 from stxtools.get import track as get_track
 from stxtools.get import trends as get_trends
 
 from . import _base, _legend
-from ._legend import DOWN, MISSING, NEITHER, UP, colors_of
+from ._legend import DOWN, MISSING, NEITHER, UP, category_codes, colors_of, rgba
+from ._sections import draw_sections, panels_of, spots_drawn
 
 COMPARED_MAX, TRENDS_MAX = 100, 60  # rows of a panel
 _TITLES = {"share": "share of the tissue", "contact": "contact", "expression": "expression"}
@@ -30,6 +31,7 @@ _UNITS = {
     "expression": "counts per million",
 }  # fmt: skip
 _BAR = 0.16  # width of a time's bar, in steps
+_FAINTEST = 0.2
 
 
 @_base.plot
@@ -206,19 +208,22 @@ def _heatmap(
 @_base.plot
 def track(
     adata: AnnData,
-    key: str = _keys.TRACK,
+    kind: Literal["alluvial", "tissue"] = "alluvial",
     *,
+    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
+    spatial_key: str = _keys.SPATIAL, key: str = _keys.TRACK,
     palette: str | Sequence[str] | Mapping[str, str] | None = None,
-    title: str | None = None, legend: bool = True,
+    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw what :func:`stxtools.tl.track` found as an alluvial diagram, in one colour per lineage.
-
-    Compartments are bars at each time, as high as their share, and links are ribbons as wide as the mass that they
-    carry. ``st.pl.segment(adata, "track")`` draws the lineages over the tissue.
+    """Draw what :func:`stxtools.tl.track` found, in one colour per lineage.
 
     Parameters
     ----------
+    kind
+        ``"alluvial"``: compartments as bars at each time, as high as their share, and links as ribbons as wide as the
+        mass that they carry. ``"tissue"``: the sections in the order of their times; what has no counterpart at a
+        neighbouring time is pale.
     %(parameters)s
 
     Examples
@@ -228,16 +233,30 @@ def track(
     >>> st.tl.track(adata, "time")
     >>> ax = st.pl.track(adata)
     """
+    check_choice("kind", kind, ("alluvial", "tissue"))
     table = get_track(adata, "compartments", key=key)
     check_in(adata, "obs", key, "key", "Run `st.tl.track(adata, time_key)` again.")
     colors, params = colors_of(adata, key, palette), _base.params_of(adata.uns[key])
-    longest = 0.8 * _legend.text_inches([_legend.plain(name) for name in table["compartment"]])
-    step = max(1.7, longest + 0.8)
-    axes = [ax] if ax is not None else _base.grid(1, 0.9 + step * table["time"].nunique(), 4.2)
-    _alluvial(axes[0], table, get_track(adata, key=key), colors)
-    axes[0].set_xlim(-0.3, table["time"].nunique() - 1 + _BAR + max(longest / step, 0.2))
-    (text,) = _base.titles_of([""], title)
-    _base.finish(axes[0], text, str(params["time_key"]), "share of the tissue")
+    if kind == "alluvial":
+        longest = 0.8 * _legend.text_inches([_legend.plain(name) for name in table["compartment"]])
+        step = max(1.7, longest + 0.8)
+        axes = [ax] if ax is not None else _base.grid(1, 0.9 + step * table["time"].nunique(), 4.2)
+        _alluvial(axes[0], table, get_track(adata, key=key), colors)
+        axes[0].set_xlim(-0.3, table["time"].nunique() - 1 + _BAR + max(longest / step, 0.2))
+        (text,) = _base.titles_of([""], title)
+        _base.finish(axes[0], text, str(params["time_key"]), "share of the tissue")
+    else:
+        panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
+        time = adata.obs[params["time_key"]].to_numpy(dtype=float)
+        panels = sorted(panels, key=lambda panel: time[panel.rows[0]])
+        kept = adata.obs[[f"{key}_previous", f"{key}_next"]].to_numpy(dtype=float)
+        face = rgba(category_codes(adata, key)[0], colors)
+        face[:, 3] = np.fmax(np.where(np.isnan(kept).all(axis=1), 1.0, np.fmin(*kept.T)), _FAINTEST)
+        axes = draw_sections(adata, panels, spots_drawn(face, key), ax=ax, spatial_key=spatial_key, title=title,
+                             img=False, scale_bar=scale_bar)  # fmt: skip
+        for axis, panel in zip(axes, panels, strict=True):
+            if title is None:
+                axis.set_title(f"{panel.library}, {params['time_key']} {time[panel.rows[0]]:g}", fontsize="medium")
     if legend:
         _legend.add_legend(axes, _legend.class_handles(list(colors), colors, missing=False), own=ax is None,
                            title="lineage")  # fmt: skip
