@@ -97,7 +97,7 @@ def _is_finite(value: Real) -> bool:
 def _check_bounds(param: str, value: Any, minimum: float | None, maximum: float | None) -> None:
     if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
         low = "" if minimum is None else f"at least {minimum}"
-        high = "" if maximum is None else f"at most {maximum}"
+        high = "" if maximum is None or value < LARGEST == maximum else f"at most {maximum}"
         raise ValueError(f"`{param}={value}` is out of range: it must be {' and '.join(p for p in (low, high) if p)}.")
 
 

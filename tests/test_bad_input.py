@@ -83,7 +83,7 @@ def test_data_that_cannot_be_used(data: str, call: str, section: ad.AnnData) -> 
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"n_segments": 0}, ValueError, "at least 1"),
+        ({"n_segments": 0}, ValueError, r"at least 1\.$"),
         ({"n_segments": "3"}, TypeError, "integer"),
         ({"n_segments": 65}, ValueError, "more than the 64 observations"),
         ({"labels_key": "nowhere"}, KeyError, "it has 'band'"),
