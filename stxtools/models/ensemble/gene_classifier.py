@@ -25,7 +25,8 @@ ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself, what
 SEVERAL = 3  # labelled sections from which on they choose the penalty
 _TIE = 0.01  # of AUROC
 _TOWARDS = 0.5  # the mean of the sources, where a section moves there
-_TOWARDS_ALONE = 0.25  # where genes count alone: without a look at the section's components, so by less
+_TOWARDS_ALONE = 0.6  # where genes count alone: without a look at the section's components
+_KEPT = 0.15  # then, of what the classes' shares add to the ridge: with the mean moved, they place its thresholds
 _CURVE = 2  # degree of what depth and panel do to the genes' means
 _PRIOR = 0.5  # of the classes' log odds elsewhere: composition differs between donors
 _FOLDS, _BLOCKS = 5, 25
@@ -90,10 +91,13 @@ class GeneClassifier:
                 answers = answers.moved(_TOWARDS * self._towards_sources(means, members, ours), components)
             found = answers.joined(components, labels, adapt=adapt)
             return Evidence(self.factor * found.logits, found.weights)
+        prior = self.moments.prior
         if adapt:
             shift = _TOWARDS_ALONE * self._towards_sources(means, members, ours)
             answers = Answers(answers.ridge + shift, answers.lda)
-        logits = _one_against_rest(self.factor * _scores(answers, self.moments.prior), self.moments.prior)
+        logits = _one_against_rest(self.factor * _scores(answers, prior), prior)
+        if adapt:
+            logits += _KEPT * self.factor * 2 * RIDGE_SCALE * prior
         return Answers(logits, answers.lda).joined(components, labels, with_lda=False, adapt=adapt)
 
     def solved(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, NDArray[np.int64]]:
