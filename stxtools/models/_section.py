@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stxtools.nn._tiles import PixelRaster
 
 PRIOR_OBS = 20
+_SAME = 1e-3  # standard deviations between the means of one and the same section
 _COLUMNS = 16  # that are pooled at a time, in float64
 
 
@@ -126,6 +127,10 @@ class FeatureScaling:
 
     centre: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     scale: NDArray[np.float32] = field(default_factory=lambda: np.ones(0, dtype=np.float32))
+    own: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    """Means of the training sections that share a centre, which a section is known again by, (S, C)."""
+    shared: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    """What is taken from them, (S, C)."""
 
     @classmethod
     def of(cls, sections: Sequence[Section]) -> FeatureScaling:
@@ -134,14 +139,23 @@ class FeatureScaling:
         raw = cls(centre, np.ones_like(centre))
         return cls(centre, np.concatenate([raw.centred(s).features for s in sections]).std(axis=0) + 1e-6)
 
-    def centred(self, section: Section) -> Section:
-        """Take the section's own mean out: the simplest account of depth, staining and donor.
+    def sharing(self, sections: Sequence[Section], codes: NDArray[np.int64]) -> FeatureScaling:
+        """Let the training sections of one code share the mean of all their observations."""
+        own, n = np.stack([s.features.mean(axis=0) for s in sections]), np.array([s.n_obs for s in sections])
+        many = np.flatnonzero(np.bincount(codes)[codes] > 1)
+        shared = [np.average(own[codes == codes[i]], axis=0, weights=n[codes == codes[i]]) for i in many]
+        return replace(self, own=own[many], shared=np.array(shared, dtype=np.float32)) if shared else self
 
-        The mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
+    def centred(self, section: Section) -> Section:
+        """Take the section's own mean out, the simplest account of depth, staining and donor, or the shared one.
+
+        The own mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
         observations lay there.
         """
-        n = section.n_obs
-        mean = (n * section.features.mean(axis=0) + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
+        n, own = section.n_obs, section.features.mean(axis=0)
+        mean = (n * own + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
+        for known, shared in zip(self.own, self.shared, strict=True):
+            mean = shared if (np.abs(known - own) < _SAME * self.scale).all() else mean
         return replace(section, features=(section.features - mean).astype(np.float32))
 
     def raster(self, section: Section) -> tuple[PixelRaster, NDArray[np.int64]]:

@@ -309,7 +309,7 @@ def _slots_of(
         )
     if trained and len(where.libs) > 1:
         slots.uns[key]["batches"] = pd.DataFrame(
-            {"library": where.libs.names, "batch": fitted.batch, "distance": fitted.distance}
+            {"library": where.libs.names, "batch": fitted.batch, "distance": fitted.distance, "centre": fitted.centre}
         )
     if trained:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)

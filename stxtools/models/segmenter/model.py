@@ -28,6 +28,7 @@ from stxtools.nn._views import Augmentation, RandomViews, usual_epochs, view_siz
 
 from .batches import batches
 from .calibration import expected_temperature, tempered
+from .centres import sharing_centres
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
 from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
@@ -79,6 +80,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.classes: list[str] = []
         self.curve: dict[str, list[float]] = {}
         self.batch, self.distance = batches([np.zeros((0, 1))])  # of each section it was trained on
+        self.centre = self.batch
         self.image_key: str | None = None
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
@@ -135,13 +137,16 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
         self.batch, self.distance = batches([s.features for s in sections])
+        self.centre = np.arange(len(sections)) if labels is not None else sharing_centres(sections, self.batch)
+        self.scaling = self.scaling.sharing(sections, self.centre)
         if callable(expression):
             expression = expression() if self.batch.any() else None
         genes = None if expression is None else [e.taken(order) for e, order in zip(expression, orders, strict=True)]
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
+            draws, shown = np.random.default_rng(_DRAWS), run["show_progress"]
             pseudo_labels = pseudo_labels_from_clustering(
-                sections, n_segments, np.random.default_rng(_DRAWS), run["show_progress"], self.batch, genes
+                sections, n_segments, draws, shown, self.batch, self.centre, genes
             )
         else:
             ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]

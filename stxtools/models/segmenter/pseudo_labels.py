@@ -82,15 +82,20 @@ def pseudo_labels_from_clustering(
     rng: np.random.Generator,
     show_progress: bool | None,
     batch: IntArray | None = None,
+    centre: IntArray | None = None,
     expression: Sequence[GeneSection] | None = None,
 ) -> PseudoLabels:
     """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures.
 
     With several batches (:func:`.batches.batches`, by section) each has its own, so that segments are not those of
-    patients; those alike in ``expression``, by default in the features, are joined.
+    patients; those alike in ``expression``, by default in the features, are joined. Sections of one ``centre``
+    (:func:`.centres.sharing_centres`) are centred by their common mean.
     """
     if len(sections) > 1:  # what is left of donors' means, if little, is what small sections would be split by
-        sections = [replace(s, features=s.features - s.features.mean(axis=0)) for s in sections]
+        codes = np.arange(len(sections)) if centre is None else centre
+        means = [np.concatenate([s.features for s, own in zip(sections, codes, strict=True) if own == c]).mean(axis=0)
+                 for c in range(codes.max() + 1)]  # fmt: skip
+        sections = [replace(s, features=s.features - means[c]) for s, c in zip(sections, codes, strict=True)]
     n = sum(s.n_obs for s in sections)
     rows = some_rows(n, MOST_TARGETS, rng)
     curve: dict[str, list[float]] = {}

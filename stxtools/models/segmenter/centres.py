@@ -1,0 +1,69 @@
+"""Sections without a batch effect between them, such as tiles of a slide, which one centre is taken from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist, squareform
+
+from stxtools._spatial.graph import averaging
+
+from .mixtures import whitening
+
+if TYPE_CHECKING:
+    from stxtools.models._section import Section
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+ALIKE = 3.0  # standard errors between the means of two sections up to which they share a centre
+_BLOCKS = 8  # parts of a section, whose means tell the standard error
+
+
+def sharing_centres(sections: Sequence[Section], batch: IntArray) -> IntArray:
+    """Code of the centre of each section, 0, 1, ...; sections of different ``batch`` share none.
+
+    A batch effect moves means in any direction, another composition only where compartments differ. So means are
+    compared in the half of the directions that varies least over space within sections. Their standard error is that of
+    the means of blocks, as observations nearby are alike. Single linkage, since tiles of a slide are a chain.
+    """
+    large = np.flatnonzero([s.n_obs >= 2 * _BLOCKS for s in sections])
+    codes = np.arange(len(sections))
+    if len(large) < 2:
+        return codes
+    values = [sections[i].features.astype(np.float64) for i in large]
+    axes = _least_spatial([x - x.mean(axis=0) for x in values], [sections[i] for i in large])
+    values = [x @ axes for x in values]
+    blocks = [_block_means(x, sections[i].xy) for x, i in zip(values, large, strict=True)]
+    error = np.array([means.var(axis=0, ddof=1).sum() / _BLOCKS for means in blocks])
+    difference = squareform(pdist(np.stack([x.mean(axis=0) for x in values])))
+    apart = difference / np.sqrt(error[:, None] + error + 1e-12)
+    apart[batch[large, None] != batch[large]] = 2 * ALIKE
+    group = fcluster(linkage(squareform(apart, checks=False), "single"), ALIKE, "distance")
+    _, first, which = np.unique(group, return_index=True, return_inverse=True)
+    codes[large] = large[first][which]
+    return np.unique(codes, return_inverse=True)[1]
+
+
+def _least_spatial(centred: Sequence[FloatArray], sections: Sequence[Section]) -> FloatArray:
+    """Directions (d, d / 2) with the least variance of spatial means, of unit variance within sections."""
+    white = whitening(np.concatenate(centred))[1]
+    smooth = []
+    for x, section in zip(centred, sections, strict=True):
+        mean = averaging(section.graph)
+        smooth.append(mean @ (mean @ (x @ white)))
+    axes = np.linalg.eigh(np.atleast_2d(np.cov(np.concatenate(smooth).T)))[1]
+    return np.asarray(white @ axes[:, : max(len(axes) // 2, 1)])
+
+
+def _block_means(x: FloatArray, xy: NDArray[np.floating]) -> FloatArray:
+    """Means of equal blocks: the section halved across its longer side, and so on."""
+    blocks = [np.arange(len(x))]
+    while len(blocks) < _BLOCKS:
+        across = [rows[np.argsort(xy[rows, np.ptp(xy[rows], axis=0).argmax()], kind="stable")] for rows in blocks]
+        blocks = [half for rows in across for half in np.array_split(rows, 2)]
+    return np.stack([x[rows].mean(axis=0) for rows in blocks])
