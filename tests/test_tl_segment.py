@@ -194,11 +194,12 @@ def test_sections_do_not_mix(make_section, quick_unet):
         run(both, quick_unet, 3)
 
 
-def patients(effect: float) -> ad.AnnData:
-    """Two sections of three stripes, of other widths, with an effect of the patient on every gene."""
+def patients(effect: float, names: str = "ab") -> ad.AnnData:
+    """Sections of three stripes, of other widths, with an effect of the patient on every gene."""
     rng, parts = np.random.default_rng(0), []
     x, y = (at.ravel() for at in np.meshgrid(np.arange(20), np.arange(20)))
-    for name, share in (("a", [0.6, 0.2, 0.2]), ("b", [0.2, 0.2, 0.6])):
+    shares = {"a": [0.6, 0.2, 0.2], "b": [0.2, 0.2, 0.6], "c": [0.2, 0.6, 0.2]}
+    for name, share in ((n, shares[n]) for n in names):
         tissue = np.searchsorted(np.cumsum(share), (x + 0.5) / 20)
         mean = np.exp(effect * rng.standard_normal(60)) * np.where(np.arange(60) // 15 == tissue[:, None], 3, 1)
         obs = pd.DataFrame({"patient": name, "tissue": tissue.astype(str)}, index=[f"{name}{i}" for i in range(400)])
@@ -224,6 +225,20 @@ def test_patients_have_their_own_clusters_and_those_alike_are_joined(tmp_path):
     assert adjusted_rand_score(turned.obs["segment"][::-1], two.obs["segment"]) == 1
     two.write_h5ad(tmp_path / "two.h5ad")
     assert_same(ad.read_h5ad(tmp_path / "two.h5ad").uns["segment"]["batches"], found)
+
+
+def test_sections_without_a_batch_effect_share_a_centre(tmp_path):
+    same, mild = patients(0.0, "abc"), patients(0.15, "abc")
+    run(same, {}, 3, library_key="patient", save_model=tmp_path / "same.stx")
+    run(mild, {"epochs": 1, "pretrain": "none"}, 3, library_key="patient")
+    assert same.uns["segment"]["batches"]["centre"].tolist() == [0, 0, 0]
+    assert mild.uns["segment"]["batches"]["centre"].tolist() == [0, 1, 2]
+    assert mild.uns["segment"]["batches"]["batch"].tolist() == [0, 0, 0]
+    assert adjusted_rand_score(same.obs["tissue"], same.obs["segment"]) > 0.93
+    first = (same.obs["patient"] == "b").to_numpy()
+    alone = same[first].copy()
+    st.tl.segment(alone, model=tmp_path / "same.stx", **HOW)
+    np.testing.assert_allclose(alone.obsm["segment_proba"], same.obsm["segment_proba"][first], atol=1e-4)
 
 
 def test_model_on_a_new_section(make_section, quick_unet, tmp_path):

@@ -127,9 +127,9 @@ class FeatureScaling:
 
     centre: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     scale: NDArray[np.float32] = field(default_factory=lambda: np.ones(0, dtype=np.float32))
-    own: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    own: NDArray[np.float32] | None = None
     """Means of the training sections that share a centre, which a section is known again by, (S, C)."""
-    shared: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    shared: NDArray[np.float32] | None = None
     """What is taken from them, (S, C)."""
 
     @classmethod
@@ -154,8 +154,9 @@ class FeatureScaling:
         """
         n, own = section.n_obs, section.features.mean(axis=0)
         mean = (n * own + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
-        for known, shared in zip(self.own, self.shared, strict=True):
-            mean = shared if (np.abs(known - own) < _SAME * self.scale).all() else mean
+        if self.own is not None and self.shared is not None:
+            same = np.flatnonzero((np.abs(self.own - own) < _SAME * self.scale).all(axis=1))
+            mean = self.shared[same[0]] if same.size else mean
         return replace(section, features=(section.features - mean).astype(np.float32))
 
     def raster(self, section: Section) -> tuple[PixelRaster, NDArray[np.int64]]:

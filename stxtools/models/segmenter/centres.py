@@ -21,6 +21,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 ALIKE = 3.0  # standard errors between the means of two sections up to which they share a centre
+_FEWEST = 3  # sections that share a centre: each of two shows half of the tissue, and its own mean is safer
 _BLOCKS = 8  # parts of a section, whose means tell the standard error
 
 
@@ -31,21 +32,22 @@ def sharing_centres(sections: Sequence[Section], batch: IntArray) -> IntArray:
     compared in the half of the directions that varies least over space within sections. Their standard error is that of
     the means of blocks, as observations nearby are alike. Single linkage, since tiles of a slide are a chain.
     """
+    some = [s for s in sections if s.n_obs >= 2 * _BLOCKS]
     large = np.flatnonzero([s.n_obs >= 2 * _BLOCKS for s in sections])
     codes = np.arange(len(sections))
     if len(large) < 2:
         return codes
-    values = [sections[i].features.astype(np.float64) for i in large]
-    axes = _least_spatial([x - x.mean(axis=0) for x in values], [sections[i] for i in large])
+    values = [s.features.astype(np.float64) for s in some]
+    axes = _least_spatial([x - x.mean(axis=0) for x in values], some)
     values = [x @ axes for x in values]
-    blocks = [_block_means(x, sections[i].xy) for x, i in zip(values, large, strict=True)]
+    blocks = [_block_means(x, s.xy) for x, s in zip(values, some, strict=True)]
     error = np.array([means.var(axis=0, ddof=1).sum() / _BLOCKS for means in blocks])
     difference = squareform(pdist(np.stack([x.mean(axis=0) for x in values])))
     apart = difference / np.sqrt(error[:, None] + error + 1e-12)
     apart[batch[large, None] != batch[large]] = 2 * ALIKE
     group = fcluster(linkage(squareform(apart, checks=False), "single"), ALIKE, "distance")
-    _, first, which = np.unique(group, return_index=True, return_inverse=True)
-    codes[large] = large[first][which]
+    _, first, which, size = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    codes[large] = np.where(size[which] >= _FEWEST, large[first][which], large)
     return np.unique(codes, return_inverse=True)[1]
 
 
