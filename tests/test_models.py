@@ -175,6 +175,15 @@ def test_tissue_net_without_labels_learns_to_fill_in(make_section):
     assert np.array_equal(model.predict([s])[0].states, again.predict([s])[0].states)
 
 
+def test_tissue_net_is_not_fitted_after_a_failed_training(make_section):
+    s = region_section(make_section(rows=24, cols=20), labelled=False)
+    model = TissueNet(QUICK_NET | {"lr": 1e5})
+    with pytest.raises(ValueError, match="diverged"):
+        quick(model, [s])
+    with pytest.raises(ValueError, match="not trained"):
+        model.predict([s])
+
+
 @pytest.mark.parametrize(("cuda", "apple"), [(False, False), (True, False), (False, True), (True, True)])
 def test_inference_takes_the_device_that_lightning_trains_on(monkeypatch, cuda, apple):
     from lightning.fabric.accelerators import MPSAccelerator

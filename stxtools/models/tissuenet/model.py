@@ -135,10 +135,15 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self.scaling = self.featurizer.features
         with seeded(run["random_state"]):
             self.net = self._new_net()
-        if self.tasks:
-            self._fit_tasks(TrainingTargets(self.featurizer, sections, own, self.tasks, rng), factors, run, kept=kept)
-        else:
-            self._fit_embedding(sections, run)
+        try:
+            if self.tasks:
+                targets = TrainingTargets(self.featurizer, sections, own, self.tasks, rng)
+                self._fit_tasks(targets, factors, run, kept=kept)
+            else:
+                self._fit_embedding(sections, run)
+        except BaseException:
+            self.net = None  # not to be taken for a trained one
+            raise
         return self
 
     def _factors(self) -> dict[str, float]:
