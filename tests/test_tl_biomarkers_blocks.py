@@ -158,7 +158,8 @@ def test_never_is_all_expression_in_memory(tissue, tmp_path, little_memory, monk
 
 def test_thinning_out_of_core_is_refused(tissue, tmp_path):
     work = tissue.copy()
-    work.uns["segment"] = {"params": {"versions": {"stxtools": "0"}}}
+    record = {"call": "tl.segment", "slots": ["obs/segment"], "versions": {"stxtools": "0"}}
+    work.uns["segment"] = {"params": record}
     work.obs["segment"] = work.obs["band"]
     lazy = _stored(work, "dask h5ad", tmp_path)
     lazy.uns["segment"] = work.uns["segment"]
