@@ -111,7 +111,7 @@ def check_bool(param: str, value: Any) -> bool:
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Check, before any work is done, that a file can be written there."""
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"A path is needed to write to, not {path!r}.")
+        raise TypeError(f"A file to write must be named by a string or a path, not {path!r}.")
     if "\0" in str(path) or not str(path):
         raise ValueError(f"{str(path)!r} cannot name a file.")
     target = Path(path).expanduser()

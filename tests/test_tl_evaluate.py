@@ -432,6 +432,7 @@ def test_summary_averages_folds_before_seeds(adata: ad.AnnData) -> None:
         ({}, ValueError, "Name what is to be predicted"),
         ({"region_key": "tissue"}, KeyError, "tissue"),
         ({"region_key": "compartment", "models": ["svm"]}, ValueError, "no model 'svm'"),
+        ({"region_key": "compartment", "models": 3}, TypeError, "`models` must be names or functions"),
         ({"region_key": "compartment", "models": []}, ValueError, "empty"),
         ({"region_key": "compartment", "scheme": "spots"}, ValueError, "scheme"),
         ({"region_key": "compartment", "scheme": "library"}, ValueError, "library_key"),

@@ -136,7 +136,10 @@ def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     if isinstance(models, Mapping):
         pairs = dict(models)
     else:
-        several = [models] if isinstance(models, str) or callable(models) else list(models)
+        several = [models] if isinstance(models, str) or callable(models) else models
+        if not isinstance(several, Iterable):
+            raise TypeError(f"`models` must be names or functions, in a list or a mapping, not {models!r}.")
+        several = list(several)
         pairs = {_name(m): m for m in several}
         if len(pairs) < len(several):
             raise ValueError("Two models have the same name; give them names with a mapping.")
