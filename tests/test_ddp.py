@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import stxtools as st
 from stxtools import settings
-from stxtools.nn import Task, Training
-from stxtools.nn._training import run_training
+from stxtools.nn import Task, Training, run_training
 
 PARAMS = {"width": 8, "depth": 1, "sigmas": (0.0, 1.0), "dropout": 0.0, "pretrain": "none", "epochs": 14, "lr": 5e-3}
 HOW = {"accelerator": "cpu", "show_progress": False}

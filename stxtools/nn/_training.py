@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from stxtools._settings import settings
 from ._recipe import Run, Training, best_device, completed, seeded
 
 _MOST_DEVICES = 64
+_GRACE = 5.0  # seconds in which a process that failed ends
 _LARGEST_GRADIENT = 5.0  # norm
 
 Trained = tuple[list[dict[str, float]], dict[str, Tensor] | None]  # history and best weights
@@ -241,11 +243,23 @@ def _train_here(
             notes = {"history": json.dumps(history), "first_loss": json.dumps(task.first_loss)}
             save_file({k: v.contiguous() for k, v in (weights or {}).items()}, file, notes)
         place.barrier()
+    except BaseException:
+        if os.getpid() != caller:
+            _let_the_first_fail_first(file.with_suffix(".failed"))
+        raise
     finally:  # gloo aborts or blocks a process that ends while its group lives
         if os.getpid() != caller and torch.distributed.is_initialized():
             gc.collect()  # DDP holds the group, too
             torch.distributed.destroy_process_group()
     return None
+
+
+def _let_the_first_fail_first(mark: Path) -> None:
+    """Wait if another process failed before: its error is the cause, and torch reports that of the first to end."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        time.sleep(_GRACE)
 
 
 def _train(place: Any, task: Task, train: DataLoader[Any], val: DataLoader[Any] | None, bar: Stage) -> Trained:
