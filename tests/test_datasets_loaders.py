@@ -20,7 +20,7 @@ from matplotlib import image as mpl_image
 from scipy import sparse
 
 import stxtools as st
-from stxtools.datasets._registry import REGISTRY
+from stxtools.datasets._public import REGISTRY
 
 H5 = "V1_Adult_Mouse_Brain_filtered_feature_bc_matrix.h5"
 TAR = "V1_Adult_Mouse_Brain_spatial.tar.gz"
@@ -361,7 +361,6 @@ def test_duplicates_of_osmfish(real_section: Callable[[str], ad.AnnData], monkey
     assert not adata.is_view
     everything = np.column_stack([adata.X.toarray(), adata.obsm["spatial"]])
     assert len(np.unique(everything, axis=0)) == adata.n_obs
-    assert st.datasets.osmfish_sscortex(drop_duplicates=False).n_obs == full.n_obs
 
 
 def _stereo(path: Path, counts: np.ndarray, *, layer: str, label: str) -> bytes:

@@ -1,12 +1,15 @@
-"""Public data that are downloaded: gene sets, sections on which the method was described, and series in time."""
+"""Public data: annotated sections from ``settings.datasetdir``, and what is downloaded into it."""
 
 from __future__ import annotations
 
+import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import fill, indent
+from typing import Any, TypeVar
 
 import anndata
 import numpy as np
@@ -16,13 +19,136 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_names
+from stxtools._docs import PARAMETERS, WIDTH
 from stxtools._progress import is_shown
 from stxtools._settings import settings
 
-from ._registry import REGISTRY, described
-
+F = TypeVar("F", bound=Callable[..., Any])
+_LONGEST = 100  # letters of a section's name
 _LABELS = ("annotation", "Annotation")
 _COUNTS = ("count", "counts")  # layers, as the two data sets call them
+
+# of each loader: what it reads, its publication, what it returns, texts of the parameters, and sections or ``samples``;
+# of sections their ``source`` and names without extension (``pattern``, or ``files`` of some samples); of downloads
+# their ``url``, ``files`` with checksums (or the ``file`` of a sample), and ``help`` where a download fails
+REGISTRY: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("_registry.json").read_text("utf-8"))
+
+_DOC = """\
+Read {about}
+
+{publication}
+{parameters}
+Returns
+-------
+{holds}
+
+Raises
+------
+{raises}
+
+Examples
+--------
+>>> import stxtools as st
+{example}
+"""
+_ABSENT = """\
+FileNotFoundError
+    If the section is not in ``settings.datasetdir``; the message says where it comes from."""
+_FAILED = """\
+ConnectionError
+    A download fails; nothing is left behind, and the message says how to do it by hand.
+ValueError
+    A file is not what it should be."""
+
+
+def described(loader: F) -> F:
+    """Write a loader's docstring from its row of the table."""
+    name, entry = loader.__name__, REGISTRY[loader.__name__]
+    shown = {"show_progress": PARAMETERS["show_progress"]} if "url" in entry else {}
+    parameters = entry.get("parameters", {}) | shown
+    texts = [f"{k}\n{indent(fill(v, WIDTH - 4), '    ')}\n" for k, v in parameters.items()]
+    calls = entry.get("example", [f"adata = st.datasets.{name}()"])
+    loader.__doc__ = _DOC.format(
+        about=entry["about"],
+        publication=fill(f"{entry['publication']}.", WIDTH),
+        parameters="\nParameters\n----------\n" + "".join(texts) if texts else "",
+        holds=fill(entry["holds"], WIDTH),
+        raises=_FAILED if "url" in entry else _ABSENT,
+        example="\n".join(f">>> {call}  # doctest: +SKIP" for call in calls),
+    )
+    return loader
+
+
+# --- sections that lie in the folder ---------------------------------------------------------------------------------
+
+
+def _section(name: str, sample: str = "") -> AnnData:
+    """Read one section, or say where it was looked for and where it comes from."""
+    entry = REGISTRY[name]
+    if not isinstance(sample, str):
+        raise TypeError(f"`sample` must be a string such as {entry['samples'][0]!r}, not {sample!r}.")
+    if any(c in sample for c in "/\\\0") or len(sample) > _LONGEST:
+        raise ValueError(f"`sample={sample!r}` is the name of a section, not a path.")
+    file = entry.get("files", {}).get(sample, entry["pattern"].format(sample=sample))
+    path = settings.datasetdir / f"{file}.h5ad"
+    if not path.is_file():
+        known = f" Sections known: {', '.join(entry['samples'])}." if sample else ""
+        raise FileNotFoundError(
+            f"{path.name} is not in {path.parent}.{known} Set `stxtools.settings.datasetdir` or the environment "
+            f"variable STXTOOLS_DATASETDIR to the folder that holds it, or make it from the public data: "
+            f"{entry['source']} ({entry['publication']})."
+        )
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError, TypeError) as err:
+        raise OSError(
+            f"The file {str(path)!r} cannot be read as a section ({type(err).__name__}: {err}). It is incomplete or "
+            f"another one: make it again from {entry['source']}."
+        ) from err
+
+
+@described
+def dlpfc(sample: str = "151673") -> AnnData:
+    return _section("dlpfc", sample)
+
+
+@described
+def her2st(sample: str = "A1") -> AnnData:
+    return _section("her2st", sample)
+
+
+@described
+def xenium_breast_idc() -> AnnData:
+    return _section("xenium_breast_idc")
+
+
+@described
+def starmap_mpfc(sample: str = "BZ5") -> AnnData:
+    return _section("starmap_mpfc", sample)
+
+
+@described
+def osmfish_sscortex() -> AnnData:
+    adata = _section("osmfish_sscortex")
+    return adata[~adata.obs["is_duplicate"].to_numpy(dtype=bool)].copy()
+
+
+@described
+def merfish_hypothalamus() -> AnnData:
+    return _section("merfish_hypothalamus")
+
+
+@described
+def xenium_mouse_brain() -> AnnData:
+    return _section("xenium_mouse_brain")
+
+
+@described
+def mouse_olfactory_bulb(sample: str = "MOB1") -> AnnData:
+    return _section("mouse_olfactory_bulb", sample)
+
+
+# --- what is downloaded ----------------------------------------------------------------------------------------------
 
 
 @described
@@ -66,15 +192,15 @@ def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
 
 @described
 def mosta(samples: str | Sequence[str] = "E9.5_E1S1", *, show_progress: bool | None = None) -> AnnData:
-    return _read("mosta", samples, show_progress)
+    return _series("mosta", samples, show_progress)
 
 
 @described
 def axolotl_regeneration(samples: str | Sequence[str] = "2DPI_1", *, show_progress: bool | None = None) -> AnnData:
-    return _read("axolotl_regeneration", samples, show_progress)
+    return _series("axolotl_regeneration", samples, show_progress)
 
 
-def _read(series: str, samples: str | Sequence[str], show_progress: bool | None) -> AnnData:
+def _series(series: str, samples: str | Sequence[str], show_progress: bool | None) -> AnnData:
     """Read sections of a series, whose names have a ``pattern`` with groups for time and animal."""
     source, names = REGISTRY[series], check_names("samples", samples, "a section")
     wrong = [name for name in names if not re.fullmatch(source["pattern"], name)]
@@ -87,7 +213,7 @@ def _read(series: str, samples: str | Sequence[str], show_progress: bool | None)
     for name, path in zip(names, _fetch(series, settings.datasetdir / series, show_progress, files), strict=True):
         try:
             time, subject = re.findall(source["pattern"], name)[0]
-            parts.append(_section(name, time, subject, anndata.read_h5ad(path)))
+            parts.append(_common(name, time, subject, anndata.read_h5ad(path)))
         except (OSError, KeyError, ValueError, TypeError) as err:
             raise ValueError(
                 f"The file {path.name} in {path.parent} is not a section of this series ({err}). Delete it. "
@@ -100,7 +226,7 @@ def _read(series: str, samples: str | Sequence[str], show_progress: bool | None)
     return out
 
 
-def _section(name: str, time: str, subject: str, adata: AnnData) -> AnnData:
+def _common(name: str, time: str, subject: str, adata: AnnData) -> AnnData:
     """Counts, labels and positions of one file under common names."""
     layer, label = (next((k for k in known if k in there), "") for known, there in
                     ((_COUNTS, adata.layers), (_LABELS, adata.obs)))  # fmt: skip

@@ -36,20 +36,11 @@ _SUBJECT = 0.15  # sd of the subjects, in log share and log expression
 @documented
 @whole_call()
 def synthetic_series(
-    n_times: int = 3,
-    n_subjects: int = 3,
-    *,
-    sections_per_subject: int = 1,
-    obs_per_section: int = 600,
-    n_vars: int = 80,
-    platform: Literal["visium", "merfish"] = "visium",
-    n_trends: int | None = None,
-    logfc: float = 1.0,
-    difficulty: float = 0.5,
-    mean_depth: float | None = None,
-    random_state: int = 0,
+    n_times: int = 3, n_subjects: int = 3, *, sections_per_subject: int = 1, obs_per_section: int = 600,
+    n_vars: int = 80, platform: Literal["visium", "merfish"] = "visium", n_trends: int | None = None,
+    logfc: float = 1.0, difficulty: float = 0.5, mean_depth: float | None = None, random_state: int = 0,
     show_progress: bool | None = None,
-) -> AnnData:
+) -> AnnData:  # fmt: skip
     """Generate sections of a developing tissue, with known compartments, lineages and trends.
 
     Five layers and two islands: ``c1`` stays, ``c2`` grows, ``c3`` shrinks, ``c4`` splits into ``c4a`` and ``c4b``,

@@ -25,21 +25,12 @@ _DISEASE = ("healthy", "diseased")
 @documented
 @whole_call()
 def synthetic_tissue(
-    n_obs: int | None = None,
-    n_vars: int | None = None,
-    *,
-    platform: Literal["visium", "merfish"] = "visium",
-    n_compartments: int = 5,
-    n_patients: int = 1,
-    sections_per_patient: int = 1,
-    disease: Literal["auto", "lesion", "patient"] = "auto",
-    n_biomarkers: int | None = None,
-    logfc: float | Sequence[float] = 1.0,
-    difficulty: float = 0.5,
-    mean_depth: float | None = None,
-    random_state: int = 0,
-    show_progress: bool | None = None,
-) -> AnnData:
+    n_obs: int | None = None, n_vars: int | None = None, *, platform: Literal["visium", "merfish"] = "visium",
+    n_compartments: int = 5, n_patients: int = 1, sections_per_patient: int = 1,
+    disease: Literal["auto", "lesion", "patient"] = "auto", n_biomarkers: int | None = None,
+    logfc: float | Sequence[float] = 1.0, difficulty: float = 0.5, mean_depth: float | None = None,
+    random_state: int = 0, show_progress: bool | None = None,
+) -> AnnData:  # fmt: skip
     """Generate sections with known compartments, disease and biomarkers.
 
     Counts are negative binomial, with dropout. The logarithm of their mean adds the gene's baseline, the depth, the
