@@ -23,15 +23,10 @@ _BY = ("model", "target", "scheme", "leaky", "noise")
 
 @documented
 def biomarkers(
-    adata: AnnData,
-    group: str | Sequence[str] | None = None,
-    *,
-    fdr: float | None = None,
-    sign: Literal["both", "up", "down"] = "both",
-    min_libraries: int = 0,
-    n_top: int | None = None,
+    adata: AnnData, group: str | Sequence[str] | None = None, *, fdr: float | None = None,
+    sign: Literal["both", "up", "down"] = "both", min_libraries: int = 0, n_top: int | None = None,
     key: str = _keys.BIOMARKERS,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Return the table of :func:`stxtools.tl.biomarkers`, filtered.
 
     Parameters
@@ -72,14 +67,10 @@ def biomarkers(
 
 @documented
 def compare(
-    adata: AnnData,
-    kind: Literal["share", "contact", "expression"] | None = None,
-    *,
-    group: str | Sequence[str] | None = None,
-    compartment: str | Sequence[str] | None = None,
-    fdr: float | None = None,
+    adata: AnnData, kind: Literal["share", "contact", "expression"] | None = None, *,
+    group: str | Sequence[str] | None = None, compartment: str | Sequence[str] | None = None, fdr: float | None = None,
     key: str = _keys.COMPARE,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Return the table of :func:`stxtools.tl.compare`, filtered.
 
     Parameters
@@ -101,13 +92,9 @@ def compare(
 
 @documented
 def describe(
-    adata: AnnData,
-    kind: str | None = None,
-    *,
-    group: str | Sequence[str] | None = None,
-    fdr: float | None = None,
+    adata: AnnData, kind: str | None = None, *, group: str | Sequence[str] | None = None, fdr: float | None = None,
     key: str = _keys.DESCRIBE,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Return what :func:`stxtools.tl.describe` found: the summary of the compartments, or the evidence of one kind.
 
     Parameters
@@ -137,14 +124,9 @@ def describe(
 
 @documented
 def evaluation(
-    adata: AnnData,
-    metric: str | None = None,
-    *,
-    target: str | None = None,
-    versus: str | None = None,
-    per_seed: bool = False,
-    key: str = _keys.EVALUATION,
-) -> pd.DataFrame:
+    adata: AnnData, metric: str | None = None, *, target: str | None = None, versus: str | None = None,
+    per_seed: bool = False, key: str = _keys.EVALUATION,
+) -> pd.DataFrame:  # fmt: skip
     """Return mean and standard deviation over seeds of what :func:`stxtools.tl.evaluate` measured.
 
     The folds of a seed are averaged first; seeds, not folds, are the replicates.
@@ -193,13 +175,9 @@ def evaluation(
 
 @documented
 def track(
-    adata: AnnData,
-    table: Literal["links", "compartments", "regions"] = "links",
-    *,
-    event: str | Sequence[str] | None = None,
-    fdr: float | None = None,
-    key: str = _keys.TRACK,
-) -> pd.DataFrame:
+    adata: AnnData, table: Literal["links", "compartments", "regions"] = "links", *,
+    event: str | Sequence[str] | None = None, fdr: float | None = None, key: str = _keys.TRACK,
+) -> pd.DataFrame:  # fmt: skip
     """Return a table of :func:`stxtools.tl.track`.
 
     Parameters
@@ -228,15 +206,10 @@ def track(
 
 @documented
 def trends(
-    adata: AnnData,
-    kind: Literal["share", "area", "contact", "expression"] | None = None,
-    *,
-    compartment: str | Sequence[str] | None = None,
-    feature: str | Sequence[str] | None = None,
-    fdr: float | None = None,
-    values: bool = False,
-    key: str = _keys.TRENDS,
-) -> pd.DataFrame:
+    adata: AnnData, kind: Literal["share", "area", "contact", "expression"] | None = None, *,
+    compartment: str | Sequence[str] | None = None, feature: str | Sequence[str] | None = None,
+    fdr: float | None = None, values: bool = False, key: str = _keys.TRENDS,
+) -> pd.DataFrame:  # fmt: skip
     """Return the table of :func:`stxtools.tl.trends`, filtered.
 
     Parameters

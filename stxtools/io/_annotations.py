@@ -43,9 +43,8 @@ _LEAST_SCALE = 1e-9
 
 @documented
 def read_annotations(
-    adata: AnnData, path: str | os.PathLike[str], *,
-    key_added: str = "annotation", library: str | None = None, scale: float = 1.0,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    adata: AnnData, path: str | os.PathLike[str], *, key_added: str = "annotation", library: str | None = None,
+    scale: float = 1.0, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
     """Read annotations of QuPath, Xenium Explorer or Loupe Browser as labels of the observations.
 
@@ -119,8 +118,7 @@ def read_annotations(
 
 @documented
 def write_annotations(
-    adata: AnnData, key: str, path: str | os.PathLike[str], *,
-    library: str | None = None, scale: float = 1.0,
+    adata: AnnData, key: str, path: str | os.PathLike[str], *, library: str | None = None, scale: float = 1.0,
     spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
     """Write the regions of a column as GeoJSON, which QuPath opens: one annotation per connected region.

@@ -35,16 +35,11 @@ _LINE = 0.14  # height of a name, inches
 
 @_base.plot
 def biomarkers(
-    adata: AnnData,
-    group: str | Sequence[str] | None = None,
-    *,
-    n_genes: int = 10,
-    fdr: float = 0.05,
+    adata: AnnData, group: str | Sequence[str] | None = None, *, n_genes: int = 10, fdr: float = 0.05,
     kind: Literal["ranked", "volcano"] = "ranked",
-    effect: Literal["auroc", "logfoldchanges", "scores", "attribution"] = "auroc",
-    key: str = _keys.BIOMARKERS,
-    title: str | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    effect: Literal["auroc", "logfoldchanges", "scores", "attribution"] = "auroc", key: str = _keys.BIOMARKERS,
+    title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the biomarkers of :func:`stxtools.tl.biomarkers`, one panel per group.
 

@@ -36,16 +36,10 @@ _FAINTEST = 0.2
 
 @_base.plot
 def compare(
-    adata: AnnData,
-    kind: Literal["share", "contact", "expression"] | None = None,
-    *,
-    group: str | Sequence[str] | None = None,
-    compartment: str | Sequence[str] | None = None,
-    n_top: int = 15,
-    fdr: float = 0.05,
-    key: str = _keys.COMPARE,
-    title: str | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, kind: Literal["share", "contact", "expression"] | None = None, *,
+    group: str | Sequence[str] | None = None, compartment: str | Sequence[str] | None = None, n_top: int = 15,
+    fdr: float = 0.05, key: str = _keys.COMPARE, title: str | None = None, legend: bool = True, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the effects of :func:`stxtools.tl.compare` with their 95 % intervals, one panel per condition and kind.
 
@@ -95,16 +89,9 @@ def compare(
 
 @_base.plot
 def trends(
-    adata: AnnData,
-    kind: Literal["share", "area", "contact", "expression"] = "share",
-    *,
-    compartment: str | Sequence[str] | None = None,
-    feature: str | Sequence[str] | None = None,
-    heatmap: bool = False,
-    n_top: int | None = None,
-    fdr: float = 0.05,
-    key: str = _keys.TRENDS,
-    title: str | None = None, legend: bool = True,
+    adata: AnnData, kind: Literal["share", "area", "contact", "expression"] = "share", *,
+    compartment: str | Sequence[str] | None = None, feature: str | Sequence[str] | None = None, heatmap: bool = False,
+    n_top: int | None = None, fdr: float = 0.05, key: str = _keys.TRENDS, title: str | None = None, legend: bool = True,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the trends of :func:`stxtools.tl.trends`: a line with its 95 % interval per value, or one heat map.
@@ -207,14 +194,11 @@ def _heatmap(
 
 @_base.plot
 def track(
-    adata: AnnData,
-    kind: Literal["alluvial", "tissue"] = "alluvial",
-    *,
-    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
-    spatial_key: str = _keys.SPATIAL, key: str = _keys.TRACK,
-    palette: str | Sequence[str] | Mapping[str, str] | None = None,
-    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, kind: Literal["alluvial", "tissue"] = "alluvial", *, library: str | Sequence[str] | None = None,
+    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, key: str = _keys.TRACK,
+    palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
+    scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw what :func:`stxtools.tl.track` found, in one colour per lineage.
 

@@ -38,11 +38,9 @@ _STAGES = {"pretrain_masked": "masked pretraining", "pretrain_contrastive": "con
 
 @_base.plot
 def history(
-    adata: AnnData,
-    key: str = _keys.SEGMENT,
-    *,
-    stage: str | None = None, title: str | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, key: str = _keys.SEGMENT, *, stage: str | None = None, title: str | None = None,
+    legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the loss of every training stage over the epochs, with the best epoch marked.
 
@@ -90,11 +88,8 @@ def history(
 
 @_base.plot
 def stability(
-    adata: AnnData,
-    key: str = _keys.SEGMENT,
-    *,
-    title: str | None = None,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, key: str = _keys.SEGMENT, *, title: str | None = None, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | None:  # fmt: skip
     """Draw the Bayesian information criterion (BIC) of each number of segments tried.
 
@@ -131,12 +126,7 @@ def stability(
 
 @_base.plot
 def sensitivity(
-    adata: AnnData,
-    x: str = "alpha",
-    y: str = "beta",
-    *,
-    key: str = _keys.TUNE,
-    title: str | None = None,
+    adata: AnnData, x: str = "alpha", y: str = "beta", *, key: str = _keys.TUNE, title: str | None = None,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | None:  # fmt: skip
     """Draw the tuning metric over two parameters as a heat map, by default AUROC over alpha and beta.
@@ -189,13 +179,9 @@ def sensitivity(
 
 @_base.plot
 def evaluation(
-    adata: AnnData,
-    metric: str = "auroc",
-    *,
-    target: str | None = None,
-    key: str = _keys.EVALUATION,
-    title: str | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, metric: str = "auroc", *, target: str | None = None, key: str = _keys.EVALUATION,
+    title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw every model's mean over seeds with its standard deviation, and the seeds themselves.
 
@@ -240,13 +226,9 @@ def evaluation(
 
 @_base.plot
 def robustness(
-    adata: AnnData,
-    metric: str = "accuracy",
-    *,
-    target: str | None = None,
-    key: str = _keys.EVALUATION,
-    title: str | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, metric: str = "accuracy", *, target: str | None = None, key: str = _keys.EVALUATION,
+    title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw how well models do against the level of noise: a line each, with the standard deviation over seeds.
 
@@ -285,13 +267,9 @@ def robustness(
 
 @_base.plot
 def attention_fidelity(
-    adata: AnnData,
-    unit: str | None = None,
-    *,
-    value: str = "change",
-    key: str = _keys.FIDELITY,
-    title: str | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, unit: str | None = None, *, value: str = "change", key: str = _keys.FIDELITY,
+    title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw how a prediction changes when the first edges or regions of each order are removed, or kept alone.
 

@@ -35,15 +35,9 @@ _LIMIT, _MOST = 6.0, 60
 
 @_base.plot
 def describe(
-    adata: AnnData,
-    kind: str = "activity",
-    *,
-    group: str | Sequence[str] | None = None,
-    n_top: int = 3,
-    fdr: float = 0.05,
-    key: str = _keys.DESCRIBE,
-    title: str | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, kind: str = "activity", *, group: str | Sequence[str] | None = None, n_top: int = 3,
+    fdr: float = 0.05, key: str = _keys.DESCRIBE, title: str | None = None, legend: bool = True, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the evidence of :func:`stxtools.tl.describe`: the first rows of each compartment against all of them.
 
@@ -97,15 +91,9 @@ def describe(
 
 @_base.plot
 def targets(
-    adata: AnnData,
-    group: str | Sequence[str] | None = None,
-    *,
-    n_genes: int = 20,
-    fdr: float = 0.05,
-    columns: Sequence[str] | None = None,
-    key: str = _keys.BIOMARKERS,
-    legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, group: str | Sequence[str] | None = None, *, n_genes: int = 20, fdr: float = 0.05,
+    columns: Sequence[str] | None = None, key: str = _keys.BIOMARKERS, legend: bool = True, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw what :func:`stxtools.tl.targets` joined to the first biomarkers, one panel per group.
 

@@ -38,17 +38,11 @@ Edges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 @_base.plot
 def segment(
-    adata: AnnData,
-    key: str = _keys.SEGMENT,
-    *,
-    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    show_confidence: bool = False,
-    img: bool | str | None = None,
-    size: float = 1.0,
-    palette: str | Sequence[str] | Mapping[str, str] | None = None,
-    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, key: str = _keys.SEGMENT, *, library: str | Sequence[str] | None = None,
+    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, show_confidence: bool = False,
+    img: bool | str | None = None, size: float = 1.0, palette: str | Sequence[str] | Mapping[str, str] | None = None,
+    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the segments of every section over the tissue.
 
@@ -103,16 +97,11 @@ def segment(
 
 @_base.plot
 def region_graph(
-    adata: AnnData,
-    key: str = _keys.REGIONS,
-    *,
-    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    spots: bool = True, labels: bool = False,
-    img: bool | str | None = False,
-    palette: str | Sequence[str] | Mapping[str, str] | None = None,
-    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, key: str = _keys.REGIONS, *, library: str | Sequence[str] | None = None,
+    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, spots: bool = True, labels: bool = False,
+    img: bool | str | None = False, palette: str | Sequence[str] | Mapping[str, str] | None = None,
+    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the region graph over the tissue: a node per region, an edge per shared border.
 
@@ -167,18 +156,12 @@ def region_graph(
 
 @_base.plot
 def attention(
-    adata: AnnData,
-    key: str = _keys.ATTENTION,
-    *,
-    regions_key: str = _keys.REGIONS,
-    color: Literal["segment", "attention"] | None = "segment",
-    library: str | Sequence[str] | None = None, library_key: str | bool | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    img: bool | str | None = False,
-    cmap: str = "magma_r",
-    vmax: float | None = None,
-    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, key: str = _keys.ATTENTION, *, regions_key: str = _keys.REGIONS,
+    color: Literal["segment", "attention"] | None = "segment", library: str | Sequence[str] | None = None,
+    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, img: bool | str | None = False,
+    cmap: str = "magma_r", vmax: float | None = None, title: str | None = None, scale_bar: float | bool | None = None,
+    legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the attention between regions over the tissue, on the edges of the region graph.
 

@@ -29,10 +29,9 @@ _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random"
 @documented
 @whole_call({"loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6})
 def attention_fidelity(
-    adata: AnnData, model: str | os.PathLike[str] | TissueNet, *,
-    task: str | None = None, of: str = "ensemble", methods: Sequence[str] = _METHODS,
-    shares: Sequence[float] = (0.2, 0.4, 0.6, 0.8), max_regions: int = 200, layer: str | None = None,
-    regions_key: str = _keys.REGIONS, spatial_key: str = _keys.SPATIAL, random_state: int = 0,
+    adata: AnnData, model: str | os.PathLike[str] | TissueNet, *, task: str | None = None, of: str = "ensemble",
+    methods: Sequence[str] = _METHODS, shares: Sequence[float] = (0.2, 0.4, 0.6, 0.8), max_regions: int = 200,
+    layer: str | None = None, regions_key: str = _keys.REGIONS, spatial_key: str = _keys.SPATIAL, random_state: int = 0,
     show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Measure the faithfulness of attention: how far predictions depend on the edges it points at.

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     "training the network": 4, "predicting": 0.1,
 })  # fmt: skip
 def embed(
-    adata: AnnData, *,
-    use_rep: str | None = None, layer: str | None = None, regions_key: str = _keys.REGIONS,
-    spatial_key: str = _keys.SPATIAL, params: TissueNetParams | Mapping[str, Any] | None = None,
-    random_state: int = 0, accelerator: str = "auto", devices: int | str = 1, show_progress: bool | None = None,
-    key_added: str | None = None, copy: bool = False,
+    adata: AnnData, *, use_rep: str | None = None, layer: str | None = None, regions_key: str = _keys.REGIONS,
+    spatial_key: str = _keys.SPATIAL, params: TissueNetParams | Mapping[str, Any] | None = None, random_state: int = 0,
+    accelerator: str = "auto", devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None,
+    copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Embed regions with a graph network that reconstructs masked regions from their neighbours.
 

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     "pretraining": 8,
 })  # fmt: skip
 def pretrain(
-    adata: AnnData | Sequence[AnnData], *,
-    save_model: str | os.PathLike[str], use_rep: str | None = None, layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    adata: AnnData | Sequence[AnnData], *, save_model: str | os.PathLike[str], use_rep: str | None = None,
+    layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
     params: SegmenterParams | Mapping[str, Any] | None = None, random_state: int = 0, accelerator: str = "auto",
     devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | list[AnnData] | None:  # fmt: skip

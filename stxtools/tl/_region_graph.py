@@ -43,10 +43,9 @@ _RETURNED = 2**24  # values of a matrix whose memory goes back to the system onc
 @documented
 @whole_call({"finding regions": 2, "describing regions": 1})
 def region_graph(
-    adata: AnnData, segment_key: str = _keys.SEGMENT, *,
-    max_size: int | None = 50, connectivity_key: str | None = None, layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, random_state: int = 0,
-    key_added: str | None = None, show_progress: bool | None = None, copy: bool = False,
+    adata: AnnData, segment_key: str = _keys.SEGMENT, *, max_size: int | None = 50, connectivity_key: str | None = None,
+    layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    random_state: int = 0, key_added: str | None = None, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Split compartments into connected regions and join the regions that touch into a graph.
 
