@@ -98,12 +98,13 @@ def test_data_that_cannot_be_used(data: str, call: str, section: ad.AnnData) -> 
         ({"key_added": "a/b"}, ValueError, "'/'"),
         ({"model": "nowhere.stx"}, FileNotFoundError, "no model file"),
         ({"model": 5}, TypeError, "path"),
+        ({"accelerator": True}, TypeError, "`accelerator` must be a str"),
     ],
 )
 def test_wrong_arguments_of_segment(kwargs: dict[str, Any], error: type, message: str, section: ad.AnnData) -> None:
     before = section.copy()
     with pytest.raises(error, match=message):
-        st.tl.segment(section, **kwargs, **QUIET)
+        st.tl.segment(section, **QUIET | kwargs)
     assert_same(before, section)
 
 

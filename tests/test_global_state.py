@@ -169,6 +169,30 @@ def test_threads_of_numba_between_two_calls_change_no_bit() -> None:
     assert done.returncode == 0, done.stderr
 
 
+_FIRST = """
+import logging, torch
+import stxtools as st
+
+def levels():
+    loggers = logging.root.manager.loggerDict.items()
+    return {name: found.level for name, found in loggers if isinstance(found, logging.Logger) and found.level}
+
+adata = st.datasets.synthetic_tissue(100, 12, show_progress=False)
+st.tl.segment(adata, 2, params={"width": 8, "epochs": 1, "pretrain": "none"}, show_progress=False)
+before = levels()
+try:
+    st.tl.segment(adata, 2, accelerator="nope", show_progress=False)
+except ValueError as err:
+    assert "`accelerator='nope'`" in str(err), err
+assert levels() == before, (before, levels())
+"""
+
+
+def test_first_use_of_lightning_leaves_the_levels_of_loggers() -> None:
+    done = subprocess.run([sys.executable, "-c", _FIRST], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def _blas_threads() -> int:
     return max(found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas")
 

@@ -124,10 +124,10 @@ class _Moved:
 def _place(accelerator: str, devices: int | str) -> Any:
     """Where to train: one device in this process, or what Lightning's Fabric makes of the arguments."""
     devices = int(devices) if isinstance(devices, Integral) else devices
-    known = accelerator in ("auto", "cpu", "gpu", "cuda", "mps")
-    if known and devices == 1 and isinstance(devices, int) and not settings.trainer:
+    here = accelerator in ("auto", "cpu", "gpu", "cuda", "mps") and devices == 1 and not settings.trainer
+    if here or not isinstance(accelerator, str):  # which is refused
         return _Here(best_device(accelerator))
-    with importing():
+    with importing(), _quiet_lightning():
         from lightning.fabric import Fabric
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -152,16 +152,17 @@ def check_devices(accelerator: str, devices: int | str) -> None:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's own messages off the user's screen, for the length of one training."""
-    logger = logging.getLogger("lightning.fabric")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep Lightning's own messages off the user's screen for a while, and its loggers' levels: its import sets them."""
+    names = ("lightning.fabric", "lightning", "lightning.pytorch", "torchmetrics")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    logging.getLogger(names[0]).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 @contextmanager
