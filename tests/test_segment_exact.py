@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 
@@ -28,6 +29,16 @@ def test_fewer_distinct_observations_than_segments_are_refused(make_section, qui
     with pytest.raises(ValueError, match="distinct observations"):
         st.tl.segment(adata, 3, params=quick_unet, **HOW)
     assert "segment" not in adata.obs
+
+
+def test_batches_without_variation_count_as_one_observation_each(make_section, quick_unet):
+    adata = ad.concat([make_section(rows=8, cols=8) for _ in range(2)], label="slide", index_unique="-")
+    adata.obsm["X_pca"] = np.repeat(np.eye(2, dtype=np.float32), 64, axis=0)
+    with pytest.raises(ValueError, match="`n_segments=9` is more than the 2 distinct observations"):
+        st.tl.segment(adata, 9, library_key="slide", params=quick_unet, **HOW)
+    st.tl.segment(adata, 2, library_key="slide", params=quick_unet, **HOW)
+    assert adata.uns["segment"]["batches"]["batch"].tolist() == [0, 1]
+    assert adata.obs["segment"].nunique() == 2
 
 
 def test_segments_of_cells_are_numbered_by_cells_and_not_by_pixels(make_section, quick_unet):

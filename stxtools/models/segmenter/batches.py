@@ -71,7 +71,7 @@ def _own_clusters(
     k = min(k, n // _LEAST)
     if k < 2:
         return np.ones((n, 1)), np.ones((n, 1))
-    voted = with_all_classes(consensus(plain, k, rng, tick), [plain[0][slice(None)]])
+    voted = with_all_classes(consensus(plain, k, rng, tick), [plain[0][slice(None)]], or_fewer=True)
     return voted, cotrain([*plain, *sharp], voted, rng)
 
 

@@ -23,11 +23,14 @@ def class_sizes(scores: NDArray[np.floating], k: int | None = None) -> IntArray:
     return np.bincount(scores.argmax(axis=1), minlength=scores.shape[1] if k is None else k)
 
 
-def with_all_classes(target: FloatArray, spaces: Sequence[NDArray[np.floating]]) -> FloatArray:
+def with_all_classes(
+    target: FloatArray, spaces: Sequence[NDArray[np.floating]], *, or_fewer: bool = False
+) -> FloatArray:
     """Memberships (n, K) in which every class is the most probable one of some observation.
 
     A class that has none takes over half of the class with the largest scatter, cut across its first principal axis in
-    the first of the ``spaces`` where one can be cut, with the memberships of both exchanged there.
+    the first of the ``spaces`` where one can be cut, with the memberships of both exchanged there. Where there are not
+    as many distinct observations, it is left out (``or_fewer``) or an error raised.
     """
     sizes = class_sizes(target)
     if (sizes > 0).all():
@@ -38,6 +41,8 @@ def with_all_classes(target: FloatArray, spaces: Sequence[NDArray[np.floating]])
         half = next(
             (h for z in spaces if (h := _largest_half(np.asarray(z, dtype=np.float64), labels)) is not None), None
         )
+        if half is None and or_fewer:
+            return target[:, sizes > 0] / target[:, sizes > 0].sum(axis=1, keepdims=True)
         if half is None:
             raise ValueError(
                 f"`n_segments={k}` is more than the {int((sizes > 0).sum())} distinct observations there are; choose a "
