@@ -152,7 +152,7 @@ def check_devices(accelerator: str, devices: int | str) -> None:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's own messages off the user's screen for a while, and its loggers' levels: its import sets them."""
+    """Keep Lightning's own messages off the user's screen for a while, and its loggers at their levels."""
     names = ("lightning.fabric", "lightning", "lightning.pytorch", "torchmetrics")
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     logging.getLogger(names[0]).setLevel(logging.ERROR)
