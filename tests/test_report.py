@@ -109,7 +109,7 @@ def test_a_map_of_many_observations_is_thinned(line, tmp_path, monkeypatch):
     assert len(block(page, "xy", "<f4")) == 200
     assert len(block(page, band["block"], "<u2")) == 100
     assert "show 100 of the 448 observations, drawn at random" in page
-    assert "448 observations and" in page
+    assert "448 observations (spots or cells) and" in page
 
 
 def test_leading_genes_come_from_every_group(line, tmp_path):
@@ -210,6 +210,13 @@ def test_in_a_browser(line, tmp_path):
         page.wait("document.querySelector('#map').getBoundingClientRect().width < 390")
         assert page("document.documentElement.scrollWidth") == 390
         assert page("document.querySelector('#results').getBoundingClientRect().left") < 20
+
+        sizes = "[...document.querySelectorAll('canvas')].map(e => [e.width, e.height])"
+        drawn = page(sizes)
+        page.call("Emulation.setEmulatedMedia", media="print")  # no frame draws on paper: a new size would be blank
+        page.resize(700, 900)
+        page("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert page(sizes) == drawn
         assert page.errors == []
         assert [r for r in page.requests if not r.startswith("data:")] == [(tmp_path / "report.html").as_uri()]
 

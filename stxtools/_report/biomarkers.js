@@ -141,7 +141,7 @@ function toldRow(row) {
 
 function drawVolcano() {
   const box = volcano.getBoundingClientRect(), dpr = Math.min(devicePixelRatio || 1, 2), pen = volcano.getContext("2d");
-  if (!table || !box.width) return;
+  if (!table || !box.width || printed()) return;
   Object.assign(volcano, { width: box.width * dpr, height: box.height * dpr });
   pen.scale(dpr, dpr);
   const rows = [], seen = new Set(filtered);

@@ -7,6 +7,7 @@ let shown = null; // what colours the map: { label, values, names or low and hig
 const paint = new Uint32Array(meta.n), order = new Uint32Array(meta.n), rank = new Uint8Array(meta.n);
 
 function resize() {
+  if (printed()) return;
   ratio = Math.min(devicePixelRatio || 1, 2);
   const { width, height } = canvas.getBoundingClientRect();
   const [w, h] = [Math.max(1, Math.round(width * ratio)), Math.max(1, Math.round(height * ratio))];

@@ -1,6 +1,7 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 const meta = JSON.parse($("meta").textContent);
+const printed = () => matchMedia("print").matches; // paper shows canvases as they are: no frame would draw them again
 const make = (tag, properties = {}) => Object.assign(document.createElement(tag), properties);
 const number = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
 const small = (p) => (!Number.isFinite(p) ? "–" : p >= 0.001 ? p.toFixed(3) : p.toExponential(1));

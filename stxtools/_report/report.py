@@ -96,7 +96,7 @@ def report(
     folder = files("stxtools._report")
     text = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES}
     page = Template(text["page.html"], autoescape=True, keep_trailing_newline=True).render(
-        text=text, title=name, n_obs=adata.n_obs, n_vars=adata.n_vars, n_drawn=meta["n"], version=__version__,
+        text=text, title=name, n_obs=adata.n_obs, n_drawn=meta["n"], version=__version__,
         findings=findings(adata, sections, key, biomarkers_key), figures=training_figures(adata, key),
         parameters=parameter_tables(adata, key, biomarkers_key), blocks=blocks,
         meta=json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),

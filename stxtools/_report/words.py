@@ -29,7 +29,7 @@ def findings(
     adata: AnnData, sections: Sequence[str], key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS
 ) -> list[str]:
     """Return a paragraph each on the data, the segments, the regions and the biomarkers, as far as there are any."""
-    out = [f"{adata.n_obs:,} observations and {adata.n_vars:,} genes of {_named(sections)}."]
+    out = [f"{adata.n_obs:,} observations (spots or cells) and {adata.n_vars:,} genes of {_named(sections)}."]
     slot = adata.uns.get(key)
     if key in adata.obs and isinstance(slot, Mapping):
         out.append(_segments(adata, key, params_of(slot), slot))
@@ -54,8 +54,8 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
     elif params.get("model") == "given":
         how = "They are the classes of a trained model."
     elif "stability" in slot:
-        tried = slot["stability"]["n_segments"]
-        how = f"Of {int(tried.min())} to {int(tried.max())} this number has the lowest BIC."
+        most = int(slot["stability"]["n_segments"].max())  # one segment is chosen by another test
+        how = f"Of 2 to {most} this number has the lowest BIC." if most > 1 else "Nothing in it is arranged in space."
     else:
         how = "Their number was given."
     first, last = table.iloc[0], table.iloc[-1]
@@ -76,7 +76,7 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
 def _regions(adata: AnnData) -> str:
     table = get.regions(adata)
     borders = int(table["degree"].sum()) // 2
-    text = f"Its graph has {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
+    text = f"Compartments form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
     if "attention" in table and table["attention"].notna().any():
         by = table.groupby("segment", observed=True)["attention"].mean().sort_values(ascending=False, kind="stable")
         text += f" The graph network attends most to regions of compartment {by.index[0]} (mean {by.iloc[0]:.2f})."
@@ -98,10 +98,8 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
             f"{len(groups)} {what}s; {most.iloc[0]:,} of them mark {what} {most.index[0]}."
         )
     if "beyond_composition" in found and len(found):
-        text += (
-            f" Differences larger than the mixture of cells in the group explains: "
-            f"{int(found['beyond_composition'].sum()):,} of {len(found):,}."
-        )
+        beyond = int(found["beyond_composition"].sum())
+        text += f" {beyond:,} of these {len(found):,} differences are larger than the mixture of cells explains."
     return text
 
 
