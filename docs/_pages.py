@@ -141,11 +141,12 @@ def write_api() -> None:
     for page in pages:
         own = [name for name in names if name.startswith(f"{page}.")]
         gallery = _cards(own) + "\n" if page == "pl" else ""
+        summary, _, more = (namespace(page).__doc__ or "").strip().partition("\n\n")
         _write(
             GENERATED / "api" / f"{page}.md",
             f"# {NAMESPACES[page]}: `st.{page}`\n\n```{{eval-rst}}\n"
             f".. module:: stxtools.{page}\n.. currentmodule:: stxtools\n\n"
-            f"{gallery}{_table(own, '   :toctree: .' + chr(10))}\n{(namespace(page).__doc__ or '').strip()}\n```\n",
+            f"{summary}\n\n{gallery}{_table(own, '   :toctree: .' + chr(10))}\n{more}\n```\n",
         )
         for stub in (GENERATED / "api").glob(f"stxtools.{page}.*.rst"):
             if stub.name.removeprefix("stxtools.").removesuffix(".rst") not in own:
@@ -190,7 +191,7 @@ def extra_lines(name: str) -> list[str]:
     if name in _written():
         lines += ["", f"All that it writes: :ref:`slots of {name} <slots-{name}>`."]
     if plot.startswith("pl.") and plot.removeprefix("pl.") in namespace("pl").__all__:
-        what = "The figure of the example" if plot == name else f"Drawn by :func:`~stxtools.{plot}`"
+        what = "The figure of the example" if plot == name else f"Drawn by :func:`{plot} <stxtools.{plot}>`"
         alt = f"Figure of the example of {plot}"
         lines += [
             "",
