@@ -85,29 +85,14 @@ def test_second_call_starts_from_counts(section: ad.AnnData) -> None:
     np.testing.assert_array_equal(section.obsm["X_pca"], once.obsm["X_pca"])
 
 
-def test_size_key(section: ad.AnnData) -> None:
-    section.obs["size"] = np.random.default_rng(0).integers(100, 1000, section.n_obs)
-    raw = section.X.toarray()
-    out = st.pp.normalize(section, size_key="size", copy=True)
-    size = section.obs["size"].to_numpy()
-    np.testing.assert_allclose(out.X.toarray(), np.log1p(raw / size[:, None] * np.median(size)), rtol=1e-5)
-    out = st.pp.normalize(section, size_key="size", target_sum=1e4, copy=True)
-    np.testing.assert_allclose(out.X.toarray(), np.log1p(raw / size[:, None] * 1e4), rtol=1e-5)
-    section.obs["size"] = section.X.sum(axis=1)  # then it is the ordinary call
-    by_size, plain = (st.pp.normalize(section, size_key=k, copy=True) for k in ("size", None))
-    np.testing.assert_allclose(by_size.X.toarray(), plain.X.toarray(), rtol=1e-5)
-
-
 def test_empty_observations_stay_zero(section: ad.AnnData) -> None:
     x = section.X.tolil()
     x[4] = 0
     section.X = x.tocsr()
-    section.obs["size"] = np.asarray(section.X.sum(axis=1)).ravel()
-    for size_key in (None, "size"):
-        out = st.pp.normalize(section, size_key=size_key, copy=True)
-        assert out.X[4].nnz == 0
-        assert np.isfinite(out.X.data).all()
-        assert np.isfinite(out.obsm["X_pca"]).all()
+    out = st.pp.normalize(section, copy=True)
+    assert out.X[4].nnz == 0
+    assert np.isfinite(out.X.data).all()
+    assert np.isfinite(out.obsm["X_pca"]).all()
 
 
 def test_library_key_ranks_within_sections(make_section: Callable[..., ad.AnnData]) -> None:
@@ -205,12 +190,6 @@ def _break(adata: ad.AnnData, how: str) -> dict:
         adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
     elif how == "nan":
         adata.X.data[0] = np.nan
-    elif how == "size 0":
-        adata.obs["size"] = 0
-        return {"size_key": "size"}
-    elif how == "size text":
-        adata.obs["size"] = "big"
-        return {"size_key": "size"}
     elif how == "one gene":
         adata._inplace_subset_var([0])
     elif how == "no layer":
@@ -228,8 +207,6 @@ def _break(adata: ad.AnnData, how: str) -> dict:
         ("negative", ValueError, "negative values"),
         ("nothing", ValueError, "No gene is expressed"),
         ("nan", ValueError, "NaN"),
-        ("size 0", ValueError, "must be positive"),
-        ("size text", TypeError, "needs numbers"),
         ("one gene", ValueError, "at least 2"),
         ("no layer", KeyError, "nowhere"),
         ("target", ValueError, "positive"),
@@ -250,7 +227,7 @@ def test_errors_leave_no_trace(how: str, error: type, message: str, section: ad.
 
 def test_real_counts(real_section: Callable[[str], ad.AnnData]) -> None:
     adata = real_section("dlpfc_151673")
-    st.pp.normalize(adata, size_key="total_umi_all_genes")
+    st.pp.normalize(adata)
     assert adata.var["highly_variable"].sum() == 2000
     assert adata.obsm["X_pca"].shape == (3639, 20)
 

@@ -210,14 +210,10 @@ def test_nan_in_a_late_chunk_is_reported_and_nothing_written(
 
 
 @pytest.mark.parametrize("kind", ["dask", "dask_columns", "zarr"])
-@pytest.mark.parametrize("size_key", [None, "size"])
-def test_normalize_leaves_a_dask_array_where_it_is(
-    section: ad.AnnData, tmp_path: Path, kind: str, size_key: str | None
-) -> None:
-    section.obs["size"] = np.linspace(20, 60, section.n_obs)
+def test_normalize_leaves_a_dask_array_where_it_is(section: ad.AnnData, tmp_path: Path, kind: str) -> None:
     lazy = _stored(section, kind, tmp_path)
     for adata in (section, lazy):
-        st.pp.normalize(adata, n_top_genes=8, n_comps=3, scale=True, size_key=size_key)
+        st.pp.normalize(adata, n_top_genes=8, n_comps=3, scale=True)
     assert is_out_of_core(lazy.X)
     assert is_out_of_core(lazy.layers["counts"])
     lazy.write_h5ad(tmp_path / "lazy.h5ad")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
@@ -25,15 +24,15 @@ from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.matrices import column_moments
-from stxtools._validate import check_adata, check_bool, check_in, check_int, check_number, check_seed, libraries
+from stxtools._validate import check_adata, check_bool, check_int, check_number, check_seed, libraries
 
 
 @documented
 @whole_call({"normalising": 1, "choosing genes": 4, "computing components": 2})
 def normalize(
     adata: AnnData, *, layer: str | None = None, target_sum: float | None = None, n_top_genes: int = N_TOP_GENES,
-    n_comps: int = N_COMPS, scale: bool = False, size_key: str | None = None, library_key: str | bool | None = None,
-    random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
+    n_comps: int = N_COMPS, scale: bool = False, library_key: str | bool | None = None, random_state: int = 0,
+    show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Normalise depth, take logarithms, select variable genes and compute principal components.
 
@@ -55,8 +54,6 @@ def normalize(
         Number of principal components; as many as there can be where that is fewer.
     scale
         Divide the selected genes by their standard deviation before the PCA. ``X`` is not scaled.
-    size_key
-        Column of ``obs`` with the depth to divide by, for data that hold only some of the measured genes.
     library_key
         Column of ``obs`` with the section of each observation: genes are ranked within sections of at least 20
         observations (scanpy's ``batch_key``). ``False``: all are one.
@@ -80,11 +77,10 @@ def normalize(
     if adata.isbacked:
         raise ValueError("`adata` is backed by a file; load it first with `adata = adata.to_memory()`.")
     source = _source(adata, layer)
-    size = None if size_key is None else _sizes(adata, size_key, source.survey.depth)
     sections = None if library_key is None else libraries(adata, library_key).codes
     stage("normalising")
     if is_dask(source.matrix):
-        size = source.survey.depth if size is None else size
+        size = source.survey.depth
         target = median_depth(size) if target_sum is None else target_sum
         logged = _lazily(source.matrix, size, target)
         rows = source.sampled(random_state)
@@ -92,7 +88,7 @@ def normalize(
         some = log_normalize(counts, "counts", library_size=size[rows], target_sum=target)
     else:
         rows, counts = np.arange(adata.n_obs), source.matrix
-        some = logged = log_normalize(counts, "counts", library_size=size, target_sum=target_sum)
+        some = logged = log_normalize(counts, "counts", target_sum=target_sum)
         logged.indices, logged.indptr = logged.indices.copy(), logged.indptr.copy()  # `X` and a layer share nothing
     stage("choosing genes")
     genes = select_genes(counts, source.scale, n_top_genes, None if sections is None else sections[rows])
@@ -111,7 +107,7 @@ def normalize(
         "random_state": random_state,
     }  # fmt: skip
     params = provenance(
-        layer=layer, target_sum=target_sum, n_top_genes=n_top_genes, n_comps=n_comps, scale=scale, size_key=size_key,
+        layer=layer, target_sum=target_sum, n_top_genes=n_top_genes, n_comps=n_comps, scale=scale,
         library_key=library_key, random_state=random_state, **source.record,
     )  # fmt: skip
     slots = Slots(
@@ -157,21 +153,6 @@ def _source(adata: AnnData, layer: str | None) -> Expression:
     if found.survey.highest == 0:
         raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
     return found
-
-
-def _sizes(adata: AnnData, size_key: str, depth: NDArray[np.float64]) -> NDArray[np.float64]:
-    check_in(adata, "obs", size_key, "size_key")
-    if not pd.api.types.is_numeric_dtype(adata.obs[size_key].dtype):
-        raise TypeError(f"`adata.obs[{size_key!r}]` holds {adata.obs[size_key].dtype}; `size_key` needs numbers.")
-    size = adata.obs[size_key].to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = (depth > 0) & ~(np.isfinite(size) & (size > 0))
-    if bad.any():
-        first = int(np.argmax(bad))
-        raise ValueError(
-            f"`adata.obs[{size_key!r}]` is missing, zero or negative for {int(bad.sum())} observation(s) with counts "
-            f"(first: {adata.obs_names[first]!r} has {size[first]:g}); sizes must be positive."
-        )
-    return np.where(np.isfinite(size) & (size > 0), size, 0.0)
 
 
 def _pca(
