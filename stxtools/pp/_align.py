@@ -17,7 +17,7 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_seed
+from stxtools._validate import check_adata, check_choice, check_key_added, check_seed
 
 from ._register import Method, PointSet, register
 
@@ -34,16 +34,16 @@ _N_TOP_GENES = 500  # enough for a position; and faster than the 2000 of an anal
 @whole_call({"reading expression": 0.5, "choosing genes": 1, "computing components": 1, "aligning": 3})
 def align(
     adata: AnnData, reference: str | None = None, *, library_key: str | bool | None = None,
-    landmarks: Mapping[str, ArrayLike] | None = None, method: Method = "similarity", allow_reflection: bool = False,
-    use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
-    key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
+    landmarks: Mapping[str, ArrayLike] | None = None, method: Method = "similarity", use_rep: str | None = None,
+    layer: str | None = None, spatial_key: str = _keys.SPATIAL, key_added: str | None = None, random_state: int = 0,
+    show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Bring sections into one frame by an affine map of each onto a reference section.
 
     With ``landmarks`` the map is their least-squares fit. Without, images of the tissue and of its smoothed expression
     are registered: rotations, shifts and scales are tried and the best improved, on the correlation of the expression
-    images plus the overlap of the tissues. The sections must show about the same tissue, with structure; check
-    ``uns["align"]["score"]`` and a plot. Images and masks in ``uns["spatial"]`` are not warped.
+    images plus the overlap of the tissues. The sections must show about the same tissue, with structure, and none may
+    lie upside down; check ``uns["align"]["score"]`` and a plot. Images and masks in ``uns["spatial"]`` are not warped.
 
     Parameters
     ----------
@@ -54,8 +54,6 @@ def align(
     method
         ``"rigid"`` (rotation, shift), ``"similarity"`` (and one scale) or ``"affine"`` (and shear). Two landmarks at
         least, three for ``"affine"``.
-    allow_reflection
-        Whether a section may be turned over (mounted upside down).
     use_rep
         Key of ``obsm`` with features comparable across sections, instead of joint principal components.
     key_added
@@ -74,7 +72,6 @@ def align(
     """
     check_adata(adata, layer=layer, copy=copy)
     check_choice("method", method, METHODS)
-    allow_reflection = check_bool("allow_reflection", allow_reflection)
     random_state = check_seed(random_state)
     obsm_key, uns_key = check_key_added(key_added, _keys.SPATIAL_ALIGNED), check_key_added(key_added, _keys.ALIGN)
     check_free(adata, "pp.align", obsm=[obsm_key], uns=[uns_key])
@@ -87,7 +84,7 @@ def align(
     read: dict[str, str] = {}
     found: Maps = {}
     if landmarks is not None:
-        found = _from_landmarks(landmarks, sections.names, reference, method, allow_reflection)
+        found = _from_landmarks(landmarks, sections.names, reference, method)
     elif len(sections) > 1:
         _check_sizes(where)
         if use_rep is None:
@@ -101,17 +98,15 @@ def align(
         for name, moving in zip(sections.names, points, strict=True):
             if name != reference:
                 stage("aligning")
-                matrix, correlation, overlap = register(
-                    moving, fixed, method=method, allow_reflection=allow_reflection, rng=rng
-                )
+                matrix, correlation, overlap = register(moving, fixed, method=method, rng=rng)
                 found[name] = matrix, {"correlation": correlation, "overlap": overlap}
     matrices = {name: found[name][0] if name in found else np.eye(2, 3) for name in sections.names}
     score = {name: reached for name, (_, reached) in found.items()}
     aligned = [part if name == reference else part @ matrix[:, :2].T + matrix[:, 2]
                for (name, matrix), part in zip(matrices.items(), where.split(where.xy), strict=True)]  # fmt: skip
     params = provenance(
-        library_key=library_key, landmarks=landmarks is not None, method=method, allow_reflection=allow_reflection,
-        use_rep=use_rep, layer=layer, **read, spatial_key=spatial_key, random_state=random_state,
+        library_key=library_key, landmarks=landmarks is not None, method=method, use_rep=use_rep, layer=layer, **read,
+        spatial_key=spatial_key, random_state=random_state,
     )  # fmt: skip
     stored = {"matrices": matrices, "score": score, "reference": reference, "params": params}
     return Slots("pp.align", obsm={obsm_key: where.join(aligned)}, uns={uns_key: stored}).write(adata, copy)
@@ -126,9 +121,7 @@ def _check_sizes(where: Geometry) -> None:
             )
 
 
-def _from_landmarks(
-    landmarks: Mapping[str, ArrayLike], names: list[str], reference: str, method: Method, allow_reflection: bool
-) -> Maps:
+def _from_landmarks(landmarks: Mapping[str, ArrayLike], names: list[str], reference: str, method: Method) -> Maps:
     if not isinstance(landmarks, Mapping):
         raise TypeError(f"`landmarks` must map section names to (m, 2) arrays, not {type(landmarks).__name__}.")
     absent = [n for n in names if n not in landmarks]
@@ -147,13 +140,11 @@ def _from_landmarks(
             )
         if name == reference:
             continue
-        turned = (1, -1) if allow_reflection and method != "affine" else (1,)  # an affine map turns over by itself
-        fits = [_fit(points[name], points[reference], sign, method, name) for sign in turned]
-        matrix, rmse = min(fits, key=lambda fit: fit[1])
-        if not allow_reflection and np.linalg.det(matrix[:, :2]) < 0:
+        matrix, rmse = _fit(points[name], points[reference], method, name)
+        if np.linalg.det(matrix[:, :2]) < 0:
             raise ValueError(
-                f"The landmarks of section {name!r} turn it over; check their order, or pass "
-                "`allow_reflection=True` if it was mounted upside down."
+                f"The landmarks of section {name!r} turn it over; check their order. If it was mounted upside down, "
+                "change the sign of its x, and of its landmarks' x, first."
             )
         found[name] = matrix, {"rmse": rmse}
     return found
@@ -177,16 +168,16 @@ def _points(name: str, value: Any, method: str) -> NDArray[np.float64]:
 
 
 def _fit(
-    source: NDArray[np.float64], target: NDArray[np.float64], sign: int, method: str, name: str
+    source: NDArray[np.float64], target: NDArray[np.float64], method: str, name: str
 ) -> tuple[NDArray[np.float64], float]:
-    """Return the map of landmarks, turned over where ``sign`` is -1, and the root of its mean squared error."""
+    """Return the map of landmarks, and the root of its mean squared error."""
     from skimage.transform import estimate_transform
 
     kind = "euclidean" if method == "rigid" else method
-    fitted = estimate_transform(kind, source * [sign, 1], target)
+    fitted = estimate_transform(kind, source, target)
     matrix = np.asarray(getattr(fitted, "params", np.nan), dtype=np.float64)  # a failure has none, or NaN
     if not np.isfinite(matrix).all():
         raise ValueError(f"The landmarks of section {name!r} do not determine a {method} map.")
-    matrix = matrix[:2] * [[sign, 1, 1]]
+    matrix = matrix[:2]
     missed = source @ matrix[:, :2].T + matrix[:, 2] - target
     return matrix, float(np.sqrt((missed**2).sum(axis=1).mean()))

@@ -88,7 +88,7 @@ class Objective:
         return correlation, overlap
 
 
-def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64], flip: bool) -> NDArray[np.float64]:
+def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64]) -> NDArray[np.float64]:
     """Build the map from (angle, log scale, shift x, shift y[, log stretch, its angle]) about ``centre``."""
     angle, log_scale, *shift = parameters[:4]
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -96,19 +96,16 @@ def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64], flip: 
     if len(parameters) == 6:  # a symmetric stretch: with the rotation, any linear map
         a, b = parameters[4:]
         linear = linear @ (np.eye(2) + np.array([[a, b], [b, -a]]))
-    if flip:
-        linear = linear @ np.diag([-1.0, 1.0])
     return np.c_[linear, np.asarray(shift) - linear @ centre]
 
 
 def register(
-    moving: PointSet, reference: PointSet, *, method: Method = "similarity", allow_reflection: bool = False,
-    rng: np.random.Generator,
+    moving: PointSet, reference: PointSet, *, method: Method = "similarity", rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], float, float]:  # fmt: skip
     """Return the map of ``moving`` onto ``reference``, its correlation and overlap: the best of many starts."""
 
-    def cost(objective: Objective, flip: bool) -> Cost:
-        return lambda p: -sum(objective.parts(_matrix(p, centre, flip)))
+    def cost(objective: Objective) -> Cost:
+        return lambda p: -sum(objective.parts(_matrix(p, centre)))
 
     coarse = Objective(moving, reference, _COARSE, _POINTS[0], rng)
     centre, target = moving.xy.mean(axis=0), reference.xy.mean(axis=0)
@@ -116,29 +113,28 @@ def register(
     logs = {0.0} if method == "rigid" else {0.0, *(np.log(r) for r in _ratios(moving, reference))}
     starts = []
     turns, shifts = np.arange(_ANGLES) * 2 * np.pi / _ANGLES, (-step, 0.0, step)
-    flips = (False, True)[: 1 + allow_reflection]
-    for flip, angle, scale, dx, dy in product(flips, turns, sorted(logs), shifts, shifts):
+    for angle, scale, dx, dy in product(turns, sorted(logs), shifts, shifts):
         p = np.array([angle, scale, target[0] + dx, target[1] + dy])
-        starts.append((cost(coarse, flip)(p), flip, p))
+        starts.append((cost(coarse)(p), p))
     starts.sort(key=lambda s: s[0])
-    chosen: list[tuple[float, bool, NDArray[np.float64]]] = []
-    for start in starts:  # the best start of each range of angles
-        if all(start[1] != c[1] or abs(np.angle(np.exp(1j * (start[2][0] - c[2][0])))) > _TURNS for c in chosen):
-            chosen.append(start)
+    chosen: list[NDArray[np.float64]] = []
+    for _, p in starts:  # the best start of each range of angles
+        if all(abs(np.angle(np.exp(1j * (p[0] - c[0])))) > _TURNS for c in chosen):
+            chosen.append(p)
         if len(chosen) == _REFINED:
             break
     size = np.array([np.deg2rad(8.0), 0.05, step / 2, step / 2, 0.03, 0.03])
     free = np.array([True, method != "rigid", True, True, True, True])
-    found = [(*_descend(cost(coarse, flip), p, size, free), flip) for _, flip, p in chosen]
+    found = [_descend(cost(coarse), p, size, free) for p in chosen]
     fine = Objective(moving, reference, 0.0, _POINTS[1], rng)
     finished = []
-    for _, p, flip in sorted(found, key=lambda f: f[0])[:2]:
-        goal = cost(fine, flip)
+    for _, p in sorted(found, key=lambda f: f[0])[:2]:
+        goal = cost(fine)
         _, p = _descend(goal, p, size * 0.25, free)
         if method == "affine":
             _, p = _descend(goal, np.r_[p, 0.0, 0.0], size * 0.25, free)
         reached, p = _descend(goal, p, size * 0.05, free)
-        finished.append((reached, _matrix(p, centre, flip)))
+        finished.append((reached, _matrix(p, centre)))
     matrix = min(finished, key=lambda f: f[0])[1]
     correlation, overlap = fine.parts(matrix)
     return matrix, correlation, overlap
