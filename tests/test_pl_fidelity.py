@@ -32,7 +32,7 @@ def test_lines_show_the_table(judged):
     np.testing.assert_allclose(drawn["attention"], [[20, 0.2], [40, 0.4]])
     np.testing.assert_allclose(drawn["random"], [[20, 0.4], [40, 0.8]])
     _, ax = plt.subplots()
-    assert st.pl.attention_fidelity(judged, "edges", value="flipped", ax=ax) is ax
+    assert st.pl.attention_fidelity(judged, "edges", ax=ax) is ax
     assert_same(before, judged)
 
 

@@ -113,7 +113,7 @@ CALLS: tuple[Call, ...] = (
     _call("pl.history", True, variants=[{"key": "multitask"}, {"key": "embed"}]),
     _call("pl.region_graph", True, weight=1.5),
     _call("pl.robustness", True),
-    _call("pl.segment", True, weight=2.0, variants=[{"show_confidence": True}, {"library": "one"}]),
+    _call("pl.segment", True, weight=2.0, variants=[{"library": "one"}]),
     _call("pl.sensitivity", True, x="width", y="lr"),
     _call("pl.stability", True),
     _call("pl.targets", True),

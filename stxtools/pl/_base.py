@@ -146,7 +146,7 @@ def _check_img(img: Any) -> None:
         raise TypeError(f"`img` must be True, False, None or the name of an image, not {img!r}.")
 
 
-_SWITCHES = ("legend", "heatmap", "labels", "show_confidence", "spots")
+_SWITCHES = ("legend", "heatmap")
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "ax": _check_axes,
     "show": _check_show,

@@ -267,7 +267,7 @@ def robustness(
 
 @_base.plot
 def attention_fidelity(
-    adata: AnnData, unit: str | None = None, *, value: str = "change", key: str = _keys.FIDELITY,
+    adata: AnnData, unit: str | None = None, *, key: str = _keys.FIDELITY,
     title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
@@ -280,8 +280,6 @@ def attention_fidelity(
     ----------
     unit
         ``"edges"`` or ``"regions"``; both by default.
-    value
-        ``"change"`` (of the probabilities) or ``"flipped"`` (share of regions whose class changed).
     ax
         Axes to draw removal into; only with one ``unit``.
     %(parameters)s
@@ -294,26 +292,26 @@ def attention_fidelity(
     >>> st.tl.attention_fidelity(adata, "net.stx", max_regions=5)
     >>> axes = st.pl.attention_fidelity(adata, "edges")
     """
-    check_choice("value", value, ("change", "flipped"))
     check_choice("unit", unit, ("edges", "regions", None))
     if ax is not None and unit is None:
         raise ValueError("`ax` takes one panel; choose `unit='edges'` or `unit='regions'`, or leave `ax` out.")
     call, columns = "st.tl.attention_fidelity(adata, model)", {"unit", "mode", "method"}
     table = stored_table(adata, key, columns, "fidelity of attention", call, "table")
-    _base.check_columns(table, ["share", value], f"adata.uns[{key!r}]['table']", call)
+    _base.check_columns(table, ["share", "change"], f"adata.uns[{key!r}]['table']", call)
     wanted = [(u, m) for u in ("edges", "regions") if unit in (None, u) for m in ("remove", "keep")]
     wanted = wanted if ax is None else wanted[:1]
     verbs = {"remove": "removed", "keep": "kept"}
     axes, panels = _base.panels([f"{name} {verbs[mode]}" for name, mode in wanted], title, ax, "unit", 3.0, 2.6)
-    ylabel = "change of the probabilities" if value == "change" else "regions with another class"
     for (axis, _, text), (name, mode) in zip(panels, wanted, strict=True):
         part = table[(table["unit"] == name) & (table["mode"] == mode)]
         for method, (label, color) in _METHODS.items():
-            mean = part[part["method"] == method].groupby("share")[value].mean().dropna()
+            mean = part[part["method"] == method].groupby("share")["change"].mean().dropna()
             if len(mean):
                 line = "--" if method == "random" else "-"
                 axis.plot(100 * mean.index, mean, color=color, ls=line, marker="o", ms=4, label=label)
-        _base.finish(axis, text, f"first {name} {verbs[mode]} (%)", ylabel if axis is axes[0] else "")
+        _base.finish(
+            axis, text, f"first {name} {verbs[mode]} (%)", "change of the probabilities" if axis is axes[0] else ""
+        )
         axis.set_ylim(bottom=0)
         axis.locator_params(axis="x", nbins=4)
     if legend:

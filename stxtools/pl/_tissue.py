@@ -25,7 +25,6 @@ from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
 from ._sections import Panel, draw_sections, panels_of, spots_drawn, units_of
 
-_FAINTEST = 0.12
 _SIZE_MIN, _SIZE_MAX = 0.001, 100.0
 NODE_MIN, NODE_MAX = 12.0, 320.0  # area of a node, points^2
 NODE_BUDGET = 6400.0  # of all nodes of a panel together, points^2: about a twentieth of the panel
@@ -39,10 +38,10 @@ Edges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 @_base.plot
 def segment(
     adata: AnnData, key: str = _keys.SEGMENT, *, library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, show_confidence: bool = False,
-    img: bool | str | None = None, size: float = 1.0, palette: str | Sequence[str] | Mapping[str, str] | None = None,
-    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None,
-    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, img: bool | str | None = None,
+    size: float = 1.0, palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
+    scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the segments of every section over the tissue.
 
@@ -54,8 +53,6 @@ def segment(
     ----------
     key
         Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
-    show_confidence
-        Fade observations by ``obs["{key}_confidence"]``: full colour at 1, nearly transparent at chance.
     size
         Diameter of an observation relative to the spacing of the observations; 1 makes neighbours touch.
     palette
@@ -75,22 +72,12 @@ def segment(
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
     colors = colors_of(adata, key, palette)
-    face = rgba(codes, colors)
-    if show_confidence:
-        check_in(adata, "obs", _keys.confidence(key), "show_confidence=True reads",
-                 "Run `st.tl.segment(adata)` first.")  # fmt: skip
-        confidence = adata.obs[_keys.confidence(key)].to_numpy(dtype=float, na_value=np.nan)
-        face[:, 3] = _fade(np.nan_to_num(confidence), len(names))
-    axes = draw_sections(adata, panels, spots_drawn(face, key, size), ax=ax, spatial_key=spatial_key, title=title,
-                         img=img, scale_bar=scale_bar)  # fmt: skip
+    draw = spots_drawn(rgba(codes, colors), key, size)
+    axes = draw_sections(adata, panels, draw, ax=ax, spatial_key=spatial_key, title=title, img=img, scale_bar=scale_bar)
     if legend:
         drawn = np.concatenate([codes[p.rows] for p in panels])
         present = [n for i, n in enumerate(names) if (drawn == i).any()]
         handles = _legend.class_handles(present, colors, missing=bool((drawn < 0).any()))
-        if show_confidence:
-            steps = np.linspace(1 / max(len(names), 2), 1, 3)
-            dots = [_legend.dot(f"{s:.2f}", "#444444", alpha=float(_fade(s, len(names)))) for s in steps]
-            handles += [_legend.heading("confidence"), *dots]
         _legend.add_legend(axes, handles, own=ax is None, title=key)
     return _base.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
@@ -98,22 +85,19 @@ def segment(
 @_base.plot
 def region_graph(
     adata: AnnData, key: str = _keys.REGIONS, *, library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, spots: bool = True, labels: bool = False,
-    img: bool | str | None = False, palette: str | Sequence[str] | Mapping[str, str] | None = None,
-    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None,
-    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, img: bool | str | None = False,
+    palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
+    scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw the region graph over the tissue: a node per region, an edge per shared border.
 
     Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges grow
-    wider with the length of the shared border. The colours are stored in ``adata.uns`` and in the region AnnData.
+    wider with the length of the shared border; the observations are faint. The colours are stored in ``adata.uns`` and
+    in the region AnnData.
 
     Parameters
     ----------
-    spots
-        Whether the observations are drawn faintly beneath.
-    labels
-        Whether the regions' names are written beside the nodes.
     %(parameters)s
 
     Examples
@@ -122,7 +106,6 @@ def region_graph(
     >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
     >>> ax = st.pl.region_graph(adata)
     """
-    ink = rcParams["text.color"]  # what stands on the ground and not on the tissue
     view = GraphView(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
     regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", _AGAIN)
@@ -130,10 +113,9 @@ def region_graph(
     top = float(weights.data.max()) if weights.nnz else 1.0
 
     def draw(axis: Axes, panel: Panel, over: bool) -> None:
-        if spots:
-            spots_drawn(view.faint, "observations")(axis, panel, False)
-        view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333" if spots else ink, label="edges")
-        view.draw_nodes(axis, panel, labels=labels)
+        spots_drawn(view.faint, "observations")(axis, panel, False)
+        view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333", label="edges")
+        view.draw_nodes(axis, panel)
 
     axes = draw_sections(
         adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
@@ -148,6 +130,7 @@ def region_graph(
         if weights.nnz:
             scale = unit or 1.0  # in microns where they are known
             handles += [_legend.heading("contact length" if unit is None else "contact length (µm)")]
+            ink = rcParams["text.color"]  # of what stands on the ground and not on the tissue
             handles += [Line2D([], [], color=ink, linewidth=float(view.widths(s / scale, top)), label=f"{s:g}")
                         for s in _steps(scale * float(weights.data.min()), scale * top)]  # fmt: skip
         _legend.add_legend(axes, handles, own=ax is None)
@@ -226,12 +209,6 @@ def attention(
     return _base.done("attention", axes, ax=ax, show=show, save=save, colors=view.stores)
 
 
-def _fade(confidence: Any, n: int) -> NDArray[np.float64]:
-    """Return the opacity of a confidence in one of ``n`` classes."""
-    chance = 1.0 / max(n, 2)
-    return _FAINTEST + (1 - _FAINTEST) * np.clip((np.asarray(confidence) - chance) / (1 - chance), 0, 1)
-
-
 class GraphView:
     """What the plots of the region graph share: sections, regions, and their colours.
 
@@ -303,7 +280,7 @@ class GraphView:
         lines = LineCollection(list(segments), linewidths=width, capstyle="round", zorder=2, **kwargs)
         ax.add_collection(lines, autolim=False)
 
-    def draw_nodes(self, ax: Axes, panel: Panel, *, scale: float = 1.0, labels: bool = False) -> None:
+    def draw_nodes(self, ax: Axes, panel: Panel, *, scale: float = 1.0) -> None:
         """Draw the regions of a section, the largest first, so that small ones lie on top."""
         here = np.flatnonzero(self.library == panel.library)
         here = here[np.argsort(-self.sizes[here], kind="stable")]
@@ -311,12 +288,6 @@ class GraphView:
         x, y = self.centroids[here].T
         ax.scatter(x, y, s=area, c=self.nodes[here], edgecolors="black", linewidths=0.8, zorder=3,
                    label="regions")  # fmt: skip
-        for i, size in zip(here, area, strict=True) if labels else ():
-            name = _legend.plain(str(self.regions.obs_names[i]))
-            ax.annotate(
-                name, self.centroids[i], xytext=(float(np.sqrt(size)) / 2 + 2, 0), textcoords="offset points",
-                fontsize="x-small", va="center", zorder=4, path_effects=[_base.halo()],
-            )  # fmt: skip
 
 
 def _steps(low: float, high: float) -> list[float]:
