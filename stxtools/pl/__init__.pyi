@@ -1,5 +1,7 @@
 from ._annotate import annotate as annotate
 from ._biomarkers import biomarkers as biomarkers
+from ._biomarkers import describe as describe
+from ._biomarkers import targets as targets
 from ._conditions import compare as compare
 from ._conditions import track as track
 from ._conditions import trends as trends
@@ -9,8 +11,6 @@ from ._evaluation import history as history
 from ._evaluation import robustness as robustness
 from ._evaluation import sensitivity as sensitivity
 from ._evaluation import stability as stability
-from ._evidence import describe as describe
-from ._evidence import targets as targets
 from ._tissue import attention as attention
 from ._tissue import region_graph as region_graph
 from ._tissue import segment as segment

@@ -20,7 +20,7 @@ from stxtools.stats._section import MIN_OBS
 if TYPE_CHECKING:
     from stxtools._data.expression import GeneBlocks
     from stxtools.stats._meta_analysis import Alternative
-    from stxtools.tl._describe._features import Features
+    from stxtools.tl._describe import Features
 
 
 def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
@@ -188,6 +190,12 @@ def _targets(adata: AnnData, keys: Mapping[str, str | None]) -> list[Target]:
         key = next(iter(named.values()))
         raise ValueError(f"`biomarker_key` and `region_key` are both {key!r}; they name two different columns.")
     return out
+
+
+def settings_fingerprint(settings: Mapping[str, Any]) -> str:
+    """Short digest of everything that a row depends on and does not name itself."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], matrix: sparse.csr_matrix) -> int:

@@ -22,8 +22,7 @@ from stxtools._progress import progress, whole_call
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_seed, listing
 
-from ._checkpoint import settings_fingerprint
-from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, Fold, Protocol, Read
+from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, Fold, Protocol, Read, settings_fingerprint
 
 SEARCHES = ("grid", "random", "tpe")
 _TRIALS = 20

@@ -1,1 +1,0 @@
-"""What compartments are: :func:`stxtools.tl.describe`."""
