@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,17 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from . import _keys
-from ._checks import check_bool, check_choice, check_int, check_number, check_seed, check_writable, listing, unstorable
+from ._checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_key,
+    check_number,
+    check_seed,
+    check_writable,
+    listing,
+    unstorable,
+)
 
 _FARTHEST = 1e100  # squares of more are infinite
 
@@ -67,6 +77,19 @@ def check_key_added(value: Any, default: str) -> str:
     if value in _keys.RESERVED and value != default:
         raise ValueError(f"`key_added={value!r}` would overwrite what another call keeps there; choose another name.")
     return value
+
+
+def stored_table(
+    adata: AnnData, key: str, columns: Set[str], what: str, call: str, part: str | None = None, param: str = "key"
+) -> pd.DataFrame:
+    """Return the table ``uns[key]``, or a ``part`` of that slot, which has ``columns``, or say which call makes it."""
+    check_adata(adata, unique_vars=False)
+    table = adata.uns.get(check_key(param, key))
+    if part is not None:
+        table = table.get(part) if isinstance(table, Mapping) else None
+    if not isinstance(table, pd.DataFrame) or not columns <= set(table.columns):
+        raise KeyError(f"`adata.uns[{key!r}]` holds no {what}. Run `{call}` first, or name the slot with `{param}`.")
+    return table
 
 
 def _check_distinct(names: Sequence[Any], labels: Sequence[str], key: str) -> None:

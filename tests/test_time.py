@@ -282,8 +282,6 @@ def test_track_says_what_is_wrong(series: ad.AnnData, monkeypatch: pytest.Monkey
     adata.obs["late"] = adata.obs["time"].where(adata.obs["time"] > 0)
     with pytest.raises(ValueError, match="has no time"):
         st.tl.track(adata, "late")
-    with pytest.raises(ValueError, match="slack"):
-        st.tl.track(adata, "time", slack=0.0)
     monkeypatch.setitem(sys.modules, "ot", None)
     with pytest.raises(ImportError, match="POT"):
         st.tl.track(adata, "time")

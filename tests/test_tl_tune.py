@@ -159,7 +159,6 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
         ({"space": {"sigmas": [(0.0,)]}}, TypeError, "sigmas"),
         ({"space": {"epochs": [2]}}, ValueError, "either searched"),
         ({"search": "bayes"}, ValueError, "search"),
-        ({"metric": "f1"}, ValueError, "metric"),
         ({"scheme": "random"}, ValueError, "scheme"),
         ({"stages": {"segment": {}}}, ValueError, "stages"),
         ({"region_key": "none"}, KeyError, "none"),

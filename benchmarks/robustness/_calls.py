@@ -92,9 +92,9 @@ CALLS: tuple[Call, ...] = (
     _call("tl.describe", True, groupby="band", resource=pairs(), n_null=50, library_key="library", show_progress=False,
           variants=[{"net": SETS}, {"net": {"sets": SETS}, "resource": None}]),
     _call("tl.compare", condition_key="library", subject_key="library", groupby="band", library_key="library",
-          variants=[{"groupby": "disease"}, {"reference": "two", "min_obs": 1}, {"subject_key": "patient"}]),
+          variants=[{"groupby": "disease"}, {"reference": "two"}, {"subject_key": "patient"}]),
     _call("tl.trends", time_key="day", subject_key="library", groupby="band", library_key="library",
-          variants=[{"groupby": "disease", "min_obs": 1}]),
+          variants=[{"groupby": "disease"}]),
     _call("tl.track", True, time_key="day", show_progress=False, variants=[{"subject_key": "patient"}]),
     _call("tl.targets", True, table=drugs()),
     _call(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from typing import Literal
 
 import pandas as pd
@@ -12,7 +11,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._checks import check_bool, check_choice, check_int, check_key, check_names
 from stxtools._docs import documented
-from stxtools._validate import check_adata, check_number, listing
+from stxtools._validate import check_number, listing, stored_table
 
 _EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
 _COMPARED = _EFFECTS | {"group", "names", "logfoldchanges"}
@@ -234,19 +233,6 @@ def trends(
             raise ValueError(f"`adata.uns['{key}_values']` lacks a column for each subject; run `st.tl.trends` again.")
         table = pd.concat([table, found.set_axis(subjects, axis=1)], axis=1)
     return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, compartment=compartment, feature=feature)
-
-
-def stored_table(
-    adata: AnnData, key: str, columns: AbstractSet[str], what: str, call: str, part: str | None = None
-) -> pd.DataFrame:
-    """Return the table ``uns[key]``, or a ``part`` of that slot, which has ``columns``, or say which call makes it."""
-    check_adata(adata, unique_vars=False)
-    table = adata.uns.get(check_key("key", key))
-    if part is not None:
-        table = table.get(part) if isinstance(table, Mapping) else None
-    if not isinstance(table, pd.DataFrame) or not columns <= set(table.columns):
-        raise KeyError(f"`adata.uns[{key!r}]` holds no {what}. Run `{call}` first, or name the slot with `key`.")
-    return table
 
 
 def rows_of(

@@ -24,8 +24,7 @@ from stxtools._checks import check_bool, check_number, listing
 from stxtools._colors import colors_slot
 from stxtools._docs import documented
 from stxtools._on_spatialdata import OnSpatialData
-from stxtools._validate import check_adata
-from stxtools.get._tables import stored_table
+from stxtools._validate import check_adata, stored_table
 
 from . import _legend
 

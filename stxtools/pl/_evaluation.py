@@ -15,9 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from stxtools import _keys
 from stxtools._checks import check_key
-from stxtools._validate import check_choice, listing
+from stxtools._validate import check_choice, listing, stored_table
 from stxtools.get import evaluation as _table
-from stxtools.get._tables import stored_table
 
 from . import _base, _legend
 from ._legend import DOWN, UP
@@ -129,10 +128,10 @@ def sensitivity(
     adata: AnnData, x: str = "alpha", y: str = "beta", *, key: str = _keys.TUNE, title: str | None = None,
     ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | None:  # fmt: skip
-    """Draw the tuning metric over two parameters as a heat map, by default AUROC over alpha and beta.
+    """Draw the AUROC of :func:`stxtools.tl.tune` over two parameters as a heat map, by default alpha and beta.
 
-    The metric is the mean of the targets, by which trials are judged. The best cell has a frame. Where trials ran
-    several folds, each cell shows their standard deviation below the mean.
+    It is the mean of the targets, by which trials are judged. The best cell has a frame. Where trials ran several
+    folds, each cell shows their standard deviation below the mean.
 
     Parameters
     ----------
@@ -160,8 +159,7 @@ def sensitivity(
     done = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()]
     if done.empty:
         raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed.")
-    metric = str(_base.params_of(adata.uns[key]).get("metric", "value"))
-    metric = LABELS.get(metric, metric)
+    metric = LABELS["auroc"]
     (text,) = _base.titles_of(["" if ax is None else metric], title)
     best = done.loc[done.groupby([x, y])["value"].idxmax()]
     value, sd = (best.reindex(columns=[y, x, c]).pivot(index=y, columns=x, values=c).sort_index(ascending=False)

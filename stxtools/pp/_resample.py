@@ -139,9 +139,8 @@ def split_counts(
     slots = Slots("pp.split_counts")
     for name, part in zip(names, parts, strict=True):
         slots.layers[name] = part if sparse.issparse(found.stored) else part.toarray()
-    slots.uns[key] = {
-        "params": provenance(
-            fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1], **found.record
-        )
-    }
+    params = provenance(
+        fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1], **found.record
+    )
+    slots.uns[key] = {"params": params}
     return slots.write(adata, copy)

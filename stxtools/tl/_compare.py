@@ -13,11 +13,11 @@ from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
-from stxtools._validate import categories, check_adata, check_int, check_seed, listing
+from stxtools._validate import categories, check_adata, check_seed, listing
 from stxtools._warn import warn
 from stxtools.stats._subjects import MIN_SUBJECTS, compare_subjects
 
-from ._subject_values import Observed, effect_table, one_each
+from ._subject_values import MIN_OBS, Observed, effect_table, one_each
 
 KINDS = ("share", "contact", "expression")
 
@@ -26,9 +26,8 @@ KINDS = ("share", "contact", "expression")
 @whole_call({"reading expression": 1, "comparing subjects": 1})
 def compare(
     adata: AnnData, condition_key: str, subject_key: str, *, groupby: str = _keys.SEGMENT, reference: str | None = None,
-    min_obs: int = 10, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None, key_added: str | None = None, random_state: int = 0,
-    show_progress: bool | None = None, copy: bool = False,
+    layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Compare compartments between conditions: their shares, their contacts and the genes within them.
 
@@ -41,6 +40,9 @@ def compare(
     - ``"expression"``: the counts of a gene in a compartment, summed over observations (pseudobulk) and divided by
       their total, per million.
 
+    Contacts and genes count where a subject has 10 observations in the compartment. A gene is tested where as many
+    express it, in as many subjects as the smaller side has.
+
     Each value is compared by a moderated t-test (limma, Smyth 2004; propeller, Phipson et al. 2022), calibrated by
     permuting the subjects; with fewer than three on a side there is an interval, but no p-value. Subjects that have
     both conditions (before and after, tumour and normal, each in sections of their own) are compared within themselves.
@@ -51,9 +53,6 @@ def compare(
         Column of ``obs`` with the condition of each observation. A section has one condition.
     reference
         Condition that the others are compared with; by default the first.
-    min_obs
-        Observations that a subject must have in a compartment, for its contacts and genes to count. A gene is tested
-        where as many observations express it, in as many subjects as the smaller side has.
     library_key
         Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
     %(parameters)s
@@ -67,7 +66,6 @@ def compare(
     check_adata(adata, layer=layer, copy=copy)
     key = free_key(adata, "tl.compare", key_added, _keys.COMPARE, uns=["", "_params"])
     seed = check_seed(random_state)
-    min_obs = check_int("min_obs", min_obs, minimum=1)
     conditions, condition_names = categories(adata, condition_key, "condition_key", min_classes=2)
     if reference is not None and (not isinstance(reference, str) or reference not in condition_names):
         raise ValueError(f"`reference={reference!r}` is no condition; `adata.obs[{condition_key!r}]` has "
@@ -89,11 +87,7 @@ def compare(
             continue
         chosen, paired = _units(pairs, other, base, seen.subject_names, condition_names)
         group = pairs[1, chosen] == other
-        parts = (
-            seen.shares(chosen),
-            seen.contacts(chosen, min_obs),
-            seen.expression(chosen, (group, ~group), min_obs),
-        )
+        parts = seen.shares(chosen), seen.contacts(chosen), seen.expression(chosen, (group, ~group))
         for kind, (values, level, names) in zip(KINDS, parts, strict=True):
             if len(names):
                 found = _table(compare_subjects(values, group, level, seed, paired=paired), kind, names)
@@ -104,15 +98,13 @@ def compare(
         raise ValueError(
             f"No subject (`{subject_key}`) is known in {condition_names[base]!r} and in another condition."
         )
-    table = pd.concat(tables, ignore_index=True)
-    slots = Slots("tl.compare")
-    slots.uns[key] = table
-    slots.uns[f"{key}_params"] = provenance(
+    params = provenance(
         condition_key=condition_key, subject_key=subject_key, groupby=groupby, reference=condition_names[base],
-        min_obs=min_obs, min_subjects=MIN_SUBJECTS, layer=layer, **seen.record, spatial_key=spatial_key,
+        min_obs=MIN_OBS, min_subjects=MIN_SUBJECTS, layer=layer, **seen.record, spatial_key=spatial_key,
         library_key=seen.library_key, random_state=seed, compartments=seen.names, within_subjects=within,
     )  # fmt: skip
-    return slots.write(adata, copy)
+    found = {key: pd.concat(tables, ignore_index=True), f"{key}_params": params}
+    return Slots("tl.compare", uns=found).write(adata, copy)
 
 
 def _units(

@@ -11,7 +11,7 @@ from importlib import import_module
 from math import isqrt
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -26,20 +26,20 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
-from stxtools._validate import Labels, categories, check_adata, check_choice, check_int, check_seed
+from stxtools._validate import Labels, categories, check_adata, check_int, check_seed, stored_table
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 from stxtools.tl._biomarkers._design import compare, usable
-from stxtools.tl._biomarkers._protect import METHODS as PROTECTIONS
 from stxtools.tl._biomarkers._protect import Tested
 from stxtools.tl._region_graph import inherited_library_key
 from stxtools.tl._targets._tables import read_table
 
 CONTACT = "contact"
 FDR = 0.05
+_N_TOP = 5  # names in each text of the summary
 MIN_CONTACT = 10  # observations of a compartment that touch another
 _NOTHING = pd.DataFrame({
     **{name: pd.Series([], dtype=str) for name in ("kind", "group", "partner", "names")},
@@ -56,18 +56,18 @@ _OWN = ("contact", "markers", "n_obs", "proposed_name", "share")  # names in the
 @whole_call({"segment": 16, "testing genes": 8})
 def describe(
     adata: AnnData, groupby: str = _keys.SEGMENT, *, net: Table | Mapping[str, Table] | None = None,
-    resource: Table | None = None, n_top: int = 5, biomarkers_key: str = _keys.BIOMARKERS,
-    protect: Literal["thinning"] | None = "thinning", layer: str | None = None, spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None, n_null: int = 400, key_added: str | None = None, random_state: int = 0,
-    show_progress: bool | None = None, copy: bool = False,
+    resource: Table | None = None, biomarkers_key: str = _keys.BIOMARKERS, layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, n_null: int = 400,
+    key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Describe each compartment: its markers, its active gene sets, its ligand-receptor pairs, and a short name.
 
     Markers are those of :func:`biomarkers`, which is called first. Pathways, transcription factors or cell types are
     scored in every observation (decoupler's univariate linear model). A ligand in one compartment and its receptor in
     the neighbours across a border give a score at each observation of the border. These values are tested like genes:
-    against random regions. A contact is compared with all other borders or, where there is none, with its other side.
-    Gene sets and pairs need ``pip install 'stxtools[describe]'``.
+    against random regions; groups of :func:`segment` are found again in half of the counts. A contact is compared with
+    all other borders or, where there is none, with its other side. Gene sets and pairs need ``pip install
+    'stxtools[describe]'``.
 
     Parameters
     ----------
@@ -78,8 +78,6 @@ def describe(
     resource
         Pairs of ``ligand`` and ``receptor`` (subunits joined by ``_``): a DataFrame, a path, or the name of one of
         liana's resources (``"consensus"``, ``"mouseconsensus"``).
-    n_top
-        Number of names in each text of the summary.
     biomarkers_key
         Key of ``uns`` with the table of :func:`biomarkers` for ``groupby``.
     library_key
@@ -99,8 +97,7 @@ def describe(
     """
     check_adata(adata, min_obs=2 * MIN_OBS, layer=layer, copy=copy)
     key = free_key(adata, "tl.describe", key_added, _keys.DESCRIBE, uns=["", "_evidence", "_params"])
-    check_choice("protect", protect, PROTECTIONS)
-    n_null, n_top = check_int("n_null", n_null, minimum=MIN_NULL), check_int("n_top", n_top, minimum=1)
+    n_null = check_int("n_null", n_null, minimum=MIN_NULL)
     seed = check_seed(random_state)
     named = categories(adata, groupby, "groupby", min_classes=2)
     markers = _markers(adata, biomarkers_key, groupby)
@@ -112,7 +109,7 @@ def describe(
     record: dict[str, Any] = {}
     if nets or pairs is not None:
         where = Geometry(adata, spatial_key, library_key, raster=pairs is not None)
-        tested = Tested(adata, groupby, named, layer, protect, seed, show_progress)
+        tested = Tested(adata, groupby, named, layer, "thinning", seed, show_progress)
         record = {"protected": tested.protected, **tested.record}
         logged = log_matrix(tested.read)
         how = {"n_null": n_null, "seed": seed, "show_progress": show_progress}
@@ -127,24 +124,22 @@ def describe(
     parts = [part for part in parts if len(part)]
     evidence = pd.concat(parts, ignore_index=True) if parts else _NOTHING.copy()
     kinds = [*nets, *([CONTACT] if pairs is not None else [])]
-    slots = Slots("tl.describe")
-    slots.uns[key] = _summary(named, markers, evidence, kinds, n_top)
-    slots.uns[f"{key}_evidence"] = evidence
-    slots.uns[f"{key}_params"] = provenance(
-        groupby=groupby, kinds=kinds, resource=resource if isinstance(resource, str) else None, n_top=n_top,
-        biomarkers_key=biomarkers_key, protect=protect, layer=layer, spatial_key=spatial_key, library_key=library_key,
+    params = provenance(
+        groupby=groupby, kinds=kinds, resource=resource if isinstance(resource, str) else None,
+        biomarkers_key=biomarkers_key, layer=layer, spatial_key=spatial_key, library_key=library_key,
         n_null=n_null, random_state=seed, **record,
     )  # fmt: skip
-    return slots.write(adata, copy)
+    summary = _summary(named, markers, evidence, kinds)
+    found = {key: summary, f"{key}_evidence": evidence, f"{key}_params": params}
+    return Slots("tl.describe", uns=found).write(adata, copy)
 
 
 def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
     """Genes that are significantly higher in a group, from the biomarker table for ``groupby``."""
-    table, params = adata.uns.get(check_key("biomarkers_key", key)), adata.uns.get(f"{key}_params", {})
+    columns, call = {"group", "names", "scores", "pvals_adj"}, f"st.tl.biomarkers(adata, {groupby!r})"
+    table = stored_table(adata, key, columns, "biomarker table", call, param="biomarkers_key")
+    params = adata.uns.get(f"{key}_params", {})
     made_for = params.get("groupby") if isinstance(params, Mapping) else None
-    if not isinstance(table, pd.DataFrame) or not {"group", "names", "scores", "pvals_adj"} <= set(table.columns):
-        raise KeyError(f"`adata.uns[{key!r}]` holds no biomarker table; run `st.tl.biomarkers(adata, {groupby!r})` "
-                       "first, or name the table with `biomarkers_key`.")  # fmt: skip
     if made_for != groupby:
         raise ValueError(f"`adata.uns[{key!r}]` was made for `groupby={made_for!r}`; run `st.tl.biomarkers(adata, "
                          f"{groupby!r}, key_added=...)` and name its table with `biomarkers_key`.")  # fmt: skip
@@ -193,21 +188,19 @@ def _table(kind: str, design: Design, tested: Any, features: Features, codes: np
     return table.sort_values("scores", ascending=False, kind="stable")
 
 
-def _summary(
-    named: Labels, markers: pd.DataFrame, evidence: pd.DataFrame, kinds: list[str], n_top: int
-) -> pd.DataFrame:
+def _summary(named: Labels, markers: pd.DataFrame, evidence: pd.DataFrame, kinds: list[str]) -> pd.DataFrame:
     """One row per compartment: a name, its size, and what stands first of each kind of evidence."""
     found = evidence[(evidence["scores"] > 0) & (evidence["pvals_adj"] <= FDR)]
     sizes = np.bincount(named.codes[named.codes >= 0], minlength=len(named.names))
     rows = []
     for group, size in zip(named.names, sizes, strict=True):
-        genes = list(markers.loc[markers["group"].astype(str) == group, "names"].astype(str)[:n_top])
+        genes = list(markers.loc[markers["group"].astype(str) == group, "names"].astype(str)[:_N_TOP])
         row: dict[str, Any] = {"proposed_name": "", "n_obs": size, "share": size / sizes.sum(),
                                "markers": ", ".join(genes)}  # fmt: skip
         firsts = []
         for kind in kinds:
             own = found[(found["kind"] == kind) & (found["group"] == group)].sort_values(
-                "scores", ascending=False, kind="stable")[:n_top]  # fmt: skip
+                "scores", ascending=False, kind="stable")[:_N_TOP]  # fmt: skip
             at = own["names"] + np.where(own["partner"] == "", "", " (" + own["partner"] + ")")
             row[kind] = ", ".join(at)
             firsts += [] if kind == CONTACT else list(own["names"][:1])

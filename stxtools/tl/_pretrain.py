@@ -99,15 +99,11 @@ def pretrain(
     )
     model.save(save_model)
     for one, record in zip(adatas, records, strict=True):
-        slots = Slots("tl.pretrain")
-        slots.uns[key] = {
-            "params": provenance(
-                n_sections=len(sections), use_rep=use_rep, layer=layer, **record, spatial_key=spatial_key,
-                library_key=library_key, random_state=random_state, segmenter=model.params_dict(),
-            ),
-            "history": pd.DataFrame(model.history),
-        }  # fmt: skip
-        slots.write(one)
+        params = provenance(
+            n_sections=len(sections), use_rep=use_rep, layer=layer, **record, spatial_key=spatial_key,
+            library_key=library_key, random_state=random_state, segmenter=model.params_dict(),
+        )  # fmt: skip
+        Slots("tl.pretrain", uns={key: {"params": params, "history": pd.DataFrame(model.history)}}).write(one)
     if not copy:
         return None
     return adatas[0] if alone else adatas

@@ -22,6 +22,7 @@ from stxtools.stats._meta_analysis import adjust_bh
 from ._region_graph import inherited_library_key
 
 _HALF = 0.5  # added to counts before logarithms
+MIN_OBS = 10  # of a subject in a compartment, for it to count there, and that express a gene
 
 # subjects x values, the level that their variance depends on, and compartment and feature of each
 Values = tuple[NDArray[np.float64], NDArray[np.float64] | None, list[tuple[str, str]]]
@@ -108,9 +109,9 @@ class Observed:
         values = np.where(total > 0, np.log2((sizes + _HALF) / (total + 1.0)), np.nan)
         return values, None, [(name, "") for name in self.names]
 
-    def contacts(self, chosen: NDArray[np.int64], min_obs: int) -> Values:
+    def contacts(self, chosen: NDArray[np.int64]) -> Values:
         """Neighbours between two compartments over those expected of their sizes."""
-        edges, k, present = self.where.graph.tocoo(), len(self.names), self.sizes[chosen] >= min_obs
+        edges, k, present = self.where.graph.tocoo(), len(self.names), self.sizes[chosen] >= MIN_OBS
         inside = (self.cell[edges.row] >= 0) & (self.cell[edges.col] >= 0)
         row, col = edges.row[inside], edges.col[inside]
         pairs = np.bincount(self.cell[row] * k + self.compartments[col], minlength=len(self.sizes) * k * k)
@@ -123,14 +124,14 @@ class Observed:
         values = np.where(present[:, i] & present[:, j], ratio[:, i, j], np.nan)
         return values, None, [(self.names[a], self.names[b]) for a, b in two]
 
-    def expression(self, chosen: NDArray[np.int64], sides: Sequence[NDArray[np.bool_]], min_obs: int) -> Values:
+    def expression(self, chosen: NDArray[np.int64], sides: Sequence[NDArray[np.bool_]]) -> Values:
         """Pseudobulk of the genes that are expressed enough in the smaller of two ``sides``, by compartment."""
         sums, seen, sizes = self.sums[chosen], self.seen[chosen], self.sizes[chosen]
         values, level, labels = [], [], []
         for c, name in enumerate(self.names):
-            present = sizes[:, c] >= min_obs
+            present = sizes[:, c] >= MIN_OBS
             smaller = min(int((present & side).sum()) for side in sides)
-            kept = np.flatnonzero((seen[present, c] >= min_obs).sum(axis=0) >= max(smaller, 1))
+            kept = np.flatnonzero((seen[present, c] >= MIN_OBS).sum(axis=0) >= max(smaller, 1))
             if smaller == 0 or len(kept) == 0:
                 continue
             bulk = sums[:, c]

@@ -69,12 +69,10 @@ def suggest_labels(
     rank = np.full(adata.n_obs, np.nan)
     rank[order] = np.arange(1, n + 1)
 
-    slots = Slots("tl.suggest_labels", obs={out: rank}, missing={f"obs/{out}": None})
-    slots.uns[out] = {
-        "params": provenance(
-            n=n, key=key, labels_key=labels_key, spatial_key=spatial_key, library_key=library_key, key_added=out
-        )
-    }
+    params = provenance(
+        n=n, key=key, labels_key=labels_key, spatial_key=spatial_key, library_key=library_key, key_added=out
+    )
+    slots = Slots("tl.suggest_labels", obs={out: rank}, uns={out: {"params": params}}, missing={f"obs/{out}": None})
     return slots.write(adata, copy)
 
 

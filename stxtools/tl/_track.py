@@ -23,7 +23,6 @@ from stxtools._validate import (
     categories,
     check_adata,
     check_int,
-    check_number,
     check_seed,
     stored_library_key,
 )
@@ -33,6 +32,10 @@ from stxtools.stats._meta_analysis import adjust_bh
 
 from ._subject_values import one_each, time_of
 
+_STRUCTURE = 2.0  # weight of the distances along the region graph
+# price of mass without a counterpart: a compartment keeps half of its mass where it differs from its counterpart half
+# as much (squared) as compartments of one time from their nearest
+_SLACK = 0.36
 _MOST_PAIRS = 20  # of sections, between two times
 _PERMUTATIONS = 999
 _MOST_GENES = 1000  # those that vary most between regions
@@ -46,9 +49,8 @@ Plans = dict[tuple[int, int], "NDArray[np.float64]"]  # by the two sections
 @whole_call({"matching sections": 1})
 def track(
     adata: AnnData, time_key: str, *, subject_key: str | None = None, regions_key: str = _keys.REGIONS,
-    structure: float = 2.0, slack: float = 0.36, max_regions: int = 200, spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None, key_added: str | None = None, random_state: int = 0,
-    show_progress: bool | None = None, copy: bool = False,
+    max_regions: int = 200, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Match the compartments of each time with those of the next: what continues, splits, merges, appears, disappears.
 
@@ -63,11 +65,6 @@ def track(
     subject_key
         Column of ``obs`` with the subject of each section. Where subjects come back at the next time, only sections of
         one subject are matched; by default every section with every one of the next time.
-    structure
-        Weight of the distances along the region graph.
-    slack
-        Price of mass without a counterpart. By default a compartment keeps half of its mass where it differs from its
-        counterpart half as much (squared) as compartments of one time from their nearest.
     max_regions
         Most regions of a section: where there are more, regions of one compartment that touch are joined.
     library_key
@@ -84,8 +81,6 @@ def track(
     check_adata(adata, copy=copy)
     key = free_key(adata, "tl.track", key_added, _keys.TRACK, obs=["", "_next", "_previous"], uns=[""])
     seed = check_seed(random_state)
-    structure = check_number("structure", structure, minimum=0)
-    slack = check_number("slack", slack, minimum=1e-3)
     max_regions = check_int("max_regions", max_regions, minimum=2)
     if find_spec("ot") is None:
         raise ImportError("`st.tl.track` needs the package POT: `pip install 'stxtools[time]'`.")
@@ -106,7 +101,7 @@ def track(
     plans: Plans = {}
     with progress(sum(map(len, pairs)), "matching sections", show_progress) as bar:
         for pair in chain.from_iterable(pairs):
-            plans[pair] = tissue.plan(*pair, structure, slack)
+            plans[pair] = tissue.plan(*pair)
             bar.update(1)
     names = [str(c) for c in adata.uns[regions_key].obs["segment"].cat.categories]
     shared = [_shared(tissue, plans, step, len(names), rng) for step in pairs]
@@ -119,7 +114,7 @@ def track(
         "compartments": _compartments(tissue, shared, steps, lineage, names),
         "regions": tissue.table(plans, libs.names),
         "params": provenance(
-            time_key=time_key, subject_key=subject_key, regions_key=regions_key, structure=structure, slack=slack,
+            time_key=time_key, subject_key=subject_key, regions_key=regions_key,
             max_regions=max_regions, spatial_key=spatial_key, random_state=seed,
             library_key=stored_library_key(adata.uns[regions_key].uns["params"]), n_pairs=[len(step) for step in pairs],
         ),
@@ -239,12 +234,12 @@ class Tissue:
         size = self.nodes.size[self.rows(section)]
         return size / size.sum()
 
-    def plan(self, one: int, two: int, structure: float, slack: float) -> NDArray[np.float64]:
+    def plan(self, one: int, two: int) -> NDArray[np.float64]:
         """Mass that nodes of two sections share."""
         rows, weights = (self.rows(one), self.rows(two)), (self.weight(one), self.weight(two))
         cost = cdist(self.features[rows[0]], self.features[rows[1]], "sqeuclidean")
         inside = [graph_distances(self.edges[r][:, r], w) for r, w in zip(rows, weights, strict=True)]
-        return couple(cost, (inside[0], inside[1]), weights, structure, slack)
+        return couple(cost, (inside[0], inside[1]), weights, _STRUCTURE, _SLACK)
 
     def kept(self, plans: Plans, *, forward: bool) -> NDArray[np.float64]:
         """Share of the mass of each node with a counterpart at the next (or previous) time; NaN without such a time."""

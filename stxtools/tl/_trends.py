@@ -12,10 +12,10 @@ from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import observation_area
-from stxtools._validate import Libraries, check_adata, check_int, check_seed
+from stxtools._validate import Libraries, check_adata, check_seed
 from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects
 
-from ._subject_values import Observed, Values, effect_table, time_of
+from ._subject_values import MIN_OBS, Observed, Values, effect_table, time_of
 
 KINDS = ("share", "area", "contact", "expression")
 
@@ -23,7 +23,7 @@ KINDS = ("share", "area", "contact", "expression")
 @documented
 @whole_call({"reading expression": 1, "testing trends": 1})
 def trends(
-    adata: AnnData, time_key: str, *, subject_key: str, groupby: str = _keys.SEGMENT, min_obs: int = 10,
+    adata: AnnData, time_key: str, *, subject_key: str, groupby: str = _keys.SEGMENT,
     layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
     key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
@@ -41,9 +41,6 @@ def trends(
     groupby
         Column of ``obs`` with the compartments; equal names mean the same compartment at all times. The column that
         :func:`track` writes is one. Observations without a compartment are left out.
-    min_obs
-        Observations that a subject must have in a compartment, for its area, contacts and genes to count. A gene is
-        tested where as many observations express it, in as many subjects as the smaller half of the range has.
     library_key
         As in :func:`compare`.
     %(parameters)s
@@ -57,7 +54,6 @@ def trends(
     check_adata(adata, layer=layer, copy=copy)
     key = free_key(adata, "tl.trends", key_added, _keys.TRENDS, uns=["", "_params", "_values"])
     seed = check_seed(random_state)
-    min_obs = check_int("min_obs", min_obs, minimum=1)
     seen = Observed(adata, subject_key, groupby, spatial_key, library_key)
     times = time_of(adata, time_key, Libraries(seen.subject_names, seen.subjects), subject_key)
 
@@ -69,30 +65,28 @@ def trends(
 
     stage("testing trends")
     parts = (
-        seen.shares(order), _areas(seen, order, min_obs), seen.contacts(order, min_obs),
-        seen.expression(order, sides, min_obs),
+        seen.shares(order), _areas(seen, order), seen.contacts(order), seen.expression(order, sides),
     )  # fmt: skip
     table = pd.concat([_table(p, x, sides, kind, seed) for kind, p in zip(KINDS, parts, strict=True) if p[2]])
-    slots = Slots("tl.trends")
-    slots.uns[key] = table.reset_index(drop=True)
     values = np.concatenate([part[0] for part in parts], axis=1).T.astype(np.float32)
-    slots.uns[f"{key}_values"] = pd.DataFrame(values, columns=[f"s{i}" for i in range(len(x))])
-    slots.uns[f"{key}_params"] = provenance(
-        time_key=time_key, subject_key=subject_key, groupby=groupby, min_obs=min_obs, min_subjects=MIN_SUBJECTS,
+    frame = pd.DataFrame(values, columns=[f"s{i}" for i in range(len(x))])
+    params = provenance(
+        time_key=time_key, subject_key=subject_key, groupby=groupby, min_obs=MIN_OBS, min_subjects=MIN_SUBJECTS,
         layer=layer, **seen.record, spatial_key=spatial_key, library_key=seen.library_key, random_state=seed,
         compartments=seen.names, subjects=[seen.subject_names[i] for i in order], times=x,
     )  # fmt: skip
-    return slots.write(adata, copy)
+    found = {key: table.reset_index(drop=True), f"{key}_values": frame, f"{key}_params": params}
+    return Slots("tl.trends", uns=found).write(adata, copy)
 
 
-def _areas(seen: Observed, chosen: NDArray[np.int64], min_obs: int) -> Values:
+def _areas(seen: Observed, chosen: NDArray[np.int64]) -> Values:
     """Mean area of each compartment in the sections of each subject."""
     where, used, sizes = seen.where, seen.cell >= 0, seen.sizes
     area = observation_area(where.libs.codes, where.grids, where.meshes)
     total = np.bincount(seen.cell[used], area[used], minlength=sizes.size).reshape(sizes.shape)[chosen]
     pairs = np.unique(np.stack([seen.subjects, where.libs.codes], axis=1)[seen.subjects >= 0], axis=0)
     sections = np.bincount(pairs[:, 0], minlength=len(sizes))[chosen]
-    known = (sizes[chosen] >= min_obs) & (total > 0)
+    known = (sizes[chosen] >= MIN_OBS) & (total > 0)
     mean = np.where(known, total, 1.0) / sections[:, None]
     return np.where(known, np.log2(mean), np.nan), None, [(name, "") for name in seen.names]
 

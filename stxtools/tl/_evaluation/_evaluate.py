@@ -120,15 +120,14 @@ def evaluate(
         [check_number("noise", level, minimum=0, maximum=1) for level in np.ravel(noise)], genes,
     )  # fmt: skip
     rows = evaluation.run(checkpoint, show_progress=show_progress)
-    slots = Slots("tl.evaluate")
-    slots.uns[key] = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-    slots.uns[f"{key}_params"] = provenance(
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    record = provenance(
         models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,
         n_seeds=n_seeds, noise=evaluation.noise, random_state=seed, **how, **protocol.record,
         genes=genes if genes is None or isinstance(genes, int) else list(genes),
         params={name: str(value) for name, value in model_params.items()} or None,
     )  # fmt: skip
-    return slots.write(adata, copy)
+    return Slots("tl.evaluate", uns={key: table, f"{key}_params": record}).write(adata, copy)
 
 
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:

@@ -22,7 +22,7 @@ from stxtools._progress import progress, whole_call
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_seed, listing
 
-from ._protocol import CLASS_METRICS, LEAKY, SCHEMES, Fold, Protocol, Read, settings_fingerprint
+from ._protocol import LEAKY, SCHEMES, Fold, Protocol, Read, settings_fingerprint
 
 SEARCHES = ("grid", "random", "tpe")
 _TRIALS = 20
@@ -53,8 +53,7 @@ PARTS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {  # part of the mode
 def tune(
     adata: AnnData, part: Literal["unet", "gnn", "weights"] = "gnn", *, biomarker_key: str | None = None,
     region_key: str | None = None, space: Mapping[str, Sequence[Any]] | None = None,
-    search: Literal["grid", "random", "tpe"] | None = None, n_trials: int | None = None,
-    metric: Literal["accuracy", "precision", "recall", "auroc"] = "auroc", prune: bool = True,
+    search: Literal["grid", "random", "tpe"] | None = None, n_trials: int | None = None, prune: bool = True,
     params: Mapping[str, Any] | None = None, stages: Mapping[str, Mapping[str, Any]] | None = None, storage: Any = None,
     scheme: Literal["block", "library"] = "block", n_folds: int = 3, max_folds: int | None = None,
     use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
@@ -63,7 +62,7 @@ def tune(
 ) -> AnnData | None:  # fmt: skip
     """Search parameters of the U-Net, of the graph network, or the weights of the two losses, with Optuna.
 
-    A trial is judged by the mean of ``metric`` over targets and folds, with the splits of :func:`evaluate`. The best
+    A trial is judged by the mean AUROC over targets and folds, with the splits of :func:`evaluate`. The best
     value is the best of many and therefore too good: judge the parameters on other tissue.
 
     Parameters
@@ -79,8 +78,6 @@ def tune(
         the graph network, grid for the weights.
     n_trials
         Most trials, of all processes together; 20, or the whole grid.
-    metric
-        What to maximise.
     prune
         Whether to stop trials that are below the median of earlier ones.
     params
@@ -105,7 +102,6 @@ def tune(
     key = free_key(adata, "tl.tune", key_added, _keys.TUNE, uns=[""])
     seed = check_seed(random_state)
     check_choice("part", part, tuple(PARTS))
-    check_choice("metric", metric, CLASS_METRICS)
     how = PARTS[part][0] if search is None else search
     check_choice("search", how, SEARCHES)
     if part == "weights" and (biomarker_key is None or region_key is None):
@@ -126,28 +122,27 @@ def tune(
         seed=seed, accelerator=accelerator, **split,
     )  # fmt: skip
     search_of_part = Search(
-        protocol, part, how, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, metric, n_trials,
+        protocol, part, how, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, n_trials,
         check_bool("prune", prune),
     )  # fmt: skip
     best, value, trials = search_of_part.run(storage, show_progress=show_progress)
-    slots = Slots("tl.tune")
-    slots.uns[key] = {
+    found = {
         "best_params": best,
         "best_value": value,
         "trials": trials,
         "params": provenance(
-            part=part, search=how, biomarker_key=biomarker_key, region_key=region_key, metric=metric,
+            part=part, search=how, biomarker_key=biomarker_key, region_key=region_key,
             n_trials=n_trials, prune=prune, scheme=scheme, study=search_of_part.name, random_state=seed,
             space={name: str(list(values)) for name, values in fields.items()}, fixed=str(fixed) if fixed else None,
             **split, **protocol.record,
         ),
     }  # fmt: skip
-    return slots.write(adata, copy)
+    return Slots("tl.tune", uns={key: found}).write(adata, copy)
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search: as a function, the mean metric over targets and folds of the fields that a trial chooses."""
+    """A search: as a function, the mean AUROC over targets and folds of the fields that a trial chooses."""
 
     protocol: Protocol
     part: str
@@ -155,7 +150,6 @@ class Search:
     space: dict[str, list[Any]]
     fixed: dict[str, Any]
     stages: dict[str, dict[str, Any]]
-    metric: str
     n_trials: int | None
     prune: bool
     prepared: dict[str, Any] = field(default_factory=dict)  # by fold: compartments and regions, as all trials have them
@@ -213,7 +207,7 @@ class Search:
         return f"stxtools_{self.part}_" + settings_fingerprint(p.settings | {
             "folds": len(self.folds), "part": self.part, "space": self.space,
             "kind": self.kind if self.kind == "grid" else "any", "fixed": self.fixed, "stages": self.stages,
-            "metric": self.metric, "scheme": p.schemes, "max_folds": p.max_folds, "seed": p.seed,
+            "scheme": p.schemes, "max_folds": p.max_folds, "seed": p.seed,
         })  # fmt: skip
 
     def _sampler(self, *, shared: bool) -> Any:
@@ -247,7 +241,7 @@ class Search:
         return float(np.mean(found))
 
     def _fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
-        """Metric of each target on one fold."""
+        """AUROC of each target on one fold."""
         from stxtools.models.baselines.registry import baseline
 
         from ._framework import Framework
@@ -263,7 +257,7 @@ class Search:
             if name not in self.prepared:
                 self.prepared[name] = framework.prepare(sections, labels, classes)
             framework.train(self.prepared[name].copy(), classes)
-        return [values[self.metric] for _, values in p.scores(test, model.predict_proba(sections))]
+        return [values["auroc"] for _, values in p.scores(test, model.predict_proba(sections))]
 
     def _table(self, study: Any) -> pd.DataFrame:
         """Trials as a table that files can hold."""

@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._validate import check_adata, check_in, check_key_added
+from stxtools._validate import check_adata, check_in, check_key_added, stored_table
 from stxtools._warn import warn
 from stxtools.tl._biomarkers._table import COLUMNS
 
@@ -81,12 +81,7 @@ def targets(
     >>> st.tl.targets(adata, drugs)
     """
     check_adata(adata, copy=copy)
-    found = adata.uns.get(key)
-    if not isinstance(found, pd.DataFrame) or "names" not in found.columns:
-        raise KeyError(
-            f"`adata.uns[{key!r}]` holds no biomarker table; run `st.tl.biomarkers(adata, groupby=...)` first, or name "
-            "the table with `key`."
-        )
+    found = stored_table(adata, key, {"names"}, "biomarker table", "st.tl.biomarkers(adata, groupby=...)")
     out_key = check_key_added(key_added, key)
     if out_key != key:
         check_free(adata, "tl.targets", uns=[out_key])
