@@ -284,22 +284,24 @@ def label_classes(adata: AnnData, key: str, param: str) -> Labels:
     return labels
 
 
-def genes_to_predict(adata: AnnData, genes: Sequence[str] | None, key: str | None) -> list[str]:
-    """Check the genes of ``expression=``, and the column ``obs[key]`` that says where they are learned from."""
+def genes_to_predict(
+    adata: AnnData, genes: Sequence[str] | None, key: str | None, param: str = "expression"
+) -> list[str]:
+    """Check genes to predict from the others, and the column ``obs[key]`` that says where they are learned from."""
     if genes is None:
         if key is not None:
             raise ValueError("`expression_key` says where `expression` may be learned from; name the genes, too.")
         return []
     if isinstance(genes, str):
-        raise TypeError(f"`expression={genes!r}` must be a list of genes, such as [{genes!r}].")
+        raise TypeError(f"`{param}={genes!r}` must be a list of genes, such as [{genes!r}].")
     names = [str(g) for g in genes]
     absent = [g for g in names if g not in adata.var_names]
     if absent:
-        raise KeyError(f"`expression` names {absent[:3]}, not found in `adata.var_names`.")
-    if not names or len(set(names)) < len(names) or len(names) >= adata.n_vars:
+        raise KeyError(f"`{param}` names {absent[:3]}, not found in `adata.var_names`.")
+    if not names or len(set(names)) < len(names) or len(names) > adata.n_vars - 2:
         raise ValueError(
-            f"`expression` names {len(names)} gene(s), {len(set(names))} different ones, of {adata.n_vars}; name each "
-            "gene once, and leave some to read."
+            f"`{param}` names {len(names)} gene(s), {len(set(names))} different ones, of {adata.n_vars}; name each "
+            "gene once, and leave two to read."
         )
     if key is not None:
         check_in(adata, "obs", key, "expression_key")

@@ -59,17 +59,11 @@ def synthetic_series(
         Observations of each section.
     n_vars
         Genes.
-    platform
-        As in :func:`synthetic_tissue`.
     n_trends
         Genes with a trend inside one of ``c1``, ``c2``, ``c3``: by turns linear and transient (highest in the middle).
         By default a fifth of all.
     logfc
         Their log2 fold change, from the first time to the last or to the middle; every third falls instead of rising.
-    difficulty
-        As in :func:`synthetic_tissue`.
-    mean_depth
-        Mean counts per observation. By default as in :func:`synthetic_tissue`.
     %(parameters)s
 
     Returns

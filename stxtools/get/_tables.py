@@ -74,8 +74,6 @@ def compare(
 
     Parameters
     ----------
-    kind
-        ``"share"``, ``"contact"`` or ``"expression"``; all by default.
     %(parameters)s
 
     Examples
@@ -213,8 +211,6 @@ def trends(
 
     Parameters
     ----------
-    kind
-        ``"share"``, ``"area"``, ``"contact"`` or ``"expression"``; all by default.
     values
         Whether to add the log2 value of every subject, in columns named by the subjects.
     %(parameters)s

@@ -219,10 +219,8 @@ def _is_annotation(feature: dict[str, Any]) -> bool:
 def _name_and_color(properties: dict[str, Any]) -> tuple[str, str | None]:
     known, color = properties.get("classification"), properties.get("color")
     if isinstance(known, dict):
-        color = known.get("color", known.get("colorRGB", color))
+        color = known.get("color", color)
         known = known.get("name") or ": ".join(map(str, known.get("names") or ()))  # a list from version 0.4 on
-    if isinstance(color, int):  # Java's signed alpha, red, green, blue
-        color = [color >> 16 & 255, color >> 8 & 255, color & 255]
     hexadecimal = None
     if isinstance(color, list) and len(color) >= 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in color):
         hexadecimal = "#" + "".join(f"{c:02x}" for c in color[:3])

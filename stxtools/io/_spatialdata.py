@@ -34,8 +34,6 @@ def to_spatialdata(
 
     Parameters
     ----------
-    adata
-        Annotated data.
     library_key
         Column of ``obs`` with the section of each observation; by default the one that the results were made with.
         ``False``: all are one.

@@ -45,8 +45,6 @@ def history(
 
     Parameters
     ----------
-    key
-        Which training: ``"segment"``, ``"embed"``, ``"multitask"`` or the ``key_added`` of the call.
     stage
         The stage to draw; all by default, one panel each, as their losses have different scales.
     %(parameters)s
@@ -96,8 +94,6 @@ def stability(
 
     Parameters
     ----------
-    key
-        ``"segment"``, or the ``key_added`` of the call.
     %(parameters)s
 
     Examples

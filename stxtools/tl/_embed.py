@@ -36,14 +36,12 @@ def embed(
     """Embed regions with a graph network that reconstructs masked regions from their neighbours.
 
     Nodes are the regions of :func:`region_graph` with the mean representation of their observations (and the U-Net's
-    features where :func:`segment` wrote them). The network passes messages (GATv2, Brody et al. 2022) and reads the
-    section's embedding Z. No labels are used.
+    features where :func:`segment` wrote them). The network passes messages (GATv2, Brody et al. 2022; or, with
+    ``params={"conv": "sum"}``, the plain sum over the neighbours) and reads the section's embedding Z. No labels are
+    used.
 
     Parameters
     ----------
-    params
-        :class:`stxtools.models.TissueNetParams` or a mapping of some of its fields; ``conv="sum"`` is the plain sum
-        over the neighbours, in which every neighbour has the same attention.
     %(parameters)s
 
     Examples

@@ -49,8 +49,6 @@ def pretrain(
     params
         :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields: ``pretrain`` names the objective,
         ``pretrain_epochs`` how long.
-    copy
-        Whether to return changed copies.
     %(parameters)s
 
     Returns

@@ -88,8 +88,6 @@ def segment(
         Key of ``obsm`` to read, or ``"X"``. By default ``X_pca`` if there, else a PCA of the variable genes.
     image_key
         Image in ``uns["spatial"][library]["images"]`` whose colours at the observations are six more channels.
-    params
-        :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields.
     %(parameters)s
 
     Examples

@@ -28,7 +28,7 @@ from stxtools._docs import documented
 from stxtools._files import write_text
 from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
-from stxtools._validate import check_adata, check_int, check_number, check_seed, listing
+from stxtools._validate import check_adata, check_int, check_number, check_seed, genes_to_predict, listing
 
 from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, Read, settings_fingerprint
 
@@ -209,16 +209,9 @@ class Evaluation:
             if not 1 <= genes < adata.n_vars - 1:
                 raise ValueError(f"`genes={genes}` must be between 1 and {adata.n_vars - 2}: two genes must be left.")
             return np.sort(np.random.default_rng([seed, 13]).permutation(adata.n_vars)[:genes])
-        if isinstance(genes, str) or not isinstance(genes, Iterable):
+        if not isinstance(genes, Iterable):
             raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
-        names = [str(g) for g in genes]
-        place = adata.var_names.get_indexer(names)
-        unknown = [g for g, p in zip(names, place, strict=True) if p < 0]
-        if unknown or not names:
-            raise KeyError(f"`genes` must name genes of `adata.var_names`; not there: {unknown or 'an empty list'}.")
-        if len(set(names)) > adata.n_vars - 2:
-            raise ValueError(f"`genes` names {len(names)} of {adata.n_vars} genes; two must be left to predict from.")
-        return np.unique(place)
+        return np.sort(adata.var_names.get_indexer(genes_to_predict(adata, genes, None, "genes")))
 
     def _read(self, scheme: str, seed: int, noise: float, hidden: NDArray[np.int64] | None) -> _Read:
         """Return the data with noise, the hidden expression, and features that all folds share."""
