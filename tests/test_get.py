@@ -95,3 +95,6 @@ def test_segments_of_any_column(make_section: Callable[..., ad.AnnData]) -> None
     assert "confidence" not in table
     with pytest.raises(KeyError, match=r"st\.tl\.segment"):
         st.get.segments(section)
+    section.obs["score"] = np.linspace(0, 1, section.n_obs)
+    with pytest.raises(TypeError, match="floating-point numbers, not categories"):
+        st.get.segments(section, key="score")

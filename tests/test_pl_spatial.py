@@ -222,6 +222,15 @@ def test_picture_of_the_tissue(adata: ad.AnnData) -> None:
     assert not st.pl.segment(adata, spatial_key="moved").images, "the picture does not fit other coordinates"
 
 
+def test_drawn_at_the_positions_that_the_results_were_made_at(adata: ad.AnnData) -> None:
+    adata.obsm["moved"] = adata.obsm["spatial"] + 1e4
+    adata.uns["band"] = {"params": {"spatial_key": "moved"}}
+    assert st.pl.segment(adata, "band").get_xlim()[0] > 9e3
+    assert st.pl.segment(adata, "band", spatial_key="spatial").get_xlim()[0] < 1e3
+    del adata.obsm["moved"]
+    assert st.pl.segment(adata, "band").get_xlim()[0] < 1e3
+
+
 def test_prediction_has_the_colors_of_the_truth(adata: ad.AnnData) -> None:
     adata.obs["band_pred"] = adata.obs["band"].cat.set_categories(["c", "a", "b"])
     adata.uns["band_colors"] = ["#000011", "#000022", "#000033"]
@@ -303,6 +312,8 @@ def test_regions_made_with_other_coordinates(adata: ad.AnnData) -> None:
     assert ax.get_xlim()[0] > 4000
     with pytest.raises(ValueError, match="spatial_key='other'"):
         st.pl.region_graph(adata, spatial_key="other")
+    with pytest.raises(ValueError, match="spatial_key='spatial'"):
+        st.pl.region_graph(adata, spatial_key="spatial")
 
 
 def test_missing_slots_name_the_call(make_section: Callable[..., ad.AnnData]) -> None:

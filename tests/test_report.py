@@ -140,6 +140,10 @@ def test_steps_that_were_not_run_are_left_out(make_section, tmp_path):
     [
         ({"genes": ["nope"]}, KeyError, "`genes` names 'nope'"),
         ({"genes": "gene1"}, TypeError, "`genes` must be a list"),
+        ({"genes": [["gene1"]]}, TypeError, "`genes` must be a list"),
+        ({"color": None}, TypeError, "`color` must be a list"),
+        ({"key": "nope"}, KeyError, "`key='nope'` is not in `adata.obs`"),
+        ({"biomarkers_key": "nope"}, KeyError, "`biomarkers_key='nope'` is not in `adata.uns`"),
         ({"color": ["nope"]}, KeyError, "`color='nope'`"),
         ({"title": 3}, TypeError, "`title`"),
         ({"path": "{here}/none/report.html"}, FileNotFoundError, "create it first"),
@@ -153,6 +157,20 @@ def test_errors(make_section, tmp_path, how, error, match):
     with pytest.raises(error, match=match):
         st.report(make_section(rows=6, cols=6), path, **how)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_map_is_drawn_where_the_segments_were_made(make_section, tmp_path):
+    adata = make_section(rows=6, cols=6)
+    adata.obs["segment"], adata.uns["segment"] = adata.obs["band"], {"params": {"spatial_key": "moved"}}
+    adata.obsm["moved"] = adata.obsm["spatial"] * 2
+    entry = {"images": {"hires": np.zeros((8, 8, 3))}, "scalefactors": {"tissue_hires_scalef": 0.01}}
+    adata.uns["spatial"] = {"section": entry}
+    widths = []
+    for how in ({"spatial_key": "spatial"}, {}):
+        (section,) = meta_of(written(adata, tmp_path, **how))["sections"]
+        assert (section["image"] is None) == (not how)  # the image does not fit other coordinates
+        widths.append(section["pitch"])
+    assert widths[1] == pytest.approx(2 * widths[0])
 
 
 @needs_browser
@@ -237,6 +255,11 @@ def test_a_report_without_results_opens(make_section, tmp_path):
             written(adata, tmp_path)
             page.open(tmp_path / "report.html", READY)
             assert page("!document.querySelector('#biomarkers').hidden") == bool(rows)
+        # of a single group the text above has the number of genes already
+        adata.uns["biomarkers"] = table[table["group"] == "a"]
+        assert "genes tell a from the rest" in written(adata, tmp_path)
+        page.open(tmp_path / "report.html", READY)
+        assert page("document.querySelector('#marked').textContent").startswith(" Higher: ")
         assert page.errors == []
 
 

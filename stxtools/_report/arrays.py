@@ -20,7 +20,7 @@ from stxtools._colors import default_colors
 from stxtools._data.expression import Expression, log_chunks, log_matrix
 from stxtools._validate import spatial_entry
 from stxtools.pl._legend import category_codes, colors_of
-from stxtools.pl._sections import Panel, panels_of, positive, side_by_side, units_of
+from stxtools.pl._sections import Panel, panels_of, positive, side_by_side, spatial_key_of, units_of
 
 from .words import FDR
 
@@ -35,10 +35,11 @@ POINTS_MAX = 200_000  # a browser opens no larger file in a moment
 
 def tissue_map(
     adata: AnnData, genes: Sequence[str] | None, color: Sequence[str], key: str,
-    biomarkers: pd.DataFrame | None, layer: str | None, spatial_key: str, library_key: str | bool | None,
+    biomarkers: pd.DataFrame | None, layer: str | None, spatial_key: str | None, library_key: str | bool | None,
 ) -> tuple[dict[str, Any], dict[str, str]]:  # fmt: skip
     """Return what the page says of the map, and its arrays as text."""
     params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
+    spatial_key = spatial_key_of(adata, spatial_key, params)
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=None, params=params)
     panels = _thinned(panels, adata.n_obs)
     order = np.concatenate([panel.rows for panel in panels])
@@ -50,7 +51,8 @@ def tissue_map(
         box = [left + shift[0], top + shift[1], right + shift[0], bottom + shift[1]]
         sections.append({
             "name": panel.library, "n": len(panel.rows), "box": box, "pitch": panel.pitch,
-            "micron": units[panel.library], "image": _image(adata, panel, shift),
+            "micron": units[panel.library],
+            "image": _image(adata, panel, shift) if spatial_key == _keys.SPATIAL else None,  # else it does not fit
         })  # fmt: skip
     xy = np.concatenate([panel.xy + shift for panel, shift in zip(panels, shifts, strict=True)])
     meta: dict[str, Any] = {"n": len(order), "sections": sections, "colors": [], "genes": []}

@@ -118,8 +118,9 @@ function say() {
     if (table.pvals_adj[row] <= Math.min(fdr, 0.1)) all.push(row);
   }
   const against = meta.biomarkers.reference === "rest" ? "the rest" : meta.biomarkers.reference;
+  box.replaceChildren();
   const what = group < 0 ? "the groups" : `${meta.biomarkers.groupby === meta.key ? "segment " : ""}${groups[group]}`, beyond = table.beyond ? all.filter((row) => table.beyond[row]).length : null;
-  box.replaceChildren(`At a false discovery rate of ${100 * Math.min(fdr, 0.1)} %, ${(all.length || "no").toLocaleString("en")} of ${tested.toLocaleString("en")} ${group < 0 ? "pairs of group and gene" : "genes"} tell ${what} from ${against}`
+  if (groups.length > 1) box.append(`At a false discovery rate of ${100 * Math.min(fdr, 0.1)} %, ${(all.length || "no").toLocaleString("en")} of ${tested.toLocaleString("en")} ${group < 0 ? "pairs of group and gene" : "genes"} tell ${what} from ${against}`
     + (beyond === null || !all.length ? "." : `, ${beyond.toLocaleString("en")} of them beyond composition.`));
   for (const [title, sign] of [["Higher", 1], ["Lower", -1]]) {
     const part = all.filter((row) => table.logfoldchanges[row] * sign > 0).sort(byRank);

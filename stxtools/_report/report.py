@@ -24,7 +24,7 @@ def report(
     adata: AnnData, path: str | os.PathLike[str] = "report.html", *,
     genes: Sequence[str] | None = None, color: Sequence[str] = (), title: str | None = None,
     key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS, layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    spatial_key: str | None = None, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
     """Write the results as one HTML file that opens in any browser, without a network.
 
@@ -71,10 +71,13 @@ def report(
     check_adata(adata, layer=layer)
     if title is not None and not isinstance(title, str):
         raise TypeError(f"`title` must be a string, not {title!r}.")
-    for name, value in (("genes", genes), ("color", color)):
-        if isinstance(value, str) or not isinstance(value, (Sequence, type(None))):
+    for name, value in (("genes", genes if genes is not None else ()), ("color", color)):
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
             raise TypeError(f"`{name}` must be a list of names, not {value!r}.")
-    check_key("key", key), check_key("biomarkers_key", biomarkers_key)
+    if check_key("key", key) != _keys.SEGMENT:  # of the defaults, a step may not have been run
+        check_in(adata, "obs", key, "key")
+    if check_key("biomarkers_key", biomarkers_key) != _keys.BIOMARKERS:
+        check_in(adata, "uns", biomarkers_key, "biomarkers_key")
     for column in color:
         check_in(adata, "obs", column, "color")
     absent = [] if genes is None else [g for g in genes if g not in adata.var_names]

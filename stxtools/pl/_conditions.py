@@ -22,7 +22,7 @@ from stxtools.get import trends as get_trends
 
 from . import _base, _legend
 from ._legend import DOWN, MISSING, NEITHER, UP, category_codes, colors_of, rgba
-from ._sections import draw_sections, panels_of, spots_drawn
+from ._sections import draw_sections, panels_of, spatial_key_of, spots_drawn
 
 COMPARED_MAX, TRENDS_MAX = 100, 60  # rows of a panel
 _TITLES = {"share": "share of the tissue", "contact": "contact", "expression": "expression"}
@@ -195,7 +195,7 @@ def _heatmap(
 @_base.plot
 def track(
     adata: AnnData, kind: Literal["alluvial", "tissue"] = "alluvial", *, library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, key: str = _keys.TRACK,
+    library_key: str | bool | None = None, spatial_key: str | None = None, key: str = _keys.TRACK,
     palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
     scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
@@ -221,7 +221,11 @@ def track(
     table = get_track(adata, "compartments", key=key)
     check_in(adata, "obs", key, "key", "Run `st.tl.track(adata, time_key)` again.")
     colors, params = colors_of(adata, key, palette), _base.params_of(adata.uns[key])
+    spatial_key = spatial_key_of(adata, spatial_key, params)
+    panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     if kind == "alluvial":
+        if library is not None:
+            raise ValueError("`library` chooses sections for `kind='tissue'`; bars and ribbons are of all sections.")
         longest = 0.8 * _legend.text_inches([_legend.plain(name) for name in table["compartment"]])
         step = max(1.7, longest + 0.8)
         axes = [ax] if ax is not None else _base.grid(1, 0.9 + step * table["time"].nunique(), 4.2)
@@ -230,7 +234,6 @@ def track(
         (text,) = _base.titles_of([""], title)
         _base.finish(axes[0], text, str(params["time_key"]), "share of the tissue")
     else:
-        panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
         time = adata.obs[params["time_key"]].to_numpy(dtype=float)
         panels = sorted(panels, key=lambda panel: time[panel.rows[0]])
         kept = adata.obs[[f"{key}_previous", f"{key}_next"]].to_numpy(dtype=float)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -22,6 +21,7 @@ from stxtools._checks import listing
 from stxtools._colors import colors_for, stored_colors
 from stxtools._slots import column_names
 from stxtools._warn import warn
+from stxtools.get._segments import classes_of
 
 MISSING = "#d3d3d3"  # scanpy's "lightgray"
 UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito: distinguishable for colour-blind readers
@@ -33,19 +33,7 @@ _HEADING = "heading"
 
 def category_codes(adata: AnnData, key: str) -> tuple[NDArray[np.int64], list[str]]:
     """Codes (-1 where missing) and the names of *all* categories, present in the data or not."""
-    column = adata.obs[key]
-    if pd.api.types.is_float_dtype(column.dtype):
-        raise TypeError(
-            f"`adata.obs[{key!r}]` holds floating-point numbers, not categories; for numbers use "
-            f"`sc.pl.spatial` or `sq.pl.spatial_scatter(adata, color={key!r})`."
-        )
-    if not isinstance(column.dtype, pd.CategoricalDtype):
-        try:
-            column = column.astype("category")
-        except TypeError as err:
-            raise TypeError(
-                f"`adata.obs[{key!r}]` holds no classes: {err}; store strings, one an observation."
-            ) from err
+    column = classes_of(adata, key)
     return np.asarray(column.cat.codes, dtype=np.int64), [str(c) for c in column.cat.categories]
 
 
@@ -76,7 +64,7 @@ def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
         chosen = color_palette(palette, len(names)) if isinstance(palette, str) else palette
     except ValueError as err:
         raise ValueError(f"`palette={palette!r}` is no colour map; give a name such as 'tab20'.") from err
-    if not isinstance(chosen, (Mapping, Sequence, np.ndarray)):
+    if not isinstance(chosen, Mapping) and not np.ndim(np.asarray(chosen, dtype=object)):
         raise TypeError(f"`palette` must be the name of a colour map, a list of colours or a mapping from category "
                         f"to colour, not {palette!r}.")  # fmt: skip
     chosen = chosen if isinstance(chosen, Mapping) else dict(zip(names, chosen, strict=False))

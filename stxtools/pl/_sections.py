@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from stxtools import _keys
-from stxtools._checks import check_names
+from stxtools._checks import check_key, check_names
 from stxtools._validate import array_positions, coordinates, libraries, listing, spatial_entry, stored_library_key
 
 from . import _base, _legend
@@ -72,6 +72,13 @@ def panels_of(
         raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
     rows = {name: np.flatnonzero(libs.codes == libs.names.index(name)) for name in wanted}
     return [Panel(name, rows[name], xy[rows[name]]) for name in wanted]
+
+
+def spatial_key_of(adata: AnnData, spatial_key: str | None, params: Mapping[str, Any]) -> str:
+    """Where to draw: at the positions that are named, else at those that the results were made at."""
+    stored = params.get("spatial_key")
+    known = stored if isinstance(stored, str) and stored in adata.obsm else _keys.SPATIAL
+    return known if spatial_key is None else check_key("spatial_key", spatial_key)
 
 
 def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool | None:

@@ -23,7 +23,7 @@ from stxtools.get._segments import regions_of
 
 from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import Panel, draw_sections, panels_of, spots_drawn, units_of
+from ._sections import Panel, draw_sections, panels_of, spatial_key_of, spots_drawn, units_of
 
 _SIZE_MIN, _SIZE_MAX = 0.001, 100.0
 NODE_MIN, NODE_MAX = 12.0, 320.0  # area of a node, points^2
@@ -38,7 +38,7 @@ Edges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 @_base.plot
 def segment(
     adata: AnnData, key: str = _keys.SEGMENT, *, library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, img: bool | str | None = None,
+    library_key: str | bool | None = None, spatial_key: str | None = None, img: bool | str | None = None,
     size: float = 1.0, palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
     scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
@@ -69,6 +69,7 @@ def segment(
     check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
     size = check_number("size", size, minimum=_SIZE_MIN, maximum=_SIZE_MAX)
     params = _base.params_of(adata.uns.get(key))
+    spatial_key = spatial_key_of(adata, spatial_key, params)
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
     colors = colors_of(adata, key, palette)
@@ -85,7 +86,7 @@ def segment(
 @_base.plot
 def region_graph(
     adata: AnnData, key: str = _keys.REGIONS, *, library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, img: bool | str | None = False,
+    library_key: str | bool | None = None, spatial_key: str | None = None, img: bool | str | None = False,
     palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
     scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
@@ -141,7 +142,7 @@ def region_graph(
 def attention(
     adata: AnnData, key: str = _keys.ATTENTION, *, regions_key: str = _keys.REGIONS,
     color: Literal["segment", "attention"] | None = "segment", library: str | Sequence[str] | None = None,
-    library_key: str | bool | None = None, spatial_key: str = _keys.SPATIAL, img: bool | str | None = False,
+    library_key: str | bool | None = None, spatial_key: str | None = None, img: bool | str | None = False,
     cmap: str = "magma_r", vmax: float | None = None, title: str | None = None, scale_bar: float | bool | None = None,
     legend: bool = True, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
@@ -221,7 +222,7 @@ class GraphView:
     """
 
     def __init__(
-        self, adata: AnnData, key: str, *, spatial_key: str, library_key: str | bool | None,
+        self, adata: AnnData, key: str, *, spatial_key: str | None, library_key: str | bool | None,
         library: str | Sequence[str] | None, palette: str | Sequence[str] | Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.regions = regions = regions_of(adata, key)
@@ -230,8 +231,9 @@ class GraphView:
         check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _AGAIN)
         self.sizes, self.centroids = regions.obs["n_obs"].to_numpy(dtype=float), coordinates(regions)
         params = _base.params_of(regions)
-        self.spatial_key = str(params.get("spatial_key", check_key("spatial_key", spatial_key)))
-        if spatial_key not in (_keys.SPATIAL, self.spatial_key):
+        asked = _keys.SPATIAL if spatial_key is None else check_key("spatial_key", spatial_key)
+        self.spatial_key = str(params.get("spatial_key", asked))
+        if spatial_key not in (None, self.spatial_key):
             raise ValueError(f"The centroids of the regions lie in `obsm[{self.spatial_key!r}]`, not in "
                              f"{spatial_key!r}; run `st.tl.region_graph(adata, spatial_key={spatial_key!r})` "
                              "first.")  # fmt: skip
