@@ -65,17 +65,17 @@ def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") ->
         raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {listing(names)}.{tail}")
 
 
-def check_key_added(value: Any, default: str) -> str:
+def check_key_added(value: Any, default: str, param: str = "key_added") -> str:
     """Check an output name: a string that h5ad and zarr can store."""
     if value is None:
         return default
     if not isinstance(value, str) or not value:
-        raise TypeError(f"`key_added` must be a non-empty string, not {value!r}.")
+        raise TypeError(f"`{param}` must be a non-empty string, not {value!r}.")
     why = unstorable(value)
     if why is not None:
-        raise ValueError(f"`key_added={value!r}` {why}: h5ad and zarr cannot store such a key. Choose another name.")
+        raise ValueError(f"`{param}={value!r}` {why}: h5ad and zarr cannot store such a key. Choose another name.")
     if value in _keys.RESERVED and value != default:
-        raise ValueError(f"`key_added={value!r}` would overwrite what another call keeps there; choose another name.")
+        raise ValueError(f"`{param}={value!r}` would overwrite what another call keeps there; choose another name.")
     return value
 
 
@@ -203,6 +203,9 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
     if column.isna().any():
         raise ValueError(f"`adata.obs[{library_key!r}]` has {int(column.isna().sum())} missing values; every "
                          "observation must belong to a section.")  # fmt: skip
+    if column.nunique() == adata.n_obs > 1:
+        raise ValueError(f"`adata.obs[{library_key!r}]` has another value for each of the {adata.n_obs} observations; "
+                         "it should name the section of each.")  # fmt: skip
     found = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column.unique()
     _check_distinct(list(found), [str(n) for n in found], library_key)
     bad = sorted(filter(unstorable, {str(n) for n in column.unique()}))

@@ -96,6 +96,7 @@ def test_what_does_not_fit(make_section, monkeypatch):
         (("layer", "outer"), TypeError, "list of names"),
         (("a/b", ["x"]), ValueError, "a/b"),
         (("layer", ["x", "a\0b"]), ValueError, "layer"),
+        (("regions",), ValueError, "`key='regions'` would overwrite"),
     ):
         with pytest.raises(error, match=match):
             st.pl.annotate(adata, *arguments)

@@ -109,6 +109,8 @@ def test_one_observation(make_section: Callable[..., ad.AnnData]) -> None:
         ({"lattice": "hexagon"}, ValueError, "choose one of"),
         ({"lattice": "square"}, ValueError, "do not form"),
         ({"pixel_size": 0}, ValueError, "positive"),
+        ({"pixel_size": 1e6}, ValueError, "all observations into one pixel"),
+        ({"library_key": "barcode"}, ValueError, "another value for each of the"),
         ({"pixel_size": "10"}, TypeError, "number"),
         ({"key_added": "a/b"}, ValueError, "/"),
         ({"library_key": "reserved"}, ValueError, "params"),
@@ -116,7 +118,7 @@ def test_one_observation(make_section: Callable[..., ad.AnnData]) -> None:
 )
 def test_errors_leave_no_trace(kwargs: dict, error: type, message: str, make_section: Callable) -> None:
     adata = make_section("scattered")
-    adata.obs["reserved"] = "params"
+    adata.obs["reserved"], adata.obs["barcode"] = "params", adata.obs_names
     with pytest.raises(error, match=message):
         st.pp.rasterize(adata, **kwargs)
     assert list(adata.obsm) == ["spatial"]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 N_PROGRAMS = 16  # autocorrelated programs without a label
 _MARKER_SHARE = 0.6  # of the genes that are not biomarkers
+_LARGEST_LOGFC = 30.0  # counts beyond it are no numbers
 _LOADING_SHARE = 0.5  # of the genes that a program drives
 
 
@@ -80,10 +81,12 @@ def fold_changes(logfc: float | Sequence[float], n_biomarkers: int) -> NDArray[n
     """One fold change per biomarker; of a single number every third one is turned into its inverse."""
     try:
         values = np.atleast_1d(np.asarray(logfc, dtype=np.float64))
+        if np.asarray(logfc).dtype.kind not in "iuf":
+            raise TypeError
     except (TypeError, ValueError) as err:
         raise TypeError(f"`logfc={logfc!r}` must be a finite number, or one per biomarker.") from err
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"`logfc={logfc!r}` must be a finite number, or one per biomarker.")
+    if values.ndim != 1 or not (np.abs(values) <= _LARGEST_LOGFC).all():
+        raise ValueError(f"`logfc={logfc!r}` must be a number of at most {_LARGEST_LOGFC:g}, or one per biomarker.")
     if np.ndim(logfc) == 0:
         return values[0] * np.where(np.arange(n_biomarkers) % 3 == 2, -1.0, 1.0)
     if len(values) != n_biomarkers:

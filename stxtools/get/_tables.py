@@ -112,6 +112,8 @@ def describe(
     groups = pd.DataFrame({"group": summary.index.astype(str)})
     wanted = rows_of(groups, f"adata.uns[{key!r}]", group=group)["group"]
     if kind is None:
+        if fdr is not None:
+            raise ValueError("`fdr` is for evidence of a `kind`, such as 'activity'; the summary has no tests.")
         return summary[summary.index.astype(str).isin(wanted)].copy()
     evidence = adata.uns.get(f"{key}_evidence", pd.DataFrame(columns=["kind", "group"]))
     hint = " What was not described needs `net=` for activities or `resource=` for contacts in `st.tl.describe`."

@@ -67,11 +67,12 @@ def annotate(
     check_adata(adata)
     if adata.is_view:
         raise ValueError("`adata` is a view, whose labels would be lost; pass a copy (`adata = adata.copy()`).")
-    check_key("key", key), check_key("segment_key", segment_key)
+    check_key("key", key)
     if not isinstance(segment_params, (Mapping, type(None))):
         raise TypeError(f"`segment_params` must be a mapping of arguments, not {segment_params!r}.")
     if key not in adata.obs:
-        check_key_added(key, "annotation")
+        check_key_added(key, "annotation", "key")
+    segment_key = check_key_added(segment_key, _keys.SEGMENT, "segment_key")
     if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise TypeError(f"`classes` must be a list of names, not {classes!r}.")
     how = {"spatial_key": spatial_key, "library_key": library_key, "key_added": segment_key}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
@@ -51,6 +53,9 @@ def rasterize(
     check_free(adata, "pp.rasterize", obsm=[key], uns=[key])
     where = Geometry(adata, spatial_key, library_key, raster=False)
     xy, sections = where.xy, where.libs
+    if pixel_size is not None and pixel_size > np.ptp(xy, axis=0).max() > 0:
+        raise ValueError(f"`pixel_size={pixel_size:g}` would put all observations into one pixel: they are "
+                         f"{np.ptp(xy, axis=0).max():g} apart at most.")  # fmt: skip
     if "params" in sections.names:
         raise ValueError("A section is called 'params', the name under which parameters are stored; rename it.")
     index, grids = rasterize_libraries(
