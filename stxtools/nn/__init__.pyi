@@ -1,6 +1,4 @@
 from ._gnn import RegionGNN as RegionGNN
-from ._layers import ChannelNorm as ChannelNorm
-from ._layers import GaussianPyramid as GaussianPyramid
 from ._losses import nt_xent as nt_xent
 from ._losses import soft_cross_entropy as soft_cross_entropy
 from ._losses import weighted_mse as weighted_mse
@@ -26,6 +24,8 @@ from ._tissue_task import TissueTask as TissueTask
 from ._tissue_task import UNetPretraining as UNetPretraining
 from ._training import Task as Task
 from ._training import run_training as run_training
+from ._unet import ChannelNorm as ChannelNorm
+from ._unet import GaussianPyramid as GaussianPyramid
 from ._unet import SegmentationNet as SegmentationNet
 from ._unet import UNet as UNet
 from ._views import WHOLE as WHOLE

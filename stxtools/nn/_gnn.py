@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -12,7 +13,12 @@ from torch.nn import functional as F
 
 from stxtools._spatial.blocks import Subgraph
 
-from ._pyg import GATv2Conv, GCNConv, OptTensor, degree
+with warnings.catch_warnings():  # torch warns of what PyTorch Geometric calls while it is imported
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    from torch_geometric.nn import GATv2Conv, GCNConv
+    from torch_geometric.typing import OptTensor
+    from torch_geometric.utils import degree
+    from torch_geometric.utils import scatter as scatter
 
 
 class GatedGATv2(GATv2Conv):

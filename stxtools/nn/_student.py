@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ._layers import GaussianPyramid, he_init
+from ._unet import GaussianPyramid, he_init
 
 SQUEEZED = 16  # channels that are smoothed: genes of a disease are not among the first few
 

@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_map
 
 from stxtools._spatial.blocks import Subgraph
 
-from ._gnn import Readout, RegionGNN
-from ._pyg import scatter
+from ._gnn import Readout, RegionGNN, scatter
 from ._unet import UNet
 
 

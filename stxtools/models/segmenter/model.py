@@ -31,8 +31,7 @@ from .calibration import expected_temperature, tempered
 from .centres import sharing_centres
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
-from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels
-from .rasters import target_rasters
+from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels, target_rasters
 
 _TIES, _NUDGES = 4, 16
 _DRAWS = 0  # seed of the consensus, which is a property of the data

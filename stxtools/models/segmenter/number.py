@@ -16,8 +16,7 @@ from stxtools._spatial.smoothing import Neighbourhoods, averages
 from stxtools._warn import warn
 from stxtools.models._section import Section
 
-from .agreement import pairwise_rand_index
-from .mixtures import fit_tied, from_tree, some_rows, tied_moments, whitening
+from .mixtures import fit_tied, from_tree, pairwise_rand_index, some_rows, tied_moments, whitening
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
