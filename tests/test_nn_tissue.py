@@ -26,6 +26,7 @@ from stxtools.nn import (
     GradNorm,
     GraphTensors,
     RegionGNN,
+    Target,
     TissueModule,
     TissueTask,
     Training,
@@ -57,9 +58,8 @@ def tissue(tasks: dict[str, int] = TASKS, conv: str = "gatv2") -> tuple[TissueMo
             torch.arange(36) % 5, torch.randn(36, 6),
         )  # fmt: skip
     for name, k in tasks.items():
-        g.targets[name], g.obs_targets[name] = (F.one_hot(torch.arange(n) % k, k).float() for n in (5, 36))
-        g.weight[name], g.val_weight[name] = torch.ones(5), torch.zeros(5)
-        g.obs_weight[name], g.obs_val_weight[name] = torch.ones(36), torch.zeros(36)
+        for targets, n in ((g.targets, 5), (g.obs_targets, 36)):
+            targets[name] = Target(F.one_hot(torch.arange(n) % k, k).float(), torch.ones(n), torch.zeros(n))
     return module, g
 
 

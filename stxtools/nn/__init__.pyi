@@ -16,6 +16,7 @@ from ._tiles import predict_pixels as predict_pixels
 from ._tiles import tile_margin as tile_margin
 from ._tiles import tile_side as tile_side
 from ._tissue import GraphTensors as GraphTensors
+from ._tissue import Target as Target
 from ._tissue import TissueModule as TissueModule
 from ._tissue import pooled as pooled
 from ._tissue_task import EmbeddingTask as EmbeddingTask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,14 @@ from stxtools._spatial.blocks import Subgraph
 
 from ._gnn import Readout, RegionGNN, scatter
 from ._unet import UNet
+
+
+class Target(NamedTuple):
+    """Label shares or values to learn, (n, K), and how much each row counts in training and in validation, (n,)."""
+
+    values: Tensor
+    weight: Tensor
+    val_weight: Tensor
 
 
 @dataclass
@@ -26,14 +35,8 @@ class GraphTensors:
     pixel: Tensor | None = None  # flat pixel and region of each observation that belongs to a region, (n,)
     region: Tensor | None = None
     own: Tensor | None = None  # what each of them reads of its neighbourhoods, (n, d), or None
-    # per task, what the regions should be (label shares or values, (R, K)), and how much each counts in training and
-    # in validation, (R,)
-    targets: dict[str, Tensor] = field(default_factory=dict)
-    weight: dict[str, Tensor] = field(default_factory=dict)
-    val_weight: dict[str, Tensor] = field(default_factory=dict)
-    obs_targets: dict[str, Tensor] = field(default_factory=dict)  # the same for the observations, (n, K) and (n,)
-    obs_weight: dict[str, Tensor] = field(default_factory=dict)
-    obs_val_weight: dict[str, Tensor] = field(default_factory=dict)
+    targets: dict[str, Target] = field(default_factory=dict)  # task -> that of the regions, and of the observations
+    obs_targets: dict[str, Target] = field(default_factory=dict)
     # parts that are passed through the graph network one at a time where nothing is learned; empty: all at once
     parts: list[Subgraph] = field(default_factory=list)
     core: tuple[int, int] | None = None  # of a part taken as a graph of its own, as that of :class:`Subgraph`

@@ -94,15 +94,18 @@ class TissueTask(GraphTask):
         total, chosen = 0.0, self.judged or self.learned
         for i in chosen:
             g = self.graphs[i]
-            logits, at_obs = ({t: s.expand_as(to[t]) for t, s in shares.items()} for to in (g.targets, g.obs_targets))
+            logits, at_obs = (
+                {t: s.expand_as(to[t].values) for t, s in shares.items()} for to in (g.targets, g.obs_targets)
+            )
             total += float(self._total(self.losses(i, logits, at_obs, which)))
         return total / max(len(chosen), 1)
 
     def _class_shares(self, task: str) -> Tensor:
         """Logarithm of the classes' shares among the labels learned from; zeros for values."""
         if task in self.weighting.squared:
-            return torch.zeros_like(self.graphs[0].targets[task][0])
-        seen = [(g.obs_targets[task] * g.obs_weight[task][:, None]).sum(dim=0) for g in self.graphs]
+            return torch.zeros_like(self.graphs[0].targets[task].values[0])
+        labels = [g.obs_targets[task] for g in self.graphs]
+        seen = [(label.values * label.weight[:, None]).sum(dim=0) for label in labels]
         count = torch.stack(seen).sum(dim=0) + 1
         return (count / count.sum()).log()
 
@@ -113,8 +116,10 @@ class TissueTask(GraphTask):
         g, found = self.graphs[index], {}
         for task in (t for t in self.weighting.tasks if t in self.labelled[which][index]):
             measure = weighted_mse if task in self.weighting.squared else soft_cross_entropy
-            at_regions = measure(logits[task], g.targets[task], getattr(g, which)[task])
-            at_obs = measure(obs_logits[task], g.obs_targets[task], getattr(g, f"obs_{which}")[task])
+            at_regions, at_obs = (
+                measure(outputs[task], targets[task].values, getattr(targets[task], which))
+                for outputs, targets in ((logits, g.targets), (obs_logits, g.obs_targets))
+            )
             found[task] = self.region_loss * at_regions + at_obs
         return found
 
@@ -172,8 +177,8 @@ def convergence(history: Sequence[dict[str, Any]], uninformed: float, *, held_ou
 
 
 def _labelled(g: GraphTensors, which: str) -> set[str]:
-    weights = [*getattr(g, which).items(), *getattr(g, f"obs_{which}").items()]
-    return {task for task, weight in weights if bool((weight > 0).any())}
+    targets = [*g.targets.items(), *g.obs_targets.items()]
+    return {task for task, target in targets if bool((getattr(target, which) > 0).any())}
 
 
 class EmbeddingTask(GraphTask):

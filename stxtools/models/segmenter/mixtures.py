@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import reverse_cuthill_mckee
@@ -32,6 +31,7 @@ _PAIRS = ((1, 3), (1, 5), (2, 5), (2, 8))  # rounds of averaging that are read s
 _SINGLE = (2, 4)
 _TOLERANCES = (1.0, 1.5)  # of the edge-preserving means
 _COTRAINING = 10  # rounds
+_CHANGE = 1e-3  # share of the memberships that moves, below which a mixture has converged
 
 
 def most_rounds(n_obs: int) -> int:
@@ -45,17 +45,16 @@ class View:
     """Spatial means of several scales side by side, for the given rows."""
 
     means: tuple[NDArray[np.float32], ...]
-    width: int
 
     def __len__(self) -> int:
         return len(self.means[0])
 
     def __getitem__(self, rows: Any) -> FloatArray:
-        return np.concatenate([m[rows, : self.width] for m in self.means], axis=1, dtype=np.float64)
+        return np.concatenate([m[rows] for m in self.means], axis=1, dtype=np.float64)
 
     def less(self, offset: FloatArray) -> View:
         """Return the means of features from which the ``offset`` is taken."""
-        return View(tuple(m - offset.astype(m.dtype) for m in self.means), self.width)
+        return View(tuple(m - offset[: m.shape[1]].astype(m.dtype) for m in self.means))
 
 
 @dataclass(frozen=True)
@@ -73,49 +72,41 @@ class Mixtures:
         return share / share.sum(axis=2, keepdims=True)
 
 
-def multiscale_views(
-    features: NDArray[np.float32],
-    graph: sparse.csr_matrix,
-    rounds: int | None = None,
-    rows: IntArray | None = None,
-) -> list[View]:
-    """Fine and coarse spatial means side by side, and single scales; of all and of 3/4 of the components."""
-    cap = most_rounds(len(features)) if rounds is None else rounds
+def multiscale_views(section: Section, rows: IntArray, cap: int) -> list[View]:
+    """Fine and coarse spatial means, of ``cap`` rounds at most, side by side and alone; of all and 3/4 components."""
+    features, graph = section.features, section.graph
     mean, d = averaging(graph), features.shape[1]
     order = reverse_cuthill_mckee(graph, symmetric_mode=True)  # neighbours lie near each other in memory, too
     place, mean = np.argsort(order).astype(mean.indices.dtype), mean[order]
     mean.indices = place[mean.indices]  # not sorted: a sum keeps its order, and so its last bits
-    wanted = place if rows is None else place[rows]
-    means = {r: np.empty((len(features) if rows is None else len(rows), d), np.float32) for r in range(1, cap + 1)}
+    means = {r: np.empty((len(rows), d), np.float32) for r in range(1, cap + 1)}
     for start in range(0, d, _COLUMNS):
         columns = slice(start, start + _COLUMNS)
         x = features[order, columns].astype(np.float64)
         for out in means.values():
             x = mean @ x
-            out[:, columns] = x[wanted]
+            out[:, columns] = x[place[rows]]
     widths = sorted({d, max(1, round(0.75 * d))}, reverse=True)
     single = sorted({min(r, cap) for r in _SINGLE} | {1 for r in _SINGLE if r > cap})  # a small section has fine ones
     pairs = sorted({(min(a, cap), min(b, cap)) for a, b in _PAIRS if min(a, cap) < min(b, cap)})
-    joint = [View(tuple(means[r] for r in pair), q) for q in widths for pair in pairs]
-    return joint + [View((means[r],), q) for r in single for q in widths]
+    scales = [(q, pair) for q in widths for pair in pairs] + [(q, (r,)) for r in single for q in widths]
+    return [View(tuple(means[r][:, :q] for r in of)) for q, of in scales]
 
 
 def edge_views(section: Section, rows: IntArray) -> list[View]:
     """Edge-preserving means alone, beside means over 19, and over 19 and 61 observations, of one section."""
     near = Neighbourhoods(section.features, section.xy, rows)
-    fine, coarse, d = near.mean(19), near.mean(61), section.features.shape[1]
+    fine, coarse = near.mean(19), near.mean(61)
     sharp = near.edge_preserving_means(section.graph, _TOLERANCES)
-    return [View((*plain, mean), d) for mean in sharp.values() for plain in ((), (fine,), (fine, coarse))]
+    return [View((*plain, mean)) for mean in sharp.values() for plain in ((), (fine,), (fine, coarse))]
 
 
 def stacked(parts: Sequence[Sequence[View]]) -> list[View]:
     """Views of several sections, one section under the other."""
-    if len(parts) == 1:
+    if len(parts) == 1:  # no copies
         return list(parts[0])
-    return [
-        View(tuple(np.concatenate(m) for m in zip(*(v.means for v in views), strict=True)), views[0].width)
-        for views in zip(*parts, strict=True)
-    ]
+    means = ([v.means for v in views] for views in zip(*parts, strict=True))
+    return [View(tuple(np.concatenate(m) for m in zip(*own, strict=True))) for own in means]
 
 
 def consensus(
@@ -240,15 +231,13 @@ def tied_moments(z: NDArray[np.floating], share: NDArray[np.floating]) -> tuple[
     return mass, means, np.asarray((1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means)
 
 
-def fit_mixtures(
-    z: View | FloatArray, k: int, rng: np.random.Generator, *, starts: int = STARTS
-) -> tuple[Mixtures, list[bool]]:
-    """Fit ``starts`` tied mixtures to a sample; also whether each keeps its ``k`` classes apart on it."""
+def fit_mixtures(z: View | FloatArray, k: int, rng: np.random.Generator) -> tuple[Mixtures, list[bool]]:
+    """Fit ``STARTS`` tied mixtures to a sample; also whether each keeps its ``k`` classes apart on it."""
     part = z[some_rows(len(z), _FIT, rng)]
     centre, white = whitening(part)
     part = ((part - centre) @ white).astype(np.float32)
     coefs, intercepts, complete = [], [], []
-    for _ in range(starts):
+    for _ in range(STARTS):
         sample = part[some_rows(len(part), max(_TREE, 10 * k), rng)]
         tree = linkage(sample, "ward")
         labels = fcluster(tree, k, "maxclust") - 1
@@ -263,7 +252,7 @@ def fit_mixtures(
 
 
 def fit_tied(
-    z: FloatArray, logits: tuple[FloatArray, FloatArray], *, max_iter: int = 100, tol: float = 1e-3
+    z: FloatArray, logits: tuple[FloatArray, FloatArray], *, max_iter: int = 100
 ) -> tuple[FloatArray, FloatArray]:
     """EM of a tied Gaussian mixture, as linear logits; ``z`` must be whitened by its own mean and covariance."""
     coef, intercept = (part.astype(z.dtype) for part in logits)
@@ -272,7 +261,7 @@ def fit_tied(
         coef, intercept = tied_logits(z, share)
         new = softmax_of_rows(z @ coef + intercept)
         change, share = float(np.abs(new - share).sum(dtype=np.float64)) / (2 * len(z)), new
-        if change < tol:
+        if change < _CHANGE:
             break
     return coef, intercept
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,7 @@ _PROBES = 1000  # observations around which residuals are correlated
 _RINGS = (1, 7, 19, 37, 61, 91, 127)  # observations within so many rings of a hexagonal lattice
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A number of segments, 1 where nothing is arranged in space, and what it was chosen by."""
 
     k: int
@@ -50,7 +49,7 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
     """
     n = sum(s.n_obs for s in sections)
     window = next((w for w in _WINDOWS if n / w >= _LEAST), _WINDOWS[-1])
-    places = [_Places.of(s, window, rng) for s in sections]
+    places = [_Places(s, window, rng) for s in sections]
     x, z = _spatial_components(sections, places, rng)
     if z.shape[1] == 0:
         warn(
@@ -73,7 +72,7 @@ def _lowest_bic(
     Averaging and tissue make neighbours alike: the sample size is the number of observations over the sum of the
     autocorrelation of the residuals (Bartlett 1946), measured at the largest number tried.
     """
-    fitted = [_Mixtures.of(z, ks, rng) for _ in range(_STARTS)]
+    fitted = [_Mixtures(z, ks, rng) for _ in range(_STARTS)]
     size = n / max(window, float(np.mean([_autocorrelation(m.residuals(z), places) for m in fitted])))
     free = np.array(ks) * (z.shape[1] + 1) - 1
     bic = -2 * size * np.mean([m.loglik for m in fitted], axis=0) + free * np.log(max(size, 2.0))
@@ -84,23 +83,18 @@ def _lowest_bic(
     return Choice(ks[1 + int(bic[1:].argmin())], {"n_segments": list(ks), "stability": stability, "bic": bic.tolist()})
 
 
-@dataclass(frozen=True)
 class _Places:
-    """Where a section is looked at: the means of a sample, of some probes and of all near these."""
+    """Where a section is looked at: ``rows``, of whose ``means`` all is fitted, and what is ``near`` some of these."""
 
-    rows: IntArray
-    means: sparse.csr_matrix
-    near: IntArray
-
-    @classmethod
-    def of(cls, section: Section, window: int, rng: np.random.Generator) -> _Places:
+    def __init__(self, section: Section, window: int, rng: np.random.Generator) -> None:
         tree, n = cKDTree(section.xy), section.n_obs
         probes = some_rows(n, _PROBES, rng)
         near = tree.query(section.xy[probes], k=max(min(_RINGS[-1], n // 3), 2))[1]
         near[:, 0] = probes  # a twin may come first
-        rows = np.union1d(near, some_rows(n, _SAMPLE, rng))
-        means = averages(tree.query(section.xy[rows], k=min(window, n))[1].reshape(len(rows), -1), n)
-        return cls(rows, means, np.searchsorted(rows, near))
+        self.rows = np.union1d(near, some_rows(n, _SAMPLE, rng))
+        self.near = np.searchsorted(self.rows, near)
+        own = tree.query(section.xy[self.rows], k=min(window, n))[1]
+        self.means = averages(own.reshape(len(self.rows), -1), n)
 
     def edge_preserving(self, section: Section, x: NDArray[np.float32]) -> FloatArray:
         """Means of ``x`` (n, q) that stop at edges, for ``rows``."""
@@ -126,26 +120,18 @@ def _spatial_components(
     return (x @ axes).astype(np.float32), np.asarray(z @ axes, dtype=np.float64)
 
 
-@dataclass(frozen=True)
 class _Mixtures:
     """Tied mixtures, one for each number of classes, started from the tree of a random half of the observations."""
 
-    centre: FloatArray
-    white: FloatArray
-    models: list[tuple[FloatArray, FloatArray]]
-    loglik: list[float]
-    within: FloatArray
-    """Root of the inverse covariance within the classes of the largest."""
-
-    @classmethod
-    def of(cls, z: FloatArray, ks: Sequence[int], rng: np.random.Generator) -> _Mixtures:
+    def __init__(self, z: FloatArray, ks: Sequence[int], rng: np.random.Generator) -> None:
         part = z[some_rows(len(z), _SAMPLE, rng)]
-        centre, white = whitening(part)
-        part = (part - centre) @ white
+        self.centre, self.white = whitening(part)
+        part = (part - self.centre) @ self.white
         sample = part[some_rows(len(part), min(max(len(part) // 2, ks[-1] + 1), _TREE), rng)]
         cuts = cut_tree(linkage(sample, "ward"), list(ks))
-        models, loglik = [], []
-        scale = np.linalg.slogdet(white)[1]
+        self.models: list[tuple[FloatArray, FloatArray]] = []
+        self.loglik: list[float] = []
+        scale = np.linalg.slogdet(self.white)[1]
         for labels, k in zip(cuts.T, ks, strict=True):
             coef, intercept = fit_tied(part, from_tree(sample, labels, k), max_iter=50)
             logits = part @ coef + intercept
@@ -153,9 +139,9 @@ class _Mixtures:
             within = tied_moments(part, np.exp(logits - total))[2]
             precision = np.linalg.inv(within)
             distance = np.einsum("nd,de,ne->n", part, precision, part)
-            models.append((coef, intercept))
-            loglik.append(float((total[:, 0] - distance / 2).mean() - np.linalg.slogdet(within)[1] / 2 + scale))
-        return cls(centre, white, models, loglik, np.linalg.cholesky(precision))
+            self.models.append((coef, intercept))
+            self.loglik.append(float((total[:, 0] - distance / 2).mean() - np.linalg.slogdet(within)[1] / 2 + scale))
+        self.within = np.linalg.cholesky(precision)  # root of the inverse covariance within the classes of the largest
 
     def partitions(self, z: FloatArray) -> list[IntArray]:
         seen = (z - self.centre) @ self.white

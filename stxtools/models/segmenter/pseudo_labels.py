@@ -18,15 +18,7 @@ from stxtools.nn._views import block_mask
 from .batches import segments_of_batches
 from .classes import with_all_classes
 from .discriminants import label_views, spread_labels, voted_confidence
-from .mixtures import (
-    consensus,
-    cotrain,
-    edge_views,
-    most_rounds,
-    multiscale_views,
-    some_rows,
-    stacked,
-)
+from .mixtures import consensus, cotrain, edge_views, most_rounds, multiscale_views, some_rows, stacked
 from .number import choose_number
 
 FloatArray = NDArray[np.float64]
@@ -85,9 +77,9 @@ def pseudo_labels_from_clustering(
     k: int | None,
     rng: np.random.Generator,
     show_progress: bool | None,
-    batch: IntArray | None = None,
-    centre: IntArray | None = None,
-    expression: Sequence[GeneSection] | None = None,
+    batch: IntArray,
+    centre: IntArray,
+    expression: Sequence[GeneSection] | None,
 ) -> PseudoLabels:
     """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures.
 
@@ -96,10 +88,9 @@ def pseudo_labels_from_clustering(
     (:func:`.centres.sharing_centres`) are centred by their common mean.
     """
     if len(sections) > 1:  # what is left of donors' means, if little, is what small sections would be split by
-        codes = np.arange(len(sections)) if centre is None else centre
-        means = [np.concatenate([s.features for s, own in zip(sections, codes, strict=True) if own == c]).mean(axis=0)
-                 for c in range(codes.max() + 1)]  # fmt: skip
-        sections = [replace(s, features=s.features - means[c]) for s, c in zip(sections, codes, strict=True)]
+        means = [np.concatenate([s.features for s, own in zip(sections, centre, strict=True) if own == c]).mean(axis=0)
+                 for c in range(centre.max() + 1)]  # fmt: skip
+        sections = [replace(s, features=s.features - means[c]) for s, c in zip(sections, centre, strict=True)]
     n = sum(s.n_obs for s in sections)
     rows = some_rows(n, MOST_TARGETS, rng)
     curve: dict[str, list[float]] = {}
@@ -112,10 +103,9 @@ def pseudo_labels_from_clustering(
         one = np.ones((n, 1))
         return PseudoLabels(names, one, one[:, 0], one, np.zeros(n, dtype=bool), curve)
     parts, rounds = _by_section(rows, sections), most_rounds(n // len(sections))
-    plain = [multiscale_views(s.features, s.graph, rounds, part) for s, part in zip(sections, parts, strict=True)]
+    plain = [multiscale_views(s, part, rounds) for s, part in zip(sections, parts, strict=True)]
     sharp = [edge_views(s, part) for s, part in zip(sections, parts, strict=True)]
     seen = [s.features[part] for s, part in zip(sections, parts, strict=True)]
-    batch = np.zeros(len(sections), dtype=np.int64) if batch is None else batch
     with progress((batch.max() + 1) * len(plain[0]), "finding compartments", show_progress) as bar:
         if batch.max() == 0:
             voted = start = consensus(stacked(plain), k, rng, lambda: bar.update(1))

@@ -14,7 +14,7 @@ from stxtools._spatial.blocks import Subgraph, subgraphs
 from stxtools._spatial.smoothing import averages, nearest
 from stxtools.models._params import TissueNetParams
 from stxtools.models._section import FeatureScaling
-from stxtools.nn._tissue import GraphTensors
+from stxtools.nn._tissue import GraphTensors, Target
 
 from .genes import GENE_SIZES, SmoothedGenes
 from .inputs import RegionSection, groups_of, held_out, made_for_others, region_means
@@ -139,11 +139,9 @@ class TrainingTargets:
             # a region that lies across the border of a block would be learned and judged at once
             apart = judged[1] * (seen[1] == 0)
             target = np.where(apart[:, None] > 0, judged[0], seen[0])
-            out.targets[task] = torch.from_numpy(target.astype(np.float32))
-            out.weight[task], out.val_weight[task] = torch.from_numpy(seen[1]), torch.from_numpy(apart)
-            out.obs_targets[task] = torch.from_numpy(at_obs[inside].astype(np.float32))
-            for store, rows in ((out.obs_weight, known & ~held), (out.obs_val_weight, known & held)):
-                store[task] = torch.from_numpy(rows[inside].astype(np.float32))
+            of_obs = (part[inside] for part in (at_obs, known & ~held, known & held))
+            for to, parts in ((out.targets, (target, seen[1], apart)), (out.obs_targets, of_obs)):
+                to[task] = Target(*(torch.from_numpy(part.astype(np.float32)) for part in parts))
         return out
 
     def values(self, s: RegionSection) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
