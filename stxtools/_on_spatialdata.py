@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from . import _keys
 from ._checks import listing
+from ._types import Array, Floats
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -124,7 +124,7 @@ def regions_of(table: AnnData) -> list[str]:
     return [regions] if isinstance(regions, str) else [str(region) for region in regions]
 
 
-def _centroids(sdata: SpatialData, table: AnnData, system: str) -> NDArray[np.float64]:
+def _centroids(sdata: SpatialData, table: AnnData, system: str) -> Floats:
     from spatialdata import get_centroids
     from spatialdata.transformations import get_transformation
 
@@ -195,7 +195,7 @@ def _levels(image: Any) -> list[Any]:
     return [next(iter(level.values())) for level in image.values()] if hasattr(image, "children") else [image]
 
 
-def _pixels(image: Any) -> NDArray[Any]:
+def _pixels(image: Any) -> Array:
     values = np.moveaxis(image.transpose("c", "y", "x").to_numpy(), 0, -1)
     return np.ascontiguousarray(values[..., 0] if values.shape[-1] == 1 else values)
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from . import _keys
 from ._checks import unstorable
+from ._types import Array, Bools, Ints
 from ._validate import check_key_added
 from ._version import __version__
 
@@ -67,7 +67,7 @@ class Slots:
     X: Any = None
     inner: dict[str, Slots] = field(default_factory=dict)
     replaces: Collection[str] = ()
-    missing: dict[str, NDArray[np.bool_] | None] = field(default_factory=dict)
+    missing: dict[str, Bools | None] = field(default_factory=dict)
     open_ended: Collection[str] = ()
 
     def write(self, adata: AnnData, copy: bool = False) -> AnnData | None:
@@ -201,7 +201,7 @@ def _named(value: Any, adata: AnnData) -> Any:
 _NOWHERE = np.zeros(0, dtype=bool)
 
 
-def _check_finite(call: str, code: str, value: Any, allowed: NDArray[np.bool_] | None) -> None:
+def _check_finite(call: str, code: str, value: Any, allowed: Bools | None) -> None:
     """Check the numbers of one slot; NaN may stand in the rows ``allowed`` (None: in any)."""
     part = _floats(value)
     if part.size == 0 or (np.isfinite(part.min()) and np.isfinite(part.max())):
@@ -232,7 +232,7 @@ def _check_finite_uns(call: str, code: str, value: Any) -> None:
         _check_finite(call, code, value, None if isinstance(value, pd.DataFrame) else _NOWHERE)
 
 
-def _floats(value: Any) -> NDArray[Any]:
+def _floats(value: Any) -> Array:
     """Floating-point numbers of a slot, in memory; empty where there are none."""
     if isinstance(value, pd.DataFrame):
         value = value.select_dtypes(include="floating")
@@ -245,12 +245,12 @@ def _floats(value: Any) -> NDArray[Any]:
     return value if isinstance(value, np.ndarray) and value.dtype.kind == "f" else np.empty(0)
 
 
-def categorical(codes: NDArray[np.int64], names: Sequence[str]) -> pd.Categorical:
+def categorical(codes: Ints, names: Sequence[str]) -> pd.Categorical:
     """Return an obs column from codes (-1 = missing) and class names that h5ad gives back equal."""
     return pd.Categorical.from_codes(np.asarray(codes), categories=pd.Index(list(names)))
 
 
-def put_frame(slots: Slots, key: str, values: NDArray[Any], names: Sequence[str]) -> None:
+def put_frame(slots: Slots, key: str, values: Array, names: Sequence[str]) -> None:
     """Put a table of observations x ``names`` into ``obsm[key]``.
 
     Names that no file can hold (``"L2/3"``) are replaced there; ``uns["{key}_columns"]`` has the true ones.

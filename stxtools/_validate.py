@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from . import _keys
 from ._checks import (
@@ -24,6 +23,7 @@ from ._checks import (
     listing,
     unstorable,
 )
+from ._types import Floats, Ints
 
 _FARTHEST = 1e100  # squares of more are infinite
 
@@ -123,7 +123,7 @@ class Libraries:
     """The sections of an AnnData: their names and, per observation, the index of its section."""
 
     names: list[str]
-    codes: NDArray[np.int64]
+    codes: Ints
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,11 +132,11 @@ class Libraries:
 class Labels(NamedTuple):
     """Classes of the observations: codes (-1: none) and names."""
 
-    codes: NDArray[np.int64]
+    codes: Ints
     names: list[str]
 
 
-def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL, libs: Libraries | None = None) -> NDArray[np.float64]:
+def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL, libs: Libraries | None = None) -> Floats:
     """Return x and y of ``obsm[spatial_key]`` as float64, checked to be finite; z may vary between sections only."""
     mend = "Put the x, y position of every observation there (n_obs x 2), or name the key that holds them."
     check_in(adata, "obsm", spatial_key, "spatial_key", mend)
@@ -167,7 +167,7 @@ def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL, libs: Librarie
     return np.ascontiguousarray(xy[:, :2])
 
 
-def _check_flat(rest: NDArray[np.float64], spatial_key: str, libs: Libraries | None) -> None:
+def _check_flat(rest: Floats, spatial_key: str, libs: Libraries | None) -> None:
     """Check that what lies behind x and y is constant in every section."""
     codes = np.zeros(len(rest), dtype=np.int64) if libs is None else libs.codes
     for code in range(1 if libs is None else len(libs)):
@@ -234,7 +234,7 @@ def stored_library_key(params: Mapping[str, Any]) -> str | bool | None:
     return None if found is None else False if isinstance(found, (bool, np.bool_)) else str(found)
 
 
-def array_positions(adata: AnnData) -> NDArray[np.float64] | None:
+def array_positions(adata: AnnData) -> Floats | None:
     """Return array row and column as numbers (NaN where they are none), or None without them."""
     if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:
         return None
@@ -245,7 +245,7 @@ def array_positions(adata: AnnData) -> NDArray[np.float64] | None:
     return np.stack(columns, axis=1)
 
 
-def fingerprint(xy: NDArray[np.float64]) -> int:
+def fingerprint(xy: Floats) -> int:
     """Checksum of coordinates, by which a raster knows whether it still belongs to them."""
     return zlib.crc32(np.ascontiguousarray(xy, dtype=np.float64).tobytes())
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._settings import settings
+from stxtools._types import Floats, Ints
 
 T = TypeVar("T")
 
@@ -127,9 +127,9 @@ class Survey:
     lowest: float
     highest: float
     whole: bool
-    depth: NDArray[np.float64]
-    n_genes: NDArray[np.int64]
-    seen: NDArray[np.int64]
+    depth: Floats
+    n_genes: Ints
+    seen: Ints
 
     @classmethod
     def of(cls, matrix: sparse.csr_matrix) -> Survey:

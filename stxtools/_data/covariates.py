@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._types import Floats
 from stxtools._validate import listing
 
 COMPOSITION = "composition"
@@ -29,7 +29,7 @@ def covariate_names(covariates: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def covariate_columns(adata: AnnData, names: list[str], groupby: str) -> NDArray[np.float64] | None:
+def covariate_columns(adata: AnnData, names: list[str], groupby: str) -> Floats | None:
     """Return the columns that ``covariates`` names, beside the composition, which is made per section."""
     if groupby in names:
         raise ValueError(f"`covariates` names the grouping {groupby!r} itself; nothing would be left to test.")
@@ -37,7 +37,7 @@ def covariate_columns(adata: AnnData, names: list[str], groupby: str) -> NDArray
     return np.concatenate(columns, axis=1) if columns else None
 
 
-def _columns(adata: AnnData, name: str) -> NDArray[np.float64]:
+def _columns(adata: AnnData, name: str) -> Floats:
     if name in adata.obs:
         column = adata.obs[name]
         numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)

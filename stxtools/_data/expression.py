@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._progress import stage
 from stxtools._settings import settings
+from stxtools._types import Ints
 from stxtools._warn import warn
 from stxtools.models.ensemble.gene_means import GeneSection
 
@@ -88,7 +88,7 @@ class Expression:
         if not names.equals(adata.var_names):
             if not names.is_unique:
                 return "`adata.raw` names genes twice"
-            at: NDArray[np.int64] = names.get_indexer(adata.var_names)
+            at: Ints = names.get_indexer(adata.var_names)
             if (at < 0).any():
                 return f"`adata.raw` lacks {int((at < 0).sum())} of the {adata.n_vars} genes"
             stored = (to_csr(stored) if is_backed(stored) else stored)[:, at]
@@ -102,7 +102,7 @@ class Expression:
         self.matrix, self.stored, self.survey, self.source = matrix, stored, survey, "raw.X"
         return ""
 
-    def sampled(self, seed: int) -> NDArray[np.int64]:
+    def sampled(self, seed: int) -> Ints:
         """Return observations at random, in the order of rows: as many as hold ``AT_HAND`` values, or all."""
         n_obs = int(self.matrix.shape[0])
         share = AT_HAND / max(float(self.survey.seen.sum()), 1.0)
@@ -122,9 +122,7 @@ class Expression:
         pieces = [piece for piece in iter_rows(self.matrix, among) if piece.shape[0]]
         return sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
 
-    def by_section(
-        self, where: Geometry, names: Sequence[str], genes: NDArray[np.int64] | None = None
-    ) -> list[GeneSection]:
+    def by_section(self, where: Geometry, names: Sequence[str], genes: Ints | None = None) -> list[GeneSection]:
         """Log expression of some genes (all by default), under their ``names``, by section."""
         at = np.arange(len(self.names)) if genes is None else genes
         logged = log_matrix(self, at)
@@ -210,7 +208,7 @@ class GeneBlocks:
         some = matrix if genes == slice(0, self.shape[1]) else matrix[:, genes]
         return log_normalize(some, self.read.scale, library_size=depth)
 
-    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield log expression chunk of rows by chunk, of some genes or of all."""
         every = genes is None or len(genes) == self.shape[1]
         yield from log_chunks(
@@ -218,7 +216,7 @@ class GeneBlocks:
         )
 
 
-def gene_slices(seen: NDArray[np.int64], most: float) -> list[slice]:
+def gene_slices(seen: Ints, most: float) -> list[slice]:
     """Divide genes into runs of ``most`` stored values at most; a gene is never divided."""
     ends = np.cumsum(np.asarray(seen, dtype=np.float64))
     out: list[slice] = []

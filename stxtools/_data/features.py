@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._progress import stage
+from stxtools._types import Floats32, Ints
 from stxtools._warn import warn
 from stxtools.models._projection import GeneProjection
 from stxtools.models.ensemble.gene_means import GeneSection
@@ -50,7 +50,7 @@ _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 
 def compute_representation(
     read: Expression, random_state: int, *, n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES
-) -> tuple[NDArray[np.float32], GeneProjection]:
+) -> tuple[Floats32, GeneProjection]:
     """PCA of the log-normalised variable genes; of a large matrix out of core, axes come from a sample.
 
     Genes are not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
@@ -79,7 +79,7 @@ def compute_representation(
 
 def joint_representation(
     adatas: Sequence[AnnData], layer: str | None = None
-) -> tuple[list[NDArray[np.float32]], GeneProjection, list[Expression]]:
+) -> tuple[list[Floats32], GeneProjection, list[Expression]]:
     """PCA of the log-normalised genes that all share; the variable ones, by how many of the data call them so."""
     shared = sorted(set.intersection(*(set(map(str, a.var_names)) for a in adatas)))
     if len(shared) < _MIN_SHARED:
@@ -121,16 +121,14 @@ class _Features:
     - ``record``: What ``params`` say of it.
     """
 
-    values: NDArray[np.float32]
+    values: Floats32
     expression: Expression | None
     record: dict[str, Any]
 
     def __init__(self, adata: AnnData) -> None:
         self._any_expression = partial(Expression.if_any, adata)
 
-    def genes(
-        self, where: Geometry, names: Sequence[str], at: NDArray[np.int64] | None = None
-    ) -> list[GeneSection] | None:
+    def genes(self, where: Geometry, names: Sequence[str], at: Ints | None = None) -> list[GeneSection] | None:
         """Log expression of genes, all or those ``at`` positions, by section; None where it was not read."""
         return None if self.expression is None else self.expression.by_section(where, names, at)
 
@@ -204,7 +202,7 @@ class ModelFeatures(_Features):
         self.record = {"genes_found": share, **read.record}
 
 
-def _projected(read: Expression, projection: GeneProjection, names: list[str]) -> NDArray[np.float32]:
+def _projected(read: Expression, projection: GeneProjection, names: list[str]) -> Floats32:
     parts = log_chunks(read, lambda x, rows: projection.transform(x, names), projection.target_sum)
     return np.concatenate(list(parts))
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._types import Floats32, Ints
 from stxtools._warn import warn
 
 from .chunks import is_out_of_core
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 class _FrameworkInput:
     """Features of the observations, and log expression of genes."""
 
-    values: NDArray[np.float32]
+    values: Floats32
     genes: sparse.csr_matrix | None
-    labels: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
-    targets: NDArray[np.float32] | None = None
-    named: tuple[Expression, Sequence[str], NDArray[np.int64] | None] | None = None
+    labels: Mapping[str, Ints] = MappingProxyType({})
+    targets: Floats32 | None = None
+    named: tuple[Expression, Sequence[str], Ints | None] | None = None
     record: dict[str, Any]
 
     def sections(self, regions: Regions) -> list[Any]:
@@ -46,7 +46,7 @@ class TrainingInput(_FrameworkInput):
     """What a new model reads and learns; it remembers what it reads."""
 
     def __init__(
-        self, adata: AnnData, model: TissueNet, labels: Mapping[str, NDArray[np.int64]],
+        self, adata: AnnData, model: TissueNet, labels: Mapping[str, Ints],
         targets: tuple[Sequence[str], str | None], *,
         use_rep: str | None, layer: str | None, portable: bool, random_state: int,
     ) -> None:  # fmt: skip
@@ -85,7 +85,7 @@ class TrainingInput(_FrameworkInput):
         self.named, model.ids = (read, known.own, None), known.others()
 
 
-def _genes_to_read(read: Expression, named: bool | tuple[str, ...]) -> NDArray[np.int64]:
+def _genes_to_read(read: Expression, named: bool | tuple[str, ...]) -> Ints:
     """Positions of the genes that are named, or of the variable ones."""
     if isinstance(named, bool):
         return select_genes(read.matrix, read.scale)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._spatial.mask import Frame
+from stxtools._types import Floats, Floats32
 from stxtools._validate import spatial_entry
 
 from .sections import Geometry
@@ -27,7 +27,7 @@ class Images:
     def __init__(self, adata: AnnData) -> None:
         self._entry = partial(spatial_entry, adata)
 
-    def features(self, where: Geometry, image_key: str) -> NDArray[np.float32]:
+    def features(self, where: Geometry, image_key: str) -> Floats32:
         """Mean and standard deviation of red, green and blue in a window as wide as the spacing, (n_obs, 6)."""
         out = np.empty((len(where.xy), N_IMAGE_FEATURES), dtype=np.float32)
         for name, rows, spacing in zip(where.libs.names, where.parts, where.spacings, strict=True):
@@ -48,11 +48,11 @@ class Images:
                 out[rows, 3 + channel] = np.sqrt(np.maximum(square - mean**2, 0))[at[:, 0], at[:, 1]]
         return out
 
-    def beside(self, values: NDArray[np.float32], where: Geometry, image_key: str | None) -> NDArray[np.float32]:
+    def beside(self, values: Floats32, where: Geometry, image_key: str | None) -> Floats32:
         """Put the image's channels, if one is asked for, behind the features."""
         return values if image_key is None else np.concatenate([values, self.features(where, image_key)], axis=1)
 
-    def frame(self, library: str, xy: NDArray[np.float64], spacing: float) -> Frame | None:
+    def frame(self, library: str, xy: Floats, spacing: float) -> Frame | None:
         """Pixels of the section's image, if it is fine enough and the tissue lies on it."""
         images, factors = (self._entry(library)[kind] for kind in (_keys.IMAGES, _keys.SCALEFACTORS))
         for name in ("hires", "lowres"):
@@ -66,7 +66,7 @@ class Images:
                 return Frame((shape[0], shape[1]), float(scale))
         return None
 
-    def _read(self, library: str, image_key: str) -> tuple[NDArray[np.float64], float]:
+    def _read(self, library: str, image_key: str) -> tuple[Floats, float]:
         check_key("image_key", image_key)
         images, factors = (self._entry(library)[kind] for kind in (_keys.IMAGES, _keys.SCALEFACTORS))
         if image_key not in images:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
+from stxtools._types import Array, Floats32, Ints
 from stxtools._validate import Libraries, check_in, libraries, listing, stored_library_key
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.tissuenet.inputs import RegionSection, region_means
@@ -67,18 +67,18 @@ class Regions:
     def __len__(self) -> int:
         return len(self.names)
 
-    def rows(self, index: int) -> NDArray[np.int64]:
+    def rows(self, index: int) -> Ints:
         """Regions of section ``index``."""
         return np.flatnonzero(self.library == index)
 
-    def to_obs(self, values: NDArray[Any]) -> NDArray[np.float32]:
+    def to_obs(self, values: Array) -> Floats32:
         """Values of the regions at their observations; NaN outside any region."""
         out = np.full((len(self.region), *values.shape[1:]), np.nan, dtype=np.float32)
         known = self.region >= 0
         out[known] = values[self.region[known]]
         return out
 
-    def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    def join(self, parts: Sequence[Array]) -> Floats32:
         """Put arrays of the regions of each section back together."""
         out = np.empty((len(self), *parts[0].shape[1:]), dtype=np.float32)
         for i, part in enumerate(parts):
@@ -97,15 +97,15 @@ def _check_sections(libs: Libraries, graph: Libraries, library_key: str | bool |
         )
 
 
-def node_features(values: NDArray[np.float32], inp: Regions) -> NDArray[np.float32]:
+def node_features(values: Floats32, inp: Regions) -> Floats32:
     """Mean of ``values`` (n_obs, C) in every region, (R, C)."""
     return region_means(inp.region, values, np.ones(len(values), dtype=bool), len(inp))[0]
 
 
 def region_sections(
-    values: NDArray[np.float32], inp: Regions, labels: Mapping[str, NDArray[np.int64]] | None = None, *,
-    nodes: NDArray[np.float32] | None = None, genes: sparse.csr_matrix | None = None,
-    expression: NDArray[np.float32] | None = None, by_name: Sequence[GeneSection] | None = None,
+    values: Floats32, inp: Regions, labels: Mapping[str, Ints] | None = None, *,
+    nodes: Floats32 | None = None, genes: sparse.csr_matrix | None = None,
+    expression: Floats32 | None = None, by_name: Sequence[GeneSection] | None = None,
 ) -> list[RegionSection]:  # fmt: skip
     """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`."""
     nodes = node_features(values, inp) if nodes is None else nodes
@@ -122,7 +122,7 @@ def region_sections(
     return out
 
 
-def called(proba: NDArray[np.float32], names: list[str]) -> pd.Categorical:
+def called(proba: Floats32, names: list[str]) -> pd.Categorical:
     """Class with the largest probability; missing where there is none."""
     known = np.isfinite(proba).all(axis=1)
     return categorical(np.where(known, proba.argmax(axis=1), -1), names)

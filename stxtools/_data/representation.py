@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools import _keys
 from stxtools._spatial.matrices import column_moments, column_sums, row_view
+from stxtools._types import Array, Floats, Floats32, Ints, Reals
 from stxtools._validate import check_in
 from stxtools.models._projection import GeneProjection
 
@@ -34,7 +34,7 @@ _TARGET = 1e4  # scanpy's other usual depth
 
 def log_normalize(
     matrix: sparse.csr_matrix, scale: str, *,
-    library_size: NDArray[Any] | None = None, target_sum: float | None = None,
+    library_size: Array | None = None, target_sum: float | None = None,
 ) -> sparse.csr_matrix:  # fmt: skip
     """Return log1p of depth-normalised expression (float32), to be read only: it has the indices of ``matrix``."""
     data = matrix.data.astype(np.float32)
@@ -52,15 +52,15 @@ def log_normalize(
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def median_depth(depth: NDArray[Any]) -> float:
+def median_depth(depth: Array) -> float:
     """Median of the positive depths, the scale to which expression is normalised."""
     positive = depth[depth > 0]
     return float(np.median(positive)) if positive.size else 1.0
 
 
 def select_genes(
-    matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES, batch: NDArray[np.int64] | None = None
-) -> NDArray[np.int64]:
+    matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES, batch: Ints | None = None
+) -> Ints:
     """Return indices of the genes to use: all of a small panel, else the most variable ones, as scanpy finds them."""
     seen = np.flatnonzero(
         np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1]) >= min(3, matrix.shape[0])
@@ -75,7 +75,7 @@ def select_genes(
     return seen[_variable_counts(parts, n_top_genes) if scale == "counts" else _variable(parts, scale, n_top_genes)]
 
 
-def _variable(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int) -> NDArray[np.int64]:
+def _variable(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int) -> Ints:
     """Genes of the largest dispersion (``seurat``)."""
     import scanpy as sc
 
@@ -85,7 +85,7 @@ def _variable(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int) -> N
     return np.flatnonzero(box.var["highly_variable"])
 
 
-def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> NDArray[np.int64]:
+def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> Ints:
     """Genes of the largest standardised variance (``seurat_v3``); scanpy's import takes longer than all else here."""
     excess = np.stack([_standardised_variance(part) for part in parts])
     rank = np.argsort(np.argsort(-excess, axis=1), axis=1).astype(np.float32)
@@ -94,7 +94,7 @@ def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> NDArra
     return np.sort(table.sort_values(["rank", "fewest"]).index[:n_top_genes].to_numpy())
 
 
-def _standardised_variance(counts: sparse.csr_matrix) -> NDArray[np.float64]:
+def _standardised_variance(counts: sparse.csr_matrix) -> Floats:
     """Variance of each gene over a loess of it on the mean; where few genes vary, the variance itself."""
     n = counts.shape[0]
     mean, variance = column_moments(counts)
@@ -108,7 +108,7 @@ def _standardised_variance(counts: sparse.csr_matrix) -> NDArray[np.float64]:
     return (n * mean**2 + square - 2 * total * mean) / ((n - 1) * fitted)
 
 
-def _loess(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _loess(x: Floats, y: Floats) -> Floats:
     """Local regression; it is singular where many genes have one mean, and then takes more of them at a time."""
     from skmisc.loess import loess
 
@@ -120,7 +120,7 @@ def _loess(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
     raise ValueError("The variable genes of these counts cannot be found: too many share a mean; name a `use_rep`.")
 
 
-def residual_variance(logged: sparse.csr_matrix, mean: NDArray[np.float64], values: NDArray[np.floating]) -> float:
+def residual_variance(logged: sparse.csr_matrix, mean: Floats, values: Reals) -> float:
     """Mean variance of a gene that the components leave."""
     total = float(logged.data @ logged.data) / logged.shape[0] - float(mean @ mean)
     return max(total - float(np.square(values).mean(axis=0).sum()), 0.0) / logged.shape[1]
@@ -128,7 +128,7 @@ def residual_variance(logged: sparse.csr_matrix, mean: NDArray[np.float64], valu
 
 def principal_axes(
     matrix: sparse.csr_matrix, n_comps: int, *, random_state: int = 0, dtype: Any = np.float64
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Floats, Floats]:
     """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix."""
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
         return _axes_by_lanczos(matrix.astype(dtype, copy=False), n_comps, random_state)
@@ -136,9 +136,7 @@ def principal_axes(
     return axes_of_rows(blocks, matrix.shape, n_comps)
 
 
-def _axes_by_lanczos(
-    matrix: sparse.csr_matrix, n_comps: int, random_state: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _axes_by_lanczos(matrix: sparse.csr_matrix, n_comps: int, random_state: int) -> tuple[Floats, Floats]:
     """Mean and principal axes as scikit-learn's PCA finds them, whose import takes longer than the rest."""
     mean, transposed = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel().astype(matrix.dtype), matrix.T
     centred = LinearOperator(
@@ -152,9 +150,7 @@ def _axes_by_lanczos(
     return mean.astype(np.float64), signed(axes)
 
 
-def axes_of_rows(
-    blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def axes_of_rows(blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int) -> tuple[Floats, Floats]:
     """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows."""
     from stxtools._spatial.kernels import add_products, both_halves
 
@@ -169,7 +165,7 @@ def axes_of_rows(
     return mean, signed(axes[:, ::-1])
 
 
-def signed(axes: NDArray[np.float64]) -> NDArray[np.float64]:
+def signed(axes: Floats) -> Floats:
     """Turn each axis so that its largest loading is positive."""
     sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))
@@ -183,7 +179,7 @@ def lanczos_pays(shape: tuple[int, int], n_values: int, n_comps: int) -> bool:
     return lanczos_work < dense_work and n_comps < min(n_obs, n_vars) - 1
 
 
-def stored_representation(adata: AnnData, use_rep: str) -> NDArray[np.float32]:
+def stored_representation(adata: AnnData, use_rep: str) -> Floats32:
     """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
     if not isinstance(use_rep, str):
         raise TypeError(f"`use_rep` must be a string, 'X' or a key of `adata.obsm`; got {use_rep!r}.")
@@ -203,9 +199,7 @@ def stored_representation(adata: AnnData, use_rep: str) -> NDArray[np.float32]:
     return array
 
 
-def stored_projection(
-    adata: AnnData, values: NDArray[np.float32], matrix: sparse.csr_matrix, scale: str
-) -> GeneProjection | None:
+def stored_projection(adata: AnnData, values: Floats32, matrix: sparse.csr_matrix, scale: str) -> GeneProjection | None:
     """Return the linear map from log expression that gives the ``values`` of a stored PCA again, if there is one."""
     centre = values.mean(axis=0, dtype=np.float64)
     centred = values - centre
@@ -230,9 +224,7 @@ def stored_projection(
     return None
 
 
-def _moments(
-    logged: sparse.csr_matrix, genes: NDArray[np.int64], scores: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _moments(logged: sparse.csr_matrix, genes: Ints, scores: Floats) -> tuple[Floats, Floats, Floats]:
     """Mean and standard deviation of some genes, and their regression on centred ``scores``."""
 
     def sums(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, ...]:
@@ -245,9 +237,7 @@ def _moments(
     return mean, np.sqrt(np.maximum(square - mean**2, 0.0)), regression
 
 
-def _scores(
-    logged: sparse.csr_matrix, genes: NDArray[np.int64], components: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _scores(logged: sparse.csr_matrix, genes: Ints, components: Floats) -> Floats:
     return np.concatenate(list(iter_rows(logged, lambda part, _: part[:, genes].astype(np.float64) @ components)))
 
 
@@ -265,7 +255,7 @@ def _log_candidates(adata: AnnData, matrix: sparse.csr_matrix, scale: str) -> It
 def _depth_of_logs(matrix: Any) -> float:
     """Median depth that a matrix of logarithms was brought to."""
 
-    def depth(chunk: sparse.csr_matrix, _: slice) -> NDArray[np.float64]:
+    def depth(chunk: sparse.csr_matrix, _: slice) -> Floats:
         back = chunk.astype(np.float64)
         back.data = np.expm1(np.minimum(back.data, 50.0))
         return np.asarray(back.sum(axis=1)).ravel()
@@ -273,7 +263,7 @@ def _depth_of_logs(matrix: Any) -> float:
     return median_depth(np.concatenate(list(iter_rows(matrix, depth))))
 
 
-def _gene_sets(adata: AnnData, width: int) -> list[NDArray[np.int64]]:
+def _gene_sets(adata: AnnData, width: int) -> list[Ints]:
     """Genes that the PCA may have been made of: those with loadings, the variable ones, all."""
     sets = [np.arange(adata.n_vars)]
     if "highly_variable" in adata.var:

@@ -20,6 +20,7 @@ from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, outlines
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries, split_rows
 from stxtools._spatial.triangulation import Mesh
+from stxtools._types import Array, Bools, Floats, Floats32, Ints
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing
 from stxtools.models._section import Section
 
@@ -83,15 +84,15 @@ class Geometry:
         return spatial_graph(self.xy, self.libs.codes, self.pixels, self.grids, self.meshes)
 
     @cached_property
-    def parts(self) -> list[NDArray[np.int64]]:
+    def parts(self) -> list[Ints]:
         """Per section, the positions of its observations."""
         return split_rows(self.libs.codes, len(self.libs))
 
-    def split(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+    def split(self, values: Array) -> list[Array]:
         """Values of the observations of each section."""
         return [values[rows] for rows in self.parts]
 
-    def join(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def join(self, parts: Sequence[Array]) -> Array:
         """Put arrays of each section back into the order of the observations."""
         out = np.empty((self.libs.codes.size, *parts[0].shape[1:]), dtype=parts[0].dtype)
         for rows, part in zip(self.parts, parts, strict=True):
@@ -113,7 +114,7 @@ class Geometry:
         return outlines(self.xy[rows], codes[rows], reach * self.spacings[index])
 
 
-def _made_before(adata: AnnData, *arrays: NDArray[Any] | None) -> dict[Any, Any]:
+def _made_before(adata: AnnData, *arrays: Array | None) -> dict[Any, Any]:
     """What earlier calls have made of these very ``arrays``; it goes with the AnnData.
 
     Triangles and raster of a million cells take 14 s, and calls one after the other ask for the same ones.
@@ -128,7 +129,7 @@ def _made_before(adata: AnnData, *arrays: NDArray[Any] | None) -> dict[Any, Any]
 
 
 def _stored_raster(
-    described: Any, stored: Any, xy: NDArray[np.float64], libs: Libraries
+    described: Any, stored: Any, xy: Floats, libs: Libraries
 ) -> tuple[NDArray[np.int32], list[RasterGrid]] | None:
     """Return the raster that :func:`stxtools.pp.rasterize` wrote, if it was made from these very coordinates."""
     try:
@@ -142,7 +143,7 @@ def _stored_raster(
     return (pixels.astype(np.int32), grids) if fits else None
 
 
-def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Section]:
+def make_sections(values: Floats32, where: Geometry) -> list[Section]:
     """Split features by section into :class:`stxtools.models.Section`."""
     if len(where.libs) == 1:  # no copies: features are the largest dense array there is
         return [Section(where.libs.names[0], values, where.pixels, where.grids[0].shape, lambda: where.graph, where.xy)]
@@ -155,7 +156,7 @@ def make_sections(values: NDArray[np.float32], where: Geometry) -> list[Section]
     ]  # fmt: skip
 
 
-def check_one_section(obs: pd.DataFrame, xy: NDArray[np.float64]) -> None:
+def check_one_section(obs: pd.DataFrame, xy: Floats) -> None:
     """Raise where many positions are held twice, or groups that a column names lie within each other."""
     mend = "`library_key=False` says that all observations are one section."
     twice = pd.DataFrame(xy).duplicated(keep=False).to_numpy()
@@ -186,7 +187,7 @@ def check_one_section(obs: pd.DataFrame, xy: NDArray[np.float64]) -> None:
         )
 
 
-def _groups(obs: pd.DataFrame, column: Any) -> NDArray[np.int64] | None:
+def _groups(obs: pd.DataFrame, column: Any) -> Ints | None:
     """Codes of a column whose name is one of sections; None for others, and where there is one group."""
     name = str(column).lower().replace("_", "").replace("-", "").replace(" ", "").replace(".", "")
     if name not in _NAMES or pd.api.types.is_float_dtype(obs[column].dtype):
@@ -202,7 +203,7 @@ def _groups(obs: pd.DataFrame, column: Any) -> NDArray[np.int64] | None:
     return np.where((codes >= 0) & large[codes], codes, -1).astype(np.int64)
 
 
-def _mixing(xy: NDArray[np.float64], codes: NDArray[np.int64]) -> tuple[float, float]:
+def _mixing(xy: Floats, codes: Ints) -> tuple[float, float]:
     """How often neighbours are of other groups, relative to chance, and the most of groups that lie side by side."""
     from scipy.spatial import cKDTree
 
@@ -217,7 +218,7 @@ def _mixing(xy: NDArray[np.float64], codes: NDArray[np.int64]) -> tuple[float, f
     return other / max(chance, 1e-9), 0.05 + 2 / np.sqrt(typical)
 
 
-def _column_apart(obs: pd.DataFrame, twice: NDArray[np.bool_], place: NDArray[np.int64]) -> Any:
+def _column_apart(obs: pd.DataFrame, twice: Bools, place: Ints) -> Any:
     """Return a column whose values differ between observations at one position: the one with the fewest values."""
     found: list[tuple[int, int, Any]] = []
     for at, column in enumerate(obs.columns):

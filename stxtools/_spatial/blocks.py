@@ -7,13 +7,14 @@ from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
+
+from stxtools._types import Floats, Ints
 
 _PIECES = 8  # blocks of a part
 
 
-def spatial_blocks(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
+def spatial_blocks(xy: Floats, n_blocks: int) -> Ints:
     """Cut a section into about ``n_blocks`` blocks of as many observations: columns, then rows in each, by rank."""
     columns = max(1, int(np.sqrt(n_blocks)))
     rows = -(-int(n_blocks) // columns)
@@ -25,7 +26,7 @@ def spatial_blocks(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
     return column * rows + row
 
 
-def deal(unit: NDArray[np.int64], n_parts: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def deal(unit: Ints, n_parts: int, rng: np.random.Generator) -> Ints:
     """Deal units (blocks, say) out in random order; each part gets as many as the next, or one more."""
     n_units = int(unit.max()) + 1 if len(unit) else 0
     dealt = np.empty(n_units, dtype=np.int64)
@@ -33,7 +34,7 @@ def deal(unit: NDArray[np.int64], n_parts: int, rng: np.random.Generator) -> NDA
     return dealt[unit]
 
 
-def _ranked(values: NDArray[np.float64], parts: int) -> NDArray[np.int64]:
+def _ranked(values: Floats, parts: int) -> Ints:
     """Part of each value when they are cut, in their order, into parts of equal size."""
     rank = np.empty(len(values), dtype=np.int64)
     rank[np.argsort(values, kind="stable")] = np.arange(len(values))
@@ -48,7 +49,7 @@ class Subgraph(NamedTuple):
     edges: Any
 
 
-def subgraphs(graph: sparse.csr_matrix, xy: NDArray[np.float64], max_size: int, hops: int) -> Iterator[Subgraph]:
+def subgraphs(graph: sparse.csr_matrix, xy: Floats, max_size: int, hops: int) -> Iterator[Subgraph]:
     """Cut a symmetric graph into parts of at most ``max_size`` nodes, each with a halo of ``hops`` steps.
 
     Message passing over ``hops`` layers gives a core what it gives it on the whole graph: a node of the halo at
@@ -73,7 +74,7 @@ def _n_blocks(n: int, max_size: int) -> int:
         n_blocks += 1
 
 
-def with_halo(graph: sparse.csr_matrix, core: NDArray[np.int64], hops: int) -> Subgraph:
+def with_halo(graph: sparse.csr_matrix, core: Ints, hops: int) -> Subgraph:
     """``core`` and all nodes within ``hops`` steps of it, with the edges among them."""
     inside = np.zeros(graph.shape[0], dtype=bool)
     inside[core] = True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+
+from stxtools._types import Floats, Ints
 
 N_NEIGHBOURS = 6  # a planar tiling has six neighbours on average
 
 
-def unique_points(xy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+def unique_points(xy: Floats) -> tuple[Floats, Ints, Ints]:
     """Return distinct points, the row that stands for each, and for every row its distinct point."""
     # complex numbers sort by x, then y: faster than rows
     pairs = np.ascontiguousarray(xy, dtype=np.float64).view(np.complex128)[:, 0]
@@ -17,7 +18,7 @@ def unique_points(xy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return points.view(np.float64).reshape(-1, 2), first.astype(np.int64), inverse.reshape(-1).astype(np.int64)
 
 
-def neighbour_radius(points: NDArray[np.float64]) -> NDArray[np.float64]:
+def neighbour_radius(points: Floats) -> Floats:
     """Return the distance of each distinct point to its sixth neighbour (to the farthest if there are fewer)."""
     k = min(N_NEIGHBOURS, len(points) - 1)
     if k < 1:
@@ -26,14 +27,14 @@ def neighbour_radius(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return distance[:, 0]
 
 
-def local_area(radius: NDArray[np.float64]) -> NDArray[np.float64]:
+def local_area(radius: Floats) -> Floats:
     """Area that each distinct point has to itself, ``pi r**2 / 6`` of :func:`neighbour_radius` (1 for a lone point)."""
     if len(radius) < 2:
         return np.ones(len(radius))
     return np.pi * radius**2 / min(N_NEIGHBOURS, len(radius) - 1)
 
 
-def typical_spacing(xy: NDArray[np.float64]) -> float:
+def typical_spacing(xy: Floats) -> float:
     """Return the square root of the median area per observation (1.0 for a lone position)."""
     points, _, _ = unique_points(xy)
     return float(np.sqrt(np.median(local_area(neighbour_radius(points))))) if len(points) > 1 else 1.0

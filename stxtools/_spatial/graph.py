@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._types import Array, Floats, Ints
+
 from .raster import RasterGrid, split_rows
 from .triangulation import Mesh, triangulate
 
@@ -17,7 +19,7 @@ Meshes = Sequence[Mesh | None]
 _TWIN = 1e-3  # distance between observations at one place, in units of the local spacing
 
 
-def section_meshes(xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Sequence[RasterGrid]) -> list[Mesh | None]:
+def section_meshes(xy: Floats, codes: Ints, grids: Sequence[RasterGrid]) -> list[Mesh | None]:
     """Triangulate every scattered section: what graph, contacts and areas share, so that it is done once."""
     return [
         triangulate(xy[rows]) if grid.lattice == "scattered" else None
@@ -26,7 +28,7 @@ def section_meshes(xy: NDArray[np.float64], codes: NDArray[np.int64], grids: Seq
 
 
 def spatial_graph(
-    xy: NDArray[np.float64], codes: NDArray[np.int64], index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid],
+    xy: Floats, codes: Ints, index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid],
     meshes: Meshes,
 ) -> sparse.csr_matrix:  # fmt: skip
     """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections)."""
@@ -43,7 +45,7 @@ def spatial_graph(
 
 
 def contact_lengths(
-    graph: sparse.csr_matrix, codes: NDArray[np.int64], grids: Sequence[RasterGrid], meshes: Meshes
+    graph: sparse.csr_matrix, codes: Ints, grids: Sequence[RasterGrid], meshes: Meshes
 ) -> sparse.csr_matrix:
     """Return the length of the border that neighbours share, on the pattern of ``graph``."""
     row = np.repeat(np.arange(len(codes)), np.diff(graph.indptr))
@@ -59,7 +61,7 @@ def contact_lengths(
     return sparse.csr_matrix((data, graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
 
 
-def observation_area(codes: NDArray[np.int64], grids: Sequence[RasterGrid], meshes: Meshes) -> NDArray[np.float64]:
+def observation_area(codes: Ints, grids: Sequence[RasterGrid], meshes: Meshes) -> Floats:
     """Return the area of tissue that each observation stands for, in squared units of the coordinates."""
     area = np.ones(len(codes))
     for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
@@ -70,7 +72,7 @@ def observation_area(codes: NDArray[np.int64], grids: Sequence[RasterGrid], mesh
     return area
 
 
-def neighbour_mean(graph: sparse.csr_matrix, values: NDArray[Any], rounds: int = 1) -> NDArray[Any]:
+def neighbour_mean(graph: sparse.csr_matrix, values: Array, rounds: int = 1) -> Array:
     """Average (n x d) over observations and their neighbours, ``rounds`` times."""
     out = np.asarray(values)
     weight = averaging(graph, out.dtype)
@@ -89,7 +91,7 @@ def averaging(graph: sparse.csr_matrix, dtype: Any = np.float64) -> sparse.csr_m
     return weight
 
 
-def _lattice_edges(index: NDArray[np.integer[Any]], *, hexagonal: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _lattice_edges(index: NDArray[np.integer[Any]], *, hexagonal: bool) -> tuple[Ints, Ints]:
     """Look up the pixels to the right and below: each pair of neighbours is found once."""
     row, col = index[:, 0].astype(np.int64), index[:, 1].astype(np.int64) + 1
     width = int(col.max()) + 2
@@ -108,7 +110,7 @@ def _lattice_edges(index: NDArray[np.integer[Any]], *, hexagonal: bool) -> tuple
 
 def _scattered_edges(
     mesh: Mesh,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Ints, Ints, Floats, Floats]:
     """Turn edges of distinct points into edges of observations."""
     a, b = mesh.edges[:, 0], mesh.edges[:, 1]
     i, j = mesh.first[a], mesh.first[b]
@@ -126,7 +128,7 @@ def _scattered_edges(
     return i, j, length, shared
 
 
-def _symmetric(edges: Sequence[tuple[NDArray[Any], ...]], n: int) -> sparse.csr_matrix:
+def _symmetric(edges: Sequence[tuple[Array, ...]], n: int) -> sparse.csr_matrix:
     """Matrix (n, n) of the values of edges, each of which is given once: ends and value."""
     i, j, values = (np.concatenate(column) for column in zip(*edges, strict=True))
     out = sparse.coo_matrix((np.r_[values, values], (np.r_[i, j], np.r_[j, i])), shape=(n, n)).tocsr()

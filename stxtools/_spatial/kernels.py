@@ -6,14 +6,15 @@ from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
+
+from stxtools._types import Floats
 
 BITS = 64  # labels of an observation in a word
 _FULL = 0.25  # filled entries above which a dense product is faster
 
 
-def add_products(block: sparse.csr_matrix, out: NDArray[np.float64]) -> None:
+def add_products(block: sparse.csr_matrix, out: Floats) -> None:
     """Add one half of ``block' block`` to ``out`` (:func:`both_halves`), computed and summed in float64."""
     if block.nnz > _FULL * np.prod(block.shape):
         dense = block.toarray().astype(np.float64, copy=False)
@@ -22,7 +23,7 @@ def add_products(block: sparse.csr_matrix, out: NDArray[np.float64]) -> None:
         _add_products(block.indptr, block.indices, block.data, out)
 
 
-def both_halves(half: NDArray[np.float64]) -> NDArray[np.float64]:
+def both_halves(half: Floats) -> Floats:
     """Return the symmetric matrix of which each pair was summed once."""
     return half + half.T - np.diag(half.diagonal())
 

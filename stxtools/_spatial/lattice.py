@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from stxtools._types import Array, Floats, Ints
+
 Kind = Literal["auto", "hex", "square", "scattered"]
-Floats = NDArray[np.float64]
-Index = NDArray[np.int64]
 
 _MIN_DETECT = 9  # fewer observations look like a lattice by chance
 _NEAR = 1.25  # an edge is at most this long, in units of the lattice spacing (the next shell of a square is at 1.41)
@@ -63,7 +62,7 @@ class RasterGrid:
         return cls((rows, cols), float(stored["pixel_size"]), (x, y), str(stored["lattice"]))
 
 
-def fit_lattice(xy: Floats, array: NDArray[Any] | None = None, kind: Kind = "auto") -> tuple[Index, RasterGrid] | None:
+def fit_lattice(xy: Floats, array: Array | None = None, kind: Kind = "auto") -> tuple[Ints, RasterGrid] | None:
     """Return the pixel (row, col) of every observation of one section, and its lattice; None where there is none."""
     if len(xy) < 2:
         return None
@@ -71,7 +70,7 @@ def fit_lattice(xy: Floats, array: NDArray[Any] | None = None, kind: Kind = "aut
     return _from_coordinates(xy, kind) if found is None else found
 
 
-def _from_array(xy: Floats, array: NDArray[Any], kind: Kind) -> tuple[Index, RasterGrid] | None:
+def _from_array(xy: Floats, array: Array, kind: Kind) -> tuple[Ints, RasterGrid] | None:
     """Of the lattices that rows and columns may count, the one that lies in space nearest to how it should."""
     if not np.isfinite(array).all() or (array != np.rint(array)).any():
         return None
@@ -93,12 +92,12 @@ def _from_array(xy: Floats, array: NDArray[Any], kind: Kind) -> tuple[Index, Ras
     return None if kind == "hex" != found else _build(xy, index, found)
 
 
-def _all_different(index: Index) -> bool:
+def _all_different(index: Ints) -> bool:
     row, col = (index - index.min(axis=0)).T
     return len(np.unique(row * (col.max() + 1) + col)) == len(index)
 
 
-def _agrees(xy: Floats, grid: Index) -> bool:
+def _agrees(xy: Floats, grid: Ints) -> bool:
     """Nearest in space is near on the array, for most observations: also true of a warped section."""
     asked = _some(np.arange(len(xy)))
     distance, nearest = cKDTree(xy).query(xy[asked], k=2)
@@ -108,11 +107,11 @@ def _agrees(xy: Floats, grid: Index) -> bool:
     return bool(close.mean() >= 0.5)
 
 
-def _some(rows: Index) -> Index:
+def _some(rows: Ints) -> Ints:
     return rows if len(rows) <= _SAMPLE else np.random.default_rng(0).choice(rows, _SAMPLE, replace=False)
 
 
-def _halved(doubled: Index) -> Index:
+def _halved(doubled: Ints) -> Ints:
     """Pixels of a hexagonal lattice whose columns are counted as Visium does: two a spot."""
     row = doubled[:, 0] - doubled[:, 0].min()
     odd = row & 1
@@ -120,7 +119,7 @@ def _halved(doubled: Index) -> Index:
     return np.c_[row, (doubled[:, 1] - start - odd) // 2]
 
 
-def _distortion(xy: Floats, kind: str, index: Index) -> float:
+def _distortion(xy: Floats, kind: str, index: Ints) -> float:
     """How far coordinates are from an ideal lattice that was turned and scaled: by stretch and by misfit."""
     place = _place(index, kind) * (1, np.sqrt(0.75) if kind == "hex" else 1)
     place, centred = place - place.mean(axis=0), xy - xy.mean(axis=0)
@@ -130,7 +129,7 @@ def _distortion(xy: Floats, kind: str, index: Index) -> float:
     return float(np.log(longest / shortest) + 2 * missed)
 
 
-def _place(index: Index, kind: str) -> Floats:
+def _place(index: Ints, kind: str) -> Floats:
     """Column and row, along x and y, in which odd rows of a hexagonal lattice lie half a column further."""
     place = index[:, ::-1].astype(np.float64)
     if kind == "hex":
@@ -138,7 +137,7 @@ def _place(index: Index, kind: str) -> Floats:
     return place
 
 
-def _from_coordinates(xy: Floats, kind: Kind) -> tuple[Index, RasterGrid] | None:
+def _from_coordinates(xy: Floats, kind: Kind) -> tuple[Ints, RasterGrid] | None:
     n = len(xy)
     if kind == "auto" and n < _MIN_DETECT:
         return None
@@ -179,7 +178,7 @@ def _fitted_basis(edge: Floats, basis: Floats, spacing: float) -> Floats | None:
     return basis
 
 
-def _grown(xy: Floats, basis: Floats, spacing: float) -> Index:
+def _grown(xy: Floats, basis: Floats, spacing: float) -> Ints:
     """Steps of all observations along the lattice vectors, fitted anew from the middle outwards."""
     start = xy[np.argmin(np.abs(xy).max(axis=1))]
     reach = np.abs(xy - start).max(axis=1)
@@ -195,7 +194,7 @@ def _grown(xy: Floats, basis: Floats, spacing: float) -> Index:
         radius *= _GROWTH
 
 
-def _build(xy: Floats, index: Index, kind: str, *, checked: bool = False) -> tuple[Index, RasterGrid] | None:
+def _build(xy: Floats, index: Ints, kind: str, *, checked: bool = False) -> tuple[Ints, RasterGrid] | None:
     """Place the lattice in space by an affine fit; reject it where it does not hold (``checked``)."""
     index = index - index.min(axis=0)
     if not _all_different(index):

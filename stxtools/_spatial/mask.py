@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Voronoi, cKDTree
 
+from stxtools._types import Floats
+
 _PIXELS_PER_SPOT = 4  # unless the image would be larger than _MOST
 _MOST = 2048  # rows or columns
 _BLOCK = 1 << 20  # pixels per nearest-neighbour query
@@ -23,7 +25,7 @@ class Frame(NamedTuple):
     origin: tuple[float, float] = (0.0, 0.0)
 
 
-def tissue_frame(xy: NDArray[np.float64], spacing: float, *, margin: float = REACH) -> Frame:
+def tissue_frame(xy: Floats, spacing: float, *, margin: float = REACH) -> Frame:
     """Return a frame that covers the tissue and ``margin`` spacings around it, wherever it lies."""
     low = xy.min(axis=0) - margin * spacing
     size = xy.max(axis=0) + margin * spacing - low
@@ -35,7 +37,7 @@ def tissue_frame(xy: NDArray[np.float64], spacing: float, *, margin: float = REA
 
 
 def render_mask(
-    xy: NDArray[np.float64], values: NDArray[np.integer[Any]], spacing: float, frame: Frame, *, reach: float = REACH
+    xy: Floats, values: NDArray[np.integer[Any]], spacing: float, frame: Frame, *, reach: float = REACH
 ) -> NDArray[np.uint32]:
     """Return a label image, rows along y: the value of the nearest observation, 0 beyond ``reach`` spacings."""
     height, width = frame.shape
@@ -54,7 +56,7 @@ def render_mask(
     return mask
 
 
-def outlines(xy: NDArray[np.float64], codes: NDArray[np.integer[Any]], reach: float) -> dict[int, Any]:
+def outlines(xy: Floats, codes: NDArray[np.integer[Any]], reach: float) -> dict[int, Any]:
     """Return a shapely polygon or multipolygon for each code from 0 on; together they tile the tissue."""
     import shapely
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
+
+from stxtools._types import Floats
 
 _AT_ONCE = 2**22  # stored values that are summed at a time
 
@@ -37,7 +38,7 @@ def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[spa
         yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
 
 
-def column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> NDArray[np.float64]:
+def column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> Floats:
     """Sum of ``of(values, columns)`` over each column, in float64."""
     total = np.zeros(matrix.shape[1])
     for start in range(0, matrix.nnz, _AT_ONCE):
@@ -47,7 +48,7 @@ def column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> NDA
     return total
 
 
-def column_moments(matrix: sparse.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def column_moments(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
     """Return mean and variance of each column."""
     mean = column_sums(matrix, lambda x, _: x) / matrix.shape[0]
     square = column_sums(matrix, lambda x, _: x**2) / matrix.shape[0]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools._types import Array, Floats, Ints
 
-def position_order(xy: NDArray[np.float64], names: NDArray[np.str_]) -> NDArray[np.int64]:
+
+def position_order(xy: Floats, names: NDArray[np.str_]) -> Ints:
     """Return the rows sorted by x, then y, then, where observations lie at one position, by name."""
     return ties_sorted(np.lexsort((xy[:, 1], xy[:, 0])), xy, names)
 
 
-def ties_sorted(order: NDArray[np.int64], values: NDArray[Any], *keys: NDArray[Any]) -> NDArray[np.int64]:
+def ties_sorted(order: Ints, values: Array, *keys: Array) -> Ints:
     """Sort rows of equal ``values`` (n, d), neighbours in ``order``, by ``keys`` (the last first): they are few."""
     placed = values[order]
     same = np.zeros(len(order) + 1, dtype=bool)  # whether a row is the one before it again
@@ -25,6 +25,6 @@ def ties_sorted(order: NDArray[np.int64], values: NDArray[Any], *keys: NDArray[A
     return order
 
 
-def evenly_spread(n: int, most: int) -> NDArray[np.int64]:
+def evenly_spread(n: int, most: int) -> Ints:
     """Positions of at most ``most`` of n observations, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))

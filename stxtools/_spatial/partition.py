@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components, dijkstra
 
+from stxtools._types import Ints
 
-def bounded_parts(graph: sparse.csr_matrix, max_size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+
+def bounded_parts(graph: sparse.csr_matrix, max_size: int, rng: np.random.Generator) -> Ints:
     """Connected components; those of more than ``max_size`` members are cut into connected parts that have not."""
     found, rows, start = np.empty(graph.shape[0], dtype=np.int64), np.arange(graph.shape[0]), 0
     while True:
@@ -24,8 +26,8 @@ def bounded_parts(graph: sparse.csr_matrix, max_size: int, rng: np.random.Genera
 
 
 def _voronoi(
-    graph: sparse.csr_matrix, own: NDArray[np.int32], size: NDArray[np.int64], max_size: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
+    graph: sparse.csr_matrix, own: NDArray[np.int32], size: Ints, max_size: int, rng: np.random.Generator
+) -> Ints:
     """Nearest seed along the graph for each observation, whose part is ``own``; two seeds at least in every part."""
     order = np.lexsort((rng.random(len(own)), own))
     first = np.r_[0, np.flatnonzero(np.diff(own[order])) + 1]
@@ -38,12 +40,12 @@ def _voronoi(
     return nearest
 
 
-def _nearest_seed(graph: sparse.csr_matrix, seeds: NDArray[np.int64]) -> NDArray[np.int64]:
+def _nearest_seed(graph: sparse.csr_matrix, seeds: Ints) -> Ints:
     _, _, source = dijkstra(graph, directed=False, indices=seeds, min_only=True, return_predecessors=True)
     return source.astype(np.int64)
 
 
-def _medoids(graph: sparse.csr_matrix, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
+def _medoids(graph: sparse.csr_matrix, nearest: Ints) -> Ints:
     """Member of each cell that lies deepest in it, counted in steps from the cell's rim."""
     coo = graph.tocoo()
     crossing = nearest[coo.row] != nearest[coo.col]
@@ -54,7 +56,7 @@ def _medoids(graph: sparse.csr_matrix, nearest: NDArray[np.int64]) -> NDArray[np
     return order[first].astype(np.int64)
 
 
-def _within(graph: sparse.csr_matrix, part: NDArray[np.int64]) -> sparse.csr_matrix:
+def _within(graph: sparse.csr_matrix, part: Ints) -> sparse.csr_matrix:
     coo = graph.tocoo()
     same = part[coo.row] == part[coo.col]
     return sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from stxtools._checks import check_choice
+from stxtools._types import Array, Floats, Ints
 
 from .density import typical_spacing
 from .lattice import Kind, RasterGrid, fit_lattice
@@ -18,7 +17,7 @@ _AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside thos
 
 
 def rasterize(
-    xy: NDArray[np.float64], *, array: NDArray[Any] | None = None, lattice: Kind = "auto",
+    xy: Floats, *, array: Array | None = None, lattice: Kind = "auto",
     pixel_size: float | None = None,
 ) -> tuple[NDArray[np.int32], RasterGrid]:  # fmt: skip
     """Return the pixel (row, col) of every observation of one section, and the grid."""
@@ -49,7 +48,7 @@ def rasterize(
     return _bin(xy, spacing * np.sqrt(_OCCUPANCY) if (xy != xy[0]).any() else 1.0, spacing)
 
 
-def _bin(xy: NDArray[np.float64], size: float, spacing: float | None = None) -> tuple[NDArray[np.int32], RasterGrid]:
+def _bin(xy: Floats, size: float, spacing: float | None = None) -> tuple[NDArray[np.int32], RasterGrid]:
     low = xy.min(axis=0)
     extent = np.floor((xy.max(axis=0) - low) / size) + 1
     _check_area(float(extent[1]), float(extent[0]), len(xy), size)
@@ -70,7 +69,7 @@ def _check_area(rows: float, cols: float, n_obs: int, size: float) -> None:
 
 
 def rasterize_libraries(
-    xy: NDArray[np.float64], codes: NDArray[np.int64], n_libraries: int, array: NDArray[Any] | None = None, *,
+    xy: Floats, codes: Ints, n_libraries: int, array: Array | None = None, *,
     lattice: Kind = "auto", pixel_size: float | None = None,
 ) -> tuple[NDArray[np.int32], list[RasterGrid]]:  # fmt: skip
     """Rasterise every section by itself; scattered ones share the median of their pixel sizes, to compare areas."""
@@ -93,7 +92,7 @@ def rasterize_libraries(
     return index, grids
 
 
-def split_rows(codes: NDArray[np.int64], n_libraries: int) -> list[NDArray[np.int64]]:
+def split_rows(codes: Ints, n_libraries: int) -> list[Ints]:
     """Return the positions of the observations of every section, in order; linear in observations."""
     order = np.argsort(codes, kind="stable")
     ends = np.cumsum(np.bincount(codes, minlength=n_libraries))[:-1]

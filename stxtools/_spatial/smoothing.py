@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from stxtools._types import Floats, Floats32, Ints
+
 from .graph import neighbour_mean
 
 REACH = 127  # observations in the largest neighbourhood: six rings of a hexagonal lattice
@@ -27,7 +29,7 @@ def averages(near: NDArray[np.integer], n: int) -> sparse.csr_matrix:
     )
 
 
-def nearest(xy: NDArray[np.float64], size: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.int32]:
+def nearest(xy: Floats, size: int, rows: Ints | None = None) -> NDArray[np.int32]:
     """Nearest ``size`` observations of some ``rows``, all by default, themselves included, (m, size)."""
     tree, at, size = cKDTree(xy), xy if rows is None else xy[rows], min(size, len(xy))
     parts = [
@@ -37,7 +39,7 @@ def nearest(xy: NDArray[np.float64], size: int, rows: NDArray[np.int64] | None =
     return np.concatenate(parts).reshape(-1, size)
 
 
-def dense_means(near: NDArray[np.integer], values: sparse.csr_matrix) -> NDArray[np.float32]:
+def dense_means(near: NDArray[np.integer], values: sparse.csr_matrix) -> Floats32:
     """Means of sparse ``values`` (n, d), (m, d): few are 0, so that products of dense columns take a quarter."""
     touched, at = np.unique(near, return_inverse=True)
     pool, seen = averages(at.reshape(near.shape), len(touched)), values[touched].tocsc()
@@ -52,20 +54,16 @@ def dense_means(near: NDArray[np.integer], values: sparse.csr_matrix) -> NDArray
 class Neighbourhoods:
     """The nearest observations of some ``rows``, all by default, and means of ``features`` (n, d) over them."""
 
-    def __init__(
-        self, features: NDArray[np.float32], xy: NDArray[np.float64], rows: NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, features: Floats32, xy: Floats, rows: Ints | None = None) -> None:
         self.features = features
         self.rows = np.arange(len(xy)) if rows is None else rows
         self.near = nearest(xy, REACH, rows)
 
-    def mean(self, size: int) -> NDArray[np.float32]:
+    def mean(self, size: int) -> Floats32:
         """Mean over the nearest ``size`` observations, itself included, (m, d)."""
         return np.asarray(averages(self.near[:, :size], len(self.features)) @ self.features)
 
-    def edge_preserving_means(
-        self, graph: sparse.csr_matrix, tolerances: Sequence[float]
-    ) -> dict[float, NDArray[np.float32]]:
+    def edge_preserving_means(self, graph: sparse.csr_matrix, tolerances: Sequence[float]) -> dict[float, Floats32]:
         r"""Means over those of the near observations whose guide (features averaged on ``graph``) is alike, (m, d).
 
         A joint bilateral filter with a flat spatial kernel (Tomasi and Manduchi 1998; Petschnigg et al. 2004):

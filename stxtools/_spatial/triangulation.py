@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import Delaunay, QhullError
+
+from stxtools._types import Array, Bools, Floats, Ints
 
 from .density import local_area, neighbour_radius, unique_points
 
@@ -18,16 +18,16 @@ TRIM = 2.0
 class Mesh:
     """Edges between the distinct points of a section, and the area and the border that each has."""
 
-    first: NDArray[np.int64]  # row of the observation that stands for each distinct point
-    member: NDArray[np.int64]  # distinct point of every observation
-    edges: NDArray[np.int64]  # (m, 2) distinct points
-    length: NDArray[np.float64]
-    contact: NDArray[np.float64]  # length of the shared Voronoi border of every edge
-    area: NDArray[np.float64]  # of every distinct point
-    spacing: NDArray[np.float64]  # root of the local area of every distinct point
+    first: Ints  # row of the observation that stands for each distinct point
+    member: Ints  # distinct point of every observation
+    edges: Ints  # (m, 2) distinct points
+    length: Floats
+    contact: Floats  # length of the shared Voronoi border of every edge
+    area: Floats  # of every distinct point
+    spacing: Floats  # root of the local area of every distinct point
 
 
-def triangulate(xy: NDArray[np.float64]) -> Mesh:
+def triangulate(xy: Floats) -> Mesh:
     """Triangulate; drop edges longer than ``TRIM`` times the local sixth-neighbour distance."""
     points, first, member = unique_points(xy)
     points -= points.mean(axis=0)  # of points in their order: no bit depends on that of the rows
@@ -43,9 +43,7 @@ def triangulate(xy: NDArray[np.float64]) -> Mesh:
     return Mesh(first, member, edges, length, contact, np.where(area > 0, area, own), spacing)
 
 
-def _edges(
-    points: NDArray[np.float64], radius: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+def _edges(points: Floats, radius: Floats) -> tuple[Ints, Floats, Floats]:
     """Return edges, the border of each, and a third of the area of the whole triangles around each point."""
     n = len(points)
     if n < 4 or np.linalg.matrix_rank(points, tol=1e-9 * np.abs(points).max() * n) < 2:
@@ -69,18 +67,18 @@ def _edges(
     used = corners[whole]
     b, c = points[used[:, 1]] - points[used[:, 0]], points[used[:, 2]] - points[used[:, 0]]
     third = np.abs(b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]) / 6
-    area: NDArray[Any] = np.bincount(used.ravel(), np.repeat(third, 3), n)
+    area: Array = np.bincount(used.ravel(), np.repeat(third, 3), n)
     return np.concatenate(edges), np.concatenate(borders), area
 
 
-def _chain(points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _chain(points: Floats) -> tuple[Ints, Floats]:
     centred = points - points.mean(axis=0)
     axis = np.linalg.svd(centred, full_matrices=False)[2][0]
     order = np.argsort(centred @ axis, kind="stable").astype(np.int64)
     return np.sort(np.c_[order[:-1], order[1:]], axis=1), np.full(max(len(points) - 1, 0), np.inf)
 
 
-def _circumcentres(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+def _circumcentres(corners: Floats) -> Floats:
     a = corners[:, 0]
     b, c = corners[:, 1] - a, corners[:, 2] - a
     d = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
@@ -90,9 +88,7 @@ def _circumcentres(corners: NDArray[np.float64]) -> NDArray[np.float64]:
     return a + np.where(np.isfinite(u), u, 1e150)
 
 
-def _trimmed(
-    points: NDArray[np.float64], radius: NDArray[np.float64], i: NDArray[np.int64], j: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _trimmed(points: Floats, radius: Floats, i: Ints, j: Ints) -> tuple[Floats, Bools]:
     """Length of each edge, and whether it stays."""
     length = np.linalg.norm(points[i] - points[j], axis=1)
     return length, length <= TRIM * np.sqrt(radius[i] * radius[j])

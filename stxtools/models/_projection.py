@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
+
+from stxtools._types import Floats, Floats32, Ints, Reals
 
 POOLED = 7  # observations: a spot and the ring around it
 
 
-def matched(genes: Sequence[str], names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def matched(genes: Sequence[str], names: Sequence[str]) -> tuple[Ints, Ints]:
     """Positions in ``genes``, and in ``names``, of those that both have, in the order of ``genes``."""
     place = {str(name): i for i, name in enumerate(names)}
     pairs = [(i, place[gene]) for i, gene in enumerate(genes) if gene in place]
@@ -25,14 +26,14 @@ class GeneProjection:
     """Centred linear projection of log-normalised expression."""
 
     genes: list[str]
-    mean: NDArray[np.float64]  # log expression in training, (n_genes,)
-    components: NDArray[np.float64]  # loadings, (n_genes, n_features)
+    mean: Floats  # log expression in training, (n_genes,)
+    components: Floats  # loadings, (n_genes, n_features)
     target_sum: float = 1e4  # depth of the training data, to which other sections are brought before the logarithm
-    variance: NDArray[np.float64] | None = None  # of the features in training, (n_features,)
+    variance: Floats | None = None  # of the features in training, (n_features,)
     noise: float = 0.0  # mean variance of a gene, divided by its scale if it has one, that the features leave
-    gene_scale: NDArray[np.float64] | None = None  # what genes were divided by, which ``components`` include
+    gene_scale: Floats | None = None  # what genes were divided by, which ``components`` include
 
-    def transform(self, logged: sparse.csr_matrix, names: Sequence[str]) -> NDArray[np.float32]:
+    def transform(self, logged: sparse.csr_matrix, names: Sequence[str]) -> Floats32:
         """Project log expression (n, len(names)), normalised to ``target_sum``.
 
         Where genes are missing, the features are the posterior mean given those that are there, under the normal
@@ -41,7 +42,7 @@ class GeneProjection:
         """
         ours, theirs = matched(self.genes, names)
         if len(theirs) == logged.shape[1]:  # all are read: put the loadings in their order, no copy of the values
-            out: NDArray[np.floating] = np.asarray(logged @ self.components[ours[np.argsort(theirs)]])
+            out: Reals = np.asarray(logged @ self.components[ours[np.argsort(theirs)]])
         else:
             out = np.asarray(logged[:, theirs] @ self.components[ours])
         out = out - self.mean[ours] @ self.components[ours]
@@ -50,14 +51,14 @@ class GeneProjection:
             out = np.linalg.solve(precision, out.T).T
         return np.ascontiguousarray(out, dtype=np.float32)
 
-    def loadings(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def loadings(self, names: Sequence[str]) -> tuple[Ints, Floats]:
         """Return which of ``names`` are read, and what each adds to the features, (n_found, n_features)."""
         ours, theirs = matched(self.genes, names)
         precision = self._precision(ours)
         components = self.components[ours]
         return theirs, components if precision is None else np.asarray(np.linalg.solve(precision, components.T).T)
 
-    def _precision(self, ours: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    def _precision(self, ours: Ints) -> Floats | None:
         """Precision of the posterior where genes are missing."""
         if len(ours) == len(self.genes) or self.variance is None:
             return None

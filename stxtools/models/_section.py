@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.order import ties_sorted
+from stxtools._types import Floats, Floats32, Ints, Reals
 
 if TYPE_CHECKING:
     from stxtools.nn._tiles import PixelRaster
@@ -42,24 +43,24 @@ class Section:
     """
 
     name: str
-    features: NDArray[np.float32]
+    features: Floats32
     pixels: NDArray[np.int32]
     shape: tuple[int, int]
     neighbours: sparse.csr_matrix | Callable[[], sparse.csr_matrix]
-    xy: NDArray[np.float64]
+    xy: Floats
 
     @property
     def graph(self) -> sparse.csr_matrix:
         """Return the spatial neighbours, (n, n). They may be made late, since applying a trained model needs none."""
         return self.neighbours() if callable(self.neighbours) else self.neighbours
 
-    def canonical_order(self) -> NDArray[np.int64]:
+    def canonical_order(self) -> Ints:
         """Order by features, then by distance from the section's middle: draws from it depend on no row or rotation."""
         distance = np.linalg.norm(self.xy - self.xy.mean(axis=0), axis=1)
         by_first = np.argsort(self.features[:, 0], kind="stable")
         return ties_sorted(by_first, self.features[:, :1], distance, *self.features.T[:0:-1])
 
-    def taken(self, rows: NDArray[np.int64]) -> Section:
+    def taken(self, rows: Ints) -> Section:
         """Return the section with its observations in another order."""
         return replace(
             self, features=self.features[rows], pixels=self.pixels[rows], xy=self.xy[rows],
@@ -72,21 +73,21 @@ class Section:
         return len(self.features)
 
     @property
-    def flat_pixels(self) -> NDArray[np.int64]:
+    def flat_pixels(self) -> Ints:
         """Index of every observation's pixel in the flattened raster."""
         return self.pixels[:, 0].astype(np.int64) * self.shape[1] + self.pixels[:, 1]
 
-    def occupied_pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def occupied_pixels(self) -> tuple[Ints, Ints]:
         """Return the flat indices of the occupied pixels, ascending, (P,), and each observation's among them, (n,)."""
         flat, member = np.unique(self.flat_pixels, return_inverse=True)
         return flat, member.reshape(-1).astype(np.int64)
 
     def pooled(
         self,
-        values: NDArray[np.floating],
-        member: NDArray[np.int64],
-        weights: NDArray[np.floating] | None = None,
-    ) -> NDArray[np.float32]:
+        values: Reals,
+        member: Ints,
+        weights: Reals | None = None,
+    ) -> Floats32:
         """Return the (weighted) mean of ``values`` (n, C) in each occupied pixel, (P, C); ``member`` as above."""
         weight = np.ones(self.n_obs) if weights is None else np.asarray(weights, dtype=np.float64)
         total = np.bincount(member, weight)
@@ -99,18 +100,18 @@ class Section:
             out[:, columns] = summed
         return out
 
-    def to_raster(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
+    def to_raster(self, values: Reals) -> Floats32:
         """Return the mean of ``values`` (n, C) in each pixel as (C, H, W); zero where there is none."""
         flat, member = self.occupied_pixels()
         out = np.zeros((values.shape[1], self.shape[0] * self.shape[1]), dtype=np.float32)
         out[:, flat] = self.pooled(values, member).T
         return out.reshape(-1, *self.shape)
 
-    def occupied(self) -> NDArray[np.float32]:
+    def occupied(self) -> Floats32:
         """1 where a pixel holds observations, (1, H, W)."""
         return self.to_raster(np.ones((self.n_obs, 1)))
 
-    def raster(self, scale: NDArray[np.floating]) -> tuple[PixelRaster, NDArray[np.int64]]:
+    def raster(self, scale: Reals) -> tuple[PixelRaster, Ints]:
         """Raster of the features over ``scale``, and each observation's place among its pixels."""
         import torch
 
@@ -125,11 +126,11 @@ class Section:
 class FeatureScaling:
     """Mean of each feature in the training sections, and its standard deviation within them, (C,)."""
 
-    centre: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
-    scale: NDArray[np.float32] = field(default_factory=lambda: np.ones(0, dtype=np.float32))
-    own: NDArray[np.float32] | None = None
+    centre: Floats32 = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    scale: Floats32 = field(default_factory=lambda: np.ones(0, dtype=np.float32))
+    own: Floats32 | None = None
     """Means of the training sections that share a centre, which a section is known again by, (S, C)."""
-    shared: NDArray[np.float32] | None = None
+    shared: Floats32 | None = None
     """What is taken from them, (S, C)."""
 
     @classmethod
@@ -139,7 +140,7 @@ class FeatureScaling:
         raw = cls(centre, np.ones_like(centre))
         return cls(centre, np.concatenate([raw.centred(s).features for s in sections]).std(axis=0) + 1e-6)
 
-    def sharing(self, sections: Sequence[Section], codes: NDArray[np.int64]) -> FeatureScaling:
+    def sharing(self, sections: Sequence[Section], codes: Ints) -> FeatureScaling:
         """Let the training sections of one code share the mean of all their observations."""
         own, n = np.stack([s.features.mean(axis=0) for s in sections]), np.array([s.n_obs for s in sections])
         many = np.flatnonzero(np.bincount(codes)[codes] > 1)
@@ -159,6 +160,6 @@ class FeatureScaling:
             mean = self.shared[same[0]] if same.size else mean
         return replace(section, features=(section.features - mean).astype(np.float32))
 
-    def raster(self, section: Section) -> tuple[PixelRaster, NDArray[np.int64]]:
+    def raster(self, section: Section) -> tuple[PixelRaster, Ints]:
         """Raster of the centred and scaled section, and each observation's place among its pixels."""
         return self.centred(section).raster(self.scale)

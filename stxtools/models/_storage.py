@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from stxtools._checks import check_writable
 from stxtools._files import whole
+from stxtools._types import Array
 
 FORMAT = "stxtools-model"
 FORMAT_VERSION = 4
@@ -41,7 +41,7 @@ class ModelFile:
     path: Path
     kind: str
     config: Mapping[str, Any]
-    arrays: Mapping[str, NDArray[Any]]
+    arrays: Mapping[str, Array]
 
     def restored(self, value: Any) -> Any:
         """Return what :func:`packed` was given."""
@@ -75,7 +75,7 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def packed(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
+def packed(value: Any, name: str, arrays: dict[str, Array]) -> Any:
     """Return ``value`` for JSON: an array goes to ``arrays`` under its ``name``, a dataclass becomes its fields."""
     if isinstance(value, np.ndarray):
         arrays[name] = value
@@ -96,9 +96,7 @@ def damaged(path: Path, what: str) -> ValueError:
     )
 
 
-def write_model(
-    path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, NDArray[Any]]
-) -> None:
+def write_model(path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, Array]) -> None:
     """Write a model file, whole or not at all; ``config`` goes into JSON."""
     from safetensors.numpy import save
 
@@ -170,7 +168,7 @@ def _header(source: Path, text: str) -> dict[str, Any]:
     return header
 
 
-def _checksum(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+def _checksum(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
     """SHA-256 of the description and of all arrays with their names, types and shapes."""
     described = {key: value for key, value in header.items() if key != "checksum"}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
@@ -181,7 +179,7 @@ def _checksum(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     return digest.hexdigest()
 
 
-def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
+def _check_finite(arrays: Mapping[str, Array]) -> None:
     for name, value in arrays.items():
         # a leaf splits nothing: its threshold is infinite
         if np.isnan(value).any() if name.endswith(".threshold") else not np.isfinite(value).all():

@@ -6,12 +6,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import shortest_path
 
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
+from stxtools._types import Floats, Ints
 
 _SHRINKAGE = 0.1  # of the covariance within compartments towards a multiple of the identity
 _WITHIN = 0.3  # how much of its own deviation from its compartment a region keeps
@@ -23,9 +21,9 @@ class Nodes:
 
     expression: Floats  # mean log expression, (n_regions, n_genes)
     size: Floats  # observations of each region
-    section: Codes  # of each region, as its compartment
-    compartment: Codes
-    time: Codes  # index of the time of each section
+    section: Ints  # of each region, as its compartment
+    compartment: Ints
+    time: Ints  # index of the time of each section
 
 
 def discriminant_features(nodes: Nodes) -> Floats:
@@ -62,19 +60,19 @@ def _standardised(nodes: Nodes) -> Floats:
     return np.divide(off, scale, out=np.zeros_like(off), where=scale > 0)
 
 
-def _groups(one: Codes, two: Codes) -> tuple[NDArray[np.int64], Codes]:
+def _groups(one: Ints, two: Ints) -> tuple[Ints, Ints]:
     """Pairs of codes that occur, and which of them each element has."""
     found, which = np.unique(np.stack([one, two], axis=1), axis=0, return_inverse=True)
     return found, which.ravel()
 
 
-def _means(values: Floats, weight: Floats, code: Codes, n: int) -> Floats:
+def _means(values: Floats, weight: Floats, code: Ints, n: int) -> Floats:
     total = np.bincount(code, weight, minlength=n)
     member = sparse.csr_matrix((weight, (code, np.arange(len(code)))), shape=(n, len(code)))
     return np.asarray(member @ values) / np.maximum(total, 1e-12)[:, None]
 
 
-def _separation(centroids: Floats, time: Codes) -> float:
+def _separation(centroids: Floats, time: Ints) -> float:
     """Median distance of a compartment from the nearest other one of its time."""
     distance = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
     distance[(time[:, None] != time[None]) | np.eye(len(time), dtype=bool)] = np.inf

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.matrices import row_view
+from stxtools._types import Bools, Floats
 
 _AT_ONCE = 2_000_000  # values
 
 
-def aurocs(matrix: sparse.csr_matrix, labels: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+def aurocs(matrix: sparse.csr_matrix, labels: Sequence[Bools]) -> Floats:
     """AUROC of every gene of a matrix (observations x genes) for each label against the rest: genes x labels."""
     inside = np.stack(labels, axis=1).astype(np.float64)
     n1 = inside.sum(axis=0)
@@ -36,7 +36,7 @@ def aurocs(matrix: sparse.csr_matrix, labels: Sequence[NDArray[np.bool_]]) -> ND
     return out
 
 
-def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, NDArray[np.float64]]:
+def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, Floats]:
     """Ranks of stored values (genes x observations, no zeros), ties shared, and the rank of each gene's zeros."""
     n_genes, n_obs = by_gene.shape
     data, per_gene = by_gene.data, np.diff(by_gene.indptr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +11,10 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
 from stxtools._spatial.kernels import add_products, both_halves, label_sums
+from stxtools._types import Array, Bools, Floats, Ints, Reals
 
 from ._null_model import PackedLabels, n_words
 from ._smooth import GeneSums, Metric, added, row_chunks, summed
-
-Floats = NDArray[np.float64]
 
 N_COMPS = 20
 _OBS_PER_COMPONENT = 50
@@ -32,7 +30,7 @@ class Covariates:
     composition: bool = False
     columns: Floats | None = None
 
-    def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Covariates:
+    def subset(self, rows: Bools | Ints) -> Covariates:
         """Return the covariates of the observations ``rows``."""
         return self if self.columns is None else replace(self, columns=self.columns[rows])
 
@@ -56,7 +54,7 @@ def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
 class Depths:
     """Depth of observations with all genes and without some, accumulated over pieces of rows."""
 
-    def __init__(self, n_genes: int, without: NDArray[np.int64]) -> None:
+    def __init__(self, n_genes: int, without: Ints) -> None:
         self._counted = np.ones((n_genes, 2))
         self._counted[without, 1] = 0.0
         self._lowest, self._depths = np.inf, [np.zeros((0, 2))]
@@ -106,7 +104,7 @@ class Nuisance:
         return Nuisance(np.concatenate([self.scores, u], axis=1), np.concatenate([self.loadings, none], axis=1))
 
 
-ReadRows = Callable[[NDArray[np.int64], int], Iterator[sparse.csr_matrix]]  # of some genes, so many at a time
+ReadRows = Callable[[Ints, int], Iterator[sparse.csr_matrix]]  # of some genes, so many at a time
 
 
 class ExpressionSpace:
@@ -123,8 +121,8 @@ class ExpressionSpace:
         self._covariance = both_halves(products) / self._n_obs - np.outer(mean, mean)
 
     def components(
-        self, n_comps: int, without: NDArray[np.int64] | None = None, read: ReadRows | None = None,
-        order: NDArray[np.int64] | None = None,
+        self, n_comps: int, without: Ints | None = None, read: ReadRows | None = None,
+        order: Ints | None = None,
     ) -> Nuisance:  # fmt: skip
         """Return the leading components of genes not in ``without``; ``order``: rows of the scores of what is read."""
         kept = np.arange(len(self._genes))
@@ -209,7 +207,7 @@ class PartialCorrelation:
         self.n_covariates = test.n_covariates
         weight, scores = test.metric.basis.weight, test.scores
 
-        def products(rows: slice, part: sparse.csr_matrix) -> tuple[NDArray[Any], ...]:
+        def products(rows: slice, part: sparse.csr_matrix) -> tuple[Array, ...]:
             by_gene, words = part.tocsc(), np.ascontiguousarray(labels.words[rows])
             found = label_sums(by_gene.indptr, by_gene.indices, by_gene.data, weight[rows], words, labels.less)
             return found, part.T @ (weight[rows, None] * scores[rows])
@@ -245,7 +243,7 @@ class PartialCorrelation:
         return np.clip(r, -1.0, 1.0), label_ss
 
 
-def product(genes: NDArray[np.floating], other: NDArray[np.floating]) -> Floats:
+def product(genes: Reals, other: Reals) -> Floats:
     """Matrix product whose rows are equal to the bit for any number and order of genes: all panels have one size."""
     rows, columns = len(genes), other.shape[1]
     if columns < _LABELS:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
-Coupling = tuple[Floats, Codes, Codes, Floats, Floats]  # plan, compartments and weights of its rows and columns
+from stxtools._types import Bools, Floats, Ints
+
+Coupling = tuple[Floats, Ints, Ints, Floats, Floats]  # plan, compartments and weights of its rows and columns
 
 HALF = 0.5  # share of its mass with a counterpart, under which a compartment appears or disappears
 
@@ -37,7 +37,7 @@ class Shared:
         return self.mass / np.maximum(self.after, 1e-12)[None]
 
     @property
-    def links(self) -> NDArray[np.bool_]:
+    def links(self) -> Bools:
         """The best target of every source that goes on, and the best source of every target that was there."""
         out = np.zeros(self.mass.shape, dtype=bool)
         goes_on, was_there = self.forward.sum(axis=1) >= HALF, self.backward.sum(axis=0) >= HALF
@@ -64,13 +64,13 @@ def shared_mass(
     return Shared(mass / n, before / n, after / n, pvals)
 
 
-def events(links: NDArray[np.bool_]) -> NDArray[np.str_]:
+def events(links: Bools) -> NDArray[np.str_]:
     """Name each link: ``continues``, ``splits`` (one of several targets), ``merges`` (of several sources), both."""
     splits, merges = links.sum(axis=1, keepdims=True) > 1, links.sum(axis=0, keepdims=True) > 1
     return np.select([splits & merges, splits, merges], ["splits and merges", "splits", "merges"], "continues")
 
 
-def lineages(n: int, linked: Sequence[tuple[int, int]]) -> Codes:
+def lineages(n: int, linked: Sequence[tuple[int, int]]) -> Ints:
     """Number of the lineage of each of ``n`` compartments: those that links connect, in the order of their first."""
     one, two = np.array(linked, dtype=np.int64).reshape(-1, 2).T
     joined = sparse.csr_matrix((np.ones(len(one)), (one, two)), shape=(n, n))

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
+
+from stxtools._types import Bools, Floats, Ints
 
 from ._meta_analysis import Alternative, Combined, combine_sections, compare_libraries, t_pvals
 from ._region_test import Contrast, SectionView, concatenated
 from ._section import MIN_OBS, Description, RegionEffect, SectionExpression
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,14 @@ class Design:
     libraries: list[int]
     left_out: int = -1  # code of a group that is not part of the rest
 
-    def sides(self, codes: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def sides(self, codes: Ints) -> tuple[Bools, Bools]:
         """Return masks of the group and of the reference."""
         inside = codes == self.code
         outside = (codes >= 0) & ~inside if self.reference is None else codes == self.reference
         return inside, outside & (codes != self.left_out)
 
 
-def plan(
-    name: str, code: int, reference: int | None, codes: NDArray[np.int64], library: NDArray[np.int64], n_libraries: int
-) -> Design:
+def plan(name: str, code: int, reference: int | None, codes: Ints, library: Ints, n_libraries: int) -> Design:
     """Choose the design of a comparison by where its two sides occur."""
     design = Design(name, code, reference, "small", [])
     n_in, n_out = (np.bincount(library[side], minlength=n_libraries) for side in design.sides(codes))
@@ -109,7 +106,7 @@ def shrink(effect: Floats, error: Floats) -> Floats:
 
 
 def compare_between(
-    views: Sequence[SectionView], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
+    views: Sequence[SectionView], sides: Sequence[tuple[Bools, Bools]],
     alternative: Alternative = "two-sided",
 ) -> Outcome:  # fmt: skip
     """Test library means of the group against those of the reference; the description pools all libraries."""
@@ -131,7 +128,7 @@ def compare_between(
 
 
 def _describe_pool(
-    sections: Sequence[SectionExpression], sides: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+    sections: Sequence[SectionExpression], sides: Sequence[tuple[Bools, Bools]]
 ) -> tuple[Description, Floats]:
     used = [inside | outside for inside, outside in sides]
     matrix = sparse.vstack([s.matrix[u] for s, u in zip(sections, used, strict=True)], format="csr")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, stats
 from scipy.special import polygamma
 
+from stxtools._types import Floats, Ints
+
 from ._tails import normal_scores
 
-Floats = NDArray[np.float64]
 Alternative: TypeAlias = Literal["two-sided", "greater", "less"]
 
 
@@ -24,7 +24,7 @@ class Combined:
     statistic: Floats
     df: Floats
     pvals: Floats
-    n_libraries: NDArray[np.int64]
+    n_libraries: Ints
     agreement: Floats  # share of the libraries with the sign of the combined effect
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import fft, sparse
 from scipy.integrate import cumulative_trapezoid
 from scipy.spatial import cKDTree
 from scipy.special import ndtri
 
 from stxtools._spatial.kernels import BITS
+from stxtools._types import Bools, Floats, Floats32, Ints, Reals
 
 from ._smooth import SmoothBasis, chunks
 
@@ -43,14 +43,14 @@ class LagPairs:
 
     spacing: float
     extent: float
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    lag: NDArray[np.int64]
-    distance: NDArray[np.float64]
-    all_distances: NDArray[np.float64]
+    first: Ints
+    second: Ints
+    lag: Ints
+    distance: Floats
+    all_distances: Floats
 
 
-def sample_lag_pairs(xy: NDArray[np.float64], rng: np.random.Generator) -> LagPairs:
+def sample_lag_pairs(xy: Floats, rng: np.random.Generator) -> LagPairs:
     """Sample pairs of observations at geometrically spaced lags; linear in observations."""
     xy = np.asarray(xy, dtype=np.float64)
     n = len(xy)
@@ -80,7 +80,7 @@ def sample_lag_pairs(xy: NDArray[np.float64], rng: np.random.Generator) -> LagPa
     return LagPairs(spacing, extent, first, second, lag, distance, np.quantile(far, (np.arange(400) + 0.5) / 400))
 
 
-def _binary_correlation(rho: NDArray[np.float64], fraction: float) -> NDArray[np.float64]:
+def _binary_correlation(rho: Floats, fraction: float) -> Floats:
     """Correlation of a normal pair (``rho`` >= 0) after thresholding both at one quantile (Plackett 1954)."""
     threshold = ndtri(1.0 - fraction)
     angle = np.linspace(0.0, np.pi / 2, 513)
@@ -89,7 +89,7 @@ def _binary_correlation(rho: NDArray[np.float64], fraction: float) -> NDArray[np
     return np.interp(np.arcsin(np.clip(rho, 0.0, 1.0)), angle, covariance / covariance[-1])
 
 
-def fit_label_model(pairs: LagPairs, label: NDArray[np.bool_]) -> LabelModel:
+def fit_label_model(pairs: LagPairs, label: Bools) -> LabelModel:
     """Fit length, smoothness and nugget of a label by least squares on its correlogram less the mean of all pairs."""
     label = np.asarray(label, dtype=bool)
     p = float(label.mean())
@@ -125,7 +125,7 @@ class LabelSampler:
     The field is simulated by its spectrum on a large enough torus (circulant embedding, Dietrich & Newsam 1993).
     """
 
-    def __init__(self, xy: NDArray[np.float64], model: LabelModel, spacing: float) -> None:
+    def __init__(self, xy: Floats, model: LabelModel, spacing: float) -> None:
         self.model = model
         self.n_in = max(1, min(len(xy) - 1, round(model.fraction * len(xy))))
         low, span = xy.min(axis=0), np.ptp(xy, axis=0)
@@ -149,7 +149,7 @@ class LabelSampler:
             (weights.astype(np.float32).ravel(), columns.ravel(), ends), (len(xy), shape[0] * shape[1])
         )
 
-    def draw(self, n_labels: int, rng: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
+    def draw(self, n_labels: int, rng: np.random.Generator) -> Iterator[Bools]:
         """Yield labels."""
         n = int(self._read.shape[0])
         memory = np.empty((min(_BATCH, n_labels), n), dtype=np.float32)
@@ -174,16 +174,14 @@ class LabelSampler:
 class PackedLabels:
     """Labels as the bits of ``words`` (observations x words), less the ``share`` of the first one."""
 
-    def __init__(self, labels: Iterator[NDArray[np.bool_]], n_obs: int, n_labels: int) -> None:
+    def __init__(self, labels: Iterator[Bools], n_obs: int, n_labels: int) -> None:
         self._bytes = np.zeros((n_obs, 8 * n_words(n_labels)), dtype=np.uint8)
         for byte in range(-(-n_labels // 8)):
             self._bytes[:, byte] = np.packbits(list(islice(labels, 8)), axis=0, bitorder="little")[0]
         self.words, self.share = self._bytes.view(np.uint64), float((self._bytes[:, 0] & 1).mean())
-        self._smooth: NDArray[np.float64] | None = None
+        self._smooth: Floats | None = None
 
-    def sums(
-        self, values: NDArray[np.floating], n_labels: int, weight: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float64]:
+    def sums(self, values: Reals, n_labels: int, weight: Floats32 | None = None) -> Floats:
         """Return ``(weight * values)' (labels - share)``, (columns x labels): float32 products, sums in float64."""
         n_bytes = 8 * n_words(n_labels)
         out = np.zeros((values.shape[1], 8 * n_bytes))
@@ -193,7 +191,7 @@ class PackedLabels:
             out += left.astype(np.float32, copy=False).T @ np.subtract(labels, self.share, dtype=np.float32)
         return out
 
-    def smooth(self, basis: SmoothBasis, n_labels: int) -> NDArray[np.float64]:
+    def smooth(self, basis: SmoothBasis, n_labels: int) -> Floats:
         """Return the same of smooth functions."""
         if self._smooth is None:
             self._smooth = self.sums(basis.values, 8 * self._bytes.shape[1])
@@ -211,9 +209,7 @@ class RegionDraws(PackedLabels):
     ``side`` is the one of the two without the first observation, ``flipped`` whether that is the complement.
     """
 
-    def __init__(
-        self, xy: NDArray[np.float64], pairs: LagPairs, label: NDArray[np.bool_], n_null: int, seed: Sequence[int]
-    ) -> None:
+    def __init__(self, xy: Floats, pairs: LagPairs, label: Bools, n_null: int, seed: Sequence[int]) -> None:
         self.flipped = bool(label[0])
         side = ~label if self.flipped else label
         self.model = fit_label_model(pairs, side)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from stxtools._types import Array, Bools, Floats, Ints
 
 
-def contrast_weights(label: NDArray[np.bool_], blocks: NDArray[np.int64] | None = None) -> Floats:
+def contrast_weights(label: Bools, blocks: Ints | None = None) -> Floats:
     """Weights of observations whose weighted sum is a mean difference without differences between blocks (sections)."""
     weight = np.where(label, 1.0 / max(int(label.sum()), 1), -1.0 / max(int((~label).sum()), 1))
     if blocks is None:
@@ -45,7 +43,7 @@ def normed(values: Floats) -> Floats:
 class ComponentMoments:
     """Sums and products of components by group (``codes``, -1: none) and section; they give any pooled covariance."""
 
-    def __init__(self, codes: NDArray[np.int64], blocks: NDArray[np.int64], n_comps: int) -> None:
+    def __init__(self, codes: Ints, blocks: Ints, n_comps: int) -> None:
         used = codes >= 0
         self._cells, cell = np.unique(np.stack([blocks[used], codes[used]]), axis=1, return_inverse=True)
         self._cell = np.full(len(codes), -1)
@@ -54,7 +52,7 @@ class ComponentMoments:
         self._count = np.bincount(self._cell[used], minlength=n).astype(np.float64)
         self._sum, self._products = np.zeros((n, n_comps)), np.zeros((n, n_comps, n_comps))
 
-    def add(self, rows: slice, values: NDArray[Any]) -> None:
+    def add(self, rows: slice, values: Array) -> None:
         """Read the components of consecutive observations."""
         cell, x = self._cell[rows], np.asarray(values, dtype=np.float64)
         for i in np.unique(cell[cell >= 0]):

@@ -12,10 +12,10 @@ from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.matrices import equal_blocks
+from stxtools._types import Bools, Floats, Floats32, Ints
 
 from ._composition import (
     Adjustment,
@@ -32,8 +32,6 @@ from ._null_model import LagPairs, RegionDraws, sample_lag_pairs
 from ._section import Description, Moments, RegionEffect, SectionExpression, test_region
 from ._smooth import N_FUNCTIONS, Metric, SmoothBasis, smooth_basis
 
-Floats = NDArray[np.float64]
-
 FIRST_PASS_FDR = 0.2
 MIN_NULL = 50
 
@@ -47,7 +45,7 @@ class ExpressionReader(Protocol):
     def block(self, genes: slice) -> sparse.csr_matrix:
         """Return some genes of all observations."""
 
-    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield consecutive observations, of some genes or of all."""
 
 
@@ -63,12 +61,12 @@ class SectionView:
     """
 
     expression: ExpressionReader
-    rows: NDArray[np.int64]
+    rows: Ints
     xy: Floats
     seed: int
     depth: Floats | None = None
     covariates: Covariates = field(default_factory=Covariates)
-    n_genes: NDArray[np.int64] | None = None
+    n_genes: Ints | None = None
     plain: bool = False
     moments: Moments = field(init=False)  # known once all blocks are described
     left: dict[int, Floats] = field(init=False, default_factory=dict)  # by block: strengths given composition
@@ -76,7 +74,7 @@ class SectionView:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def subset(self, chosen: NDArray[np.bool_]) -> SectionView:
+    def subset(self, chosen: Bools) -> SectionView:
         """Return this view, or a new one of the observations ``chosen``."""
         if chosen.all():
             return self
@@ -96,14 +94,14 @@ class SectionView:
         return smooth_basis(self.xy, self.weight)
 
     @cached_property
-    def weight(self) -> NDArray[np.float32]:
+    def weight(self) -> Floats32:
         """Weights of observations, with mean 1: where few genes are seen, expression is noisy."""
         if self.n_genes is None or not self.n_genes.any():
             return np.ones(len(self), dtype=np.float32)
         return (self.n_genes / self.n_genes.mean()).astype(np.float32)
 
     @cached_property
-    def _storage_order(self) -> NDArray[np.int64]:
+    def _storage_order(self) -> Ints:
         return np.argsort(self.rows)
 
     def reordered(self, values: Floats) -> Floats:
@@ -124,7 +122,7 @@ class SectionView:
         """Return a block of genes for the observations."""
         return SectionExpression(block[self.rows], self.depth)
 
-    def stored(self, genes: NDArray[np.int64], size: int, factor: Floats | None = None) -> Iterator[sparse.csr_matrix]:
+    def stored(self, genes: Ints, size: int, factor: Floats | None = None) -> Iterator[sparse.csr_matrix]:
         """Yield ``size`` observations at a time in the order of storage, times a ``factor`` on the linear scale."""
         pieces = (self.select(piece, rows.start, factor) for rows, piece in self.expression.rows(genes))
         yield from equal_blocks(pieces, size)
@@ -134,7 +132,7 @@ class SectionView:
         """Second moments of the most variable genes."""
         return ExpressionSpace(self.stored, len(self), self.moments.mean, self.moments.variance)
 
-    def components(self, without: NDArray[np.int64] | None = None, factor: Floats | None = None) -> Nuisance:
+    def components(self, without: Ints | None = None, factor: Floats | None = None) -> Nuisance:
         """Return the components of the genes that are not in ``without``."""
         read = partial(self.stored, factor=factor)
         return self.space.components(n_components(len(self)), without, read, self._storage_order)
@@ -168,7 +166,7 @@ class Contrast:
     """
 
     view: SectionView
-    label: NDArray[np.bool_]
+    label: Bools
     n_null: int
     seed: Sequence[int]
     questions: tuple[bool, ...] = (False,)
@@ -207,7 +205,7 @@ class _RegionTest:
         alternative = self.contrast.alternative if self.final else None
         self.found.append(test_region(correlate, self.n_null, len(section), self.draws.model, alternative))
 
-    def significant(self) -> NDArray[np.int64]:
+    def significant(self) -> Ints:
         """Return the significant genes by p-value, at most half of all."""
         first = concatenated(self.found)
         pvals = np.where(first.variance > 0, t_pvals(first.statistic, first.df), 1.0)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.kernels import BITS
+from stxtools._types import Array, Bools, Floats
 
 from ._auroc import aurocs
 from ._composition import PartialCorrelation
@@ -18,8 +17,6 @@ from ._meta_analysis import Alternative
 from ._null_model import LabelModel
 from ._smooth import GeneSums, SmoothBasis, gene_sums, mean_and_variance
 from ._tails import region_statistic, shrunken_kurtosis
-
-Floats = NDArray[np.float64]
 
 MIN_OBS = 3  # on each side; one or two spots have no correlogram
 PSEUDO = 1e-3  # expression units; keeps fold changes of absent genes finite
@@ -98,7 +95,7 @@ class SectionExpression:
         """Mean and variance of every gene, and how strong its smooth variation is."""
         return Moments(*mean_and_variance(self.matrix), basis.strengths(self.genes(basis, flat=True)))
 
-    def describe(self, labels: Sequence[NDArray[np.bool_]]) -> list[Description]:
+    def describe(self, labels: Sequence[Bools]) -> list[Description]:
         """Describe every gene inside each label and outside."""
         inside = np.stack(labels, axis=1)
         n1 = inside.sum(axis=0)
@@ -111,13 +108,13 @@ class SectionExpression:
         found = (*mean, both, *nonzero, aurocs(self.matrix, labels), root[0] - root[1])
         return [Description(*(x[:, i].copy() for x in found)) for i in range(len(labels))]
 
-    def root_means(self, labels: NDArray[np.bool_]) -> Floats:
+    def root_means(self, labels: Bools) -> Floats:
         """Square root of every gene's pooled expression over each label (a column): stabilises the variance."""
         weight = labels * (1.0 if self.depth is None else self.depth[:, None])
         total = weight.sum(axis=0)
         return np.sqrt(gene_sums(self.matrix, weight, _linear) / np.where(total > 0, total, 1.0) + ONE_COUNT)
 
-    def mean_log(self, label: NDArray[np.bool_]) -> Floats:
+    def mean_log(self, label: Bools) -> Floats:
         """Return mean log expression of every gene over ``label``."""
         return gene_sums(self.matrix, label[:, None].astype(np.float64))[:, 0] / int(label.sum())
 
@@ -154,10 +151,10 @@ def test_region(
     return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, model)
 
 
-def _linear(data: NDArray[Any]) -> NDArray[Any]:
+def _linear(data: Array) -> Array:
     # negative values (z-scores, residuals) have no linear scale and no meaningful fold change
     return np.expm1(np.maximum(data, 0.0))
 
 
-def _is_expressed(data: NDArray[Any]) -> NDArray[Any]:
+def _is_expressed(data: Array) -> Array:
     return (data != 0).astype(np.float32)

@@ -13,15 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.matrices import row_view
-
-Floats = NDArray[np.float64]
+from stxtools._types import Array, Floats, Floats32, Ints
 
 N_FUNCTIONS = 120
 _OBS_PER_FUNCTION = 10
@@ -36,7 +33,7 @@ def chunks(n: int) -> list[slice]:
     return [slice(i, i + _ROWS) for i in range(0, n, _ROWS)]
 
 
-def summed(left: NDArray[Any], right: NDArray[Any]) -> Floats:
+def summed(left: Array, right: Array) -> Floats:
     """Return ``left' right`` (both observations x some): products in ``left``'s precision, sums in float64."""
     out = np.zeros((left.shape[1], right.shape[1]))
     for rows in chunks(len(left)):
@@ -57,7 +54,7 @@ def _threads() -> int:
     return max(1, min(_MOST_THREADS, cores, int(allowed) if allowed.isdigit() else cores))
 
 
-def added(of: Callable[[slice, sparse.csr_matrix], Sequence[NDArray[Any]]], matrix: sparse.csr_matrix) -> list[Floats]:
+def added(of: Callable[[slice, sparse.csr_matrix], Sequence[Array]], matrix: sparse.csr_matrix) -> list[Floats]:
     """Return the sums of ``of(rows, part)`` over some rows at a time; in threads, for scipy's products use one."""
     out: list[Floats] = []
     parts, threads = row_chunks(matrix), _threads()
@@ -70,12 +67,10 @@ def added(of: Callable[[slice, sparse.csr_matrix], Sequence[NDArray[Any]]], matr
     return out
 
 
-def gene_sums(
-    matrix: sparse.csr_matrix, values: NDArray[Any], of: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
-) -> Floats:
+def gene_sums(matrix: sparse.csr_matrix, values: Array, of: Callable[[Array], Array] = np.asarray) -> Floats:
     """Return ``of(matrix)' values`` (genes x columns of ``values``) by chunks of observations."""
 
-    def products(rows: slice, part: sparse.csr_matrix) -> list[NDArray[Any]]:
+    def products(rows: slice, part: sparse.csr_matrix) -> list[Array]:
         part.data = of(part.data)
         return [np.asarray(part.T @ values[rows])]
 
@@ -99,8 +94,8 @@ class SmoothBasis:
     ``values`` (observations x K) are the functions, orthonormal under the ``weight`` of observations, times the weight.
     """
 
-    weight: NDArray[np.float32]
-    values: NDArray[np.float32]
+    weight: Floats32
+    values: Floats32
     frequency: Floats
 
     def sums(self, matrix: sparse.csr_matrix) -> GeneSums:
@@ -164,7 +159,7 @@ def without(squares: Floats, part: Floats) -> Floats:
     return np.where(left > 1e-6 * squares, left, 0.0)
 
 
-def smooth_basis(xy: Floats, weight: NDArray[np.float32]) -> SmoothBasis:
+def smooth_basis(xy: Floats, weight: Floats32) -> SmoothBasis:
     """Return cosines on the box of the positions, orthogonalised from low to high frequency; linear in observations."""
     low, span = xy.min(axis=0), np.ptp(xy, axis=0)
     n_functions = min(N_FUNCTIONS, len(xy) // _OBS_PER_FUNCTION)
@@ -198,7 +193,7 @@ def smooth_basis(xy: Floats, weight: NDArray[np.float32]) -> SmoothBasis:
     return SmoothBasis(weight, values, frequency[kept])
 
 
-def _gram_schmidt(gram: Floats) -> tuple[NDArray[np.int64], Floats]:
+def _gram_schmidt(gram: Floats) -> tuple[Ints, Floats]:
     """Return the functions that are no combination of earlier ones, and the triangle that makes them orthonormal."""
     coefficients: Floats = np.zeros((0, len(gram)))
     kept: list[int] = []

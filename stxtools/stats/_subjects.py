@@ -8,13 +8,13 @@ from math import factorial, prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
+
+from stxtools._types import Array, Bools, Floats, Ints
 
 from ._meta_analysis import posterior_variance, signed_z, squeeze_variance, t_pvals
 
-Floats = NDArray[np.float64]
-Found = dict[str, NDArray[Any]]  # columns of a table of features
+Found = dict[str, Array]  # columns of a table of features
 
 MIN_SUBJECTS = 3  # a side: with fewer, effects have an interval but no p-value
 _MOST = 200  # permutations
@@ -25,9 +25,7 @@ _EXACT = 50  # subjects, at most, whose orders are all counted
 _KNOTS = 4  # degree of the variance trend, at most
 
 
-def compare_subjects(
-    values: Floats, group: NDArray[np.bool_], level: Floats | None, seed: int, *, paired: bool = False
-) -> Found:
+def compare_subjects(values: Floats, group: Bools, level: Floats | None, seed: int, *, paired: bool = False) -> Found:
     """Compare two groups of subjects (rows) feature by feature: :func:`regress_subjects` on a column of 0 and 1.
 
     ``paired``: the subjects of the group's condition are those of the reference's, in the same order.
@@ -48,7 +46,7 @@ def compare_subjects(
 
 
 def regress_subjects(
-    values: Floats, x: Floats, sides: Sequence[NDArray[np.bool_]], level: Floats | None, seed: int, *,
+    values: Floats, x: Floats, sides: Sequence[Bools], level: Floats | None, seed: int, *,
     paired: bool = False,
 ) -> Found:  # fmt: skip
     """Regress every feature on a number that each subject has: slope, 95 % limits, normal score, p-value.
@@ -88,9 +86,7 @@ def regress_subjects(
     }  # fmt: skip
 
 
-def _fit(
-    filled: Floats, known: NDArray[np.bool_], x: Floats, paired: bool
-) -> tuple[NDArray[np.int64], Floats, Floats, Floats, NDArray[np.bool_]]:
+def _fit(filled: Floats, known: Bools, x: Floats, paired: bool) -> tuple[Ints, Floats, Floats, Floats, Bools]:
     """Least squares by feature: subjects, squares of ``x``, slope, residual sum, whether it fits without any one."""
     n = known.sum(axis=0)
     middle = 0.0 if paired else x @ known / np.maximum(n, 1)
@@ -113,7 +109,7 @@ def _trend(log_variance: Floats, level: Floats, at: Floats) -> Floats:
 
 
 def _null_spread(
-    filled: Floats, known: NDArray[np.bool_], x: Floats, tested: NDArray[np.bool_], expected: Floats, prior: float,
+    filled: Floats, known: Bools, x: Floats, tested: Bools, expected: Floats, prior: float,
     seed: int, paired: bool,
 ) -> float:  # fmt: skip
     """Root mean square of the normal scores under permutations that mix the subjects, or flips of signs."""
@@ -159,7 +155,7 @@ def _flips(n: int, most: int, seed: int) -> Iterator[Floats]:
             yield np.array(signs)
 
 
-def _arrangements(values: Floats, counts: NDArray[np.int64], free: NDArray[np.int64], out: Floats) -> Iterator[Floats]:
+def _arrangements(values: Floats, counts: Ints, free: Ints, out: Floats) -> Iterator[Floats]:
     """Yield every way to give each value to so many of the ``free`` subjects."""
     if len(values) == 1:
         out[free] = values[0]
@@ -195,7 +191,7 @@ def _statistic(values: Floats, x: Floats) -> Floats:
     return total
 
 
-def _pvals(statistic: Floats, sizes: NDArray[np.int64]) -> Floats:
+def _pvals(statistic: Floats, sizes: Ints) -> Floats:
     n = int(sizes.sum())
     most = (n**2 - int((sizes**2).sum())) // 2
     extreme = np.abs(statistic - most / 2)
@@ -206,7 +202,7 @@ def _pvals(statistic: Floats, sizes: NDArray[np.int64]) -> Floats:
     return np.minimum(2 * upper[np.floor(most / 2 + extreme).astype(np.int64)], 1.0)
 
 
-def _null(sizes: NDArray[np.int64]) -> Floats:
+def _null(sizes: Ints) -> Floats:
     """Probability of 0, 1, ... ordered pairs: the coefficients of a Gaussian multinomial, in whole numbers."""
     n = int(sizes.sum())
     ways = np.zeros((n**2 - int((sizes**2).sum())) // 2 + 1, dtype=object)

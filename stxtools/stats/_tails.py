@@ -7,10 +7,9 @@ gene expressed in a few patches is skewed.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special, stats
 
-Floats = NDArray[np.float64]
+from stxtools._types import Floats
 
 SPREAD = 0.2  # standard deviation of genes' kurtoses about the t-test's, on real sections
 _NEAR_GAMMA = 5e-3  # margin below the gamma distribution's kurtosis, where type I ends

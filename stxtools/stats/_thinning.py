@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
+
+from stxtools._types import Ints
 
 LARGEST_COUNT = 2.0**53  # float64 does not hold larger integers exactly
 
 
 def thin_counts(
-    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: NDArray[np.int64]
+    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: Ints
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Split counts into two parts that add up to them.
 

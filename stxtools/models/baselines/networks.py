@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stxtools._types import Array, Floats32, Ints
 from stxtools.models.segmenter.model import Segmenter
 from stxtools.models.tissuenet.inputs import RegionSection
 from stxtools.models.tissuenet.model import TissueNet, TissuePrediction
@@ -33,14 +33,14 @@ class UNetAlone(Baseline):
             )
         return self
 
-    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Probabilities; a class without any label in training has 0."""
         net = self.nets[target]
         seen = np.array([int(name) for name in net.classes])
         found = net.predict(sections, accelerator=self.accelerator)
         return [widened(p.proba, seen, self.classes[target]) for p in found]
 
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
         """Return the U-Nets' last features side by side."""
         found = [net.predict(sections, accelerator=self.accelerator) for net in self.nets.values()]
         return [np.concatenate([p.features for p in parts], axis=1) for parts in zip(*found, strict=True)]
@@ -67,17 +67,17 @@ class SpotGNN(Baseline):
         )
         return self
 
-    def _spots(self, s: EvaluationSection, labels: Mapping[str, NDArray[np.int64]]) -> RegionSection:
+    def _spots(self, s: EvaluationSection, labels: Mapping[str, Ints]) -> RegionSection:
         codes = {self.TASKS[target]: np.asarray(found) for target, found in labels.items()}
         return RegionSection(s, np.arange(s.n_obs), s.features, s.graph, codes)
 
     def _predicted(self, sections: Sequence[EvaluationSection]) -> list[TissuePrediction]:
         return self.net.predict([self._spots(s, {}) for s in sections], accelerator=self.accelerator)
 
-    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Class probabilities of the observations."""
         return [p.observations[self.TASKS[target]] for p in self._predicted(sections)]
 
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
         """Return the states before the heads."""
         return [p.states for p in self._predicted(sections)]

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -18,10 +17,10 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from stxtools._types import Array, Floats, Floats32, Ints
 from stxtools.models._section import Section
 
-FloatArray = NDArray[np.float64]
-Labels = Mapping[str, Sequence[NDArray[np.int64]]]
+Labels = Mapping[str, Sequence[Ints]]
 Classes = Mapping[str, int]
 
 _SIZES = (19, 61)  # two rings and four of a hexagonal lattice
@@ -56,26 +55,24 @@ class Baseline(ABC):
         self.classes, self.labels = dict(classes), dict(labels)
         return self
 
-    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[NDArray[np.float32]]]:
+    def predict_proba(self, sections: Sequence[EvaluationSection]) -> dict[str, list[Floats32]]:
         """Target -> per section, class probabilities of all observations, (n, K)."""
         return {target: self.proba(target, sections) for target in self.classes}
 
     @abstractmethod
-    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Class probabilities for one target."""
 
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
         """Per section, what the model makes of the observations before its last layer, (n, d); else what it reads."""
         return [s.features for s in sections]
 
-    def predict_expression(
-        self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
-    ) -> list[FloatArray]:
+    def predict_expression(self, sections: Sequence[EvaluationSection], values: Sequence[Floats]) -> list[Floats]:
         """Predict expression from :meth:`embed` by ridge regression; hidden observations are rows of NaN."""
         return _regress(make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11))), self.embed(sections), values)
 
 
-def _regress(model: Any, features: Sequence[Any], values: Sequence[FloatArray]) -> list[FloatArray]:
+def _regress(model: Any, features: Sequence[Any], values: Sequence[Floats]) -> list[Floats]:
     known = [~np.isnan(v).any(axis=1) for v in values]
     x = np.concatenate([f[k] for f, k in zip(features, known, strict=True)])
     model.fit(x, np.concatenate([v[k] for v, k in zip(values, known, strict=True)]))
@@ -100,12 +97,12 @@ class PointwiseBaseline(Baseline):
             self.fitted[target] = self.make(self.random_state, self.params).fit(x[rows], y[rows])
         return self
 
-    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Probabilities; a class without any label in training has 0."""
         model, n = self.fitted[target], self.classes[target]
         return [widened(model.predict_proba(x), model.classes_, n) for x in self.embed(sections)]
 
-    def embed(self, sections: Sequence[EvaluationSection]) -> list[NDArray[Any]]:
+    def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
         """Features that are read."""
         return [self.read(s) for s in sections]
 
@@ -113,16 +110,14 @@ class PointwiseBaseline(Baseline):
 class Forest(PointwiseBaseline):
     """Random forest; a forest predicts expression, too."""
 
-    def predict_expression(
-        self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
-    ) -> list[FloatArray]:
+    def predict_expression(self, sections: Sequence[EvaluationSection], values: Sequence[Floats]) -> list[Floats]:
         """Predict expression with a forest."""
         model = RandomForestRegressor(**{"random_state": self.random_state, "min_samples_leaf": 5} | self.params)
         features: list[Any] = self.embed(sections)
         return _regress(model, [f.toarray() if sparse.issparse(f) else f for f in features], values)
 
 
-def widened(proba: NDArray[Any], seen: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
+def widened(proba: Array, seen: Ints, n_classes: int) -> Floats32:
     """Probabilities of all classes from those of the classes that were ``seen``."""
     out = np.zeros((len(proba), n_classes), dtype=np.float32)
     out[:, seen] = proba
@@ -137,7 +132,7 @@ def own_expression(s: EvaluationSection) -> Any:
     return raw.toarray() if raw.shape[1] <= 500 else raw
 
 
-def means(s: EvaluationSection) -> FloatArray:
+def means(s: EvaluationSection) -> Floats:
     """Means over the nearest 19 and 61 observations, itself included, from the section's own mean.
 
     Written out here, apart from what the models read: a floor must not move with them.
@@ -150,16 +145,14 @@ def means(s: EvaluationSection) -> FloatArray:
 class NearestLabel(Baseline):
     """The class of the nearest labelled observation of the section, or else the shares of the classes elsewhere."""
 
-    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Inverse distances to the nearest label of each class, scaled to sum to 1."""
         codes, n_classes = self.labels[target], self.classes[target]
         every = np.concatenate(codes)
         share = np.bincount(every[every >= 0], minlength=n_classes) / max(int((every >= 0).sum()), 1)
         return [_by_distance(s.xy, c, n_classes, share) for s, c in zip(sections, codes, strict=True)]
 
-    def predict_expression(
-        self, sections: Sequence[EvaluationSection], values: Sequence[FloatArray]
-    ) -> list[FloatArray]:
+    def predict_expression(self, sections: Sequence[EvaluationSection], values: Sequence[Floats]) -> list[Floats]:
         """Expression of the nearest observation that is known; the mean of all in a section without any."""
         mean = np.nanmean(np.concatenate(list(values)), axis=0)
         out = [np.tile(mean, (len(value), 1)) for value in values]
@@ -170,7 +163,7 @@ class NearestLabel(Baseline):
         return out
 
 
-def _by_distance(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, share: FloatArray) -> NDArray[np.float32]:
+def _by_distance(xy: Floats, codes: Ints, n_classes: int, share: Floats) -> Floats32:
     if not (codes >= 0).any():
         return np.tile(share, (len(xy), 1)).astype(np.float32)
     closeness = np.zeros((len(xy), n_classes))
@@ -187,7 +180,7 @@ class FunctionBaseline(Baseline):
         super().__init__(**how)
         self.function = function
 
-    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Call the function and check what it returns."""
         codes, n_classes = [c.copy() for c in self.labels[target]], self.classes[target]
         found = self.function(list(sections), codes, n_classes, self.random_state)

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from stxtools._types import Bools, Floats, Floats32, Ints
 from stxtools.models.tissuenet.inputs import RegionSection
 from stxtools.models.tissuenet.model import TissueNet
 
@@ -43,9 +43,7 @@ class RegionAttribution:
         found = sparse.csr_matrix((out.attention.double().numpy(), tuple(out.edges.numpy())), shape=(self.n, self.n))
         self.attention = np.asarray(found[self.source, self.target]).ravel()
 
-    def predict(
-        self, kept: NDArray[np.bool_] | None = None, hidden: NDArray[np.bool_] | None = None
-    ) -> NDArray[np.float64]:
+    def predict(self, kept: Bools | None = None, hidden: Bools | None = None) -> Floats:
         """Class probabilities of the regions with the edges ``kept``, the features of ``hidden`` regions averaged."""
         edges = self.edges if kept is None else self.edges[:, torch.from_numpy(kept)]
         nodes = self.nodes
@@ -57,7 +55,7 @@ class RegionAttribution:
     def _logits(self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None) -> Tensor:
         return self.weight * self.module.pass_messages(nodes, edges, gate)[2][self.task] + self._at_regions
 
-    def edge_scores(self, method: str, regions: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+    def edge_scores(self, method: str, regions: Ints, rng: np.random.Generator) -> Floats:
         """Scores of the edges that lead to ``regions``, NaN for the others, (E,)."""
         wanted = np.isin(self.target, regions)
         scores = np.full(len(self.target), np.nan)
@@ -79,7 +77,7 @@ class RegionAttribution:
                 scores[incoming] = np.abs(found)
         return scores
 
-    def _gradients(self, v: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _gradients(self, v: int) -> tuple[Floats, Floats]:
         """Gradient of v's predicted class against the mean logit, by each edge's gate and region."""
         nodes = self.nodes.clone().requires_grad_(True)
         gate = torch.ones(self.edges.shape[1], requires_grad=True)
@@ -88,7 +86,7 @@ class RegionAttribution:
         by_gate, by_node = torch.autograd.grad(margin, (gate, nodes))
         return by_gate.double().numpy(), by_node.double().norm(dim=1).numpy()
 
-    def saliency(self) -> NDArray[np.float32]:
+    def saliency(self) -> Floats32:
         """Length of the gradient of the predicted class's logits in each observation's raster or features, (n,)."""
         g = replace(self.graph)
         raster = g.x is not None
@@ -105,12 +103,12 @@ class RegionAttribution:
         at = gradient.flatten(1)[:, g.pixel].T if raster else gradient
         return at.norm(dim=1).numpy().astype(np.float32)
 
-    def node_scores(self, edge_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    def node_scores(self, edge_scores: Floats) -> Floats:
         """Importance of each region to its neighbours: the sum of the scores of the edges that leave it."""
         known = np.isfinite(edge_scores)
         return np.bincount(self.source[known], edge_scores[known], minlength=self.n).astype(np.float64)
 
-    def top_edges(self, scores: NDArray[np.float64], regions: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    def top_edges(self, scores: Floats, regions: Ints, share: float) -> Bools:
         """The ``share`` of each region's incoming edges with the largest scores, one at least, (E,)."""
         top = np.zeros(len(scores), dtype=bool)
         for v in regions:
@@ -119,7 +117,7 @@ class RegionAttribution:
             top[incoming[np.argsort(-scores[incoming], kind="stable")[:count]]] = True
         return top
 
-    def change(self, proba: NDArray[np.float64], regions: NDArray[np.int64]) -> tuple[float, float]:
+    def change(self, proba: Floats, regions: Ints) -> tuple[float, float]:
         """Mean change of the probabilities of ``regions`` (total variation), and the share whose class changed."""
         moved = np.abs(proba[regions] - self.proba[regions]).sum(axis=1) / 2
         return float(moved.mean()), float((proba[regions].argmax(axis=1) != self.predicted[regions]).mean())

@@ -7,16 +7,14 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy.special import softmax
 
+from stxtools._types import Floats
 from stxtools.models._section import Section
 from stxtools.models.ensemble.evidence import RIDGE_SCALE
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.segmenter.model import Segmenter
-
-Floats = NDArray[np.float64]
 
 _POINTS = 16  # Gauss-Legendre points on the path; genes then sum to within 1 % of the logits' difference
 _WINDOW = 256  # pixels; a longer raster is explained window by window

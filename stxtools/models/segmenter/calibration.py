@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
+
+from stxtools._types import Floats32, Reals
 
 if TYPE_CHECKING:
     from .pseudo_labels import PseudoLabels
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _COOLEST, _HOTTEST = 0.25, 50.0
 
 
-def matching_temperature(proba: NDArray[np.floating], accuracy: float) -> float:
+def matching_temperature(proba: Reals, accuracy: float) -> float:
     """Temperature (Guo et al. 2017) at which the mean confidence of ``proba`` (n, K) equals the accuracy expected."""
     if len(proba) == 0 or proba.shape[1] < 2:
         return 1.0
@@ -32,7 +33,7 @@ def matching_temperature(proba: NDArray[np.floating], accuracy: float) -> float:
     return float(np.exp(brentq(excess, low, high, xtol=1e-4)))
 
 
-def tempered(proba: NDArray[np.floating], temperature: float) -> NDArray[np.float32]:
+def tempered(proba: Reals, temperature: float) -> Floats32:
     """Probabilities whose logits are divided by ``temperature``."""
     if temperature == 1.0:
         return proba.astype(np.float32)
@@ -40,7 +41,7 @@ def tempered(proba: NDArray[np.floating], temperature: float) -> NDArray[np.floa
     return softmax(logits, axis=1).astype(np.float32)
 
 
-def expected_temperature(proba: Sequence[NDArray[np.float32]], pseudo_labels: PseudoLabels) -> float:
+def expected_temperature(proba: Sequence[Floats32], pseudo_labels: PseudoLabels) -> float:
     """Temperature at which the mean confidence is the one that the pseudo-labels have in the predicted classes."""
     predicted = np.concatenate(list(proba))
     judged = ~np.isnan(pseudo_labels.confidence[:, 0])

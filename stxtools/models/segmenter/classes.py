@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from stxtools._types import Array, Floats, Ints, Reals
 
 _DISTINCT = 1e-9  # spread, relative to that of all observations, below which values count as equal
 _LOST = 0.1  # a class with less than this part of its pseudo-labelled pixels is as good as lost
@@ -18,14 +15,12 @@ _ROUNDS = 1000
 _STEP, _PATIENCE = 1e-4, 50  # least raise of an offset, as a part of the logits' range; rounds after which it doubles
 
 
-def class_sizes(scores: NDArray[np.floating], k: int | None = None) -> IntArray:
+def class_sizes(scores: Reals, k: int | None = None) -> Ints:
     """Number of rows whose largest score is in each column, (K,)."""
     return np.bincount(scores.argmax(axis=1), minlength=scores.shape[1] if k is None else k)
 
 
-def with_all_classes(
-    target: FloatArray, spaces: Sequence[NDArray[np.floating]], *, or_fewer: bool = False
-) -> FloatArray:
+def with_all_classes(target: Floats, spaces: Sequence[Reals], *, or_fewer: bool = False) -> Floats:
     """Memberships (n, K) in which every class is the most probable one of some observation.
 
     A class that has none takes over half of the class with the largest scatter, cut across its first principal axis in
@@ -56,7 +51,7 @@ def with_all_classes(
     return target
 
 
-def _largest_half(z: FloatArray, labels: IntArray) -> IntArray | None:
+def _largest_half(z: Floats, labels: Ints) -> Ints | None:
     """Rows of the smaller side of the class with the largest scatter, cut at its mean; None if all are points."""
     total = float(np.square(z - z.mean(axis=0)).sum())
     scatter = np.array([np.square(z[labels == c] - z[labels == c].mean(axis=0)).sum() if (labels == c).any() else 0.0
@@ -71,7 +66,7 @@ def _largest_half(z: FloatArray, labels: IntArray) -> IntArray | None:
     return rows[upper] if 2 * int(upper.sum()) <= len(rows) else rows[~upper]
 
 
-def offsets_for_all(logits: FloatArray, wanted: NDArray[Any]) -> FloatArray:
+def offsets_for_all(logits: Floats, wanted: Array) -> Floats:
     """Offsets (K,) of the logits (P, K) that give every class some observations; 0 where no class is lost.
 
     A class with next to none gets ``_KEPT`` of what it was ``wanted`` to have, one at least: those observations

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import softmax
 
 from stxtools._spatial.smoothing import Neighbourhoods
+from stxtools._types import Floats, Floats32, Ints
 from stxtools.models.ensemble.discriminant import class_shrinkage, shrinkage_lda, standardised
 
 if TYPE_CHECKING:
     from stxtools.models._section import Section
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 SCALES = ((7, 19), (19, 61), (37, 127))  # nearest observations whose means are read side by side
 EDGES = (((19,), 1.5), ((19, 61), 1.0))  # plain means, and the tolerance of the edge-preserving one beside them
@@ -29,12 +27,12 @@ SHARES_TRUST = 0.7  # part of the way to the class shares given: they may be 30 
 _SHARES_STEPS = 60
 
 
-def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[FloatArray]:
+def label_views(sections: Sequence[Section], rows: Sequence[Ints]) -> list[Floats]:
     """Neighbourhood features of the chosen rows of all sections: a matrix (n, d) for each kind, standardised."""
     small = sum(s.n_obs for s in sections) < _SMALL * len(sections)
     scales = SCALES + FINE_SCALES if small else SCALES
     edges = EDGES + FINE_EDGES if small else EDGES
-    parts: list[list[NDArray[np.float32]]] = []
+    parts: list[list[Floats32]] = []
     for section, chosen in zip(sections, rows, strict=True):
         near = Neighbourhoods(section.features, section.xy, chosen)
         sharp = near.edge_preserving_means(section.graph, [tolerance for _, tolerance in edges])
@@ -48,13 +46,13 @@ def label_views(sections: Sequence[Section], rows: Sequence[IntArray]) -> list[F
 
 
 def spread_labels(
-    views: Sequence[FloatArray],
-    labels: IntArray,
+    views: Sequence[Floats],
+    labels: Ints,
     n_classes: int,
     *,
     rounds: int = ROUNDS,
-    class_shares: FloatArray | None = None,
-) -> FloatArray:
+    class_shares: Floats | None = None,
+) -> Floats:
     """Class probabilities of all observations from a few labels, by co-trained discriminant analyses.
 
     Every view has its own discriminant analysis. The first fit sees the labels. In each further round the
@@ -82,7 +80,7 @@ def spread_labels(
     return share
 
 
-def share_offsets(proba: FloatArray, class_shares: FloatArray) -> FloatArray:
+def share_offsets(proba: Floats, class_shares: Floats) -> Floats:
     """Offsets (K,) of the logits that bring the mean probability of each class towards its share."""
     logits, offsets = np.log(proba.clip(1e-9)), np.zeros(proba.shape[1])
     unknown = np.isnan(class_shares)
@@ -95,15 +93,13 @@ def share_offsets(proba: FloatArray, class_shares: FloatArray) -> FloatArray:
     return SHARES_TRUST * offsets
 
 
-def _with_shares(share: FloatArray, class_shares: FloatArray | None) -> FloatArray:
+def _with_shares(share: Floats, class_shares: Floats | None) -> Floats:
     if class_shares is None:
         return share
     return softmax(np.log(share.clip(1e-9)) + share_offsets(share, class_shares), axis=1)
 
 
-def voted_confidence(
-    views: Sequence[FloatArray], labels: IntArray, n_classes: int, rng: np.random.Generator
-) -> FloatArray:
+def voted_confidence(views: Sequence[Floats], labels: Ints, n_classes: int, rng: np.random.Generator) -> Floats:
     """Mean class probabilities of classifiers that see random components each: the confidence in a class.
 
     Random subspaces (Ho 1998). Where the labels settle a class, whichever components are read, all agree. The mean
@@ -120,9 +116,7 @@ def voted_confidence(
     return out
 
 
-def _agreed(
-    views: Sequence[FloatArray], share: FloatArray, weight: FloatArray, shrinkage: Sequence[float]
-) -> FloatArray:
+def _agreed(views: Sequence[Floats], share: Floats, weight: Floats, shrinkage: Sequence[float]) -> Floats:
     """Fit one discriminant analysis a view; return the geometric mean of their probabilities."""
     logs = np.zeros_like(share)
     for z, s in zip(views, shrinkage, strict=True):

@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from stxtools._spatial.graph import averaging
 from stxtools._spatial.smoothing import Neighbourhoods
+from stxtools._types import Floats, Floats32, Ints, Reals
 from stxtools.models.ensemble.discriminant import linear_logits
 
 if TYPE_CHECKING:
     from stxtools.models._section import Section
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 STARTS = 3  # mixtures for each view
 _TREE = 800  # observations of a tree: few, so that starts differ and cost little
@@ -44,15 +42,15 @@ def most_rounds(n_obs: int) -> int:
 class View:
     """Spatial means of several scales side by side, for the given rows."""
 
-    means: tuple[NDArray[np.float32], ...]
+    means: tuple[Floats32, ...]
 
     def __len__(self) -> int:
         return len(self.means[0])
 
-    def __getitem__(self, rows: Any) -> FloatArray:
+    def __getitem__(self, rows: Any) -> Floats:
         return np.concatenate([m[rows] for m in self.means], axis=1, dtype=np.float64)
 
-    def less(self, offset: FloatArray) -> View:
+    def less(self, offset: Floats) -> View:
         """Return the means of features from which the ``offset`` is taken."""
         return View(tuple(m - offset[: m.shape[1]].astype(m.dtype) for m in self.means))
 
@@ -61,18 +59,18 @@ class View:
 class Mixtures:
     """Tied Gaussian mixtures of one view as linear logits: coefficients (d, m * k) and intercepts (m * k,)."""
 
-    coef: FloatArray
-    intercept: FloatArray
+    coef: Floats
+    intercept: Floats
     k: int
 
-    def memberships(self, z: FloatArray) -> NDArray[np.float32]:
+    def memberships(self, z: Floats) -> Floats32:
         """Memberships of observations (n, d) in the classes of every mixture, (n, m, k)."""
         logits = (z @ self.coef + self.intercept).reshape(len(z), -1, self.k)
         share = np.exp((logits - logits.max(axis=2, keepdims=True)).astype(np.float32))
         return share / share.sum(axis=2, keepdims=True)
 
 
-def multiscale_views(section: Section, rows: IntArray, cap: int) -> list[View]:
+def multiscale_views(section: Section, rows: Ints, cap: int) -> list[View]:
     """Fine and coarse spatial means, of ``cap`` rounds at most, side by side and alone; of all and 3/4 components."""
     features, graph = section.features, section.graph
     mean, d = averaging(graph), features.shape[1]
@@ -93,7 +91,7 @@ def multiscale_views(section: Section, rows: IntArray, cap: int) -> list[View]:
     return [View(tuple(means[r][:, :q] for r in of)) for q, of in scales]
 
 
-def edge_views(section: Section, rows: IntArray) -> list[View]:
+def edge_views(section: Section, rows: Ints) -> list[View]:
     """Edge-preserving means alone, beside means over 19, and over 19 and 61 observations, of one section."""
     near = Neighbourhoods(section.features, section.xy, rows)
     fine, coarse = near.mean(19), near.mean(61)
@@ -110,8 +108,8 @@ def stacked(parts: Sequence[Sequence[View]]) -> list[View]:
 
 
 def consensus(
-    views: Sequence[View | FloatArray], k: int, rng: np.random.Generator, tick: Callable[[], object] = lambda: None
-) -> FloatArray:
+    views: Sequence[View | Floats], k: int, rng: np.random.Generator, tick: Callable[[], object] = lambda: None
+) -> Floats:
     """Soft partition into ``k`` classes (n, k): the mean of many mixtures, matched to the one most like the others.
 
     The reference is the medoid under the adjusted Rand index. The classes of each mixture are matched to it (Hungarian
@@ -146,7 +144,7 @@ def consensus(
     return target
 
 
-def pairwise_rand_index(partitions: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+def pairwise_rand_index(partitions: Sequence[Ints]) -> Floats:
     """Adjusted Rand index of every pair of partitions (Hubert and Arabie 1985), (m, m), by one matrix product.
 
     For seventy partitions of three thousand observations this is some hundred times faster than one call for each pair.
@@ -169,9 +167,7 @@ def pairwise_rand_index(partitions: Sequence[NDArray[np.int64]]) -> NDArray[np.f
     return out
 
 
-def _voted(
-    views: Sequence[View | FloatArray], fitted: Sequence[Mixtures], order: IntArray, weight: FloatArray
-) -> FloatArray:
+def _voted(views: Sequence[View | Floats], fitted: Sequence[Mixtures], order: Ints, weight: Floats) -> Floats:
     """Weighted mean of the memberships, classes in the given order."""
     total, per_view = np.zeros((len(views[0]), order.shape[1])), np.split(np.arange(len(order)), len(views))
     for view, mixtures, members in zip(views, fitted, per_view, strict=True):
@@ -182,7 +178,7 @@ def _voted(
     return total / weight.sum()
 
 
-def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.random.Generator) -> FloatArray:
+def cotrain(views: Sequence[View | Floats], target: Floats, rng: np.random.Generator) -> Floats:
     """Let the mixtures of all views go on from a common partition, each learning from the mean of all.
 
     An EM whose E-step is shared: ten times, the parameters of every view's tied mixture are computed from the
@@ -195,7 +191,7 @@ def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.rand
         part = view[rows]
         centre, white = whitening(part)
         whitened.append((((part - centre) @ white).astype(np.float32), centre, white))
-    models: list[tuple[FloatArray, FloatArray]] = []
+    models: list[tuple[Floats, Floats]] = []
     for _ in range(_COTRAINING):
         models = [tied_logits(z, share) for z, _, _ in whitened]
         share = np.zeros(share.shape, dtype=np.float32)
@@ -208,7 +204,7 @@ def cotrain(views: Sequence[View | FloatArray], target: FloatArray, rng: np.rand
     return out if kept.all() else target
 
 
-def softmax_of_rows(logits: FloatArray) -> FloatArray:
+def softmax_of_rows(logits: Floats) -> Floats:
     """Softmax over the columns, which are few: maximum column by column and sum by a product are faster."""
     top = logits[:, 0].copy()
     for column in logits.T[1:]:
@@ -217,21 +213,21 @@ def softmax_of_rows(logits: FloatArray) -> FloatArray:
     return np.asarray(out / (out @ np.ones(out.shape[1], out.dtype))[:, None])
 
 
-def tied_logits(z: NDArray[np.floating], share: NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
+def tied_logits(z: Reals, share: Reals) -> tuple[Floats, Floats]:
     """M-step of a tied Gaussian mixture on whitened ``z``, as linear logits (coefficients, intercept)."""
     mass, means, covariance = tied_moments(z, share)
     coef, intercept = linear_logits(means, covariance, (mass + 1) / (len(z) + len(mass)))
     return coef.astype(z.dtype), intercept.astype(z.dtype)
 
 
-def tied_moments(z: NDArray[np.floating], share: NDArray[np.floating]) -> tuple[FloatArray, FloatArray, FloatArray]:
+def tied_moments(z: Reals, share: Reals) -> tuple[Floats, Floats, Floats]:
     """Sizes and means of the classes of whitened ``z``, and the covariance within them."""
     mass = (np.ones(len(z), share.dtype) @ share).astype(np.float64)
     means = (share.T @ z) / (mass[:, None] + 1e-9)
     return mass, means, np.asarray((1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means)
 
 
-def fit_mixtures(z: View | FloatArray, k: int, rng: np.random.Generator) -> tuple[Mixtures, list[bool]]:
+def fit_mixtures(z: View | Floats, k: int, rng: np.random.Generator) -> tuple[Mixtures, list[bool]]:
     """Fit ``STARTS`` tied mixtures to a sample; also whether each keeps its ``k`` classes apart on it."""
     part = z[some_rows(len(z), _FIT, rng)]
     centre, white = whitening(part)
@@ -251,9 +247,7 @@ def fit_mixtures(z: View | FloatArray, k: int, rng: np.random.Generator) -> tupl
     return Mixtures(np.concatenate(coefs, axis=1), np.concatenate(intercepts), k), complete
 
 
-def fit_tied(
-    z: FloatArray, logits: tuple[FloatArray, FloatArray], *, max_iter: int = 100
-) -> tuple[FloatArray, FloatArray]:
+def fit_tied(z: Floats, logits: tuple[Floats, Floats], *, max_iter: int = 100) -> tuple[Floats, Floats]:
     """EM of a tied Gaussian mixture, as linear logits; ``z`` must be whitened by its own mean and covariance."""
     coef, intercept = (part.astype(z.dtype) for part in logits)
     share = softmax_of_rows(z @ coef + intercept)
@@ -266,12 +260,12 @@ def fit_tied(
     return coef, intercept
 
 
-def some_rows(n: int, size: int, rng: np.random.Generator) -> IntArray:
+def some_rows(n: int, size: int, rng: np.random.Generator) -> Ints:
     """Return ``size`` of ``n`` rows at random, ascending; all if there are no more."""
     return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
 
 
-def whitening(z: FloatArray) -> tuple[FloatArray, FloatArray]:
+def whitening(z: Floats) -> tuple[Floats, Floats]:
     """Mean of ``z``, and the matrix that makes its total covariance the identity."""
     covariance = np.atleast_2d(np.cov(z.T, bias=True))
     ridge = 1e-4 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
@@ -279,7 +273,7 @@ def whitening(z: FloatArray) -> tuple[FloatArray, FloatArray]:
     return z.mean(axis=0), np.linalg.inv(lower).T
 
 
-def from_tree(z: FloatArray, labels: IntArray, k: int) -> tuple[FloatArray, FloatArray]:
+def from_tree(z: Floats, labels: Ints, k: int) -> tuple[Floats, Floats]:
     """Linear logits of the classes of a tree over whitened observations."""
     means = np.stack([z[labels == c].mean(axis=0) for c in range(k)])
     rest = z - means[labels]

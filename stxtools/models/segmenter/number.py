@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial import cKDTree
 from scipy.special import logsumexp
 
 from stxtools._spatial.smoothing import Neighbourhoods, averages
+from stxtools._types import Floats, Floats32, Ints
 from stxtools._warn import warn
 from stxtools.models._section import Section
 
 from .mixtures import fit_tied, from_tree, pairwise_rand_index, some_rows, tied_moments, whitening
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 MOST = 12  # segments that are tried
 _WINDOWS = (19, 7)  # observations that are averaged: the first window of which ...
@@ -65,7 +62,7 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
 
 
 def _lowest_bic(
-    z: FloatArray, ks: list[int], n: int, window: int, places: Sequence[_Places], rng: np.random.Generator
+    z: Floats, ks: list[int], n: int, window: int, places: Sequence[_Places], rng: np.random.Generator
 ) -> Choice:
     """Fit tied mixtures of ``ks`` classes and count observations as their residuals do.
 
@@ -96,7 +93,7 @@ class _Places:
         own = tree.query(section.xy[self.rows], k=min(window, n))[1]
         self.means = averages(own.reshape(len(self.rows), -1), n)
 
-    def edge_preserving(self, section: Section, x: NDArray[np.float32]) -> FloatArray:
+    def edge_preserving(self, section: Section, x: Floats32) -> Floats:
         """Means of ``x`` (n, q) that stop at edges, for ``rows``."""
         near = Neighbourhoods(x, section.xy, self.rows)
         return near.edge_preserving_means(section.graph, [_TOLERANCE])[_TOLERANCE].astype(np.float64)
@@ -104,7 +101,7 @@ class _Places:
 
 def _spatial_components(
     sections: Sequence[Section], places: Sequence[_Places], rng: np.random.Generator
-) -> tuple[NDArray[np.float32], FloatArray]:
+) -> tuple[Floats32, Floats]:
     """Components whose means have more variance than those of permuted observations (n, q), and their means (m, q)."""
     features = np.concatenate([s.features for s in sections]).astype(np.float64)
     centre, white = whitening(features)
@@ -123,13 +120,13 @@ def _spatial_components(
 class _Mixtures:
     """Tied mixtures, one for each number of classes, started from the tree of a random half of the observations."""
 
-    def __init__(self, z: FloatArray, ks: Sequence[int], rng: np.random.Generator) -> None:
+    def __init__(self, z: Floats, ks: Sequence[int], rng: np.random.Generator) -> None:
         part = z[some_rows(len(z), _SAMPLE, rng)]
         self.centre, self.white = whitening(part)
         part = (part - self.centre) @ self.white
         sample = part[some_rows(len(part), min(max(len(part) // 2, ks[-1] + 1), _TREE), rng)]
         cuts = cut_tree(linkage(sample, "ward"), list(ks))
-        self.models: list[tuple[FloatArray, FloatArray]] = []
+        self.models: list[tuple[Floats, Floats]] = []
         self.loglik: list[float] = []
         scale = np.linalg.slogdet(self.white)[1]
         for labels, k in zip(cuts.T, ks, strict=True):
@@ -143,11 +140,11 @@ class _Mixtures:
             self.loglik.append(float((total[:, 0] - distance / 2).mean() - np.linalg.slogdet(within)[1] / 2 + scale))
         self.within = np.linalg.cholesky(precision)  # root of the inverse covariance within the classes of the largest
 
-    def partitions(self, z: FloatArray) -> list[IntArray]:
+    def partitions(self, z: Floats) -> list[Ints]:
         seen = (z - self.centre) @ self.white
         return [(seen @ coef + intercept).argmax(axis=1) for coef, intercept in self.models]
 
-    def residuals(self, z: FloatArray) -> FloatArray:
+    def residuals(self, z: Floats) -> Floats:
         """What the largest mixture leaves unexplained, of unit variance."""
         seen = (z - self.centre) @ self.white
         coef, intercept = self.models[-1]
@@ -157,7 +154,7 @@ class _Mixtures:
         return np.asarray((rest - rest.mean(axis=0)) / (rest.std(axis=0) + 1e-12))
 
 
-def _autocorrelation(residuals: FloatArray, places: Sequence[_Places]) -> float:
+def _autocorrelation(residuals: Floats, places: Sequence[_Places]) -> float:
     """Sum of the autocorrelation over rings of neighbours, up to the first that has none."""
     rho, start, count = np.zeros(_RINGS[-1]), 0, 0
     for p in places:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from stxtools._progress import progress, stage
+from stxtools._types import Bools, Floats, Ints, Reals
 from stxtools.models._section import Section
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.nn._tiles import PixelRaster
@@ -20,9 +20,6 @@ from .classes import with_all_classes
 from .discriminants import label_views, spread_labels, voted_confidence
 from .mixtures import consensus, cotrain, edge_views, most_rounds, multiscale_views, some_rows, stacked
 from .number import choose_number
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 SHARPEN = 3  # averaged memberships are soft; trained on as they are, the U-Net loses small classes
 MOST_TARGETS = 60_000  # observations that get a target, at most
@@ -43,13 +40,13 @@ class PseudoLabels:
     """
 
     classes: list[str]
-    target: FloatArray
-    weight: FloatArray
-    confidence: FloatArray
-    labelled: NDArray[np.bool_]
+    target: Floats
+    weight: Floats
+    confidence: Floats
+    labelled: Bools
     curve: dict[str, list[float]] = field(default_factory=dict)
 
-    def spread(self, rows: IntArray, n: int) -> PseudoLabels:
+    def spread(self, rows: Ints, n: int) -> PseudoLabels:
         """Return the pseudo-labels of n observations of which these are the ``rows``; the others have none."""
         nothing = {"target": 1 / len(self.classes), "weight": 0.0, "confidence": np.nan, "labelled": False}
         full = {name: np.full((n, *getattr(self, name).shape[1:]), value) for name, value in nothing.items()}
@@ -57,7 +54,7 @@ class PseudoLabels:
             values[rows] = getattr(self, name)
         return replace(self, **full)  # type: ignore[arg-type]
 
-    def by_section(self, sections: Sequence[Section]) -> tuple[list[FloatArray], list[FloatArray]]:
+    def by_section(self, sections: Sequence[Section]) -> tuple[list[Floats], list[Floats]]:
         """Class shares and weights of the observations of each section, for what learns from its labels.
 
         Where less than half of a section is labelled, its other observations together weigh as much as the labels.
@@ -77,8 +74,8 @@ def pseudo_labels_from_clustering(
     k: int | None,
     rng: np.random.Generator,
     show_progress: bool | None,
-    batch: IntArray,
-    centre: IntArray,
+    batch: Ints,
+    centre: Ints,
     expression: Sequence[GeneSection] | None,
 ) -> PseudoLabels:
     """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures.
@@ -118,7 +115,7 @@ def pseudo_labels_from_clustering(
             )
     stage("agreeing on compartments")
     views = [*stacked(plain), *stacked(sharp)]
-    spaces: list[NDArray[np.floating]] = [views[0][slice(None)], np.concatenate(seen)]
+    spaces: list[Reals] = [views[0][slice(None)], np.concatenate(seen)]
     voted = with_all_classes(voted, spaces)
     target = cotrain(views, voted if start is voted else with_all_classes(start, spaces), rng)
     agreement = target.max(axis=1)
@@ -130,10 +127,10 @@ def pseudo_labels_from_clustering(
 
 def pseudo_labels_from_labels(
     sections: Sequence[Section],
-    labels: Sequence[IntArray],
+    labels: Sequence[Ints],
     classes: Sequence[str],
     seed: int,
-    class_shares: FloatArray | None = None,
+    class_shares: Floats | None = None,
 ) -> PseudoLabels:
     """Co-trained discriminant analyses of several views for the unlabelled, and the labels themselves."""
     rng = np.random.default_rng(seed)
@@ -153,15 +150,15 @@ def pseudo_labels_from_labels(
     return PseudoLabels(list(classes), target, weight, confidence, known[rows]).spread(rows, len(codes))
 
 
-def _by_section(rows: IntArray, sections: Sequence[Section]) -> list[IntArray]:
+def _by_section(rows: Ints, sections: Sequence[Section]) -> list[Ints]:
     """Split ascending rows of all sections into rows of each."""
     starts = np.cumsum([0, *(s.n_obs for s in sections)])[:-1]
     return [part - start for part, start in zip(np.split(rows, np.searchsorted(rows, starts[1:])), starts, strict=True)]
 
 
 def target_rasters(
-    sections: Sequence[Section], pseudo_labels: PseudoLabels, scale: NDArray[np.floating], seed: int
-) -> tuple[list[PixelRaster], list[NDArray[np.int64]]]:
+    sections: Sequence[Section], pseudo_labels: PseudoLabels, scale: Reals, seed: int
+) -> tuple[list[PixelRaster], list[Ints]]:
     """Rasters with targets, and each observation's pixel; some blocks are held out for early stopping."""
     out, members, end = [], [], 0
     for i, section in enumerate(sections):

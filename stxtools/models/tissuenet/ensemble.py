@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stxtools._types import Bools, Floats, Floats32, Ints
 from stxtools.models._params import MEMBERS
 from stxtools.models.ensemble.discriminant import Linear
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
@@ -17,9 +17,6 @@ from stxtools.models.ensemble.trees import N_HELD_OUT_TREES, N_TREES, Trees, gro
 
 from .features import EXPRESSION, TrainingTargets
 from .inputs import groups_of
-
-Codes = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 _OF_LOGITS, _OF_VALUES = 0.2, 1 / 3  # the network's share where it takes part
 _LARGE = 16  # large blocks of a section to hold out for the members' weights
@@ -87,14 +84,14 @@ class EnsembleFit:
         known, share = codes >= 0, _share(task, members)
         seed = int(self.rng.integers(2**31))
 
-        def linear(seen: Mask) -> Linear:
+        def linear(seen: Bools) -> Linear:
             return linear_classifier(inp, np.where(seen, codes, -1), n_classes)
 
-        def trees(seen: Mask, n_trees: int = N_TREES) -> Trees:
+        def trees(seen: Bools, n_trees: int = N_TREES) -> Trees:
             rows = sampled(np.flatnonzero(seen))
             return grow_trees(inp.z[rows, : inp.genes.start], codes[rows], n_classes, seed, n_trees)
 
-        asked: dict[str, Callable[[Mask, Mask], NDArray[np.float64]]] = {
+        asked: dict[str, Callable[[Bools, Bools], Floats]] = {
             "linear": lambda seen, held: linear(seen)(inp.z[held]),
             "trees": lambda seen, held: trees(seen, N_HELD_OUT_TREES)(inp.z[held, : inp.genes.start]),
         }
@@ -116,7 +113,7 @@ class EnsembleFit:
         )
 
     @cached_property
-    def _features(self) -> NDArray[np.float32]:
+    def _features(self) -> Floats32:
         z = np.zeros((len(self.in_region), self.training.featurizer.n_own), dtype=np.float32)
         z[self.in_region] = np.concatenate([g.own.numpy() for g in self.training.graphs if g.own is not None])
         return z
@@ -127,7 +124,7 @@ class EnsembleFit:
         groups = np.concatenate(groups_of(self.sections, whole=across))
         return LinearInput(self._features, featurizer.params.neighbours, width, unit, groups)
 
-    def _folds(self, known: Mask, inp: LinearInput) -> list[Codes]:
+    def _folds(self, known: Bools, inp: LinearInput) -> list[Ints]:
         """Divisions of the labels into folds of whole blocks, -1 where nothing is known."""
         found = []
         for group in (inp.group, np.concatenate(groups_of(self.sections, whole=False, most=_LARGE))):

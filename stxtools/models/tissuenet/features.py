@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.blocks import Subgraph, subgraphs
 from stxtools._spatial.smoothing import averages, nearest
+from stxtools._types import Array, Bools, Floats32, Reals
 from stxtools.models._params import TissueNetParams
 from stxtools.models._section import FeatureScaling
 from stxtools.nn._tissue import GraphTensors, Target
@@ -29,7 +28,7 @@ class Featurizer:
 
     def __init__(
         self, params: TissueNetParams, features: FeatureScaling | None = None,
-        scaling: dict[str, NDArray[Any]] | None = None, smoothed: SmoothedGenes | None = None,
+        scaling: dict[str, Array] | None = None, smoothed: SmoothedGenes | None = None,
     ) -> None:  # fmt: skip
         self.params, self.features = params, features or FeatureScaling()
         self.scaling, self.smoothed = scaling or {}, smoothed
@@ -40,10 +39,8 @@ class Featurizer:
         scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
         return len(self.features.centre) * len(self.params.neighbours) + scores
 
-    def fit(
-        self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool
-    ) -> list[NDArray[np.float32]]:
-        """Learn means, scales and gene axes; return what :meth:`own` gives of the sections, with labels."""
+    def fit(self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool) -> list[Floats32]:
+        """Learn means, scales and gene axes; return the neighbourhood features of the sections, with labels."""
         nodes = np.concatenate([s.nodes for s in sections])
         self.features = FeatureScaling.of([s.section for s in sections])
         self.scaling = {"node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6}
@@ -68,10 +65,10 @@ class Featurizer:
             self.scaling["expression_scale"] = np.nanstd(values, axis=0) + 1e-6
         return [self._scaled(*parts) for parts in read]
 
-    def _standardised(self, s: RegionSection) -> NDArray[np.float32]:
+    def _standardised(self, s: RegionSection) -> Floats32:
         return self.features.centred(s.section).features / self.features.scale
 
-    def _read(self, s: RegionSection) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _read(self, s: RegionSection) -> tuple[Floats32, Floats32]:
         """Neighbourhood means of the features, and scores of the genes."""
         z, near = self._standardised(s), nearest(s.section.xy, max(self.params.neighbours))
         means = np.concatenate([averages(near[:, :size], len(z)) @ z for size in self.params.neighbours], axis=1)
@@ -79,15 +76,11 @@ class Featurizer:
             return means, np.zeros((s.section.n_obs, 0), dtype=np.float32)
         return means, self.smoothed.transform(s.genes, s.section.xy)
 
-    def own(self, s: RegionSection) -> NDArray[np.float32]:
-        """Neighbourhood features of the observations, (n, d)."""
-        return self._scaled(*self._read(s))
-
-    def _scaled(self, means: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _scaled(self, means: Reals, scores: Floats32) -> Floats32:
         means = (means - self.scaling["own_centre"]) / self.scaling["own_scale"]
         return np.concatenate([means, scores / self.scaling["unit"]], axis=1).astype(np.float32)
 
-    def tensors(self, s: RegionSection, own: NDArray[np.float32] | None = None) -> GraphTensors:
+    def tensors(self, s: RegionSection, own: Floats32 | None = None) -> GraphTensors:
         """One section for the network, without labels; ``own`` is given where it is known already."""
         nodes = (s.nodes - self.scaling["node_centre"]) / self.scaling["node_scale"]
         coo = sparse.coo_matrix(s.adjacency)
@@ -99,7 +92,7 @@ class Featurizer:
         section, known = s.section, s.region >= 0
         out.pixel = torch.from_numpy(section.flat_pixels[known])
         out.region = torch.from_numpy(s.region[known])
-        out.own = torch.from_numpy((self.own(s) if own is None else own)[known])
+        out.own = torch.from_numpy((self._scaled(*self._read(s)) if own is None else own)[known])
         if self.params.unet:
             z = self._standardised(s)
             out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
@@ -118,7 +111,7 @@ class TrainingTargets:
         self,
         featurizer: Featurizer,
         sections: Sequence[RegionSection],
-        own: Sequence[NDArray[np.float32]],
+        own: Sequence[Floats32],
         tasks: Mapping[str, int],
         rng: np.random.Generator,
     ) -> None:
@@ -127,7 +120,7 @@ class TrainingTargets:
         self.held = held_out(sections, groups_of(sections, whole=False), rng)
         self.graphs = [self._with_targets(*parts) for parts in zip(sections, own, self.held, strict=True)]
 
-    def _with_targets(self, s: RegionSection, own: NDArray[np.float32], held: NDArray[np.bool_]) -> GraphTensors:
+    def _with_targets(self, s: RegionSection, own: Floats32, held: Bools) -> GraphTensors:
         out, inside, n = self.featurizer.tensors(s, own), s.region >= 0, len(s.nodes)
         for task, size in self.tasks.items():
             if task == EXPRESSION:
@@ -144,13 +137,13 @@ class TrainingTargets:
                 to[task] = Target(*(torch.from_numpy(part.astype(np.float32)) for part in parts))
         return out
 
-    def values(self, s: RegionSection) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    def values(self, s: RegionSection) -> tuple[Reals, Bools]:
         """Standardised expression to predict, (n, T), and where it is known, (n,)."""
         scaling = self.featurizer.scaling
         if s.expression is None:
             return np.zeros((s.section.n_obs, self.tasks[EXPRESSION]), np.float32), np.zeros(s.section.n_obs, bool)
         values = (s.expression - scaling["expression_centre"]) / scaling["expression_scale"]
-        return values.astype(np.float32), np.isfinite(values).all(axis=1)
+        return values.astype(np.float32), np.asarray(np.isfinite(values).all(axis=1))
 
 
 def graph_parts(s: RegionSection, params: TissueNetParams) -> list[Subgraph]:

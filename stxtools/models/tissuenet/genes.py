@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from stxtools._spatial.matrices import column_moments
 from stxtools._spatial.order import evenly_spread
 from stxtools._spatial.smoothing import averages, dense_means, nearest
-
-FloatArray = NDArray[np.float64]
+from stxtools._types import Floats, Floats32, Ints, Reals
 
 GENE_SIZES = (7, 19, 61, 127)
 N_AXES = 200
@@ -39,7 +37,7 @@ class SmoothedGenes:
     scale: Any = None
     axes: Any = None  # (sizes x G, k)
 
-    def fit(self, sections: Sequence[tuple[sparse.csr_matrix, FloatArray]], rng: np.random.Generator) -> SmoothedGenes:
+    def fit(self, sections: Sequence[tuple[sparse.csr_matrix, Floats]], rng: np.random.Generator) -> SmoothedGenes:
         """Learn scales and axes from log expression (n, G) and coordinates of the sections."""
         n = np.array([logged.shape[0] for logged, _ in sections])
         self.sizes, self.by_section = np.array(self.sizes, dtype=np.int64), np.array([len(sections) > 1])
@@ -60,9 +58,7 @@ class SmoothedGenes:
         self.axes = np.ascontiguousarray(right.T, dtype=np.float32)
         return self
 
-    def transform(
-        self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:
+    def transform(self, logged: sparse.csr_matrix, xy: Floats, rows: Ints | None = None) -> Floats32:
         """Scores of a section, (n, k), or of some of its ``rows``."""
         near, mean = nearest(xy, max(self.sizes), rows), _gene_means(logged)
         axes = np.split(self.axes / self._scale(logged, xy)[:, None], len(self.sizes))
@@ -74,32 +70,30 @@ class SmoothedGenes:
             scores += averages(near[:, :size], logged.shape[0]) @ (logged @ read) - mean @ read
         return scores
 
-    def loadings(
-        self, coefficients: NDArray[np.floating], sections: Sequence[tuple[sparse.csr_matrix, FloatArray]]
-    ) -> list[NDArray[np.float64]]:
+    def loadings(self, coefficients: Reals, sections: Sequence[tuple[sparse.csr_matrix, Floats]]) -> list[Floats]:
         """Carry a linear map of the scores, (k, m), back to the genes: (G, m) for the means of each size."""
         scale = np.mean([self._scale(logged, xy) for logged, xy in sections], axis=0)
         whole = (self.axes @ coefficients) / scale[:, None]
         return np.split(whole.astype(np.float64), len(self.sizes))
 
-    def _scale(self, logged: sparse.csr_matrix, xy: FloatArray) -> NDArray[np.float32]:
+    def _scale(self, logged: sparse.csr_matrix, xy: Floats) -> Floats32:
         """Divisor of each smoothed gene, (sizes x G,)."""
         if not self.by_section:
             return np.tile(self.gene_scale, len(self.sizes)) * self.scale
         some = evenly_spread(logged.shape[0], _SCALE_ROWS)
         return np.asarray(self._smoothed(logged, xy, some).std(axis=0) + _SECTION_FLOOR)
 
-    def _standardised(self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _standardised(self, logged: sparse.csr_matrix, xy: Floats, rows: Ints) -> Floats32:
         found = self._smoothed(logged, xy, rows)
         found -= np.tile(_gene_means(logged), len(self.sizes))
         found /= self._scale(logged, xy)
         return found
 
-    def _smoothed(self, logged: sparse.csr_matrix, xy: FloatArray, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _smoothed(self, logged: sparse.csr_matrix, xy: Floats, rows: Ints) -> Floats32:
         """Means of all genes over each neighbourhood of ``rows``, (m, sizes x G)."""
         near = nearest(xy, max(self.sizes), rows)
         return np.concatenate([dense_means(near[:, :size], logged) for size in self.sizes], axis=1)
 
 
-def _gene_means(logged: sparse.csr_matrix) -> NDArray[np.float32]:
+def _gene_means(logged: sparse.csr_matrix) -> Floats32:
     return np.asarray(logged.mean(axis=0), dtype=np.float32).ravel()

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.blocks import spatial_blocks
+from stxtools._types import Bools, Floats32, Ints, Reals
 from stxtools.models._section import Section
 from stxtools.models.ensemble.gene_means import GeneSection
 
@@ -24,18 +24,16 @@ class RegionSection:
     """A section with its regions."""
 
     section: Section
-    region: NDArray[np.int64]  # of each observation, 0 .. R - 1 within the section; -1 for none
-    nodes: NDArray[np.float32]  # features of the regions, (R, F)
+    region: Ints  # of each observation, 0 .. R - 1 within the section; -1 for none
+    nodes: Floats32  # features of the regions, (R, F)
     adjacency: sparse.csr_matrix  # which regions touch, (R, R), symmetric
-    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # task -> class codes, -1 where unlabelled
+    labels: dict[str, Ints] = field(default_factory=dict)  # task -> class codes, -1 where unlabelled
     genes: sparse.csr_matrix | None = None  # log expression that is read beside the features, (n, G)
-    expression: NDArray[np.float32] | None = None  # the same to be predicted, (n, T); NaN where nothing is learned
+    expression: Floats32 | None = None  # the same to be predicted, (n, T); NaN where nothing is learned
     by_name: GeneSection | None = None  # the same of all genes, for the classifier that crosses sections
 
 
-def region_means(
-    region: NDArray[np.int64], values: NDArray[np.floating], known: NDArray[np.bool_], n_regions: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def region_means(region: Ints, values: Reals, known: Bools, n_regions: int) -> tuple[Floats32, Floats32]:
     """Mean of ``values`` (n, T) over the known observations of each region, and the share of them that is known."""
     rows = np.flatnonzero((region >= 0) & known)
     member = sparse.csr_matrix((np.ones(len(rows)), (region[rows], rows)), shape=(n_regions, len(region)))
@@ -46,7 +44,7 @@ def region_means(
     return mean.astype(np.float32), (count / np.maximum(size, 1)).astype(np.float32)
 
 
-def groups_of(sections: Sequence[RegionSection], *, whole: bool, most: int = BLOCKS) -> list[NDArray[np.int64]]:
+def groups_of(sections: Sequence[RegionSection], *, whole: bool, most: int = BLOCKS) -> list[Ints]:
     """Number of each observation's block (``most`` a section), or of its whole section; no two sections share one."""
     out, start = [], 0
     for s in sections:
@@ -67,9 +65,7 @@ def made_for_others(sections: Sequence[RegionSection]) -> bool:
     return max(bare) <= STRAYS
 
 
-def held_out(
-    sections: Sequence[RegionSection], groups: Sequence[NDArray[np.int64]], rng: np.random.Generator
-) -> list[NDArray[np.bool_]]:
+def held_out(sections: Sequence[RegionSection], groups: Sequence[Ints], rng: np.random.Generator) -> list[Bools]:
     """Observations that early stopping is judged on: one in seven of the groups with labels, the same for all tasks."""
     known = [_labelled(s) for s in sections]
     names = np.unique(np.concatenate([g[k] for g, k in zip(groups, known, strict=True)]))
@@ -88,7 +84,7 @@ def held_out(
     return held
 
 
-def _labelled(s: RegionSection) -> NDArray[np.bool_]:
+def _labelled(s: RegionSection) -> Bools:
     known = np.zeros(s.section.n_obs, dtype=bool)
     for codes in s.labels.values():
         known |= codes >= 0

@@ -8,11 +8,11 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import softmax
 
 from stxtools._progress import stage
+from stxtools._types import Floats, Floats32
 from stxtools.models._base import BaseModel
 from stxtools.models._params import TissueNetParams
 from stxtools.models._storage import ModelFile
@@ -35,12 +35,12 @@ MANY = 5000  # regions of a step from which on several CPU threads pay
 class TissuePrediction:
     """Result for one section."""
 
-    states: NDArray[np.float32]  # embeddings of the regions, (R, d)
-    z: NDArray[np.float32]  # embedding of the section, (d,)
+    states: Floats32  # embeddings of the regions, (R, d)
+    z: Floats32  # embedding of the section, (d,)
     attention: sparse.csr_matrix  # of the region in a row to that in a column; rows sum to 1, (R, R)
     # task -> class probabilities, or log expression, of regions (R, K) and observations (n, K); NaN outside any region
-    regions: dict[str, NDArray[np.float32]]
-    observations: dict[str, NDArray[np.float32]]
+    regions: dict[str, Floats32]
+    observations: dict[str, Floats32]
     weights: dict[str, Weights]  # task -> factors of the ensemble's members
 
 
@@ -237,9 +237,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         net.to("cpu")
         return predicted
 
-    def _mixed(
-        self, task: str, out: Any, g: GraphTensors, s: RegionSection
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _mixed(self, task: str, out: Any, g: GraphTensors, s: RegionSection) -> tuple[Floats32, Floats32]:
         """Outputs of regions and observations, by all members of the ensemble together."""
         at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
         share, others, mean = self.other_members(task, at_obs, g, s)
@@ -250,8 +248,8 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         return (at_regions * scale + centre).astype(np.float32), (at_obs * scale + centre).astype(np.float32)
 
     def other_members(
-        self, task: str, network: NDArray[np.float32], g: GraphTensors, s: RegionSection
-    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        self, task: str, network: Floats32, g: GraphTensors, s: RegionSection
+    ) -> tuple[float, Floats, Floats]:
         """Return the network's weight, and the other members' share of the logits of observations and regions."""
         if g.own is None:
             return 1.0, np.zeros(network.shape), np.zeros((len(s.nodes), network.shape[1]))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch.utils.data import DataLoader, TensorDataset
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import spatial_blocks
+from stxtools._types import Array, Floats, Floats32, Ints, Reals
 from stxtools.models._base import BaseModel
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._projection import GeneProjection
@@ -80,7 +80,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         *,
         random_state: int = 0,
         accelerator: str = "auto",
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[Floats32]:
         """Predict ``sections`` with the teacher; sets what the student reads and predicts.
 
         Returns for each section the class probabilities of all tasks side by side, (n, K); NaN outside any region.
@@ -100,17 +100,15 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
             self.projection = with_readout(self.projection, genes, smoothed, sections, logits, rng)
         return proba
 
-    def _logits(self, proba: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _logits(self, proba: Floats32) -> Floats:
         """Log probabilities without what all classes of a task share."""
         logs = self._by_task(np.log(np.maximum(proba.astype(np.float64), _LEAST)))
         return np.concatenate([part - part.mean(axis=1, keepdims=True) for part in logs], axis=1)
 
-    def _by_task(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+    def _by_task(self, values: Array) -> list[Array]:
         return np.split(values, np.cumsum([len(names) for names in self.tasks.values()])[:-1], axis=1)
 
-    def fit(
-        self, sections: Sequence[Section], targets: Sequence[NDArray[np.float32]], **run: Unpack[Run]
-    ) -> TissueStudent:
+    def fit(self, sections: Sequence[Section], targets: Sequence[Floats32], **run: Unpack[Run]) -> TissueStudent:
         """Learn what :meth:`soft_targets` gave of ``sections`` from their features; ``run`` as in `Segmenter.fit`.
 
         Sets ``agreements``: for each task the share of pixels in held-out blocks on which both predict the same class.
@@ -146,7 +144,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         return self
 
     def _pixels(
-        self, sections: Sequence[Section], targets: Sequence[NDArray[np.float32]], net: PyramidMLP,
+        self, sections: Sequence[Section], targets: Sequence[Floats32], net: PyramidMLP,
         rng: np.random.Generator, device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         """Means and targets of the pixels that are learned from, and which of them are held out."""
@@ -163,9 +161,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         read, wanted, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
         return read, wanted, held_out
 
-    def predict(
-        self, sections: Sequence[Section], *, accelerator: str = "auto"
-    ) -> list[dict[str, NDArray[np.float32]]]:
+    def predict(self, sections: Sequence[Section], *, accelerator: str = "auto") -> list[dict[str, Floats32]]:
         """Task -> class probabilities of the observations (n, K), for each section."""
         net, device, out = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
@@ -181,7 +177,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         return PyramidMLP(self.n_features, sizes, width=self.params.width, sigmas=self.params.sigmas)
 
 
-def _held_out(flat: NDArray[np.int64], width: int, rng: np.random.Generator) -> torch.Tensor:
+def _held_out(flat: Ints, width: int, rng: np.random.Generator) -> torch.Tensor:
     """Which of the pixels lie in held-out blocks."""
     block = spatial_blocks(np.column_stack([flat // width, flat % width]).astype(np.float64), _BLOCKS)
     found = np.unique(block)
@@ -193,7 +189,7 @@ def with_readout(
     genes: Sequence[str],
     smoothed: SmoothedGenes,
     sections: Sequence[RegionSection],
-    logits: Sequence[NDArray[np.floating]],
+    logits: Sequence[Reals],
     rng: np.random.Generator,
 ) -> GeneProjection:
     """Add to a projection at most ``N_AXES`` axes of the genes along which a framework's predictions change.
@@ -219,7 +215,7 @@ def with_readout(
 def _extended(
     projection: GeneProjection,
     genes: Sequence[str],
-    loadings: NDArray[np.float64],
+    loadings: Floats,
     logged: Sequence[sparse.csr_matrix],
 ) -> GeneProjection:
     """Projection with the directions of ``loadings`` (G, m) that its components lack, strongest first."""

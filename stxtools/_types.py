@@ -1,0 +1,13 @@
+"""Types of arrays by their values, as the annotations of all modules name them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Reals = NDArray[np.floating]  # of either precision
