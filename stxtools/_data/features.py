@@ -225,8 +225,8 @@ class GeneNames:
         known = [{_plain(g): g for g in genes}, {_plain(i): g for g, i in ids.items()}]
         best, most = self.own, sum(g in known[0] for g in self.own)
         for names in ([_plain(g) for g in self.own], *self._columns):
-            for called in known:
-                found = [called.get(name, "") for name in names]
+            for by_name in known:
+                found = [by_name.get(name, "") for name in names]
                 count = len({f for f in found if f})
                 if count > most:
                     best, most = _once(found, self.own), count

@@ -97,56 +97,58 @@ def _check_sections(libs: Libraries, graph: Libraries, library_key: str | bool |
         )
 
 
-def node_features(values: Floats32, inp: Regions) -> Floats32:
+def node_features(values: Floats32, regions: Regions) -> Floats32:
     """Mean of ``values`` (n_obs, C) in every region, (R, C)."""
-    return region_means(inp.region, values, np.ones(len(values), dtype=bool), len(inp))[0]
+    return region_means(regions.region, values, np.ones(len(values), dtype=bool), len(regions))[0]
 
 
 def region_sections(
-    values: Floats32, inp: Regions, labels: Mapping[str, Ints] | None = None, *,
+    values: Floats32, regions: Regions, labels: Mapping[str, Ints] | None = None, *,
     nodes: Floats32 | None = None, genes: sparse.csr_matrix | None = None,
     expression: Floats32 | None = None, by_name: Sequence[GeneSection] | None = None,
 ) -> list[RegionSection]:  # fmt: skip
     """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`."""
-    nodes = node_features(values, inp) if nodes is None else nodes
+    nodes = node_features(values, regions) if nodes is None else nodes
     out = []
-    for i, section in enumerate(make_sections(values, inp.where)):
-        obs, rows = inp.where.parts[i], inp.rows(i)
-        local = np.full(len(inp) + 1, -1, dtype=np.int64)
+    for i, section in enumerate(make_sections(values, regions.where)):
+        obs, rows = regions.where.parts[i], regions.rows(i)
+        local = np.full(len(regions) + 1, -1, dtype=np.int64)
         local[rows] = np.arange(len(rows))
         own = {task: codes[obs] for task, codes in (labels or {}).items()}
-        near = inp.adjacency[rows][:, rows].tocsr()
+        near = regions.adjacency[rows][:, rows].tocsr()
         read, learned = (None if part is None else part[obs] for part in (genes, expression))
         named = None if by_name is None else by_name[i]
-        out.append(RegionSection(section, local[inp.region[obs]], nodes[rows], near, own, read, learned, named))
+        out.append(RegionSection(section, local[regions.region[obs]], nodes[rows], near, own, read, learned, named))
     return out
 
 
-def called(proba: Floats32, names: list[str]) -> pd.Categorical:
-    """Class with the largest probability; missing where there is none."""
+def predicted_class(proba: Floats32, names: list[str]) -> pd.Categorical:
+    """Class with the largest probability, missing outside any region."""
     known = np.isfinite(proba).all(axis=1)
     return categorical(np.where(known, proba.argmax(axis=1), -1), names)
 
 
-def graph_slots(call: str, regions_key: str, predictions: Sequence[Any], inp: Regions) -> tuple[Slots, pd.DataFrame]:
+def graph_slots(
+    call: str, regions_key: str, predictions: Sequence[Any], regions: Regions
+) -> tuple[Slots, pd.DataFrame]:
     """Embeddings and attention of the regions and, carried over, of the observations; and the sections' embeddings."""
-    edges, rows = [p.attention.tocoo() for p in predictions], [inp.rows(i) for i in range(len(predictions))]
+    edges, rows = [p.attention.tocoo() for p in predictions], [regions.rows(i) for i in range(len(predictions))]
     to = np.concatenate([at[coo.row] for at, coo in zip(rows, edges, strict=True)])
     of = np.concatenate([at[coo.col] for at, coo in zip(rows, edges, strict=True)])
     values = np.concatenate([coo.data for coo in edges])
-    attention = sparse.csr_matrix((values, (to, of)), shape=(len(inp), len(inp)), dtype=np.float32)
+    attention = sparse.csr_matrix((values, (to, of)), shape=(len(regions), len(regions)), dtype=np.float32)
     around = to != of  # a region gets a mean share of attention from the regions around it
-    total, count = (np.bincount(of[around], w, minlength=len(inp)) for w in (values[around], None))
+    total, count = (np.bincount(of[around], w, minlength=len(regions)) for w in (values[around], None))
     received = (total / np.maximum(count, 1)).astype(np.float32)
-    states = inp.join([p.states for p in predictions])
+    states = regions.join([p.states for p in predictions])
     z = np.stack([p.z for p in predictions])
-    outside = inp.region < 0
+    outside = regions.region < 0
     slots = Slots(
-        call, obs={_keys.ATTENTION: inp.to_obs(received)}, obsm={_keys.X_GNN: inp.to_obs(states)},
+        call, obs={_keys.ATTENTION: regions.to_obs(received)}, obsm={_keys.X_GNN: regions.to_obs(states)},
         missing={f"obs/{_keys.ATTENTION}": outside, f"obsm/{_keys.X_GNN}": outside},
     )  # fmt: skip
     slots.inner[regions_key] = Slots(
         call, obs={_keys.ATTENTION: received}, obsm={_keys.X_GNN: states}, obsp={_keys.ATTENTION: attention}
     )
     names = [f"Z{i}" for i in range(z.shape[1])]
-    return slots, pd.DataFrame(z, index=pd.Index(inp.where.libs.names), columns=names)
+    return slots, pd.DataFrame(z, index=pd.Index(regions.where.libs.names), columns=names)

@@ -14,7 +14,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._data.features import ModelFeatures
 from stxtools._data.framework import KnownInput, TrainingInput
-from stxtools._data.regions import Regions, called, graph_slots
+from stxtools._data.regions import Regions, graph_slots, predicted_class
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
@@ -122,7 +122,7 @@ def multitask(
         for task, column in columns.items():
             values, names = where.join([p[task] for p in found]).astype(np.float32), student.tasks[task]
             put_frame(slots, _keys.proba(column), values, names)
-            slots.obs[_keys.pred(column)] = called(values, names)
+            slots.obs[_keys.pred(column)] = predicted_class(values, names)
         slots.uns[key] = {"params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, layer=layer, **features.record,
             spatial_key=spatial_key, library_key=library_key, model="student", student=student.params_dict(),
@@ -218,7 +218,7 @@ def _put_predictions(
         for to, values in ((slots, at_obs), (inner, regions.join([p.regions[name] for p in predictions]))):
             put_frame(to, key, values, names)
             if name in columns:
-                to.obs[_keys.pred(columns[name])] = called(values, names)
+                to.obs[_keys.pred(columns[name])] = predicted_class(values, names)
         slots.missing[f"obsm/{key}"] = regions.region < 0
 
 

@@ -19,9 +19,9 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, categorical, check_free, provenance
+from stxtools._spatial.blocks import bounded_parts
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.order import position_order
-from stxtools._spatial.partition import bounded_parts
 from stxtools._validate import (
     categories,
     check_adata,

@@ -20,7 +20,7 @@ _POINTS = 16  # Gauss-Legendre points on the path; genes then sum to within 1 % 
 _WINDOW = 256  # pixels; a longer raster is explained window by window
 
 
-class SegmenterEvidence:
+class SegmenterAttribution:
     """A Segmenter on one section: the evidence for a class, and its gradient on the path from the mean tissue."""
 
     def __init__(self, model: Segmenter, section: Section) -> None:
@@ -56,7 +56,7 @@ class SegmenterEvidence:
         return share[section.flat_pixels].astype(np.float64) / self.scale, pd.Series(dtype=np.float64)
 
 
-class RidgeEvidence:
+class RidgeAttribution:
     """The ridge on one section: ``logits`` (n, K), which are ``intercept`` (K,) at the section's mean expression.
 
     It decides most where a model is applied. Networks beside it blur which genes count.

@@ -166,7 +166,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         )
 
     def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: Run, *, kept: bool) -> None:
-        from .ensemble import EnsembleFit
+        from .ensemble_fit import EnsembleFit
 
         p, module, graphs = self.params, self.fitted_net(), training.graphs
         if module.unet is not None and p.pretrain != "none":

@@ -100,7 +100,7 @@ class ModelSource:
     def __init__(
         self, adata: AnnData, model: Any, task: str | None, layer: str | None, where: Geometry, regions: Regions | None
     ) -> None:
-        from stxtools.models.explain.integrated_gradients import RidgeEvidence, SegmenterEvidence
+        from stxtools.models.explain.integrated_gradients import RidgeAttribution, SegmenterAttribution
 
         self._model, self._layer, self._n_vars = model, layer, adata.n_vars
         self._genes, self._adata = np.arange(adata.n_vars), adata
@@ -110,18 +110,18 @@ class ModelSource:
             self.classes, self.parts = model.classes, where.parts
             if model.by_genes is None:
                 sections = make_sections(ModelFeatures(adata, model, layer).values, where)
-                self.evidence: list[Any] = [SegmenterEvidence(model, section) for section in sections]
+                self.evidence: list[Any] = [SegmenterAttribution(model, section) for section in sections]
                 return
             self._names = GeneNames(adata).as_model(model.read_genes, model.ids)
             check_genes(model.by_genes.moments.genes, self._names, enough=model.by_genes.enough)
             at = model.by_genes.moments.match(self._names)[1]
             genes = Expression(adata, layer, in_memory=False).by_section(where, self._names, at)
-            self.evidence = [RidgeEvidence(model.by_genes, section) for section in genes]
+            self.evidence = [RidgeAttribution(model.by_genes, section) for section in genes]
             return
         self.classes, self.parts, self.known = model.classes[task], regions.where.parts, regions.region >= 0
         read = KnownInput(adata, model, layer)
         genes = model.ensembles[task].elsewhere.genes
-        self.evidence = [RidgeEvidence(genes, section.by_name) for section in read.sections(regions)]
+        self.evidence = [RidgeAttribution(genes, section.by_name) for section in read.sections(regions)]
         if model.expression:  # genes to predict were not read
             self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))
             self._adata = adata[:, self._genes]
