@@ -128,10 +128,8 @@ class FeatureScaling:
 
     centre: Floats32 = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     scale: Floats32 = field(default_factory=lambda: np.ones(0, dtype=np.float32))
-    own: Floats32 | None = None
-    """Means of the training sections that share a centre, which a section is known again by, (S, C)."""
-    shared: Floats32 | None = None
-    """What is taken from them, (S, C)."""
+    own: Floats32 | None = None  # means of the training sections that share a centre, to know them again by, (S, C)
+    shared: Floats32 | None = None  # what is taken from them, (S, C)
 
     @classmethod
     def of(cls, sections: Sequence[Section]) -> FeatureScaling:

@@ -158,8 +158,7 @@ class SegmentationNet(nn.Module):
         self.unet = unet
         self.head = nn.Conv2d(unet.width, n_classes, 1)
         nn.init.xavier_uniform_(self.head.weight)
-        if self.head.bias is not None:
-            nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, K, H, W) and features (B, width, H, W)."""

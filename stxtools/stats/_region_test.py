@@ -101,22 +101,17 @@ class SectionView:
         return (self.n_genes / self.n_genes.mean()).astype(np.float32)
 
     @cached_property
-    def _storage_order(self) -> Ints:
+    def storage_order(self) -> Ints:
+        """Places of the observations in this view, in the order in which they are stored."""
         return np.argsort(self.rows)
-
-    def reordered(self, values: Floats) -> Floats:
-        """Bring values of observations from the order of storage into the order of this view."""
-        out = np.empty_like(values)
-        out[self._storage_order] = values
-        return out
 
     def select(self, piece: sparse.csr_matrix, first: int, factor: Floats | None = None) -> sparse.csr_matrix:
         """Return this view's observations among the rows of ``piece``, the first of which is ``first``."""
-        stored = self.rows[self._storage_order]
+        stored = self.rows[self.storage_order]
         low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
         at = stored[low:high] - first
         out = piece if len(at) == piece.shape[0] else piece[at]
-        return out if factor is None else rescaled(out, factor[self._storage_order[low:high]])
+        return out if factor is None else rescaled(out, factor[self.storage_order[low:high]])
 
     def section(self, block: sparse.csr_matrix) -> SectionExpression:
         """Return a block of genes for the observations."""
@@ -135,7 +130,7 @@ class SectionView:
     def components(self, without: Ints | None = None, factor: Floats | None = None) -> Nuisance:
         """Return the components of the genes that are not in ``without``."""
         read = partial(self.stored, factor=factor)
-        return self.space.components(n_components(len(self)), without, read, self._storage_order)
+        return self.space.components(n_components(len(self)), without, read, self.storage_order)
 
     @cached_property
     def first_components(self) -> Nuisance:
@@ -310,7 +305,7 @@ def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
         view, components = test.view, None
         if test in depths:
             factor = depths[test].factor()
-            test.factor = None if factor is None else view.reordered(factor)
+            test.factor = None if factor is None else factor[np.argsort(view.storage_order)]
             components = view.components(genes, test.factor) if test.composition else None
         adjustment = view.adjustment(composition=test.composition, final=True, components=components)
         test.begin(adjustment, test.contrast.n_null, final=True)

@@ -15,9 +15,9 @@ _ROUNDS = 1000
 _STEP, _PATIENCE = 1e-4, 50  # least raise of an offset, as a part of the logits' range; rounds after which it doubles
 
 
-def class_sizes(scores: Reals, k: int | None = None) -> Ints:
+def class_sizes(scores: Reals) -> Ints:
     """Number of rows whose largest score is in each column, (K,)."""
-    return np.bincount(scores.argmax(axis=1), minlength=scores.shape[1] if k is None else k)
+    return np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
 
 
 def with_all_classes(target: Floats, spaces: Sequence[Reals], *, or_fewer: bool = False) -> Floats:
