@@ -33,9 +33,8 @@ _TARGET = 1e4  # scanpy's other usual depth
 
 
 def log_normalize(
-    matrix: sparse.csr_matrix, scale: str, *,
-    library_size: Array | None = None, target_sum: float | None = None,
-) -> sparse.csr_matrix:  # fmt: skip
+    matrix: sparse.csr_matrix, scale: str, *, library_size: Array | None = None, target_sum: float | None = None
+) -> sparse.csr_matrix:
     """Return log1p of depth-normalised expression (float32), to be read only: it has the indices of ``matrix``."""
     data = matrix.data.astype(np.float32)
     if scale not in ("log", "scaled"):

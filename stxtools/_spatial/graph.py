@@ -28,9 +28,8 @@ def section_meshes(xy: Floats, codes: Ints, grids: Sequence[RasterGrid]) -> list
 
 
 def spatial_graph(
-    xy: Floats, codes: Ints, index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid],
-    meshes: Meshes,
-) -> sparse.csr_matrix:  # fmt: skip
+    xy: Floats, codes: Ints, index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid], meshes: Meshes
+) -> sparse.csr_matrix:
     """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections)."""
     edges = []
     for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):

@@ -17,9 +17,8 @@ _AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside thos
 
 
 def rasterize(
-    xy: Floats, *, array: Array | None = None, lattice: Kind = "auto",
-    pixel_size: float | None = None,
-) -> tuple[NDArray[np.int32], RasterGrid]:  # fmt: skip
+    xy: Floats, *, array: Array | None = None, lattice: Kind = "auto", pixel_size: float | None = None
+) -> tuple[NDArray[np.int32], RasterGrid]:
     """Return the pixel (row, col) of every observation of one section, and the grid."""
     check_choice("lattice", lattice, LATTICES)
     if pixel_size is not None and lattice in ("hex", "square"):

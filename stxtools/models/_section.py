@@ -82,12 +82,7 @@ class Section:
         flat, member = np.unique(self.flat_pixels, return_inverse=True)
         return flat, member.reshape(-1).astype(np.int64)
 
-    def pooled(
-        self,
-        values: Reals,
-        member: Ints,
-        weights: Reals | None = None,
-    ) -> Floats32:
+    def pooled(self, values: Reals, member: Ints, weights: Reals | None = None) -> Floats32:
         """Return the (weighted) mean of ``values`` (n, C) in each occupied pixel, (P, C); ``member`` as above."""
         weight = np.ones(self.n_obs) if weights is None else np.asarray(weights, dtype=np.float64)
         total = np.bincount(member, weight)

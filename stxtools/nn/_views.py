@@ -77,13 +77,7 @@ class RandomViews(Dataset[dict[str, Tensor]]):
     """Random views of sections; the view of an item depends on seed, epoch and index alone."""
 
     def __init__(
-        self,
-        sections: Sequence[PixelRaster],
-        size: int,
-        length: int,
-        how: Augmentation,
-        seed: int,
-        twins: bool = False,
+        self, sections: Sequence[PixelRaster], size: int, length: int, how: Augmentation, seed: int, twins: bool = False
     ) -> None:
         self.sections, self.size, self.length, self.how = list(sections), size, length, how
         self.seed, self.twins, self.epoch = seed, twins, 0

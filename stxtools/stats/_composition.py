@@ -121,9 +121,8 @@ class ExpressionSpace:
         self._covariance = both_halves(products) / self._n_obs - np.outer(mean, mean)
 
     def components(
-        self, n_comps: int, without: Ints | None = None, read: ReadRows | None = None,
-        order: Ints | None = None,
-    ) -> Nuisance:  # fmt: skip
+        self, n_comps: int, without: Ints | None = None, read: ReadRows | None = None, order: Ints | None = None
+    ) -> Nuisance:
         """Return the leading components of genes not in ``without``; ``order``: rows of the scores of what is read."""
         kept = np.arange(len(self._genes))
         if without is not None and len(without):

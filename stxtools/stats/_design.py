@@ -106,9 +106,8 @@ def shrink(effect: Floats, error: Floats) -> Floats:
 
 
 def compare_between(
-    views: Sequence[SectionView], sides: Sequence[tuple[Bools, Bools]],
-    alternative: Alternative = "two-sided",
-) -> Outcome:  # fmt: skip
+    views: Sequence[SectionView], sides: Sequence[tuple[Bools, Bools]], alternative: Alternative = "two-sided"
+) -> Outcome:
     """Test library means of the group against those of the reference; the description pools all libraries."""
     described, errors = [], []
     group: list[Floats] = []

@@ -46,9 +46,8 @@ def compare_subjects(values: Floats, group: Bools, level: Floats | None, seed: i
 
 
 def regress_subjects(
-    values: Floats, x: Floats, sides: Sequence[Bools], level: Floats | None, seed: int, *,
-    paired: bool = False,
-) -> Found:  # fmt: skip
+    values: Floats, x: Floats, sides: Sequence[Bools], level: Floats | None, seed: int, *, paired: bool = False
+) -> Found:
     """Regress every feature on a number that each subject has: slope, 95 % limits, normal score, p-value.
 
     The variance of each feature is moderated by that of all others (Smyth 2004), around a trend over ``level``
@@ -109,9 +108,8 @@ def _trend(log_variance: Floats, level: Floats, at: Floats) -> Floats:
 
 
 def _null_spread(
-    filled: Floats, known: Bools, x: Floats, tested: Bools, expected: Floats, prior: float,
-    seed: int, paired: bool,
-) -> float:  # fmt: skip
+    filled: Floats, known: Bools, x: Floats, tested: Bools, expected: Floats, prior: float, seed: int, paired: bool
+) -> float:
     """Root mean square of the normal scores under permutations that mix the subjects, or flips of signs."""
     if not tested.any():
         return 1.0

@@ -46,12 +46,7 @@ def label_views(sections: Sequence[Section], rows: Sequence[Ints]) -> list[Float
 
 
 def spread_labels(
-    views: Sequence[Floats],
-    labels: Ints,
-    n_classes: int,
-    *,
-    rounds: int = ROUNDS,
-    class_shares: Floats | None = None,
+    views: Sequence[Floats], labels: Ints, n_classes: int, *, rounds: int = ROUNDS, class_shares: Floats | None = None
 ) -> Floats:
     """Class probabilities of all observations from a few labels, by co-trained discriminant analyses.
 

@@ -74,12 +74,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         self.agreements: dict[str, float] = {}
 
     def soft_targets(
-        self,
-        teacher: TissueNet,
-        sections: Sequence[RegionSection],
-        *,
-        random_state: int = 0,
-        accelerator: str = "auto",
+        self, teacher: TissueNet, sections: Sequence[RegionSection], *, random_state: int = 0, accelerator: str = "auto"
     ) -> list[Floats32]:
         """Predict ``sections`` with the teacher; sets what the student reads and predicts.
 
@@ -213,10 +208,7 @@ def with_readout(
 
 
 def _extended(
-    projection: GeneProjection,
-    genes: Sequence[str],
-    loadings: Floats,
-    logged: Sequence[sparse.csr_matrix],
+    projection: GeneProjection, genes: Sequence[str], loadings: Floats, logged: Sequence[sparse.csr_matrix]
 ) -> GeneProjection:
     """Projection with the directions of ``loadings`` (G, m) that its components lack, strongest first."""
     names = [*projection.genes, *(g for g in genes if g not in set(projection.genes))]
