@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import softmax
 
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools._types import Floats, Floats32, Ints
+from stxtools.models._section import Section
 from stxtools.models.ensemble.discriminant import class_shrinkage, shrinkage_lda, standardised
-
-if TYPE_CHECKING:
-    from stxtools.models._section import Section
-
 
 SCALES = ((7, 19), (19, 61), (37, 127))  # nearest observations whose means are read side by side
 EDGES = (((19,), 1.5), ((19, 61), 1.0))  # plain means, and the tolerance of the edge-preserving one beside them

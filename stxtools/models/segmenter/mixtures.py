@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
@@ -14,11 +14,8 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from stxtools._spatial.graph import averaging
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools._types import Floats, Floats32, Ints, Reals
+from stxtools.models._section import Section
 from stxtools.models.ensemble.discriminant import linear_logits
-
-if TYPE_CHECKING:
-    from stxtools.models._section import Section
-
 
 STARTS = 3  # mixtures for each view
 _TREE = 800  # observations of a tree: few, so that starts differ and cost little
