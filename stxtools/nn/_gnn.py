@@ -43,16 +43,9 @@ class RegionGNN(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        *,
-        hidden: int = 64,
-        out_channels: int = 32,
-        layers: int = 2,
-        conv: Literal["gatv2", "sum"] = "gatv2",
-        heads: int = 4,
-        dropout: float = 0.1,
-    ) -> None:
+        self, in_channels: int, *, hidden: int = 64, out_channels: int = 32, layers: int = 2,
+        conv: Literal["gatv2", "sum"] = "gatv2", heads: int = 4, dropout: float = 0.1,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.kind, self.dropout = conv, dropout
         widths = [in_channels] + [hidden] * (layers - 1) + [out_channels]

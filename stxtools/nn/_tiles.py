@@ -82,13 +82,9 @@ def tile_side(unet: UNet | PyramidMLP, channels: int) -> int:
 
 @torch.no_grad()
 def predict_pixels(
-    net: SegmentationNet | PyramidMLP,
-    raster: PixelRaster,
-    device: torch.device,
-    *,
-    side: int | None = None,
+    net: SegmentationNet | PyramidMLP, raster: PixelRaster, device: torch.device, *, side: int | None = None,
     only: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return class probabilities (P, K) and features (P, width) of the occupied pixels, on the CPU."""
     net = net.to(device).eval()
     raster = raster.to(_home(raster, net.unet.width, device))

@@ -75,18 +75,9 @@ class TissueModule(nn.Module):
     """U-Net (optional), reader of neighbourhoods (optional), GNN, readout, decoder and two heads a task."""
 
     def __init__(
-        self,
-        node_features: int,
-        gnn: RegionGNN,
-        channels: int,
-        unet: UNet | None,
-        tasks: dict[str, int],
-        *,
-        own: int = 0,
-        width: int = 64,
-        dropout: float = 0.3,
-        input_dropout: float = 0.3,
-    ) -> None:
+        self, node_features: int, gnn: RegionGNN, channels: int, unet: UNet | None, tasks: dict[str, int], *,
+        own: int = 0, width: int = 64, dropout: float = 0.3, input_dropout: float = 0.3,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.unet, self.gnn = unet, gnn
         self.readout = Readout(channels)

@@ -70,13 +70,9 @@ class TissueTask(GraphTask):
     """
 
     def __init__(
-        self,
-        module: TissueModule,
-        graphs: Sequence[GraphTensors],
-        training: Training,
-        weighting: TaskWeighting,
+        self, module: TissueModule, graphs: Sequence[GraphTensors], training: Training, weighting: TaskWeighting,
         region_loss: float = 0.5,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(graphs, training)
         self.module, self.weighting, self.region_loss = module, weighting, region_loss
         # the tasks of which each section has labels: read here once, for the host would wait in every step

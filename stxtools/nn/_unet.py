@@ -98,15 +98,9 @@ class UNet(nn.Module):
     """U-Net over a multi-scale view of the raster; one feature vector per pixel."""
 
     def __init__(
-        self,
-        in_channels: int,
-        *,
-        width: int = 32,
-        depth: int = 2,
-        kernel_size: int = 3,
-        dropout: float = 0.1,
+        self, in_channels: int, *, width: int = 32, depth: int = 2, kernel_size: int = 3, dropout: float = 0.1,
         sigmas: Sequence[float] = (0.0, 1.0, 2.0),
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.depth, self.width, self.kernel_size = depth, width, kernel_size
         self.pyramid = GaussianPyramid(sigmas)

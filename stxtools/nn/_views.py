@@ -33,13 +33,9 @@ def _uniform(generator: torch.Generator) -> float:
 
 
 def affine_grid(
-    shape: tuple[int, int],
-    size: int,
-    centre: tuple[float, float],
-    generator: torch.Generator,
-    how: Augmentation,
+    shape: tuple[int, int], size: int, centre: tuple[float, float], generator: torch.Generator, how: Augmentation,
     device: torch.device | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Sampling grid (1, size, size, 2) of a random view around ``centre`` (row, column)."""
     angle = math.radians(how.rotation) * (2 * _uniform(generator) - 1)
     zoom = (1 + how.scaling) ** (2 * _uniform(generator) - 1)

@@ -70,14 +70,9 @@ class PseudoLabels:
 
 
 def pseudo_labels_from_clustering(
-    sections: Sequence[Section],
-    k: int | None,
-    rng: np.random.Generator,
-    show_progress: bool | None,
-    batch: Ints,
-    centre: Ints,
-    expression: Sequence[GeneSection] | None,
-) -> PseudoLabels:
+    sections: Sequence[Section], k: int | None, rng: np.random.Generator, show_progress: bool | None, batch: Ints,
+    centre: Ints, expression: Sequence[GeneSection] | None,
+) -> PseudoLabels:  # fmt: skip
     """Consensus of Gaussian mixtures on spatial means, refined by co-training of the mixtures.
 
     With several batches (:func:`.batches.batches`, by section) each has its own, so that segments are not those of
@@ -126,12 +121,9 @@ def pseudo_labels_from_clustering(
 
 
 def pseudo_labels_from_labels(
-    sections: Sequence[Section],
-    labels: Sequence[Ints],
-    classes: Sequence[str],
-    seed: int,
+    sections: Sequence[Section], labels: Sequence[Ints], classes: Sequence[str], seed: int,
     class_shares: Floats | None = None,
-) -> PseudoLabels:
+) -> PseudoLabels:  # fmt: skip
     """Co-trained discriminant analyses of several views for the unlabelled, and the labels themselves."""
     rng = np.random.default_rng(seed)
     codes, k = np.concatenate(list(labels)), len(classes)

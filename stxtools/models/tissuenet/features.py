@@ -108,13 +108,9 @@ class TrainingTargets:
     """
 
     def __init__(
-        self,
-        featurizer: Featurizer,
-        sections: Sequence[RegionSection],
-        own: Sequence[Floats32],
-        tasks: Mapping[str, int],
-        rng: np.random.Generator,
-    ) -> None:
+        self, featurizer: Featurizer, sections: Sequence[RegionSection], own: Sequence[Floats32],
+        tasks: Mapping[str, int], rng: np.random.Generator,
+    ) -> None:  # fmt: skip
         self.featurizer, self.sections, self.tasks, self.rng = featurizer, list(sections), dict(tasks), rng
         self.across = made_for_others(sections)
         self.held = held_out(sections, groups_of(sections, whole=False), rng)

@@ -97,14 +97,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         return sizes | ({EXPRESSION: len(self.expression)} if self.expression else {})
 
     def fit(
-        self,
-        sections: Sequence[RegionSection],
-        *,
-        classes: Mapping[str, Sequence[str]] | None = None,
-        expression: Sequence[str] | None = None,
-        kept: bool = True,
-        **run: Unpack[Run],
-    ) -> TissueNet:
+        self, sections: Sequence[RegionSection], *, classes: Mapping[str, Sequence[str]] | None = None,
+        expression: Sequence[str] | None = None, kept: bool = True, **run: Unpack[Run],
+    ) -> TissueNet:  # fmt: skip
         """Train on ``sections``, without labels where neither ``classes`` nor ``expression`` are given.
 
         Parameters

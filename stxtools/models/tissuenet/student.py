@@ -180,13 +180,9 @@ def _held_out(flat: Ints, width: int, rng: np.random.Generator) -> torch.Tensor:
 
 
 def with_readout(
-    projection: GeneProjection,
-    genes: Sequence[str],
-    smoothed: SmoothedGenes,
-    sections: Sequence[RegionSection],
-    logits: Sequence[Reals],
-    rng: np.random.Generator,
-) -> GeneProjection:
+    projection: GeneProjection, genes: Sequence[str], smoothed: SmoothedGenes, sections: Sequence[RegionSection],
+    logits: Sequence[Reals], rng: np.random.Generator,
+) -> GeneProjection:  # fmt: skip
     """Add to a projection at most ``N_AXES`` axes of the genes along which a framework's predictions change.
 
     The first components of expression separate tissues, but not always a disease. A ridge regression of the ``logits``
