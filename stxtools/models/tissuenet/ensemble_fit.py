@@ -120,7 +120,7 @@ class EnsembleFit:
 
     def _input(self, *, across: bool) -> LinearInput:
         featurizer = self.training.featurizer
-        width, unit = len(featurizer.features.centre), float(featurizer.scaling["unit"][0])
+        width, unit = len(featurizer.scaling.centre), float(featurizer.scales["unit"][0])
         groups = np.concatenate(groups_of(self.sections, whole=across))
         return LinearInput(self._features, featurizer.params.neighbours, width, unit, groups)
 

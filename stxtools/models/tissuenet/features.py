@@ -27,23 +27,23 @@ class Featurizer:
     """Input features of the network from a section: means, scales and gene axes of the training sections."""
 
     def __init__(
-        self, params: TissueNetParams, features: FeatureScaling | None = None,
-        scaling: dict[str, Array] | None = None, smoothed: SmoothedGenes | None = None,
+        self, params: TissueNetParams, scaling: FeatureScaling | None = None,
+        scales: dict[str, Array] | None = None, smoothed: SmoothedGenes | None = None,
     ) -> None:  # fmt: skip
-        self.params, self.features = params, features or FeatureScaling()
-        self.scaling, self.smoothed = scaling or {}, smoothed
+        self.params, self.scaling = params, scaling or FeatureScaling()
+        self.scales, self.smoothed = scales or {}, smoothed
 
     @property
     def n_own(self) -> int:
         """Number of neighbourhood features of an observation."""
         scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
-        return len(self.features.centre) * len(self.params.neighbours) + scores
+        return len(self.scaling.centre) * len(self.params.neighbours) + scores
 
     def fit(self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool) -> list[Floats32]:
         """Learn means, scales and gene axes; return the neighbourhood features of the sections, with labels."""
         nodes = np.concatenate([s.nodes for s in sections])
-        self.features = FeatureScaling.of([s.section for s in sections])
-        self.scaling = {"node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6}
+        self.scaling = FeatureScaling.of([s.section for s in sections])
+        self.scales = {"node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6}
         if not labelled:
             return []
         if self.params.genes and all(s.genes is not None and s.genes.shape[1] > 0 for s in sections):
@@ -54,19 +54,19 @@ class Featurizer:
         read = [self._read(s) for s in sections]
         means, scores = (np.concatenate(parts) for parts in zip(*read, strict=True))
         unit = np.sqrt(scores.var(axis=0)[:_UNIT_AXES].mean()) + 1e-6 if scores.size else 1.0
-        self.scaling |= {
+        self.scales |= {
             "own_centre": means.mean(axis=0), "own_scale": means.std(axis=0) + 1e-6,
             "unit": np.array([unit], dtype=np.float32),
         }  # fmt: skip
         expression = [s.expression for s in sections if s.expression is not None]
         if expression:
             values = np.concatenate(expression)
-            self.scaling["expression_centre"] = np.nanmean(values, axis=0)
-            self.scaling["expression_scale"] = np.nanstd(values, axis=0) + 1e-6
+            self.scales["expression_centre"] = np.nanmean(values, axis=0)
+            self.scales["expression_scale"] = np.nanstd(values, axis=0) + 1e-6
         return [self._scaled(*parts) for parts in read]
 
     def _standardised(self, s: RegionSection) -> Floats32:
-        return self.features.centred(s.section).features / self.features.scale
+        return self.scaling.centred(s.section).features / self.scaling.scale
 
     def _read(self, s: RegionSection) -> tuple[Floats32, Floats32]:
         """Neighbourhood means of the features, and scores of the genes."""
@@ -77,17 +77,17 @@ class Featurizer:
         return means, self.smoothed.transform(s.genes, s.section.xy)
 
     def _scaled(self, means: Reals, scores: Floats32) -> Floats32:
-        means = (means - self.scaling["own_centre"]) / self.scaling["own_scale"]
-        return np.concatenate([means, scores / self.scaling["unit"]], axis=1).astype(np.float32)
+        means = (means - self.scales["own_centre"]) / self.scales["own_scale"]
+        return np.concatenate([means, scores / self.scales["unit"]], axis=1).astype(np.float32)
 
     def tensors(self, s: RegionSection, own: Floats32 | None = None) -> GraphTensors:
         """One section for the network, without labels; ``own`` is given where it is known already."""
-        nodes = (s.nodes - self.scaling["node_centre"]) / self.scaling["node_scale"]
+        nodes = (s.nodes - self.scales["node_centre"]) / self.scales["node_scale"]
         coo = sparse.coo_matrix(s.adjacency)
         edges = np.stack([coo.row, coo.col]).astype(np.int64)
         out = GraphTensors(torch.from_numpy(nodes.astype(np.float32)), torch.from_numpy(edges))
         out.parts = graph_parts(s, self.params)
-        if "own_centre" not in self.scaling:
+        if "own_centre" not in self.scales:
             return out
         section, known = s.section, s.region >= 0
         out.pixel = torch.from_numpy(section.flat_pixels[known])
@@ -135,10 +135,10 @@ class TrainingTargets:
 
     def values(self, s: RegionSection) -> tuple[Reals, Bools]:
         """Standardised expression to predict, (n, T), and where it is known, (n,)."""
-        scaling = self.featurizer.scaling
+        scales = self.featurizer.scales
         if s.expression is None:
             return np.zeros((s.section.n_obs, self.tasks[EXPRESSION]), np.float32), np.zeros(s.section.n_obs, bool)
-        values = (s.expression - scaling["expression_centre"]) / scaling["expression_scale"]
+        values = (s.expression - scales["expression_centre"]) / scales["expression_scale"]
         return values.astype(np.float32), np.asarray(np.isfinite(values).all(axis=1))
 
 

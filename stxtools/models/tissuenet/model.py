@@ -127,7 +127,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         rng = np.random.default_rng(run["random_state"])
         self.featurizer = Featurizer(self.params)
         own = self.featurizer.fit(sections, rng, labelled=bool(self.tasks))
-        self.scaling = self.featurizer.features
+        self.scaling = self.featurizer.scaling
         with seeded(run["random_state"]):
             self.net = self._new_net()
         try:
@@ -190,7 +190,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
     def _new_net(self) -> TissueModule:
         p, labelled = self.params, bool(self.tasks)
-        n_nodes = len(self.featurizer.scaling["node_centre"])
+        n_nodes = len(self.featurizer.scales["node_centre"])
         unet = None
         if p.unet and labelled:
             unet = UNet(self.n_features, width=p.unet_width, depth=p.unet_depth, kernel_size=p.kernel_size, dropout=0.1)
@@ -239,7 +239,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         at_regions, at_obs = share * at_regions + mean, share * at_obs + others
         if task != EXPRESSION:
             return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
-        scale, centre = self.featurizer.scaling["expression_scale"], self.featurizer.scaling["expression_centre"]
+        scale, centre = (self.featurizer.scales[f"expression_{name}"] for name in ("scale", "centre"))
         return (at_regions * scale + centre).astype(np.float32), (at_obs * scale + centre).astype(np.float32)
 
     def other_members(
@@ -269,10 +269,11 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
     def _state(self) -> dict[str, Any]:
         state, read = super()._state(), set(self.read_genes)
-        state["featurizer"] = {"scaling": self.featurizer.scaling, "smoothed": self.featurizer.smoothed}
+        state["featurizer"] = {"scaling": self.featurizer.scales, "smoothed": self.featurizer.smoothed}
         state["ensembles"] = {task: Ensemble(ensemble.elsewhere) for task, ensemble in self.ensembles.items()}
         return state | {"ids": {gene: second for gene, second in self.ids.items() if gene in read}}
 
     def _read_net(self, file: ModelFile) -> None:
-        self.featurizer = Featurizer(self.params, self.scaling, **file.restored(file.config["featurizer"]))
+        parts = file.restored(file.config["featurizer"])
+        self.featurizer = Featurizer(self.params, self.scaling, parts["scaling"], parts["smoothed"])
         super()._read_net(file)
