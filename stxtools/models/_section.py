@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 PRIOR_OBS = 20
 _SAME = 1e-3  # standard deviations between the means of one and the same section
-_COLUMNS = 16  # that are pooled at a time, in float64
 
 
 @dataclass
@@ -87,13 +86,9 @@ class Section:
         weight = np.ones(self.n_obs) if weights is None else np.asarray(weights, dtype=np.float64)
         total = np.bincount(member, weight)
         pool = sparse.csr_matrix((weight, (member, np.arange(self.n_obs))), shape=(len(total), self.n_obs))
-        out = np.empty((len(total), values.shape[1]), dtype=np.float32)
-        for start in range(0, values.shape[1], _COLUMNS):
-            columns = slice(start, start + _COLUMNS)
-            summed = np.asarray(pool @ np.asarray(values[:, columns], dtype=np.float64))
-            np.divide(summed, total[:, None], out=summed, where=total[:, None] > 0)  # a sum without weight is 0
-            out[:, columns] = summed
-        return out
+        summed = np.asarray(pool @ np.asarray(values, dtype=np.float64))
+        np.divide(summed, total[:, None], out=summed, where=total[:, None] > 0)  # a sum without weight is 0
+        return summed.astype(np.float32)
 
     def to_raster(self, values: Reals) -> Floats32:
         """Return the mean of ``values`` (n, C) in each pixel as (C, H, W); zero where there is none."""

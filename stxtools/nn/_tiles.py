@@ -32,11 +32,6 @@ class PixelRaster:
     weight: Tensor | None = None  # how much a pixel counts in training and in validation, (P,)
     val_weight: Tensor | None = None
 
-    @property
-    def pixels(self) -> Tensor:
-        """Row and column of every occupied pixel, (P, 2)."""
-        return torch.stack([self.flat // self.shape[1], self.flat % self.shape[1]], dim=1)
-
     def to(self, device: torch.device) -> PixelRaster:
         """Return a copy whose values lie on ``device``."""
         return replace(self, **{name: values.to(device) for name, values in self._values().items()})  # type: ignore[arg-type]

@@ -21,7 +21,6 @@ STARTS = 3  # mixtures for each view
 _TREE = 800  # observations of a tree: few, so that starts differ and cost little
 _FIT = 20_000  # observations that a mixture is fitted to
 _JUDGE = 3000  # observations on which partitions are compared
-_COLUMNS = 16  # components that are averaged at a time, in float64
 _PAIRS = ((1, 3), (1, 5), (2, 5), (2, 8))  # rounds of averaging that are read side by side
 _SINGLE = (2, 4)
 _TOLERANCES = (1.0, 1.5)  # of the edge-preserving means
@@ -74,13 +73,10 @@ def multiscale_views(section: Section, rows: Ints, cap: int) -> list[View]:
     order = reverse_cuthill_mckee(graph, symmetric_mode=True)  # neighbours lie near each other in memory, too
     place, mean = np.argsort(order).astype(mean.indices.dtype), mean[order]
     mean.indices = place[mean.indices]  # not sorted: a sum keeps its order, and so its last bits
-    means = {r: np.empty((len(rows), d), np.float32) for r in range(1, cap + 1)}
-    for start in range(0, d, _COLUMNS):
-        columns = slice(start, start + _COLUMNS)
-        x = features[order, columns].astype(np.float64)
-        for out in means.values():
-            x = mean @ x
-            out[:, columns] = x[place[rows]]
+    means, x = {}, features[order].astype(np.float64)
+    for r in range(1, cap + 1):
+        x = mean @ x
+        means[r] = x[place[rows]].astype(np.float32)
     widths = sorted({d, max(1, round(0.75 * d))}, reverse=True)
     single = sorted({min(r, cap) for r in _SINGLE} | {1 for r in _SINGLE if r > cap})  # a small section has fine ones
     pairs = sorted({(min(a, cap), min(b, cap)) for a, b in _PAIRS if min(a, cap) < min(b, cap)})
