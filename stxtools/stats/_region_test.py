@@ -209,7 +209,9 @@ class _RegionTest:
 
     def effect(self) -> RegionEffect:
         found = concatenated(self.found)
-        return found.mirrored() if self.draws.flipped else found
+        if not self.draws.flipped:
+            return found
+        return replace(found, effect=-found.effect, statistic=-found.statistic, skewness=-found.skewness)
 
 
 P = TypeVar("P", Description, RegionEffect, Moments)

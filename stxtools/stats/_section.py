@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
@@ -38,10 +38,6 @@ class RegionEffect:
     skewness: Floats
     kurtosis: Floats
     model: LabelModel
-
-    def mirrored(self) -> RegionEffect:
-        """Return the effect of the complement."""
-        return replace(self, effect=-self.effect, statistic=-self.statistic, skewness=-self.skewness)
 
 
 @dataclass(frozen=True)

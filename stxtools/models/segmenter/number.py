@@ -55,10 +55,11 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
         )
         return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
     ks = [k for k in range(1, MOST + 1) if k <= max(2, n // 20)]
-    sharp = np.concatenate([p.edge_preserving(s, x_s) for s, p, x_s in zip(
-        sections, places, np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), strict=True
-    )])  # fmt: skip
-    return min((_lowest_bic(v, ks, n, window, places, rng) for v in (z, sharp)), key=lambda choice: choice.k)
+    parts = zip(sections, places, np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), strict=True)
+    near = [(s.graph, Neighbourhoods(own, s.xy, p.rows)) for s, p, own in parts]
+    sharp = np.concatenate([at.edge_preserving_means(graph, [_TOLERANCE])[_TOLERANCE] for graph, at in near])
+    views = (z, sharp.astype(np.float64))
+    return min((_lowest_bic(view, ks, n, window, places, rng) for view in views), key=lambda choice: choice.k)
 
 
 def _lowest_bic(
@@ -92,11 +93,6 @@ class _Places:
         self.near = np.searchsorted(self.rows, near)
         own = tree.query(section.xy[self.rows], k=min(window, n))[1]
         self.means = averages(own.reshape(len(self.rows), -1), n)
-
-    def edge_preserving(self, section: Section, x: Floats32) -> Floats:
-        """Means of ``x`` (n, q) that stop at edges, for ``rows``."""
-        near = Neighbourhoods(x, section.xy, self.rows)
-        return near.edge_preserving_means(section.graph, [_TOLERANCE])[_TOLERANCE].astype(np.float64)
 
 
 def _spatial_components(
