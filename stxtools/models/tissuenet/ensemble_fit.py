@@ -48,24 +48,21 @@ class EnsembleFit:
         """Fit the ensemble of ``task`` on all its labels."""
         if task == EXPRESSION:
             return self._regression()
-        own = [m for m in self.within if m != "genes"]
-        blocks = self._stacked(task, own) if set(own) - {"label_propagation", "network"} else None
-        if blocks is not None and not self.kept and all((s.labels[task] >= 0).any() for s in self.sections):
-            return blocks
-        here = None if blocks is None else blocks.labelled or blocks.elsewhere
+        members = [m for m in self.within if m != "genes"]
+        stacked = self._stacked(task, members) if set(members) - {"label_propagation", "network"} else None
+        if stacked is not None and not self.kept and all((s.labels[task] >= 0).any() for s in self.sections):
+            return stacked  # no section without labels will be predicted
+        labelled = None if stacked is None else stacked.labelled or stacked.elsewhere
         if "genes" in self.elsewhere:
+            one_hot = np.eye(self.training.tasks[task])
+            shares = [one_hot[s.labels[task]] for s in self.sections]
+            known = [((s.region >= 0) & (s.labels[task] >= 0)).astype(np.float64) for s in self.sections]
+            genes = GeneClassifier.fit(self.by_name, shares, known, self.rng.spawn(1)[0])
             weights = Weights(genes=1.0).with_network(_share(task, self.elsewhere))
-            return Ensemble(Stack(weights, genes=self._genes(task)), here)
-        if blocks is None or self.elsewhere == own:
-            return blocks or self._stacked(task, own)
-        return Ensemble(self._stacked(task, self.elsewhere).elsewhere, here)
-
-    def _genes(self, task: str) -> GeneClassifier:
-        """Fit the classifier of genes to the labels in any region."""
-        one_hot = np.eye(self.training.tasks[task])
-        shares = [one_hot[s.labels[task]] for s in self.sections]
-        weights = [((s.region >= 0) & (s.labels[task] >= 0)).astype(np.float64) for s in self.sections]
-        return GeneClassifier.fit(self.by_name, shares, weights, self.rng.spawn(1)[0])
+            return Ensemble(Stack(weights, genes=genes), labelled)
+        if stacked is None or self.elsewhere == members:
+            return stacked or self._stacked(task, members)
+        return Ensemble(self._stacked(task, self.elsewhere).elsewhere, labelled)
 
     def _regression(self) -> Ensemble:
         share = _share(EXPRESSION, self.within)
