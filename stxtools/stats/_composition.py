@@ -110,9 +110,9 @@ ReadRows = Callable[[Ints, int], Iterator[sparse.csr_matrix]]  # of some genes, 
 class ExpressionSpace:
     """Second moments of a section's most variable genes: components without some genes are cheap."""
 
-    def __init__(self, read: ReadRows, n_obs: int, mean: Floats, variance: Floats) -> None:
+    def __init__(self, read: ReadRows, n_obs: int, mean: Floats, variance: Floats, max_genes: int = MAX_GENES) -> None:
         self._read, self._n_obs, self._n_genes = read, n_obs, len(mean)
-        top = np.argsort(-variance, kind="stable")[:MAX_GENES]
+        top = np.argsort(-variance, kind="stable")[:max_genes]
         self._genes = np.sort(top[variance[top] > 0])
         products = np.zeros((len(self._genes), len(self._genes)))
         for some in read(self._genes, _BLOCK):
