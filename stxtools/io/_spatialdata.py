@@ -118,10 +118,18 @@ class _Elements:
     """The elements as they are made, section by section."""
 
     def __init__(self, where: Geometry) -> None:
-        self.where = where
+        from spatialdata import models
+
+        self.where, self.models = where, models
         self.images: dict[str, Any] = {}
         self.labels: dict[str, Any] = {}
         self.shapes: dict[str, Any] = {}
+
+    def _annotate(self, table: AnnData, element: Any, instance: Any) -> AnnData:
+        table.obs[REGION_KEY] = pd.Categorical(element)
+        table.obs[INSTANCE_KEY] = instance
+        regions = list(table.obs[REGION_KEY].cat.categories)
+        return self.models.TableModel.parse(table, region=regions, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
 
     def _name(self, name: str, library: str) -> str:
         return name if len(self.where.libs) == 1 else f"{name}_{_clean(library)}"
@@ -139,8 +147,6 @@ class _Elements:
 
     def take_images(self, table: AnnData) -> None:
         """Move images from ``uns["spatial"]`` into elements, and name these in their place."""
-        from spatialdata.models import Image2DModel
-
         spatial = table.uns.get(_keys.SPATIAL)
         for library in spatial if isinstance(spatial, Mapping) else ():
             entry: Any = spatial_entry(table, library)
@@ -149,33 +155,29 @@ class _Elements:
                 if scale > 0 and np.ndim(image) in (2, 3):
                     pixels = np.asarray(image)
                     entry[_keys.IMAGES][name] = element = _clean(f"{library}_{name}")
-                    self.images[element] = Image2DModel.parse(
+                    self.images[element] = self.models.Image2DModel.parse(
                         pixels[..., None] if pixels.ndim == 2 else pixels, dims=("y", "x", "c"),
                         transformations=self._placed(library, scale, (0.0, 0.0)),
                     )  # fmt: skip
 
     def add_observations(self, table: AnnData) -> None:
         """Add circles, and let the table annotate them."""
-        from spatialdata.models import ShapesModel
-
         element = np.empty(table.n_obs, dtype=object)
         for library, rows, spacing in zip(self.where.libs.names, self.where.parts, self.where.spacings, strict=True):
             diameter = float(spatial_entry(table, library)[_keys.SCALEFACTORS].get(_keys.SPOT_DIAMETER, spacing))
             element[rows] = name = self._name(OBSERVATIONS, library)
-            self.shapes[name] = ShapesModel.parse(
+            self.shapes[name] = self.models.ShapesModel.parse(
                 self.where.xy[rows], geometry=0, radius=diameter / 2, index=pd.Index(rows),
                 transformations=self._placed(library),
             )  # fmt: skip
-        _annotate(table, element, np.arange(table.n_obs))
+        self._annotate(table, element, np.arange(table.n_obs))
 
     def add_masks(self, key: str, masks: Mapping[str, Any]) -> None:
         """Add the masks of a segmentation as labels."""
-        from spatialdata.models import Labels2DModel
-
         known = [library for library in masks if library in self.where.libs.names]
         for library in known or masks:  # not of sections that were removed since
             mask = masks[library]
-            self.labels[self._name(_clean(key), library)] = Labels2DModel.parse(
+            self.labels[self._name(_clean(key), library)] = self.models.Labels2DModel.parse(
                 np.asarray(mask["image"]), dims=("y", "x"),
                 transformations=self._placed(library, float(mask["scale"]), mask["origin"]),
             )  # fmt: skip
@@ -183,7 +185,6 @@ class _Elements:
     def add_regions(self, regions: AnnData, region: pd.Series) -> AnnData:
         """Add the outlines of regions, and return the table that annotates them."""
         from geopandas import GeoDataFrame
-        from spatialdata.models import ShapesModel
 
         codes = regions.obs_names.get_indexer(pd.Index(region.astype(object)))
         element = np.empty(regions.n_obs, dtype=object)
@@ -197,20 +198,10 @@ class _Elements:
                 {"segment": regions.obs["segment"].iloc[at].astype("category").array},
                 geometry=list(found.values()), index=regions.obs_names[at],
             )  # fmt: skip
-            self.shapes[name] = ShapesModel.parse(frame, transformations=self._placed(library))
+            self.shapes[name] = self.models.ShapesModel.parse(frame, transformations=self._placed(library))
         here = pd.notna(element)  # the others lie in observations that were removed since
         regions = regions[here].copy()
-        return _annotate(regions, element[here], regions.obs_names.to_numpy())
-
-
-def _annotate(table: AnnData, element: Any, instance: Any) -> AnnData:
-    from spatialdata.models import TableModel
-
-    table.obs[REGION_KEY] = pd.Categorical(element)
-    table.obs[INSTANCE_KEY] = instance
-    return TableModel.parse(
-        table, region=list(table.obs[REGION_KEY].cat.categories), region_key=REGION_KEY, instance_key=INSTANCE_KEY
-    )
+        return self._annotate(regions, element[here], regions.obs_names.to_numpy())
 
 
 def _clean(name: str) -> str:

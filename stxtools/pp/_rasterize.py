@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from anndata import AnnData
 
 import numpy as np
 
@@ -10,13 +12,9 @@ from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
+from stxtools._spatial.lattice import Kind
 from stxtools._spatial.raster import rasterize_libraries
 from stxtools._validate import array_positions, check_adata, check_key_added, check_number, fingerprint
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from stxtools._spatial.lattice import Kind
 
 
 @documented
