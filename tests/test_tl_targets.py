@@ -138,7 +138,7 @@ def test_open_targets_tractability(adata):
             ],
         }
     )
-    with pytest.warns(UserWarning, match=r"1 have a symbol of several ids or variables \(TWICE\)"):
+    with pytest.warns(UserWarning, match=r"1 have a symbol of several ids or variables \('TWICE'\)"):
         st.tl.targets(adata, raw)
     table = _joined(adata)
     assert table.loc["ERBB2", "tractability_sm"] == "Approved Drug; High-Quality Pocket"

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_seed, check_writable, listing
 from stxtools._data.features import ModelFeatures
 from stxtools._data.framework import KnownInput, TrainingInput
 from stxtools._data.regions import Regions, graph_slots, predicted_class
@@ -19,15 +20,7 @@ from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance, put_frame
-from stxtools._validate import (
-    check_adata,
-    check_key_added,
-    check_seed,
-    check_writable,
-    genes_to_predict,
-    label_classes,
-    listing,
-)
+from stxtools._validate import check_adata, check_key_added, genes_to_predict, label_classes
 from stxtools._warn import warn
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_int, check_seed
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, GeneBlocks
 from stxtools._data.representation import log_normalize, median_depth
@@ -22,15 +23,7 @@ from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.blocks import bounded_parts
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.order import position_order
-from stxtools._validate import (
-    categories,
-    check_adata,
-    check_in,
-    check_int,
-    check_key_added,
-    check_seed,
-    stored_library_key,
-)
+from stxtools._validate import categories, check_adata, check_in, check_key_added, stored_library_key
 
 # regions, their observations, and the log expression of these
 _Some = tuple[NDArray[np.int64], NDArray[np.int64], sparse.csr_matrix]

@@ -15,6 +15,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from stxtools import _keys
+from stxtools._checks import check_bool, check_int, check_number, check_seed, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures, check_genes
 from stxtools._data.image import N_IMAGE_FEATURES, Images
@@ -24,18 +25,7 @@ from stxtools._lazy import importing
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, categorical, check_free, provenance, put_frame
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask, tissue_frame
-from stxtools._validate import (
-    Labels,
-    check_adata,
-    check_bool,
-    check_int,
-    check_key_added,
-    check_number,
-    check_seed,
-    check_writable,
-    label_classes,
-    listing,
-)
+from stxtools._validate import Labels, check_adata, check_key_added, label_classes
 
 if TYPE_CHECKING:
     from stxtools.models import Segmentation, Segmenter, SegmenterParams

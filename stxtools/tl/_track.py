@@ -13,19 +13,14 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from stxtools import _keys
+from stxtools._checks import check_int, check_seed
 from stxtools._data.chunks import to_csr
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
 from stxtools._progress import progress, whole_call
 from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.matrices import column_moments
-from stxtools._validate import (
-    categories,
-    check_adata,
-    check_int,
-    check_seed,
-    stored_library_key,
-)
+from stxtools._validate import categories, check_adata, stored_library_key
 from stxtools.models.transport import Nodes, couple, discriminant_features, graph_distances
 from stxtools.stats._correspondence import HALF, Shared, events, lineages, shared_mass
 from stxtools.stats._meta_analysis import adjust_bh

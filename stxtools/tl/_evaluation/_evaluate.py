@@ -143,24 +143,18 @@ def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
         if not isinstance(several, Iterable):
             raise TypeError(f"`models` must be names or functions, in a list or a mapping, not {models!r}.")
         several = list(several)
-        pairs = {_name(m): m for m in several}
+        pairs = {str(getattr(m, "__name__", m if isinstance(m, str) else type(m).__name__)): m for m in several}
         if len(pairs) < len(several):
             raise ValueError("Two models have the same name; give them names with a mapping.")
     known = ("framework", *BASELINES)
     for name, model in pairs.items():
         if not callable(model) and model not in known:
-            raise ValueError(
-                f"There is no model {model!r} ({name!r}); choose from {listing(known)}, or pass a function."
-            )
+            raise ValueError(f"There is no model {model!r} ({name!r}); choose from {listing(known)}, or a function.")
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise ValueError(f"`models` has the name {name!r}; a name is text that is not empty.")
     if not pairs:
         raise ValueError(f"`models` is empty; choose from {listing(known)}.")
     return pairs
-
-
-def _name(model: Any) -> str:
-    return model if isinstance(model, str) else str(getattr(model, "__name__", type(model).__name__))
 
 
 @dataclass(frozen=True)

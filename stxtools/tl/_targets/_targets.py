@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._checks import check_key
+from stxtools._checks import check_key, listing
 from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_in, check_key_added, stored_table
@@ -164,22 +164,14 @@ def _report(
 
 
 def _warn(fmt: str, n_vars: int, report: dict[str, list[str]]) -> None:
-    parts = []
-    for name, text in (
-        ("unmatched", "are not in it"),
-        ("ambiguous", "have a symbol of several ids or variables"),
-        ("case_mismatch", "differ from one of its symbols only by case (another species?)"),
-        ("outdated", "have an outdated symbol"),
-    ):
-        genes = report.get(name, [])
-        if genes:
-            more = ", ..." if len(genes) > _N_SHOWN else ""
-            parts.append(f"{len(genes)} {text} ({', '.join(genes[:_N_SHOWN])}{more})")
-    if parts:
-        warn(
-            f"Of {n_vars} genes looked up in {fmt}, {'; '.join(parts)}. All of them are listed in "
-            "`uns['targets_params']`.",
-        )
+    told = {
+        "unmatched": "are not in it", "ambiguous": "have a symbol of several ids or variables",
+        "case_mismatch": "differ from one of its symbols only by case (another species?)",
+        "outdated": "have an outdated symbol",
+    }  # fmt: skip
+    found = [f"{len(genes)} {told[name]} ({listing(genes, _N_SHOWN)})" for name, genes in report.items() if genes]
+    if found:
+        warn(f"Of {n_vars} genes looked up in {fmt}, {'; '.join(found)}. All are listed in `uns['targets_params']`.")
 
 
 def _take(column: pd.Series, row: np.ndarray) -> np.ndarray:
