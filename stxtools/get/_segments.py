@@ -146,12 +146,10 @@ def classes_of(adata: AnnData, key: str) -> pd.Series:
 
 def regions_of(adata: AnnData, key: str) -> AnnData:
     """Return the region AnnData in ``uns[key]``, or say which call makes it."""
-    from anndata import AnnData as AnnData_
-
     graph = adata.uns.get(check_key("key", key))
     if graph is None:
         raise KeyError(f"`adata.uns[{key!r}]` is missing; run `st.tl.region_graph(adata)` first.")
-    if not isinstance(graph, AnnData_):
+    if not isinstance(graph, AnnData):
         raise TypeError(f"`adata.uns[{key!r}]` is a {type(graph).__name__}, not the AnnData of `st.tl.region_graph`; "
                         "run it again or name another `key`.")  # fmt: skip
     return graph

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from anndata import AnnData
-
 import numpy as np
+from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._data.sections import Geometry
