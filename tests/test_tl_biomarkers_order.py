@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scanpy as sc
-from scipy.stats import false_discovery_control, kstest, norm
+from scipy.stats import false_discovery_control, kstest, norm, rankdata
 from test_tl_biomarkers import _section, _smooth, _tested
 
 import stxtools as st
@@ -42,6 +42,49 @@ def test_intervals_leave_zero_out_where_significant(tested):
         half = norm.isf(level / 2) * error
         np.testing.assert_allclose(part["ci_low"][same], (part["logfoldchanges"] - half)[same], rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(part["ci_high"][same], (part["logfoldchanges"] + half)[same], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("design", ["one library", "within", "between"])
+def test_certain_changes_and_rank_scores_by_hand(design):
+    """The formulas of the method page, from counts."""
+    n = 1 if design == "one library" else 4
+    adata = ad.concat([_section(s, 5, n_vars=20, side=12, fold=5.0) for s in range(n)])
+    library = adata.obs["library"].to_numpy()
+    group = (adata.obs["region"] == "in").to_numpy()
+    if design == "between":
+        group = np.isin(library, ["lib0", "lib2"])
+        adata.X[:, :3] = adata.X[:, :3].multiply(np.where(group, 6, 1)[:, None])
+    adata.obs["group"] = np.where(group, "in", "out")
+    st.tl.biomarkers(adata, "group", groups=["in"], library_key="library" if n > 1 else None, n_null=60)
+    table = adata.uns["biomarkers"].set_index("names").loc[adata.var_names]
+    z, called = table["scores"].to_numpy(), (table["pvals_adj"] <= 0.05).to_numpy()
+    assert 0 < called.sum() < 20
+
+    counts, depth = adata.X.toarray().astype(float), adata.X.sum(axis=1).A1
+    linear = counts / depth[:, None] * np.median(depth)
+    blocks = [np.ones(adata.n_obs, bool)] if design == "between" else [library == each for each in np.unique(library)]
+    mean = [np.mean([linear[b & side].mean(axis=0) for b in blocks], axis=0) for side in (group, ~group)]
+    weight = np.sqrt(np.mean([linear[b].mean(axis=0) for b in blocks], axis=0))
+    critical = norm.isf(0.05 * called.sum() / 20 * weight / weight.mean() / 2)
+    change = np.log2((mean[0] + 1) / (mean[1] + 1)) * (1 - critical / np.abs(z))
+    expected = np.where(called & (change * z > 0), change, 0)
+    np.testing.assert_allclose(table["certain_logfoldchanges"], expected, rtol=1e-4, atol=1e-6)
+
+    def root(rows: np.ndarray) -> np.ndarray:
+        return np.sqrt(counts[rows].sum(axis=0) / depth[rows].sum() * np.median(depth) + 1)
+
+    each = [[root(side & (library == x)) for x in np.unique(library) if (side & (library == x)).any()]
+            for side in (group, ~group)]  # fmt: skip
+    if design == "between":
+        effect = np.mean(each[0], axis=0) - np.mean(each[1], axis=0)
+        error = np.sqrt(sum(np.var(side, axis=0, ddof=1) / 2 for side in each))
+    else:
+        effects = np.array(each[0]) - np.array(each[1])
+        effect = effects.mean(axis=0)
+        error = 0 if n == 1 else effects.std(axis=0, ddof=1) / 2
+    rank = rankdata(table["attribution"].abs()) / 20
+    score = effect**3 / (effect**2 + error**2) * (1 - table["pvals"] / 2) * (0.9 + 0.1 * rank)
+    np.testing.assert_allclose(table["rank_score"], np.where(effect * z > 0, score, 0), rtol=1e-4, atol=1e-6)
 
 
 def _assert_ordered(part):
