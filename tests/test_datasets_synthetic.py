@@ -232,12 +232,12 @@ def test_patients_and_sections(cohort: ad.AnnData) -> None:
 
 def test_affine_of_a_section_carries_the_tissue_to_its_place(cohort: ad.AnnData) -> None:
     scales = []
-    for name, rows in cohort.obs.groupby("section", observed=True).indices.items():
-        affine = cohort.uns["synthetic"]["sections"][name]["affine"]
+    for rows in cohort.obs.groupby("section", observed=True).indices.values():
         tissue, placed = cohort.obsm["spatial_tissue"][rows], cohort.obsm["spatial"][rows]
-        np.testing.assert_allclose(tissue @ affine[:, :2].T + affine[:, 2], placed, atol=1e-6)
+        affine, missed, *_ = np.linalg.lstsq(np.c_[tissue, np.ones(len(tissue))], placed)
+        assert missed.max() < 1e-6
         assert placed.min() >= 0
-        scales.append(np.sqrt(np.linalg.det(affine[:, :2])))
+        scales.append(np.sqrt(np.linalg.det(affine[:2])))
     assert scales[0] == pytest.approx(1)
     assert np.std(scales) > 0.01
     assert 0.9 <= min(scales) <= max(scales) <= 1.1
@@ -309,7 +309,6 @@ def test_round_trip(cohort: ad.AnnData, tmp_path: Path, store: str) -> None:
     assert stored["effects"] == truth["effects"]
     assert stored["params"]["disease"] == "patient"
     np.testing.assert_array_equal(stored["params"]["logfc"], truth["params"]["logfc"])
-    assert set(stored["sections"]) == set(cohort.obs["section"].cat.categories)
 
 
 def _block_accuracy(adata: ad.AnnData) -> float:

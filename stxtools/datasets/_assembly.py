@@ -28,13 +28,12 @@ _PROGRAM_LENGTHS = (0.08, 0.45)  # length scales of the nuisance, in half widths
 
 @dataclass(frozen=True)
 class Section:
-    """One section of a subject: what and where its observations are, its time, and its affine map from the tissue."""
+    """One section of a subject: what and where its observations are, and its time."""
 
     subject: str
     name: str
     arrays: dict[str, NDArray[Any]]
     time: float = 0.0
-    affine: NDArray[np.float64] | None = None
 
 
 def checked_hardness(platform: str, difficulty: float) -> tuple[Platform, Hardness]:

@@ -79,8 +79,7 @@ def synthetic_tissue(
     - ``obsm["compartment_mixture"]`` (DataFrame): share of each compartment in the expression
     - ``var["is_biomarker"]`` (bool), ``var["true_logfc"]`` (float64): response to the disease
     - ``var["marker_of"]`` (category): compartment in which the gene is raised, or ``none``
-    - ``uns["synthetic"]`` (dict): ``params``, ``effects``, and of each section the ``affine`` from ``spatial_tissue``
-      to ``spatial``
+    - ``uns["synthetic"]`` (dict): ``params``, ``effects``
 
     Examples
     --------
@@ -131,8 +130,7 @@ def synthetic_tissue(
         "patient": categorical(np.array([patients.index(s.subject) for s in sections])[which], patients),
         "section": categorical(which, [s.name for s in sections]),
     }
-    affine = {s.name: {"affine": s.affine} for s in sections}
-    truth = {"params": params, "effects": asdict(hardness), "sections": affine}
+    truth = {"params": params, "effects": asdict(hardness)}
     out = assemble(counts, sections, obs, {"is_biomarker": genes.log2fc != 0}, genes, names, truth)
     out.obsm["spatial_tissue"] = joined(sections, "tissue")
     mixture = joined(sections, "mixture").astype(np.float32)
@@ -160,11 +158,9 @@ def _draw_sections(
             # the frame's centre goes to 1.5 half widths, so that tissue coordinates are positive too
             tissue = (unit + 1.5) * (half * preset.spacing)
             angle, scale = (np.deg2rad(rng.uniform(-30, 30)), rng.uniform(0.9, 1.1)) if out else (0.0, 1.0)
-            linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            turned = tissue @ linear.T
-            shift = preset.spacing - turned.min(axis=0)
+            turned = tissue @ (scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])).T
             arrays = {"compartment": code, "mixture": mixture, "diseased": diseased, "programs": nuisance}
-            arrays |= {"spatial": turned + shift, "tissue": tissue} | ({} if array is None else {"array": array})
-            affine = np.column_stack([linear, shift])
-            out.append(Section(f"P{p + 1}", f"P{p + 1}_S{s + 1}", arrays, affine=affine))
+            turned += preset.spacing - turned.min(axis=0)
+            arrays |= {"spatial": turned, "tissue": tissue} | ({} if array is None else {"array": array})
+            out.append(Section(f"P{p + 1}", f"P{p + 1}_S{s + 1}", arrays))
     return out
