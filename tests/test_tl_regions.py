@@ -102,6 +102,22 @@ def test_neighbours_of_the_user_can_be_used(make_section):
     assert (library == 1).all()
 
 
+def test_one_side_of_an_edge_is_enough_and_a_stored_zero_is_none(make_section):
+    """Three observations in a row: an edge of one direction joins the first two, a stored 0 no others."""
+    adata = make_section()[:12].copy()
+    adata.obs["one"] = "x"
+    adata.obsp["mine"] = sparse.csr_matrix(([1.0, 0.0, 0.0], ([1, 1, 2], [0, 2, 1])), shape=(12, 12))
+    st.tl.region_graph(adata, "one", connectivity_key="mine")
+    regions, first = adata.uns["regions"], adata.obs["region_id"].iloc[:3].tolist()
+    assert regions.n_obs == 11
+    assert first[0] == first[1] != first[2]
+    adata.obs["one"] = ["x", "y", *"x" * 10]
+    st.tl.region_graph(adata, "one", connectivity_key="mine")
+    regions, first = adata.uns["regions"], adata.obs["region_id"].iloc[:2]
+    assert regions[first].obsp["spatial_connectivities"].toarray().tolist() == [[0, 1], [1, 0]]
+    assert regions.obsp["spatial_connectivities"].nnz == 2
+
+
 def test_missing_classes_belong_to_no_region(make_section):
     adata = make_section()
     adata.obs["part"] = adata.obs["band"].where(adata.obs["band"] != "b")
