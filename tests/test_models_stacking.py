@@ -288,6 +288,13 @@ def test_held_out_donors_say_that_genes_count_alone_and_any_panel_will_do():
         assert (moved == truth).mean() > (stayed == truth).mean()
     direct = new.logged[:, :12].toarray().sum(axis=1)
     assert roc_auc_score(codes[3], fitted.evidence(new).logits[:, 1]) > roc_auc_score(codes[3], direct) - 0.05
+    same = GeneClassifier.fit(sections[:1] * 3, shares[:1] * 3, weights[:1] * 3, np.random.default_rng(0))
+    assert same.alone
+    moved, stayed = (same.evidence(sections[0], adapt=adapt).logits for adapt in (True, False))
+    kept = 0.15 * same.factor * 2 * 6 * shares[0].mean(axis=0)  # the mean is that of the sources; of the shares a part
+    np.testing.assert_allclose(moved - stayed, np.tile(kept, (len(moved), 1)), atol=1e-3)
+    half = GeneSection(sections[0].logged * 0.5, new.genes, new.xy)  # a curve over the genes takes out depth
+    np.testing.assert_allclose(same.evidence(half).logits, moved, atol=1e-2)
 
 
 def test_a_saved_framework_reads_genes_by_either_name(make_section, tmp_path):

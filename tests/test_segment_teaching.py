@@ -19,6 +19,7 @@ from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with
 from stxtools.models.segmenter.discriminants import label_views, spread_labels, voted_confidence
 from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures
 from stxtools.models.segmenter.number import choose_number
+from stxtools.models.segmenter.pseudo_labels import PseudoLabels
 
 
 def _grid(side: int) -> np.ndarray:
@@ -258,3 +259,15 @@ def test_mixtures_of_few_distinct_values():
     z = np.repeat(np.eye(3), 20, axis=0)
     mixtures, _ = fit_mixtures(z, 5, np.random.default_rng(0))
     assert mixtures.memberships(z).shape == (60, 3, 5)
+
+
+def test_few_labels_weigh_as_much_as_what_was_spread_from_them():
+    """Sections of ten observations with two labels and with eight: where most have one, the others count nothing."""
+    labelled = np.repeat([True, False, True, False], [2, 8, 8, 2])
+    sure = np.random.default_rng(0).uniform(0.5, 1, 20)
+    taught = PseudoLabels(["a", "b"], np.full((20, 2), 0.5), np.where(labelled, 2, sure), np.zeros((20, 2)), labelled)
+    xy, pixels = np.zeros((10, 2)), np.zeros((10, 2), np.int32)
+    sections = [Section(str(i), xy.astype(np.float32), pixels, (1, 1), lambda: None, xy) for i in range(2)]
+    few, most = taught.by_section(sections)[1]
+    np.testing.assert_allclose(few, np.r_[[sure[2:10].sum() / 2] * 2, sure[2:10]])
+    np.testing.assert_array_equal(most, labelled[10:])
