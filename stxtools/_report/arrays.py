@@ -18,6 +18,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._colors import default_colors
 from stxtools._data.expression import Expression, log_chunks, log_matrix
+from stxtools._types import Array, Floats, Ints
 from stxtools._validate import spatial_entry
 from stxtools.pl._legend import category_codes, colors_of
 from stxtools.pl._sections import Panel, panels_of, positive, side_by_side, spatial_key_of, units_of
@@ -77,7 +78,7 @@ def _thinned(panels: Sequence[Panel], n_obs: int) -> list[Panel]:
     return [Panel(p.library, p.rows[at], p.xy[at]) for p, at in zip(panels, kept, strict=True)]
 
 
-def _image(adata: AnnData, panel: Panel, shift: NDArray[np.float64]) -> dict[str, Any] | None:
+def _image(adata: AnnData, panel: Panel, shift: Floats) -> dict[str, Any] | None:
     """Return the section's image as a JPEG and where it lies, None where there is none."""
     slots = spatial_entry(adata, panel.library)
     for name in ("hires", "lowres"):
@@ -108,7 +109,7 @@ def _columns(adata: AnnData, key: str, others: Sequence[str | None]) -> dict[str
 
 
 def _add_column(
-    meta: dict[str, Any], blocks: dict[str, str], adata: AnnData, column: str, label: str, order: NDArray[np.int64]
+    meta: dict[str, Any], blocks: dict[str, str], adata: AnnData, column: str, label: str, order: Ints
 ) -> None:
     values = adata.obs[column]
     entry: dict[str, Any] = {"key": column, "label": label, "block": f"column{len(meta['colors'])}"}
@@ -135,7 +136,7 @@ def _add_column(
     meta["colors"].append(entry)
 
 
-def packed(values: NDArray[Any] | Sequence[str]) -> str:
+def packed(values: Array | Sequence[str]) -> str:
     """Return an array (little-endian), or lines of text, as base64 of gzip."""
     if isinstance(values, np.ndarray):
         data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
@@ -144,7 +145,7 @@ def packed(values: NDArray[Any] | Sequence[str]) -> str:
     return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
 
 
-def levels(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+def levels(values: Array, low: float, high: float) -> NDArray[np.uint8]:
     """Round numbers to the levels of a colour scale; what is not finite is missing."""
     known = np.isfinite(values)
     share = np.clip((np.where(known, values, low) - low) / (high - low or 1.0), 0, 1)

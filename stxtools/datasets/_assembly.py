@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._progress import progress
 from stxtools._slots import categorical
+from stxtools._types import Array, Floats, Floats32, Ints
 from stxtools._validate import check_choice, check_number
 
 from ._shapes import field_at, gaussian_field
@@ -32,7 +32,7 @@ class Section:
 
     subject: str
     name: str
-    arrays: dict[str, NDArray[Any]]
+    arrays: dict[str, Array]
     time: float = 0.0
 
 
@@ -49,25 +49,23 @@ def checked_depth(mean_depth: float | None, preset: Platform, n_vars: int) -> fl
     return check_number("mean_depth", depth, minimum=1e-3)
 
 
-def programs(rng: np.random.Generator, unit: NDArray[np.float64], preset: Platform) -> NDArray[np.float64]:
+def programs(rng: np.random.Generator, unit: Floats, preset: Platform) -> Floats:
     """Draw what varies without a label: smooth programs, and those that differ between neighbours."""
     smooth = [field_at(gaussian_field(rng, float(rng.uniform(*_PROGRAM_LENGTHS))), unit) for _ in range(N_PROGRAMS)]
     return np.column_stack([*smooth, *(rng.standard_normal(len(unit)) for _ in range(preset.n_states))])
 
 
-def joined(sections: Sequence[Section], what: str) -> NDArray[Any]:
+def joined(sections: Sequence[Section], what: str) -> Array:
     """Return what the observations of all sections are."""
     return np.concatenate([section.arrays[what] for section in sections])
 
 
-def section_of(sections: Sequence[Section]) -> NDArray[np.int64]:
+def section_of(sections: Sequence[Section]) -> Ints:
     """Return the section of each observation."""
     return np.repeat(np.arange(len(sections)), [len(section.arrays["compartment"]) for section in sections])
 
 
-def negative_binomial(
-    rng: np.random.Generator, mean: NDArray[np.float32], inverse_dispersion: NDArray[np.float32], dropout: float
-) -> NDArray[np.int64]:
+def negative_binomial(rng: np.random.Generator, mean: Floats32, inverse_dispersion: Floats32, dropout: float) -> Ints:
     """Draw gamma-Poisson counts of variance ``mean + mean**2 / inverse_dispersion``; ``dropout`` sets some to 0."""
     rate = rng.standard_gamma(inverse_dispersion, size=mean.shape, dtype=np.float32)
     rate *= mean
@@ -78,9 +76,8 @@ def negative_binomial(
 
 
 def counts_of(
-    rng: np.random.Generator, sections: Sequence[Section], genes: Genes, hardness: Hardness,
-    blocks: Sequence[NDArray[Any]], effects: NDArray[np.float64], batch: NDArray[np.float64], mean_depth: float,
-    show_progress: bool | None = None,
+    rng: np.random.Generator, sections: Sequence[Section], genes: Genes, hardness: Hardness, blocks: Sequence[Array],
+    effects: Floats, batch: Floats, mean_depth: float, show_progress: bool | None = None,
 ) -> sparse.csr_matrix:  # fmt: skip
     """Draw counts (CSR, float32) whose depth varies around ``mean_depth``: memory is that of those above 0."""
     own = np.eye(len(sections), dtype=np.float32)[section_of(sections)]

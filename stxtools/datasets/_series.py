@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools._docs import documented
 from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
+from stxtools._types import Floats, Ints
 from stxtools._validate import check_int, check_number, check_seed
 
 from . import _shapes as shapes
@@ -126,7 +126,7 @@ def synthetic_series(
     return assemble(counts, sections, obs, var, genes, _NAMES, truth)
 
 
-def _planted_trends(genes: Genes, n_trends: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _planted_trends(genes: Genes, n_trends: int) -> tuple[Ints, Ints]:
     """Return per gene the kind of its trend (0: none) and the compartment that it has it in."""
     kind, place = np.zeros((2, len(genes.baseline)), dtype=np.int64)
     chosen = np.flatnonzero(genes.marker_of < 0)
@@ -136,10 +136,7 @@ def _planted_trends(genes: Genes, n_trends: int) -> tuple[NDArray[np.int64], NDA
     return kind, place
 
 
-def _trend_effects(
-    kind: NDArray[np.int64], place: NDArray[np.int64], mixture: NDArray[np.float64], time: NDArray[np.float64],
-    genes: Genes,
-) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:  # fmt: skip
+def _trend_effects(kind: Ints, place: Ints, mixture: Floats, time: Floats, genes: Genes) -> tuple[list[Floats], Floats]:
     """Return how far each observation is in a linear and a transient course, and what that does to each gene."""
     s, here = (time / time.max())[:, None], mixture[:, [_NAMES.index(name) for name in _TREND_IN]]
     courses = np.repeat([1, 2], len(_TREND_IN))[:, None], np.tile(np.arange(len(_TREND_IN)), 2)[:, None]
@@ -198,9 +195,8 @@ def _draw_sections(
 
 
 def _compartments(
-    unit: NDArray[np.float64], anatomy: shapes.Anatomy, sizes: NDArray[np.float64], order: NDArray[np.int64],
-    present: tuple[str, ...], border: float,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
+    unit: Floats, anatomy: shapes.Anatomy, sizes: Floats, order: Ints, present: tuple[str, ...], border: float
+) -> tuple[Ints, Floats]:
     """Return the compartment of each observation, and its mixture of expression programs (n_obs, n_names)."""
     ends = np.cumsum(sizes[order]) / sizes[order].sum()
     rank = shapes.share(shapes.layer_height(unit, anatomy))

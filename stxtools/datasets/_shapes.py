@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import rankdata
+
+from stxtools._types import Bools, Floats, Ints
 
 _HALF_WIDTH = 1.8  # the grid reaches beyond the tissue (about -1 ... 1), so that its wrapped edges never meet inside
 _GRID = 256
@@ -20,7 +21,7 @@ _LESION_SHARE = 0.3
 _BORDER_LENGTH = 0.35  # length scale of the wobble of borders
 
 
-def gaussian_field(rng: np.random.Generator, length_scale: float) -> NDArray[np.float64]:
+def gaussian_field(rng: np.random.Generator, length_scale: float) -> Floats:
     """Draw a Gaussian field of variance 1 and covariance ``exp(-r**2 / 2 / length_scale**2)`` on a grid."""
     frequency = np.fft.fftfreq(_GRID, d=2 * _HALF_WIDTH / _GRID) * 2 * np.pi
     half = np.fft.rfftfreq(_GRID, d=2 * _HALF_WIDTH / _GRID) * 2 * np.pi
@@ -32,7 +33,7 @@ def gaussian_field(rng: np.random.Generator, length_scale: float) -> NDArray[np.
     return np.fft.irfft2(np.fft.rfft2(white) * kernel, s=(_GRID, _GRID)) / np.sqrt(full_power.mean())
 
 
-def field_at(field: NDArray[np.float64], unit_xy: NDArray[np.float64]) -> NDArray[np.float64]:
+def field_at(field: Floats, unit_xy: Floats) -> Floats:
     """Values of a field at positions (n, 2) in the tissue's frame, interpolated linearly."""
     index = (unit_xy.T + _HALF_WIDTH) * (len(field) / (2 * _HALF_WIDTH))
     return ndimage.map_coordinates(field, index, order=1, mode="grid-wrap")
@@ -44,9 +45,7 @@ def compartment_names(n_compartments: int) -> list[str]:
     return [f"{kind}_{k + 1}" for kind, n in kinds for k in range(n)]
 
 
-def lattice(
-    n_obs: int, kind: str, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, float]:
+def lattice(n_obs: int, kind: str, rng: np.random.Generator) -> tuple[Floats, Ints | None, float]:
     """Place exactly ``n_obs`` observations inside a rounded outline without holes.
 
     Returns the positions with neighbours one unit apart (hexagonal lattice) or one observation per unit square
@@ -74,7 +73,7 @@ def lattice(
     return unit[inside], array, float(half)
 
 
-def _outline(unit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _outline(unit: Floats, rng: np.random.Generator) -> Floats:
     """Size of the similar outline that passes through each position (a wavy, rounded square)."""
     angle = np.arctan2(unit[:, 1], unit[:, 0])
     radius = (np.abs(unit) ** 3).sum(axis=1) ** (1 / 3)
@@ -90,9 +89,9 @@ class Anatomy:
 
     tilt: float
     curvature: float
-    wobble: NDArray[np.float64]
-    islands: tuple[NDArray[np.float64], ...]
-    lesion: NDArray[np.float64]
+    wobble: Floats
+    islands: tuple[Floats, ...]
+    lesion: Floats
 
 
 def draw_anatomy(rng: np.random.Generator, n_compartments: int) -> Anatomy:
@@ -110,7 +109,7 @@ def neighbouring(anatomy: Anatomy, rng: np.random.Generator, change: float = 0.3
     """Return the anatomy a little further into the block: the same shapes, slightly moved borders."""
     keep = float(np.sqrt(1 - change**2))
 
-    def moved(field: NDArray[np.float64], length: float) -> NDArray[np.float64]:
+    def moved(field: Floats, length: float) -> Floats:
         return field * keep + gaussian_field(rng, length) * change
 
     return replace(
@@ -121,30 +120,30 @@ def neighbouring(anatomy: Anatomy, rng: np.random.Generator, change: float = 0.3
     )
 
 
-def layer_height(unit: NDArray[np.float64], anatomy: Anatomy) -> NDArray[np.float64]:
+def layer_height(unit: Floats, anatomy: Anatomy) -> Floats:
     """What grows across the layers: a tilted, curved and wobbly height."""
     height = unit[:, 1] + anatomy.tilt * unit[:, 0] - anatomy.curvature * unit[:, 0] ** 2
     return height + 0.12 * field_at(anatomy.wobble, unit)
 
 
-def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(x: Floats) -> Floats:
     """Logistic function."""
     return 0.5 * (1 + np.tanh(x / 2))
 
 
-def share(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def share(values: Floats) -> Floats:
     """Rank of each value, from 0 to 1: thresholds then cut off shares of the tissue's area."""
     return (rankdata(values, method="ordinal") - 0.5) / len(values)
 
 
-def inward(field: NDArray[np.float64], unit: NDArray[np.float64]) -> NDArray[np.float64]:
+def inward(field: Floats, unit: Floats) -> Floats:
     """Values of a field, lowered towards the edge: what is cut out of it lies mostly inside the tissue."""
     return field_at(field, unit) - 0.8 * (unit**2).sum(axis=1)
 
 
-def stacked(beyond: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+def stacked(beyond: Iterable[Floats]) -> Floats:
     """Shares of layers, by how far ``beyond`` each border between two of them an observation is, in its widths."""
-    above: NDArray[np.float64] = np.ones(1)
+    above: Floats = np.ones(1)
     shares = []
     for past in beyond:
         below = np.minimum(sigmoid(past), above)
@@ -153,9 +152,7 @@ def stacked(beyond: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.column_stack([*shares, above])
 
 
-def add_island(
-    code: NDArray[np.int64], mixture: NDArray[np.float64], at: int, rank: NDArray[np.float64], top: float, border: float
-) -> None:
+def add_island(code: Ints, mixture: Floats, at: int, rank: Floats, top: float, border: float) -> None:
     """Let what ranks above ``top`` be of compartment ``at``, which blends into the others at its ``border``."""
     inside = sigmoid((rank - top) / (0.2 * border))
     mixture *= (1 - inside)[:, None]
@@ -163,9 +160,7 @@ def add_island(
     code[rank > top] = at
 
 
-def compartments(
-    unit: NDArray[np.float64], anatomy: Anatomy, n_compartments: int, border: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def compartments(unit: Floats, anatomy: Anatomy, n_compartments: int, border: float) -> tuple[Ints, Floats]:
     """Return the compartment of each observation and its mixture of them, which changes over ``border`` layers."""
     islands = len(anatomy.islands)
     layers = n_compartments - islands
@@ -179,6 +174,6 @@ def compartments(
     return code, mixture
 
 
-def lesion(unit: NDArray[np.float64], anatomy: Anatomy) -> NDArray[np.bool_]:
+def lesion(unit: Floats, anatomy: Anatomy) -> Bools:
     """Return which observations lie in the lesion: connected, smooth patches, independent of compartments."""
     return share(inward(anatomy.lesion, unit)) > 1 - _LESION_SHARE

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from stxtools._types import Floats, Ints
 
 N_PROGRAMS = 16  # autocorrelated programs without a label
 _MARKER_SHARE = 0.6  # of the genes that are not biomarkers
@@ -69,15 +70,15 @@ class Hardness:
 class Genes:
     """The effect of everything on every gene (natural logarithms), and what a user may know of it."""
 
-    baseline: NDArray[np.float64]  # (n_vars,), proportions before any effect
-    markers: NDArray[np.float64]  # (n_compartments, n_vars)
-    programs: NDArray[np.float64]  # (n_programs, n_vars)
-    log2fc: NDArray[np.float64]  # (n_vars,)
-    marker_of: NDArray[np.int64]  # (n_vars,), -1 for none
-    inverse_dispersion: NDArray[np.float64]  # (n_vars,)
+    baseline: Floats  # (n_vars,), proportions before any effect
+    markers: Floats  # (n_compartments, n_vars)
+    programs: Floats  # (n_programs, n_vars)
+    log2fc: Floats  # (n_vars,)
+    marker_of: Ints  # (n_vars,), -1 for none
+    inverse_dispersion: Floats  # (n_vars,)
 
 
-def fold_changes(logfc: float | Sequence[float], n_biomarkers: int) -> NDArray[np.float64]:
+def fold_changes(logfc: float | Sequence[float], n_biomarkers: int) -> Floats:
     """One fold change per biomarker; of a single number every third one is turned into its inverse."""
     try:
         values = np.atleast_1d(np.asarray(logfc, dtype=np.float64))
@@ -95,9 +96,8 @@ def fold_changes(logfc: float | Sequence[float], n_biomarkers: int) -> NDArray[n
 
 
 def draw_genes(
-    rng: np.random.Generator, n_vars: int, n_compartments: int, n_states: int, log2fc: NDArray[np.float64],
-    hardness: Hardness,
-) -> Genes:  # fmt: skip
+    rng: np.random.Generator, n_vars: int, n_compartments: int, n_states: int, log2fc: Floats, hardness: Hardness
+) -> Genes:
     """Give every gene its part: biomarker, marker of a compartment, or neither; programs may drive any."""
     responding, rest = np.split(rng.permutation(n_vars), [len(log2fc)])
     genes = rest[: int(np.ceil(_MARKER_SHARE * len(rest)))]

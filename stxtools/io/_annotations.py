@@ -26,6 +26,7 @@ from stxtools._docs import documented
 from stxtools._files import write_text
 from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.density import typical_spacing
+from stxtools._types import Floats, Ints
 from stxtools._validate import (
     Libraries,
     categories,
@@ -258,7 +259,7 @@ def _csv(text: str, path: Path) -> pd.DataFrame:
     return pd.DataFrame({"name": names.to_numpy(dtype=object)}, index=table[identifiers]).dropna()
 
 
-def rows_of(adata: AnnData, library: str | None, library_key: str | bool | None) -> tuple[Libraries, NDArray[np.int64]]:
+def rows_of(adata: AnnData, library: str | None, library_key: str | bool | None) -> tuple[Libraries, Ints]:
     """Return the sections and the observations of ``library``, or all where there is one section."""
     libs = libraries(adata, library_key)
     if library is None:
@@ -290,7 +291,7 @@ def _by_identifier(names: pd.Series, observations: pd.Index, path: Path) -> NDAr
     return out
 
 
-def _by_place(shapes: pd.DataFrame, xy: NDArray[np.float64], radius: float, path: Path) -> NDArray[np.object_]:
+def _by_place(shapes: pd.DataFrame, xy: Floats, radius: float, path: Path) -> NDArray[np.object_]:
     """Return the name of the smallest shape that each observation lies in."""
     geometry = np.array(shapes["geometry"], dtype=object)
     flat = shapely.area(geometry) == 0  # lines and points

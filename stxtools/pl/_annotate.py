@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._colors import colors_for
 from stxtools._docs import documented
 from stxtools._on_spatialdata import lent
+from stxtools._types import Ints
 from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
 
 from ._base import store_colors
@@ -99,8 +99,8 @@ class Annotator:
         self.classes = list(dict.fromkeys([*there, *map(str, classes)]))
         check_class_names(self.classes, key)
         self._colors = colors_for(self.classes, colors_of(adata, key) if there else {})
-        self._codes: NDArray[np.int64] = np.array(codes, dtype=np.int64)
-        self._earlier: list[NDArray[np.int64]] = []
+        self._codes: Ints = np.array(codes, dtype=np.int64)
+        self._earlier: list[Ints] = []
         self.active: str | None = self.classes[0] if self.classes else None
         panels = panels_of(
             adata, spatial_key=how["spatial_key"], library_key=how["library_key"], library=None,
@@ -187,7 +187,7 @@ class Annotator:
         scatter.color(by=by, map=[colors[i] for i in used], skip_widget_update=True)
         scatter.size(by=large.astype(float), map=self._sizes, norm=(0, 1))  # sends the colours, too
 
-    def _rows(self, observations: Any) -> NDArray[np.int64]:
+    def _rows(self, observations: Any) -> Ints:
         asked = np.atleast_1d(np.asarray(observations))
         if asked.dtype.kind == "b" and asked.shape == (self.adata.n_obs,):
             return np.flatnonzero(asked)

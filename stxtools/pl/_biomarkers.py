@@ -11,12 +11,12 @@ import pandas as pd
 import seaborn as sns
 from anndata import AnnData
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from stxtools import _keys
 from stxtools._checks import check_choice, check_int, check_names, listing
+from stxtools._types import Floats
 from stxtools.get import biomarkers as get_biomarkers
 from stxtools.get import describe as get_describe
 
@@ -162,11 +162,11 @@ def _ranked(
         _legend.add_legend(axes, handles, own=own, bars=[(colors, _EFFECTS["logfoldchanges"])])
 
 
-def _numbers(part: pd.DataFrame, column: str) -> NDArray[np.float64]:
+def _numbers(part: pd.DataFrame, column: str) -> Floats:
     return part[column].to_numpy(dtype=float)
 
 
-def _area(fraction: Any) -> NDArray[np.float64]:
+def _area(fraction: Any) -> Floats:
     return 15 + 105 * np.clip(np.nan_to_num(np.asarray(fraction, dtype=float)), 0, 1)
 
 
@@ -344,7 +344,7 @@ def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: 
         label.set(rotation=0, style="italic", color=label.get_color() if p <= fdr else "#999999")
 
 
-def favour(column: pd.Series) -> NDArray[np.float64]:
+def favour(column: pd.Series) -> Floats:
     """Return -1 (against) to 1 (for) for every gene; NaN where nothing is known."""
     name = str(column.name)
     if name in _AGAINST:

@@ -11,10 +11,10 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_choice, check_int
+from stxtools._types import Array, Ints
 from stxtools._validate import check_in
 from stxtools.get import compare as get_compare
 from stxtools.get import track as get_track
@@ -130,7 +130,7 @@ def trends(
     return _base.done("trends", axes, ax=ax, show=show, save=save)
 
 
-def _first(table: pd.DataFrame, effect: str) -> NDArray[np.int64]:
+def _first(table: pd.DataFrame, effect: str) -> Ints:
     """Return the order of the rows by p-value, or by effect where there are none."""
     return np.lexsort((-table[effect].abs(), table["pvals"].fillna(2.0)))
 
@@ -142,19 +142,19 @@ def _names(table: pd.DataFrame, other: str) -> list[str]:
     return [_legend.plain(name) for name in joined]
 
 
-def _colors(table: pd.DataFrame, effect: str, fdr: float) -> NDArray[Any]:
+def _colors(table: pd.DataFrame, effect: str, fdr: float) -> Array:
     """Return the colour of each row: of its direction where it passes."""
     return np.where(table["pvals_adj"] <= fdr, np.where(table[effect] > 0, UP, DOWN), NEITHER)
 
 
-def _handles(up: str, down: str, colors: NDArray[Any]) -> list[Any]:
+def _handles(up: str, down: str, colors: Array) -> list[Any]:
     """Return legend entries of the colours that occur."""
     entries = ((up, UP), (down, DOWN), ("not significant", NEITHER))
     return [_legend.dot(label, color) for label, color in entries if color in colors]
 
 
 def _lines(
-    table: pd.DataFrame, times: NDArray[Any], values: NDArray[Any], fdr: float, title: str | None, time_key: str, *,
+    table: pd.DataFrame, times: Array, values: Array, fdr: float, title: str | None, time_key: str, *,
     legend: bool, ax: Axes | None,
 ) -> list[Axes]:  # fmt: skip
     axes, panels = _base.panels(_names(table, "feature"), title, ax, "feature", 2.4, 2.2)
@@ -178,7 +178,7 @@ def _lines(
 
 
 def _heatmap(
-    table: pd.DataFrame, times: NDArray[Any], values: NDArray[Any], fdr: float, title: str | None, time_key: str, *,
+    table: pd.DataFrame, times: Array, values: Array, fdr: float, title: str | None, time_key: str, *,
     legend: bool, ax: Axes | None,
 ) -> list[Axes]:  # fmt: skip
     table = table.assign(name=_names(table, "feature")).reset_index(drop=True)

@@ -13,13 +13,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, is_color_like, to_hex, to_rgba_array
 from matplotlib.lines import Line2D
 from mpl_toolkits.axes_grid1 import make_axes_locatable
-from numpy.typing import NDArray
 from seaborn import color_palette
 
 from stxtools import _keys
 from stxtools._checks import listing
 from stxtools._colors import colors_for, stored_colors
 from stxtools._slots import column_names
+from stxtools._types import Floats, Ints
 from stxtools._warn import warn
 from stxtools.get._segments import classes_of
 
@@ -31,7 +31,7 @@ _ROW = 0.18  # inches of a legend entry in small print
 _HEADING = "heading"
 
 
-def category_codes(adata: AnnData, key: str) -> tuple[NDArray[np.int64], list[str]]:
+def category_codes(adata: AnnData, key: str) -> tuple[Ints, list[str]]:
     """Codes (-1 where missing) and the names of *all* categories, present in the data or not."""
     column = classes_of(adata, key)
     return np.asarray(column.cat.codes, dtype=np.int64), [str(c) for c in column.cat.categories]
@@ -54,7 +54,7 @@ def colors_of(
     return {name: colors[name] for name in names}
 
 
-def rgba(codes: NDArray[np.int64], colors: Mapping[str, str]) -> NDArray[np.float64]:
+def rgba(codes: Ints, colors: Mapping[str, str]) -> Floats:
     """RGBA of every code, those of the names in ``colors``; a missing one is light grey."""
     return np.asarray(to_rgba_array([*colors.values(), MISSING])[codes])  # code -1 is the last row
 
@@ -178,7 +178,7 @@ def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[
         below = 0.0
 
 
-def inches(ax: Any) -> NDArray[np.float64]:
+def inches(ax: Any) -> Floats:
     """Width and height of an Axes."""
     return np.asarray(ax.bbox.size / ax.figure.dpi)
 

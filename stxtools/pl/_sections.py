@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.patches import Rectangle
 from matplotlib_scalebar.scalebar import ScaleBar
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from stxtools import _keys
 from stxtools._checks import check_key, check_names
+from stxtools._types import Floats, Ints
 from stxtools._validate import array_positions, coordinates, libraries, listing, spatial_entry, stored_library_key
 
 from . import _base, _legend
@@ -39,8 +39,8 @@ class Panel:
     """One section: its name, the rows of its observations and where they lie."""
 
     library: str
-    rows: NDArray[np.int64]
-    xy: NDArray[np.float64]
+    rows: Ints
+    xy: Floats
 
     @cached_property
     def limits(self) -> tuple[float, float, float, float]:
@@ -96,7 +96,7 @@ def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool
     return None
 
 
-def side_by_side(panels: Sequence[Panel]) -> list[NDArray[np.float64]]:
+def side_by_side(panels: Sequence[Panel]) -> list[Floats]:
     """Return what moves each section to its place in a grid; all keep their scale."""
     limits = np.array([panel.limits for panel in panels])
     sizes = np.c_[limits[:, 1] - limits[:, 0], limits[:, 3] - limits[:, 2]]

@@ -13,11 +13,11 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
+from stxtools._types import Floats, Ints
 from stxtools._validate import check_choice, check_in, check_number, coordinates
 from stxtools.get._segments import regions_of
 
@@ -32,7 +32,7 @@ WIDTH_MIN, WIDTH_MAX = 0.4, 5.0  # points
 _AGAIN = "Run `st.tl.region_graph(adata)` again."
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
-Edges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+Edges = tuple[Ints, Ints, Floats]
 
 
 @_base.plot
@@ -252,18 +252,18 @@ class GraphView:
         self.spots, self.nodes = rgba(category_codes(adata, segment_key)[0], known), rgba(codes, self.colors)
         self.stores = [(adata, segment_key, known), (regions, _keys.SEGMENT, self.colors)]
 
-    def widths(self, weight: Any, top: float) -> NDArray[np.float64]:
+    def widths(self, weight: Any, top: float) -> Floats:
         """Line width in points: linear in the weight."""
         widest = float(np.clip(WIDTH_MAX * np.sqrt(25 / max(self.most, 1)), WIDTH_MAX / 3, WIDTH_MAX))
         return WIDTH_MIN + (widest - WIDTH_MIN) * np.clip(np.asarray(weight, dtype=float) / (top or 1.0), 0, 1)
 
-    def node_area(self, n_obs: Any) -> NDArray[np.float64]:
+    def node_area(self, n_obs: Any) -> Floats:
         """Area of a node in square points: linear in the number of observations, small ones still seen."""
         largest = min(NODE_MAX, max(NODE_BUDGET / max(self.most, 1), 2 * NODE_MIN))
         return np.maximum(largest * np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0), NODE_MIN)
 
     @property
-    def faint(self) -> NDArray[np.float64]:
+    def faint(self) -> Floats:
         """Colours of the observations, mixed with white rather than transparent: overlaps stay even."""
         return 1 - 0.3 * (1 - self.spots)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import ndimage, optimize
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
@@ -22,9 +22,10 @@ from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.density import typical_spacing
+from stxtools._types import Bools, Floats, Floats32
 from stxtools._validate import check_adata, check_choice, check_key_added, check_seed
 
-Maps = dict[str, tuple[NDArray[np.float64], dict[str, float]]]  # matrix and score of each section but the reference
+Maps = dict[str, tuple[Floats, dict[str, float]]]  # matrix and score of each section but the reference
 
 METHODS = ("rigid", "similarity", "affine")
 _LEAST = {"rigid": 2, "similarity": 2, "affine": 3}
@@ -32,7 +33,7 @@ _MIN_OBS = 10
 _N_COMPS = 10
 _N_TOP_GENES = 500  # enough for a position; and faster than the 2000 of an analysis
 Method = Literal["rigid", "similarity", "affine"]
-Cost = Callable[[NDArray[np.float64]], float]
+Cost = Callable[[Floats], float]
 
 _MAX_SIDE = 192  # pixels of a feature image
 _POINTS = (600, 3000)  # observations sampled by the coarse and the fine fit
@@ -162,7 +163,7 @@ def _from_landmarks(landmarks: Mapping[str, ArrayLike], names: list[str], refere
     return found
 
 
-def _points(name: str, value: Any, method: str) -> NDArray[np.float64]:
+def _points(name: str, value: Any, method: str) -> Floats:
     try:
         points = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as err:
@@ -179,9 +180,7 @@ def _points(name: str, value: Any, method: str) -> NDArray[np.float64]:
     return points
 
 
-def _fit(
-    source: NDArray[np.float64], target: NDArray[np.float64], method: str, name: str
-) -> tuple[NDArray[np.float64], float]:
+def _fit(source: Floats, target: Floats, method: str, name: str) -> tuple[Floats, float]:
     """Return the map of landmarks, and the root of its mean squared error."""
     from skimage.transform import estimate_transform
 
@@ -198,7 +197,7 @@ def _fit(
 class PointSet:
     """Coordinates and features of one section, its typical spacing, and as ``extent`` the root of its area."""
 
-    def __init__(self, xy: NDArray[np.float64], features: NDArray[np.float32]) -> None:
+    def __init__(self, xy: Floats, features: Floats32) -> None:
         values = np.asarray(features, dtype=np.float64)
         values = values - values.mean(axis=0)  # differences between whole sections say nothing about position
         self.xy, self.features = xy, values / (float(np.sqrt((values**2).sum(axis=1).mean())) or 1.0)
@@ -218,7 +217,7 @@ def feature_image(points: PointSet, sigma: float) -> list[RegularGridInterpolato
         raise ValueError("Coordinates are too far from 0 to tell neighbours apart; subtract their minimum first.")
     grid = np.stack(np.meshgrid(x, y), axis=-1)
     distance, nearest = cKDTree(points.xy).query(grid, distance_upper_bound=max(1.2 * points.spacing, pixel))
-    tissue: NDArray[np.bool_] = np.asarray(distance) < np.inf
+    tissue: Bools = np.asarray(distance) < np.inf
     image = np.zeros((*tissue.shape, 1 + points.features.shape[1]))
     image[tissue, 0] = 1.0
     image[tissue, 1:] = points.features[nearest[tissue]]
@@ -244,7 +243,7 @@ class Objective:
             np.maximum(image[0](p[:, ::-1]), 1e-9) for image, p in zip(self.images, self.points, strict=True)
         ]
 
-    def parts(self, matrix: NDArray[np.float64]) -> tuple[float, float]:
+    def parts(self, matrix: Floats) -> tuple[float, float]:
         """Return the correlation (-1 to 1) and the overlap (0 to 1: harmonic mean of the shares covered)."""
         linear, shift = matrix[:, :2], matrix[:, 2]
         there = self.images[1][1]((self.points[0] @ linear.T + shift)[:, ::-1])
@@ -258,7 +257,7 @@ class Objective:
         return correlation, overlap
 
 
-def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64]) -> NDArray[np.float64]:
+def _matrix(parameters: Floats, centre: Floats) -> Floats:
     """Build the map from (angle, log scale, shift x, shift y[, log stretch, its angle]) about ``centre``."""
     angle, log_scale, *shift = parameters[:4]
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -271,7 +270,7 @@ def _matrix(parameters: NDArray[np.float64], centre: NDArray[np.float64]) -> NDA
 
 def register(
     moving: PointSet, reference: PointSet, *, method: Method = "similarity", rng: np.random.Generator
-) -> tuple[NDArray[np.float64], float, float]:  # fmt: skip
+) -> tuple[Floats, float, float]:  # fmt: skip
     """Return the map of ``moving`` onto ``reference``, its correlation and overlap: the best of many starts."""
 
     def cost(objective: Objective) -> Cost:
@@ -287,7 +286,7 @@ def register(
         p = np.array([angle, scale, target[0] + dx, target[1] + dy])
         starts.append((cost(coarse)(p), p))
     starts.sort(key=lambda s: s[0])
-    chosen: list[NDArray[np.float64]] = []
+    chosen: list[Floats] = []
     for _, p in starts:  # the best start of each range of angles
         if all(abs(np.angle(np.exp(1j * (p[0] - c[0])))) > _TURNS for c in chosen):
             chosen.append(p)
@@ -319,9 +318,7 @@ def _ratios(moving: PointSet, reference: PointSet) -> tuple[float, float]:
     return float(by_area), reference.spacing / moving.spacing
 
 
-def _descend(
-    cost: Cost, start: NDArray[np.float64], size: NDArray[np.float64], free: NDArray[np.bool_]
-) -> tuple[float, NDArray[np.float64]]:
+def _descend(cost: Cost, start: Floats, size: Floats, free: Bools) -> tuple[float, Floats]:
     """Return the lowest cost found from ``start`` by steps of ``size`` in the ``free`` parameters, and its place."""
     moves = np.diag(size)[: len(start), np.flatnonzero(free[: len(start)])]
     n = moves.shape[1]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -24,6 +23,7 @@ from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.matrices import column_moments
+from stxtools._types import Floats, Floats32
 from stxtools._validate import check_adata, check_bool, check_int, check_number, check_seed, libraries
 
 
@@ -124,7 +124,7 @@ def normalize(
     return slots.write(adata, copy)
 
 
-def _lazily(matrix: Any, size: NDArray[np.float64], target: float) -> Any:
+def _lazily(matrix: Any, size: Floats, target: float) -> Any:
     """Return the dask array of log expression, which is computed as it is read."""
     from dask import array
 
@@ -136,7 +136,7 @@ def _lazily(matrix: Any, size: NDArray[np.float64], target: float) -> Any:
     )
 
 
-def _logged_block(block: Any, size: NDArray[np.float64], target: float) -> Any:
+def _logged_block(block: Any, size: Floats, target: float) -> Any:
     logged = log_normalize(to_csr(block), "counts", library_size=size.ravel(), target_sum=target)
     return logged.toarray() if isinstance(block, np.ndarray) else logged.copy()
 
@@ -157,7 +157,7 @@ def _source(adata: AnnData, layer: str | None) -> Expression:
 
 def _pca(
     logged: sparse.csr_matrix, n_comps: int, scale: bool, random_state: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+) -> tuple[Floats32, Floats, dict[str, Any], tuple[Floats, Floats]]:
     """Return scores, axes, their variances, and the map (axes, origin) from log expression to scores."""
     n_comps = min(n_comps, min(logged.shape) - 1)
     if n_comps < 1:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
+from stxtools._types import Array, Ints
 from stxtools._validate import categories, check_adata, check_seed, listing
 from stxtools._warn import warn
 from stxtools.stats._subjects import MIN_SUBJECTS, compare_subjects
@@ -108,8 +106,8 @@ def compare(
 
 
 def _units(
-    pairs: NDArray[np.int64], group: int, reference: int, subject_names: list[str], condition_names: list[str]
-) -> tuple[NDArray[np.int64], bool]:
+    pairs: Ints, group: int, reference: int, subject_names: list[str], condition_names: list[str]
+) -> tuple[Ints, bool]:
     """Return the units of two conditions in the order of subjects, and whether they are pairs: subjects with both."""
     chosen = np.flatnonzero(np.isin(pairs[1], [group, reference]))
     found, times = np.unique(pairs[0, chosen], return_counts=True)
@@ -125,7 +123,7 @@ def _units(
     return chosen[~np.isin(pairs[0, chosen], alone)], True
 
 
-def _table(found: dict[str, NDArray[Any]], kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
+def _table(found: dict[str, Array], kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
     means = {name: np.exp2(found[name]) for name in ("mean_group", "mean_reference")}
     table = effect_table(found | means, kind, names, "names", "logfoldchanges")
     if kind != "expression":

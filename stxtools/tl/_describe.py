@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -26,6 +25,7 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
+from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import Labels, categories, check_adata, check_int, check_seed, stored_table
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, plan
@@ -315,11 +315,11 @@ class Features:
         """Return all features, of which there is one block."""
         return self.values
 
-    def rows(self, genes: NDArray[np.int64] | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield all observations at once."""
         yield slice(0, self.shape[0]), self.values if genes is None else self.values[:, genes]
 
-    def means(self, side: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def means(self, side: Bools) -> Floats:
         """Mean of each feature over some observations."""
         return np.asarray(self.values.T @ side.astype(np.float64)) / max(int(side.sum()), 1)
 
@@ -340,7 +340,7 @@ def activities(logged: sparse.csr_matrix, genes: Sequence[str], net: pd.DataFram
 class Contacts:
     """Observations that touch another compartment: their ``code`` is ``own * n + other``, the one they touch most."""
 
-    def __init__(self, graph: sparse.csr_matrix, codes: NDArray[np.int64], n: int) -> None:
+    def __init__(self, graph: sparse.csr_matrix, codes: Ints, n: int) -> None:
         from sklearn.preprocessing import normalize
 
         edges = graph.tocoo()

@@ -23,11 +23,12 @@ from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.blocks import bounded_parts
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.order import position_order
+from stxtools._types import Ints
 from stxtools._validate import categories, check_adata, check_in, check_key_added, stored_library_key
 
 # regions, their observations, and the log expression of these
-_Some = tuple[NDArray[np.int64], NDArray[np.int64], sparse.csr_matrix]
-_Part = tuple[NDArray[np.int64], sparse.csr_matrix]  # regions and their means
+_Some = tuple[Ints, Ints, sparse.csr_matrix]
+_Part = tuple[Ints, sparse.csr_matrix]  # regions and their means
 
 _MEMBERS = 65_536  # observations whose expression is averaged at a time
 _RETURNED = 2**24  # values of a matrix whose memory goes back to the system once it is freed; that of small ones stays
@@ -115,9 +116,8 @@ def _given_graph(adata: AnnData, connectivity_key: str, where: Geometry) -> spar
 
 
 def _regions(
-    graph: sparse.csr_matrix, codes: NDArray[np.int64], where: Geometry, names: NDArray[np.str_],
-    max_size: int | None, seed: int,
-) -> NDArray[np.int64]:  # fmt: skip
+    graph: sparse.csr_matrix, codes: Ints, where: Geometry, names: NDArray[np.str_], max_size: int | None, seed: int
+) -> Ints:
     """Region of every observation (-1: none), numbered section by section from large compartments to small ones.
 
     All is done in the order of positions: neither regions nor their numbers depend on the order of rows.
@@ -142,7 +142,7 @@ def _regions(
 
 
 def _region_adata(
-    adata: AnnData, region: NDArray[np.int64], codes: NDArray[np.int64], names: list[str], graph: sparse.csr_matrix,
+    adata: AnnData, region: Ints, codes: Ints, names: list[str], graph: sparse.csr_matrix,
     where: Geometry, read: Expression,
 ) -> tuple[AnnData, list[str]]:  # fmt: skip
     known = np.flatnonzero(region >= 0)
@@ -172,7 +172,7 @@ def _region_adata(
     return out, labels
 
 
-def _between(values: sparse.csr_matrix, region: NDArray[np.int64], n_regions: int) -> sparse.csr_matrix:
+def _between(values: sparse.csr_matrix, region: Ints, n_regions: int) -> sparse.csr_matrix:
     """Sum of symmetric ``values`` between the observations of each two regions."""
     coo = values.tocoo()
     ends = np.sort(np.c_[region[coo.row], region[coo.col]][coo.row < coo.col], axis=1)
@@ -182,7 +182,7 @@ def _between(values: sparse.csr_matrix, region: NDArray[np.int64], n_regions: in
     return sparse.csr_matrix(total + total.T)
 
 
-def _region_means(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expression) -> sparse.csr_matrix:
+def _region_means(mean: sparse.csr_matrix, region: Ints, read: Expression) -> sparse.csr_matrix:
     """Mean log expression of every region, some regions at a time: no second matrix of all observations."""
     parts: list[_Part] = []
     some: list[_Part] = []
@@ -215,7 +215,7 @@ def _at_once(mean: sparse.csr_matrix, read: Expression) -> Iterator[_Some]:
         yield np.arange(first, last), rows, log_normalize(read.matrix[rows], read.scale, target_sum=target)
 
 
-def _by_chunk(mean: sparse.csr_matrix, region: NDArray[np.int64], read: Expression) -> Iterator[_Some]:
+def _by_chunk(mean: sparse.csr_matrix, region: Ints, read: Expression) -> Iterator[_Some]:
     """Yield the same, out of core: observations are held until the chunk with the last one of their region."""
     last = np.maximum.reduceat(mean.indices, mean.indptr[:-1])
     order = np.argsort(last, kind="stable")

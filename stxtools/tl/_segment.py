@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_bool, check_int, check_number, check_seed, check_writable, listing
@@ -25,6 +24,7 @@ from stxtools._lazy import importing
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, categorical, check_free, provenance, put_frame
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask, tissue_frame
+from stxtools._types import Array, Floats, Ints
 from stxtools._validate import Labels, check_adata, check_key_added, label_classes
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def check_mode(
             )
 
 
-def _shares(class_shares: Mapping[str, float], labels: Labels | None) -> NDArray[np.float64]:
+def _shares(class_shares: Mapping[str, float], labels: Labels | None) -> Floats:
     """Return the share of every class, NaN where it is not given."""
     if labels is None:
         raise ValueError("`class_shares=` needs `labels_key=`, the column with some labelled observations.")
@@ -257,7 +257,7 @@ def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
     return names
 
 
-def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> NDArray[np.int64]:
+def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> Ints:
     """Class of each observation among ``classes``, -1 where it has no label."""
     unknown = [name for name in labels.names if name not in classes]
     if unknown:
@@ -271,7 +271,7 @@ def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str])
 
 def _slots_of(
     fitted: Segmenter, results: Sequence[Segmentation], where: Geometry, images: Images | None, *,
-    key: str, unet_key: str, kept: NDArray[np.int64] | None, abstain_below: float | None, trained: bool,
+    key: str, unet_key: str, kept: Ints | None, abstain_below: float | None, trained: bool,
 ) -> Slots:  # fmt: skip
     """Classes (those ``kept`` where there are some), probabilities, features, and ``uns[key]`` but for ``params``."""
     proba = where.join([r.proba for r in results])
@@ -306,7 +306,7 @@ def _slots_of(
     return slots
 
 
-def _masks(values: NDArray[Any], where: Geometry, images: Images | None) -> dict[str, dict[str, Any]]:
+def _masks(values: Array, where: Geometry, images: Images | None) -> dict[str, dict[str, Any]]:
     out = {}
     for name, grid, rows, spacing in zip(where.libs.names, where.grids, where.parts, where.spacings, strict=True):
         reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH

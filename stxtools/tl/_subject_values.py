@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._data.chunks import iter_rows
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
+from stxtools._types import Array, Bools, Floats, Ints
 from stxtools._validate import Libraries, categories, check_in, listing
 from stxtools.stats._meta_analysis import adjust_bh
 
@@ -25,13 +25,13 @@ _HALF = 0.5  # added to counts before logarithms
 MIN_OBS = 10  # of a subject in a compartment, for it to count there, and that express a gene
 
 # subjects x values, the level that their variance depends on, and compartment and feature of each
-Values = tuple[NDArray[np.float64], NDArray[np.float64] | None, list[tuple[str, str]]]
+Values = tuple[Floats, Floats | None, list[tuple[str, str]]]
 
 
 def one_each(
-    libs: Libraries, of: NDArray[np.int64], names: Sequence[Any], of_key: str, libs_key: str = "library_key",
+    libs: Libraries, of: Ints, names: Sequence[Any], of_key: str, libs_key: str = "library_key",
     why: str = "A section belongs to one subject and to one condition.",
-) -> NDArray[np.int64]:  # fmt: skip
+) -> Ints:  # fmt: skip
     """Return the one value of ``of`` that each section (or subject) has; -1 where it has none."""
     pairs = np.unique(np.stack([libs.codes, of], axis=1)[(libs.codes >= 0) & (of >= 0)], axis=0)
     found, times = np.unique(pairs[:, 0], return_counts=True)
@@ -47,7 +47,7 @@ def one_each(
     return out
 
 
-def time_of(adata: AnnData, time_key: str, units: Libraries, unit_key: str) -> NDArray[np.float64]:
+def time_of(adata: AnnData, time_key: str, units: Libraries, unit_key: str) -> Floats:
     """Return the one time that each unit (subject, section) has; NaN where it has none."""
     check_in(adata, "obs", time_key, "time_key")
     column = adata.obs[time_key]
@@ -90,7 +90,7 @@ class Observed:
         self.genes = np.asarray(adata.var_names, dtype=str)
         one_each(self.where.libs, self.subjects, self.subject_names, subject_key)
 
-    def count(self, adata: AnnData, layer: str | None, unit: NDArray[np.int64]) -> None:
+    def count(self, adata: AnnData, layer: str | None, unit: Ints) -> None:
         """Count and sum what each unit has in each compartment; observations with -1 are left out."""
         used = (self.compartments >= 0) & (unit >= 0)
         shape = (int(unit.max()) + 1, len(self.names))
@@ -102,14 +102,14 @@ class Observed:
         self.sums, self.seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
         self.record = read.record
 
-    def shares(self, chosen: NDArray[np.int64]) -> Values:
+    def shares(self, chosen: Ints) -> Values:
         """Part of each unit's observations that lies in a compartment."""
         sizes = self.sizes[chosen]
         total = sizes.sum(axis=1, keepdims=True)
         values = np.where(total > 0, np.log2((sizes + _HALF) / (total + 1.0)), np.nan)
         return values, None, [(name, "") for name in self.names]
 
-    def contacts(self, chosen: NDArray[np.int64]) -> Values:
+    def contacts(self, chosen: Ints) -> Values:
         """Neighbours between two compartments over those expected of their sizes."""
         edges, k, present = self.where.graph.tocoo(), len(self.names), self.sizes[chosen] >= MIN_OBS
         inside = (self.cell[edges.row] >= 0) & (self.cell[edges.col] >= 0)
@@ -124,7 +124,7 @@ class Observed:
         values = np.where(present[:, i] & present[:, j], ratio[:, i, j], np.nan)
         return values, None, [(self.names[a], self.names[b]) for a, b in two]
 
-    def expression(self, chosen: NDArray[np.int64], sides: Sequence[NDArray[np.bool_]]) -> Values:
+    def expression(self, chosen: Ints, sides: Sequence[Bools]) -> Values:
         """Pseudobulk of the genes that are expressed enough in the smaller of two ``sides``, by compartment."""
         sums, seen, sizes = self.sums[chosen], self.seen[chosen], self.sizes[chosen]
         values, level, labels = [], [], []
@@ -145,9 +145,7 @@ class Observed:
         return np.concatenate(values, axis=1), np.concatenate(level), labels
 
 
-def _chunk_sums(
-    cell: NDArray[np.int64], logged: bool, n_cells: int, chunk: sparse.csr_matrix, rows: slice
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _chunk_sums(cell: Ints, logged: bool, n_cells: int, chunk: sparse.csr_matrix, rows: slice) -> tuple[Floats, Floats]:
     here = np.flatnonzero(cell[rows] >= 0)
     one = sparse.csr_matrix((np.ones(len(here)), (cell[rows][here], here)), shape=(n_cells, chunk.shape[0]))
     linear = sparse.csr_matrix(chunk, dtype=np.float64, copy=True)
@@ -157,7 +155,7 @@ def _chunk_sums(
 
 
 def effect_table(
-    found: dict[str, NDArray[Any]], kind: str, names: list[tuple[str, str]], feature: str, effect: str
+    found: dict[str, Array], kind: str, names: list[tuple[str, str]], feature: str, effect: str
 ) -> pd.DataFrame:
     """Return the table of effects of one kind; p-values are corrected over those that are known."""
     first, second = ([name[i] for name in names] for i in (0, 1))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import neighbour_mean
+from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import check_adata, check_in, check_int
 
 from ._region_graph import inherited_library_key
@@ -76,10 +76,7 @@ def suggest_labels(
     return slots.write(adata, copy)
 
 
-def _doubtful_and_far(
-    doubt: NDArray[np.float64], xy: NDArray[np.float64], library: NDArray[np.int64], labelled: NDArray[np.bool_],
-    n: int,
-) -> list[int]:  # fmt: skip
+def _doubtful_and_far(doubt: Floats, xy: Floats, library: Ints, labelled: Bools, n: int) -> list[int]:
     """Pick ``n`` observations; distances count within a section, up to a tenth of its extent."""
     from scipy.spatial import cKDTree
 

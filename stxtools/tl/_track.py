@@ -8,7 +8,6 @@ from itertools import chain, pairwise, product
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
@@ -20,6 +19,7 @@ from stxtools._docs import documented
 from stxtools._progress import progress, whole_call
 from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.matrices import column_moments
+from stxtools._types import Floats, Ints
 from stxtools._validate import categories, check_adata, stored_library_key
 from stxtools.models.transport import Nodes, couple, discriminant_features, graph_distances
 from stxtools.stats._correspondence import HALF, Shared, events, lineages, shared_mass
@@ -37,7 +37,7 @@ _MOST_GENES = 1000  # those that vary most between regions
 _BEST = 3  # counterparts of a region that the table lists
 _LEAST = 0.05  # of a region's mass
 
-Plans = dict[tuple[int, int], "NDArray[np.float64]"]  # by the two sections
+Plans = dict[tuple[int, int], Floats]  # by the two sections
 
 
 @documented
@@ -125,9 +125,7 @@ def track(
     return slots.write(adata, copy)
 
 
-def _pairs(
-    time: NDArray[np.int64], step: int, owner: NDArray[np.int64], rng: np.random.Generator
-) -> list[tuple[int, int]]:
+def _pairs(time: Ints, step: int, owner: Ints, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Sections of a time and of the next to match: those of one subject where there are such, else a sample of all."""
     pairs = list(product(np.flatnonzero(time == step).tolist(), np.flatnonzero(time == step + 1).tolist()))
     own = [(one, two) for one, two in pairs if owner[one] == owner[two] >= 0]
@@ -144,7 +142,7 @@ def _shared(tissue: Tissue, plans: Plans, pairs: list[tuple[int, int]], n: int, 
     return shared_mass(couplings, (n, n), _PERMUTATIONS, rng)
 
 
-def _lineages(tissue: Tissue, time: NDArray[np.int64], shared: list[Shared], n: int) -> NDArray[np.int64]:
+def _lineages(tissue: Tissue, time: Ints, shared: list[Shared], n: int) -> Ints:
     """Lineage of each compartment at each time, (n_times, n_compartments); -1 where it is absent."""
     at = np.unique(time[tissue.nodes.section] * n + tissue.nodes.compartment)
     links = [(np.searchsorted(at, step * n + i), np.searchsorted(at, (step + 1) * n + j))
@@ -177,9 +175,7 @@ def _links(shared: Shared, start: float, end: float, names: list[str]) -> pd.Dat
     return pd.concat([part for part in parts if len(part)], ignore_index=True)[list(table.columns)]
 
 
-def _compartments(
-    tissue: Tissue, shared: list[Shared], steps: NDArray[np.float64], lineage: NDArray[np.int64], names: list[str]
-) -> pd.DataFrame:
+def _compartments(tissue: Tissue, shared: list[Shared], steps: Floats, lineage: Ints, names: list[str]) -> pd.DataFrame:
     """Each compartment at each time: lineage, share of the sections, share of it with a counterpart on either side."""
     share = [one.before for one in shared] + [shared[-1].after]
     forward = [one.forward.sum(axis=1) for one in shared] + [np.full(len(names), np.nan)]
@@ -199,7 +195,7 @@ class Tissue:
     ``group`` is the node of each region; nodes have the name of their largest region; touching ones have ``edges``.
     """
 
-    def __init__(self, graph: AnnData, inp: Regions, time: NDArray[np.int64], most: int, seed: int) -> None:
+    def __init__(self, graph: AnnData, inp: Regions, time: Ints, most: int, seed: int) -> None:
         size = np.asarray(graph.obs["n_obs"], dtype=np.float64)
         compartment = np.asarray(graph.obs["segment"].cat.codes, dtype=np.int64)
         xy = np.asarray(graph.obsm[_keys.SPATIAL], dtype=np.float64)
@@ -220,23 +216,23 @@ class Tissue:
         length = np.maximum(np.linalg.norm(centre[i] - centre[j], axis=1), 1e-12)
         self.edges = sparse.csr_matrix((length, (i, j)), shape=(n, n))
 
-    def rows(self, section: int) -> NDArray[np.int64]:
+    def rows(self, section: int) -> Ints:
         """Nodes of a section."""
         return np.flatnonzero(self.nodes.section == section)
 
-    def weight(self, section: int) -> NDArray[np.float64]:
+    def weight(self, section: int) -> Floats:
         """Share of each node in its section."""
         size = self.nodes.size[self.rows(section)]
         return size / size.sum()
 
-    def plan(self, one: int, two: int) -> NDArray[np.float64]:
+    def plan(self, one: int, two: int) -> Floats:
         """Mass that nodes of two sections share."""
         rows, weights = (self.rows(one), self.rows(two)), (self.weight(one), self.weight(two))
         cost = cdist(self.features[rows[0]], self.features[rows[1]], "sqeuclidean")
         inside = [graph_distances(self.edges[r][:, r], w) for r, w in zip(rows, weights, strict=True)]
         return couple(cost, (inside[0], inside[1]), weights, _STRUCTURE, _SLACK)
 
-    def kept(self, plans: Plans, *, forward: bool) -> NDArray[np.float64]:
+    def kept(self, plans: Plans, *, forward: bool) -> Floats:
         """Share of the mass of each node with a counterpart at the next (or previous) time; NaN without such a time."""
         total, count = np.zeros(len(self.names)), np.zeros(len(self.names))
         for pair, plan in plans.items():
@@ -262,10 +258,7 @@ class Tissue:
         return pd.concat(parts, ignore_index=True)
 
 
-def _joined(
-    xy: NDArray[np.float64], size: NDArray[np.float64], section: NDArray[np.int64], compartment: NDArray[np.int64],
-    most: int, seed: int,
-) -> NDArray[np.int64]:  # fmt: skip
+def _joined(xy: Floats, size: Floats, section: Ints, compartment: Ints, most: int, seed: int) -> Ints:
     """Group of each region: itself, or one of about ``most`` compact groups within the compartments of its section."""
     from sklearn.cluster import KMeans
 

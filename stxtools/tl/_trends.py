@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import observation_area
+from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import Libraries, check_adata, check_seed
 from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects
 
@@ -79,7 +79,7 @@ def trends(
     return Slots("tl.trends", uns=found).write(adata, copy)
 
 
-def _areas(seen: Observed, chosen: NDArray[np.int64]) -> Values:
+def _areas(seen: Observed, chosen: Ints) -> Values:
     """Mean area of each compartment in the sections of each subject."""
     where, used, sizes = seen.where, seen.cell >= 0, seen.sizes
     area = observation_area(where.libs.codes, where.grids, where.meshes)
@@ -91,9 +91,7 @@ def _areas(seen: Observed, chosen: NDArray[np.int64]) -> Values:
     return np.where(known, np.log2(mean), np.nan), None, [(name, "") for name in seen.names]
 
 
-def _table(
-    part: Values, x: NDArray[np.float64], sides: tuple[NDArray[np.bool_], NDArray[np.bool_]], kind: str, seed: int
-) -> pd.DataFrame:
+def _table(part: Values, x: Floats, sides: tuple[Bools, Bools], kind: str, seed: int) -> pd.DataFrame:
     values, level, names = part
     found = regress_subjects(values, x, sides, level, seed)
     known = np.isfinite(values)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_names
@@ -28,6 +27,7 @@ from stxtools._docs import documented
 from stxtools._files import write_text
 from stxtools._progress import progress, stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
+from stxtools._types import Array, Bools, Floats, Ints
 from stxtools._validate import check_adata, check_int, check_number, check_seed, genes_to_predict, listing
 
 from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, Read, settings_fingerprint
@@ -35,7 +35,7 @@ from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, Read, settings_f
 if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Baseline
 
-    _Read = tuple[Protocol, NDArray[np.float64] | None, Read | None]
+    _Read = tuple[Protocol, Floats | None, Read | None]
 
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
 COLUMNS: dict[str, Any] = {
@@ -194,7 +194,7 @@ class Evaluation:
                         bar.update(1)
         return rows
 
-    def _hidden(self, seed: int) -> NDArray[np.int64] | None:
+    def _hidden(self, seed: int) -> Ints | None:
         """Positions of the genes that are hidden from the models and predicted."""
         adata, genes = self.protocol.adata, self.genes
         if genes is None:
@@ -207,7 +207,7 @@ class Evaluation:
             raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
         return np.sort(adata.var_names.get_indexer(genes_to_predict(adata, genes, None, "genes")))
 
-    def _read(self, scheme: str, seed: int, noise: float, hidden: NDArray[np.int64] | None) -> _Read:
+    def _read(self, scheme: str, seed: int, noise: float, hidden: Ints | None) -> _Read:
         """Return the data with noise, the hidden expression, and features that all folds share."""
         p, kind, values = self.protocol, "gaussian", None
         if noise > 0:
@@ -220,14 +220,14 @@ class Evaluation:
         # nothing of a left-out section may go into genes and components; within sections no label is looked at anyway
         return p, values, None if scheme == "library" else p.features()
 
-    def _split(self, read: Callable[[], _Read], test: NDArray[np.bool_]) -> tuple[list[Any], NDArray[Any] | None]:
+    def _split(self, read: Callable[[], _Read], test: Bools) -> tuple[list[Any], Array | None]:
         """Return sections, and hidden expression scaled over the training part: the mean then has an MSE near 1."""
         p, values, shared = read()
         scaled = None if values is None else (values - values[~test].mean(axis=0)) / (values[~test].std(axis=0) + 1e-9)
         return p.sections(p.features(~test) if shared is None else shared), scaled
 
     def _measure(
-        self, unit: tuple[Any, ...], test: NDArray[np.bool_], sections: list[Any], expression: NDArray[Any] | None
+        self, unit: tuple[Any, ...], test: Bools, sections: list[Any], expression: Array | None
     ) -> list[dict[str, Any]]:
         """Train one model on one split and score each target."""
         p, (name, scheme, seed, noise, fold) = self.protocol, unit

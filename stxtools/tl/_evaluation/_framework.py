@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData, concat
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._types import Floats, Floats32, Ints
 from stxtools.models import TissueNetParams
 from stxtools.models._params import resolve
 from stxtools.models.baselines.simple import Baseline, Classes, EvaluationSection, Labels
@@ -71,7 +71,7 @@ class Framework(Baseline):
         multitask(adata, **tasks | {"use_rep": _REP} | self._how() | self._joint(adata))
         return self
 
-    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[NDArray[np.float32]]:
+    def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Probabilities of the observations; the shares of the classes where an observation is in no region."""
         frame = self.adata.obsm[_keys.proba(_TRUTH.format(target))]
         proba = np.zeros((self.adata.n_obs, self.classes[target]), dtype=np.float32)
@@ -80,9 +80,7 @@ class Framework(Baseline):
         proba[unknown] = proba[~unknown].mean(axis=0)
         return np.split(proba, _cuts(sections))
 
-    def predict_expression(
-        self, sections: Sequence[EvaluationSection], values: Sequence[NDArray[np.float64]]
-    ) -> list[NDArray[np.float64]]:
+    def predict_expression(self, sections: Sequence[EvaluationSection], values: Sequence[Floats]) -> list[Floats]:
         """Train once more with the expression head, beside the targets."""
         every = np.concatenate(list(values))  # standardised; the call takes none but values from 0 for expression
         low = np.nanmin(every, axis=0)
@@ -96,7 +94,7 @@ class Framework(Baseline):
         return np.split(np.where(np.isnan(found), np.nanmean(found, axis=0), found), _cuts(sections))
 
 
-def _with_genes(adata: AnnData, values: NDArray[np.float64]) -> AnnData:
+def _with_genes(adata: AnnData, values: Floats) -> AnnData:
     """Copy with more genes behind the others; hidden observations hold zeros and are marked."""
     known = np.asarray(np.isfinite(values).all(axis=1))
     shown = sparse.csr_matrix(np.where(known[:, None], values, 0.0), dtype=np.float32)
@@ -106,7 +104,7 @@ def _with_genes(adata: AnnData, values: NDArray[np.float64]) -> AnnData:
     return out
 
 
-def _cuts(sections: Sequence[EvaluationSection]) -> NDArray[np.int64]:
+def _cuts(sections: Sequence[EvaluationSection]) -> Ints:
     return np.cumsum([s.n_obs for s in sections])[:-1]
 
 

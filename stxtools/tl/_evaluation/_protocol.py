@@ -21,6 +21,7 @@ from stxtools._data.features import compute_representation
 from stxtools._data.representation import log_normalize, stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._spatial.blocks import deal, spatial_blocks
+from stxtools._types import Bools, Floats32, Ints
 from stxtools._validate import categories, check_choice, check_in, check_int
 from stxtools._version import __version__
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Classes, EvaluationSection, Labels
 
 # features, log expression of all genes, and which of them are variable; the latter none for a representation
-Read = tuple[NDArray[np.float32], sparse.csr_matrix | None, Sequence[int]]
-Fold = tuple[str, NDArray[np.bool_]]  # name, and which observations are predicted
+Read = tuple[Floats32, sparse.csr_matrix | None, Sequence[int]]
+Fold = tuple[str, Bools]  # name, and which observations are predicted
 
 SCHEMES = ("block", "library", "random")
 LEAKY = frozenset({"random"})  # the neighbours of a test observation are in the training set
@@ -45,7 +46,7 @@ class Target:
 
     name: str
     key: str
-    codes: NDArray[np.int64]
+    codes: Ints
     classes: list[str]
 
 
@@ -117,7 +118,7 @@ class Protocol:
             raise ValueError(f"No fold of scheme {scheme!r} has labelled observations to predict.")
         return out
 
-    def _dealt(self, scheme: str, seed: int) -> tuple[NDArray[np.int64], list[str]]:
+    def _dealt(self, scheme: str, seed: int) -> tuple[Ints, list[str]]:
         """Fold of every observation, and the names of the folds."""
         libs, xy = self.where.libs, self.where.xy
         if scheme == "library":
@@ -132,7 +133,7 @@ class Protocol:
             fold[rows] = deal(unit, self.n_folds, rng)
         return fold, [str(k) for k in range(self.n_folds)]
 
-    def features(self, learn_from: NDArray[np.bool_] | None = None) -> Read:
+    def features(self, learn_from: Bools | None = None) -> Read:
         """Features (n, d) of all observations, log expression and variable genes; no label is looked at."""
         if self.use_rep is not None:
             return stored_representation(self.adata, self.use_rep), None, ()
@@ -157,19 +158,19 @@ class Protocol:
             out.append(EvaluationSection(s.name, s.features, s.pixels, s.shape, s.graph, s.xy, own, variable))
         return out
 
-    def labels(self, test: NDArray[np.bool_]) -> tuple[Labels, Classes]:
+    def labels(self, test: Bools) -> tuple[Labels, Classes]:
         """Class codes of each target per section, hidden (-1) in the test part, and the numbers of classes."""
         labels = {t.name: self.where.split(np.where(test, -1, t.codes)) for t in self.targets}
         return labels, {t.name: len(t.classes) for t in self.targets}
 
-    def scores(self, test: NDArray[np.bool_], proba: Mapping[str, Any]) -> Iterator[tuple[Target, dict[str, float]]]:
+    def scores(self, test: Bools, proba: Mapping[str, Any]) -> Iterator[tuple[Target, dict[str, float]]]:
         """Yield each target with the scores of its test part."""
         for t in self.targets:
             rows = test & (t.codes >= 0)
             yield t, _scores(self.where.join(proba[t.name])[rows], t.codes[rows])
 
 
-def _scores(proba: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[str, float]:
+def _scores(proba: NDArray[np.floating], truth: Ints) -> dict[str, float]:
     """Accuracy, and precision, recall and AUROC averaged over the classes that occur in ``truth``."""
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
