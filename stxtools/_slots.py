@@ -145,7 +145,8 @@ def check_paths_free(adata: AnnData, call: str, paths: Iterable[Path], replaces:
         by = f"`st.{min(writers)}` wrote it" if writers else f"nothing says that `st.{call}` wrote it"
         fixed = call in _FIXED_NAMES and not (path[0] == "uns" and len(path) == 2)
         mend = "Rename or delete it first" if fixed else "Pass `key_added=` to write under another name, or delete it"
-        raise ValueError(f"`adata.{_code(path)}` is there already and {by}: it would be lost. {mend}.")
+        code = ".".join(f"{container}[{key!r}]" for container, key in zip(path[::2], path[1::2], strict=True))
+        raise ValueError(f"`adata.{code}` is there already and {by}: it would be lost. {mend}.")
 
 
 def sign(adata: AnnData, call: str, uns: Mapping[str, Any], paths: Sequence[Path]) -> None:
@@ -186,11 +187,6 @@ def _is_there(adata: AnnData, path: Path) -> bool:
         else:
             return False
     return True
-
-
-def _code(path: Path) -> str:
-    """A slot as a user would type it."""
-    return ".".join(f"{container}[{key!r}]" for container, key in zip(path[::2], path[1::2], strict=True))
 
 
 def _named(value: Any, adata: AnnData) -> Any:

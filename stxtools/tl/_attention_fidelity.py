@@ -110,7 +110,11 @@ def attention_fidelity(
                     parts.append((at[found.target[known]], at[found.source[known]], scores[known]))
                 bar.update(1)
 
-    shares_of = {_keys.ATTENTION_CORRECTED: _row_shares(parts, len(inp))}
+    from sklearn.preprocessing import normalize
+
+    at, of_source, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    matrix = sparse.csr_matrix((values, (at, of_source)), shape=(len(inp), len(inp)), dtype=np.float64)
+    shares_of = {_keys.ATTENTION_CORRECTED: normalize(matrix, norm="l1").astype(np.float32)}
     slots = Slots("tl.attention_fidelity", obs={_keys.SALIENCY: saliency})
     slots.missing[f"obs/{_keys.SALIENCY}"] = inp.region < 0
     slots.inner[regions_key] = Slots("tl.attention_fidelity", obsp=shares_of)
@@ -165,11 +169,3 @@ def _rows(
                     "change": change, "flipped": flipped, "n_regions": len(judged),
                 })  # fmt: skip
     return rows
-
-
-def _row_shares(parts: Sequence[tuple[Any, Any, Any]], n: int) -> sparse.csr_matrix:
-    from sklearn.preprocessing import normalize
-
-    rows, columns, values = (np.concatenate(x) for x in zip(*parts, strict=True))
-    matrix = sparse.csr_matrix((values, (rows, columns)), shape=(n, n), dtype=np.float64)
-    return normalize(matrix, norm="l1").astype(np.float32)

@@ -100,7 +100,10 @@ def multitask(
     needed = student is not None or (applied is None and expression is None)
     columns = _columns(biomarker_key, region_key, needed=needed)
     if applied is not None:
-        _check_tasks(applied.classes if student is None else student.tasks, columns)
+        known = applied.classes if student is None else student.tasks
+        if missing := [_PARAMS[task] for task in columns if task not in known]:
+            known_to = ", ".join(known) or "no class"
+            raise ValueError(f"The model was trained for {known_to}; drop {' and '.join(missing)}.")
     taught = columns if applied is None else {}
     labels = {task: label_classes(adata, column, _PARAMS[task]) for task, column in taught.items()}
     wanted = genes_to_predict(adata, expression, expression_key)
@@ -189,13 +192,6 @@ def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool)
     if columns and biomarker_key == region_key:
         raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
     return columns
-
-
-def _check_tasks(known: Mapping[str, Sequence[str]], columns: dict[str, str]) -> None:
-    """Check that the model was trained for the tasks asked for."""
-    missing = [_PARAMS[task] for task in columns if task not in known]
-    if missing:
-        raise ValueError(f"The model was trained for {', '.join(known) or 'no class'}; drop {' and '.join(missing)}.")
 
 
 def _put_predictions(

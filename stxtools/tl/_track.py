@@ -99,8 +99,13 @@ def track(
             plans[pair] = tissue.plan(*pair)
             bar.update(1)
     names = [str(c) for c in adata.uns[regions_key].obs["segment"].cat.categories]
-    shared = [_shared(tissue, plans, step, len(names), rng) for step in pairs]
-    lineage = _lineages(tissue, time, shared, len(names))
+    of, n = tissue.nodes.compartment, len(names)
+    shared = []
+    for step in pairs:
+        couplings = [(plans[i, j], of[tissue.rows(i)], of[tissue.rows(j)], tissue.weight(i), tissue.weight(j))
+                     for i, j in step]  # fmt: skip
+        shared.append(shared_mass(couplings, (n, n), _PERMUTATIONS, rng))
+    lineage = _lineages(tissue, time, shared, n)
 
     slots = Slots("tl.track")
     slots.uns[key] = {
@@ -109,8 +114,8 @@ def track(
         "compartments": _compartments(tissue, shared, steps, lineage, names),
         "regions": tissue.table(plans, libs.names),
         "params": provenance(
-            time_key=time_key, subject_key=subject_key, regions_key=regions_key,
-            max_regions=max_regions, spatial_key=spatial_key, random_state=seed,
+            time_key=time_key, subject_key=subject_key, regions_key=regions_key, max_regions=max_regions,
+            spatial_key=spatial_key, random_state=seed,
             library_key=stored_library_key(adata.uns[regions_key].uns["params"]), n_pairs=[len(step) for step in pairs],
         ),
     }  # fmt: skip
@@ -133,13 +138,6 @@ def _pairs(time: Ints, step: int, owner: Ints, rng: np.random.Generator) -> list
     if len(pairs) <= _MOST_PAIRS:
         return pairs
     return [pairs[i] for i in np.sort(rng.choice(len(pairs), _MOST_PAIRS, replace=False))]
-
-
-def _shared(tissue: Tissue, plans: Plans, pairs: list[tuple[int, int]], n: int, rng: np.random.Generator) -> Shared:
-    of = tissue.nodes.compartment
-    couplings = [(plans[one, two], of[tissue.rows(one)], of[tissue.rows(two)], tissue.weight(one), tissue.weight(two))
-                 for one, two in pairs]  # fmt: skip
-    return shared_mass(couplings, (n, n), _PERMUTATIONS, rng)
 
 
 def _lineages(tissue: Tissue, time: Ints, shared: list[Shared], n: int) -> Ints:

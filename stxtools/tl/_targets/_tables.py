@@ -60,15 +60,9 @@ def read_table(table: Any, param: str = "table") -> pd.DataFrame:
     if not {".tsv", ".csv", ".txt"} & set(suffixes):
         raise ValueError(f"`{param}={str(path)!r}` ends in none of .tsv, .csv, .txt, .parquet (also with .gz).")
     separator = "," if ".csv" in suffixes else "\t"
-    return pd.read_csv(
-        path, sep=separator, skiprows=_comments(path), na_values=_NULL, keep_default_na=False, low_memory=False
-    )
-
-
-def _comments(path: Path) -> int:
-    """Count the lines before the header that begin with ``#``: DGIdb 5 states its version there."""
-    with get_handle(path, "r", encoding="utf-8", compression="infer") as opened:
-        return sum(1 for _ in takewhile(lambda line: str(line).startswith("#"), opened.handle))
+    with get_handle(path, "r", encoding="utf-8", compression="infer") as opened:  # DGIdb 5 states its version first
+        comments = sum(1 for _ in takewhile(lambda line: str(line).startswith("#"), opened.handle))
+    return pd.read_csv(path, sep=separator, skiprows=comments, na_values=_NULL, keep_default_na=False, low_memory=False)
 
 
 def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None, disease: str | None = None) -> TargetTable:
@@ -170,8 +164,10 @@ def _interactions(raw: pd.DataFrame) -> TargetTable:
 
 def _tractability(raw: pd.DataFrame) -> pd.DataFrame:
     values = pd.DataFrame(index=raw.index)
-    for modality in _MODALITIES:
-        values[f"tractability_{modality.lower()}"] = [_held(v, modality) for v in raw["tractability"]]
+    assessed = [[a for a in _structs(v) if a.get("value")] for v in raw["tractability"]]  # those that hold
+    for modality in _MODALITIES:  # Open Targets lists the strongest first
+        held = [[str(a.get("id", a.get("label"))) for a in one if a.get("modality") == modality] for one in assessed]
+        values[f"tractability_{modality.lower()}"] = list(map(_SEPARATOR.join, held))
     for column, key, name in (
         ("safetyLiabilities", "event", "safety_events"),
         ("subcellularLocations", "location", "subcellular_locations"),
@@ -179,12 +175,6 @@ def _tractability(raw: pd.DataFrame) -> pd.DataFrame:
         if column in raw:
             values[name] = [_join(e[key] for e in _structs(v) if e.get(key)) for v in raw[column]]
     return values
-
-
-def _held(assessments: Any, modality: str) -> str:
-    """Names of the assessments of one modality that hold; Open Targets lists the strongest first."""
-    held = [a for a in _structs(assessments) if a.get("modality") == modality and a.get("value")]
-    return _SEPARATOR.join(str(a.get("id", a.get("label"))) for a in held)
 
 
 def _structs(value: Any) -> list[Mapping[str, Any]]:

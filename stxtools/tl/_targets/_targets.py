@@ -103,8 +103,10 @@ def targets(
     joined = found.copy()
     row = position[names.get_indexer(joined["names"].astype(str))]
     joined[f"in_{parsed.format}"] = row >= 0
-    for column in rows.columns:
-        values = _take(rows[column], row)
+    for column in rows.columns:  # where a gene is not listed: NaN, 0, False or an empty text
+        found_values = rows[column].to_numpy()
+        fill = {"O": "", "f": np.nan}.get(found_values.dtype.kind, found_values.dtype.type(0))
+        values = pd.api.extensions.take(found_values, row, allow_fill=True, fill_value=fill)
         joined[column] = pd.Series(values, index=joined.index).astype(str) if values.dtype == object else values
     params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
     earlier = adata.uns.get(params_key)
@@ -172,10 +174,3 @@ def _warn(fmt: str, n_vars: int, report: dict[str, list[str]]) -> None:
     found = [f"{len(genes)} {told[name]} ({listing(genes, _N_SHOWN)})" for name, genes in report.items() if genes]
     if found:
         warn(f"Of {n_vars} genes looked up in {fmt}, {'; '.join(found)}. All are listed in `uns['targets_params']`.")
-
-
-def _take(column: pd.Series, row: np.ndarray) -> np.ndarray:
-    """Values of ``column`` at ``row``; where it is -1: NaN, 0, False or an empty text."""
-    values = column.to_numpy()
-    fill = {"O": "", "f": np.nan}.get(values.dtype.kind, values.dtype.type(0))
-    return pd.api.extensions.take(values, row, allow_fill=True, fill_value=fill)
