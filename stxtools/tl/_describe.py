@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from importlib import import_module
 from math import isqrt
 from pathlib import Path
@@ -360,7 +360,10 @@ class Contacts:
         at = {gene: i for i, gene in enumerate(genes)}
         sides = []
         for column in ("ligand", "receptor"):
-            each = {name: _least(by_gene, [at[g] for g in subunits(name)]) for name in pairs[column].unique()}
+            each = {  # of a complex its least expressed gene
+                name: reduce(lambda one, other: one.minimum(other), (by_gene[:, [at[g]]] for g in subunits(name)))
+                for name in pairs[column].unique()
+            }
             sides.append(sparse.hstack([each[name] for name in pairs[column]], format="csr"))
         score = sparse.csc_matrix(sides[0].multiply(across @ sides[1])).sqrt()
         seen = np.flatnonzero(np.diff(score.indptr) >= min_obs)
@@ -368,11 +371,3 @@ class Contacts:
         values = sparse.csr_matrix((part.data, (border[part.row], part.col)), shape=(len(self.code), len(seen)))
         names = (pairs["ligand"] + "^" + pairs["receptor"]).to_numpy()[seen]
         return Features(values, [str(name) for name in names])
-
-
-def _least(by_gene: sparse.csc_matrix, genes: list[int]) -> sparse.csc_matrix:
-    """Expression of a complex: that of its least expressed gene."""
-    out = by_gene[:, [genes[0]]]
-    for gene in genes[1:]:
-        out = out.minimum(by_gene[:, [gene]])
-    return out

@@ -311,7 +311,20 @@ class Checkpoint:
     """Rows of finished folds, a file of JSON each in a folder that processes may share; without a folder, none."""
 
     def __init__(self, folder: str | os.PathLike[str] | None, settings: str) -> None:
-        self.folder, self.settings = None if folder is None else _checked_folder(folder), settings
+        self.folder, self.settings = None, settings
+        if folder is None:
+            return
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(f"`checkpoint` must be a path, not {folder!r}.")
+        self.folder = Path(folder).expanduser()
+        try:
+            usable = (
+                bool(str(folder)) and self.folder.parent.is_dir() and (self.folder.is_dir() or not self.folder.exists())
+            )
+        except (OSError, ValueError):  # a name too long, or with a NUL
+            usable = False
+        if not usable:
+            raise ValueError(f"`checkpoint={str(folder)!r}` must name a folder, new or not, in a folder that exists.")
 
     def rows(self, *unit: Any) -> list[dict[str, Any]] | None:
         """Rows of a unit that is finished; a file that is damaged is one of a unit that is not."""
@@ -335,16 +348,3 @@ class Checkpoint:
 
     def _path(self, unit: tuple[Any, ...]) -> Path:
         return Path(self.folder or "") / f"{settings_fingerprint({'settings': self.settings, 'unit': unit})}.json"
-
-
-def _checked_folder(path: Any) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`checkpoint` must be a path, not {path!r}.")
-    found = Path(path).expanduser()
-    try:
-        usable = bool(str(path)) and found.parent.is_dir() and (found.is_dir() or not found.exists())
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        usable = False
-    if not usable:
-        raise ValueError(f"`checkpoint={str(path)!r}` must name a folder, new or not, in a folder that exists.")
-    return found

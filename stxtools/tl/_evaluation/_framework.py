@@ -85,23 +85,17 @@ class Framework(Baseline):
         every = np.concatenate(list(values))  # standardised; the call takes none but values from 0 for expression
         low = np.nanmin(every, axis=0)
         width = np.maximum(np.nanmax(every, axis=0) - low, 1e-12)
-        adata = _with_genes(self.adata, (every - low) / width)
-        hidden = [g for g in adata.var_names if g not in self.adata.var_names]
+        known = np.asarray(np.isfinite(every).all(axis=1))  # the others hold zeros and are marked
+        shown = sparse.csr_matrix(np.where(known[:, None], (every - low) / width, 0.0), dtype=np.float32)
+        hidden = [_HIDDEN.format(i) for i in range(every.shape[1])]
+        genes = AnnData(shown, obs=self.adata.obs[[]], var=pd.DataFrame({_VARIABLE: False}, index=hidden))
+        adata = concat([self.adata, genes], axis="var", merge="first", uns_merge="first")
+        adata.obs[_SHOWN] = known
         asked: dict[str, Any] = {f"{target}_key": _TRUTH.format(target) for target in self.classes}
         asked |= {"use_rep": _REP, "expression": hidden, "expression_key": _SHOWN} | self._how()
         multitask(adata, **asked | self._joint(adata))
         found = adata.obsm[_keys.EXPRESSION_PRED].to_numpy(dtype=np.float64) * width + low
         return np.split(np.where(np.isnan(found), np.nanmean(found, axis=0), found), _cuts(sections))
-
-
-def _with_genes(adata: AnnData, values: Floats) -> AnnData:
-    """Copy with more genes behind the others; hidden observations hold zeros and are marked."""
-    known = np.asarray(np.isfinite(values).all(axis=1))
-    shown = sparse.csr_matrix(np.where(known[:, None], values, 0.0), dtype=np.float32)
-    var = pd.DataFrame({_VARIABLE: False}, index=[_HIDDEN.format(i) for i in range(values.shape[1])])
-    out = concat([adata, AnnData(shown, obs=adata.obs[[]], var=var)], axis="var", merge="first", uns_merge="first")
-    out.obs[_SHOWN] = known
-    return out
 
 
 def _cuts(sections: Sequence[EvaluationSection]) -> Ints:
