@@ -179,15 +179,9 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def run_training(
-    task: Task,
-    train: DataLoader[Any],
-    val: DataLoader[Any] | None,
-    *,
-    stage: str = "train",
-    desc: str = "training",
-    threads: int | None = None,
-    **run: Unpack[Run],
-) -> list[dict[str, Any]]:
+    task: Task, train: DataLoader[Any], val: DataLoader[Any] | None, *, stage: str = "train", desc: str = "training",
+    threads: int | None = None, **run: Unpack[Run],
+) -> list[dict[str, Any]]:  # fmt: skip
     """Train ``task``, leave it with its best weights on the CPU in eval mode, and return the history.
 
     ``threads`` limits the CPU threads: on small graphs more of them cost time, a lot of it on a busy machine.

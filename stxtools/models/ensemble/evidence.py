@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from stxtools._spatial.order import evenly_spread
+from stxtools._types import Floats, Ints
 
 from .discriminant import shrinkage_lda, standardised
-from .gene_means import SIZES, FloatArray, GeneMeans
+from .gene_means import SIZES, GeneMeans
 from .moments import N_COMPS, LinearMembers
 
 RIDGE_SCALE = 6.0  # from scores to logits
@@ -28,7 +28,7 @@ _LEAST_WEIGHT = 1e-3
 class Evidence:
     """Class logits of a section, (n, K), and the weight of each member in them."""
 
-    logits: FloatArray
+    logits: Floats
     weights: dict[str, float]
 
 
@@ -36,11 +36,11 @@ class Evidence:
 class Answers:
     """Logits of ridge and discriminant analysis, (n, K) each."""
 
-    ridge: FloatArray
-    lda: FloatArray
+    ridge: Floats
+    lda: Floats
 
     @classmethod
-    def of(cls, members: LinearMembers, means: GeneMeans, own: FloatArray | None = None) -> tuple[Answers, FloatArray]:
+    def of(cls, members: LinearMembers, means: GeneMeans, own: Floats | None = None) -> tuple[Answers, Floats]:
         """Logits of a section's observations, and their components along its ``own`` axes, standardised, (n, 2 k)."""
         own = np.zeros((len(members.axes), 0)) if own is None else own
         ends = np.cumsum([len(members.ridge_intercept), members.axes.shape[1]])
@@ -52,16 +52,15 @@ class Answers:
         ridge = log_softmax(RIDGE_SCALE * scores, axis=1)
         return cls(ridge, log_softmax(np.maximum(lda, _LEAST_LOG), axis=1)), components
 
-    def moved(self, shift: FloatArray, components: FloatArray) -> Answers:
+    def moved(self, shift: Floats, components: Floats) -> Answers:
         """With ``shift`` (K,) of the ridge's logits, if its own components then agree clearly more."""
         other = replace(self, ridge=log_softmax(self.ridge + shift, axis=1))
         now, then = (same_class(cotrained(a.ridge, components, prior=0.0), a.ridge) for a in (self, other))
         return other if then > now + _CLEARLY else self
 
     def joined(
-        self, components: FloatArray, labels: NDArray[np.int64] | None = None, *, with_lda: bool | None = None,
-        adapt: bool = True,
-    ) -> Evidence:  # fmt: skip
+        self, components: Floats, labels: Ints | None = None, *, with_lda: bool | None = None, adapt: bool = True
+    ) -> Evidence:
         """Sum of the members, then co-trained with the section's own ``components``.
 
         Where ``with_lda`` does not say so, discriminant analysis takes part if these come nearer to it. They do not
@@ -78,9 +77,7 @@ class Answers:
         return Evidence(logits, {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)})
 
 
-def cotrained(
-    logits: FloatArray, own: FloatArray, labels: NDArray[np.int64] | None = None, *, prior: float = 1.0
-) -> FloatArray:
+def cotrained(logits: Floats, own: Floats, labels: Ints | None = None, *, prior: float = 1.0) -> Floats:
     """Logits of all observations once the section's ``own`` components have learned from the ``logits`` given.
 
     In each round a discriminant analysis is fitted to the class shares (co-training; Blum and Mitchell 1998), weighted
@@ -104,10 +101,10 @@ def cotrained(
     return log_softmax(_log_shares(fitted(own)) + prior * logits, axis=1)
 
 
-def _log_shares(logits: FloatArray) -> FloatArray:
+def _log_shares(logits: Floats) -> Floats:
     return np.log(softmax(logits, axis=1).clip(1e-6))
 
 
-def same_class(one: FloatArray, other: FloatArray) -> float:
+def same_class(one: Floats, other: Floats) -> float:
     """Share of the observations that two logits put into the same class."""
     return float((one.argmax(axis=1) == other.argmax(axis=1)).mean())

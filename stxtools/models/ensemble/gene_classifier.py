@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax, logit
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import deal, spatial_blocks
+from stxtools._types import Bools, Floats, Floats32, Ints
 
 from .evidence import ADAPT_FROM, RIDGE_SCALE, Answers, Evidence
-from .gene_means import READ_GENES, FloatArray, GeneMeans, GeneSection, chosen_genes
+from .gene_means import READ_GENES, GeneMeans, GeneSection, chosen_genes
 from .moments import N_COMPS, PENALTY, LabelMoments, LinearMembers, moments_of
-
-Codes = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself, whatever the others do
 SEVERAL = 3  # labelled sections from which on they choose the penalty
@@ -40,8 +37,8 @@ class GeneClassifier:
     moments: LabelMoments  # what it is solved from
     # mean of each gene's neighbourhood means in the sections, at each size, (2, g), and the inverse of their standard
     # deviation, 0 where there is none
-    centre: NDArray[np.float32]
-    unit: NDArray[np.float32]
+    centre: Floats32
+    unit: Floats32
     # whether each gene counts by itself, and each class against the rest; elsewhere discriminant analysis of components
     # takes part where the section's own components agree with it
     alone: bool = False
@@ -51,12 +48,9 @@ class GeneClassifier:
 
     @classmethod
     def fit(
-        cls,
-        expression: Sequence[GeneSection],
-        shares: Sequence[FloatArray],
-        weights: Sequence[NDArray[np.float64]],
+        cls, expression: Sequence[GeneSection], shares: Sequence[Floats], weights: Sequence[Floats],
         rng: np.random.Generator,
-    ) -> GeneClassifier:
+    ) -> GeneClassifier:  # fmt: skip
         """Learn from sections with class shares (n, K) and weights (n,) of their observations; all count alike.
 
         Of three sections or more, those held out say by AUROC whether genes count alone. Cross-entropy would judge how
@@ -82,7 +76,7 @@ class GeneClassifier:
         adapted = [a.joined(own, with_lda=with_lda).logits for with_lda in (False, True) for a, own in together]
         return cls(*known, False, _calibrated(lambda x: [x * a for a in adapted], [*shares, *shares], weights * 2))
 
-    def evidence(self, section: GeneSection, *, labels: Codes | None = None, adapt: bool = True) -> Evidence:
+    def evidence(self, section: GeneSection, *, labels: Ints | None = None, adapt: bool = True) -> Evidence:
         """Class logits of a section that may share only some of the genes, and may have some ``labels`` itself."""
         means, members, ours = self.solved(section)
         answers, components = Answers.of(members, means, means.axes(N_COMPS))
@@ -100,12 +94,12 @@ class GeneClassifier:
             logits += _KEPT * self.factor * 2 * RIDGE_SCALE * prior
         return Answers(logits, answers.lda).joined(components, labels, with_lda=False, adapt=adapt)
 
-    def solved(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, NDArray[np.int64]]:
+    def solved(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, Ints]:
         """Means of the best genes that the section has, the members that read them, and their place in the model."""
         ours, theirs = self.moments.match(section.genes)
         return GeneMeans(section, theirs), self.moments.solve(ours, ALONE if self.alone else PENALTY), ours
 
-    def _towards_sources(self, means: GeneMeans, members: LinearMembers, ours: NDArray[np.int64]) -> FloatArray:
+    def _towards_sources(self, means: GeneMeans, members: LinearMembers, ours: Ints) -> Floats:
         """What the ridge's logits gain if the section's mean moves to that of the sources, (K,).
 
         A curve over the genes takes out what depth and panel do to their means.
@@ -122,18 +116,18 @@ class GeneClassifier:
         return RIDGE_SCALE * gained
 
 
-def _scores(answers: Answers, prior: FloatArray) -> FloatArray:
+def _scores(answers: Answers, prior: Floats) -> Floats:
     """Scores of the ridge without what the classes' shares add; they sum to 0 over the classes."""
     scores = answers.ridge - 2 * RIDGE_SCALE * prior
     return np.asarray(scores - scores.mean(axis=1, keepdims=True))
 
 
-def _one_against_rest(scores: FloatArray, prior: FloatArray) -> FloatArray:
+def _one_against_rest(scores: Floats, prior: Floats) -> Floats:
     """Logits from each class's own odds: a rare class is found among many that are far from its opposite."""
     return np.asarray(log_expit(scores + _PRIOR * logit(prior.clip(1e-3, 1 - 1e-3))))
 
 
-def _folds(xy: Sequence[FloatArray], rng: np.random.Generator) -> list[list[Mask]]:
+def _folds(xy: Sequence[Floats], rng: np.random.Generator) -> list[list[Bools]]:
     """Observations of every section that are held out together: whole sections, or blocks of a single one."""
     if len(xy) > 1:
         dealt = rng.permutation(len(xy)) % _FOLDS
@@ -146,13 +140,9 @@ def _folds(xy: Sequence[FloatArray], rng: np.random.Generator) -> list[list[Mask
 
 
 def _held_out(
-    genes: Sequence[str],
-    means: Sequence[GeneMeans],
-    shares: Sequence[FloatArray],
-    weights: Sequence[NDArray[np.float64]],
-    folds: Sequence[Sequence[Mask]],
-    penalties: Sequence[float],
-) -> dict[float, list[tuple[Answers, FloatArray]]]:
+    genes: Sequence[str], means: Sequence[GeneMeans], shares: Sequence[Floats], weights: Sequence[Floats],
+    folds: Sequence[Sequence[Bools]], penalties: Sequence[float],
+) -> dict[float, list[tuple[Answers, Floats]]]:  # fmt: skip
     """Answers for each section by members that did not see it, or the block, and the classes' shares elsewhere."""
     found = {
         p: [(Answers(np.zeros_like(s), np.zeros_like(s)), np.zeros(s.shape[1])) for s in shares] for p in penalties
@@ -171,7 +161,7 @@ def _held_out(
     return found
 
 
-def _auroc(logits: Sequence[FloatArray], shares: Sequence[FloatArray], weights: Sequence[NDArray[np.float64]]) -> float:
+def _auroc(logits: Sequence[Floats], shares: Sequence[Floats], weights: Sequence[Floats]) -> float:
     """Mean over sections of the mean over classes, weighted by their size."""
     from sklearn.metrics import roc_auc_score
 
@@ -185,9 +175,7 @@ def _auroc(logits: Sequence[FloatArray], shares: Sequence[FloatArray], weights: 
 
 
 def _calibrated(
-    logits: Callable[[float], Sequence[FloatArray]],
-    shares: Sequence[FloatArray],
-    weights: Sequence[NDArray[np.float64]],
+    logits: Callable[[float], Sequence[Floats]], shares: Sequence[Floats], weights: Sequence[Floats]
 ) -> float:
     """Factor of ``logits`` with the lowest cross-entropy, of which all sections have the same part."""
 

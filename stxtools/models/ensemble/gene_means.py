@@ -7,16 +7,14 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._spatial.matrices import column_moments
 from stxtools._spatial.order import evenly_spread
 from stxtools._spatial.smoothing import averages, dense_means, nearest
+from stxtools._types import Floats, Floats32, Ints
 
 from .discriminant import standardised
-
-FloatArray = NDArray[np.float64]
 
 SIZES = (19, 61)  # nearest observations, itself included
 SAMPLE = 8000  # observations in which a section is measured: more do not change a standard deviation
@@ -34,9 +32,9 @@ class GeneSection:
 
     logged: sparse.csr_matrix  # observations x genes
     genes: Sequence[str]  # their names
-    xy: NDArray[np.float64]  # coordinates, (n, 2)
+    xy: Floats  # coordinates, (n, 2)
 
-    def taken(self, rows: NDArray[np.int64]) -> GeneSection:
+    def taken(self, rows: Ints) -> GeneSection:
         """Return the section with its observations in another order."""
         return replace(self, logged=self.logged[rows], xy=self.xy[rows])
 
@@ -47,7 +45,7 @@ class GeneMeans:
     Nothing of the size observations x genes is made, but for :attr:`sample` of the observations.
     """
 
-    def __init__(self, section: GeneSection, genes: NDArray[np.int64], most_values: int = MOST_VALUES) -> None:
+    def __init__(self, section: GeneSection, genes: Ints, most_values: int = MOST_VALUES) -> None:
         self.logged = section.logged[:, genes].astype(np.float32)
         self._near = nearest(section.xy, max(SIZES))
         self.sample = evenly_spread(self.n_obs, min(SAMPLE, max(most_values // max(len(genes), 1), 1)))
@@ -71,12 +69,12 @@ class GeneMeans:
         """Number of observations."""
         return len(self._near)
 
-    def standardised(self) -> NDArray[np.float32]:
+    def standardised(self) -> Floats32:
         """Return the features of the sample: all genes' means at the first size, then at the second, (m, 2 g)."""
         parts = [m / s.astype(np.float32) for m, s in zip(self._centred, self.scale, strict=True)]
         return np.concatenate(parts, axis=1)
 
-    def projected(self, coef: Sequence[FloatArray]) -> list[FloatArray]:
+    def projected(self, coef: Sequence[Floats]) -> list[Floats]:
         """Return the products of the standardised means at each size with its ``coef`` (g, k)."""
         out = []
         for size, centre, scale, w in zip(SIZES, self.centre, self.scale, coef, strict=True):
@@ -84,7 +82,7 @@ class GeneMeans:
             out.append(averages(self._near[:, :size], self.n_obs).dot(part).astype(np.float64) - (centre / scale) @ w)
         return out
 
-    def parts(self, coef: Sequence[FloatArray], at: FloatArray) -> FloatArray:
+    def parts(self, coef: Sequence[Floats], at: Floats) -> Floats:
         """Return each gene's part, (g,), of the sum of :meth:`projected` at both sizes times ``at`` (n, k)."""
         out = np.zeros(self.logged.shape[1])
         for size, centre, scale, w in zip(SIZES, self.centre, self.scale, coef, strict=True):
@@ -92,17 +90,17 @@ class GeneMeans:
             out += ((summed - np.outer(centre, at.sum(axis=0))) / scale[:, None] * w).sum(axis=1)
         return out
 
-    def components(self, axes: FloatArray) -> FloatArray:
+    def components(self, axes: Floats) -> Floats:
         """Return components at both sizes, standardised, (n, 2 k)."""
         return standardised(np.hstack(self.projected([axes, axes])))
 
-    def axes(self, n_comps: int) -> FloatArray:
+    def axes(self, n_comps: int) -> Floats:
         """Principal axes of the section's own standardised means at the smaller size, (g, k)."""
         z = self._centred[0] / self.scale[0]
         return leading_axes(z.T @ z / len(z), n_comps)
 
 
-def structure(section: GeneSection) -> FloatArray:
+def structure(section: GeneSection) -> Floats:
     """Share of each gene's variance that survives averaging over few observations, in some of them, (n_genes,).
 
     It is less by 1 for genes that are hardly expressed, and -1 for those that do not vary.
@@ -129,12 +127,12 @@ def chosen_genes(expression: Sequence[GeneSection]) -> tuple[list[str], list[Gen
     return genes, [GeneMeans(e, _columns(e, genes), most_values) for e in expression]
 
 
-def _columns(section: GeneSection, genes: Sequence[str]) -> NDArray[np.int64]:
+def _columns(section: GeneSection, genes: Sequence[str]) -> Ints:
     place = {gene: i for i, gene in enumerate(section.genes)}
     return np.array([place[g] for g in genes], dtype=np.int64)
 
 
-def leading_axes(covariance: FloatArray, n_comps: int) -> FloatArray:
+def leading_axes(covariance: Floats, n_comps: int) -> Floats:
     """Eigenvectors of the largest eigenvalues, signs fixed, (g, k)."""
     axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps]
     sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])

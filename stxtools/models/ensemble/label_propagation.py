@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
 
-FloatArray = NDArray[np.float64]
+from stxtools._types import Bools, Floats, Ints
 
 BANDWIDTHS = (0.5, 1.0, 2.0, 4.0)  # in distances of held-out observations to the nearest label
 _CELLS = 3  # grid cells in one standard deviation of the kernel
@@ -17,7 +16,7 @@ _LARGEST = 512  # cells on a side at most
 _PRIOR = 0.05  # weight of the section's class shares, in that of a well-labelled position
 
 
-def propagated_logits(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, bandwidth: float) -> FloatArray:
+def propagated_logits(xy: Floats, codes: Ints, n_classes: int, bandwidth: float) -> Floats:
     """Log ratio of the classes' shares around each observation to their shares in the section, (n, K)."""
     known = codes >= 0
     if not known.any():
@@ -44,9 +43,7 @@ def propagated_logits(xy: FloatArray, codes: NDArray[np.int64], n_classes: int, 
     return logits
 
 
-def typical_gap(
-    sections: Sequence[tuple[FloatArray, NDArray[np.int64]]], fold: NDArray[np.int64], known: NDArray[np.bool_]
-) -> float:
+def typical_gap(sections: Sequence[tuple[Floats, Ints]], fold: Ints, known: Bools) -> float:
     """Median distance of a held-out observation to the nearest label that is left."""
     far, ends = [], np.cumsum([len(xy) for xy, _ in sections])[:-1]
     for (xy, _), here, f in zip(sections, np.split(known, ends), np.split(fold, ends), strict=True):

@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import PredefinedSplit
 
 from stxtools._spatial.blocks import deal
 from stxtools._spatial.order import evenly_spread
+from stxtools._types import Bools, Floats, Floats32, Ints
 from stxtools._warn import warn
 
 from .discriminant import Linear, class_shrinkage, shrinkage_lda
-
-FloatArray = NDArray[np.float64]
 
 PAIRS = ((7, 19), (19, 61), (37, 127))
 PENALTY = 1e-2  # of the ridge: its inverse strength
@@ -35,25 +33,25 @@ class LinearInput:
 
     # standardised features of the observations: neighbourhood means of the representation, a block of columns for
     # each size, then the scores of the smoothed genes, (n, d)
-    z: NDArray[np.float32]
+    z: Floats32
     sizes: Sequence[int]  # neighbourhood size of each block
     width: int  # columns of each block
     unit: float  # scale by which the gene scores were divided
-    group: NDArray[np.int64]  # block or section of each observation: never split between learning and judging, (n,)
+    group: Ints  # block or section of each observation: never split between learning and judging, (n,)
 
     @property
     def genes(self) -> slice:
         """Columns of the gene scores."""
         return slice(self.width * len(self.sizes), self.z.shape[1])
 
-    def pairs(self) -> list[NDArray[np.int64]]:
+    def pairs(self) -> list[Ints]:
         """Columns of the pairs of neighbourhood sizes; all blocks where a size of theirs is missing."""
         at = {size: np.arange(i * self.width, (i + 1) * self.width) for i, size in enumerate(self.sizes)}
         found = [np.concatenate([at[a], at[b]]) for a, b in PAIRS if a in at and b in at]
         return found or [np.arange(self.width * len(self.sizes))]
 
 
-def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int) -> Linear:
+def linear_classifier(inp: LinearInput, codes: Ints, n_classes: int) -> Linear:
     """Fit discriminant analysis and ridge regression, which count alike, to class ``codes`` (-1 unlabelled)."""
     rows = sampled(np.flatnonzero(codes >= 0))
     seen = np.bincount(codes[rows], minlength=n_classes) > 0
@@ -67,9 +65,7 @@ def linear_classifier(inp: LinearInput, codes: NDArray[np.int64], n_classes: int
     return Linear(coef, intercept)
 
 
-def linear_regression(
-    inp: LinearInput, values: FloatArray, known: NDArray[np.bool_], rng: np.random.Generator
-) -> Linear:
+def linear_regression(inp: LinearInput, values: Floats, known: Bools, rng: np.random.Generator) -> Linear:
     """Ridge regression of ``values`` (n, G), its penalty chosen on held-out groups."""
     rows = sampled(np.flatnonzero(known))
     folds = PredefinedSplit(deal_folds(inp.group[rows], rng))
@@ -81,13 +77,13 @@ def linear_regression(
     return Linear(coef, np.asarray(fitted.intercept_, dtype=np.float64).reshape(-1))
 
 
-def deal_folds(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def deal_folds(group: Ints, rng: np.random.Generator) -> Ints:
     """Fold of each observation; whole groups, dealt out at random."""
     names, at = np.unique(group, return_inverse=True)
     return deal(at.reshape(-1), min(_FOLDS, len(names)), rng)
 
 
-def _discriminant(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> Linear:
+def _discriminant(inp: LinearInput, rows: Ints, codes: Ints) -> Linear:
     """Mean of the shrinkage discriminant analyses of the pairs of scales; ``codes`` are those of ``rows``."""
     share = np.eye(int(codes.max()) + 1)[codes]
     coef, intercept = np.zeros((inp.z.shape[1], share.shape[1])), np.zeros(share.shape[1])
@@ -100,7 +96,7 @@ def _discriminant(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.i
     return _centred(coef, intercept)
 
 
-def _logistic(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> Linear:
+def _logistic(inp: LinearInput, rows: Ints, codes: Ints) -> Linear:
     """Ridge logistic regression of the gene scores."""
     u = inp.z[rows, inp.genes].astype(np.float64) * inp.unit
     found, intercept = ridge_logistic(u, codes, int(codes.max()) + 1, PENALTY)
@@ -109,7 +105,7 @@ def _logistic(inp: LinearInput, rows: NDArray[np.int64], codes: NDArray[np.int64
     return _centred(coef, intercept)
 
 
-def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: float) -> tuple[FloatArray, FloatArray]:
+def ridge_logistic(u: Floats, codes: Ints, n_classes: int, c: float) -> tuple[Floats, Floats]:
     """Coefficients (d, K) and intercepts (K,) of ridge logistic regression."""
     unit = max(float(u.std(axis=0).max()), 1e-6)  # in units of it the intercept moves as fast as the coefficients
     model = LogisticRegression(C=c * unit**2, tol=_TOLERANCE, max_iter=_STEPS)
@@ -127,11 +123,11 @@ def ridge_logistic(u: FloatArray, codes: NDArray[np.int64], n_classes: int, c: f
     return coef, intercept
 
 
-def sampled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def sampled(rows: Ints) -> Ints:
     """At most ``_ROWS`` of the rows, evenly spread."""
     return rows[evenly_spread(len(rows), _ROWS)]
 
 
-def _centred(coef: FloatArray, intercept: FloatArray) -> Linear:
+def _centred(coef: Floats, intercept: Floats) -> Linear:
     """Bring logits to a mean of 0 over the classes."""
     return Linear(coef - coef.mean(axis=1, keepdims=True), intercept - intercept.mean())

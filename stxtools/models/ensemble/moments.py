@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools._types import Floats, Floats32, Ints
 from stxtools.models._projection import matched
 
 from .discriminant import linear_logits, shrunken
-from .gene_means import READ_GENES, FloatArray, GeneMeans, leading_axes
+from .gene_means import READ_GENES, GeneMeans, leading_axes
 
 RANK = 192  # rows of the factor; the rest of the covariance is kept as a diagonal
 N_COMPS = 20
@@ -24,11 +25,11 @@ _HALF_MAX = 6e4  # float16 ends at 65504
 class LinearMembers:
     """Classifiers of standardised neighbourhood means."""
 
-    ridge: Sequence[FloatArray]  # coefficients for each size, (g, K) each, and intercept, (K,)
-    ridge_intercept: FloatArray
-    axes: FloatArray  # components that the discriminant analysis reads, (g, k)
-    lda: FloatArray  # its coefficients of the standardised components at both sizes, (2 k, K), and intercept, (K,)
-    lda_intercept: FloatArray
+    ridge: Sequence[Floats]  # coefficients for each size, (g, K) each, and intercept, (K,)
+    ridge_intercept: Floats
+    axes: Floats  # components that the discriminant analysis reads, (g, k)
+    lda: Floats  # its coefficients of the standardised components at both sizes, (2 k, K), and intercept, (K,)
+    lda_intercept: Floats
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,13 @@ class LabelMoments:
 
     genes: list[str]  # names, best first
     factor: NDArray[np.float16]  # B, (r, 2 g)
-    rest: NDArray[np.float32]  # diagonal of D, (2 g,)
-    mean: NDArray[np.float32]  # weighted mean of the features, (2 g,)
-    cross: NDArray[np.float32]  # covariance of features and class shares, (2 g, K)
-    prior: NDArray[np.float64]  # share of each class, (K,)
+    rest: Floats32  # diagonal of D, (2 g,)
+    mean: Floats32  # weighted mean of the features, (2 g,)
+    cross: Floats32  # covariance of features and class shares, (2 g, K)
+    prior: Floats  # share of each class, (K,)
 
     @classmethod
-    def of(
-        cls, genes: Sequence[str], z: NDArray[np.float32], share: FloatArray, weight: FloatArray, *, rank: int = RANK
-    ) -> LabelMoments:
+    def of(cls, genes: Sequence[str], z: Floats32, share: Floats, weight: Floats, *, rank: int = RANK) -> LabelMoments:
         """Measure features (n, 2 g), class shares (n, K) and weights (n,)."""
         weight = weight / weight.sum()
         mean, prior = weight.astype(np.float32) @ z, weight @ share
@@ -68,12 +67,12 @@ class LabelMoments:
         """Number of classes."""
         return len(self.prior)
 
-    def match(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def match(self, names: Sequence[str]) -> tuple[Ints, Ints]:
         """Positions, in the model and in ``names``, of the best genes that both have."""
         ours, theirs = matched(self.genes, names)
         return ours[:READ_GENES], theirs[:READ_GENES]
 
-    def solve(self, chosen: NDArray[np.int64], penalty: float = PENALTY) -> LinearMembers:
+    def solve(self, chosen: Ints, penalty: float = PENALTY) -> LinearMembers:
         """Classifiers that read only the ``chosen`` of the genes."""
         g = len(chosen)
         columns = np.concatenate([chosen, chosen + len(self.genes)])
@@ -89,9 +88,7 @@ class LabelMoments:
         intercept = 2 * self.prior - 1 - mean @ coef
         return LinearMembers([coef[:g], coef[g:]], intercept, axes, lda, lda_intercept)
 
-    def _discriminant(
-        self, axes: FloatArray, b: FloatArray, d: FloatArray, cross: FloatArray, mean: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
+    def _discriminant(self, axes: Floats, b: Floats, d: Floats, cross: Floats, mean: Floats) -> tuple[Floats, Floats]:
         """Discriminant analysis of the components at both sizes, each divided by its standard deviation."""
         g, k = axes.shape
         both = np.zeros((2 * g, 2 * k))
@@ -107,12 +104,9 @@ class LabelMoments:
 
 
 def moments_of(
-    genes: Sequence[str],
-    means: Sequence[GeneMeans],
-    shares: Sequence[FloatArray],
-    weights: Sequence[NDArray[np.float64]],
+    genes: Sequence[str], means: Sequence[GeneMeans], shares: Sequence[Floats], weights: Sequence[Floats],
     rank: int = RANK,
-) -> LabelMoments:
+) -> LabelMoments:  # fmt: skip
     """Moments of the observations in the samples of all sections that have a weight."""
     used = [np.flatnonzero(w[m.sample] > 0) for m, w in zip(means, weights, strict=True)]
     z = np.concatenate([m.standardised()[u] for m, u in zip(means, used, strict=True)])
@@ -122,7 +116,7 @@ def moments_of(
     return LabelMoments.of(genes, z, share, weight, rank=rank)
 
 
-def _row_factor(x: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+def _row_factor(x: Floats32, rank: int) -> Floats32:
     """Return (r, d) that spans the leading part of the rows of ``x`` (n, d), all where n <= rank; no row is one."""
     if len(x) <= rank:
         return np.asarray(np.linalg.qr(x, mode="r"))
@@ -132,7 +126,7 @@ def _row_factor(x: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
     return np.asarray(basis.T @ x)
 
 
-def _ridge(b: FloatArray, diagonal: FloatArray, target: FloatArray) -> FloatArray:
+def _ridge(b: Floats, diagonal: Floats, target: Floats) -> Floats:
     """Solve (B'B + diag) W = target; by the smaller of the two systems (Woodbury)."""
     if len(b) >= b.shape[1]:
         return np.asarray(np.linalg.solve(b.T @ b + np.diag(diagonal), target))

@@ -7,19 +7,16 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+
+from stxtools._types import Bools, Floats, Floats32, Ints, Reals
 
 from .discriminant import Linear
 from .gene_classifier import GeneClassifier
 from .gene_means import GeneSection
 from .label_propagation import BANDWIDTHS, propagated_logits, typical_gap
 from .trees import Trees
-
-FloatArray = NDArray[np.float64]
-Codes = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 _MOST = 4.0  # largest weight
 _GAIN = 1e-3  # cross-entropy that label propagation must save to take part
@@ -55,9 +52,9 @@ class Stack:
     genes: GeneClassifier | None = None
 
     def __call__(
-        self, own: NDArray[np.float32], n_means: int, network: NDArray[np.floating], xy: FloatArray,
-        codes: Codes | None, known: Mask, by_name: GeneSection | None = None,
-    ) -> FloatArray:  # fmt: skip
+        self, own: Floats32, n_means: int, network: Reals, xy: Floats,
+        codes: Ints | None, known: Bools, by_name: GeneSection | None = None,
+    ) -> Floats:  # fmt: skip
         """Logits (or values) of the observations ``known`` of a section; trees read the first ``n_means`` features."""
         w = self.weights
         logits = w.network * network.astype(np.float64)
@@ -79,7 +76,7 @@ class Ensemble:
     elsewhere: Stack  # for sections without labels; a model file keeps it
     labelled: Stack | None = None  # for sections that have labels themselves; None where nothing is gained by them
 
-    def stack(self, codes: Codes | None, found: float = 1.0) -> Stack:
+    def stack(self, codes: Ints | None, found: float = 1.0) -> Stack:
         """The members for a section with these labels (-1 none), in which a share of the network's genes was found."""
         if self.labelled is not None and codes is not None and (codes >= 0).any():
             return self.labelled
@@ -94,9 +91,9 @@ class Ensemble:
 class OutOfFold:
     """Out-of-fold predictions of labelled observations."""
 
-    members: dict[str, FloatArray]  # name -> logits, (n, K)
-    propagated: dict[float, FloatArray]  # bandwidth -> logits of label propagation, (n, K)
-    truth: Codes  # class codes, (n,)
+    members: dict[str, Floats]  # name -> logits, (n, K)
+    propagated: dict[float, Floats]  # bandwidth -> logits of label propagation, (n, K)
+    truth: Ints  # class codes, (n,)
 
     def weights(self) -> tuple[Weights, Weights | None]:
         """Best weights without and with label propagation; None where that adds nothing."""
@@ -105,7 +102,7 @@ class OutOfFold:
         least, best = min(found, key=itemgetter(0), default=(np.inf, None))
         return without, best if least < loss - _GAIN else None
 
-    def _fitted(self, members: dict[str, FloatArray], bandwidth: float = 0.0) -> tuple[float, Weights]:
+    def _fitted(self, members: dict[str, Floats], bandwidth: float = 0.0) -> tuple[float, Weights]:
         if not members:
             return np.inf, Weights()
         found = minimize(
@@ -115,7 +112,7 @@ class OutOfFold:
         return float(found.fun), Weights(**dict(zip(members, found.x.tolist(), strict=True)), bandwidth=bandwidth)
 
 
-def _loss(weights: FloatArray, logits: FloatArray, truth: Codes) -> tuple[float, FloatArray]:
+def _loss(weights: Floats, logits: Floats, truth: Ints) -> tuple[float, Floats]:
     """Cross-entropy of weighted logits (P, n, K), and its gradient."""
     log_p = log_softmax(np.tensordot(weights, logits, axes=1), axis=1)
     rows = np.arange(len(truth))
@@ -124,8 +121,8 @@ def _loss(weights: FloatArray, logits: FloatArray, truth: Codes) -> tuple[float,
 
 
 def out_of_fold(
-    sections: Sequence[tuple[FloatArray, Codes]], folds: Sequence[Codes], n_classes: int,
-    members: Mapping[str, Callable[[Mask, Mask], FloatArray]], *, label_propagation: bool = False,
+    sections: Sequence[tuple[Floats, Ints]], folds: Sequence[Ints], n_classes: int,
+    members: Mapping[str, Callable[[Bools, Bools], Floats]], *, label_propagation: bool = False,
 ) -> OutOfFold | None:  # fmt: skip
     """Train on all folds but one and predict it, for each division into ``folds`` (-1: none); None without two."""
     codes = np.concatenate([c for _, c in sections])
@@ -136,7 +133,7 @@ def out_of_fold(
     ends = np.cumsum([len(xy) for xy, _ in sections])[:-1]
     unit = float(np.mean([typical_gap(sections, *division) for division in divisions])) if label_propagation else 0.0
 
-    def propagated(bandwidth: float, held: Mask) -> FloatArray:
+    def propagated(bandwidth: float, held: Bools) -> Floats:
         parts = zip(sections, np.split(np.where(held, -1, codes), ends), strict=True)
         return np.concatenate([propagated_logits(xy, seen, n_classes, bandwidth) for (xy, _), seen in parts])[held]
 
@@ -147,7 +144,7 @@ def out_of_fold(
     )
 
 
-def _turns(codes: Codes, fold: Codes, known: Mask) -> Iterator[tuple[Mask, Mask]]:
+def _turns(codes: Ints, fold: Ints, known: Bools) -> Iterator[tuple[Bools, Bools]]:
     """Each fold that is held out, and what is seen meanwhile."""
     folds = np.unique(fold[known])
     for k in folds if len(folds) > 1 else []:

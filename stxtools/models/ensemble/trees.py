@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier
 
-FloatArray = NDArray[np.float64]
+from stxtools._types import Floats, Floats32, Ints
 
 N_TREES, LEAF = 100, 3
 N_HELD_OUT_TREES = 40  # for the predictions of held-out observations: their weight hardly changes with more
@@ -24,12 +24,12 @@ class Trees:
     # numbers of the nodes to go to where the feature is at most the threshold, and where it is above, (N, 2)
     child: NDArray[np.int32]
     feature: NDArray[np.int32]  # feature and threshold of a node, (N,)
-    threshold: FloatArray
+    threshold: Floats
     # classes' shares of the training observations of a node, all classes counting alike, (N, K)
-    share: NDArray[np.float32]
-    roots: NDArray[np.int64]  # number of each tree's first node, (T,)
+    share: Floats32
+    roots: Ints  # number of each tree's first node, (T,)
 
-    def __call__(self, z: NDArray[np.float32]) -> FloatArray:
+    def __call__(self, z: Floats32) -> Floats:
         """Logits of observations (n, d), (n, K): logarithm of the mean share over the trees."""
         out = np.empty((len(z), self.share.shape[1]))
         for start in range(0, len(z), _CHUNK):
@@ -38,7 +38,7 @@ class Trees:
             out[rows] = self.share[leaves].mean(axis=1, dtype=np.float64)
         return np.log((out + _FLOOR) / (1 + _FLOOR * out.shape[1]))
 
-    def _leaves(self, z: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _leaves(self, z: Floats32) -> Ints:
         """Leaf of each observation in each tree, (n, T)."""
         n, width = z.shape
         at = np.tile(self.roots, n)
@@ -53,9 +53,7 @@ class Trees:
         return at.reshape(n, -1)
 
 
-def grow_trees(
-    z: NDArray[np.float32], codes: NDArray[np.int64], n_classes: int, seed: int, n_trees: int = N_TREES
-) -> Trees:
+def grow_trees(z: Floats32, codes: Ints, n_classes: int, seed: int, n_trees: int = N_TREES) -> Trees:
     """Grow trees on labelled observations, features (n, d), all classes counting alike."""
     forest = ExtraTreesClassifier(
         n_trees, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed

@@ -6,22 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
+from stxtools._types import Floats, Ints, Reals
+
 from .classes import with_all_classes
 from .mixtures import View, consensus, cotrain, stacked, whitening
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 APART = 5.0  # standard deviations between section means: at most 0.6 % of observations look like the other section's
 _LEAST = 10  # observations of a batch that one of its own clusters takes, and from which a cluster's mean counts fully
 
 
-def batches(features: Sequence[NDArray[np.floating]]) -> tuple[IntArray, FloatArray]:
+def batches(features: Sequence[Reals]) -> tuple[Ints, Floats]:
     """Batch of each section, and its distance to the nearest other one, in standard deviations within sections.
 
     That is the Mahalanobis distance of section means, less what is due to few observations. Compartments that a section
@@ -40,9 +38,9 @@ def batches(features: Sequence[NDArray[np.floating]]) -> tuple[IntArray, FloatAr
 
 
 def segments_of_batches(
-    plain: Sequence[Sequence[View]], sharp: Sequence[Sequence[View]], features: Sequence[NDArray[np.floating]],
-    expression: Sequence[Any], batch: IntArray, k: int, rng: np.random.Generator, tick: Callable[[], object],
-) -> tuple[FloatArray, FloatArray, list[FloatArray]]:  # fmt: skip
+    plain: Sequence[Sequence[View]], sharp: Sequence[Sequence[View]], features: Sequence[Reals],
+    expression: Sequence[Any], batch: Ints, k: int, rng: np.random.Generator, tick: Callable[[], object],
+) -> tuple[Floats, Floats, list[Floats]]:  # fmt: skip
     """Memberships of all in ``k`` segments (n, k), votes and what was agreed on, and each section's offset (d,).
 
     All but ``batch`` is given by section. ``expression``, dense or sparse, is what clusters are compared by.
@@ -65,7 +63,7 @@ def segments_of_batches(
 
 def _own_clusters(
     plain: Sequence[View], sharp: Sequence[View], k: int, rng: np.random.Generator, tick: Callable[[], object]
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[Floats, Floats]:
     """Clusters of a batch, at most ``k``: the vote of mixtures, and what all views agree on."""
     n = len(plain[0])
     k = min(k, n // _LEAST)
@@ -75,7 +73,7 @@ def _own_clusters(
     return voted, cotrain([*plain, *sharp], voted, rng)
 
 
-def _joined(own: Sequence[FloatArray], expression: Sequence[Any], k: int) -> list[FloatArray]:
+def _joined(own: Sequence[Floats], expression: Sequence[Any], k: int) -> list[Floats]:
     """Which of ``k`` segments each cluster of each batch belongs to, (clusters, k).
 
     A batch that has more of a compartment has another mean: so clusters are centred by the mean of the batch's
@@ -93,9 +91,7 @@ def _joined(own: Sequence[FloatArray], expression: Sequence[Any], k: int) -> lis
     return np.split(np.eye(k)[group], np.cumsum([len(u) for u in unit])[:-1])
 
 
-def _offsets(
-    own: Sequence[FloatArray], to: Sequence[FloatArray], features: Sequence[NDArray[np.floating]]
-) -> list[FloatArray]:
+def _offsets(own: Sequence[Floats], to: Sequence[Floats], features: Sequence[Reals]) -> list[Floats]:
     """What the observations of each batch have beside the mean of their segment, on average, (d,)."""
     means = [x.mean(axis=0, dtype=np.float64) for x in features]
     share = [member @ t for member, t in zip(own, to, strict=True)]
@@ -105,11 +101,11 @@ def _offsets(
     return [m - s.mean(axis=0) @ segment for s, m in zip(share, means, strict=True)]
 
 
-def _means(member: FloatArray, x: Any) -> FloatArray:
+def _means(member: Floats, x: Any) -> Floats:
     return np.asarray((x.T @ member).T) / (member.sum(axis=0)[:, None] + 1e-9)
 
 
-def _variance(x: Any) -> FloatArray:
+def _variance(x: Any) -> Floats:
     square = x.multiply(x) if sparse.issparse(x) else x**2
     mean = np.asarray(x.mean(axis=0)).ravel()
     return np.maximum(np.asarray(square.mean(axis=0)).ravel() - mean**2, 0)

@@ -6,26 +6,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from stxtools._spatial.graph import averaging
+from stxtools._types import Floats, Ints, Reals
 
 from .mixtures import whitening
 
 if TYPE_CHECKING:
     from stxtools.models._section import Section
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 ALIKE = 3.0  # standard errors between the means of two sections up to which they share a centre
 _FEWEST = 3  # sections that share a centre: each of two shows half of the tissue, and its own mean is safer
 _BLOCKS = 8  # parts of a section, whose means tell the standard error
 
 
-def sharing_centres(sections: Sequence[Section], batch: IntArray) -> IntArray:
+def sharing_centres(sections: Sequence[Section], batch: Ints) -> Ints:
     """Code of the centre of each section, 0, 1, ...; sections of different ``batch`` share none.
 
     A batch effect moves means in any direction, another composition only where compartments differ. So means are
@@ -51,7 +49,7 @@ def sharing_centres(sections: Sequence[Section], batch: IntArray) -> IntArray:
     return np.unique(codes, return_inverse=True)[1]
 
 
-def _least_spatial(centred: Sequence[FloatArray], sections: Sequence[Section]) -> FloatArray:
+def _least_spatial(centred: Sequence[Floats], sections: Sequence[Section]) -> Floats:
     """Directions (d, d / 2) with the least variance of spatial means, of unit variance within sections."""
     white = whitening(np.concatenate(centred))[1]
     smooth = []
@@ -62,7 +60,7 @@ def _least_spatial(centred: Sequence[FloatArray], sections: Sequence[Section]) -
     return np.asarray(white @ axes[:, : max(len(axes) // 2, 1)])
 
 
-def _block_means(x: FloatArray, xy: NDArray[np.floating]) -> FloatArray:
+def _block_means(x: Floats, xy: Reals) -> Floats:
     """Means of equal blocks: the section halved across its longer side, and so on."""
     blocks = [np.arange(len(x))]
     while len(blocks) < _BLOCKS:
