@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from stxtools.stats._auroc import aurocs
+from stxtools.stats._section import aurocs
 
 
 def _auroc(dense: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._progress import stage
+from stxtools._spatial.matrices import leading_axes
 from stxtools._types import Floats32, Ints
 from stxtools._warn import warn
 from stxtools.models._projection import GeneProjection
@@ -29,7 +30,6 @@ from .representation import (
     principal_axes,
     residual_variance,
     select_genes,
-    signed,
     stored_projection,
     stored_representation,
 )
@@ -106,7 +106,7 @@ def joint_representation(
     moment = (stacked.T @ stacked).toarray()  # within data sets
     for mean, weight in zip(means, weights, strict=True):
         moment -= weight * np.outer(mean, mean)
-    components = signed(np.linalg.eigh(moment / weights.sum())[1][:, ::-1][:, :n_comps])
+    components = leading_axes(moment / weights.sum(), n_comps)
     values = [np.asarray(part @ components - overall @ components, dtype=np.float32) for part in logged]
     within = np.concatenate([v - v.mean(axis=0) for v in values])
     noise = residual_variance(stacked, overall, np.concatenate(values))

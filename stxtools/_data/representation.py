@@ -13,7 +13,7 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools import _keys
-from stxtools._spatial.matrices import column_moments, column_sums, row_view
+from stxtools._spatial.matrices import column_moments, column_sums, row_view, signed
 from stxtools._types import Array, Floats, Floats32, Ints, Reals
 from stxtools._validate import check_in
 from stxtools.models._projection import GeneProjection
@@ -162,12 +162,6 @@ def axes_of_rows(blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_
     covariance = (both_halves(products) - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
     axes = linalg.eigh(covariance, subset_by_index=[n_vars - n_comps, n_vars - 1])[1]
     return mean, signed(axes[:, ::-1])
-
-
-def signed(axes: Floats) -> Floats:
-    """Turn each axis so that its largest loading is positive."""
-    sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))
 
 
 def lanczos_pays(shape: tuple[int, int], n_values: int, n_comps: int) -> bool:

@@ -1,4 +1,4 @@
-"""Rows and columns of sparse matrices without a copy."""
+"""Rows and columns of sparse matrices without a copy, and principal axes."""
 
 from __future__ import annotations
 
@@ -53,3 +53,14 @@ def column_moments(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
     mean = column_sums(matrix, lambda x, _: x) / matrix.shape[0]
     square = column_sums(matrix, lambda x, _: x**2) / matrix.shape[0]
     return mean, np.maximum(square - mean**2, 0.0)
+
+
+def leading_axes(covariance: Floats, n_comps: int) -> Floats:
+    """Eigenvectors of the largest eigenvalues, (n, k)."""
+    return signed(np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps])
+
+
+def signed(axes: Floats) -> Floats:
+    """Turn each axis so that its largest loading is positive."""
+    sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    return np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))

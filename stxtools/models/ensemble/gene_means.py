@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import sparse
 
-from stxtools._spatial.matrices import column_moments
+from stxtools._spatial.matrices import column_moments, leading_axes
 from stxtools._spatial.order import evenly_spread
 from stxtools._spatial.smoothing import averages, dense_means, nearest
 from stxtools._types import Floats, Floats32, Ints
+from stxtools.models._projection import matched
 
 from .discriminant import standardised
 
@@ -119,21 +120,9 @@ def chosen_genes(expression: Sequence[GeneSection]) -> tuple[list[str], list[Gen
     shared = [g for g in expression[0].genes if all(g in other for other in others)]
     score = np.zeros(len(shared))
     for e in expression:
-        score += structure(e)[_columns(e, shared)] / len(expression)
+        score += structure(e)[matched(shared, e.genes)[1]] / len(expression)
     most_values = MOST_VALUES // len(expression)
     order = np.argsort(-score, kind="stable")[: min(MOST_GENES, max(most_values // _LEAST_SAMPLE, READ_GENES))]
     order = order[score[order] > -1]
     genes = [shared[i] for i in order]
-    return genes, [GeneMeans(e, _columns(e, genes), most_values) for e in expression]
-
-
-def _columns(section: GeneSection, genes: Sequence[str]) -> Ints:
-    place = {gene: i for i, gene in enumerate(section.genes)}
-    return np.array([place[g] for g in genes], dtype=np.int64)
-
-
-def leading_axes(covariance: Floats, n_comps: int) -> Floats:
-    """Eigenvectors of the largest eigenvalues, signs fixed, (g, k)."""
-    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps]
-    sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))
+    return genes, [GeneMeans(e, matched(genes, e.genes)[1], most_values) for e in expression]

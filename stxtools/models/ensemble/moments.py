@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools._spatial.matrices import leading_axes
 from stxtools._types import Floats, Floats32, Ints
 from stxtools.models._projection import matched
 
 from .discriminant import linear_logits, shrunken
-from .gene_means import READ_GENES, GeneMeans, leading_axes
+from .gene_means import READ_GENES, GeneMeans
 
 RANK = 192  # rows of the factor; the rest of the covariance is kept as a diagonal
 N_COMPS = 20

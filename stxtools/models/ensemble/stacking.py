@@ -35,11 +35,8 @@ class Weights:
 
     def with_network(self, share: float) -> Weights:
         """Weights with the network at ``share``; the others keep their proportions."""
-        rest = 1 - share
-        return replace(
-            self, network=share, linear=rest * self.linear, trees=rest * self.trees,
-            label_propagation=rest * self.label_propagation, genes=rest * self.genes,
-        )  # fmt: skip
+        others = {name: (1 - share) * getattr(self, name) for name in ("linear", "trees", "label_propagation", "genes")}
+        return replace(self, network=share, **others)
 
 
 @dataclass(frozen=True)

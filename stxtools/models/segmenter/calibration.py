@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
 
 from stxtools._types import Floats32, Reals
-
-if TYPE_CHECKING:
-    from .pseudo_labels import PseudoLabels
 
 _COOLEST, _HOTTEST = 0.25, 50.0
 
@@ -39,13 +33,3 @@ def tempered(proba: Reals, temperature: float) -> Floats32:
         return proba.astype(np.float32)
     logits = np.log(proba.astype(np.float64).clip(1e-30)) / temperature
     return softmax(logits, axis=1).astype(np.float32)
-
-
-def expected_temperature(proba: Sequence[Floats32], pseudo_labels: PseudoLabels) -> float:
-    """Temperature at which the mean confidence is the one that the pseudo-labels have in the predicted classes."""
-    predicted = np.concatenate(list(proba))
-    judged = ~np.isnan(pseudo_labels.confidence[:, 0])
-    if pseudo_labels.labelled.mean() < 0.5:
-        judged &= ~pseudo_labels.labelled
-    chosen = pseudo_labels.confidence[judged, predicted[judged].argmax(axis=1)]
-    return matching_temperature(predicted[judged], float(chosen.mean())) if judged.any() else 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -11,12 +10,9 @@ from scipy.spatial.distance import pdist, squareform
 
 from stxtools._spatial.graph import averaging
 from stxtools._types import Floats, Ints, Reals
+from stxtools.models._section import Section
 
 from .mixtures import whitening
-
-if TYPE_CHECKING:
-    from stxtools.models._section import Section
-
 
 ALIKE = 3.0  # standard errors between the means of two sections up to which they share a centre
 _FEWEST = 3  # sections that share a centre: each of two shows half of the tissue, and its own mean is safer

@@ -27,7 +27,7 @@ from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import Augmentation, RandomViews, usual_epochs, view_size, whole_loader
 
 from .batches import batches
-from .calibration import expected_temperature, tempered
+from .calibration import tempered
 from .centres import sharing_centres
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
@@ -162,7 +162,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             with torch.no_grad():
                 self.fitted_net().head.bias += torch.from_numpy(offsets).float()  # type: ignore[operator]
             proba = [p[m] for (p, _), m in zip(self._predicted(tensors, accelerator), members, strict=True)]
-        self.temperature = expected_temperature(proba, pseudo_labels)
+        self.temperature = pseudo_labels.temperature(proba)
         if labels is None:
             self._order_by_size(as_given, np.concatenate(proba), accelerator)
         elif genes is not None:

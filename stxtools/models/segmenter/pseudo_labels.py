@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from stxtools._progress import progress, stage
-from stxtools._types import Bools, Floats, Ints, Reals
+from stxtools._types import Bools, Floats, Floats32, Ints, Reals
 from stxtools.models._section import Section
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.nn._tiles import PixelRaster
 from stxtools.nn._views import block_mask
 
 from .batches import segments_of_batches
+from .calibration import matching_temperature
 from .classes import with_all_classes
 from .discriminants import label_views, spread_labels, voted_confidence
 from .mixtures import consensus, cotrain, edge_views, most_rounds, multiscale_views, some_rows, stacked
@@ -67,6 +68,14 @@ class PseudoLabels:
             else:
                 weights.append(np.where(known, max(float(weight[~known].sum()) / float(known.sum()), 1.0), weight))
         return np.split(self.target, ends), weights
+
+    def temperature(self, proba: Sequence[Floats32]) -> float:
+        """Temperature at which the mean confidence of ``proba`` is that of these labels in the predicted classes."""
+        predicted, judged = np.concatenate(list(proba)), ~np.isnan(self.confidence[:, 0])
+        if self.labelled.mean() < 0.5:
+            judged &= ~self.labelled
+        chosen = self.confidence[judged, predicted[judged].argmax(axis=1)]
+        return matching_temperature(predicted[judged], float(chosen.mean())) if judged.any() else 1.0
 
 
 def pseudo_labels_from_clustering(
