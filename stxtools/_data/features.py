@@ -244,8 +244,8 @@ def _plain(name: str) -> str:
     return _VERSION.sub(r"\1", name)
 
 
-def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | None = None) -> float:
-    """Share of the model's ``genes`` that are among ``names``; an error where fewer than 20 are, or one in fifty."""
+def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | None = None) -> None:
+    """Check that 20 of the model's ``genes`` are among ``names``, and one in fifty; warn where fewer than half are."""
     found, total = len(set(genes).intersection(names)), len(genes)
     share = found / total
     needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total)) if enough is None else 0), int(np.ceil(total / 4)))
@@ -257,4 +257,3 @@ def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | Non
     if share < _WARN_SHARE and (enough is None or found < enough):
         how = "the rest is inferred from them" if enough is None else "its classifiers read only these"
         warn(f"`adata` has {found} of the model's {total} genes ({share:.0%}); {how}.")
-    return share

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from stxtools._types import Floats, Floats32, Ints, Reals
+from stxtools._types import Floats, Floats32, Ints
 
 POOLED = 7  # observations: a spot and the ring around it
 
@@ -40,28 +40,20 @@ class GeneProjection:
         model of probabilistic PCA (Tipping and Bishop 1999); the noise is that of a mean over ``POOLED``
         observations, because features are averaged in space before they are used.
         """
-        ours, theirs = matched(self.genes, names)
+        theirs, loadings = self.loadings(names)
         if len(theirs) == logged.shape[1]:  # all are read: put the loadings in their order, no copy of the values
-            out: Reals = np.asarray(logged @ self.components[ours[np.argsort(theirs)]])
+            out = logged @ loadings[np.argsort(theirs)]
         else:
-            out = np.asarray(logged[:, theirs] @ self.components[ours])
-        out = out - self.mean[ours] @ self.components[ours]
-        precision = self._precision(ours)
-        if precision is not None:
-            out = np.linalg.solve(precision, out.T).T
-        return np.ascontiguousarray(out, dtype=np.float32)
+            out = logged[:, theirs] @ loadings
+        mean = self.mean[matched(self.genes, names)[0]] @ loadings
+        return np.ascontiguousarray(np.asarray(out) - mean, dtype=np.float32)
 
     def loadings(self, names: Sequence[str]) -> tuple[Ints, Floats]:
         """Return which of ``names`` are read, and what each adds to the features, (n_found, n_features)."""
         ours, theirs = matched(self.genes, names)
-        precision = self._precision(ours)
         components = self.components[ours]
-        return theirs, components if precision is None else np.asarray(np.linalg.solve(precision, components.T).T)
-
-    def _precision(self, ours: Ints) -> Floats | None:
-        """Precision of the posterior where genes are missing."""
         if len(ours) == len(self.genes) or self.variance is None:
-            return None
-        components = self.components[ours]
+            return theirs, components
         scaled = components if self.gene_scale is None else components * self.gene_scale[ours, None]
-        return scaled.T @ scaled + np.diag(max(self.noise, 1e-9) / POOLED / np.maximum(self.variance, 1e-12))
+        noise = max(self.noise, 1e-9) / POOLED / np.maximum(self.variance, 1e-12)
+        return theirs, np.asarray(np.linalg.solve(scaled.T @ scaled + np.diag(noise), components.T).T)
