@@ -25,13 +25,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 WIDTH = 116
 RETURNS = {
-    "get": ["Returns", "-------", "A new table in the order of the slot."],
-    "pl": ["Returns", "-------", "None where the figure was shown, else the Axes, or a list of one Axes per panel."],
-    "pp": ["Returns", "-------", "None, or the changed copy with ``copy=True``. Sets:", "", "%(slots)s"],
-}  # fmt: skip
+    "get": "Returns\n-------\nA new table in the order of the slot.",
+    "pl": "Returns\n-------\nNone where the figure was shown, else the Axes, or a list of one Axes per panel.",
+    "pp": "Returns\n-------\nNone, or the changed copy with ``copy=True``. Sets:\n\n%(slots)s",
+}
 RETURNS["tl"] = RETURNS["pp"]
-RAISES = ["Raises", "------", "KeyError, ValueError, TypeError",
-          "    What an argument names is missing or does not fit; the message says how to mend it.", ""]  # fmt: skip
+RAISES = """Raises
+------
+KeyError, ValueError, TypeError
+    What an argument names is missing or does not fit; the message says how to mend it."""
 IMPORT = ">>> import stxtools as st"
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 
@@ -51,27 +53,20 @@ def filled(function: F) -> F:
         return function
     namespace = function.__module__.split(".")[1]
     rows = [row for row in SLOTS if row.call == f"{namespace}.{function.__name__}"]
-    lines = inspect.cleandoc(function.__doc__ or "").splitlines()
-    returns = RETURNS.get(namespace, [])
-    if "%(returns)s" in lines:
-        at = lines.index("%(returns)s")
-        lines[at : at + 1] = returns
-    if "Returns" not in lines and "Examples" in lines:
-        at = lines.index("Examples")
-        lines[at:at] = [*returns, ""]
-    if "%(slots)s" in lines:
-        at = lines.index("%(slots)s")
-        lines[at : at + 1] = _slots(rows)
-    if "%(parameters)s" in lines:
-        start, at = lines.index("Parameters") + 2, lines.index("%(parameters)s")
-        lines[start : at + 1] = _parameters(function, lines[start:at], namespace, rows)
-    if "Examples" in lines:
-        at = lines.index("Examples")
-        if not any("stxtools as st" in line for line in lines):
-            lines.insert(at + 2, IMPORT)
-        if "Raises" not in lines:
-            lines[at:at] = RAISES
-    function.__doc__ = "\n".join(lines)
+    text, returns = inspect.cleandoc(function.__doc__), RETURNS.get(namespace, "")
+    text = text.replace("%(returns)s", returns)
+    if "\nReturns\n" not in text:
+        text = text.replace("\nExamples\n", f"\n{returns}\n\nExamples\n")
+    if "\nRaises\n" not in text:
+        text = text.replace("\nExamples\n", f"\n{RAISES}\n\nExamples\n")
+    if "stxtools as st" not in text:
+        text = text.replace("\nExamples\n--------\n", f"\nExamples\n--------\n{IMPORT}\n")
+    text = text.replace("%(slots)s", "\n".join(_slots(rows)))
+    if "%(parameters)s" in text:
+        before, head, rest = text.partition("Parameters\n----------\n")
+        own, _, after = rest.partition("%(parameters)s")
+        text = before + head + "\n".join(_parameters(function, own.splitlines(), namespace, rows)) + after
+    function.__doc__ = text
     return function
 
 
