@@ -108,6 +108,15 @@ def check_bool(param: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_path(param: str, value: Any) -> Path:
+    """Check the name of a file or folder and return it as a path, in the user's home where it begins with ``~``."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"`{param}` must be a path, not {value!r}.")
+    if not str(value) or "\0" in str(value):
+        raise ValueError(f"`{param}={str(value)!r}` cannot name a file or folder.")
+    return Path(os.path.expanduser(value))  # Path.expanduser raises where there is no such user
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Check, before any work is done, that a file can be written there."""
     if not isinstance(path, (str, os.PathLike)):

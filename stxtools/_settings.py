@@ -40,6 +40,8 @@ class Settings:
 
 def _checked(name: str, value: Any) -> Any:
     if name == "datasetdir":
+        if not isinstance(value, (str, os.PathLike)) or not str(value):
+            raise TypeError(f"settings.datasetdir is the path of a folder, not {value!r}.")
         return Path(value).expanduser()
     if name == "show_progress":
         if value is not None and not isinstance(value, bool):

@@ -263,3 +263,15 @@ def test_a_copy_of_what_lies_in_a_file_is_refused_by_name(section: ad.AnnData, t
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     with pytest.raises(ValueError, match=r"pass `adata.to_memory\(\)`"):
         st.tl.region_graph(backed, "band", copy=True)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"x", ["a"]])
+def test_what_is_no_path_is_named(path: Any, section: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = section.copy()
+    with pytest.raises(TypeError, match="`path` must be a path"):
+        st.io.read(path)
+    with pytest.raises(TypeError, match="`path` must be a path"):
+        st.io.read_annotations(section, path)
+    assert_same(before, section)
+    with monkeypatch.context() as patch, pytest.raises(TypeError, match=r"settings\.datasetdir is the path"):
+        patch.setattr(st.settings, "datasetdir", path)

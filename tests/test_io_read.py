@@ -70,6 +70,10 @@ def test_visium_hd(tmp_path: Path) -> None:
     assert adata.uns["spatial"]["Kolon"]["scalefactors"]["microns_per_pixel"] == 0.5
     _check_image(adata, tmp_path)
     assert st.io.read(tmp_path / "Kolon", bin_size=16).n_obs == 9
+    inside = tmp_path / "Kolon" / "outs" / "binned_outputs" / "square_016um"
+    of_bins = st.io.read(inside)
+    assert of_bins.n_obs == 9
+    assert list(of_bins.uns["spatial"]) == ["Kolon"]
     with pytest.raises(ValueError, match=r"bin_size=2.*8, 16"):
         st.io.read(tmp_path / "Kolon", bin_size=2)
 
@@ -124,12 +128,23 @@ def test_what_is_none_of_these_is_said(tmp_path: Path) -> None:
         st.io.read(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"Space Ranger .* Xenium .* MERSCOPE .* CosMx"):
         st.io.read(tmp_path)
+    for name in ("", "a\0b"):
+        with pytest.raises(ValueError, match="cannot name a file"):
+            st.io.read(name)
     folders.xenium(tmp_path / "output")
     with pytest.raises(ValueError, match=r"neither \.h5ad nor \.zarr.*folder that it lies in"):
         st.io.read(tmp_path / "output" / "cell_feature_matrix.h5")
     (tmp_path / "output" / "cells.parquet").unlink()
     with pytest.raises(ValueError, match="output of xenium; is it complete"):
         st.io.read(tmp_path / "output")
+    folders.visium(tmp_path / "visium")
+    (tmp_path / "visium" / "spatial" / "scalefactors_json.json").unlink()
+    with pytest.raises(ValueError, match=r"scalefactors_json\.json.* complete"):
+        st.io.read(tmp_path / "visium")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "Lung_exprMat_file.csv.gz").touch()
+    with pytest.raises(ValueError, match=r"Unpack its \.csv\.gz"):
+        st.io.read(tmp_path / "packed")
     (tmp_path / "broken.zarr").mkdir()
     (tmp_path / "broken.zarr" / "zarr.json").write_text("{}")
     with pytest.raises(ValueError, match="is it complete"):

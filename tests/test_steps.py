@@ -126,6 +126,7 @@ def test_the_command_line_wins_and_json_is_read(folder, monkeypatch):
         (["regions", "sections/A1.h5ad", "out.h5ad"], "segment"),
         (["biomarkers", "sections/A1.h5ad", "out.h5ad"], "needs --groupby"),
         (["biomarkers", "sections/A1.h5ad", "out.h5ad", "--groupby", "band", "--table", "none/t.csv"], "create it"),
+        (["biomarkers", "sections/A1.h5ad", "o.h5ad", "--groupby", "band", "--table", "./o.h5ad"], "the same file"),
         (["report", "sections/A1.h5ad", "out.h5ad"], "must end in .html"),
         (["report", "sections/A1.h5ad", "out.html", "--genes", "nope"], "names 'nope'"),
         (["embed", "sections/A1.h5ad", "out.h5ad", "--config", "wrong.toml"], "did you mean 'layer'"),

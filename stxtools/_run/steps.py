@@ -27,6 +27,8 @@ def run_step(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"OUT, {str(to)!r}, must end in {ending}.")
         for path in filter(None, (to, table)):
             check_writable(path)
+        if table is not None and Path(table).expanduser().resolve() == to.resolve():
+            raise ValueError(f"`table` and OUT are the same file, {str(to)!r}; the one would replace the other.")
         start = time.perf_counter()
         adata = read_sections([str(arguments["input"])], None, None)[0]
         log(f"read {time.perf_counter() - start:.1f} s: {adata.n_obs:,} x {adata.n_vars:,}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from stxtools import _keys
-from stxtools._checks import check_number, check_writable, listing
+from stxtools._checks import check_number, check_path, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
@@ -85,7 +85,7 @@ def read_annotations(
     check_free(adata, "io.read_annotations", obs=[key], uns=[key])
     scale = check_number("scale", scale, minimum=_LEAST_SCALE)
     libs, rows = rows_of(adata, library, library_key)
-    path = Path(path).expanduser()
+    path = check_path("path", path)
     found = read_file(path)
     kind = "csv"
     if "geometry" in found:

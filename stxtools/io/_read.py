@@ -20,7 +20,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._checks import check_int
+from stxtools._checks import check_int, check_path
 from stxtools._docs import filled
 
 from ._spatialdata import from_spatialdata
@@ -61,7 +61,7 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     --------
     >>> adata = st.io.read("V1_Breast_Cancer/outs")  # doctest: +SKIP
     """
-    path = Path(path).expanduser()
+    path = check_path("path", path)
     check_int("bin_size", bin_size, minimum=1)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
@@ -70,13 +70,17 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
         return _read_zarr(path)
     folder = path / "outs" if (path / "outs").is_dir() else path
+    if inside := re.search(r"/binned_outputs/square_(\d+)um$", path.resolve().as_posix()):
+        return _read_visium_hd(path.resolve().parents[1], int(inside[1]))
     for file, reader in _VENDORS.items():
         if list(folder.glob(file)):
             return reader(folder, bin_size)
+    packed = list(folder.glob("*.csv.gz"))
     raise ValueError(
         f"{str(path)!r} is neither .h5ad nor .zarr, nor the output folder of Space Ranger "
         "(filtered_feature_bc_matrix.h5 and spatial/, or binned_outputs/), Xenium (experiment.xenium), MERSCOPE "
-        "(cell_by_gene.csv) or CosMx (*_exprMat_file.csv). Write it as .h5ad with anndata first."
+        "(cell_by_gene.csv) or CosMx (*_exprMat_file.csv). "
+        + ("Unpack its .csv.gz files first." if packed else "Write it as .h5ad with anndata first.")
     )
 
 
@@ -98,7 +102,7 @@ def _sdata(reader: str, folder: Path, **arguments: Any) -> SpatialData:
         warnings.filterwarnings("ignore", category=FutureWarning)
         try:
             return getattr(spatialdata_io, reader)(folder, **arguments)
-        except (AssertionError, IndexError, KeyError, OSError, ValueError) as err:
+        except (AssertionError, IndexError, KeyError, NameError, OSError, RuntimeError, ValueError) as err:
             raise ValueError(
                 f"{str(folder)!r} cannot be read as the output of {reader}; is it complete? "
                 f"({type(err).__name__}: {err})"
@@ -124,11 +128,10 @@ def _adata(
 
 
 def _read_visium(folder: Path, _: int) -> AnnData:
-    matrix = next(folder.glob(f"*{_MATRIX}"))
+    matrix, factors = next(folder.glob(f"*{_MATRIX}")), _factors(folder)
     sdata = _sdata("visium", folder, dataset_id=_ELEMENT, counts_file=matrix.name)
     with h5py.File(matrix) as file:
         named = [name.decode() if isinstance(name, bytes) else str(name) for name in file.attrs.get("library_ids", [])]
-    factors = json.loads((folder / "spatial" / "scalefactors_json.json").read_text())
     library = named[0] if named else section_name(folder)
     return _adata(sdata, library, drop=["region", "spot_id"], scalefactors=factors)
 
@@ -143,8 +146,17 @@ def _read_visium_hd(folder: Path, bin_size: int) -> AnnData:
         "visium_hd", folder, dataset_id=_ELEMENT, bin_size=bin_size, bins_as_squares=False,
         load_segmentations_only=False,
     )  # fmt: skip
-    factors = json.loads((bins / name / "spatial" / "scalefactors_json.json").read_text())
-    return _adata(sdata, section_name(folder), name, ["region", "location_id"], scalefactors=factors)
+    return _adata(
+        sdata, section_name(folder), name, ["region", "location_id"], scalefactors=_factors(bins / name)
+    )  # fmt: skip
+
+
+def _factors(folder: Path) -> dict[str, Any]:
+    path = folder / "spatial" / "scalefactors_json.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as err:
+        raise ValueError(f"{str(path)!r} cannot be read; is Space Ranger's folder complete? ({err})") from err
 
 
 def _read_xenium(folder: Path, _: int) -> AnnData:

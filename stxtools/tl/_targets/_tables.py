@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.io.common import get_handle
 
-from stxtools._checks import unstorable
+from stxtools._checks import check_path, unstorable
 
 _SEPARATOR = "; "
 _MODALITIES = ("SM", "AB", "PR", "OC")
@@ -46,7 +45,7 @@ def read_table(table: Any, param: str = "table") -> pd.DataFrame:
         return table
     if not isinstance(table, (str, os.PathLike)):
         raise TypeError(f"`{param}` must be a path or a DataFrame, not {type(table).__name__}.")
-    path = Path(table)
+    path = check_path(param, table)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}; `{param}` is a path or a DataFrame.")
     suffixes = [s.lower() for s in path.suffixes]
