@@ -285,6 +285,15 @@ def test_attention_is_the_mean_of_both_directions(adata: ad.AnnData) -> None:
     assert clipped.get_linewidths()[0] == clipped.get_linewidths()[1]
 
 
+def test_on_a_dark_ground_strong_attention_is_bright_and_tissue_dark(adata: ad.AnnData) -> None:
+    with plt.style.context("dark_background"):
+        ax = st.pl.attention(adata)
+    edges = _one(ax, LineCollection, "attention")
+    colors = edges.to_rgba(edges.get_array())
+    assert colors[-1, :3].sum() > colors[0, :3].sum()
+    assert _one(ax, EllipseCollection, "observations").get_facecolor()[:, :3].mean() < 0.4
+
+
 def test_attention_of_the_observations(adata: ad.AnnData) -> None:
     adata.obs.loc[adata.obs_names[0], "attention"] = np.nan
     ax = st.pl.attention(adata, color="attention")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,10 +64,10 @@ def _dots(ax: plt.Axes):
 def test_ranked_one_panel_per_group(adata: ad.AnnData) -> None:
     before = adata.copy()
     axes = st.pl.biomarkers(adata, n_genes=6)
-    assert [ax.get_title() for ax in axes] == ["tumour", "normal"]
+    assert [ax.get_title() for ax in axes] == ["tumour vs. rest", "normal vs. rest"]
     table = before.uns["biomarkers"]
     for ax in axes:
-        part = table[table["group"] == ax.get_title()].iloc[:6]
+        part = table[table["group"] == ax.get_title().removesuffix(" vs. rest")].iloc[:6]
         assert [t.get_text() for t in ax.get_yticklabels()] == list(part["names"])
         np.testing.assert_allclose(_dots(ax).get_offsets()[:, 0], part["auroc"])
         sizes = _dots(ax).get_sizes()
@@ -206,15 +207,24 @@ def test_history_errors(adata: ad.AnnData) -> None:
 
 def test_stability_marks_the_number_that_was_taken(make_section):
     adata = make_section()
-    curve = pd.DataFrame({"n_segments": [2, 3, 4], "stability": [0.9, 0.5, 0.6], "bic": [5.0, 3.0, 4.0]})
+    curve = pd.DataFrame({"n_segments": [1, 2, 3, 4], "stability": [1, 0.9, 0.5, 0.6], "bic": [2.0, 5.0, 3.0, 4.0]})
     adata.uns["segment"] = {"params": {"n_segments": 3}, "stability": curve}
     ax = st.pl.stability(adata)
-    assert [list(line.get_xdata()) for line in ax.lines] == [[2, 3, 4], [3]]
+    assert [list(line.get_xdata()) for line in ax.lines] == [[2, 3, 4], [3]], "one segment is not chosen by BIC"
     assert ax.lines[1].get_ydata()[0] == 3.0
     del adata.uns["segment"]["stability"]
     with pytest.raises(KeyError, match="n_segments"):
         st.pl.stability(adata)
     plt.close("all")
+
+
+def test_names_of_genes_fit_into_low_axes(adata: ad.AnnData) -> None:
+    ax = plt.subplots(figsize=(3, 1.5))[1]
+    st.pl.biomarkers(adata, "tumour", n_genes=20, ax=ax, legend=False, show=False)
+    ax.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert len(boxes) == 20
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
 
 
 def test_ranked_shows_both_directions_against_one_group(adata: ad.AnnData) -> None:

@@ -91,7 +91,7 @@ def test_the_file_holds_what_the_slots_hold(line, tmp_path):
         block(page, "t-logfoldchanges", "<f4"), adata.uns["biomarkers"]["scores"].astype("f4")
     )
     for text in (
-        "The tissue falls into 3 compartments",
+        "The tissue falls into 3 segments",
         "connected regions",
         "mark at least one of 3 segments",
         "tl.embed",

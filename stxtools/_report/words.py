@@ -59,7 +59,7 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
     else:
         how = "Their number was given."
     first, last = table.iloc[0], table.iloc[-1]
-    text = f"The tissue falls into {_count(len(table), 'compartment')}. {how}"
+    text = f"The tissue falls into {_count(len(table), 'segment')}. {how}"
     if len(table) > 1:
         text += (
             f" The largest ({first['segment']}) holds {_share(first['share'])} of the observations, the smallest "
@@ -76,10 +76,10 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
 def _regions(adata: AnnData) -> str:
     table = get.regions(adata)
     borders = int(table["degree"].sum()) // 2
-    text = f"Compartments form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
+    text = f"Segments form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
     if "attention" in table and table["attention"].notna().any():
         by = table.groupby("segment", observed=True)["attention"].mean().sort_values(ascending=False, kind="stable")
-        text += f" The graph network attends most to regions of compartment {by.index[0]} (mean {by.iloc[0]:.2f})."
+        text += f" The graph network attends most to regions of segment {by.index[0]} (mean {by.iloc[0]:.2f})."
     return text
 
 
@@ -99,7 +99,7 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
         )
     if "beyond_composition" in found and len(found):
         beyond = int(found["beyond_composition"].sum())
-        text += f" {beyond:,} of these {len(found):,} differences are larger than the mixture of cells explains."
+        text += f" {beyond:,} of these {len(found):,} are beyond composition: more than the mixture of cells explains."
     return text
 
 

@@ -17,6 +17,7 @@ from anndata import AnnData
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
+from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 
 from stxtools import _keys
@@ -246,7 +247,9 @@ def halo() -> Any:
 def rows(ax: Axes, names: Sequence[str], place: Any = None, **font: Any) -> None:
     """Name the rows of a panel, the first on top, without frame or ticks beside them."""
     place = np.arange(len(names)) if place is None else place
-    ax.set_yticks(place, names, fontsize="small", **font)
+    small = FontProperties(size="small").get_size()  # points
+    size = min(small, 50 * _legend.inches(ax)[1] / len(names))  # in low Axes of a caller as the rows allow
+    ax.set_yticks(place, names, fontsize=size, **font)
     ax.set_ylim(place[-1] + 0.6, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)

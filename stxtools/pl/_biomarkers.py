@@ -80,6 +80,11 @@ def biomarkers(
     """
     check_choice("kind", kind, ("ranked", "volcano"))
     table, groups = read_biomarkers(adata, key, group, n_genes)
+    _base.check_room(ax, list(groups), "group", "group")
+    stored = adata.uns.get(f"{key}_params")
+    params = stored if isinstance(stored, Mapping) else {}
+    reference = str(params.get("reference", "rest"))
+    groups = {f"{name} vs. {reference}": part for name, part in groups.items()}
     if kind == "volcano":
         axes, volcanoes = _base.panels(list(groups), title, ax, "group", 4.4, 3.8, ncols=3)
         for axis, name, text in volcanoes:
@@ -89,10 +94,7 @@ def biomarkers(
         if effect not in table:
             raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
         # groups that were compared with one group: no other rows show that group's own markers
-        stored = adata.uns.get(f"{key}_params")
-        params = stored if isinstance(stored, Mapping) else {}
-        both = str(params.get("reference", "rest")) != "rest"
-        both &= params.get("alternative", "two-sided") == "two-sided"
+        both = reference != "rest" and params.get("alternative", "two-sided") == "two-sided"
         shown = {name: _shown(part, n_genes, both) for name, part in groups.items()}
         height = 0.26 * max(map(len, shown.values())) + 0.7
         axes, ranked = _base.panels(list(shown), title, ax, "group", 2.9, height, bottom=0.8 * legend)
@@ -152,7 +154,7 @@ def _ranked(
         _base.finish(axis, text, _EFFECTS[effect])
         _base.rows(axis, [_legend.plain(n) for n in part["names"].astype(str)], place, style="italic")
         axis.margins(x=0.08)
-        axis.locator_params(axis="x", nbins=4)
+        axis.locator_params(axis="x", nbins=5)
     if legend:
         handles = [_legend.dot(f"FDR ≤ {fdr:g}", "#888888")]
         handles += [_legend.dot("not significant", "#888888", markerfacecolor="none", markeredgewidth=1)] * hollow
@@ -192,8 +194,9 @@ def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: s
         below = table.loc[~table["passed"] & (table["y"] < least), "y"].max()
         at = np.nanmean([least, below])
         ax.axhline(at, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
-        ax.annotate(f"FDR {fdr:g}", (0, at), xytext=(0, 1), textcoords="offset points", ha="center", va="bottom",
-                    fontsize="x-small", color="#666666", zorder=5, path_effects=[_base.halo()])  # fmt: skip
+        ax.annotate(f"FDR {fdr:g}", (0, at), xycoords=ax.get_yaxis_transform(), xytext=(2, 1),
+                    textcoords="offset points", va="bottom", fontsize="x-small", color="#666666", zorder=5,
+                    path_effects=[_base.halo()])  # fmt: skip
     # the top points; the table's order breaks ties of p-values that end in a floor
     table["inward"] = np.minimum(table.index, table.index[::-1])
     top = table[table["passed"]].sort_values(["p", "inward"]).head(n_genes)

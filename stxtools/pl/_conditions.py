@@ -149,8 +149,9 @@ def _colors(table: pd.DataFrame, effect: str, fdr: float) -> Array:
 
 def _handles(up: str, down: str, colors: Array) -> list[Any]:
     """Return legend entries of the colours that occur."""
-    entries = ((up, UP), (down, DOWN), ("not significant", NEITHER))
-    return [_legend.dot(label, color) for label, color in entries if color in colors]
+    hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.2}
+    handles = [_legend.dot(up, UP), _legend.dot(down, DOWN), _legend.dot("not significant", NEITHER, **hollow)]
+    return [handle for handle in handles if handle.get_color() in colors]
 
 
 def _lines(
@@ -165,7 +166,8 @@ def _lines(
         low, high = (middle + row[c] * (x - centre) for c in ("ci_low", "ci_high"))
         axis.fill_between(x, 2 ** np.fmin(low, high), 2 ** np.fmax(low, high), color=color, alpha=0.15, linewidth=0)
         axis.plot(x, 2 ** (middle + row["slope"] * (x - centre)), color=color, linewidth=1.8)
-        axis.scatter(times[known], 2 ** value[known], s=22, color=color, edgecolors="white", linewidths=0.5, zorder=3)
+        face = axis.get_facecolor() if color == NEITHER else color
+        axis.scatter(times[known], 2 ** value[known], s=22, color=[face], edgecolors=[color], linewidths=1, zorder=3)
         axis.set_ylim(0, 1.35 * (2 ** value[known]).max())
         if len(np.unique(times)) <= 6:
             axis.set_xticks(np.unique(times))

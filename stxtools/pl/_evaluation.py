@@ -88,9 +88,9 @@ def stability(
     adata: AnnData, key: str = _keys.SEGMENT, *, title: str | None = None, ax: Axes | None = None,
     show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | None:  # fmt: skip
-    """Draw the Bayesian information criterion (BIC) of each number of segments tried.
+    """Draw the Bayesian information criterion (BIC) of each number of segments tried, with the chosen one marked.
 
-    The number that was taken is marked.
+    One segment is left out: it is chosen where nothing is arranged in space, and not by BIC.
 
     Parameters
     ----------
@@ -109,10 +109,11 @@ def stability(
     if taken not in set(curve["n_segments"]):
         raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the number that was taken, {taken!r}; run "
                          "`st.tl.segment(adata)` again.")  # fmt: skip
+    curve = curve[(curve["n_segments"] > 1) | (taken == 1)]
     axis = _base.grid(1, 4.2, 3.2)[0] if ax is None else ax
     x, y = curve["n_segments"].to_numpy(), curve["bic"].to_numpy()
     axis.plot(x, y, color="0.5", marker="o", markersize=4)
-    axis.plot(x[x == taken], y[x == taken], "o", markersize=9, color=UP, label=f"taken: {taken}")
+    axis.plot(x[x == taken], y[x == taken], "o", markersize=9, color=UP, label=f"chosen: {taken}")
     axis.set_xticks(x)
     axis.legend(frameon=False, fontsize="small")
     _base.finish(axis, text, "number of segments", "BIC")
@@ -201,7 +202,7 @@ def evaluation(
         part = table[table["target"] == name]
         how = {"data": part, "x": "model", "y": "value", "hue": "scheme", "order": models, "legend": False, "ax": axis}
         sns.stripplot(**how, palette=dict.fromkeys(schemes, rcParams["text.color"]), dodge=len(schemes) > 1,
-                      jitter=False, marker="_", size=12, linewidth=1, zorder=4)  # fmt: skip
+                      jitter=False, size=3.5, alpha=0.5, zorder=4)  # fmt: skip
         sns.pointplot(**how, palette=colors, dodge=0.4 * (len(schemes) > 1), linestyle="none", errorbar="sd",
                       markersize=6, capsize=0.1, err_kws={"linewidth": 1.2}, zorder=3)  # fmt: skip
         if metric == "auroc" and part["value"].min() < 0.65:
@@ -211,7 +212,7 @@ def evaluation(
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.margins(y=0.12)
-        _base.finish(axis, text, ylabel=LABELS[metric])
+        _base.finish(axis, text, ylabel=f"{LABELS[metric]}, mean ± SD")
     if legend and len(schemes) > 1:
         handles = [_legend.dot(scheme, colors[scheme]) for scheme in schemes]
         _legend.add_legend(axes, handles, own=ax is None, title="split")

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, is_color_like, to_hex, to_rgba_array
 from matplotlib.lines import Line2D
+from matplotlib.offsetbox import HPacker
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from seaborn import color_palette
 
@@ -136,14 +137,18 @@ def mappable(low: float, high: float, cmap: Any) -> Any:
 
 
 def _draw(where: Any, handles: Sequence[Any], title: str | None, size: float | str = "small", **kwargs: Any) -> Any:
-    """Draw a legend into a figure or Axes, headings in bold."""
+    """Draw a legend into a figure or Axes, its title and headings in bold, flush with the marks."""
+    bold = {"size": size, "weight": "bold"}
     legend = where.legend(
         handles=list(handles), title=None if title is None else plain(title), frameon=False, fontsize=size,
-        title_fontsize=size, alignment="left", handletextpad=0.5, labelspacing=0.5, **kwargs,
+        title_fontproperties=bold, alignment="left", handletextpad=0.5, labelspacing=0.5, **kwargs,
     )  # fmt: skip
-    for text, handle in zip(legend.get_texts(), handles, strict=True):
-        if handle.get_gid() == _HEADING:
-            text.set_fontweight("bold")
+    headings = [t for t, h in zip(legend.get_texts(), handles, strict=True) if h.get_gid() == _HEADING]
+    for row in legend.findobj(HPacker):
+        mark, *words = row.get_children()
+        for text in (text for word in words for text in word.get_children() if text in headings):
+            mark.set_visible(False)  # takes no room
+            text.set_fontproperties(bold)
     return legend
 
 

@@ -12,6 +12,7 @@ from anndata import AnnData
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from scipy import sparse
 
@@ -110,12 +111,13 @@ def region_graph(
     view = GraphView(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
     regions = view.regions
     check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", _AGAIN)
+    ink = rcParams["text.color"]
     weights = weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
     top = float(weights.data.max()) if weights.nnz else 1.0
 
     def draw(axis: Axes, panel: Panel, over: bool) -> None:
         spots_drawn(view.faint, "observations")(axis, panel, False)
-        view.draw_edges(axis, view.edges(weights, panel), top, colors="#333333", label="edges")
+        view.draw_edges(axis, view.edges(weights, panel), top, colors=ink, label="edges")
         view.draw_nodes(axis, panel)
 
     axes = draw_sections(
@@ -131,7 +133,6 @@ def region_graph(
         if weights.nnz:
             scale = unit or 1.0  # in microns where they are known
             handles += [_legend.heading("contact length" if unit is None else "contact length (µm)")]
-            ink = rcParams["text.color"]  # of what stands on the ground and not on the tissue
             handles += [Line2D([], [], color=ink, linewidth=float(view.widths(s / scale, top)), label=f"{s:g}")
                         for s in _steps(scale * float(weights.data.min()), scale * top)]  # fmt: skip
         _legend.add_legend(axes, handles, own=ax is None)
@@ -143,7 +144,7 @@ def attention(
     adata: AnnData, key: str = _keys.ATTENTION, *, regions_key: str = _keys.REGIONS,
     color: Literal["segment", "attention"] | None = "segment", library: str | Sequence[str] | None = None,
     library_key: str | bool | None = None, spatial_key: str | None = None, img: bool | str | None = False,
-    cmap: str = "magma_r", vmax: float | None = None, title: str | None = None, scale_bar: float | bool | None = None,
+    cmap: str | None = None, vmax: float | None = None, title: str | None = None, scale_bar: float | bool | None = None,
     legend: bool = True, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
@@ -160,7 +161,7 @@ def attention(
     color
         Colour of the observations beneath: their ``"segment"``, the ``"attention"`` that their region gets, or None.
     cmap
-        Colour map of the edges; on a light ground a map that ends dark.
+        Colour map of the edges; by default ``"magma_r"``, on a dark ground ``"magma"``.
     vmax
         Attention at the end of the scale; the largest one by default.
     %(parameters)s
@@ -174,7 +175,7 @@ def attention(
     >>> ax = st.pl.attention(adata)
     """
     check_choice("color", color, ("segment", "attention", None))
-    colors = _legend.color_map(cmap)
+    colors = _legend.color_map(("magma_r" if _ground().mean() > 0.6 else "magma") if cmap is None else cmap)
     top = None if vmax is None else check_number("vmax", vmax, minimum=0)
     view = GraphView(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
     check_in(view.regions, "obsp", key, "key", _EMBED)
@@ -213,10 +214,9 @@ def attention(
 class GraphView:
     """What the plots of the region graph share: sections, regions, and their colours.
 
-    - ``regions``, ``panels``: The AnnData of the regions, and the sections that are drawn.
-    - ``centroids``, ``library``, ``sizes``: Of each region, its place, section and number of observations.
-    - ``names``, ``colors``: Segments and their colours.
-    - ``nodes``, ``spots``: RGBA of each region and each observation.
+    - ``panels``: The sections that are drawn.
+    - ``centroids``, ``library``, ``sizes``, ``nodes``: Of each region, its place, section, observations and RGBA.
+    - ``names``, ``colors``, ``spots``: Segments, their colours, and the RGBA of each observation.
     - ``most``: Regions in the fullest panel; many nodes are drawn smaller, and their edges thinner.
     - ``stores``: Colours to keep once the plot is done.
     """
@@ -264,8 +264,8 @@ class GraphView:
 
     @property
     def faint(self) -> Floats:
-        """Colours of the observations, mixed with white rather than transparent: overlaps stay even."""
-        return 1 - 0.3 * (1 - self.spots)
+        """Colours of the observations, mixed with the ground rather than transparent: overlaps stay even."""
+        return _ground() - 0.3 * (_ground() - self.spots)
 
     def edges(self, weights: sparse.csr_matrix, panel: Panel) -> Edges:
         """Undirected edges of a section, weakest first, so that the strong ones lie on top."""
@@ -290,6 +290,12 @@ class GraphView:
         x, y = self.centroids[here].T
         ax.scatter(x, y, s=area, c=self.nodes[here], edgecolors="black", linewidths=0.8, zorder=3,
                    label="regions")  # fmt: skip
+
+
+def _ground() -> Floats:
+    """Return the colour that new Axes have, over white paper."""
+    color = np.array(to_rgba(rcParams["axes.facecolor"]))
+    return 1 - color[3] * (1 - color)
 
 
 def _steps(low: float, high: float) -> list[float]:
