@@ -91,6 +91,10 @@ def test_contact_scores_by_hand() -> None:
     table = st.get.describe(adata, "contact")
     row = table[(table["group"] == "outer") & (table["partner"] == "middle") & (table["names"] == "G10^G11_G12")]
     assert row["mean_group"].item() == pytest.approx(wanted, rel=1e-5)
+    borders = [(r, r + 1) for r in range(4, 39, 5)] + [(r, r - 1) for r in range(5, 40, 5)]
+    others = [(r, s) for r, s in borders if {r % 15, s % 15} != {4, 5}]  # without the other side of the same borders
+    other = np.mean([np.sqrt(ligand[r * size + c] * receptor[s * size + c]) for r, s in others for c in range(size)])
+    assert row["mean_reference"].item() == pytest.approx(other, rel=1e-5)
     assert set(zip(table["group"], table["partner"], strict=True)) == {
         (one, other) for one in BANDS for other in BANDS if one != other}  # fmt: skip
     assert set(band) == set(BANDS)
