@@ -99,6 +99,10 @@ def test_between_libraries_is_calibrated_and_finds_effects():
     plain = stats.ttest_ind(group, reference)
     assert np.corrcoef(out.statistic, plain.statistic)[0, 1] > 0.9
     assert (out.n_libraries == 9).all()
+    group[:, :2], reference[:, :2] = [1, 0.5], [0, 0.5]  # no variance: the others' tells of an effect, and none is none
+    found = compare_libraries(group, reference)
+    assert found.n_libraries[:3].tolist() == [9, 0, 9]
+    assert 0 < found.pvals[0] < 0.05 < found.pvals[1] == 1
 
 
 def test_attribution_is_the_path_integral_of_the_probe():

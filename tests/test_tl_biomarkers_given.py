@@ -110,6 +110,17 @@ def test_columns_of_obs_and_obsm():
     assert list(adata.uns["biomarkers_params"]["covariates"]) == ["composition", "x"]
 
 
+def test_a_gene_that_the_covariates_tell_is_unknown():
+    """What float32 leaves of it is rounding."""
+    adata = _tissue(2, side=16, n_vars=20)
+    depth = adata.X.sum(axis=1).A1
+    adata.obs["own"] = np.log1p(0.05 * adata.X[:, [4]].toarray()[:, 0] * np.median(depth) / depth)
+    st.tl.biomarkers(adata, "region", groups=["in"], covariates="own", n_null=60)
+    table = adata.uns["biomarkers"].set_index("names")
+    assert table.loc["g4", ["pvals", "n_libraries", "rank_score"]].tolist() == [1, 0, 0]
+    assert (table["n_libraries"].drop("g4") == 1).all()
+
+
 def test_two_groups_mirror_each_other_to_the_bit():
     adata = _tissue(2, planted=8, side=24)
     for covariates in (None, "composition"):

@@ -142,8 +142,7 @@ def compare_libraries(group: Floats, reference: Floats, alternative: Alternative
     effect = group.mean(axis=0) - reference.mean(axis=0)
     rest = ((group - group.mean(axis=0)) ** 2).sum(axis=0) + ((reference - reference.mean(axis=0)) ** 2).sum(axis=0)
     df = np.full(effect.shape, float(k1 + k0 - 2))
-    known = (np.abs(group).max(axis=0) > 0) | (np.abs(reference).max(axis=0) > 0)
-    known &= (rest > 0) | (effect != 0)
+    known = (rest > 0) | (effect != 0)
     variance, moderated = rest / df, df.copy()
     if known.any():
         variance[known], moderated[known] = _moderate(variance[known], df[known])
