@@ -212,6 +212,12 @@ def test_gradnorm_gives_more_to_the_task_that_lags():
         weighting.combine({"a": shared.sum(), "b": shared.sum() - fallen}, shared)
     assert weighting.current()["a"] > 1.1 > 0.9 > weighting.current()["b"]
     assert slow["b"] > 1  # its gradient is the smaller one
+    for slope, falls in ((1.7, False), (1.9, True)):  # of mean gradient 1, at a pace of 1.5: 1.5 ** 1.5 is 1.84
+        weighting = GradNorm({"a": 1.0, "b": 1.0})
+        for slopes, values in (((1.0, 1.0), (4.0, 4.0)), ((slope, 2.0 - slope), (6.0, 2.0))):
+            losses = [s * (shared.sum() - 4) + value for s, value in zip(slopes, values, strict=True)]
+            weighting.combine(dict(zip("ab", losses, strict=True)), shared)
+        assert (weighting.current()["a"] < 0.99) == falls
 
 
 def test_famo_gives_more_to_the_task_that_does_not_fall():

@@ -57,6 +57,7 @@ def test_homogeneous_libraries_give_the_inverse_variance_mean():
     np.testing.assert_allclose(out.effect, (w * effects).sum(0) / w.sum(0), atol=0.02)
     assert (out.n_libraries == 3).all()
     assert stats.kstest(out.pvals, "uniform").statistic < 0.06
+    assert (combine_sections(effects, v, np.full(v.shape, 2.0)).df <= 6).all()  # the sections' own, at most
 
 
 @pytest.mark.parametrize("n_libraries", [3, 6])
@@ -168,4 +169,6 @@ def test_a_probe_from_moments_is_that_from_all_values(reference, centred):
     expected = within.T @ within / (len(x) - 2)
     pooled = moments.pooled(1, reference, among, centred=centred)
     np.testing.assert_allclose(pooled, expected, atol=1e-12)
-    np.testing.assert_allclose(np.abs(explain_discriminant(pooled, components, difference)).sum(), 1.0)
+    shrunken = 0.9 * expected + 0.1 * np.trace(expected) / 5 * np.eye(5)
+    parts = components @ np.linalg.solve(shrunken, components.T @ difference) * difference
+    np.testing.assert_allclose(explain_discriminant(pooled, components, difference), parts / np.abs(parts).sum())

@@ -256,6 +256,15 @@ def test_track_reads_no_name_across_times(series: ad.AnnData, tracked: ad.AnnDat
     assert {(t, back[s], back[e]) for t, s, e in _linked(adata)} == _linked(tracked)
 
 
+def test_shuffling_equal_labels_is_no_evidence(series: ad.AnnData) -> None:
+    adata = series[series.obs["time"] < 2].copy()
+    adata.obs["own"] = adata.obs["compartment"].astype(str).where(adata.obs["time"] == 0, "all")
+    del adata.obs["region_id"], adata.uns["regions"]
+    st.tl.region_graph(adata, "own", library_key="section")
+    st.tl.track(adata, "time")
+    assert (adata.uns["track"]["links"].query("mass > 0")["pvals"].dropna() == 1).all()
+
+
 def test_track_of_returning_subjects_and_many_regions(series: ad.AnnData, tracked: ad.AnnData) -> None:
     adata = series.copy()
     adata.obs["animal"] = adata.obs["subject"].astype(str).str[-1]
