@@ -42,7 +42,10 @@ def tissue_map(
     params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
     spatial_key = spatial_key_of(adata, spatial_key, params)
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=None, params=params)
-    panels = _thinned(panels, adata.n_obs)
+    share, rng = min(1.0, POINTS_MAX / adata.n_obs), np.random.default_rng(0)  # the same of every section
+    for i, panel in enumerate(panels):
+        kept = np.sort(rng.choice(len(panel.rows), max(1, int(share * len(panel.rows))), replace=False))
+        panels[i] = Panel(panel.library, panel.rows[kept], panel.xy[kept])
     order = np.concatenate([panel.rows for panel in panels])
     shifts = side_by_side(panels)
     units = units_of(adata, panels, spatial_key, None)
@@ -68,14 +71,6 @@ def tissue_map(
         meta["genes"].append([gene, round(top, 4)])
         blocks[f"gene{i}"] = packed(levels(column, 0.0, top))
     return meta, blocks
-
-
-def _thinned(panels: Sequence[Panel], n_obs: int) -> list[Panel]:
-    """Return observations drawn at random, the same share of every section, where there are too many."""
-    share, rng = min(1.0, POINTS_MAX / n_obs), np.random.default_rng(0)
-    sizes = [max(1, int(share * len(panel.rows))) for panel in panels]
-    kept = [np.sort(rng.choice(len(p.rows), size, replace=False)) for p, size in zip(panels, sizes, strict=True)]
-    return [Panel(p.library, p.rows[at], p.xy[at]) for p, at in zip(panels, kept, strict=True)]
 
 
 def _image(adata: AnnData, panel: Panel, shift: Floats) -> dict[str, Any] | None:

@@ -66,21 +66,16 @@ def lattice(n_obs: int, kind: str, rng: np.random.Generator) -> tuple[Floats, In
         xy = np.column_stack([c, r]) + rng.random((len(r), 2))
         centre = np.array([cols, rows]) / 2
     unit = (xy - centre) / half
-    inside = np.argpartition(_outline(unit, rng), n_obs - 1)[:n_obs]
+    angle = np.arctan2(unit[:, 1], unit[:, 0])
+    radius = (np.abs(unit) ** 3).sum(axis=1) ** (1 / 3)  # of the similar rounded, wavy square through each position
+    wave = np.zeros(len(unit))
+    for k in (2, 3, 4):
+        wave += rng.normal(0, 0.04) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+    inside = np.argpartition(radius / (1 + wave), n_obs - 1)[:n_obs]
     inside.sort()  # reading order
     if array is not None:
         array = array[inside] - [array[inside, 0].min() // 2 * 2, array[inside, 1].min() // 2 * 2]
     return unit[inside], array, float(half)
-
-
-def _outline(unit: Floats, rng: np.random.Generator) -> Floats:
-    """Size of the similar outline that passes through each position (a wavy, rounded square)."""
-    angle = np.arctan2(unit[:, 1], unit[:, 0])
-    radius = (np.abs(unit) ** 3).sum(axis=1) ** (1 / 3)
-    wave = np.zeros(len(unit))
-    for k in (2, 3, 4):
-        wave += rng.normal(0, 0.04) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
-    return radius / (1 + wave)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,12 @@ def align(
     if landmarks is not None:
         found = _from_landmarks(landmarks, sections.names, reference, method)
     elif len(sections) > 1:
-        _check_sizes(where)
+        for name, part in zip(sections.names, where.split(where.xy), strict=True):
+            if len(np.unique(part, axis=0)) < _MIN_OBS or np.linalg.matrix_rank(part - part.mean(axis=0)) < 2:
+                raise ValueError(
+                    f"Section {name!r} has {len(part)} observation(s), too few (or on a line) to be aligned by itself: "
+                    f"{_MIN_OBS} places are needed. Pass `landmarks`, or drop the section."
+                )
         if use_rep is None:
             expression = Expression(adata, layer, in_memory=None)
             features, _ = compute_representation(expression, random_state, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES)
@@ -123,15 +128,6 @@ def align(
     )  # fmt: skip
     stored = {"matrices": matrices, "score": score, "reference": reference, "params": params}
     return Slots("pp.align", obsm={obsm_key: where.join(aligned)}, uns={uns_key: stored}).write(adata, copy)
-
-
-def _check_sizes(where: Geometry) -> None:
-    for name, part in zip(where.libs.names, where.split(where.xy), strict=True):
-        if len(np.unique(part, axis=0)) < _MIN_OBS or np.linalg.matrix_rank(part - part.mean(axis=0)) < 2:
-            raise ValueError(
-                f"Section {name!r} has {len(part)} observation(s), too few (or on a line) to be aligned by itself: "
-                f"{_MIN_OBS} places are needed. Pass `landmarks`, or drop the section."
-            )
 
 
 def _from_landmarks(landmarks: Mapping[str, ArrayLike], names: list[str], reference: str, method: Method) -> Maps:

@@ -156,7 +156,11 @@ def _tested(
     chosen = groups[sizes >= (MIN_CONTACT if kind == CONTACT else MIN_OBS)]
     planned = [plan(names[g], int(g), None, codes, where.libs.codes, len(where.libs)) for g in chosen]
     if kind == CONTACT:
-        designs = [_one_side(design, groups, isqrt(len(names))) for design in planned if design.kind == "within"]
+        designs, n = [d for d in planned if d.kind == "within"], isqrt(len(names))
+        for i, d in enumerate(designs):  # the other side of a border is no reference where there are other borders
+            opposite = d.code % n * n + d.code // n
+            if np.setdiff1d(groups, [d.code, opposite]).size:
+                designs[i] = replace(d, left_out=opposite)
     else:
         designs = usable(planned, "rest", groupby, explicit=False)
     if not designs or not features.names:
@@ -167,13 +171,6 @@ def _tested(
     )  # fmt: skip
     tables = [_table(kind, d, outcome.tested, features, codes) for d, outcome in zip(designs, outcomes, strict=True)]
     return pd.concat(tables, ignore_index=True)
-
-
-def _one_side(design: Design, groups: np.ndarray, n: int) -> Design:
-    """Leave the other side of the same border out of the reference, where there are other borders."""
-    own, other = divmod(design.code, n)
-    opposite = other * n + own
-    return replace(design, left_out=opposite) if np.setdiff1d(groups, [design.code, opposite]).size else design
 
 
 def _table(kind: str, design: Design, tested: Any, features: Features, codes: np.ndarray) -> pd.DataFrame:
