@@ -61,6 +61,7 @@ def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") ->
     if key not in container:
         names = container.columns if isinstance(container, pd.DataFrame) else container.keys()
         names = [n for n in names if n is not None]  # anndata 0.13 lists X among the layers, as None
+        hint = hint or ("Run `st.tl.segment(adata)` first, or name another column." if key == _keys.SEGMENT else "")
         tail = f" {hint}" if hint else ""
         raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {listing(names)}.{tail}")
 

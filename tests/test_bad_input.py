@@ -213,6 +213,18 @@ def test_plots_say_which_call_is_missing(call: str, section: ad.AnnData) -> None
     assert_same(before, section)
 
 
+@pytest.mark.parametrize("call", ["describe", "biomarkers"])
+def test_calls_on_segments_say_which_call_is_missing(call: str, section: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match=r"`groupby='segment'` is not in .* Run `st\.tl\.segment\(adata\)` first"):
+        getattr(st.tl, call)(section, "segment")
+
+
+def test_error_on_many_groups_names_some_of_them(section: ad.AnnData) -> None:
+    section.obs["barcode"] = section.obs_names
+    with pytest.raises(ValueError, match=r"Group\(s\) 'l0_o0', .* \.\.\. \(64 in all\)"):
+        st.tl.biomarkers(section, "barcode", show_progress=False)
+
+
 @pytest.mark.parametrize("call", ["biomarkers", "regions", "segments"])
 def test_tables_say_which_call_is_missing(call: str, section: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"st\.tl\."):

@@ -72,6 +72,7 @@ def test_visium_hd(tmp_path: Path) -> None:
     assert st.io.read(tmp_path / "Kolon", bin_size=16).n_obs == 9
     inside = tmp_path / "Kolon" / "outs" / "binned_outputs" / "square_016um"
     of_bins = st.io.read(inside)
+    assert st.io.read(inside.parent, bin_size=np.int64(16)).n_obs == 9
     assert of_bins.n_obs == 9
     assert list(of_bins.uns["spatial"]) == ["Kolon"]
     with pytest.raises(ValueError, match=r"bin_size=2.*8, 16"):
@@ -141,6 +142,10 @@ def test_what_is_none_of_these_is_said(tmp_path: Path) -> None:
     (tmp_path / "visium" / "spatial" / "scalefactors_json.json").unlink()
     with pytest.raises(ValueError, match=r"scalefactors_json\.json.* complete"):
         st.io.read(tmp_path / "visium")
+    folders.merscope(tmp_path / "region")
+    (tmp_path / "region" / "cell_metadata.csv").unlink()
+    with pytest.raises(ValueError, match=r"output of merscope; is it complete.*no table"):
+        st.io.read(tmp_path / "region")
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "Lung_exprMat_file.csv.gz").touch()
     with pytest.raises(ValueError, match=r"Unpack its \.csv\.gz"):

@@ -62,7 +62,7 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     >>> adata = st.io.read("V1_Breast_Cancer/outs")  # doctest: +SKIP
     """
     path = check_path("path", path)
-    check_int("bin_size", bin_size, minimum=1)
+    bin_size = check_int("bin_size", bin_size, minimum=1)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     if path.is_file():
@@ -70,8 +70,8 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
         return _read_zarr(path)
     folder = path / "outs" if (path / "outs").is_dir() else path
-    if inside := re.search(r"/binned_outputs/square_(\d+)um$", path.resolve().as_posix()):
-        return _read_visium_hd(path.resolve().parents[1], int(inside[1]))
+    if inside := re.search(r"^(.+)/binned_outputs(?:/square_(\d+)um)?$", path.resolve().as_posix()):
+        return _read_visium_hd(Path(inside[1]), int(inside[2] or bin_size))
     for file, reader in _VENDORS.items():
         if list(folder.glob(file)):
             return reader(folder, bin_size)
@@ -101,7 +101,10 @@ def _sdata(reader: str, folder: Path, **arguments: Any) -> SpatialData:
         warnings.filterwarnings("ignore", category=UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         try:
-            return getattr(spatialdata_io, reader)(folder, **arguments)
+            sdata = getattr(spatialdata_io, reader)(folder, **arguments)
+            if not sdata.tables:
+                raise ValueError("there is no table of cells and genes")
+            return sdata
         except (AssertionError, IndexError, KeyError, NameError, OSError, RuntimeError, ValueError) as err:
             raise ValueError(
                 f"{str(folder)!r} cannot be read as the output of {reader}; is it complete? "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stxtools._checks import listing
 from stxtools._progress import progress
 from stxtools._spatial.order import position_order
 from stxtools._validate import Libraries
@@ -56,16 +57,16 @@ def usable(planned: list[Design], reference: str, groupby: str, *, explicit: boo
     alone = [d.name for d in planned if d.kind == "unreplicated"]
     if alone:
         raise ValueError(
-            f"Group(s) {alone} of `{groupby}` and their reference {reference!r} occur in different libraries, with "
-            "fewer than two libraries on one side. The library is the replicate, so a comparison between libraries "
+            f"Group(s) {listing(alone)} of `{groupby}` and their reference {reference!r} occur in different libraries, "
+            "with fewer than two on one side. The library is the replicate, so a comparison between libraries "
             "needs at least two on each side: add libraries, or compare groups that occur in the same library."
         )
     out = [d for d in planned if d.kind != "small"]
     small = [d.name for d in planned if d.kind == "small"]
     if small and (explicit or not out):
         raise ValueError(
-            f"Group(s) {small} of `{groupby}` or their reference {reference!r} have fewer than {MIN_OBS} observations "
-            "in every section; leave them out with `groups=[...]`, or merge them with others."
+            f"Group(s) {listing(small)} of `{groupby}` or their reference {reference!r} have fewer than {MIN_OBS} "
+            "observations in every section; leave them out with `groups=[...]`, or merge them with others."
         )
     if small:
         warn(
