@@ -8,9 +8,8 @@ torch, squidpy and spatialdata are loaded by the first call that needs them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import lazy_loader
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from ._settings import settings
 from ._version import __version__
@@ -21,8 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "datasets", "get", "io", "models", "pl", "pp", "report", "settings", "tl"]
 
-_SUBMODULES = {"datasets", "get", "io", "models", "nn", "pl", "pp", "stats", "tl"}
-__getattr__, _, _ = lazy_loader.attach(__name__, _SUBMODULES, {"_report.report": ["report"]})
+_LAZY = frozenset({"datasets", "get", "io", "models", "nn", "pl", "pp", "stats", "tl"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "report":
+        return importlib.import_module("stxtools._report.report").report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

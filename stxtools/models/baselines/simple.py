@@ -1,19 +1,17 @@
-"""Baselines by name behind one interface: simple and strong models, and what the networks among them share."""
+"""Baselines of the framework: simple and strong models behind one interface, arrays only."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -191,39 +189,3 @@ class FunctionBaseline(Baseline):
                 f"{shapes}; expected one array of class probabilities per section: {wanted}."
             )
         return [np.asarray(p, dtype=np.float32) for p in found]
-
-
-def _forest(seed: int, params: dict[str, Any]) -> Any:
-    return RandomForestClassifier(**{"random_state": seed} | params)
-
-
-def _lda(seed: int, params: dict[str, Any]) -> Any:
-    return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
-
-
-def _logistic(seed: int, params: dict[str, Any]) -> Any:
-    return make_pipeline(StandardScaler(), LogisticRegression(**{"C": 0.1, "max_iter": 2000} | params))
-
-
-_SIMPLE: dict[str, Callable[..., Baseline]] = {
-    "random_forest": partial(Forest, _forest, own_expression),
-    "random_forest_means": partial(Forest, _forest, means),
-    "lda": partial(PointwiseBaseline, _lda, means),
-    "logistic": partial(PointwiseBaseline, _logistic, means),
-    "nearest_label": NearestLabel,
-}
-_NETWORKS = ("unet", "gnn")
-BASELINES = (*_NETWORKS, *_SIMPLE)
-
-
-def baseline(name: str | Callable[..., Any], **how: Any) -> Baseline:
-    """Return the baseline of that name, or a caller's function behind the same interface."""
-    if not isinstance(name, str):
-        return FunctionBaseline(name, **how)
-    if name in _NETWORKS:
-        from .networks import SpotGNN, UNetAlone  # imports PyTorch, which the simple ones do without
-
-        return {"unet": UNetAlone, "gnn": SpotGNN}[name](**how)
-    if name not in _SIMPLE:
-        raise ValueError(f"There is no baseline {name!r}; there are {', '.join(BASELINES)}.")
-    return _SIMPLE[name](**how)

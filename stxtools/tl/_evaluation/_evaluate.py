@@ -133,7 +133,7 @@ def evaluate(
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     """Name -> registered name or function."""
     stage("loading PyTorch")
-    from stxtools.models.baselines.simple import BASELINES
+    from stxtools.models.baselines.registry import BASELINES
 
     models = MODELS if models is None else models
     if isinstance(models, Mapping):
@@ -256,7 +256,7 @@ class Evaluation:
         ]  # fmt: skip
 
     def _model(self, name: str, seed: int) -> Baseline:
-        from stxtools.models.baselines.simple import baseline
+        from stxtools.models.baselines.registry import baseline
 
         p = self.protocol
         how: dict[str, Any] = {"params": self.params.get(name), "random_state": seed, "accelerator": p.accelerator}

@@ -242,7 +242,7 @@ class Search:
 
     def _fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
         """AUROC of each target on one fold."""
-        from stxtools.models.baselines.simple import baseline
+        from stxtools.models.baselines.registry import baseline
 
         from ._framework import Framework
 
