@@ -10,6 +10,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 import stxtools as st
 
@@ -27,8 +28,8 @@ def rank_biased_overlap(a: Sequence[str], b: Sequence[str], p: float, depth: int
     return (1 - p) * total / (1 - p**depth)
 
 
-def orders(adata: ad.AnnData, key: str, group: str) -> dict[str, list[str]]:
-    """Genes in the order of the table, by ``rank_score`` alone, and by a Wilcoxon test of pooled observations."""
+def orders(adata: ad.AnnData, key: str, group: str) -> tuple[dict[str, list[str]], set[str]]:
+    """Genes in the order of the table, by ``rank_score``, by a Wilcoxon test; those with a one-sided p of 0.05."""
     import scanpy as sc
 
     several = adata.obs["library"].nunique() > 1
@@ -38,23 +39,25 @@ def orders(adata: ad.AnnData, key: str, group: str) -> dict[str, list[str]]:
     sc.pp.normalize_total(logged)
     sc.pp.log1p(logged)
     sc.tl.rank_genes_groups(logged, key, groups=[group], method="wilcoxon")
-    return {
+    found = {
         "table": table["names"].tolist(),
         "`rank_score`": table.sort_values(["rank_score", "scores"], ascending=False, kind="stable")["names"].tolist(),
         "Wilcoxon": sc.get.rank_genes_groups_df(logged, group)["names"].tolist(),
     }
+    return found, set(table["names"][norm.sf(table["scores"]) <= 0.05])
 
 
 def compare(first: ad.AnnData, second: ad.AnnData, key: str, group: str) -> dict[str, float]:
     out = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        one, two = orders(first, key, group), orders(second, key, group)
+        (one, up_in_one), (two, up_in_two) = orders(first, key, group), orders(second, key, group)
     for name, a in one.items():
         b = two[name]
         for p in (0.9, 0.98):
             out[f"{name}, p = {p}"] = rank_biased_overlap(a, b, p)
         out[f"{name}, shared of {DEPTH}"] = len(set(a[:DEPTH]) & set(b[:DEPTH])) / DEPTH
+        out[f"{name}, first"] = ((a[0] in up_in_two) + (b[0] in up_in_one)) / 2
     return out
 
 
