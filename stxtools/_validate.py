@@ -17,6 +17,7 @@ from ._checks import (
     check_choice,
     check_int,
     check_key,
+    check_names,
     check_number,
     check_seed,
     check_writable,
@@ -298,7 +299,7 @@ def genes_to_predict(
         return []
     if isinstance(genes, str):
         raise TypeError(f"`{param}={genes!r}` must be a list of genes, such as [{genes!r}].")
-    names = [str(g) for g in genes]
+    names = check_names(param, genes, "a gene")
     absent = [g for g in names if g not in adata.var_names]
     if absent:
         raise KeyError(f"`{param}` names {absent[:3]}, not found in `adata.var_names`.")

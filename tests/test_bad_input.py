@@ -99,6 +99,8 @@ def test_data_that_cannot_be_used(data: str, call: str, section: ad.AnnData) -> 
         ({"model": "nowhere.stx"}, FileNotFoundError, "no model file"),
         ({"model": 5}, TypeError, "path"),
         ({"accelerator": True}, TypeError, "`accelerator` must be a str"),
+        ({"accelerator": pd.Series(["cpu"])}, TypeError, "`accelerator` must be a str"),
+        ({"use_rep": pd.NA}, TypeError, "`use_rep` must be"),
     ],
 )
 def test_wrong_arguments_of_segment(kwargs: dict[str, Any], error: type, message: str, section: ad.AnnData) -> None:

@@ -56,6 +56,8 @@ def test_the_result_does_not_depend_on_saving(make_section, quick_unet, tmp_path
     st.tl.segment(new, model=path, **HOW)
     np.testing.assert_allclose(new.obsm["segment_proba"], saved.obsm["segment_proba"], atol=2e-2)
     assert (new.obs["segment"] == saved.obs["segment"]).mean() > 0.99
+    with pytest.raises(ValueError, match="`accelerator='nope'` is not known"):
+        st.tl.segment(new, model=path, accelerator="nope", show_progress=False)
 
 
 def test_scaled_loadings_with_missing_genes(make_section, quick_unet, tmp_path):

@@ -125,6 +125,8 @@ def test_wrong_arguments(taught, kwargs, match):
     before = adata.copy()
     with pytest.raises(ValueError, match=match):
         st.tl.attention_fidelity(adata, path, **kwargs)
+    with pytest.raises(TypeError, match="`shares` must be a finite number"):
+        st.tl.attention_fidelity(adata, path, shares=None)
     assert_same(before, adata)
 
 

@@ -116,6 +116,8 @@ def test_the_same_seed_gives_the_same_bits(line, quick_net):
         ({"expression": "gene0"}, TypeError, "list"),
         ({"expression": ["gene0", "gene0"]}, ValueError, "once"),
         ({"expression": []}, ValueError, "0 gene"),
+        ({"expression": 3}, TypeError, "`expression` must be a gene or a list"),
+        ({"use_rep": pd.Series(["X_pca"])}, TypeError, "`use_rep` must be"),
         ({"expression_key": "band"}, ValueError, "name the genes"),
         ({"expression": ["gene0"], "expression_key": "band"}, TypeError, "boolean"),
         ({"params": {"genes": ["gene0", "nope"]}}, KeyError, "nope"),

@@ -304,8 +304,11 @@ def test_bad_input_leaves_everything_as_it_was(adata, tmp_path):
         st.tl.targets(adata, 3)
     with pytest.raises(ValueError, match="biomarker table's own"):
         st.tl.targets(adata, pd.DataFrame({"s": ["ERBB2"], "scores": [1.0]}), symbol_col="s")
-    with pytest.raises(KeyError, match="symbol_key"):
-        st.tl.targets(adata, unknown, symbol_key="nope")
+    for name in ("symbol_key", "ensembl_key"):
+        with pytest.raises(KeyError, match=f"`{name}='nope'` is not in"):
+            st.tl.targets(adata, unknown, symbol_col="a", **{name: "nope"})
+    with pytest.raises(TypeError, match="`key` must be a key"):
+        st.tl.targets(adata, unknown, key=["biomarkers"])
     pd.testing.assert_frame_equal(adata.uns["biomarkers"], before)
     assert list(adata.uns) == ["biomarkers"]
     del adata.uns["biomarkers"]

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_key
 from stxtools._progress import stage
 from stxtools._spatial.matrices import leading_axes
 from stxtools._types import Floats32, Ints
@@ -151,7 +152,7 @@ class TrainingFeatures(_Features):
         portable: bool = False, anew: bool = False, random_state: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(adata)
-        stored = use_rep
+        stored = None if use_rep is None else check_key("use_rep", use_rep)
         if use_rep is None and not anew and layer is None and _keys.X_PCA in adata.obsm:
             stored = _keys.X_PCA
         self.name, self.projection, self.expression = stored or "pca", None, None

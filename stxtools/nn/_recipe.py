@@ -60,6 +60,8 @@ def best_device(accelerator: str) -> torch.device:
     """Return the device that Lightning's ``accelerator`` names, for inference; ``"auto"`` takes the first there is."""
     if not isinstance(accelerator, str):
         raise TypeError(f"`accelerator` must be a str such as 'auto' or 'cpu', not {accelerator!r}.")
+    if accelerator not in {"auto", "cpu", "gpu", "cuda", "mps", "tpu"}:
+        raise ValueError(f"`accelerator={accelerator!r}` is not known; use 'auto', 'cpu', 'gpu', 'cuda' or 'mps'.")
     # Lightning's own rules, in its order; a model that is only applied does not import it
     apple = torch.backends.mps.is_available() and platform.processor() in {"arm", "arm64"}
     there = {"mps": apple and os.getenv("DISABLE_MPS", "0") != "1", "cuda": torch.cuda.is_available()}

@@ -124,8 +124,9 @@ class _Moved:
 def _place(accelerator: str, devices: int | str) -> Any:
     """Where to train: one device in this process, or what Lightning's Fabric makes of the arguments."""
     devices = int(devices) if isinstance(devices, Integral) else devices
-    here = accelerator in ("auto", "cpu", "gpu", "cuda", "mps") and devices == 1 and not settings.trainer
-    if here or not isinstance(accelerator, str):  # which is refused
+    text = isinstance(accelerator, str)  # all else is refused
+    here = text and accelerator in ("auto", "cpu", "gpu", "cuda", "mps") and devices == 1 and not settings.trainer
+    if here or not text:
         return _Here(best_device(accelerator))
     with importing(), _quiet_lightning():
         from lightning.fabric import Fabric

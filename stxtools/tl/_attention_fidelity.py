@@ -79,8 +79,7 @@ def attention_fidelity(
     methods = check_names("methods", methods, "a method")
     for method in methods:
         check_choice("methods", method, _METHODS)
-    for share in shares:
-        check_number("shares", share, minimum=0, maximum=1)
+    shares = [check_number("shares", s, minimum=0, maximum=1) for s in np.ravel(np.asarray(shares, dtype=object))]
     if not methods or not len(shares):
         raise ValueError("`methods` and `shares` must each name one value at least.")
     inp = Regions(adata, regions_key, spatial_key)

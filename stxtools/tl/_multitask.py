@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._checks import check_seed, check_writable, listing
+from stxtools._checks import check_key, check_seed, check_writable, listing
 from stxtools._data.features import ModelFeatures
 from stxtools._data.framework import KnownInput, TrainingInput
 from stxtools._data.regions import Regions, graph_slots, predicted_class
@@ -186,6 +186,9 @@ def _new_model(params: TissueNetParams | Mapping[str, Any] | None, ensemble: str
 def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool) -> dict[str, str]:
     """Task -> label column, for the tasks that were named."""
     keys = {"biomarker": biomarker_key, "classification": region_key}
+    for name, key in {"biomarker_key": biomarker_key, "region_key": region_key}.items():
+        if key is not None:
+            check_key(name, key)
     columns = {task: key for task, key in keys.items() if key is not None}
     if not columns and needed:
         raise ValueError("Name `biomarker_key`, `region_key` or both: without a label column there is no task.")

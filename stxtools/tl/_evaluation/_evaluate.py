@@ -117,7 +117,7 @@ def evaluate(
     )  # fmt: skip
     evaluation = Evaluation(
         protocol, chosen, model_params, [check_seed(seed + i) for i in range(check_int("n_seeds", n_seeds, minimum=1))],
-        [check_number("noise", level, minimum=0, maximum=1) for level in np.ravel(noise)], genes,
+        [check_number("noise", level, minimum=0, maximum=1) for level in np.ravel(noise)] or [0.0], genes,
     )  # fmt: skip
     rows = evaluation.run(checkpoint, show_progress=show_progress)
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -199,12 +199,12 @@ class Evaluation:
         adata, genes = self.protocol.adata, self.genes
         if genes is None:
             return None
+        if isinstance(genes, bool) or not isinstance(genes, (int, Iterable)):
+            raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
         if isinstance(genes, int):
             if not 1 <= genes < adata.n_vars - 1:
                 raise ValueError(f"`genes={genes}` must be between 1 and {adata.n_vars - 2}: two genes must be left.")
             return np.sort(np.random.default_rng([seed, 13]).permutation(adata.n_vars)[:genes])
-        if not isinstance(genes, Iterable):
-            raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
         return np.sort(adata.var_names.get_indexer(genes_to_predict(adata, genes, None, "genes")))
 
     def _read(self, scheme: str, seed: int, noise: float, hidden: Ints | None) -> _Read:

@@ -15,6 +15,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stxtools._checks import check_key
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, with_expression_in_x
 from stxtools._data.features import compute_representation
@@ -62,8 +63,9 @@ class Protocol:
         *, n_folds: int, max_folds: int | None, use_rep: str | None, layer: str | None, spatial_key: str,
         library_key: str | bool | None, seed: int, accelerator: str,
     ) -> None:  # fmt: skip
-        for name in schemes:
+        for name in schemes or [""]:
             check_choice("scheme", name, allowed)
+        check_key("accelerator", accelerator)
         self.where, self.schemes = Geometry(adata, spatial_key, library_key), list(dict.fromkeys(schemes))
         if "library" in schemes and len(self.where.libs) < 2:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -106,6 +106,9 @@ def tune(
     check_choice("search", how, SEARCHES)
     if part == "weights" and (biomarker_key is None or region_key is None):
         raise ValueError("`part='weights'` balances two losses: name `biomarker_key=` and `region_key=`.")
+    for name, given in {"params": params, "stages": stages}.items():
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"`{name}` must be a mapping of names to values, not {given!r}.")
     unknown = sorted(set(stages or {}) - {"segment", "region_graph"})
     if unknown or (stages and part == "unet"):
         raise ValueError(
@@ -177,6 +180,7 @@ class Search:
         import optuna
         from optuna.study import MaxTrialsCallback
         from optuna.trial import TrialState
+        from sqlalchemy.exc import SQLAlchemyError
 
         if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
             raise TypeError(f"`storage` must be a database URL or a storage of Optuna, not {storage!r}.")
@@ -185,11 +189,14 @@ class Search:
             stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
             optuna.logging.set_verbosity(optuna.logging.ERROR)
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(
-                storage=storage, study_name=self.name, direction="maximize", load_if_exists=True,
-                sampler=self._sampler(shared=storage is not None),
-                pruner=optuna.pruners.MedianPruner(_WARM_UP, 0) if self.prune else optuna.pruners.NopPruner(),
-            )  # fmt: skip
+            try:
+                study = optuna.create_study(
+                    storage=storage, study_name=self.name, direction="maximize", load_if_exists=True,
+                    sampler=self._sampler(shared=storage is not None),
+                    pruner=optuna.pruners.MedianPruner(_WARM_UP, 0) if self.prune else optuna.pruners.NopPruner(),
+                )  # fmt: skip
+            except (SQLAlchemyError, ImportError) as err:
+                raise ValueError(f"`storage={storage!r}` cannot be opened; use 'sqlite:///tune.db'. {err}") from err
             with progress(self.most_trials, "tune", show_progress) as bar:
                 n_done = len(study.get_trials(False, finished))
                 bar.update(min(n_done, self.most_trials))
@@ -287,8 +294,10 @@ def search_space(
     for name, value in fixed.items():
         if not isinstance(value, (bool, int, float, str)):
             raise TypeError(f"`params[{name!r}]` is {value!r}; numbers, strings and booleans can be fixed.")
-    if space is not None and not isinstance(space, Mapping):
-        raise TypeError(f"`space` must map fields to the values to try, not {space!r}.")
+    if space is not None and not (
+        isinstance(space, Mapping) and all(isinstance(v, Iterable) and not isinstance(v, str) for v in space.values())
+    ):
+        raise TypeError(f"`space` must map fields to lists of the values to try, not {space!r}.")
     chosen = PARTS[part][1] if space is None else space
     out = {str(name): list(values) for name, values in chosen.items() if space is not None or name not in fixed}
     both = sorted(set(out) & set(fixed))

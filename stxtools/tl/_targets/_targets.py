@@ -81,13 +81,15 @@ def targets(
     >>> st.tl.targets(adata, drugs)
     """
     check_adata(adata, copy=copy)
+    check_key("key", key)
     found = stored_table(adata, key, {"names"}, "biomarker table", "st.tl.biomarkers(adata, groupby=...)")
     out_key = check_key_added(key_added, key)
     if out_key != key:
         check_free(adata, "tl.targets", uns=[out_key])
     if symbol_key is not None:
         check_in(adata, "var", symbol_key, "symbol_key")
-    check_key("ensembl_key", ensembl_key)
+    if check_key("ensembl_key", ensembl_key) != "gene_ids":  # which need not be there
+        check_in(adata, "var", ensembl_key, "ensembl_key")
     if symbol_col is not None:
         check_key("symbol_col", symbol_col)
     parsed = parse_target_table(read_table(table), symbol_col, disease)
