@@ -70,6 +70,14 @@ def test_table_has_the_documented_columns_and_order(tested):
     assert list(params["design"]) == ["within", "within"]
 
 
+def test_sections_of_segments_are_those_of_their_call():
+    adata = ad.concat([_section(0), _section(1)], uns_merge="first")
+    adata.uns["region"] = {"params": {"library_key": "library"}}
+    st.tl.biomarkers(adata, "region", protect=None, n_null=100)
+    assert adata.uns["biomarkers_params"]["library_key"] == "library"
+    assert set(adata.uns["biomarkers"]["n_libraries"]) == {2}
+
+
 def test_markers_are_found_and_others_are_not(tested):
     up = st.get.biomarkers(tested, "in", fdr=0.05, sign="up")
     markers = {f"g{i}" for i in range(6)}

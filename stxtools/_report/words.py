@@ -99,7 +99,7 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
         )
     if "beyond_composition" in found and len(found):
         beyond = int(found["beyond_composition"].sum())
-        text += f" {beyond:,} of these {len(found):,} are beyond composition: more than the mixture of cells explains."
+        text += f" Of {len(found):,} differences {beyond:,} are beyond composition (more than the mixture explains)."
     return text
 
 

@@ -24,6 +24,7 @@ from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import Alternative
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
+from stxtools.tl._region_graph import inherited_library_key
 
 from ._attribution import load_models, model_attributions, reads_regions
 from ._design import chosen_groups, compare, other_group, usable, warn_single
@@ -121,6 +122,7 @@ def biomarkers(
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
     named = categories(adata, groupby, "groupby", min_classes=2)
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
+    library_key = inherited_library_key(adata, groupby) if library_key is None else library_key
     where = Geometry(adata, spatial_key, library_key, raster=False)
     xy, libs, names = where.xy, where.libs, named.names
     adjusted_for = covariate_names(covariates)
