@@ -131,6 +131,14 @@ def test_no_effect_is_called_at_the_nominal_rate(n: int) -> None:
     assert np.mean(strict) <= 0.008
 
 
+def test_expected_variance_follows_the_level() -> None:
+    rng = np.random.default_rng(0)
+    level, group = rng.normal(size=3000), np.arange(6) < 3
+    pvals = compare_subjects(rng.normal(size=(6, 3000)) * np.exp(level), group, level, 0)["pvals"]
+    called = [(pvals[some] <= 0.05).mean() for some in (level < -0.5, level > 0.5)]
+    assert 0.03 < min(called) <= max(called) < 0.07
+
+
 def test_planted_gene_and_doubled_share_are_found_in_six_subjects() -> None:
     found = []
     for seed in range(5):
