@@ -100,6 +100,8 @@ def test_neighbours_of_the_user_can_be_used(make_section):
     st.tl.region_graph(adata, "band", connectivity_key="mine", library_key="library", max_size=None)
     library = adata.obs.groupby("region_id", observed=True)["library"].nunique()
     assert (library == 1).all()
+    regions = adata.uns["regions"].obs  # numbered by section, then by compartment
+    assert regions.sort_values(["library", "segment"], kind="stable").index.tolist() == regions.index.tolist()
 
 
 def test_one_side_of_an_edge_is_enough_and_a_stored_zero_is_none(make_section):

@@ -198,7 +198,8 @@ def patients(effect: float, names: str = "ab") -> ad.AnnData:
     """Sections of three stripes, of other widths, with an effect of the patient on every gene."""
     rng, parts = np.random.default_rng(0), []
     x, y = (at.ravel() for at in np.meshgrid(np.arange(20), np.arange(20)))
-    shares = {"a": [0.6, 0.2, 0.2], "b": [0.2, 0.2, 0.6], "c": [0.2, 0.6, 0.2]}
+    shares = {"a": [0.6, 0.2, 0.2], "b": [0.2, 0.2, 0.6], "c": [0.2, 0.6, 0.2], "d": [0.8, 0.1, 0.1],
+              "e": [0.1, 0.1, 0.8]}  # fmt: skip
     for name, share in ((n, shares[n]) for n in names):
         tissue = np.searchsorted(np.cumsum(share), (x + 0.5) / 20)
         mean = np.exp(effect * rng.standard_normal(60)) * np.where(np.arange(60) // 15 == tissue[:, None], 3, 1)
@@ -220,6 +221,9 @@ def test_patients_have_their_own_clusters_and_those_alike_are_joined(tmp_path):
     assert (one.uns["segment"]["batches"]["distance"] < 2).all()
     # one mixture of both, each centred by its own mean, has 0.31: the sections' means differ by composition, too
     assert adjusted_rand_score(two.obs["tissue"], two.obs["segment"]) > 0.8
+    steep = patients(0.5, "de")
+    run(steep, unet, 3, library_key="patient")  # with the means of observations taken out, 0.14
+    assert adjusted_rand_score(steep.obs["tissue"], steep.obs["segment"]) > 0.5
     turned = two[::-1].copy()
     run(turned, unet, 3, library_key="patient")
     assert adjusted_rand_score(turned.obs["segment"][::-1], two.obs["segment"]) == 1
