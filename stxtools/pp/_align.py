@@ -24,6 +24,7 @@ from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.density import typical_spacing
 from stxtools._types import Bools, Floats, Floats32
 from stxtools._validate import check_adata, check_choice, check_key_added, check_seed
+from stxtools._warn import warn
 
 Maps = dict[str, tuple[Floats, dict[str, float]]]  # matrix and score of each section but the reference
 
@@ -90,6 +91,8 @@ def align(
     check_free(adata, "pp.align", obsm=[obsm_key], uns=[uns_key])
     where = Geometry(adata, spatial_key, library_key, raster=False)
     sections = where.libs
+    if len(sections) == 1 and library_key is None:
+        warn("One section stays as it is. Where there are several, name the one of each observation by `library_key=`.")
     if reference is None:
         reference = sections.names[0]
     elif not isinstance(reference, str) or reference not in sections.names:
