@@ -164,6 +164,18 @@ def test_number_of_segments_of_stripes_in_noise(k):
     assert found.curve["n_segments"] == list(range(1, 13))
 
 
+def test_smooth_noise_makes_no_segments():
+    """Two stripes, weak beside smooth noise: neighbours count as few observations, which ask for one segment."""
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(48), np.arange(40)), axis=-1).reshape(-1, 2).astype(float)
+    noise = kneighbors_graph(xy, 61, include_self=True) @ rng.normal(size=(len(xy), 6))
+    x = (rng.normal(size=(2, 6)) * 3)[(xy[:, 0] >= 24).astype(int)] + 3 * noise / noise.std(axis=0)
+    x += rng.normal(size=x.shape) / 2
+    graph = kneighbors_graph(xy, 4)
+    found = choose_number([Section("s", x.astype(np.float32), xy.astype(np.int32), (48, 40), graph, xy)], rng)
+    assert found.k == 2
+
+
 def test_shrinkage_lda_without_shrinkage_is_scikit_learn_s():
     z, y = make_blobs(400, 6, centers=3, cluster_std=4.0, random_state=1)
     ours = softmax(shrinkage_lda(z, np.eye(3)[y], np.ones(400), 0.0)(z), axis=1)
