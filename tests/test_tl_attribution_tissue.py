@@ -13,7 +13,7 @@ from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
-from stxtools._data.framework import KnownInput
+from stxtools._data.features import KnownInput
 from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
 from stxtools.tl._biomarkers._attribution import ModelSource

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_names
-from stxtools._data.framework import KnownInput
+from stxtools._data.features import KnownInput
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
 from stxtools._progress import progress, stage, whole_call

@@ -10,8 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._data.features import ModelFeatures
-from stxtools._data.framework import KnownInput
+from stxtools._data.features import KnownInput, ModelFeatures
 from stxtools._data.regions import Regions
 from stxtools._data.sections import make_sections
 from stxtools._docs import documented

@@ -13,8 +13,7 @@ from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_key, check_seed, check_writable, listing
-from stxtools._data.features import ModelFeatures
-from stxtools._data.framework import KnownInput, TrainingInput
+from stxtools._data.features import KnownInput, ModelFeatures, TrainingInput
 from stxtools._data.regions import Regions, graph_slots, predicted_class
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented

@@ -11,8 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from stxtools._data.expression import Expression, log_chunks
-from stxtools._data.features import GeneNames, ModelFeatures, check_genes
-from stxtools._data.framework import KnownInput
+from stxtools._data.features import GeneNames, KnownInput, ModelFeatures, check_genes
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._validate import listing
 from stxtools.stats._design import Design
