@@ -17,8 +17,7 @@ from stxtools import _keys
 from stxtools._checks import check_bool, check_int, check_number, check_seed, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures, check_genes
-from stxtools._data.image import N_IMAGE_FEATURES, Images
-from stxtools._data.sections import Geometry, make_sections
+from stxtools._data.sections import N_IMAGE_FEATURES, Geometry, Images, make_sections
 from stxtools._docs import documented
 from stxtools._lazy import importing
 from stxtools._progress import stage, whole_call
