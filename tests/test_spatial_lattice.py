@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from stxtools._spatial.density import typical_spacing, unique_points
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.lattice import fit_lattice
+from stxtools._spatial.points import typical_spacing, unique_points
 from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries, split_rows
 
 

@@ -16,9 +16,9 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
-from stxtools._spatial.density import typical_spacing
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, Frame, outlines
+from stxtools._spatial.points import typical_spacing
 from stxtools._spatial.raster import RasterGrid, rasterize_libraries, split_rows
 from stxtools._spatial.triangulation import Mesh
 from stxtools._types import Array, Bools, Floats, Floats32, Ints

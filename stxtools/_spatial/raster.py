@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from stxtools._checks import check_choice
 from stxtools._types import Array, Floats, Ints
 
-from .density import typical_spacing
 from .lattice import Kind, RasterGrid, fit_lattice
+from .points import typical_spacing
 
 LATTICES = ("auto", "hex", "square", "scattered")
 _OCCUPANCY = 2.0  # scattered observations in a pixel

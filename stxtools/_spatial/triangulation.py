@@ -9,7 +9,7 @@ from scipy.spatial import Delaunay, QhullError
 
 from stxtools._types import Array, Bools, Floats, Ints
 
-from .density import local_area, neighbour_radius, unique_points
+from .points import local_area, neighbour_radius, unique_points
 
 TRIM = 2.0
 

@@ -25,7 +25,7 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._files import write_text
 from stxtools._slots import Slots, categorical, check_free, provenance
-from stxtools._spatial.density import typical_spacing
+from stxtools._spatial.points import typical_spacing
 from stxtools._types import Floats, Ints
 from stxtools._validate import (
     Libraries,

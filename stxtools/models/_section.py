@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from stxtools._spatial.order import ties_sorted
+from stxtools._spatial.points import ties_sorted
 from stxtools._types import Floats, Floats32, Ints, Reals
 
 if TYPE_CHECKING:

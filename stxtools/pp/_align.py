@@ -21,7 +21,7 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._spatial.density import typical_spacing
+from stxtools._spatial.points import typical_spacing
 from stxtools._types import Bools, Floats, Floats32
 from stxtools._validate import check_adata, check_choice, check_key_added, check_seed
 from stxtools._warn import warn

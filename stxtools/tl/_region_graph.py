@@ -22,7 +22,7 @@ from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.blocks import bounded_parts
 from stxtools._spatial.graph import contact_lengths, observation_area
-from stxtools._spatial.order import position_order
+from stxtools._spatial.points import position_order
 from stxtools._types import Ints
 from stxtools._validate import categories, check_adata, check_in, check_key_added, stored_library_key
 

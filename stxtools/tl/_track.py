@@ -21,8 +21,17 @@ from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.matrices import column_moments
 from stxtools._types import Floats, Ints
 from stxtools._validate import categories, check_adata, stored_library_key
-from stxtools.models.transport import Nodes, couple, discriminant_features, graph_distances
-from stxtools.stats._correspondence import HALF, Shared, events, lineages, shared_mass
+from stxtools.models.transport import (
+    HALF,
+    Nodes,
+    Shared,
+    couple,
+    discriminant_features,
+    events,
+    graph_distances,
+    lineages,
+    shared_mass,
+)
 from stxtools.stats._meta_analysis import adjust_bh
 
 from ._subject_values import one_each, time_of

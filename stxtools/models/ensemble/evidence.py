@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from stxtools._spatial.order import evenly_spread
+from stxtools._spatial.points import evenly_spread
 from stxtools._types import Floats, Ints
 
 from .discriminant import shrinkage_lda, standardised

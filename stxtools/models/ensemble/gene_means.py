@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from stxtools._spatial.matrices import column_moments, leading_axes
-from stxtools._spatial.order import evenly_spread
+from stxtools._spatial.points import evenly_spread
 from stxtools._spatial.smoothing import averages, dense_means, nearest
 from stxtools._types import Floats, Floats32, Ints
 from stxtools.models._projection import matched

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import PredefinedSplit
 
 from stxtools._spatial.blocks import deal
-from stxtools._spatial.order import evenly_spread
+from stxtools._spatial.points import evenly_spread
 from stxtools._types import Bools, Floats, Floats32, Ints
 from stxtools._warn import warn
 

@@ -11,7 +11,7 @@ from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from stxtools._spatial.matrices import column_moments
-from stxtools._spatial.order import evenly_spread
+from stxtools._spatial.points import evenly_spread
 from stxtools._spatial.smoothing import averages, dense_means, nearest
 from stxtools._types import Floats, Floats32, Ints, Reals
 

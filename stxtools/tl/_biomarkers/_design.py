@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stxtools._checks import listing
 from stxtools._progress import progress
-from stxtools._spatial.order import position_order
+from stxtools._spatial.points import position_order
 from stxtools._validate import Libraries
 from stxtools._warn import warn
 from stxtools.stats._composition import Covariates

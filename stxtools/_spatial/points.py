@@ -1,11 +1,12 @@
-"""Density of observations: the length scales of the other modules."""
+"""Points: an order that does not depend on their rows, samples of them, and their density, the scale of lengths."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from stxtools._types import Floats, Ints
+from stxtools._types import Array, Floats, Ints
 
 N_NEIGHBOURS = 6  # a planar tiling has six neighbours on average
 
@@ -38,3 +39,25 @@ def typical_spacing(xy: Floats) -> float:
     """Return the square root of the median area per observation (1.0 for a lone position)."""
     points, _, _ = unique_points(xy)
     return float(np.sqrt(np.median(local_area(neighbour_radius(points))))) if len(points) > 1 else 1.0
+
+
+def position_order(xy: Floats, names: NDArray[np.str_]) -> Ints:
+    """Return the rows sorted by x, then y, then, where observations lie at one position, by name."""
+    return ties_sorted(np.lexsort((xy[:, 1], xy[:, 0])), xy, names)
+
+
+def ties_sorted(order: Ints, values: Array, *keys: Array) -> Ints:
+    """Sort rows of equal ``values`` (n, d), neighbours in ``order``, by ``keys`` (the last first): they are few."""
+    placed = values[order]
+    same = np.zeros(len(order) + 1, dtype=bool)  # whether a row is the one before it again
+    same[1:-1] = (placed[1:] == placed[:-1]).all(axis=1)
+    tied = np.flatnonzero(same[:-1] | same[1:])
+    if len(tied):
+        rows, stack = order[tied], np.cumsum(~same[:-1])[tied]
+        order[tied] = rows[np.lexsort((*(key[rows] for key in keys), stack))]
+    return order
+
+
+def evenly_spread(n: int, most: int) -> Ints:
+    """Positions of at most ``most`` of n observations, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
