@@ -10,11 +10,10 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.expression import Expression
-from stxtools._data.noise import noised_copy, noised_values
+from stxtools._data.noise import noised_copy, noised_values, thin_counts
 from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
-from stxtools.stats._thinning import thin_counts
 
 
 @documented

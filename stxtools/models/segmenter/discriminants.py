@@ -51,10 +51,7 @@ def spread_labels(
     by how far the larger one exceeds a half; together they weigh as much as the labels, and the covariance, now
     better known, is shrunk half as much (co-training; Blum and Mitchell 1998).
 
-    - ``views``: Standardised features, (n, d) each.
     - ``labels``: Class codes, -1 where unlabelled; every class occurs.
-    - ``n_classes``: Number of classes.
-    - ``rounds``: Rounds of co-training.
     - ``class_shares``: Approximate share of each class, imposed in every round; NaN where unknown.
     """
     known = labels >= 0

@@ -138,10 +138,7 @@ def consensus(
 
 
 def pairwise_rand_index(partitions: Sequence[Ints]) -> Floats:
-    """Adjusted Rand index of every pair of partitions (Hubert and Arabie 1985), (m, m), by one matrix product.
-
-    For seventy partitions of three thousand observations this is some hundred times faster than one call for each pair.
-    """
+    """Adjusted Rand index of every pair of partitions (Hubert and Arabie 1985), (m, m), by one matrix product."""
     n, m = len(partitions[0]), len(partitions)
     n_classes = [int(p.max()) + 1 for p in partitions]
     start = np.r_[0, np.cumsum(n_classes)]

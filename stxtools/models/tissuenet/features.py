@@ -102,9 +102,7 @@ class Featurizer:
 class TrainingTargets:
     """Training sections as tensors with targets; some blocks of labels are held out for early stopping.
 
-    ``across`` says whether the model is made for sections without labels, where the network then takes no part. Its
-    training stops by held-out blocks even then: one held-out donor of three judges by how much of a class it holds, and
-    takes a third of the labels away.
+    ``across`` says whether the model is made for sections without labels, where the network then takes no part.
     """
 
     def __init__(

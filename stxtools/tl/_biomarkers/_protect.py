@@ -15,12 +15,12 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, stored_matrix
+from stxtools._data.noise import thin_counts
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
 from stxtools._slots import records, slots_of
 from stxtools._spatial.matrices import column_moments
 from stxtools._validate import Labels, categories, check_in, stored_library_key
 from stxtools._warn import warn
-from stxtools.stats._thinning import thin_counts
 
 METHODS = ("thinning", None)
 SAME = 0.9  # share of a stored PCA's variance that one made of the counts must explain to pass for the same
