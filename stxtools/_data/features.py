@@ -316,24 +316,18 @@ class TrainingInput(_FrameworkInput):
                 "the model reads the representation alone. `params={'genes': False}` says so beforehand."
             )
             return
-        chosen = _genes_to_read(read, model.params.genes)
+        named = model.params.genes
+        at = read.names.get_indexer([] if isinstance(named, bool) else list(named))
+        if not isinstance(named, bool) and (at < 0).any():
+            raise KeyError(f"`params['genes']` names {[named[i] for i in np.flatnonzero(at < 0)[:3]]}, not found in "
+                           "`adata.var_names` (genes to predict are not read).")  # fmt: skip
+        chosen = select_genes(read.matrix, read.scale) if isinstance(named, bool) else np.unique(at)
         model.target_sum = median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
         model.genes = [str(g) for g in read.names[chosen]]
         self.record = own | read.record
         self.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, chosen]
         known = GeneNames(source)
         self.named, model.ids = (read, known.own, None), known.others()
-
-
-def _genes_to_read(read: Expression, named: bool | tuple[str, ...]) -> Ints:
-    """Positions of the genes that are named, or of the variable ones."""
-    if isinstance(named, bool):
-        return select_genes(read.matrix, read.scale)
-    at = read.names.get_indexer(list(named))
-    if (at < 0).any():
-        raise KeyError(f"`params['genes']` names {[named[i] for i in np.flatnonzero(at < 0)[:3]]}, not found in "
-                       "`adata.var_names` (genes to predict are not read).")  # fmt: skip
-    return np.unique(at)
 
 
 class KnownInput(_FrameworkInput):

@@ -104,7 +104,9 @@ def bounded_parts(graph: sparse.csr_matrix, max_size: int, rng: np.random.Genera
             return found
         if not large.all():
             rows, part, graph = rows[large], part[large], graph[large][:, large].tocsr()
-        graph = _within(graph, _voronoi(graph, part, size, max_size, rng))
+        cell, coo = _voronoi(graph, part, size, max_size, rng), graph.tocoo()
+        same = cell[coo.row] == cell[coo.col]
+        graph = sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)
 
 
 def _voronoi(
@@ -136,9 +138,3 @@ def _medoids(graph: sparse.csr_matrix, nearest: Ints) -> Ints:
     order = np.lexsort((-depth, nearest))
     first = np.r_[0, np.flatnonzero(np.diff(nearest[order])) + 1]
     return order[first].astype(np.int64)
-
-
-def _within(graph: sparse.csr_matrix, part: Ints) -> sparse.csr_matrix:
-    coo = graph.tocoo()
-    same = part[coo.row] == part[coo.col]
-    return sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)

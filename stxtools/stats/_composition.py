@@ -130,9 +130,13 @@ class ExpressionSpace:
         n_comps = min(n_comps, len(kept) - 1, self._n_obs - 3)
         if n_comps < 1:
             return Nuisance.empty(self._n_obs, self._n_genes)
-        vectors = _leading(self._covariance[np.ix_(kept, kept)], n_comps)
+        covariance, n = self._covariance[np.ix_(kept, kept)], len(kept)
+        if n <= max(200, 4 * n_comps):
+            vectors = linalg.eigh(covariance, subset_by_index=[n - n_comps, n - 1])[1]
+        else:
+            vectors = eigsh(covariance, k=n_comps, which="LA", v0=np.ones(n), tol=1e-4)[1]
         loadings = np.zeros((self._n_genes, n_comps))
-        loadings[self._genes[kept]] = vectors
+        loadings[self._genes[kept]] = vectors[:, ::-1]
         wide, scores, done = loadings[self._genes], np.empty((self._n_obs, n_comps)), 0
         for block in (read or self._read)(self._genes, _BLOCK):
             rows = slice(done, done + block.shape[0])
@@ -140,15 +144,6 @@ class ExpressionSpace:
             done = rows.stop
         scores -= scores.mean(axis=0)
         return Nuisance(scores, loadings)
-
-
-def _leading(covariance: Floats, k: int) -> Floats:
-    n = len(covariance)
-    if n <= max(200, 4 * k):
-        vectors = linalg.eigh(covariance, subset_by_index=[n - k, n - 1])[1]
-    else:
-        vectors = eigsh(covariance, k=k, which="LA", v0=np.ones(n), tol=1e-4)[1]
-    return np.ascontiguousarray(vectors[:, ::-1])
 
 
 class Adjustment:

@@ -13,6 +13,7 @@ from stxtools._types import Bools, Floats, Ints
 from ._meta_analysis import Alternative, Combined, combine_sections, compare_libraries, t_pvals
 from ._region_test import Contrast, SectionView, concatenated
 from ._section import MIN_OBS, Description, RegionEffect, SectionExpression
+from ._smooth import gene_sums
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def compare_between(
         described.append(description)
         errors.append(error)
         for means, some in zip((group, reference), zip(*sides, strict=True), strict=True):
-            means.append(np.stack([s.mean_log(x) for s, x in zip(sections, some, strict=True) if x.sum() >= MIN_OBS]))
+            kept = [(s.matrix, x) for s, x in zip(sections, some, strict=True) if x.sum() >= MIN_OBS]
+            means.append(np.stack([gene_sums(m, x[:, None].astype(np.float64))[:, 0] / x.sum() for m, x in kept]))
     tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1), alternative)
     error = np.concatenate(errors)
     return Outcome(concatenated(described), error, tested, error, float("nan"))

@@ -99,7 +99,7 @@ class SectionExpression:
         n0 = len(self) - n1
         sides = np.concatenate([inside / n1, ~inside / n0], axis=1)
         mean = np.split(gene_sums(self.matrix, sides, _linear), 2, axis=1)
-        nonzero = np.split(gene_sums(self.matrix, sides, _is_expressed), 2, axis=1)
+        nonzero = np.split(gene_sums(self.matrix, sides, lambda x: (x != 0).astype(np.float32)), 2, axis=1)
         root = np.split(self.root_means(np.concatenate([inside, ~inside], axis=1)), 2, axis=1)
         both = (mean[0] * n1 + mean[1] * n0) / len(self)
         found = (*mean, both, *nonzero, aurocs(self.matrix, labels), root[0] - root[1])
@@ -110,10 +110,6 @@ class SectionExpression:
         weight = labels * (1.0 if self.depth is None else self.depth[:, None])
         total = weight.sum(axis=0)
         return np.sqrt(gene_sums(self.matrix, weight, _linear) / np.where(total > 0, total, 1.0) + ONE_COUNT)
-
-    def mean_log(self, label: Bools) -> Floats:
-        """Return mean log expression of every gene over ``label``."""
-        return gene_sums(self.matrix, label[:, None].astype(np.float64))[:, 0] / int(label.sum())
 
 
 def test_region(
@@ -151,10 +147,6 @@ def test_region(
 def _linear(data: Array) -> Array:
     # negative values (z-scores, residuals) have no linear scale and no meaningful fold change
     return np.expm1(np.maximum(data, 0.0))
-
-
-def _is_expressed(data: Array) -> Array:
-    return (data != 0).astype(np.float32)
 
 
 def aurocs(matrix: sparse.csr_matrix, labels: Sequence[Bools]) -> Floats:

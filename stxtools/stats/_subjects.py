@@ -68,7 +68,10 @@ def regress_subjects(
     usable &= variance > max(_CONSTANT * np.median(variance[usable]), least) if usable.any() else usable
     trend = np.ones_like(variance)
     if level is not None and usable.sum() >= 10 * _KNOTS:
-        trend = _trend(np.log(variance[usable]), level[usable], level)
+        order, log_variance = np.sort(level[usable]), np.log(variance[usable])
+        rank, at = (np.searchsorted(order, x) / len(order) for x in (level[usable], level))
+        fit = np.polynomial.Polynomial.fit(rank, log_variance, _KNOTS, domain=[0, 1])
+        trend = np.exp(fit(at) - log_variance.mean())
     scale, prior = squeeze_variance((variance / trend)[usable], df[usable])
     tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
     spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, seed, paired))
@@ -97,14 +100,6 @@ def _fit(filled: Floats, known: Bools, x: Floats, paired: bool) -> tuple[Ints, F
     rest = (known * (filled - height - slope * off) ** 2).sum(axis=0)
     leverage = (not paired) / np.maximum(n, 1) + (off**2).max(axis=0) / safe
     return n, sxx, slope, rest, (sxx > 0) & (leverage < 1 - 1e-9)
-
-
-def _trend(log_variance: Floats, level: Floats, at: Floats) -> Floats:
-    """Variance expected at each level: a polynomial in the rank of the level, fitted to log variances."""
-    order = np.sort(level)
-    rank = np.searchsorted(order, level) / len(order)
-    fit = np.polynomial.Polynomial.fit(rank, log_variance, _KNOTS, domain=[0, 1])
-    return np.exp(fit(np.searchsorted(order, at) / len(order)) - log_variance.mean())
 
 
 def _null_spread(

@@ -72,19 +72,15 @@ class RegionAttribution:
         else:
             for v in regions:
                 incoming = np.flatnonzero(self.target == v)
-                by_gate, by_node = self._gradients(int(v))
-                found = by_gate[incoming] if method == "attention_gradient" else by_node[self.source[incoming]]
-                scores[incoming] = np.abs(found)
+                nodes = self.nodes.clone().requires_grad_(True)
+                gate = torch.ones(self.edges.shape[1], requires_grad=True)
+                logits = self._logits(nodes, self.edges, gate)[v]
+                margin = logits[int(self.predicted[v])] - logits.mean()  # of the predicted class
+                by_gate, by_node = torch.autograd.grad(margin, (gate, nodes))
+                of_node = by_node.double().norm(dim=1).numpy()[self.source[incoming]]
+                of_gate = by_gate.double().numpy()[incoming]
+                scores[incoming] = np.abs(of_gate if method == "attention_gradient" else of_node)
         return scores
-
-    def _gradients(self, v: int) -> tuple[Floats, Floats]:
-        """Gradient of v's predicted class against the mean logit, by each edge's gate and region."""
-        nodes = self.nodes.clone().requires_grad_(True)
-        gate = torch.ones(self.edges.shape[1], requires_grad=True)
-        logits = self._logits(nodes, self.edges, gate)[v]
-        margin = logits[int(self.predicted[v])] - logits.mean()
-        by_gate, by_node = torch.autograd.grad(margin, (gate, nodes))
-        return by_gate.double().numpy(), by_node.double().norm(dim=1).numpy()
 
     def saliency(self) -> Floats32:
         """Length of the gradient of the predicted class's logits in each observation's raster or features, (n,)."""
