@@ -55,7 +55,11 @@ def discriminant_features(nodes: Nodes) -> Floats:
     pair, at = _groups(nodes.time[group[:, 0]], group[:, 1])
     pooled = _means(centred @ directions, np.ones(len(group)), at, len(pair))
     out = pooled[at[cell]] + _WITHIN * (off @ directions)
-    return out / _separation(pooled, pair[:, 0])
+    time, distance = pair[:, 0], np.linalg.norm(pooled[:, None] - pooled[None], axis=2)
+    distance[(time[:, None] != time[None]) | np.eye(len(time), dtype=bool)] = np.inf
+    nearest = distance.min(axis=1)  # other compartment of the time
+    nearest = nearest[np.isfinite(nearest) & (nearest > 0)]
+    return out / float(np.median(nearest)) if len(nearest) else out
 
 
 def _standardised(nodes: Nodes) -> Floats:
@@ -75,15 +79,6 @@ def _means(values: Floats, weight: Floats, code: Ints, n: int) -> Floats:
     total = np.bincount(code, weight, minlength=n)
     member = sparse.csr_matrix((weight, (code, np.arange(len(code)))), shape=(n, len(code)))
     return np.asarray(member @ values) / np.maximum(total, 1e-12)[:, None]
-
-
-def _separation(centroids: Floats, time: Ints) -> float:
-    """Median distance of a compartment from the nearest other one of its time."""
-    distance = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
-    distance[(time[:, None] != time[None]) | np.eye(len(time), dtype=bool)] = np.inf
-    nearest = distance.min(axis=1)
-    nearest = nearest[np.isfinite(nearest) & (nearest > 0)]
-    return float(np.median(nearest)) if len(nearest) else 1.0
 
 
 def graph_distances(edges: sparse.csr_matrix, weight: Floats) -> Floats:

@@ -82,7 +82,9 @@ def predict_pixels(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return class probabilities (P, K) and features (P, width) of the occupied pixels, on the CPU."""
     net = net.to(device).eval()
-    raster = raster.to(_home(raster, net.unet.width, device))
+    needed = 4 * len(raster.flat) * (raster.x.shape[1] + 2 * net.unet.width)  # bytes of the raster and its predictions
+    fits = device.type != "cuda" or 2 * needed <= torch.cuda.mem_get_info(device)[0]
+    raster = raster.to(device if fits else torch.device("cpu"))
     side = tile_side(net.unet, raster.x.shape[1]) if side is None else side
     if side % net.unet.stride:
         raise ValueError(f"`side={side}` must be a multiple of the U-Net's stride, {net.unet.stride}.")
@@ -103,14 +105,6 @@ def predict_pixels(
     if proba is None or features is None:
         raise ValueError("The raster has no occupied pixel; there is nothing to predict.")
     return proba.cpu(), features.cpu()
-
-
-def _home(raster: PixelRaster, width: int, device: torch.device) -> torch.device:
-    """Return where the raster and its predictions are kept: on the device if they leave most of its memory free."""
-    needed = 4 * len(raster.flat) * (raster.x.shape[1] + 2 * width)
-    if device.type == "cuda" and 2 * needed > torch.cuda.mem_get_info(device)[0]:
-        return torch.device("cpu")
-    return device
 
 
 def _tiles(

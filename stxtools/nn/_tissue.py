@@ -46,12 +46,6 @@ class GraphTensors:
         """Number of regions, the first ones, that a loss may use."""
         return len(self.nodes) if self.core is None else self.core[0]
 
-    def pieces(self) -> list[GraphTensors]:
-        """The parts as graphs of their own, without observations; the graph itself where it has none."""
-        if not self.parts:
-            return [self]
-        return [GraphTensors(self.nodes[p.nodes], p.edges, core=p.core) for p in self.parts]
-
     def to(self, device: torch.device) -> GraphTensors:
         """Return a copy on ``device``."""
         return GraphTensors(**tree_map(lambda v: v.to(device) if hasattr(v, "to") else v, vars(self)))

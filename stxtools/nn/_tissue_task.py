@@ -186,7 +186,8 @@ class EmbeddingTask(GraphTask):
 
     def __init__(self, module: TissueModule, graphs: Sequence[GraphTensors], training: Training, hide: float) -> None:
         graphs = [g for g in graphs if len(g.nodes)]  # a section may lie outside all regions
-        super().__init__([piece for g in graphs for piece in g.pieces()], training)
+        pieces = ([GraphTensors(g.nodes[p.nodes], p.edges, core=p.core) for p in g.parts] or [g] for g in graphs)
+        super().__init__([piece for own in pieces for piece in own], training)
         self.module, self.hide = module, hide
         sections, n = len(graphs), len(self.graphs)
         self.steps = max(sections, STEPS if n == sections else PART_STEPS)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from stxtools._progress import stage
 from stxtools._spatial.blocks import spatial_blocks
-from stxtools._types import Array, Floats, Floats32, Ints, Reals
+from stxtools._types import Array, Floats, Floats32, Reals
 from stxtools.models._base import BaseModel
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._projection import GeneProjection
@@ -150,7 +150,11 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
             known = np.asarray(np.isfinite(proba).all(axis=1), dtype=np.float64)
             target = section.pooled(np.nan_to_num(proba), member, known)
             rows = np.flatnonzero((np.bincount(member, known) > 0) & (rng.random(len(raster.flat)) < share))
-            held = _held_out(raster.flat.numpy()[rows], section.shape[1], rng)
+            flat = raster.flat.numpy()[rows]
+            at = np.column_stack([flat // section.shape[1], flat % section.shape[1]]).astype(np.float64)
+            block = spatial_blocks(at, _BLOCKS)
+            found = rng.permutation(np.unique(block))
+            held = torch.from_numpy(np.isin(block, found[: max(1, len(found) * _HELD // _BLOCKS)]))
             means = predict_pixels(Means(net), raster, device, only=torch.from_numpy(rows))[1]  # type: ignore[arg-type]
             parts.append((means, torch.from_numpy(target[rows]), held))
         read, wanted, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -170,13 +174,6 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
     def _new_net(self) -> PyramidMLP:
         sizes = [len(names) for names in self.tasks.values()]
         return PyramidMLP(self.n_features, sizes, width=self.params.width, sigmas=self.params.sigmas)
-
-
-def _held_out(flat: Ints, width: int, rng: np.random.Generator) -> torch.Tensor:
-    """Which of the pixels lie in held-out blocks."""
-    block = spatial_blocks(np.column_stack([flat // width, flat % width]).astype(np.float64), _BLOCKS)
-    found = np.unique(block)
-    return torch.from_numpy(np.isin(block, rng.permutation(found)[: max(1, len(found) * _HELD // _BLOCKS)]))
 
 
 def with_readout(
