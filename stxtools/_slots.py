@@ -77,7 +77,12 @@ class Slots:
         self.check_finite()
         adata = adata.copy() if copy else adata
         sign(adata, self.call, self.uns, paths)
-        uns = self._new_uns(adata)
+        uns = dict(self.uns)
+        for key, slots in self.inner.items():  # an AnnData that gets something new inside is a copy
+            uns[key] = adata.uns[key].copy()
+            for name in _CONTAINERS:
+                for inner_key, value in getattr(slots, name).items():
+                    getattr(uns[key], name)[inner_key] = _named(value, uns[key]) if name == "obsm" else value
         if adata.is_view:
             adata.uns = dict(adata.uns)  # anndata's own way from a view to an AnnData of its own
         undo: list[tuple[Any, str, Any]] = []
@@ -120,16 +125,6 @@ class Slots:
             _check_finite_uns(self.call, f"{owner}uns[{key!r}]", value)
         for key, slots in self.inner.items():
             slots.check_finite(f"{owner}uns[{key!r}].")
-
-    def _new_uns(self, adata: AnnData) -> dict[str, Any]:
-        """Entries of ``uns`` to set; an AnnData that gets something new inside is a copy."""
-        new = dict(self.uns)
-        for key, slots in self.inner.items():
-            new[key] = adata.uns[key].copy()
-            for name in _CONTAINERS:
-                for inner_key, value in getattr(slots, name).items():
-                    getattr(new[key], name)[inner_key] = _named(value, new[key]) if name == "obsm" else value
-        return new
 
 
 def check_paths_free(adata: AnnData, call: str, paths: Iterable[Path], replaces: Collection[str] = ()) -> None:

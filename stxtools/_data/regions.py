@@ -14,7 +14,7 @@ from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
 from stxtools._types import Array, Floats32, Ints
-from stxtools._validate import Libraries, check_in, libraries, listing, stored_library_key
+from stxtools._validate import check_in, libraries, listing, stored_library_key
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.tissuenet.inputs import RegionSection, region_means
 
@@ -62,7 +62,14 @@ class Regions:
         self.library = np.zeros(len(self), dtype=np.int64)
         self.library[self.region[known]] = self.where.libs.codes[known]
         if named is not None:
-            _check_sections(named, self.where.libs, library_key, regions_key)
+            libs, pairs = self.where.libs, np.unique(np.stack([named.codes, self.where.libs.codes]), axis=1).shape[1]
+            if not (pairs == len(np.unique(named.codes)) == len(np.unique(libs.codes))):
+                raise ValueError(
+                    f"`adata.obs[{library_key!r}]` names {len(named)} section(s) ({listing(named.names)}), the region "
+                    f"graph in `adata.uns[{regions_key!r}]` was made for {len(libs)} ({listing(libs.names)}), divided "
+                    f"otherwise. Run `st.tl.region_graph(adata, library_key={library_key!r})` again, or name the "
+                    "column that it was made with."
+                )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,17 +91,6 @@ class Regions:
         for i, part in enumerate(parts):
             out[self.rows(i)] = part
         return out
-
-
-def _check_sections(libs: Libraries, graph: Libraries, library_key: str | bool | None, regions_key: str) -> None:
-    """Check that a column divides the observations as the region graph does."""
-    pairs = np.unique(np.stack([libs.codes, graph.codes]), axis=1).shape[1]
-    if not (pairs == len(np.unique(libs.codes)) == len(np.unique(graph.codes))):
-        raise ValueError(
-            f"`adata.obs[{library_key!r}]` names {len(libs)} section(s) ({listing(libs.names)}), the region graph in "
-            f"`adata.uns[{regions_key!r}]` was made for {len(graph)} ({listing(graph.names)}), divided otherwise. Run "
-            f"`st.tl.region_graph(adata, library_key={library_key!r})` again, or name the column that it was made with."
-        )
 
 
 def node_features(values: Floats32, regions: Regions) -> Floats32:

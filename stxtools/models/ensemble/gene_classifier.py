@@ -104,7 +104,7 @@ class GeneClassifier:
 
         A curve over the genes takes out what depth and panel do to their means.
         """
-        gained = np.zeros(self.moments.n_classes)
+        gained = np.zeros(len(self.moments.prior))
         for own, scale, centre, unit, coef in zip(
             means.centre, means.scale, self.centre[:, ours], self.unit[:, ours], members.ridge, strict=True
         ):

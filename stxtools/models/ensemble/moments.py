@@ -63,11 +63,6 @@ class LabelMoments:
         rest = np.maximum(np.einsum("ij,ij->j", x, x) - kept, 0.0)
         return cls(list(genes), factor, rest, mean, cross, prior)
 
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.prior)
-
     def match(self, names: Sequence[str]) -> tuple[Ints, Ints]:
         """Positions, in the model and in ``names``, of the best genes that both have."""
         ours, theirs = matched(self.genes, names)
