@@ -101,7 +101,13 @@ def write_model(path: str | os.PathLike[str], kind: str, config: dict[str, Any],
     from safetensors.numpy import save
 
     check_writable(path)
-    _check_finite(arrays)
+    for name, value in arrays.items():
+        # a leaf splits nothing: its threshold is infinite
+        if np.isnan(value).any() if name.endswith(".threshold") else not np.isfinite(value).all():
+            raise ValueError(
+                f"The model's {name!r} holds values that are not finite: its training has diverged. Train it again "
+                "with a lower learning rate, e.g. `params={'lr': 1e-3}`; nothing was saved."
+            )
     contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, "config": config}
     header["checksum"] = _checksum(header, contiguous)
@@ -177,13 +183,3 @@ def _checksum(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
         digest.update(f"\n{name} {value.dtype.str} {value.shape}\n".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
-
-
-def _check_finite(arrays: Mapping[str, Array]) -> None:
-    for name, value in arrays.items():
-        # a leaf splits nothing: its threshold is infinite
-        if np.isnan(value).any() if name.endswith(".threshold") else not np.isfinite(value).all():
-            raise ValueError(
-                f"The model's {name!r} holds values that are not finite: its training has diverged. Train it again "
-                "with a lower learning rate, e.g. `params={'lr': 1e-3}`; nothing was saved."
-            )

@@ -9,7 +9,6 @@ from ._segmentation import ContrastivePretraining as ContrastivePretraining
 from ._segmentation import Imitation as Imitation
 from ._segmentation import MaskedPretraining as MaskedPretraining
 from ._segmentation import SegmentationTask as SegmentationTask
-from ._student import PyramidMLP as PyramidMLP
 from ._tiles import LARGEST_TILE as LARGEST_TILE
 from ._tiles import PixelRaster as PixelRaster
 from ._tiles import predict_pixels as predict_pixels
@@ -27,6 +26,7 @@ from ._training import Task as Task
 from ._training import run_training as run_training
 from ._unet import ChannelNorm as ChannelNorm
 from ._unet import GaussianPyramid as GaussianPyramid
+from ._unet import PyramidMLP as PyramidMLP
 from ._unet import SegmentationNet as SegmentationNet
 from ._unet import UNet as UNet
 from ._views import WHOLE as WHOLE

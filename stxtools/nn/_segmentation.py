@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from ._losses import nt_xent, reconstruction_error, soft_cross_entropy
 from ._recipe import Training
-from ._student import PyramidMLP
 from ._training import Task
-from ._unet import SegmentationNet, UNet
+from ._unet import PyramidMLP, SegmentationNet, UNet
 
 _TEMPERATURE = 0.2
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from stxtools._settings import settings
 
-from ._student import PyramidMLP
-from ._unet import SegmentationNet, UNet
+from ._unet import PyramidMLP, SegmentationNet, UNet
 
 LARGEST_TILE = 256  # pixels; larger ones leave the processor's cache: 1.4 times the time, 1.7 times the memory
 SMALLEST_TILE = 64

@@ -101,19 +101,17 @@ class GradNorm(TaskWeighting):
             grads = [autograd.grad(loss, shared, retain_graph=True, materialize_grads=True) for loss in losses.values()]
             norms = torch.stack([gradient.norm() for (gradient,) in grads])
             with torch.no_grad():
-                self._balance(at, norms, torch.stack([loss.detach() for loss in losses.values()]).clamp_min(1e-8))
+                now = torch.stack([loss.detach() for loss in losses.values()]).clamp_min(1e-8)
+                self.first[at] = torch.where(self.first[at] == 0, now, self.first[at])
+                pace = now / self.first[at]
+                scaled = self.factors[at] * norms
+                own = self.weights[at] * scaled
+                target = own.mean() * (pace / pace.mean()) ** self.RESTORING
+                self._move(at, torch.sign(own - target) * scaled)
+                self.state.clamp_(min=1e-3)
+                self.state.mul_(len(self.state) / self.state.sum())
+                self.weights.copy_(self.state)
         return total
-
-    def _balance(self, at: list[int], norms: Tensor, now: Tensor) -> None:
-        self.first[at] = torch.where(self.first[at] == 0, now, self.first[at])
-        pace = now / self.first[at]
-        scaled = self.factors[at] * norms
-        own = self.weights[at] * scaled
-        target = own.mean() * (pace / pace.mean()) ** self.RESTORING
-        self._move(at, torch.sign(own - target) * scaled)
-        self.state.clamp_(min=1e-3)
-        self.state.mul_(len(self.state) / self.state.sum())
-        self.weights.copy_(self.state)
 
 
 class Famo(TaskWeighting):

@@ -21,9 +21,9 @@ from stxtools.models._projection import GeneProjection
 from stxtools.models._section import FeatureScaling, Section
 from stxtools.nn._recipe import Run, Training, best_device, completed, seeded
 from stxtools.nn._segmentation import Imitation
-from stxtools.nn._student import Means, PyramidMLP
 from stxtools.nn._tiles import predict_pixels
 from stxtools.nn._training import run_training
+from stxtools.nn._unet import Means, PyramidMLP
 
 if TYPE_CHECKING:
     from .genes import SmoothedGenes
