@@ -8,11 +8,11 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import softmax
 from torch.utils.data import DataLoader
 
 from stxtools._progress import stage
+from stxtools._types import Floats, Floats32, Ints
 from stxtools.models._base import BaseModel
 from stxtools.models._params import SegmenterParams
 from stxtools.models._section import FeatureScaling, Section
@@ -41,8 +41,8 @@ _DRAWS = 0  # seed of the consensus, which is a property of the data
 class Segmentation:
     """Result for one section."""
 
-    proba: NDArray[np.float32]  # class probabilities of the observations, (n, K)
-    features: NDArray[np.float32]  # of the U-Net at every observation, (n, width)
+    proba: Floats32  # class probabilities of the observations, (n, K)
+    features: Floats32  # of the U-Net at every observation, (n, width)
     weights: dict[str, float] = field(default_factory=dict)  # of each member of the ensemble, where one decided
 
 
@@ -95,16 +95,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     # ---------------------------------------------------------------- training
 
     def fit(
-        self,
-        sections: Sequence[Section],
-        *,
-        n_segments: int | None = None,
-        labels: Sequence[NDArray[np.int64]] | None = None,
-        classes: Sequence[str] | None = None,
-        class_shares: NDArray[np.float64] | None = None,
+        self, sections: Sequence[Section], *, n_segments: int | None = None, labels: Sequence[Ints] | None = None,
+        classes: Sequence[str] | None = None, class_shares: Floats | None = None,
         expression: Sequence[GeneSection] | Callable[[], Sequence[GeneSection] | None] | None = None,
         **run: Unpack[Run],
-    ) -> Segmenter:
+    ) -> Segmenter:  # fmt: skip
         """Train on ``sections``.
 
         Parameters
@@ -193,14 +188,14 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         if self.start is None:
             self.scaling = FeatureScaling.of(sections)
 
-    def _offsets_for_all(self, tensors: list[PixelRaster], features: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _offsets_for_all(self, tensors: list[PixelRaster], features: Floats32) -> Floats:
         """Offsets of the logits that bring back a class which was lost in training."""
         head: Any = self.fitted_net().head
         weight, bias = head.weight.detach()[:, :, 0, 0].double().numpy(), head.bias.detach().double().numpy()
         wanted = class_sizes(np.concatenate([t.target.numpy() for t in tensors if t.target is not None]))
         return offsets_for_all(features @ weight.T + bias, wanted)
 
-    def _order_by_size(self, sections: Sequence[Section], proba: NDArray[np.float32], accelerator: str) -> None:
+    def _order_by_size(self, sections: Sequence[Section], proba: Floats32, accelerator: str) -> None:
         """Number the classes from the one with most observations to the one with fewest, as they are predicted.
 
         ``proba``: what was predicted in training, which gives the order but for rounding.
@@ -223,9 +218,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             if (np.diff(np.sort(sizes)) > 2 + len(proba) // 1000).all():  # more than rounding moves
                 break
 
-    def _predicted(
-        self, tensors: list[PixelRaster], accelerator: str
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def _predicted(self, tensors: list[PixelRaster], accelerator: str) -> list[tuple[Floats32, Floats32]]:
         """Class probabilities and features of the occupied pixels of every section."""
         stage("predicting")
         net, device = self.fitted_net(), best_device(accelerator)
@@ -279,14 +272,9 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     # ---------------------------------------------------------------- use
 
     def predict(
-        self,
-        sections: Sequence[Section],
-        *,
-        expression: Sequence[GeneSection] | None = None,
-        labels: Sequence[NDArray[np.int64]] | None = None,
-        adapt: bool = True,
-        accelerator: str = "auto",
-    ) -> list[Segmentation]:
+        self, sections: Sequence[Section], *, expression: Sequence[GeneSection] | None = None,
+        labels: Sequence[Ints] | None = None, adapt: bool = True, accelerator: str = "auto",
+    ) -> list[Segmentation]:  # fmt: skip
         """Segment ``sections``.
 
         Parameters
