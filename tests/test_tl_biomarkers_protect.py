@@ -69,6 +69,22 @@ def test_segments_are_found_again_and_tested_on_the_other_half(tested, banded):
     assert set(adata.layers) - {None} == set()
 
 
+def test_protection_is_what_the_calls_do_one_by_one(tested, banded, quick_params):
+    """The groups of one part of ``pp.split_counts``, tested on the other."""
+    halves = st.pp.split_counts(banded, copy=True)
+    train, test = (ad.AnnData(halves.layers[f"split_{n}"], obs=halves.obs[[]].copy()) for n in ("train", "test"))
+    train.var_names = test.var_names = banded.var_names
+    train.obsm["spatial"] = test.obsm["spatial"] = banded.obsm["spatial"]
+    st.tl.segment(train, 3, params=quick_params, **HOW)
+    test.obs["segment"] = train.obs["segment"]
+    st.tl.biomarkers(test, "segment", n_null=60, **HOW)
+    columns, parts = ["names", "scores", "pvals_adj", "pct_nz_group", "auroc"], []
+    for table in (test.uns["biomarkers"], tested.uns["biomarkers"]):  # classes have other names there
+        found = [part[columns].sort_values("names").reset_index(drop=True) for _, part in table.groupby("group")]
+        parts.append(pd.concat(sorted(found, key=lambda part: part["auroc"][0])))
+    pd.testing.assert_frame_equal(*parts)
+
+
 def test_protection_survives_the_disk_and_new_names(banded, tested, tmp_path):
     banded.write_h5ad(tmp_path / "a.h5ad")
     adata = ad.read_h5ad(tmp_path / "a.h5ad")
