@@ -11,6 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
 
+import stxtools as st
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models import Section
 from stxtools.models.ensemble.discriminant import shrinkage_lda
@@ -283,3 +284,15 @@ def test_few_labels_weigh_as_much_as_what_was_spread_from_them():
     few, most = taught.by_section(sections)[1]
     np.testing.assert_allclose(few, np.r_[[sure[2:10].sum() / 2] * 2, sure[2:10]])
     np.testing.assert_array_equal(most, labelled[10:])
+
+
+@pytest.mark.parametrize(("side", "tiles"), [(8, 1), (20, 4)])
+def test_small_tissue_is_learned_until_the_unet_agrees(make_section, side, tiles):
+    """Most of 8 x 8 cells were held out for early stopping; of 16 tiles, each of 80 steps showed the cells of one."""
+    adata = make_section("scattered", rows=side, cols=side)
+    bands = np.eye(3)[adata.obs["band"].cat.codes]
+    adata.obsm["X_pca"] = np.random.default_rng(0).normal(bands, 0.3).astype(np.float32)
+    at = adata.obsm["spatial"] - adata.obsm["spatial"].min(axis=0)
+    adata.obs["tile"] = [f"{x}{y}" for x, y in np.minimum(at / at.max(axis=0) * tiles, tiles - 1).astype(int)]
+    st.tl.segment(adata, 3, library_key="tile", show_progress=False, accelerator="cpu")
+    assert adjusted_rand_score(adata.obs["band"], adata.obs["segment"]) > 0.6  # was below 0.1

@@ -33,7 +33,8 @@ class SegmenterParams:
         ``"contrastive"`` (SimCLR-style) or ``"none"``.
     pretrain_epochs, epochs
         Most epochs of each stage; training stops early when the validation loss no longer falls. ``epochs=None`` takes
-        10, or 30 where there is more tissue than four training views hold.
+        10, or 30 where there is more tissue than four training views hold, and goes on where fewer than nine in ten
+        pixels then agree with their pseudo-labels.
     steps_per_epoch, batch_size
         Steps an epoch and random views a step.
     view_size

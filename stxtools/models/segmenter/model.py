@@ -31,10 +31,15 @@ from .calibration import tempered
 from .centres import sharing_centres
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
-from .pseudo_labels import pseudo_labels_from_clustering, pseudo_labels_from_labels, target_rasters
+from .pseudo_labels import agreement, pseudo_labels_from_clustering, pseudo_labels_from_labels, target_rasters
 
 _TIES, _NUDGES = 4, 16
+_LEARNED, _GAIN, _TURNS = 0.9, 0.01, 5  # training is repeated until so much agrees with the targets, or gains no more
+_PIXELS = 500  # from which each step of a repetition learns: those of one view of small tissue are too few
 _DRAWS = 0  # seed of the consensus, which is a property of the data
+
+
+Predicted = tuple[Floats32, Floats32]
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
         self.batch, self.distance = batches([s.features for s in sections])
-        self.centre = np.arange(len(sections)) if labels is not None else sharing_centres(sections, self.batch)
+        self.centre = sharing_centres(sections, self.batch)
         self.scaling = self.scaling.sharing(sections, self.centre)
         if callable(expression):
             expression = expression() if self.batch.any() else None
@@ -149,9 +154,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             )
         self.classes, self.curve = pseudo_labels.classes, pseudo_labels.curve
         tensors, members = target_rasters(sections, pseudo_labels, self.scaling.scale, run["random_state"])
-        self._train(tensors, run)
-        accelerator = run["accelerator"]
-        predicted = self._predicted(tensors, accelerator)
+        predicted, accelerator = self._train(tensors, run), run["accelerator"]
         proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
         offsets = np.zeros(len(self.classes))
         if labels is None:
@@ -218,7 +221,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             if (np.diff(np.sort(sizes)) > 2 + len(proba) // 1000).all():  # more than rounding moves
                 break
 
-    def _predicted(self, tensors: list[PixelRaster], accelerator: str) -> list[tuple[Floats32, Floats32]]:
+    def _predicted(self, tensors: list[PixelRaster], accelerator: str) -> list[Predicted]:
         """Class probabilities and features of the occupied pixels of every section."""
         stage("predicting")
         net, device = self.fitted_net(), best_device(accelerator)
@@ -237,19 +240,33 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             unet.load_state_dict(self.start)
         return SegmentationNet(unet, len(self.classes))
 
-    def _train(self, tensors: list[PixelRaster], run: Run) -> None:
+    def _train(self, tensors: list[PixelRaster], run: Run) -> list[Predicted]:
+        """Train until the predictions, which are returned, agree with the targets, or agree no better than before."""
         p = self.params
         with seeded(run["random_state"]):
             net = self._new_net()
         if p.pretrain != "none" and self.start is None:
             self._pretrain(net.unet, tensors, run)
         epochs = p.epochs or usual_epochs(tensors, view_size(tensors, net.unet.stride, p.view_size))
-        task = SegmentationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
-        views = self._views(tensors, net.unet, run["random_state"])
-        self.history += run_training(
-            task, views, whole_loader(tensors), stage="segment", desc="training the U-Net", **run
-        )
-        self.net = net
+        predicted, best, judged = [], -1.0, whole_loader(tensors)
+        for turn in range(1 if p.epochs else _TURNS):
+            self.net, before = None, {name: value.clone() for name, value in net.state_dict().items()}
+            task = SegmentationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
+            views = self._views(tensors, net.unet, run["random_state"] + _TURNS * turn, least=_PIXELS if turn else 0)
+            done = sum(row["stage"] == "segment" for row in self.history)
+            rows = run_training(task, views, judged, stage="segment", desc="training the U-Net", **run)
+            self.history += [{**row, "epoch": row["epoch"] + done} for row in rows]
+            self.net, judged = net, None  # what a few pixels held out say of small tissue is chance
+            now = self._predicted(tensors, run["accelerator"])
+            agreed = agreement(tensors, [proba for proba, _ in now])
+            gain = agreed - best
+            if gain < 0:
+                net.load_state_dict(before)
+                break
+            best, predicted = agreed, now
+            if agreed >= _LEARNED or gain < _GAIN:
+                break
+        return predicted
 
     def _pretrain(self, unet: UNet, tensors: list[PixelRaster], run: Run) -> None:
         p, seed = self.params, run["random_state"] + 1
@@ -261,10 +278,13 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         views = self._views(tensors, unet, seed, twins=contrastive)
         self.history += run_training(task, views, None, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run)
 
-    def _views(self, tensors: list[PixelRaster], unet: UNet, seed: int, *, twins: bool = False) -> DataLoader[Any]:
-        """Random views for training, or many small pairs of them."""
+    def _views(
+        self, tensors: list[PixelRaster], unet: UNet, seed: int, *, twins: bool = False, least: int = 0
+    ) -> DataLoader[Any]:
+        """Random views for training, as many a step as show ``least`` pixels, or many small pairs of them."""
         p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
-        size, batch = (min(size, 32), 16) if twins else (size, p.batch_size)
+        enough = least * len(tensors) // sum(len(t.flat) for t in tensors)
+        size, batch = (min(size, 32), 16) if twins else (size, max(p.batch_size, enough))
         how = Augmentation(p.rotation, p.scaling, True, p.drop)
         views = RandomViews(tensors, size, p.steps_per_epoch * batch, how, seed, twins)
         return DataLoader(views, batch_size=batch)

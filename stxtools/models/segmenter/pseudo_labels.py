@@ -25,6 +25,7 @@ from .number import choose_number
 SHARPEN = 3  # averaged memberships are soft; trained on as they are, the U-Net loses small classes
 MOST_TARGETS = 60_000  # observations that get a target, at most
 _DENSE = 0.5  # share of labelled observations of a section from which the others count nothing
+_MOST_HELD = 0.25  # share of a section
 _CHOICES = 8  # hold-outs among which the first is taken that misses no class
 
 
@@ -176,17 +177,30 @@ def target_rasters(
     return out, members
 
 
+def agreement(rasters: Sequence[PixelRaster], proba: Sequence[Reals]) -> float:
+    """Weighted share of the pixels whose most probable class is that of the target."""
+    agreed = total = 0.0
+    for raster, found in zip(rasters, proba, strict=True):
+        if raster.target is None or raster.weight is None or raster.val_weight is None:
+            raise ValueError("The raster has no targets.")
+        weight = (raster.weight + raster.val_weight).double().numpy()
+        agreed += float(weight @ (raster.target.numpy().argmax(axis=1) == found.argmax(axis=1)))
+        total += float(weight.sum())
+    return agreed / total
+
+
 def _held_out(raster: PixelRaster, mass: torch.Tensor, labelled: torch.Tensor, seed: int) -> torch.Tensor:
     """One block in ten, without labelled pixels: a random choice that misses no class, if one is soon found.
 
-    Early stopping would otherwise keep weights that have lost a class without labels.
+    Early stopping would otherwise keep weights that have lost a class without labels. Nothing is held out where such a
+    choice takes too much of a small section, of which too little would be left to learn from.
     """
     best, most = torch.zeros_like(labelled), -1.0
     for attempt in range(_CHOICES):
         generator = torch.Generator().manual_seed(seed + 1000 * attempt)
         held = block_mask(raster.shape, 0.1, 4, generator).flatten()[raster.flat] & ~labelled
         least = float((mass[held].sum(dim=0) / mass.sum(dim=0).clamp_min(1e-9)).min())
-        if least > most:
+        if least > most and float(mass[held].sum()) <= _MOST_HELD * float(mass.sum()):
             best, most = held, least
         if most > 0.03:
             break
