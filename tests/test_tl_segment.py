@@ -243,6 +243,13 @@ def test_sections_without_a_batch_effect_share_a_centre(tmp_path):
     alone = same[first].copy()
     st.tl.segment(alone, model=tmp_path / "same.stx", **HOW)
     np.testing.assert_allclose(alone.obsm["segment_proba"], same.obsm["segment_proba"][first], atol=1e-4)
+    left = (same.obs["patient"] == "a").to_numpy() & (same.obsm["spatial"][:, 0] < 14)  # nearly all of one tissue
+    part = same[left].copy()
+    st.tl.segment(part, model=tmp_path / "same.stx", **HOW)
+    assert (part.obs["segment"] == same.obs["segment"][left]).mean() > 0.9
+    same.obs["some"] = same.obs["tissue"].where(same.obs["patient"] == "a")
+    run(same, {"epochs": 1, "pretrain": "none"}, None, library_key="patient", labels_key="some")
+    assert same.uns["segment"]["batches"]["centre"].tolist() == [0, 0, 0]
 
 
 def test_model_on_a_new_section(make_section, quick_unet, tmp_path):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PRIOR_OBS = 20
 _SAME = 1e-3  # standard deviations between the means of one and the same section
+ALIKE = 3.0  # standard errors between the means of two sections up to which they share a centre
+BLOCKS = 8  # parts of a section, whose means tell the standard error
 
 
 @dataclass
@@ -71,6 +73,16 @@ class Section:
         """Number of observations."""
         return len(self.features)
 
+    def squared_error(self, axes: Floats) -> float:
+        """Squared standard error of the mean along ``axes`` (C, m), by equal blocks: halves across the longer side."""
+        blocks = [np.arange(self.n_obs)]
+        while len(blocks) < BLOCKS:
+            along = [self.xy[rows, np.ptp(self.xy[rows], axis=0).argmax()] for rows in blocks]
+            across = [rows[np.argsort(at, kind="stable")] for rows, at in zip(blocks, along, strict=True)]
+            blocks = [half for rows in across for half in np.array_split(rows, 2)]
+        values = self.features.astype(np.float64) @ axes
+        return float(np.stack([values[rows].mean(axis=0) for rows in blocks]).var(axis=0, ddof=1).sum() / BLOCKS)
+
     @property
     def flat_pixels(self) -> Ints:
         """Index of every observation's pixel in the flattened raster."""
@@ -118,8 +130,10 @@ class FeatureScaling:
 
     centre: Floats32 = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     scale: Floats32 = field(default_factory=lambda: np.ones(0, dtype=np.float32))
-    own: Floats32 | None = None  # means of the training sections that share a centre, to know them again by, (S, C)
+    own: Floats32 | None = None  # means of the training sections, where some share a centre, to know them by, (S, C)
     shared: Floats32 | None = None  # what is taken from them, (S, C)
+    axes: Floats | None = None  # directions in which others are compared with those that share a centre, (C, m)
+    error: Floats | None = None  # squared standard errors of means along them, NaN for those that share none, (S,)
 
     @classmethod
     def of(cls, sections: Sequence[Section]) -> FeatureScaling:
@@ -128,25 +142,39 @@ class FeatureScaling:
         raw = cls(centre, np.ones_like(centre))
         return cls(centre, np.concatenate([raw.centred(s).features for s in sections]).std(axis=0) + 1e-6)
 
-    def sharing(self, sections: Sequence[Section], codes: Ints) -> FeatureScaling:
-        """Let the training sections of one code share the mean of all their observations."""
+    def sharing(self, sections: Sequence[Section], codes: Ints, axes: Floats | None) -> FeatureScaling:
+        """Let the training sections of one code share the mean of all their observations, and others like them, too."""
+        many = np.bincount(codes)[codes] > 1
+        if axes is None or not many.any():
+            return self
         own, n = np.stack([s.features.mean(axis=0) for s in sections]), np.array([s.n_obs for s in sections])
-        many = np.flatnonzero(np.bincount(codes)[codes] > 1)
-        shared = [np.average(own[codes == codes[i]], axis=0, weights=n[codes == codes[i]]) for i in many]
-        return replace(self, own=own[many], shared=np.array(shared, dtype=np.float32)) if shared else self
+        shared = [np.average(own[codes == c], axis=0, weights=n[codes == c]) if among else self._own(s)
+                  for c, among, s in zip(codes, many, sections, strict=True)]  # fmt: skip
+        error = [s.squared_error(axes) if among else np.nan for among, s in zip(many, sections, strict=True)]
+        return replace(self, own=own, shared=np.array(shared, dtype=np.float32), axes=axes, error=np.array(error))
 
     def centred(self, section: Section) -> Section:
-        """Take the section's own mean out, the simplest account of depth, staining and donor, or the shared one.
-
-        The own mean of a small section is drawn towards that of the training data, as if ``PRIOR_OBS`` more
-        observations lay there.
-        """
-        n, own = section.n_obs, section.features.mean(axis=0)
-        mean = (n * own + PRIOR_OBS * self.centre) / (n + PRIOR_OBS)
-        if self.own is not None and self.shared is not None:
-            same = np.flatnonzero((np.abs(self.own - own) < _SAME * self.scale).all(axis=1))
-            mean = self.shared[same[0]] if same.size else mean
+        """Take the section's own mean out, the simplest account of depth, staining and donor, or the shared one."""
+        alike = self._alike(section)
+        mean = self._own(section) if alike is None or self.shared is None else self.shared[alike]
         return replace(section, features=(section.features - mean).astype(np.float32))
+
+    def _own(self, section: Section) -> Reals:
+        """Mean of a section, drawn towards that of the training data, as if ``PRIOR_OBS`` observations lay there."""
+        own, n = section.features.mean(axis=0), section.n_obs
+        return np.asarray((n * own + PRIOR_OBS * self.centre) / (n + PRIOR_OBS))
+
+    def _alike(self, section: Section) -> int | None:
+        """Training section that this one is, or else the nearest one, if near enough to share its centre."""
+        if self.own is None:
+            return None
+        difference = self.own - section.features.mean(axis=0)
+        same = np.flatnonzero((np.abs(difference) < _SAME * self.scale).all(axis=1))
+        if same.size or self.axes is None or self.error is None or section.n_obs < 2 * BLOCKS:
+            return int(same[0]) if same.size else None
+        apart = np.linalg.norm(difference @ self.axes, axis=1)
+        apart = apart / np.sqrt(self.error + section.squared_error(self.axes) + 1e-12)
+        return int(np.nanargmin(apart)) if np.nanmin(apart) <= ALIKE else None
 
     def raster(self, section: Section) -> tuple[PixelRaster, Ints]:
         """Raster of the centred and scaled section, and each observation's place among its pixels."""

@@ -9,40 +9,36 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from stxtools._spatial.graph import averaging
-from stxtools._types import Floats, Ints, Reals
-from stxtools.models._section import Section
+from stxtools._types import Floats, Ints
+from stxtools.models._section import ALIKE, BLOCKS, Section
 
 from .mixtures import whitening
 
-ALIKE = 3.0  # standard errors between the means of two sections up to which they share a centre
 _FEWEST = 3  # sections that share a centre: each of two shows half of the tissue, and its own mean is safer
-_BLOCKS = 8  # parts of a section, whose means tell the standard error
 
 
-def sharing_centres(sections: Sequence[Section], batch: Ints) -> Ints:
-    """Code of the centre of each section, 0, 1, ...; sections of different ``batch`` share none.
+def sharing_centres(sections: Sequence[Section], batch: Ints) -> tuple[Ints, Floats | None]:
+    """Code of the centre of each section, 0, 1, ..., and the directions compared; those of other ``batch`` share none.
 
     A batch effect moves means in any direction, another composition only where compartments differ. So means are
     compared in the half of the directions that varies least over space within sections. Their standard error is that of
     the means of blocks, as observations nearby are alike. Single linkage, since tiles of a slide are a chain.
     """
-    some = [s for s in sections if s.n_obs >= 2 * _BLOCKS]
-    large = np.flatnonzero([s.n_obs >= 2 * _BLOCKS for s in sections])
+    some = [s for s in sections if s.n_obs >= 2 * BLOCKS]
+    large = np.flatnonzero([s.n_obs >= 2 * BLOCKS for s in sections])
     codes = np.arange(len(sections))
     if len(large) < 2:
-        return codes
+        return codes, None
     values = [s.features.astype(np.float64) for s in some]
     axes = _least_spatial([x - x.mean(axis=0) for x in values], some)
-    values = [x @ axes for x in values]
-    blocks = [_block_means(x, s.xy) for x, s in zip(values, some, strict=True)]
-    error = np.array([means.var(axis=0, ddof=1).sum() / _BLOCKS for means in blocks])
-    difference = squareform(pdist(np.stack([x.mean(axis=0) for x in values])))
+    error = np.array([s.squared_error(axes) for s in some])
+    difference = squareform(pdist(np.stack([x.mean(axis=0) @ axes for x in values])))
     apart = difference / np.sqrt(error[:, None] + error + 1e-12)
     apart[batch[large, None] != batch[large]] = 2 * ALIKE
     group = fcluster(linkage(squareform(apart, checks=False), "single"), ALIKE, "distance")
     _, first, which, size = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
     codes[large] = np.where(size[which] >= _FEWEST, large[first][which], large)
-    return np.unique(codes, return_inverse=True)[1]
+    return np.unique(codes, return_inverse=True)[1], axes
 
 
 def _least_spatial(centred: Sequence[Floats], sections: Sequence[Section]) -> Floats:
@@ -54,12 +50,3 @@ def _least_spatial(centred: Sequence[Floats], sections: Sequence[Section]) -> Fl
         smooth.append(mean @ (mean @ (x @ white)))
     axes = np.linalg.eigh(np.atleast_2d(np.cov(np.concatenate(smooth).T)))[1]
     return np.asarray(white @ axes[:, : max(len(axes) // 2, 1)])
-
-
-def _block_means(x: Floats, xy: Reals) -> Floats:
-    """Means of equal blocks: the section halved across its longer side, and so on."""
-    blocks = [np.arange(len(x))]
-    while len(blocks) < _BLOCKS:
-        across = [rows[np.argsort(xy[rows, np.ptp(xy[rows], axis=0).argmax()], kind="stable")] for rows in blocks]
-        blocks = [half for rows in across for half in np.array_split(rows, 2)]
-    return np.stack([x[rows].mean(axis=0) for rows in blocks])

@@ -136,8 +136,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         self._measure(sections)
         self.batch, self.distance = batches([s.features for s in sections])
-        self.centre = sharing_centres(sections, self.batch)
-        self.scaling = self.scaling.sharing(sections, self.centre)
+        self.centre, axes = sharing_centres(sections, self.batch)
+        self.scaling = self.scaling.sharing(sections, self.centre, axes)
         if callable(expression):
             expression = expression() if self.batch.any() else None
         genes = None if expression is None else [e.taken(order) for e, order in zip(expression, orders, strict=True)]
