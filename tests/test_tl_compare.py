@@ -72,6 +72,20 @@ def test_values_by_hand() -> None:
     assert contact["mean_reference"] == pytest.approx((20 + 0.5) / (expected + 0.5))
 
 
+def test_a_small_subject_and_a_gene_of_two_subjects() -> None:
+    adata = _cohort()
+    subject = adata.obs["subject"].to_numpy()
+    adata = adata[(subject != "p1") | (np.arange(adata.n_obs) % 3 > 0)].copy()
+    adata.X = adata.X.multiply(1 - np.outer(~adata.obs["subject"].isin(["p0", "p1"]), np.arange(300) == 7)).tocsr()
+    table = _compared(adata)
+    sizes = pd.crosstab(adata.obs["subject"], adata.obs["band"])
+    share = np.log2((sizes["b"] + 0.5) / (sizes.sum(axis=1) + 1))
+    row = table[(table["kind"] == "share") & (table["compartment"] == "b")].iloc[0]
+    assert row["logfoldchanges"] == pytest.approx(share.iloc[1::2].mean() - share.iloc[::2].mean())
+    assert "7" not in set(table["names"])  # three subjects of the smaller side would have to express it
+    assert "8" in set(table["names"])
+
+
 def _by_hand(x: np.ndarray, values: np.ndarray, arrangements: list[np.ndarray], *, paired: bool) -> pd.DataFrame:
     """Regress columns on ``x``: limma's moderated t, over its root mean square under the ``arrangements`` of ``x``."""
     df = len(x) - (1 if paired else 2)
