@@ -275,6 +275,9 @@ def test_held_out_donors_say_that_genes_count_alone_and_any_panel_will_do():
     few = GeneClassifier.fit(sections[:1], shares[:1], weights[:1], np.random.default_rng(0))
     assert fitted.alone
     assert not few.alone  # one donor cannot say what donors share
+    for batch in ([0, 0], [0, 1]):  # two say it where they are different batches
+        two = GeneClassifier.fit(sections[1:3], shares[1:3], weights[1:3], np.random.default_rng(0), np.array(batch))
+        assert two.alone == (batch == [0, 1])
     new, order = sections[3], np.random.default_rng(1).permutation(60)[:40]
     other = GeneSection(new.logged[:, order], [new.genes[i] for i in order], new.xy)
     for section in (new, other):

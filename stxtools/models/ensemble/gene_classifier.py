@@ -19,7 +19,7 @@ from .gene_means import READ_GENES, GeneMeans, GeneSection, chosen_genes
 from .moments import N_COMPS, PENALTY, LabelMoments, LinearMembers, moments_of
 
 ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself, whatever the others do
-SEVERAL = 3  # labelled sections from which on they choose the penalty
+SEVERAL = 3  # labelled sections from which on, in one batch as well, they choose the penalty
 _TIE = 0.02  # of AUROC: how moments are factored changes it by up to 0.01
 _TOWARDS = 0.5  # the mean of the sources, where a section moves there
 _TOWARDS_ALONE = 0.6  # where genes count alone: without a look at the section's components
@@ -49,12 +49,12 @@ class GeneClassifier:
     @classmethod
     def fit(
         cls, expression: Sequence[GeneSection], shares: Sequence[Floats], weights: Sequence[Floats],
-        rng: np.random.Generator,
+        rng: np.random.Generator, batch: Ints | None = None,
     ) -> GeneClassifier:  # fmt: skip
         """Learn from sections with class shares (n, K) and weights (n,) of their observations; all count alike.
 
-        Of three sections or more, those held out say by AUROC whether genes count alone. Cross-entropy would judge how
-        their composition differs. Fewer cannot tell what donors share.
+        Of three sections or more, or two of different batches (by section), those held out say by AUROC whether genes
+        count alone. Cross-entropy would judge how their composition differs. Others cannot tell what donors share.
         """
         stage("solving linear members")
         labelled = [i for i, w in enumerate(weights) if w.any()]
@@ -64,7 +64,8 @@ class GeneClassifier:
         centre, scale = (np.mean([getattr(m, name) for m in means], axis=0) for name in ("centre", "scale"))
         known = moments_of(genes, means, shares, weights), centre.astype(np.float32), (1 / scale).astype(np.float32)
         means = [m.leading(READ_GENES) for m in means]
-        penalties = (PENALTY, ALONE) if len(means) >= SEVERAL else (PENALTY,)
+        apart = batch is not None and len(np.unique(batch[labelled])) > 1
+        penalties = (PENALTY, ALONE) if apart or len(means) >= SEVERAL else (PENALTY,)
         held_out = _held_out(genes, means, shares, weights, _folds([e.xy for e in expression], rng), penalties)
         together = [(a, m.components(m.axes(N_COMPS))) for (a, _), m in zip(held_out[PENALTY], means, strict=True)]
         if ALONE in held_out:

@@ -170,7 +170,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             self._order_by_size(as_given, np.concatenate(proba), accelerator)
         elif genes is not None:
             rng = np.random.default_rng(run["random_state"])
-            self.by_genes = GeneClassifier.fit(genes, *pseudo_labels.by_section(sections), rng)
+            self.by_genes = GeneClassifier.fit(genes, *pseudo_labels.by_section(sections), rng, self.batch)
         return self
 
     def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:
