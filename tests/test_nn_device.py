@@ -31,6 +31,7 @@ from stxtools.nn import (
     RegionGNN,
     SegmentationNet,
     SegmentationTask,
+    Target,
     Task,
     TissueModule,
     TissueTask,
@@ -117,17 +118,18 @@ def test_the_student_trains_on_the_card() -> None:
     one_step(Imitation(net, Training()), iter(on_card(DataLoader(pixels, batch_size=5))))
 
 
-def graph(with_parts: bool = False) -> GraphTensors:
+def graph() -> GraphTensors:
     regions, n, side = 6, 30, 8
     around = torch.arange(regions)
     edges = torch.stack([around, around.roll(1)])
-    region, ones = torch.arange(n) % regions, torch.ones(n)
+    region = torch.arange(n) % regions
+    targets, of_obs = (
+        {name: Target(torch.rand(rows, k), torch.ones(rows), torch.ones(rows)) for name, k in (("t", 2), ("v", 1))}
+        for rows in (regions, n)
+    )
     return GraphTensors(
-        torch.randn(regions, 5), torch.cat([edges, edges.flip(0)], dim=1),
-        torch.randn(CHANNELS, side, side), torch.ones(1, side, side), torch.arange(n), region, torch.randn(n, 7),
-        {"t": torch.rand(regions, 2), "v": torch.rand(regions, 1)},
-        *({"t": torch.ones(regions), "v": torch.ones(regions)} for _ in range(2)),
-        {"t": torch.rand(n, 2), "v": torch.rand(n, 1)}, {"t": ones, "v": ones}, {"t": ones, "v": ones},
+        torch.randn(regions, 5), torch.cat([edges, edges.flip(0)], dim=1), torch.randn(CHANNELS, side, side),
+        torch.ones(1, side, side), torch.arange(n), region, torch.randn(n, 7), targets, of_obs,
     )  # fmt: skip
 
 
