@@ -65,7 +65,7 @@ def unet_saliency(model: st.models.Segmenter, adata: AnnData) -> np.ndarray:
         "tissue", features, adata.obsm["raster"], tuple(grid["shape"]), lambda: None, adata.obsm["spatial"]
     )
     centred = model.scaling.centred(section)
-    x = torch.from_numpy(section.to_raster(centred.features / model.scale))[None].requires_grad_(True)
+    x = torch.from_numpy(section.to_raster(centred.features / model.scaling.scale))[None].requires_grad_(True)
     logits = model.net.eval()(x, torch.from_numpy(section.occupied())[None])[0][0].flatten(1)[:, section.flat_pixels]
     (gradient,) = torch.autograd.grad((logits.max(dim=0).values - logits.mean(dim=0)).sum(), x)
     return gradient[0].flatten(1)[:, section.flat_pixels].norm(dim=0).numpy()
