@@ -236,6 +236,13 @@ def stored_library_key(params: Mapping[str, Any]) -> str | bool | None:
     return None if found is None else False if isinstance(found, (bool, np.bool_)) else str(found)
 
 
+def inherited_library_key(adata: AnnData, key: str) -> str | bool | None:
+    """``library_key`` that the call which wrote ``uns[key]`` was given."""
+    written = adata.uns.get(key)
+    params = written.get("params", {}) if hasattr(written, "get") else {}
+    return stored_library_key(params)
+
+
 def array_positions(adata: AnnData) -> Floats | None:
     """Return array row and column as numbers (NaN where they are none), or None without them."""
     if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:

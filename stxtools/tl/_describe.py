@@ -19,14 +19,14 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._checks import check_key, listing
+from stxtools._checks import check_int, check_key, check_seed, listing
 from stxtools._data.expression import log_matrix
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._types import Bools, Floats, Ints
-from stxtools._validate import Labels, categories, check_adata, check_int, check_seed, stored_table
+from stxtools._validate import Labels, categories, check_adata, inherited_library_key, stored_table
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
@@ -34,7 +34,6 @@ from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 from stxtools.tl._biomarkers._design import compare, usable
 from stxtools.tl._biomarkers._protect import Tested
-from stxtools.tl._region_graph import inherited_library_key
 from stxtools.tl._targets._tables import read_table
 
 CONTACT = "contact"

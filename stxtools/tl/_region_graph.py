@@ -24,7 +24,7 @@ from stxtools._spatial.blocks import bounded_parts
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.points import position_order
 from stxtools._types import Ints
-from stxtools._validate import categories, check_adata, check_in, check_key_added, stored_library_key
+from stxtools._validate import categories, check_adata, check_in, check_key_added, inherited_library_key
 
 # regions, their observations, and the log expression of these
 _Some = tuple[Ints, Ints, sparse.csr_matrix]
@@ -95,13 +95,6 @@ def region_graph(
     if colors is not None and len(colors) == len(names):
         regions.uns[_keys.colors("segment")] = np.array(colors)
     return Slots("tl.region_graph", obs={obs_key: categorical(region, labels)}, uns={key: regions}).write(adata, copy)
-
-
-def inherited_library_key(adata: AnnData, key: str) -> str | bool | None:
-    """``library_key`` that the call which wrote ``uns[key]`` was given."""
-    written = adata.uns.get(key)
-    params = written.get("params", {}) if hasattr(written, "get") else {}
-    return stored_library_key(params)
 
 
 def _given_graph(adata: AnnData, connectivity_key: str, where: Geometry) -> sparse.csr_matrix:

@@ -16,10 +16,8 @@ from stxtools._data.chunks import iter_rows
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
 from stxtools._types import Array, Bools, Floats, Ints
-from stxtools._validate import Libraries, categories, check_in, listing
+from stxtools._validate import Libraries, categories, check_in, inherited_library_key, listing
 from stxtools.stats._meta_analysis import adjust_bh
-
-from ._region_graph import inherited_library_key
 
 _HALF = 0.5  # added to counts before logarithms
 MIN_OBS = 10  # of a subject in a compartment, for it to count there, and that express a gene

@@ -11,9 +11,7 @@ from stxtools._docs import documented
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import neighbour_mean
 from stxtools._types import Bools, Floats, Ints
-from stxtools._validate import check_adata, check_in, check_int
-
-from ._region_graph import inherited_library_key
+from stxtools._validate import check_adata, check_in, check_int, inherited_library_key
 
 
 @documented

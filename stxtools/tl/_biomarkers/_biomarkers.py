@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_choice, check_int, check_seed
 from stxtools._data.covariates import COMPOSITION, covariate_columns, covariate_names
 from stxtools._data.expression import GeneBlocks
 from stxtools._data.regions import Regions
@@ -18,13 +19,12 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._validate import categories, check_adata, check_choice, check_int, check_key_added, check_seed
+from stxtools._validate import categories, check_adata, check_key_added, inherited_library_key
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import Alternative
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
-from stxtools.tl._region_graph import inherited_library_key
 
 from ._attribution import load_models, model_attributions, reads_regions
 from ._design import chosen_groups, compare, other_group, usable, warn_single
