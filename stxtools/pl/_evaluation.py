@@ -90,7 +90,7 @@ def stability(
 ) -> Axes | None:  # fmt: skip
     """Draw the Bayesian information criterion (BIC) of each number of segments tried, with the chosen one marked.
 
-    One segment is left out: it is chosen where nothing is arranged in space, and not by BIC.
+    One segment is not shown: it is chosen where nothing is arranged in space, and not by BIC.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ def with_all_classes(target: Floats, spaces: Sequence[Reals], *, or_fewer: bool 
 
     A class that has none takes over half of the class with the largest scatter, cut across its first principal axis in
     the first of the ``spaces`` where one can be cut, with the memberships of both exchanged there. Where there are not
-    as many distinct observations, it is left out (``or_fewer``) or an error raised.
+    as many distinct observations, it is dropped (``or_fewer``) or an error raised.
     """
     sizes = class_sizes(target)
     if (sizes > 0).all():
