@@ -1,9 +1,8 @@
-"""Synthetic tissue of which everything is known."""
+"""Synthetic tissue with known truth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
@@ -13,13 +12,12 @@ from anndata import AnnData
 from stxtools._docs import documented
 from stxtools._progress import whole_call
 from stxtools._slots import categorical, provenance
+from stxtools._types import Array
 from stxtools._validate import check_choice, check_int, check_seed
 
-from ._assembly import Section, assemble, checked_depth, checked_hardness, counts_of, joined, programs, section_of
-from ._shapes import compartment_names, compartments, draw_anatomy, lattice, lesion, neighbouring
-from ._truth import Hardness, Platform, draw_genes, fold_changes
-
-_DISEASE = ("healthy", "diseased")
+from . import _expression as expression
+from ._anatomy import adjacent_section, compartment_names, compartments, draw_anatomy, lattice, lesion
+from ._expression import Effects, Platform
 
 
 @documented
@@ -87,11 +85,12 @@ def synthetic_tissue(
     >>> adata.shape
     (600, 20)
     """
-    preset, hardness = checked_hardness(platform, difficulty)
+    preset, effects = expression.check_platform(platform, difficulty)
     check_choice("disease", disease, ("auto", "lesion", "patient"))
     n_compartments = check_int("n_compartments", n_compartments, minimum=2, maximum=20)
     n_patients = check_int("n_patients", n_patients, minimum=1)
-    n_sections = n_patients * check_int("sections_per_patient", sections_per_patient, minimum=1)
+    per_patient = check_int("sections_per_patient", sections_per_patient, minimum=1)
+    n_sections = n_patients * per_patient
     n_obs = check_int("n_obs", preset.n_obs if n_obs is None else n_obs, minimum=1)
     n_vars = check_int("n_vars", preset.n_vars if n_vars is None else n_vars, minimum=2)
     if n_obs < 4 * n_compartments * n_sections:
@@ -101,7 +100,7 @@ def synthetic_tissue(
         )
     n_biomarkers = max(1, round(0.1 * n_vars)) if n_biomarkers is None else n_biomarkers
     n_biomarkers = check_int("n_biomarkers", n_biomarkers, minimum=0, maximum=n_vars - 1)
-    mean_depth = checked_depth(mean_depth, preset, n_vars)
+    mean_depth = expression.check_depth(mean_depth, preset, n_vars)
     random_state = check_seed(random_state)
     if disease == "auto":
         disease = "lesion" if n_patients == 1 else "patient"
@@ -109,58 +108,55 @@ def synthetic_tissue(
         raise ValueError("`disease='patient'` needs `n_patients` of 2 or more, or no observation would be healthy.")
 
     gene_rng, tissue_rng, count_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(random_state).spawn(3))
-    log2fc = fold_changes(logfc, n_biomarkers)
-    genes = draw_genes(gene_rng, n_vars, n_compartments, preset.n_states, log2fc, hardness)
-    batch = hardness.batch * gene_rng.standard_normal((n_sections, n_vars)) if n_sections > 1 else np.zeros((1, n_vars))
+    log2fc = expression.fold_changes(logfc, n_biomarkers)
+    genes = expression.draw_genes(gene_rng, n_vars, n_compartments, preset.n_states, log2fc, effects)
+    batch = effects.batch * gene_rng.standard_normal((n_sections, n_vars)) if n_sections > 1 else np.zeros((1, n_vars))
 
-    sections = _draw_sections(tissue_rng, preset, hardness, n_obs, n_compartments, n_patients, n_sections, disease)
-    diseased = joined(sections, "diseased")
-    effects = [diseased[:, None]], np.log(2) * genes.log2fc, batch
-    counts = counts_of(count_rng, sections, genes, hardness, *effects, mean_depth, show_progress)
+    tissue = _draw_tissue(tissue_rng, preset, effects, n_obs, n_compartments, n_patients, per_patient, disease)
+    response = tissue["diseased"][:, None], np.log(2) * genes.log2fc
+    counts = expression.draw_counts(count_rng, tissue, genes, effects, *response, batch, mean_depth, show_progress)
     params = provenance(
         n_obs=n_obs, n_vars=n_vars, platform=platform, n_compartments=n_compartments, n_patients=n_patients,
-        sections_per_patient=n_sections // n_patients, disease=disease, n_biomarkers=n_biomarkers, logfc=log2fc,
+        sections_per_patient=per_patient, disease=disease, n_biomarkers=n_biomarkers, logfc=log2fc,
         difficulty=float(difficulty), mean_depth=mean_depth, random_state=random_state,
     )  # fmt: skip
-    names, which = compartment_names(n_compartments), section_of(sections)
-    patients = list(dict.fromkeys(s.subject for s in sections))
+    names, patients = compartment_names(n_compartments), [f"P{p + 1}" for p in range(n_patients)]
     obs = {
-        "compartment": categorical(joined(sections, "compartment"), names),
-        "disease": categorical(diseased.astype(np.int64), _DISEASE),
-        "patient": categorical(np.array([patients.index(s.subject) for s in sections])[which], patients),
-        "section": categorical(which, [s.name for s in sections]),
+        "compartment": categorical(tissue["compartment"], names),
+        "disease": categorical(tissue["diseased"].astype(np.int64), ["healthy", "diseased"]),
+        "patient": categorical(tissue["section"] // per_patient, patients),
+        "section": categorical(tissue["section"], [f"{p}_S{s + 1}" for p in patients for s in range(per_patient)]),
     }
-    truth = {"params": params, "effects": asdict(hardness)}
-    out = assemble(counts, sections, obs, {"is_biomarker": genes.log2fc != 0}, genes, names, truth)
-    out.obsm["spatial_tissue"] = joined(sections, "tissue")
-    mixture = joined(sections, "mixture").astype(np.float32)
+    truth = {"params": params, "effects": effects._asdict()}
+    out = expression.assemble(counts, tissue, obs, {"is_biomarker": genes.log2fc != 0}, genes, names, truth)
+    out.obsm["spatial_tissue"] = tissue["tissue"]
+    mixture = tissue["mixture"].astype(np.float32)
     out.obsm["compartment_mixture"] = pd.DataFrame(mixture, index=out.obs_names, columns=names)
     return out
 
 
-def _draw_sections(
-    rng: np.random.Generator, preset: Platform, hardness: Hardness, n_obs: int, n_compartments: int, n_patients: int,
-    n_sections: int, disease: str,
-) -> list[Section]:  # fmt: skip
-    sizes = np.full(n_sections, n_obs // n_sections)
-    sizes[: n_obs % n_sections] += 1
+def _draw_tissue(
+    rng: np.random.Generator, preset: Platform, effects: Effects, n_obs: int, n_compartments: int, n_patients: int,
+    per_patient: int, disease: str,
+) -> dict[str, Array]:  # fmt: skip
+    sizes = np.bincount(np.arange(n_obs) % (n_patients * per_patient))
     # every second patient in a random order: both states occur from two patients on
     ill = rng.permutation(np.arange(n_patients) % 2 == 1)
-    out: list[Section] = []
-    for p in range(n_patients):
-        anatomy = draw_anatomy(rng, n_compartments)
-        for s in range(n_sections // n_patients):
-            here = anatomy if s == 0 else neighbouring(anatomy, rng)
-            unit, array, half = lattice(int(sizes[len(out)]), preset.kind, rng)
-            code, mixture = compartments(unit, here, n_compartments, hardness.border)
-            diseased = lesion(unit, here) if disease == "lesion" else np.full(len(unit), ill[p])
-            nuisance = programs(rng, unit, preset)
+    sections: list[dict[str, Array]] = []
+    for patient in range(n_patients):
+        patient_anatomy = draw_anatomy(rng, n_compartments)
+        for s in range(per_patient):
+            anatomy = patient_anatomy if s == 0 else adjacent_section(patient_anatomy, rng)
+            unit, array, half = lattice(int(sizes[len(sections)]), preset.kind, rng)
+            code, mixture = compartments(unit, anatomy, n_compartments, effects.border)
+            diseased = lesion(unit, anatomy) if disease == "lesion" else np.full(len(unit), ill[patient])
+            programs = expression.draw_programs(rng, unit, preset)
             # the frame's centre goes to 1.5 half widths, so that tissue coordinates are positive too
             tissue = (unit + 1.5) * (half * preset.spacing)
-            angle, scale = (np.deg2rad(rng.uniform(-30, 30)), rng.uniform(0.9, 1.1)) if out else (0.0, 1.0)
-            turned = tissue @ (scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])).T
-            arrays = {"compartment": code, "mixture": mixture, "diseased": diseased, "programs": nuisance}
-            turned += preset.spacing - turned.min(axis=0)
-            arrays |= {"spatial": turned, "tissue": tissue} | ({} if array is None else {"array": array})
-            out.append(Section(f"P{p + 1}", f"P{p + 1}_S{s + 1}", arrays))
-    return out
+            angle, scale = (np.deg2rad(rng.uniform(-30, 30)), rng.uniform(0.9, 1.1)) if sections else (0.0, 1.0)
+            xy = tissue @ (scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])).T
+            sections.append({
+                "compartment": code, "mixture": mixture, "diseased": diseased, "programs": programs, "array": array,
+                "spatial": xy + (preset.spacing - xy.min(axis=0)), "tissue": tissue,
+            })  # fmt: skip
+    return expression.concatenate(sections)
