@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, driven through the DevTools protocol over a pipe: no package is needed for it."""
+"""A headless Chromium for tests, driven by the DevTools protocol over a pipe, without a package for it."""
 
 from __future__ import annotations
 

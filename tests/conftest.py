@@ -1,4 +1,4 @@
-"""Fixtures: real sections where they are at hand, small generated ones everywhere."""
+"""Fixtures: real sections where they are available, small generated ones everywhere."""
 
 from __future__ import annotations
 

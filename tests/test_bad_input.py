@@ -1,4 +1,4 @@
-"""Odd data and wrong arguments: a clear error and an AnnData as it was, or a result that can be stored."""
+"""Unusual data and wrong arguments: a clear error and an unchanged AnnData, or a result that can be stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class names that no file can hold as a column come back as they were; colours of classes."""
+"""Class names that files cannot hold as columns survive a round trip; colours of classes."""
 
 from __future__ import annotations
 

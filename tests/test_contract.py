@@ -1,4 +1,4 @@
-"""The public API's discipline: one set of rules, checked on every function that a namespace exports."""
+"""The rules of the public API, checked on every function that a namespace exports."""
 
 from __future__ import annotations
 

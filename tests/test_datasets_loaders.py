@@ -1,4 +1,4 @@
-"""Loaders: formats written here, a server on this machine, and every way in which a download goes wrong."""
+"""Loaders of datasets: file formats written here, downloads from a local server, and download errors."""
 
 from __future__ import annotations
 

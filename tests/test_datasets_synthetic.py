@@ -1,4 +1,4 @@
-"""Synthetic tissue: what is planted is there, in the amount that the truth columns say."""
+"""Synthetic tissue has the effects that its truth columns state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes (Lightning DDP, gloo) learn what one process learns."""
+"""Training in two processes (Lightning DDP, gloo) equals training in one."""
 
 from __future__ import annotations
 

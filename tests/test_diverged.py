@@ -1,4 +1,4 @@
-"""A training that diverged raises, whatever was trained; nothing is written or saved."""
+"""Diverged training raises an error for every model; nothing is written or saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Docstrings as a reader gets them: placeholders filled, short enough for one look, each parameter in its order."""
+"""Docstrings: placeholders filled, length limited, parameters in the order of the signature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values are taken for expression: decided by the values, in memory and out of core alike."""
+"""The scale of expression is recognised from its values, in memory and out of core alike."""
 
 from __future__ import annotations
 

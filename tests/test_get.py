@@ -1,4 +1,4 @@
-"""Tidy tables out of the slots."""
+"""Tidy tables from the slots."""
 
 from __future__ import annotations
 

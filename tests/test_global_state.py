@@ -1,4 +1,4 @@
-"""Calls in several threads give what they give one after the other, and none changes the state of the process."""
+"""Calls in several threads equal calls in sequence, and none changes global state."""
 
 from __future__ import annotations
 

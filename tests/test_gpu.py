@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: equal answers, equal runs, training there. Skipped without one."""
+"""Results, reproducibility and training on a CUDA device; skipped without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traps that a user can fall into without noticing: each is caught, or nothing is lost."""
+"""Silent mistakes of users are caught, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What importing the package costs, and who may import whom."""
+"""Cost of importing the package, and its import contracts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Annotations of QuPath, Xenium Explorer and Loupe Browser: labels worked out by hand, and back again."""
+"""Annotations of QuPath, Xenium Explorer and Loupe Browser: labels against manual results, and round trips."""
 
 from __future__ import annotations
 

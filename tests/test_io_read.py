@@ -1,4 +1,4 @@
-"""Files and vendors' folders as AnnData: counts, positions in their unit, images, the section's name."""
+"""Files and vendor folders as AnnData: counts, positions and their unit, images, section names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To SpatialData, through zarr, and back; calls on SpatialData of other programs."""
+"""Conversion to SpatialData and back through zarr; calls on SpatialData of other programs."""
 
 from __future__ import annotations
 

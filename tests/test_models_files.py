@@ -1,4 +1,4 @@
-"""Model files: written whole, read as they were, and refused with a reason when anything in them is wrong."""
+"""Model files: complete writes, round trips, and errors for damaged content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trees as arrays, and the weights of the stacked ensemble."""
+"""Trees as arrays, and weights of the stacked ensemble."""
 
 from __future__ import annotations
 

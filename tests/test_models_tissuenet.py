@@ -1,4 +1,4 @@
-"""What the framework reads and what it holds out, on arrays."""
+"""Input features and validation splits of the framework, on arrays."""
 
 from __future__ import annotations
 

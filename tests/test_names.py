@@ -1,4 +1,4 @@
-"""Names and numbers that h5ad and zarr cannot hold are refused before anything is computed."""
+"""Names and numbers that h5ad and zarr cannot hold are refused before any computation."""
 
 from __future__ import annotations
 

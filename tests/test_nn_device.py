@@ -1,7 +1,8 @@
-"""Every network's training step stays on one device and never makes the host wait, checked without a card.
+"""Training steps stay on one device without synchronisation, checked without a GPU.
 
-torch's meta device stands for the card: it has shapes and no values, so that reading a value (``.item()``, ``.cpu()``,
-a boolean mask) raises as it would wait on CUDA, and :class:`OneDevice` refuses what mixes it with the CPU.
+torch's meta device replaces the GPU. It has shapes and no values, so reading a value (``.item()``, ``.cpu()``, a
+boolean mask), which would synchronise CUDA, raises an error. :class:`OneDevice` refuses operations that mix it with
+the CPU.
 """
 
 from __future__ import annotations

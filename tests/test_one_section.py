@@ -1,4 +1,4 @@
-"""Several sections at one place, stacks, and coordinates that are no plane: never read as one section in silence."""
+"""Overlapping sections, stacks and coordinates off a plane are never treated as one section silently."""
 
 from __future__ import annotations
 

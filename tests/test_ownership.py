@@ -1,4 +1,4 @@
-"""Calls replace their own earlier output and nothing else; what they write is finite."""
+"""Calls replace their own earlier output and nothing else; written values are finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of attention's fidelity."""
+"""Plots of the faithfulness of attention."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The main plots look as they did: small stored pictures, compared with a tolerance for fonts and versions.
+"""Image comparison of the main plots with small stored images, with a tolerance for fonts and versions.
 
-After a change that was wanted, look at the new pictures and store them:
+After an intended change, look at the new images and store them:
 ``STXTOOLS_WRITE_IMAGES=1 python -m pytest tests/test_pl_images.py``.
 """
 

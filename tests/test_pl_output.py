@@ -1,4 +1,4 @@
-"""What holds for every plot: show, save, the caller's Axes, nothing changed by an error, no global state."""
+"""Rules for every plot: show, save, given Axes, nothing changed by an error, no global state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments, region graph and attention over the tissue."""
+"""Plots of segments, region graph and attention over the tissue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Biomarkers and training curves."""
+"""Plots of biomarkers and training curves."""
 
 from __future__ import annotations
 

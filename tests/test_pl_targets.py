@@ -1,4 +1,4 @@
-"""pl.targets: what is drawn is what the table holds."""
+"""pl.targets draws what the table holds."""
 
 from __future__ import annotations
 

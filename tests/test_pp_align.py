@@ -1,4 +1,4 @@
-"""pp.align: known maps are found again; real replicates agree better afterwards."""
+"""pp.align recovers known maps, and improves the agreement of real replicates."""
 
 from __future__ import annotations
 

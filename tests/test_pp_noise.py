@@ -1,4 +1,4 @@
-"""pp.add_noise: as large as it says, reproducible, and gone from no later call's view."""
+"""pp.add_noise: standard deviation, reproducibility, and no effect on the original layers."""
 
 from __future__ import annotations
 

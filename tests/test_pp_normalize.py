@@ -1,4 +1,4 @@
-"""pp.normalize against scanpy, called directly."""
+"""pp.normalize against direct calls of scanpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One bar for each public call, from its first line to its last."""
+"""One progress bar for each public call, from start to end."""
 
 from __future__ import annotations
 

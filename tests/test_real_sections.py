@@ -1,4 +1,4 @@
-"""The whole line on real tissue: every platform at hand, several libraries, exact numbers of segments."""
+"""The whole pipeline on real tissue: all platforms, several libraries, exact numbers of segments."""
 
 from __future__ import annotations
 

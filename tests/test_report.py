@@ -1,4 +1,4 @@
-"""``st.report``: what the file holds, and what a browser makes of it."""
+"""``st.report``: content of the file, and its display in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs of the benchmark of hostile ones: errors are named, nothing changes after one, results mean something."""
+"""Inputs of the robustness benchmark: errors are informative, leave the data unchanged, and results are valid."""
 
 from __future__ import annotations
 

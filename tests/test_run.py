@@ -1,4 +1,4 @@
-"""The command line: what `make demo` runs."""
+"""The command line behind `make demo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""n_segments is honoured exactly, and segments are numbered by size, whatever the data are like."""
+"""n_segments is honoured exactly, and segments are numbered by size, on all kinds of data."""
 
 from __future__ import annotations
 

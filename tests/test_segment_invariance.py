@@ -1,4 +1,4 @@
-"""Segments depend on the tissue, and hardly on the order of rows, its direction or the seed."""
+"""Segments depend on the tissue, and hardly on the order of rows, rotation or the seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving a model changes no result, and what was saved reads other sections as well as it can."""
+"""Saving a model changes no result, and a saved model reads other sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that learned from labels, on other sections: linear members by hand, other genes, labels beside the model."""
+"""Models trained on labels applied to other sections: linear members against references, other genes, labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documented slots are the written slots: each call is run, and what it added is compared with the table."""
+"""The documented slots are the written slots, checked by running each call."""
 
 from __future__ import annotations
 

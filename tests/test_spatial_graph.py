@@ -1,4 +1,4 @@
-"""Neighbour graphs and what is measured along them."""
+"""Neighbour graphs and statistics along them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lattices and rasters: found from array positions or from coordinates, whatever the rotation."""
+"""Lattices and rasters from array positions or coordinates, at any rotation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Combining libraries: against formulas, scipy and simulation."""
+"""Meta-analysis of libraries against formulas, scipy and simulation."""
 
 from __future__ import annotations
 

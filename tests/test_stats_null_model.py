@@ -1,4 +1,4 @@
-"""Random regions: their distribution, its fit, and the null variance that follows."""
+"""Random regions: their distribution, its fit, and the null variance."""
 
 from __future__ import annotations
 

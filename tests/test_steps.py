@@ -1,4 +1,4 @@
-"""``stxtools segment`` and the other steps: files in, files out, through the public functions."""
+"""``stxtools segment`` and the other steps: from files to files, through the public functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Series in time: datasets.synthetic_series, tl.trends, tl.track and what is read and drawn of them."""
+"""Time series: datasets.synthetic_series, tl.trends, tl.track, their tables and plots."""
 
 from __future__ import annotations
 

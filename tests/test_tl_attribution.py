@@ -1,4 +1,4 @@
-"""Attribution by the segmentation model: planted genes come first, parts add up, bad models are refused."""
+"""Attribution by the segmentation model: planted genes first, completeness, errors for unsuitable models."""
 
 from __future__ import annotations
 

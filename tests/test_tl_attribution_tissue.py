@@ -1,4 +1,4 @@
-"""Attribution by the joint framework: parts add up, planted genes come first, models that cannot answer are refused."""
+"""Attribution by the joint framework: completeness, planted genes first, errors for unsuitable models."""
 
 from __future__ import annotations
 

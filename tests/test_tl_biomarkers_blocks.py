@@ -1,4 +1,4 @@
-"""tl.biomarkers by blocks of genes and out of core: the same table, to the bit, and never all expression at once."""
+"""tl.biomarkers by blocks of genes and out of core: the same table to the bit, in bounded memory."""
 
 from __future__ import annotations
 

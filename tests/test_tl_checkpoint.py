@@ -1,4 +1,4 @@
-"""Checkpoints of an evaluation: shared by processes, damaged, with odd names, for functions that change."""
+"""Checkpoints of tl.evaluate: shared by processes, damaged, with unusual names, after changes of a function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expression that is not in memory gives the same numbers as expression that is."""
+"""Out-of-core expression gives the same numbers as expression in memory."""
 
 from __future__ import annotations
 

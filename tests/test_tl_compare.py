@@ -1,4 +1,4 @@
-"""tl.compare, get.compare, pl.compare: subjects are the units."""
+"""tl.compare, get.compare, pl.compare: subjects are the units of replication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student predicts nearly what its teacher, the whole framework, does; it is saved and applied to rasters."""
+"""The student predicts nearly what the framework does; it is saved and applied to rasters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: splits that do not leak, metrics against scikit-learn, resuming, models behind one interface."""
+"""Evaluation: leak-free splits, metrics against scikit-learn, resuming, one interface for all models."""
 
 from __future__ import annotations
 

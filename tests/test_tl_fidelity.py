@@ -1,4 +1,4 @@
-"""Attention against what was planted: tissue in which a region's class depends on one neighbour's expression."""
+"""Faithfulness of attention where a region's class depends on one neighbour's expression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single tasks, predicted genes, predictions of each observation, and what a saved framework remembers."""
+"""tl.multitask: single tasks, predicted genes, predictions for observations, saved models."""
 
 from __future__ import annotations
 

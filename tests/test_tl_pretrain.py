@@ -1,4 +1,4 @@
-"""Pretraining across sections, the image as extra channels, and gene panels that a model was not trained on."""
+"""Pretraining across sections, image channels, and other gene panels."""
 
 from __future__ import annotations
 

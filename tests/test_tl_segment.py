@@ -1,4 +1,4 @@
-"""st.tl.segment: slots, modes, errors, files, what squidpy draws of it."""
+"""st.tl.segment: slots, modes, errors, files, plots by squidpy."""
 
 from __future__ import annotations
 

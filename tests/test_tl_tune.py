@@ -1,4 +1,4 @@
-"""Tuning: what is searched, what comes back, studies that several processes share."""
+"""Tuning: search spaces, results, studies shared by several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small folders in the layouts that the platforms publish."""
+"""Small folders in the layouts of the vendors."""
 
 from __future__ import annotations
 

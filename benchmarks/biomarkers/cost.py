@@ -1,4 +1,4 @@
-"""Time and peak memory, each call in a process of its own."""
+"""Time and peak memory; each call runs in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gene sets and contacts of compartments that mean nothing: what `st.tl.describe` calls."""
+"""False positive rate of `st.tl.describe` on random compartments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups found in tissue that has none: double dipping."""
+"""Double dipping: groups found in homogeneous tissue."""
 
 from __future__ import annotations
 

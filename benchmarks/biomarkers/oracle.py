@@ -1,4 +1,4 @@
-"""A mean difference whose null variance is known for every gene: from random regions like the tested one."""
+"""Test of a mean difference with known null variance, from random regions like the tested one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regions that mean nothing, and genes planted in them."""
+"""Random regions, and genes planted in them."""
 
 from __future__ import annotations
 

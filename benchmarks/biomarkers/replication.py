@@ -1,4 +1,4 @@
-"""Do markers found in some patients come back in others?"""
+"""Replication of markers in other patients."""
 
 from __future__ import annotations
 

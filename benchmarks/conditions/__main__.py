@@ -1,4 +1,4 @@
-"""tl.compare on generated cohorts: what is called without a difference, and what is found of planted ones.
+"""False positive rate and power of tl.compare on generated cohorts.
 
     python benchmarks/conditions
 

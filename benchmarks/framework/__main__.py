@@ -1,4 +1,4 @@
-"""The joint framework against its floors, its parts taken out one by one, embeddings without labels, planted attention.
+"""The joint framework: baselines, ablation, embeddings without labels, planted attention.
 
     python benchmarks/framework --data FOLDER --out framework.md [--parts floors,donors,ablation,embed] [--seeds 3]
 

@@ -1,4 +1,4 @@
-"""Figure 3: what the framework, the U-Net alone and the graph network alone look at, on the same tissue."""
+"""Figure 3: attention and attribution of the framework, the U-Net alone and the graph network alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is run: the cases, the models and how much of each."""
+"""The cases and models of the experiments."""
 
 from __future__ import annotations
 

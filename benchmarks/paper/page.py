@@ -1,4 +1,4 @@
-"""The page of results: every table and figure, with what it was measured on."""
+"""The page of results: all tables and figures with their captions."""
 
 from __future__ import annotations
 

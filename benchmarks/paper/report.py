@@ -1,4 +1,4 @@
-"""Tables (markdown) and figures (PNG) out of what was measured."""
+"""Tables (markdown) and figures (PNG) from the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ours and its peers on the same section: time, peak memory and agreement with the annotation.
+"""stxtools and other packages on the same section: time, peak memory and agreement with the annotation.
 
     python benchmarks/peers --data FOLDER --envs FOLDER --threads 1 --limit 900 --out table.md
 

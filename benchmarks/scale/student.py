@@ -1,4 +1,4 @@
-"""The framework's student against its teacher on generated cells: time, peak memory and accuracy of applying both.
+"""The framework's student and its teacher applied to generated cells: time, peak memory and accuracy.
 
     python benchmarks/scale/student.py --train 30000 --sizes 100000 1000000 --seeds 0 1 --folder FOLDER
 

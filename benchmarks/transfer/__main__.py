@@ -1,4 +1,4 @@
-"""A labelled section (or several), applied to another that was not seen: accuracy and macro AUROC, default parameters.
+"""Models of one labelled section or several on unseen sections: accuracy and macro AUROC, default parameters.
 
     python benchmarks/transfer --data FOLDER --seeds 3 --out transfer.md
 

@@ -1,4 +1,4 @@
-"""What the U-Net is taught: smoothing that keeps edges, label views, co-training, confidence."""
+"""Pseudo-labels: edge-preserving smoothing, views of labels, co-training, confidence."""
 
 from __future__ import annotations
 
