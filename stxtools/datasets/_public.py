@@ -1,4 +1,4 @@
-"""Public data: annotated sections from ``settings.datasetdir``, and what is downloaded into it."""
+"""Public data: annotated sections in ``settings.datasetdir``, and data sets that are downloaded into it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill, indent
-from typing import Any, TypeVar
+from typing import Any
 
 import anndata
 import numpy as np
@@ -18,19 +18,14 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._checks import check_names
-from stxtools._docs import PARAMETERS, WIDTH
+from stxtools._checks import check_names, unstorable
+from stxtools._docs import PARAMETERS, WIDTH, F
 from stxtools._progress import is_shown
 from stxtools._settings import settings
 
-F = TypeVar("F", bound=Callable[..., Any])
-_LONGEST = 100  # letters of a section's name
-_LABELS = ("annotation", "Annotation")
-_COUNTS = ("count", "counts")  # layers, as the two data sets call them
-
-# of each loader: what it reads, its publication, what it returns, texts of the parameters, and sections or ``samples``;
-# of sections their ``source`` and names without extension (``pattern``, or ``files`` of some samples); of downloads
-# their ``url``, ``files`` with checksums (or the ``file`` of a sample), and ``help`` where a download fails
+# ``about``, ``publication``, ``holds``, ``parameters`` and ``example`` fill a loader's docstring. Sections in the
+# folder have a ``source``, a file name (``pattern``, or ``files`` of some samples) and known ``samples``. Downloads
+# have a ``url``, ``files`` with checksums (series: ``file``, ``layer``, ``label``), and ``help`` where one fails.
 REGISTRY: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("_registry.json").read_text("utf-8"))
 
 _DOC = """\
@@ -51,21 +46,22 @@ Examples
 >>> import stxtools as st
 {example}
 """
-_ABSENT = """\
+_RAISES_ABSENT = """\
 FileNotFoundError
     If the section is not in ``settings.datasetdir``; the message says where it comes from."""
-_FAILED = """\
+_RAISES_DOWNLOAD = """\
 ConnectionError
-    A download fails; nothing is left behind, and the message says how to do it by hand.
+    If a download fails; nothing is left behind, and the message says how to do it by hand.
 ValueError
-    A file is not what it should be."""
+    If a file has another content than expected."""
 
 
-def described(loader: F) -> F:
-    """Write a loader's docstring from its row of the table."""
+def with_docstring(loader: F) -> F:
+    """Write a loader's docstring from its entry in the registry."""
     name, entry = loader.__name__, REGISTRY[loader.__name__]
-    shown = {"show_progress": PARAMETERS["show_progress"]} if "url" in entry else {}
-    parameters = entry.get("parameters", {}) | shown
+    is_download = "url" in entry
+    shared = {"show_progress": PARAMETERS["show_progress"]} if is_download else {}
+    parameters = entry.get("parameters", {}) | shared
     texts = [f"{k}\n{indent(fill(v, WIDTH - 4), '    ')}\n" for k, v in parameters.items()]
     calls = entry.get("example", [f"adata = st.datasets.{name}()"])
     loader.__doc__ = _DOC.format(
@@ -73,26 +69,67 @@ def described(loader: F) -> F:
         publication=fill(f"{entry['publication']}.", WIDTH),
         parameters="\nParameters\n----------\n" + "".join(texts) if texts else "",
         holds=fill(entry["holds"], WIDTH),
-        raises=_FAILED if "url" in entry else _ABSENT,
+        raises=_RAISES_DOWNLOAD if is_download else _RAISES_ABSENT,
         example="\n".join(f">>> {call}  # doctest: +SKIP" for call in calls),
     )
     return loader
 
 
-# --- sections that lie in the folder ---------------------------------------------------------------------------------
+# --- sections in the folder ---------------------------------------------------------------------------------------
+
+
+@with_docstring
+def dlpfc(sample: str = "151673") -> AnnData:
+    return _section("dlpfc", sample)
+
+
+@with_docstring
+def her2st(sample: str = "A1") -> AnnData:
+    return _section("her2st", sample)
+
+
+@with_docstring
+def xenium_breast_idc() -> AnnData:
+    return _section("xenium_breast_idc")
+
+
+@with_docstring
+def starmap_mpfc(sample: str = "BZ5") -> AnnData:
+    return _section("starmap_mpfc", sample)
+
+
+@with_docstring
+def osmfish_sscortex() -> AnnData:
+    adata = _section("osmfish_sscortex")
+    return adata[~adata.obs["is_duplicate"].to_numpy(dtype=bool)].copy()
+
+
+@with_docstring
+def merfish_hypothalamus() -> AnnData:
+    return _section("merfish_hypothalamus")
+
+
+@with_docstring
+def xenium_mouse_brain() -> AnnData:
+    return _section("xenium_mouse_brain")
+
+
+@with_docstring
+def mouse_olfactory_bulb(sample: str = "MOB1") -> AnnData:
+    return _section("mouse_olfactory_bulb", sample)
 
 
 def _section(name: str, sample: str = "") -> AnnData:
-    """Read one section, or say where it was looked for and where it comes from."""
+    """Read one section from the folder."""
     entry = REGISTRY[name]
     if not isinstance(sample, str):
         raise TypeError(f"`sample` must be a string such as {entry['samples'][0]!r}, not {sample!r}.")
-    if any(c in sample for c in "/\\\0") or len(sample) > _LONGEST:
-        raise ValueError(f"`sample={sample!r}` is the name of a section, not a path.")
+    if sample and (reason := unstorable(sample)):
+        raise ValueError(f"`sample={sample!r}` must be the name of a section, not a path; it {reason}.")
     file = entry.get("files", {}).get(sample, entry["pattern"].format(sample=sample))
     path = settings.datasetdir / f"{file}.h5ad"
     if not path.is_file():
-        known = f" Sections known: {', '.join(entry['samples'])}." if sample else ""
+        known = f" Known sections: {', '.join(entry['samples'])}." if sample else ""
         raise FileNotFoundError(
             f"{path.name} is not in {path.parent}.{known} Set `stxtools.settings.datasetdir` or the environment "
             f"variable STXTOOLS_DATASETDIR to the folder that holds it, or make it from the public data: "
@@ -103,55 +140,14 @@ def _section(name: str, sample: str = "") -> AnnData:
     except (OSError, KeyError, ValueError, TypeError) as err:
         raise OSError(
             f"The file {str(path)!r} cannot be read as a section ({type(err).__name__}: {err}). It is incomplete or "
-            f"another one: make it again from {entry['source']}."
+            f"has another content: make it again from {entry['source']}."
         ) from err
 
 
-@described
-def dlpfc(sample: str = "151673") -> AnnData:
-    return _section("dlpfc", sample)
+# --- downloads -------------------------------------------------------------------------------------------------------
 
 
-@described
-def her2st(sample: str = "A1") -> AnnData:
-    return _section("her2st", sample)
-
-
-@described
-def xenium_breast_idc() -> AnnData:
-    return _section("xenium_breast_idc")
-
-
-@described
-def starmap_mpfc(sample: str = "BZ5") -> AnnData:
-    return _section("starmap_mpfc", sample)
-
-
-@described
-def osmfish_sscortex() -> AnnData:
-    adata = _section("osmfish_sscortex")
-    return adata[~adata.obs["is_duplicate"].to_numpy(dtype=bool)].copy()
-
-
-@described
-def merfish_hypothalamus() -> AnnData:
-    return _section("merfish_hypothalamus")
-
-
-@described
-def xenium_mouse_brain() -> AnnData:
-    return _section("xenium_mouse_brain")
-
-
-@described
-def mouse_olfactory_bulb(sample: str = "MOB1") -> AnnData:
-    return _section("mouse_olfactory_bulb", sample)
-
-
-# --- what is downloaded ----------------------------------------------------------------------------------------------
-
-
-@described
+@with_docstring
 def hallmark_gene_sets(*, show_progress: bool | None = None) -> pd.DataFrame:
     [path] = _fetch("hallmark_gene_sets", settings.datasetdir / "gene_sets", show_progress)
     sets = [line.split("\t") for line in path.read_text().splitlines()]
@@ -159,7 +155,7 @@ def hallmark_gene_sets(*, show_progress: bool | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "target"])
 
 
-@described
+@with_docstring
 def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
     import squidpy as sq
 
@@ -172,7 +168,7 @@ def visium_mouse_brain(*, show_progress: bool | None = None) -> AnnData:
     return adata
 
 
-@described
+@with_docstring
 def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
     import squidpy as sq
 
@@ -190,89 +186,76 @@ def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
     return adata
 
 
-@described
+@with_docstring
 def mosta(samples: str | Sequence[str] = "E9.5_E1S1", *, show_progress: bool | None = None) -> AnnData:
     return _series("mosta", samples, show_progress)
 
 
-@described
+@with_docstring
 def axolotl_regeneration(samples: str | Sequence[str] = "2DPI_1", *, show_progress: bool | None = None) -> AnnData:
     return _series("axolotl_regeneration", samples, show_progress)
 
 
 def _series(series: str, samples: str | Sequence[str], show_progress: bool | None) -> AnnData:
-    """Read sections of a series, whose names have a ``pattern`` with groups for time and animal."""
+    """Read sections of a series and join them; the ``pattern`` of their names has groups for time and animal."""
     source, names = REGISTRY[series], check_names("samples", samples, "a section")
-    wrong = [name for name in names if not re.fullmatch(source["pattern"], name)]
-    if wrong or not names or len(set(names)) < len(names):
+    matches = [match for name in names if (match := re.fullmatch(source["pattern"], name))]
+    if not names or len({match[0] for match in matches}) < len(names):
         raise ValueError(
             f"`samples={samples!r}`: name each section once, as in {source['samples'][0]!r}; see {source['page']}."
         )
-    files = [source["file"].format(name) for name in names]
+    files: dict[str, str | None] = {source["file"].format(name): None for name in names}
     parts = []
-    for name, path in zip(names, _fetch(series, settings.datasetdir / series, show_progress, files), strict=True):
+    for match, path in zip(matches, _fetch(series, settings.datasetdir / series, show_progress, files), strict=True):
         try:
-            time, subject = re.findall(source["pattern"], name)[0]
-            parts.append(_common(name, time, subject, anndata.read_h5ad(path)))
+            parts.append(_stereo_seq(path, source, *match.group(0, 1, 2)))
         except (OSError, KeyError, ValueError, TypeError) as err:
             raise ValueError(
                 f"The file {path.name} in {path.parent} is not a section of this series ({err}). Delete it. "
                 f"{source['help']}"
             ) from err
-    out = parts[0] if len(parts) == 1 else anndata.concat(parts, join="inner", merge="same")
-    for column in ("annotation", "section", "subject"):  # what is joined has lost its categories
-        if column in out.obs:
-            out.obs[column] = out.obs[column].astype("category")
+    out = anndata.concat(parts, join="inner", merge="same")
+    out.obs = out.obs.astype(dict.fromkeys(out.obs.columns.drop("time"), "category"))
     return out
 
 
-def _common(name: str, time: str, subject: str, adata: AnnData) -> AnnData:
-    """Counts, labels and positions of one file under common names."""
-    layer, label = (next((k for k in known if k in there), "") for known, there in
-                    ((_COUNTS, adata.layers), (_LABELS, adata.obs)))  # fmt: skip
-    if not layer or not label or _keys.SPATIAL not in adata.obsm:
-        raise KeyError(f"it lacks counts (layers {_COUNTS}), labels (obs {_LABELS}) or obsm['spatial']")
-    counts = sparse.csr_matrix(adata.layers[layer], dtype=np.float32)
-    out = AnnData(counts, obs=adata.obs[[label]].set_axis(["annotation"], axis=1), var=adata.var[[]].copy())
+def _stereo_seq(path: Path, source: dict[str, Any], name: str, time: str, subject: str) -> AnnData:
+    """Read counts, labels and positions of a file, under common names."""
+    adata = anndata.read_h5ad(path)
+    obs = pd.DataFrame({"annotation": adata.obs[source["label"]].astype(str), "time": float(time), "section": name})
+    obs = obs.assign(subject=subject) if subject else obs
+    obs.index = [f"{name}_{i}" for i in obs.index]
+    positions = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)[:, :2]
+    counts = sparse.csr_matrix(adata.layers[source["layer"]], dtype=np.float32)
+    out = AnnData(counts, obs=obs, var=adata.var[[]].copy(), obsm={_keys.SPATIAL: positions})
     out.var_names_make_unique()
-    out.obs_names = [f"{name}_{i}" for i in adata.obs_names]
-    out.obs = out.obs.assign(time=float(time), section=name, **({"subject": subject} if subject else {}))
-    out.obs["annotation"] = out.obs["annotation"].astype(str)
-    out.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)[:, :2]
     _check_cells(out)
     return out
 
 
-# --- files: fetched once, complete or not at all ----------------------------------------------------------------------
-
-
-def _fetch(name: str, folder: Path, show_progress: bool | None, files: Sequence[str] | None = None) -> list[Path]:
-    """Return the files of a source in ``folder``, downloading those that are not there; check those with a hash."""
+def _fetch(
+    name: str, folder: Path, show_progress: bool | None, files: dict[str, str | None] | None = None
+) -> list[Path]:
+    """Return the files of a source in ``folder``; those that are absent or have another checksum are downloaded."""
     import pooch
 
-    source, shown, paths = REGISTRY[name], is_shown(show_progress), []
-    for file, known in (source["files"] if files is None else dict.fromkeys(files)).items():
-        path, url = folder / file, f"{source['url']}/{file}"
-        paths.append(path)
-        if path.exists():
-            if known is not None and not pooch.hashes.hash_matches(str(path), known):
-                raise ValueError(f"{path} has not the checksum {known}: it is incomplete or another version. Delete it "
-                                 "and call again.")  # fmt: skip
-            continue
+    source, paths = REGISTRY[name], []
+    for file, known_hash in (files or source["files"]).items():
+        url, progressbar = f"{source['url']}/{file}", is_shown(show_progress)
         try:
             # pooch writes to a temporary file and moves it into place when it is complete and its checksum is right
-            pooch.retrieve(url, known, fname=file, path=folder, progressbar=shown)
+            paths.append(Path(pooch.retrieve(url, known_hash, fname=file, path=folder, progressbar=progressbar)))
         except (OSError, ValueError) as err:
-            kind = ValueError if isinstance(err, ValueError) and not isinstance(err, OSError) else ConnectionError
+            kind = ConnectionError if isinstance(err, OSError) else ValueError
             raise kind(
                 f"Could not download {url} ({type(err).__name__}: {err}). Nothing was kept. {source['help']} "
-                f"Then save the file as {path} and call again."
+                f"Then save the file as {folder / file} and call again."
             ) from err
     return paths
 
 
 def _extract(archive: Path, member: str) -> None:
-    """Unpack the folder ``member`` of a tar archive beside it, completely or not at all, where it is not there."""
+    """Unpack the folder ``member`` of a tar archive beside it, completely or not at all."""
     target = archive.parent / member
     if target.is_dir():
         return
@@ -285,13 +268,13 @@ def _extract(archive: Path, member: str) -> None:
 
 
 def _check_cells(adata: AnnData) -> None:
-    """Check that a table that nothing else vouches for holds counts and positions of different cells."""
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ValueError(f"there are {adata.n_obs} cells and {adata.n_vars} genes")
+    """Check a table without a known checksum: counts and positions of different cells."""
     values = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X)
+    if 0 in adata.shape:
+        raise ValueError(f"it has {adata.n_obs} cells and {adata.n_vars} genes")
     if not np.isfinite(values).all() or (values < 0).any() or (values != np.floor(values)).any():
-        raise ValueError("the matrix holds other values than counts")
+        raise ValueError("the matrix holds values other than counts")
     if not np.isfinite(adata.obsm[_keys.SPATIAL]).all():
-        raise ValueError("there are cells without a position")
+        raise ValueError("some cells have no position")
     if not adata.obs_names.is_unique or not adata.var_names.is_unique:
-        raise ValueError("a cell or a gene is there twice")
+        raise ValueError("names of cells or genes are not unique")
