@@ -2,7 +2,8 @@
 
 ``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
 of ``_parameters.tsv``; ``%(slots)s`` for the rows of ``_slots.tsv``; ``%(returns)s`` for a
-whole section. "Returns" and "Raises", where a docstring has none, and the first line of an example are put in.
+whole section. "Parameters", "Returns" and "Raises", where a docstring has none, and the first line of an example are
+put in.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def filled(function: F) -> F:
     text = text.replace("%(returns)s", returns)
     if "\nReturns\n" not in text:
         text = text.replace("\nExamples\n", f"\n{returns}\n\nExamples\n")
+    if "\nParameters\n" not in text:
+        text = text.replace("\nReturns\n", "\nParameters\n----------\n%(parameters)s\n\nReturns\n")
     if "\nRaises\n" not in text:
         text = text.replace("\nExamples\n", f"\n{RAISES}\n\nExamples\n")
     if "stxtools as st" not in text:

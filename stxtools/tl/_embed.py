@@ -40,10 +40,6 @@ def embed(
     ``params={"conv": "sum"}``, the plain sum over the neighbours) and reads the section's embedding Z. No labels are
     used.
 
-    Parameters
-    ----------
-    %(parameters)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
