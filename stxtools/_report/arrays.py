@@ -21,7 +21,7 @@ from stxtools._data.expression import Expression, log_chunks, log_matrix
 from stxtools._types import Array, Floats, Ints
 from stxtools._validate import spatial_entry
 from stxtools.pl._legend import category_codes, colors_of
-from stxtools.pl._sections import Panel, panels_of, positive, side_by_side, spatial_key_of, units_of
+from stxtools.pl._sections import Panel, grid_offsets, microns_per_unit, panels_of, positive_number, spatial_key_of
 
 from .words import FDR
 
@@ -47,8 +47,8 @@ def tissue_map(
         kept = np.sort(rng.choice(len(panel.rows), max(1, int(share * len(panel.rows))), replace=False))
         panels[i] = Panel(panel.library, panel.rows[kept], panel.xy[kept])
     order = np.concatenate([panel.rows for panel in panels])
-    shifts = side_by_side(panels)
-    units = units_of(adata, panels, spatial_key, None)
+    shifts = grid_offsets(panels)
+    units = microns_per_unit(adata, panels, spatial_key, None)
     sections = []
     for panel, shift in zip(panels, shifts, strict=True):
         left, right, top, bottom = panel.limits
@@ -77,7 +77,7 @@ def _image(adata: AnnData, panel: Panel, shift: Floats) -> dict[str, Any] | None
     """Return the section's image as a JPEG and where it lies, None where there is none."""
     slots = spatial_entry(adata, panel.library)
     for name in ("hires", "lowres"):
-        scale = positive(slots[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef"))
+        scale = positive_number(slots[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef"))
         pixels = slots[_keys.IMAGES].get(name)
         if scale is None or pixels is None or np.ndim(pixels) != 3 or np.shape(pixels)[2] not in (3, 4):
             continue

@@ -99,10 +99,6 @@ def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
 def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     """Return the regions as a tidy table, one row each.
 
-    Parameters
-    ----------
-    %(parameters)s
-
     Returns
     -------
     A new table, indexed by region, with the columns ``segment``, ``library``, ``n_obs``, ``area`` (square units of
@@ -117,9 +113,8 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     """
     check_adata(adata, unique_vars=False)
     graph = regions_of(adata, key)
-    columns: dict[str, Any] = {
-        name: graph.obs[name] for name in ("segment", "library", "n_obs", "area") if name in graph.obs
-    }
+    names = ("segment", "library", "n_obs", "area")
+    columns: dict[str, Any] = {name: graph.obs[name] for name in names if name in graph.obs}
     centroid = np.asarray(graph.obsm[_keys.SPATIAL], dtype=float)
     edges = _off_diagonal(graph.obsp[_keys.CONNECTIVITIES])
     columns |= {"x": centroid[:, 0], "y": centroid[:, 1], "degree": np.diff(edges.indptr).astype(np.int64)}
@@ -131,17 +126,15 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
 
 
 def classes_of(adata: AnnData, key: str) -> pd.Series:
-    """Return ``obs[key]`` as a categorical column; numbers are none."""
+    """Return ``obs[key]`` as a categorical column; floating-point numbers are refused."""
     column = adata.obs[key]
     if pd.api.types.is_float_dtype(column.dtype):
-        raise TypeError(
-            f"`adata.obs[{key!r}]` holds floating-point numbers, not categories; for numbers use "
-            f"`sc.pl.spatial` or `sq.pl.spatial_scatter(adata, color={key!r})`."
-        )
+        raise TypeError(f"`adata.obs[{key!r}]` holds floating-point numbers, not categories; for numbers use "
+                        f"`sc.pl.spatial` or `sq.pl.spatial_scatter(adata, color={key!r})`.")  # fmt: skip
     try:
         return column.astype(column.dtype if isinstance(column.dtype, pd.CategoricalDtype) else "category")
     except TypeError as err:
-        raise TypeError(f"`adata.obs[{key!r}]` holds no classes: {err}; store strings, one an observation.") from err
+        raise TypeError(f"`adata.obs[{key!r}]` holds no classes: {err}; store one string per observation.") from err
 
 
 def regions_of(adata: AnnData, key: str) -> AnnData:
@@ -156,6 +149,4 @@ def regions_of(adata: AnnData, key: str) -> AnnData:
 
 
 def _off_diagonal(matrix: Any) -> sparse.csr_matrix:
-    entries = sparse.coo_matrix(matrix)
-    keep = (entries.row != entries.col) & (entries.data != 0)
-    return sparse.csr_matrix((entries.data[keep], (entries.row[keep], entries.col[keep])), shape=entries.shape)
+    return (sparse.tril(matrix, k=-1) + sparse.triu(matrix, k=1)).tocsr()

@@ -1,4 +1,4 @@
-"""Tables of results, filtered by the names in their columns."""
+"""Tables of results, filtered by the values of their columns."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def biomarkers(
     min_libraries = check_int("min_libraries", min_libraries, minimum=0)
     hint = (" Of two groups only the second is tested by default: name others in "
             "`st.tl.biomarkers(adata, groupby, groups=[...])`.")  # fmt: skip
-    table = rows_of(table, f"adata.uns[{key!r}]", fdr, hint, group=group)
+    table = _filtered(table, f"adata.uns[{key!r}]", fdr, hint, group=group)
     if sign != "both":
         table = table[table["scores"] > 0 if sign == "up" else table["scores"] < 0]
     if min_libraries > 0:
@@ -72,10 +72,6 @@ def compare(
 ) -> pd.DataFrame:  # fmt: skip
     """Return the table of :func:`stxtools.tl.compare`, filtered.
 
-    Parameters
-    ----------
-    %(parameters)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=300, n_patients=6, disease="patient")
@@ -84,7 +80,7 @@ def compare(
     """
     call = "st.tl.compare(adata, condition_key, subject_key)"
     table = stored_table(adata, key, _COMPARED, "comparison of conditions", call)
-    return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, group=group, compartment=compartment)
+    return _filtered(table, f"adata.uns[{key!r}]", fdr, kind=kind, group=group, compartment=compartment)
 
 
 @documented
@@ -92,7 +88,7 @@ def describe(
     adata: AnnData, kind: str | None = None, *, group: str | Sequence[str] | None = None, fdr: float | None = None,
     key: str = _keys.DESCRIBE,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return what :func:`stxtools.tl.describe` found: the summary of the compartments, or the evidence of one kind.
+    """Return a table of :func:`stxtools.tl.describe`: the summary of the compartments, or the evidence of one kind.
 
     Parameters
     ----------
@@ -110,15 +106,15 @@ def describe(
     columns = {"proposed_name", "markers"}
     summary = stored_table(adata, key, columns, "description", "st.tl.describe(adata, groupby)")
     groups = pd.DataFrame({"group": summary.index.astype(str)})
-    wanted = rows_of(groups, f"adata.uns[{key!r}]", group=group)["group"]
+    groups = _filtered(groups, f"adata.uns[{key!r}]", group=group)
     if kind is None:
         if fdr is not None:
             raise ValueError("`fdr` is for evidence of a `kind`, such as 'activity'; the summary has no tests.")
-        return summary[summary.index.astype(str).isin(wanted)].copy()
+        return summary[summary.index.astype(str).isin(groups["group"])].copy()
     evidence = adata.uns.get(f"{key}_evidence", pd.DataFrame(columns=["kind", "group"]))
     hint = " What was not described needs `net=` for activities or `resource=` for contacts in `st.tl.describe`."
-    found = rows_of(evidence, f"adata.uns[{f'{key}_evidence'!r}]", fdr, hint, kind=check_key("kind", kind))
-    return found[found["group"].astype(str).isin(wanted)].reset_index(drop=True)
+    evidence = _filtered(evidence, f"adata.uns[{f'{key}_evidence'!r}]", fdr, hint, kind=check_key("kind", kind))
+    return evidence[evidence["group"].astype(str).isin(groups["group"])].reset_index(drop=True)
 
 
 @documented
@@ -155,9 +151,9 @@ def evaluation(
     if metric is not None:
         check_choice("metric", metric, _METRICS)
     for name, value, column in (("target", target, "target"), ("versus", versus, "model")):
-        there = pd.unique(table[column].astype(str))
-        if value is not None and check_key(name, value) not in there:
-            raise ValueError(f"`{name}={value!r}` is not in the evaluation; it has {listing(there)}.")
+        present = pd.unique(table[column].astype(str))
+        if value is not None and check_key(name, value) not in present:
+            raise ValueError(f"`{name}={value!r}` is not in the evaluation; it has {listing(present)}.")
     long = table.melt([*_BY, "seed", "fold"], list(_METRICS) if metric is None else [metric], "metric", "value")
     long = long[long["value"].notna() & (target is None or long["target"] == target)]
     by = [*_BY, "metric"]
@@ -166,7 +162,7 @@ def evaluation(
         out = seeds.groupby(by, sort=False, observed=True)["value"].agg(mean="mean", sd="std", n="size").reset_index()
         if versus is not None:
             out = out.merge(_differences(seeds, by, versus), on=by, how="left")
-    # by what is compared, then by model in the order of the call
+    # models in the order of the call
     order = {name: i for i, name in enumerate(pd.unique(table["model"]))}
     out = out.sort_values("model", key=lambda column: column.map(order), kind="stable")
     return out.sort_values(["target", "metric", "scheme", "noise"], kind="stable").reset_index(drop=True)
@@ -197,10 +193,10 @@ def track(
     >>> found = st.get.track(adata, "compartments")
     """
     check_choice("table", table, ("links", "compartments", "regions"))
-    found = stored_table(adata, key, set(), "tracked compartments", "st.tl.track(adata, time_key)", table)
+    rows = stored_table(adata, key, set(), "tracked compartments", "st.tl.track(adata, time_key)", table)
     if table != "links" and (event is not None or fdr is not None):
         raise ValueError(f"`event` and `fdr` choose links; `table={table!r}` has neither.")
-    return rows_of(found, f"adata.uns[{key!r}][{table!r}]", fdr, event=event)
+    return _filtered(rows, f"adata.uns[{key!r}][{table!r}]", fdr, event=event)
 
 
 @documented
@@ -226,18 +222,18 @@ def trends(
     table = stored_table(adata, key, _TRENDS, "trends", "st.tl.trends(adata, time_key, subject_key=...)")
     if check_bool("values", values):
         subjects = [str(name) for name in adata.uns[f"{key}_params"]["subjects"]]
-        found = adata.uns.get(f"{key}_values")
-        if not isinstance(found, pd.DataFrame) or found.shape != (len(table), len(subjects)):
+        stored = adata.uns.get(f"{key}_values")
+        if not isinstance(stored, pd.DataFrame) or stored.shape != (len(table), len(subjects)):
             raise ValueError(f"`adata.uns['{key}_values']` lacks a column for each subject; run `st.tl.trends` again.")
-        table = pd.concat([table, found.set_axis(subjects, axis=1)], axis=1)
-    return rows_of(table, f"adata.uns[{key!r}]", fdr, kind=kind, compartment=compartment, feature=feature)
+        table = pd.concat([table, stored.set_axis(subjects, axis=1)], axis=1)
+    return _filtered(table, f"adata.uns[{key!r}]", fdr, kind=kind, compartment=compartment, feature=feature)
 
 
-def rows_of(
-    table: pd.DataFrame, where: str, fdr: float | None = None, hint: str = "", **wanted: str | Sequence[str] | None
+def _filtered(
+    table: pd.DataFrame, where: str, fdr: float | None = None, hint: str = "", **columns: str | Sequence[str] | None
 ) -> pd.DataFrame:
-    """Return the rows with the ``wanted`` names in their columns and ``pvals_adj`` of at most ``fdr``, as a copy."""
-    for column, value in wanted.items():
+    """Return a copy of the rows that have one of the given names in each of the ``columns``, and pass ``fdr``."""
+    for column, value in columns.items():
         if value is None:
             continue
         names = check_names(column, value, f"a {column}")
@@ -252,7 +248,7 @@ def rows_of(
 
 
 def _differences(seeds: pd.DataFrame, by: list[str], versus: str) -> pd.DataFrame:
-    """Mean difference to one model over the seeds that both have, and its standard error."""
+    """Return the mean difference to one model over the seeds that both have, and its standard error."""
     rest = [c for c in by if c != "model"]
     other = seeds.loc[seeds["model"] == versus, [*rest, "seed", "value"]].rename(columns={"value": "other"})
     both = seeds.merge(other, on=[*rest, "seed"])

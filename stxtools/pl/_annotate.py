@@ -21,7 +21,7 @@ from stxtools._validate import check_adata, check_class_names, check_in, check_i
 
 from ._base import store_colors
 from ._legend import MISSING, category_codes, colors_of
-from ._sections import Panel, panels_of, side_by_side
+from ._sections import Panel, grid_offsets, panels_of
 
 _NONE, _MARKED = "no label", "suggested"
 _DARK = "#1d2329"
@@ -217,7 +217,7 @@ class Annotator:
             import jscatter
         except ImportError as err:
             raise ImportError("`pl.annotate` needs jupyter-scatter: `pip install 'stxtools[annotate]'`.") from err
-        xy = np.concatenate([p.xy + s for p, s in zip(panels, side_by_side(panels), strict=True)])
+        xy = np.concatenate([p.xy + s for p, s in zip(panels, grid_offsets(panels), strict=True)])
         xy[:, 1] *= -1  # positions count downwards, as pixels do
         middle, half = (xy.max(axis=0) + xy.min(axis=0)) / 2, 0.52 * max(np.ptp(xy, axis=0).max(), 1e-9)
         pitch = min(panel.pitch for panel in panels)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -40,7 +40,7 @@ DIVERGING = "RdBu_r"
 def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
     """Check what all plots take, close the figures that a failing call leaves, and complete the docstring."""
 
-    @functools.wraps(function)
+    @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if args:  # `documented` hands `adata` on by position
             check_adata(args[0], unique_vars=False)
@@ -58,7 +58,7 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
     return documented(checked)
 
 
-def done(
+def save_or_show(
     name: str, axes: Sequence[Axes], *, ax: Axes | None, show: bool | None,
     save: bool | str | os.PathLike[str] | None, colors: Sequence[Colors] = (),
 ) -> Any:  # fmt: skip
@@ -115,45 +115,40 @@ def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None) ->
 
 
 def _check_axes(ax: Any) -> None:
-    if ax is not None and not isinstance(ax, Axes):
-        hint = " One of them is, such as `ax=axes[0]`." if isinstance(ax, (list, tuple)) or hasattr(ax, "ravel") else ""
+    if ax is None:
+        return
+    if not isinstance(ax, Axes):
+        hint = " One of them is, such as `ax=axes[0]`." if isinstance(ax, (list, tuple, np.ndarray)) else ""
         raise TypeError(f"`ax` must be a matplotlib Axes, such as `plt.subplots()[1]`, not {type(ax).__name__}.{hint}")
-    if ax is not None and ax.name != "rectilinear":
+    if ax.name != "rectilinear":
         raise TypeError(f"`ax` must have two rectangular axes; this one has the projection {ax.name!r}.")
-    if ax is not None and ax.figure is None:
+    if ax.figure is None:
         raise ValueError("`ax` was removed from its figure; pass one that is in a figure.")
 
 
-def _check_show(show: Any) -> None:
-    if show is not None and not isinstance(show, bool):
-        raise TypeError(f"`show` must be True, False or None, not {show!r}.")
-
-
 def _check_save(save: Any) -> None:
-    if save is None or isinstance(save, (bool, os.PathLike)):
-        return
-    if not isinstance(save, str):
-        raise TypeError(f"`save` must be True, a string that follows the plot's name, or a path; got {save!r}.")
-    if "/" in save or "\\" in save or "\0" in save:
+    _check_type("save", save, (bool, str, os.PathLike), "True, a string that follows the plot's name, or a path")
+    if isinstance(save, str) and ("/" in save or "\\" in save or "\0" in save):
         raise ValueError(
             f"`save={save!r}` follows the plot's name in `scanpy.settings.figdir` and cannot hold a folder; pass "
             f"`save=pathlib.Path({save!r})` for that very file."
         )
 
 
-def _check_img(img: Any) -> None:
-    if img is not None and not isinstance(img, (bool, str)):
-        raise TypeError(f"`img` must be True, False, None or the name of an image, not {img!r}.")
+def _check_type(name: str, value: Any, types: tuple[type, ...], allowed: str) -> None:
+    if value is not None and not isinstance(value, types):
+        raise TypeError(f"`{name}` must be {allowed}, not {value!r}.")
 
 
-_SWITCHES = ("legend", "heatmap")
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "ax": _check_axes,
-    "show": _check_show,
+    "show": partial(_check_type, "show", types=(bool,), allowed="True, False or None"),
     "save": _check_save,
-    "fdr": functools.partial(check_number, "fdr", minimum=0, maximum=1),
-    **{name: functools.partial(check_bool, name) for name in _SWITCHES},
-    "img": _check_img,
+    "fdr": partial(check_number, "fdr", minimum=0, maximum=1),
+    "title": partial(_check_type, "title", types=(str,), allowed="a string"),
+    "legend": partial(check_bool, "legend"),
+    "heatmap": partial(check_bool, "heatmap"),
+    "img": partial(_check_type, "img", types=(bool, str), allowed="True, False, None or the name of an image"),
 }
 
 
@@ -167,14 +162,17 @@ def params_of(slot: Any) -> dict[str, Any]:
     return dict(params) if isinstance(params, Mapping) else {}
 
 
-def table_of(adata: AnnData, key: Any, part: str, columns: Sequence[str], call: str, what: str) -> pd.DataFrame:
-    """Return the table ``uns[key][part]``, which has numbers in ``columns``, or say which call makes it."""
-    table = stored_table(adata, key, set(), what, call, part)
-    check_columns(table, columns, f"adata.uns[{key!r}][{part!r}]", call)
+def numeric_table(
+    adata: AnnData, key: Any, part: str | None, columns: Sequence[str], call: str, what: str,
+    others: Set[str] = frozenset(),
+) -> pd.DataFrame:  # fmt: skip
+    """Return the table ``uns[key]`` or ``uns[key][part]``, checked to have numbers in ``columns``, and ``others``."""
+    table = stored_table(adata, key, others, what, call, part)
+    check_numeric(table, columns, f"adata.uns[{key!r}]" + ("" if part is None else f"[{part!r}]"), call)
     return table
 
 
-def check_columns(table: pd.DataFrame, columns: Sequence[str], where: str, call: str) -> None:
+def check_numeric(table: pd.DataFrame, columns: Sequence[str], where: str, call: str) -> None:
     """Check that a table of results still has its columns, and numbers in them."""
     absent = [c for c in columns if c not in table]
     if absent:
@@ -185,34 +183,23 @@ def check_columns(table: pd.DataFrame, columns: Sequence[str], where: str, call:
             raise TypeError(f"Column {column!r} of `{where}` holds {kind}, not numbers; run `{call}` again.")
 
 
-def titles_of(names: Sequence[str], title: Any) -> list[str]:
-    """Return the title of each panel: its name, behind the title that was given where there are several."""
-    if title is not None and not isinstance(title, str):
-        raise TypeError(f"`title` must be a string, not {title!r}.")
-    plain_names = [_legend.plain(name) for name in names]
-    if title is None:
-        return plain_names
-    return [title] if len(names) == 1 else [f"{title}: {name}" for name in plain_names]
-
-
-def check_room(ax: Axes | None, names: Sequence[str], what: str, param: str) -> None:
-    """Check that the caller's Axes, which has room for one panel, is given no more."""
-    if ax is not None and len(names) > 1:
-        raise ValueError(f"`ax` takes one {what}, but there are {len(names)} ({listing(names)}); choose one with "
-                         f"`{param}={names[0]!r}`, or leave `ax` out.")  # fmt: skip
-
-
 def panels(
-    names: Sequence[str], title: str | None, ax: Axes | None, what: str, width: float, height: float, **layout: Any
-) -> tuple[list[Axes], list[tuple[Axes, str, str]]]:
-    """Return one Axes for each name, in a new figure or the caller's own, and with them the names and the titles."""
-    titles = titles_of(names, title)
-    check_room(ax, names, what, what)
-    if ax is None:
-        axes = grid(len(names), max(width, _legend.text_inches(titles) + 0.2), height, **layout)
-    else:
-        axes = [ax]
-    return axes, list(zip(axes, names, titles, strict=True))
+    names: Sequence[str], title: str | None, ax: Axes | None, what: str, width: float, height: float, *,
+    choose: str | None = None, **layout: Any,
+) -> list[Axes]:  # fmt: skip
+    """Return one Axes with a title for each name, in a new figure or the caller's own, which has room for one."""
+    if ax is not None and len(names) > 1:
+        choose = choose or f"`{what}={names[0]!r}`"
+        raise ValueError(f"`ax` takes one {what}, but there are {len(names)} ({listing(names)}); choose one with "
+                         f"{choose}, or leave `ax` out.")  # fmt: skip
+    titles = [_legend.label_text(name) for name in names]
+    if title is not None:
+        titles = [title] if len(names) == 1 else [f"{title}: {name}" for name in titles]
+    axes = [ax] if ax is not None else grid(len(names), max(width, _legend.text_width(titles) + 0.2), height, **layout)
+    for axis, text in zip(axes, titles, strict=True):
+        if text:
+            axis.set_title(text, fontsize="medium")
+    return axes
 
 
 def grid(n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4) -> list[Axes]:
@@ -230,9 +217,8 @@ def grid(n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int
     return flat[:n]
 
 
-def finish(ax: Axes, title: str | None, xlabel: str = "", ylabel: str = "") -> None:
-    """Title, labels in small print, open frame."""
-    ax.set_title(title or "", fontsize="medium")
+def label_axes(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
+    """Set the labels in small print, and open the frame."""
     ax.set_xlabel(xlabel, fontsize="small")
     ax.set_ylabel(ylabel, fontsize="small")
     ax.tick_params(labelsize="small")
@@ -244,36 +230,37 @@ def halo() -> Any:
     return withStroke(linewidth=2, foreground=rcParams["axes.facecolor"])
 
 
-def rows(ax: Axes, names: Sequence[str], place: Any = None, **font: Any) -> None:
+def label_rows(ax: Axes, names: Sequence[str], place: Any = None, **font: Any) -> None:
     """Name the rows of a panel, the first on top, without frame or ticks beside them."""
     place = np.arange(len(names)) if place is None else place
     small = FontProperties(size="small").get_size()  # points
-    size = min(small, 50 * _legend.inches(ax)[1] / len(names))  # in low Axes of a caller as the rows allow
+    size = min(small, 50 * _legend.axes_size(ax)[1] / len(names))  # in low Axes of a caller as the rows allow
     ax.set_yticks(place, names, fontsize=size, **font)
     ax.set_ylim(place[-1] + 0.6, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 
 
-def heat(
-    values: pd.DataFrame, title: str, *, label: str, legend: bool, ax: Axes | None, limit: float | None = None,
-    cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "", marks: Any = None, mark: str = "",
-) -> Axes:  # fmt: skip
+def heatmap(
+    values: pd.DataFrame, name: str, title: str | None, *, label: str, legend: bool, ax: Axes | None,
+    limit: float | None = None, cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "", marks: Any = None,
+    mark: str = "",
+) -> list[Axes]:  # fmt: skip
     """Draw a table around 0 as cells (of so many inches) with a colour bar, and dots where ``marks`` is true."""
-    names, columns = ([_legend.plain(str(name)) for name in axis] for axis in (values.index, values.columns))
-    own, turned = ax is None, _legend.text_inches(columns) > cell[0]
-    if ax is None:
-        width = cell[0] * len(columns) + _legend.text_inches(names) + 1.0
-        height = max(cell[1] * len(names), 1.0) + 0.6 + (_legend.text_inches(columns) if turned else 0.2)
-        ax = grid(1, max(width, 2.6), height, bottom=0.6 * legend)[0]
+    names, columns = ([_legend.label_text(str(name)) for name in axis] for axis in (values.index, values.columns))
+    name_width, column_width = _legend.text_width(names), _legend.text_width(columns)
+    rotated = column_width > cell[0]
+    width = max(cell[0] * len(columns) + name_width + 1.0, 2.6)
+    height = max(cell[1] * len(names), 1.0) + 0.6 + (column_width if rotated else 0.2)
+    axes = panels([name], title, ax, "table", width, height, bottom=0.6 * legend)
     limit = limit or float(np.nanmax(np.abs(values.to_numpy()), initial=0.0)) or 1.0
     dots = None if marks is None else np.where(marks, "\N{BULLET}", "")
     sns.heatmap(values, vmin=-limit, vmax=limit, cmap=DIVERGING, annot=dots, fmt="", cbar=False, xticklabels=columns,
-                yticklabels=names, ax=ax)  # fmt: skip
-    finish(ax, title, xlabel)
-    ax.tick_params(axis="x", length=0, rotation=90 if turned else 0)
-    ax.tick_params(axis="y", length=0, rotation=0)
+                yticklabels=names, ax=axes[0])  # fmt: skip
+    label_axes(axes[0], xlabel)
+    axes[0].tick_params(axis="x", length=0, rotation=90 if rotated else 0)
+    axes[0].tick_params(axis="y", length=0, rotation=0)
     if legend:
-        handles = [] if marks is None else [_legend.dot(mark, rcParams["text.color"], size=4)]
-        _legend.add_legend([ax], handles, own=own, bars=[(_legend.mappable(-limit, limit, DIVERGING), label)])
-    return ax
+        handles = [] if marks is None else [_legend.point_handle(mark, rcParams["text.color"], size=4)]
+        _legend.add_legend(axes, handles, ax=ax, bars=[(_legend.mappable(-limit, limit, DIVERGING), label)])
+    return axes

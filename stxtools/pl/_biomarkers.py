@@ -1,4 +1,4 @@
-"""Biomarkers as ranked effects, as a volcano and as drug targets; what compartments are."""
+"""Biomarkers as ranked effects, as a volcano and as drug targets; evidence on the compartments."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _EFFECTS = {
     "auroc": "AUROC", "logfoldchanges": "$\\log_2$ fold change", "scores": "test statistic (z)",
     "attribution": "attribution",
 }  # fmt: skip
-GENES_MAX = 200
+_GENES_MAX = 200
 _TESTED = "st.tl.biomarkers(adata, groupby=...)"
-_NEITHER = "#c8c8c8"
+_NOT_SIGNIFICANT = "#c8c8c8"
 _GAP = 0.06  # share of the width between the outermost point and the names
 _LINE = 0.14  # height of a name, inches
 # of the columns that st.tl.targets joins, those that decide whether a gene can be a target
-KNOWN = {
+_EVIDENCE = {
     "n_approved_drugs": "approved drugs", "n_drugs": "drugs", "n_clinical_drugs": "clinical drugs",
     "maxClinicalStage": "clinical stage", "maxClinicalTrialPhase": "clinical phase", "tractability_ab": "antibody",
     "tractability_sm": "small molecule", "tractability_pr": "degrader", "isInMembrane": "membrane protein",
@@ -42,8 +42,8 @@ KNOWN = {
 }  # fmt: skip
 _AGAINST = {"is_essential", "safety_events"}
 _JOINED = "st.tl.targets(adata, table=...)"
-_CELL = 0.26
-_LIMIT, _MOST = 6.0, 60
+_CELL = 0.26  # inches
+_Z_LIMIT, _ROWS_MAX = 6.0, 60
 
 
 @_base.plot
@@ -79,46 +79,46 @@ def biomarkers(
     >>> axes = st.pl.biomarkers(adata, n_genes=5)
     """
     check_choice("kind", kind, ("ranked", "volcano"))
-    table, groups = read_biomarkers(adata, key, group, n_genes)
-    _base.check_room(ax, list(groups), "group", "group")
+    table, groups = _tested_groups(adata, key, group, n_genes)
     stored = adata.uns.get(f"{key}_params")
     params = stored if isinstance(stored, Mapping) else {}
     reference = str(params.get("reference", "rest"))
-    groups = {f"{name} vs. {reference}": part for name, part in groups.items()}
+    names, choose = [f"{name} vs. {reference}" for name in groups], f"`group={next(iter(groups))!r}`"
     if kind == "volcano":
-        axes, volcanoes = _base.panels(list(groups), title, ax, "group", 4.4, 3.8, ncols=3)
-        for axis, name, text in volcanoes:
-            _volcano(axis, groups[name], fdr=fdr, n_genes=n_genes, title=text)
+        axes = _base.panels(names, title, ax, "group", 4.4, 3.8, choose=choose, ncols=3)
+        for axis, part in zip(axes, groups.values(), strict=True):
+            _volcano(axis, part, fdr=fdr, n_genes=n_genes)
     else:
         check_choice("effect", effect, tuple(_EFFECTS))
         if effect not in table:
             raise KeyError(f"`effect={effect!r}` is not in `adata.uns[{key!r}]`; it has {listing(table.columns)}.")
         # groups that were compared with one group: no other rows show that group's own markers
         both = reference != "rest" and params.get("alternative", "two-sided") == "two-sided"
-        shown = {name: _shown(part, n_genes, both) for name, part in groups.items()}
-        height = 0.26 * max(map(len, shown.values())) + 0.7
-        axes, ranked = _base.panels(list(shown), title, ax, "group", 2.9, height, bottom=0.8 * legend)
-        parts = [(axis, text, shown[name]) for axis, name, text in ranked]
-        _ranked(parts, fdr=fdr, effect=effect, both=both, legend=legend, own=ax is None)
-    return _base.done("biomarkers", axes, ax=ax, show=show, save=save)
+        parts = [_ranked_genes(part, n_genes, both) for part in groups.values()]
+        height = 0.26 * max(map(len, parts)) + 0.7
+        axes = _base.panels(names, title, ax, "group", 2.9, height, choose=choose, bottom=0.8 * legend)
+        handles, bar = _ranked(axes, parts, fdr=fdr, effect=effect, both=both)
+        if legend:
+            _legend.add_legend(axes, handles, ax=ax, bars=[(bar, _EFFECTS["logfoldchanges"])])
+    return _base.save_or_show("biomarkers", axes, ax=ax, show=show, save=save)
 
 
-def read_biomarkers(
+def _tested_groups(
     adata: AnnData, key: str, group: str | Sequence[str] | None, n_genes: int
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """Return the table of the groups asked for, by default of all, and the rows of each."""
-    check_int("n_genes", n_genes, minimum=1, maximum=GENES_MAX)
+    """Return the table of the given groups, by default of all, and the rows of each."""
+    check_int("n_genes", n_genes, minimum=1, maximum=_GENES_MAX)
     table = get_biomarkers(adata, group, key=key)
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]` has no rows; run `{_TESTED}` on data with genes to test.")
     columns = [c for c in (*_EFFECTS, "pvals", "pvals_adj", "pct_nz_group") if c in table]
-    _base.check_columns(table, columns, f"adata.uns[{key!r}]", _TESTED)
+    _base.check_numeric(table, columns, f"adata.uns[{key!r}]", _TESTED)
     group_of = table["group"].astype(str)
     names = pd.unique(group_of) if group is None else check_names("group", group, "a group")
     return table, {name: table[group_of == name] for name in names}
 
 
-def _shown(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
+def _ranked_genes(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
     """Return the first genes, and in both directions the last ones that are lower in the group."""
     if not both:
         return part.iloc[:n_genes]
@@ -127,68 +127,66 @@ def _shown(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
 
 
 def _ranked(
-    panels: list[tuple[Axes, str, pd.DataFrame]], *, fdr: float, effect: str, both: bool, legend: bool, own: bool
-) -> None:  # fmt: skip
-    """Draw one group into each Axes; all have one scale, so that their effects can be compared."""
-    axes, _, parts = zip(*panels, strict=True)
-    change = np.abs(_numbers(pd.concat(parts), "logfoldchanges"))
+    axes: Sequence[Axes], parts: Sequence[pd.DataFrame], *, fdr: float, effect: str, both: bool
+) -> tuple[list[Any], Any]:
+    """Draw one group into each Axes, all on one scale; return the handles of the legend and the colours."""
+    change = np.abs(_values(pd.concat(parts), "logfoldchanges"))
     limit = float(np.max(change, where=np.isfinite(change), initial=0.0)) or 1.0
     colors = _legend.mappable(-limit, limit, _base.DIVERGING)
     origin = 0.5 if effect == "auroc" else 0.0
-    hollow = False
-    for axis, text, part in panels:
+    for axis, part in zip(axes, parts, strict=True):
         if axis is not axes[0]:
             axis.sharex(axes[0])
-        value, passed = _numbers(part, effect), _numbers(part, "pvals_adj") <= fdr
-        lower = _numbers(part, "scores") < 0 if both else np.zeros(len(part), dtype=bool)
-        place = np.arange(len(part)) + 0.5 * (lower & (~lower).any())  # a gap before the genes that are lower
-        hollow |= bool((~passed).any())
-        ground = np.array(axis.get_facecolor())
-        face = np.where(passed[:, None], colors.to_rgba(_numbers(part, "logfoldchanges")), ground)
+        value, passed = _values(part, effect), _values(part, "pvals_adj") <= fdr
+        lower = _values(part, "scores") < 0 if both else np.zeros(len(part), dtype=bool)
+        y = np.arange(len(part)) + 0.5 * (lower & (~lower).any())  # a gap before the genes that are lower
+        background = np.array(axis.get_facecolor())
+        face = np.where(passed[:, None], colors.to_rgba(_values(part, "logfoldchanges")), background)
         # a thin grey rim keeps pale dots (small changes) visible
         rim = np.where(passed, "#595959", "#999999")
-        axis.hlines(place, origin, value, color="#cccccc", linewidth=1, zorder=1)
+        axis.hlines(y, origin, value, color="#cccccc", linewidth=1, zorder=1)
         axis.axvline(origin, color="#888888", linewidth=0.8, zorder=0)
-        axis.scatter(value, place, s=_area(part.get("pct_nz_group", np.full(len(part), 3 / 7))), c=face,
+        axis.scatter(value, y, s=_dot_area(part.get("pct_nz_group", np.full(len(part), 3 / 7))), c=face,
                      edgecolors=rim, linewidths=0.8, zorder=2, label="genes")  # fmt: skip
-        _base.finish(axis, text, _EFFECTS[effect])
-        _base.rows(axis, [_legend.plain(n) for n in part["names"].astype(str)], place, style="italic")
+        _base.label_axes(axis, _EFFECTS[effect])
+        _base.label_rows(axis, [_legend.label_text(n) for n in part["names"].astype(str)], y, style="italic")
         axis.margins(x=0.08)
         axis.locator_params(axis="x", nbins=5)
-    if legend:
-        handles = [_legend.dot(f"FDR ≤ {fdr:g}", "#888888")]
-        handles += [_legend.dot("not significant", "#888888", markerfacecolor="none", markeredgewidth=1)] * hollow
-        if "pct_nz_group" in parts[0]:
-            sizes = [_legend.dot(f"{s:.0%}", "#888888", size=float(np.sqrt(_area(s)))) for s in (0.2, 0.6, 1.0)]
-            handles += [_legend.heading("expressed in"), *sizes]
-        _legend.add_legend(axes, handles, own=own, bars=[(colors, _EFFECTS["logfoldchanges"])])
+    handles = [_legend.point_handle(f"FDR ≤ {fdr:g}", "#888888")]
+    if not (_values(pd.concat(parts), "pvals_adj") <= fdr).all():
+        handles.append(_legend.point_handle("not significant", "#888888", edge=1))
+    if "pct_nz_group" in parts[0]:
+        sizes = {f"{share:.0%}": float(np.sqrt(_dot_area(share))) for share in (0.2, 0.6, 1.0)}
+        handles.append(_legend.heading_handle("expressed in"))
+        handles += [_legend.point_handle(label, "#888888", size=size) for label, size in sizes.items()]
+    return handles, colors
 
 
-def _numbers(part: pd.DataFrame, column: str) -> Floats:
+def _values(part: pd.DataFrame, column: str) -> Floats:
     return part[column].to_numpy(dtype=float)
 
 
-def _area(fraction: Any) -> Floats:
+def _dot_area(fraction: Any) -> Floats:
     return 15 + 105 * np.clip(np.nan_to_num(np.asarray(fraction, dtype=float)), 0, 1)
 
 
-def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: str) -> None:
+def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int) -> None:
     """Draw one group by uncorrected p-values (corrected ones end in a flat top); name the first significant genes."""
     raw = "pvals" in part
-    x, p, adjusted = (_numbers(part, c) for c in ("logfoldchanges", "pvals" if raw else "pvals_adj", "pvals_adj"))
+    x, p, adjusted = (_values(part, c) for c in ("logfoldchanges", "pvals" if raw else "pvals_adj", "pvals_adj"))
     table = pd.DataFrame({"name": part["names"].astype(str).to_numpy(), "x": x, "p": p, "passed": adjusted <= fdr})
     table = table[np.isfinite(x) & np.isfinite(p) & (p >= 0)].reset_index(drop=True)
     if table.empty:
-        raise ValueError(f"No gene of {title!r} has a finite log fold change and p-value to draw; run "
-                         "`st.tl.biomarkers(adata, groupby=...)` again.")  # fmt: skip
-    # p = 0 is an underflow: it is drawn at the smallest p that was not
+        raise ValueError(f"No gene of group {part['group'].iloc[0]!r} has a finite log fold change and p-value to "
+                         f"draw; run `{_TESTED}` again.")  # fmt: skip
+    # p = 0 is an underflow: it is drawn at the smallest p above 0
     table["y"] = -np.log10(table["p"].clip(lower=table["p"].where(table["p"] > 0, 1.0).min()))
     kind = np.where(~table["passed"], "not significant", np.where(table["x"] >= 0, "higher", "lower"))
-    for label, color in (("not significant", _NEITHER), ("higher", UP), ("lower", DOWN)):
+    for label, color in (("not significant", _NOT_SIGNIFICANT), ("higher", UP), ("lower", DOWN)):
         ax.scatter("x", "y", data=table[kind == label], s=14, c=color, linewidths=0, label=label,
                    rasterized=len(table) > 5000)  # fmt: skip
     ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-    _base.finish(ax, title, "$\\log_2$ fold change", "$-\\log_{10}$ p" if raw else "$-\\log_{10}$ adjusted p")
+    _base.label_axes(ax, "$\\log_2$ fold change", "$-\\log_{10}$ p" if raw else "$-\\log_{10}$ adjusted p")
     if table["passed"].any() and not table["passed"].all():
         least = table.loc[table["passed"], "y"].min()
         below = table.loc[~table["passed"] & (table["y"] < least), "y"].max()
@@ -200,27 +198,27 @@ def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int, title: s
     # the top points; the table's order breaks ties of p-values that end in a floor
     table["inward"] = np.minimum(table.index, table.index[::-1])
     top = table[table["passed"]].sort_values(["p", "inward"]).head(n_genes)
-    room = max(1, int(0.9 * _legend.inches(ax)[1] / _LINE))
+    room = max(1, int(0.9 * _legend.axes_size(ax)[1] / _LINE))
     sides = [top[side].head(room) for side in (top["x"] < 0, top["x"] >= 0)]
-    _name(ax, sides, min(table["x"].min(), -0.1), max(table["x"].max(), 0.1), table["y"].max() or 1.0)
+    _annotate_genes(ax, sides, min(table["x"].min(), -0.1), max(table["x"].max(), 0.1), table["y"].max() or 1.0)
 
 
-def _name(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: float, top: float) -> None:
-    """Write names left and right of all points, where the lines to them are shortest in sum: such do not cross."""
-    size = _legend.inches(ax)
-    shares = [min(0.35, _legend.text_inches(part["name"]) / size[0] + _GAP) if len(part) else 0.04 for part in sides]
+def _annotate_genes(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: float, top: float) -> None:
+    """Write names left and right of all points so that the sum of the lines to them is shortest: they do not cross."""
+    size = _legend.axes_size(ax)
+    shares = [min(0.35, _legend.text_width(part["name"]) / size[0] + _GAP) if len(part) else 0.04 for part in sides]
     span = (high - low) / (1 - sum(shares))
     ax.set(xlim=(low - shares[0] * span, high + shares[1] * span), ylim=(-0.03 * top, 1.08 * top))
     scale = size / [span, 1.11 * top]  # inches per unit
     for part, side, column in zip(sides, (-1, 1), (low, high), strict=True):
         n = max(len(part), int(size[1] / _LINE))
         heights = np.linspace(-0.03 * top, 1.08 * top, 2 * n + 1)[1::2]
-        places = np.c_[np.full(n, column + side * 0.6 * _GAP * span), heights]
-        chosen = linear_sum_assignment(cdist(part[["x", "y"]] * scale, places * scale))[1]
-        for row, place in zip(part.itertuples(), places[chosen], strict=True):
-            ax.plot(*zip((row.x, row.y), place, strict=True), color="#999999", linewidth=0.5, zorder=1.5,
+        slots = np.c_[np.full(n, column + side * 0.6 * _GAP * span), heights]
+        assigned = linear_sum_assignment(cdist(part[["x", "y"]] * scale, slots * scale))[1]
+        for row, slot in zip(part.itertuples(), slots[assigned], strict=True):
+            ax.plot(*zip((row.x, row.y), slot, strict=True), color="#999999", linewidth=0.5, zorder=1.5,
                     label="_leader")  # fmt: skip
-            ax.annotate(_legend.plain(row.name), place, xytext=(2 * side, 0), textcoords="offset points",
+            ax.annotate(_legend.label_text(row.name), slot, xytext=(2 * side, 0), textcoords="offset points",
                         ha="left" if side > 0 else "right", va="center", fontsize="x-small", style="italic",
                         zorder=4)  # fmt: skip
 
@@ -256,29 +254,28 @@ def describe(
     n_top = check_int("n_top", n_top, minimum=1)
     table = get_describe(adata, kind, group=group, key=key)
     where = f"adata.uns[{f'{key}_evidence'!r}]"
-    _base.check_columns(table, ["scores", "pvals_adj"], where, "st.tl.describe(adata, ...)")
+    _base.check_numeric(table, ["scores", "pvals_adj"], where, "st.tl.describe(adata, ...)")
     partner = table["partner"].astype(str)
     table["column"] = table["group"].astype(str) + np.where(partner == "", "", " \N{RIGHTWARDS ARROW} " + partner)
     if table.duplicated(["column", "names"]).any():
         raise ValueError(f"`{where}` names rows twice; run `st.tl.describe` again.")
     higher = table[table["scores"] > 0]
-    called = pd.unique(higher.loc[higher["pvals_adj"] <= fdr, "column"])
-    if kind == "contact" and len(called):
-        table, higher = (part[part["column"].isin(called)] for part in (table, higher))
+    significant = pd.unique(higher.loc[higher["pvals_adj"] <= fdr, "column"])
+    if kind == "contact" and len(significant):
+        table, higher = (part[part["column"].isin(significant)] for part in (table, higher))
     names = pd.unique(higher.sort_values("scores", ascending=False, kind="stable").groupby("column", sort=False)
                       .head(n_top).sort_index()["names"])  # fmt: skip
     columns = pd.unique(table["column"])
     if not len(names):
         raise ValueError(f"`{where}` has no row of this kind with `scores` above 0 to draw.")
-    if max(len(columns), len(names)) > _MOST:
-        raise ValueError(f"{len(names)} rows and {len(columns)} columns are more than one figure shows ({_MOST}); "
+    if max(len(columns), len(names)) > _ROWS_MAX:
+        raise ValueError(f"{len(names)} rows and {len(columns)} columns are more than one figure shows ({_ROWS_MAX}); "
                          "choose some with `group=`, or fewer with `n_top=`.")  # fmt: skip
-    wide = [table.pivot(index="names", columns="column", values=v).reindex(index=names, columns=columns)
-            for v in ("scores", "pvals_adj")]  # fmt: skip
-    (text,) = _base.titles_of([kind], title)
-    axis = _base.heat(wide[0], text, label="z, against random regions", limit=_LIMIT, marks=wide[1] <= fdr,
-                      mark=f"FDR ≤ {fdr:g}", legend=legend, ax=ax)  # fmt: skip
-    return _base.done("describe", [axis], ax=ax, show=show, save=save)
+    scores, adjusted = (table.pivot(index="names", columns="column", values=v).reindex(index=names, columns=columns)
+                        for v in ("scores", "pvals_adj"))  # fmt: skip
+    axes = _base.heatmap(scores, kind, title, label="z, against random regions", limit=_Z_LIMIT, marks=adjusted <= fdr,
+                         mark=f"FDR ≤ {fdr:g}", legend=legend, ax=ax)  # fmt: skip
+    return _base.save_or_show("describe", axes, ax=ax, show=show, save=save)
 
 
 @_base.plot
@@ -311,50 +308,47 @@ def targets(
     >>> st.tl.targets(adata, drugs)
     >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
     """
-    table, groups = read_biomarkers(adata, key, group, n_genes)
-    found = [c for c in KNOWN if c in table]
-    if columns is None and not found:
-        raise KeyError(f"`adata.uns[{key!r}]` knows nothing of targets; run `{_JOINED}` first, or name `columns`.")
-    shown = found if columns is None else check_names("columns", columns, "a column")
-    absent = [c for c in shown if c not in table]
-    if absent or not shown:
+    table, groups = _tested_groups(adata, key, group, n_genes)
+    if columns is None:
+        columns = [c for c in _EVIDENCE if c in table]
+        if not columns:
+            raise KeyError(f"`adata.uns[{key!r}]` has no column of targets; run `{_JOINED}` first, or name `columns`.")
+    columns = check_names("columns", columns, "a column")
+    absent = [c for c in columns if c not in table]
+    if absent or not columns:
         raise KeyError(f"`columns` names {listing(absent)}; `adata.uns[{key!r}]` has {listing(table.columns)}.")
-    _base.check_columns(table, [c for c in shown if c.startswith("n_")], f"adata.uns[{key!r}]", _JOINED)
+    _base.check_numeric(table, [c for c in columns if c.startswith("n_")], f"adata.uns[{key!r}]", _JOINED)
     parts = [part.iloc[:n_genes] for part in groups.values()]
-    width, height = max(_CELL * len(shown) + 1.5, 2.6), _CELL * max(len(p) for p in parts) + 1.5
-    axes, panels = _base.panels(list(groups), None, ax, "group", width, height, bottom=0.5 * legend)
-    for (axis, _, text), part in zip(panels, parts, strict=True):
-        _panel(axis, part, shown, fdr, text)
+    width, height = max(_CELL * len(columns) + 1.5, 2.6), _CELL * max(map(len, parts)) + 1.5
+    axes = _base.panels(list(groups), None, ax, "group", width, height, bottom=0.5 * legend)
+    for axis, part in zip(axes, parts, strict=True):
+        _target_cells(axis, part, columns, fdr)
     if legend:
-        bar = _legend.mappable(-1, 1, "RdBu"), "against the target - for it"
-        _legend.add_legend(axes, [], own=ax is None, bars=[bar])
-    return _base.done("targets", axes, ax=ax, show=show, save=save)
+        _legend.add_legend(axes, [], ax=ax, bars=[(_legend.mappable(-1, 1, "RdBu"), "against the target - for it")])
+    return _base.save_or_show("targets", axes, ax=ax, show=show, save=save)
 
 
-def _panel(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float, title: str) -> None:
-    value = np.column_stack([favour(part[c]) for c in columns])
+def _target_cells(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float) -> None:
+    value = np.column_stack([_favourability(part[c]) for c in columns])
     numbers = np.column_stack([[f"{n:.0f}" if c.startswith("n_") and n > 0 else "" for n in part[c]] for c in columns])
-    ax.set_facecolor("#ececec")  # what is not known
+    ax.set_facecolor("#ececec")  # of cells without a value
     sns.heatmap(value, vmin=-1, vmax=1, cmap="RdBu", annot=numbers, fmt="", annot_kws={"size": "x-small"}, cbar=False,
-                linewidths=0.5, linecolor="#999999", xticklabels=[KNOWN.get(c, c) for c in columns],
-                yticklabels=[_legend.plain(n) for n in part["names"].astype(str)], ax=ax)  # fmt: skip
-    _base.finish(ax, title)
+                linewidths=0.5, linecolor="#999999", xticklabels=[_EVIDENCE.get(c, c) for c in columns],
+                yticklabels=[_legend.label_text(n) for n in part["names"].astype(str)], ax=ax)  # fmt: skip
+    _base.label_axes(ax)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     for label in ax.get_xticklabels():
         label.set(rotation=60, ha="left", rotation_mode="anchor")
-    for label, p in zip(ax.get_yticklabels(), part["pvals_adj"].to_numpy(dtype=float), strict=True):
+    for label, p in zip(ax.get_yticklabels(), _values(part, "pvals_adj"), strict=True):
         label.set(rotation=0, style="italic", color=label.get_color() if p <= fdr else "#999999")
 
 
-def favour(column: pd.Series) -> Floats:
-    """Return -1 (against) to 1 (for) for every gene; NaN where nothing is known."""
+def _favourability(column: pd.Series) -> Floats:
+    """Return -1 (against the gene as a target) to 1 (for it) for every gene; NaN where nothing is known."""
     name = str(column.name)
-    if name in _AGAINST:
-        return -np.where(column if name == "is_essential" else column.astype(str).str.len() > 0, 1.0, np.nan)
-    if pd.api.types.is_bool_dtype(column.dtype):
-        return column.to_numpy(dtype=float)
-    if pd.api.types.is_numeric_dtype(column.dtype):
+    if pd.api.types.is_numeric_dtype(column.dtype) and name not in _AGAINST:
         value = column.to_numpy(dtype=float)
         return np.where(value > 0, 1.0, np.nan) if name.startswith("n_") else value
-    return np.where(column.astype(str).str.len() > 0, 1.0, np.nan)
+    present = column if name == "is_essential" else column.astype(str).str.len() > 0
+    return np.where(present, -1.0 if name in _AGAINST else 1.0, np.nan)

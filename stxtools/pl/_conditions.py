@@ -1,4 +1,4 @@
-"""Conditions and times compared: effects with their intervals, trends, and compartments tracked over time."""
+"""Comparisons of conditions and of times: effects with intervals, trends, and tracked compartments."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from stxtools.get import trends as get_trends
 
 from . import _base, _legend
 from ._legend import DOWN, MISSING, NEITHER, UP, category_codes, colors_of, rgba
-from ._sections import draw_sections, panels_of, spatial_key_of, spots_drawn
+from ._sections import draw_spots, panels_of, section_axes, spatial_key_of
 
-COMPARED_MAX, TRENDS_MAX = 100, 60  # rows of a panel
+_COMPARED_MAX, _TRENDS_MAX = 100, 60  # rows of a panel
 _TITLES = {"share": "share of the tissue", "contact": "contact", "expression": "expression"}
 _UNITS = {
     "share": "share of the tissue", "area": "area (square units)", "contact": "contact over chance",
     "expression": "counts per million",
 }  # fmt: skip
-_BAR = 0.16  # width of a time's bar, in steps
-_FAINTEST = 0.2
+_BAR_WIDTH = 0.16  # in steps of time
+_MIN_ALPHA = 0.2
 
 
 @_base.plot
@@ -59,32 +59,29 @@ def compare(
     >>> st.tl.compare(adata, "disease", "patient", groupby="compartment", library_key="section")
     >>> axes = st.pl.compare(adata)
     """
-    n_top = check_int("n_top", n_top, minimum=1, maximum=COMPARED_MAX)
+    n_top = check_int("n_top", n_top, minimum=1, maximum=_COMPARED_MAX)
     table = get_compare(adata, kind, group=group, compartment=compartment, key=key)
     parts = [part for _, part in table.groupby(["group", "kind"], sort=False, observed=True)]
     if not parts:
         raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
-    if ax is not None and len(parts) > 1:
-        raise ValueError(f"`ax` takes one panel, but there are {len(parts)}; choose one with `kind=` and `group=`.")
-    parts = [part if len(part) <= n_top else part.iloc[_first(part, "logfoldchanges")[:n_top]] for part in parts]
-    longest = max(_legend.text_inches(_names(part, "names")) for part in parts)
+    parts = [part if len(part) <= n_top else part.iloc[_order(part, "logfoldchanges")[:n_top]] for part in parts]
+    width = 2.6 + 0.8 * max(_legend.text_width(_row_names(part, "names")) for part in parts)
     height = 0.26 * max(len(part) for part in parts) + 1.0
     names = [f"{_TITLES[part['kind'].iloc[0]]}: {part['group'].iloc[0]}" for part in parts]
-    axes, panels = _base.panels(names, title, ax, "panel", 2.6 + 0.8 * longest, height, ncols=3)
-    for (axis, _, text), part in zip(panels, parts, strict=True):
-        effect, color = part["logfoldchanges"].to_numpy(dtype=float), _colors(part, "logfoldchanges", fdr)
-        place = np.arange(len(part))
+    axes = _base.panels(names, title, ax, "panel", width, height, choose="`kind` and `group`", ncols=3)
+    for axis, part in zip(axes, parts, strict=True):
+        color, y = _direction_colors(part, "logfoldchanges", fdr), np.arange(len(part))
         axis.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-        axis.hlines(place, part["ci_low"], part["ci_high"], colors=color, linewidth=1.5)
+        axis.hlines(y, part["ci_low"], part["ci_high"], colors=color, linewidth=1.5)
         face = to_rgba_array(color)
         face[color == NEITHER] = axis.get_facecolor()
-        axis.scatter(effect, place, s=36, c=face, edgecolors=color, linewidths=1.2, zorder=2)
-        _base.rows(axis, _names(part, "names"))
-        _base.finish(axis, text, "$\\log_2$ fold change, 95 % interval")
+        axis.scatter(part["logfoldchanges"], y, s=36, c=face, edgecolors=color, linewidths=1.2, zorder=2)
+        _base.label_rows(axis, _row_names(part, "names"))
+        _base.label_axes(axis, "$\\log_2$ fold change, 95 % interval")
     if legend:
-        _legend.add_legend(axes, _handles("higher", "lower", _colors(pd.concat(parts), "logfoldchanges", fdr)),
-                           own=ax is None)  # fmt: skip
-    return _base.done("compare", axes, ax=ax, show=show, save=save)
+        colors = _direction_colors(pd.concat(parts), "logfoldchanges", fdr)
+        _legend.add_legend(axes, _direction_handles("higher", "lower", colors), ax=ax)
+    return _base.save_or_show("compare", axes, ax=ax, show=show, save=save)
 
 
 @_base.plot
@@ -115,83 +112,71 @@ def trends(
     >>> st.tl.trends(adata, "time", subject_key="subject", groupby="compartment", library_key="section")
     >>> axes = st.pl.trends(adata, "share")
     """
-    n_top = check_int("n_top", (30 if heatmap else 8) if n_top is None else n_top, minimum=1, maximum=TRENDS_MAX)
-    found = get_trends(adata, kind, compartment=compartment, feature=feature, values=True, key=key)
-    found = found[found["slope"].notna()]  # others were seen at one time
-    if not len(found):
+    n_top = check_int("n_top", (30 if heatmap else 8) if n_top is None else n_top, minimum=1, maximum=_TRENDS_MAX)
+    table = get_trends(adata, kind, compartment=compartment, feature=feature, values=True, key=key)
+    table = table[table["slope"].notna()]  # others were seen at one time
+    if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
     params = adata.uns[f"{key}_params"]
-    times = np.asarray(params["times"], dtype=float)
-    n = len(times)  # the values of the subjects come last
-    table = found.iloc[_first(found.iloc[:, :-n], "slope")[:n_top]]
-    table, values = table.iloc[:, :-n], table.iloc[:, -n:].to_numpy(dtype=float)
-    draw = _heatmap if heatmap else _lines
-    axes = draw(table, times, values, fdr, title, str(params["time_key"]), legend=legend, ax=ax)
-    return _base.done("trends", axes, ax=ax, show=show, save=save)
+    times, time_key = np.asarray(params["times"], dtype=float), str(params["time_key"])
+    table = table.iloc[_order(table, "slope")[:n_top]]
+    values = table.iloc[:, -len(times) :].to_numpy(dtype=float)  # of the subjects: the last columns
+    if heatmap:
+        mean = pd.DataFrame(values).T.groupby(times).mean().T
+        mean = mean.sub(mean.mean(axis=1), axis=0).set_axis([f"{t:g}" for t in mean], axis=1)
+        names = np.array(_row_names(table, "feature"), dtype=object) + np.where(table["pvals_adj"] <= fdr, " *", "")
+        mean = mean.set_axis(names).iloc[np.argsort(table["slope"].to_numpy())[::-1]]
+        axes = _base.heatmap(mean, f"* passes an FDR of {fdr:g}", title, xlabel=time_key, cell=(0.5, 0.22), ax=ax,
+                             label="$\\log_2$ deviation from the mean", legend=legend)  # fmt: skip
+    else:
+        axes = _base.panels(_row_names(table, "feature"), title, ax, "feature", 2.4, 2.2)
+        colors = _direction_colors(table, "slope", fdr)
+        for axis, color, (_, row), value in zip(axes, colors, table.iterrows(), values, strict=True):
+            _draw_trend(axis, times, value, row, color)
+            subplot: Any = axis.get_subplotspec()
+            first = ax is not None or subplot.is_first_col()
+            _base.label_axes(axis, time_key, _UNITS[str(row["kind"])] if first else "")
+        if legend:
+            _legend.add_legend(axes, _direction_handles("rises", "falls", colors), ax=ax)
+    return _base.save_or_show("trends", axes, ax=ax, show=show, save=save)
 
 
-def _first(table: pd.DataFrame, effect: str) -> Ints:
+def _draw_trend(ax: Axes, times: Array, value: Array, row: pd.Series, color: str) -> None:
+    """Draw the line of one trend with its interval, and the values of the subjects."""
+    known = np.isfinite(value)
+    x, centre, middle = np.linspace(times.min(), times.max(), 50), times[known].mean(), value[known].mean()
+    slope, low, high = (middle + row[c] * (x - centre) for c in ("slope", "ci_low", "ci_high"))
+    ax.fill_between(x, 2 ** np.fmin(low, high), 2 ** np.fmax(low, high), color=color, alpha=0.15, linewidth=0)
+    ax.plot(x, 2**slope, color=color, linewidth=1.8)
+    face = ax.get_facecolor() if color == NEITHER else color
+    ax.scatter(times[known], 2 ** value[known], s=22, color=[face], edgecolors=[color], linewidths=1, zorder=3)
+    ax.set_ylim(0, 1.35 * (2 ** value[known]).max())
+    if len(np.unique(times)) <= 6:
+        ax.set_xticks(np.unique(times))
+
+
+def _order(table: pd.DataFrame, effect: str) -> Ints:
     """Return the order of the rows by p-value, or by effect where there are none."""
     return np.lexsort((-table[effect].abs(), table["pvals"].fillna(2.0)))
 
 
-def _names(table: pd.DataFrame, other: str) -> list[str]:
-    """Name rows by compartment, by both of a contact, and by gene and compartment."""
-    kind, one, two = str(table["kind"].iloc[0]), table["compartment"].astype(str), table[other].astype(str)
-    joined = {"contact": one + " – " + two, "expression": two + " (" + one + ")"}.get(kind, one)
-    return [_legend.plain(name) for name in joined]
+def _row_names(table: pd.DataFrame, other: str) -> list[str]:
+    """Return names of the rows: the compartment, both of a contact, or the gene and its compartment."""
+    kind, first, second = str(table["kind"].iloc[0]), table["compartment"].astype(str), table[other].astype(str)
+    names = {"contact": first + " – " + second, "expression": second + " (" + first + ")"}.get(kind, first)
+    return [_legend.label_text(name) for name in names]
 
 
-def _colors(table: pd.DataFrame, effect: str, fdr: float) -> Array:
-    """Return the colour of each row: of its direction where it passes."""
+def _direction_colors(table: pd.DataFrame, effect: str, fdr: float) -> Array:
+    """Return the colour of each row: that of its direction if it is significant."""
     return np.where(table["pvals_adj"] <= fdr, np.where(table[effect] > 0, UP, DOWN), NEITHER)
 
 
-def _handles(up: str, down: str, colors: Array) -> list[Any]:
+def _direction_handles(up: str, down: str, colors: Array) -> list[Any]:
     """Return legend entries of the colours that occur."""
-    hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.2}
-    handles = [_legend.dot(up, UP), _legend.dot(down, DOWN), _legend.dot("not significant", NEITHER, **hollow)]
+    handles = [_legend.point_handle(up, UP), _legend.point_handle(down, DOWN),
+               _legend.point_handle("not significant", NEITHER, edge=1.2)]  # fmt: skip
     return [handle for handle in handles if handle.get_color() in colors]
-
-
-def _lines(
-    table: pd.DataFrame, times: Array, values: Array, fdr: float, title: str | None, time_key: str, *,
-    legend: bool, ax: Axes | None,
-) -> list[Axes]:  # fmt: skip
-    axes, panels = _base.panels(_names(table, "feature"), title, ax, "feature", 2.4, 2.2)
-    colors = _colors(table, "slope", fdr)
-    for (axis, _, name), color, (_, row), value in zip(panels, colors, table.iterrows(), values, strict=True):
-        known = np.isfinite(value)
-        x, centre, middle = np.linspace(times.min(), times.max(), 50), times[known].mean(), value[known].mean()
-        low, high = (middle + row[c] * (x - centre) for c in ("ci_low", "ci_high"))
-        axis.fill_between(x, 2 ** np.fmin(low, high), 2 ** np.fmax(low, high), color=color, alpha=0.15, linewidth=0)
-        axis.plot(x, 2 ** (middle + row["slope"] * (x - centre)), color=color, linewidth=1.8)
-        face = axis.get_facecolor() if color == NEITHER else color
-        axis.scatter(times[known], 2 ** value[known], s=22, color=[face], edgecolors=[color], linewidths=1, zorder=3)
-        axis.set_ylim(0, 1.35 * (2 ** value[known]).max())
-        if len(np.unique(times)) <= 6:
-            axis.set_xticks(np.unique(times))
-        place: Any = axis.get_subplotspec()
-        first = ax is not None or place.is_first_col()
-        _base.finish(axis, name, time_key, _UNITS[str(row["kind"])] if first else "")
-    if legend:
-        _legend.add_legend(axes, _handles("rises", "falls", colors), own=ax is None)
-    return axes
-
-
-def _heatmap(
-    table: pd.DataFrame, times: Array, values: Array, fdr: float, title: str | None, time_key: str, *,
-    legend: bool, ax: Axes | None,
-) -> list[Axes]:  # fmt: skip
-    table = table.assign(name=_names(table, "feature")).reset_index(drop=True)
-    mean = pd.DataFrame(values).T.groupby(times).mean().T
-    mean = mean.sub(mean.mean(axis=1), axis=0)
-    order = np.argsort(table["slope"].to_numpy())[::-1]
-    mean, table = mean.iloc[order], table.iloc[order]
-    names = table["name"] + np.where(table["pvals_adj"] <= fdr, " *", "")
-    text = title if title is not None else f"* passes an FDR of {fdr:g}"
-    return [_base.heat(mean.set_axis(names).set_axis([f"{t:g}" for t in mean], axis=1), text, xlabel=time_key,
-                       label="$\\log_2$ deviation from the mean", cell=(0.5, 0.22), legend=legend, ax=ax)]  # fmt: skip
 
 
 @_base.plot
@@ -228,50 +213,49 @@ def track(
     if kind == "alluvial":
         if library is not None:
             raise ValueError("`library` chooses sections for `kind='tissue'`; bars and ribbons are of all sections.")
-        longest = 0.8 * _legend.text_inches([_legend.plain(name) for name in table["compartment"]])
-        step = max(1.7, longest + 0.8)
-        axes = [ax] if ax is not None else _base.grid(1, 0.9 + step * table["time"].nunique(), 4.2)
+        longest = 0.8 * _legend.text_width([_legend.label_text(name) for name in table["compartment"]])
+        step, n_times = max(1.7, longest + 0.8), table["time"].nunique()
+        axes = _base.panels([""], title, ax, "panel", 0.9 + step * n_times, 4.2)
         _alluvial(axes[0], table, get_track(adata, key=key), colors)
-        axes[0].set_xlim(-0.3, table["time"].nunique() - 1 + _BAR + max(longest / step, 0.2))
-        (text,) = _base.titles_of([""], title)
-        _base.finish(axes[0], text, str(params["time_key"]), "share of the tissue")
+        axes[0].set_xlim(-0.3, n_times - 1 + _BAR_WIDTH + max(longest / step, 0.2))
+        _base.label_axes(axes[0], str(params["time_key"]), "share of the tissue")
     else:
         time = adata.obs[params["time_key"]].to_numpy(dtype=float)
         panels = sorted(panels, key=lambda panel: time[panel.rows[0]])
         kept = adata.obs[[f"{key}_previous", f"{key}_next"]].to_numpy(dtype=float)
         face = rgba(category_codes(adata, key)[0], colors)
-        face[:, 3] = np.fmax(np.where(np.isnan(kept).all(axis=1), 1.0, np.fmin(*kept.T)), _FAINTEST)
-        axes = draw_sections(adata, panels, spots_drawn(face, key), ax=ax, spatial_key=spatial_key, title=title,
-                             img=False, scale_bar=scale_bar)  # fmt: skip
+        face[:, 3] = np.fmax(np.where(np.isnan(kept).all(axis=1), 1.0, np.fmin(*kept.T)), _MIN_ALPHA)
+        axes = section_axes(adata, panels, ax=ax, spatial_key=spatial_key, title=title, img=False, scale_bar=scale_bar)
         for axis, panel in zip(axes, panels, strict=True):
+            draw_spots(axis, panel, face, key)
             if title is None:
                 axis.set_title(f"{panel.library}, {params['time_key']} {time[panel.rows[0]]:g}", fontsize="medium")
     if legend:
-        _legend.add_legend(axes, _legend.class_handles(list(colors), colors, missing=False), own=ax is None,
-                           title="lineage")  # fmt: skip
-    return _base.done("track", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
+        handles = _legend.class_handles(list(colors), colors, missing=False)
+        _legend.add_legend(axes, handles, ax=ax, title="lineage")
+    return _base.save_or_show("track", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
 def _alluvial(axis: Axes, table: pd.DataFrame, links: pd.DataFrame, colors: Mapping[str, str]) -> None:
+    """Draw a stacked bar per time, and a ribbon per link, as wide at each end as the share of the bar that it takes."""
     times = np.sort(table["time"].unique())
     colors = dict.fromkeys(table["lineage"], MISSING) | dict(colors)  # a subset may lack a lineage
-    ordered = table.assign(number=table["lineage"].astype(int), x=np.searchsorted(times, table["time"]))
-    ordered = ordered.sort_values(["time", "number", "compartment"])
-    ordered["bottom"] = ordered.groupby("time")["share"].cumsum() - ordered["share"]
-    paint = [colors[lineage] for lineage in ordered["lineage"]]
-    axis.bar(ordered["x"], ordered["share"], _BAR, ordered["bottom"], color=paint, edgecolor="white", linewidth=0.8,
-             zorder=2)  # fmt: skip
-    for row in ordered.itertuples():
-        axis.annotate(_legend.plain(row.compartment), (row.x + _BAR / 2, row.bottom + row.share / 2), xytext=(3, 0),
-                      textcoords="offset points", ha="left", va="center", fontsize="x-small", zorder=3,
+    bars = table.assign(number=table["lineage"].astype(int), x=np.searchsorted(times, table["time"]))
+    bars = bars.sort_values(["time", "number", "compartment"])
+    bars["bottom"] = bars.groupby("time")["share"].cumsum() - bars["share"]
+    axis.bar(bars["x"], bars["share"], _BAR_WIDTH, bars["bottom"], color=list(bars["lineage"].map(colors)),
+             edgecolor="white", linewidth=0.8, zorder=2)  # fmt: skip
+    for bar in bars.itertuples():
+        axis.annotate(_legend.label_text(bar.compartment), (bar.x + _BAR_WIDTH / 2, bar.bottom + bar.share / 2),
+                      xytext=(3, 0), textcoords="offset points", ha="left", va="center", fontsize="x-small", zorder=3,
                       path_effects=[_base.halo()])  # fmt: skip
-    drawn = links[~links["event"].isin(["none", "appears", "disappears"])]
-    bars, ends = ordered.set_index(["time", "compartment"]), []
+    links = links[~links["event"].isin(["none", "appears", "disappears"])]
+    bars, ends = bars.set_index(["time", "compartment"]), []
     for names, mass, side in ((["time_from", "source"], "forward", 1), (["time_to", "target"], "backward", -1)):
-        bar = bars.loc[list(drawn[names].itertuples(index=False, name=None))]
-        height = drawn[mass].clip(upper=1.0) * bar["share"].to_numpy()
-        low = bar["bottom"].to_numpy() + height.groupby([drawn[name] for name in names]).cumsum() - height
-        ends.append(zip(bar["x"] + side * _BAR / 2, low, low + height, bar["lineage"], strict=True))
+        linked = bars.loc[list(links[names].itertuples(index=False, name=None))]
+        height = links[mass].clip(upper=1.0) * linked["share"].to_numpy()
+        low = linked["bottom"].to_numpy() + height.groupby([links[name] for name in names]).cumsum() - height
+        ends.append(zip(linked["x"] + side * _BAR_WIDTH / 2, low, low + height, linked["lineage"], strict=True))
     t = np.linspace(0, 1, 40)
     for (x, low, high, lineage), (to, low_to, high_to, _) in zip(*ends, strict=True):
         between = [a + (b - a) * t**2 * (3 - 2 * t) for a, b in ((low, low_to), (high, high_to))]

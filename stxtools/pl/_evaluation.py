@@ -1,8 +1,9 @@
-"""Training and choices, models side by side, and whether attention points at what a prediction depends on."""
+"""Training curves, choice of parameters, comparison of models, and faithfulness of attention."""
 
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from stxtools import _keys
-from stxtools._checks import check_key
-from stxtools._validate import check_choice, listing, stored_table
-from stxtools.get import evaluation as _table
+from stxtools._validate import check_choice, listing
+from stxtools.get import evaluation as get_evaluation
 
 from . import _base, _legend
 from ._legend import DOWN, UP
@@ -55,32 +55,29 @@ def history(
     >>> st.tl.segment(adata)
     >>> ax = st.pl.history(adata)
     """
-    call = _CALLS.get(key, _CALLS[_keys.SEGMENT]) if isinstance(key, str) else ""
-    table = _base.table_of(adata, key, "history", ["epoch"], call, "training curve")
+    call, columns = _CALLS.get(str(key), _CALLS[_keys.SEGMENT]), ["epoch", "loss", "val_loss"]
+    table = _base.numeric_table(adata, key, "history", columns, call, "training curve", {"stage"})
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]['history']` is empty: nothing was trained in that call.")
-    losses = [c for c in ("loss", "val_loss") if c in table]
-    _base.check_columns(table, losses, f"adata.uns[{key!r}]['history']", call)
-    names = table["stage"].astype(str) if "stage" in table else pd.Series("", index=table.index)
-    stages = list(dict.fromkeys(names))
-    if stage is not None and (not isinstance(stage, str) or stage not in stages):
+    stages = list(pd.unique(table["stage"].astype(str)))
+    if stage is not None and stage not in stages:
         raise ValueError(f"`stage={stage!r}` is not in the history; it has {listing(stages)}.")
-    wanted = stages if stage is None else [stage]
-    axes, panels = _base.panels([stage_name(name) for name in wanted], title, ax, "stage", 3.6, 2.8)
-    for (axis, _, text), name in zip(panels, wanted, strict=True):
-        part = table[(names == name).to_numpy()]
+    stages = stages if stage is None else [stage]
+    axes = _base.panels([stage_name(name) for name in stages], title, ax, "stage", 3.6, 2.8)
+    for axis, name in zip(axes, stages, strict=True):
+        part = table[table["stage"].astype(str) == name]
         for column, label, color in (("loss", "training", DOWN), ("val_loss", "validation", UP)):
-            loss = part.reindex(columns=["epoch", column]).astype(float).dropna().to_numpy()
+            loss = part[["epoch", column]].astype(float).dropna().to_numpy()
             if len(loss):  # a stage of a single epoch is a point, which a line alone would not show
                 axis.plot(*loss.T, color=color, label=label, marker="o" if len(loss) == 1 else None)
             if len(loss) and column == "val_loss":
                 best = loss[loss[:, 1].argmin()]
                 axis.plot(*best, "o", color=color, markersize=6, label=f"best (epoch {best[0]:g})")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _base.finish(axis, text, "epoch", "loss")
+        _base.label_axes(axis, "epoch", "loss")
     if legend:
         axes[-1].legend(frameon=False, fontsize="small")
-    return _base.done("history", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("history", axes, ax=ax, show=show, save=save)
 
 
 @_base.plot
@@ -92,32 +89,27 @@ def stability(
 
     One segment is not shown: it is chosen where nothing is arranged in space, and not by BIC.
 
-    Parameters
-    ----------
-    %(parameters)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.segment(adata)
     >>> ax = st.pl.stability(adata)
     """
-    (text,) = _base.titles_of([""], title)
     what = "choice of a number of segments (made without `n_segments` and `labels_key`)"
-    curve = _base.table_of(adata, key, "stability", ["n_segments", "bic"], "st.tl.segment(adata)", what)
-    taken = _base.params_of(adata.uns[key]).get("n_segments")
-    if taken not in set(curve["n_segments"]):
-        raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the number that was taken, {taken!r}; run "
+    curve = _base.numeric_table(adata, key, "stability", ["n_segments", "bic"], "st.tl.segment(adata)", what)
+    chosen = _base.params_of(adata.uns[key]).get("n_segments")
+    if chosen not in set(curve["n_segments"]):
+        raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the chosen number, {chosen!r}; run "
                          "`st.tl.segment(adata)` again.")  # fmt: skip
-    curve = curve[(curve["n_segments"] > 1) | (taken == 1)]
-    axis = _base.grid(1, 4.2, 3.2)[0] if ax is None else ax
+    curve = curve[(curve["n_segments"] > 1) | (chosen == 1)]
+    (axis,) = axes = _base.panels([""], title, ax, "curve", 4.2, 3.2)
     x, y = curve["n_segments"].to_numpy(), curve["bic"].to_numpy()
     axis.plot(x, y, color="0.5", marker="o", markersize=4)
-    axis.plot(x[x == taken], y[x == taken], "o", markersize=9, color=UP, label=f"chosen: {taken}")
+    axis.plot(x[x == chosen], y[x == chosen], "o", markersize=9, color=UP, label=f"chosen: {chosen}")
     axis.set_xticks(x)
     axis.legend(frameon=False, fontsize="small")
-    _base.finish(axis, text, "number of segments", "BIC")
-    return _base.done("stability", [axis], ax=ax, show=show, save=save)
+    _base.label_axes(axis, "number of segments", "BIC")
+    return _base.save_or_show("stability", axes, ax=ax, show=show, save=save)
 
 
 @_base.plot
@@ -149,27 +141,28 @@ def sensitivity(
     """
     if not isinstance(x, str) or not isinstance(y, str) or x == y:
         raise ValueError(f"`x` and `y` must be the names of two parameters, not {x!r} and {y!r}.")
-    trials = _base.table_of(adata, key, "trials", ["value"], "st.tl.tune(adata, 'weights', ...)", "trials")
-    absent = [c for c in (x, y, "state") if c not in trials]
+    call = "st.tl.tune(adata, 'weights', ...)"
+    trials = _base.numeric_table(adata, key, "trials", ["value"], call, "trials", {"state"})
+    absent = [c for c in (x, y) if c not in trials]
     if absent:
         raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")
-    done = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()]
-    if done.empty:
+    completed = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()]
+    if completed.empty:
         raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed.")
     metric = LABELS["auroc"]
-    (text,) = _base.titles_of(["" if ax is None else metric], title)
-    best = done.loc[done.groupby([x, y])["value"].idxmax()]
+    best = completed.loc[completed.groupby([x, y])["value"].idxmax()]
     value, sd = (best.reindex(columns=[y, x, c]).pivot(index=y, columns=x, values=c).sort_index(ascending=False)
                  for c in ("value", "value_sd"))  # fmt: skip
     numbers = value.map(lambda v: f"{v:.3f}" if v == v else "") + sd.map(lambda v: f"\n± {v:.3f}" if v == v else "")
-    axis = ax if ax is not None else _base.grid(1, 0.75 * value.shape[1] + 2.2, max(0.6 * value.shape[0] + 1.4, 2.8))[0]
+    width, height = 0.75 * value.shape[1] + 2.2, max(0.6 * value.shape[0] + 1.4, 2.8)
+    (axis,) = axes = _base.panels(["" if ax is None else metric], title, ax, "table", width, height)
     sns.heatmap(value, annot=numbers, fmt="", cmap="viridis", ax=axis, linewidths=1, annot_kws={"size": "small"},
                 cbar=ax is None, cbar_kws={"label": metric})  # fmt: skip
     row, column = divmod(int(np.nanargmax(value.to_numpy())), value.shape[1])
     axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
-    _base.finish(axis, text, _PARAMS.get(x, x), _PARAMS.get(y, y))
+    _base.label_axes(axis, _PARAMS.get(x, x), _PARAMS.get(y, y))
     axis.tick_params(axis="y", rotation=0)
-    return _base.done("sensitivity", [axis], ax=ax, show=show, save=save)
+    return _base.save_or_show("sensitivity", axes, ax=ax, show=show, save=save)
 
 
 @_base.plot
@@ -182,10 +175,6 @@ def evaluation(
 
     A broken line is the AUROC of guessing; a leaky scheme says so. Of several noise levels the lowest is drawn.
 
-    Parameters
-    ----------
-    %(parameters)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=600)
@@ -197,26 +186,27 @@ def evaluation(
     models, schemes = pd.unique(table["model"]), list(pd.unique(table["scheme"]))
     colors = dict(zip(schemes, sns.color_palette("colorblind", len(schemes)), strict=True))
     width = max(2.6, 0.55 * len(models) + 1.6)
-    axes, panels = _base.panels(list(pd.unique(table["target"].astype(str))), title, ax, "target", width, 3.4)
-    for axis, name, text in panels:
+    targets = pd.unique(table["target"].astype(str))
+    axes = _base.panels(targets, title, ax, "target", width, 3.4)
+    for axis, name in zip(axes, targets, strict=True):
         part = table[table["target"] == name]
-        how = {"data": part, "x": "model", "y": "value", "hue": "scheme", "order": models, "legend": False, "ax": axis}
-        sns.stripplot(**how, palette=dict.fromkeys(schemes, rcParams["text.color"]), dodge=len(schemes) > 1,
-                      jitter=False, size=3.5, alpha=0.5, zorder=4)  # fmt: skip
-        sns.pointplot(**how, palette=colors, dodge=0.4 * (len(schemes) > 1), linestyle="none", errorbar="sd",
-                      markersize=6, capsize=0.1, err_kws={"linewidth": 1.2}, zorder=3)  # fmt: skip
+        common: dict[str, Any] = {"x": "model", "y": "value", "hue": "scheme", "order": models, "legend": False}
+        sns.stripplot(part, **common, palette=dict.fromkeys(schemes, rcParams["text.color"]), dodge=len(schemes) > 1,
+                      jitter=False, size=3.5, alpha=0.5, zorder=4, ax=axis)  # fmt: skip
+        sns.pointplot(part, **common, palette=colors, dodge=0.4 * (len(schemes) > 1), linestyle="none", errorbar="sd",
+                      markersize=6, capsize=0.1, err_kws={"linewidth": 1.2}, zorder=3, ax=axis)  # fmt: skip
         if metric == "auroc" and part["value"].min() < 0.65:
             axis.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--", zorder=1)
-        axis.set_xticks(range(len(models)), [_legend.plain(m) for m in models], rotation=40, ha="right",
+        axis.set_xticks(range(len(models)), [_legend.label_text(m) for m in models], rotation=40, ha="right",
                         rotation_mode="anchor")  # fmt: skip
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.margins(y=0.12)
-        _base.finish(axis, text, ylabel=f"{LABELS[metric]}, mean ± SD")
+        _base.label_axes(axis, ylabel=f"{LABELS[metric]}, mean ± SD")
     if legend and len(schemes) > 1:
-        handles = [_legend.dot(scheme, colors[scheme]) for scheme in schemes]
-        _legend.add_legend(axes, handles, own=ax is None, title="split")
-    return _base.done("evaluation", axes, ax=ax, show=show, save=save)
+        handles = [_legend.point_handle(scheme, colors[scheme]) for scheme in schemes]
+        _legend.add_legend(axes, handles, ax=ax, title="split")
+    return _base.save_or_show("evaluation", axes, ax=ax, show=show, save=save)
 
 
 @_base.plot
@@ -226,10 +216,6 @@ def robustness(
     save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw how well models do against the level of noise: a line each, with the standard deviation over seeds.
-
-    Parameters
-    ----------
-    %(parameters)s
 
     Examples
     --------
@@ -242,10 +228,11 @@ def robustness(
     if len(levels) < 2:
         raise ValueError(f"Only the noise level {levels[0]:g} was measured; run `st.tl.evaluate(adata, ..., "
                          "noise=[0, 0.05, 0.1, 0.2])` first.")  # fmt: skip
-    axes, panels = _base.panels(list(pd.unique(table["target"].astype(str))), title, ax, "target", 4.2, 3.4)
+    targets = pd.unique(table["target"].astype(str))
+    axes = _base.panels(targets, title, ax, "target", 4.2, 3.4)
     style = "scheme" if table["scheme"].nunique() > 1 else None
     palette = "colorblind" if table["model"].nunique() <= 10 else "husl"
-    for axis, name, text in panels:
+    for axis, name in zip(axes, targets, strict=True):
         part = table[table["target"] == name].assign(percent=lambda t: 100 * t["noise"])
         sns.lineplot(
             part, x="percent", y="value", hue="model", style=style, palette=palette, errorbar="sd", err_style="bars",
@@ -254,10 +241,10 @@ def robustness(
         axis.set_xticks([100 * level for level in levels])
         handles = axis.get_legend_handles_labels()[0]
         axis.legend().remove()
-        _base.finish(axis, text, "noise (% of a gene's standard deviation)", LABELS[metric])
+        _base.label_axes(axis, "noise (% of a gene's standard deviation)", LABELS[metric])
     if legend:
-        _legend.add_legend(axes, handles, own=ax is None)
-    return _base.done("robustness", axes, ax=ax, show=show, save=save)
+        _legend.add_legend(axes, handles, ax=ax)
+    return _base.save_or_show("robustness", axes, ax=ax, show=show, save=save)
 
 
 @_base.plot
@@ -291,46 +278,40 @@ def attention_fidelity(
     if ax is not None and unit is None:
         raise ValueError("`ax` takes one panel; choose `unit='edges'` or `unit='regions'`, or leave `ax` out.")
     call, columns = "st.tl.attention_fidelity(adata, model)", {"unit", "mode", "method"}
-    table = stored_table(adata, key, columns, "fidelity of attention", call, "table")
-    _base.check_columns(table, ["share", "change"], f"adata.uns[{key!r}]['table']", call)
+    table = _base.numeric_table(adata, key, "table", ["share", "change"], call, "fidelity of attention", columns)
     wanted = [(u, m) for u in ("edges", "regions") if unit in (None, u) for m in ("remove", "keep")]
     wanted = wanted if ax is None else wanted[:1]
     verbs = {"remove": "removed", "keep": "kept"}
-    axes, panels = _base.panels([f"{name} {verbs[mode]}" for name, mode in wanted], title, ax, "unit", 3.0, 2.6)
-    for (axis, _, text), (name, mode) in zip(panels, wanted, strict=True):
+    axes = _base.panels([f"{name} {verbs[mode]}" for name, mode in wanted], title, ax, "unit", 3.0, 2.6)
+    for axis, (name, mode) in zip(axes, wanted, strict=True):
         part = table[(table["unit"] == name) & (table["mode"] == mode)]
         for method, (label, color) in _METHODS.items():
             mean = part[part["method"] == method].groupby("share")["change"].mean().dropna()
             if len(mean):
                 line = "--" if method == "random" else "-"
                 axis.plot(100 * mean.index, mean, color=color, ls=line, marker="o", ms=4, label=label)
-        _base.finish(
-            axis, text, f"first {name} {verbs[mode]} (%)", "change of the probabilities" if axis is axes[0] else ""
-        )
+        ylabel = "change of the probabilities" if axis is axes[0] else ""
+        _base.label_axes(axis, f"first {name} {verbs[mode]} (%)", ylabel)
         axis.set_ylim(bottom=0)
         axis.locator_params(axis="x", nbins=4)
     if legend:
-        _legend.add_legend(axes, axes[0].get_legend_handles_labels()[0], own=ax is None, title="order")
-    return _base.done("attention_fidelity", axes, ax=ax, show=show, save=save)
+        _legend.add_legend(axes, axes[0].get_legend_handles_labels()[0], ax=ax, title="order")
+    return _base.save_or_show("attention_fidelity", axes, ax=ax, show=show, save=save)
 
 
 def stage_name(stage: str) -> str:
-    """Return what a stage of training is called in a figure."""
+    """Return the name of a training stage for a title."""
     return _STAGES.get(stage, stage.replace("_", " "))
 
 
 def _seeds(adata: AnnData, metric: str, target: str | None, key: str) -> pd.DataFrame:
-    """Return one value per model, target, scheme, level and seed; leaky schemes are called so."""
+    """Return one value per model, target, scheme, noise level and seed; leaky schemes are marked."""
     check_choice("metric", metric, tuple(LABELS))
-    stored = adata.uns.get(check_key("key", key))
-    if isinstance(stored, pd.DataFrame):
-        columns = [c for c in (*LABELS, "noise") if c in stored]
-        _base.check_columns(stored, columns, f"adata.uns[{key!r}]", "st.tl.evaluate(adata, ...)")
-    table = _table(adata, metric, target=target, per_seed=True, key=key)
+    _base.numeric_table(adata, key, None, [*LABELS, "noise"], "st.tl.evaluate(adata, ...)", "evaluation")
+    table = get_evaluation(adata, metric, target=target, per_seed=True, key=key)
     if table.empty:
         raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")
     if not np.isfinite(table["value"].to_numpy(dtype=float)).all():
         raise ValueError(f"{metric!r} is infinite for some seeds in `adata.uns[{key!r}]`; run "
                          "`st.tl.evaluate(adata, ...)` again.")  # fmt: skip
-    leaky = table["leaky"].to_numpy(dtype=bool)
-    return table.assign(scheme=table["scheme"].astype(str).where(~leaky, table["scheme"].astype(str) + " (leaky)"))
+    return table.assign(scheme=table["scheme"].astype(str) + np.where(table["leaky"], " (leaky)", ""))

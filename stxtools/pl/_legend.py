@@ -27,13 +27,13 @@ from stxtools.get._segments import classes_of
 MISSING = "#d3d3d3"  # scanpy's "lightgray"
 UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito: distinguishable for colour-blind readers
 LEGEND_MAX = LABEL_MAX = 40  # entries; characters
-LETTER = 0.08  # inches, in print of medium size
-_ROW = 0.18  # inches of a legend entry in small print
+_LETTER = 0.08  # width of a letter in print of medium size, inches
+_ROW = 0.18  # height of a legend entry in small print, inches
 _HEADING = "heading"
 
 
 def category_codes(adata: AnnData, key: str) -> tuple[Ints, list[str]]:
-    """Codes (-1 where missing) and the names of *all* categories, present in the data or not."""
+    """Return the codes (-1 where missing) and the names of all categories, unused ones included."""
     column = classes_of(adata, key)
     return np.asarray(column.cat.codes, dtype=np.int64), [str(c) for c in column.cat.categories]
 
@@ -41,7 +41,7 @@ def category_codes(adata: AnnData, key: str) -> tuple[Ints, list[str]]:
 def colors_of(
     adata: AnnData, key: str, palette: str | Sequence[str] | Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Colour of every category of ``obs[key]``: of ``palette``, else as stored, else scanpy's; nothing is written."""
+    """Return the colour of each category of ``obs[key]``: from ``palette``, else the stored one, else scanpy's."""
     _, names = category_codes(adata, key)
     if palette is not None:
         return _from_palette(palette, names)
@@ -56,7 +56,7 @@ def colors_of(
 
 
 def rgba(codes: Ints, colors: Mapping[str, str]) -> Floats:
-    """RGBA of every code, those of the names in ``colors``; a missing one is light grey."""
+    """Return the RGBA of each code, an index into ``colors``; a missing one (-1) is light grey."""
     return np.asarray(to_rgba_array([*colors.values(), MISSING])[codes])  # code -1 is the last row
 
 
@@ -64,7 +64,7 @@ def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
     try:
         chosen = color_palette(palette, len(names)) if isinstance(palette, str) else palette
     except ValueError as err:
-        raise ValueError(f"`palette={palette!r}` is no colour map; give a name such as 'tab20'.") from err
+        raise ValueError(f"`palette={palette!r}` is not a colour map; give a name such as 'tab20'.") from err
     if not isinstance(chosen, Mapping) and not np.ndim(np.asarray(chosen, dtype=object)):
         raise TypeError(f"`palette` must be the name of a colour map, a list of colours or a mapping from category "
                         f"to colour, not {palette!r}.")  # fmt: skip
@@ -78,69 +78,71 @@ def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
         raise ValueError(f"`palette` has a colour that matplotlib does not know: {err}") from err
 
 
-def plain(label: str) -> str:
-    """Return a name as it is written, no formula in it, of a length that leaves room; names may differ at their end."""
+def label_text(label: str) -> str:
+    """Shorten a long name in its middle, as names may differ at their end, and escape what would be a formula."""
     label = label if len(label) <= LABEL_MAX else f"{label[: LABEL_MAX // 2]}...{label[3 - LABEL_MAX // 2 :]}"
     return label.replace("$", r"\$") if label.count("$") > 1 else label
 
 
-def dot(label: str, color: Any, *, size: float = 7.0, **kwargs: Any) -> Any:
-    """Legend entry: a disc."""
-    how = {"marker": "o", "linestyle": "", "markersize": size, "color": color, "markeredgewidth": 0} | kwargs
-    return Line2D([], [], label=plain(label), **how)
+def point_handle(label: str, color: Any, *, size: float = 7.0, edge: float = 0.0) -> Line2D:
+    """Return a legend entry that is a disc, or with an ``edge`` of some width a ring."""
+    return Line2D([], [], marker="o", linestyle="", markersize=size, color=color, markeredgewidth=edge,
+                  markerfacecolor="none" if edge else color, label=label_text(label))  # fmt: skip
 
 
-def heading(label: str) -> Any:
-    """Legend entry: a heading above the entries that follow."""
-    return dot(label, "none", marker="", gid=_HEADING)
+def heading_handle(label: str) -> Line2D:
+    """Return a legend entry that is the heading of those that follow."""
+    return Line2D([], [], linestyle="", label=label_text(label), gid=_HEADING)
 
 
 def class_handles(names: Sequence[str], colors: Mapping[str, str], missing: bool) -> list[Any]:
-    """Legend entries of categories, at most :data:`LEGEND_MAX`."""
-    handles = [dot(n, colors[n]) for n in names[:LEGEND_MAX]]
+    """Return the legend entries of categories, at most :data:`LEGEND_MAX`."""
+    handles = [point_handle(n, colors[n]) for n in names[:LEGEND_MAX]]
     if len(names) > LEGEND_MAX:
-        handles.append(heading(f"... and {len(names) - LEGEND_MAX} more"))
-    return [*handles, dot("NA", MISSING)] if missing else handles
+        handles.append(heading_handle(f"... and {len(names) - LEGEND_MAX} more"))
+    return [*handles, point_handle("NA", MISSING)] if missing else handles
 
 
 def add_legend(
-    axes: Sequence[Axes], handles: Sequence[Any], *, own: bool, title: str | None = None,
+    axes: Sequence[Axes], handles: Sequence[Any], *, ax: Axes | None, title: str | None = None,
     bars: Sequence[tuple[Any, str]] = (),
 ) -> None:  # fmt: skip
-    """Put one legend and the colour bars ``(mappable, label)`` beside the panels, or into the caller's Axes' place."""
-    if not own:
-        _inside(axes[0], handles, title, bars)
+    """Add one legend and the colour bars ``(mappable, label)`` beside the panels, or within the caller's ``ax``."""
+    if ax is not None:
+        _add_within(ax, handles, title, bars)
         return
     figure: Any = axes[0].figure
     if handles:
         ncols = max(1, -(-len(handles) // max(4, int(figure.get_size_inches()[1] / _ROW) - 2)))
-        legend = _draw(figure, handles, title, loc="outside right center", ncols=ncols)
+        legend = _new_legend(figure, handles, title, loc="outside right center", ncols=ncols)
         figure.set_figwidth(figure.get_figwidth() + legend.get_window_extent().width / figure.dpi)
     wide, tall = figure.get_size_inches()
-    how: dict[str, Any] = {"location": "bottom", "aspect": 30, "fraction": 0.05}
     for bar, label in bars:  # slim, under the panels, clear of the legend to the right
-        drawn = figure.colorbar(bar, ax=list(axes), shrink=min(0.7, 3.5 / wide), pad=0.02 + 0.1 / tall, **how)
-        _label(drawn, label)
+        drawn = figure.colorbar(bar, ax=list(axes), location="bottom", aspect=30, fraction=0.05,
+                                shrink=min(0.7, 3.5 / wide), pad=0.02 + 0.1 / tall)  # fmt: skip
+        _label_colorbar(drawn, label)
         drawn.ax.locator_params(nbins=5 if wide > 4 else 3)  # inches
 
 
 def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
     """Return a part of a colour map in which missing values are light grey."""
     if not isinstance(name, str) or name not in colormaps:
-        raise ValueError(f"`cmap={name!r}` is no colour map of matplotlib; give a name such as 'magma_r'.")
+        raise ValueError(f"`cmap={name!r}` is not a colour map of matplotlib; give a name such as 'magma_r'.")
     return ListedColormap(colormaps[name](np.linspace(low, high, 256))).with_extremes(bad=MISSING)
 
 
 def mappable(low: float, high: float, cmap: Any) -> Any:
-    """Return what a colour bar shows: colours from ``low`` to ``high``."""
+    """Return the colours from ``low`` to ``high`` for a colour bar."""
     return ScalarMappable(Normalize(low, high), cmap)
 
 
-def _draw(where: Any, handles: Sequence[Any], title: str | None, size: float | str = "small", **kwargs: Any) -> Any:
+def _new_legend(
+    parent: Any, handles: Sequence[Any], title: str | None, size: float | str = "small", **kwargs: Any
+) -> Any:
     """Draw a legend into a figure or Axes, its title and headings in bold, flush with the marks."""
     bold = {"size": size, "weight": "bold"}
-    legend = where.legend(
-        handles=list(handles), title=None if title is None else plain(title), frameon=False, fontsize=size,
+    legend = parent.legend(
+        handles=list(handles), title=None if title is None else label_text(title), frameon=False, fontsize=size,
         title_fontproperties=bold, alignment="left", handletextpad=0.5, labelspacing=0.5, **kwargs,
     )  # fmt: skip
     headings = [t for t, h in zip(legend.get_texts(), handles, strict=True) if h.get_gid() == _HEADING]
@@ -152,20 +154,20 @@ def _draw(where: Any, handles: Sequence[Any], title: str | None, size: float | s
     return legend
 
 
-def _label(bar: Any, label: str, size: float | str = "small") -> None:
+def _label_colorbar(bar: Any, label: str, size: float | str = "small") -> None:
     bar.set_label(label, fontsize=size)
     bar.ax.tick_params(labelsize=size)
     bar.outline.set_visible(False)
 
 
-def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[tuple[Any, str]]) -> None:
-    """Divide the Axes' own place: beside what is drawn the legend, in the largest print that fits, and colour bars."""
+def _add_within(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[tuple[Any, str]]) -> None:
+    """Divide the space of the Axes between the drawing, a legend in the largest print that fits, and colour bars."""
     divider = make_axes_locatable(ax)
-    width, height = inches(ax)
+    width, height = axes_size(ax)
     drawn: Any = ax.get_tightbbox()
     below = (ax.bbox.y0 - drawn.y0) / ax.figure.dpi  # ticks and label of the x axis
     for size in (8.0, 7.0, 6.0, 5.0, 4.0) if handles else ():
-        legend = _draw(ax, handles, title, size, loc="center left", bbox_to_anchor=(1.0, 0.5), borderpad=0.2)
+        legend = _new_legend(ax, handles, title, size, loc="center left", bbox_to_anchor=(1.0, 0.5), borderpad=0.2)
         needed, tall = legend.get_window_extent().size / ax.figure.dpi
         if needed + 0.1 <= 0.6 * width and tall <= height:
             divider.append_axes("right", needed + 0.1, pad=0).set_axis_off()
@@ -178,16 +180,16 @@ def _inside(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[
         strip = divider.append_axes("bottom", 0.45, pad=below + 0.1)  # inches
         strip.set_axis_off()
         drawn = ax.figure.colorbar(bar, cax=strip.inset_axes((0.1, 0.8, 0.8, 0.2)), orientation="horizontal")
-        _label(drawn, label, 7.0)
+        _label_colorbar(drawn, label, 7.0)
         drawn.ax.locator_params(nbins=4)
         below = 0.0
 
 
-def inches(ax: Any) -> Floats:
-    """Width and height of an Axes."""
+def axes_size(ax: Any) -> Floats:
+    """Return the width and height of an Axes in inches."""
     return np.asarray(ax.bbox.size / ax.figure.dpi)
 
 
-def text_inches(labels: Sequence[str]) -> float:
-    """Width of the longest label, about."""
-    return LETTER * max(map(len, labels), default=0)
+def text_width(labels: Sequence[str]) -> float:
+    """Return the approximate width of the longest label in inches."""
+    return _LETTER * max(map(len, labels), default=0)

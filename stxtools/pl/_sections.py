@@ -1,8 +1,8 @@
-"""The sections that a plot draws, side by side: image, what is drawn over it, frame and scale bar."""
+"""The sections of a plot: their positions, and Axes with the tissue image and a scale bar."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,21 +22,20 @@ from stxtools._checks import check_key, check_names
 from stxtools._types import Floats, Ints
 from stxtools._validate import array_positions, coordinates, libraries, listing, spatial_entry, stored_library_key
 
-from . import _base, _legend
+from . import _base
 
-Draw = Callable[[Axes, "Panel", bool], object]  # whether it lies over an image
 _MICRONS = frozenset({"micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres", "um", "µm", "μm"})
 _VISIUM_PITCH = 100.0  # microns between the centres of neighbouring spots
 # spot diameter / pitch: 0.55 by design; older Space Ranger wrote up to 0.71, so that the pitch is what is measured
 _VISIUM_RATIO = (0.45, 0.8)
 _GAP = 0.08  # between sections side by side, as a share of the largest
 RASTERIZE_ABOVE = 50_000  # so many circles make a vector file that no viewer opens
-PANEL_INCHES = 4.6
+_PANEL_INCHES = 4.6
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One section: its name, the rows of its observations and where they lie."""
+    """One section: its name, the rows of its observations and their positions."""
 
     library: str
     rows: Ints
@@ -44,19 +43,19 @@ class Panel:
 
     @cached_property
     def limits(self) -> tuple[float, float, float, float]:
-        """Left, right, top, bottom of the section with a margin."""
+        """Return left, right, top and bottom of the section with a margin."""
         low, high = self.xy.min(axis=0), self.xy.max(axis=0)
         pad = max(self.pitch, 0.01 * float((high - low).max()))
         return low[0] - pad, high[0] + pad, low[1] - pad, high[1] + pad
 
     @cached_property
     def pitch(self) -> float:
-        """Median distance to the third neighbour: the pitch of a lattice, or about one over the root of the density."""
-        places = pd.DataFrame(self.xy).drop_duplicates().to_numpy()
-        if len(places) < 2:
+        """Return the median distance to the third neighbour: the pitch of a lattice, about 1 / sqrt(density) else."""
+        points = pd.DataFrame(self.xy).drop_duplicates().to_numpy()
+        if len(points) < 2:
             return 1.0
-        probe = places[:: max(1, len(places) // 2000)]
-        return float(np.median(cKDTree(places).query(probe, k=min(4, len(places)))[0][:, -1]))
+        sample = points[:: max(1, len(points) // 2000)]
+        return float(np.median(cKDTree(points).query(sample, k=min(4, len(points)))[0][:, -1]))
 
 
 def panels_of(
@@ -70,21 +69,23 @@ def panels_of(
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:
         raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
-    rows = {name: np.flatnonzero(libs.codes == libs.names.index(name)) for name in wanted}
-    return [Panel(name, rows[name], xy[rows[name]]) for name in wanted]
+    rows = [np.flatnonzero(libs.codes == libs.names.index(name)) for name in wanted]
+    return [Panel(name, part, xy[part]) for name, part in zip(wanted, rows, strict=True)]
 
 
 def spatial_key_of(adata: AnnData, spatial_key: str | None, params: Mapping[str, Any]) -> str:
-    """Where to draw: at the positions that are named, else at those that the results were made at."""
+    """Return the key of the positions to draw at: the given one, else that of the call that made the results."""
+    if spatial_key is not None:
+        return check_key("spatial_key", spatial_key)
     stored = params.get("spatial_key")
-    known = stored if isinstance(stored, str) and stored in adata.obsm else _keys.SPATIAL
-    return known if spatial_key is None else check_key("spatial_key", spatial_key)
+    return stored if isinstance(stored, str) and stored in adata.obsm else _keys.SPATIAL
 
 
 def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool | None:
+    """Return the ``library_key`` of the call that made the results, else a column of names in ``uns["spatial"]``."""
     slots = [adata.uns.get(_keys.SEGMENT), adata.uns.get(_keys.REGIONS)]
-    for made_with in (params or {}, *(_base.params_of(slot) for slot in slots)):
-        key = stored_library_key(made_with)
+    for stored in (params or {}, *map(_base.params_of, slots)):
+        key = stored_library_key(stored)
         if key is False or (isinstance(key, str) and key in adata.obs):
             return key
     spatial = adata.uns.get(_keys.SPATIAL)
@@ -96,38 +97,35 @@ def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool
     return None
 
 
-def side_by_side(panels: Sequence[Panel]) -> list[Floats]:
-    """Return what moves each section to its place in a grid; all keep their scale."""
+def grid_offsets(panels: Sequence[Panel]) -> list[Floats]:
+    """Return the shift of each section that puts all of them into a grid, at one scale."""
     limits = np.array([panel.limits for panel in panels])
     sizes = np.c_[limits[:, 1] - limits[:, 0], limits[:, 3] - limits[:, 2]]
     cell = sizes.max(axis=0) * (1 + _GAP)
     cols = int(np.ceil(np.sqrt(len(panels))))
-    places = np.array([[i % cols, i // cols] for i in range(len(panels))])
-    return list(places * cell + (cell - sizes) / 2 - limits[:, [0, 2]])
+    cells = np.array([[i % cols, i // cols] for i in range(len(panels))])
+    return list(cells * cell + (cell - sizes) / 2 - limits[:, [0, 2]])
 
 
-def positive(value: Any) -> float | None:
+def positive_number(value: Any) -> float | None:
     """Return a number above 0 as a float, None for anything else."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return float(value) if number and 0 < value < np.inf else None
 
 
-# --- scale bars, where the unit of the coordinates is known -------------------------------------------------------
-
-
-def units_of(
+def microns_per_unit(
     adata: AnnData, panels: Sequence[Panel], spatial_key: str, scale_bar: float | bool | None
 ) -> dict[str, float | None]:
-    """Return the microns of a unit of the coordinates for each section."""
+    """Return how many microns one unit of the coordinates is, for each section; None where it is not known."""
     if scale_bar is not None and not isinstance(scale_bar, bool):
-        given = positive(scale_bar)
+        given = positive_number(scale_bar)
         if given is None:
             raise TypeError(
                 f"`scale_bar` must be True, False, None or the microns of a unit of the coordinates, not {scale_bar!r}."
             )
         return {panel.library: given for panel in panels}
     known = scale_bar is not False and spatial_key == _keys.SPATIAL
-    units = {panel.library: _known(adata, panel) if known else None for panel in panels}
+    units = {panel.library: _recorded_unit(adata, panel) if known else None for panel in panels}
     unknown = [name for name, unit in units.items() if unit is None]
     if scale_bar is True and unknown:
         raise ValueError(
@@ -138,15 +136,15 @@ def units_of(
     return units
 
 
-def _known(adata: AnnData, panel: Panel) -> float | None:
+def _recorded_unit(adata: AnnData, panel: Panel) -> float | None:
     slots = spatial_entry(adata, panel.library)
-    factors, about = slots[_keys.SCALEFACTORS], slots["metadata"]
-    recorded = positive(factors.get("microns_per_pixel"))
+    factors, metadata = slots[_keys.SCALEFACTORS], slots["metadata"]
+    recorded = positive_number(factors.get("microns_per_pixel"))
     if recorded is not None:
         return recorded
-    if any(str(about.get(k)).lower() in _MICRONS for k in ("unit", "units")):
+    if any(str(metadata.get(k)).lower() in _MICRONS for k in ("unit", "units")):
         return 1.0
-    diameter, positions = positive(factors.get(_keys.SPOT_DIAMETER)), array_positions(adata)
+    diameter, positions = positive_number(factors.get(_keys.SPOT_DIAMETER)), array_positions(adata)
     if diameter is None or positions is None or len(panel.rows) < 3:
         return None
     # Visium has every second column in a row, and the next row is shifted by one
@@ -156,32 +154,23 @@ def _known(adata: AnnData, panel: Panel) -> float | None:
     return _VISIUM_PITCH / panel.pitch if hexagonal and low <= diameter / panel.pitch <= high else None
 
 
-def draw_sections(
-    adata: AnnData, panels: Sequence[Panel], draw: Draw, *, ax: Axes | None, spatial_key: str, title: str | None,
+def section_axes(
+    adata: AnnData, panels: Sequence[Panel], *, ax: Axes | None, spatial_key: str, title: str | None,
     img: bool | str | None, scale_bar: float | bool | None, bottom: float = 0.0,
 ) -> list[Axes]:  # fmt: skip
-    """Fill one Axes per section: those of a new figure that fits the tissue, or the given one."""
-    names = [panel.library for panel in panels]
-    _base.check_room(ax, names, "section", "library")
-    titles = _base.titles_of(names if len(names) > 1 else [""], title)
-    units = units_of(adata, panels, spatial_key, scale_bar)
-    if ax is not None:
-        axes = [ax]
-    else:
-        boxes = [panel.limits for panel in panels]
-        ratio = float(np.median([(b[3] - b[2]) / (b[1] - b[0]) for b in boxes]))
-        side = PANEL_INCHES * (0.75 if len(panels) > 1 else 1.0)
-        width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
-        width = max(width, _legend.text_inches(titles) + 0.2)
-        axes = _base.grid(len(panels), width, height, bottom=bottom)
-    for axis, panel, text in zip(axes, panels, titles, strict=True):
-        draw(axis, panel, _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL))
+    """Return one Axes per section with its image and scale bar: of a new figure that fits the tissue, or ``ax``."""
+    units = microns_per_unit(adata, panels, spatial_key, scale_bar)
+    limits = [panel.limits for panel in panels]
+    ratio = float(np.median([(end - top) / (right - left) for left, right, top, end in limits]))
+    side = _PANEL_INCHES * (0.75 if len(panels) > 1 else 1.0)
+    width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
+    names = [panel.library for panel in panels] if len(panels) > 1 else [""]
+    axes = _base.panels(names, title, ax, "library", width, height, bottom=bottom)
+    for axis, panel, (left, right, top, end) in zip(axes, panels, limits, strict=True):
+        _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL)
         # image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader
-        left, right, top, end = panel.limits
         axis.set(xlim=(left, right), ylim=(end, top), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
         axis.spines[:].set_visible(False)
-        if text:
-            axis.set_title(text, fontsize="medium")
         if unit := units[panel.library]:
             axis.set_ylim(end + 0.07 * (end - top), top)  # below the tissue
             axis.add_artist(ScaleBar(unit, "um", location="lower left", scale_loc="right", length_fraction=0.35, pad=0,
@@ -190,48 +179,44 @@ def draw_sections(
     return axes
 
 
-def spots_drawn(colors: Any, label: str, size: float = 1.0, **how: Any) -> Draw:
-    """Return what draws discs whose diameter is in data units, smaller over an image.
+def draw_spots(ax: Axes, panel: Panel, colors: Any, label: str, size: float = 1.0, **kwargs: Any) -> None:
+    """Draw the observations as discs whose diameter is in data units.
 
     - ``colors``: One colour, or RGBA or a number of every observation of all sections.
     """
-
-    def draw(ax: Axes, panel: Panel, over: bool) -> None:
-        diameter, xy, paint = [panel.pitch * size * (0.8 if over else 1)], panel.xy, dict(how)
-        if np.ndim(colors) == 1:  # numbers; those of high value lie on top, the missing at the bottom
-            values = np.asarray(colors[panel.rows], dtype=float)
-            order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
-            xy, paint["array"] = xy[order], np.ma.masked_invalid(values[order])
-        else:
-            paint["facecolors"] = colors if isinstance(colors, str) else colors[panel.rows]
-        spots = EllipseCollection(
-            diameter, diameter, [0.0], units="xy", offsets=xy, offset_transform=ax.transData, linewidths=0,
-            rasterized=len(xy) > RASTERIZE_ABOVE, label=label, **paint,
-        )  # fmt: skip
-        ax.add_collection(spots, autolim=False)
-
-    return draw
+    diameter, xy = [panel.pitch * size], panel.xy
+    if np.ndim(colors) == 1:  # numbers; those of high value lie on top, the missing at the bottom
+        values = np.asarray(colors[panel.rows], dtype=float)
+        order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
+        xy, kwargs["array"] = xy[order], np.ma.masked_invalid(values[order])
+    else:
+        kwargs["facecolors"] = colors if isinstance(colors, str) else colors[panel.rows]
+    spots = EllipseCollection(
+        diameter, diameter, [0.0], units="xy", offsets=xy, offset_transform=ax.transData, linewidths=0,
+        rasterized=len(xy) > RASTERIZE_ABOVE, label=label, **kwargs,
+    )  # fmt: skip
+    ax.add_collection(spots, autolim=False)
 
 
-def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> bool:
-    """Draw the section's image under the spots, by default where their coordinates fit; return whether there is one."""
+def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> None:
+    """Draw the section's image under the spots, by default where their coordinates fit it."""
     if img is False or (img is None and not fits):
-        return False
+        return
     library = panel.library
     images, scalefactors = (spatial_entry(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))
-    found = sorted(map(str, images), key=lambda name: (name != "hires", name != "lowres"))
-    wanted = [img] if isinstance(img, str) else found
+    present = sorted(map(str, images), key=lambda name: (name != "hires", name != "lowres"))
+    wanted = [img] if isinstance(img, str) else present
     name = next((n for n in wanted if n in images and f"tissue_{n}_scalef" in scalefactors), None)
     if name is None:
-        if not isinstance(img, str) and (img is None or not found):
-            return False
+        if not isinstance(img, str) and (img is None or not present):
+            return
         raise KeyError(
-            f"`img={img!r}`: section {library!r} has the images {listing(found)} and the scale factors "
+            f"`img={img!r}`: section {library!r} has the images {listing(present)} and the scale factors "
             f"{listing(scalefactors)} in `adata.uns['spatial']`; an image NAME needs `tissue_NAME_scalef`."
         )
     pixels, scale = np.asarray(images[name]), scalefactors[f"tissue_{name}_scalef"]
-    factor, colors = positive(scale), pixels.shape[2:] if pixels.ndim > 1 else None
-    if factor is None or pixels.dtype.kind not in "buif" or colors not in ((), (3,), (4,)):
+    factor, channels = positive_number(scale), pixels.shape[2:] if pixels.ndim > 1 else None
+    if factor is None or pixels.dtype.kind not in "buif" or channels not in ((), (3,), (4,)):
         raise ValueError(
             f"`adata.uns['spatial'][{library!r}]`: image {name!r} has shape {pixels.shape} and type "
             f"{pixels.dtype}, and `tissue_{name}_scalef` is {scale!r}; expected height x width, or height x "
@@ -241,6 +226,5 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, 
     extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / factor
     image = ax.imshow(pixels, extent=tuple(extent), origin="upper", cmap="gray", zorder=-1)
     left, right, top, bottom = panel.limits
-    # a scale bar or a legend beside the section stands on the ground
+    # a scale bar or a legend beside the section lies on the background
     image.set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=ax.transData))
-    return True

@@ -17,23 +17,22 @@ from matplotlib.lines import Line2D
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._checks import check_key
 from stxtools._types import Floats, Ints
 from stxtools._validate import check_choice, check_in, check_number, coordinates
 from stxtools.get._segments import regions_of
 
 from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import Panel, draw_sections, panels_of, spatial_key_of, spots_drawn, units_of
+from ._sections import Panel, draw_spots, microns_per_unit, panels_of, section_axes, spatial_key_of
 
 _SIZE_MIN, _SIZE_MAX = 0.001, 100.0
-NODE_MIN, NODE_MAX = 12.0, 320.0  # area of a node, points^2
-NODE_BUDGET = 6400.0  # of all nodes of a panel together, points^2: about a twentieth of the panel
-WIDTH_MIN, WIDTH_MAX = 0.4, 5.0  # points
-_AGAIN = "Run `st.tl.region_graph(adata)` again."
+_NODE_MIN, _NODE_MAX = 12.0, 320.0  # area of a node, points^2
+_NODES_TOTAL = 6400.0  # area of all nodes of a panel, points^2: about a twentieth of the panel
+_WIDTH_MIN, _WIDTH_MAX = 0.4, 5.0  # width of an edge, points
+_RERUN = "Run `st.tl.region_graph(adata)` again."
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
 
-Edges = tuple[Ints, Ints, Floats]
+Edges = tuple[Ints, Ints, Floats]  # rows, columns, weights
 
 
 @_base.plot
@@ -74,14 +73,15 @@ def segment(
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
     codes, names = category_codes(adata, key)
     colors = colors_of(adata, key, palette)
-    draw = spots_drawn(rgba(codes, colors), key, size)
-    axes = draw_sections(adata, panels, draw, ax=ax, spatial_key=spatial_key, title=title, img=img, scale_bar=scale_bar)
+    axes = section_axes(adata, panels, ax=ax, spatial_key=spatial_key, title=title, img=img, scale_bar=scale_bar)
+    for axis, panel in zip(axes, panels, strict=True):
+        draw_spots(axis, panel, rgba(codes, colors), key, size * (0.8 if axis.images else 1))
     if legend:
         drawn = np.concatenate([codes[p.rows] for p in panels])
         present = [n for i, n in enumerate(names) if (drawn == i).any()]
         handles = _legend.class_handles(present, colors, missing=bool((drawn < 0).any()))
-        _legend.add_legend(axes, handles, own=ax is None, title=key)
-    return _base.done("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
+        _legend.add_legend(axes, handles, ax=ax, title=key)
+    return _base.save_or_show("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
 @_base.plot
@@ -98,45 +98,39 @@ def region_graph(
     wider with the length of the shared border; the observations are faint. The colours are stored in ``adata.uns`` and
     in the region AnnData.
 
-    Parameters
-    ----------
-    %(parameters)s
-
     Examples
     --------
     >>> adata = st.datasets.synthetic_tissue(n_obs=400)
     >>> st.tl.region_graph(adata, segment_key="compartment", library_key="section")
     >>> ax = st.pl.region_graph(adata)
     """
-    view = GraphView(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
-    regions = view.regions
-    check_in(regions, "obsp", _keys.CONNECTIVITIES, "edges", _AGAIN)
-    ink = rcParams["text.color"]
-    weights = weights_of(regions, _keys.CONTACT if _keys.CONTACT in regions.obsp else _keys.CONNECTIVITIES)
-    top = float(weights.data.max()) if weights.nnz else 1.0
-
-    def draw(axis: Axes, panel: Panel, over: bool) -> None:
-        spots_drawn(view.faint, "observations")(axis, panel, False)
-        view.draw_edges(axis, view.edges(weights, panel), top, colors=ink, label="edges")
-        view.draw_nodes(axis, panel)
-
-    axes = draw_sections(
-        adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar
+    graph = RegionGraph(adata, key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette)
+    check_in(graph.regions, "obsp", _keys.CONNECTIVITIES, "edges", _RERUN)
+    color = rcParams["text.color"]
+    has_contact = _keys.CONTACT in graph.regions.obsp
+    weights = graph.weights(_keys.CONTACT if has_contact else _keys.CONNECTIVITIES)
+    largest = float(weights.data.max()) if weights.nnz else 1.0
+    axes = section_axes(
+        adata, graph.panels, ax=ax, spatial_key=graph.spatial_key, title=title, img=img, scale_bar=scale_bar
     )
+    for axis, panel in zip(axes, graph.panels, strict=True):
+        draw_spots(axis, panel, graph.pale_spots, "observations")
+        graph.draw_edges(axis, graph.edges(weights, panel), largest, colors=color, label="edges")
+        graph.draw_nodes(axis, panel)
     if legend:
-        units = set(units_of(adata, view.panels, view.spatial_key, scale_bar).values())
-        unit = units.pop() if len(units) == 1 and _keys.CONTACT in regions.obsp else None
-        handles = [_legend.heading("segment"), *_legend.class_handles(view.names, view.colors, missing=False)]
-        sizes = _steps(float(view.sizes.min()), float(view.sizes.max()))
-        handles += [_legend.heading("observations")]
-        handles += [_legend.dot(f"{s:g}", MISSING, size=float(np.sqrt(view.node_area(s)))) for s in sizes]
+        units = set(microns_per_unit(adata, graph.panels, graph.spatial_key, scale_bar).values())
+        unit = units.pop() if len(units) == 1 and has_contact else None
+        handles = [_legend.heading_handle("segment"), *_legend.class_handles(graph.names, graph.colors, missing=False)]
+        sizes = _round_numbers(float(graph.sizes.min()), float(graph.sizes.max()))
+        handles += [_legend.heading_handle("observations")]
+        handles += [_legend.point_handle(f"{s:g}", MISSING, size=float(np.sqrt(graph.node_area(s)))) for s in sizes]
         if weights.nnz:
             scale = unit or 1.0  # in microns where they are known
-            handles += [_legend.heading("contact length" if unit is None else "contact length (µm)")]
-            handles += [Line2D([], [], color=ink, linewidth=float(view.widths(s / scale, top)), label=f"{s:g}")
-                        for s in _steps(scale * float(weights.data.min()), scale * top)]  # fmt: skip
-        _legend.add_legend(axes, handles, own=ax is None)
-    return _base.done("region_graph", axes, ax=ax, show=show, save=save, colors=view.stores)
+            handles += [_legend.heading_handle("contact length" if unit is None else "contact length (µm)")]
+            handles += [Line2D([], [], color=color, linewidth=float(graph.widths(s / scale, largest)), label=f"{s:g}")
+                        for s in _round_numbers(scale * float(weights.data.min()), scale * largest)]  # fmt: skip
+        _legend.add_legend(axes, handles, ax=ax)
+    return _base.save_or_show("region_graph", axes, ax=ax, show=show, save=save, colors=graph.stored_colors)
 
 
 @_base.plot
@@ -175,50 +169,49 @@ def attention(
     >>> ax = st.pl.attention(adata)
     """
     check_choice("color", color, ("segment", "attention", None))
-    colors = _legend.color_map(("magma_r" if _ground().mean() > 0.6 else "magma") if cmap is None else cmap)
-    top = None if vmax is None else check_number("vmax", vmax, minimum=0)
-    view = GraphView(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
-    check_in(view.regions, "obsp", key, "key", _EMBED)
-    given = weights_of(view.regions, key)
-    edges = {panel.library: view.edges(((given + given.T) / 2).tocsr(), panel) for panel in view.panels}
-    strongest = max((float(weight[-1]) for _, _, weight in edges.values() if len(weight)), default=0.0)
-    widest = strongest if top is None else top
-    bar = _legend.mappable(0.0, widest or 1.0, colors)
+    cmap = ("magma_r" if _background().mean() > 0.6 else "magma") if cmap is None else cmap
+    colors = _legend.color_map(cmap)
+    vmax = None if vmax is None else check_number("vmax", vmax, minimum=0)
+    graph = RegionGraph(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
+    check_in(graph.regions, "obsp", key, "key", _EMBED)
+    weights = graph.weights(key)
+    edges = [graph.edges(((weights + weights.T) / 2).tocsr(), panel) for panel in graph.panels]
+    strongest = max((float(weight[-1]) for _, _, weight in edges if len(weight)), default=0.0)
+    largest = strongest if vmax is None else vmax
+    bar = _legend.mappable(0.0, largest or 1.0, colors)
     bars = [(bar, "attention between regions")] if strongest else []
-    spots = spots_drawn(view.faint if color == "segment" else "#e6e6e6", "observations")
+    spots: Any = graph.pale_spots if color == "segment" else "#e6e6e6"
+    scale: dict[str, Any] = {}
     if color == "attention":
         check_in(adata, "obs", key, "key", _EMBED)
-        _base.check_columns(adata.obs, [key], "adata.obs", "st.tl.embed(adata)")
-        values = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
-        known = values[np.isfinite(values)] if np.isfinite(values).any() else np.arange(2.0)
-        ground = _legend.mappable(known.min(), known.max(), _legend.color_map("Blues", 0.05, 0.8))
-        spots = spots_drawn(values, "observations", cmap=ground.cmap, norm=ground.norm)
-        bars.append((ground, "attention from other regions"))
-
-    def draw(axis: Axes, panel: Panel, over: bool) -> None:
-        spots(axis, panel, False)
-        here = edges[panel.library]
-        view.draw_edges(axis, here, widest, array=here[2], cmap=bar.cmap, norm=bar.norm, label="attention")
-        view.draw_nodes(axis, panel, scale=0.4)
-
-    axes = draw_sections(
-        adata, view.panels, draw, ax=ax, spatial_key=view.spatial_key, title=title, img=img, scale_bar=scale_bar,
+        _base.check_numeric(adata.obs, [key], "adata.obs", "st.tl.embed(adata)")
+        spots = adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan)
+        known = spots[np.isfinite(spots)] if np.isfinite(spots).any() else np.arange(2.0)
+        spots_bar = _legend.mappable(known.min(), known.max(), _legend.color_map("Blues", 0.05, 0.8))
+        scale = {"cmap": spots_bar.cmap, "norm": spots_bar.norm}
+        bars.append((spots_bar, "attention from other regions"))
+    axes = section_axes(
+        adata, graph.panels, ax=ax, spatial_key=graph.spatial_key, title=title, img=img, scale_bar=scale_bar,
         bottom=0.7 * len(bars) * legend,
     )  # fmt: skip
+    for axis, panel, drawn in zip(axes, graph.panels, edges, strict=True):
+        draw_spots(axis, panel, spots, "observations", **scale)
+        graph.draw_edges(axis, drawn, largest, array=drawn[2], cmap=bar.cmap, norm=bar.norm, label="attention")
+        graph.draw_nodes(axis, panel, scale=0.4)
     if legend:
-        handles = _legend.class_handles(view.names, view.colors, missing=False)
-        _legend.add_legend(axes, handles, own=ax is None, title="segment", bars=bars)
-    return _base.done("attention", axes, ax=ax, show=show, save=save, colors=view.stores)
+        handles = _legend.class_handles(graph.names, graph.colors, missing=False)
+        _legend.add_legend(axes, handles, ax=ax, title="segment", bars=bars)
+    return _base.save_or_show("attention", axes, ax=ax, show=show, save=save, colors=graph.stored_colors)
 
 
-class GraphView:
-    """What the plots of the region graph share: sections, regions, and their colours.
+class RegionGraph:
+    """The region graph with its colours, as both of its plots draw it.
 
     - ``panels``: The sections that are drawn.
-    - ``centroids``, ``library``, ``sizes``, ``nodes``: Of each region, its place, section, observations and RGBA.
-    - ``names``, ``colors``, ``spots``: Segments, their colours, and the RGBA of each observation.
-    - ``most``: Regions in the fullest panel; many nodes are drawn smaller, and their edges thinner.
-    - ``stores``: Colours to keep once the plot is done.
+    - ``centroids``, ``library``, ``sizes``, ``nodes``: Position, section, number of observations and RGBA per region.
+    - ``names``, ``colors``: The segments and their colours.
+    - ``pale_spots``: RGB per observation.
+    - ``stored_colors``: Colours to store once the plot is done.
     """
 
     def __init__(
@@ -226,91 +219,88 @@ class GraphView:
         library: str | Sequence[str] | None, palette: str | Sequence[str] | Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.regions = regions = regions_of(adata, key)
-        _base.check_columns(regions.obs, ["n_obs"], f"adata.uns[{key!r}].obs", "st.tl.region_graph(adata)")
-        check_in(regions, "obs", _keys.SEGMENT, "segment of the regions", _AGAIN)
-        check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _AGAIN)
+        _base.check_numeric(regions.obs, ["n_obs"], f"adata.uns[{key!r}].obs", "st.tl.region_graph(adata)")
+        check_in(regions, "obs", _keys.SEGMENT, "segment of the regions", _RERUN)
+        check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _RERUN)
         self.sizes, self.centroids = regions.obs["n_obs"].to_numpy(dtype=float), coordinates(regions)
         params = _base.params_of(regions)
-        asked = _keys.SPATIAL if spatial_key is None else check_key("spatial_key", spatial_key)
-        self.spatial_key = str(params.get("spatial_key", asked))
+        self.spatial_key = str(params.get("spatial_key", spatial_key or _keys.SPATIAL))
         if spatial_key not in (None, self.spatial_key):
             raise ValueError(f"The centroids of the regions lie in `obsm[{self.spatial_key!r}]`, not in "
                              f"{spatial_key!r}; run `st.tl.region_graph(adata, spatial_key={spatial_key!r})` "
                              "first.")  # fmt: skip
-        where: dict[str, Any] = {"spatial_key": self.spatial_key, "library_key": library_key, "library": library}
-        self.panels = panels_of(adata, **where, params=params)
-        home = regions.obs.get("library", pd.Series("", index=regions.obs_names)).to_numpy(dtype=object).astype(str)
-        one = len(self.panels) == 1 and len(set(home)) <= 1  # one section needs no name to be known
-        self.library = np.full(regions.n_obs, self.panels[0].library, dtype=object) if one else home
-        self.most = max(int((self.library == panel.library).sum()) for panel in self.panels)
+        self.panels = panels_of(
+            adata, spatial_key=self.spatial_key, library_key=library_key, library=library, params=params
+        )
+        self.library = regions.obs.get("library", pd.Series("", index=regions.obs_names)).astype(str).to_numpy()
+        if len(self.panels) == 1 and len(set(self.library)) <= 1:  # the only section may have another name there
+            self.library = np.full(regions.n_obs, self.panels[0].library, dtype=object)
+        # many nodes are drawn smaller, and their edges thinner
+        self._crowd = max(1, *(int((self.library == panel.library).sum()) for panel in self.panels))
         segment_key = str(params.get("segment_key", _keys.SEGMENT))
-        check_in(adata, "obs", segment_key, "segment_key of the regions", _AGAIN)
+        check_in(adata, "obs", segment_key, "segment_key of the regions", _RERUN)
         known = colors_of(adata, segment_key, palette)
         codes, self.names = category_codes(regions, _keys.SEGMENT)
-        own = colors_of(regions, _keys.SEGMENT)  # of segments that a subset of the observations lacks
-        self.colors = {name: known.get(name, own[name]) for name in self.names}
-        self.spots, self.nodes = rgba(category_codes(adata, segment_key)[0], known), rgba(codes, self.colors)
-        self.stores = [(adata, segment_key, known), (regions, _keys.SEGMENT, self.colors)]
+        default = colors_of(regions, _keys.SEGMENT)  # of segments that a subset of the observations lacks
+        self.colors = {name: known.get(name, default[name]) for name in self.names}
+        self.nodes = rgba(codes, self.colors)
+        # mixed with the background rather than transparent: overlaps stay even
+        self.pale_spots = _background() - 0.3 * (_background() - rgba(category_codes(adata, segment_key)[0], known))
+        self.stored_colors = [(adata, segment_key, known), (regions, _keys.SEGMENT, self.colors)]
 
-    def widths(self, weight: Any, top: float) -> Floats:
-        """Line width in points: linear in the weight."""
-        widest = float(np.clip(WIDTH_MAX * np.sqrt(25 / max(self.most, 1)), WIDTH_MAX / 3, WIDTH_MAX))
-        return WIDTH_MIN + (widest - WIDTH_MIN) * np.clip(np.asarray(weight, dtype=float) / (top or 1.0), 0, 1)
-
-    def node_area(self, n_obs: Any) -> Floats:
-        """Area of a node in square points: linear in the number of observations, small ones still seen."""
-        largest = min(NODE_MAX, max(NODE_BUDGET / max(self.most, 1), 2 * NODE_MIN))
-        return np.maximum(largest * np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0), NODE_MIN)
-
-    @property
-    def faint(self) -> Floats:
-        """Colours of the observations, mixed with the ground rather than transparent: overlaps stay even."""
-        return _ground() - 0.3 * (_ground() - self.spots)
+    def weights(self, key: str) -> sparse.csr_matrix:
+        """Return the weights of all edges, checked to be finite and real."""
+        weights = sparse.csr_matrix(self.regions.obsp[key])
+        if weights.dtype.kind not in "buif" or not np.isfinite(weights.data).all():
+            raise ValueError(f"`obsp[{key!r}]` of the regions holds {weights.dtype} that is not finite and real; run "
+                             "the call that wrote it again.")  # fmt: skip
+        return weights
 
     def edges(self, weights: sparse.csr_matrix, panel: Panel) -> Edges:
-        """Undirected edges of a section, weakest first, so that the strong ones lie on top."""
+        """Return the undirected edges of a section, weakest first, so that the strong ones lie on top."""
         upper = sparse.triu(weights, k=1).tocoo()
         keep = (self.library[upper.row] == panel.library) & (self.library[upper.col] == panel.library)
         order = np.argsort(upper.data[keep], kind="stable")
         return upper.row[keep][order], upper.col[keep][order], upper.data[keep][order].astype(float)
 
-    def draw_edges(self, ax: Axes, edges: Edges, top: float, **kwargs: Any) -> None:
-        """Draw straight edges between centroids, ``top`` being the weight of the widest."""
+    def widths(self, weight: Any, largest: float) -> Floats:
+        """Return line widths in points, linear in the weight."""
+        widest = float(np.clip(_WIDTH_MAX * np.sqrt(25 / self._crowd), _WIDTH_MAX / 3, _WIDTH_MAX))
+        share = np.clip(np.asarray(weight, dtype=float) / (largest or 1.0), 0, 1)
+        return _WIDTH_MIN + (widest - _WIDTH_MIN) * share
+
+    def node_area(self, n_obs: Any) -> Floats:
+        """Return areas of nodes in square points, linear in the number of observations, small ones still seen."""
+        largest = min(_NODE_MAX, max(_NODES_TOTAL / self._crowd, 2 * _NODE_MIN))
+        return np.maximum(largest * np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0), _NODE_MIN)
+
+    def draw_edges(self, ax: Axes, edges: Edges, largest: float, **kwargs: Any) -> None:
+        """Draw straight edges between centroids; one of the ``largest`` weight is the widest."""
         rows, columns, weight = edges
-        segments = np.stack([self.centroids[rows], self.centroids[columns]], axis=1)
-        width = self.widths(weight, top)
-        lines = LineCollection(list(segments), linewidths=width, capstyle="round", zorder=2, **kwargs)
-        ax.add_collection(lines, autolim=False)
+        lines = np.stack([self.centroids[rows], self.centroids[columns]], axis=1)
+        width = self.widths(weight, largest)
+        ax.add_collection(LineCollection(list(lines), linewidths=width, capstyle="round", zorder=2, **kwargs),
+                          autolim=False)  # fmt: skip
 
     def draw_nodes(self, ax: Axes, panel: Panel, *, scale: float = 1.0) -> None:
         """Draw the regions of a section, the largest first, so that small ones lie on top."""
-        here = np.flatnonzero(self.library == panel.library)
-        here = here[np.argsort(-self.sizes[here], kind="stable")]
-        area = scale * self.node_area(self.sizes[here])
-        x, y = self.centroids[here].T
-        ax.scatter(x, y, s=area, c=self.nodes[here], edgecolors="black", linewidths=0.8, zorder=3,
-                   label="regions")  # fmt: skip
+        nodes = np.flatnonzero(self.library == panel.library)
+        nodes = nodes[np.argsort(-self.sizes[nodes], kind="stable")]
+        x, y = self.centroids[nodes].T
+        ax.scatter(x, y, s=scale * self.node_area(self.sizes[nodes]), c=self.nodes[nodes], edgecolors="black",
+                   linewidths=0.8, zorder=3, label="regions")  # fmt: skip
 
 
-def _ground() -> Floats:
+def _background() -> Floats:
     """Return the colour that new Axes have, over white paper."""
     color = np.array(to_rgba(rcParams["axes.facecolor"]))
     return 1 - color[3] * (1 - color)
 
 
-def _steps(low: float, high: float) -> list[float]:
-    """Up to three round numbers (1, 2 or 5 times a power of ten) between ``low`` and ``high``."""
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Return up to three round numbers (1, 2 or 5 times a power of ten) between ``low`` and ``high``."""
     if not high > 0:
         return []
     powers = 10.0 ** (np.floor(np.log10(high)) - np.arange(3))
     within = [float(s) for s in np.outer(powers, [5, 2, 1]).ravel() if low <= s <= high] or [high]
     return sorted({within[0], within[len(within) // 2], within[-1]})
-
-
-def weights_of(regions: AnnData, key: str) -> sparse.csr_matrix:
-    """Return the weights of all edges, finite and real."""
-    weights = sparse.csr_matrix(regions.obsp[key])
-    if weights.dtype.kind not in "buif" or not np.isfinite(weights.data).all():
-        raise ValueError(f"`obsp[{key!r}]` of the regions holds {weights.dtype} that is not finite and real; run the "
-                         "call that wrote it again.")  # fmt: skip
-    return weights
