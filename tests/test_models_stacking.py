@@ -155,8 +155,8 @@ def test_ridge_logistic_is_that_of_scikit_learn(n_classes, c):
     reference = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-8, max_iter=500).fit(u, codes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        coef, intercept = ridge_logistic(u, codes, n_classes, c)
-    found = log_softmax(u @ coef + intercept, axis=1)
+        logits = ridge_logistic(u, codes, n_classes, c)(u)
+    found = log_softmax(logits, axis=1)
     np.testing.assert_allclose(found, reference.predict_log_proba(u), rtol=1e-3, atol=2e-3)
 
 
@@ -281,23 +281,23 @@ def test_held_out_donors_say_that_genes_count_alone_and_any_panel_will_do():
     new, order = sections[3], np.random.default_rng(1).permutation(60)[:40]
     other = GeneSection(new.logged[:, order], [new.genes[i] for i in order], new.xy)
     for section in (new, other):
-        logits = fitted.evidence(section).logits
+        logits = fitted.predict(section).logits
         assert roc_auc_score(codes[3], logits[:, 1] - logits[:, 0]) > 0.9
     shuffled = GeneSection(new.logged[:, ::-1], new.genes[::-1], new.xy)
-    np.testing.assert_allclose(fitted.evidence(shuffled).logits, fitted.evidence(new).logits, atol=1e-3)
+    np.testing.assert_allclose(fitted.predict(shuffled).logits, fitted.predict(new).logits, atol=1e-3)
     for seed in (4, 5, 6):  # nearly all tumour: its mean moves towards that of the three
         section, truth = _donor(seed, 0.9)
-        moved, stayed = (fitted.evidence(section, adapt=adapt).logits.argmax(axis=1) for adapt in (True, False))
+        moved, stayed = (fitted.predict(section, adapt=adapt).logits.argmax(axis=1) for adapt in (True, False))
         assert (moved == truth).mean() > (stayed == truth).mean()
     direct = new.logged[:, :12].toarray().sum(axis=1)
-    assert roc_auc_score(codes[3], fitted.evidence(new).logits[:, 1]) > roc_auc_score(codes[3], direct) - 0.05
+    assert roc_auc_score(codes[3], fitted.predict(new).logits[:, 1]) > roc_auc_score(codes[3], direct) - 0.05
     same = GeneClassifier.fit(sections[:1] * 3, shares[:1] * 3, weights[:1] * 3, np.random.default_rng(0))
     assert same.alone
-    moved, stayed = (same.evidence(sections[0], adapt=adapt).logits for adapt in (True, False))
+    moved, stayed = (same.predict(sections[0], adapt=adapt).logits for adapt in (True, False))
     kept = 0.15 * same.factor * 2 * 6 * shares[0].mean(axis=0)  # the mean is that of the sources; of the shares a part
     np.testing.assert_allclose(moved - stayed, np.tile(kept, (len(moved), 1)), atol=1e-3)
     half = GeneSection(sections[0].logged * 0.5, new.genes, new.xy)  # a curve over the genes takes out depth
-    np.testing.assert_allclose(same.evidence(half).logits, moved, atol=1e-2)
+    np.testing.assert_allclose(same.predict(half).logits, moved, atol=1e-2)
 
 
 def test_a_saved_framework_reads_genes_by_either_name(make_section, tmp_path):

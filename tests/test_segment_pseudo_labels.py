@@ -135,7 +135,7 @@ def test_temperature_of_one_class_or_none_is_one():
 
 def test_tied_mixture_finds_what_scikit_learn_finds():
     z, y = make_blobs(900, 5, centers=4, cluster_std=1.0, random_state=0)
-    mixtures, _ = fit_mixtures(z, 4, np.random.default_rng(0))
+    mixtures = fit_mixtures(z, 4, np.random.default_rng(0))
     ours = mixtures.memberships(z)[:, 0].argmax(1)
     theirs = GaussianMixture(4, covariance_type="tied", random_state=0, n_init=5).fit_predict(z)
     assert adjusted_rand_score(y, ours) > 0.99
@@ -270,7 +270,7 @@ def test_as_many_classes_as_observations_and_one_more():
 
 def test_mixtures_of_few_distinct_values():
     z = np.repeat(np.eye(3), 20, axis=0)
-    mixtures, _ = fit_mixtures(z, 5, np.random.default_rng(0))
+    mixtures = fit_mixtures(z, 5, np.random.default_rng(0))
     assert mixtures.memberships(z).shape == (60, 3, 5)
 
 

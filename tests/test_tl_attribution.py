@@ -73,12 +73,12 @@ def test_planted_genes_come_first(section, models):
 def test_attribution_is_what_genes_add_to_the_ridge(section, models):
     """Weight times standardised neighbourhood mean, by NumPy: of two classes the log odds are linear."""
     model = st.models.Segmenter.load(models[0])
-    ours, theirs = model.by_genes.moments.match(list(section.var_names))
+    ours, theirs = model.gene_classifier.moments.match(list(section.var_names))
     logged = sc.pp.log1p(sc.pp.normalize_total(section, copy=True), copy=True).X.toarray()[:, theirs]
     near = cKDTree(section.obsm["spatial"]).query(section.obsm["spatial"], k=61)[1]
     inside, at = (section.obs["region"] == "in").to_numpy(), model.classes.index("in")
     parts = np.zeros(section.n_vars)
-    for size, coef in zip((19, 61), model.by_genes.moments.solve(ours).ridge, strict=True):
+    for size, coef in zip((19, 61), model.gene_classifier.moments.solve(ours).ridge, strict=True):
         means = np.stack([logged[rows[:size]].mean(axis=0) for rows in near])
         z = (means - means.mean(axis=0)) / means.std(axis=0)
         parts[theirs] += (z[inside].mean(axis=0) - z[~inside].mean(axis=0)) * (coef[:, at] - coef[:, 1 - at])
@@ -90,7 +90,7 @@ def test_attribution_is_what_genes_add_to_the_ridge(section, models):
 def test_attribution_of_a_unet_is_that_of_integrated_gradients(section, models):
     """The genes' parts by 64 steps of its own gradient: they sum to F(x) - F(baseline), and are the table's."""
     model = st.models.Segmenter.load(models[0])
-    model.by_genes = None  # as without labels
+    model.gene_classifier = None  # as without labels
     inside = (section.obs["region"] == "in").to_numpy()
     side = torch.from_numpy(inside / inside.sum() - ~inside / (~inside).sum())
     logged = sc.pp.log1p(sc.pp.normalize_total(section, target_sum=model.projection.target_sum, copy=True), copy=True).X

@@ -85,7 +85,7 @@ def test_the_ridge_is_that_of_the_predictions(tissue, nets):
     source = _source(tissue, nets[0], "classification")
     (section,) = KnownInput(tissue, net, None).sections(Regions(tissue, "regions", "spatial"))
     genes = net.ensembles["classification"].elsewhere.genes
-    components = genes.evidence(section.by_name, adapt=False)
+    components = genes.predict(section.by_name, adapt=False)
     assert components.weights["lda"] == 0
     np.testing.assert_allclose(
         log_softmax(source.evidence[0].logits, axis=1), log_softmax(components.logits, axis=1), atol=1e-6

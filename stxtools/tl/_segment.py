@@ -130,13 +130,13 @@ def segment(
             classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
-        if fitted.by_genes is not None:
+        if fitted.gene_classifier is not None:
             genes_read = set(fitted.read_genes)
             fitted.ids = {gene: other for gene, other in known.others().items() if gene in genes_read}
         results = fitted.predict(sections, accelerator=accelerator)
     else:
-        if fitted.by_genes is not None and names is not None:
-            genes = read.genes(where, names, fitted.by_genes.moments.match(names)[1])
+        if fitted.gene_classifier is not None and names is not None:
+            genes = read.genes(where, names, fitted.gene_classifier.moments.match(names)[1])
         elif labels is not None:
             raise ValueError(
                 "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
@@ -249,10 +249,10 @@ def _continued(start: Segmenter, params: SegmenterParams | Mapping[str, Any]) ->
 
 def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
     """Names of the genes, of which it must know enough, as the model calls them; None where it learned none by name."""
-    if fitted.by_genes is None:
+    if fitted.gene_classifier is None:
         return None
     names = known.as_model(fitted.read_genes, fitted.ids)
-    check_genes(fitted.by_genes.moments.genes, names, enough=fitted.by_genes.enough)
+    check_genes(fitted.gene_classifier.moments.genes, names, enough=fitted.gene_classifier.max_genes)
     return names
 
 

@@ -1,9 +1,9 @@
-"""The member that crosses sections: linear classifiers of genes standardised within each section."""
+"""Linear classifiers of genes standardised within each section, which predict other sections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,122 +14,120 @@ from stxtools._progress import stage
 from stxtools._spatial.blocks import deal, spatial_blocks
 from stxtools._types import Bools, Floats, Floats32, Ints
 
-from .evidence import ADAPT_FROM, RIDGE_SCALE, Answers, Evidence
-from .gene_means import READ_GENES, GeneMeans, GeneSection, chosen_genes
+from .adaptation import ADAPT_FROM, RIDGE_SCALE, MemberLogits, Prediction
+from .gene_means import READ_GENES, GeneMeans, GeneSection, select_genes
 from .moments import N_COMPS, PENALTY, LabelMoments, LinearMembers, moments_of
 
-ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself, whatever the others do
-SEVERAL = 3  # labelled sections from which on, in one batch as well, they choose the penalty
+ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself
+SEVERAL = 3  # labelled sections from which the penalty is chosen in one batch as well
 _TIE = 0.02  # of AUROC: how moments are factored changes it by up to 0.01
-_TOWARDS = 0.5  # the mean of the sources, where a section moves there
-_TOWARDS_ALONE = 0.6  # where genes count alone: without a look at the section's components
-_KEPT = 0.15  # then, of what the classes' shares add to the ridge: with the mean moved, they place its thresholds
-_CURVE = 2  # degree of what depth and panel do to the genes' means
+_TOWARDS = 0.5  # of the way from the section's mean to that of the training sections
+_TOWARDS_ALONE = 0.6  # the same where genes count alone: without a look at the section's components
+_KEPT = 0.15  # of the effect of the class shares on the ridge: with the mean moved, they place its thresholds
+_CURVE = 2  # degree of the effect of depth and panel on the genes' means
 _PRIOR = 0.5  # of the classes' log odds elsewhere: composition differs between donors
 _FOLDS, _BLOCKS = 5, 25
-_FOLD_RANK = 128  # for a fold: as good, in half the time
+_FOLD_RANK = 128  # of the moments of a fold: as good, in half the time
 
 
 @dataclass(frozen=True)
 class GeneClassifier:
     """Ridge regression of standardised genes, solved for those that a section has."""
 
-    moments: LabelMoments  # what it is solved from
-    # mean of each gene's neighbourhood means in the sections, at each size, (2, g), and the inverse of their standard
-    # deviation, 0 where there is none
-    centre: Floats32
-    unit: Floats32
-    # whether each gene counts by itself, and each class against the rest; elsewhere discriminant analysis of components
+    moments: LabelMoments
+    centre: Floats32  # mean of each gene's neighbourhood means in the training sections, at each size, (2, g)
+    unit: Floats32  # inverse of their standard deviation, 0 where there is none, (2, g)
+    # whether each gene counts by itself, and each class against the rest; if not, a discriminant analysis of components
     # takes part where the section's own components agree with it
     alone: bool = False
-    factor: float = 1.0  # of the logits, which it calibrates
+    factor: float = 1.0  # inverse temperature of the logits
 
-    enough: ClassVar[int] = READ_GENES  # genes that it reads at most
+    max_genes: ClassVar[int] = READ_GENES
 
     @classmethod
     def fit(
         cls, expression: Sequence[GeneSection], shares: Sequence[Floats], weights: Sequence[Floats],
         rng: np.random.Generator, batch: Ints | None = None,
     ) -> GeneClassifier:  # fmt: skip
-        """Learn from sections with class shares (n, K) and weights (n,) of their observations; all count alike.
+        """Learn from sections, of equal weight, with class shares (n, K) and weights (n,) of their observations.
 
-        Of three sections or more, or two of different batches (by section), those held out say by AUROC whether genes
-        count alone. Cross-entropy would judge how their composition differs. Others cannot tell what donors share.
+        With three sections, or two of different ``batch`` (by section), the AUROC in held-out sections decides whether
+        genes count alone. Cross-entropy would depend on their composition. Fewer cannot tell what donors share.
         """
         stage("solving linear members")
         labelled = [i for i, w in enumerate(weights) if w.any()]
         expression, shares = [expression[i] for i in labelled], [shares[i] for i in labelled]
         weights = [weights[i] / weights[i].sum() for i in labelled]
-        genes, means = chosen_genes(expression)
+        genes, means = select_genes(expression)
         centre, scale = (np.mean([getattr(m, name) for m in means], axis=0) for name in ("centre", "scale"))
-        known = moments_of(genes, means, shares, weights), centre.astype(np.float32), (1 / scale).astype(np.float32)
+        fitted = moments_of(genes, means, shares, weights), centre.astype(np.float32), (1 / scale).astype(np.float32)
         means = [m.leading(READ_GENES) for m in means]
-        apart = batch is not None and len(np.unique(batch[labelled])) > 1
-        penalties = (PENALTY, ALONE) if apart or len(means) >= SEVERAL else (PENALTY,)
-        held_out = _held_out(genes, means, shares, weights, _folds([e.xy for e in expression], rng), penalties)
-        together = [(a, m.components(m.axes(N_COMPS))) for (a, _), m in zip(held_out[PENALTY], means, strict=True)]
+        several_batches = batch is not None and len(np.unique(batch[labelled])) > 1
+        penalties = (PENALTY, ALONE) if several_batches or len(means) >= SEVERAL else (PENALTY,)
+        folds = _folds([e.xy for e in expression], rng)
+        held_out, priors = _held_out(genes, means, shares, weights, folds, penalties)
         if ALONE in held_out:
-            alone = [(_scores(a, prior), prior) for a, prior in held_out[ALONE]]
-            least = _auroc([answers.joined(own).logits for answers, own in together], shares, weights) - _TIE
-            if _auroc([scores for scores, _ in alone], shares, weights) >= least:
-                factor = _calibrated(lambda x: [_one_against_rest(x * s, prior) for s, prior in alone], shares, weights)
-                return cls(*known, True, factor)
-        adapted = [a.joined(own, with_lda=with_lda).logits for with_lda in (False, True) for a, own in together]
-        return cls(*known, False, _calibrated(lambda x: [x * a for a in adapted], [*shares, *shares], weights * 2))
+            scores = [_scores(m.ridge, prior) for m, prior in zip(held_out[ALONE], priors, strict=True)]
+            together = _auroc([m.combined().logits for m in held_out[PENALTY]], shares, weights)
+            if _auroc(scores, shares, weights) >= together - _TIE:
+                pairs = list(zip(scores, priors, strict=True))
+                factor = _calibrated(lambda x: [_one_against_rest(x * s, prior) for s, prior in pairs], shares, weights)
+                return cls(*fitted, True, factor)
+        adapted = [m.combined(with_lda=with_lda).logits for with_lda in (False, True) for m in held_out[PENALTY]]
+        return cls(*fitted, False, _calibrated(lambda x: [x * a for a in adapted], [*shares, *shares], weights * 2))
 
-    def evidence(self, section: GeneSection, *, labels: Ints | None = None, adapt: bool = True) -> Evidence:
-        """Class logits of a section that may share only some of the genes, and may have some ``labels`` itself."""
-        means, members, ours = self.solved(section)
-        answers, components = Answers.of(members, means, means.axes(N_COMPS))
+    def predict(self, section: GeneSection, *, labels: Ints | None = None, adapt: bool = True) -> Prediction:
+        """Predict a section, which may lack some of the genes and may have some ``labels`` itself."""
+        means, members, ours = self.solve_for(section)
+        logits, prior = MemberLogits.of(members, means, means.axes(N_COMPS)), self.moments.prior
         if not self.alone:
             if adapt and means.n_obs >= ADAPT_FROM:
-                answers = answers.moved(_TOWARDS * self._towards_sources(means, members, ours), components)
-            found = answers.joined(components, labels, adapt=adapt)
-            return Evidence(self.factor * found.logits, found.weights)
-        prior = self.moments.prior
+                logits = logits.shifted(_TOWARDS * self._shift_to_sources(means, members, ours))
+            combined = logits.combined(labels, adapt=adapt)
+            return replace(combined, logits=self.factor * combined.logits)
+        ridge = logits.ridge
         if adapt:
-            shift = _TOWARDS_ALONE * self._towards_sources(means, members, ours)
-            answers = Answers(answers.ridge + shift, answers.lda)
-        logits = _one_against_rest(self.factor * _scores(answers, prior), prior)
+            ridge = ridge + _TOWARDS_ALONE * self._shift_to_sources(means, members, ours)
+        ridge = _one_against_rest(self.factor * _scores(ridge, prior), prior)
         if adapt:
-            logits += _KEPT * self.factor * 2 * RIDGE_SCALE * prior
-        return Answers(logits, answers.lda).joined(components, labels, with_lda=False, adapt=adapt)
+            ridge += _KEPT * self.factor * 2 * RIDGE_SCALE * prior
+        return replace(logits, ridge=ridge).combined(labels, with_lda=False, adapt=adapt)
 
-    def solved(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, Ints]:
-        """Means of the best genes that the section has, the members that read them, and their place in the model."""
+    def solve_for(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, Ints]:
+        """Means of the best genes of a section, the members that read them, and the genes' positions in the model."""
         ours, theirs = self.moments.match(section.genes)
         return GeneMeans(section, theirs), self.moments.solve(ours, ALONE if self.alone else PENALTY), ours
 
-    def _towards_sources(self, means: GeneMeans, members: LinearMembers, ours: Ints) -> Floats:
-        """What the ridge's logits gain if the section's mean moves to that of the sources, (K,).
+    def _shift_to_sources(self, means: GeneMeans, members: LinearMembers, ours: Ints) -> Floats:
+        """Change of the ridge's logits if the section's mean moves to that of the training sections, (K,).
 
-        A curve over the genes takes out what depth and panel do to their means.
+        A curve over the genes takes out the effect of depth and panel on their means.
         """
-        gained = np.zeros(len(self.moments.prior))
-        for own, scale, centre, unit, coef in zip(
+        shift = np.zeros(len(self.moments.prior))
+        for mean, scale, centre, unit, coef in zip(
             means.centre, means.scale, self.centre[:, ours], self.unit[:, ours], members.ridge, strict=True
         ):
             weight = np.where(np.isfinite(scale), unit, 0.0)
             if np.count_nonzero(weight) <= _CURVE + 1:
-                continue  # a curve through all of them leaves nothing
-            usual = np.polyval(np.polyfit(centre, own, _CURVE, w=weight), centre)
-            gained += ((own - usual) * weight) @ coef
-        return RIDGE_SCALE * gained
+                continue  # the curve would fit all of them
+            expected = np.polyval(np.polyfit(centre, mean, _CURVE, w=weight), centre)
+            shift += ((mean - expected) * weight) @ coef
+        return RIDGE_SCALE * shift
 
 
-def _scores(answers: Answers, prior: Floats) -> Floats:
-    """Scores of the ridge without what the classes' shares add; they sum to 0 over the classes."""
-    scores = answers.ridge - 2 * RIDGE_SCALE * prior
+def _scores(ridge: Floats, prior: Floats) -> Floats:
+    """The ridge's logits without the effect of the class shares; they sum to 0 over the classes."""
+    scores = ridge - 2 * RIDGE_SCALE * prior
     return np.asarray(scores - scores.mean(axis=1, keepdims=True))
 
 
 def _one_against_rest(scores: Floats, prior: Floats) -> Floats:
-    """Logits from each class's own odds: a rare class is found among many that are far from its opposite."""
+    """Logits from the odds of each class against the rest, which do not depend on how the others differ."""
     return np.asarray(log_expit(scores + _PRIOR * logit(prior.clip(1e-3, 1 - 1e-3))))
 
 
 def _folds(xy: Sequence[Floats], rng: np.random.Generator) -> list[list[Bools]]:
-    """Observations of every section that are held out together: whole sections, or blocks of a single one."""
+    """Whether each observation of each section is held out, for each fold of whole sections, or blocks of one."""
     if len(xy) > 1:
         dealt = rng.permutation(len(xy)) % _FOLDS
         fold = [np.full(len(at), f) for at, f in zip(xy, dealt, strict=True)]
@@ -143,27 +141,29 @@ def _folds(xy: Sequence[Floats], rng: np.random.Generator) -> list[list[Bools]]:
 def _held_out(
     genes: Sequence[str], means: Sequence[GeneMeans], shares: Sequence[Floats], weights: Sequence[Floats],
     folds: Sequence[Sequence[Bools]], penalties: Sequence[float],
-) -> dict[float, list[tuple[Answers, Floats]]]:  # fmt: skip
-    """Answers for each section by members that did not see it, or the block, and the classes' shares elsewhere."""
-    found = {
-        p: [(Answers(np.zeros_like(s), np.zeros_like(s)), np.zeros(s.shape[1])) for s in shares] for p in penalties
+) -> tuple[dict[float, list[MemberLogits]], list[Floats]]:  # fmt: skip
+    """Out-of-fold logits of each section for each penalty, and the class shares in its training folds."""
+    components, priors = [m.components(m.axes(N_COMPS)) for m in means], [np.zeros(s.shape[1]) for s in shares]
+    logits = {
+        penalty: [MemberLogits(np.zeros_like(s), np.zeros_like(s), c) for s, c in zip(shares, components, strict=True)]
+        for penalty in penalties
     }
     for held in folds:
-        seen = [np.where(h, 0.0, w) for h, w in zip(held, weights, strict=True)]
-        if not any(w.any() for w in seen) or not any(h.any() for h in held):
+        training = [np.where(h, 0.0, w) for h, w in zip(held, weights, strict=True)]
+        if not any(w.any() for w in training) or not any(h.any() for h in held):
             continue
-        learned = moments_of(genes[:READ_GENES], means, shares, seen, rank=_FOLD_RANK)
-        for penalty, parts in found.items():
-            members = learned.solve(np.arange(len(learned.genes)), penalty)
-            for m, h, (answers, prior) in zip(means, held, parts, strict=True):
+        moments = moments_of(genes[:READ_GENES], means, shares, training, rank=_FOLD_RANK)
+        for penalty, of_sections in logits.items():
+            members = moments.solve(np.arange(len(moments.genes)), penalty)
+            for i, (h, out) in enumerate(zip(held, of_sections, strict=True)):
                 if h.any():
-                    new, _ = Answers.of(members, m)
-                    answers.ridge[h], answers.lda[h], prior[:] = new.ridge[h], new.lda[h], learned.prior
-    return found
+                    new = MemberLogits.of(members, means[i])
+                    out.ridge[h], out.lda[h], priors[i] = new.ridge[h], new.lda[h], moments.prior
+    return logits, priors
 
 
 def _auroc(logits: Sequence[Floats], shares: Sequence[Floats], weights: Sequence[Floats]) -> float:
-    """Mean over sections of the mean over classes, weighted by their size."""
+    """Mean over sections of the mean AUROC of the classes, weighted by their size."""
     from sklearn.metrics import roc_auc_score
 
     out = []
@@ -178,10 +178,10 @@ def _auroc(logits: Sequence[Floats], shares: Sequence[Floats], weights: Sequence
 def _calibrated(
     logits: Callable[[float], Sequence[Floats]], shares: Sequence[Floats], weights: Sequence[Floats]
 ) -> float:
-    """Factor of ``logits`` with the lowest cross-entropy, of which all sections have the same part."""
+    """Factor of ``logits`` with the lowest cross-entropy, as a mean over sections."""
 
     def loss(log_factor: float) -> float:
-        found = zip(logits(float(np.exp(log_factor))), shares, weights, strict=True)
-        return -float(np.mean([w @ (s * log_softmax(each, axis=1)).sum(axis=1) for each, s, w in found]))
+        sections = zip(logits(float(np.exp(log_factor))), shares, weights, strict=True)
+        return -float(np.mean([w @ (s * log_softmax(each, axis=1)).sum(axis=1) for each, s, w in sections]))
 
     return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 2.0), method="bounded").x))

@@ -1,4 +1,4 @@
-"""Neighbourhood means of genes, each gene standardised within its section: what sections of other donors share."""
+"""Neighbourhood means of genes, each standardised within its section, as they generalise to other donors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from stxtools.models._projection import matched
 from .discriminant import standardised
 
 SIZES = (19, 61)  # nearest observations, itself included
-SAMPLE = 8000  # observations in which a section is measured: more do not change a standard deviation
-EXPRESSED = 0.02  # mean log expression below which a gene is noise
-_CONSTANT = 1e-5  # standard deviation of a gene that does not vary, but for rounding
-MOST_VALUES = 30_000_000  # of a sample, at each size
-MOST_GENES = 10_000  # that a model keeps
-READ_GENES = 500  # the best of those that a section has: more blur what they say
-_LEAST_SAMPLE = 500  # observations of each section: of many sections, fewer genes are kept
+READ_GENES = 500  # the best genes of a section: more add noise
+_SAMPLE = 8000  # observations in which a section is measured: more do not change a standard deviation
+_EXPRESSED = 0.02  # mean log expression below which a gene is noise
+_CONSTANT = 1e-5  # standard deviation of a constant gene, by rounding
+_MAX_VALUES = 30_000_000  # of a sample, at each size
+_MAX_GENES = 10_000  # that a model keeps
+_MIN_SAMPLE = 500  # observations of each section: of many sections, fewer genes are kept
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,23 @@ class GeneSection:
 class GeneMeans:
     """Means over the nearest observations of some genes (columns) of a section, standardised within it.
 
-    Nothing of the size observations x genes is made, but for :attr:`sample` of the observations.
+    A dense matrix observations x genes is made for the ``sample`` alone.
     """
 
-    def __init__(self, section: GeneSection, genes: Ints, most_values: int = MOST_VALUES) -> None:
+    def __init__(self, section: GeneSection, genes: Ints, max_values: int = _MAX_VALUES) -> None:
         self.logged = section.logged[:, genes].astype(np.float32)
         self._near = nearest(section.xy, max(SIZES))
-        self.sample = evenly_spread(self.n_obs, min(SAMPLE, max(most_values // max(len(genes), 1), 1)))
+        self.sample = evenly_spread(self.n_obs, min(_SAMPLE, max(max_values // max(len(genes), 1), 1)))
         self._centred = [dense_means(self._near[self.sample, :size], self.logged) for size in SIZES]
         self.centre, self.scale = [], []
         for means in self._centred:
             self.centre.append(means.mean(axis=0, dtype=np.float64))
             means -= self.centre[-1].astype(np.float32)
             spread = np.sqrt(np.einsum("ij,ij->j", means, means, dtype=np.float64) / len(means))
-            self.scale.append(np.where(spread > _CONSTANT, spread, np.inf))  # what is constant says nothing
+            self.scale.append(np.where(spread > _CONSTANT, spread, np.inf))  # a constant gene becomes 0
 
     def leading(self, count: int) -> GeneMeans:
-        """Return the same of the first genes alone."""
+        """Select the first ``count`` genes."""
         out = copy(self)
         out.logged, out._centred = self.logged[:, :count], [m[:, :count] for m in self._centred]
         out.centre, out.scale = [c[:count] for c in self.centre], [c[:count] for c in self.scale]
@@ -71,12 +71,12 @@ class GeneMeans:
         return len(self._near)
 
     def standardised(self) -> Floats32:
-        """Return the features of the sample: all genes' means at the first size, then at the second, (m, 2 g)."""
+        """Features of the sample: all genes' means at the first size, then at the second, (m, 2 g)."""
         parts = [m / s.astype(np.float32) for m, s in zip(self._centred, self.scale, strict=True)]
         return np.concatenate(parts, axis=1)
 
     def projected(self, coef: Sequence[Floats]) -> list[Floats]:
-        """Return the products of the standardised means at each size with its ``coef`` (g, k)."""
+        """Products of the standardised means at each size with its ``coef`` (g, k)."""
         out = []
         for size, centre, scale, w in zip(SIZES, self.centre, self.scale, coef, strict=True):
             part = np.asarray(self.logged @ (w / scale[:, None]).astype(np.float32))
@@ -84,7 +84,7 @@ class GeneMeans:
         return out
 
     def parts(self, coef: Sequence[Floats], at: Floats) -> Floats:
-        """Return each gene's part, (g,), of the sum of :meth:`projected` at both sizes times ``at`` (n, k)."""
+        """Part of each gene, (g,), in the sum of :meth:`projected` at both sizes times ``at`` (n, k)."""
         out = np.zeros(self.logged.shape[1])
         for size, centre, scale, w in zip(SIZES, self.centre, self.scale, coef, strict=True):
             summed = self.logged.T @ averages(self._near[:, :size], self.n_obs).T.dot(at)
@@ -92,7 +92,7 @@ class GeneMeans:
         return out
 
     def components(self, axes: Floats) -> Floats:
-        """Return components at both sizes, standardised, (n, 2 k)."""
+        """Standardised components at both sizes, (n, 2 k)."""
         return standardised(np.hstack(self.projected([axes, axes])))
 
     def axes(self, n_comps: int) -> Floats:
@@ -101,28 +101,28 @@ class GeneMeans:
         return leading_axes(z.T @ z / len(z), n_comps)
 
 
-def structure(section: GeneSection) -> Floats:
-    """Share of each gene's variance that survives averaging over few observations, in some of them, (n_genes,).
+def spatial_scores(section: GeneSection) -> Floats:
+    """Share of each gene's variance that averaging over neighbours keeps, (n_genes,).
 
-    It is less by 1 for genes that are hardly expressed, and -1 for those that do not vary.
+    It is less by 1 for genes that are hardly expressed, and -1 for constant ones.
     """
     n = len(section.xy)
-    rows = evenly_spread(n, SAMPLE)
+    rows = evenly_spread(n, _SAMPLE)
     mean, variance = column_moments(section.logged[rows])
     kept = column_moments(averages(nearest(section.xy, SIZES[0], rows), n).dot(section.logged))[1]
     share = np.clip(kept / np.maximum(variance, 1e-9), 0.0, 1.0)
-    return np.where(variance > _CONSTANT**2, share - (mean <= EXPRESSED), -1.0)
+    return np.where(variance > _CONSTANT**2, share - (mean <= _EXPRESSED), -1.0)
 
 
-def chosen_genes(expression: Sequence[GeneSection]) -> tuple[list[str], list[GeneMeans]]:
-    """Genes that all sections have, by the mean share of their variance that survives averaging; and their means."""
+def select_genes(expression: Sequence[GeneSection]) -> tuple[list[str], list[GeneMeans]]:
+    """Genes that all sections have, highest mean of :func:`spatial_scores` first, and their means in each section."""
     others = [set(e.genes) for e in expression[1:]]
     shared = [g for g in expression[0].genes if all(g in other for other in others)]
     score = np.zeros(len(shared))
     for e in expression:
-        score += structure(e)[matched(shared, e.genes)[1]] / len(expression)
-    most_values = MOST_VALUES // len(expression)
-    order = np.argsort(-score, kind="stable")[: min(MOST_GENES, max(most_values // _LEAST_SAMPLE, READ_GENES))]
+        score += spatial_scores(e)[matched(shared, e.genes)[1]] / len(expression)
+    max_values = _MAX_VALUES // len(expression)
+    order = np.argsort(-score, kind="stable")[: min(_MAX_GENES, max(max_values // _MIN_SAMPLE, READ_GENES))]
     order = order[score[order] > -1]
     genes = [shared[i] for i in order]
-    return genes, [GeneMeans(e, matched(genes, e.genes)[1], most_values) for e in expression]
+    return genes, [GeneMeans(e, matched(genes, e.genes)[1], max_values) for e in expression]

@@ -1,4 +1,4 @@
-"""Label propagation (as in correct and smooth, Huang et al. 2021): the member that reads nearby labels alone."""
+"""Label propagation (as in correct and smooth, Huang et al. 2021), which reads nearby labels alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PRIOR = 0.05  # weight of the section's class shares, in that of a well-labelle
 
 
 def propagated_logits(xy: Floats, codes: Ints, n_classes: int, bandwidth: float) -> Floats:
-    """Log ratio of the classes' shares around each observation to their shares in the section, (n, K)."""
+    """Log ratio of the class shares around each observation to those of the section, (n, K)."""
     known = codes >= 0
     if not known.any():
         return np.zeros((len(xy), n_classes))
@@ -27,28 +27,28 @@ def propagated_logits(xy: Floats, codes: Ints, n_classes: int, bandwidth: float)
     at = (xy - low) / step
     cell = np.rint(at[known]).astype(np.int64)
     flat = np.ravel_multi_index((cell[:, 0], cell[:, 1]), shape)
-    found = np.empty((len(xy), n_classes))
+    density = np.empty((len(xy), n_classes))
     for c in range(n_classes):
         count = np.bincount(flat[codes[known] == c], minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
         smooth = gaussian_filter(count, bandwidth / step, mode="constant", truncate=3.0)
-        found[:, c] = map_coordinates(smooth, at.T, order=1, mode="nearest")
-    found = np.maximum(found, 0.0)
+        density[:, c] = map_coordinates(smooth, at.T, order=1, mode="nearest")
+    density = np.maximum(density, 0.0)
     share = np.bincount(codes[known], minlength=n_classes) / known.sum()
-    prior = _PRIOR * float(np.median(found[known].sum(axis=1)))
+    prior = _PRIOR * float(np.median(density[known].sum(axis=1)))
     seen = share > 0
-    logits = np.zeros_like(found)
-    mass = found.sum(axis=1, keepdims=True) + prior
-    logits[:, seen] = np.log((found[:, seen] + prior * share[seen]) / mass) - np.log(share[seen])
+    logits = np.zeros_like(density)
+    total = density.sum(axis=1, keepdims=True) + prior
+    logits[:, seen] = np.log((density[:, seen] + prior * share[seen]) / total) - np.log(share[seen])
     logits[:, ~seen] = logits[:, seen].min(axis=1, keepdims=True)
     return logits
 
 
 def typical_gap(sections: Sequence[tuple[Floats, Ints]], fold: Ints, known: Bools) -> float:
-    """Median distance of a held-out observation to the nearest label that is left."""
-    far, ends = [], np.cumsum([len(xy) for xy, _ in sections])[:-1]
-    for (xy, _), here, f in zip(sections, np.split(known, ends), np.split(fold, ends), strict=True):
-        for k in np.unique(f[here]):
-            seen, left = xy[here & (f != k)], xy[here & (f == k)]
+    """Median distance of held-out observations to the nearest label in the other folds."""
+    distances, ends = [], np.cumsum([len(xy) for xy, _ in sections])[:-1]
+    for (xy, _), labelled, folds in zip(sections, np.split(known, ends), np.split(fold, ends), strict=True):
+        for k in np.unique(folds[labelled]):
+            seen, held = xy[labelled & (folds != k)], xy[labelled & (folds == k)]
             if len(seen):
-                far.append(cKDTree(seen).query(left)[0])
-    return float(np.median(np.concatenate(far))) if far else 0.0
+                distances.append(cKDTree(seen).query(held)[0])
+    return float(np.median(np.concatenate(distances))) if distances else 0.0

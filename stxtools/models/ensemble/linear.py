@@ -1,4 +1,4 @@
-"""The ensemble's linear member: classifiers and regressions of neighbourhood means, in closed form or convex."""
+"""The ensemble's linear member: classifiers and regressions of neighbourhood means and gene scores."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from stxtools._warn import warn
 
 from .discriminant import Linear, class_shrinkage, shrinkage_lda
 
-PAIRS = ((7, 19), (19, 61), (37, 127))
-PENALTY = 1e-2  # of the ridge: its inverse strength
+_PAIRS = ((7, 19), (19, 61), (37, 127))
+_INVERSE_PENALTY = 1e-2  # of the logistic regression
 _FOLDS = 4
-_ROWS = 8000  # observations that a fit uses; more add time, not accuracy
+_ROWS = 8000  # observations of a fit; more add time, not accuracy
 _ABSENT = -12.0  # logit of a class without labels
 _TOLERANCE = 1e-6  # largest gradient
 _STEPS = 2000  # most problems take some 200
@@ -31,13 +31,11 @@ _STEPS = 2000  # most problems take some 200
 class LinearInput:
     """Input features of the linear member."""
 
-    # standardised features of the observations: neighbourhood means of the representation, a block of columns for
-    # each size, then the scores of the smoothed genes, (n, d)
-    z: Floats32
+    z: Floats32  # standardised, (n, d): blocks of neighbourhood means of the representation, then gene scores
     sizes: Sequence[int]  # neighbourhood size of each block
     width: int  # columns of each block
     unit: float  # scale by which the gene scores were divided
-    group: Ints  # block or section of each observation: never split between learning and judging, (n,)
+    group: Ints  # block or section of each observation, never split between folds, (n,)
 
     @property
     def genes(self) -> slice:
@@ -45,28 +43,28 @@ class LinearInput:
         return slice(self.width * len(self.sizes), self.z.shape[1])
 
     def pairs(self) -> list[Ints]:
-        """Columns of the pairs of neighbourhood sizes; all blocks where a size of theirs is missing."""
-        at = {size: np.arange(i * self.width, (i + 1) * self.width) for i, size in enumerate(self.sizes)}
-        found = [np.concatenate([at[a], at[b]]) for a, b in PAIRS if a in at and b in at]
-        return found or [np.arange(self.width * len(self.sizes))]
+        """Columns of each pair of neighbourhood sizes; all blocks together if there is no complete pair."""
+        block = {size: np.arange(i * self.width, (i + 1) * self.width) for i, size in enumerate(self.sizes)}
+        pairs = [np.concatenate([block[a], block[b]]) for a, b in _PAIRS if a in block and b in block]
+        return pairs or [np.arange(self.width * len(self.sizes))]
 
 
 def linear_classifier(inp: LinearInput, codes: Ints, n_classes: int) -> Linear:
-    """Fit discriminant analysis and ridge regression, which count alike, to class ``codes`` (-1 unlabelled)."""
+    """Mean of a discriminant analysis and a ridge logistic regression of class ``codes`` (-1 unlabelled)."""
     rows = sampled(np.flatnonzero(codes >= 0))
     seen = np.bincount(codes[rows], minlength=n_classes) > 0
     local = (np.cumsum(seen) - 1)[codes[rows]]  # among the classes that have labels
-    found = _discriminant(inp, rows, local)
+    members = [_discriminant(inp, rows, local)]
     if inp.genes.start < inp.genes.stop:
-        other = _logistic(inp, rows, local)
-        found = Linear((found.coef + other.coef) / 2, (found.intercept + other.intercept) / 2)
+        members.append(_logistic(inp, rows, local))
     coef, intercept = np.zeros((inp.z.shape[1], n_classes)), np.full(n_classes, _ABSENT)
-    coef[:, seen], intercept[seen] = found.coef, found.intercept
+    coef[:, seen] = np.mean([m.coef for m in members], axis=0)
+    intercept[seen] = np.mean([m.intercept for m in members], axis=0)
     return Linear(coef, intercept)
 
 
 def linear_regression(inp: LinearInput, values: Floats, known: Bools, rng: np.random.Generator) -> Linear:
-    """Ridge regression of ``values`` (n, G), its penalty chosen on held-out groups."""
+    """Ridge regression of ``values`` (n, G), with its penalty cross-validated over groups."""
     rows = sampled(np.flatnonzero(known))
     folds = PredefinedSplit(deal_folds(inp.group[rows], rng))
     several = folds.get_n_splits() > 1
@@ -78,13 +76,13 @@ def linear_regression(inp: LinearInput, values: Floats, known: Bools, rng: np.ra
 
 
 def deal_folds(group: Ints, rng: np.random.Generator) -> Ints:
-    """Fold of each observation; whole groups, dealt out at random."""
-    names, at = np.unique(group, return_inverse=True)
-    return deal(at.reshape(-1), min(_FOLDS, len(names)), rng)
+    """Assign whole groups to folds at random; the fold of each observation."""
+    names, codes = np.unique(group, return_inverse=True)
+    return deal(codes.reshape(-1), min(_FOLDS, len(names)), rng)
 
 
 def _discriminant(inp: LinearInput, rows: Ints, codes: Ints) -> Linear:
-    """Mean of the shrinkage discriminant analyses of the pairs of scales; ``codes`` are those of ``rows``."""
+    """Mean of the shrinkage discriminant analyses of the pairs of sizes; ``codes`` are those of ``rows``."""
     share = np.eye(int(codes.max()) + 1)[codes]
     coef, intercept = np.zeros((inp.z.shape[1], share.shape[1])), np.zeros(share.shape[1])
     pairs = inp.pairs()
@@ -93,20 +91,20 @@ def _discriminant(inp: LinearInput, rows: Ints, codes: Ints) -> Linear:
         lda = shrinkage_lda(z, share, np.ones(len(rows)), class_shrinkage(z, codes, share.shape[1]))
         coef[columns] += lda.coef / len(pairs)
         intercept += lda.intercept / len(pairs)
-    return _centred(coef, intercept)
+    return _centred(Linear(coef, intercept))
 
 
 def _logistic(inp: LinearInput, rows: Ints, codes: Ints) -> Linear:
     """Ridge logistic regression of the gene scores."""
     u = inp.z[rows, inp.genes].astype(np.float64) * inp.unit
-    found, intercept = ridge_logistic(u, codes, int(codes.max()) + 1, PENALTY)
-    coef = np.zeros((inp.z.shape[1], found.shape[1]))
-    coef[inp.genes] = found * inp.unit
-    return _centred(coef, intercept)
+    fitted = ridge_logistic(u, codes, int(codes.max()) + 1, _INVERSE_PENALTY)
+    coef = np.zeros((inp.z.shape[1], fitted.coef.shape[1]))
+    coef[inp.genes] = fitted.coef * inp.unit
+    return _centred(Linear(coef, fitted.intercept))
 
 
-def ridge_logistic(u: Floats, codes: Ints, n_classes: int, c: float) -> tuple[Floats, Floats]:
-    """Coefficients (d, K) and intercepts (K,) of ridge logistic regression."""
+def ridge_logistic(u: Floats, codes: Ints, n_classes: int, c: float) -> Linear:
+    """Ridge logistic regression with scikit-learn's inverse penalty ``c``."""
     unit = max(float(u.std(axis=0).max()), 1e-6)  # in units of it the intercept moves as fast as the coefficients
     model = LogisticRegression(C=c * unit**2, tol=_TOLERANCE, max_iter=_STEPS)
     with warnings.catch_warnings():
@@ -114,20 +112,20 @@ def ridge_logistic(u: Floats, codes: Ints, n_classes: int, c: float) -> tuple[Fl
         model.fit(u / unit, codes)
     if model.n_iter_.max() >= _STEPS:
         warn(
-            f"The linear classifier of the ensemble has not converged after {_STEPS} steps: look for extreme values in "
-            "the expression.",
+            f"The linear classifier of the ensemble has not converged after {_STEPS} steps: check the expression for "
+            "extreme values.",
         )
     coef, intercept = model.coef_.T / unit, model.intercept_
-    if n_classes == 2:  # scikit-learn has the second class alone
+    if n_classes == 2:  # scikit-learn gives the log odds of the second class alone
         coef, intercept = coef * [-0.5, 0.5], intercept * [-0.5, 0.5]
-    return coef, intercept
+    return Linear(coef, intercept)
 
 
 def sampled(rows: Ints) -> Ints:
-    """At most ``_ROWS`` of the rows, evenly spread."""
+    """At most 8,000 of the rows, evenly spread."""
     return rows[evenly_spread(len(rows), _ROWS)]
 
 
-def _centred(coef: Floats, intercept: Floats) -> Linear:
-    """Bring logits to a mean of 0 over the classes."""
-    return Linear(coef - coef.mean(axis=1, keepdims=True), intercept - intercept.mean())
+def _centred(fitted: Linear) -> Linear:
+    """Logits with a mean of 0 over the classes."""
+    return Linear(fitted.coef - fitted.coef.mean(axis=1, keepdims=True), fitted.intercept - fitted.intercept.mean())

@@ -1,4 +1,4 @@
-"""Second moments of standardised genes and labels: linear classifiers are solved from them for any panel of genes."""
+"""Second moments of standardised genes and labels, from which linear classifiers of any gene panel are solved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stxtools._spatial.matrices import leading_axes
 from stxtools._types import Floats, Floats32, Ints
 from stxtools.models._projection import matched
 
-from .discriminant import linear_logits, shrunken
+from .discriminant import Linear, normal_logits, shrunken
 from .gene_means import READ_GENES, GeneMeans
 
 RANK = 192  # rows of the factor; the rest of the covariance is kept as a diagonal
@@ -26,20 +26,18 @@ _HALF_MAX = 6e4  # float16 ends at 65504
 class LinearMembers:
     """Classifiers of standardised neighbourhood means."""
 
-    ridge: Sequence[Floats]  # coefficients for each size, (g, K) each, and intercept, (K,)
-    ridge_intercept: Floats
+    ridge: Sequence[Floats]  # coefficients for each size, (g, K) each
+    ridge_intercept: Floats  # (K,)
     axes: Floats  # components that the discriminant analysis reads, (g, k)
-    lda: Floats  # its coefficients of the standardised components at both sizes, (2 k, K), and intercept, (K,)
-    lda_intercept: Floats
+    lda: Linear  # reads the standardised components at both sizes, (n, 2 k)
 
 
 @dataclass(frozen=True)
 class LabelMoments:
-    r"""What a model keeps of labelled sections: sums of products, no observation.
+    r"""Second moments of features and class shares in labelled sections; no single observation is kept.
 
     The covariance of the features is :math:`B^T B + D`: a factor of ``RANK`` rows by random projections (Halko,
-    Martinsson and Tropp 2011) and the diagonal of what is left.
-
+    Martinsson and Tropp 2011) and the diagonal of the residual.
     """
 
     genes: list[str]  # names, best first
@@ -64,27 +62,25 @@ class LabelMoments:
         return cls(list(genes), factor, rest, mean, cross, prior)
 
     def match(self, names: Sequence[str]) -> tuple[Ints, Ints]:
-        """Positions, in the model and in ``names``, of the best genes that both have."""
+        """Positions in the model and in ``names`` of the best genes that both have."""
         ours, theirs = matched(self.genes, names)
         return ours[:READ_GENES], theirs[:READ_GENES]
 
     def solve(self, chosen: Ints, penalty: float = PENALTY) -> LinearMembers:
-        """Classifiers that read only the ``chosen`` of the genes."""
+        """Solve classifiers that read the ``chosen`` genes alone."""
         g = len(chosen)
         columns = np.concatenate([chosen, chosen + len(self.genes)])
         b, d = self.factor[:, columns].astype(np.float64), self.rest[columns].astype(np.float64)
         cross, mean = self.cross[columns].astype(np.float64), self.mean[columns].astype(np.float64)
         coef = _ridge(b, d + penalty, 2 * cross)
-        if penalty > PENALTY:  # a strong one shrinks the scores; least squares bring their scale back
-            coef *= (
-                2 * float((coef * cross).sum()) / max(float(((b @ coef) ** 2).sum() + d @ (coef**2).sum(axis=1)), 1e-12)
-            )
+        if penalty > PENALTY:  # a strong one shrinks the scores: they are rescaled by least squares
+            variance = float(((b @ coef) ** 2).sum() + d @ (coef**2).sum(axis=1))
+            coef *= 2 * float((coef * cross).sum()) / max(variance, 1e-12)
         axes = leading_axes(b[:, :g].T @ b[:, :g] + np.diag(d[:g]), N_COMPS)
-        lda, lda_intercept = self._discriminant(axes, b, d, cross, mean)
-        intercept = 2 * self.prior - 1 - mean @ coef
-        return LinearMembers([coef[:g], coef[g:]], intercept, axes, lda, lda_intercept)
+        lda = self._discriminant(axes, b, d, cross, mean)
+        return LinearMembers([coef[:g], coef[g:]], 2 * self.prior - 1 - mean @ coef, axes, lda)
 
-    def _discriminant(self, axes: Floats, b: Floats, d: Floats, cross: Floats, mean: Floats) -> tuple[Floats, Floats]:
+    def _discriminant(self, axes: Floats, b: Floats, d: Floats, cross: Floats, mean: Floats) -> Linear:
         """Discriminant analysis of the components at both sizes, each divided by its standard deviation."""
         g, k = axes.shape
         both = np.zeros((2 * g, 2 * k))
@@ -93,27 +89,28 @@ class LabelMoments:
         total = low.T @ low + (both.T * d) @ both
         unit = np.sqrt(np.maximum(np.diag(total), 1e-12))
         total = total / np.outer(unit, unit)
-        means = (both.T @ cross) / unit[:, None] / np.maximum(self.prior, 1e-9)  # from the middle, (2 k, K)
+        means = (both.T @ cross) / unit[:, None] / np.maximum(self.prior, 1e-9)  # less the mean of all, (2 k, K)
         within = shrunken(total - (means * self.prior) @ means.T, SHRINKAGE)
-        coef, intercept = linear_logits(means.T, within, np.maximum(self.prior, 1e-6))
-        return coef, intercept - (both.T @ mean / unit) @ coef
+        lda = normal_logits(means.T, within, np.maximum(self.prior, 1e-6))
+        return Linear(lda.coef, lda.intercept - (both.T @ mean / unit) @ lda.coef)
 
 
 def moments_of(
     genes: Sequence[str], means: Sequence[GeneMeans], shares: Sequence[Floats], weights: Sequence[Floats],
     rank: int = RANK,
 ) -> LabelMoments:  # fmt: skip
-    """Moments of the observations in the samples of all sections that have a weight."""
-    used = [np.flatnonzero(w[m.sample] > 0) for m, w in zip(means, weights, strict=True)]
-    z = np.concatenate([m.standardised()[u] for m, u in zip(means, used, strict=True)])
-    at = [m.sample[u] for m, u in zip(means, used, strict=True)]
-    share = np.concatenate([s[a] for s, a in zip(shares, at, strict=True)])
-    weight = np.concatenate([w[a] for w, a in zip(weights, at, strict=True)])
-    return LabelMoments.of(genes, z, share, weight, rank=rank)
+    """Moments of the observations with a weight in the samples of all sections."""
+    z, share, weight = [], [], []
+    for m, s, w in zip(means, shares, weights, strict=True):
+        weighted = w[m.sample] > 0
+        z.append(m.standardised()[weighted])
+        share.append(s[m.sample[weighted]])
+        weight.append(w[m.sample[weighted]])
+    return LabelMoments.of(genes, np.concatenate(z), np.concatenate(share), np.concatenate(weight), rank=rank)
 
 
 def _row_factor(x: Floats32, rank: int) -> Floats32:
-    """Return (r, d) that spans the leading part of the rows of ``x`` (n, d), all where n <= rank; no row is one."""
+    """Factor (r, d) of the leading part of ``x`` (n, d), the whole if n <= rank; its rows are no observations."""
     if len(x) <= rank:
         return np.asarray(np.linalg.qr(x, mode="r"))
     from sklearn.utils.extmath import randomized_range_finder  # here: segmenting needs none of it
@@ -123,7 +120,7 @@ def _row_factor(x: Floats32, rank: int) -> Floats32:
 
 
 def _ridge(b: Floats, diagonal: Floats, target: Floats) -> Floats:
-    """Solve (B'B + diag) W = target; by the smaller of the two systems (Woodbury)."""
+    """Solve (B'B + diag) W = target by the smaller of two systems (Woodbury)."""
     if len(b) >= b.shape[1]:
         return np.asarray(np.linalg.solve(b.T @ b + np.diag(diagonal), target))
     scaled = b / diagonal

@@ -1,4 +1,4 @@
-"""Stacking (Wolpert 1992): weights of the members' logits with the lowest cross-entropy in held-out blocks."""
+"""Stacking (Wolpert 1992): weights of the members' logits with the lowest out-of-fold cross-entropy."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .gene_means import GeneSection
 from .label_propagation import BANDWIDTHS, propagated_logits, typical_gap
 from .trees import Trees
 
-_MOST = 4.0  # largest weight
-_GAIN = 1e-3  # cross-entropy that label propagation must save to take part
+_MAX_WEIGHT = 4.0
+_MIN_GAIN = 1e-3  # of cross-entropy, by label propagation
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Factors of the members' logits (of the values, in a regression); ``bandwidth`` is that of label propagation."""
+    """Factors of the members' logits (values, in a regression), and the bandwidth of label propagation."""
 
     network: float = 0.0
     linear: float = 0.0
@@ -41,7 +41,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Stack:
-    """The members beside the network, fitted, and what each of them counts."""
+    """The fitted members beside the network, and the weights of all."""
 
     weights: Weights
     linear: Linear | None = None
@@ -49,38 +49,38 @@ class Stack:
     genes: GeneClassifier | None = None
 
     def __call__(
-        self, own: Floats32, n_means: int, network: Reals, xy: Floats,
-        codes: Ints | None, known: Bools, by_name: GeneSection | None = None,
+        self, features: Floats32, n_means: int, network: Reals, xy: Floats,
+        codes: Ints | None, known: Bools, expression: GeneSection | None = None,
     ) -> Floats:  # fmt: skip
         """Logits (or values) of the observations ``known`` of a section; trees read the first ``n_means`` features."""
         w = self.weights
         logits = w.network * network.astype(np.float64)
         if self.linear is not None and w.linear > 0:
-            logits += w.linear * self.linear(own)
+            logits += w.linear * self.linear(features)
         if self.trees is not None and w.trees > 0:
-            logits += w.trees * self.trees(own[:, :n_means])
+            logits += w.trees * self.trees(features[:, :n_means])
         if codes is not None and w.label_propagation > 0:
             logits += w.label_propagation * propagated_logits(xy, codes, network.shape[1], w.bandwidth)[known]
-        if self.genes is not None and by_name is not None and w.genes > 0:
-            logits += w.genes * self.genes.evidence(by_name).logits[known]
+        if self.genes is not None and expression is not None and w.genes > 0:
+            logits += w.genes * self.genes.predict(expression).logits[known]
         return logits
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What predicts a task."""
+    """The members that predict a task."""
 
-    elsewhere: Stack  # for sections without labels; a model file keeps it
-    labelled: Stack | None = None  # for sections that have labels themselves; None where nothing is gained by them
+    elsewhere: Stack  # in sections without labels; it is saved
+    labelled: Stack | None = None  # in sections with labels; None if they are predicted like the others
 
-    def stack(self, codes: Ints | None, found: float = 1.0) -> Stack:
-        """The members for a section with these labels (-1 none), in which a share of the network's genes was found."""
+    def stack(self, codes: Ints | None, coverage: float = 1.0) -> Stack:
+        """The members for a section with these labels (-1 none) and this share of the genes that the network reads."""
         if self.labelled is not None and codes is not None and (codes >= 0).any():
             return self.labelled
         w = self.elsewhere.weights
         if w.genes == 0:
             return self.elsewhere
-        weights = replace(w, network=found * w.network, genes=w.genes + (1 - found) * w.network)
+        weights = replace(w, network=coverage * w.network, genes=w.genes + (1 - coverage) * w.network)
         return replace(self.elsewhere, weights=weights)
 
 
@@ -93,20 +93,20 @@ class OutOfFold:
     truth: Ints  # class codes, (n,)
 
     def weights(self) -> tuple[Weights, Weights | None]:
-        """Best weights without and with label propagation; None where that adds nothing."""
+        """Best weights without and with label propagation; None if that adds nothing."""
         loss, without = self._fitted(self.members)
-        found = (self._fitted(self.members | {"label_propagation": p}, b) for b, p in self.propagated.items())
-        least, best = min(found, key=itemgetter(0), default=(np.inf, None))
-        return without, best if least < loss - _GAIN else None
+        fitted = (self._fitted(self.members | {"label_propagation": p}, b) for b, p in self.propagated.items())
+        lowest, best = min(fitted, key=itemgetter(0), default=(np.inf, None))
+        return without, best if lowest < loss - _MIN_GAIN else None
 
     def _fitted(self, members: dict[str, Floats], bandwidth: float = 0.0) -> tuple[float, Weights]:
         if not members:
             return np.inf, Weights()
-        found = minimize(
+        result = minimize(
             _loss, np.full(len(members), 0.5), args=(np.stack(list(members.values())), self.truth),
-            method="L-BFGS-B", jac=True, bounds=[(0.0, _MOST)] * len(members),
+            method="L-BFGS-B", jac=True, bounds=[(0.0, _MAX_WEIGHT)] * len(members),
         )  # fmt: skip
-        return float(found.fun), Weights(**dict(zip(members, found.x.tolist(), strict=True)), bandwidth=bandwidth)
+        return float(result.fun), Weights(**dict(zip(members, result.x.tolist(), strict=True)), bandwidth=bandwidth)
 
 
 def _loss(weights: Floats, logits: Floats, truth: Ints) -> tuple[float, Floats]:
@@ -121,11 +121,14 @@ def out_of_fold(
     sections: Sequence[tuple[Floats, Ints]], folds: Sequence[Ints], n_classes: int,
     members: Mapping[str, Callable[[Bools, Bools], Floats]], *, label_propagation: bool = False,
 ) -> OutOfFold | None:  # fmt: skip
-    """Train on all folds but one and predict it, for each division into ``folds`` (-1: none); None without two."""
+    """Cross-validate the members on each division into ``folds`` (-1: none); None if no division has two folds.
+
+    A member predicts observations from others, both given as masks, in this order: training, held out.
+    """
     codes = np.concatenate([c for _, c in sections])
     divisions = [(fold, (codes >= 0) & (fold >= 0)) for fold in folds]
-    turns = [turn for division in divisions for turn in _turns(codes, *division)]
-    if not turns:
+    splits = [split for division in divisions for split in _splits(codes, *division)]
+    if not splits:
         return None
     ends = np.cumsum([len(xy) for xy, _ in sections])[:-1]
     unit = float(np.mean([typical_gap(sections, *division) for division in divisions])) if label_propagation else 0.0
@@ -135,17 +138,17 @@ def out_of_fold(
         return np.concatenate([propagated_logits(xy, seen, n_classes, bandwidth) for (xy, _), seen in parts])[held]
 
     return OutOfFold(
-        {name: np.concatenate([member(seen, held) for held, seen in turns]) for name, member in members.items()},
-        {b * unit: np.concatenate([propagated(b * unit, held) for held, _ in turns]) for b in BANDWIDTHS if unit > 0},
-        np.concatenate([codes[held] for held, _ in turns]),
+        {name: np.concatenate([member(*split) for split in splits]) for name, member in members.items()},
+        {b * unit: np.concatenate([propagated(b * unit, held) for _, held in splits]) for b in BANDWIDTHS if unit > 0},
+        np.concatenate([codes[held] for _, held in splits]),
     )
 
 
-def _turns(codes: Ints, fold: Ints, known: Bools) -> Iterator[tuple[Bools, Bools]]:
-    """Each fold that is held out, and what is seen meanwhile."""
+def _splits(codes: Ints, fold: Ints, known: Bools) -> Iterator[tuple[Bools, Bools]]:
+    """Training and held-out observations for each fold."""
     folds = np.unique(fold[known])
     for k in folds if len(folds) > 1 else []:
         held = known & (fold == k)
         seen = known & ~held
         if len(np.unique(codes[seen])) > 1:
-            yield held, seen
+            yield seen, held

@@ -1,4 +1,4 @@
-"""Extremely randomised trees (Geurts et al. 2006), grown by scikit-learn, as arrays that a model file can keep."""
+"""Extremely randomised trees (Geurts et al. 2006) of scikit-learn, as arrays for model files."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from sklearn.ensemble import ExtraTreesClassifier
 from stxtools._types import Floats, Floats32, Ints
 
 N_TREES, LEAF = 100, 3
-N_HELD_OUT_TREES = 40  # for the predictions of held-out observations: their weight hardly changes with more
-_TRIED = 0.3  # share of the features among which a cut is chosen
-_FLOOR = 2e-3  # added to each class's probability: trees that never saw a class there do not rule it out
-_CHUNK = 2000  # observations that go down all trees at a time
+N_HELD_OUT_TREES = 40  # for out-of-fold predictions: the weight of the trees hardly changes with more
+_MAX_FEATURES = 0.3  # share of the features among which a split is chosen
+_FLOOR = 2e-3  # added to each class's probability: no class is ruled out
+_CHUNK = 2000  # observations that are predicted at a time
 
 
 @dataclass(frozen=True)
 class Trees:
-    """Trees one after another; a leaf is its own child."""
+    """The nodes of all trees; a leaf is its own child."""
 
-    # numbers of the nodes to go to where the feature is at most the threshold, and where it is above, (N, 2)
-    child: NDArray[np.int32]
-    feature: NDArray[np.int32]  # feature and threshold of a node, (N,)
-    threshold: Floats
-    # classes' shares of the training observations of a node, all classes counting alike, (N, K)
-    share: Floats32
-    roots: Ints  # number of each tree's first node, (T,)
+    child: NDArray[np.int32]  # nodes where the feature is at most the threshold, and where it is above, (N, 2)
+    feature: NDArray[np.int32]  # (N,)
+    threshold: Floats  # (N,)
+    share: Floats32  # class shares of a node's training observations, with balanced classes, (N, K)
+    roots: Ints  # first node of each tree, (T,)
 
     def __call__(self, z: Floats32) -> Floats:
-        """Logits of observations (n, d), (n, K): logarithm of the mean share over the trees."""
+        """Logits of observations (n, d): logarithm of the mean class shares over the trees, (n, K)."""
         out = np.empty((len(z), self.share.shape[1]))
         for start in range(0, len(z), _CHUNK):
             rows = slice(start, start + _CHUNK)
@@ -41,22 +39,22 @@ class Trees:
     def _leaves(self, z: Floats32) -> Ints:
         """Leaf of each observation in each tree, (n, T)."""
         n, width = z.shape
-        at = np.tile(self.roots, n)
+        node = np.tile(self.roots, n)
         first = np.repeat(np.arange(n) * width, len(self.roots))  # where each observation's features begin
-        values, walking = z.ravel(), np.arange(len(at))
-        while len(walking):
-            here = at[walking]
-            above = values[first[walking] + self.feature[here]] > self.threshold[here]
-            there = self.child[here, above.astype(np.intp)]
-            at[walking] = there
-            walking = walking[there != here]
-        return at.reshape(n, -1)
+        values, inner = z.ravel(), np.arange(len(node))
+        while len(inner):
+            parent = node[inner]
+            above = values[first[inner] + self.feature[parent]] > self.threshold[parent]
+            child = self.child[parent, above.astype(np.intp)]
+            node[inner] = child
+            inner = inner[child != parent]
+        return node.reshape(n, -1)
 
 
 def grow_trees(z: Floats32, codes: Ints, n_classes: int, seed: int, n_trees: int = N_TREES) -> Trees:
-    """Grow trees on labelled observations, features (n, d), all classes counting alike."""
+    """Grow trees on features (n, d) of labelled observations, with balanced classes."""
     forest = ExtraTreesClassifier(
-        n_trees, min_samples_leaf=LEAF, max_features=_TRIED, class_weight="balanced", random_state=seed
+        n_trees, min_samples_leaf=LEAF, max_features=_MAX_FEATURES, class_weight="balanced", random_state=seed
     )
     grown = [estimator.tree_ for estimator in forest.fit(z, codes).estimators_]
     left, right, feature, threshold = (
@@ -68,8 +66,8 @@ def grow_trees(z: Floats32, codes: Ints, n_classes: int, seed: int, n_trees: int
     share[:, forest.classes_.astype(np.int64)] = value / value.sum(axis=1, keepdims=True)
     count = np.array([tree.node_count for tree in grown])
     roots, leaf = np.cumsum(count) - count, left < 0
-    sides = [np.where(leaf, np.arange(len(left)), side + np.repeat(roots, count)) for side in (left, right)]
+    child = [np.where(leaf, np.arange(len(left)), side + np.repeat(roots, count)) for side in (left, right)]
     return Trees(
-        np.stack(sides, axis=1).astype(np.int32), np.where(leaf, 0, feature).astype(np.int32),
+        np.stack(child, axis=1).astype(np.int32), np.where(leaf, 0, feature).astype(np.int32),
         np.where(leaf, np.inf, threshold), share, roots,
     )  # fmt: skip

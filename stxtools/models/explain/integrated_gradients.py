@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from stxtools._types import Floats
 from stxtools.models._section import Section
-from stxtools.models.ensemble.evidence import RIDGE_SCALE
+from stxtools.models.ensemble.adaptation import RIDGE_SCALE
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.segmenter.model import Segmenter
@@ -63,7 +63,7 @@ class RidgeAttribution:
     """
 
     def __init__(self, model: GeneClassifier, section: GeneSection) -> None:
-        self._means, members, ours = model.solved(section)
+        self._means, members, ours = model.solve_for(section)
         self._genes = [model.moments.genes[i] for i in ours]
         scale = model.factor * RIDGE_SCALE
         self._coef, self.intercept = [scale * w for w in members.ridge], scale * members.ridge_intercept

@@ -1,4 +1,4 @@
-"""Segments that batches have together: each batch, as of a patient, has its own first, and those alike are joined."""
+"""Several sections: which share a batch or a centre, and segments that batches have in common."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
+from stxtools._spatial.graph import averaging
 from stxtools._types import Floats, Ints, Reals
+from stxtools.models._section import ALIKE, BLOCKS, Section
 
 from .classes import with_all_classes
-from .mixtures import View, consensus, cotrain, stacked, whitening
+from .mixtures import View, consensus, cotrain, whitening
 
 APART = 5.0  # standard deviations between section means: at most 0.6 % of observations look like the other section's
-_LEAST = 10  # observations of a batch that one of its own clusters takes, and from which a cluster's mean counts fully
+_MIN_CLUSTER = 10  # observations of a batch for each of its clusters, and from which a cluster's mean counts fully
+_MIN_SHARING = 3  # sections that share a centre: each of two shows half of the tissue, and its own mean is safer
 
 
 def batches(features: Sequence[Reals]) -> tuple[Ints, Floats]:
@@ -37,79 +40,102 @@ def batches(features: Sequence[Reals]) -> tuple[Ints, Floats]:
     return codes.astype(np.int64), nearest.min(axis=1)
 
 
-def segments_of_batches(
-    plain: Sequence[Sequence[View]], sharp: Sequence[Sequence[View]], features: Sequence[Reals],
-    expression: Sequence[Any], batch: Ints, k: int, rng: np.random.Generator, tick: Callable[[], object],
-) -> tuple[Floats, Floats, list[Floats]]:  # fmt: skip
-    """Memberships of all in ``k`` segments (n, k), votes and what was agreed on, and each section's offset (d,).
+def shared_centres(sections: Sequence[Section], batch: Ints) -> tuple[Ints, Floats | None]:
+    """Code of each section's centre, and the directions compared; sections of different ``batch`` share none.
 
-    All but ``batch`` is given by section. ``expression``, dense or sparse, is what clusters are compared by.
+    A batch effect moves means in any direction, another composition only where compartments differ. So means are
+    compared in the half of the directions that varies least over space within sections. Their standard error is that of
+    the means of blocks, as observations nearby are alike. Single linkage, since tiles of a slide are a chain.
     """
-    within: list[list[int]] = [np.flatnonzero(batch == b).tolist() for b in range(batch.max() + 1)]
-    order = np.argsort(np.concatenate(within))
-    views = [(stacked([plain[i] for i in at]), stacked([sharp[i] for i in at])) for at in within]
-    own = [_own_clusters(*both, k, rng, tick) for both in views]
-    agreed = [a for _, a in own]
-    to = _joined(agreed, [_stack([expression[i] for i in at]) for at in within], k)
-    offset = _offsets(agreed, to, [np.concatenate([features[i] for i in at]) for at in within])
-    parts = []
-    for which in (0, 1):
-        by_section = []
-        for at, clusters, t in zip(within, own, to, strict=True):
-            by_section += np.split(clusters[which] @ t, np.cumsum([len(features[i]) for i in at])[:-1])
-        parts.append(np.concatenate([by_section[i] for i in order]))
-    return parts[0], parts[1], [offset[b] for b in batch]
+    large = np.flatnonzero([s.n_obs >= 2 * BLOCKS for s in sections])
+    codes = np.arange(len(sections))
+    if len(large) < 2:
+        return codes, None
+    compared = [sections[i] for i in large.tolist()]
+    values = [s.features.astype(np.float64) for s in compared]
+    axes = _least_spatial([x - x.mean(axis=0) for x in values], compared)
+    error = np.array([s.squared_error(axes) for s in compared])
+    difference = squareform(pdist(np.stack([x.mean(axis=0) @ axes for x in values])))
+    distance = difference / np.sqrt(error[:, None] + error + 1e-12)
+    distance[batch[large, None] != batch[large]] = 2 * ALIKE
+    group = fcluster(linkage(squareform(distance, checks=False), "single"), ALIKE, "distance")
+    _, first, member, size = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    codes[large] = np.where(size[member] >= _MIN_SHARING, large[first][member], large)
+    return np.unique(codes, return_inverse=True)[1], axes
 
 
-def _own_clusters(
-    plain: Sequence[View], sharp: Sequence[View], k: int, rng: np.random.Generator, tick: Callable[[], object]
+def _least_spatial(centred: Sequence[Floats], sections: Sequence[Section]) -> Floats:
+    """Directions (d, d / 2) with the least variance of spatial means, of unit variance within sections."""
+    white = whitening(np.concatenate(centred))[1]
+    smooth = []
+    for x, section in zip(centred, sections, strict=True):
+        mean = averaging(section.graph)
+        smooth.append(mean @ (mean @ (x @ white)))
+    axes = np.linalg.eigh(np.atleast_2d(np.cov(np.concatenate(smooth).T)))[1]
+    return np.asarray(white @ axes[:, : max(len(axes) // 2, 1)])
+
+
+def segments_of_batches(
+    plain: Sequence[View], edge_preserving: Sequence[View], features: Reals, expression: Any,
+    batch: Ints, k: int, rng: np.random.Generator, tick: Callable[[], object],
+) -> tuple[Floats, Floats, Floats]:  # fmt: skip
+    """Cluster each batch alone, and join the clusters that are alike in ``expression`` (n, G) to ``k`` segments.
+
+    ``batch`` is that of each observation. Returns memberships by the vote of mixtures and after their co-training,
+    (n, k) each, and what the batch of each observation adds to its ``features``, (n, d).
+    """
+    rows = [np.flatnonzero(batch == b) for b in range(batch.max() + 1)]
+    voted, cotrained = np.empty((len(batch), k)), np.empty((len(batch), k))
+    clusters = [_clusters([v.taken(r) for v in plain], [v.taken(r) for v in edge_preserving], k, rng, tick)
+                for r in rows]  # fmt: skip
+    to_segment = _joined([agreed for _, agreed in clusters], [expression[r] for r in rows], k)
+    for r, (vote, agreed), segment in zip(rows, clusters, to_segment, strict=True):
+        voted[r], cotrained[r] = vote @ segment, agreed @ segment
+    offset = _offsets([cotrained[r] for r in rows], [features[r] for r in rows])
+    return voted, cotrained, offset[batch]
+
+
+def _clusters(
+    plain: Sequence[View], edge_preserving: Sequence[View], k: int, rng: np.random.Generator, tick: Callable[[], object]
 ) -> tuple[Floats, Floats]:
-    """Clusters of a batch, at most ``k``: the vote of mixtures, and what all views agree on."""
+    """Memberships in at most ``k`` clusters of a batch, by the vote of mixtures and after their co-training."""
     n = len(plain[0])
-    k = min(k, n // _LEAST)
+    k = min(k, n // _MIN_CLUSTER)
     if k < 2:
         return np.ones((n, 1)), np.ones((n, 1))
     voted = with_all_classes(consensus(plain, k, rng, tick), [plain[0][slice(None)]], or_fewer=True)
-    return voted, cotrain([*plain, *sharp], voted, rng)
+    return voted, cotrain([*plain, *edge_preserving], voted, rng)
 
 
-def _joined(own: Sequence[Floats], expression: Sequence[Any], k: int) -> list[Floats]:
-    """Which of ``k`` segments each cluster of each batch belongs to, (clusters, k).
+def _joined(clusters: Sequence[Floats], expression: Sequence[Any], k: int) -> list[Floats]:
+    """Segment, of ``k``, of each cluster of each batch, one-hot, (clusters, k).
 
     A batch that has more of a compartment has another mean: so clusters are centred by the mean of the batch's
     clusters, not of its observations. Those whose mean expression then points the same way are joined (average linkage
     of cosine distances), as programmes of tumours are (Kinker et al. 2020).
     """
-    spread = np.sqrt(np.mean([_variance(x) for x in expression], axis=0)) + 1e-6
-    unit = []
-    for member, x in zip(own, expression, strict=True):
-        means = _means(member, x) / spread
-        unit.append(means - np.average(means, axis=0, weights=np.minimum(member.sum(axis=0), _LEAST)))
-    every = np.concatenate(unit)
-    every /= np.linalg.norm(every, axis=1, keepdims=True) + 1e-9
-    group = cut_tree(linkage(every, "average", "sqeuclidean"), min(k, len(every)))[:, 0]
-    return np.split(np.eye(k)[group], np.cumsum([len(u) for u in unit])[:-1])
+    scale = np.sqrt(np.mean([_variance(x) for x in expression], axis=0)) + 1e-6
+    centred = []
+    for member, x in zip(clusters, expression, strict=True):
+        size = member.sum(axis=0)
+        means = np.asarray((x.T @ member).T) / (size[:, None] + 1e-9) / scale
+        centred.append(means - np.average(means, axis=0, weights=np.minimum(size, _MIN_CLUSTER)))
+    directions = np.concatenate(centred)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True) + 1e-9
+    group = cut_tree(linkage(directions, "average", "sqeuclidean"), min(k, len(directions)))[:, 0]
+    return np.split(np.eye(k)[group], np.cumsum([len(c) for c in centred])[:-1])
 
 
-def _offsets(own: Sequence[Floats], to: Sequence[Floats], features: Sequence[Reals]) -> list[Floats]:
-    """What the observations of each batch have beside the mean of their segment, on average, (d,)."""
+def _offsets(segments: Sequence[Floats], features: Sequence[Reals]) -> Floats:
+    """Mean difference of the observations of each batch from the means of their segments, (batches, d)."""
     means = [x.mean(axis=0, dtype=np.float64) for x in features]
-    share = [member @ t for member, t in zip(own, to, strict=True)]
-    mass = sum(s.sum(axis=0) for s in share)
-    total = sum(s.T @ (x - m) for s, x, m in zip(share, features, means, strict=True))
+    mass = sum(s.sum(axis=0) for s in segments)
+    total = sum(s.T @ (x - m) for s, x, m in zip(segments, features, means, strict=True))
     segment = total / (mass[:, None] + 1e-9)
-    return [m - s.mean(axis=0) @ segment for s, m in zip(share, means, strict=True)]
-
-
-def _means(member: Floats, x: Any) -> Floats:
-    return np.asarray((x.T @ member).T) / (member.sum(axis=0)[:, None] + 1e-9)
+    return np.stack([m - s.mean(axis=0) @ segment for s, m in zip(segments, means, strict=True)])
 
 
 def _variance(x: Any) -> Floats:
     square = x.multiply(x) if sparse.issparse(x) else x**2
     mean = np.asarray(x.mean(axis=0)).ravel()
     return np.maximum(np.asarray(square.mean(axis=0)).ravel() - mean**2, 0)
-
-
-def _stack(parts: Sequence[Any]) -> Any:
-    return sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)

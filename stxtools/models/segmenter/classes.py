@@ -1,4 +1,4 @@
-"""Exactly K classes: what is done about one that pseudo-labels or network have lost."""
+"""Exactly K classes: gives observations back to a class that pseudo-labels or the network have lost."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from stxtools._types import Array, Floats, Ints, Reals
 
 _DISTINCT = 1e-9  # spread, relative to that of all observations, below which values count as equal
-_LOST = 0.1  # a class with less than this part of its pseudo-labelled pixels is as good as lost
-_KEPT = 0.5  # part of a lost class's pseudo-labelled pixels that it gets back
+_LOST = 0.1  # share of its pseudo-labelled pixels below which a class counts as lost
+_RESTORED = 0.5  # share of its pseudo-labelled pixels that a lost class gets back
 _ROUNDS = 1000
-_STEP, _PATIENCE = 1e-4, 50  # least raise of an offset, as a part of the logits' range; rounds after which it doubles
+_STEP, _PATIENCE = 1e-4, 50  # smallest increase of an offset, relative to the logits' range; rounds until it doubles
 
 
 def class_sizes(scores: Reals) -> Ints:
@@ -21,11 +21,11 @@ def class_sizes(scores: Reals) -> Ints:
 
 
 def with_all_classes(target: Floats, spaces: Sequence[Reals], *, or_fewer: bool = False) -> Floats:
-    """Memberships (n, K) in which every class is the most probable one of some observation.
+    """Change memberships (n, K) so that every class is the most probable one of some observation.
 
-    A class that has none takes over half of the class with the largest scatter, cut across its first principal axis in
-    the first of the ``spaces`` where one can be cut, with the memberships of both exchanged there. Where there are not
-    as many distinct observations, it is dropped (``or_fewer``) or an error raised.
+    An empty class takes over half of the class with the largest scatter, cut across its first principal axis in the
+    first of the ``spaces`` where it varies; there the memberships of both are exchanged. With fewer distinct
+    observations than classes, empty ones are dropped (``or_fewer``) or an error is raised.
     """
     sizes = class_sizes(target)
     if (sizes > 0).all():
@@ -33,26 +33,25 @@ def with_all_classes(target: Floats, spaces: Sequence[Reals], *, or_fewer: bool 
     target, k = target.copy(), target.shape[1]
     while (missing := np.flatnonzero(sizes == 0)).size:
         labels = target.argmax(axis=1)
-        half = next(
-            (h for z in spaces if (h := _largest_half(np.asarray(z, dtype=np.float64), labels)) is not None), None
-        )
-        if half is None and or_fewer:
-            return target[:, sizes > 0] / target[:, sizes > 0].sum(axis=1, keepdims=True)
+        halves = (_half_of_widest(np.asarray(z, dtype=np.float64), labels) for z in spaces)
+        half = next((h for h in halves if h is not None), None)
         if half is None:
+            if or_fewer:
+                return target[:, sizes > 0] / target[:, sizes > 0].sum(axis=1, keepdims=True)
             raise ValueError(
                 f"`n_segments={k}` is more than the {int((sizes > 0).sum())} distinct observations there are; choose a "
                 "smaller number."
             )
         old, new = int(labels[half[0]]), int(missing[0])
         target[half, old], target[half, new] = target[half, new], target[half, old]
-        target[half] /= 2  # surer than before: equal memberships would leave the old class in place
+        target[half] /= 2  # equal memberships would leave the old class in place
         target[half, new] += 0.5
         sizes = class_sizes(target)
     return target
 
 
-def _largest_half(z: Floats, labels: Ints) -> Ints | None:
-    """Rows of the smaller side of the class with the largest scatter, cut at its mean; None if all are points."""
+def _half_of_widest(z: Floats, labels: Ints) -> Ints | None:
+    """Rows of the smaller side of the class with the largest scatter, cut at its mean; None if no class varies."""
     total = float(np.square(z - z.mean(axis=0)).sum())
     scatter = np.array([np.square(z[labels == c] - z[labels == c].mean(axis=0)).sum() if (labels == c).any() else 0.0
                         for c in range(int(labels.max()) + 1)])  # fmt: skip
@@ -69,18 +68,17 @@ def _largest_half(z: Floats, labels: Ints) -> Ints | None:
 def offsets_for_all(logits: Floats, wanted: Array) -> Floats:
     """Offsets (K,) of the logits (P, K) that give every class some observations; 0 where no class is lost.
 
-    A class with next to none gets ``_KEPT`` of what it was ``wanted`` to have, one at least: those observations
-    whose logits speak least against it. Where that empties another class, its offset rises in turn (the prices of an
-    auction; Bertsekas 1979).
+    A lost class gets half of the observations that it should have (``wanted``), at least one: those whose logits are
+    nearest to it. Where that empties another class, its offset rises in turn (an auction; Bertsekas 1979).
     """
     offsets = np.zeros(logits.shape[1])
     sizes = class_sizes(logits)
     lost = sizes < np.maximum(_LOST * wanted, 1)
     if not lost.any():
         return offsets
-    least = np.where(lost, np.maximum(1, np.floor(_KEPT * wanted)), 1).astype(np.int64)
+    least = np.where(lost, np.maximum(1, np.floor(_RESTORED * wanted)), 1).astype(np.int64)
     least = np.minimum(least, max(len(logits) // (2 * len(least)), 1))
-    step = _STEP * float(np.ptp(logits))  # without a least raise, two classes may outbid each other by next to nothing
+    step = _STEP * float(np.ptp(logits))  # with tiny increases two classes would outbid each other for ever
     for turn in range(_ROUNDS):
         now = logits + offsets
         sizes = class_sizes(now)
@@ -89,7 +87,7 @@ def offsets_for_all(logits: Floats, wanted: Array) -> Floats:
             return offsets
         c = int(short[(sizes - least)[short].argmin()])
         others = np.delete(now, c, axis=1).max(axis=1)
-        gap = np.sort(others - now[:, c])  # what the class lacks at each observation
+        gap = np.sort(others - now[:, c])  # by which the class falls short at each observation
         last = gap[least[c] - 1]
         beyond = gap[gap > last]
         needed = (last + beyond[0]) / 2 if beyond.size else last + 1.0

@@ -15,23 +15,25 @@ from stxtools._spatial.graph import averaging
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools._types import Floats, Floats32, Ints, Reals
 from stxtools.models._section import Section
-from stxtools.models.ensemble.discriminant import linear_logits
+from stxtools.models.ensemble.discriminant import Linear, normal_logits
+
+from .classes import class_sizes
 
 STARTS = 3  # mixtures for each view
 _TREE = 800  # observations of a tree: few, so that starts differ and cost little
 _FIT = 20_000  # observations that a mixture is fitted to
-_JUDGE = 3000  # observations on which partitions are compared
-_PAIRS = ((1, 3), (1, 5), (2, 5), (2, 8))  # rounds of averaging that are read side by side
+_COMPARED = 3000  # observations on which partitions are compared
+_PAIRS = ((1, 3), (1, 5), (2, 5), (2, 8))  # rounds of averaging whose means form one view
 _SINGLE = (2, 4)
 _TOLERANCES = (1.0, 1.5)  # of the edge-preserving means
 _COTRAINING = 10  # rounds
 _CHANGE = 1e-3  # share of the memberships that moves, below which a mixture has converged
 
 
-def most_rounds(n_obs: int) -> int:
+def max_rounds(n_obs: int) -> int:
     """Rounds of averaging whose window (of a hexagonal lattice) holds at most a tenth of a section."""
-    longest = max(max(pair) for pair in _PAIRS)
-    return max([r for r in range(1, longest + 1) if 1 + 3 * r * (r + 1) <= n_obs / 10], default=1)
+    most = max(max(pair) for pair in _PAIRS)
+    return max([r for r in range(1, most + 1) if 1 + 3 * r * (r + 1) <= n_obs / 10], default=1)
 
 
 @dataclass(frozen=True)
@@ -46,46 +48,50 @@ class View:
     def __getitem__(self, rows: Any) -> Floats:
         return np.concatenate([m[rows] for m in self.means], axis=1, dtype=np.float64)
 
-    def less(self, offset: Floats) -> View:
-        """Return the means of features from which the ``offset`` is taken."""
-        return View(tuple(m - offset[: m.shape[1]].astype(m.dtype) for m in self.means))
+    def taken(self, rows: Ints) -> View:
+        """Select rows."""
+        return View(tuple(m[rows] for m in self.means))
+
+    def minus(self, offset: Floats) -> View:
+        """Subtract an ``offset`` of the features, (n, d)."""
+        return View(tuple(m - offset[:, : m.shape[1]].astype(m.dtype) for m in self.means))
 
 
 @dataclass(frozen=True)
 class Mixtures:
-    """Tied Gaussian mixtures of one view as linear logits: coefficients (d, m * k) and intercepts (m * k,)."""
+    """Tied Gaussian mixtures of one view."""
 
-    coef: Floats
-    intercept: Floats
+    logits: Linear  # of all classes of all mixtures, (n, m * k)
     k: int
+    complete: list[bool]  # whether each mixture keeps its classes apart on its sample
 
     def memberships(self, z: Floats) -> Floats32:
         """Memberships of observations (n, d) in the classes of every mixture, (n, m, k)."""
-        logits = (z @ self.coef + self.intercept).reshape(len(z), -1, self.k)
+        logits = self.logits(z).reshape(len(z), -1, self.k)
         share = np.exp((logits - logits.max(axis=2, keepdims=True)).astype(np.float32))
         return share / share.sum(axis=2, keepdims=True)
 
 
-def multiscale_views(section: Section, rows: Ints, cap: int) -> list[View]:
-    """Fine and coarse spatial means, of ``cap`` rounds at most, side by side and alone; of all and 3/4 components."""
+def multiscale_views(section: Section, rows: Ints, most: int) -> list[View]:
+    """Spatial means of at most ``most`` rounds, in pairs of scales and alone; of all and of 3/4 of the components."""
     features, graph = section.features, section.graph
     mean, d = averaging(graph), features.shape[1]
-    order = reverse_cuthill_mckee(graph, symmetric_mode=True)  # neighbours lie near each other in memory, too
-    place, mean = np.argsort(order).astype(mean.indices.dtype), mean[order]
-    mean.indices = place[mean.indices]  # not sorted: a sum keeps its order, and so its last bits
+    order = reverse_cuthill_mckee(graph, symmetric_mode=True)  # neighbours in space lie near each other in memory
+    position, mean = np.argsort(order).astype(mean.indices.dtype), mean[order]
+    mean.indices = position[mean.indices]  # not sorted: sums keep their order, and so their last bits
     means, x = {}, features[order].astype(np.float64)
-    for r in range(1, cap + 1):
+    for r in range(1, most + 1):
         x = mean @ x
-        means[r] = x[place[rows]].astype(np.float32)
+        means[r] = x[position[rows]].astype(np.float32)
     widths = sorted({d, max(1, round(0.75 * d))}, reverse=True)
-    single = sorted({min(r, cap) for r in _SINGLE} | {1 for r in _SINGLE if r > cap})  # a small section has fine ones
-    pairs = sorted({(min(a, cap), min(b, cap)) for a, b in _PAIRS if min(a, cap) < min(b, cap)})
-    scales = [(q, pair) for q in widths for pair in pairs] + [(q, (r,)) for r in single for q in widths]
-    return [View(tuple(means[r][:, :q] for r in of)) for q, of in scales]
+    single = sorted({min(r, most) for r in _SINGLE} | {1 for r in _SINGLE if r > most})  # finer ones in small sections
+    pairs = sorted({(min(a, most), min(b, most)) for a, b in _PAIRS if min(a, most) < min(b, most)})
+    views = [(q, pair) for q in widths for pair in pairs] + [(q, (r,)) for r in single for q in widths]
+    return [View(tuple(means[r][:, :q] for r in rounds)) for q, rounds in views]
 
 
 def edge_views(section: Section, rows: Ints) -> list[View]:
-    """Edge-preserving means alone, beside means over 19, and over 19 and 61 observations, of one section."""
+    """Edge-preserving means alone, with means over 19, and with means over 19 and 61 observations."""
     near = Neighbourhoods(section.features, section.xy, rows)
     fine, coarse = near.mean(19), near.mean(61)
     sharp = near.edge_preserving_means(section.graph, _TOLERANCES)
@@ -93,11 +99,11 @@ def edge_views(section: Section, rows: Ints) -> list[View]:
 
 
 def stacked(parts: Sequence[Sequence[View]]) -> list[View]:
-    """Views of several sections, one section under the other."""
+    """Concatenate the views of several sections."""
     if len(parts) == 1:  # no copies
         return list(parts[0])
-    means = ([v.means for v in views] for views in zip(*parts, strict=True))
-    return [View(tuple(np.concatenate(m) for m in zip(*own, strict=True))) for own in means]
+    means = ([view.means for view in views] for views in zip(*parts, strict=True))
+    return [View(tuple(np.concatenate(m) for m in zip(*of_view, strict=True))) for of_view in means]
 
 
 def consensus(
@@ -108,32 +114,27 @@ def consensus(
     The reference is the medoid under the adjusted Rand index. The classes of each mixture are matched to it (Hungarian
     method), and their mean, weighted by how much a mixture is like the others, is the next reference, five times
     (voting; Dimitriadou, Weingessel and Hornik 2002). A single mixture can end in a bad optimum; their consensus rarely
-    does. Mixtures are fitted, compared and matched on samples. Where none keeps all classes apart, some may be the most
-    probable one nowhere.
+    does. Mixtures are fitted, compared and matched on samples. If none keeps all classes apart, some class may be the
+    most probable one of no observation.
     """
     fitted: list[Mixtures] = []
-    complete: list[bool] = []
     for view in views:
-        mixtures, kept = fit_mixtures(view, k, rng)
-        fitted.append(mixtures)
-        complete += kept
+        fitted.append(fit_mixtures(view, k, rng))
         tick()
-    rows = some_rows(len(views[0]), _JUDGE, rng)
-    judged = np.concatenate([f.memberships(v[rows]) for f, v in zip(fitted, views, strict=True)], axis=1)
-    judged = np.ascontiguousarray(judged.transpose(1, 0, 2), dtype=np.float64)
-    standing = pairwise_rand_index(list(judged.argmax(axis=2))).mean(axis=1).clip(1e-3)
-    medoid = int(np.where(complete, standing, 0.0).argmax()) if any(complete) else int(standing.argmax())
-    reference, order = judged[medoid], np.zeros((len(judged), k), dtype=np.int64)
+    rows = some_rows(len(views[0]), _COMPARED, rng)
+    compared = np.concatenate([f.memberships(v[rows]) for f, v in zip(fitted, views, strict=True)], axis=1)
+    compared = np.ascontiguousarray(compared.transpose(1, 0, 2), dtype=np.float64)
+    weight = pairwise_rand_index(list(compared.argmax(axis=2))).mean(axis=1).clip(1e-3)
+    complete = np.concatenate([f.complete for f in fitted])
+    medoid = int(np.where(complete, weight, 0.0).argmax()) if complete.any() else int(weight.argmax())
+    reference = compared[medoid]
     for _ in range(5):
-        order = np.stack([linear_sum_assignment(-(reference.T @ m))[1] for m in judged])
-        matched = np.take_along_axis(judged, order[:, None, :], axis=2)
-        reference = np.einsum("m,mnk->nk", standing, matched) / standing.sum()
-    target = _voted(views, fitted, order, standing)
-    if (np.bincount(target.argmax(axis=1), minlength=k) == 0).any():
-        # a class on which the mixtures differ too much is voted away
-        alone = np.zeros(len(standing))
-        alone[medoid] = 1.0
-        target = _voted(views, fitted, order, alone)
+        order = np.stack([linear_sum_assignment(-(reference.T @ m))[1] for m in compared])
+        matched = np.take_along_axis(compared, order[:, None, :], axis=2)
+        reference = np.einsum("m,mnk->nk", weight, matched) / weight.sum()
+    target = _weighted_mean(views, fitted, order, weight)
+    if (class_sizes(target) == 0).any():  # a class on which the mixtures differ too much is outvoted
+        target = _weighted_mean(views, fitted, order, np.eye(len(weight))[medoid])
     return target
 
 
@@ -157,8 +158,8 @@ def pairwise_rand_index(partitions: Sequence[Ints]) -> Floats:
     return out
 
 
-def _voted(views: Sequence[View | Floats], fitted: Sequence[Mixtures], order: Ints, weight: Floats) -> Floats:
-    """Weighted mean of the memberships, classes in the given order."""
+def _weighted_mean(views: Sequence[View | Floats], fitted: Sequence[Mixtures], order: Ints, weight: Floats) -> Floats:
+    """Weighted mean of the memberships, with the classes of each mixture in its ``order``."""
     total, per_view = np.zeros((len(views[0]), order.shape[1])), np.split(np.arange(len(order)), len(views))
     for view, mixtures, members in zip(views, fitted, per_view, strict=True):
         if weight[members].any():
@@ -169,11 +170,11 @@ def _voted(views: Sequence[View | Floats], fitted: Sequence[Mixtures], order: In
 
 
 def cotrain(views: Sequence[View | Floats], target: Floats, rng: np.random.Generator) -> Floats:
-    """Let the mixtures of all views go on from a common partition, each learning from the mean of all.
+    """Refit the mixtures of all views to common memberships (n, k), starting from ``target``.
 
     An EM whose E-step is shared: ten times, the parameters of every view's tied mixture are computed from the
     common memberships, and the mean of the memberships that they predict is the next (co-EM; Nigam and Ghani 2000).
-    Returns memberships (n, k); those given if a class is lost on the way.
+    Returns ``target`` itself if a class is lost.
     """
     rows = some_rows(len(target), _FIT, rng)
     whitened, share = [], target[rows]
@@ -181,21 +182,19 @@ def cotrain(views: Sequence[View | Floats], target: Floats, rng: np.random.Gener
         part = view[rows]
         centre, white = whitening(part)
         whitened.append((((part - centre) @ white).astype(np.float32), centre, white))
-    models: list[tuple[Floats, Floats]] = []
     for _ in range(_COTRAINING):
         models = [tied_logits(z, share) for z, _, _ in whitened]
         share = np.zeros(share.shape, dtype=np.float32)
-        for (z, _, _), (coef, intercept) in zip(whitened, models, strict=True):
-            share += softmax_of_rows(z @ coef + intercept) / len(views)
+        for (z, _, _), logits in zip(whitened, models, strict=True):
+            share += softmax_of_rows(logits(z)) / len(views)
     out = np.zeros_like(target)
-    for view, (_, centre, white), (coef, intercept) in zip(views, whitened, models, strict=True):
-        out += softmax_of_rows((view[:] - centre) @ white @ coef + intercept) / len(views)
-    kept = np.bincount(out.argmax(axis=1), minlength=target.shape[1]) > 0
-    return out if kept.all() else target
+    for view, (_, centre, white), logits in zip(views, whitened, models, strict=True):
+        out += softmax_of_rows(logits((view[:] - centre) @ white)) / len(views)
+    return out if (class_sizes(out) > 0).all() else target
 
 
 def softmax_of_rows(logits: Floats) -> Floats:
-    """Softmax over the columns, which are few: maximum column by column and sum by a product are faster."""
+    """Softmax over few columns; taking the maximum by column and the sum by a product is faster than scipy's."""
     top = logits[:, 0].copy()
     for column in logits.T[1:]:
         np.maximum(top, column, out=top)
@@ -203,11 +202,10 @@ def softmax_of_rows(logits: Floats) -> Floats:
     return np.asarray(out / (out @ np.ones(out.shape[1], out.dtype))[:, None])
 
 
-def tied_logits(z: Reals, share: Reals) -> tuple[Floats, Floats]:
-    """M-step of a tied Gaussian mixture on whitened ``z``, as linear logits (coefficients, intercept)."""
+def tied_logits(z: Reals, share: Reals) -> Linear:
+    """M-step of a tied Gaussian mixture on whitened ``z``."""
     mass, means, covariance = tied_moments(z, share)
-    coef, intercept = linear_logits(means, covariance, (mass + 1) / (len(z) + len(mass)))
-    return coef.astype(z.dtype), intercept.astype(z.dtype)
+    return normal_logits(means, covariance, (mass + 1) / (len(z) + len(mass))).astype(z.dtype)
 
 
 def tied_moments(z: Reals, share: Reals) -> tuple[Floats, Floats, Floats]:
@@ -217,8 +215,8 @@ def tied_moments(z: Reals, share: Reals) -> tuple[Floats, Floats, Floats]:
     return mass, means, np.asarray((1 + 1e-3) * np.eye(z.shape[1]) - (means.T * (mass / len(z))) @ means)
 
 
-def fit_mixtures(z: View | Floats, k: int, rng: np.random.Generator) -> tuple[Mixtures, list[bool]]:
-    """Fit ``STARTS`` tied mixtures to a sample; also whether each keeps its ``k`` classes apart on it."""
+def fit_mixtures(z: View | Floats, k: int, rng: np.random.Generator) -> Mixtures:
+    """Fit ``STARTS`` tied mixtures of ``k`` classes to a sample."""
     part = z[some_rows(len(z), _FIT, rng)]
     centre, white = whitening(part)
     part = ((part - centre) @ white).astype(np.float32)
@@ -229,29 +227,27 @@ def fit_mixtures(z: View | Floats, k: int, rng: np.random.Generator) -> tuple[Mi
         labels = fcluster(tree, k, "maxclust") - 1
         if labels.max() + 1 < k:  # ties between the tree's heights
             labels = cut_tree(tree, k)[:, 0]
-        coef, intercept = fit_tied(part, from_tree(sample, labels, k))
-        found = np.bincount((part @ coef + intercept).argmax(axis=1), minlength=k)
-        complete.append(bool((found > 0).all()))
-        coefs.append(white @ coef)
-        intercepts.append(intercept - centre @ coefs[-1])
-    return Mixtures(np.concatenate(coefs, axis=1), np.concatenate(intercepts), k), complete
+        logits = fit_tied(part, logits_of_labels(sample, labels, k))
+        complete.append(bool((class_sizes(logits(part)) > 0).all()))
+        coefs.append(white @ logits.coef)
+        intercepts.append(logits.intercept - centre @ coefs[-1])
+    return Mixtures(Linear(np.concatenate(coefs, axis=1), np.concatenate(intercepts)), k, complete)
 
 
-def fit_tied(z: Floats, logits: tuple[Floats, Floats], *, max_iter: int = 100) -> tuple[Floats, Floats]:
-    """EM of a tied Gaussian mixture, as linear logits; ``z`` must be whitened by its own mean and covariance."""
-    coef, intercept = (part.astype(z.dtype) for part in logits)
-    share = softmax_of_rows(z @ coef + intercept)
+def fit_tied(z: Floats, start: Linear, *, max_iter: int = 100) -> Linear:
+    """EM of a tied Gaussian mixture; ``z`` must be whitened by its own mean and covariance."""
+    share = softmax_of_rows(start.astype(z.dtype)(z))
     for _ in range(max_iter):
-        coef, intercept = tied_logits(z, share)
-        new = softmax_of_rows(z @ coef + intercept)
+        logits = tied_logits(z, share)
+        new = softmax_of_rows(logits(z))
         change, share = float(np.abs(new - share).sum(dtype=np.float64)) / (2 * len(z)), new
         if change < _CHANGE:
             break
-    return coef, intercept
+    return logits
 
 
 def some_rows(n: int, size: int, rng: np.random.Generator) -> Ints:
-    """Return ``size`` of ``n`` rows at random, ascending; all if there are no more."""
+    """At most ``size`` of ``n`` rows, drawn at random, ascending."""
     return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
 
 
@@ -263,9 +259,9 @@ def whitening(z: Floats) -> tuple[Floats, Floats]:
     return z.mean(axis=0), np.linalg.inv(lower).T
 
 
-def from_tree(z: Floats, labels: Ints, k: int) -> tuple[Floats, Floats]:
-    """Linear logits of the classes of a tree over whitened observations."""
+def logits_of_labels(z: Floats, labels: Ints, k: int) -> Linear:
+    """Logits of normal classes with one covariance, from the class codes of whitened observations."""
     means = np.stack([z[labels == c].mean(axis=0) for c in range(k)])
     rest = z - means[labels]
     within = rest.T @ rest / len(z) + 1e-3 * np.eye(z.shape[1])
-    return linear_logits(means, within, np.bincount(labels, minlength=k) / len(labels))
+    return normal_logits(means, within, np.bincount(labels, minlength=k) / len(labels))

@@ -26,20 +26,16 @@ from stxtools.nn._training import run_training
 from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import Augmentation, RandomViews, usual_epochs, view_size, whole_loader
 
-from .batches import batches
+from .batches import batches, shared_centres
 from .calibration import tempered
-from .centres import sharing_centres
 from .classes import class_sizes, offsets_for_all
 from .discriminants import share_offsets
 from .pseudo_labels import agreement, pseudo_labels_from_clustering, pseudo_labels_from_labels, target_rasters
 
-_TIES, _NUDGES = 4, 16
+_REORDERINGS, _BIAS_STEPS = 4, 16  # attempts to number the classes by size: by their order, then by their biases
 _LEARNED, _GAIN, _TURNS = 0.9, 0.01, 5  # training is repeated until so much agrees with the targets, or gains no more
 _PIXELS = 500  # from which each step of a repetition learns: those of one view of small tissue are too few
-_DRAWS = 0  # seed of the consensus, which is a property of the data
-
-
-Predicted = tuple[Floats32, Floats32]
+_CONSENSUS_SEED = 0  # fixed: the consensus is a property of the data
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Segmentation:
 
     proba: Floats32  # class probabilities of the observations, (n, K)
     features: Floats32  # of the U-Net at every observation, (n, width)
-    weights: dict[str, float] = field(default_factory=dict)  # of each member of the ensemble, where one decided
+    weights: dict[str, float] = field(default_factory=dict)  # of the ensemble's members, if they predicted
 
 
 class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
@@ -77,7 +73,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     params_type = SegmenterParams
     used_by = "st.tl.segment(adata, model=...)"
-    saved = (*BaseModel.saved, "classes", "temperature", "image_key", "ids", "by_genes")
+    saved = (*BaseModel.saved, "classes", "temperature", "image_key", "ids")
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
@@ -88,13 +84,13 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.image_key: str | None = None
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
-        self.by_genes: GeneClassifier | None = None  # decides on other sections
+        self.gene_classifier: GeneClassifier | None = None  # predicts other sections
         self.ids: dict[str, str] = {}  # second names of its genes
 
     @property
     def read_genes(self) -> list[str]:
         """Genes of the linear members and of the components."""
-        members = [] if self.by_genes is None else self.by_genes.moments.genes
+        members = [] if self.gene_classifier is None else self.gene_classifier.moments.genes
         return list(dict.fromkeys([*members, *(self.projection.genes if self.projection is not None else [])]))
 
     # ---------------------------------------------------------------- training
@@ -131,22 +127,23 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         ValueError
             If there are fewer distinct observations than ``n_segments``.
         """
-        self.net, self.by_genes, self.history, run = None, None, [], completed(run)
+        self.net, self.gene_classifier, self.history, run = None, None, [], completed(run)
         orders = [s.canonical_order() for s in sections]
-        as_given, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
-        self._measure(sections)
+        unordered, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
+        if self.start is None:
+            self.scaling = FeatureScaling.of(sections)
         self.batch, self.distance = batches([s.features for s in sections])
-        self.centre, axes = sharing_centres(sections, self.batch)
+        self.centre, axes = shared_centres(sections, self.batch)
         self.scaling = self.scaling.sharing(sections, self.centre, axes)
         if callable(expression):
             expression = expression() if self.batch.any() else None
         genes = None if expression is None else [e.taken(order) for e, order in zip(expression, orders, strict=True)]
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
-            draws, shown = np.random.default_rng(_DRAWS), run["show_progress"]
             pseudo_labels = pseudo_labels_from_clustering(
-                sections, n_segments, draws, shown, self.batch, self.centre, genes
-            )
+                sections, n_segments, np.random.default_rng(_CONSENSUS_SEED), run["show_progress"],
+                self.batch, self.centre, genes,
+            )  # fmt: skip
         else:
             ordered = [codes[order] for codes, order in zip(labels, orders, strict=True)]
             pseudo_labels = pseudo_labels_from_labels(
@@ -167,67 +164,63 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             proba = [p[m] for (p, _), m in zip(self._predicted(tensors, accelerator), members, strict=True)]
         self.temperature = pseudo_labels.temperature(proba)
         if labels is None:
-            self._order_by_size(as_given, np.concatenate(proba), accelerator)
+            self._order_by_size(unordered, np.concatenate(proba), accelerator)
         elif genes is not None:
             rng = np.random.default_rng(run["random_state"])
-            self.by_genes = GeneClassifier.fit(genes, *pseudo_labels.by_section(sections), rng, self.batch)
+            self.gene_classifier = GeneClassifier.fit(genes, *pseudo_labels.by_section(sections), rng, self.batch)
         return self
 
     def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:
-        """Train the U-Net without labels or classes; :meth:`fit`, which has the same keywords, then starts from it."""
+        """Train the U-Net without labels or classes, to start :meth:`fit` from it; keywords are those of `fit`."""
         if self.params.pretrain == "none":
             raise ValueError("`params` name no pretraining; choose `pretrain='masked'` or 'contrastive'.")
         self.net, self.start, self.history, run = None, None, [], completed(run)
-        self._measure(sections)
+        self.scaling = FeatureScaling.of(sections)
         rasters = [self.scaling.raster(s)[0] for s in sections]
         with seeded(run["random_state"]):
             unet = self._new_unet()
         self._pretrain(unet, rasters, run)
-        self.start = {k: v.detach().cpu().clone() for k, v in unet.state_dict().items()}
+        self.start = _copied_weights(unet)
         return self
 
-    def _measure(self, sections: Sequence[Section]) -> None:
-        """Remember mean and scale of the features, unless pretraining has set them."""
-        if self.start is None:
-            self.scaling = FeatureScaling.of(sections)
-
     def _offsets_for_all(self, tensors: list[PixelRaster], features: Floats32) -> Floats:
-        """Offsets of the logits that bring back a class which was lost in training."""
+        """Offsets of the logits that restore classes lost in training."""
         head: Any = self.fitted_net().head
         weight, bias = head.weight.detach()[:, :, 0, 0].double().numpy(), head.bias.detach().double().numpy()
         wanted = class_sizes(np.concatenate([t.target.numpy() for t in tensors if t.target is not None]))
         return offsets_for_all(features @ weight.T + bias, wanted)
 
     def _order_by_size(self, sections: Sequence[Section], proba: Floats32, accelerator: str) -> None:
-        """Number the classes from the one with most observations to the one with fewest, as they are predicted.
+        """Number the classes by their predicted size, largest first.
 
-        ``proba``: what was predicted in training, which gives the order but for rounding.
+        ``proba`` was predicted in training; :meth:`predict` gives the same but for rounding.
         """
         head = self.fitted_net().head
-        for turn in range(_TIES + _NUDGES):
+        for turn in range(_REORDERINGS + _BIAS_STEPS):
             if turn:
-                proba = np.concatenate([found.proba for found in self.predict(sections, accelerator=accelerator)])
+                proba = np.concatenate([result.proba for result in self.predict(sections, accelerator=accelerator)])
             sizes = class_sizes(proba)
             smaller = np.diff(sizes) > 0
             if turn and not smaller.any():
                 break
             with torch.no_grad():
-                if turn < _TIES:
+                if turn < _REORDERINGS:
                     order = torch.from_numpy(np.argsort(-sizes, kind="stable"))
                     head.weight.copy_(head.weight[order])
                     head.bias.copy_(head.bias[order])  # type: ignore[union-attr, index]
-                else:  # in each order, rounding makes the first of two nearly equal classes the smaller one
-                    head.bias[:-1][torch.from_numpy(smaller)] += 1e-6 * 2.0 ** (turn - _TIES)  # type: ignore[index]
-            if (np.diff(np.sort(sizes)) > 2 + len(proba) // 1000).all():  # more than rounding moves
+                else:  # rounding makes the first of two nearly equal classes the smaller one, in either order
+                    steps = 1e-6 * 2.0 ** (turn - _REORDERINGS)
+                    head.bias[:-1][torch.from_numpy(smaller)] += steps  # type: ignore[index]
+            if (np.diff(np.sort(sizes)) > 2 + len(proba) // 1000).all():  # more than rounding changes
                 break
 
-    def _predicted(self, tensors: list[PixelRaster], accelerator: str) -> list[Predicted]:
+    def _predicted(self, tensors: list[PixelRaster], accelerator: str) -> list[tuple[Floats32, Floats32]]:
         """Class probabilities and features of the occupied pixels of every section."""
         stage("predicting")
         net, device = self.fitted_net(), best_device(accelerator)
-        found = [predict_pixels(net, t, device) for t in tensors]
+        predicted = [predict_pixels(net, t, device) for t in tensors]
         net.to("cpu")
-        return [(proba.numpy(), features.numpy()) for proba, features in found]
+        return [(proba.numpy(), features.numpy()) for proba, features in predicted]
 
     def _new_unet(self) -> UNet:
         p = self.params
@@ -240,7 +233,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             unet.load_state_dict(self.start)
         return SegmentationNet(unet, len(self.classes))
 
-    def _train(self, tensors: list[PixelRaster], run: Run) -> list[Predicted]:
+    def _train(self, tensors: list[PixelRaster], run: Run) -> list[tuple[Floats32, Floats32]]:
         """Train until the predictions, which are returned, agree with the targets, or agree no better than before."""
         p = self.params
         with seeded(run["random_state"]):
@@ -302,10 +295,10 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         sections
             What to segment.
         expression
-            Genes of the same observations, for a model that learned to be applied to other sections: its linear members
-            decide then. Without it the U-Net decides.
+            Genes of the same observations, by which the linear members of a model that has some predict. Without it
+            the U-Net predicts.
         labels
-            Per section, class codes of what is labelled there, else -1; they need ``expression``.
+            Per section, class codes with -1 for unlabelled observations; they need ``expression``.
         adapt
             Whether the members adapt to each section's own components.
         accelerator
@@ -316,13 +309,13 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         for i, section in enumerate(sections):
             raster, member = self.scaling.raster(section)
             proba, features = predict_pixels(net, raster, device)
-            if expression is None or self.by_genes is None:
+            if expression is None or self.gene_classifier is None:
                 out.append(Segmentation(tempered(proba.numpy(), self.temperature)[member], features.numpy()[member]))
                 continue
             known = None if labels is None or not (labels[i] >= 0).any() else labels[i]
-            found = self.by_genes.evidence(expression[i], labels=known, adapt=adapt)
-            share = softmax(found.logits, axis=1).astype(np.float32)
-            out.append(Segmentation(share, features.numpy()[member], found.weights))
+            prediction = self.gene_classifier.predict(expression[i], labels=known, adapt=adapt)
+            share = softmax(prediction.logits, axis=1).astype(np.float32)
+            out.append(Segmentation(share, features.numpy()[member], prediction.weights))
         net.to("cpu")
         return out
 
@@ -331,7 +324,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             return {f"unet.{name}": value for name, value in self.start.items()}
         return super()._weights()
 
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {"by_genes": self.gene_classifier}
+
     def _read_net(self, file: ModelFile) -> None:
+        self.gene_classifier = file.restored(file.config["by_genes"])
         if self.classes:
             super()._read_net(file)
         else:
@@ -342,9 +339,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         out = Segmenter(self.params)
         out.projection, out.use_rep, out.image_key = self.projection, self.use_rep, self.image_key
         out.scaling = self.scaling
-        out.start = self.start
-        if self.net is not None:
-            out.start = {k: v.detach().cpu().clone() for k, v in self.net.unet.state_dict().items()}
+        out.start = self.start if self.net is None else _copied_weights(self.net.unet)
         if out.start is None:
             raise ValueError("This Segmenter is not trained; call `fit` or `pretrain`, or load a saved one.")
         return out
+
+
+def _copied_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""How many segments: BIC of tied Gaussian mixtures, with the sample size that averaged observations amount to."""
+"""The number of segments by BIC of tied Gaussian mixtures, with the effective sample size of averaged observations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from stxtools._spatial.smoothing import Neighbourhoods, averages
 from stxtools._types import Floats, Floats32, Ints
 from stxtools._warn import warn
 from stxtools.models._section import Section
+from stxtools.models.ensemble.discriminant import Linear
 
-from .mixtures import fit_tied, from_tree, pairwise_rand_index, some_rows, tied_moments, whitening
+from .mixtures import fit_tied, logits_of_labels, pairwise_rand_index, some_rows, tied_moments, whitening
 
-MOST = 12  # segments that are tried
-_WINDOWS = (19, 7)  # observations that are averaged: the first window of which ...
-_LEAST = 50  # ... so many fit into the tissue
-_PERMUTATIONS = 19  # all below the data: 5 % that noise passes for structure
+_MAX_SEGMENTS = 12  # segments that are tried
+_WINDOWS = (19, 7)  # observations that are averaged: the larger window where ``_LEAST`` of them fit into the tissue
+_LEAST = 50
+_PERMUTATIONS = 19  # a level of 5 %
 _SAMPLE = 20_000  # observations that mixtures are fitted to; noise hardly varies in more
 _STARTS, _TREE = 6, 1000
 _TOLERANCE = 1.0  # of the edge-preserving means
@@ -30,133 +31,135 @@ _RINGS = (1, 7, 19, 37, 61, 91, 127)  # observations within so many rings of a h
 
 
 class Choice(NamedTuple):
-    """A number of segments, 1 where nothing is arranged in space, and what it was chosen by."""
+    """Number of segments, 1 if no component is spatial, and the BIC and stability of all that were tried."""
 
     k: int
     curve: dict[str, list[float]]
 
 
 def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choice:
-    """Choose the number of segments by BIC (Schwarz 1978) on the components that are arranged in space.
+    """Choose the number of segments by BIC (Schwarz 1978) on the components that vary in space.
 
-    Averaged over neighbours, noise-like components shrink and spatial ones stay. Those with more variance than any of
-    permuted observations are kept (parallel analysis; Horn 1965). If there is none, there is one segment; else two
-    at least. A plain mean takes the mixtures along a sharp border for segments, an edge-preserving one cuts gradients
-    into steps: both are asked, and the smaller number is supported by both.
+    Averaging over neighbours shrinks noise and keeps spatial components. Those with more variance than any of permuted
+    observations are kept (parallel analysis; Horn 1965). If there is none, there is one segment, else at least two.
+    Plain means turn sharp borders into segments, edge-preserving means cut gradients into steps: the smaller of their
+    two numbers is taken.
     """
     n = sum(s.n_obs for s in sections)
     window = next((w for w in _WINDOWS if n / w >= _LEAST), _WINDOWS[-1])
-    places = [_Places(s, window, rng) for s in sections]
-    x, z = _spatial_components(sections, places, rng)
+    samples = [_Sample(s, window, rng) for s in sections]
+    x, z = _spatial_components(sections, samples, rng)
     if z.shape[1] == 0:
         warn(
-            "Nothing in this tissue is arranged in space more than permuted observations are: it becomes one segment. "
-            "`n_segments=` asks for a number all the same.",
+            "No component of this tissue varies more in space than in permuted observations: it becomes one segment. "
+            "Give `n_segments=` to get more.",
         )
         return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
-    ks = [k for k in range(1, MOST + 1) if k <= max(2, n // 20)]
-    parts = zip(sections, places, np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), strict=True)
-    near = [(s.graph, Neighbourhoods(own, s.xy, p.rows)) for s, p, own in parts]
-    sharp = np.concatenate([at.edge_preserving_means(graph, [_TOLERANCE])[_TOLERANCE] for graph, at in near])
-    views = (z, sharp.astype(np.float64))
-    return min((_lowest_bic(view, ks, n, window, places, rng) for view in views), key=lambda choice: choice.k)
+    ks = [k for k in range(1, _MAX_SEGMENTS + 1) if k <= max(2, n // 20)]
+    edge_preserving = []
+    for s, p, own in zip(sections, samples, np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), strict=True):
+        means = Neighbourhoods(own, s.xy, p.rows).edge_preserving_means(s.graph, [_TOLERANCE])
+        edge_preserving.append(means[_TOLERANCE])
+    views = (z, np.concatenate(edge_preserving).astype(np.float64))
+    return min((_lowest_bic(view, ks, n, window, samples, rng) for view in views), key=lambda choice: choice.k)
 
 
 def _lowest_bic(
-    z: Floats, ks: list[int], n: int, window: int, places: Sequence[_Places], rng: np.random.Generator
+    z: Floats, ks: list[int], n: int, window: int, samples: Sequence[_Sample], rng: np.random.Generator
 ) -> Choice:
-    """Fit tied mixtures of ``ks`` classes and count observations as their residuals do.
+    """Number in ``ks`` with the lowest BIC of tied mixtures.
 
-    Averaging and tissue make neighbours alike: the sample size is the number of observations over the sum of the
-    autocorrelation of the residuals (Bartlett 1946), measured at the largest number tried.
+    Averaging and tissue make neighbours alike: the effective sample size is the number of observations over the sum of
+    the autocorrelation of the residuals (Bartlett 1946), measured at the largest number tried.
     """
-    fitted = [_Mixtures(z, ks, rng) for _ in range(_STARTS)]
-    size = n / max(window, float(np.mean([_autocorrelation(m.residuals(z), places) for m in fitted])))
-    free = np.array(ks) * (z.shape[1] + 1) - 1
-    bic = -2 * size * np.mean([m.loglik for m in fitted], axis=0) + free * np.log(max(size, 2.0))
-    below = np.tril_indices(_STARTS, -1)
-    seen = z[some_rows(len(z), 3000, rng)]
-    parts = zip(*(m.partitions(seen) for m in fitted), strict=True)
-    stability = [float(pairwise_rand_index(p)[below].mean()) for p in parts]
+    fitted = [_TiedMixtures(z, ks, rng) for _ in range(_STARTS)]
+    size = n / max(window, float(np.mean([_autocorrelation(m.residuals(z), samples) for m in fitted])))
+    n_params = np.array(ks) * (z.shape[1] + 1) - 1
+    bic = -2 * size * np.mean([m.loglik for m in fitted], axis=0) + n_params * np.log(max(size, 2.0))
+    pairs = np.tril_indices(_STARTS, -1)
+    some = z[some_rows(len(z), 3000, rng)]
+    partitions = zip(*(m.partitions(some) for m in fitted), strict=True)
+    stability = [float(pairwise_rand_index(p)[pairs].mean()) for p in partitions]
     return Choice(ks[1 + int(bic[1:].argmin())], {"n_segments": list(ks), "stability": stability, "bic": bic.tolist()})
 
 
-class _Places:
-    """Where a section is looked at: ``rows``, of whose ``means`` all is fitted, and what is ``near`` some of these."""
+class _Sample:
+    """Sample of a section: ``rows``, the averaging matrix of their windows, and neighbours (``near``) of some."""
 
     def __init__(self, section: Section, window: int, rng: np.random.Generator) -> None:
         tree, n = cKDTree(section.xy), section.n_obs
         probes = some_rows(n, _PROBES, rng)
         near = tree.query(section.xy[probes], k=max(min(_RINGS[-1], n // 3), 2))[1]
-        near[:, 0] = probes  # a twin may come first
+        near[:, 0] = probes  # an observation at the same position may come first
         self.rows = np.union1d(near, some_rows(n, _SAMPLE, rng))
         self.near = np.searchsorted(self.rows, near)
-        own = tree.query(section.xy[self.rows], k=min(window, n))[1]
-        self.means = averages(own.reshape(len(self.rows), -1), n)
+        windows = tree.query(section.xy[self.rows], k=min(window, n))[1]
+        self.averaging = averages(windows.reshape(len(self.rows), -1), n)
 
 
 def _spatial_components(
-    sections: Sequence[Section], places: Sequence[_Places], rng: np.random.Generator
+    sections: Sequence[Section], samples: Sequence[_Sample], rng: np.random.Generator
 ) -> tuple[Floats32, Floats]:
-    """Components whose means have more variance than those of permuted observations (n, q), and their means (m, q)."""
+    """Components whose means vary more than those of permuted observations (n, q), and these means (m, q)."""
     features = np.concatenate([s.features for s in sections]).astype(np.float64)
     centre, white = whitening(features)
     x = ((features - centre) @ white).astype(np.float32)
-    means = sparse.block_diag([p.means for p in places], format="csr")
+    averaging = sparse.block_diag([p.averaging for p in samples], format="csr")
     largest = 0.0
     for _ in range(_PERMUTATIONS if len(x) <= _SAMPLE else 3):
-        noise = means @ x[rng.permutation(len(x))]
+        noise = averaging @ x[rng.permutation(len(x))]
         largest = max(largest, float(np.linalg.eigvalsh(np.atleast_2d(np.cov(noise.T)))[-1]))
-    z = means @ x
+    z = averaging @ x
     variance, axes = np.linalg.eigh(np.atleast_2d(np.cov(z.T)))
     axes = axes[:, variance > largest][:, ::-1]
     return (x @ axes).astype(np.float32), np.asarray(z @ axes, dtype=np.float64)
 
 
-class _Mixtures:
-    """Tied mixtures, one for each number of classes, started from the tree of a random half of the observations."""
+class _TiedMixtures:
+    """Tied mixtures for each number of classes, started from Ward's tree of a random half of the observations."""
 
     def __init__(self, z: Floats, ks: Sequence[int], rng: np.random.Generator) -> None:
         part = z[some_rows(len(z), _SAMPLE, rng)]
         self.centre, self.white = whitening(part)
-        part = (part - self.centre) @ self.white
+        part = self._whitened(part)
         sample = part[some_rows(len(part), min(max(len(part) // 2, ks[-1] + 1), _TREE), rng)]
         cuts = cut_tree(linkage(sample, "ward"), list(ks))
-        self.models: list[tuple[Floats, Floats]] = []
+        self.models: list[Linear] = []
         self.loglik: list[float] = []
         scale = np.linalg.slogdet(self.white)[1]
         for labels, k in zip(cuts.T, ks, strict=True):
-            coef, intercept = fit_tied(part, from_tree(sample, labels, k), max_iter=50)
-            logits = part @ coef + intercept
+            self.models.append(fit_tied(part, logits_of_labels(sample, labels, k), max_iter=50))
+            logits = self.models[-1](part)
             total = logsumexp(logits, axis=1, keepdims=True)
             within = tied_moments(part, np.exp(logits - total))[2]
             precision = np.linalg.inv(within)
             distance = np.einsum("nd,de,ne->n", part, precision, part)
-            self.models.append((coef, intercept))
             self.loglik.append(float((total[:, 0] - distance / 2).mean() - np.linalg.slogdet(within)[1] / 2 + scale))
-        self.within = np.linalg.cholesky(precision)  # root of the inverse covariance within the classes of the largest
+        self.precision_root = np.linalg.cholesky(precision)  # root of the precision matrix of the largest mixture
+
+    def _whitened(self, z: Floats) -> Floats:
+        return (z - self.centre) @ self.white
 
     def partitions(self, z: Floats) -> list[Ints]:
-        seen = (z - self.centre) @ self.white
-        return [(seen @ coef + intercept).argmax(axis=1) for coef, intercept in self.models]
+        z = self._whitened(z)
+        return [model(z).argmax(axis=1) for model in self.models]
 
     def residuals(self, z: Floats) -> Floats:
-        """What the largest mixture leaves unexplained, of unit variance."""
-        seen = (z - self.centre) @ self.white
-        coef, intercept = self.models[-1]
-        logits = seen @ coef + intercept
+        """Residuals of the largest mixture, of unit variance."""
+        z = self._whitened(z)
+        logits = self.models[-1](z)
         share = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-        rest = (seen - share @ tied_moments(seen, share)[1]) @ self.within
+        rest = (z - share @ tied_moments(z, share)[1]) @ self.precision_root
         return np.asarray((rest - rest.mean(axis=0)) / (rest.std(axis=0) + 1e-12))
 
 
-def _autocorrelation(residuals: Floats, places: Sequence[_Places]) -> float:
-    """Sum of the autocorrelation over rings of neighbours, up to the first that has none."""
+def _autocorrelation(residuals: Floats, samples: Sequence[_Sample]) -> float:
+    """Sum of the autocorrelation over rings of neighbours, up to the first ring without any."""
     rho, start, count = np.zeros(_RINGS[-1]), 0, 0
-    for p in places:
+    for p in samples:
         own = residuals[start + p.near[:, 0]]
         rho[: p.near.shape[1]] += [float((own * residuals[start + near]).mean(axis=1).sum()) for near in p.near.T]
-        start, count = start + p.means.shape[0], count + len(p.near)
+        start, count = start + len(p.rows), count + len(p.near)
     rings = np.add.reduceat(rho / count, _RINGS[:-1])
-    alike = rings[: int((rings <= 0).argmax())] if (rings <= 0).any() else rings
-    return 1.0 + float(alike.sum())
+    first = int((rings <= 0).argmax()) if (rings <= 0).any() else len(rings)
+    return 1.0 + float(rings[:first].sum())

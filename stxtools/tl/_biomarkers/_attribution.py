@@ -107,15 +107,15 @@ class ModelSource:
         self.known = np.ones(adata.n_obs, dtype=bool)
         if task is None or regions is None:
             self.classes, self.parts = model.classes, where.parts
-            if model.by_genes is None:
+            if model.gene_classifier is None:
                 sections = make_sections(ModelFeatures(adata, model, layer).values, where)
                 self.evidence: list[Any] = [SegmenterAttribution(model, section) for section in sections]
                 return
             self._names = GeneNames(adata).as_model(model.read_genes, model.ids)
-            check_genes(model.by_genes.moments.genes, self._names, enough=model.by_genes.enough)
-            at = model.by_genes.moments.match(self._names)[1]
+            check_genes(model.gene_classifier.moments.genes, self._names, enough=model.gene_classifier.max_genes)
+            at = model.gene_classifier.moments.match(self._names)[1]
             genes = Expression(adata, layer, in_memory=False).by_section(where, self._names, at)
-            self.evidence = [RidgeAttribution(model.by_genes, section) for section in genes]
+            self.evidence = [RidgeAttribution(model.gene_classifier, section) for section in genes]
             return
         self.classes, self.parts, self.known = model.classes[task], regions.where.parts, regions.region >= 0
         read = KnownInput(adata, model, layer)
