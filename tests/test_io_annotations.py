@@ -179,7 +179,7 @@ def test_barcodes_of_joined_sections(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "error", "match"),
     [
-        ("a.geojson", "{", ValueError, "is no GeoJSON"),
+        ("a.geojson", "{", ValueError, "is not valid GeoJSON"),
         ("a.geojson", '{"type": "FeatureCollection", "features": []}', ValueError, "none of them an annotation"),
         ("a.geojson", _text("Polygon", [[[0, 0], [1, 1]]]), ValueError, "annotation that cannot be read"),
         ("a.geojson", _text("Ellipse", [[0, 0]]), ValueError, "annotation that cannot be read"),

@@ -1,4 +1,4 @@
-"""Reading a section from a file or a vendor's folder, that with spatialdata-io."""
+"""Reading a section from a file, or from a vendor's folder with spatialdata-io."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _MATRIX = "filtered_feature_bc_matrix.h5"
-_BIN = "square_{:03d}um"
 _COSMX_CONTROLS = r"NegPrb|Negative\d|SystemControl|FalseCode"
 _ELEMENT = "section"  # a name that SpatialData allows, whatever the section is called
 
@@ -70,8 +69,8 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
         return _read_zarr(path)
     folder = path / "outs" if (path / "outs").is_dir() else path
-    if inside := re.search(r"^(.+)/binned_outputs(?:/square_(\d+)um)?$", path.resolve().as_posix()):
-        return _read_visium_hd(Path(inside[1]), int(inside[2] or bin_size))
+    if bins := re.search(r"^(.+)/binned_outputs(?:/square_(\d+)um)?$", path.resolve().as_posix()):
+        return _read_visium_hd(Path(bins[1]), int(bins[2] or bin_size))
     for file, reader in _VENDORS.items():
         if list(folder.glob(file)):
             return reader(folder, bin_size)
@@ -85,14 +84,14 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
 
 
 def section_name(path: Path) -> str:
-    """Return the name that a path gives a section; ``outs`` is none."""
+    """Return the name of a section by its path, without ``outs`` and the suffix."""
     path = path.expanduser().resolve()
     name = path.parent.name if path.name == "outs" else path.name
     return name.removesuffix(".h5ad").removesuffix(".zarr")
 
 
-def _sdata(reader: str, folder: Path, **arguments: Any) -> SpatialData:
-    """Call a reader; what it warns about is left out on purpose, such as the full-resolution image."""
+def _call_reader(reader: str, folder: Path, **arguments: Any) -> SpatialData:
+    """Call a reader; its warnings are about what is skipped on purpose, such as the full-resolution image."""
     try:
         import spatialdata_io
     except ImportError as err:
@@ -112,91 +111,86 @@ def _sdata(reader: str, folder: Path, **arguments: Any) -> SpatialData:
             ) from err
 
 
-def _adata(
+def _to_anndata(
     sdata: SpatialData, library: str, table_key: str = "table", drop: Sequence[str] = (), **entry: Any
 ) -> AnnData:
-    """Return the table as scanpy lays it out: sparse counts, the library in ``uns["spatial"]``."""
+    """Return the table in scanpy's layout: sparse counts, scale factors and metadata in ``uns["spatial"][library]``."""
     adata = from_spatialdata(sdata, table_key)
     if not sparse.issparse(adata.X):
         adata.X = sparse.csr_matrix(np.asarray(adata.X, dtype=np.float32))
     adata.var_names_make_unique()
     adata.obs = adata.obs.drop(columns=list(drop))
     adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
-    read: dict[str, Any] = next(iter(adata.uns.get(_keys.SPATIAL, {}).values()), {})
-    merged = {**read, **entry}
-    for key in (_keys.SCALEFACTORS, "metadata"):
-        merged[key] = {**read.get(key, {}), **entry.get(key, {})}
+    stored: dict[str, Any] = next(iter(adata.uns.get(_keys.SPATIAL, {}).values()), {})
+    merged = stored | {key: {**stored.get(key, {}), **entry.get(key, {})} for key in (_keys.SCALEFACTORS, "metadata")}
     adata.uns[_keys.SPATIAL] = {library: {key: value for key, value in merged.items() if value}}
     return adata
 
 
 def _read_visium(folder: Path, _: int) -> AnnData:
-    matrix, factors = next(folder.glob(f"*{_MATRIX}")), _factors(folder)
-    sdata = _sdata("visium", folder, dataset_id=_ELEMENT, counts_file=matrix.name)
+    matrix, factors = next(folder.glob(f"*{_MATRIX}")), _scale_factors(folder)
+    sdata = _call_reader("visium", folder, dataset_id=_ELEMENT, counts_file=matrix.name)
     with h5py.File(matrix) as file:
         named = [name.decode() if isinstance(name, bytes) else str(name) for name in file.attrs.get("library_ids", [])]
     library = named[0] if named else section_name(folder)
-    return _adata(sdata, library, drop=["region", "spot_id"], scalefactors=factors)
+    return _to_anndata(sdata, library, drop=["region", "spot_id"], scalefactors=factors)
 
 
 def _read_visium_hd(folder: Path, bin_size: int) -> AnnData:
     bins = folder / "binned_outputs" if (folder / "binned_outputs").is_dir() else folder
-    there = sorted(int(m[1]) for one in bins.iterdir() if (m := re.fullmatch(r"square_(\d+)um", one.name)))
-    if bin_size not in there:
-        raise ValueError(f"`bin_size={bin_size}`: {str(folder)!r} has bins of {', '.join(map(str, there))} microns.")
-    name = _BIN.format(bin_size)
-    sdata = _sdata(
+    sizes = sorted(int(m[1]) for path in bins.iterdir() if (m := re.fullmatch(r"square_(\d+)um", path.name)))
+    if bin_size not in sizes:
+        raise ValueError(f"`bin_size={bin_size}`: {str(folder)!r} has bins of {', '.join(map(str, sizes))} microns.")
+    name = f"square_{bin_size:03d}um"
+    sdata = _call_reader(
         "visium_hd", folder, dataset_id=_ELEMENT, bin_size=bin_size, bins_as_squares=False,
         load_segmentations_only=False,
     )  # fmt: skip
-    return _adata(
-        sdata, section_name(folder), name, ["region", "location_id"], scalefactors=_factors(bins / name)
-    )  # fmt: skip
+    factors = _scale_factors(bins / name)
+    return _to_anndata(sdata, section_name(folder), name, ["region", "location_id"], scalefactors=factors)
 
 
-def _factors(folder: Path) -> dict[str, Any]:
+def _scale_factors(folder: Path) -> dict[str, Any]:
     path = folder / "spatial" / "scalefactors_json.json"
-    try:
+    with readable(path, "cannot be read; is Space Ranger's folder complete?"):
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as err:
-        raise ValueError(f"{str(path)!r} cannot be read; is Space Ranger's folder complete? ({err})") from err
 
 
 def _read_xenium(folder: Path, _: int) -> AnnData:
     elements = ("cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts")
     images = ("morphology_mip", "morphology_focus", "aligned_images")
-    sdata = _sdata("xenium", folder, cells_as_circles=True, **dict.fromkeys([*elements, *images], False))
+    sdata = _call_reader("xenium", folder, cells_as_circles=True, **dict.fromkeys([*elements, *images], False))
     specs = json.loads((folder / "experiment.xenium").read_text())
     metadata = {key: specs[key] for key in ("run_name", "region_name", "pixel_size") if specs.get(key)}
     library = str(specs.get("region_name") or section_name(folder))
-    return _adata(sdata, library, drop=["region"], metadata=metadata | {"unit": "micron", "platform": "Xenium"})
+    return _to_anndata(sdata, library, drop=["region"], metadata=metadata | {"unit": "micron", "platform": "Xenium"})
 
 
 def _read_merscope(folder: Path, _: int) -> AnnData:
-    sdata = _sdata("merscope", folder, transcripts=False, cells_boundaries=False, mosaic_images=False)
+    sdata = _call_reader("merscope", folder, transcripts=False, cells_boundaries=False, mosaic_images=False)
     columns = ["region", "slide", "dataset_id", "cells_region"]
     metadata = {"unit": "micron", "platform": "MERSCOPE"}
-    return _adata(sdata, section_name(folder), drop=columns, metadata=metadata)
+    return _to_anndata(sdata, section_name(folder), drop=columns, metadata=metadata)
 
 
 def _read_cosmx(folder: Path, _: int) -> AnnData:
     matrix = next(folder.glob("*_exprMat_file.csv"))
     library = matrix.name.removesuffix("_exprMat_file.csv")
-    sdata = _sdata("cosmx", folder, dataset_id=library, transcripts=False)
+    sdata = _call_reader("cosmx", folder, dataset_id=library, transcripts=False)
     table = sdata["table"]
     fovs = pd.read_csv(folder / f"{library}_fov_positions_file.csv")
     metadata: dict[str, Any] = {"unit": "pixel", "platform": "CosMx"}
     span = np.ptp(fovs.reindex(columns=["x_global_px", "x_global_mm"]).to_numpy(dtype=float), axis=0)
-    if np.isfinite(span).all() and span[0] > 0:  # fields of view have their place in millimetres and in pixels
+    if np.isfinite(span).all() and span[0] > 0:  # fields of view have a position in millimetres and in pixels
         metadata |= {"unit": "micron", "pixel_size": float(1000 * span[1] / span[0])}
     table.obsm[_keys.SPATIAL] = table.obsm.pop("global") * metadata.get("pixel_size", 1.0)
-    adata = _adata(sdata, library, metadata=metadata)
+    adata = _to_anndata(sdata, library, metadata=metadata)
     control = adata.var_names.str.match(_COSMX_CONTROLS)
     adata.obsm["blank"] = adata[:, control].to_df()  # the name that spatialdata-io gives MERSCOPE's
     return adata[:, ~control].copy()
 
 
-_VENDORS = {  # what a folder holds, in this order, and who reads it
+_VENDORS = {  # files by which a folder is recognised, in this order, and its reader
     "experiment.xenium": _read_xenium,
     "binned_outputs": _read_visium_hd,
     "*feature_slice.h5": _read_visium_hd,
@@ -210,12 +204,12 @@ def _read_file(path: Path) -> AnnData:
     if path.suffix != ".h5ad":
         hint = " Name the folder that it lies in." if path.suffix in {".h5", ".xenium", ".csv"} else ""
         raise ValueError(f"{str(path)!r} is neither .h5ad nor .zarr, nor a folder of a platform.{hint}")
-    with _whole(path, "AnnData"):
+    with readable(path, "cannot be read as AnnData; is it complete?"):
         return anndata.read_h5ad(path)
 
 
 def _read_zarr(path: Path) -> AnnData:
-    with _whole(path, "AnnData or SpatialData"):
+    with readable(path, "cannot be read as AnnData or SpatialData; is it complete?"):
         if "spatialdata_attrs" not in zarr.open_group(path, mode="r").attrs:
             return anndata.read_zarr(path)
         from spatialdata import read_zarr
@@ -225,11 +219,11 @@ def _read_zarr(path: Path) -> AnnData:
 
 
 @contextmanager
-def _whole(path: Path, what: str) -> Iterator[None]:
-    """Say that a file may be damaged: h5py, zarr and anndata raise many kinds of errors then."""
+def readable(path: Path, problem: str) -> Iterator[None]:
+    """Turn errors of readers, which are of many kinds, into one that names the file and the problem."""
     try:
         yield
     except PermissionError:
         raise
     except Exception as err:
-        raise ValueError(f"{str(path)!r} cannot be read as {what}; is it complete? ({err})") from err
+        raise ValueError(f"{str(path)!r} {problem} ({err})") from err

@@ -1,4 +1,4 @@
-"""AnnData with results as SpatialData, and back."""
+"""Conversion of an AnnData with results to SpatialData, and back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def to_spatialdata(
     ----------
     library_key
         Column of ``obs`` with the section of each observation; by default the one that the results were made with.
-        ``False``: all are one.
+        ``False``: all are one section.
     %(parameters)s
 
     Returns
@@ -64,11 +64,10 @@ def to_spatialdata(
     records += [regions.uns.get("params", {})] if hasattr(regions, "obsm") else []
     if library_key is None:
         library_key = next((found for found in map(stored_library_key, records) if found is not None), None)
-    where = Geometry(adata, spatial_key, library_key)
-    elements = _Elements(where)
+    elements = _Elements(Geometry(adata, spatial_key, library_key))
     table = adata.copy()
     table.uns.pop(ATTRS, None)
-    elements.take_images(table)
+    elements.add_images(table)
     elements.add_observations(table)
     for key in keys:
         elements.add_masks(key, adata.uns[key][_keys.MASKS])
@@ -115,12 +114,12 @@ def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate
 
 
 class _Elements:
-    """The elements as they are made, section by section."""
+    """Elements of SpatialData, built from the slots of an AnnData."""
 
-    def __init__(self, where: Geometry) -> None:
+    def __init__(self, geometry: Geometry) -> None:
         from spatialdata import models
 
-        self.where, self.models = where, models
+        self.geometry, self.models = geometry, models
         self.images: dict[str, Any] = {}
         self.labels: dict[str, Any] = {}
         self.shapes: dict[str, Any] = {}
@@ -132,21 +131,21 @@ class _Elements:
         return self.models.TableModel.parse(table, region=regions, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
 
     def _name(self, name: str, library: str) -> str:
-        return name if len(self.where.libs) == 1 else f"{name}_{_clean(library)}"
+        return name if len(self.geometry.libs) == 1 else f"{name}_{_clean(library)}"
 
-    def _placed(self, library: str, scale: float = 1.0, origin: Any = None) -> dict[str, Any]:
-        """Return transformations of an element with ``scale`` pixels per unit; ``origin`` is the first one's centre."""
+    def _transformations(self, library: str, scale: float = 1.0, origin: Any = None) -> dict[str, Any]:
+        """Return the transformations of an element with ``scale`` pixels per unit; ``origin``: centre of the first."""
         from spatialdata.transformations import Identity, Scale, Sequence, Translation
 
-        place: Any = Identity()
-        if origin is not None:  # of SpatialData's pixels the corner counts
+        transformation: Any = Identity()
+        if origin is not None:  # SpatialData counts from the corner of a pixel
             corner = np.asarray(origin, dtype=float) - 0.5 / scale
-            place = Sequence([Scale([1 / scale] * 2, axes=("x", "y")), Translation(corner, axes=("x", "y"))])
-        systems = [GLOBAL] if len(self.where.libs) == 1 else [GLOBAL, library]
-        return dict.fromkeys(systems, place)
+            transformation = Sequence([Scale([1 / scale] * 2, axes=("x", "y")), Translation(corner, axes=("x", "y"))])
+        systems = [GLOBAL] if len(self.geometry.libs) == 1 else [GLOBAL, library]
+        return dict.fromkeys(systems, transformation)
 
-    def take_images(self, table: AnnData) -> None:
-        """Move images from ``uns["spatial"]`` into elements, and name these in their place."""
+    def add_images(self, table: AnnData) -> None:
+        """Move images from ``uns["spatial"]`` into elements, whose names replace them."""
         spatial = table.uns.get(_keys.SPATIAL)
         for library in spatial if isinstance(spatial, Mapping) else ():
             entry: Any = spatial_entry(table, library)
@@ -157,29 +156,30 @@ class _Elements:
                     entry[_keys.IMAGES][name] = element = _clean(f"{library}_{name}")
                     self.images[element] = self.models.Image2DModel.parse(
                         pixels[..., None] if pixels.ndim == 2 else pixels, dims=("y", "x", "c"),
-                        transformations=self._placed(library, scale, (0.0, 0.0)),
+                        transformations=self._transformations(library, scale, (0.0, 0.0)),
                     )  # fmt: skip
 
     def add_observations(self, table: AnnData) -> None:
         """Add circles, and let the table annotate them."""
         element = np.empty(table.n_obs, dtype=object)
-        for library, rows, spacing in zip(self.where.libs.names, self.where.parts, self.where.spacings, strict=True):
+        geometry = self.geometry
+        for library, rows, spacing in zip(geometry.libs.names, geometry.parts, geometry.spacings, strict=True):
             diameter = float(spatial_entry(table, library)[_keys.SCALEFACTORS].get(_keys.SPOT_DIAMETER, spacing))
             element[rows] = name = self._name(OBSERVATIONS, library)
             self.shapes[name] = self.models.ShapesModel.parse(
-                self.where.xy[rows], geometry=0, radius=diameter / 2, index=pd.Index(rows),
-                transformations=self._placed(library),
+                geometry.xy[rows], geometry=0, radius=diameter / 2, index=pd.Index(rows),
+                transformations=self._transformations(library),
             )  # fmt: skip
         self._annotate(table, element, np.arange(table.n_obs))
 
     def add_masks(self, key: str, masks: Mapping[str, Any]) -> None:
         """Add the masks of a segmentation as labels."""
-        known = [library for library in masks if library in self.where.libs.names]
-        for library in known or masks:  # not of sections that were removed since
+        present = [library for library in masks if library in self.geometry.libs.names]
+        for library in present or masks:  # without sections that were removed after the segmentation
             mask = masks[library]
             self.labels[self._name(_clean(key), library)] = self.models.Labels2DModel.parse(
                 np.asarray(mask["image"]), dims=("y", "x"),
-                transformations=self._placed(library, float(mask["scale"]), mask["origin"]),
+                transformations=self._transformations(library, float(mask["scale"]), mask["origin"]),
             )  # fmt: skip
 
     def add_regions(self, regions: AnnData, region: pd.Series) -> AnnData:
@@ -188,20 +188,18 @@ class _Elements:
 
         codes = regions.obs_names.get_indexer(pd.Index(region.astype(object)))
         element = np.empty(regions.n_obs, dtype=object)
-        for index, library in enumerate(self.where.libs.names):
-            found = self.where.outlines(index, codes)
-            if not found:
+        for index, library in enumerate(self.geometry.libs.names):
+            outlines = self.geometry.outlines(index, codes)
+            if not outlines:
                 continue
-            at = list(found)
-            element[at] = name = self._name(f"{_keys.SEGMENT}_regions", library)
-            frame = GeoDataFrame(
-                {"segment": regions.obs["segment"].iloc[at].astype("category").array},
-                geometry=list(found.values()), index=regions.obs_names[at],
-            )  # fmt: skip
-            self.shapes[name] = self.models.ShapesModel.parse(frame, transformations=self._placed(library))
-        here = pd.notna(element)  # the others lie in observations that were removed since
-        regions = regions[here].copy()
-        return self._annotate(regions, element[here], regions.obs_names.to_numpy())
+            rows = list(outlines)
+            element[rows] = name = self._name(f"{_keys.SEGMENT}_regions", library)
+            segment = regions.obs[["segment"]].iloc[rows].astype("category")
+            frame = GeoDataFrame(segment, geometry=list(outlines.values()))
+            self.shapes[name] = self.models.ShapesModel.parse(frame, transformations=self._transformations(library))
+        present = pd.notna(element)  # the observations of the others were removed
+        regions = regions[present].copy()
+        return self._annotate(regions, element[present], regions.obs_names.to_numpy())
 
 
 def _clean(name: str) -> str:
