@@ -49,7 +49,7 @@ def test_nearest_by_brute_force() -> None:
 def test_size_is_bounded_and_nothing_is_outside(far: float, spacing: float, max_side: int, n: int) -> None:
     xy = np.random.default_rng(n).uniform(0, 20 * spacing, (n, 2)) + np.array([far, 0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stxtools._spatial.mask._MOST", max_side)
+        patch.setattr("stxtools._spatial.mask._MAX_SIDE", max_side)
         frame = tissue_frame(xy, spacing)
     mask = render_mask(xy, np.ones(n, dtype=int), spacing, frame)
     assert max(mask.shape) <= max_side

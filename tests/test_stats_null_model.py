@@ -7,7 +7,7 @@ import pytest
 from conftest import region_effects
 from scipy import sparse, stats
 
-from stxtools._spatial.kernels import add_products, both_halves, label_sums
+from stxtools._spatial.kernels import add_products, label_sums, symmetric
 from stxtools.stats._null_model import (
     LabelModel,
     LabelSampler,
@@ -201,4 +201,4 @@ def test_products_of_sparse_rows_are_those_of_dense_ones():
         matrix, out = sparse.random(50, 20, fill, format="csr", random_state=0), np.zeros((20, 20))
         add_products(matrix[:30], out)
         add_products(matrix[30:], out)
-        np.testing.assert_allclose(both_halves(out), (matrix.T @ matrix).toarray(), atol=1e-12)
+        np.testing.assert_allclose(symmetric(out), (matrix.T @ matrix).toarray(), atol=1e-12)

@@ -151,7 +151,7 @@ def _axes_by_lanczos(matrix: sparse.csr_matrix, n_comps: int, random_state: int)
 
 def axes_of_rows(blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int) -> tuple[Floats, Floats]:
     """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows."""
-    from stxtools._spatial.kernels import add_products, both_halves
+    from stxtools._spatial.kernels import add_products, symmetric
 
     n_obs, n_vars = shape
     total, products = np.zeros(n_vars), np.zeros((n_vars, n_vars))
@@ -159,7 +159,7 @@ def axes_of_rows(blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_
         total += np.bincount(block.indices, block.data, n_vars)
         add_products(block, products)
     mean = total / n_obs
-    covariance = (both_halves(products) - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
+    covariance = (symmetric(products) - n_obs * np.outer(mean, mean)) / max(n_obs - 1, 1)
     axes = linalg.eigh(covariance, subset_by_index=[n_vars - n_comps, n_vars - 1])[1]
     return mean, signed(axes[:, ::-1])
 

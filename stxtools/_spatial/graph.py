@@ -1,4 +1,4 @@
-"""Who is next to whom: neighbour graphs within sections, and what is measured along them."""
+"""Spatial neighbour graphs within sections, shared borders, areas and neighbourhood means."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .triangulation import Mesh, triangulate
 
 Meshes = Sequence[Mesh | None]
 
-_TWIN = 1e-3  # distance between observations at one place, in units of the local spacing
+_COINCIDENT = 1e-3  # distance between observations at one position, in units of the local spacing
 
 
 def section_meshes(xy: Floats, codes: Ints, grids: Sequence[RasterGrid]) -> list[Mesh | None]:
-    """Triangulate every scattered section: what graph, contacts and areas share, so that it is done once."""
+    """Triangulate every scattered section, once for the graph, the contacts and the areas."""
     return [
         triangulate(xy[rows]) if grid.lattice == "scattered" else None
         for rows, grid in zip(split_rows(codes, len(grids)), grids, strict=True)
@@ -38,7 +38,7 @@ def spatial_graph(
         else:
             i, j = _lattice_edges(index[rows], hexagonal=grid.lattice == "hex")
             length = np.linalg.norm(xy[rows[i]] - xy[rows[j]], axis=1)
-            length = np.where(length > 0, length, _TWIN * grid.pixel_size)
+            length = np.where(length > 0, length, _COINCIDENT * grid.pixel_size)
         edges.append((rows[i], rows[j], length))
     return _symmetric(edges, len(xy))
 
@@ -46,22 +46,22 @@ def spatial_graph(
 def contact_lengths(
     graph: sparse.csr_matrix, codes: Ints, grids: Sequence[RasterGrid], meshes: Meshes
 ) -> sparse.csr_matrix:
-    """Return the length of the border that neighbours share, on the pattern of ``graph``."""
+    """Return the length of the border between neighbours, with the sparsity pattern of ``graph``."""
     row = np.repeat(np.arange(len(codes)), np.diff(graph.indptr))
-    on_lattice = [grid.pixel_size / (np.sqrt(3) if grid.lattice == "hex" else 1.0) for grid in grids]
-    data, edges = np.array(on_lattice)[codes[row]], []
-    pick = np.flatnonzero(np.array([mesh is not None for mesh in meshes])[codes[row]])
+    lattice_contact = [grid.pixel_size / (np.sqrt(3) if grid.lattice == "hex" else 1.0) for grid in grids]
+    data, edges = np.array(lattice_contact)[codes[row]], []
     for rows, mesh in zip(split_rows(codes, len(grids)), meshes, strict=True):
         if mesh is not None:
             i, j, _, contact = _scattered_edges(mesh)
             edges.append((rows[i], rows[j], contact))
-    if len(pick):
-        data[pick] = _symmetric(edges, len(codes))[row[pick], graph.indices[pick]]
+    scattered = np.flatnonzero(np.array([mesh is not None for mesh in meshes])[codes[row]])
+    if len(scattered):
+        data[scattered] = _symmetric(edges, len(codes))[row[scattered], graph.indices[scattered]]
     return sparse.csr_matrix((data, graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
 
 
 def observation_area(codes: Ints, grids: Sequence[RasterGrid], meshes: Meshes) -> Floats:
-    """Return the area of tissue that each observation stands for, in squared units of the coordinates."""
+    """Return the tissue area of each observation, in squared units of the coordinates."""
     area = np.ones(len(codes))
     for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
         if mesh is not None:
@@ -72,16 +72,16 @@ def observation_area(codes: Ints, grids: Sequence[RasterGrid], meshes: Meshes) -
 
 
 def neighbour_mean(graph: sparse.csr_matrix, values: Array, rounds: int = 1) -> Array:
-    """Average (n x d) over observations and their neighbours, ``rounds`` times."""
+    """Average ``values`` (n, d) over each observation and its neighbours, ``rounds`` times."""
     out = np.asarray(values)
-    weight = averaging(graph, out.dtype)
+    weight = averaging_matrix(graph, out.dtype)
     for _ in range(rounds):
         out = weight @ out
     return np.asarray(out, dtype=weight.dtype)
 
 
-def averaging(graph: sparse.csr_matrix, dtype: Any = np.float64) -> sparse.csr_matrix:
-    """Return the matrix that averages over neighbours: float32 where ``dtype`` is, else float64."""
+def averaging_matrix(graph: sparse.csr_matrix, dtype: Any = np.float64) -> sparse.csr_matrix:
+    """Return the row-normalised adjacency matrix with self-loops: float32 where ``dtype`` is, else float64."""
     dtype = np.float32 if dtype == np.float32 else np.float64
     n = graph.shape[0]
     weight = sparse.csr_matrix((np.ones(graph.nnz, dtype=dtype), graph.indices, graph.indptr), shape=graph.shape)
@@ -91,7 +91,7 @@ def averaging(graph: sparse.csr_matrix, dtype: Any = np.float64) -> sparse.csr_m
 
 
 def _lattice_edges(index: NDArray[np.integer[Any]], *, hexagonal: bool) -> tuple[Ints, Ints]:
-    """Look up the pixels to the right and below: each pair of neighbours is found once."""
+    """Find each pair of neighbours once, by the pixels to the right and below."""
     row, col = index[:, 0].astype(np.int64), index[:, 1].astype(np.int64) + 1
     width = int(col.max()) + 2
     key = row * width + col
@@ -100,35 +100,32 @@ def _lattice_edges(index: NDArray[np.integer[Any]], *, hexagonal: bool) -> tuple
     below = [col - 1 + (row & 1), col + (row & 1)] if hexagonal else [col]  # odd rows lie half a pixel further
     i, j = [], []
     for target in [key + 1, *[(row + 1) * width + c for c in below]]:
-        place = np.minimum(np.searchsorted(ordered, target), len(ordered) - 1)
-        hit = ordered[place] == target
+        position = np.minimum(np.searchsorted(ordered, target), len(ordered) - 1)
+        hit = ordered[position] == target
         i.append(np.flatnonzero(hit))
-        j.append(order[place[hit]])
+        j.append(order[position[hit]])
     return np.concatenate(i), np.concatenate(j)
 
 
-def _scattered_edges(
-    mesh: Mesh,
-) -> tuple[Ints, Ints, Floats, Floats]:
-    """Turn edges of distinct points into edges of observations."""
-    a, b = mesh.edges[:, 0], mesh.edges[:, 1]
-    i, j = mesh.first[a], mesh.first[b]
+def _scattered_edges(mesh: Mesh) -> tuple[Ints, Ints, Floats, Floats]:
+    """Return edges of observations (ends, length, shared border) from those of distinct points."""
+    a, b = mesh.edges.T
     size = np.bincount(mesh.member)
-    contact = mesh.contact / (size[a] + size[b] - 1)  # over the edges that one edge of places becomes
-    parts = [(i, j, mesh.length, contact)]
-    twins = np.flatnonzero(mesh.first[mesh.member] != np.arange(len(mesh.member)))
-    if len(twins):
-        place = mesh.member[twins]
-        parts.append((twins, mesh.first[place], _TWIN * mesh.spacing[place], np.zeros(len(twins))))
-        both = _symmetric([(a, b, np.arange(1, len(a) + 1, dtype=np.float64))], len(size))[place].tocoo()
-        edge = both.data.astype(np.int64) - 1
-        parts.append((twins[both.row], mesh.first[both.col], mesh.length[edge], contact[edge]))
-    i, j, length, shared = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return i, j, length, shared
+    contact = mesh.contact / (size[a] + size[b] - 1)  # divided over all edges of observations between the two points
+    parts = [(mesh.first[a], mesh.first[b], mesh.length, contact)]
+    duplicates = np.flatnonzero(mesh.first[mesh.member] != np.arange(len(mesh.member)))
+    if len(duplicates):
+        point = mesh.member[duplicates]
+        parts.append((duplicates, mesh.first[point], _COINCIDENT * mesh.spacing[point], np.zeros(len(duplicates))))
+        numbered = _symmetric([(a, b, np.arange(1, len(a) + 1, dtype=np.float64))], len(size))[point].tocoo()
+        edge = numbered.data.astype(np.int64) - 1
+        parts.append((duplicates[numbered.row], mesh.first[numbered.col], mesh.length[edge], contact[edge]))
+    i, j, length, contact = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return i, j, length, contact
 
 
 def _symmetric(edges: Sequence[tuple[Array, ...]], n: int) -> sparse.csr_matrix:
-    """Matrix (n, n) of the values of edges, each of which is given once: ends and value."""
+    """Return the symmetric (n, n) matrix of edges (i, j, value), each given once."""
     i, j, values = (np.concatenate(column) for column in zip(*edges, strict=True))
     out = sparse.coo_matrix((np.r_[values, values], (np.r_[i, j], np.r_[j, i])), shape=(n, n)).tocsr()
     out.sort_indices()

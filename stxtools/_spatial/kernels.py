@@ -1,4 +1,4 @@
-"""Sums over the stored values of a sparse matrix, compiled."""
+"""Compiled sums over the stored values of sparse matrices."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from scipy import sparse
 
 from stxtools._types import Floats
 
-BITS = 64  # labels of an observation in a word
-_FULL = 0.25  # filled entries above which a dense product is faster
+BITS = 64  # labels per word
+_DENSE = 0.25  # share of stored entries above which a dense product is faster
 
 
 def add_products(block: sparse.csr_matrix, out: Floats) -> None:
-    """Add one half of ``block' block`` to ``out`` (:func:`both_halves`), computed and summed in float64."""
-    if block.nnz > _FULL * np.prod(block.shape):
+    """Add the upper triangle of ``block' block`` to ``out``, computed and summed in float64."""
+    if block.nnz > _DENSE * np.prod(block.shape):
         dense = block.toarray().astype(np.float64, copy=False)
         out += np.triu(dense.T @ dense)
     else:
         _add_products(block.indptr, block.indices, block.data, out)
 
 
-def both_halves(half: Floats) -> Floats:
-    """Return the symmetric matrix of which each pair was summed once."""
-    return half + half.T - np.diag(half.diagonal())
+def symmetric(upper: Floats) -> Floats:
+    """Return the symmetric matrix with this upper triangle."""
+    return upper + upper.T - np.diag(upper.diagonal())
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _add_products(indptr: Any, columns: Any, values: Any, out: Any) -> None:
     for row in range(len(indptr) - 1):
         for i in range(indptr[row], indptr[row + 1]):
-            value, of_column = np.float64(values[i]), out[columns[i]]
+            value, products = np.float64(values[i]), out[columns[i]]
             for j in range(i, indptr[row + 1]):
-                of_column[columns[j]] += value * values[j]
+                products[columns[j]] += value * values[j]
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def label_sums(indptr: Any, rows: Any, values: Any, weight: Any, words: Any, less: float) -> Any:
-    """Return ``values' (weight * (labels - less))``, (columns of a CSC matrix x labels), in float64.
+def label_sums(indptr: Any, rows: Any, values: Any, weight: Any, words: Any, centre: float) -> Any:
+    """Return ``values' (weight * (labels - centre))``, (columns of a CSC matrix x labels), in float64.
 
-    Labels (0 or 1) are the bits of ``words`` (observations x words). Values are first summed by four labels at a time:
-    one addition instead of four, and no rounding of float32.
+    Labels (0 or 1) are the bits of ``words`` (observations x words). Values are first summed by each combination of
+    four labels: one addition instead of four.
     """
     n_words = words.shape[1]
     out = np.zeros((len(indptr) - 1, n_words * 64))
@@ -61,9 +61,9 @@ def label_sums(indptr: Any, rows: Any, values: Any, weight: Any, words: Any, les
         if indptr[column] < indptr[column + 1]:
             for k in range(16 * n_words):
                 for bit in range(4):
-                    inside = -less * total
-                    for four in range(16):
-                        if (four >> bit) & 1:
-                            inside += sums[k, four]
+                    inside = -centre * total
+                    for labels in range(16):
+                        if (labels >> bit) & 1:
+                            inside += sums[k, labels]
                     out[column, 4 * k + bit] = inside
     return out

@@ -1,4 +1,4 @@
-"""Groups of observations drawn: as a label image, the way that squidpy reads masks, and as polygons."""
+"""Groups of observations as a label image, in squidpy's layout, and as polygons."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from scipy.spatial import Voronoi, cKDTree
 
 from stxtools._types import Floats
 
-_PIXELS_PER_SPOT = 4  # unless the image would be larger than _MOST
-_MOST = 2048  # rows or columns
+_PIXELS_PER_SPOT = 4  # unless the image would exceed _MAX_SIDE
+_MAX_SIDE = 2048  # rows or columns
 _BLOCK = 1 << 20  # pixels per nearest-neighbour query
-REACH = 0.75  # for lattices
+REACH = 0.75  # of an observation of a lattice, in spacings
 REACH_SCATTERED = 1.5
 
 
 class Frame(NamedTuple):
-    """Pixels in the coordinates of the observations: that of column c and row r is at ``origin + (c, r) / scale``."""
+    """Pixel grid in the coordinates of the observations: column c, row r is at ``origin + (c, r) / scale``."""
 
     shape: tuple[int, int]
     scale: float
@@ -26,13 +26,13 @@ class Frame(NamedTuple):
 
 
 def tissue_frame(xy: Floats, spacing: float, *, margin: float = REACH) -> Frame:
-    """Return a frame that covers the tissue and ``margin`` spacings around it, wherever it lies."""
+    """Return a frame that covers the tissue and ``margin`` spacings around it."""
     low = xy.min(axis=0) - margin * spacing
     size = xy.max(axis=0) + margin * spacing - low
-    # - 2, + 2: the image must hold the pixel of the outermost observation, rounded either way
-    scale = min(_PIXELS_PER_SPOT / spacing, (_MOST - 2) / float(size.max()))
-    # rounded, so that the same tissue elsewhere gets an image of the same size
-    width, height = (min(int(np.ceil(np.round(v * scale, 6))) + 2, _MOST) for v in size)
+    # - 2, + 2: the image must contain the pixel of the outermost observation, rounded either way
+    scale = min(_PIXELS_PER_SPOT / spacing, (_MAX_SIDE - 2) / float(size.max()))
+    # rounded, so that shifted tissue gets an image of the same size
+    width, height = (min(int(np.ceil(np.round(v * scale, 6))) + 2, _MAX_SIDE) for v in size)
     return Frame((height, width), float(scale), (float(low[0]), float(low[1])))
 
 
@@ -41,10 +41,10 @@ def render_mask(
 ) -> NDArray[np.uint32]:
     """Return a label image, rows along y: the value of the nearest observation, 0 beyond ``reach`` spacings."""
     height, width = frame.shape
-    limit = max(reach * spacing, 1.5 / frame.scale)  # where pixels are larger than spots, no spot is lost in between
+    limit = max(reach * spacing, 1.5 / frame.scale)  # no spot falls between pixels that are larger than it
     xy = xy - np.asarray(frame.origin)
     tree = cKDTree(xy)
-    padded = np.append(np.asarray(values).astype(np.uint32), np.uint32(0))  # "none near" points past the end
+    padded = np.append(np.asarray(values).astype(np.uint32), np.uint32(0))  # the query gives len(xy) for none
     mask = np.zeros((height, width), dtype=np.uint32)
     x = np.arange(width) / frame.scale
     step = max(_BLOCK // width, 1)
@@ -57,17 +57,17 @@ def render_mask(
 
 
 def outlines(xy: Floats, codes: NDArray[np.integer[Any]], reach: float) -> dict[int, Any]:
-    """Return a shapely polygon or multipolygon for each code from 0 on; together they tile the tissue."""
+    """Return a shapely polygon or multipolygon for each non-negative code; together they tile the tissue."""
     import shapely
 
     tissue = shapely.union_all(shapely.buffer(shapely.points(xy), reach, quad_segs=4))
     middle, far = xy.mean(axis=0), 10 * max(float(np.ptp(xy, axis=0).max()), reach)
-    around = far * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # no cell of an observation is open
-    diagram = Voronoi(np.vstack([xy - middle, around]))  # not that of GEOS, whose cells of turned lattices overlap
-    regions, first = np.unique(diagram.point_region[: len(xy)], return_index=True)  # doubled observations share one
+    bounds = far * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # so that every observation has a closed cell
+    diagram = Voronoi(np.vstack([xy - middle, bounds]))  # in GEOS, cells of rotated lattices overlap
+    regions, first = np.unique(diagram.point_region[: len(xy)], return_index=True)  # duplicates share one
     codes, corners = np.asarray(codes)[first], [diagram.regions[region] for region in regions]
-    which = np.repeat(np.arange(len(corners)), [len(corner) for corner in corners])
-    rings = shapely.linearrings(diagram.vertices[np.concatenate(corners)] + middle, indices=which)
+    cell = np.repeat(np.arange(len(corners)), [len(corner) for corner in corners])
+    rings = shapely.linearrings(diagram.vertices[np.concatenate(corners)] + middle, indices=cell)
     cells = shapely.polygons(rings)
     return {
         int(code): shapely.intersection(shapely.coverage_union_all(cells[codes == code]), tissue)

@@ -1,4 +1,4 @@
-"""Rows and columns of sparse matrices without a copy, and principal axes."""
+"""Row views and column moments of sparse matrices, and principal axes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from scipy import sparse
 
 from stxtools._types import Floats
 
-_AT_ONCE = 2**22  # stored values that are summed at a time
+_CHUNK = 2**22  # stored values that are summed at a time
 
 
 def row_view(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-    """Return consecutive rows, which share the memory of the matrix: they are to be read only."""
+    """Return consecutive rows as a read-only view that shares the memory of the matrix."""
     start, stop, _ = rows.indices(matrix.shape[0])
     ends = matrix.indptr[start : stop + 1]
-    own = slice(ends[0], ends[-1])
-    return sparse.csr_matrix((matrix.data[own], matrix.indices[own], ends - ends[0]), (stop - start, matrix.shape[1]))
+    values = slice(ends[0], ends[-1])
+    return sparse.csr_matrix(
+        (matrix.data[values], matrix.indices[values], ends - ends[0]), (stop - start, matrix.shape[1])
+    )
 
 
 def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[sparse.csr_matrix]:
-    """Yield the rows of ``pieces`` in blocks of ``size``."""
+    """Yield the rows of ``pieces`` in blocks of ``size`` rows; the last one may be smaller."""
     held: list[sparse.csr_matrix] = []
     n = 0
     for piece in pieces:
@@ -39,11 +41,11 @@ def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[spa
 
 
 def column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> Floats:
-    """Sum of ``of(values, columns)`` over each column, in float64."""
+    """Return the sum of ``of(values, columns)`` over each column, in float64."""
     total = np.zeros(matrix.shape[1])
-    for start in range(0, matrix.nnz, _AT_ONCE):
-        column = matrix.indices[start : start + _AT_ONCE]
-        values = matrix.data[start : start + _AT_ONCE].astype(np.float64)
+    for start in range(0, matrix.nnz, _CHUNK):
+        column = matrix.indices[start : start + _CHUNK]
+        values = matrix.data[start : start + _CHUNK].astype(np.float64)
         total += np.bincount(column, of(values, column), matrix.shape[1])
     return total
 
@@ -56,11 +58,11 @@ def column_moments(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
 
 
 def leading_axes(covariance: Floats, n_comps: int) -> Floats:
-    """Eigenvectors of the largest eigenvalues, (n, k)."""
+    """Return the eigenvectors of the largest eigenvalues, (n, k)."""
     return signed(np.linalg.eigh(covariance)[1][:, ::-1][:, :n_comps])
 
 
 def signed(axes: Floats) -> Floats:
-    """Turn each axis so that its largest loading is positive."""
+    """Flip each axis so that its largest loading is positive."""
     sign = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return np.ascontiguousarray(axes * np.where(sign == 0, 1, sign))

@@ -1,4 +1,4 @@
-"""Points: an order that does not depend on their rows, samples of them, and their density, the scale of lengths."""
+"""Points of a section: canonical order, samples, local density and spacing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from scipy.spatial import cKDTree
 
 from stxtools._types import Array, Floats, Ints
 
-N_NEIGHBOURS = 6  # a planar tiling has six neighbours on average
+_N_NEIGHBOURS = 6  # a planar tiling has six neighbours on average
 
 
 def unique_points(xy: Floats) -> tuple[Floats, Ints, Ints]:
-    """Return distinct points, the row that stands for each, and for every row its distinct point."""
+    """Return distinct points, the first row of each, and the distinct point of every row."""
     # complex numbers sort by x, then y: faster than rows
     pairs = np.ascontiguousarray(xy, dtype=np.float64).view(np.complex128)[:, 0]
     points, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
@@ -21,7 +21,7 @@ def unique_points(xy: Floats) -> tuple[Floats, Ints, Ints]:
 
 def neighbour_radius(points: Floats) -> Floats:
     """Return the distance of each distinct point to its sixth neighbour (to the farthest if there are fewer)."""
-    k = min(N_NEIGHBOURS, len(points) - 1)
+    k = min(_N_NEIGHBOURS, len(points) - 1)
     if k < 1:
         return np.ones(len(points))
     distance, _ = cKDTree(points).query(points, k=[k + 1], workers=-1)
@@ -29,35 +29,35 @@ def neighbour_radius(points: Floats) -> Floats:
 
 
 def local_area(radius: Floats) -> Floats:
-    """Area that each distinct point has to itself, ``pi r**2 / 6`` of :func:`neighbour_radius` (1 for a lone point)."""
+    """Return the area per distinct point, ``pi r**2 / 6`` of :func:`neighbour_radius` (1 for a single point)."""
     if len(radius) < 2:
         return np.ones(len(radius))
-    return np.pi * radius**2 / min(N_NEIGHBOURS, len(radius) - 1)
+    return np.pi * radius**2 / min(_N_NEIGHBOURS, len(radius) - 1)
 
 
 def typical_spacing(xy: Floats) -> float:
-    """Return the square root of the median area per observation (1.0 for a lone position)."""
+    """Return the square root of the median area per observation (1.0 for a single position)."""
     points, _, _ = unique_points(xy)
-    return float(np.sqrt(np.median(local_area(neighbour_radius(points))))) if len(points) > 1 else 1.0
+    return float(np.sqrt(np.median(local_area(neighbour_radius(points)))))
 
 
 def position_order(xy: Floats, names: NDArray[np.str_]) -> Ints:
-    """Return the rows sorted by x, then y, then, where observations lie at one position, by name."""
+    """Return the rows sorted by x, then y, then, where observations share a position, by name."""
     return ties_sorted(np.lexsort((xy[:, 1], xy[:, 0])), xy, names)
 
 
 def ties_sorted(order: Ints, values: Array, *keys: Array) -> Ints:
-    """Sort rows of equal ``values`` (n, d), neighbours in ``order``, by ``keys`` (the last first): they are few."""
-    placed = values[order]
-    same = np.zeros(len(order) + 1, dtype=bool)  # whether a row is the one before it again
-    same[1:-1] = (placed[1:] == placed[:-1]).all(axis=1)
+    """Sort rows of equal ``values`` (n, d), adjacent in ``order``, by ``keys`` (last key first); ties are few."""
+    ordered = values[order]
+    same = np.zeros(len(order) + 1, dtype=bool)  # whether a row equals the one before it
+    same[1:-1] = (ordered[1:] == ordered[:-1]).all(axis=1)
     tied = np.flatnonzero(same[:-1] | same[1:])
     if len(tied):
-        rows, stack = order[tied], np.cumsum(~same[:-1])[tied]
-        order[tied] = rows[np.lexsort((*(key[rows] for key in keys), stack))]
+        rows, group = order[tied], np.cumsum(~same[:-1])[tied]
+        order[tied] = rows[np.lexsort((*(key[rows] for key in keys), group))]
     return order
 
 
 def evenly_spread(n: int, most: int) -> Ints:
-    """Positions of at most ``most`` of n observations, evenly spread."""
+    """Return at most ``most`` evenly spaced indices below ``n``."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))

@@ -1,4 +1,4 @@
-"""From coordinates to pixels: lattices keep theirs, scattered cells are binned by their density."""
+"""From coordinates to pixels: lattices keep theirs, scattered cells are binned by density."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .lattice import Kind, RasterGrid, fit_lattice
 from .points import typical_spacing
 
 LATTICES = ("auto", "hex", "square", "scattered")
-_OCCUPANCY = 2.0  # scattered observations in a pixel
-_AREA, _AREA_PER_OBS = 2**24, 1000  # pixels that a raster may have, beside those for each observation
+_OCCUPANCY = 2.0  # scattered observations per pixel
+_MAX_AREA, _MAX_AREA_PER_OBS = 2**24, 1000  # pixels of a raster: a constant, and as many for each observation
 
 
 def rasterize(
@@ -31,9 +31,9 @@ def rasterize(
     if len(xy) == 0:
         raise ValueError("A raster needs at least one observation; found none.")
     if pixel_size is None and lattice != "scattered":
-        found = fit_lattice(xy, array, lattice)
-        if found is not None:
-            index, grid = found
+        fitted = fit_lattice(xy, array, lattice)
+        if fitted is not None:
+            index, grid = fitted
             _check_area(*grid.shape, len(xy), grid.pixel_size)
             return index.astype(np.int32), grid
         if lattice != "auto":
@@ -58,8 +58,8 @@ def _bin(xy: Floats, size: float, spacing: float | None = None) -> tuple[NDArray
 
 
 def _check_area(rows: float, cols: float, n_obs: int, size: float) -> None:
-    """Check that a raster is not nearly all empty: networks read every pixel."""
-    if rows * cols > _AREA + _AREA_PER_OBS * n_obs:
+    """Check that a raster is not nearly empty: networks read every pixel."""
+    if rows * cols > _MAX_AREA + _MAX_AREA_PER_OBS * n_obs:
         raise ValueError(
             f"Pixels of {size:g} would make a raster of {rows:.0f} x {cols:.0f} for {n_obs} observations; choose a "
             "larger `pixel_size` in `st.pp.rasterize`, or drop observations that lie far from all others: "
@@ -71,7 +71,7 @@ def rasterize_libraries(
     xy: Floats, codes: Ints, n_libraries: int, array: Array | None = None, *,
     lattice: Kind = "auto", pixel_size: float | None = None,
 ) -> tuple[NDArray[np.int32], list[RasterGrid]]:  # fmt: skip
-    """Rasterise every section by itself; scattered ones share the median of their pixel sizes, to compare areas."""
+    """Rasterise each section; scattered ones share the median of their pixel sizes, so that areas are comparable."""
     index = np.zeros((len(xy), 2), dtype=np.int32)
     grids: list[RasterGrid] = []
     sections = split_rows(codes, n_libraries)
@@ -81,7 +81,7 @@ def rasterize_libraries(
         grids.append(grid)
     if pixel_size is None:
         binned = [i for i, grid in enumerate(grids) if grid.lattice == "scattered"]
-        # a lone observation has no density of its own: it takes the pixel of the others
+        # a single position has no density: it takes the pixel size of the others
         sizes = [grids[i].pixel_size for i in binned if np.ptp(xy[sections[i]], axis=0).any()]
         if not sizes:
             sizes = [g.pixel_size for g in grids if g.lattice != "scattered"]
@@ -92,7 +92,6 @@ def rasterize_libraries(
 
 
 def split_rows(codes: Ints, n_libraries: int) -> list[Ints]:
-    """Return the positions of the observations of every section, in order; linear in observations."""
-    order = np.argsort(codes, kind="stable")
+    """Return the rows of every section, in order; linear in observations."""
     ends = np.cumsum(np.bincount(codes, minlength=n_libraries))[:-1]
-    return np.split(order, ends)
+    return np.split(np.argsort(codes, kind="stable"), ends)

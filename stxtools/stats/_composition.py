@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
-from stxtools._spatial.kernels import add_products, both_halves, label_sums
+from stxtools._spatial.kernels import add_products, label_sums, symmetric
 from stxtools._types import Array, Bools, Floats, Ints, Reals
 
 from ._null_model import PackedLabels, n_words
@@ -118,7 +118,7 @@ class ExpressionSpace:
         for some in read(self._genes, _BLOCK):
             add_products(some, products)
         mean = mean[self._genes]
-        self._covariance = both_halves(products) / self._n_obs - np.outer(mean, mean)
+        self._covariance = symmetric(products) / self._n_obs - np.outer(mean, mean)
 
     def components(
         self, n_comps: int, without: Ints | None = None, read: ReadRows | None = None, order: Ints | None = None

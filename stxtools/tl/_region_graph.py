@@ -20,7 +20,7 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import stage, whole_call
 from stxtools._slots import Slots, categorical, check_free, provenance
-from stxtools._spatial.blocks import bounded_parts
+from stxtools._spatial.blocks import bounded_components
 from stxtools._spatial.graph import contact_lengths, observation_area
 from stxtools._spatial.points import position_order
 from stxtools._types import Ints
@@ -122,7 +122,7 @@ def _regions(
     ends = place[coo.row[same]], place[coo.col[same]]
     inside = sparse.csr_matrix((coo.data[same], ends), shape=graph.shape)
     largest = len(order) if max_size is None else max_size
-    component = bounded_parts(inside, largest, np.random.default_rng(seed))
+    component = bounded_components(inside, largest, np.random.default_rng(seed))
     known = np.flatnonzero(codes[order] >= 0)
     if not len(known):
         raise ValueError("No observation has a class, so there are no regions.")

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax, logit
 
 from stxtools._progress import stage
-from stxtools._spatial.blocks import deal, spatial_blocks
+from stxtools._spatial.blocks import assign_parts, spatial_blocks
 from stxtools._types import Bools, Floats, Floats32, Ints
 
 from .adaptation import ADAPT_FROM, RIDGE_SCALE, MemberLogits, Prediction
@@ -134,7 +134,7 @@ def _folds(xy: Sequence[Floats], rng: np.random.Generator) -> list[list[Bools]]:
     else:
         angle = rng.uniform(0, np.pi)
         turned = xy[0] @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        fold = [deal(spatial_blocks(turned, _BLOCKS), _FOLDS, rng)]
+        fold = [assign_parts(spatial_blocks(turned, _BLOCKS), _FOLDS, rng)]
     return [[f == k for f in fold] for k in range(_FOLDS)]
 
 

@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import PredefinedSplit
 
-from stxtools._spatial.blocks import deal
+from stxtools._spatial.blocks import assign_parts
 from stxtools._spatial.points import evenly_spread
 from stxtools._types import Bools, Floats, Floats32, Ints
 from stxtools._warn import warn
@@ -78,7 +78,7 @@ def linear_regression(inp: LinearInput, values: Floats, known: Bools, rng: np.ra
 def deal_folds(group: Ints, rng: np.random.Generator) -> Ints:
     """Assign whole groups to folds at random; the fold of each observation."""
     names, codes = np.unique(group, return_inverse=True)
-    return deal(codes.reshape(-1), min(_FOLDS, len(names)), rng)
+    return assign_parts(codes.reshape(-1), min(_FOLDS, len(names)), rng)
 
 
 def _discriminant(inp: LinearInput, rows: Ints, codes: Ints) -> Linear:

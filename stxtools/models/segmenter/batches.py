@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
-from stxtools._spatial.graph import averaging
+from stxtools._spatial.graph import averaging_matrix
 from stxtools._types import Floats, Ints, Reals
 from stxtools.models._section import ALIKE, BLOCKS, Section
 
@@ -69,7 +69,7 @@ def _least_spatial(centred: Sequence[Floats], sections: Sequence[Section]) -> Fl
     white = whitening(np.concatenate(centred))[1]
     smooth = []
     for x, section in zip(centred, sections, strict=True):
-        mean = averaging(section.graph)
+        mean = averaging_matrix(section.graph)
         smooth.append(mean @ (mean @ (x @ white)))
     axes = np.linalg.eigh(np.atleast_2d(np.cov(np.concatenate(smooth).T)))[1]
     return np.asarray(white @ axes[:, : max(len(axes) // 2, 1)])

@@ -11,7 +11,7 @@ from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-from stxtools._spatial.graph import averaging
+from stxtools._spatial.graph import averaging_matrix
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools._types import Floats, Floats32, Ints, Reals
 from stxtools.models._section import Section
@@ -75,7 +75,7 @@ class Mixtures:
 def multiscale_views(section: Section, rows: Ints, most: int) -> list[View]:
     """Spatial means of at most ``most`` rounds, in pairs of scales and alone; of all and of 3/4 of the components."""
     features, graph = section.features, section.graph
-    mean, d = averaging(graph), features.shape[1]
+    mean, d = averaging_matrix(graph), features.shape[1]
     order = reverse_cuthill_mckee(graph, symmetric_mode=True)  # neighbours in space lie near each other in memory
     position, mean = np.argsort(order).astype(mean.indices.dtype), mean[order]
     mean.indices = position[mean.indices]  # not sorted: sums keep their order, and so their last bits

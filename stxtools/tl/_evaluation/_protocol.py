@@ -21,7 +21,7 @@ from stxtools._data.expression import Expression, with_expression_in_x
 from stxtools._data.features import compute_representation
 from stxtools._data.representation import log_normalize, stored_representation
 from stxtools._data.sections import Geometry, make_sections
-from stxtools._spatial.blocks import deal, spatial_blocks
+from stxtools._spatial.blocks import assign_parts, spatial_blocks
 from stxtools._types import Bools, Floats32, Ints
 from stxtools._validate import categories, check_choice, check_in, check_int
 from stxtools._version import __version__
@@ -132,7 +132,7 @@ class Protocol:
             if scheme == "block":
                 wanted = np.clip(len(rows) // _SMALLEST_BLOCK, self.n_folds, _BLOCKS_A_FOLD * self.n_folds)
                 unit = spatial_blocks(xy[rows], int(wanted))
-            fold[rows] = deal(unit, self.n_folds, rng)
+            fold[rows] = assign_parts(unit, self.n_folds, rng)
         return fold, [str(k) for k in range(self.n_folds)]
 
     def features(self, learn_from: Bools | None = None) -> Read:
