@@ -116,7 +116,7 @@ def test_landmarks_of_a_turned_section(tissue: ad.AnnData) -> None:
 
 
 def test_one_section_maps_onto_itself(tissue: ad.AnnData) -> None:
-    with pytest.warns(UserWarning, match="name the one of each observation by `library_key=`"):
+    with pytest.warns(UserWarning, match="the column that names them as `library_key=`"):
         st.pp.align(tissue)
     np.testing.assert_array_equal(tissue.obsm["spatial_aligned"], tissue.obsm["spatial"])
 

@@ -17,10 +17,9 @@ def row_view(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     """Return consecutive rows as a read-only view that shares the memory of the matrix."""
     start, stop, _ = rows.indices(matrix.shape[0])
     ends = matrix.indptr[start : stop + 1]
-    values = slice(ends[0], ends[-1])
-    return sparse.csr_matrix(
-        (matrix.data[values], matrix.indices[values], ends - ends[0]), (stop - start, matrix.shape[1])
-    )
+    first, last = ends[0], ends[-1]
+    arrays = matrix.data[first:last], matrix.indices[first:last], ends - first
+    return sparse.csr_matrix(arrays, shape=(stop - start, matrix.shape[1]))
 
 
 def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[sparse.csr_matrix]:

@@ -38,8 +38,8 @@ def normalize(
 
     The same as scanpy's functions in the usual order: :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`,
     :func:`scanpy.pp.highly_variable_genes` (``seurat_v3`` on counts; ``seurat`` on log values where the data are not
-    integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout. Of a dask array ``X`` is
-    computed as it is read; where it is large, genes and components come from observations at random.
+    integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout. A dask array ``X`` stays
+    lazy; if it is large, genes and components come from a random sample of observations.
 
     Parameters
     ----------
@@ -48,10 +48,10 @@ def normalize(
     target_sum
         Depth of every observation after normalisation; the median depth if None.
     n_top_genes
-        Number of variable genes, or all of a smaller panel; genes seen in fewer than three observations are never
-        taken.
+        Number of variable genes, or all of a smaller panel; genes found in fewer than three observations are never
+        selected.
     n_comps
-        Number of principal components; as many as there can be where that is fewer.
+        Number of principal components, at most one less than the number of observations or genes.
     scale
         Divide the selected genes by their standard deviation before the PCA. ``X`` is not scaled.
     library_key
@@ -76,26 +76,26 @@ def normalize(
         raise ValueError(f"`target_sum={target_sum}` must be positive.")
     if adata.isbacked:
         raise ValueError("`adata` is backed by a file; load it first with `adata = adata.to_memory()`.")
-    source = _source(adata, layer)
+    source = _read_counts(adata, layer)
     sections = None if library_key is None else libraries(adata, library_key).codes
     stage("normalising")
     if is_dask(source.matrix):
-        size = source.survey.depth
-        target = median_depth(size) if target_sum is None else target_sum
-        logged = _lazily(source.matrix, size, target)
+        depth = source.survey.depth
+        target = median_depth(depth) if target_sum is None else target_sum
+        logged = _log_normalize_dask(source.matrix, depth, target)
         rows = source.sampled(random_state)
         counts = to_csr(source.matrix[rows])
-        some = log_normalize(counts, "counts", library_size=size[rows], target_sum=target)
+        sample = log_normalize(counts, "counts", library_size=depth[rows], target_sum=target)
     else:
         rows, counts = np.arange(adata.n_obs), source.matrix
-        some = logged = log_normalize(counts, "counts", target_sum=target_sum)
+        sample = logged = log_normalize(counts, "counts", target_sum=target_sum)
         logged.indices, logged.indptr = logged.indices.copy(), logged.indptr.copy()  # `X` and a layer share nothing
     stage("choosing genes")
     genes = select_genes(counts, source.scale, n_top_genes, None if sections is None else sections[rows])
     stage("computing components")
-    scores, axes, pca, (turned, origin) = _pca(some[:, genes], n_comps, scale, random_state)
+    scores, axes, pca, (projection, origin) = _pca(sample[:, genes], n_comps, scale, random_state)
     if len(rows) < adata.n_obs:
-        parts = iter_rows(logged, lambda chunk, _: (chunk[:, genes] @ turned - origin).astype(np.float32))
+        parts = iter_rows(logged, lambda chunk, _: (chunk[:, genes] @ projection - origin).astype(np.float32))
         scores = np.concatenate(list(parts))
 
     selected = np.zeros(adata.n_vars, dtype=bool)
@@ -124,58 +124,58 @@ def normalize(
     return slots.write(adata, copy)
 
 
-def _lazily(matrix: Any, size: Floats, target: float) -> Any:
-    """Return the dask array of log expression, which is computed as it is read."""
-    from dask import array
-
-    kind = np.zeros((0, 0)) if isinstance(matrix._meta, np.ndarray) else sparse.csr_matrix((0, 0))
-    matrix = matrix.rechunk({1: -1})
-    sizes = array.from_array(size[:, None], chunks=(matrix.chunks[0], 1))
-    return array.map_blocks(
-        _logged_block, matrix, sizes, target, dtype=np.float32, chunks=matrix.chunks, meta=kind.astype(np.float32)
-    )
-
-
-def _logged_block(block: Any, size: Floats, target: float) -> Any:
-    logged = log_normalize(to_csr(block), "counts", library_size=size.ravel(), target_sum=target)
-    return logged.toarray() if isinstance(block, np.ndarray) else logged.copy()
-
-
-def _source(adata: AnnData, layer: str | None) -> Expression:
-    found = Expression(adata, layer, in_memory=None)
-    if found.scale == "log":
+def _read_counts(adata: AnnData, layer: str | None) -> Expression:
+    source = Expression(adata, layer, in_memory=None)
+    if source.scale == "log":
         raise ValueError(
-            f"`adata.{found.source}` is not raw: its values go from {found.survey.lowest:g} to "
-            f"{found.survey.highest:g} and are no counts, so that it has been log-normalised already. Put raw counts "
-            "into `adata.layers['counts']` or name their `layer`; without counts, skip this call: `stxtools.tl` takes "
+            f"`adata.{source.source}` is not raw: its values range from {source.survey.lowest:g} to "
+            f"{source.survey.highest:g} and are not integers, so it has been log-normalised already. Put raw counts "
+            "into `adata.layers['counts']` or name their `layer`; without counts, skip this call: `stxtools.tl` reads "
             "log values as they are."
         )
-    if found.survey.highest == 0:
+    if source.survey.highest == 0:
         raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
-    return found
+    return source
+
+
+def _log_normalize_dask(matrix: Any, depth: Floats, target: float) -> Any:
+    from dask import array
+
+    empty = np.zeros((0, 0)) if isinstance(matrix._meta, np.ndarray) else sparse.csr_matrix((0, 0))
+    matrix = matrix.rechunk({1: -1})
+    depths = array.from_array(depth[:, None], chunks=(matrix.chunks[0], 1))
+    return array.map_blocks(
+        _log_normalize_block, matrix, depths, target, dtype=np.float32, chunks=matrix.chunks,
+        meta=empty.astype(np.float32),
+    )  # fmt: skip
+
+
+def _log_normalize_block(block: Any, depth: Floats, target: float) -> Any:
+    logged = log_normalize(to_csr(block), "counts", library_size=depth.ravel(), target_sum=target)
+    return logged.toarray() if isinstance(block, np.ndarray) else logged.copy()
 
 
 def _pca(
     logged: sparse.csr_matrix, n_comps: int, scale: bool, random_state: int
 ) -> tuple[Floats32, Floats, dict[str, Any], tuple[Floats, Floats]]:
-    """Return scores, axes, their variances, and the map (axes, origin) from log expression to scores."""
+    """Return scores, axes, their variances, and the projection (axes, origin) of log expression to scores."""
     n_comps = min(n_comps, min(logged.shape) - 1)
     if n_comps < 1:
         raise ValueError(
-            f"A PCA needs at least 2 observations and 2 genes seen in three or more of them; found {logged.shape[0]} "
-            f"and {logged.shape[1]}."
+            f"A PCA needs at least 2 observations and 2 genes expressed in three or more of them; found "
+            f"{logged.shape[0]} and {logged.shape[1]}."
         )
-    mean, spread = column_moments(logged)
-    if spread.max() <= 1e-5 * max(float(np.square(mean).max()), 1e-12):
-        raise ValueError("The expression of every gene is the same in all observations; a PCA finds nothing.")
+    mean, variance = column_moments(logged)
+    if variance.max() <= 1e-5 * max(float(np.square(mean).max()), 1e-12):
+        raise ValueError("Every gene has the same expression in all observations; there is no variance for a PCA.")
     unbiased = logged.shape[0] / (logged.shape[0] - 1)
     deviation = np.ones(logged.shape[1])
-    if scale:  # the PCA centres: together the z-score, and sparse
-        deviation = np.sqrt(np.where(spread > 0, spread * unbiased, 1.0))
-        logged, spread = sparse.csr_matrix(logged @ sparse.diags(1 / deviation)), spread / deviation**2
+    if scale:  # with the centring of the PCA this is the z-score, but sparse
+        deviation = np.sqrt(np.where(variance > 0, variance * unbiased, 1.0))
+        logged, variance = sparse.csr_matrix(logged @ sparse.diags(1 / deviation)), variance / deviation**2
     mean, axes = principal_axes(logged, n_comps, random_state=random_state, dtype=np.float32)
     origin = mean @ axes
     scores = logged @ axes - origin
-    variance = scores.var(axis=0, ddof=1)
-    found = {"variance": variance, "variance_ratio": variance / (spread.sum() * unbiased)}
-    return np.ascontiguousarray(scores, dtype=np.float32), axes, found, (axes / deviation[:, None], origin)
+    explained = scores.var(axis=0, ddof=1)
+    pca = {"variance": explained, "variance_ratio": explained / (variance.sum() * unbiased)}
+    return np.ascontiguousarray(scores, dtype=np.float32), axes, pca, (axes / deviation[:, None], origin)

@@ -1,4 +1,4 @@
-"""Expression drawn again: with noise for robustness studies, or as two independent parts of the same counts."""
+"""Resampled expression: with noise for robustness studies, or counts split into two independent parts."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def add_noise(
     key_added
         Name of the layer (``obsm`` entry with ``use_rep``) written with ``copy=False``, instead of ``"noise"``.
     copy
-        Return a copy whose ``X`` (or ``obsm[use_rep]``) is noised. It has no ``layers["counts"]``, ``raw`` or
-        ``obsm["X_pca"]`` free of noise that a later call could read.
+        Return a copy whose ``X`` (or ``obsm[use_rep]``) is noised. It keeps no ``layers["counts"]``, ``raw`` or
+        ``obsm["X_pca"]`` without noise, which a later call could read.
     %(parameters)s
 
     Returns
@@ -73,16 +73,12 @@ def add_noise(
     noised, read = noised_values(adata, level, kind=kind, layer=layer, use_rep=use_rep, seed=random_state)
     params = provenance(level=level, kind=kind, layer=layer, use_rep=use_rep, random_state=random_state, **read)
     slots = Slots("pp.add_noise", uns={key: {"params": params}})
-    if copy:
-        target = noised_copy(adata, noised, kind=kind, use_rep=use_rep)
-        slots.write(target)
-        return target
-    if use_rep is None:
-        slots.layers[key] = noised
-    else:
-        slots.obsm[key] = noised
-    slots.write(adata)
-    return None
+    if not copy:
+        (slots.layers if use_rep is None else slots.obsm)[key] = noised
+        return slots.write(adata)
+    target = noised_copy(adata, noised, kind=kind, use_rep=use_rep)
+    slots.write(target)
+    return target
 
 
 @documented
@@ -92,7 +88,7 @@ def split_counts(
 ) -> AnnData | None:  # fmt: skip
     """Split counts into two parts that add up to them: find groups in one, test on the other.
 
-    Clusters always differ in the genes they were found from, in tissue without any structure too. Binomial thinning
+    Clusters always differ in the genes they were found from, even in tissue without structure. Binomial thinning
     (count splitting, Neufeld et al. 2024) assigns every molecule to one part or the other at random. The parts are
     independent *where counts are Poisson* given the true expression. In over-dispersed counts a gene's parts correlate
     by ``a * m / (2 + a * m)`` (mean m, variance ``m + a * m**2``, ``fraction=0.5``), and p-values stay optimistic. UMI
@@ -103,14 +99,14 @@ def split_counts(
     fraction
         Share of the molecules in the part to find groups in, between 0 and 1.
     key_added
-        Beginning of the layers' names instead of ``"split"``.
+        Prefix of the layers' names instead of ``"split"``.
     random_state
         Seed. An observation's split depends on its name and not on its row.
     %(parameters)s
 
     %(returns)s
 
-    By its parameters :func:`stxtools.tl.biomarkers` knows that groups were found in the other part.
+    From its parameters :func:`stxtools.tl.biomarkers` knows that groups were found in the other part.
 
     Examples
     --------
@@ -127,19 +123,16 @@ def split_counts(
     seed = check_seed(random_state)
     names = [f"{key}_train", f"{key}_test"]
     check_free(adata, "pp.split_counts", layers=names, uns=[key])
-    found = Expression(adata, layer)
-    counts = found.matrix
-    if found.scale != "counts":
+    source = Expression(adata, layer)
+    if source.scale != "counts":
         raise ValueError(
             "The expression is not integer counts, and only counts can be split. Name the `layer` that holds them."
         )
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
-    parts = thin_counts(counts, fraction, np.random.default_rng(seed), order)
-    slots = Slots("pp.split_counts")
-    for name, part in zip(names, parts, strict=True):
-        slots.layers[name] = part if sparse.issparse(found.stored) else part.toarray()
+    parts = thin_counts(source.matrix, fraction, np.random.default_rng(seed), order)
+    stored = parts if sparse.issparse(source.stored) else [part.toarray() for part in parts]
     params = provenance(
-        fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1], **found.record
+        fraction=fraction, layer=layer, random_state=seed, train=names[0], test=names[1], **source.record
     )
-    slots.uns[key] = {"params": params}
+    slots = Slots("pp.split_counts", layers=dict(zip(names, stored, strict=True)), uns={key: {"params": params}})
     return slots.write(adata, copy)
