@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stxtools._run.options import NOTHING, STEPS, UsageError, add_options, as_flags, options_of, text_of
+from stxtools._run.options import NOTHING_WRITTEN, STEPS, UsageError, add_options, as_flags, error_text, options_of
 
 from ._version import __version__
 
@@ -88,11 +88,11 @@ def _run(arguments: dict[str, Any], known: Collection[str]) -> int:
         _say(str(err))
         return 2
     except KeyboardInterrupt:
-        _say(f"interrupted; {NOTHING if run is None else run.saved()}")
+        _say(f"interrupted; {NOTHING_WRITTEN if run is None else run.saved()}")
         return 130
     except (KeyError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as err:
-        where = f"{arguments['command']}; {NOTHING}" if run is None else f"{run.step}; {run.saved()}"
-        _say(f"{as_flags(text_of(err), known)}\nstopped in step {where}")
+        where = f"{arguments['command']}; {NOTHING_WRITTEN}" if run is None else f"{run.step}; {run.saved()}"
+        _say(f"{as_flags(error_text(err), known)}\nstopped in step {where}")
         return 1
     sys.stdout.write(run.summary())
     return 0

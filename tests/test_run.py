@@ -309,7 +309,7 @@ def test_configuration_file(quick, no_figures, section, tmp_path, capsys):
     ("text", "match"),
     [
         ("n_segmets = 3", "did you mean 'n_segments'"),
-        ("[segment]\nparams = 3", "no option"),
+        ("[segment]\nparams = 3", "not an option"),
         ('n_segments = "3"', "an integer"),
         ("n_segments = true", "an integer"),
         ("quiet = 1", "true or false"),

@@ -1,4 +1,4 @@
-"""Options of the commands: those of the public functions' signatures, on the command line, in a file, or by default."""
+"""Options of the commands, from the signatures of the public functions, and their values."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 STEPS = {
     "segment": "tissue compartments: st.tl.segment",
@@ -22,28 +21,24 @@ STEPS = {
     "biomarkers": "genes that mark each group: st.tl.biomarkers",
     "report": "all results as one HTML file: st.report",
 }
-NOTHING = "nothing was written."
-_OURS = ("adata", "path", "copy", "show_progress")
+NOTHING_WRITTEN = "nothing was written."
+_NO_OPTIONS = ("adata", "path", "copy", "show_progress")  # parameters that the command line sets
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done; nothing was started."""
+    """Arguments, files and data do not fit; nothing was started."""
 
 
-@dataclass(frozen=True)
-class Option:
-    """An option: its type as a signature writes it, its default, and what it means."""
+class Option(NamedTuple):
+    """An option: its annotation in the signature, its default, and its description."""
 
     type: str
     default: Any
     help: str
 
 
-# the options of the command line's own, and those of `run` that it takes from the steps
-OWN = {
-    "table": Option("str | None", None, "write the table as CSV, too"),
-    "quiet": Option("bool", False, "neither progress bar nor a line for each step"),
-}
+_TABLE = Option("str | None", None, "write the table as CSV, too")
+_QUIET = Option("bool", False, "neither progress bar nor a line for each step")
 _RUN = {
     "input": Option(
         "Sequence[str]", (), ".h5ad files or .zarr folders; several are joined on their shared genes, and the column "
@@ -58,7 +53,7 @@ _RUN = {
     "overwrite": Option("bool", False, "replace the results in --out once the new ones are complete"),
     "resume": Option("bool", False, "go on with the unfinished run in --out (or start, if there is none)"),
 }  # fmt: skip
-# the calls of a run, and their options beside those that all have
+# the calls of a run, and their options beside the common ones
 CALLS = {
     "segment": ("library_key", "n_segments", "labels_key", "model", "save_model", "pretrained", "use_rep", "image_key",
                 "accelerator", "devices"),
@@ -66,7 +61,7 @@ CALLS = {
     "embed": ("use_rep", "accelerator", "devices"),
     "biomarkers": ("library_key", "groupby", "reference", "alternative", "covariates", "protect"),
 }  # fmt: skip
-ALL_HAVE = ("layer", "spatial_key", "random_state")
+COMMON = ("layer", "spatial_key", "random_state")
 
 
 def function_of(step: str) -> Callable[..., None]:
@@ -77,20 +72,20 @@ def function_of(step: str) -> Callable[..., None]:
 
 
 def options_of(command: str) -> dict[str, Option]:
-    """Return the options of a command: all parameters but the data and what the command line does itself."""
-    own = {"quiet": OWN["quiet"]} | ({"table": OWN["table"]} if command == "biomarkers" else {})
+    """Return the options of a command: the parameters of its functions, and those of the command line."""
+    extra = {"quiet": _QUIET} | ({"table": _TABLE} if command == "biomarkers" else {})
     if command == "run":
-        steps = [(options_of(step), (*ALL_HAVE, *CALLS[step])) for step in reversed(CALLS)]
-        return {name: o for options, taken in steps for name, o in options.items() if name in taken} | _RUN | own
-    described = _described(function_of(command))
+        steps = [(options_of(step), (*COMMON, *CALLS[step])) for step in reversed(CALLS)]
+        return {name: o for options, names in steps for name, o in options.items() if name in names} | _RUN | extra
+    descriptions = _descriptions(function_of(command))
     parameters = inspect.signature(function_of(command)).parameters
-    return own | {
-        name: Option(str(p.annotation), p.default, described.get(name, ""))
-        for name, p in parameters.items() if name not in _OURS
+    return extra | {
+        name: Option(str(p.annotation), p.default, descriptions.get(name, ""))
+        for name, p in parameters.items() if name not in _NO_OPTIONS
     }  # fmt: skip
 
 
-def _described(function: Callable[..., Any]) -> dict[str, str]:
+def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
     """Return the description of each parameter, from the docstring."""
     section = (inspect.getdoc(function) or "").partition("Parameters\n----------\n")[2].partition("\n\n")[0]
     out: dict[str, str] = {}
@@ -105,17 +100,17 @@ def _described(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
-    """Add the options of a command, without defaults: what was not given must not hide what the file says."""
+    """Add the options of a command, without defaults: those would hide the values in the file."""
     for name, option in options_of(command).items():
         text = option.help.replace("%", "%%")
         if option.default not in (None, (), inspect.Parameter.empty) and not isinstance(option.default, bool):
             text += f" (default: {option.default})"
-        how: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
-        either = parser.add_mutually_exclusive_group()
-        either.add_argument(f"--{flag(name)}", **how, **_KINDS[_kind(option.type)][2], **_choices(option.type))
+        common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument(f"--{flag(name)}", **common, **_type_of(option.type)[2], **_choices(option.type))
         if name == "library_key":
-            how |= {"action": "store_const", "const": False, "help": "all observations are one section"}
-            either.add_argument("--one-section", **how)
+            common |= {"action": "store_const", "const": False, "help": "all observations are one section"}
+            group.add_argument("--one-section", **common)
     parser.add_argument(
         "--config", metavar="FILE", help="TOML or JSON file with these options (n_segments = 7); the command line wins"
         + ("" if command == "run" else f"; those in a table [{command}] are of this step alone"),
@@ -123,12 +118,11 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def flag(name: str) -> str:
-    """Return what a parameter is called on the command line."""
+    """Return the name of a parameter on the command line."""
     return "seed" if name == "random_state" else name.replace("_", "-")
 
 
-def integer_or_text(text: str) -> int | str:
-    """Read a number of devices, or a list of them."""
+def _int_or_str(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
@@ -140,11 +134,11 @@ def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
-# what a file may hold, how that is called, and how argparse reads it
-_KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "Mapping": (Mapping, "a table", {"type": json.loads, "metavar": "JSON"}),
+# by the name of a type: its classes in a file, its description, and how argparse reads it
+_TYPES: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "Mapping": (dict, "a table", {"type": json.loads, "metavar": "JSON"}),
     "Sequence": ((str, list), "a text or a list of texts", {"nargs": "+", "action": "extend", "metavar": "NAME"}),
-    "int | str": ((int, str), "an integer or a text", {"type": integer_or_text, "metavar": "N"}),
+    "int | str": ((int, str), "an integer or a text", {"type": _int_or_str, "metavar": "N"}),
     "bool": (bool, "true or false", {"action": argparse.BooleanOptionalAction}),
     "int": (int, "an integer", {"type": _or_none(int), "metavar": "N"}),
     "float": ((int, float), "a number", {"type": _or_none(float), "metavar": "N"}),
@@ -152,116 +146,115 @@ _KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 }
 
 
-def _kind(annotation: str) -> str:
-    """Return the first kind of value that a type begins with, or a mapping or list that it names anywhere."""
-    found = (k for k in _KINDS if annotation.startswith(k) or (k in annotation and k in ("Mapping", "Sequence")))
-    return next(found, "str")
+def _type_of(annotation: str) -> tuple[Any, str, dict[str, Any]]:
+    """Return the first type that an annotation begins with, or a mapping or sequence that it has anywhere."""
+    names = (n for n in _TYPES if annotation.startswith(n) or (n in annotation and n in ("Mapping", "Sequence")))
+    return _TYPES[next(names, "str")]
 
 
 def _choices(annotation: str) -> dict[str, Any]:
     if not annotation.startswith("Literal") or "Sequence" in annotation:
         return {}
-    return {"choices": re.findall(r"'([^']+)'", annotation) + (["none"] if annotation.endswith("| None") else [])}
+    return {"choices": re.findall(r"'([^']+)'", annotation) + ["none"] * annotation.endswith("| None")}
 
 
-def gathered(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the command line over the file; what neither gives has its default, in `run` here, in a step there."""
+def parse_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options on the command line and in the file; of ``run`` also the defaults of the others."""
     command, path = arguments["command"], arguments.get("config")
-    known = options_of(command)
-    values = {} if path is None else _from_file(path, command, known)
-    values |= {name: value for name, value in arguments.items() if name in known}
+    options = options_of(command)
+    values = {} if path is None else _read_config(path, command, options)
+    values |= {name: value for name, value in arguments.items() if name in options}
     for name, value in values.items():
-        kind, one = known[name].type, value[0] if isinstance(value, list) and len(value) == 1 else value
-        if one == "none" and kind.endswith("| None"):
+        annotation, single = options[name].type, value[0] if isinstance(value, list) and len(value) == 1 else value
+        if single == "none" and annotation.endswith("| None"):
             values[name] = None
-        elif kind.startswith("str") or f"Literal[{one!r}]" in kind:  # of a name where lists alone are taken, a list
-            values[name] = one
-    absent = [name for name, o in known.items() if o.default is inspect.Parameter.empty and name not in values]
-    if absent:
-        raise UsageError(f"{command} needs {', '.join(f'--{flag(name)}' for name in absent)}.")
-    return {name: option.default for name, option in known.items()} | values if command == "run" else values
+        elif annotation.startswith("str") or f"Literal[{single!r}]" in annotation:  # else a list of one name
+            values[name] = single
+    missing = [name for name, o in options.items() if o.default is inspect.Parameter.empty and name not in values]
+    if missing:
+        raise UsageError(f"{command} needs {', '.join(f'--{flag(name)}' for name in missing)}.")
+    return {name: option.default for name, option in options.items()} | values if command == "run" else values
 
 
-def _from_file(path: str, command: str, known: Mapping[str, Option]) -> dict[str, Any]:
-    """Return the options in a file: those at its top that the command has, and those in a step's own table."""
-    found = _loaded(path)
-    own, anywhere, of = {}, sorted(known), ""
+def _read_config(path: str, command: str, options: Mapping[str, Option]) -> dict[str, Any]:
+    """Return the options of a command in a file: those at its top, and those in the table of a step."""
+    content, table = _load(path), {}
+    allowed, of_command = sorted(options), ""
     if command != "run":
-        own, of = found.get(command, {}), f" of {command}"
-        if not isinstance(own, Mapping):
-            raise UsageError(f"{path!r}: {command!r} is a table of options, not {own!r}.")
-        found = {key: value for key, value in found.items() if key not in STEPS}
-        anywhere = sorted({name for step in STEPS for name in options_of(step)})
-    values: dict[str, Any] = {}
-    for table, names in ((found, anywhere), (own, sorted(known))):
-        here = [(_name(path, key, names, of), value) for key, value in table.items()]
-        twice = {name for i, (name, _) in enumerate(here) if name in dict(here[:i])}
-        if twice:
-            raise UsageError(f"{path!r} sets {min(twice)!r} twice, with - and with _.")
-        values |= {name: _checked(path, name, value, known[name].type) for name, value in here if name in known}
-    return values
+        table, of_command = content.get(command, {}), f" of {command}"
+        if not isinstance(table, dict):
+            raise UsageError(f"{path!r}: {command!r} is a table of options, not {table!r}.")
+        content = {key: value for key, value in content.items() if key not in STEPS}
+        allowed = sorted({name for step in STEPS for name in options_of(step)})
+    values = _by_parameter(path, content, allowed, of_command) | _by_parameter(path, table, sorted(options), of_command)
+    return {name: _check_value(path, name, v, options[name].type) for name, v in values.items() if name in options}
 
 
-def _loaded(path: str) -> dict[str, Any]:
-    kind = "JSON" if Path(path).suffix == ".json" else "TOML"
+def _load(path: str) -> dict[str, Any]:
+    file_format = "JSON" if Path(path).suffix == ".json" else "TOML"
     try:
         with Path(path).expanduser().open("rb") as file:
-            found = json.load(file) if kind == "JSON" else tomllib.load(file)
+            content = json.load(file) if file_format == "JSON" else tomllib.load(file)
     except FileNotFoundError:
         raise UsageError(f"There is no configuration file {path!r}.") from None
     except OSError as err:
         raise UsageError(f"The configuration file {path!r} cannot be read: {err.strerror}.") from err
-    except ValueError as err:  # of either parser, and of text that is no UTF-8
-        raise UsageError(f"{path!r} is no valid {kind}: {err}") from err
-    if not isinstance(found, dict):
-        raise UsageError(f"{path!r} must hold an object of options, not {type(found).__name__}.")
-    return found
+    except ValueError as err:  # of either parser, and of text that is not UTF-8
+        raise UsageError(f"{path!r} is not valid {file_format}: {err}") from err
+    if not isinstance(content, dict):
+        raise UsageError(f"{path!r} must hold an object of options, not {type(content).__name__}.")
+    return content
 
 
-def _name(path: str, key: str, known: Collection[str], of: str) -> str:
-    """Return what an option in a file is called in Python, or say which one was meant."""
-    name = "random_state" if key == "seed" else key.replace("-", "_")
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}."
-        raise UsageError(f"{path!r} sets {key!r}, which is no option{of}; {hint}")
-    return name
+def _by_parameter(path: str, table: dict[str, Any], allowed: list[str], of_command: str) -> dict[str, Any]:
+    """Return the values in a table of a file by the names of parameters."""
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = "random_state" if key == "seed" else key.replace("-", "_")
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(allowed)}."
+            raise UsageError(f"{path!r} sets {key!r}, which is not an option{of_command}; {hint}")
+        if name in values:
+            raise UsageError(f"{path!r} sets {name!r} twice, with - and with _.")
+        values[name] = value
+    return values
 
 
-def _checked(path: str, name: str, value: Any, annotation: str) -> Any:
+def _check_value(path: str, name: str, value: Any, annotation: str) -> Any:
     """Check a value in a file: the functions check it too, but `run` would call the last of them late."""
-    kinds, wanted, _ = _KINDS[_kind(annotation)]
+    classes, description, _ = _type_of(annotation)
     choices = _choices(annotation).get("choices")
     if value is None or (value == "none" and annotation.endswith("| None")):
         return None
-    listed = value if isinstance(value, list) else []
-    if not isinstance(value, kinds) or (isinstance(value, bool) and "bool" not in annotation) or (
-        kinds == (str, list) and not all(isinstance(v, str) for v in listed)
-    ):  # fmt: skip
-        raise UsageError(f"{path!r}: {name!r} is {wanted}, not {value!r}.")
+    is_list = isinstance(value, list)
+    is_bool_for_int = isinstance(value, bool) and "bool" not in annotation
+    if not isinstance(value, classes) or is_bool_for_int or (is_list and not all(isinstance(v, str) for v in value)):
+        raise UsageError(f"{path!r}: {name!r} is {description}, not {value!r}.")
     if choices and value not in choices:
         raise UsageError(f"{path!r}: {name!r} is one of {', '.join(choices)}, not {value!r}.")
-    return [value] if kinds == (str, list) and isinstance(value, str) else value
+    return [value] if classes == (str, list) and not is_list else value
 
 
-def text_of(err: BaseException) -> str:
-    """Return the text of an error; that of a KeyError has no quotes around it."""
+def error_text(err: BaseException) -> str:
+    """Return the text of an error; that of a KeyError without quotes."""
     if isinstance(err, OSError) and err.strerror:
         return err.strerror if err.filename is None else f"{err.strerror}: {err.filename}"
     return str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err) or type(err).__name__
 
 
 def as_flags(message: str, names: Collection[str]) -> str:
-    """Say ``--labels-key=`` where a function says ```labels_key=```."""
+    """Replace parameters in a message, such as ```labels_key=```, by flags, ``--labels-key=``."""
 
-    def said(match: re.Match[str]) -> str:
+    def to_flag(match: re.Match[str]) -> str:
         return f"`--{flag(match[1])}{match[2]}" if match[1] in names else match[0]
 
     message = message.replace("`library_key=False`", "`--one-section`").replace("settings.max_", "--max-")
-    return re.sub(r"`(\w+)(=)", said, message).replace("=`", "`").replace("`covariates`", "`--covariates`")
+    return re.sub(r"`(\w+)(=)", to_flag, message).replace("=`", "`").replace("`covariates`", "`--covariates`")
 
 
-def tell(text: str) -> None:
-    """Write a line with the time of day."""
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
+def log(text: str, quiet: bool) -> None:
+    """Write a line with the time of day, unless ``quiet``."""
+    if not quiet:
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        sys.stderr.flush()
