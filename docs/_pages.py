@@ -179,7 +179,7 @@ def write_api() -> None:
 
 
 def _written() -> set[str]:
-    from stxtools._slots_table import SLOTS
+    from stxtools._docs import SLOTS
 
     return {row.call for row in SLOTS}
 
@@ -205,8 +205,8 @@ def extra_lines(name: str) -> list[str]:
 
 
 def write_slots() -> None:
-    """Write the page of slots out of :mod:`stxtools._slots_table`, for the calls that exist."""
-    from stxtools._slots_table import SLOTS
+    """Write the page of slots out of :mod:`stxtools._docs`, for the calls that exist."""
+    from stxtools._docs import SLOTS
 
     text = [
         "# Slots: what each call writes\n",

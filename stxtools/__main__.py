@@ -1,4 +1,4 @@
-"""``python -m stxtools``: from a section to biomarkers at once or step by step, for cluster jobs and the demo."""
+"""Command line ``python -m stxtools``: the whole pipeline or single steps."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ are complete."""
 _EPILOG = "exit status: 0 done; 1 an error on the way; 2 the arguments do not fit; 130 interrupted (Ctrl-C, SIGTERM)"
 
 
-def parser(asked: str | None = None) -> argparse.ArgumentParser:
-    """Return the command line's description; of the commands only the one asked for has its options."""
-    top = argparse.ArgumentParser(prog="stxtools", description="Spatial transcriptomics: from a section to biomarkers.")
-    top.add_argument("--version", action="version", version=f"stxtools {__version__}")
-    commands = top.add_subparsers(dest="command", required=True)
-    about = {"run": "segment, region graph, embedding, biomarkers and report of one file or several"} | STEPS
-    for name, help_ in about.items():
-        text = _DESCRIPTION if name == "run" else f"One step on a file: {help_}."
-        one = commands.add_parser(name, help=help_, description=text, epilog=_EPILOG)
-        if name == asked:
+def parser(selected: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the command line; only the selected command has its options."""
+    main_parser = argparse.ArgumentParser(
+        prog="stxtools", description="Spatial transcriptomics: from a section to biomarkers."
+    )
+    main_parser.add_argument("--version", action="version", version=f"stxtools {__version__}")
+    commands = main_parser.add_subparsers(dest="command", required=True)
+    summaries = {"run": "segment, region graph, embedding, biomarkers and report of one file or several"} | STEPS
+    for name, summary in summaries.items():
+        description = _DESCRIPTION if name == "run" else f"One step on a file: {summary}."
+        command = commands.add_parser(name, help=summary, description=description, epilog=_EPILOG)
+        if name == selected:
             if name != "run":
-                ending = "html" if name == "report" else "h5ad"
-                one.add_argument("input", metavar="IN", help="the section: what `run --input` reads")
-                one.add_argument("output", metavar="OUT", help=f"the .{ending} file to write, replaced if it is there")
-            add_options(one, name)
-    return top
+                suffix = ".html" if name == "report" else ".h5ad"
+                command.add_argument("input", metavar="IN", help="the section, as for `run --input`")
+                command.add_argument("output", metavar="OUT", help=f"the {suffix} file to write or replace")
+            add_options(command, name)
+    return main_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM, which a cluster sends when a job's time is over, stop a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # others may set no handler
+    """Let SIGTERM, which a cluster sends at a job's time limit, stop a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # only it may set a handler
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -82,23 +84,23 @@ def _run(arguments: dict[str, Any], known: Collection[str]) -> int:
 
         run = Run(arguments)
         if not run():
-            _say(f"the run in {run.options.out} is complete; nothing to do.")
+            _print_error(f"the run in {run.options.out} is complete; nothing to do.")
             return 0
     except UsageError as err:
-        _say(str(err))
+        _print_error(str(err))
         return 2
     except KeyboardInterrupt:
-        _say(f"interrupted; {NOTHING_WRITTEN if run is None else run.saved()}")
+        _print_error(f"interrupted; {NOTHING_WRITTEN if run is None else run.saved()}")
         return 130
     except (KeyError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as err:
         where = f"{arguments['command']}; {NOTHING_WRITTEN}" if run is None else f"{run.step}; {run.saved()}"
-        _say(f"{as_flags(error_text(err), known)}\nstopped in step {where}")
+        _print_error(f"{as_flags(error_text(err), known)}\nstopped in step {where}")
         return 1
     sys.stdout.write(run.summary())
     return 0
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     for line in text.splitlines():
         sys.stderr.write(f"stxtools: {line}\n")
 
@@ -106,7 +108,7 @@ def _say(text: str) -> None:
 def _show_warning(
     known: Collection[str], message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any
 ) -> None:
-    """Show a warning of this package without the line of code; it is nothing the user wrote."""
+    """Show a warning of this package without the line of code."""
     from tqdm import tqdm
 
     if issubclass(category, (UserWarning, RuntimeWarning)):

@@ -1,4 +1,4 @@
-"""Checks of plain arguments: each error says what was found and what is allowed. No AnnData here."""
+"""Checks of arguments that need no AnnData: each error says what was found and what is allowed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 
 LARGEST = 2**31 - 1
-LARGEST_SEED = 2**32 - 1  # numpy's RandomState, which scikit-learn seeds, takes no larger one
+LARGEST_SEED = 2**32 - 1  # that numpy's RandomState, as scikit-learn uses it, accepts
 _ZARR_FILES = frozenset({".zarray", ".zgroup", ".zattrs", ".zmetadata", "zarr.json"})
-_LONGEST = 200  # bytes: a file name has 255, and suffixes are put behind a key
+_LONGEST = 200  # bytes: a file name has at most 255, and calls append suffixes to keys
 
 
 def listing(names: Iterable[Any], limit: int = 12) -> str:
-    shown = [repr(str(n)) for n in names]
-    if not shown:
-        return "none"
-    return ", ".join(shown[:limit]) + (f", ... ({len(shown)} in all)" if len(shown) > limit else "")
+    """Return quoted names for a message, the first ``limit`` of them."""
+    quoted = [repr(str(name)) for name in names]
+    tail = f", ... ({len(quoted)} in all)" if len(quoted) > limit else ""
+    return ", ".join(quoted[:limit]) + tail or "none"
 
 
 def check_choice(param: str, value: Any, allowed: Collection[Any]) -> None:
     """Check that ``value`` is one of ``allowed``."""
-    plain = value is None or isinstance(value, (str, bool, int, float))  # a table compares value by value
-    if not plain or value not in allowed:
+    scalar = value is None or isinstance(value, (str, bool, int, float))  # a table would be compared element by element
+    if not scalar or value not in allowed:
         raise ValueError(f"`{param}={value!r}` is not understood; choose one of {listing(allowed)}.")
 
 
@@ -41,14 +41,14 @@ def check_names(param: str, value: Any, what: str) -> list[str]:
     """Return one name or several as a list of strings."""
     if isinstance(value, str):
         return [value]
-    many = isinstance(value, (Sequence, np.ndarray)) or hasattr(value, "to_numpy")
-    if not many or np.ndim(np.asarray(value, dtype=object)) != 1:
+    listed = isinstance(value, (Sequence, np.ndarray)) or hasattr(value, "to_numpy")
+    if not listed or np.ndim(np.asarray(value, dtype=object)) != 1:
         raise TypeError(f"`{param}` must be {what} or a list of them, not {value!r}.")
-    return [str(x) for x in value]
+    return [str(name) for name in value]
 
 
 def check_int(param: str, value: Any, *, minimum: int | None = None, maximum: int | None = LARGEST) -> int:
-    """Check an integer within bounds and return it as a Python int; by default what 32 bits hold is the most."""
+    """Check an integer within bounds and return it as a Python int; by default it must fit into 32 bits."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{param}` must be an integer, not {value!r}.")
     _check_bounds(param, value, minimum, maximum)
@@ -61,10 +61,10 @@ def check_seed(value: Any) -> int:
 
 
 def unstorable(name: str, *, column: bool = False) -> str | None:
-    """Say why h5ad and zarr cannot hold an element (or a ``column`` of a frame) of this name; None where they can."""
+    """Return why h5ad and zarr cannot store an element (or a ``column`` of a table) of this name; None if they can."""
     if not name:
         return "is empty"
-    if not column and any(sign in name for sign in "/\\"):
+    if not column and any(character in name for character in "/\\"):
         return r"contains '/' or '\\'"
     if "\0" in name:
         return "contains the NUL character"
@@ -79,19 +79,20 @@ def unstorable(name: str, *, column: bool = False) -> str | None:
     return f"is {length} bytes long, more than {_LONGEST}" if length > _LONGEST else None
 
 
-def check_number(param: str, value: Any, *, minimum: float | None = None, maximum: float | None = None) -> float:
-    """Check a finite number within bounds and return it as a Python float."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
+def check_number(
+    param: str, value: Any, *, minimum: float | None = None, maximum: float | None = None, above: float | None = None
+) -> float:
+    """Check a finite number within bounds, ``above`` an exclusive one, and return it as a Python float."""
+    try:
+        finite = isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(float(value))
+    except OverflowError:  # an integer beyond all floats
+        finite = False
+    if not finite:
         raise TypeError(f"`{param}` must be a finite number, not {value!r}.")
     _check_bounds(param, value, minimum, maximum)
+    if above is not None and value <= above:
+        raise ValueError(f"`{param}={value}` is out of range: it must be greater than {above}.")
     return float(value)
-
-
-def _is_finite(value: Real) -> bool:
-    try:
-        return bool(np.isfinite(float(value)))
-    except OverflowError:  # an integer beyond all floats
-        return False
 
 
 def _check_bounds(param: str, value: Any, minimum: float | None, maximum: float | None) -> None:
@@ -109,7 +110,7 @@ def check_bool(param: str, value: Any) -> bool:
 
 
 def check_path(param: str, value: Any) -> Path:
-    """Check the name of a file or folder and return it as a path, in the user's home where it begins with ``~``."""
+    """Check the name of a file or folder and return it as a path, with ``~`` expanded."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"`{param}` must be a path, not {value!r}.")
     if not str(value) or "\0" in str(value):
@@ -117,13 +118,9 @@ def check_path(param: str, value: Any) -> Path:
     return Path(os.path.expanduser(value))  # Path.expanduser raises where there is no such user
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
+def check_writable(value: Any, param: str = "path") -> None:
     """Check, before any work is done, that a file can be written there."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"A file to write must be named by a string or a path, not {path!r}.")
-    if "\0" in str(path) or not str(path):
-        raise ValueError(f"{str(path)!r} cannot name a file.")
-    target = Path(path).expanduser()
+    target = check_path(param, value)
     if len(os.fsencode(target.name)) > _LONGEST:
         raise ValueError(
             f"The file name {target.name[:40]!r}... is longer than {_LONGEST} bytes; choose a shorter one."

@@ -1,4 +1,4 @@
-"""Colours of classes: scanpy's default palettes, without the import of matplotlib."""
+"""Colours of classes: scanpy's default palettes, without an import of matplotlib."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ def default_colors(n: int) -> list[str]:
     for palette in (line.split(",") for line in _PALETTES):
         if n <= len(palette):
             return [f"#{digits}" for digits in palette[:n]]
-    # beyond 102 no palette tells categories apart: steps of the golden ratio keep neighbours in the list distinct
+    # more than 102 categories have no palette: steps of the golden ratio make successive hues differ
     rgb = (colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.55 + 0.4 * (i % 2), 0.9 - 0.15 * (i % 3)) for i in range(n))
     return ["#" + "".join(f"{round(255 * x):02x}" for x in color) for color in rgb]
 
 
 def colors_for(names: Sequence[str], *known: Mapping[str, str]) -> dict[str, str]:
-    """Return a colour for every name: the first that is known, else a default one that no other name has."""
-    n = len(names)
-    own = dict(zip(names, default_colors(n), strict=True))
-    colors = {name: found[name] for found in reversed(known) for name in names if name in found}
-    spare = list(dict.fromkeys([*own.values(), *default_colors(102), *default_colors(103 + n)]))
-    spare = [color for color in spare if color not in colors.values()]
+    """Return a colour for every name: the first known one, else an unused default colour."""
+    defaults = dict(zip(names, default_colors(len(names)), strict=True))
+    colors = {name: mapping[name] for mapping in reversed(known) for name in names if name in mapping}
+    candidates = dict.fromkeys([*defaults.values(), *default_colors(102), *default_colors(103 + len(names))])
+    unused = [color for color in candidates if color not in colors.values()]
     for name in names:
         if name not in colors:
-            colors[name] = own[name] if own[name] in spare else spare[0]
-            spare.remove(colors[name])
+            colors[name] = defaults[name] if defaults[name] in unused else unused[0]
+            unused.remove(colors[name])
     return {name: colors[name] for name in names}
 
 
 def stored_colors(adata: AnnData, key: str | None) -> dict[str, str]:
-    """Colours in ``uns["{key}_colors"]`` by category of ``obs[key]``; empty where there are none, or too few."""
+    """Return the colours in ``uns["{key}_colors"]`` by category of ``obs[key]``; empty if there are none or too few."""
     stored: Any = None if key is None else adata.uns.get(_keys.colors(key))
     if key not in adata.obs or np.ndim(stored) != 1 or isinstance(stored, str):
         return {}
@@ -50,5 +49,5 @@ def stored_colors(adata: AnnData, key: str | None) -> dict[str, str]:
 
 
 def colors_slot(colors: Mapping[str, str]) -> NDArray[np.object_]:
-    """Return colours as scanpy and squidpy keep them in ``uns["{key}_colors"]``."""
+    """Return colours as scanpy and squidpy store them in ``uns["{key}_colors"]``."""
     return np.array(list(colors.values()), dtype=object)

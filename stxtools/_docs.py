@@ -1,24 +1,24 @@
-"""Fill the docstrings of public functions with texts that many of them share, at import, as plain text.
+"""Fill the docstrings of public functions with shared texts at import, and the table of slots that they write.
 
 ``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
-of ``_parameters.tsv``; ``%(slots)s`` for the rows of ``_slots.tsv``; ``%(returns)s`` for a
-whole section. "Parameters", "Returns" and "Raises", where a docstring has none, and the first line of an example are
-put in.
+of ``_parameters.tsv``; ``%(slots)s`` for the function's rows of ``_slots.tsv``; ``%(returns)s`` for the section
+"Returns". "Parameters", "Returns" and "Raises", where a docstring has none, and the import in an example are added.
 """
 
 from __future__ import annotations
 
+import csv
 import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from . import _keys
 from ._on_spatialdata import OnSpatialData, on_spatialdata
-from ._slots_table import PARAMS, SLOTS, SlotRow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,10 +37,45 @@ KeyError, ValueError, TypeError
     What an argument names is missing or does not fit; the message says how to mend it."""
 IMPORT = ">>> import stxtools as st"
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
+PARAMS = "parameters, seed and versions"
 
+
+@dataclass(frozen=True)
+class SlotRow:
+    """One slot that a call writes with its default ``key_added``; a part of its key in braces is a value of the input.
+
+    - ``where``: Attribute of AnnData (``"obs"``), or of the regions' AnnData (``"regions.obs"``).
+    - ``key``: Path of keys with ``/`` between them for what lies deeper in ``uns``; empty for ``X``.
+    - ``always``: False for a slot that depends on the input; ``meaning`` then says on what.
+    """
+
+    call: str
+    where: str
+    key: str
+    type: str
+    shape: str
+    meaning: str
+    always: bool = True
+
+    @property
+    def code(self) -> str:
+        """The slot as a user would type it."""
+        root, _, attribute = self.where.rpartition(".")
+        owner = f'uns["{_keys.REGIONS}"].{attribute}' if root else self.where
+        return owner + "".join(f'["{part}"]' for part in self.key.split("/") if part)
+
+
+def _read_table(name: str) -> list[list[str]]:
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+SLOTS = tuple(
+    SlotRow(call, where, key, kind, shape, meaning, always == "yes")
+    for call, where, key, kind, shape, meaning, always in _read_table("_slots.tsv")[1:]
+)
 # the first that fits is taken; one that starts with a namespace is for the functions of that namespace
-_LINES = Path(__file__).with_name("_parameters.tsv").read_text(encoding="utf-8").splitlines()
-PARAMETERS = dict(line.split("\t") for line in _LINES)
+PARAMETERS = dict(_read_table("_parameters.tsv"))
 
 
 def documented(function: Callable[P, R]) -> OnSpatialData[P, R]:
@@ -68,25 +103,21 @@ def filled(function: F) -> F:
     if "%(parameters)s" in text:
         before, head, rest = text.partition("Parameters\n----------\n")
         own, _, after = rest.partition("%(parameters)s")
-        text = before + head + "\n".join(_parameters(function, own.splitlines(), namespace, rows)) + after
+        text = before + head + "\n".join(_parameters(function, own, namespace, rows)) + after
     function.__doc__ = text
     return function
 
 
-def _parameters(function: Callable[..., Any], own: list[str], namespace: str, rows: list[SlotRow]) -> list[str]:
+def _parameters(function: Callable[..., Any], own: str, namespace: str, rows: list[SlotRow]) -> list[str]:
     """Return the descriptions in the order of the signature: the docstring's own and the shared ones."""
-    entries: list[list[str]] = []
-    for line in own:
-        if not line.startswith(" "):
-            entries.append([])
-        entries[-1].append(line)
+    entries = [entry.splitlines() for entry in re.split(r"\n(?=\S)", own.rstrip("\n")) if entry]
     described = {name.strip(): entry for entry in entries for name in entry[0].split(",")}
     missing = inspect.signature(function).parameters.keys() - described.keys()
     key = next((row.key.split("/")[0].removesuffix("_params") for row in rows if row.meaning.startswith(PARAMS)), "")
     for heads, text in PARAMETERS.items():
         names = heads.removeprefix(f"{namespace}.").split(", ")
         if missing.issuperset(names):
-            entry = [", ".join(names), *_wrap(text.replace("{key}", key), indent="    ")]
+            entry = [", ".join(names), *_wrap(text.replace("{key}", key), indent="    ", first="    ")]
             described.update(dict.fromkeys(names, entry))
             missing -= set(names)
     if missing:
@@ -96,7 +127,7 @@ def _parameters(function: Callable[..., Any], own: list[str], namespace: str, ro
 
 
 def _slots(rows: list[SlotRow]) -> list[str]:
-    """Return a list of the slots; what lies in one dictionary of ``uns``, or differs in the key only, is one item."""
+    """Return a list of the slots; those in one dictionary of ``uns``, or that differ in the key only, are one item."""
     lines: list[str] = []
     for item, group in groupby(rows, key=_item):
         same = list(group)
@@ -116,13 +147,14 @@ def _slots(rows: list[SlotRow]) -> list[str]:
 
 
 def _item(row: SlotRow) -> tuple[str, ...]:
+    """Return the key by which rows are grouped into items of the list."""
     root, _, inner = row.key.partition("/")
     if row.call != "tl.embed" and replace(row, call="tl.embed") in SLOTS:
         return EMBED
     return (root,) if row.where == "uns" and inner else (row.type, row.shape, row.meaning)
 
 
-def _wrap(text: str, indent: str, first: str | None = None) -> list[str]:
-    first = indent if first is None else first
-    whole: Any = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, **whole)
+def _wrap(text: str, indent: str, first: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

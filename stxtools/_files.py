@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, then renamed."""
+"""Atomic writes: a temporary file beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ PART = ".part"
 
 
 @contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path beside ``path``; the file there takes its place at the end of the block, and is removed on errors."""
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path; the file there replaces ``path`` at the end of the block, and is removed on errors."""
     target = Path(os.path.realpath(Path(path).expanduser()))  # a link stays a link: what it leads to is replaced
     part = target.with_name(f".{target.stem[:100]}-{secrets.token_hex(4)}{PART}{target.suffix}")
     try:
@@ -27,17 +27,16 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last."""
+    """Flush renames in a folder to disk."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            with suppress(OSError):  # some network file systems cannot
+            with suppress(OSError):  # some network file systems cannot do it
                 os.fsync(handle)
         finally:
             os.close(handle)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")

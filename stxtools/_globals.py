@@ -1,8 +1,4 @@
-"""State that all threads of a process share: generators, loggers, warning filters, signal handlers, BLAS threads.
-
-Whoever sets these for a while and gives them back does it inside :func:`exclusive`: else the last of two threads would
-restore what the other had set.
-"""
+"""State that all threads of a process share: generators, loggers, warning filters, signal handlers, BLAS threads."""
 
 from __future__ import annotations
 
@@ -10,46 +6,34 @@ import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-_LOCK = threading.RLock()
+# held while any of these is changed and restored: else the last of two threads would restore what the other had set
+GLOBAL_LOCK = threading.RLock()
 _BLAS_THREADS = 4  # more make small products slower: 0.44 s with 16 threads instead of 0.08 s with 4
 
 
-@contextmanager
-def exclusive() -> Iterator[None]:
-    """Let one thread at a time into such blocks; a block inside another of the same thread goes on."""
-    with _LOCK:
-        yield
-
-
-@contextmanager
-def few_blas_threads() -> Iterator[None]:
-    """Limit BLAS to some threads; of calls in several threads of the process the first decides (threadpoolctl)."""
+def limited_blas_threads() -> AbstractContextManager[Any]:
+    """Limit the threads of BLAS; of calls in several threads of the process the first decides (threadpoolctl)."""
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController().select(user_api="blas")
-    if max((found["num_threads"] for found in libraries.info()), default=1) <= _BLAS_THREADS:
-        yield
-        return
-    with libraries.limit(limits=_BLAS_THREADS):
-        yield
+    n_threads = max((library["num_threads"] for library in libraries.info()), default=1)
+    return libraries.limit(limits=_BLAS_THREADS) if n_threads > _BLAS_THREADS else nullcontext()
 
 
-def return_memory() -> None:
-    """Give memory back to the system: what lies in cycles, and what glibc keeps of what was freed."""
+def release_memory() -> None:
+    """Free reference cycles, and return to the system what glibc keeps of freed memory."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # musl has none
+        libc.malloc_trim(0)
 
 
 def keep_torch_threads() -> None:
-    """Start numba's threads now: that sets OpenMP's number of threads, also PyTorch's, and so the last bits of sums.
+    """Start numba's threads now, without a change of PyTorch's: numba sets OpenMP's number of threads for both.
 
-    scanpy starts them with its first parallel function, which may lie between two calls that should give the same.
+    Sums depend on that number in their last bits, and scanpy may start numba's threads between two calls.
     """
     import numba
     import torch

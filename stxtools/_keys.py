@@ -1,6 +1,6 @@
-"""Every AnnData key that the package reads or writes by default, in one place.
+"""Every AnnData key that the package reads or writes by default.
 
-``key_added`` replaces the base name of a call's outputs, from which the last lines derive the rest.
+``key_added`` replaces the base name of a call's outputs, from which the functions below derive the others.
 """
 
 from __future__ import annotations
@@ -61,11 +61,10 @@ TRENDS = "trends"
 EVALUATION = "evaluation"
 TUNE = "tune"
 
-# one section without library_key is called this in ``uns``, unless ``uns["spatial"]`` names it
+# name of a single section without library_key, unless ``uns["spatial"]`` names it
 LIBRARY = "section"
 
-
-# names that ``key_added`` must not take, except where they are a call's own default
+# names that ``key_added`` must not be, unless they are the call's default
 RESERVED = frozenset({
     SPATIAL, RASTER, ALIGN, SEGMENT, SPLIT, PRETRAIN, REGIONS, EMBED, MULTITASK, BIOMARKERS, COMPARE, TRACK, TRENDS,
     DESCRIBE, X_PCA, X_UNET, X_GNN, EVALUATION, TUNE, "log1p", "pca",
@@ -75,7 +74,7 @@ RESERVED = frozenset({
 proba = "{}_proba".format  # obsm: class probabilities
 confidence = "{}_confidence".format  # obs: probability of the predicted class
 mask_id = "{}_id".format  # obs: value that the observation's class has in the mask image
-columns = "{}_columns".format  # uns: true names of the columns of an obsm table, where files cannot hold them
+columns = "{}_columns".format  # uns: names of the columns of an obsm table that files cannot store
 pred = "{}_pred".format  # obs: predicted class
 colors = "{}_colors".format  # uns: scanpy's palette for a categorical obs column
 twin = f"{RANK_GENES_GROUPS}_{{}}".format  # uns: biomarkers in the layout of scanpy.tl.rank_genes_groups

@@ -1,4 +1,4 @@
-"""Lazy exports of a namespace: a function's module is imported when it is first asked for."""
+"""Lazy exports of a namespace: a function's module is imported at its first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import lazy_loader
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import large packages in the block: without the garbage collector, which would search each new module again."""
+    """Import large packages in the block without garbage collection, which would traverse new modules repeatedly."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -20,13 +20,13 @@ def importing() -> Iterator[None]:
     finally:
         if enabled:
             if not gc.get_freeze_count():
-                gc.freeze()  # and back: what was imported is now old, and not searched twice on the way there
+                gc.freeze()  # and back: moves the new objects straight to the oldest generation
                 gc.unfreeze()
             gc.enable()
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names stand in its ``__init__.pyi``."""
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package, from its ``__init__.pyi``."""
     get, list_names, names = lazy_loader.attach_stub(package, file)
 
     def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Calls on SpatialData: one of its tables stands in for the AnnData, with positions and images from its elements."""
+"""Calls on SpatialData: one of its tables is the AnnData, with positions and images from its elements."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ R = TypeVar("R", covariant=True)
 
 ATTRS = "spatialdata_attrs"  # of a table: which elements its rows annotate
 GLOBAL = "global"
-_LARGEST = 2048  # rows or columns of an image in memory, as of scanpy's "hires"
+_LARGEST = 2048  # rows or columns of an image that is read, as of scanpy's "hires"
 
 
 class OnSpatialData(Protocol[P, R]):
-    """A call as it is declared for AnnData, and on SpatialData with ``table_key`` and ``coordinate_system``."""
+    """A function of AnnData that also takes SpatialData, with ``table_key`` and ``coordinate_system``."""
 
     __name__: str
 
@@ -39,7 +39,7 @@ class OnSpatialData(Protocol[P, R]):
 
 
 def on_spatialdata(function: Callable[P, R]) -> OnSpatialData[P, R]:
-    """Let a call whose first parameter is ``adata`` take SpatialData, too: results land in its table."""
+    """Let a function whose first parameter is ``adata`` take SpatialData, too; results are written into its table."""
     if next(iter(signature(function).parameters), None) != "adata":
         return function  # type: ignore[return-value]
 
@@ -57,40 +57,40 @@ def on_spatialdata(function: Callable[P, R]) -> OnSpatialData[P, R]:
             for i, source in enumerate(sources):
                 if is_spatialdata(source):
                     tables[i] = table = table_of(source, key)
-                    stack.enter_context(lent(table, *place_of(table, source, system)))
+                    stack.enter_context(temporary_spatial(table, *spatial_of(table, source, system)))
             result = function(tables if many else tables[0], *args[1:], **kwargs)  # type: ignore[arg-type]
         if isinstance(result, list) and len(result) == len(sources):
-            return [_beside(one, source, key) for one, source in zip(result, sources, strict=True)]
-        return _beside(result, args[0], key)
+            return [_with_table(one, source, key) for one, source in zip(result, sources, strict=True)]
+        return _with_table(result, args[0], key)
 
     return call  # type: ignore[return-value]
 
 
 def is_spatialdata(data: Any) -> bool:
-    """Whether it is SpatialData; asking imports nothing."""
+    """Return whether ``data`` is SpatialData, without an import of spatialdata."""
     return isinstance(data, getattr(sys.modules.get("spatialdata"), "SpatialData", ()))
 
 
 def table_of(sdata: SpatialData, table_key: str) -> AnnData:
-    """Return a table, by its name."""
+    """Return a table of SpatialData."""
     if table_key not in sdata.tables:
         raise KeyError(f"`table_key={table_key!r}` is not in `sdata.tables`; it has {listing(sdata.tables)}.")
     return sdata.tables[table_key]
 
 
 @contextmanager
-def lent(table: AnnData, xy: Any, spatial: Any) -> Iterator[AnnData]:
-    """Give a table these positions and images for the length of a block; all else that is written stays."""
+def temporary_spatial(table: AnnData, xy: Any, spatial: Any) -> Iterator[AnnData]:
+    """Set positions and images of a table within the block."""
     before = table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL)
     try:
-        set_place(table, xy, spatial)
+        set_spatial(table, xy, spatial)
         yield table
     finally:
-        set_place(table, *before)
+        set_spatial(table, *before)
 
 
-def set_place(table: AnnData, xy: Any, spatial: Any) -> None:
-    """Set positions and images, or take away what is None."""
+def set_spatial(table: AnnData, xy: Any, spatial: Any) -> None:
+    """Set ``obsm["spatial"]`` and ``uns["spatial"]``, or delete what is None."""
     for slot, value in ((table.obsm, xy), (table.uns, spatial)):
         if value is not None:
             slot[_keys.SPATIAL] = value
@@ -98,19 +98,19 @@ def set_place(table: AnnData, xy: Any, spatial: Any) -> None:
             del slot[_keys.SPATIAL]
 
 
-def _beside(result: Any, sdata: Any, table_key: str) -> Any:
-    """Return the changed copy of a table in SpatialData that shares all else; anything but a copy as it is."""
+def _with_table(result: Any, sdata: Any, table_key: str) -> Any:
+    """Return SpatialData with the changed copy of its table; any other result as it is."""
     if not is_spatialdata(sdata) or not isinstance(result, AnnData):
         return result
     table = table_of(sdata, table_key)
-    set_place(result, table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL))
+    set_spatial(result, table.obsm.get(_keys.SPATIAL), table.uns.get(_keys.SPATIAL))
     elements = {kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "points", "shapes", "tables")}
     elements["tables"][table_key] = result
     return type(sdata)(**elements, attrs=sdata.attrs)
 
 
-def place_of(table: AnnData, sdata: SpatialData, system: str | None) -> tuple[Any, Any]:
-    """Return positions, those that the table has unless a coordinate system is named, and images with their scales."""
+def spatial_of(table: AnnData, sdata: SpatialData, system: str | None) -> tuple[Any, Any]:
+    """Return positions, the table's own unless a coordinate system is named, and images with their scale factors."""
     stored = table.obsm.get(_keys.SPATIAL) if system is None else None
     named = system or GLOBAL
     xy = _centroids(sdata, table, named) if stored is None else stored
@@ -119,7 +119,7 @@ def place_of(table: AnnData, sdata: SpatialData, system: str | None) -> tuple[An
 
 
 def regions_of(table: AnnData) -> list[str]:
-    """Names of the elements that the table annotates."""
+    """Return the names of the elements that the table annotates."""
     regions = table.uns.get(ATTRS, {}).get("region", [])
     return [regions] if isinstance(regions, str) else [str(region) for region in regions]
 
@@ -130,31 +130,30 @@ def _centroids(sdata: SpatialData, table: AnnData, system: str) -> Floats:
 
     if not (regions := regions_of(table)):
         raise KeyError(
-            "The table annotates no element and has no `obsm['spatial']`: where its rows lie is unknown. Set "
+            "The table annotates no element and has no `obsm['spatial']`, so its rows have no positions. Set "
             "`sdata.set_table_annotates_spatialelement(...)`, or put x, y into `obsm['spatial']`."
         )
     column, instances = (table.obs[table.uns[ATTRS][name]] for name in ("region_key", "instance_key"))
     xy = np.full((table.n_obs, 2), np.nan)
     for name in regions:
         if name not in sdata:
-            raise KeyError(f"The table annotates {name!r}, which is no element of `sdata`.")
+            raise KeyError(f"The table annotates {name!r}, which is not an element of `sdata`.")
         systems = get_transformation(sdata[name], get_all=True)
         if system not in systems:
             raise ValueError(
-                f"`coordinate_system={system!r}`: {name!r} is not aligned to it; it is to {listing(systems)}."
+                f"`coordinate_system={system!r}`: {name!r} is not aligned to it, but to {listing(systems)}."
             )
         rows = np.flatnonzero(column == name)
         centres = get_centroids(sdata[name], coordinate_system=system).compute()
-        at = centres.index.get_indexer(instances.iloc[rows])
-        if (at < 0).any():
-            lost = instances.iloc[rows[at < 0]].iloc[0]
-            raise ValueError(f"{int((at < 0).sum())} rows of the table annotate what {name!r} lacks, such as {lost!r}.")
-        xy[rows] = centres[["x", "y"]].to_numpy()[at]
+        index = centres.index.get_indexer(instances.iloc[rows])
+        if len(absent := instances.iloc[rows[index < 0]]):
+            raise ValueError(f"{len(absent)} rows of the table annotate what {name!r} lacks: {absent.iloc[0]!r}, ...")
+        xy[rows] = centres[["x", "y"]].to_numpy()[index]
     return xy
 
 
 def _with_images(sdata: SpatialData, table: AnnData, system: str | None) -> dict[str, Any]:
-    """``uns["spatial"]`` with images: those whose element it names, else those that lie over an annotated element."""
+    """Return ``uns["spatial"]`` with the images that it names, else those that overlie an annotated element."""
     spatial = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.uns.get(_keys.SPATIAL, {}).items()}
     named = [v for v in spatial.values() if isinstance(v, dict) and _keys.IMAGES in v]
     for entry in named:
@@ -173,25 +172,25 @@ def _with_images(sdata: SpatialData, table: AnnData, system: str | None) -> dict
 
 
 def _images_over(sdata: SpatialData, region: str, system: str | None) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return the colour images that lie over an element, at most as large as scanpy's, and their scale factors."""
+    """Return the colour images that overlie an element, not larger than scanpy's, and their scale factors."""
     images, factors = {}, {}
     for name, image in sdata.images.items():
         levels = _levels(image)
         scale = _scale_between(sdata[region], image, system)
         if scale is None or levels[0].sizes["c"] not in {3, 4}:
             continue
-        level = next((one for one in levels if max(one.shape[1:]) <= _LARGEST), levels[-1])
+        level = next((level for level in levels if max(level.shape[1:]) <= _LARGEST), levels[-1])
         step = -(-max(level.shape[1:]) // _LARGEST)
-        short = next((s for s in ("hires", "lowres") if s in name), name)
-        images[short] = _pixels(level[:, ::step, ::step])
-        factors[f"tissue_{short}_scalef"] = scale * images[short].shape[1] / levels[0].sizes["x"]
+        key = next((known for known in ("hires", "lowres") if known in name), name)
+        images[key] = _pixels(level[:, ::step, ::step])
+        factors[f"tissue_{key}_scalef"] = scale * images[key].shape[1] / levels[0].sizes["x"]
     if images and "radius" in getattr(sdata.shapes.get(region), "columns", ()):  # circles
         factors[_keys.SPOT_DIAMETER] = float(2 * np.median(sdata.shapes[region]["radius"]))
     return images, factors
 
 
 def _levels(image: Any) -> list[Any]:
-    """Return an image's resolutions, the finest first."""
+    """Return the resolutions of an image, the finest first."""
     return [next(iter(level.values())) for level in image.values()] if hasattr(image, "children") else [image]
 
 
@@ -201,18 +200,18 @@ def _pixels(image: Any) -> Array:
 
 
 def _scale_between(element: Any, image: Any, system: str | None) -> float | None:
-    """Pixels of an image per unit of the positions, of ``element`` itself or in ``system``; None if it is turned."""
+    """Return pixels of an image per unit of ``element``, or of ``system``; None if it is rotated or shifted."""
     from spatialdata.transformations import get_transformation
 
-    theirs = get_transformation(image, get_all=True)
-    own = get_transformation(element, get_all=True)
-    shared = next((name for name in (own if system is None else [system]) if name in theirs), None)
+    of_image = get_transformation(image, get_all=True)
+    of_element = get_transformation(element, get_all=True)
+    shared = next((name for name in (of_element if system is None else [system]) if name in of_image), None)
     if shared is None:
         return None
     axes = {"input_axes": ("x", "y"), "output_axes": ("x", "y")}
-    matrix = np.linalg.inv(theirs[shared].to_affine_matrix(**axes))
+    matrix = np.linalg.inv(of_image[shared].to_affine_matrix(**axes))
     if system is None:
-        matrix = matrix @ own[shared].to_affine_matrix(**axes)
+        matrix = matrix @ of_element[shared].to_affine_matrix(**axes)
     scale = float(matrix[0, 0])
     upright = np.allclose(matrix[:2, :2], scale * np.eye(2), rtol=1e-3, atol=1e-3 * abs(scale))
     return scale if upright and scale > 0 and np.abs(matrix[:2, 2]).max() <= 1 else None

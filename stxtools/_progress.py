@@ -1,7 +1,7 @@
-"""One progress bar for each public call, in terminals and notebooks, that can be switched off.
+"""One progress bar for each public call.
 
-A public call opens the bar (:func:`whole_call`). What takes long inside it names itself (:func:`stage`,
-:func:`progress`) and moves the bar through its share of the time. Outside any call, :func:`progress` opens a bar.
+A public call opens the bar (:func:`progress_bar`). The slow parts inside it (:func:`stage`, :func:`progress`) move the
+bar through their shares of the time. Outside any call, :func:`progress` opens a bar.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import wraps
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ._globals import few_blas_threads, return_memory
+from ._globals import limited_blas_threads, release_memory
 from ._settings import settings
 
 if TYPE_CHECKING:
@@ -23,23 +23,22 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_LONG = 5.0  # seconds of a call that may leave much memory: a search for it takes up to half a second
+_LONG = 5.0  # seconds of a call after which memory is released, which takes up to half a second
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 def is_shown(show_progress: bool | None) -> bool:
-    """Decide whether a bar is shown: the argument, then the setting, then "a person is watching"."""
+    """Return whether a bar is shown: by the argument, else the setting, else in a notebook or terminal."""
     if show_progress is not None and not isinstance(show_progress, bool):
-        raise TypeError(f"`show_progress` is True, False or None, not {show_progress!r}.")
+        raise TypeError(f"`show_progress` must be True, False or None, not {show_progress!r}.")
     for choice in (show_progress, settings.show_progress):
         if choice is not None:
             return choice
-    in_notebook = "ipykernel" in sys.modules
-    return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
 class Stage:
-    """A part of a call: a range of the one bar, through which :meth:`update` and the stages inside it move."""
+    """A part of a call: a range of the bar, through which :meth:`update` and the stages inside it move."""
 
     def __init__(
         self, bar: tqdm[Any] | None, path: tuple[str, ...], start: float = 0.0, end: float = 1.0,
@@ -54,29 +53,29 @@ class Stage:
         return {**self.__dict__, "bar": None}  # a bar belongs to the process that draws it
 
     def update(self, n: float = 1) -> None:
-        """Move on by ``n`` of ``total`` steps."""
+        """Advance by ``n`` of ``total`` steps."""
         self.done += n
         if self.total:
             self._move(self.start + (self.end - self.start) * min(self.done / self.total, 1.0))
 
     def set_postfix(self, notes: Mapping[str, Any]) -> None:
-        """Set what is shown behind the bar, from the next :meth:`update` on."""
+        """Set the values shown behind the bar from the next :meth:`update` on."""
         self.notes = dict(notes)
 
     def enter(self, *names: str) -> None:
-        """Name what goes on now in this stage; what went on before is over."""
+        """Show the name of the stage inside this one that begins now, and end the one before."""
         if self.bar is not None:
             self.bar.set_description_str(": ".join((*self.path, *names)), refresh=False)
             self._move(self.range_of(names[-1])[0] if names else self.start)
             self.bar.refresh()
 
     def range_of(self, name: str) -> tuple[float, float]:
-        """Return the range of a stage inside, which begins now: its share of what is left to it and those behind it."""
+        """Return the range of an inner stage that begins now: its share of what is left for it and those after it."""
         if name in self.shares:
             names = list(self.shares)
-            behind = sum(self.shares[n] for n in names[names.index(name) :])
+            left = sum(self.shares[n] for n in names[names.index(name) :])
             start = self.reached
-            self.reached += (self.end - start) * self.shares[name] / behind
+            self.reached += (self.end - start) * self.shares[name] / left
             return start, self.reached
         if self.total:
             done, step = min(self.done, self.total), (self.end - self.start) / self.total
@@ -85,9 +84,9 @@ class Stage:
 
     def _move(self, position: float) -> None:
         if self.bar is not None:
-            counted = {} if not self.total or self.total < 2 else {"step": f"{self.done:.0f}/{self.total}"}
-            self.bar.set_postfix(counted | self.notes, refresh=False)
-            self.bar.update(max(position - self.bar.n, 0.0))  # a stage that comes again does not move it back
+            steps = {"step": f"{self.done:.0f}/{self.total}"} if self.total and self.total > 1 else {}
+            self.bar.set_postfix(steps | self.notes, refresh=False)
+            self.bar.update(max(position - self.bar.n, 0.0))  # a repeated stage does not move it back
 
 
 _current: ContextVar[Stage | None] = ContextVar("stxtools_stage", default=None)
@@ -98,48 +97,48 @@ def progress(
     total: int | None, desc: str, show_progress: bool | None = None, *,
     shares: Mapping[str, float] | None = None,
 ) -> Iterator[Stage]:  # fmt: skip
-    """Open a part of the running call, or a bar where no call runs; call ``.update(1)`` on it ``total`` times."""
+    """Open a stage of the running call, or a bar where no call runs; call ``.update(1)`` on it ``total`` times."""
     shown = is_shown(show_progress)
     outer = _current.get()
     if outer is None:
-        here = Stage(_open_bar() if shown else None, (desc,), total=total, shares=shares)
+        inner = Stage(_open_bar() if shown else None, (desc,), total=total, shares=shares)
     elif outer.bar is None or show_progress is False:
-        here = Stage(None, (desc,))
+        inner = Stage(None, (desc,))
     else:
         path = outer.path if outer.path[-1] == desc else (*outer.path, desc)
-        here = Stage(outer.bar, path, *outer.range_of(desc), total, shares)
-    token = _current.set(here)
+        inner = Stage(outer.bar, path, *outer.range_of(desc), total, shares)
+    token = _current.set(inner)
     try:
-        here.enter()
-        yield here
-        here._move(here.end)
-        if outer is not None and here.bar is not None:
-            here.bar.set_description_str(": ".join(outer.path))
+        inner.enter()
+        yield inner
+        inner._move(inner.end)
+        if outer is not None and inner.bar is not None:
+            inner.bar.set_description_str(": ".join(outer.path))
     finally:
         _current.reset(token)
-        if outer is None and here.bar is not None:
-            here.bar.close()
+        if outer is None and inner.bar is not None:
+            inner.bar.close()
 
 
 def stage(name: str) -> None:
-    """Say what the running call does now; outside a call nothing happens."""
-    here = _current.get()
-    if here is not None:
-        here.enter(name)
+    """Show the name of the stage that the running call begins; outside a call nothing happens."""
+    current = _current.get()
+    if current is not None:
+        current.enter(name)
 
 
-def whole_call(shares: Mapping[str, float] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show one bar for a public function, with the ``shares`` of its stages, and keep BLAS to few threads."""
+def progress_bar(shares: Mapping[str, float] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a public function with a progress bar, by the ``shares`` of its stages, and limit the BLAS threads."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             start = perf_counter()
             bar = progress(None, function.__name__, kwargs.get("show_progress"), shares=shares)  # type: ignore[arg-type]
-            with few_blas_threads(), bar:
+            with limited_blas_threads(), bar:
                 out = function(*args, **kwargs)
             if perf_counter() - start > _LONG:
-                return_memory()
+                release_memory()
             return out
 
         return call

@@ -1,4 +1,4 @@
-"""Package-wide settings: where data lie, whether progress is shown, how much memory a step may take."""
+"""Package-wide settings: folder of data sets, progress bars, memory of a step, trainer."""
 
 from __future__ import annotations
 
@@ -34,32 +34,27 @@ class Settings:
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check a value and keep it."""
-        super().__setattr__(name, _checked(name, value))
-
-
-def _checked(name: str, value: Any) -> Any:
-    if name == "datasetdir":
-        if not isinstance(value, (str, os.PathLike)) or not str(value):
-            raise TypeError(f"settings.datasetdir is the path of a folder, not {value!r}.")
-        return Path(value).expanduser()
-    if name == "show_progress":
-        if value is not None and not isinstance(value, bool):
-            raise TypeError(f"settings.show_progress is True, False or None, not {value!r}.")
-        return value
-    if name == "max_memory":
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise TypeError(f"settings.max_memory is a positive number of GB, not {value!r}.")
-        return float(value)
-    if name == "trainer":
-        taken = {"accelerator", "devices"}
-        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-            raise TypeError(f"settings.trainer is a mapping of argument names to values, not {value!r}.")
-        if taken & set(value):
-            raise ValueError(f"settings.trainer cannot hold {sorted(taken & set(value))}: the calls set them.")
-        return dict(value)
-    known = ", ".join(f.name for f in fields(Settings))
-    raise AttributeError(f"There is no settings.{name}; there are {known}.")
+        """Check a value and set it."""
+        if name == "datasetdir":
+            if not isinstance(value, (str, os.PathLike)) or not str(value):
+                raise TypeError(f"settings.datasetdir must be the path of a folder, not {value!r}.")
+            value = Path(value).expanduser()
+        elif name == "show_progress":
+            if value is not None and not isinstance(value, bool):
+                raise TypeError(f"settings.show_progress must be True, False or None, not {value!r}.")
+        elif name == "max_memory":
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise TypeError(f"settings.max_memory must be a positive number of GB, not {value!r}.")
+            value = float(value)
+        elif name == "trainer":
+            if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+                raise TypeError(f"settings.trainer must map argument names to values, not {value!r}.")
+            if reserved := sorted({"accelerator", "devices"}.intersection(value)):
+                raise ValueError(f"settings.trainer cannot hold {reserved}: the calls set them.")
+            value = dict(value)
+        else:
+            raise AttributeError(f"There is no settings.{name}; there are {', '.join(f.name for f in fields(self))}.")
+        super().__setattr__(name, value)
 
 
 settings = Settings()

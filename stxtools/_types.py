@@ -1,4 +1,4 @@
-"""Types of arrays by their values, as the annotations of all modules name them."""
+"""Array types for annotations."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
-"""Argument and slot checks: each error says what was found, what is allowed, and how to mend it."""
+"""Checks of arguments and slots against an AnnData: each error says what was found and how to mend it."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,13 +26,13 @@ from ._checks import (
 )
 from ._types import Floats, Ints
 
-_FARTHEST = 1e100  # squares of more are infinite
+_LARGEST_COORDINATE = 1e100  # squares of larger ones may be infinite
 
 
 def check_adata(
     adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer: str | None = None, copy: bool = False
 ) -> None:
-    """Check that ``adata`` is a non-empty AnnData with unique names, has the layer and, if asked, can be copied."""
+    """Check that ``adata`` is a non-empty AnnData with unique names and the layer, and not backed to be copied."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"`adata` must be an anndata.AnnData, not {type(adata).__name__}.")
     if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):
@@ -51,7 +51,7 @@ def check_adata(
     if layer is not None:
         check_in(adata, "layers", layer, "layer")
     if check_bool("copy", copy) and adata.isbacked:
-        raise ValueError("`copy=True` cannot copy an AnnData that lies in a file; pass `adata.to_memory()`.")
+        raise ValueError("`copy=True` cannot copy a backed AnnData; pass `adata.to_memory()`.")
 
 
 def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") -> None:
@@ -63,19 +63,17 @@ def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") ->
         names = container.columns if isinstance(container, pd.DataFrame) else container.keys()
         names = [n for n in names if n is not None]  # anndata 0.13 lists X among the layers, as None
         hint = hint or ("Run `st.tl.segment(adata)` first, or name another column." if key == _keys.SEGMENT else "")
-        tail = f" {hint}" if hint else ""
-        raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {listing(names)}.{tail}")
+        raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {listing(names)}. {hint}".rstrip())
 
 
 def check_key_added(value: Any, default: str, param: str = "key_added") -> str:
-    """Check an output name: a string that h5ad and zarr can store."""
+    """Return the name of an output, checked to be a string that h5ad and zarr can store."""
     if value is None:
         return default
     if not isinstance(value, str) or not value:
         raise TypeError(f"`{param}` must be a non-empty string, not {value!r}.")
-    why = unstorable(value)
-    if why is not None:
-        raise ValueError(f"`{param}={value!r}` {why}: h5ad and zarr cannot store such a key. Choose another name.")
+    if reason := unstorable(value):
+        raise ValueError(f"`{param}={value!r}` {reason}: h5ad and zarr cannot store such a key. Choose another name.")
     if value in _keys.RESERVED and value != default:
         raise ValueError(f"`{param}={value!r}` would overwrite what another call keeps there; choose another name.")
     return value
@@ -84,7 +82,7 @@ def check_key_added(value: Any, default: str, param: str = "key_added") -> str:
 def stored_table(
     adata: AnnData, key: str, columns: Set[str], what: str, call: str, part: str | None = None, param: str = "key"
 ) -> pd.DataFrame:
-    """Return the table ``uns[key]``, or a ``part`` of that slot, which has ``columns``, or say which call makes it."""
+    """Return the table ``uns[key]``, or a ``part`` of that slot, checked to have ``columns``."""
     check_adata(adata, unique_vars=False)
     table = adata.uns.get(check_key(param, key))
     if part is not None:
@@ -94,23 +92,21 @@ def stored_table(
     return table
 
 
-def _check_distinct(names: Sequence[Any], labels: Sequence[str], key: str) -> None:
-    """Check that classes stay apart when they are written as text: 1 and "1" would not."""
-    if len(set(labels)) == len(labels):
-        return
+def _check_distinct(names: Iterable[Any], labels: Sequence[str], key: str) -> None:
+    """Check that classes differ as strings: 1 and "1" would not."""
     seen: dict[str, Any] = {}
     for name, text in zip(names, labels, strict=True):
         if text in seen:
             raise ValueError(
                 f"`adata.obs[{key!r}]` has the values {seen[text]!r} ({type(seen[text]).__name__}) and {name!r} "
-                f"({type(name).__name__}), which are written alike. Rename one of them, or make them one: "
+                f"({type(name).__name__}), which are equal as strings. Rename one of them, or merge them: "
                 f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
             )
         seen[text] = name
 
 
 def check_class_names(names: Sequence[str], key: str) -> None:
-    """Check that h5ad and zarr can store class names as values; as names of columns they are mapped."""
+    """Check that h5ad and zarr can store class names as values; names of columns are replaced."""
     bad = [n for n in names if "\0" in n or n.encode("utf-8", "ignore").decode() != n]
     if bad:
         raise ValueError(
@@ -146,14 +142,12 @@ def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL, libs: Librarie
     if np.ma.is_masked(stored):
         raise ValueError(f"{where} has masked positions; drop these observations, and store a plain array.")
     values = np.asarray(stored)
-    if values.dtype.kind == "c":
-        raise TypeError(f"{where} holds complex numbers; x and y are two real columns.")
     if values.dtype.kind not in "buifO":
-        raise TypeError(f"{where} holds no numbers but {values.dtype}; real numbers are needed.")
+        raise TypeError(f"{where} holds {values.dtype}, not real numbers.")
     try:
         xy = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as err:
-        raise TypeError(f"{where} holds no numbers: {err}") from err
+        raise TypeError(f"{where} does not hold numbers: {err}") from err
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ValueError(f"{where} has shape {xy.shape}; expected (n_obs, 2).")
     bad = ~np.isfinite(xy[:, :2]).all(axis=1)
@@ -163,23 +157,24 @@ def coordinates(adata: AnnData, spatial_key: str = _keys.SPATIAL, libs: Librarie
             f"{adata.obs_names[int(np.argmax(bad))]!r}); "
             f"drop them, e.g. `adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()`."
         )
-    if np.abs(xy[:, :2]).max(initial=0) > _FARTHEST:
-        raise ValueError(f"{where} has coordinates beyond {_FARTHEST:g}, with which no distance can be computed.")
+    if np.abs(xy[:, :2]).max(initial=0) > _LARGEST_COORDINATE:
+        raise ValueError(f"{where} has coordinates beyond {_LARGEST_COORDINATE:g}: distances would overflow.")
     _check_flat(xy[:, 2:], spatial_key, libs)
     return np.ascontiguousarray(xy[:, :2])
 
 
 def _check_flat(rest: Floats, spatial_key: str, libs: Libraries | None) -> None:
-    """Check that what lies behind x and y is constant in every section."""
-    codes = np.zeros(len(rest), dtype=np.int64) if libs is None else libs.codes
-    for code in range(1 if libs is None else len(libs)):
-        part = rest[codes == code]
+    """Check that columns beyond x and y are constant within every section."""
+    if libs is None:
+        libs = Libraries([""], np.zeros(len(rest), dtype=np.int64))
+    for code, name in enumerate(libs.names):
+        part = rest[libs.codes == code]
         if part.size == 0 or np.isnan(part).all() or not np.any(part != part[0]):
             continue
-        within = "" if libs is None or len(libs) == 1 else f" within section {libs.names[code]!r}"
+        within = "" if len(libs) == 1 else f" within section {name!r}"
         raise ValueError(
             f"`adata.obsm[{spatial_key!r}]` has {rest.shape[1] + 2} columns, and z varies{within} from "
-            f"{np.nanmin(part):g} to {np.nanmax(part):g}: two dimensions are read. For a stack of sections name the "
+            f"{np.nanmin(part):g} to {np.nanmax(part):g}: two dimensions are used. For a stack of sections name the "
             "section of each observation with `library_key=`; z may differ between them. To project onto the plane, "
             f"keep x and y: `adata.obsm[{spatial_key!r}] = adata.obsm[{spatial_key!r}][:, :2]`."
         )
@@ -190,7 +185,7 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
     if library_key is None or library_key is False:
         spatial = adata.uns.get(_keys.SPATIAL)
         entries = spatial.items() if isinstance(spatial, Mapping) else ()
-        names = [str(name) for name, entry in entries if isinstance(entry, Mapping)]  # others name no section
+        names = [str(name) for name, entry in entries if isinstance(entry, Mapping)]  # others are not sections
         if len(names) > 1 and library_key is None:
             raise ValueError(
                 f"`adata.uns['spatial']` names several sections ({listing(names)}) but `library_key` is None; "
@@ -199,7 +194,7 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
             )
         return Libraries(names if len(names) == 1 else [_keys.LIBRARY], np.zeros(adata.n_obs, dtype=np.int64))
     if library_key is True:
-        raise TypeError("`library_key=True` names no column; it takes a column of `adata.obs`, False or None.")
+        raise TypeError("`library_key=True` is not a column; it takes a column of `adata.obs`, False or None.")
     check_in(adata, "obs", library_key, "library_key")
     column = adata.obs[library_key]
     if column.isna().any():
@@ -208,10 +203,9 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
     if column.nunique() == adata.n_obs > 1:
         raise ValueError(f"`adata.obs[{library_key!r}]` has another value for each of the {adata.n_obs} observations; "
                          "it should name the section of each.")  # fmt: skip
-    found = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column.unique()
-    _check_distinct(list(found), [str(n) for n in found], library_key)
-    bad = sorted(filter(unstorable, {str(n) for n in column.unique()}))
-    if bad:
+    values = column.unique()
+    _check_distinct(values, [str(n) for n in values], library_key)
+    if bad := sorted(filter(unstorable, {str(n) for n in values})):
         raise ValueError(
             f"Section names in `adata.obs[{library_key!r}]` that h5ad and zarr cannot store in a key: {listing(bad)} "
             f"({bad[0]!r} {unstorable(bad[0])}). Rename them, e.g. with `.astype(str).str.replace('/', '_')`."
@@ -231,31 +225,28 @@ def spatial_entry(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
 
 
 def stored_library_key(params: Mapping[str, Any]) -> str | bool | None:
-    """``library_key`` as a call has written it into its ``params``."""
-    found = params.get("library_key")
-    return None if found is None else False if isinstance(found, (bool, np.bool_)) else str(found)
+    """Return the ``library_key`` in the stored ``params`` of a call."""
+    stored = params.get("library_key")
+    return None if stored is None else False if isinstance(stored, (bool, np.bool_)) else str(stored)
 
 
 def inherited_library_key(adata: AnnData, key: str) -> str | bool | None:
-    """``library_key`` that the call which wrote ``uns[key]`` was given."""
-    written = adata.uns.get(key)
-    params = written.get("params", {}) if hasattr(written, "get") else {}
-    return stored_library_key(params)
+    """Return the ``library_key`` of the call that wrote ``uns[key]``."""
+    entry = adata.uns.get(key)
+    return stored_library_key(entry.get("params", {}) if hasattr(entry, "get") else {})
 
 
 def array_positions(adata: AnnData) -> Floats | None:
-    """Return array row and column as numbers (NaN where they are none), or None without them."""
-    if _keys.ARRAY_ROW not in adata.obs or _keys.ARRAY_COL not in adata.obs:
+    """Return array row and column as numbers (NaN where they are not numbers), or None without them."""
+    keys = [_keys.ARRAY_ROW, _keys.ARRAY_COL]
+    if not set(keys) <= set(adata.obs):
         return None
-    columns = [
-        pd.to_numeric(adata.obs[key].astype(object), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        for key in (_keys.ARRAY_ROW, _keys.ARRAY_COL)
-    ]
-    return np.stack(columns, axis=1)
+    columns = adata.obs[keys].astype(object).apply(pd.to_numeric, errors="coerce")
+    return columns.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def fingerprint(xy: Floats) -> int:
-    """Checksum of coordinates, by which a raster knows whether it still belongs to them."""
+    """Return a checksum of coordinates, which shows whether a stored raster belongs to them."""
     return zlib.crc32(np.ascontiguousarray(xy, dtype=np.float64).tobytes())
 
 
@@ -265,32 +256,24 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
     column = adata.obs[key]
     if pd.api.types.is_float_dtype(column.dtype):
         finite = column.dropna()
-        if len(finite) and (finite == np.rint(finite)).all():
-            how = f"adata.obs[{key!r}].astype('Int64').astype('category')"
-        else:
-            how = f"pd.cut(adata.obs[{key!r}], 2)"
+        whole = len(finite) and (finite == np.rint(finite)).all()
+        code = f"adata.obs[{key!r}]"
+        classes = f"{code}.astype('Int64').astype('category')" if whole else f"pd.cut({code}, 2)"
         raise TypeError(
-            f"`adata.obs[{key!r}]` holds floating-point numbers; `{param}` needs classes. Convert it, e.g. "
-            f"`adata.obs[{key!r}] = {how}`."
+            f"`{code}` holds floating-point numbers; `{param}` needs classes. Convert it, e.g. `{code} = {classes}`."
         )
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.cat.remove_unused_categories()
-        codes = np.asarray(column.cat.codes, dtype=np.int64)
-        names: Sequence[Any] = list(column.cat.categories)
-    else:
-        codes_, uniques = pd.factorize(column, sort=True)
-        codes, names = np.asarray(codes_, dtype=np.int64), list(uniques)
-    labels = [str(n) for n in names]
-    _check_distinct(names, labels, key)
+    column = column.astype("category").cat.remove_unused_categories()
+    labels = [str(name) for name in column.cat.categories]
+    _check_distinct(column.cat.categories, labels, key)
     if len(labels) < min_classes:
         raise ValueError(
             f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({listing(labels)}); `{param}` needs {min_classes}."
         )
-    return Labels(codes, labels)
+    return Labels(column.cat.codes.to_numpy(np.int64), labels)
 
 
 def label_classes(adata: AnnData, key: str, param: str) -> Labels:
-    """Return the classes of a label column, checked to be two at least that files can hold."""
+    """Return the classes of a label column, checked to be at least two with names that files can store."""
     labels = categories(adata, key, param, min_classes=2)
     check_class_names(labels.names, key)
     return labels
@@ -299,16 +282,15 @@ def label_classes(adata: AnnData, key: str, param: str) -> Labels:
 def genes_to_predict(
     adata: AnnData, genes: Sequence[str] | None, key: str | None, param: str = "expression"
 ) -> list[str]:
-    """Check genes to predict from the others, and the column ``obs[key]`` that says where they are learned from."""
+    """Check genes to predict from the others, and the mask ``obs[key]`` of the observations to learn them from."""
     if genes is None:
         if key is not None:
-            raise ValueError("`expression_key` says where `expression` may be learned from; name the genes, too.")
+            raise ValueError("`expression_key` needs `expression`, the genes to predict.")
         return []
     if isinstance(genes, str):
         raise TypeError(f"`{param}={genes!r}` must be a list of genes, such as [{genes!r}].")
     names = check_names(param, genes, "a gene")
-    absent = [g for g in names if g not in adata.var_names]
-    if absent:
+    if absent := [g for g in names if g not in adata.var_names]:
         raise KeyError(f"`{param}` names {absent[:3]}, not found in `adata.var_names`.")
     if not names or len(set(names)) < len(names) or len(names) > adata.n_vars - 2:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""The version: the installed distribution's, so that it is written in pyproject.toml alone."""
+"""The version of the installed distribution."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("stxtools")
-except PackageNotFoundError:  # a source tree on the path, not installed
+except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0.0.0+source"

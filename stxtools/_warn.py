@@ -1,4 +1,4 @@
-"""Warnings that name the line which called the package."""
+"""Warnings at the user's line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGE = str(Path(__file__).resolve().parent)
 
 
 def warn(message: str) -> None:
-    """Warn the user at the line of theirs that called the package, however many frames lie between."""
+    """Warn at the line outside the package that called it."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and str(Path(frame.f_code.co_filename).resolve()).startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back

@@ -60,7 +60,7 @@ def _same_names(adata: ad.AnnData) -> ad.AnnData:
 DATA: dict[str, tuple[Callable[[ad.AnnData], ad.AnnData], type, str]] = {
     "no coordinates": (_no_spatial, KeyError, "Put the x, y position"),
     "NaN coordinates": (_nan, ValueError, "drop them"),
-    "coordinates are words": (_words, TypeError, "no numbers"),
+    "coordinates are words": (_words, TypeError, "not real numbers"),
     "one coordinate": (_one_column, ValueError, "expected"),
     "empty": (lambda a: a[:0].copy(), ValueError, "0 observation"),
     "no genes": (lambda a: a[:, :0].copy(), ValueError, "0 genes"),
@@ -93,6 +93,7 @@ def test_data_that_cannot_be_used(data: str, call: str, section: ad.AnnData) -> 
         ({"layer": "nowhere"}, KeyError, "is not in `adata.layers`"),
         ({"library_key": 5}, TypeError, "string"),
         ({"params": {"widht": 8}}, ValueError, "Unknown field"),
+        ({"params": {"lr": 0}}, ValueError, "`lr=0` is out of range: it must be greater than 0"),
         ({"random_state": -1}, ValueError, "at least 0"),
         ({"random_state": None}, TypeError, "integer"),
         ({"key_added": "a/b"}, ValueError, "'/'"),
@@ -287,5 +288,5 @@ def test_what_is_no_path_is_named(path: Any, section: ad.AnnData, monkeypatch: p
     with pytest.raises(TypeError, match="`path` must be a path"):
         st.io.read_annotations(section, path)
     assert_same(before, section)
-    with monkeypatch.context() as patch, pytest.raises(TypeError, match=r"settings\.datasetdir is the path"):
+    with monkeypatch.context() as patch, pytest.raises(TypeError, match=r"settings\.datasetdir must be the path"):
         patch.setattr(st.settings, "datasetdir", path)

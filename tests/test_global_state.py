@@ -20,7 +20,7 @@ from conftest import assert_same
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import stxtools as st
-from stxtools._progress import whole_call
+from stxtools._progress import progress_bar
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 
@@ -199,7 +199,7 @@ def _blas_threads() -> int:
 
 @pytest.mark.parametrize(("before", "within"), [(16, 4), (2, 2)])
 def test_calls_take_few_blas_threads_and_give_the_others_back(before: int, within: int) -> None:
-    @whole_call()
+    @progress_bar()
     def call() -> int:
         return _blas_threads()
 

@@ -210,7 +210,7 @@ def test_a_column_of_the_users_is_not_lost(tmp_path: Path) -> None:
     adata = _grid()
     adata.obs["annotation"] = "mine"
     slide = _write(tmp_path / "a.geojson", _feature("Polygon", [_box(-5, -5, 15, 5)], _class("Tumor")))
-    with pytest.raises(ValueError, match="nothing says that"):
+    with pytest.raises(ValueError, match="no record says that"):
         st.io.read_annotations(adata, slide)
     st.io.read_annotations(adata, slide, key_added="pathologist")
     st.io.read_annotations(adata, slide, key_added="pathologist")  # its own it replaces

@@ -51,7 +51,7 @@ def test_what_something_else_wrote_is_never_replaced(make_section, call, contain
     adata = make_section()
     _put(adata, container, slots[container].format("mine"))
     before = adata.copy()
-    with pytest.raises(ValueError, match=r"there already.*would be lost.*`key_added=`"):
+    with pytest.raises(ValueError, match=r"exists already.*would be lost.*`key_added=`"):
         run(adata, key_added="mine", **how)
     assert_same(before, adata)
 
@@ -73,10 +73,10 @@ def test_a_call_replaces_its_own_output_in_files_too(make_section, call, tmp_pat
 def test_noise_does_not_take_the_place_of_counts(make_section):
     adata = make_section()
     adata.layers["counts"] = adata.X.copy()
-    with pytest.raises(ValueError, match=r"layers\['counts'\]` is there already.*key_added"):
+    with pytest.raises(ValueError, match=r"layers\['counts'\]` exists already.*key_added"):
         st.pp.add_noise(adata, 0.5, key_added="counts")
     st.pp.normalize(adata)
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="exists already"):
         st.pp.add_noise(adata, 0.5, key_added="counts")
 
 

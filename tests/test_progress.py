@@ -12,7 +12,7 @@ import pytest
 from conftest import QUICK_NET, QUICK_UNET
 
 import stxtools as st
-from stxtools._progress import progress, stage, whole_call
+from stxtools._progress import progress, progress_bar, stage
 
 CPU = {"accelerator": "cpu", "show_progress": True}
 
@@ -98,7 +98,7 @@ def test_short_calls_have_one_too(
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_closes_the_bar(bars: list[Bar], error: type[BaseException]) -> None:
-    @whole_call({"one": 1, "two": 3})
+    @progress_bar({"one": 1, "two": 3})
     def fails(*, show_progress: bool | None = None) -> None:
         with progress(2, "two") as inner:
             inner.update(1)
@@ -113,7 +113,7 @@ def test_an_error_closes_the_bar(bars: list[Bar], error: type[BaseException]) ->
 
 
 def test_ranges() -> None:
-    @whole_call({"one": 1, "two": 3})
+    @progress_bar({"one": 1, "two": 3})
     def works(*, show_progress: bool | None = None) -> None:
         stage("one")
         assert bar.n == 0

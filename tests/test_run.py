@@ -21,7 +21,7 @@ from conftest import QUICK_NET, QUICK_UNET, assert_same
 import stxtools as st
 import stxtools.models as models
 from stxtools.__main__ import main
-from stxtools._files import whole
+from stxtools._files import atomic_write
 from stxtools._run.files import write_h5ad
 
 RESULTS = {
@@ -282,7 +282,7 @@ def test_what_others_wrote_is_not_replaced(make_section, tmp_path, capsys):
     adata.write_h5ad(tmp_path / "in.h5ad")
     assert run("--input", tmp_path / "in.h5ad", "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err
-    assert "`adata.obs['segment']` is there already" in said
+    assert "`adata.obs['segment']` exists already" in said
     assert "key_added" not in said
 
 
@@ -402,7 +402,7 @@ def test_files_are_whole_or_not_there(tmp_path):
     target.write_text("old")
 
     def fails() -> None:
-        with whole(target) as part:
+        with atomic_write(target) as part:
             part.write_text("new")
             raise OSError
 
@@ -410,7 +410,7 @@ def test_files_are_whole_or_not_there(tmp_path):
         fails()
     assert target.read_text() == "old"
     assert names(tmp_path) == {"a.txt"}
-    with whole(target) as part:
+    with atomic_write(target) as part:
         part.write_text("new")
     assert target.read_text() == "new"
 

@@ -17,7 +17,7 @@ from scipy import sparse
 
 import stxtools as st
 from stxtools import _keys
-from stxtools._slots_table import SLOTS, SlotRow
+from stxtools._docs import SLOTS, SlotRow
 
 LIBRARIES = ("section_1", "section_2")
 NAMES = {"library": "{library}", "biomarker_key": "disease", "region_key": "band"}

@@ -95,7 +95,7 @@ def test_pretrain_says_what_is_wrong(make_section, tmp_path):
     with pytest.raises(ValueError, match="name no pretraining"):
         st.tl.pretrain(one, save_model=tmp_path / "a.stx", params={"pretrain": "none"}, **QUIET)
     one.obsm["X_a"], two.obsm["X_a"] = np.zeros((64, 3), np.float32), np.zeros((64, 4), np.float32)
-    with pytest.raises(ValueError, match="different widths"):
+    with pytest.raises(ValueError, match="common representation"):
         st.tl.pretrain([one, two], save_model=tmp_path / "a.stx", use_rep="X_a", **QUIET)
     assert not (tmp_path / "a.stx").exists()
     assert "pretrain" not in one.uns

@@ -170,7 +170,7 @@ def test_suggested_labels_are_doubtful_unlabelled_and_apart(make_section, quick_
     xy = adata[order.index].obsm["spatial"]
     apart = np.linalg.norm(xy[:, None] - xy[None], axis=-1)[np.triu_indices(6, 1)]
     assert apart.min() > 150
-    with pytest.raises(ValueError, match="without a label"):
+    with pytest.raises(ValueError, match="have no label"):
         st.tl.suggest_labels(adata, adata.n_obs)
     with pytest.raises(KeyError, match=r"st\.tl\.segment"):
         st.tl.suggest_labels(make_section())

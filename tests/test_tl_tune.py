@@ -159,6 +159,7 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
         ({"space": {"sigmas": [(0.0,)]}}, TypeError, "sigmas"),
         ({"space": {"epochs": [2]}}, ValueError, "either searched"),
         ({"space": {"width": 8}}, TypeError, "lists of the values"),
+        ({"space": {"width": np.array(8)}}, TypeError, "lists of the values"),
         ({"params": 5}, TypeError, "`params` must be a mapping"),
         ({"stages": pd.Series([1])}, TypeError, "`stages` must be a mapping"),
         ({"storage": "nope"}, ValueError, "sqlite:///tune.db"),

@@ -16,7 +16,7 @@ from anndata.io import read_h5ad, write_elem
 from filelock import FileLock, Timeout
 
 from stxtools import _keys, get
-from stxtools._files import PART, sync_folder, whole, write_text
+from stxtools._files import PART, atomic_write, sync_folder, write_text
 from stxtools._version import __version__
 
 from .options import UsageError, flag
@@ -35,7 +35,7 @@ _SLOTS = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 def write_h5ad(adata: AnnData, path: Path) -> None:
     """Write an ``.h5ad`` file; after an error, such as a full disk, ``path`` is as it was."""
     adata.strings_to_categoricals()
-    with whole(path) as part, _DeferredErrorFile(part, "w+") as stream:
+    with atomic_write(path) as part, _DeferredErrorFile(part, "w+") as stream:
         try:
             with h5py.File(stream, "w") as file:
                 write_elem(file, "/", adata)
@@ -71,7 +71,7 @@ class _DeferredErrorFile(io.FileIO):
 
 def write_table(adata: AnnData, path: str | Path, key: str = _keys.BIOMARKERS) -> None:
     """Write the table of biomarkers as CSV."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         get.biomarkers(adata, key=key).to_csv(part, index=False, float_format="%.6g")
 
 

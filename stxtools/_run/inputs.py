@@ -13,8 +13,8 @@ from anndata import AnnData
 from stxtools import _keys, datasets, io
 from stxtools._data.chunks import look_at
 from stxtools._data.covariates import covariate_columns, covariate_names
+from stxtools._docs import SLOTS
 from stxtools._slots import check_paths_free
-from stxtools._slots_table import SLOTS
 from stxtools._validate import categories, listing
 from stxtools.io._read import section_name
 from stxtools.tl._biomarkers._design import chosen_groups

@@ -14,7 +14,7 @@ import numpy as np
 from anndata import AnnData
 
 from stxtools import _keys, pl, tl
-from stxtools._files import whole
+from stxtools._files import atomic_write
 from stxtools._progress import Stage, is_shown, progress
 from stxtools._report.report import report
 from stxtools._report.words import all_marked, findings
@@ -138,7 +138,7 @@ def draw(adata: AnnData, folder: Path) -> None:
         options = {"key": trained} if name == "history" else {}
         figure = np.ravel(np.asarray(getattr(pl, function)(adata, show=False, **options), dtype=object))[0].figure
         try:
-            with whole(folder / f"{name}.png") as part:
+            with atomic_write(folder / f"{name}.png") as part:
                 figure.savefig(part, dpi=150, bbox_inches="tight")
         finally:
             plt.close(figure)

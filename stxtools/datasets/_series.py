@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools._docs import documented
-from stxtools._progress import whole_call
+from stxtools._progress import progress_bar
 from stxtools._slots import categorical, provenance
 from stxtools._types import Array, Floats, Ints
 from stxtools._validate import check_int, check_number, check_seed
@@ -27,7 +27,7 @@ _SUBJECT_SD = 0.15  # of the log share and of the log expression
 
 
 @documented
-@whole_call()
+@progress_bar()
 def synthetic_series(
     n_times: int = 3, n_subjects: int = 3, *, sections_per_subject: int = 1, obs_per_section: int = 600,
     n_vars: int = 80, platform: Literal["visium", "merfish"] = "visium", n_trends: int | None = None,

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools._docs import documented
-from stxtools._progress import whole_call
+from stxtools._progress import progress_bar
 from stxtools._slots import categorical, provenance
 from stxtools._types import Array
 from stxtools._validate import check_choice, check_int, check_seed
@@ -21,7 +21,7 @@ from ._expression import Effects, Platform
 
 
 @documented
-@whole_call()
+@progress_bar()
 def synthetic_tissue(
     n_obs: int | None = None, n_vars: int | None = None, *, platform: Literal["visium", "merfish"] = "visium",
     n_compartments: int = 5, n_patients: int = 1, sections_per_patient: int = 1,

@@ -13,7 +13,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import filled
-from stxtools._on_spatialdata import ATTRS, GLOBAL, is_spatialdata, place_of, set_place, table_of
+from stxtools._on_spatialdata import ATTRS, GLOBAL, is_spatialdata, set_spatial, spatial_of, table_of
 from stxtools._validate import check_adata, spatial_entry, stored_library_key
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate
     if not is_spatialdata(sdata):
         raise TypeError(f"`sdata` must be spatialdata.SpatialData, not {type(sdata).__name__}.")
     adata = table_of(sdata, table_key).copy()
-    set_place(adata, *place_of(adata, sdata, coordinate_system))
+    set_spatial(adata, *spatial_of(adata, sdata, coordinate_system))
     attrs = adata.uns.pop(ATTRS, {})
     if attrs.get("region_key") == REGION_KEY:
         adata.obs = adata.obs.drop(columns=[REGION_KEY, INSTANCE_KEY])

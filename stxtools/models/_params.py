@@ -75,7 +75,8 @@ class SegmenterParams:
         check_int("view_size", self.view_size, minimum=8)
         for name in ("dropout", "drop"):
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)
-        for name in ("lr", "weight_decay", "rotation", "scaling"):
+        check_number("lr", self.lr, above=0)
+        for name in ("weight_decay", "rotation", "scaling"):
             check_number(name, getattr(self, name), minimum=0)
         for sigma in several("sigmas", self.sigmas):
             check_number("sigmas", sigma, minimum=0, maximum=WIDEST_SIGMA)
@@ -175,7 +176,8 @@ class TissueNetParams:
         check_unet(self.unet_width, self.unet_depth, self.kernel_size, "unet_")
         for name in ("dropout", "embed_dropout", "hide", "input_dropout"):
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)
-        for name in ("alpha", "beta", "gamma", "region_loss", "lr", "weight_decay"):
+        check_number("lr", self.lr, above=0)
+        for name in ("alpha", "beta", "gamma", "region_loss", "weight_decay"):
             check_number(name, getattr(self, name), minimum=0)
         if self.alpha == self.beta == 0:
             raise ValueError("`alpha` and `beta` are both 0: nothing would be learned.")

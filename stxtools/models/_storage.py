@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from stxtools._checks import check_writable
-from stxtools._files import whole
+from stxtools._files import atomic_write
 from stxtools._types import Array
 
 FORMAT = "stxtools-model"
@@ -113,7 +113,7 @@ def write_model(path: str | os.PathLike[str], kind: str, config: dict[str, Any],
     header["checksum"] = _checksum(header, contiguous)
     content = save(contiguous, metadata={FORMAT: json.dumps(header)})
     try:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(content)
     except OSError as err:
         raise OSError(err.errno, f"The model cannot be written ({err.strerror})", str(path)) from err

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 import torch
 
-from stxtools._globals import exclusive
+from stxtools._globals import GLOBAL_LOCK
 
 _CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
     Generators of a card are left alone unless ``device`` is one: CUDA would keep the seed until its first use.
     """
     cards = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
-    with exclusive(), torch.random.fork_rng(devices=cards):  # which starts CUDA: seeds that wait for it come first
+    with GLOBAL_LOCK, torch.random.fork_rng(devices=cards):  # which starts CUDA: seeds that wait for it come first
         (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
         yield
 

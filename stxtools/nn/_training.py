@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
-from stxtools._globals import exclusive
+from stxtools._globals import GLOBAL_LOCK
 from stxtools._lazy import importing
 from stxtools._progress import Stage, progress
 from stxtools._settings import settings
@@ -189,7 +189,7 @@ def run_training(
     """
     run = completed(run)
     with (
-        exclusive(),
+        GLOBAL_LOCK,
         progress(task.training_params.max_epochs, desc, run["show_progress"]) as bar,
         _quiet_lightning(),
         _threads(threads),

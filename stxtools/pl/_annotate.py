@@ -15,7 +15,7 @@ from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._colors import colors_for
 from stxtools._docs import documented
-from stxtools._on_spatialdata import lent
+from stxtools._on_spatialdata import temporary_spatial
 from stxtools._types import Ints
 from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
 
@@ -155,7 +155,7 @@ class Annotator:
 
     def _placed(self) -> AbstractContextManager[Any]:
         """Give a table of SpatialData positions and images for the length of a block."""
-        return nullcontext() if _keys.SPATIAL in self.adata.obsm else lent(self.adata, *self._lent)
+        return nullcontext() if _keys.SPATIAL in self.adata.obsm else temporary_spatial(self.adata, *self._lent)
 
     def refresh(self) -> None:
         """Draw what the AnnData holds."""

@@ -20,7 +20,7 @@ from stxtools._data.representation import (
     select_genes,
 )
 from stxtools._docs import documented
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.matrices import column_moments
 from stxtools._types import Floats, Floats32
@@ -28,7 +28,7 @@ from stxtools._validate import check_adata, check_bool, check_int, check_number,
 
 
 @documented
-@whole_call({"normalising": 1, "choosing genes": 4, "computing components": 2})
+@progress_bar({"normalising": 1, "choosing genes": 4, "computing components": 2})
 def normalize(
     adata: AnnData, *, layer: str | None = None, target_sum: float | None = None, n_top_genes: int = N_TOP_GENES,
     n_comps: int = N_COMPS, scale: bool = False, library_key: str | bool | None = None, random_state: int = 0,

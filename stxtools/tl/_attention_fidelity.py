@@ -1,4 +1,4 @@
-"""Faithfulness of attention: take away what it points at, and see whether the prediction changes."""
+"""Faithfulness of attention, by the effect of removing edges and regions on the prediction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stxtools._checks import check_names
 from stxtools._data.features import KnownInput
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
-from stxtools._progress import progress, stage, whole_call
+from stxtools._progress import progress, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_choice, check_int, check_key_added, check_number, check_seed
 
@@ -27,7 +27,7 @@ _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random"
 
 
 @documented
-@whole_call({"loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6})
+@progress_bar({"loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6})
 def attention_fidelity(
     adata: AnnData, model: str | os.PathLike[str] | TissueNet, *, task: str | None = None, of: str = "ensemble",
     methods: Sequence[str] = _METHODS, shares: Sequence[float] = (0.2, 0.4, 0.6, 0.8), max_regions: int = 200,
@@ -80,47 +80,47 @@ def attention_fidelity(
     for method in methods:
         check_choice("methods", method, _METHODS)
     shares = [check_number("shares", s, minimum=0, maximum=1) for s in np.ravel(np.asarray(shares, dtype=object))]
-    if not methods or not len(shares):
-        raise ValueError("`methods` and `shares` must each name one value at least.")
-    inp = Regions(adata, regions_key, spatial_key)
+    if not methods or not shares:
+        raise ValueError("`methods` and `shares` must each have at least one value.")
+    regions = Regions(adata, regions_key, spatial_key)
     fitted: TissueNet = model_of(model, "TissueNet")
-    task, weight = _asked(fitted, task, of)
+    task, weight = _task_and_weight(fitted, task, of)
 
     read = KnownInput(adata, fitted, layer)
-    sections = read.sections(inp)
+    sections = read.sections(regions)
     rng = np.random.default_rng(random_state)
     corrected = next((m for m in methods if m != "attention"), methods[0])
     rows: list[dict[str, Any]] = []
-    parts = []
+    edges = []
     saliency = np.full(adata.n_obs, np.nan, dtype=np.float32)
     with progress(len(sections) * len(methods), "removing edges", show_progress) as bar:
         for i, section in enumerate(sections):
-            found = RegionAttribution(fitted, section, task, alone=of == "network")
-            saliency[inp.where.parts[i][section.region >= 0]] = found.saliency()
-            degree = np.bincount(found.target, minlength=found.n)
-            regions = np.sort(rng.permutation(np.flatnonzero(degree > 0))[:max_regions])
+            attribution = RegionAttribution(fitted, section, task, alone=of == "network")
+            saliency[regions.where.parts[i][section.region >= 0]] = attribution.saliency()
+            degree = np.bincount(attribution.target, minlength=attribution.n)
+            sample = np.sort(rng.permutation(np.flatnonzero(degree > 0))[:max_regions])
             for method in methods:
-                scores = found.edge_scores(method, regions, rng)
-                if len(regions):
-                    rows += _rows(found, scores, regions, shares, inp.where.libs.names[i], method)
+                scores = attribution.edge_scores(method, sample, rng)
+                if len(sample):
+                    rows += _rows(attribution, scores, sample, shares, regions.where.libs.names[i], method)
                 if method == corrected:
-                    known = np.isfinite(scores)
-                    at = inp.rows(i)
-                    parts.append((at[found.target[known]], at[found.source[known]], scores[known]))
+                    known, index = np.isfinite(scores), regions.rows(i)
+                    ends = index[attribution.target[known]], index[attribution.source[known]]
+                    edges.append((scores[known], *ends))
                 bar.update(1)
 
     from sklearn.preprocessing import normalize
 
-    at, of_source, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-    matrix = sparse.csr_matrix((values, (at, of_source)), shape=(len(inp), len(inp)), dtype=np.float64)
-    shares_of = {_keys.ATTENTION_CORRECTED: normalize(matrix, norm="l1").astype(np.float32)}
+    values, targets, sources = (np.concatenate(part) for part in zip(*edges, strict=True))
+    matrix = sparse.csr_matrix((values, (targets, sources)), shape=(len(regions), len(regions)), dtype=np.float64)
+    normalized = normalize(matrix, norm="l1").astype(np.float32)
     slots = Slots("tl.attention_fidelity", obs={_keys.SALIENCY: saliency})
-    slots.missing[f"obs/{_keys.SALIENCY}"] = inp.region < 0
-    slots.inner[regions_key] = Slots("tl.attention_fidelity", obsp=shares_of)
+    slots.missing[f"obs/{_keys.SALIENCY}"] = regions.region < 0
+    slots.inner[regions_key] = Slots("tl.attention_fidelity", obsp={_keys.ATTENTION_CORRECTED: normalized})
     slots.uns[key] = {
         "table": pd.DataFrame(rows),
         "params": provenance(
-            task=task, methods=methods, shares=np.asarray(list(shares), dtype=float), max_regions=max_regions,
+            task=task, methods=methods, shares=np.asarray(shares, dtype=float), max_regions=max_regions,
             layer=layer, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
             corrected=corrected, of=of, network_weight=weight, **read.record,
         ),
@@ -128,8 +128,8 @@ def attention_fidelity(
     return slots.write(adata, copy)
 
 
-def _asked(model: TissueNet, task: str | None, of: str) -> tuple[str, float]:
-    """Task to explain, and the factor of the network's logits in the prediction that is looked at."""
+def _task_and_weight(model: TissueNet, task: str | None, of: str) -> tuple[str, float]:
+    """Return the task to explain, and the weight of the network's logits in the explained prediction."""
     if not model.classes:
         raise ValueError("The model was trained for no class label; train it with `st.tl.multitask`.")
     task = list(model.classes)[-1] if task is None else task
@@ -139,32 +139,32 @@ def _asked(model: TissueNet, task: str | None, of: str) -> tuple[str, float]:
     if weight == 0:
         raise ValueError(
             f"The network has weight 0 in the ensemble that predicts {task!r}: neither attention nor edges change what "
-            "is predicted. Train with `st.tl.multitask(..., ensemble=['network', ...])`, or look at the network's own "
+            "is predicted. Train with `st.tl.multitask(..., ensemble=['network', ...])`, or explain the network's own "
             "prediction with `of='network'`."
         )
     return task, weight
 
 
 def _rows(
-    found: Any, scores: Any, regions: Any, shares: Sequence[float], library: str, method: str
+    attribution: Any, scores: Any, regions: Any, shares: Sequence[float], library: str, method: str
 ) -> list[dict[str, Any]]:
-    """Changes after removing or keeping the first edges, and after hiding the first regions or all others."""
+    """Return the changes after removing or keeping the first edges, and after hiding the first or the other regions."""
     rows = []
-    leading = np.isin(found.target, regions)
-    others = np.argsort(-found.node_scores(scores), kind="stable")
+    incoming = np.isin(attribution.target, regions)
+    ranked = np.argsort(-attribution.node_scores(scores), kind="stable")
     for share in shares:
-        top = found.top_edges(scores, regions, float(share))
-        first = np.zeros(found.n, dtype=bool)
-        first[others[: int(np.ceil(share * found.n))]] = True
+        top = attribution.top_edges(scores, regions, share)
+        first = np.zeros(attribution.n, dtype=bool)
+        first[ranked[: int(np.ceil(share * attribution.n))]] = True
         for mode in ("remove", "keep"):
-            kept = ~top if mode == "remove" else top | ~leading
+            kept = ~top if mode == "remove" else top | ~incoming
             hidden = first if mode == "remove" else ~first
-            for unit, proba in (("edges", found.predict(kept)), ("regions", found.predict(hidden=hidden))):
-                # of regions, only the effect on others counts: that a region depends on itself is no news
+            for unit, proba in (("edges", attribution.predict(kept)), ("regions", attribution.predict(hidden=hidden))):
+                # the effect of a hidden region on its own prediction does not count
                 judged = regions if unit == "edges" else regions[~hidden[regions]]
-                change, flipped = found.change(proba, judged) if len(judged) else (float("nan"), float("nan"))
+                change, flipped = attribution.change(proba, judged) if len(judged) else (np.nan, np.nan)
                 rows.append({
-                    "library": library, "unit": unit, "method": method, "mode": mode, "share": float(share),
+                    "library": library, "unit": unit, "method": method, "mode": mode, "share": share,
                     "change": change, "flipped": flipped, "n_regions": len(judged),
                 })  # fmt: skip
     return rows

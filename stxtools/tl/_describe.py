@@ -23,7 +23,7 @@ from stxtools._checks import check_int, check_key, check_seed, listing
 from stxtools._data.expression import log_matrix
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import Labels, categories, check_adata, inherited_library_key, stored_table
@@ -52,7 +52,7 @@ _OWN = ("contact", "markers", "n_obs", "proposed_name", "share")  # names in the
 
 
 @documented
-@whole_call({"segment": 16, "testing genes": 8})
+@progress_bar({"segment": 16, "testing genes": 8})
 def describe(
     adata: AnnData, groupby: str = _keys.SEGMENT, *, net: Table | Mapping[str, Table] | None = None,
     resource: Table | None = None, biomarkers_key: str = _keys.BIOMARKERS, layer: str | None = None,

@@ -14,18 +14,16 @@ from stxtools._data.features import KnownInput, ModelFeatures
 from stxtools._data.regions import Regions
 from stxtools._data.sections import make_sections
 from stxtools._docs import documented
-from stxtools._progress import whole_call
+from stxtools._progress import progress_bar
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata, check_seed, check_writable
 
 if TYPE_CHECKING:
     from stxtools.models import SegmenterParams, TissueNet
 
-MIN_OBS = 10
-
 
 @documented
-@whole_call({"loading PyTorch": 4, "reading expression": 0.5, "predicting": 1, "training the student": 8})
+@progress_bar({"loading PyTorch": 4, "reading expression": 0.5, "predicting": 1, "training the student": 8})
 def distill(
     adata: AnnData, model: str | os.PathLike[str] | TissueNet, *,
     save_model: str | os.PathLike[str], layer: str | None = None, spatial_key: str = _keys.SPATIAL,
@@ -69,15 +67,14 @@ def distill(
     >>> adata.obs["disease_pred"].cat.categories.tolist()
     ['healthy', 'diseased']
     """
-    check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
+    check_adata(adata, min_obs=10, layer=layer, copy=copy)
     key = free_key(adata, "tl.distill", key_added, _keys.DISTILL, uns=[""])
     seed = check_seed(random_state)
-    check_writable(save_model)
+    check_writable(save_model, "save_model")
     from stxtools.models import TissueStudent
     from stxtools.models._base import model_of
 
     teacher: TissueNet = model_of(model, "TissueNet")
-
     regions = Regions(adata, regions_key, spatial_key, library_key)
     read = KnownInput(adata, teacher, layer)
     sections = read.sections(regions)

@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._data.features import TrainingFeatures
 from stxtools._data.regions import Regions, graph_slots, node_features, region_sections
 from stxtools._docs import documented
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import check_free, provenance
 from stxtools._validate import check_adata, check_key_added, check_seed
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @documented
-@whole_call({
+@progress_bar({
     "loading PyTorch": 4,
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
     "training the network": 4, "predicting": 0.1,
@@ -59,17 +59,15 @@ def embed(
 
     regions = Regions(adata, regions_key, spatial_key)
     features = TrainingFeatures(adata, use_rep, layer, random_state=random_state)
-    described = [features.values]
+    values = features.values
     if use_rep is None and _keys.X_UNET in adata.obsm:
-        described.append(np.asarray(adata.obsm[_keys.X_UNET], dtype=np.float32))
-    nodes = node_features(np.concatenate(described, axis=1), regions)
-    sections = region_sections(features.values, regions, nodes=nodes)
+        values = np.concatenate([values, np.asarray(adata.obsm[_keys.X_UNET], dtype=np.float32)], axis=1)
+    sections = region_sections(features.values, regions, nodes=node_features(values, regions))
     model.fit(
         sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
     )
-    predictions = model.predict(sections, accelerator=accelerator)
 
-    slots, z = graph_slots("tl.embed", regions_key, predictions, regions)
+    slots, z = graph_slots("tl.embed", regions_key, model.predict(sections, accelerator=accelerator), regions)
     slots.uns[key] = {
         "params": provenance(
             use_rep=use_rep, layer=layer, **features.record, regions_key=regions_key, spatial_key=spatial_key,

@@ -1,4 +1,4 @@
-"""The joint framework: biomarker state and tissue class from U-Net, region graph and GNN."""
+"""The joint framework: biomarker state and tissue class by U-Net, region graph and GNN."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from stxtools._data.features import KnownInput, ModelFeatures, TrainingInput
 from stxtools._data.regions import Regions, graph_slots, predicted_class
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance, put_frame
+from stxtools._types import Floats32
 from stxtools._validate import check_adata, check_key_added, genes_to_predict, label_classes
 from stxtools._warn import warn
 
@@ -29,7 +30,7 @@ _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
 
 
 @documented
-@whole_call({
+@progress_bar({
     "loading PyTorch": 4,
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
     "pretraining": 2, "training the network": 17, "weighing the ensemble": 10, "predicting": 0.5,
@@ -83,7 +84,7 @@ def multitask(
     key = check_key_added(key_added, _keys.MULTITASK)
     random_state = check_seed(random_state)
     if save_model is not None:
-        check_writable(save_model)
+        check_writable(save_model, "save_model")
     training_only = (save_model, use_rep, params, expression, expression_key)
     if model is not None and (any(value is not None for value in training_only) or ensemble != "auto"):
         raise ValueError(
@@ -96,28 +97,27 @@ def multitask(
 
     applied = None if model is None else model_of(model, "TissueNet", "TissueStudent")
     student = applied if isinstance(applied, TissueStudent) else None
-    needed = student is not None or (applied is None and expression is None)
-    columns = _columns(biomarker_key, region_key, needed=needed)
+    columns = _columns(
+        biomarker_key, region_key, required=student is not None or (applied is None and expression is None)
+    )
     if applied is not None:
         known = applied.classes if student is None else student.tasks
         if missing := [_PARAMS[task] for task in columns if task not in known]:
-            known_to = ", ".join(known) or "no class"
-            raise ValueError(f"The model was trained for {known_to}; drop {' and '.join(missing)}.")
-    taught = columns if applied is None else {}
-    labels = {task: label_classes(adata, column, _PARAMS[task]) for task, column in taught.items()}
-    wanted = genes_to_predict(adata, expression, expression_key)
-    pred, proba = [_keys.pred(c) for c in columns.values()], [_keys.proba(c) for c in columns.values()]
+            trained_for = ", ".join(known) or "no class"
+            raise ValueError(f"The model was trained for {trained_for}; drop {' and '.join(missing)}.")
+    labels = {t: label_classes(adata, column, _PARAMS[t]) for t, column in columns.items()} if applied is None else {}
+    targets = genes_to_predict(adata, expression, expression_key)
+    obs, obsm = [_keys.pred(c) for c in columns.values()], [_keys.proba(c) for c in columns.values()]
     if student is None:
-        pred, proba = [*pred, _keys.ATTENTION], [*proba, _keys.X_GNN, *([_keys.EXPRESSION_PRED] if wanted else [])]
-    check_free(adata, "tl.multitask", uns=[key], obs=pred, obsm=proba)
+        obs, obsm = [*obs, _keys.ATTENTION], [*obsm, _keys.X_GNN, *([_keys.EXPRESSION_PRED] if targets else [])]
+    check_free(adata, "tl.multitask", uns=[key], obs=obs, obsm=obsm)
     if student is not None:
         where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, student, layer)
-        found = student.predict(make_sections(features.values, where), accelerator=accelerator)
+        results = student.predict(make_sections(features.values, where), accelerator=accelerator)
         slots = Slots("tl.multitask")
         for task, column in columns.items():
-            values, names = where.join([p[task] for p in found]).astype(np.float32), student.tasks[task]
-            put_frame(slots, _keys.proba(column), values, names)
-            slots.obs[_keys.pred(column)] = predicted_class(values, names)
+            proba = where.join([r[task] for r in results]).astype(np.float32)
+            _put_classes(slots, column, proba, student.tasks[task])
         slots.uns[key] = {"params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, layer=layer, **features.record,
             spatial_key=spatial_key, library_key=library_key, model="student", student=student.params_dict(),
@@ -129,19 +129,16 @@ def multitask(
         if len(inside := np.unique(codes[(codes >= 0) & (regions.region >= 0)])) < 2:
             raise ValueError(
                 f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
-                f"classes {listing(names)}; two at least are learned from. Label observations that lie in a region."
+                f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
             )
-    if applied is not None:
-        read: KnownInput | TrainingInput = KnownInput(adata, fitted, layer)
-        sections = read.sections(regions)
-    else:
-        read = TrainingInput(
-            adata, fitted, {task: codes for task, (codes, _) in labels.items()}, (wanted, expression_key),
-            use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
-        )  # fmt: skip
-        sections = read.sections(regions)
+    read = KnownInput(adata, fitted, layer) if applied is not None else TrainingInput(
+        adata, fitted, {task: codes for task, (codes, _) in labels.items()}, (targets, expression_key),
+        use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
+    )  # fmt: skip
+    sections = read.sections(regions)
+    if applied is None:
         fitted.fit(
-            sections, classes={task: names for task, (_, names) in labels.items()}, expression=wanted,
+            sections, classes={task: names for task, (_, names) in labels.items()}, expression=targets,
             kept=save_model is not None, random_state=random_state, accelerator=accelerator, devices=devices,
             show_progress=show_progress,
         )  # fmt: skip
@@ -150,13 +147,22 @@ def multitask(
         fitted.save(save_model)
 
     slots, z = graph_slots("tl.multitask", regions_key, predictions, regions)
-    _put_predictions(slots, slots.inner[regions_key], fitted, predictions, regions, columns)
+    for name in [*columns, *(["expression"] if fitted.expression else [])]:
+        at_obs = regions.where.join([p.observations[name] for p in predictions])
+        at_regions = regions.join([p.regions[name] for p in predictions])
+        for to, values in ((slots, at_obs), (slots.inner[regions_key], at_regions)):
+            if name in columns:
+                _put_classes(to, columns[name], values, fitted.classes[name])
+            else:
+                put_frame(to, _keys.EXPRESSION_PRED, values, fitted.expression)
+    for table in slots.obsm:
+        slots.missing[f"obsm/{table}"] = regions.region < 0
     named = list(zip(regions.where.libs.names, predictions, strict=True))
-    tasks = predictions[0].weights  # factor of each member's logits in every task and section
+    tasks = predictions[0].weights  # weight of each member's logits by task and section
     weights = pd.DataFrame([{"task": t, "library": name} | vars(p.weights[t]) for t in tasks for name, p in named])
     slots.uns[key] = {
         "params": provenance(
-            biomarker_key=biomarker_key, region_key=region_key, expression=wanted or None,
+            biomarker_key=biomarker_key, region_key=region_key, expression=targets or None,
             expression_key=expression_key, use_rep=use_rep, layer=layer, **read.record,
             library_key=library_key, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
             model="given" if applied is not None else "trained", tissuenet=fitted.params_dict(),
@@ -168,12 +174,12 @@ def multitask(
     if applied is None:
         slots.uns[key]["history"] = pd.DataFrame(fitted.history)
         slots.uns[key]["training"] = fitted.convergence
-        _warn_of_network(fitted, weights, key, saved=save_model is not None)
+        _warn_about_network(fitted, weights, key, saved=save_model is not None)
     return slots.write(adata, copy)
 
 
 def _new_model(params: TissueNetParams | Mapping[str, Any] | None, ensemble: str | Sequence[str]) -> TissueNet:
-    """Return an untrained model with the members named in ``ensemble=``; ``"auto"`` leaves what ``params`` say."""
+    """Return an untrained model with the members named in ``ensemble=``, or those of ``params`` with ``"auto"``."""
     from stxtools.models import TissueNet, TissueNetParams  # a student needs none of what this imports
     from stxtools.models._params import check_ensemble, resolve
 
@@ -182,48 +188,33 @@ def _new_model(params: TissueNetParams | Mapping[str, Any] | None, ensemble: str
     return TissueNet(resolved if isinstance(ensemble, str) else replace(resolved, ensemble=tuple(ensemble)))
 
 
-def _columns(biomarker_key: str | None, region_key: str | None, *, needed: bool) -> dict[str, str]:
-    """Task -> label column, for the tasks that were named."""
+def _columns(biomarker_key: str | None, region_key: str | None, *, required: bool) -> dict[str, str]:
+    """Return the label column of each task that was named."""
     keys = {"biomarker": biomarker_key, "classification": region_key}
-    for name, key in {"biomarker_key": biomarker_key, "region_key": region_key}.items():
-        if key is not None:
-            check_key(name, key)
-    columns = {task: key for task, key in keys.items() if key is not None}
-    if not columns and needed:
+    columns = {task: check_key(_PARAMS[task], key) for task, key in keys.items() if key is not None}
+    if not columns and required:
         raise ValueError("Name `biomarker_key`, `region_key` or both: without a label column there is no task.")
     if columns and biomarker_key == region_key:
-        raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; they name two different columns.")
+        raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; name two different columns.")
     return columns
 
 
-def _put_predictions(
-    slots: Slots, inner: Slots, model: TissueNet, predictions: Sequence[Any], regions: Regions,
-    columns: Mapping[str, str],
-) -> None:  # fmt: skip
-    """Classes and expression of the observations, and of the regions in ``inner``."""
-    outputs = {task: (_keys.proba(column), model.classes[task]) for task, column in columns.items()}
-    if model.expression:
-        outputs["expression"] = (_keys.EXPRESSION_PRED, model.expression)
-    for name, (key, names) in outputs.items():
-        at_obs = regions.where.join([p.observations[name] for p in predictions])
-        for to, values in ((slots, at_obs), (inner, regions.join([p.regions[name] for p in predictions]))):
-            put_frame(to, key, values, names)
-            if name in columns:
-                to.obs[_keys.pred(columns[name])] = predicted_class(values, names)
-        slots.missing[f"obsm/{key}"] = regions.region < 0
+def _put_classes(slots: Slots, column: str, proba: Floats32, names: list[str]) -> None:
+    put_frame(slots, _keys.proba(column), proba, names)
+    slots.obs[_keys.pred(column)] = predicted_class(proba, names)
 
 
-def _warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved: bool) -> None:
+def _warn_about_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved: bool) -> None:
     """Warn where the network has not converged, or has no weight."""
-    how = model.convergence
+    training = model.convergence
     named = model.params.ensemble != "auto"
-    if not how["converged"]:
+    if not training["converged"]:
         what = "It keeps the weight that `ensemble` gives it" if named else "Its weight in the ensemble is 0"
         warn(
-            f"The network has not converged: its lowest loss on {how['judged_on']} is {how['loss']:.3g} (epoch "
-            f"{how['best_epoch'] + 1} of {how['epochs']}), not below {how['uninformed_loss']:.3g}, that of predicting "
-            f"the classes' shares. {what}; embeddings and attention are those of this network. More labels, more "
-            "epochs or a smaller `params['lr']` may help.",
+            f"The network has not converged: its lowest loss on {training['judged_on']} is {training['loss']:.3g} "
+            f"(epoch {training['best_epoch'] + 1} of {training['epochs']}), not below "
+            f"{training['uninformed_loss']:.3g}, that of predicting the classes' shares. {what}; embeddings and "
+            "attention are those of this network. More labels, more epochs or a smaller `params['lr']` may help."
         )
     elif not named and any(model.elsewhere(task).weights.network == 0 for task in model.classes):
         where = sorted(set(weights.loc[weights["network"] == 0, "library"]))
@@ -232,5 +223,5 @@ def _warn_of_network(model: TissueNet, weights: pd.DataFrame, key: str, *, saved
             warn(
                 f"The network has weight 0 {scope}: three or more sections have labels, so that a linear classifier, "
                 f"chosen on held-out sections, predicts alone where there are none (`adata.uns[{key!r}]['weights']`). "
-                "`ensemble=` names other members.",
+                "`ensemble=` names other members."
             )

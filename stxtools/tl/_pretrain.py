@@ -14,7 +14,7 @@ from stxtools._data.features import joint_representation
 from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @documented
-@whole_call({
+@progress_bar({
     "loading PyTorch": 4,
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
     "pretraining": 8,
@@ -67,20 +67,18 @@ def pretrain(
     stage("loading PyTorch")
     from stxtools.models import Segmenter
 
-    alone = not isinstance(adata, Sequence)
-    adatas: list[Any] = [adata] if alone else list(adata)
+    adatas: list[Any] = list(adata) if isinstance(adata, Sequence) else [adata]
     if not adatas:
-        raise ValueError("`adata` is an empty list; give one AnnData at least.")
-    for one in adatas:
-        check_adata(one, min_obs=10, layer=layer)
+        raise ValueError("`adata` is an empty list; pass at least one AnnData.")
     key = check_key_added(key_added, _keys.PRETRAIN)
     random_state = check_seed(random_state)
     for one in adatas:
+        check_adata(one, min_obs=10, layer=layer)
         check_free(one, "tl.pretrain", uns=[key])
-    check_writable(save_model)
+    check_writable(save_model, "save_model")
     adatas = [one.copy() for one in adatas] if check_bool("copy", copy) else adatas
 
-    where = [Geometry(one, spatial_key, library_key) for one in adatas]
+    geometries = [Geometry(one, spatial_key, library_key) for one in adatas]
     model, records = Segmenter(params), [dict[str, str]()] * len(adatas)
     model.use_rep = "pca" if use_rep is None else use_rep
     if use_rep is None:
@@ -90,8 +88,8 @@ def pretrain(
         values = [stored_representation(one, use_rep) for one in adatas]
         widths = [v.shape[1] for v in values]
         if len(set(widths)) > 1:
-            raise ValueError(f"`adata.obsm[{use_rep!r}]` has different widths: {widths}; give one common basis.")
-    sections = [s for v, place in zip(values, where, strict=True) for s in make_sections(v, place)]
+            raise ValueError(f"`adata.obsm[{use_rep!r}]` has {widths} columns; all data need a common representation.")
+    sections = [section for pair in zip(values, geometries, strict=True) for section in make_sections(*pair)]
     model.pretrain(
         sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
     )
@@ -104,4 +102,4 @@ def pretrain(
         Slots("tl.pretrain", uns={key: {"params": params, "history": pd.DataFrame(model.history)}}).write(one)
     if not copy:
         return None
-    return adatas[0] if alone else adatas
+    return adatas if isinstance(adata, Sequence) else adatas[0]

@@ -1,4 +1,4 @@
-"""Connected regions of the compartments, and the graph of which regions touch."""
+"""Connected regions of the compartments, and their adjacency graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stxtools._data.expression import Expression, GeneBlocks
 from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.blocks import bounded_components
 from stxtools._spatial.graph import contact_lengths, observation_area
@@ -26,16 +26,15 @@ from stxtools._spatial.points import position_order
 from stxtools._types import Ints
 from stxtools._validate import categories, check_adata, check_in, check_key_added, inherited_library_key
 
-# regions, their observations, and the log expression of these
-_Some = tuple[Ints, Ints, sparse.csr_matrix]
-_Part = tuple[Ints, sparse.csr_matrix]  # regions and their means
+_Chunk = tuple[Ints, Ints, sparse.csr_matrix]  # regions, their observations, and the log expression of these
+_Means = tuple[Ints, sparse.csr_matrix]  # regions and their mean log expression
 
-_MEMBERS = 65_536  # observations whose expression is averaged at a time
-_RETURNED = 2**24  # values of a matrix whose memory goes back to the system once it is freed; that of small ones stays
+_CHUNK_SIZE = 65_536  # observations whose expression is averaged at a time
+_LARGE = 2**24  # values of a matrix whose memory returns to the system once it is freed; that of small ones may not
 
 
 @documented
-@whole_call({"finding regions": 2, "describing regions": 1})
+@progress_bar({"finding regions": 2, "describing regions": 1})
 def region_graph(
     adata: AnnData, segment_key: str = _keys.SEGMENT, *, max_size: int | None = 50, connectivity_key: str | None = None,
     layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
@@ -98,7 +97,7 @@ def region_graph(
 
 
 def _given_graph(adata: AnnData, connectivity_key: str, where: Geometry) -> sparse.csr_matrix:
-    """Distances along the edges of ``obsp[connectivity_key]``, without those between sections."""
+    """Return the distances along the edges of ``obsp[connectivity_key]`` within sections."""
     check_in(adata, "obsp", connectivity_key, "connectivity_key", "See squidpy's `gr.spatial_neighbors_*`.")
     coo = sparse.coo_matrix(adata.obsp[connectivity_key])
     keep = (where.libs.codes[coo.row] == where.libs.codes[coo.col]) & (coo.row != coo.col) & (coo.data != 0)
@@ -111,26 +110,25 @@ def _given_graph(adata: AnnData, connectivity_key: str, where: Geometry) -> spar
 def _regions(
     graph: sparse.csr_matrix, codes: Ints, where: Geometry, names: NDArray[np.str_], max_size: int | None, seed: int
 ) -> Ints:
-    """Region of every observation (-1: none), numbered section by section from large compartments to small ones.
+    """Return the region of every observation (-1: none), numbered by section and compartment.
 
-    All is done in the order of positions: neither regions nor their numbers depend on the order of rows.
+    Observations are sorted by position: neither regions nor their numbers depend on the order of rows.
     """
     order = position_order(where.xy, names)
-    place = np.argsort(order)
+    rank_of = np.argsort(order)
     coo = graph.tocoo()
     same = (codes[coo.row] == codes[coo.col]) & (codes[coo.row] >= 0)
-    ends = place[coo.row[same]], place[coo.col[same]]
-    inside = sparse.csr_matrix((coo.data[same], ends), shape=graph.shape)
-    largest = len(order) if max_size is None else max_size
-    component = bounded_components(inside, largest, np.random.default_rng(seed))
+    ends = rank_of[coo.row[same]], rank_of[coo.col[same]]
+    within = sparse.csr_matrix((coo.data[same], ends), shape=graph.shape)
+    component = bounded_components(within, max_size or len(order), np.random.default_rng(seed))
     known = np.flatnonzero(codes[order] >= 0)
     if not len(known):
         raise ValueError("No observation has a class, so there are no regions.")
     _, first, member = np.unique(component[known], return_index=True, return_inverse=True)
     rows = order[known[first]]
-    rank = np.argsort(np.lexsort((first, codes[rows], where.libs.codes[rows])))
+    number = np.argsort(np.lexsort((first, codes[rows], where.libs.codes[rows])))
     region = np.full(len(codes), -1, dtype=np.int64)
-    region[order[known]] = rank[member]
+    region[order[known]] = number[member]
     return region
 
 
@@ -152,9 +150,9 @@ def _region_adata(
         "n_obs": size.astype(np.int64),
         "area": member @ observation_area(*sections),
     }, index=pd.Index(labels))  # fmt: skip
-    contact = _between(contact_lengths(graph, *sections), region, n_regions)
+    contact = _sum_between(contact_lengths(graph, *sections), region, n_regions)
     contact.eliminate_zeros()
-    centre, coo = mean @ where.xy, _between(graph, region, n_regions).tocoo()
+    centre, coo = mean @ where.xy, _sum_between(graph, region, n_regions).tocoo()
     distance = np.linalg.norm(centre[coo.row] - centre[coo.col], axis=1)
     edges = [sparse.csr_matrix((x, (coo.row, coo.col)), shape=contact.shape) for x in (np.ones(coo.nnz), distance)]
     out = AnnData(
@@ -165,63 +163,57 @@ def _region_adata(
     return out, labels
 
 
-def _between(values: sparse.csr_matrix, region: Ints, n_regions: int) -> sparse.csr_matrix:
-    """Sum of symmetric ``values`` between the observations of each two regions."""
-    coo = values.tocoo()
-    ends = np.sort(np.c_[region[coo.row], region[coo.col]][coo.row < coo.col], axis=1)
-    data = coo.data[coo.row < coo.col]
+def _sum_between(values: sparse.csr_matrix, region: Ints, n_regions: int) -> sparse.csr_matrix:
+    """Sum symmetric ``values`` of pairs of observations over pairs of different regions."""
+    coo = sparse.triu(values, k=1, format="coo")
+    ends = np.sort(np.c_[region[coo.row], region[coo.col]], axis=1)
     apart = (ends[:, 0] != ends[:, 1]) & (ends[:, 0] >= 0)
-    total = sparse.csr_matrix((data[apart], tuple(ends[apart].T)), shape=(n_regions, n_regions))
+    total = sparse.csr_matrix((coo.data[apart], tuple(ends[apart].T)), shape=(n_regions, n_regions))
     return sparse.csr_matrix(total + total.T)
 
 
 def _region_means(mean: sparse.csr_matrix, region: Ints, read: Expression) -> sparse.csr_matrix:
-    """Mean log expression of every region, some regions at a time: no second matrix of all observations."""
-    parts: list[_Part] = []
-    some: list[_Part] = []
-    for regions, rows, logged in _by_chunk(mean, region, read) if is_out_of_core(read.matrix) else _at_once(mean, read):
-        own = mean[regions]
-        weight = sparse.csr_matrix(
-            (own.data, np.searchsorted(rows, own.indices), own.indptr), shape=(len(regions), len(rows))
-        )
-        some.append((regions, sparse.csr_matrix(weight @ logged).astype(np.float32)))
-        if sum(part.nnz for _, part in some) >= _RETURNED:
-            _join(some, parts)
-    _join(some, parts)
-    return _put_together(parts, (mean.shape[0], int(read.matrix.shape[1])))
+    """Average the log expression of every region, in chunks: there is no second matrix of all observations."""
+    out_of_core = is_out_of_core(read.matrix)
+    merged: list[_Means] = []
+    small: list[_Means] = []
+    for regions, rows, logged in _chunks_on_disk(mean, region, read) if out_of_core else _chunks(mean, read):
+        small.append((regions, sparse.csr_matrix(mean[regions][:, rows] @ logged).astype(np.float32)))
+        if sum(means.nnz for _, means in small) >= _LARGE:
+            merged.append(_merge(small))
+            small.clear()
+    merged += [_merge(small)] if small else []
+    return _assemble(merged, (mean.shape[0], int(read.matrix.shape[1])))
 
 
-def _join(some: list[_Part], parts: list[_Part]) -> None:
-    """Move some small parts to the others, as one."""
-    if some:
-        rows, means = zip(*some, strict=True)
-        parts.append((np.concatenate(rows), sparse.vstack(means, format="csr")))
-        some.clear()
+def _merge(parts: list[_Means]) -> _Means:
+    regions, means = zip(*parts, strict=True)
+    return np.concatenate(regions), sparse.vstack(means, format="csr")
 
 
-def _at_once(mean: sparse.csr_matrix, read: Expression) -> Iterator[_Some]:
-    """Yield regions, their observations, and the log expression of these, in memory."""
+def _chunks(mean: sparse.csr_matrix, read: Expression) -> Iterator[_Chunk]:
+    """Yield chunks of regions of a matrix in memory."""
     target = median_depth(read.survey.depth)
-    ends = np.searchsorted(mean.indptr, np.arange(0, mean.nnz + _MEMBERS, _MEMBERS)).clip(max=mean.shape[0])
+    ends = np.searchsorted(mean.indptr, np.arange(0, mean.nnz + _CHUNK_SIZE, _CHUNK_SIZE)).clip(max=mean.shape[0])
     for first, last in pairwise(np.unique(ends).tolist()):
         rows = np.unique(mean[first:last].indices)
         yield np.arange(first, last), rows, log_normalize(read.matrix[rows], read.scale, target_sum=target)
 
 
-def _by_chunk(mean: sparse.csr_matrix, region: Ints, read: Expression) -> Iterator[_Some]:
-    """Yield the same, out of core: observations are held until the chunk with the last one of their region."""
+def _chunks_on_disk(mean: sparse.csr_matrix, region: Ints, read: Expression) -> Iterator[_Chunk]:
+    """Yield chunks out of core; observations are kept until the last one of their region is read."""
     last = np.maximum.reduceat(mean.indices, mean.indptr[:-1])
     order = np.argsort(last, kind="stable")
     rows, logged = np.zeros(0, dtype=np.int64), sparse.csr_matrix((0, read.matrix.shape[1]), dtype=np.float32)
-    for at, chunk in GeneBlocks(read).rows():
-        rows, logged = np.r_[rows, at.start : at.stop], sparse.vstack([logged, chunk], format="csr")
-        yield order[slice(*np.searchsorted(last[order], [at.start, at.stop]))], rows, logged
-        later = (region[rows] >= 0) & (last[region[rows]] >= at.stop)
+    for block, chunk in GeneBlocks(read).rows():
+        rows, logged = np.r_[rows, block.start : block.stop], sparse.vstack([logged, chunk], format="csr")
+        yield order[slice(*np.searchsorted(last[order], [block.start, block.stop]))], rows, logged
+        later = (region[rows] >= 0) & (last[region[rows]] >= block.stop)
         rows, logged = rows[later], logged[later]
 
 
-def _put_together(parts: list[_Part], shape: tuple[int, int]) -> sparse.csr_matrix:
-    """Return the matrix whose rows come in ``parts``, in any order; freed one by one: half the memory of vstack."""
+def _assemble(parts: list[_Means], shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Return the matrix of all regions; parts are freed one by one, which takes half the memory of vstack."""
     length = np.zeros(shape[0], dtype=np.int64)
     for rows, part in parts:
         length[rows] = np.diff(part.indptr)
@@ -229,6 +221,6 @@ def _put_together(parts: list[_Part], shape: tuple[int, int]) -> sparse.csr_matr
     data, indices = np.empty(start[-1], dtype=np.float32), np.empty(start[-1], dtype=np.int32)
     while parts:
         rows, part = parts.pop()
-        to = np.repeat(start[rows] - part.indptr[:-1], length[rows]) + np.arange(part.nnz)
-        data[to], indices[to] = part.data, part.indices
+        position = np.repeat(start[rows] - part.indptr[:-1], length[rows]) + np.arange(part.nnz)
+        data[position], indices[position] = part.data, part.indices
     return sparse.csr_matrix((data, indices, start), shape=shape)

@@ -20,7 +20,7 @@ from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures, 
 from stxtools._data.sections import N_IMAGE_FEATURES, Geometry, Images, make_sections
 from stxtools._docs import documented
 from stxtools._lazy import importing
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, categorical, check_free, provenance, put_frame
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask, tissue_frame
 from stxtools._types import Array, Floats, Ints
@@ -34,7 +34,7 @@ _ARCHITECTURE = ("width", "depth", "kernel_size", "sigmas")
 
 
 @documented
-@whole_call({
+@progress_bar({
     "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
     "loading PyTorch": 2, "spreading labels": 2, "choosing the number of segments": 1, "finding compartments": 2,
     "agreeing on compartments": 2.5, "pretraining": 2, "training the U-Net": 6, "predicting": 0.3,
@@ -87,12 +87,24 @@ def segment(
     check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
     labels = None if labels_key is None else label_classes(adata, labels_key, "labels_key")
     key, random_state = check_key_added(key_added, _keys.SEGMENT), check_seed(random_state)
-    arguments: dict[str, Any] = {"model": model, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep}
-    arguments |= {"params": params, "class_shares": class_shares}
+    if save_model is not None:
+        check_writable(save_model, "save_model")
     if n_segments is not None and check_int("n_segments", n_segments, minimum=1) > adata.n_obs:
         raise ValueError(f"`n_segments={n_segments}` is more than the {adata.n_obs} observations there are.")
-    check_mode(key, n_segments, labels_key, labels, arguments)
-    shares = None if class_shares is None else _shares(class_shares, labels)
+    if model is not None:
+        training = {"n_segments": n_segments, "save_model": save_model, "pretrained": pretrained, "use_rep": use_rep,
+                    "params": params, "class_shares": class_shares}  # fmt: skip
+        if given := [f"`{name}=`" for name, value in training.items() if value is not None]:
+            raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(given)}.")
+    if pretrained is not None and use_rep is not None:
+        raise ValueError("`pretrained=` brings its own representation; drop `use_rep=`.")
+    if labels is not None and labels_key == key:
+        raise ValueError(f"The result would overwrite the labels in `adata.obs[{key!r}]`; pass `key_added=`.")
+    if labels is not None and n_segments not in {None, len(labels.names)}:
+        raise ValueError(
+            f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop either."
+        )
+    shares = None if class_shares is None else _class_shares(class_shares, labels)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
     adapt = check_bool("adapt", adapt)
@@ -122,9 +134,9 @@ def segment(
     genes: Any = None
     if model is None:
         if labels is None and use_rep is None:
-            genes = partial(read.genes_in_memory, where, known.own)  # read only where sections are of several batches
+            genes = partial(read.genes_in_memory, where, known.own)  # read only if there are several batches
         elif labels is not None and save_model is not None and fitted.image_key is None:
-            genes = read.genes(where, known.own)  # by which a model decides on other sections, where it reads no image
+            genes = read.genes(where, known.own)  # from which a model without an image classifies other sections
         fitted.fit(
             sections, n_segments=n_segments, labels=None if labels is None else where.split(labels.codes),
             classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
@@ -147,7 +159,7 @@ def segment(
     if save_model is not None:
         fitted.save(save_model)
 
-    slots = _slots_of(
+    slots = _make_slots(
         fitted, results, where, images if spatial_key == _keys.SPATIAL else None, key=key, unet_key=unet_key,
         kept=_label_codes(labels, labels_key, fitted.classes) if keep_labels and labels is not None else None,
         abstain_below=abstain_below, trained=model is None,
@@ -169,37 +181,13 @@ def segment(
     return slots.write(adata, copy)
 
 
-def check_mode(
-    key: str, n_segments: int | None, labels_key: str | None, labels: Labels | None, arguments: Mapping[str, Any]
-) -> None:  # fmt: skip
-    """Check that arguments agree."""
-    if arguments["save_model"] is not None:
-        check_writable(arguments["save_model"])
-    if arguments["model"] is not None:
-        others = {"n_segments": n_segments, **arguments, "model": None}
-        clash = [name for name, value in others.items() if value is not None]
-        if clash:
-            raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(f'`{c}=`' for c in clash)}.")
-    if arguments["pretrained"] is not None and arguments["use_rep"] is not None:
-        raise ValueError("`pretrained=` brings its own representation; drop `use_rep=`.")
-    if labels is not None:
-        if labels_key == key:
-            raise ValueError(f"The result would overwrite the labels in `adata.obs[{key!r}]`; pass `key_added=`.")
-        if n_segments is not None and n_segments != len(labels.names):
-            raise ValueError(
-                f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop one "
-                "of them."
-            )
-
-
-def _shares(class_shares: Mapping[str, float], labels: Labels | None) -> Floats:
+def _class_shares(class_shares: Mapping[str, float], labels: Labels | None) -> Floats:
     """Return the share of every class, NaN where it is not given."""
     if labels is None:
         raise ValueError("`class_shares=` needs `labels_key=`, the column with some labelled observations.")
     if not isinstance(class_shares, Mapping):
         raise TypeError(f"`class_shares` must map classes to shares, not {type(class_shares).__name__}.")
-    unknown = [name for name in class_shares if name not in labels.names]
-    if unknown:
+    if unknown := [name for name in class_shares if name not in labels.names]:
         raise ValueError(f"`class_shares` names {listing(unknown)}; the labels have {listing(labels.names)}.")
     given = {c: check_number(f"class_shares[{c!r}]", v, minimum=1e-4, maximum=1) for c, v in class_shares.items()}
     shares = np.array([given.get(name, np.nan) for name in labels.names], dtype=np.float64)
@@ -223,32 +211,32 @@ def _given_segmenter(model: Any, pretrained: Any, params: Any, image_key: str | 
         out: Segmenter = copied(model_of(model, "Segmenter", param="model"))
         if out.net is None:
             raise ValueError(
-                "This model was pretrained but knows no compartments yet; give it as `pretrained=` to train on from it."
+                "This model is pretrained but knows no compartments; pass it as `pretrained=` to continue its training."
             )
     else:
         out = model_of(pretrained, "Segmenter", param="pretrained").starting_point()
-        out.params = out.params if params is None else _continued(out, params)
+        out.params = out.params if params is None else _continued_params(out, params)
     if image_key is not None and out.image_key is None:
         raise ValueError(f"The model was trained without an image; drop `image_key={image_key!r}`.")
     out.image_key = out.image_key if image_key is None else image_key  # another one: "hires" for "lowres"
     return out
 
 
-def _continued(start: Segmenter, params: SegmenterParams | Mapping[str, Any]) -> SegmenterParams:
-    """Parameters of a training that continues: ``params`` must keep the architecture."""
-    given = params if isinstance(params, Mapping) else asdict(params)
-    wanted = type(start)(asdict(start.params) | dict(given)).params
-    other = [name for name in _ARCHITECTURE if getattr(wanted, name) != getattr(start.params, name)]
-    if other:
+def _continued_params(start: Segmenter, params: SegmenterParams | Mapping[str, Any]) -> SegmenterParams:
+    """Return the parameters of a continued training, of which ``params`` must keep the architecture."""
+    changes = params if isinstance(params, Mapping) else asdict(params)
+    continued = type(start)(asdict(start.params) | dict(changes)).params
+    changed = [name for name in _ARCHITECTURE if getattr(continued, name) != getattr(start.params, name)]
+    if changed:
         raise ValueError(
-            f"`params` change {', '.join(f'`{name}`' for name in other)}, but the pretrained U-Net has "
-            f"{', '.join(f'{name}={getattr(start.params, name)}' for name in other)}; drop them."
+            f"`params` change {', '.join(f'`{name}`' for name in changed)}, but the pretrained U-Net has "
+            f"{', '.join(f'{name}={getattr(start.params, name)}' for name in changed)}; drop them."
         )
-    return wanted
+    return continued
 
 
 def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
-    """Names of the genes, of which it must know enough, as the model calls them; None where it learned none by name."""
+    """Return the gene names that the model uses, checked to be enough; None if it learned no genes by name."""
     if fitted.gene_classifier is None:
         return None
     names = known.as_model(fitted.read_genes, fitted.ids)
@@ -257,22 +245,21 @@ def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
 
 
 def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> Ints:
-    """Class of each observation among ``classes``, -1 where it has no label."""
-    unknown = [name for name in labels.names if name not in classes]
-    if unknown:
+    """Return the index of each observation's label in ``classes``, -1 without a label."""
+    if unknown := [name for name in labels.names if name not in classes]:
         raise ValueError(
             f"`adata.obs[{labels_key!r}]` has the classes {listing(unknown)}, which the model does not know; it knows "
             f"{listing(list(classes))}. Rename them, or train without `model=`."
         )
-    place = np.array([list(classes).index(name) for name in labels.names], dtype=np.int64)
-    return np.where(labels.codes >= 0, place[labels.codes], -1)
+    index = pd.Index(classes).get_indexer(labels.names)
+    return np.where(labels.codes >= 0, index[labels.codes], -1)
 
 
-def _slots_of(
+def _make_slots(
     fitted: Segmenter, results: Sequence[Segmentation], where: Geometry, images: Images | None, *,
     key: str, unet_key: str, kept: Ints | None, abstain_below: float | None, trained: bool,
 ) -> Slots:  # fmt: skip
-    """Classes (those ``kept`` where there are some), probabilities, features, and ``uns[key]`` but for ``params``."""
+    """Return classes (labels where ``kept``), probabilities, features, and ``uns[key]`` without ``params``."""
     proba = where.join([r.proba for r in results])
     if kept is not None:
         proba[kept >= 0] = np.eye(proba.shape[1], dtype=proba.dtype)[kept[kept >= 0]]
@@ -291,16 +278,16 @@ def _slots_of(
 
         slots.uns[key]["library_nmi"] = float(normalized_mutual_info_score(where.libs.codes, codes))
     if any(r.weights for r in results):
-        slots.uns[key]["members"] = pd.DataFrame(
-            [{"library": n, **r.weights} for n, r in zip(where.libs.names, results, strict=True)]
-        )
-    if trained and len(where.libs) > 1:
+        weights = [{"library": n, **r.weights} for n, r in zip(where.libs.names, results, strict=True)]
+        slots.uns[key]["members"] = pd.DataFrame(weights)
+    if not trained:
+        return slots
+    slots.uns[key]["history"] = pd.DataFrame(fitted.history)
+    if len(where.libs) > 1:
         slots.uns[key]["batches"] = pd.DataFrame(
             {"library": where.libs.names, "batch": fitted.batch, "distance": fitted.distance, "centre": fitted.centre}
         )
-    if trained:
-        slots.uns[key]["history"] = pd.DataFrame(fitted.history)
-    if trained and fitted.curve:
+    if fitted.curve:
         slots.uns[key]["stability"] = pd.DataFrame(fitted.curve)
     return slots
 
@@ -310,12 +297,10 @@ def _masks(values: Array, where: Geometry, images: Images | None) -> dict[str, d
     for name, grid, rows, spacing in zip(where.libs.names, where.grids, where.parts, where.spacings, strict=True):
         reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH
         xy = where.xy[rows]
-        frame = None if images is None else images.frame(name, xy, spacing)
-        if frame is None:
-            frame = tissue_frame(xy, spacing, margin=reach)
+        frame = images.frame(name, xy, spacing) if images is not None else None
+        frame = frame or tissue_frame(xy, spacing, margin=reach)
         out[name] = {
-            "image": render_mask(xy, values[rows], spacing, frame, reach=reach),
-            "scale": frame.scale,
+            "image": render_mask(xy, values[rows], spacing, frame, reach=reach), "scale": frame.scale,
             "origin": np.array(frame.origin, dtype=np.float64),
-        }
+        }  # fmt: skip
     return out

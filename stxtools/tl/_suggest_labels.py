@@ -58,14 +58,13 @@ def suggest_labels(
     where = Geometry(adata, spatial_key, inherited_library_key(adata, key) if library_key is None else library_key)
     labelled = np.zeros(adata.n_obs, dtype=bool) if labels_key is None else adata.obs[labels_key].notna().to_numpy()
     if int((~labelled).sum()) < n:
-        raise ValueError(f"`n={n}`, but only {int((~labelled).sum())} observations are without a label.")
+        raise ValueError(f"`n={n}`, but only {int((~labelled).sum())} observations have no label.")
 
     proba = np.sort(adata.obsm[_keys.proba(key)].to_numpy(dtype=np.float64), axis=1)
     margin = proba[:, -1] - proba[:, -2] if proba.shape[1] > 1 else proba[:, -1]
     doubt = neighbour_mean(where.graph, (1 - margin)[:, None], rounds=1)[:, 0]
-    order = _doubtful_and_far(doubt, where.xy, where.libs.codes, labelled, n)
     rank = np.full(adata.n_obs, np.nan)
-    rank[order] = np.arange(1, n + 1)
+    rank[_select(doubt, where.xy, where.libs.codes, labelled, n)] = np.arange(1, n + 1)
 
     params = provenance(
         n=n, key=key, labels_key=labels_key, spatial_key=spatial_key, library_key=library_key, key_added=out
@@ -74,8 +73,8 @@ def suggest_labels(
     return slots.write(adata, copy)
 
 
-def _doubtful_and_far(doubt: Floats, xy: Floats, library: Ints, labelled: Bools, n: int) -> list[int]:
-    """Pick ``n`` observations; distances count within a section, up to a tenth of its extent."""
+def _select(doubt: Floats, xy: Floats, library: Ints, labelled: Bools, n: int) -> list[int]:
+    """Select ``n`` observations; distances count within a section, up to a tenth of its extent."""
     from scipy.spatial import cKDTree
 
     reach = np.ones(len(xy))
@@ -83,14 +82,13 @@ def _doubtful_and_far(doubt: Floats, xy: Floats, library: Ints, labelled: Bools,
     for i in np.unique(library):
         rows = np.flatnonzero(library == i)
         reach[rows] = max(float(np.ptp(xy[rows], axis=0).max()) / 10, 1e-12)
-        known = rows[labelled[rows]]
-        if len(known):
-            distance[rows] = cKDTree(xy[known]).query(xy[rows])[0]
+        if labelled[rows].any():
+            distance[rows] = cKDTree(xy[rows[labelled[rows]]]).query(xy[rows])[0]
     free = np.where(labelled, -1.0, doubt + 1e-9)
     chosen: list[int] = []
     for _ in range(n):
         best = int(np.argmax(free * np.minimum(distance / reach, 1.0)))
-        if labelled[best] or best in chosen:  # nothing is left at a distance: the most doubtful one
+        if labelled[best] or best in chosen:  # all others have distance 0: take the most doubtful one
             best = int(np.argmax(np.where(np.isin(np.arange(len(free)), chosen), -1.0, free)))
         chosen.append(best)
         same = library == library[best]

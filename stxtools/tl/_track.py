@@ -16,7 +16,7 @@ from stxtools._checks import check_int, check_seed
 from stxtools._data.chunks import to_csr
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
-from stxtools._progress import progress, whole_call
+from stxtools._progress import progress, progress_bar
 from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.matrices import column_moments
 from stxtools._types import Floats, Ints
@@ -50,7 +50,7 @@ Plans = dict[tuple[int, int], Floats]  # by the two sections
 
 
 @documented
-@whole_call({"matching sections": 1})
+@progress_bar({"matching sections": 1})
 def track(
     adata: AnnData, time_key: str, *, subject_key: str | None = None, regions_key: str = _keys.REGIONS,
     max_regions: int = 200, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,

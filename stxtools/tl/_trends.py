@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import observation_area
 from stxtools._types import Bools, Floats, Ints
@@ -21,7 +21,7 @@ KINDS = ("share", "area", "contact", "expression")
 
 
 @documented
-@whole_call({"reading expression": 1, "testing trends": 1})
+@progress_bar({"reading expression": 1, "testing trends": 1})
 def trends(
     adata: AnnData, time_key: str, *, subject_key: str, groupby: str = _keys.SEGMENT,
     layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,

@@ -37,7 +37,7 @@ class TissuePrediction:
 
     states: Floats32  # embeddings of the regions, (R, d)
     z: Floats32  # embedding of the section, (d,)
-    attention: sparse.csr_matrix  # of the region in a row to that in a column; rows sum to 1, (R, R)
+    attention: sparse.csr_matrix  # of the region in a row to that in a column, (R, R)
     # task -> class probabilities, or log expression, of regions (R, K) and observations (n, K); NaN outside any region
     regions: dict[str, Floats32]
     observations: dict[str, Floats32]

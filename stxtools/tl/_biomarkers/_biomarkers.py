@@ -17,7 +17,7 @@ from stxtools._data.expression import GeneBlocks
 from stxtools._data.regions import Regions
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._progress import stage, whole_call
+from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import categories, check_adata, check_key_added, inherited_library_key
 from stxtools.stats._composition import Covariates
@@ -40,7 +40,7 @@ _METHODS = ("random_regions",)
 
 
 @documented
-@whole_call({"segment": 16, "attributing genes": 2, "testing genes": 5})
+@progress_bar({"segment": 16, "attributing genes": 2, "testing genes": 5})
 def biomarkers(
     adata: AnnData,
     groupby: str,

@@ -1,4 +1,4 @@
-"""Compare models on one's own sections, without leaks: prepare a split, hide its labels, train, predict, score."""
+"""Compare models on held-out parts of the user's sections, without leaks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,23 +20,23 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._checks import check_names
+from stxtools._checks import check_names, check_path
 from stxtools._data.expression import Expression
 from stxtools._data.noise import noised_copy, noised_values
 from stxtools._data.representation import log_normalize
 from stxtools._docs import documented
 from stxtools._files import write_text
-from stxtools._progress import progress, stage, whole_call
+from stxtools._progress import progress, progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._types import Array, Bools, Floats, Ints
 from stxtools._validate import check_adata, check_int, check_number, check_seed, genes_to_predict, listing
 
-from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, Read, settings_fingerprint
+from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, SharedFeatures, settings_fingerprint
 
 if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Baseline
 
-    _Read = tuple[Protocol, Floats | None, Read | None]
+    _Data = tuple[Protocol, Floats | None, SharedFeatures | None]
 
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
 COLUMNS: dict[str, Any] = {
@@ -45,7 +46,7 @@ COLUMNS: dict[str, Any] = {
 
 
 @documented
-@whole_call({"loading PyTorch": 4, "evaluate": 100})
+@progress_bar({"loading PyTorch": 4, "evaluate": 100})
 def evaluate(
     adata: AnnData, models: Sequence[str | Callable[..., Any]] | Mapping[str, str | Callable[..., Any]] | None = None,
     *, biomarker_key: str | None = None, region_key: str | None = None, genes: int | Sequence[str] | None = None,
@@ -103,18 +104,22 @@ def evaluate(
     ):
         raise TypeError(f"`params` must be a mapping of models to mappings of their parameters, not {params!r}.")
     model_params = {str(name): dict(value) for name, value in (params or {}).items()}
-    unknown = sorted(set(model_params) - set(chosen))
-    if unknown:
+    if unknown := sorted(set(model_params) - set(chosen)):
         raise ValueError(f"`params` names {listing(unknown)}; the models are {listing(chosen)}.")
     if use_rep is not None and genes is not None:
         raise ValueError("`genes` are hidden before the representation is made; drop `use_rep=`.")
-    genes = int(genes) if isinstance(genes, np.integer) else genes
-    how: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
-                           "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
+    split: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
+                             "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
     protocol = Protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"), seed=seed,
-        accelerator=accelerator, **how,
+        accelerator=accelerator, **split,
     )  # fmt: skip
+    if isinstance(genes, Integral):
+        genes = check_int("genes", genes, minimum=1, maximum=protocol.adata.n_vars - 2)
+    elif genes is not None:
+        if not isinstance(genes, Iterable):
+            raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
+        genes = genes_to_predict(protocol.adata, genes, None, "genes")
     evaluation = Evaluation(
         protocol, chosen, model_params, [check_seed(seed + i) for i in range(check_int("n_seeds", n_seeds, minimum=1))],
         [check_number("noise", level, minimum=0, maximum=1) for level in np.ravel(noise)] or [0.0], genes,
@@ -123,35 +128,34 @@ def evaluate(
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     record = provenance(
         models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,
-        n_seeds=n_seeds, noise=evaluation.noise, random_state=seed, **how, **protocol.record,
-        genes=genes if genes is None or isinstance(genes, int) else list(genes),
-        params={name: str(value) for name, value in model_params.items()} or None,
+        n_seeds=n_seeds, noise=evaluation.noise, random_state=seed, **split, **protocol.record,
+        genes=genes, params={name: str(value) for name, value in model_params.items()} or None,
     )  # fmt: skip
     return Slots("tl.evaluate", uns={key: table, f"{key}_params": record}).write(adata, copy)
 
 
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
-    """Name -> registered name or function."""
+    """Return the registered name or the function of each model, by the name it is given."""
     stage("loading PyTorch")
     from stxtools.models.baselines.registry import BASELINES
 
-    models = MODELS if models is None else models
     if isinstance(models, Mapping):
         pairs = dict(models)
     else:
-        several = [models] if isinstance(models, str) or callable(models) else models
-        if not isinstance(several, Iterable):
-            raise TypeError(f"`models` must be names or functions, in a list or a mapping, not {models!r}.")
-        several = list(several)
-        pairs = {str(getattr(m, "__name__", m if isinstance(m, str) else type(m).__name__)): m for m in several}
-        if len(pairs) < len(several):
-            raise ValueError("Two models have the same name; give them names with a mapping.")
+        one = isinstance(models, str) or callable(models)
+        try:
+            listed = [models] if one else list(MODELS if models is None else models)
+        except TypeError:
+            raise TypeError(f"`models` must be names or functions, in a list or mapping, not {models!r}.") from None
+        pairs = {str(getattr(m, "__name__", m if isinstance(m, str) else type(m).__name__)): m for m in listed}
+        if len(pairs) < len(listed):
+            raise ValueError("Two models have the same name; name them in a mapping.")
     known = ("framework", *BASELINES)
     for name, model in pairs.items():
         if not callable(model) and model not in known:
             raise ValueError(f"There is no model {model!r} ({name!r}); choose from {listing(known)}, or a function.")
         if not isinstance(name, str) or not name.strip() or "\0" in name:
-            raise ValueError(f"`models` has the name {name!r}; a name is text that is not empty.")
+            raise ValueError(f"`models` has the name {name!r}; a name must be a non-empty string.")
     if not pairs:
         raise ValueError(f"`models` is empty; choose from {listing(known)}.")
     return pairs
@@ -169,60 +173,57 @@ class Evaluation:
     genes: int | Sequence[str] | None
 
     def run(self, checkpoint: str | os.PathLike[str] | None, *, show_progress: bool | None) -> list[dict[str, Any]]:
-        """Run what is not in the checkpoint yet and return all rows that were asked for, in the order asked for."""
-        p, plan = self.protocol, list(product(self.protocol.schemes, self.seeds, self.noise))
-        hidden = {seed: self._hidden(seed) for seed in self.seeds}
+        """Run what is not in the checkpoint and return all rows, by scheme, seed, noise, fold and model."""
+        p, settings = self.protocol, list(product(self.protocol.schemes, self.seeds, self.noise))
+        hidden = {seed: self._hidden_genes(seed) for seed in self.seeds}
         codes = {name: m if isinstance(m, str) else function_code(m) for name, m in self.models.items()}
-        genes = self.genes if self.genes is None or isinstance(self.genes, int) else [str(g) for g in self.genes]
-        # without models, seeds and noise levels, which are columns of every row
-        store = Checkpoint(checkpoint, settings_fingerprint(p.settings | {"genes": genes, "params": self.params}))
+        # models, seeds and noise levels are left out: each file is of one of them
+        store = Checkpoint(checkpoint, settings_fingerprint(p.settings | {"genes": self.genes, "params": self.params}))
         folds = {(scheme, seed): p.folds(scheme, seed) for scheme in p.schemes for seed in self.seeds}
         rows: list[dict[str, Any]] = []
-        with progress(len(codes) * sum(len(folds[at[:2]]) for at in plan), "evaluate", show_progress) as bar:
-            for at in plan:
-                read = cache(partial(self._read, *at, hidden[at[1]]))  # once, where anything is left to do
-                for fold, test in folds[at[:2]]:
-                    split = cache(partial(self._split, read, test))
+        total = len(codes) * sum(len(folds[scheme, seed]) for scheme, seed, _ in settings)
+        with progress(total, "evaluate", show_progress) as bar:
+            for scheme, seed, noise in settings:
+                # read once, and only where a fold is not in the checkpoint
+                data = cache(partial(self._data, scheme, seed, noise, hidden[seed]))
+                for fold, test in folds[scheme, seed]:
+                    split = cache(partial(self._split, data, test))
                     for model in self.models:
-                        unit = (model, *at, fold)
-                        found = store.rows(codes[model], *unit)
-                        if found is None:
+                        unit = (model, scheme, seed, noise, fold)
+                        measured = store.rows(codes[model], *unit)
+                        if measured is None:
                             bar.set_postfix({"model": model, "fold": fold})
-                            found = self._measure(unit, test, *split())
-                            store.add(found, codes[model], *unit)
-                        rows += found
+                            measured = self._measure(unit, test, *split())
+                            store.add(measured, codes[model], *unit)
+                        rows += measured
                         bar.update(1)
         return rows
 
-    def _hidden(self, seed: int) -> Ints | None:
-        """Positions of the genes that are hidden from the models and predicted."""
+    def _hidden_genes(self, seed: int) -> Ints | None:
+        """Return the positions of the genes that are hidden from the models and predicted."""
         adata, genes = self.protocol.adata, self.genes
         if genes is None:
             return None
-        if isinstance(genes, bool) or not isinstance(genes, (int, Iterable)):
-            raise TypeError(f"`genes` must be how many genes to hide, or a list of their names, not {genes!r}.")
         if isinstance(genes, int):
-            if not 1 <= genes < adata.n_vars - 1:
-                raise ValueError(f"`genes={genes}` must be between 1 and {adata.n_vars - 2}: two genes must be left.")
             return np.sort(np.random.default_rng([seed, 13]).permutation(adata.n_vars)[:genes])
-        return np.sort(adata.var_names.get_indexer(genes_to_predict(adata, genes, None, "genes")))
+        return np.sort(adata.var_names.get_indexer(genes))
 
-    def _read(self, scheme: str, seed: int, noise: float, hidden: Ints | None) -> _Read:
-        """Return the data with noise, the hidden expression, and features that all folds share."""
+    def _data(self, scheme: str, seed: int, noise: float, hidden: Ints | None) -> _Data:
+        """Return the protocol on noised data, the hidden expression, and features that all folds share."""
         p, kind, values = self.protocol, "gaussian", None
         if noise > 0:
             noised, _ = noised_values(p.adata, noise, kind=kind, layer=p.layer, use_rep=p.use_rep, seed=seed)
-            p = p.reading(noised_copy(p.adata, noised, kind=kind, use_rep=p.use_rep), None)  # they are in X
+            p = p.with_adata(noised_copy(p.adata, noised, kind=kind, use_rep=p.use_rep), None)  # in whose X they are
         if hidden is not None:
             read = Expression(p.adata, p.layer)
             values = log_normalize(read.matrix, read.scale)[:, hidden].toarray().astype(np.float64)
-            p = p.reading(p.adata[:, np.setdiff1d(np.arange(p.adata.n_vars), hidden)], p.layer)
-        # nothing of a left-out section may go into genes and components; within sections no label is looked at anyway
+            p = p.with_adata(p.adata[:, np.setdiff1d(np.arange(p.adata.n_vars), hidden)], p.layer)
+        # genes and components must not be chosen on held-out sections; within sections they see no label
         return p, values, None if scheme == "library" else p.features()
 
-    def _split(self, read: Callable[[], _Read], test: Bools) -> tuple[list[Any], Array | None]:
-        """Return sections, and hidden expression scaled over the training part: the mean then has an MSE near 1."""
-        p, values, shared = read()
+    def _split(self, data: Callable[[], _Data], test: Bools) -> tuple[list[Any], Array | None]:
+        """Return sections, and hidden expression standardised on the training part: the mean has an MSE near 1."""
+        p, values, shared = data()
         scaled = None if values is None else (values - values[~test].mean(axis=0)) / (values[~test].std(axis=0) + 1e-9)
         return p.sections(p.features(~test) if shared is None else shared), scaled
 
@@ -236,44 +237,44 @@ class Evaluation:
         model.fit(sections, *p.labels(test))
         proba = model.predict_proba(sections)
         seconds = time.perf_counter() - start
-        found = [(t.name, t.key, t.codes >= 0, reached, seconds) for t, reached in p.scores(test, proba)]
+        scores = [(t.name, t.key, t.codes >= 0, values, seconds) for t, values in p.scores(test, proba)]
         if expression is not None:
             start = time.perf_counter()
             predicted = p.where.join(
                 model.predict_expression(sections, p.where.split(np.where(test[:, None], np.nan, expression)))
             )
-            missed = float(np.mean((predicted[test] - expression[test]) ** 2))
-            error = dict.fromkeys(CLASS_METRICS, np.nan) | {"mse": missed}
-            every = np.ones(len(test), dtype=bool)
-            found.append(("expression", "", every, error, time.perf_counter() - start))
+            mse = float(np.mean((predicted[test] - expression[test]) ** 2))
+            values = dict.fromkeys(CLASS_METRICS, np.nan) | {"mse": mse}
+            scores.append(("expression", "", np.ones(len(test), dtype=bool), values, time.perf_counter() - start))
         return [
             {
                 "model": name, "target": target, "key": key, "scheme": scheme, "leaky": scheme in LEAKY, "seed": seed,
                 "noise": noise, "fold": fold, "n_train": int((known & ~test).sum()),
-                "n_test": int((known & test).sum()), **reached, "seconds": seconds,
+                "n_test": int((known & test).sum()), **values, "seconds": seconds,
             }
-            for target, key, known, reached, seconds in found
+            for target, key, known, values, seconds in scores
         ]  # fmt: skip
 
     def _model(self, name: str, seed: int) -> Baseline:
         from stxtools.models.baselines.registry import baseline
 
-        p = self.protocol
-        how: dict[str, Any] = {"params": self.params.get(name), "random_state": seed, "accelerator": p.accelerator}
+        arguments: dict[str, Any] = {
+            "params": self.params.get(name), "random_state": seed, "accelerator": self.protocol.accelerator,
+        }  # fmt: skip
         if self.models[name] != "framework":
-            return baseline(self.models[name], **how)
-        from ._framework import Framework  # here: it imports the whole pipeline
+            return baseline(self.models[name], **arguments)
+        from ._framework import Framework  # which imports the whole pipeline
 
-        return Framework(**how)
+        return Framework(**arguments)
 
 
 def function_code(function: Callable[..., Any]) -> str:
-    """Digest of a function's code, of constants it is bound to, and of the functions of its module that it calls."""
-    text = "\0".join(_parts(function, set()))
+    """Return a digest of a function's code, of its bound constants, and of functions of its module that it calls."""
+    text = "\0".join(_code_of(function, set()))
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _parts(value: Any, seen: set[int]) -> Iterator[str]:
+def _code_of(value: Any, seen: set[int]) -> Iterator[str]:
     if value is None or isinstance(value, (str, bytes, int, float, complex, np.generic)):
         yield repr(value)
     elif isinstance(value, (set, frozenset)):  # its order differs between processes
@@ -282,20 +283,20 @@ def _parts(value: Any, seen: set[int]) -> Iterator[str]:
         yield repr(value.tolist())
     elif isinstance(value, (tuple, list, dict)):
         for item in value.items() if isinstance(value, dict) else value:
-            yield from _parts(item, seen)
+            yield from _code_of(item, seen)
     elif id(value) not in seen:
         seen.add(id(value))
-        yield from _parts(_bound(value), seen)
+        yield from _code_of(_components(value), seen)
 
 
-def _bound(value: Any) -> tuple[Any, ...]:
-    """What makes a callable, or an object it is bound to, what it is."""
+def _components(value: Any) -> tuple[Any, ...]:
+    """Return code and constants of a callable, or of an object that it is bound to."""
     if isinstance(value, FunctionType):
-        called = (value.__globals__.get(name) for name in value.__code__.co_names)
-        own = tuple(f for f in called if isinstance(f, FunctionType) and f.__module__ == value.__module__)
+        named = (value.__globals__.get(name) for name in value.__code__.co_names)
+        called = tuple(f for f in named if isinstance(f, FunctionType) and f.__module__ == value.__module__)
         bound = (cell.cell_contents for cell in value.__closure__ or ())
-        cells = tuple(c for c in bound if not isinstance(c, list))  # in which a function may note its calls
-        return value.__code__, value.__defaults__, value.__kwdefaults__, cells, own
+        cells = tuple(c for c in bound if not isinstance(c, list))  # to which a function may append on every call
+        return value.__code__, value.__defaults__, value.__kwdefaults__, cells, called
     if isinstance(value, CodeType):
         return value.co_code, value.co_names, value.co_consts
     if isinstance(value, partial):
@@ -308,26 +309,21 @@ def _bound(value: Any) -> tuple[Any, ...]:
 
 
 class Checkpoint:
-    """Rows of finished folds, a file of JSON each in a folder that processes may share; without a folder, none."""
+    """Rows of finished folds, each in a JSON file of a folder that processes may share; nothing without a folder."""
 
     def __init__(self, folder: str | os.PathLike[str] | None, settings: str) -> None:
-        self.folder, self.settings = None, settings
-        if folder is None:
-            return
-        if not isinstance(folder, (str, os.PathLike)):
-            raise TypeError(f"`checkpoint` must be a path, not {folder!r}.")
-        self.folder = Path(folder).expanduser()
+        self.folder, self.settings = None if folder is None else check_path("checkpoint", folder), settings
         try:
-            usable = (
-                bool(str(folder)) and self.folder.parent.is_dir() and (self.folder.is_dir() or not self.folder.exists())
+            usable = self.folder is None or (
+                self.folder.parent.is_dir() and (self.folder.is_dir() or not self.folder.exists())
             )
-        except (OSError, ValueError):  # a name too long, or with a NUL
+        except OSError:  # the name is too long
             usable = False
         if not usable:
             raise ValueError(f"`checkpoint={str(folder)!r}` must name a folder, new or not, in a folder that exists.")
 
     def rows(self, *unit: Any) -> list[dict[str, Any]] | None:
-        """Rows of a unit that is finished; a file that is damaged is one of a unit that is not."""
+        """Return the rows of a finished unit; None where its file is missing or damaged."""
         if self.folder is None:
             return None
         try:
@@ -336,15 +332,15 @@ class Checkpoint:
             return None
 
     def add(self, rows: Sequence[Mapping[str, Any]], *unit: Any) -> None:
-        """Write the rows of a unit."""
+        """Write the rows of a finished unit."""
         if self.folder is None:
             return
         try:
             self.folder.mkdir(exist_ok=True)
             write_text(self._path(unit), json.dumps(rows))
         except OSError as err:
-            where = f"`checkpoint` cannot be used ({err.strerror or err})"
-            raise OSError(err.errno, where, str(self.folder)) from err
+            message = f"`checkpoint` cannot be written ({err.strerror or err})"
+            raise OSError(err.errno, message, str(self.folder)) from err
 
     def _path(self, unit: tuple[Any, ...]) -> Path:
         return Path(self.folder or "") / f"{settings_fingerprint({'settings': self.settings, 'unit': unit})}.json"

@@ -1,4 +1,4 @@
-"""Choose parameters on one's own sections: :func:`stxtools.tl.tune`, and the study of Optuna behind it."""
+"""Search parameters on the user's sections with Optuna."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._docs import documented
-from stxtools._globals import exclusive
-from stxtools._progress import progress, whole_call
+from stxtools._globals import GLOBAL_LOCK
+from stxtools._progress import progress, progress_bar
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_seed, listing
 
-from ._protocol import LEAKY, SCHEMES, Fold, Protocol, Read, settings_fingerprint
+from ._protocol import LEAKY, SCHEMES, Fold, Protocol, SharedFeatures, settings_fingerprint
 
 SEARCHES = ("grid", "random", "tpe")
 _TRIALS = 20
-_WARM_UP = 4  # trials that are never given up: the median needs some to stand on
-
+_WARM_UP = 4  # trials that are never pruned: the median needs some
 
 PARTS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {  # part of the model -> its default search and space
     "unet": (
@@ -49,7 +48,7 @@ PARTS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {  # part of the mode
 
 
 @documented
-@whole_call({"loading PyTorch": 4, "tune": 100})
+@progress_bar({"loading PyTorch": 4, "tune": 100})
 def tune(
     adata: AnnData, part: Literal["unet", "gnn", "weights"] = "gnn", *, biomarker_key: str | None = None,
     region_key: str | None = None, space: Mapping[str, Sequence[Any]] | None = None,
@@ -102,15 +101,14 @@ def tune(
     key = free_key(adata, "tl.tune", key_added, _keys.TUNE, uns=[""])
     seed = check_seed(random_state)
     check_choice("part", part, tuple(PARTS))
-    how = PARTS[part][0] if search is None else search
-    check_choice("search", how, SEARCHES)
+    kind = PARTS[part][0] if search is None else search
+    check_choice("search", kind, SEARCHES)
     if part == "weights" and (biomarker_key is None or region_key is None):
         raise ValueError("`part='weights'` balances two losses: name `biomarker_key=` and `region_key=`.")
     for name, given in {"params": params, "stages": stages}.items():
         if given is not None and not isinstance(given, Mapping):
             raise TypeError(f"`{name}` must be a mapping of names to values, not {given!r}.")
-    unknown = sorted(set(stages or {}) - {"segment", "region_graph"})
-    if unknown or (stages and part == "unet"):
+    if set(stages or {}) - {"segment", "region_graph"} or (stages and part == "unet"):
         raise ValueError(
             f"`stages` takes 'segment' and 'region_graph' for 'gnn' and 'weights'; got {listing(stages or [])}."
         )
@@ -124,28 +122,28 @@ def tune(
         adata, {"biomarker": biomarker_key, "region": region_key}, [scheme], [s for s in SCHEMES if s not in LEAKY],
         seed=seed, accelerator=accelerator, **split,
     )  # fmt: skip
-    search_of_part = Search(
-        protocol, part, how, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, n_trials,
+    study = Search(
+        protocol, part, kind, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, n_trials,
         check_bool("prune", prune),
     )  # fmt: skip
-    best, value, trials = search_of_part.run(storage, show_progress=show_progress)
-    found = {
+    best, value, trials = study.run(storage, show_progress=show_progress)
+    entry = {
         "best_params": best,
         "best_value": value,
         "trials": trials,
         "params": provenance(
-            part=part, search=how, biomarker_key=biomarker_key, region_key=region_key,
-            n_trials=n_trials, prune=prune, scheme=scheme, study=search_of_part.name, random_state=seed,
+            part=part, search=kind, biomarker_key=biomarker_key, region_key=region_key,
+            n_trials=n_trials, prune=prune, scheme=scheme, study=study.name, random_state=seed,
             space={name: str(list(values)) for name, values in fields.items()}, fixed=str(fixed) if fixed else None,
             **split, **protocol.record,
         ),
     }  # fmt: skip
-    return Slots("tl.tune", uns={key: found}).write(adata, copy)
+    return Slots("tl.tune", uns={key: entry}).write(adata, copy)
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search: as a function, the mean AUROC over targets and folds of the fields that a trial chooses."""
+    """A search; called with a trial, it returns the mean AUROC over targets and folds."""
 
     protocol: Protocol
     part: str
@@ -155,11 +153,11 @@ class Search:
     stages: dict[str, dict[str, Any]]
     n_trials: int | None
     prune: bool
-    prepared: dict[str, Any] = field(default_factory=dict)  # by fold: compartments and regions, as all trials have them
+    prepared: dict[str, Any] = field(default_factory=dict)  # by fold: compartments and regions, which all trials share
 
     @property
-    def most_trials(self) -> int:
-        """Trials of all processes together."""
+    def max_trials(self) -> int:
+        """Number of trials of all processes together."""
         if self.kind != "grid":
             return _TRIALS if self.n_trials is None else self.n_trials
         n_grid = prod(len(values) for values in self.space.values())
@@ -167,16 +165,16 @@ class Search:
 
     @cached_property
     def folds(self) -> list[Fold]:
-        """Folds of every trial."""
+        """Folds of all trials."""
         return self.protocol.folds(self.protocol.schemes[0], self.protocol.seed)
 
     @cached_property
-    def features(self) -> Read | None:
+    def features(self) -> SharedFeatures | None:
         """Features that all folds share; None where each has its own."""
         return None if self.protocol.schemes[0] == "library" else self.protocol.features()
 
     def run(self, storage: Any, *, show_progress: bool | None) -> tuple[dict[str, Any], float, pd.DataFrame]:
-        """Run the study, or what is left of it, and return best fields, best value and all trials."""
+        """Run the trials that are left and return the best fields, the best value and all trials."""
         import optuna
         from optuna.study import MaxTrialsCallback
         from optuna.trial import TrialState
@@ -185,7 +183,7 @@ class Search:
         if storage is not None and not isinstance(storage, (str, optuna.storages.BaseStorage)):
             raise TypeError(f"`storage` must be a database URL or a storage of Optuna, not {storage!r}.")
         finished = (TrialState.COMPLETE, TrialState.PRUNED)
-        with exclusive(), ExitStack() as stack, warnings.catch_warnings():
+        with GLOBAL_LOCK, ExitStack() as stack, warnings.catch_warnings():
             stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
             optuna.logging.set_verbosity(optuna.logging.ERROR)
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -197,19 +195,19 @@ class Search:
                 )  # fmt: skip
             except (SQLAlchemyError, ImportError) as err:
                 raise ValueError(f"`storage={storage!r}` cannot be opened; use 'sqlite:///tune.db'. {err}") from err
-            with progress(self.most_trials, "tune", show_progress) as bar:
+            with progress(self.max_trials, "tune", show_progress) as bar:
                 n_done = len(study.get_trials(False, finished))
-                bar.update(min(n_done, self.most_trials))
-                if n_done < self.most_trials:
-                    enough = MaxTrialsCallback(self.most_trials, finished)
-                    study.optimize(self, self.most_trials, callbacks=[lambda *_: bar.update(1), enough])
+                bar.update(min(n_done, self.max_trials))
+                if n_done < self.max_trials:
+                    stop = MaxTrialsCallback(self.max_trials, finished)
+                    study.optimize(self, self.max_trials, callbacks=[lambda *_: bar.update(1), stop])
             if not study.get_trials(False, [TrialState.COMPLETE]):
                 raise ValueError("No trial was completed; check `space`, or raise `n_trials`.")
             return self.fixed | study.best_params, float(study.best_value), self._table(study)
 
     @cached_property
     def name(self) -> str:
-        """Name of the study, with a digest of data and settings; the folds are checked for it."""
+        """Name of the study, with a digest of data and settings."""
         p = self.protocol
         return f"stxtools_{self.part}_" + settings_fingerprint(p.settings | {
             "folds": len(self.folds), "part": self.part, "space": self.space,
@@ -227,28 +225,28 @@ class Search:
             return optuna.samplers.GridSampler(self.space, seed=seed)
         if self.kind == "random":
             return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(3, self.most_trials // 3)))
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(3, self.max_trials // 3)))
 
     def __call__(self, trial: Any) -> float:
         import optuna
 
         fields = {name: trial.suggest_categorical(name, values) for name, values in self.space.items()}
-        found: list[list[float]] = []
+        aurocs: list[list[float]] = []
         for step, (name, test) in enumerate(self.folds):
-            found.append(self._fold(name, test, self.fixed | fields))
-            trial.report(float(np.mean(found)), step)
+            aurocs.append(self._score_fold(name, test, self.fixed | fields))
+            trial.report(float(np.mean(aurocs)), step)
             if step + 1 < len(self.folds) and trial.should_prune():
                 trial.set_user_attr("n_folds", step + 1)
                 raise optuna.TrialPruned
-        trial.set_user_attr("n_folds", len(found))
-        if len(found) > 1:
-            trial.set_user_attr("value_sd", float(np.mean(found, axis=1).std(ddof=1)))
-        for t, value in zip(self.protocol.targets, np.mean(found, axis=0), strict=True):
+        trial.set_user_attr("n_folds", len(aurocs))
+        if len(aurocs) > 1:
+            trial.set_user_attr("value_sd", float(np.mean(aurocs, axis=1).std(ddof=1)))
+        for t, value in zip(self.protocol.targets, np.mean(aurocs, axis=0), strict=True):
             trial.set_user_attr(f"value_{t.name}", float(value))
-        return float(np.mean(found))
+        return float(np.mean(aurocs))
 
-    def _fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
-        """AUROC of each target on one fold."""
+    def _score_fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
+        """Train on one fold and return the AUROC of each target."""
         from stxtools.models.baselines.registry import baseline
 
         from ._framework import Framework
@@ -256,24 +254,24 @@ class Search:
         p = self.protocol
         sections = p.sections(p.features(~test) if self.features is None else self.features)
         labels, classes = p.labels(test)
-        how: dict[str, Any] = {"random_state": p.seed, "accelerator": p.accelerator}
+        common: dict[str, Any] = {"random_state": p.seed, "accelerator": p.accelerator}
         if self.part == "unet":
-            model = baseline("unet", params=fields, **how).fit(sections, labels, classes)
+            model = baseline("unet", params=fields, **common).fit(sections, labels, classes)
         else:
-            model = framework = Framework(params=self.stages | {"multitask": {"params": fields}}, **how)
+            model = framework = Framework(params=self.stages | {"multitask": {"params": fields}}, **common)
             if name not in self.prepared:
                 self.prepared[name] = framework.prepare(sections, labels, classes)
             framework.train(self.prepared[name].copy(), classes)
         return [values["auroc"] for _, values in p.scores(test, model.predict_proba(sections))]
 
     def _table(self, study: Any) -> pd.DataFrame:
-        """Trials as a table that files can hold."""
-        found = study.trials_dataframe(("number", "state", "value", "user_attrs", "duration", "params"))
-        found.columns = found.columns.str.removeprefix("params_").str.removeprefix("user_attrs_")
-        found["seconds"] = found.pop("duration").dt.total_seconds()
+        """Return the trials as a table that h5ad can store."""
+        trials = study.trials_dataframe(("number", "state", "value", "user_attrs", "duration", "params"))
+        trials.columns = trials.columns.str.removeprefix("params_").str.removeprefix("user_attrs_")
+        trials["seconds"] = trials.pop("duration").dt.total_seconds()
         targets = [f"value_{t.name}" for t in self.protocol.targets]
         columns = ["number", "state", "value", "value_sd", *targets, "n_folds", "seconds"]
-        table = found.reindex(columns=columns + list(self.space)).fillna({"n_folds": 0})
+        table = trials.reindex(columns=columns + list(self.space)).fillna({"n_folds": 0})
         for name, values in self.space.items():
             if any(isinstance(v, str) for v in values):
                 table[name] = table[name].fillna("").astype(str)
@@ -285,7 +283,7 @@ class Search:
 def search_space(
     part: str, space: Mapping[str, Sequence[Any]] | None, fixed: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """Return the fields to search, checked against the parameter set that they belong to."""
+    """Return the fields to search, checked against their parameter set."""
     from stxtools.models import SegmenterParams, TissueNetParams
     from stxtools.models._params import resolve
 
@@ -294,14 +292,11 @@ def search_space(
     for name, value in fixed.items():
         if not isinstance(value, (bool, int, float, str)):
             raise TypeError(f"`params[{name!r}]` is {value!r}; numbers, strings and booleans can be fixed.")
-    if space is not None and not (
-        isinstance(space, Mapping) and all(isinstance(v, Iterable) and not isinstance(v, str) for v in space.values())
-    ):
+    if space is not None and not (isinstance(space, Mapping) and all(map(_is_list, space.values()))):
         raise TypeError(f"`space` must map fields to lists of the values to try, not {space!r}.")
-    chosen = PARTS[part][1] if space is None else space
-    out = {str(name): list(values) for name, values in chosen.items() if space is not None or name not in fixed}
-    both = sorted(set(out) & set(fixed))
-    if both:
+    defaults = {name: values for name, values in PARTS[part][1].items() if name not in fixed}
+    out = {str(name): list(values) for name, values in (defaults if space is None else space).items()}
+    if both := sorted(set(out) & set(fixed)):
         raise ValueError(f"{', '.join(both)}: a field is either searched (`space`) or the same in all (`params`).")
     if not out or not all(out.values()):
         raise ValueError("`space` is empty, or one of its fields has no value to choose from.")
@@ -311,3 +306,7 @@ def search_space(
                 raise TypeError(f"`space[{name!r}]` holds {value!r}; numbers, strings and booleans can be searched.")
             resolve({name: value}, kind)
     return out
+
+
+def _is_list(values: object) -> bool:
+    return isinstance(values, Iterable) and not isinstance(values, str) and getattr(values, "ndim", 1) == 1
