@@ -14,7 +14,7 @@ from stxtools.stats._meta_analysis import (
     squeeze_variance,
     t_pvals,
 )
-from stxtools.stats._probe import ComponentMoments, contrast_weights, explain_discriminant
+from stxtools.tl._biomarkers._probe import ComponentMoments, Design, contrast_weights, explain_discriminant
 
 
 def test_two_sided_and_signed_z():
@@ -115,11 +115,12 @@ def test_attribution_is_the_path_integral_of_the_probe():
     _, _, vt = np.linalg.svd(x - mean, full_matrices=False)
     components = vt[:6].T
     values = (x - mean) @ components
-    difference = contrast_weights(label) @ x
+    design, data = Design("in", 1, None, "between", [0]), (label.astype(np.int64), np.zeros(300, np.int64))
+    difference = contrast_weights(design, *data) @ x
     np.testing.assert_allclose(difference, x[label].mean(0) - x[~label].mean(0))
-    moments = ComponentMoments(label.astype(np.int64), np.zeros(300, np.int64), 6)
+    moments = ComponentMoments(*data, 6)
     moments.add(slice(0, 300), values)
-    found = explain_discriminant(moments.pooled(1, None, [0], centred=False), components, difference, shrinkage=0.0)
+    found = explain_discriminant(moments.pooled(design), components, difference, shrinkage=0.0)
     # scikit-learn's discriminant, integrated numerically from the reference's mean to the group's
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -139,9 +140,8 @@ def test_attribution_is_the_path_integral_of_the_probe():
 
 
 def test_contrast_takes_blocks_out():
-    label = np.array([1, 1, 0, 1, 0, 0, 0, 0], dtype=bool)
-    blocks = np.array([0, 0, 0, 1, 1, 1, 1, 1])
-    weight = contrast_weights(label, blocks)
+    codes, blocks = np.array([1, 1, 0, 1, 0, 0, 0, 0]), np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    weight = contrast_weights(Design("in", 1, None, "within", [0, 1]), codes, blocks)
     np.testing.assert_allclose([weight[blocks == b].sum() for b in (0, 1)], 0, atol=1e-12)
     assert explain_discriminant(np.zeros((2, 2)), np.eye(3)[:, :2], np.zeros(3)).tolist() == [0, 0, 0]
 
@@ -160,14 +160,14 @@ def test_a_probe_from_moments_is_that_from_all_values(reference, centred):
     inside = codes == 1
     outside = (codes >= 0) & ~inside if reference is None else codes == reference
     used = (inside | outside) & np.isin(blocks, among)
-    own = blocks[used] if centred else None
-    difference = components @ (contrast_weights(inside[used], own) @ values[used]) + rng.normal(size=9) / 10
+    design = Design("in", 1, reference, "within" if centred else "between", among)
+    difference = components @ (contrast_weights(design, codes, blocks) @ values) + rng.normal(size=9) / 10
     x, label = values[used].copy(), inside[used]
     for b in among if centred else ():
-        x[own == b] -= x[own == b].mean(axis=0)
+        x[blocks[used] == b] -= x[blocks[used] == b].mean(axis=0)
     within = np.where(label[:, None], x - x[label].mean(axis=0), x - x[~label].mean(axis=0))
     expected = within.T @ within / (len(x) - 2)
-    pooled = moments.pooled(1, reference, among, centred=centred)
+    pooled = moments.pooled(design)
     np.testing.assert_allclose(pooled, expected, atol=1e-12)
     shrunken = 0.9 * expected + 0.1 * np.trace(expected) / 5 * np.eye(5)
     parts = components @ np.linalg.solve(shrunken, components.T @ difference) * difference

@@ -16,7 +16,7 @@ import stxtools as st
 from stxtools._data.features import KnownInput
 from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
-from stxtools.tl._biomarkers._attribution import ModelSource
+from stxtools.tl._biomarkers._attribution import ModelExplainer
 
 HOW: dict[str, Any] = {"show_progress": False}
 QUICK = {"epochs": 10, "pretrain_epochs": 1, "unet_width": 8, "hidden": 16, "out_channels": 16}
@@ -50,17 +50,17 @@ def nets(tissue, tmp_path_factory) -> list[str]:
     return paths
 
 
-def _source(adata: ad.AnnData, model: str, task: str) -> ModelSource:
+def _explainer(adata: ad.AnnData, model: str, task: str) -> ModelExplainer:
     regions = Regions(adata, "regions", "spatial")
-    return ModelSource(adata, TissueNet.load(model), task, None, regions.where, regions)
+    return ModelExplainer(adata, TissueNet.load(model), task, None, regions.where, regions)
 
 
-def _change(source: ModelSource, group: str, side: np.ndarray) -> float:
+def _change(explainer: ModelExplainer, group: str, side: np.ndarray) -> float:
     """Change of the model's evidence from the mean tissue to the tissue, by the model itself."""
-    at, total = source.classes.index(group), 0.0
-    others = [i for i in range(len(source.classes)) if i != at]
-    for evidence, rows in zip(source.evidence, source.parts, strict=True):
-        tissue, mean = (x[:, at] - logsumexp(x[:, others], axis=1) for x in (evidence.logits, evidence.intercept[None]))
+    at, total = explainer.classes.index(group), 0.0
+    others = [i for i in range(len(explainer.classes)) if i != at]
+    for ridge, rows in zip(explainer.attributions, explainer.parts, strict=True):
+        tissue, mean = (x[:, at] - logsumexp(x[:, others], axis=1) for x in (ridge.logits, ridge.intercept[None]))
         total += float(side[rows] @ (tissue - mean))
     return total
 
@@ -70,11 +70,11 @@ def _change(source: ModelSource, group: str, side: np.ndarray) -> float:
     ("column", "task", "group"), [("disease", "biomarker", "diseased"), ("compartment", "classification", "layer_2")]
 )
 def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which, column, task, group):
-    source = _source(tissue, nets[which], task)
+    explainer = _explainer(tissue, nets[which], task)
     inside = (tissue.obs[column] == group).to_numpy()
-    parts = source.explain(group, "rest", inside, ~inside)
+    parts = explainer.explain(group, "rest", inside, ~inside)
     side = inside / inside.sum() - ~inside / (~inside).sum()
-    change = _change(source, group, side)
+    change = _change(explainer, group, side)
     assert change > 1
     assert parts.sum() == pytest.approx(change, rel=0.03)
 
@@ -82,13 +82,13 @@ def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which
 def test_the_ridge_is_that_of_the_predictions(tissue, nets):
     """Without adaptation and components, its log probabilities are those of the classifier of genes."""
     net = TissueNet.load(nets[0])
-    source = _source(tissue, nets[0], "classification")
+    explainer = _explainer(tissue, nets[0], "classification")
     (section,) = KnownInput(tissue, net, None).sections(Regions(tissue, "regions", "spatial"))
     genes = net.ensembles["classification"].elsewhere.genes
     components = genes.predict(section.by_name, adapt=False)
     assert components.weights["lda"] == 0
     np.testing.assert_allclose(
-        log_softmax(source.evidence[0].logits, axis=1), log_softmax(components.logits, axis=1), atol=1e-6
+        log_softmax(explainer.attributions[0].logits, axis=1), log_softmax(components.logits, axis=1), atol=1e-6
     )
 
 

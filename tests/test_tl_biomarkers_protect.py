@@ -156,7 +156,7 @@ def test_a_representation_that_cannot_be_made_again_is_said(banded, again, tmp_p
     assert list(back["protect_missing"]) == list(params["protect_missing"])
     assert back["protect_representation"] == params["protect_representation"]
     del adata.obsm["X_pca"]
-    with pytest.warns(UserWarning, match="which is not there any more"):
+    with pytest.warns(UserWarning, match="which no longer exists"):
         _tested(adata)
 
 
@@ -174,7 +174,7 @@ def test_image_and_pretrained_model_are_used_again(banded, again, tmp_path):
     assert "protect_missing" not in params
     path.unlink()
     adata.uns["spatial"]["library"]["images"] = {}
-    with pytest.warns(UserWarning, match=r"without the image 'lowres'.*without the pretrained model.* not at"):
+    with pytest.warns(UserWarning, match=r"without the image 'lowres'.*without the pretrained model.* no longer at"):
         assert len(_tested(adata)["protect_missing"]) == 2
     adata.uns["segment"]["params"]["pretrained_path"] = ""
     with pytest.warns(UserWarning, match="given in memory"):

@@ -11,7 +11,7 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
 from stxtools._spatial.kernels import add_products, label_sums, symmetric
-from stxtools._types import Array, Bools, Floats, Ints, Reals
+from stxtools._types import Array, Floats, Ints, Reals
 
 from ._null_model import PackedLabels, n_words
 from ._smooth import GeneSums, Metric, added, row_chunks, summed
@@ -30,7 +30,7 @@ class Covariates:
     composition: bool = False
     columns: Floats | None = None
 
-    def subset(self, rows: Bools | Ints) -> Covariates:
+    def take(self, rows: Ints) -> Covariates:
         """Return the covariates of the observations ``rows``."""
         return self if self.columns is None else replace(self, columns=self.columns[rows])
 

@@ -57,7 +57,7 @@ class SectionView:
     - ``seed``: Seed of the sampled pairs of observations.
     - ``depth``: Counts before normalisation.
     - ``n_genes``: Genes that each observation expresses.
-    - ``plain``: Whether smooth variation counts in full, not weighed down (:attr:`metric`).
+    - ``unweighted``: Smooth variation counts in full, not weighed down.
     """
 
     expression: ExpressionReader
@@ -67,20 +67,18 @@ class SectionView:
     depth: Floats | None = None
     covariates: Covariates = field(default_factory=Covariates)
     n_genes: Ints | None = None
-    plain: bool = False
+    unweighted: bool = False
     moments: Moments = field(init=False)  # known once all blocks are described
     left: dict[int, Floats] = field(init=False, default_factory=dict)  # by block: strengths given composition
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def subset(self, chosen: Bools) -> SectionView:
-        """Return this view, or a new one of the observations ``chosen``."""
-        if chosen.all():
-            return self
+    def take(self, chosen: Ints) -> SectionView:
+        """Return a view of the observations ``chosen``, in their order."""
         depth = None if self.depth is None else self.depth[chosen]
         n_genes = None if self.n_genes is None else self.n_genes[chosen]
-        rows, xy, covariates = self.rows[chosen], self.xy[chosen], self.covariates.subset(chosen)
+        rows, xy, covariates = self.rows[chosen], self.xy[chosen], self.covariates.take(chosen)
         return replace(self, rows=rows, xy=xy, depth=depth, covariates=covariates, n_genes=n_genes)
 
     @cached_property
@@ -148,8 +146,8 @@ class SectionView:
         if self.covariates.columns is not None:
             nuisance = nuisance.beside(self.covariates.columns)
         strengths = np.concatenate([np.zeros(0), *self.left.values()]) if composition else self.moments.strength
-        plain = self.plain or (composition and not final)
-        metric = Metric(self.basis, np.ones(1)) if plain else self.basis.metric(strengths)
+        unweighted = self.unweighted or (composition and not final)
+        metric = Metric(self.basis, np.ones(1)) if unweighted else self.basis.metric(strengths)
         return Adjustment(nuisance, metric)
 
 
@@ -195,7 +193,7 @@ class _RegionTest:
             section = SectionExpression(rescaled(section.matrix, self.factor))
         of_genes = section.genes(self.view.basis, flat=not self.composition)
         correlate = PartialCorrelation(of_genes, genes, self.adjustment, self.labels)
-        if self.composition and not self.view.plain and genes.start not in self.view.left:
+        if self.composition and not self.view.unweighted and genes.start not in self.view.left:
             self.view.left[genes.start] = correlate.strengths()
         alternative = self.contrast.alternative if self.final else None
         self.found.append(test_region(correlate, self.n_null, len(section), self.draws.model, alternative))

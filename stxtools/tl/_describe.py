@@ -32,8 +32,8 @@ from stxtools.stats._design import Design, plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
-from stxtools.tl._biomarkers._design import compare, usable
-from stxtools.tl._biomarkers._protect import Tested
+from stxtools.tl._biomarkers._design import compare, testable
+from stxtools.tl._biomarkers._protect import TestData
 from stxtools.tl._targets._tables import read_table
 
 CONTACT = "contact"
@@ -108,7 +108,7 @@ def describe(
     record: dict[str, Any] = {}
     if nets or pairs is not None:
         where = Geometry(adata, spatial_key, library_key, raster=pairs is not None)
-        tested = Tested(adata, groupby, named, layer, "thinning", seed, show_progress)
+        tested = TestData(adata, groupby, named, layer, "thinning", seed, show_progress)
         record = {"protected": tested.protected, **tested.record}
         logged = log_matrix(tested.read)
         how = {"n_null": n_null, "seed": seed, "show_progress": show_progress}
@@ -161,12 +161,12 @@ def _tested(
             if np.setdiff1d(groups, [d.code, opposite]).size:
                 designs[i] = replace(d, left_out=opposite)
     else:
-        designs = usable(planned, "rest", groupby, explicit=False)
+        designs = testable(planned, "rest", groupby, explicit=False)
     if not designs or not features.names:
         return _NOTHING
     outcomes = compare(
         features, designs, codes, where.libs, where.xy, names_of_obs, Covariates(), both=False,
-        plain=kind == CONTACT, **how,  # a border is a strip: smooth variation along it must count
+        unweighted=kind == CONTACT, **how,  # a border is a strip: smooth variation along it must count
     )  # fmt: skip
     tables = [_table(kind, d, outcome.tested, features, codes) for d, outcome in zip(designs, outcomes, strict=True)]
     return pd.concat(tables, ignore_index=True)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from stxtools._data.expression import Expression, log_chunks
 from stxtools._data.features import GeneNames, KnownInput, ModelFeatures, check_genes
 from stxtools._data.sections import Geometry, make_sections
+from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import listing
 from stxtools.stats._design import Design
-from stxtools.stats._probe import normed
+
+from ._probe import normalized
 
 if TYPE_CHECKING:
     from stxtools._data.regions import Regions
@@ -52,37 +53,36 @@ def reads_regions(model: Segmenter | TissueNet) -> bool:
 
 
 def model_attributions(
-    adata: AnnData, models: Sequence[Segmenter | TissueNet], designs: Sequence[Design], codes: NDArray[np.int64],
+    adata: AnnData, models: Sequence[Segmenter | TissueNet], designs: Sequence[Design], codes: Ints,
     reference: str, layer: str | None, where: Geometry, regions: Regions | None,
-) -> list[NDArray[np.float64]]:  # fmt: skip
+) -> list[Floats]:  # fmt: skip
     """Attribution by models, averaged: one number per gene for each design; absolute values sum to 1."""
-    wanted = [*[design.name for design in designs], *([] if reference == "rest" else [reference])]
-    tasks = [_checked_task(model, wanted) for model in models]
+    groups = [design.name for design in designs] + ([] if reference == "rest" else [reference])
+    tasks = [_task_of(model, groups) for model in models]
     totals = [np.zeros(adata.n_vars) for _ in designs]
     for model, task in zip(models, tasks, strict=True):
-        source = ModelSource(adata, model, task, layer, where, regions)
+        explainer = ModelExplainer(adata, model, task, layer, where, regions)
         for total, design in zip(totals, designs, strict=True):
-            inside, outside = design.sides(codes)
             used = np.isin(where.libs.codes, design.libraries)
-            total += normed(source.explain(design.name, reference, inside & used, outside & used))
-    return [normed(total) for total in totals]
+            total += normalized(explainer.explain(design.name, reference, *(s & used for s in design.sides(codes))))
+    return [normalized(total) for total in totals]
 
 
-def _checked_task(model: Any, wanted: Sequence[str]) -> str | None:
-    """Return the task of a joint model that tells the groups apart, None for a Segmenter; an error where none does."""
+def _task_of(model: Any, groups: Sequence[str]) -> str | None:
+    """Return the task of a TissueNet whose classes include the groups, None for a Segmenter; raise where none does."""
     if not reads_regions(model):
-        unknown = [g for g in wanted if g not in model.classes]
+        unknown = [g for g in groups if g not in model.classes]
         if unknown:
             raise ValueError(
                 f"The model in `attribution_model` tells {listing(model.classes)} apart, not {listing(unknown)}; "
                 "group by what it was trained on, or name its classes in `groups`."
             )
         return None
-    task = next((t for t, names in model.classes.items() if set(wanted) <= set(names)), None)
+    task = next((t for t, names in model.classes.items() if set(groups) <= set(names)), None)
     if task is None:
         known = "; ".join(f"{t}: {listing(names)}" for t, names in model.classes.items())
         raise ValueError(
-            f"No task of the model in `attribution_model` tells {listing(wanted)} apart ({known or 'none'}); "
+            f"No task of the model in `attribution_model` tells {listing(groups)} apart ({known or 'none'}); "
             "group by what it was trained on, or name classes of one task in `groups`."
         )
     if task not in model.ensembles or model.ensembles[task].elsewhere.genes is None:
@@ -93,8 +93,8 @@ def _checked_task(model: Any, wanted: Sequence[str]) -> str | None:
     return task
 
 
-class ModelSource:
-    """A model on the sections of an AnnData: its ridge of genes, or the U-Net where it has learned none."""
+class ModelExplainer:
+    """Attribution of a model by section: of its ridge classifier of genes, or of the U-Net where it has none."""
 
     def __init__(
         self, adata: AnnData, model: Any, task: str | None, layer: str | None, where: Geometry, regions: Regions | None
@@ -104,62 +104,58 @@ class ModelSource:
         self._model, self._layer, self._n_vars = model, layer, adata.n_vars
         self._genes, self._adata = np.arange(adata.n_vars), adata
         self._names: Sequence[str] = list(adata.var_names)
-        self.known = np.ones(adata.n_obs, dtype=bool)
+        self._known = np.ones(adata.n_obs, dtype=bool)
         if task is None or regions is None:
             self.classes, self.parts = model.classes, where.parts
             if model.gene_classifier is None:
                 sections = make_sections(ModelFeatures(adata, model, layer).values, where)
-                self.evidence: list[Any] = [SegmenterAttribution(model, section) for section in sections]
+                self.attributions: list[Any] = [SegmenterAttribution(model, section) for section in sections]
                 return
             self._names = GeneNames(adata).as_model(model.read_genes, model.ids)
             check_genes(model.gene_classifier.moments.genes, self._names, enough=model.gene_classifier.max_genes)
             at = model.gene_classifier.moments.match(self._names)[1]
             genes = Expression(adata, layer, in_memory=False).by_section(where, self._names, at)
-            self.evidence = [RidgeAttribution(model.gene_classifier, section) for section in genes]
+            self.attributions = [RidgeAttribution(model.gene_classifier, section) for section in genes]
             return
-        self.classes, self.parts, self.known = model.classes[task], regions.where.parts, regions.region >= 0
+        self.classes, self.parts, self._known = model.classes[task], regions.where.parts, regions.region >= 0
         read = KnownInput(adata, model, layer)
         genes = model.ensembles[task].elsewhere.genes
-        self.evidence = [RidgeAttribution(genes, section.by_name) for section in read.sections(regions)]
+        self.attributions = [RidgeAttribution(genes, section.by_name) for section in read.sections(regions)]
         if model.expression:  # genes to predict were not read
             self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))
             self._adata = adata[:, self._genes]
         self._names = list(self._adata.var_names) if read.named is None else read.named[1]
 
-    def explain(
-        self, group: str, reference: str, inside: NDArray[np.bool_], outside: NDArray[np.bool_]
-    ) -> NDArray[np.float64]:
-        """Return every gene's part of the evidence for a group."""
+    def explain(self, group: str, reference: str, inside: Bools, outside: Bools) -> Floats:
+        """Return the attribution of every gene for a group against its reference."""
         at, classes = self.classes.index(group), range(len(self.classes))
         others = [i for i in classes if i != at] if reference == "rest" else [self.classes.index(reference)]
-        inside, outside = inside & self.known, outside & self.known
-        side = inside / max(int(inside.sum()), 1) - outside / max(int(outside.sum()), 1)
-        gradient, own = np.zeros((len(side), self._model.n_features)), np.zeros(len(self._genes))
-        for evidence, rows in zip(self.evidence, self.parts, strict=True):
-            if np.any(side[rows]):
-                features, direct = evidence.parts(at, others, side[rows])
-                own += direct.reindex(self._names, fill_value=0.0)
+        inside, outside = inside & self._known, outside & self._known
+        weight = inside / max(int(inside.sum()), 1) - outside / max(int(outside.sum()), 1)
+        gradient, by_gene = np.zeros((len(weight), self._model.n_features)), np.zeros(len(self._genes))
+        for attribution, rows in zip(self.attributions, self.parts, strict=True):
+            if np.any(weight[rows]):
+                features, genes = attribution.parts(at, others, weight[rows])
+                by_gene += genes.reindex(self._names, fill_value=0.0)
                 if features.size:
                     gradient[rows] = features
         if gradient.any():
             read = Expression(self._adata, self._layer, in_memory=False)
-            own += carried_to_genes(read, self._model.projection, gradient, self.parts)
+            by_gene += _project_to_genes(read, self._model.projection, gradient, self.parts)
         out = np.zeros(self._n_vars)
-        out[self._genes] = own
+        out[self._genes] = by_gene
         return out
 
 
-def carried_to_genes(
-    read: Expression, projection: GeneProjection, gradient: NDArray[np.float64], parts: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float64]:
-    """Return genes' parts of what features do: each gene's difference from its section's mean, times the gradient."""
+def _project_to_genes(read: Expression, projection: GeneProjection, gradient: Floats, parts: Sequence[Ints]) -> Floats:
+    """Attribution of genes through the features: deviation from the section's mean times gradient."""
     centred = np.array(gradient)
     for rows in parts:  # (y - mean)' g = y' (g - mean of g)
         centred[rows] -= gradient[rows].mean(axis=0)
-    theirs, loadings = projection.loadings(list(read.names))
+    at, loadings = projection.loadings(list(read.names))
     total = np.zeros((len(read.names), gradient.shape[1]))
     for part in log_chunks(read, lambda logged, rows: np.asarray(logged.T @ centred[rows]), projection.target_sum):
         total += part
     out = np.zeros(len(read.names))
-    out[theirs] = (total[theirs] * loadings).sum(axis=1)
+    out[at] = (total[at] * loadings).sum(axis=1)
     return out

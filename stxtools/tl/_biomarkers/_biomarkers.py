@@ -27,11 +27,11 @@ from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 
 from ._attribution import load_models, model_attributions, reads_regions
-from ._design import chosen_groups, compare, other_group, usable, warn_single
+from ._design import chosen_groups, compare, testable, warn_single
 from ._probe import probe_attributions
 from ._protect import METHODS as PROTECTIONS
-from ._protect import Tested
-from ._table import design_table, ordered, scanpy_twin
+from ._protect import TestData
+from ._table import design_table, scanpy_twin, sort_genes
 
 if TYPE_CHECKING:
     from stxtools.models import Segmenter, TissueNet
@@ -131,11 +131,11 @@ def biomarkers(
     models = load_models(attribution_model)
     regions = Regions(adata, _keys.REGIONS, spatial_key) if any(map(reads_regions, models)) else None
 
-    tested = Tested(adata, groupby, named, layer, protect, seed, show_progress)
+    tested = TestData(adata, groupby, named, layer, protect, seed, show_progress)
     codes = tested.codes
     ref = None if reference == "rest" else names.index(reference)
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs)) for name in chosen]
-    designs = usable(planned, reference, groupby, explicit=not isinstance(groups, str))
+    designs = testable(planned, reference, groupby, explicit=not isinstance(groups, str))
     warn_single(designs, groupby, library_key)
     between = [d.name for d in designs if d.kind == "between"]
     if adjusted_for and between:
@@ -150,7 +150,7 @@ def biomarkers(
     if models:
         attributions = model_attributions(tested.adata, models, designs, codes, reference, tested.layer, where, regions)
     else:
-        attributions = probe_attributions(blocks, codes, libs, designs, seed)
+        attributions = probe_attributions(blocks, codes, libs.codes, designs, seed)
     outcomes = compare(
         blocks, designs, codes, libs, xy, observations, adjusters, n_null=n_null, seed=seed,
         show_progress=show_progress, alternative=alternative,
@@ -162,14 +162,15 @@ def biomarkers(
             design, outcome, attribution, gene_names, adjusted=bool(adjusted_for),
             composition=adjusters.composition, alternative=alternative,
         )  # fmt: skip
-        tables.append(ordered(table, alternative))
+        tables.append(sort_genes(table, alternative))
         agreement.append(agrees)
         gene_score = np.maximum(gene_score, np.abs(table["certain_logfoldchanges"].to_numpy()))
     slots = Slots("tl.biomarkers", open_ended=("ci_low", "ci_high"))
     table = pd.concat(tables, ignore_index=True)
     slots.uns[key] = table.astype({"group": str, "names": str})  # object, or pandas 3's str: as read back
     slots.var[score_key] = gene_score
-    compared_with = other_group(chosen, reference, names)
+    pair = len(names) == 2 and len(chosen) == 1  # the rest is one group, called by its name
+    compared_with = next(n for n in names if n not in chosen) if pair else reference
     slots.uns[_keys.twin(key)] = scanpy_twin(tables, groupby, compared_with, method, layer)
     slots.uns[f"{key}_params"] = provenance(
         groupby=groupby, groups=[d.name for d in designs], reference=compared_with, alternative=alternative,

@@ -1,4 +1,4 @@
-"""Protection from testing groups on the very counts they were found in: found again in half, tested on the other."""
+"""Protection from double dipping: groups found in the counts are found again in one half and tested on the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
@@ -19,21 +18,21 @@ from stxtools._data.noise import thin_counts
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
 from stxtools._slots import records, slots_of
 from stxtools._spatial.matrices import column_moments
+from stxtools._types import Bools, Floats32, Ints
 from stxtools._validate import Labels, categories, check_in, stored_library_key
 from stxtools._warn import warn
 
 METHODS = ("thinning", None)
-SAME = 0.9  # share of a stored PCA's variance that one made of the counts must explain to pass for the same
-_HALF = 0.5
-_FOUND = "found_again"  # the column in which groups are found again
-_LEAST_AGREEMENT = 0.8  # below this Rand index the groups of half the counts are not those of all of them
+_MIN_EXPLAINED = 0.9  # share of a stored PCA's variance that a PCA of the counts must explain to be the same
+_SEGMENT = "found_again"  # the column that holds the groups of one half of the counts
+_MIN_AGREEMENT = 0.8  # below this Rand index the groups of half the counts are not those of all of them
 _TARGETS = (None, 1e4)  # depth after normalisation: the median, or scanpy's habit
 
 
-class Tested:
-    """What is tested: expression and the groups' ``codes``; where these were found in it, of one half of the counts.
+class TestData:
+    """Expression to test and the groups' ``codes``; of one half of the counts where the groups were found in them.
 
-    ``protected`` says whether counts were divided, ``record`` what ``params`` say of that and of the expression.
+    ``protected``: counts were divided. ``record``: entries of ``params`` on that and on the expression.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Tested:
         self.adata, self.layer, self.codes = adata, layer, groups.codes
         record: dict[str, Any] = {}
         if found_in_expression(adata, groupby, layer):
-            half = "" if protect is None else _divided(adata, groupby, groups, layer, seed, show_progress)
+            half = "" if protect is None else _split(adata, groupby, groups, layer, seed, show_progress)
             if isinstance(half, str):
                 _warn_unprotected(groupby, half)
             else:
@@ -55,7 +54,7 @@ class Tested:
 
 def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool:
     """Return whether this package found the groups of ``obs[groupby]`` in the expression that is to be tested."""
-    split = recorded(adata.uns.get(_keys.SPLIT))
+    split = next(records(adata.uns.get(_keys.SPLIT)), {})
     for params in records(adata.uns):
         call, source = str(params.get("call")), str(params.get("segment_key"))
         if f"obs/{groupby}" not in slots_of(params) or call == "io.read_annotations":  # drawn on the image
@@ -67,10 +66,10 @@ def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool
     return False
 
 
-def _divided(
+def _split(
     adata: AnnData, groupby: str, groups: Labels, layer: str | None, seed: int, show_progress: bool | None
-) -> tuple[AnnData, NDArray[np.int64], dict[str, Any]] | str:
-    """Segment again on one half of the counts; return the other with those groups, or say why that cannot be done."""
+) -> tuple[AnnData, Ints, dict[str, Any]] | str:
+    """Segment one half of the counts; return the other half, those groups and their record, or why it is impossible."""
     if is_out_of_core(stored_matrix(adata, layer)[0]):
         raise ValueError(
             f"The groups of `{groupby}` were found in this expression. `protect='thinning'` splits the counts "
@@ -78,16 +77,16 @@ def _divided(
             "or split the counts with `st.pp.split_counts`, find groups in one part and test the other "
             "(`layer=`). With `protect=None` p-values are optimistic: rank genes by effect."
         )
-    params = recorded(adata.uns.get(groupby))
+    params = next(records(adata.uns.get(groupby)), {})
     if "segmenter" not in params:
-        return f"only groups of `st.tl.segment` can be found again, and `{groupby}` is none"
+        return f"only groups of `st.tl.segment` can be found again, and `{groupby}` is not one"
     if str(params.get("model", "trained")) == "given":
         return "they come from a saved model that may have been trained on these counts"
     if str(params.get("use_rep", _keys.X_PCA)) != _keys.X_PCA:
         return f"they were found in `obsm[{str(params['use_rep'])!r}]`, which cannot be made again from half the counts"
     labels_key = params.get("labels_key")
     if labels_key is not None and str(labels_key) not in adata.obs:
-        return f"their labels, `obs[{str(labels_key)!r}]`, are not there any more"
+        return f"their labels, `obs[{str(labels_key)!r}]`, no longer exist"
     read_from = layer if layer is not None or "layer" not in params else str(params["layer"])
     if read_from is not None:
         check_in(adata, "layers", read_from, "layer")
@@ -95,135 +94,131 @@ def _divided(
     if read.scale != "counts" or read.matrix.nnz == 0:
         return "the expression is not integer counts: name a `layer` that holds them"
     names = np.asarray(adata.obs_names, dtype=str)
-    train, test = thin_counts(read.matrix, _HALF, np.random.default_rng(seed), np.argsort(names, kind="stable"))
+    train, test = thin_counts(read.matrix, 0.5, np.random.default_rng(seed), np.argsort(names, kind="stable"))
     if train.nnz == 0 or test.nnz == 0:
         return "there are too few counts to divide"
-    work, tested = (AnnData(part, obs=adata.obs.copy(), var=adata.var[[]].copy()) for part in (train, test))
-    found, found_names, how = _found_again(adata, work, read.matrix, params, show_progress)
-    matched, agreement = _match(groups, found, found_names)
-    _warn_other_groups(groupby, agreement, how["protect_missing"])
-    return tested, matched, {"protect_agreement": agreement, **how, **read.record}
+    half, tested = (AnnData(part, obs=adata.obs.copy(), var=adata.var[[]].copy()) for part in (train, test))
+    segments, record = _segment_again(adata, half, read.matrix, params, show_progress)
+    codes, agreement = _match(groups, segments)
+    _warn_other_groups(groupby, agreement, record["protect_missing"])
+    return tested, codes, {"protect_agreement": agreement, **record, **read.record}
 
 
-def _found_again(
-    adata: AnnData, part: AnnData, counts: sparse.csr_matrix, given: Mapping[str, Any], show_progress: bool | None
-) -> tuple[NDArray[np.int64], list[str], dict[str, Any]]:
-    """Segment ``part``, which holds a part of the ``counts`` of ``adata``, with the parameters of its segmentation.
+def _segment_again(
+    adata: AnnData, half: AnnData, counts: sparse.csr_matrix, params: Mapping[str, Any], show_progress: bool | None
+) -> tuple[Labels, dict[str, Any]]:
+    """Segment ``half`` of the ``counts`` of ``adata`` with the ``params`` of its segmentation.
 
-    Return the groups, their names, and what ``params`` say of them: in what they were found, and what was missing.
+    Return the groups and what to record: the representation that they were found in, and what was missing.
     """
     from stxtools.tl import segment
 
     missing: list[str] = []
-    image_key, pretrained = _image(adata, given, missing), _start(given, missing)
-    spatial_key = str(given.get("spatial_key", _keys.SPATIAL))
-    part.obsm[spatial_key] = adata.obsm[spatial_key]
+    image_key, pretrained = _image_key(adata, params, missing), _pretrained_path(params, missing)
+    spatial_key = str(params.get("spatial_key", _keys.SPATIAL))
+    half.obsm[spatial_key] = adata.obsm[spatial_key]
     if _keys.RASTER in adata.uns and _keys.RASTER in adata.obsm:
-        part.obsm[_keys.RASTER], part.uns[_keys.RASTER] = adata.obsm[_keys.RASTER], adata.uns[_keys.RASTER]
+        half.obsm[_keys.RASTER], half.uns[_keys.RASTER] = adata.obsm[_keys.RASTER], adata.uns[_keys.RASTER]
     if image_key is not None:
-        part.uns[_keys.SPATIAL] = adata.uns[_keys.SPATIAL]
+        half.uns[_keys.SPATIAL] = adata.uns[_keys.SPATIAL]
     representation = "PCA of the variable genes" if pretrained is None else "components of the pretrained model"
-    if _reads_stored_pca(given, there=_keys.X_PCA in adata.obsm):
-        representation = _put_pca(adata, part, counts, missing) or representation
+    if _reads_stored_pca(params, stored=_keys.X_PCA in adata.obsm):
+        representation = _write_pca(adata, half, counts, missing) or representation
 
-    labels_key = None if given.get("labels_key") is None else str(given["labels_key"])
-    shares = given.get("class_shares")
+    labels_key = None if params.get("labels_key") is None else str(params["labels_key"])
+    shares = params.get("class_shares")
     if shares is not None and labels_key is not None:  # 0: not given
-        classes = categories(part, labels_key, "labels_key")[1]
+        classes = categories(half, labels_key, "labels_key")[1]
         shares = {c: float(v) for c, v in zip(classes, shares, strict=True) if v}
     segment(
-        part, n_segments=None if labels_key is not None else int(given["n_segments"]), labels_key=labels_key,
-        keep_labels=bool(given.get("keep_labels", False)), class_shares=shares,
-        abstain_below=given.get("abstain_below"), pretrained=pretrained, image_key=image_key,
-        spatial_key=spatial_key, library_key=stored_library_key(given),
-        params={k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in given["segmenter"].items()},
-        random_state=int(given.get("random_state", 0)), show_progress=show_progress, key_added=_FOUND,
+        half, n_segments=None if labels_key is not None else int(params["n_segments"]), labels_key=labels_key,
+        keep_labels=bool(params.get("keep_labels", False)), class_shares=shares,
+        abstain_below=params.get("abstain_below"), pretrained=pretrained, image_key=image_key,
+        spatial_key=spatial_key, library_key=stored_library_key(params),
+        params={k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in params["segmenter"].items()},
+        random_state=int(params.get("random_state", 0)), show_progress=show_progress, key_added=_SEGMENT,
     )  # fmt: skip
-    read = {"protect_representation": representation, "protect_missing": missing or None}
-    return *categories(part, _FOUND, "groupby"), read
+    record = {"protect_representation": representation, "protect_missing": missing or None}
+    return categories(half, _SEGMENT, "groupby"), record
 
 
-def _image(adata: AnnData, given: Mapping[str, Any], missing: list[str]) -> str | None:
-    """Return the image that was read, if it is still there."""
-    if given.get("image_key") is None:
+def _image_key(adata: AnnData, params: Mapping[str, Any], missing: list[str]) -> str | None:
+    """Return the key of the image that was read, if it is still there."""
+    if params.get("image_key") is None:
         return None
-    key, spatial = str(given["image_key"]), adata.uns.get(_keys.SPATIAL)
+    key, spatial = str(params["image_key"]), adata.uns.get(_keys.SPATIAL)
     if isinstance(spatial, Mapping) and any(key in entry.get(_keys.IMAGES, {}) for entry in spatial.values()):
         return key
-    missing.append(f"the image {key!r}, which is not in `uns['spatial']` any more")
+    missing.append(f"the image {key!r}, which is no longer in `uns['spatial']`")
     return None
 
 
-def _start(given: Mapping[str, Any], missing: list[str]) -> str | None:
+def _pretrained_path(params: Mapping[str, Any], missing: list[str]) -> str | None:
     """Return the file of the pretrained model that training started from, if it is still there."""
-    path = str(given.get("pretrained_path", ""))
-    if not given.get("pretrained", False):
+    if not params.get("pretrained", False):
         return None
+    path = str(params.get("pretrained_path", ""))
     if os.path.exists(path):
         return path
-    missing.append(
-        f"the pretrained model, which is not at {path!r} any more"
-        if path
-        else "the pretrained model, which was given in memory (name its file as `pretrained=`)"
-    )
+    reason = f"is no longer at {path!r}" if path else "was given in memory (name its file as `pretrained=`)"
+    missing.append(f"the pretrained model, which {reason}")
     return None
 
 
-def _reads_stored_pca(given: Mapping[str, Any], *, there: bool) -> bool:
+def _reads_stored_pca(params: Mapping[str, Any], *, stored: bool) -> bool:
     """Whether a segmentation read ``obsm["X_pca"]`` as it was."""
-    if str(given.get("use_rep", "")) == _keys.X_PCA:
+    if str(params.get("use_rep", "")) == _keys.X_PCA:
         return True
-    if "representation" in given:
-        return str(given["representation"]) == _keys.X_PCA
-    return "layer" not in given and there and not given.get("pretrained", False)
+    if "representation" in params:
+        return str(params["representation"]) == _keys.X_PCA
+    return "layer" not in params and stored and not params.get("pretrained", False)
 
 
-def _put_pca(adata: AnnData, part: AnnData, counts: sparse.csr_matrix, missing: list[str]) -> str:
-    """Make ``obsm["X_pca"]`` again from ``part`` of the counts, in the way that makes it from all; return how.
+def _write_pca(adata: AnnData, half: AnnData, counts: sparse.csr_matrix, missing: list[str]) -> str:
+    """Write ``obsm["X_pca"]`` of ``half`` the counts, computed as that of all counts was; return a description.
 
-    Of the usual ways the one is taken whose components of all counts explain most of the stored ones. Components are
-    those of the part: stored loadings have seen the noise of the other part, too.
+    Of the usual pipelines the one is taken whose components of all counts explain most of the stored ones. Components
+    are those of the half: stored loadings have seen the noise of the other half, too.
     """
     if _keys.X_PCA not in adata.obsm:
-        missing.append("`obsm['X_pca']`, which is not there any more")
+        missing.append("`obsm['X_pca']`, which no longer exists")
         return ""
     stored = np.asarray(adata.obsm[_keys.X_PCA], dtype=np.float64)
     stored = stored - stored.mean(axis=0)
-    genes, chosen = _genes_of_pca(adata, counts)
-    ways = {}
-    for target, scaled in product(_TARGETS, (False, True)):
-        found = _pca(counts, genes, stored.shape[1], target, scaled).astype(np.float64)
-        left = stored - found @ np.linalg.lstsq(found, stored, rcond=None)[0]
-        ways[target, scaled] = 1.0 - float(np.square(left).sum()) / max(float(np.square(stored).sum()), 1e-300)
-    (target, scaled), explained = max(ways.items(), key=lambda way: way[1])
-    part.obsm[_keys.X_PCA] = _pca(part.X, genes, stored.shape[1], target, scaled)
-    if explained < SAME:
+    genes, genes_from = _genes_of_pca(adata, counts)
+    explained_by = {}
+    for pipeline in product(_TARGETS, (False, True)):
+        values = _pca(counts, genes, stored.shape[1], *pipeline).astype(np.float64)
+        residual = stored - values @ np.linalg.lstsq(values, stored, rcond=None)[0]
+        total = max(float(np.square(stored).sum()), 1e-300)
+        explained_by[pipeline] = 1.0 - float(np.square(residual).sum()) / total
+    (target, scaled), explained = max(explained_by.items(), key=lambda item: item[1])
+    half.obsm[_keys.X_PCA] = _pca(half.X, genes, stored.shape[1], target, scaled)
+    if explained < _MIN_EXPLAINED:
         missing.append(
-            f"`obsm['X_pca']` as it is: of the usual ways to make it from these counts none explains more than "
+            f"`obsm['X_pca']` as it is: none of the usual ways to compute it from these counts explains more than "
             f"{explained:.0%} of it"
         )
     depth = "the median" if target is None else f"{target:g}"
-    how = f"{stored.shape[1]} components of {len(genes)} {chosen}, depth {depth}{', z-scores' if scaled else ''}"
+    how = f"{stored.shape[1]} components of {len(genes)} {genes_from}, depth {depth}{', z-scores' if scaled else ''}"
     return f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
 
 
-def _genes_of_pca(adata: AnnData, counts: sparse.csr_matrix) -> tuple[NDArray[np.int64], str]:
-    """Return the genes that a stored PCA was made of, as far as the AnnData says so, and how they are known."""
-    used: dict[str, NDArray[np.bool_]] = {}
+def _genes_of_pca(adata: AnnData, counts: sparse.csr_matrix) -> tuple[Ints, str]:
+    """Return the genes of a stored PCA, as far as the AnnData records them, and how they were found."""
+    used: dict[str, Bools] = {}
     if "PCs" in adata.varm:
         used["genes with loadings"] = np.abs(np.asarray(adata.varm["PCs"], dtype=np.float64)).sum(axis=1) > 0
     if "highly_variable" in adata.var:
         used["variable genes"] = np.asarray(adata.var["highly_variable"], dtype=bool)
     seen = np.asarray((counts > 0).sum(axis=0)).ravel() >= min(3, counts.shape[0])
-    for how, some in used.items():
-        if (some & seen).sum() > 1:
-            return np.flatnonzero(some & seen), how
+    for source, genes in used.items():
+        if (genes & seen).sum() > 1:
+            return np.flatnonzero(genes & seen), source
     return select_genes(counts, "counts"), "variable genes chosen here"
 
 
-def _pca(
-    counts: sparse.csr_matrix, genes: NDArray[np.int64], n_comps: int, target: float | None, scaled: bool
-) -> NDArray[np.float32]:
+def _pca(counts: sparse.csr_matrix, genes: Ints, n_comps: int, target: float | None, scaled: bool) -> Floats32:
     depth = median_depth(np.asarray(counts.sum(axis=1)).ravel()) if target is None else target
     logged = log_normalize(counts, "counts", target_sum=depth)[:, genes].astype(np.float64)
     if scaled:
@@ -233,55 +228,42 @@ def _pca(
     return np.ascontiguousarray(np.asarray(logged @ axes) - mean @ axes, dtype=np.float32)
 
 
-def _match(groups: Labels, found: NDArray[np.int64], found_names: list[str]) -> tuple[NDArray[np.int64], float]:
-    """Give every class that was found again the user's class it overlaps most, one to one where the numbers agree."""
+def _match(groups: Labels, segments: Labels) -> tuple[Ints, float]:
+    """Map segments to the groups that they overlap most, one to one where the numbers agree; return the Rand index."""
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score
 
-    codes, names = groups.codes, groups.names
-    both = (codes >= 0) & (found >= 0)
-    overlap = np.zeros((len(found_names), len(names)))
-    np.add.at(overlap, (found[both], codes[both]), 1.0)
-    if set(names) == set(found_names) and not all(n.isdigit() for n in names):
-        to = np.array([names.index(n) for n in found_names])
-    elif len(names) == len(found_names):
-        to = np.empty(len(found_names), dtype=np.int64)
-        rows, columns = linear_sum_assignment(-overlap)
-        to[rows] = columns
+    (codes, names), (segment, segment_names) = groups, segments
+    both = (codes >= 0) & (segment >= 0)
+    overlap = np.zeros((len(segment_names), len(names)))
+    np.add.at(overlap, (segment[both], codes[both]), 1.0)
+    if set(names) == set(segment_names) and not all(n.isdigit() for n in names):
+        group_of = np.array([names.index(n) for n in segment_names])
+    elif len(names) == len(segment_names):
+        group_of = linear_sum_assignment(-overlap)[1]
     else:
-        to = overlap.argmax(axis=1)
-    matched = np.where(both, to[np.maximum(found, 0)], -1).astype(np.int64)
-    return matched, float(adjusted_rand_score(codes[both], found[both])) if both.any() else 0.0
+        group_of = overlap.argmax(axis=1)
+    matched = np.where(both, group_of[np.maximum(segment, 0)], -1).astype(np.int64)
+    return matched, float(adjusted_rand_score(codes[both], segment[both])) if both.any() else 0.0
 
 
 def _warn_other_groups(groupby: str, agreement: float, missing: list[str] | None) -> None:
-    """Warn where the tested groups differ from the user's."""
     parts = []
     if missing:
         parts.append(f"were found without {'; without '.join(missing)}")
-    if agreement < _LEAST_AGREEMENT:
+    if agreement < _MIN_AGREEMENT:
         parts.append(f"agree with `{groupby}` to an adjusted Rand index of {agreement:.2f} only")
     if parts:
         warn(
             f"The tested groups were found again in one half of the counts. They {' and '.join(parts)}: the table "
-            f"describes these groups, not those of `{groupby}`. See `protect_agreement` in the table's params.",
+            f"describes these groups, not those of `{groupby}`. See `protect_agreement` in the table's params."
         )
 
 
-def _warn_unprotected(groupby: str, why: str) -> None:
-    """Warn that p-values are optimistic."""
+def _warn_unprotected(groupby: str, reason: str) -> None:
     warn(
         f"The groups of `{groupby}` were found in the expression that is tested, so p-values are optimistic"
-        f"{f' (not protected: {why})' if why else ''}. Use `protect='thinning'` on integer counts (`layer=`), or split "
-        "the counts with `st.pp.split_counts`, find groups in one part and test the other (`layer=`). "
-        "Otherwise rank genes by effect (`auroc`, `logfoldchanges`), not by p-value.",
+        f"{f' (not protected: {reason})' if reason else ''}. Use `protect='thinning'` on integer counts (`layer=`), or "
+        "split the counts with `st.pp.split_counts`, find groups in one part and test the other (`layer=`). "
+        "Otherwise rank genes by effect (`auroc`, `logfoldchanges`), not by p-value."
     )
-
-
-def recorded(entry: Any) -> dict[str, Any]:
-    """Return the parameters that a call of this package wrote into an entry of ``uns``; none where another did."""
-    params = entry.get("params") if isinstance(entry, Mapping) else None
-    versions = params.get("versions") if isinstance(params, Mapping) else None
-    if not isinstance(versions, Mapping) or "stxtools" not in versions:
-        return {}
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in entry["params"].items()}

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
+from stxtools._types import Array, Floats
 from stxtools.stats._design import Design, Outcome, shrink
 from stxtools.stats._meta_analysis import Alternative, Combined, adjust_bh, expression_weights, signed_z
 from stxtools.stats._section import ONE_COUNT, PSEUDO
@@ -28,35 +28,35 @@ COLUMNS = (
 
 
 def design_table(
-    design: Design, outcome: Outcome, attribution: NDArray[np.float64], gene_names: NDArray[np.object_], *,
+    design: Design, outcome: Outcome, attribution: Floats, gene_names: Array, *,
     adjusted: bool, composition: bool, alternative: Alternative,
 ) -> tuple[pd.DataFrame, float]:  # fmt: skip
-    """Return a design's table in the order of the genes, and how attribution and evidence agree.
+    """Return a design's table in the order of the genes, and the rank correlation of attribution and scores.
 
-    ``adjusted``: ``rank_score`` is made of the effect that was adjusted for covariates. ``composition``: composition is
-    among them, and the other question is the total effect.
+    ``adjusted``: ``rank_score`` comes from the effect adjusted for covariates. ``composition``: composition is among
+    them, and the other question is the total effect.
     """
-    found, tested = outcome.described, outcome.tested
-    effect, error = found.effect, outcome.error
+    described, tested = outcome.described, outcome.tested
+    effect, error = described.effect, outcome.error
     if adjusted and design.kind == "within":
         effect, error = tested.effect, outcome.tested_error
-    weights = expression_weights(found.mean)
+    weights = expression_weights(described.mean)
     z, adjusted_p = _adjusted(tested, weights, alternative)
-    change = np.log2((found.mean_group + PSEUDO) / (found.mean_reference + PSEUDO))
-    low, high = intervals(change, z, adjusted_p, weights, alternative)
-    damped = np.log2((found.mean_group + ONE_COUNT) / (found.mean_reference + ONE_COUNT))
-    bounds = intervals(damped, z, adjusted_p, weights, alternative)
+    change = np.log2((described.mean_group + PSEUDO) / (described.mean_reference + PSEUDO))
+    low, high = _intervals(change, z, adjusted_p, weights, alternative)
+    damped = np.log2((described.mean_group + ONE_COUNT) / (described.mean_reference + ONE_COUNT))
+    bounds = _intervals(damped, z, adjusted_p, weights, alternative)
     certain = np.sign(z) * np.maximum(np.nan_to_num(np.where(z > 0, bounds[0], -bounds[1])), 0.0)
     size = np.asarray(np.round(np.abs(attribution), _DIGITS), dtype=np.float64)
     rank = np.where(size > 0, rankdata(size) / len(size), 0.0)
     tail = tested.pvals / 2 if alternative == "two-sided" else np.minimum(tested.pvals, 1 - tested.pvals)
     score = shrink(effect, error) * (1 - tail) * (0.9 + 0.1 * rank)
     score = np.where((tested.n_libraries > 0) & (effect * z > 0), score, 0.0)
-    other_z, other_p, other_adjusted = (np.full(len(z), np.nan) for _ in range(3))
+    other_z = other_p = other_adjusted = np.full(len(z), np.nan)
     if outcome.other is not None:
         other_z, other_adjusted = _adjusted(outcome.other, weights, alternative)
         other_p = outcome.other.pvals
-    asked = "total" if composition else "composition"
+    other = "total" if composition else "composition"
     table = pd.DataFrame({
         "group": np.full(len(gene_names), design.name, dtype=object),
         "names": gene_names,
@@ -64,16 +64,16 @@ def design_table(
         "logfoldchanges": change,
         "pvals": tested.pvals,
         "pvals_adj": adjusted_p,
-        f"scores_{asked}": other_z,
-        f"pvals_{asked}": other_p,
-        f"pvals_adj_{asked}": other_adjusted,
+        f"scores_{other}": other_z,
+        f"pvals_{other}": other_p,
+        f"pvals_adj_{other}": other_adjusted,
         "beyond_composition": (adjusted_p if composition else other_adjusted) <= FDR,
-        "pct_nz_group": found.nonzero_group,
-        "pct_nz_reference": found.nonzero_reference,
+        "pct_nz_group": described.nonzero_group,
+        "pct_nz_reference": described.nonzero_reference,
         "ci_low": low,
         "ci_high": high,
         "certain_logfoldchanges": np.where(adjusted_p <= FDR, certain, 0.0),
-        "auroc": found.auroc,
+        "auroc": described.auroc,
         "attribution": attribution,
         "n_libraries": tested.n_libraries,
         # one library agrees with none
@@ -83,9 +83,7 @@ def design_table(
     return table, _spearman(size, np.abs(z))
 
 
-def _adjusted(
-    tested: Combined, weights: NDArray[np.float64], alternative: Alternative
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _adjusted(tested: Combined, weights: Floats, alternative: Alternative) -> tuple[Floats, Floats]:
     """Return signed normal scores, and adjusted p-values: 1 on the other side of the ``alternative``."""
     z, adjusted_p = signed_z(tested.statistic, tested.df), adjust_bh(tested.pvals, weights)
     if alternative != "two-sided":
@@ -93,34 +91,28 @@ def _adjusted(
     return z, adjusted_p
 
 
-def intervals(
-    change: NDArray[np.float64], z: NDArray[np.float64], adjusted_p: NDArray[np.float64], weights: NDArray[np.float64],
-    alternative: Alternative,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
-    """Return confidence limits of log2 fold changes whose false coverage rate is that of the first genes.
-
-    The limit on the side of a one-sided ``alternative`` is infinite.
+def _intervals(
+    change: Floats, z: Floats, adjusted_p: Floats, weights: Floats, alternative: Alternative
+) -> tuple[Floats, Floats]:
+    """Return confidence limits of log2 fold changes with a false coverage rate of :data:`FDR`.
 
     The level is that of the p-value at which Benjamini & Hochberg call a gene (Benjamini & Yekutieli 2005): a gene is
-    called if and only if its interval leaves 0 out. NaN where change and test have different signs or there is no test,
-    and where the statistic is near 0: the error, their ratio, would be endless.
+    called if and only if its interval excludes 0. The limit on the side of a one-sided ``alternative`` is infinite. NaN
+    where change and test differ in sign, or the statistic is near 0: their ratio, the standard error, is not finite.
     """
     called = adjusted_p <= FDR
     share = max(int(called.sum()), 1) / max(len(z), 1)
     sides = 2 if alternative == "two-sided" else 1
     critical = norm.isf(np.clip(FDR * share * weights / sides, 5e-301, 0.5))
     critical = np.where(called, np.minimum(critical, np.abs(z)), critical)  # rounding at the last gene called
-    told = (change * z > 0) & (np.abs(z) >= _LEAST_Z)
-    half = np.divide(np.abs(change) * critical, np.abs(z), out=np.full(len(z), np.nan), where=told)
-    low = np.where(told & (alternative == "less"), -np.inf, change - half)
-    return low, np.where(told & (alternative == "greater"), np.inf, change + half)
+    known = (change * z > 0) & (np.abs(z) >= _LEAST_Z)
+    half = np.divide(np.abs(change) * critical, np.abs(z), out=np.full(len(z), np.nan), where=known)
+    low = np.where(known & (alternative == "less"), -np.inf, change - half)
+    return low, np.where(known & (alternative == "greater"), np.inf, change + half)
 
 
-def ordered(table: pd.DataFrame, alternative: Alternative) -> pd.DataFrame:
-    """Sort a group: genes called up first and those called down last; among themselves by ``rank_score``.
-
-    The other way round where only lower genes were asked for.
-    """
+def sort_genes(table: pd.DataFrame, alternative: Alternative) -> pd.DataFrame:
+    """Sort a group's genes: called up first, called down last (reversed for "less"), then by ``rank_score``."""
     z = table["scores"].to_numpy()
     side = np.sign(z) * (table["pvals_adj"].to_numpy() <= FDR)
     table = table.iloc[np.lexsort((-z, -table["rank_score"].to_numpy(), -side))]
@@ -141,6 +133,6 @@ def scanpy_twin(
     return out
 
 
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+def _spearman(a: Floats, b: Floats) -> float:
     known = len(a) >= 3 and np.ptp(a) > 0 and np.ptp(b) > 0
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1]) if known else float("nan")
