@@ -22,8 +22,8 @@ from stxtools.stats._composition import (
     Nuisance,
     PartialCorrelation,
     n_components,
-    product,
-    rescaled,
+    panel_product,
+    rescale,
 )
 from stxtools.stats._null_model import PackedLabels
 from stxtools.stats._region_test import SectionView
@@ -63,7 +63,7 @@ def _partial(y: np.ndarray, label: np.ndarray, z: np.ndarray) -> tuple[float, fl
 def test_partial_correlations_equal_least_squares_gene_by_gene():
     y = _expression()
     space = _space(y)
-    nuisance = space.components(4).beside(np.random.default_rng(1).standard_normal((len(y), 2)))
+    nuisance = space.components(4).with_columns(np.random.default_rng(1).standard_normal((len(y), 2)))
     labels = (np.random.default_rng(2).random((len(y), 3)) < 0.4).astype(float)
     r, left = _correlation(y, nuisance, labels)(slice(0, 3))
     centred = y.astype(float) - y.mean(axis=0)
@@ -88,14 +88,14 @@ def test_smooth_variation_given_composition_is_that_of_residuals():
     for j in range(25):
         others = np.c_[np.ones(300), nuisance.scores - (y - y.mean(axis=0))[:, [j]] * nuisance.loadings[[j]]]
         rest[:, j] = y[:, j] - others @ np.linalg.lstsq(root * others, root[:, 0] * y[:, j], rcond=None)[0]
-    expected = basis.likeliest(rest.T @ basis.values[:, 1:], (weight[:, None] * rest**2).sum(axis=0), 4)
+    expected = basis.fit_strengths(rest.T @ basis.values[:, 1:], (weight[:, None] * rest**2).sum(axis=0), 4)
     np.testing.assert_array_equal(found, expected)
     assert len(np.unique(found)) > 3
 
 
 def test_covariates_without_loadings_are_ordinary_ones():
     y = _expression(seed=3)
-    z = Nuisance.empty(*y.shape).beside(np.random.default_rng(0).standard_normal((len(y), 3)))
+    z = Nuisance.empty(*y.shape).with_columns(np.random.default_rng(0).standard_normal((len(y), 3)))
     labels = (np.random.default_rng(5).random((len(y), 2)) < 0.5).astype(float)
     r, _ = _correlation(y, z, labels)(slice(0, 2))
     expected = [[_partial(y[:, j].astype(float), labels[:, b], z.scores)[0] for b in range(2)] for j in range(25)]
@@ -130,7 +130,7 @@ def test_depth_without_some_genes():
     logged = np.log1p(counts / depth[:, None] * np.median(depth))
     matrix = sparse.csr_matrix(logged)
     factor = Depths(20, np.arange(5)).add(matrix).factor()
-    out = rescaled(matrix, factor).toarray()
+    out = rescale(matrix, factor).toarray()
     kept = counts[:, 5:].sum(axis=1)
     linear = counts / kept[:, None]
     np.testing.assert_allclose(np.expm1(out) / np.expm1(out)[0, 6], linear / linear[0, 6], rtol=1e-4)
@@ -141,9 +141,9 @@ def test_depth_without_some_genes():
 
 
 def test_designs():
-    assert Nuisance.empty(10, 4).beside(np.ones((10, 2))).scores.shape == (10, 0)
+    assert Nuisance.empty(10, 4).with_columns(np.ones((10, 2))).scores.shape == (10, 0)
     twice = np.random.default_rng(0).standard_normal((30, 1)).repeat(2, axis=1)
-    assert Nuisance.empty(30, 4).beside(twice).scores.shape == (30, 1)
+    assert Nuisance.empty(30, 4).with_columns(twice).scores.shape == (30, 1)
     assert [n_components(n) for n in (60, 500, 10**6)] == [2, 10, 20]
 
 
@@ -206,6 +206,6 @@ def test_rows_in_blocks_of_one_size(sizes, size):
 def test_rows_of_a_product_do_not_depend_on_their_place(start, length, labels, width):
     rng = np.random.default_rng(0)
     genes, other = rng.normal(size=(300, width)), rng.normal(size=(width, labels))
-    whole, some_rows = product(genes, other), slice(start, start + length)
-    np.testing.assert_array_equal(product(genes[some_rows], other), whole[some_rows])
+    whole, some_rows = panel_product(genes, other), slice(start, start + length)
+    np.testing.assert_array_equal(panel_product(genes[some_rows], other), whole[some_rows])
     np.testing.assert_allclose(whole, genes @ other, atol=1e-10)

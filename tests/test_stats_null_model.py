@@ -149,7 +149,7 @@ def test_the_metric_is_that_of_generalised_least_squares(xy):
     genes = basis.sums(sparse.csr_matrix(values.astype(np.float32)))
     np.testing.assert_allclose(metric.squares(genes), (values * expected).sum(axis=0), rtol=1e-5)
     smooth = basis.values.T @ values
-    found = values.T @ (weight[:, None] * values) - smooth.T @ metric.weighed(smooth)
+    found = values.T @ (weight[:, None] * values) - smooth.T @ metric.weighted(smooth)
     np.testing.assert_allclose(found, values.T @ expected, atol=1e-4)
     root = functions[:, 1:] * np.sqrt(30.0 * basis.frequency[1:] ** -1.5)
     noise = rng.standard_normal((400, 200)) / np.sqrt(weight)[:, None]

@@ -14,7 +14,7 @@ from stxtools._spatial.kernels import add_products, label_sums, symmetric
 from stxtools._types import Array, Floats, Ints, Reals
 
 from ._null_model import PackedLabels, n_words
-from ._smooth import GeneSums, Metric, added, row_chunks, summed
+from ._smooth import GeneSums, Metric, cross_products, row_chunks, sum_chunks
 
 N_COMPS = 20
 _OBS_PER_COMPONENT = 50
@@ -40,8 +40,8 @@ def n_components(n_obs: int) -> int:
     return int(np.clip(n_obs // _OBS_PER_COMPONENT, 2, N_COMPS))
 
 
-def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
-    """Multiply every observation by a factor on the linear scale."""
+def rescale(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
+    """Multiply log expression of every observation by a factor on the linear scale."""
     data = np.empty(matrix.nnz, dtype=np.float32)
     done = 0
     for rows, part in row_chunks(matrix):
@@ -52,7 +52,7 @@ def rescaled(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
 
 
 class Depths:
-    """Depth of observations with all genes and without some, accumulated over pieces of rows."""
+    """Depth of observations with all genes and without some, accumulated over chunks of rows."""
 
     def __init__(self, n_genes: int, without: Ints) -> None:
         self._counted = np.ones((n_genes, 2))
@@ -60,9 +60,8 @@ class Depths:
         self._lowest, self._depths = np.inf, [np.zeros((0, 2))]
 
     def add(self, logged: sparse.csr_matrix) -> Depths:
-        """Read the next observations."""
-        if logged.nnz:
-            self._lowest = min(self._lowest, float(logged.data.min()))
+        """Add the next observations."""
+        self._lowest = min(self._lowest, float(logged.data.min(initial=np.inf)))
         for _, part in row_chunks(logged):
             part.data = np.expm1(part.data.astype(np.float64))
             self._depths.append(np.asarray(part @ self._counted))
@@ -72,11 +71,10 @@ class Depths:
         """Return the factor of every observation, None where expression was not normalised by depth."""
         depth, kept = np.concatenate(self._depths).T
         positive = depth[depth > 0]
-        linear = 0 <= self._lowest < np.inf and len(positive) > 0
-        if not linear or np.ptp(positive) > 1e-2 * positive.mean():
+        if len(positive) == 0 or self._lowest < 0 or np.ptp(positive) > 1e-2 * positive.mean():
             return None
-        middle = float(np.median(kept[kept > 0])) if (kept > 0).any() else 1.0
-        return np.divide(middle, kept, out=np.zeros_like(kept), where=kept > 0)
+        target = float(np.median(kept[kept > 0])) if (kept > 0).any() else 1.0
+        return np.divide(target, kept, out=np.zeros_like(kept), where=kept > 0)
 
 
 @dataclass(frozen=True)
@@ -91,32 +89,32 @@ class Nuisance:
         """Return no covariates."""
         return cls(np.zeros((n_obs, 0)), np.zeros((n_genes, 0)))
 
-    def beside(self, columns: Floats) -> Nuisance:
+    def with_columns(self, columns: Floats) -> Nuisance:
         """Add columns, orthogonalised, without constant ones; loadings are 0, as they may contain the tested gene."""
         centred = columns - columns.mean(axis=0)
-        size = centred.std(axis=0)
-        kept = centred[:, size > 1e-12] / size[size > 1e-12]
-        if not kept.shape[1]:
+        scale = centred.std(axis=0)
+        varying = centred[:, scale > 1e-12] / scale[scale > 1e-12]
+        if not varying.shape[1]:
             return self
-        u, s, _ = np.linalg.svd(kept, full_matrices=False)
-        u = u[:, s > 1e-8 * s[0]] * np.sqrt(len(kept))
-        none = np.zeros((len(self.loadings), u.shape[1]))
-        return Nuisance(np.concatenate([self.scores, u], axis=1), np.concatenate([self.loadings, none], axis=1))
+        u, s, _ = np.linalg.svd(varying, full_matrices=False)
+        u = u[:, s > 1e-8 * s[0]] * np.sqrt(len(varying))
+        zeros = np.zeros((len(self.loadings), u.shape[1]))
+        return Nuisance(np.concatenate([self.scores, u], axis=1), np.concatenate([self.loadings, zeros], axis=1))
 
 
-ReadRows = Callable[[Ints, int], Iterator[sparse.csr_matrix]]  # of some genes, so many at a time
+ReadRows = Callable[[Ints, int], Iterator[sparse.csr_matrix]]  # of some genes, by blocks of a size
 
 
 class ExpressionSpace:
-    """Second moments of a section's most variable genes: components without some genes are cheap."""
+    """Second moments of a section's most variable genes, from which components without some genes follow cheaply."""
 
     def __init__(self, read: ReadRows, n_obs: int, mean: Floats, variance: Floats, max_genes: int = MAX_GENES) -> None:
         self._read, self._n_obs, self._n_genes = read, n_obs, len(mean)
         top = np.argsort(-variance, kind="stable")[:max_genes]
         self._genes = np.sort(top[variance[top] > 0])
         products = np.zeros((len(self._genes), len(self._genes)))
-        for some in read(self._genes, _BLOCK):
-            add_products(some, products)
+        for block in read(self._genes, _BLOCK):
+            add_products(block, products)
         mean = mean[self._genes]
         self._covariance = symmetric(products) / self._n_obs - np.outer(mean, mean)
 
@@ -124,9 +122,7 @@ class ExpressionSpace:
         self, n_comps: int, without: Ints | None = None, read: ReadRows | None = None, order: Ints | None = None
     ) -> Nuisance:
         """Return the leading components of genes not in ``without``; ``order``: rows of the scores of what is read."""
-        kept = np.arange(len(self._genes))
-        if without is not None and len(without):
-            kept = kept[~np.isin(self._genes, without)]
+        kept = np.flatnonzero(~np.isin(self._genes, () if without is None else without))
         n_comps = min(n_comps, len(kept) - 1, self._n_obs - 3)
         if n_comps < 1:
             return Nuisance.empty(self._n_obs, self._n_genes)
@@ -137,107 +133,105 @@ class ExpressionSpace:
             vectors = eigsh(covariance, k=n_comps, which="LA", v0=np.ones(n), tol=1e-4)[1]
         loadings = np.zeros((self._n_genes, n_comps))
         loadings[self._genes[kept]] = vectors[:, ::-1]
-        wide, scores, done = loadings[self._genes], np.empty((self._n_obs, n_comps)), 0
+        loadings_read, scores, stop = loadings[self._genes], np.empty((self._n_obs, n_comps)), 0
         for block in (read or self._read)(self._genes, _BLOCK):
-            rows = slice(done, done + block.shape[0])
-            scores[rows if order is None else order[rows]] = block @ wide
-            done = rows.stop
+            rows = slice(stop, stop + block.shape[0])
+            scores[rows if order is None else order[rows]] = block @ loadings_read
+            stop = rows.stop
         scores -= scores.mean(axis=0)
         return Nuisance(scores, loadings)
 
 
 class Adjustment:
-    """What a test adjusts for: with which covariates, in which metric."""
+    """What a test adjusts for: covariates, in a metric."""
 
     def __init__(self, nuisance: Nuisance, metric: Metric) -> None:
         self.metric, self.scores, self.loadings = metric, nuisance.scores, nuisance.loadings
         self.n_covariates = n = self.scores.shape[1]
         weight = metric.basis.weight[:, None]
-        self.smooth = summed(metric.basis.values, self.scores)
-        gram = self.scores.T @ (weight * self.scores) - self._without_smooth(self.smooth)
+        self.smooth = cross_products(metric.basis.values, self.scores)
+        gram = self.scores.T @ (weight * self.scores) - self._smooth_part(self.smooth)
         self.inverse = np.linalg.inv(gram + 1e-6 * max(float(np.trace(gram)) / max(n, 1), 1e-12) * np.eye(n))
 
-    def _without_smooth(self, smooth: Floats) -> Floats:
-        return self.smooth[: len(self.metric.shrink)].T @ self.metric.weighed(smooth)
+    def _smooth_part(self, smooth: Floats) -> Floats:
+        return self.smooth[: len(self.metric.shrink)].T @ self.metric.weighted(smooth)
 
     def labels(self, packed: PackedLabels, n_labels: int) -> LabelSums:
-        """Return what correlations need of the first labels."""
+        """Return what correlations need of the first ``n_labels`` labels."""
         basis = self.metric.basis
         smooth = packed.smooth(basis, n_labels)
-        products = packed.sums(self.scores, n_labels, basis.weight) - self._without_smooth(smooth)
+        products = packed.sums(self.scores, n_labels, basis.weight) - self._smooth_part(smooth)
         explained = self.inverse @ products
         root, share = np.sqrt(basis.weight.sum(dtype=np.float64)), packed.share
         square = (1 - 2 * share) * root * smooth[0] + share * (1 - share) * root**2
-        weighed = self.metric.weighed(smooth)
-        spread = square - (weighed * smooth[: len(weighed)]).sum(axis=0) - (explained * products).sum(axis=0)
-        return LabelSums(packed.words[:, : n_words(n_labels)], share, weighed, explained, square, spread)
+        weighted = self.metric.weighted(smooth)
+        residual = square - (weighted * smooth[: len(weighted)]).sum(axis=0) - (explained * products).sum(axis=0)
+        return LabelSums(packed.words[:, : n_words(n_labels)], share, weighted, explained, square, residual)
 
 
 @dataclass(frozen=True)
 class LabelSums:
-    """LabelSums as bits (observations x words), less their mean: weighed smooth part, what covariates explain, squares.
-
-    - ``spread``: Sum of squares that smooth part and covariates leave.
-    """
+    """Sums over labels, which are bits (observations x words) less the ``share`` of ones."""
 
     words: NDArray[np.uint64]
-    less: float
-    smooth: Floats
-    explained: Floats
-    square: Floats
-    spread: Floats
+    share: float
+    smooth: Floats  # products with the smooth functions, weighted by the metric
+    explained: Floats  # coefficients of the covariates
+    square: Floats  # sums of squares
+    residual: Floats  # those that smooth functions and covariates leave
 
 
 class PartialCorrelation:
-    """Partial correlation of every gene with labels, given covariates without the gene's own share.
+    """Partial correlation of every gene with labels, given covariates without the gene's own part.
 
     With leading components Z = Y V of centred expression Y, gene y is tested given ``Z - y v'``: the components of all
     other genes. Their Gram matrix is that of Z with a change of rank two, so that products with Z give the result
     (Woodbury's identity). Inner products are those of a metric.
     """
 
-    def __init__(self, genes: GeneSums, own: slice, test: Adjustment, labels: LabelSums) -> None:
-        self._genes, self._test, self._labels, self._v = genes, test, labels, test.loadings[own]
-        self.n_covariates = test.n_covariates
-        weight, scores = test.metric.basis.weight, test.scores
+    def __init__(self, genes: GeneSums, columns: slice, adjustment: Adjustment, labels: LabelSums) -> None:
+        self._genes, self._adjustment, self._labels = genes, adjustment, labels
+        self._v = adjustment.loadings[columns]
+        self.n_covariates = adjustment.n_covariates
+        weight, scores = adjustment.metric.basis.weight, adjustment.scores
 
         def products(rows: slice, part: sparse.csr_matrix) -> tuple[Array, ...]:
             by_gene, words = part.tocsc(), np.ascontiguousarray(labels.words[rows])
-            found = label_sums(by_gene.indptr, by_gene.indices, by_gene.data, weight[rows], words, labels.less)
-            return found, part.T @ (weight[rows, None] * scores[rows])
+            sums = label_sums(by_gene.indptr, by_gene.indices, by_gene.data, weight[rows], words, labels.share)
+            return sums, part.T @ (weight[rows, None] * scores[rows])
 
-        self._sums, cross = added(products, genes.matrix)
+        self._sums, cross = sum_chunks(products, genes.matrix)
         smooth = genes.smooth[:, : len(labels.smooth)]
-        self._cross = cross = cross - product(smooth, test.metric.weighed(test.smooth))
-        self._sums -= product(smooth, labels.smooth) + product(cross, labels.explained)
-        total, given = test.metric.squares(genes), product(cross, test.inverse)
-        self._vv = np.einsum("gi,gi->g", product(self._v, test.inverse), self._v)
-        self._s = np.einsum("gi,gi->g", given, self._v) - 1.0
-        self._k = np.einsum("gi,gi->g", given, cross) - total
+        self._cross = cross = cross - panel_product(smooth, adjustment.metric.weighted(adjustment.smooth))
+        self._sums -= panel_product(smooth, labels.smooth) + panel_product(cross, labels.explained)
+        total, coefficients = adjustment.metric.squares(genes), panel_product(cross, adjustment.inverse)
+        self._vv = np.einsum("gi,gi->g", panel_product(self._v, adjustment.inverse), self._v)
+        self._s = np.einsum("gi,gi->g", coefficients, self._v) - 1.0
+        self._k = np.einsum("gi,gi->g", coefficients, cross) - total
         self._det = self._vv * self._k - self._s**2
         self.residual = self._k / self._det
         self.known = (total > 0) & (self.residual > 1e-4 * total)
 
     def strengths(self) -> Floats:
-        """Return the likeliest strength of the smooth variation of each gene that the covariates leave."""
+        """Return the maximum-likelihood strength of each gene's smooth variation given the covariates."""
         k, s, det = (x[:, None] for x in (self._k, self._s, self._det))
-        left = product(k * self._v - s * self._cross, self._test.inverse)
-        smooth = s * self._genes.smooth[:, 1:] + product(left, self._test.smooth[1:].T)
-        found = self._test.metric.basis.likeliest(smooth / det, self.residual, self._test.n_covariates)
-        return np.where(self.known, found, np.nan)
+        coefficients = panel_product(k * self._v - s * self._cross, self._adjustment.inverse)
+        smooth = s * self._genes.smooth[:, 1:] + panel_product(coefficients, self._adjustment.smooth[1:].T)
+        strengths = self._adjustment.metric.basis.fit_strengths(smooth / det, self.residual, self.n_covariates)
+        return np.where(self.known, strengths, np.nan)
 
     def __call__(self, some: slice = slice(None)) -> tuple[Floats, Floats]:
         """Return correlations with some labels and the labels' residual sums of squares, (genes x labels) both."""
-        own, d = product(self._v, self._labels.explained[:, some]), self._sums[:, some]
+        own, d = panel_product(self._v, self._labels.explained[:, some]), self._sums[:, some]
         k, s, vv, det = (x[:, None] for x in (self._k, self._s, self._vv, self._det))
-        left = self._labels.spread[some] + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det
-        label_ss = np.maximum(left, 1e-9 * self._labels.square[some])
+        label_ss = self._labels.residual[some] + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det
+        label_ss = np.maximum(label_ss, 1e-9 * self._labels.square[some])
         residual = np.where(self.known, self.residual, 1.0)[:, None]
         r = np.where(self.known[:, None], (k * own + s * d) / det / np.sqrt(label_ss * residual), 0.0)
         return np.clip(r, -1.0, 1.0), label_ss
 
 
-def product(genes: Reals, other: Reals) -> Floats:
+def panel_product(genes: Reals, other: Reals) -> Floats:
     """Matrix product whose rows are equal to the bit for any number and order of genes: all panels have one size."""
     rows, columns = len(genes), other.shape[1]
     if columns < _LABELS:

@@ -57,7 +57,7 @@ def plan(name: str, code: int, reference: int | None, codes: Ints, library: Ints
 class Outcome:
     """Description and test, each with the standard error of its effect over libraries (NaN with one).
 
-    ``length``: the group's median correlation length. ``other``: the test of the other question, if it was asked.
+    ``length``: the group's median correlation length. ``other``: the test of the other question, if requested.
     """
 
     described: Description
@@ -70,22 +70,22 @@ class Outcome:
 
 def outcome_within(contrasts: Sequence[Contrast]) -> Outcome:
     """Combine the tests of a group over libraries."""
-    found = [c.description for c in contrasts if c.description is not None]
-    described = Description(*(np.mean([getattr(f, each.name) for f in found], axis=0) for each in fields(Description)))
-    error = standard_error(np.stack([f.effect for f in found]))
+    parts = [c.description for c in contrasts if c.description is not None]
+    described = Description(*(np.mean([getattr(d, each.name) for d in parts], axis=0) for each in fields(Description)))
+    error = standard_error(np.stack([d.effect for d in parts]))
     length = float(np.median([c.effects[0].model.length for c in contrasts]))
-    alternative = contrasts[0].alternative
-    tested = [_combined([c.effects[i] for c in contrasts], alternative) for i in range(len(contrasts[0].effects))]
-    adjusted_error = standard_error(np.stack([c.effects[0].effect for c in contrasts]))
+    by_question = list(zip(*(c.effects for c in contrasts), strict=True))
+    tested = [_combine(effects, contrasts[0].alternative) for effects in by_question]
+    adjusted_error = standard_error(np.stack([e.effect for e in by_question[0]]))
     return Outcome(described, error, tested[0], adjusted_error, length, tested[1] if len(tested) > 1 else None)
 
 
-def _combined(found: Sequence[RegionEffect], alternative: Alternative) -> Combined:
+def _combine(effects: Sequence[RegionEffect], alternative: Alternative) -> Combined:
     """Combine one test over libraries."""
-    if len(found) > 1:
-        moments = (np.stack([getattr(f, m) for f in found]) for m in ("variance", "df", "skewness", "kurtosis"))
-        return combine_sections(np.stack([f.effect for f in found]), *moments, alternative=alternative)
-    one = found[0]
+    if len(effects) > 1:
+        names = ("effect", "variance", "df", "skewness", "kurtosis")
+        return combine_sections(*(np.stack([getattr(e, m) for e in effects]) for m in names), alternative=alternative)
+    one = effects[0]
     known = one.variance > 0
     pvals = np.where(known, t_pvals(one.statistic, one.df, alternative), 1.0)
     agreement = (known & (one.effect != 0)).astype(np.float64)
@@ -110,34 +110,25 @@ def compare_between(
     views: Sequence[SectionView], sides: Sequence[tuple[Bools, Bools]], alternative: Alternative = "two-sided"
 ) -> Outcome:
     """Test library means of the group against those of the reference; the description pools all libraries."""
-    described, errors = [], []
-    group: list[Floats] = []
-    reference: list[Floats] = []
-    expression = views[0].expression
-    for genes in expression.slices:
-        block = expression.block(genes)
+    used = [inside | outside for inside, outside in sides]
+    label = np.concatenate([inside[u] for (inside, _), u in zip(sides, used, strict=True)])
+    # libraries with enough observations, of the group and of the reference
+    replicates = [[(i, x[:, None]) for i, x in enumerate(s) if x.sum() >= MIN_OBS] for s in zip(*sides, strict=True)]
+    described, errors, means = [], [], []
+    for genes in views[0].expression.slices:
+        block = views[0].expression.block(genes)
         sections = [view.section(block) for view in views]
-        description, error = _describe_pool(sections, sides)
-        described.append(description)
-        errors.append(error)
-        for means, some in zip((group, reference), zip(*sides, strict=True), strict=True):
-            kept = [(s.matrix, x) for s, x in zip(sections, some, strict=True) if x.sum() >= MIN_OBS]
-            means.append(np.stack([gene_sums(m, x[:, None].astype(np.float64))[:, 0] / x.sum() for m, x in kept]))
-    tested = compare_libraries(np.concatenate(group, axis=1), np.concatenate(reference, axis=1), alternative)
+        pooled = sparse.vstack([s.matrix[u] for s, u in zip(sections, used, strict=True)], format="csr")
+        roots = [np.stack([sections[i].root_means(x)[:, 0] for i, x in side]) for side in replicates]
+        effect = roots[0].mean(axis=0) - roots[1].mean(axis=0)
+        described.append(replace(SectionExpression(pooled).describe([label])[0], effect=effect))
+        errors.append(np.sqrt(sum(root.var(axis=0, ddof=1) / len(root) for root in roots)))
+        means.append([np.stack([_means(sections[i].matrix, x) for i, x in side]) for side in replicates])
+    group, reference = (np.concatenate(side, axis=1) for side in zip(*means, strict=True))
     error = np.concatenate(errors)
+    tested = compare_libraries(group, reference, alternative)
     return Outcome(concatenated(described), error, tested, error, float("nan"))
 
 
-def _describe_pool(
-    sections: Sequence[SectionExpression], sides: Sequence[tuple[Bools, Bools]]
-) -> tuple[Description, Floats]:
-    used = [inside | outside for inside, outside in sides]
-    matrix = sparse.vstack([s.matrix[u] for s, u in zip(sections, used, strict=True)], format="csr")
-    label = np.concatenate([inside[u] for (inside, _), u in zip(sides, used, strict=True)])
-    root = [
-        np.stack([s.root_means(x[:, None])[:, 0] for s, x in zip(sections, some, strict=True) if x.sum() >= MIN_OBS])
-        for some in zip(*sides, strict=True)
-    ]
-    effect = root[0].mean(axis=0) - root[1].mean(axis=0)
-    error = np.sqrt(sum(side.var(axis=0, ddof=1) / len(side) for side in root))
-    return replace(SectionExpression(matrix).describe([label])[0], effect=effect), error
+def _means(matrix: sparse.csr_matrix, label: Bools) -> Floats:
+    return gene_sums(matrix, label.astype(np.float64))[:, 0] / label.sum()

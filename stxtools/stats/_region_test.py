@@ -1,7 +1,7 @@
-"""Test regions on genes that are read block by block, with results equal to the bit for every division.
+"""Tests of regions on genes read block by block, with results equal to the bit for every division into blocks.
 
-What a gene's test needs of the others comes from rows or from a sum over blocks: the depth, the components that stand
-for the composition, and the genes significant in a first test, which both of the second test exclude.
+What a gene's test needs of the others comes from rows or from sums over blocks: the depth and the components that stand
+for the composition; the final test computes both without the genes significant in a first test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ._composition import (
     Nuisance,
     PartialCorrelation,
     n_components,
-    rescaled,
+    rescale,
 )
 from ._meta_analysis import Alternative, adjust_bh, t_pvals
 from ._null_model import LagPairs, RegionDraws, sample_lag_pairs
@@ -68,8 +68,8 @@ class SectionView:
     covariates: Covariates = field(default_factory=Covariates)
     n_genes: Ints | None = None
     unweighted: bool = False
-    moments: Moments = field(init=False)  # known once all blocks are described
-    left: dict[int, Floats] = field(init=False, default_factory=dict)  # by block: strengths given composition
+    moments: Moments = field(init=False)  # set once all blocks are described
+    residual_strengths: dict[int, Floats] = field(init=False, default_factory=dict)  # given composition, by block
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,23 +100,22 @@ class SectionView:
 
     @cached_property
     def storage_order(self) -> Ints:
-        """Places of the observations in this view, in the order in which they are stored."""
+        """Indices of the observations in the order in which they are stored."""
         return np.argsort(self.rows)
 
     def select(self, piece: sparse.csr_matrix, first: int, factor: Floats | None = None) -> sparse.csr_matrix:
         """Return this view's observations among the rows of ``piece``, the first of which is ``first``."""
         stored = self.rows[self.storage_order]
         low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
-        at = stored[low:high] - first
-        out = piece if len(at) == piece.shape[0] else piece[at]
-        return out if factor is None else rescaled(out, factor[self.storage_order[low:high]])
+        out = piece if high - low == piece.shape[0] else piece[stored[low:high] - first]
+        return out if factor is None else rescale(out, factor[self.storage_order[low:high]])
 
     def section(self, block: sparse.csr_matrix) -> SectionExpression:
         """Return a block of genes for the observations."""
         return SectionExpression(block[self.rows], self.depth)
 
     def stored(self, genes: Ints, size: int, factor: Floats | None = None) -> Iterator[sparse.csr_matrix]:
-        """Yield ``size`` observations at a time in the order of storage, times a ``factor`` on the linear scale."""
+        """Yield ``size`` observations at a time in storage order, times a ``factor`` on the linear scale."""
         pieces = (self.select(piece, rows.start, factor) for rows, piece in self.expression.rows(genes))
         yield from equal_blocks(pieces, size)
 
@@ -125,7 +124,7 @@ class SectionView:
         """Second moments of the most variable genes."""
         return ExpressionSpace(self.stored, len(self), self.moments.mean, self.moments.variance)
 
-    def components(self, without: Ints | None = None, factor: Floats | None = None) -> Nuisance:
+    def components(self, without: Ints, factor: Floats | None = None) -> Nuisance:
         """Return the components of the genes that are not in ``without``."""
         read = partial(self.stored, factor=factor)
         return self.space.components(n_components(len(self)), without, read, self.storage_order)
@@ -133,22 +132,22 @@ class SectionView:
     @cached_property
     def first_components(self) -> Nuisance:
         """Components of all genes."""
-        return self.components()
+        return self.components(np.zeros(0, dtype=np.int64))
 
     def adjustment(self, *, composition: bool, final: bool, components: Nuisance | None = None) -> Adjustment:
-        """Return what a test adjusts for: columns and, where asked for, components (by default those of all genes).
+        """Return what a test adjusts for: columns and, for the composition, components (by default of all genes).
 
         Components hold most of the smooth variation; the first test finds what they leave, for the final one.
         """
         nuisance = Nuisance.empty(len(self), self.expression.shape[1])
         if composition:
-            nuisance = self.first_components if components is None else components
+            nuisance = components or self.first_components
         if self.covariates.columns is not None:
-            nuisance = nuisance.beside(self.covariates.columns)
-        strengths = np.concatenate([np.zeros(0), *self.left.values()]) if composition else self.moments.strength
-        unweighted = self.unweighted or (composition and not final)
-        metric = Metric(self.basis, np.ones(1)) if unweighted else self.basis.metric(strengths)
-        return Adjustment(nuisance, metric)
+            nuisance = nuisance.with_columns(self.covariates.columns)
+        if self.unweighted or (composition and not final):
+            return Adjustment(nuisance, Metric(self.basis, np.ones(1)))
+        residual = np.concatenate([np.zeros(0), *self.residual_strengths.values()])
+        return Adjustment(nuisance, self.basis.metric(residual if composition else self.moments.strength))
 
 
 @dataclass
@@ -179,37 +178,37 @@ class _RegionTest:
     def __init__(self, contrast: Contrast, draws: RegionDraws, *, composition: bool) -> None:
         self.contrast, self.draws, self.view, self.composition = contrast, draws, contrast.view, composition
         self.factor: Floats | None = None
-        n_null = contrast.n_null
         first = self.view.adjustment(composition=composition, final=False)
-        self.begin(first, max(n_null // 4, MIN_NULL), final=False)
+        self.begin(first, max(contrast.n_null // 4, MIN_NULL), final=False)
 
     def begin(self, adjustment: Adjustment, n_null: int, *, final: bool) -> None:
         self.adjustment, self.n_null, self.final = adjustment, n_null, final
         self.labels = adjustment.labels(self.draws, 1 + n_null)
-        self.found: list[RegionEffect] = []
+        self.blocks: list[RegionEffect] = []
 
     def __call__(self, genes: slice, section: SectionExpression) -> None:
         if self.factor is not None:
-            section = SectionExpression(rescaled(section.matrix, self.factor))
-        of_genes = section.genes(self.view.basis, flat=not self.composition)
-        correlate = PartialCorrelation(of_genes, genes, self.adjustment, self.labels)
-        if self.composition and not self.view.unweighted and genes.start not in self.view.left:
-            self.view.left[genes.start] = correlate.strengths()
+            section = SectionExpression(rescale(section.matrix, self.factor))
+        sums = section.genes(self.view.basis, flat=not self.composition)
+        correlation = PartialCorrelation(sums, genes, self.adjustment, self.labels)
+        strengths = self.view.residual_strengths
+        if self.composition and not self.view.unweighted and genes.start not in strengths:
+            strengths[genes.start] = correlation.strengths()
         alternative = self.contrast.alternative if self.final else None
-        self.found.append(test_region(correlate, self.n_null, len(section), self.draws.model, alternative))
+        self.blocks.append(test_region(correlation, self.n_null, len(section), self.draws.model, alternative))
 
     def significant(self) -> Ints:
         """Return the significant genes by p-value, at most half of all."""
-        first = concatenated(self.found)
+        first = concatenated(self.blocks)
         pvals = np.where(first.variance > 0, t_pvals(first.statistic, first.df), 1.0)
         significant = np.flatnonzero(adjust_bh(pvals) <= FIRST_PASS_FDR)
         return significant[np.argsort(pvals[significant], kind="stable")][: int((first.variance > 0).sum()) // 2]
 
     def effect(self) -> RegionEffect:
-        found = concatenated(self.found)
+        effect = concatenated(self.blocks)
         if not self.draws.flipped:
-            return found
-        return replace(found, effect=-found.effect, statistic=-found.statistic, skewness=-found.skewness)
+            return effect
+        return replace(effect, effect=-effect.effect, statistic=-effect.statistic, skewness=-effect.skewness)
 
 
 P = TypeVar("P", Description, RegionEffect, Moments)
@@ -217,8 +216,6 @@ P = TypeVar("P", Description, RegionEffect, Moments)
 
 def concatenated(parts: Sequence[P]) -> P:
     """Concatenate results of consecutive blocks of genes."""
-    if len(parts) == 1:
-        return parts[0]
     values = {each.name: [getattr(part, each.name) for part in parts] for each in fields(parts[0])}
     joined: dict[str, Any] = {k: np.concatenate(v) for k, v in values.items() if isinstance(v[0], np.ndarray)}
     return replace(parts[0], **joined)
@@ -292,20 +289,21 @@ def _test(contrasts: Sequence[Contrast], done: Callable[[int], object]) -> None:
 def _exclude_significant(tests: Sequence[_RegionTest]) -> None:
     """Prepare the second test: exclude the genes significant in the first.
 
-    They pass their difference to others through components and depth, which come from the other genes then (empirical
+    They pass their difference to others through components and depth, which then come from the other genes (empirical
     control genes, as in Risso et al. 2014).
     """
-    significant = [test.significant() for test in tests]
+    significant = {test: genes for test in tests if len(genes := test.significant())}
     n_genes = tests[0].view.expression.shape[1]
-    depths = {test: Depths(n_genes, genes) for test, genes in zip(tests, significant, strict=True) if len(genes)}
+    depths = {test: Depths(n_genes, genes) for test, genes in significant.items()}
     for rows, piece in tests[0].view.expression.rows() if depths else ():
         for test, depth in depths.items():
             depth.add(test.view.select(piece, rows.start))
-    for test, genes in zip(tests, significant, strict=True):
+    for test in tests:
         view, components = test.view, None
-        if test in depths:
+        if test in significant:
             factor = depths[test].factor()
             test.factor = None if factor is None else factor[np.argsort(view.storage_order)]
-            components = view.components(genes, test.factor) if test.composition else None
+            if test.composition:
+                components = view.components(significant[test], test.factor)
         adjustment = view.adjustment(composition=test.composition, final=True, components=components)
         test.begin(adjustment, test.contrast.n_null, final=True)

@@ -29,12 +29,12 @@ _MOST_THREADS = 4
 
 
 def chunks(n: int) -> list[slice]:
-    """Divide ``n`` observations: what is computed for some fits into the processor's cache."""
+    """Divide ``n`` observations into chunks whose intermediate results fit into the processor's cache."""
     return [slice(i, i + _ROWS) for i in range(0, n, _ROWS)]
 
 
-def summed(left: Array, right: Array) -> Floats:
-    """Return ``left' right`` (both observations x some): products in ``left``'s precision, sums in float64."""
+def cross_products(left: Array, right: Array) -> Floats:
+    """Return ``left' right`` of columns by observation: products in the precision of ``left``, sums in float64."""
     out = np.zeros((left.shape[1], right.shape[1]))
     for rows in chunks(len(left)):
         out += left[rows].T @ right[rows].astype(left.dtype)
@@ -42,49 +42,49 @@ def summed(left: Array, right: Array) -> Floats:
 
 
 def row_chunks(matrix: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Yield some rows at a time, which share the memory of the matrix."""
+    """Yield chunks of rows, which share the memory of the matrix."""
     for rows in chunks(matrix.shape[0]):
         yield rows, row_view(matrix, rows)
 
 
 def _threads() -> int:
-    """Threads to start: the process's cores, or as many as OpenMP's libraries may start."""
+    """Number of threads: the process's cores, or ``OMP_NUM_THREADS``."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(_MOST_THREADS, cores, int(allowed) if allowed.isdigit() else cores))
 
 
-def added(of: Callable[[slice, sparse.csr_matrix], Sequence[Array]], matrix: sparse.csr_matrix) -> list[Floats]:
-    """Return the sums of ``of(rows, part)`` over some rows at a time; in threads, for scipy's products use one."""
+def sum_chunks(
+    function: Callable[[slice, sparse.csr_matrix], Sequence[Array]], matrix: sparse.csr_matrix
+) -> list[Floats]:
+    """Return the sums of ``function(rows, part)`` over chunks of rows, in threads: scipy's products use one."""
     out: list[Floats] = []
     parts, threads = row_chunks(matrix), _threads()
     with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(parts, 2 * threads)):  # results wait for their turn: not all at once
-            for found in (pool.map if len(some) > 1 else map)(lambda part: of(*part), some):
-                out = out or [np.zeros(x.shape) for x in found]
-                for total, own in zip(out, found, strict=True):
-                    total += own
+        while batch := list(islice(parts, 2 * threads)):  # bounds how many results wait for summation
+            for terms in (pool.map if len(batch) > 1 else map)(lambda part: function(*part), batch):
+                out = out or [np.zeros(term.shape) for term in terms]
+                for total, term in zip(out, terms, strict=True):
+                    total += term
     return out
 
 
-def gene_sums(matrix: sparse.csr_matrix, values: Array, of: Callable[[Array], Array] = np.asarray) -> Floats:
-    """Return ``of(matrix)' values`` (genes x columns of ``values``) by chunks of observations."""
+def gene_sums(matrix: sparse.csr_matrix, values: Array, function: Callable[[Array], Array] = np.asarray) -> Floats:
+    """Return ``function(matrix)' values`` (genes x columns of ``values``) by chunks of observations."""
 
     def products(rows: slice, part: sparse.csr_matrix) -> list[Array]:
-        part.data = of(part.data)
+        part.data = function(part.data)
         return [np.asarray(part.T @ values[rows])]
 
-    return added(products, matrix)[0]
+    return sum_chunks(products, matrix)[0]
 
 
 def mean_and_variance(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
     """Return the mean of every gene over the observations, and its variance."""
     n = matrix.shape[0]
-    every = np.ones((n, 1))
-    mean = gene_sums(matrix, every)[:, 0] / n
-    square = gene_sums(matrix, every, np.square)[:, 0] / n
-    found = np.maximum(square - mean**2, 0.0)
-    return mean, np.where(found > 1e-6 * square, found, 0.0)  # below this, float32 rounding
+    ones = np.ones((n, 1))
+    mean = gene_sums(matrix, ones)[:, 0] / n
+    return mean, residual_squares(gene_sums(matrix, ones, np.square)[:, 0] / n, mean**2)
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,19 @@ class SmoothBasis:
 
     def sums(self, matrix: sparse.csr_matrix) -> GeneSums:
         """Return what tests need of genes beside their sums over labels."""
-        smooth, every = gene_sums(matrix, self.values), self.weight[:, None]
+        smooth = gene_sums(matrix, self.values)
         smooth[:, :1] = gene_sums(matrix, self.values[:, :1].astype(np.float64))  # centres: float32 is too coarse
-        return GeneSums(matrix, gene_sums(matrix, every, np.square)[:, 0], smooth)
+        return GeneSums(matrix, gene_sums(matrix, self.weight[:, None], np.square)[:, 0], smooth)
 
     def strengths(self, genes: GeneSums) -> Floats:
-        """Return the likeliest strength c of each gene, NaN where its variance is 0."""
-        return self.likeliest(genes.smooth[:, 1:], without(genes.square, genes.smooth[:, 0] ** 2))
+        """Return the maximum-likelihood strength c of each gene, NaN where its variance is 0."""
+        return self.fit_strengths(genes.smooth[:, 1:], residual_squares(genes.square, genes.smooth[:, 0] ** 2))
 
-    def likeliest(self, smooth: Floats, square: Floats, n_covariates: int = 0) -> Floats:
-        """Return likeliest strengths (Whittle 1953) from coefficients (genes x K - 1) and sums of squares."""
+    def fit_strengths(self, smooth: Floats, square: Floats, n_covariates: int = 0) -> Floats:
+        """Fit strengths (Whittle 1953) to coefficients of smooth functions (genes x K - 1) and sums of squares."""
         smooth = smooth**2
-        white = without(square, smooth.sum(axis=1)) / max(len(self.weight) - len(self.frequency) - n_covariates, 1)
+        df = max(len(self.weight) - len(self.frequency) - n_covariates, 1)
+        white = residual_squares(square, smooth.sum(axis=1)) / df
         ratio = smooth / np.maximum(white, 1e-300)[:, None]
         spread = 1.0 + _STRENGTHS[:, None] * self.frequency[1:] ** -_POWER
         loss = np.log(spread).sum(axis=1) + np.einsum("gk,ck->gc", ratio, 1.0 / spread)
@@ -137,26 +138,27 @@ class GeneSums:
 class Metric:
     """Inner products ``x' (W - A diag(shrink) A') y``: W the weights of observations, A (observations x K) smooth.
 
-    The first column of A is the constant's, taken out whole: inner products are of centred values. Further functions
-    than ``shrink`` has values are not weighed down.
+    The first column of A is the constant, taken out whole: inner products are of centred values. Functions beyond the
+    length of ``shrink`` are not weighed down.
     """
 
     basis: SmoothBasis
     shrink: Floats
 
-    def weighed(self, smooth: Floats) -> Floats:
-        """Return the first rows of ``A' x`` (K x some), weighed."""
+    def weighted(self, smooth: Floats) -> Floats:
+        """Return the first rows of ``A' x``, weighted."""
         return self.shrink[:, None] * smooth[: len(self.shrink)]
 
     def squares(self, genes: GeneSums) -> Floats:
         """Return each gene's sum of squares."""
-        return without(genes.square, np.einsum("gk,k->g", genes.smooth[:, : len(self.shrink)] ** 2, self.shrink))
+        smooth = np.einsum("gk,k->g", genes.smooth[:, : len(self.shrink)] ** 2, self.shrink)
+        return residual_squares(genes.square, smooth)
 
 
-def without(squares: Floats, part: Floats) -> Floats:
-    """Return what is left of sums of squares; 0 where it is rounding of float32."""
-    left = squares - part
-    return np.where(left > 1e-6 * squares, left, 0.0)
+def residual_squares(squares: Floats, explained: Floats) -> Floats:
+    """Return the difference of sums of squares; 0 where it is rounding of float32."""
+    residual = squares - explained
+    return np.where(residual > 1e-6 * squares, residual, 0.0)
 
 
 def smooth_basis(xy: Floats, weight: Floats32) -> SmoothBasis:
@@ -168,41 +170,39 @@ def smooth_basis(xy: Floats, weight: Floats32) -> SmoothBasis:
         constant = (weight / np.sqrt(weight.sum(dtype=np.float64)))[:, None].astype(np.float32)
         return SmoothBasis(weight, constant, np.zeros(1))
     side = np.where(span > 0, span, longest)
-    each = [np.arange(N_FUNCTIONS + 1) if s > 0 else np.zeros(1, dtype=np.int64) for s in span]
-    waves = np.stack(np.meshgrid(*each, indexing="ij"), axis=-1).reshape(-1, 2)
+    orders = [np.arange(N_FUNCTIONS + 1) if s > 0 else np.zeros(1, dtype=np.int64) for s in span]
+    waves = np.stack(np.meshgrid(*orders, indexing="ij"), axis=-1).reshape(-1, 2)
     frequency = np.hypot(*(waves * longest / side).T)
     chosen = np.argsort(frequency, kind="stable")[: n_functions + 1]
     waves, frequency = waves[chosen], frequency[chosen]
-
-    each = [np.arange(most + 1) for most in waves.max(axis=0)]
+    orders = [np.arange(most + 1) for most in waves.max(axis=0)]
 
     def cosines(rows: slice) -> Floats:
-        at = np.pi * (xy[rows] - low) / side
-        across, along = (np.cos(at[:, axis, None] * each[axis])[:, waves[:, axis]] for axis in range(2))
-        return np.asarray(across * along)
+        angle = np.pi * (xy[rows] - low) / side
+        x, y = (np.cos(angle[:, axis, None] * orders[axis])[:, waves[:, axis]] for axis in range(2))
+        return np.asarray(x * y)
 
-    parts = chunks(len(xy))
     gram = np.zeros((len(chosen), len(chosen)))
-    for rows in parts:
-        waved = cosines(rows)
-        gram += waved.T @ (weight[rows, None] * waved)
+    for rows in chunks(len(xy)):
+        values = cosines(rows)
+        gram += values.T @ (weight[rows, None] * values)
     kept, triangle = _gram_schmidt(gram)
-    values = np.empty((len(xy), len(kept)), dtype=np.float32)
-    for rows in parts:
-        values[rows] = weight[rows, None] * (cosines(rows)[:, kept] @ triangle)
-    return SmoothBasis(weight, values, frequency[kept])
+    basis = np.empty((len(xy), len(kept)), dtype=np.float32)
+    for rows in chunks(len(xy)):
+        basis[rows] = weight[rows, None] * (cosines(rows)[:, kept] @ triangle)
+    return SmoothBasis(weight, basis, frequency[kept])
 
 
 def _gram_schmidt(gram: Floats) -> tuple[Ints, Floats]:
-    """Return the functions that are no combination of earlier ones, and the triangle that makes them orthonormal."""
+    """Return the functions that are independent of earlier ones, and the triangle that orthonormalises them."""
     coefficients: Floats = np.zeros((0, len(gram)))
     kept: list[int] = []
     for k in range(len(gram)):
-        own = np.eye(len(gram))[k]
+        row = np.eye(len(gram))[k]
         for _ in range(2):  # once more against rounding
-            own = own - (coefficients @ gram @ own) @ coefficients
-        square = float(own @ gram @ own)
+            row = row - (coefficients @ gram @ row) @ coefficients
+        square = float(row @ gram @ row)
         if square > 1e-6 * gram[k, k] > 0:
             kept.append(k)
-            coefficients = np.concatenate([coefficients, own[None] / np.sqrt(square)])
+            coefficients = np.concatenate([coefficients, row[None] / np.sqrt(square)])
     return np.array(kept, dtype=np.int64), coefficients[:, kept].T
