@@ -313,7 +313,7 @@ def test_a_saved_framework_reads_genes_by_either_name(make_section, tmp_path):
     del adata.var["gene_ids"]
     st.tl.multitask(adata, None, "band", model=tmp_path / "m.stx", library_key="library", show_progress=False)
     np.testing.assert_allclose(adata.obsm["band_proba"].to_numpy(), proba, atol=1e-5)
-    with pytest.raises(ValueError, match="'genes', but no expression is read"):
+    with pytest.raises(ValueError, match="'genes', but there is no expression"):
         st.tl.multitask(
             adata, None, "band", ensemble=["genes"], params={**QUICK, "genes": False},
             show_progress=False,

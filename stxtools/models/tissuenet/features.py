@@ -1,4 +1,4 @@
-"""From sections to tensors: scaling, neighbourhood means, gene scores, and the labels to learn from."""
+"""Tensors of sections: scaled neighbourhood means, gene scores, region graphs, and the labels to learn."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .genes import GENE_SIZES, SmoothedGenes
 from .inputs import RegionSection, groups_of, held_out, made_for_others, region_means
 
 BIOMARKER, CLASSES, EXPRESSION = "biomarker", "classification", "expression"
-_UNIT_AXES = 20  # gene scores are divided by the root mean variance of so many
+_UNIT_AXES = 20  # gene scores are divided by the root mean variance of the first axes
 _PART = 1024  # regions of a part: as good as 4,096 at a third of the time
 
 
 class Featurizer:
-    """Input features of the network from a section: means, scales and gene axes of the training sections."""
+    """Input features of the network, scaled as in the training sections."""
 
     def __init__(
         self, params: TissueNetParams, scaling: FeatureScaling | None = None,
@@ -34,13 +34,13 @@ class Featurizer:
         self.scales, self.smoothed = scales or {}, smoothed
 
     @property
-    def n_own(self) -> int:
+    def n_inputs(self) -> int:
         """Number of neighbourhood features of an observation."""
-        scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
-        return len(self.scaling.centre) * len(self.params.neighbours) + scores
+        n_scores = 0 if self.smoothed is None else self.smoothed.axes.shape[1]
+        return len(self.scaling.centre) * len(self.params.neighbours) + n_scores
 
     def fit(self, sections: Sequence[RegionSection], rng: np.random.Generator, *, labelled: bool) -> list[Floats32]:
-        """Learn means, scales and gene axes; return the neighbourhood features of the sections, with labels."""
+        """Learn means, scales and gene axes; return the sections' neighbourhood features, if they are ``labelled``."""
         nodes = np.concatenate([s.nodes for s in sections])
         self.scaling = FeatureScaling.of([s.section for s in sections])
         self.scales = {"node_centre": nodes.mean(axis=0), "node_scale": nodes.std(axis=0) + 1e-6}
@@ -48,11 +48,11 @@ class Featurizer:
             return []
         if self.params.genes and all(s.genes is not None and s.genes.shape[1] > 0 for s in sections):
             parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
-            # a neighbourhood of half a small section says little about a place in it
+            # means over half of a small section are hardly local
             largest = max(float(np.median([s.section.n_obs for s in sections])) / 4, GENE_SIZES[0])
             self.smoothed = SmoothedGenes([size for size in GENE_SIZES if size <= largest]).fit(parts, rng)
-        read = [self._read(s) for s in sections]
-        means, scores = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        unscaled = [self._unscaled(s) for s in sections]
+        means, scores = (np.concatenate(parts) for parts in zip(*unscaled, strict=True))
         unit = np.sqrt(scores.var(axis=0)[:_UNIT_AXES].mean()) + 1e-6 if scores.size else 1.0
         self.scales |= {
             "own_centre": means.mean(axis=0), "own_scale": means.std(axis=0) + 1e-6,
@@ -63,12 +63,12 @@ class Featurizer:
             values = np.concatenate(expression)
             self.scales["expression_centre"] = np.nanmean(values, axis=0)
             self.scales["expression_scale"] = np.nanstd(values, axis=0) + 1e-6
-        return [self._scaled(*parts) for parts in read]
+        return [self._scaled(*parts) for parts in unscaled]
 
     def _standardised(self, s: RegionSection) -> Floats32:
         return self.scaling.centred(s.section).features / self.scaling.scale
 
-    def _read(self, s: RegionSection) -> tuple[Floats32, Floats32]:
+    def _unscaled(self, s: RegionSection) -> tuple[Floats32, Floats32]:
         """Neighbourhood means of the features, and scores of the genes."""
         z, near = self._standardised(s), nearest(s.section.xy, max(self.params.neighbours))
         means = np.concatenate([averages(near[:, :size], len(z)) @ z for size in self.params.neighbours], axis=1)
@@ -80,8 +80,8 @@ class Featurizer:
         means = (means - self.scales["own_centre"]) / self.scales["own_scale"]
         return np.concatenate([means, scores / self.scales["unit"]], axis=1).astype(np.float32)
 
-    def tensors(self, s: RegionSection, own: Floats32 | None = None) -> GraphTensors:
-        """One section for the network, without labels; ``own`` is given where it is known already."""
+    def tensors(self, s: RegionSection, features: Floats32 | None = None) -> GraphTensors:
+        """Tensors of one section, without labels; ``features`` are its neighbourhood features, if already known."""
         nodes = (s.nodes - self.scales["node_centre"]) / self.scales["node_scale"]
         coo = sparse.coo_matrix(s.adjacency)
         edges = np.stack([coo.row, coo.col]).astype(np.int64)
@@ -92,7 +92,7 @@ class Featurizer:
         section, known = s.section, s.region >= 0
         out.pixel = torch.from_numpy(section.flat_pixels[known])
         out.region = torch.from_numpy(s.region[known])
-        out.own = torch.from_numpy((self._scaled(*self._read(s)) if own is None else own)[known])
+        out.own = torch.from_numpy((self._scaled(*self._unscaled(s)) if features is None else features)[known])
         if self.params.unet:
             z = self._standardised(s)
             out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
@@ -102,37 +102,35 @@ class Featurizer:
 class TrainingTargets:
     """Training sections as tensors with targets; some blocks of labels are held out for early stopping.
 
-    ``across`` says whether the model is made for sections without labels, where the network then takes no part.
+    ``across`` says whether the model is made for sections without labels.
     """
 
     def __init__(
-        self, featurizer: Featurizer, sections: Sequence[RegionSection], own: Sequence[Floats32],
+        self, featurizer: Featurizer, sections: Sequence[RegionSection], features: Sequence[Floats32],
         tasks: Mapping[str, int], rng: np.random.Generator,
     ) -> None:  # fmt: skip
         self.featurizer, self.sections, self.tasks, self.rng = featurizer, list(sections), dict(tasks), rng
         self.across = made_for_others(sections)
         self.held = held_out(sections, groups_of(sections, whole=False), rng)
-        self.graphs = [self._with_targets(*parts) for parts in zip(sections, own, self.held, strict=True)]
+        self.graphs = [self._with_targets(*parts) for parts in zip(sections, features, self.held, strict=True)]
 
-    def _with_targets(self, s: RegionSection, own: Floats32, held: Bools) -> GraphTensors:
-        out, inside, n = self.featurizer.tensors(s, own), s.region >= 0, len(s.nodes)
+    def _with_targets(self, s: RegionSection, features: Floats32, held: Bools) -> GraphTensors:
+        out, inside, n = self.featurizer.tensors(s, features), s.region >= 0, len(s.nodes)
         for task, size in self.tasks.items():
             if task == EXPRESSION:
                 values, known = self.values(s)
             else:
                 values, known = np.eye(size)[s.labels[task]], s.labels[task] >= 0
-            seen, judged = (region_means(s.region, values, rows, n) for rows in (known & ~held, known & held))
+            mean, weight = region_means(s.region, values, known & ~held, n)
+            val_mean, val_weight = region_means(s.region, values, known & held, n)
+            val_weight = val_weight * (weight == 0)  # a region across a block's border is for training alone
+            out.targets[task] = _target(np.where(val_weight[:, None] > 0, val_mean, mean), weight, val_weight)
             at_obs = np.where(known[:, None], values, 0)
-            # a region that lies across the border of a block would be learned and judged at once
-            apart = judged[1] * (seen[1] == 0)
-            target = np.where(apart[:, None] > 0, judged[0], seen[0])
-            of_obs = (part[inside] for part in (at_obs, known & ~held, known & held))
-            for to, parts in ((out.targets, (target, seen[1], apart)), (out.obs_targets, of_obs)):
-                to[task] = Target(*(torch.from_numpy(part.astype(np.float32)) for part in parts))
+            out.obs_targets[task] = _target(at_obs[inside], (known & ~held)[inside], (known & held)[inside])
         return out
 
     def values(self, s: RegionSection) -> tuple[Reals, Bools]:
-        """Standardised expression to predict, (n, T), and where it is known, (n,)."""
+        """Standardised expression to predict, (n, T), and whether it is known, (n,)."""
         scales = self.featurizer.scales
         if s.expression is None:
             return np.zeros((s.section.n_obs, self.tasks[EXPRESSION]), np.float32), np.zeros(s.section.n_obs, bool)
@@ -140,10 +138,14 @@ class TrainingTargets:
         return values.astype(np.float32), np.asarray(np.isfinite(values).all(axis=1))
 
 
+def _target(*parts: Array) -> Target:
+    return Target(*(torch.from_numpy(part.astype(np.float32)) for part in parts))
+
+
 def graph_parts(s: RegionSection, params: TissueNetParams) -> list[Subgraph]:
-    """Parts of a graph of more than ``max_nodes`` regions; else none."""
+    """Parts of a graph of more than ``max_nodes`` regions; none of a smaller one."""
     if len(s.nodes) <= params.max_nodes:
         return []
     centres = region_means(s.region, s.section.xy, s.region >= 0, len(s.nodes))[0].astype(np.float64)
-    found = subgraphs(s.adjacency, centres, min(params.max_nodes, _PART), params.layers)
-    return [Subgraph(torch.from_numpy(nodes), core, torch.from_numpy(edges)) for nodes, core, edges in found]
+    parts = subgraphs(s.adjacency, centres, min(params.max_nodes, _PART), params.layers)
+    return [Subgraph(torch.from_numpy(nodes), core, torch.from_numpy(edges)) for nodes, core, edges in parts]

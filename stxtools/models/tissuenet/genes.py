@@ -1,4 +1,4 @@
-"""Expression of many genes, averaged over neighbourhoods, in a few hundred numbers an observation."""
+"""Principal components of many genes, averaged over neighbourhoods of several sizes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stxtools._spatial.smoothing import averages, dense_means, nearest
 from stxtools._types import Floats, Floats32, Ints, Reals
 
 GENE_SIZES = (7, 19, 61, 127)
-N_AXES = 200
-_LEARN_ROWS = 4000  # observations from which the axes are learned
-_SCALE_ROWS = 2000  # observations in which the spread of a section's genes is measured
-_FLOOR = 0.01  # least standard deviation of a gene: rarely seen ones are not blown up
+_N_AXES = 200
+_FIT_ROWS = 4000  # observations from which the axes are learned
+_SCALE_ROWS = 2000  # observations in which the standard deviations of a section's genes are measured
+_FLOOR = 0.01  # added to the standard deviation of a gene: rarely expressed ones are not blown up
 _SECTION_FLOOR = 0.1  # added to that of a smoothed gene in one section of several (log expression)
 
 
@@ -28,7 +28,7 @@ class SmoothedGenes:
     """Principal axes of genes that were centred by section, scaled, and averaged over several neighbourhoods.
 
     The scores keep their variances: a ridge penalty on them is one on the genes themselves. A gene that a section lacks
-    counts as average. Of several sections each one's smoothed genes are also divided by their own spread.
+    counts as average. With several sections, smoothed genes are divided by their standard deviations in each section.
     """
 
     sizes: Any  # of the neighbourhoods
@@ -41,19 +41,18 @@ class SmoothedGenes:
         """Learn scales and axes from log expression (n, G) and coordinates of the sections."""
         n = np.array([logged.shape[0] for logged, _ in sections])
         self.sizes, self.by_section = np.array(self.sizes, dtype=np.int64), np.array([len(sections) > 1])
-        spread = sum(column_moments(logged)[1] * len_ for (logged, _), len_ in zip(sections, n, strict=True)) / n.sum()
-        self.gene_scale = (np.sqrt(spread) + _FLOOR).astype(np.float32)
-        take = np.maximum(1, (n * min(1.0, _LEARN_ROWS / n.sum())).astype(int))
+        variance = sum(column_moments(logged)[1] * m for (logged, _), m in zip(sections, n, strict=True)) / n.sum()
+        self.gene_scale = (np.sqrt(variance) + _FLOOR).astype(np.float32)
+        counts = np.maximum(1, (n * min(1.0, _FIT_ROWS / n.sum())).astype(int))
         self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
-        parts = [
+        sample = np.concatenate([
             self._standardised(logged, xy, np.sort(rng.permutation(len(xy))[:count]))
-            for (logged, xy), count in zip(sections, take, strict=True)
-        ]
-        sample = np.concatenate(parts)
+            for (logged, xy), count in zip(sections, counts, strict=True)
+        ])  # fmt: skip
         if not self.by_section:
             self.scale = (sample.std(axis=0) + 1e-3).astype(np.float32)
             sample /= self.scale
-        k = min(N_AXES, *sample.shape)
+        k = min(_N_AXES, *sample.shape)
         _, _, right = randomized_svd(sample, k, n_iter=3, random_state=int(rng.integers(2**31)))
         self.axes = np.ascontiguousarray(right.T, dtype=np.float32)
         return self
@@ -62,32 +61,31 @@ class SmoothedGenes:
         """Scores of a section, (n, k), or of some of its ``rows``."""
         near, mean = nearest(xy, max(self.sizes), rows), _gene_means(logged)
         axes = np.split(self.axes / self._scale(logged, xy)[:, None], len(self.sizes))
-        if rows is not None:  # only what these read is projected
-            touched, at = np.unique(near, return_inverse=True)
-            logged, near = logged[touched], at.reshape(near.shape).astype(np.int32)
+        if rows is not None:  # project their neighbours alone
+            neighbours, codes = np.unique(near, return_inverse=True)
+            logged, near = logged[neighbours], codes.reshape(near.shape).astype(np.int32)
         scores = np.zeros((len(near), self.axes.shape[1]), dtype=np.float32)
-        for size, read in zip(self.sizes, axes, strict=True):
-            scores += averages(near[:, :size], logged.shape[0]) @ (logged @ read) - mean @ read
+        for size, part in zip(self.sizes, axes, strict=True):
+            scores += averages(near[:, :size], logged.shape[0]) @ (logged @ part) - mean @ part
         return scores
 
     def loadings(self, coefficients: Reals, sections: Sequence[tuple[sparse.csr_matrix, Floats]]) -> list[Floats]:
-        """Carry a linear map of the scores, (k, m), back to the genes: (G, m) for the means of each size."""
+        """Coefficients of the genes' means at each size, (G, m), from those of the scores, (k, m)."""
         scale = np.mean([self._scale(logged, xy) for logged, xy in sections], axis=0)
-        whole = (self.axes @ coefficients) / scale[:, None]
-        return np.split(whole.astype(np.float64), len(self.sizes))
+        return np.split(((self.axes @ coefficients) / scale[:, None]).astype(np.float64), len(self.sizes))
 
     def _scale(self, logged: sparse.csr_matrix, xy: Floats) -> Floats32:
         """Divisor of each smoothed gene, (sizes x G,)."""
         if not self.by_section:
             return np.tile(self.gene_scale, len(self.sizes)) * self.scale
-        some = evenly_spread(logged.shape[0], _SCALE_ROWS)
-        return np.asarray(self._smoothed(logged, xy, some).std(axis=0) + _SECTION_FLOOR)
+        rows = evenly_spread(logged.shape[0], _SCALE_ROWS)
+        return np.asarray(self._smoothed(logged, xy, rows).std(axis=0) + _SECTION_FLOOR)
 
     def _standardised(self, logged: sparse.csr_matrix, xy: Floats, rows: Ints) -> Floats32:
-        found = self._smoothed(logged, xy, rows)
-        found -= np.tile(_gene_means(logged), len(self.sizes))
-        found /= self._scale(logged, xy)
-        return found
+        smoothed = self._smoothed(logged, xy, rows)
+        smoothed -= np.tile(_gene_means(logged), len(self.sizes))
+        smoothed /= self._scale(logged, xy)
+        return smoothed
 
     def _smoothed(self, logged: sparse.csr_matrix, xy: Floats, rows: Ints) -> Floats32:
         """Means of all genes over each neighbourhood of ``rows``, (m, sizes x G)."""

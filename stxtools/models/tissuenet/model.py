@@ -1,4 +1,4 @@
-"""The joint model: U-Net, region graph, GNN, readout and heads behind fit, predict, save, load."""
+"""The joint model of U-Net, region graph, GNN, readout and heads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from stxtools.nn._weighting import task_weighting
 from .features import BIOMARKER, CLASSES, EXPRESSION, Featurizer, TrainingTargets
 from .inputs import RegionSection, region_means
 
-MANY = 5000  # regions of a step from which on several CPU threads pay
+_MANY = 5000  # regions of a step from which several CPU threads pay
+_NETWORK_ALONE = Ensemble(Stack(Weights(network=1.0)))
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class TissuePrediction:
 
     states: Floats32  # embeddings of the regions, (R, d)
     z: Floats32  # embedding of the section, (d,)
-    attention: sparse.csr_matrix  # of the region in a row to that in a column, (R, R)
+    attention: sparse.csr_matrix  # of each region (row) to its neighbours (columns), (R, R)
     # task -> class probabilities, or log expression, of regions (R, K) and observations (n, K); NaN outside any region
     regions: dict[str, Floats32]
     observations: dict[str, Floats32]
-    weights: dict[str, Weights]  # task -> factors of the ensemble's members
+    weights: dict[str, Weights]  # task -> those of the ensemble's members
 
 
 class TissueNet(BaseModel[TissueNetParams, TissueModule]):
@@ -77,7 +78,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self.expression: list[str] = []
         self.genes: list[str] | None = None
         self.target_sum: float | None = None
-        self.ids: dict[str, str] = {}  # second names of genes that are read by name
+        self.ids: dict[str, str] = {}  # second names of its genes
         self.featurizer = Featurizer(self.params)
         self.ensembles: dict[str, Ensemble] = {}
         self.convergence: dict[str, Any] = {}
@@ -86,9 +87,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     @property
     def read_genes(self) -> list[str]:
         """Names of all genes that are read."""
-        found = [e.elsewhere.genes.moments.genes for e in self.ensembles.values() if e.elsewhere.genes is not None]
-        found += [self.genes or [], self.projection.genes if self.projection is not None else []]
-        return list(dict.fromkeys(gene for genes in found for gene in genes))
+        lists = [e.elsewhere.genes.moments.genes for e in self.ensembles.values() if e.elsewhere.genes is not None]
+        lists += [self.genes or [], self.projection.genes if self.projection is not None else []]
+        return list(dict.fromkeys(gene for genes in lists for gene in genes))
 
     @property
     def tasks(self) -> dict[str, int]:
@@ -100,7 +101,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self, sections: Sequence[RegionSection], *, classes: Mapping[str, Sequence[str]] | None = None,
         expression: Sequence[str] | None = None, kept: bool = True, **run: Unpack[Run],
     ) -> TissueNet:  # fmt: skip
-        """Train on ``sections``, without labels where neither ``classes`` nor ``expression`` are given.
+        """Train on ``sections``, without labels if neither ``classes`` nor ``expression`` are given.
 
         Parameters
         ----------
@@ -121,23 +122,23 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         if self.expression and named != "auto" and not {"network", "linear"} & set(named):
             raise ValueError("The network and the linear member predict genes; name one of them in `ensemble`.")
         if named != "auto" and "genes" in named and any(s.by_name is None for s in sections):
-            raise ValueError("`ensemble` names 'genes', but no expression is read: there is none, or `params` say so.")
+            raise ValueError("`ensemble` names 'genes', but there is no expression, or `params` turn it off.")
         self.history, self.net, self.ensembles, self.convergence, run = [], None, {}, {}, completed(run)
         factors = self._factors()
         rng = np.random.default_rng(run["random_state"])
         self.featurizer = Featurizer(self.params)
-        own = self.featurizer.fit(sections, rng, labelled=bool(self.tasks))
+        features = self.featurizer.fit(sections, rng, labelled=bool(self.tasks))
         self.scaling = self.featurizer.scaling
         with seeded(run["random_state"]):
             self.net = self._new_net()
         try:
             if self.tasks:
-                targets = TrainingTargets(self.featurizer, sections, own, self.tasks, rng)
+                targets = TrainingTargets(self.featurizer, sections, features, self.tasks, rng)
                 self._fit_tasks(targets, factors, run, kept=kept)
             else:
                 self._fit_embedding(sections, run)
         except BaseException:
-            self.net = None  # not to be taken for a trained one
+            self.net = None  # it is not trained
             raise
         return self
 
@@ -154,11 +155,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         p, module = self.params, self.fitted_net()
         graphs = [self.featurizer.tensors(s) for s in sections]
         task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.hide)
-        few = max(len(g.nodes) for g in task.graphs) < MANY
+        threads = 1 if max(len(g.nodes) for g in task.graphs) < _MANY else None
         loaders = task.loaders(run["random_state"])
-        self.history += run_training(
-            task, *loaders, stage="embed", desc="training the network", threads=1 if few else None, **run
-        )
+        self.history += run_training(task, *loaders, stage="embed", desc="training the network", threads=threads, **run)
 
     def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: Run, *, kept: bool) -> None:
         from .ensemble_fit import EnsembleFit
@@ -166,21 +165,20 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         p, module, graphs = self.params, self.fitted_net(), training.graphs
         if module.unet is not None and p.pretrain != "none":
             with seeded(run["random_state"] + 1):
-                before = UNetPretraining(
+                pretraining = UNetPretraining(
                     module.unet, self.n_features, graphs, self._training(p.pretrain_epochs, p.pretrain_epochs)
                 )
-            loaders = before.loaders(run["random_state"] + 1)
-            self.history += run_training(before, *loaders, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run)
+            loaders = pretraining.loaders(run["random_state"] + 1)
+            self.history += run_training(
+                pretraining, *loaders, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run
+            )
         weighting = task_weighting(p.weighting, factors, [task for task in factors if task == EXPRESSION])
         task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
-        uninformed = task.uninformed_loss()
-        found = run_training(
-            task, *task.loaders(run["random_state"]), stage="multitask", desc="training the network", **run
-        )
-        self.convergence = convergence(found, uninformed, held_out=bool(task.judged))
-        self.history += found
-        last = self.history[-1]
-        self.task_weights = {name: float(last.get(f"weight_{name}", 0.0)) for name in self.tasks}
+        uninformed, loaders = task.uninformed_loss(), task.loaders(run["random_state"])
+        history = run_training(task, *loaders, stage="multitask", desc="training the network", **run)
+        self.convergence = convergence(history, uninformed, held_out=bool(task.judged))
+        self.history += history
+        self.task_weights = {name: float(history[-1].get(f"weight_{name}", 0.0)) for name in self.tasks}
         stage("weighing the ensemble")
         fit = EnsembleFit(training, p.ensemble, converged=self.convergence["converged"], kept=kept)
         self.ensembles = {name: fit.of(name) for name in factors}
@@ -194,19 +192,15 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         unet = None
         if p.unet and labelled:
             unet = UNet(self.n_features, width=p.unet_width, depth=p.unet_depth, kernel_size=p.kernel_size, dropout=0.1)
-        own = self.featurizer.n_own if labelled else 0
+        n_inputs = self.featurizer.n_inputs if labelled else 0
         gnn = RegionGNN(
-            n_nodes + (p.unet_width if unet is not None else 0) + (p.spot_width if own else 0),
-            hidden=p.hidden,
-            out_channels=p.out_channels,
-            layers=p.layers,
-            conv=p.conv,
-            heads=p.heads,
+            n_nodes + (p.unet_width if unet is not None else 0) + (p.spot_width if n_inputs else 0),
+            hidden=p.hidden, out_channels=p.out_channels, layers=p.layers, conv=p.conv, heads=p.heads,
             dropout=p.dropout if labelled else p.embed_dropout,
-        )
+        )  # fmt: skip
         return TissueModule(
             n_nodes, gnn, p.out_channels, unet, self.tasks,
-            own=own, width=p.spot_width, dropout=p.dropout, input_dropout=p.input_dropout,
+            own=n_inputs, width=p.spot_width, dropout=p.dropout, input_dropout=p.input_dropout,
         )  # fmt: skip
 
     def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
@@ -223,17 +217,17 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             attention = sparse.csr_matrix((out.attention.cpu().numpy(), (target, source)), shape=(n, n))
             regions, observations = {}, {}
             for task in self.tasks:
-                regions[task], found = self._mixed(task, out, g, s)
-                observations[task] = np.full((len(s.region), found.shape[1]), np.nan, dtype=np.float32)
-                observations[task][s.region >= 0] = found
+                regions[task], inside = self._combined(task, out, g, s)
+                observations[task] = np.full((len(s.region), inside.shape[1]), np.nan, dtype=np.float32)
+                observations[task][s.region >= 0] = inside
             weights = {task: self._stack(task, s).weights for task in self.tasks}
             states, z = out.states.cpu().numpy(), out.z.cpu().numpy()
             predicted.append(TissuePrediction(states, z, attention, regions, observations, weights))
         net.to("cpu")
         return predicted
 
-    def _mixed(self, task: str, out: Any, g: GraphTensors, s: RegionSection) -> tuple[Floats32, Floats32]:
-        """Outputs of regions and observations, by all members of the ensemble together."""
+    def _combined(self, task: str, out: Any, g: GraphTensors, s: RegionSection) -> tuple[Floats32, Floats32]:
+        """Predictions of regions and observations by all members of the ensemble together."""
         at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
         share, others, mean = self.other_members(task, at_obs, g, s)
         at_regions, at_obs = share * at_regions + mean, share * at_obs + others
@@ -245,7 +239,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     def other_members(
         self, task: str, network: Floats32, g: GraphTensors, s: RegionSection
     ) -> tuple[float, Floats, Floats]:
-        """Return the network's weight, and the other members' share of the logits of observations and regions."""
+        """Weight of the network, and the other members' weighted logits of observations and regions."""
         if g.own is None:
             return 1.0, np.zeros(network.shape), np.zeros((len(s.nodes), network.shape[1]))
         stack, known, n_means = self._stack(task, s), s.region >= 0, self.n_features * len(self.params.neighbours)
@@ -255,17 +249,15 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         return share, others, mean.astype(np.float64)
 
     def elsewhere(self, task: str) -> Stack:
-        """Members that predict ``task`` in sections without labels; the network alone where it was not trained."""
-        return self.ensembles[task].elsewhere if task in self.ensembles else Stack(Weights(network=1.0))
+        """Members that predict ``task`` in sections without labels; the network alone if the task has no ensemble."""
+        return self.ensembles.get(task, _NETWORK_ALONE).elsewhere
 
     def _stack(self, task: str, s: RegionSection) -> Stack:
-        """Members that predict ``task`` in a section; genes that it lacks take from the network's share."""
-        if task not in self.ensembles:
-            return self.elsewhere(task)
-        found = 1.0
+        """Members that predict ``task`` in a section; the network has less weight if genes are missing."""
+        coverage = 1.0
         if s.by_name is not None and self.genes:
-            found = float(np.isin(self.genes, s.by_name.genes).mean())
-        return self.ensembles[task].stack(s.labels.get(task), found)
+            coverage = float(np.isin(self.genes, s.by_name.genes).mean())
+        return self.ensembles.get(task, _NETWORK_ALONE).stack(s.labels.get(task), coverage)
 
     def _state(self) -> dict[str, Any]:
         state, read = super()._state(), set(self.read_genes)

@@ -1,4 +1,4 @@
-"""A student that imitates the whole framework: tissue classes and biomarker state without a region graph."""
+"""Distillation: a student predicts what the whole framework does, without a region graph."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from .inputs import RegionSection
     from .model import TissueNet
 
-SAMPLE = 60_000  # pixels that are learned from: more did not help
-BATCH = 512  # at most: a small section is learned in smaller steps, some 30 an epoch
-_BLOCKS, _HELD = 40, 4  # blocks of a section, and how many of them are held out: neighbouring pixels are alike
+_MAX_PIXELS = 60_000  # for training: more did not help
+_MAX_BATCH = 512  # smaller for small sections, for some 30 steps an epoch
+_BLOCKS, _HELD_OUT = 40, 4  # blocks of a section, and those for validation
 _DEFAULTS: dict[str, Any] = {"width": 32, "depth": 0, "sigmas": (0.0, 1.0, 2.0, 4.0), "epochs": 20, "patience": 4}
-_LEAST = 1e-3  # smallest probability whose logarithm is taken
-N_AXES = 16
-_ROWS = 10_000  # observations that the axes are learned from
-_RIDGE = 1e-2  # penalty, in units of the mean variance of the scores
+_MIN_PROBA = 1e-3  # before the logarithm
+_N_AXES = 16
+_FIT_ROWS = 10_000  # observations from which the axes are learned
+_PENALTY = 1e-2  # of the ridge, in units of the mean variance of the scores
 
 
 class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
@@ -68,7 +68,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
     saved = (*BaseModel.saved, "tasks")
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
-        resolve(params, SegmenterParams)  # says what is wrong with something else
+        resolve(params, SegmenterParams)  # raises for anything else
         super().__init__(params if isinstance(params, SegmenterParams) else {**_DEFAULTS, **(params or {})})
         self.tasks: dict[str, list[str]] = {}
         self.agreements: dict[str, float] = {}
@@ -76,7 +76,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
     def soft_targets(
         self, teacher: TissueNet, sections: Sequence[RegionSection], *, random_state: int = 0, accelerator: str = "auto"
     ) -> list[Floats32]:
-        """Predict ``sections`` with the teacher; sets what the student reads and predicts.
+        """Predict ``sections`` with the teacher; sets the features and tasks of the student.
 
         Returns for each section the class probabilities of all tasks side by side, (n, K); NaN outside any region.
         """
@@ -84,8 +84,8 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
             raise ValueError(
                 "The model predicts no classes (it embeds regions, or predicts genes); it can have no student."
             )
-        found = teacher.predict(sections, accelerator=accelerator)
-        proba = [np.concatenate([p.observations[task] for task in teacher.classes], axis=1) for p in found]
+        predictions = teacher.predict(sections, accelerator=accelerator)
+        proba = [np.concatenate([p.observations[task] for task in teacher.classes], axis=1) for p in predictions]
         self.tasks = {task: list(names) for task, names in teacher.classes.items()}
         self.projection, self.use_rep = teacher.projection, teacher.use_rep
         smoothed, genes = teacher.featurizer.smoothed, teacher.genes
@@ -96,17 +96,17 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         return proba
 
     def _logits(self, proba: Floats32) -> Floats:
-        """Log probabilities without what all classes of a task share."""
-        logs = self._by_task(np.log(np.maximum(proba.astype(np.float64), _LEAST)))
+        """Log probabilities with a mean of 0 over the classes of each task."""
+        logs = self._by_task(np.log(np.maximum(proba.astype(np.float64), _MIN_PROBA)))
         return np.concatenate([part - part.mean(axis=1, keepdims=True) for part in logs], axis=1)
 
     def _by_task(self, values: Array) -> list[Array]:
         return np.split(values, np.cumsum([len(names) for names in self.tasks.values()])[:-1], axis=1)
 
     def fit(self, sections: Sequence[Section], targets: Sequence[Floats32], **run: Unpack[Run]) -> TissueStudent:
-        """Learn what :meth:`soft_targets` gave of ``sections`` from their features; ``run`` as in `Segmenter.fit`.
+        """Learn the :meth:`soft_targets` of ``sections`` from their features; ``run`` as in `Segmenter.fit`.
 
-        Sets ``agreements``: for each task the share of pixels in held-out blocks on which both predict the same class.
+        Sets ``agreements``: for each task the share of held-out pixels for which both predict the same class.
         """
         p, run = self.params, completed(run)
         seed, device = run["random_state"], best_device(run["accelerator"])
@@ -114,26 +114,26 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         rng = np.random.default_rng(seed)
         with seeded(seed):
             net = self._new_net()
-        means, wanted, held_out = self._pixels(sections, targets, net, rng, device)
+        means, proba, held_out = self._pixels(sections, targets, net, rng, device)
         if held_out.all() or not held_out.any():
             raise ValueError(
-                f"The {len(held_out)} pixels of the raster cannot be divided into blocks to learn from and blocks held "
-                "out; check the coordinates, or distil on more tissue."
+                f"The {len(held_out)} pixels of the raster cannot be divided into blocks for training and for "
+                "validation; check the coordinates, or distil on more tissue."
             )
         epochs = _DEFAULTS["epochs"] if p.epochs is None else p.epochs
         task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
         train = DataLoader(
-            TensorDataset(means[~held_out], wanted[~held_out]),
-            batch_size=min(max(int((~held_out).sum()) // 30, 16), BATCH),
+            TensorDataset(means[~held_out], proba[~held_out]),
+            batch_size=min(max(int((~held_out).sum()) // 30, 16), _MAX_BATCH),
             shuffle=True,
             generator=torch.Generator().manual_seed(seed),
         )
-        val = DataLoader(TensorDataset(means[held_out], wanted[held_out]), batch_size=4096)
+        val = DataLoader(TensorDataset(means[held_out], proba[held_out]), batch_size=4096)
         self.history = run_training(task, train, val, stage="distill", desc="training the student", **run)
         self.net = net
         with torch.no_grad():
             predicted = net.from_means(means[held_out])
-        parts = zip(predicted, wanted[held_out].split(net.sizes, dim=1), strict=True)
+        parts = zip(predicted, proba[held_out].split(net.sizes, dim=1), strict=True)
         same = [float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean()) for a, b in parts]
         self.agreements = dict(zip(self.tasks, same, strict=True))
         return self
@@ -142,8 +142,8 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         self, sections: Sequence[Section], targets: Sequence[Floats32], net: PyramidMLP,
         rng: np.random.Generator, device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Means and targets of the pixels that are learned from, and which of them are held out."""
-        share = SAMPLE / max(sum(s.n_obs for s in sections), 1)
+        """Means and targets of a sample of pixels, and whether they are held out."""
+        share = _MAX_PIXELS / max(sum(s.n_obs for s in sections), 1)
         parts = []
         for section, proba in zip(sections, targets, strict=True):
             raster, member = self.scaling.raster(section)
@@ -151,14 +151,14 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
             target = section.pooled(np.nan_to_num(proba), member, known)
             rows = np.flatnonzero((np.bincount(member, known) > 0) & (rng.random(len(raster.flat)) < share))
             flat = raster.flat.numpy()[rows]
-            at = np.column_stack([flat // section.shape[1], flat % section.shape[1]]).astype(np.float64)
-            block = spatial_blocks(at, _BLOCKS)
-            found = rng.permutation(np.unique(block))
-            held = torch.from_numpy(np.isin(block, found[: max(1, len(found) * _HELD // _BLOCKS)]))
+            row_column = np.column_stack(np.divmod(flat, section.shape[1])).astype(np.float64)
+            block = spatial_blocks(row_column, _BLOCKS)
+            blocks = rng.permutation(np.unique(block))
+            held = torch.from_numpy(np.isin(block, blocks[: max(1, len(blocks) * _HELD_OUT // _BLOCKS)]))
             means = predict_pixels(Means(net), raster, device, only=torch.from_numpy(rows))[1]  # type: ignore[arg-type]
             parts.append((means, torch.from_numpy(target[rows]), held))
-        read, wanted, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
-        return read, wanted, held_out
+        inputs, outputs, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
+        return inputs, outputs, held_out
 
     def predict(self, sections: Sequence[Section], *, accelerator: str = "auto") -> list[dict[str, Floats32]]:
         """Task -> class probabilities of the observations (n, K), for each section."""
@@ -180,22 +180,21 @@ def with_readout(
     projection: GeneProjection, genes: Sequence[str], smoothed: SmoothedGenes, sections: Sequence[RegionSection],
     logits: Sequence[Reals], rng: np.random.Generator,
 ) -> GeneProjection:  # fmt: skip
-    """Add to a projection at most ``N_AXES`` axes of the genes along which a framework's predictions change.
+    """Add to a projection at most 16 axes of the genes along which a framework's predictions change.
 
     The first components of expression separate tissues, but not always a disease. A ridge regression of the ``logits``
-    (NaN: none) on the ``smoothed`` genes, carried back to the genes, gives an axis for each class and size.
+    (NaN: none) on the ``smoothed`` genes gives an axis for each class and size.
     """
-    from sklearn.linear_model import Ridge  # a student that is only applied needs none of it
+    from sklearn.linear_model import Ridge  # here: applying a student needs none of it
 
     parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
-    share = _ROWS / max(sum(len(a) for a in logits), 1)
+    share = _FIT_ROWS / max(sum(len(a) for a in logits), 1)
     rows = [np.flatnonzero(np.isfinite(a).all(axis=1) & (rng.random(len(a)) < share)) for a in logits]
-    scores = np.concatenate(
-        [smoothed.transform(logged, xy, at) for (logged, xy), at in zip(parts, rows, strict=True)]
-    ).astype(np.float64)
-    wanted = np.concatenate([a[at] for a, at in zip(logits, rows, strict=True)]).astype(np.float64)
-    penalty = max(_RIDGE * len(scores) * float(scores.var(axis=0).mean()), 1e-12)
-    coefficients = Ridge(penalty).fit(scores, wanted).coef_.T
+    scores = np.concatenate([smoothed.transform(*part, at) for part, at in zip(parts, rows, strict=True)])
+    scores = scores.astype(np.float64)
+    targets = np.concatenate([a[at] for a, at in zip(logits, rows, strict=True)]).astype(np.float64)
+    penalty = max(_PENALTY * len(scores) * float(scores.var(axis=0).mean()), 1e-12)
+    coefficients = Ridge(penalty).fit(scores, targets).coef_.T
     loadings = np.concatenate(smoothed.loadings(coefficients, parts), axis=1)
     return _extended(projection, genes, loadings, [logged for logged, _ in parts])
 
@@ -203,8 +202,8 @@ def with_readout(
 def _extended(
     projection: GeneProjection, genes: Sequence[str], loadings: Floats, logged: Sequence[sparse.csr_matrix]
 ) -> GeneProjection:
-    """Projection with the directions of ``loadings`` (G, m) that its components lack, strongest first."""
-    names = [*projection.genes, *(g for g in genes if g not in set(projection.genes))]
+    """Add the directions of ``loadings`` (G, m) that the components lack, strongest first."""
+    names = list(dict.fromkeys([*projection.genes, *genes]))
     at, known = pd.Index(names).get_indexer(list(genes)), len(projection.genes)
     old = np.zeros((len(names), projection.components.shape[1]))
     old[:known] = projection.components
@@ -212,8 +211,8 @@ def _extended(
     new[at] = loadings / np.maximum(np.linalg.norm(loadings, axis=0), 1e-12)
     new -= old @ np.linalg.lstsq(old, new, rcond=None)[0]
     left, strength, _ = np.linalg.svd(new, full_matrices=False)
-    axes = left[:, :N_AXES][:, strength[:N_AXES] > 1e-6]
-    axes -= old @ np.linalg.lstsq(old, axes, rcond=None)[0]  # to rounding
+    axes = left[:, :_N_AXES][:, strength[:_N_AXES] > 1e-6]
+    axes -= old @ np.linalg.lstsq(old, axes, rcond=None)[0]  # removes rounding errors
     mean, scale = np.zeros(len(names)), np.ones(len(names))
     mean[at] = sum(np.asarray(part.sum(axis=0)).ravel() for part in logged) / sum(part.shape[0] for part in logged)
     mean[:known] = projection.mean
