@@ -15,10 +15,9 @@ import stxtools as st
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models import Section
 from stxtools.models.ensemble.discriminant import shrinkage_lda
-from stxtools.models.segmenter.calibration import matching_temperature, tempered
-from stxtools.models.segmenter.classes import class_sizes, offsets_for_all, with_all_classes
+from stxtools.models.segmenter.calibration import class_sizes, matching_temperature, offsets_for_all, tempered
 from stxtools.models.segmenter.discriminants import label_views, spread_labels, voted_confidence
-from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures
+from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures, with_all_classes
 from stxtools.models.segmenter.number import choose_number
 from stxtools.models.segmenter.pseudo_labels import PseudoLabels
 

@@ -14,8 +14,7 @@ from stxtools._spatial.graph import averaging_matrix
 from stxtools._types import Floats, Ints, Reals
 from stxtools.models._section import ALIKE, BLOCKS, Section
 
-from .classes import with_all_classes
-from .mixtures import View, consensus, cotrain, whitening
+from .mixtures import View, Whitening, consensus, cotrain, with_all_classes
 
 APART = 5.0  # standard deviations between section means: at most 0.6 % of observations look like the other section's
 _MIN_CLUSTER = 10  # observations of a batch for each of its clusters, and from which a cluster's mean counts fully
@@ -32,7 +31,7 @@ def batches(features: Sequence[Reals]) -> tuple[Ints, Floats]:
         return np.zeros(1, dtype=np.int64), np.zeros(1)
     n = np.array([len(x) for x in features], dtype=np.float64)
     means = np.stack([x.mean(axis=0, dtype=np.float64) for x in features])
-    white = whitening(np.concatenate([x - m for x, m in zip(features, means, strict=True)]))[1]
+    white = Whitening.of(np.concatenate([x - m for x, m in zip(features, means, strict=True)])).matrix
     chance = squareform(len(white) * (1 / n[:, None] + 1 / n), checks=False)
     distance = np.sqrt(np.maximum(pdist(means @ white, "sqeuclidean") - chance, 0))
     nearest = squareform(distance) + np.diag(np.full(len(n), np.inf))
@@ -66,7 +65,7 @@ def shared_centres(sections: Sequence[Section], batch: Ints) -> tuple[Ints, Floa
 
 def _least_spatial(centred: Sequence[Floats], sections: Sequence[Section]) -> Floats:
     """Directions (d, d / 2) with the least variance of spatial means, of unit variance within sections."""
-    white = whitening(np.concatenate(centred))[1]
+    white = Whitening.of(np.concatenate(centred)).matrix
     smooth = []
     for x, section in zip(centred, sections, strict=True):
         mean = averaging_matrix(section.graph)

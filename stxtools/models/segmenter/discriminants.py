@@ -12,6 +12,8 @@ from stxtools._types import Floats, Floats32, Ints
 from stxtools.models._section import Section
 from stxtools.models.ensemble.discriminant import class_shrinkage, shrinkage_lda, standardised
 
+from .calibration import share_offsets
+
 _SCALES = ((7, 19), (19, 61), (37, 127))  # nearest observations whose means form one view
 _EDGES = (((19,), 1.5), ((19, 61), 1.0))  # plain means, and the tolerance of the edge-preserving mean beside them
 _FINE_SCALES, _FINE_EDGES = ((1, 7),), (((7,), 1.5),)  # further views of small sections
@@ -19,8 +21,6 @@ _SMALL = 2000  # observations of a section, on average, below which sections are
 _ROUNDS = 8  # of co-training
 _MEMBERS = 24  # classifiers whose mean probability is the confidence of the pseudo-labels
 _SUBSPACE = 0.6  # share of the components that each of them reads
-_SHARES_TRUST = 0.7  # part of the way to the class shares given: they may be 30 % off
-_SHARES_STEPS = 60
 
 
 def label_views(sections: Sequence[Section], rows: Sequence[Ints]) -> list[Floats]:
@@ -71,19 +71,6 @@ def _mean_proba(views: Sequence[Floats], share: Floats, weight: Floats, shrinkag
     for z, s in zip(views, shrinkage, strict=True):
         logs += np.log(softmax(shrinkage_lda(z, share, weight, s)(z), axis=1).clip(1e-4)) / len(views)
     return softmax(logs, axis=1)
-
-
-def share_offsets(proba: Floats, class_shares: Floats) -> Floats:
-    """Offsets (K,) of the logits that bring the mean probability of each class towards its share."""
-    logits, offsets = np.log(proba.clip(1e-9)), np.zeros(proba.shape[1])
-    unknown = np.isnan(class_shares)
-    for _ in range(_SHARES_STEPS):
-        predicted = softmax(logits + offsets, axis=1).mean(axis=0).clip(1e-9)
-        wanted = np.where(unknown, predicted, class_shares)
-        if unknown.any():
-            wanted[unknown] *= max(1 - np.nansum(class_shares), 1e-9) / predicted[unknown].sum()
-        offsets += (np.log(wanted) - np.log(predicted)) / 2
-    return _SHARES_TRUST * offsets
 
 
 def voted_confidence(views: Sequence[Floats], labels: Ints, n_classes: int, rng: np.random.Generator) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
@@ -17,7 +17,7 @@ from stxtools._types import Floats, Floats32, Ints, Reals
 from stxtools.models._section import Section
 from stxtools.models.ensemble.discriminant import Linear, normal_logits
 
-from .classes import class_sizes
+from .calibration import class_sizes
 
 STARTS = 3  # mixtures for each view
 _TREE = 800  # observations of a tree: few, so that starts differ and cost little
@@ -27,13 +27,8 @@ _PAIRS = ((1, 3), (1, 5), (2, 5), (2, 8))  # rounds of averaging whose means for
 _SINGLE = (2, 4)
 _TOLERANCES = (1.0, 1.5)  # of the edge-preserving means
 _COTRAINING = 10  # rounds
+_DISTINCT = 1e-9  # scatter, relative to that of all observations, below which values count as equal
 _CHANGE = 1e-3  # share of the memberships that moves, below which a mixture has converged
-
-
-def max_rounds(n_obs: int) -> int:
-    """Rounds of averaging whose window (of a hexagonal lattice) holds at most a tenth of a section."""
-    most = max(max(pair) for pair in _PAIRS)
-    return max([r for r in range(1, most + 1) if 1 + 3 * r * (r + 1) <= n_obs / 10], default=1)
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,18 @@ class Mixtures:
         return share / share.sum(axis=2, keepdims=True)
 
 
-def multiscale_views(section: Section, rows: Ints, most: int) -> list[View]:
+def spatial_views(sections: Sequence[Section], rows: Sequence[Ints]) -> tuple[list[View], list[View]]:
+    """Views of plain and of edge-preserving spatial means, for the given rows of all sections."""
+    n_obs = sum(s.n_obs for s in sections) // len(sections)
+    # the window of the last round (of a hexagonal lattice) holds at most a tenth of a section
+    rounds = range(1, max(max(pair) for pair in _PAIRS) + 1)
+    most = max([r for r in rounds if 1 + 3 * r * (r + 1) <= n_obs / 10], default=1)
+    plain = [_multiscale_views(s, part, most) for s, part in zip(sections, rows, strict=True)]
+    edges = [_edge_views(s, part) for s, part in zip(sections, rows, strict=True)]
+    return _stacked(plain), _stacked(edges)
+
+
+def _multiscale_views(section: Section, rows: Ints, most: int) -> list[View]:
     """Spatial means of at most ``most`` rounds, in pairs of scales and alone; of all and of 3/4 of the components."""
     features, graph = section.features, section.graph
     mean, d = averaging_matrix(graph), features.shape[1]
@@ -90,7 +96,7 @@ def multiscale_views(section: Section, rows: Ints, most: int) -> list[View]:
     return [View(tuple(means[r][:, :q] for r in rounds)) for q, rounds in views]
 
 
-def edge_views(section: Section, rows: Ints) -> list[View]:
+def _edge_views(section: Section, rows: Ints) -> list[View]:
     """Edge-preserving means alone, with means over 19, and with means over 19 and 61 observations."""
     near = Neighbourhoods(section.features, section.xy, rows)
     fine, coarse = near.mean(19), near.mean(61)
@@ -98,7 +104,7 @@ def edge_views(section: Section, rows: Ints) -> list[View]:
     return [View((*plain, mean)) for mean in sharp.values() for plain in ((), (fine,), (fine, coarse))]
 
 
-def stacked(parts: Sequence[Sequence[View]]) -> list[View]:
+def _stacked(parts: Sequence[Sequence[View]]) -> list[View]:
     """Concatenate the views of several sections."""
     if len(parts) == 1:  # no copies
         return list(parts[0])
@@ -180,17 +186,62 @@ def cotrain(views: Sequence[View | Floats], target: Floats, rng: np.random.Gener
     whitened, share = [], target[rows]
     for view in views:
         part = view[rows]
-        centre, white = whitening(part)
-        whitened.append((((part - centre) @ white).astype(np.float32), centre, white))
+        whiten = Whitening.of(part)
+        whitened.append((whiten(part).astype(np.float32), whiten))
     for _ in range(_COTRAINING):
-        models = [tied_logits(z, share) for z, _, _ in whitened]
+        models = [tied_logits(z, share) for z, _ in whitened]
         share = np.zeros(share.shape, dtype=np.float32)
-        for (z, _, _), logits in zip(whitened, models, strict=True):
+        for (z, _), logits in zip(whitened, models, strict=True):
             share += softmax_of_rows(logits(z)) / len(views)
     out = np.zeros_like(target)
-    for view, (_, centre, white), logits in zip(views, whitened, models, strict=True):
-        out += softmax_of_rows(logits((view[:] - centre) @ white)) / len(views)
+    for view, (_, whiten), logits in zip(views, whitened, models, strict=True):
+        out += softmax_of_rows(logits(whiten(view[:]))) / len(views)
     return out if (class_sizes(out) > 0).all() else target
+
+
+def with_all_classes(target: Floats, spaces: Sequence[Reals], *, or_fewer: bool = False) -> Floats:
+    """Change memberships (n, K) so that every class is the most probable one of some observation.
+
+    An empty class takes over half of the class with the largest scatter, cut across its first principal axis in the
+    first of the ``spaces`` where it varies; there the memberships of both are exchanged. With fewer distinct
+    observations than classes, empty ones are dropped (``or_fewer``) or an error is raised.
+    """
+    sizes = class_sizes(target)
+    if (sizes > 0).all():
+        return target
+    target, k = target.copy(), target.shape[1]
+    while (missing := np.flatnonzero(sizes == 0)).size:
+        labels = target.argmax(axis=1)
+        halves = (_half_of_widest(np.asarray(z, dtype=np.float64), labels) for z in spaces)
+        half = next((h for h in halves if h is not None), None)
+        if half is None:
+            if or_fewer:
+                return target[:, sizes > 0] / target[:, sizes > 0].sum(axis=1, keepdims=True)
+            raise ValueError(
+                f"`n_segments={k}` is more than the {int((sizes > 0).sum())} distinct observations there are; choose a "
+                "smaller number."
+            )
+        old, new = int(labels[half[0]]), int(missing[0])
+        target[half, old], target[half, new] = target[half, new], target[half, old]
+        target[half] /= 2  # equal memberships would leave the old class in place
+        target[half, new] += 0.5
+        sizes = class_sizes(target)
+    return target
+
+
+def _half_of_widest(z: Floats, labels: Ints) -> Ints | None:
+    """Rows of the smaller side of the class with the largest scatter, cut at its mean; None if no class varies."""
+    total = float(np.square(z - z.mean(axis=0)).sum())
+    scatter = np.array([np.square(z[labels == c] - z[labels == c].mean(axis=0)).sum() if (labels == c).any() else 0.0
+                        for c in range(int(labels.max()) + 1)])  # fmt: skip
+    widest = int(scatter.argmax())
+    if scatter[widest] <= _DISTINCT * total:
+        return None
+    rows = np.flatnonzero(labels == widest)
+    part = z[rows] - z[rows].mean(axis=0)
+    along = part @ np.linalg.eigh(part.T @ part)[1][:, -1]
+    upper = along > 0
+    return rows[upper] if 2 * int(upper.sum()) <= len(rows) else rows[~upper]
 
 
 def softmax_of_rows(logits: Floats) -> Floats:
@@ -218,8 +269,8 @@ def tied_moments(z: Reals, share: Reals) -> tuple[Floats, Floats, Floats]:
 def fit_mixtures(z: View | Floats, k: int, rng: np.random.Generator) -> Mixtures:
     """Fit ``STARTS`` tied mixtures of ``k`` classes to a sample."""
     part = z[some_rows(len(z), _FIT, rng)]
-    centre, white = whitening(part)
-    part = ((part - centre) @ white).astype(np.float32)
+    whiten = Whitening.of(part)
+    part = whiten(part).astype(np.float32)
     coefs, intercepts, complete = [], [], []
     for _ in range(STARTS):
         sample = part[some_rows(len(part), max(_TREE, 10 * k), rng)]
@@ -229,8 +280,8 @@ def fit_mixtures(z: View | Floats, k: int, rng: np.random.Generator) -> Mixtures
             labels = cut_tree(tree, k)[:, 0]
         logits = fit_tied(part, logits_of_labels(sample, labels, k))
         complete.append(bool((class_sizes(logits(part)) > 0).all()))
-        coefs.append(white @ logits.coef)
-        intercepts.append(logits.intercept - centre @ coefs[-1])
+        coefs.append(whiten.matrix @ logits.coef)
+        intercepts.append(logits.intercept - whiten.centre @ coefs[-1])
     return Mixtures(Linear(np.concatenate(coefs, axis=1), np.concatenate(intercepts)), k, complete)
 
 
@@ -251,12 +302,23 @@ def some_rows(n: int, size: int, rng: np.random.Generator) -> Ints:
     return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
 
 
-def whitening(z: Floats) -> tuple[Floats, Floats]:
-    """Mean of ``z``, and the matrix that makes its total covariance the identity."""
-    covariance = np.atleast_2d(np.cov(z.T, bias=True))
-    ridge = 1e-4 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
-    lower = np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
-    return z.mean(axis=0), np.linalg.inv(lower).T
+class Whitening(NamedTuple):
+    """Linear map that makes the total covariance of its data the identity."""
+
+    centre: Floats
+    matrix: Floats
+
+    @classmethod
+    def of(cls, z: Floats) -> Whitening:
+        """Measure mean and covariance of ``z``."""
+        covariance = np.atleast_2d(np.cov(z.T, bias=True))
+        ridge = 1e-4 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+        lower = np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
+        return cls(z.mean(axis=0), np.linalg.inv(lower).T)
+
+    def __call__(self, z: Floats) -> Floats:
+        """Whiten ``z``."""
+        return (z - self.centre) @ self.matrix
 
 
 def logits_of_labels(z: Floats, labels: Ints, k: int) -> Linear:

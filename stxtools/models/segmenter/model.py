@@ -27,9 +27,7 @@ from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import Augmentation, RandomViews, usual_epochs, view_size, whole_loader
 
 from .batches import batches, shared_centres
-from .calibration import tempered
-from .classes import class_sizes, offsets_for_all
-from .discriminants import share_offsets
+from .calibration import class_sizes, offsets_for_all, share_offsets, tempered
 from .pseudo_labels import agreement, pseudo_labels_from_clustering, pseudo_labels_from_labels, target_rasters
 
 _REORDERINGS, _BIAS_STEPS = 4, 16  # attempts to number the classes by size: by their order, then by their biases
@@ -50,11 +48,10 @@ class Segmentation:
 class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     """U-Net that assigns the observations of spatial sections to compartments.
 
-    It is trained on the sections it is fitted to: pretrained without labels (masked reconstruction or
-    SimCLR) or starts from a U-Net pretrained on others, then trained on pseudo-labels (soft targets). Without labels
-    these are a consensus of Gaussian mixtures on spatially averaged features; with labels, discriminant
-    analyses on neighbourhood means for the unlabelled observations and the labels themselves for the labelled
-    ones. A temperature brings its confidence to that of the pseudo-labels.
+    :meth:`fit` pretrains it without labels (masked reconstruction or SimCLR), or starts from a pretrained one, and then
+    trains it on pseudo-labels (soft targets). Without labels these are a consensus of Gaussian mixtures on spatial
+    means; with labels, the labels themselves, and discriminant analyses on neighbourhood means for the unlabelled
+    observations. A temperature adjusts its confidence to that of the pseudo-labels.
 
     Parameters
     ----------
@@ -79,8 +76,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         super().__init__(params)
         self.classes: list[str] = []
         self.curve: dict[str, list[float]] = {}
-        self.batch, self.distance = batches([np.zeros((0, 1))])  # of each section it was trained on
-        self.centre = self.batch
+        # of each section it was trained on
+        self.batch, self.distance, self.centre = np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int64)
         self.image_key: str | None = None
         self.temperature = 1.0
         self.start: dict[str, torch.Tensor] | None = None
@@ -106,7 +103,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         Parameters
         ----------
         sections
-            What to learn from.
+            Training sections.
         n_segments
             Number of compartments without labels; None chooses it by BIC.
         labels
@@ -293,7 +290,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         Parameters
         ----------
         sections
-            What to segment.
+            Sections to segment.
         expression
             Genes of the same observations, by which the linear members of a model that has some predict. Without it
             the U-Net predicts.
@@ -302,7 +299,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         adapt
             Whether the members adapt to each section's own components.
         accelerator
-            Where the U-Net runs.
+            Device of the U-Net.
         """
         net, device, out = self.fitted_net(), best_device(accelerator), []
         stage("predicting")

@@ -17,7 +17,7 @@ from stxtools._warn import warn
 from stxtools.models._section import Section
 from stxtools.models.ensemble.discriminant import Linear
 
-from .mixtures import fit_tied, logits_of_labels, pairwise_rand_index, some_rows, tied_moments, whitening
+from .mixtures import Whitening, fit_tied, logits_of_labels, pairwise_rand_index, some_rows, tied_moments
 
 _MAX_SEGMENTS = 12  # segments that are tried
 _WINDOWS = (19, 7)  # observations that are averaged: the larger window where ``_LEAST`` of them fit into the tissue
@@ -57,8 +57,8 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
         return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
     ks = [k for k in range(1, _MAX_SEGMENTS + 1) if k <= max(2, n // 20)]
     edge_preserving = []
-    for s, p, own in zip(sections, samples, np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), strict=True):
-        means = Neighbourhoods(own, s.xy, p.rows).edge_preserving_means(s.graph, [_TOLERANCE])
+    for s, p, part in zip(sections, samples, np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), strict=True):
+        means = Neighbourhoods(part, s.xy, p.rows).edge_preserving_means(s.graph, [_TOLERANCE])
         edge_preserving.append(means[_TOLERANCE])
     views = (z, np.concatenate(edge_preserving).astype(np.float64))
     return min((_lowest_bic(view, ks, n, window, samples, rng) for view in views), key=lambda choice: choice.k)
@@ -102,8 +102,7 @@ def _spatial_components(
 ) -> tuple[Floats32, Floats]:
     """Components whose means vary more than those of permuted observations (n, q), and these means (m, q)."""
     features = np.concatenate([s.features for s in sections]).astype(np.float64)
-    centre, white = whitening(features)
-    x = ((features - centre) @ white).astype(np.float32)
+    x = Whitening.of(features)(features).astype(np.float32)
     averaging = sparse.block_diag([p.averaging for p in samples], format="csr")
     largest = 0.0
     for _ in range(_PERMUTATIONS if len(x) <= _SAMPLE else 3):
@@ -120,13 +119,13 @@ class _TiedMixtures:
 
     def __init__(self, z: Floats, ks: Sequence[int], rng: np.random.Generator) -> None:
         part = z[some_rows(len(z), _SAMPLE, rng)]
-        self.centre, self.white = whitening(part)
-        part = self._whitened(part)
+        self.whiten = Whitening.of(part)
+        part = self.whiten(part)
         sample = part[some_rows(len(part), min(max(len(part) // 2, ks[-1] + 1), _TREE), rng)]
         cuts = cut_tree(linkage(sample, "ward"), list(ks))
         self.models: list[Linear] = []
         self.loglik: list[float] = []
-        scale = np.linalg.slogdet(self.white)[1]
+        scale = np.linalg.slogdet(self.whiten.matrix)[1]
         for labels, k in zip(cuts.T, ks, strict=True):
             self.models.append(fit_tied(part, logits_of_labels(sample, labels, k), max_iter=50))
             logits = self.models[-1](part)
@@ -137,16 +136,13 @@ class _TiedMixtures:
             self.loglik.append(float((total[:, 0] - distance / 2).mean() - np.linalg.slogdet(within)[1] / 2 + scale))
         self.precision_root = np.linalg.cholesky(precision)  # root of the precision matrix of the largest mixture
 
-    def _whitened(self, z: Floats) -> Floats:
-        return (z - self.centre) @ self.white
-
     def partitions(self, z: Floats) -> list[Ints]:
-        z = self._whitened(z)
+        z = self.whiten(z)
         return [model(z).argmax(axis=1) for model in self.models]
 
     def residuals(self, z: Floats) -> Floats:
         """Residuals of the largest mixture, of unit variance."""
-        z = self._whitened(z)
+        z = self.whiten(z)
         logits = self.models[-1](z)
         share = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
         rest = (z - share @ tied_moments(z, share)[1]) @ self.precision_root
@@ -157,8 +153,8 @@ def _autocorrelation(residuals: Floats, samples: Sequence[_Sample]) -> float:
     """Sum of the autocorrelation over rings of neighbours, up to the first ring without any."""
     rho, start, count = np.zeros(_RINGS[-1]), 0, 0
     for p in samples:
-        own = residuals[start + p.near[:, 0]]
-        rho[: p.near.shape[1]] += [float((own * residuals[start + near]).mean(axis=1).sum()) for near in p.near.T]
+        probes = residuals[start + p.near[:, 0]]
+        rho[: p.near.shape[1]] += [float((probes * residuals[start + near]).mean(axis=1).sum()) for near in p.near.T]
         start, count = start + len(p.rows), count + len(p.near)
     rings = np.add.reduceat(rho / count, _RINGS[:-1])
     first = int((rings <= 0).argmax()) if (rings <= 0).any() else len(rings)

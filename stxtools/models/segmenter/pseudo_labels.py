@@ -19,9 +19,8 @@ from stxtools.nn._views import block_mask
 
 from .batches import segments_of_batches
 from .calibration import matching_temperature
-from .classes import with_all_classes
 from .discriminants import label_views, spread_labels, voted_confidence
-from .mixtures import consensus, cotrain, edge_views, max_rounds, multiscale_views, some_rows, stacked
+from .mixtures import consensus, cotrain, some_rows, spatial_views, with_all_classes
 from .number import choose_number
 
 _SHARPEN = 3  # exponent of the averaged memberships: trained on soft ones, the U-Net loses small classes
@@ -104,9 +103,8 @@ def pseudo_labels_from_clustering(
     if k == 1:
         one = np.ones((n, 1))
         return PseudoLabels(names, one, one[:, 0], one, np.zeros(n, dtype=bool), curve)
-    parts, rounds = _by_section(rows, sections), max_rounds(n // len(sections))
-    plain = stacked([multiscale_views(s, part, rounds) for s, part in zip(sections, parts, strict=True)])
-    edges = stacked([edge_views(s, part) for s, part in zip(sections, parts, strict=True)])
+    parts = _by_section(rows, sections)
+    plain, edges = spatial_views(sections, parts)
     features = np.concatenate([s.features[part] for s, part in zip(sections, parts, strict=True)])
     with progress((batch.max() + 1) * len(plain), "finding compartments", show_progress) as bar:
         if batch.max() == 0:
