@@ -40,3 +40,14 @@ def sync_folder(folder: Path) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def readable(path: Path, problem: str) -> Iterator[None]:
+    """Turn errors of readers, which are of many kinds, into one that names the file and the problem."""
+    try:
+        yield
+    except PermissionError:
+        raise
+    except Exception as err:
+        raise ValueError(f"{str(path)!r} {problem} ({type(err).__name__}: {err})") from err

@@ -254,9 +254,9 @@ def test_merfish_breast_cancer(vizgen: Path, server: Server, counts: np.ndarray)
     [
         ("cell_by_gene.csv", b"469,1,", b"469,-1,", "values other than counts"),
         ("cell_by_gene.csv", b"469,1,", b"469,0.5,", "values other than counts"),
-        ("cell_by_gene.csv", b"469,1,", b"469,x,", "not the tables"),
-        ("cell_by_gene.csv", b"469,1,", b"999,1,", "not the tables"),
-        ("cell_metadata.csv", b"center_x", b"centre_x", "not the tables"),
+        ("cell_by_gene.csv", b"469,1,", b"469,x,", "other than those"),
+        ("cell_by_gene.csv", b"469,1,", b"999,1,", "other than those"),
+        ("cell_metadata.csv", b"center_x", b"centre_x", "other than those"),
     ],
 )
 def test_tables_that_nothing_vouches_for_are_looked_into(
@@ -272,7 +272,7 @@ def test_tables_that_nothing_vouches_for_are_looked_into(
 def test_a_section_that_is_no_h5ad(datasetdir: Path) -> None:
     datasetdir.mkdir(parents=True)
     (datasetdir / "dlpfc_151673.h5ad").write_bytes(b"not a section")
-    with pytest.raises(OSError, match=r"dlpfc_151673\.h5ad.*cannot be read as a section"):
+    with pytest.raises(ValueError, match=r"dlpfc_151673\.h5ad.*cannot be read as a section"):
         st.datasets.dlpfc()
 
 

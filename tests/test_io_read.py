@@ -22,7 +22,7 @@ from stxtools.__main__ import main
 READS_BY_DTYPE = pytest.mark.xfail(
     Version(ad.__version__) >= Version("0.13"),
     reason="spatialdata-io 0.7 calls AnnData(dtype=), which anndata 0.13 refuses",
-    raises=TypeError,
+    raises=ValueError,
 )
 
 

@@ -20,6 +20,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._checks import check_names, unstorable
 from stxtools._docs import PARAMETERS, WIDTH, F
+from stxtools._files import readable
 from stxtools._progress import is_shown
 from stxtools._settings import settings
 
@@ -135,13 +136,8 @@ def _section(name: str, sample: str = "") -> AnnData:
             f"variable STXTOOLS_DATASETDIR to the folder that holds it, or make it from the public data: "
             f"{entry['source']} ({entry['publication']})."
         )
-    try:
+    with readable(path, f"cannot be read as a section; make it again from {entry['source']}"):
         return anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError, TypeError) as err:
-        raise OSError(
-            f"The file {str(path)!r} cannot be read as a section ({type(err).__name__}: {err}). It is incomplete or "
-            f"has another content: make it again from {entry['source']}."
-        ) from err
 
 
 # --- downloads -------------------------------------------------------------------------------------------------------
@@ -174,15 +170,11 @@ def merfish_breast_cancer(*, show_progress: bool | None = None) -> AnnData:
 
     folder, library = settings.datasetdir / "merfish_breast_cancer", "HumanBreastCancerPatient1"
     counts, meta = _fetch("merfish_breast_cancer", folder, show_progress)
-    try:
+    problem = f"has files {counts.name} and {meta.name} other than those of {library}; delete them."
+    with readable(folder, f"{problem} {REGISTRY['merfish_breast_cancer']['help']}"):
         adata = sq.read.vizgen(folder, counts_file=counts.name, meta_file=meta.name, library_id=library)
         adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
         _check_cells(adata)
-    except (KeyError, ValueError, TypeError, OSError) as err:
-        raise ValueError(
-            f"The files {counts.name} and {meta.name} in {folder} are not the tables of {library} ({err}). "
-            f"Delete them. {REGISTRY['merfish_breast_cancer']['help']}"
-        ) from err
     return adata
 
 
@@ -207,13 +199,8 @@ def _series(series: str, samples: str | Sequence[str], show_progress: bool | Non
     files: dict[str, str | None] = {source["file"].format(name): None for name in names}
     parts = []
     for match, path in zip(matches, _fetch(series, settings.datasetdir / series, show_progress, files), strict=True):
-        try:
+        with readable(path, f"is not a section of this series; delete it. {source['help']}"):
             parts.append(_stereo_seq(path, source, *match.group(0, 1, 2)))
-        except (OSError, KeyError, ValueError, TypeError) as err:
-            raise ValueError(
-                f"The file {path.name} in {path.parent} is not a section of this series ({err}). Delete it. "
-                f"{source['help']}"
-            ) from err
     out = anndata.concat(parts, join="inner", merge="same")
     out.obs = out.obs.astype(dict.fromkeys(out.obs.columns.drop("time"), "category"))
     return out
@@ -259,12 +246,13 @@ def _extract(archive: Path, member: str) -> None:
     target = archive.parent / member
     if target.is_dir():
         return
-    try:
-        with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
-            tar.extractall(scratch, filter="data")
-            (Path(scratch) / member).rename(target)
-    except (tarfile.TarError, EOFError, OSError) as err:
-        raise ValueError(f"{archive} cannot be unpacked ({err}); delete it and call again.") from err
+    with (
+        readable(archive, "cannot be unpacked; delete it and call again"),
+        tarfile.open(archive) as tar,
+        tempfile.TemporaryDirectory(dir=archive.parent) as scratch,
+    ):
+        tar.extractall(scratch, filter="data")
+        (Path(scratch) / member).rename(target)
 
 
 def _check_cells(adata: AnnData) -> None:

@@ -20,7 +20,7 @@ from stxtools._checks import check_number, check_path, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._files import write_text
+from stxtools._files import readable, write_text
 from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.points import typical_spacing
 from stxtools._types import Floats, Ints
@@ -35,8 +35,6 @@ from stxtools._validate import (
     spatial_entry,
 )
 from stxtools._warn import warn
-
-from ._read import readable
 
 _MIN_SCALE = 1e-9
 _UNREADABLE = "has an annotation that cannot be read; draw it again"
@@ -183,10 +181,8 @@ def _read_file(path: Path) -> pd.DataFrame:
     """Return the column ``name`` of shapes (a GeoDataFrame, with ``color`` if known) or by identifier."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    try:
+    with readable(path, "is not UTF-8 text; in Excel save it as 'CSV UTF-8'"):
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as err:
-        raise ValueError(f"{str(path)!r} is not UTF-8 text; in Excel save it as 'CSV UTF-8'.") from err
     if path.suffix.lower() in {".geojson", ".json"}:
         return _parse_geojson(text, path)
     if path.suffix.lower() == ".csv":
@@ -195,10 +191,8 @@ def _read_file(path: Path) -> pd.DataFrame:
 
 
 def _parse_geojson(text: str, path: Path) -> GeoDataFrame:
-    try:
+    with readable(path, "is not valid GeoJSON"):
         content = json.loads(text)
-    except json.JSONDecodeError as err:
-        raise ValueError(f"{str(path)!r} is not valid GeoJSON: {err}.") from err
     # QuPath writes a collection, a list of features, or one feature
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(f, dict) and "geometry" in f for f in features):

@@ -6,8 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._checks import check_int, check_path
 from stxtools._docs import filled
+from stxtools._files import readable
 
 from ._spatialdata import from_spatialdata
 
@@ -96,19 +96,14 @@ def _call_reader(reader: str, folder: Path, **arguments: Any) -> SpatialData:
         import spatialdata_io
     except ImportError as err:
         raise ImportError(f'Reading {str(folder)!r} needs spatialdata-io: pip install "stxtools[io]".') from err
-    with warnings.catch_warnings():
+    problem = f"cannot be read as the output of {reader}; is it complete?"
+    with readable(folder, problem), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
-        try:
-            sdata = getattr(spatialdata_io, reader)(folder, **arguments)
-            if not sdata.tables:
-                raise ValueError("there is no table of cells and genes")
-            return sdata
-        except (AssertionError, IndexError, KeyError, NameError, OSError, RuntimeError, ValueError) as err:
-            raise ValueError(
-                f"{str(folder)!r} cannot be read as the output of {reader}; is it complete? "
-                f"({type(err).__name__}: {err})"
-            ) from err
+        sdata = getattr(spatialdata_io, reader)(folder, **arguments)
+        if not sdata.tables:
+            raise ValueError("there is no table of cells and genes")
+        return sdata
 
 
 def _to_anndata(
@@ -216,14 +211,3 @@ def _read_zarr(path: Path) -> AnnData:
 
         sdata = read_zarr(path)
     return from_spatialdata(sdata)
-
-
-@contextmanager
-def readable(path: Path, problem: str) -> Iterator[None]:
-    """Turn errors of readers, which are of many kinds, into one that names the file and the problem."""
-    try:
-        yield
-    except PermissionError:
-        raise
-    except Exception as err:
-        raise ValueError(f"{str(path)!r} {problem} ({err})") from err
