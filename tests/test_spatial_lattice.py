@@ -14,9 +14,8 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from stxtools._spatial.graph import section_meshes, spatial_graph
-from stxtools._spatial.lattice import fit_lattice
 from stxtools._spatial.points import typical_spacing, unique_points
-from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries, split_rows
+from stxtools._spatial.raster import RasterGrid, fit_lattice, rasterize, rasterize_libraries, split_rows
 
 
 def _graph(xy: np.ndarray, index: np.ndarray, grid: RasterGrid) -> sparse.csr_matrix:
@@ -270,7 +269,7 @@ def test_a_large_section_is_judged_as_if_all_were_looked_at(kind: str, monkeypat
     xy = rng.uniform(0, 120, (12_000, 2)) if kind == "scattered" else _lattice(kind, 110, 112)[0]
     xy = _moved(xy + rng.normal(0, 0.04, xy.shape), 0.4, 55.0, (3e4, 2e4))[rng.permutation(len(xy))[:11_000]]
     sampled = fit_lattice(xy)
-    monkeypatch.setattr("stxtools._spatial.lattice._SAMPLE", 10**9)
+    monkeypatch.setattr("stxtools._spatial.raster._SAMPLE", 10**9)
     whole = fit_lattice(xy)
     assert (whole is None) == (kind == "scattered")
     if whole is None or sampled is None:

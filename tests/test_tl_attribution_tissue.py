@@ -13,7 +13,7 @@ from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
-from stxtools._data.features import KnownInput
+from stxtools._data.features import tissue_input
 from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
 from stxtools.tl._biomarkers._attribution import ModelExplainer
@@ -83,7 +83,7 @@ def test_the_ridge_is_that_of_the_predictions(tissue, nets):
     """Without adaptation and components, its log probabilities are those of the classifier of genes."""
     net = TissueNet.load(nets[0])
     explainer = _explainer(tissue, nets[0], "classification")
-    (section,) = KnownInput(tissue, net, None).sections(Regions(tissue, "regions", "spatial"))
+    (section,) = tissue_input(tissue, net, None).sections(Regions(tissue, "regions", "spatial"))
     genes = net.ensembles["classification"].elsewhere.genes
     components = genes.predict(section.by_name, adapt=False)
     assert components.weights["lda"] == 0

@@ -196,7 +196,7 @@ def test_variable_genes_of_a_large_matrix_come_from_a_part_of_it(tissue, monkeyp
     monkeypatch.setattr("stxtools.tl._biomarkers._probe.N_TOP_GENES", 30)
     monkeypatch.setattr("stxtools._data.representation.N_TOP_GENES", 30)
     whole = _table(tissue, "two")
-    for limit in ("tl._biomarkers._probe._MOST", "_data.expression.AT_HAND"):
+    for limit in ("tl._biomarkers._probe._MOST", "_data.expression.MAX_SAMPLED"):
         monkeypatch.setattr(f"stxtools.{limit}", tissue.X.nnz // 2)
     part = _table(tissue, "two")
     monkeypatch.setattr(st.settings, "max_memory", 64 * 5000 / 2**30)

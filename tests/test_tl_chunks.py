@@ -138,7 +138,7 @@ def test_training_on_a_large_matrix_out_of_core(
 ) -> None:
     """Components are those of a sample, by scikit-learn; with them all goes on as it does in memory."""
     taken, sample = [], Expression.sample
-    monkeypatch.setattr("stxtools._data.expression.AT_HAND", section.X.nnz // 2)
+    monkeypatch.setattr("stxtools._data.expression.MAX_SAMPLED", section.X.nnz // 2)
     monkeypatch.setattr(Expression, "sample", lambda *args: taken.append(sample(*args)) or taken[-1])
     lazy = _stored(section, "dask", tmp_path)
     st.tl.segment(lazy, 3, params=quick_unet, save_model=tmp_path / "few.stx")
@@ -227,7 +227,7 @@ def test_normalize_leaves_a_dask_array_where_it_is(section: ad.AnnData, tmp_path
 
 def test_normalize_a_large_dask_array(section: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Components come from some observations, and every observation has its scores on them."""
-    monkeypatch.setattr("stxtools._data.expression.AT_HAND", section.X.nnz // 2)
+    monkeypatch.setattr("stxtools._data.expression.MAX_SAMPLED", section.X.nnz // 2)
     lazy = _stored(section, "dask", tmp_path)
     st.pp.normalize(lazy, n_comps=3, scale=True)
     st.pp.normalize(section, n_comps=3)

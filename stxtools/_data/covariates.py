@@ -1,4 +1,4 @@
-"""Covariates of a test of genes, read from AnnData."""
+"""Covariates of the gene tests, read from AnnData."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMPOSITION = "composition"
 
 
 def covariate_names(covariates: Any) -> list[str]:
-    """Return ``covariates`` as a list of names, checked to be strings."""
+    """Return ``covariates`` as a list of distinct names, checked to be strings."""
     if covariates is None:
         return []
     names = [covariates] if isinstance(covariates, str) else covariates
@@ -30,7 +30,7 @@ def covariate_names(covariates: Any) -> list[str]:
 
 
 def covariate_columns(adata: AnnData, names: list[str], groupby: str) -> Floats | None:
-    """Return the columns that ``covariates`` names, beside the composition, which is made per section."""
+    """Return the columns named by ``covariates``, except the composition, which is computed per section."""
     if groupby in names:
         raise ValueError(f"`covariates` names the grouping {groupby!r} itself; nothing would be left to test.")
     columns = [_columns(adata, name) for name in names if name != COMPOSITION]
@@ -40,20 +40,16 @@ def covariate_columns(adata: AnnData, names: list[str], groupby: str) -> Floats 
 def _columns(adata: AnnData, name: str) -> Floats:
     if name in adata.obs:
         column = adata.obs[name]
-        numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
         if column.isna().any():
             raise ValueError(f"The covariate `adata.obs[{name!r}]` has {int(column.isna().sum())} missing values; "
                              "fill them, or leave those observations out.")  # fmt: skip
-        if numeric:
-            values = column.to_numpy(dtype=np.float64)[:, None]
+        if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+            values = column.to_numpy(dtype=np.float64)
         else:
             values = pd.get_dummies(column.astype(str), drop_first=True, dtype=float).to_numpy()
     elif name in adata.obsm:
-        found = adata.obsm[name]
-        if sparse.issparse(found):
-            found = found.toarray()
-        values = np.asarray(found, dtype=np.float64)
-        values = values[:, None] if values.ndim == 1 else values
+        stored = adata.obsm[name]
+        values = np.asarray(stored.toarray() if sparse.issparse(stored) else stored, dtype=np.float64)
     else:
         raise KeyError(
             f"`covariates` names {name!r}, which is neither {COMPOSITION!r} nor in `adata.obs` "
@@ -61,4 +57,4 @@ def _columns(adata: AnnData, name: str) -> Floats:
         )
     if not np.isfinite(values).all():
         raise ValueError(f"The covariate {name!r} holds NaN or infinite values; fill them first.")
-    return values
+    return values[:, None] if values.ndim == 1 else values

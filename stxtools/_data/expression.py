@@ -1,9 +1,9 @@
-"""Which matrix of an AnnData holds expression, and on which scale: decided by all of its values.
+"""Which matrix of an AnnData holds expression, and on which scale, judged by all of its values.
 
 * ``counts``: non-negative integers;
-* ``linear``: non-negative, with a largest value above 30 or one depth for all observations;
+* ``linear``: non-negative, with a maximum above 30 or equal depths of all observations;
 * ``log``: other non-negative values;
-* ``scaled``: some are negative. That is no expression, which is then looked for in ``adata.raw``.
+* ``scaled``: some are negative. These are not expression, so ``adata.raw`` is tried.
 """
 
 from __future__ import annotations
@@ -22,120 +22,123 @@ from stxtools._types import Ints
 from stxtools._warn import warn
 from stxtools.models.ensemble.gene_means import GeneSection
 
-from .chunks import AT_ONCE, Survey, is_backed, is_out_of_core, iter_rows, look_at, to_csr
+from .chunks import MAX_PENDING, MatrixSummary, is_backed, is_out_of_core, map_row_chunks, to_csr
 from .representation import log_normalize, median_depth
 from .sections import Geometry
 
 T = TypeVar("T")
 
-_BYTES = 64  # of a stored value, in all forms that a test needs: by row and by column, logged, linear, ranked
-_SHARE = 4  # of the memory, for what is held from block to block
-AT_HAND = 60_000_000  # stored values that may be read together to choose genes or for Lanczos steps
+MAX_SAMPLED = 60_000_000  # stored values of a sample that is read into memory
+_BYTES_PER_VALUE = 64  # by row and by column, logarithmic, linear and ranked: all copies that a test needs
+_MEMORY_SHARE = 1 / 4  # for what is held from block to block
 
 
 class Expression:
-    """The matrix of an AnnData that holds expression, unchanged, with its scale, its source and what its values say.
+    """The matrix of an AnnData that holds expression, with its scale, its source and a summary of its values.
 
-    By default ``layers["counts"]`` if there, else ``X``, else (with a warning) ``raw``. With ``scaled`` negative values
-    are taken where nothing else is there. ``in_memory=False`` leaves ``matrix`` where it is, None only where that is a
-    file or dask; ``stored`` is that in any case.
+    By default ``layers["counts"]`` if present, else ``X``, else (with a warning) ``raw``. ``allow_scaled`` accepts
+    negative values if there is nothing else. ``in_memory=False`` leaves ``matrix`` in a file or dask array, None only
+    where it already is in one; ``stored`` is the matrix as the AnnData holds it.
     """
 
     def __init__(
-        self, adata: AnnData, layer: str | None = None, *, scaled: bool = False, in_memory: bool | None = True
+        self, adata: AnnData, layer: str | None = None, *, allow_scaled: bool = False, in_memory: bool | None = True
     ) -> None:
         stage("reading expression")
         self.names, self._obs_names = adata.var_names, adata.obs_names
         self.stored, self.source = stored_matrix(adata, layer)
-        in_memory = not is_out_of_core(self.stored) if in_memory is None else in_memory
-        self.matrix, self.survey = look_at(self.stored, in_memory)
+        self._in_memory = not is_out_of_core(self.stored) if in_memory is None else in_memory
+        self.matrix, self.summary = self._load(self.stored)
         if self.scale != "scaled":
             if self.source == "X" and "log1p" in adata.uns:
-                _check_marker(self.survey)
+                _check_log1p(self.summary)
             return
         if self.source == "X":
-            why = self._read_raw(adata, in_memory)
+            problem = self._read_raw(adata)
         else:
-            named = layer is not None
-            why = "nothing else is read where a layer was named" if named else "the layer's name says counts"
-        if why and (not scaled or layer is not None):
+            problem = "the name of the layer says counts" if layer is None else "only the named layer is read"
+        if problem and (not allow_scaled or layer is not None):
             raise ValueError(
-                f"`adata.{self.source}` holds negative values (from {self.survey.lowest:.3g} to "
-                f"{self.survey.highest:.3g}), as after scaling or centring: they are not expression, counts or "
-                f"logarithms, and {why}. Put raw counts into `adata.layers['counts']`, keep log values before you "
+                f"`adata.{self.source}` holds negative values (from {self.summary.minimum:.3g} to "
+                f"{self.summary.maximum:.3g}), as after scaling or centring: they are not expression, counts or "
+                f"logarithms, and {problem}. Put raw counts into `adata.layers['counts']`, keep log values before you "
                 "scale (`adata.raw = adata`), or name a `layer` that holds either. Calls with `use_rep=` read scaled "
                 "values as features: `use_rep='X'`, or a key of `adata.obsm`."
             )
 
     @classmethod
     def if_any(cls, adata: AnnData) -> Expression | None:
-        """Return the expression; None where there is none, as beside a PCA that is all there is."""
+        """Return the expression, or None if there is none, as in an AnnData with only a PCA."""
         try:
             return cls(adata)
         except (ValueError, KeyError):
             return None
 
-    @property
-    def scale(self) -> str:
-        """``"counts"``, ``"linear"``, ``"log"`` or ``"scaled"``."""
-        return self.survey.scale
+    def _load(self, stored: Any) -> tuple[Any, MatrixSummary]:
+        matrix = to_csr(stored) if self._in_memory else stored
+        return matrix, MatrixSummary.of(matrix)
 
-    def _read_raw(self, adata: AnnData, in_memory: bool) -> str:
-        """Take the values of ``raw`` for the genes of ``adata``, and warn of it; or say why not."""
+    def _read_raw(self, adata: AnnData) -> str:
+        """Read the genes of ``adata`` from ``raw`` with a warning, or return why that is impossible."""
         if adata.raw is None:
             return "there is no `adata.layers['counts']` and no `adata.raw`"
         names, stored = adata.raw.var_names, adata.raw.X
         if not names.equals(adata.var_names):
             if not names.is_unique:
                 return "`adata.raw` names genes twice"
-            at: Ints = names.get_indexer(adata.var_names)
-            if (at < 0).any():
-                return f"`adata.raw` lacks {int((at < 0).sum())} of the {adata.n_vars} genes"
-            stored = (to_csr(stored) if is_backed(stored) else stored)[:, at]
-        matrix, survey = look_at(stored, in_memory)
-        if survey.scale == "scaled":
+            index: Ints = names.get_indexer(adata.var_names)
+            if (index < 0).any():
+                return f"`adata.raw` lacks {int((index < 0).sum())} of the {adata.n_vars} genes"
+            stored = (to_csr(stored) if is_backed(stored) else stored)[:, index]
+        matrix, summary = self._load(stored)
+        if summary.scale == "scaled":
             return "`adata.raw` holds negative values, too"
         warn(
             "`adata.X` holds negative values, as after scaling, which are not expression: `adata.raw` is read instead "
-            f"(scale: {survey.scale}). Counts in `adata.layers['counts']` would come first."
+            f"(scale: {summary.scale}). Counts in `adata.layers['counts']` would take precedence."
         )
-        self.matrix, self.stored, self.survey, self.source = matrix, stored, survey, "raw.X"
+        self.matrix, self.stored, self.summary, self.source = matrix, stored, summary, "raw.X"
         return ""
 
-    def sampled(self, seed: int) -> Ints:
-        """Return observations at random, in the order of rows: as many as hold ``AT_HAND`` values, or all."""
-        n_obs = int(self.matrix.shape[0])
-        share = AT_HAND / max(float(self.survey.seen.sum()), 1.0)
-        if share >= 1:
-            return np.arange(n_obs)
-        drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
-        return np.sort(np.argsort(np.asarray(self._obs_names, dtype=str), kind="stable")[drawn])
-
-    def sample(self, seed: int) -> sparse.csr_matrix:
-        """Return the expression of :meth:`sampled` observations."""
-        taken = self.sampled(seed)
-
-        def among(chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-            low, high = np.searchsorted(taken, [rows.start, rows.stop])
-            return chunk if high - low == chunk.shape[0] else chunk[taken[low:high] - rows.start]
-
-        pieces = [piece for piece in iter_rows(self.matrix, among) if piece.shape[0]]
-        return sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
-
-    def by_section(self, where: Geometry, names: Sequence[str], genes: Ints | None = None) -> list[GeneSection]:
-        """Log expression of some genes (all by default), under their ``names``, by section."""
-        at = np.arange(len(self.names)) if genes is None else genes
-        logged = log_matrix(self, at)
-        return [GeneSection(logged[rows], [names[k] for k in at], where.xy[rows]) for rows in where.parts]
+    @property
+    def scale(self) -> str:
+        """``"counts"``, ``"linear"``, ``"log"`` or ``"scaled"``."""
+        return self.summary.scale
 
     @property
     def record(self) -> dict[str, str]:
         """Entries of ``params`` on the expression."""
         return {"expression_scale": self.scale, "expression_source": self.source}
 
+    def sample_rows(self, seed: int) -> Ints:
+        """Return random observations, in the order of rows: as many as hold ``MAX_SAMPLED`` values, or all."""
+        n_obs = int(self.matrix.shape[0])
+        share = MAX_SAMPLED / max(float(self.summary.n_cells.sum()), 1.0)
+        if share >= 1:
+            return np.arange(n_obs)
+        drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
+        return np.sort(np.argsort(np.asarray(self._obs_names, dtype=str), kind="stable")[drawn])
+
+    def sample(self, seed: int) -> sparse.csr_matrix:
+        """Return the expression of :meth:`sample_rows`."""
+        sampled = self.sample_rows(seed)
+
+        def select(chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+            first, last = np.searchsorted(sampled, [rows.start, rows.stop])
+            return chunk if last - first == chunk.shape[0] else chunk[sampled[first:last] - rows.start]
+
+        parts = [part for part in map_row_chunks(self.matrix, select) if part.shape[0]]
+        return sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+
+    def by_section(self, where: Geometry, names: Sequence[str], genes: Ints | None = None) -> list[GeneSection]:
+        """Return log expression of ``genes`` (default: all), under their ``names``, by section."""
+        genes = np.arange(len(self.names)) if genes is None else genes
+        logged = log_matrix(self, genes)
+        return [GeneSection(logged[rows], [names[k] for k in genes], where.xy[rows]) for rows in where.parts]
+
 
 def stored_matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
-    """Return ``layers[layer]``, or ``layers["counts"]`` where there is one, or ``X``, as stored, and which it is."""
+    """Return ``layers[layer]``, by default ``layers["counts"]`` if present, else ``X``, as stored, and its name."""
     if layer is not None:
         return adata.layers[layer], f"layers[{layer!r}]"
     if _keys.COUNTS in adata.layers:
@@ -145,83 +148,85 @@ def stored_matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     return adata.X, "X"
 
 
-def with_expression_in_x(adata: AnnData, found: Expression) -> AnnData:
-    """Return ``adata``, or a copy whose ``X`` holds the expression that was found beside a scaled ``X``."""
-    beside = found.source == "raw.X" or (found.source == f"layers[{_keys.COUNTS!r}]" and adata.X is not None)
-    if not beside or Survey.of(to_csr(adata.X)).scale != "scaled":
+def with_expression_in_x(adata: AnnData, expression: Expression) -> AnnData:
+    """Return ``adata``, or a copy with ``expression`` in ``X`` if ``X`` is scaled and not its source."""
+    elsewhere = expression.source in ("raw.X", f"layers[{_keys.COUNTS!r}]") and adata.X is not None
+    if not elsewhere or MatrixSummary.of(to_csr(adata.X)).scale != "scaled":
         return adata
     out = adata.copy()
-    out.X, out.raw = found.matrix, None
+    out.X, out.raw = expression.matrix, None
     out.layers.pop(_keys.COUNTS, None)
-    if found.scale != "log":
+    if expression.scale != "log":
         out.uns.pop("log1p", None)
     return out
 
 
-def _check_marker(seen: Survey) -> None:
-    """Warn where ``uns["log1p"]`` is there and the values are no logarithms."""
-    if seen.scale == "log" or seen.highest == 0:
+def _check_log1p(summary: MatrixSummary) -> None:
+    """Warn if the values are not logarithms although ``uns["log1p"]`` exists."""
+    if summary.scale == "log" or summary.maximum == 0:
         return
-    found = "integers" if seen.scale == "counts" else f"no logarithms (the largest is {seen.highest:.4g})"
+    counts = summary.scale == "counts"
     warn(
-        f"`adata.uns['log1p']` says that `adata.X` holds logarithms, but its values are {found}: they are taken as "
-        f"{seen.scale if seen.scale == 'counts' else 'linear expression'}. If the entry is out of date, "
-        "`del adata.uns['log1p']`; if not, name the `layer` with expression."
+        "`adata.uns['log1p']` says that `adata.X` holds logarithms, but its values are "
+        f"{'integers' if counts else f'not logarithms (the largest is {summary.maximum:.4g})'}: they are taken as "
+        f"{'counts' if counts else 'linear expression'}. If the entry is out of date, `del adata.uns['log1p']`; if "
+        "not, name the `layer` with expression."
     )
 
 
 def log_chunks(
-    read: Expression, work: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
-    at_once: int | None = None,
+    expression: Expression, function: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
+    max_pending: int | None = None,
 ) -> Iterator[T]:  # fmt: skip
-    """Yield ``work(logged_chunk, rows)``, which is to read the chunk only, for every chunk of rows."""
-    target = median_depth(read.survey.depth) if target_sum is None else target_sum
-    scale = read.scale  # what goes to the workers is the scale, not all that was read
-    yield from iter_rows(
-        read.matrix, lambda chunk, rows: work(log_normalize(chunk, scale, target_sum=target), rows), at_once=at_once
-    )
+    """Yield ``function(logged_chunk, rows)`` for every chunk of rows, which the function may only read."""
+    target = median_depth(expression.summary.depth) if target_sum is None else target_sum
+    scale = expression.scale  # workers get the scale, not the whole expression
+    yield from map_row_chunks(
+        expression.matrix, lambda chunk, rows: function(log_normalize(chunk, scale, target_sum=target), rows),
+        max_pending=max_pending,
+    )  # fmt: skip
 
 
-def log_matrix(read: Expression, genes: Any = slice(None)) -> sparse.csr_matrix:
-    """Return log expression of some genes, or all, of all observations."""
-    parts = log_chunks(read, lambda logged, rows: logged[:, genes])
+def log_matrix(expression: Expression, genes: Any = slice(None)) -> sparse.csr_matrix:
+    """Return log expression of ``genes`` (default: all) in memory."""
+    parts = log_chunks(expression, lambda logged, rows: logged[:, genes])
     return sparse.csr_matrix(sparse.vstack(list(parts), "csr"))
 
 
 class GeneBlocks:
-    """Expression, as read, for tests gene by gene; it may be out of core."""
+    """Blocks of genes, and chunks of rows, of expression that may be out of core."""
 
     def __init__(self, read: Expression) -> None:
         self.read = read
         self.shape = (int(read.matrix.shape[0]), int(read.matrix.shape[1]))
         budget = settings.max_memory * 2**30
-        self.slices = gene_slices(read.survey.seen, budget / _BYTES)
-        self.limit = budget / _SHARE
-        self.depth = None if read.scale == "log" else read.survey.depth
-        self.n_genes = read.survey.n_genes
+        self.slices = gene_slices(read.summary.n_cells, budget / _BYTES_PER_VALUE)
+        self.limit = budget * _MEMORY_SHARE
+        self.depth = None if read.scale == "log" else read.summary.depth
+        self.n_genes = read.summary.n_genes
 
     def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return log expression of some genes for all observations, to be read only."""
+        """Return read-only log expression of ``genes`` for all observations."""
         if is_out_of_core(self.read.matrix):
             return log_matrix(self.read, genes)
-        matrix, depth = to_csr(self.read.matrix), self.read.survey.depth
-        some = matrix if genes == slice(0, self.shape[1]) else matrix[:, genes]
-        return log_normalize(some, self.read.scale, library_size=depth)
+        matrix = to_csr(self.read.matrix)
+        part = matrix if genes == slice(0, self.shape[1]) else matrix[:, genes]
+        return log_normalize(part, self.read.scale, library_size=self.read.summary.depth)
 
     def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        """Yield log expression chunk of rows by chunk, of some genes or of all."""
+        """Yield log expression of ``genes`` (default: all) by chunks of rows."""
         every = genes is None or len(genes) == self.shape[1]
         yield from log_chunks(
-            self.read, lambda logged, rows: (rows, logged if every else logged[:, genes]), at_once=AT_ONCE
+            self.read, lambda logged, rows: (rows, logged if every else logged[:, genes]), max_pending=MAX_PENDING
         )
 
 
-def gene_slices(seen: Ints, most: float) -> list[slice]:
-    """Divide genes into runs of ``most`` stored values at most; a gene is never divided."""
-    ends = np.cumsum(np.asarray(seen, dtype=np.float64))
+def gene_slices(n_values: Ints, most: float) -> list[slice]:
+    """Divide genes, of ``n_values`` stored values each, into runs of at most ``most`` values, or of one gene."""
+    ends = np.cumsum(np.asarray(n_values, dtype=np.float64))
     out: list[slice] = []
     start, before = 0, 0.0
-    while start < len(seen):
+    while start < len(n_values):
         stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
         out.append(slice(start, stop))
         start, before = stop, float(ends[stop - 1])

@@ -1,12 +1,10 @@
-"""What models read of an AnnData, in training and on another section: features, genes, and genes to predict."""
+"""Input of the models from an AnnData, in training and prediction: features, genes, and genes to predict."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,9 +41,9 @@ if TYPE_CHECKING:
     from stxtools.models import TissueNet
     from stxtools.models._base import BaseModel
 
-_WARN_SHARE = 0.5  # of the genes: fewer, and the user is warned
-_MIN_SHARE, _MIN_GENES = 0.02, 20  # fewer cannot tell the components apart
-_MIN_SHARED = 20  # genes of several data sets
+_WARN_SHARE = 0.5  # of the model's genes: a smaller share gives a warning
+_MIN_SHARE, _MIN_GENES = 0.02, 20  # of the model's genes: fewer do not determine the components
+_MIN_SHARED = 20  # genes shared by data sets
 _NAME_COLUMNS = (
     "gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "gene_symbols", "gene_symbol", "symbol", "gene_name",
     "gene_names", "feature_name",
@@ -56,16 +54,16 @@ _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 def compute_representation(
     read: Expression, random_state: int, *, n_comps: int = N_COMPS, n_top_genes: int = N_TOP_GENES
 ) -> tuple[Floats32, GeneProjection]:
-    """PCA of the log-normalised variable genes; of a large matrix out of core, axes come from a sample.
+    """PCA of the log-normalised variable genes; out of core, from a sample of a large matrix.
 
     Genes are not z-scored: on cortex sections z-scoring lost 0.2 ARI and more.
     """
-    away = is_out_of_core(read.matrix)
-    matrix = read.sample(random_state) if away else read.matrix
+    out_of_core = is_out_of_core(read.matrix)
+    matrix = read.sample(random_state) if out_of_core else read.matrix
     stage("choosing genes")
     genes = select_genes(matrix, read.scale, n_top_genes)
     stage("computing components")
-    target = median_depth(read.survey.depth if away else np.asarray(matrix.sum(axis=1)).ravel())
+    target = median_depth(read.summary.depth if out_of_core else np.asarray(matrix.sum(axis=1)).ravel())
     logged = log_normalize(matrix, read.scale, target_sum=target)[:, genes]
     n_comps = min(n_comps, len(genes), matrix.shape[0] - 1)
     if n_comps < 1:
@@ -76,16 +74,21 @@ def compute_representation(
     projection = GeneProjection(
         [str(g) for g in read.names[genes]], mean, components, target, values.var(axis=0), noise
     )
-    if len(values) == len(read.survey.depth):
+    if len(values) == len(read.summary.depth):
         return np.ascontiguousarray(values, dtype=np.float32), projection
-    found = _projected(read, projection, [str(name) for name in read.names])
-    return found, replace(projection, variance=found.var(axis=0, dtype=np.float64))
+    projected = _project(read, projection, [str(name) for name in read.names])
+    return projected, replace(projection, variance=projected.var(axis=0, dtype=np.float64))
+
+
+def _project(read: Expression, projection: GeneProjection, names: Sequence[str]) -> Floats32:
+    parts = log_chunks(read, lambda logged, rows: projection.transform(logged, names), projection.target_sum)
+    return np.concatenate(list(parts))
 
 
 def joint_representation(
     adatas: Sequence[AnnData], layer: str | None = None
 ) -> tuple[list[Floats32], GeneProjection, list[Expression]]:
-    """PCA of the log-normalised genes that all share; the variable ones, by how many of the data call them so."""
+    """PCA of the log-normalised genes that are shared by all data sets and variable in most of them."""
     shared = sorted(set.intersection(*(set(map(str, a.var_names)) for a in adatas)))
     if len(shared) < _MIN_SHARED:
         raise ValueError(
@@ -98,20 +101,20 @@ def joint_representation(
     votes, logged = np.zeros(len(shared)), []
     for r in read:
         columns = r.names.astype(str).get_indexer(shared)
-        chosen = select_genes(r.matrix[:, columns], r.scale)
-        votes[chosen] += 1 / len(chosen)
+        variable = select_genes(r.matrix[:, columns], r.scale)
+        votes[variable] += 1 / len(variable)
         logged.append(log_normalize(r.matrix, r.scale, target_sum=target)[:, columns])
     genes = np.sort(np.argsort(-votes, kind="stable")[: min(N_TOP_GENES, int((votes > 0).sum()))])
     logged = [part[:, genes] for part in logged]
     means = [np.asarray(part.mean(axis=0)).ravel() for part in logged]
     n_comps = min(N_COMPS, len(genes) - 1, min(a.n_obs for a in adatas) - 1)
     stacked = sparse.vstack(logged, format="csr").astype(np.float64)
-    weights = np.array([part.shape[0] for part in logged], dtype=np.float64)
-    overall = np.average(np.stack(means), axis=0, weights=weights)
-    moment = (stacked.T @ stacked).toarray()  # within data sets
-    for mean, weight in zip(means, weights, strict=True):
-        moment -= weight * np.outer(mean, mean)
-    components = leading_axes(moment / weights.sum(), n_comps)
+    n_obs = np.array([part.shape[0] for part in logged], dtype=np.float64)
+    overall = np.average(np.stack(means), axis=0, weights=n_obs)
+    scatter = (stacked.T @ stacked).toarray()  # within data sets
+    for mean, n in zip(means, n_obs, strict=True):
+        scatter -= n * np.outer(mean, mean)
+    components = leading_axes(scatter / n_obs.sum(), n_comps)
     values = [np.asarray(part @ components - overall @ components, dtype=np.float32) for part in logged]
     within = np.concatenate([v - v.mean(axis=0) for v in values])
     noise = residual_variance(stacked, overall, np.concatenate(values))
@@ -119,138 +122,113 @@ def joint_representation(
     return values, GeneProjection(names, overall, components, target, within.var(axis=0), noise), read
 
 
-class _Features:
-    """What a model reads of an AnnData.
+@dataclass
+class Features:
+    """Features of the observations, and how they were made."""
 
-    - ``expression``: What the features were made of, or what a model for other sections needs beside them.
-    - ``record``: What ``params`` say of it.
-    """
-
+    adata: AnnData
     values: Floats32
-    expression: Expression | None
-    record: dict[str, Any]
+    expression: Expression | None = None  # source of the features, or what a saved model needs besides them
+    record: dict[str, Any] = field(default_factory=dict)  # entries of ``params``
+    name: str = "pca"  # of the representation
+    projection: GeneProjection | None = None  # by which a saved model computes it on other sections
 
-    def __init__(self, adata: AnnData) -> None:
-        self._any_expression = partial(Expression.if_any, adata)
-
-    def genes(self, where: Geometry, names: Sequence[str], at: Ints | None = None) -> list[GeneSection] | None:
-        """Log expression of genes, all or those ``at`` positions, by section; None where it was not read."""
-        return None if self.expression is None else self.expression.by_section(where, names, at)
+    def genes(self, where: Geometry, names: Sequence[str], genes: Ints | None = None) -> list[GeneSection] | None:
+        """Return log expression of ``genes`` (default: all) by section; None if it was not read."""
+        return None if self.expression is None else self.expression.by_section(where, names, genes)
 
     def genes_in_memory(self, where: Geometry, names: Sequence[str]) -> list[GeneSection] | None:
-        """Log expression by section, read now if it was not; None where there is none, or it is not in memory."""
-        read = self.expression or self._any_expression()
+        """Return log expression by section, read now if it was not; None if there is none, or not in memory."""
+        read = self.expression or Expression.if_any(self.adata)
         return None if read is None or is_out_of_core(read.stored) else read.by_section(where, names)
 
 
-class TrainingFeatures(_Features):
-    """The representation that a new model reads, with ``name`` and ``projection``, which the model remembers.
-
-    If ``portable``, the projection says how to make a stored one elsewhere.
-    """
-
-    projection: GeneProjection | None
-
-    def __init__(
-        self, adata: AnnData, use_rep: str | None, layer: str | None, *,
-        portable: bool = False, anew: bool = False, random_state: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__(adata)
-        stored = None if use_rep is None else check_key("use_rep", use_rep)
-        if use_rep is None and not anew and layer is None and _keys.X_PCA in adata.obsm:
-            stored = _keys.X_PCA
-        self.name, self.projection, self.expression = stored or "pca", None, None
-        self.record = {}
-        if stored is None:
-            self.expression = read = Expression(adata, layer, in_memory=None)
-            self.values, self.projection = compute_representation(read, random_state)
-            self.record = read.record
-            return
-        self.values = stored_representation(adata, stored)
-        if portable and use_rep is None:
-            self.expression = found = Expression.if_any(adata)
-            if found is not None:
-                self.projection = stored_projection(adata, self.values, found.matrix, found.scale)
-            if self.projection is None:
-                warn(
-                    f"`adata.obsm[{stored!r}]` cannot be computed from the expression in `adata`, so the saved model "
-                    f"reads `obsm[{stored!r}]` of other sections too: they must hold the same representation. Delete "
-                    f"`adata.obsm[{stored!r}]` to train a model on a PCA that it carries along."
-                )
+def training_features(
+    adata: AnnData, use_rep: str | None, layer: str | None, *,
+    portable: bool = False, recompute: bool = False, random_state: int = 0,
+) -> Features:  # fmt: skip
+    """Return the representation for a new model; if ``portable``, with a projection even if it is stored."""
+    name = None if use_rep is None else check_key("use_rep", use_rep)
+    if use_rep is None and not recompute and layer is None and _keys.X_PCA in adata.obsm:
+        name = _keys.X_PCA
+    if name is None:
+        read = Expression(adata, layer, in_memory=None)
+        values, projection = compute_representation(read, random_state)
+        return Features(adata, values, read, read.record, projection=projection)
+    out = Features(adata, stored_representation(adata, name), name=name)
+    if portable and use_rep is None:
+        out.expression = Expression.if_any(adata)
+        if out.expression is not None:
+            out.projection = stored_projection(adata, out.values, out.expression.matrix, out.expression.scale)
+        if out.projection is None:
+            warn(
+                f"`adata.obsm[{name!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
+                f"`obsm[{name!r}]` of other sections too: they must hold the same representation. Delete "
+                f"`adata.obsm[{name!r}]` to train a model on a PCA that is saved with it."
+            )
+    return out
 
 
-class ModelFeatures(_Features):
-    """The features that a trained model reads."""
-
-    def __init__(
-        self, adata: AnnData, model: BaseModel[Any, Any], layer: str | None, *,
-        n_others: int = 0, names: Sequence[str] | None = None, by_name: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__(adata)
-        projection, read = model.projection, None
-        if projection is not None or by_name:
-            read = Expression(adata, layer, in_memory=False)
-        self.expression = read
-        if projection is None or read is None:
-            self.values, self.record = stored_representation(adata, str(model.use_rep)), {}
-            if self.values.shape[1] != model.n_features - n_others:
-                raise ValueError(
-                    f"The model reads {model.n_features - n_others} columns of `adata.obsm[{model.use_rep!r}]`; "
-                    f"there are {self.values.shape[1]}."
-                )
-            return
-        known = [str(name) for name in adata.var_names] if names is None else list(names)
-        if names is None:
-            check_genes(projection.genes, known)
-        share = len(set(projection.genes).intersection(known)) / len(projection.genes)
-        self.values = _projected(read, projection, known)
-        self.record = {"genes_found": share, **read.record}
-
-
-def _projected(read: Expression, projection: GeneProjection, names: list[str]) -> Floats32:
-    parts = log_chunks(read, lambda x, rows: projection.transform(x, names), projection.target_sum)
-    return np.concatenate(list(parts))
+def model_features(
+    adata: AnnData, model: BaseModel[Any, Any], layer: str | None, *,
+    n_others: int = 0, names: Sequence[str] | None = None, by_name: bool = False,
+) -> Features:  # fmt: skip
+    """Return the features that a trained model reads, besides ``n_others``; genes ``by_name`` need expression."""
+    read = Expression(adata, layer, in_memory=False) if by_name or model.projection is not None else None
+    if model.projection is None or read is None:
+        values, expected = stored_representation(adata, str(model.use_rep)), model.n_features - n_others
+        if values.shape[1] != expected:
+            raise ValueError(
+                f"The model reads {expected} columns of `adata.obsm[{model.use_rep!r}]`; there are {values.shape[1]}."
+            )
+        return Features(adata, values, read)
+    genes = model.projection.genes
+    if names is None:
+        names = [str(name) for name in adata.var_names]
+        check_genes(genes, names)
+    share = len(set(genes).intersection(names)) / len(genes)
+    return Features(adata, _project(read, model.projection, names), read, {"genes_found": share, **read.record})
 
 
 class GeneNames:
-    """What genes are called: their names, and the columns of ``var`` that give them others."""
+    """Names of genes, and their aliases in columns of ``var``."""
 
     def __init__(self, adata: AnnData) -> None:
-        self.own = [str(name) for name in adata.var_names]
-        found: list[Any] = [adata.var[c] for c in _NAME_COLUMNS if c in adata.var]
-        self._columns = [[_plain(str(name)) for name in column] for column in found]
+        self.names = [str(name) for name in adata.var_names]
+        columns: list[Any] = [adata.var[c] for c in _NAME_COLUMNS if c in adata.var]
+        self._columns = [[_without_version(str(name)) for name in column] for column in columns]
 
-    def others(self) -> dict[str, str]:
-        """Second name of each gene, from the first column that gives one to all; none where there is none."""
+    def aliases(self) -> dict[str, str]:
+        """Return another name of each gene, from the first column in which all differ; empty if there is none."""
         column = next((names for names in self._columns if len(set(names)) == len(names)), [])
-        return dict(zip(self.own, column, strict=False))
+        return dict(zip(self.names, column, strict=False))
 
-    def as_model(self, genes: Sequence[str], ids: Mapping[str, str]) -> list[str]:
-        """Names as a model calls the genes, which knows ``genes`` and second names of some."""
-        known = [{_plain(g): g for g in genes}, {_plain(i): g for g, i in ids.items()}]
-        best, most = self.own, sum(g in known[0] for g in self.own)
-        for names in ([_plain(g) for g in self.own], *self._columns):
-            for by_name in known:
-                found = [by_name.get(name, "") for name in names]
-                count = len({f for f in found if f})
+    def matched(self, genes: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+        """Return names in which most of a model's ``genes`` are found, by their name or alias."""
+        lookups = [{_without_version(g): g for g in genes}, {_without_version(a): g for g, a in aliases.items()}]
+        best, most = self.names, sum(g in lookups[0] for g in self.names)
+        for names in ([_without_version(g) for g in self.names], *self._columns):
+            for lookup in lookups:
+                matches = [lookup.get(name, "") for name in names]
+                count = len({match for match in matches if match})
                 if count > most:
-                    best, most = _once(found, self.own), count
+                    best, most = _unique_names(matches, self.names), count
         return best
 
 
-def _once(found: Sequence[str], own: Sequence[str]) -> list[str]:
-    """Names that the model uses, each for one gene alone; the others keep their own."""
-    used = dict(zip(reversed(found), reversed(range(len(found))), strict=True))  # where each stands first
-    kept = [mine if mine not in used else f"{mine}'" for mine in own]
-    return [name if name and used[name] == i else kept[i] for i, name in enumerate(found)]
+def _unique_names(matches: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the first gene of each match under the matched name, and all others under a name of their own."""
+    first = dict(zip(reversed(matches), reversed(range(len(matches))), strict=True))
+    others = [name if name not in first else f"{name}'" for name in names]
+    return [match if match and first[match] == i else others[i] for i, match in enumerate(matches)]
 
 
-def _plain(name: str) -> str:
+def _without_version(name: str) -> str:
     return _VERSION.sub(r"\1", name)
 
 
 def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | None = None) -> None:
-    """Check that 20 of the model's ``genes`` are among ``names``, and one in fifty; warn where fewer than half are."""
+    """Check that ``names`` contain 20 of the model's ``genes``, and one in fifty; warn if fewer than half."""
     found, total = len(set(genes).intersection(names)), len(genes)
     share = found / total
     needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total)) if enough is None else 0), int(np.ceil(total / 4)))
@@ -260,97 +238,96 @@ def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | Non
             f"The model expects names like {list(genes[:3])}; `adata.var_names` begins with {list(names[:3])}."
         )
     if share < _WARN_SHARE and (enough is None or found < enough):
-        how = "the rest is inferred from them" if enough is None else "its classifiers read only these"
-        warn(f"`adata` has {found} of the model's {total} genes ({share:.0%}); {how}.")
+        effect = "the others are inferred from them" if enough is None else "its classifiers read only these"
+        warn(f"`adata` has {found} of the model's {total} genes ({share:.0%}); {effect}.")
 
 
-class _FrameworkInput:
-    """Features of the observations, and log expression of genes."""
+@dataclass
+class TissueInput:
+    """Input of :class:`stxtools.models.TissueNet`, and what it learns."""
 
-    values: Floats32
-    genes: sparse.csr_matrix | None
-    labels: Mapping[str, Ints] = MappingProxyType({})
-    targets: Floats32 | None = None
-    named: tuple[Expression, Sequence[str], Ints | None] | None = None
-    record: dict[str, Any]
+    values: Floats32  # features of the observations
+    record: dict[str, Any]  # entries of ``params``
+    genes: sparse.csr_matrix | None = None  # log expression that is read besides the features
+    named: tuple[Expression, Sequence[str], Ints | None] | None = None  # expression, names and genes read by name
+    labels: Mapping[str, Ints] = field(default_factory=dict)
+    targets: Floats32 | None = None  # log expression to predict
 
     def sections(self, regions: Regions) -> list[Any]:
-        """Split by section what a model reads and learns."""
+        """Split the input by section."""
         by_name = None if self.named is None else self.named[0].by_section(regions.where, *self.named[1:])
         return region_sections(
             self.values, regions, self.labels, genes=self.genes, expression=self.targets, by_name=by_name
         )
 
 
-class TrainingInput(_FrameworkInput):
-    """What a new model reads and learns; it remembers what it reads."""
-
-    def __init__(
-        self, adata: AnnData, model: TissueNet, labels: Mapping[str, Ints],
-        targets: tuple[Sequence[str], str | None], *,
-        use_rep: str | None, layer: str | None, portable: bool, random_state: int,
-    ) -> None:  # fmt: skip
-        self.labels, self.genes, self.targets = labels, None, None
-        withheld, learned_at = targets
-        own: dict[str, str] = {}
-        if withheld:
-            learned = Expression(adata, layer)
-            at, own = learned.names.get_indexer(list(withheld)), learned.record
-            self.targets = log_normalize(learned.matrix, learned.scale)[:, at].toarray().astype(np.float32)
-            if learned_at is not None:
-                self.targets[~adata.obs[learned_at].to_numpy()] = np.nan
-        source = adata[:, ~adata.var_names.isin(list(withheld))] if withheld else adata
-        features = TrainingFeatures(
-            source, use_rep, layer, portable=portable, anew=bool(withheld), random_state=random_state
+def tissue_training_input(
+    adata: AnnData, model: TissueNet, labels: Mapping[str, Ints], expression: Sequence[str],
+    expression_key: str | None, *, use_rep: str | None, layer: str | None, portable: bool, random_state: int,
+) -> TissueInput:  # fmt: skip
+    """Return the input of a new model, which stores its representation, genes and depth."""
+    targets, record = None, {}
+    if expression:
+        source = Expression(adata, layer)
+        record = source.record
+        genes = source.names.get_indexer(list(expression))
+        targets = log_normalize(source.matrix, source.scale)[:, genes].toarray().astype(np.float32)
+        if expression_key is not None:
+            targets[~adata.obs[expression_key].to_numpy()] = np.nan
+        adata = adata[:, ~adata.var_names.isin(list(expression))]
+    features = training_features(
+        adata, use_rep, layer, portable=portable, recompute=bool(expression), random_state=random_state
+    )
+    model.use_rep, model.projection = features.name, features.projection
+    out = TissueInput(features.values, record | features.record, labels=labels, targets=targets)
+    chosen = model.params.genes
+    if not chosen:
+        return out
+    read = features.expression
+    if read is None or is_out_of_core(read.matrix):
+        read = Expression(adata, layer, allow_scaled=True)
+    if read.scale == "scaled":
+        warn(
+            "`adata.X` holds negative values, as after scaling, which are not expression, and there is no other: "
+            "the model reads the representation alone. `params={'genes': False}` requests that explicitly."
         )
-        model.use_rep, model.projection = features.name, features.projection
-        self.values, self.record = features.values, own | features.record
-        if not model.params.genes:
-            return
-        read = features.expression
-        if read is None or is_out_of_core(read.matrix):
-            read = Expression(source, layer, scaled=True)
-        if read.scale == "scaled":
-            warn(
-                "`adata.X` holds negative values, as after scaling, which are not expression, and there is no other: "
-                "the model reads the representation alone. `params={'genes': False}` says so beforehand."
-            )
-            return
-        named = model.params.genes
-        at = read.names.get_indexer([] if isinstance(named, bool) else list(named))
-        if not isinstance(named, bool) and (at < 0).any():
-            raise KeyError(f"`params['genes']` names {[named[i] for i in np.flatnonzero(at < 0)[:3]]}, not found in "
-                           "`adata.var_names` (genes to predict are not read).")  # fmt: skip
-        chosen = select_genes(read.matrix, read.scale) if isinstance(named, bool) else np.unique(at)
-        model.target_sum = median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
-        model.genes = [str(g) for g in read.names[chosen]]
-        self.record = own | read.record
-        self.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, chosen]
-        known = GeneNames(source)
-        self.named, model.ids = (read, known.own, None), known.others()
+        return out
+    if isinstance(chosen, bool):
+        index = select_genes(read.matrix, read.scale)
+    else:
+        index = read.names.get_indexer(list(chosen))
+        if (index < 0).any():
+            raise KeyError(f"`params['genes']` names {[chosen[i] for i in np.flatnonzero(index < 0)[:3]]}, not found "
+                           "in `adata.var_names` (genes to predict are not read).")  # fmt: skip
+        index = np.unique(index)
+    model.target_sum = median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
+    model.genes = [str(g) for g in read.names[index]]
+    out.record = record | read.record
+    out.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, index]
+    known = GeneNames(adata)
+    out.named, model.ids = (read, known.names, None), known.aliases()
+    return out
 
 
-class KnownInput(_FrameworkInput):
-    """What a trained model reads: ``values``, ``genes`` and, as ``record``, what ``params`` say of them."""
-
-    def __init__(self, adata: AnnData, model: TissueNet, layer: str | None) -> None:
-        if model.expression:  # they took no part in the depth when it was trained
-            adata = adata[:, ~adata.var_names.isin(model.expression)]
-        names = GeneNames(adata).as_model(model.read_genes, model.ids)
-        if model.projection is not None:
-            check_genes(model.projection.genes, names)
-        features = ModelFeatures(adata, model, layer, names=names, by_name=model.genes is not None)
-        self.values, self.record = features.values, features.record
-        self.genes, read = None, features.expression
-        if model.genes is None or read is None:
-            return
-        self.named = read, names, np.flatnonzero(np.isin(names, model.read_genes))
-        at = pd.Index(names).get_indexer(model.genes)
-        # a gene that is not there stays 0, which is average after centring by section
-        pick = sparse.csr_matrix(
-            (np.ones(int((at >= 0).sum()), np.float32), (at[at >= 0], np.flatnonzero(at >= 0))),
-            shape=(len(read.names), len(at)),
-        )
-        parts = list(log_chunks(read, lambda logged, rows: logged @ pick, model.target_sum))
-        self.genes = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
-        self.record = self.record or {"genes_found": float((at >= 0).mean()), **read.record}
+def tissue_input(adata: AnnData, model: TissueNet, layer: str | None) -> TissueInput:
+    """Return the input of a trained model."""
+    if model.expression:  # these genes did not count towards the depth in training
+        adata = adata[:, ~adata.var_names.isin(model.expression)]
+    names = GeneNames(adata).matched(model.read_genes, model.ids)
+    if model.projection is not None:
+        check_genes(model.projection.genes, names)
+    features = model_features(adata, model, layer, names=names, by_name=model.genes is not None)
+    out, read = TissueInput(features.values, features.record), features.expression
+    if model.genes is None or read is None:
+        return out
+    out.named = read, names, np.flatnonzero(np.isin(names, model.read_genes))
+    index = pd.Index(names).get_indexer(model.genes)
+    # a missing gene stays 0, which is average after centring by section
+    selection = sparse.csr_matrix(
+        (np.ones(int((index >= 0).sum()), np.float32), (index[index >= 0], np.flatnonzero(index >= 0))),
+        shape=(len(read.names), len(index)),
+    )
+    parts = list(log_chunks(read, lambda logged, rows: logged @ selection, model.target_sum))
+    out.genes = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+    out.record = out.record or {"genes_found": float((index >= 0).mean()), **read.record}
+    return out

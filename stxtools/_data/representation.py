@@ -18,7 +18,7 @@ from stxtools._types import Array, Floats, Floats32, Ints, Reals
 from stxtools._validate import check_in
 from stxtools.models._projection import GeneProjection
 
-from .chunks import iter_rows
+from .chunks import map_row_chunks
 
 N_TOP_GENES = 2000
 N_COMPS = 20
@@ -224,14 +224,14 @@ def _moments(logged: sparse.csr_matrix, genes: Ints, scores: Floats) -> tuple[Fl
         part = chunk[:, genes].astype(np.float64)
         return part.sum(axis=0), part.multiply(part).sum(axis=0), part.T @ scores[rows]
 
-    total, squares, products = (sum(parts) for parts in zip(*iter_rows(logged, sums), strict=True))
+    total, squares, products = (sum(parts) for parts in zip(*map_row_chunks(logged, sums), strict=True))
     mean, square = np.asarray(total).ravel() / len(scores), np.asarray(squares).ravel() / len(scores)
     regression = np.asarray(products) / np.maximum(np.square(scores).sum(axis=0), 1e-12)
     return mean, np.sqrt(np.maximum(square - mean**2, 0.0)), regression
 
 
 def _scores(logged: sparse.csr_matrix, genes: Ints, components: Floats) -> Floats:
-    return np.concatenate(list(iter_rows(logged, lambda part, _: part[:, genes].astype(np.float64) @ components)))
+    return np.concatenate(list(map_row_chunks(logged, lambda part, _: part[:, genes].astype(np.float64) @ components)))
 
 
 def _log_candidates(adata: AnnData, matrix: sparse.csr_matrix, scale: str) -> Iterator[tuple[sparse.csr_matrix, float]]:
@@ -253,7 +253,7 @@ def _depth_of_logs(matrix: Any) -> float:
         back.data = np.expm1(np.minimum(back.data, 50.0))
         return np.asarray(back.sum(axis=1)).ravel()
 
-    return median_depth(np.concatenate(list(iter_rows(matrix, depth))))
+    return median_depth(np.concatenate(list(map_row_chunks(matrix, depth))))
 
 
 def _gene_sets(adata: AnnData, width: int) -> list[Ints]:

@@ -181,7 +181,7 @@ def _expression(adata: AnnData, layer: str | None) -> Expression | None:
     """Return the expression, None where ``X`` is empty or holds something else, such as components."""
     if layer is None and adata.X is None and _keys.COUNTS not in adata.layers:
         return None
-    read = Expression(adata, layer, scaled=True, in_memory=False)
+    read = Expression(adata, layer, allow_scaled=True, in_memory=False)
     return None if read.scale == "scaled" else read
 
 

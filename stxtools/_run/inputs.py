@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys, datasets, io
-from stxtools._data.chunks import look_at
+from stxtools._data.chunks import MatrixSummary, to_csr
 from stxtools._data.covariates import covariate_columns, covariate_names
 from stxtools._docs import SLOTS
 from stxtools._slots import check_paths_free
@@ -51,7 +51,7 @@ def _check_scales(parts: list[AnnData], names: list[str]) -> None:
     has_counts = all(_keys.COUNTS in part.layers for part in parts)
     stored = [part.layers[_keys.COUNTS] if has_counts else part.X for part in parts]
     named = zip(names, stored, strict=True)
-    scales = {name: look_at(x, in_memory=True)[1].scale for name, x in named if x is not None}
+    scales = {name: MatrixSummary.of(to_csr(x)).scale for name, x in named if x is not None}
     if len(set(scales.values())) > 1:
         found = ", ".join(f"{name!r}: {scale}" for name, scale in scales.items())
         raise ValueError(

@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._data.chunks import is_dask, iter_rows, to_csr
+from stxtools._data.chunks import is_dask, map_row_chunks, to_csr
 from stxtools._data.expression import Expression
 from stxtools._data.representation import (
     N_COMPS,
@@ -80,10 +80,10 @@ def normalize(
     sections = None if library_key is None else libraries(adata, library_key).codes
     stage("normalising")
     if is_dask(source.matrix):
-        depth = source.survey.depth
+        depth = source.summary.depth
         target = median_depth(depth) if target_sum is None else target_sum
         logged = _log_normalize_dask(source.matrix, depth, target)
-        rows = source.sampled(random_state)
+        rows = source.sample_rows(random_state)
         counts = to_csr(source.matrix[rows])
         sample = log_normalize(counts, "counts", library_size=depth[rows], target_sum=target)
     else:
@@ -95,7 +95,7 @@ def normalize(
     stage("computing components")
     scores, axes, pca, (projection, origin) = _pca(sample[:, genes], n_comps, scale, random_state)
     if len(rows) < adata.n_obs:
-        parts = iter_rows(logged, lambda chunk, _: (chunk[:, genes] @ projection - origin).astype(np.float32))
+        parts = map_row_chunks(logged, lambda chunk, _: (chunk[:, genes] @ projection - origin).astype(np.float32))
         scores = np.concatenate(list(parts))
 
     selected = np.zeros(adata.n_vars, dtype=bool)
@@ -128,12 +128,12 @@ def _read_counts(adata: AnnData, layer: str | None) -> Expression:
     source = Expression(adata, layer, in_memory=None)
     if source.scale == "log":
         raise ValueError(
-            f"`adata.{source.source}` is not raw: its values range from {source.survey.lowest:g} to "
-            f"{source.survey.highest:g} and are not integers, so it has been log-normalised already. Put raw counts "
+            f"`adata.{source.source}` is not raw: its values range from {source.summary.minimum:g} to "
+            f"{source.summary.maximum:g} and are not integers, so it has been log-normalised already. Put raw counts "
             "into `adata.layers['counts']` or name their `layer`; without counts, skip this call: `stxtools.tl` reads "
             "log values as they are."
         )
-    if source.survey.highest == 0:
+    if source.summary.maximum == 0:
         raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
     return source
 

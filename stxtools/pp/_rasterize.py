@@ -11,8 +11,7 @@ from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._spatial.lattice import Kind
-from stxtools._spatial.raster import rasterize_libraries
+from stxtools._spatial.raster import Kind, rasterize_libraries
 from stxtools._validate import array_positions, check_adata, check_key_added, check_number, fingerprint
 
 

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_names
-from stxtools._data.features import KnownInput
+from stxtools._data.features import tissue_input
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
 from stxtools._progress import progress, progress_bar, stage
@@ -86,7 +86,7 @@ def attention_fidelity(
     fitted: TissueNet = model_of(model, "TissueNet")
     task, weight = _task_and_weight(fitted, task, of)
 
-    read = KnownInput(adata, fitted, layer)
+    read = tissue_input(adata, fitted, layer)
     sections = read.sections(regions)
     rng = np.random.default_rng(random_state)
     corrected = next((m for m in methods if m != "attention"), methods[0])

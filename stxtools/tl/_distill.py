@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._data.features import KnownInput, ModelFeatures
+from stxtools._data.features import model_features, tissue_input
 from stxtools._data.regions import Regions
 from stxtools._data.sections import make_sections
 from stxtools._docs import documented
@@ -76,11 +76,11 @@ def distill(
 
     teacher: TissueNet = model_of(model, "TissueNet")
     regions = Regions(adata, regions_key, spatial_key, library_key)
-    read = KnownInput(adata, teacher, layer)
+    read = tissue_input(adata, teacher, layer)
     sections = read.sections(regions)
     student = TissueStudent(params)
     targets = student.soft_targets(teacher, sections, random_state=seed, accelerator=accelerator)
-    features = ModelFeatures(adata, student if student.projection is not None else teacher, layer)
+    features = model_features(adata, student if student.projection is not None else teacher, layer)
     student.fit(
         make_sections(features.values, regions.where), targets, random_state=seed, accelerator=accelerator,
         devices=devices, show_progress=show_progress,

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._data.features import TrainingFeatures
+from stxtools._data.features import training_features
 from stxtools._data.regions import Regions, graph_slots, node_features, region_sections
 from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
@@ -58,7 +58,7 @@ def embed(
     model = TissueNet(params)
 
     regions = Regions(adata, regions_key, spatial_key)
-    features = TrainingFeatures(adata, use_rep, layer, random_state=random_state)
+    features = training_features(adata, use_rep, layer, random_state=random_state)
     values = features.values
     if use_rep is None and _keys.X_UNET in adata.obsm:
         values = np.concatenate([values, np.asarray(adata.obsm[_keys.X_UNET], dtype=np.float32)], axis=1)

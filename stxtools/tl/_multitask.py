@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_key, check_seed, check_writable, listing
-from stxtools._data.features import KnownInput, ModelFeatures, TrainingInput
+from stxtools._data.features import model_features, tissue_input, tissue_training_input
 from stxtools._data.regions import Regions, graph_slots, predicted_class
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
@@ -112,7 +112,7 @@ def multitask(
         obs, obsm = [*obs, _keys.ATTENTION], [*obsm, _keys.X_GNN, *([_keys.EXPRESSION_PRED] if targets else [])]
     check_free(adata, "tl.multitask", uns=[key], obs=obs, obsm=obsm)
     if student is not None:
-        where, features = Geometry(adata, spatial_key, library_key), ModelFeatures(adata, student, layer)
+        where, features = Geometry(adata, spatial_key, library_key), model_features(adata, student, layer)
         results = student.predict(make_sections(features.values, where), accelerator=accelerator)
         slots = Slots("tl.multitask")
         for task, column in columns.items():
@@ -131,7 +131,7 @@ def multitask(
                 f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
                 f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
             )
-    read = KnownInput(adata, fitted, layer) if applied is not None else TrainingInput(
+    read = tissue_input(adata, fitted, layer) if applied is not None else tissue_training_input(
         adata, fitted, {task: codes for task, (codes, _) in labels.items()}, (targets, expression_key),
         use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
     )  # fmt: skip

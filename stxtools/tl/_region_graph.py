@@ -84,7 +84,7 @@ def region_graph(
     stage("finding regions")
     region = _regions(graph, codes, where, np.asarray(adata.obs_names, dtype=str), max_size, random_state)
     stage("describing regions")
-    read = Expression(adata, layer, scaled=True, in_memory=None)
+    read = Expression(adata, layer, allow_scaled=True, in_memory=None)
     regions, labels = _region_adata(adata, region, codes, names, graph, where, read)
     regions.uns["params"] = provenance(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,
@@ -193,7 +193,7 @@ def _merge(parts: list[_Means]) -> _Means:
 
 def _chunks(mean: sparse.csr_matrix, read: Expression) -> Iterator[_Chunk]:
     """Yield chunks of regions of a matrix in memory."""
-    target = median_depth(read.survey.depth)
+    target = median_depth(read.summary.depth)
     ends = np.searchsorted(mean.indptr, np.arange(0, mean.nnz + _CHUNK_SIZE, _CHUNK_SIZE)).clip(max=mean.shape[0])
     for first, last in pairwise(np.unique(ends).tolist()):
         rows = np.unique(mean[first:last].indices)

@@ -16,7 +16,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._checks import check_bool, check_int, check_number, check_seed, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
-from stxtools._data.features import GeneNames, ModelFeatures, TrainingFeatures, check_genes
+from stxtools._data.features import GeneNames, check_genes, model_features, training_features
 from stxtools._data.sections import N_IMAGE_FEATURES, Geometry, Images, make_sections
 from stxtools._docs import documented
 from stxtools._lazy import importing
@@ -117,9 +117,8 @@ def segment(
     )  # fmt: skip
 
     where, images, known = Geometry(adata, spatial_key, library_key), Images(adata), GeneNames(adata)
-    read: ModelFeatures | TrainingFeatures
     if model is None and pretrained is None:
-        read = TrainingFeatures(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
+        read = training_features(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
         stage("loading PyTorch")
         from stxtools.models import Segmenter
 
@@ -128,15 +127,15 @@ def segment(
     else:
         fitted = _given_segmenter(model, pretrained, params, image_key)
         names, n_others = _transfer_names(known, fitted), 0 if fitted.image_key is None else N_IMAGE_FEATURES
-        read = ModelFeatures(adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None)
-    sections = make_sections(images.beside(read.values, where, fitted.image_key), where)
+        read = model_features(adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None)
+    sections = make_sections(images.append_features(read.values, where, fitted.image_key), where)
 
     genes: Any = None
     if model is None:
         if labels is None and use_rep is None:
-            genes = partial(read.genes_in_memory, where, known.own)  # read only if there are several batches
+            genes = partial(read.genes_in_memory, where, known.names)  # read only if there are several batches
         elif labels is not None and save_model is not None and fitted.image_key is None:
-            genes = read.genes(where, known.own)  # from which a model without an image classifies other sections
+            genes = read.genes(where, known.names)  # from which a model without an image classifies other sections
         fitted.fit(
             sections, n_segments=n_segments, labels=None if labels is None else where.split(labels.codes),
             classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
@@ -144,7 +143,7 @@ def segment(
         )  # fmt: skip
         if fitted.gene_classifier is not None:
             genes_read = set(fitted.read_genes)
-            fitted.ids = {gene: other for gene, other in known.others().items() if gene in genes_read}
+            fitted.ids = {gene: other for gene, other in known.aliases().items() if gene in genes_read}
         results = fitted.predict(sections, accelerator=accelerator)
     else:
         if fitted.gene_classifier is not None and names is not None:
@@ -239,7 +238,7 @@ def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
     """Return the gene names that the model uses, checked to be enough; None if it learned no genes by name."""
     if fitted.gene_classifier is None:
         return None
-    names = known.as_model(fitted.read_genes, fitted.ids)
+    names = known.matched(fitted.read_genes, fitted.ids)
     check_genes(fitted.gene_classifier.moments.genes, names, enough=fitted.gene_classifier.max_genes)
     return names
 

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from stxtools._data.chunks import iter_rows
+from stxtools._data.chunks import map_row_chunks
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
 from stxtools._types import Array, Bools, Floats, Ints
@@ -96,7 +96,7 @@ class Observed:
         self.sizes = np.bincount(self.cell[used], minlength=shape[0] * shape[1]).reshape(shape)
         read = Expression(adata, layer, in_memory=False)
         work = partial(_chunk_sums, self.cell, read.scale == "log", shape[0] * shape[1])
-        parts = iter_rows(read.matrix, work)
+        parts = map_row_chunks(read.matrix, work)
         self.sums, self.seen = (np.sum(part, axis=0).reshape(*shape, -1) for part in zip(*parts, strict=True))
         self.record = read.record
 

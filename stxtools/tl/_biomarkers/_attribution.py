@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 
 from stxtools._data.expression import Expression, log_chunks
-from stxtools._data.features import GeneNames, KnownInput, ModelFeatures, check_genes
+from stxtools._data.features import GeneNames, check_genes, model_features, tissue_input
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import listing
@@ -108,17 +108,17 @@ class ModelExplainer:
         if task is None or regions is None:
             self.classes, self.parts = model.classes, where.parts
             if model.gene_classifier is None:
-                sections = make_sections(ModelFeatures(adata, model, layer).values, where)
+                sections = make_sections(model_features(adata, model, layer).values, where)
                 self.attributions: list[Any] = [SegmenterAttribution(model, section) for section in sections]
                 return
-            self._names = GeneNames(adata).as_model(model.read_genes, model.ids)
+            self._names = GeneNames(adata).matched(model.read_genes, model.ids)
             check_genes(model.gene_classifier.moments.genes, self._names, enough=model.gene_classifier.max_genes)
             at = model.gene_classifier.moments.match(self._names)[1]
             genes = Expression(adata, layer, in_memory=False).by_section(where, self._names, at)
             self.attributions = [RidgeAttribution(model.gene_classifier, section) for section in genes]
             return
         self.classes, self.parts, self._known = model.classes[task], regions.where.parts, regions.region >= 0
-        read = KnownInput(adata, model, layer)
+        read = tissue_input(adata, model, layer)
         genes = model.ensembles[task].elsewhere.genes
         self.attributions = [RidgeAttribution(genes, section.by_name) for section in read.sections(regions)]
         if model.expression:  # genes to predict were not read

@@ -50,12 +50,12 @@ def probe_attributions(
 def _select_genes(expression: GeneBlocks, seed: int) -> Ints:
     """Genes of the PCA; of a very large matrix the variable ones are chosen from a random part of the observations."""
     read = expression.read
-    seen = np.flatnonzero(read.survey.seen >= min(_FEW, expression.shape[0]))
+    seen = np.flatnonzero(read.summary.n_cells >= min(_FEW, expression.shape[0]))
     return seen if len(seen) <= N_TOP_GENES else select_genes(read.sample(seed), read.scale)
 
 
 def _principal_axes(expression: GeneBlocks, genes: Ints, n_comps: int, seed: int) -> tuple[Floats, Floats]:
-    n_values = int(expression.read.survey.seen[genes].sum())
+    n_values = int(expression.read.summary.n_cells[genes].sum())
     shape, blocks = (expression.shape[0], len(genes)), _row_blocks(expression, genes)
     if n_values <= _MOST and lanczos_pays(shape, n_values, n_comps):
         matrix = sparse.vstack(list(blocks), format="csr")
