@@ -144,7 +144,7 @@ def test_a_thread_with_other_coordinates_does_not_change_the_raster_of_this_one(
 
     adata = make_section()
     expected = st.tl.region_graph(adata, "band", copy=True)
-    monkeypatch.setattr("stxtools._data.sections._MADE", Shared())
+    monkeypatch.setattr("stxtools._data.sections._CACHE", Shared())
     assert_same(expected, st.tl.region_graph(adata, "band", copy=True))
 
 
