@@ -1,4 +1,4 @@
-"""Region graph in, graph results out: what embed and multitask share."""
+"""Region graph of an AnnData, input of the graph models from it, and their results as slots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .sections import Geometry, make_sections
 
 
 class Regions:
-    """Region graph of an AnnData, checked against its observations."""
+    """Region graph of an AnnData, checked to match its observations."""
 
     def __init__(
         self, adata: AnnData, regions_key: str, spatial_key: str, library_key: str | bool | None = None
@@ -31,44 +31,45 @@ class Regions:
         hint = "Run `st.tl.region_graph(adata)` first."
         check_in(adata, "uns", regions_key, "regions_key", hint)
         check_in(adata, "obs", obs_key, "regions_key", hint)
-        named = None if library_key is None else libraries(adata, library_key)
+        expected = None if library_key is None else libraries(adata, library_key)
         graph = adata.uns[regions_key]
         if not hasattr(graph, "obsp") or not {"n_obs", "segment", "library"} <= set(graph.obs):
             raise TypeError(f"`adata.uns[{regions_key!r}]` is not the AnnData of `st.tl.region_graph`. {hint}")
         params = graph.uns.get("params", {})
-        made_with, segment_key = stored_library_key(params), str(params.get("segment_key", ""))
-        self.where = Geometry(adata, spatial_key, made_with)
+        stored_key, segment_key = stored_library_key(params), str(params.get("segment_key", ""))
+        self.where = Geometry(adata, spatial_key, stored_key)
         self.names = pd.Index(graph.obs_names.astype(str))
         self.adjacency = sparse.csr_matrix(graph.obsp[_keys.CONNECTIVITIES])
         column = adata.obs[obs_key].astype(object)
         self.region = self.names.get_indexer(column.where(column.notna(), "")).astype(np.int64)
-        size = np.bincount(self.region[self.region >= 0], minlength=len(self.names))
-        if (self.region < 0).sum() > column.isna().sum() or not np.array_equal(size, np.asarray(graph.obs["n_obs"])):
+        known = self.region >= 0
+        size = np.bincount(self.region[known], minlength=len(self.names))
+        if (~known).sum() > column.isna().sum() or not np.array_equal(size, np.asarray(graph.obs["n_obs"])):
             raise ValueError(
                 f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was one of them "
                 "subset since?); run `st.tl.region_graph(adata)` again."
             )
-        known = self.region >= 0
-        for key, column in ((segment_key, "segment"), (made_with, "library")):
+        for key, name in ((segment_key, "segment"), (stored_key, "library")):
             if key not in adata.obs:
                 continue
-            now = adata.obs[key][known].astype(object).to_numpy().astype(str)
-            then = graph.obs[column].astype(object).to_numpy()[self.region[known]].astype(str)
-            if not np.array_equal(now, then):
+            current = adata.obs[key][known].astype(object).to_numpy().astype(str)
+            stored = graph.obs[name].astype(object).to_numpy()[self.region[known]].astype(str)
+            if not np.array_equal(current, stored):
                 raise ValueError(
                     f"`adata.obs[{key!r}]` has changed since the region graph was made; run "
                     "`st.tl.region_graph(adata)` again."
                 )
         self.library = np.zeros(len(self), dtype=np.int64)
         self.library[self.region[known]] = self.where.libs.codes[known]
-        if named is not None:
-            libs, pairs = self.where.libs, np.unique(np.stack([named.codes, self.where.libs.codes]), axis=1).shape[1]
-            if not (pairs == len(np.unique(named.codes)) == len(np.unique(libs.codes))):
+        if expected is not None:
+            libs = self.where.libs
+            n_pairs = np.unique(np.stack([expected.codes, libs.codes]), axis=1).shape[1]
+            if not (n_pairs == len(np.unique(expected.codes)) == len(np.unique(libs.codes))):
                 raise ValueError(
-                    f"`adata.obs[{library_key!r}]` names {len(named)} section(s) ({listing(named.names)}), the region "
-                    f"graph in `adata.uns[{regions_key!r}]` was made for {len(libs)} ({listing(libs.names)}), divided "
-                    f"otherwise. Run `st.tl.region_graph(adata, library_key={library_key!r})` again, or name the "
-                    "column that it was made with."
+                    f"`adata.obs[{library_key!r}]` names {len(expected)} section(s) ({listing(expected.names)}), but "
+                    f"the region graph in `adata.uns[{regions_key!r}]` was made for {len(libs)} "
+                    f"({listing(libs.names)}). Run `st.tl.region_graph(adata, library_key={library_key!r})` again, or "
+                    "name the column that it was made with."
                 )
 
     def __len__(self) -> int:
@@ -79,14 +80,14 @@ class Regions:
         return np.flatnonzero(self.library == index)
 
     def to_obs(self, values: Array) -> Floats32:
-        """Values of the regions at their observations; NaN outside any region."""
+        """Return values of the regions at their observations, NaN outside any region."""
         out = np.full((len(self.region), *values.shape[1:]), np.nan, dtype=np.float32)
         known = self.region >= 0
         out[known] = values[self.region[known]]
         return out
 
     def join(self, parts: Sequence[Array]) -> Floats32:
-        """Put arrays of the regions of each section back together."""
+        """Concatenate values of the regions of every section in the order of the regions."""
         out = np.empty((len(self), *parts[0].shape[1:]), dtype=np.float32)
         for i, part in enumerate(parts):
             out[self.rows(i)] = part
@@ -94,7 +95,7 @@ class Regions:
 
 
 def node_features(values: Floats32, regions: Regions) -> Floats32:
-    """Mean of ``values`` (n_obs, C) in every region, (R, C)."""
+    """Return the mean of ``values`` (n_obs, C) in every region, (R, C)."""
     return region_means(regions.region, values, np.ones(len(values), dtype=bool), len(regions))[0]
 
 
@@ -110,16 +111,18 @@ def region_sections(
         obs, rows = regions.where.parts[i], regions.rows(i)
         local = np.full(len(regions) + 1, -1, dtype=np.int64)
         local[rows] = np.arange(len(rows))
-        own = {task: codes[obs] for task, codes in (labels or {}).items()}
-        near = regions.adjacency[rows][:, rows].tocsr()
-        read, learned = (None if part is None else part[obs] for part in (genes, expression))
-        named = None if by_name is None else by_name[i]
-        out.append(RegionSection(section, local[regions.region[obs]], nodes[rows], near, own, read, learned, named))
+        out.append(RegionSection(
+            section, local[regions.region[obs]], nodes[rows], regions.adjacency[rows][:, rows].tocsr(),
+            labels={task: codes[obs] for task, codes in (labels or {}).items()},
+            genes=None if genes is None else genes[obs],
+            expression=None if expression is None else expression[obs],
+            by_name=None if by_name is None else by_name[i],
+        ))  # fmt: skip
     return out
 
 
 def predicted_class(proba: Floats32, names: list[str]) -> pd.Categorical:
-    """Class with the largest probability, missing outside any region."""
+    """Return the most probable class, missing outside any region."""
     known = np.isfinite(proba).all(axis=1)
     return categorical(np.where(known, proba.argmax(axis=1), -1), names)
 
@@ -127,17 +130,17 @@ def predicted_class(proba: Floats32, names: list[str]) -> pd.Categorical:
 def graph_slots(
     call: str, regions_key: str, predictions: Sequence[Any], regions: Regions
 ) -> tuple[Slots, pd.DataFrame]:
-    """Embeddings and attention of the regions and, carried over, of the observations; and the sections' embeddings."""
+    """Return slots with embeddings and attention of regions and observations, and a table of section embeddings."""
     edges, rows = [p.attention.tocoo() for p in predictions], [regions.rows(i) for i in range(len(predictions))]
-    to = np.concatenate([at[coo.row] for at, coo in zip(rows, edges, strict=True)])
-    of = np.concatenate([at[coo.col] for at, coo in zip(rows, edges, strict=True)])
+    target = np.concatenate([index[coo.row] for index, coo in zip(rows, edges, strict=True)])
+    source = np.concatenate([index[coo.col] for index, coo in zip(rows, edges, strict=True)])
     values = np.concatenate([coo.data for coo in edges])
-    attention = sparse.csr_matrix((values, (to, of)), shape=(len(regions), len(regions)), dtype=np.float32)
-    around = to != of  # a region gets a mean share of attention from the regions around it
-    total, count = (np.bincount(of[around], w, minlength=len(regions)) for w in (values[around], None))
+    attention = sparse.csr_matrix((values, (target, source)), shape=(len(regions), len(regions)), dtype=np.float32)
+    others = target != source  # mean attention that a region receives from its neighbours
+    total = np.bincount(source[others], values[others], minlength=len(regions))
+    count = np.bincount(source[others], minlength=len(regions))
     received = (total / np.maximum(count, 1)).astype(np.float32)
     states = regions.join([p.states for p in predictions])
-    z = np.stack([p.z for p in predictions])
     outside = regions.region < 0
     slots = Slots(
         call, obs={_keys.ATTENTION: regions.to_obs(received)}, obsm={_keys.X_GNN: regions.to_obs(states)},
@@ -146,5 +149,5 @@ def graph_slots(
     slots.inner[regions_key] = Slots(
         call, obs={_keys.ATTENTION: received}, obsm={_keys.X_GNN: states}, obsp={_keys.ATTENTION: attention}
     )
-    names = [f"Z{i}" for i in range(z.shape[1])]
-    return slots, pd.DataFrame(z, index=pd.Index(regions.where.libs.names), columns=names)
+    z = pd.DataFrame(np.stack([p.z for p in predictions]), index=pd.Index(regions.where.libs.names)).add_prefix("Z")
+    return slots, z

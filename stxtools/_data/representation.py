@@ -1,4 +1,4 @@
-"""Representations: log-normalised expression, its variable genes and their components; and what ``obsm`` holds."""
+"""Representations: log-normalised expression, its variable genes and principal components, or a key of ``obsm``."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .chunks import map_row_chunks
 
 N_TOP_GENES = 2000
 N_COMPS = 20
-BLOCK = 4096  # observations whose products are summed at a time
-_DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds a second of one core, in order of magnitude
+BLOCK = 4096  # observations per block of a covariance
+_DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds per second of one core, in order of magnitude
 _ROWS = 65_536  # observations whose logarithms are computed at a time
-_MIN_BATCH = 20  # fewer observations give no loess of variance on mean
-_MIN_GENES = 4  # that vary; with fewer the loess ends the process
-_SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy takes the first
-_REPRODUCED = 0.999  # part of the variance of the stored values that the loadings must give again
-_TARGET = 1e4  # scanpy's other usual depth
+_MIN_BATCH = 20  # observations for a loess of variance on mean
+_MIN_GENES = 4  # with fewer that vary, loess crashes the process
+_SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy uses the first
+_REPRODUCED = 0.999  # share of the variance of the stored values that a projection must explain
+_TARGET_SUM = 1e4  # scanpy's other usual depth
 
 
 def log_normalize(
     matrix: sparse.csr_matrix, scale: str, *, library_size: Array | None = None, target_sum: float | None = None
 ) -> sparse.csr_matrix:
-    """Return log1p of depth-normalised expression (float32), to be read only: it has the indices of ``matrix``."""
+    """Return log1p of depth-normalised expression (float32), read-only: it shares the indices of ``matrix``."""
     data = matrix.data.astype(np.float32)
     if scale not in ("log", "scaled"):
         sums = matrix.sum(axis=1) if library_size is None else np.asarray(library_size, dtype=float)
@@ -45,14 +45,14 @@ def log_normalize(
         factor = factor.astype(np.float32)
         for start in range(0, len(depth), _ROWS):
             ends = matrix.indptr[start : start + _ROWS + 1]
-            some = data[ends[0] : ends[-1]]
-            some *= np.repeat(factor[start : start + _ROWS], np.diff(ends))
-            np.log1p(some, out=some)
+            values = data[ends[0] : ends[-1]]  # a view
+            values *= np.repeat(factor[start : start + _ROWS], np.diff(ends))
+            np.log1p(values, out=values)
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def median_depth(depth: Array) -> float:
-    """Median of the positive depths, the scale to which expression is normalised."""
+    """Return the median of the positive depths."""
     positive = depth[depth > 0]
     return float(np.median(positive)) if positive.size else 1.0
 
@@ -60,55 +60,56 @@ def median_depth(depth: Array) -> float:
 def select_genes(
     matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES, batch: Ints | None = None
 ) -> Ints:
-    """Return indices of the genes to use: all of a small panel, else the most variable ones, as scanpy finds them."""
-    seen = np.flatnonzero(
-        np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1]) >= min(3, matrix.shape[0])
-    )
-    if len(seen) == 0:
+    """Return indices of the genes to use: all of a small panel, else the most variable ones, as scanpy defines them."""
+    n_cells = np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1])
+    expressed = np.flatnonzero(n_cells >= min(3, matrix.shape[0]))
+    if len(expressed) == 0:
         raise ValueError("No gene is expressed in three or more observations; there is nothing to compute.")
-    if len(seen) <= n_top_genes:
-        return seen
-    values = matrix[:, seen]
+    if len(expressed) <= n_top_genes:
+        return expressed
+    values = matrix[:, expressed]
     large = np.zeros(0, dtype=np.int64) if batch is None else np.flatnonzero(np.bincount(batch) >= _MIN_BATCH)
     parts = [values[batch == b] for b in large] if len(large) > 1 else [values]
-    return seen[_variable_counts(parts, n_top_genes) if scale == "counts" else _variable(parts, scale, n_top_genes)]
+    if scale == "counts":
+        return expressed[_variable_counts(parts, n_top_genes)]
+    return expressed[_variable_logs(parts, scale, n_top_genes)]
 
 
-def _variable(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int) -> Ints:
-    """Genes of the largest dispersion (``seurat``)."""
+def _variable_logs(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int) -> Ints:
+    """Return the genes of largest dispersion (``seurat``)."""
     import scanpy as sc
 
-    box = AnnData(log_normalize(sparse.vstack(parts, format="csr"), scale))
-    box.obs["batch"] = pd.Categorical(np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts]))
-    sc.pp.highly_variable_genes(box, n_top_genes=n_top_genes, batch_key="batch" if len(parts) > 1 else None)
-    return np.flatnonzero(box.var["highly_variable"])
+    logged = AnnData(log_normalize(sparse.vstack(parts, format="csr"), scale))
+    logged.obs["batch"] = pd.Categorical(np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts]))
+    sc.pp.highly_variable_genes(logged, n_top_genes=n_top_genes, batch_key="batch" if len(parts) > 1 else None)
+    return np.flatnonzero(logged.var["highly_variable"])
 
 
 def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> Ints:
-    """Genes of the largest standardised variance (``seurat_v3``); scanpy's import takes longer than all else here."""
-    excess = np.stack([_standardised_variance(part) for part in parts])
-    rank = np.argsort(np.argsort(-excess, axis=1), axis=1).astype(np.float32)
-    rank[(rank >= n_top_genes) | (excess == 0)] = np.nan
-    table = pd.DataFrame({"rank": pd.DataFrame(rank).median(), "fewest": np.isnan(rank).sum(axis=0)})
-    return np.sort(table.sort_values(["rank", "fewest"]).index[:n_top_genes].to_numpy())
+    """Return the genes of largest standardised variance (``seurat_v3``), without the slow import of scanpy."""
+    variance = np.stack([_standardised_variance(part) for part in parts])
+    rank = np.argsort(np.argsort(-variance, axis=1), axis=1).astype(np.float32)
+    rank[(rank >= n_top_genes) | (variance == 0)] = np.nan
+    table = pd.DataFrame({"rank": pd.DataFrame(rank).median(), "n_missing": np.isnan(rank).sum(axis=0)})
+    return np.sort(table.sort_values(["rank", "n_missing"]).index[:n_top_genes].to_numpy())
 
 
 def _standardised_variance(counts: sparse.csr_matrix) -> Floats:
-    """Variance of each gene over a loess of it on the mean; where few genes vary, the variance itself."""
+    """Return the variance of each gene relative to a loess of it on the mean, or itself if few genes vary."""
     n = counts.shape[0]
     mean, variance = column_moments(counts)
     variance *= n / (n - 1)
     varies, fitted = variance > 0, np.ones(len(mean))
     if varies.sum() >= _MIN_GENES:
         fitted[varies] = 10 ** _loess(np.log10(mean[varies]), np.log10(variance[varies]))
-    most = np.sqrt(fitted * n) + mean
-    square = column_sums(counts, lambda x, column: np.minimum(x, most[column]) ** 2)
-    total = column_sums(counts, lambda x, column: np.minimum(x, most[column]))
+    maximum = np.sqrt(fitted * n) + mean
+    square = column_sums(counts, lambda x, column: np.minimum(x, maximum[column]) ** 2)
+    total = column_sums(counts, lambda x, column: np.minimum(x, maximum[column]))
     return (n * mean**2 + square - 2 * total * mean) / ((n - 1) * fitted)
 
 
 def _loess(x: Floats, y: Floats) -> Floats:
-    """Local regression; it is singular where many genes have one mean, and then takes more of them at a time."""
+    """Local regression with the smallest span that is not singular, as it is if many genes share a mean."""
     from skmisc.loess import loess
 
     for span in _SPANS:
@@ -116,11 +117,11 @@ def _loess(x: Floats, y: Floats) -> Floats:
         with suppress(ValueError):
             model.fit()
             return np.asarray(model.outputs.fitted_values)
-    raise ValueError("The variable genes of these counts cannot be found: too many share a mean; name a `use_rep`.")
+    raise ValueError("The variable genes cannot be determined: too many share a mean; name a `use_rep`.")
 
 
 def residual_variance(logged: sparse.csr_matrix, mean: Floats, values: Reals) -> float:
-    """Mean variance of a gene that the components leave."""
+    """Return the mean variance per gene that the components do not explain."""
     total = float(logged.data @ logged.data) / logged.shape[0] - float(mean @ mean)
     return max(total - float(np.square(values).mean(axis=0).sum()), 0.0) / logged.shape[1]
 
@@ -136,7 +137,7 @@ def principal_axes(
 
 
 def _axes_by_lanczos(matrix: sparse.csr_matrix, n_comps: int, random_state: int) -> tuple[Floats, Floats]:
-    """Mean and principal axes as scikit-learn's PCA finds them, whose import takes longer than the rest."""
+    """Return mean and principal axes as scikit-learn's PCA, without its slow import."""
     mean, transposed = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel().astype(matrix.dtype), matrix.T
     centred = LinearOperator(
         matrix.shape,
@@ -150,7 +151,7 @@ def _axes_by_lanczos(matrix: sparse.csr_matrix, n_comps: int, random_state: int)
 
 
 def axes_of_rows(blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int) -> tuple[Floats, Floats]:
-    """Mean and principal axes from the covariance of a matrix of this ``shape``, which comes by blocks of rows."""
+    """Return mean and principal axes from the covariance of a matrix given in blocks of rows."""
     from stxtools._spatial.kernels import add_products, symmetric
 
     n_obs, n_vars = shape
@@ -179,12 +180,12 @@ def stored_representation(adata: AnnData, use_rep: str) -> Floats32:
     if use_rep != "X":
         check_in(adata, "obsm", use_rep, "use_rep", "Use 'X' for the expression matrix itself.")
     values: Any = adata.X if use_rep == "X" else adata.obsm[use_rep]
-    for read in ("to_memory", "compute", "toarray"):  # of a sparse matrix in a file, of dask, of a sparse one
-        values = getattr(values, read)() if hasattr(values, read) else values
+    for method in ("to_memory", "compute", "toarray"):  # of backed, dask and sparse matrices
+        values = getattr(values, method)() if hasattr(values, method) else values
     try:
-        array = np.array(values, dtype=np.float32, order="C")  # sums depend on the order: the same as read from a file
+        array = np.array(values, dtype=np.float32, order="C")  # the bits of sums depend on the order
     except (TypeError, ValueError) as err:
-        raise TypeError(f"`use_rep={use_rep!r}` holds no numbers: {err}") from err
+        raise TypeError(f"`use_rep={use_rep!r}` does not hold numbers: {err}") from err
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"`use_rep={use_rep!r}` has shape {array.shape}; expected (n_obs, n_features).")
     if not np.isfinite(array).all():
@@ -193,32 +194,65 @@ def stored_representation(adata: AnnData, use_rep: str) -> Floats32:
 
 
 def stored_projection(adata: AnnData, values: Floats32, matrix: sparse.csr_matrix, scale: str) -> GeneProjection | None:
-    """Return the linear map from log expression that gives the ``values`` of a stored PCA again, if there is one."""
+    """Return the linear map from log expression that reproduces the ``values`` of a stored PCA, if there is one."""
     centre = values.mean(axis=0, dtype=np.float64)
     centred = values - centre
     total = float(np.square(centred).sum())
     gene_sets = _gene_sets(adata, values.shape[1])
     for logged, target in _log_candidates(adata, matrix, scale):
         for genes in gene_sets:
-            mean, spread, shared = _moments(logged, genes, centred)
-            for divisor in (None, np.where(spread > 0, spread, 1.0)):
-                components = shared if divisor is None else shared / divisor[:, None] ** 2
-                found = _scores(logged, genes, components) - mean @ components
-                if np.square(found - centred).sum() > (1 - _REPRODUCED) * total:
+            mean, spread, regression = _moments(logged, genes, centred)
+            for divisor in (None, np.where(spread > 0, spread, 1.0)):  # without and with z-score
+                components = regression if divisor is None else regression / divisor[:, None] ** 2
+                scores = _scores(logged, genes, components) - mean @ components
+                if np.square(scores - centred).sum() > (1 - _REPRODUCED) * total:
                     continue
-                # the stored scores of a section may have a mean of their own
+                # the stored scores of a section may not have mean 0
                 shift = np.linalg.lstsq(components.T, centre, rcond=None)[0]
                 variance = float(np.square(spread).sum()) if divisor is None else len(genes)
-                noise = max(variance - float(np.square(found).mean(axis=0).sum()), 0.0) / len(genes)
+                noise = max(variance - float(np.square(scores).mean(axis=0).sum()), 0.0) / len(genes)
                 return GeneProjection(
-                    [str(g) for g in adata.var_names[genes]], mean - shift, components, target, found.var(axis=0),
+                    [str(g) for g in adata.var_names[genes]], mean - shift, components, target, scores.var(axis=0),
                     noise, divisor,
                 )  # fmt: skip
     return None
 
 
+def _gene_sets(adata: AnnData, n_comps: int) -> list[Ints]:
+    """Return the genes that the PCA may have used: those with loadings, the variable ones, all."""
+    sets = [np.arange(adata.n_vars)]
+    if "highly_variable" in adata.var:
+        sets.insert(0, np.flatnonzero(adata.var["highly_variable"].to_numpy(dtype=bool, na_value=False)))
+    loadings = adata.varm.get("PCs")
+    if loadings is not None and np.ndim(loadings) == 2 and np.shape(loadings)[1] >= n_comps:
+        sets.insert(0, np.flatnonzero(np.asarray(loadings)[:, :n_comps].any(axis=1)))
+    return sets
+
+
+def _log_candidates(adata: AnnData, matrix: sparse.csr_matrix, scale: str) -> Iterator[tuple[sparse.csr_matrix, float]]:
+    """Yield log expression that the PCA may have used, and the depth to which counts were normalised for it."""
+    if scale == "log":
+        yield matrix, _depth_of_logs(matrix)
+        return
+    logs_in_x = _keys.COUNTS in adata.layers and adata.X is not None and "log1p" in adata.uns
+    depth = median_depth(np.asarray(matrix.sum(axis=1)).ravel())
+    for target in dict.fromkeys(([_depth_of_logs(adata.X)] if logs_in_x else []) + [depth, _TARGET_SUM]):
+        yield log_normalize(matrix, scale, target_sum=target), target
+
+
+def _depth_of_logs(matrix: Any) -> float:
+    """Return the median depth before the logarithm."""
+
+    def depth(chunk: sparse.csr_matrix, _: slice) -> Floats:
+        linear = chunk.astype(np.float64)
+        linear.data = np.expm1(np.minimum(linear.data, 50.0))
+        return np.asarray(linear.sum(axis=1)).ravel()
+
+    return median_depth(np.concatenate(list(map_row_chunks(matrix, depth))))
+
+
 def _moments(logged: sparse.csr_matrix, genes: Ints, scores: Floats) -> tuple[Floats, Floats, Floats]:
-    """Mean and standard deviation of some genes, and their regression on centred ``scores``."""
+    """Return mean and standard deviation of ``genes``, and their regression on centred ``scores``."""
 
     def sums(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, ...]:
         part = chunk[:, genes].astype(np.float64)
@@ -231,37 +265,5 @@ def _moments(logged: sparse.csr_matrix, genes: Ints, scores: Floats) -> tuple[Fl
 
 
 def _scores(logged: sparse.csr_matrix, genes: Ints, components: Floats) -> Floats:
-    return np.concatenate(list(map_row_chunks(logged, lambda part, _: part[:, genes].astype(np.float64) @ components)))
-
-
-def _log_candidates(adata: AnnData, matrix: sparse.csr_matrix, scale: str) -> Iterator[tuple[sparse.csr_matrix, float]]:
-    """Log expression as the PCA may have seen it, and the depth to which counts are brought for it."""
-    if scale == "log":
-        yield matrix, _depth_of_logs(matrix)
-        return
-    beside = _keys.COUNTS in adata.layers and adata.X is not None and "log1p" in adata.uns  # logarithms in `X`
-    depth = median_depth(np.asarray(matrix.sum(axis=1)).ravel())
-    for target in dict.fromkeys(([_depth_of_logs(adata.X)] if beside else []) + [depth, _TARGET]):
-        yield log_normalize(matrix, scale, target_sum=target), target
-
-
-def _depth_of_logs(matrix: Any) -> float:
-    """Median depth that a matrix of logarithms was brought to."""
-
-    def depth(chunk: sparse.csr_matrix, _: slice) -> Floats:
-        back = chunk.astype(np.float64)
-        back.data = np.expm1(np.minimum(back.data, 50.0))
-        return np.asarray(back.sum(axis=1)).ravel()
-
-    return median_depth(np.concatenate(list(map_row_chunks(matrix, depth))))
-
-
-def _gene_sets(adata: AnnData, width: int) -> list[Ints]:
-    """Genes that the PCA may have been made of: those with loadings, the variable ones, all."""
-    sets = [np.arange(adata.n_vars)]
-    if "highly_variable" in adata.var:
-        sets.insert(0, np.flatnonzero(adata.var["highly_variable"].to_numpy(dtype=bool, na_value=False)))
-    loadings = adata.varm.get("PCs")
-    if loadings is not None and np.ndim(loadings) == 2 and np.shape(loadings)[1] >= width:
-        sets.insert(0, np.flatnonzero(np.asarray(loadings)[:, :width].any(axis=1)))
-    return sets
+    parts = map_row_chunks(logged, lambda chunk, _: chunk[:, genes].astype(np.float64) @ components)
+    return np.concatenate(list(parts))
