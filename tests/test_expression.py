@@ -290,5 +290,5 @@ def test_a_file_can_be_read_as_features(make_section, quick_unet, tmp_path):
         st.tl.segment(one, 3, use_rep="X", params=quick_unet, **HOW)
     pd.testing.assert_frame_equal(stored.obsm["segment_proba"], adata.obsm["segment_proba"])
     adata.obsm["names"] = np.array([["a", "b"]] * adata.n_obs)
-    with pytest.raises(TypeError, match="`use_rep='names'` holds no numbers"):
+    with pytest.raises(TypeError, match="`use_rep='names'` does not hold numbers"):
         st.tl.segment(adata, 3, use_rep="names", key_added="again", params=quick_unet, **HOW)

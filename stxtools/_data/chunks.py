@@ -18,6 +18,7 @@ from stxtools._spatial.matrices import row_view
 from stxtools._types import Floats, Ints
 
 T = TypeVar("T")
+ChunkFunction = Callable[[sparse.csr_matrix, slice], T]  # of a read-only chunk and its rows
 
 MAX_PENDING = 8  # results of dask chunks that are held at a time
 _LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
@@ -71,13 +72,8 @@ def rows_per_chunk(n_vars: int) -> int:
     return max(256, int(settings.max_memory * 2**30 / 4 / (8 * n_vars)))
 
 
-def map_row_chunks(
-    matrix: Any, function: Callable[[sparse.csr_matrix, slice], T], *, max_pending: int | None = None
-) -> Iterator[T]:
-    """Yield ``function(chunk, rows)`` for read-only CSR chunks; ``function`` must be picklable.
-
-    At most ``max_pending`` results of dask chunks are held at a time (default: all).
-    """
+def map_row_chunks(matrix: Any, function: ChunkFunction[T], *, max_pending: int | None = None) -> Iterator[T]:
+    """Yield results of a picklable ``function``, at most ``max_pending`` of a dask array (default: all) at a time."""
     if is_backed(matrix):
         matrix = to_csr(matrix) if getattr(matrix, "format", "csr") == "csc" else _dask_if_client(matrix)
     if is_dask(matrix):
@@ -104,9 +100,7 @@ def _dask_if_client(matrix: Any) -> Any:
         return matrix
 
 
-def _map_dask_chunks(
-    matrix: Any, function: Callable[[sparse.csr_matrix, slice], T], max_pending: int | None
-) -> Iterator[T]:
+def _map_dask_chunks(matrix: Any, function: ChunkFunction[T], max_pending: int | None) -> Iterator[T]:
     import dask
 
     if len(matrix.chunks[1]) > 1:
@@ -123,7 +117,7 @@ def _map_dask_chunks(
         yield from dask.compute(*tasks[start : start + step])
 
 
-def _apply(function: Callable[[sparse.csr_matrix, slice], T], block: Any, rows: slice) -> T:
+def _apply(function: ChunkFunction[T], block: Any, rows: slice) -> T:
     return function(to_csr(block), rows)
 
 

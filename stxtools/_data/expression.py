@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from stxtools._types import Ints
 from stxtools._warn import warn
 from stxtools.models.ensemble.gene_means import GeneSection
 
-from .chunks import MAX_PENDING, MatrixSummary, is_backed, is_out_of_core, map_row_chunks, to_csr
+from .chunks import MAX_PENDING, ChunkFunction, MatrixSummary, is_backed, is_out_of_core, map_row_chunks, to_csr
 from .representation import log_normalize, median_depth
 from .sections import Geometry
 
@@ -175,21 +175,21 @@ def _check_log1p(summary: MatrixSummary) -> None:
 
 
 def log_chunks(
-    expression: Expression, function: Callable[[sparse.csr_matrix, slice], T], target_sum: float | None = None, *,
-    max_pending: int | None = None,
-) -> Iterator[T]:  # fmt: skip
-    """Yield ``function(logged_chunk, rows)`` for every chunk of rows, which the function may only read."""
-    target = median_depth(expression.summary.depth) if target_sum is None else target_sum
-    scale = expression.scale  # workers get the scale, not the whole expression
-    yield from map_row_chunks(
-        expression.matrix, lambda chunk, rows: function(log_normalize(chunk, scale, target_sum=target), rows),
-        max_pending=max_pending,
-    )  # fmt: skip
+    read: Expression, function: ChunkFunction[T], target_sum: float | None = None, *, max_pending: int | None = None
+) -> Iterator[T]:
+    """Yield results of ``function`` for chunks of log expression."""
+    target = median_depth(read.summary.depth) if target_sum is None else target_sum
+    scale = read.scale  # workers get the scale, not the whole expression
+
+    def on_logs(chunk: sparse.csr_matrix, rows: slice) -> T:
+        return function(log_normalize(chunk, scale, target_sum=target), rows)
+
+    yield from map_row_chunks(read.matrix, on_logs, max_pending=max_pending)
 
 
-def log_matrix(expression: Expression, genes: Any = slice(None)) -> sparse.csr_matrix:
+def log_matrix(read: Expression, genes: Any = slice(None)) -> sparse.csr_matrix:
     """Return log expression of ``genes`` (default: all) in memory."""
-    parts = log_chunks(expression, lambda logged, rows: logged[:, genes])
+    parts = log_chunks(read, lambda logged, rows: logged[:, genes])
     return sparse.csr_matrix(sparse.vstack(list(parts), "csr"))
 
 

@@ -20,7 +20,7 @@ from stxtools._checks import check_key
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, Frame, outlines
 from stxtools._spatial.points import typical_spacing
-from stxtools._spatial.raster import RasterGrid, rasterize_libraries, split_rows
+from stxtools._spatial.raster import Pixels, RasterGrid, rasterize_libraries, split_rows
 from stxtools._spatial.triangulation import Mesh
 from stxtools._types import Array, Floats, Floats32, Ints
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing, spatial_entry
@@ -58,14 +58,14 @@ class Geometry:
             self.grids  # noqa: B018 - computed now, so that its errors come before any long work
 
     @cached_property
-    def _raster(self) -> tuple[NDArray[np.int32], list[RasterGrid]]:
+    def _raster(self) -> tuple[Pixels, list[RasterGrid]]:
         stored = _stored_raster(*self._stored, self.xy, self.libs)
         if stored is None and "raster" not in self._cache:
             self._cache["raster"] = rasterize_libraries(self.xy, self.libs.codes, len(self.libs), self._array)
         return stored or self._cache["raster"]
 
     @property
-    def pixels(self) -> NDArray[np.int32]:
+    def pixels(self) -> Pixels:
         """Row and column of every observation in the raster of its section."""
         return self._raster[0]
 
@@ -129,9 +129,7 @@ def _cache_for(adata: AnnData, *arrays: Array | None) -> dict[Any, Any]:
     return entry[1]
 
 
-def _stored_raster(
-    uns: Any, pixels: Any, xy: Floats, libs: Libraries
-) -> tuple[NDArray[np.int32], list[RasterGrid]] | None:
+def _stored_raster(uns: Any, pixels: Any, xy: Floats, libs: Libraries) -> tuple[Pixels, list[RasterGrid]] | None:
     """Return the raster that :func:`stxtools.pp.rasterize` wrote, if it was made from the same coordinates."""
     try:
         if str(uns["params"]["coordinates"]) != str(fingerprint(xy)):

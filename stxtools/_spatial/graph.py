@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools._types import Array, Floats, Ints
 
-from .raster import RasterGrid, split_rows
+from .raster import Pixels, RasterGrid, split_rows
 from .triangulation import Mesh, triangulate
 
+Grids = Sequence[RasterGrid]
 Meshes = Sequence[Mesh | None]
 
 _COINCIDENT = 1e-3  # distance between observations at one position, in units of the local spacing
 
 
-def section_meshes(xy: Floats, codes: Ints, grids: Sequence[RasterGrid]) -> list[Mesh | None]:
+def section_meshes(xy: Floats, codes: Ints, grids: Grids) -> list[Mesh | None]:
     """Triangulate every scattered section, once for the graph, the contacts and the areas."""
     return [
         triangulate(xy[rows]) if grid.lattice == "scattered" else None
@@ -27,25 +27,21 @@ def section_meshes(xy: Floats, codes: Ints, grids: Sequence[RasterGrid]) -> list
     ]
 
 
-def spatial_graph(
-    xy: Floats, codes: Ints, index: NDArray[np.integer[Any]], grids: Sequence[RasterGrid], meshes: Meshes
-) -> sparse.csr_matrix:
+def spatial_graph(xy: Floats, codes: Ints, pixels: Pixels, grids: Grids, meshes: Meshes) -> sparse.csr_matrix:
     """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections)."""
     edges = []
     for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
         if mesh is not None:
             i, j, length, _ = _scattered_edges(mesh)
         else:
-            i, j = _lattice_edges(index[rows], hexagonal=grid.lattice == "hex")
+            i, j = _lattice_edges(pixels[rows], hexagonal=grid.lattice == "hex")
             length = np.linalg.norm(xy[rows[i]] - xy[rows[j]], axis=1)
             length = np.where(length > 0, length, _COINCIDENT * grid.pixel_size)
         edges.append((rows[i], rows[j], length))
     return _symmetric(edges, len(xy))
 
 
-def contact_lengths(
-    graph: sparse.csr_matrix, codes: Ints, grids: Sequence[RasterGrid], meshes: Meshes
-) -> sparse.csr_matrix:
+def contact_lengths(graph: sparse.csr_matrix, codes: Ints, grids: Grids, meshes: Meshes) -> sparse.csr_matrix:
     """Return the length of the border between neighbours, with the sparsity pattern of ``graph``."""
     row = np.repeat(np.arange(len(codes)), np.diff(graph.indptr))
     lattice_contact = [grid.pixel_size / (np.sqrt(3) if grid.lattice == "hex" else 1.0) for grid in grids]
@@ -60,7 +56,7 @@ def contact_lengths(
     return sparse.csr_matrix((data, graph.indices.copy(), graph.indptr.copy()), shape=graph.shape)
 
 
-def observation_area(codes: Ints, grids: Sequence[RasterGrid], meshes: Meshes) -> Floats:
+def observation_area(codes: Ints, grids: Grids, meshes: Meshes) -> Floats:
     """Return the tissue area of each observation, in squared units of the coordinates."""
     area = np.ones(len(codes))
     for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
@@ -90,9 +86,9 @@ def averaging_matrix(graph: sparse.csr_matrix, dtype: Any = np.float64) -> spars
     return weight
 
 
-def _lattice_edges(index: NDArray[np.integer[Any]], *, hexagonal: bool) -> tuple[Ints, Ints]:
+def _lattice_edges(pixels: Pixels, *, hexagonal: bool) -> tuple[Ints, Ints]:
     """Find each pair of neighbours once, by the pixels to the right and below."""
-    row, col = index[:, 0].astype(np.int64), index[:, 1].astype(np.int64) + 1
+    row, col = pixels[:, 0].astype(np.int64), pixels[:, 1].astype(np.int64) + 1
     width = int(col.max()) + 2
     key = row * width + col
     order = np.argsort(key, kind="stable")
