@@ -70,7 +70,7 @@ def test_scaled_values_are_read_by_name_only(make_section, quick_unet):
     assert "expression_scale" not in adata.uns["segment"]["params"]
     adata.layers["scaled"] = adata.X
     adata.layers["counts"] = make_section(rows=8, cols=8).X
-    with pytest.raises(ValueError, match="a layer was named"):
+    with pytest.raises(ValueError, match="only the named layer"):
         st.tl.biomarkers(adata, "band", layer="scaled")
 
 
