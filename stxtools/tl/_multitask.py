@@ -132,7 +132,7 @@ def multitask(
                 f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
             )
     read = tissue_input(adata, fitted, layer) if applied is not None else tissue_training_input(
-        adata, fitted, {task: codes for task, (codes, _) in labels.items()}, (targets, expression_key),
+        adata, fitted, {task: codes for task, (codes, _) in labels.items()}, targets, expression_key,
         use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
     )  # fmt: skip
     sections = read.sections(regions)
