@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+FEATURES = {"reading expression": 0.5, "choosing genes": 1, "computing components": 1}  # shares of a representation
 _LONG = 5.0  # seconds of a call after which memory is released, which takes up to half a second
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 

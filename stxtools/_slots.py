@@ -7,7 +7,7 @@ path, ``("obs", "segment")`` or ``("uns", "regions", "obsm", "X_gnn")``, which t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -80,19 +80,16 @@ class Slots:
         uns = dict(self.uns)
         for key, slots in self.inner.items():  # the AnnData in `uns` is replaced, not changed
             uns[key] = adata.uns[key].copy()
-            for name in _CONTAINERS:
-                for inner_key, value in getattr(slots, name).items():
-                    getattr(uns[key], name)[inner_key] = _with_index(value, uns[key]) if name == "obsm" else value
+            for container, inner_key, value in slots.items(uns[key]):
+                container[inner_key] = value
         if adata.is_view:
             adata.uns = dict(adata.uns)  # which makes the view an actual AnnData
         undo: list[tuple[Any, str, Any]] = []
         old_x = adata.X if self.X is not None else None
         try:
-            for name in _CONTAINERS:
-                container = getattr(adata, name)
-                for key, value in (uns if name == "uns" else getattr(self, name)).items():
-                    undo.append((container, key, container.get(key, _MISSING)))
-                    container[key] = _with_index(value, adata) if name == "obsm" else value
+            for container, key, value in replace(self, uns=uns).items(adata):
+                undo.append((container, key, container.get(key, _MISSING)))
+                container[key] = value
             if self.X is not None:
                 adata.X = self.X
         except BaseException:
@@ -105,6 +102,13 @@ class Slots:
                 adata.X = old_x
             raise
         return adata if copy else None
+
+    def items(self, adata: AnnData) -> Iterator[tuple[Any, str, Any]]:
+        """Yield container, key and value of every slot but ``X``; tables in ``obsm`` get the names of observations."""
+        for name in _CONTAINERS:
+            for key, value in getattr(self, name).items():
+                table = name == "obsm" and isinstance(value, pd.DataFrame)
+                yield getattr(adata, name), key, value.set_axis(adata.obs_names) if table else value
 
     def paths(self) -> list[Path]:
         """Return the paths of all slots, including those of inner AnnData."""
@@ -181,10 +185,6 @@ def _exists(adata: AnnData, path: Path) -> bool:
         else:
             return False
     return True
-
-
-def _with_index(value: Any, adata: AnnData) -> Any:
-    return value.set_axis(adata.obs_names) if isinstance(value, pd.DataFrame) else value
 
 
 def _check_finite(call: str, code: str, value: Any, allowed: Bools | None) -> None:

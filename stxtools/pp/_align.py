@@ -19,7 +19,7 @@ from stxtools._data.features import compute_representation
 from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._progress import progress_bar, stage
+from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.points import typical_spacing
 from stxtools._types import Floats, Floats32
@@ -42,7 +42,7 @@ _MIN_ANGLE = np.deg2rad(10.0)  # between them
 
 
 @documented
-@progress_bar({"reading expression": 0.5, "choosing genes": 1, "computing components": 1, "aligning": 3})
+@progress_bar({**FEATURES, "aligning": 3})
 def align(
     adata: AnnData, reference: str | None = None, *, library_key: str | bool | None = None,
     landmarks: Mapping[str, ArrayLike] | None = None, method: Method = "similarity", use_rep: str | None = None,

@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._data.features import training_features
 from stxtools._data.regions import Regions, graph_slots, node_features, region_sections
 from stxtools._docs import documented
-from stxtools._progress import progress_bar, stage
+from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import check_free, provenance
 from stxtools._validate import check_adata, check_key_added, check_seed
 
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 @documented
-@progress_bar({
-    "loading PyTorch": 4,
-    "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
-    "training the network": 4, "predicting": 0.1,
-})  # fmt: skip
+@progress_bar({"loading PyTorch": 4, **FEATURES, "training the network": 4, "predicting": 0.1})
 def embed(
     adata: AnnData, *, use_rep: str | None = None, layer: str | None = None, regions_key: str = _keys.REGIONS,
     spatial_key: str = _keys.SPATIAL, params: TissueNetParams | Mapping[str, Any] | None = None, random_state: int = 0,

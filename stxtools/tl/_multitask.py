@@ -17,7 +17,7 @@ from stxtools._data.features import model_features, tissue_input, tissue_trainin
 from stxtools._data.regions import Regions, graph_slots, predicted_class
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
-from stxtools._progress import progress_bar, stage
+from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance, put_frame
 from stxtools._types import Floats32
 from stxtools._validate import check_adata, check_key_added, genes_to_predict, label_classes
@@ -31,9 +31,8 @@ _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
 
 @documented
 @progress_bar({
-    "loading PyTorch": 4,
-    "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
-    "pretraining": 2, "training the network": 17, "weighing the ensemble": 10, "predicting": 0.5,
+    "loading PyTorch": 4, **FEATURES, "pretraining": 2, "training the network": 17, "weighing the ensemble": 10,
+    "predicting": 0.5,
 })  # fmt: skip
 def multitask(
     adata: AnnData, biomarker_key: str | None = None, region_key: str | None = None, *,

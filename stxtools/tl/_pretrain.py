@@ -14,7 +14,7 @@ from stxtools._data.features import joint_representation
 from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
-from stxtools._progress import progress_bar, stage
+from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
 
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 @documented
-@progress_bar({
-    "loading PyTorch": 4,
-    "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
-    "pretraining": 8,
-})  # fmt: skip
+@progress_bar({"loading PyTorch": 4, **FEATURES, "pretraining": 8})
 def pretrain(
     adata: AnnData | Sequence[AnnData], *, save_model: str | os.PathLike[str], use_rep: str | None = None,
     layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,

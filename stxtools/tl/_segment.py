@@ -20,7 +20,7 @@ from stxtools._data.features import GeneNames, check_genes, model_features, trai
 from stxtools._data.sections import N_IMAGE_FEATURES, Geometry, Images, make_sections
 from stxtools._docs import documented
 from stxtools._lazy import importing
-from stxtools._progress import progress_bar, stage
+from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, categorical, check_free, provenance, put_frame
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask, tissue_frame
 from stxtools._types import Array, Floats, Ints
@@ -29,15 +29,14 @@ from stxtools._validate import Labels, check_adata, check_key_added, label_class
 if TYPE_CHECKING:
     from stxtools.models import Segmentation, Segmenter, SegmenterParams
 
-MIN_OBS = 10
 _ARCHITECTURE = ("width", "depth", "kernel_size", "sigmas")
 
 
 @documented
 @progress_bar({
-    "reading expression": 0.5, "choosing genes": 1, "computing components": 1,
-    "loading PyTorch": 2, "spreading labels": 2, "choosing the number of segments": 1, "finding compartments": 2,
-    "agreeing on compartments": 2.5, "pretraining": 2, "training the U-Net": 6, "predicting": 0.3,
+    **FEATURES, "loading PyTorch": 2, "spreading labels": 2, "choosing the number of segments": 1,
+    "finding compartments": 2, "agreeing on compartments": 2.5, "pretraining": 2, "training the U-Net": 6,
+    "predicting": 0.3,
 })  # fmt: skip
 def segment(
     adata: AnnData, n_segments: int | None = None, *,
@@ -84,7 +83,7 @@ def segment(
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.segment(adata, n_segments=4)
     """
-    check_adata(adata, min_obs=MIN_OBS, layer=layer, copy=copy)
+    check_adata(adata, min_obs=10, layer=layer, copy=copy)
     labels = None if labels_key is None else label_classes(adata, labels_key, "labels_key")
     key, random_state = check_key_added(key_added, _keys.SEGMENT), check_seed(random_state)
     if save_model is not None:
@@ -172,8 +171,7 @@ def segment(
         abstain_below=abstain_below, use_rep=use_rep, layer=layer, image_key=fitted.image_key,
         adapt=adapt, pretrained=pretrained is not None,
         pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
-        representation=fitted.use_rep,
-        temperature=fitted.temperature,
+        representation=fitted.use_rep, temperature=fitted.temperature,
         spatial_key=spatial_key, library_key=library_key, random_state=random_state, **read.record,
         model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
     )  # fmt: skip

@@ -108,11 +108,10 @@ def evaluate(
         raise ValueError(f"`params` names {listing(unknown)}; the models are {listing(chosen)}.")
     if use_rep is not None and genes is not None:
         raise ValueError("`genes` are hidden before the representation is made; drop `use_rep=`.")
-    split: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
-                             "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
     protocol = Protocol(
-        adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"), seed=seed,
-        accelerator=accelerator, **split,
+        adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"),
+        n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
+        library_key=library_key, seed=seed, accelerator=accelerator,
     )  # fmt: skip
     if isinstance(genes, Integral):
         genes = check_int("genes", genes, minimum=1, maximum=protocol.adata.n_vars - 2)
@@ -127,8 +126,7 @@ def evaluate(
     rows = evaluation.run(checkpoint, show_progress=show_progress)
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     record = provenance(
-        models=list(chosen), biomarker_key=biomarker_key, region_key=region_key, scheme=protocol.schemes,
-        n_seeds=n_seeds, noise=evaluation.noise, random_state=seed, **split, **protocol.record,
+        models=list(chosen), scheme=protocol.schemes, n_seeds=n_seeds, noise=evaluation.noise, **protocol.record,
         genes=genes, params={name: str(value) for name, value in model_params.items()} or None,
     )  # fmt: skip
     return Slots("tl.evaluate", uns={key: table, f"{key}_params": record}).write(adata, copy)

@@ -54,7 +54,7 @@ class Target:
 class Protocol:
     """Checked settings of both calls, and the data, with expression in ``X`` unless a layer is named.
 
-    - ``record``: Provenance of the expression, for ``params``.
+    - ``record``: What ``params`` hold of it.
     - ``settings``: What every result depends on.
     - ``seed``: Seed of the components.
     """
@@ -77,12 +77,17 @@ class Protocol:
         self.targets, self.n_folds = _targets(adata, keys), check_int("n_folds", n_folds, minimum=2)
         self.max_folds = None if max_folds is None else check_int("max_folds", max_folds, minimum=1)
         self.use_rep, self.layer, self.seed, self.accelerator = use_rep, layer, seed, accelerator
-        self.adata, self.record = adata, dict[str, str]()
+        self.adata = adata
+        self.record: dict[str, Any] = {f"{name}_key": key for name, key in keys.items()} | {
+            "n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer, "random_state": seed,
+            "spatial_key": spatial_key, "library_key": library_key,
+        }  # fmt: skip
         if use_rep is not None:
             matrix = sparse.csr_matrix(stored_representation(adata, use_rep))
         else:
             read = Expression(adata, layer)
-            matrix, self.record = read.matrix, read.record
+            matrix = read.matrix
+            self.record |= read.record
             self.adata = adata if layer is not None else with_expression_in_x(adata, read)
         self.settings: dict[str, Any] = {
             "version": __version__, "data": _checksum(self.adata, self.where, self.targets, matrix),

@@ -116,11 +116,10 @@ def tune(
     fields = search_space(part, space, fixed)
     if n_trials is not None:
         check_int("n_trials", n_trials, minimum=1)
-    split: dict[str, Any] = {"n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer,
-                             "spatial_key": spatial_key, "library_key": library_key}  # fmt: skip
     protocol = Protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, [scheme], [s for s in SCHEMES if s not in LEAKY],
-        seed=seed, accelerator=accelerator, **split,
+        n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
+        library_key=library_key, seed=seed, accelerator=accelerator,
     )  # fmt: skip
     study = Search(
         protocol, part, kind, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, n_trials,
@@ -132,10 +131,9 @@ def tune(
         "best_value": value,
         "trials": trials,
         "params": provenance(
-            part=part, search=kind, biomarker_key=biomarker_key, region_key=region_key,
-            n_trials=n_trials, prune=prune, scheme=scheme, study=study.name, random_state=seed,
+            part=part, search=kind, n_trials=n_trials, prune=prune, scheme=scheme, study=study.name,
             space={name: str(list(values)) for name, values in fields.items()}, fixed=str(fixed) if fixed else None,
-            **split, **protocol.record,
+            **protocol.record,
         ),
     }  # fmt: skip
     return Slots("tl.tune", uns={key: entry}).write(adata, copy)
