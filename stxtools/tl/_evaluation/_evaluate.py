@@ -13,7 +13,7 @@ from itertools import product
 from numbers import Integral
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,10 +33,7 @@ from stxtools._validate import check_adata, check_int, check_number, check_seed,
 
 from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, SharedFeatures, settings_fingerprint
 
-if TYPE_CHECKING:
-    from stxtools.models.baselines.simple import Baseline
-
-    _Data = tuple[Protocol, Floats | None, SharedFeatures | None]
+_Data = tuple[Protocol, Floats | None, SharedFeatures | None]
 
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
 COLUMNS: dict[str, Any] = {
@@ -231,7 +228,7 @@ class Evaluation:
         """Train one model on one split and score each target."""
         p, (name, scheme, seed, noise, fold) = self.protocol, unit
         start = time.perf_counter()
-        model = self._model(name, seed)
+        model = p.new_model(self.models[name], self.params.get(name), seed)
         model.fit(sections, *p.labels(test))
         proba = model.predict_proba(sections)
         seconds = time.perf_counter() - start
@@ -252,18 +249,6 @@ class Evaluation:
             }
             for target, key, known, values, seconds in scores
         ]  # fmt: skip
-
-    def _model(self, name: str, seed: int) -> Baseline:
-        from stxtools.models.baselines.registry import baseline
-
-        arguments: dict[str, Any] = {
-            "params": self.params.get(name), "random_state": seed, "accelerator": self.protocol.accelerator,
-        }  # fmt: skip
-        if self.models[name] != "framework":
-            return baseline(self.models[name], **arguments)
-        from ._framework import Framework  # which imports the whole pipeline
-
-        return Framework(**arguments)
 
 
 def function_code(function: Callable[..., Any]) -> str:

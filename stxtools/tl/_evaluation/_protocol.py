@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -169,6 +169,17 @@ class Protocol:
         """Return class codes of each target by section, hidden (-1) in the test part, and the numbers of classes."""
         labels = {t.name: self.where.split(np.where(test, -1, t.codes)) for t in self.targets}
         return labels, {t.name: len(t.classes) for t in self.targets}
+
+    def new_model(self, name: str | Callable[..., Any], params: Mapping[str, Any] | None, seed: int) -> Any:
+        """Return an untrained model: the framework, a baseline, or a user's function."""
+        arguments: dict[str, Any] = {"params": params, "random_state": seed, "accelerator": self.accelerator}
+        if name == "framework":
+            from ._framework import Framework  # which imports the whole pipeline
+
+            return Framework(**arguments)
+        from stxtools.models.baselines.registry import baseline
+
+        return baseline(name, **arguments)
 
     def scores(self, test: Bools, proba: Mapping[str, Any]) -> Iterator[tuple[Target, dict[str, float]]]:
         """Yield each target with the scores of its test part."""

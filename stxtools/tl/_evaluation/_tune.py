@@ -121,9 +121,10 @@ def tune(
         n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
         library_key=library_key, seed=seed, accelerator=accelerator,
     )  # fmt: skip
+    n_grid = prod(len(values) for values in fields.values())
     study = Search(
-        protocol, part, kind, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()}, n_trials,
-        check_bool("prune", prune),
+        protocol, part, kind, fields, fixed, {k: dict(v) for k, v in (stages or {}).items()},
+        min(n_trials or n_grid, n_grid) if kind == "grid" else n_trials or _TRIALS, check_bool("prune", prune),
     )  # fmt: skip
     best, value, trials = study.run(storage, show_progress=show_progress)
     entry = {
@@ -149,17 +150,9 @@ class Search:
     space: dict[str, list[Any]]
     fixed: dict[str, Any]
     stages: dict[str, dict[str, Any]]
-    n_trials: int | None
+    max_trials: int  # of all processes together
     prune: bool
     prepared: dict[str, Any] = field(default_factory=dict)  # by fold: compartments and regions, which all trials share
-
-    @property
-    def max_trials(self) -> int:
-        """Number of trials of all processes together."""
-        if self.kind != "grid":
-            return _TRIALS if self.n_trials is None else self.n_trials
-        n_grid = prod(len(values) for values in self.space.values())
-        return n_grid if self.n_trials is None else min(self.n_trials, n_grid)
 
     @cached_property
     def folds(self) -> list[Fold]:
@@ -233,10 +226,9 @@ class Search:
         for step, (name, test) in enumerate(self.folds):
             aurocs.append(self._score_fold(name, test, self.fixed | fields))
             trial.report(float(np.mean(aurocs)), step)
+            trial.set_user_attr("n_folds", len(aurocs))
             if step + 1 < len(self.folds) and trial.should_prune():
-                trial.set_user_attr("n_folds", step + 1)
                 raise optuna.TrialPruned
-        trial.set_user_attr("n_folds", len(aurocs))
         if len(aurocs) > 1:
             trial.set_user_attr("value_sd", float(np.mean(aurocs, axis=1).std(ddof=1)))
         for t, value in zip(self.protocol.targets, np.mean(aurocs, axis=0), strict=True):
@@ -245,21 +237,16 @@ class Search:
 
     def _score_fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
         """Train on one fold and return the AUROC of each target."""
-        from stxtools.models.baselines.registry import baseline
-
-        from ._framework import Framework
-
         p = self.protocol
         sections = p.sections(p.features(~test) if self.features is None else self.features)
         labels, classes = p.labels(test)
-        common: dict[str, Any] = {"random_state": p.seed, "accelerator": p.accelerator}
         if self.part == "unet":
-            model = baseline("unet", params=fields, **common).fit(sections, labels, classes)
+            model = p.new_model("unet", fields, p.seed).fit(sections, labels, classes)
         else:
-            model = framework = Framework(params=self.stages | {"multitask": {"params": fields}}, **common)
+            model = p.new_model("framework", self.stages | {"multitask": {"params": fields}}, p.seed)
             if name not in self.prepared:
-                self.prepared[name] = framework.prepare(sections, labels, classes)
-            framework.train(self.prepared[name].copy(), classes)
+                self.prepared[name] = model.prepare(sections, labels, classes)
+            model.train(self.prepared[name].copy(), classes)
         return [values["auroc"] for _, values in p.scores(test, model.predict_proba(sections))]
 
     def _table(self, study: Any) -> pd.DataFrame:
