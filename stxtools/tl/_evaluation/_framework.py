@@ -12,6 +12,7 @@ from anndata import AnnData, concat
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._slots import categorical
 from stxtools._types import Floats, Floats32, Ints
 from stxtools.models import TissueNetParams
 from stxtools.models._params import resolve
@@ -37,24 +38,13 @@ class Framework(Baseline):
     def _common(self) -> dict[str, Any]:
         return {"random_state": self.random_state, "accelerator": self.accelerator, "show_progress": False}
 
-    def _multitask_arguments(self, adata: AnnData) -> dict[str, Any]:
-        """Return the user's arguments for the joint network, with the variable genes as its additional input."""
-        arguments = dict(self.params.get("multitask", {}))
-        params = resolve(arguments.get("params"), TissueNetParams)
-        if params.genes is True:  # `X` may hold a representation, whose values may be negative
-            genes = tuple(adata.var_names[adata.var[_VARIABLE]]) or bool(adata.X.min() >= 0)
-            params = replace(params, genes=genes)
-        return arguments | {"params": params}
-
     def prepare(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> AnnData:
         """Return an AnnData of the sections with labels, compartments and region graph."""
         # the classifier of genes, which predicts in sections without labels, chooses among all genes
         adata = _to_adata(sections, all_genes=any((c < 0).all() for codes in labels.values() for c in codes))
         for target, codes in labels.items():
-            every = np.concatenate(list(codes))
-            names = pd.Index([str(k) for k in range(classes[target])])
-            column = pd.Categorical.from_codes(every, categories=names).remove_unused_categories()
-            adata.obs[_TRUTH.format(target)] = column
+            column = categorical(np.concatenate(list(codes)), [str(k) for k in range(classes[target])])
+            adata.obs[_TRUTH.format(target)] = column.remove_unused_categories()
         labels_key = _TRUTH.format("region" if "region" in labels else next(iter(labels)))
         arguments = {"labels_key": labels_key, "use_rep": _REP, "library_key": _LIBRARY} | self._common()
         segment(adata, **arguments | dict(self.params.get("segment", {})))
@@ -65,9 +55,19 @@ class Framework(Baseline):
     def train(self, adata: AnnData, classes: Classes) -> Framework:
         """Train the joint network on what :meth:`prepare` returned."""
         self.classes, self.adata = dict(classes), adata
-        tasks = {f"{target}_key": _TRUTH.format(target) for target in classes}
-        multitask(adata, **tasks | {"use_rep": _REP} | self._common() | self._multitask_arguments(adata))
+        self._multitask(adata)
         return self
+
+    def _multitask(self, adata: AnnData, **genes_to_predict: Any) -> None:
+        """Train the joint network, which reads the variable genes beside the representation."""
+        arguments = dict(self.params.get("multitask", {}))
+        params = resolve(arguments.get("params"), TissueNetParams)
+        if params.genes is True:  # `X` may hold a representation, whose values may be negative
+            genes = tuple(adata.var_names[adata.var[_VARIABLE]]) or bool(adata.X.min() >= 0)
+            params = replace(params, genes=genes)
+        tasks: dict[str, Any] = {f"{target}_key": _TRUTH.format(target) for target in self.classes}
+        tasks |= {"use_rep": _REP} | genes_to_predict | self._common()
+        multitask(adata, **tasks | arguments | {"params": params})
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Return probabilities by section; the mean ones for observations without a region."""
@@ -89,9 +89,7 @@ class Framework(Baseline):
         genes = AnnData(scaled, obs=self.adata.obs[[]], var=pd.DataFrame({_VARIABLE: False}, index=names))
         adata = concat([self.adata, genes], axis="var", merge="first", uns_merge="first")
         adata.obs[_KNOWN] = known
-        arguments: dict[str, Any] = {f"{target}_key": _TRUTH.format(target) for target in self.classes}
-        arguments |= {"use_rep": _REP, "expression": names, "expression_key": _KNOWN} | self._common()
-        multitask(adata, **arguments | self._multitask_arguments(adata))
+        self._multitask(adata, expression=names, expression_key=_KNOWN)
         predicted = adata.obsm[_keys.EXPRESSION_PRED].to_numpy(dtype=np.float64) * width + low
         return np.split(np.where(np.isnan(predicted), np.nanmean(predicted, axis=0), predicted), _cuts(sections))
 
