@@ -177,6 +177,19 @@ def test_embed_slots(line):
     assert z.shape[1] == regions.obsm["X_gnn"].shape[1]
 
 
+@pytest.mark.parametrize(("conv", "alone"), [("gatv2", 1.0), ("sum", 0.0)])
+def test_attention_of_a_region_without_neighbours(make_section, quick_net, conv, alone):
+    adata = make_section(libraries=2)
+    adata.obs["class"] = adata.obs["band"].astype(object).where(adata.obs["library"] == "lib0", "one")
+    st.tl.region_graph(adata, "class", max_size=None, library_key="library")
+    st.tl.embed(adata, params=quick_net | {"conv": conv}, **HOW)
+    regions = adata.uns["regions"]
+    degree = np.asarray(regions.obsp["spatial_connectivities"].sum(axis=1)).ravel()
+    assert (degree == 0).sum() == 1
+    total = np.asarray(regions.obsp["attention"].sum(axis=1)).ravel()
+    np.testing.assert_allclose(total, np.where(degree > 0, 1.0, alone), rtol=1e-5)
+
+
 def test_embed_again_gives_the_same_bits(line, quick_net):
     one = st.tl.embed(line, params=quick_net, copy=True, **HOW)
     two = st.tl.embed(line, params=quick_net, copy=True, **HOW)
