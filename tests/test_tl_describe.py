@@ -171,7 +171,7 @@ def test_bad_input_is_named_and_changes_nothing(monkeypatch: pytest.MonkeyPatch,
     for error, match, how in (
         (ValueError, "made for `groupby='band'`", {"groupby": "half"}),
         (KeyError, "lacks the column", {"net": _net().drop(columns="target")}),
-        (ValueError, "no finite numbers", {"net": _net().assign(weight="x")}),
+        (ValueError, "not finite numbers", {"net": _net().assign(weight="x")}),
         (ValueError, "has 5 targets", {"net": _net().assign(target=lambda t: t["target"].str.lower())}),
         (ValueError, "has already", {"net": {"markers": _net()}}),
         (ValueError, "all of its genes", {"resource": PAIRS.assign(ligand="g")}),

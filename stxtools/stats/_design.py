@@ -29,13 +29,13 @@ class Design:
     reference: int | None  # None: the rest
     kind: str
     libraries: list[int]
-    left_out: int = -1  # code of a group that is not part of the rest
+    excluded: int = -1  # code of a group that is not part of the rest
 
     def sides(self, codes: Ints) -> tuple[Bools, Bools]:
         """Return masks of the group and of the reference."""
         inside = codes == self.code
         outside = (codes >= 0) & ~inside if self.reference is None else codes == self.reference
-        return inside, outside & (codes != self.left_out)
+        return inside, outside & (codes != self.excluded)
 
 
 def plan(name: str, code: int, reference: int | None, codes: Ints, library: Ints, n_libraries: int) -> Design:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 from importlib import import_module
+from itertools import product
 from math import isqrt
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +26,10 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
-from stxtools._types import Bools, Floats, Ints
+from stxtools._types import Array, Bools, Floats, Ints
 from stxtools._validate import Labels, categories, check_adata, inherited_library_key, stored_table
 from stxtools.stats._composition import Covariates
-from stxtools.stats._design import Design, plan
+from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
@@ -38,17 +39,16 @@ from stxtools.tl._targets._tables import read_table
 
 CONTACT = "contact"
 FDR = 0.05
-_N_TOP = 5  # names in each text of the summary
 MIN_CONTACT = 10  # observations of a compartment that touch another
-_NOTHING = pd.DataFrame({
-    **{name: pd.Series([], dtype=str) for name in ("kind", "group", "partner", "names")},
-    **{name: pd.Series([], dtype=float) for name in ("scores", "pvals", "pvals_adj", "mean_group", "mean_reference")},
-    "n_libraries": pd.Series([], dtype=np.int64),
-})  # fmt: skip
-_ROWS = 5000  # observations that decoupler makes dense at a time
 MIN_TARGETS = 5  # of a source, among the genes: decoupler's own default
+_N_TOP = 5  # names in each text of the summary
+_ROWS = 5000  # observations that decoupler makes dense at a time
+_SUMMARY = ("contact", "markers", "n_obs", "proposed_name", "share")  # columns of the summary besides those of `net`
+_EVIDENCE = {
+    **dict.fromkeys(("kind", "group", "partner", "names"), str),
+    **dict.fromkeys(("scores", "pvals", "pvals_adj", "mean_group", "mean_reference"), float), "n_libraries": np.int64,
+}  # fmt: skip
 Table: TypeAlias = pd.DataFrame | str | os.PathLike[str]
-_OWN = ("contact", "markers", "n_obs", "proposed_name", "share")  # names in the output
 
 
 @documented
@@ -104,33 +104,32 @@ def describe(
     nets, pairs = read_nets(net, set(genes)), read_pairs(resource, set(genes))
     library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
 
+    kinds = [*nets, *([CONTACT] if pairs is not None else [])]
     parts: list[pd.DataFrame] = []
     record: dict[str, Any] = {}
-    if nets or pairs is not None:
+    if kinds:
         where = Geometry(adata, spatial_key, library_key, raster=pairs is not None)
-        tested = TestData(adata, groupby, named, layer, "thinning", seed, show_progress)
-        record = {"protected": tested.protected, **tested.record}
-        logged = log_matrix(tested.read)
-        how = {"n_null": n_null, "seed": seed, "show_progress": show_progress}
-        test = partial(_tested, where, np.asarray(adata.obs_names, dtype=str), how)
+        data = TestData(adata, groupby, named, layer, "thinning", seed, show_progress)
+        record = {"protected": data.protected, **data.record}
+        logged, obs_names = log_matrix(data.read), np.asarray(adata.obs_names, dtype=str)
+        options = {"n_null": n_null, "seed": seed, "show_progress": show_progress}
         for name, table in nets.items():
-            parts.append(test(name, activities(logged, genes, table), tested.codes, named.names, groupby))
+            features = activities(logged, genes, table)
+            parts.append(_test(name, features, data.codes, named.names, groupby, where, obs_names, options))
         if pairs is not None:
-            contacts = Contacts(where.graph, tested.codes, len(named.names))
-            scores = contacts.scores(logged, genes, pairs, MIN_CONTACT)
-            two = [f"{one}\t{other}" for one in named.names for other in named.names]
-            parts.append(test(CONTACT, scores, contacts.code, two, groupby))
-    parts = [part for part in parts if len(part)]
-    evidence = pd.concat(parts, ignore_index=True) if parts else _NOTHING.copy()
-    kinds = [*nets, *([CONTACT] if pairs is not None else [])]
+            features, codes = contact_scores(where.graph, data.codes, len(named.names), logged, genes, pairs)
+            contacts = [f"{group}\t{partner}" for group, partner in product(named.names, repeat=2)]
+            parts.append(_test(CONTACT, features, codes, contacts, groupby, where, obs_names, options))
+    empty = pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in _EVIDENCE.items()})
+    evidence = pd.concat([part for part in parts if len(part)] or [empty], ignore_index=True)
     params = provenance(
         groupby=groupby, kinds=kinds, resource=resource if isinstance(resource, str) else None,
         biomarkers_key=biomarkers_key, layer=layer, spatial_key=spatial_key, library_key=library_key,
         n_null=n_null, random_state=seed, **record,
     )  # fmt: skip
     summary = _summary(named, markers, evidence, kinds)
-    found = {key: summary, f"{key}_evidence": evidence, f"{key}_params": params}
-    return Slots("tl.describe", uns=found).write(adata, copy)
+    tables = {key: summary, f"{key}_evidence": evidence, f"{key}_params": params}
+    return Slots("tl.describe", uns=tables).write(adata, copy)
 
 
 def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
@@ -145,79 +144,70 @@ def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
     return table[(table["scores"] > 0) & (table["pvals_adj"] <= FDR)]
 
 
-def _tested(
-    where: Geometry, names_of_obs: np.ndarray, how: Mapping[str, Any], kind: str, features: Features,
-    codes: np.ndarray, names: list[str], groupby: str,
+def _test(
+    kind: str, features: Features, codes: Ints, names: list[str], groupby: str, where: Geometry, obs_names: Array,
+    options: Mapping[str, Any],
 ) -> pd.DataFrame:  # fmt: skip
-    """Test as biomarkers does every group that is large enough; a name of two is one at its contact with the other."""
+    """Test every group that is large enough, as biomarkers does; contacts have two names, with a tab between."""
     stage("testing genes")
     groups, sizes = np.unique(codes[codes >= 0], return_counts=True)
-    chosen = groups[sizes >= (MIN_CONTACT if kind == CONTACT else MIN_OBS)]
-    planned = [plan(names[g], int(g), None, codes, where.libs.codes, len(where.libs)) for g in chosen]
+    large = groups[sizes >= (MIN_CONTACT if kind == CONTACT else MIN_OBS)]
+    planned = [plan(names[g], int(g), None, codes, where.libs.codes, len(where.libs)) for g in large]
     if kind == CONTACT:
         designs, n = [d for d in planned if d.kind == "within"], isqrt(len(names))
         for i, d in enumerate(designs):  # the other side of a border is no reference where there are other borders
             opposite = d.code % n * n + d.code // n
             if np.setdiff1d(groups, [d.code, opposite]).size:
-                designs[i] = replace(d, left_out=opposite)
+                designs[i] = replace(d, excluded=opposite)
     else:
         designs = testable(planned, "rest", groupby, explicit=False)
     if not designs or not features.names:
-        return _NOTHING
+        return pd.DataFrame()
     outcomes = compare(
-        features, designs, codes, where.libs, where.xy, names_of_obs, Covariates(), both=False,
-        unweighted=kind == CONTACT, **how,  # a border is a strip: smooth variation along it must count
+        features, designs, codes, where.libs, where.xy, obs_names, Covariates(), both=False,
+        unweighted=kind == CONTACT, **options,  # a border is a strip: smooth variation along it must count
     )  # fmt: skip
-    tables = [_table(kind, d, outcome.tested, features, codes) for d, outcome in zip(designs, outcomes, strict=True)]
+    tables = []
+    for design, outcome in zip(designs, outcomes, strict=True):
+        tested, (inside, outside) = outcome.tested, design.sides(codes)
+        group, _, partner = design.name.partition("\t") if kind == CONTACT else (design.name, "", "")
+        table = pd.DataFrame({
+            "kind": kind, "group": group, "partner": partner, "names": features.names,
+            "scores": signed_z(tested.statistic, tested.df), "pvals": tested.pvals,
+            "pvals_adj": adjust_bh(tested.pvals), "mean_group": features.means(inside),
+            "mean_reference": features.means(outside), "n_libraries": tested.n_libraries,
+        })  # fmt: skip
+        tables.append(table.sort_values("scores", ascending=False, kind="stable"))
     return pd.concat(tables, ignore_index=True)
 
 
-def _table(kind: str, design: Design, tested: Any, features: Features, codes: np.ndarray) -> pd.DataFrame:
-    inside, outside = design.sides(codes)
-    group, _, partner = design.name.partition("\t") if kind == CONTACT else (design.name, "", "")
-    table = pd.DataFrame({
-        "kind": kind, "group": group, "partner": partner, "names": features.names,
-        "scores": signed_z(tested.statistic, tested.df), "pvals": tested.pvals, "pvals_adj": adjust_bh(tested.pvals),
-        "mean_group": features.means(inside), "mean_reference": features.means(outside),
-        "n_libraries": tested.n_libraries,
-    })  # fmt: skip
-    return table.sort_values("scores", ascending=False, kind="stable")
-
-
 def _summary(named: Labels, markers: pd.DataFrame, evidence: pd.DataFrame, kinds: list[str]) -> pd.DataFrame:
-    """One row per compartment: a name, its size, and what stands first of each kind of evidence."""
-    found = evidence[(evidence["scores"] > 0) & (evidence["pvals_adj"] <= FDR)]
+    """One row per compartment: a name, its size, and the top results of each kind of evidence."""
+    significant = evidence[(evidence["scores"] > 0) & (evidence["pvals_adj"] <= FDR)]
+    significant = significant.sort_values("scores", ascending=False, kind="stable")
     sizes = np.bincount(named.codes[named.codes >= 0], minlength=len(named.names))
     rows = []
     for group, size in zip(named.names, sizes, strict=True):
         genes = list(markers.loc[markers["group"].astype(str) == group, "names"].astype(str)[:_N_TOP])
         row: dict[str, Any] = {"proposed_name": "", "n_obs": size, "share": size / sizes.sum(),
                                "markers": ", ".join(genes)}  # fmt: skip
-        firsts = []
+        gene_sets: list[str] = []
         for kind in kinds:
-            own = found[(found["kind"] == kind) & (found["group"] == group)].sort_values(
-                "scores", ascending=False, kind="stable")[:_N_TOP]  # fmt: skip
-            at = own["names"] + np.where(own["partner"] == "", "", " (" + own["partner"] + ")")
-            row[kind] = ", ".join(at)
-            firsts += [] if kind == CONTACT else list(own["names"][:1])
-        row["proposed_name"] = _name(group, firsts[:1], genes[:2])
+            top = significant[(significant["kind"] == kind) & (significant["group"] == group)][:_N_TOP]
+            row[kind] = ", ".join(top["names"] + np.where(top["partner"] == "", "", " (" + top["partner"] + ")"))
+            gene_sets += [] if kind == CONTACT else list(top["names"][:1])
+        signature = " ".join(f"{gene}+" for gene in genes[:2])
+        name = f"{gene_sets[0]} ({signature})" if gene_sets and signature else (gene_sets or [signature])[0]
+        row["proposed_name"] = name or group
         rows.append(row)
     table = pd.DataFrame(rows, index=pd.Index(named.names, name="group"))
-    again = table["proposed_name"].duplicated(keep=False)
-    table.loc[again, "proposed_name"] += " [" + table.index[again] + "]"
+    duplicated = table["proposed_name"].duplicated(keep=False)
+    table.loc[duplicated, "proposed_name"] += " [" + table.index[duplicated] + "]"
     return table
 
 
-def _name(group: str, activity: list[str], genes: list[str]) -> str:
-    """The gene set and the two genes that stand first; the compartment's own name where nothing does."""
-    signs = " ".join(f"{gene}+" for gene in genes)
-    if activity and signs:
-        return f"{activity[0]} ({signs})"
-    return (activity or [signs])[0] or group
-
-
-def library(name: str, what: str) -> ModuleType:
-    """Import a library of the extra ``describe``; its import changes neither matplotlib's settings nor the root log."""
+def _import(name: str, feature: str) -> ModuleType:
+    """Import a library of the extra ``describe``; matplotlib's settings and the root logger stay as they are."""
     import matplotlib as mpl
 
     root = logging.getLogger()
@@ -226,57 +216,57 @@ def library(name: str, what: str) -> ModuleType:
         with mpl.rc_context():
             return import_module(name)
     except ImportError as err:
-        raise ImportError(f"{what} needs {name}: `pip install 'stxtools[describe]'`.") from err
+        raise ImportError(f"{feature} needs {name}: `pip install 'stxtools[describe]'`.") from err
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
 
 
-def read_nets(net: Table | Mapping[str, Table] | None, genes: Collection[str]) -> dict[str, pd.DataFrame]:
-    """Read decoupler's networks (source, target, weight) by name, with the sources that have enough of the genes."""
+def read_nets(net: Table | Mapping[str, Table] | None, genes: set[str]) -> dict[str, pd.DataFrame]:
+    """Read decoupler's networks (source, target, weight) by name, with the sources that have enough genes."""
     if net is None:
         return {}
     named = dict(net) if isinstance(net, Mapping) else {"activity": net}
-    taken = [name for name in named if name in _OWN]
+    taken = [name for name in named if name in _SUMMARY]
     if taken:
-        raise ValueError(f"`net` uses the name(s) {taken}, which the output has already; give others.")
+        raise ValueError(f"`net` uses the name(s) {taken}, which the output has already; choose others.")
     return {check_key("net", name): _read_net(table, f"net[{name!r}]", genes) for name, table in named.items()}
 
 
-def _read_net(table: Table, param: str, genes: Collection[str]) -> pd.DataFrame:
+def _read_net(table: Table, param: str, genes: set[str]) -> pd.DataFrame:
     if isinstance(table, (str, os.PathLike)) and Path(table).suffix == ".gmt":
-        table = library("decoupler", "Reading .gmt").pp.read_gmt(table)
+        table = _import("decoupler", "Reading .gmt").pp.read_gmt(table)
     raw = read_table(table, param)
     _check_columns(raw, ("source", "target"), param)
-    found = raw[["source", "target"]].astype(str)
-    found["weight"] = pd.to_numeric(raw["weight"], errors="coerce") if "weight" in raw else 1.0
-    if not np.isfinite(found["weight"]).all():
-        raise ValueError(f"Column 'weight' of `{param}` has values that are no finite numbers.")
-    found = found[raw["source"].notna() & raw["target"].notna()].drop_duplicates(["source", "target"])
-    known = found[found["target"].isin(genes)]
+    net = raw[["source", "target"]].astype(str)
+    net["weight"] = pd.to_numeric(raw["weight"], errors="coerce") if "weight" in raw else 1.0
+    if not np.isfinite(net["weight"]).all():
+        raise ValueError(f"Column 'weight' of `{param}` has values that are not finite numbers.")
+    net = net[raw["source"].notna() & raw["target"].notna()].drop_duplicates(["source", "target"])
+    known = net[net["target"].isin(genes)]
     enough = known.groupby("source")["target"].transform("size") >= MIN_TARGETS
     if not enough.any():
         raise ValueError(
             f"No source of `{param}` has {MIN_TARGETS} targets among the {len(genes)} genes: {len(known)} of its "
-            f"{len(found)} rows name one. Its targets look like {listing(found['target'][:3])}, the genes like "
+            f"{len(net)} rows name one. Its targets look like {listing(net['target'][:3])}, the genes like "
             f"{listing(list(genes)[:3])}; both must be symbols of one species, or ids."
         )
     return known[enough].reset_index(drop=True)
 
 
-def read_pairs(resource: Table | None, genes: Collection[str]) -> pd.DataFrame | None:
-    """Read pairs of ligand and receptor whose genes, all subunits joined by ``_``, are there."""
+def read_pairs(resource: Table | None, genes: set[str]) -> pd.DataFrame | None:
+    """Read pairs of ligand and receptor of which all genes, subunits joined by ``_``, are known."""
     if resource is None:
         return None
     if isinstance(resource, str) and not Path(resource).suffix:
-        resources = library("liana", f"`resource={resource!r}`").rs
+        resources = _import("liana", f"`resource={resource!r}`").rs
         if resource not in resources.show_resources():
             raise ValueError(f"`resource={resource!r}` is none of liana's: {listing(resources.show_resources(), 20)}.")
         resource = resources.select_resource(resource)
     raw = read_table(resource, "resource")
     _check_columns(raw, ("ligand", "receptor"), "resource")
     pairs = raw[["ligand", "receptor"]].dropna().astype(str).drop_duplicates()
-    known = pairs[[all(g in genes for g in subunits(row)) for row in pairs["ligand"] + "_" + pairs["receptor"]]]
+    known = pairs[[genes.issuperset(row.split("_")) for row in pairs["ligand"] + "_" + pairs["receptor"]]]
     if known.empty:
         raise ValueError(
             f"None of the {len(pairs)} pairs of `resource` has all of its genes among the {len(genes)} genes, such as "
@@ -285,19 +275,14 @@ def read_pairs(resource: Table | None, genes: Collection[str]) -> pd.DataFrame |
     return known.reset_index(drop=True)
 
 
-def subunits(name: str) -> list[str]:
-    """Genes of a ligand or receptor."""
-    return name.split("_")
-
-
 def _check_columns(table: pd.DataFrame, columns: Sequence[str], param: str) -> None:
-    absent: list[Any] = [c for c in columns if c not in table.columns]
-    if absent:
-        raise KeyError(f"`{param}` lacks the column(s) {absent}; it has {listing(table.columns)}.")
+    missing = [c for c in columns if c not in table.columns]
+    if missing:
+        raise KeyError(f"`{param}` lacks the column(s) {missing}; it has {listing(table.columns)}.")
 
 
 class Features:
-    """Features of all observations (CSR), read like expression."""
+    """Features of all observations (CSR) in place of expression."""
 
     depth = n_genes = None
     limit = np.inf
@@ -308,7 +293,7 @@ class Features:
         self.slices = [slice(0, self.shape[1])]
 
     def block(self, genes: slice) -> sparse.csr_matrix:
-        """Return all features, of which there is one block."""
+        """Return all features: there is one block."""
         return self.values
 
     def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
@@ -322,48 +307,47 @@ class Features:
 
 def activities(logged: sparse.csr_matrix, genes: Sequence[str], net: pd.DataFrame) -> Features:
     """Activity of each source in each observation: decoupler's univariate linear model, centred."""
-    decoupler = library("decoupler", "`net=`")
     expressed = np.flatnonzero(np.diff(logged.indptr))  # others have no activity
-    box = AnnData(logged[expressed], var=pd.DataFrame(index=pd.Index(genes)))
-    decoupler.mt.ulm(box, net, tmin=MIN_TARGETS, empty=False, bsize=_ROWS)
-    found = box.obsm["score_ulm"]
-    values = np.zeros((logged.shape[0], found.shape[1]))
-    values[expressed] = np.nan_to_num(found.to_numpy(dtype=np.float64))
+    adata = AnnData(logged[expressed], var=pd.DataFrame(index=pd.Index(genes)))
+    _import("decoupler", "`net=`").mt.ulm(adata, net, tmin=MIN_TARGETS, empty=False, bsize=_ROWS)
+    scores = adata.obsm["score_ulm"]
+    values = np.zeros((logged.shape[0], scores.shape[1]))
+    values[expressed] = np.nan_to_num(scores.to_numpy(dtype=np.float64))
     centred = (values - values.mean(axis=0)).astype(np.float32)
-    return Features(sparse.csr_matrix(centred), [str(name) for name in found.columns])
+    return Features(sparse.csr_matrix(centred), [str(name) for name in scores.columns])
 
 
-class Contacts:
-    """Observations that touch another compartment: their ``code`` is ``own * n + other``, the one they touch most."""
+def contact_scores(
+    graph: sparse.csr_matrix, codes: Ints, n: int, logged: sparse.csr_matrix, genes: Sequence[str], pairs: pd.DataFrame
+) -> tuple[Features, Ints]:
+    """Score pairs at borders: geometric mean of the ligand and of the receptor in the neighbours across the border.
 
-    def __init__(self, graph: sparse.csr_matrix, codes: Ints, n: int) -> None:
-        from sklearn.preprocessing import normalize
+    Return the code of the contact of each observation, too: ``own * n + other``, the compartment that it touches most.
+    """
+    from sklearn.preprocessing import normalize
 
-        edges = graph.tocoo()
-        across = (codes[edges.row] >= 0) & (codes[edges.col] >= 0) & (codes[edges.row] != codes[edges.col])
-        row, col = edges.row[across], edges.col[across]
-        touched = sparse.csr_matrix((np.ones(len(row)), (row, codes[col])), shape=(len(codes), n))
-        other = np.asarray(touched.argmax(axis=1)).ravel()
-        self.code = np.where(np.diff(touched.indptr) > 0, codes * n + other, -1)
-        kept = codes[col] == other[row]
-        weights = sparse.csr_matrix((np.ones(kept.sum()), (row[kept], col[kept])), shape=graph.shape)
-        self._mean = normalize(weights, norm="l1")
+    edges = graph.tocoo()
+    across = (codes[edges.row] >= 0) & (codes[edges.col] >= 0) & (codes[edges.row] != codes[edges.col])
+    row, col = edges.row[across], edges.col[across]
+    touched = sparse.csr_matrix((np.ones(len(row)), (row, codes[col])), shape=(len(codes), n))
+    other = np.asarray(touched.argmax(axis=1)).ravel()
+    contact = np.where(np.diff(touched.indptr) > 0, codes * n + other, -1)
+    kept = codes[col] == other[row]
+    neighbours = sparse.csr_matrix((np.ones(kept.sum()), (row[kept], col[kept])), shape=graph.shape)
 
-    def scores(self, logged: sparse.csr_matrix, genes: Sequence[str], pairs: pd.DataFrame, min_obs: int) -> Features:
-        """Geometric mean of a ligand in an observation and its receptor in the neighbours across the border."""
-        border = np.flatnonzero(self.code >= 0)
-        by_gene, across = sparse.csc_matrix(logged[border]), self._mean[border][:, border]
-        at = {gene: i for i, gene in enumerate(genes)}
-        sides = []
-        for column in ("ligand", "receptor"):
-            each = {  # of a complex its least expressed gene
-                name: reduce(lambda one, other: one.minimum(other), (by_gene[:, [at[g]]] for g in subunits(name)))
-                for name in pairs[column].unique()
-            }
-            sides.append(sparse.hstack([each[name] for name in pairs[column]], format="csr"))
-        score = sparse.csc_matrix(sides[0].multiply(across @ sides[1])).sqrt()
-        seen = np.flatnonzero(np.diff(score.indptr) >= min_obs)
-        part = sparse.coo_matrix(score[:, seen], dtype=np.float32)
-        values = sparse.csr_matrix((part.data, (border[part.row], part.col)), shape=(len(self.code), len(seen)))
-        names = (pairs["ligand"] + "^" + pairs["receptor"]).to_numpy()[seen]
-        return Features(values, [str(name) for name in names])
+    border = np.flatnonzero(contact >= 0)
+    by_gene, mean = sparse.csc_matrix(logged[border]), normalize(neighbours, norm="l1")[border][:, border]
+    at = {gene: i for i, gene in enumerate(genes)}
+    sides = []
+    for column in ("ligand", "receptor"):
+        expression = {  # of a complex: its least expressed subunit
+            name: reduce(lambda a, b: a.minimum(b), (by_gene[:, [at[gene]]] for gene in name.split("_")))
+            for name in pairs[column].unique()
+        }
+        sides.append(sparse.hstack([expression[name] for name in pairs[column]], format="csr"))
+    score = sparse.csc_matrix(sides[0].multiply(mean @ sides[1])).sqrt()
+    scored = np.flatnonzero(np.diff(score.indptr) >= MIN_CONTACT)
+    part = sparse.coo_matrix(score[:, scored], dtype=np.float32)
+    values = sparse.csr_matrix((part.data, (border[part.row], part.col)), shape=(len(codes), len(scored)))
+    names = (pairs["ligand"] + "^" + pairs["receptor"]).to_numpy()[scored]
+    return Features(values, [str(name) for name in names]), contact
