@@ -1,8 +1,8 @@
 """Fill the docstrings of public functions with shared texts at import, and the table of slots that they write.
 
-``%(parameters)s`` stands for the parameters of the signature that a docstring does not describe itself, with the texts
-of ``_parameters.tsv``; ``%(slots)s`` for the function's rows of ``_slots.tsv``; ``%(returns)s`` for the section
-"Returns". "Parameters", "Returns" and "Raises", where a docstring has none, and the import in an example are added.
+Parameters of the signature that a docstring does not describe get the texts of ``_parameters.tsv``. "Returns" and
+"Raises", where a docstring has none, and the import in an example are added. ``%(slots)s`` stands for the function's
+rows of ``_slots.tsv``; ``%(returns)s`` for the section "Returns".
 """
 
 from __future__ import annotations
@@ -94,16 +94,16 @@ def filled(function: F) -> F:
     if "\nReturns\n" not in text:
         text = text.replace("\nExamples\n", f"\n{returns}\n\nExamples\n")
     if "\nParameters\n" not in text:
-        text = text.replace("\nReturns\n", "\nParameters\n----------\n%(parameters)s\n\nReturns\n")
+        text = text.replace("\nReturns\n", "\nParameters\n----------\n\nReturns\n")
     if "\nRaises\n" not in text:
         text = text.replace("\nExamples\n", f"\n{RAISES}\n\nExamples\n")
     if "stxtools as st" not in text:
         text = text.replace("\nExamples\n--------\n", f"\nExamples\n--------\n{IMPORT}\n")
     text = text.replace("%(slots)s", "\n".join(_slots(rows)))
-    if "%(parameters)s" in text:
-        before, head, rest = text.partition("Parameters\n----------\n")
-        own, _, after = rest.partition("%(parameters)s")
-        text = before + head + "\n".join(_parameters(function, own, namespace, rows)) + after
+    before, head, rest = text.partition("Parameters\n----------\n")
+    own, end, after = rest.partition("\nReturns\n")
+    parameters = _parameters(function, own.rstrip(), namespace, rows)
+    text = before + head + "\n".join(parameters) + "\n" + end + after
     function.__doc__ = text
     return function
 
