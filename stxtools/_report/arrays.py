@@ -1,4 +1,4 @@
-"""The arrays of the page, as text: the map and what can colour it, and the biomarkers."""
+"""The arrays of the page as text: the map, the values that colour it, and the biomarkers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import sparse
 
 from stxtools import _keys
 from stxtools._colors import default_colors
@@ -23,22 +22,22 @@ from stxtools._validate import spatial_entry
 from stxtools.pl._legend import category_codes, colors_of
 from stxtools.pl._sections import Panel, grid_offsets, microns_per_unit, panels_of, positive_number, spatial_key_of
 
-from .words import FDR
+from .summary import FDR
 
-MISSING = 255  # where there is no value
+_MISSING = 255  # where there is no value
 _LEVELS = 254  # a colour scale has no more
-_MOST_GENES = 100  # that can colour the map
+_GENES_MAX = 100  # genes that can colour the map
 _COLUMNS = ("logfoldchanges", "pvals_adj", "auroc")
 _IMAGE_SIDE = 1400  # pixels of a tissue image; more are not seen behind the observations
-_CLASSES_MAX = 1000  # that a legend lists
-POINTS_MAX = 200_000  # a browser opens no larger file in a moment
+_CLASSES_MAX = 1000  # classes that a legend lists
+POINTS_MAX = 200_000  # more make a file that a browser opens slowly
 
 
 def tissue_map(
     adata: AnnData, genes: Sequence[str] | None, color: Sequence[str], key: str,
     biomarkers: pd.DataFrame | None, layer: str | None, spatial_key: str | None, library_key: str | bool | None,
 ) -> tuple[dict[str, Any], dict[str, str]]:  # fmt: skip
-    """Return what the page says of the map, and its arrays as text."""
+    """Return the metadata of the map, and its arrays as text."""
     params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
     spatial_key = spatial_key_of(adata, spatial_key, params)
     panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=None, params=params)
@@ -47,8 +46,7 @@ def tissue_map(
         kept = np.sort(rng.choice(len(panel.rows), max(1, int(share * len(panel.rows))), replace=False))
         panels[i] = Panel(panel.library, panel.rows[kept], panel.xy[kept])
     order = np.concatenate([panel.rows for panel in panels])
-    shifts = grid_offsets(panels)
-    units = microns_per_unit(adata, panels, spatial_key, None)
+    shifts, units = grid_offsets(panels), microns_per_unit(adata, panels, spatial_key, None)
     sections = []
     for panel, shift in zip(panels, shifts, strict=True):
         left, right, top, bottom = panel.limits
@@ -60,21 +58,27 @@ def tissue_map(
         })  # fmt: skip
     xy = np.concatenate([panel.xy + shift for panel, shift in zip(panels, shifts, strict=True)])
     meta: dict[str, Any] = {"n": len(order), "sections": sections, "colors": [], "genes": []}
-    blocks = {"xy": packed(xy.astype(np.float32)), "names": packed([str(name) for name in adata.obs_names[order]])}
+    blocks = {"xy": _pack(xy.astype(np.float32)), "names": _pack([str(name) for name in adata.obs_names[order]])}
     for column, label in _columns(adata, key, [params.get("labels_key"), *color]).items():
         _add_column(meta, blocks, adata, column, label, order)
-    chosen = leading_genes(adata, biomarkers, layer) if genes is None else list(dict.fromkeys(genes))
-    values = expression_of(adata, chosen, layer)
-    for i, gene in enumerate(chosen):
+    expression = _read_expression(adata, layer)
+    if genes is None:
+        genes = [] if expression is None else _leading_genes(adata, biomarkers, expression)
+    elif genes and expression is None:
+        raise ValueError("`genes` are given, but `adata` holds no expression; put it into `X` or name a `layer`.")
+    genes = list(dict.fromkeys(genes))
+    if expression is not None and genes:
+        values = log_matrix(expression, adata.var_names.get_indexer(genes)).tocsc()
+    for i, gene in enumerate(genes):
         column = values[:, i].toarray().ravel()[order]
         top = float(column.max())
         meta["genes"].append([gene, round(top, 4)])
-        blocks[f"gene{i}"] = packed(levels(column, 0.0, top))
+        blocks[f"gene{i}"] = _pack(_color_levels(column, 0.0, top))
     return meta, blocks
 
 
 def _image(adata: AnnData, panel: Panel, shift: Floats) -> dict[str, Any] | None:
-    """Return the section's image as a JPEG and where it lies, None where there is none."""
+    """Return the section's image as a JPEG with its box, or None."""
     slots = spatial_entry(adata, panel.library)
     for name in ("hires", "lowres"):
         scale = positive_number(slots[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef"))
@@ -95,11 +99,11 @@ def _image(adata: AnnData, panel: Panel, shift: Floats) -> dict[str, Any] | None
 
 
 def _columns(adata: AnnData, key: str, others: Sequence[str | None]) -> dict[str, str]:
-    """Return the columns of ``obs`` that colour the map, and what they are called there."""
-    ours = {
+    """Return the columns of ``obs`` that can colour the map, with their labels."""
+    results = {
         key: "Segment", _keys.confidence(key): "Confidence", _keys.REGION_ID: "Region", _keys.ATTENTION: "Attention",
     }  # fmt: skip
-    names = {column: label for column, label in ours.items() if column in adata.obs}
+    names = {column: label for column, label in results.items() if column in adata.obs}
     return names | {str(c): str(c) for c in others if c is not None and c in adata.obs and c not in names}
 
 
@@ -119,7 +123,7 @@ def _add_column(
         if column == _keys.ATTENTION:  # a few regions have much of it
             high = float(np.quantile(known, 0.99))
         entry |= {"low": low, "high": high}
-        blocks[entry["block"]] = packed(levels(numbers, low, high))
+        blocks[entry["block"]] = _pack(_color_levels(numbers, low, high))
     else:
         codes, names = category_codes(adata, column)
         regions = column == _keys.REGION_ID
@@ -127,11 +131,11 @@ def _add_column(
         cycle = default_colors(20)
         entry |= {"names": names, "colors": [colors.get(n, cycle[i % 20]) for i, n in enumerate(names)]}
         entry["legend"] = not regions and len(names) <= _CLASSES_MAX
-        blocks[entry["block"]] = packed(np.where(codes < 0, 2**16 - 1, codes)[order].astype(np.uint16))
+        blocks[entry["block"]] = _pack(np.where(codes < 0, 2**16 - 1, codes)[order].astype(np.uint16))
     meta["colors"].append(entry)
 
 
-def packed(values: Array | Sequence[str]) -> str:
+def _pack(values: Array | Sequence[str]) -> str:
     """Return an array (little-endian), or lines of text, as base64 of gzip."""
     if isinstance(values, np.ndarray):
         data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
@@ -140,21 +144,18 @@ def packed(values: Array | Sequence[str]) -> str:
     return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
 
 
-def levels(values: Array, low: float, high: float) -> NDArray[np.uint8]:
-    """Round numbers to the levels of a colour scale; what is not finite is missing."""
+def _color_levels(values: Array, low: float, high: float) -> NDArray[np.uint8]:
+    """Round numbers to the levels of a colour scale; those that are not finite are missing."""
     known = np.isfinite(values)
     share = np.clip((np.where(known, values, low) - low) / (high - low or 1.0), 0, 1)
-    return np.where(known, np.rint(share * _LEVELS), MISSING).astype(np.uint8)
+    return np.where(known, np.rint(share * _LEVELS), _MISSING).astype(np.uint8)
 
 
-def leading_genes(adata: AnnData, biomarkers: pd.DataFrame | None, layer: str | None) -> list[str]:
-    """Return the first biomarkers of every group in turn; without any, the genes of the largest variance."""
-    read = _expression(adata, layer)
-    if read is None:
-        return []
+def _leading_genes(adata: AnnData, biomarkers: pd.DataFrame | None, expression: Expression) -> list[str]:
+    """Return the first biomarkers of every group in turn; without any, the genes with the largest variance."""
     if biomarkers is None:
         n, sums, squares = adata.n_obs, np.zeros(adata.n_vars), np.zeros(adata.n_vars)
-        for part in log_chunks(read, lambda part, _: part):
+        for part in log_chunks(expression, lambda part, _: part):
             sums, squares = sums + np.ravel(part.sum(axis=0)), squares + np.ravel(part.multiply(part).sum(axis=0))
         names = adata.var_names[np.argsort(-(squares / n - (sums / n) ** 2), kind="stable")]
     else:
@@ -164,21 +165,11 @@ def leading_genes(adata: AnnData, biomarkers: pd.DataFrame | None, layer: str | 
         rows, turn = pd.concat(parts), pd.concat([turns[0], 2 * turns[1]])
         names = rows["names"].to_numpy()[np.lexsort((turn, rows["pvals_adj"] > FDR))]
     known = set(adata.var_names)
-    return [str(name) for name in dict.fromkeys(names) if name in known][:_MOST_GENES]
+    return [str(name) for name in dict.fromkeys(names) if name in known][:_GENES_MAX]
 
 
-def expression_of(adata: AnnData, genes: Sequence[str], layer: str | None) -> sparse.csc_matrix:
-    """Return log-normalised expression, observations x genes."""
-    if not genes:
-        return sparse.csc_matrix((adata.n_obs, 0))
-    read = _expression(adata, layer)
-    if read is None:
-        raise ValueError("`genes` are given, but `adata` holds no expression; put it into `X` or name a `layer`.")
-    return log_matrix(read, adata.var_names.get_indexer(list(genes))).tocsc()
-
-
-def _expression(adata: AnnData, layer: str | None) -> Expression | None:
-    """Return the expression, None where ``X`` is empty or holds something else, such as components."""
+def _read_expression(adata: AnnData, layer: str | None) -> Expression | None:
+    """Return the expression, or None if ``X`` is empty or holds something else, such as components."""
     if layer is None and adata.X is None and _keys.COUNTS not in adata.layers:
         return None
     read = Expression(adata, layer, allow_scaled=True, in_memory=False)
@@ -186,16 +177,16 @@ def _expression(adata: AnnData, layer: str | None) -> Expression | None:
 
 
 def biomarker_arrays(rows: pd.DataFrame, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what the page says of the biomarkers, and the columns of their table as text."""
+    """Return the metadata of the biomarkers, and the columns of their table as text."""
     groups, genes = (pd.factorize(rows[name].astype(str)) for name in ("group", "names"))
     numbers = [c for c in _COLUMNS if c in rows]
-    blocks = {f"t-{c}": packed(rows[c].to_numpy(dtype=np.float32, na_value=np.nan)) for c in numbers}
-    blocks["t-group"] = packed(groups[0].astype(np.uint16))
-    blocks["t-gene"] = packed(genes[0].astype(np.uint32))
-    blocks["t-names"] = packed([str(name) for name in genes[1]])
+    blocks = {f"t-{c}": _pack(rows[c].to_numpy(dtype=np.float32, na_value=np.nan)) for c in numbers}
+    blocks["t-group"] = _pack(groups[0].astype(np.uint16))
+    blocks["t-gene"] = _pack(genes[0].astype(np.uint32))
+    blocks["t-names"] = _pack([str(name) for name in genes[1]])
     composition = "beyond_composition" in rows
     if composition:
-        blocks["t-beyond"] = packed(rows["beyond_composition"].fillna(False).to_numpy(dtype=np.uint8))
+        blocks["t-beyond"] = _pack(rows["beyond_composition"].fillna(False).to_numpy(dtype=np.uint8))
     meta = {
         "n": len(rows), "groups": [str(g) for g in groups[1]], "numbers": numbers, "composition": composition,
         "groupby": params.get("groupby"), "reference": str(params.get("reference", "rest")),

@@ -1,6 +1,6 @@
 // --- biomarkers -----------------------------------------------------------------------------------------------------
 
-const volcano = $("volcano"), UP = "#c4500a", DOWN = "#0b62a4", NO = "#c9d0d6";
+const volcano = $("volcano"), UP = "#c4500a", DOWN = "#0b62a4", NOT_SIGNIFICANT = "#c9d0d6";
 let table, rankOf, filtered = [], drawnRows = 0, chosen = -1, dots = [], sorting = { column: null, sign: 1 };
 const TITLES = { gene: "Gene", group: "Group", logfoldchanges: "log₂ fold", pvals_adj: "FDR", auroc: "AUROC", beyond: "Beyond" };
 const HINTS = { beyond: "beyond composition: differs more than the mixture of cells in the group explains", auroc: "how well the gene alone tells the group from the reference" };
@@ -15,17 +15,17 @@ async function openBiomarkers() {
   rankOf = ranks();
   $("biomarkers").hidden = false;
   $("beyond-label").hidden = !beyond;
-  if (m.groups.length > 1) $("group").append(make("option", { value: -1, textContent: "all" }));
-  $("group").append(...m.groups.map((textContent, value) => make("option", { value, textContent })));
+  if (m.groups.length > 1) $("group").append(element("option", { value: -1, textContent: "all" }));
+  $("group").append(...m.groups.map((textContent, value) => element("option", { value, textContent })));
   $("group").value = 0;
   for (const id of ["group", "fdr", "direction", "beyond"]) $(id).onchange = update;
   $("search").oninput = update;
   $("save").onclick = save;
   $("scroll").onscroll = () => { const s = $("scroll"); if (s.scrollTop + s.clientHeight > s.scrollHeight - 200) addRows(); };
-  volcano.onpointermove = (e) => { const d = dotAt(e); showTip(d ? toldRow(d.row) : "", e); };
+  volcano.onpointermove = (e) => { const d = dotAt(e); showTip(d ? rowText(d.row) : "", e); };
   volcano.onpointerleave = () => showTip();
-  volcano.onclick = (e) => { const d = dotAt(e); if (d) choose(d.row); };
-  heads();
+  volcano.onclick = (e) => { const d = dotAt(e); if (d) selectRow(d.row); };
+  drawHeader();
   update();
   new ResizeObserver(drawVolcano).observe(volcano);
 }
@@ -34,20 +34,20 @@ const fold = (x) => `${+(2 ** x).toPrecision(2)}-fold`;
 function cells(row) {
   const out = { gene: geneOf(row) };
   if (+$("group").value < 0) out.group = meta.biomarkers.groups[table.group[row]];
-  out.logfoldchanges = number(table.logfoldchanges[row]);
-  out.pvals_adj = small(table.pvals_adj[row]);
-  if (table.auroc) out.auroc = number(table.auroc[row]);
+  out.logfoldchanges = formatNumber(table.logfoldchanges[row]);
+  out.pvals_adj = formatP(table.pvals_adj[row]);
+  if (table.auroc) out.auroc = formatNumber(table.auroc[row]);
   if (table.beyond) out.beyond = table.beyond[row] ? "yes" : "";
   return out;
 }
 const STYLE = { gene: "name", group: "text", auroc: "wide" };
-function heads() {
-  const line = make("tr");
+function drawHeader() {
+  const line = element("tr");
   for (const column of Object.keys(cells(0))) {
-    const head = make("th", { scope: "col", className: STYLE[column] ?? "", title: HINTS[column] ?? "" });
+    const head = element("th", { scope: "col", className: STYLE[column] ?? "", title: HINTS[column] ?? "" });
     const on = sorting.column === column;
     head.setAttribute("aria-sort", on ? (sorting.sign > 0 ? "ascending" : "descending") : "none");
-    const button = make("button", { type: "button", textContent: TITLES[column] + (on ? (sorting.sign > 0 ? " ↑" : " ↓") : "") });
+    const button = element("button", { type: "button", textContent: TITLES[column] + (on ? (sorting.sign > 0 ? " ↑" : " ↓") : "") });
     button.onclick = () => {
       const first = ["logfoldchanges", "auroc", "beyond"].includes(column) ? -1 : 1; // then the other way, then by rank
       sorting = on && sorting.sign !== first ? { column: null, sign: 1 } : { column, sign: on ? -first : first };
@@ -60,14 +60,14 @@ function heads() {
 }
 const inGroup = (row) => +$("group").value < 0 || table.group[row] === +$("group").value;
 const passes = (row) => table.pvals_adj[row] <= +$("fdr").value;
-function kept(row, text) {
+function passesFilters(row, text) {
   return inGroup(row) && passes(row) && (!+$("direction").value || table.logfoldchanges[row] * +$("direction").value > 0)
     && (!$("beyond").checked || table.beyond[row]) && (!text || geneOf(row).toLowerCase().includes(text));
 }
 function update() {
   const text = $("search").value.trim().toLowerCase(), { column, sign } = sorting;
   filtered = [];
-  for (let row = 0; row < meta.biomarkers.n; row++) if (kept(row, text)) filtered.push(row);
+  for (let row = 0; row < meta.biomarkers.n; row++) if (passesFilters(row, text)) filtered.push(row);
   const value = column === "gene" ? geneOf : column === "group" ? (row) => table.group[row] : (row) => table[column][row];
   const size = (row) => Math.abs(table.logfoldchanges[row]);
   if (!column) filtered.sort(byRank);
@@ -79,10 +79,10 @@ function update() {
   $("count").textContent = `${filtered.length.toLocaleString("en")} ${filtered.length === 1 ? "row" : "rows"}. Click a gene to see where it is expressed. Orange: higher, blue: lower${table.beyond ? "; filled: beyond composition" : ""}.`;
   $("table").tBodies[0].replaceChildren();
   $("scroll").scrollTop = drawnRows = 0;
-  heads();
+  drawHeader();
   addRows();
   drawVolcano();
-  say();
+  summarize();
 }
 // a group's part of the table begins with the highest genes and ends with the lowest
 function byRank(a, b) {
@@ -100,16 +100,16 @@ function ranks() {
 function addRows() {
   const body = $("table").tBodies[0];
   for (const row of filtered.slice(drawnRows, (drawnRows += 60))) {
-    const line = make("tr", { tabIndex: 0 });
+    const line = element("tr", { tabIndex: 0 });
     line.dataset.row = row;
     line.setAttribute("aria-selected", String(row === chosen));
-    for (const [column, textContent] of Object.entries(cells(row))) line.append(make("td", { textContent, className: STYLE[column] ?? "", title: column === "gene" ? textContent : "" }));
-    line.onclick = () => choose(row);
-    line.onkeydown = (e) => { if (e.key === "Enter") choose(row); };
+    for (const [column, textContent] of Object.entries(cells(row))) line.append(element("td", { textContent, className: STYLE[column] ?? "", title: column === "gene" ? textContent : "" }));
+    line.onclick = () => selectRow(row);
+    line.onkeydown = (e) => { if (e.key === "Enter") selectRow(row); };
     body.append(line);
   }
 }
-function say() {
+function summarize() {
   const group = +$("group").value, fdr = +$("fdr").value, all = [], box = $("marked"), groups = meta.biomarkers.groups;
   let tested = 0;
   for (let row = 0; row < meta.biomarkers.n; row++) {
@@ -127,17 +127,17 @@ function say() {
     if (!part.length) continue;
     box.append(` ${title}: `);
     part.slice(0, 8).forEach((row, i) => {
-      const button = make("button", { type: "button", textContent: geneOf(row) });
-      button.onclick = () => choose(row);
+      const button = element("button", { type: "button", textContent: geneOf(row) });
+      button.onclick = () => selectRow(row);
       box.append(i ? ", " : "", button, ` (${fold(table.logfoldchanges[row])})`);
     });
     box.append(part.length > 8 ? `, and ${(part.length - 8).toLocaleString("en")} more.` : ".");
   }
 }
-function toldRow(row) {
+function rowText(row) {
   const group = +$("group").value < 0 ? `\n${meta.biomarkers.groups[table.group[row]]}` : "";
-  const auroc = table.auroc ? `, AUROC ${number(table.auroc[row])}` : "";
-  return `${geneOf(row)}${group}\n${fold(table.logfoldchanges[row])}, FDR ${small(table.pvals_adj[row])}${auroc}${table.beyond?.[row] ? "\nbeyond composition" : ""}`;
+  const auroc = table.auroc ? `, AUROC ${formatNumber(table.auroc[row])}` : "";
+  return `${geneOf(row)}${group}\n${fold(table.logfoldchanges[row])}, FDR ${formatP(table.pvals_adj[row])}${auroc}${table.beyond?.[row] ? "\nbeyond composition" : ""}`;
 }
 
 function drawVolcano() {
@@ -177,7 +177,7 @@ function drawVolcano() {
   dots = rows.map((row) => ({ row, x: X(table.logfoldchanges[row]), y: Y(height(row)), in: seen.has(row) }));
   for (const front of [false, true]) for (const d of dots) {
     if (d.in !== front) continue;
-    const color = front ? (table.logfoldchanges[d.row] > 0 ? UP : DOWN) : NO, hollow = front && table.beyond && !table.beyond[d.row];
+    const color = front ? (table.logfoldchanges[d.row] > 0 ? UP : DOWN) : NOT_SIGNIFICANT, hollow = front && table.beyond && !table.beyond[d.row];
     pen.beginPath();
     pen.arc(d.x, d.y, front ? 3.2 : 2, 0, 7);
     if (hollow) { Object.assign(pen, { fillStyle: "#fff", strokeStyle: color, lineWidth: 1.2 }); pen.fill(); pen.stroke(); } else { pen.fillStyle = color; pen.fill(); }
@@ -209,7 +209,7 @@ function dotAt(event) {
   }
   return best;
 }
-function choose(row) {
+function selectRow(row) {
   chosen = row;
   const at = filtered.indexOf(row);
   while (at >= drawnRows) addRows();
@@ -228,7 +228,7 @@ function save() {
   const quote = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const head = ["names", "group", ...meta.biomarkers.numbers, ...(table.beyond ? ["beyond_composition"] : [])];
   const body = filtered.map((row) => [quote(geneOf(row)), quote(meta.biomarkers.groups[table.group[row]]), ...meta.biomarkers.numbers.map((c) => table[c][row]), ...(table.beyond ? [Boolean(table.beyond[row])] : [])]);
-  const link = make("a", { href: URL.createObjectURL(new Blob([[head, ...body].map((line) => line.join(",")).join("\n") + "\n"], { type: "text/csv" })), download: "biomarkers.csv" });
+  const link = element("a", { href: URL.createObjectURL(new Blob([[head, ...body].map((line) => line.join(",")).join("\n") + "\n"], { type: "text/csv" })), download: "biomarkers.csv" });
   link.click();
   URL.revokeObjectURL(link.href);
 }

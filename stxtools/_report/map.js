@@ -2,8 +2,8 @@
 
 const canvas = $("map"), layer = document.createElement("canvas");
 const images = meta.sections.map((s) => s.image && Object.assign(new Image(), { src: s.image.src, onload: () => redraw() }));
-let xy, columns, names, pixels, words, grid, ratio = 1, view = { x: 0, y: 0, k: 1 }, waiting = false, picked = -1;
-let shown = null; // what colours the map: { label, values, names or low and high, table }
+let xy, columns, names, pixels, words, ratio = 1, view = { x: 0, y: 0, k: 1 }, waiting = false, selected = -1;
+let shown = null; // the column or gene that colours the map: { label, values, names or low and high, table }
 const paint = new Uint32Array(meta.n), order = new Uint32Array(meta.n), rank = new Uint8Array(meta.n);
 
 function resize() {
@@ -98,9 +98,9 @@ function draw() {
       pen.fillText(s.name, x, y, (s.box[2] - s.box[0]) * view.k);
     }
   }
-  if (picked >= 0) {
+  if (selected >= 0) {
     pen.beginPath();
-    pen.arc(...place(xy[2 * picked], xy[2 * picked + 1]), Math.max(radius(sectionOf(picked)) + 2 * ratio, 6 * ratio), 0, 7);
+    pen.arc(...place(xy[2 * selected], xy[2 * selected + 1]), Math.max(radius(sectionOf(selected)) + 2 * ratio, 6 * ratio), 0, 7);
     Object.assign(pen, { strokeStyle: "#fff", lineWidth: 4 * ratio });
     pen.stroke();
     Object.assign(pen, { strokeStyle: "#1d2329", lineWidth: 2 * ratio });
@@ -121,56 +121,38 @@ function sectionOf(i) {
   return meta.sections.find((s) => i < (end += s.n));
 }
 
-// --- what is under the pointer: observations by squares of a grid --------------------------------------------------
+// --- the observation under the pointer ------------------------------------------------------------------------------
 
-function makeGrid() {
-  const [x0, y0] = [0, 1].map((j) => Math.min(...meta.sections.map((s) => s.box[j])));
-  const [x1, y1] = [2, 3].map((j) => Math.max(...meta.sections.map((s) => s.box[j])));
-  const side = 2 * Math.sqrt(((x1 - x0) * (y1 - y0)) / meta.n), cols = Math.ceil((x1 - x0) / side) + 1, rows = Math.ceil((y1 - y0) / side) + 1;
-  const square = (i) => Math.floor((xy[2 * i + 1] - y0) / side) * cols + Math.floor((xy[2 * i] - x0) / side);
-  const starts = new Uint32Array(cols * rows + 1), members = new Uint32Array(meta.n);
-  for (let i = 0; i < meta.n; i++) starts[square(i) + 1]++;
-  for (let s = 0; s < cols * rows; s++) starts[s + 1] += starts[s];
-  const next = starts.slice();
-  for (let i = 0; i < meta.n; i++) members[next[square(i)]++] = i;
-  return { x0, y0, side, cols, rows, starts, members };
-}
 function nearest(event) {
   if (!xy) return -1;
-  grid ??= makeGrid();
   const box = canvas.getBoundingClientRect();
   const x = view.x + ((event.clientX - box.left) * ratio) / view.k, y = view.y + ((event.clientY - box.top) * ratio) / view.k;
   const reach = Math.max((event.pointerType === "touch" ? 14 : 7) * ratio / view.k, 0.6 * Math.max(...meta.sections.map((s) => s.pitch)));
   let best = -1, least = reach ** 2;
-  const span = (low, origin, n) => [Math.max(0, Math.floor((low - reach - origin) / grid.side)), Math.min(n - 1, Math.floor((low + reach - origin) / grid.side))];
-  const [c0, c1] = span(x, grid.x0, grid.cols), [r0, r1] = span(y, grid.y0, grid.rows);
-  for (let r = r0; r <= r1; r++) for (let c = c0; c <= c1; c++) {
-    const square = r * grid.cols + c;
-    for (let j = grid.starts[square]; j < grid.starts[square + 1]; j++) {
-      const i = grid.members[j], d = (xy[2 * i] - x) ** 2 + (xy[2 * i + 1] - y) ** 2;
-      if (d < least) [best, least] = [i, d];
-    }
+  for (let i = 0; i < meta.n; i++) {
+    const d = (xy[2 * i] - x) ** 2 + (xy[2 * i + 1] - y) ** 2;
+    if (d < least) [best, least] = [i, d];
   }
   return best;
 }
 function valueOf(column, i) {
   const v = column.values[i];
   if (column.names) return column.names[v] ?? "–";
-  return v === 255 ? "–" : number(column.low + ((column.high - column.low) * v) / 254);
+  return v === 255 ? "–" : formatNumber(column.low + ((column.high - column.low) * v) / 254);
 }
-function told(i, separator) {
+function valuesText(i, separator) {
   const all = shown.gene ? [shown, ...columns] : columns;
   return all.map((column) => `${column.label} ${valueOf(column, i)}`).join(separator);
 }
-async function pick(i) {
-  picked = i;
+async function selectObservation(i) {
+  selected = i;
   redraw();
   if (i < 0) { $("picked").textContent = ""; return; }
   names ??= await lines("names");
-  $("picked").textContent = `${names[i]}: ${told(i, ", ")}`;
+  $("picked").textContent = `${names[i]}: ${valuesText(i, ", ")}`;
 }
 
-// --- what colours the map -------------------------------------------------------------------------------------------
+// --- colours of the map -------------------------------------------------------------------------------------------
 
 async function colorBy(key) {
   let next;
@@ -205,30 +187,30 @@ function legend() {
   const box = $("legend");
   box.replaceChildren();
   if (!shown.names) {
-    const bar = make("div", { className: "bar" }), strip = make("span");
+    const bar = element("div", { className: "bar" }), strip = element("span");
     strip.style.background = `linear-gradient(90deg, ${shown.stops.join(", ")})`;
-    bar.append(make("b", { textContent: number(shown.low) }), strip, make("b", { textContent: number(shown.high) + (shown.gene ? "  log expression" : "") }));
+    bar.append(element("b", { textContent: formatNumber(shown.low) }), strip, element("b", { textContent: formatNumber(shown.high) + (shown.gene ? "  log expression" : "") }));
     box.append(bar);
     return;
   }
   const counts = new Uint32Array(shown.names.length + 1);
   for (const v of shown.values) counts[Math.min(v, shown.names.length)]++;
   if (!shown.legend) {
-    box.append(make("span", { className: "note", textContent: `${shown.names.length} regions. Colours repeat; they only set neighbours apart.` }));
+    box.append(element("span", { className: "note", textContent: `${shown.names.length} regions. Colours repeat; they only set neighbours apart.` }));
     return;
   }
   shown.names.forEach((name, v) => {
     if (!counts[v]) return;
-    const entry = make("button", { type: "button" }), dot = make("i");
+    const entry = element("button", { type: "button" }), dot = element("i");
     dot.style.background = shown.colors[v];
     entry.setAttribute("aria-pressed", String(v === shown.single));
-    entry.append(dot, name, make("small", { textContent: counts[v].toLocaleString("en") }));
-    entry.onclick = () => single(v);
+    entry.append(dot, name, element("small", { textContent: counts[v].toLocaleString("en") }));
+    entry.onclick = () => isolate(v);
     box.append(entry);
   });
-  if (counts[shown.names.length]) box.append(make("span", { className: "note", textContent: `${counts[shown.names.length].toLocaleString("en")} without` }));
+  if (counts[shown.names.length]) box.append(element("span", { className: "note", textContent: `${counts[shown.names.length].toLocaleString("en")} without` }));
 }
-function single(v) {
+function isolate(v) {
   shown.single = shown.single === v ? -1 : v;
   recolor();
   legend();
@@ -249,7 +231,7 @@ function listen() {
   canvas.onpointermove = (e) => {
     if (!pointers.has(e.pointerId)) {
       const i = nearest(e);
-      return showTip(i >= 0 ? told(i, "\n") : "", e);
+      return showTip(i >= 0 ? valuesText(i, "\n") : "", e);
     }
     const before = [...pointers.values()], old = pointers.get(e.pointerId), now = at(e);
     pointers.set(e.pointerId, now);
@@ -266,7 +248,7 @@ function listen() {
     redraw();
   };
   const end = (e) => {
-    if (pointers.delete(e.pointerId) && e.type === "pointerup" && moved < 4 * ratio) pick(nearest(e));
+    if (pointers.delete(e.pointerId) && e.type === "pointerup" && moved < 4 * ratio) selectObservation(nearest(e));
     canvas.classList.remove("moving");
   };
   Object.assign(canvas, { onpointerup: end, onpointercancel: end, onpointerleave: () => showTip() });
@@ -300,13 +282,13 @@ async function openMap() {
   const select = $("color");
   const group = (label, entries) => {
     if (!entries.length) return;
-    const box = make("optgroup", { label });
-    box.append(...entries.map(([value, textContent]) => make("option", { value, textContent })));
+    const box = element("optgroup", { label });
+    box.append(...entries.map(([value, textContent]) => element("option", { value, textContent })));
     select.append(box);
   };
   group("Tissue", columns.map((c, i) => [`column${i}`, c.label]));
   group("Expression", meta.genes.map(([name], i) => [`gene${i}`, name]));
-  $("section").append(make("option", { value: "", textContent: "all" }), ...meta.sections.map((s, value) => make("option", { value, textContent: s.name })));
+  $("section").append(element("option", { value: "", textContent: "all" }), ...meta.sections.map((s, value) => element("option", { value, textContent: s.name })));
   $("section-label").hidden = meta.sections.length < 2;
   $("opacity-label").hidden = !images.some(Boolean);
   if (images.some(Boolean)) $("opacity").value = 0.3;

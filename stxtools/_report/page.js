@@ -2,9 +2,9 @@
 const $ = (id) => document.getElementById(id);
 const meta = JSON.parse($("meta").textContent);
 const printed = () => matchMedia("print").matches; // paper shows canvases as they are: no frame would draw them again
-const make = (tag, properties = {}) => Object.assign(document.createElement(tag), properties);
-const number = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
-const small = (p) => (!Number.isFinite(p) ? "–" : p >= 0.001 ? p.toFixed(3) : p.toExponential(1));
+const element = (tag, properties = {}) => Object.assign(document.createElement(tag), properties);
+const formatNumber = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
+const formatP = (p) => (!Number.isFinite(p) ? "–" : p >= 0.001 ? p.toFixed(3) : p.toExponential(1));
 
 // --- blocks: gzip and base64, unpacked when they are first needed ------------------------------------------------
 

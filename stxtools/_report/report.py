@@ -51,7 +51,6 @@ def report(
         ``"biomarkers"``, or the ``key_added`` of :func:`stxtools.tl.biomarkers`.
     library_key
         Column of ``obs`` with the section of each observation; by default that of the segments. ``False``: all are one.
-    %(parameters)s
 
     Returns
     -------
@@ -66,7 +65,7 @@ def report(
     from jinja2 import Template
 
     from .arrays import biomarker_arrays, tissue_map
-    from .words import findings, parameter_tables, training_figures
+    from .summary import findings, parameter_tables, training_figures
 
     check_adata(adata, layer=layer)
     if title is not None and not isinstance(title, str):
@@ -90,16 +89,17 @@ def report(
     params = adata.uns.get(f"{biomarkers_key}_params", {})
     colored = [params.get("groupby"), *color] if biomarkers is not None else color
     meta, blocks = tissue_map(adata, genes, colored, key, biomarkers, layer, spatial_key, library_key)
+    meta |= {"key": key, "biomarkers": None}
+    if biomarkers is not None:
+        meta["biomarkers"], columns = biomarker_arrays(biomarkers, params)
+        blocks |= columns
     sections = [section["name"] for section in meta["sections"]]
-    one = "Tissue section" if sections[0] == _keys.LIBRARY else f"Section {sections[0]}"
-    name = title or (one if len(sections) == 1 else f"{len(sections)} sections")
-    about, columns = (None, {}) if biomarkers is None else biomarker_arrays(biomarkers, params)
-    meta |= {"key": key, "biomarkers": about}
-    blocks |= columns
+    name = "Tissue section" if sections[0] == _keys.LIBRARY else f"Section {sections[0]}"
+    title = title or (name if len(sections) == 1 else f"{len(sections)} sections")
     folder = files("stxtools._report")
     text = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES}
     page = Template(text["page.html"], autoescape=True, keep_trailing_newline=True).render(
-        text=text, title=name, n_obs=adata.n_obs, n_drawn=meta["n"], version=__version__,
+        text=text, title=title, n_obs=adata.n_obs, n_drawn=meta["n"], version=__version__,
         findings=findings(adata, sections, key, biomarkers_key), figures=training_figures(adata, key),
         parameters=parameter_tables(adata, key, biomarkers_key), blocks=blocks,
         meta=json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),

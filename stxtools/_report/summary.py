@@ -1,4 +1,4 @@
-"""What was found, in words and figures, and what it was found with, in tables."""
+"""The text, the figures and the tables of parameters of the report."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from stxtools.pl._base import params_of
 from stxtools.pl._evaluation import stage_name
 
 FDR = 0.05
-_NAMED = 8  # genes that are named in each direction
-_DOUBT = 0.5
-_SHOWN = 20  # values of an array
-_SIZE = (3.7, 2.7)  # inches: as wide as a phone, so that text keeps its size there
+_GENES_LISTED = 8  # genes that are named in each direction
+_LOW_CONFIDENCE = 0.5
+_VALUES_LISTED = 20  # values of an array
+_FIGURE_SIZE = (3.7, 2.7)  # inches: as wide as a phone, so that text keeps its size there
 
 
 def findings(
     adata: AnnData, sections: Sequence[str], key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS
 ) -> list[str]:
-    """Return a paragraph each on the data, the segments, the regions and the biomarkers, as far as there are any."""
-    out = [f"{adata.n_obs:,} observations (spots or cells) and {adata.n_vars:,} genes of {_named(sections)}."]
+    """Return one paragraph each on the data, the segments, the regions and the biomarkers, if there are any."""
+    out = [f"{adata.n_obs:,} observations (spots or cells) and {adata.n_vars:,} genes of {_section_names(sections)}."]
     slot = adata.uns.get(key)
     if key in adata.obs and isinstance(slot, Mapping):
         out.append(_segments(adata, key, params_of(slot), slot))
@@ -40,7 +40,7 @@ def findings(
     return out
 
 
-def _named(sections: Sequence[str]) -> str:
+def _section_names(sections: Sequence[str]) -> str:
     if len(sections) > 1:
         return f"{len(sections)} sections ({', '.join(sections[:4])}{', ...' if len(sections) > 4 else ''})"
     return "one section" if sections[0] == _keys.LIBRARY else f"section {sections[0]}"
@@ -50,26 +50,26 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
     table = get.segments(adata, key=key)
     table = table[table["n_obs"] > 0].sort_values("n_obs", ascending=False, kind="stable")
     if params.get("labels_key") is not None:
-        how = f"They follow the labels in obs[{str(params['labels_key'])!r}]."
+        source = f"They follow the labels in obs[{str(params['labels_key'])!r}]."
     elif params.get("model") == "given":
-        how = "They are the classes of a trained model."
+        source = "They are the classes of a trained model."
     elif "stability" in slot:
         most = int(slot["stability"]["n_segments"].max())  # one segment is chosen by another test
-        how = f"Of 2 to {most} this number has the lowest BIC." if most > 1 else "Nothing in it is arranged in space."
+        source = f"Of 2 to {most} this number has the lowest BIC." if most > 1 else "It has no spatial structure."
     else:
-        how = "Their number was given."
+        source = "Their number was given."
     first, last = table.iloc[0], table.iloc[-1]
-    text = f"The tissue falls into {_count(len(table), 'segment')}. {how}"
+    text = f"The tissue falls into {_count(len(table), 'segment')}. {source}"
     if len(table) > 1:
         text += (
-            f" The largest ({first['segment']}) holds {_share(first['share'])} of the observations, the smallest "
-            f"({last['segment']}) {_share(last['share'])}."
+            f" The largest ({first['segment']}) holds {_percent(first['share'])} of the observations, the smallest "
+            f"({last['segment']}) {_percent(last['share'])}."
         )
     confidence = adata.obs.get(_keys.confidence(key))
     if confidence is not None:
         values = confidence.to_numpy(dtype=float)
-        doubt = float((values < _DOUBT).mean())
-        text += f" Mean confidence is {np.nanmean(values):.2f}; {_share(doubt)} of the observations are below {_DOUBT}."
+        low = _percent(float((values < _LOW_CONFIDENCE).mean()))
+        text += f" Mean confidence is {np.nanmean(values):.2f}; {low} of the observations are below {_LOW_CONFIDENCE}."
     return text
 
 
@@ -84,53 +84,53 @@ def _regions(adata: AnnData) -> str:
 
 
 def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str:
-    found = table[table["pvals_adj"] <= FDR]
+    markers = table[table["pvals_adj"] <= FDR]
     groups, what = table["group"].unique(), "segment" if params.get("groupby") == key else "group"
-    text = f"At a false discovery rate of {_share(FDR)}, "
-    if not len(found):
-        text += f"no gene marks a {what}."
-    elif len(groups) == 1:
-        text += f"{len(found):,} of {len(table):,} genes tell {groups[0]} from {_other(params)}."
+    text = f"At a false discovery rate of {_percent(FDR)}, "
+    if markers.empty:
+        return text + f"no gene marks a {what}."
+    if len(groups) == 1:
+        text += f"{len(markers):,} of {len(table):,} genes tell {groups[0]} from {_reference(params)}."
     else:
-        most = found["group"].value_counts()
+        counts = markers["group"].value_counts()
         text += (
-            f"{found['names'].nunique():,} of {table['names'].nunique():,} genes mark at least one of "
-            f"{len(groups)} {what}s; {most.iloc[0]:,} of them mark {what} {most.index[0]}."
+            f"{markers['names'].nunique():,} of {table['names'].nunique():,} genes mark at least one of "
+            f"{len(groups)} {what}s; {counts.iloc[0]:,} of them mark {what} {counts.index[0]}."
         )
-    if "beyond_composition" in found and len(found):
-        beyond = int(found["beyond_composition"].sum())
-        text += f" Of {len(found):,} differences {beyond:,} are beyond composition (more than the mixture explains)."
+    if "beyond_composition" in markers:
+        beyond = int(markers["beyond_composition"].sum())
+        text += f" Of {len(markers):,} differences {beyond:,} are beyond composition (more than the mixture explains)."
     return text
 
 
-def _other(params: Mapping[str, Any]) -> str:
+def _reference(params: Mapping[str, Any]) -> str:
     reference = str(params.get("reference", "rest"))
     return "the rest" if reference == "rest" else reference
 
 
-def all_marked(adata: AnnData, key: str = _keys.BIOMARKERS) -> list[list[str]]:
-    """Say which genes mark each group: a line on how many, and one for each direction."""
-    reference, told = _other(adata.uns[f"{key}_params"]), []
+def marker_lines(adata: AnnData, key: str = _keys.BIOMARKERS) -> list[str]:
+    """Return the lines of each group: how many genes mark it, and the first in each direction."""
+    reference, lines = _reference(adata.uns[f"{key}_params"]), []
     for group, table in adata.uns[key].groupby("group", sort=False, observed=True):
-        found = table[table["pvals_adj"] <= FDR]
-        lines = [f"{group} against {reference}: {len(found) or 'none'} of {len(table)} genes"]
-        if "beyond_composition" in found:
-            lines[0] += f", {int(found['beyond_composition'].sum())} beyond composition"
+        markers = table[table["pvals_adj"] <= FDR]
+        line = f"{group} against {reference}: {len(markers) or 'none'} of {len(table)} genes"
+        if "beyond_composition" in markers:
+            line += f", {int(markers['beyond_composition'].sum())} beyond composition"
+        lines.append(line)
         for direction, sign in (("higher", 1), ("lower", -1)):
-            part = found[found["scores"] * sign > 0][::sign]
-            first = part[["names", "logfoldchanges"]].head(_NAMED).itertuples(index=False)
+            part = markers[markers["scores"] * sign > 0][::sign]
+            first = part[["names", "logfoldchanges"]].head(_GENES_LISTED).itertuples(index=False)
             genes = [f"{gene} ({2.0**change:.2g}-fold)" for gene, change in first]
             if genes:
-                lines.append(f"  {direction}: {', '.join(genes)}{', ...' if len(part) > _NAMED else ''}")
-        told.append(lines)
-    return told
+                lines.append(f"  {direction}: {', '.join(genes)}{', ...' if len(part) > _GENES_LISTED else ''}")
+    return lines
 
 
 def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def _share(part: float) -> str:
+def _percent(part: float) -> str:
     return "none" if part == 0 else f"{100 * part:.0f} %" if part >= 0.01 else "less than 1 %"
 
 
@@ -141,41 +141,41 @@ def parameter_tables(adata: AnnData, key: str, biomarkers_key: str) -> list[tupl
     tables = []
     for params in filter(None, steps):
         (flat,) = pd.json_normalize({k: v for k, v in params.items() if k not in ("call", "slots")}).to_dict("records")
-        tables.append((str(params.get("call", "step")), {str(name): _said(value) for name, value in flat.items()}))
+        tables.append((str(params.get("call", "step")), {str(name): _format(value) for name, value in flat.items()}))
     return tables
 
 
-def _said(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, (list, np.ndarray)):
-        listed = [_said(v) for v in np.ravel(np.asarray(value, dtype=object))]
-        return ", ".join(listed[:_SHOWN]) + (f", ... ({len(listed)})" if len(listed) > _SHOWN else "")
+        listed = [_format(v) for v in np.ravel(np.asarray(value, dtype=object))]
+        return ", ".join(listed[:_VALUES_LISTED]) + (f", ... ({len(listed)})" if len(listed) > _VALUES_LISTED else "")
     return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
 
 
 def training_figures(adata: AnnData, key: str) -> list[tuple[str, str]]:
     """Return title and SVG of each figure, none where nothing was trained or chosen."""
     figures = []
-    if "bic" in _table(adata, key, "stability"):
+    if "bic" in _stored_table(adata, key, "stability"):
         figures.append(("How the number of segments was chosen", _svg(pl.stability, adata, key)))
     for name, what in ((key, "U-Net"), (_keys.EMBED, "Graph network"), (_keys.MULTITASK, "Multi-task network")):
-        history = _table(adata, name, "history")
+        history = _stored_table(adata, name, "history")
         stages = pd.unique(history["stage"].astype(str)) if "stage" in history else ()
         figures += [(f"{what}: {stage_name(stage)}", _svg(pl.history, adata, name, stage=stage)) for stage in stages]
     return figures
 
 
-def _table(adata: AnnData, key: str, name: str) -> pd.DataFrame:
+def _stored_table(adata: AnnData, key: str, name: str) -> pd.DataFrame:
     slot = adata.uns.get(key)
     table = slot.get(name) if isinstance(slot, Mapping) else None
     return table if isinstance(table, pd.DataFrame) and len(table) else pd.DataFrame()
 
 
-def _svg(draw: Any, adata: AnnData, key: str, **how: Any) -> str:
+def _svg(draw: Any, adata: AnnData, key: str, **kwargs: Any) -> str:
     """Draw a figure and return it as base64 of SVG."""
     with mpl.rc_context({"svg.hashsalt": "stxtools", "font.size": 9}):  # the same file each time
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=_FIGURE_SIZE, layout="constrained")
         FigureCanvasAgg(figure)
-        draw(adata, key, ax=figure.subplots(), title="", show=False, **how)
+        draw(adata, key, ax=figure.subplots(), title="", show=False, **kwargs)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return base64.b64encode(file.getvalue()).decode()

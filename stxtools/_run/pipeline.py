@@ -17,7 +17,7 @@ from stxtools import _keys, pl, tl
 from stxtools._files import atomic_write
 from stxtools._progress import Stage, is_shown, progress
 from stxtools._report.report import report
-from stxtools._report.words import all_marked, findings
+from stxtools._report.summary import findings, marker_lines
 from stxtools._settings import settings
 from stxtools.pl._sections import panels_of
 
@@ -124,7 +124,7 @@ class Run:
         for text in findings(adata, [panel.library for panel in panels]):
             lines += [*textwrap.wrap(text, 100), ""]
         lines += [f"Biomarkers of {self.groupby}, at a false discovery rate of 5 %:"]
-        lines += [f"  {line}" for group in all_marked(adata) for line in group]
+        lines += [f"  {line}" for line in marker_lines(adata)]
         seconds = folder.record["seconds"]
         lines += ["", "time        " + ", ".join(f"{name} {seconds[name]:.1f} s" for name in STEPS if name in seconds)]
         lines += [f"report      {(folder.path / REPORT).resolve()} (open it in a browser)"]
