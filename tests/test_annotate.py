@@ -103,7 +103,11 @@ def test_what_does_not_fit(make_section, monkeypatch):
     with pytest.raises(ValueError, match="view"):
         st.pl.annotate(adata[:9], "layer")
     annotator = st.pl.annotate(adata, "layer", ["x"])
-    for rows, name, match in (([0], "y", "none of the classes"), ([16], "x", "from 0 to 15"), ([True], "x", "a mask")):
+    for rows, name, match in (
+        ([0], "y", "not one of the"),
+        ([16], "x", "from 0 to 15"),
+        ([True], "x", "a mask"),
+    ):
         with pytest.raises(ValueError, match=match):
             annotator.label(rows, name)
     for rows in ([-1], [0.5], [1j]):

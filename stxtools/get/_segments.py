@@ -27,7 +27,6 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
     library_key
         Column of ``obs`` with the section of each observation: then one row per section and segment. ``False``: all are
         one.
-    %(parameters)s
 
     Returns
     -------

@@ -37,7 +37,6 @@ def biomarkers(
     n_top
         Keep as many genes per group, the first of the table (for ``sign="down"`` those at the end where lower genes
         stand), after the other filters.
-    %(parameters)s
 
     Examples
     --------
@@ -94,7 +93,6 @@ def describe(
     ----------
     kind
         ``"activity"`` (or a name that ``net`` was given) or ``"contact"`` for the evidence; by default the summary.
-    %(parameters)s
 
     Examples
     --------
@@ -132,7 +130,6 @@ def evaluation(
         A model to compare the others with, seed by seed: adds ``difference`` and its standard error ``se``.
     per_seed
         Return the seeds themselves, ``seed`` and ``value`` instead of ``mean``, ``sd`` and ``n``.
-    %(parameters)s
 
     Returns
     -------
@@ -183,7 +180,6 @@ def track(
     event
         Keep links of these kinds: ``"continues"``, ``"splits"``, ``"merges"``, ``"appears"``, ``"disappears"``. All by
         default, those between which there is no link (``"none"``) included.
-    %(parameters)s
 
     Examples
     --------
@@ -211,7 +207,6 @@ def trends(
     ----------
     values
         Whether to add the log2 value of every subject, in columns named by the subjects.
-    %(parameters)s
 
     Examples
     --------

@@ -70,7 +70,6 @@ def biomarkers(
         Which plot.
     effect
         Column of the table on the horizontal axis of ``"ranked"``.
-    %(parameters)s
 
     Examples
     --------
@@ -113,6 +112,7 @@ def _tested_groups(
         raise ValueError(f"`adata.uns[{key!r}]` has no rows; run `{_TESTED}` on data with genes to test.")
     columns = [c for c in (*_EFFECTS, "pvals", "pvals_adj", "pct_nz_group") if c in table]
     _base.check_numeric(table, columns, f"adata.uns[{key!r}]", _TESTED)
+    table = table.astype(dict.fromkeys(columns, float))
     group_of = table["group"].astype(str)
     names = pd.unique(group_of) if group is None else check_names("group", group, "a group")
     return table, {name: table[group_of == name] for name in names}
@@ -122,7 +122,7 @@ def _ranked_genes(part: pd.DataFrame, n_genes: int, both: bool) -> pd.DataFrame:
     """Return the first genes, and in both directions the last ones that are lower in the group."""
     if not both:
         return part.iloc[:n_genes]
-    lower = part["scores"].to_numpy(dtype=float) < 0
+    lower = part["scores"] < 0
     return pd.concat([part[~lower].iloc[:n_genes], part[lower].iloc[-n_genes:]])
 
 
@@ -130,40 +130,37 @@ def _ranked(
     axes: Sequence[Axes], parts: Sequence[pd.DataFrame], *, fdr: float, effect: str, both: bool
 ) -> tuple[list[Any], Any]:
     """Draw one group into each Axes, all on one scale; return the handles of the legend and the colours."""
-    change = np.abs(_values(pd.concat(parts), "logfoldchanges"))
+    drawn = pd.concat(parts)
+    change = np.abs(drawn["logfoldchanges"].to_numpy())
     limit = float(np.max(change, where=np.isfinite(change), initial=0.0)) or 1.0
     colors = _legend.mappable(-limit, limit, _base.DIVERGING)
     origin = 0.5 if effect == "auroc" else 0.0
     for axis, part in zip(axes, parts, strict=True):
         if axis is not axes[0]:
             axis.sharex(axes[0])
-        value, passed = _values(part, effect), _values(part, "pvals_adj") <= fdr
-        lower = _values(part, "scores") < 0 if both else np.zeros(len(part), dtype=bool)
+        passed = (part["pvals_adj"] <= fdr).to_numpy()
+        lower = both & (part["scores"] < 0).to_numpy()
         y = np.arange(len(part)) + 0.5 * (lower & (~lower).any())  # a gap before the genes that are lower
         background = np.array(axis.get_facecolor())
-        face = np.where(passed[:, None], colors.to_rgba(_values(part, "logfoldchanges")), background)
+        face = np.where(passed[:, None], colors.to_rgba(part["logfoldchanges"].to_numpy()), background)
         # a thin grey rim keeps pale dots (small changes) visible
         rim = np.where(passed, "#595959", "#999999")
-        axis.hlines(y, origin, value, color="#cccccc", linewidth=1, zorder=1)
+        axis.hlines(y, origin, part[effect], color="#cccccc", linewidth=1, zorder=1)
         axis.axvline(origin, color="#888888", linewidth=0.8, zorder=0)
-        axis.scatter(value, y, s=_dot_area(part.get("pct_nz_group", np.full(len(part), 3 / 7))), c=face,
+        axis.scatter(part[effect], y, s=_dot_area(part.get("pct_nz_group", np.full(len(part), 3 / 7))), c=face,
                      edgecolors=rim, linewidths=0.8, zorder=2, label="genes")  # fmt: skip
         _base.label_axes(axis, _EFFECTS[effect])
         _base.label_rows(axis, [_legend.label_text(n) for n in part["names"].astype(str)], y, style="italic")
         axis.margins(x=0.08)
         axis.locator_params(axis="x", nbins=5)
     handles = [_legend.point_handle(f"FDR ≤ {fdr:g}", "#888888")]
-    if not (_values(pd.concat(parts), "pvals_adj") <= fdr).all():
+    if not (drawn["pvals_adj"] <= fdr).all():
         handles.append(_legend.point_handle("not significant", "#888888", edge=1))
-    if "pct_nz_group" in parts[0]:
+    if "pct_nz_group" in drawn:
         sizes = {f"{share:.0%}": float(np.sqrt(_dot_area(share))) for share in (0.2, 0.6, 1.0)}
         handles.append(_legend.heading_handle("expressed in"))
         handles += [_legend.point_handle(label, "#888888", size=size) for label, size in sizes.items()]
     return handles, colors
-
-
-def _values(part: pd.DataFrame, column: str) -> Floats:
-    return part[column].to_numpy(dtype=float)
 
 
 def _dot_area(fraction: Any) -> Floats:
@@ -173,9 +170,9 @@ def _dot_area(fraction: Any) -> Floats:
 def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int) -> None:
     """Draw one group by uncorrected p-values (corrected ones end in a flat top); name the first significant genes."""
     raw = "pvals" in part
-    x, p, adjusted = (_values(part, c) for c in ("logfoldchanges", "pvals" if raw else "pvals_adj", "pvals_adj"))
-    table = pd.DataFrame({"name": part["names"].astype(str).to_numpy(), "x": x, "p": p, "passed": adjusted <= fdr})
-    table = table[np.isfinite(x) & np.isfinite(p) & (p >= 0)].reset_index(drop=True)
+    table = pd.DataFrame({"name": part["names"].astype(str), "x": part["logfoldchanges"],
+                          "p": part["pvals" if raw else "pvals_adj"], "passed": part["pvals_adj"] <= fdr})  # fmt: skip
+    table = table[np.isfinite(table[["x", "p"]]).all(axis=1) & (table["p"] >= 0)].reset_index(drop=True)
     if table.empty:
         raise ValueError(f"No gene of group {part['group'].iloc[0]!r} has a finite log fold change and p-value to "
                          f"draw; run `{_TESTED}` again.")  # fmt: skip
@@ -240,7 +237,6 @@ def describe(
         ``"activity"`` (or a name that ``net`` was given) or ``"contact"``.
     n_top
         Rows that each compartment or contact contributes: those with the largest z above 0.
-    %(parameters)s
 
     Examples
     --------
@@ -296,7 +292,6 @@ def targets(
         Number of genes per group, at most 200.
     columns
         Columns of the table to show; by default drugs, clinical phase, tractability, location in the cell and safety.
-    %(parameters)s
 
     Examples
     --------
@@ -340,7 +335,7 @@ def _target_cells(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float) 
     ax.tick_params(length=0)
     for label in ax.get_xticklabels():
         label.set(rotation=60, ha="left", rotation_mode="anchor")
-    for label, p in zip(ax.get_yticklabels(), _values(part, "pvals_adj"), strict=True):
+    for label, p in zip(ax.get_yticklabels(), part["pvals_adj"], strict=True):
         label.set(rotation=0, style="italic", color=label.get_color() if p <= fdr else "#999999")
 
 

@@ -51,7 +51,6 @@ def compare(
         ``"share"``, ``"contact"`` or ``"expression"``; all by default.
     n_top
         Rows per panel, at most 100.
-    %(parameters)s
 
     Examples
     --------
@@ -104,7 +103,6 @@ def trends(
         Whether to draw the means of the subjects at each time, a row per value, as deviations from the row's mean.
     n_top
         Values to draw, at most 60; by default 8 lines, or 30 rows of the heat map.
-    %(parameters)s
 
     Examples
     --------
@@ -195,7 +193,6 @@ def track(
         ``"alluvial"``: compartments as bars at each time, as high as their share, and links as ribbons as wide as the
         mass that they carry. ``"tissue"``: the sections in the order of their times; what has no counterpart at a
         neighbouring time is pale.
-    %(parameters)s
 
     Examples
     --------

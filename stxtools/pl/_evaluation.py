@@ -47,7 +47,6 @@ def history(
     ----------
     stage
         The stage to draw; all by default, one panel each, as their losses have different scales.
-    %(parameters)s
 
     Examples
     --------
@@ -128,7 +127,6 @@ def sensitivity(
         Parameters on the axes. Where several trials share a cell, the best of them is shown.
     ax
         Axes to draw into, without a colour bar: cells carry their values.
-    %(parameters)s
 
     Examples
     --------
@@ -264,7 +262,6 @@ def attention_fidelity(
         ``"edges"`` or ``"regions"``; both by default.
     ax
         Axes to draw removal into; only with one ``unit``.
-    %(parameters)s
 
     Examples
     --------

@@ -58,7 +58,6 @@ def segment(
     palette
         Colours: the name of a colour map, a sequence in the order of the categories, or a mapping from category to
         colour. By default those in ``uns["{key}_colors"]``, else scanpy's.
-    %(parameters)s
 
     Examples
     --------
@@ -158,7 +157,6 @@ def attention(
         Colour map of the edges; by default ``"magma_r"``, on a dark ground ``"magma"``.
     vmax
         Attention at the end of the scale; the largest one by default.
-    %(parameters)s
 
     Examples
     --------
