@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stxtools._run.options import NOTHING_WRITTEN, STEPS, UsageError, add_options, as_flags, error_text, options_of
+from stxtools._run.options import STEPS, UsageError, add_options, as_flags, error_text, options_of
 
 from ._version import __version__
 
@@ -75,13 +75,11 @@ def _terminable() -> Iterator[None]:
 def _run(arguments: dict[str, Any], known: Collection[str]) -> int:
     run: Run | None = None
     try:
-        if arguments["command"] != "run":
-            from stxtools._run.steps import run_step
+        from stxtools._run.pipeline import Run, run_step
 
+        if arguments["command"] != "run":
             run_step(arguments)
             return 0
-        from stxtools._run.pipeline import Run
-
         run = Run(arguments)
         if not run():
             _print_error(f"the run in {run.options.out} is complete; nothing to do.")
@@ -90,10 +88,10 @@ def _run(arguments: dict[str, Any], known: Collection[str]) -> int:
         _print_error(str(err))
         return 2
     except KeyboardInterrupt:
-        _print_error(f"interrupted; {NOTHING_WRITTEN if run is None else run.saved()}")
+        _print_error(f"interrupted; {'nothing was written.' if run is None else run.saved()}")
         return 130
     except (KeyError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as err:
-        where = f"{arguments['command']}; {NOTHING_WRITTEN}" if run is None else f"{run.step}; {run.saved()}"
+        where = f"{arguments['command']}; nothing was written." if run is None else f"{run.step}; {run.saved()}"
         _print_error(f"{as_flags(error_text(err), known)}\nstopped in step {where}")
         return 1
     sys.stdout.write(run.summary())

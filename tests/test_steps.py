@@ -148,7 +148,7 @@ def test_an_interrupted_step_leaves_the_earlier_file(folder, capsys, monkeypatch
         raise KeyboardInterrupt
 
     Path("out.h5ad").write_text("old")
-    monkeypatch.setattr("stxtools._run.steps.write_h5ad", stopped)
+    monkeypatch.setattr("stxtools._run.pipeline.write_h5ad", stopped)
     monkeypatch.setattr("stxtools.tl.embed", lambda adata, *, show_progress=None: None)
     assert main(["embed", "sections/A1.h5ad", "out.h5ad"]) == 130
     assert "nothing was written" in capsys.readouterr().err

@@ -21,7 +21,6 @@ STEPS = {
     "biomarkers": "genes that mark each group: st.tl.biomarkers",
     "report": "all results as one HTML file: st.report",
 }
-NOTHING_WRITTEN = "nothing was written."
 _NO_OPTIONS = ("adata", "path", "copy", "show_progress")  # parameters that the command line sets
 
 
@@ -65,7 +64,6 @@ COMMON = ("layer", "spatial_key", "random_state")
 
 
 def function_of(step: str) -> Callable[..., None]:
-    """Return the public function behind a step."""
     from stxtools import report, tl
 
     return report if step == "report" else getattr(tl, {"regions": "region_graph"}.get(step, step))

@@ -1,4 +1,4 @@
-"""All steps on one section or several: each is timed, logged and saved when it ends."""
+"""All steps on one section or several, each saved when it ends, or one step on a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from anndata import AnnData
 
 from stxtools import _keys, pl, tl
+from stxtools._checks import check_writable
 from stxtools._files import atomic_write
 from stxtools._progress import Stage, is_shown, progress
 from stxtools._report.report import report
@@ -23,10 +24,10 @@ from stxtools.pl._sections import panels_of
 
 from .files import DATA, FIGURES, REPORT, TABLE, Folder, write_h5ad, write_table
 from .inputs import check_inputs, read_sections
-from .options import CALLS, COMMON, NOTHING_WRITTEN, UsageError, as_flags, error_text, log, parse_options
+from .options import CALLS, COMMON, UsageError, as_flags, error_text, function_of, log, options_of, parse_options
 
-STEPS = (*CALLS, "figures", "write")
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
+STEPS = tuple(_SHARES)[1:]
 _USAGE_ERRORS = (KeyError, ValueError, TypeError, OSError)  # before the first step has begun
 
 
@@ -110,7 +111,7 @@ class Run:
     def saved(self) -> str:
         """Return which results of a stopped run are saved."""
         if not hasattr(self, "folder"):
-            return NOTHING_WRITTEN
+            return "nothing was written."
         if not self.folder.finished:
             self.folder.discard()
             return "no step was finished and nothing was written."
@@ -142,3 +143,31 @@ def draw(adata: AnnData, folder: Path) -> None:
                 figure.savefig(part, dpi=150, bbox_inches="tight")
         finally:
             plt.close(figure)
+
+
+def run_step(arguments: Mapping[str, Any]) -> None:
+    """Read a section, run one step, and write the results; after a UsageError nothing was written."""
+    step, options = str(arguments["command"]), parse_options(arguments)
+    quiet, table = options.pop("quiet", False), options.pop("table", None)
+    out, suffix = Path(arguments["output"]).expanduser(), ".html" if step == "report" else ".h5ad"
+    try:
+        if out.suffix != suffix:
+            raise ValueError(f"OUT, {str(out)!r}, must end in {suffix}.")
+        for path in filter(None, (out, table)):
+            check_writable(path)
+        if table is not None and Path(table).expanduser().resolve() == out.resolve():
+            raise ValueError(f"`table` and OUT are the same file, {str(out)!r}; the one would replace the other.")
+        start = time.perf_counter()
+        adata = read_sections([str(arguments["input"])], None, None)[0]
+        log(f"read {time.perf_counter() - start:.1f} s: {adata.n_obs:,} x {adata.n_vars:,}", quiet)
+        start = time.perf_counter()
+        extra: dict[str, Any] = {"path": out} if step == "report" else {"show_progress": False if quiet else None}
+        function_of(step)(adata, **options, **extra)
+    except (KeyError, ValueError, TypeError, FileNotFoundError, IsADirectoryError) as err:
+        raise UsageError(as_flags(error_text(err), options_of(step))) from err
+    log(f"{step} {time.perf_counter() - start:.1f} s", quiet)
+    if step != "report":
+        write_h5ad(adata, out)
+    if table is not None:
+        write_table(adata, table, options.get("key_added") or _keys.BIOMARKERS)
+    log(f"wrote {out}", quiet)

@@ -65,7 +65,11 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     if path.is_file():
-        return _read_file(path)
+        if path.suffix != ".h5ad":
+            hint = " Name the folder that it lies in." if path.suffix in {".h5", ".xenium", ".csv"} else ""
+            raise ValueError(f"{str(path)!r} is neither .h5ad nor .zarr, nor a folder of a platform.{hint}")
+        with readable(path, "cannot be read as AnnData; is it complete?"):
+            return anndata.read_h5ad(path)
     if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
         return _read_zarr(path)
     folder = path / "outs" if (path / "outs").is_dir() else path
@@ -193,14 +197,6 @@ _VENDORS = {  # files by which a folder is recognised, in this order, and its re
     "cell_by_gene.csv": _read_merscope,
     "*_exprMat_file.csv": _read_cosmx,
 }
-
-
-def _read_file(path: Path) -> AnnData:
-    if path.suffix != ".h5ad":
-        hint = " Name the folder that it lies in." if path.suffix in {".h5", ".xenium", ".csv"} else ""
-        raise ValueError(f"{str(path)!r} is neither .h5ad nor .zarr, nor a folder of a platform.{hint}")
-    with readable(path, "cannot be read as AnnData; is it complete?"):
-        return anndata.read_h5ad(path)
 
 
 def _read_zarr(path: Path) -> AnnData:
