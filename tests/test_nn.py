@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from stxtools import settings
 from stxtools.nn import (
     LARGEST_TILE,
-    WHOLE,
+    MAX_VALIDATION_PIXELS,
     Augmentation,
     ChannelNorm,
     GaussianPyramid,
@@ -26,6 +26,7 @@ from stxtools.nn import (
     UNet,
     affine_grid,
     block_mask,
+    default_epochs,
     nt_xent,
     predict_pixels,
     resample,
@@ -34,8 +35,7 @@ from stxtools.nn import (
     soft_cross_entropy,
     tile_margin,
     tile_side,
-    usual_epochs,
-    whole_loader,
+    validation_loader,
 )
 
 
@@ -222,8 +222,8 @@ def test_large_tissue_is_trained_for_longer():
     def raster(side: int) -> PixelRaster:
         return PixelRaster((side, side), torch.arange(side * side), torch.zeros(side * side, 1))
 
-    assert usual_epochs([raster(32)] * 4, 32) < usual_epochs([raster(32)] * 5, 32)  # five views of 32 x 32 pixels
-    assert usual_epochs([raster(64)], 32) < usual_epochs([raster(80)], 32)
+    assert default_epochs([raster(32)] * 4, 32) < default_epochs([raster(32)] * 5, 32)  # five views of 32 x 32 pixels
+    assert default_epochs([raster(64)], 32) < default_epochs([raster(80)], 32)
 
 
 # ---------------------------------------------------------------- tiles
@@ -325,15 +325,15 @@ def test_validation_of_a_large_section_reads_a_bounded_number_of_pixels() -> Non
     raster.target = torch.ones(len(raster.flat), 1)
     raster.weight = torch.ones(len(raster.flat))
     raster.val_weight = (torch.arange(len(raster.flat)) % 10 == 0).float()
-    loader = whole_loader([raster])
+    loader = validation_loader([raster])
     assert loader is not None
     batches = list(loader)
-    assert sum(b[0].shape[-1] * b[0].shape[-2] for b in batches) <= WHOLE
+    assert sum(b[0].shape[-1] * b[0].shape[-2] for b in batches) <= MAX_VALIDATION_PIXELS
     assert all(float(b[3].sum()) > 0 for b in batches)
     small = _raster((60, 50), 2, 0.9)
     small.target, small.weight = torch.ones(len(small.flat), 1), torch.ones(len(small.flat))
     small.val_weight = torch.ones(len(small.flat))
-    whole = list(whole_loader([small]) or [])
+    whole = list(validation_loader([small]) or [])
     assert [b[0].shape[-2:] for b in whole] == [(60, 50)]
 
 

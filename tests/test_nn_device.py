@@ -21,10 +21,10 @@ from stxtools.nn import (
     SCHEMES,
     Augmentation,
     ContrastivePretraining,
+    DistillationTask,
     EmbeddingTask,
     GraphTask,
     GraphTensors,
-    Imitation,
     MaskedPretraining,
     PixelRaster,
     PyramidMLP,
@@ -40,9 +40,9 @@ from stxtools.nn import (
     UNet,
     UNetPretraining,
     task_weighting,
-    whole_loader,
+    validation_loader,
 )
-from stxtools.nn._training import _Here, _loader_at
+from stxtools.nn._training import _setup_loader, _SingleDevice
 
 CARD = torch.device("meta")
 CHANNELS, CLASSES = 3, 4
@@ -77,10 +77,11 @@ def one_step(task: Task, batches: Iterator[Any]) -> None:
     assert all(p.grad is None or p.grad.device == CARD for p in task.parameters())
 
 
-def on_card(loader: DataLoader[Any] | None) -> Any:
-    """The loader as the training on a card has it."""
+def on_card(loader: DataLoader[Any] | None) -> Iterator[Any]:
+    """The batches as the training on a card has them."""
     assert loader is not None
-    return _loader_at(_Here(CARD), loader)
+    card = _SingleDevice(CARD)
+    return map(card.to_device, _setup_loader(card, loader))
 
 
 def rasters(side: int) -> list[PixelRaster]:
@@ -92,7 +93,7 @@ def rasters(side: int) -> list[PixelRaster]:
 
 
 def views(side: int, twins: bool = False) -> Iterator[Any]:
-    return iter(on_card(DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, twins), batch_size=2)))
+    return on_card(DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, twins), batch_size=2))
 
 
 @pytest.mark.parametrize("side", [40, 300], ids=["small section", "section read in windows"])
@@ -110,13 +111,13 @@ def test_pixel_networks_train_on_the_card(kind: str, side: int) -> None:
 def test_held_out_pixels_are_judged_on_the_card() -> None:
     task = SegmentationTask(SegmentationNet(UNet(CHANNELS, width=8), CLASSES), Training()).to(CARD)
     with OneDevice(), torch.no_grad():
-        assert task(next(iter(on_card(whole_loader(rasters(40))))), held_out=True).device == CARD
+        assert task(next(on_card(validation_loader(rasters(40)))), held_out=True).device == CARD
 
 
 def test_the_student_trains_on_the_card() -> None:
     net = PyramidMLP(CHANNELS, [2, CLASSES], width=16, sigmas=(0.0, 1.0))
     pixels = TensorDataset(torch.randn(5, CHANNELS * 2), torch.rand(5, 2 + CLASSES))
-    one_step(Imitation(net, Training()), iter(on_card(DataLoader(pixels, batch_size=5))))
+    one_step(DistillationTask(net, Training()), on_card(DataLoader(pixels, batch_size=5)))
 
 
 def graph() -> GraphTensors:
@@ -137,11 +138,11 @@ def graph() -> GraphTensors:
 def tissue(conv: str) -> TissueModule:
     unet = UNet(CHANNELS, width=8, depth=1)
     gnn = RegionGNN(5 + 16 + 8, hidden=8, out_channels=8, conv=conv, heads=2)  # type: ignore[arg-type]
-    return TissueModule(5, gnn, 8, unet, {"t": 2, "v": 1}, own=7, width=16)
+    return TissueModule(5, gnn, 8, unet, {"t": 2, "v": 1}, n_features=7, width=16)
 
 
 def steps_of(task: GraphTask) -> Iterator[Any]:
-    return iter(on_card(task.loaders(0)[0]))
+    return on_card(task.loaders(0)[0])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

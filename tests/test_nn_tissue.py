@@ -52,7 +52,7 @@ def tissue(tasks: dict[str, int] = TASKS, conv: str = "gatv2") -> tuple[TissueMo
     with seeded(1):
         unet = UNet(3, width=8, depth=1, dropout=0.0)
         gnn = RegionGNN(4 + 8 + 8, hidden=8, out_channels=8, heads=2, conv=conv, dropout=0.0)
-        module = TissueModule(4, gnn, 8, unet, tasks, own=6, width=8, dropout=0.0, input_dropout=0.0)
+        module = TissueModule(4, gnn, 8, unet, tasks, n_features=6, width=8, dropout=0.0, input_dropout=0.0)
         g = GraphTensors(
             torch.randn(5, 4), EDGES, torch.randn(3, 6, 6), torch.ones(1, 6, 6), torch.arange(36),
             torch.arange(36) % 5, torch.randn(36, 6),

@@ -129,9 +129,9 @@ def check_inputs(adata: AnnData, options: Any, groupby: str) -> None:
             found = str(err).split(": it would be lost")[0]
             raise UsageError(f"{found}: it would be lost. Rename or delete it, and save the file again.") from err
     if (options.accelerator, options.devices) not in (("auto", 1), ("cpu", 1)):
-        from stxtools.nn._training import check_devices
+        from stxtools.nn._training import make_fabric
 
-        check_devices(options.accelerator, options.devices)
+        make_fabric(options.accelerator, options.devices)
     if options.labels_key is not None:
         _classes(adata, options.labels_key, "labels_key")
     if groupby != _keys.SEGMENT:

@@ -1,4 +1,4 @@
-"""The base of all fitted models: parameters, fitted check, device, files; and the one way to read a saved model."""
+"""Base class of all models, and reading of saved ones."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ._storage import ModelFile, packed, read_model, write_model
 P = TypeVar("P")
 N = TypeVar("N", bound=nn.Module)
 
-# where a class is defined: one that is not asked for is not imported, nor what it needs
+# modules of the classes, which are imported only when needed
 _MODULES = {"Segmenter": "segmenter.model", "TissueNet": "tissuenet.model", "TissueStudent": "tissuenet.student"}
 
 
 class BaseModel(ABC, Generic[P, N]):
-    """A network with its parameters and what it reads. Once fitted, it holds no training data."""
+    """A network with its parameters and preprocessing, without training data."""
 
     params_type: type[P]
-    used_by: ClassVar[str]  # the public call that applies a model of this class
+    used_by: ClassVar[str]  # public call that applies the model
     saved: ClassVar[tuple[str, ...]] = ("use_rep", "projection", "scaling")  # attributes that a model file holds
 
     def __init__(self, params: P | Mapping[str, Any] | None = None) -> None:
@@ -41,7 +41,7 @@ class BaseModel(ABC, Generic[P, N]):
 
     @property
     def n_features(self) -> int:
-        """Length of the feature vectors of the observations."""
+        """Number of input features of an observation."""
         return len(self.scaling.centre)
 
     @abstractmethod
@@ -49,7 +49,7 @@ class BaseModel(ABC, Generic[P, N]):
         """Return the untrained network."""
 
     def params_dict(self) -> dict[str, Any]:
-        """Parameters as plain values."""
+        """Return the parameters as values that JSON and h5ad can hold."""
         return as_dict(self.params)
 
     def fitted_net(self) -> N:
@@ -59,7 +59,7 @@ class BaseModel(ABC, Generic[P, N]):
         return self.net
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights (safetensors) and description (JSON) to one file."""
+        """Write weights (safetensors) and metadata (JSON) to one file."""
         arrays = {f"net.{name}": value.detach().cpu().numpy() for name, value in self._weights().items()}
         config = {"params": self.params_dict()} | packed(self._state(), "", arrays)
         write_model(path, type(self).__name__, config, arrays)
@@ -72,18 +72,17 @@ class BaseModel(ABC, Generic[P, N]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a model of this class that :meth:`save` wrote; :func:`stxtools.models.load` reads one of any class.
+        """Read a saved model of this class; :func:`stxtools.models.load` reads one of any class.
 
         Raises
         ------
         FileNotFoundError, ValueError
             If there is no such file, or it is another one, a model of another class, or damaged.
         """
-        return _opened(path, (cls.__name__,))
+        return _read(path, (cls.__name__,))
 
     @classmethod
-    def from_file(cls, file: ModelFile) -> Self:
-        """Make the model that a file holds."""
+    def _from_file(cls, file: ModelFile) -> Self:
         try:
             known = cls().params_dict()  # an older version may have had more
             self = cls({name: value for name, value in file.config["params"].items() if name in known})
@@ -128,13 +127,13 @@ def load(path: str | os.PathLike[str]) -> BaseModel[Any, Any]:
     >>> st.models.load("tissue.stx").classes
     ['0', '1', '2']
     """
-    return _opened(path)
+    return _read(path)
 
 
 def model_of(model: Any, *kinds: str, param: str = "model") -> Any:
-    """Return a fitted model, or the one in the file of that path, of one of these ``kinds`` (if any are named)."""
+    """Return a fitted model, given itself or as a path, after checking that it is one of ``kinds`` (if any)."""
     if isinstance(model, (str, os.PathLike)):
-        return _opened(model, kinds)
+        return _read(model, kinds)
     if not isinstance(model, BaseModel):
         wanted = " or ".join(f"stxtools.models.{kind}" for kind in kinds) or "model of stxtools"
         raise TypeError(f"`{param}` must be a path or a {wanted}, not {type(model).__name__}.")
@@ -142,18 +141,18 @@ def model_of(model: Any, *kinds: str, param: str = "model") -> Any:
     return model
 
 
-def _opened(path: str | os.PathLike[str], kinds: Sequence[str] = ()) -> Any:
+def _read(path: str | os.PathLike[str], kinds: Sequence[str] = ()) -> Any:
     file = read_model(shipped_path(path))
     if file.kind not in _MODULES:
         raise ValueError(
             f"{str(file.path)!r} holds a {file.kind[:40]}, which this version of stxtools does not have; train the "
             "model again."
         )
-    found = getattr(import_module(f"stxtools.models.{_MODULES[file.kind]}"), file.kind)
-    _check_kind(f"{str(file.path)!r} holds", found, kinds)
-    return found.from_file(file)
+    cls = getattr(import_module(f"stxtools.models.{_MODULES[file.kind]}"), file.kind)
+    _check_kind(f"{str(file.path)!r} holds", cls, kinds)
+    return cls._from_file(file)
 
 
-def _check_kind(what: str, found: type[BaseModel[Any, Any]], kinds: Sequence[str]) -> None:
-    if kinds and not any(c.__name__ in kinds for c in found.__mro__):
-        raise ValueError(f"{what} a {found.__name__}, not a {' or '.join(kinds)}; apply it with `{found.used_by}`.")
+def _check_kind(subject: str, cls: type[BaseModel[Any, Any]], kinds: Sequence[str]) -> None:
+    if kinds and not any(base.__name__ in kinds for base in cls.__mro__):
+        raise ValueError(f"{subject} a {cls.__name__}, not a {' or '.join(kinds)}; apply it with `{cls.used_by}`.")

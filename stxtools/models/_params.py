@@ -1,17 +1,17 @@
-"""Parameter sets: frozen, documented, given as an instance, a mapping or not at all."""
+"""Parameters of the models: frozen data classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from stxtools._checks import check_bool, check_choice, check_int, check_number
 
 P = TypeVar("P")
 
-# larger networks fit into no memory at hand: a slip of the pen is refused before anything is allocated
-WIDEST, DEEPEST, WIDEST_KERNEL, WIDEST_SIGMA = 4096, 64, 63, 1000.0
+# upper limits, so that a typing error is refused before memory is allocated
+_MAX_WIDTH, _MAX_LAYERS, _MAX_KERNEL, _MAX_SIGMA = 4096, 64, 63, 1000.0
 
 MEMBERS = ("network", "linear", "trees", "label_propagation", "genes")  # of an ensemble
 
@@ -69,7 +69,7 @@ class SegmenterParams:
         check_choice("pretrain", self.pretrain, ("masked", "contrastive", "none"))
         for name in ("pretrain_epochs", "steps_per_epoch", "batch_size", "patience"):
             check_int(name, getattr(self, name), minimum=1)
-        check_unet(self.width, self.depth, self.kernel_size)
+        _check_unet(self.width, self.depth, self.kernel_size)
         if self.epochs is not None:
             check_int("epochs", self.epochs, minimum=1)
         check_int("view_size", self.view_size, minimum=8)
@@ -78,8 +78,8 @@ class SegmenterParams:
         check_number("lr", self.lr, above=0)
         for name in ("weight_decay", "rotation", "scaling"):
             check_number(name, getattr(self, name), minimum=0)
-        for sigma in several("sigmas", self.sigmas):
-            check_number("sigmas", sigma, minimum=0, maximum=WIDEST_SIGMA)
+        for sigma in _check_numbers("sigmas", self.sigmas):
+            check_number("sigmas", sigma, minimum=0, maximum=_MAX_SIGMA)
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ class TissueNetParams:
         for name in ("pretrain_epochs", "epochs", "patience", "max_nodes"):
             check_int(name, getattr(self, name), minimum=1)
         for name in ("hidden", "out_channels", "heads", "spot_width"):
-            check_int(name, getattr(self, name), minimum=1, maximum=WIDEST)
-        check_int("layers", self.layers, minimum=1, maximum=DEEPEST)
-        check_unet(self.unet_width, self.unet_depth, self.kernel_size, "unet_")
+            check_int(name, getattr(self, name), minimum=1, maximum=_MAX_WIDTH)
+        check_int("layers", self.layers, minimum=1, maximum=_MAX_LAYERS)
+        _check_unet(self.unet_width, self.unet_depth, self.kernel_size, "unet_")
         for name in ("dropout", "embed_dropout", "hide", "input_dropout"):
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)
         check_number("lr", self.lr, above=0)
@@ -181,7 +181,7 @@ class TissueNetParams:
             check_number(name, getattr(self, name), minimum=0)
         if self.alpha == self.beta == 0:
             raise ValueError("`alpha` and `beta` are both 0: nothing would be learned.")
-        for size in several("neighbours", self.neighbours):
+        for size in _check_numbers("neighbours", self.neighbours):
             check_int("neighbours", size, minimum=1)
         if self.conv == "gatv2" and (self.hidden % self.heads or self.out_channels % self.heads):
             raise ValueError(
@@ -190,16 +190,16 @@ class TissueNetParams:
             )
 
 
-def check_unet(width: Any, depth: Any, kernel_size: Any, prefix: str = "") -> None:
-    """Check channels, halvings and the side of the filters, an odd number."""
-    check_int(f"{prefix}width", width, minimum=1, maximum=WIDEST)
+def _check_unet(width: Any, depth: Any, kernel_size: Any, prefix: str = "") -> None:
+    """Check width, depth and an odd kernel size."""
+    check_int(f"{prefix}width", width, minimum=1, maximum=_MAX_WIDTH)
     check_int(f"{prefix}depth", depth, minimum=0, maximum=6)
-    if check_int("kernel_size", kernel_size, minimum=1, maximum=WIDEST_KERNEL) % 2 == 0:
+    if check_int("kernel_size", kernel_size, minimum=1, maximum=_MAX_KERNEL) % 2 == 0:
         raise ValueError(f"`kernel_size={kernel_size}` must be odd.")
 
 
 def check_ensemble(value: object) -> None:
-    """Check the names of an ensemble's members."""
+    """Check the members of an ensemble."""
     if isinstance(value, str) and value == "auto":
         return
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
@@ -207,18 +207,18 @@ def check_ensemble(value: object) -> None:
     for name in value:
         check_choice("ensemble", name, MEMBERS)
     if not value or len(set(value)) < len(value):
-        raise ValueError(f"`ensemble={list(value)!r}` must name one member at least, and each once.")
+        raise ValueError(f"`ensemble={list(value)!r}` must name at least one member, and each once.")
     if tuple(value) == ("label_propagation",):
-        raise ValueError("`ensemble` names label propagation alone, which predicts nothing in a section without "
+        raise ValueError("`ensemble` names only label propagation, which predicts nothing in a section without "
                          "labels; add 'network', 'linear', 'trees' or 'genes'.")  # fmt: skip
 
 
-def several(name: str, value: Any) -> Sequence[Any]:
-    """Return numbers that are given as a tuple or list, one at least."""
+def _check_numbers(name: str, value: Any) -> Sequence[Any]:
+    """Check that ``value`` is a tuple or list that is not empty."""
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"`{name}` must be a tuple or list of numbers, not {value!r}.")
     if not value:
-        raise ValueError(f"`{name}` is empty; name one number at least, such as (1,).")
+        raise ValueError(f"`{name}` is empty; give at least one number, such as (1,).")
     return value
 
 
@@ -236,10 +236,9 @@ def resolve(params: P | Mapping[str, Any] | None, kind: type[P]) -> P:
         raise ValueError(
             f"Unknown field(s) of {kind.__name__}: {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         )
-    tupled = {k: tuple(v) if isinstance(v, list) else v for k, v in params.items()}
-    return replace(kind(), **tupled)  # type: ignore[type-var]
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()})
 
 
 def as_dict(params: Any) -> dict[str, Any]:
-    """Fields as plain values that JSON and h5ad can hold."""
+    """Return the fields as values that JSON and h5ad can hold."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(params).items()}

@@ -1,4 +1,4 @@
-"""Models that come with the package."""
+"""Pretrained models in the package."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _FOLDER = Path(__file__).parent / "shipped"
 
 
 def available() -> pd.DataFrame:
-    """List the models that come with the package; a call takes the name as ``model=``.
+    """List the pretrained models in the package; a call takes the name as ``model=``.
 
     Returns
     -------
-    A table with the models' names as index: ``tissue``, ``platform``, ``classes``, ``n_genes``, ``sections`` that it
-    learned from, ``scores`` on sections that it did not see, ``limits`` and ``source``.
+    A table with the models' names as index: ``tissue``, ``platform``, ``classes``, ``n_genes``, training ``sections``,
+    ``scores`` on other sections, ``limits`` and ``source``.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def available() -> pd.DataFrame:
 
 
 def shipped_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Return the file of a model that is named, and any other path as it is."""
+    """Return the file of a pretrained model, given its name; any other path as it is."""
     if isinstance(path, str) and not os.path.exists(path):
         return {file.stem: file for file in _FOLDER.glob("*.stx")}.get(path, path)
     return path

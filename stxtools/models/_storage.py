@@ -1,4 +1,4 @@
-"""Model files: safetensors, with the description as JSON in the header and a checksum of all that a file holds."""
+"""Model files: safetensors with metadata as JSON in the header, and a checksum of both."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from stxtools._checks import check_writable
 from stxtools._files import atomic_write
 from stxtools._types import Array
 
-FORMAT = "stxtools-model"
-FORMAT_VERSION = 4
+_FORMAT = "stxtools-model"
+_FORMAT_VERSION = 4
 
-_ARRAY, _KIND = "__array__", "__kind__"  # in the description: the name of an array, the class of a part
-_PARTS = {
+_ARRAY, _KIND = "__array__", "__kind__"  # keys of the name of an array, and of the class of a dataclass
+_DATACLASSES = {
     "GeneProjection": "_projection", "FeatureScaling": "_section", "SmoothedGenes": "tissuenet.genes",
     "GeneClassifier": "ensemble.gene_classifier", "LabelMoments": "ensemble.moments", "Linear": "ensemble.discriminant",
     "Trees": "ensemble.trees", "Weights": "ensemble.stacking", "Stack": "ensemble.stacking",
@@ -36,7 +36,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class ModelFile:
-    """Description (``config``) and arrays of a model of the class ``kind``, as they were saved."""
+    """Metadata (``config``) and arrays of a saved model of the class ``kind``."""
 
     path: Path
     kind: str
@@ -44,7 +44,7 @@ class ModelFile:
     arrays: Mapping[str, Array]
 
     def restored(self, value: Any) -> Any:
-        """Return what :func:`packed` was given."""
+        """Return the value that :func:`packed` was given."""
         if not isinstance(value, dict):
             return value
         if _ARRAY in value:
@@ -52,11 +52,11 @@ class ModelFile:
         parts = {name: self.restored(part) for name, part in value.items() if name != _KIND}
         if _KIND not in value:
             return parts
-        return getattr(import_module(f"stxtools.models.{_PARTS[value[_KIND]]}"), value[_KIND])(**parts)
+        return getattr(import_module(f"stxtools.models.{_DATACLASSES[value[_KIND]]}"), value[_KIND])(**parts)
 
     def module(self, make: Callable[[], M], prefix: str) -> M:
-        """Return the module that ``make`` makes, with the file's weights, in eval mode."""
-        with torch.device("meta"), _Uninitialised():
+        """Return a module made by ``make``, with the weights of the file, in eval mode."""
+        with torch.device("meta"), _SkipInit():
             module = make()
         weights = {
             name.removeprefix(prefix): torch.from_numpy(value.copy())
@@ -66,8 +66,8 @@ class ModelFile:
         return module.eval()
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Leave out the drawing of first weights: on torch's meta device it would import its compiler."""
+class _SkipInit(TorchFunctionMode):
+    """Skip random initialisation, which imports PyTorch's compiler on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in {"normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"}:
@@ -76,7 +76,7 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def packed(value: Any, name: str, arrays: dict[str, Array]) -> Any:
-    """Return ``value`` for JSON: an array goes to ``arrays`` under its ``name``, a dataclass becomes its fields."""
+    """Return ``value`` for JSON: arrays are moved to ``arrays`` by name, dataclasses become dicts."""
     if isinstance(value, np.ndarray):
         arrays[name] = value
         return {_ARRAY: name}
@@ -88,8 +88,7 @@ def packed(value: Any, name: str, arrays: dict[str, Array]) -> Any:
     return kind | {key: packed(part, f"{name}.{key}" if name else key, arrays) for key, part in value.items()}
 
 
-def damaged(path: Path, what: str) -> ValueError:
-    """Return the error of a file that no longer holds what was written."""
+def _damaged(path: Path, what: str) -> ValueError:
     return ValueError(
         f"The model file {str(path)!r} is damaged: {what}. Copy it again from where it came from, or train and save "
         "the model again."
@@ -97,21 +96,21 @@ def damaged(path: Path, what: str) -> ValueError:
 
 
 def write_model(path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a model file, whole or not at all; ``config`` goes into JSON."""
+    """Write a model file atomically; ``config`` is stored as JSON."""
     from safetensors.numpy import save
 
     check_writable(path)
     for name, value in arrays.items():
-        # a leaf splits nothing: its threshold is infinite
+        # leaves of trees have infinite thresholds
         if np.isnan(value).any() if name.endswith(".threshold") else not np.isfinite(value).all():
             raise ValueError(
                 f"The model's {name!r} holds values that are not finite: its training has diverged. Train it again "
                 "with a lower learning rate, e.g. `params={'lr': 1e-3}`; nothing was saved."
             )
     contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-    header = {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, "config": config}
+    header = {"format": _FORMAT, "version": _FORMAT_VERSION, "kind": kind, "config": config}
     header["checksum"] = _checksum(header, contiguous)
-    content = save(contiguous, metadata={FORMAT: json.dumps(header)})
+    content = save(contiguous, metadata={_FORMAT: json.dumps(header)})
     try:
         with atomic_write(path) as part:
             part.write_bytes(content)
@@ -120,15 +119,15 @@ def write_model(path: str | os.PathLike[str], kind: str, config: dict[str, Any],
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
-    """Read a model file of this version; a ValueError where it is another file, or damaged."""
+    """Read a model file; a ValueError where it is of another version or kind, or damaged."""
     from safetensors import SafetensorError, safe_open
 
     source = _existing(path)
     try:
         with safe_open(str(source), framework="numpy") as file:
-            text = (file.metadata() or {}).get(FORMAT)
+            text = (file.metadata() or {}).get(_FORMAT)
             arrays = {key: file.get_tensor(key) for key in file.keys()} if text is not None else {}  # noqa: SIM118
-    except (SafetensorError, TypeError) as err:  # TypeError: a type that numpy has not
+    except (SafetensorError, TypeError) as err:  # TypeError: a type that numpy lacks
         raise ValueError(
             f"{str(source)!r} is not a model file written by stxtools, or it is damaged ({err}). Copy it again from "
             "where it came from, or train the model again."
@@ -139,7 +138,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelFile:
         raise ValueError(f"{str(source)!r} is a safetensors file, but not a model file written by stxtools.")
     header = _header(source, text)
     if header.get("checksum") != _checksum(header, arrays):
-        raise damaged(source, "its values are not those that were saved (the checksum differs)")
+        raise _damaged(source, "its values are not those that were saved (the checksum differs)")
     return ModelFile(source, header["kind"], header["config"], arrays)
 
 
@@ -147,11 +146,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"A model is read from a path, not from {path!r}.")
     source = Path(path).expanduser()
-    try:
-        there = source.is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        there = False
-    if not there:
+    if not os.path.isfile(source):  # Path.is_file raises for names too long
         raise FileNotFoundError(
             f"There is no model file {str(source)!r}, and `st.models.available()` has no model of this name."
         )
@@ -159,23 +154,23 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 
 def _header(source: Path, text: str) -> dict[str, Any]:
-    """Description in a model file, of the version that is read here."""
+    """Return the metadata of a model file of this version."""
     try:
         header = dict(json.loads(text))
         version = header["version"]
     except (ValueError, TypeError, KeyError, RecursionError) as err:
-        raise damaged(source, f"its description is no JSON with a version ({type(err).__name__})") from err
-    if version != FORMAT_VERSION:
-        older = isinstance(version, int) and version < FORMAT_VERSION
+        raise _damaged(source, f"its metadata is not JSON with a version ({type(err).__name__})") from err
+    if version != _FORMAT_VERSION:
+        older = isinstance(version, int) and version < _FORMAT_VERSION
         raise ValueError(
             f"{str(source)!r} was written by {'an older' if older else 'a newer'} stxtools (file format "
-            f"{str(version)[:20]}, not {FORMAT_VERSION}); {'train the model again' if older else 'upgrade'}."
+            f"{str(version)[:20]}, not {_FORMAT_VERSION}); {'train the model again' if older else 'upgrade'}."
         )
     return header
 
 
 def _checksum(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
-    """SHA-256 of the description and of all arrays with their names, types and shapes."""
+    """SHA-256 of the metadata and of all arrays with their names, types and shapes."""
     described = {key: value for key, value in header.items() if key != "checksum"}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(arrays):

@@ -1,4 +1,4 @@
-"""Correspondence of regions by fused unbalanced Gromov-Wasserstein transport, and what it says of compartments."""
+"""Correspondence of regions, and so of compartments, by fused unbalanced Gromov-Wasserstein transport."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components, shortest_path
@@ -15,9 +16,9 @@ from stxtools._types import Bools, Floats, Ints
 
 Coupling = tuple[Floats, Ints, Ints, Floats, Floats]  # plan, compartments and weights of its rows and columns
 
-HALF = 0.5  # share of its mass with a counterpart, under which a compartment appears or disappears
+HALF = 0.5  # share of the mass with a counterpart, under which a compartment appears or disappears
 _SHRINKAGE = 0.1  # of the covariance within compartments towards a multiple of the identity
-_WITHIN = 0.3  # how much of its own deviation from its compartment a region keeps
+_WITHIN = 0.3  # weight of a region's deviation from its compartment
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Nodes:
 
 
 def discriminant_features(nodes: Nodes) -> Floats:
-    """Features of the regions in which compartments differ and sections do not, (n_regions, n_features).
+    """Features of the regions that separate compartments but not sections, (n_regions, n_features).
 
-    Genes are standardised within sections. Fisher's discriminant axes follow from compartments within sections: no name
-    of a compartment is carried from one section to another. Sections are centred on the mean of their compartments, so
-    that a compartment that grows moves no other. Regions move with their compartment to its mean over the sections of
-    their time, and keep a part of their own deviation. A distance of 1 is the median distance of a compartment from its
-    nearest neighbour in expression at the same time.
+    Genes are standardised within sections. Fisher's discriminant axes are those of compartments within sections:
+    names of compartments are not matched between sections. Sections are centred on the mean of their compartments, so
+    that the size of one does not change the others. The features of a region are the mean of its compartment over the
+    sections of its time, and a part of its deviation from it. A distance of 1 is the median distance of compartments
+    to the nearest one of the same time.
     """
     values = _standardised(nodes)
     group, cell = _groups(nodes.section, nodes.compartment)
@@ -70,9 +71,9 @@ def _standardised(nodes: Nodes) -> Floats:
 
 
 def _groups(one: Ints, two: Ints) -> tuple[Ints, Ints]:
-    """Pairs of codes that occur, and which of them each element has."""
-    found, which = np.unique(np.stack([one, two], axis=1), axis=0, return_inverse=True)
-    return found, which.ravel()
+    """Return the distinct pairs of codes, and the index of each element's pair."""
+    pairs, index = np.unique(np.stack([one, two], axis=1), axis=0, return_inverse=True)
+    return pairs, index.ravel()
 
 
 def _means(values: Floats, weight: Floats, code: Ints, n: int) -> Floats:
@@ -82,7 +83,7 @@ def _means(values: Floats, weight: Floats, code: Ints, n: int) -> Floats:
 
 
 def graph_distances(edges: sparse.csr_matrix, weight: Floats) -> Floats:
-    """Lengths of the shortest paths between regions, in units of their mean: no scale of a section matters."""
+    """Lengths of the shortest paths between regions, in units of their weighted mean."""
     distance = np.asarray(shortest_path(edges, directed=False))
     reached = np.isfinite(distance)
     distance[~reached] = distance[reached].max()
@@ -93,16 +94,16 @@ def graph_distances(edges: sparse.csr_matrix, weight: Floats) -> Floats:
 def couple(
     cost: Floats, structure: tuple[Floats, Floats], weight: tuple[Floats, Floats], structure_weight: float, slack: float
 ) -> Floats:
-    """Mass that each region of a section shares with each of another, (n, m); what fits nowhere is left out.
+    """Transport plan between the regions of two sections, (n, m); mass without a counterpart is left out.
 
     Solves the fused unbalanced Gromov-Wasserstein problem (Sejourne et al. 2021, Thual et al. 2022) by block coordinate
-    descent, without entropy, for a ``cost`` of features, distances within the sections (``structure``, which counts
-    ``structure_weight``) and shares of the regions (``weight``); ``slack`` is the price of mass that is left out.
+    descent, without entropy, for a ``cost`` of features, distances within the sections (``structure``, weighted by
+    ``structure_weight``) and masses of the regions (``weight``); ``slack`` is the penalty of mass that is left out.
     """
     import ot
 
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Numerical errors")  # what POT says of the NaN below
+        warnings.filterwarnings("ignore", "Numerical errors")  # of POT, before the error below
         try:
             plan = ot.gromov.fused_unbalanced_gromov_wasserstein(
                 structure_weight * structure[0], structure_weight * structure[1], *weight, reg_marginals=slack,
@@ -111,13 +112,13 @@ def couple(
         except ValueError as err:
             if "NaN in coupling" not in str(err):
                 raise
-            return np.zeros_like(cost)  # where nothing fits, all mass is left out, and POT divides by none
+            return np.zeros_like(cost)  # all mass is left out, and POT divides by 0
     return np.asarray(plan)
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Compartments of one time (rows) against those of the next: mean ``mass`` shared, and share in their sections."""
+    """Mean mass shared by compartments of one time (rows) and of the next, and their mean total masses."""
 
     mass: Floats
     before: Floats
@@ -136,27 +137,27 @@ class Shared:
 
     @property
     def links(self) -> Bools:
-        """The best target of every source that goes on, and the best source of every target that was there."""
+        """The best target of every source with a counterpart, and the best source of every such target."""
         out = np.zeros(self.mass.shape, dtype=bool)
-        goes_on, was_there = self.forward.sum(axis=1) >= HALF, self.backward.sum(axis=0) >= HALF
-        out[goes_on, self.forward[goes_on].argmax(axis=1)] = True
-        out[self.backward[:, was_there].argmax(axis=0), was_there] = True
+        sources, targets = self.forward.sum(axis=1) >= HALF, self.backward.sum(axis=0) >= HALF
+        out[sources, self.forward[sources].argmax(axis=1)] = True
+        out[self.backward[:, targets].argmax(axis=0), targets] = True
         return out & (self.mass > 0)
 
 
 def shared_mass(
     couplings: Sequence[Coupling], shape: tuple[int, int], n_permutations: int, rng: np.random.Generator
 ) -> Shared:
-    """Sum couplings of regions up to compartments, and compare them with labels shuffled over later regions."""
+    """Sum transport plans by compartments, with a permutation test over the labels of the later regions."""
     mass, null = np.zeros(shape), np.zeros((n_permutations, *shape))
     before, after = np.zeros(shape[0]), np.zeros(shape[1])
     for plan, rows, columns, one, two in couplings:
-        half, labels = np.eye(shape[0])[rows].T @ plan, np.eye(shape[1])[columns]
-        mass += half @ labels
+        by_source, labels = np.eye(shape[0])[rows].T @ plan, np.eye(shape[1])[columns]
+        mass += by_source @ labels
         before += np.bincount(rows, one, minlength=shape[0])
         after += np.bincount(columns, two, minlength=shape[1])
         for i in range(n_permutations):
-            null[i] += half @ labels[rng.permutation(len(columns))]
+            null[i] += by_source @ labels[rng.permutation(len(columns))]
     n = len(couplings)
     pvals = (1 + (null >= mass * (1 - 1e-12)).sum(axis=0)) / (1 + n_permutations)
     return Shared(mass / n, before / n, after / n, pvals)
@@ -169,9 +170,7 @@ def events(links: Bools) -> NDArray[np.str_]:
 
 
 def lineages(n: int, linked: Sequence[tuple[int, int]]) -> Ints:
-    """Number of the lineage of each of ``n`` compartments: those that links connect, in the order of their first."""
+    """Lineage of each of ``n`` compartments: connected components of the links, numbered in order of appearance."""
     one, two = np.array(linked, dtype=np.int64).reshape(-1, 2).T
-    joined = sparse.csr_matrix((np.ones(len(one)), (one, two)), shape=(n, n))
-    component = connected_components(joined, directed=False)[1]
-    _, first, which = np.unique(component, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[which.ravel()].astype(np.int64)
+    graph = sparse.csr_matrix((np.ones(len(one)), (one, two)), shape=(n, n))
+    return pd.factorize(connected_components(graph, directed=False)[1])[0].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Message passing on the region graph: the plain sum, and GATv2 attention."""
+"""Message passing on the region graph: GATv2 attention or the sum over neighbours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from stxtools._spatial.blocks import Subgraph
 
-with warnings.catch_warnings():  # torch warns of what PyTorch Geometric calls while it is imported
+with warnings.catch_warnings():  # raised while PyTorch Geometric is imported
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     from torch_geometric.nn import GATv2Conv, GCNConv
     from torch_geometric.typing import OptTensor
@@ -22,7 +22,7 @@ with warnings.catch_warnings():  # torch warns of what PyTorch Geometric calls w
 
 
 class GatedGATv2(GATv2Conv):
-    """GATv2 (Brody et al. 2022) whose messages can be gated: closing an edge's gate shows what it is worth."""
+    """GATv2 (Brody et al. 2022) with a gate on every message, whose gradient is the importance of an edge."""
 
     def __init__(self, in_channels: int, out_channels: int, heads: int) -> None:
         super().__init__(in_channels, out_channels, heads=heads, add_self_loops=False)
@@ -30,7 +30,7 @@ class GatedGATv2(GATv2Conv):
     def edge_update(
         self, x_j: Tensor, x_i: Tensor, edge_attr: OptTensor, index: Tensor, ptr: OptTensor, dim_size: int | None
     ) -> Tensor:
-        """Attention, times the gate where there is one."""
+        """Attention times the gate (``edge_attr``)."""
         alpha = super().edge_update(x_j, x_i, None, index, ptr, dim_size)
         return alpha if edge_attr is None else alpha * edge_attr[:, None]
 
@@ -38,7 +38,7 @@ class GatedGATv2(GATv2Conv):
 class RegionGNN(nn.Module):
     r"""Layers of message passing over regions, ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"``.
 
-    The plain sum is :math:`h_v^{(l+1)} = \sigma\big(\sum_{u \in N(v)} W^{(l)} h_u^{(l)} + b^{(l)}\big)` with Xavier
+    The sum is :math:`h_v^{(l+1)} = \sigma\big(\sum_{u \in N(v)} W^{(l)} h_u^{(l)} + b^{(l)}\big)` with Xavier
     initialisation; ``N(v)`` are the neighbours without ``v`` itself.
     """
 
@@ -66,40 +66,40 @@ class RegionGNN(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',).
 
-        With ``core`` (see :class:`Subgraph`; no gate then) only those of the core.
+        With ``core`` (see :class:`Subgraph`; without ``gate``) only those of the core.
         """
-        # PyG would look for loops in every layer, and the host wait for what it finds
+        # PyTorch Geometric's own self-loops would make the host wait for the device in every layer
         loops = torch.arange(len(h) if self.kind == "gatv2" else 0, device=h.device).expand(2, -1)
         gate = None if gate is None else torch.cat([gate, gate.new_ones(loops.shape[1])])
         last = len(self.convs) - 1
         conv: Any
         for i, conv in enumerate(self.convs):
-            h = at = F.dropout(h, self.dropout, self.training)
+            h = receivers = F.dropout(h, self.dropout, self.training)
             if i == last and core is not None:
-                at, edges, loops = h[: core[0]], edges[:, : core[1]], loops[:, : core[0]]
+                receivers, edges, loops = h[: core[0]], edges[:, : core[1]], loops[:, : core[0]]
             messages = torch.cat([edges, loops], dim=1)
             if self.kind == "sum":
-                h = conv(h, messages, gate)[: len(at)]
+                h = conv(h, messages, gate)[: len(receivers)]
                 h = F.relu(h) if i < last else h
             else:
-                out, (_, alpha) = conv((h, at), messages, gate, return_attention_weights=True)
-                h = self.norms[i](out + self.skips[i](at))
+                out, (_, alpha) = conv((h, receivers), messages, gate, return_attention_weights=True)
+                h = self.norms[i](out + self.skips[i](receivers))
                 h = F.elu(h) if i < last else h
         if self.kind == "sum":
             return h, edges, 1 / degree(edges[1], len(h), h.dtype)[edges[1]]
         return h, messages, alpha.mean(dim=1)
 
     def by_parts(self, h: Tensor, parts: Sequence[Subgraph]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same, part by part; each part's halo must reach as many steps as there are layers."""
-        found = [self(h[part.nodes], part.edges, core=part.core) for part in parts]
-        place = torch.cat([part.nodes[: part.core[0]] for part in parts])
-        states = torch.cat([out for out, _, _ in found])
-        edges = torch.cat([part.nodes[at] for part, (_, at, _) in zip(parts, found, strict=True)], dim=1)
-        return torch.empty_like(states).index_copy(0, place, states), edges, torch.cat([w for _, _, w in found])
+        """Run :meth:`forward` on one part after the other, whose halos must reach as many steps as there are layers."""
+        outputs = [self(h[part.nodes], part.edges, core=part.core) for part in parts]
+        states, local_edges, attention = zip(*outputs, strict=True)
+        order = torch.cat([part.nodes[: part.core[0]] for part in parts]).argsort()
+        edges = [part.nodes[local] for part, local in zip(parts, local_edges, strict=True)]
+        return torch.cat(states)[order], torch.cat(edges, dim=1), torch.cat(attention)
 
 
 class Readout(nn.Module):
-    """Gated sum of the node states: one embedding Z for a section (Li et al. 2016)."""
+    """Gated sum of the node states, the embedding Z of a section (Li et al. 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

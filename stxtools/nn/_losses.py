@@ -1,4 +1,4 @@
-"""Losses: cross-entropy with soft targets, squared errors, masked reconstruction, contrast of twins."""
+"""Losses: cross-entropy with soft targets, squared errors, masked reconstruction and contrastive learning."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def weighted_mse(values: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def reconstruction_error(
-    unet: nn.Module, decoder: nn.Module, x: Tensor, keep: Tensor, wanted: Tensor, judged: Tensor
+    unet: nn.Module, decoder: nn.Module, x: Tensor, visible: Tensor, target: Tensor, masked: Tensor
 ) -> Tensor:
-    """Mean squared error of ``wanted`` (B, C, H, W), at ``judged`` pixels, seen through the pixels to ``keep``."""
-    error = (decoder(unet(x * keep, keep)) - wanted).square().mean(dim=1, keepdim=True)
-    return (error * judged).sum() / judged.sum().clamp_min(1)
+    """Mean squared error of ``target`` (B, C, H, W) at ``masked`` pixels, predicted from the ``visible`` ones."""
+    error = (decoder(unet(x * visible, visible)) - target).square().mean(dim=1, keepdim=True)
+    return (error * masked).sum() / masked.sum().clamp_min(1)
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """NT-Xent loss (Chen et al. 2020) of embeddings (2B, d) whose rows i and i + B are twins."""
+    """NT-Xent loss (Chen et al. 2020) of embeddings (2B, d) whose rows i and i + B are positive pairs."""
     z = F.normalize(z, dim=1)
     n = len(z)
     similarity = z @ z.T / temperature
     similarity = similarity.masked_fill(torch.eye(n, dtype=torch.bool, device=z.device), float("-inf"))
-    twin = (torch.arange(n, device=z.device) + n // 2) % n
-    return F.cross_entropy(similarity, twin)
+    positive = (torch.arange(n, device=z.device) + n // 2) % n
+    return F.cross_entropy(similarity, positive)

@@ -1,4 +1,4 @@
-"""Training of pixel networks: masked and contrastive pretraining, segmentation from soft targets, imitation."""
+"""Training of pixel networks: masked and contrastive pretraining, segmentation, knowledge distillation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._losses import nt_xent, reconstruction_error, soft_cross_entropy
-from ._recipe import Training
+from ._options import Training
 from ._training import Task
 from ._unet import PyramidMLP, SegmentationNet, UNet
 
@@ -16,7 +16,7 @@ _TEMPERATURE = 0.2
 
 
 class MaskedPretraining(Task):
-    """Blocks of the raster are hidden and predicted from what surrounds them (masked reconstruction)."""
+    """Masked reconstruction: blocks of the raster are predicted from their surroundings."""
 
     def __init__(self, unet: UNet, channels: int, training: Training) -> None:
         super().__init__(training)
@@ -24,14 +24,14 @@ class MaskedPretraining(Task):
         self.decoder = nn.Conv2d(unet.width, channels, 1)
 
     def loss(self, batch: dict[str, Tensor], held_out: bool = False) -> Tensor:
-        """Mean squared error of the hidden pixels' smoothed features."""
-        keep = batch["occupied"] * (1 - batch["block"])
-        hidden = batch["present"] * batch["block"]
-        return reconstruction_error(self.unet, self.decoder, batch["x"], keep, batch["clean"], hidden)
+        """Mean squared error at the masked pixels."""
+        visible = batch["occupied"] * (1 - batch["block"])
+        masked = batch["present"] * batch["block"]
+        return reconstruction_error(self.unet, self.decoder, batch["x"], visible, batch["clean"], masked)
 
 
 class ContrastivePretraining(Task):
-    """Two views of a place should agree, those of other places should not (SimCLR; Chen et al. 2020)."""
+    """Contrastive learning of two views of each location (SimCLR; Chen et al. 2020)."""
 
     def __init__(self, unet: UNet, channels: int, training: Training) -> None:
         super().__init__(training)
@@ -39,7 +39,7 @@ class ContrastivePretraining(Task):
         self.projector = nn.Sequential(nn.Linear(unet.width, unet.width), nn.ReLU(), nn.Linear(unet.width, unet.width))
 
     def loss(self, batch: dict[str, Tensor], held_out: bool = False) -> Tensor:
-        """NT-Xent loss of a batch of twin views."""
+        """NT-Xent loss of a batch of pairs of views."""
         z = torch.cat([self._embed(batch["x"], batch["occupied"]), self._embed(batch["x2"], batch["occupied2"])])
         return nt_xent(z, _TEMPERATURE)
 
@@ -49,28 +49,28 @@ class ContrastivePretraining(Task):
 
 
 class SegmentationTask(Task):
-    """Cross-entropy of the U-Net's compartments with soft targets, weighted by pixel."""
+    """Segmentation from soft targets, weighted by pixel."""
 
     def __init__(self, net: SegmentationNet, training: Training) -> None:
         super().__init__(training)
         self.net = net
 
     def loss(self, batch: Any, held_out: bool = False) -> Tensor:
-        """Weighted cross-entropy of random views, or of the pixels held out in a whole section."""
+        """Weighted cross-entropy of random views, or of the validation pixels of a section."""
         x, occupied, target, weight = batch if held_out else (batch[k] for k in ("x", "occupied", "target", "weight"))
         return soft_cross_entropy(self.net(x, occupied)[0], target, weight[:, 0])
 
 
-class Imitation(Task):
-    """Cross-entropy of a student's classes with a teacher's probabilities (Hinton et al. 2015), summed over tasks."""
+class DistillationTask(Task):
+    """Knowledge distillation: cross-entropy with a teacher's probabilities (Hinton et al. 2015), summed over tasks."""
 
     def __init__(self, net: PyramidMLP, training: Training) -> None:
         super().__init__(training)
         self.net = net
 
     def loss(self, batch: list[Tensor], held_out: bool = False) -> Tensor:
-        """Mean over pixels; the probabilities of the tasks stand side by side."""
+        """Mean over pixels; the probabilities of the tasks are concatenated."""
         means, target = batch
-        parts = zip(self.net.from_means(means), target.split(self.net.sizes, dim=1), strict=True)
-        even = torch.ones(len(means), device=means.device)
-        return torch.stack([soft_cross_entropy(found, wanted, even) for found, wanted in parts]).sum()
+        tasks = zip(self.net.from_means(means), target.split(self.net.sizes, dim=1), strict=True)
+        weight = torch.ones(len(means), device=means.device)
+        return torch.stack([soft_cross_entropy(logits, proba, weight) for logits, proba in tasks]).sum()

@@ -1,6 +1,6 @@
-"""Rasters kept as their occupied pixels, cut into windows for training and into tiles for prediction.
+"""Sparse rasters, cut into windows for training and into tiles for prediction.
 
-Every layer has a bounded reach, so a tile that carries as much context gives the same numbers as the whole raster.
+Tiles overlap by the receptive field, so that tiled predictions equal those of the whole raster.
 """
 
 from __future__ import annotations
@@ -16,34 +16,30 @@ from stxtools._settings import settings
 
 from ._unet import PyramidMLP, SegmentationNet, UNet
 
-LARGEST_TILE = 256  # pixels; larger ones leave the processor's cache: 1.4 times the time, 1.7 times the memory
+LARGEST_TILE = 256  # pixels; larger ones exceed the CPU cache: 1.4 times the time, 1.7 times the memory
 SMALLEST_TILE = 64
 
 
 @dataclass
 class PixelRaster:
-    """A section as a list of its P occupied pixels; their indices are on the CPU, their values may lie on a device."""
+    """The P occupied pixels of a section; indices are on the CPU, values may be on another device."""
 
     shape: tuple[int, int]  # rows and columns of the raster
     flat: Tensor  # index of every occupied pixel in the flattened raster, ascending, (P,)
     x: Tensor  # standardised features, (P, C)
-    target: Tensor | None = None  # class probabilities to learn, (P, K), or None for pretraining and prediction
-    weight: Tensor | None = None  # how much a pixel counts in training and in validation, (P,)
+    target: Tensor | None = None  # soft labels (P, K), or None for pretraining and prediction
+    weight: Tensor | None = None  # sample weights in training and in validation, (P,)
     val_weight: Tensor | None = None
 
     def to(self, device: torch.device) -> PixelRaster:
-        """Return a copy whose values lie on ``device``."""
+        """Return a copy with the values on ``device``."""
         return replace(self, **{name: values.to(device) for name, values in self._values().items()})  # type: ignore[arg-type]
 
     def _values(self) -> dict[str, Tensor]:
-        """What each pixel has: ``x``, and ``target``, ``weight`` and ``val_weight`` where there are any."""
         return {k: v for k, v in vars(self).items() if k not in ("shape", "flat") and v is not None}
 
     def window(self, top: int, left: int, height: int, width: int) -> dict[str, Tensor]:
-        """Return the values of a window from (``top``, ``left``) as dense tensors (C, H, W), and where it is occupied.
-
-        Nothing lies outside the raster, or where there is no observation.
-        """
+        """Return the values of a window as dense tensors (C, H, W), and its mask ``occupied``; zero where empty."""
         first_row = min(max(top, 0), self.shape[0])
         rows = torch.arange(first_row, max(min(top + height, self.shape[0]), first_row)) * self.shape[1]
         first = torch.searchsorted(self.flat, rows + max(left, 0))
@@ -52,22 +48,22 @@ class PixelRaster:
         skipped = first - (count.cumsum(0) - count)
         index = torch.arange(int(count.sum())) + torch.repeat_interleave(skipped, count)
         row, col = self.flat[index] // self.shape[1], self.flat[index] % self.shape[1]
-        index, at = torch.stack([index, (row - top) * width + (col - left)]).to(self.x.device)
-        out = {"occupied": self.x.new_ones(len(at))} | {name: v[index] for name, v in self._values().items()}
+        index, pixel = torch.stack([index, (row - top) * width + (col - left)]).to(self.x.device)
+        out = {"occupied": self.x.new_ones(len(pixel))} | {name: v[index] for name, v in self._values().items()}
         for name, values in out.items():
             dense = values.new_zeros((*values.shape[1:], height * width))
-            dense[..., at] = values.movedim(0, -1)
+            dense[..., pixel] = values.movedim(0, -1)
             out[name] = dense.reshape(-1, height, width)
         return out
 
 
 def tile_margin(unet: UNet | PyramidMLP) -> int:
-    """Context of a tile in pixels: the receptive field, rounded up so that tiles begin on the U-Net's stride."""
+    """Return the overlap of tiles in pixels: the receptive field, rounded up to a multiple of the stride."""
     return -(-unet.receptive_field // unet.stride) * unet.stride
 
 
 def tile_side(unet: UNet | PyramidMLP, channels: int) -> int:
-    """Return the largest core of a tile whose prediction fits into ``settings.max_memory``, by a generous estimate."""
+    """Return the side of a tile whose prediction fits into ``settings.max_memory``, by a conservative estimate."""
     per_pixel = 4 * (channels * (3 + 2 * len(unet.pyramid.sigmas)) + 20 * unet.width)
     fits = math.isqrt(int(settings.max_memory * 2**30 / per_pixel)) - 2 * tile_margin(unet)
     side = min(max(fits, SMALLEST_TILE), LARGEST_TILE)
@@ -88,38 +84,34 @@ def predict_pixels(
     if side % net.unet.stride:
         raise ValueError(f"`side={side}` must be a multiple of the U-Net's stride, {net.unet.stride}.")
     flat, width = raster.flat if only is None else raster.flat[only], raster.shape[1]
-    proba: Tensor | None = None
-    features: Tensor | None = None
-    for members, tile in _tiles(flat, raster.shape, side, tile_margin(net.unet)):
-        view, (top, left, _, across) = raster.window(*tile), tile
-        logits, found = net(view["x"][None].to(device), view["occupied"][None].to(device))
-        at = ((flat[members] // width - top) * across + flat[members] % width - left).to(device)
-        part = logits[0].flatten(1)[:, at].softmax(dim=0).T.to(raster.x.device)
-        part_features = found[0].flatten(1)[:, at].T.to(raster.x.device)
-        if proba is None or features is None:
-            n = len(flat)
-            proba, features = part.new_empty((n, part.shape[1])), part_features.new_empty((n, part_features.shape[1]))
-        members = members.to(proba.device)
-        proba[members], features[members] = part, part_features
-    if proba is None or features is None:
+    out: list[Tensor] = []
+    for members, (top, left, height, tile_width) in _tiles(flat, raster.shape, side, tile_margin(net.unet)):
+        view = raster.window(top, left, height, tile_width)
+        logits, features = net(view["x"][None].to(device), view["occupied"][None].to(device))
+        pixel = ((flat[members] // width - top) * tile_width + flat[members] % width - left).to(device)
+        parts = logits[0].flatten(1)[:, pixel].softmax(dim=0).T, features[0].flatten(1)[:, pixel].T
+        out = out or [raster.x.new_empty((len(flat), part.shape[1])) for part in parts]
+        for whole, part in zip(out, parts, strict=True):
+            whole[members.to(whole.device)] = part.to(whole.device)
+    if not out:
         raise ValueError("The raster has no occupied pixel; there is nothing to predict.")
-    return proba.cpu(), features.cpu()
+    return out[0].cpu(), out[1].cpu()
 
 
 def _tiles(
     flat: Tensor, shape: tuple[int, int], side: int, margin: int
 ) -> Iterator[tuple[Tensor, tuple[int, int, int, int]]]:
-    """Pixels in the core of every tile that has any, and its window: first row and column, height, width."""
+    """Yield the pixels in the core of every tile that is not empty, and its window: top, left, height, width."""
     height, width = shape
     if height * width <= side * side and len(flat):
         yield torch.arange(len(flat)), (0, 0, height, width)
         return
-    across = -(-width // side)
-    number = (flat // width // side) * across + flat % width // side
+    per_row = -(-width // side)
+    number = (flat // width // side) * per_row + flat % width // side
     order = torch.argsort(number, stable=True)
-    found, count = torch.unique_consecutive(number[order], return_counts=True)
-    for tile, members in zip(found.tolist(), order.split(count.tolist()), strict=True):
-        row, col = tile // across * side, tile % across * side
+    tiles, count = torch.unique_consecutive(number[order], return_counts=True)
+    for tile, members in zip(tiles.tolist(), order.split(count.tolist()), strict=True):
+        row, col = tile // per_row * side, tile % per_row * side
         top, left = max(row - margin, 0), max(col - margin, 0)
         bottom, right = min(row + side + margin, height), min(col + side + margin, width)
         yield members, (top, left, bottom - top, right - left)

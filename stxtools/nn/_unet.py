@@ -1,7 +1,4 @@
-"""Networks of pixels, of blocks with a bounded reach: the U-Net (Ronneberger et al. 2015), and a student of it.
-
-A pixel of the output depends on a window only, so that tiles give the same result.
-"""
+"""Pixel networks with a bounded receptive field: the U-Net (Ronneberger et al. 2015), and a student network."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SQUEEZED = 16  # channels that are smoothed: genes of a disease are not among the first few
+_SQUEEZED = 16  # channels after the first projection
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel: a tile is normalised exactly as the full raster is."""
+    """Layer normalisation over the channels of each pixel, which is the same in a tile and in the whole raster."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -23,7 +20,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class GaussianPyramid(nn.Module):
-    """The raster at several smoothing scales (pixels; 0 keeps it as it is), averaged over occupied pixels only."""
+    """Gaussian smoothing at several scales (pixels; 0 for none), normalised by the occupied pixels."""
 
     def __init__(self, sigmas: Sequence[float]) -> None:
         super().__init__()
@@ -33,7 +30,7 @@ class GaussianPyramid(nn.Module):
 
     @property
     def radius(self) -> int:
-        """Largest distance in pixels from which a value can come."""
+        """Radius of the largest kernel in pixels."""
         return max((kernel.numel() // 2 for kernel in self.buffers()), default=0)
 
     def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
@@ -52,13 +49,13 @@ class GaussianPyramid(nn.Module):
 
 def _gaussian(sigma: float) -> Tensor:
     radius = max(1, round(2.5 * sigma)) if sigma > 0 else 0
-    at = torch.arange(-radius, radius + 1, dtype=torch.float32, device="cpu")  # also within an outline
+    at = torch.arange(-radius, radius + 1, dtype=torch.float32, device="cpu")  # not on the meta device
     kernel = torch.exp(-0.5 * (at / max(sigma, 1e-6)) ** 2)
     return kernel / kernel.sum()
 
 
 def _blur(x: Tensor, kernel: Tensor) -> Tensor:
-    """Separable depthwise blur with zero padding; in channels-last order, which is 6 to 30 times faster on a CPU."""
+    """Blur by a separable depthwise convolution; channels last, which is 6 to 30 times faster on a CPU."""
     channels, radius = x.shape[1], kernel.numel() // 2
     kernel = kernel.to(x.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -67,7 +64,7 @@ def _blur(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def he_init(module: nn.Module) -> None:
-    """He initialisation of convolutions (He et al. 2015), biases at zero."""
+    """Apply He initialisation (He et al. 2015) to convolutions, with biases of zero."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -97,7 +94,7 @@ class ConvBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net over a multi-scale view of the raster; one feature vector per pixel."""
+    """U-Net on the raster at several smoothing scales; one feature vector per pixel."""
 
     def __init__(
         self, in_channels: int, *, width: int = 32, depth: int = 2, kernel_size: int = 3, dropout: float = 0.1,
@@ -118,13 +115,13 @@ class UNet(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Rasters are padded to multiples of this many pixels."""
+        """Number of pixels to a multiple of which rasters are padded."""
         return 2**self.depth
 
     @property
     def receptive_field(self) -> int:
-        """Largest distance in pixels from which an output pixel can be influenced (an upper bound)."""
-        blocks = 3 * self.stride - 2  # of level i, each reaches 2**i times as far: two up to the lowest, which has one
+        """Upper bound of the distance in pixels from which an output pixel can be influenced."""
+        blocks = 3 * self.stride - 2  # two at level i, with a reach of 2**i each, and one at the lowest level
         return self.pyramid.radius + self.kernel_size // 2 * 2 * blocks + 2 * self.stride
 
     def forward(self, x: Tensor, occupied: Tensor) -> Tensor:
@@ -132,7 +129,7 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         pad = (0, -width % self.stride, 0, -height % self.stride)
         x, occupied = F.pad(x, pad), F.pad(occupied, pad)
-        # channels last from here on: a CPU convolves faster, and each change of the order is a copy
+        # channels last throughout: convolutions are faster on a CPU, and each change of the order is a copy
         scales = self.pyramid(x.contiguous(memory_format=torch.channels_last), occupied)
         h = self.stem(torch.cat([scales, occupied[:, 0, ..., None].permute(0, 3, 1, 2)], dim=1))
         skips = []
@@ -147,7 +144,7 @@ class UNet(nn.Module):
 
 
 class SegmentationNet(nn.Module):
-    """U-Net with a pixel classifier: logits of the compartments."""
+    """U-Net with a linear classifier of pixels."""
 
     def __init__(self, unet: UNet, n_classes: int) -> None:
         super().__init__()
@@ -163,7 +160,7 @@ class SegmentationNet(nn.Module):
 
 
 class PyramidMLP(nn.Module):
-    """Two-layer perceptron on the raster at several smoothing scales, that classifies pixels for one or more tasks."""
+    """Two-layer perceptron on the raster at several smoothing scales; classifies pixels for one or more tasks."""
 
     stride = 1
 
@@ -171,7 +168,7 @@ class PyramidMLP(nn.Module):
         super().__init__()
         self.sizes, self.width = list(sizes), width  # numbers of classes of the tasks
         self.pyramid = GaussianPyramid(sigmas)
-        self.squeeze = nn.Conv2d(in_channels, min(SQUEEZED, in_channels), 1, bias=False)
+        self.squeeze = nn.Conv2d(in_channels, min(_SQUEEZED, in_channels), 1, bias=False)
         self.body = nn.Sequential(
             nn.Conv2d(self.squeeze.out_channels * len(sigmas) + 1, width, 1),
             nn.ReLU(inplace=True),
@@ -186,23 +183,23 @@ class PyramidMLP(nn.Module):
 
     @property
     def unet(self) -> PyramidMLP:
-        """Itself: it stands in for a segmentation network and its U-Net."""
+        """The network itself, as that of a :class:`SegmentationNet`."""
         return self
 
     @property
     def receptive_field(self) -> int:
-        """Distance in pixels from which an output pixel can be influenced."""
+        """Largest distance in pixels from which an output pixel can be influenced."""
         return self.pyramid.radius
 
     def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each task's logarithmic probabilities (B, K, H, W), and features (B, width, H, W)."""
+        """Return the log probabilities of each task (B, K, H, W), and features (B, width, H, W)."""
         x = self.squeeze(x.contiguous(memory_format=torch.channels_last))
         features = self.body(torch.cat([self.pyramid(x, occupied), occupied], dim=1))
         parts = self.head(features).split(self.sizes, dim=1)
         return torch.cat([part.log_softmax(dim=1) for part in parts], dim=1), features
 
     def from_means(self, means: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits of each task (B, K) of pixels from the means of all channels (B, n_scales * C) at them."""
+        """Return the logits of each task (B, K) from smoothed channels of single pixels (B, n_scales * C)."""
         n = len(means)
         scales = means.reshape(n * len(self.pyramid.sigmas), -1)[:, :, None, None]
         squeezed = self.squeeze(scales).reshape(n, -1, 1, 1)
@@ -210,13 +207,13 @@ class PyramidMLP(nn.Module):
         return self.head(features)[:, :, 0, 0].split(self.sizes, dim=1)
 
 
-class Means(nn.Module):
-    """The means alone in the form of a segmentation network, to be read at the pixels of a raster."""
+class Smoother(nn.Module):
+    """The smoothed channels in the form of a segmentation network, for :func:`predict_pixels`."""
 
     def __init__(self, student: PyramidMLP) -> None:
         super().__init__()
         self.unet = student
 
     def forward(self, x: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mask in place of logits, and the means."""
+        """Return the mask in place of logits, and the smoothed channels."""
         return occupied, self.unet.pyramid(x, occupied)

@@ -1,4 +1,4 @@
-"""What the U-Net learns from: views at random (turned, scaled, mirrored, masked), and whole sections to judge it by."""
+"""Data of the U-Net: random views (rotated, scaled, reflected, masked) for training, whole sections for validation."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from ._tiles import PixelRaster
 
-WHOLE = 65_536  # pixels up to which a section is validated as a whole, and that its windows have together beyond
+MAX_VALIDATION_PIXELS = 65_536  # of a section; a larger one is validated on some windows
 _WINDOW = 128
 _EPOCHS, _EPOCHS_LARGE, _MANY_VIEWS = 10, 30, 4
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training views differ from the raster."""
+    """Random transformations of training views."""
 
     rotation: float = 180.0  # largest rotation in degrees; 180 means any angle
-    scaling: float = 0.25  # views are enlarged or shrunk by a factor between ``1 / (1 + scaling)`` and ``1 + scaling``
-    reflect: bool = True  # whether half of the views are mirrored
-    drop: float = 0.1  # share of pixels whose features are hidden from the network
+    scaling: float = 0.25  # the zoom is between ``1 / (1 + scaling)`` and ``1 + scaling``
+    reflect: bool = True  # with a probability of 0.5
+    drop: float = 0.1  # share of masked pixels
 
 
 def _uniform(generator: torch.Generator) -> float:
@@ -33,13 +33,13 @@ def _uniform(generator: torch.Generator) -> float:
 
 
 def affine_grid(
-    shape: tuple[int, int], size: int, centre: tuple[float, float], generator: torch.Generator, how: Augmentation,
-    device: torch.device | None = None,
+    shape: tuple[int, int], size: int, centre: tuple[float, float], generator: torch.Generator,
+    augmentation: Augmentation, device: torch.device | None = None,
 ) -> Tensor:  # fmt: skip
     """Sampling grid (1, size, size, 2) of a random view around ``centre`` (row, column)."""
-    angle = math.radians(how.rotation) * (2 * _uniform(generator) - 1)
-    zoom = (1 + how.scaling) ** (2 * _uniform(generator) - 1)
-    mirror = -1.0 if how.reflect and _uniform(generator) < 0.5 else 1.0
+    angle = math.radians(augmentation.rotation) * (2 * _uniform(generator) - 1)
+    zoom = (1 + augmentation.scaling) ** (2 * _uniform(generator) - 1)
+    mirror = -1.0 if augmentation.reflect and _uniform(generator) < 0.5 else 1.0
     at = (torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2) / zoom
     rows, cols = torch.meshgrid(at, at * mirror, indexing="ij")
     cos, sin = math.cos(angle), math.sin(angle)
@@ -51,7 +51,7 @@ def affine_grid(
 
 
 def resample(values: Tensor, weight: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample ``values`` (C, H, W), known where ``weight`` (1, H, W) is positive, and the weight; 0 where unknown."""
+    """Sample ``values`` (C, H, W), known where ``weight`` (1, H, W) is positive, and the weight; 0 elsewhere."""
     stack = torch.cat([values * weight, weight])[None]
     out = F.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     weight_out = out[-1:]
@@ -62,7 +62,7 @@ def resample(values: Tensor, weight: Tensor, grid: Tensor) -> tuple[Tensor, Tens
 def block_mask(
     shape: tuple[int, int], share: float, block: int, generator: torch.Generator, device: torch.device | None = None
 ) -> Tensor:
-    """Boolean (H, W): square blocks of ``block`` pixels chosen with probability ``share``."""
+    """Random mask (H, W) of square blocks with a side of ``block`` pixels, each chosen with probability ``share``."""
     rows, cols = -(-shape[0] // block), -(-shape[1] // block)
     coarse = (torch.rand((rows, cols), generator=generator) < share).to(device)
     fine = coarse.repeat_interleave(block, 0).repeat_interleave(block, 1)
@@ -70,24 +70,25 @@ def block_mask(
 
 
 class RandomViews(Dataset[dict[str, Tensor]]):
-    """Random views of sections; the view of an item depends on seed, epoch and index alone."""
+    """Random views of sections, determined by seed, epoch and index."""
 
     def __init__(
-        self, sections: Sequence[PixelRaster], size: int, length: int, how: Augmentation, seed: int, twins: bool = False
-    ) -> None:
-        self.sections, self.size, self.length, self.how = list(sections), size, length, how
+        self, sections: Sequence[PixelRaster], size: int, length: int, augmentation: Augmentation, seed: int,
+        twins: bool = False,
+    ) -> None:  # fmt: skip
+        self.sections, self.size, self.length, self.augmentation = list(sections), size, length, augmentation
         self.seed, self.twins, self.epoch = seed, twins, 0
         counts = torch.tensor([len(s.flat) for s in self.sections], dtype=torch.float64)
         self.share = (counts / counts.sum()).cumsum(0)
-        # a view reaches this far from its middle: half its diagonal, shrunk to the largest, and a pixel to interpolate
-        self.reach = math.ceil(size / 2 * math.sqrt(2) * (1 + how.scaling)) + 2
+        # pixels from the centre of a view: half its diagonal at the smallest zoom, and a margin for interpolation
+        self.reach = math.ceil(size / 2 * math.sqrt(2) * (1 + augmentation.scaling)) + 2
 
-    def place(self, device: torch.device) -> None:
+    def set_device(self, device: torch.device) -> None:
         """Make the views on ``device``."""
         self.sections = [s.to(device) for s in self.sections]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose views are drawn."""
+        """Set the epoch whose views are drawn."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -104,7 +105,7 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         return item
 
     def _centre(self, which: int, generator: torch.Generator) -> tuple[float, float]:
-        """Middle of a section that fits into a view, else an occupied pixel at random."""
+        """Return the centre of a section that fits into a view, else a random occupied pixel."""
         section = self.sections[which]
         height, width = section.shape
         if max(height, width) <= self.size and not self.twins:
@@ -114,15 +115,15 @@ class RandomViews(Dataset[dict[str, Tensor]]):
 
     def _view(self, which: int, centre: tuple[float, float], generator: torch.Generator) -> dict[str, Tensor]:
         section, device = self.sections[which], self.sections[which].x.device
-        top, left = (max(int(c) - self.reach, 0) for c in centre)  # the window that the view can reach
+        top, left = (max(int(c) - self.reach, 0) for c in centre)
         end = [min(math.ceil(c) + self.reach + 1, length) for c, length in zip(centre, section.shape, strict=True)]
         shape = (end[0] - top, end[1] - left)
         s = section.window(top, left, *shape)
-        grid = affine_grid(shape, self.size, (centre[0] - top, centre[1] - left), generator, self.how, device)
+        grid = affine_grid(shape, self.size, (centre[0] - top, centre[1] - left), generator, self.augmentation, device)
         x, occupied = resample(s["x"], s["occupied"], grid)
-        hidden = (torch.rand(occupied.shape, generator=generator) < self.how.drop).to(device)
+        dropped = (torch.rand(occupied.shape, generator=generator) < self.augmentation.drop).to(device)
         view = {"clean": x, "present": (occupied > 0).float()}
-        view["occupied"] = view["present"] * ~hidden
+        view["occupied"] = view["present"] * ~dropped
         view["x"] = x * view["occupied"]
         view["block"] = block_mask((self.size, self.size), 0.3, 4, generator, device)[None].float()
         if "target" in s:
@@ -132,24 +133,24 @@ class RandomViews(Dataset[dict[str, Tensor]]):
 
 
 def view_size(sections: Sequence[PixelRaster], stride: int, largest: int) -> int:
-    """Side of the training views: the longest side of the sections, at most ``largest``, a multiple of ``stride``."""
+    """Return the side of training views: that of the largest section up to ``largest``, a multiple of ``stride``."""
     side = min(max(max(s.shape) for s in sections), largest)
     return -(-side // stride) * stride
 
 
-def usual_epochs(sections: Sequence[PixelRaster], size: int) -> int:
-    """Epochs that the tissue takes: more where it holds many views of ``size`` pixels, for each then shows little."""
+def default_epochs(sections: Sequence[PixelRaster], size: int) -> int:
+    """Return the number of epochs: more for tissue much larger than a view with a side of ``size`` pixels."""
     return _EPOCHS_LARGE if sum(len(s.flat) for s in sections) > _MANY_VIEWS * size**2 else _EPOCHS
 
 
-class _Whole(Dataset[list[Tensor]]):
-    """Whole sections with their held-out pixels; windows of those that are large."""
+class _ValidationWindows(Dataset[list[Tensor]]):
+    """Sections with their validation pixels, as a whole or as windows."""
 
     def __init__(self, sections: Sequence[PixelRaster]) -> None:
         self.sections = [s for s in sections if s.val_weight is not None and bool(s.val_weight.sum() > 0)]
-        self.windows = [(i, where) for i, s in enumerate(self.sections) for where in _judged_windows(s)]
+        self.windows = [(i, window) for i, s in enumerate(self.sections) for window in _validation_windows(s)]
 
-    def place(self, device: torch.device) -> None:
+    def set_device(self, device: torch.device) -> None:
         """Make the windows on ``device``."""
         self.sections = [s.to(device) for s in self.sections]
 
@@ -157,26 +158,26 @@ class _Whole(Dataset[list[Tensor]]):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        section, where = self.windows[index]
-        s = self.sections[section].window(*where)
+        section, window = self.windows[index]
+        s = self.sections[section].window(*window)
         return [s["x"], s["occupied"], s["target"], s["val_weight"]]
 
 
-def _judged_windows(s: PixelRaster) -> list[tuple[int, int, int, int]]:
-    """All of a small section, or some windows spread evenly over those of a large one that are well occupied."""
+def _validation_windows(s: PixelRaster) -> list[tuple[int, int, int, int]]:
+    """Return the whole of a small section, or evenly spread windows of a large one with much validation data."""
     height, width = s.shape
-    if height * width <= WHOLE or s.val_weight is None:
+    if height * width <= MAX_VALIDATION_PIXELS or s.val_weight is None:
         return [(0, 0, height, width)]
-    across = -(-width // _WINDOW)
-    number = s.flat // width // _WINDOW * across + s.flat % width // _WINDOW
-    held = torch.bincount(number, weights=s.val_weight)
-    full = torch.nonzero(held >= held[held > 0].median())[:, 0]
-    count = min(WHOLE // _WINDOW**2, len(full))
-    chosen = full[((torch.arange(count) + 0.5) * len(full) / count).long()].tolist()
-    return [(n // across * _WINDOW, n % across * _WINDOW, _WINDOW, _WINDOW) for n in chosen]
+    per_row = -(-width // _WINDOW)
+    number = s.flat // width // _WINDOW * per_row + s.flat % width // _WINDOW
+    weight = torch.bincount(number, weights=s.val_weight)
+    candidates = torch.nonzero(weight >= weight[weight > 0].median())[:, 0]
+    count = min(MAX_VALIDATION_PIXELS // _WINDOW**2, len(candidates))
+    chosen = candidates[((torch.arange(count) + 0.5) * len(candidates) / count).long()].tolist()
+    return [(n // per_row * _WINDOW, n % per_row * _WINDOW, _WINDOW, _WINDOW) for n in chosen]
 
 
-def whole_loader(sections: Sequence[PixelRaster]) -> DataLoader[list[Tensor]] | None:
-    """Whole sections one by one, or None if nothing is held out."""
-    dataset = _Whole(sections)
+def validation_loader(sections: Sequence[PixelRaster]) -> DataLoader[list[Tensor]] | None:
+    """Return a loader of the validation pixels, or None without any."""
+    dataset = _ValidationWindows(sections)
     return DataLoader(dataset, batch_size=1) if len(dataset) else None

@@ -1,4 +1,4 @@
-"""Networks as baselines: the U-Net alone, and the graph network alone on spots."""
+"""Networks as baselines: the U-Net alone, and the graph network alone on observations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .simple import Baseline, Classes, EvaluationSection, Labels, widened
 
 
 class UNetAlone(Baseline):
-    """The U-Net of :class:`stxtools.models.Segmenter`, trained on the labels: one network a target."""
+    """The U-Net of :class:`stxtools.models.Segmenter`, one for each target."""
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Train a U-Net for each target; ``params`` are those of :class:`stxtools.models.SegmenterParams`."""
@@ -37,17 +37,17 @@ class UNetAlone(Baseline):
         """Probabilities; a class without any label in training has 0."""
         net = self.nets[target]
         seen = np.array([int(name) for name in net.classes])
-        found = net.predict(sections, accelerator=self.accelerator)
-        return [widened(p.proba, seen, self.classes[target]) for p in found]
+        predicted = net.predict(sections, accelerator=self.accelerator)
+        return [widened(p.proba, seen, self.classes[target]) for p in predicted]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
-        """Return the U-Nets' last features side by side."""
-        found = [net.predict(sections, accelerator=self.accelerator) for net in self.nets.values()]
-        return [np.concatenate([p.features for p in parts], axis=1) for parts in zip(*found, strict=True)]
+        """Return the last features of all U-Nets, concatenated."""
+        predicted = [net.predict(sections, accelerator=self.accelerator) for net in self.nets.values()]
+        return [np.concatenate([p.features for p in parts], axis=1) for parts in zip(*predicted, strict=True)]
 
 
 class SpotGNN(Baseline):
-    """The graph network of :class:`stxtools.models.TissueNet` on spots: each is a region of its own, without raster."""
+    """The graph network of :class:`stxtools.models.TissueNet` on observations as regions, without raster."""
 
     SHAPE: Mapping[str, Any] = {
         "unet": False, "genes": False, "neighbours": (1,), "ensemble": ("network",), "region_loss": 0.0,
@@ -68,7 +68,7 @@ class SpotGNN(Baseline):
         return self
 
     def _spots(self, s: EvaluationSection, labels: Mapping[str, Ints]) -> RegionSection:
-        codes = {self.TASKS[target]: np.asarray(found) for target, found in labels.items()}
+        codes = {self.TASKS[target]: np.asarray(values) for target, values in labels.items()}
         return RegionSection(s, np.arange(s.n_obs), s.features, s.graph, codes)
 
     def _predicted(self, sections: Sequence[EvaluationSection]) -> list[TissuePrediction]:
@@ -79,5 +79,5 @@ class SpotGNN(Baseline):
         return [p.observations[self.TASKS[target]] for p in self._predicted(sections)]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
-        """Return the states before the heads."""
+        """Return the node states."""
         return [p.states for p in self._predicted(sections)]

@@ -1,4 +1,4 @@
-"""Baselines of the framework: simple and strong models behind one interface, arrays only."""
+"""Common interface of the baselines, and the simple ones."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ _SIZES = (19, 61)  # two rings and four of a hexagonal lattice
 
 @dataclass
 class EvaluationSection(Section):
-    """A section with the additional input of some baselines."""
+    """A section with its expression, which some baselines read."""
 
-    # log-normalised expression of all genes, (n, G) sparse, and the variable ones; none where a representation is all
-    logged: sparse.csr_matrix | None = None
-    variable: Sequence[int] = ()
+    logged: sparse.csr_matrix | None = None  # log-normalised, (n, G); None if only a representation is given
+    variable: Sequence[int] = ()  # columns of the variable genes
 
     @property
     def raw(self) -> sparse.csr_matrix | None:
-        """Log-normalised expression of the variable genes, before any reduction."""
+        """Log-normalised expression of the variable genes."""
         return None if self.logged is None else self.logged[:, np.asarray(self.variable)].tocsr()
 
 
 class Baseline(ABC):
-    """A classifier of the observations of sections, for one or several targets at once."""
+    """A classifier of observations, for one or several targets."""
 
     def __init__(
         self, params: Mapping[str, Any] | None = None, *, random_state: int = 0, accelerator: str = "auto"
@@ -49,7 +48,7 @@ class Baseline(ABC):
         self.classes: dict[str, int] = {}
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
-        """Learn from labelled observations: keep them, where a baseline does no more."""
+        """Fit on labelled observations; by default store the labels."""
         self.classes, self.labels = dict(classes), dict(labels)
         return self
 
@@ -62,11 +61,11 @@ class Baseline(ABC):
         """Class probabilities for one target."""
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
-        """Per section, what the model makes of the observations before its last layer, (n, d); else what it reads."""
+        """Per section, the last hidden features of the observations, (n, d); by default the input features."""
         return [s.features for s in sections]
 
     def predict_expression(self, sections: Sequence[EvaluationSection], values: Sequence[Floats]) -> list[Floats]:
-        """Predict expression from :meth:`embed` by ridge regression; hidden observations are rows of NaN."""
+        """Predict expression from :meth:`embed` by ridge regression; unknown rows of ``values`` are NaN."""
         return _regress(make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11))), self.embed(sections), values)
 
 
@@ -78,14 +77,14 @@ def _regress(model: Any, features: Sequence[Any], values: Sequence[Floats]) -> l
 
 
 class PointwiseBaseline(Baseline):
-    """A classifier from scikit-learn that reads one row of features for each observation."""
+    """A scikit-learn classifier (``make``) of the features of single observations (``read``)."""
 
-    def __init__(self, make: Callable[[int, dict[str, Any]], Any], read: Callable[..., Any], **how: Any) -> None:
-        super().__init__(**how)
+    def __init__(self, make: Callable[[int, dict[str, Any]], Any], read: Callable[..., Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.make, self.read = make, read
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
-        """Train one classifier a target on the labelled observations."""
+        """Fit one classifier per target."""
         self.classes, self.fitted = dict(classes), {}
         features = self.embed(sections)
         x: Any = sparse.vstack(features, format="csr") if sparse.issparse(features[0]) else np.concatenate(features)
@@ -101,29 +100,29 @@ class PointwiseBaseline(Baseline):
         return [widened(model.predict_proba(x), model.classes_, n) for x in self.embed(sections)]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
-        """Features that are read."""
+        """Per section, the input features."""
         return [self.read(s) for s in sections]
 
 
 class Forest(PointwiseBaseline):
-    """Random forest; a forest predicts expression, too."""
+    """Random forest, also for expression."""
 
     def predict_expression(self, sections: Sequence[EvaluationSection], values: Sequence[Floats]) -> list[Floats]:
-        """Predict expression with a forest."""
+        """Predict expression by a random forest."""
         model = RandomForestRegressor(**{"random_state": self.random_state, "min_samples_leaf": 5} | self.params)
         features: list[Any] = self.embed(sections)
         return _regress(model, [f.toarray() if sparse.issparse(f) else f for f in features], values)
 
 
 def widened(proba: Array, seen: Ints, n_classes: int) -> Floats32:
-    """Probabilities of all classes from those of the classes that were ``seen``."""
+    """Expand the probabilities of the classes ``seen`` in training to all classes."""
     out = np.zeros((len(proba), n_classes), dtype=np.float32)
     out[:, seen] = proba
     return out
 
 
-def own_expression(s: EvaluationSection) -> Any:
-    """Log-normalised expression, dense where it is small (trees read it faster so); else the representation."""
+def expression(s: EvaluationSection) -> Any:
+    """Log-normalised expression, dense if small, which is faster for trees; else the representation."""
     raw = s.raw
     if raw is None:
         return s.features
@@ -131,9 +130,9 @@ def own_expression(s: EvaluationSection) -> Any:
 
 
 def means(s: EvaluationSection) -> Floats:
-    """Means over the nearest 19 and 61 observations, itself included, from the section's own mean.
+    """Means over the nearest 19 and 61 observations, including itself, of features centred by section.
 
-    Written out here, apart from what the models read: a floor must not move with them.
+    Independent of the models' own code, so that the baseline does not change with it.
     """
     near = cKDTree(s.xy).query(s.xy, k=min(max(_SIZES), s.n_obs))[1].reshape(s.n_obs, -1).T
     values = (s.features - s.features.mean(axis=0)).astype(np.float64)
@@ -141,17 +140,17 @@ def means(s: EvaluationSection) -> Floats:
 
 
 class NearestLabel(Baseline):
-    """The class of the nearest labelled observation of the section, or else the shares of the classes elsewhere."""
+    """Class of the nearest labelled observation of the section, or else the frequencies of the classes."""
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
-        """Inverse distances to the nearest label of each class, scaled to sum to 1."""
+        """Inverse distances to the nearest label of each class, normalised."""
         codes, n_classes = self.labels[target], self.classes[target]
-        every = np.concatenate(codes)
-        share = np.bincount(every[every >= 0], minlength=n_classes) / max(int((every >= 0).sum()), 1)
+        pooled = np.concatenate(codes)
+        share = np.bincount(pooled[pooled >= 0], minlength=n_classes) / max(int((pooled >= 0).sum()), 1)
         return [_by_distance(s.xy, c, n_classes, share) for s, c in zip(sections, codes, strict=True)]
 
     def predict_expression(self, sections: Sequence[EvaluationSection], values: Sequence[Floats]) -> list[Floats]:
-        """Expression of the nearest observation that is known; the mean of all in a section without any."""
+        """Expression of the nearest known observation; the overall mean in a section without any."""
         mean = np.nanmean(np.concatenate(list(values)), axis=0)
         out = [np.tile(mean, (len(value), 1)) for value in values]
         for i, (section, value) in enumerate(zip(sections, values, strict=True)):
@@ -172,20 +171,20 @@ def _by_distance(xy: Floats, codes: Ints, n_classes: int, share: Floats) -> Floa
 
 
 class FunctionBaseline(Baseline):
-    """A caller's function ``f(sections, labels, n_classes, random_state)`` that returns probabilities per section."""
+    """A user's function ``f(sections, labels, n_classes, random_state)`` that returns probabilities per section."""
 
-    def __init__(self, function: Callable[..., Any], **how: Any) -> None:
-        super().__init__(**how)
+    def __init__(self, function: Callable[..., Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.function = function
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Call the function and check what it returns."""
         codes, n_classes = [c.copy() for c in self.labels[target]], self.classes[target]
-        found = self.function(list(sections), codes, n_classes, self.random_state)
-        shapes, wanted = [np.shape(p) for p in found], [(s.n_obs, n_classes) for s in sections]
-        if shapes != wanted:
+        proba = self.function(list(sections), codes, n_classes, self.random_state)
+        shapes, expected = [np.shape(p) for p in proba], [(s.n_obs, n_classes) for s in sections]
+        if shapes != expected:
             raise ValueError(
                 f"The model {getattr(self.function, '__name__', self.function)!r} returned arrays of shapes "
-                f"{shapes}; expected one array of class probabilities per section: {wanted}."
+                f"{shapes}; expected one array of class probabilities per section: {expected}."
             )
-        return [np.asarray(p, dtype=np.float32) for p in found]
+        return [np.asarray(p, dtype=np.float32) for p in proba]

@@ -1,7 +1,4 @@
-"""Which edges u -> v and which regions drive the predicted class of v: attention, and measures that correct it.
-
-Attention says what a layer mixed, not what the output depended on (Jain and Wallace 2019).
-"""
+"""Attribution of predicted classes to the edges of the region graph: attention, gradients and occlusion."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from stxtools.models.tissuenet.model import TissueNet
 
 
 class RegionAttribution:
-    """The graph network of a trained model on one section, with everything before it held fixed."""
+    """The graph network of a trained model on a section, whose input features and other members are held fixed."""
 
     def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
         self.module, self.task = net.fitted_net().eval(), task
@@ -40,11 +37,11 @@ class RegionAttribution:
         self.source, self.target = self.edges.numpy()
         self.proba = self.predict()
         self.predicted = self.proba.argmax(axis=1)
-        found = sparse.csr_matrix((out.attention.double().numpy(), tuple(out.edges.numpy())), shape=(self.n, self.n))
-        self.attention = np.asarray(found[self.source, self.target]).ravel()
+        matrix = sparse.csr_matrix((out.attention.double().numpy(), tuple(out.edges.numpy())), shape=(self.n, self.n))
+        self.attention = np.asarray(matrix[self.source, self.target]).ravel()
 
     def predict(self, kept: Bools | None = None, hidden: Bools | None = None) -> Floats:
-        """Class probabilities of the regions with the edges ``kept``, the features of ``hidden`` regions averaged."""
+        """Class probabilities of the regions with the edges ``kept``; ``hidden`` regions have the mean features."""
         edges = self.edges if kept is None else self.edges[:, torch.from_numpy(kept)]
         nodes = self.nodes
         if hidden is not None:
@@ -56,16 +53,16 @@ class RegionAttribution:
         return self.weight * self.module.pass_messages(nodes, edges, gate)[2][self.task] + self._at_regions
 
     def edge_scores(self, method: str, regions: Ints, rng: np.random.Generator) -> Floats:
-        """Scores of the edges that lead to ``regions``, NaN for the others, (E,)."""
-        wanted = np.isin(self.target, regions)
+        """Scores of the edges to ``regions``, NaN for the others, (E,)."""
+        selected = np.isin(self.target, regions)
         scores = np.full(len(self.target), np.nan)
         if method == "attention":
-            scores[wanted] = self.attention[wanted]
+            scores[selected] = self.attention[selected]
         elif method == "random":
-            scores[wanted] = rng.random(int(wanted.sum()))
+            scores[selected] = rng.random(int(selected.sum()))
         elif method == "occlusion":
-            for e in np.flatnonzero(wanted):
-                kept = np.ones(len(wanted), dtype=bool)
+            for e in np.flatnonzero(selected):
+                kept = np.ones(len(selected), dtype=bool)
                 kept[e] = False
                 v = self.target[e]
                 scores[e] = np.abs(self.predict(kept)[v] - self.proba[v]).sum() / 2
@@ -76,36 +73,37 @@ class RegionAttribution:
                 gate = torch.ones(self.edges.shape[1], requires_grad=True)
                 logits = self._logits(nodes, self.edges, gate)[v]
                 margin = logits[int(self.predicted[v])] - logits.mean()  # of the predicted class
-                by_gate, by_node = torch.autograd.grad(margin, (gate, nodes))
-                of_node = by_node.double().norm(dim=1).numpy()[self.source[incoming]]
-                of_gate = by_gate.double().numpy()[incoming]
-                scores[incoming] = np.abs(of_gate if method == "attention_gradient" else of_node)
+                gate_gradient, node_gradient = torch.autograd.grad(margin, (gate, nodes))
+                if method == "attention_gradient":
+                    scores[incoming] = np.abs(gate_gradient.double().numpy()[incoming])
+                else:
+                    scores[incoming] = node_gradient.double().norm(dim=1).numpy()[self.source[incoming]]
         return scores
 
     def saliency(self) -> Floats32:
-        """Length of the gradient of the predicted class's logits in each observation's raster or features, (n,)."""
+        """Norm of the gradient of the predicted class's logit by each observation's pixel or features, (n,)."""
         g = replace(self.graph)
         raster = g.x is not None
         g.x = g.x.clone().requires_grad_(True) if g.x is not None else None
-        g.own = g.own.clone().requires_grad_(not raster) if g.own is not None else None
+        g.features = g.features.clone().requires_grad_(not raster) if g.features is not None else None
         logits = self.weight * self.module(g).obs_logits[self.task] + self._others
-        if not raster and g.own is not None and self._linear is not None:
-            logits = logits + (g.own - g.own.detach()) @ self._linear  # of value 0: its gradient is the linear member's
+        if not raster and g.features is not None and self._linear is not None:  # adds 0, and the linear gradient
+            logits = logits + (g.features - g.features.detach()) @ self._linear
         margin = logits.max(dim=1).values - logits.mean(dim=1)
-        read = g.x if raster else g.own
-        if read is None:
+        inputs = g.x if raster else g.features
+        if inputs is None:
             return np.zeros(len(margin), dtype=np.float32)
-        (gradient,) = torch.autograd.grad(margin.sum(), read)
-        at = gradient.flatten(1)[:, g.pixel].T if raster else gradient
-        return at.norm(dim=1).numpy().astype(np.float32)
+        (gradient,) = torch.autograd.grad(margin.sum(), inputs)
+        per_obs = gradient.flatten(1)[:, g.pixel].T if raster else gradient
+        return per_obs.norm(dim=1).numpy().astype(np.float32)
 
     def node_scores(self, edge_scores: Floats) -> Floats:
-        """Importance of each region to its neighbours: the sum of the scores of the edges that leave it."""
+        """Importance of each region to its neighbours: the sum of the scores of its outgoing edges."""
         known = np.isfinite(edge_scores)
         return np.bincount(self.source[known], edge_scores[known], minlength=self.n).astype(np.float64)
 
     def top_edges(self, scores: Floats, regions: Ints, share: float) -> Bools:
-        """The ``share`` of each region's incoming edges with the largest scores, one at least, (E,)."""
+        """Select the ``share`` of each region's incoming edges with the largest scores, at least one, (E,)."""
         top = np.zeros(len(scores), dtype=bool)
         for v in regions:
             incoming = np.flatnonzero(self.target == v)
@@ -114,6 +112,6 @@ class RegionAttribution:
         return top
 
     def change(self, proba: Floats, regions: Ints) -> tuple[float, float]:
-        """Mean change of the probabilities of ``regions`` (total variation), and the share whose class changed."""
-        moved = np.abs(proba[regions] - self.proba[regions]).sum(axis=1) / 2
-        return float(moved.mean()), float((proba[regions].argmax(axis=1) != self.predicted[regions]).mean())
+        """Mean total variation distance of the probabilities of ``regions``, and the share whose class changed."""
+        distance = np.abs(proba[regions] - self.proba[regions]).sum(axis=1) / 2
+        return float(distance.mean()), float((proba[regions].argmax(axis=1) != self.predicted[regions]).mean())

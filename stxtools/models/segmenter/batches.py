@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from stxtools._spatial.graph import averaging_matrix
 from stxtools._types import Floats, Ints, Reals
-from stxtools.models._section import ALIKE, BLOCKS, Section
+from stxtools.models._section import N_BLOCKS, SIMILAR, Section
 
 from .mixtures import View, Whitening, consensus, cotrain, with_all_classes
 
@@ -46,7 +46,7 @@ def shared_centres(sections: Sequence[Section], batch: Ints) -> tuple[Ints, Floa
     compared in the half of the directions that varies least over space within sections. Their standard error is that of
     the means of blocks, as observations nearby are alike. Single linkage, since tiles of a slide are a chain.
     """
-    large = np.flatnonzero([s.n_obs >= 2 * BLOCKS for s in sections])
+    large = np.flatnonzero([s.n_obs >= 2 * N_BLOCKS for s in sections])
     codes = np.arange(len(sections))
     if len(large) < 2:
         return codes, None
@@ -56,8 +56,8 @@ def shared_centres(sections: Sequence[Section], batch: Ints) -> tuple[Ints, Floa
     error = np.array([s.squared_error(axes) for s in compared])
     difference = squareform(pdist(np.stack([x.mean(axis=0) @ axes for x in values])))
     distance = difference / np.sqrt(error[:, None] + error + 1e-12)
-    distance[batch[large, None] != batch[large]] = 2 * ALIKE
-    group = fcluster(linkage(squareform(distance, checks=False), "single"), ALIKE, "distance")
+    distance[batch[large, None] != batch[large]] = 2 * SIMILAR
+    group = fcluster(linkage(squareform(distance, checks=False), "single"), SIMILAR, "distance")
     _, first, member, size = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
     codes[large] = np.where(size[member] >= _MIN_SHARING, large[first][member], large)
     return np.unique(codes, return_inverse=True)[1], axes

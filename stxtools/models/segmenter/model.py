@@ -19,12 +19,12 @@ from stxtools.models._section import FeatureScaling, Section
 from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
-from stxtools.nn._recipe import Run, Training, best_device, completed, seeded
+from stxtools.nn._options import RunOptions, Training, best_device, seeded, with_defaults
 from stxtools.nn._segmentation import ContrastivePretraining, MaskedPretraining, SegmentationTask
 from stxtools.nn._tiles import PixelRaster, predict_pixels
 from stxtools.nn._training import run_training
 from stxtools.nn._unet import SegmentationNet, UNet
-from stxtools.nn._views import Augmentation, RandomViews, usual_epochs, view_size, whole_loader
+from stxtools.nn._views import Augmentation, RandomViews, default_epochs, validation_loader, view_size
 
 from .batches import batches, shared_centres
 from .calibration import class_sizes, offsets_for_all, share_offsets, tempered
@@ -96,7 +96,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self, sections: Sequence[Section], *, n_segments: int | None = None, labels: Sequence[Ints] | None = None,
         classes: Sequence[str] | None = None, class_shares: Floats | None = None,
         expression: Sequence[GeneSection] | Callable[[], Sequence[GeneSection] | None] | None = None,
-        **run: Unpack[Run],
+        **run: Unpack[RunOptions],
     ) -> Segmenter:  # fmt: skip
         """Train on ``sections``.
 
@@ -124,7 +124,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         ValueError
             If there are fewer distinct observations than ``n_segments``.
         """
-        self.net, self.gene_classifier, self.history, run = None, None, [], completed(run)
+        self.net, self.gene_classifier, self.history, run = None, None, [], with_defaults(run)
         orders = [s.canonical_order() for s in sections]
         unordered, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
         if self.start is None:
@@ -167,11 +167,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             self.gene_classifier = GeneClassifier.fit(genes, *pseudo_labels.by_section(sections), rng, self.batch)
         return self
 
-    def pretrain(self, sections: Sequence[Section], **run: Unpack[Run]) -> Segmenter:
+    def pretrain(self, sections: Sequence[Section], **run: Unpack[RunOptions]) -> Segmenter:
         """Train the U-Net without labels or classes, to start :meth:`fit` from it; keywords are those of `fit`."""
         if self.params.pretrain == "none":
             raise ValueError("`params` name no pretraining; choose `pretrain='masked'` or 'contrastive'.")
-        self.net, self.start, self.history, run = None, None, [], completed(run)
+        self.net, self.start, self.history, run = None, None, [], with_defaults(run)
         self.scaling = FeatureScaling.of(sections)
         rasters = [self.scaling.raster(s)[0] for s in sections]
         with seeded(run["random_state"]):
@@ -230,15 +230,15 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             unet.load_state_dict(self.start)
         return SegmentationNet(unet, len(self.classes))
 
-    def _train(self, tensors: list[PixelRaster], run: Run) -> list[tuple[Floats32, Floats32]]:
+    def _train(self, tensors: list[PixelRaster], run: RunOptions) -> list[tuple[Floats32, Floats32]]:
         """Train until the predictions, which are returned, agree with the targets, or agree no better than before."""
         p = self.params
         with seeded(run["random_state"]):
             net = self._new_net()
         if p.pretrain != "none" and self.start is None:
             self._pretrain(net.unet, tensors, run)
-        epochs = p.epochs or usual_epochs(tensors, view_size(tensors, net.unet.stride, p.view_size))
-        predicted, best, judged = [], -1.0, whole_loader(tensors)
+        epochs = p.epochs or default_epochs(tensors, view_size(tensors, net.unet.stride, p.view_size))
+        predicted, best, judged = [], -1.0, validation_loader(tensors)
         for turn in range(1 if p.epochs else _TURNS):
             self.net, before = None, {name: value.clone() for name, value in net.state_dict().items()}
             task = SegmentationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
@@ -258,7 +258,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                 break
         return predicted
 
-    def _pretrain(self, unet: UNet, tensors: list[PixelRaster], run: Run) -> None:
+    def _pretrain(self, unet: UNet, tensors: list[PixelRaster], run: RunOptions) -> None:
         p, seed = self.params, run["random_state"] + 1
         training = Training(p.pretrain_epochs, p.pretrain_epochs, lr=p.lr, weight_decay=p.weight_decay)
         contrastive = p.pretrain == "contrastive"

@@ -105,7 +105,7 @@ class EnsembleFit:
     @cached_property
     def _features(self) -> Floats32:
         z = np.zeros((len(self.in_region), self.training.featurizer.n_inputs), dtype=np.float32)
-        z[self.in_region] = np.concatenate([g.own.numpy() for g in self.training.graphs if g.own is not None])
+        z[self.in_region] = np.concatenate([g.features.numpy() for g in self.training.graphs if g.features is not None])
         return z
 
     def _input(self, *, across: bool) -> LinearInput:

@@ -92,7 +92,7 @@ class Featurizer:
         section, known = s.section, s.region >= 0
         out.pixel = torch.from_numpy(section.flat_pixels[known])
         out.region = torch.from_numpy(s.region[known])
-        out.own = torch.from_numpy((self._scaled(*self._unscaled(s)) if features is None else features)[known])
+        out.features = torch.from_numpy((self._scaled(*self._unscaled(s)) if features is None else features)[known])
         if self.params.unet:
             z = self._standardised(s)
             out.x, out.occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())

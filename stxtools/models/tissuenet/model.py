@@ -18,7 +18,7 @@ from stxtools.models._params import TissueNetParams
 from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
 from stxtools.nn._gnn import RegionGNN
-from stxtools.nn._recipe import Run, Training, best_device, completed, seeded
+from stxtools.nn._options import RunOptions, Training, best_device, seeded, with_defaults
 from stxtools.nn._tissue import GraphTensors, TissueModule
 from stxtools.nn._tissue_task import EmbeddingTask, TissueTask, UNetPretraining, convergence
 from stxtools.nn._training import run_training
@@ -99,7 +99,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
     def fit(
         self, sections: Sequence[RegionSection], *, classes: Mapping[str, Sequence[str]] | None = None,
-        expression: Sequence[str] | None = None, kept: bool = True, **run: Unpack[Run],
+        expression: Sequence[str] | None = None, kept: bool = True, **run: Unpack[RunOptions],
     ) -> TissueNet:  # fmt: skip
         """Train on ``sections``, without labels if neither ``classes`` nor ``expression`` are given.
 
@@ -123,7 +123,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             raise ValueError("The network and the linear member predict genes; name one of them in `ensemble`.")
         if named != "auto" and "genes" in named and any(s.by_name is None for s in sections):
             raise ValueError("`ensemble` names 'genes', but there is no expression, or `params` turn it off.")
-        self.history, self.net, self.ensembles, self.convergence, run = [], None, {}, {}, completed(run)
+        self.history, self.net, self.ensembles, self.convergence, run = [], None, {}, {}, with_defaults(run)
         factors = self._factors()
         rng = np.random.default_rng(run["random_state"])
         self.featurizer = Featurizer(self.params)
@@ -151,7 +151,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             raise ValueError(f"The factors of {' and '.join(self.tasks)} are 0: nothing would be learned.")
         return factors
 
-    def _fit_embedding(self, sections: Sequence[RegionSection], run: Run) -> None:
+    def _fit_embedding(self, sections: Sequence[RegionSection], run: RunOptions) -> None:
         p, module = self.params, self.fitted_net()
         graphs = [self.featurizer.tensors(s) for s in sections]
         task = EmbeddingTask(module, graphs, self._training(p.epochs, p.patience), p.hide)
@@ -159,7 +159,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         loaders = task.loaders(run["random_state"])
         self.history += run_training(task, *loaders, stage="embed", desc="training the network", threads=threads, **run)
 
-    def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: Run, *, kept: bool) -> None:
+    def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: RunOptions, *, kept: bool) -> None:
         from .ensemble_fit import EnsembleFit
 
         p, module, graphs = self.params, self.fitted_net(), training.graphs
@@ -176,7 +176,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         task = TissueTask(module, graphs, self._training(p.epochs, p.patience), weighting, p.region_loss)
         uninformed, loaders = task.uninformed_loss(), task.loaders(run["random_state"])
         history = run_training(task, *loaders, stage="multitask", desc="training the network", **run)
-        self.convergence = convergence(history, uninformed, held_out=bool(task.judged))
+        self.convergence = convergence(history, uninformed, validated=bool(task.val_indices))
         self.history += history
         self.task_weights = {name: float(history[-1].get(f"weight_{name}", 0.0)) for name in self.tasks}
         stage("weighing the ensemble")
@@ -200,7 +200,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         )  # fmt: skip
         return TissueModule(
             n_nodes, gnn, p.out_channels, unet, self.tasks,
-            own=n_inputs, width=p.spot_width, dropout=p.dropout, input_dropout=p.input_dropout,
+            n_features=n_inputs, width=p.spot_width, dropout=p.dropout, input_dropout=p.input_dropout,
         )  # fmt: skip
 
     def predict(self, sections: Sequence[RegionSection], *, accelerator: str = "auto") -> list[TissuePrediction]:
@@ -240,11 +240,11 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self, task: str, network: Floats32, g: GraphTensors, s: RegionSection
     ) -> tuple[float, Floats, Floats]:
         """Weight of the network, and the other members' weighted logits of observations and regions."""
-        if g.own is None:
+        if g.features is None:
             return 1.0, np.zeros(network.shape), np.zeros((len(s.nodes), network.shape[1]))
         stack, known, n_means = self._stack(task, s), s.region >= 0, self.n_features * len(self.params.neighbours)
         share, codes = stack.weights.network, s.labels.get(task)
-        others = stack(g.own.numpy(), n_means, network, s.section.xy, codes, known, s.by_name) - share * network
+        others = stack(g.features.numpy(), n_means, network, s.section.xy, codes, known, s.by_name) - share * network
         mean, _ = region_means(s.region[known], others, np.ones(len(others), dtype=bool), len(s.nodes))
         return share, others, mean.astype(np.float64)
 

@@ -19,11 +19,11 @@ from stxtools.models._base import BaseModel
 from stxtools.models._params import SegmenterParams, resolve
 from stxtools.models._projection import GeneProjection
 from stxtools.models._section import FeatureScaling, Section
-from stxtools.nn._recipe import Run, Training, best_device, completed, seeded
-from stxtools.nn._segmentation import Imitation
+from stxtools.nn._options import RunOptions, Training, best_device, seeded, with_defaults
+from stxtools.nn._segmentation import DistillationTask
 from stxtools.nn._tiles import predict_pixels
 from stxtools.nn._training import run_training
-from stxtools.nn._unet import Means, PyramidMLP
+from stxtools.nn._unet import PyramidMLP, Smoother
 
 if TYPE_CHECKING:
     from .genes import SmoothedGenes
@@ -103,12 +103,12 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
     def _by_task(self, values: Array) -> list[Array]:
         return np.split(values, np.cumsum([len(names) for names in self.tasks.values()])[:-1], axis=1)
 
-    def fit(self, sections: Sequence[Section], targets: Sequence[Floats32], **run: Unpack[Run]) -> TissueStudent:
+    def fit(self, sections: Sequence[Section], targets: Sequence[Floats32], **run: Unpack[RunOptions]) -> TissueStudent:
         """Learn the :meth:`soft_targets` of ``sections`` from their features; ``run`` as in `Segmenter.fit`.
 
         Sets ``agreements``: for each task the share of held-out pixels for which both predict the same class.
         """
-        p, run = self.params, completed(run)
+        p, run = self.params, with_defaults(run)
         seed, device = run["random_state"], best_device(run["accelerator"])
         self.scaling = FeatureScaling.of(sections)
         rng = np.random.default_rng(seed)
@@ -121,7 +121,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
                 "validation; check the coordinates, or distil on more tissue."
             )
         epochs = _DEFAULTS["epochs"] if p.epochs is None else p.epochs
-        task = Imitation(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
+        task = DistillationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
         train = DataLoader(
             TensorDataset(means[~held_out], proba[~held_out]),
             batch_size=min(max(int((~held_out).sum()) // 30, 16), _MAX_BATCH),
@@ -142,7 +142,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         self, sections: Sequence[Section], targets: Sequence[Floats32], net: PyramidMLP,
         rng: np.random.Generator, device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Means and targets of a sample of pixels, and whether they are held out."""
+        """Smoother and targets of a sample of pixels, and whether they are held out."""
         share = _MAX_PIXELS / max(sum(s.n_obs for s in sections), 1)
         parts = []
         for section, proba in zip(sections, targets, strict=True):
@@ -155,7 +155,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
             block = spatial_blocks(row_column, _BLOCKS)
             blocks = rng.permutation(np.unique(block))
             held = torch.from_numpy(np.isin(block, blocks[: max(1, len(blocks) * _HELD_OUT // _BLOCKS)]))
-            means = predict_pixels(Means(net), raster, device, only=torch.from_numpy(rows))[1]  # type: ignore[arg-type]
+            means = predict_pixels(Smoother(net), raster, device, only=torch.from_numpy(rows))[1]  # type: ignore[arg-type]
             parts.append((means, torch.from_numpy(target[rows]), held))
         inputs, outputs, held_out = (torch.cat(column) for column in zip(*parts, strict=True))
         return inputs, outputs, held_out

@@ -135,7 +135,7 @@ class ModelExplainer:
         gradient, by_gene = np.zeros((len(weight), self._model.n_features)), np.zeros(len(self._genes))
         for attribution, rows in zip(self.attributions, self.parts, strict=True):
             if np.any(weight[rows]):
-                features, genes = attribution.parts(at, others, weight[rows])
+                features, genes = attribution.attribute(at, others, weight[rows])
                 by_gene += genes.reindex(self._names, fill_value=0.0)
                 if features.size:
                     gradient[rows] = features

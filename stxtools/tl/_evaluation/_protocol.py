@@ -177,7 +177,7 @@ class Protocol:
             from ._framework import Framework  # which imports the whole pipeline
 
             return Framework(**arguments)
-        from stxtools.models.baselines.registry import baseline
+        from stxtools.models.baselines import baseline
 
         return baseline(name, **arguments)
 
