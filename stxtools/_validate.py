@@ -32,7 +32,7 @@ _LARGEST_COORDINATE = 1e100  # squares of larger ones may be infinite
 def check_adata(
     adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer: str | None = None, copy: bool = False
 ) -> None:
-    """Check that ``adata`` is a non-empty AnnData with unique names and the layer, and not backed to be copied."""
+    """Check that ``adata`` is a non-empty AnnData with unique names, has the layer and, for a copy, is in memory."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"`adata` must be an anndata.AnnData, not {type(adata).__name__}.")
     if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):

@@ -84,13 +84,14 @@ def _select(doubt: Floats, xy: Floats, library: Ints, labelled: Bools, n: int) -
         reach[rows] = max(float(np.ptp(xy[rows], axis=0).max()) / 10, 1e-12)
         if labelled[rows].any():
             distance[rows] = cKDTree(xy[rows[labelled[rows]]]).query(xy[rows])[0]
-    free = np.where(labelled, -1.0, doubt + 1e-9)
-    chosen: list[int] = []
+    score = np.where(labelled, -1.0, doubt + 1e-9)  # negative where labelled or selected
+    selected: list[int] = []
     for _ in range(n):
-        best = int(np.argmax(free * np.minimum(distance / reach, 1.0)))
-        if labelled[best] or best in chosen:  # all others have distance 0: take the most doubtful one
-            best = int(np.argmax(np.where(np.isin(np.arange(len(free)), chosen), -1.0, free)))
-        chosen.append(best)
+        best = int(np.argmax(score * np.minimum(distance / reach, 1.0)))
+        if score[best] < 0:  # all others have distance 0: take the most doubtful one
+            best = int(np.argmax(score))
+        selected.append(best)
+        score[best] = -1.0
         same = library == library[best]
         distance[same] = np.minimum(distance[same], np.linalg.norm(xy[same] - xy[best], axis=1))
-    return chosen
+    return selected
