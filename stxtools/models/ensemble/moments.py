@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,14 @@ N_COMPS = 20
 SHRINKAGE = 0.1  # of the covariance within classes to its diagonal
 PENALTY = 0.5  # of the ridge, in units of the variance of a gene
 _HALF_MAX = 6e4  # float16 ends at 65504
+
+
+class LabelledSection(NamedTuple):
+    """Neighbourhood means of a section, and class shares (n, K) and weights (n,) of its observations."""
+
+    means: GeneMeans
+    share: Floats
+    weight: Floats
 
 
 @dataclass(frozen=True)
@@ -95,18 +104,15 @@ class LabelMoments:
         return Linear(lda.coef, lda.intercept - (both.T @ mean / unit) @ lda.coef)
 
 
-def moments_of(
-    genes: Sequence[str], means: Sequence[GeneMeans], shares: Sequence[Floats], weights: Sequence[Floats],
-    rank: int = RANK,
-) -> LabelMoments:  # fmt: skip
+def moments_of(genes: Sequence[str], sections: Sequence[LabelledSection], rank: int = RANK) -> LabelMoments:
     """Moments of the observations with a weight in the samples of all sections."""
-    z, share, weight = [], [], []
-    for m, s, w in zip(means, shares, weights, strict=True):
-        weighted = w[m.sample] > 0
-        z.append(m.standardised()[weighted])
-        share.append(s[m.sample[weighted]])
-        weight.append(w[m.sample[weighted]])
-    return LabelMoments.of(genes, np.concatenate(z), np.concatenate(share), np.concatenate(weight), rank=rank)
+    parts = []
+    for means, share, weight in sections:
+        used = weight[means.sample] > 0
+        rows = means.sample[used]
+        parts.append((means.standardised()[used], share[rows], weight[rows]))
+    z, share, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return LabelMoments.of(genes, z, share, weight, rank=rank)
 
 
 def _row_factor(x: Floats32, rank: int) -> Floats32:

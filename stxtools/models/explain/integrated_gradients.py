@@ -11,8 +11,7 @@ from scipy.special import softmax
 
 from stxtools._types import Floats
 from stxtools.models._section import Section
-from stxtools.models.ensemble.adaptation import RIDGE_SCALE
-from stxtools.models.ensemble.gene_classifier import GeneClassifier
+from stxtools.models.ensemble.gene_classifier import RIDGE_SCALE, GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.segmenter.model import Segmenter
 

@@ -59,18 +59,14 @@ def spread_labels(
         share[known] = np.eye(n_classes)[labels[known]]
         certainty = np.clip(2 * share.max(axis=1) - 1, 0, 1)
         weight = np.where(known, 1.0, certainty * min(known.sum() / max(float(certainty[~known].sum()), 1e-9), 1.0))
-        share = _mean_proba(views, share, weight, [s / 2 for s in shrinkage] if turn else shrinkage)
+        logs = np.zeros_like(share)
+        for z, s in zip(views, shrinkage, strict=True):
+            lda = shrinkage_lda(z, share, weight, s / 2 if turn else s)
+            logs += np.log(softmax(lda(z), axis=1).clip(1e-4)) / len(views)
+        share = softmax(logs, axis=1)
         if class_shares is not None:
             share = softmax(np.log(share.clip(1e-9)) + share_offsets(share, class_shares), axis=1)
     return share
-
-
-def _mean_proba(views: Sequence[Floats], share: Floats, weight: Floats, shrinkage: Sequence[float]) -> Floats:
-    """Geometric mean of the probabilities of one discriminant analysis for each view."""
-    logs = np.zeros_like(share)
-    for z, s in zip(views, shrinkage, strict=True):
-        logs += np.log(softmax(shrinkage_lda(z, share, weight, s)(z), axis=1).clip(1e-4)) / len(views)
-    return softmax(logs, axis=1)
 
 
 def voted_confidence(views: Sequence[Floats], labels: Ints, n_classes: int, rng: np.random.Generator) -> Floats:

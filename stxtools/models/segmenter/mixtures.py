@@ -189,13 +189,13 @@ def cotrain(views: Sequence[View | Floats], target: Floats, rng: np.random.Gener
         whiten = Whitening.of(part)
         whitened.append((whiten(part).astype(np.float32), whiten))
     for _ in range(_COTRAINING):
-        models = [tied_logits(z, share) for z, _ in whitened]
+        models = [_tied_logits(z, share) for z, _ in whitened]
         share = np.zeros(share.shape, dtype=np.float32)
         for (z, _), logits in zip(whitened, models, strict=True):
-            share += softmax_of_rows(logits(z)) / len(views)
+            share += _softmax(logits(z)) / len(views)
     out = np.zeros_like(target)
     for view, (_, whiten), logits in zip(views, whitened, models, strict=True):
-        out += softmax_of_rows(logits(whiten(view[:]))) / len(views)
+        out += _softmax(logits(whiten(view[:]))) / len(views)
     return out if (class_sizes(out) > 0).all() else target
 
 
@@ -244,7 +244,7 @@ def _half_of_widest(z: Floats, labels: Ints) -> Ints | None:
     return rows[upper] if 2 * int(upper.sum()) <= len(rows) else rows[~upper]
 
 
-def softmax_of_rows(logits: Floats) -> Floats:
+def _softmax(logits: Floats) -> Floats:
     """Softmax over few columns; taking the maximum by column and the sum by a product is faster than scipy's."""
     top = logits[:, 0].copy()
     for column in logits.T[1:]:
@@ -253,7 +253,7 @@ def softmax_of_rows(logits: Floats) -> Floats:
     return np.asarray(out / (out @ np.ones(out.shape[1], out.dtype))[:, None])
 
 
-def tied_logits(z: Reals, share: Reals) -> Linear:
+def _tied_logits(z: Reals, share: Reals) -> Linear:
     """M-step of a tied Gaussian mixture on whitened ``z``."""
     mass, means, covariance = tied_moments(z, share)
     return normal_logits(means, covariance, (mass + 1) / (len(z) + len(mass))).astype(z.dtype)
@@ -287,10 +287,10 @@ def fit_mixtures(z: View | Floats, k: int, rng: np.random.Generator) -> Mixtures
 
 def fit_tied(z: Floats, start: Linear, *, max_iter: int = 100) -> Linear:
     """EM of a tied Gaussian mixture; ``z`` must be whitened by its own mean and covariance."""
-    share = softmax_of_rows(start.astype(z.dtype)(z))
+    share = _softmax(start.astype(z.dtype)(z))
     for _ in range(max_iter):
-        logits = tied_logits(z, share)
-        new = softmax_of_rows(logits(z))
+        logits = _tied_logits(z, share)
+        new = _softmax(logits(z))
         change, share = float(np.abs(new - share).sum(dtype=np.float64)) / (2 * len(z)), new
         if change < _CHANGE:
             break

@@ -45,10 +45,13 @@ class SmoothedGenes:
         self.gene_scale = (np.sqrt(variance) + _FLOOR).astype(np.float32)
         counts = np.maximum(1, (n * min(1.0, _FIT_ROWS / n.sum())).astype(int))
         self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
-        sample = np.concatenate([
-            self._standardised(logged, xy, np.sort(rng.permutation(len(xy))[:count]))
-            for (logged, xy), count in zip(sections, counts, strict=True)
-        ])  # fmt: skip
+        parts = []
+        for (logged, xy), count in zip(sections, counts, strict=True):
+            part = self._smoothed(logged, xy, np.sort(rng.permutation(len(xy))[:count]))
+            part -= np.tile(_gene_means(logged), len(self.sizes))
+            part /= self._scale(logged, xy)
+            parts.append(part)
+        sample = np.concatenate(parts)
         if not self.by_section:
             self.scale = (sample.std(axis=0) + 1e-3).astype(np.float32)
             sample /= self.scale
@@ -80,12 +83,6 @@ class SmoothedGenes:
             return np.tile(self.gene_scale, len(self.sizes)) * self.scale
         rows = evenly_spread(logged.shape[0], _SCALE_ROWS)
         return np.asarray(self._smoothed(logged, xy, rows).std(axis=0) + _SECTION_FLOOR)
-
-    def _standardised(self, logged: sparse.csr_matrix, xy: Floats, rows: Ints) -> Floats32:
-        smoothed = self._smoothed(logged, xy, rows)
-        smoothed -= np.tile(_gene_means(logged), len(self.sizes))
-        smoothed /= self._scale(logged, xy)
-        return smoothed
 
     def _smoothed(self, logged: sparse.csr_matrix, xy: Floats, rows: Ints) -> Floats32:
         """Means of all genes over each neighbourhood of ``rows``, (m, sizes x G)."""
