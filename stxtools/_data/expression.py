@@ -37,24 +37,24 @@ class Expression:
     """The matrix of an AnnData that holds expression, with its scale, its source and a summary of its values.
 
     By default ``layers["counts"]`` if present, else ``X``, else (with a warning) ``raw``. ``allow_scaled`` accepts
-    negative values if there is nothing else. ``in_memory=False`` leaves ``matrix`` in a file or dask array, None only
-    where it already is in one; ``stored`` is the matrix as the AnnData holds it.
+    negative values if there is nothing else. ``matrix`` is CSR, or with ``in_memory=False`` a file or dask array if the
+    AnnData holds that; ``stored`` is the matrix as the AnnData holds it.
     """
 
     def __init__(
-        self, adata: AnnData, layer: str | None = None, *, allow_scaled: bool = False, in_memory: bool | None = True
+        self, adata: AnnData, layer: str | None = None, *, allow_scaled: bool = False, in_memory: bool = True
     ) -> None:
         stage("reading expression")
         self.names, self._obs_names = adata.var_names, adata.obs_names
         self.stored, self.source = stored_matrix(adata, layer)
-        self._in_memory = not is_out_of_core(self.stored) if in_memory is None else in_memory
-        self.matrix, self.summary = self._load(self.stored)
+        self.matrix = _loaded(self.stored, in_memory)
+        self.summary = MatrixSummary.of(self.matrix)
         if self.scale != "scaled":
             if self.source == "X" and "log1p" in adata.uns:
                 _check_log1p(self.summary)
             return
         if self.source == "X":
-            problem = self._read_raw(adata)
+            problem = self._read_raw(adata, in_memory)
         else:
             problem = "the name of the layer says counts" if layer is None else "only the named layer is read"
         if problem and (not allow_scaled or layer is not None):
@@ -74,11 +74,7 @@ class Expression:
         except (ValueError, KeyError):
             return None
 
-    def _load(self, stored: Any) -> tuple[Any, MatrixSummary]:
-        matrix = to_csr(stored) if self._in_memory else stored
-        return matrix, MatrixSummary.of(matrix)
-
-    def _read_raw(self, adata: AnnData) -> str:
+    def _read_raw(self, adata: AnnData, in_memory: bool) -> str:
         """Read the genes of ``adata`` from ``raw`` with a warning, or return why that is impossible."""
         if adata.raw is None:
             return "there is no `adata.layers['counts']` and no `adata.raw`"
@@ -90,7 +86,8 @@ class Expression:
             if (index < 0).any():
                 return f"`adata.raw` lacks {int((index < 0).sum())} of the {adata.n_vars} genes"
             stored = (to_csr(stored) if is_backed(stored) else stored)[:, index]
-        matrix, summary = self._load(stored)
+        matrix = _loaded(stored, in_memory)
+        summary = MatrixSummary.of(matrix)
         if summary.scale == "scaled":
             return "`adata.raw` holds negative values, too"
         warn(
@@ -146,6 +143,10 @@ def stored_matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     if adata.X is None:
         raise ValueError("`adata.X` is empty (None); put expression there or name a `layer`.")
     return adata.X, "X"
+
+
+def _loaded(stored: Any, in_memory: bool) -> Any:
+    return to_csr(stored) if in_memory or not is_out_of_core(stored) else stored
 
 
 def with_expression_in_x(adata: AnnData, expression: Expression) -> AnnData:
@@ -209,8 +210,7 @@ class GeneBlocks:
         """Return read-only log expression of ``genes`` for all observations."""
         if is_out_of_core(self.read.matrix):
             return log_matrix(self.read, genes)
-        matrix = to_csr(self.read.matrix)
-        part = matrix if genes == slice(0, self.shape[1]) else matrix[:, genes]
+        part = self.read.matrix if genes == slice(0, self.shape[1]) else self.read.matrix[:, genes]
         return log_normalize(part, self.read.scale, library_size=self.read.summary.depth)
 
     def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:

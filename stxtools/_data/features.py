@@ -152,7 +152,7 @@ def training_features(
     if use_rep is None and not recompute and layer is None and _keys.X_PCA in adata.obsm:
         name = _keys.X_PCA
     if name is None:
-        read = Expression(adata, layer, in_memory=None)
+        read = Expression(adata, layer, in_memory=False)
         values, projection = compute_representation(read, random_state)
         return Features(adata, values, read, read.record, projection=projection)
     out = Features(adata, stored_representation(adata, name), name=name)

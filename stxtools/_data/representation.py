@@ -175,9 +175,7 @@ def lanczos_pays(shape: tuple[int, int], n_values: int, n_comps: int) -> bool:
 
 def stored_representation(adata: AnnData, use_rep: str) -> Floats32:
     """Return ``obsm[use_rep]`` (or ``X`` for ``use_rep="X"``) as a dense float32 array."""
-    if not isinstance(use_rep, str):
-        raise TypeError(f"`use_rep` must be a string, 'X' or a key of `adata.obsm`; got {use_rep!r}.")
-    if use_rep != "X":
+    if not isinstance(use_rep, str) or use_rep != "X":
         check_in(adata, "obsm", use_rep, "use_rep", "Use 'X' for the expression matrix itself.")
     values: Any = adata.X if use_rep == "X" else adata.obsm[use_rep]
     for method in ("to_memory", "compute", "toarray"):  # of backed, dask and sparse matrices

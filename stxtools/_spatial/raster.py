@@ -105,8 +105,6 @@ def rasterize(
         )
     if pixel_size is not None and not (np.isfinite(pixel_size) and pixel_size > 0):
         raise ValueError(f"`pixel_size={pixel_size}` must be a positive number, in units of the coordinates.")
-    if len(xy) == 0:
-        raise ValueError("A raster needs at least one observation; found none.")
     if pixel_size is None and lattice != "scattered":
         fitted = fit_lattice(xy, array, lattice)
         if fitted is not None:

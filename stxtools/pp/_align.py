@@ -106,7 +106,7 @@ def align(
                     f"{_MIN_OBS} positions are needed. Pass `landmarks`, or drop the section."
                 )
         if use_rep is None:
-            expression = Expression(adata, layer, in_memory=None)
+            expression = Expression(adata, layer, in_memory=False)
             features, _ = compute_representation(expression, random_state, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES)
             record = expression.record
         else:

@@ -125,7 +125,7 @@ def normalize(
 
 
 def _read_counts(adata: AnnData, layer: str | None) -> Expression:
-    source = Expression(adata, layer, in_memory=None)
+    source = Expression(adata, layer, in_memory=False)
     if source.scale == "log":
         raise ValueError(
             f"`adata.{source.source}` is not raw: its values range from {source.summary.minimum:g} to "

@@ -84,7 +84,7 @@ def region_graph(
     stage("finding regions")
     region = _regions(graph, codes, where, np.asarray(adata.obs_names, dtype=str), max_size, random_state)
     stage("describing regions")
-    read = Expression(adata, layer, allow_scaled=True, in_memory=None)
+    read = Expression(adata, layer, allow_scaled=True, in_memory=False)
     regions, labels = _region_adata(adata, region, codes, names, graph, where, read)
     regions.uns["params"] = provenance(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,

@@ -146,7 +146,7 @@ class Protocol:
             return stored_representation(self.adata, self.use_rep), None, ()
         adata = self.adata.to_memory() if self.adata.isbacked else self.adata  # a backed view has no views
         rows = slice(None) if train is None else np.flatnonzero(train)
-        read = Expression(adata[rows], self.layer, in_memory=None)
+        read = Expression(adata[rows], self.layer, in_memory=False)
         _, projection = compute_representation(read, self.seed)
         if train is not None or is_out_of_core(read.matrix):
             read = Expression(adata, self.layer)
