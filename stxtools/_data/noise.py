@@ -63,6 +63,36 @@ def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) 
     return target
 
 
+def thin_counts(
+    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: Ints
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Split counts into two parts that add up to them.
+
+    Every molecule goes to the first part with probability ``fraction``. The parts of Poisson counts are independent
+    (Neufeld et al. 2024, Biostatistics). For negative binomial counts with mean m and variance ``m + a * m**2`` their
+    correlation is ``a * m / sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction. Rows are drawn in
+    ``order``.
+    """
+    counts = sparse.csr_matrix(counts)
+    if not counts.has_canonical_format or not counts.data.all():  # draws must not depend on how values are stored
+        counts = counts.copy()
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
+    if counts.nnz and (counts.data.min() < 0 or counts.data.max() > _MAX_COUNT):
+        raise ValueError(
+            f"The expression holds values from {counts.data.min():g} to {counts.data.max():g}; only counts between 0 "
+            f"and {_MAX_COUNT:g} can be split."
+        )
+    drawn = counts[order]
+    drawn.data = rng.binomial(drawn.data.astype(np.int64), fraction)
+    first, second = counts.copy(), counts.copy()
+    first.data = drawn[np.argsort(order)].data.astype(counts.dtype)
+    second.data -= first.data
+    first.eliminate_zeros()
+    second.eliminate_zeros()
+    return first, second
+
+
 def _gaussian(
     matrix: sparse.csr_matrix, level: float, rng: np.random.Generator, *, integers: bool
 ) -> sparse.csr_matrix:
@@ -103,33 +133,3 @@ def _thin_and_refill(matrix: sparse.csr_matrix, level: float, rng: np.random.Gen
     out.eliminate_zeros()
     out.sort_indices()
     return out
-
-
-def thin_counts(
-    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: Ints
-) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Split counts into two parts that add up to them.
-
-    Every molecule goes to the first part with probability ``fraction``. The parts of Poisson counts are independent
-    (Neufeld et al. 2024, Biostatistics). For negative binomial counts with mean m and variance ``m + a * m**2`` their
-    correlation is ``a * m / sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction. Rows are drawn in
-    ``order``.
-    """
-    counts = sparse.csr_matrix(counts)
-    if not counts.has_canonical_format or not counts.data.all():  # draws must not depend on how values are stored
-        counts = counts.copy()
-        counts.sum_duplicates()
-        counts.eliminate_zeros()
-    if counts.nnz and (counts.data.min() < 0 or counts.data.max() > _MAX_COUNT):
-        raise ValueError(
-            f"The expression holds values from {counts.data.min():g} to {counts.data.max():g}; only counts between 0 "
-            f"and {_MAX_COUNT:g} can be split."
-        )
-    drawn = counts[order]
-    drawn.data = rng.binomial(drawn.data.astype(np.int64), fraction)
-    first, second = counts.copy(), counts.copy()
-    first.data = drawn[np.argsort(order)].data.astype(counts.dtype)
-    second.data -= first.data
-    first.eliminate_zeros()
-    second.eliminate_zeros()
-    return first, second

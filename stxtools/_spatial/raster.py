@@ -98,14 +98,16 @@ def rasterize(
 ) -> tuple[Pixels, RasterGrid]:
     """Return the pixel (row, col) of every observation of one section, and the grid."""
     check_choice("lattice", lattice, get_args(Kind))
-    if pixel_size is not None and lattice in ("hex", "square"):
-        raise ValueError(
-            f"`pixel_size={pixel_size}` and `lattice={lattice!r}` exclude each other: a lattice has its own spacing. "
-            "Leave one of them out."
-        )
-    if pixel_size is not None and not (np.isfinite(pixel_size) and pixel_size > 0):
-        raise ValueError(f"`pixel_size={pixel_size}` must be a positive number, in units of the coordinates.")
-    if pixel_size is None and lattice != "scattered":
+    if pixel_size is not None:
+        if lattice in ("hex", "square"):
+            raise ValueError(
+                f"`pixel_size={pixel_size}` and `lattice={lattice!r}` exclude each other: a lattice has its own "
+                "spacing. Leave one of them out."
+            )
+        if not (np.isfinite(pixel_size) and pixel_size > 0):
+            raise ValueError(f"`pixel_size={pixel_size}` must be a positive number, in units of the coordinates.")
+        return _bin(xy, float(pixel_size))
+    if lattice != "scattered":
         fitted = fit_lattice(xy, array, lattice)
         if fitted is not None:
             index, grid = fitted
@@ -116,8 +118,6 @@ def rasterize(
                 f"The {len(xy)} observations do not form a {lattice} lattice (by their coordinates"
                 f"{'' if array is None else ' or array rows and columns'}); use `lattice='auto'` or 'scattered'."
             )
-    if pixel_size is not None:
-        return _bin(xy, float(pixel_size))
     spacing = typical_spacing(xy)
     return _bin(xy, spacing * np.sqrt(_OCCUPANCY) if (xy != xy[0]).any() else 1.0, spacing)
 
