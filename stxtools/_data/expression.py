@@ -221,13 +221,13 @@ class GeneBlocks:
         )
 
 
-def gene_slices(n_values: Ints, most: float) -> list[slice]:
-    """Divide genes, of ``n_values`` stored values each, into runs of at most ``most`` values, or of one gene."""
+def gene_slices(n_values: Ints, max_values: float) -> list[slice]:
+    """Divide genes, of ``n_values`` stored values each, into runs of at most ``max_values``, or of one gene."""
     ends = np.cumsum(np.asarray(n_values, dtype=np.float64))
     out: list[slice] = []
     start, before = 0, 0.0
     while start < len(n_values):
-        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, before + max_values, side="right")))
         out.append(slice(start, stop))
         start, before = stop, float(ends[stop - 1])
     return out or [slice(0, 0)]

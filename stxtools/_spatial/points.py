@@ -58,6 +58,6 @@ def ties_sorted(order: Ints, values: Array, *keys: Array) -> Ints:
     return order
 
 
-def evenly_spread(n: int, most: int) -> Ints:
-    """Return at most ``most`` evenly spaced indices below ``n``."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+def evenly_spread(n: int, max_size: int) -> Ints:
+    """Return at most ``max_size`` evenly spaced indices below ``n``."""
+    return np.unique(np.linspace(0, n - 1, min(n, max_size)).astype(np.int64))
