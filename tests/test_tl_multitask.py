@@ -176,7 +176,7 @@ def test_weights_say_which_members_predict(line, quick_net, tmp_path):
     [
         ("trees", TypeError, "list of members"),
         (["forest"], ValueError, "label_propagation"),
-        ([], ValueError, "one member at least"),
+        ([], ValueError, "at least one member"),
         (["trees", "trees"], ValueError, "each once"),
         (["label_propagation"], ValueError, "without labels"),
     ],
