@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, linkage
-from scipy.spatial import cKDTree
 from scipy.special import logsumexp
 
-from stxtools._spatial.smoothing import Neighbourhoods, averages
+from stxtools._spatial.smoothing import Neighbourhoods, averages, nearest
 from stxtools._types import Floats, Floats32, Ints
 from stxtools._warn import warn
 from stxtools.models._section import Section
@@ -87,14 +86,13 @@ class _Sample:
     """Sample of a section: ``rows``, the averaging matrix of their windows, and neighbours (``near``) of some."""
 
     def __init__(self, section: Section, window: int, rng: np.random.Generator) -> None:
-        tree, n = cKDTree(section.xy), section.n_obs
+        n = section.n_obs
         probes = some_rows(n, _PROBES, rng)
-        near = tree.query(section.xy[probes], k=max(min(_RINGS[-1], n // 3), 2))[1]
+        near = nearest(section.xy, max(min(_RINGS[-1], n // 3), 2), probes)
         near[:, 0] = probes  # an observation at the same position may come first
         self.rows = np.union1d(near, some_rows(n, _SAMPLE, rng))
         self.near = np.searchsorted(self.rows, near)
-        windows = tree.query(section.xy[self.rows], k=min(window, n))[1]
-        self.averaging = averages(windows.reshape(len(self.rows), -1), n)
+        self.averaging = averages(nearest(section.xy, window, self.rows), n)
 
 
 def _spatial_components(

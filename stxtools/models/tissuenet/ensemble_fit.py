@@ -22,7 +22,7 @@ _LOGIT_SHARE, _VALUE_SHARE = 0.2, 1 / 3  # of the network, where it takes part
 _LARGE_BLOCKS = 16  # of a section, in the second of two divisions into folds
 
 
-class EnsembleFit:
+class EnsembleFitter:
     """Fits the members beside the network on its training sections.
 
     ``members`` names them. With ``"auto"``, sections with labels are predicted by all but the gene classifier, others
@@ -44,7 +44,7 @@ class EnsembleFit:
             self.elsewhere = ["linear"]
         self.in_region = np.concatenate([s.region >= 0 for s in self.sections])
 
-    def of(self, task: str) -> Ensemble:
+    def fit(self, task: str) -> Ensemble:
         """Fit the ensemble of ``task`` on all its labels."""
         if task == EXPRESSION:
             return self._regression()

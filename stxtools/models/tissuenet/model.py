@@ -160,7 +160,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self.history += run_training(task, *loaders, stage="embed", desc="training the network", threads=threads, **run)
 
     def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: RunOptions, *, kept: bool) -> None:
-        from .ensemble_fit import EnsembleFit
+        from .ensemble_fit import EnsembleFitter
 
         p, module, graphs = self.params, self.fitted_net(), training.graphs
         if module.unet is not None and p.pretrain != "none":
@@ -180,8 +180,8 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self.history += history
         self.task_weights = {name: float(history[-1].get(f"weight_{name}", 0.0)) for name in self.tasks}
         stage("weighing the ensemble")
-        fit = EnsembleFit(training, p.ensemble, converged=self.convergence["converged"], kept=kept)
-        self.ensembles = {name: fit.of(name) for name in factors}
+        fitter = EnsembleFitter(training, p.ensemble, converged=self.convergence["converged"], kept=kept)
+        self.ensembles = {name: fitter.fit(name) for name in factors}
 
     def _training(self, epochs: int, patience: int) -> Training:
         return Training(epochs, patience, lr=self.params.lr, weight_decay=self.params.weight_decay)
