@@ -96,11 +96,7 @@ class Section:
     def pooled(self, values: Reals, member: Ints, weights: Reals | None = None) -> Floats32:
         """Return the (weighted) mean of ``values`` (n, C) in each occupied pixel, (P, C)."""
         weight = np.ones(self.n_obs) if weights is None else np.asarray(weights, dtype=np.float64)
-        total = np.bincount(member, weight)
-        pool = sparse.csr_matrix((weight, (member, np.arange(self.n_obs))), shape=(len(total), self.n_obs))
-        summed = np.asarray(pool @ np.asarray(values, dtype=np.float64))
-        np.divide(summed, total[:, None], out=summed, where=total[:, None] > 0)  # a sum without weight is 0
-        return summed.astype(np.float32)
+        return group_means(np.asarray(values, dtype=np.float64), weight, member).astype(np.float32)
 
     def to_raster(self, values: Reals) -> Floats32:
         """Return the mean of ``values`` (n, C) in each pixel, (C, H, W); zero in empty ones."""
@@ -122,6 +118,14 @@ class Section:
         flat, member = self.occupied_pixels()
         x = self.pooled(self.features / scale, member)
         return PixelRaster(self.shape, torch.from_numpy(flat), torch.from_numpy(x)), member
+
+
+def group_means(values: Reals, weight: Floats, group: Ints, n_groups: int = 0) -> Floats:
+    """Return the weighted mean of ``values`` (n, C) in each group, (n_groups, C); 0 in a group without weight."""
+    total = np.bincount(group, weight, minlength=n_groups)
+    member = sparse.csr_matrix((weight, (group, np.arange(len(group)))), shape=(len(total), len(group)))
+    sums = np.asarray(member @ values)
+    return np.divide(sums, total[:, None], out=sums, where=total[:, None] > 0)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components, shortest_path
 
 from stxtools._types import Bools, Floats, Ints
+from stxtools.models._section import group_means
 
 Coupling = tuple[Floats, Ints, Ints, Floats, Floats]  # plan, compartments and weights of its rows and columns
 
@@ -43,18 +44,18 @@ def discriminant_features(nodes: Nodes) -> Floats:
     """
     values = _standardised(nodes)
     group, cell = _groups(nodes.section, nodes.compartment)
-    mean = _means(values, nodes.size, cell, len(group))
+    mean = group_means(values, nodes.size, cell, len(group))
     off = values - mean[cell]
     covariance = off.T @ off / max(len(values) - len(group), 1)
     ridge = _SHRINKAGE * np.trace(covariance) / len(covariance) + np.finfo(float).eps
     variance, axes = np.linalg.eigh((1 - _SHRINKAGE) * covariance + ridge * np.eye(len(covariance)))
     whiten = axes / np.sqrt(variance)
-    centred = mean - _means(mean, np.ones(len(mean)), group[:, 0], len(nodes.time))[group[:, 0]]
+    centred = mean - group_means(mean, np.ones(len(mean)), group[:, 0], len(nodes.time))[group[:, 0]]
     spread = np.linalg.svd(centred @ whiten, full_matrices=False)[2]
     directions = whiten @ spread[: max(int(np.bincount(group[:, 0]).max()), 1)].T
 
     pair, at = _groups(nodes.time[group[:, 0]], group[:, 1])
-    pooled = _means(centred @ directions, np.ones(len(group)), at, len(pair))
+    pooled = group_means(centred @ directions, np.ones(len(group)), at, len(pair))
     out = pooled[at[cell]] + _WITHIN * (off @ directions)
     time, distance = pair[:, 0], np.linalg.norm(pooled[:, None] - pooled[None], axis=2)
     distance[(time[:, None] != time[None]) | np.eye(len(time), dtype=bool)] = np.inf
@@ -65,8 +66,8 @@ def discriminant_features(nodes: Nodes) -> Floats:
 
 def _standardised(nodes: Nodes) -> Floats:
     n = len(nodes.time)
-    off = nodes.expression - _means(nodes.expression, nodes.size, nodes.section, n)[nodes.section]
-    scale = np.sqrt(_means(off**2, nodes.size, nodes.section, n))[nodes.section]
+    off = nodes.expression - group_means(nodes.expression, nodes.size, nodes.section, n)[nodes.section]
+    scale = np.sqrt(group_means(off**2, nodes.size, nodes.section, n))[nodes.section]
     return np.divide(off, scale, out=np.zeros_like(off), where=scale > 0)
 
 
@@ -74,12 +75,6 @@ def _groups(one: Ints, two: Ints) -> tuple[Ints, Ints]:
     """Return the distinct pairs of codes, and the index of each element's pair."""
     pairs, index = np.unique(np.stack([one, two], axis=1), axis=0, return_inverse=True)
     return pairs, index.ravel()
-
-
-def _means(values: Floats, weight: Floats, code: Ints, n: int) -> Floats:
-    total = np.bincount(code, weight, minlength=n)
-    member = sparse.csr_matrix((weight, (code, np.arange(len(code)))), shape=(n, len(code)))
-    return np.asarray(member @ values) / np.maximum(total, 1e-12)[:, None]
 
 
 def graph_distances(edges: sparse.csr_matrix, weight: Floats) -> Floats:

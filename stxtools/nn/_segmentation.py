@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ class MaskedPretraining(Task):
         self.unet = unet
         self.decoder = nn.Conv2d(unet.width, channels, 1)
 
-    def loss(self, batch: dict[str, Tensor], held_out: bool = False) -> Tensor:
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean squared error at the masked pixels."""
         visible = batch["occupied"] * (1 - batch["block"])
         masked = batch["present"] * batch["block"]
@@ -38,7 +36,7 @@ class ContrastivePretraining(Task):
         self.unet = unet
         self.projector = nn.Sequential(nn.Linear(unet.width, unet.width), nn.ReLU(), nn.Linear(unet.width, unet.width))
 
-    def loss(self, batch: dict[str, Tensor], held_out: bool = False) -> Tensor:
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """NT-Xent loss of a batch of pairs of views."""
         z = torch.cat([self._embed(batch["x"], batch["occupied"]), self._embed(batch["x2"], batch["occupied2"])])
         return nt_xent(z, _TEMPERATURE)
@@ -55,9 +53,13 @@ class SegmentationTask(Task):
         super().__init__(training)
         self.net = net
 
-    def loss(self, batch: Any, held_out: bool = False) -> Tensor:
-        """Weighted cross-entropy of random views, or of the validation pixels of a section."""
-        x, occupied, target, weight = batch if held_out else (batch[k] for k in ("x", "occupied", "target", "weight"))
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Weighted cross-entropy of random views."""
+        return self.loss([batch[name] for name in ("x", "occupied", "target", "weight")])
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        """Weighted cross-entropy of rasters with their masks, targets and weights."""
+        x, occupied, target, weight = batch
         return soft_cross_entropy(self.net(x, occupied)[0], target, weight[:, 0])
 
 
@@ -68,7 +70,7 @@ class DistillationTask(Task):
         super().__init__(training)
         self.net = net
 
-    def loss(self, batch: list[Tensor], held_out: bool = False) -> Tensor:
+    def loss(self, batch: list[Tensor]) -> Tensor:
         """Mean over pixels; the probabilities of the tasks are concatenated."""
         means, target = batch
         tasks = zip(self.net.from_means(means), target.split(self.net.sizes, dim=1), strict=True)

@@ -139,7 +139,7 @@ class TissueTask(GraphTask):
             self.weighting.after_step(before, lambda: self._forward(index, turn, "weight")[1])
             self._last = None
 
-    def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
+    def loss(self, batch: tuple[int, int]) -> Tensor:
         """Return the validation loss with fixed factors: with learned weights, epochs could not be compared."""
         return self._total(self._forward(batch[0], 0, "val_weight")[1])
 
@@ -196,7 +196,7 @@ class EmbeddingTask(GraphTask):
             self.train_indices = torch.randperm(n, generator=torch.Generator().manual_seed(n)).tolist()
         self.val_indices = self.train_indices[: max(sections, _VAL_PARTS)]
 
-    def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
+    def loss(self, batch: tuple[int, int]) -> Tensor:
         """Mean squared error of the hidden regions, at least one."""
         g, generator = self.graphs[batch[0]], torch.Generator().manual_seed(batch[1])
         hidden = torch.rand(len(g.nodes), generator=generator) < self.hide
@@ -215,7 +215,7 @@ class UNetPretraining(GraphTask):
         self.decoder = nn.Conv2d(unet.width, channels, 1)
         self.val_indices = []
 
-    def loss(self, batch: tuple[int, int], held_out: bool = False) -> Tensor:
+    def loss(self, batch: tuple[int, int]) -> Tensor:
         """Mean squared error at the masked pixels that hold observations."""
         g, generator = self.graphs[batch[0]], torch.Generator().manual_seed(batch[1])
         if g.x is None or g.occupied is None:

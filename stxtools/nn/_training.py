@@ -53,8 +53,8 @@ class Task(nn.Module):
     def setup(self, device: torch.device) -> None:
         """Move data that is not part of a module to the device."""
 
-    def loss(self, batch: Any, held_out: bool = False) -> Tensor:
-        """Return the loss of a training or validation batch; subclasses define it."""
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of a validation batch, and by default of a training batch; subclasses define it."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss.")
 
     def training_step(self, batch: Any) -> Tensor | None:
@@ -63,7 +63,7 @@ class Task(nn.Module):
 
     def forward(self, batch: Any, held_out: bool = False) -> Tensor | None:
         """Return the loss of a batch; Lightning wraps this method."""
-        return self.loss(batch, held_out=True) if held_out else self.training_step(batch)
+        return self.loss(batch) if held_out else self.training_step(batch)
 
     def after_step(self) -> None:
         """Run after every training step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -49,16 +48,14 @@ class UNetAlone(Baseline):
 class SpotGNN(Baseline):
     """The graph network of :class:`stxtools.models.TissueNet` on observations as regions, without raster."""
 
-    SHAPE: Mapping[str, Any] = {
-        "unet": False, "genes": False, "neighbours": (1,), "ensemble": ("network",), "region_loss": 0.0,
-    }  # fmt: skip
     TASKS: Mapping[str, str] = {"biomarker": "biomarker", "region": "classification"}
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
         """Train on all sections; ``params`` are those of :class:`stxtools.models.TissueNetParams`."""
         self.classes = dict(classes)
         tissue = [self._spots(s, {t: codes[i] for t, codes in labels.items()}) for i, s in enumerate(sections)]
-        self.net = TissueNet(dict(self.SHAPE) | self.params).fit(
+        alone = {"unet": False, "genes": False, "neighbours": (1,), "ensemble": ("network",), "region_loss": 0.0}
+        self.net = TissueNet(alone | self.params).fit(
             tissue,
             classes={self.TASKS[target]: [str(k) for k in range(n)] for target, n in classes.items()},
             random_state=self.random_state,

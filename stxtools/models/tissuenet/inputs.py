@@ -10,7 +10,7 @@ from scipy import sparse
 
 from stxtools._spatial.blocks import spatial_blocks
 from stxtools._types import Bools, Floats32, Ints, Reals
-from stxtools.models._section import Section
+from stxtools.models._section import Section, group_means
 from stxtools.models.ensemble.gene_means import GeneSection
 
 _BLOCKS = 36  # of a section
@@ -36,12 +36,9 @@ class RegionSection:
 def region_means(region: Ints, values: Reals, known: Bools, n_regions: int) -> tuple[Floats32, Floats32]:
     """Mean of ``values`` (n, T) over the known observations of each region, and the share that is known."""
     rows = np.flatnonzero((region >= 0) & known)
-    member = sparse.csr_matrix((np.ones(len(rows)), (region[rows], rows)), shape=(n_regions, len(region)))
-    count = np.asarray(member.sum(axis=1)).ravel()
-    total = np.asarray(member @ np.nan_to_num(values))
-    size = np.bincount(region[region >= 0], minlength=n_regions)
-    mean = np.divide(total, count[:, None], out=np.zeros_like(total), where=count[:, None] > 0)
-    return mean.astype(np.float32), (count / np.maximum(size, 1)).astype(np.float32)
+    mean = group_means(np.nan_to_num(values)[rows], np.ones(len(rows)), region[rows], n_regions)
+    size, n_known = (np.bincount(of, minlength=n_regions) for of in (region[region >= 0], region[rows]))
+    return mean.astype(np.float32), (n_known / np.maximum(size, 1)).astype(np.float32)
 
 
 def groups_of(sections: Sequence[RegionSection], *, whole: bool, most: int = _BLOCKS) -> list[Ints]:
