@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import nn
 
-from ._params import as_dict, resolve
+from ._params import resolve
 from ._projection import GeneProjection
 from ._section import FeatureScaling
 from ._shipped import shipped_path
@@ -50,7 +50,7 @@ class BaseModel(ABC, Generic[P, N]):
 
     def params_dict(self) -> dict[str, Any]:
         """Return the parameters as values that JSON and h5ad can hold."""
-        return as_dict(self.params)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.params).items()}
 
     def fitted_net(self) -> N:
         """Return the network, which must be fitted."""

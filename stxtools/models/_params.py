@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from stxtools._checks import check_bool, check_choice, check_int, check_number
@@ -23,28 +23,24 @@ class SegmenterParams:
     Attributes
     ----------
     width, depth, kernel_size, dropout
-        Channels of the first level, number of halvings, side of the filters (odd; larger for coarser
-        grids), share of feature maps dropped in training. One halving segments as well as two and reads
-        other sections better: less of a section's layout can be learned by heart.
+        Channels of the first level, number of downsampling steps, (odd) side of the filters, dropout of feature maps.
+        A depth of 1 segments as well as 2 and transfers better to other sections.
     sigmas
-        Smoothing scales of the input in pixels; 0 is the raster itself.
+        Standard deviations of Gaussian filters on the input, in pixels; 0 is the unfiltered raster.
     pretrain
-        Self-supervised pretraining on the sections at hand: ``"masked"`` reconstruction,
-        ``"contrastive"`` (SimCLR-style) or ``"none"``.
+        Self-supervised pretraining: ``"masked"`` reconstruction, ``"contrastive"`` (SimCLR-style) or ``"none"``.
     pretrain_epochs, epochs
-        Most epochs of each stage; training stops early when the validation loss no longer falls. ``epochs=None`` takes
-        10, or 30 where there is more tissue than four training views hold, and goes on where fewer than nine in ten
-        pixels then agree with their pseudo-labels.
+        Maximum number of epochs, with early stopping on the validation loss. ``epochs=None`` takes 10, or 30 for tissue
+        larger than four training views, and repeats while fewer than 90 % of the pixels agree with their pseudo-labels.
     steps_per_epoch, batch_size
-        Steps an epoch and random views a step.
+        Steps per epoch and random views per step.
     view_size
         Largest side of a training view in pixels.
     lr, weight_decay, patience
-        Adam's learning rate and decoupled decay, epochs without gain before stopping. The method's
-        description names 1e-4, which is far from converged after the few hundred steps that a
-        section needs here.
+        Adam's learning rate and decoupled weight decay, epochs without improvement before stopping. At a rate of 1e-4,
+        the few hundred steps on a section are far from convergence.
     rotation, scaling, drop
-        Augmentation: largest rotation in degrees, largest relative change of size, share of pixels hidden.
+        Augmentation: largest rotation in degrees, largest relative change of size, share of masked pixels.
     """
 
     width: int = 24
@@ -84,28 +80,27 @@ class SegmenterParams:
 
 @dataclass(frozen=True)
 class TissueNetParams:
-    """Architecture and training of the framework on the region graph.
+    """Architecture and training of the joint network on the region graph.
 
     Attributes
     ----------
     conv
-        ``"gatv2"`` (attention) or ``"sum"`` (plain sum over the neighbours).
+        ``"gatv2"`` (attention) or ``"sum"`` (over the neighbours).
     hidden, out_channels, layers, heads, dropout, embed_dropout
-        Node state lengths, message-passing steps, attention heads, share of states dropped with labels and without.
+        Widths of the node states, message-passing layers, attention heads, dropout with labels and without.
     unet
-        Whether a U-Net on the raster is trained along (multi-task); its features are read at each observation
-        and pooled by region.
+        Whether a U-Net on the raster is trained jointly (multi-task); its features are read at each observation and
+        pooled by region.
     unet_width, unet_depth, kernel_size
         Its architecture, as in :class:`SegmenterParams`.
     pretrain, pretrain_epochs
-        Pretraining of the U-Net on the sections at hand, ``"masked"`` reconstruction or ``"none"``, and its epochs.
+        Pretraining of the U-Net, ``"masked"`` reconstruction or ``"none"``, and its epochs.
     neighbours
-        Sizes of the neighbourhoods (nearest observations, itself included) whose means each observation reads.
+        Sizes of the neighbourhoods (nearest observations, including itself) whose means are input features.
     spot_width, input_dropout
-        Width of the layer that reads them, share of them dropped.
+        Width of the layer on these features, and their dropout.
     genes
-        Whether the expression of up to 2,000 variable genes, averaged over neighbourhoods, is read beside the
-        representation; or the names of the genes to read there.
+        Whether up to 2,000 variable genes, averaged over neighbourhoods, are input features, too; or their names.
     ensemble
         Members whose weighted logits are the prediction, some of ``"network"``, ``"linear"`` (discriminant analysis of
         the representation's neighbourhood means, ridge logistic regression of the genes'), ``"trees"`` (extremely
@@ -113,21 +108,20 @@ class TissueNetParams:
         neighbourhood means of genes standardised within each section, in sections without labels); or ``"auto"``. See
         :func:`stxtools.tl.multitask`.
     alpha, beta, gamma
-        Factors of the biomarker, the tissue-class and the expression loss; a task whose factor is 0 is not trained.
+        Factors of the biomarker, the tissue-class and the expression loss; tasks with a factor of 0 are not trained.
     weighting
-        Weights that the losses get beside these factors: ``"fixed"`` (1), ``"gradnorm"`` (Chen et al. 2018),
+        Weights by which the losses are multiplied, too: ``"fixed"`` (1), ``"gradnorm"`` (Chen et al. 2018),
         ``"uncertainty"`` (Kendall et al. 2018) or ``"famo"`` (Liu et al. 2023).
     region_loss
-        Weight of the loss on the regions' label shares beside that on the observations.
+        Weight of the loss on the regions' label shares; that of the observations is 1.
     hide
-        Share of regions that are hidden, to be reconstructed, without labels.
+        Share of regions that are masked and reconstructed, without labels.
     max_nodes
-        Regions of a section up to which its graph is passed through the network at once. A larger one is cut into
-        parts of 1,024 regions (fewer where this asks for it): compact blocks from all over the section, each read with
-        what lies within ``layers`` steps around it. A trained network says the same either way; without labels it
-        learns from one part a step.
+        Largest graph (in regions) that is processed at once. Larger ones are cut into parts of 1,024 regions, or this
+        number if smaller: compact blocks from the whole section, with a halo of ``layers`` steps. Predictions are the
+        same either way; without labels, a training step is on one part.
     epochs, patience, lr, weight_decay
-        Most epochs, epochs without gain before stopping, Adam's learning rate and decay.
+        Maximum number of epochs, epochs without improvement before stopping, Adam's learning rate and weight decay.
     """
 
     conv: Literal["gatv2", "sum"] = "gatv2"
@@ -237,8 +231,3 @@ def resolve(params: P | Mapping[str, Any] | None, kind: type[P]) -> P:
             f"Unknown field(s) of {kind.__name__}: {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         )
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()})
-
-
-def as_dict(params: Any) -> dict[str, Any]:
-    """Return the fields as values that JSON and h5ad can hold."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(params).items()}

@@ -59,7 +59,7 @@ def discriminant_features(nodes: Nodes) -> Floats:
     out = pooled[at[cell]] + _WITHIN * (off @ directions)
     time, distance = pair[:, 0], np.linalg.norm(pooled[:, None] - pooled[None], axis=2)
     distance[(time[:, None] != time[None]) | np.eye(len(time), dtype=bool)] = np.inf
-    nearest = distance.min(axis=1)  # other compartment of the time
+    nearest = distance.min(axis=1)
     nearest = nearest[np.isfinite(nearest) & (nearest > 0)]
     return out / float(np.median(nearest)) if len(nearest) else out
 

@@ -225,7 +225,7 @@ def _fit(
             save_file({k: v.contiguous() for k, v in (weights or {}).items()}, file, metadata)
         fabric.barrier()
     except BaseException:
-        try:  # torch reports the process that ends first: the others wait, so that it is the one with the cause
+        try:  # torch reports the first process to end: those that fail because of another one wait
             file.with_suffix(".failed").touch(exist_ok=False)
         except FileExistsError:
             time.sleep(_GRACE)
@@ -284,7 +284,7 @@ def _training_loop(
 
 
 def _setup_loader(fabric: Any, loader: DataLoader[Any]) -> Any:
-    """Let a dataset make its items on the device where it can; other batches are moved there."""
+    """Set up a loader, and let its dataset make items on the device if it can."""
     if hasattr(loader.dataset, "set_device"):
         loader.dataset.set_device(fabric.device)
     return fabric.setup_dataloaders(loader)

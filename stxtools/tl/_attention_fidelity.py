@@ -95,7 +95,7 @@ def attention_fidelity(
     saliency = np.full(adata.n_obs, np.nan, dtype=np.float32)
     with progress(len(sections) * len(methods), "removing edges", show_progress) as bar:
         for i, section in enumerate(sections):
-            attribution = RegionAttribution(fitted, section, task, alone=of == "network")
+            attribution = RegionAttribution(fitted, section, task, network_only=of == "network")
             saliency[regions.where.parts[i][section.region >= 0]] = attribution.saliency()
             degree = np.bincount(attribution.target, minlength=attribution.n)
             sample = np.sort(rng.permutation(np.flatnonzero(degree > 0))[:max_regions])

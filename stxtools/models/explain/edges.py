@@ -17,7 +17,7 @@ from stxtools.models.tissuenet.model import TissueNet
 class RegionAttribution:
     """The graph network of a trained model on a section, whose input features and other members are held fixed."""
 
-    def __init__(self, net: TissueNet, section: RegionSection, task: str, *, alone: bool = False) -> None:
+    def __init__(self, net: TissueNet, section: RegionSection, task: str, *, network_only: bool = False) -> None:
         self.module, self.task = net.fitted_net().eval(), task
         self.graph = net.featurizer.tensors(section)
         with torch.no_grad():
@@ -25,12 +25,12 @@ class RegionAttribution:
         self.nodes, self.n = out.inputs.detach(), len(out.inputs)
         at_obs = out.obs_logits[task].numpy()
         self.weight, others, mean = net.other_members(task, at_obs, self.graph, section)
-        if alone:
+        if network_only:
             self.weight, others, mean = 1.0, np.zeros_like(others), np.zeros_like(mean)
         self._others, self._at_regions = (torch.from_numpy(a.astype(np.float32)) for a in (others, mean))
         stack = net.elsewhere(task)
         self._linear: Tensor | None = None
-        if stack.linear is not None and not alone:
+        if stack.linear is not None and not network_only:
             self._linear = torch.from_numpy((stack.weights.linear * stack.linear.coef).astype(np.float32))
         coo = section.adjacency.tocoo()
         self.edges = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
