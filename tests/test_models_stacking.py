@@ -256,11 +256,11 @@ def test_linear_regression():
     np.testing.assert_allclose(found(inp.z)[150:], values[150:], rtol=0.1, atol=2.0)
 
 
-def _donor(seed: int, share: float, n_genes: int = 60) -> tuple[GeneSection, np.ndarray]:
+def _donor(seed: int, share: float, n_genes: int = 60, n_columns: int = 18) -> tuple[GeneSection, np.ndarray]:
     """Half of a section is tumour: twelve genes say so in all donors, the rest follow gradients of their own."""
     rng = np.random.default_rng(seed)
-    xy = np.stack(np.meshgrid(np.arange(18.0), np.arange(16.0)), axis=-1).reshape(-1, 2)
-    codes = (xy[:, 0] >= 18 * (1 - share)).astype(np.int64)
+    xy = np.stack(np.meshgrid(np.arange(float(n_columns)), np.arange(16.0)), axis=-1).reshape(-1, 2)
+    codes = (xy[:, 0] >= n_columns * (1 - share)).astype(np.int64)
     waves = np.stack([np.sin(xy @ rng.normal(size=2) / 3 + rng.uniform(0, 6)) for _ in range(4)], axis=1)
     rate = 0.5 * waves @ rng.normal(size=(4, n_genes)) + rng.uniform(0, 1, n_genes)
     rate[:, :12] += 1.5 * codes[:, None]
@@ -298,6 +298,49 @@ def test_held_out_donors_say_that_genes_count_alone_and_any_panel_will_do():
     np.testing.assert_allclose(moved - stayed, np.tile(kept, (len(moved), 1)), atol=1e-3)
     half = GeneSection(sections[0].logged * 0.5, new.genes, new.xy)  # a curve over the genes takes out depth
     np.testing.assert_allclose(same.predict(half).logits, moved, atol=1e-2)
+
+
+def _shared_gradient(seed: int, strength: float) -> tuple[GeneSection, np.ndarray]:
+    """Eight genes mark the right half; a gradient that all genes share hides it from each gene by itself."""
+    rng = np.random.default_rng(seed)
+    xy = np.stack(np.meshgrid(np.arange(18.0), np.arange(16.0)), axis=-1).reshape(-1, 2)
+    codes = (xy[:, 0] >= 9).astype(np.int64)
+    gradient = np.sin(xy @ rng.normal(size=2) / 2 + rng.uniform(0, 6))
+    rate = 1 + strength * gradient[:, None] + 0.4 * codes[:, None] * (np.arange(40) < 8)
+    logged = sparse.csr_matrix(np.log1p(rng.poisson(np.exp(rate))).astype(np.float32))
+    return GeneSection(logged, [f"g{i}" for i in range(40)], xy), codes
+
+
+@pytest.mark.parametrize(("strength", "alone"), [(0.1, True), (0.12, False)])
+def test_genes_count_alone_up_to_a_loss_of_two_hundredths_of_auroc(strength, alone):
+    """The AUROC in held-out sections is 0.014 and 0.041 below that of genes together."""
+    sections, codes = zip(*(_shared_gradient(i, strength) for i in range(3)), strict=True)
+    shares, weights = [np.eye(2)[c] for c in codes], [np.ones(len(c)) for c in codes]
+    assert GeneClassifier.fit(sections, shares, weights, np.random.default_rng(0)).alone is alone
+
+
+def _of_one_donor() -> GeneClassifier:
+    section, codes = _donor(0, 0.5)
+    return GeneClassifier.fit([section], [np.eye(2)[codes]], [np.ones(len(codes))], np.random.default_rng(0))
+
+
+def test_a_section_adapts_from_760_observations_on():
+    """An independent neighbourhood of 19 for each of 2 x 20 components."""
+    fitted, (section, _) = _of_one_donor(), _donor(1, 0.5, n_columns=48)
+    for n, adapts in ((759, 0.0), (760, 1.0)):
+        some = GeneSection(section.logged[:n], section.genes, section.xy[:n])
+        assert fitted.predict(some).weights["adaptation"] == adapts
+
+
+@pytest.mark.parametrize(("share", "gain"), [(0.76, 0.031), (0.78, 0.066)])
+def test_a_shift_to_the_sources_is_kept_where_agreement_gains_a_twentieth(share, gain, monkeypatch):
+    fitted, (section, _) = _of_one_donor(), _donor(1, share, n_columns=48)
+    found, logits = fitted.predict(section).logits, {}
+    for shifts, least in ((True, -1.0), (False, 1.0)):
+        monkeypatch.setattr("stxtools.models.ensemble.gene_classifier._MIN_GAIN", least)
+        logits[shifts] = fitted.predict(section).logits
+    assert np.abs(logits[True] - logits[False]).max() > 0.1
+    np.testing.assert_array_equal(found, logits[gain > 0.05])
 
 
 def test_a_saved_framework_reads_genes_by_either_name(make_section, tmp_path):

@@ -189,6 +189,30 @@ def test_effect_given_covariates_equals_generalised_least_squares():
     np.testing.assert_array_equal(found.variance, mirror.variance)
 
 
+@pytest.mark.parametrize(
+    ("composition", "n_columns", "lost"), [(False, 0, 2), (True, 0, 6), (False, 7, 9), (True, 3, 9)]
+)
+def test_covariates_and_components_take_degrees_of_freedom(composition, n_columns, lost):
+    """Without structure most genes have those of a partial correlation: 200 observations give four components."""
+    rng = np.random.default_rng(0)
+    xy, y = rng.uniform(0, 10, (200, 2)), rng.normal(5, 1, (200, 30))
+    given = Covariates(composition, rng.standard_normal((200, n_columns)) if n_columns else None)
+    (found,) = region_effects(y, xy, [rng.random(200) < 0.5], 200, covariates=given)
+    assert found.df.max() == 200 - lost
+    assert np.median(found.df) > 200 - lost - 20
+
+
+def test_white_noise_beside_covariates_is_not_smooth():
+    """What covariates take of a gene's variance is not missing from its noise."""
+    rng = np.random.default_rng(0)
+    basis = smooth_basis(rng.uniform(0, 1, (300, 2)), np.ones(300, dtype=np.float32))
+    n_smooth, n_covariates = len(basis.frequency) - 1, 150
+    smooth = rng.standard_normal((200, n_smooth))
+    square = (smooth**2).sum(axis=1) + rng.chisquare(300 - n_smooth - 1 - n_covariates, 200)
+    strengths = basis.fit_strengths(smooth, square, n_covariates)
+    assert np.median(strengths) < np.median(basis.fit_strengths(smooth, square)) / 3
+
+
 @given(some.lists(some.integers(0, 9), max_size=8), some.integers(1, 7))
 @settings(max_examples=50)
 def test_rows_in_blocks_of_one_size(sizes, size):

@@ -94,6 +94,23 @@ def test_sampled_labels_have_size_and_correlation_of_the_model(xy, model):
     assert np.corrcoef(covariance, expected)[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("power", [2.0, 1.0])
+def test_opposite_edges_of_a_section_are_not_neighbours(power):
+    """Fields are drawn on a torus: a margin keeps its seam from joining edges."""
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(30.0), np.arange(30.0)), axis=-1).reshape(-1, 2)
+    model = LabelModel(0.5, 5.0 if power == 2 else 4.0, power, 0.0)
+    labels = _drawn(LabelSampler(xy, model, 1.0), 1500, rng).reshape(30, 30, -1) - 0.5
+    d = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1))
+    model_correlation = _binary_correlation(np.exp(-((d / model.length) ** power)), 0.5)
+    # every label has the same size, which takes the mean over the section away
+    centred = model_correlation - model_correlation.mean(axis=0)
+    centred = (centred - centred.mean(axis=1, keepdims=True)).reshape(30, 30, 30, 30)
+    for field, expected in ((labels, centred), (labels.transpose(1, 0, 2), centred.transpose(1, 0, 3, 2))):
+        between_edges = np.diagonal(expected[0, :, -1, :]).mean()
+        assert 4 * (field[0] * field[-1]).mean() == pytest.approx(between_edges, abs=0.025)
+
+
 def _drawn(sampler, n, rng):
     return np.stack(list(sampler.draw(n, rng)), axis=1)
 
