@@ -23,11 +23,11 @@ RIDGE_SCALE = 6.0  # from scores to logits
 _ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself
 _SEVERAL = 3  # labelled sections from which the penalty is chosen in one batch as well
 _TIE = 0.02  # of AUROC: how moments are factored changes it by up to 0.01
-_TOWARDS = 0.5  # of the way from the section's mean to that of the training sections
-_TOWARDS_ALONE = 0.6  # the same where genes count alone: without a look at the section's components
-_KEPT = 0.15  # of the effect of the class shares on the ridge: with the mean moved, they place its thresholds
+_SHIFT = 0.5  # of the way from the section's mean to that of the training sections
+_SHIFT_ALONE = 0.6  # the same where genes count alone: without a look at the section's components
+_SHARE_EFFECT = 0.15  # of the effect of the class shares on the ridge: with the mean moved, they place its thresholds
 _CURVE = 2  # degree of the effect of depth and panel on the genes' means
-_PRIOR = 0.5  # of the classes' log odds elsewhere: composition differs between donors
+_PRIOR = 0.5  # of the log odds of the classes in training: composition differs between donors
 _FOLDS, _BLOCKS = 5, 25
 _FOLD_RANK = 128  # of the moments of a fold: as good, in half the time
 _ADAPT_FROM = SIZES[0] * 2 * N_COMPS  # observations: an independent neighbourhood for each component
@@ -100,15 +100,15 @@ class GeneClassifier:
         logits, prior = _MemberLogits.of(members, means, means.axes(N_COMPS)), self.moments.prior
         if not self.alone:
             if adapt and means.n_obs >= _ADAPT_FROM:
-                logits = logits.shifted(_TOWARDS * self._shift_to_sources(means, members, ours))
+                logits = logits.shifted(_SHIFT * self._shift_to_sources(means, members, ours))
             combined = logits.combined(labels, adapt=adapt)
             return replace(combined, logits=self.factor * combined.logits)
         ridge = logits.ridge
         if adapt:
-            ridge = ridge + _TOWARDS_ALONE * self._shift_to_sources(means, members, ours)
+            ridge = ridge + _SHIFT_ALONE * self._shift_to_sources(means, members, ours)
         ridge = _one_against_rest(self.factor * _scores(ridge, prior), prior)
         if adapt:
-            ridge += _KEPT * self.factor * 2 * RIDGE_SCALE * prior
+            ridge += _SHARE_EFFECT * self.factor * 2 * RIDGE_SCALE * prior
         return replace(logits, ridge=ridge).combined(labels, with_lda=False, adapt=adapt)
 
     def solve_for(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, Ints]:

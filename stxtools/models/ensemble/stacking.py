@@ -145,9 +145,8 @@ def out_of_fold(
 
 
 def _splits(codes: Ints, fold: Ints, known: Bools) -> Iterator[tuple[Bools, Bools]]:
-    """Training and held-out observations for each fold."""
-    folds = np.unique(fold[known])
-    for k in folds if len(folds) > 1 else []:
+    """Training and held-out observations for each fold, if two classes are left for training."""
+    for k in np.unique(fold[known]):
         held = known & (fold == k)
         seen = known & ~held
         if len(np.unique(codes[seen])) > 1:

@@ -55,9 +55,9 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
         )
         return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
     ks = [k for k in range(1, _MAX_SEGMENTS + 1) if k <= max(2, n // 20)]
-    edge_preserving = []
-    for s, p, part in zip(sections, samples, np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), strict=True):
-        means = Neighbourhoods(part, s.xy, p.rows).edge_preserving_means(s.graph, [_TOLERANCE])
+    parts, edge_preserving = np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), []
+    for s, sample, part in zip(sections, samples, parts, strict=True):
+        means = Neighbourhoods(part, s.xy, sample.rows).edge_preserving_means(s.graph, [_TOLERANCE])
         edge_preserving.append(means[_TOLERANCE])
     views = (z, np.concatenate(edge_preserving).astype(np.float64))
     return min((_lowest_bic(view, ks, n, window, samples, rng) for view in views), key=lambda choice: choice.k)
@@ -101,7 +101,7 @@ def _spatial_components(
     """Components whose means vary more than those of permuted observations (n, q), and these means (m, q)."""
     features = np.concatenate([s.features for s in sections]).astype(np.float64)
     x = Whitening.of(features)(features).astype(np.float32)
-    averaging = sparse.block_diag([p.averaging for p in samples], format="csr")
+    averaging = sparse.block_diag([sample.averaging for sample in samples], format="csr")
     largest = 0.0
     for _ in range(_PERMUTATIONS if len(x) <= _SAMPLE else 3):
         noise = averaging @ x[rng.permutation(len(x))]
@@ -150,10 +150,11 @@ class _TiedMixtures:
 def _autocorrelation(residuals: Floats, samples: Sequence[_Sample]) -> float:
     """Sum of the autocorrelation over rings of neighbours, up to the first ring without any."""
     rho, start, count = np.zeros(_RINGS[-1]), 0, 0
-    for p in samples:
-        probes = residuals[start + p.near[:, 0]]
-        rho[: p.near.shape[1]] += [float((probes * residuals[start + near]).mean(axis=1).sum()) for near in p.near.T]
-        start, count = start + len(p.rows), count + len(p.near)
+    for sample in samples:
+        probes = residuals[start + sample.near[:, 0]]
+        for rank, near in enumerate(sample.near.T):
+            rho[rank] += float((probes * residuals[start + near]).mean(axis=1).sum())
+        start, count = start + len(sample.rows), count + len(sample.near)
     rings = np.add.reduceat(rho / count, _RINGS[:-1])
     first = int((rings <= 0).argmax()) if (rings <= 0).any() else len(rings)
     return 1.0 + float(rings[:first].sum())
