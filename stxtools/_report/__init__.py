@@ -1,1 +1,1 @@
-"""One HTML file that shows what was found: a map, the biomarkers, the training, and all parameters."""
+"""The results as one HTML file: a map, the biomarkers, the training curves and all parameters."""

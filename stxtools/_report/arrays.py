@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,11 @@ from stxtools._data.expression import Expression, log_chunks, log_matrix
 from stxtools._types import Array, Floats, Ints
 from stxtools._validate import spatial_entry
 from stxtools.pl._legend import category_codes, colors_of
-from stxtools.pl._sections import Panel, grid_offsets, microns_per_unit, panels_of, positive_number, spatial_key_of
+from stxtools.pl._sections import Panel, grid_offsets, microns_per_unit, panels_of, positive_number
 
 from .summary import FDR
 
-_MISSING = 255  # where there is no value
+_MISSING = 255  # level of a missing value
 _LEVELS = 254  # a colour scale has no more
 _GENES_MAX = 100  # genes that can colour the map
 _COLUMNS = ("logfoldchanges", "pvals_adj", "auroc")
@@ -39,22 +40,20 @@ def tissue_map(
 ) -> tuple[dict[str, Any], dict[str, str]]:  # fmt: skip
     """Return the metadata of the map, and its arrays as text."""
     params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
-    spatial_key = spatial_key_of(adata, spatial_key, params)
-    panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=None, params=params)
+    panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key)
     share, rng = min(1.0, POINTS_MAX / adata.n_obs), np.random.default_rng(0)  # the same of every section
     for i, panel in enumerate(panels):
         kept = np.sort(rng.choice(len(panel.rows), max(1, int(share * len(panel.rows))), replace=False))
-        panels[i] = Panel(panel.library, panel.rows[kept], panel.xy[kept])
+        panels[i] = replace(panel, rows=panel.rows[kept], xy=panel.xy[kept])
     order = np.concatenate([panel.rows for panel in panels])
-    shifts, units = grid_offsets(panels), microns_per_unit(adata, panels, spatial_key, None)
+    shifts, units = grid_offsets(panels), microns_per_unit(adata, panels, None)
     sections = []
-    for panel, shift in zip(panels, shifts, strict=True):
+    for panel, shift, unit in zip(panels, shifts, units, strict=True):
         left, right, top, bottom = panel.limits
         box = [left + shift[0], top + shift[1], right + shift[0], bottom + shift[1]]
         sections.append({
-            "name": panel.library, "n": len(panel.rows), "box": box, "pitch": panel.pitch,
-            "micron": units[panel.library],
-            "image": _image(adata, panel, shift) if spatial_key == _keys.SPATIAL else None,  # else it does not fit
+            "name": panel.library, "n": len(panel.rows), "box": box, "pitch": panel.pitch, "micron": unit,
+            "image": _image(adata, panel, shift),
         })  # fmt: skip
     xy = np.concatenate([panel.xy + shift for panel, shift in zip(panels, shifts, strict=True)])
     meta: dict[str, Any] = {"n": len(order), "sections": sections, "colors": [], "genes": []}
@@ -78,7 +77,9 @@ def tissue_map(
 
 
 def _image(adata: AnnData, panel: Panel, shift: Floats) -> dict[str, Any] | None:
-    """Return the section's image as a JPEG with its box, or None."""
+    """Return the section's image as a JPEG with its box, or None if there is none or it does not fit the positions."""
+    if panel.spatial_key != _keys.SPATIAL:
+        return None
     slots = spatial_entry(adata, panel.library)
     for name in ("hires", "lowres"):
         scale = positive_number(slots[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef"))

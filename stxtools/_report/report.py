@@ -29,16 +29,16 @@ def report(
     """Write the results as one HTML file that opens in any browser, without a network.
 
     It holds a map of the tissue to zoom into, coloured by segment, confidence, region, attention or a gene; the
-    biomarkers as a volcano and a table to sort and filter; stability, training curves, parameters and versions; and
-    what was found in words. Steps that were not run are left out. Of more than 200,000 observations the map shows as
-    many, drawn at random; all else is of all.
+    biomarkers as a volcano and a table to sort and filter; stability, training curves, parameters and versions; and a
+    summary in words. Steps that were not run are left out. Of more than 200,000 observations the map shows as many,
+    drawn at random.
 
     Parameters
     ----------
     adata
         Annotated data, best after :func:`stxtools.tl.segment`, ``region_graph``, ``embed`` and ``biomarkers``.
     path
-        The file to write; one that is there is replaced.
+        The file to write; an existing one is replaced.
     genes
         Genes that can colour the map; by default the 100 leading biomarkers, else the 100 most variable genes.
     color

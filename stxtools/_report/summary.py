@@ -78,8 +78,8 @@ def _regions(adata: AnnData) -> str:
     borders = int(table["degree"].sum()) // 2
     text = f"Segments form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
     if "attention" in table and table["attention"].notna().any():
-        by = table.groupby("segment", observed=True)["attention"].mean().sort_values(ascending=False, kind="stable")
-        text += f" The graph network attends most to regions of segment {by.index[0]} (mean {by.iloc[0]:.2f})."
+        mean = table.groupby("segment", observed=True)["attention"].mean()
+        text += f" The graph network attends most to regions of segment {mean.idxmax()} (mean {mean.max():.2f})."
     return text
 
 

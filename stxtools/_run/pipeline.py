@@ -120,7 +120,7 @@ class Run:
     def summary(self) -> str:
         """Return a summary: findings, biomarkers, run times and files."""
         folder, adata = self.folder, self.adata
-        panels = panels_of(adata, spatial_key=self.options.spatial_key, library_key=self.library_key, library=None)
+        panels = panels_of(adata, {}, spatial_key=self.options.spatial_key, library_key=self.library_key)
         lines = ["", *self.notes]
         for text in findings(adata, [panel.library for panel in panels]):
             lines += [*textwrap.wrap(text, 100), ""]

@@ -19,7 +19,7 @@ from stxtools._on_spatialdata import temporary_spatial
 from stxtools._types import Ints
 from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
 
-from ._base import store_colors
+from ._base import params_of, store_colors
 from ._legend import MISSING, category_codes, colors_of
 from ._sections import Panel, grid_offsets, panels_of
 
@@ -101,10 +101,8 @@ class Annotator:
         self._codes: Ints = np.array(codes, dtype=np.int64)
         self._undo_stack: list[Ints] = []
         self.active: str | None = self.classes[0] if self.classes else None
-        panels = panels_of(
-            adata, spatial_key=keys["spatial_key"], library_key=keys["library_key"], library=None,
-            params=adata.uns.get(keys["key_added"], {}).get("params"),
-        )  # fmt: skip
+        params = params_of(adata.uns.get(keys["key_added"]))
+        panels = panels_of(adata, params, spatial_key=keys["spatial_key"], library_key=keys["library_key"])
         self._order = np.concatenate([panel.rows for panel in panels])  # points of the maps -> observations
         self.widget = self._build_widget(panels)
         self.refresh()

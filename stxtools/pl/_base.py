@@ -1,4 +1,4 @@
-"""What all plots share: how they begin and end, the results that they read, panels, and heat maps."""
+"""Shared by all plots: checks of arguments, saving and showing, reading of results, panels and heat maps."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def save_or_show(
     name: str, axes: Sequence[Axes], *, ax: Axes | None, show: bool | None,
     save: bool | str | os.PathLike[str] | None, colors: Sequence[Colors] = (),
 ) -> Any:  # fmt: skip
-    """Save the figure, then store the colours of categories, show it; return its Axes where it was not shown."""
+    """Save the figure, store the colours of categories, and show it; return its Axes if it is not shown."""
     figure = axes[0].figure.canvas.figure  # of an Axes in a sub-figure, the whole
     if save is None and ax is None:
         scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
@@ -83,7 +83,7 @@ def save_or_show(
 
 
 def store_colors(adata: AnnData, key: str, colors: Mapping[str, str]) -> None:
-    """Keep the colours of categories where scanpy and squidpy look for them; views are never written."""
+    """Store the colours of categories where scanpy and squidpy look for them, except in a view."""
     slot, new = _keys.colors(key), colors_slot(colors)
     old = adata.uns.get(slot)
     same = np.ndim(old) == 1 and [str(c) for c in old] == list(new)
@@ -92,7 +92,7 @@ def store_colors(adata: AnnData, key: str, colors: Mapping[str, str]) -> None:
 
 
 def _can_show() -> bool:
-    """Whether a figure is shown without being asked: the backend can, and scanpy's settings do not forbid it."""
+    """Return whether a figure is shown by default: the backend can, and scanpy's settings allow it."""
     if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         return False
     from scanpy import settings
@@ -187,7 +187,7 @@ def panels(
     names: Sequence[str], title: str | None, ax: Axes | None, what: str, width: float, height: float, *,
     choose: str | None = None, **layout: Any,
 ) -> list[Axes]:  # fmt: skip
-    """Return one Axes with a title for each name, in a new figure or the caller's own, which has room for one."""
+    """Return one Axes with a title for each name: those of a new figure, or the caller's, for a single panel."""
     if ax is not None and len(names) > 1:
         choose = choose or f"`{what}={names[0]!r}`"
         raise ValueError(f"`ax` takes one {what}, but there are {len(names)} ({listing(names)}); choose one with "
@@ -218,7 +218,7 @@ def grid(n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int
 
 
 def label_axes(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
-    """Set the labels in small print, and open the frame."""
+    """Set the labels in a small font, and open the frame."""
     ax.set_xlabel(xlabel, fontsize="small")
     ax.set_ylabel(ylabel, fontsize="small")
     ax.tick_params(labelsize="small")
@@ -226,17 +226,16 @@ def label_axes(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
 
 
 def halo() -> Any:
-    """Return a rim, in the colour of the ground, of letters that lie on a drawing."""
+    """Return an outline of letters, in the background colour, that sets them off from a drawing."""
     return withStroke(linewidth=2, foreground=rcParams["axes.facecolor"])
 
 
-def label_rows(ax: Axes, names: Sequence[str], place: Any = None, **font: Any) -> None:
-    """Name the rows of a panel, the first on top, without frame or ticks beside them."""
-    place = np.arange(len(names)) if place is None else place
+def label_rows(ax: Axes, names: Sequence[str], y: Any, **font: Any) -> None:
+    """Label the rows of a panel at heights ``y``, the first on top, without frame or ticks beside them."""
     small = FontProperties(size="small").get_size()  # points
-    size = min(small, 50 * _legend.axes_size(ax)[1] / len(names))  # in low Axes of a caller as the rows allow
-    ax.set_yticks(place, names, fontsize=size, **font)
-    ax.set_ylim(place[-1] + 0.6, -0.6)
+    size = min(small, 50 * _legend.axes_size(ax)[1] / len(names))  # less in low Axes of a caller
+    ax.set_yticks(y, names, fontsize=size, **font)
+    ax.set_ylim(y[-1] + 0.6, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 

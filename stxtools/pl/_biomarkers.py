@@ -59,7 +59,7 @@ def biomarkers(
     ``"ranked"`` shows the first genes of every group: effect size on the axis, log fold change as colour, fraction of
     expressing observations as area; a gene that does not pass ``fdr`` is hollow. Against one named group, genes that
     are lower follow below a gap. ``"volcano"`` shows the p-values of all genes against the log fold change, and names
-    the top ones; the broken line is where ``fdr`` is reached. For genes over the tissue use
+    the top ones; the dashed line is where ``fdr`` is reached. For genes over the tissue use
     ``scanpy.pl.embedding(adata, "spatial", color=genes)``.
 
     Parameters
@@ -283,7 +283,7 @@ def targets(
     """Draw what :func:`stxtools.tl.targets` joined to the first biomarkers, one panel per group.
 
     A row is a gene, in the order of the table; one that does not pass ``fdr`` is grey. A column is a kind of evidence.
-    Blue speaks for the target and red against it, on Open Targets' scale from -1 to 1; numbers of drugs and
+    Blue supports the target and red argues against it, on Open Targets' scale from -1 to 1; numbers of drugs and
     tractability are blue. A grey cell says that the file does not list the gene.
 
     Parameters

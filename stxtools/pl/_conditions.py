@@ -22,7 +22,7 @@ from stxtools.get import trends as get_trends
 
 from . import _base, _legend
 from ._legend import DOWN, MISSING, NEITHER, UP, category_codes, colors_of, rgba
-from ._sections import draw_spots, panels_of, section_axes, spatial_key_of
+from ._sections import draw_spots, panels_of, section_axes
 
 _COMPARED_MAX, _TRENDS_MAX = 100, 60  # rows of a panel
 _TITLES = {"share": "share of the tissue", "contact": "contact", "expression": "expression"}
@@ -47,8 +47,6 @@ def compare(
 
     Parameters
     ----------
-    kind
-        ``"share"``, ``"contact"`` or ``"expression"``; all by default.
     n_top
         Rows per panel, at most 100.
 
@@ -75,7 +73,7 @@ def compare(
         face = to_rgba_array(color)
         face[color == NEITHER] = axis.get_facecolor()
         axis.scatter(part["logfoldchanges"], y, s=36, c=face, edgecolors=color, linewidths=1.2, zorder=2)
-        _base.label_rows(axis, _row_names(part, "names"))
+        _base.label_rows(axis, _row_names(part, "names"), y)
         _base.label_axes(axis, "$\\log_2$ fold change, 95 % interval")
     if legend:
         colors = _direction_colors(pd.concat(parts), "logfoldchanges", fdr)
@@ -185,7 +183,7 @@ def track(
     scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw what :func:`stxtools.tl.track` found, in one colour per lineage.
+    """Draw the compartments that :func:`stxtools.tl.track` followed, in one colour per lineage.
 
     Parameters
     ----------
@@ -205,8 +203,7 @@ def track(
     table = get_track(adata, "compartments", key=key)
     check_in(adata, "obs", key, "key", "Run `st.tl.track(adata, time_key)` again.")
     colors, params = colors_of(adata, key, palette), _base.params_of(adata.uns[key])
-    spatial_key = spatial_key_of(adata, spatial_key, params)
-    panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
+    panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
     if kind == "alluvial":
         if library is not None:
             raise ValueError("`library` chooses sections for `kind='tissue'`; bars and ribbons are of all sections.")
@@ -222,7 +219,7 @@ def track(
         kept = adata.obs[[f"{key}_previous", f"{key}_next"]].to_numpy(dtype=float)
         face = rgba(category_codes(adata, key)[0], colors)
         face[:, 3] = np.fmax(np.where(np.isnan(kept).all(axis=1), 1.0, np.fmin(*kept.T)), _MIN_ALPHA)
-        axes = section_axes(adata, panels, ax=ax, spatial_key=spatial_key, title=title, img=False, scale_bar=scale_bar)
+        axes = section_axes(adata, panels, ax=ax, title=title, img=False, scale_bar=scale_bar)
         for axis, panel in zip(axes, panels, strict=True):
             draw_spots(axis, panel, face, key)
             if title is None:

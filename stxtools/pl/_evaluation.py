@@ -25,10 +25,8 @@ LABELS = {
     "accuracy": "accuracy", "precision": "precision (macro)", "recall": "recall (macro)",
     "auroc": "AUROC (one against rest, macro)", "mse": "MSE of held-out genes",
 }  # fmt: skip
-_METHODS = {
-    "attention": ("attention", "#0072B2"), "attention_gradient": ("attention x gradient", "#D55E00"),
-    "occlusion": ("occlusion", "#009E73"), "gradient": ("gradient", "#CC79A7"), "random": ("random", "#7f7f7f"),
-}  # fmt: skip
+_METHOD_COLORS = {"attention": "#0072B2", "attention_gradient": "#D55E00", "occlusion": "#009E73",
+                  "gradient": "#CC79A7", "random": "#7f7f7f"}  # fmt: skip
 _CALLS = {_keys.SEGMENT: "st.tl.segment(adata)", _keys.EMBED: "st.tl.embed(adata)",
           _keys.MULTITASK: "st.tl.multitask(adata, ...)"}  # fmt: skip
 _PARAMS = {"alpha": "α (biomarker)", "beta": "β (classification)"}
@@ -171,7 +169,7 @@ def evaluation(
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Draw every model's mean over seeds with its standard deviation, and the seeds themselves.
 
-    A broken line is the AUROC of guessing; a leaky scheme says so. Of several noise levels the lowest is drawn.
+    A dashed line is the AUROC of guessing; leaky schemes are marked. Of several noise levels the lowest is drawn.
 
     Examples
     --------
@@ -213,7 +211,7 @@ def robustness(
     title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw how well models do against the level of noise: a line each, with the standard deviation over seeds.
+    """Draw a metric of every model against the level of noise, with the standard deviation over seeds.
 
     Examples
     --------
@@ -276,19 +274,18 @@ def attention_fidelity(
         raise ValueError("`ax` takes one panel; choose `unit='edges'` or `unit='regions'`, or leave `ax` out.")
     call, columns = "st.tl.attention_fidelity(adata, model)", {"unit", "mode", "method"}
     table = _base.numeric_table(adata, key, "table", ["share", "change"], call, "fidelity of attention", columns)
-    wanted = [(u, m) for u in ("edges", "regions") if unit in (None, u) for m in ("remove", "keep")]
-    wanted = wanted if ax is None else wanted[:1]
-    verbs = {"remove": "removed", "keep": "kept"}
-    axes = _base.panels([f"{name} {verbs[mode]}" for name, mode in wanted], title, ax, "unit", 3.0, 2.6)
-    for axis, (name, mode) in zip(axes, wanted, strict=True):
-        part = table[(table["unit"] == name) & (table["mode"] == mode)]
-        for method, (label, color) in _METHODS.items():
+    verbs = {"remove": "removed", "keep": "kept"} if ax is None else {"remove": "removed"}
+    units = ("edges", "regions") if unit is None else (unit,)
+    shown = {f"{u} {verb}": (u, mode) for u in units for mode, verb in verbs.items()}
+    axes = _base.panels(list(shown), title, ax, "unit", 3.0, 2.6)
+    for axis, (name, (u, mode)) in zip(axes, shown.items(), strict=True):
+        part = table[(table["unit"] == u) & (table["mode"] == mode)]
+        for method, color in _METHOD_COLORS.items():
             mean = part[part["method"] == method].groupby("share")["change"].mean().dropna()
             if len(mean):
-                line = "--" if method == "random" else "-"
-                axis.plot(100 * mean.index, mean, color=color, ls=line, marker="o", ms=4, label=label)
-        ylabel = "change of the probabilities" if axis is axes[0] else ""
-        _base.label_axes(axis, f"first {name} {verbs[mode]} (%)", ylabel)
+                axis.plot(100 * mean.index, mean, color=color, ls="--" if method == "random" else "-", marker="o", ms=4,
+                          label=method.replace("_", " x "))  # fmt: skip
+        _base.label_axes(axis, f"first {name} (%)", "change of the probabilities" if axis is axes[0] else "")
         axis.set_ylim(bottom=0)
         axis.locator_params(axis="x", nbins=4)
     if legend:

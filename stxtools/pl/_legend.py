@@ -1,4 +1,4 @@
-"""Colours of categories, legends and colour bars: beside the panels of our own figures, or beside a caller's plot."""
+"""Colours of categories; legends and colour bars beside the panels of a new figure or within a caller's Axes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from stxtools.get._segments import classes_of
 MISSING = "#d3d3d3"  # scanpy's "lightgray"
 UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito: distinguishable for colour-blind readers
 LEGEND_MAX = LABEL_MAX = 40  # entries; characters
-_LETTER = 0.08  # width of a letter in print of medium size, inches
-_ROW = 0.18  # height of a legend entry in small print, inches
+_LETTER = 0.08  # width of a letter in the medium font, inches
+_ROW = 0.18  # height of a legend entry in the small font, inches
 _HEADING = "heading"
 
 
@@ -161,7 +161,7 @@ def _label_colorbar(bar: Any, label: str, size: float | str = "small") -> None:
 
 
 def _add_within(ax: Axes, handles: Sequence[Any], title: str | None, bars: Sequence[tuple[Any, str]]) -> None:
-    """Divide the space of the Axes between the drawing, a legend in the largest print that fits, and colour bars."""
+    """Divide the space of the Axes between the drawing, a legend in the largest font that fits, and colour bars."""
     divider = make_axes_locatable(ax)
     width, height = axes_size(ax)
     drawn: Any = ax.get_tightbbox()

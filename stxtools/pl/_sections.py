@@ -18,7 +18,7 @@ from matplotlib_scalebar.scalebar import ScaleBar
 from scipy.spatial import cKDTree
 
 from stxtools import _keys
-from stxtools._checks import check_key, check_names
+from stxtools._checks import check_names
 from stxtools._types import Floats, Ints
 from stxtools._validate import array_positions, coordinates, libraries, listing, spatial_entry, stored_library_key
 
@@ -35,11 +35,12 @@ _PANEL_INCHES = 4.6
 
 @dataclass(frozen=True)
 class Panel:
-    """One section: its name, the rows of its observations and their positions."""
+    """One section: its name, the rows of its observations, their positions and the key of these in ``obsm``."""
 
     library: str
     rows: Ints
     xy: Floats
+    spatial_key: str
 
     @cached_property
     def limits(self) -> tuple[float, float, float, float]:
@@ -59,32 +60,27 @@ class Panel:
 
 
 def panels_of(
-    adata: AnnData, *, spatial_key: str, library_key: str | bool | None, library: str | Sequence[str] | None,
-    params: Mapping[str, Any] | None = None,
+    adata: AnnData, params: Mapping[str, Any], *, spatial_key: str | None, library_key: str | bool | None,
+    library: str | Sequence[str] | None = None,
 ) -> list[Panel]:  # fmt: skip
-    """Return the sections to draw, all by default; ``params`` are those of the call whose results are drawn."""
+    """Return the sections to draw, all by default; ``params`` of the call that made the results name other defaults."""
+    if spatial_key is None:
+        stored = params.get("spatial_key")
+        spatial_key = stored if isinstance(stored, str) and stored in adata.obsm else _keys.SPATIAL
     libs = libraries(adata, _library_key(adata, params) if library_key is None else library_key)
     xy = coordinates(adata, spatial_key, libs)
     wanted = libs.names if library is None else check_names("library", library, "a section")
     absent = [name for name in wanted if name not in libs.names]
     if absent or not wanted:
-        raise ValueError(f"`library={library!r}` is not there; the sections are {listing(libs.names)}.")
+        raise ValueError(f"`library={library!r}` is not in `adata`; the sections are {listing(libs.names)}.")
     rows = [np.flatnonzero(libs.codes == libs.names.index(name)) for name in wanted]
-    return [Panel(name, part, xy[part]) for name, part in zip(wanted, rows, strict=True)]
+    return [Panel(name, part, xy[part], spatial_key) for name, part in zip(wanted, rows, strict=True)]
 
 
-def spatial_key_of(adata: AnnData, spatial_key: str | None, params: Mapping[str, Any]) -> str:
-    """Return the key of the positions to draw at: the given one, else that of the call that made the results."""
-    if spatial_key is not None:
-        return check_key("spatial_key", spatial_key)
-    stored = params.get("spatial_key")
-    return stored if isinstance(stored, str) and stored in adata.obsm else _keys.SPATIAL
-
-
-def _library_key(adata: AnnData, params: Mapping[str, Any] | None) -> str | bool | None:
+def _library_key(adata: AnnData, params: Mapping[str, Any]) -> str | bool | None:
     """Return the ``library_key`` of the call that made the results, else a column of names in ``uns["spatial"]``."""
     slots = [adata.uns.get(_keys.SEGMENT), adata.uns.get(_keys.REGIONS)]
-    for stored in (params or {}, *map(_base.params_of, slots)):
+    for stored in (params, *map(_base.params_of, slots)):
         key = stored_library_key(stored)
         if key is False or (isinstance(key, str) and key in adata.obs):
             return key
@@ -113,30 +109,29 @@ def positive_number(value: Any) -> float | None:
     return float(value) if number and 0 < value < np.inf else None
 
 
-def microns_per_unit(
-    adata: AnnData, panels: Sequence[Panel], spatial_key: str, scale_bar: float | bool | None
-) -> dict[str, float | None]:
-    """Return how many microns one unit of the coordinates is, for each section; None where it is not known."""
+def microns_per_unit(adata: AnnData, panels: Sequence[Panel], scale_bar: float | bool | None) -> list[float | None]:
+    """Return how many microns one unit of the coordinates is in each section; None where it is not known."""
     if scale_bar is not None and not isinstance(scale_bar, bool):
         given = positive_number(scale_bar)
         if given is None:
             raise TypeError(
                 f"`scale_bar` must be True, False, None or the microns of a unit of the coordinates, not {scale_bar!r}."
             )
-        return {panel.library: given for panel in panels}
-    known = scale_bar is not False and spatial_key == _keys.SPATIAL
-    units = {panel.library: _recorded_unit(adata, panel) if known else None for panel in panels}
-    unknown = [name for name, unit in units.items() if unit is None]
-    if scale_bar is True and unknown:
+        return [given] * len(panels)
+    units = [_recorded_unit(adata, panel) if scale_bar is not False else None for panel in panels]
+    if scale_bar is True and None in units:
+        panel = panels[units.index(None)]
         raise ValueError(
-            f"`scale_bar=True`: the unit of `adata.obsm[{spatial_key!r}]` in section {unknown[0]!r} is not known. Pass "
-            "its microns (`scale_bar=1.0` for Xenium, MERFISH and CosMx coordinates in microns), or keep them in "
-            f"`adata.uns['spatial'][{unknown[0]!r}]['scalefactors']['microns_per_pixel']`."
+            f"`scale_bar=True`: the unit of `adata.obsm[{panel.spatial_key!r}]` in section {panel.library!r} is not "
+            "known. Pass its microns (`scale_bar=1.0` for Xenium, MERFISH and CosMx coordinates in microns), or keep "
+            f"them in `adata.uns['spatial'][{panel.library!r}]['scalefactors']['microns_per_pixel']`."
         )
     return units
 
 
 def _recorded_unit(adata: AnnData, panel: Panel) -> float | None:
+    if panel.spatial_key != _keys.SPATIAL:
+        return None
     slots = spatial_entry(adata, panel.library)
     factors, metadata = slots[_keys.SCALEFACTORS], slots["metadata"]
     recorded = positive_number(factors.get("microns_per_pixel"))
@@ -155,23 +150,23 @@ def _recorded_unit(adata: AnnData, panel: Panel) -> float | None:
 
 
 def section_axes(
-    adata: AnnData, panels: Sequence[Panel], *, ax: Axes | None, spatial_key: str, title: str | None,
-    img: bool | str | None, scale_bar: float | bool | None, bottom: float = 0.0,
+    adata: AnnData, panels: Sequence[Panel], *, ax: Axes | None, title: str | None, img: bool | str | None,
+    scale_bar: float | bool | None, bottom: float = 0.0,
 ) -> list[Axes]:  # fmt: skip
     """Return one Axes per section with its image and scale bar: of a new figure that fits the tissue, or ``ax``."""
-    units = microns_per_unit(adata, panels, spatial_key, scale_bar)
+    units = microns_per_unit(adata, panels, scale_bar)
     limits = [panel.limits for panel in panels]
     ratio = float(np.median([(end - top) / (right - left) for left, right, top, end in limits]))
     side = _PANEL_INCHES * (0.75 if len(panels) > 1 else 1.0)
     width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
     names = [panel.library for panel in panels] if len(panels) > 1 else [""]
     axes = _base.panels(names, title, ax, "library", width, height, bottom=bottom)
-    for axis, panel, (left, right, top, end) in zip(axes, panels, limits, strict=True):
-        _draw_image(axis, adata, panel, img, fits=spatial_key == _keys.SPATIAL)
+    for axis, panel, (left, right, top, end), unit in zip(axes, panels, limits, units, strict=True):
+        _draw_image(axis, adata, panel, img)
         # image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader
         axis.set(xlim=(left, right), ylim=(end, top), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
         axis.spines[:].set_visible(False)
-        if unit := units[panel.library]:
+        if unit:
             axis.set_ylim(end + 0.07 * (end - top), top)  # below the tissue
             axis.add_artist(ScaleBar(unit, "um", location="lower left", scale_loc="right", length_fraction=0.35, pad=0,
                                      border_pad=0.2, frameon=False, color=rcParams["text.color"],
@@ -198,9 +193,9 @@ def draw_spots(ax: Axes, panel: Panel, colors: Any, label: str, size: float = 1.
     ax.add_collection(spots, autolim=False)
 
 
-def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None, *, fits: bool) -> None:
-    """Draw the section's image under the spots, by default where their coordinates fit it."""
-    if img is False or (img is None and not fits):
+def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None) -> None:
+    """Draw the section's image under the spots, by default if their coordinates are its pixels."""
+    if img is False or (img is None and panel.spatial_key != _keys.SPATIAL):
         return
     library = panel.library
     images, scalefactors = (spatial_entry(adata, library)[k] for k in (_keys.IMAGES, _keys.SCALEFACTORS))

@@ -23,7 +23,7 @@ from stxtools.get._segments import regions_of
 
 from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
-from ._sections import Panel, draw_spots, microns_per_unit, panels_of, section_axes, spatial_key_of
+from ._sections import Panel, draw_spots, microns_per_unit, panels_of, section_axes
 
 _SIZE_MIN, _SIZE_MAX = 0.001, 100.0
 _NODE_MIN, _NODE_MAX = 12.0, 320.0  # area of a node, points^2
@@ -68,11 +68,10 @@ def segment(
     check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
     size = check_number("size", size, minimum=_SIZE_MIN, maximum=_SIZE_MAX)
     params = _base.params_of(adata.uns.get(key))
-    spatial_key = spatial_key_of(adata, spatial_key, params)
-    panels = panels_of(adata, spatial_key=spatial_key, library_key=library_key, library=library, params=params)
+    panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
     codes, names = category_codes(adata, key)
     colors = colors_of(adata, key, palette)
-    axes = section_axes(adata, panels, ax=ax, spatial_key=spatial_key, title=title, img=img, scale_bar=scale_bar)
+    axes = section_axes(adata, panels, ax=ax, title=title, img=img, scale_bar=scale_bar)
     for axis, panel in zip(axes, panels, strict=True):
         draw_spots(axis, panel, rgba(codes, colors), key, size * (0.8 if axis.images else 1))
     if legend:
@@ -109,15 +108,13 @@ def region_graph(
     has_contact = _keys.CONTACT in graph.regions.obsp
     weights = graph.weights(_keys.CONTACT if has_contact else _keys.CONNECTIVITIES)
     largest = float(weights.data.max()) if weights.nnz else 1.0
-    axes = section_axes(
-        adata, graph.panels, ax=ax, spatial_key=graph.spatial_key, title=title, img=img, scale_bar=scale_bar
-    )
+    axes = section_axes(adata, graph.panels, ax=ax, title=title, img=img, scale_bar=scale_bar)
     for axis, panel in zip(axes, graph.panels, strict=True):
         draw_spots(axis, panel, graph.pale_spots, "observations")
         graph.draw_edges(axis, graph.edges(weights, panel), largest, colors=color, label="edges")
         graph.draw_nodes(axis, panel)
     if legend:
-        units = set(microns_per_unit(adata, graph.panels, graph.spatial_key, scale_bar).values())
+        units = set(microns_per_unit(adata, graph.panels, scale_bar))
         unit = units.pop() if len(units) == 1 and has_contact else None
         handles = [_legend.heading_handle("segment"), *_legend.class_handles(graph.names, graph.colors, missing=False)]
         sizes = _round_numbers(float(graph.sizes.min()), float(graph.sizes.max()))
@@ -154,7 +151,7 @@ def attention(
     color
         Colour of the observations beneath: their ``"segment"``, the ``"attention"`` that their region gets, or None.
     cmap
-        Colour map of the edges; by default ``"magma_r"``, on a dark ground ``"magma"``.
+        Colour map of the edges; by default ``"magma_r"``, on a dark background ``"magma"``.
     vmax
         Attention at the end of the scale; the largest one by default.
 
@@ -188,10 +185,8 @@ def attention(
         spots_bar = _legend.mappable(known.min(), known.max(), _legend.color_map("Blues", 0.05, 0.8))
         scale = {"cmap": spots_bar.cmap, "norm": spots_bar.norm}
         bars.append((spots_bar, "attention from other regions"))
-    axes = section_axes(
-        adata, graph.panels, ax=ax, spatial_key=graph.spatial_key, title=title, img=img, scale_bar=scale_bar,
-        bottom=0.7 * len(bars) * legend,
-    )  # fmt: skip
+    bottom = 0.7 * len(bars) * legend
+    axes = section_axes(adata, graph.panels, ax=ax, title=title, img=img, scale_bar=scale_bar, bottom=bottom)
     for axis, panel, drawn in zip(axes, graph.panels, edges, strict=True):
         draw_spots(axis, panel, spots, "observations", **scale)
         graph.draw_edges(axis, drawn, largest, array=drawn[2], cmap=bar.cmap, norm=bar.norm, label="attention")
@@ -222,14 +217,11 @@ class RegionGraph:
         check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _RERUN)
         self.sizes, self.centroids = regions.obs["n_obs"].to_numpy(dtype=float), coordinates(regions)
         params = _base.params_of(regions)
-        self.spatial_key = str(params.get("spatial_key", spatial_key or _keys.SPATIAL))
-        if spatial_key not in (None, self.spatial_key):
-            raise ValueError(f"The centroids of the regions lie in `obsm[{self.spatial_key!r}]`, not in "
-                             f"{spatial_key!r}; run `st.tl.region_graph(adata, spatial_key={spatial_key!r})` "
-                             "first.")  # fmt: skip
-        self.panels = panels_of(
-            adata, spatial_key=self.spatial_key, library_key=library_key, library=library, params=params
-        )
+        stored_key = str(params.get("spatial_key", spatial_key or _keys.SPATIAL))
+        if spatial_key not in (None, stored_key):
+            raise ValueError(f"The centroids of the regions lie in `obsm[{stored_key!r}]`, not in {spatial_key!r}; "
+                             f"run `st.tl.region_graph(adata, spatial_key={spatial_key!r})` first.")  # fmt: skip
+        self.panels = panels_of(adata, params, spatial_key=stored_key, library_key=library_key, library=library)
         self.library = regions.obs.get("library", pd.Series("", index=regions.obs_names)).astype(str).to_numpy()
         if len(self.panels) == 1 and len(set(self.library)) <= 1:  # the only section may have another name there
             self.library = np.full(regions.n_obs, self.panels[0].library, dtype=object)
